@@ -1,0 +1,61 @@
+"""The first stage that finds candidates for a ranker to re-rank: BM25."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import bm25s
+import numpy as np
+
+logging.getLogger('bm25s').setLevel(logging.WARNING)
+
+
+class HasText(Protocol):
+  """Anything with a title and a summary: a Document, a Click."""
+
+  @property
+  def title(self) -> str: ...
+
+  @property
+  def summary(self) -> str: ...
+
+
+class BM25:
+  """BM25 (bm25s: Lucene's variant, k1 1.5, b 0.75) over titles and summaries.
+
+  English stop words are left out and nothing is stemmed.
+  """
+
+  def __init__(self, documents: Iterable[HasText]):
+    tokens = _tokens([f'{doc.title} {doc.summary}' for doc in documents])
+    self._size = len(tokens)
+    # bm25s cannot index a collection without a single word; nothing can be found there anyway.
+    self._index = None
+    if any(tokens):
+      self._index = bm25s.BM25()
+      self._index.index(tokens, show_progress=False)
+
+  def top(self, queries: Sequence[str], k: int) -> list[list[tuple[int, float]]]:
+    """The best `k` of the documents that share a word with each query, as (index, score).
+
+    Equal scores stay in the documents' order, so the result is the same on every machine.
+    """
+    return [self._best(tokens, k) for tokens in _tokens(queries)]
+
+  def _best(self, tokens: list[str], k: int) -> list[tuple[int, float]]:
+    known = [token for token in tokens if self._index and token in self._index.vocab_dict]
+    if not known or k < 1:
+      return []
+    scores_D = self._index.get_scores(known)
+    found = np.flatnonzero(scores_D > 0)
+    if len(found) > k:
+      # The k-th score and all its ties: argpartition alone would pick among ties at random.
+      found = found[scores_D[found] >= np.partition(scores_D[found], -k)[-k]]
+    best = found[np.argsort(-scores_D[found], kind='stable')][:k]
+    return [(int(i), float(scores_D[i])) for i in best]
+
+
+def _tokens(texts: Sequence[str]) -> list[list[str]]:
+  if not texts:
+    return []
+  return bm25s.tokenize(list(texts), stopwords='en', return_ids=False, show_progress=False)

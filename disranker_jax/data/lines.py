@@ -1,0 +1,93 @@
+"""Reads the lines of text files, plain or gzip, with errors that say which file and what to do."""
+
+import glob
+import gzip
+import json
+import pathlib
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from disranker_jax.data.records import BadRow
+from disranker_jax.errors import UserError
+
+GZIP_MAGIC = b'\x1f\x8b'
+BOM = b'\xef\xbb\xbf'
+
+
+def read(path: str | pathlib.Path) -> Iterator[tuple[int, bytes]]:
+  """The lines of a file that are not blank, as (number from 1, bytes without the line end).
+
+  Gzip is known by its content or by the name's `.gz`. Raises: UserError if the file is missing, a
+  folder, unreadable, cut short, or has no lines.
+  """
+  path = pathlib.Path(path)
+  number = 0
+  found = False
+  try:
+    with path.open('rb') as file:
+      head = file.read(2)
+      file.seek(0)
+      if not head:
+        raise UserError(f'{path}: is empty; write it again or take it out of the address')
+      zipped = head == GZIP_MAGIC or path.suffix == '.gz'
+      for number, line in enumerate(gzip.GzipFile(fileobj=file) if zipped else file, 1):
+        line = (line.removeprefix(BOM) if number == 1 else line).rstrip(b'\r\n')
+        if line.strip():
+          found = True
+          yield number, line
+  except EOFError:
+    raise UserError(
+      f'{path}: the gzip file is cut short after line {number}; copy it again'
+    ) from None
+  except (gzip.BadGzipFile, zlib.error) as error:
+    what = f'is damaged after line {number}' if number else 'is not gzip'
+    raise UserError(f'{path}: {what} ({error}); copy it again or rename it') from None
+  except FileNotFoundError:
+    raise UserError(f'{path}: does not exist; check the path in the address') from None
+  except IsADirectoryError:
+    raise UserError(f'{path}: is a folder; name the files in it, such as {path}/*.jsonl') from None
+  except OSError as error:
+    raise UserError(f'{path}: cannot be read ({error.strerror or error}); check the file') from None
+  if not found:
+    raise UserError(f'{path}: has no rows; write it again or take it out of the address')
+
+
+def matching(pattern: str) -> list[pathlib.Path]:
+  """The files of a path or glob pattern in the order of their names, at least one."""
+  path = pathlib.Path(pattern).expanduser()
+  if path.exists() or not glob.has_magic(pattern):
+    return [path]  # What is missing is reported by whoever opens it.
+  found = sorted(glob.glob(str(path), recursive=True))
+  if not found:
+    raise UserError(f'{pattern}: matches no file; check the pattern')
+  return [pathlib.Path(name) for name in found]
+
+
+def text(line: bytes) -> str:
+  """Decodes a line. Raises: BadRow if it is not UTF-8."""
+  try:
+    return line.decode()
+  except UnicodeDecodeError as error:
+    what = f'is not UTF-8 (byte {line[error.start]:#04x} at {error.start + 1})'
+    raise BadRow('row', what, 'save the file as UTF-8') from None
+
+
+def from_json(line: bytes) -> Any:
+  """Decodes a JSON line. Raises: BadRow if it is broken or gives a field twice."""
+  try:
+    return json.loads(text(line), object_pairs_hook=_without_repeats)
+  except json.JSONDecodeError as error:
+    what = f'is broken JSON ({error.msg} at column {error.colno})'
+    raise BadRow('row', what, 'write one JSON object a line') from None
+  except (ValueError, RecursionError):  # A number of thousands of digits; thousands of brackets.
+    raise BadRow('row', 'is JSON beyond all limits', 'write one JSON object a line') from None
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  fields = dict(pairs)
+  if len(fields) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise BadRow(ascii(twice)[1:-1], 'is there twice in one row', 'keep one of them')
+  return fields

@@ -1,0 +1,192 @@
+"""The built-in collection: a search engine over the docstrings of Python's standard library.
+
+It is on every machine that can run this program, it is real text, and anyone can see whether a
+ranking is good. A page is a documented object; a query is the first sentence of a docstring, which
+its own page does not contain.
+"""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from disranker_jax.data import docstrings
+from disranker_jax.data.first_stage import BM25
+from disranker_jax.data.records import UNJUDGED, Click, Document, Group
+from disranker_jax.errors import UserError
+
+SHARES = {'clicks': 0.35, 'judgements': 0.20, 'candidates': 0.30, 'test': 0.15}
+OWN_PAGE, SAME_SENTENCE, SAME_CLASS, SAME_MODULE, OTHER = 4, 3, 2, 1, 0
+MIN_QUERY_WORDS = 4
+MIN_REST_CHARS = 40  # What a page must still say once its first sentence is the query.
+MAX_SUMMARY_CHARS = 1000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Page:
+  """A documented object as a search engine's page, with what the labels follow from."""
+
+  doc: Document
+  module: str
+  owner: str  # The class a method belongs to, a class itself; else empty.
+  sentence: str  # The docstring's first sentence, which the page leaves out.
+  key: str  # The sentence without case and punctuation: equal keys mean the same query.
+  asks: bool  # Whether the sentence makes a query.
+
+
+def documents(packages: tuple[str, ...] = ()) -> tuple[Document, ...]:
+  """All pages of the collection in the order of their names; no labels, ranks or scores."""
+  return tuple(page.doc for page in _pages(packages))
+
+
+def clicks(packages: tuple[str, ...] = ()) -> Iterator[Click]:
+  """The clicks split: each query with its own page."""
+  for page in _queries('clicks', packages):
+    yield Click(page.sentence, page.doc.title, page.doc.summary)
+
+
+def groups(kind: str, depth: int = 20, packages: tuple[str, ...] = ()) -> Iterator[Group]:
+  """The queries of a split, each with its BM25 top `depth`.
+
+  `judgements` and `test` are labelled 0..4 and hold only queries whose own page is among the
+  `depth`; `candidates` are unjudged. Every document has the first stage's rank and score.
+  """
+  if kind not in ('judgements', 'candidates', 'test'):
+    raise ValueError(f'no groups of kind {kind!r}')
+  queries = list(_queries(kind, packages))
+  pages = _pages(packages)
+  ranking = _index(packages).top([page.sentence for page in queries], depth)
+  for query, found in zip(queries, ranking, strict=True):
+    ranked = [(pages[i], rank, score) for rank, (i, score) in enumerate(found, 1)]
+    if not ranked or (kind != 'candidates' and all(page is not query for page, _, _ in ranked)):
+      continue  # By the collection's definition, see the docstring.
+    docs = tuple(
+      dataclasses.replace(
+        page.doc,
+        label=UNJUDGED if kind == 'candidates' else label(query, page),
+        rank=rank,
+        score=score,
+      )
+      for page, rank, score in ranked
+    )
+    yield Group(query.doc.doc_id, query.sentence, docs)
+
+
+def label(query: Page, page: Page) -> int:
+  """How good `page` is for the first sentence of `query`, 0..4."""
+  if page.doc.doc_id == query.doc.doc_id:
+    return OWN_PAGE
+  if page.key == query.key:
+    return SAME_SENTENCE
+  if query.owner and page.owner == query.owner:
+    return SAME_CLASS
+  return SAME_MODULE if page.module == query.module else OTHER
+
+
+def split_of(key: str) -> str:
+  """The split of a query, by a hash that no machine, run or Python version changes."""
+  point = int.from_bytes(hashlib.sha1(key.encode()).digest()[:8], 'big') / 2**64
+  for kind, share in SHARES.items():
+    if point < share:
+      return kind
+    point -= share
+  return 'test'  # Rounding of the shares' sum.
+
+
+def statistics(packages: tuple[str, ...] = (), depth: int = 20) -> dict[str, object]:
+  """What the collection is like: counts, how good BM25 is, lengths in words."""
+  pages = _pages(packages)
+  queries = [page for kind in SHARES for page in _queries(kind, packages)]
+  position = {page.doc.doc_id: i for i, page in enumerate(pages)}
+  ranking = _index(packages).top([page.sentence for page in queries], depth)
+  found = [[i for i, _ in top] for top in ranking]
+  own = [position[page.doc.doc_id] for page in queries]
+  rows = list(zip(own, found, strict=True))
+  splits = collections.Counter(split_of(page.key) for page in queries)
+  kept = {
+    kind: sum(1 for _ in groups(kind, depth, packages)) for kind in SHARES if kind != 'clicks'
+  }
+  return {
+    'documents': len(pages),
+    'queries': len(queries),
+    'own_page_first': sum(top[:1] == [i] for i, top in rows) / len(rows),
+    f'own_page_in_top_{depth}': sum(i in top for i, top in rows) / len(rows),
+    'queries_per_split': dict(splits),
+    'groups_per_split': {'clicks': splits['clicks'], **kept},
+    'query_words_p5_p50_p95_max': _percentiles([page.sentence for page in queries]),
+    'document_words_p5_p50_p95_max': _percentiles(
+      [f'{page.doc.title} {page.doc.summary}' for page in pages]
+    ),
+  }
+
+
+@functools.lru_cache(maxsize=4)
+def _pages(packages: tuple[str, ...]) -> tuple[Page, ...]:
+  found = [_page(entry) for entry in docstrings.find(packages)]
+  if not found:
+    raise UserError(
+      'python_docs: this Python has no standard library sources to read; '
+      'use another Python or another data address'
+    )
+  return tuple(found)
+
+
+@functools.lru_cache(maxsize=4)
+def _index(packages: tuple[str, ...]) -> BM25:
+  return BM25(documents(packages))
+
+
+def _page(entry: docstrings.Entry) -> Page:
+  sentence, rest = _first_sentence(entry.doc)
+  summary = ' '.join(f'{entry.signature} {rest}'.split())
+  if len(summary) > MAX_SUMMARY_CHARS:
+    summary = summary[:MAX_SUMMARY_CHARS].rsplit(' ', 1)[0]
+  asks = len(sentence.split()) >= MIN_QUERY_WORDS and len(rest) >= MIN_REST_CHARS
+  doc = Document(entry.name, _words(entry.name), summary)
+  return Page(doc, entry.module, entry.owner, sentence, _key(sentence), asks)
+
+
+def _queries(kind: str, packages: tuple[str, ...]) -> Iterator[Page]:
+  """Pages whose sentence is a query of the split; of pages with the same one, the first."""
+  seen = set()
+  for page in _pages(packages):
+    if page.asks and page.key not in seen:
+      seen.add(page.key)
+      if split_of(page.key) == kind:
+        yield page
+
+
+def _first_sentence(doc: str) -> tuple[str, str]:
+  """Splits a docstring into its first sentence and the rest, both on one line."""
+  head, _, tail = doc.strip().partition('\n\n')
+  head = ' '.join(head.split())
+  for end in re.finditer(r'[.!?](?=\s)', head):
+    # Not behind "e.g.", "i.e.", "etc." or an initial.
+    if not re.search(r'(?:\b[A-Za-z]|\betc|\bvs|\bcf)\.$', head[: end.end()]):
+      head, tail = head[: end.end()], f'{head[end.end() :]} {tail}'
+      break
+  return head.strip(' .:'), ' '.join(tail.split())
+
+
+def _words(name: str) -> str:
+  """A dotted name as words: 'http.client.HTTPResponse' -> 'http client HTTP Response'."""
+  spaced = re.sub(r'(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])', ' ', name)
+  return ' '.join(re.split(r'[\s._]+', spaced.strip('_')))
+
+
+def _key(sentence: str) -> str:
+  return ' '.join(re.findall(r'\w+', sentence.lower()))
+
+
+def _percentiles(texts: list[str]) -> list[int]:
+  lengths = [len(text.split()) for text in texts]
+  return [int(n) for n in np.percentile(lengths, (5, 50, 95, 100))]
+
+
+if __name__ == '__main__':
+  for name, value in statistics().items():
+    print(f'{name}: {value}')

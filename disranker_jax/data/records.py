@@ -1,0 +1,274 @@
+"""What data means, whatever file it came from: clicks, documents, and queries with their documents.
+
+A row is a dict as JSONL or Parquet gives it; a record is what the rest of the program sees. All
+checks of a row live here, so every source reports the same mistake in the same words.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from disranker_jax.errors import UserError
+
+UNJUDGED = -1  # A document's label when nobody judged it.
+MAX_INT = 2**31 - 1  # Prepared data stores labels, ranks and counts in 32 bits.
+ON_BAD_ROW = ('error', 'quarantine')
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Click:
+  """A result a person clicked, the raw material of continued pre-training."""
+
+  query: str
+  title: str
+  summary: str
+  count: int = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Document:
+  """One document of a query with all that is known about the two together.
+
+  `rank` is the first stage's (1 = best, 0 = not retrieved or unknown) and `score` its score (NaN =
+  unknown). `in_pool=False` marks a judged document that is not re-ranked but still counts in the
+  ideal ranking of metrics.
+  """
+
+  doc_id: str
+  title: str
+  summary: str
+  label: int = UNJUDGED
+  rank: int = 0
+  score: float = math.nan
+  in_pool: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Group:
+  """A query with its documents: judgements, candidates and test sets are all groups."""
+
+  query_id: str
+  query: str
+  docs: tuple[Document, ...]
+
+
+class BadRow(Exception):
+  """A row that cannot be used: which field, what is wrong with it, and what to do."""
+
+  def __init__(self, field: str, what: str, fix: str):
+    super().__init__(f'{field}: {what}; {fix}')
+    self.field, self.what, self.fix = field, what, fix
+
+
+class BadRows:
+  """Decides what happens to bad rows, and counts so that nothing is dropped in silence.
+
+  `error` raises UserError at the first one. `quarantine` writes each to `path` as a JSON line
+  {file, line, field, reason, row} and goes on. `rows_in == kept + quarantined` at any time.
+  """
+
+  def __init__(self, mode: str = 'error', path: str | pathlib.Path | None = None):
+    if mode not in ON_BAD_ROW:
+      raise UserError(f'on_bad_row: unknown mode {mode!r}; choose one of {", ".join(ON_BAD_ROW)}')
+    if mode == 'quarantine' and path is None:
+      raise UserError('on_bad_row: quarantine needs a file to write bad rows to; give its path')
+    self.mode = mode
+    self.path = None if path is None else pathlib.Path(path)
+    self.rows_in = 0
+    self.quarantined = 0
+    if self.mode == 'quarantine':
+      # A leftover file of an earlier run would make the counts and the file disagree.
+      self.path.parent.mkdir(parents=True, exist_ok=True)
+      self.path.write_text('')
+
+  @property
+  def kept(self) -> int:
+    """Rows that were accepted so far."""
+    return self.rows_in - self.quarantined
+
+  def parse(self, file: Any, line: int, raw: Any, make: Callable[[Any], Any]) -> Any:
+    """Counts a row and returns `make(raw)`, or None if it was quarantined.
+
+    Raises: UserError (`FILE:LINE:FIELD: what; what to do`) in mode `error`.
+    """
+    self.rows_in += 1
+    try:
+      return make(raw)
+    except BadRow as bad:
+      self.reject(file, line, raw, bad)
+      return None
+
+  def reject(self, file: Any, line: int, raw: Any, bad: BadRow) -> None:
+    """Turns down a row that was counted before, for instance for a document that is nowhere."""
+    if self.mode == 'error':
+      raise UserError(f'{file}:{line}:{bad}') from None
+    self.quarantined += 1
+    if isinstance(raw, bytes):
+      raw = raw.decode('utf-8', 'backslashreplace').rstrip('\r\n')
+    entry = {'file': str(file), 'line': line, 'field': bad.field, 'reason': str(bad), 'row': raw}
+    with self.path.open('a', encoding='utf-8') as out:
+      # ASCII on purpose: a bad row may hold what UTF-8 cannot encode.
+      out.write(json.dumps(entry, ensure_ascii=True, default=repr) + '\n')
+
+
+def click(row: Any) -> Click:
+  """Checks a click row: query, title, summary and an optional count."""
+  row = _mapping(row)
+  query = _text(row, 'query', blank=False)
+  return Click(query, *_title_summary(row), _integer(row, 'count', low=1, default=1))
+
+
+def document(row: Any) -> Document:
+  """Checks a document row of a collection: doc_id, title, summary.
+
+  Both texts may be empty: collections have such documents, and judgements that name them.
+  """
+  row = _mapping(row)
+  doc_id = _text(row, 'doc_id', blank=False)
+  return Document(doc_id, _text(row, 'title', blank=True), _text(row, 'summary', blank=True))
+
+
+def judgement(row: Any) -> tuple[str, str, Document]:
+  """Checks a judgement row; returns query_id, query and the labelled document."""
+  return _row(row, needs_label=True)
+
+
+def candidate(row: Any) -> tuple[str, str, Document]:
+  """Checks a candidate row; returns query_id, query and the document, a label there is ignored."""
+  query_id, query, doc = _row(row, needs_label=False, reads_label=False)
+  return query_id, query, doc
+
+
+def pooled(row: Any) -> tuple[str, str, Document]:
+  """Checks a row of a test set: a judgement, or without a label an unjudged pool document."""
+  return _row(row, needs_label=False)
+
+
+Row = tuple[str, str, Document]
+ROW_PARSERS: Mapping[str, Callable[[Any], Any]] = {
+  'clicks': click,
+  'judgements': judgement,
+  'candidates': candidate,
+  'test': pooled,
+}
+
+
+def grouped(
+  rows: Iterable[tuple[Any, int, Any, Callable[[Any], Row]]], bad_rows: BadRows
+) -> list[Group]:
+  """Gathers rows `(file, line, raw, parser)` into groups, both in first-seen order.
+
+  A document given twice for a query and a query_id with two texts are bad rows: which of the two
+  is right nobody can say.
+  """
+  queries: dict[str, str] = {}
+  docs: dict[str, dict[str, Document]] = {}
+
+  def add(raw: Any, parser: Callable[[Any], Row]) -> bool:
+    query_id, query, doc = parser(raw)
+    if queries.get(query_id, query) != query:
+      raise BadRow(
+        'query',
+        f'query_id {query_id!r} was {queries[query_id]!r} before and is now {query!r}',
+        'give each query text its own query_id',
+      )
+    if doc.doc_id in docs.get(query_id, ()):
+      raise BadRow(
+        'doc_id', f'{doc.doc_id!r} is there twice for query_id {query_id!r}', 'keep one of the rows'
+      )
+    queries[query_id] = query
+    docs.setdefault(query_id, {})[doc.doc_id] = doc
+    return True
+
+  for file, line, raw, parser in rows:
+    bad_rows.parse(file, line, raw, lambda raw, parser=parser: add(raw, parser))
+  return [Group(key, text, tuple(docs[key].values())) for key, text in queries.items()]
+
+
+def _row(row: Any, *, needs_label: bool, reads_label: bool = True) -> Row:
+  row = _mapping(row)
+  label = UNJUDGED
+  if needs_label and row.get('label') is None:
+    raise BadRow('label', 'is missing', 'give the grade as an integer, 0 = not relevant')
+  query_id = _text(row, 'query_id', blank=False)
+  query = _text(row, 'query', blank=False)
+  doc_id = _text(row, 'doc_id', blank=False)
+  title, summary = _title_summary(row)
+  if reads_label:
+    label = _integer(row, 'label', low=0, default=UNJUDGED)
+  rank = _integer(row, 'rank', low=1, default=0)
+  return query_id, query, Document(doc_id, title, summary, label, rank, _score(row))
+
+
+def _mapping(row: Any) -> Mapping[str, Any]:
+  if not isinstance(row, Mapping):
+    raise BadRow('row', f'is {_found(row)}', 'write one JSON object {...} with named fields a line')
+  return row
+
+
+def _text(row: Mapping[str, Any], field: str, *, blank: bool) -> str:
+  if field not in row:
+    raise BadRow(field, 'is missing', f'add "{field}" as a string')
+  value = row[field]
+  if not isinstance(value, str):
+    raise BadRow(field, f'is {_found(value)}, not a string', 'write it as text in quotes')
+  try:
+    value.encode()
+  except UnicodeEncodeError:
+    raise BadRow(field, 'has half a surrogate pair', 'write it again as valid Unicode') from None
+  if not blank and not value.strip():
+    raise BadRow(field, 'is blank', 'fill it in or remove the row')
+  return value
+
+
+def _title_summary(row: Mapping[str, Any]) -> tuple[str, str]:
+  title, summary = _text(row, 'title', blank=True), _text(row, 'summary', blank=True)
+  if not title.strip() and not summary.strip():
+    raise BadRow('title', 'and summary are both empty', 'fill in one of them or remove the row')
+  return title, summary
+
+
+def _integer(row: Mapping[str, Any], field: str, *, low: int, default: int) -> int:
+  value = row.get(field)
+  if value is None:  # Parquet has no other way to leave a field out.
+    return default
+  if isinstance(value, bool) or not isinstance(value, int):
+    fix = f'write an integer of {low} or more, without quotes or decimals'
+    raise BadRow(field, f'is {_found(value)}, not an integer', fix)
+  if not low <= value <= MAX_INT:
+    fix = f'write an integer of {low} or more'
+    raise BadRow(field, f'is {_short(value)}, outside {low}..{MAX_INT}', fix)
+  return value
+
+
+def _score(row: Mapping[str, Any]) -> float:
+  value = row.get('score')
+  if value is None:
+    return math.nan
+  if isinstance(value, bool) or not isinstance(value, (int, float)):
+    raise BadRow('score', f'is {_found(value)}, not a number', 'write a number without quotes')
+  try:
+    value = float(value)
+  except OverflowError:
+    value = math.inf
+  if not math.isfinite(value):
+    raise BadRow('score', f'is {value}', 'write a finite number or leave the field out')
+  return value
+
+
+def _found(value: Any) -> str:
+  names = {dict: 'an object', list: 'a list', bool: 'a boolean', type(None): 'null', str: 'text'}
+  name = names.get(type(value), f'a {type(value).__name__}')
+  return name if value is None else f'{name} ({_short(value)})'
+
+
+def _short(value: Any) -> str:
+  try:
+    text = repr(value)
+  except (ValueError, RecursionError):  # An integer of thousands of digits has no repr.
+    return 'too big to show'
+  text = text.encode('ascii', 'backslashreplace').decode() if not text.isprintable() else text
+  return text if len(text) <= 40 else text[:37] + '...'

@@ -1,0 +1,13 @@
+"""Settings shared by all tests."""
+
+import os
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
+os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+
+from absl import flags
+from jax import config
+
+flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which pytest never parses.
+config.update('jax_numpy_rank_promotion', 'raise')

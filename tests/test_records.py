@@ -1,0 +1,133 @@
+"""Rows: what is accepted, what is refused in which words, and that every row is accounted for."""
+
+import json
+import math
+
+import pytest
+
+from disranker_jax.data import records
+from disranker_jax.data.records import UNJUDGED, BadRows, Document
+from disranker_jax.errors import UserError
+
+GOOD = {
+  'query_id': 'q1', 'query': 'red fox', 'doc_id': 'd1', 'title': 'Foxes', 'summary': 'All red.',
+  'label': 3, 'rank': 2, 'score': 1.5,
+}  # fmt: skip
+DELETE = object()
+
+
+def changed(**fields):
+  row = GOOD | fields
+  return {name: value for name, value in row.items() if value is not DELETE}
+
+
+def parse(kind, row):
+  return BadRows().parse('f.jsonl', 7, row, records.ROW_PARSERS[kind])
+
+
+def test_rows_become_records():
+  assert parse('judgements', GOOD) == (
+    'q1',
+    'red fox',
+    Document('d1', 'Foxes', 'All red.', 3, 2, 1.5),
+  )
+  assert parse('candidates', GOOD)[2].label == UNJUDGED
+  click = parse('clicks', GOOD | {'count': 4, 'browser': 'lynx'})
+  assert (click.query, click.title, click.summary, click.count) == (
+    'red fox',
+    'Foxes',
+    'All red.',
+    4,
+  )
+
+
+def test_optional_fields_may_be_absent_or_null():
+  for absent in (DELETE, None):
+    doc = parse('test', changed(label=absent, rank=absent, score=absent))[2]
+    assert (doc.label, doc.rank, doc.in_pool) == (UNJUDGED, 0, True)
+    assert math.isnan(doc.score)
+
+
+@pytest.mark.parametrize(
+  ('kind', 'row', 'field', 'says'),
+  [
+    ('judgements', changed(query=DELETE), 'query', 'is missing'),
+    ('judgements', changed(summary=DELETE), 'summary', 'is missing'),
+    ('judgements', changed(label=DELETE), 'label', 'is missing'),
+    ('judgements', changed(query=''), 'query', 'is blank'),
+    ('judgements', changed(query=' \t\n'), 'query', 'is blank'),
+    ('judgements', changed(query_id=' '), 'query_id', 'is blank'),
+    ('candidates', changed(doc_id=''), 'doc_id', 'is blank'),
+    ('judgements', changed(query_id=12), 'query_id', 'is a int (12), not a string'),
+    ('clicks', changed(title=None), 'title', 'is null, not a string'),
+    ('clicks', changed(title=['x']), 'title', "is a list (['x']), not a string"),
+    ('clicks', changed(title=' ', summary=''), 'title', 'and summary are both empty'),
+    ('clicks', changed(query='\ud800'), 'query', 'half a surrogate'),
+    ('clicks', changed(count=0), 'count', 'outside 1..'),
+    ('judgements', changed(label=-1), 'label', 'is -1, outside 0..'),
+    ('judgements', changed(label=True), 'label', 'is a boolean (True), not an integer'),
+    ('judgements', changed(label=2.0), 'label', 'is a float (2.0), not an integer'),
+    ('judgements', changed(label=math.nan), 'label', 'is a float (nan), not an integer'),
+    ('judgements', changed(label='2'), 'label', "is text ('2'), not an integer"),
+    ('judgements', changed(label=2**31), 'label', 'outside 0..'),
+    ('candidates', changed(rank=0), 'rank', 'is 0, outside 1..'),
+    ('candidates', changed(score=math.inf), 'score', 'is inf'),
+    ('candidates', changed(score=math.nan), 'score', 'is nan'),
+    ('candidates', changed(score=10**400), 'score', 'is inf'),
+    ('candidates', changed(score='1'), 'score', 'not a number'),
+    ('candidates', changed(score=True), 'score', 'not a number'),
+    ('test', ['q1'], 'row', 'is a list'),
+    ('test', None, 'row', 'is null'),
+  ],
+)
+def test_a_bad_row_says_where_what_and_what_to_do(kind, row, field, says):
+  with pytest.raises(UserError) as caught:
+    parse(kind, row)
+  message = str(caught.value)
+  assert message.startswith(f'f.jsonl:7:{field}: ')
+  assert says in message and '; ' in message and '\n' not in message
+
+
+def rows_of(*dicts):
+  return [('f.jsonl', i, row, records.judgement) for i, row in enumerate(dicts, 1)]
+
+
+def test_rows_of_a_query_gather_in_first_seen_order():
+  rows = rows_of(
+    changed(query_id='b', doc_id='2'), changed(query_id='a'), changed(query_id='b', doc_id='1')
+  )
+  groups = records.grouped(rows, BadRows())
+  assert [(g.query_id, [d.doc_id for d in g.docs]) for g in groups] == [
+    ('b', ['2', '1']), ('a', ['d1']),
+  ]  # fmt: skip
+
+
+def test_a_document_twice_and_a_query_with_two_texts_are_bad():
+  with pytest.raises(UserError, match=r"f\.jsonl:2:doc_id: 'd1' is there twice"):
+    records.grouped(rows_of(GOOD, GOOD), BadRows())
+  with pytest.raises(UserError, match=r"f\.jsonl:2:query: query_id 'q1' was 'red fox' before"):
+    records.grouped(rows_of(GOOD, changed(doc_id='d2', query='x')), BadRows())
+
+
+def test_quarantine_keeps_bad_rows_with_reasons_and_counts(tmp_path):
+  bad_rows = BadRows('quarantine', tmp_path / 'deep' / 'bad.jsonl')
+  groups = records.grouped(
+    rows_of(GOOD, changed(label=-2), GOOD, changed(doc_id='d2'), changed(query='\ud800')), bad_rows
+  )
+  assert [d.doc_id for g in groups for d in g.docs] == ['d1', 'd2']
+  assert (bad_rows.rows_in, bad_rows.kept, bad_rows.quarantined) == (5, 2, 3)
+  entries = [json.loads(line) for line in bad_rows.path.read_text().splitlines()]
+  assert [(e['line'], e['field']) for e in entries] == [(2, 'label'), (3, 'doc_id'), (5, 'query')]
+  assert entries[0]['row'] == changed(label=-2) and 'is -2' in entries[0]['reason']
+
+
+def test_a_bad_row_leaves_no_query_behind(tmp_path):
+  rows = rows_of(changed(query_id='q9', label=-1))
+  assert records.grouped(rows, BadRows('quarantine', tmp_path / 'bad.jsonl')) == []
+
+
+def test_settings_of_bad_rows_are_checked(tmp_path):
+  with pytest.raises(UserError, match='skip'):
+    BadRows('skip')
+  with pytest.raises(UserError, match='give its path'):
+    BadRows('quarantine')

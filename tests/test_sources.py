@@ -1,0 +1,353 @@
+"""Addresses: JSONL and TREC files good and bad, and the mistakes people make with them."""
+
+import collections
+import gzip
+import json
+import math
+import pathlib
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from disranker_jax.data import sources
+from disranker_jax.data.records import UNJUDGED, BadRows, Click
+from disranker_jax.data.sources import read
+from disranker_jax.errors import UserError
+
+SHARED = pathlib.Path(__file__).parents[1].parent / 'shared' / 'data'
+
+ROW = {
+  'query_id': 'q1',
+  'query': 'red fox',
+  'doc_id': 'd1',
+  'title': 'T',
+  'summary': '',
+  'label': 1,
+}
+
+
+def jsonl(*rows):
+  return ''.join(json.dumps(row) + '\n' for row in rows).encode()
+
+
+def error(address, kind='judgements', **options):
+  with pytest.raises(UserError) as caught:
+    list(read(address, kind, **options))
+  assert '\n' not in str(caught.value)
+  return str(caught.value)
+
+
+class TestAddresses:
+  @pytest.mark.parametrize('address', ['', 'jsonl', 'data.jsonl', 'parket:x', '/tmp/x', 'JSONL:x'])
+  def test_unknown_ones_get_examples(self, address):
+    message = error(address)
+    assert all(f'{scheme}:' in message for scheme in ('python_docs', 'jsonl', 'trec'))
+
+  def test_options_are_checked(self):
+    assert 'qrel=x' in error('trec:dir?qrel=x') and 'qrels' in error('trec:dir?qrel=x')
+    assert 'twice' in error('trec:dir?run=a&run=b')
+    assert 'takes no path' in error('python_docs:here')
+    assert 'no file' in error('jsonl:') and 'no folder' in error('trec:')
+    assert 'at least 1' in error('python_docs:', depth=0)
+
+  def test_every_scheme_has_an_example_of_its_own(self):
+    for scheme, (_, example) in sources.SCHEMES.items():
+      assert example.startswith(f'{scheme}:')
+
+  def test_python_docs_is_an_address(self):
+    assert isinstance(next(read('python_docs:', 'clicks')), Click)
+    assert len(next(read('python_docs:', 'candidates', depth=2)).docs) <= 2
+
+
+class TestJsonl:
+  @pytest.mark.parametrize(
+    'name', ['a.jsonl', 'a.jsonl.gz', 'gzip.jsonl', 'bom.jsonl', 'crlf.jsonl']
+  )
+  def test_plain_and_gzip_by_name_or_content(self, tmp_path, name):
+    data = jsonl(ROW, ROW | {'doc_id': 'd2', 'label': 0})
+    if name == 'bom.jsonl':
+      data = b'\xef\xbb\xbf' + data
+    if name == 'crlf.jsonl':
+      data = data.replace(b'\n', b'\r\n') + b'\r\n'
+    if 'gz' in name:
+      data = gzip.compress(data)
+    (tmp_path / name).write_bytes(data)
+    (group,) = read(f'jsonl:{tmp_path / name}', 'judgements')
+    assert [(doc.doc_id, doc.label) for doc in group.docs] == [('d1', 1), ('d2', 0)]
+
+  def test_globs_in_the_order_of_names_and_groups_across_files(self, tmp_path):
+    (tmp_path / 'part-2.jsonl').write_bytes(jsonl(ROW | {'doc_id': 'd2'}))
+    (tmp_path / 'part-1.jsonl').write_bytes(jsonl(ROW))
+    (group,) = read(f'jsonl:{tmp_path}/part-?.jsonl', 'judgements')
+    assert [doc.doc_id for doc in group.docs] == ['d1', 'd2']
+    assert 'matches no file' in error(f'jsonl:{tmp_path}/*.json')
+
+  def test_kinds(self, tmp_path):
+    path = tmp_path / 'a.jsonl'
+    unlabelled = {name: ROW[name] for name in ROW if name != 'label'} | {'doc_id': 'd2', 'rank': 5}
+    path.write_bytes(jsonl(ROW, unlabelled))
+    assert list(read(f'jsonl:{path}', 'clicks')) == [Click('red fox', 'T', '')] * 2
+    (group,) = read(f'jsonl:{path}', 'candidates')
+    assert [(doc.label, doc.rank) for doc in group.docs] == [(UNJUDGED, 0), (UNJUDGED, 5)]
+    (group,) = read(f'jsonl:{path}', 'test')
+    assert [doc.label for doc in group.docs] == [1, UNJUDGED]
+    assert f'{path}:2:label: is missing' in error(f'jsonl:{path}')
+
+  @pytest.mark.parametrize(
+    ('line', 'says'),
+    [
+      (b'{"query": ', 'broken JSON'),
+      (b'\xff\xfe{}', 'not UTF-8'),
+      (b'[1]', 'is a list'),
+      (b'"text"', 'is text'),
+      (b'[' * 100_000, 'row: is'),
+      (b'{"label": ' + b'9' * 5000 + b'}', 'row: is'),
+      (b'{"label": 1, "label": 2}', 'label: is there twice'),
+    ],
+  )
+  @pytest.mark.parametrize('kind', ['clicks', 'test'])
+  def test_bad_lines(self, tmp_path, line, says, kind):
+    path = tmp_path / 'a.jsonl'
+    path.write_bytes(jsonl(ROW) + b'\n' + line + b'\n')
+    message = error(f'jsonl:{path}', kind)
+    assert message.startswith(f'{path}:3:') and says in message
+    bad_rows = BadRows('quarantine', tmp_path / 'bad.jsonl')
+    assert len(list(read(f'jsonl:{path}', kind, bad_rows=bad_rows))) == 1
+    assert (bad_rows.rows_in, bad_rows.quarantined) == (2, 1)
+    (entry,) = map(json.loads, bad_rows.path.read_text().splitlines())
+    assert entry['line'] == 3 and entry['file'] == str(path) and says in entry['reason']
+
+  def test_bad_files(self, tmp_path):
+    assert 'does not exist' in error(f'jsonl:{tmp_path}/none.jsonl')
+    assert 'is a folder' in error(f'jsonl:{tmp_path}')
+    whole = gzip.compress(jsonl(*[ROW | {'doc_id': str(i)} for i in range(999)]))
+    for name, data, says in [
+      ('empty', b'', 'is empty'),
+      ('blank', b'\n \n', 'has no rows'),
+      ('cut.gz', whole[: len(whole) // 2], 'cut short after line'),
+      ('cut-early.gz', whole[:5], 'cut short'),
+      ('odd.gz', jsonl(ROW), 'is not gzip'),
+      ('rotten.gz', whole[:40] + b'\0\0\0\0' + whole[44:], 'copy it again'),
+    ]:
+      (tmp_path / name).write_bytes(data)
+      message = error(f'jsonl:{tmp_path / name}')
+      assert message.startswith(str(tmp_path / name)) and says in message, message
+      # A file that is broken as a whole is no matter of single rows.
+      assert error(f'jsonl:{tmp_path / name}', bad_rows=BadRows('quarantine', tmp_path / 'bad'))
+
+
+QRELS = 'q1 0 d1 2\nq1 0 d4 1\nq2\t0\td2\t0\n'
+RUN = """
+q1 Q0 d2 0 9.5 x
+q1 Q0 d1 2 7 x
+q1 Q0 d3 1 7 x
+q2 Q0 d1 1 3 x
+q3 Q0 d3 1 3 x
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+  folder = tmp_path / 'trec'
+  folder.mkdir()
+  (folder / 'queries.tsv').write_text('q1\tred fox\nq2\tblue dog\nq3\tgreen cat\n')
+  docs = [{'doc_id': f'd{i}', 'title': f't{i}', 'summary': 's'} for i in range(1, 5)]
+  (folder / 'docs.jsonl.gz').write_bytes(gzip.compress(jsonl(*docs)))
+  (folder / 'qrels.txt').write_text(QRELS)
+  (folder / 'qrels.dev.txt').write_text('q3 0 d1 1\n')
+  (folder / 'bm25.run.gz').write_bytes(gzip.compress(RUN.encode()))
+  return folder
+
+
+def table(address, kind, **options):
+  return {
+    group.query_id: [(doc.doc_id, doc.label, doc.rank, doc.in_pool) for doc in group.docs]
+    for group in read(address, kind, **options)
+  }
+
+
+class TestTrec:
+  def test_judgements_know_the_first_stage(self, folder):
+    assert table(f'trec:{folder}', 'judgements') == {
+      'q1': [('d1', 2, 3, True), ('d4', 1, 0, True)],
+      'q2': [('d2', 0, 0, True)],
+    }
+    group = next(read(f'trec:{folder}', 'judgements'))
+    assert group.query == 'red fox' and group.docs[0].score == 7 and math.isnan(group.docs[1].score)
+
+  def test_candidates_are_the_top_of_the_run(self, folder):
+    # The score decides, then the rank as written: d3 before d1.
+    everything = table(f'trec:{folder}', 'candidates', depth=2)
+    assert everything['q1'] == [('d2', UNJUDGED, 1, True), ('d3', UNJUDGED, 2, True)]
+    assert list(everything) == ['q1', 'q2', 'q3']
+    assert list(table(f'trec:{folder}?exclude=qrels.txt', 'candidates')) == ['q3']
+    assert list(table(f'trec:{folder}?only=qrels.dev.txt', 'candidates')) == ['q3']
+    assert not table(f'trec:{folder}?exclude=qrels.txt,qrels.dev.txt', 'candidates')
+
+  def test_test_pools(self, folder):
+    assert table(f'trec:{folder}', 'test', depth=2) == {
+      'q1': [
+        ('d2', UNJUDGED, 1, True), ('d3', UNJUDGED, 2, True), ('d1', 2, 3, False),
+        ('d4', 1, 0, False),
+      ],
+      'q2': [('d1', UNJUDGED, 1, True), ('d2', 0, 0, False)],
+    }  # fmt: skip
+    assert table(f'trec:{folder}', 'test', depth=3)['q1'][2] == ('d1', 2, 3, True)
+    assert table(f'trec:{folder}?pool=judged', 'test', depth=1) == {
+      'q1': [('d1', 2, 3, True), ('d4', 1, 0, True)],
+      'q2': [('d2', 0, 0, True)],
+    }
+    assert list(table(f'trec:{folder}?qrels=qrels.dev.txt', 'test')) == ['q3']
+    assert 'unknown pool' in error(f'trec:{folder}?pool=all', 'test')
+
+  def test_a_run_is_needed_only_where_it_is_used(self, folder):
+    (folder / 'bm25.run.gz').unlink()
+    assert table(f'trec:{folder}', 'judgements')['q1'][0] == ('d1', 2, 0, True)
+    assert table(f'trec:{folder}?pool=judged', 'test')['q1'][0] == ('d1', 2, 0, True)
+    assert 'bm25.run: does not exist' in error(f'trec:{folder}', 'test')
+    assert 'other.run: does not exist' in error(f'trec:{folder}?run=other.run', 'judgements')
+    assert 'is no folder' in error(f'trec:{folder}/nowhere', 'test')
+
+  def test_clicks_can_hold_out_queries(self, folder):
+    clicks = [{'query': q, 'title': 't', 'summary': ''} for q in ('red fox', 'green cat', 'other')]
+    (folder / 'clicks.jsonl').write_bytes(jsonl(*clicks))
+    queries = [click.query for click in read(f'trec:{folder}', 'clicks')]
+    assert queries == ['red fox', 'green cat', 'other']
+    queries = [click.query for click in read(f'trec:{folder}?exclude=qrels.txt', 'clicks')]
+    assert queries == ['green cat', 'other']
+    queries = [click.query for click in read(f'trec:{folder}?only=qrels.txt', 'clicks')]
+    assert queries == ['red fox']
+
+  @pytest.mark.parametrize(
+    ('name', 'text', 'says'),
+    [
+      ('qrels.txt', 'q1 0 d1 1\nq1 0 d9 1\n', "2:doc_id: 'd9' is not in"),
+      ('qrels.txt', 'q1 0 d1 1\nq9 0 d1 1\n', "2:query_id: 'q9' is not among the queries"),
+      ('qrels.txt', 'q1 0 d1 1\nq1 0 d1 1\n', "2:doc_id: 'd1' is there twice"),
+      ('qrels.txt', 'q1 0 d1 1\nq1 0 d2 -2\n', '2:label: is -2'),
+      ('qrels.txt', 'q1 0 d1 1\nq1 0 d2 1.0\n', "2:label: is '1.0', not an integer"),
+      ('qrels.txt', 'q1 0 d1 1\nq1 d2 1\n', '2:row: has 3 columns, not 4'),
+      ('bm25.run', 'q1 Q0 d1 1 1 x\nq1 Q0 d9 2 1 x\n', "2:doc_id: 'd9' is not in"),
+      ('bm25.run', 'q1 Q0 d1 1 1 x\nq9 Q0 d1 2 1 x\n', "2:query_id: 'q9' is not among"),
+      ('bm25.run', 'q1 Q0 d1 1 1 x\nq1 Q0 d2 2 nan x\n', '2:score: is nan'),
+      ('bm25.run', 'q1 Q0 d1 1 1 x\nq1 Q0 d2 two 1 x\n', "2:rank: is 'two'"),
+      ('bm25.run', 'q1 Q0 d1 1 1 x\nq1 Q0 d1 2 1 x\n', "2:doc_id: 'd1' is there twice"),
+      ('queries.tsv', 'q1\tred fox\nq2 blue dog\n', '2:query: is missing'),
+      ('queries.tsv', 'q1\tred fox\nq1\tblue dog\n', "2:query_id: 'q1' is there twice"),
+      ('queries.tsv', 'q1\tred fox\nq2\t \n', '2:query: is blank'),
+    ],
+  )
+  def test_bad_rows(self, folder, tmp_path, name, text, says):
+    (folder / 'bm25.run.gz').unlink()
+    (folder / 'bm25.run').write_text('q1 Q0 d1 1 1 x\n')
+    if name == 'queries.tsv':
+      (folder / 'qrels.txt').write_text('q1 0 d1 1\n')
+    (folder / name).write_text(text)
+    assert error(f'trec:{folder}', 'test').startswith(f'{folder / name}:{says}')
+    bad_rows = BadRows('quarantine', tmp_path / 'bad.jsonl')
+    groups = list(read(f'trec:{folder}', 'test', bad_rows=bad_rows))
+    assert [group.query_id for group in groups] == (['q1', 'q2'] if 'bm25' in name else ['q1'])
+    assert bad_rows.quarantined == len(bad_rows.path.read_text().splitlines()) == 1
+
+  def test_a_bad_document(self, folder):
+    (folder / 'docs.jsonl.gz').unlink()
+    (folder / 'docs.jsonl').write_bytes(jsonl({'doc_id': 'd1', 'title': 3, 'summary': ''}))
+    assert f'{folder}/docs.jsonl:1:title: ' in error(f'trec:{folder}', 'test')
+
+
+def shared(name):
+  path = SHARED / name
+  if not path.is_dir():
+    pytest.skip(f'{name} is not at ../shared/data beside this checkout')
+  return f'trec:{path}'
+
+
+class TestSharedCollections:
+  @pytest.mark.parametrize(
+    ('name', 'queries', 'labels'),
+    [
+      ('cranfield', 225, {1: 363, 2: 734, 3: 387, 4: 128}),
+      ('chorus-ecommerce', 135, {0: 1853, 1: 238, 2: 105, 3: 1472}),
+      ('trec-session-2012', 187, {0: 5300, 1: 1790, 2: 1020, 3: 346, 4: 8}),
+    ],
+  )
+  def test_counts_of_the_readme(self, name, queries, labels):
+    for kind, options in (('judgements', ''), ('test', '?pool=judged'), ('test', '')):
+      groups = list(read(shared(name) + options, kind, depth=100))
+      found = collections.Counter(doc.label for group in groups for doc in group.docs)
+      del found[UNJUDGED]
+      assert (len(groups), dict(found)) == (queries, labels)
+
+  def test_candidates_of_nfcorpus_keep_clear_of_its_test_queries(self):
+    address = shared('nfcorpus')
+    test = {group.query_id for group in read(address, 'test', depth=10)}
+    train = list(read(f'{address}?exclude=qrels.txt,qrels.dev.txt', 'candidates', depth=10))
+    assert len(test) == 323 and len(train) > 2400
+    assert not test & {group.query_id for group in train}
+    assert max(len(group.docs) for group in train) == 10
+
+  def test_ranks_are_those_of_the_run(self):
+    address = shared('cranfield')
+    run = gzip.decompress((SHARED / 'cranfield' / 'bm25.run.gz').read_bytes()).decode()
+    ranks = {(c[0], c[2]): int(c[3]) for c in map(str.split, run.splitlines())}
+    for group in read(address, 'candidates', depth=100):
+      assert all(doc.rank == ranks[group.query_id, doc.doc_id] for doc in group.docs)
+
+  def test_clicks(self):
+    assert len(list(read(shared('trec-session-2012'), 'clicks'))) == 259
+
+
+VALUES = st.recursive(
+  st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+  lambda inner: (
+    st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+  ),
+  max_leaves=4,
+)
+FULL = ROW | {'rank': 1, 'score': 0.5, 'count': 2}
+
+
+@st.composite
+def mutated_lines(draw):
+  """A good row with a field changed, lost or added, or a line with bytes cut, swapped or put in."""
+  row = FULL | {'doc_id': draw(st.sampled_from('abcdef'))}
+  field = draw(st.sampled_from([*row, 'extra']))
+  change = draw(st.sampled_from(['nothing', 'value', 'delete', 'bytes']))
+  if change == 'value':
+    row[field] = draw(VALUES)
+  elif change == 'delete':
+    row.pop(field, None)
+  line = json.dumps(row, ensure_ascii=draw(st.booleans())).encode('utf-8', 'surrogatepass')
+  if change == 'bytes':
+    at = draw(st.integers(0, len(line)))
+    line = line[:at] + draw(st.binary(max_size=4)) + line[at + draw(st.integers(0, 4)) :]
+  return line.replace(b'\n', b' ').replace(b'\r', b' ')
+
+
+@settings(
+  max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+  lines=st.lists(mutated_lines(), min_size=1, max_size=8),
+  kind=st.sampled_from(['clicks', 'judgements', 'candidates', 'test']),
+)
+def test_any_line_is_a_record_or_a_bad_row(tmp_path, lines, kind):
+  path = tmp_path / 'fuzz.jsonl'
+  path.write_bytes(b'\n'.join(lines))
+  rows_in = sum(1 for line in lines if line.removeprefix(b'\xef\xbb\xbf').strip())
+  bad_rows = BadRows('quarantine', tmp_path / 'bad.jsonl')
+  try:
+    records = list(read(f'jsonl:{path}', kind, bad_rows=bad_rows))
+  except UserError as mistake:  # The one thing that is wrong with the file as a whole.
+    assert rows_in == 0 or lines[0][:2] == b'\x1f\x8b', mistake
+    return
+  rows_out = len(records) if kind == 'clicks' else sum(len(group.docs) for group in records)
+  quarantined = [json.loads(line) for line in bad_rows.path.read_text().splitlines()]
+  assert rows_in == bad_rows.rows_in == rows_out + len(quarantined)
+  assert bad_rows.quarantined == len(quarantined)
+  if quarantined:
+    with pytest.raises(UserError, match=r'fuzz\.jsonl:\d+:'):
+      list(read(f'jsonl:{path}', kind))
+  else:
+    assert list(map(repr, read(f'jsonl:{path}', kind))) == list(map(repr, records))
