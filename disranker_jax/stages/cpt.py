@@ -1,0 +1,66 @@
+"""Continued pre-training: the decoder learns to write the page that a query's user chose.
+
+Paper section 3.1: the query is read, not learnt; the loss is on title and summary. With
+`predict = 'query'` it is the other way round, the warm start of a likelihood scorer.
+"""
+
+import functools
+
+import jax.numpy as jnp
+
+from disranker_jax import train
+from disranker_jax.data import batches
+from disranker_jax.models.generate import generate
+from disranker_jax.scoring import predicted_per_row
+from disranker_jax.stages import prepare, sides
+
+
+def next_token_loss(ranker, variables, batch):
+  """Negative log-probability of the predicted tokens: (sum, tokens, metrics)."""
+  hidden_BTD = ranker.hidden(variables, batch)
+  logprobs_P = ranker.logprobs(variables, hidden_BTD, batch['index_P'], batch['targets_P'])
+  real_P = batch['owner_P'] >= 0
+  total, tokens = -jnp.sum(jnp.where(real_P, logprobs_P, 0.0)), jnp.sum(real_P)
+  return total, tokens, {'perplexity': jnp.exp(total / jnp.maximum(tokens, 1))}
+
+
+def run(run) -> dict:
+  c = run.config.cpt
+  teacher = sides.open_side(run.config.teacher, 'lm')
+  prompt = teacher.prompt(predict=c.predict)
+  row_len = teacher.settings.row_len
+  shape = batches.Shape(c.batch_rows, row_len, 1, predicted_per_row(prompt, row_len))
+  clicks = prepare.records(run, 'clicks')
+  encode = functools.partial(batches.encode_click, prompt)
+  dataset = batches.training(clicks, encode, shape, seed=run.config.seed)
+  variables = teacher.pretrained(run.config.seed, run.mesh)
+  steps = train.steps(c, dataset, len(clicks))
+  loss = functools.partial(next_token_loss, teacher.ranker)
+  job = train.Job('cpt', run.folder('cpt'), loss, dataset, c, steps, 'clicks')
+  variables = train.fit(job, variables, run.mesh)
+  if c.samples:
+    write_samples(run, teacher, variables, [clicks[i] for i in range(min(c.samples, len(clicks)))])
+  return {'steps': steps, 'rows': len(clicks)}
+
+
+def write_samples(run, teacher, variables, clicks) -> None:
+  """samples.md: what the model continues each click's given part with, beside what was there."""
+  tokenizer, predict = teacher.tokenizer, run.config.cpt.predict
+  prompts, truths = [], []
+  for click in clicks:
+    encoded = batches.encode_click(teacher.prompt(predict=predict), click).docs[0]
+    start, stop = encoded.predict
+    prompts.append(encoded.ids[:start].tolist())
+    truths.append(tokenizer.decode(encoded.ids[start:stop], skip_special_tokens=True))
+  room = 24 if predict == 'query' else 64
+  outputs = generate(
+    teacher.ranker, variables, prompts, max_new=room, eos_id=tokenizer.eos_token_id
+  )
+  lines = ['# What the model writes after continued pre-training', '']
+  for prompt, truth, output in zip(prompts, truths, outputs, strict=True):
+    lines += [
+      f'- given: `{tokenizer.decode(prompt, skip_special_tokens=True).strip()}`',
+      f'  - written: `{tokenizer.decode(output, skip_special_tokens=True).strip()}`',
+      f'  - the click: `{truth.strip()}`',
+    ]
+  (run.folder('cpt') / 'samples.md').write_text('\n'.join(lines) + '\n')

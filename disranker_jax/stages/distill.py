@@ -1,0 +1,66 @@
+"""Distillation: the student learns the teacher's scores, point by point and difference by difference.
+
+Paper section 3.4: L = L_point + beta * L_margin. A pairwise term on hard labels, where a query has
+them, may be added: the uniform-architecture study finds it critical.
+"""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+
+from disranker_jax import losses, train
+from disranker_jax.data import batches
+from disranker_jax.data.records import Group
+from disranker_jax.scoring import score_fn
+from disranker_jax.stages import sides
+from disranker_jax.stages.score import ScoredGroups
+
+
+def distillation_loss(scores, c, variables, batch):
+  """hybrid + hard * pairwise over a batch's queries: (sum, valid queries, metrics)."""
+  scores_GN = scores(variables, batch)
+  teacher_GN, mask_GN = batch['teacher_GN'], batch['mask_GN']
+  soft_G, valid_G = losses.hybrid.per_group(scores_GN, teacher_GN, mask_GN, beta=c.beta)
+  judged_GN = mask_GN & (batch['labels_GN'] >= 0)
+  hard_G, _ = losses.pairwise_hinge.per_group(
+    scores_GN, batch['labels_GN'], judged_GN, margin=c.margin
+  )
+  weight = jnp.sum(valid_G)
+  metrics = {
+    'soft': jnp.sum(soft_G) / jnp.maximum(weight, 1),
+    'hard': jnp.sum(hard_G) / jnp.maximum(weight, 1),
+  }
+  return jnp.sum(soft_G + c.hard * hard_G), weight, metrics
+
+
+def draw(size: int, record: tuple[Group, np.ndarray], rng) -> tuple[Group, np.ndarray]:
+  """A query with at most `size` of its documents, and their scores."""
+  group, scores = record
+  chosen = batches.sample(group, size, rng)
+  docs = tuple(group.docs[i] for i in chosen)
+  return Group(group.query_id, group.query, docs), scores[chosen]
+
+
+def run(run) -> dict:
+  c = run.config.distill
+  student = sides.open_side(run.config.student)
+  prompt = student.prompt()
+  scored = ScoredGroups(run)
+  shift, scale = (scored.scores.mean(), scored.scores.std()) if c.standardise else (0.0, 1.0)
+
+  def encode(record):
+    group, scores = record
+    return batches.encode_group(prompt, group, (scores - shift) / scale)
+
+  shape = batches.Shape(c.batch_rows, student.settings.row_len, c.group_size)
+  dataset = batches.training(
+    scored, encode, shape, seed=run.config.seed, draw=functools.partial(draw, c.group_size)
+  )
+  variables = sides.trained(run, student, (c.start,) if c.start else ())
+  loss = functools.partial(distillation_loss, score_fn(student.ranker), c)
+  steps = train.steps(c, dataset, len(scored))
+  job = train.Job('distill', run.folder('distill'), loss, dataset, c, steps)
+  train.fit(job, variables, run.mesh)
+  standard = {'mean': float(shift), 'std': float(scale)} if c.standardise else None
+  return {'steps': steps, 'rows': len(scored), 'standardised_by': standard}

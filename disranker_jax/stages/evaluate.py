@@ -1,0 +1,156 @@
+"""Every row of the result table: random order, BM25, the LLM as it came, and the trained models.
+
+Each model re-ranks the same documents of the held-out queries; its run is written as TREC, its
+metrics per query and in the mean.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from disranker_jax import metrics
+from disranker_jax.data.records import Group
+from disranker_jax.progress import Progress, say
+from disranker_jax.stages import prepare, sides
+
+# Rows that need a trained stage; the others are always to be had.
+TRAINED = {'finetuned': 'finetune', 'teacher': 'sft', 'student': 'distill'}
+
+
+def models(config) -> list[str]:
+  """The rows that this config can fill: those whose stage it lists."""
+  rows = []
+  for name in config.evaluate.models:
+    if name == 'teacher' and 'likelihood' in config.teacher.scorer:
+      rows.append(name)  # ranks with or without fine-tuning
+    elif name not in TRAINED or TRAINED[name] in config.stages:
+      rows.append(name)
+  return rows
+
+
+def run(run) -> dict:
+  """<model>.run, per_query.csv and results.json for the models that the config names."""
+  tests = prepare.records(run, 'test')
+  groups = [pooled(tests[i]) for i in range(len(tests))]
+  qrels = {g.query_id: {d.doc_id: d.label for d in g.docs if d.label >= 0} for g in all_of(tests)}
+  folder = run.folder('evaluate')
+  results = {}
+  for name in models(run.config):
+    file = folder / f'{name}.json'  # what is finished is not scored again after a restart
+    if file.exists():
+      results[name] = json.loads(file.read_text())
+      continue
+    ranking, facts = ROWS[name](run, name, groups)
+    write_run(folder / f'{name}.run', ranking, name)
+    rows = metrics.per_query(ranking, qrels, run.config.evaluate.relevant)
+    results[name] = {k: plain(v) for k, v in (metrics.summary(rows) | facts).items()}
+    write_per_query(folder / f'{name}.csv', name, rows)
+    file.write_text(json.dumps(results[name]) + '\n')
+    say(f'evaluate {name}: nDCG@5 {results[name]["ndcg@5"]:.3f}')
+  merge_per_query(folder, list(results))
+  (folder / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
+  return results
+
+
+def all_of(source) -> Iterator[Group]:
+  return (source[i] for i in range(len(source)))
+
+
+def pooled(group: Group) -> Group:
+  """The query with the documents that are to be re-ranked."""
+  return Group(group.query_id, group.query, tuple(d for d in group.docs if d.in_pool))
+
+
+def plain(value):
+  """JSON has no infinity: a PNR without a discordant pair is written as text."""
+  return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def random_order(run, name, groups):
+  """Scores drawn from the config's seed."""
+  rng = np.random.default_rng(run.config.seed)
+  return {g.query_id: {d.doc_id: rng.random() for d in g.docs} for g in groups}, {}
+
+
+def first_stage(run, name, groups):
+  """The order in which the documents came; those that it does not have go last."""
+  return {
+    g.query_id: {d.doc_id: -float(d.rank or len(g.docs) + 1) for d in g.docs} for g in groups
+  }, {}
+
+
+def zero_shot(run, name, groups):
+  """The pretrained teacher: the likelihood of the query, given the document."""
+  teacher = sides.open_side(run.config.teacher, 'lm')
+  prompt = teacher.prompt(run.config.teacher.zero_shot_template, 'query')
+  variables = teacher.pretrained(run.config.seed, run.mesh)
+  rows = run.config.evaluate.batch_rows
+  scorer = sides.scorer(run, teacher, variables, rows, 'likelihood', prompt)
+  return score_all(name, scorer, groups), facts(scorer, variables)
+
+
+def teacher(run, name, groups):
+  side = sides.open_teacher(run.config)
+  variables = sides.trained(run, side, sides.TEACHER_STAGES)
+  rows = run.config.evaluate.batch_rows
+  scorer = sides.scorer(run, side, variables, rows, run.config.teacher.scorer)
+  return score_all(name, scorer, groups), facts(scorer, variables)
+
+
+def student(run, name, groups):
+  """The distilled student, or the one that was fine-tuned on labels alone."""
+  side = sides.open_side(run.config.student)
+  variables = sides.trained(run, side, sides.student_stages(run.config)[name])
+  scorer = sides.scorer(run, side, variables, run.config.evaluate.batch_rows)
+  return score_all(name, scorer, groups), facts(scorer, variables)
+
+
+ROWS: dict[str, Callable] = {
+  'random': random_order,
+  'bm25': first_stage,
+  'zero_shot': zero_shot,
+  'finetuned': student,
+  'teacher': teacher,
+  'student': student,
+}
+
+
+def score_all(name: str, scorer, groups) -> metrics.Run:
+  ranking, before = {}, 0
+  with Progress(f'evaluate {name}', len(groups), 'pairs') as progress:
+    for i, (group, scores) in enumerate(scorer(groups), 1):
+      ids = [d.doc_id for d in group.docs]
+      ranking[group.query_id] = dict(zip(ids, scores.tolist(), strict=True))
+      progress.update(i, scorer.pairs - before)
+      before = scorer.pairs
+  return ranking
+
+
+def facts(scorer, variables) -> dict:
+  return {'parameters': sides.parameter_count(variables), 'ms_per_pair': scorer.ms_per_pair}
+
+
+def write_run(file, ranking: metrics.Run, name: str) -> None:
+  """query Q0 document rank score tag, best first."""
+  with file.open('w') as f:
+    for query, scores in ranking.items():
+      for rank, doc in enumerate(metrics.ranked(scores), 1):
+        f.write(f'{query} Q0 {doc} {rank} {scores[doc]:.6f} {name}\n')
+
+
+def write_per_query(file, name: str, rows) -> None:
+  with file.open('w', newline='') as f:
+    writer = csv.writer(f)
+    for query, values in rows.items():
+      writer.writerow([query, name, *values.values()])
+
+
+def merge_per_query(folder, names: list[str]) -> None:
+  """per_query.csv: every model's every query in one table."""
+  empty = metrics.per_query({'': {}}, {'': {}})['']
+  text = ','.join(['query_id', 'model', *empty]) + '\n'
+  text += ''.join((folder / f'{name}.csv').read_text() for name in names)
+  (folder / 'per_query.csv').write_text(text)

@@ -1,0 +1,43 @@
+"""What stages take from outside the workdir: source files and local model folders, by fingerprint."""
+
+import glob
+import platform
+from pathlib import Path
+
+from disranker_jax import manifest
+from disranker_jax.stages import prepare
+
+# Stages that open the models of the two sides.
+OPENS = {
+  'teacher': ('cpt', 'sft', 'score', 'evaluate'),
+  'student': ('finetune', 'distill', 'evaluate', 'export'),
+}
+
+
+def outside(config, stage: str) -> dict[str, str]:
+  """{'data.clicks': fingerprint, ...}: changes when a file does; names from a hub do not change."""
+  found = {}
+  if stage == 'prepare':
+    found = {f'data.{k}': address(config.data[k]) for k in prepare.kinds(config)}
+  for side, stages in OPENS.items():
+    folder = Path(config[side].model)
+    if stage in stages and config[side].model and folder.is_dir():
+      found[f'{side}.model'] = files(sorted(folder.iterdir()))
+  return found
+
+
+def address(source: str) -> str:
+  """Of a source: its files, or the Python whose documentation it is."""
+  scheme, _, rest = source.partition(':')
+  if scheme == 'python_docs':
+    return manifest.digest([source, platform.python_version()])
+  path = Path(rest.partition('?')[0])
+  if path.is_dir():
+    return files(sorted(path.iterdir()))
+  return files(sorted(map(Path, glob.glob(str(path)))))
+
+
+def files(paths: list[Path]) -> str:
+  """By name, size and time of change: contents of any size, at no cost."""
+  stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in paths if p.is_file()]
+  return manifest.digest(stats)

@@ -1,0 +1,66 @@
+"""Supervised fine-tuning on labels: of the teacher (`sft`) and of the baseline student (`finetune`).
+
+Paper section 3.2: a pairwise rank loss over the documents of a query, at the final `</s>`. The
+student fine-tuned in the same way on the same labels is what distillation has to beat.
+"""
+
+import functools
+
+import jax.numpy as jnp
+
+from disranker_jax import losses, train
+from disranker_jax.data import batches
+from disranker_jax.data.records import Group
+from disranker_jax.scoring import predicted_per_row, score_fn
+from disranker_jax.stages import prepare, sides
+
+
+def label_loss(scores, per_group, variables, batch):
+  """A loss on labels over a batch's queries: (sum, valid queries, metrics)."""
+  scores_GN = scores(variables, batch)
+  labels_GN, mask_GN = batch['labels_GN'], batch['mask_GN']
+  loss_G, valid_G = per_group(scores_GN, labels_GN, mask_GN)
+  better_GNN = losses.preferred(labels_GN, mask_GN)
+  right_GNN = better_GNN & (losses.differences(scores_GN) > 0)
+  accuracy = jnp.sum(right_GNN) / jnp.maximum(jnp.sum(better_GNN), 1)
+  return jnp.sum(loss_G), jnp.sum(valid_G), {'pair_accuracy': accuracy}
+
+
+def draw(size: int, group: Group, rng) -> Group:
+  """A query with at most `size` of its documents, all grades present where there is room."""
+  chosen = batches.sample(group, size, rng)
+  return Group(group.query_id, group.query, tuple(group.docs[i] for i in chosen))
+
+
+def run(run) -> dict:
+  """The teacher, from where cpt left it."""
+  teacher = sides.open_teacher(run.config)
+  variables = sides.trained(run, teacher, ('cpt',))
+  return on_labels(run, 'sft', teacher, variables, run.config.teacher.scorer)
+
+
+def run_finetune(run) -> dict:
+  """The student, from its pretrained parameters."""
+  student = sides.open_side(run.config.student)
+  return on_labels(run, 'finetune', student, student.pretrained(run.config.seed, run.mesh), 'eos')
+
+
+def on_labels(run, stage: str, side, variables, scorer: str) -> dict:
+  """Trains one side on the judged queries."""
+  c = run.config[stage]
+  judgements = prepare.records(run, 'judgements')
+  prompt = side.prompt()
+  row_len = side.settings.row_len
+  predicted = predicted_per_row(prompt, row_len) if 'likelihood' in scorer else 0
+  shape = batches.Shape(c.batch_rows, row_len, c.group_size, predicted)
+  encode = functools.partial(batches.encode_group, prompt)
+  dataset = batches.training(
+    judgements, encode, shape, seed=run.config.seed, draw=functools.partial(draw, c.group_size)
+  )
+  settings = {'margin': c.margin} if c.loss == 'pairwise_hinge' else {}
+  per_group = functools.partial(losses.ON_LABELS[c.loss].per_group, **settings)
+  loss = functools.partial(label_loss, score_fn(side.ranker, scorer), per_group)
+  steps = train.steps(c, dataset, len(judgements))
+  job = train.Job(stage, run.folder(stage), loss, dataset, c, steps)
+  train.fit(job, variables, run.mesh)
+  return {'steps': steps, 'rows': len(judgements)}

@@ -1,0 +1,112 @@
+"""The two sides of distillation, teacher and student: opening one, and where its parameters are."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+from transformers import AutoTokenizer
+
+from disranker_jax import checkpoint, optimizer, sharding, weights
+from disranker_jax.data.prompts import PairPrompt, TextPrompt
+from disranker_jax.errors import UserError
+from disranker_jax.models import hf
+from disranker_jax.models.ranker import Ranker, from_hf
+from disranker_jax.scoring import Scorer
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+  """A network, its tokenizer and its settings; parameters are asked for separately."""
+
+  settings: object
+  folder: Path  # the Hugging Face folder it came from
+  ranker: Ranker
+  tokenizer: object
+
+  def prompt(self, template: str = '', predict: str | None = None) -> PairPrompt | TextPrompt:
+    """How this side reads a query and a document; `template` and `predict` are for a decoder."""
+    s = self.settings
+    if not self.ranker.is_decoder:
+      return PairPrompt(self.tokenizer, s.max_len, s.max_query_len)
+    template = template or s.template
+    if predict is None:
+      predict = 'query' if 'likelihood' in s.scorer else 'document'
+    return TextPrompt(self.tokenizer, s.max_len, s.max_query_len, template, predict)
+
+  def pretrained(self, seed: int, mesh) -> dict:
+    """The folder's parameters on the mesh; what it lacks (a head) is drawn from `seed`."""
+    variables = hf.load(
+      self.folder, self.ranker, jax.random.key(seed), layers=list(self.settings.layers) or None
+    )
+    return sharding.put(variables, mesh)
+
+
+def open_side(settings, head: str = 'rank') -> Side:
+  """Finds the model by name and reads its config and tokenizer; no parameters yet."""
+  folder = weights.find(settings.model)
+  ranker = from_hf(
+    folder,
+    precision=precision(settings.precision),
+    lora_rank=settings.lora_rank,
+    lora_alpha=settings.lora_alpha,
+    remat=settings.remat,
+    layers=list(settings.layers) or None,
+    head=head,
+  )
+  try:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+  except (OSError, ValueError) as e:
+    raise UserError(f'{folder}: no usable tokenizer: {checkpoint.first_line(e)}') from e
+  if not tokenizer.is_fast:
+    raise UserError(f'{folder}: needs a tokenizer.json (a fast tokenizer)')
+  tokenizer.model_max_length = 1 << 30  # prompts cut to length themselves
+  return Side(settings, folder, ranker, tokenizer)
+
+
+def open_teacher(config) -> Side:
+  """The teacher with the heads that its way of scoring needs."""
+  heads = {'eos': 'rank', 'likelihood': 'lm', 'eos+likelihood': 'both'}
+  return open_side(config.teacher, heads[config.teacher.scorer])
+
+
+def precision(asked: str) -> str:
+  """'auto' is bfloat16 on an accelerator; a CPU is fast only with bf16 operands and fp32 sums."""
+  if asked != 'auto':
+    return asked
+  return 'bfloat16_dots' if jax.default_backend() == 'cpu' else 'bfloat16'
+
+
+# The stages that train each side, in the order in which their parameters build on each other.
+TEACHER_STAGES = ('cpt', 'sft')
+
+
+def student_stages(config) -> dict[str, tuple[str, ...]]:
+  """For each trained student the stages whose parameters lie over the pretrained ones, in order."""
+  start = (config.distill.start,) if config.distill.start else ()
+  return {'finetuned': ('finetune',), 'student': (*start, 'distill')}
+
+
+def trained(run, side: Side, stages: tuple[str, ...]) -> dict:
+  """The pretrained parameters with those that the given stages trained laid over them, in order.
+
+  Stages that the config does not list are passed over.
+  """
+  flat = optimizer.flatten(side.pretrained(run.config.seed, run.mesh))
+  for stage in stages:
+    if stage in run.config.stages:
+      saved = checkpoint.load_params(run.folder(stage) / 'checkpoints', run.mesh)
+      # Another stage may have trained a head that this side does not have.
+      flat |= {k: v for k, v in optimizer.flatten(saved).items() if k in flat}
+  return optimizer.unflatten(flat)
+
+
+def scorer(run, side: Side, variables, rows: int, kind: str = 'eos', prompt=None) -> Scorer:
+  """A side with parameters, ready to score groups in batches of `rows` packed rows."""
+  prompt = prompt or side.prompt()
+  return Scorer(side.ranker, variables, prompt, run.mesh, rows, side.settings.row_len, kind)
+
+
+def parameter_count(variables) -> int:
+  """Values in the network, adapters not counted: they are merged on export."""
+  return int(sum(np.prod(x.shape) for x in jax.tree.leaves(variables['params'])))
