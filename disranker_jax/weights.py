@@ -63,9 +63,10 @@ def find(name):
   """
   name = str(name)
   if name in tiny.CONFIGS:
-    if not (_unpacked(name) / 'config.json').exists():
-      tiny.make(name, _unpacked(name))
-    return _unpacked(name)
+    folder = _unpacked(f'{name}-{tiny.VERSION}')
+    if not (folder / 'config.json').exists():
+      tiny.make(name, folder)
+    return folder
   local = pathlib.Path(name).expanduser()
   if (local / 'config.json').exists():
     return local

@@ -11,3 +11,5 @@ from jax import config
 
 flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which pytest never parses.
 config.update('jax_numpy_rank_promotion', 'raise')
+# Tests compile many small programs and run each a few times.
+config.update('jax_disable_most_optimizations', True)

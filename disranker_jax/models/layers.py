@@ -1,0 +1,245 @@
+"""The pieces both networks are made of: dots, Linear with LoRA, norms, rotary positions, attention.
+
+Shape legend, used as name suffixes and einsum letters everywhere:
+  G groups               N documents of a group   B rows (packed sequences)
+  T positions of a row   S key positions          D model width
+  F ffn width            H query heads            K key/value heads
+  E head size            V vocabulary             L layers
+  P gathered positions   C classes
+
+Precision is one word, said once and passed down:
+  'float32'        activations and dots in true fp32 (no TF32, no bf16 passes)
+  'bfloat16'       activations and dot operands bf16, for TPU and GPU
+  'bfloat16_dots'  activations fp32, dot operands cast to bf16, sums kept fp32: the fast road on a
+                   CPU, where bf16 x bf16 -> fp32 has instructions and bf16 -> bf16 has none
+Softmax, norms, ranking heads and losses are fp32 under every precision.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
+
+from disranker_jax.errors import UserError
+
+# The name of dot products' results for rematerialisation: `remat='dots'` keeps these.
+SAVED = 'dot'
+
+ACTIVATIONS = {
+  'float32': jnp.float32,
+  'bfloat16': jnp.bfloat16,
+  'bfloat16_dots': jnp.float32,
+}
+
+
+def activation_dtype(precision):
+  """The dtype of activations under a precision; UserError for a word that is not one."""
+  if precision not in ACTIVATIONS:
+    raise UserError(f'precision {precision!r} is unknown: use one of {", ".join(ACTIVATIONS)}')
+  return ACTIVATIONS[precision]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _bf16_einsum(eqn, out_dtype, x, y):
+  return jnp.einsum(
+    eqn, x.astype(jnp.bfloat16), y.astype(jnp.bfloat16), preferred_element_type=out_dtype
+  )
+
+
+def _bf16_einsum_fwd(eqn, out_dtype, x, y):
+  # The uncast operands are the residuals: under scan a cast kernel would be stored once more.
+  return _bf16_einsum(eqn, out_dtype, x, y), (x, y)
+
+
+def _bf16_einsum_bwd(eqn, out_dtype, residuals, g):
+  del out_dtype
+  x, y = residuals
+  inputs, out = eqn.split('->')
+  left, right = inputs.split(',')
+  dx = _bf16_einsum(f'{out},{right}->{left}', x.dtype, g, y)
+  # XLA on a CPU writes out the first operand's transpose, so the smaller one comes first.
+  if g.size < x.size:
+    dy = _bf16_einsum(f'{out},{left}->{right}', y.dtype, g, x)
+  else:
+    dy = _bf16_einsum(f'{left},{out}->{right}', y.dtype, x, g)
+  return dx, dy
+
+
+_bf16_einsum.defvjp(_bf16_einsum_fwd, _bf16_einsum_bwd)
+
+
+def contract(eqn, x, y, precision, out_dtype=None):
+  """The only dot product of the models: einsum of two arrays under a precision, both directions.
+
+  Own gradients because autodiff of a bf16 x bf16 -> fp32 dot multiplies fp32 cotangents by bf16
+  operands, which is slow on every device. `eqn` names each axis with a letter (no ellipsis) and
+  no letter occurs in one operand only. The result is in activation dtype unless `out_dtype`.
+  """
+  out_dtype = jnp.dtype(out_dtype or activation_dtype(precision))
+  if precision == 'float32':
+    out = jnp.einsum(
+      eqn, x, y, precision=jax.lax.Precision.HIGHEST, preferred_element_type=out_dtype
+    )
+    return checkpoint_name(out, SAVED)
+  return checkpoint_name(_bf16_einsum(eqn, out_dtype, x, y), SAVED)
+
+
+def _last_axis(vector, like):
+  return vector.reshape((1,) * (like.ndim - 1) + (-1,))
+
+
+class Linear(nn.Module):
+  """x W + b, plus x A B * alpha / rank when `lora_rank` > 0.
+
+  A (random) and B (zeros) live in the collection 'lora', so that the base 'params' tree is the same
+  with and without LoRA and one can be differentiated, sharded and saved without the other.
+  kernel [in, features], bias [features], lora_a [in, rank], lora_b [rank, features].
+  """
+
+  features: int
+  use_bias: bool = False
+  precision: str = 'float32'
+  out_dtype: str | None = None
+  lora_rank: int = 0
+  lora_alpha: float = 16.0
+
+  @nn.compact
+  def __call__(self, x):
+    init = nn.initializers.normal(0.02)
+    fan_in, rank = x.shape[-1], self.lora_rank
+    rows = 'xyz'[: x.ndim - 1]
+    dot = functools.partial(contract, precision=self.precision, out_dtype=self.out_dtype)
+    out = dot(f'{rows}i,io->{rows}o', x, self.param('kernel', init, (fan_in, self.features)))
+    if self.use_bias:
+      bias = self.param('bias', nn.initializers.zeros, (self.features,))
+      out += _last_axis(bias.astype(out.dtype), out)
+    if rank:
+      init_a = nn.initializers.he_uniform()
+      a = self.variable('lora', 'lora_a', lambda: init_a(self.make_rng('params'), (fan_in, rank)))
+      b = self.variable('lora', 'lora_b', lambda: jnp.zeros((rank, self.features)))
+      low = dot(f'{rows}i,ir->{rows}r', x, a.value) * (self.lora_alpha / rank)
+      out += dot(f'{rows}r,ro->{rows}o', low, b.value)
+    return out
+
+
+class Embed(nn.Module):
+  """A table of vectors looked up by integer id; an id outside the table gives NaN, not a guess."""
+
+  entries: int
+  features: int
+  precision: str = 'float32'
+
+  def setup(self):
+    init = nn.initializers.normal(0.02)
+    self.embedding = self.param('embedding', init, (self.entries, self.features))
+
+  def __call__(self, ids):
+    return jnp.take(self.embedding, ids, axis=0).astype(activation_dtype(self.precision))
+
+
+class RMSNorm(nn.Module):
+  """Root-mean-square norm in fp32, result in the input's dtype."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x):
+    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
+    wide = x.astype(jnp.float32)
+    wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+    return (wide * _last_axis(scale, wide)).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+  """Layer norm in fp32, result in the input's dtype."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x):
+    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
+    bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
+    wide = x.astype(jnp.float32)
+    wide -= jnp.mean(wide, axis=-1, keepdims=True)
+    wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+    return (wide * _last_axis(scale, wide) + _last_axis(bias, wide)).astype(x.dtype)
+
+
+def rope_angles(positions_BT, head_dim, theta):
+  """Cosines and sines of rotary positions, each [B, T, E/2] fp32, computed once for all layers."""
+  frequency_E = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+  angle_BTE = positions_BT.astype(jnp.float32)[:, :, None] * frequency_E[None, None, :]
+  return jnp.cos(angle_BTE), jnp.sin(angle_BTE)
+
+
+def rotate(x_BTHE, angles):
+  """Apply rotary positions in the rotate-half convention of Hugging Face Llama and Mistral."""
+  cos, sin = (a[:, :, None, :] for a in angles)
+  first, second = jnp.split(x_BTHE.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  return turned.astype(x_BTHE.dtype)
+
+
+def attention_mask(segments_BT, segments_BS, *, causal, window=None, start=0):
+  """True where a query may see a key, [B, T, S]: same segment, not later, within the window.
+
+  Query t sits in slot `start + t` of the row, key s in slot s. A window of W keeps W keys, the
+  query's own among them (Hugging Face Mistral). Padding is segment 0 and sees padding: its values
+  are never read, and no softmax runs over an empty set.
+  """
+  mask_BTS = segments_BT[:, :, None] == segments_BS[:, None, :]
+  query_T1 = start + jnp.arange(segments_BT.shape[1])[:, None]
+  key_1S = jnp.arange(segments_BS.shape[1])[None, :]
+  if causal:
+    mask_BTS &= (key_1S <= query_T1)[None]
+  if window is not None:
+    mask_BTS &= (query_T1 - key_1S < window)[None]
+  return mask_BTS
+
+
+def attend(
+  q_BTHE,
+  k_BSKE,
+  v_BSKE,
+  *,
+  segments_BT,
+  segments_BS,
+  causal,
+  window=None,
+  start=0,
+  precision='float32',
+  kernel='xla',
+):
+  """Grouped-query attention over packed rows, [B, T, H, E]; who sees whom: `attention_mask`.
+
+  `kernel` is where a fused one ('cudnn', 'splash') would branch off; it must honour segments.
+  """
+  if kernel != 'xla':
+    raise UserError(f"attention kernel {kernel!r} is unknown: only 'xla' is offered")
+  mask_BTS = attention_mask(segments_BT, segments_BS, causal=causal, window=window, start=start)
+  return _attend_xla(q_BTHE, k_BSKE, v_BSKE, mask_BTS, precision)
+
+
+@functools.partial(jax.checkpoint, static_argnums=4)
+def _attend_xla(q_BTHE, k_BSKE, v_BSKE, mask_BTS, precision):
+  """Attention whose [B, H, T, S] weights are computed again in the backward pass, never kept."""
+  B, T, H, E = q_BTHE.shape
+  K = k_BSKE.shape[2]
+  q_BTKGE = q_BTHE.reshape(B, T, K, H // K, E)
+  logits = contract('btkge,bske->bkgts', q_BTKGE, k_BSKE, precision, jnp.float32) * E**-0.5
+  logits = jnp.where(mask_BTS[:, None, None], logits, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(logits, axis=-1).astype(v_BSKE.dtype)
+  return contract('bkgts,bske->btkge', weights, v_BSKE, precision).reshape(B, T, H, E)
+
+
+def constrain(x):
+  """Pin the leading axis to the mesh's batch axes; identity when no mesh is set.
+
+  One call at each block's end halves the all-reduces XLA inserts on a (data, fsdp, model) mesh.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(('data', 'fsdp')))

@@ -1,0 +1,120 @@
+"""Small random models in transformers + torch, and token rows to feed both sides."""
+
+import functools
+
+import jax
+import numpy as np
+import transformers
+
+from disranker_jax.models.decoder import DecoderConfig
+from disranker_jax.models.encoder import EncoderConfig
+from disranker_jax.models.ranker import Ranker
+
+SMALL = {
+  'vocab_size': 61,
+  'hidden_size': 32,
+  'intermediate_size': 48,
+  'num_hidden_layers': 3,
+  'num_attention_heads': 4,
+  'pad_token_id': 0,
+}
+DECODERS = {
+  'mistral': {'sliding_window': 4, 'num_key_value_heads': 2, 'head_dim': 16},
+  'llama': {'num_key_value_heads': 1, 'tie_word_embeddings': True, 'attention_bias': True},
+  'qwen2': {
+    'num_key_value_heads': 2,
+    'use_sliding_window': True,
+    'sliding_window': 5,
+    'max_window_layers': 0,
+    'rope_parameters': {'rope_type': 'default', 'rope_theta': 500.0},
+  },
+  'bert': {'max_position_embeddings': 40},
+}
+
+
+def config(kind, **overrides):
+  """A transformers config of three narrow layers."""
+  settings = SMALL | DECODERS[kind] | overrides
+  return transformers.AutoConfig.for_model(kind, **settings)
+
+
+def model(kind, head, seed=0, **overrides):
+  """A random torch model; `head` is SequenceClassification, CausalLM or Model."""
+  import torch
+
+  labels = {'num_labels': 1} if head == 'SequenceClassification' else {}
+  settings = config(kind, **labels, **overrides)
+  settings._attn_implementation = 'eager'
+  name = {'bert': 'Bert', 'mistral': 'Mistral', 'llama': 'Llama', 'qwen2': 'Qwen2'}[kind]
+  name += 'Model' if head == 'Model' else f'For{head}'
+  torch.manual_seed(seed)
+  out = getattr(transformers, name)(settings).eval()
+  for path, weight in out.named_parameters():
+    # Norm scales near one, everything else large enough that no term is lost in the tolerance.
+    centre = 1.0 if 'norm' in path.lower() and path.endswith('weight') else 0.0
+    weight.data.normal_(centre, 0.15)
+  return out
+
+
+@functools.cache
+def ranker(kind='mistral', scale=1.0, **options):
+  """A small random Ranker and its variables, numpy arrays; `scale` multiplies the matrices."""
+  settings = config(kind).to_dict()
+  family = EncoderConfig if kind == 'bert' else DecoderConfig
+  out = Ranker(family.from_hf(settings), **options)
+  variables = jax.tree.map(np.asarray, jax.jit(out.init)(jax.random.key(0)))
+  return out, jax.tree.map(lambda x: x * np.float32(scale) if x.ndim > 1 else x, variables)
+
+
+def sequences(lengths, vocab=61, seed=0):
+  """Random token ids without 0, one list a length."""
+  rng = np.random.default_rng(seed)
+  return [rng.integers(1, vocab, n).tolist() for n in lengths]
+
+
+def rows(ids, length=None, types=None):
+  """One sequence a row, padded on the right: our batch, without documents."""
+  length = length or max(map(len, ids))
+  batch = {key: np.zeros((len(ids), length), np.int32) for key in KEYS}
+  for row, tokens in enumerate(ids):
+    place(batch, row, 0, 1, tokens, types and types[row])
+  return batch
+
+
+KEYS = ('tokens_BT', 'segments_BT', 'positions_BT', 'types_BT')
+
+
+def place(batch, row, start, segment, tokens, types=None):
+  """Put a sequence into a packed row."""
+  span = slice(start, start + len(tokens))
+  batch['tokens_BT'][row, span] = tokens
+  batch['segments_BT'][row, span] = segment
+  batch['positions_BT'][row, span] = np.arange(len(tokens))
+  batch['types_BT'][row, span] = types or 0
+
+
+def packed(ids, length):
+  """All sequences in one row; returns the batch and the slot each starts in."""
+  batch = {key: np.zeros((1, length), np.int32) for key in KEYS}
+  starts = np.cumsum([0, *map(len, ids)])[:-1].tolist()
+  for segment, (start, tokens) in enumerate(zip(starts, ids, strict=True), 1):
+    place(batch, 0, start, segment, tokens)
+  return batch, starts
+
+
+def torch_inputs(batch, types=False):
+  """The same rows as keyword arguments of a torch model."""
+  import torch
+
+  out = {
+    'input_ids': torch.tensor(batch['tokens_BT'], dtype=torch.long),
+    'attention_mask': torch.tensor(batch['segments_BT'] > 0, dtype=torch.long),
+  }
+  return out | ({'token_type_ids': torch.tensor(batch['types_BT']).long()} if types else {})
+
+
+def assert_close(ours, theirs, tolerance=1e-4):
+  """Equal to `tolerance` of the larger side's scale."""
+  ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
+  assert ours.shape == theirs.shape
+  assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()

@@ -1,0 +1,164 @@
+"""The decoder against transformers, packed rows, causality, and configs it must refuse."""
+
+import dataclasses
+
+import hf_reference as reference
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from disranker_jax import weights
+from disranker_jax.errors import UserError
+from disranker_jax.models import hf, ranker
+from disranker_jax.models.decoder import DecoderConfig
+
+KINDS = ('mistral', 'llama', 'qwen2')
+
+
+def _tiny(kind='mistral', **options):
+  # Larger than the usual start, so that attention is far from uniform and every path matters.
+  return reference.ranker(kind, 6.0, head='lm', **options)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_hidden_states_and_logits_match_transformers(kind, tmp_path):
+  torch = pytest.importorskip('torch')
+  theirs = reference.model(kind, 'CausalLM')
+  theirs.save_pretrained(tmp_path)
+  model = ranker.from_hf(tmp_path, head='lm')
+  variables = hf.load(tmp_path, model, jax.random.key(0))
+  batch = reference.rows(reference.sequences((12, 7, 1)))
+  real = batch['segments_BT'] > 0
+  with torch.no_grad():
+    inputs = reference.torch_inputs(batch)
+    hidden = theirs.model(**inputs).last_hidden_state.numpy()[real]
+    logits = theirs(**inputs).logits.numpy()[real]
+  ours = jax.jit(model.hidden)(variables, batch)[real]
+  reference.assert_close(ours, hidden)
+  reference.assert_close(model.module.apply(variables, ours, method='logits'), logits)
+
+
+def test_the_window_is_shorter_than_the_parity_sequences_and_matters():
+  model, variables = _tiny()
+  assert model.config.window == 4
+  batch = reference.rows(reference.sequences((12,)))
+  full = dataclasses.replace(model, config=dataclasses.replace(model.config, window=None))
+  ours, theirs = (jax.jit(m.hidden)(variables, batch) for m in (model, full))
+  apart = np.abs(ours - theirs)[0].max(-1)
+  assert apart[:4].max() < 1e-5 < 1e-2 < apart[4:].min()
+
+
+def test_packed_rows_equal_separate_rows():
+  model, variables = _tiny()
+  ids = reference.sequences((9, 3, 6))
+  packed, starts = reference.packed(ids, 24)
+  forward = jax.jit(model.hidden)
+  together = forward(variables, packed)[0]
+  for tokens, start in zip(ids, starts, strict=True):
+    alone = forward(variables, reference.rows([tokens], length=24))[0, : len(tokens)]
+    np.testing.assert_allclose(together[start : start + len(tokens)], alone, atol=2e-5)
+
+
+def test_a_token_reaches_later_positions_of_its_own_segment_only():
+  model, variables = _tiny()
+  packed, starts = reference.packed(reference.sequences((6, 6)), 14)
+  table = variables['params']['embed']['embedding']
+  # A row of the table for this token alone, so that its gradient is this position's.
+  packed['tokens_BT'][0, starts[1] + 2] = 0
+
+  def size(table):
+    return jnp.abs(
+      model.hidden({'params': {**variables['params'], 'embed': {'embedding': table}}}, packed)
+    ).sum(axis=(0, 2))
+
+  packed['tokens_BT'][0, 12:] = 1
+  reached = np.abs(jax.jit(jax.jacobian(size))(table)[:, 0]).sum(-1) > 0
+  assert reached.tolist() == [False] * 8 + [True] * 4 + [False] * 2
+
+
+def test_remat_and_unrolled_layers_change_nothing_but_cost():
+  model, variables = _tiny('llama', lora_rank=2)
+  batch = reference.rows(reference.sequences((8, 5)))
+
+  def value_and_grad(**options):
+    other = dataclasses.replace(model, **options)
+    return jax.jit(jax.value_and_grad(lambda v: jnp.sum(other.hidden(v, batch)[:, -1])))(variables)
+
+  expected = value_and_grad()
+  for options in ({'remat': 'full'}, {'remat': 'full', 'scan': False}):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+      value_and_grad(**options),
+      expected,
+    )
+  with pytest.raises(UserError, match="remat 'some'"):
+    value_and_grad(remat='some')
+
+
+@pytest.mark.parametrize('precision', ['bfloat16', 'bfloat16_dots'])
+def test_low_precision_stays_near_fp32(precision):
+  model, variables = _tiny()
+  batch = reference.rows(reference.sequences((12, 7)))
+  low = jax.jit(dataclasses.replace(model, precision=precision).hidden)(variables, batch)
+  assert low.dtype == (jnp.bfloat16 if precision == 'bfloat16' else jnp.float32)
+  full = jax.jit(model.hidden)(variables, batch)
+  apart = jnp.linalg.norm(low.astype(jnp.float32) - full) / jnp.linalg.norm(full)
+  assert 1e-5 < apart < 0.05
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'model_type': 'gpt2'}, "model_type 'gpt2'"),
+    ({'hidden_act': 'gelu'}, "hidden_act 'gelu'"),
+    ({'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1e4}}, "rope scaling 'yarn'"),
+    ({'rope_scaling': {'type': 'linear', 'factor': 2.0}}, "rope scaling 'linear'"),
+    ({'mlp_bias': True}, 'mlp_bias'),
+  ],
+)
+def test_configs_that_would_compute_something_else_are_refused(changes, message):
+  with pytest.raises(UserError, match=message):
+    DecoderConfig.from_hf(reference.config('llama').to_dict() | changes)
+
+
+def test_config_survives_the_trip_and_old_keys_are_read():
+  for kind in KINDS:
+    config = DecoderConfig.from_hf(reference.config(kind).to_dict())
+    assert DecoderConfig.from_hf(config.to_hf()) == config
+    assert hash(config) == hash(dataclasses.replace(config))
+  old = reference.config('mistral').to_dict() | {'rope_theta': 7.0, 'rope_scaling': None}
+  del old['rope_parameters'], old['head_dim']
+  assert DecoderConfig.from_hf(old).rope_theta == 7.0
+  assert DecoderConfig.from_hf(old).head_dim == 8
+
+
+def test_qwen2_uses_its_window_only_where_told():
+  config = reference.config('qwen2').to_dict()
+  assert DecoderConfig.from_hf(config).window == 5
+  assert DecoderConfig.from_hf(config | {'use_sliding_window': False}).window is None
+  assert DecoderConfig.from_hf(config | {'max_window_layers': 3}).window is None
+  with pytest.raises(UserError, match='max_window_layers 1 of 3'):
+    DecoderConfig.from_hf(config | {'max_window_layers': 1})
+
+
+def test_smollm2_matches_transformers():
+  torch = pytest.importorskip('torch')
+  try:
+    folder = weights.find('smollm2-135m')
+  except UserError as error:
+    pytest.skip(str(error))
+  import transformers
+
+  keep = [0, 1, 28, 29]  # Real weights, a tenth of the time.
+  model = ranker.from_hf(folder, head='lm', layers=keep)
+  variables = hf.load(folder, model, jax.random.key(0), layers=keep)
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+  theirs.model.layers = torch.nn.ModuleList(theirs.model.layers[i] for i in keep)
+  theirs.config.num_hidden_layers = len(keep)
+  batch = reference.rows(reference.sequences((30, 11), vocab=49152))
+  real = batch['segments_BT'] > 0
+  with torch.no_grad():
+    logits = theirs(**reference.torch_inputs(batch), use_cache=False).logits.numpy()[real]
+  hidden = jax.jit(model.hidden)(variables, batch)[real]
+  reference.assert_close(model.module.apply(variables, hidden, method='logits'), logits)
