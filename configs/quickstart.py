@@ -1,4 +1,7 @@
-"""The whole pipeline on real text and real weights, in minutes on two cores."""
+"""The whole pipeline on real text and real weights, in minutes on two cores.
+
+python -m disranker_jax.main --config configs/quickstart.py --workdir runs/quickstart
+"""
 
 from disranker_jax.config import defaults
 
@@ -6,30 +9,22 @@ from disranker_jax.config import defaults
 def get_config():
   c = defaults()
   c.name = 'quickstart'
+  c.data.limit.update(candidates=600, test=100)
 
-  c.teacher.model = 'smollm2-135m'
-  c.teacher.remat = 'none'
-  c.teacher.max_len = 64
-  c.teacher.max_query_len = 24
-  c.teacher.row_len = 128
-  c.teacher.lora_rank = 16
-  c.teacher.scorer = 'likelihood'
+  # A small LLM ranks best by how likely it finds the query after the page. Continued pre-training
+  # in that direction is the warm start; labels come on top.
+  c.teacher.update(model='smollm2-135m', scorer='likelihood', remat='full', lora_rank=16)
+  c.teacher.update(max_len=48, max_query_len=20, row_len=96)
   c.teacher.template = '{title}: {summary}\n\nSummary: {query}'
   c.teacher.zero_shot_template = c.teacher.template
-  c.cpt.predict = 'query'
+  c.cpt.update(predict='query', trainable='lora', learning_rate=1e-3, batch_rows=20)
+  c.sft.update(trainable='lora', learning_rate=1e-4, batch_rows=20, group_size=4, max_steps=12)
+  c.score.update(batch_rows=40, group_size=6, shard_queries=50)
 
-  c.student.model = 'minilm-l6'
-  c.student.layers = ()
-  c.student.max_len = 64
-  c.student.max_query_len = 24
-  c.student.row_len = 128
-
-  c.cpt.update(learning_rate=1e-3, trainable='lora', batch_rows=16, epochs=1.0)
-  c.sft.update(learning_rate=1e-3, trainable='lora', batch_rows=16, epochs=1.0)
-  c.score.update(batch_rows=32, group_size=8, shard_queries=100)
-  c.finetune.update(learning_rate=5e-5, batch_rows=32, epochs=3.0)
-  c.distill.update(learning_rate=5e-5, batch_rows=32, epochs=3.0, standardise=True)
-  c.evaluate.batch_rows = 32
-  c.evaluate.relevant = 4
-  c.data.limit.test = 100
+  c.student.update(model='minilm-l6', layers=())
+  c.student.update(max_len=48, max_query_len=20, row_len=96)
+  c.finetune.update(learning_rate=5e-5, batch_rows=40, epochs=1.5)
+  c.distill.update(learning_rate=1e-4, batch_rows=40, group_size=6, epochs=2.0)
+  c.distill.update(start='finetune', standardise=True)
+  c.evaluate.update(batch_rows=40, relevant=4)
   return c

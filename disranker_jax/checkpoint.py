@@ -4,6 +4,7 @@ Three checkpointables a step, `params` | `train` | `data`, so that the next stag
 alone. Frozen parameters are in none: they come from where the stage got them.
 """
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -63,7 +64,16 @@ class Checkpoints:
       except Exception as e:  # Orbax raises bare Exceptions for broken files
         logging.warning('checkpoint %s/%d cannot be read (%s)', self._folder, step, first_line(e))
         data.set_state(data.initial_state)
+        self._set_aside(step)
     return 0, None, None
+
+  def _set_aside(self, step: int) -> None:
+    """Moves a step that cannot be read to `unreadable/`, so that it is written anew in its turn."""
+    aside = self._folder.parent / 'unreadable'
+    aside.mkdir(exist_ok=True)
+    shutil.rmtree(aside / str(step), ignore_errors=True)
+    (self._folder / str(step)).rename(aside / str(step))
+    self._orbax.reload()
 
   def wait(self) -> None:
     """Until everything that was started is on disk."""

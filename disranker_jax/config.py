@@ -1,4 +1,4 @@
-"""Every setting there is, with its default: a config file starts from `defaults()` and changes some.
+"""Every setting with its default: a config file starts from `defaults()` and changes some.
 
 The tree is locked, so a misspelt key is an error wherever it is written: in a config file or as
 `--config.sft.epochs=2` on the command line.
@@ -45,7 +45,8 @@ def model(**changes) -> ConfigDict:
   # 'float32', 'bfloat16', 'bfloat16_dots' (bf16 operands, fp32 sums and activations: fast on CPU)
   # or 'auto': bfloat16 on an accelerator, bfloat16_dots on a CPU.
   c.precision = 'auto'
-  c.remat = 'none'  # 'full' recomputes layers in the backward pass: less memory, a third more time
+  # What the backward pass computes again: 'none'; 'dots': all but dot products; 'full': layers.
+  c.remat = 'none'
   c.lora_rank = 0  # 0: no adapters
   c.lora_alpha = 32.0
   c.max_len = 256  # tokens of a query with one document, special tokens included
@@ -126,6 +127,7 @@ def check(config: ConfigDict) -> None:
     'sft.loss': ('pairwise_hinge', 'ranknet', 'info_nce'),
     'finetune.loss': ('pairwise_hinge', 'ranknet', 'info_nce'),
     'distill.start': ('', 'finetune'),
+    **{f'{s}.remat': ('none', 'dots', 'full') for s in ('teacher', 'student')},
     **{f'{s}.schedule': ('cosine', 'linear', 'constant') for s in TRAINING},
     **{
       f'{s}.precision': ('auto', 'float32', 'bfloat16', 'bfloat16_dots')

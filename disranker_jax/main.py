@@ -39,4 +39,5 @@ def cli() -> None:
 
 
 if __name__ == '__main__':
+  runtime.restart_with_huge_pages()
   cli()

@@ -4,19 +4,9 @@ import re
 
 import jax.numpy as jnp
 import optax
-from flax import traverse_util
 
 from disranker_jax.errors import UserError
-
-
-def flatten(variables) -> dict:
-  """{'params/blocks/q/kernel': array}: parameters by path, as rules and checkpoints name them."""
-  return traverse_util.flatten_dict(variables, sep='/')
-
-
-def unflatten(flat: dict):
-  """The nested tree that models take."""
-  return traverse_util.unflatten_dict(flat, sep='/')
+from disranker_jax.tree import flatten
 
 
 def split(variables, pattern: str) -> tuple[dict, dict]:

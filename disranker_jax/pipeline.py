@@ -109,13 +109,13 @@ def refuse_stale(the: Run, stage: Stage, listed: list[Stage], chosen: list[Stage
   """Raises if the stage was begun from other settings or inputs, or if what it needs is missing."""
   before = manifest.read(the.folder(stage.name))
   now = inputs(the, stage, listed)
-  if before is not None:
-    if lines := manifest.changes(before, manifest.asked(the.config, stage.sections), now):
-      more = f' (and {len(lines) - 3} more)' if len(lines) > 3 else ''
-      raise UserError(
-        f'{the.folder(stage.name)} is stale: {"; ".join(lines[:3])}{more}. '
-        f'Do it again with --rerun={stage.name}, or give another --workdir'
-      )
+  asked = manifest.asked(the.config, stage.sections)
+  if lines := manifest.changes(before, asked, now) if before else []:
+    more = f' (and {len(lines) - 3} more)' if len(lines) > 3 else ''
+    raise UserError(
+      f'{the.folder(stage.name)} is stale: {"; ".join(lines[:3])}{more}. '
+      f'Do it again with --rerun={stage.name}, or give another --workdir'
+    )
   missing = [n for n, f in now.items() if f is None and n not in [s.name for s in chosen]]
   if missing and (before is None or before['status'] != 'done'):
     raise UserError(

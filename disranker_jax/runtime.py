@@ -14,17 +14,25 @@ def prepare() -> None:
   keep_freed_memory()
 
 
-def keep_freed_memory() -> None:
-  """Tells glibc not to give memory back: XLA on a CPU maps its scratch space anew for every step.
+def restart_with_huge_pages() -> None:
+  """Starts this Python anew, in the same process, with huge pages for glibc's memory.
 
-  Measured at 1.35 times the speed of a forward pass in bf16; without glibc nothing happens.
+  XLA on a CPU takes its scratch space anew for every step, and faulting it in page by page is a
+  sixth of a training step (measured: 1.2 times the speed). glibc reads the setting only at start.
   """
+  if sys.platform.startswith('linux') and 'GLIBC_TUNABLES' not in os.environ:
+    os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
+    os.execv(sys.executable, sys.orig_argv)
+
+
+def keep_freed_memory() -> None:
+  """Tells glibc not to give freed memory back to the system, which would fault it in again."""
   if not sys.platform.startswith('linux'):
     return
   try:
     libc = ctypes.CDLL('libc.so.6')
-    m_trim_threshold, m_mmap_max = -1, -4
-    libc.mallopt(m_mmap_max, 0)
-    libc.mallopt(m_trim_threshold, 2**31 - 1)
-  except OSError:
-    pass
+  except OSError:  # another C library
+    return
+  m_trim_threshold, m_mmap_max = -1, -4
+  libc.mallopt(m_mmap_max, 0)
+  libc.mallopt(m_trim_threshold, -1)

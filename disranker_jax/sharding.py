@@ -75,5 +75,5 @@ def put(tree, mesh: Mesh):
 
 def put_batch(batch, mesh: Mesh):
   """Rows over the data axes; the small [G, N] and [P] arrays everywhere."""
-  rows = lambda k: BATCH if k.endswith('_BT') else P()
-  return {k: jax.device_put(v, NamedSharding(mesh, rows(k))) for k, v in batch.items()}
+  where = {k: NamedSharding(mesh, BATCH if k.endswith('_BT') else P()) for k in batch}
+  return jax.device_put(batch, where)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from disranker_jax import optimizer, sharding
+from disranker_jax import optimizer, sharding, tree
 from disranker_jax.checkpoint import Checkpoints, abstract
 from disranker_jax.data import batches
 from disranker_jax.errors import UserError
@@ -50,10 +50,10 @@ def steps(settings, dataset: grain.IterDataset, rows: int) -> int:
 
 
 def train_step(loss, tx, trained, opt, frozen, micro_batches):
-  """One update from a list of micro-batches: sums of losses, weights and gradients, divided once."""
+  """One update from micro-batches: sums of losses, weights and gradients, divided once."""
 
   def total(trained, batch):
-    loss_sum, weight, metrics = loss(optimizer.unflatten(trained | frozen), batch)
+    loss_sum, weight, metrics = loss(tree.unflatten(trained | frozen), batch)
     return loss_sum, (weight, metrics)
 
   loss_sum, weight, grads, metrics = 0.0, 0.0, None, None
@@ -92,10 +92,10 @@ def fit(job: Job, variables, mesh) -> dict:
   data.initial_state = data.get_state()
   job.folder.mkdir(parents=True, exist_ok=True)
   with Checkpoints(job.folder / 'checkpoints') as checkpoints, graceful_stop() as stop:
-    nested = abstract(optimizer.unflatten(trained), optimizer.unflatten(where[0]))
+    nested = abstract(tree.unflatten(trained), tree.unflatten(where[0]))
     step, saved, train = checkpoints.restore(nested, {'opt': abstract(opt, where[1])}, data)
     if step:
-      trained, opt = optimizer.flatten(saved), train['opt']
+      trained, opt = tree.flatten(saved), train['opt']
       say(f'{job.label} goes on from step {step}')
     log = MetricsLog(job.folder / 'metrics.jsonl', step)
     late = None  # metrics are read one step late, so that the device never waits for the host
@@ -111,12 +111,12 @@ def fit(job: Job, variables, mesh) -> dict:
         if step % c.save_every == 0 or step == job.steps or stop():
           report(late, log, progress)
           late = None
-          checkpoints.save(step, optimizer.unflatten(trained), {'opt': opt}, data)
+          checkpoints.save(step, tree.unflatten(trained), {'opt': opt}, data)
         if stop():
           checkpoints.wait()
           raise Stopped(f'{job.label}: stopped at step {step} of {job.steps}')
       checkpoints.wait()
-  return optimizer.unflatten(trained | frozen)
+  return tree.unflatten(trained | frozen)
 
 
 def report(late, log, progress) -> None:
@@ -125,11 +125,12 @@ def report(late, log, progress) -> None:
     return
   step, examples, metrics = late
   values = {k: float(v) for k, v in metrics.items()}
-  if not math.isfinite(values['loss']):
-    raise UserError(
-      f'the loss is {values["loss"]} at step {step}; lower the learning rate or look at the data, '
-      'then run again: it goes on from the last checkpoint'
-    )
+  for name in ('loss', 'grad_norm'):
+    if not math.isfinite(values[name]):
+      raise UserError(
+        f'{name} is {values[name]} at step {step}; lower the learning rate or look at the data, '
+        'then run again: it goes on from the last checkpoint'
+      )
   log.write(step, examples, values)
   progress.update(step, examples, loss=values['loss'])
 

@@ -20,7 +20,7 @@ CHARS_PER_TOKEN = 16
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Encoded:
-  """One sequence: ids_T, types_T (BERT's 0/1), the scored position, and the span the LM predicts."""
+  """One sequence: ids_T, types_T (BERT's 0/1), the scored position, the span the LM predicts."""
 
   ids: np.ndarray
   types: np.ndarray
@@ -115,6 +115,7 @@ class TextPrompt:
         keep[mine[max(len(mine) - excess, 0) :]] = False
     target = field['query'] if self.predict == 'query' else field['title'] | field['summary']
     at = np.flatnonzero(target[keep]) + len(bos)
+    at = at[at > 0]  # without a start token, nothing stands before the first to predict it from
     span = (int(at[0]), int(at[-1]) + 1) if len(at) else (0, 0)
     ids = np.concatenate([bos, ids[keep], [t.eos_token_id]]).astype(np.int32)
     if self.predict == 'document' and span[1] == len(ids) - 1:

@@ -1,4 +1,4 @@
-"""Distillation: the student learns the teacher's scores, point by point and difference by difference.
+"""Distillation: the student learns the teacher's scores, their values and their differences.
 
 Paper section 3.4: L = L_point + beta * L_margin. A pairwise term on hard labels, where a query has
 them, may be added: the uniform-architecture study finds it critical.

@@ -1,6 +1,7 @@
 """Trained models as Hugging Face folders, which score elsewhere as they do here."""
 
 from disranker_jax import weights
+from disranker_jax.errors import UserError
 from disranker_jax.models import hf
 from disranker_jax.stages import sides
 
@@ -8,6 +9,11 @@ from disranker_jax.stages import sides
 def run(run) -> dict:
   """export/<model> for each model that the config names; adapters are merged."""
   c = run.config.export
+  if 'teacher' in c.models and run.config.teacher.scorer == 'eos+likelihood':
+    raise UserError(
+      "config.export.models: a teacher with scorer 'eos+likelihood' has two heads, as no Hugging "
+      "Face model has; export only 'student', or train with 'eos' or 'likelihood'"
+    )
   folders = {}
   for name in c.models:
     if name == 'teacher':

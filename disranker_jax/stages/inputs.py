@@ -1,4 +1,4 @@
-"""What stages take from outside the workdir: source files and local model folders, by fingerprint."""
+"""Fingerprints of what stages take from outside the workdir: source files, local model folders."""
 
 import glob
 import platform

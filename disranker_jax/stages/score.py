@@ -43,7 +43,7 @@ def run(run) -> dict:
         stop = min(start + c.shard_queries, len(groups))
         file = shard_file(folder, start, c.shard_queries)
         if not file.exists():
-          part = (first_stage_top(groups[i], c.group_size) for i in range(start, stop))
+          part = (chosen(groups[i], c.group_size) for i in range(start, stop))
           write_shard(file, scorer(watched(part, start, scorer, progress)))
         progress.update(stop, 0)
     stats[kind] = statistics(groups, folder, c)
@@ -52,11 +52,16 @@ def run(run) -> dict:
   return {'pairs': sum(s['pairs'] for s in stats.values()), 'ms_per_pair': scorer.ms_per_pair}
 
 
-def first_stage_top(group: Group, size: int) -> Group:
-  """The query with its `size` best documents of the first stage; all of them if size is 0."""
+def chosen(group: Group, size: int) -> Group:
+  """The query with `size` documents: the first stage's best, before them the best-labelled ones.
+
+  All of them if size is 0. Without labels the first stage's rank alone decides.
+  """
   if not size or len(group.docs) <= size:
     return group
-  docs = sorted(group.docs, key=lambda d: d.rank or len(group.docs) + 1)[:size]
+  best = max(d.label for d in group.docs)
+  last = len(group.docs) + 1
+  docs = sorted(group.docs, key=lambda d: (d.label != best, d.rank or last))[:size]
   return Group(group.query_id, group.query, tuple(docs))
 
 
@@ -99,7 +104,7 @@ def statistics(groups, folder: Path, c) -> dict:
   seen = {(q, d) for q, d, _ in rows}
   wanted = 0
   for i in range(len(groups)):
-    group = first_stage_top(groups[i], c.group_size)
+    group = chosen(groups[i], c.group_size)
     wanted += len(group.docs)
     if not all((group.query_id, d.doc_id) in seen for d in group.docs):
       raise UserError(f'{folder}: query {group.query_id!r} lacks scores; rerun with --rerun=score')
@@ -131,7 +136,7 @@ class ScoredGroups:
     for kind in kinds(run.config):
       groups = prepare.records(run, kind)
       scores = [s for _, _, s in read_scores(run.folder('score') / 'shards' / kind)]
-      sizes = [len(first_stage_top(groups[i], c.group_size).docs) for i in range(len(groups))]
+      sizes = [len(chosen(groups[i], c.group_size).docs) for i in range(len(groups))]
       self._parts.append((groups, np.array(scores, np.float32), np.cumsum([0, *sizes])))
     self._size = c.group_size
     self.scores = np.concatenate([p[1] for p in self._parts])
@@ -142,7 +147,7 @@ class ScoredGroups:
   def __getitem__(self, i: int) -> tuple[Group, np.ndarray]:
     for groups, scores, ends in self._parts:
       if i < len(groups):
-        group = first_stage_top(groups[i], self._size)
+        group = chosen(groups[i], self._size)
         return group, scores[ends[i] : ends[i + 1]]
       i -= len(groups)
     raise IndexError(i)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on labels: of the teacher (`sft`) and of the baseline student (`finetune`).
+"""Fine-tuning on labels: of the teacher (`sft`) and of the baseline student (`finetune`).
 
 Paper section 3.2: a pairwise rank loss over the documents of a query, at the final `</s>`. The
 student fine-tuned in the same way on the same labels is what distillation has to beat.

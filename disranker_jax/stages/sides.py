@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from transformers import AutoTokenizer
 
-from disranker_jax import checkpoint, optimizer, sharding, weights
+from disranker_jax import checkpoint, sharding, tree, weights
 from disranker_jax.data.prompts import PairPrompt, TextPrompt
 from disranker_jax.errors import UserError
 from disranker_jax.models import hf
@@ -92,13 +92,13 @@ def trained(run, side: Side, stages: tuple[str, ...]) -> dict:
 
   Stages that the config does not list are passed over.
   """
-  flat = optimizer.flatten(side.pretrained(run.config.seed, run.mesh))
+  flat = tree.flatten(side.pretrained(run.config.seed, run.mesh))
   for stage in stages:
     if stage in run.config.stages:
       saved = checkpoint.load_params(run.folder(stage) / 'checkpoints', run.mesh)
       # Another stage may have trained a head that this side does not have.
-      flat |= {k: v for k, v in optimizer.flatten(saved).items() if k in flat}
-  return optimizer.unflatten(flat)
+      flat |= {k: v for k, v in tree.flatten(saved).items() if k in flat}
+  return tree.unflatten(flat)
 
 
 def scorer(run, side: Side, variables, rows: int, kind: str = 'eos', prompt=None) -> Scorer:

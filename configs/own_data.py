@@ -1,0 +1,23 @@
+"""Your data, your models: edit the four addresses and the two names, then run it.
+
+  python -m disranker_jax.main --config configs/own_data.py --workdir runs/own_data
+
+Addresses are `jsonl:FILE` (globs and .gz are fine) or `trec:FOLDER`; README.md has the fields.
+Model names are local folders or Hugging Face names. The rest is the paper's: see
+disranker_jax/config.py for every setting. On two cores start with small models, as in
+configs/quickstart.py; a 7B teacher wants accelerators, as in configs/disranker_mistral_7b.py.
+"""
+
+from disranker_jax.config import defaults
+
+
+def get_config():
+  c = defaults()
+  c.name = 'own_data'
+  c.data.clicks = 'jsonl:data/clicks*.jsonl.gz'
+  c.data.judgements = 'jsonl:data/judgements.jsonl'
+  c.data.candidates = 'jsonl:data/candidates*.jsonl.gz'
+  c.data.test = 'jsonl:data/test.jsonl'
+  c.teacher.model = 'mistralai/Mistral-7B-v0.1'
+  c.student.model = 'google-bert/bert-base-multilingual-cased'
+  return c
