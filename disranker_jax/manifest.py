@@ -67,7 +67,7 @@ class Manifest:
       'config': wanted,
       'inputs': inputs,
       'versions': versions(),
-      'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+      'device': device(),
       'started': before.get('started', now()),
       'wall_s': self._spent,
     }
@@ -99,6 +99,14 @@ def changes(manifest: dict, wanted: dict, inputs: dict) -> list[str]:
     if name in inputs and inputs[name] is not None and inputs[name] != fingerprint:
       lines.append(f'its input {name} is another one now')
   return lines
+
+
+def device() -> str:
+  """What this runs on, for tables: '8 x NVIDIA H100', 'cpu, 2 cores'."""
+  kind = jax.devices()[0].device_kind
+  if jax.default_backend() == 'cpu':
+    return f'{kind}, {os.cpu_count()} cores'
+  return f'{jax.device_count()} x {kind}'
 
 
 def versions() -> dict[str, str]:

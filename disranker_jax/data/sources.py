@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 from disranker_jax.data import lines, python_docs, records, trec
-from disranker_jax.data.records import BadRows, Click, Group
+from disranker_jax.data.records import BadRows, Click, Document, Group
 from disranker_jax.errors import UserError
 
 KINDS = ('clicks', 'judgements', 'candidates', 'test')
@@ -35,6 +35,23 @@ def read(
     raise UserError(f'{address!r}: is no address of {kind}; write one like {examples}')
   make, _ = SCHEMES[scheme]
   return make(rest, kind, depth, BadRows() if bad_rows is None else bad_rows)
+
+
+def documents(path: str | pathlib.Path) -> list[Document]:
+  """The documents of a JSON-lines file of doc_id, title, summary, in its order; each id once."""
+  bad_rows, docs = BadRows(), {}
+
+  def parse(line: bytes) -> Document:
+    doc = records.document(lines.from_json(line))
+    if doc.doc_id in docs:
+      raise records.BadRow('doc_id', f'{doc.doc_id!r} is there twice', 'give each its own')
+    return doc
+
+  for file in lines.matching(str(path)):
+    for number, line in lines.read(file):
+      doc = bad_rows.parse(file, number, line, parse)
+      docs[doc.doc_id] = doc
+  return list(docs.values())
 
 
 def _python_docs(rest: str, kind: str, depth: int, bad_rows: BadRows) -> Iterator[Click | Group]:

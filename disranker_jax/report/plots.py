@@ -11,6 +11,7 @@ import numpy as np
 
 COLOURS = ('#8c8c8c', '#4c72b0', '#55a868', '#dd8452', '#c44e52')
 SMOOTH = 0.9
+FEWEST = 20  # documents of a label that make a histogram
 
 
 def smoothed(values: list[float]) -> np.ndarray:
@@ -40,13 +41,15 @@ def score_histograms(scores: dict[str, dict[int, list[float]]], file: Path) -> N
   figure, axes = plt.subplots(1, len(scores), figsize=(4 * len(scores), 3), squeeze=False)
   for axis, (model, by_label) in zip(axes[0], scores.items(), strict=True):
     every = np.concatenate([np.array(s) for s in by_label.values()])
-    bins = np.linspace(*np.percentile(every, [0.5, 99.5]), 30)
+    bins = np.linspace(*np.percentile(every, [0.5, 99.5]), 25)
     for (label, values), colour in zip(sorted(by_label.items()), COLOURS * 2, strict=False):
       # Labels differ in number by far; each is drawn with the same area.
-      axis.hist(
-        values, bins, density=True, histtype='step', color=colour, linewidth=1.5,
-        label=f'label {label} ({len(values)})',
-      )  # fmt: skip
+      name = f'label {label} ({len(values)})'
+      if len(values) < FEWEST:
+        axis.plot([], [], ' ', label=f'{name}: too few')
+      else:
+        style = {'histtype': 'step', 'color': colour, 'linewidth': 1.5, 'label': name}
+        axis.hist(values, bins, density=True, **style)
     axis.set(title=model, xlabel='score', yticks=[])
     axis.legend(fontsize=7)
   axes[0][0].set_ylabel('density')

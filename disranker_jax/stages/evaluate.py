@@ -138,7 +138,7 @@ def write_run(file, ranking: metrics.Run, name: str) -> None:
   with file.open('w') as f:
     for query, scores in ranking.items():
       for rank, doc in enumerate(metrics.ranked(scores), 1):
-        f.write(f'{query} Q0 {doc} {rank} {scores[doc]:.6f} {name}\n')
+        f.write(f'{query} Q0 {doc} {rank} {scores[doc]:.9g} {name}\n')
 
 
 def write_per_query(file, name: str, rows) -> None:

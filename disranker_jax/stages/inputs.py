@@ -31,10 +31,11 @@ def address(source: str) -> str:
   scheme, _, rest = source.partition(':')
   if scheme == 'python_docs':
     return manifest.digest([source, platform.python_version()])
-  path = Path(rest.partition('?')[0])
+  # A question mark begins a TREC folder's options; in a glob it is a character.
+  path = Path(rest if scheme == 'jsonl' else rest.partition('?')[0]).expanduser()
   if path.is_dir():
-    return files(sorted(path.iterdir()))
-  return files(sorted(map(Path, glob.glob(str(path)))))
+    return manifest.digest([source, files(sorted(path.iterdir()))])
+  return manifest.digest([source, files(sorted(map(Path, glob.glob(str(path)))))])
 
 
 def files(paths: list[Path]) -> str:

@@ -124,7 +124,7 @@ def write_run(run) -> None:
   with gzip.open(run.folder('score') / 'teacher.run.gz', 'wt') as f:
     for query, rows in by_query.items():
       for rank, (score, doc) in enumerate(sorted(rows, reverse=True), 1):
-        f.write(f'{query} Q0 {doc} {rank} {score:.6f} teacher\n')
+        f.write(f'{query} Q0 {doc} {rank} {score:.9g} teacher\n')
 
 
 class ScoredGroups:

@@ -1,0 +1,29 @@
+"""The quickstart's pipeline with all the data and longer texts: about an hour on two cores.
+
+  python -m disranker_jax.main --config configs/python_docs.py --workdir runs/python_docs
+"""
+
+from disranker_jax.config import defaults
+
+
+def get_config():
+  c = defaults()
+  c.name = 'python_docs'
+
+  c.teacher.update(model='smollm2-135m', scorer='likelihood', remat='full', lora_rank=16)
+  c.teacher.update(max_len=64, max_query_len=24, row_len=128)
+  c.teacher.template = '{title}: {summary}\n\nSummary: {query}'
+  c.teacher.zero_shot_template = c.teacher.template
+  c.cpt.update(predict='query', trainable='lora', learning_rate=1e-3, batch_rows=16)
+  c.sft.update(trainable='lora', learning_rate=1e-4, batch_rows=16, group_size=4)
+  c.score.update(batch_rows=32, shard_queries=50)
+
+  c.student.update(model='minilm-l6', layers=())
+  c.student.update(max_len=64, max_query_len=24, row_len=128)
+  c.finetune.update(learning_rate=1e-4, batch_rows=32, epochs=3.0)
+  c.distill.update(learning_rate=1.5e-4, batch_rows=32, epochs=4.0)
+  c.distill.update(start='finetune', standardise=True)
+  c.evaluate.update(batch_rows=32, relevant=4)
+  for stage in (c.cpt, c.sft, c.finetune, c.distill):
+    stage.save_every = 50
+  return c

@@ -1,0 +1,236 @@
+"""The ends of a sequence, what is cut first, and which tokens a language model predicts."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from disranker_jax import weights
+from disranker_jax.data.prompts import PairPrompt, TextPrompt, document_text
+from disranker_jax.data.records import Document
+from disranker_jax.errors import UserError
+
+PAPER = '{query} : {title} : {summary}'
+QUERY_LAST = '{title}: {summary}\n\nSummary: {query}'
+few_examples = settings(max_examples=60, deadline=None)
+
+anything = st.text(max_size=60) | st.text(st.sampled_from('ab \n\t.:?'), max_size=400)
+# Words that a tokenizer gives back as they were: no spaces or controls within, no combining marks.
+word = st.text(st.characters(categories=['Lu', 'Ll', 'Lo', 'Nd', 'Po', 'So']), min_size=1, max_size=6)
+phrase = st.lists(word, min_size=1, max_size=6).map(' '.join)
+lengths = st.integers(12, 64), st.integers(1, 32)
+
+
+@pytest.fixture(scope='module')
+def bert():
+  return AutoTokenizer.from_pretrained(weights.find('tiny-encoder'))
+
+
+@pytest.fixture(scope='module')
+def mistral():
+  return AutoTokenizer.from_pretrained(weights.find('tiny-decoder'))
+
+
+def one(prompt, query, title, summary):
+  [encoded] = prompt.encode(query, [Document('d', title, summary)])
+  return encoded
+
+
+# One token each with the space before it, in both tokenizers: for query, title and summary.
+LETTERS = 'cts'
+
+
+def counts(tokenizer, ids):
+  """How many of the letters there are in the text of the ids."""
+  words = re.findall(r'\b\w\b', tokenizer.decode(ids, skip_special_tokens=True))
+  return tuple(words.count(w) for w in LETTERS)
+
+
+# Both kinds
+
+
+@few_examples
+@given(query=anything, title=anything, summary=anything, max_len=lengths[0], max_query=lengths[1])
+def test_the_last_token_is_always_the_real_end_and_the_length_is_kept(
+  bert, mistral, query, title, summary, max_len, max_query
+):
+  pair = one(PairPrompt(bert, max_len, max_query), query, title, summary)
+  assert len(pair) <= max_len
+  assert pair.ids[0] == bert.cls_token_id and pair.ids[-1] == bert.sep_token_id
+  assert pair.anchor == 0 and np.count_nonzero(pair.ids == bert.sep_token_id) == 2
+  for template in (PAPER, QUERY_LAST):
+    for predict in ('document', 'query'):
+      text = one(TextPrompt(mistral, max_len, max_query, template, predict), query, title, summary)
+      assert len(text) <= max_len
+      assert text.ids[0] == mistral.bos_token_id and text.ids[-1] == mistral.eos_token_id
+      assert text.anchor == len(text) - 1
+      start, stop = text.predict
+      # A predicted token has one before it to be predicted from.
+      assert start == stop == 0 or 1 <= start < stop <= len(text)
+
+
+@few_examples
+@given(
+  n=st.tuples(*[st.integers(1, 40)] * 3), max_len=lengths[0], max_query=lengths[1],
+  template=st.sampled_from([PAPER, QUERY_LAST]),
+)  # fmt: skip
+def test_a_decoder_loses_the_summary_first_then_the_title_and_the_query_last(
+  mistral, n, max_len, max_query, template
+):
+  query, title, summary = (' '.join([w] * k) for w, k in zip(LETTERS, n, strict=True))
+  encoded = one(TextPrompt(mistral, max_len, max_query, template), query, title, summary)
+  q, t, s = counts(mistral, encoded.ids)
+  whole = min(n[0], max_query)
+  assert 1 <= q <= whole
+  if s < n[2]:
+    assert len(encoded) == max_len, 'cut without need'
+  if t < n[1]:
+    assert s == 0
+  if q < whole:
+    assert s == t == 0
+
+
+@few_examples
+@given(n=st.tuples(*[st.integers(1, 40)] * 3), max_len=lengths[0], max_query=lengths[1])
+def test_bert_loses_the_summary_before_the_title_and_the_start_of_the_query_never(
+  bert, n, max_len, max_query
+):
+  query, title, summary = (' '.join([w] * k) for w, k in zip(LETTERS, n, strict=True))
+  encoded = one(PairPrompt(bert, max_len, max_query), query, title, summary)
+  q, t, s = counts(bert, encoded.ids)
+  assert q == min(n[0], max_query, max_len - 4)  # [CLS], two [SEP] and a token of the document
+  if s < n[2]:
+    assert len(encoded) == max_len
+  if t < n[1]:
+    assert s == 0
+
+
+@few_examples
+@given(query=phrase, title=phrase, summary=phrase, max_query=st.integers(1, 10))
+def test_the_first_tokens_of_the_query_stay_whatever_else_is_cut(
+  bert, mistral, query, title, summary, max_query
+):
+  for make, tokenizer in (
+    (lambda: PairPrompt(bert, 14, max_query), bert),
+    (lambda: TextPrompt(mistral, 14, max_query, PAPER), mistral),
+  ):
+    ids = tokenizer(query, add_special_tokens=False)['input_ids']
+    kept = one(make(), query, title, summary).ids[1:].tolist()
+    room = min(len(ids), max_query, 6)  # two ends and at most six tokens of the template
+    assert kept[:room] == ids[:room]
+
+
+def test_documents_are_encoded_in_order_and_each_as_if_alone(bert, mistral):
+  docs = [Document(str(i), f'title {i}', 'word ' * 7 * i) for i in range(4)]
+  for prompt in (PairPrompt(bert, 24, 8), TextPrompt(mistral, 24, 8, PAPER)):
+    together = prompt.encode('a query', docs)
+    assert len({len(e) for e in together}) > 1
+    for doc, encoded in zip(docs, together, strict=True):
+      [alone] = prompt.encode('a query', [doc])
+      np.testing.assert_array_equal(encoded.ids, alone.ids)
+      assert encoded.predict == alone.predict
+    assert prompt.encode('a query', []) == []
+
+
+# BERT
+
+
+@few_examples
+@given(query=phrase, title=phrase, summary=phrase | st.just(''))
+def test_bert_reads_what_a_cross_encoder_client_gives_for_title_and_summary(
+  bert, query, title, summary
+):
+  encoded = one(PairPrompt(bert, 512, 256), query, title, summary)
+  theirs = bert(query, f'{title} : {summary}', return_token_type_ids=True)
+  assert encoded.ids.tolist() == theirs['input_ids']
+  assert encoded.types.tolist() == theirs['token_type_ids']
+
+
+def test_the_second_segment_begins_after_the_first_sep(bert):
+  encoded = one(PairPrompt(bert, 32, 8), 'what is it', 'a title', 'and more')
+  first = encoded.ids.tolist().index(bert.sep_token_id)
+  assert encoded.types.tolist() == [0] * (first + 1) + [1] * (len(encoded) - first - 1)
+
+
+def test_the_text_of_a_document_is_title_colon_summary():
+  assert document_text(Document('d', 'a b', 'c.')) == 'a b : c.'
+
+
+# Decoders
+
+
+def spelt(tokenizer, encoded):
+  return tokenizer.decode(encoded.ids[slice(*encoded.predict)])
+
+
+@few_examples
+@given(query=phrase, title=phrase, summary=phrase)
+def test_what_is_predicted_decodes_to_the_title_and_summary_with_the_end(
+  mistral, query, title, summary
+):
+  encoded = one(TextPrompt(mistral, 512, 256, PAPER), query, title, summary)
+  assert mistral.decode(encoded.ids) == f'<s>{query} : {title} : {summary}</s>'
+  assert spelt(mistral, encoded).strip() == f'{title} : {summary}</s>'
+
+
+@few_examples
+@given(query=phrase, title=phrase, summary=phrase)
+def test_what_is_predicted_decodes_to_the_query_without_the_end(mistral, query, title, summary):
+  encoded = one(TextPrompt(mistral, 512, 256, QUERY_LAST, 'query'), query, title, summary)
+  assert spelt(mistral, encoded).strip() == query
+
+
+def test_what_is_predicted_is_only_what_was_kept(mistral):
+  summary = 's ' * 40
+  encoded = one(TextPrompt(mistral, 24, 8, PAPER), 'c c', 't t', summary)
+  assert len(encoded) == 24 and encoded.predict[1] == 24
+  _, _, left = counts(mistral, encoded.ids)
+  assert 0 < left < 40
+  assert counts(mistral, encoded.ids[slice(*encoded.predict)]) == (0, 2, left)
+  long = one(TextPrompt(mistral, 48, 8, QUERY_LAST, 'query'), 'c ' * 30, 't t', summary)
+  assert counts(mistral, long.ids[slice(*long.predict)]) == (8, 0, 0)
+
+
+@pytest.mark.parametrize(
+  'template, text',
+  [
+    (PAPER, '<s>Q1 : T1 : S1</s>'),
+    (QUERY_LAST, '<s>T1: S1\n\nSummary: Q1</s>'),
+    ('{summary} | {query} | {title}!', '<s>S1 | Q1 | T1!</s>'),
+  ],
+)
+def test_a_template_orders_the_fields(mistral, template, text):
+  assert mistral.decode(one(TextPrompt(mistral, 64, 16, template), 'Q1', 'T1', 'S1').ids) == text
+
+
+def test_braces_and_fields_in_the_texts_are_only_text(mistral):
+  encoded = one(TextPrompt(mistral, 64, 32, PAPER), '{title} {0}', 'a {query}', '}{')
+  assert mistral.decode(encoded.ids) == '<s>{title} {0} : a {query} : }{</s>'
+
+
+@pytest.mark.parametrize(
+  'template', ['{query} {title}', '{query} {title} {summary} {query}', '{query} {title} {body}', '']
+)
+def test_a_template_without_each_field_once_is_refused(mistral, template):
+  with pytest.raises(UserError, match='must have {query}, {title} and {summary} once'):
+    TextPrompt(mistral, 64, 16, template)
+
+
+def test_a_tokenizer_without_an_end_is_refused(mistral):
+  class Endless:
+    eos_token_id = None
+
+  with pytest.raises(UserError, match='no end-of-sequence token'):
+    TextPrompt(Endless, 64, 16, PAPER)
+
+
+def test_without_a_start_token_the_first_token_is_not_predicted(mistral):
+  tokenizer = AutoTokenizer.from_pretrained(mistral.name_or_path)
+  tokenizer.bos_token = None  # as Qwen2's
+  encoded = one(TextPrompt(tokenizer, 64, 16, '{title} : {summary} : {query}'), 'q', 'a b', 'c')
+  assert tokenizer.decode(encoded.ids) == 'a b : c : q</s>'
+  assert encoded.predict[0] == 1  # nothing stands before it that could predict it
+  assert spelt(tokenizer, encoded) == ' b : c'

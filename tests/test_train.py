@@ -1,0 +1,209 @@
+"""The training loop on a linear scorer of a few values: restore, step, save, stop."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from disranker_jax import config, sharding, train, tree
+from disranker_jax.checkpoint import load_params
+from disranker_jax.data import batches
+from disranker_jax.errors import UserError
+
+WIDTH, DOCS, GROUPS = 3, 4, 2
+TRUE = np.array([1.0, -2.0, 0.5], np.float32)
+
+
+class Rows(grain.IterDataset):
+  """Endless batches of random features and labels, the same for the same seed."""
+
+  def __init__(self, seed: int = 0, poison: int | None = None):
+    source = grain.MapDataset.range(10_000).map(lambda i: make_batch(seed, i, poison))
+    super().__init__(source.to_iter_dataset())
+
+  def __iter__(self):
+    return iter(self._parent)
+
+
+def make_batch(seed: int, i: int, poison: int | None = None) -> dict:
+  rng = np.random.default_rng([seed, i])
+  x = rng.normal(size=(GROUPS, DOCS, WIDTH)).astype(np.float32)
+  if i == poison:
+    x[:] = np.nan
+  labels = (x @ TRUE).astype(np.float32)
+  return {'x_GND': x, 'labels_GN': labels, 'mask_GN': np.ones((GROUPS, DOCS), bool)}
+
+
+def loss(variables, batch):
+  scores_GN = batch['x_GND'] @ variables['params']['w'] + variables['params']['frozen']
+  error_G = jnp.sum(jnp.square(scores_GN - batch['labels_GN']), axis=1)
+  return jnp.sum(error_G), jnp.array(float(GROUPS)), {'mean_score': jnp.mean(scores_GN)}
+
+
+def start():
+  return {'params': {'w': jnp.zeros(WIDTH), 'frozen': jnp.ones(())}}
+
+
+def job(folder, steps=8, dataset=None, **changes) -> train.Job:
+  settings = config.training(learning_rate=0.1, save_every=2, trainable='params/w', **changes)
+  return train.Job('test', Path(folder), loss, dataset or Rows(), settings, steps)
+
+
+def fit(folder, **options):
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
+  return train.fit(job(folder, **options), start(), mesh)
+
+
+def losses(folder) -> list[tuple[int, float]]:
+  rows = [json.loads(line) for line in (Path(folder) / 'metrics.jsonl').read_text().splitlines()]
+  return [(row['step'], row['loss']) for row in rows]
+
+
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory):
+  """An unbroken run: its folder and its last parameters."""
+  folder = tmp_path_factory.mktemp('straight')
+  return folder, np.asarray(fit(folder)['params']['w'])
+
+
+def test_it_moves_towards_the_weights_that_made_the_labels(straight):
+  assert np.linalg.norm(straight[1] - TRUE) < np.linalg.norm(TRUE)
+
+
+def test_frozen_parameters_stay_and_are_not_saved(straight, tmp_path):
+  variables = fit(tmp_path)
+  assert float(variables['params']['frozen']) == 1.0
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
+  assert list(tree.flatten(load_params(straight[0] / 'checkpoints', mesh))) == ['params/w']
+
+
+@pytest.mark.parametrize('stop', [1, 2, 3, 5])
+def test_resume_is_bitwise_the_unbroken_run(straight, tmp_path, stop, monkeypatch):
+  """Stopped after `stop` steps, on and off the saving interval, and started again."""
+  write = train.MetricsLog.write
+
+  def interrupt(self, step, *rest):
+    write(self, step, *rest)
+    if step == stop:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  monkeypatch.setattr(train.MetricsLog, 'write', interrupt)
+  with pytest.raises(train.Stopped):
+    fit(tmp_path)
+  monkeypatch.undo()
+  again = fit(tmp_path)
+  np.testing.assert_array_equal(np.asarray(again['params']['w']), straight[1])
+  assert losses(tmp_path) == losses(straight[0])
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_result(straight, tmp_path):
+  """SIGKILL once a metrics line is there, wherever the process is then; twice."""
+  program = (
+    'import sys; sys.path.insert(0, sys.argv[1]); import test_train; test_train.fit(sys.argv[2])'
+  )
+  command = [sys.executable, '-c', program, str(Path(__file__).parent), str(tmp_path)]
+  for seen in (1, 4):
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    log = tmp_path / 'metrics.jsonl'
+    while time.monotonic() < deadline and process.poll() is None:
+      if log.exists() and log.read_text().count('\n') >= seen:
+        process.send_signal(signal.SIGKILL)
+        break
+      time.sleep(0.005)
+    process.wait(120)
+  again = fit(tmp_path)
+  np.testing.assert_array_equal(np.asarray(again['params']['w']), straight[1])
+  assert losses(tmp_path) == losses(straight[0])
+
+
+def test_a_finished_run_is_not_trained_on(straight):
+  before = losses(straight[0])
+  np.testing.assert_array_equal(np.asarray(fit(straight[0])['params']['w']), straight[1])
+  assert losses(straight[0]) == before
+
+
+def break_checkpoint(folder: Path, step: int) -> None:
+  for file in (folder / 'checkpoints' / str(step)).rglob('*'):
+    if file.is_file() and file.stat().st_size > 100:
+      file.write_bytes(b'broken')
+
+
+def test_a_broken_checkpoint_falls_back_and_is_written_anew(straight, tmp_path, caplog):
+  fit(tmp_path)
+  break_checkpoint(tmp_path, 8)
+  again = fit(tmp_path)
+  assert 'cannot be read' in caplog.text
+  np.testing.assert_array_equal(np.asarray(again['params']['w']), straight[1])
+  assert losses(tmp_path) == losses(straight[0])
+  caplog.clear()
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
+  saved = load_params(tmp_path / 'checkpoints', mesh)
+  np.testing.assert_array_equal(np.asarray(saved['params']['w']), straight[1])
+  assert 'cannot be read' not in caplog.text
+
+
+def test_parameters_of_a_stage_without_checkpoints_are_an_error(tmp_path):
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
+  with pytest.raises(UserError, match=r'no checkpoint.*--rerun=sft'):
+    load_params(tmp_path / 'sft' / 'checkpoints', mesh)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(tmp_path):
+  with pytest.raises(UserError, match='loss is nan at step 6'):
+    fit(tmp_path, dataset=Rows(poison=5))
+  steps = sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit())
+  assert steps == [2, 4]
+
+
+def test_micro_batches_give_the_step_of_the_whole_batch():
+  """Sums are added and divided once, also where the micro-batches weigh differently."""
+  tx = optax.sgd(0.1)
+  trained, frozen = {'params/w': jnp.ones(WIDTH)}, {'params/frozen': jnp.ones(())}
+
+  def weighted(variables, batch):
+    scores_GN = batch['x_GND'] @ variables['params']['w']
+    error_GN = jnp.where(batch['mask_GN'], jnp.square(scores_GN - batch['labels_GN']), 0.0)
+    return jnp.sum(error_GN), jnp.sum(batch['mask_GN']), {}
+
+  parts = [make_batch(0, i) for i in range(2)]
+  parts[1]['mask_GN'][:, 1:] = False
+  whole = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+  opt = tx.init(trained)
+  one, _, one_metrics = train.train_step(weighted, tx, trained, opt, frozen, [whole])
+  two, _, two_metrics = train.train_step(weighted, tx, trained, opt, frozen, parts)
+  np.testing.assert_allclose(one['params/w'], two['params/w'], rtol=1e-6)
+  np.testing.assert_allclose(one_metrics['loss'], two_metrics['loss'], rtol=1e-6)
+
+
+def test_steps_follow_epochs_and_the_limit():
+  class Packed(grain.IterDataset):
+    def __init__(self):
+      full = {'mask_GN': np.array([[True], [True], [False]])}
+      super().__init__(grain.MapDataset.range(99).map(lambda _: full).to_iter_dataset())
+
+    def __iter__(self):
+      return iter(self._parent)
+
+  assert batches.groups_per_batch(Packed()) == 2
+  settings = config.training(epochs=1.5)
+  assert train.steps(settings, Packed(), rows=40) == 30
+  assert train.steps(config.training(epochs=1.5, accumulate=3), Packed(), rows=40) == 10
+  assert train.steps(config.training(max_steps=7), Packed(), rows=40) == 7
+  assert train.steps(settings, Packed(), rows=1) == 1
+
+
+def test_placed_batches_need_not_be_tokens():
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
+  placed = sharding.put_batch(make_batch(0, 0), mesh)
+  assert all(isinstance(v, jax.Array) for v in placed.values())
