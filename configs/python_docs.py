@@ -1,6 +1,6 @@
 """The quickstart's pipeline with all the data and longer texts: about an hour on two cores.
 
-  python -m disranker_jax.main --config configs/python_docs.py --workdir runs/python_docs
+python -m disranker_jax.main --config configs/python_docs.py --workdir runs/python_docs
 """
 
 from disranker_jax.config import defaults

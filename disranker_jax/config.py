@@ -138,15 +138,29 @@ def check(config: ConfigDict) -> None:
   for key, allowed in choices.items():
     if flat[key] not in allowed:
       raise UserError(f'config.{key}={flat[key]!r}: must be one of {", ".join(map(repr, allowed))}')
-  for listed, allowed in (('stages', STAGES), ('evaluate.models', known.evaluate.models)):
+  lists = {
+    'stages': STAGES,
+    'evaluate.models': known.evaluate.models,
+    'export.models': ('student', 'teacher', 'finetuned'),
+  }
+  for listed, allowed in lists.items():
     for value in flat[listed]:
       if value not in allowed:
         raise UserError(f'config.{listed}: unknown {value!r}; there are {", ".join(allowed)}')
+  for key, value in flat.items():
+    low = LOWEST.get(key.rpartition('.')[2])
+    if low is not None and key != 'score.group_size' and value < low:
+      raise UserError(f'config.{key}={value}: must be at least {low}')
   for side in ('teacher', 'student'):
     if flat[f'{side}.row_len'] < flat[f'{side}.max_len']:
       raise UserError(f'config.{side}.row_len: must be at least config.{side}.max_len')
 
 
+# The smallest value of counts, by the last part of their keys; a pair takes two documents.
+LOWEST = {
+  'batch_rows': 1, 'accumulate': 1, 'save_every': 1, 'shard_queries': 1, 'group_size': 2,
+  'max_len': 8, 'max_query_len': 1, 'depth': 1, 'max_steps': 0, 'epochs': 0,
+}  # fmt: skip
 TRAINING = ('cpt', 'sft', 'finetune', 'distill')
 
 

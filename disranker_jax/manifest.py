@@ -95,8 +95,13 @@ class Manifest:
 def changes(manifest: dict, wanted: dict, inputs: dict) -> list[str]:
   """What has changed since the stage was begun; inputs that are not known yet are passed over."""
   lines = [f'config.{line}' for line in configs.differing(manifest['config'], wanted)]
-  for name, fingerprint in manifest['inputs'].items():
-    if name in inputs and inputs[name] is not None and inputs[name] != fingerprint:
+  before = manifest['inputs']
+  for name in sorted(before.keys() | inputs.keys()):
+    if name not in inputs:
+      lines.append(f'its input {name} is no longer in the config')
+    elif name not in before:
+      lines.append(f'its input {name} is new in the config')
+    elif inputs[name] is not None and inputs[name] != before[name]:
       lines.append(f'its input {name} is another one now')
   return lines
 

@@ -38,7 +38,10 @@ STAGES = (
     'evaluate', evaluate.run, ('seed', 'teacher', 'student', 'evaluate'),
     ('prepare', 'cpt', 'sft', 'finetune', 'distill'),
   ),
-  Stage('export', export.run, ('teacher', 'student', 'export'), ('cpt', 'sft', 'distill')),
+  Stage(
+    'export', export.run, ('seed', 'teacher', 'student', 'export'),
+    ('cpt', 'sft', 'finetune', 'distill'),
+  ),
   Stage('report', report_stage.run, (), ('sft', 'score', 'distill', 'evaluate', 'export')),
 )  # fmt: skip
 assert tuple(s.name for s in STAGES) == configs.STAGES
@@ -73,10 +76,11 @@ def run(config, workdir: Path, stages=None, rerun=()) -> None:
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f'--workdir {workdir}: is a file')
   the = Run(config, workdir, sharding.make_mesh(config.mesh))
-  for name in following(listed, rerun):
+  again = following(listed, rerun)
+  for stage in preceding(listed, chosen):
+    refuse_stale(the, stage, listed, chosen, again)
+  for name in again:  # only now: a run that is refused deletes nothing
     shutil.rmtree(the.folder(name), ignore_errors=True)
-  for stage in chosen:
-    refuse_stale(the, stage, listed, chosen)
   workdir.mkdir(parents=True, exist_ok=True)
   configs.save(config, workdir / 'config.json')
   did = [stage.name for stage in chosen if run_stage(the, stage, listed, chosen)]
@@ -94,6 +98,15 @@ def following(listed: list[Stage], names) -> list[str]:
   return [s.name for s in listed if s.name in again] if names else []
 
 
+def preceding(listed: list[Stage], chosen: list[Stage]) -> list[Stage]:
+  """The chosen stages and, transitively, those whose folders they read, in order."""
+  wanted = {s.name for s in chosen}
+  for stage in reversed(listed):
+    if stage.name in wanted:
+      wanted |= set(stage.needs)
+  return [s for s in listed if s.name in wanted]
+
+
 def inputs(the: Run, stage: Stage, listed: list[Stage]) -> dict[str, str | None]:
   """Fingerprints of what a stage is made from; None for an earlier stage that is not done yet."""
   found = stage_inputs.outside(the.config, stage.name)
@@ -105,10 +118,15 @@ def inputs(the: Run, stage: Stage, listed: list[Stage]) -> dict[str, str | None]
   return found
 
 
-def refuse_stale(the: Run, stage: Stage, listed: list[Stage], chosen: list[Stage]) -> None:
-  """Raises if the stage was begun from other settings or inputs, or if what it needs is missing."""
-  before = manifest.read(the.folder(stage.name))
-  now = inputs(the, stage, listed)
+def refuse_stale(
+  the: Run, stage: Stage, listed: list[Stage], chosen: list[Stage], again: list[str] = ()
+) -> None:
+  """Raises if the stage was begun from other settings or inputs, or if what it needs is missing.
+
+  Stages in `again` count as not done.
+  """
+  before = None if stage.name in again else manifest.read(the.folder(stage.name))
+  now = {n: None if n in again else f for n, f in inputs(the, stage, listed).items()}
   asked = manifest.asked(the.config, stage.sections)
   if lines := manifest.changes(before, asked, now) if before else []:
     more = f' (and {len(lines) - 3} more)' if len(lines) > 3 else ''
@@ -116,8 +134,9 @@ def refuse_stale(the: Run, stage: Stage, listed: list[Stage], chosen: list[Stage
       f'{the.folder(stage.name)} is stale: {"; ".join(lines[:3])}{more}. '
       f'Do it again with --rerun={stage.name}, or give another --workdir'
     )
-  missing = [n for n, f in now.items() if f is None and n not in [s.name for s in chosen]]
-  if missing and (before is None or before['status'] != 'done'):
+  running = [s.name for s in chosen]
+  missing = [n for n, f in now.items() if f is None and n not in running]
+  if missing and stage.name in running and (before is None or before['status'] != 'done'):
     raise UserError(
       f'stage {stage.name} needs {", ".join(missing)}, not done in {the.workdir}: '
       f'run with --stages={",".join([*missing, stage.name])}'

@@ -62,7 +62,7 @@ def quality(results: dict[str, float], file: Path) -> None:
   names, values = list(results)[::-1], list(results.values())[::-1]
   bars = axis.barh(names, values, color=COLOURS[1])
   axis.bar_label(bars, fmt='%.3f', padding=3)
-  axis.set(xlabel='nDCG@5', xlim=(0, max(values) * 1.15))
+  axis.set(xlabel='nDCG@5', xlim=(0, max([*values, 0.01]) * 1.15))
   finish(figure, file)
 
 

@@ -27,7 +27,8 @@ def run(run) -> dict:
   data = run.config.data
   for kind in kinds(run.config):
     if not data[kind]:
-      raise UserError(f'config.data.{kind}: is empty, but {READERS[kind]} need it')
+      readers = ', '.join(s for s in READERS[kind] if s in run.config.stages)
+      raise UserError(f'config.data.{kind}: is empty, but read by {readers}; give an address')
     folder = run.folder('prepare') / kind
     quarantine = run.folder('prepare') / f'{kind}.quarantine.jsonl'
     bad_rows = BadRows(data.on_bad_row, quarantine)
