@@ -114,39 +114,17 @@ def defaults() -> ConfigDict:
 
 def check(config: ConfigDict) -> None:
   """Raises UserError for values that cannot work, each with its key and what it may be."""
-  known = defaults()
-  extra = [k for k in flatten(config) if k not in flatten(known)]
-  if extra:
-    near = difflib.get_close_matches(extra[0], flatten(known), 1)
+  known, flat = flatten(defaults()), flatten(config)
+  if extra := [k for k in flat if k not in known]:
+    near = difflib.get_close_matches(extra[0], known, 1)
     hint = f'; did you mean {near[0]!r}?' if near else ''
     raise UserError(f'config.{extra[0]}: there is no such key{hint}')
-  choices = {
-    'data.on_bad_row': ('error', 'quarantine'),
-    'teacher.scorer': ('eos', 'likelihood', 'eos+likelihood'),
-    'cpt.predict': ('document', 'query'),
-    'sft.loss': ('pairwise_hinge', 'ranknet', 'info_nce'),
-    'finetune.loss': ('pairwise_hinge', 'ranknet', 'info_nce'),
-    'distill.start': ('', 'finetune'),
-    **{f'{s}.remat': ('none', 'dots', 'full') for s in ('teacher', 'student')},
-    **{f'{s}.schedule': ('cosine', 'linear', 'constant') for s in TRAINING},
-    **{
-      f'{s}.precision': ('auto', 'float32', 'bfloat16', 'bfloat16_dots')
-      for s in ('teacher', 'student')
-    },
-  }
-  flat = flatten(config)
-  for key, allowed in choices.items():
-    if flat[key] not in allowed:
-      raise UserError(f'config.{key}={flat[key]!r}: must be one of {", ".join(map(repr, allowed))}')
-  lists = {
-    'stages': STAGES,
-    'evaluate.models': known.evaluate.models,
-    'export.models': ('student', 'teacher', 'finetuned'),
-  }
-  for listed, allowed in lists.items():
-    for value in flat[listed]:
+  for key, allowed in choices().items():
+    values = flat[key] if isinstance(known[key], list) else [flat[key]]
+    for value in values:
       if value not in allowed:
-        raise UserError(f'config.{listed}: unknown {value!r}; there are {", ".join(allowed)}')
+        there = ', '.join(repr(a) for a in allowed)
+        raise UserError(f'config.{key}={flat[key]!r}: {value!r} is unknown; there are {there}')
   for key, value in flat.items():
     low = LOWEST.get(key.rpartition('.')[2])
     if low is not None and key != 'score.group_size' and value < low:
@@ -154,8 +132,56 @@ def check(config: ConfigDict) -> None:
   for side in ('teacher', 'student'):
     if flat[f'{side}.row_len'] < flat[f'{side}.max_len']:
       raise UserError(f'config.{side}.row_len: must be at least config.{side}.max_len')
+  check_stages(flat)
 
 
+def choices() -> dict[str, tuple[str, ...]]:
+  """What may stand in a setting that is a word, or in each place of one that is a list of words."""
+  losses, sides = ('pairwise_hinge', 'ranknet', 'info_nce'), ('teacher', 'student')
+  precisions = ('auto', 'float32', 'bfloat16', 'bfloat16_dots')
+  return {
+    'stages': STAGES,
+    'data.on_bad_row': ('error', 'quarantine'),
+    'teacher.scorer': ('eos', 'likelihood', 'eos+likelihood'),
+    **{f'{s}.remat': ('none', 'dots', 'full') for s in sides},
+    **{f'{s}.precision': precisions for s in sides},
+    **{f'{s}.schedule': ('cosine', 'linear', 'constant') for s in TRAINING},
+    'cpt.predict': ('document', 'query'),
+    'sft.loss': losses,
+    'finetune.loss': losses,
+    'distill.start': ('', 'finetune'),
+    'evaluate.models': ('random', 'bm25', 'zero_shot', 'finetuned', 'teacher', 'student'),
+    'export.models': ('student', 'teacher', 'finetuned'),
+  }
+
+
+def check_stages(flat: dict) -> None:
+  """Raises UserError where the listed stages cannot do without one that is not listed."""
+  stages = flat['stages']
+  present = list(stages)
+  if 'export' in stages:
+    present += [f'export of {m}' for m in flat['export.models']]
+  if 'distill' in stages:
+    present.append(f'distill.start={flat["distill.start"]}')
+  for reader in present:
+    if missing := [s for s in NEEDS.get(reader, ()) if s not in stages]:
+      raise UserError(f'config.stages: {reader} needs {", ".join(missing)}, which is not listed')
+
+
+def split_lists(config: ConfigDict) -> None:
+  """`--config.stages=prepare,cpt` arrives as one word with commas; makes it the list it means."""
+  for section, key in ((config, 'stages'), (config.evaluate, 'models'), (config.export, 'models')):
+    section[key] = tuple(part for word in section[key] for part in word.split(','))
+
+
+# Stages (and what else reads one) that cannot do without others.
+NEEDS = {
+  **{s: ('prepare',) for s in ('cpt', 'sft', 'score', 'finetune', 'evaluate')},
+  'distill': ('prepare', 'score'),
+  'distill.start=finetune': ('finetune',),
+  'export of student': ('distill',),
+  'export of finetuned': ('finetune',),
+}
 # The smallest value of counts, by the last part of their keys; a pair takes two documents.
 LOWEST = {
   'batch_rows': 1, 'accumulate': 1, 'save_every': 1, 'shard_queries': 1, 'group_size': 2,

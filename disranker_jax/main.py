@@ -21,9 +21,11 @@ def main(_) -> None:
   runtime.prepare()
   logging.set_verbosity(logging.WARNING)
   from disranker_jax import pipeline  # jax is imported only when flags are right
+  from disranker_jax.config import split_lists
   from disranker_jax.train import Stopped
 
   config = CONFIG.value
+  split_lists(config)
   workdir = Path(WORKDIR.value or Path('runs') / config.name)
   try:
     pipeline.run(config, workdir, STAGES.value, RERUN.value)

@@ -135,7 +135,9 @@ def test_without_discordant_pairs_pnr_is_inf_and_without_any_pair_nan():
   assert metrics.ratio(3, 0) == math.inf
   assert math.isnan(metrics.ratio(0, 0))
   assert metrics.ratio(0, 2) == 0
-  only_ties = metrics.summary(metrics.per_query({'q': {'a': 1.0, 'b': 1.0}}, {'q': {'a': 1, 'b': 0}}))
+  only_ties = metrics.summary(
+    metrics.per_query({'q': {'a': 1.0, 'b': 1.0}}, {'q': {'a': 1, 'b': 0}})
+  )
   assert math.isnan(only_ties['pnr']) and only_ties['tie_rate'] == 1
 
 

@@ -19,7 +19,9 @@ few_examples = settings(max_examples=60, deadline=None)
 
 anything = st.text(max_size=60) | st.text(st.sampled_from('ab \n\t.:?'), max_size=400)
 # Words that a tokenizer gives back as they were: no spaces or controls within, no combining marks.
-word = st.text(st.characters(categories=['Lu', 'Ll', 'Lo', 'Nd', 'Po', 'So']), min_size=1, max_size=6)
+word = st.text(
+  st.characters(categories=['Lu', 'Ll', 'Lo', 'Nd', 'Po', 'So']), min_size=1, max_size=6
+)
 phrase = st.lists(word, min_size=1, max_size=6).map(' '.join)
 lengths = st.integers(12, 64), st.integers(1, 32)
 
@@ -215,7 +217,7 @@ def test_braces_and_fields_in_the_texts_are_only_text(mistral):
   'template', ['{query} {title}', '{query} {title} {summary} {query}', '{query} {title} {body}', '']
 )
 def test_a_template_without_each_field_once_is_refused(mistral, template):
-  with pytest.raises(UserError, match='must have {query}, {title} and {summary} once'):
+  with pytest.raises(UserError, match=r'must have \{query\}, \{title\} and \{summary\} once'):
     TextPrompt(mistral, 64, 16, template)
 
 

@@ -1,0 +1,94 @@
+"""Bad rows, files and model folders: one clear line, and nothing half-written is left."""
+
+import shutil
+
+import helpers
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from disranker_jax import pipeline, weights
+
+JUDGEMENTS = helpers.own_rows('judgements')
+
+
+class TestBadInput:
+  """Each is one line for the person, and leaves nothing behind."""
+
+  def config(self, tmp_path, rows, **changes):
+    file = helpers.write_jsonl(tmp_path / 'rows.jsonl', rows)
+    address = f'jsonl:{file}'
+    return helpers.config(stages=('prepare', 'finetune'), data__judgements=address, **changes), str(
+      file
+    )
+
+  @pytest.mark.parametrize(
+    'row, place',
+    [
+      ('{"query_id": "q", ', '2:row'),
+      ('[1, 2]', '2:row'),
+      ({k: v for k, v in JUDGEMENTS[1].items() if k != 'summary'}, '2:summary'),
+      ({k: v for k, v in JUDGEMENTS[1].items() if k != 'label'}, '2:label'),
+      (JUDGEMENTS[1] | {'query': ' '}, '2:query'),
+      (JUDGEMENTS[1] | {'query': ''}, '2:query'),
+      (JUDGEMENTS[1] | {'label': -1}, '2:label'),
+      (JUDGEMENTS[1] | {'label': 1.5}, '2:label'),
+      (JUDGEMENTS[1] | {'label': '2'}, '2:label'),
+      (JUDGEMENTS[1] | {'label': True}, '2:label'),
+    ],
+  )
+  def test_a_bad_row_is_named_by_file_line_and_field(self, tmp_path, row, place):
+    config, file = self.config(tmp_path, [JUDGEMENTS[0], row, *JUDGEMENTS[2:]])
+    assert helpers.refused(config, tmp_path / 'run').startswith(f'{file}:{place}: ')
+    assert not (tmp_path / 'run').exists()
+
+  def test_a_missing_file_is_named(self, tmp_path):
+    config = helpers.config(data__clicks=f'jsonl:{tmp_path}/clicks.jsonl')
+    assert f'{tmp_path}/clicks.jsonl' in helpers.refused(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+  def test_after_a_row_is_mended_the_same_command_goes_on(self, tmp_path):
+    config, _ = self.config(tmp_path, [JUDGEMENTS[0] | {'label': -1}, *JUDGEMENTS[1:]])
+    helpers.refused(config, tmp_path / 'run')
+    config, _ = self.config(tmp_path, JUDGEMENTS)
+    pipeline.run(config, tmp_path / 'run', stages=['prepare'])
+    assert helpers.load(tmp_path / 'run' / 'data' / 'manifest.json')['status'] == 'done'
+
+  def test_quarantined_rows_are_counted_and_the_rest_is_used(self, tmp_path):
+    rows = [JUDGEMENTS[0] | {'label': -1}, *JUDGEMENTS[1:]]
+    config, _ = self.config(tmp_path, rows, data__on_bad_row='quarantine')
+    pipeline.run(config, tmp_path / 'run', stages=['prepare'])
+    results = helpers.load(tmp_path / 'run' / 'data' / 'manifest.json')['results']
+    assert results['judgements']['quarantined'] == 1
+    [aside] = (tmp_path / 'run' / 'data' / 'judgements.quarantine.jsonl').read_text().splitlines()
+    assert helpers.json.loads(aside)['line'] == 1
+
+  def test_a_changed_source_file_makes_a_run_stale(self, tmp_path):
+    config, _ = self.config(tmp_path, JUDGEMENTS)
+    pipeline.run(config, tmp_path / 'run', stages=['prepare'])
+    helpers.write_jsonl(tmp_path / 'rows.jsonl', JUDGEMENTS[:-1])
+    before = helpers.snapshot(tmp_path / 'run')
+    message = helpers.refused(config, tmp_path / 'run')
+    assert 'data.judgements' in message and '--rerun=prepare' in message
+    assert helpers.snapshot(tmp_path / 'run') == before
+
+  @pytest.mark.parametrize('how', ['lost', 'reshaped'])
+  def test_a_model_folder_with_a_wrong_tensor_names_it(self, tmp_path, how):
+    folder = shutil.copytree(weights.find('tiny-encoder'), tmp_path / 'model')
+    tensors = load_file(folder / 'model.safetensors')
+    name = 'bert.encoder.layer.1.output.dense.weight'
+    if how == 'lost':
+      del tensors[name]
+    else:
+      tensors[name] = np.ascontiguousarray(tensors[name].T)
+    save_file(tensors, folder / 'model.safetensors')
+    config, _ = self.config(tmp_path, JUDGEMENTS, student__model=str(folder))
+    message = helpers.refused(config, tmp_path / 'run')
+    assert str(folder) in message and name in message
+    assert not (tmp_path / 'run' / 'finetune').exists()
+    assert helpers.load(tmp_path / 'run' / 'data' / 'manifest.json')['status'] == 'done'
+
+  def test_a_workdir_that_is_a_file_is_left_alone(self, tmp_path):
+    (tmp_path / 'run').write_text('mine')
+    assert f'{tmp_path / "run"}: is a file' in helpers.refused(helpers.config(), tmp_path / 'run')
+    assert (tmp_path / 'run').read_text() == 'mine'

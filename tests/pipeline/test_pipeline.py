@@ -1,0 +1,316 @@
+"""Whole runs of the pipeline: what they write, how they go on after a stop, what they refuse."""
+
+import math
+import re
+import shutil
+
+import helpers
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from disranker_jax import pipeline, rerank, weights
+from disranker_jax.data import builders
+
+MODELS = ('random', 'bm25', 'zero_shot', 'finetuned', 'teacher', 'student')
+METRICS = ('pnr', 'ndcg@5', 'ndcg@10', 'mrr@10', 'queries', 'pairs')
+INTERRUPTED = helpers.ROOT / 'tests' / 'pipeline' / 'interrupted.py'
+
+
+def assert_one_error_line(process) -> str:
+  """Exit status 2 and nothing but one line on stderr that begins with error:."""
+  assert process.returncode == 2, process.stderr
+  lines = process.stderr.splitlines()
+  assert len([line for line in lines if line.startswith('error:')]) == 1, process.stderr
+  assert 'Traceback' not in process.stderr and not process.stdout
+  assert lines[-1].startswith('error:')
+  return lines[-1]
+
+
+def manifests(workdir) -> dict[str, dict]:
+  return {f: helpers.load(workdir / f / 'manifest.json') for f in helpers.STAGE_FOLDERS}
+
+
+def run_scores(file) -> dict[str, dict[str, float]]:
+  """{query: {document: score}} of a TREC run."""
+  scores = {}
+  for line in file.read_text().splitlines():
+    query, _, doc, _, score, _ = line.split(' ')
+    scores.setdefault(query, {})[doc] = float(score)
+  return scores
+
+
+class TestWholeRun:
+  def test_every_stage_is_done_and_says_what_it_was_made_from(self, done):
+    found = manifests(done)
+    assert {m['status'] for m in found.values()} == {'done'}
+    config = helpers.load(done / 'config.json')
+    assert found['sft']['config']['sft.learning_rate'] == config['sft']['learning_rate'] == 1e-3
+    assert found['sft']['inputs'] == {
+      'prepare': found['data']['fingerprint'],
+      'cpt': found['cpt']['fingerprint'],
+    }
+    assert all('jax' in m['versions'] and m['device'] and m['wall_s'] > 0 for m in found.values())
+
+  @pytest.mark.parametrize(
+    'file',
+    [
+      'config.json', 'score/stats.json', 'score/teacher.run.gz', 'score/shards/candidates',
+      'evaluate/results.json', 'evaluate/per_query.csv', 'report/report.md',
+      'export/student/model.safetensors', 'export/student/tokenizer.json',
+      'export/teacher/model.safetensors', 'cpt/samples.md',
+      *(f'evaluate/{m}.run' for m in MODELS),
+      *(f'{stage}/metrics.jsonl' for stage in helpers.TRAINING),
+      *(f'{stage}/checkpoints/{helpers.STEPS}' for stage in helpers.TRAINING),
+    ],
+  )  # fmt: skip
+  def test_files_of_the_design_are_there(self, done, file):
+    path = done / file
+    assert path.is_dir() or path.stat().st_size > 0
+
+  def test_nothing_half_written_is_left(self, done):
+    assert not [p for p in done.rglob('*') if p.suffix in ('.partial', '.tmp')]
+    assert not list(done.rglob('*orbax-checkpoint-tmp*'))
+
+  def test_training_logs_every_step_once(self, done):
+    for stage in helpers.TRAINING:
+      rows = (done / stage / 'metrics.jsonl').read_text().splitlines()
+      assert [helpers.json.loads(r)['step'] for r in rows] == list(range(1, helpers.STEPS + 1))
+
+  def test_results_have_every_model_over_the_same_pairs(self, done):
+    results = helpers.load(done / 'evaluate' / 'results.json')
+    assert tuple(results) == MODELS
+    assert {r['queries'] for r in results.values()} == {6}
+    pairs = {
+      sum(len(docs) for docs in run_scores(done / 'evaluate' / f'{m}.run').values()) for m in MODELS
+    }
+    assert {r['pairs'] for r in results.values()} == pairs
+    # A PNR is text where no pair is in the wrong order: JSON has no infinity.
+    assert all(0 <= r[m] <= 1 for r in results.values() for m in METRICS[1:4])
+    assert all(float(r['pnr']) >= 0 for r in results.values())
+
+  def test_summary_has_models_stages_and_latency(self, done):
+    summary = helpers.load(done / 'report' / 'summary.json')
+    assert set(summary) == {'models', 'stages', 'latency'}
+    assert set(summary['models']) == set(MODELS)
+    assert all(set(METRICS) <= set(m) for m in summary['models'].values())
+    assert set(summary['stages']) == set(pipeline.configs.STAGES) - {'report'}
+    assert all(summary['stages'][s]['steps'] == helpers.STEPS for s in helpers.TRAINING)
+    assert {row['model'] for row in summary['latency']} == set(MODELS) - {'random', 'bm25'}
+
+  def test_training_moved_the_weights_that_are_exported(self, done):
+    student = load_file(done / 'export' / 'student' / 'model.safetensors')
+    before = load_file(weights.find('tiny-encoder') / 'model.safetensors')
+    assert student.keys() == before.keys()
+    assert any(not np.array_equal(student[name], before[name]) for name in student)
+
+  def test_exported_student_scores_as_evaluate_did_here_and_in_transformers(self, done):
+    expected = run_scores(done / 'evaluate' / 'student.run')
+    spread = [max(scores.values()) - min(scores.values()) for scores in expected.values()]
+    assert min(spread) > 0.01  # the comparison can tell documents apart
+    tests = builders.open('test', done / 'data' / 'test')
+    folder = done / 'export' / 'student'
+    group = tests[0]
+    ours = {doc.doc_id: score for doc, score in rerank.rank(folder, group.query, group.docs)}
+    assert ours == pytest.approx(expected[group.query_id], abs=1e-5)
+    torch = pytest.importorskip('torch')
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    for group in (tests[i] for i in range(len(tests))):
+      for doc in group.docs:
+        # What is cut to length follows our own rules; short ones are any client's.
+        text = f'{doc.title} : {doc.summary}'
+        batch = tokenizer(group.query, text, return_tensors='pt')
+        if batch['input_ids'].shape[1] > 48 or len(tokenizer(group.query)['input_ids']) > 18:
+          continue
+        with torch.no_grad():
+          [[score]] = model(**batch).logits.tolist()
+        assert score == pytest.approx(expected[group.query_id][doc.doc_id], abs=1e-5)
+
+
+class TestAgain:
+  def test_a_finished_run_is_left_as_it_is(self, done, capsys):
+    before = helpers.snapshot(done)
+    pipeline.run(helpers.config(), done)
+    assert helpers.snapshot(done) == before
+    printed = capsys.readouterr()
+    assert 'all is done' in printed.err and 'begins' not in printed.err
+    assert 'distilled student' in printed.out
+
+  @pytest.mark.parametrize(
+    'change, folder',
+    [({'sft__margin': 0.2}, 'sft'), ({'data__depth': 3}, 'data'), ({'seed': 1}, 'cpt')],
+  )
+  def test_a_changed_setting_is_an_error_that_names_it_and_changes_nothing(
+    self, done, change, folder
+  ):
+    before, asked = helpers.snapshot(done), (done / 'config.json').read_bytes()
+    message = helpers.refused(helpers.config(**change), done)
+    [(key, value)] = change.items()
+    assert f'config.{key.replace("__", ".")}: was ' in message and f'is now {value}' in message
+    assert f'--rerun={"prepare" if folder == "data" else folder}' in message
+    assert str(done / folder) in message
+    assert helpers.snapshot(done) == before
+    assert (done / 'config.json').read_bytes() == asked
+
+  def test_an_earlier_stages_changed_setting_is_seen_by_one_stage_alone(self, done):
+    before, asked = helpers.snapshot(done), (done / 'config.json').read_bytes()
+    message = helpers.refused(helpers.config(sft__margin=0.2), done, stages=['evaluate'])
+    assert 'config.sft.margin: was 0.1, is now 0.2' in message
+    assert helpers.snapshot(done) == before
+    assert (done / 'config.json').read_bytes() == asked
+
+  def test_a_stage_that_is_no_longer_listed_makes_what_was_built_on_it_stale(self, done):
+    listed = tuple(s for s in pipeline.configs.STAGES if s != 'finetune')
+    before = helpers.snapshot(done)
+    message = helpers.refused(helpers.config(stages=listed), done)
+    assert 'finetune is no longer in the config' in message
+    assert helpers.snapshot(done) == before
+
+  def test_a_rerun_that_is_refused_deletes_nothing(self, done, tmp_path):
+    copy = shutil.copytree(done, tmp_path / 'copy')
+    before = helpers.snapshot(copy)
+    message = helpers.refused(helpers.config(sft__margin=0.2), copy, rerun=['distill'])
+    assert 'config.sft.margin' in message
+    assert helpers.snapshot(copy) == before
+    # evaluate needs sft, which would be deleted and is not among the stages to do.
+    message = helpers.refused(helpers.config(), copy, rerun=['sft'], stages=['evaluate'])
+    assert 'stage evaluate needs sft' in message
+    assert helpers.snapshot(copy) == before
+
+  def test_settings_without_effect_on_results_may_change(self, done, capsys):
+    before = helpers.snapshot(done)
+    pipeline.run(helpers.config(sft__save_every=4, teacher__remat='full'), done)
+    assert 'all is done' in capsys.readouterr().err
+    assert helpers.snapshot(done) == before
+    pipeline.run(helpers.config(), done)  # leave config.json as it was
+
+  def test_rerun_redoes_a_stage_and_what_follows_from_it_only(self, done, tmp_path):
+    copy = shutil.copytree(done, tmp_path / 'copy')
+    before, result = helpers.snapshot(copy), helpers.metrics(copy)
+    pipeline.run(helpers.config(), copy, rerun=['distill'])
+    after = helpers.snapshot(copy)
+    redone = {f.split('/')[0] for f in before.keys() | after if before.get(f) != after.get(f)}
+    assert redone == {'distill', 'evaluate', 'export', 'report'}
+    assert helpers.metrics(copy) == result  # the same seed, the same student
+
+  def test_one_stage_alone_works_from_what_is_there(self, done, tmp_path):
+    copy = shutil.copytree(done, tmp_path / 'copy')
+    shutil.rmtree(copy / 'export')
+    before = helpers.snapshot(copy)
+    pipeline.run(helpers.config(), copy, stages=['export'])
+    after = helpers.snapshot(copy)
+    assert {f.split('/')[0] for f in before.keys() ^ after} == {'export'}
+    for name in ('student', 'teacher'):
+      file = f'{name}/model.safetensors'
+      assert (copy / 'export' / file).read_bytes() == (done / 'export' / file).read_bytes()
+
+  def test_one_stage_without_what_it_needs_says_what_is_missing(self, tmp_path):
+    message = helpers.refused(helpers.config(), tmp_path / 'run', stages=['evaluate'])
+    for need in ('prepare', 'cpt', 'sft', 'finetune', 'distill'):
+      assert need in message
+    assert '--stages=prepare,cpt,sft,finetune,distill,evaluate' in message
+    assert not (tmp_path / 'run').exists()
+
+  @pytest.mark.parametrize('option', ['stages', 'rerun'])
+  def test_stages_that_the_config_does_not_list_are_refused(self, tmp_path, option):
+    message = helpers.refused(helpers.config(), tmp_path / 'run', **{option: ['evalute']})
+    assert "'evalute'" in message and 'evaluate' in message
+    assert not (tmp_path / 'run').exists()
+
+
+class TestStopped:
+  def test_a_run_stopped_four_times_ends_with_the_same_result(self, done, tmp_path, capsys):
+    workdir = tmp_path / 'run'
+
+    def stop(signal, stage, count):
+      command = INTERRUPTED, signal, stage, count, *helpers.flags(workdir)
+      process = helpers.command(*command)
+      assert helpers.load(workdir / stage / 'manifest.json')['status'] == 'running', process.stderr
+      return process
+
+    asked = stop('SIGTERM', 'cpt', 3)
+    assert asked.returncode == 130 and 'Traceback' not in asked.stderr
+    last = asked.stderr.splitlines()[-1]
+    assert 'cpt: stopped at step' in last and 'the same command goes on from there' in last
+    for stage, count in (('sft', 3), ('score', 1), ('distill', 5)):
+      assert stop('SIGKILL', stage, count).returncode == -9
+    capsys.readouterr()
+    pipeline.run(helpers.config(), workdir)
+    printed = capsys.readouterr().err
+    # At step 5 the checkpoint of step 2 is whole, since that of step 4 waited for it.
+    assert 'score: done before' in printed and re.search('distill goes on from step [24]', printed)
+    assert helpers.metrics(workdir) == helpers.metrics(done)
+    for stage in helpers.TRAINING:
+      logs = [_losses(w / stage / 'metrics.jsonl') for w in (workdir, done)]
+      assert logs[0] == logs[1], stage
+    for name in ('student', 'teacher'):
+      file = f'export/{name}/model.safetensors'
+      assert (workdir / file).read_bytes() == (done / file).read_bytes()
+
+
+def _losses(file) -> list[tuple[int, float]]:
+  rows = [helpers.json.loads(line) for line in file.read_text().splitlines()]
+  return [(row['step'], row['loss']) for row in rows]
+
+
+class TestOwnData:
+  def test_jsonl_files_go_through_every_stage(self, tmp_path):
+    changes = helpers.own_data(tmp_path)
+    config = helpers.config(
+      **changes, export__models=('student',), evaluate__models=('bm25', 'student'), cpt__samples=0
+    )
+    pipeline.run(config, tmp_path / 'run')
+    found = manifests(tmp_path / 'run')
+    assert {m['status'] for m in found.values()} == {'done'}
+    rows = {kind: found['data']['results'][kind]['rows'] for kind in ('clicks', 'test')}
+    assert rows == {'clicks': 6, 'test': 6}
+    results = helpers.load(tmp_path / 'run' / 'evaluate' / 'results.json')
+    assert results['student']['pairs'] == results['bm25']['pairs'] == 24
+    # The rows' own ranks are BM25's row of the table; they put the best page, d0, last of 4.
+    assert results['bm25']['mrr@10'] == pytest.approx(1 / 4)
+    gain = 2**4 - 1
+    ideal = gain / math.log2(2) + 1 / math.log2(3) + 1 / math.log2(4)
+    found = 1 / math.log2(2) + 1 / math.log2(4) + gain / math.log2(5)
+    assert results['bm25']['ndcg@5'] == pytest.approx(found / ideal)
+
+
+class TestCommandLine:
+  """Exit status and stderr; what is wrong is told before jax is imported where it can be."""
+
+  def test_an_unknown_key_suggests_the_known_one(self, tmp_path):
+    process = helpers.main(*helpers.flags(tmp_path / 'run', sft__epoch=2))
+    assert 'sft.epochs' in assert_one_error_line(process)
+    assert not (tmp_path / 'run').exists()
+
+  def test_an_unknown_key_in_a_config_file_is_named(self, tmp_path):
+    file = tmp_path / 'mine.py'
+    file.write_text(
+      'from disranker_jax.config import defaults\n'
+      'def get_config():\n  c = defaults()\n  c.sft.epoch = 2\n  return c\n'
+    )
+    process = helpers.main(f'--config={file}', f'--workdir={tmp_path / "run"}')
+    assert 'epochs' in assert_one_error_line(process)
+    assert not (tmp_path / 'run').exists()
+
+  def test_a_missing_config_file_is_named(self, tmp_path):
+    process = helpers.main(f'--config={tmp_path}/none.py', f'--workdir={tmp_path / "run"}')
+    assert f'{tmp_path}/none.py' in assert_one_error_line(process)
+
+  def test_a_value_of_another_type_is_an_error(self, tmp_path):
+    process = helpers.main(*helpers.flags(tmp_path / 'run', sft__epochs='many'))
+    assert 'many' in assert_one_error_line(process)
+
+  def test_a_workdir_of_another_config_is_refused(self, done):
+    before = helpers.snapshot(done)
+    line = assert_one_error_line(helpers.main(*helpers.flags(done, distill__beta=0.5)))
+    assert 'config.distill.beta: was 0.4, is now 0.5' in line and '--rerun=distill' in line
+    assert helpers.snapshot(done) == before
+
+  def test_a_bad_row_is_an_error_after_its_stage_began(self, tmp_path):
+    file = helpers.write_jsonl(tmp_path / 'clicks.jsonl', ['{'])
+    process = helpers.main(*helpers.flags(tmp_path / 'run', data__clicks=f'jsonl:{file}'))
+    assert f'{file}:1:row: ' in assert_one_error_line(process)
+    assert not (tmp_path / 'run').exists()

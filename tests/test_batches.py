@@ -1,0 +1,334 @@
+"""Packed rows: every document once, whole and alone in its segment, and scored where it ends."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from disranker_jax.data import batches
+from disranker_jax.data.batches import EncodedGroup, Shape, pack
+from disranker_jax.data.prompts import Encoded
+from disranker_jax.data.records import UNJUDGED, Click, Document, Group
+from disranker_jax.errors import UserError
+
+examples = settings(max_examples=60, deadline=None)
+# Four queries at most; any group made below fits alone, and few fit together.
+SHAPE = Shape(rows=4, row_len=48, docs=3, predicted=24)
+MAX_LEN = 30
+
+
+def sequence(length, *, anchor=-1, predict=(0, 0), seed=0) -> Encoded:
+  """Random tokens, padding's 0 among them, so that no test can find a document by its tokens."""
+  ids, types = np.random.default_rng(seed).integers(0, [[9], [2]], (2, length)).astype(np.int32)
+  return Encoded(ids, types, anchor % length, predict)
+
+
+def group(*lengths, name='q', predict=(0, 0)) -> EncodedGroup:
+  docs = [sequence(n, predict=predict, seed=i) for i, n in enumerate(lengths)]
+  return EncodedGroup(docs, np.zeros(len(docs)), np.zeros(len(docs)), name)
+
+
+@st.composite
+def sequences(draw):
+  length = draw(st.integers(1, MAX_LEN))
+  start, stop = sorted(draw(st.tuples(st.integers(1, length), st.integers(1, length))))
+  return sequence(
+    length,
+    anchor=draw(st.integers(0, length - 1)),
+    predict=(start, stop) if start < stop else (0, 0),
+    seed=draw(st.integers(0, 1000)),
+  )
+
+
+@st.composite
+def groups_of_any_size(draw):
+  sizes = draw(st.lists(st.integers(1, SHAPE.docs), max_size=10))
+  groups = []
+  for g, size in enumerate(sizes):
+    docs = [draw(sequences()) for _ in range(size)]
+    known = np.arange(size, dtype=np.float32) + 10 * g + 1
+    groups.append(EncodedGroup(docs, known, -known, f'q{g}'))
+  return groups
+
+
+some_groups = groups_of_any_size()
+
+
+def layout(groups, shape) -> list[tuple[dict, list[EncodedGroup]]]:
+  """Every batch with the groups that are in it, as the counts of `pack` say."""
+  out, at = [], 0
+  for count, batch in pack(groups, shape):
+    out.append((batch, groups[at : at + count]))
+    at += count
+  assert at == len(groups)
+  return out
+
+
+def documents(members) -> list[tuple[int, int, Encoded]]:
+  return [(g, n, doc) for g, group in enumerate(members) for n, doc in enumerate(group.docs)]
+
+
+def segment_at(batch, flat) -> slice:
+  """The piece of the flattened rows with the segment of a flat position."""
+  row_len = batch['segments_BT'].shape[1]
+  row, at = divmod(int(flat), row_len)
+  segment = batch['segments_BT'][row, at]
+  assert segment > 0
+  where = np.flatnonzero(batch['segments_BT'][row] == segment)
+  assert (np.diff(where) == 1).all(), 'a segment is one piece'
+  return slice(row * row_len + where[0], row * row_len + where[-1] + 1)
+
+
+def check_documents(batch, members) -> None:
+  taken = np.zeros(batch['tokens_BT'].size, int)
+  for g, n, doc in documents(members):
+    flat = batch['index_GN'][g, n]
+    here = segment_at(batch, flat)
+    taken[here] += 1
+    expected = {'tokens_BT': doc.ids, 'types_BT': doc.types, 'positions_BT': np.arange(len(doc))}
+    for key, values in expected.items():
+      np.testing.assert_array_equal(batch[key].reshape(-1)[here], values, key)
+    assert flat == here.start + doc.anchor
+  # Nothing twice, and where no document is, there is padding.
+  np.testing.assert_array_equal(taken, batch['segments_BT'].reshape(-1) > 0)
+  for key in ('tokens_BT', 'types_BT', 'positions_BT'):
+    assert not batch[key].reshape(-1)[taken == 0].any()
+
+
+# Layout
+
+
+@examples
+@given(groups=some_groups)
+def test_every_document_is_there_once_whole_and_read_at_its_anchor(groups):
+  for batch, members in layout(groups, SHAPE):
+    check_documents(batch, members)
+
+
+@examples
+@given(groups=some_groups)
+def test_segments_of_a_row_count_its_documents_from_one(groups):
+  for batch, members in layout(groups, SHAPE):
+    rows = [np.unique(row[row > 0]).tolist() for row in batch['segments_BT']]
+    assert all(row == list(range(1, len(row) + 1)) for row in rows)
+    assert sum(map(len, rows)) == len(documents(members))
+
+
+@examples
+@given(groups=some_groups)
+def test_what_the_losses_need_stands_by_its_document_and_is_neutral_elsewhere(groups):
+  for batch, members in layout(groups, SHAPE):
+    for g, member in enumerate(members):
+      n = len(member.docs)
+      assert batch['mask_GN'][g].tolist() == [True] * n + [False] * (SHAPE.docs - n)
+      np.testing.assert_array_equal(batch['labels_GN'][g, :n], member.labels)
+      np.testing.assert_array_equal(batch['teacher_GN'][g, :n], member.teacher)
+    absent = ~batch['mask_GN']
+    assert absent[len(members) :].all()
+    assert (batch['labels_GN'][absent] == UNJUDGED).all()
+    assert not batch['teacher_GN'][absent].any() and not batch['index_GN'][absent].any()
+
+
+@examples
+@given(groups=some_groups)
+def test_a_predicted_token_follows_its_index_in_its_owners_document(groups):
+  for batch, members in layout(groups, SHAPE):
+    tokens = batch['tokens_BT'].reshape(-1)
+    index, targets, owner = (batch[key] for key in ('index_P', 'targets_P', 'owner_P'))
+    real = owner >= 0
+    np.testing.assert_array_equal(tokens[index[real] + 1], targets[real])
+    for g, n, doc in documents(members):
+      here = segment_at(batch, batch['index_GN'][g, n])
+      mine = index[owner == g * SHAPE.docs + n]
+      assert mine.tolist() == [here.start + at - 1 for at in range(*doc.predict)]
+    assert real.sum() == sum(len(range(*doc.predict)) for _, _, doc in documents(members))
+
+
+@examples
+@given(groups=some_groups)
+def test_pack_keeps_the_order_and_ends_a_batch_only_where_the_next_does_not_fit(groups):
+  batched = layout(groups, SHAPE)
+  assert len({str([(k, v.shape, v.dtype) for k, v in batch.items()]) for batch, _ in batched}) <= 1
+  for (_, members), (_, following) in itertools.pairwise(batched):
+    packer = batches.Packer(SHAPE)
+    assert all(packer.add(g) for g in members)
+    assert not packer.add(following[0])
+
+
+@examples
+@given(cuts=st.lists(st.integers(1, 11), min_size=1, max_size=5), order=st.randoms())
+def test_rows_cut_in_two_are_all_filled_again(cuts, order):
+  lengths = [n for cut in cuts for n in (cut, 12 - cut)]
+  order.shuffle(lengths)
+  [(count, batch)] = pack([group(*lengths)], Shape(len(cuts), 12, len(lengths)))
+  assert count == 1 and (batch['segments_BT'] > 0).all()
+
+
+def test_sequences_of_a_whole_row_fill_a_batch_and_the_next_begins_another():
+  groups = [group(32, 32, name=str(i)) for i in range(5)]
+  found = layout(groups, Shape(rows=4, row_len=32, docs=2))
+  assert [len(members) for _, members in found] == [2, 2, 1]
+  for batch, members in found:
+    check_documents(batch, members)
+
+
+def test_a_group_that_needs_the_others_moved_is_taken():
+  # 15 and 20 lie in one row; 35 and 30 leave exactly their room, in one row each.
+  groups = [group(15), group(20), group(35, 30)]
+  [(batch, members)] = layout(groups, Shape(rows=2, row_len=50, docs=2))
+  assert len(members) == 3 and (batch['segments_BT'] > 0).all()
+  check_documents(batch, members)
+
+
+def test_predicted_tokens_bound_a_batch_too():
+  groups = [group(12, predict=(1, 11)) for _ in range(4)]
+  shapes = Shape(2, 32, 1), Shape(2, 32, 1, predicted=10), Shape(2, 32, 1, predicted=5)
+  counts = [[count for count, _ in pack(groups, shape)] for shape in shapes]
+  assert counts == [[4], [2, 2], [1, 1, 1, 1]]
+
+
+def test_without_predicted_tokens_there_are_no_targets():
+  [(_, batch)] = pack([group(12, predict=(1, 11))], Shape(2, 32, 1))
+  assert not [key for key in batch if key.endswith('_P')]
+
+
+@pytest.mark.parametrize(
+  'lengths, predict',
+  [((33,), (0, 0)), ((17,) * 5, (0, 0)), ((20, 20), (1, 20))],
+  ids=['a document longer than a row', 'more than the rows hold', 'more predicted than allowed'],
+)
+@pytest.mark.parametrize('before', [0, 1])
+def test_a_query_that_cannot_fit_is_named(lengths, predict, before):
+  shape = Shape(rows=4, row_len=32, docs=5, predicted=8)
+  groups = [group(3, name='small')] * before + [group(*lengths, name='Q7', predict=predict)]
+  with pytest.raises(UserError, match=f"'Q7': its {len(lengths)} documents .*raise batch_rows"):
+    list(pack(groups, shape))
+
+
+# Batches without end
+
+
+def encode(record) -> EncodedGroup:
+  """Records are (number, documents chosen); the number comes back as the teacher's score."""
+  number, chosen = record
+  docs = [sequence(5 + (7 * number + n) % 20, seed=number) for n in chosen]
+  return EncodedGroup(docs, np.zeros(len(docs)), np.full(len(docs), number), str(number))
+
+
+def draw(record, rng):
+  number, docs = record
+  return number, np.sort(rng.permutation(docs)[:2])
+
+
+def endless(seed=3):
+  return iter(batches.training([(i, 3) for i in range(7)], encode, SHAPE, seed=seed, draw=draw))
+
+
+def same(ours, theirs) -> bool:
+  assert ours.keys() == theirs.keys()
+  return all(np.array_equal(ours[k], theirs[k]) for k in ours)
+
+
+def take(it, count) -> list[dict]:
+  return [next(it) for _ in range(count)]
+
+
+def test_one_seed_gives_one_order_and_another_seed_another():
+  once, again, other = (take(endless(seed), 6) for seed in (3, 3, 4))
+  assert all(map(same, once, again))
+  assert not any(map(same, once, other))
+
+
+def test_a_pass_is_every_record_once_and_the_next_pass_is_shuffled_anew():
+  numbers = []
+  for batch in take(endless(), 12):
+    count = batch['mask_GN'].any(1).sum()
+    assert count > 1
+    numbers += batch['teacher_GN'][:count, 0].astype(int).tolist()
+  first, second = numbers[:7], numbers[7:14]
+  assert sorted(first) == sorted(second) == list(range(7))
+  assert first != second
+
+
+@pytest.mark.parametrize('k', range(6))
+def test_from_a_state_the_later_batches_are_the_same(k):
+  it = endless()
+  take(it, k)
+  state = json.loads(json.dumps(it.get_state()))  # as it comes from a file
+  later = take(it, 4)
+  fresh, used = endless(), endless()
+  take(used, 3)
+  for other in (fresh, used, it):
+    other.set_state(state)
+    assert other.get_state() == state
+    assert all(map(same, take(other, 2), later))
+    other.set_state(other.get_state())
+    assert all(map(same, take(other, 2), later[2:]))
+
+
+def test_asking_for_the_state_changes_nothing():
+  it = endless()
+  asked = [(it.get_state(), next(it))[1] for _ in range(4)]
+  assert all(map(same, asked, take(endless(), 4)))
+
+
+def test_a_query_that_cannot_fit_is_named_while_training_too():
+  it = iter(batches.training([9], lambda i: group(60, name=str(i)), SHAPE, seed=0))
+  with pytest.raises(UserError, match="query '9'"):
+    next(it)
+
+
+# Documents of a query
+
+
+def judged(labels) -> Group:
+  return Group('q', 'text', tuple(Document(str(i), 't', 's', x) for i, x in enumerate(labels)))
+
+
+@examples
+@given(
+  labels=st.lists(st.integers(UNJUDGED, 4), max_size=12),
+  size=st.integers(0, 13),
+  seed=st.integers(0, 99),
+)
+def test_a_sample_has_every_grade_there_is_room_for_the_best_first(labels, size, seed):
+  chosen = batches.sample(judged(labels), size, np.random.default_rng(seed)).tolist()
+  assert chosen == sorted(set(chosen)) and set(chosen) <= set(range(len(labels)))
+  assert len(chosen) == min(size or len(labels), len(labels))
+  best = sorted(set(labels), reverse=True)[: len(chosen)]
+  assert set(best) <= {labels[i] for i in chosen}
+
+
+@pytest.mark.parametrize('labels, size', [([1, 1, 1, 1], 1), ([1, 0, 0, 0], 2), ([0, 1, 1, 2], 3)])
+def test_documents_of_one_grade_have_the_same_chance(labels, size):
+  rng = np.random.default_rng(0)
+  draws = np.zeros(4)
+  for _ in range(300):
+    draws[batches.sample(judged(labels), size, rng)] += 1
+  for grade in set(labels):
+    mine = draws[np.array(labels) == grade]
+    # Six standard deviations of a fair draw are less than 52 of 300.
+    assert np.abs(mine - mine.mean()).max() < 52 and mine.min() > 0
+
+
+class Lengths:
+  """A prompt that reads a document as a token for each character of its title."""
+
+  def encode(self, query, docs):
+    return [sequence(len(query + d.title)) for d in docs]
+
+
+def test_encoding_keeps_labels_teacher_scores_and_the_name_with_their_documents():
+  docs = (Document('a', 'xx', '', 2), Document('b', 'x', ''))
+  found = batches.encode_group(Lengths(), Group('q1', 'abc', docs), np.array([0.5, -1.5]))
+  assert [len(d) for d in found.docs] == [5, 4] and found.name == 'q1'
+  assert found.labels.tolist() == [2, UNJUDGED] and found.teacher.tolist() == [0.5, -1.5]
+  assert batches.encode_group(Lengths(), Group('q1', 'abc', docs)).teacher.tolist() == [0, 0]
+
+
+def test_a_click_is_a_query_with_the_one_document():
+  found = batches.encode_click(Lengths(), Click('how to', 'title', 'summary', 3))
+  assert [len(d) for d in found.docs] == [11] and found.name == 'how to'

@@ -1,0 +1,160 @@
+"""The tree of settings: mistakes are told by key, files in configs/ work, comparing is by key."""
+
+import json
+import pathlib
+import runpy
+
+import pytest
+from ml_collections import ConfigDict
+
+from disranker_jax import config as configs
+from disranker_jax.errors import UserError
+
+FILES = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
+
+
+def refused(config) -> str:
+  with pytest.raises(UserError) as caught:
+    configs.check(config)
+  assert '\n' not in str(caught.value)
+  return str(caught.value)
+
+
+def changed(**changes):
+  """The defaults with changes by dotted key, the dots written as two underscores."""
+  config = configs.defaults()
+  config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
+  return config
+
+
+class TestCheck:
+  def test_the_defaults_pass(self):
+    configs.check(configs.defaults())
+
+  @pytest.mark.parametrize('file', FILES, ids=lambda f: f.stem)
+  def test_every_file_in_configs_loads_and_passes(self, file):
+    module = runpy.run_path(str(file))
+    config = module['get_config']()
+    configs.check(config)
+    # The file's docstring says the command that runs it, and the run is named as the file is.
+    assert f'--config configs/{file.name}' in module['__doc__']
+    assert config.name == file.stem
+
+  @pytest.mark.parametrize('file', ['quickstart', 'python_docs', 'own_data', 'tiny'])
+  def test_the_configs_that_people_start_from_are_there(self, file):
+    assert file in [f.stem for f in FILES]
+
+  @pytest.mark.parametrize(
+    'key, known', [('sft.epoch', 'sft.epochs'), ('data.click', 'data.clicks'), ('sed', 'seed')]
+  )
+  def test_an_unknown_key_is_named_with_the_nearest_known_one(self, key, known):
+    config = configs.defaults().unlock()
+    config.update_from_flattened_dict({key: 1})
+    message = refused(config)
+    assert message.startswith(f'config.{key}: ') and repr(known) in message
+
+  def test_a_section_that_does_not_exist_is_unknown_too(self):
+    config = configs.defaults().unlock()
+    config.extra = ConfigDict({'thing': 1})
+    assert 'config.extra.thing' in refused(config)
+
+  @pytest.mark.parametrize(
+    'key, value, allowed',
+    [
+      ('data__on_bad_row', 'skip', 'quarantine'),
+      ('teacher__scorer', 'mean', 'likelihood'),
+      ('student__precision', 'float16', 'bfloat16_dots'),
+      ('teacher__remat', 'all', 'dots'),
+      ('sft__loss', 'hinge', 'pairwise_hinge'),
+      ('finetune__loss', 'mse', 'info_nce'),
+      ('distill__schedule', 'cos', 'cosine'),
+      ('distill__start', 'sft', 'finetune'),
+      ('cpt__predict', 'title', 'query'),
+    ],
+  )
+  def test_a_choice_that_is_none_lists_those_there_are(self, key, value, allowed):
+    message = refused(changed(**{key: value}))
+    assert message.startswith(f'config.{key.replace("__", ".")}={value!r}: ')
+    assert repr(allowed) in message
+
+  @pytest.mark.parametrize(
+    'key, value, known',
+    [
+      ('stages', ('prepare', 'pretrain'), 'cpt'),
+      ('evaluate__models', ('bm52',), 'bm25'),
+      ('export__models', ('studnet',), 'student'),
+    ],
+  )
+  def test_lists_name_what_they_do_not_know(self, key, value, known):
+    message = refused(changed(**{key: value}))
+    assert message.startswith(f'config.{key.replace("__", ".")}')
+    assert repr(value[-1]) in message and known in message
+
+  @pytest.mark.parametrize('side', ['teacher', 'student'])
+  def test_a_row_must_hold_the_longest_text(self, side):
+    config = configs.defaults()
+    config[side].update(max_len=128, row_len=127)
+    assert f'config.{side}.row_len' in refused(config)
+    config[side].row_len = 128
+    configs.check(config)
+
+  @pytest.mark.parametrize(
+    'key, value',
+    [
+      ('sft__batch_rows', 0),
+      ('cpt__accumulate', 0),
+      ('finetune__save_every', -1),
+      ('distill__group_size', 1),  # a pair needs two
+      ('distill__epochs', -1.0),
+      ('score__shard_queries', 0),
+    ],
+  )
+  def test_counts_that_are_too_small_are_refused(self, key, value):
+    assert f'config.{key.replace("__", ".")}={value}' in refused(changed(**{key: value}))
+
+
+class TestDefaults:
+  def test_are_locked_so_a_misspelt_key_fails_where_it_is_written(self):
+    with pytest.raises((AttributeError, KeyError), match='epochs'):
+      configs.defaults().sft.epoch = 2
+
+  @pytest.mark.parametrize(
+    'key, value', [('sft__epochs', 'two'), ('seed', 0.5), ('teacher__model', 7)]
+  )
+  def test_keep_their_types(self, key, value):
+    with pytest.raises(TypeError, match=key.rpartition('__')[2]):
+      changed(**{key: value})
+
+  def test_are_new_each_time(self):
+    configs.defaults().sft.epochs = 7.0
+    assert configs.defaults().sft.epochs != 7.0
+
+  def test_have_the_settings_that_the_paper_gives(self):
+    config = configs.defaults()
+    assert (config.sft.margin, config.distill.beta, config.teacher.max_len) == (0.1, 0.4, 256)
+    assert tuple(config.student.layers) == (0, 2, 4, 6, 8, 10)
+
+  def test_training_stages_are_those_with_steps(self):
+    config = configs.defaults()
+    with_steps = [k for k, v in config.items() if isinstance(v, ConfigDict) and 'epochs' in v]
+    assert sorted(with_steps) == sorted(configs.TRAINING)
+
+
+class TestSaveAndCompare:
+  def test_config_json_has_every_value(self, tmp_path):
+    config = changed(sft__epochs=2.5, student__layers=(0, 3))
+    configs.save(config, tmp_path / 'config.json')
+    again = ConfigDict(json.loads((tmp_path / 'config.json').read_text()))
+    assert configs.flatten(again) == configs.flatten(config)
+    assert again.sft.epochs == 2.5 and list(again.student.layers) == [0, 3]
+
+  def test_flatten_gives_dotted_keys_and_lists(self):
+    config = ConfigDict({'a': 1, 'b': ConfigDict({'c': (1, 2), 'd': ConfigDict({'e': 'x'})})})
+    assert configs.flatten(config) == {'a': 1, 'b.c': [1, 2], 'b.d.e': 'x'}
+
+  def test_differing_tells_what_was_and_what_is(self):
+    a, b = {'seed': 0, 'x': [1], 'gone': 1}, {'seed': 0, 'x': [2], 'new': 'n'}
+    assert list(configs.differing(a, b)) == [
+      'gone: was 1, is now None', "new: was None, is now 'n'", 'x: was [1], is now [2]',
+    ]  # fmt: skip
+    assert not list(configs.differing(a, dict(a)))

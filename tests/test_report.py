@@ -1,0 +1,169 @@
+"""The result table as text and Markdown, summary.json with infinities, and the pictures."""
+
+import json
+import math
+import types
+
+import matplotlib.image
+import pytest
+
+from disranker_jax import config as configs
+from disranker_jax import manifest
+from disranker_jax.report import plots, tables
+from disranker_jax.stages import evaluate, report
+
+BM25 = {
+  'pnr': 3.8299,
+  'ndcg@5': 0.54657,
+  'ndcg@10': 0.6145,
+  'mrr@10': 0.45,
+  'queries': 3,
+  'pairs': 6,
+}
+STUDENT = {
+  'pnr': 'inf', 'ndcg@5': 1.0, 'ndcg@10': 1.0, 'mrr@10': 1.0, 'queries': 3, 'pairs': 6,
+  'parameters': 22_713_601, 'ms_per_pair': 0.1649,
+}  # fmt: skip
+RESULTS = {'bm25': BM25, 'student': STUDENT}
+
+
+class TestTables:
+  def test_rows_are_rounded_and_empty_where_a_model_has_no_such_value(self):
+    assert tables.rows(RESULTS) == [
+      ['BM25', '3.83', '0.5466', '0.6145', '0.4500', '', ''],
+      ['distilled student', 'inf', '1.0000', '1.0000', '1.0000', '22.7M', '0.16'],
+    ]
+
+  def test_every_model_of_the_pipeline_has_a_title(self):
+    assert set(evaluate.ROWS) == set(tables.TITLES)
+
+  def test_columns_line_up_numbers_to_the_right(self):
+    head, rule, *lines = tables.text(RESULTS).splitlines()
+    assert len(lines) == 2 and set(rule) == {'-'}
+    assert len(rule) == max(map(len, [head, *lines]))
+    ends = [head.index(name) + len(name) for name in tables.HEADS[1:5]]
+    for line, pnr in zip(lines, ('3.83', 'inf'), strict=True):
+      assert line.index(pnr) + len(pnr) == ends[0]
+      assert all(line[end - 1] != ' ' and line[end : end + 1] in ' ' for end in ends)
+
+  def test_text_without_results_is_the_heads_alone(self):
+    assert len(tables.text({}).splitlines()) == 2
+
+  def test_markdown_rows_have_as_many_cells_as_heads(self):
+    lines = tables.markdown(tables.HEADS, tables.rows(RESULTS)).splitlines()
+    assert len(lines) == 4
+    assert {line.count('|') for line in lines} == {len(tables.HEADS) + 1}
+    assert lines[1] == '|---|' + '---:|' * 6
+    assert lines[3].startswith('| distilled student | inf | 1.0000 |')
+
+  @pytest.mark.parametrize(
+    'count, text',
+    [(999, '999'), (1000, '1.0K'), (134_515_008, '134.5M'), (7_241_732_096, '7.2B')],
+  )
+  def test_counts_are_short(self, count, text):
+    assert tables.short(count) == text
+
+  @pytest.mark.parametrize('value, text', [(math.inf, 'inf'), ('nan', 'nan'), (2.005, '2.00')])
+  def test_numbers_may_be_infinite(self, value, text):
+    assert tables.number(value, 2) == text
+
+
+class TestPictures:
+  def test_curves_show_every_stage(self, tmp_path):
+    logs = {}
+    for stage in ('sft', 'distill'):
+      logs[stage] = tmp_path / f'{stage}.jsonl'
+      rows = [{'step': i, 'loss': 1 / i} for i in range(1, 9)]
+      logs[stage].write_text(''.join(json.dumps(r) + '\n' for r in rows))
+    plots.training_curves(logs, tmp_path / 'two.png')
+    plots.training_curves({'sft': logs['sft']}, tmp_path / 'one.png')
+    assert width(tmp_path / 'two.png') > width(tmp_path / 'one.png')
+
+  def test_smoothing_starts_at_the_first_value_and_stays_between_the_extremes(self):
+    assert plots.smoothed([5.0] * 4).tolist() == pytest.approx([5.0] * 4)
+    smooth = plots.smoothed([4.0, 0.0, 0.0, 0.0])
+    assert smooth[0] == pytest.approx(4.0)
+    assert all(smooth[1:] < smooth[:-1]) and smooth[-1] > 0
+
+  def test_histograms_take_any_grades(self, tmp_path):
+    scores = {'teacher': {0: [0.1, 0.2, 0.3], 7: [2.0]}, 'student': {g: [g] for g in range(12)}}
+    plots.score_histograms(scores, tmp_path / 'h.png')
+    assert width(tmp_path / 'h.png') > 0
+
+  def test_histograms_of_one_and_the_same_score_are_drawn(self, tmp_path):
+    plots.score_histograms({'student': {0: [0.5, 0.5], 1: [0.5]}}, tmp_path / 'h.png')
+    assert width(tmp_path / 'h.png') > 0
+
+  def test_bars_stand_results_of_zero(self, tmp_path):
+    plots.quality({'random order': 0.0, 'BM25': 0.0}, tmp_path / 'q.png')
+    assert width(tmp_path / 'q.png') > 0
+
+
+def width(file) -> int:
+  """Of a picture that can be read and is not of one colour."""
+  pixels = matplotlib.image.imread(file)
+  assert pixels.min() < pixels.max()
+  return pixels.shape[1]
+
+
+@pytest.fixture
+def run(tmp_path):
+  """A run in which evaluate, sft and nothing else is done, without test pairs to draw."""
+  config = configs.defaults()
+  stages = {'sft': {'steps': 4, 'rows': 2}, 'evaluate': {'bm25': BM25}}
+  for stage, results in stages.items():
+    record = manifest.Manifest(tmp_path / stage, stage, {}, {})
+    record.finished(results)
+  manifest.Manifest(tmp_path / 'distill', 'distill', {}, {})  # begun, not done
+  without_scores = {k: v for k, v in STUDENT.items() if k != 'parameters'}
+  results = {'bm25': BM25, 'student': without_scores}
+  (tmp_path / 'evaluate' / 'results.json').write_text(json.dumps(results))
+  (tmp_path / 'report').mkdir()
+  return types.SimpleNamespace(
+    config=config, workdir=tmp_path, folder=lambda stage: tmp_path / stage
+  )
+
+
+class TestReport:
+  def test_summary_is_strict_json_with_an_infinite_pnr(self, run):
+    report.run(run)
+
+    def no_constants(name):
+      raise AssertionError(f'{name} is not JSON')
+
+    text = (run.workdir / 'report' / 'summary.json').read_text()
+    summary = json.loads(text, parse_constant=no_constants)
+    assert summary['models']['student']['pnr'] == 'inf'
+    assert float(summary['models']['student']['pnr']) == math.inf
+    assert summary['latency'] == [
+      {'model': 'student', 'ms_per_pair': 0.1649, 'device': summary['stages']['sft']['device']}
+    ]
+
+  def test_only_stages_that_are_done_are_told(self, run):
+    report.run(run)
+    summary = json.loads((run.workdir / 'report' / 'summary.json').read_text())
+    assert set(summary['stages']) == {'sft', 'evaluate'}
+    assert summary['stages']['sft']['steps'] == 4
+
+  def test_the_page_has_the_table_the_stages_and_every_picture(self, run):
+    (run.workdir / 'sft' / 'metrics.jsonl').write_text('{"step": 1, "loss": 0.5}\n')
+    files = report.run(run)['files']
+    page = (run.workdir / 'report' / 'report.md').read_text()
+    assert tables.markdown(tables.HEADS, tables.rows({'bm25': BM25})) in page
+    assert '| sft |' in page and '| distill |' not in page
+    pictures = [f for f in files if f.endswith('.png')]
+    assert set(pictures) == {'ndcg.png', 'training.png'}
+    assert all(f']({picture})' in page for picture in pictures)
+
+  def test_infinite_and_undefined_metrics_are_written_as_text(self):
+    written = {k: evaluate.plain(v) for k, v in {'a': math.inf, 'b': math.nan, 'c': 0.5}.items()}
+    assert json.dumps(written, allow_nan=False) == '{"a": "inf", "b": "nan", "c": 0.5}'
+
+  def test_the_end_says_where_things_are_and_what_to_type(self, run, capsys, monkeypatch):
+    monkeypatch.chdir(run.workdir)
+    report.run(run)
+    (run.workdir / 'export' / 'student').mkdir(parents=True)
+    report.show(run)
+    out = capsys.readouterr().out
+    assert 'distilled student' in out and 'report/report.md' in out
+    assert 'python -m disranker_jax.rerank --model export/student --query' in out

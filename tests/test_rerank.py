@@ -1,0 +1,153 @@
+"""Re-ranking with an exported folder: the same scores as transformers, and clear mistakes."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from disranker_jax import metrics, rerank
+from disranker_jax.data.records import Document
+from disranker_jax.errors import UserError
+from disranker_jax.models import hf, tiny
+from disranker_jax.models.ranker import from_hf
+
+QUERY = 'return a list of names'
+DOCS = [
+  Document('d1', 'dir', 'Return an alphabetized list of names of the attributes of an object.'),
+  Document('d2', 'len', 'Return the number of items in a container.'),
+  Document('d3', '', 'Only a summary.'),
+  Document('d4', 'only a title', ''),
+  Document('d5', 'Ünïcode 文字', 'Other alphabets, and words that no vocabulary has.'),
+]
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+  """An exported student of random weights, with scores far apart."""
+  base = tmp_path_factory.mktemp('base') / 'tiny-encoder'
+  tiny.make('tiny-encoder', base)
+  ranker = from_hf(base)
+  variables = ranker.init(jax.random.key(3))
+  variables = jax.tree.map(lambda x: np.asarray(x) * (8 if x.std() > 0 else 1), variables)
+  folder = tmp_path_factory.mktemp('export') / 'student'
+  lengths = {'max_len': 64, 'max_query_len': 16}
+  hf.save(folder, ranker, variables, tokenizer_folder=base, extra_config={'disranker_jax': lengths})
+  return folder
+
+
+@pytest.fixture
+def docs(tmp_path):
+  """DOCS as the file that --docs takes."""
+  file = tmp_path / 'docs.jsonl'
+  rows = [{'doc_id': d.doc_id, 'title': d.title, 'summary': d.summary} for d in DOCS]
+  file.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return file
+
+
+def output(capsys, *arguments) -> str:
+  rerank.main([str(a) for a in arguments])
+  return capsys.readouterr().out
+
+
+def refused(*arguments) -> str:
+  with pytest.raises(UserError) as caught:
+    rerank.main([str(a) for a in arguments])
+  assert '\n' not in str(caught.value)
+  return str(caught.value)
+
+
+class TestScores:
+  def test_are_those_of_transformers_on_the_same_pairs(self, model):
+    torch = pytest.importorskip('torch')
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    network = AutoModelForSequenceClassification.from_pretrained(model).eval()
+    assert type(network).__name__ == 'BertForSequenceClassification'
+    expected = {}
+    for doc in DOCS[:2] + DOCS[4:]:
+      batch = tokenizer(QUERY, f'{doc.title} : {doc.summary}', return_tensors='pt')
+      with torch.no_grad():
+        [[expected[doc.doc_id]]] = network(**batch).logits.tolist()
+    scores = {doc.doc_id: score for doc, score in rerank.rank(model, QUERY, DOCS)}
+    assert max(expected.values()) - min(expected.values()) > 0.01  # not all alike
+    for doc_id, score in expected.items():
+      assert scores[doc_id] == pytest.approx(score, abs=1e-4)
+
+  def test_of_a_document_do_not_depend_on_its_company(self, model):
+    together = {doc.doc_id: score for doc, score in rerank.rank(model, QUERY, DOCS)}
+    [(_, alone)] = rerank.rank(model, QUERY, DOCS[:1])
+    assert alone == pytest.approx(together['d1'], abs=1e-5)
+
+  def test_equal_ones_are_ordered_as_in_evaluation(self, model):
+    twins = [Document(name, 'len', 'Return the number of items.') for name in ('b', 'c', 'a')]
+    ranked = rerank.rank(model, QUERY, twins)
+    assert len({score for _, score in ranked}) == 1
+    assert [d.doc_id for d, _ in ranked] == metrics.ranked({d.doc_id: s for d, s in ranked})
+
+
+class TestCommand:
+  def test_json_is_a_list_best_first_with_raw_scores(self, model, docs, capsys):
+    text = output(capsys, '--model', model, '--query', QUERY, '--docs', docs, '--json', '--top', 0)
+    rows = json.loads(text)
+    assert all(list(row) == ['doc_id', 'score', 'rank'] for row in rows)
+    assert [row['rank'] for row in rows] == [1, 2, 3, 4, 5]
+    assert {row['doc_id'] for row in rows} == {d.doc_id for d in DOCS}
+    scores = [row['score'] for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    raw = [score for _, score in rerank.rank(model, QUERY, DOCS)]
+    assert scores == pytest.approx(raw, abs=1e-6)  # no sigmoid on the way
+
+  def test_top_keeps_the_best(self, model, docs, capsys):
+    common = '--model', model, '--query', QUERY, '--docs', docs, '--json', '--top'
+    assert json.loads(output(capsys, *common, 2)) == json.loads(output(capsys, *common, 0))[:2]
+
+  def test_people_see_rank_id_and_the_start_of_the_text(self, model, docs, capsys):
+    lines = output(capsys, '--model', model, '--query', QUERY, '--docs', docs, '--top', 5)
+    best = rerank.rank(model, QUERY, DOCS)[0][0]
+    assert lines.splitlines()[0].startswith('  1. ')
+    assert lines.splitlines()[0].endswith(best.doc_id)
+    assert 'Return the number of items in a container.' in lines
+
+
+class TestMistakes:
+  @pytest.mark.parametrize(
+    'row, field',
+    [('{"doc_id": "x"', 'row'), ('{"doc_id": "x", "title": "t"}', 'summary'), ('7', 'row'),
+     ('{"doc_id": "d1", "title": "t", "summary": "again"}', 'doc_id')],
+  )  # fmt: skip
+  def test_a_bad_document_is_named_by_file_line_and_field(self, model, docs, row, field):
+    with docs.open('a') as f:
+      f.write(row + '\n')
+    message = refused('--model', model, '--query', QUERY, '--docs', docs)
+    assert message.startswith(f'{docs}:6:{field}: ')
+
+  def test_a_missing_documents_file_is_named(self, model, tmp_path):
+    file = tmp_path / 'none.jsonl'
+    assert str(file) in refused('--model', model, '--query', QUERY, '--docs', file)
+
+  def test_an_empty_documents_file_is_an_error(self, model, tmp_path):
+    (tmp_path / 'empty.jsonl').write_text('')
+    refused('--model', model, '--query', QUERY, '--docs', tmp_path / 'empty.jsonl')
+
+  def test_a_missing_model_folder_is_named(self, docs, tmp_path):
+    message = refused('--model', tmp_path / 'none', '--query', QUERY, '--docs', docs)
+    assert str(tmp_path / 'none') in message and 'exported model folder' in message
+
+  @pytest.mark.parametrize('query', ['', ' \t'])
+  def test_an_empty_query_is_refused_before_anything_is_read(self, query, tmp_path):
+    assert '--query' in refused('--model', tmp_path / 'none', '--query', query)
+
+  def test_a_negative_top_is_refused(self, tmp_path):
+    assert '--top' in refused('--model', tmp_path, '--query', QUERY, '--top', -1)
+
+  def test_a_model_with_a_wrong_tensor_names_it(self, model, docs, tmp_path):
+    folder = shutil.copytree(model, tmp_path / 'model')
+    tensors = load_file(folder / 'model.safetensors')
+    del tensors['bert.encoder.layer.0.output.dense.bias']
+    save_file(tensors, folder / 'model.safetensors')
+    message = refused('--model', folder, '--query', QUERY, '--docs', docs)
+    assert str(folder) in message and 'bert.encoder.layer.0.output.dense.bias' in message
