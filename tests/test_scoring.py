@@ -1,0 +1,182 @@
+"""Scores of documents: what they are made of, and that nothing but the document changes them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from disranker_jax import config, scoring, sharding
+from disranker_jax.data.records import Document, Group
+from disranker_jax.errors import UserError
+from disranker_jax.stages import sides
+
+QUERY_LAST = '{title} : {summary} : {query}'
+WORDS = [
+  'return',
+  'the',
+  'value',
+  'of',
+  'an',
+  'object',
+  'as',
+  'string',
+  'or',
+  'keys',
+  'and',
+  'items',
+]
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cached():
+  """One compile and one load of each kind, however many tests use it."""
+  yield
+  opened.cache_clear()
+  run.cache_clear()
+
+
+@functools.cache
+def opened(model, kind='eos', rows=3):
+  """A Scorer of a tiny model in float32; 'both' has the heads of the other kinds as well."""
+  settings = config.model(model=model, precision='float32', max_len=40, max_query_len=8, row_len=40)
+  decoder = model == 'tiny-decoder'
+  if decoder:
+    settings.update({'scorer': kind, 'template': QUERY_LAST})
+  side = sides.open_side(settings, head='both' if decoder else 'rank')
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
+  return scoring.Scorer(
+    side.ranker, side.pretrained(0, mesh), side.prompt(), mesh, rows, settings.row_len, kind
+  )
+
+
+def make_group(seed, size) -> Group:
+  rng = np.random.default_rng(seed)
+
+  def text(most):
+    return ' '.join(rng.choice(WORDS, rng.integers(1, most)))
+
+  docs = [Document(str(i), text(4), text(16)) for i in range(size)]
+  return Group(f'q{seed}', text(5), tuple(docs))
+
+
+GROUPS = [make_group(seed, size) for seed, size in enumerate([3, 0, 1, 6, 0, 0, 2, 4, 0])]
+
+
+@functools.cache
+def run(model, kind='eos', rows=3) -> dict[str, np.ndarray]:
+  """All groups' scores by query_id."""
+  return {g.query_id: scores for g, scores in opened(model, kind, rows)(GROUPS)}
+
+
+kinds = pytest.mark.parametrize(
+  'model, kind',
+  [('tiny-encoder', 'eos'), ('tiny-decoder', 'eos'), ('tiny-decoder', 'likelihood')],
+)
+
+
+@kinds
+def test_groups_come_in_order_each_with_a_score_a_document_also_where_there_is_none(model, kind):
+  found = list(opened(model, kind)(iter(GROUPS)))
+  assert [g.query_id for g, _ in found] == [g.query_id for g in GROUPS]
+  assert [len(scores) for _, scores in found] == [len(g.docs) for g in GROUPS]
+  assert list(opened(model, kind)([])) == []
+  [(group, scores)] = opened(model, kind)([GROUPS[1]])
+  assert group is GROUPS[1] and len(scores) == 0
+
+
+@kinds
+def test_a_group_alone_scores_as_among_others(model, kind):
+  among = run(model, kind)
+  assert len({round(float(x), 6) for scores in among.values() for x in scores}) > 8
+  for group in GROUPS:
+    [(_, alone)] = opened(model, kind)([group])
+    np.testing.assert_allclose(alone, among[group.query_id], atol=1e-5)
+
+
+@kinds
+def test_neither_the_order_of_groups_nor_of_documents_changes_a_score(model, kind):
+  turned = [Group(g.query_id, g.query, g.docs[::-1]) for g in GROUPS[::-1]]
+  found = {g.query_id: scores[::-1] for g, scores in opened(model, kind)(turned)}
+  for query_id, scores in run(model, kind).items():
+    np.testing.assert_allclose(found[query_id], scores, atol=1e-5)
+
+
+@kinds
+def test_the_rows_of_a_batch_change_no_score(model, kind):
+  other = run(model, kind, rows=8)
+  for query_id, scores in run(model, kind).items():
+    np.testing.assert_allclose(other[query_id], scores, atol=1e-5)
+
+
+@functools.cache
+def full_logits():
+  """ids_T -> logits_TV of one sequence by itself, all positions."""
+  scorer = opened('tiny-decoder', 'likelihood')
+  ranker = scorer.ranker
+
+  @jax.jit
+  def fn(ids_1T):
+    ones = jnp.ones_like(ids_1T)
+    batch = {'tokens_BT': ids_1T, 'segments_BT': ones, 'positions_BT': jnp.cumsum(ones, 1) - 1}
+    hidden_TD = ranker.hidden(scorer.variables, batch)[0]
+    return ranker.module.apply(scorer.variables, hidden_TD, method='logits')
+
+  return fn
+
+
+def test_likelihood_is_the_mean_log_probability_of_the_querys_tokens():
+  scorer = opened('tiny-decoder', 'likelihood')
+  tokenizer = scorer.prompt.tokenizer
+  group = make_group(11, 4)
+  [(_, scores)] = scorer([group])
+  assert len(set(scores.tolist())) == 4
+  for doc, score in zip(group.docs, scores, strict=True):
+    before = f'{doc.title} : {doc.summary} :'
+    query = tokenizer(f' {group.query}', add_special_tokens=False)['input_ids']
+    text = tokenizer(before, add_special_tokens=False)['input_ids']
+    ids = [tokenizer.bos_token_id, *text, *query, tokenizer.eos_token_id]
+    assert len(ids) <= 40 and len(query) <= 8, 'nothing is to be cut here'
+    logits = np.asarray(full_logits()(jnp.array([ids + [0] * (40 - len(ids))])), np.float64)
+    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    first = 1 + len(text)
+    expected = np.mean([logprobs[first + i - 1, token] for i, token in enumerate(query)])
+    np.testing.assert_allclose(score, expected, atol=1e-5)
+
+
+def test_the_sum_of_both_kinds_is_their_sum():
+  both, eos, likelihood = (
+    run('tiny-decoder', kind) for kind in ('eos+likelihood', 'eos', 'likelihood')
+  )
+  for query_id, scores in both.items():
+    np.testing.assert_allclose(scores, eos[query_id] + likelihood[query_id], atol=1e-5)
+
+
+@pytest.mark.parametrize('broken', [np.nan, np.inf])
+def test_parameters_that_are_not_finite_are_refused(broken):
+  good = opened('tiny-encoder')
+  variables = jax.tree.map(lambda x: x, good.variables)
+  kernel = variables['params']['classifier']['kernel']
+  variables['params']['classifier']['kernel'] = jnp.full_like(kernel, broken)
+  bad = scoring.Scorer(good.ranker, variables, good.prompt, good.mesh, 3, 40)
+  with pytest.raises(UserError, match='not finite'):
+    list(bad(GROUPS))
+
+
+def test_pairs_are_counted_once_and_padding_is_not():
+  scorer = opened('tiny-encoder', rows=5)
+  before = scorer.pairs
+  for _ in scorer(GROUPS):
+    pass
+  assert scorer.pairs - before == sum(len(g.docs) for g in GROUPS)
+  assert scorer.seconds > 0
+  assert scorer.ms_per_pair == pytest.approx(1000 * scorer.seconds / scorer.pairs)
+
+
+def test_a_document_that_does_not_fit_its_row_is_told_by_its_query():
+  good = opened('tiny-encoder')
+  short = scoring.Scorer(good.ranker, good.variables, good.prompt, good.mesh, 3, 16)
+  long = Group('Q9', 'value', (Document('d', 'title', ' '.join(WORDS * 4)),))
+  with pytest.raises(UserError, match="'Q9'"):
+    list(short([long]))
