@@ -32,8 +32,8 @@ def make_mesh(sizes) -> Mesh:
   """A (data, fsdp, model) mesh; one size may be -1 and takes the devices that are left."""
   shape = [sizes[a] for a in AXES]
   devices = jax.device_count()
-  if shape.count(-1) > 1:
-    raise UserError('config.mesh: only one axis can be -1')
+  if shape.count(-1) > 1 or any(s < 1 for s in shape if s != -1):
+    raise UserError(f'config.mesh: {shape} must be positive sizes, of which one may be -1')
   fixed = int(np.prod([s for s in shape if s != -1]))
   shape = [devices // fixed if s == -1 else s for s in shape]
   if int(np.prod(shape)) != devices:
@@ -75,5 +75,9 @@ def put(tree, mesh: Mesh):
 
 def put_batch(batch, mesh: Mesh):
   """Rows over the data axes; the small [G, N] and [P] arrays everywhere."""
+  parts = mesh.shape['data'] * mesh.shape['fsdp']
+  rows = [v.shape[0] for k, v in batch.items() if k.endswith('_BT')]
+  if any(r % parts for r in rows):
+    raise UserError(f'batch_rows={rows[0]} must be a multiple of mesh data x fsdp = {parts}')
   where = {k: NamedSharding(mesh, BATCH if k.endswith('_BT') else P()) for k in batch}
   return jax.device_put(batch, where)

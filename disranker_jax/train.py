@@ -73,6 +73,8 @@ def train_step(loss, tx, trained, opt, frozen, micro_batches):
 def fit(job: Job, variables, mesh) -> dict:
   """Trains to `job.steps`, from the last checkpoint if there is one; returns the variables.
 
+  Those that were passed in are used up.
+
   Raises Stopped after SIGTERM or Ctrl-C, and UserError if the loss is no longer finite; in both
   cases the folder holds checkpoints from which the same command goes on to the same result.
   """

@@ -1,0 +1,312 @@
+"""Where arrays lie on a mesh, and that the mesh does not change what is learnt."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from disranker_jax import config, losses, optimizer, scoring, sharding, train, tree
+from disranker_jax.data import batches
+from disranker_jax.data.records import Document, Group
+from disranker_jax.errors import UserError
+from disranker_jax.stages import sft, sides
+
+DEVICES, STEPS = 4, 3
+MESHES = ((4, 1, 1), (1, 4, 1), (1, 1, 4))
+
+
+class Sizes:
+  """A mesh of which only the sizes are asked, so that rules need no devices."""
+
+  def __init__(self, data=1, fsdp=1, model=1):
+    self.shape = {'data': data, 'fsdp': fsdp, 'model': model}
+
+
+def mesh_of(*sizes):
+  return sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)))
+
+
+def specs(variables, monkeypatch, **sizes) -> dict[str, P]:
+  """The spec of every path of a tree on a mesh of the given sizes."""
+  monkeypatch.setattr(sharding, 'NamedSharding', lambda mesh, spec: spec)
+  out = {}
+
+  def keep(path, spec):
+    out[jax.tree_util.keystr(path, simple=True, separator='/')] = spec
+
+  found = sharding.shardings(variables, Sizes(**sizes))
+  jax.tree.map_with_path(keep, found, is_leaf=lambda x: isinstance(x, P))
+  return out
+
+
+def shapes(model, **changes):
+  """The shapes of a tiny model's variables."""
+  side = opened(model, **changes)
+  return jax.eval_shape(side.ranker.init, jax.random.key(0))
+
+
+def opened(model, head='rank', **changes):
+  settings = config.model(model=model, precision='float32', max_len=32, max_query_len=8, row_len=32)
+  settings.update(changes)
+  return sides.open_side(settings, head=head)
+
+
+# Rules. The tiny networks are 32 wide, 64 in the feed-forward; two layers; 600 tokens.
+
+
+def test_a_decoders_kernels_are_split_by_input_and_output(monkeypatch):
+  found = specs(shapes('tiny-decoder', head='both', lora_rank=2), monkeypatch, fsdp=2, model=4)
+  blocks = 'params/blocks'
+  into, out_of = P(None, 'fsdp', 'model'), P(None, 'model', 'fsdp')
+  expected = {f'{blocks}/{name}/kernel': into for name in ('q', 'k', 'v', 'gate', 'up')}
+  expected |= {f'{blocks}/{name}/kernel': out_of for name in ('o', 'down')}
+  expected |= {'params/embed/embedding': P('model'), 'params/lm_head/kernel': P('fsdp', 'model')}
+  assert {path: found[path] for path in expected} == expected
+  # Norms, the score and adapters lie everywhere.
+  others = found.keys() - expected.keys()
+  assert {'params/norm/scale', 'params/score/kernel', 'lora/blocks/q/lora_a'} <= others
+  assert {found[path] for path in others} == {P()}
+
+
+def test_an_encoders_kernels_are_split_and_its_biases_norms_and_heads_are_not(monkeypatch):
+  found = specs(shapes('tiny-encoder'), monkeypatch, fsdp=2, model=4)
+  blocks = 'params/blocks'
+  into, out_of = P(None, 'fsdp', 'model'), P(None, 'model', 'fsdp')
+  expected = {f'{blocks}/{name}/kernel': into for name in ('q', 'k', 'v', 'up')}
+  expected |= {f'{blocks}/{name}/kernel': out_of for name in ('o', 'down')}
+  expected |= {f'params/{name}/embedding': P('model') for name in ('words', 'places')}
+  assert {path: found[path] for path in expected} == expected
+  others = found.keys() - expected.keys()
+  # Two rows of types do not divide by four.
+  assert {f'{blocks}/q/bias', 'params/pooler/kernel', 'params/types/embedding'} <= others
+  assert {found[path] for path in others} == {P()}
+
+
+def test_the_optimizers_moments_lie_where_their_parameters_do(monkeypatch):
+  flat = tree.flatten(shapes('tiny-encoder'))
+  tx = optimizer.adamw(config.training(), 10)
+  ours = specs(flat, monkeypatch, fsdp=2, model=4)
+  opt = specs(jax.eval_shape(tx.init, flat), monkeypatch, fsdp=2, model=4)
+  for moment in ('mu', 'nu'):
+    found = {k.partition(f'/{moment}/')[2]: v for k, v in opt.items() if f'/{moment}/' in k}
+    assert found == ours
+  counts = [spec for path, spec in opt.items() if path.endswith('count')]
+  assert counts and set(counts) == {P()}
+
+
+# Fitting
+
+
+@pytest.mark.parametrize(
+  'spec, shape, expected',
+  [
+    (P(None, 'fsdp', 'model'), (3, 6, 8), P(None, 'fsdp', 'model')),
+    (P(None, 'fsdp', 'model'), (3, 7, 8), P(None, None, 'model')),  # 7 does not divide by 2
+    (P(None, 'fsdp', 'model'), (3, 6, 9), P(None, 'fsdp')),  # trailing None is left out
+    (P(None, 'fsdp', 'model'), (3, 7, 9), P()),
+    (P('model'), (8, 5, 5), P('model')),
+    (P(('data', 'fsdp')), (12, 5), P(('data', 'fsdp'))),
+    (P(('data', 'fsdp')), (9, 5), P()),  # by 3 but not by 3 * 2
+    (P(), (8, 8), P()),
+  ],
+)
+def test_axes_that_do_not_divide_are_left_out(spec, shape, expected):
+  found = sharding.fit(spec, shape, Sizes(data=3, fsdp=2, model=4), 'path')
+  assert found == expected and len(found) == len(expected)
+
+
+# Meshes
+
+
+def test_minus_one_takes_the_devices_that_are_left(monkeypatch):
+  monkeypatch.setattr(jax, 'device_count', lambda: 24)
+  made = []
+  monkeypatch.setattr(jax, 'make_mesh', lambda shape, *args, **kwargs: made.append(shape))
+  for sizes in ((-1, 2, 3), (2, -1, 1), (4, 3, -1), (24, -1, 1), (4, 3, 2)):
+    mesh_of(*sizes)
+  assert made == [(4, 2, 3), (2, 12, 1), (4, 3, 2), (24, 1, 1), (4, 3, 2)]
+
+
+@pytest.mark.parametrize('sizes', [(5, 2, 1), (4, 3, 1), (-1, 5, 1), (-1, 24, 2), (-1, -1, 1)])
+def test_a_mesh_that_is_not_the_devices_is_refused(monkeypatch, sizes):
+  monkeypatch.setattr(jax, 'device_count', lambda: 24)
+  with pytest.raises(UserError, match=r'config\.mesh'):
+    mesh_of(*sizes)
+
+
+def test_the_default_mesh_is_data_parallel_over_all_devices():
+  mesh = sharding.make_mesh(config.defaults().mesh)
+  assert dict(mesh.shape) == {'data': jax.device_count(), 'fsdp': 1, 'model': 1}
+
+
+# On four devices
+
+
+def make_groups(count) -> list[Group]:
+  """Queries with a document of grade 1 and two or three of grade 0."""
+  words = ['value', 'list', 'string', 'object', 'key', 'index', 'number', 'item']
+  groups = []
+  for i in range(count):
+    rng = np.random.default_rng(i)
+    texts = [' '.join(rng.choice(words, 1 + (i + n) % 5)) for n in range(3 + i % 2)]
+    docs = tuple(Document(str(n), 'title', t, int(n == i % 3)) for n, t in enumerate(texts))
+    groups.append(Group(f'q{i}', ' '.join(rng.choice(words, 2)), docs))
+  return groups
+
+
+def label_loss(side):
+  scores = scoring.score_fn(side.ranker)
+  per_group = functools.partial(losses.pairwise_hinge.per_group, margin=1.0)
+  return functools.partial(sft.label_loss, scores, per_group)
+
+
+def host_variables(side):
+  """With matrices so large that documents differ in their scores."""
+  variables = jax.tree.map(np.array, side.pretrained(0, mesh_of(-1, 1, 1)))
+  return jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, variables)
+
+
+def logged(folder, *sizes) -> list[float]:
+  """The losses of a few steps of the tiny encoder on a mesh."""
+  side = opened('tiny-encoder')
+  c = config.training(
+    batch_rows=DEVICES, learning_rate=3e-3, warmup=0.0, schedule='constant', save_every=100
+  )
+  shape = batches.Shape(c.batch_rows, 32, docs=4)
+  encode = functools.partial(batches.encode_group, side.prompt())
+  dataset = batches.training(make_groups(12), encode, shape, seed=0)
+  job = train.Job('test', Path(folder), label_loss(side), dataset, c, STEPS)
+  train.fit(job, host_variables(side), mesh_of(*sizes))
+  lines = (Path(folder) / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line)['loss'] for line in lines]
+
+
+def part_gradients(side, variables, batch):
+  """Sums of loss and weight, and gradients of the loss sum."""
+
+  def total(variables):
+    loss_sum, weight, _ = label_loss(side)(variables, batch)
+    return loss_sum, weight
+
+  (loss_sum, weight), grads = jax.value_and_grad(total, has_aux=True)(variables)
+  return loss_sum, weight, grads
+
+
+def pmap_gradients(side, variables, parts):
+  """Each device packs and sees rows of its own; sums are added over all of them."""
+
+  def step(variables, batch):
+    loss_sum, weight, grads = part_gradients(side, variables, batch)
+    loss_sum, weight, grads = jax.lax.psum((loss_sum, weight, grads), 'devices')
+    return loss_sum / weight, jax.tree.map(lambda g: g / weight, grads)
+
+  stacked = {key: np.stack([part[key] for part in parts]) for key in parts[0]}
+  out = jax.pmap(step, axis_name='devices', in_axes=(None, 0))(variables, stacked)
+  return jax.tree.map(lambda x: np.asarray(x[0]), out)
+
+
+def mesh_gradients(side, variables, parts):
+  """One step of `train` on the same rows as one batch, on the data mesh; the gradient by SGD."""
+  mesh = mesh_of(DEVICES, 1, 1)
+  whole = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+  offsets = np.arange(len(parts)) * parts[0]['tokens_BT'].size
+  whole['index_GN'] = np.concatenate(
+    [part['index_GN'] + at for part, at in zip(parts, offsets, strict=True)]
+  )
+  tx = optax.sgd(1.0)
+  trained = sharding.put(tree.flatten(variables), mesh)
+  batch = sharding.put_batch(whole, mesh)
+  assert len(batch['tokens_BT'].sharding.device_set) == DEVICES
+  assert batch['tokens_BT'].addressable_shards[0].data.shape[0] * DEVICES == len(parts)
+  step = jax.jit(lambda t, b: train.train_step(label_loss(side), tx, t, tx.init(t), {}, [b]))
+  after, _, means = step(trained, batch)
+  grads = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), trained, after)
+  return np.asarray(means['loss']), grads
+
+
+def gradients() -> dict:
+  """How far `jax.pmap` and the data mesh are from each other, and how much there is to differ."""
+  side = opened('tiny-encoder')
+  variables = host_variables(side)
+  prompt = side.prompt()
+  encoded = [batches.encode_group(prompt, group) for group in make_groups(7)]
+  shape = batches.Shape(1, 256, docs=4)
+  parts = []
+  for queries in (encoded[:1], encoded[1:3], encoded[3:6], encoded[6:]):
+    [(_, batch)] = batches.pack(queries, shape)
+    parts.append(batch)
+  theirs_loss, theirs = pmap_gradients(side, variables, parts)
+  ours_loss, ours = mesh_gradients(side, variables, parts)
+  theirs = tree.flatten(theirs)
+  return {
+    'weights': [int(part['mask_GN'].any(1).sum()) for part in parts],
+    'loss': [float(ours_loss), float(theirs_loss)],
+    'norm': float(optax.tree.norm(theirs)),
+    'difference': max(float(np.abs(ours[k] - theirs[k]).max()) for k in ours | theirs),
+  }
+
+
+def on_four_devices(folder) -> None:
+  """What the subprocess runs; a file for each kind of result."""
+  assert jax.device_count() == DEVICES
+  found = {str(sizes): logged(folder / str(i), *sizes) for i, sizes in enumerate(MESHES)}
+  (folder / 'losses.json').write_text(json.dumps(found))
+  (folder / 'gradients.json').write_text(json.dumps(gradients()))
+
+
+@pytest.fixture(scope='module')
+def four(tmp_path_factory):
+  """Reads what `on_four_devices` wrote, in a process whose CPU counts as four devices."""
+  folder = tmp_path_factory.mktemp('four')
+  program = (
+    'import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import conftest; '
+    'import test_sharding; test_sharding.on_four_devices(Path(sys.argv[2]))'
+  )
+  environment = os.environ | {
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES}', 'JAX_PLATFORMS': 'cpu',
+  }  # fmt: skip
+  command = [sys.executable, '-c', program, str(Path(__file__).parent), str(folder)]
+  done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+  def read(name):
+    file = folder / f'{name}.json'
+    assert file.exists(), done.stderr[-1500:]
+    return json.loads(file.read_text())
+
+  return read
+
+
+@pytest.fixture(scope='module')
+def single(tmp_path_factory):
+  return logged(tmp_path_factory.mktemp('single'), -1, 1, 1)
+
+
+@pytest.mark.parametrize('sizes', MESHES, ids=sharding.AXES)
+def test_every_mesh_learns_as_one_device_does(four, single, sizes):
+  assert len(single) == STEPS and np.ptp(single) > 1e-2, 'steps that can be told apart'
+  np.testing.assert_allclose(four('losses')[str(sizes)], single, atol=1e-4)
+
+
+def test_pmap_gives_the_gradients_of_the_data_mesh(four):
+  found = four('gradients')
+  assert found['weights'] == [1, 2, 3, 1], 'a mean of the devices means would be another gradient'
+  ours, theirs = found['loss']
+  assert ours == pytest.approx(theirs, abs=1e-5)
+  assert found['norm'] > 0.1 and found['difference'] < 1e-5
+
+
+def test_placing_keeps_the_values_and_the_tree():
+  mesh = mesh_of(-1, 1, 1)
+  variables = {'params': {'blocks': {'q': {'kernel': jnp.arange(24.0).reshape(2, 3, 4)}}}}
+  placed = sharding.put(variables, mesh)
+  jax.tree.map(np.testing.assert_array_equal, placed, variables)
+  assert all(x.sharding.mesh == mesh for x in jax.tree.leaves(placed))
