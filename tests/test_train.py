@@ -1,11 +1,11 @@
 """The training loop on a linear scorer of a few values: restore, step, save, stop."""
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import grain
@@ -90,14 +90,8 @@ def test_frozen_parameters_stay_and_are_not_saved(straight, tmp_path):
 @pytest.mark.parametrize('stop', [1, 2, 3, 5])
 def test_resume_is_bitwise_the_unbroken_run(straight, tmp_path, stop, monkeypatch):
   """Stopped after `stop` steps, on and off the saving interval, and started again."""
-  write = train.MetricsLog.write
-
-  def interrupt(self, step, *rest):
-    write(self, step, *rest)
-    if step == stop:
-      os.kill(os.getpid(), signal.SIGTERM)
-
-  monkeypatch.setattr(train.MetricsLog, 'write', interrupt)
+  monkeypatch.setattr(train.MetricsLog, 'write', train.MetricsLog.write)  # to be put back
+  signal_at(stop, signal.SIGTERM)
   with pytest.raises(train.Stopped):
     fit(tmp_path)
   monkeypatch.undo()
@@ -106,22 +100,44 @@ def test_resume_is_bitwise_the_unbroken_run(straight, tmp_path, stop, monkeypatc
   assert losses(tmp_path) == losses(straight[0])
 
 
-def test_killed_at_any_moment_it_ends_with_the_same_result(straight, tmp_path):
-  """SIGKILL once a metrics line is there, wherever the process is then; twice."""
+def signal_at(step: int, number: int) -> None:
+  """From here on the process gets a signal right after a step's line is written."""
+  write = train.MetricsLog.write
+
+  def write_then_signal(self, at, *rest):
+    write(self, at, *rest)
+    if at == step:
+      os.kill(os.getpid(), number)
+
+  train.MetricsLog.write = write_then_signal
+
+
+def in_process(folder, step: int, number: int) -> int:
+  """`fit` in a process of its own that gets the signal at a step; how it ended."""
   program = (
-    'import sys; sys.path.insert(0, sys.argv[1]); import test_train; test_train.fit(sys.argv[2])'
+    'import sys; sys.path.insert(0, sys.argv[1]); import test_train; '
+    'test_train.signal_at(int(sys.argv[3]), int(sys.argv[4])); test_train.fit(sys.argv[2])'
   )
-  command = [sys.executable, '-c', program, str(Path(__file__).parent), str(tmp_path)]
-  for seen in (1, 4):
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    log = tmp_path / 'metrics.jsonl'
-    while time.monotonic() < deadline and process.poll() is None:
-      if log.exists() and log.read_text().count('\n') >= seen:
-        process.send_signal(signal.SIGKILL)
-        break
-      time.sleep(0.005)
-    process.wait(120)
+  arguments = [str(Path(__file__).parent), str(folder), str(step), str(int(number))]
+  command = [sys.executable, '-c', program, *arguments]
+  return subprocess.run(command, stderr=subprocess.PIPE, timeout=120).returncode
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_result(straight, tmp_path):
+  # Before there is a checkpoint; as one begins to be written; where the lines are ahead of it.
+  for step in (1, 4, 7):
+    assert in_process(tmp_path, step, signal.SIGKILL) == -signal.SIGKILL
+    assert step in dict(losses(tmp_path))
+  again = fit(tmp_path)
+  np.testing.assert_array_equal(np.asarray(again['params']['w']), straight[1])
+  assert losses(tmp_path) == losses(straight[0])
+
+
+def test_a_process_that_is_asked_to_stop_saves_and_another_one_goes_on(straight, tmp_path):
+  assert in_process(tmp_path, 3, signal.SIGTERM) == 1, 'Stopped, which nobody catches there'
+  # The line of step 3 is written while step 4 runs, after which the loop stops.
+  assert [step for step, _ in losses(tmp_path)] == [1, 2, 3, 4]
+  assert (tmp_path / 'checkpoints' / '4').is_dir()
   again = fit(tmp_path)
   np.testing.assert_array_equal(np.asarray(again['params']['w']), straight[1])
   assert losses(tmp_path) == losses(straight[0])
@@ -164,6 +180,20 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(tmp_pat
     fit(tmp_path, dataset=Rows(poison=5))
   steps = sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit())
   assert steps == [2, 4]
+
+
+def test_a_gradient_that_is_not_finite_is_never_saved_though_the_loss_is(tmp_path):
+  def unsound(variables, batch):
+    total, weight, metrics = loss(variables, batch)
+    nothing = jnp.sum(variables['params']['w']) * 0.0
+    return total + jnp.sqrt(nothing), weight, metrics  # 0, whose slope is infinite times 0
+
+  bad = dataclasses.replace(job(tmp_path), loss=unsound)
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
+  bad.settings.save_every = 1
+  with pytest.raises(UserError, match='grad_norm is nan at step 1'):
+    train.fit(bad, start(), mesh)
+  assert not [p for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit()]
 
 
 def test_micro_batches_give_the_step_of_the_whole_batch():

@@ -51,7 +51,8 @@ def score_histograms(scores: dict[str, dict[int, list[float]]], file: Path) -> N
         style = {'histtype': 'step', 'color': colour, 'linewidth': 1.5, 'label': name}
         axis.hist(values, bins, density=True, **style)
     axis.set(title=model, xlabel='score', yticks=[])
-    axis.legend(fontsize=7)
+    axis.set_ylim(0, axis.get_ylim()[1] * 1.4)  # room for the legend
+    axis.legend(fontsize=7, loc='upper left')
   axes[0][0].set_ylabel('density')
   finish(figure, file)
 
