@@ -115,7 +115,7 @@ def signal_at(step: int, number: int) -> None:
 def in_process(folder, step: int, number: int) -> int:
   """`fit` in a process of its own that gets the signal at a step; how it ended."""
   program = (
-    'import sys; sys.path.insert(0, sys.argv[1]); import test_train; '
+    'import sys; sys.path.insert(0, sys.argv[1]); import conftest, test_train; '
     'test_train.signal_at(int(sys.argv[3]), int(sys.argv[4])); test_train.fit(sys.argv[2])'
   )
   arguments = [str(Path(__file__).parent), str(folder), str(step), str(int(number))]
