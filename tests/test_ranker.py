@@ -90,19 +90,6 @@ def test_logprobs_never_hold_logits_of_all_positions():
   assert f'[{P},{V}]' not in compiled and f'[4,512,{V}]' not in compiled
 
 
-def test_switch_head_keeps_the_trunk_and_adds_what_is_new():
-  lm, variables = reference.ranker(head='lm')
-  rank = dataclasses.replace(lm, head='rank', lora_rank=2)
-  moved = rank.switch_head(variables, jax.random.key(1))
-  assert jax.tree.structure(moved) == jax.tree.structure(
-    jax.eval_shape(rank.init, jax.random.key(0))
-  )
-  assert moved['params']['blocks'] is variables['params']['blocks']
-  assert 'lm_head' not in moved['params'] and np.any(moved['params']['score']['kernel'])
-  again = rank.switch_head(moved, jax.random.key(2))
-  assert again['params']['score'] is moved['params']['score'] and again['lora'] is moved['lora']
-
-
 def test_lora_alone_learns_and_merging_gives_the_same_scores():
   model, variables = reference.ranker(lora_rank=2, lora_alpha=4.0)
   packed, _ = _packed_and_padded(True)

@@ -12,7 +12,6 @@ from disranker_jax.models.decoder import Decoder, DecoderConfig
 from disranker_jax.models.encoder import Encoder, EncoderConfig
 from disranker_jax.models.layers import activation_dtype, constrain
 
-HEADS = ('score', 'lm_head')
 LOGPROB_CHUNK = 512
 
 
@@ -103,20 +102,6 @@ class Ranker:
     chunks = (index_P.reshape(-1, chunk), targets_P.reshape(-1, chunk))
     return jax.lax.map(one_chunk, chunks).reshape(-1)[:count]
 
-  def switch_head(self, variables, key):
-    """Variables of another stage made to fit this one: same trunk, this ranker's head and LoRA.
-
-    Heads this ranker has not are dropped; a head or 'lora' that `variables` lack starts fresh.
-    """
-    fresh = jax.jit(lambda key: _without_trunk(self.init(key)))(key)
-    params = {name: x for name, x in variables['params'].items() if name not in HEADS}
-    for name in fresh['params']:
-      params[name] = variables['params'].get(name, fresh['params'][name])
-    out = {'params': params}
-    if self.lora_rank:
-      out['lora'] = variables.get('lora', fresh['lora'])
-    return out
-
   def merge_lora(self, params, lora):
     """Base params with the low-rank updates added to their kernels (the tree without LoRA)."""
     if 'lora_a' in lora:
@@ -130,11 +115,6 @@ class Ranker:
     """How many values the base parameters hold, without LoRA."""
     shapes = jax.eval_shape(self.init, jax.random.key(0))['params']
     return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
-
-
-def _without_trunk(variables):
-  heads = {name: x for name, x in variables['params'].items() if name in HEADS}
-  return variables | {'params': heads}
 
 
 def from_hf(

@@ -89,7 +89,7 @@ def zero_shot(run, name, groups):
   variables = teacher.pretrained(run.config.seed, run.mesh)
   rows = run.config.evaluate.batch_rows
   scorer = sides.scorer(run, teacher, variables, rows, 'likelihood', prompt)
-  return score_all(name, scorer, groups), facts(scorer, variables)
+  return score_all(name, scorer, groups), facts(scorer)
 
 
 def teacher(run, name, groups):
@@ -97,7 +97,7 @@ def teacher(run, name, groups):
   variables = sides.trained(run, side, sides.TEACHER_STAGES)
   rows = run.config.evaluate.batch_rows
   scorer = sides.scorer(run, side, variables, rows, run.config.teacher.scorer)
-  return score_all(name, scorer, groups), facts(scorer, variables)
+  return score_all(name, scorer, groups), facts(scorer)
 
 
 def student(run, name, groups):
@@ -105,7 +105,7 @@ def student(run, name, groups):
   side = sides.open_side(run.config.student)
   variables = sides.trained(run, side, sides.student_stages(run.config)[name])
   scorer = sides.scorer(run, side, variables, run.config.evaluate.batch_rows)
-  return score_all(name, scorer, groups), facts(scorer, variables)
+  return score_all(name, scorer, groups), facts(scorer)
 
 
 ROWS: dict[str, Callable] = {
@@ -129,8 +129,8 @@ def score_all(name: str, scorer, groups) -> metrics.Run:
   return ranking
 
 
-def facts(scorer, variables) -> dict:
-  return {'parameters': sides.parameter_count(variables), 'ms_per_pair': scorer.ms_per_pair}
+def facts(scorer) -> dict:
+  return {'parameters': scorer.ranker.count_params(), 'ms_per_pair': scorer.ms_per_pair}
 
 
 def write_run(file, ranking: metrics.Run, name: str) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import jax
-import numpy as np
 from transformers import AutoTokenizer
 
 from disranker_jax import checkpoint, sharding, tree, weights
@@ -105,8 +104,3 @@ def scorer(run, side: Side, variables, rows: int, kind: str = 'eos', prompt=None
   """A side with parameters, ready to score groups in batches of `rows` packed rows."""
   prompt = prompt or side.prompt()
   return Scorer(side.ranker, variables, prompt, run.mesh, rows, side.settings.row_len, kind)
-
-
-def parameter_count(variables) -> int:
-  """Values in the network, adapters not counted: they are merged on export."""
-  return int(sum(np.prod(x.shape) for x in jax.tree.leaves(variables['params'])))
