@@ -123,6 +123,9 @@ def test_one_step_is_enough_for_a_schedule(schedule):
 def test_matrices_decay_and_norms_and_biases_do_not_also_where_they_are_stacked():
   found = optimizer.decays(tree.flatten(variables()))
   assert {path for path, yes in found.items() if yes} == MATRICES
+  assert optimizer.decays({'gain': jnp.ones(3), 'table': jnp.ones((3, 3))}) == {
+    'gain': False, 'table': True,
+  }  # fmt: skip
 
 
 def update(grads, **changes) -> dict:

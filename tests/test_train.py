@@ -149,8 +149,8 @@ def test_a_finished_run_is_not_trained_on(straight):
   assert losses(straight[0]) == before
 
 
-def break_checkpoint(folder: Path, step: int) -> None:
-  for file in (folder / 'checkpoints' / str(step)).rglob('*'):
+def break_checkpoint(folder: Path, step: int, part: str = '') -> None:
+  for file in (folder / 'checkpoints' / str(step) / part).rglob('*'):
     if file.is_file() and file.stat().st_size > 100:
       file.write_bytes(b'broken')
 
@@ -167,6 +167,15 @@ def test_a_broken_checkpoint_falls_back_and_is_written_anew(straight, tmp_path, 
   saved = load_params(tmp_path / 'checkpoints', mesh)
   np.testing.assert_array_equal(np.asarray(saved['params']['w']), straight[1])
   assert 'cannot be read' not in caplog.text
+
+
+def test_with_no_readable_checkpoint_it_starts_again_with_the_first_batch(straight, tmp_path):
+  fit(tmp_path)
+  for step in (6, 8):
+    break_checkpoint(tmp_path, step, 'params')  # the place in the data can still be read
+  again = fit(tmp_path)
+  np.testing.assert_array_equal(np.asarray(again['params']['w']), straight[1])
+  assert losses(tmp_path) == losses(straight[0])
 
 
 def test_parameters_of_a_stage_without_checkpoints_are_an_error(tmp_path):
