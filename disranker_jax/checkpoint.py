@@ -1,9 +1,11 @@
 """Orbax checkpoints of a stage: what was trained, the optimizer's state, the place in the data.
 
-Three checkpointables a step, `params` | `train` | `data`, so that the next stage reads `params`
-alone. Frozen parameters are in none: they come from where the stage got them.
+Two checkpointables a step, `params` | `train`, so that the next stage reads `params` alone. Frozen
+parameters are in none: they come from where the stage got them. All of it is arrays on the mesh,
+so that any number of processes may go on from what any other number wrote.
 """
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -11,15 +13,8 @@ import jax
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from disranker_jax import sharding
+from disranker_jax import processes, sharding
 from disranker_jax.errors import UserError
-
-
-def abstract(tree, shardings):
-  """Shapes with shardings: what a restore needs to place arrays without reading the old mesh."""
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
-  )
 
 
 class Checkpoints:
@@ -44,27 +39,30 @@ class Checkpoints:
     """Committed steps, newest first."""
     return sorted((c.step for c in self._orbax.checkpoints), reverse=True)
 
-  def save(self, step: int, params, train, data) -> None:
+  def save(self, step: int, params, train) -> None:
     """Starts writing in the background; a step that is already there is left alone."""
     if step not in self.steps():
-      items = {'params': params, 'train': train, 'data': data}
+      items = {'params': params, 'train': train}
       self._orbax.save_checkpointables_async(step, items, force=True)
 
-  def restore(self, params, train, data) -> tuple[int, object, object]:
-    """(step, params, train) of the newest step that can be read; `data` is moved to its place.
+  def restore(self, params, train) -> tuple[int, object, object]:
+    """(step, params, train) of the newest step that can be read, placed as the shapes given say.
 
-    Takes abstract trees. A step that cannot be read is reported and the one before it is used;
-    (0, None, None) where there is none.
+    A step that cannot be read is reported, set aside, and the one before it is used; (0, None,
+    None) where there is none. On several processes all of them must be able to read it.
     """
     for step in self.steps():
-      items = {'params': params, 'train': train, 'data': data}
+      out, error = None, None
       try:
-        out = self._orbax.load_checkpointables(step, items)
-        return step, out['params'], out['train']
+        out = self._orbax.load_checkpointables(step, {'params': params, 'train': train})
       except Exception as e:  # Orbax raises bare Exceptions for broken files
+        error = e
         logging.warning('checkpoint %s/%d cannot be read (%s)', self._folder, step, first_line(e))
-        data.set_state(data.initial_state)
-        self._set_aside(step)
+      if not processes.any_of(error is not None):
+        return step, out['params'], out['train']
+      aside = functools.partial(self._set_aside, step)
+      processes.first_alone(f'step {step} is set aside', aside)
+      self._orbax.reload()
     return 0, None, None
 
   def _set_aside(self, step: int) -> None:
@@ -73,7 +71,6 @@ class Checkpoints:
     aside.mkdir(exist_ok=True)
     shutil.rmtree(aside / str(step), ignore_errors=True)
     (self._folder / str(step)).rename(aside / str(step))
-    self._orbax.reload()
 
   def wait(self) -> None:
     """Until everything that was started is on disk."""
@@ -89,7 +86,7 @@ def load_params(folder: Path, mesh):
     try:
       found = ocp.metadata(folder / str(step), checkpointable_name='params').metadata
       shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found)
-      wanted = abstract(shapes, sharding.shardings(shapes, mesh))
+      wanted = sharding.abstract(shapes, mesh)
       return ocp.load(folder / str(step), wanted, checkpointable_name='params')
     except Exception as e:  # see restore
       error = e

@@ -24,13 +24,21 @@ def training(**changes) -> ConfigDict:
   c.epochs = 1.0  # passes over the stage's data; may be a fraction
   c.max_steps = 0  # stop after this many steps; 0: epochs decide
   c.batch_rows = 64  # rows of row_len tokens in a step, over all devices
+  # Parts of a batch that are packed independently, each read by the host that holds it: 1, or a
+  # multiple of mesh data x fsdp. It decides what is in a batch, so keep it when the mesh changes.
+  c.blocks = 1
   c.accumulate = 1  # micro-batches of batch_rows rows summed before one update
   c.learning_rate = 1e-5
   c.warmup = 0.03  # share of the steps with a rising learning rate
   c.schedule = 'cosine'  # to zero: 'cosine', 'linear'; or 'constant'
   c.weight_decay = 0.0
   c.clip = 1.0  # largest global gradient norm; 0: no clipping
+  c.optimizer = 'adamw'  # or 'adafactor', which keeps next to no state
   c.b2 = 0.999  # Adam's second decay
+  c.moments = 'float32'  # Adam's first moment; 'bfloat16' saves 2 bytes a parameter
+  # A step whose gradient norm is this many times the running mean is skipped; 0: only those that
+  # are not finite are.
+  c.explode = 100.0
   c.trainable = '.*'  # regular expression over parameter paths ('lora/.*', 'params/blocks/.*')
   c.save_every = 500  # steps between checkpoints
   c.update(changes)
@@ -47,6 +55,10 @@ def model(**changes) -> ConfigDict:
   c.precision = 'auto'
   # What the backward pass computes again: 'none'; 'dots': all but dot products; 'full': layers.
   c.remat = 'none'
+  # Of the base parameters. 'bfloat16' halves them: for those that adapters leave frozen, or with
+  # adafactor where memory is short; small updates get lost in its 8 bits.
+  c.params = 'float32'
+  c.attention = 'auto'  # kernel: 'xla'; 'splash' (TPU); 'cudnn' (GPU); 'auto': what is best here
   c.lora_rank = 0  # 0: no adapters
   c.lora_alpha = 32.0
   c.max_len = 256  # tokens of a query with one document, special tokens included
@@ -63,6 +75,9 @@ def defaults() -> ConfigDict:
   c.seed = 0
   c.stages = STAGES
   c.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'model': 1})  # devices on each axis; -1: the rest
+  # With several processes: seconds without a step after which one gives up on the others; 0: never.
+  # The first step compiles, which must fit in.
+  c.hang_s = 1800.0
 
   c.data = ConfigDict()
   # Addresses: 'python_docs:', 'jsonl:FILE' (globs, .gz), 'trec:FOLDER?qrels=...&run=...&pool=...'
@@ -145,7 +160,11 @@ def choices() -> dict[str, tuple[str, ...]]:
     'teacher.scorer': ('eos', 'likelihood', 'eos+likelihood'),
     **{f'{s}.remat': ('none', 'dots', 'full') for s in sides},
     **{f'{s}.precision': precisions for s in sides},
+    **{f'{s}.params': ('float32', 'bfloat16') for s in sides},
+    **{f'{s}.attention': ('auto', 'xla', 'splash', 'cudnn') for s in sides},
     **{f'{s}.schedule': ('cosine', 'linear', 'constant') for s in TRAINING},
+    **{f'{s}.optimizer': ('adamw', 'adafactor') for s in TRAINING},
+    **{f'{s}.moments': ('float32', 'bfloat16') for s in TRAINING},
     'cpt.predict': ('document', 'query'),
     'sft.loss': losses,
     'finetune.loss': losses,
@@ -184,8 +203,9 @@ NEEDS = {
 }
 # The smallest value of counts, by the last part of their keys; a pair takes two documents.
 LOWEST = {
-  'batch_rows': 1, 'accumulate': 1, 'save_every': 1, 'shard_queries': 1, 'group_size': 2,
-  'max_len': 8, 'max_query_len': 1, 'depth': 1, 'max_steps': 0, 'epochs': 0,
+  'batch_rows': 1, 'accumulate': 1, 'blocks': 1, 'save_every': 1, 'shard_queries': 1,
+  'group_size': 2, 'max_len': 8, 'max_query_len': 1, 'depth': 1, 'max_steps': 0, 'epochs': 0,
+  'explode': 0, 'hang_s': 0,
 }  # fmt: skip
 TRAINING = ('cpt', 'sft', 'finetune', 'distill')
 

@@ -7,3 +7,14 @@ class UserError(Exception):
   Raise it for everything the person at the keyboard can mend. Whatever else escapes is our bug
   and keeps its traceback.
   """
+
+
+class Stopped(Exception):
+  """Asked to stop: everything so far is on disk and the same command goes on from there.
+
+  `interrupted` is whether a person asked with Ctrl-C, rather than the system with SIGTERM.
+  """
+
+  def __init__(self, message: str, interrupted: bool = False):
+    super().__init__(message)
+    self.interrupted = interrupted

@@ -20,9 +20,13 @@ RERUN = flags.DEFINE_list('rerun', [], 'Stages to do again, with all that follow
 def main(_) -> None:
   runtime.prepare()
   logging.set_verbosity(logging.WARNING)
-  from disranker_jax import pipeline  # jax is imported only when flags are right
+  # Only now that flags are right: jax takes a while to import, and devices to be found.
+  from disranker_jax import processes
+
+  processes.start()
+  from disranker_jax import pipeline
   from disranker_jax.config import split_lists
-  from disranker_jax.train import Stopped
+  from disranker_jax.errors import Stopped
 
   config = CONFIG.value
   split_lists(config)
@@ -31,7 +35,8 @@ def main(_) -> None:
     pipeline.run(config, workdir, STAGES.value, RERUN.value)
   except (Stopped, KeyboardInterrupt) as e:
     print(f'{e or "stopped"}; the same command goes on from there', file=sys.stderr)
-    sys.exit(130)
+    # A preempted machine did as it was told; a person at the keyboard broke something off.
+    sys.exit(0 if isinstance(e, Stopped) and not e.interrupted else 130)
 
 
 def cli() -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 import jax
 
 from disranker_jax import config as configs
+from disranker_jax import processes
 from disranker_jax.errors import UserError
 
 # Settings that change how a stage runs but not what it gives.
-WITHOUT_EFFECT = ('save_every', 'remat')
+WITHOUT_EFFECT = ('save_every', 'remat', 'attention')
 PACKAGES = ('disranker_jax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'grain')
 
 
@@ -72,12 +73,16 @@ class Manifest:
       'wall_s': self._spent,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / 'manifest.json', self.value)
+    self._write()
+
+  def _write(self) -> None:
+    if processes.is_first():
+      write_json(self._folder / 'manifest.json', self.value)
 
   def stopped(self) -> None:
     """Keeps the time spent so far, for a stage that is broken off."""
     self.value['wall_s'] = self._spent + time.monotonic() - self._begin
-    write_json(self._folder / 'manifest.json', self.value)
+    self._write()
 
   def finished(self, results: dict) -> None:
     """Marks the stage done; its fingerprint is what later stages depend on."""

@@ -1,19 +1,20 @@
 """Which stages there are, in what order, and what is done, unfinished or stale in a workdir."""
 
+import contextlib
 import dataclasses
+import fcntl
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from disranker_jax import config as configs
-from disranker_jax import manifest, sharding
-from disranker_jax.errors import UserError
+from disranker_jax import manifest, processes, sharding
+from disranker_jax.errors import Stopped, UserError
 from disranker_jax.progress import clock, say
 from disranker_jax.stages import cpt as cpt_stage
 from disranker_jax.stages import distill, evaluate, export, prepare, score, sft
 from disranker_jax.stages import inputs as stage_inputs
 from disranker_jax.stages import report as report_stage
-from disranker_jax.train import Stopped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +80,39 @@ def run(config, workdir: Path, stages=None, rerun=()) -> None:
   again = following(listed, rerun)
   for stage in preceding(listed, chosen):
     refuse_stale(the, stage, listed, chosen, again)
+  with processes.first_alone('begin', lambda: begin(the, again)) or contextlib.nullcontext():
+    run_stages(the, listed, chosen)
+
+
+def begin(the: Run, again: list[str]):
+  """Makes the workdir ours: a lock, for as long as it is held; and forgets what is done again."""
+  the.workdir.mkdir(parents=True, exist_ok=True)
+  lock = locked(the.workdir)
   for name in again:  # only now: a run that is refused deletes nothing
     shutil.rmtree(the.folder(name), ignore_errors=True)
-  workdir.mkdir(parents=True, exist_ok=True)
-  configs.save(config, workdir / 'config.json')
+  configs.save(the.config, the.workdir / 'config.json')
+  return lock
+
+
+def locked(workdir: Path):
+  """An open file that holds the workdir's lock; it goes with the process, however that ends."""
+  file = (workdir / '.lock').open('a+')
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as e:
+    raise UserError(f'{workdir}: another process is running in it; wait for it, or stop it') from e
+  except OSError:  # a file system without locks, as some mounted buckets are
+    pass
+  return file
+
+
+def run_stages(the: Run, listed: list[Stage], chosen: list[Stage]) -> None:
+  """Does what is not done, then shows what there is."""
   did = [stage.name for stage in chosen if run_stage(the, stage, listed, chosen)]
   if not did:
-    say(f'all is done in {workdir}: {", ".join(s.name for s in chosen)}')
-  report_stage.show(the)
+    say(f'all is done in {the.workdir}: {", ".join(s.name for s in chosen)}')
+  if processes.is_first():
+    report_stage.show(the)
 
 
 def following(listed: list[Stage], names) -> list[str]:
@@ -162,9 +188,11 @@ def run_stage(the: Run, stage: Stage, listed: list[Stage], chosen: list[Stage]) 
     raise
   except UserError:
     record.stopped()
-    forget_if_empty(folder)
+    if processes.is_first():
+      forget_if_empty(folder)
     raise
   record.finished(results)
+  processes.barrier(f'{stage.name} is done')
   say(f'{stage.name} ({position}): done in {clock(record.value["wall_s"])}')
   return True
 
@@ -176,5 +204,5 @@ def forget_if_empty(folder: Path) -> None:
   """
   if not any((folder / kept).exists() for kept in ('checkpoints', 'shards')):
     shutil.rmtree(folder, ignore_errors=True)
-  if {p.name for p in folder.parent.iterdir()} <= {'config.json'}:
+  if {p.name for p in folder.parent.iterdir()} <= {'config.json', '.lock'}:
     shutil.rmtree(folder.parent)

@@ -3,12 +3,20 @@
 A bar on a terminal, a line every few seconds in a log.
 """
 
+import contextlib
 import sys
 import time
 
 from tqdm import tqdm
 
 LINE_SECONDS = 10.0
+_muted = False
+
+
+def mute(yes: bool) -> None:
+  """Of several processes only the first speaks."""
+  global _muted
+  _muted = yes
 
 
 class Progress:
@@ -16,7 +24,7 @@ class Progress:
 
   def __init__(self, label: str, total: int, unit: str, start: int = 0):
     self._label, self._total, self._unit = label, total, unit
-    self._tty = sys.stderr.isatty()
+    self._tty = sys.stderr.isatty() and not _muted
     self._bar = None
     if self._tty:
       form = '{desc} {bar:20} {n_fmt}/{total_fmt} {postfix} [{elapsed}<{remaining}]'
@@ -57,5 +65,7 @@ def clock(seconds: float) -> str:
 
 def say(text: str) -> None:
   """A line for the person at the terminal, above the bar if there is one."""
-  tqdm.write(text, file=sys.stderr)
-  sys.stderr.flush()
+  if not _muted:
+    with contextlib.suppress(BrokenPipeError):  # who listened has gone; the work is still wanted
+      tqdm.write(text, file=sys.stderr)
+      sys.stderr.flush()

@@ -28,17 +28,21 @@ RULES = (
 )
 
 
-def make_mesh(sizes) -> Mesh:
-  """A (data, fsdp, model) mesh; one size may be -1 and takes the devices that are left."""
+def make_mesh(sizes, devices=None) -> Mesh:
+  """A (data, fsdp, model) mesh; one size may be -1 and takes the devices that are left.
+
+  Of all devices here, or of `devices`, which may be ones to compile for only.
+  """
   shape = [sizes[a] for a in AXES]
-  devices = jax.device_count()
+  places, devices = devices, jax.device_count() if devices is None else len(devices)
   if shape.count(-1) > 1 or any(s < 1 for s in shape if s != -1):
     raise UserError(f'config.mesh: {shape} must be positive sizes, of which one may be -1')
   fixed = int(np.prod([s for s in shape if s != -1]))
   shape = [devices // fixed if s == -1 else s for s in shape]
   if int(np.prod(shape)) != devices:
     raise UserError(f'config.mesh: {dict(zip(AXES, shape, strict=True))} is not {devices} devices')
-  return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+  types = (AxisType.Auto,) * 3
+  return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=places)
 
 
 def fit(spec: P, shape: tuple[int, ...], mesh: Mesh, path: str) -> P:
@@ -69,15 +73,88 @@ def shardings(tree, mesh: Mesh):
 
 
 def put(tree, mesh: Mesh):
-  """Moves parameters to their places on the mesh."""
-  return jax.device_put(tree, shardings(tree, mesh))
+  """Moves parameters to their places on the mesh; on several processes each has all of them."""
+  return jax.tree.map(place, tree, shardings(tree, mesh))
 
 
-def put_batch(batch, mesh: Mesh):
-  """Rows over the data axes; the small [G, N] and [P] arrays everywhere."""
-  parts = mesh.shape['data'] * mesh.shape['fsdp']
-  rows = [v.shape[0] for k, v in batch.items() if k.endswith('_BT')]
-  if any(r % parts for r in rows):
-    raise UserError(f'batch_rows={rows[0]} must be a multiple of mesh data x fsdp = {parts}')
-  where = {k: NamedSharding(mesh, BATCH if k.endswith('_BT') else P()) for k in batch}
-  return jax.device_put(batch, where)
+def place(x, sharding):
+  """An array at its place; from a host's copy each process takes the part that its devices need."""
+  if jax.process_count() == 1 or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+    return jax.device_put(x, sharding)
+  x = np.asarray(x)
+  return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def abstract(tree, mesh: Mesh):
+  """Shapes with the shardings of the table: what a restore or a compiler needs of arrays."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings(tree, mesh)
+  )
+
+
+def parts(mesh: Mesh) -> int:
+  """Over how many parts a batch is spread."""
+  return mesh.shape['data'] * mesh.shape['fsdp']
+
+
+def batch_shardings(shapes: dict, mesh: Mesh, blocks: int) -> dict:
+  """Blocks over the data axes; of a single block the rows, and its indices everywhere."""
+  if blocks % parts(mesh) == 0:
+    return dict.fromkeys(shapes, NamedSharding(mesh, BATCH))
+  if blocks > 1:
+    raise UserError(f'blocks={blocks} must be a multiple of mesh data x fsdp = {parts(mesh)}, or 1')
+  rows = next((v.shape[0] for k, v in shapes.items() if k.endswith('_BT')), 0)
+  if rows % parts(mesh):
+    raise UserError(f'batch_rows={rows} must be a multiple of mesh data x fsdp = {parts(mesh)}')
+  return {k: NamedSharding(mesh, BATCH if k.endswith('_BT') else P()) for k in shapes}
+
+
+def own_blocks(mesh: Mesh, blocks: int) -> list[int]:
+  """The blocks that this process's devices hold, which are those that it reads."""
+  if blocks % parts(mesh):
+    return list(range(blocks))
+  places = NamedSharding(mesh, BATCH).addressable_devices_indices_map((blocks,))
+  return sorted({b for (where,) in places.values() for b in range(blocks)[where]})
+
+
+def put_batch(batch: dict, mesh: Mesh, blocks: int = 1) -> dict:
+  """The whole batch on the mesh, from this process's own blocks of it."""
+  where = batch_shardings(batch, mesh, blocks)
+  own = own_blocks(mesh, blocks)
+  if len(own) == blocks and jax.process_count() == 1:
+    return jax.device_put(batch, where)
+
+  def whole(x, sharding):
+    size = len(x) // len(own)  # of a block
+
+    def part(index):
+      start, stop, _ = index[0].indices(size * blocks)
+      first = own.index(start // size) * size + start % size
+      return x[first : first + stop - start]
+
+    return jax.make_array_from_callback((size * blocks, *x.shape[1:]), sharding, part)
+
+  return {k: whole(x, where[k]) for k, x in batch.items()}
+
+
+def own_part(x: jax.Array, mesh: Mesh, blocks: int = 1) -> np.ndarray:
+  """What this process's blocks have of an array that lies as a batch does: `put_batch` undone."""
+  if x.is_fully_addressable:
+    return np.asarray(x)
+  size = len(x) // blocks
+  found = {}
+  for shard in x.addressable_shards:
+    start, stop, _ = shard.index[0].indices(len(x))
+    data = np.asarray(shard.data)
+    found |= {(start + i) // size: data[i : i + size] for i in range(0, stop - start, size)}
+  return np.concatenate([found[b] for b in own_blocks(mesh, blocks)])
+
+
+def flags(mesh: Mesh, **values: bool) -> dict[str, jax.Array]:
+  """This process's word on each question, for a step to take the maximum over all processes."""
+  where = NamedSharding(mesh, P(AXES))
+
+  def flag(value: bool):
+    return jax.make_array_from_callback((mesh.size,), where, lambda _: np.array([value]))
+
+  return {name: flag(value) for name, value in values.items()}

@@ -1,73 +1,185 @@
-"""The only training loop: restore, step, save; stops cleanly on SIGTERM, Ctrl-C and NaN."""
+"""The only training loop: restore, step, save; stops cleanly when asked to, and skips bad steps."""
 
-import contextlib
 import dataclasses
+import functools
 import json
-import math
-import signal
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import grain
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
-from disranker_jax import optimizer, sharding, tree
-from disranker_jax.checkpoint import Checkpoints, abstract
+from disranker_jax import memory, optimizer, processes, sharding, tree
+from disranker_jax.checkpoint import Checkpoints
 from disranker_jax.data import batches
 from disranker_jax.errors import UserError
 from disranker_jax.progress import Progress, say
 
+# A step is bad if its loss or gradient is not finite, or if its gradient's norm is `explode` times
+# the running mean, once that is one of this many steps. It changes nothing and is counted.
+NORM_STEPS = 20
+BAD_IN_A_ROW = 3
 
-class Stopped(Exception):
-  """Asked to stop: everything so far is on disk and the same command goes on from there."""
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What a stage computes, whatever the data: its loss, and the shape of the batches it takes.
+
+  `loss(variables, batch) -> (loss_sum, weight, metrics)`: sums over a batch, so that micro-batches
+  add up exactly; `metrics` are means over the batch.
+  """
+
+  loss: Callable
+  shape: batches.Shape
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One training stage: what is optimised on which data, and where its results go.
-
-  `loss(variables, batch) -> (loss_sum, weight, metrics)`: sums over a batch, so that micro-batches
-  add up exactly; `metrics` are means over the batch. `dataset` gives batches without end.
-  """
+  """One training stage: what is optimised on which data, and where its results go."""
 
   label: str
   folder: Path
-  loss: Callable
-  dataset: grain.IterDataset
+  loss: Callable  # see Task
+  data: batches.Training  # batches without end
   settings: object  # a config.training() section
   steps: int
   unit: str = 'pairs'
+  hang_s: float = 0.0  # see processes.Watchdog
 
 
-def steps(settings, dataset: grain.IterDataset, rows: int) -> int:
+def steps(settings, data: batches.Training, rows: int) -> int:
   """Steps for the asked epochs, from the queries that the first batches hold; at least one."""
-  per_step = batches.groups_per_batch(dataset) * settings.accumulate
+  per_step = data.queries_per_batch() * settings.accumulate
   count = max(1, round(settings.epochs * rows / per_step))
   return min(count, settings.max_steps) if settings.max_steps else count
 
 
-def train_step(loss, tx, trained, opt, frozen, micro_batches):
-  """One update from micro-batches: sums of losses, weights and gradients, divided once."""
+def gradients(loss, trained, frozen, micro_batches):
+  """(gradients, metrics) of the mean loss: sums of losses, weights and gradients, divided once."""
 
   def total(trained, batch):
     loss_sum, weight, metrics = loss(tree.unflatten(trained | frozen), batch)
-    return loss_sum, (weight, metrics)
+    return loss_sum, (weight, metrics | {'examples': jnp.sum(batch['mask_GN'])})
 
-  loss_sum, weight, grads, metrics = 0.0, 0.0, None, None
-  for batch in micro_batches:
-    (part, (w, m)), g = jax.value_and_grad(total, has_aux=True)(trained, batch)
-    loss_sum, weight = loss_sum + part, weight + w
-    grads = g if grads is None else jax.tree.map(jnp.add, grads, g)
-    metrics = m if metrics is None else jax.tree.map(jnp.add, metrics, m)
+  def add(sums, batch):
+    (loss_sum, (weight, metrics)), grads = jax.value_and_grad(total, has_aux=True)(trained, batch)
+    new = (loss_sum, weight, grads, metrics)
+    return jax.tree.map(lambda s, n: s + n.astype(s.dtype), sums, new), None
+
+  if len(micro_batches) == 1:
+    (loss_sum, (weight, metrics)), grads = jax.value_and_grad(total, has_aux=True)(
+      trained, micro_batches[0]
+    )
+  else:
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *micro_batches)
+    like = jax.eval_shape(total, trained, micro_batches[0])
+    zeros = lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))  # noqa: E731
+    start = (zeros(like[0]), zeros(like[1][0]), *jax.tree.map(zeros, (trained, like[1][1])))
+    (loss_sum, weight, grads, metrics), _ = jax.lax.scan(add, start, stacked)
   scale = 1 / jnp.maximum(weight, 1e-9)
-  grads = jax.tree.map(lambda g: g * scale, grads)
-  updates, opt = tx.update(grads, opt, trained)
+  grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+  examples = metrics.pop('examples')
   means = {k: v / len(micro_batches) for k, v in metrics.items()}
-  means |= {'loss': loss_sum * scale, 'grad_norm': optax.tree.norm(grads)}
-  return optax.apply_updates(trained, updates), opt, means
+  means |= {'loss': loss_sum * scale, 'grad_norm': optax.tree.norm(grads), 'examples': examples}
+  return grads, means
+
+
+def train_step(loss, tx, explode, trained, state, frozen, micro_batches, asked):
+  """One update of (trained, state) from micro-batches, unless the step is bad; and its metrics.
+
+  `asked` are the processes' flags; the metrics hold their maximum, so that all see the same.
+  """
+  grads, means = gradients(loss, trained, frozen, micro_batches)
+  norm = means['grad_norm']
+  good = jnp.isfinite(means['loss']) & jnp.isfinite(norm)
+  if explode:
+    good &= (state['good'] < NORM_STEPS) | (norm <= explode * state['norm'])
+  updates, opt = tx.update(grads, state['opt'], trained)
+  share = 1 / jnp.minimum(state['good'] + 1, NORM_STEPS)
+  after = {
+    'opt': opt,
+    'norm': state['norm'] + share * (norm - state['norm']),
+    'good': state['good'] + 1,
+    'bad': state['bad'],
+  }
+  after = optax.apply_updates(trained, updates), after
+  trained, kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, (trained, state))
+  kept['bad'] = jnp.where(good, 0, state['bad'] + 1)  # in a row
+  means |= {'skipped': 1.0 - good, 'bad': kept['bad']}
+  return trained, kept, means | {k: jnp.any(v) for k, v in asked.items()}
+
+
+class Program:
+  """A stage's step, compiled once for the shapes and places of its arrays.
+
+  `variables` and `batch` may be arrays or shapes. Everything that a step takes is described by
+  `trained`, `state`, `frozen`, `batches` and `asked`: shapes with shardings.
+  """
+
+  def __init__(self, loss, settings, steps: int, variables, batch, blocks: int, mesh):
+    self.mesh = mesh
+    self.tx = optimizer.make(settings, steps)
+    trained, frozen = optimizer.split(variables, settings.trainable)
+    self.trained, self.frozen = sharding.abstract(trained, mesh), sharding.abstract(frozen, mesh)
+    self.state = sharding.abstract(jax.eval_shape(self._start, self.trained), mesh)
+    where = sharding.batch_shardings(batch, mesh, blocks)
+    shapes = {
+      k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where[k]) for k, v in batch.items()
+    }
+    self.batches = [shapes] * settings.accumulate
+    flag = NamedSharding(mesh, PartitionSpec(sharding.AXES))
+    self.asked = {'stop': jax.ShapeDtypeStruct((mesh.size,), bool, sharding=flag)}
+    self._step = functools.partial(train_step, loss, self.tx, settings.explode)
+
+  def _start(self, trained):
+    none = jnp.zeros((), jnp.int32)
+    return {'opt': self.tx.init(trained), 'norm': jnp.zeros(()), 'good': none, 'bad': none}
+
+  def start(self, trained):
+    """The state before the first step, born where it belongs."""
+    where = jax.tree.map(lambda x: x.sharding, self.state)
+    return jax.jit(self._start, out_shardings=where)(trained)
+
+  def lower(self):
+    """The step, traced: `.compile()` gives what is called with (trained, state, ...)."""
+    everywhere = NamedSharding(self.mesh, PartitionSpec())
+    kept = jax.tree.map(lambda x: x.sharding, (self.trained, self.state))
+    step = jax.jit(self._step, donate_argnums=(0, 1), out_shardings=(*kept, everywhere))
+    with jax.set_mesh(self.mesh):
+      return step.lower(self.trained, self.state, self.frozen, self.batches, self.asked)
+
+
+class Feed:
+  """Batches on the mesh, read by this process for its own blocks; knows where it is in the data."""
+
+  def __init__(self, data: batches.Training, mesh, accumulate: int):
+    self._mesh, self._blocks, self._accumulate = mesh, data.blocks, accumulate
+    self._streams = [data.stream(b) for b in sharding.own_blocks(mesh, data.blocks)]
+
+  def next(self) -> tuple[list[dict], list[str]]:
+    """(micro-batches, names of this process's queries in them)."""
+    placed, names = [], []
+    for _ in range(self._accumulate):
+      drawn = [stream.next() for stream in self._streams]
+      names += [name for _, block in drawn for name in block]
+      whole = batches.join([block for block, _ in drawn])
+      placed.append(sharding.put_batch(whole, self._mesh, self._blocks))
+    return placed, names
+
+  def positions(self) -> jax.Array:
+    """How many queries each block has used, [A]: the place in the data, on any number of hosts."""
+    own = np.array([s.position for s in self._streams], np.int32)
+    return sharding.put_batch({'positions_A': own}, self._mesh, self._blocks)['positions_A']
+
+  def seek(self, positions_A: jax.Array) -> None:
+    own = sharding.own_part(positions_A, self._mesh, self._blocks)
+    for stream, position in zip(self._streams, own.tolist(), strict=True):
+      stream.seek(position)
 
 
 def fit(job: Job, variables, mesh) -> dict:
@@ -75,110 +187,134 @@ def fit(job: Job, variables, mesh) -> dict:
 
   Those that were passed in are used up.
 
-  Raises Stopped after SIGTERM or Ctrl-C, and UserError if the loss is no longer finite; in both
+  Raises Stopped after SIGTERM or Ctrl-C, and UserError after three bad steps in a row; in both
   cases the folder holds checkpoints from which the same command goes on to the same result.
   """
   c = job.settings
-  trained, frozen = optimizer.split(variables, c.trainable)
-  tx = optimizer.adamw(c, job.steps)
-  trained, frozen = sharding.put(trained, mesh), sharding.put(frozen, mesh)
-  opt = jax.jit(tx.init)(trained)
-  where = sharding.shardings(trained, mesh), sharding.shardings(opt, mesh)
-  opt = jax.device_put(opt, where[1])
-  compiled = jax.jit(
-    lambda t, o, f, b: train_step(job.loss, tx, t, o, f, b),
-    donate_argnums=(0, 1),
-    out_shardings=(*where, None),
-  )
-  data = iter(job.dataset)
-  data.initial_state = data.get_state()
+  empty = job.data.shape.zeros(job.data.blocks)
+  program = Program(job.loss, c, job.steps, variables, empty, job.data.blocks, mesh)
+  trained, frozen = (sharding.put(x, mesh) for x in optimizer.split(variables, c.trainable))
+  del variables
+  feed = Feed(job.data, mesh, c.accumulate)
   job.folder.mkdir(parents=True, exist_ok=True)
-  with Checkpoints(job.folder / 'checkpoints') as checkpoints, graceful_stop() as stop:
-    nested = abstract(tree.unflatten(trained), tree.unflatten(where[0]))
-    step, saved, train = checkpoints.restore(nested, {'opt': abstract(opt, where[1])}, data)
+  with (
+    Checkpoints(job.folder / 'checkpoints') as checkpoints,
+    processes.StopRequest() as asked,
+    processes.Watchdog(job.label, job.hang_s) as watchdog,
+  ):
+    step, params, saved = restore(checkpoints, program, feed)
     if step:
-      trained, opt = tree.flatten(saved), train['opt']
+      trained, state = params, saved
       say(f'{job.label} goes on from step {step}')
-    log = MetricsLog(job.folder / 'metrics.jsonl', step)
-    late = None  # metrics are read one step late, so that the device never waits for the host
-    with Progress(job.label, job.steps, job.unit, step) as progress, log:
+    else:
+      state = program.start(trained)
+    compiled = program.lower().compile()
+    say(memory.line(job.label, program, compiled))
+    with Progress(job.label, job.steps, job.unit, step) as progress, MetricsLog(job, step) as log:
+      report = Report(log, progress)  # reads a step late, so that the device waits for no host
       while step < job.steps:
-        drawn = [next(data) for _ in range(c.accumulate)]
-        examples = sum(int(b['mask_GN'].sum()) for b in drawn)
-        placed = [sharding.put_batch(b, mesh) for b in drawn]
-        trained, opt, metrics = compiled(trained, opt, frozen, placed)
+        drawn, names = feed.next()
+        flags = sharding.flags(mesh, stop=bool(asked))
+        trained, state, metrics = compiled(trained, state, frozen, drawn, flags)
         step += 1
-        report(late, log, progress)
-        late = (step, examples, metrics)
-        if step % c.save_every == 0 or step == job.steps or stop():
-          report(late, log, progress)
-          late = None
-          checkpoints.save(step, tree.unflatten(trained), {'opt': opt}, data)
-        if stop():
+        stop = report.late(step, names, metrics) or (bool(asked) and jax.process_count() == 1)
+        watchdog.beat()
+        if step % c.save_every == 0 or step == job.steps or stop:
+          report.now()
+          log.sync()
+          place = state | {'positions_A': feed.positions()}
+          checkpoints.save(step, tree.unflatten(trained), place)
+        if stop and step < job.steps:
           checkpoints.wait()
-          raise Stopped(f'{job.label}: stopped at step {step} of {job.steps}')
+          raise asked.stopped(f'{job.label}: stopped at step {step} of {job.steps}')
       checkpoints.wait()
   return tree.unflatten(trained | frozen)
 
 
-def report(late, log, progress) -> None:
-  """Writes a finished step's metrics; a loss that is not finite ends the run."""
-  if late is None:
-    return
-  step, examples, metrics = late
-  values = {k: float(v) for k, v in metrics.items()}
-  for name in ('loss', 'grad_norm'):
-    if not math.isfinite(values[name]):
+def restore(checkpoints: Checkpoints, program: Program, feed: Feed):
+  """(step, trained, state) of the newest readable checkpoint, and the data at its place."""
+  positions = feed.positions()
+  like = jax.ShapeDtypeStruct(positions.shape, positions.dtype, sharding=positions.sharding)
+  wanted = program.state | {'positions_A': like}
+  step, params, state = checkpoints.restore(tree.unflatten(program.trained), wanted)
+  if not step:
+    return 0, None, None
+  feed.seek(state.pop('positions_A'))
+  return step, tree.flatten(params), state
+
+
+class Report:
+  """Finished steps' metrics, to the log and to the person; ends a run whose steps are all bad."""
+
+  def __init__(self, log: 'MetricsLog', progress: Progress):
+    self._log, self._progress = log, progress
+    self._waiting = None
+    self._bad: list[list[str]] = []
+
+  def late(self, step: int, names: list[str], metrics: dict) -> bool:
+    """Takes a step that was just begun and reports the one before; whether to stop, for all."""
+    stop = self.now()
+    self._waiting = step, names, metrics
+    return stop
+
+  def now(self) -> bool:
+    """Reports the step that waits; waits for the device."""
+    if self._waiting is None:
+      return False
+    (step, names, metrics), self._waiting = self._waiting, None
+    values = {k: float(v) for k, v in metrics.items()}
+    stop = bool(values.pop('stop'))
+    examples, bad = int(values.pop('examples')), int(values.pop('bad'))
+    self._log.write(step, examples, values)
+    self._progress.update(step, examples, loss=values['loss'])
+    self._bad = [*self._bad, names] if bad else []
+    if bad:
+      self._say_bad(step, bad, values)
+    return stop
+
+  def _say_bad(self, step: int, bad: int, values: dict[str, float]) -> None:
+    what = f'loss {values["loss"]:.4g}, gradient norm {values["grad_norm"]:.4g}'
+    say(f'step {step} is bad ({what}) and changes nothing')
+    if bad >= BAD_IN_A_ROW:
+      named = ', '.join(repr(n) for batch in self._bad for n in batch[:8])
       raise UserError(
-        f'{name} is {values[name]} at step {step}; lower the learning rate or look at the data, '
-        'then run again: it goes on from the last checkpoint'
+        f'{bad} bad steps in a row, the last one step {step} ({what}); lower the learning '
+        f'rate or look at the data; the batches held the queries {named}'
       )
-  log.write(step, examples, values)
-  progress.update(step, examples, loss=values['loss'])
 
 
 class MetricsLog:
   """metrics.jsonl, a line a step; lines after the step that is resumed from are cut off."""
 
-  def __init__(self, file: Path, step: int):
+  def __init__(self, job: Job, step: int):
+    self._file = None
+    self._begin = time.monotonic()
+    if not processes.is_first():
+      return
+    file = job.folder / 'metrics.jsonl'
     kept = []
     if file.exists():
       lines = file.read_text().splitlines()
       kept = [line for line in lines if line.endswith('}') and json.loads(line)['step'] <= step]
     file.write_text(''.join(line + '\n' for line in kept))
     self._file = file.open('a')
-    self._begin = time.monotonic()
 
   def __enter__(self):
     return self
 
   def __exit__(self, *_):
-    self._file.close()
+    if self._file:
+      self._file.close()
 
   def write(self, step: int, examples: int, values: dict[str, float]) -> None:
+    if not self._file:
+      return
     row = {'step': step, 'examples': examples, **values}
     row['seconds'] = round(time.monotonic() - self._begin, 3)
     self._file.write(json.dumps(row) + '\n')
     self._file.flush()
 
-
-@contextlib.contextmanager
-def graceful_stop():
-  """Yields a function that says whether SIGTERM or Ctrl-C came; a second Ctrl-C is immediate."""
-  asked = []
-
-  def handler(number, frame):
-    if asked:
-      raise KeyboardInterrupt
-    asked.append(number)
-    say('stopping after this step; once more to stop at once')
-
-  try:
-    before = {s: signal.signal(s, handler) for s in (signal.SIGTERM, signal.SIGINT)}
-  except ValueError:  # not the main thread, as in a notebook's or a server's worker
-    before = {}
-  try:
-    yield lambda: bool(asked)
-  finally:
-    for number, old in before.items():
-      signal.signal(number, old)
+  def sync(self) -> None:
+    """Before a checkpoint: what it will not do again must be on disk, also on a mounted bucket."""
+    if self._file:
+      os.fsync(self._file.fileno())

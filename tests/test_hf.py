@@ -174,7 +174,7 @@ def test_torch_loads_what_we_save_and_gives_our_scores(kind, rank, tmp_path):
   model, variables = _saved(tmp_path, kind, lora_rank=rank)
   batch = reference.rows(reference.sequences((9, 6, 3)))
   last = np.array([0, 0, 0]) if kind == 'bert' else np.array([8, 5, 2])
-  batch |= {'index_GN': (np.arange(3) * 9 + last)[None], 'mask_GN': np.ones((1, 3), bool)}
+  batch |= {'index_AX': (np.arange(3) * 9 + last)[None], 'mask_GN': np.ones((1, 3), bool)}
   ours = jax.jit(model.scores)(variables, batch)[0]
   theirs, report = transformers.AutoModelForSequenceClassification.from_pretrained(
     tmp_path, output_loading_info=True
@@ -235,7 +235,7 @@ def test_sentence_transformers_gives_our_raw_score(tmp_path):
   theirs = cross_encoder(str(tmp_path / 'm'), device='cpu').predict(pairs)
   ids = [[2, 4, 5, 3, 6, 7, 8, 3], [2, 8, 3, 4, 3]]
   batch = reference.rows(ids, types=[[0] * 4 + [1] * 4, [0] * 3 + [1] * 2])
-  batch |= {'index_GN': np.array([[0, 8]]), 'mask_GN': np.ones((1, 2), bool)}
+  batch |= {'index_AX': np.array([[0, 8]]), 'mask_GN': np.ones((1, 2), bool)}
   ours = jax.jit(model.scores)(variables, batch)[0]
   # Beyond what a sigmoid can give.
   assert ours.min() > 1.5

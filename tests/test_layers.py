@@ -1,4 +1,4 @@
-"""Dots under each precision, LoRA, and who may attend to whom."""
+"""Dots under each precision, LoRA, norms."""
 
 import jax
 import jax.numpy as jnp
@@ -91,66 +91,6 @@ def test_norms_compute_in_fp32_whatever_the_input(norm):
   expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True))
   assert out.dtype == jnp.bfloat16
   np.testing.assert_allclose(np.asarray(out, np.float64), expected, rtol=2**-8)
-
-
-def _qkv(B=1, T=10, H=4, K=2, E=8):
-  return _random(B, T, H, E), _random(B, T, K, E, seed=1), _random(B, T, K, E, seed=2)
-
-
-def _seen(segments, causal, window):
-  """Which keys reach each query, [T, T], by the gradient of the output with respect to values."""
-  q, k, v = _qkv(T=len(segments))
-  segments = jnp.array([segments])
-
-  def outputs(v):
-    return layers.attend(
-      q, k, v, segments_BT=segments, segments_BS=segments, causal=causal, window=window
-    ).sum(axis=(0, 2, 3))
-
-  return np.abs(jax.jacobian(outputs)(v)).sum(axis=(1, 3, 4)) > 0
-
-
-def test_causality_window_edge_and_segments_by_gradient():
-  segments = np.array([1, 1, 1, 1, 1, 1, 2, 2, 2, 0])
-  t, s = np.indices((10, 10))
-  same = segments[:, None] == segments[None]
-  for causal, window in ((True, None), (True, 3), (False, None)):
-    expected = same & ((s <= t) if causal else True)
-    if window:
-      # W keys, the query's own among them: t - W + 1 is in, t - W is out.
-      expected &= t - s <= window - 1
-    np.testing.assert_array_equal(_seen(segments.tolist(), causal, window), expected)
-
-
-def test_attention_agrees_with_jax_nn_on_grouped_heads_and_windows():
-  q, k, v = _qkv(B=2)
-  segments = jnp.ones((2, 10), int)
-  ours = layers.attend(q, k, v, segments_BT=segments, segments_BS=segments, causal=True, window=4)
-  theirs = jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=(3, 0))
-  np.testing.assert_allclose(ours, theirs, atol=2e-6)
-
-
-@pytest.mark.parametrize('precision', list(layers.ACTIVATIONS))
-def test_rows_of_padding_have_finite_values_and_gradients(precision):
-  segments = jnp.array([[1, 1, 0, 0], [0, 0, 0, 0]])
-  dtype = layers.activation_dtype(precision)
-
-  def loss(qkv):
-    out = layers.attend(
-      *qkv, segments_BT=segments, segments_BS=segments, causal=True, window=2, precision=precision
-    )
-    return jnp.sum(out.astype(jnp.float32) ** 2)
-
-  value, grads = jax.value_and_grad(loss)(tuple(x.astype(dtype) for x in _qkv(B=2, T=4)))
-  assert np.isfinite(value)
-  assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in grads)
-
-
-def test_unknown_kernel_is_refused():
-  q, k, v = _qkv(T=2)
-  ones = jnp.ones((1, 2), int)
-  with pytest.raises(UserError, match='cudnn'):
-    layers.attend(q, k, v, segments_BT=ones, segments_BS=ones, causal=True, kernel='cudnn')
 
 
 def test_constrain_needs_a_mesh_to_do_anything():

@@ -131,7 +131,7 @@ def test_matrices_decay_and_norms_and_biases_do_not_also_where_they_are_stacked(
 def update(grads, **changes) -> dict:
   """The first AdamW update of ones, at a constant rate of 0.1."""
   settings = config.training(schedule='constant', learning_rate=0.1, warmup=0.0, **changes)
-  tx = optimizer.adamw(settings, 10)
+  tx = optimizer.make(settings, 10)
   flat = tree.flatten(variables())
   updates, _ = tx.update({k: jnp.full_like(v, grads) for k, v in flat.items()}, tx.init(flat), flat)
   return updates
@@ -147,7 +147,7 @@ def test_without_a_gradient_only_what_decays_moves():
 def seen_norm(norm, clip) -> float:
   """The norm of the gradients that reach Adam, by its first moment after one step."""
   settings = config.training(clip=clip)
-  tx = optimizer.adamw(settings, 10)
+  tx = optimizer.make(settings, 10)
   params = {'a': jnp.zeros((2, 2)), 'b': jnp.zeros(5)}
   grads = {'a': jnp.full((2, 2), 3.0), 'b': jnp.full(5, -4.0)}
   scale = norm / float(optax.tree.norm(grads))
@@ -168,6 +168,6 @@ def test_gradients_are_clipped_to_a_global_norm_and_zero_means_not(norm, clip, s
 def test_the_second_decay_is_the_settings():
   params = {'a': jnp.zeros(3)}
   for b2 in (0.95, 0.999):
-    tx = optimizer.adamw(config.training(b2=b2, clip=0.0), 10)
+    tx = optimizer.make(config.training(b2=b2, clip=0.0), 10)
     _, state = tx.update({'a': jnp.full(3, 2.0)}, tx.init(params), params)
     np.testing.assert_allclose(optax.tree.get(state, 'nu')['a'], (1 - b2) * 4, rtol=1e-4)

@@ -29,7 +29,7 @@ def _packed_and_padded(is_decoder):
     (padded, [8 * i + at for i, at in enumerate(last)]),
     (packed, [13 * row + start + at for (row, start), at in zip(starts, last, strict=True)]),
   ):
-    batch |= {'index_GN': np.array([flat[:3], [flat[3], 0, 0]]), 'mask_GN': mask}
+    batch |= {'index_AX': np.array([[*flat[:3], flat[3], 0, 0]]), 'mask_GN': mask}
   return packed, padded
 
 
@@ -58,19 +58,20 @@ def test_logprobs_equal_the_plain_log_softmax_in_value_and_gradient(kind, monkey
   monkeypatch.setattr(ranker, 'LOGPROB_CHUNK', 4)
   model, variables = reference.ranker(kind, head='lm')
   batch = reference.rows(reference.sequences((9, 6)))
-  index, targets = np.array([3, 0, 14, 7, 7, 2, 9]), np.array([5, 60, 0, 1, 2, 3, 4])
+  index = np.array([[3, 0, 14, 7, 7, 2, 9]])
+  targets = np.array([[5, 60, 0, 1, 2, 3, 4]])
 
   def chunked(v):
     return model.logprobs(v, model.hidden(v, batch), index, targets)
 
   def plain(v):
-    hidden = model.hidden(v, batch).reshape(-1, 32)[index]
+    hidden = model.hidden(v, batch).reshape(-1, 32)[index[0]]
     logits = model.module.apply(v, hidden, method='logits')
-    return jax.nn.log_softmax(logits)[np.arange(7), targets]
+    return jax.nn.log_softmax(logits)[np.arange(7), targets[0]]
 
   weight = jnp.arange(7.0)
   (ours, g_ours), (theirs, g_theirs) = (
-    jax.jit(jax.value_and_grad(lambda v, f=f: jnp.sum(f(v) * weight)))(variables)
+    jax.jit(jax.value_and_grad(lambda v, f=f: jnp.sum(f(v).reshape(-1) * weight)))(variables)
     for f in (chunked, plain)
   )
   np.testing.assert_allclose(ours, theirs, rtol=1e-5)
@@ -80,7 +81,7 @@ def test_logprobs_equal_the_plain_log_softmax_in_value_and_gradient(kind, monkey
 def test_logprobs_never_hold_logits_of_all_positions():
   model, variables = reference.ranker(head='lm')
   P, V = 2048, model.config.vocab
-  hidden, index = jnp.zeros((4, 512, 32)), jnp.arange(P)
+  hidden, index = jnp.zeros((4, 512, 32)), jnp.arange(P)[None]
 
   def loss(v):
     return jnp.sum(model.logprobs(v, hidden, index, index % V))

@@ -1,11 +1,13 @@
 """Where arrays lie on a mesh, and that the mesh does not change what is learnt."""
 
 import functools
+import itertools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +18,13 @@ from jax.sharding import PartitionSpec as P
 
 from disranker_jax import config, losses, optimizer, scoring, sharding, train, tree
 from disranker_jax.data import batches
-from disranker_jax.data.records import Document, Group
+from disranker_jax.data.records import Click, Document, Group
 from disranker_jax.errors import UserError
-from disranker_jax.stages import sft, sides
+from disranker_jax.stages import cpt, distill, sft, sides
 
-DEVICES, STEPS = 4, 3
-MESHES = ((4, 1, 1), (1, 4, 1), (1, 1, 4))
+DEVICES, STEPS = 8, 3
+MESHES = ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))
+STAGES = ('cpt', 'sft', 'distill')
 
 
 class Sizes:
@@ -93,7 +96,7 @@ def test_an_encoders_kernels_are_split_and_its_biases_norms_and_heads_are_not(mo
 
 def test_the_optimizers_moments_lie_where_their_parameters_do(monkeypatch):
   flat = tree.flatten(shapes('tiny-encoder'))
-  tx = optimizer.adamw(config.training(), 10)
+  tx = optimizer.make(config.training(), 10)
   ours = specs(flat, monkeypatch, fsdp=2, model=4)
   opt = specs(jax.eval_shape(tx.init, flat), monkeypatch, fsdp=2, model=4)
   for moment in ('mu', 'nu'):
@@ -148,7 +151,7 @@ def test_the_default_mesh_is_data_parallel_over_all_devices():
   assert dict(mesh.shape) == {'data': jax.device_count(), 'fsdp': 1, 'model': 1}
 
 
-# On four devices
+# On eight devices
 
 
 def make_groups(count) -> list[Group]:
@@ -175,17 +178,47 @@ def host_variables(side):
   return jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, variables)
 
 
-def logged(folder, *sizes) -> list[float]:
-  """The losses of a few steps of the tiny encoder on a mesh."""
-  side = opened('tiny-encoder')
-  c = config.training(
-    batch_rows=DEVICES, learning_rate=3e-3, warmup=0.0, schedule='constant', save_every=100
-  )
-  shape = batches.Shape(c.batch_rows, 32, docs=4)
-  encode = functools.partial(batches.encode_group, side.prompt())
-  dataset = batches.training(make_groups(12), encode, shape, seed=0)
-  job = train.Job('test', Path(folder), label_loss(side), dataset, c, STEPS)
-  train.fit(job, host_variables(side), mesh_of(*sizes))
+def settings(**changes):
+  """A config of tiny models, whose stages take steps that can be told apart."""
+  c = config.defaults()
+  sizes = {'precision': 'float32', 'max_len': 32, 'max_query_len': 8, 'row_len': 32}
+  c.teacher.update(model='tiny-decoder', remat='full', lora_rank=2, **sizes)
+  c.student.update(model='tiny-encoder', layers=(), **sizes)
+  for stage in (c.cpt, c.sft, c.distill):
+    stage.update(
+      epochs=9.0, batch_rows=32, learning_rate=3e-3, warmup=0.0, schedule='constant', explode=0.0
+    )
+    stage.update({'blocks': DEVICES, 'save_every': 100, 'max_steps': STEPS} | changes)
+  c.sft.update(group_size=4, margin=1.0)
+  c.distill.update(group_size=4, hard=1.0, margin=1.0)
+  return c
+
+
+def encoded(prompt, group):
+  return batches.encode_group(prompt, group, np.arange(len(group.docs), dtype=np.float32) % 3)
+
+
+def task(stage: str, c):
+  """(side, what the stage computes, how its records are read)."""
+  if stage == 'cpt':
+    side = sides.open_side(c.teacher, 'lm')
+    clicks = [Click(g.query, g.docs[0].title, g.docs[0].summary) for g in make_groups(48)]
+    return side, cpt.task(c, side.ranker), clicks, batches.encode_click
+  if stage == 'sft':
+    side = sides.open_teacher(c)
+    return side, sft.task(c, side.ranker), make_groups(48), encoded
+  side = sides.open_side(c.student)
+  return side, distill.task(c, side.ranker), make_groups(48), encoded
+
+
+def logged(folder, stage, sizes, **changes) -> list[float]:
+  """The losses of a few steps of a stage on a mesh."""
+  c = settings(**changes)
+  mesh = mesh_of(*sizes)
+  side, what, source, encode = task(stage, c)
+  run = SimpleNamespace(config=c, folder=lambda _: Path(folder))
+  job = sides.job(run, stage, what, source, functools.partial(encode, side.prompt()))
+  train.fit(job, host_variables(side), mesh)
   lines = (Path(folder) / 'metrics.jsonl').read_text().splitlines()
   return [json.loads(line)['loss'] for line in lines]
 
@@ -215,22 +248,17 @@ def pmap_gradients(side, variables, parts):
 
 
 def mesh_gradients(side, variables, parts):
-  """One step of `train` on the same rows as one batch, on the data mesh; the gradient by SGD."""
+  """The gradients of `train` on the same rows as one batch, on the data mesh."""
   mesh = mesh_of(DEVICES, 1, 1)
-  whole = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-  offsets = np.arange(len(parts)) * parts[0]['tokens_BT'].size
-  whole['index_GN'] = np.concatenate(
-    [part['index_GN'] + at for part, at in zip(parts, offsets, strict=True)]
-  )
-  tx = optax.sgd(1.0)
+  whole = batches.join(parts)
   trained = sharding.put(tree.flatten(variables), mesh)
-  batch = sharding.put_batch(whole, mesh)
+  batch = sharding.put_batch(whole, mesh, blocks=len(parts))
   assert len(batch['tokens_BT'].sharding.device_set) == DEVICES
   assert batch['tokens_BT'].addressable_shards[0].data.shape[0] * DEVICES == len(parts)
-  step = jax.jit(lambda t, b: train.train_step(label_loss(side), tx, t, tx.init(t), {}, [b]))
-  after, _, means = step(trained, batch)
-  grads = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), trained, after)
-  return np.asarray(means['loss']), grads
+  step = jax.jit(lambda t, b: train.gradients(label_loss(side), t, {}, [b]))
+  with jax.set_mesh(mesh):
+    grads, means = step(trained, batch)
+  return np.asarray(means['loss']), jax.tree.map(np.asarray, grads)
 
 
 def gradients() -> dict:
@@ -238,10 +266,11 @@ def gradients() -> dict:
   side = opened('tiny-encoder')
   variables = host_variables(side)
   prompt = side.prompt()
-  encoded = [batches.encode_group(prompt, group) for group in make_groups(7)]
+  encoded = [batches.encode_group(prompt, group) for group in make_groups(12)]
   shape = batches.Shape(1, 256, docs=4)
   parts = []
-  for queries in (encoded[:1], encoded[1:3], encoded[3:6], encoded[6:]):
+  cuts = (0, 1, 3, 6, 7, 8, 10, 11, 12)
+  for queries in (encoded[i:j] for i, j in itertools.pairwise(cuts)):
     [(_, batch)] = batches.pack(queries, shape)
     parts.append(batch)
   theirs_loss, theirs = pmap_gradients(side, variables, parts)
@@ -255,27 +284,35 @@ def gradients() -> dict:
   }
 
 
-def on_four_devices(folder) -> None:
+def on_eight_devices(folder) -> None:
   """What the subprocess runs; a file for each kind of result."""
   assert jax.device_count() == DEVICES
-  found = {str(sizes): logged(folder / str(i), *sizes) for i, sizes in enumerate(MESHES)}
-  (folder / 'losses.json').write_text(json.dumps(found))
   (folder / 'gradients.json').write_text(json.dumps(gradients()))
+  runs = [(stage, sizes, {}) for stage in STAGES for sizes in MESHES]
+  runs += [('sft', (4, 2, 1), {'blocks': 1}), ('cpt', (2, 2, 2), {'accumulate': 2})]
+  runs += [('sft', (1, 4, 2), {'optimizer': 'adafactor', 'moments': 'bfloat16'})]
+  for i, (stage, sizes, changes) in enumerate(runs):
+    found = logged(folder / str(i), stage, sizes, **changes)
+    (folder / f'{name(stage, sizes, changes)}.json').write_text(json.dumps(found))
+
+
+def name(stage, sizes, changes) -> str:
+  return '-'.join(map(str, (stage, *sizes, *changes, *changes.values())))
 
 
 @pytest.fixture(scope='module')
-def four(tmp_path_factory):
-  """Reads what `on_four_devices` wrote, in a process whose CPU counts as four devices."""
-  folder = tmp_path_factory.mktemp('four')
+def eight(tmp_path_factory):
+  """Reads what `on_eight_devices` wrote, in a process whose CPU counts as eight devices."""
+  folder = tmp_path_factory.mktemp('eight')
   program = (
     'import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import conftest; '
-    'import test_sharding; test_sharding.on_four_devices(Path(sys.argv[2]))'
+    'import test_sharding; test_sharding.on_eight_devices(Path(sys.argv[2]))'
   )
   environment = os.environ | {
     'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES}', 'JAX_PLATFORMS': 'cpu',
   }  # fmt: skip
   command = [sys.executable, '-c', program, str(Path(__file__).parent), str(folder)]
-  done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+  done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
 
   def read(name):
     file = folder / f'{name}.json'
@@ -287,21 +324,54 @@ def four(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def single(tmp_path_factory):
-  return logged(tmp_path_factory.mktemp('single'), -1, 1, 1)
+  """The same stages on one device, each once."""
+
+  @functools.cache
+  def losses(stage, **changes):
+    return logged(tmp_path_factory.mktemp(stage), stage, (-1, 1, 1), **changes)
+
+  return losses
 
 
-@pytest.mark.parametrize('sizes', MESHES, ids=sharding.AXES)
-def test_every_mesh_learns_as_one_device_does(four, single, sizes):
-  assert len(single) == STEPS and np.ptp(single) > 1e-2, 'steps that can be told apart'
-  np.testing.assert_allclose(four('losses')[str(sizes)], single, atol=1e-4)
+@pytest.mark.parametrize('stage', STAGES)
+@pytest.mark.parametrize('sizes', MESHES, ids=str)
+def test_every_mesh_learns_as_one_device_does(eight, single, stage, sizes):
+  alone = single(stage)
+  assert len(alone) == STEPS and np.ptp(alone) > 1e-2, 'steps that can be told apart'
+  np.testing.assert_allclose(eight(name(stage, sizes, {})), alone, atol=1e-4)
 
 
-def test_pmap_gives_the_gradients_of_the_data_mesh(four):
-  found = four('gradients')
-  assert found['weights'] == [1, 2, 3, 1], 'a mean of the devices means would be another gradient'
+@pytest.mark.parametrize(
+  'stage, sizes, changes',
+  [
+    ('sft', (4, 2, 1), {'blocks': 1}),
+    ('cpt', (2, 2, 2), {'accumulate': 2}),
+    ('sft', (1, 4, 2), {'optimizer': 'adafactor', 'moments': 'bfloat16'}),
+  ],
+)
+def test_also_with_one_block_with_accumulation_and_with_a_lean_optimizer(
+  eight, single, stage, sizes, changes
+):
+  alone = single(stage, **changes)
+  assert alone != single(stage), 'the change matters'
+  np.testing.assert_allclose(eight(name(stage, sizes, changes)), alone, atol=1e-4)
+
+
+def test_pmap_gives_the_gradients_of_the_data_mesh(eight):
+  found = eight('gradients')
+  assert len(set(found['weights'])) > 1, 'else a mean of the devices means were the same gradient'
   ours, theirs = found['loss']
   assert ours == pytest.approx(theirs, abs=1e-5)
   assert found['norm'] > 0.1 and found['difference'] < 1e-5
+
+
+def test_blocks_must_fit_the_mesh():
+  mesh = Sizes(data=3, fsdp=2)
+  rows = {'tokens_BT': np.zeros((8, 4)), 'mask_GN': np.zeros((8, 2))}
+  with pytest.raises(UserError, match='blocks=4 must be a multiple of mesh data x fsdp = 6, or 1'):
+    sharding.batch_shardings(rows, mesh, 4)
+  with pytest.raises(UserError, match='batch_rows=8 must be a multiple of mesh data x fsdp = 6'):
+    sharding.batch_shardings(rows, mesh, 1)
 
 
 def test_placing_keeps_the_values_and_the_tree():

@@ -1,6 +1,7 @@
 """The training loop on a linear scorer of a few values: restore, step, save, stop."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -8,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,29 +17,48 @@ import pytest
 
 from disranker_jax import config, sharding, train, tree
 from disranker_jax.checkpoint import load_params
-from disranker_jax.data import batches
-from disranker_jax.errors import UserError
+from disranker_jax.errors import Stopped, UserError
 
 WIDTH, DOCS, GROUPS = 3, 4, 2
 TRUE = np.array([1.0, -2.0, 0.5], np.float32)
 
 
-class Rows(grain.IterDataset):
-  """Endless batches of random features and labels, the same for the same seed."""
+class Rows:
+  """Endless batches of random features and labels, as batches.Training gives them.
 
-  def __init__(self, seed: int = 0, poison: int | None = None):
-    source = grain.MapDataset.range(10_000).map(lambda i: make_batch(seed, i, poison))
-    super().__init__(source.to_iter_dataset())
+  `poison` says what the features of some batches are multiplied by.
+  """
 
-  def __iter__(self):
-    return iter(self._parent)
+  blocks = 1
+
+  def __init__(self, poison: dict[int, float] | None = None, missing: tuple[int, ...] = ()):
+    self.poison, self.missing = poison or {}, missing
+    self.shape = self
+
+  def zeros(self, blocks):
+    return make_batch(0)
+
+  def stream(self, block):
+    return Stream(self)
 
 
-def make_batch(seed: int, i: int, poison: int | None = None) -> dict:
-  rng = np.random.default_rng([seed, i])
-  x = rng.normal(size=(GROUPS, DOCS, WIDTH)).astype(np.float32)
-  if i == poison:
-    x[:] = np.nan
+class Stream:
+  def __init__(self, rows):
+    self.rows, self.position = rows, 0
+
+  def seek(self, position):
+    self.position = position
+
+  def next(self):
+    while self.position in self.rows.missing:
+      self.position += 1
+    i, self.position = self.position, self.position + 1
+    return make_batch(i, self.rows.poison.get(i, 1.0)), [f'query {i}']
+
+
+def make_batch(i: int, poison: float = 1.0) -> dict:
+  rng = np.random.default_rng([0, i])
+  x = rng.normal(size=(GROUPS, DOCS, WIDTH)).astype(np.float32) * np.float32(poison)
   labels = (x @ TRUE).astype(np.float32)
   return {'x_GND': x, 'labels_GN': labels, 'mask_GN': np.ones((GROUPS, DOCS), bool)}
 
@@ -54,9 +73,9 @@ def start():
   return {'params': {'w': jnp.zeros(WIDTH), 'frozen': jnp.ones(())}}
 
 
-def job(folder, steps=8, dataset=None, **changes) -> train.Job:
+def job(folder, steps=8, data=None, **changes) -> train.Job:
   settings = config.training(learning_rate=0.1, save_every=2, trainable='params/w', **changes)
-  return train.Job('test', Path(folder), loss, dataset or Rows(), settings, steps)
+  return train.Job('test', Path(folder), loss, data or Rows(), settings, steps)
 
 
 def fit(folder, **options):
@@ -92,7 +111,7 @@ def test_resume_is_bitwise_the_unbroken_run(straight, tmp_path, stop, monkeypatc
   """Stopped after `stop` steps, on and off the saving interval, and started again."""
   monkeypatch.setattr(train.MetricsLog, 'write', train.MetricsLog.write)  # to be put back
   signal_at(stop, signal.SIGTERM)
-  with pytest.raises(train.Stopped):
+  with pytest.raises(Stopped):
     fit(tmp_path)
   monkeypatch.undo()
   again = fit(tmp_path)
@@ -135,7 +154,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_result(straight, tmp_path):
 
 def test_a_process_that_is_asked_to_stop_saves_and_another_one_goes_on(straight, tmp_path):
   assert in_process(tmp_path, 3, signal.SIGTERM) == 1, 'Stopped, which nobody catches there'
-  # The line of step 3 is written while step 4 runs, after which the loop stops.
+  # The line of step 3 is written while step 4 runs, after which a lone process stops.
   assert [step for step, _ in losses(tmp_path)] == [1, 2, 3, 4]
   assert (tmp_path / 'checkpoints' / '4').is_dir()
   again = fit(tmp_path)
@@ -184,14 +203,41 @@ def test_parameters_of_a_stage_without_checkpoints_are_an_error(tmp_path):
     load_params(tmp_path / 'sft' / 'checkpoints', mesh)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(tmp_path):
-  with pytest.raises(UserError, match='loss is nan at step 6'):
-    fit(tmp_path, dataset=Rows(poison=5))
-  steps = sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit())
-  assert steps == [2, 4]
+BAD = {'not finite': np.nan, 'infinite': np.inf, 'exploding': 1e4}
 
 
-def test_a_gradient_that_is_not_finite_is_never_saved_though_the_loss_is(tmp_path):
+@pytest.mark.parametrize('poison', BAD.values(), ids=BAD)
+def test_a_bad_step_is_as_if_its_batch_had_not_been_there(tmp_path, poison, capsys):
+  """It takes a step of the schedule's count from nobody: the state afterwards is bitwise equal."""
+  at = train.NORM_STEPS + 3
+  options = {'steps': at + 6, 'schedule': 'constant'}
+  bad = fit(tmp_path / 'bad', data=Rows(poison={at: poison}), **options)
+  options['steps'] -= 1
+  absent = fit(tmp_path / 'absent', data=Rows(missing=(at,)), **options)
+  np.testing.assert_array_equal(bad['params']['w'], absent['params']['w'])
+  lines = (tmp_path / 'bad' / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(line)['step'] for line in lines if json.loads(line)['skipped']] == [at + 1]
+  assert f'step {at + 1} is bad' in capsys.readouterr().err
+
+
+def test_exploding_steps_pass_where_that_is_asked(tmp_path):
+  at = train.NORM_STEPS + 3
+  fit(tmp_path, steps=at + 2, explode=0.0, data=Rows(poison={at: 1e4}))
+  assert not any(
+    json.loads(line)['skipped'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  )
+
+
+def test_three_bad_steps_in_a_row_end_the_run_and_name_their_queries(tmp_path):
+  poison = dict.fromkeys((2, 4, 5, 6), np.nan)
+  with pytest.raises(UserError, match=r"3 bad steps in a row, the last one step 7 .*'query 4', "):
+    fit(tmp_path, data=Rows(poison), steps=12)
+  # The same command goes on, and the same steps end it again.
+  with pytest.raises(UserError, match='the last one step 7'):
+    fit(tmp_path, data=Rows(poison), steps=12)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_though_the_loss_is(tmp_path):
   def unsound(variables, batch):
     total, weight, metrics = loss(variables, batch)
     nothing = jnp.sum(variables['params']['w']) * 0.0
@@ -200,9 +246,10 @@ def test_a_gradient_that_is_not_finite_is_never_saved_though_the_loss_is(tmp_pat
   bad = dataclasses.replace(job(tmp_path), loss=unsound)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
   bad.settings.save_every = 1
-  with pytest.raises(UserError, match='grad_norm is nan at step 1'):
+  with pytest.raises(UserError, match='gradient norm nan'):
     train.fit(bad, start(), mesh)
-  assert not [p for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit()]
+  saved = load_params(tmp_path / 'checkpoints', mesh)
+  assert not np.any(saved['params']['w'])
 
 
 def test_micro_batches_give_the_step_of_the_whole_batch():
@@ -215,34 +262,33 @@ def test_micro_batches_give_the_step_of_the_whole_batch():
     error_GN = jnp.where(batch['mask_GN'], jnp.square(scores_GN - batch['labels_GN']), 0.0)
     return jnp.sum(error_GN), jnp.sum(batch['mask_GN']), {}
 
-  parts = [make_batch(0, i) for i in range(2)]
+  parts = [make_batch(i) for i in range(3)]
   parts[1]['mask_GN'][:, 1:] = False
   whole = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-  opt = tx.init(trained)
-  one, _, one_metrics = train.train_step(weighted, tx, trained, opt, frozen, [whole])
-  two, _, two_metrics = train.train_step(weighted, tx, trained, opt, frozen, parts)
-  np.testing.assert_allclose(one['params/w'], two['params/w'], rtol=1e-6)
-  np.testing.assert_allclose(one_metrics['loss'], two_metrics['loss'], rtol=1e-6)
+  state = {'opt': tx.init(trained), 'norm': jnp.zeros(()), 'good': jnp.zeros((), jnp.int32)}
+  state['bad'] = jnp.zeros((), jnp.int32)
+  step = functools.partial(train.train_step, weighted, tx, 0.0, trained, state, frozen)
+  one, _, one_metrics = step([whole], {})
+  more, _, more_metrics = step(parts, {})
+  np.testing.assert_allclose(one['params/w'], more['params/w'], rtol=1e-6)
+  for name in ('loss', 'grad_norm', 'examples'):
+    np.testing.assert_allclose(one_metrics[name], more_metrics[name], rtol=1e-6)
+  assert one_metrics['examples'] == sum(p['mask_GN'].sum() for p in parts)
 
 
 def test_steps_follow_epochs_and_the_limit():
-  class Packed(grain.IterDataset):
-    def __init__(self):
-      full = {'mask_GN': np.array([[True], [True], [False]])}
-      super().__init__(grain.MapDataset.range(99).map(lambda _: full).to_iter_dataset())
+  class Data:
+    def queries_per_batch(self):
+      return 2.0
 
-    def __iter__(self):
-      return iter(self._parent)
-
-  assert batches.groups_per_batch(Packed()) == 2
   settings = config.training(epochs=1.5)
-  assert train.steps(settings, Packed(), rows=40) == 30
-  assert train.steps(config.training(epochs=1.5, accumulate=3), Packed(), rows=40) == 10
-  assert train.steps(config.training(max_steps=7), Packed(), rows=40) == 7
-  assert train.steps(settings, Packed(), rows=1) == 1
+  assert train.steps(settings, Data(), rows=40) == 30
+  assert train.steps(config.training(epochs=1.5, accumulate=3), Data(), rows=40) == 10
+  assert train.steps(config.training(max_steps=7), Data(), rows=40) == 7
+  assert train.steps(settings, Data(), rows=1) == 1
 
 
 def test_placed_batches_need_not_be_tokens():
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
-  placed = sharding.put_batch(make_batch(0, 0), mesh)
+  placed = sharding.put_batch(make_batch(0), mesh)
   assert all(isinstance(v, jax.Array) for v in placed.values())

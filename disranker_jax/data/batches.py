@@ -2,17 +2,24 @@
 
 One static shape a stage, so one compile: a batch takes queries until the next would not fit. Each
 document is a segment of a row (`segments_BT` counts from 1, 0 is padding; positions restart with
-each), and `index_GN` says where in the flattened rows each document's score is read.
+each), and an index says where each document's score is read.
 
-Shapes: B rows, T positions, G queries at most, N documents of a query at most, P predicted tokens
-at most. Keys of a batch:
+A batch is one or more blocks, packed independently of each other from every A-th query. Whatever
+the number of hosts and devices, as long as it divides A, the batches are the same; a host reads
+its own blocks only, and a device finds everything that its rows need at hand, because indices
+count from the start of a block. A block is a batch of A = 1; blocks are joined on the first axis.
+
+Shapes: A blocks, B rows, T positions, G queries at most, N documents of a query at most, P
+predicted tokens at most (B, G and P are of all blocks together). Keys of a batch:
   tokens_BT segments_BT positions_BT types_BT   int32
-  index_GN        int32, flat position (row * T + position) of a document's scored token
   mask_GN         bool, a real document
   labels_GN       float32, its grade, UNJUDGED (-1) if it has none
   teacher_GN      float32, the teacher's score, 0 if there is none
-  index_P targets_P owner_P   int32: flat position that predicts, the token it should predict, and
-                  the document (g * N + n) the token belongs to; owner -1 is padding
+  index_AX        int32, [A, G / A * N]: position in the block's flattened rows of each document's
+                  scored token
+  index_AP        int32, [A, P / A]: position in the block that predicts a token
+  targets_AP      int32, the token it should predict
+  owner_AP        int32, the document of the block (g * N + n) that it belongs to; -1 is padding
 """
 
 import dataclasses
@@ -28,7 +35,7 @@ from disranker_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """The static shape of a stage's batches."""
+  """The static shape of a block."""
 
   rows: int  # B
   row_len: int  # T
@@ -39,6 +46,16 @@ class Shape:
   def groups(self) -> int:
     """G: enough for rows full of sequences of 16 tokens, and for at least one query."""
     return max(1, self.rows * self.row_len // (16 * self.docs))
+
+  def block(self, blocks: int) -> 'Shape':
+    """The shape of each of `blocks` equal parts."""
+    if self.rows % blocks:
+      raise UserError(f'batch_rows={self.rows} must be a multiple of blocks={blocks}')
+    return dataclasses.replace(self, rows=self.rows // blocks)
+
+  def zeros(self, blocks: int = 1) -> dict[str, np.ndarray]:
+    """A batch without documents, as shapes or as filling."""
+    return join([Packer(self).batch()] * blocks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +104,7 @@ class Packer:
         s = self.shape
         raise UserError(
           f'query {group.name!r}: its {len(group.docs)} documents ({sum(lengths)} tokens) do not '
-          f'fit a batch of {s.rows} rows of {s.row_len} tokens; raise batch_rows'
+          f'fit {s.rows} rows of {s.row_len} tokens; raise batch_rows or lower blocks'
         )
       return False
     self._free, self._places = placed
@@ -114,7 +131,7 @@ class Packer:
     """The arrays of the module's docstring."""
     s = self.shape
     tokens, segments, positions, types = np.zeros((4, s.rows, s.row_len), np.int32)
-    index = np.zeros((s.groups, s.docs), np.int32)
+    index = np.zeros((1, s.groups * s.docs), np.int32)
     mask = np.zeros((s.groups, s.docs), bool)
     labels = np.full((s.groups, s.docs), UNJUDGED, np.float32)
     teacher = np.zeros((s.groups, s.docs), np.float32)
@@ -132,27 +149,27 @@ class Packer:
         tokens[row, here], types[row, here] = doc.ids, doc.types
         segments[row, here], positions[row, here] = used[row], np.arange(len(doc))
         flat = row * s.row_len + start
-        index[g, n], mask[g, n] = flat + doc.anchor, True
+        index[0, g * s.docs + n], mask[g, n] = flat + doc.anchor, True
         spans.append((g * s.docs + n, flat, doc))
     batch = {
       'tokens_BT': tokens, 'segments_BT': segments, 'positions_BT': positions, 'types_BT': types,
-      'index_GN': index, 'mask_GN': mask, 'labels_GN': labels, 'teacher_GN': teacher,
+      'index_AX': index, 'mask_GN': mask, 'labels_GN': labels, 'teacher_GN': teacher,
     }  # fmt: skip
     return batch | self._targets(spans) if s.predicted else batch
 
   def _targets(self, spans) -> dict[str, np.ndarray]:
     size = self.shape.rows * self.shape.predicted
-    index, targets = np.zeros((2, size), np.int32)
-    owner = np.full(size, -1, np.int32)
+    index, targets = np.zeros((2, 1, size), np.int32)
+    owner = np.full((1, size), -1, np.int32)
     at = 0
     for doc_index, flat, doc in spans:
       start, stop = doc.predict
-      here = slice(at, at + stop - start)
+      here = 0, slice(at, at + stop - start)
       # The position before a token predicts it.
       index[here] = flat + np.arange(start, stop) - 1
       targets[here], owner[here] = doc.ids[start:stop], doc_index
       at += stop - start
-    return {'index_P': index, 'targets_P': targets, 'owner_P': owner}
+    return {'index_AP': index, 'targets_AP': targets, 'owner_AP': owner}
 
 
 def pack(groups: Iterable[EncodedGroup], shape: Shape) -> Iterator[tuple[int, dict]]:
@@ -167,43 +184,58 @@ def pack(groups: Iterable[EncodedGroup], shape: Shape) -> Iterator[tuple[int, di
     yield len(packer.groups), packer.batch()
 
 
-class PackedDataset(grain.IterDataset):
-  """Endless groups packed into batches, with a state from which the next batch is the same."""
-
-  def __init__(self, parent: grain.IterDataset, shape: Shape):
-    super().__init__(parent)
-    self._shape = shape
-
-  def __iter__(self):
-    return PackedIterator(self._parent.__iter__(), self._shape)
+def join(blocks: list[dict]) -> dict[str, np.ndarray]:
+  """Blocks as one batch."""
+  return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
 
 
-class PackedIterator(grain.DatasetIterator):
-  """Holds back the group that did not fit; the state is the one from before it was drawn."""
+class Stream:
+  """One block's endless queries, packed; a number says where it is.
 
-  def __init__(self, parent: grain.DatasetIterator, shape: Shape):
-    super().__init__(parent)
-    self._shape = shape
-    self._held: EncodedGroup | None = None
-    self._state = parent.get_state()
+  `queries` is an endless source of encoded groups by index, of which this block takes every
+  `blocks`-th one from `block` on.
+  """
 
-  def __next__(self) -> dict[str, np.ndarray]:
+  def __init__(self, queries: grain.MapDataset, shape: Shape, block: int, blocks: int):
+    self._queries, self._shape, self._block, self._blocks = queries, shape, block, blocks
+    self.seek(0)
+
+  def seek(self, position: int) -> None:
+    """Goes to where `position` of this block's queries have been used."""
+    self.position, self._held = position, None
+    start = self._block + position * self._blocks
+    # Records are read and tokenised ahead of the device, in Grain's threads.
+    self._rest = iter(self._queries[start :: self._blocks].to_iter_dataset())
+
+  def next(self) -> tuple[dict[str, np.ndarray], list[str]]:
+    """(block, the names of its queries)."""
     packer = Packer(self._shape)
     if self._held is not None:
       packer.add(self._held)
     while True:
-      before = self._parent.get_state()
-      group = next(self._parent)
+      group = next(self._rest)
       if not packer.add(group):
-        self._held, self._state = group, before
-        return packer.batch()
+        self._held = group
+        self.position += len(packer.groups)
+        return packer.batch(), [g.name for g in packer.groups]
 
-  def get_state(self):
-    return {'groups': self._state}
 
-  def set_state(self, state):
-    self._parent.set_state(state['groups'])
-    self._state, self._held = state['groups'], None
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """A training stage's batches: endless queries in the order of a seed, packed into blocks."""
+
+  queries: grain.MapDataset
+  shape: Shape
+  blocks: int = 1
+
+  def stream(self, block: int) -> Stream:
+    return Stream(self.queries, self.shape, block, self.blocks)
+
+  def queries_per_batch(self, batches: int = 8) -> float:
+    """Mean number of queries in a batch, by the first few of block 0: turns epochs into steps."""
+    stream = self.stream(0)
+    counts = [len(stream.next()[1]) for _ in range(batches)]
+    return self.blocks * sum(counts) / len(counts)
 
 
 def encode_group(prompt, group: Group, teacher: np.ndarray | None = None) -> EncodedGroup:
@@ -237,21 +269,20 @@ def sample(group: Group, size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def training(
-  source, encode: Callable, shape: Shape, *, seed: int, draw: Callable | None = None
-) -> grain.IterDataset:
+  source,
+  encode: Callable,
+  shape: Shape,
+  *,
+  seed: int,
+  draw: Callable | None = None,
+  blocks: int = 1,
+) -> Training:
   """Endless shuffled batches of a random-access source, one pass after another.
 
   `encode(record) -> EncodedGroup`; `draw(record, rng)` comes before it and may choose documents.
-  The order depends on `seed` and nothing else.
+  `shape` is of the whole batch. The order depends on `seed` and nothing else.
   """
-  data = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
+  queries = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
   if draw is not None:
-    data = data.random_map(draw)
-  return PackedDataset(data.map(encode).to_iter_dataset(), shape)
-
-
-def groups_per_batch(dataset: grain.IterDataset, batches: int = 8) -> float:
-  """Mean number of queries in a batch, measured on the first few: it turns epochs into steps."""
-  it = iter(dataset)
-  counts = [int(next(it)['mask_GN'].any(1).sum()) for _ in range(batches)]
-  return sum(counts) / len(counts)
+    queries = queries.random_map(draw)
+  return Training(queries.map(encode), shape.block(blocks), blocks)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from disranker_jax.errors import UserError
-from disranker_jax.models import layers
+from disranker_jax.models import attention, layers
 
 MODEL_TYPES = ('mistral', 'llama', 'qwen2')
 
@@ -143,6 +143,7 @@ class Block(nn.Module):
   precision: str
   lora_rank: int
   lora_alpha: float
+  attention: str
 
   @nn.compact
   def __call__(self, x_BTD, cache, segments_BT, segments_BS, angles, start):
@@ -172,7 +173,7 @@ class Block(nn.Module):
       k_BSKE = write(cache['k'], k_BSKE, start, axis=1)
       v_BSKE = write(cache['v'], v_BSKE, start, axis=1)
       cache = {'k': k_BSKE, 'v': v_BSKE}
-    out_BTHE = layers.attend(
+    out_BTHE = attention.attend(
       q_BTHE,
       k_BSKE,
       v_BSKE,
@@ -180,8 +181,10 @@ class Block(nn.Module):
       segments_BS=segments_BS,
       causal=True,
       window=c.window,
-      start=start,
+      # A number outside a trace, from which `attend` sees that this is no decoding.
+      start=0 if cache is None else start,
       precision=self.precision,
+      kernel=self.attention,
     )
     x_BTD += linear(c.width, 'o', c.out_bias)(out_BTHE.reshape(*x_BTD.shape[:2], -1))
     h_BTD = layers.RMSNorm(c.norm_eps, name='mlp_norm')(x_BTD)
@@ -204,13 +207,14 @@ class Decoder(nn.Module):
   remat: str = 'none'
   scan: bool = True
   head: str = 'rank'
+  attention: str = 'xla'
 
   def setup(self):
     c = self.config
     self.embed = layers.Embed(c.vocab, c.width, self.precision)
     self.blocks = scanned(
       Block, c.layers, self.remat, self.scan, in_axes=(0, *(nn.broadcast,) * 4)
-    )(c, self.precision, self.lora_rank, self.lora_alpha)
+    )(c, self.precision, self.lora_rank, self.lora_alpha, self.attention)
     self.norm = layers.RMSNorm(c.norm_eps)
     if self.head != 'lm':
       self.score_head = layers.Linear(1, name='score')

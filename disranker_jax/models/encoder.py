@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from disranker_jax.errors import UserError
-from disranker_jax.models import layers
+from disranker_jax.models import attention, layers
 from disranker_jax.models.decoder import scanned
 
 ACTS = {
@@ -90,6 +90,7 @@ class Block(nn.Module):
   precision: str
   lora_rank: int
   lora_alpha: float
+  attention: str
 
   @nn.compact
   def __call__(self, x_BTD, segments_BT):
@@ -107,7 +108,7 @@ class Block(nn.Module):
 
     shape = (*x_BTD.shape[:2], c.heads, c.head_dim)
     q, k, v = (linear(c.width, name)(x_BTD).reshape(shape) for name in 'qkv')
-    out_BTHE = layers.attend(
+    out_BTHE = attention.attend(
       q,
       k,
       v,
@@ -115,6 +116,7 @@ class Block(nn.Module):
       segments_BS=segments_BT,
       causal=False,
       precision=self.precision,
+      kernel=self.attention,
     )
     x_BTD += linear(c.width, 'o')(out_BTHE.reshape(x_BTD.shape))
     x_BTD = layers.LayerNorm(c.norm_eps, name='attn_norm')(x_BTD)
@@ -132,6 +134,7 @@ class Encoder(nn.Module):
   lora_alpha: float = 16.0
   remat: str = 'none'
   scan: bool = True
+  attention: str = 'xla'
 
   def setup(self):
     c = self.config
@@ -140,7 +143,7 @@ class Encoder(nn.Module):
     self.types = layers.Embed(c.types, c.width, self.precision)
     self.embed_norm = layers.LayerNorm(c.norm_eps)
     self.blocks = scanned(Block, c.layers, self.remat, self.scan, in_axes=(nn.broadcast,))(
-      c, self.precision, self.lora_rank, self.lora_alpha
+      c, self.precision, self.lora_rank, self.lora_alpha, self.attention
     )
     self.pooler = layers.Linear(c.width, use_bias=True)
     self.classifier = layers.Linear(1, use_bias=True)

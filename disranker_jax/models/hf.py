@@ -1,22 +1,21 @@
 """Hugging Face model folders in and out; the only file that knows their tensor names."""
 
 import contextlib
+import functools
 import json
-import os
 import pathlib
 import re
 import shutil
-import tempfile
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from disranker_jax.errors import UserError
+from disranker_jax.models.files import replacing, write_tensors
 from disranker_jax.tree import flatten, unflatten
 
 # Hugging Face name -> our path. '{}' is the layer; kernels are transposed, layers are stacked.
@@ -197,18 +196,20 @@ def _unpicked(name, rows, all_layers):
   return any(pattern.fullmatch(known) for known in rows)
 
 
-def load(folder, ranker, key, layers=None, dtype='float32'):
-  """Read a model folder's weights as the ranker's variables: numpy arrays on the host.
+def load(folder, ranker, key, layers=None, dtype='float32', shardings=None):
+  """Read a model folder's weights as the ranker's variables.
 
-  Put them on devices with your shardings. `layers` names the file's layers that become the
-  ranker's, in order (a shallow student of a deep model). Ranking heads that the file lacks, a BERT
-  pooler among them, and LoRA start fresh from `key`. UserError lists every tensor that is unknown,
-  missing, set twice, or of another shape, and names a truncated file.
+  With `shardings`, {path of a parameter: Sharding}, they are arrays in their places, of which each
+  process reads only what its devices hold; without, numpy arrays on the host. `layers` names the
+  file's layers that become the ranker's, in order (a shallow student of a deep model). Ranking
+  heads that the file lacks, a BERT pooler among them, and LoRA start fresh from `key`, as numpy.
+  UserError lists every tensor that is unknown, missing, set twice, or of another shape, and names
+  a truncated file.
   """
   all_layers = ranker.config.layers if layers is None else read_config(folder)['num_hidden_layers']
   rows = _rows(ranker, layers)
   shapes = jax.eval_shape(ranker.init, jax.random.key(0))['params']
-  flat_shapes, flat = flatten(shapes), {}
+  flat_shapes, sources, flat = flatten(shapes), {}, {}
   with contextlib.ExitStack() as stack:
     files = _open_all(folder, stack)
     found, problems = _match(files, rows, ranker, all_layers)
@@ -216,13 +217,14 @@ def load(folder, ranker, key, layers=None, dtype='float32'):
       shown = '; '.join(problems[:20]) + (f'; and {len(problems) - 20} more' * (len(problems) > 20))
       raise UserError(f'{folder}: {len(problems)} tensors do not fit the model: {shown}')
     for name, (file, raw) in found.items():
-      row = rows[name]
-      value = file.get_tensor(raw).astype(dtype, copy=False)
-      value = value.T if row.path.endswith('/kernel') else value
-      if row.layer is None:
-        flat[row.path] = np.ascontiguousarray(value)
+      sources.setdefault(rows[name].path, {})[rows[name].layer] = file.get_slice(raw)
+    for path, views in sources.items():
+      shape = flat_shapes[path].shape
+      read = functools.partial(_read, views, path.endswith('/kernel'), shape, dtype)
+      if shardings is None:
+        flat[path] = read((slice(None),) * len(shape))
       else:
-        flat.setdefault(row.path, np.empty(flat_shapes[row.path].shape, dtype))[row.layer] = value
+        flat[path] = jax.make_array_from_callback(shape, shardings[path], read)
   fresh = [path for path in flat_shapes if path not in flat]
   made = _fresh(ranker, key, fresh)
   if fresh:
@@ -230,6 +232,25 @@ def load(folder, ranker, key, layers=None, dtype='float32'):
   flat |= {path: x.astype(dtype) for path, x in made.get('params', {}).items()}
   variables = {'params': unflatten(flat)}
   return variables | ({'lora': unflatten(made['lora'])} if ranker.lora_rank else {})
+
+
+def _read(views, transposed, shape, dtype, index):
+  """A piece of a parameter: of one tensor of the file, or of a stack of layers' tensors."""
+  index = tuple(slice(*i.indices(size)) for i, size in zip(index, shape, strict=True))
+  stacked = None not in views
+  inner = index[1:] if stacked else index
+
+  def one(view):
+    piece = view[inner[::-1]].T if transposed else view[inner]
+    return piece.astype(dtype, copy=False)
+
+  if not stacked:
+    return np.ascontiguousarray(one(views[None]))
+  sizes = [i.stop - i.start for i in index]
+  out = np.empty(sizes, dtype)
+  for at, layer in enumerate(range(index[0].start, index[0].stop)):
+    out[at] = one(views[layer])
+  return out
 
 
 def _fresh(ranker, key, paths):
@@ -256,22 +277,34 @@ def save(folder, ranker, variables, tokenizer_folder=None, extra_config=None, dt
   params = variables['params']
   if ranker.lora_rank:
     params = ranker.merge_lora(params, variables['lora'])
-  flat, tensors = jax.tree.map(np.asarray, flatten(params)), {}
-  for name, row in _rows(ranker).items():
-    value = flat[row.path] if row.layer is None else flat[row.path][row.layer]
-    value = value.T if row.path.endswith('/kernel') else value
-    tensors[name] = np.ascontiguousarray(value, jnp.dtype(dtype))
+  tensors = _tensors(ranker, flatten(params), dtype)
+  if jax.process_index():
+    for _ in tensors:  # takes part in gathering what is spread over processes
+      pass
+    return
   with replacing(folder) as temporary:
-    save_file(tensors, temporary / 'model.safetensors', metadata={'format': 'pt'})
+    write_tensors(temporary, tensors)
     config = _config(ranker, dtype) | (extra_config or {})
     (temporary / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
-    # safetensors writes for the owner only, whatever the umask.
-    shutil.copymode(temporary / 'config.json', temporary / 'model.safetensors')
+    for file in temporary.glob('*.safetensors'):
+      # safetensors writes for the owner only, whatever the umask.
+      shutil.copymode(temporary / 'config.json', file)
     if tokenizer_folder:
       for name in TOKENIZER_FILES:
         if (pathlib.Path(tokenizer_folder) / name).exists():
           shutil.copyfile(pathlib.Path(tokenizer_folder) / name, temporary / name)
       _fit_tokenizer(temporary, ranker.is_decoder, config.get('pad_token_id'))
+
+
+def _tensors(ranker, flat, dtype):
+  """(Hugging Face name, tensor on the host) one by one, a layer at a time."""
+  for name, row in _rows(ranker).items():
+    value = flat[row.path] if row.layer is None else flat[row.path][row.layer]
+    value = value.astype(dtype)
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+      value = multihost_utils.process_allgather(value, tiled=True)
+    value = np.asarray(value)
+    yield name, np.ascontiguousarray(value.T if row.path.endswith('/kernel') else value)
 
 
 def _config(ranker, dtype):
@@ -317,20 +350,3 @@ def _fit_tokenizer(folder, is_decoder, pad_id):
   if pad_id in tokens:
     config['pad_token'] = tokens[pad_id]
   paths[1].write_text(json.dumps(config, indent=2, ensure_ascii=False) + '\n')
-
-
-@contextlib.contextmanager
-def replacing(folder):
-  """A temporary folder that takes `folder`'s place if the body succeeds, and vanishes if not."""
-  folder = pathlib.Path(folder)
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  scratch = pathlib.Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
-  try:
-    new, old = scratch / 'new', scratch / 'old'
-    new.mkdir()
-    yield new
-    if folder.exists():
-      os.rename(folder, old)
-    os.rename(new, folder)
-  finally:
-    shutil.rmtree(scratch, ignore_errors=True)

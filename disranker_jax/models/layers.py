@@ -1,4 +1,4 @@
-"""The pieces both networks are made of: dots, Linear with LoRA, norms, rotary positions, attention.
+"""The pieces both networks are made of: dots, Linear with LoRA, norms, rotary positions.
 
 Shape legend, used as name suffixes and einsum letters everywhere:
   G groups               N documents of a group   B rows (packed sequences)
@@ -183,63 +183,14 @@ def rotate(x_BTHE, angles):
   return turned.astype(x_BTHE.dtype)
 
 
-def attention_mask(segments_BT, segments_BS, *, causal, window=None, start=0):
-  """True where a query may see a key, [B, T, S]: same segment, not later, within the window.
-
-  Query t sits in slot `start + t` of the row, key s in slot s. A window of W keeps W keys, the
-  query's own among them (Hugging Face Mistral). Padding is segment 0 and sees padding: its values
-  are never read, and no softmax runs over an empty set.
-  """
-  mask_BTS = segments_BT[:, :, None] == segments_BS[:, None, :]
-  query_T1 = start + jnp.arange(segments_BT.shape[1])[:, None]
-  key_1S = jnp.arange(segments_BS.shape[1])[None, :]
-  if causal:
-    mask_BTS &= (key_1S <= query_T1)[None]
-  if window is not None:
-    mask_BTS &= (query_T1 - key_1S < window)[None]
-  return mask_BTS
-
-
-def attend(
-  q_BTHE,
-  k_BSKE,
-  v_BSKE,
-  *,
-  segments_BT,
-  segments_BS,
-  causal,
-  window=None,
-  start=0,
-  precision='float32',
-  kernel='xla',
-):
-  """Grouped-query attention over packed rows, [B, T, H, E]; who sees whom: `attention_mask`.
-
-  `kernel` is where a fused one ('cudnn', 'splash') would branch off; it must honour segments.
-  """
-  if kernel != 'xla':
-    raise UserError(f"attention kernel {kernel!r} is unknown: only 'xla' is offered")
-  mask_BTS = attention_mask(segments_BT, segments_BS, causal=causal, window=window, start=start)
-  return _attend_xla(q_BTHE, k_BSKE, v_BSKE, mask_BTS, precision)
-
-
-@functools.partial(jax.checkpoint, static_argnums=4)
-def _attend_xla(q_BTHE, k_BSKE, v_BSKE, mask_BTS, precision):
-  """Attention whose [B, H, T, S] weights are computed again in the backward pass, never kept."""
-  B, T, H, E = q_BTHE.shape
-  K = k_BSKE.shape[2]
-  q_BTKGE = q_BTHE.reshape(B, T, K, H // K, E)
-  logits = contract('btkge,bske->bkgts', q_BTKGE, k_BSKE, precision, jnp.float32) * E**-0.5
-  logits = jnp.where(mask_BTS[:, None, None], logits, jnp.finfo(jnp.float32).min)
-  weights = jax.nn.softmax(logits, axis=-1).astype(v_BSKE.dtype)
-  return contract('bkgts,bske->btkge', weights, v_BSKE, precision).reshape(B, T, H, E)
-
-
 def constrain(x):
   """Pin the leading axis to the mesh's batch axes; identity without such a mesh.
 
   One call at each block's end halves the all-reduces XLA inserts on a (data, fsdp, model) mesh.
   """
-  if not {'data', 'fsdp'} <= set(jax.sharding.get_abstract_mesh().axis_names):
+  mesh = jax.sharding.get_abstract_mesh()
+  if not {'data', 'fsdp'} <= set(mesh.axis_names):
+    return x
+  if x.shape[0] % (mesh.shape['data'] * mesh.shape['fsdp']):
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec(('data', 'fsdp')))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from disranker_jax.errors import UserError
 from disranker_jax.models import hf
+from disranker_jax.models.attention import check_kernel
 from disranker_jax.models.decoder import Decoder, DecoderConfig
 from disranker_jax.models.encoder import Encoder, EncoderConfig
 from disranker_jax.models.layers import activation_dtype, constrain
@@ -21,8 +22,8 @@ class Ranker:
 
   variables  {'params': tree} and, with `lora_rank` > 0, 'lora': tree, both plain nested dicts
   batch      tokens_BT, segments_BT (0 = padding), positions_BT (restart in each segment), for an
-             encoder types_BT, and for scores index_GN (flat position row * T + position of a
-             document's last real token, of its [CLS] for an encoder; 0 where absent), mask_GN
+             encoder types_BT, and for scores index_AX (where in its block's flattened rows a
+             document's last real token is, for an encoder its [CLS]; 0 where absent), mask_GN
   head       'rank' for a scalar score; decoders also 'lm' for next-token log-probabilities, 'both'
   """
 
@@ -33,9 +34,11 @@ class Ranker:
   remat: str = 'none'
   head: str = 'rank'
   scan: bool = True
+  attention: str = 'xla'
 
   def __post_init__(self):
     activation_dtype(self.precision)
+    check_kernel(self.attention)
     if self.head not in (('rank', 'lm', 'both') if self.is_decoder else ('rank',)):
       raise UserError(f"head {self.head!r} is unknown: 'rank'; or 'lm', 'both' for a decoder")
 
@@ -52,6 +55,7 @@ class Ranker:
       'lora_alpha': self.lora_alpha,
       'remat': self.remat,
       'scan': self.scan,
+      'attention': self.attention,
     }
     if self.is_decoder:
       return Decoder(self.config, head=self.head, **options)
@@ -61,46 +65,48 @@ class Ranker:
     """Random variables; run it under jit with out_shardings to have them born sharded."""
     zeros_BT = jnp.zeros((1, 2), jnp.int32)
     arrays = (zeros_BT,) * (3 if self.is_decoder else 4)
-    return dict(self.module.init(key, *arrays, method='everything'))
+    # Shapes of parameters are also asked for where the kernel cannot run.
+    module = dataclasses.replace(self, attention='xla').module
+    return dict(module.init(key, *arrays, method='everything'))
 
   def hidden(self, variables, batch):
     """Final hidden states [B, T, D] in activation dtype."""
     keys = ('tokens_BT', 'segments_BT', 'positions_BT', *(() if self.is_decoder else ('types_BT',)))
     return self.module.apply(variables, *(batch[key] for key in keys))
 
-  def score_at(self, variables, hidden_BTD, index_GN):
-    """Scores [G, N] fp32 of the hidden states at flat positions."""
-    hidden_XD = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-    picked_PD = jnp.take(hidden_XD, index_GN.reshape(-1), axis=0)
-    return self.module.apply(variables, picked_PD, method='score').reshape(index_GN.shape)
+  def score_at(self, variables, hidden_BTD, index_AX):
+    """Scores [A * X] fp32 of the hidden states at positions of blocks."""
+    picked_PD = pick(hidden_BTD, index_AX).reshape(-1, hidden_BTD.shape[-1])
+    return self.module.apply(variables, picked_PD, method='score')
 
   def scores(self, variables, batch):
     """Relevance scores [G, N] fp32, 0 where mask_GN is False."""
-    scores_GN = self.score_at(variables, self.hidden(variables, batch), batch['index_GN'])
-    return jnp.where(batch['mask_GN'], scores_GN, 0.0)
+    scores_P = self.score_at(variables, self.hidden(variables, batch), batch['index_AX'])
+    return jnp.where(batch['mask_GN'], scores_P.reshape(batch['mask_GN'].shape), 0.0)
 
-  def logprobs(self, variables, hidden_BTD, index_P, targets_P):
-    """Log-probabilities [P] fp32 of targets at flat positions, without ever holding [P, V].
+  def logprobs(self, variables, hidden_BTD, index_AP, targets_AP):
+    """Log-probabilities [A, P] fp32 of targets at positions of blocks, without holding [P, V].
 
-    Softmax runs over chunks of positions that are recomputed in the backward pass; the caller
-    masks positions that only fill up P.
+    Softmax runs over chunks of positions of every block that are recomputed in the backward pass;
+    the caller masks positions that only fill up P.
     """
-    hidden_XD = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-    count = index_P.shape[0]
+    blocks, count = index_AP.shape
     chunk = min(LOGPROB_CHUNK, count)
     padding = -count % chunk
-    index_P, targets_P = (jnp.pad(x, (0, padding)) for x in (index_P, targets_P))
+
+    def chunks(x_AP):
+      return jnp.pad(x_AP, ((0, 0), (0, padding))).reshape(blocks, -1, chunk).swapaxes(0, 1)
 
     @jax.checkpoint
     def one_chunk(pair):
-      index_C, targets_C = pair
-      hidden_CD = constrain(jnp.take(hidden_XD, index_C, axis=0))
-      logits_CV = self.module.apply(variables, hidden_CD, method='logits')
-      chosen_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=-1)[:, 0]
-      return chosen_C - jax.nn.logsumexp(logits_CV, axis=-1)
+      index_AC, targets_AC = pair
+      hidden_PD = constrain(pick(hidden_BTD, index_AC).reshape(-1, hidden_BTD.shape[-1]))
+      logits_PV = self.module.apply(variables, hidden_PD, method='logits')
+      chosen_P = jnp.take_along_axis(logits_PV, targets_AC.reshape(-1, 1), axis=-1)[:, 0]
+      return (chosen_P - jax.nn.logsumexp(logits_PV, axis=-1)).reshape(index_AC.shape)
 
-    chunks = (index_P.reshape(-1, chunk), targets_P.reshape(-1, chunk))
-    return jax.lax.map(one_chunk, chunks).reshape(-1)[:count]
+    out = jax.lax.map(one_chunk, (chunks(index_AP), chunks(targets_AP)))
+    return out.swapaxes(0, 1).reshape(blocks, -1)[:, :count]
 
   def merge_lora(self, params, lora):
     """Base params with the low-rank updates added to their kernels (the tree without LoRA)."""
@@ -117,6 +123,16 @@ class Ranker:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
 
 
+def pick(hidden_BTD, index_AX):
+  """Hidden states [A, X, D] at positions of each block's flattened rows.
+
+  A gather inside blocks, so that a device that holds whole blocks asks no other for its rows.
+  """
+  blocks, width = index_AX.shape[0], hidden_BTD.shape[-1]
+  hidden_AYD = hidden_BTD.reshape(blocks, -1, width)
+  return jnp.take_along_axis(hidden_AYD, index_AX[:, :, None], axis=1)
+
+
 def from_hf(
   folder,
   *,
@@ -126,6 +142,7 @@ def from_hf(
   remat='none',
   layers=None,
   head='rank',
+  attention='xla',
 ):
   """The Ranker of a Hugging Face model folder; `layers` lists the ones a shallow student keeps."""
   config = hf.read_config(folder)
@@ -143,4 +160,4 @@ def from_hf(
         f'layers {list(layers)}: pick different ones from 0..{config.layers - 1} of {folder}'
       )
     config = dataclasses.replace(config, layers=len(layers))
-  return Ranker(config, precision, lora_rank, lora_alpha, remat, head)
+  return Ranker(config, precision, lora_rank, lora_alpha, remat, head, attention=attention)

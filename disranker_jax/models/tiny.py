@@ -19,7 +19,7 @@ from tokenizers import (
   trainers,
 )
 
-from disranker_jax.models import hf
+from disranker_jax.models import files, hf
 from disranker_jax.models.ranker import from_hf
 
 VERSION = 1  # part of the cached folders' names: raise it when what is written changes
@@ -43,7 +43,7 @@ CONFIGS = {
 
 def make(name: str, folder: Path) -> None:
   """Writes the named model into `folder`: config, random weights, a tokenizer of its own."""
-  with hf.replacing(folder) as temporary:
+  with files.replacing(folder) as temporary:
     (temporary / 'config.json').write_text(json.dumps(CONFIGS[name], indent=2) + '\n')
     head = 'lm' if name == 'tiny-decoder' else 'rank'
     ranker = from_hf(temporary, head=head)

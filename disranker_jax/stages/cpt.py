@@ -8,7 +8,7 @@ import functools
 
 import jax.numpy as jnp
 
-from disranker_jax import train
+from disranker_jax import processes, train
 from disranker_jax.data import batches
 from disranker_jax.models.generate import generate
 from disranker_jax.scoring import predicted_per_row
@@ -18,29 +18,30 @@ from disranker_jax.stages import prepare, sides
 def next_token_loss(ranker, variables, batch):
   """Negative log-probability of the predicted tokens: (sum, tokens, metrics)."""
   hidden_BTD = ranker.hidden(variables, batch)
-  logprobs_P = ranker.logprobs(variables, hidden_BTD, batch['index_P'], batch['targets_P'])
-  real_P = batch['owner_P'] >= 0
-  total, tokens = -jnp.sum(jnp.where(real_P, logprobs_P, 0.0)), jnp.sum(real_P)
+  logprobs_AP = ranker.logprobs(variables, hidden_BTD, batch['index_AP'], batch['targets_AP'])
+  real_AP = batch['owner_AP'] >= 0
+  total, tokens = -jnp.sum(jnp.where(real_AP, logprobs_AP, 0.0)), jnp.sum(real_AP)
   return total, tokens, {'perplexity': jnp.exp(total / jnp.maximum(tokens, 1))}
+
+
+def task(config, ranker) -> train.Task:
+  """What is computed, of which shapes."""
+  c, row_len = config.cpt, config.teacher.row_len
+  shape = batches.Shape(c.batch_rows, row_len, 1, predicted_per_row(c.predict, row_len))
+  return train.Task(functools.partial(next_token_loss, ranker), shape)
 
 
 def run(run) -> dict:
   c = run.config.cpt
   teacher = sides.open_side(run.config.teacher, 'lm')
-  prompt = teacher.prompt(predict=c.predict)
-  row_len = teacher.settings.row_len
-  shape = batches.Shape(c.batch_rows, row_len, 1, predicted_per_row(prompt, row_len))
   clicks = prepare.records(run, 'clicks')
-  encode = functools.partial(batches.encode_click, prompt)
-  dataset = batches.training(clicks, encode, shape, seed=run.config.seed)
+  encode = functools.partial(batches.encode_click, teacher.prompt(predict=c.predict))
   variables = teacher.pretrained(run.config.seed, run.mesh)
-  steps = train.steps(c, dataset, len(clicks))
-  loss = functools.partial(next_token_loss, teacher.ranker)
-  job = train.Job('cpt', run.folder('cpt'), loss, dataset, c, steps, 'clicks')
+  job = sides.job(run, 'cpt', task(run.config, teacher.ranker), clicks, encode, unit='clicks')
   variables = train.fit(job, variables, run.mesh)
   if c.samples:
     write_samples(run, teacher, variables, [clicks[i] for i in range(min(c.samples, len(clicks)))])
-  return {'steps': steps, 'rows': len(clicks)}
+  return {'steps': job.steps, 'rows': len(clicks)}
 
 
 def write_samples(run, teacher, variables, clicks) -> None:
@@ -63,4 +64,5 @@ def write_samples(run, teacher, variables, clicks) -> None:
       f'  - written: `{tokenizer.decode(output, skip_special_tokens=True).strip()}`',
       f'  - the click: `{truth.strip()}`',
     ]
-  (run.folder('cpt') / 'samples.md').write_text('\n'.join(lines) + '\n')
+  if processes.is_first():
+    (run.folder('cpt') / 'samples.md').write_text('\n'.join(lines) + '\n')

@@ -42,6 +42,13 @@ def draw(size: int, record: tuple[Group, np.ndarray], rng) -> tuple[Group, np.nd
   return Group(group.query_id, group.query, docs), scores[chosen]
 
 
+def task(config, ranker) -> train.Task:
+  """What is computed, of which shapes."""
+  c = config.distill
+  shape = batches.Shape(c.batch_rows, config.student.row_len, c.group_size)
+  return train.Task(functools.partial(distillation_loss, score_fn(ranker), c), shape)
+
+
 def run(run) -> dict:
   c = run.config.distill
   student = sides.open_side(run.config.student)
@@ -53,14 +60,9 @@ def run(run) -> dict:
     group, scores = record
     return batches.encode_group(prompt, group, (scores - shift) / scale)
 
-  shape = batches.Shape(c.batch_rows, student.settings.row_len, c.group_size)
-  dataset = batches.training(
-    scored, encode, shape, seed=run.config.seed, draw=functools.partial(draw, c.group_size)
-  )
   variables = sides.trained(run, student, (c.start,) if c.start else ())
-  loss = functools.partial(distillation_loss, score_fn(student.ranker), c)
-  steps = train.steps(c, dataset, len(scored))
-  job = train.Job('distill', run.folder('distill'), loss, dataset, c, steps)
+  choose = functools.partial(draw, c.group_size)
+  job = sides.job(run, 'distill', task(run.config, student.ranker), scored, encode, choose)
   train.fit(job, variables, run.mesh)
   standard = {'mean': float(shift), 'std': float(scale)} if c.standardise else None
-  return {'steps': steps, 'rows': len(scored), 'standardised_by': standard}
+  return {'steps': job.steps, 'rows': len(scored), 'standardised_by': standard}

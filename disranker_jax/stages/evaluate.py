@@ -9,9 +9,10 @@ import json
 import math
 from collections.abc import Callable, Iterator
 
+import jax
 import numpy as np
 
-from disranker_jax import metrics
+from disranker_jax import metrics, processes
 from disranker_jax.data.records import Group
 from disranker_jax.progress import Progress, say
 from disranker_jax.stages import prepare, sides
@@ -44,14 +45,17 @@ def run(run) -> dict:
       results[name] = json.loads(file.read_text())
       continue
     ranking, facts = ROWS[name](run, name, groups)
-    write_run(folder / f'{name}.run', ranking, name)
     rows = metrics.per_query(ranking, qrels, run.config.evaluate.relevant)
     results[name] = {k: plain(v) for k, v in (metrics.summary(rows) | facts).items()}
-    write_per_query(folder / f'{name}.csv', name, rows)
-    file.write_text(json.dumps(results[name]) + '\n')
+    if processes.is_first():
+      write_run(folder / f'{name}.run', ranking, name)
+      write_per_query(folder / f'{name}.csv', name, rows)
+      file.write_text(json.dumps(results[name]) + '\n')
     say(f'evaluate {name}: nDCG@5 {results[name]["ndcg@5"]:.3f}')
-  merge_per_query(folder, list(results))
-  (folder / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
+    processes.barrier(f'{name} is evaluated')
+  if processes.is_first():
+    merge_per_query(folder, list(results))
+    (folder / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
   return results
 
 
@@ -119,14 +123,17 @@ ROWS: dict[str, Callable] = {
 
 
 def score_all(name: str, scorer, groups) -> metrics.Run:
-  ranking, before = {}, 0
-  with Progress(f'evaluate {name}', len(groups), 'pairs') as progress:
-    for i, (group, scores) in enumerate(scorer(groups), 1):
-      ids = [d.doc_id for d in group.docs]
-      ranking[group.query_id] = dict(zip(ids, scores.tolist(), strict=True))
-      progress.update(i, scorer.pairs - before)
-      before = scorer.pairs
-  return ranking
+  """Every group's scores, in every process; each scores its share of the groups."""
+  scores_by_group = [np.zeros(len(g.docs), np.float32) for g in groups]
+  own = range(jax.process_index(), len(groups), jax.process_count())
+  with Progress(f'evaluate {name}', len(own), 'pairs') as progress:
+    scored = scorer(groups[i] for i in own)
+    for done, (i, (_, scores)) in enumerate(zip(own, scored, strict=True), 1):
+      scores_by_group[i] = scores
+      progress.update(done, len(scores))
+  every = processes.add_up(np.concatenate([np.zeros(0, np.float32), *scores_by_group])).tolist()
+  values = iter(every)
+  return {g.query_id: {d.doc_id: next(values) for d in g.docs} for g in groups}
 
 
 def facts(scorer) -> dict:

@@ -2,6 +2,7 @@
 
 import itertools
 
+from disranker_jax import processes
 from disranker_jax.data import builders, sources
 from disranker_jax.data.records import BadRows
 from disranker_jax.errors import UserError
@@ -22,7 +23,11 @@ def kinds(config) -> list[str]:
 
 
 def run(run) -> dict:
-  """Writes data/<kind> and returns rows and a fingerprint for each."""
+  """Writes data/<kind> and returns rows and a fingerprint for each; one process does it."""
+  return processes.first_alone('prepare', lambda: prepare(run)) or {}
+
+
+def prepare(run) -> dict:
   results = {}
   data = run.config.data
   for kind in kinds(run.config):

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from disranker_jax import manifest
+from disranker_jax import manifest, processes
 from disranker_jax.progress import clock
 from disranker_jax.report import plots, tables
 from disranker_jax.stages import prepare
@@ -13,6 +13,10 @@ TRAINING = ('cpt', 'sft', 'finetune', 'distill')
 
 def run(run) -> dict:
   """Writes report/."""
+  return processes.first_alone('report', lambda: write(run)) or {}
+
+
+def write(run) -> dict:
   folder = run.folder('report')
   results = read_results(run)
   stages = stage_facts(run)

@@ -11,10 +11,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from disranker_jax import processes
 from disranker_jax.data.records import Group
 from disranker_jax.errors import UserError
 from disranker_jax.progress import Progress
@@ -38,18 +40,35 @@ def run(run) -> dict:
     groups = prepare.records(run, kind)
     folder = run.folder('score') / 'shards' / kind
     folder.mkdir(parents=True, exist_ok=True)
-    with Progress(f'score {kind}', len(groups), 'pairs') as progress:
-      for start in range(0, len(groups), c.shard_queries):
-        stop = min(start + c.shard_queries, len(groups))
-        file = shard_file(folder, start, c.shard_queries)
-        if not file.exists():
-          part = (chosen(groups[i], c.group_size) for i in range(start, stop))
-          write_shard(file, scorer(watched(part, start, scorer, progress)))
-        progress.update(stop, 0)
+    score_shards(f'score {kind}', groups, folder, scorer, c)
+    processes.barrier(f'{kind} are scored')
     stats[kind] = statistics(groups, folder, c)
-  (run.folder('score') / 'stats.json').write_text(json.dumps(stats, indent=2) + '\n')
-  write_run(run)
+  processes.first_alone('statistics', lambda: write_statistics(run, stats))
   return {'pairs': sum(s['pairs'] for s in stats.values()), 'ms_per_pair': scorer.ms_per_pair}
+
+
+def score_shards(label: str, groups, folder: Path, scorer, c) -> None:
+  """Scores the shards that are not there yet; each of several processes takes its share of them."""
+  size = c.shard_queries
+  files = {start: shard_file(folder, start, size) for start in range(0, len(groups), size)}
+  missing = [start for start, file in files.items() if not file.exists()]
+  # All processes must see the same shards missing, so none may begin before all have looked.
+  processes.barrier(f'{label}: looked')
+  own = missing[jax.process_index() :: jax.process_count()]
+  length = {start: min(size, len(groups) - start) for start in files}
+
+  def part(start):
+    return (chosen(groups[i], c.group_size) for i in range(start, start + length[start]))
+
+  done, rows = len(groups) - sum(length[s] for s in own), []
+  with Progress(label, len(groups), 'pairs', done) as progress:
+    for start, group, scores in scorer.parts((s, part(s)) for s in own):
+      rows.append((group, scores))
+      done += 1
+      progress.update(done, len(scores))
+      if len(rows) == length[start]:
+        write_shard(files[start], rows)
+        rows = []
 
 
 def chosen(group: Group, size: int) -> Group:
@@ -63,15 +82,6 @@ def chosen(group: Group, size: int) -> Group:
   last = len(group.docs) + 1
   docs = sorted(group.docs, key=lambda d: (d.label != best, d.rank or last))[:size]
   return Group(group.query_id, group.query, tuple(docs))
-
-
-def watched(groups, start: int, scorer, progress) -> Iterator[Group]:
-  """Passes groups on, and shows how far they are."""
-  before = scorer.pairs
-  for i, group in enumerate(groups):
-    progress.update(start + i, scorer.pairs - before)
-    before = scorer.pairs
-    yield group
 
 
 def shard_file(folder: Path, start: int, size: int) -> Path:
@@ -114,6 +124,11 @@ def statistics(groups, folder: Path, c) -> dict:
     'queries': len(groups), 'pairs': len(rows), 'mean': float(scores.mean()),
     'std': float(scores.std()), 'min': float(scores.min()), 'max': float(scores.max()),
   }  # fmt: skip
+
+
+def write_statistics(run, stats: dict) -> None:
+  (run.folder('score') / 'stats.json').write_text(json.dumps(stats, indent=2) + '\n')
+  write_run(run)
 
 
 def write_run(run) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from disranker_jax import losses, train
 from disranker_jax.data import batches
 from disranker_jax.data.records import Group
-from disranker_jax.scoring import predicted_per_row, score_fn
+from disranker_jax.scoring import score_fn, score_shape
 from disranker_jax.stages import prepare, sides
 
 
@@ -36,31 +36,31 @@ def run(run) -> dict:
   """The teacher, from where cpt left it."""
   teacher = sides.open_teacher(run.config)
   variables = sides.trained(run, teacher, ('cpt',))
-  return on_labels(run, 'sft', teacher, variables, run.config.teacher.scorer)
+  return on_labels(run, 'sft', teacher, variables)
 
 
 def run_finetune(run) -> dict:
   """The student, from its pretrained parameters."""
   student = sides.open_side(run.config.student)
-  return on_labels(run, 'finetune', student, student.pretrained(run.config.seed, run.mesh), 'eos')
+  return on_labels(run, 'finetune', student, student.pretrained(run.config.seed, run.mesh))
 
 
-def on_labels(run, stage: str, side, variables, scorer: str) -> dict:
-  """Trains one side on the judged queries."""
-  c = run.config[stage]
-  judgements = prepare.records(run, 'judgements')
-  prompt = side.prompt()
-  row_len = side.settings.row_len
-  predicted = predicted_per_row(prompt, row_len) if 'likelihood' in scorer else 0
-  shape = batches.Shape(c.batch_rows, row_len, c.group_size, predicted)
-  encode = functools.partial(batches.encode_group, prompt)
-  dataset = batches.training(
-    judgements, encode, shape, seed=run.config.seed, draw=functools.partial(draw, c.group_size)
-  )
+def task(config, ranker, stage: str = 'sft') -> train.Task:
+  """What is computed, of which shapes."""
+  c = config[stage]
+  scorer = config.teacher.scorer if stage == 'sft' else 'eos'
+  row_len = config.teacher.row_len if stage == 'sft' else config.student.row_len
   settings = {'margin': c.margin} if c.loss == 'pairwise_hinge' else {}
   per_group = functools.partial(losses.ON_LABELS[c.loss].per_group, **settings)
-  loss = functools.partial(label_loss, score_fn(side.ranker, scorer), per_group)
-  steps = train.steps(c, dataset, len(judgements))
-  job = train.Job(stage, run.folder(stage), loss, dataset, c, steps)
+  loss = functools.partial(label_loss, score_fn(ranker, scorer), per_group)
+  return train.Task(loss, score_shape(scorer, c.batch_rows, row_len, c.group_size))
+
+
+def on_labels(run, stage: str, side, variables) -> dict:
+  """Trains one side on the judged queries."""
+  judgements = prepare.records(run, 'judgements')
+  encode = functools.partial(batches.encode_group, side.prompt())
+  choose = functools.partial(draw, run.config[stage].group_size)
+  job = sides.job(run, stage, task(run.config, side.ranker, stage), judgements, encode, choose)
   train.fit(job, variables, run.mesh)
-  return {'steps': steps, 'rows': len(judgements)}
+  return {'steps': job.steps, 'rows': len(judgements)}

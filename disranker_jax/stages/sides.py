@@ -6,7 +6,8 @@ from pathlib import Path
 import jax
 from transformers import AutoTokenizer
 
-from disranker_jax import checkpoint, sharding, tree, weights
+from disranker_jax import checkpoint, sharding, train, tree, weights
+from disranker_jax.data import batches
 from disranker_jax.data.prompts import PairPrompt, TextPrompt
 from disranker_jax.errors import UserError
 from disranker_jax.models import hf
@@ -35,8 +36,14 @@ class Side:
 
   def pretrained(self, seed: int, mesh) -> dict:
     """The folder's parameters on the mesh; what it lacks (a head) is drawn from `seed`."""
+    shapes = jax.eval_shape(self.ranker.init, jax.random.key(0))
     variables = hf.load(
-      self.folder, self.ranker, jax.random.key(seed), layers=list(self.settings.layers) or None
+      self.folder,
+      self.ranker,
+      jax.random.key(seed),
+      layers=list(self.settings.layers) or None,
+      dtype=self.settings.params,
+      shardings=tree.flatten(sharding.shardings(shapes, mesh)['params']),
     )
     return sharding.put(variables, mesh)
 
@@ -52,6 +59,7 @@ def open_side(settings, head: str = 'rank') -> Side:
     remat=settings.remat,
     layers=list(settings.layers) or None,
     head=head,
+    attention=settings.attention,
   )
   try:
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -100,7 +108,19 @@ def trained(run, side: Side, stages: tuple[str, ...]) -> dict:
   return tree.unflatten(flat)
 
 
+def job(run, stage: str, task: train.Task, source, encode, draw=None, unit='pairs') -> train.Job:
+  """A stage's task on its records, for as many steps as its settings ask."""
+  c = run.config[stage]
+  data = batches.training(
+    source, encode, task.shape, seed=run.config.seed, draw=draw, blocks=c.blocks
+  )
+  steps = train.steps(c, data, len(source))
+  folder, hang_s = run.folder(stage), run.config.hang_s
+  return train.Job(stage, folder, task.loss, data, c, steps, unit, hang_s)
+
+
 def scorer(run, side: Side, variables, rows: int, kind: str = 'eos', prompt=None) -> Scorer:
   """A side with parameters, ready to score groups in batches of `rows` packed rows."""
   prompt = prompt or side.prompt()
-  return Scorer(side.ranker, variables, prompt, run.mesh, rows, side.settings.row_len, kind)
+  row_len, hang_s = side.settings.row_len, run.config.hang_s
+  return Scorer(side.ranker, variables, prompt, run.mesh, rows, row_len, kind, hang_s)

@@ -232,7 +232,7 @@ class TestStopped:
       return process
 
     asked = stop('SIGTERM', 'cpt', 3)
-    assert asked.returncode == 130 and 'Traceback' not in asked.stderr
+    assert asked.returncode == 0 and 'Traceback' not in asked.stderr
     last = asked.stderr.splitlines()[-1]
     assert 'cpt: stopped at step' in last and 'the same command goes on from there' in last
     for stage, count in (('sft', 3), ('score', 1), ('distill', 5)):

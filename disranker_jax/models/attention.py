@@ -1,0 +1,225 @@
+"""Grouped-query attention over packed rows: who sees whom, and the kernels that compute it.
+
+Kernels, all with the meaning of `attention_mask`:
+  'xla'     einsum, softmax, einsum: runs everywhere, any lengths; holds [B, H, T, S] for a moment
+  'splash'  Pallas' flash attention for TPU, not in 'float32': never holds more than a block of
+            that, and skips the blocks that causality or the window rules out
+  'cudnn'   cuDNN's flash attention for NVIDIA GPUs, bf16 only; segments are a mask [B, 1, T, S]
+            in bf16, since the public interface knows no segments
+  'auto'    'splash' where it runs, 'xla' elsewhere
+  'splash_interpret'  'splash' through Pallas' interpreter, on any device: slow, for tests
+A mesh has to be set (`jax.set_mesh`), or the arrays to lie on one, for 'splash' on several devices.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from disranker_jax.errors import UserError
+from disranker_jax.models.layers import SAVED, contract
+
+KERNELS = ('xla', 'splash', 'cudnn', 'auto', 'splash_interpret')
+
+LANES = 128  # Splash's blocks are multiples of a TPU vector register's lanes.
+MAX_BLOCK = 512
+
+
+def check_kernel(kernel):
+  """Raise UserError for a word that names no kernel."""
+  if kernel not in KERNELS:
+    raise UserError(f'attention {kernel!r} is unknown: use one of {", ".join(KERNELS)}')
+
+
+def attention_mask(segments_BT, segments_BS, *, causal, window=None, start=0):
+  """True where a query may see a key, [B, T, S]: same segment, not later, within the window.
+
+  Query t sits in slot `start + t` of the row, key s in slot s. A window of W keeps W keys, the
+  query's own among them (Hugging Face Mistral). Padding is segment 0 and sees padding: its values
+  are never read, and no softmax runs over an empty set.
+  """
+  mask_BTS = segments_BT[:, :, None] == segments_BS[:, None, :]
+  query_T1 = start + jnp.arange(segments_BT.shape[1])[:, None]
+  key_1S = jnp.arange(segments_BS.shape[1])[None, :]
+  if causal:
+    mask_BTS &= (key_1S <= query_T1)[None]
+  if window is not None:
+    mask_BTS &= (query_T1 - key_1S < window)[None]
+  return mask_BTS
+
+
+def attend(
+  q_BTHE,
+  k_BSKE,
+  v_BSKE,
+  *,
+  segments_BT,
+  segments_BS,
+  causal,
+  window=None,
+  start=0,
+  precision='float32',
+  kernel='xla',
+):
+  """Grouped-query attention over packed rows, [B, T, H, E]; who sees whom: `attention_mask`.
+
+  Queries against a cache (`start` not the number 0, or S != T) are computed by 'xla' whatever the
+  `kernel`: few queries make no [B, H, T, S] that would be worth avoiding. UserError for a kernel
+  that does not run on this platform or in this precision.
+  """
+  T, S = q_BTHE.shape[1], k_BSKE.shape[1]
+  mesh = _mesh(q_BTHE)
+  kernel = _choose(kernel, _platform(mesh), precision)
+  whole = isinstance(start, int) and start == 0 and S == T
+  if kernel == 'xla' or not whole:
+    mask_BTS = attention_mask(segments_BT, segments_BS, causal=causal, window=window, start=start)
+    return _attend_xla(q_BTHE, k_BSKE, v_BSKE, mask_BTS, precision)
+  if window is not None and window >= T:
+    window = None
+  if kernel == 'cudnn':
+    return _attend_cudnn(q_BTHE, k_BSKE, v_BSKE, segments_BT, causal, window)
+  run = functools.partial(
+    _attend_splash,
+    causal=causal,
+    window=window,
+    interpret=kernel == 'splash_interpret',
+  )
+  return _on_each_device(run, mesh, q_BTHE, k_BSKE, v_BSKE, segments_BT)
+
+
+def _mesh(x):
+  """The mesh that is set, else the one the array lies on; an empty one if neither."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh if mesh.axis_names else jax.typeof(x).sharding.mesh
+
+
+def _platform(mesh):
+  # The mesh's devices come first: a step may be compiled for a TPU on a host that has none.
+  return mesh.abstract_device.platform if mesh.abstract_device else jax.default_backend()
+
+
+def _choose(kernel, platform, precision):
+  """The kernel to run; 'auto' becomes one."""
+  check_kernel(kernel)
+  # Splash knows no precision: its dots of fp32 arrays are bf16 passes on a TPU.
+  fits = platform == 'tpu' and precision != 'float32'
+  if kernel == 'auto':
+    return 'splash' if fits else 'xla'
+  if kernel == 'splash' and not fits:
+    raise UserError(
+      "attention 'splash' needs a TPU and precision 'bfloat16', and this is "
+      f"{precision!r} on a {platform}: use 'auto' or 'xla'"
+    )
+  if kernel == 'cudnn' and (platform != 'gpu' or precision != 'bfloat16'):
+    raise UserError(
+      "attention 'cudnn' needs an NVIDIA GPU and precision 'bfloat16', and this is "
+      f"{precision!r} on a {platform}: use 'auto' or 'xla'"
+    )
+  return kernel
+
+
+@functools.partial(jax.checkpoint, static_argnums=4)
+def _attend_xla(q_BTHE, k_BSKE, v_BSKE, mask_BTS, precision):
+  """Attention whose [B, H, T, S] weights are computed again in the backward pass, never kept."""
+  B, T, H, E = q_BTHE.shape
+  K = k_BSKE.shape[2]
+  q_BTKGE = q_BTHE.reshape(B, T, K, H // K, E)
+  logits = contract('btkge,bske->bkgts', q_BTKGE, k_BSKE, precision, jnp.float32) * E**-0.5
+  logits = jnp.where(mask_BTS[:, None, None], logits, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(logits, axis=-1).astype(v_BSKE.dtype)
+  return contract('bkgts,bske->btkge', weights, v_BSKE, precision).reshape(B, T, H, E)
+
+
+def _pad(q, k, v, segments, length):
+  """Longer rows [B, length, ...]; what is added is a segment that no token and no padding sees."""
+  pads = [(0, 0), (0, length - q.shape[1]), (0, 0), (0, 0)]
+  q, k, v = (jnp.pad(x, pads) for x in (q, k, v))
+  return q, k, v, jnp.pad(segments, pads[:2], constant_values=-1)
+
+
+def _attend_cudnn(q_BTHE, k_BTKE, v_BTKE, segments_BT, causal, window):
+  """Attention by cuDNN, with the segments in a bias."""
+  T = q_BTHE.shape[1]
+  # Backward passes with a bias refuse odd lengths, and some give NaN where T % 128 is 64
+  # (pytorch/pytorch#196678).
+  q, k, v, segments = _pad(q_BTHE, k_BTKE, v_BTKE, segments_BT, -(-T // LANES) * LANES)
+  # Causality alone goes with a bias; a window goes into it.
+  windowed = window is not None
+  mask = attention_mask(segments, segments, causal=causal and windowed, window=window)
+  out = jax.nn.dot_product_attention(
+    q, k, v, mask=mask[:, None], is_causal=causal and not windowed, implementation='cudnn'
+  )
+  return out[:, :T]
+
+
+def _on_each_device(run, mesh, q_BTHE, k_BTKE, v_BTKE, segments_BT):
+  """`run` on each device's rows and heads: the compiler cannot split a kernel by itself."""
+  kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+  free = {axis for axis, kind in kinds if kind != AxisType.Manual}
+  if not free:
+    return run(q_BTHE, k_BTKE, v_BTKE, segments_BT)
+  B, K = q_BTHE.shape[0], k_BTKE.shape[2]
+  rows = tuple(axis for axis in ('data', 'fsdp') if axis in free)
+  if B % math.prod(mesh.shape[axis] for axis in rows):
+    rows = None
+  heads = 'model' if 'model' in free else None
+  if heads and K % mesh.shape[heads]:
+    logging.log_first_n(
+      logging.INFO, 'attention not sharded over model: %d key/value heads do not divide', 1, K
+    )
+    heads = None
+  arrays = P(rows, None, heads)
+  return jax.shard_map(
+    run,
+    mesh=mesh,
+    in_specs=(arrays, arrays, arrays, P(rows)),
+    out_specs=arrays,
+    axis_names=free,
+    check_vma=False,  # A Pallas kernel does not say over which axes its result varies.
+  )(q_BTHE, k_BTKE, v_BTKE, segments_BT)
+
+
+def _attend_splash(q_BTHE, k_BTKE, v_BTKE, segments_BT, *, causal, window, interpret):
+  """Attention of one device's rows and heads by the multi-query kernel, mapped over rows and K."""
+  B, T, H, E = q_BTHE.shape
+  K = k_BTKE.shape[2]
+  count = -(-T // MAX_BLOCK)
+  block = -(-T // (count * LANES)) * LANES
+  # The kernel does not scale; a bf16 scale would be rounded before it is used.
+  q_BTHE = (q_BTHE.astype(jnp.float32) * E**-0.5).astype(q_BTHE.dtype)
+  q, k, v, segments = _pad(q_BTHE, k_BTKE, v_BTKE, segments_BT, count * block)
+  kernel = _splash_kernel(count * block, block, H // K, causal, window, interpret)
+  ids = splash.SegmentIds(segments, segments)
+  # [B, K, G, T, E] against [B, K, T, E].
+  q = q.reshape(B, -1, K, H // K, E).transpose(0, 2, 3, 1, 4)
+  k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
+  out = jax.vmap(jax.vmap(kernel, in_axes=(0, 0, 0, None)))(q, k, v, ids)
+  return out.transpose(0, 3, 1, 2, 4).reshape(B, -1, H, E)[:, :T]
+
+
+def _splash_kernel(length, block, group, causal, window, interpret):
+  """Splash attention of `group` query heads [G, T, E] to one key/value head [T, E]."""
+  sizes = {f'block_{name}': block for name in ('q', 'kv', 'q_dkv', 'kv_dkv', 'q_dq', 'kv_dq')}
+  return splash.make_splash_mqa_single_device(
+    _splash_mask(length, group, causal, window),
+    block_sizes=splash.BlockSizes(**sizes),
+    residual_checkpoint_name=SAVED,
+    interpret=interpret,
+  )
+
+
+# The mask is kept, since its function is part of the key under which jit keeps the kernel; the
+# kernel is not, since its arrays belong to a trace.
+@functools.lru_cache(maxsize=64)
+def _splash_mask(length, group, causal, window):
+  shape = (length, length)
+  if window is not None:
+    mask = splash.LocalMask(shape, (window - 1, 0 if causal else None), 0)
+  else:
+    mask = splash.CausalMask(shape) if causal else splash.FullMask(shape)
+  return splash.MultiHeadMask([mask] * group)

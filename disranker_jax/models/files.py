@@ -1,0 +1,59 @@
+"""Writing model folders: whole or not at all, and tensors in files of a bounded size."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+
+from safetensors.numpy import save_file
+
+FILE_BYTES = 4 << 30  # of a safetensors file, before another is begun
+
+
+@contextlib.contextmanager
+def replacing(folder):
+  """A temporary folder that takes `folder`'s place if the body succeeds, and vanishes if not."""
+  folder = pathlib.Path(folder)
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  scratch = pathlib.Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
+  try:
+    new, old = scratch / 'new', scratch / 'old'
+    new.mkdir()
+    yield new
+    if folder.exists():
+      os.rename(folder, old)
+    os.rename(new, folder)
+  finally:
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_tensors(folder, tensors):
+  """model.safetensors; or several files and their index, where it would be larger than FILE_BYTES.
+
+  No more than one file's tensors are held at a time.
+  """
+  held, files, size, total = {}, [], 0, 0
+
+  def write():
+    files.append((folder / f'part{len(files)}', list(held)))
+    save_file(held, files[-1][0], metadata={'format': 'pt'})
+
+  for name, tensor in tensors:
+    if held and size + tensor.nbytes > FILE_BYTES:
+      write()
+      held, size = {}, 0
+    held[name] = tensor
+    size, total = size + tensor.nbytes, total + tensor.nbytes
+  write()
+  if len(files) == 1:
+    os.rename(files[0][0], folder / 'model.safetensors')
+    return
+  where = {}
+  for i, (file, names) in enumerate(files, 1):
+    final = f'model-{i:05d}-of-{len(files):05d}.safetensors'
+    os.rename(file, folder / final)
+    where |= dict.fromkeys(names, final)
+  index = {'metadata': {'total_size': total}, 'weight_map': where}
+  (folder / 'model.safetensors.index.json').write_text(json.dumps(index, indent=2) + '\n')
