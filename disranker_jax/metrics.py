@@ -1,62 +1,155 @@
-"""PNR, nDCG and MRR of a run against judgements, per query and in the mean.
+"""Ranking metrics of a run against judgements or another run, per query and in the mean.
 
 A run is {query_id: {doc_id: score}}, qrels are {query_id: {doc_id: grade}}. Ties are broken by
 document id (the greater id first, as trec_eval does), so input order cannot matter. A judged query
-that the run does not have counts as 0; documents without a judgement have gain 0 and form no pairs.
+that the run does not have counts as 0; documents without a judgement, and those with a negative
+grade (spam, to some), have gain 0. The former form no pairs.
+
+Names: `pnr`; `ndcg@K` (exponential gain), `ndcg_linear@K`, `mrr@K`, `map@K`, `recall@K` and
+`judged@K`, which without `@K` are of the whole ranking.
 """
 
+import difflib
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from disranker_jax.errors import UserError
 
 Run = Mapping[str, Mapping[str, float]]
 Qrels = Mapping[str, Mapping[str, int]]
+Ranking = Mapping[str, float] | list[str]  # scores, or document ids with the best first
 
 # How a table names them, in its order.
 COLUMNS = ('pnr', 'ndcg@5', 'ndcg@10', 'mrr@10')
+# What is computed unless a caller says otherwise.
+STANDARD = (
+  *COLUMNS, 'ndcg@1', 'ndcg@3', *(f'ndcg_linear@{k}' for k in (1, 3, 5, 10)),
+  'mrr', 'map', 'recall@10', 'recall@100',
+)  # fmt: skip
+# What a row holds beside metrics.
+COUNTS = ('concordant', 'discordant', 'tied', 'documents')
 
 
-def ranked(scores: Mapping[str, float]) -> list[str]:
+def ranked(scores: Ranking) -> list[str]:
   """Document ids by falling score; of equal scores the greater id first (trec_eval's rule)."""
-  return sorted(sorted(scores, reverse=True), key=lambda doc: -scores[doc])
+  if isinstance(scores, list):
+    return scores
+  return [doc for _, doc in sorted(((s, doc) for doc, s in scores.items()), reverse=True)]
 
 
-def dcg(grades: list[int]) -> float:
-  """sum_r (2^y_r - 1) / log2(r + 1) over the ranks r = 1, 2, ..."""
-  return sum((2.0**y - 1) / math.log2(r + 1) for r, y in enumerate(grades, 1))
+def exponential(grade: int) -> float:
+  """2^y - 1, the gain of web search (Burges et al., 2005); 0 for a negative grade."""
+  return 2.0**grade - 1 if grade > 0 else 0.0
 
 
-def ndcg(scores: Mapping[str, float], grades: Mapping[str, int], depth: int) -> float:
-  """nDCG@depth with exponential gain; the ideal order is of all judged documents; 0 if none > 0."""
-  ideal = dcg(sorted(grades.values(), reverse=True)[:depth])
-  got = dcg([grades.get(doc, 0) for doc in ranked(scores)[:depth]])
+def linear(grade: int) -> float:
+  """y, the gain of Järvelin and Kekäläinen (2002) and of trec_eval; 0 for a negative grade."""
+  return float(max(grade, 0))
+
+
+def dcg(grades: Sequence[int], gain: Callable[[int], float] = exponential) -> float:
+  """sum_r gain(y_r) / log2(r + 1) over the ranks r = 1, 2, ..."""
+  return sum(gain(y) / math.log2(r + 1) for r, y in enumerate(grades, 1) if y > 0)
+
+
+def ndcg(
+  scores: Ranking,
+  grades: Mapping[str, int],
+  depth: int | None = None,
+  gain: Callable[[int], float] = exponential,
+) -> float:
+  """nDCG@depth; the ideal order is of all judged documents; 0 if no grade is above 0."""
+  ideal = dcg(sorted(grades.values(), reverse=True)[:depth], gain)
+  got = dcg([grades.get(doc, 0) for doc in ranked(scores)[:depth]], gain)
   return got / ideal if ideal else 0.0
 
 
 def reciprocal_rank(
-  scores: Mapping[str, float], grades: Mapping[str, int], depth: int, relevant: int = 1
+  scores: Ranking, grades: Mapping[str, int], depth: int | None = None, relevant: int = 1
 ) -> float:
   """1 / rank of the first document with at least grade `relevant` in the top `depth`, else 0."""
-  for rank, doc in enumerate(ranked(scores)[:depth], 1):
-    if grades.get(doc, 0) >= relevant:
-      return 1 / rank
-  return 0.0
+  ranks = hits(scores, grades, depth, relevant)
+  return 1 / ranks[0] if ranks else 0.0
+
+
+def average_precision(
+  scores: Ranking, grades: Mapping[str, int], depth: int | None = None, relevant: int = 1
+) -> float:
+  """Precision at each relevant document of the top `depth`, over all relevant ones that exist."""
+  ranks = hits(scores, grades, depth, relevant)
+  precisions = [found / rank for found, rank in enumerate(ranks, 1)]
+  return sum(precisions) / max(count_relevant(grades, relevant), 1)
+
+
+def recall(
+  scores: Ranking, grades: Mapping[str, int], depth: int | None = None, relevant: int = 1
+) -> float:
+  """The share of the relevant documents that is in the top `depth`; 0 if there are none."""
+  return len(hits(scores, grades, depth, relevant)) / max(count_relevant(grades, relevant), 1)
+
+
+def judged(scores: Ranking, grades: Mapping[str, int], depth: int | None = None) -> float:
+  """The share of the top `depth` that has a judgement: low, and other metrics say little."""
+  top = ranked(scores)[:depth]
+  return sum(doc in grades for doc in top) / max(len(top), 1)
+
+
+def hits(scores: Ranking, grades: Mapping[str, int], depth: int | None, relevant: int) -> list[int]:
+  """Ranks, from 1, of the documents in the top `depth` that are judged at least `relevant`."""
+  top = ranked(scores)[:depth]
+  return [r for r, doc in enumerate(top, 1) if doc in grades and grades[doc] >= relevant]
+
+
+def count_relevant(grades: Mapping[str, int], relevant: int) -> int:
+  return sum(grade >= relevant for grade in grades.values())
+
+
+FORMULAS: dict[str, Callable[..., float]] = {
+  'ndcg': ndcg,
+  'ndcg_linear': functools.partial(ndcg, gain=linear),
+  'mrr': reciprocal_rank,
+  'map': average_precision,
+  'recall': recall,
+  'judged': judged,
+}
+BINARY = ('mrr', 'map', 'recall')
+
+
+def formula(name: str, relevant: int = 1) -> Callable[[Ranking, Mapping[str, int]], float]:
+  """`(scores, grades) -> value` of a name such as 'ndcg@5'. Raises: UserError if there is none."""
+  kind, at, depth = name.partition('@')
+  if kind not in FORMULAS:
+    near = difflib.get_close_matches(kind, ['pnr', *FORMULAS], 1)
+    hint = f'did you mean {near[0]}?' if near else f'choose of pnr, {", ".join(FORMULAS)}'
+    raise UserError(f'metric {name!r}: unknown; {hint}')
+  if at and not (depth.isascii() and depth.isdigit() and int(depth)):
+    raise UserError(f'metric {name!r}: the depth must be 1 or more, as in {kind}@10')
+  fixed = {'depth': int(depth) if at else None}
+  if kind in BINARY:
+    fixed['relevant'] = relevant
+  return functools.partial(FORMULAS[kind], **fixed)
 
 
 def pairs(scores: Mapping[str, float], grades: Mapping[str, int]) -> tuple[int, int, int]:
-  """(concordant, discordant, tied) of the run's judged pairs with unequal grades."""
-  judged = [(grades[doc], score) for doc, score in scores.items() if doc in grades]
-  concordant = discordant = tied = 0
-  for i, (grade_i, score_i) in enumerate(judged):
-    for grade_j, score_j in judged[:i]:
-      if grade_i == grade_j:
-        continue
-      if score_i == score_j:
-        tied += 1
-      elif (score_i > score_j) == (grade_i > grade_j):
-        concordant += 1
-      else:
-        discordant += 1
-  return concordant, discordant, tied
+  """(concordant, discordant, tied) of the run's judged pairs with unequal grades.
+
+  O(L n log n) for n documents of L different grades, so a run may be thousands deep.
+  """
+  both = [doc for doc in scores if doc in grades]
+  scores_N = np.array([scores[doc] for doc in both], np.float64)
+  grades_N = np.array([grades[doc] for doc in both], np.int64)
+  concordant = tied = every = 0
+  for grade in np.unique(grades_N):
+    worse = np.sort(scores_N[grades_N < grade])
+    mine = scores_N[grades_N == grade]
+    below = np.searchsorted(worse, mine, 'left')
+    concordant += int(below.sum())
+    tied += int((np.searchsorted(worse, mine, 'right') - below).sum())
+    every += len(worse) * len(mine)
+  return concordant, every - concordant - tied, tied
 
 
 def ratio(concordant: int, discordant: int) -> float:
@@ -66,20 +159,22 @@ def ratio(concordant: int, discordant: int) -> float:
   return math.inf if concordant else math.nan
 
 
-def per_query(run: Run, qrels: Qrels, relevant: int = 1) -> dict[str, dict[str, float]]:
-  """Every metric of every judged query: {query_id: {metric: value}}, pair counts included.
+def per_query(
+  run: Run, qrels: Qrels, relevant: int = 1, names: Sequence[str] = STANDARD
+) -> dict[str, dict[str, float]]:
+  """The metrics of every judged query: {query_id: {metric: value}}, pair counts included.
 
-  `relevant` is the lowest grade that MRR takes for an answer; nDCG and PNR use all grades.
+  `relevant` is the lowest grade that MRR, MAP and recall take for an answer; nDCG and PNR use all.
   """
+  formulas = {name: formula(name, relevant) for name in names if name != 'pnr'}
   rows = {}
   for query, grades in qrels.items():
     scores = run.get(query, {})
+    order = ranked(scores)
     concordant, discordant, tied = pairs(scores, grades)
     rows[query] = {
       'pnr': ratio(concordant, discordant),
-      'ndcg@5': ndcg(scores, grades, 5),
-      'ndcg@10': ndcg(scores, grades, 10),
-      'mrr@10': reciprocal_rank(scores, grades, 10, relevant),
+      **{name: value(order, grades) for name, value in formulas.items()},
       'concordant': concordant,
       'discordant': discordant,
       'tied': tied,
@@ -92,7 +187,8 @@ def summary(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
   """Means over queries; PNR pooled over all their pairs (the paper's sum), with its tie rate."""
   total = {k: sum(r[k] for r in rows.values()) for k in ('concordant', 'discordant', 'tied')}
   every = sum(total.values())
-  means = {m: sum(r[m] for r in rows.values()) / max(len(rows), 1) for m in COLUMNS if m != 'pnr'}
+  names = [m for m in next(iter(rows.values()), STANDARD) if m not in ('pnr', *COUNTS)]
+  means = {m: sum(r[m] for r in rows.values()) / max(len(rows), 1) for m in names}
   finite = [r['pnr'] for r in rows.values() if math.isfinite(r['pnr'])]
   return {
     'pnr': ratio(total['concordant'], total['discordant']),
@@ -102,3 +198,31 @@ def summary(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     'queries': len(rows),
     'pairs': sum(int(r['documents']) for r in rows.values()),
   }
+
+
+def tau(scores: Mapping[str, float], reference: Mapping[str, float]) -> float:
+  """Kendall's tau-b between two scorings of the reference's documents, from -1 to 1.
+
+  tau-b = (C - D) / sqrt((pairs untied here) (pairs untied there)) (Kendall, 1945). Documents that
+  `scores` lacks are tied behind all others; those that the reference lacks do not count. 0 if all
+  scores are equal, so a missing query is 0; nan if the reference itself orders nothing.
+  """
+  last = math.nextafter(min(scores.values(), default=0.0), -math.inf)
+  ours_N = np.array([scores.get(doc, last) for doc in reference], np.float64)
+  theirs_N = np.array(list(reference.values()), np.float64)
+  agreement = untied_ours = untied_theirs = 0.0
+  for i in range(1, len(theirs_N)):  # a row of the matrix of pairs at a time: memory stays O(n)
+    ours, theirs = np.sign(ours_N[:i] - ours_N[i]), np.sign(theirs_N[:i] - theirs_N[i])
+    agreement += ours @ theirs
+    untied_ours += ours @ ours
+    untied_theirs += theirs @ theirs
+  if not untied_theirs:
+    return math.nan
+  return float(agreement / math.sqrt(untied_ours * untied_theirs)) if untied_ours else 0.0
+
+
+def mean_tau(run: Run, reference: Run) -> float:
+  """The mean of `tau` over the reference's queries that it orders; nan if there are none."""
+  values = [tau(run.get(query, {}), scores) for query, scores in reference.items()]
+  defined = [value for value in values if not math.isnan(value)]
+  return sum(defined) / len(defined) if defined else math.nan

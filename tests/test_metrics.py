@@ -5,11 +5,13 @@ import math
 import ir_measures
 import numpy as np
 import pytest
-from hypothesis import given, settings
+import scipy.stats
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from ir_measures import RR, nDCG
+from ir_measures import AP, RR, Judged, R, nDCG
 
 from disranker_jax import metrics
+from disranker_jax.errors import UserError
 
 # trec_eval's gains are grades; a table of gains makes it the exponential nDCG. Grades 0 and 1 are
 # their own gains (2**0 - 1, 2**1 - 1).
@@ -157,6 +159,162 @@ def test_a_summary_counts_queries_and_the_pairs_that_were_ranked():
 def test_a_summary_of_nothing_has_no_made_up_numbers():
   total = metrics.summary({})
   assert math.isnan(total['pnr']) and total['ndcg@5'] == 0 and total['queries'] == 0
+
+
+# Everything that ir_measures has, over whatever runs there may be
+
+# trec_eval has neither a depth of RR nor whole-list recall: it is exercised deeper than the lists.
+THEIRS = {
+  **{f'ndcg@{k}': nDCG(gains=EXPONENTIAL) @ k for k in (1, 3, 5, 10)},
+  **{f'ndcg_linear@{k}': nDCG @ k for k in (1, 3, 5, 10)},
+  'ndcg': nDCG(gains=EXPONENTIAL),
+  'mrr': 'rr',
+  'map': 'ap',
+  'map@4': 'ap4',
+  'recall@2': 'r2',
+  'recall@100': 'r100',
+}
+
+
+def theirs_of(name, relevant):
+  binary = {
+    'rr': RR(rel=relevant), 'ap': AP(rel=relevant), 'ap4': AP(rel=relevant) @ 4,
+    'r2': R(rel=relevant) @ 2, 'r100': R(rel=relevant) @ 100,
+  }  # fmt: skip
+  return binary.get(THEIRS[name], THEIRS[name])
+
+
+ids = st.text('ab0é', min_size=1, max_size=3)
+scores = st.one_of(
+  st.integers(-2, 2).map(float), st.floats(-1e6, 1e6, width=32), st.sampled_from([1e30, -1e30])
+)
+runs = st.dictionaries(ids, st.dictionaries(ids, scores, max_size=12), max_size=4)
+# pytrec_eval writes beyond its arrays at grades below -1, and crashes now and then.
+judgements = st.dictionaries(
+  ids, st.dictionaries(ids, st.integers(-1, 5), min_size=1, max_size=12), min_size=1, max_size=4
+)
+
+
+def by_ir_measures(measure, run, qrels):
+  """{query: value}; one measure a call, since pytrec_eval mixes up evaluators side by side."""
+  return {v.query_id: v.value for v in ir_measures.pytrec_eval.iter_calc([measure], qrels, run)}
+
+
+@settings(max_examples=100, deadline=None)
+@given(runs, judgements, st.integers(1, 4))
+@example({'q': {'a': 1.0, 'b': 1.0, 'new': 1.0}}, {'q': {'a': -1, 'b': 3}, 'missing': {'a': 1}}, 1)
+def test_all_agree_with_ir_measures_with_ties_missing_queries_and_unjudged_documents(
+  run, qrels, relevant
+):
+  ours = metrics.per_query(run, qrels, relevant, tuple(THEIRS))
+  total = metrics.summary(ours)
+  for name in THEIRS:
+    theirs = by_ir_measures(theirs_of(name, relevant), run, qrels)
+    assert {q: row[name] for q, row in ours.items()} == pytest.approx(theirs, abs=1e-6), name
+    assert total[name] == pytest.approx(np.mean(list(theirs.values())), abs=1e-6), name
+
+
+@settings(max_examples=50, deadline=None)
+@given(runs, judgements)
+def test_mrr_at_a_depth_is_that_of_the_list_cut_there_and_judged_agrees_with_ir_measures(
+  run, qrels
+):
+  ours = metrics.per_query(run, qrels, names=('mrr@3', 'judged@3'))
+  cut = {q: {d: docs[d] for d in metrics.ranked(docs)[:3]} for q, docs in run.items() if docs}
+  mrr = {q: row['mrr@3'] for q, row in ours.items()}
+  assert mrr == pytest.approx(by_ir_measures(RR, cut, qrels), abs=1e-6)
+  # Which documents are in a list cut at the depth is not for its order to decide.
+  for value in ir_measures.judged.iter_calc([Judged @ 3], qrels, cut):
+    assert ours[value.query_id]['judged@3'] == pytest.approx(value.value)
+
+
+def test_negative_grades_gain_nothing_but_are_worse_than_0_in_pairs():
+  scores = {'spam': 3.0, 'bad': 2.0, 'good': 1.0, 'new': 0.0}
+  junk, plain = ({'q': {'spam': low, 'bad': 0, 'good': 2}} for low in (-2, 0))
+  names = tuple(name for name in metrics.STANDARD if name != 'pnr')
+  rows = [metrics.per_query({'q': scores}, qrels, names=names)['q'] for qrels in (junk, plain)]
+  assert {m: rows[0][m] for m in names} == {m: rows[1][m] for m in names}
+  assert (rows[0]['discordant'], rows[1]['discordant']) == (3, 2)
+  assert metrics.ndcg(scores, {'spam': -2}, 5) == 0
+
+
+def test_a_row_has_what_was_asked_for_and_the_counts_and_the_default_has_the_papers_table():
+  rows = metrics.per_query({'q': {'a': 1.0}}, {'q': {'a': 1}}, names=('map', 'pnr'))
+  assert set(rows['q']) == {'map', 'pnr', *metrics.COUNTS}
+  assert set(metrics.COLUMNS) < set(metrics.per_query({}, {'q': {'a': 1}})['q'])
+  assert metrics.summary(rows)['map'] == 1
+
+
+def test_a_ranking_may_be_a_list_of_ids():
+  grades = {'a': 2, 'b': 1}
+  assert metrics.ndcg(['b', 'a'], grades, 2) == metrics.ndcg({'a': 0.0, 'b': 1.0}, grades, 2) < 1
+
+
+@pytest.mark.parametrize(
+  'name, words',
+  [
+    ('ndgc@5', 'did you mean ndcg'),
+    ('ndcg@0', 'depth must be 1 or more'),
+    ('ndcg@', 'depth must be 1 or more'),
+    ('map@x', 'as in map@10'),
+    ('beauty', 'choose of pnr, ndcg'),
+  ],
+)
+def test_unknown_names_say_what_there_is(name, words):
+  with pytest.raises(UserError, match=words):
+    metrics.formula(name)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-2, 4)), max_size=30))
+def test_pairs_are_those_of_two_plain_loops(docs):
+  concordant = discordant = tied = 0
+  for i, (score_i, grade_i) in enumerate(docs):
+    for score_j, grade_j in docs[:i]:
+      product = (score_i - score_j) * (grade_i - grade_j)
+      concordant += product > 0
+      discordant += product < 0
+      tied += score_i == score_j and grade_i != grade_j
+  names = [f'd{i}' for i in range(len(docs))]
+  got = metrics.pairs(
+    {n: float(s) for n, (s, _) in zip(names, docs, strict=True)},
+    {n: g for n, (_, g) in zip(names, docs, strict=True)},
+  )
+  assert got == (concordant, discordant, tied)
+  assert all(type(count) is int for count in got)  # they go into JSON
+
+
+# Kendall's tau
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=2, max_size=20))
+def test_tau_is_scipys_tau_b(points):
+  ours = {f'd{i}': float(a) for i, (a, _) in enumerate(points)}
+  theirs = {f'd{i}': float(b) for i, (_, b) in enumerate(points)}
+  expected = scipy.stats.kendalltau(list(ours.values()), list(theirs.values())).statistic
+  got = metrics.tau(ours, theirs)
+  if len(set(theirs.values())) == 1:
+    assert math.isnan(got)
+  elif len(set(ours.values())) == 1:
+    assert got == 0
+  else:
+    assert got == pytest.approx(expected, abs=1e-12)
+
+
+def test_tau_takes_the_references_documents_and_puts_missing_ones_last():
+  teacher = {'a': 4.0, 'b': 3.0, 'c': 2.0, 'd': 1.0}
+  assert metrics.tau({'a': 2.0, 'b': 1.0, 'other': 9.0}, teacher) == pytest.approx(
+    scipy.stats.kendalltau([3, 2, 1, 1], [4, 3, 2, 1]).statistic
+  )
+  assert metrics.tau({'a': -1e300, 'c': 1.0}, {'a': 2.0, 'b': 1.0}) == 1  # also far from zero
+  assert metrics.tau({}, teacher) == 0
+
+
+def test_the_mean_tau_counts_missing_queries_as_0_and_leaves_out_what_has_no_order():
+  teacher = {'q1': {'a': 2.0, 'b': 1.0}, 'q2': {'a': 2.0, 'b': 1.0}, 'q3': {'a': 1.0}}
+  assert metrics.mean_tau({'q1': {'a': 1.0, 'b': 0.0}}, teacher) == 0.5
+  assert math.isnan(metrics.mean_tau({}, {'q3': {'a': 1.0}}))
 
 
 documents = st.dictionaries(

@@ -1,0 +1,332 @@
+"""The compare command: its files, its figures against the metrics, and what it refuses."""
+
+import csv
+import gzip
+import json
+import subprocess
+import sys
+
+import ir_measures
+import numpy as np
+import pytest
+from ir_measures import AP, nDCG
+
+from disranker_jax import compare, metrics, significance
+from disranker_jax.errors import UserError
+
+QUERIES, DOCS = 40, 30
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """qrels of 40 queries; `good` ranks better than `weak`, and `same` as weak does."""
+  rng = np.random.default_rng(0)
+  grades = rng.choice(4, (QUERIES, DOCS), p=[0.6, 0.2, 0.1, 0.1])
+  rows = [(q, d) for q in range(QUERIES) for d in range(DOCS)]
+  (tmp_path / 'qrels.txt').write_text(''.join(f'q{q} 0 d{d} {grades[q, d]}\n' for q, d in rows))
+  for name, worth in (('weak', 0.3), ('good', 1.5)):
+    scores = worth * grades + rng.normal(size=(QUERIES, DOCS))
+    write(tmp_path / f'{name}.run', {(q, d): scores[q, d] for q, d in rows})
+  (tmp_path / 'same.run').write_text((tmp_path / 'weak.run').read_text())
+  return tmp_path
+
+
+def write(file, scores):
+  # The rank column is nonsense on purpose: the score decides.
+  file.write_text(''.join(f'q{q}\tQ0\td{d} 1 {s:.6f} tag\n' for (q, d), s in scores.items()))
+
+
+def arguments(folder, *names, **flags):
+  words = [str(folder / f'{name}.run') for name in names]
+  words += ['--qrels', str(folder / 'qrels.txt'), '--samples', '2000']
+  return [*words, *(word for k, v in flags.items() for word in (f'--{k}', str(v)))]
+
+
+def result(folder, *names, **flags):
+  return compare.compare(compare.parse_args(arguments(folder, *names, **flags)))[0]
+
+
+def loaded(folder, name):
+  qrels = list(ir_measures.read_trec_qrels(str(folder / 'qrels.txt')))
+  return qrels, list(ir_measures.read_trec_run(str(folder / f'{name}.run')))
+
+
+def test_values_are_those_of_ir_measures_reading_the_same_files(folder):
+  found = result(folder, 'good', metrics='ndcg_linear@5,map')['runs']['good']['metrics']
+  theirs = ir_measures.calc_aggregate([nDCG @ 5, AP], *loaded(folder, 'good'))
+  assert found['ndcg_linear@5']['value'] == pytest.approx(theirs[nDCG @ 5], abs=1e-6)
+  assert found['map']['value'] == pytest.approx(theirs[AP], abs=1e-6)
+
+
+def test_differences_are_those_of_the_library(folder):
+  found = result(folder, 'weak', 'good', metrics='ndcg@5')['runs']['good']['differences']['ndcg@5']
+  qrels = compare.read_qrels(folder / 'qrels.txt')
+  ours, theirs = (
+    [r['ndcg@5'] for r in metrics.per_query(compare.read_run(folder / name), qrels).values()]
+    for name in ('good.run', 'weak.run')
+  )
+  direct = significance.paired(ours, theirs, 2000)
+  assert found['value'] == pytest.approx(direct['difference'])
+  assert (found['low'], found['high']) == pytest.approx((direct['low'], direct['high']))
+  assert found['p'] == found['p_holm'] == direct['p']
+
+
+def test_pnr_is_pooled_with_an_interval_of_the_pooled_ratio(folder):
+  found = result(folder, 'weak', 'good', metrics='pnr')['runs']
+  qrels = compare.read_qrels(folder / 'qrels.txt')
+  rng = np.random.default_rng(99)
+  for name in ('weak', 'good'):
+    rows = metrics.per_query(compare.read_run(folder / f'{name}.run'), qrels)
+    value = found[name]['metrics']['pnr']
+    assert value['value'] == pytest.approx(metrics.summary(rows)['pnr'])
+    counts = np.array([(r['concordant'], r['discordant']) for r in rows.values()])
+    draws = counts[rng.integers(QUERIES, size=(4000, QUERIES))].sum(1)
+    low, high = np.percentile(draws[:, 0] / draws[:, 1], [2.5, 97.5])
+    assert (value['low'], value['high']) == pytest.approx((low, high), abs=0.1 * (high - low))
+  values = [found[name]['metrics']['pnr']['value'] for name in ('good', 'weak')]
+  assert found['good']['differences']['pnr']['value'] == pytest.approx(values[0] - values[1])
+  assert found['good']['differences']['pnr']['p'] < 0.01
+
+
+@pytest.mark.parametrize('test', compare.TESTS)
+def test_a_better_run_is_found_and_an_equal_one_is_not(folder, test):
+  found = result(folder, 'weak', 'good', 'same', metrics='pnr,ndcg@5,gsb@5', test=test)['runs']
+  for metric in ('pnr', 'ndcg@5', 'gsb@5'):
+    assert found['good']['differences'][metric]['p_holm'] < 0.01
+    equal = found['same']['differences'][metric]
+    assert (equal['value'], equal['low'], equal['high'], equal['p']) == (0, 0, 0, 1)
+  assert found['weak']['differences'] == {}
+
+
+def test_holm_corrects_over_the_whole_table_and_judgements_are_not_tested(folder):
+  found = result(folder, 'weak', 'good', 'same', metrics='pnr,ndcg@5,map,judged@10')
+  cells = [d for run in found['runs'].values() for d in run['differences'].values()]
+  assert found['tests'] == len(cells) == 6
+  expected = significance.holm([cell['p'] for cell in cells])
+  assert [cell['p_holm'] for cell in cells] == pytest.approx(list(expected))
+  assert 'judged@10' in found['runs']['good']['metrics']
+
+
+def test_gsb_counts_queries_by_the_threshold(folder):
+  loose = result(folder, 'weak', 'good', metrics='gsb@5', same=0.3)
+  strict = result(folder, 'weak', 'good', metrics='gsb@5')
+  loose, strict = (r['runs']['good']['differences']['gsb@5'] for r in (loose, strict))
+  for found in (loose, strict):
+    assert found['good'] + found['same'] + found['bad'] == QUERIES
+    assert found['value'] == pytest.approx((found['good'] - found['bad']) / QUERIES)
+    assert found['low'] <= found['value'] <= found['high']
+  assert loose['same'] > strict['same']
+
+
+def test_tau_is_of_the_teachers_order_which_is_not_tested_against_itself(folder):
+  found = result(folder, 'weak', 'good', teacher='good')
+  qrels = compare.read_qrels(folder / 'qrels.txt')
+  weak, good = (compare.read_run(folder / f'{name}.run') for name in ('weak', 'good'))
+  value = found['runs']['weak']['metrics']['tau']['value']
+  assert value == pytest.approx(metrics.mean_tau(weak, {q: good[q] for q in qrels}))
+  assert found['runs']['good']['metrics']['tau']['value'] == 1
+  assert 'tau' not in found['runs']['good']['differences']
+  other = result(folder, 'weak', teacher=folder / 'good.run')
+  assert other['runs']['weak']['metrics']['tau']['value'] == value
+
+
+# What stands beside the figures
+
+
+def test_missing_queries_count_0_and_are_warned_of_and_queries_without_judgements_do_not(folder):
+  lines = (folder / 'weak.run').read_text().splitlines(keepends=True)
+  kept = [line for line in lines if line.split()[0] not in ('q1', 'q2', 'q3')]
+  (folder / 'part.run').write_text(''.join(kept) + 'new Q0 d1 1 0.5 x\n')
+  whole = result(folder, 'weak', metrics='ndcg@5')
+  part = result(folder, 'part', metrics='ndcg@5')
+  qrels, run = (
+    compare.read_qrels(folder / 'qrels.txt'),
+    compare.read_run(folder / 'weak.run'),
+  )
+  lost = sum(metrics.ndcg(run[q], qrels[q], 5) for q in ('q1', 'q2', 'q3')) / QUERIES
+  values = [
+    r['runs'][n]['metrics']['ndcg@5']['value'] for r, n in ((whole, 'weak'), (part, 'part'))
+  ]
+  assert values[1] == pytest.approx(values[0] - lost)
+  assert whole['warnings'] == []
+  assert part['warnings'] == [
+    'part: no documents for 3 of 40 queries (q1, q2, q3), which count as 0',
+    'part: no judgements for 1 of 38 queries (new), which do not count',
+  ]
+  assert (part['runs']['part']['missing'], part['runs']['part']['without_judgements']) == (3, 1)
+
+
+def test_queries_without_an_answer_are_warned_of(folder):
+  with (folder / 'qrels.txt').open('a') as f:
+    f.write('barren 0 d1 0\n')
+  warnings = result(folder, 'weak')['warnings']
+  assert warnings[0].endswith('no document reaches grade 1 for 1 of 41 queries (barren)')
+
+
+def test_zipped_files_negative_grades_and_spaces_of_any_kind_are_read(tmp_path):
+  (tmp_path / 'run.gz').write_bytes(gzip.compress(b'q\tQ0 d1  9 -1e-3 tag\r\n\nq Q0 d2 9 2 tag\n'))
+  (tmp_path / 'qrels').write_bytes(b'q 0 d1 -2\nq 0 d2 3\n')
+  assert compare.read_run(tmp_path / 'run.gz') == {'q': {'d1': -0.001, 'd2': 2}}
+  assert compare.read_qrels(tmp_path / 'qrels') == {'q': {'d1': -2, 'd2': 3}}
+
+
+def test_the_baseline_is_the_first_run_or_the_one_that_is_named(folder):
+  assert result(folder, 'weak', 'good')['baseline'] == 'weak'
+  named = result(folder, 'weak', 'good', baseline='good')
+  assert named['baseline'] == 'good' and list(named['runs']) == ['good', 'weak']
+  by_file = result(folder, 'weak', baseline=folder / 'good.run')
+  assert by_file['baseline'] == 'good' and list(by_file['runs']) == ['good', 'weak']
+  assert result(folder, 'weak')['baseline'] is None
+
+
+def test_runs_of_one_file_name_are_told_apart(folder):
+  (folder / 'b').mkdir()
+  (folder / 'b' / 'weak.run').write_text((folder / 'good.run').read_text())
+  assert list(result(folder, 'weak', 'b/weak')['runs']) == [
+    str(folder / 'weak.run'), str(folder / 'b' / 'weak.run'),
+  ]  # fmt: skip
+  args = arguments(folder)
+  args = [f'old={folder}/weak.run', f'new={folder}/b/weak.run', *args]
+  assert list(compare.compare(compare.parse_args(args))[0]['runs']) == ['old', 'new']
+
+
+# The command
+
+
+def test_the_table_says_who_is_better_by_how_much_and_is_saved(folder, capsys):
+  flags = {'metrics': 'pnr,ndcg@5,gsb@5', 'out': folder / 'out'}
+  compare.main(arguments(folder, 'weak', 'good', **flags))
+  printed = capsys.readouterr().out
+  saved = json.loads((folder / 'out' / 'compare.json').read_text())
+  page = (folder / 'out' / 'compare.md').read_text()
+  good = saved['runs']['good']
+  cell = f'{good["differences"]["ndcg@5"]["value"]:+.4f}'
+  for text in (printed, page):
+    assert cell in text and 'nDCG@5' in text and 'delta-GSB@5 against weak' in text
+    assert f'{good["metrics"]["pnr"]["value"]:.3f}' in text
+  counts = good['differences']['gsb@5']
+  assert f'{counts["good"]} : {counts["same"]} : {counts["bad"]}' in printed
+  starred = [line for line in printed.splitlines() if line.startswith('good') and '*' in line]
+  assert len(starred) == 4  # the overview and three metrics
+  rows = list(csv.DictReader((folder / 'out' / 'per_query.csv').open()))
+  assert len(rows) == 2 * QUERIES
+  mean = np.mean([float(r['ndcg@5']) for r in rows if r['run'] == 'good'])
+  assert mean == pytest.approx(good['metrics']['ndcg@5']['value'])
+
+
+def test_columns_of_the_table_line_up(folder, capsys):
+  compare.main(arguments(folder, 'weak', 'good'))
+  for block in capsys.readouterr().out.split('\n\n')[1:-1]:
+    lines = block.splitlines()
+    rule = next(i for i, line in enumerate(lines) if set(line) == {'-'})
+    head, rows = lines[rule - 1], lines[rule + 1 :]
+    end = head.index('value') + 5 if 'value' in head else head.index('PNR') + 3
+    assert all(row[end - 1].isdigit() and row[end : end + 1] in ('', ' ', '*') for row in rows)
+
+
+def test_json_is_printed_alone_and_the_same_files_give_the_same_figures(folder, capsys):
+  words = [*arguments(folder, 'weak', 'good'), '--json']
+  compare.main(words)
+  first = capsys.readouterr().out
+  compare.main(words)
+  assert json.loads(first) == json.loads(capsys.readouterr().out)
+
+
+def test_a_perfect_run_has_infinite_pnr_also_in_json(folder, capsys):
+  qrels = compare.read_qrels(folder / 'qrels.txt')
+  rows = [f'{q} Q0 {d} 1 {g} x\n' for q, docs in qrels.items() for d, g in docs.items()]
+  (folder / 'perfect.run').write_text(''.join(rows))
+  compare.main([*arguments(folder, 'weak', 'perfect', metrics='pnr'), '--json'])
+  found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)['runs']['perfect']
+  assert found['metrics']['pnr'] == {'value': 'inf', 'low': 'inf', 'high': 'inf'}
+  assert found['differences']['pnr']['value'] == 'inf' and found['differences']['pnr']['p'] < 0.01
+  compare.main(arguments(folder, 'weak', 'perfect'))
+  assert 'inf to inf' in capsys.readouterr().out
+
+
+def test_one_run_without_a_baseline_is_one_table(folder, capsys):
+  compare.main(arguments(folder, 'weak'))
+  printed = capsys.readouterr().out
+  assert 'difference' not in printed and printed.count('---') and 'MRR@10' in printed
+  assert 'p:' not in printed
+
+
+def test_human_verdicts_need_no_runs(tmp_path, capsys):
+  rows = [f'q{i},{"good" if i < 54 else "same" if i < 170 else "bad"}\n' for i in range(200)]
+  (tmp_path / 'v.csv').write_text('query_id,verdict\n' + ''.join(rows))
+  words = ['--verdicts', str(tmp_path / 'v.csv'), '--out', str(tmp_path / 'out')]
+  compare.main(words)
+  assert '54 : 116 : 30  +0.1200' in capsys.readouterr().out
+  saved = json.loads((tmp_path / 'out' / 'compare.json').read_text())['verdicts']
+  assert saved['delta'] == pytest.approx(0.12) and saved['low'] < 0.12 < saved['high']
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+  'row, where',
+  [
+    ('q1 Q0 d1 1 2.5', r'run:3:row: has 5 columns, not 6; write query_id Q0 doc_id rank score tag'),
+    ('q1 Q0 d1 1 high tag', r"run:3:score: is 'high', not a number"),
+    ('q1 Q0 d1 1 nan tag', r'run:3:score: is nan; write a finite number'),
+    ('q0 Q0 d0 1 2.5 tag', r"run:3:doc_id: 'd0' is there twice for query_id 'q0'"),
+  ],
+)
+def test_a_bad_row_of_a_run_is_named(tmp_path, row, where):
+  (tmp_path / 'run').write_text('q0 Q0 d0 1 3.5 tag\n\n' + row + '\n')
+  with pytest.raises(UserError, match=where):
+    compare.read_run(tmp_path / 'run')
+
+
+@pytest.mark.parametrize(
+  'row, where',
+  [
+    ('q1 0 d1', r'qrels:2:row: has 3 columns, not 4; write query_id 0 doc_id grade'),
+    ('q1 0 d1 1.5', r"qrels:2:grade: is '1.5', not an integer"),
+    ('q1 0 d1 5000', r'qrels:2:grade: is 5000; write at most 1000'),
+    ('q0 0 d0 2', r"qrels:2:doc_id: 'd0' is there twice for query_id 'q0'"),
+  ],
+)
+def test_a_bad_row_of_qrels_is_named(tmp_path, row, where):
+  (tmp_path / 'qrels').write_text('q0 0 d0 1\n' + row + '\n')
+  with pytest.raises(UserError, match=where):
+    compare.read_qrels(tmp_path / 'qrels')
+
+
+@pytest.mark.parametrize(
+  'flags, where',
+  [
+    ({'metrics': 'pnr,ndgc@5'}, 'did you mean ndcg'),
+    ({'metrics': ' , '}, '--metrics: is empty'),
+    ({'metrics': 'gsb@5'}, 'needs a second run'),
+    ({'metrics': 'tau'}, 'needs --teacher'),
+    ({'level': 95}, '--level=95.0: must be between 0 and 1'),
+    ({'samples': 3}, '--samples=3: must be 100 or more'),
+    ({'same': -1}, '--same=-1.0: must be 0 or more'),
+    ({'teacher': 'nobody'}, 'nobody: does not exist'),
+    ({'baseline': 'nobody'}, 'nobody: does not exist'),
+  ],
+)
+def test_settings_that_cannot_be_are_refused(folder, flags, where):
+  with pytest.raises(UserError, match=where):
+    result(folder, 'weak', **flags)
+
+
+def test_runs_of_other_queries_and_missing_arguments_are_refused(folder):
+  (folder / 'other.run').write_text('x1 Q0 d1 1 1 t\n')
+  with pytest.raises(UserError, match=r"none of the queries .*'x1' here, 'q0' there"):
+    result(folder, 'weak', 'other')
+  with pytest.raises(UserError, match='two runs have one name'):
+    result(folder, 'weak', 'weak')
+  with pytest.raises(UserError, match='nothing to compare'):
+    compare.parse_args([])
+  with pytest.raises(UserError, match='--qrels is missing'):
+    compare.parse_args(['x.run'])
+
+
+def test_the_command_ends_with_one_line_and_status_2(tmp_path):
+  command = [sys.executable, '-m', 'disranker_jax.compare', 'no.run', '--qrels', 'no.txt']
+  done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+  assert done.returncode == 2 and done.stdout == ''
+  assert done.stderr.count('\n') == 1 and done.stderr.startswith('error: no.txt: does not exist')
