@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# A TPU slice on GKE: fills in launch/gke_jobset.yaml and hands it to kubectl. The JobSet starts all
+# pods again when one is lost; the run id names it and the workdir, so that they resume.
+#
+#   BUCKET=my-bucket RUN_ID=mistral-1 IMAGE=us-docker.pkg.dev/my-project/disranker/tpu:1 \
+#     launch/gke.sh [--dry-run] --config.data.clicks='jsonl:/bucket/data/clicks-*.jsonl.gz'
+#
+# BUCKET            required; mounted in every pod as /bucket
+# RUN_ID            required; the same id goes on with the same run
+# IMAGE             required; made with launch/Dockerfile
+# CONFIG            configs/disranker_mistral_7b.py
+# WORKDIR           /bucket/runs/$RUN_ID
+# ACCELERATOR       tpu-v5-lite-podslice; tpu-v6e-slice, tpu-v5p-slice
+# TOPOLOGY          8x8
+# CHIPS_PER_HOST    4
+# CAPACITY          spot; on-demand; or reserved, with RESERVATION=name
+# SERVICE_ACCOUNT   disranker: the Kubernetes one that may use the bucket
+# RETRIES           20 restarts of the JobSet
+#
+# --dry-run prints the manifest. Cluster, node pool, JobSet and service account: launch/README.md.
+# First lines of `kubectl logs`, of the pod with index 0 (`cpt (2/9): goes on` after a restart):
+#   prepare (1/9): begins
+# shellcheck disable=SC2034 # fill() reads variables by name
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/common.sh
+
+: "${BUCKET:?set BUCKET to the name of a bucket in the region of the cluster, without gs://}"
+: "${RUN_ID:?set RUN_ID to a name for this run; the same name resumes it}"
+: "${IMAGE:?set IMAGE to a container image made with launch/Dockerfile}"
+check_run_id
+CONFIG=${CONFIG:-configs/disranker_mistral_7b.py}
+WORKDIR=${WORKDIR:-/bucket/runs/$RUN_ID}
+ACCELERATOR=${ACCELERATOR:-tpu-v5-lite-podslice}
+TOPOLOGY=${TOPOLOGY:-8x8}
+CHIPS_PER_HOST=${CHIPS_PER_HOST:-4}
+SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-disranker}
+RETRIES=${RETRIES:-20}
+case $TOPOLOGY in
+  '' | *[!0-9x]* | x* | *x | *xx*) die "TOPOLOGY=$TOPOLOGY: must be like 8x8 or 2x2x4" ;;
+esac
+HOSTS=$((${TOPOLOGY//x/*} / CHIPS_PER_HOST))
+[ "$HOSTS" -gt 0 ] || die "TOPOLOGY=$TOPOLOGY has less than CHIPS_PER_HOST=$CHIPS_PER_HOST chips"
+case ${CAPACITY:=spot} in
+  spot) NODE_LABEL=cloud.google.com/gke-spot NODE_VALUE=true ;;
+  on-demand) NODE_LABEL=cloud.google.com/gke-provisioning NODE_VALUE=standard ;;
+  reserved)
+    NODE_LABEL=cloud.google.com/reservation-name
+    NODE_VALUE=${RESERVATION:?set RESERVATION to the name of the reservation}
+    ;;
+  *) die "CAPACITY=$CAPACITY: must be spot, on-demand or reserved" ;;
+esac
+
+# A JSON list, which YAML reads too. Kubernetes turns $$ into $, and $(NAME) into a variable.
+json() {
+  local word comma=
+  for word in "$@"; do
+    case $word in *[[:cntrl:]]*) die "$(words "$word"): has a control character" ;; esac
+    word=$(printf %s "$word" | sed 's/[\\"]/\\&/g; s/\$/$$/g')
+    printf '%s"%s"' "$comma" "$word"
+    comma=', '
+  done
+}
+ARGS="[$(json --config "$CONFIG" --workdir "$WORKDIR" ${FLAGS[@]+"${FLAGS[@]}"})]"
+
+fill() {
+  local name text
+  text=$(cat launch/gke_jobset.yaml)
+  for name in ACCELERATOR BUCKET CHIPS_PER_HOST HOSTS IMAGE NODE_LABEL NODE_VALUE RETRIES RUN_ID \
+    SERVICE_ACCOUNT TOPOLOGY ARGS; do # ARGS last: it may hold anything
+    text=${text//"\${$name}"/"${!name}"}
+  done
+  printf '%s\n' "$text"
+}
+
+if [ -n "$DRY_RUN" ]; then
+  echo '# kubectl apply -f -'
+  fill
+else
+  fill | kubectl apply -f -
+fi

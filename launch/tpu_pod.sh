@@ -1,0 +1,129 @@
+#!/usr/bin/env bash
+# A Cloud TPU slice as a queued resource: asks for it, waits, runs on all workers, and asks again
+# when it is preempted. The run id names slice and workdir, so that a new slice resumes.
+#
+#   PROJECT=my-project ZONE=us-west4-a BUCKET=my-bucket RUN_ID=mistral-1 \
+#     launch/tpu_pod.sh [--dry-run] --config.data.clicks='jsonl:/bucket/data/clicks-*.jsonl.gz'
+#
+# PROJECT, ZONE, BUCKET   required; the bucket is mounted on every worker as /bucket
+# RUN_ID                  required; the same id goes on with the same run
+# CONFIG                  configs/disranker_mistral_7b.py
+# WORKDIR                 /bucket/runs/$RUN_ID
+# ACCELERATOR             v5litepod-64 (a v5e:8x8); v6e-64, v5p-128, ...
+# RUNTIME                 the accelerator's image
+# CAPACITY                spot; or reserved, on-demand
+# RETRIES                 20 runs that may end without being finished
+# KEEP                    1: leave the slice there when the run has finished
+# POLL_SECONDS            30
+#
+# Run it where it can stay for days (tmux on a small VM). Ctrl-C ends it, not the run on the slice.
+#
+# First lines of the log, after gcloud's own, from worker 0 (`cpt (2/9): goes on` after a retry):
+#   prepare (1/9): begins
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/common.sh
+
+: "${PROJECT:?set PROJECT to the cloud project}"
+: "${ZONE:?set ZONE to a zone with the accelerator, such as us-west4-a}"
+: "${BUCKET:?set BUCKET to the name of a bucket in that region, without gs://}"
+: "${RUN_ID:?set RUN_ID to a name for this run; the same name resumes it}"
+check_run_id
+CONFIG=${CONFIG:-configs/disranker_mistral_7b.py}
+WORKDIR=${WORKDIR:-/bucket/runs/$RUN_ID}
+ACCELERATOR=${ACCELERATOR:-v5litepod-64}
+case $ACCELERATOR in
+  v5litepod-*) image=v2-alpha-tpuv5-lite ;;
+  v5p-*) image=v2-alpha-tpuv5 ;;
+  v6e-*) image=v2-alpha-tpuv6e ;;
+  *) image=tpu-ubuntu2204-base ;;
+esac
+RUNTIME=${RUNTIME:-$image}
+case ${CAPACITY:=spot} in
+  spot | reserved) capacity=("--$CAPACITY") ;;
+  on-demand) capacity=() ;;
+  *) die "CAPACITY=$CAPACITY: must be spot, reserved or on-demand" ;;
+esac
+RETRIES=${RETRIES:-20}
+POLL_SECONDS=${POLL_SECONDS:-30}
+
+where=(--project="$PROJECT" --zone="$ZONE" --quiet)
+queue=(gcloud compute tpus queued-resources)
+vm=(gcloud compute tpus tpu-vm)
+code=${TMPDIR:-/tmp}/disranker_jax-$RUN_ID.tar.gz
+# Compiled programs are kept in the bucket: a resumed run does not compile again.
+environment=(DISRANKER_DISTRIBUTED=1 JAX_COMPILATION_CACHE_DIR=/bucket/jax_cache
+  PID_FILE=/tmp/disranker.pid)
+setup="mkdir -p disranker_jax && tar -xzf disranker_jax.tar.gz -C disranker_jax && \
+$(words bash disranker_jax/launch/tpu_setup.sh "$BUCKET" /bucket)"
+program="cd disranker_jax && . .venv/bin/activate && $(words env "${environment[@]}" \
+  bash launch/run.sh --config "$CONFIG" --workdir "$WORKDIR" ${FLAGS[@]+"${FLAGS[@]}"})"
+
+# Sets state: empty if there is no such resource, UNKNOWN if the service does not answer, else the
+# queued resource's; for an ACTIVE one the VM's, which says sooner that it was preempted.
+look() {
+  local listing=("${queue[@]}" list "${where[@]}" --filter="name~\"/$RUN_ID\$\""
+    --format='value(state.state)')
+  local describing=("${vm[@]}" describe "$RUN_ID" "${where[@]}" --format='value(state)')
+  if [ -n "$DRY_RUN" ]; then
+    run "${listing[@]}"
+    state=${asked:+READY}
+    [ -z "$state" ] || run "${describing[@]}"
+    return
+  fi
+  state=$("${listing[@]}") || state=UNKNOWN
+  [ "$state" != ACTIVE ] || state=$("${describing[@]}") || state=UNKNOWN
+}
+
+acquire() {
+  local unanswered=0 asked=
+  while look; [ "$state" != READY ]; do
+    case $state in
+      '')
+        run "${queue[@]}" create "$RUN_ID" --node-id="$RUN_ID" "${where[@]}" \
+          --accelerator-type="$ACCELERATOR" --runtime-version="$RUNTIME" \
+          ${capacity[@]+"${capacity[@]}"} || return
+        asked=1
+        ;;
+      SUSPENDED | FAILED | PREEMPTED | TERMINATED)
+        run "${queue[@]}" delete "$RUN_ID" "${where[@]}" --force || return
+        ;;
+      UNKNOWN)
+        unanswered=$((unanswered + 1))
+        [ "$unanswered" -lt 10 ] || die "gcloud cannot tell the state of $RUN_ID; see its messages"
+        ;;
+      *) say "$RUN_ID: $state" ;; # in the queue, being made or being taken away
+    esac
+    wait_a_little
+  done
+}
+
+wait_a_little() { [ -n "$DRY_RUN" ] || sleep "$POLL_SECONDS"; }
+
+on_all() { run "${vm[@]}" ssh "$RUN_ID" "${where[@]}" --worker=all --command="$1"; }
+
+attempt() {
+  acquire || return
+  run "${vm[@]}" scp "$code" "$RUN_ID:disranker_jax.tar.gz" "${where[@]}" --worker=all || return
+  on_all "$setup" || return
+  on_all "$program"
+}
+
+[ -n "$DRY_RUN" ] || git diff --quiet HEAD || say 'changes that are not committed are not sent'
+run git archive --format=tar.gz --output="$code" HEAD
+status=0
+for try in $(seq 0 "$RETRIES"); do
+  status=0
+  attempt || status=$?
+  case $status in 0 | 2) break ;; esac
+  say "$RUN_ID: ended with status $status, $((RETRIES - try)) retries left"
+  wait_a_little
+done
+if [ "$status" -ne 0 ]; then
+  say "not finished (status $status). The slice may still be there and cost money; to delete it:"
+  words "${queue[@]}" delete "$RUN_ID" "${where[@]}" --force >&2
+  echo >&2
+elif [ -z "${KEEP:-}" ]; then
+  run "${queue[@]}" delete "$RUN_ID" "${where[@]}" --force
+fi
+exit "$status"

@@ -1,0 +1,217 @@
+"""What launchers do when slices are preempted, programs fail and signals come; no cloud, stubs."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+
+import pytest
+import yaml
+from launching import GKE, REPO, SLURM, TPU
+
+WAIT = [['', 'until SIGTERM']]
+
+
+def pod(stubs, *args, **variables):
+  return stubs.call('tpu_pod.sh', *args, **TPU | {'POLL_SECONDS': '0'} | variables)
+
+
+def states(*names):
+  return [[name, 0] for name in names]
+
+
+def test_a_run_from_queue_to_deletion(stubs):
+  stubs.answer(
+    list=states('', 'WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE', 'ACTIVE'),
+    describe=states('CREATING', 'READY'),
+  )
+  done = pod(stubs)
+  assert done.returncode == 0, done.stderr
+  assert [k for k in stubs.kinds() if k != 'git'] == [
+    'list', 'create', 'list', 'list', 'list', 'describe', 'list', 'describe',
+    'scp', 'setup', 'run', 'delete',
+  ]  # fmt: skip
+  assert 'run-1: WAITING_FOR_RESOURCES' in done.stderr
+
+
+@pytest.mark.parametrize(
+  'after', [(states('SUSPENDED'), []), (states('ACTIVE'), states('PREEMPTED'))]
+)
+def test_a_preempted_slice_is_made_again_and_resumes(stubs, after):
+  listed, described = after
+  stubs.answer(
+    list=states('ACTIVE') + listed + states('SUSPENDING', '', 'ACTIVE'),
+    describe=states('READY') + described + states('READY'),
+    run=[['', 255], ['', 0]],
+  )
+  done = pod(stubs, '--stages=cpt')
+  assert done.returncode == 0, done.stderr
+  kinds = [k for k in stubs.kinds() if k not in ('list', 'describe', 'git')]
+  once = ['scp', 'setup', 'run']
+  assert kinds == [*once, 'delete', 'create', *once, 'delete']
+  first, second = (argv for kind, argv in stubs.calls() if kind == 'run')
+  assert first == second
+  assert 'ended with status 255, 20 retries left' in done.stderr
+
+
+@pytest.mark.parametrize('stage', ['scp', 'setup', 'run'])
+def test_retries_end(stubs, stage):
+  stubs.answer(
+    list=states(*['ACTIVE'] * 9), describe=states(*['READY'] * 9), **{stage: [['', 75]] * 9}
+  )
+  done = pod(stubs, RETRIES='2')
+  assert done.returncode == 75
+  assert stubs.kinds().count(stage) == 3
+  assert 'delete' not in stubs.kinds()
+  hint = next(x for x in done.stderr.splitlines() if x.startswith('gcloud'))
+  assert shlex.split(hint)[3:6] == ['queued-resources', 'delete', 'run-1']
+
+
+def test_an_error_to_mend_is_not_tried_again(stubs):
+  stubs.answer(list=states('ACTIVE'), describe=states('READY'), run=[['', 2]])
+  done = pod(stubs)
+  assert done.returncode == 2
+  assert stubs.kinds().count('run') == 1
+  assert 'not finished (status 2)' in done.stderr
+
+
+def test_a_slice_that_cannot_be_asked_for_is_not_asked_for_forever(stubs):
+  stubs.answer(create=[['', 1]] * 9)
+  done = pod(stubs, RETRIES='1')
+  assert done.returncode == 1
+  assert stubs.kinds().count('create') == 2
+  assert 'run' not in stubs.kinds()
+
+
+def test_a_silent_service_ends_the_wait(stubs):
+  stubs.answer(list=[['', 1]] * 30)
+  done = pod(stubs)
+  assert done.returncode == 2
+  assert 'gcloud cannot tell the state of run-1' in done.stderr
+  assert 'create' not in stubs.kinds()
+
+
+def test_a_kept_slice_is_not_deleted(stubs):
+  stubs.answer(list=states('ACTIVE'), describe=states('READY'))
+  assert pod(stubs, KEEP='1').returncode == 0
+  assert 'delete' not in stubs.kinds()
+
+
+@pytest.mark.parametrize('status', [0, 1, 2, 75])
+def test_run_sh_hands_on_arguments_and_status(stubs, status):
+  stubs.answer(python=[['', status]])
+  done = stubs.call('run.sh', '--workdir', "/my 'own' run")
+  assert done.returncode == status
+  assert stubs.calls() == [['python', ['-m', 'disranker_jax.main', '--workdir', "/my 'own' run"]]]
+
+
+def test_stopped_is_not_finished(stubs):
+  stubs.answer(python=WAIT)
+  process = stubs.start('run.sh')
+  assert process.stdout.readline() == 'ready\n'
+  process.terminate()
+  assert process.wait(30) == 128 + signal.SIGTERM
+  assert stubs.kinds() == ['python', 'SIGTERM']
+
+
+def test_what_an_earlier_call_left_is_ended_first(stubs):
+  stubs.answer(python=WAIT)
+  pid_file = stubs.folder / 'pid'
+  lost = stubs.start('run.sh', PID_FILE=str(pid_file))
+  assert lost.stdout.readline() == 'ready\n'
+  lost.kill()  # the shell, as a lost connection may; the program goes on
+  lost.wait()
+  left = int((stubs.folder / 'waiting').read_text())
+  os.kill(left, 0)
+  done = stubs.call('run.sh', PID_FILE=str(pid_file))
+  assert done.returncode == 0
+  assert stubs.kinds() == ['python', 'SIGTERM', 'python']
+  assert f'ending process {left}' in done.stderr
+
+
+def test_another_program_with_the_old_number_is_left_alone(stubs):
+  with subprocess.Popen(['sleep', '60']) as other:
+    (stubs.folder / 'pid').write_text(str(other.pid))
+    assert stubs.call('run.sh', PID_FILE=str(stubs.folder / 'pid')).returncode == 0
+    assert other.poll() is None
+    other.kill()
+
+
+def in_job(stubs, **variables):
+  return SLURM | {'SLURM_JOB_ID': '17', 'SLURM_RESTART_COUNT': '0'} | variables
+
+
+def test_slurm_hands_its_variables_to_the_job(stubs):
+  # sbatch copies the file; the job runs the copy, in the directory of submission.
+  done = stubs.call('slurm.sh', "--config.teacher.template=it's", cwd=stubs.folder, **SLURM)
+  assert done.returncode == 0, done.stderr
+  (kind, argv), = stubs.calls()  # fmt: skip
+  assert kind == 'sbatch'
+  assert argv[-2:] == ['launch/slurm.sh', "--config.teacher.template=it's"]
+  copied = shutil.copy(REPO / 'launch/slurm.sh', stubs.folder / 'slurm_script')
+  done = stubs.call(copied, *argv[argv.index('launch/slurm.sh') + 1 :], cwd=REPO, **in_job(stubs))
+  assert done.returncode == 0, done.stderr
+  kind, argv = stubs.calls()[1]
+  assert kind == 'srun'
+  assert argv[-1] == "--config.teacher.template=it's"
+  assert argv[argv.index('--workdir') + 1] == 'runs/run-1'
+
+
+@pytest.mark.parametrize(
+  'status,restarts,requeued',
+  [(0, 0, False), (2, 0, False), (1, 0, True), (75, 19, True), (1, 20, False)],
+)
+def test_slurm_requeues_what_another_try_may_cure(stubs, status, restarts, requeued):
+  stubs.answer(srun=[['', status]])
+  variables = in_job(stubs, SLURM_RESTART_COUNT=str(restarts))
+  done = stubs.call('slurm.sh', cwd=REPO, **variables)
+  assert done.returncode == status
+  assert stubs.calls()[1:] == ([['scontrol', ['requeue', '17']]] if requeued else [])
+
+
+def test_slurm_saves_at_the_time_limit_and_requeues(stubs):
+  stubs.answer(srun=WAIT)
+  process = stubs.start('slurm.sh', **in_job(stubs))
+  assert process.stdout.readline() == 'ready\n'
+  process.terminate()
+  process.wait(30)
+  assert stubs.calls()[1:] == [
+    ['scancel', ['--signal=TERM', '17']], ['SIGTERM', []], ['scontrol', ['requeue', '17']],
+  ]  # fmt: skip
+
+
+def test_a_sky_node_runs_the_program(stubs):
+  task = yaml.safe_load((REPO / 'launch/sky.yaml').read_text())
+  home = stubs.folder / 'home'
+  (home / '.venv/bin').mkdir(parents=True)
+  (home / '.venv/bin/activate').touch()
+  (home / 'launch').symlink_to(REPO / 'launch')
+  python = stubs.bin / 'python'
+  shown = '"$DISRANKER_COORDINATOR" "$DISRANKER_PROCESSES" "$DISRANKER_PROCESS"'
+  python.write_text(python.read_text().replace('"$@"', f'{shown} "$@"'))
+  words = ['--workdir', "/bucket/it's mine"]
+  env = stubs.environment(
+    SKYPILOT_NODE_IPS='10.0.0.1\n10.0.0.2', SKYPILOT_NUM_NODES='2', SKYPILOT_NODE_RANK='1',
+    FLAGS=shlex.join(words),
+  )  # fmt: skip
+  subprocess.run(['bash', '-c', task['run']], env=env, cwd=home, check=True, timeout=60)
+  (_, argv), = stubs.calls()  # fmt: skip
+  assert argv == ['10.0.0.1:8476', '2', '1', '-m', 'disranker_jax.main', *words]
+
+
+def test_gke_applies_what_it_prints(stubs):
+  shown = stubs.dry_run('gke.sh')
+  kubectl = stubs.bin / 'kubectl'
+  kubectl.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" > {stubs.folder}/args; cat\n')
+  done = stubs.call('gke.sh', **GKE)
+  assert (stubs.folder / 'args').read_text() == 'apply -f -\n'
+  assert '# kubectl apply -f -\n' + done.stdout == shown
+
+
+def test_a_call_is_noted_word_for_word(stubs):
+  """The stubs that the other tests rest on."""
+  odd = ['a b', "it's", '', '$x', 'é']
+  subprocess.run(['sky', *odd], env=stubs.environment(), check=True, executable=stubs.bin / 'sky')
+  assert json.loads((stubs.folder / 'calls').read_text()) == ['sky', odd]
