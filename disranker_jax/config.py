@@ -59,6 +59,8 @@ def model(**changes) -> ConfigDict:
   # adafactor where memory is short; small updates get lost in its 8 bits.
   c.params = 'float32'
   c.attention = 'auto'  # kernel: 'xla'; 'splash' (TPU); 'cudnn' (GPU); 'auto': what is best here
+  # Spread the positions of a row over mesh.model between layers: for long rows on a model axis.
+  c.shard_sequence = False
   c.lora_rank = 0  # 0: no adapters
   c.lora_alpha = 32.0
   c.max_len = 256  # tokens of a query with one document, special tokens included
@@ -102,6 +104,7 @@ def defaults() -> ConfigDict:
   c.cpt = training()
   c.cpt.predict = 'document'  # the paper's query -> title + summary; 'query': the other way round
   c.cpt.samples = 4  # clicks whose continuation is written to samples.md afterwards
+  # A loss is 'name' or 'name?setting=value&setting=value'; losses.py has them all.
   c.sft = training(group_size=8, loss='pairwise_hinge', margin=0.1)
   c.score = ConfigDict()
   c.score.batch_rows = 64
@@ -114,7 +117,8 @@ def defaults() -> ConfigDict:
     group_size=8, loss='pairwise_hinge', margin=0.1, epochs=2.0, learning_rate=2e-5
   )
   c.distill = training(group_size=8, epochs=2.0, learning_rate=5e-5, warmup=0.1)
-  c.distill.beta = 0.4
+  c.distill.loss = 'hybrid'  # on the teacher's scores
+  c.distill.beta = 0.4  # of hybrid, the weight of its Margin-MSE
   c.distill.hard = 0.0  # weight of the hard-label pairwise term on judged queries
   c.distill.margin = 0.1  # its margin
   c.distill.standardise = False  # teacher scores to mean 0, deviation 1 (statistics are recorded)
@@ -147,12 +151,22 @@ def check(config: ConfigDict) -> None:
   for side in ('teacher', 'student'):
     if flat[f'{side}.row_len'] < flat[f'{side}.max_len']:
       raise UserError(f'config.{side}.row_len: must be at least config.{side}.max_len')
+  check_losses(config)
   check_stages(flat)
+
+
+def check_losses(config: ConfigDict) -> None:
+  """Raises UserError for a loss that there is not, or that does not have a setting."""
+  from disranker_jax import losses  # jax is slow to import, and a misspelt key needs it not
+
+  for stage in ('sft', 'finetune'):
+    losses.choose(losses.ON_LABELS, config[stage].loss, f'{stage}.loss')
+  losses.choose(losses.ON_SCORES, config.distill.loss, 'distill.loss')
 
 
 def choices() -> dict[str, tuple[str, ...]]:
   """What may stand in a setting that is a word, or in each place of one that is a list of words."""
-  losses, sides = ('pairwise_hinge', 'ranknet', 'info_nce'), ('teacher', 'student')
+  sides = ('teacher', 'student')
   precisions = ('auto', 'float32', 'bfloat16', 'bfloat16_dots')
   return {
     'stages': STAGES,
@@ -166,8 +180,6 @@ def choices() -> dict[str, tuple[str, ...]]:
     **{f'{s}.optimizer': ('adamw', 'adafactor') for s in TRAINING},
     **{f'{s}.moments': ('float32', 'bfloat16') for s in TRAINING},
     'cpt.predict': ('document', 'query'),
-    'sft.loss': losses,
-    'finetune.loss': losses,
     'distill.start': ('', 'finetune'),
     'evaluate.models': ('random', 'bm25', 'zero_shot', 'finetuned', 'teacher', 'student'),
     'export.models': ('student', 'teacher', 'finetuned'),

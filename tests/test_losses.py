@@ -1,31 +1,46 @@
 """Losses against explicit float64 loops; what ties, padding and empty queries may not do."""
 
 import functools
+import itertools
+import re
 
 import jax
 import jax.numpy as jnp
+import losses_reference as reference
 import numpy as np
 import pytest
+from losses_reference import mean, pairs
 
 from disranker_jax import losses
+from disranker_jax.errors import UserError
 from disranker_jax.stages.distill import distillation_loss
 from disranker_jax.stages.sft import label_loss
 
-LOSSES = {
-  'pairwise_hinge': losses.pairwise_hinge,
-  'ranknet': losses.ranknet,
-  'info_nce': losses.info_nce,
-  'point_mse': losses.point_mse,
-  'margin_mse': losses.margin_mse,
-  'hybrid': losses.hybrid,
-}
 G, N = 12, 5
-PAIRWISE = ('pairwise_hinge', 'ranknet')
+# Every loss as it is, and with other settings.
+SPECS = (
+  *(losses.ON_LABELS | losses.ON_SCORES),
+  'pairwise_hinge?margin=0.5',
+  'lambda_loss?k=2',
+  'approx_ndcg?temperature=1',
+  'pointwise_ce?top=3',
+  'hybrid?beta=2',
+  'listwise_kl?student_temperature=2&teacher_temperature=0.5',
+  'adr_mse?temperature=0.5',
+  'distilled_ranknet?margin=0.5&step=0.25&first_weight=2',
+)
+every_loss = pytest.mark.parametrize('spec', SPECS)
 
 
-def compiled(function):
-  """Compiled once for [G, N], which smaller cases are padded to; results as NumPy."""
-  jitted = jax.jit(function)
+def per_group(spec):
+  return losses.choose(losses.ON_LABELS | losses.ON_SCORES, spec)
+
+
+@functools.cache
+def compiled(spec):
+  """(value, gradient, loss_G, valid_G) of a case as NumPy, compiled once for [G, N]."""
+  loss = losses.mean_over_groups(per_group(spec))
+  jitted = jax.jit(lambda *case: (*jax.value_and_grad(loss)(*case), *loss.per_group(*case)))
 
   def call(*case):
     return jax.tree.map(np.asarray, jitted(*(padded(x) for x in case)))
@@ -34,227 +49,295 @@ def compiled(function):
 
 
 def padded(x):
+  """Smaller cases have padding up to [G, N]."""
   x = np.asarray(x)
   x = np.pad(x, [(0, max(0, size - n)) for size, n in zip((G, N), x.shape, strict=True)])
   return x if x.dtype == bool else x.astype(np.float32)
 
 
-GRADIENT = {name: compiled(jax.value_and_grad(loss)) for name, loss in LOSSES.items()}
-PER_GROUP = {name: compiled(loss.per_group) for name, loss in LOSSES.items()}
-every_loss = pytest.mark.parametrize('name', LOSSES)
-
-
-# The losses of one query, whose documents are all real, by loops; None where it has nothing to say.
-
-
-def over_pairs(loss):
-  def mean(scores, targets):
-    n = range(len(scores))
-    values = [loss(scores[i] - scores[j]) for i in n for j in n if targets[i] > targets[j]]
-    return sum(values) / len(values) if values else None
-
-  return mean
-
-
-def naive_info_nce(scores, targets):
-  if len(set(targets)) < 2:
-    return None
-  total = sum(np.exp(s) for s in scores)
-  best = [s for s, t in zip(scores, targets, strict=True) if t == max(targets)]
-  return sum(-np.log(np.exp(s) / total) for s in best) / len(best)
-
-
-def naive_point(scores, targets):
-  if not len(scores):
-    return None
-  return 2 * sum((s - t) ** 2 for s, t in zip(scores, targets, strict=True)) / len(scores)
-
-
-def naive_margin(scores, targets):
-  values = []
-  for i in range(len(scores)):
-    for j in range(i):
-      values.append(((scores[i] - scores[j]) - (targets[i] - targets[j])) ** 2)
-  return sum(values) / len(values) if values else None
-
-
-def naive_hybrid(scores, targets, beta=0.4):
-  point = naive_point(scores, targets)
-  return None if point is None else point + beta * (naive_margin(scores, targets) or 0.0)
-
-
-NAIVE = {
-  'pairwise_hinge': over_pairs(lambda d: max(0.0, 0.1 - d)),
-  'ranknet': over_pairs(lambda d: np.log(1 + np.exp(-d))),
-  'info_nce': naive_info_nce,
-  'point_mse': naive_point,
-  'margin_mse': naive_margin,
-  'hybrid': naive_hybrid,
-}
-
-
-def naive(name, scores_GN, targets_GN, mask_GN):
+def naive(spec, scores_GN, targets_GN, mask_GN):
   """(loss_G, valid_G) in float64, one query after the other."""
+  name, _, options = spec.partition('?')
+  settings = dict(option.split('=') for option in options.split('&') if option)
+  settings = {key: int(v) if key == 'k' else float(v) for key, v in settings.items()}
   values = []
   for scores, targets, mask in zip(scores_GN, targets_GN, mask_GN, strict=True):
-    kept = np.flatnonzero(mask)
-    values.append(NAIVE[name](scores.astype(np.float64)[kept], targets.astype(np.float64)[kept]))
+    scores, targets = (np.asarray(x, np.float64)[np.asarray(mask)] for x in (scores, targets))
+    values.append(getattr(reference, name)(scores, targets, **settings))
   return np.array([v or 0.0 for v in values]), np.array([v is not None for v in values])
 
 
 def queries(seed=0):
-  """Random queries with tied labels, padding, single documents and nothing at all."""
+  """Random queries with tied grades, padding, single documents, no documents and no gains."""
   rng = np.random.default_rng(seed)
   scores_GN = rng.normal(size=(G, N)).astype(np.float32)
-  targets_GN = rng.integers(0, 4, (G, N)).astype(np.float32)
+  targets_GN = rng.integers(-1, 4, (G, N)).astype(np.float32)
   mask_GN = rng.random((G, N)) < 0.7
   mask_GN[0], targets_GN[1], mask_GN[2] = False, 2.0, np.arange(N) == 3
-  mask_GN[1] = mask_GN[3] = True
-  targets_GN[3] = np.arange(N)
+  mask_GN[1] = mask_GN[3] = mask_GN[4] = True
+  targets_GN[3], targets_GN[4] = np.arange(N), (-1, 0, -1, 0, 0)
   return scores_GN, targets_GN, mask_GN
 
 
 @every_loss
 @pytest.mark.parametrize('seed', [0, 1])
-def test_every_query_has_the_loss_that_loops_give(name, seed):
+def test_every_query_has_the_loss_that_loops_give(spec, seed):
   case = queries(seed)
-  loss_G, valid_G = PER_GROUP[name](*case)
-  expected_G, expected_valid_G = naive(name, *case)
+  value, _, loss_G, valid_G = compiled(spec)(*case)
+  expected_G, expected_valid_G = naive(spec, *case)
   np.testing.assert_allclose(loss_G, expected_G, rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(valid_G, expected_valid_G)
   assert 0 < expected_valid_G.sum() < len(case[0])
+  np.testing.assert_allclose(value, expected_G.sum() / expected_valid_G.sum(), rtol=1e-5)
 
 
 @every_loss
-def test_the_loss_is_the_mean_over_queries_that_have_something_to_say(name):
-  case = queries()
-  expected_G, valid_G = naive(name, *case)
-  value, _ = GRADIENT[name](*case)
-  np.testing.assert_allclose(value, expected_G.sum() / valid_G.sum(), rtol=1e-5)
-
-
-@every_loss
-def test_gradients_equal_finite_differences_of_the_loops(name):
+def test_gradients_equal_finite_differences_of_the_loops(spec):
   scores_GN, targets_GN, mask_GN = queries(3)
-  _, gradient = GRADIENT[name](scores_GN, targets_GN, mask_GN)
+  gradient = compiled(spec)(scores_GN, targets_GN, mask_GN)[1]
   step, expected = 1e-6, np.zeros(scores_GN.shape)
   for at in np.ndindex(scores_GN.shape):
     sides = []
     for sign in (1, -1):
       moved = scores_GN.astype(np.float64)
       moved[at] += sign * step
-      loss_G, valid_G = naive(name, moved, targets_GN, mask_GN)
+      loss_G, valid_G = naive(spec, moved, targets_GN, mask_GN)
       sides.append(loss_G.sum() / valid_G.sum())
     expected[at] = (sides[0] - sides[1]) / (2 * step)
   assert np.abs(expected).max() > 0.01
-  np.testing.assert_allclose(gradient, expected, atol=1e-5)
+  np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+def alone(spec, scores, targets):
+  """The loss of one query."""
+  case = (np.array([scores], np.float32), np.array([targets], np.float32))
+  return float(per_group(spec)(*case, np.ones(case[0].shape, bool))[0][0])
 
 
 def test_a_query_of_two_documents_gives_exactly_the_papers_sums():
   s_plus, s_minus, t_plus, t_minus = 0.5, -1.25, 2.0, 0.75
-  case = np.array([[s_plus, s_minus]]), np.array([[t_plus, t_minus]]), np.ones((1, 2), bool)
+  case = [s_plus, s_minus], [t_plus, t_minus]
   point = (t_plus - s_plus) ** 2 + (t_minus - s_minus) ** 2
   margin = ((t_plus - t_minus) - (s_plus - s_minus)) ** 2
   # All values are sums of powers of two, so that there is nothing to round.
-  assert GRADIENT['point_mse'](*case)[0] == point == 6.25
-  assert GRADIENT['margin_mse'](*case)[0] == margin == 0.25
-  assert float(losses.hybrid(*case, beta=0.5)) == point + 0.5 * margin
-  np.testing.assert_allclose(GRADIENT['hybrid'](*case)[0], point + 0.4 * margin, rtol=1e-7)
+  assert alone('point_mse', *case) == point == 6.25
+  assert alone('margin_mse', *case) == margin == 0.25
+  assert alone('hybrid?beta=0.5', *case) == point + 0.5 * margin
+  np.testing.assert_allclose(alone('hybrid', *case), point + 0.4 * margin, rtol=1e-7)
 
 
 def test_the_hinge_is_the_margin_at_a_tie_and_0_beyond_the_margin():
-  labels, mask = np.array([[1.0, 0.0]]), np.ones((1, 2), bool)
+  assert alone('pairwise_hinge', [0.0, 0.0], [1, 0]) == pytest.approx(0.1)
+  assert alone('pairwise_hinge', [-0.5, 0.0], [1, 0]) == pytest.approx(0.6)
+  assert alone('pairwise_hinge', [0.2, 0.0], [1, 0]) == 0.0
+  assert alone('pairwise_hinge?margin=0.5', [0.2, 0.0], [1, 0]) == pytest.approx(0.3)
 
-  def at(difference, **settings):
-    return float(losses.pairwise_hinge(np.array([[difference, 0.0]]), labels, mask, **settings))
 
-  assert at(0.0) == pytest.approx(0.1)
-  assert at(-0.5) == pytest.approx(0.6)
-  assert at(0.2) == 0.0
-  assert at(0.2, margin=0.5) == pytest.approx(0.3)
+@pytest.mark.parametrize('k', [0, 2])
+def test_of_tied_scores_lambda_loss_is_the_mean_over_the_orders_they_could_be_in(k):
+  scores, labels = np.array([1.0, 0.5, 0.5, 0.5, 0.0]), np.array([0, 3, 1, 0, 2])
+  orders = [(1, *middle, 5) for middle in itertools.permutations((2, 3, 4))]
+  expected = mean(reference.lambda_loss(scores, labels, k, order) for order in orders)
+  assert alone(f'lambda_loss?k={k}', scores, labels) == pytest.approx(expected, rel=1e-6)
+
+
+def test_expected_discounts_of_ties_are_exact_far_down_a_long_list():
+  mean_discount, apart = losses.tied_discounts(200, 0)
+  for above, tied in ((0, 2), (150, 2), (198, 2), (190, 7), (0, 200)):
+    places = [1 / np.log2(r + 1) for r in range(above + 1, above + tied + 1)]
+    gaps = [abs(x - y) for x, y in itertools.combinations(places, 2)]
+    assert mean_discount[above, tied] == pytest.approx(mean(places), rel=1e-10)
+    assert apart[above, tied] == pytest.approx(mean(gaps), rel=1e-8)
+
+
+def test_approx_ndcg_is_one_minus_ndcg_where_scores_are_far_apart():
+  labels = [3, 0, 2, 1]
+  perfect, worst = [30.0, 0.0, 20.0, 10.0], [0.0, 30.0, 10.0, 20.0]
+  assert alone('approx_ndcg', perfect, labels) == pytest.approx(0, abs=1e-6)
+  gains = reference.gains(labels)
+  ndcg = reference.dcg(gains, [4, 1, 3, 2]) / reference.dcg(gains, [1, 4, 2, 3])
+  assert alone('approx_ndcg', worst, labels) == pytest.approx(1 - ndcg, rel=1e-5)
+
+
+def test_adr_mse_of_a_tied_teacher_is_0_at_equal_scores():
+  assert alone('adr_mse', [0.5] * 4, [2.0] * 4) == pytest.approx(0, abs=1e-10)
+  assert alone('adr_mse', [0.5, 0.5, 0.0, 0.5], [2.0] * 4) > 0.001
+
+
+def test_kl_is_0_at_the_teachers_distribution():
+  teacher = np.array([2.0, -1.0, 0.5])
+  assert alone('listwise_kl', teacher + 7, teacher) == pytest.approx(0, abs=1e-6)
+  spec = 'listwise_kl?student_temperature=2&teacher_temperature=4'
+  assert alone(spec, teacher / 2, teacher) == pytest.approx(0, abs=1e-6)
+
+
+def test_distilled_ranknet_is_0_and_not_nan_once_every_margin_is_kept():
+  assert alone('distilled_ranknet', [9.0, 6.0, 3.0], [3.0, 2.0, 1.0]) == 0
+  # One pair is left: r = 2, 3, so 1/2 max(0, 0.3 - 0.1).
+  assert alone('distilled_ranknet', [9.0, 0.1, 0.0], [3.0, 2.0, 1.0]) == pytest.approx(0.1)
+  # Two are left: 3 (0.3 + 0.1 - 0.35) of ranks 1 and 3, 1/2 (0.3 - 0) of ranks 2 and 3.
+  assert alone('distilled_ranknet', [0.35, 0.0, 0.0], [3.0, 1.0, 2.0]) == pytest.approx(0.15)
 
 
 @every_loss
-def test_what_stands_in_padding_changes_neither_value_nor_gradient(name):
+def test_following_the_gradient_ranks_as_the_targets_do(spec):
+  targets, mask = jnp.array([[1.0, 3.0, 0.0, 2.0]]), jnp.ones((1, 4), bool)
+  loss = losses.mean_over_groups(per_group(spec))
+
+  @jax.jit
+  def descend(scores):
+    gradient = jax.grad(loss)
+    return jax.lax.fori_loop(0, 400, lambda _, s: s - 0.05 * gradient(s, targets, mask), scores)
+
+  scores = np.asarray(descend(jnp.zeros((1, 4))))[0]
+  grades = np.asarray(targets)[0]
+  # What these losses see of grades 0 to 3.
+  seen = {'info_nce': grades == 3, 'pointwise_ce': grades >= 1}.get(spec, grades)
+  assert all(scores[i] > scores[j] + 0.01 for i, j in pairs(np.asarray(seen, float)))
+
+
+@every_loss
+def test_what_stands_in_padding_changes_neither_value_nor_gradient(spec):
   scores_GN, targets_GN, mask_GN = queries()
-  value, gradient = GRADIENT[name](scores_GN, targets_GN, mask_GN)
-  for fill in (0.0, 1e4, -1e4):
+  value, gradient, *_ = compiled(spec)(scores_GN, targets_GN, mask_GN)
+  for fill in (0.0, 1e4, -1e4, np.inf, np.nan):
     filled = (np.where(mask_GN, x, np.float32(fill)) for x in (scores_GN, targets_GN))
-    other, other_gradient = GRADIENT[name](*filled, mask_GN)
-    np.testing.assert_allclose(other, value, rtol=1e-6)
-    np.testing.assert_allclose(other_gradient, gradient, atol=1e-7)
-  assert (np.asarray(gradient)[~mask_GN] == 0).all() and np.any(gradient)
+    other, other_gradient, *_ = compiled(spec)(*filled, mask_GN)
+    np.testing.assert_array_equal(other, value)
+    np.testing.assert_array_equal(other_gradient, gradient)
+  assert (gradient[~mask_GN] == 0).all() and gradient.any()
 
 
 @every_loss
-def test_more_padding_changes_nothing(name):
+def test_more_padding_changes_nothing(spec):
   case = queries()
   narrow = [x[:8, :3] for x in case]  # padded again before it is compiled
-  wide = LOSSES[name].per_group(*narrow)
-  for ours, theirs in zip(PER_GROUP[name](*narrow), wide, strict=True):
-    np.testing.assert_allclose(ours[:8], theirs, rtol=1e-6)
-    assert not ours[8:].any()
+  ours = compiled(spec)(*narrow)[2:]
+  for wide, unpadded in zip(ours, per_group(spec)(*narrow), strict=True):
+    np.testing.assert_allclose(wide[:8], unpadded, rtol=1e-5, atol=1e-6)
+    assert not wide[8:].any()
 
 
 @every_loss
-def test_the_order_of_documents_and_of_queries_does_not_matter(name):
+def test_the_order_of_documents_and_of_queries_does_not_matter(spec):
   rng = np.random.default_rng(5)
-  case = queries()
-  order_GN = np.argsort(rng.random(case[0].shape), axis=1)
-  order_G = rng.permutation(len(case[0]))
+  scores_GN, *rest = queries()
+  case = np.round(2 * scores_GN) / 2, *rest  # with ties, of which none may be the first
+  order_GN = np.argsort(rng.random(scores_GN.shape), axis=1)
+  order_G = rng.permutation(G)
   moved = [np.take_along_axis(x, order_GN, 1)[order_G] for x in case]
-  loss_G, valid_G = PER_GROUP[name](*case)
-  moved_G, moved_valid_G = PER_GROUP[name](*moved)
+  _, gradient, loss_G, valid_G = compiled(spec)(*case)
+  _, moved_gradient, moved_G, moved_valid_G = compiled(spec)(*moved)
   np.testing.assert_allclose(moved_G, loss_G[order_G], rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(moved_valid_G, valid_G[order_G])
+  expected = np.take_along_axis(gradient, order_GN, 1)[order_G]
+  np.testing.assert_allclose(moved_gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+ABSOLUTE = ('point_mse', 'hybrid', 'pointwise_ce')
+
+
+@pytest.mark.parametrize('spec', [s for s in SPECS if s.partition('?')[0] not in ABSOLUTE])
+@pytest.mark.parametrize('shift', [-1024, 1024])
+def test_losses_of_differences_do_not_see_a_shift_of_all_scores(spec, shift):
+  scores_GN, targets_GN, mask_GN = queries()
+  scores_GN = np.round(64 * scores_GN) / 64  # exact after the shift too
+  found = compiled(spec)(scores_GN + shift, targets_GN, mask_GN)
+  for ours, expected in zip(found, compiled(spec)(scores_GN, targets_GN, mask_GN), strict=True):
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 @every_loss
-def test_micro_batches_add_up_to_the_whole(name):
+def test_micro_batches_add_up_to_the_whole(spec):
   case = queries()
   parts = [[x[part] for x in case] for part in (slice(0, 2), slice(2, 8), slice(8, 12))]
-  sums, weights = 0.0, 0
-  for part in parts:
-    loss_G, valid_G = PER_GROUP[name](*part)
-    sums, weights = sums + loss_G.sum(), weights + valid_G.sum()
-  np.testing.assert_allclose(sums / weights, GRADIENT[name](*case)[0], rtol=1e-6)
-  means = [GRADIENT[name](*part)[0] for part in parts]
-  assert abs(np.mean(means) - float(sums / weights)) > 1e-3, 'a mean of means would do as well'
+  parts = [compiled(spec)(*part) for part in parts]
+  total = sum(loss_G.sum() for _, _, loss_G, _ in parts)
+  weight = sum(valid_G.sum() for *_, valid_G in parts)
+  np.testing.assert_allclose(total / weight, compiled(spec)(*case)[0], rtol=1e-6)
+  means = [value for value, *_ in parts]
+  assert abs(np.mean(means) - total / weight) > 1e-3, 'a mean of means would do as well'
 
 
-EMPTY = {
+DEGENERATE = {
   'all masked': ([[1.0, 2.0, 3.0]], [[0.0, 1.0, 2.0]], [[False] * 3]),
   'no query has documents': (np.ones((3, 2)), np.ones((3, 2)), np.zeros((3, 2), bool)),
-}
-NO_PAIRS = {
   'one document': ([[5.0, 0.0, 0.0]], [[3.0, 0.0, 0.0]], [[True, False, False]]),
   'equal labels': ([[1.0, -2.0, 3.0]], [[2.0, 2.0, 2.0]], [[True] * 3]),
+  'no gain': ([[1.0, -2.0, 3.0]], [[0.0, 0.0, -1.0]], [[True] * 3]),
 }
 
 
 @every_loss
-@pytest.mark.parametrize('case', EMPTY | NO_PAIRS)
-def test_queries_with_nothing_to_say_give_zero_weight_and_finite_gradients(name, case):
-  value, gradient = GRADIENT[name](*(EMPTY | NO_PAIRS)[case])
-  loss_G, valid_G = PER_GROUP[name](*(EMPTY | NO_PAIRS)[case])
-  assert np.isfinite(value) and np.isfinite(loss_G).all() and np.isfinite(gradient).all()
-  if case in EMPTY or name in (*PAIRWISE, 'info_nce'):
-    assert float(value) == 0 and not np.any(valid_G) and not np.any(gradient)
+@pytest.mark.parametrize('case', DEGENERATE)
+def test_queries_with_nothing_to_say_have_no_weight_and_no_gradient(spec, case):
+  value, gradient, loss_G, valid_G = compiled(spec)(*DEGENERATE[case])
+  expected_G, expected_valid_G = naive(spec, *(np.asarray(x) for x in DEGENERATE[case]))
+  np.testing.assert_allclose(loss_G[: len(expected_G)], expected_G, rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(valid_G[: len(expected_G)], expected_valid_G)
+  assert np.isfinite(value) and np.isfinite(gradient).all()
+  if not valid_G.any():
+    assert value == 0 and not gradient.any() and not loss_G.any()
 
 
 @every_loss
-def test_tied_and_far_apart_scores_give_finite_values_and_gradients(name):
+def test_tied_and_far_apart_scores_give_finite_values_and_gradients(spec):
   targets = np.array([[0.0, 1.0, 2.0]] * 3, np.float32)
   scores = np.array([[1.0, 1.0, 1.0], [1e4, 0.0, -1e4], [-1e4, 0.0, 1e4]], np.float32)
-  value, gradient = GRADIENT[name](scores, targets, np.ones((3, 3), bool))
-  assert np.isfinite(value) and np.isfinite(gradient).all()
+  for labels in (targets, targets[:, ::-1], np.full((3, 3), 1.0), 1e4 * (targets - 1)):
+    if np.abs(labels).max() > 100 and spec.partition('?')[0] not in losses.ON_SCORES:
+      continue  # labels are grades
+    value, gradient, *_ = compiled(spec)(scores, labels, np.ones((3, 3), bool))
+    assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize('name', [*PAIRWISE, 'info_nce'])
-def test_the_gradient_raises_the_better_document(name):
-  labels, mask = np.array([[0.0, 3.0, 1.0]]), np.ones((1, 3), bool)
-  _, gradient = GRADIENT[name](np.zeros((1, 3)), labels, mask)
+@pytest.mark.parametrize('spec', losses.ON_LABELS)
+def test_the_gradient_raises_the_better_document_even_where_all_scores_are_equal(spec):
+  case = np.zeros((1, 3)), np.array([[0.0, 3.0, 1.0]]), np.ones((1, 3), bool)
+  gradient = compiled(spec)(*case)[1]
   assert gradient[0, 1] < 0 < gradient[0, 0]
+
+
+# How a config picks a loss.
+
+
+def test_settings_come_from_the_loss_then_the_shared_ones_then_the_name():
+  case = np.array([[0.0, 0.3]]), np.array([[1.0, 0.0]]), np.ones((1, 2), bool)
+
+  def value(spec, **shared):
+    return float(losses.choose(losses.ON_LABELS, spec, **shared)(*case)[0][0])
+
+  assert value('pairwise_hinge') == pytest.approx(0.1 + 0.3)
+  assert value('pairwise_hinge', margin=0.5, beta=7.0) == pytest.approx(0.5 + 0.3)
+  assert value('pairwise_hinge?margin=2', margin=0.5) == pytest.approx(2 + 0.3)
+  assert value('ranknet', margin=0.5) == value('ranknet')
+
+
+def test_every_loss_tells_its_settings_with_their_defaults():
+  assert losses.settings(losses.hybrid) == {'beta': 0.4}
+  assert losses.settings(losses.pairwise_hinge) == {'margin': 0.1}
+  assert losses.settings(losses.lambda_loss) == {'k': 0}
+  assert losses.settings(losses.margin_mse) == {}
+
+
+@pytest.mark.parametrize(
+  'spec, message',
+  [
+    ('rank_net', "config.sft.loss='rank_net': 'rank_net' is unknown; did you mean 'ranknet'?"),
+    ('hybrid', "'hybrid' is unknown; there are 'pairwise_hinge', 'ranknet', "),
+    ('pairwise_hinge?magrin=1', "'magrin' is unknown; did you mean 'margin'?"),
+    ('ranknet?margin=1', "'margin' is unknown; there are none"),
+    ('pairwise_hinge?margin', "margin cannot be ''"),
+    ('lambda_loss?k=2.5', "k cannot be '2.5'"),
+    ('pairwise_hinge?margin=-1', 'margin=-1.0 must be 0 or more'),
+    ('pairwise_hinge?margin=nan', 'margin=nan must be 0 or more'),
+    ('approx_ndcg?temperature=0', 'temperature=0.0 must be above 0'),
+  ],
+)
+def test_what_cannot_be_chosen_is_named_with_its_key(spec, message):
+  with pytest.raises(UserError, match=f'^config.sft.loss={re.escape(repr(spec))}: ') as error:
+    losses.choose(losses.ON_LABELS, spec, 'sft.loss')
+  assert message in str(error.value)
 
 
 # The losses as stages use them.
@@ -262,7 +345,7 @@ def test_the_gradient_raises_the_better_document(name):
 
 def distilled(hard, labels_GN, teacher_GN, scores_GN):
   class Settings:
-    beta, margin = 0.4, 0.1
+    loss, beta, margin = 'hybrid', 0.4, 0.1
 
   Settings.hard = hard
   mask_GN = np.ones(scores_GN.shape, bool)
@@ -274,7 +357,7 @@ def test_distillation_adds_the_hard_term_where_documents_are_judged_only():
   scores_GN = np.array([[0.5, 1.0, -0.25], [2.0, -1.0, 0.125]], np.float32)
   teacher_GN = np.array([[1.5, -1.0, 0.75], [0.25, 0.5, -2.0]], np.float32)
   labels_GN = np.array([[2.0, 0.0, -1.0], [-1.0, -1.0, -1.0]], np.float32)
-  soft = sum(naive_hybrid(s, t) for s, t in zip(scores_GN, teacher_GN, strict=True))
+  soft = sum(reference.hybrid(s, t) for s, t in zip(scores_GN, teacher_GN, strict=True))
   # Of the first query two documents are judged, so there is one pair; the third is in none.
   hard = 0.1 - (0.5 - 1.0)
   for weight in (0.0, 2.0):

@@ -188,7 +188,9 @@ def settings(**changes):
     stage.update(
       epochs=9.0, batch_rows=32, learning_rate=3e-3, warmup=0.0, schedule='constant', explode=0.0
     )
-    stage.update({'blocks': DEVICES, 'save_every': 100, 'max_steps': STEPS} | changes)
+    stage.update({'blocks': DEVICES, 'save_every': 100, 'max_steps': STEPS})
+    stage.update({k: v for k, v in changes.items() if k in stage})
+  c.teacher.update({k: v for k, v in changes.items() if k in c.teacher})
   c.sft.update(group_size=4, margin=1.0)
   c.distill.update(group_size=4, hard=1.0, margin=1.0)
   return c
@@ -291,6 +293,7 @@ def on_eight_devices(folder) -> None:
   runs = [(stage, sizes, {}) for stage in STAGES for sizes in MESHES]
   runs += [('sft', (4, 2, 1), {'blocks': 1}), ('cpt', (2, 2, 2), {'accumulate': 2})]
   runs += [('sft', (1, 4, 2), {'optimizer': 'adafactor', 'moments': 'bfloat16'})]
+  runs += [('cpt', (2, 1, 4), {'shard_sequence': True})]
   for i, (stage, sizes, changes) in enumerate(runs):
     found = logged(folder / str(i), stage, sizes, **changes)
     (folder / f'{name(stage, sizes, changes)}.json').write_text(json.dumps(found))
@@ -355,6 +358,11 @@ def test_also_with_one_block_with_accumulation_and_with_a_lean_optimizer(
   alone = single(stage, **changes)
   assert alone != single(stage), 'the change matters'
   np.testing.assert_allclose(eight(name(stage, sizes, changes)), alone, atol=1e-4)
+
+
+def test_positions_spread_over_the_model_axis_change_nothing_but_memory(eight, single):
+  found = eight(name('cpt', (2, 1, 4), {'shard_sequence': True}))
+  np.testing.assert_allclose(found, single('cpt'), atol=1e-4)
 
 
 def test_pmap_gives_the_gradients_of_the_data_mesh(eight):

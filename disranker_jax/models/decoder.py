@@ -144,6 +144,7 @@ class Block(nn.Module):
   lora_rank: int
   lora_alpha: float
   attention: str
+  sequence: bool
 
   @nn.compact
   def __call__(self, x_BTD, cache, segments_BT, segments_BS, angles, start):
@@ -190,7 +191,7 @@ class Block(nn.Module):
     h_BTD = layers.RMSNorm(c.norm_eps, name='mlp_norm')(x_BTD)
     gate_BTF = linear(c.ffn, 'gate')(h_BTD)
     x_BTD += linear(c.width, 'down')(nn.silu(gate_BTF) * linear(c.ffn, 'up')(h_BTD))
-    return layers.constrain(x_BTD), cache
+    return layers.constrain(x_BTD, self.sequence), cache
 
 
 class Decoder(nn.Module):
@@ -208,13 +209,14 @@ class Decoder(nn.Module):
   scan: bool = True
   head: str = 'rank'
   attention: str = 'xla'
+  sequence: bool = False
 
   def setup(self):
     c = self.config
     self.embed = layers.Embed(c.vocab, c.width, self.precision)
     self.blocks = scanned(
       Block, c.layers, self.remat, self.scan, in_axes=(0, *(nn.broadcast,) * 4)
-    )(c, self.precision, self.lora_rank, self.lora_alpha, self.attention)
+    )(c, self.precision, self.lora_rank, self.lora_alpha, self.attention, self.sequence)
     self.norm = layers.RMSNorm(c.norm_eps)
     if self.head != 'lm':
       self.score_head = layers.Linear(1, name='score')
@@ -232,7 +234,7 @@ class Decoder(nn.Module):
 
   def _run(self, tokens_BT, positions_BT, cache, segments_BT, segments_BS, start):
     angles = layers.rope_angles(positions_BT, self.config.head_dim, self.config.rope_theta)
-    x_BTD = layers.constrain(self.embed(tokens_BT))
+    x_BTD = layers.constrain(self.embed(tokens_BT), self.sequence)
     x_BTD, cache = self.blocks(x_BTD, cache, segments_BT, segments_BS, angles, start)
     return self.norm(x_BTD), cache
 

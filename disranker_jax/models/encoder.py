@@ -91,6 +91,7 @@ class Block(nn.Module):
   lora_rank: int
   lora_alpha: float
   attention: str
+  sequence: bool
 
   @nn.compact
   def __call__(self, x_BTD, segments_BT):
@@ -122,7 +123,7 @@ class Block(nn.Module):
     x_BTD = layers.LayerNorm(c.norm_eps, name='attn_norm')(x_BTD)
     h_BTF = ACTS[c.act](linear(c.ffn, 'up')(x_BTD))
     x_BTD = layers.LayerNorm(c.norm_eps, name='mlp_norm')(x_BTD + linear(c.width, 'down')(h_BTF))
-    return layers.constrain(x_BTD), None
+    return layers.constrain(x_BTD, self.sequence), None
 
 
 class Encoder(nn.Module):
@@ -135,6 +136,7 @@ class Encoder(nn.Module):
   remat: str = 'none'
   scan: bool = True
   attention: str = 'xla'
+  sequence: bool = False
 
   def setup(self):
     c = self.config
@@ -143,7 +145,7 @@ class Encoder(nn.Module):
     self.types = layers.Embed(c.types, c.width, self.precision)
     self.embed_norm = layers.LayerNorm(c.norm_eps)
     self.blocks = scanned(Block, c.layers, self.remat, self.scan, in_axes=(nn.broadcast,))(
-      c, self.precision, self.lora_rank, self.lora_alpha, self.attention
+      c, self.precision, self.lora_rank, self.lora_alpha, self.attention, self.sequence
     )
     self.pooler = layers.Linear(c.width, use_bias=True)
     self.classifier = layers.Linear(1, use_bias=True)
@@ -151,7 +153,7 @@ class Encoder(nn.Module):
   def __call__(self, tokens_BT, segments_BT, positions_BT, types_BT):
     """Hidden states [B, T, D]; segment 0 is padding, positions count within each segment."""
     x_BTD = self.words(tokens_BT) + self.places(positions_BT) + self.types(types_BT)
-    x_BTD = layers.constrain(self.embed_norm(x_BTD))
+    x_BTD = layers.constrain(self.embed_norm(x_BTD), self.sequence)
     return self.blocks(x_BTD, segments_BT)[0]
 
   def score(self, hidden_PD):

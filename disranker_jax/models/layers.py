@@ -183,14 +183,19 @@ def rotate(x_BTHE, angles):
   return turned.astype(x_BTHE.dtype)
 
 
-def constrain(x):
+def constrain(x, sequence=False):
   """Pin the leading axis to the mesh's batch axes; identity without such a mesh.
 
   One call at each block's end halves the all-reduces XLA inserts on a (data, fsdp, model) mesh.
+  With `sequence` the positions of [B, T, D] are spread over 'model' as well: what is kept between
+  blocks shrinks by that axis, for the price of gathering the positions inside each block.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if not {'data', 'fsdp'} <= set(mesh.axis_names):
     return x
   if x.shape[0] % (mesh.shape['data'] * mesh.shape['fsdp']):
     return x
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(('data', 'fsdp')))
+  spec = PartitionSpec(('data', 'fsdp'))
+  if sequence and x.ndim == 3 and x.shape[1] % mesh.shape['model'] == 0:
+    spec = PartitionSpec(('data', 'fsdp'), 'model')
+  return jax.lax.with_sharding_constraint(x, spec)

@@ -35,6 +35,7 @@ class Ranker:
   head: str = 'rank'
   scan: bool = True
   attention: str = 'xla'
+  sequence: bool = False
 
   def __post_init__(self):
     activation_dtype(self.precision)
@@ -56,6 +57,7 @@ class Ranker:
       'remat': self.remat,
       'scan': self.scan,
       'attention': self.attention,
+      'sequence': self.sequence,
     }
     if self.is_decoder:
       return Decoder(self.config, head=self.head, **options)
@@ -143,6 +145,7 @@ def from_hf(
   layers=None,
   head='rank',
   attention='xla',
+  sequence=False,
 ):
   """The Ranker of a Hugging Face model folder; `layers` lists the ones a shallow student keeps."""
   config = hf.read_config(folder)
@@ -160,4 +163,13 @@ def from_hf(
         f'layers {list(layers)}: pick different ones from 0..{config.layers - 1} of {folder}'
       )
     config = dataclasses.replace(config, layers=len(layers))
-  return Ranker(config, precision, lora_rank, lora_alpha, remat, head, attention=attention)
+  return Ranker(
+    config,
+    precision,
+    lora_rank,
+    lora_alpha,
+    remat,
+    head,
+    attention=attention,
+    sequence=sequence,
+  )

@@ -1,7 +1,7 @@
 """Distillation: the student learns the teacher's scores, their values and their differences.
 
-Paper section 3.4: L = L_point + beta * L_margin. A pairwise term on hard labels, where a query has
-them, may be added: the uniform-architecture study finds it critical.
+Paper section 3.4: L = L_point + beta * L_margin, which is `loss = 'hybrid'`. A pairwise term on hard
+labels, where a query has them, may be added: the uniform-architecture study finds it critical.
 """
 
 import functools
@@ -18,10 +18,12 @@ from disranker_jax.stages.score import ScoredGroups
 
 
 def distillation_loss(scores, c, variables, batch):
-  """hybrid + hard * pairwise over a batch's queries: (sum, valid queries, metrics)."""
+  """The loss on scores + hard * pairwise over a batch's queries: (sum, queries, metrics)."""
   scores_GN = scores(variables, batch)
   teacher_GN, mask_GN = batch['teacher_GN'], batch['mask_GN']
-  soft_G, valid_G = losses.hybrid.per_group(scores_GN, teacher_GN, mask_GN, beta=c.beta)
+  # Not margin: that is the hard term's.
+  soft = losses.choose(losses.ON_SCORES, c.loss, 'distill.loss', beta=c.beta)
+  soft_G, valid_G = soft(scores_GN, teacher_GN, mask_GN)
   judged_GN = mask_GN & (batch['labels_GN'] >= 0)
   hard_G, _ = losses.pairwise_hinge.per_group(
     scores_GN, batch['labels_GN'], judged_GN, margin=c.margin

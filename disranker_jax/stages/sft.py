@@ -50,8 +50,7 @@ def task(config, ranker, stage: str = 'sft') -> train.Task:
   c = config[stage]
   scorer = config.teacher.scorer if stage == 'sft' else 'eos'
   row_len = config.teacher.row_len if stage == 'sft' else config.student.row_len
-  settings = {'margin': c.margin} if c.loss == 'pairwise_hinge' else {}
-  per_group = functools.partial(losses.ON_LABELS[c.loss].per_group, **settings)
+  per_group = losses.choose(losses.ON_LABELS, c.loss, f'{stage}.loss', margin=c.margin)
   loss = functools.partial(label_loss, score_fn(ranker, scorer), per_group)
   return train.Task(loss, score_shape(scorer, c.batch_rows, row_len, c.group_size))
 

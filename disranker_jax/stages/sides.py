@@ -60,6 +60,7 @@ def open_side(settings, head: str = 'rank') -> Side:
     layers=list(settings.layers) or None,
     head=head,
     attention=settings.attention,
+    sequence=settings.shard_sequence,
   )
   try:
     tokenizer = AutoTokenizer.from_pretrained(folder)
