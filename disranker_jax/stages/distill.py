@@ -1,6 +1,6 @@
 """Distillation: the student learns the teacher's scores, their values and their differences.
 
-Paper section 3.4: L = L_point + beta * L_margin, which is `loss = 'hybrid'`. A pairwise term on hard
+Paper section 3.4: L = L_point + beta * L_margin (`loss = 'hybrid'`). A pairwise term on hard
 labels, where a query has them, may be added: the uniform-architecture study finds it critical.
 """
 
