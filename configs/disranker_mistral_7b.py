@@ -31,9 +31,12 @@ def get_config():
   c.student.update(layers=(0, 2, 4, 6, 8, 10), max_len=256, row_len=512)
 
   c.cpt.update(batch_rows=256, learning_rate=1e-5, weight_decay=0.1, b2=0.95, epochs=1.0)
-  c.sft.update(batch_rows=64, learning_rate=1e-5, epochs=1.0, group_size=8, margin=0.1)
+  c.sft.update(batch_rows=256, learning_rate=1e-5, epochs=1.0, group_size=8, margin=0.1)
   c.score.update(batch_rows=128, shard_queries=10_000)
-  c.finetune.update(batch_rows=64, learning_rate=2e-5, epochs=2.0)
-  c.distill.update(batch_rows=128, learning_rate=5e-5, epochs=2.0, beta=0.4)
+  c.finetune.update(batch_rows=256, learning_rate=2e-5, epochs=2.0)
+  c.distill.update(batch_rows=256, learning_rate=5e-5, epochs=2.0, beta=0.4)
   c.evaluate.batch_rows = 128
+  # Any slice of 1 to 64 chips reads the same batches; a block holds a query's 8 longest documents.
+  for stage in (c.cpt, c.sft, c.finetune, c.distill):
+    stage.blocks = 64
   return c

@@ -43,7 +43,10 @@ STAGES = (
     'export', export.run, ('seed', 'teacher', 'student', 'export'),
     ('cpt', 'sft', 'finetune', 'distill'),
   ),
-  Stage('report', report_stage.run, (), ('sft', 'score', 'distill', 'evaluate', 'export')),
+  Stage(
+    'report', report_stage.run, (),
+    ('prepare', 'cpt', 'sft', 'score', 'finetune', 'distill', 'evaluate', 'export'),
+  ),
 )  # fmt: skip
 assert tuple(s.name for s in STAGES) == configs.STAGES
 

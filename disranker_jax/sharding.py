@@ -19,7 +19,7 @@ BATCH = P(('data', 'fsdp'))
 
 # First match wins; paths are '/'-joined, layers are stacked on the first axis of 'blocks'.
 RULES = (
-  (r'embed', P('model')),
+  (r'embed', P('model', 'fsdp')),
   (r'lora_', P()),
   (r'blocks/.*(q|k|v|gate|up)/kernel', P(None, 'fsdp', 'model')),
   (r'blocks/.*(o|down)/kernel', P(None, 'model', 'fsdp')),

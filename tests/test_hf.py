@@ -1,5 +1,6 @@
 """Hugging Face folders: read in every variant, refused with all reasons, written for others."""
 
+import itertools
 import json
 
 import hf_reference as reference
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from disranker_jax import tree
 from disranker_jax.errors import UserError
-from disranker_jax.models import hf, ranker
+from disranker_jax.models import files, hf, ranker
 from disranker_jax.models.decoder import DecoderConfig
 from disranker_jax.models.ranker import Ranker
 
@@ -46,6 +48,57 @@ def test_round_trip_is_bit_equal(kind, head, tmp_path):
   again = ranker.from_hf(tmp_path / 'm', head=head)
   assert (again.config.layers, again.config.width) == (model.config.layers, model.config.width)
   _assert_equal(hf.load(tmp_path / 'm', again, KEY), variables)
+
+
+@pytest.mark.parametrize('kind', ['bert', 'mistral'])
+def test_a_large_model_is_written_in_several_files_that_hold_it_whole(kind, tmp_path, monkeypatch):
+  model, variables = _saved(tmp_path / 'one', kind)
+  whole = load_file(tmp_path / 'one' / 'model.safetensors')
+  monkeypatch.setattr(files, 'FILE_BYTES', 20_000)
+  hf.save(tmp_path / 'many', model, variables)
+  index = json.loads((tmp_path / 'many' / 'model.safetensors.index.json').read_text())
+  written = sorted((tmp_path / 'many').glob('*.safetensors'))
+  assert len(written) > 2 and {f.name for f in written} == set(index['weight_map'].values())
+  parts = {f.name: load_file(f) for f in written}
+  held = [n for part in parts.values() for n in part]
+  assert sorted(held) == sorted(whole)
+  for name, file in index['weight_map'].items():
+    np.testing.assert_array_equal(parts[file][name], whole[name])
+  largest = max(t.nbytes for t in whole.values())
+  assert all(sum(t.nbytes for t in p.values()) <= max(20_000, largest) for p in parts.values())
+  assert index['metadata']['total_size'] == sum(t.nbytes for t in whole.values())
+  _assert_equal(hf.load(tmp_path / 'many', model, KEY), variables)
+
+
+class Quarters:
+  """A sharding that a fake array is cut by: every axis in two, as four devices might hold it."""
+
+  def pieces(self, shape):
+    halves = [[slice(0, n // 2), slice(n // 2, None)] if n > 1 else [slice(None)] for n in shape]
+    return itertools.product(*halves)
+
+
+@pytest.mark.parametrize('kind, dtype', [('bert', 'float32'), ('mistral', 'bfloat16')])
+def test_a_device_is_given_its_part_of_a_parameter_and_no_more_is_read(
+  kind, dtype, tmp_path, monkeypatch
+):
+  model, variables = _saved(tmp_path, kind)
+  asked = []
+
+  def make(shape, sharding, read):
+    out = np.empty(shape, dtype)
+    for piece in sharding.pieces(shape):
+      part = read(piece)
+      assert part.shape == out[piece].shape
+      asked.append(part.size)
+      out[piece] = part
+    return out
+
+  monkeypatch.setattr(jax, 'make_array_from_callback', make)
+  paths = tree.flatten(variables['params'])
+  found = hf.load(tmp_path, model, KEY, dtype=dtype, shardings=dict.fromkeys(paths, Quarters()))
+  _assert_equal(found['params'], jax.tree.map(lambda x: x.astype(dtype), variables['params']))
+  assert max(asked) < max(x.size for x in paths.values())
 
 
 def test_sharded_files_and_low_precision_are_read(tmp_path):
@@ -274,7 +327,7 @@ def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
     raise OSError('disk full')
 
   with monkeypatch.context() as patch, pytest.raises(OSError, match='disk full'):
-    patch.setattr(hf, 'save_file', fail)
+    patch.setattr(files, 'save_file', fail)
     hf.save(tmp_path / 'm', model, variables, extra_config={'note': 'new'})
   assert (tmp_path / 'm' / 'config.json').read_text() == before
   hf.save(tmp_path / 'm', model, variables, extra_config={'note': 'new'}, dtype='bfloat16')

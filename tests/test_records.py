@@ -58,6 +58,8 @@ def test_optional_fields_may_be_absent_or_null():
     ('judgements', changed(query=' \t\n'), 'query', 'is blank'),
     ('judgements', changed(query_id=' '), 'query_id', 'is blank'),
     ('candidates', changed(doc_id=''), 'doc_id', 'is blank'),
+    ('candidates', changed(doc_id='a b'), 'doc_id', "'a b' holds white space"),
+    ('test', changed(query_id='a\n'), 'query_id', 'holds white space'),
     ('judgements', changed(query_id=12), 'query_id', 'is a int (12), not a string'),
     ('clicks', changed(title=None), 'title', 'is null, not a string'),
     ('clicks', changed(title=['x']), 'title', "is a list (['x']), not a string"),

@@ -165,5 +165,6 @@ class TestReport:
     (run.workdir / 'export' / 'student').mkdir(parents=True)
     report.show(run)
     out = capsys.readouterr().out
-    assert 'distilled student' in out and 'report/report.md' in out
+    assert 'distilled student' in out
+    assert 'report/report.md' in out and 'report/index.html' in out
     assert 'python -m disranker_jax.rerank --model export/student --query' in out

@@ -72,7 +72,10 @@ def test_a_decoders_kernels_are_split_by_input_and_output(monkeypatch):
   into, out_of = P(None, 'fsdp', 'model'), P(None, 'model', 'fsdp')
   expected = {f'{blocks}/{name}/kernel': into for name in ('q', 'k', 'v', 'gate', 'up')}
   expected |= {f'{blocks}/{name}/kernel': out_of for name in ('o', 'down')}
-  expected |= {'params/embed/embedding': P('model'), 'params/lm_head/kernel': P('fsdp', 'model')}
+  expected |= {
+    'params/embed/embedding': P('model', 'fsdp'),
+    'params/lm_head/kernel': P('fsdp', 'model'),
+  }
   assert {path: found[path] for path in expected} == expected
   # Norms, the score and adapters lie everywhere.
   others = found.keys() - expected.keys()
@@ -86,11 +89,11 @@ def test_an_encoders_kernels_are_split_and_its_biases_norms_and_heads_are_not(mo
   into, out_of = P(None, 'fsdp', 'model'), P(None, 'model', 'fsdp')
   expected = {f'{blocks}/{name}/kernel': into for name in ('q', 'k', 'v', 'up')}
   expected |= {f'{blocks}/{name}/kernel': out_of for name in ('o', 'down')}
-  expected |= {f'params/{name}/embedding': P('model') for name in ('words', 'places')}
+  expected |= {f'params/{name}/embedding': P('model', 'fsdp') for name in ('words', 'places')}
+  expected['params/types/embedding'] = P(None, 'fsdp')  # two rows do not divide by four
   assert {path: found[path] for path in expected} == expected
   others = found.keys() - expected.keys()
-  # Two rows of types do not divide by four.
-  assert {f'{blocks}/q/bias', 'params/pooler/kernel', 'params/types/embedding'} <= others
+  assert {f'{blocks}/q/bias', 'params/pooler/kernel'} <= others
   assert {found[path] for path in others} == {P()}
 
 

@@ -127,7 +127,7 @@ def document(row: Any) -> Document:
   Both texts may be empty: collections have such documents, and judgements that name them.
   """
   row = _mapping(row)
-  doc_id = _text(row, 'doc_id', blank=False)
+  doc_id = _id(row, 'doc_id')
   return Document(doc_id, _text(row, 'title', blank=True), _text(row, 'summary', blank=True))
 
 
@@ -193,9 +193,9 @@ def _row(row: Any, *, needs_label: bool, reads_label: bool = True) -> Row:
   label = UNJUDGED
   if needs_label and row.get('label') is None:
     raise BadRow('label', 'is missing', 'give the grade as an integer, 0 = not relevant')
-  query_id = _text(row, 'query_id', blank=False)
+  query_id = _id(row, 'query_id')
   query = _text(row, 'query', blank=False)
-  doc_id = _text(row, 'doc_id', blank=False)
+  doc_id = _id(row, 'doc_id')
   title, summary = _title_summary(row)
   if reads_label:
     label = _integer(row, 'label', low=0, default=UNJUDGED)
@@ -207,6 +207,14 @@ def _mapping(row: Any) -> Mapping[str, Any]:
   if not isinstance(row, Mapping):
     raise BadRow('row', f'is {_found(row)}', 'write one JSON object {...} with named fields a line')
   return row
+
+
+def _id(row: Mapping[str, Any], field: str) -> str:
+  """An id: text without white space, which separates the columns of TREC runs and qrels."""
+  value = _text(row, field, blank=False)
+  if len(value.split()) != 1 or value != value.strip():
+    raise BadRow(field, f'{value!r} holds white space', 'replace it, by an underscore for example')
+  return value
 
 
 def _text(row: Mapping[str, Any], field: str, *, blank: bool) -> str:

@@ -27,7 +27,8 @@ def training_curves(logs: dict[str, Path], file: Path) -> None:
   """The loss of every training stage by step, raw and smoothed."""
   figure, axes = plt.subplots(1, len(logs), figsize=(3.6 * len(logs), 3), squeeze=False)
   for axis, (stage, log) in zip(axes[0], logs.items(), strict=True):
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = log.read_text().splitlines()
+    rows = [json.loads(line) for line in lines if line.endswith('}')]  # a kill leaves half a line
     steps, losses = [r['step'] for r in rows], [r['loss'] for r in rows]
     axis.plot(steps, losses, color=COLOURS[0], alpha=0.4, linewidth=0.8)
     axis.plot(steps, smoothed(losses), color=COLOURS[1])

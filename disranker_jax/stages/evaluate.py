@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from disranker_jax import metrics, processes
+from disranker_jax import manifest, metrics, processes
 from disranker_jax.data.records import Group
 from disranker_jax.progress import Progress, say
 from disranker_jax.stages import prepare, sides
@@ -38,24 +38,23 @@ def run(run) -> dict:
   groups = [pooled(tests[i]) for i in range(len(tests))]
   qrels = {g.query_id: {d.doc_id: d.label for d in g.docs if d.label >= 0} for g in all_of(tests)}
   folder = run.folder('evaluate')
-  results = {}
-  for name in models(run.config):
-    file = folder / f'{name}.json'  # what is finished is not scored again after a restart
-    if file.exists():
-      results[name] = json.loads(file.read_text())
-      continue
+  # What is finished is not scored again after a restart. All processes look before one writes.
+  files = {name: folder / f'{name}.json' for name in models(run.config)}
+  results = {n: json.loads(f.read_text()) if f.exists() else None for n, f in files.items()}
+  processes.barrier('evaluate: looked')
+  for name in [n for n, done in results.items() if done is None]:
     ranking, facts = ROWS[name](run, name, groups)
     rows = metrics.per_query(ranking, qrels, run.config.evaluate.relevant)
     results[name] = {k: plain(v) for k, v in (metrics.summary(rows) | facts).items()}
     if processes.is_first():
       write_run(folder / f'{name}.run', ranking, name)
       write_per_query(folder / f'{name}.csv', name, rows)
-      file.write_text(json.dumps(results[name]) + '\n')
+      manifest.write_json(files[name], results[name])
     say(f'evaluate {name}: nDCG@5 {results[name]["ndcg@5"]:.3f}')
     processes.barrier(f'{name} is evaluated')
   if processes.is_first():
     merge_per_query(folder, list(results))
-    (folder / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
+    manifest.write_json(folder / 'results.json', results)
   return results
 
 

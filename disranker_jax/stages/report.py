@@ -1,14 +1,11 @@
-"""What a person and a machine read at the end: report.md with plots, summary.json, the table."""
+"""What a person and a machine read at the end: a web page, report.md, summary.json, the table."""
 
-import json
 from pathlib import Path
 
 from disranker_jax import manifest, processes
 from disranker_jax.progress import clock
-from disranker_jax.report import plots, tables
-from disranker_jax.stages import prepare
-
-TRAINING = ('cpt', 'sft', 'finetune', 'distill')
+from disranker_jax.report import facts, page, plots, tables
+from disranker_jax.report.facts import TRAINING, Facts, read_results
 
 
 def run(run) -> dict:
@@ -18,39 +15,41 @@ def run(run) -> dict:
 
 def write(run) -> dict:
   folder = run.folder('report')
-  results = read_results(run)
-  stages = stage_facts(run)
+  found = facts.gather(run)
+  results, stages = found.results, stage_facts(run)
   latency = [
-    {'model': name, 'ms_per_pair': values['ms_per_pair'], 'device': stages['evaluate']['device']}
+    {'model': name, 'ms_per_pair': values['ms_per_pair'], 'device': device(stages)}
     for name, values in results.items()
     if 'ms_per_pair' in values
   ]
   summary = {'models': results, 'stages': stages, 'latency': latency}
   manifest.write_json(folder / 'summary.json', summary)
-  pictures = draw(run, results)
-  (folder / 'report.md').write_text(page(run, results, stages, pictures))
+  pictures = draw(run, found)
+  text = markdown(run, results, stages, pictures)
+  (folder / 'report.md').write_text(text, encoding='utf-8')
+  page.write(run, found, folder / 'index.html')
   return {'files': sorted(p.name for p in folder.iterdir() if p.name != 'manifest.json')}
-
-
-def read_results(run) -> dict:
-  file = run.folder('evaluate') / 'results.json'
-  return json.loads(file.read_text()) if file.exists() else {}
 
 
 def stage_facts(run) -> dict:
   """{stage: wall time, steps, rows, device, ...} of the stages that are done."""
-  facts = {}
+  told = {}
   for stage in run.config.stages:
     done = manifest.read(run.folder(stage))
     if done and done['status'] == 'done':
       plain = {k: v for k, v in done['results'].items() if not isinstance(v, dict | list)}
-      facts[stage] = {'wall_s': round(done['wall_s'], 1), 'device': done['device'], **plain}
-  return facts
+      told[stage] = {'wall_s': round(done['wall_s'], 1), 'device': done['device'], **plain}
+  return told
 
 
-def draw(run, results) -> list[tuple[str, str]]:
+def device(stages: dict) -> str:
+  """Where the models were evaluated."""
+  return stages.get('evaluate', {}).get('device', 'an unknown device')
+
+
+def draw(run, found: Facts) -> list[tuple[str, str]]:
   """(file, caption) of each picture."""
-  folder = run.folder('report')
+  folder, results = run.folder('report'), found.results
   pictures = []
   if results:
     names = {tables.TITLES[n]: v['ndcg@5'] for n, v in results.items()}
@@ -60,27 +59,15 @@ def draw(run, results) -> list[tuple[str, str]]:
   if logs := {s: f for s, f in logs.items() if f.exists()}:
     plots.training_curves(logs, folder / 'training.png')
     pictures.append(('training.png', 'Loss by step; the line is an exponential mean.'))
-  if scores := scores_by_label(run, [m for m in results if 'parameters' in results[m]]):
+  models = [m for m in results if 'parameters' in results[m]]
+  if scores := facts.scores_by_label(found, models):
+    scores = {tables.TITLES[m]: by_label for m, by_label in scores.items()}
     plots.score_histograms(scores, folder / 'scores.png')
     pictures.append(('scores.png', 'Scores of the test pairs by label, each label of equal area.'))
   return pictures
 
 
-def scores_by_label(run, names) -> dict[str, dict[int, list[float]]]:
-  """{model: {label: scores}} of the test pairs, from the runs that evaluate wrote."""
-  tests = prepare.records(run, 'test') if names else []
-  labels = {(g.query_id, d.doc_id): d.label for g in tests for d in g.docs if d.label >= 0}
-  scores = {}
-  for name in names:
-    by_label = scores.setdefault(tables.TITLES[name], {})
-    for line in (run.folder('evaluate') / f'{name}.run').read_text().splitlines():
-      query, _, doc, _, score, _ = line.split(' ')
-      if (query, doc) in labels:
-        by_label.setdefault(labels[query, doc], []).append(float(score))
-  return scores
-
-
-def page(run, results, stages, pictures) -> str:
+def markdown(run, results, stages, pictures) -> str:
   """report.md."""
   lines = [f'# {run.config.name}: results', '']
   if results:
@@ -89,7 +76,7 @@ def page(run, results, stages, pictures) -> str:
       f'{first["queries"]} held-out queries, {first["pairs"]} query-document pairs re-ranked. '
       'nDCG with exponential gain; PNR pooled over all pairs; a query that a run lacks counts 0; '
       f'MRR takes grade {run.config.evaluate.relevant} and better for an answer. ms a pair is '
-      f'model time at full batches on {stages["evaluate"]["device"]}.',
+      f'model time at full batches on {device(stages)}.',
       '',
       tables.markdown(tables.HEADS, tables.rows(results)),
       '',
@@ -105,7 +92,7 @@ def page(run, results, stages, pictures) -> str:
   lines += ['## Stages', '', tables.markdown(heads, rows), '']
   samples = run.folder('cpt') / 'samples.md'
   if samples.exists():
-    lines += [samples.read_text().replace('# What', '## What'), '']
+    lines += [samples.read_text('utf-8').replace('# What', '## What'), '']
   return '\n'.join(lines)
 
 
@@ -113,8 +100,9 @@ def show(run) -> None:
   """The table on the terminal, where things are, and what to type next."""
   if results := read_results(run):
     print('\n' + tables.text(results) + '\n')
-  if (run.folder('report') / 'report.md').exists():
-    print(f'report:  {shown(run.folder("report") / "report.md")}')
+  for what, name in (('report:', 'index.html'), ('as text:', 'report.md')):
+    if (file := run.folder('report') / name).exists():
+      print(f'{what:<9}{shown(file)}')
   student = run.folder('export') / 'student'
   if student.exists():
     print(f'model:   {shown(student)}')

@@ -256,6 +256,17 @@ def _losses(file) -> list[tuple[int, float]]:
   return [(row['step'], row['loss']) for row in rows]
 
 
+class TestLock:
+  def test_a_second_process_in_one_workdir_is_refused_and_changes_nothing(self, done):
+    before = helpers.snapshot(done)
+    with pipeline.locked(done):
+      line = assert_one_error_line(helpers.main(*helpers.flags(done), '--rerun=report'))
+    assert str(done) in line and 'another process is running in it' in line
+    assert helpers.snapshot(done) == before
+    with pipeline.locked(done):  # the lock goes with its holder
+      pass
+
+
 class TestOwnData:
   def test_jsonl_files_go_through_every_stage(self, tmp_path):
     changes = helpers.own_data(tmp_path)

@@ -1,0 +1,127 @@
+"""TPU chips and slices: public facts, and devices that a program can be compiled for."""
+
+import dataclasses
+import math
+import os
+import re
+
+from disranker_jax.errors import UserError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """One generation's published figures, of one chip.
+
+  `efficiency` is our assumption: the share of the peak that matrix products of a step reach, what
+  is computed again included. `links` to neighbours, two for each axis of the torus; `link_rate` is
+  of one of them in one direction.
+  """
+
+  name: str
+  peak: float  # bf16 FLOP/s
+  hbm_bytes: int
+  hbm_rate: float  # bytes/s
+  link_rate: float  # bytes/s
+  axes: int  # of the torus
+  efficiency: float
+  slices: tuple[str, ...]  # the usual ones
+
+  @property
+  def links(self) -> int:
+    return 2 * self.axes
+
+
+_FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
+_CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8')
+
+# Rates: Google Cloud's pages of each generation; a link is the chip's published bandwidth by its
+# links, one way. Efficiencies are rounded down from public runs of dense decoders: MaxText reports
+# 61 to 67 % model FLOPs on v5e, above 65 % on v5p and 47 % for Mistral-7B on v6e, PaLM (2022) 58 %
+# with recomputation on v4.
+CHIPS = {
+  c.name: c
+  for c in (
+    Chip('v4', 275e12, 32 * GIB, 1228e9, 50e9, 3, 0.5, _CUBES),
+    Chip('v5e', 197e12, 16 * GIB, 819e9, 50e9, 2, 0.6, _FLAT),
+    Chip('v5p', 459e12, 95 * GIB, 2765e9, 100e9, 3, 0.6, _CUBES),
+    Chip('v6e', 918e12, 32 * GIB, 1640e9, 100e9, 2, 0.5, _FLAT),
+  )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+  """Chips of one kind in a grid, e.g. v5e:4x4."""
+
+  chip: Chip
+  grid: tuple[int, ...]
+
+  @property
+  def name(self) -> str:
+    return f'{self.chip.name}:{"x".join(map(str, self.grid))}'
+
+  @property
+  def size(self) -> int:
+    return math.prod(self.grid)
+
+  @property
+  def ici_rate(self) -> float:
+    """Bytes a second that the worst-connected chip takes in from its neighbours.
+
+    An axis gives a corner two links where it closes to a ring, which it does at full length on a
+    flat torus and in multiples of four on a cubic one, else one; an axis of length one gives none.
+    """
+    full = (lambda n: n % 16 == 0) if self.chip.axes == 2 else (lambda n: n % 4 == 0)
+    return self.chip.link_rate * sum(2 if full(n) else 1 for n in self.grid if n > 1)
+
+
+def find(topology: str) -> Slice:
+  """The slice of a name; UserError with the names there are for one that is not."""
+  found = re.fullmatch(r'(\w+):(\d+(?:x\d+)+)', topology)
+  chip = CHIPS.get(found[1]) if found else None
+  grid = tuple(int(n) for n in found[2].split('x')) if found else ()
+  if not chip or len(grid) != chip.axes or 0 in grid:
+    raise UserError(f'--topology={topology!r} is unknown; there are {names()}')
+  return Slice(chip, grid)
+
+
+def names() -> str:
+  """All usual slices, for messages."""
+  return '; '.join(f'{c.name}:{", ".join(c.slices)}' for c in CHIPS.values())
+
+
+def prepare() -> None:
+  """Before jax is imported: this machine computes on its CPU and looks for no TPU of its own."""
+  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+  # Compiling uses no chip, so several may do it at once.
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+  os.environ.setdefault('TPU_MIN_LOG_LEVEL', '3')
+  os.environ.setdefault('TPU_STDERR_LOG_LEVEL', '3')
+
+
+def devices(where: Slice) -> list:
+  """A slice's devices, one a chip, which compile but do not run."""
+  try:
+    import libtpu  # noqa: F401
+  except ImportError as e:
+    raise UserError(
+      "planning for a TPU needs its compiler: pip install 'disranker_jax[tpu]' (no TPU needed)"
+    ) from e
+  from jax.experimental import topologies
+
+  options = {}
+  if where.size == 1:
+    options['chips_per_host_bounds'] = (1, 1, 1)
+  if where.chip.name == 'v4':  # Otherwise a chip's two cores are a device each.
+    options['chip_config_name'] = 'megacore'
+  try:
+    found = topologies.get_topology_desc(where.name, 'tpu', **options).devices
+  except Exception as e:  # what the compiler raises is no public type
+    reason = str(e).strip().splitlines()[0]
+    raise UserError(f'--topology={where.name}: {reason}; usual ones are {names()}') from e
+  assert len(found) == where.size, (where, len(found))
+  return list(found)

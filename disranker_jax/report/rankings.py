@@ -1,0 +1,107 @@
+"""Where a model gains and loses against the first stage: by query, and in the rankings themselves.
+
+A ranking is {doc_id: score} with the best first, as evaluate writes it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from disranker_jax.data.records import Document, Group
+from disranker_jax.report.facts import Facts
+from disranker_jax.report.intervals import MAIN
+
+TOP = 5  # ranks that the main metric sees
+SHOWN = 10  # queries of either end
+FIRST_STAGE = 'bm25'
+LABELS_ONLY = 'finetuned'
+CONTENDERS = (
+  'student',
+  'finetuned',
+  'teacher',
+  'zero_shot',
+)  # whose gains are shown, in this order
+GRADES = 5  # colours for labels
+
+
+class Gains(NamedTuple):
+  model: str
+  others: dict[str, list[float]]  # {other model: differences to it of all queries, greatest first}
+  best: list[dict]
+  worst: list[dict]
+
+
+def gains(facts: Facts) -> Gains | None:
+  """The contender's nDCG@5 less BM25's of every query; None without the two of them."""
+  model = next((m for m in CONTENDERS if m in facts.rows), None)
+  if model is None or FIRST_STAGE not in facts.rows:
+    return None
+  apart = differences(facts, model, FIRST_STAGE)
+  order = sorted(apart, key=lambda q: (-apart[q], q))
+  best = [q for q in order if apart[q] > 0][:SHOWN]
+  worst = [q for q in reversed(order) if apart[q] < 0][:SHOWN]
+  ends = [[side_by_side(facts, q, model, apart[q]) for q in end] for end in (best, worst)]
+  others = {
+    other: sorted(differences(facts, model, other).values(), reverse=True)
+    for other in (FIRST_STAGE, LABELS_ONLY)
+    if other in facts.rows and other != model
+  }
+  return Gains(model, others, *(list(filter(None, end)) for end in ends))
+
+
+def differences(facts: Facts, model: str, other: str) -> dict[str, float]:
+  """{query_id: nDCG@5 of the model less that of the other}."""
+  ours, theirs = facts.rows[model], facts.rows[other]
+  return {q: value(ours, q) - value(theirs, q) for q in theirs}
+
+
+def value(rows: Mapping[str, Mapping[str, float]], query: str) -> float:
+  return rows.get(query, {}).get(MAIN, 0.0)
+
+
+def side_by_side(facts: Facts, query: str, model: str, gain: float) -> dict | None:
+  """A query's rankings by BM25, the teacher and the model; None if its texts are not there."""
+  group = facts.tests.get(query)
+  names = dict.fromkeys((FIRST_STAGE, 'teacher', model))
+  names = [n for n in names if query in facts.runs.get(n, {})]
+  if group is None or FIRST_STAGE not in names:
+    return None
+  before = list(facts.runs[FIRST_STAGE][query])
+  columns = []
+  for name in names:
+    order = list(facts.runs[name][query])
+    docs = column(order, before, group, facts.top_label)
+    score = value(facts.rows.get(name, {}), query)
+    columns.append({'title': facts.title(name), 'value': score, 'docs': docs})
+  return {'query': group.query, 'gain': gain, 'columns': columns}
+
+
+def column(order: list[str], before: list[str], group: Group, top: int) -> list[dict[str, Any]]:
+  """The top of a ranking, and behind it the best-labelled documents that it should have had."""
+  docs = {d.doc_id: d for d in group.docs}
+  best = max((d.label for d in group.docs), default=0)
+  was = {doc: rank for rank, doc in enumerate(before, 1)}
+  shown = []
+  for rank, doc_id in enumerate(order, 1):
+    doc = docs.get(doc_id, Document(doc_id, '', ''))
+    if rank > TOP and not (best > 0 and doc.label == best):
+      continue
+    gap = bool(shown) and rank > shown[-1]['rank'] + 1
+    moved = was.get(doc_id, rank) - rank
+    shown.append(cell(doc, top) | {'rank': rank, 'moved': moved, 'gap': gap})
+    if rank > TOP:
+      break
+  return shown
+
+
+def cell(doc: Document, top: int) -> dict[str, Any]:
+  text = doc.title.strip() or shortened(doc.summary.strip()) or doc.doc_id
+  return {'text': text, 'label': doc.label, 'grade': grade(doc.label, top)}
+
+
+def shortened(text: str, most: int = 80) -> str:
+  return text if len(text) <= most else text[: most - 1] + '…'
+
+
+def grade(label: int, top: int) -> int:
+  """Which of the colours a label gets: 0 the palest, for what is unjudged or not relevant."""
+  return max(0, min(GRADES - 1, round(label / max(top, 1) * (GRADES - 1))))
