@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 WORKDIR ?= runs/quickstart
+PARALLEL ?= -n auto --maxprocesses=4 --dist=loadfile
 
 .PHONY: help quickstart test test-all lint clean weights constraints
 
@@ -18,10 +19,10 @@ weights: .make/install
 	$(BIN)/python -m disranker_jax.weights minilm-l6 smollm2-135m
 
 test: .make/install-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: .make/install-test
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest $(PARALLEL) -m ''
 
 lint: .make/install-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -23,6 +23,8 @@ from disranker_jax.errors import Stopped, UserError
 
 # A peer is taken for dead after this long without a sign of life; gangs may take long to gather.
 HEARTBEAT_S, GATHER_S = 60, 1800
+# One that ends waits this long for the others; if they do not end too, it failed, and they must.
+LEAVE_S = 60
 # How long the others wait for what one process does alone, such as preparing data.
 ALONE_S = 7 * 24 * 3600
 HUNG = 75  # exit status of the watchdog: EX_TEMPFAIL, worth another try
@@ -35,7 +37,11 @@ def start() -> None:
   DISRANKER_DISTRIBUTED=1 finds them by itself (Cloud TPU, GKE, SLURM, Open MPI).
   """
   env = os.environ
-  how = {'initialization_timeout': GATHER_S, 'heartbeat_timeout_seconds': HEARTBEAT_S}
+  how = {
+    'initialization_timeout': GATHER_S,
+    'heartbeat_timeout_seconds': HEARTBEAT_S,
+    'shutdown_timeout_seconds': LEAVE_S,
+  }
   if coordinator := env.get('DISRANKER_COORDINATOR'):
     try:
       count, index = int(env['DISRANKER_PROCESSES']), int(env['DISRANKER_PROCESS'])

@@ -106,13 +106,21 @@ class Scorer:
       processes.Watchdog('scoring', self.hang_s) as watchdog,
     ):
       while True:
-        drawn = list(itertools.islice(blocks, self._own))
-        said = {'more': bool(drawn), 'stop': bool(asked)}
+        drawn, failure = [], None
+        try:
+          drawn = list(itertools.islice(blocks, self._own))
+        except UserError as e:
+          if jax.process_count() == 1:
+            raise
+          failure = e
+        said = {'more': bool(drawn), 'stop': bool(asked), 'failed': failure is not None}
         if not drawn and jax.process_count() == 1:
           break
         counts = [count for count, _ in drawn]
         scores, said = self._scores([block for _, block in drawn], said)
         watchdog.beat()
+        if said['failed']:
+          raise failure or UserError('another process stopped with an error; see its message')
         for count, block in zip(counts, scores, strict=False):
           done += block[:count].tolist()
         yield from self._finished(waiting, done)

@@ -133,7 +133,8 @@ class Program:
     }
     self.batches = [shapes] * settings.accumulate
     flag = NamedSharding(mesh, PartitionSpec(sharding.AXES))
-    self.asked = {'stop': jax.ShapeDtypeStruct((mesh.size,), bool, sharding=flag)}
+    said = jax.ShapeDtypeStruct((mesh.size,), bool, sharding=flag)
+    self.asked = {'stop': said, 'failed': said}
     self._step = functools.partial(train_step, loss, self.tx, settings.explode)
 
   def _start(self, trained):
@@ -160,6 +161,7 @@ class Feed:
   def __init__(self, data: batches.Training, mesh, accumulate: int):
     self._mesh, self._blocks, self._accumulate = mesh, data.blocks, accumulate
     self._streams = [data.stream(b) for b in sharding.own_blocks(mesh, data.blocks)]
+    self._shape = data.shape
 
   def next(self) -> tuple[list[dict], list[str]]:
     """(micro-batches, names of this process's queries in them)."""
@@ -170,6 +172,12 @@ class Feed:
       whole = batches.join([block for block, _ in drawn])
       placed.append(sharding.put_batch(whole, self._mesh, self._blocks))
     return placed, names
+
+  def nothing(self) -> tuple[list[dict], list[str]]:
+    """Batches without queries, for a process that has failed but that others still wait for."""
+    empty = self._shape.zeros(len(self._streams))
+    placed = sharding.put_batch(empty, self._mesh, self._blocks)
+    return [placed] * self._accumulate, []
 
   def positions(self) -> jax.Array:
     """How many queries each block has used, [A]: the place in the data, on any number of hosts."""
@@ -213,8 +221,14 @@ def fit(job: Job, variables, mesh) -> dict:
     with Progress(job.label, job.steps, job.unit, step) as progress, MetricsLog(job, step) as log:
       report = Report(log, progress)  # reads a step late, so that the device waits for no host
       while step < job.steps:
-        drawn, names = feed.next()
-        flags = sharding.flags(mesh, stop=bool(asked))
+        try:
+          drawn, names = feed.next()
+        except UserError as e:
+          if jax.process_count() == 1:
+            raise
+          drawn, names = feed.nothing()
+          report.failure = e
+        flags = sharding.flags(mesh, stop=bool(asked), failed=report.failure is not None)
         trained, state, metrics = compiled(trained, state, frozen, drawn, flags)
         step += 1
         stop = report.late(step, names, metrics) or (bool(asked) and jax.process_count() == 1)
@@ -248,6 +262,7 @@ class Report:
 
   def __init__(self, log: 'MetricsLog', progress: Progress):
     self._log, self._progress = log, progress
+    self.failure: UserError | None = None  # of this process, until all have been told
     self._waiting = None
     self._bad: list[list[str]] = []
 
@@ -263,6 +278,8 @@ class Report:
       return False
     (step, names, metrics), self._waiting = self._waiting, None
     values = {k: float(v) for k, v in metrics.items()}
+    if values.pop('failed'):
+      raise self.failure or UserError('another process stopped with an error; see its message')
     stop = bool(values.pop('stop'))
     examples, bad = int(values.pop('examples')), int(values.pop('bad'))
     self._log.write(step, examples, values)

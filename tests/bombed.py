@@ -1,0 +1,42 @@
+"""The command line with a bomb: `python bombed.py STAGE PROCESS COUNT FLAGS...`.
+
+In STAGE, process PROCESS gets SIGTERM as its COUNT-th batch of documents is scored.
+"""
+
+import functools
+import os
+import signal
+import sys
+
+from disranker_jax import main, processes
+
+
+def arm(stage: str, process: str, count: int) -> None:
+  from disranker_jax import pipeline, scoring  # arrays are made by some of what they import
+
+  run_stage, scores = pipeline.run_stage, scoring.Scorer._scores
+  now, calls = [''], []
+
+  def stage_begins(the, begun, *rest):
+    now[0] = begun.name
+    return run_stage(the, begun, *rest)
+
+  def scored(self, *args):
+    if now[0] == stage and os.environ['DISRANKER_PROCESS'] == process:
+      calls.append(stage)
+      if len(calls) == count:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return scores(self, *args)
+
+  pipeline.run_stage, scoring.Scorer._scores = stage_begins, scored
+
+
+def started(start, bomb) -> None:
+  start()
+  arm(bomb[0], bomb[1], int(bomb[2]))
+
+
+if __name__ == '__main__':
+  processes.start = functools.partial(started, processes.start, sys.argv[1:4])
+  sys.argv = ['main', *sys.argv[4:]]
+  main.cli()

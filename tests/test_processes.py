@@ -1,0 +1,260 @@
+"""Processes that train together: the same result as one, on their own share of the data; stopping,
+dying and hanging. Each is a real process with two virtual devices; they speak over loopback.
+"""
+
+import json
+
+import gang
+import numpy as np
+import pytest
+import trainer
+
+from disranker_jax.stages.score import read_scores
+
+STEPS, BLOCKS = 8, 4
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cache(tmp_path_factory):
+  """Compiled programs are shared by the processes of all tests here."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path_factory.mktemp('compiled')))
+    patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+    patch.setenv('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
+    yield
+
+
+def train(folder, count=2, devices=2, wait=(0, 0), **spec):
+  """One run of the trainer to its end, in FOLDER/job; what was recorded is under FOLDER."""
+  arguments = gang.trainer(folder / 'job', record=str(folder), **spec)
+  assert gang.run(folder, arguments, count, devices) == list(wait)[:count]
+
+
+@pytest.fixture(scope='module')
+def one(tmp_path_factory):
+  """Of an unbroken run in one process on four devices."""
+  folder = tmp_path_factory.mktemp('one')
+  train(folder, count=1, devices=4)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+  """Of an unbroken run in two processes of two devices each."""
+  folder = tmp_path_factory.mktemp('two')
+  train(folder)
+  return folder
+
+
+def assert_same(folder, reference, steps: int = STEPS) -> None:
+  """The same batches, losses and state, up to the order in which processes add up."""
+  assert trainer.taken(folder) == trainer.taken(reference)
+  np.testing.assert_allclose(
+    trainer.losses(folder / 'job'), trainer.losses(reference / 'job'), rtol=1e-4
+  )
+  there, wanted = (trainer.saved(f / 'job', steps) for f in (folder, reference))
+  assert there.keys() == wanted.keys()
+  for name, value in wanted.items():
+    np.testing.assert_allclose(there[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def bomb(at, what, process, count=1) -> dict:
+  return {'at': at, 'what': what, 'process': process, 'count': count}
+
+
+class TestTogether:
+  def test_they_train_as_one_does(self, one, two):
+    assert len(trainer.losses(two / 'job')) == STEPS
+    assert_same(two, one)
+
+  def test_each_reads_the_blocks_that_its_devices_hold(self, two):
+    """Beside the first batches of block 0, from which every process counts the steps."""
+    lines = [list(map(json.loads, (two / f'{i}.jsonl').read_text().splitlines())) for i in range(2)]
+    assert {line[0] for line in lines[0]} == {0, 1}
+    assert {line[0] for line in lines[1]} == {2, 3}
+
+  def test_the_first_alone_writes_what_is_written_once(self, two):
+    steps = [json.loads(x)['step'] for x in (two / 'job/metrics.jsonl').read_text().splitlines()]
+    assert steps == list(range(1, STEPS + 1))
+    assert 'a device holds' in (two / 'process.0.log').read_text()
+    assert 'a device holds' not in (two / 'process.1.log').read_text()
+    # Of the files' checksums each has its share.
+    sums = [
+      json.loads((two / 'job/checkpoints' / str(STEPS) / f'checksums.{i}.json').read_text())
+      for i in range(2)
+    ]
+    assert all(sums) and not sums[0].keys() & sums[1].keys()
+
+  def test_any_number_of_processes_goes_on_from_any_other(self, one, tmp_path):
+    """Two processes, asked to stop in a step; one on another mesh; again two, to the end."""
+    train(tmp_path, bombs=[bomb('step', 'SIGTERM', process=1, count=3)])
+    first = len(trainer.losses(tmp_path / 'job'))
+    assert 3 <= first < 6
+    fsdp = {'data': 1, 'fsdp': 2, 'model': 2}
+    stop = [bomb('step', 'SIGTERM', process=0, count=2)]
+    train(tmp_path, count=1, devices=4, mesh=fsdp, bombs=stop)
+    assert first < len(trainer.losses(tmp_path / 'job')) < STEPS
+    train(tmp_path, mesh={'data': 2, 'fsdp': 2, 'model': 1})
+    assert_same(tmp_path, one)
+
+
+class TestAskedToStop:
+  """SIGTERM to one of two: both save the same step and end with 0; then they go on."""
+
+  @pytest.mark.parametrize(
+    ('at', 'process'),
+    [
+      ('compile', 1),
+      *(
+        pytest.param(at, i, marks=pytest.mark.slow)
+        for at, i in (('step', 0), ('step', 1), ('compile', 0), ('save', 0), ('save', 1))
+      ),
+    ],
+  )
+  def test_all_save_the_same_step_and_the_rest_gives_the_same_result(
+    self, two, tmp_path, at, process
+  ):
+    train(tmp_path, bombs=[bomb(at, 'SIGTERM', process=process)])
+    said = [(tmp_path / f'process.{i}.log').read_text() for i in range(2)]
+    stopped = [next(x for x in s.splitlines() if 'stopped at step' in x) for s in said]
+    assert stopped[0] == stopped[1]
+    step = len(trainer.losses(tmp_path / 'job'))
+    assert stopped[0].endswith(f'stopped at step {step} of {STEPS}') and step < STEPS
+    assert (tmp_path / 'job/checkpoints' / str(step)).is_dir()
+    train(tmp_path)
+    assert f'goes on from step {step}' in (tmp_path / 'process.0.log').read_text()
+    assert_same(tmp_path, two)
+
+
+class TestBroken:
+  """One of two fails: the other ends too, and says why; the same command then goes on."""
+
+  def end(self, folder, **spec) -> tuple[list[int], list[str]]:
+    arguments = gang.trainer(folder / 'job', record=str(folder), **spec)
+    with gang.Gang(folder, arguments) as those:
+      codes = those.wait(120)
+    return codes, [those.said(i) for i in range(2)]
+
+  def test_one_that_hangs_is_given_up(self, two, tmp_path):
+    codes, said = self.end(tmp_path, hang_s=5, bombs=[bomb('step', 'stuck', process=1, count=4)])
+    assert codes == [75, 75]
+    assert 'error: test: process 0 has made no step for' in said[0]
+    assert 'in explode' in said[1], 'what each was doing is shown'
+    train(tmp_path)
+    assert_same(tmp_path, two)
+
+  @pytest.mark.parametrize(
+    ('what', 'process'), [('error', 1), pytest.param('error', 0, marks=pytest.mark.slow)]
+  )
+  def test_bad_input_of_one_ends_all_as_an_error_of_the_person(self, two, tmp_path, what, process):
+    codes, said = self.end(tmp_path, bombs=[bomb('step', what, process=process, count=4)])
+    assert codes == [2, 2]
+    assert 'error: a bad record' in said[process]
+    assert 'error: another process stopped with an error' in said[1 - process]
+    train(tmp_path)
+    assert_same(tmp_path, two)
+
+  @pytest.mark.slow
+  @pytest.mark.parametrize('process', [0, 1])
+  def test_a_bug_in_one_ends_the_other_within_bounds(self, two, tmp_path, process):
+    bombs = [bomb('step', 'crash', process=process, count=4)]
+    codes, said = self.end(tmp_path, leave_s=5, bombs=bombs)
+    assert 'RuntimeError: a bug' in said[process]
+    assert not set(codes) & {0, 2}
+    assert 'JAX distributed service detected fatal errors' in said[1 - process]
+    train(tmp_path)
+    assert_same(tmp_path, two)
+
+  @pytest.mark.slow
+  @pytest.mark.parametrize('process', [0, 1])
+  def test_one_that_is_frozen_is_given_up(self, two, tmp_path, process):
+    bombs = [bomb('step', 'SIGSTOP', process=process, count=4)]
+    arguments = gang.trainer(tmp_path / 'job', record=str(tmp_path), hang_s=5, bombs=bombs)
+    other = 1 - process
+    with gang.Gang(tmp_path, arguments) as those:
+      assert those.processes[other].wait(120) == 75
+      assert those.processes[process].poll() is None
+    assert f'process {other} has made no step for' in those.said(other)
+    train(tmp_path)
+    assert_same(tmp_path, two)
+
+  @pytest.mark.slow
+  @pytest.mark.parametrize('process', [0, 1])
+  def test_one_that_is_killed_ends_the_other(self, two, tmp_path, process):
+    bombs = [bomb('step', 'SIGKILL', process=process, count=4)]
+    codes, said = self.end(tmp_path, heartbeat_s=10, bombs=bombs)
+    assert codes[process] == -9
+    assert codes[1 - process] not in (0, 2)
+    assert 'another task died' in said[1 - process]
+    train(tmp_path)
+    assert_same(tmp_path, two)
+
+
+FLAGS = {
+  'data.limit.judgements': 16, 'data.limit.candidates': 24, 'data.limit.test': 12,
+  **{f'{stage}.blocks': BLOCKS for stage in ('cpt', 'sft', 'finetune', 'distill')},
+  **{f'{stage}.batch_rows': 16 for stage in ('cpt', 'sft', 'finetune', 'distill')},
+}  # fmt: skip
+
+
+def flags(workdir, **changes) -> list[str]:
+  """Of the whole pipeline on configs/tiny.py."""
+  changed = [f'--config.{k}={v}' for k, v in (FLAGS | changes).items()]
+  return [f'--config={gang.ROOT / "configs/tiny.py"}', f'--workdir={workdir}', *changed]
+
+
+def pipeline(folder, *, bomb=(), count=2, devices=2) -> None:
+  """Every stage in FOLDER/run, to the end or to where the bomb goes off, with status 0."""
+  command = [gang.ROOT / 'tests/bombed.py', *bomb] if bomb else ['-m', 'disranker_jax.main']
+  ended = gang.run(folder, [*command, *flags(folder / 'run')], count, devices)
+  assert ended == [0] * count
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """All stages in one process on four devices."""
+  folder = tmp_path_factory.mktemp('whole')
+  pipeline(folder, count=1, devices=4)
+  return folder
+
+
+def assert_same_results(folder, reference) -> None:
+  """Losses of every stage, every score of the teacher, every model's metrics, the report."""
+  for stage in ('cpt', 'sft', 'finetune', 'distill'):
+    np.testing.assert_allclose(
+      *(trainer.losses(f / 'run' / stage) for f in (folder, reference)), rtol=1e-4
+    )
+  for kind in ('candidates', 'judgements'):
+    rows, wanted = (list(read_scores(f / 'run/score/shards' / kind)) for f in (folder, reference))
+    assert [row[:2] for row in rows] == [row[:2] for row in wanted]
+    np.testing.assert_allclose(
+      [row[2] for row in rows], [row[2] for row in wanted], rtol=1e-4, atol=1e-4
+    )
+  results, wanted = (
+    json.loads((f / 'run/evaluate/results.json').read_text()) for f in (folder, reference)
+  )
+  assert results.keys() == wanted.keys()
+  for name, row in wanted.items():
+    for metric, value in row.items():
+      if metric != 'ms_per_pair':
+        assert results[name][metric] == pytest.approx(value, rel=1e-4), (name, metric)
+  for f in (folder, reference):
+    assert (f / 'run/report/report.md').is_file() and (f / 'run/export/student').is_dir()
+
+
+@pytest.mark.slow
+class TestWholePipeline:
+  def test_two_processes_give_the_tables_of_one(self, whole, tmp_path):
+    pipeline(tmp_path)
+    assert_same_results(tmp_path, whole)
+
+  @pytest.mark.parametrize(('stage', 'process'), [('score', 1), ('evaluate', 0), ('evaluate', 1)])
+  def test_asked_to_stop_while_they_score_both_end_and_then_go_on(
+    self, whole, tmp_path, stage, process
+  ):
+    pipeline(tmp_path, bomb=(stage, process, 2))
+    said = (tmp_path / 'process.0.log').read_text()
+    assert 'scoring: stopped; the same command goes on' in said
+    assert json.loads((tmp_path / f'run/{stage}/manifest.json').read_text())['status'] == 'running'
+    pipeline(tmp_path)
+    assert_same_results(tmp_path, whole)

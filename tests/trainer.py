@@ -1,0 +1,195 @@
+"""A process that trains a small model by `train.fit`: `python trainer.py SPEC`, a JSON object.
+
+The model has parameters that every axis of a mesh splits; its data are packed by the real code. A
+bomb in the spec makes the process send itself a signal, or fail, at one exact point, so that a test
+stops it there on a machine of any speed. Every batch that is taken leaves a line in `record`.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from disranker_jax import config, processes, sharding, train
+from disranker_jax.command import guarded
+from disranker_jax.data import batches
+from disranker_jax.data.prompts import Encoded
+from disranker_jax.errors import Stopped, UserError
+
+VOCAB, WIDTH, QUERIES = 64, 16, 40
+DEFAULTS = {
+  'steps': 8, 'save_every': 2, 'blocks': 4, 'mesh': {'data': -1, 'fsdp': 1, 'model': 1},
+  'hang_s': 0.0, 'heartbeat_s': 60, 'leave_s': 60,
+  'wide': 1, 'settings': {}, 'bombs': [], 'record': '',
+}  # fmt: skip
+
+
+class Source:
+  """Queries by number; `reads` counts how often each was asked for."""
+
+  def __init__(self):
+    self.reads = dict.fromkeys(range(QUERIES), 0)
+
+  def __len__(self):
+    return QUERIES
+
+  def __getitem__(self, i):
+    self.reads[i] += 1
+    return i
+
+
+def encode(i: int) -> batches.EncodedGroup:
+  rng = np.random.default_rng(i)
+  docs = []
+  for _ in range(2):
+    size = int(rng.integers(4, 14))
+    ids = rng.integers(1, VOCAB, size).astype(np.int32)
+    docs.append(Encoded(ids, np.zeros_like(ids), int(rng.integers(size)), (0, 0)))
+  labels = np.array([d.ids[d.anchor] / VOCAB for d in docs], np.float32)
+  return batches.EncodedGroup(docs, labels, labels, f'query {i}')
+
+
+def loss(variables, batch):
+  """Squared error of scores against labels that the scored token decides."""
+  p = variables['params']
+  tokens_AR = batch['tokens_BT'].reshape(len(batch['index_AX']), -1)
+  scored_AX = jnp.take_along_axis(tokens_AR, batch['index_AX'], axis=1)
+  hidden_AXD = p['embed'][scored_AX]
+  for kernel in p['blocks']['q']['kernel']:
+    hidden_AXD = jnp.tanh(hidden_AXD @ kernel)
+  scores_GN = (hidden_AXD @ p['head']).reshape(batch['mask_GN'].shape)
+  error_GN = jnp.where(batch['mask_GN'], jnp.square(scores_GN - batch['labels_GN']), 0.0)
+  return jnp.sum(error_GN), jnp.sum(batch['mask_GN']), {'mean_score': jnp.mean(scores_GN)}
+
+
+def variables(wide: int) -> dict:
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: rng.normal(size=shape).astype(np.float32) / 4  # noqa: E731
+  return {
+    'params': {
+      'embed': draw(VOCAB * wide, WIDTH),
+      'blocks': {'q': {'kernel': draw(2, WIDTH, WIDTH)}},
+      'head': draw(WIDTH),
+    }
+  }
+
+
+def job(spec: dict, source) -> train.Job:
+  settings = config.training(learning_rate=1e-2, save_every=spec['save_every'], **spec['settings'])
+  shape = batches.Shape(rows=8, row_len=32, docs=2)
+  data = batches.training(source, encode, shape, seed=0, blocks=spec['blocks'])
+  folder, hang_s = Path(spec['folder']), spec['hang_s']
+  return train.Job('test', folder, loss, data, settings, spec['steps'], 'pairs', hang_s)
+
+
+def record(file: Path) -> None:
+  """From here on every block that is taken is written down: which, where, of what, its digest."""
+  take = batches.Stream.next
+
+  def taken(stream):
+    begin = stream.position
+    block, names = take(stream)
+    content = b''.join(block[k].tobytes() for k in sorted(block))
+    line = [stream._block, begin, names, hashlib.sha256(content).hexdigest()]
+    with file.open('a') as f:
+      f.write(json.dumps(line) + '\n')
+    return block, names
+
+  batches.Stream.next = taken
+
+
+def taken(folder: Path) -> dict[tuple[int, int], list]:
+  """What `record` wrote in any process: {(block, position): [names, digest]}."""
+  found = {}
+  for file in sorted(folder.glob('?.jsonl')):
+    for block, position, *what in map(json.loads, file.read_text().splitlines()):
+      assert found.setdefault((block, position), what) == what, 'another batch at the same place'
+  return found
+
+
+def losses(folder: Path) -> list[float]:
+  lines = list(map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines()))
+  assert [line['step'] for line in lines] == list(range(1, len(lines) + 1))
+  return [line['loss'] for line in lines]
+
+
+def saved(folder: Path, step: int) -> dict[str, np.ndarray]:
+  """Everything that a checkpoint holds: parameters, moments, statistics, the place in the data."""
+  found = {}
+  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  for part in ('params', 'train'):
+    where = folder / 'checkpoints' / str(step)
+    shapes = ocp.metadata(where, checkpointable_name=part).metadata
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+    values = ocp.load(where, wanted, checkpointable_name=part)
+    for path, leaf in jax.tree.leaves_with_path(values):
+      found[part + jax.tree_util.keystr(path)] = np.asarray(leaf)
+  return found
+
+
+def explode(what: str) -> None:
+  if what == 'error':
+    raise UserError('a bad record')
+  if what == 'crash':
+    raise RuntimeError('a bug')
+  if what == 'stuck':  # alive, its heart beats, and it will not come
+    while True:
+      time.sleep(1)
+  os.kill(os.getpid(), getattr(signal, what))
+
+
+def arm(at: str, what: str, count: int = 1) -> None:
+  """`what` happens at the `count`-th 'step' that is taken, or as 'compile' or 'save' begins."""
+  calls = []
+  owner, name = {
+    'step': (train.Feed, 'next'),
+    'compile': (train.Program, 'lower'),
+    'save': (train.Checkpoints, 'save'),
+  }[at]
+  before = getattr(owner, name)
+
+  def armed(*args):
+    calls.append(at)
+    if len(calls) == count and at == 'compile':
+      lowered = before(*args)
+      threading.Timer(0.05, explode, [what]).start()  # while the compiler works
+      return lowered
+    if len(calls) == count:
+      explode(what)
+    return before(*args)
+
+  setattr(owner, name, armed)
+
+
+def main(spec: dict) -> None:
+  spec = DEFAULTS | spec
+  processes.HEARTBEAT_S, processes.LEAVE_S = spec['heartbeat_s'], spec['leave_s']
+  processes.start()
+  index = jax.process_index()
+  if spec['record']:
+    record(Path(spec['record']) / f'{index}.jsonl')
+  for bomb in spec['bombs']:
+    if bomb.pop('process', 0) == index:
+      arm(**bomb)
+  source = Source()
+  mesh = sharding.make_mesh(spec['mesh'])
+  with guarded():
+    try:
+      train.fit(job(spec, source), variables(spec['wide']), mesh)
+    except Stopped as e:
+      print(e, file=sys.stderr)
+  if spec['record']:
+    (Path(spec['record']) / f'{index}.reads.json').write_text(json.dumps(source.reads))
+
+
+if __name__ == '__main__':
+  main(json.loads(sys.argv[1]))
