@@ -92,14 +92,15 @@ def randomisation_p(ours_QK2, theirs_QK2, samples: int = SAMPLES, seed: int = 0)
 
 
 def holm(p_values) -> np.ndarray:
-  """Holm's (1979) adjusted p-values, in the order given.
+  """Holm's (1979) adjusted p-values, in the order given; NaN is no test and stays NaN.
 
   At most `alpha` is the chance that any true null hypothesis of the table falls below `alpha`.
   """
   p_values = np.asarray(p_values, np.float64)
-  order = np.argsort(p_values, kind='stable')
-  steps = np.arange(len(p_values), 0, -1)
-  adjusted = np.empty_like(p_values)
+  tests = np.flatnonzero(~np.isnan(p_values))
+  order = tests[np.argsort(p_values[tests], kind='stable')]
+  steps = np.arange(len(order), 0, -1)
+  adjusted = np.full(len(p_values), np.nan)
   adjusted[order] = np.minimum(np.maximum.accumulate(p_values[order] * steps), 1.0)
   return adjusted
 

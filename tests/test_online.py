@@ -201,13 +201,6 @@ class TestSampleRatio:
     assert statistic == pytest.approx(1.6) and p == pytest.approx(math.exp(-0.8))
 
 
-def test_holm_is_the_textbook_step_down_and_leaves_out_what_was_not_tested():
-  # Sorted .005 x 4, .01 x 3, .03 x 2, .04 x 1, and never less than the one before.
-  adjusted = stats.holm([0.01, 0.04, math.nan, 0.03, 0.005])
-  np.testing.assert_allclose(adjusted, [0.03, 0.06, math.nan, 0.06, 0.02])
-  assert stats.holm([0.9, 0.8]) == [1, 1] and stats.holm([]) == []
-
-
 class TestDays:
   def test_within_the_log_it_is_the_first_day_that_is_enough(self):
     assert stats.days_needed(np.array([4.0, 2.0, 1.5]), 2.0) == 2

@@ -232,3 +232,11 @@ def test_holm_is_closed_testing_with_bonferroni(p_values):
 def test_holm_of_a_hand_counted_table():
   # 3 x .01, 2 x .02, then 1 x .03, which may not be below the one before.
   assert significance.holm([0.03, 0.01, 0.02]).tolist() == pytest.approx([0.04, 0.03, 0.04])
+
+
+def test_holm_is_the_textbook_step_down_and_leaves_out_what_was_not_tested():
+  # Sorted .005 x 4, .01 x 3, .03 x 2, .04 x 1, and never less than the one before.
+  adjusted = significance.holm([0.01, 0.04, math.nan, 0.03, 0.005])
+  np.testing.assert_allclose(adjusted, [0.03, 0.06, math.nan, 0.06, 0.02])
+  assert significance.holm([0.9, 0.8]).tolist() == [1, 1]
+  assert significance.holm([]).size == 0

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from disranker_jax import significance
 from disranker_jax.errors import UserError
 from disranker_jax.online import stats
 from disranker_jax.online.stats import METRICS, Ratio
@@ -107,7 +108,7 @@ def ratios_of(totals: stats.Totals) -> dict[str, Ratio]:
 def adjust(gains: dict[str, dict[str, dict]], alpha: float) -> None:
   """Adds p_holm over all metrics and buckets, and what p and p_holm say at alpha."""
   tests = [(key, test) for metrics in gains.values() for key, test in metrics.items()]
-  adjusted = stats.holm([test['p'] for _, test in tests])
+  adjusted = significance.holm([test['p'] for _, test in tests]).tolist()
   for (key, test), p_holm in zip(tests, adjusted, strict=True):
     test['p_holm'] = p_holm
     word = 'better' if test['gain'] * METRICS[key].better > 0 else 'worse'

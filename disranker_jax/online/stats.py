@@ -149,17 +149,6 @@ def sample_ratio(users: Sequence[int], shares: Sequence[float]) -> tuple[float, 
   return float(statistic), float(p)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-  """p-values adjusted for testing all of them (Holm 1979); NaN is no test and stays NaN."""
-  p = np.asarray(p_values, float)
-  tests = np.flatnonzero(~np.isnan(p))
-  order = tests[np.argsort(p[tests], kind='stable')]
-  adjusted = np.full(len(p), math.nan)
-  steps = p[order] * np.arange(len(order), 0, -1)
-  adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
-  return adjusted.tolist()
-
-
 def reach(alpha: float, power: float) -> float:
   """How many standard errors an effect must have to be found with this power, two-sided."""
   return float(stats.norm.isf(alpha / 2) + stats.norm.ppf(power))
