@@ -469,7 +469,7 @@ def test_published_sizes_make_models_of_the_published_size(model, millions):
 # The command
 
 
-def command(*args, before=''):
+def command(*args, before='pass'):
   code = f"import sys, runpy; {before}; runpy.run_module('disranker_jax.plan', run_name='__main__')"
   return subprocess.run(
     [sys.executable, '-c', code, *args], capture_output=True, text=True, cwd=ROOT
