@@ -189,7 +189,8 @@ scores = st.one_of(
   st.integers(-2, 2).map(float), st.floats(-1e6, 1e6, width=32), st.sampled_from([1e30, -1e30])
 )
 runs = st.dictionaries(ids, st.dictionaries(ids, scores, max_size=12), max_size=4)
-# pytrec_eval writes beyond its arrays at grades below -1, and crashes now and then.
+# pytrec_eval writes beyond its arrays at negative grades, and then crashes or hangs now and then: it
+# is asked with 0 instead, which gains as little. What it is asked is the same in every run.
 judgements = st.dictionaries(
   ids, st.dictionaries(ids, st.integers(-1, 5), min_size=1, max_size=12), min_size=1, max_size=4
 )
@@ -197,10 +198,11 @@ judgements = st.dictionaries(
 
 def by_ir_measures(measure, run, qrels):
   """{query: value}; one measure a call, since pytrec_eval mixes up evaluators side by side."""
+  qrels = {q: {d: max(grade, 0) for d, grade in docs.items()} for q, docs in qrels.items()}
   return {v.query_id: v.value for v in ir_measures.pytrec_eval.iter_calc([measure], qrels, run)}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(runs, judgements, st.integers(1, 4))
 @example({'q': {'a': 1.0, 'b': 1.0, 'new': 1.0}}, {'q': {'a': -1, 'b': 3}, 'missing': {'a': 1}}, 1)
 def test_all_agree_with_ir_measures_with_ties_missing_queries_and_unjudged_documents(
@@ -214,7 +216,7 @@ def test_all_agree_with_ir_measures_with_ties_missing_queries_and_unjudged_docum
     assert total[name] == pytest.approx(np.mean(list(theirs.values())), abs=1e-6), name
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(runs, judgements)
 def test_mrr_at_a_depth_is_that_of_the_list_cut_there_and_judged_agrees_with_ir_measures(
   run, qrels
