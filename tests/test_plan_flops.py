@@ -1,0 +1,97 @@
+"""FLOPs of a step: against an independent count of traced dots, and against the compiler."""
+
+import dataclasses
+import math
+
+import jax
+import pytest
+
+from disranker_jax import optimizer, tree
+from disranker_jax.data.batches import Shape
+from disranker_jax.models.decoder import DecoderConfig
+from disranker_jax.models.encoder import EncoderConfig
+from disranker_jax.models.ranker import Ranker
+from disranker_jax.plan import flops, stages
+
+DECODER = DecoderConfig(vocab=512, width=128, ffn=256, layers=3, heads=4, kv_heads=2, head_dim=32)
+ENCODER = EncoderConfig(vocab=512, width=128, ffn=256, layers=3, heads=4)
+WAYS = (
+  (DECODER, 'rank', 'none', 0, None),
+  (DECODER, 'lm', 'none', 0, None),
+  (dataclasses.replace(DECODER, tied=True), 'lm', 'none', 0, '.*'),
+  (dataclasses.replace(DECODER, window=100), 'rank', 'full', 0, '.*'),
+  (DECODER, 'lm', 'full', 0, '.*'),
+  (DECODER, 'lm', 'dots', 0, '.*'),
+  (DECODER, 'rank', 'full', 4, 'lora/.*|score'),
+  (DECODER, 'rank', 'none', 0, 'score'),
+  (ENCODER, 'rank', 'none', 0, None),
+  (ENCODER, 'rank', 'full', 0, '.*'),
+  (ENCODER, 'rank', 'dots', 0, '.*'),
+)
+
+
+def dot_flops(jaxpr, times=1) -> int:
+  """2 m k n of every dot product that is traced, times the lengths of the scans around it."""
+  total = 0
+  for e in jaxpr.eqns:
+    if e.primitive.name == 'dot_general':
+      (contracted, _), _ = e.params['dimension_numbers']
+      inner = math.prod(e.invars[0].aval.shape[i] for i in contracted)
+      total += times * 2 * math.prod(e.outvars[0].aval.shape) * inner
+    again = times * (e.params['length'] if e.primitive.name == 'scan' else 1)
+    for value in jax.tree.leaves(list(e.params.values()), is_leaf=lambda x: hasattr(x, 'jaxpr')):
+      inside = getattr(value, 'jaxpr', value)
+      total += dot_flops(inside, again) if hasattr(inside, 'eqns') else 0
+  return total
+
+
+def step_of(ranker, batch, trained):
+  """(a loss with gradients, or scores alone; its arguments as shapes)."""
+
+  def loss(trained, frozen, batch):
+    variables = tree.unflatten(trained | frozen)
+    hidden = ranker.hidden(variables, batch)
+    if ranker.head == 'lm':
+      return ranker.logprobs(variables, hidden, batch['index_AP'], batch['targets_AP']).sum()
+    return ranker.score_at(variables, hidden, batch['index_AX']).sum()
+
+  shapes = jax.eval_shape(ranker.init, jax.random.key(0))
+  split = optimizer.split(shapes, trained) if trained else ({}, tree.flatten(shapes))
+  return (jax.value_and_grad(loss) if trained else loss), (*split, batch)
+
+
+def way(model, head, remat, lora_rank, trained, scan):
+  ranker = Ranker(model, head=head, remat=remat, lora_rank=lora_rank, scan=scan)
+  batch = Shape(2, 256, 1, 256 if head == 'lm' else 0).zeros(2)
+  return flops.count(ranker, batch, trained), *step_of(ranker, batch, trained)
+
+
+@pytest.mark.parametrize('case', WAYS)
+def test_flops_are_those_of_the_dots_that_are_traced(case):
+  from jax.interpreters import partial_eval
+
+  count, step, args = way(*case, scan=True)
+  traced = jax.make_jaxpr(step)(*args).jaxpr
+  needed, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
+  assert count.hardware == dot_flops(needed)
+
+
+@pytest.mark.parametrize('case', [WAYS[0], WAYS[4]])
+def test_flops_are_near_the_compilers_count_of_an_unrolled_model(case):
+  count, step, args = way(*case, scan=False)
+  analysis = jax.jit(step).lower(*args).compile().cost_analysis()
+  # The compiler also counts softmax, norms and other work on elements.
+  assert count.hardware == pytest.approx(analysis['flops'], rel=0.05)
+
+
+def test_model_flops_of_the_7b_are_6_n_and_halved_attention():
+  with_table = stages.PUBLISHED['mistralai/Mistral-7B-v0.1']
+  model = DecoderConfig.from_hf(with_table)
+  ranker = Ranker(model, head='lm', remat='full', attention='splash')
+  batch = Shape(1, 1024, 1, 1024).zeros()
+  layer = 4096 * 4096 * 2 + 4096 * 1024 * 2 + 4096 * 14336 * 3
+  matrices = 32 * layer + 4096 * 32000
+  attention = 32 * 12 * 4096 * 1024 * 1025 // 2
+  count = flops.count(ranker, batch, '.*')
+  assert count.model == pytest.approx(1024 * 6 * matrices + attention)
+  assert flops.count(dataclasses.replace(ranker, remat='none'), batch, '.*').model == count.model
