@@ -24,7 +24,6 @@ from disranker_jax.stages import cpt, distill, sft, sides
 
 DEVICES, STEPS = 8, 3
 MESHES = ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))
-STAGES = ('cpt', 'sft', 'distill')
 
 
 class Sizes:
@@ -289,15 +288,20 @@ def gradients() -> dict:
   }
 
 
-def on_eight_devices(folder) -> None:
+# (stage, mesh, changes of settings); every combination takes seconds to compile.
+RUNS = [('sft', sizes, {}) for sizes in MESHES]
+RUNS += [('cpt', (2, 2, 2), {}), ('distill', (2, 2, 2), {}), ('sft', (4, 2, 1), {'blocks': 1})]
+RUNS += [('cpt', (2, 2, 2), {'accumulate': 2}), ('cpt', (2, 1, 4), {'shard_sequence': True})]
+RUNS += [('sft', (1, 4, 2), {'optimizer': 'adafactor', 'moments': 'bfloat16'})]
+SLOW = [(stage, sizes, {}) for stage in ('cpt', 'distill') for sizes in MESHES[:3]]
+
+
+def on_eight_devices(folder, slow: bool) -> None:
   """What the subprocess runs; a file for each kind of result."""
   assert jax.device_count() == DEVICES
-  (folder / 'gradients.json').write_text(json.dumps(gradients()))
-  runs = [(stage, sizes, {}) for stage in STAGES for sizes in MESHES]
-  runs += [('sft', (4, 2, 1), {'blocks': 1}), ('cpt', (2, 2, 2), {'accumulate': 2})]
-  runs += [('sft', (1, 4, 2), {'optimizer': 'adafactor', 'moments': 'bfloat16'})]
-  runs += [('cpt', (2, 1, 4), {'shard_sequence': True})]
-  for i, (stage, sizes, changes) in enumerate(runs):
+  if not slow:
+    (folder / 'gradients.json').write_text(json.dumps(gradients()))
+  for i, (stage, sizes, changes) in enumerate(SLOW if slow else RUNS):
     found = logged(folder / str(i), stage, sizes, **changes)
     (folder / f'{name(stage, sizes, changes)}.json').write_text(json.dumps(found))
 
@@ -306,13 +310,11 @@ def name(stage, sizes, changes) -> str:
   return '-'.join(map(str, (stage, *sizes, *changes, *changes.values())))
 
 
-@pytest.fixture(scope='module')
-def eight(tmp_path_factory):
+def subprocess_results(folder, slow: bool):
   """Reads what `on_eight_devices` wrote, in a process whose CPU counts as eight devices."""
-  folder = tmp_path_factory.mktemp('eight')
   program = (
     'import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import conftest; '
-    'import test_sharding; test_sharding.on_eight_devices(Path(sys.argv[2]))'
+    f'import test_sharding; test_sharding.on_eight_devices(Path(sys.argv[2]), {slow})'
   )
   environment = os.environ | {
     'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES}', 'JAX_PLATFORMS': 'cpu',
@@ -329,6 +331,16 @@ def eight(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
+def eight(tmp_path_factory):
+  return subprocess_results(tmp_path_factory.mktemp('eight'), slow=False)
+
+
+@pytest.fixture(scope='module')
+def eight_slow(tmp_path_factory):
+  return subprocess_results(tmp_path_factory.mktemp('eight_slow'), slow=True)
+
+
+@pytest.fixture(scope='module')
 def single(tmp_path_factory):
   """The same stages on one device, each once."""
 
@@ -339,33 +351,24 @@ def single(tmp_path_factory):
   return losses
 
 
-@pytest.mark.parametrize('stage', STAGES)
-@pytest.mark.parametrize('sizes', MESHES, ids=str)
-def test_every_mesh_learns_as_one_device_does(eight, single, stage, sizes):
-  alone = single(stage)
+def assert_as_alone(found, alone):
   assert len(alone) == STEPS and np.ptp(alone) > 1e-2, 'steps that can be told apart'
-  np.testing.assert_allclose(eight(name(stage, sizes, {})), alone, atol=1e-4)
+  np.testing.assert_allclose(found, alone, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-  'stage, sizes, changes',
-  [
-    ('sft', (4, 2, 1), {'blocks': 1}),
-    ('cpt', (2, 2, 2), {'accumulate': 2}),
-    ('sft', (1, 4, 2), {'optimizer': 'adafactor', 'moments': 'bfloat16'}),
-  ],
-)
-def test_also_with_one_block_with_accumulation_and_with_a_lean_optimizer(
-  eight, single, stage, sizes, changes
-):
+@pytest.mark.parametrize('stage, sizes, changes', RUNS)
+def test_every_mesh_learns_as_one_device_does(eight, single, stage, sizes, changes):
+  """Also with one block, accumulation, a lean optimizer, or positions over the model axis."""
   alone = single(stage, **changes)
-  assert alone != single(stage), 'the change matters'
-  np.testing.assert_allclose(eight(name(stage, sizes, changes)), alone, atol=1e-4)
+  if set(changes) & {'accumulate', 'optimizer', 'blocks'}:
+    assert alone != single(stage), 'the change matters'
+  assert_as_alone(eight(name(stage, sizes, changes)), alone)
 
 
-def test_positions_spread_over_the_model_axis_change_nothing_but_memory(eight, single):
-  found = eight(name('cpt', (2, 1, 4), {'shard_sequence': True}))
-  np.testing.assert_allclose(found, single('cpt'), atol=1e-4)
+@pytest.mark.slow
+@pytest.mark.parametrize('stage, sizes, changes', SLOW)
+def test_every_axis_alone_learns_as_one_device_does(eight_slow, single, stage, sizes, changes):
+  assert_as_alone(eight_slow(name(stage, sizes, changes)), single(stage))
 
 
 def test_pmap_gives_the_gradients_of_the_data_mesh(eight):
