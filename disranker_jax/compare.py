@@ -17,7 +17,7 @@ import numpy as np
 
 from disranker_jax import gsb, metrics, significance
 from disranker_jax.command import guarded
-from disranker_jax.data import lines
+from disranker_jax.data import lines, trec
 from disranker_jax.data.records import BadRow, BadRows
 from disranker_jax.errors import UserError
 from disranker_jax.report import comparison
@@ -76,7 +76,7 @@ def read_run(file: Path) -> dict[str, dict[str, float]]:
   """{query_id: {doc_id: score}} of a TREC run; its ranks are not read, as in trec_eval."""
 
   def value(columns: list[str]) -> float:
-    score = number(float, 'score', columns[4])
+    score = trec.parse_number(float, 'score', columns[4])
     if not math.isfinite(score):
       raise BadRow('score', f'is {columns[4]}', 'write a finite number')
     return score
@@ -88,7 +88,7 @@ def read_qrels(file: Path) -> dict[str, dict[str, int]]:
   """{query_id: {doc_id: grade}} of TREC qrels; grades may be negative."""
 
   def value(columns: list[str]) -> int:
-    grade = number(int, 'grade', columns[3])
+    grade = trec.parse_number(int, 'grade', columns[3])
     if abs(grade) > LARGEST_GRADE:
       raise BadRow('grade', f'is {grade}', f'write at most {LARGEST_GRADE}; 0 to 4 is usual')
     return grade
@@ -117,14 +117,6 @@ def table(file: Path, layout: str, value: Callable[[list[str]], Any]) -> dict[st
   for line, raw in lines.read(file):
     bad_rows.parse(file, line, raw, add)
   return found
-
-
-def number(make: Callable[[str], Any], field: str, column: str) -> Any:
-  try:
-    return make(column)
-  except ValueError:
-    name = 'an integer' if make is int else 'a number'
-    raise BadRow(field, f'is {column[:40]!r}, not {name}', f'write {name}') from None
 
 
 def named(argument: str) -> tuple[str, Path]:

@@ -184,7 +184,7 @@ def _qrels(
 
     def add(raw: bytes, number: int = number) -> None:
       query_id, _, doc_id, grade = _columns(raw, 'query_id 0 doc_id grade')
-      label = _number(int, 'label', grade)
+      label = parse_number(int, 'label', grade)
       if not 0 <= label <= records.MAX_INT:
         raise BadRow('label', f'is {grade}', 'write an integer of 0 or more, 0 = not relevant')
       _put(judged, Line(path, number, raw, query_id, doc_id, label), queries)
@@ -205,7 +205,7 @@ def _run(
 
     def add(raw: bytes, number: int = number) -> None:
       query_id, _, doc_id, rank, score, _ = _columns(raw, 'query_id Q0 doc_id rank score tag')
-      rank, score = _number(int, 'rank', rank), _number(float, 'score', score)
+      rank, score = parse_number(int, 'rank', rank), parse_number(float, 'score', score)
       if not math.isfinite(score):
         raise BadRow('score', f'is {score}', 'write a finite number')
       line = Line(path, number, raw, query_id, doc_id, rank=rank, score=score)
@@ -244,7 +244,8 @@ def _columns(raw: bytes, layout: str) -> list[str]:
   return columns
 
 
-def _number(make: Callable[[str], Any], field: str, column: str) -> Any:
+def parse_number(make: Callable[[str], Any], field: str, column: str) -> Any:
+  """A column as a number; BadRow if it is none."""
   try:
     return make(column)
   except ValueError:

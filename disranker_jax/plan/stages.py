@@ -14,8 +14,8 @@ from disranker_jax import scoring, sharding, train, weights
 from disranker_jax.errors import UserError
 from disranker_jax.memory import per_device
 from disranker_jax.models import tiny
-from disranker_jax.models.ranker import Ranker, from_hf
-from disranker_jax.stages import cpt, distill, sft
+from disranker_jax.models.ranker import Ranker
+from disranker_jax.stages import cpt, distill, sft, sides
 
 # The sizes that the published config.json files of the paper's two models give.
 PUBLISHED = {
@@ -100,21 +100,11 @@ def _resolved(side, mesh):
 
 
 def _ranker(config, stage: str, side) -> Ranker:
-  heads = {'eos': 'rank', 'likelihood': 'lm', 'eos+likelihood': 'both'}
-  head = {'cpt': 'lm', 'sft': heads[side.get('scorer', 'eos')]}
+  head = {'cpt': 'lm', 'sft': sides.HEADS[side.get('scorer', 'eos')]}
   head['score'] = head['sft']
   with tempfile.TemporaryDirectory() as scratch:
-    return from_hf(
-      config_folder(side.model, pathlib.Path(scratch)),
-      precision=side.precision,
-      lora_rank=side.lora_rank,
-      lora_alpha=side.lora_alpha,
-      remat=side.remat,
-      layers=list(side.layers) or None,
-      head=head.get(stage, 'rank'),
-      attention=side.attention,
-      sequence=side.shard_sequence,
-    )
+    folder = config_folder(side.model, pathlib.Path(scratch))
+    return sides.open_ranker(folder, side, head.get(stage, 'rank'))
 
 
 def _variables(ranker: Ranker, dtype: str) -> dict:

@@ -48,10 +48,13 @@ class Side:
     return sharding.put(variables, mesh)
 
 
-def open_side(settings, head: str = 'rank') -> Side:
-  """Finds the model by name and reads its config and tokenizer; no parameters yet."""
-  folder = weights.find(settings.model)
-  ranker = from_hf(
+# The heads that the teacher's ways of scoring need.
+HEADS = {'eos': 'rank', 'likelihood': 'lm', 'eos+likelihood': 'both'}
+
+
+def open_ranker(folder: Path, settings, head: str = 'rank') -> Ranker:
+  """The network of a folder's config.json, as the settings want it run."""
+  return from_hf(
     folder,
     precision=precision(settings.precision),
     lora_rank=settings.lora_rank,
@@ -62,6 +65,12 @@ def open_side(settings, head: str = 'rank') -> Side:
     attention=settings.attention,
     sequence=settings.shard_sequence,
   )
+
+
+def open_side(settings, head: str = 'rank') -> Side:
+  """Finds the model by name and reads its config and tokenizer; no parameters yet."""
+  folder = weights.find(settings.model)
+  ranker = open_ranker(folder, settings, head)
   try:
     tokenizer = AutoTokenizer.from_pretrained(folder)
   except (OSError, ValueError) as e:
@@ -74,8 +83,7 @@ def open_side(settings, head: str = 'rank') -> Side:
 
 def open_teacher(config) -> Side:
   """The teacher with the heads that its way of scoring needs."""
-  heads = {'eos': 'rank', 'likelihood': 'lm', 'eos+likelihood': 'both'}
-  return open_side(config.teacher, heads[config.teacher.scorer])
+  return open_side(config.teacher, HEADS[config.teacher.scorer])
 
 
 def precision(asked: str) -> str:
