@@ -1,6 +1,7 @@
 """How many bytes a training step takes on a device: expected from shapes, and as compiled."""
 
 import math
+import resource
 
 import jax
 
@@ -17,27 +18,41 @@ def parts(program, compiled) -> dict[str, int]:
 
   Scratch space is mostly activations and gradients; what is donated is counted once.
   """
-  return {
+  held = {
     'parameters': per_device((program.trained, program.frozen)),
     'moments': per_device(program.state),
     'batch': per_device(program.batches),
-    'activations': compiled.memory_analysis().temp_size_in_bytes,
   }
+  rest = peak(compiled.memory_analysis()) - sum(held.values())
+  return held | {'activations': max(0, rest)}
 
 
-def measured() -> int | None:
-  """Bytes in use on this process's first device; None where the device does not count."""
-  stats = jax.local_devices()[0].memory_stats()
-  return stats.get('bytes_in_use') if stats else None
+def peak(analysis) -> int:
+  """Bytes on a device when it is fullest, the program itself included."""
+  code = analysis.generated_code_size_in_bytes
+  if found := getattr(analysis, 'peak_memory_in_bytes', 0):
+    return found + code
+  kept = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+  return kept - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes + code
 
 
-def line(label: str, program, compiled) -> str:
+def expected(label: str, program, compiled) -> str:
   """What a person reads at the start of a stage."""
   found = parts(program, compiled)
   text = ', '.join(f'{name} {size(n)}' for name, n in found.items() if name != 'batch')
-  in_use = measured()
-  now = f'; in use now {size(in_use)}' if in_use is not None else ''
-  return f'{label}: a device holds {text}: {size(sum(found.values()))} in all{now}'
+  return f'{label}: a device will hold {text}: {size(sum(found.values()))} in all'
+
+
+def measured(label: str) -> str:
+  """What a person reads after the first step: what was in use when it was most, so far.
+
+  On this process's first device; where that does not count its bytes (a CPU), in the process.
+  """
+  stats = jax.local_devices()[0].memory_stats() or {}
+  if 'peak_bytes_in_use' in stats:
+    return f'{label}: a device has held {size(stats["peak_bytes_in_use"])} at most so far'
+  kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return f'{label}: the process has held {size(kib * 1024)} at most so far, loading included'
 
 
 def size(count: int) -> str:

@@ -217,9 +217,10 @@ def fit(job: Job, variables, mesh) -> dict:
     else:
       state = program.start(trained)
     compiled = program.lower().compile()
-    say(memory.line(job.label, program, compiled))
+    say(memory.expected(job.label, program, compiled))
     with Progress(job.label, job.steps, job.unit, step) as progress, MetricsLog(job, step) as log:
-      report = Report(log, progress)  # reads a step late, so that the device waits for no host
+      # It reads a step late, so that the device waits for no host.
+      report = Report(job.label, log, progress)
       while step < job.steps:
         try:
           drawn, names = feed.next()
@@ -260,8 +261,9 @@ def restore(checkpoints: Checkpoints, program: Program, feed: Feed):
 class Report:
   """Finished steps' metrics, to the log and to the person; ends a run whose steps are all bad."""
 
-  def __init__(self, log: 'MetricsLog', progress: Progress):
-    self._log, self._progress = log, progress
+  def __init__(self, label: str, log: 'MetricsLog', progress: Progress):
+    self._label, self._log, self._progress = label, log, progress
+    self._first = True
     self.failure: UserError | None = None  # of this process, until all have been told
     self._waiting = None
     self._bad: list[list[str]] = []
@@ -284,6 +286,9 @@ class Report:
     examples, bad = int(values.pop('examples')), int(values.pop('bad'))
     self._log.write(step, examples, values)
     self._progress.update(step, examples, loss=values['loss'])
+    if self._first:
+      self._first = False
+      say(memory.measured(self._label))
     self._bad = [*self._bad, names] if bad else []
     if bad:
       self._say_bad(step, bad, values)

@@ -76,8 +76,8 @@ class TestTogether:
   def test_the_first_alone_writes_what_is_written_once(self, two):
     steps = [json.loads(x)['step'] for x in (two / 'job/metrics.jsonl').read_text().splitlines()]
     assert steps == list(range(1, STEPS + 1))
-    assert 'a device holds' in (two / 'process.0.log').read_text()
-    assert 'a device holds' not in (two / 'process.1.log').read_text()
+    assert 'a device will hold' in (two / 'process.0.log').read_text()
+    assert 'a device will hold' not in (two / 'process.1.log').read_text()
     # Of the files' checksums each has its share.
     sums = [
       json.loads((two / 'job/checkpoints' / str(STEPS) / f'checksums.{i}.json').read_text())

@@ -7,7 +7,8 @@ import re
 
 import jax
 
-from disranker_jax import sharding
+from disranker_jax import config as configs
+from disranker_jax import memory, sharding
 from disranker_jax.memory import size
 from disranker_jax.plan import chips, flops, hlo, stages
 
@@ -45,21 +46,12 @@ def compile_step(step: stages.Step, where: chips.Slice) -> Cost:
       raise
     return Cost(False, used, step.held, None)
   analysis = compiled.memory_analysis()
-  used, held = peak(analysis), dict(step.held)
+  used, held = memory.peak(analysis), dict(step.held)
   # Of a batch only the arrays that the step reads are kept.
   rest = sum(n for part, n in held.items() if part != 'batch')
   held['batch'] = max(0, analysis.argument_size_in_bytes - rest)
   moved = hlo.Program(compiled.as_text()).moved(where.size)
   return Cost(used <= where.chip.hbm_bytes, used, held, moved)
-
-
-def peak(analysis) -> int:
-  """Bytes on a device when it is fullest, the program itself included."""
-  code = analysis.generated_code_size_in_bytes
-  if found := getattr(analysis, 'peak_memory_in_bytes', 0):
-    return found + code
-  kept = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
-  return kept - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes + code
 
 
 def exhausted(message: str) -> int | None:
@@ -122,7 +114,7 @@ def times(count: flops.Flops, moved: hlo.Moved, where: chips.Slice) -> dict[str,
 
 def work(config, stage: str, where, step, step_s: float, rows: int, pair_tokens: int) -> dict:
   """How fast the data goes by, and what all of it costs."""
-  c, side = config[stage], _side(config, stage)
+  c, side = config[stage], configs.side(config, stage)
   row_count, row_len = step.batch['tokens_BT'].shape
   length = pair_tokens or side.max_len
   pairs = row_count * max(1, row_len // length) * step.accumulate
@@ -179,13 +171,8 @@ def hints(config, stage: str, mesh) -> list[str]:
   return []
 
 
-def _side(config, stage: str):
-  return config.student if stage in ('finetune', 'distill') else config.teacher
-
-
 def text(answer: dict) -> str:
   """The answer as a short table."""
-  memory = answer['memory']
   share = answer['bytes_per_device'] / answer['hbm_bytes']
   verdict = 'fits' if answer['fits'] else 'does NOT fit'
   mesh = ', '.join(f'{axis} {n}' for axis, n in answer['mesh'].items())
@@ -193,7 +180,7 @@ def text(answer: dict) -> str:
     ('stage', f'{answer["stage"]} on {answer["topology"]}, {answer["devices"]} chips; mesh {mesh}'),
     ('memory', f'{verdict}: {size(answer["bytes_per_device"])} a chip, {share:.0%} of its '
                f'{size(answer["hbm_bytes"])}'),
-    ('', ', '.join(f'{k} {size(n)}' for k, n in memory.items() if n)),
+    ('', ', '.join(f'{k} {size(n)}' for k, n in answer['memory'].items() if n)),
   ]  # fmt: skip
   f = answer['flops']
   beyond = f['recomputed'] + f['masked']

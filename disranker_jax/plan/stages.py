@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from disranker_jax import config as configs
 from disranker_jax import scoring, sharding, train, weights
 from disranker_jax.errors import UserError
 from disranker_jax.memory import per_device
@@ -47,7 +48,7 @@ class Step:
 
 def trace(config, stage: str, mesh) -> Step:
   """The step that the stage would run on the mesh, for the mesh's kind of device."""
-  side = config.student if stage in ('finetune', 'distill') else config.teacher
+  side = configs.side(config, stage)
   ranker = _ranker(config, stage, _resolved(side, mesh))
   variables = _variables(ranker, side.params)
   if stage == 'score':
