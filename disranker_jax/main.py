@@ -14,6 +14,7 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string('workdir', '', "The run's folder; runs/<config name> if empty.")
 STAGES = flags.DEFINE_list('stages', [], 'Only these stages of the config, e.g. sft,score.')
+REUSE = flags.DEFINE_list('reuse', [], "Other runs' folders: stages they did alike are taken.")
 RERUN = flags.DEFINE_list('rerun', [], 'Stages to do again, with all that follow from them.')
 
 
@@ -32,7 +33,7 @@ def main(_) -> None:
   split_lists(config)
   workdir = Path(WORKDIR.value or Path('runs') / config.name)
   try:
-    pipeline.run(config, workdir, STAGES.value, RERUN.value)
+    pipeline.run(config, workdir, STAGES.value, RERUN.value, REUSE.value)
   except (Stopped, KeyboardInterrupt) as e:
     print(f'{e or "stopped"}; the same command goes on from there', file=sys.stderr)
     # A preempted machine did as it was told; a person at the keyboard broke something off.

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from disranker_jax import config as configs
 from disranker_jax import manifest, processes, sharding
 from disranker_jax.errors import Stopped, UserError
+from disranker_jax.models import files
 from disranker_jax.progress import clock, say
 from disranker_jax.stages import cpt as cpt_stage
 from disranker_jax.stages import distill, evaluate, export, prepare, score, sft
@@ -64,11 +66,12 @@ class Run:
     return self.workdir / next(s.folder or s.name for s in STAGES if s.name == stage)
 
 
-def run(config, workdir: Path, stages=None, rerun=()) -> None:
+def run(config, workdir: Path, stages=None, rerun=(), reuse=()) -> None:
   """Does the stages that are not done; raises UserError before anything runs if one is stale.
 
   `stages` picks some of the config's; `rerun` names stages to do again, with all that follow from
-  them. Raises train.Stopped when asked to stop.
+  them; `reuse` workdirs of other runs, whose finished stages are taken where they are what this run
+  would do. Raises train.Stopped when asked to stop.
   """
   configs.check(config)
   listed = [s for s in STAGES if s.name in config.stages]
@@ -80,11 +83,12 @@ def run(config, workdir: Path, stages=None, rerun=()) -> None:
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f'--workdir {workdir}: is a file')
   the = Run(config, workdir, sharding.make_mesh(config.mesh))
+  donors = [donor(the, Path(folder).absolute()) for folder in reuse]
   again = following(listed, rerun)
   for stage in preceding(listed, chosen):
     refuse_stale(the, stage, listed, chosen, again)
   with processes.first_alone('begin', lambda: begin(the, again)) or contextlib.nullcontext():
-    run_stages(the, listed, chosen)
+    run_stages(the, listed, chosen, donors)
 
 
 def begin(the: Run, again: list[str]):
@@ -109,13 +113,50 @@ def locked(workdir: Path):
   return file
 
 
-def run_stages(the: Run, listed: list[Stage], chosen: list[Stage]) -> None:
+def run_stages(the: Run, listed: list[Stage], chosen: list[Stage], donors: list[Run]) -> None:
   """Does what is not done, then shows what there is."""
-  did = [stage.name for stage in chosen if run_stage(the, stage, listed, chosen)]
+  did = []
+  for stage in chosen:
+    processes.first_alone(f'take {stage.name}', lambda s=stage: take(the, s, listed, donors))
+    if run_stage(the, stage, listed, chosen):
+      did.append(stage.name)
   if not did:
     say(f'all is done in {the.workdir}: {", ".join(s.name for s in chosen)}')
   if processes.is_first():
     report_stage.show(the)
+
+
+def donor(the: Run, folder: Path) -> Run:
+  """Another run, for what it has done; UserError if the folder is none."""
+  if not (folder / 'config.json').is_file():
+    raise UserError(f'--reuse {folder}: is not the workdir of a run')
+  if folder == the.workdir:
+    raise UserError(f'--reuse {folder}: is this run; its finished stages are used anyway')
+  return Run(the.config, folder, the.mesh)
+
+
+def take(the: Run, stage: Stage, listed: list[Stage], donors: list[Run]) -> None:
+  """Links a stage that is not begun from the first run that did the same with the same inputs."""
+  folder = the.folder(stage.name)
+  if manifest.read(folder) is not None or not stage.sections:  # a report is of its run
+    return
+  wanted, now = manifest.asked(the.config, stage.sections), inputs(the, stage, listed)
+  for other in donors:
+    found = other.folder(stage.name)
+    before = manifest.read(found)
+    if before and before['status'] == 'done' and not manifest.changes(before, wanted, now):
+      with files.replacing(folder) as new:
+        shutil.copytree(found, new, copy_function=link, dirs_exist_ok=True)
+      say(f'{stage.name}: the same as in {other.workdir}, taken from there')
+      return
+
+
+def link(source: str, target: str) -> None:
+  """One file under two names where the file system can: what is finished is never written to."""
+  try:
+    os.link(source, target)
+  except OSError:
+    shutil.copy2(source, target)
 
 
 def following(listed: list[Stage], names) -> list[str]:
@@ -142,8 +183,13 @@ def inputs(the: Run, stage: Stage, listed: list[Stage]) -> dict[str, str | None]
   for need in stage.needs:
     if need in [s.name for s in listed]:
       before = manifest.read(the.folder(need))
-      done = before is not None and before['status'] == 'done'
-      found[need] = before['fingerprint'] if done else None
+      done = before if before is not None and before['status'] == 'done' else None
+      if need == 'prepare':
+        # Only the records that the stage reads: other test queries change no teacher.
+        for kind in prepare.kinds(the.config, [stage.name]):
+          found[f'prepare {kind}'] = done and done['results'][kind]['fingerprint']
+      else:
+        found[need] = done and done['fingerprint']
   return found
 
 
@@ -164,7 +210,8 @@ def refuse_stale(
       f'Do it again with --rerun={stage.name}, or give another --workdir'
     )
   running = [s.name for s in chosen]
-  missing = [n for n, f in now.items() if f is None and n not in running]
+  missing = {n.split()[0]: None for n, f in now.items() if f is None}
+  missing = [name for name in missing if name not in running]
   if missing and stage.name in running and (before is None or before['status'] != 'done'):
     raise UserError(
       f'stage {stage.name} needs {", ".join(missing)}, not done in {the.workdir}: '

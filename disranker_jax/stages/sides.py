@@ -7,6 +7,7 @@ import jax
 from transformers import AutoTokenizer
 
 from disranker_jax import checkpoint, sharding, train, tree, weights
+from disranker_jax import config as configs
 from disranker_jax.data import batches
 from disranker_jax.data.prompts import PairPrompt, TextPrompt
 from disranker_jax.errors import UserError
@@ -35,12 +36,12 @@ class Side:
     return TextPrompt(self.tokenizer, s.max_len, s.max_query_len, template, predict)
 
   def pretrained(self, seed: int, mesh) -> dict:
-    """The folder's parameters on the mesh; what it lacks (a head) is drawn from `seed`."""
+    """The folder's parameters on the mesh; what it lacks (a head) is drawn from the seeds' sum."""
     shapes = jax.eval_shape(self.ranker.init, jax.random.key(0))
     variables = hf.load(
       self.folder,
       self.ranker,
-      jax.random.key(seed),
+      jax.random.key(seed + self.settings.seed),
       layers=list(self.settings.layers) or None,
       dtype=self.settings.params,
       shardings=tree.flatten(sharding.shardings(shapes, mesh)['params']),
@@ -120,9 +121,8 @@ def trained(run, side: Side, stages: tuple[str, ...]) -> dict:
 def job(run, stage: str, task: train.Task, source, encode, draw=None, unit='pairs') -> train.Job:
   """A stage's task on its records, for as many steps as its settings ask."""
   c = run.config[stage]
-  data = batches.training(
-    source, encode, task.shape, seed=run.config.seed, draw=draw, blocks=c.blocks
-  )
+  seed = run.config.seed + configs.side(run.config, stage).seed
+  data = batches.training(source, encode, task.shape, seed=seed, draw=draw, blocks=c.blocks)
   steps = train.steps(c, data, len(source))
   folder, hang_s = run.folder(stage), run.config.hang_s
   return train.Job(stage, folder, task.loss, data, c, steps, unit, hang_s)

@@ -47,7 +47,7 @@ class TestWholeRun:
     config = helpers.load(done / 'config.json')
     assert found['sft']['config']['sft.learning_rate'] == config['sft']['learning_rate'] == 1e-3
     assert found['sft']['inputs'] == {
-      'prepare': found['data']['fingerprint'],
+      'prepare judgements': found['data']['results']['judgements']['fingerprint'],
       'cpt': found['cpt']['fingerprint'],
     }
     assert all('jax' in m['versions'] and m['device'] and m['wall_s'] > 0 for m in found.values())
@@ -218,6 +218,43 @@ class TestAgain:
   def test_stages_that_the_config_does_not_list_are_refused(self, tmp_path, option):
     message = helpers.refused(helpers.config(), tmp_path / 'run', **{option: ['evalute']})
     assert "'evalute'" in message and 'evaluate' in message
+    assert not (tmp_path / 'run').exists()
+
+
+class TestReuse:
+  def test_stages_done_alike_elsewhere_are_taken_and_the_others_done(self, done, tmp_path, capsys):
+    before = helpers.snapshot(done)
+    other = helpers.config(distill__beta=0.7)
+    pipeline.run(other, tmp_path / 'other', reuse=[done])
+    assert helpers.snapshot(done) == before
+    copy = shutil.copytree(done, tmp_path / 'copy')
+    capsys.readouterr()
+    pipeline.run(other, copy, rerun=['distill'])  # what --reuse must come to
+    assert helpers.metrics(tmp_path / 'other') == helpers.metrics(copy)
+    assert helpers.metrics(copy)['student'] != helpers.metrics(done)['student']
+
+  def test_other_test_queries_change_nothing_that_was_trained(self, done, tmp_path, capsys):
+    pipeline.run(helpers.config(data__limit__test=4), tmp_path / 'other', reuse=[done])
+    said = capsys.readouterr().err
+    for stage in (*helpers.TRAINING, 'score', 'export'):
+      assert f'{stage}: the same as in {done}' in said
+    for stage in ('prepare', 'evaluate'):
+      assert f'{stage}: the same as in' not in said
+    assert helpers.metrics(tmp_path / 'other')['student']['queries'] == 4
+
+  def test_another_students_seed_leaves_the_teacher(self, done, tmp_path, capsys):
+    changed = helpers.config(student__seed=1)
+    pipeline.run(changed, tmp_path / 'other', stages=['prepare', 'finetune'], reuse=[done])
+    pipeline.run(changed, tmp_path / 'other', stages=['cpt', 'sft', 'score'], reuse=[done])
+    said = capsys.readouterr().err
+    taken = {s for s in helpers.STAGE_FOLDERS if f'{s}: the same as in {done}' in said}
+    assert taken == {'cpt', 'sft', 'score'}
+    losses = [_losses(run / 'finetune' / 'metrics.jsonl') for run in (done, tmp_path / 'other')]
+    assert losses[0] != losses[1]
+
+  def test_what_is_no_run_is_refused(self, tmp_path):
+    message = helpers.refused(helpers.config(), tmp_path / 'run', reuse=[tmp_path])
+    assert str(tmp_path) in message and 'not the workdir of a run' in message
     assert not (tmp_path / 'run').exists()
 
 
