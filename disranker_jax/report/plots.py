@@ -68,6 +68,19 @@ def quality(results: dict[str, float], file: Path) -> None:
   finish(figure, file)
 
 
+def intervals(cells: dict[str, dict[str, float]], label: str, file: Path) -> None:
+  """A value with its interval for each name, the first one's as a line through all."""
+  figure, axis = plt.subplots(figsize=(6, 0.8 + 0.32 * len(cells)))
+  first = next(iter(cells.values()))
+  axis.axvline(first['value'], color=COLOURS[0], linewidth=0.8, linestyle=':')
+  for i, cell in enumerate(cells.values()):
+    axis.plot([cell['low'], cell['high']], [i, i], color=COLOURS[1], linewidth=2, alpha=0.5)
+    axis.plot(cell['value'], i, 'o', color=COLOURS[1])
+  axis.set(yticks=range(len(cells)), yticklabels=list(cells), xlabel=f'{label}, 95 % interval')
+  axis.invert_yaxis()
+  finish(figure, file)
+
+
 def finish(figure, file: Path) -> None:
   for axis in figure.axes:
     axis.spines[['top', 'right']].set_visible(False)

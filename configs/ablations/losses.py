@@ -1,0 +1,19 @@
+"""What the student is distilled with (the paper's table 3).
+
+Every student starts where the base config lets it start and sees the same pairs of one teacher;
+only the loss differs. `hybrid` is the paper's Point-MSE + 0.4 Margin-MSE; the pairwise term on
+hard labels is off unless the row says so.
+"""
+
+SOFT = {'distill.hard': 0.0}
+ROWS = {
+  'labels only': ('finetuned', {}),
+  'Point-MSE': ('student', SOFT | {'distill.loss': 'point_mse'}),
+  'Margin-MSE': ('student', SOFT | {'distill.loss': 'margin_mse'}),
+  'hybrid': ('student', SOFT),
+  'hybrid + hard labels': ('student', {'distill.hard': 0.5}),
+  'RankNet': ('student', SOFT | {'distill.loss': 'ranknet'}),
+  'ADR-MSE': ('student', SOFT | {'distill.loss': 'adr_mse'}),
+  'listwise KL': ('student', SOFT | {'distill.loss': 'listwise_kl'}),
+  'teacher': ('teacher', {}),
+}

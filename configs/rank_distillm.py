@@ -1,0 +1,21 @@
+"""Rank-DistiLLM's two stages on the quickstart's data: contrastive, then a teacher's ranking.
+
+python -m disranker_jax.main --config configs/rank_distillm.py --workdir runs/rank_distillm
+
+First InfoNCE over each query's documents, the best-labelled against the others, then from there
+RankNet on the order in which the teacher puts the top of the first stage
+(--config.distill.loss=adr_mse for the paper's other choice). Teacher scores only give an order, so
+they are not standardised; no hard-label term. Minutes on two cores, as configs/quickstart.py.
+"""
+
+import pathlib
+import runpy
+
+
+def get_config():
+  c = runpy.run_path(str(pathlib.Path(__file__).with_name('quickstart.py')))['get_config']()
+  c.name = 'rank_distillm'
+  c.finetune.loss = 'info_nce'
+  c.distill.update(start='finetune', loss='ranknet', standardise=False, hard=0.0)
+  c.score.judgements = False
+  return c
