@@ -12,7 +12,7 @@ import csv
 import runpy
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def parse_args(argv=None) -> argparse.Namespace:
   add('file', type=Path, metavar='FILE', help='what to compare, e.g. configs/ablations/losses.py')
   add('--config', type=Path, default=Path('configs/quickstart.py'), help='the base (%(default)s)')
   add('--set', action='append', default=[], metavar='KEY=VALUE', help='changes the base')
-  add('--rows', default='', help='only these, comma-separated; default: all')
+  add('--row', action='append', default=[], metavar='NAME', help='only this; may be repeated')
   add('--seeds', default='0', help="comma-separated, of the student's stages (%(default)s)")
   add('--folds', default='0', help='comma-separated, where data.holdout splits (%(default)s)')
   add('--workdir', type=Path, help="of all rows' runs; default: runs/ablations/FILE-CONFIG")
@@ -87,8 +87,8 @@ def parse_args(argv=None) -> argparse.Namespace:
   return parser.parse_args(argv)
 
 
-def load(file: Path, wanted: str = '') -> Table:
-  """The table of an ablation file, all its rows or the wanted ones (comma-separated names)."""
+def load(file: Path, wanted: Sequence[str] = ()) -> Table:
+  """The table of an ablation file, all its rows or the wanted ones and what they are compared with."""
   if not file.is_file():
     raise UserError(f'{file}: no such file; there are some in configs/ablations')
   try:
@@ -102,7 +102,7 @@ def load(file: Path, wanted: str = '') -> Table:
     if row.model not in NEEDED:
       raise UserError(f'{file}: {row.name}: model {row.model!r}: there are {", ".join(NEEDED)}')
   against = content.get('AGAINST', rows[0].name)
-  names = [name.strip() for name in wanted.split(',') if name.strip()] or [r.name for r in rows]
+  names = wanted or [row.name for row in rows]
   for name in (against, *names):
     if name not in [row.name for row in rows]:
       raise UserError(f'{file}: no row {name!r}; there are {", ".join(r.name for r in rows)}')
@@ -245,7 +245,7 @@ def slug(name: str) -> str:
 
 def main(argv=None) -> None:
   args = parse_args(argv)
-  table = load(args.file, args.rows)
+  table = load(args.file, args.row)
   if not args.config.is_file():
     raise UserError(f'--config={args.config}: no such file')
   label = f'{args.file.stem}-{args.config.stem}'
