@@ -20,4 +20,5 @@ def get_config():
   c.data.test = 'jsonl:data/test.jsonl'
   c.teacher.model = 'mistralai/Mistral-7B-v0.1'
   c.student.model = 'google-bert/bert-base-multilingual-cased'
+  c.mesh.update(data=1, fsdp=-1)  # all chips share one copy of the parameters
   return c

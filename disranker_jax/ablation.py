@@ -88,7 +88,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def load(file: Path, wanted: Sequence[str] = ()) -> Table:
-  """The table of an ablation file, all its rows or the wanted ones and what they are compared with."""
+  """What an ablation file says: all rows, or the wanted ones and what they are compared with."""
   if not file.is_file():
     raise UserError(f'{file}: no such file; there are some in configs/ablations')
   try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import sys
 from pathlib import Path
 
@@ -10,14 +11,34 @@ from ml_collections import ConfigDict
 
 from disranker_jax.errors import UserError
 
+FULL_OR_LOCKED = {
+  errno.ENOSPC: 'no space is left on the disk: free some',
+  errno.EDQUOT: 'the quota is used up: free some space',
+  errno.EROFS: 'the disk can only be read: mount it for writing, or give another --workdir',
+  errno.EACCES: 'permission denied: change it, or give another --workdir',
+  errno.EPERM: 'permission denied: change it, or give another --workdir',
+}
+
 
 @contextlib.contextmanager
 def guarded():
-  """Prints a UserError as one line and exits with 2; every other exception keeps its traceback."""
+  """Prints a UserError as one line and exits with 2; every other exception keeps its traceback.
+
+  Disks that are full or may not be written to are the person's to mend, too, wherever they show.
+  """
   try:
     yield
   except UserError as e:
     print(f'error: {e}', file=sys.stderr)
+    sys.exit(2)
+  except OSError as e:
+    if e.errno not in FULL_OR_LOCKED:
+      raise
+    where = f'{e.filename}: ' if e.filename else ''
+    print(
+      f'error: {where}{FULL_OR_LOCKED[e.errno]}; then the same command goes on from what is there',
+      file=sys.stderr,
+    )
     sys.exit(2)
 
 

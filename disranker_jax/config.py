@@ -119,6 +119,10 @@ def defaults() -> ConfigDict:
     0  # documents of a query that are scored, best first-stage rank first; 0: all
   )
   c.score.shard_queries = 1000  # queries in a shard, the unit of work that is never done twice
+  # Scores that say (nearly) nothing are an error: a deviation below this, or more than this share
+  # of the pairs of one query with the same score.
+  c.score.least_std = 1e-3
+  c.score.most_ties = 0.5
   c.score.judgements = True  # score the judged queries too, for distillation's hard-label term
   c.finetune = training(
     group_size=8, loss='pairwise_hinge', margin=0.1, epochs=2.0, learning_rate=2e-5

@@ -100,6 +100,13 @@ def any_of(value: bool) -> bool:
   return bool(multihost_utils.process_allgather(np.array(value)).any())
 
 
+def told(values: np.ndarray) -> np.ndarray:
+  """Process 0's array, in every process."""
+  if jax.process_count() == 1:
+    return values
+  return np.asarray(multihost_utils.broadcast_one_to_all(values))
+
+
 def add_up(values: np.ndarray) -> np.ndarray:
   """The sum of every process's array."""
   if jax.process_count() == 1:

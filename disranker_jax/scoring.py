@@ -3,6 +3,7 @@
 Shapes as in data/batches.py.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
@@ -85,8 +86,9 @@ class Scorer:
     self.blocks = 1 if self.rows % parts else parts
     self.shape = score_shape(self.scorer, self.rows, self.row_len).block(self.blocks)
     self._own = len(sharding.own_blocks(self.mesh, self.blocks))
-    self._compiled = None
-    self.seconds, self.pairs = 0.0, 0
+    self._compiled = self._ready = None
+    self.seconds = self.idle = 0.0  # the device at work, and waiting for the next batch
+    self.pairs = self.tokens = self.places = 0  # of this process's blocks; places may be padding
 
   def __call__(self, groups: Iterable[Group]) -> Iterator[tuple[Group, np.ndarray]]:
     """Each group with the scores of its documents, in order; every score is finite or it raises."""
@@ -96,38 +98,45 @@ class Scorer:
   def parts(self, parts: Iterable[tuple[object, Iterable[Group]]]):
     """(part, group, scores) of the groups of several parts, in order.
 
-    Blocks are packed anew for each part, so that a part's scores are the same to the last bit
-    whatever comes before it. Raises Stopped when asked to stop.
+    One batch is always with the device while the next is tokenised and packed. Blocks are packed
+    anew for each part, so that a part's scores are the same to the last bit whatever comes before
+    it. Raises Stopped when asked to stop.
     """
     waiting, done = [], []
-    blocks = self._blocks(parts, waiting)
+    self._ready = None
+    blocks, several = self._blocks(parts, waiting), jax.process_count() > 1
+    flight, last, stop, failure = None, False, False, None
     with (
       processes.StopRequest() as asked,
       processes.Watchdog('scoring', self.hang_s) as watchdog,
+      concurrent.futures.ThreadPoolExecutor(1) as waiter,
     ):
-      while True:
-        drawn, failure = [], None
-        try:
-          drawn = list(itertools.islice(blocks, self._own))
-        except UserError as e:
-          if jax.process_count() == 1:
-            raise
-          failure = e
-        said = {'more': bool(drawn), 'stop': bool(asked), 'failed': failure is not None}
-        if not drawn and jax.process_count() == 1:
-          break
-        counts = [count for count, _ in drawn]
-        scores, said = self._scores([block for _, block in drawn], said)
-        watchdog.beat()
-        if said['failed']:
-          raise failure or UserError('another process stopped with an error; see its message')
-        for count, block in zip(counts, scores, strict=False):
-          done += block[:count].tolist()
-        yield from self._finished(waiting, done)
-        if said['stop']:
-          raise asked.stopped('scoring: stopped')
-        if not said['more']:
-          break
+      while not last or flight is not None:
+        begun = None
+        if not last:
+          try:
+            drawn = list(itertools.islice(blocks, self._own))
+          except UserError as e:
+            if not several:
+              raise
+            drawn, failure = [], e
+          if drawn or several:  # the others may have some left
+            said = {'more': bool(drawn), 'stop': bool(asked), 'failed': failure is not None}
+            begun = self._begin(drawn, said, waiter)
+          last = begun is None
+        if flight is not None:
+          scores, said = self._end(*flight)
+          watchdog.beat()
+          if said['failed']:
+            raise failure or UserError('another process stopped with an error; see its message')
+          done += scores
+          yield from self._finished(waiting, done)
+          # What the processes said of this batch ends them all after the next, which is begun.
+          stop |= said['stop']
+          last |= said['stop'] or not said['more']
+        flight = begun
+    if stop:
+      raise asked.stopped('scoring: stopped')
     yield from self._finished(waiting, done)
 
   def _finished(self, waiting: list, done: list):
@@ -150,23 +159,38 @@ class Scorer:
       for doc in self.prompt.encode(group.query, group.docs):
         yield EncodedGroup([doc], none, none, group.query_id)
 
-  def _scores(self, blocks: list[dict], said: dict) -> tuple[list[np.ndarray], dict]:
-    """Scores of each block's documents, in order, and what any process said."""
+  def _begin(self, drawn: list[tuple[int, dict]], said: dict, waiter) -> tuple:
+    """Gives the device a batch; what `_end` needs."""
+    blocks = [block for _, block in drawn]
     filling = self.shape.zeros(self._own - len(blocks)) if len(blocks) < self._own else None
     batch = join([*blocks, *([filling] if filling else [])])
     placed = sharding.put_batch(batch, self.mesh, self.blocks)
     flags = sharding.flags(self.mesh, **said)
     if self._compiled is None:  # compiling is not scoring time
       self._compiled = self.lower(self.variables, placed, flags).compile()
-    begin = time.monotonic()
-    scores_GN, answers = self._compiled(self.variables, placed, flags)
+    self.pairs += int(batch['mask_GN'].sum())
+    self.tokens += int((batch['segments_BT'] > 0).sum())
+    self.places += batch['segments_BT'].size
+    begun = time.monotonic()
+    arrays = self._compiled(self.variables, placed, flags)
+    return [count for count, _ in drawn], begun, waiter.submit(self._fetch, *arrays)
+
+  def _fetch(self, scores_GN, answers) -> tuple[np.ndarray, dict, float]:
+    """Waits for the device, in a thread of its own: when it was ready is known to the moment."""
     scores = sharding.own_part(scores_GN, self.mesh, self.blocks)[:, 0]
-    self.seconds += time.monotonic() - begin
-    mask = batch['mask_GN'][:, 0]
-    self.pairs += int(mask.sum())
-    if processes.any_of(not np.isfinite(scores[mask]).all()):
+    return scores, {k: bool(v) for k, v in answers.items()}, time.monotonic()
+
+  def _end(self, counts: list[int], begun: float, fetched) -> tuple[list[float], dict]:
+    """Scores of a batch's documents, in order, and what any process said."""
+    scores, said, ready = fetched.result()
+    before = self._ready if self._ready is not None else begun
+    self.seconds += ready - max(begun, before)
+    self.idle += max(0.0, begun - before)
+    self._ready = ready
+    if said['broken']:
       raise UserError('the model gives scores that are not finite; its parameters are broken')
-    return np.split(scores, self._own), {k: bool(v) for k, v in answers.items()}
+    blocks = np.split(scores, self._own)
+    return [x for n, block in zip(counts, blocks, strict=False) for x in block[:n].tolist()], said
 
   def lower(self, variables, batch, flags):
     """The step, traced, of arrays or shapes on the mesh."""
@@ -175,7 +199,10 @@ class Scorer:
     scores = score_fn(self.ranker, self.scorer)
 
     def step(variables, batch, flags):
-      return scores(variables, batch), {k: jnp.any(v) for k, v in flags.items()}
+      scores_GN = scores(variables, batch)
+      answers = {k: jnp.any(v) for k, v in flags.items()}
+      broken = jnp.any(batch['mask_GN'] & ~jnp.isfinite(scores_GN))
+      return scores_GN, answers | {'broken': broken}
 
     with jax.set_mesh(self.mesh):
       return jax.jit(step, out_shardings=(rows, everywhere)).lower(variables, batch, flags)

@@ -14,7 +14,7 @@ from disranker_jax import main, processes
 def arm(stage: str, process: str, count: int) -> None:
   from disranker_jax import pipeline, scoring  # arrays are made by some of what they import
 
-  run_stage, scores = pipeline.run_stage, scoring.Scorer._scores
+  run_stage, begin = pipeline.run_stage, scoring.Scorer._begin
   now, calls = [''], []
 
   def stage_begins(the, begun, *rest):
@@ -26,9 +26,9 @@ def arm(stage: str, process: str, count: int) -> None:
       calls.append(stage)
       if len(calls) == count:
         os.kill(os.getpid(), signal.SIGTERM)
-    return scores(self, *args)
+    return begin(self, *args)
 
-  pipeline.run_stage, scoring.Scorer._scores = stage_begins, scored
+  pipeline.run_stage, scoring.Scorer._begin = stage_begins, scored
 
 
 def started(start, bomb) -> None:

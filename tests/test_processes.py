@@ -6,10 +6,9 @@ import json
 
 import gang
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import trainer
-
-from disranker_jax.stages.score import read_scores
 
 STEPS, BLOCKS = 8, 4
 
@@ -225,7 +224,10 @@ def assert_same_results(folder, reference) -> None:
       *(trainer.losses(f / 'run' / stage) for f in (folder, reference)), rtol=1e-4
     )
   for kind in ('candidates', 'judgements'):
-    rows, wanted = (list(read_scores(f / 'run/score/shards' / kind)) for f in (folder, reference))
+    rows, wanted = (
+      [tuple(row.values()) for row in pq.read_table(f / 'run/score/shards' / kind).to_pylist()]
+      for f in (folder, reference)
+    )
     assert [row[:2] for row in rows] == [row[:2] for row in wanted]
     np.testing.assert_allclose(
       [row[2] for row in rows], [row[2] for row in wanted], rtol=1e-4, atol=1e-4

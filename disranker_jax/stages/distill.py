@@ -9,12 +9,12 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-from disranker_jax import losses, train
+from disranker_jax import losses, score_statistics, train
 from disranker_jax.data import batches
 from disranker_jax.data.records import Group
 from disranker_jax.scoring import score_fn
 from disranker_jax.stages import sides
-from disranker_jax.stages.score import ScoredGroups
+from disranker_jax.stages.score import ScoredGroups, stats
 
 
 def distillation_loss(scores, c, variables, batch):
@@ -56,7 +56,8 @@ def run(run) -> dict:
   student = sides.open_side(run.config.student)
   prompt = student.prompt()
   scored = ScoredGroups(run)
-  shift, scale = (scored.scores.mean(), scored.scores.std()) if c.standardise else (0.0, 1.0)
+  standard = score_statistics.together(stats(run)) if c.standardise else {'mean': 0.0, 'std': 1.0}
+  shift, scale = np.float32(standard['mean']), np.float32(standard['std'])
 
   def encode(record):
     group, scores = record
@@ -66,5 +67,5 @@ def run(run) -> dict:
   choose = functools.partial(draw, c.group_size)
   job = sides.job(run, 'distill', task(run.config, student.ranker), scored, encode, choose)
   train.fit(job, variables, run.mesh)
-  standard = {'mean': float(shift), 'std': float(scale)} if c.standardise else None
-  return {'steps': job.steps, 'rows': len(scored), 'standardised_by': standard}
+  told = {'standardised_by': standard} if c.standardise else {}
+  return {'steps': job.steps, 'rows': len(scored)} | told

@@ -1,28 +1,26 @@
 """The teacher scores the unlabeled pairs: a map over shards, each written once and never again.
 
-A shard is a Parquet file of (query_id, doc_id, score) for a fixed range of queries; one that is
-there is complete (it appears under its name only when it is whole), so a restart does the missing
-ones only.
+A restart, on any number of processes and devices, does the shards that are missing or damaged; at
+the end an audit asserts that every pair has exactly one finite score.
 """
 
+import bisect
 import gzip
+import hashlib
+import itertools
 import json
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from disranker_jax import processes
+from disranker_jax import manifest, processes, score_statistics
 from disranker_jax.data.records import Group
-from disranker_jax.errors import UserError
-from disranker_jax.progress import Progress
+from disranker_jax.progress import Progress, say
+from disranker_jax.shards import Shards
 from disranker_jax.stages import prepare, sides
 
-SCHEMA = pa.schema([('query_id', pa.string()), ('doc_id', pa.string()), ('score', pa.float32())])
+SAMPLE = 200  # queries by which the work is estimated
 
 
 def kinds(config) -> list[str]:
@@ -35,40 +33,98 @@ def run(run) -> dict:
   teacher = sides.open_teacher(run.config)
   variables = sides.trained(run, teacher, sides.TEACHER_STAGES)
   scorer = sides.scorer(run, teacher, variables, c.batch_rows, run.config.teacher.scorer)
-  stats = {}
+  made = maker(run, teacher)
   for kind in kinds(run.config):
     groups = prepare.records(run, kind)
-    folder = run.folder('score') / 'shards' / kind
-    folder.mkdir(parents=True, exist_ok=True)
-    score_shards(f'score {kind}', groups, folder, scorer, c)
+    shards = open_shards(run, kind, len(groups), made)
+    processes.first_alone('folder', lambda s=shards: s.folder.mkdir(parents=True, exist_ok=True))
+    score_missing(f'score {kind}', groups, shards, scorer, c)
     processes.barrier(f'{kind} are scored')
-    stats[kind] = statistics(groups, folder, c)
-  processes.first_alone('statistics', lambda: write_statistics(run, stats))
-  return {'pairs': sum(s['pairs'] for s in stats.values()), 'ms_per_pair': scorer.ms_per_pair}
+  say(f'score: {speed(scorer)}')
+  found = processes.first_alone('audit', lambda: finish(run)) or {}
+  results = {'pairs': sum(s['pairs'] for s in found.values()), 'ms_per_pair': scorer.ms_per_pair}
+  return results | {'padding': padding(scorer), 'idle': idle(scorer)}
 
 
-def score_shards(label: str, groups, folder: Path, scorer, c) -> None:
+def maker(run, teacher) -> dict:
+  """What decides a score beside the pair: noted in every shard."""
+  c = run.config.teacher
+  trained = [s for s in sides.TEACHER_STAGES if s in run.config.stages]
+  tokenizer = teacher.tokenizer.backend_tokenizer.to_str().encode()
+  return {
+    'model': c.model,
+    'parameters': [manifest.read(run.folder(stage))['fingerprint'] for stage in trained],
+    'precision': teacher.ranker.precision,
+    'scorer': c.scorer,
+    'tokenizer': hashlib.sha256(tokenizer).hexdigest()[:16],
+  }
+
+
+def open_shards(run, kind: str, queries: int, made: dict | None = None) -> Shards:
+  return Shards(
+    run.folder('score') / 'shards' / kind, queries, run.config.score.shard_queries, made
+  )
+
+
+def score_missing(label: str, groups, shards: Shards, scorer, c) -> None:
   """Scores the shards that are not there yet; each of several processes takes its share of them."""
-  size = c.shard_queries
-  files = {start: shard_file(folder, start, size) for start in range(0, len(groups), size)}
-  missing = [start for start, file in files.items() if not file.exists()]
-  # All processes must see the same shards missing, so none may begin before all have looked.
-  processes.barrier(f'{label}: looked')
+  seen = processes.first_alone(f'{label}: look', shards.missing) or []
+  # One list for all processes: what each sees changes as others finish.
+  missing = np.flatnonzero(processes.told(np.isin(range(len(shards)), seen))).tolist()
   own = missing[jax.process_index() :: jax.process_count()]
-  length = {start: min(size, len(groups) - start) for start in files}
+  if missing:
+    say(f'{label}: {estimate(groups, shards, missing, scorer.prompt, c)}')
 
-  def part(start):
-    return (chosen(groups[i], c.group_size) for i in range(start, start + length[start]))
+  def part(shard):
+    return (chosen(groups[i], c.group_size) for i in shards.span(shard))
 
-  done, rows = len(groups) - sum(length[s] for s in own), []
+  done, rows = len(groups) - sum(len(shards.span(s)) for s in own), []
   with Progress(label, len(groups), 'pairs', done) as progress:
-    for start, group, scores in scorer.parts((s, part(s)) for s in own):
+    for shard, group, scores in scorer.parts((s, part(s)) for s in own):
       rows.append((group, scores))
       done += 1
       progress.update(done, len(scores))
-      if len(rows) == length[start]:
-        write_shard(files[start], rows)
+      if len(rows) == len(shards.span(shard)):
+        shards.write(shard, rows)
         rows = []
+
+
+def estimate(groups, shards: Shards, missing: list[int], prompt, c) -> str:
+  """How much there is to do, from some of the missing shards' queries, or all of them if few."""
+  total = sum(len(shards.span(s)) for s in missing)
+  picks = np.unique(np.linspace(0, total - 1, min(SAMPLE, total)).astype(int)).tolist()
+  # All shards are full but the last, which is the last one here too.
+  places = [shards.span(missing[j // shards.size])[j % shards.size] for j in picks]
+  sample = [chosen(groups[i], c.group_size) for i in places]
+  pairs = sum(len(g.docs) for g in sample)
+  tokens = sum(len(d) for g in sample for d in prompt.encode(g.query, g.docs))
+  about = '' if len(picks) == total else 'about '
+  each = total / len(picks)
+  return (
+    f'{about}{pairs * each:,.0f} pairs, {tokens * each:,.0f} tokens, in {len(missing)} of '
+    f'{len(shards)} shards'
+  )
+
+
+def padding(scorer) -> float:
+  """The share of places in batches that held no token."""
+  return 1 - scorer.tokens / scorer.places if scorer.places else 0.0
+
+
+def idle(scorer) -> float:
+  """The share of time in which the device waited for its next batch."""
+  total = scorer.seconds + scorer.idle
+  return scorer.idle / total if total else 0.0
+
+
+def speed(scorer) -> str:
+  if not scorer.seconds:
+    return 'all shards were there'
+  rate = scorer.tokens / (scorer.seconds + scorer.idle)
+  return (
+    f'{rate:,.0f} tokens/s, {padding(scorer):.1%} padding, '
+    f'{idle(scorer):.1%} of the time the device waited for data'
+  )
 
 
 def chosen(group: Group, size: int) -> Group:
@@ -84,61 +140,42 @@ def chosen(group: Group, size: int) -> Group:
   return Group(group.query_id, group.query, tuple(docs))
 
 
-def shard_file(folder: Path, start: int, size: int) -> Path:
-  return folder / f'{start // size:05d}.parquet'
+def finish(run) -> dict[str, dict]:
+  """Audits every kind, writes stats.json and the teacher's run; raises if scores have collapsed."""
+  c, found = run.config.score, {}
+  for kind in kinds(run.config):
+    groups = prepare.records(run, kind)
+    shards = open_shards(run, kind, len(groups))
+    sizes, labels = [], []
 
+    def pairs_of(i, groups=groups, sizes=sizes, labels=labels):
+      group = chosen(groups[i], c.group_size)
+      sizes.append(len(group.docs))
+      labels.extend(d.label for d in group.docs)
+      return group.query_id, [d.doc_id for d in group.docs]
 
-def write_shard(file: Path, scored) -> None:
-  """Writes under another name first: a shard that can be seen is whole."""
-  columns = {'query_id': [], 'doc_id': [], 'score': []}
-  for group, scores in scored:
-    columns['query_id'] += [group.query_id] * len(group.docs)
-    columns['doc_id'] += [d.doc_id for d in group.docs]
-    columns['score'] += scores.tolist()
-  partial = file.with_suffix('.partial')
-  pq.write_table(pa.table(columns, SCHEMA), partial)
-  os.replace(partial, file)
-
-
-def read_scores(folder: Path) -> Iterator[tuple[str, str, float]]:
-  """(query_id, doc_id, score) of all shards, in order."""
-  for file in sorted(folder.glob('*.parquet')):
-    table = pq.read_table(file, schema=SCHEMA)
-    yield from zip(*(table.column(c).to_pylist() for c in SCHEMA.names), strict=True)
-
-
-def statistics(groups, folder: Path, c) -> dict:
-  """Mean, deviation, range of the scores; raises unless every pair has exactly one."""
-  rows = list(read_scores(folder))
-  scores = np.array([s for _, _, s in rows])
-  seen = {(q, d) for q, d, _ in rows}
-  wanted = 0
-  for i in range(len(groups)):
-    group = chosen(groups[i], c.group_size)
-    wanted += len(group.docs)
-    if not all((group.query_id, d.doc_id) in seen for d in group.docs):
-      raise UserError(f'{folder}: query {group.query_id!r} lacks scores; rerun with --rerun=score')
-  if not len(rows) == len(seen) == wanted:
-    raise UserError(f'{folder}: {len(rows)} scores for {wanted} pairs; rerun with --rerun=score')
-  return {
-    'queries': len(groups), 'pairs': len(rows), 'mean': float(scores.mean()),
-    'std': float(scores.std()), 'min': float(scores.min()), 'max': float(scores.max()),
-  }  # fmt: skip
-
-
-def write_statistics(run, stats: dict) -> None:
-  (run.folder('score') / 'stats.json').write_text(json.dumps(stats, indent=2) + '\n')
+    scores = shards.audit(pairs_of)
+    known = np.array(labels) if kind == 'judgements' else None
+    found[kind] = score_statistics.describe(scores, sizes, known)
+  manifest.write_json(run.folder('score') / 'stats.json', found)
   write_run(run)
+  for kind, of_kind in found.items():
+    score_statistics.refuse_collapsed(kind, of_kind, c)
+  return found
+
+
+def stats(run) -> dict[str, dict]:
+  """The statistics of each kind's scores."""
+  return json.loads((run.folder('score') / 'stats.json').read_text())
 
 
 def write_run(run) -> None:
   """The teacher's ranking of the candidates as a TREC run, for any tool that reads those."""
-  by_query: dict[str, list[tuple[float, str]]] = {}
-  for query, doc, score in read_scores(run.folder('score') / 'shards' / 'candidates'):
-    by_query.setdefault(query, []).append((score, doc))
+  shards = open_shards(run, 'candidates', len(prepare.records(run, 'candidates')))
   with gzip.open(run.folder('score') / 'teacher.run.gz', 'wt') as f:
-    for query, rows in by_query.items():
-      for rank, (score, doc) in enumerate(sorted(rows, reverse=True), 1):
+    for query, rows in itertools.groupby(shards.rows(), key=lambda row: row[0]):
+      ranked = sorted(((score, doc) for _, doc, score in rows), reverse=True)
+      for rank, (score, doc) in enumerate(ranked, 1):
         f.write(f'{query} Q0 {doc} {rank} {score:.9g} teacher\n')
 
 
@@ -146,23 +183,34 @@ class ScoredGroups:
   """Candidates (and judged queries) with the teacher's scores, by index: [i] -> (Group, scores)."""
 
   def __init__(self, run):
-    c = run.config.score
-    self._parts = []
+    self._size, self._parts, self._begins = run.config.score.group_size, [], [0]
     for kind in kinds(run.config):
       groups = prepare.records(run, kind)
-      scores = [s for _, _, s in read_scores(run.folder('score') / 'shards' / kind)]
-      sizes = [len(chosen(groups[i], c.group_size).docs) for i in range(len(groups))]
-      self._parts.append((groups, np.array(scores, np.float32), np.cumsum([0, *sizes])))
-    self._size = c.group_size
-    self.scores = np.concatenate([p[1] for p in self._parts])
+      scores, ends = loaded(open_shards(run, kind, len(groups)))
+      self._parts.append((groups, scores, ends))
+      self._begins.append(self._begins[-1] + len(groups))
 
   def __len__(self) -> int:
-    return sum(len(p[0]) for p in self._parts)
+    return self._begins[-1]
 
   def __getitem__(self, i: int) -> tuple[Group, np.ndarray]:
-    for groups, scores, ends in self._parts:
-      if i < len(groups):
-        group = chosen(groups[i], self._size)
-        return group, scores[ends[i] : ends[i + 1]]
-      i -= len(groups)
-    raise IndexError(i)
+    part = bisect.bisect_right(self._begins, i) - 1
+    groups, scores, ends = self._parts[part]
+    i -= self._begins[part]
+    return chosen(groups[i], self._size), scores[ends[i] : ends[i + 1]]
+
+
+def loaded(shards: Shards) -> tuple[np.ndarray, np.ndarray]:
+  """All scores in order, and where each query's begin (and the last one's end)."""
+  scores, sizes = [], []
+  for shard in range(len(shards)):
+    table = shards.read(shard)
+    scores.append(table.column('score').to_numpy())
+    queries = itertools.groupby(table.column('query_id').to_pylist())
+    sizes += [len(list(rows)) for _, rows in queries]
+  return np.concatenate(scores), np.cumsum([0, *sizes])
+
+
+def rows(run, kind: str) -> Iterator[tuple[str, str, float]]:
+  """(query_id, doc_id, score) of a kind, in order."""
+  return open_shards(run, kind, len(prepare.records(run, kind))).rows()

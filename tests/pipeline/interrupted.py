@@ -9,8 +9,7 @@ import os
 import signal
 import sys
 
-from disranker_jax import main, train
-from disranker_jax.stages import score
+from disranker_jax import main, shards, train
 
 
 def exploding(write, matches, count: int, number: int):
@@ -32,7 +31,7 @@ if __name__ == '__main__':
   name, stage, count, *flags = sys.argv[1:]
   bomb = {'count': int(count), 'number': signal.Signals[name]}
   if stage == 'score':
-    score.write_shard = exploding(score.write_shard, lambda *_: True, **bomb)
+    shards.Shards.write = exploding(shards.Shards.write, lambda *_: True, **bomb)
   else:
     train.MetricsLog.write = exploding(
       train.MetricsLog.write, lambda log, *_: f'/{stage}/' in log._file.name, **bomb
