@@ -172,11 +172,13 @@ def stats(run) -> dict[str, dict]:
 def write_run(run) -> None:
   """The teacher's ranking of the candidates as a TREC run, for any tool that reads those."""
   shards = open_shards(run, 'candidates', len(prepare.records(run, 'candidates')))
-  with gzip.open(run.folder('score') / 'teacher.run.gz', 'wt') as f:
+  # Without its name and the time of writing the same scores are the same file.
+  file = run.folder('score') / 'teacher.run.gz'
+  with file.open('wb') as raw, gzip.GzipFile('', 'wb', fileobj=raw, mtime=0) as f:
     for query, rows in itertools.groupby(shards.rows(), key=lambda row: row[0]):
       ranked = sorted(((score, doc) for _, doc, score in rows), reverse=True)
       for rank, (score, doc) in enumerate(ranked, 1):
-        f.write(f'{query} Q0 {doc} {rank} {score:.9g} teacher\n')
+        f.write(f'{query} Q0 {doc} {rank} {score:.9g} teacher\n'.encode())
 
 
 class ScoredGroups:
