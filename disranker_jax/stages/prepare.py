@@ -1,10 +1,7 @@
 """Reads the four sources, checks every row, and writes them as ArrayRecord for the other stages."""
 
-import itertools
-
 from disranker_jax import processes
-from disranker_jax.data import builders, sources
-from disranker_jax.data.records import BadRows
+from disranker_jax.data import builders, preparing
 from disranker_jax.errors import UserError
 from disranker_jax.progress import say
 
@@ -34,18 +31,24 @@ def prepare(run) -> dict:
     if not data[kind]:
       readers = ', '.join(s for s in READERS[kind] if s in run.config.stages)
       raise UserError(f'config.data.{kind}: is empty, but read by {readers}; give an address')
-    folder = run.folder('prepare') / kind
-    quarantine = run.folder('prepare') / f'{kind}.quarantine.jsonl'
-    bad_rows = BadRows(data.on_bad_row, quarantine)
-    records = sources.read(data[kind], kind, depth=data.depth, bad_rows=bad_rows)
-    records = itertools.islice(records, data.limit[kind] or None)
-    rows = builders.write(kind, records, folder)
-    results[kind] = {'rows': rows, 'fingerprint': builders.fingerprint(folder)}
-    if bad_rows.quarantined:
-      results[kind]['quarantined'] = bad_rows.quarantined
-      say(f'prepare: {kind}: {bad_rows.quarantined} bad rows set aside in {quarantine}')
-    say(f'prepare: {kind}: {rows} {"clicks" if kind == "clicks" else "queries"} from {data[kind]}')
+    job = job_of(run, kind)
+    done = preparing.prepare(job)
+    results[kind] = {'rows': done.records, 'fingerprint': builders.fingerprint(job.folder)}
+    if done.quarantined:
+      results[kind]['quarantined'] = done.quarantined
+      say(f'prepare: {kind}: {done.quarantined} bad rows set aside in {job.quarantine}')
+    what = 'clicks' if kind == 'clicks' else 'queries'
+    say(f'prepare: {kind}: {done.records} {what} from {data[kind]}')
   return results
+
+
+def job_of(run, kind: str) -> preparing.Job:
+  """What is prepared for a kind, as the config asks."""
+  data, folder = run.config.data, run.folder('prepare') / kind
+  return preparing.Job(
+    data[kind], kind, folder, folder.with_name(f'{kind}.quarantine.jsonl'), depth=data.depth,
+    on_bad_row=data.on_bad_row, limit=data.limit[kind],
+  )  # fmt: skip
 
 
 def records(run, kind: str):
