@@ -40,8 +40,8 @@ def test_judgements_are_those_of_the_same_collection_as_files():
   assert len(library) == 323
 
   def table(groups):
-    # Not the summaries: the files have other white space.
-    return {g.query_id: {(d.doc_id, d.label, d.title) for d in g.docs} for g in groups}
+    # Not the texts: the files have other white space.
+    return {g.query_id: {(d.doc_id, d.label) for d in g.docs} for g in groups}
 
   assert table(library) == table(files)
 

@@ -28,16 +28,17 @@ CHUNK_ROWS = 100_000  # Rows of a source between two entries in the journal.
 RESULT = 'prepared.json'  # Beside the shards: what came of the job, and which it was.
 VERSION = 1  # Of the journal: work of another one is not gone on with.
 
-# What happens to records on their way, such as joining other teachers' scores: (records, scratch).
-Change = Callable[[Iterator[Record], Path], Iterator[Record]]
+# What happens to records on their way, such as joining other teachers' scores.
+Change = Callable[[Iterator[Record], BadRows, Path], Iterator[Record]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
   """One source to prepare, and where to.
 
-  `limit` is how many records are kept, 0: all. `change` is done to groups before they are written;
-  `asked` names it with its settings, so that other settings are other work.
+  `limit` is how many records are kept, 0: all. `changes` are done to groups before they are
+  written; `asked` names them with their settings, so that other settings are other work.
+  `read_as` is the kind that the source is read as, if not `kind`.
   """
 
   address: str
@@ -47,8 +48,9 @@ class Job:
   depth: int = 20
   on_bad_row: str = 'error'
   limit: int = 0
-  change: Change | None = None
+  changes: tuple[Change, ...] = ()
   asked: str = ''
+  read_as: str = ''
 
   @property
   def partial(self) -> Path:
@@ -57,7 +59,15 @@ class Job:
 
   def digest(self) -> str:
     """Names the work: the source as it is now and every setting that changes the result."""
-    settings = [self.kind, self.depth, self.on_bad_row, self.limit, self.asked, VERSION]
+    settings = [
+      self.kind,
+      self.read_as,
+      self.depth,
+      self.on_bad_row,
+      self.limit,
+      self.asked,
+      VERSION,
+    ]
     value = json.dumps([sources.fingerprint(self.address), settings])
     return hashlib.sha256(value.encode()).hexdigest()
 
@@ -70,6 +80,7 @@ class Prepared:
   rows: int
   quarantined: int
   wall_s: float
+  facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # what changes have to tell
 
 
 def prepare(job: Job) -> Prepared:
@@ -145,6 +156,7 @@ class Work:
   def run(self) -> Prepared:
     """Does all that is left to do."""
     job = self._job
+    kind = job.read_as or job.kind
     source = sources.row_files(job.address)
     if source is not None and job.kind == 'clicks':
       self._clicks(source)
@@ -155,15 +167,12 @@ class Work:
     else:
       scratch = job.partial / 'scratch'
       self._write(
-        sources.read(
-          job.address, job.kind, depth=job.depth, bad_rows=self._bad_rows, scratch=scratch
-        )
+        sources.read(job.address, kind, depth=job.depth, bad_rows=self._bad_rows, scratch=scratch)
       )
-    self._shards.close_shard()
-    self._save()
     result = Prepared(
       records=sum(self._shards.lengths), rows=self._bad_rows.rows_in,
       quarantined=self._bad_rows.quarantined, wall_s=self._state['wall_s'],
+      facts={k: v for change in job.changes for k, v in getattr(change, 'facts', {}).items()},
     )  # fmt: skip
     self._shards.finish(job.folder, {RESULT: dataclasses.asdict(result) | {'digest': self._digest}})
     self._finished = True
@@ -174,24 +183,28 @@ class Work:
     make, done = sources.made('clicks'), self._state['rows']
     left = (self._job.limit or math.inf) - sum(self._shards.lengths)
     with Count(self._label, 'rows', done) as progress:
-      for file, number, raw in source.places(done):
-        if left <= 0:
-          return
+      # Shards end between rows only: what a row has left behind the end of one would be lost.
+      def end_shard() -> None:
+        self._shards.close_shard()
+        self._save(rows=progress.count, bad_rows=self._bad_rows.mark())
+
+      for file, number, raw in source.places(done) if left else ():
         clicks = self._bad_rows.parse_all(file, number, raw, make)
         full = [self._shards.add(click) for click in clicks[: min(left, len(clicks))]]
         left -= len(full)
         progress.add(1)
         if any(full):
-          # Only between rows: what a row has left behind the end of a shard would be lost.
-          self._shards.close_shard()
-          self._save(rows=progress.count, bad_rows=self._bad_rows.mark())
+          end_shard()
+        if not left:
+          break
+      end_shard()
 
   def _read(self, source: sources.RowFiles, runs: Spool) -> None:
     """Checks every row once and leaves them on disk, sorted by query."""
     runs.rewind(self._state['runs'])
     if self._state['read']:
       return
-    make, bad_rows = sources.made(self._job.kind), self._bad_rows
+    make, bad_rows = sources.made(self._job.read_as or self._job.kind), self._bad_rows
     with Count(self._label, 'rows', self._state['rows']) as progress:
       places = source.places(self._state['rows'])
 
@@ -217,8 +230,8 @@ class Work:
   def _write(self, records: Iterator[Record]) -> None:
     """Writes records behind those that are in finished shards."""
     records = itertools.islice(records, self._job.limit or None)
-    if self._job.change is not None:
-      records = self._job.change(records, self._job.partial / 'scratch')
+    for change in self._job.changes:
+      records = change(records, self._bad_rows, self._job.partial / 'scratch')
     done = sum(self._shards.lengths)
     with Count(self._label, 'queries', done) as progress:
       for record in itertools.islice(records, done, None):
@@ -227,6 +240,8 @@ class Work:
         if full:
           self._shards.close_shard()
           self._save()
+    self._shards.close_shard()
+    self._save()
 
   def leave(self) -> None:
     """Removes what will not be gone on from."""

@@ -181,6 +181,7 @@ ROW_PARSERS: Mapping[str, Callable[[Any], Any]] = {
   'judgements': judgement,
   'candidates': candidate,
   'test': pooled,
+  'pooled': pooled,
 }
 
 

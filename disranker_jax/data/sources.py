@@ -30,7 +30,10 @@ from disranker_jax.data.shapes import Score
 from disranker_jax.errors import UserError
 
 KINDS = ('clicks', 'judgements', 'candidates', 'test')
-SCORES = 'scores'  # A kind of its own: what other teachers gave to pairs whose text is elsewhere.
+# Kinds of their own: what other teachers gave to pairs whose text is elsewhere; judgements with
+# the first stage's documents beside them, to draw negatives from.
+SCORES, POOLED = 'scores', 'pooled'
+ALL_KINDS = (*KINDS, SCORES, POOLED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +78,8 @@ def read(
   choice and all kept. `scratch` is a folder for large temporary files. Raises: UserError for an
   address nobody knows, and while reading for files and rows that are bad.
   """
-  if kind not in (*KINDS, SCORES):
-    raise ValueError(f'no records of kind {kind!r}, only {", ".join((*KINDS, SCORES))}')
+  if kind not in ALL_KINDS:
+    raise ValueError(f'no records of kind {kind!r}, only {", ".join(ALL_KINDS)}')
   if depth < 1:
     raise UserError(f'depth: is {depth}; give each query at least 1 document')
   scheme, rest = split(address, kind)
@@ -170,7 +173,8 @@ def _python_docs(rest: str, want: Want) -> Iterator[Click | Group]:
   if want.kind == 'clicks':
     return python_docs.clicks(packages)
   _no_scores('python_docs', rest, want)
-  return python_docs.groups(want.kind, want.depth, packages)
+  kind = 'judgements' if want.kind == POOLED else want.kind  # every document there is labelled
+  return python_docs.groups(kind, want.depth, packages)
 
 
 def _trec(rest: str, want: Want) -> Iterator[Click | Group | Score]:

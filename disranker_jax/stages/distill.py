@@ -15,6 +15,7 @@ from disranker_jax.data.records import Group
 from disranker_jax.scoring import score_fn
 from disranker_jax.stages import sides
 from disranker_jax.stages.score import ScoredGroups
+from disranker_jax.stages.teachers import TeacherScores
 
 
 def distillation_loss(scores, c, variables, batch):
@@ -44,6 +45,13 @@ def draw(size: int, record: tuple[Group, np.ndarray], rng) -> tuple[Group, np.nd
   return Group(group.query_id, group.query, docs), scores[chosen]
 
 
+def moments(scored) -> tuple[float, float]:
+  """Mean and deviation of the teacher's scores."""
+  if isinstance(scored, TeacherScores):
+    return scored.mean, scored.std
+  return scored.scores.mean(), scored.scores.std()
+
+
 def task(config, ranker) -> train.Task:
   """What is computed, of which shapes."""
   c = config.distill
@@ -55,8 +63,8 @@ def run(run) -> dict:
   c = run.config.distill
   student = sides.open_side(run.config.student)
   prompt = student.prompt()
-  scored = ScoredGroups(run)
-  shift, scale = (scored.scores.mean(), scored.scores.std()) if c.standardise else (0.0, 1.0)
+  scored = TeacherScores(run) if run.config.data.teachers else ScoredGroups(run)
+  shift, scale = moments(scored) if c.standardise else (0.0, 1.0)
 
   def encode(record):
     group, scores = record

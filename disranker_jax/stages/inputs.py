@@ -22,6 +22,9 @@ def outside(config, stage: str) -> dict[str, str]:
       for k in prepare.kinds(config)
       if config.data[k]
     }
+    if config.data.teachers:
+      prints = [sources.fingerprint(address) for address in config.data.teachers]
+      found['data.teachers'] = manifest.digest(prints)
   for side, stages in OPENS.items():
     folder = Path(config[side].model)
     if stage in stages and config[side].model and folder.is_dir():

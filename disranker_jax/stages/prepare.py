@@ -1,7 +1,11 @@
 """Reads the four sources, checks every row, and writes them as ArrayRecord for the other stages."""
 
+import json
+
 from disranker_jax import processes
-from disranker_jax.data import builders, preparing
+from disranker_jax.data import builders, preparing, sources
+from disranker_jax.data.negatives import Negatives
+from disranker_jax.data.teachers import Teachers
 from disranker_jax.errors import UserError
 from disranker_jax.progress import say
 
@@ -16,7 +20,11 @@ READERS = {
 
 def kinds(config) -> list[str]:
   """The kinds of records that the config's stages read."""
-  return [k for k, readers in READERS.items() if set(readers) & set(config.stages)]
+  stages = set(config.stages)
+  readers = dict(READERS)
+  if config.data.teachers and not config.distill.hard:
+    readers['judgements'] = ('sft', 'finetune')  # distill has all it needs in the candidates
+  return [kind for kind, names in readers.items() if stages & set(names)]
 
 
 def run(run) -> dict:
@@ -34,6 +42,8 @@ def prepare(run) -> dict:
     job = job_of(run, kind)
     done = preparing.prepare(job)
     results[kind] = {'rows': done.records, 'fingerprint': builders.fingerprint(job.folder)}
+    if done.facts:
+      results[kind]['teachers'] = done.facts
     if done.quarantined:
       results[kind]['quarantined'] = done.quarantined
       say(f'prepare: {kind}: {done.quarantined} bad rows set aside in {job.quarantine}')
@@ -45,9 +55,18 @@ def prepare(run) -> dict:
 def job_of(run, kind: str) -> preparing.Job:
   """What is prepared for a kind, as the config asks."""
   data, folder = run.config.data, run.folder('prepare') / kind
+  depth, read_as, changes, asked = data.depth, '', [], []
+  if data.teachers and kind in ('candidates', 'judgements'):
+    changes.append(Teachers(data.teachers, drop=kind == 'candidates'))
+    asked += map(sources.fingerprint, data.teachers)
+  if data.negatives.count and kind == 'judgements':
+    changes.append(Negatives(**data.negatives, seed=run.config.seed))
+    asked.append(repr(changes[-1]))
+    depth, read_as = max(depth, data.negatives.last), sources.POOLED
   return preparing.Job(
-    data[kind], kind, folder, folder.with_name(f'{kind}.quarantine.jsonl'), depth=data.depth,
-    on_bad_row=data.on_bad_row, limit=data.limit[kind],
+    data[kind], kind, folder, folder.with_name(f'{kind}.quarantine.jsonl'), depth=depth,
+    on_bad_row=data.on_bad_row, limit=data.limit[kind], changes=tuple(changes),
+    asked=json.dumps(asked), read_as=read_as,
   )  # fmt: skip
 
 
