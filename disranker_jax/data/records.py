@@ -134,12 +134,17 @@ class BadRows:
     if self.mode == 'error':
       raise UserError(f'{file}:{line}:{bad}') from None
     self.quarantined += 1
-    if isinstance(raw, bytes):
-      raw = raw.decode('utf-8', 'backslashreplace').rstrip('\r\n')
-    entry = {'file': str(file), 'line': line, 'field': bad.field, 'reason': str(bad), 'row': raw}
     with self.path.open('a', encoding='utf-8') as out:
-      # ASCII on purpose: a bad row may hold what UTF-8 cannot encode.
-      out.write(json.dumps(entry, ensure_ascii=True, default=repr) + '\n')
+      out.write(entry(file, line, raw, bad) + '\n')
+
+
+def entry(file: Any, line: int, raw: Any, bad: BadRow) -> str:
+  """A bad row as a JSON line of the quarantine file."""
+  if isinstance(raw, bytes):
+    raw = raw.decode('utf-8', 'backslashreplace').rstrip('\r\n')
+  value = {'file': str(file), 'line': line, 'field': bad.field, 'reason': str(bad), 'row': raw}
+  # ASCII on purpose: a bad row may hold what UTF-8 cannot encode.
+  return json.dumps(value, ensure_ascii=True, default=repr)
 
 
 def click(row: Any) -> Click:
