@@ -83,11 +83,22 @@ def defaults() -> ConfigDict:
   c.hang_s = 1800.0
 
   c.data = ConfigDict()
-  # Addresses: 'python_docs:', 'jsonl:FILE' (globs, .gz), 'trec:FOLDER?qrels=...&run=...&pool=...'
+  # Addresses: 'python_docs:', 'jsonl:FILE' and 'parquet:FILE' (globs, .gz), 'ir_datasets:ID',
+  # 'trec:FOLDER?qrels=...&run=...&pool=...', 'tfds:FOLDER' (prepared). See docs/data.md.
   c.data.clicks = 'python_docs:'  # cpt learns from them
   c.data.judgements = 'python_docs:'  # sft and finetune
   c.data.candidates = 'python_docs:'  # unlabeled: score and distill
   c.data.test = 'python_docs:'
+  # Addresses of other teachers' scores of the candidates; with them there is no score stage.
+  c.data.teachers = ()
+  # Documents of the first stage that nobody judged, added to judgements as label 0.
+  c.data.negatives = ConfigDict()
+  c.data.negatives.count = 0  # how many for a query
+  c.data.negatives.first = 1  # drawn from these first-stage ranks
+  c.data.negatives.last = 100
+  # Only those that data.teachers put at least `margin` below every positive document.
+  c.data.negatives.guard = False
+  c.data.negatives.margin = 0.0
   c.data.depth = 20  # documents of the first stage that are kept for a query
   # Where training and test share their queries: this share of them is for the test alone, chosen by
   # a hash of the query; fold 1, 2, ... choose other ones. 0: the sources are apart already.
@@ -207,8 +218,18 @@ def check_stages(flat: dict) -> None:
     present += [f'export of {m}' for m in flat['export.models']]
   if 'distill' in stages:
     present.append(f'distill.start={flat["distill.start"]}')
+  needs = dict(NEEDS)
+  if flat['data.teachers']:
+    if 'score' in stages:
+      raise UserError(
+        'config.stages: lists score, but config.data.teachers gives the scores; '
+        'take one of the two out'
+      )
+    needs['distill'] = ('prepare',)
+  elif flat['data.negatives.guard']:
+    raise UserError('config.data.negatives.guard: needs the scores of config.data.teachers')
   for reader in present:
-    if missing := [s for s in NEEDS.get(reader, ()) if s not in stages]:
+    if missing := [s for s in needs.get(reader, ()) if s not in stages]:
       raise UserError(f'config.stages: {reader} needs {", ".join(missing)}, which is not listed')
 
 
@@ -235,7 +256,7 @@ NEEDS = {
 LOWEST = {
   'batch_rows': 1, 'accumulate': 1, 'blocks': 1, 'save_every': 1, 'shard_queries': 1,
   'group_size': 2, 'max_len': 8, 'max_query_len': 1, 'depth': 1, 'max_steps': 0, 'epochs': 0,
-  'explode': 0, 'hang_s': 0, 'holdout': 0, 'fold': 0,
+  'explode': 0, 'hang_s': 0, 'holdout': 0, 'fold': 0, 'count': 0, 'first': 1, 'last': 1,
 }  # fmt: skip
 TRAINING = ('cpt', 'sft', 'finetune', 'distill')
 

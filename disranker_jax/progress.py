@@ -56,6 +56,35 @@ class Progress:
     self._step = step
 
 
+class Count:
+  """Counts what has no known end, and says so every few seconds; a context manager."""
+
+  def __init__(self, label: str, unit: str, start: int = 0):
+    self._label, self._unit = label, unit
+    self.count = self._first = start
+    self._begin = self._shown = time.monotonic()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    if self._shown > self._begin:  # said something before: say how it ended
+      self._say(time.monotonic())
+
+  def add(self, more: int) -> None:
+    self.count += more
+    # Asking for the time costs as much as a row of data.
+    if self.count & 1023 < more:
+      now = time.monotonic()
+      if now - self._shown >= LINE_SECONDS:
+        self._say(now)
+
+  def _say(self, now: float) -> None:
+    rate = (self.count - self._first) / max(now - self._begin, 1e-9)
+    say(f'{self._label}: {self.count:,} {self._unit}, {rate:,.0f}/s')
+    self._shown = now
+
+
 def clock(seconds: float) -> str:
   """75 -> '1m15s'."""
   minutes, seconds = divmod(round(seconds), 60)

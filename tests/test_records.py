@@ -1,6 +1,5 @@
 """Rows: what is accepted, what is refused in which words, and that every row is accounted for."""
 
-import json
 import math
 
 import pytest
@@ -88,44 +87,6 @@ def test_a_bad_row_says_where_what_and_what_to_do(kind, row, field, says):
   message = str(caught.value)
   assert message.startswith(f'f.jsonl:7:{field}: ')
   assert says in message and '; ' in message and '\n' not in message
-
-
-def rows_of(*dicts):
-  return [('f.jsonl', i, row, records.judgement) for i, row in enumerate(dicts, 1)]
-
-
-def test_rows_of_a_query_gather_in_first_seen_order():
-  rows = rows_of(
-    changed(query_id='b', doc_id='2'), changed(query_id='a'), changed(query_id='b', doc_id='1')
-  )
-  groups = records.grouped(rows, BadRows())
-  assert [(g.query_id, [d.doc_id for d in g.docs]) for g in groups] == [
-    ('b', ['2', '1']), ('a', ['d1']),
-  ]  # fmt: skip
-
-
-def test_a_document_twice_and_a_query_with_two_texts_are_bad():
-  with pytest.raises(UserError, match=r"f\.jsonl:2:doc_id: 'd1' is there twice"):
-    records.grouped(rows_of(GOOD, GOOD), BadRows())
-  with pytest.raises(UserError, match=r"f\.jsonl:2:query: query_id 'q1' was 'red fox' before"):
-    records.grouped(rows_of(GOOD, changed(doc_id='d2', query='x')), BadRows())
-
-
-def test_quarantine_keeps_bad_rows_with_reasons_and_counts(tmp_path):
-  bad_rows = BadRows('quarantine', tmp_path / 'deep' / 'bad.jsonl')
-  groups = records.grouped(
-    rows_of(GOOD, changed(label=-2), GOOD, changed(doc_id='d2'), changed(query='\ud800')), bad_rows
-  )
-  assert [d.doc_id for g in groups for d in g.docs] == ['d1', 'd2']
-  assert (bad_rows.rows_in, bad_rows.kept, bad_rows.quarantined) == (5, 2, 3)
-  entries = [json.loads(line) for line in bad_rows.path.read_text().splitlines()]
-  assert [(e['line'], e['field']) for e in entries] == [(2, 'label'), (3, 'doc_id'), (5, 'query')]
-  assert entries[0]['row'] == changed(label=-2) and 'is -2' in entries[0]['reason']
-
-
-def test_a_bad_row_leaves_no_query_behind(tmp_path):
-  rows = rows_of(changed(query_id='q9', label=-1))
-  assert records.grouped(rows, BadRows('quarantine', tmp_path / 'bad.jsonl')) == []
 
 
 def test_settings_of_bad_rows_are_checked(tmp_path):

@@ -6,11 +6,13 @@ import json
 import math
 import pathlib
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from disranker_jax.data import sources
+from disranker_jax.data import builders, sources
 from disranker_jax.data.records import UNJUDGED, BadRows, Click
 from disranker_jax.data.sources import read
 from disranker_jax.errors import UserError
@@ -209,6 +211,30 @@ class TestTrec:
     assert 'other.run: does not exist' in error(f'trec:{folder}?run=other.run', 'judgements')
     assert 'is no folder' in error(f'trec:{folder}/nowhere', 'test')
 
+  def test_runs_of_three_columns_and_margin_files(self, folder):
+    (folder / 'short.run').write_text('q1 d1 3\nq1\td2\t4.5\nq2 d1 1\n')
+    found = table(f'trec:{folder}?run=short.run', 'candidates')
+    assert found['q1'] == [('d2', UNJUDGED, 1, True), ('d1', UNJUDGED, 2, True)]
+    # positive score, negative score, query, positive, negative; positives repeat.
+    rows = ('9 1 q1 d1 d2', '9 -2.5 q1 d1 d3', '4 5 q2 d1 d2')
+    (folder / 'margins.tsv').write_text('\n'.join(rows).replace(' ', '\t'))
+    groups = list(read(f'trec:{folder}?run=margins.tsv', 'candidates'))
+    assert [[(d.doc_id, d.score) for d in g.docs] for g in groups] == [
+      [('d1', 9), ('d2', 1), ('d3', -2.5)],
+      [('d2', 5), ('d1', 4)],
+    ]
+    (folder / 'bad.run').write_text('q1 d1\n')
+    assert 'bad.run:1:row: has 2 columns' in error(f'trec:{folder}?run=bad.run', 'candidates')
+
+  def test_bm25_makes_a_run_of_the_documents_file(self, folder):
+    docs = [{'doc_id': f'd{i}', 'title': t, 'summary': ''} for i, t in ((1, 'red fox'), (2, 'dog'))]
+    (folder / 'docs.jsonl.gz').write_bytes(gzip.compress(jsonl(*docs)))
+    groups = list(read(f'trec:{folder}?run=bm25', 'candidates'))
+    assert [(g.query_id, [(d.doc_id, d.rank) for d in g.docs]) for g in groups] == [
+      ('q1', [('d1', 1)]), ('q2', [('d2', 1)]),
+    ]  # fmt: skip
+    assert all(doc.score > 0 for group in groups for doc in group.docs)
+
   def test_clicks_can_hold_out_queries(self, folder):
     clicks = [{'query': q, 'title': 't', 'summary': ''} for q in ('red fox', 'green cat', 'other')]
     (folder / 'clicks.jsonl').write_bytes(jsonl(*clicks))
@@ -254,6 +280,49 @@ class TestTrec:
     (folder / 'docs.jsonl.gz').unlink()
     (folder / 'docs.jsonl').write_bytes(jsonl({'doc_id': 'd1', 'title': 3, 'summary': ''}))
     assert f'{folder}/docs.jsonl:1:title: ' in error(f'trec:{folder}', 'test')
+
+
+class TestScores:
+  """Other teachers' scores, whatever file they are in."""
+
+  def test_a_run_a_margin_file_and_our_own_shards(self, tmp_path, folder):
+    (tmp_path / 'm.tsv').write_text('9\t1\tq1\td1\td2\n')
+    assert list(read(f'trec:{tmp_path}/m.tsv', 'scores')) == [('q1', 'd1', 9), ('q1', 'd2', 1)]
+    found = list(read(f'trec:{folder}', 'scores'))
+    assert ('q1', 'd2', 9.5) in found and len(found) == 5
+    rows = [{'query_id': 'q', 'doc_id': 'd', 'score': 0.25}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / '00000.parquet')
+    assert list(read(f'parquet:{tmp_path}/*.parquet', 'scores')) == [('q', 'd', 0.25)]
+
+  def test_a_score_that_is_none_is_a_bad_row(self, tmp_path):
+    path = tmp_path / 'a.jsonl'
+    path.write_text('{"query_id": "q", "doc_id": "d", "score": NaN}\n')
+    assert f'{path}:1:score: is nan' in error(f'jsonl:{path}', 'scores')
+    (tmp_path / 'a.run').write_text('q Q0 d 1 inf x\n')
+    assert 'a.run:1:score: is inf' in error(f'trec:{tmp_path}/a.run', 'scores')
+    assert "no teacher's scores" in error('python_docs:', 'scores')
+
+
+class TestTfds:
+  def test_prepared_data_is_a_source(self, tmp_path, folder):
+    groups = list(read(f'trec:{folder}', 'test', depth=2))
+    builders.write('test', groups, tmp_path / 'prepared')
+    address = f'tfds:{tmp_path}/prepared'
+    assert list(map(repr, read(address, 'test'))) == list(map(repr, groups))
+    candidates = list(read(address, 'candidates'))
+    assert {doc.label for group in candidates for doc in group.docs} == {UNJUDGED}
+    assert 'without a label' in error(address, 'judgements')
+    clicks = [Click('red fox', 't', 's', 3)]
+    builders.write('clicks', clicks, tmp_path / 'c')
+    assert list(read(f'tfds:{tmp_path}/c?split=rows', 'clicks')) == clicks
+
+  def test_mistakes_are_one_line(self, tmp_path):
+    (tmp_path / 'other').mkdir()
+    for address in (f'tfds:{tmp_path}/other', f'tfds:{tmp_path}/none', 'tfds:no_such_name'):
+      assert 'cannot be opened' in error(address)
+    builders.write('clicks', [Click('q', 't', 's')], tmp_path / 'c')
+    assert 'cannot be opened' in error(f'tfds:{tmp_path}/c?split=train')
+    assert 'names no dataset' in error('tfds:')
 
 
 def shared(name):

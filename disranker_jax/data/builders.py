@@ -7,20 +7,31 @@ does not have it. `tfds.data_source` and `tfds.builder_from_directory` read the 
 import contextlib
 import dataclasses
 import hashlib
+import json
 import logging
+import os
 import pathlib
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from tensorflow_datasets.core import naming
+from tensorflow_datasets.proto import tf_example_pb2
 
 from disranker_jax.data.records import Click, Document, Group
 from disranker_jax.errors import UserError
 
 KINDS = ('clicks', 'judgements', 'candidates', 'test')
 SPLIT = 'rows'
+SHARD_BYTES = 64 << 20  # Of serialised records in a file: some seconds of work.
+GROUPING = 'group_size:1'  # What TFDS writes: every record can be read alone.
+FIELDS = tuple(Document.__dataclass_fields__)
+INTEGERS = ('count', 'docs/label', 'docs/rank', 'docs/in_pool')
 
 Record = Click | Group
 
@@ -32,25 +43,112 @@ def write(kind: str, records: Iterable[Record], folder: str | pathlib.Path) -> i
   or if the folder holds something else.
   """
   folder = pathlib.Path(folder)
-  _check_kind(kind)
+  check_target(folder)
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  # Beside its final place, so that the rename at the end stays inside one file system.
+  with tempfile.TemporaryDirectory(prefix=f'.{folder.name}.', dir=folder.parent) as temp:
+    shards = Shards(kind, pathlib.Path(temp) / 'new')
+    for record in records:
+      if shards.add(record):
+        shards.close_shard()
+    shards.finish(folder)
+  return sum(shards.lengths)
+
+
+def check_target(folder: pathlib.Path) -> None:
+  """Raises: UserError if writing to the folder would replace anything but prepared data."""
   if (
     folder.exists() and not _is_prepared(folder) and (not folder.is_dir() or any(folder.iterdir()))
   ):
     raise UserError(f'{folder}: holds something that is not prepared data; give another folder')
-  records = iter(records)
-  first = next(records, None)
-  if first is None:
-    raise UserError(f'{folder}: there are no {kind} to prepare; check the address of the {kind}')
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  # Beside its final place, so that the rename at the end stays inside one file system.
-  with tempfile.TemporaryDirectory(prefix=f'.{folder.name}.', dir=folder.parent) as temp:
-    builder = Prepared(kind=kind, records=_chain(first, records), data_dir=f'{temp}/new')
-    with _quiet():
-      builder.download_and_prepare()
-    if folder.exists():
-      folder.rename(f'{temp}/old')
-    pathlib.Path(builder.data_dir).rename(folder)
-  return builder.written
+
+
+class Shards:
+  """Writes records into the numbered ArrayRecord files of a TFDS dataset, one after another.
+
+  A file appears under its name only once it is whole, so what `mark` says is there. Records go to
+  disk as they come.
+  """
+
+  def __init__(self, kind: str, folder: pathlib.Path):
+    _check_kind(kind)
+    self.kind, self.lengths, self.bytes = kind, [], 0
+    self._folder = folder
+    self._writer, self._open_length, self._open_bytes = None, 0, 0
+    folder.mkdir(parents=True, exist_ok=True)
+
+  def mark(self) -> dict[str, Any]:
+    """What is on disk, for `rewind` in a later process; call `close_shard` before."""
+    return {'lengths': self.lengths, 'bytes': self.bytes}
+
+  def rewind(self, mark: dict[str, Any]) -> None:
+    """Goes on behind the shards of a mark."""
+    self.lengths, self.bytes = list(mark['lengths']), mark['bytes']
+
+  def add(self, record: Record) -> bool:
+    """Writes a record; True if the shard is large enough to be closed."""
+    if self._writer is None:
+      self._writer = array_record_module.ArrayRecordWriter(str(self._path('.partial')), GROUPING)
+    data = serialize(record)
+    self._writer.write(data)
+    self._open_length += 1
+    self._open_bytes += len(data)
+    return self._open_bytes >= SHARD_BYTES
+
+  def close_shard(self) -> None:
+    """Makes what was added a shard of its own."""
+    if self._writer is not None:
+      self._writer.close()
+      os.replace(self._path('.partial'), self._path())
+      self.lengths.append(self._open_length)
+      self.bytes += self._open_bytes
+      self._writer, self._open_length, self._open_bytes = None, 0, 0
+
+  def finish(self, folder: pathlib.Path, notes: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Names the files as TFDS does, describes them, and moves them to their place.
+
+    `notes` are JSON values by file name, put beside them. Raises: UserError if there were no
+    records.
+    """
+    self.close_shard()
+    if not self.lengths:
+      what = f'there are no {self.kind} to prepare; check the address of the {self.kind}'
+      raise UserError(f'{folder}: {what}')
+    with quiet():
+      builder = Prepared(kind=self.kind, data_dir=str(self._folder / 'new'))
+      # The builder's own folder has its name and version in it.
+      new = pathlib.Path(builder.data_dir)
+      new.mkdir(parents=True, exist_ok=True)
+      names = naming.ShardedFileTemplate(
+        data_dir=new, dataset_name=self.kind, split=SPLIT, filetype_suffix='array_record'
+      )
+      for i in range(len(self.lengths)):
+        target = names.sharded_filepath(shard_index=i, num_shards=len(self.lengths))
+        if not target.exists():  # else a kill came between these renames
+          os.replace(self._path(number=i), target)
+      split = tfds.core.SplitInfo(
+        name=SPLIT, shard_lengths=self.lengths, num_bytes=self.bytes, filename_template=names
+      )
+      builder.info.set_splits(tfds.core.splits.SplitDict([split]))
+      builder.info.write_to_directory(new)
+    for name, value in notes.items():
+      (new / name).write_text(json.dumps(value, indent=2) + '\n')
+    replace(new, folder)
+
+  def _path(self, suffix: str = '', number: int | None = None) -> pathlib.Path:
+    number = len(self.lengths) if number is None else number
+    return self._folder / f'shard-{number:06d}{suffix}'
+
+
+def replace(new: pathlib.Path, folder: pathlib.Path) -> None:
+  """Puts a finished folder in its place, and what was there out of the way."""
+  if folder.exists():
+    old = new.with_name(f'{new.name}.old')
+    folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old)
+  else:
+    new.rename(folder)
 
 
 def open(kind: str, folder: str | pathlib.Path) -> 'Source':
@@ -90,7 +188,7 @@ class Source:
 
   def _open(self) -> None:
     try:
-      with _quiet():
+      with quiet():
         builder = tfds.builder_from_directory(self.folder)
         self.prepared_kind = builder.info.name
         self._rows = builder.as_data_source(SPLIT)
@@ -126,30 +224,34 @@ class Source:
 
 
 class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """The TFDS builder behind `write`; the dataset's name is the kind of its records."""
+  """The TFDS builder of prepared data; the dataset's name is the kind of its records.
 
-  VERSION = tfds.core.Version('1.0.0')
+  `examples` is for Apache Beam: a PTransform of (key, record's fields), see beam.py.
+  """
+
+  VERSION = tfds.core.Version('1.1.0')
   # Nothing is downloaded; looking that up would import importlib_resources, which TFDS needs here
   # without declaring it.
   url_infos = None
 
-  def __init__(self, *, kind: str, records: Iterable[Record], data_dir: str):
+  def __init__(self, *, kind: str, data_dir: str, examples: Any = None):
     # An instance attribute: TFDS takes the name from it, and would else take the class's.
     self.name = kind
-    self.written = 0
-    self._records = records
+    self._examples = examples
     super().__init__(data_dir=data_dir, file_format='array_record')
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(builder=self, features=features(self.name), disable_shuffling=True)
+    # Our own order is kept; Beam has none, so there TFDS orders by a hash of the key.
+    ordered = self._examples is None
+    return tfds.core.DatasetInfo(
+      builder=self, features=features(self.name), disable_shuffling=ordered
+    )
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
     return {SPLIT: self._generate_examples()}
 
-  def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-    for record in self._records:
-      yield self.written, _to_row(record)
-      self.written += 1
+  def _generate_examples(self) -> Any:
+    return self._examples
 
 
 def features(kind: str) -> tfds.features.FeaturesDict:
@@ -160,18 +262,38 @@ def features(kind: str) -> tfds.features.FeaturesDict:
       {'query': text(), 'title': text(), 'summary': text(), 'count': np.int32}
     )
   doc = {'doc_id': text(), 'title': text(), 'summary': text(), 'label': np.int32, 'rank': np.int32}
-  # As text: examples store floats in 32 bits, and a score should come back as it was.
-  doc |= {'score': text(), 'in_pool': np.bool_}
+  # As text: examples store floats in 32 bits, and scores should come back as they were.
+  doc |= {'score': text(), 'in_pool': np.bool_, 'teacher': text()}
   return tfds.features.FeaturesDict(
     {'query_id': text(), 'query': text(), 'docs': tfds.features.Sequence(doc)}
   )
 
 
-def _to_row(record: Record) -> dict[str, Any]:
+def to_row(record: Record) -> dict[str, Any]:
+  """A record's fields as `features` describes them."""
   if isinstance(record, Click):
     return dataclasses.asdict(record)
-  docs = [dataclasses.asdict(doc) | {'score': repr(float(doc.score))} for doc in record.docs]
+  docs = {name: [getattr(doc, name) for doc in record.docs] for name in FIELDS}
+  for name in ('score', 'teacher'):
+    docs[name] = [repr(float(value)) for value in docs[name]]
   return {'query_id': record.query_id, 'query': record.query, 'docs': docs}
+
+
+def serialize(record: Record) -> bytes:
+  """A record as the tf.Example that TFDS makes of it, ten times as fast (and tested to be it)."""
+  row = to_row(record)
+  columns = {f'docs/{name}': values for name, values in row.pop('docs', {}).items()}
+  columns |= {name: [value] for name, value in row.items()}
+  example = tf_example_pb2.Example()
+  for name, values in columns.items():
+    feature = example.features.feature[name]
+    if name in INTEGERS:
+      feature.int64_list.SetInParent()  # there even if the list is empty
+      feature.int64_list.value.extend(map(int, values))
+    else:
+      feature.bytes_list.SetInParent()
+      feature.bytes_list.value.extend([value.encode() for value in values])
+  return example.SerializeToString(deterministic=True)
 
 
 def _to_click(row: dict[str, Any]) -> Click:
@@ -181,9 +303,8 @@ def _to_click(row: dict[str, Any]) -> Click:
 
 def _to_group(row: dict[str, Any]) -> Group:
   # TFDS turns a sequence of dicts into a dict of lists.
-  decode = {'label': int, 'rank': int, 'score': float, 'in_pool': bool}
-  names = [field.name for field in dataclasses.fields(Document)]
-  columns = [[decode.get(name, bytes.decode)(v) for v in row['docs'][name]] for name in names]
+  decode = {'label': int, 'rank': int, 'score': float, 'in_pool': bool, 'teacher': float}
+  columns = [[decode.get(name, bytes.decode)(v) for v in row['docs'][name]] for name in FIELDS]
   docs = tuple(Document(*values) for values in zip(*columns, strict=True))
   return Group(row['query_id'].decode(), row['query'].decode(), docs)
 
@@ -197,13 +318,8 @@ def _is_prepared(folder: pathlib.Path) -> bool:
   return (folder / 'dataset_info.json').is_file() and (folder / 'features.json').is_file()
 
 
-def _chain(first: Record, rest: Iterator[Record]) -> Iterator[Record]:
-  yield first
-  yield from rest
-
-
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
   """Keeps TFDS from printing banners and progress bars into the run's log."""
   tfds.disable_progress_bar()
   logger = logging.getLogger('absl')

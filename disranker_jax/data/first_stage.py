@@ -1,13 +1,17 @@
 """The first stage that finds candidates for a ranker to re-rank: BM25."""
 
+import itertools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import bm25s
 import numpy as np
 
 logging.getLogger('bm25s').setLevel(logging.WARNING)
+
+
+QUERIES_AT_ONCE = 1000
 
 
 class HasText(Protocol):
@@ -41,6 +45,12 @@ class BM25:
     Equal scores stay in the documents' order, so the result is the same on every machine.
     """
     return [self._best(tokens, k) for tokens in _tokens(queries)]
+
+  def each(self, queries: Iterable[str], k: int) -> Iterator[list[tuple[int, float]]]:
+    """`top` of any number of queries, one by one."""
+    queries = iter(queries)
+    while batch := list(itertools.islice(queries, QUERIES_AT_ONCE)):
+      yield from self.top(batch, k)
 
   def _best(self, tokens: list[str], k: int) -> list[tuple[int, float]]:
     known = [token for token in tokens if self._index and token in self._index.vocab_dict]

@@ -7,8 +7,9 @@ checks of a row live here, so every source reports the same mistake in the same 
 import dataclasses
 import json
 import math
+import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from disranker_jax.errors import UserError
@@ -34,7 +35,7 @@ class Document:
 
   `rank` is the first stage's (1 = best, 0 = not retrieved or unknown) and `score` its score (NaN =
   unknown). `in_pool=False` marks a judged document that is not re-ranked but still counts in the
-  ideal ranking of metrics.
+  ideal ranking of metrics. `teacher` is the score that other teachers gave it (NaN = none).
   """
 
   doc_id: str
@@ -44,6 +45,7 @@ class Document:
   rank: int = 0
   score: float = math.nan
   in_pool: bool = True
+  teacher: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,7 +72,9 @@ class BadRows:
   {file, line, field, reason, row} and goes on. `rows_in == kept + quarantined` at any time.
   """
 
-  def __init__(self, mode: str = 'error', path: str | pathlib.Path | None = None):
+  def __init__(
+    self, mode: str = 'error', path: str | pathlib.Path | None = None, *, keep: bool = False
+  ):
     if mode not in ON_BAD_ROW:
       raise UserError(f'on_bad_row: unknown mode {mode!r}; choose one of {", ".join(ON_BAD_ROW)}')
     if mode == 'quarantine' and path is None:
@@ -80,14 +84,32 @@ class BadRows:
     self.rows_in = 0
     self.quarantined = 0
     if self.mode == 'quarantine':
-      # A leftover file of an earlier run would make the counts and the file disagree.
       self.path.parent.mkdir(parents=True, exist_ok=True)
-      self.path.write_text('')
+      # A leftover file of an earlier run would make the counts and the file disagree.
+      if not keep or not self.path.exists():
+        self.path.write_text('')
+
+  @classmethod
+  def nowhere(cls) -> 'BadRows':
+    """Leaves bad rows out without a word, for a second look at rows that are told of elsewhere."""
+    return cls('quarantine', os.devnull)
 
   @property
   def kept(self) -> int:
     """Rows that were accepted so far."""
     return self.rows_in - self.quarantined
+
+  def mark(self) -> dict[str, int]:
+    """Where the counts and the file stand, for `rewind` in a later process."""
+    size = self.path.stat().st_size if self.mode == 'quarantine' else 0
+    return {'rows_in': self.rows_in, 'quarantined': self.quarantined, 'bytes': size}
+
+  def rewind(self, mark: Mapping[str, int]) -> None:
+    """Forgets what came after a mark; the file must have been kept (`keep=True`)."""
+    self.rows_in, self.quarantined = mark['rows_in'], mark['quarantined']
+    if self.mode == 'quarantine':
+      with self.path.open('r+b') as file:
+        file.truncate(mark['bytes'])
 
   def parse(self, file: Any, line: int, raw: Any, make: Callable[[Any], Any]) -> Any:
     """Counts a row and returns `make(raw)`, or None if it was quarantined.
@@ -101,24 +123,35 @@ class BadRows:
       self.reject(file, line, raw, bad)
       return None
 
+  def parse_all(self, file: Any, line: int, raw: Any, make: Callable[[Any], list]) -> list:
+    """`parse` for a row that holds several records: each counts as a row."""
+    made = self.parse(file, line, raw, make) or []
+    self.rows_in += max(len(made) - 1, 0)
+    return made
+
   def reject(self, file: Any, line: int, raw: Any, bad: BadRow) -> None:
     """Turns down a row that was counted before, for instance for a document that is nowhere."""
     if self.mode == 'error':
       raise UserError(f'{file}:{line}:{bad}') from None
     self.quarantined += 1
-    if isinstance(raw, bytes):
-      raw = raw.decode('utf-8', 'backslashreplace').rstrip('\r\n')
-    entry = {'file': str(file), 'line': line, 'field': bad.field, 'reason': str(bad), 'row': raw}
     with self.path.open('a', encoding='utf-8') as out:
-      # ASCII on purpose: a bad row may hold what UTF-8 cannot encode.
-      out.write(json.dumps(entry, ensure_ascii=True, default=repr) + '\n')
+      out.write(entry(file, line, raw, bad) + '\n')
+
+
+def entry(file: Any, line: int, raw: Any, bad: BadRow) -> str:
+  """A bad row as a JSON line of the quarantine file."""
+  if isinstance(raw, bytes):
+    raw = raw.decode('utf-8', 'backslashreplace').rstrip('\r\n')
+  value = {'file': str(file), 'line': line, 'field': bad.field, 'reason': str(bad), 'row': raw}
+  # ASCII on purpose: a bad row may hold what UTF-8 cannot encode.
+  return json.dumps(value, ensure_ascii=True, default=repr)
 
 
 def click(row: Any) -> Click:
   """Checks a click row: query, title, summary and an optional count."""
-  row = _mapping(row)
-  query = _text(row, 'query', blank=False)
-  return Click(query, *_title_summary(row), _integer(row, 'count', low=1, default=1))
+  row = mapping(row)
+  query = text(row, 'query', blank=False)
+  return Click(query, *_title_summary(row), integer(row, 'count', low=1, default=1))
 
 
 def document(row: Any) -> Document:
@@ -126,9 +159,9 @@ def document(row: Any) -> Document:
 
   Both texts may be empty: collections have such documents, and judgements that name them.
   """
-  row = _mapping(row)
-  doc_id = _id(row, 'doc_id')
-  return Document(doc_id, _text(row, 'title', blank=True), _text(row, 'summary', blank=True))
+  row = mapping(row)
+  doc_id = identifier(row, 'doc_id')
+  return Document(doc_id, text(row, 'title', blank=True), text(row, 'summary', blank=True))
 
 
 def judgement(row: Any) -> tuple[str, str, Document]:
@@ -153,71 +186,47 @@ ROW_PARSERS: Mapping[str, Callable[[Any], Any]] = {
   'judgements': judgement,
   'candidates': candidate,
   'test': pooled,
+  'pooled': pooled,
 }
 
 
-def grouped(
-  rows: Iterable[tuple[Any, int, Any, Callable[[Any], Row]]], bad_rows: BadRows
-) -> list[Group]:
-  """Gathers rows `(file, line, raw, parser)` into groups, both in first-seen order.
-
-  A document given twice for a query and a query_id with two texts are bad rows: which of the two
-  is right nobody can say.
-  """
-  queries: dict[str, str] = {}
-  docs: dict[str, dict[str, Document]] = {}
-
-  def add(raw: Any, parser: Callable[[Any], Row]) -> bool:
-    query_id, query, doc = parser(raw)
-    if queries.get(query_id, query) != query:
-      raise BadRow(
-        'query',
-        f'query_id {query_id!r} was {queries[query_id]!r} before and is now {query!r}',
-        'give each query text its own query_id',
-      )
-    if doc.doc_id in docs.get(query_id, ()):
-      raise BadRow(
-        'doc_id', f'{doc.doc_id!r} is there twice for query_id {query_id!r}', 'keep one of the rows'
-      )
-    queries[query_id] = query
-    docs.setdefault(query_id, {})[doc.doc_id] = doc
-    return True
-
-  for file, line, raw, parser in rows:
-    bad_rows.parse(file, line, raw, lambda raw, parser=parser: add(raw, parser))
-  return [Group(key, text, tuple(docs[key].values())) for key, text in queries.items()]
-
-
 def _row(row: Any, *, needs_label: bool, reads_label: bool = True) -> Row:
-  row = _mapping(row)
+  row = mapping(row)
   label = UNJUDGED
   if needs_label and row.get('label') is None:
     raise BadRow('label', 'is missing', 'give the grade as an integer, 0 = not relevant')
-  query_id = _id(row, 'query_id')
-  query = _text(row, 'query', blank=False)
-  doc_id = _id(row, 'doc_id')
+  query_id = identifier(row, 'query_id')
+  query = text(row, 'query', blank=False)
+  doc_id = identifier(row, 'doc_id')
   title, summary = _title_summary(row)
   if reads_label:
-    label = _integer(row, 'label', low=0, default=UNJUDGED)
-  rank = _integer(row, 'rank', low=1, default=0)
-  return query_id, query, Document(doc_id, title, summary, label, rank, _score(row))
+    label = integer(row, 'label', low=0, default=UNJUDGED)
+  rank = integer(row, 'rank', low=1, default=0)
+  return query_id, query, Document(doc_id, title, summary, label, rank, score(row))
 
 
-def _mapping(row: Any) -> Mapping[str, Any]:
+def mapping(row: Any) -> Mapping[str, Any]:
+  """The row if it has named fields. Raises: BadRow."""
   if not isinstance(row, Mapping):
     raise BadRow('row', f'is {_found(row)}', 'write one JSON object {...} with named fields a line')
   return row
 
 
-def _id(row: Mapping[str, Any], field: str) -> str:
-  """An id: text without white space, which separates the columns of TREC runs and qrels."""
-  value = _text(row, field, blank=False)
+def identifier(row: Mapping[str, Any], field: str, *, number: bool = False) -> str:
+  """An id: text without white space, which separates the columns of TREC runs and qrels.
+
+  `number` also takes an integer, as other tools write them.
+  """
+  if number and isinstance(row.get(field), int) and not isinstance(row[field], bool):
+    row = {field: str(row[field])}
+  value = text(row, field, blank=False)
   if len(value.split()) != 1 or value != value.strip():
     raise BadRow(field, f'{value!r} holds white space', 'replace it, by an underscore for example')
   return value
 
 
-def _text(row: Mapping[str, Any], field: str, *, blank: bool) -> str:
+def text(row: Mapping[str, Any], field: str, *, blank: bool) -> str:
+  """A field that is valid text, and not blank unless that is allowed. Raises: BadRow."""
   if field not in row:
     raise BadRow(field, 'is missing', f'add "{field}" as a string')
   value = row[field]
@@ -233,13 +242,14 @@ def _text(row: Mapping[str, Any], field: str, *, blank: bool) -> str:
 
 
 def _title_summary(row: Mapping[str, Any]) -> tuple[str, str]:
-  title, summary = _text(row, 'title', blank=True), _text(row, 'summary', blank=True)
+  title, summary = text(row, 'title', blank=True), text(row, 'summary', blank=True)
   if not title.strip() and not summary.strip():
     raise BadRow('title', 'and summary are both empty', 'fill in one of them or remove the row')
   return title, summary
 
 
-def _integer(row: Mapping[str, Any], field: str, *, low: int, default: int) -> int:
+def integer(row: Mapping[str, Any], field: str, *, low: int, default: int) -> int:
+  """A field that is an integer of `low` or more, or is not there. Raises: BadRow."""
   value = row.get(field)
   if value is None:  # Parquet has no other way to leave a field out.
     return default
@@ -252,7 +262,8 @@ def _integer(row: Mapping[str, Any], field: str, *, low: int, default: int) -> i
   return value
 
 
-def _score(row: Mapping[str, Any]) -> float:
+def score(row: Mapping[str, Any]) -> float:
+  """The field `score` as a finite number, NaN if it is not there. Raises: BadRow."""
   value = row.get('score')
   if value is None:
     return math.nan

@@ -9,12 +9,13 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-from disranker_jax import losses, score_statistics, train
+from disranker_jax import losses, train
 from disranker_jax.data import batches
 from disranker_jax.data.records import Group
 from disranker_jax.scoring import score_fn
 from disranker_jax.stages import sides
-from disranker_jax.stages.score import ScoredGroups, stats
+from disranker_jax.stages.score import ScoredGroups
+from disranker_jax.stages.teachers import TeacherScores
 
 
 def distillation_loss(scores, c, variables, batch):
@@ -55,17 +56,16 @@ def run(run) -> dict:
   c = run.config.distill
   student = sides.open_side(run.config.student)
   prompt = student.prompt()
-  scored = ScoredGroups(run)
-  standard = score_statistics.together(stats(run)) if c.standardise else {'mean': 0.0, 'std': 1.0}
-  shift, scale = np.float32(standard['mean']), np.float32(standard['std'])
+  scored = TeacherScores(run) if run.config.data.teachers else ScoredGroups(run)
+  mean, std = (scored.mean, scored.std) if c.standardise else (0.0, 1.0)
 
   def encode(record):
     group, scores = record
-    return batches.encode_group(prompt, group, (scores - shift) / scale)
+    return batches.encode_group(prompt, group, (scores - np.float32(mean)) / np.float32(std))
 
   variables = sides.trained(run, student, (c.start,) if c.start else ())
   choose = functools.partial(draw, c.group_size)
   job = sides.job(run, 'distill', task(run.config, student.ranker), scored, encode, choose)
   train.fit(job, variables, run.mesh)
-  told = {'standardised_by': standard} if c.standardise else {}
+  told = {'standardised_by': {'mean': mean, 'std': std}} if c.standardise else {}
   return {'steps': job.steps, 'rows': len(scored)} | told

@@ -1,10 +1,9 @@
 """Fingerprints of what stages take from outside the workdir: source files, local model folders."""
 
-import glob
-import platform
 from pathlib import Path
 
 from disranker_jax import manifest
+from disranker_jax.data import sources
 from disranker_jax.stages import prepare
 
 # Stages that open the models of the two sides.
@@ -18,24 +17,19 @@ def outside(config, stage: str) -> dict[str, str]:
   """{'data.clicks': fingerprint, ...}: changes when a file does; names from a hub do not change."""
   found = {}
   if stage == 'prepare':
-    found = {f'data.{k}': address(config.data[k]) for k in prepare.kinds(config)}
+    found = {
+      f'data.{k}': manifest.digest(sources.fingerprint(config.data[k]))
+      for k in prepare.kinds(config)
+      if config.data[k]
+    }
+    if config.data.teachers:
+      prints = [sources.fingerprint(address) for address in config.data.teachers]
+      found['data.teachers'] = manifest.digest(prints)
   for side, stages in OPENS.items():
     folder = Path(config[side].model)
     if stage in stages and config[side].model and folder.is_dir():
       found[f'{side}.model'] = files(sorted(folder.iterdir()))
   return found
-
-
-def address(source: str) -> str:
-  """Of a source: its files, or the Python whose documentation it is."""
-  scheme, _, rest = source.partition(':')
-  if scheme == 'python_docs':
-    return manifest.digest([source, platform.python_version()])
-  # A question mark begins a TREC folder's options; in a glob it is a character.
-  path = Path(rest if scheme == 'jsonl' else rest.partition('?')[0]).expanduser()
-  if path.is_dir():
-    return manifest.digest([source, files(sorted(path.iterdir()))])
-  return manifest.digest([source, files(sorted(map(Path, glob.glob(str(path)))))])
 
 
 def files(paths: list[Path]) -> str:

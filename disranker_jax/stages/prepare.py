@@ -1,12 +1,12 @@
 """Reads the four sources, checks every row, and writes them as ArrayRecord for the other stages."""
 
-import hashlib
-import itertools
-import re
+import json
 
 from disranker_jax import processes
-from disranker_jax.data import builders, sources
-from disranker_jax.data.records import BadRows
+from disranker_jax.data import builders, preparing, sources
+from disranker_jax.data.holdout import Holdout
+from disranker_jax.data.negatives import Negatives
+from disranker_jax.data.teachers import Teachers
 from disranker_jax.errors import UserError
 from disranker_jax.progress import say
 
@@ -22,8 +22,11 @@ READERS = {
 def kinds(config, stages=None) -> list[str]:
   """The kinds of records that some stages (None: all of the config's) read."""
   readers = set(config.stages if stages is None else stages)
-  # The teacher's scores of judged pairs are for distillation's hard-label term alone.
-  labels = readers if config.score.judgements else readers - {'score', 'distill'}
+  labels = set(readers)
+  if not config.score.judgements:
+    labels -= {'score', 'distill'}  # scores of judged pairs are for the hard-label term alone
+  elif config.data.teachers and not config.distill.hard:
+    labels -= {'distill'}  # it has all that it needs in the candidates
   return [k for k, r in READERS.items() if (labels if k == 'judgements' else readers) & set(r)]
 
 
@@ -39,32 +42,39 @@ def prepare(run) -> dict:
     if not data[kind]:
       readers = ', '.join(s for s in READERS[kind] if s in run.config.stages)
       raise UserError(f'config.data.{kind}: is empty, but read by {readers}; give an address')
-    folder = run.folder('prepare') / kind
-    quarantine = run.folder('prepare') / f'{kind}.quarantine.jsonl'
-    bad_rows = BadRows(data.on_bad_row, quarantine)
-    records = sources.read(data[kind], kind, depth=data.depth, bad_rows=bad_rows)
-    if data.holdout:
-      records = (r for r in records if is_held_out(r, data) == (kind == 'test'))
-    records = itertools.islice(records, data.limit[kind] or None)
-    rows = builders.write(kind, records, folder)
-    results[kind] = {'rows': rows, 'fingerprint': builders.fingerprint(folder)}
-    if bad_rows.quarantined:
-      results[kind]['quarantined'] = bad_rows.quarantined
-      say(f'prepare: {kind}: {bad_rows.quarantined} bad rows set aside in {quarantine}')
-    say(f'prepare: {kind}: {rows} {"clicks" if kind == "clicks" else "queries"} from {data[kind]}')
+    job = job_of(run, kind)
+    done = preparing.prepare(job)
+    results[kind] = {'rows': done.records, 'fingerprint': builders.fingerprint(job.folder)}
+    if done.facts:
+      results[kind]['teachers'] = done.facts
+    if done.quarantined:
+      results[kind]['quarantined'] = done.quarantined
+      say(f'prepare: {kind}: {done.quarantined} bad rows set aside in {job.quarantine}')
+    what = 'clicks' if kind == 'clicks' else 'queries'
+    say(f'prepare: {kind}: {done.records} {what} from {data[kind]}')
   return results
 
 
-def is_held_out(record, data) -> bool:
-  """Whether a query is for the test alone, by its text or by what its id has in common."""
-  key = record.query.strip().casefold()
-  if data.holdout_by:
-    if not hasattr(record, 'query_id'):
-      raise UserError('config.data.holdout_by: clicks have no ids; leave it empty, or cpt out')
-    found = re.search(data.holdout_by, record.query_id)
-    key = found[0] if found else record.query_id
-  place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
-  return (place + data.fold * data.holdout) % 1 < data.holdout
+def job_of(run, kind: str) -> preparing.Job:
+  """What is prepared for a kind, as the config asks."""
+  data, folder = run.config.data, run.folder('prepare') / kind
+  depth, read_as, changes, asked = data.depth, '', [], []
+  if data.teachers and kind in ('candidates', 'judgements'):
+    changes.append(Teachers(data.teachers, drop=kind == 'candidates'))
+    asked += map(sources.fingerprint, data.teachers)
+  if data.negatives.count and kind == 'judgements':
+    changes.append(Negatives(**data.negatives, seed=run.config.seed))
+    asked.append(repr(changes[-1]))
+    depth, read_as = max(depth, data.negatives.last), sources.POOLED
+  keep = None
+  if data.holdout:
+    keep = Holdout(data.holdout, data.fold, data.holdout_by, test=kind == 'test')
+    asked.append(repr(keep))
+  return preparing.Job(
+    data[kind], kind, folder, folder.with_name(f'{kind}.quarantine.jsonl'), depth=depth,
+    on_bad_row=data.on_bad_row, limit=data.limit[kind], changes=tuple(changes),
+    asked=json.dumps(asked), read_as=read_as, keep=keep,
+  )  # fmt: skip
 
 
 def records(run, kind: str):

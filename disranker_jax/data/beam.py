@@ -1,0 +1,173 @@
+"""Prepares a source on more than one machine: the TFDS builder's own road, Apache Beam.
+
+A file of the source is a unit of work, so give many of some hundred megabytes each, on a file
+system that all workers see. What comes out is what `preparing` makes on one machine, in the order
+of a hash of the query instead of the source's.
+"""
+
+import functools
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from disranker_jax.data import builders, grouping, records, sources
+from disranker_jax.data.negatives import Negatives
+from disranker_jax.data.preparing import Job, Prepared
+from disranker_jax.data.records import BadRow, BadRows, Document, Group
+from disranker_jax.errors import UserError
+
+BAD, READ = 'bad', 'read'  # Side outputs: bad rows as JSON lines; how many rows were read.
+
+
+class Told(BadRows):
+  """Bad rows as a list of lines, to be sent where one process writes them."""
+
+  def __init__(self, mode: str):
+    super().__init__('error')
+    self.lines: list[str] = []
+    self._quarantine = mode == 'quarantine'
+
+  def reject(self, file: Any, line: int, raw: Any, bad: BadRow) -> None:
+    if not self._quarantine:
+      super().reject(file, line, raw, bad)
+    self.quarantined += 1
+    self.lines.append(records.entry(file, line, raw, bad))
+
+
+def prepare(job: Job, runner: str, options: Iterable[str] = ()) -> Prepared:
+  """Does a job by a Beam runner: DirectRunner, DataflowRunner, FlinkRunner, SparkRunner.
+
+  `options` are Beam's own, such as `--project=...`. Raises: UserError.
+  """
+  beam = _import()
+  source = sources.row_files(job.address)
+  if source is None:
+    raise UserError(f'{job.address}: Beam reads jsonl: and parquet: addresses; prepare it without')
+  if job.limit or any(not isinstance(change, Negatives) for change in job.changes):
+    raise UserError('Beam takes no limit and joins no teachers; prepare it without one of the two')
+  builders.check_target(job.folder)
+  job.folder.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(prefix=f'.{job.folder.name}.', dir=job.folder.parent) as temp:
+    examples = _examples(beam, job, source, Path(temp))
+    builder = builders.Prepared(kind=job.kind, data_dir=f'{temp}/new', examples=examples)
+    config = tfds.download.DownloadConfig(
+      beam_runner=runner,
+      beam_options=beam.options.pipeline_options.PipelineOptions(list(options)),
+    )
+    try:
+      with builders.quiet():
+        builder.download_and_prepare(download_config=config)
+    except UserError:
+      raise
+    except Exception as error:
+      raise _user_error(error, job) from error
+    bad = _lines(Path(temp), BAD)
+    rows = sum(map(int, _lines(Path(temp), READ)))
+    if bad:
+      job.quarantine.write_text(''.join(f'{line}\n' for line in sorted(bad)))
+    count = builder.info.splits[builders.SPLIT].num_examples
+    builders.replace(Path(builder.data_dir), job.folder)
+  return Prepared(records=count, rows=rows, quarantined=len(bad), wall_s=0.0)
+
+
+def _import() -> Any:
+  try:
+    import apache_beam
+
+    return apache_beam
+  except ImportError:
+    raise UserError(
+      "--beam_runner: Apache Beam is not installed; pip install 'disranker_jax[beam]'"
+    ) from None
+
+
+def _examples(beam: Any, job: Job, source: sources.RowFiles, temp: Path) -> Any:
+  """The PTransform that gives (key, fields), and writes bad rows and counts to `temp`."""
+
+  @beam.ptransform_fn
+  def examples(pipeline):
+    files = [(i, str(file)) for i, file in enumerate(source.files)]
+    read = functools.partial(_read, job.kind, job.read_as or job.kind, job.on_bad_row, source.read)
+    rows = (
+      pipeline
+      | 'files' >> beam.Create(files)
+      | 'spread files' >> beam.Reshuffle()
+      | 'read' >> beam.FlatMap(_tagged, read).with_outputs(BAD, READ, main='rows')
+    )
+    found, bad = rows.rows, rows[BAD]
+    if job.kind != 'clicks':
+      merge = functools.partial(_merge, job.on_bad_row, job.changes)
+      groups = (
+        found
+        | 'gather' >> beam.GroupByKey()
+        | 'merge' >> beam.FlatMap(_tagged, merge).with_outputs(BAD, main='groups')
+      )
+      found = groups.groups
+      bad = (bad, groups[BAD]) | 'all bad' >> beam.Flatten()
+    for name, lines in ((BAD, bad), (READ, rows[READ])):
+      _ = lines | f'write {name}' >> beam.io.WriteToText(str(temp / name))
+    return found
+
+  return examples()
+
+
+def _tagged(element: Any, make: Callable) -> Iterator[Any]:
+  """What `make` yields, (tag, value), as Beam's outputs; without a tag it is the main one."""
+  from apache_beam.pvalue import TaggedOutput
+
+  for tag, value in make(element):
+    yield TaggedOutput(tag, value) if tag else value
+
+
+def _read(kind: str, read_as: str, on_bad_row: str, read: Callable, file: tuple[int, str]):
+  """(key, fields) of each click, or (query_id, part) of a file."""
+  index, name = file
+  told, make = Told(on_bad_row), sources.made(read_as)
+
+  def parsed() -> Iterator[tuple[str, int, Any]]:
+    for number, raw in read(Path(name)):
+      for record in told.parse_all(name, number, raw, make):
+        yield name, number, record
+
+  if kind == 'clicks':
+    for i, (_, _, click) in enumerate(parsed()):
+      yield '', (f'{index}:{i}', builders.to_row(click))
+  else:
+    for query_id, (first, query, docs) in grouping.parts(parsed()):
+      yield '', (query_id, ((index, first), query, docs))
+  yield READ, str(told.rows_in)
+  for line in told.lines:
+    yield BAD, line
+
+
+def _merge(on_bad_row: str, changes: tuple, element: tuple[str, Iterable[tuple]]):
+  """(key, fields) of a query, of all its parts."""
+  query_id, parts = element
+  told = Told(on_bad_row)
+  _, query, docs = grouping.merge(query_id, sorted(parts, key=lambda part: part[0]), told)
+  group = Group(query_id, query, tuple(Document(*fields) for fields in docs))
+  for change in changes:
+    group = change.of(group)
+  yield '', (query_id, builders.to_row(group))
+  for line in told.lines:
+    yield BAD, line
+
+
+def _lines(folder: Path, name: str) -> list[str]:
+  files = sorted(folder.glob(f'{name}-*'))
+  return [line for file in files for line in file.read_text().splitlines()]
+
+
+def _user_error(error: Exception, job: Job) -> UserError:
+  """What a worker raised for a person, out of all that Beam puts round it."""
+  found = re.search(r'UserError: (.*?)(?: \[while running|$)', str(error), re.MULTILINE)
+  if found:
+    return UserError(found[1].replace('\\n', ' '))
+  if 'number of generated examples' in str(error):
+    return UserError(f'{job.address}: there are no {job.kind} to prepare; check the address')
+  what = ' '.join(str(error).split())[:300]
+  return UserError(f'{job.address}: Beam failed ({type(error).__name__}: {what}); see its own log')

@@ -1,0 +1,102 @@
+"""Gathers rows of one document each into queries with their documents, in bounded memory.
+
+Rows of a query may stand anywhere. They are sorted by query on disk, then back into the order in
+which the queries were first seen.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from disranker_jax.data.records import BadRow, BadRows, Document, Group, Row
+from disranker_jax.data.spool import MEMORY, Spool
+
+FIELDS = tuple(Document.__dataclass_fields__)
+
+# What is known of one query from neighbouring rows: its number by the first row, the query's text,
+# and of each document file, line, fields. Plain tuples: they are pickled by the million.
+Part = tuple[int, str, list[tuple[str, int, tuple]]]
+
+
+def parts(rows: Iterable[tuple[Any, int, Row]], start: int = 0) -> Iterator[tuple[str, Part]]:
+  """(query_id, part) of rows (file, line, (query_id, query, document)); neighbours share a part.
+
+  `start` is the number of the first row.
+  """
+  numbered = enumerate(rows, start)
+  for (query_id, query), same in itertools.groupby(numbered, key=lambda row: row[1][2][:2]):
+    docs, first = [], None
+    for number, (file, line, (_, _, doc)) in same:
+      first = number if first is None else first
+      docs.append((str(file), line, to_tuple(doc)))
+    yield query_id, (first, query, docs)
+
+
+def groups(
+  by_query: Iterable[tuple[str, Part]],
+  bad_rows: BadRows,
+  folder: Path | None = None,
+  memory: int = MEMORY,
+) -> Iterator[Group]:
+  """Groups in first-seen order, of parts sorted by query_id and then by number.
+
+  A document given twice for a query and a query_id with two texts are bad rows: which of the two
+  is right nobody can say. The first one stays.
+  """
+  by_number = Spool(None if folder is None else folder / 'by_number', memory)
+  for query_id, same in itertools.groupby(by_query, key=lambda pair: pair[0]):
+    first, query, docs = merge(query_id, (part for _, part in same), bad_rows)
+    by_number.add(first, (query_id, query, docs))
+  for _, (query_id, query, docs) in by_number:
+    yield Group(query_id, query, tuple(Document(*fields) for fields in docs))
+
+
+def merge(query_id: str, parts: Iterable[Part], bad_rows: BadRows) -> tuple[int, str, list[tuple]]:
+  """(number, query, fields of each document) of a query's parts, the first of them first."""
+  first, query, docs = None, None, {}
+  for number, text, rows in parts:
+    if first is None:
+      first, query = number, text
+    for file, line, fields in rows:
+      try:
+        _check(query_id, query, text, docs, fields)
+      except BadRow as bad:
+        raw = {'query_id': query_id, 'query': text, **dict(zip(FIELDS, fields, strict=True))}
+        bad_rows.reject(file, line, raw, bad)
+      else:
+        docs[fields[0]] = fields
+  return first, query, list(docs.values())
+
+
+def _check(query_id: str, query: str, text: str, docs: dict[str, tuple], fields: tuple) -> None:
+  if text != query:
+    what = f'query_id {query_id!r} was {query!r} before and is now {text!r}'
+    raise BadRow('query', what, 'give each query text its own query_id')
+  if fields[0] in docs:
+    before, now = docs[fields[0]][LABEL], fields[LABEL]
+    what = f'{fields[0]!r} is there twice for query_id {query_id!r}'
+    if before != now:
+      what += f', with label {before} and now {now}'
+    raise BadRow('doc_id', what, 'keep one of the rows')
+
+
+def of_rows(
+  rows: Iterable[tuple[Any, int, Row]],
+  bad_rows: BadRows,
+  folder: Path | None = None,
+  memory: int = MEMORY,
+) -> Iterator[Group]:
+  """The groups of rows, through files if they exceed `memory` bytes: temporary ones by default."""
+  by_query = Spool(None if folder is None else folder / 'by_query', memory)
+  for query_id, part in parts(rows):
+    by_query.add(query_id, part)
+  yield from groups(by_query, bad_rows, folder, memory)
+
+
+def to_tuple(doc: Document) -> tuple:
+  """A document's fields in their order."""
+  return tuple([getattr(doc, name) for name in FIELDS])
+
+
+LABEL = FIELDS.index('label')

@@ -1,0 +1,35 @@
+"""Which queries are for the test alone, where training and test share their source."""
+
+import dataclasses
+import hashlib
+import re
+
+from disranker_jax.data.records import Click, Group
+from disranker_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Holdout:
+  """Keeps a record for one of the two sides, by a hash of its query.
+
+  share  of the queries that are for the test
+  fold   0, 1, ...: another share of the same size
+  by     a regular expression: queries whose ids match it alike stay on one side; '' for each by
+         its text, which clicks have too
+  test   whether the test's side is kept
+  """
+
+  share: float
+  fold: int
+  by: str
+  test: bool
+
+  def __call__(self, record: Click | Group) -> bool:
+    key = record.query.strip().casefold()
+    if self.by:
+      if isinstance(record, Click):
+        raise UserError('config.data.holdout_by: clicks have no ids; leave it empty, or cpt out')
+      found = re.search(self.by, record.query_id)
+      key = found[0] if found else record.query_id
+    place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
+    return ((place + self.fold * self.share) % 1 < self.share) == self.test

@@ -1,0 +1,151 @@
+"""Collections of the ir_datasets library: hundreds of public ones by their id."""
+
+import contextlib
+import logging
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from disranker_jax.data import collection, records, trec
+from disranker_jax.data.collection import Line, Query, checked
+from disranker_jax.data.records import BadRow, BadRows, Click, Document
+from disranker_jax.errors import UserError
+
+OPTIONS = ('run', 'pool', 'only', 'exclude')
+# What a document's text is called, beside its title, in the order in which it is looked for.
+TEXTS = ('text', 'body', 'abstract', 'contents', 'passage', 'summary', 'description', 'detail')
+
+
+class Dataset:
+  """An ir_datasets collection's tables.
+
+  `run` is a file, 'scoreddocs' (the dataset's own first stage) or 'bm25'; by default the dataset's
+  own, or BM25 where it has none. `only` and `exclude` are ids of datasets.
+  """
+
+  parts = True
+
+  def __init__(self, name: str, options: dict[str, str], depth: int):
+    self.name, self.options = f'ir_datasets:{name}', options
+    self._depth = depth
+    self._data = load(name)
+
+  def queries(self, bad_rows: BadRows) -> Iterator[Query]:
+    yield from checked(self._rows('queries'), _query, bad_rows)
+
+  def documents(self, bad_rows: BadRows) -> Iterator[tuple[str, int, Document]]:
+    yield from checked(self._rows('docs'), _document, bad_rows)
+
+  def qrels(self, bad_rows: BadRows) -> Iterator[Line]:
+    yield from checked(self._rows('qrels'), _judged, bad_rows)
+
+  def choice(self, name: str) -> Iterator[Line]:
+    other = f'ir_datasets:{name}'
+    yield from checked(_table(load(name), other, 'qrels'), _judged, BadRows())
+
+  def run(self, bad_rows: BadRows, *, needed: bool) -> Iterator[Line] | None:
+    name = self.options.get('run', 'scoreddocs' if self._data.has_scoreddocs() else 'bm25')
+    if name == 'scoreddocs':
+      return checked(self._rows('scoreddocs'), _scored, bad_rows)
+    if name == 'bm25':
+      deep = self._depth if needed else max(self._depth, collection.RANKS_OF_JUDGED)
+      return collection.bm25(self, deep)
+    return trec.run_lines(pathlib.Path(name).expanduser(), bad_rows)
+
+  def clicks(self, bad_rows: BadRows) -> Iterator[Click]:
+    raise UserError(f'{self.name}: has no clicks; give another address for them')
+
+  def _rows(self, table: str) -> Iterator[tuple[str, int, Any]]:
+    return _table(self._data, self.name, table)
+
+
+def load(name: str) -> Any:
+  """The library's dataset of this id. Raises: UserError."""
+  try:
+    import ir_datasets
+  except ImportError:
+    raise UserError(
+      f"ir_datasets:{name}: the library is not installed; pip install 'disranker_jax[data]'"
+    ) from None
+  logging.getLogger('ir_datasets').setLevel(logging.WARNING)
+  ir_datasets.log.easy().logger().setLevel(logging.WARNING)
+  with _one_line(f'ir_datasets:{name}'):
+    try:
+      return ir_datasets.load(name)
+    except KeyError:
+      raise UserError(
+        f'ir_datasets:{name}: there is no such dataset; see https://ir-datasets.com for ids'
+      ) from None
+
+
+def _table(data: Any, name: str, table: str) -> Iterator[tuple[str, int, Any]]:
+  """(where, number from 1, row) of a table: docs, queries, qrels or scoreddocs."""
+  with _one_line(name):
+    if not getattr(data, f'has_{table}')():
+      raise UserError(f'{name}: has no {table}; choose another dataset id')
+    rows = iter(getattr(data, f'{table}_iter')())
+  number = 0
+  while True:
+    with _one_line(name):
+      try:
+        row = next(rows)
+      except StopIteration:
+        return
+    number += 1
+    yield f'{name}/{table}', number, row
+
+
+@contextlib.contextmanager
+def _one_line(name: str) -> Iterator[None]:
+  """The library downloads and parses as it goes; what fails in it is told in one line."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:
+    what = ' '.join(str(error).split())[:200] or type(error).__name__
+    raise UserError(
+      f'{name}: cannot be read ({what}); it may need a download or files in $IR_DATASETS_HOME'
+    ) from error
+
+
+def _query(file: str, number: int, row: Any) -> list[Query]:
+  query_id = _identifier(row, 'query_id')
+  text = _first_text(row, ('text', 'query', 'title')) or _default_text(row)
+  if not text.strip():
+    raise BadRow('query', 'is blank', 'leave the query out')
+  return [Query(file, number, row, query_id, ' '.join(text.split()))]
+
+
+def _document(file: str, number: int, row: Any) -> list[tuple[str, int, Document]]:
+  title, summary = _first_text(row, ('title',)), _first_text(row, TEXTS)
+  if not summary and not title:
+    summary = _default_text(row)
+  fields = {'doc_id': row.doc_id, 'title': title, 'summary': summary}
+  return [(file, number, records.document(fields))]
+
+
+def _judged(file: str, number: int, row: Any) -> list[Line]:
+  query_id, doc_id = _identifier(row, 'query_id'), _identifier(row, 'doc_id')
+  label = records.integer({'label': row.relevance}, 'label', low=0, default=0)
+  return [Line(file, number, row, query_id, doc_id, label)]
+
+
+def _scored(file: str, number: int, row: Any) -> list[Line]:
+  query_id, doc_id = _identifier(row, 'query_id'), _identifier(row, 'doc_id')
+  score = records.score({'score': row.score})
+  return [Line(file, number, row, query_id, doc_id, score=score)]
+
+
+def _identifier(row: Any, field: str) -> str:
+  return records.identifier({field: getattr(row, field)}, field)
+
+
+def _first_text(row: Any, names: Iterable[str]) -> str:
+  values = (getattr(row, name, None) for name in names)
+  return next((value for value in values if isinstance(value, str) and value.strip()), '')
+
+
+def _default_text(row: Any) -> str:
+  make: Callable[[], str] | None = getattr(row, 'default_text', None)
+  return make() if make else ''

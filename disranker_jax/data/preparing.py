@@ -1,0 +1,254 @@
+"""Prepares a source: streams it into sharded ArrayRecord, in bounded memory, resumable.
+
+Beside the folder that is being prepared stands a hidden one with the journal: which rows have been
+read, which sorted runs and shards are on disk. The same command finds it and does the rest. Rows
+of JSONL and Parquet are never checked twice; collections are joined anew, their finished shards
+kept.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from disranker_jax.data import builders, grouping, sources
+from disranker_jax.data.builders import Record, Shards
+from disranker_jax.data.records import BadRows
+from disranker_jax.data.spool import Spool
+from disranker_jax.progress import Count, say
+
+CHUNK_ROWS = 100_000  # Rows of a source between two entries in the journal.
+RESULT = 'prepared.json'  # Beside the shards: what came of the job, and which it was.
+VERSION = 1  # Of the journal: work of another one is not gone on with.
+
+# What happens to records on their way, such as joining other teachers' scores.
+Change = Callable[[Iterator[Record], BadRows, Path], Iterator[Record]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One source to prepare, and where to.
+
+  `limit` is how many records are kept, 0: all. `changes` are done to groups before they are
+  written; `asked` names them with their settings, so that other settings are other work.
+  `read_as` is the kind that the source is read as, if not `kind`.
+  """
+
+  address: str
+  kind: str
+  folder: Path
+  quarantine: Path
+  depth: int = 20
+  on_bad_row: str = 'error'
+  limit: int = 0
+  changes: tuple[Change, ...] = ()
+  asked: str = ''
+  read_as: str = ''
+  keep: Callable[[Record], bool] | None = None  # which records count; None: all
+
+  @property
+  def partial(self) -> Path:
+    """Where unfinished work is."""
+    return self.folder.with_name(f'.{self.folder.name}.partial')
+
+  def digest(self) -> str:
+    """Names the work: the source as it is now and every setting that changes the result."""
+    settings = [
+      self.kind,
+      self.read_as,
+      self.depth,
+      self.on_bad_row,
+      self.limit,
+      self.asked,
+      VERSION,
+    ]
+    value = json.dumps([sources.fingerprint(self.address), settings])
+    return hashlib.sha256(value.encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """What came of a job. `rows` counts rows of the source's files, `records` clicks or queries."""
+
+  records: int
+  rows: int
+  quarantined: int
+  wall_s: float
+  facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # what changes have to tell
+
+
+def prepare(job: Job) -> Prepared:
+  """Does the job, or what is left of it; does nothing if the folder is its result already.
+
+  Raises: UserError for bad input; what was done before it is kept for the next try.
+  """
+  builders.check_target(job.folder)
+  digest = job.digest()
+  if done := _done(job, digest):
+    shutil.rmtree(job.partial, ignore_errors=True)
+    return done
+  job.folder.parent.mkdir(parents=True, exist_ok=True)
+  work = Work(job, digest)
+  try:
+    return work.run()
+  finally:
+    work.leave()
+
+
+def _done(job: Job, digest: str) -> Prepared | None:
+  """What an earlier call has finished."""
+  file = job.folder / RESULT
+  if not file.exists():
+    return None
+  value = json.loads(file.read_text())
+  if value.pop('digest') != digest:
+    return None
+  say(f'prepare {job.kind}: done before, {job.folder}')
+  return Prepared(**value)
+
+
+class Work:
+  """A job with what has been done of it, on disk and in the journal."""
+
+  def __init__(self, job: Job, digest: str):
+    self._job, self._digest = job, digest
+    self._label = f'prepare {job.kind}'
+    self._journal = job.partial / 'journal.json'
+    self._begin = time.monotonic()
+    self._state = self._resume()
+    self._bad_rows = BadRows(job.on_bad_row, job.quarantine, keep=True)
+    self._bad_rows.rewind(self._state['bad_rows'])
+    self._shards = Shards(job.kind, job.partial / 'shards')
+    self._shards.rewind(self._state['shards'])
+    self._finished = False
+
+  def _resume(self) -> dict[str, Any]:
+    if self._journal.exists():
+      state = json.loads(self._journal.read_text())
+      if state['digest'] == self._digest:
+        rows, records = state['rows'], sum(state['shards']['lengths'])
+        say(f'{self._label}: goes on after {rows:,} rows read and {records:,} records written')
+        return state
+      say(f'{self._label}: the source or a setting is another one now; begins anew')
+    shutil.rmtree(self._job.partial, ignore_errors=True)
+    self._job.partial.mkdir(parents=True)
+    return {
+      'digest': self._digest, 'rows': 0, 'read': False, 'wall_s': 0.0,
+      'bad_rows': {'rows_in': 0, 'quarantined': 0, 'bytes': 0},
+      'runs': {'count': 0, 'runs': []}, 'shards': {'lengths': [], 'bytes': 0},
+    }  # fmt: skip
+
+  def _save(self, **changes: Any) -> None:
+    now = time.monotonic()
+    spent = self._state['wall_s'] + now - self._begin
+    self._begin = now
+    self._state |= changes | {'shards': self._shards.mark(), 'wall_s': spent}
+    partial = self._journal.with_suffix('.partial')
+    partial.write_text(json.dumps(self._state))
+    os.replace(partial, self._journal)
+
+  def run(self) -> Prepared:
+    """Does all that is left to do."""
+    job = self._job
+    kind = job.read_as or job.kind
+    source = sources.row_files(job.address)
+    if source is not None and job.kind == 'clicks':
+      self._clicks(source)
+    elif source is not None:
+      runs = Spool(job.partial / 'by_query')
+      self._read(source, runs)
+      self._write(grouping.groups(runs, self._bad_rows, job.partial / 'scratch'))
+    else:
+      scratch = job.partial / 'scratch'
+      self._write(
+        sources.read(job.address, kind, depth=job.depth, bad_rows=self._bad_rows, scratch=scratch)
+      )
+    result = Prepared(
+      records=sum(self._shards.lengths), rows=self._bad_rows.rows_in,
+      quarantined=self._bad_rows.quarantined, wall_s=self._state['wall_s'],
+      facts={k: v for change in job.changes for k, v in getattr(change, 'facts', {}).items()},
+    )  # fmt: skip
+    self._shards.finish(job.folder, {RESULT: dataclasses.asdict(result) | {'digest': self._digest}})
+    self._finished = True
+    return result
+
+  def _clicks(self, source: sources.RowFiles) -> None:
+    """Rows that need no gathering go straight into shards."""
+    make, done = sources.made('clicks'), self._state['rows']
+    left = (self._job.limit or math.inf) - sum(self._shards.lengths)
+    with Count(self._label, 'rows', done) as progress:
+      # Shards end between rows only: what a row has left behind the end of one would be lost.
+      def end_shard() -> None:
+        self._shards.close_shard()
+        self._save(rows=progress.count, bad_rows=self._bad_rows.mark())
+
+      for file, number, raw in source.places(done) if left else ():
+        clicks = self._bad_rows.parse_all(file, number, raw, make)
+        clicks = list(filter(self._job.keep or bool, clicks))
+        full = [self._shards.add(click) for click in clicks[: min(left, len(clicks))]]
+        left -= len(full)
+        progress.add(1)
+        if any(full):
+          end_shard()
+        if not left:
+          break
+      end_shard()
+
+  def _read(self, source: sources.RowFiles, runs: Spool) -> None:
+    """Checks every row once and leaves them on disk, sorted by query."""
+    runs.rewind(self._state['runs'])
+    if self._state['read']:
+      return
+    make, bad_rows = sources.made(self._job.read_as or self._job.kind), self._bad_rows
+    with Count(self._label, 'rows', self._state['rows']) as progress:
+      places = source.places(self._state['rows'])
+
+      def parsed() -> Iterator[tuple[Any, int, Any]]:
+        for file, number, raw in itertools.islice(places, CHUNK_ROWS):
+          progress.add(1)
+          for record in bad_rows.parse_all(file, number, raw, make):
+            yield file, number, record
+
+      while True:
+        before = progress.count
+        for query_id, part in grouping.parts(parsed(), start=bad_rows.rows_in):
+          runs.add(query_id, part)
+        if progress.count == before:
+          break
+        runs.flush()
+        self._save(rows=progress.count, bad_rows=bad_rows.mark(), runs=runs.mark())
+    obsolete = runs.compact()
+    self._save(read=True, runs=runs.mark())
+    for run in obsolete:  # after the journal no longer names them
+      run.unlink()
+
+  def _write(self, records: Iterator[Record]) -> None:
+    """Writes records behind those that are in finished shards."""
+    records = itertools.islice(filter(self._job.keep or bool, records), self._job.limit or None)
+    for change in self._job.changes:
+      records = change(records, self._bad_rows, self._job.partial / 'scratch')
+    done = sum(self._shards.lengths)
+    with Count(self._label, 'queries', done) as progress:
+      for record in itertools.islice(records, done, None):
+        full = self._shards.add(record)
+        progress.add(1)
+        if full:
+          self._shards.close_shard()
+          self._save()
+    self._shards.close_shard()
+    self._save()
+
+  def leave(self) -> None:
+    """Removes what will not be gone on from."""
+    if self._finished or not self._journal.exists():
+      shutil.rmtree(self._job.partial, ignore_errors=True)
+    empty = not self._bad_rows.quarantined
+    if empty and self._job.on_bad_row == 'quarantine':
+      self._job.quarantine.unlink(missing_ok=True)

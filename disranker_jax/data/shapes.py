@@ -1,0 +1,179 @@
+"""What one row of JSON or Parquet may look like, and the records it gives.
+
+Beside our own rows (records.py), one query with one document each, these are read as they are:
+
+  tevatron      query_id, query, positive_passages, negative_passages, each a list of
+                {docid, title, text}; `retrieved_passages` are candidates without a label;
+                or passages with scores, a teacher's
+  FlagEmbedding query, pos, neg: lists of text; pos_scores and neg_scores, a teacher's
+  prepared      query_id, query, docs: lists by field, as `builders` writes them
+
+A row of these is a query with its documents. Positives get label 1, negatives 0. Where a query or
+a passage has no id it gets one from its text, so the same text has the same id in every file.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from disranker_jax.data import records
+from disranker_jax.data.records import UNJUDGED, BadRow, Click, Document
+
+Row = records.Row  # query_id, query, document
+Score = tuple[str, str, float]  # query_id, doc_id, a teacher's score
+
+# Of lists of passages: the label of those in it, and where their scores are.
+LISTS = {
+  'positive_passages': (1, 'positive_scores'),
+  'negative_passages': (0, 'negative_scores'),
+  'retrieved_passages': (UNJUDGED, 'retrieved_scores'),
+  'passages': (UNJUDGED, 'scores'),
+  'pos': (1, 'pos_scores'),
+  'neg': (0, 'neg_scores'),
+}
+GROUPS = ('docs', *LISTS)
+# All that is read of a row; other columns of Parquet stay on disk.
+COLUMNS = (
+  'query_id', 'id', 'query', 'doc_id', 'title', 'summary', 'label', 'rank', 'score', 'count',
+  'docs',
+  *LISTS, *(scores for _, scores in LISTS.values()),
+)  # fmt: skip
+# Which rows a kind has no use for: a judgement needs a label, a click a document that was good.
+NEEDS_LABEL = ('judgements', 'clicks')
+
+
+def records_of(row: Any, kind: str) -> list[Any]:
+  """The records of a row: Clicks, or (query_id, query, Document), or for kind 'scores' Scores.
+
+  Raises: BadRow, also if the row has nothing for this kind.
+  """
+  if not isinstance(row, Mapping) or not any(row.get(name) is not None for name in GROUPS):
+    return [_score(row)] if kind == 'scores' else [records.ROW_PARSERS[kind](row)]
+  query_id, query, docs = _group(row)
+  if kind == 'scores':
+    return [(query_id, doc.doc_id, _needed(doc.teacher)) for doc in docs]
+  if kind in NEEDS_LABEL and any(doc.label == UNJUDGED for doc in docs):
+    what = 'has passages without a label'
+    raise BadRow('row', what, f'{kind} need positive_passages or pos, and negatives')
+  if kind == 'clicks':
+    clicks = [Click(query, doc.title, doc.summary) for doc in docs if doc.label > 0]
+    if not clicks:
+      raise BadRow('row', 'has no positive passage', 'clicks need one, leave the others out')
+    return clicks
+  return [(query_id, query, _of_kind(doc, kind)) for doc in docs]
+
+
+def _of_kind(doc: Document, kind: str) -> Document:
+  return dataclasses.replace(doc, label=UNJUDGED) if kind == 'candidates' else doc
+
+
+def _score(row: Any) -> Score:
+  row = records.mapping(row)
+  return records.identifier(row, 'query_id'), records.identifier(row, 'doc_id'), _needed(
+    records.score(row)
+  )  # fmt: skip
+
+
+def _needed(score: float) -> float:
+  if math.isnan(score):
+    raise BadRow('score', 'is missing', "give the teacher's score as a number")
+  return score
+
+
+def _group(row: Mapping[str, Any]) -> tuple[str, str, list[Document]]:
+  query = records.text(row, 'query', blank=False)
+  query_id = _query_id(row, query)
+  docs: dict[str, Document] = {}
+  for doc in _prepared(row['docs']) if row.get('docs') is not None else _passages(row):
+    if doc.doc_id in docs:
+      raise BadRow('docid', f'{doc.doc_id!r} is there twice', 'keep one of the two passages')
+    docs[doc.doc_id] = doc
+  if not docs:
+    raise BadRow('row', 'has no passages', 'fill one of the lists or remove the row')
+  return query_id, query, list(docs.values())
+
+
+def _query_id(row: Mapping[str, Any], query: str) -> str:
+  for name in ('query_id', 'id'):
+    if row.get(name) is not None:
+      return records.identifier(row, name, number=True)
+  return _name('q', query)
+
+
+def _passages(row: Mapping[str, Any]) -> Iterator[Document]:
+  for name, (label, scores_name) in LISTS.items():
+    passages = row.get(name)
+    if passages is None:
+      continue
+    if not isinstance(passages, list):
+      raise BadRow(name, 'is not a list', 'write a list of passages')
+    scores = row.get(scores_name)
+    if scores is None:
+      scores = [None] * len(passages)
+    if not isinstance(scores, list) or len(scores) != len(passages):
+      what = 'is not a list' if not isinstance(scores, list) else f'has {len(scores)} entries'
+      fix = f'write one score for each of the {len(passages)} in {name}'
+      raise BadRow(scores_name, what, fix)
+    for passage, score in zip(passages, scores, strict=True):
+      yield _passage(name, passage, label, score)
+
+
+def _passage(name: str, passage: Any, label: int, score: Any) -> Document:
+  """A passage as text or as an object; its score stands beside it or in it."""
+  if isinstance(passage, str):
+    passage = {'text': passage}
+  if not isinstance(passage, Mapping):
+    raise BadRow(name, 'has a passage that is neither text nor an object', 'write {docid, text}')
+  title = '' if passage.get('title') is None else records.text(passage, 'title', blank=True)
+  summary = records.text(passage, 'text', blank=True)
+  if not title.strip() and not summary.strip():
+    raise BadRow(name, 'has a passage without text', 'fill it in or remove it')
+  doc_id = _name('d', title, summary)
+  if named := [n for n in ('docid', 'passage_id', 'doc_id') if passage.get(n) is not None]:
+    doc_id = records.identifier(passage, named[0], number=True)
+  score = records.score({'score': passage.get('score') if score is None else score})
+  return Document(doc_id, title, summary, label, teacher=score)
+
+
+def _prepared(columns: Any) -> Iterator[Document]:
+  """Documents as lists by field, or as a list of objects."""
+  if isinstance(columns, list):
+    rows = columns
+  else:
+    columns = records.mapping(columns)
+    lists = [column for column in columns.values() if isinstance(column, list)]
+    if len(lists) < len(columns) or len({len(column) for column in lists}) > 1:
+      raise BadRow('docs', 'has fields that are not lists of one length', 'prepare it again')
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)]
+  for row in rows:
+    row = records.mapping(row)
+    doc = records.document(row)
+    label = -1 if row.get('label') in (None, UNJUDGED) else row['label']
+    known = {
+      'label': label if label == UNJUDGED else records.integer(row, 'label', low=0, default=0),
+      'rank': records.integer(row, 'rank', low=0, default=0),
+      'score': _number(row, 'score'),
+      'teacher': _number(row, 'teacher'),
+      'in_pool': row.get('in_pool') is not False,
+    }
+    yield dataclasses.replace(doc, **known)
+
+
+def _number(row: Mapping[str, Any], field: str) -> float:
+  """A number, or text of one: prepared data keep all digits of a score as text."""
+  value = row.get(field)
+  if isinstance(value, str):
+    try:
+      value = float(value)
+    except ValueError:
+      raise BadRow(field, f'is {value[:40]!r}, not a number', 'prepare it again') from None
+  if isinstance(value, float) and math.isnan(value):
+    return math.nan
+  return records.score({'score': value})
+
+
+def _name(prefix: str, *texts: str) -> str:
+  digest = hashlib.sha256('\0'.join(texts).encode()).hexdigest()
+  return f'{prefix}-{digest[:20]}'

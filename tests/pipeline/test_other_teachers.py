@@ -1,0 +1,99 @@
+"""Distillation from other teachers' scores: a whole run without a teacher of its own."""
+
+import json
+
+import helpers
+import pytest
+
+from disranker_jax import pipeline
+from disranker_jax.data import builders
+
+STAGES = ('prepare', 'finetune', 'distill', 'evaluate')
+
+
+def scores(folder, kinds, tilt: float):
+  rows = [
+    {'query_id': row['query_id'], 'doc_id': row['doc_id'], 'score': len(row['title']) ** tilt}
+    for kind in kinds
+    for row in helpers.own_rows(kind)
+  ]
+  return f'jsonl:{helpers.write_jsonl(folder / f"teacher{tilt}.jsonl", rows)}'
+
+
+@pytest.mark.parametrize('hard', [0.0, 1.0])
+def test_distil_evaluate_without_a_score_stage(tmp_path, hard):
+  kinds = ('candidates', 'judgements') if hard else ('candidates',)
+  teachers = (scores(tmp_path, kinds, 2.0), scores(tmp_path, kinds, 0.5))
+  stages = STAGES if hard else ('prepare', 'distill', 'evaluate')
+  config = helpers.config(
+    **helpers.own_data(tmp_path), stages=stages, data__teachers=teachers,
+    evaluate__models=('bm25', 'student'), distill__hard=hard,
+  )  # fmt: skip
+  pipeline.run(config, tmp_path / 'run')
+  found = helpers.load(tmp_path / 'run' / 'data' / 'manifest.json')['results']
+  assert ('judgements' in found) == bool(hard)
+  facts = found['candidates']['teachers']
+  assert facts['pairs'] == 24 and set(facts['teachers']) == set(teachers)
+  assert facts['std'] > 0.5
+  candidates = builders.open('candidates', tmp_path / 'run' / 'data' / 'candidates')
+  scored = {(len(doc.title), doc.teacher) for group in candidates for doc in group.docs}
+  assert len(scored) == len({length for length, _ in scored}) > 2  # a longer title, a higher score
+  assert sorted(scored) == sorted(scored, key=lambda pair: pair[1])
+  done = helpers.load(tmp_path / 'run' / 'distill' / 'manifest.json')['results']
+  assert done['rows'] == (12 if hard else 6)
+  assert helpers.load(tmp_path / 'run' / 'evaluate' / 'results.json')['student']['pairs'] == 24
+
+
+def test_other_scores_make_the_run_stale(tmp_path):
+  address = scores(tmp_path, ('candidates',), 2.0)
+  config = helpers.config(
+    **helpers.own_data(tmp_path), stages=('prepare', 'distill'), data__teachers=(address,)
+  )
+  pipeline.run(config, tmp_path / 'run', stages=['prepare'])
+  rows = [json.loads(line) for line in (tmp_path / 'teacher2.0.jsonl').read_text().splitlines()]
+  helpers.write_jsonl(tmp_path / 'teacher2.0.jsonl', rows[:-1])
+  assert 'data.teachers' in helpers.refused(config, tmp_path / 'run')
+
+
+def test_what_does_not_go_together_is_told(tmp_path):
+  teachers = {'data__teachers': (scores(tmp_path, ('candidates',), 1.0),)}
+  message = helpers.refused(helpers.config(**teachers), tmp_path / 'run')
+  assert 'config.data.teachers' in message and 'score' in message
+  message = helpers.refused(helpers.config(data__negatives__guard=True), tmp_path / 'run')
+  assert 'config.data.negatives.guard' in message
+  config = helpers.config(
+    **helpers.own_data(tmp_path), **teachers, stages=('prepare', 'distill'), distill__hard=1.0
+  )
+  assert 'config.distill.hard' in helpers.refused(config, tmp_path / 'run')
+
+
+def test_hard_negatives_come_into_the_judgements_and_into_no_other_kind(tmp_path):
+  folder = tmp_path / 'trec'
+  folder.mkdir()
+  docs = [
+    {'doc_id': f'd{i}', 'title': f'page {i}', 'summary': 'red fox ' * (i + 1)} for i in range(20)
+  ]
+  helpers.write_jsonl(folder / 'docs.jsonl', docs)
+  (folder / 'queries.tsv').write_text('q1\tred fox\nq2\tfox red\n')
+  (folder / 'qrels.txt').write_text('q1 0 d0 2\nq1 0 d1 1\nq2 0 d3 1\n')
+  address = f'trec:{folder}?run=bm25'
+  teacher = [
+    {'query_id': q, 'doc_id': f'd{i}', 'score': i} for q in ('q1', 'q2') for i in range(20)
+  ]
+  config = helpers.config(
+    stages=('prepare', 'finetune', 'distill', 'evaluate'), data__test=address, data__depth=5,
+    data__judgements=address, data__candidates=address, data__negatives__count=4,
+    data__teachers=(f'jsonl:{helpers.write_jsonl(tmp_path / "t.jsonl", teacher)}',),
+    data__negatives__last=20, data__negatives__guard=True, data__negatives__margin=-5.5,
+  )  # fmt: skip
+  pipeline.run(config, tmp_path / 'run', stages=['prepare'])
+  data = tmp_path / 'run' / 'data'
+  first, second = builders.open('judgements', data / 'judgements')
+  assert {d.doc_id for d in first.docs if d.label > 0} == {'d0', 'd1'}
+  # At most 5.5 above the lowest positive: 0 + 5.5, 3 + 5.5.
+  negatives = {d.doc_id for d in first.docs if d.label == 0}
+  assert negatives == {'d2', 'd3', 'd4', 'd5'}
+  assert {d.doc_id for d in second.docs if d.label == 0} < {f'd{i}' for i in range(9)} - {'d3'}
+  assert len(second.docs) == 5
+  for kind in ('candidates', 'test'):
+    assert {d.label for group in builders.open(kind, data / kind) for d in group.docs} <= {-1, 1, 2}

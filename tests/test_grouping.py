@@ -1,0 +1,86 @@
+"""Rows to queries: gathered wherever they stand, in first-seen order, through files if need be."""
+
+import json
+import random
+
+import pytest
+
+from disranker_jax.data import grouping, records
+from disranker_jax.data.records import BadRows
+from disranker_jax.errors import UserError
+
+GOOD = {
+  'query_id': 'q1', 'query': 'red fox', 'doc_id': 'd1', 'title': 'Foxes', 'summary': 'All red.',
+  'label': 3, 'rank': 2, 'score': 1.5,
+}  # fmt: skip
+
+
+def changed(**fields):
+  return GOOD | fields
+
+
+def grouped(*dicts, bad_rows=None, memory=1 << 20):
+  bad_rows = bad_rows or BadRows()
+  parsed = (
+    ('f.jsonl', i, row)
+    for i, raw in enumerate(dicts, 1)
+    if (row := bad_rows.parse('f.jsonl', i, raw, records.judgement))
+  )
+  return list(grouping.of_rows(parsed, bad_rows, memory=memory))
+
+
+def test_rows_of_a_query_gather_in_first_seen_order():
+  rows = [
+    changed(query_id='b', doc_id='2'),
+    changed(query_id='a'),
+    changed(query_id='b', doc_id='1'),
+  ]
+  groups = grouped(*rows)
+  assert [(g.query_id, [d.doc_id for d in g.docs]) for g in groups] == [
+    ('b', ['2', '1']), ('a', ['d1']),
+  ]  # fmt: skip
+
+
+def test_a_document_twice_and_a_query_with_two_texts_are_bad():
+  with pytest.raises(UserError, match=r"f\.jsonl:2:doc_id: 'd1' is there twice"):
+    grouped(GOOD, GOOD)
+  with pytest.raises(UserError, match=r"f\.jsonl:2:query: query_id 'q1' was 'red fox' before"):
+    grouped(GOOD, changed(doc_id='d2', query='x'))
+
+
+def test_quarantine_keeps_bad_rows_with_reasons_and_counts(tmp_path):
+  bad_rows = BadRows('quarantine', tmp_path / 'deep' / 'bad.jsonl')
+  rows = [GOOD, changed(label=-2), GOOD, changed(doc_id='d2'), changed(query='\ud800')]
+  groups = grouped(*rows, bad_rows=bad_rows)
+  assert [d.doc_id for g in groups for d in g.docs] == ['d1', 'd2']
+  assert (bad_rows.rows_in, bad_rows.kept, bad_rows.quarantined) == (5, 2, 3)
+  entries = [json.loads(line) for line in bad_rows.path.read_text().splitlines()]
+  # What only shows once a query is whole comes last.
+  assert [(e['line'], e['field']) for e in entries] == [(2, 'label'), (5, 'query'), (3, 'doc_id')]
+  assert entries[0]['row'] == changed(label=-2) and 'is -2' in entries[0]['reason']
+
+
+def test_a_bad_row_leaves_no_query_behind(tmp_path):
+  bad_rows = BadRows('quarantine', tmp_path / 'bad.jsonl')
+  assert grouped(changed(query_id='q9', label=-1), bad_rows=bad_rows) == []
+
+
+@pytest.mark.parametrize('memory', [1, 20_000, 1 << 30])
+def test_any_order_and_any_memory_give_what_a_dict_gives(memory):
+  rng = random.Random(0)
+  rows = [
+    changed(query_id=f'q{q}', query=f'text {q}', doc_id=f'd{d}', label=(q * d) % 5)
+    for q in range(40)
+    for d in range(rng.randrange(1, 30))
+  ]
+  rng.shuffle(rows)
+  expected = {}
+  for row in rows:
+    expected.setdefault(row['query_id'], []).append((row['doc_id'], row['label']))
+  found = {g.query_id: [(d.doc_id, d.label) for d in g.docs] for g in grouped(*rows, memory=memory)}
+  assert list(found.items()) == list(expected.items())
+
+
+def test_a_document_with_two_labels_says_both():
+  with pytest.raises(UserError, match='with label 3 and now 1'):
+    grouped(GOOD, changed(label=1))

@@ -1,0 +1,116 @@
+"""ir_datasets through the real library, on the home beside this checkout; nothing is downloaded."""
+
+import collections
+import pathlib
+import shutil
+import sys
+
+import pytest
+
+from disranker_jax.data import sources
+from disranker_jax.data.records import UNJUDGED, BadRows
+from disranker_jax.errors import UserError
+
+HOME = pathlib.Path(__file__).parents[1].parent / 'shared' / 'ir_datasets'
+COLLECTIONS = HOME.parent / 'data'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def ir_datasets(tmp_path_factory):
+  """The library with this home; it looks for its home once, when it is imported."""
+  if not HOME.is_dir():
+    pytest.skip('no ir_datasets home at ../shared/ir_datasets beside this checkout')
+  folder = shutil.copytree(HOME, tmp_path_factory.mktemp('home') / 'ir')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('IR_DATASETS_HOME', str(folder))
+    for name in [n for n in sys.modules if n.split('.')[0] == 'ir_datasets']:
+      patch.delitem(sys.modules, name)
+    yield pytest.importorskip('ir_datasets', reason='pip install disranker_jax[data]')
+
+
+def read(address, kind, **options):
+  return list(sources.read(f'ir_datasets:{address}', kind, **options))
+
+
+def test_judgements_are_those_of_the_same_collection_as_files():
+  if not (COLLECTIONS / 'nfcorpus').is_dir():
+    pytest.skip('no nfcorpus at ../shared/data beside this checkout')
+  library = read('beir/nfcorpus/test', 'judgements')
+  files = list(sources.read(f'trec:{COLLECTIONS}/nfcorpus', 'judgements'))
+  assert len(library) == 323
+
+  def table(groups):
+    # Not the texts: the files have other white space.
+    return {g.query_id: {(d.doc_id, d.label) for d in g.docs} for g in groups}
+
+  assert table(library) == table(files)
+
+
+def test_bm25_finds_candidates_where_the_dataset_has_no_run():
+  groups = read('beir/nfcorpus/test', 'candidates', depth=10)
+  assert len(groups) > 290
+  for group in groups:
+    assert [doc.rank for doc in group.docs] == list(range(1, len(group.docs) + 1))
+    scores = [doc.score for doc in group.docs]
+    assert scores == sorted(scores, reverse=True) and scores[-1] > 0
+    assert all(doc.label == UNJUDGED and doc.title for doc in group.docs)
+
+
+def test_test_sets_pool_the_run_and_keep_the_judged_outside():
+  judged = {
+    g.query_id: {d.doc_id for d in g.docs} for g in read('beir/nfcorpus/test', 'judgements')
+  }
+  for group in read('beir/nfcorpus/test', 'test', depth=5):
+    inside = [doc for doc in group.docs if doc.in_pool]
+    outside = {doc.doc_id for doc in group.docs if not doc.in_pool}
+    assert len(inside) <= 5 and outside <= judged[group.query_id]
+    assert judged[group.query_id] <= {doc.doc_id for doc in group.docs}
+
+
+def test_a_run_of_the_whole_collection_serves_a_part_of_it(tmp_path, capsys):
+  run = tmp_path / 'other.run'
+  run.write_text('PLAIN-2 Q0 MED-10 1 2.5 x\nPLAIN-2 Q0 MED-14 2 1 x\nnobody Q0 MED-10 1 1 x\n')
+  (group,) = read(f'beir/nfcorpus/test?run={run}', 'candidates')
+  assert [(doc.doc_id, doc.rank, doc.score) for doc in group.docs] == [
+    ('MED-10', 1, 2.5), ('MED-14', 2, 1.0),
+  ]  # fmt: skip
+  assert 'left out 1 lines of the run' in capsys.readouterr().err
+
+
+def test_other_datasets_queries_can_be_held_out(ir_datasets):
+  everything = read('beir/nfcorpus', 'candidates', depth=1)
+  without = read('beir/nfcorpus?exclude=beir/nfcorpus/test', 'candidates', depth=1)
+  held_out = {query.query_id for query in ir_datasets.load('beir/nfcorpus/test').queries_iter()}
+  kept = {group.query_id for group in everything} - held_out
+  assert {group.query_id for group in without} == kept < {g.query_id for g in everything}
+
+
+def test_documents_without_a_title_and_queries_with_line_ends():
+  groups = read('vaswani', 'judgements')
+  assert len(groups) == 93 and all(not doc.title and doc.summary for g in groups for doc in g.docs)
+  assert all('\n' not in group.query and group.query.strip() for group in groups)
+
+
+def test_negative_grades_are_bad_rows_with_their_place(ir_datasets, tmp_path):
+  with pytest.raises(UserError, match=r'ir_datasets:cranfield/qrels:\d+:label: is -1'):
+    read('cranfield', 'judgements')
+  bad_rows = BadRows('quarantine', tmp_path / 'bad.jsonl')
+  groups = read('cranfield', 'judgements', bad_rows=bad_rows)
+  grades = collections.Counter(q.relevance for q in ir_datasets.load('cranfield').qrels_iter())
+  assert bad_rows.quarantined >= grades[-1] > 0
+  assert sum(len(group.docs) for group in groups) <= sum(grades.values()) - grades[-1]
+
+
+def test_mistakes_are_one_line(tmp_path):
+  for address, kind, says in [
+    ('beir/nfcorpse', 'test', 'no such dataset'),
+    ('', 'test', 'names no dataset'),
+    ('beir/nfcorpus', 'judgements', 'has no qrels'),
+    ('beir/nfcorpus/test', 'clicks', 'has no clicks'),
+    ('beir/nfcorpus/test?runs=x', 'test', 'cannot use the option'),
+    ('beir/nfcorpus/test?run=scoreddocs', 'test', 'has no scoreddocs'),
+    (f'beir/nfcorpus/test?run={tmp_path}/none', 'test', 'does not exist'),
+  ]:
+    with pytest.raises(UserError) as caught:
+      read(address, kind)
+    assert says in str(caught.value) and '\n' not in str(caught.value), caught.value

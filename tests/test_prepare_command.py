@@ -1,0 +1,108 @@
+"""`python -m disranker_jax.prepare` as people run it: killed, mistaken, read back by its address."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from disranker_jax import prepare
+from disranker_jax.data import builders, sources
+from disranker_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def command(*arguments, **options):
+  environment = os.environ | {'PYTHONPATH': str(ROOT)}
+  line = [sys.executable, '-m', 'disranker_jax.prepare', *map(str, arguments)]
+  return subprocess.Popen(
+    line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+  )
+
+
+def write(path, rows, bad=0):
+  row = {'query': 'red fox', 'title': 'a page about foxes', 'summary': 'words ' * 30}
+  with path.open('w') as file:
+    for i in range(rows):
+      name = {'query_id': f'q{i // 10}', 'doc_id': f'd{i % 10}', 'query': f'fox {i // 10}'}
+      file.write(json.dumps(row | name) + '\n')
+    file.writelines('{"broken": \n' for _ in range(bad))
+  return f'jsonl:{path}'
+
+
+def test_killed_in_earnest_it_goes_on_to_the_same_bytes(tmp_path):
+  address = write(tmp_path / 'a.jsonl', 120_000, bad=2)
+  flags = ('--source', address, '--on_bad_row', 'quarantine', '--out')
+  whole = command(*flags, tmp_path / 'whole')
+  journal = tmp_path / '.out.partial' / 'journal.json'
+  process = command(*flags, tmp_path / 'out')
+  deadline = time.monotonic() + 120
+  while not journal.exists() and process.poll() is None and time.monotonic() < deadline:
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  assert process.wait() == -signal.SIGKILL and journal.exists()
+  again = command(*flags, tmp_path / 'out')
+  stdout, stderr = again.communicate()
+  assert again.returncode == 0 and 'goes on after' in stderr, stderr
+  assert '12,000 queries of 120,002 rows, 2 bad' in stdout
+  assert whole.wait() == 0
+  files = [
+    {f.name: f.read_bytes() for f in (tmp_path / n).iterdir() if f.name != 'prepared.json'}
+    for n in ('whole', 'out')
+  ]
+  assert files[0] == files[1] and len(files[0]) > 3
+  first, second = (tmp_path / f'{n}.quarantine.jsonl' for n in ('whole', 'out'))
+  assert first.read_bytes() == second.read_bytes()
+
+
+def test_what_it_wrote_is_an_address(tmp_path, capsys):
+  address = write(tmp_path / 'a.jsonl', 40)
+  prepare.main(['--source', address, '--out', str(tmp_path / 'out')])
+  assert '4 queries of 40 rows, 0 bad' in capsys.readouterr().out
+  found = list(sources.read(f'tfds:{tmp_path}/out', 'candidates'))
+  assert list(map(repr, found)) == list(map(repr, sources.read(address, 'candidates')))
+
+
+def test_teachers_and_negatives_by_flags(tmp_path):
+  docs = [{'doc_id': f'd{i}', 'title': f'fox {i}', 'summary': ''} for i in range(30)]
+  (tmp_path / 'docs.jsonl').write_text(''.join(json.dumps(doc) + '\n' for doc in docs))
+  (tmp_path / 'queries.tsv').write_text('q1\tfox\n')
+  (tmp_path / 'qrels.txt').write_text('q1 0 d3 1\n')
+  (tmp_path / 'bm25.run').write_text(''.join(f'q1 Q0 d{i} {i + 1} {-i} x\n' for i in range(30)))
+  (tmp_path / 't.run').write_text(''.join(f'q1\td{i}\t{i % 7}\n' for i in range(30)))
+  flags = ['--source', f'trec:{tmp_path}', '--kind', 'judgements', '--out', str(tmp_path / 'out')]
+  flags += ['--teacher', f'trec:{tmp_path}/t.run', '--negatives', '5', '--ranks', '11-30']
+  prepare.main([*flags, '--guard', '1'])
+  (group,) = builders.open('judgements', tmp_path / 'out')
+  negatives = [doc for doc in group.docs if doc.label == 0]
+  assert len(negatives) == 5 and all(11 <= doc.rank <= 30 for doc in negatives)
+  assert all(doc.teacher == int(doc.doc_id[1:]) % 7 <= 2 for doc in negatives)
+
+
+@pytest.mark.parametrize(
+  ('flags', 'says'),
+  [
+    (['--negatives', '3'], '--negatives: go with --kind judgements'),
+    (['--negatives', '3', '--kind', 'judgements', '--ranks', '9-2'], '--ranks 9-2'),
+    (['--negatives', '3', '--kind', 'judgements', '--guard', '1'], '--guard: needs'),
+    (['--limit', '-1'], '--limit'),
+    (['--depth', '0'], 'depth'),
+  ],
+)
+def test_mistakes(tmp_path, flags, says):
+  with pytest.raises(UserError) as caught:
+    prepare.main(['--source', 'python_docs:', '--out', str(tmp_path / 'out'), *flags])
+  assert says in str(caught.value)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_is_one_line_and_status_2(tmp_path):
+  process = command('--source', f'jsonl:{tmp_path}/none', '--out', tmp_path / 'out')
+  stdout, stderr = process.communicate()
+  assert process.returncode == 2 and not stdout
+  assert stderr.startswith('error: ') and len(stderr.splitlines()) == 1

@@ -1,0 +1,200 @@
+"""Preparing a source: whole, in bounded pieces, and the same after a kill at any moment."""
+
+import json
+import os
+import random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from disranker_jax.data import builders, preparing, sources, spool
+from disranker_jax.data.preparing import Job
+from disranker_jax.errors import UserError
+
+
+class Killed(BaseException):
+  """Stands in for SIGKILL: nothing of ours catches it."""
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+  """Many shards, runs and journal entries of few rows."""
+  monkeypatch.setattr(builders, 'SHARD_BYTES', 3000)
+  monkeypatch.setattr(preparing, 'CHUNK_ROWS', 37)
+  monkeypatch.setattr(spool, 'FAN_IN', 3)
+
+
+def rows_of(queries=30, seed=0):
+  """Shuffled rows, some of them bad; documents of a query stand all over the file."""
+  rng = random.Random(seed)
+  rows = [
+    {'query_id': f'q{q}', 'query': f'query {q}', 'doc_id': f'd{d}', 'title': f't{d}',
+     'summary': 'words ' * rng.randrange(1, 9), 'label': (q + d) % 4}
+    for q in range(queries)
+    for d in range(rng.randrange(2, 9))
+  ]  # fmt: skip
+  rows += [rows[3] | {'label': -1}, rows[5], rows[7] | {'query': 'other', 'doc_id': 'x'}]
+  rng.shuffle(rows)
+  return rows
+
+
+def jsonl(path, rows):
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return f'jsonl:{path}'
+
+
+def job(tmp_path, address, kind='judgements', name='out', **options):
+  options = {'on_bad_row': 'quarantine'} | options
+  return Job(address, kind, tmp_path / name, tmp_path / f'{name}.bad.jsonl', **options)
+
+
+def files(folder):
+  """Every file that counts, without the note of how long it took."""
+  return {f.name: f.read_bytes() for f in folder.iterdir() if f.name != preparing.RESULT}
+
+
+@pytest.mark.parametrize('kind', ['clicks', 'judgements'])
+def test_what_is_prepared_is_what_the_source_gives(tmp_path, kind):
+  address = jsonl(tmp_path / 'a.jsonl', rows_of())
+  task = job(tmp_path, address, kind)
+  done = preparing.prepare(task)
+  bad_rows = sources.BadRows('quarantine', tmp_path / 'other.jsonl')
+  expected = list(sources.read(address, kind, bad_rows=bad_rows))
+  assert list(map(repr, builders.open(kind, task.folder))) == list(map(repr, expected))
+  assert (done.records, done.rows) == (len(expected), bad_rows.rows_in)
+  assert (
+    done.quarantined == bad_rows.quarantined == (1 if kind == 'clicks' else 3) - (kind == 'clicks')
+  )
+  assert len(list(task.folder.glob('*array_record*'))) > 2
+  if done.quarantined:
+    assert task.quarantine.read_bytes() == bad_rows.path.read_bytes()
+  else:
+    assert not task.quarantine.exists()
+  assert not task.partial.exists()
+
+
+def killed_at(monkeypatch, count, task):
+  """Runs the task until its `count`-th file is about to get its name; False if it ends before."""
+  calls = 0
+  replace = os.replace
+
+  def counting(*paths):
+    nonlocal calls
+    calls += 1
+    if calls == count:
+      raise Killed
+    replace(*paths)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'replace', counting)
+    patch.setattr(preparing.Work, 'leave', lambda self: None)
+    try:
+      preparing.prepare(task)
+    except Killed:
+      return True
+  return False
+
+
+@pytest.mark.parametrize('kind', ['clicks', 'judgements'])
+@pytest.mark.parametrize('source', ['jsonl', 'parquet', 'trec'])
+def test_killed_at_every_file_it_goes_on_to_the_same_bytes(tmp_path, monkeypatch, kind, source):
+  rows = rows_of(12)
+  address = jsonl(tmp_path / 'a.jsonl', rows)
+  if source == 'parquet':
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / 'a.parquet', row_group_size=20)
+    address = f'parquet:{tmp_path}/a.parquet'
+  if source == 'trec':
+    if kind == 'clicks':
+      pytest.skip('one of the two is enough')
+    address = trec(tmp_path / 'trec', rows)
+  whole = job(tmp_path, address, kind)
+  expected = preparing.prepare(whole)
+  count = 1
+  while killed_at(monkeypatch, count, again := job(tmp_path, address, kind, name=f'n{count}')):
+    # Killed a second time, a little later, and only then to the end.
+    killed_at(monkeypatch, 3, again)
+    done = preparing.prepare(again)
+    assert files(again.folder) == files(whole.folder)
+    assert (done.records, done.rows, done.quarantined) == (
+      expected.records, expected.rows, expected.quarantined,
+    )  # fmt: skip
+    if expected.quarantined:
+      assert again.quarantine.read_bytes() == whole.quarantine.read_bytes()
+    assert not again.partial.exists()
+    count += 1
+  assert count > 6
+
+
+def trec(folder, rows):
+  folder.mkdir()
+  rows = [row for row in rows if row['label'] >= 0 and row['query'] != 'other']
+  queries = {row['query_id']: row['query'] for row in rows}
+  docs = {row['doc_id']: row for row in rows}
+  (folder / 'queries.tsv').write_text(''.join(f'{q}\t{text}\n' for q, text in queries.items()))
+  jsonl(folder / 'docs.jsonl', docs.values())
+  judged = {(row['query_id'], row['doc_id']): row['label'] for row in rows}
+  lines = [f'{q} 0 {d} {label}\n' for (q, d), label in judged.items()]
+  (folder / 'qrels.txt').write_text(''.join([*lines, 'q1 0 nowhere 1\n']))
+  return f'trec:{folder}'
+
+
+def test_rows_are_not_checked_twice(tmp_path, monkeypatch, capsys):
+  address = jsonl(tmp_path / 'a.jsonl', rows_of())
+  task = job(tmp_path, address)
+  seen = []
+  make = sources.made
+
+  def watched(kind):
+    parse = make(kind)
+    return lambda raw: seen.append(raw) or parse(raw)
+
+  monkeypatch.setattr(sources, 'made', watched)
+  assert killed_at(monkeypatch, 8, task)
+  before = len(seen)
+  preparing.prepare(task)
+  total = len((tmp_path / 'a.jsonl').read_text().splitlines())
+  # At most the chunk that was being read is read again.
+  assert before > 60 and total <= len(seen) <= total + preparing.CHUNK_ROWS
+  assert 'goes on after' in capsys.readouterr().err
+
+
+def test_done_is_done_and_another_source_or_setting_is_other_work(tmp_path, monkeypatch, capsys):
+  rows = rows_of()
+  address = jsonl(tmp_path / 'a.jsonl', rows)
+  first = preparing.prepare(job(tmp_path, address))
+  before = {f: f.stat().st_mtime_ns for f in (tmp_path / 'out').iterdir()}
+  assert preparing.prepare(job(tmp_path, address)) == first
+  assert {f: f.stat().st_mtime_ns for f in (tmp_path / 'out').iterdir()} == before
+  assert 'done before' in capsys.readouterr().err
+  assert preparing.prepare(job(tmp_path, address, limit=4)).records == 4
+  assert len(builders.open('judgements', tmp_path / 'out')) == 4
+  killed_at(monkeypatch, 5, job(tmp_path, address, name='other'))
+  jsonl(tmp_path / 'a.jsonl', rows_of(5, seed=1))
+  done = preparing.prepare(job(tmp_path, address, name='other'))
+  assert done.records == 5 and 'begins anew' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('kind', ['clicks', 'judgements'])
+def test_a_limit_takes_the_first(tmp_path, kind):
+  address = jsonl(tmp_path / 'a.jsonl', rows_of())
+  task = job(tmp_path, address, kind, limit=7)
+  assert preparing.prepare(task).records == 7
+  expected = list(sources.read(address, kind, bad_rows=sources.BadRows.nowhere()))[:7]
+  assert list(map(repr, builders.open(kind, task.folder))) == list(map(repr, expected))
+
+
+def test_bad_input_leaves_what_was_there(tmp_path):
+  good = jsonl(tmp_path / 'a.jsonl', [row for row in rows_of(3) if row['label'] >= 0][:1])
+  preparing.prepare(job(tmp_path, good))
+  before = files(tmp_path / 'out')
+  bad = jsonl(tmp_path / 'b.jsonl', rows_of())
+  with pytest.raises(UserError, match=r'b\.jsonl:\d+:'):
+    preparing.prepare(job(tmp_path, bad, on_bad_row='error'))
+  assert files(tmp_path / 'out') == before
+  with pytest.raises(UserError, match='there are no judgements'):
+    preparing.prepare(job(tmp_path, jsonl(tmp_path / 'c.jsonl', [{'label': -1}])))
+  (tmp_path / 'mine').mkdir()
+  (tmp_path / 'mine' / 'thesis.txt').write_text('x')
+  with pytest.raises(UserError, match='not prepared data'):
+    preparing.prepare(job(tmp_path, good, name='mine'))

@@ -1,0 +1,54 @@
+"""Sorting on disk: like `sorted`, whatever the memory, and the same again in another process."""
+
+import random
+
+import pytest
+
+from disranker_jax.data import spool
+from disranker_jax.data.spool import Spool
+
+
+def filled(rows, **options):
+  made = Spool(**options)
+  for key, value in rows:
+    made.add(key, value)
+  return made
+
+
+@pytest.mark.parametrize('memory', [1, 1000, 1 << 30])
+@pytest.mark.parametrize('key', [lambda n: n % 7, lambda n: f'{n % 5} ü', lambda n: (n % 3, -n)])
+def test_sorts_stably_and_can_be_read_twice(tmp_path, memory, key):
+  numbers = random.Random(1).sample(range(500), 500)
+  rows = [(key(n), {'n': n, 'text': 'x' * (n % 40)}) for n in numbers]
+  made = filled(rows, folder=tmp_path / 'runs', memory=memory)
+  expected = sorted(rows, key=lambda row: row[0])
+  assert list(made) == expected == list(made)
+
+
+def test_small_ones_leave_the_disk_alone(tmp_path):
+  made = filled([(2, 'b'), (1, 'a')], folder=tmp_path / 'runs')
+  assert list(made) == [(1, 'a'), (2, 'b')] and not (tmp_path / 'runs').exists()
+
+
+def test_many_runs_are_merged_in_turns(tmp_path, monkeypatch):
+  monkeypatch.setattr(spool, 'FAN_IN', 4)
+  rows = [(n * 7919 % 101, n) for n in range(100)]
+  made = filled(rows, folder=tmp_path, memory=1)
+  assert len(made.runs) == 100
+  assert list(made) == sorted(rows, key=lambda row: row[0])
+  assert len(list(tmp_path.iterdir())) == len(made.runs) <= 4
+
+
+def test_goes_on_from_a_mark_and_forgets_what_came_after_it(tmp_path):
+  rows = [(n * 37 % 11, n) for n in range(60)]
+  first = filled(rows[:30], folder=tmp_path, memory=500)
+  first.flush()
+  mark = first.mark()
+  for key, value in rows[30:50]:  # lost: the process dies before its next mark
+    first.add(key, value)
+  first.flush()
+  again = Spool(tmp_path, memory=700)
+  again.rewind(mark)
+  for key, value in rows[30:]:
+    again.add(key, value)
+  assert list(again) == sorted(rows, key=lambda row: row[0])
