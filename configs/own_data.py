@@ -5,7 +5,8 @@
 Addresses are `jsonl:FILE` (globs and .gz are fine) or `trec:FOLDER`; README.md has the fields.
 Model names are local folders or Hugging Face names. The rest is the paper's: see
 disranker_jax/config.py for every setting. On two cores start with small models, as in
-configs/quickstart.py; a 7B teacher wants accelerators, as in configs/disranker_mistral_7b.py.
+configs/quickstart.py; a 7B teacher wants accelerators, as in configs/disranker_mistral_7b.py: as it
+stands this config is planned for v5p:2x2x4, 16 chips that share one copy of the parameters.
 """
 
 from disranker_jax.config import defaults

@@ -19,7 +19,9 @@ STAGES = ('prepare', 'cpt', 'sft')
 
 
 def options(**more):
-  return {'score__shard_queries': 1, 'score__batch_rows': 4, **more}
+  return {
+    'score__shard_queries': 1, 'score__batch_rows': 4, 'data__limit__candidates': 200, **more
+  }  # fmt: skip
 
 
 def contents(folder) -> dict[str, bytes]:
@@ -54,28 +56,36 @@ def environment() -> dict:
   return os.environ | quick | {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=0'}
 
 
+def killed_after(workdir, seconds: float) -> bool:
+  """Runs the score stage and kills it so long after it wrote its next shard; whether it was."""
+  notes = workdir / 'score' / 'shards'
+  before = len(list(notes.rglob('_*.json')))
+  with subprocess.Popen(command(workdir), env=environment(), stderr=subprocess.DEVNULL) as run:
+    while run.poll() is None and len(list(notes.rglob('_*.json'))) == before:
+      time.sleep(0.001)
+    try:
+      assert run.wait(seconds) == 0
+      return False
+    except subprocess.TimeoutExpired:
+      run.send_signal(signal.SIGKILL)
+      return True
+
+
 @pytest.mark.slow
 def test_killed_fifty_times_the_scores_are_those_of_an_undisturbed_run(scored, unscored):
-  rng, shards = random.Random(0), unscored / 'score' / 'shards'
-  begin = time.monotonic()
-  subprocess.run(command(unscored), env=environment(), capture_output=True, check=True)
-  whole = time.monotonic() - begin
-  assert contents(unscored / 'score') == contents(scored / 'score')
-  shutil.rmtree(unscored / 'score')
-  killed, seen = 0, set()
+  score, wanted = unscored / 'score', contents(scored / 'score')
+  rng, killed, seen = random.Random(0), 0, set()
   while killed < KILLS:
-    with subprocess.Popen(command(unscored), env=environment(), stderr=subprocess.DEVNULL) as run:
-      try:
-        # Most of a run is Python's and JAX's start; half of the kills are in its later part.
-        assert run.wait(whole * rng.choice([rng.random(), 0.5 + rng.random() / 2])) == 0
-        shutil.rmtree(unscored / 'score')  # it came to its end: again from the start
-      except subprocess.TimeoutExpired:
-        run.send_signal(signal.SIGKILL)
-        killed += 1
-        seen.add(len(list(shards.rglob('*.parquet'))) if shards.is_dir() else 0)
-  assert len(seen) > 2  # kills before, while and after shards were written
+    if killed_after(unscored, rng.random()):
+      killed += 1
+      seen.add(len(list(score.rglob('*.parquet'))))
+    else:  # it came to its end: from the start again
+      assert contents(score) == wanted
+      shutil.rmtree(score)
+  print(f'{killed} kills, at {len(seen)} different counts of shards: {sorted(seen)}')
+  assert len(seen) > KILLS // 4
   subprocess.run(command(unscored), env=environment(), capture_output=True, check=True)
-  assert contents(unscored / 'score') == contents(scored / 'score')
+  assert contents(score) == wanted
 
 
 @contextlib.contextmanager
