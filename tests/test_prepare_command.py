@@ -1,4 +1,4 @@
-"""`python -m disranker_jax.prepare` as people run it: killed, mistaken, read back by its address."""
+"""`python -m disranker_jax.prepare` as people run it: killed, mistaken, read back by address."""
 
 import json
 import os

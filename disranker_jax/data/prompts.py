@@ -59,6 +59,14 @@ class PairPrompt:
       encoded.append(Encoded(np.array(head + tail, np.int32), types, anchor=0))
     return encoded
 
+  def lengths(self, query: str, docs: Sequence[Document]) -> list[dict[str, int]]:
+    """Tokens of each document's input if nothing were cut: whole, query, title, summary."""
+    asked = len(self.tokenizer(query, add_special_tokens=False)['input_ids'])
+    template = '{title} : {summary}'
+    rows = [{'title': doc.title, 'summary': doc.summary} for doc in docs]
+    found = _field_lengths(self.tokenizer, template, rows)
+    return [row | {'query': asked, 'input': row['input'] + asked + 3} for row in found]
+
 
 @dataclasses.dataclass(frozen=True)
 class TextPrompt:
@@ -99,11 +107,16 @@ class TextPrompt:
     rows = zip(out['input_ids'], out['offset_mapping'], spans, strict=True)
     return [self._assemble(np.array(i, np.int32), np.array(o), s) for i, o, s in rows]
 
+  def lengths(self, query: str, docs: Sequence[Document]) -> list[dict[str, int]]:
+    """Tokens of each document's input if nothing were cut: whole, query, title, summary."""
+    rows = [{'query': query, 'title': doc.title, 'summary': doc.summary} for doc in docs]
+    special = 1 + (self.tokenizer.bos_token_id is not None)
+    found = _field_lengths(self.tokenizer, self.template, rows)
+    return [row | {'input': row['input'] + special} for row in found]
+
   def _assemble(self, ids, offsets, spans) -> Encoded:
     t = self.tokenizer
-    # A token belongs to the field its last character lies in: a leading space goes with its word.
-    last = offsets.reshape(-1, 2)[:, 1] - 1
-    field = {name: (last >= start) & (last < stop) for name, (start, stop) in spans.items()}
+    field = _in_fields(offsets, spans)
     keep = np.ones(len(ids), bool)
     keep[np.flatnonzero(field['query'])[self.max_query_len :]] = False
     bos = [t.bos_token_id] if t.bos_token_id is not None else []
@@ -121,6 +134,29 @@ class TextPrompt:
     if self.predict == 'document' and span[1] == len(ids) - 1:
       span = (span[0], len(ids))  # a document's end is part of what is learnt
     return Encoded(ids, np.zeros_like(ids), anchor=len(ids) - 1, predict=span)
+
+
+def _field_lengths(tokenizer, template: str, rows: list[dict[str, str]]) -> list[dict[str, int]]:
+  """Tokens of each filled template: of every field, and of the `input` without special tokens."""
+  if not rows:
+    return []
+  texts, spans = zip(*(render(template, row) for row in rows), strict=True)
+  out = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+  found = []
+  for ids, offsets, span in zip(out['input_ids'], out['offset_mapping'], spans, strict=True):
+    fields = _in_fields(np.array(offsets), span)
+    found.append({name: int(inside.sum()) for name, inside in fields.items()})
+    found[-1]['input'] = len(ids)
+  return found
+
+
+def _in_fields(offsets: np.ndarray, spans: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:
+  """Which tokens are each field's, by their characters (start, stop) and the fields' own.
+
+  A token belongs to the field its last character lies in: a leading space goes with its word.
+  """
+  last = offsets.reshape(-1, 2)[:, 1] - 1
+  return {name: (last >= start) & (last < stop) for name, (start, stop) in spans.items()}
 
 
 def render(template: str, fields: dict[str, str]) -> tuple[str, dict[str, tuple[int, int]]]:

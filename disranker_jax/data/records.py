@@ -232,10 +232,11 @@ def text(row: Mapping[str, Any], field: str, *, blank: bool) -> str:
   value = row[field]
   if not isinstance(value, str):
     raise BadRow(field, f'is {_found(value)}, not a string', 'write it as text in quotes')
-  try:
-    value.encode()
-  except UnicodeEncodeError:
-    raise BadRow(field, 'has half a surrogate pair', 'write it again as valid Unicode') from None
+  if not value.isascii():
+    try:
+      value.encode()
+    except UnicodeEncodeError:
+      raise BadRow(field, 'has half a surrogate pair', 'write it again as valid Unicode') from None
   if not blank and not value.strip():
     raise BadRow(field, 'is blank', 'fill it in or remove the row')
   return value

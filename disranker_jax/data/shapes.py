@@ -33,7 +33,7 @@ LISTS = {
   'pos': (1, 'pos_scores'),
   'neg': (0, 'neg_scores'),
 }
-GROUPS = ('docs', *LISTS)
+GROUPS = frozenset(('docs', *LISTS))
 # All that is read of a row; other columns of Parquet stay on disk.
 COLUMNS = (
   'query_id', 'id', 'query', 'doc_id', 'title', 'summary', 'label', 'rank', 'score', 'count',
@@ -49,7 +49,7 @@ def records_of(row: Any, kind: str) -> list[Any]:
 
   Raises: BadRow, also if the row has nothing for this kind.
   """
-  if not isinstance(row, Mapping) or not any(row.get(name) is not None for name in GROUPS):
+  if not isinstance(row, Mapping) or not _is_group(row):
     return [_score(row)] if kind == 'scores' else [records.ROW_PARSERS[kind](row)]
   query_id, query, docs = _group(row)
   if kind == 'scores':
@@ -63,6 +63,11 @@ def records_of(row: Any, kind: str) -> list[Any]:
       raise BadRow('row', 'has no positive passage', 'clicks need one, leave the others out')
     return clicks
   return [(query_id, query, _of_kind(doc, kind)) for doc in docs]
+
+
+def _is_group(row: Mapping[str, Any]) -> bool:
+  # Of Parquet every row has every column, null where there is nothing.
+  return not GROUPS.isdisjoint(row) and any(row.get(name) is not None for name in GROUPS)
 
 
 def _of_kind(doc: Document, kind: str) -> Document:

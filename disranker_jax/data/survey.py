@@ -1,0 +1,221 @@
+"""What a source holds: counts, labels, lengths, what would be cut, duplicates, rows of no use.
+
+Records are looked at one by one and only counts stay in memory; what has to be compared with all
+others goes through files.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from disranker_jax.data.prompts import PairPrompt, TextPrompt
+from disranker_jax.data.records import UNJUDGED, Click, Document, Group
+from disranker_jax.data.spool import Spool
+
+PERCENTILES = (5, 50, 95, 99, 100)
+SAMPLES = 3
+EXAMPLES = 8  # Kinds of bad rows that are shown, the commonest first.
+
+
+class Histogram:
+  """How often each whole number came."""
+
+  def __init__(self):
+    self.counts: collections.Counter[int] = collections.Counter()
+
+  def add(self, value: int) -> None:
+    self.counts[value] += 1
+
+  def percentiles(self) -> dict[str, int]:
+    """The smallest value that so many percent do not exceed."""
+    total, found = self.counts.total(), {}
+    values = sorted(self.counts.items())
+    for percent in PERCENTILES if total else ():
+      seen = 0
+      for value, count in values:
+        seen += count
+        if seen * 100 >= percent * total:
+          found['max' if percent == 100 else f'p{percent}'] = value
+          break
+    return found
+
+
+class Lengths:
+  """Lengths of texts in tokens, and where the model would cut them; in words without a prompt."""
+
+  def __init__(self, prompt: PairPrompt | TextPrompt | None):
+    self._prompt = prompt
+    self.fields = {name: Histogram() for name in ('query', 'title', 'summary', 'input')}
+    self.cut: collections.Counter[str] = collections.Counter()
+    self.pairs = 0
+
+  def add(self, query: str, docs: Iterable[Document | Click]) -> None:
+    docs = list(docs)
+    for i, lengths in enumerate(self._lengths(query, docs)):
+      for name, histogram in self.fields.items():
+        if name != 'query' or i == 0:
+          histogram.add(lengths[name])
+      self.pairs += 1
+      if self._prompt:
+        self._cut(lengths)
+
+  def _lengths(self, query: str, docs: list[Document | Click]) -> list[dict[str, int]]:
+    if self._prompt:
+      return self._prompt.lengths(query, docs)
+    words = [{'title': len(d.title.split()), 'summary': len(d.summary.split())} for d in docs]
+    asked = len(query.split())
+    return [row | {'query': asked, 'input': asked + sum(row.values())} for row in words]
+
+  def _cut(self, lengths: dict[str, int]) -> None:
+    """As prompts cut: the query's end, then the summary, then the title."""
+    lost = max(lengths['query'] - self._prompt.max_query_len, 0)
+    excess = lengths['input'] - lost - self._prompt.max_len
+    if lost:
+      self.cut['query'] += 1
+    if excess > 0:
+      self.cut['summary' if excess <= lengths['summary'] else 'title'] += 1
+    if lost or excess > 0:
+      self.cut['any'] += 1
+
+  def report(self) -> dict[str, Any]:
+    found: dict[str, Any] = {
+      'unit': 'tokens' if self._prompt else 'words',
+      **{name: histogram.percentiles() for name, histogram in self.fields.items()},
+    }
+    if self._prompt:
+      found['max_len'], found['max_query_len'] = self._prompt.max_len, self._prompt.max_query_len
+      names = ('any', 'query', 'title', 'summary')
+      found['truncated'] = {name: self.cut[name] / max(self.pairs, 1) for name in names}
+    return found
+
+
+@dataclasses.dataclass
+class Repeats:
+  """Counts things that came more than once, and those that came with different values."""
+
+  spool: Spool = dataclasses.field(default_factory=Spool)
+
+  def add(self, key: str, value: str = '') -> None:
+    self.spool.add(_hash(key), _hash(value) if value else b'')
+
+  def report(self) -> tuple[int, int]:
+    """(keys that came more than once, keys that came with more than one value)."""
+    repeated = differing = 0
+    for _, same in itertools.groupby(self.spool, key=lambda pair: pair[0]):
+      values = [value for _, value in same]
+      repeated += len(values) > 1
+      differing += len(set(values)) > 1
+    return repeated, differing
+
+
+class Survey:
+  """Looks at records and says what there was."""
+
+  def __init__(self, prompt: PairPrompt | TextPrompt | None = None):
+    self._prompt = prompt
+    self._lengths = Lengths(prompt)
+    self._labels = Histogram()
+    self._depth = Histogram()
+    self._counts: collections.Counter[str] = collections.Counter()
+    self._queries, self._documents = Repeats(), Repeats()
+    self._samples: list[tuple[str, Document | Click]] = []
+
+  def add(self, record: Click | Group) -> None:
+    if isinstance(record, Click):
+      self._click(record)
+    else:
+      self._group(record)
+
+  def _click(self, click: Click) -> None:
+    self._counts['clicks'] += 1
+    self._lengths.add(click.query, [click])
+    self._queries.add(click.query)
+    self._documents.add('\0'.join((click.query, click.title, click.summary)))
+    self._sample(click.query, click)
+
+  def _group(self, group: Group) -> None:
+    self._counts['queries'] += 1
+    self._counts['pairs'] += len(group.docs)
+    self._depth.add(len(group.docs))
+    self._lengths.add(group.query, group.docs)
+    self._queries.add(group.query, group.query_id)
+    by_text: dict[tuple[str, str], set[int]] = {}
+    for doc in group.docs:
+      self._labels.add(doc.label)
+      self._documents.add(doc.doc_id, f'{doc.title}\0{doc.summary}')
+      by_text.setdefault((doc.title, doc.summary), set()).add(doc.label)
+    self._counts['same_text'] += len(group.docs) - len(by_text)
+    self._counts['same_text_other_label'] += sum(len(labels) > 1 for labels in by_text.values())
+    grades = {doc.label for doc in group.docs if doc.label != UNJUDGED}
+    self._counts['judged'] += bool(grades)
+    self._counts['one_grade'] += len(grades) == 1
+    self._counts['no_text'] += sum(not (d.title.strip() or d.summary.strip()) for d in group.docs)
+    for doc in group.docs[:1]:
+      self._sample(group.query, doc)
+
+  def _sample(self, query: str, doc: Document | Click) -> None:
+    if len(self._samples) < SAMPLES:
+      self._samples.append((query, doc))
+
+  def report(self) -> dict[str, Any]:
+    """All of it, as JSON values."""
+    counts = self._counts
+    queries, documents = self._queries.report(), self._documents.report()
+    found: dict[str, Any] = {'lengths': self._lengths.report(), 'samples': list(self._shown())}
+    if counts['clicks']:
+      duplicates = {'queries_with_several_clicks': queries[0], 'same_click_again': documents[0]}
+      return {'clicks': counts['clicks'], 'duplicates': duplicates} | found
+    labels = {str(k): v for k, v in sorted(self._labels.counts.items()) if k != UNJUDGED}
+    return {
+      'queries': counts['queries'],
+      'pairs': counts['pairs'],
+      'documents_of_a_query': self._depth.percentiles(),
+      'labels': labels,
+      'unjudged_pairs': self._labels.counts[UNJUDGED],
+      'judged_queries': counts['judged'],
+      'queries_with_one_grade': counts['one_grade'],
+      'documents_without_text': counts['no_text'],
+      'duplicates': {
+        'query_texts_with_several_ids': queries[1],
+        'doc_ids_with_several_texts': documents[1],
+        'texts_repeated_in_a_query': counts['same_text'],
+        'of_those_with_different_labels': counts['same_text_other_label'],
+      },
+    } | found
+
+  def _shown(self) -> Iterator[dict[str, Any]]:
+    """Sample rows as the model sees them."""
+    for query, doc in self._samples:
+      row: dict[str, Any] = {'query': query, 'title': doc.title}
+      if self._prompt:
+        document = Document('', doc.title, doc.summary)
+        encoded = self._prompt.encode(query, [document])[0]
+        row['tokens'] = len(encoded)
+        row['model_sees'] = self._prompt.tokenizer.decode(encoded.ids)
+      else:
+        row['summary'] = doc.summary
+      yield row
+
+
+def bad_rows(quarantine: Path) -> list[dict[str, Any]]:
+  """The commonest reasons of a quarantine file, each with its count and the place of its first."""
+  found: dict[str, dict[str, Any]] = {}
+  with quarantine.open() as file:
+    for line in file:
+      entry = json.loads(line)
+      # Values apart, rows that are bad in the same way have the same reason.
+      reason = re.sub(r"'(?:[^'\\]|\\.)*'|\"[^\"]*\"|-?\d+(\.\d+)?", '...', entry['reason'])
+      row = found.setdefault(reason, {'reason': reason, 'count': 0, 'first': ''})
+      row['count'] += 1
+      row['first'] = row['first'] or f'{entry["file"]}:{entry["line"]}'
+  return sorted(found.values(), key=lambda row: -row['count'])[:EXAMPLES]
+
+
+def _hash(text: str) -> bytes:
+  return hashlib.blake2b(text.encode(), digest_size=12).digest()

@@ -1,0 +1,84 @@
+"""Measures `prepare`: rows a second and peak memory, for made-up rows of any number.
+
+  python docs/measure_prepare.py 1000000 4000000 [--kind candidates] [--order sorted|shuffled]
+
+Each size is prepared by a process of its own, whose peak resident memory is asked of the system.
+Rows are like web results: 10 documents a query, about 60 words of summary, scores and ranks.
+`shuffled` spreads the rows of a query over the whole file, the worst case for gathering them.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+WORDS = [
+  f'{a}{b}' for a in ('re', 'con', 'pro', 'in', 'ex') for b in ('form', 'port', 'tain', 'act')
+]
+
+
+def write(path: Path, rows: int, order: str) -> None:
+  """A file of rows; the same numbers give the same file."""
+  rng = random.Random(0)
+  texts = [' '.join(rng.choices(WORDS, k=rng.randrange(20, 100))) for _ in range(1000)]
+  places = range(rows)
+  step = 7_368_787 if order == 'shuffled' else 1  # a prime: every row once, neighbours far apart
+  with path.open('w') as file:
+    for place in places:
+      i = place * step % rows
+      row = {
+        'query_id': f'q{i // 10}', 'query': f'{texts[i // 10 % 1000][:40]} {i // 10}',
+        'doc_id': f'd{i}', 'title': texts[i % 997][:60], 'summary': texts[i % 991],
+        'rank': i % 10 + 1, 'score': 20 - i % 10 / 3, 'label': i % 5,
+      }  # fmt: skip
+      file.write(json.dumps(row) + '\n')
+
+
+def measure(source: Path, kind: str, folder: Path) -> dict:
+  command = [sys.executable, '-m', 'disranker_jax.prepare', '--source', f'jsonl:{source}']
+  command += ['--kind', kind, '--out', str(folder / 'out')]
+  begin = time.monotonic()
+  process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+  _, status, usage = os.wait4(process.pid, 0)
+  if status:
+    sys.exit(f'prepare failed: {status}')
+  wall = time.monotonic() - begin
+  size = sum(f.stat().st_size for f in (folder / 'out').iterdir())
+  return {
+    'wall_s': wall, 'cpu_s': usage.ru_utime + usage.ru_stime,
+    'memory_mb': usage.ru_maxrss / 1024, 'out_mb': size / 2**20,
+  }  # fmt: skip
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('rows', type=int, nargs='+')
+  parser.add_argument('--kind', default='candidates')
+  parser.add_argument('--order', default='sorted', choices=('sorted', 'shuffled'))
+  args = parser.parse_args()
+  print(
+    '| rows | kind | order | input MB | rows/s | rows/s of CPU time | peak memory MB | output MB |'
+  )
+  print('|---:|---|---|---:|---:|---:|---:|---:|')
+  for rows in args.rows:
+    with tempfile.TemporaryDirectory() as temp:
+      source = Path(temp) / 'rows.jsonl'
+      write(source, rows, args.order)
+      found = measure(source, args.kind, Path(temp))
+      size = source.stat().st_size / 2**20
+      print(
+        f'| {rows:,} | {args.kind} | {args.order} | {size:,.0f} | {rows / found["wall_s"]:,.0f} | '
+        f'{rows / found["cpu_s"]:,.0f} | {found["memory_mb"]:,.0f} | {found["out_mb"]:,.0f} |',
+        flush=True,
+      )
+
+
+if __name__ == '__main__':
+  resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+  main()
