@@ -55,7 +55,7 @@ def test_killed_in_earnest_it_goes_on_to_the_same_bytes(tmp_path):
     {f.name: f.read_bytes() for f in (tmp_path / n).iterdir() if f.name != 'prepared.json'}
     for n in ('whole', 'out')
   ]
-  assert files[0] == files[1] and len(files[0]) > 3
+  assert files[0] == files[1] and len(files[0]) >= 3
   first, second = (tmp_path / f'{n}.quarantine.jsonl' for n in ('whole', 'out'))
   assert first.read_bytes() == second.read_bytes()
 
