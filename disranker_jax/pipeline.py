@@ -41,7 +41,7 @@ STAGES = (
   ),
   Stage(
     'export', export.run, ('seed', 'teacher', 'student', 'export'),
-    ('cpt', 'sft', 'finetune', 'distill'),
+    ('prepare', 'cpt', 'sft', 'finetune', 'distill'),
   ),
   Stage(
     'report', report_stage.run, (),
