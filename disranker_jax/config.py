@@ -149,7 +149,15 @@ def defaults() -> ConfigDict:
   c.evaluate.batch_rows = 64
   c.evaluate.models = ('random', 'bm25', 'zero_shot', 'finetuned', 'teacher', 'student')
   c.evaluate.relevant = 1  # lowest grade that MRR counts as an answer
-  c.export = ConfigDict({'models': ('student',), 'dtype': 'float32'})
+  c.export = ConfigDict()
+  c.export.models = ('student',)  # 'student', 'finetuned', 'teacher'
+  c.export.dtype = 'float32'  # of the tensors; 'bfloat16', 'float16' halve the folder
+  # Beside safetensors, for a student: 'onnx', 'onnx_fp16', 'onnx_int8', 'stablehlo'.
+  c.export.formats = ('onnx', 'onnx_int8')
+  # Which tokens a student keeps: '': all; 'data': those of the run's data; or those of the
+  # documents in a JSON lines file.
+  c.export.vocabulary = ''
+  c.export.parity_pairs = 200  # at least so many are scored by every reader of the folder
   return c.lock()
 
 
@@ -207,6 +215,8 @@ def choices() -> dict[str, tuple[str, ...]]:
     'distill.start': ('', 'finetune'),
     'evaluate.models': ('random', 'bm25', 'zero_shot', 'finetuned', 'teacher', 'student'),
     'export.models': ('student', 'teacher', 'finetuned'),
+    'export.dtype': ('float32', 'bfloat16', 'float16'),
+    'export.formats': ('onnx', 'onnx_fp16', 'onnx_int8', 'stablehlo'),
   }
 
 
@@ -240,7 +250,9 @@ def side(config: ConfigDict, stage: str) -> ConfigDict:
 
 def split_lists(config: ConfigDict) -> None:
   """`--config.stages=prepare,cpt` arrives as one word with commas; makes it the list it means."""
-  for section, key in ((config, 'stages'), (config.evaluate, 'models'), (config.export, 'models')):
+  lists = ('', 'stages'), ('evaluate', 'models'), ('export', 'models'), ('export', 'formats')
+  for name, key in lists:
+    section = config[name] if name else config
     section[key] = tuple(part for word in section[key] for part in word.split(','))
 
 
@@ -257,6 +269,7 @@ LOWEST = {
   'batch_rows': 1, 'accumulate': 1, 'blocks': 1, 'save_every': 1, 'shard_queries': 1,
   'group_size': 2, 'max_len': 8, 'max_query_len': 1, 'depth': 1, 'max_steps': 0, 'epochs': 0,
   'explode': 0, 'hang_s': 0, 'holdout': 0, 'fold': 0, 'count': 0, 'first': 1, 'last': 1,
+  'parity_pairs': 2,
 }  # fmt: skip
 TRAINING = ('cpt', 'sft', 'finetune', 'distill')
 

@@ -43,7 +43,7 @@ STAGES = (
   ),
   Stage(
     'export', export.run, ('seed', 'teacher', 'student', 'export'),
-    ('cpt', 'sft', 'finetune', 'distill'),
+    ('prepare', 'cpt', 'sft', 'finetune', 'distill', 'evaluate'),
   ),
   Stage(
     'report', report_stage.run, (),
@@ -186,7 +186,8 @@ def inputs(the: Run, stage: Stage, listed: list[Stage]) -> dict[str, str | None]
       done = before if before is not None and before['status'] == 'done' else None
       if need == 'prepare':
         # Only the records that the stage reads: other test queries change no teacher.
-        for kind in prepare.kinds(the.config, [stage.name]):
+        # (Export and report take what there is, whatever it is.)
+        for kind in prepare.kinds(the.config, [stage.name]) or prepare.kinds(the.config):
           found[f'prepare {kind}'] = done and done['results'][kind]['fingerprint']
       else:
         found[need] = done and done['fingerprint']

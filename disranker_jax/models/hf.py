@@ -9,6 +9,7 @@ import shutil
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
@@ -105,7 +106,7 @@ def read_config(folder):
     raise UserError(f'{path} is not a model config: {error}') from None
 
 
-def _rows(ranker, layers=None):
+def tensor_rows(ranker, layers=None):
   """Every tensor of the ranker as {Hugging Face name: Row}."""
   shapes = flatten(jax.eval_shape(ranker.init, jax.random.key(0))['params'])
   layers = range(ranker.config.layers) if layers is None else layers
@@ -121,6 +122,18 @@ def _rows(ranker, layers=None):
       rows[template.format(theirs)] = Row(path, ours if stacked else None, shape)
   assert not todo, f'no Hugging Face name for {sorted(todo)}'
   return rows
+
+
+def stack(ranker, tensors):
+  """The ranker's params, traced or not, of {Hugging Face name: array}; all must be there."""
+  layers = {}
+  for name, row in tensor_rows(ranker).items():
+    value = tensors[name].astype(np.float32)
+    layers.setdefault(row.path, []).append(value.T if row.path.endswith('/kernel') else value)
+    stacked = row.layer is not None
+    if stacked and row.layer == ranker.config.layers - 1:
+      layers[row.path] = [jnp.stack(layers[row.path])]
+  return unflatten({path: value for path, [value] in layers.items()})
 
 
 def _canonical(name, is_decoder):
@@ -207,7 +220,7 @@ def load(folder, ranker, key, layers=None, dtype='float32', shardings=None):
   a truncated file.
   """
   all_layers = ranker.config.layers if layers is None else read_config(folder)['num_hidden_layers']
-  rows = _rows(ranker, layers)
+  rows = tensor_rows(ranker, layers)
   shapes = jax.eval_shape(ranker.init, jax.random.key(0))['params']
   flat_shapes, sources, flat = flatten(shapes), {}, {}
   with contextlib.ExitStack() as stack:
@@ -293,12 +306,12 @@ def save(folder, ranker, variables, tokenizer_folder=None, extra_config=None, dt
       for name in TOKENIZER_FILES:
         if (pathlib.Path(tokenizer_folder) / name).exists():
           shutil.copyfile(pathlib.Path(tokenizer_folder) / name, temporary / name)
-      _fit_tokenizer(temporary, ranker.is_decoder, config.get('pad_token_id'))
+      _fit_tokenizer(temporary, ranker.is_decoder, config)
 
 
 def _tensors(ranker, flat, dtype):
   """(Hugging Face name, tensor on the host) one by one, a layer at a time."""
-  for name, row in _rows(ranker).items():
+  for name, row in tensor_rows(ranker).items():
     value = flat[row.path] if row.layer is None else flat[row.path][row.layer]
     value = value.astype(dtype)
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
@@ -333,8 +346,8 @@ def _config(ranker, dtype):
   } | config
 
 
-def _fit_tokenizer(folder, is_decoder, pad_id):
-  """Make the copied tokenizer pad with the config's token, and tell BERT's two texts apart."""
+def _fit_tokenizer(folder, is_decoder, model_config):
+  """Make the copied tokenizer read as the model was trained: padding, length, BERT's two texts."""
   paths = folder / 'tokenizer.json', folder / 'tokenizer_config.json'
   if not all(path.exists() for path in paths):
     return
@@ -347,6 +360,13 @@ def _fit_tokenizer(folder, is_decoder, pad_id):
   vocab = tokenizer['model'].get('vocab')
   tokens = {i: token for token, i in vocab.items()} if isinstance(vocab, dict) else {}
   tokens |= {token['id']: token['content'] for token in tokenizer.get('added_tokens', ())}
-  if pad_id in tokens:
-    config['pad_token'] = tokens[pad_id]
+  if model_config.get('pad_token_id') in tokens:
+    config['pad_token'] = tokens[model_config['pad_token_id']]
+  if max_len := model_config.get('disranker_jax', {}).get('max_len'):
+    # Clients cut at what the tokenizer says.
+    config['model_max_length'] = max_len
+  if tokenizer.get('padding') or tokenizer.get('truncation'):
+    # What some other task left there; those who read this file alone would get its lengths.
+    tokenizer |= {'padding': None, 'truncation': None}
+    paths[0].write_text(json.dumps(tokenizer, ensure_ascii=False) + '\n')
   paths[1].write_text(json.dumps(config, indent=2, ensure_ascii=False) + '\n')

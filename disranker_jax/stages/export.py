@@ -1,13 +1,27 @@
 """Trained models as Hugging Face folders, which score elsewhere as they do here."""
 
-from disranker_jax import weights
+import dataclasses
+import functools
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from disranker_jax import processes, weights
+from disranker_jax.data import python_docs
 from disranker_jax.errors import UserError
+from disranker_jax.exporting import card, formats, parity, vocabulary
 from disranker_jax.models import hf
-from disranker_jax.stages import sides
+from disranker_jax.progress import say
+from disranker_jax.report import facts
+from disranker_jax.stages import prepare, sides
 
 
 def run(run) -> dict:
-  """export/<model> for each model that the config names; adapters are merged."""
+  """export/<model> for each model that the config names; adapters are merged.
+
+  A folder takes its place only when every reader that is installed gives the model's scores.
+  """
   c = run.config.export
   if 'teacher' in c.models and run.config.teacher.scorer == 'eos+likelihood':
     raise UserError(
@@ -23,11 +37,85 @@ def run(run) -> dict:
       stages = sides.student_stages(run.config)[name]
     variables = sides.trained(run, side, stages)
     folder = run.folder('export') / name
-    extra = {'max_len': side.settings.max_len, 'max_query_len': side.settings.max_query_len}
-    hf.save(
-      folder, side.ranker, variables, tokenizer_folder=side.folder,
-      extra_config={'disranker_jax': extra | {'from': weights.origin(side.folder)}},
-      dtype=c.dtype,
-    )  # fmt: skip
     folders[name] = str(folder.relative_to(run.workdir))
+    unchecked = folder.with_name(f'.{name}')
+    side, variables = save(run, side, variables, unchecked)
+    groups, reference = scored(run, side, variables)
+    finishing = functools.partial(finish, run, side, unchecked, folder, groups, reference)
+    processes.first_alone(f'export of {name}', finishing)
   return {'folders': folders}
+
+
+def save(run, side, variables, folder: Path):
+  """Writes tensors, config and tokenizer; (side, variables) as written, in our precision.
+
+  They differ from what was given where a smaller vocabulary is asked for.
+  """
+  c = run.config.export
+  s = side.settings
+  extra = {'max_len': s.max_len, 'max_query_len': s.max_query_len}
+  extra |= {'from': weights.origin(side.folder)}
+  if side.ranker.is_decoder:
+    extra |= {'template': s.template, 'scorer': s.scorer}
+  ranker = side.ranker
+  with tempfile.TemporaryDirectory() as scratch:
+    tokenizer = side.folder
+    if c.vocabulary and not ranker.is_decoder:
+      tokenizer = Path(scratch) / 'tokenizer'
+      ids = vocabulary.used(side.folder, texts(run))
+      ranker, variables = vocabulary.trim(ranker, variables, side.folder, tokenizer, ids)
+      say(f'export: {ranker.config.vocab} of {side.ranker.config.vocab} tokens are kept')
+    hf.save(
+      folder, ranker, variables, tokenizer_folder=tokenizer,
+      extra_config={'disranker_jax': extra}, dtype=c.dtype,
+    )  # fmt: skip
+  processes.barrier('exported, not checked yet')
+  return dataclasses.replace(side, ranker=ranker, tokenizer=sides.open_tokenizer(folder)), variables
+
+
+def texts(run):
+  """Every text of the run's data, or of the documents that config.export.vocabulary names."""
+  from disranker_jax.data import sources
+
+  asked = run.config.export.vocabulary
+  if asked != 'data':
+    for doc in sources.documents(asked):
+      yield from (doc.title, doc.summary)
+    return
+  for kind in prepare.kinds(run.config):
+    records = prepare.records(run, kind)
+    for i in range(len(records)):
+      record = records[i]
+      yield record.query
+      for doc in (record,) if kind == 'clicks' else record.docs:
+        yield from (doc.title, doc.summary)
+
+
+def scored(run, side, variables):
+  """(groups, the trained model's own scores of them, in fp32)."""
+  groups = parity.chosen(held_out(run), run.config.export.parity_pairs, side.prompt())
+  exact = dataclasses.replace(side, ranker=dataclasses.replace(side.ranker, precision='float32'))
+  kind = run.config.teacher.scorer if side.ranker.is_decoder else 'eos'
+  scorer = sides.scorer(run, exact, variables, run.config.evaluate.batch_rows, kind)
+  return groups, parity.reference(scorer, groups, processes.is_first())
+
+
+def held_out(run):
+  """Queries with documents: the run's own if it has any prepared, best of all its test set."""
+  for kind in ('test', 'judgements', 'candidates'):
+    if 'prepare' in run.config.stages and kind in prepare.kinds(run.config):
+      records = prepare.records(run, kind)
+      return (records[i] for i in range(len(records)))
+  return python_docs.groups('test')
+
+
+def finish(run, side, unchecked: Path, folder: Path, groups, reference) -> None:
+  """Adds formats, asks every reader for its scores, writes the card, and puts all in its place."""
+  names = () if side.ranker.is_decoder else tuple(run.config.export.formats)
+  formats.write(unchecked, names)
+  rows = parity.check(unchecked, names, groups, reference, side.prompt())
+  for row in rows:
+    say(f'export: {row.reader}: tau {row.tau:.4f}, largest difference {row.max_difference:.2g}')
+  card.write(unchecked, names, rows, facts.read_results(run), card.made(run))
+  shutil.rmtree(folder, ignore_errors=True)
+  os.replace(unchecked, folder)

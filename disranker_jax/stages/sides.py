@@ -72,14 +72,19 @@ def open_side(settings, head: str = 'rank') -> Side:
   """Finds the model by name and reads its config and tokenizer; no parameters yet."""
   folder = weights.find(settings.model)
   ranker = open_ranker(folder, settings, head)
+  return Side(settings, folder, ranker, open_tokenizer(folder))
+
+
+def open_tokenizer(folder: Path):
+  """A folder's tokenizer, which cuts nothing: prompts cut to length themselves."""
   try:
     tokenizer = AutoTokenizer.from_pretrained(folder)
   except (OSError, ValueError) as e:
     raise UserError(f'{folder}: no usable tokenizer: {checkpoint.first_line(e)}') from e
   if not tokenizer.is_fast:
     raise UserError(f'{folder}: needs a tokenizer.json (a fast tokenizer)')
-  tokenizer.model_max_length = 1 << 30  # prompts cut to length themselves
-  return Side(settings, folder, ranker, tokenizer)
+  tokenizer.model_max_length = 1 << 30
+  return tokenizer
 
 
 def open_teacher(config) -> Side:

@@ -1,0 +1,179 @@
+"""A BERT cross-encoder as an ONNX graph, built from the tensors of its Hugging Face folder.
+
+Inputs input_ids, attention_mask, token_type_ids int64 [batch, length], both free; output logits
+fp32 [batch, 1]. Inside, tokens are rows: [batch * length, width]. The last layer is computed at
+`[CLS]` alone, since nothing else of it is read: a seventh of a 6-layer network's work.
+Operators are the standard's; quantised.py adds the 8-bit kernels.
+"""
+
+import dataclasses
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+OPSET = 20  # the first with Gelu
+IR_VERSION = 9  # the file format of that time, so that older runtimes read it
+INPUTS = ('input_ids', 'attention_mask', 'token_type_ids')
+MASKED = -1e4  # representable in float16, and nothing is left of it after a softmax
+WEIGHT_BIAS = ('weight', 'bias')
+
+
+@dataclasses.dataclass
+class Bert:
+  """The graph while it is being built: nodes in order and constants by name.
+
+  `config` is the folder's config.json, `tensors` its safetensors by Hugging Face names. `dtype` is
+  float32, or float16 with softmax, norms and the head in fp32.
+  """
+
+  config: dict
+  tensors: dict[str, np.ndarray]
+  dtype: type = np.float32
+
+  def __post_init__(self):
+    self.nodes, self.constants = [], {}
+    self.width, self.heads = self.config['hidden_size'], self.config['num_attention_heads']
+    self.layers = self.config['num_hidden_layers']
+
+  # Pieces
+
+  def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes):
+    """Adds a node; returns the name of its output, or a list of names."""
+    names = [f'{kind}_{len(self.nodes)}' + (f'_{i}' if i else '') for i in range(outputs)]
+    self.nodes.append(helper.make_node(kind, inputs, names, name=names[0], **attributes))
+    return names[0] if outputs == 1 else names
+
+  def constant(self, value, name: str = '') -> str:
+    """Adds an array; equal unnamed ones are kept once."""
+    value = np.asarray(value, order='C')
+    name = name or f'{value.dtype}_{list(value.shape)}_{"_".join(map(str, value.ravel()))}'
+    self.constants[name] = numpy_helper.from_array(value, name)
+    return name
+
+  def tensor(self, name: str) -> np.ndarray:
+    return np.asarray(self.tensors[name], np.float32)
+
+  def weights(self, *names: str) -> tuple[np.ndarray, np.ndarray]:
+    """(kernel [in, out], bias [out]) of linear layers side by side."""
+    kernels, biases = ([self.tensor(f'{n}.{part}') for n in names] for part in WEIGHT_BIAS)
+    return np.concatenate(kernels).T, np.concatenate(biases)
+
+  def cast(self, x: str, dtype) -> str:
+    """x in fp32 or in the graph's type."""
+    if self.dtype == np.float32:
+      return x
+    return self.op('Cast', x, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+  def norm(self, x: str, name: str) -> str:
+    """Layer norm in fp32."""
+    parts = [self.constant(self.tensor(f'{name}.{n}'), f'{name}.{n}') for n in WEIGHT_BIAS]
+    epsilon = self.config.get('layer_norm_eps', 1e-12)
+    x = self.op('LayerNormalization', self.cast(x, np.float32), *parts, epsilon=epsilon)
+    return self.cast(x, self.dtype)
+
+  def linear(self, x: str, *names: str) -> str:
+    """x W + b of one linear layer, or of several side by side."""
+    kernel, bias = (a.astype(self.dtype) for a in self.weights(*names))
+    out = self.op('MatMul', x, self.constant(kernel, f'{names[0]}.kernel'))
+    return self.op('Add', out, self.constant(bias, f'{names[0]}.bias'))
+
+  def act(self, x: str) -> str:
+    name = self.config.get('hidden_act', 'gelu')
+    if name == 'relu':
+      return self.op('Relu', x)
+    return self.op('Gelu', x, approximate='none' if name == 'gelu' else 'tanh')
+
+  # The network
+
+  def embeddings(self) -> str:
+    zero, one = self.constant(np.int64(0)), self.constant(np.int64(1))
+    places = self.op('Range', zero, self.op('Squeeze', self.length), one)
+    total = ''
+    for kind, ids in (
+      ('word', 'input_ids'), ('token_type', 'token_type_ids'), ('position', places),
+    ):  # fmt: skip
+      name = f'bert.embeddings.{kind}_embeddings.weight'
+      rows = self.op('Gather', self.constant(self.tensor(name).astype(self.dtype), name), ids)
+      total = self.op('Add', total, rows) if total else rows
+    total = self.op('Reshape', total, self.constant(np.int64([-1, self.width])))
+    return self.norm(total, 'bert.embeddings.LayerNorm')
+
+  def mask(self) -> str:
+    """What is added to attention's logits: fp32 [batch, 1, 1, length]."""
+    padded = self.op('Equal', 'attention_mask', self.constant(np.int64(0)))
+    out = self.op('Where', padded, *(self.constant(np.float32(v)) for v in (MASKED, 0)))
+    return self.op('Unsqueeze', out, self.constant(np.int64([1, 2])))
+
+  def heads_of(self, x: str, length: str, *order: int) -> str:
+    """[batch * length, width] as [batch, length, heads, head size], transposed."""
+    sizes = self.constant(np.int64([self.heads, self.width // self.heads]))
+    shape = self.op('Concat', self.batch, length, sizes, axis=0)
+    return self.op('Transpose', self.op('Reshape', x, shape), perm=order)
+
+  def attend(self, q: str, k: str, v: str, length: str) -> str:
+    """Attention of `length` queries a text to all of its tokens."""
+    logits = self.op(
+      'MatMul', self.heads_of(q, length, 0, 2, 1, 3), self.heads_of(k, self.length, 0, 2, 3, 1)
+    )
+    scale = self.constant(self.dtype((self.width // self.heads) ** -0.5))
+    logits = self.op('Add', self.cast(self.op('Mul', logits, scale), np.float32), self.bias)
+    weights = self.cast(self.op('Softmax', logits, axis=-1), self.dtype)
+    out = self.op('MatMul', weights, self.heads_of(v, self.length, 0, 2, 1, 3))
+    out = self.op('Transpose', out, perm=(0, 2, 1, 3))
+    return self.op('Reshape', out, self.constant(np.int64([-1, self.width])))
+
+  def split(self, x: str, parts: int) -> list[str]:
+    sizes = self.constant(np.int64([self.width] * parts))
+    return self.op('Split', x, sizes, outputs=parts, axis=-1)
+
+  def first(self, x: str) -> str:
+    """[batch * length, width] at each text's first position: [batch, width]."""
+    shape = self.op('Concat', self.batch, self.constant(np.int64([-1, self.width])), axis=0)
+    return self.op('Gather', self.op('Reshape', x, shape), self.constant(np.int64(0)), axis=1)
+
+  def feed_forward(self, x: str, name: str) -> str:
+    h = self.act(self.linear(x, f'{name}.intermediate.dense'))
+    return self.linear(h, f'{name}.output.dense')
+
+  def block(self, x: str, layer: int) -> str:
+    """One post-norm layer; the last only for the first position, which looks at all."""
+    name = f'bert.encoder.layer.{layer}'
+    names = [f'{name}.attention.self.{n}' for n in ('query', 'key', 'value')]
+    if layer == self.layers - 1:
+      k, v = self.split(self.linear(x, *names[1:]), 2)
+      x = self.first(x)
+      out = self.attend(self.linear(x, names[0]), k, v, self.constant(np.int64([1])))
+    else:
+      out = self.attend(*self.split(self.linear(x, *names), 3), self.length)
+    out = self.linear(out, f'{name}.attention.output.dense')
+    x = self.norm(self.op('Add', out, x), f'{name}.attention.output.LayerNorm')
+    return self.norm(self.op('Add', self.feed_forward(x, name), x), f'{name}.output.LayerNorm')
+
+  def head(self, x: str) -> None:
+    """Pooler and classifier, in fp32, of [batch, width]."""
+    x = self.cast(x, np.float32)
+    for name in ('bert.pooler.dense', 'classifier'):
+      parts = [self.constant(self.tensor(f'{name}.{n}'), f'{name}.{n}') for n in WEIGHT_BIAS]
+      x = self.op('Gemm', self.op('Tanh', x) if name == 'classifier' else x, *parts, transB=1)
+    self.nodes[-1].output[0] = 'logits'
+
+  def model(self) -> onnx.ModelProto:
+    """The whole graph; can be asked for once."""
+    self.batch = self.op('Shape', 'input_ids', start=0, end=1)
+    self.length = self.op('Shape', 'input_ids', start=1, end=2)
+    self.bias = self.mask()
+    x = self.embeddings()
+    for layer in range(self.layers):
+      x = self.block(x, layer)
+    self.head(x)
+    inputs = [
+      helper.make_tensor_value_info(n, onnx.TensorProto.INT64, ['batch', 'length']) for n in INPUTS
+    ]
+    outputs = [helper.make_tensor_value_info('logits', onnx.TensorProto.FLOAT, ['batch', 1])]
+    constants = list(self.constants.values())
+    graph = helper.make_graph(self.nodes, 'cross_encoder', inputs, outputs, constants)
+    opsets = [helper.make_opsetid('', OPSET), helper.make_opsetid('com.microsoft', 1)]
+    return helper.make_model(
+      graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name='disranker_jax'
+    )

@@ -1,0 +1,147 @@
+"""The ONNX graph with its layers' kernels in 8 bits: for ONNX Runtime on CPUs.
+
+Weights have a scale a column. What they are multiplied with is quantised as it comes, with a scale
+a token, so that a score depends on no other text of its batch, as it does with the usual one scale
+a tensor. A few channels of a trained BERT are far larger than the rest and would take up most of
+the 8 bits; they are found beforehand and multiplied in fp32 (as LLM.int8() does, arXiv 2208.07339):
+after norms by their own small product, between the two halves of a feed-forward as units apart.
+"""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper
+
+from disranker_jax.exporting import graph
+from disranker_jax.exporting.graph import WEIGHT_BIAS, Bert
+
+EXACT_CHANNELS = 1 / 24  # of the width, in fp32 where norms are multiplied
+EXACT_UNITS = 1 / 48  # of a feed-forward's units
+# Activations like GELU go down to -0.17 and no further: these steps of 255 are below zero.
+BELOW, LOWEST = 24, 0.17
+SAMPLES, SAMPLE_LEN = 64, 64
+
+
+@dataclasses.dataclass
+class Peaks(Bert):
+  """The fp32 graph that also gives what each linear layer reads, in `reads`: {layer: tensor}."""
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.reads = {}
+
+  def linear(self, x, *names):
+    self.reads[names[0]] = x
+    return super().linear(x, *names)
+
+
+def peaks(config: dict, tensors: dict) -> dict[str, np.ndarray]:
+  """{linear layer: largest size of each channel that it reads}, on random tokens.
+
+  Which channels are large is in the weights, not in the text, so no data is needed.
+  """
+  bert = Peaks(config, tensors)
+  model = bert.model()
+  outputs = sorted(set(bert.reads.values()))
+  model.graph.output.extend(
+    helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs
+  )
+  rng = np.random.default_rng(0)
+  ids = rng.integers(0, config['vocab_size'], (SAMPLES, SAMPLE_LEN))
+  types = np.repeat([[0, 1]], SAMPLE_LEN // 2, 1).repeat(SAMPLES, 0)
+  feeds = dict(zip(graph.INPUTS, (ids, np.ones_like(ids), types), strict=True))
+  session = onnxruntime.InferenceSession(
+    model.SerializeToString(), providers=['CPUExecutionProvider']
+  )
+  found = dict(zip(outputs, session.run(outputs, feeds), strict=True))
+  return {layer: np.abs(found[name]).max(0) for layer, name in bert.reads.items()}
+
+
+@dataclasses.dataclass
+class Quantised(Bert):
+  """The 8-bit graph; `peaks` tells which channels stay in fp32."""
+
+  peaks: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.norms = {}  # {normalised tensor: (what the norm read, its name)}
+
+  def norm(self, x, name):
+    out = super().norm(x, name)
+    self.norms[out] = x, name
+    return out
+
+  def first(self, x):
+    out = super().first(x)
+    source, name = self.norms[x]
+    self.norms[out] = super().first(source), name
+    return out
+
+  def linear(self, x, *names):
+    kernel, bias = self.weights(*names)
+    if x in self.norms:
+      return self.of_norm(x, kernel, bias, names[0])
+    return self.product(x, kernel, bias, names[0])
+
+  def of_norm(self, x: str, kernel, bias, name: str) -> str:
+    """x W + b of a norm's output: its large channels in fp32, the others in 8 bits.
+
+    The norm is computed once more with nothing in the large channels, which is as fast as to copy.
+    """
+    top = self.largest(name, EXACT_CHANNELS)
+    kept = np.ones(len(kernel), np.float32)
+    kept[top] = 0
+    source, norm = self.norms[x]
+    parts = [self.constant(self.tensor(f'{norm}.{n}') * kept, f'{name}.{n}') for n in WEIGHT_BIAS]
+    epsilon = self.config.get('layer_norm_eps', 1e-12)
+    rest = self.op('LayerNormalization', source, *parts, epsilon=epsilon)
+    exact = self.op('Gather', x, self.constant(np.int64(top)), axis=-1)
+    return self.product(rest, kernel * kept[:, None], bias, name, exact, kernel[top])
+
+  def feed_forward(self, x, name):
+    """Units are independent sums, so that those which grow large can be apart, in fp32."""
+    up, down = f'{name}.intermediate.dense', f'{name}.output.dense'
+    (up_kernel, up_bias), (down_kernel, down_bias) = self.weights(up), self.weights(down)
+    top = self.largest(down, EXACT_UNITS)
+    rest = np.setdiff1d(np.arange(len(down_kernel)), top)
+    h = self.act(self.of_norm(x, up_kernel[:, rest], up_bias[rest], up))
+    exact = self.op('MatMul', x, self.constant(up_kernel[:, top], f'{up}.exact'))
+    exact = self.act(self.op('Add', exact, self.constant(up_bias[top], f'{up}.exact_bias')))
+    below = 0 if self.config.get('hidden_act') == 'relu' else BELOW
+    return self.product(h, down_kernel[rest], down_bias, down, exact, down_kernel[top], below)
+
+  def largest(self, layer: str, share: float) -> np.ndarray:
+    """Which channels that a layer reads are the largest, in order."""
+    count = max(1, round(share * len(self.peaks[layer])))
+    return np.sort(np.argsort(-self.peaks[layer])[:count])
+
+  def product(self, x, kernel, bias, name, exact='', exact_kernel=None, below=128) -> str:
+    """x W + b + (exact channels times their kernel), of 8-bit integers summed in 32.
+
+    All is divided by the token's peak, in whose unit the integers count, and multiplied at the end.
+    """
+    peak = self.op('ReduceMax', self.op('Abs', x), self.constant(np.int64([-1])), keepdims=1)
+    low = LOWEST * (255 - below) / below if 0 < below < 128 else 1e-6
+    peak = self.op('Max', peak, self.constant(np.float32(low)))
+    step, zero = np.float32(1 / (255 - below)), self.constant(np.uint8(below))
+    x8 = self.op('QuantizeLinear', self.op('Div', x, peak), self.constant(step), zero)
+    steps = np.maximum(np.abs(kernel).max(0), 1e-12) / 127
+    kernel8 = self.constant(np.round(kernel / steps).astype(np.int8), f'{name}.kernel8')
+    out = self.op(
+      'MatMulIntegerToFloat', x8, kernel8, self.constant(step),
+      self.constant(steps.astype(np.float32), f'{name}.steps'), zero, domain='com.microsoft',
+    )  # fmt: skip
+    if not exact:
+      return self.op('Add', self.op('Mul', out, peak), self.constant(bias, f'{name}.bias8'))
+    ones = self.op('Div', peak, peak)
+    extra = self.op('Div', self.op('Concat', exact, ones, axis=-1), peak)
+    rows = self.constant(np.concatenate([exact_kernel, bias[None]]), f'{name}.exact_rows')
+    return self.op('Mul', self.op('Gemm', extra, rows, out), peak)
+
+
+def build(config: dict, tensors: dict) -> onnx.ModelProto:
+  """The 8-bit model of a folder's config and tensors."""
+  return Quantised(config, tensors, peaks=peaks(config, tensors)).model()
