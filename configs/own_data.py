@@ -2,7 +2,8 @@
 
   python -m disranker_jax.main --config configs/own_data.py --workdir runs/own_data
 
-Addresses are `jsonl:FILE` (globs and .gz are fine) or `trec:FOLDER`; README.md has the fields.
+Addresses are `jsonl:FILE` or `parquet:FILE` (globs and .gz are fine), `trec:FOLDER`, and more;
+README.md has the fields, docs/data.md all the rest.
 Model names are local folders or Hugging Face names. The rest is the paper's: see
 disranker_jax/config.py for every setting. On two cores start with small models, as in
 configs/quickstart.py; a 7B teacher wants accelerators, as in configs/disranker_mistral_7b.py: as it

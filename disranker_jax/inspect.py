@@ -100,19 +100,18 @@ def show(report: dict) -> None:
 
 
 def show_labels(report: dict) -> None:
-  """Labels as bars, and the queries that teach nothing."""
-  judged, queries = sum(report['labels'].values()), report['queries']
+  """Labels as bars, the queries that teach nothing, and how many documents a query has."""
+  judged = sum(report['labels'].values())
   print(f'\nlabels of {judged:,} judged pairs; {report["unjudged_pairs"]:,} are not judged')
   for label, count in report['labels'].items():
-    print(f'  {label:>9}  {count:>11,}  {share(count, judged)}  {"#" * round(40 * count / judged)}')
-  useless = report['queries_with_one_grade']
-  print(
-    f'  {useless:,} of {report["judged_queries"]:,} judged queries have one grade only: no pairs'
-  )
+    print(f'  {label:>9}  {count:>11,}  {count / judged:6.1%}  {"#" * round(40 * count / judged)}')
+  if judged:
+    useless, asked = report['queries_with_one_grade'], report['judged_queries']
+    print(f'  {useless:,} of {asked:,} judged queries have one grade only: no pairs to learn from')
   if report['documents_without_text']:
     print(f'  {report["documents_without_text"]:,} documents have no text')
   depth = ', '.join(f'{name} {value}' for name, value in report['documents_of_a_query'].items())
-  print(f'  documents of a query: {depth}' if queries else '  no queries')
+  print(f'  documents of a query: {depth}')
 
 
 def show_lengths(lengths: dict) -> None:
@@ -128,10 +127,6 @@ def show_lengths(lengths: dict) -> None:
       f'{cut["any"]:.1%} of the pairs; in the query {cut["query"]:.1%}, in the summary '
       f'{cut["summary"]:.1%}, already in the title {cut["title"]:.1%}'
     )
-
-
-def share(count: int, total: int) -> str:
-  return f'{count / total:6.1%}' if total else ''
 
 
 def main(argv=None) -> None:

@@ -253,7 +253,10 @@ def forget_if_empty(folder: Path) -> None:
 
   What the person mends may well change the stage's inputs; that must not make it stale.
   """
-  if not any((folder / kept).exists() for kept in ('checkpoints', 'shards')):
+  if any(folder.glob('*/prepared.json')) or any(folder.glob('.*.partial/journal.json')):
+    # Each kind of prepared data knows by itself what it was made from.
+    (folder / 'manifest.json').unlink(missing_ok=True)
+  elif not any((folder / kept).exists() for kept in ('checkpoints', 'shards')):
     shutil.rmtree(folder, ignore_errors=True)
   if {p.name for p in folder.parent.iterdir()} <= {'config.json', '.lock'}:
     shutil.rmtree(folder.parent)

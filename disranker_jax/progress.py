@@ -60,7 +60,7 @@ class Count:
   """Counts what has no known end, and says so every few seconds; a context manager."""
 
   def __init__(self, label: str, unit: str, start: int = 0):
-    self._label, self._unit = label, unit
+    self.label, self._unit = label, unit
     self.count = self._first = start
     self._begin = self._shown = time.monotonic()
 
@@ -81,7 +81,7 @@ class Count:
 
   def _say(self, now: float) -> None:
     rate = (self.count - self._first) / max(now - self._begin, 1e-9)
-    say(f'{self._label}: {self.count:,} {self._unit}, {rate:,.0f}/s')
+    say(f'{self.label}: {self.count:,} {self._unit}, {rate:,.0f}/s')
     self._shown = now
 
 

@@ -6,6 +6,8 @@ import pickle
 import grain
 import pytest
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import example_serializer
+from tensorflow_datasets.proto import tf_example_pb2
 
 from disranker_jax.data import builders
 from disranker_jax.data.records import Click, Document, Group
@@ -108,3 +110,30 @@ def test_a_damaged_folder_is_clear(tmp_path):
     path.unlink()
   with pytest.raises(UserError, match='damaged'):
     builders.open('clicks', tmp_path / 'd')
+
+
+@pytest.mark.parametrize('kind', builders.KINDS)
+def test_examples_are_byte_for_byte_those_of_tfds(kind):
+  features = builders.features(kind)
+  serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+  for record in RECORDS[kind]:
+    example = serializer.get_tf_example(features.encode_example(builders.to_row(record)))
+    assert builders.serialize(record) == example.SerializeToString(deterministic=True)
+    assert repr(builders.parse(builders.serialize(record))) == repr(record)
+
+
+def test_several_shards_are_one_dataset(tmp_path, monkeypatch):
+  monkeypatch.setattr(builders, 'SHARD_BYTES', 2000)
+  clicks = [Click(f'q{i}', 't', 's', i + 1) for i in range(300)]
+  builders.write('clicks', clicks, tmp_path / 'c')
+  assert len(list((tmp_path / 'c').glob('clicks-rows.array_record-*-of-*'))) > 3
+  assert list(builders.open('clicks', tmp_path / 'c')) == clicks
+  rows = tfds.builder_from_directory(str(tmp_path / 'c')).as_data_source('rows')
+  assert [int(rows[i]['count']) for i in (0, 150, 299)] == [1, 151, 300]
+
+
+def test_files_without_the_newest_field_can_be_read():
+  group = GROUPS[0]
+  example = tf_example_pb2.Example.FromString(builders.serialize(group))
+  del example.features.feature['docs/teacher']
+  assert repr(builders.parse(example.SerializeToString())) == repr(group)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import runpy
 import signal
 import subprocess
 import sys
@@ -106,3 +107,16 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path):
   stdout, stderr = process.communicate()
   assert process.returncode == 2 and not stdout
   assert stderr.startswith('error: ') and len(stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('order', ['sorted', 'shuffled'])
+def test_memory_does_not_grow_with_the_rows(tmp_path, order):
+  script = runpy.run_path(str(ROOT / 'docs' / 'measure_prepare.py'))
+  peaks = []
+  for rows in (150_000, 450_000):
+    (folder := tmp_path / str(rows)).mkdir()
+    script['write'](folder / 'rows.jsonl', rows, order)
+    peaks.append(script['measure'](folder / 'rows.jsonl', 'candidates', folder)['memory_mb'])
+  # 190 MB more of rows; what is held is 32 MB of them, and blocks of a few more runs.
+  assert peaks[1] < peaks[0] + 30

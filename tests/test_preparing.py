@@ -198,3 +198,22 @@ def test_bad_input_leaves_what_was_there(tmp_path):
   (tmp_path / 'mine' / 'thesis.txt').write_text('x')
   with pytest.raises(UserError, match='not prepared data'):
     preparing.prepare(job(tmp_path, good, name='mine'))
+
+
+def test_what_is_prepared_already_is_linked_not_read_again(tmp_path):
+  address = jsonl(tmp_path / 'a.jsonl', rows_of())
+  first = job(tmp_path, address, 'test', name='first')
+  done = preparing.prepare(first)
+  again = job(tmp_path, f'tfds:{tmp_path}/first', 'test', name='again')
+  assert preparing.prepare(again).records == done.records
+  assert files(again.folder) == files(first.folder)
+  shards = [next(j.folder.glob('*array_record*')) for j in (first, again)]
+  assert shards[0].stat().st_ino == shards[1].stat().st_ino
+  assert preparing.prepare(again).records == done.records  # done before
+  # Another kind, or a part of it, is read.
+  part = job(tmp_path, f'tfds:{tmp_path}/first', 'test', name='part', limit=3)
+  assert preparing.prepare(part).records == 3
+  other = job(tmp_path, f'tfds:{tmp_path}/first', 'candidates', name='other')
+  preparing.prepare(other)
+  labels = {doc.label for group in builders.open('candidates', other.folder) for doc in group.docs}
+  assert labels == {-1}

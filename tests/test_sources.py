@@ -282,6 +282,24 @@ class TestTrec:
     assert f'{folder}/docs.jsonl:1:title: ' in error(f'trec:{folder}', 'test')
 
 
+def test_fingerprints_follow_every_file_that_is_named(tmp_path, folder):
+  run = tmp_path / 'other.run'
+  run.write_text('q1 Q0 d1 1 1 x\n')
+  (tmp_path / 'a.jsonl').write_bytes(jsonl(ROW))
+  addresses = {
+    f'trec:{folder}?run={run}': [run, folder / 'docs.jsonl.gz'],
+    f'ir_datasets:vaswani?run={run}': [run],
+    f'jsonl:{tmp_path}/*.jsonl': [tmp_path / 'a.jsonl'],
+    f'trec:{run}': [run],
+  }
+  for address, files in addresses.items():
+    for file in files:
+      before = sources.fingerprint(address)
+      assert before == sources.fingerprint(address)
+      file.write_bytes(file.read_bytes() + b'\n')
+      assert sources.fingerprint(address) != before, (address, file)
+
+
 class TestScores:
   """Other teachers' scores, whatever file they are in."""
 

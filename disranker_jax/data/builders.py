@@ -31,6 +31,8 @@ SPLIT = 'rows'
 SHARD_BYTES = 64 << 20  # Of serialised records in a file: some seconds of work.
 GROUPING = 'group_size:1'  # What TFDS writes: every record can be read alone.
 FIELDS = tuple(Document.__dataclass_fields__)
+DECODE = {'label': int, 'rank': int, 'score': float, 'in_pool': bool, 'teacher': float}
+RAW = tfds.decode.DeserializeMethod.RAW_BYTES
 INTEGERS = ('count', 'docs/label', 'docs/rank', 'docs/in_pool')
 
 Record = Click | Group
@@ -131,13 +133,43 @@ class Shards:
       )
       builder.info.set_splits(tfds.core.splits.SplitDict([split]))
       builder.info.write_to_directory(new)
-    for name, value in notes.items():
-      (new / name).write_text(json.dumps(value, indent=2) + '\n')
+    _note(new, notes)
     replace(new, folder)
 
   def _path(self, suffix: str = '', number: int | None = None) -> pathlib.Path:
     number = len(self.lengths) if number is None else number
     return self._folder / f'shard-{number:06d}{suffix}'
+
+
+def copy(source: pathlib.Path, folder: pathlib.Path, notes: Mapping[str, Any]) -> None:
+  """Another prepared folder of the same records; their files are linked where that can be."""
+  with tempfile.TemporaryDirectory(prefix=f'.{folder.name}.', dir=folder.parent) as temp:
+    new = pathlib.Path(temp) / 'new'
+    new.mkdir()
+    for file in source.iterdir():
+      if file.name in notes or not file.is_file():
+        continue
+      try:
+        os.link(file, new / file.name)
+      except OSError:  # another file system, or one without links
+        shutil.copy2(file, new / file.name)
+    _note(new, notes)
+    replace(new, folder)
+
+
+def kind_of(folder: pathlib.Path) -> str | None:
+  """The kind of records of a prepared folder; None if it is none."""
+  if not _is_prepared(folder):
+    return None
+  try:
+    return json.loads((folder / 'dataset_info.json').read_text())['name']
+  except (ValueError, KeyError, TypeError):
+    return None
+
+
+def _note(folder: pathlib.Path, notes: Mapping[str, Any]) -> None:
+  for name, value in notes.items():
+    (folder / name).write_text(json.dumps(value, indent=2) + '\n')
 
 
 def replace(new: pathlib.Path, folder: pathlib.Path) -> None:
@@ -191,7 +223,7 @@ class Source:
       with quiet():
         builder = tfds.builder_from_directory(self.folder)
         self.prepared_kind = builder.info.name
-        self._rows = builder.as_data_source(SPLIT)
+        self._rows = builder.as_data_source(SPLIT, deserialize_method=RAW)
         len(self._rows)
       missing = [path for path in builder.info.splits[SPLIT].filepaths if not path.exists()]
     except Exception as error:  # Whatever TFDS and its parsers raise for files that are not theirs.
@@ -206,8 +238,7 @@ class Source:
   def __getitem__(self, index: int) -> Record:
     if not -len(self) <= index < len(self):
       raise IndexError(f'{self.folder}: no record {index} of {len(self)}')
-    row = self._rows[int(index) % len(self)]
-    return _to_click(row) if self.kind == 'clicks' else _to_group(row)
+    return parse(self._rows[int(index) % len(self)])
 
   def __iter__(self) -> Iterator[Record]:
     return (self[i] for i in range(len(self)))
@@ -296,17 +327,21 @@ def serialize(record: Record) -> bytes:
   return example.SerializeToString(deterministic=True)
 
 
-def _to_click(row: dict[str, Any]) -> Click:
-  texts = (row[field].decode() for field in ('query', 'title', 'summary'))
-  return Click(*texts, int(row['count']))
-
-
-def _to_group(row: dict[str, Any]) -> Group:
-  # TFDS turns a sequence of dicts into a dict of lists.
-  decode = {'label': int, 'rank': int, 'score': float, 'in_pool': bool, 'teacher': float}
-  columns = [[decode.get(name, bytes.decode)(v) for v in row['docs'][name]] for name in FIELDS]
-  docs = tuple(Document(*values) for values in zip(*columns, strict=True))
-  return Group(row['query_id'].decode(), row['query'].decode(), docs)
+def parse(data: bytes) -> Record:
+  """The record that was serialised; fields that older files lack have their defaults."""
+  features = tf_example_pb2.Example.FromString(data).features.feature
+  if 'count' in features:
+    texts = (features[name].bytes_list.value[0].decode() for name in ('query', 'title', 'summary'))
+    return Click(*texts, features['count'].int64_list.value[0])
+  columns = {}
+  for name in FIELDS:
+    if (key := f'docs/{name}') in features:
+      values = features[key].bytes_list.value or features[key].int64_list.value
+      columns[name] = [DECODE.get(name, bytes.decode)(value) for value in values]
+  rows = zip(*columns.values(), strict=True)
+  docs = tuple(Document(**dict(zip(columns, row, strict=True))) for row in rows)
+  query_id, query = (features[n].bytes_list.value[0].decode() for n in ('query_id', 'query'))
+  return Group(query_id, query, docs)
 
 
 def _check_kind(kind: str) -> None:

@@ -17,7 +17,7 @@ from disranker_jax.data import first_stage, grouping
 from disranker_jax.data.records import UNJUDGED, BadRow, BadRows, Click, Document, Group
 from disranker_jax.data.spool import Spool
 from disranker_jax.errors import UserError
-from disranker_jax.progress import say
+from disranker_jax.progress import Count, say
 
 POOLS = ('run', 'judged')
 # How deep BM25 looks where judged documents want their first-stage rank, wherever it is.
@@ -295,7 +295,10 @@ def checked(
   rows: Iterable[tuple[Any, int, Any]], make: Callable[[Any, int, Any], list], bad_rows: BadRows
 ) -> Iterator[Any]:
   """What `make(file, number, raw)` makes of each row, one or more; bad rows are counted."""
-  for file, number, raw in rows:
-    yield from bad_rows.parse_all(
-      file, number, raw, lambda raw, at=(str(file), number): make(*at, raw)
-    )
+  with Count('read', 'rows') as progress:
+    for file, number, raw in rows:
+      progress.label = f'read {file}'
+      progress.add(1)
+      yield from bad_rows.parse_all(
+        file, number, raw, lambda raw, at=(str(file), number): make(*at, raw)
+      )

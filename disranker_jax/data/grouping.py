@@ -11,6 +11,7 @@ from typing import Any
 
 from disranker_jax.data.records import BadRow, BadRows, Document, Group, Row
 from disranker_jax.data.spool import MEMORY, Spool
+from disranker_jax.progress import Count
 
 FIELDS = tuple(Document.__dataclass_fields__)
 
@@ -45,9 +46,11 @@ def groups(
   is right nobody can say. The first one stays.
   """
   by_number = Spool(None if folder is None else folder / 'by_number', memory)
-  for query_id, same in itertools.groupby(by_query, key=lambda pair: pair[0]):
-    first, query, docs = merge(query_id, (part for _, part in same), bad_rows)
-    by_number.add(first, (query_id, query, docs))
+  with Count('gathered', 'queries') as progress:
+    for query_id, same in itertools.groupby(by_query, key=lambda pair: pair[0]):
+      first, query, docs = merge(query_id, (part for _, part in same), bad_rows)
+      by_number.add(first, (query_id, query, docs))
+      progress.add(1)
   for _, (query_id, query, docs) in by_number:
     yield Group(query_id, query, tuple(Document(*fields) for fields in docs))
 

@@ -120,13 +120,16 @@ def _made(kind: str, raw: Any) -> list:
 def fingerprint(address: str) -> list:
   """What changes when the source does: names, sizes and times of its files."""
   scheme, rest = split(address)
-  path = Path(rest if scheme in ROW_READERS else rest.partition('?')[0]).expanduser()
   if scheme == 'python_docs':
     return [address, platform.python_version()]
-  if scheme == 'ir_datasets':
-    return [address]  # the library's ids do not change their content
+  path, _, options = (rest, '', '') if scheme in ROW_READERS else rest.partition('?')
+  path = Path(path).expanduser()
   files = sorted(path.iterdir()) if path.is_dir() else sorted(map(Path, glob.glob(str(path))))
-  stats = [(str(f), f.stat()) for f in files if f.is_file()]
+  # Options may name files elsewhere; ids of ir_datasets do not change their content.
+  for option in filter(None, options.split('&')):
+    names = option.partition('=')[2].split(',')
+    files += [found for name in names if (found := path / Path(name).expanduser()).exists()]
+  stats = [(str(file), file.stat()) for file in files if file.is_file()]
   return [address, *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
 
 

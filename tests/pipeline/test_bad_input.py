@@ -54,6 +54,26 @@ class TestBadInput:
     pipeline.run(config, tmp_path / 'run', stages=['prepare'])
     assert helpers.load(tmp_path / 'run' / 'data' / 'manifest.json')['status'] == 'done'
 
+  def test_what_was_prepared_before_a_bad_row_is_not_prepared_again(self, tmp_path, capsys):
+    files = helpers.own_data(tmp_path)
+    bad = helpers.write_jsonl(tmp_path / 'bad.jsonl', [JUDGEMENTS[0] | {'label': -1}])
+    config = helpers.config(**files | {'data__judgements': f'jsonl:{bad}'})
+    assert f'{bad}:1:label' in helpers.refused(config, tmp_path / 'run')
+    clicks = tmp_path / 'run' / 'data' / 'clicks'
+    before = {file: file.stat().st_mtime_ns for file in clicks.iterdir()}
+    assert before
+    helpers.write_jsonl(bad, JUDGEMENTS)
+    pipeline.run(config, tmp_path / 'run', stages=['prepare'])
+    assert 'prepare clicks: done before' in capsys.readouterr().err
+    assert {file: file.stat().st_mtime_ns for file in clicks.iterdir()} == before
+    # Another source for the clicks is seen.
+    changed = helpers.config(**files | {'data__clicks': 'python_docs:', 'data__limit__clicks': 3})
+    shutil.rmtree(tmp_path / 'run' / 'data' / 'test')
+    (tmp_path / 'run' / 'data' / 'manifest.json').unlink()
+    pipeline.run(changed, tmp_path / 'run', stages=['prepare'])
+    found = helpers.load(tmp_path / 'run' / 'data' / 'manifest.json')['results']
+    assert found['clicks']['rows'] == 3
+
   def test_quarantined_rows_are_counted_and_the_rest_is_used(self, tmp_path):
     rows = [JUDGEMENTS[0] | {'label': -1}, *JUDGEMENTS[1:]]
     config, _ = self.config(tmp_path, rows, data__on_bad_row='quarantine')

@@ -8,7 +8,7 @@ import pytest
 from disranker_jax import pipeline
 from disranker_jax.data import builders
 
-STAGES = ('prepare', 'finetune', 'distill', 'evaluate')
+STAGES = ('prepare', 'finetune', 'distill', 'evaluate', 'export', 'report')
 
 
 def scores(folder, kinds, tilt: float):
@@ -42,6 +42,9 @@ def test_distil_evaluate_without_a_score_stage(tmp_path, hard):
   done = helpers.load(tmp_path / 'run' / 'distill' / 'manifest.json')['results']
   assert done['rows'] == (12 if hard else 6)
   assert helpers.load(tmp_path / 'run' / 'evaluate' / 'results.json')['student']['pairs'] == 24
+  if hard:
+    assert (tmp_path / 'run' / 'export' / 'student' / 'model.safetensors').exists()
+    assert (tmp_path / 'run' / 'report' / 'index.html').exists()
 
 
 def test_other_scores_make_the_run_stale(tmp_path):
