@@ -84,6 +84,8 @@ def open_tokenizer(folder: Path):
   if not tokenizer.is_fast:
     raise UserError(f'{folder}: needs a tokenizer.json (a fast tokenizer)')
   tokenizer.model_max_length = 1 << 30
+  tokenizer.backend_tokenizer.no_truncation()
+  tokenizer.backend_tokenizer.no_padding()
   return tokenizer
 
 

@@ -1,0 +1,65 @@
+"""The page at `/`: a query's first-stage and re-ranked results side by side."""
+
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from disranker_jax.data.first_stage import BM25
+from disranker_jax.data.prompts import document_text
+from disranker_jax.serve import shapes
+
+TEMPLATE = (Path(__file__).parent / 'page.html').read_text(encoding='utf-8')
+# The page needs nothing from elsewhere, and nobody may frame it or add to it.
+HEADERS = {
+  'content-security-policy': "default-src 'none'; style-src 'unsafe-inline'; "
+  "script-src 'unsafe-inline'; connect-src 'self'; img-src data:; frame-ancestors 'none'",
+  'x-content-type-options': 'nosniff',
+}
+SUMMARY_CHARS = 300
+
+
+class Search:
+  """A collection with BM25 over it; `documents()` is asked for once, by `load`."""
+
+  def __init__(self, documents, depth: int = 20):
+    self._documents, self._depth = documents, depth
+
+  def load(self) -> None:
+    self._docs = tuple(self._documents())
+    self._index = BM25(self._docs)
+
+  async def answer(self, body: dict, service):
+    """(body, headers): documents in BM25's order, each with both ranks and the model's score."""
+    query = shapes.query(body)
+    found = self._index.top([query], self._depth)[0]
+    docs = [self._docs[i] for i, _ in found]
+    if not docs:
+      return {'results': [], 'texts': [], 'documents': len(self._docs)}, {}
+    texts = [document_text(doc) for doc in docs]
+    scores, headers = await service.score(shapes.Ask([query], texts, lambda s, _: s.tolist()))
+    rank = {index: n for n, index in enumerate(shapes.order(scores), 1)}
+    results = [
+      {
+        'doc_id': doc.doc_id,
+        'title': doc.title,
+        'summary': doc.summary[:SUMMARY_CHARS],
+        'bm25': score,
+        'first': i + 1,
+        'score': scores[i],
+        'rank': rank[i],
+      }
+      for i, (doc, (_, score)) in enumerate(zip(docs, found, strict=True))
+    ]
+    return {'results': results, 'texts': texts, 'documents': len(self._docs)}, headers
+
+
+def show(service):
+  """The endpoint of the page itself, which asks for a token where the server does."""
+
+  async def endpoint(_: Request) -> HTMLResponse:
+    known = {'search': bool(service.search), 'token': bool(service.token)}
+    attributes = ' '.join(f'data-{k}="{str(v).lower()}"' for k, v in known.items())
+    return HTMLResponse(TEMPLATE.replace('<body>', f'<body {attributes}>', 1), headers=HEADERS)
+
+  return endpoint

@@ -1,0 +1,117 @@
+"""A server of a small random student, in a thread, and one as its own process."""
+
+import dataclasses
+import threading
+import time
+
+import httpx
+import jax
+import numpy as np
+import pytest
+
+from disranker_jax.data.prompts import PairPrompt
+from disranker_jax.models import hf, tiny
+from disranker_jax.models.ranker import from_hf
+from disranker_jax.stages import sides
+
+LENGTHS = {'max_len': 64, 'max_query_len': 16}
+
+
+@pytest.fixture(scope='session')
+def model(tmp_path_factory):
+  """An exported student of random weights, with scores far apart."""
+  base = tmp_path_factory.mktemp('base') / 'tiny-encoder'
+  tiny.make('tiny-encoder', base)
+  ranker = from_hf(base)
+  variables = jax.tree.map(
+    lambda x: np.asarray(x) * (8 if x.std() > 0 else 1), ranker.init(jax.random.key(3))
+  )
+  folder = tmp_path_factory.mktemp('export') / 'student'
+  hf.save(folder, ranker, variables, tokenizer_folder=base, extra_config={'disranker_jax': LENGTHS})
+  return folder
+
+
+@pytest.fixture(scope='session')
+def prompt(model):
+  return PairPrompt(sides.open_tokenizer(model), **LENGTHS)
+
+
+@dataclasses.dataclass
+class Running:
+  """A server in a thread: its address, its service, a client."""
+
+  url: str
+  service: object
+  client: httpx.Client
+
+
+class Serving:
+  """Starts servers; used as a context, it stops them all."""
+
+  def __init__(self):
+    self._stops = []
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    for stop in self._stops:
+      stop()
+
+  def start(self, load, wait=True, **options) -> Running:
+    import uvicorn
+
+    from disranker_jax.serve.app import Limits, Service, build
+
+    limits = Limits(**options.pop('limits', {}))
+    service = Service(load, 'student', limits, **options)
+    config = uvicorn.Config(build(service), '127.0.0.1', 0, log_level='error')
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    until(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    url = f'http://127.0.0.1:{port}'
+    client = httpx.Client(base_url=url, timeout=30)
+
+    def stop():
+      client.close()
+      server.should_exit = True
+      thread.join(30)
+      assert not thread.is_alive()
+
+    self._stops.append(stop)
+    if wait:
+      until(lambda: client.get('/health').status_code == 200)
+    return Running(url, service, client)
+
+
+def until(true, seconds: float = 60) -> None:
+  """Waits for a condition; fails if it does not come."""
+  end = time.monotonic() + seconds
+  while not true():
+    assert time.monotonic() < end, 'it did not happen'
+    time.sleep(0.01)
+
+
+@pytest.fixture
+def serving():
+  with Serving() as them:
+    yield them
+
+
+@pytest.fixture(scope='module')
+def server(model):
+  """The tiny student by ONNX Runtime, with a small collection to search."""
+  from disranker_jax.data.records import Document
+  from disranker_jax.serve.__main__ import loader
+  from disranker_jax.serve.page import Search
+
+  docs = (
+    Document('os.listdir', 'list dir', 'Return a list of names in a folder.'),
+    Document('len', 'len', 'Return the number of items in a list.'),
+    Document('<b>evil</b>', '<script>document.title="owned"</script>', 'a list & more'),
+    Document('zip', 'zip', 'Iterates over several at a time.'),
+  )
+  with Serving() as them:
+    yield them.start(loader(model, 'onnx'), search=Search(lambda: docs))

@@ -1,0 +1,40 @@
+"""Real clients, pointed at the server: Cohere's SDK and Hugging Face's."""
+
+import pytest
+
+DOCS = ['len : Return the number of items.', 'dir : an ordered list of names', 'zip']
+QUERY = 'list of names'
+
+
+@pytest.fixture(scope='module')
+def expected(server):
+  rows = server.client.post('/rerank', json={'query': QUERY, 'texts': DOCS}).json()
+  return {row['index']: row['score'] for row in rows}
+
+
+class TestCohere:
+  @pytest.mark.parametrize('version', ['Client', 'ClientV2'])
+  def test_rerank(self, server, expected, version):
+    cohere = pytest.importorskip('cohere')
+    client = getattr(cohere, version)(api_key='any', base_url=server.url)
+    answer = client.rerank(model='rerank-v3.5', query=QUERY, documents=DOCS, top_n=2)
+    assert {r.index: r.relevance_score for r in answer.results}.items() <= expected.items()
+    scores = [r.relevance_score for r in answer.results]
+    assert len(scores) == 2 and scores == sorted(scores, reverse=True)
+
+  def test_its_errors_are_the_sdks_own(self, server):
+    cohere = pytest.importorskip('cohere')
+    client = cohere.ClientV2(api_key='any', base_url=server.url)
+    with pytest.raises(cohere.errors.UnprocessableEntityError, match='documents'):
+      client.rerank(model='m', query=QUERY, documents='not a list')
+
+
+class TestHuggingFace:
+  def test_health_info_and_pairs(self, server, expected):
+    hub = pytest.importorskip('huggingface_hub')
+    client = hub.InferenceClient(base_url=server.url)
+    assert client.health_check()
+    assert client.get_endpoint_info()['model_id'] == 'student'
+    pairs = hub.InferenceClient(model=f'{server.url}/predict')
+    answer = pairs.text_classification([QUERY, DOCS[1]])
+    assert answer[0].score == pytest.approx(expected[1], abs=1e-6)

@@ -1,0 +1,82 @@
+"""The page, in a real browser where there is one: what a person types, sees, and copies."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+
+import pytest
+
+CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
+needs_browser = pytest.mark.skipif(not CHROMIUM, reason='no chromium here')
+
+
+def browser(tmp_path, *options: str) -> str:
+  command = [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--virtual-time-budget=8000',
+             f'--user-data-dir={tmp_path}/profile', *options]  # fmt: skip
+  return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+
+
+@pytest.fixture(scope='module')
+def dom(server, tmp_path_factory):
+  """The page after a search, as the browser has it."""
+  if not CHROMIUM:
+    pytest.skip('no chromium here')
+  return browser(tmp_path_factory.mktemp('chromium'), '--dump-dom', f'{server.url}/?q=a+list+names')
+
+
+def column(dom: str, name: str) -> list[str]:
+  [inside] = re.findall(f'<ol id="{name}">(.*?)</ol>', dom, re.S)
+  return re.findall(r'data-id="(.*?)"', inside)
+
+
+@pytest.fixture(scope='module')
+def answer(server):
+  return server.client.post('/search', json={'query': 'a list names'}).json()['results']
+
+
+class TestBrowser:
+  def test_shows_both_orders(self, dom, answer):
+    unescaped = {c: [i.replace('&lt;', '<').replace('&gt;', '>') for i in column(dom, c)]
+                 for c in ('first', 'second')}  # fmt: skip
+    assert unescaped['first'] == [d['doc_id'] for d in answer]
+    assert unescaped['second'] == [d['doc_id'] for d in sorted(answer, key=lambda d: d['rank'])]
+
+  def test_marks_what_moved_and_says_the_latency(self, dom, answer):
+    ups = [d['first'] - d['rank'] for d in answer]
+    for sign, mark in ((1, '▲'), (-1, '▼')):
+      assert dom.count(f'>{mark} ') == sum(u * sign > 0 for u in ups)
+    assert re.search(r'\d of 4 documents, re-ranked in \d+ ms', dom)
+
+  def test_texts_of_documents_are_text(self, dom):
+    assert '<title>Search' in dom and '<b>evil' not in dom
+    assert 'owned' not in re.findall('<title>(.*?)</title>', dom)[0]
+
+  def test_the_curl_command_gives_the_same_scores(self, dom, server, answer):
+    import html
+
+    [command] = re.findall(r'<pre id="curl"[^>]*>(.*?)</pre>', dom, re.S)
+    words = shlex.split(html.unescape(command).replace('\\\n', ' '))
+    assert words[:2] == ['curl', f'{server.url}/rerank']
+    rows = server.client.post('/rerank', json=json.loads(words[-1]) | {'raw_scores': True}).json()
+    assert {r['index']: r['score'] for r in rows} == pytest.approx(
+      {i: d['score'] for i, d in enumerate(answer)}, abs=1e-5
+    )
+
+  @needs_browser
+  def test_it_fits_a_phone(self, server, tmp_path):
+    file = tmp_path / 'phone.png'
+    browser(tmp_path, '--window-size=360,800', f'--screenshot={file}', f'{server.url}/?q=a+list')
+    assert file.stat().st_size > 10_000
+
+
+def test_it_needs_nothing_from_elsewhere(server):
+  response = server.client.get('/')
+  assert "default-src 'none'" in response.headers['content-security-policy']
+  assert not re.search(r'(src|href)="(?!data:)', response.text)
+
+
+def test_search_without_words_or_results(server):
+  assert server.client.post('/search', json={'query': ' '}).status_code == 400
+  assert server.client.post('/search', json={'query': 'zzzz'}).json()['results'] == []

@@ -1,0 +1,222 @@
+"""Limits, time, load and failure: what a server owes its clients when something is wrong."""
+
+import concurrent.futures
+import itertools
+import json
+import socket
+import threading
+
+import httpx
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.serve.conftest import until
+
+BODY = {'query': 'q', 'texts': ['a', 'b']}
+
+
+class Stub:
+  """A backend whose score is the number of tokens; it can be held, and can fail."""
+
+  part_tokens, workers, name = 64, 2, 'stub'
+
+  def __init__(self):
+    self.free = threading.Event()
+    self.free.set()
+    self.calls, self.value = [], None
+
+  def warm(self):
+    pass
+
+  def score(self, encoded):
+    self.calls.append([len(e) for e in encoded])
+    assert self.free.wait(30)
+    if isinstance(self.value, Exception):
+      raise self.value
+    scores = np.array([float(len(e)) for e in encoded])
+    return (scores if self.value is None else scores * self.value), len(encoded) * 64
+
+
+@pytest.fixture
+def stub(serving, prompt):
+  """(backend, start): start(...) gives a server with the stub for a model."""
+  backend = Stub()
+  yield backend, lambda **options: serving.start(lambda: (backend, prompt), **options)
+  backend.free.set()
+
+
+def scores(response):
+  assert response.status_code == 200, response.text
+  return {row['index']: row['score'] for row in response.json()}
+
+
+class TestLimits:
+  def test_too_many_texts_are_413(self, stub):
+    client = stub[1](limits={'texts': 2}).client
+    assert client.post('/rerank', json=BODY).status_code == 200
+    response = client.post('/rerank', json={**BODY, 'texts': ['a'] * 3})
+    assert response.status_code == 413 and 'at most 2' in response.json()['error']
+
+  @pytest.mark.parametrize('chunked', [False, True])
+  def test_too_large_bodies_are_413(self, stub, chunked):
+    client = stub[1](limits={'body_bytes': 1000}).client
+    content = json.dumps({**BODY, 'texts': ['x' * 2000]}).encode()
+    pieces = (content[i : i + 100] for i in range(0, len(content), 100))
+    response = client.post('/rerank', content=pieces if chunked else content)
+    assert response.status_code == 413
+
+  def test_long_texts_are_cut_and_it_is_said(self, stub, prompt):
+    client = stub[1]().client
+    body = {**BODY, 'texts': ['word ' * 500, 'short']}
+    response = client.post('/rerank', json={**body, 'raw_scores': True})
+    assert scores(response)[0] == prompt.max_len
+    assert response.headers['x-truncated'] == '1'
+    refused = client.post('/rerank', json={**body, 'truncate': False})
+    assert refused.status_code == 413 and refused.json()['error_type'] == 'Validation'
+    assert client.post('/rerank', json={**BODY, 'truncate': False}).status_code == 200
+
+  def test_a_full_line_is_429_and_goes_on_when_there_is_room(self, stub):
+    backend, start = stub
+    running = start(limits={'requests': 2})
+    backend.free.clear()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+
+      def post():
+        return httpx.post(running.url + '/rerank', json=BODY, timeout=30)
+
+      held = [pool.submit(post)]
+      until(lambda: len(backend.calls) == 2)  # both workers are busy
+      held += [pool.submit(post) for _ in range(2)]
+      until(lambda: running.service.batcher.waiting() == 2)
+      assert post().status_code == 429
+      backend.free.set()
+      assert [f.result().status_code for f in held] == [200] * 3
+    assert running.client.post('/rerank', json=BODY).status_code == 200
+
+  def test_a_slow_body_is_408_and_a_slow_model_503(self, stub):
+    backend, start = stub
+    running = start(limits={'body_timeout_s': 0.2, 'timeout_s': 0.2})
+    host = running.url.removeprefix('http://').split(':')
+    with socket.create_connection((host[0], int(host[1]))) as slow:
+      slow.sendall(b'POST /rerank HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"query"')
+      assert b' 408 ' in slow.recv(1000)
+    backend.free.clear()
+    response = running.client.post('/rerank', json=BODY)
+    assert response.status_code == 503 and response.json()['error_type'] == 'Overloaded'
+
+  def test_a_token_is_asked_for_where_it_is_set(self, stub):
+    client = stub[1](token='s3cret').client
+    for headers in ({}, {'authorization': 'Bearer wrong'}, {'authorization': 's3cret'}):
+      assert client.post('/rerank', json=BODY, headers=headers).status_code == 401
+      assert client.get('/info', headers=headers).status_code == 401
+    right = {'authorization': 'Bearer s3cret'}
+    assert client.post('/v2/rerank', json={'query': 'q', 'documents': ['a']}, headers=right).json()
+    assert client.get('/health').status_code == 200
+
+  def test_a_client_can_name_no_file(self, stub, model):
+    client = stub[1]().client
+    body = {'query': 'q', 'documents': ['a'], 'model': str(model), 'revision': '../..'}
+    assert client.post('/v2/rerank', json=body).json()['model'] == 'student'
+    for path in ('/../pyproject.toml', '/%2e%2e/etc/passwd', '/page.html', '/docs'):
+      assert client.get(path).status_code == 404
+
+
+class TestFailure:
+  def test_scores_that_are_not_numbers_are_500_and_never_sorted_in(self, stub):
+    backend, start = stub
+    client = start().client
+    backend.value = np.nan
+    response = client.post('/rerank', json={**BODY, 'texts': ['a', 'b']})
+    assert response.status_code == 500 and 'not finite' in response.json()['error']
+    backend.value = np.ones(7)  # more scores than pairs
+    assert client.post('/rerank', json=BODY).status_code == 500
+    backend.value = None
+    assert client.post('/rerank', json=BODY).status_code == 200
+
+  def test_a_model_that_raises_is_500_and_the_next_request_is_served(self, stub):
+    backend, start = stub
+    client = start().client
+    backend.value = RuntimeError('out of memory at 0x7f')
+    response = client.post('/v1/score', json={'queries': 'q', 'documents': 'd'})
+    assert response.status_code == 500 and '0x7f' not in response.text
+    backend.value = None
+    assert client.post('/rerank', json=BODY).status_code == 200
+
+  def test_before_the_model_is_ready_all_is_503(self, serving, prompt):
+    ready = threading.Event()
+
+    def load():
+      assert ready.wait(30)
+      return Stub(), prompt
+
+    running = serving.start(load, wait=False)
+    try:
+      assert running.client.get('/health').status_code == 503
+      response = running.client.post('/rerank', json=BODY)
+      assert response.status_code == 503 and response.json()['error_type'] == 'Unhealthy'
+    finally:
+      ready.set()
+    until(lambda: running.client.get('/health').status_code == 200)
+
+  def test_what_a_client_that_left_still_waits_for_is_dropped(self, stub):
+    backend, start = stub
+    running = start()
+    backend.free.clear()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+      held = pool.submit(httpx.post, running.url + '/rerank', json=BODY, timeout=30)
+      until(lambda: len(backend.calls) == 2)
+      with pytest.raises(httpx.ReadTimeout):
+        httpx.post(running.url + '/rerank', json={**BODY, 'texts': ['gone'] * 9}, timeout=0.3)
+      until(lambda: '499' in running.client.get('/metrics').text)
+      backend.free.set()
+      assert held.result().status_code == 200
+    assert running.client.post('/rerank', json=BODY).status_code == 200
+    assert sum(map(len, backend.calls)) == 4  # two of the first, two of the last
+
+
+class TestBatching:
+  def test_every_request_gets_its_own_scores_under_load(self, stub, prompt):
+    running = stub[1]()
+    rng = np.random.default_rng(0)
+    bodies = [
+      {'query': 'q', 'texts': ['w ' * int(n) for n in rng.integers(0, 70, rng.integers(1, 30))]}
+      for _ in range(60)
+    ]
+
+    def post(body):
+      with httpx.Client(timeout=30) as client:
+        return client.post(running.url + '/rerank', json={**body, 'raw_scores': True})
+
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+      for body, response in zip(bodies, pool.map(post, bodies), strict=True):
+        expected = [len(e) for e in prompt.encode_texts('q', body['texts'])]
+        assert scores(response) == dict(enumerate(expected))
+
+  def test_a_call_has_similar_lengths_and_about_its_share_of_tokens(self, stub):
+    backend, start = stub
+    texts = ['w ' * n for n in range(50)]
+    start().client.post('/rerank', json={'query': 'q', 'texts': texts})
+    assert sum(map(len, backend.calls)) == 50
+    flat = sorted((c for c in backend.calls), key=lambda c: -c[0])
+    assert all(a[-1] >= b[0] for a, b in itertools.pairwise(flat))
+    assert max(map(sum, backend.calls)) <= 2 * backend.part_tokens
+    assert len(backend.calls) % backend.workers == 0
+
+  def test_metrics_count_what_was_done(self, stub):
+    client = stub[1]().client
+    client.post('/rerank', json=BODY)
+    client.post('/rerank', json={'query': 'q'})
+    values = {
+      (s.name, s.labels.get('status')): s.value
+      for family in text_string_to_metric_families(client.get('/metrics').text)
+      for s in family.samples
+    }
+    assert (
+      values['disranker_requests_total', '200'] == values['disranker_requests_total', '422'] == 1
+    )
+    assert values['disranker_texts_total', None] == 2
+    tokens = values['disranker_tokens_total', None]
+    assert values['disranker_padding_tokens_total', None] == 128 - tokens
+    for part in ('queue', 'tokenise', 'infer', 'total'):
+      assert values[f'disranker_{part}_seconds_count', None] == 1
