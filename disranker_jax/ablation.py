@@ -64,7 +64,6 @@ class Found:
 
   sums: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
   by_seed: dict[int, dict[str, float]] = field(default_factory=dict)
-  settings: dict[str, object] = field(default_factory=dict)
   device: str = ''
 
 
@@ -170,7 +169,6 @@ def run_all(args: argparse.Namespace, table: Table) -> dict[str, Found]:
           raise UserError(f'{row.name}: its run ended with status {done.returncode}; see above')
         donors.append(workdir)
         read(found[row.name], workdir, row.model, seed)
-        found[row.name].settings = changes
   return found
 
 
@@ -254,10 +252,8 @@ def main(argv=None) -> None:
   if args.dry_run:
     return
   rows = analyse(table, found)
-  for row in rows:
-    of_row = found[row['name']]
-    row |= {'changes': {k: v for k, v in of_row.settings.items() if k != 'evaluate.models'}}
-    row['seeds'] = sorted(of_row.by_seed)
+  for row, asked in zip(rows, table.rows, strict=True):
+    row |= {'changes': dict(asked.changes), 'seeds': sorted(found[asked.name].by_seed)}
   base = runpy.run_path(str(args.config))['get_config']()
   base.update_from_flattened_dict(dict(pair(word) for word in args.set))
   result = {
@@ -266,6 +262,7 @@ def main(argv=None) -> None:
     'file': str(args.file),
     'config': str(args.config),
     'set': args.set,
+    'row': args.row,
     'folds': args.folds,
     'against': table.against,
     'queries': len(found[table.against].sums[METRICS[0]]),

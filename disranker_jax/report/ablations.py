@@ -62,11 +62,11 @@ def markdown(result: dict, picture: str) -> str:
   command = f'python -m disranker_jax.ablation {result["file"]} --config {result["config"]}'
   seeds = max((row['seeds'] for row in result['rows']), key=len)
   command += ''.join(f" --set '{word}'" for word in result['set'])
+  command += ''.join(f" --row '{name}'" for name in result['row'])
   command += f' --seeds {",".join(map(str, seeds))}'
   command += f' --folds {result["folds"]}' if result['folds'] != '0' else ''
   changes = [
-    f'- {row["name"]}: {row["model"]}'
-    + ''.join(f', `{k}={v}`' for k, v in row['changes'].items() if k in shown(result, row))
+    f'- {row["name"]}: {row["model"]}' + ''.join(f', `{k}={v}`' for k, v in row['changes'].items())
     for row in result['rows']
   ]
   return '\n'.join([
@@ -75,12 +75,6 @@ def markdown(result: dict, picture: str) -> str:
     '', f'Made on {result["date"]} on {result["device"]}, jax {result["versions"]["jax"]}, by', '',
     f'    {command}', '', 'Rows are a model of a run, and what the run changes:', '', *changes, '',
   ])  # fmt: skip
-
-
-def shown(result: dict, row: dict) -> set[str]:
-  """The changed settings that make the row: not what every row sets, nor the choice of stages."""
-  same = [k for k, v in row['changes'].items() if result['base'].get(k) == v]
-  return set(row['changes']) - {*same, 'data.fold', 'student.seed'}
 
 
 def save(folder: Path, label: str, result: dict) -> None:
