@@ -84,6 +84,6 @@ def save(folder: Path, label: str, result: dict) -> None:
     (folder / f'{label}.json').write_text(json.dumps(result, indent=1, default=list) + '\n')
     (folder / f'{label}.md').write_text(markdown(result, f'{label}.svg'), encoding='utf-8')
     cells = {row['name']: row['metrics'][MAIN] for row in result['rows']}
-    plots.intervals(cells, comparison.title(MAIN), folder / f'{label}.svg')
+    plots.intervals(cells, result['against'], comparison.title(MAIN), folder / f'{label}.svg')
   except OSError as e:
     raise UserError(f'--out={folder}: cannot be written ({e.strerror})') from None

@@ -68,11 +68,10 @@ def quality(results: dict[str, float], file: Path) -> None:
   finish(figure, file)
 
 
-def intervals(cells: dict[str, dict[str, float]], label: str, file: Path) -> None:
-  """A value with its interval for each name, the first one's as a line through all."""
+def intervals(cells: dict[str, dict[str, float]], against: str, label: str, file: Path) -> None:
+  """A value with its interval for each name, one of them as a line through all."""
   figure, axis = plt.subplots(figsize=(6, 0.8 + 0.32 * len(cells)))
-  first = next(iter(cells.values()))
-  axis.axvline(first['value'], color=COLOURS[0], linewidth=0.8, linestyle=':')
+  axis.axvline(cells[against]['value'], color=COLOURS[0], linewidth=0.8, linestyle=':')
   for i, cell in enumerate(cells.values()):
     axis.plot([cell['low'], cell['high']], [i, i], color=COLOURS[1], linewidth=2, alpha=0.5)
     axis.plot(cell['value'], i, 'o', color=COLOURS[1])
