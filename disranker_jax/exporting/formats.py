@@ -51,6 +51,8 @@ def tensors(folder: Path) -> dict[str, np.ndarray]:
   """Every tensor of the folder's safetensors in fp32, by its Hugging Face name."""
   found = {}
   for file in hf.weight_files(folder):
+    if not file.exists():
+      raise UserError(f'{file} is missing: an exported model folder is needed')
     with safe_open(file, 'np') as opened:
       found |= {name: opened.get_tensor(name).astype(np.float32) for name in opened.keys()}  # noqa: SIM118 (not a dict)
   return found

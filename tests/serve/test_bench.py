@@ -1,0 +1,89 @@
+"""The load generators and the soak see what servers do, and what they do wrong."""
+
+import collections
+import time
+
+import numpy as np
+import pytest
+
+from disranker_jax.bench import __main__ as command
+from disranker_jax.bench import baselines, latency, load, soak, texts
+from disranker_jax.errors import UserError
+
+REQUESTS = [
+  texts.Request('list of names', ('len : Return items', 'dir : list of names', 'zip'), (0, 4, 1)),
+  texts.Request('number of items', ('len : number', 'os : a', 'dir : names'), (4, 0, 0)),
+]
+
+
+@pytest.fixture(scope='module')
+def expected(model):
+  score = baselines.open_system('ours onnx', model)
+  return [score(r.query, r.texts) for r in REQUESTS]
+
+
+def test_every_system_gives_the_same_scores(model, expected):
+  for name in baselines.installed():
+    score = baselines.open_system(name, model)
+    for request, scores in zip(REQUESTS, expected, strict=True):
+      given = np.asarray(score(request.query, request.texts))
+      # 8 bits and bf16 are only near.
+      np.testing.assert_allclose(given, scores, rtol=0, atol=0.05)
+      if name.endswith('fp32'):
+        np.testing.assert_allclose(given, scores, rtol=0, atol=1e-4)
+
+
+class TestLoad:
+  bodies = tuple(load.rerank_body(r) for r in REQUESTS)
+
+  def test_a_closed_loop_is_answered(self, server):
+    rows = load.closed(server.url, list(self.bodies), 3, 0.5)
+    assert len(rows) >= 3 and {status for status, _ in rows} == {200}
+
+  def test_an_open_loop_counts_from_when_requests_were_due(self, server):
+    rows = load.opened(server.url, list(self.bodies), 40.0, 0.5)
+    assert 5 < len(rows) < 60 and {status for status, _ in rows} == {200}
+
+  def test_a_server_that_is_not_there_is_no_answer(self):
+    assert load.Client('http://127.0.0.1:9').post('/rerank', b'')[0] == 0
+
+
+class TestSoak:
+  def soaked(self, server, expected, monkeypatch, seconds=1.5):
+    monkeypatch.setattr(soak, 'CHECK_EVERY', 2)
+    it = soak.Soak(server.url, REQUESTS, expected, 1e-3)
+    it.client(0, time.monotonic() + seconds)
+    return it
+
+  def test_a_good_server_has_nothing_wrong(self, server, expected, monkeypatch):
+    it = self.soaked(server, expected, monkeypatch)
+    assert it.wrong == [] and it.counts['good', 200] > 10
+
+  def test_every_kind_of_client_gets_what_it_deserves(self, server, expected):
+    import random
+
+    it = soak.Soak(server.url, REQUESTS, expected, 1e-3)
+    client, rng = load.Client(server.url), random.Random(0)
+    for kind in (it.good, it.bad, it.oversized, it.slow, it.leaves) * 4:
+      kind(rng, client)
+    seen = collections.Counter(kind for kind, _ in it.counts.elements())
+    assert it.wrong == [] and set(seen.values()) == {4} and len(seen) == 5
+
+  def test_a_wrong_score_is_found(self, server, expected, monkeypatch):
+    it = self.soaked(server, [e + 0.1 for e in expected], monkeypatch)
+    assert it.wrong and 'off' in it.wrong[0]
+
+
+def test_latency_shares_its_rounds_and_measures_quality():
+  systems = {
+    'right': lambda q, t: np.array([0.0, 4, 1]) if q.startswith('list') else np.array([4.0, 0, 0]),
+    'wrong': lambda q, t: np.array([4.0, 0, 1]) if q.startswith('list') else np.array([0.0, 4, 0]),
+  }
+  rows = latency.measure(systems, REQUESTS, 2)
+  assert rows['right']['ndcg@5'] == 1.0 > rows['wrong']['ndcg@5']
+  assert rows['right']['first_is_faster'] == 1.0
+
+
+def test_an_unknown_bench_names_those_there_are():
+  with pytest.raises(UserError, match=r'latency.*serve.*soak'):
+    command.main(['speed'])
