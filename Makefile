@@ -38,8 +38,9 @@ lint: .make/install-test
 
 # Pinned versions that were tried together; see CONTRIBUTING.md for how the file is made anew.
 constraints: .make/install-test .make/libtpu
-	($(BIN)/python -m pip freeze --exclude-editable; $(BIN)/python -m pip freeze --path .make/libtpu) \
-	  | grep -v '^torch==' | sort -fu > constraints.txt
+	{ head -1 constraints.txt; { $(BIN)/python -m pip freeze --exclude-editable; \
+	  $(BIN)/python -m pip freeze --path .make/libtpu; } | grep -v '^torch==' | sort -fu; } \
+	  > .make/constraints && mv .make/constraints constraints.txt
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
