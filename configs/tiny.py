@@ -24,5 +24,5 @@ def get_config():
   c.score.update(batch_rows=8, group_size=4, shard_queries=8)
   c.distill.update(standardise=True, hard=1.0)
   c.evaluate.update(batch_rows=8, relevant=4)
-  c.export.models = ('student', 'teacher')
+  c.export.update(models=('student', 'teacher'), slack=5.0)
   return c

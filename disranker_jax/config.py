@@ -157,6 +157,9 @@ def defaults() -> ConfigDict:
   # Which tokens a student keeps: '': all; 'data': those of the run's data; or those of the
   # documents in a JSON lines file.
   c.export.vocabulary = ''
+  # How many times the usual differences a reader's scores may have: random weights, whose scores
+  # hardly differ from each other, need more than 1.
+  c.export.slack = 1.0
   c.export.parity_pairs = 200  # at least so many are scored by every reader of the folder
   return c.lock()
 

@@ -50,12 +50,18 @@ class Tolerance:
   tau: float
   ndcg: float
 
+  def times(self, slack: float) -> 'Tolerance':
+    """So many times as far."""
+    return Tolerance(self.score * slack, 1 - slack * (1 - self.tau), self.ndcg * slack)
 
+
+# Of trained models. The quickstart's student is off by 1e-3 with tau 1 in fp16, and in int8 has a
+# tau of .979 and an nDCG that is .0008 lower.
 TOLERANCES = {
   'float32': Tolerance(1e-3, 0.999, 0.001),
-  'float16': Tolerance(2e-2, 0.9, 0.05),
-  'bfloat16': Tolerance(2e-1, 0.9, 0.05),
-  'int8': Tolerance(math.inf, 0.9, 0.05),  # only the order is asked of 8 bits
+  'float16': Tolerance(2e-2, 0.98, 0.01),
+  'bfloat16': Tolerance(2e-1, 0.95, 0.02),
+  'int8': Tolerance(math.inf, 0.93, 0.02),  # only the order is asked of 8 bits
 }
 
 
@@ -88,8 +94,10 @@ def chosen(groups: Iterable[Group], pairs: int, prompt) -> list[Group]:
   return [*taken, HARD]
 
 
-def check(folder: Path, names, groups: list[Group], reference: list, prompt) -> list[Row]:
-  """A row for each reader that is installed; UserError if one is over its tolerance.
+def check(
+  folder: Path, names, groups: list[Group], reference: list, prompt, slack: float = 1.0
+) -> list[Row]:
+  """A row for each reader that is installed; UserError if one is over `slack` tolerances.
 
   `names` are the formats that the folder has beside safetensors, `reference` our scores of each
   group, `prompt` how the model reads text.
@@ -104,7 +112,7 @@ def check(folder: Path, names, groups: list[Group], reference: list, prompt) -> 
     precision = max(computed, dtype, key=lambda p: TOLERANCES[p].score)
     score = reader.open(folder, prompt)
     given = [np.asarray(score(group), np.float64) for group in groups]
-    rows.append(compare(reader.name, precision, groups, reference, given))
+    rows.append(compare(reader.name, precision, groups, reference, given, slack))
   if bad := [row for row in rows if row.problem]:
     said = '; '.join(f'{row.reader}: {row.problem}' for row in bad)
     raise UserError(
@@ -114,9 +122,9 @@ def check(folder: Path, names, groups: list[Group], reference: list, prompt) -> 
   return rows
 
 
-def compare(reader: str, precision: str, groups, reference, given) -> Row:
+def compare(reader: str, precision: str, groups, reference, given, slack: float = 1.0) -> Row:
   """Largest difference over all pairs; tau and nDCG over the queries that have an order, labels."""
-  tolerance = TOLERANCES[precision]
+  tolerance = TOLERANCES[precision].times(slack)
   gaps = [np.abs(a - b).max() for a, b in zip(reference, given, strict=True)]
   runs = [
     {g.query_id: dict(zip((d.doc_id for d in g.docs), s, strict=True)) for g, s in rows}

@@ -111,9 +111,10 @@ def held_out(run):
 
 def finish(run, side, unchecked: Path, folder: Path, groups, reference) -> None:
   """Adds formats, asks every reader for its scores, writes the card, and puts all in its place."""
-  names = () if side.ranker.is_decoder else tuple(run.config.export.formats)
+  c = run.config.export
+  names = () if side.ranker.is_decoder else tuple(c.formats)
   formats.write(unchecked, names)
-  rows = parity.check(unchecked, names, groups, reference, side.prompt())
+  rows = parity.check(unchecked, names, groups, reference, side.prompt(), c.slack)
   for row in rows:
     say(f'export: {row.reader}: tau {row.tau:.4f}, largest difference {row.max_difference:.2g}')
   card.write(unchecked, names, rows, facts.read_results(run), card.made(run))

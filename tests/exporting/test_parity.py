@@ -28,7 +28,7 @@ class TestGate:
     pytest.importorskip('sentence_transformers')
     # Random weights have scores too near each other for 8 bits to order.
     names = ('onnx', 'onnx_fp16', 'stablehlo')
-    rows = parity.check(exported, names, *asked, student.prompt)
+    rows = parity.check(exported, names, *asked, student.prompt, slack=5.0)
     assert [r.reader for r in rows] == ['transformers', 'sentence-transformers', *names]
     exact = [r for r in rows if r.precision == 'float32']
     assert len(exact) == 4 and max(r.max_difference for r in exact) < 1e-4
