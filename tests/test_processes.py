@@ -84,6 +84,7 @@ class TestTogether:
     ]
     assert all(sums) and not sums[0].keys() & sums[1].keys()
 
+  @pytest.mark.slow
   def test_any_number_of_processes_goes_on_from_any_other(self, one, tmp_path):
     """Two processes, asked to stop in a step; one on another mesh; again two, to the end."""
     train(tmp_path, bombs=[bomb('step', 'SIGTERM', process=1, count=3)])
@@ -134,6 +135,7 @@ class TestBroken:
       codes = those.wait(120)
     return codes, [those.said(i) for i in range(2)]
 
+  @pytest.mark.slow
   def test_one_that_hangs_is_given_up(self, two, tmp_path):
     codes, said = self.end(tmp_path, hang_s=5, bombs=[bomb('step', 'stuck', process=1, count=4)])
     assert codes == [75, 75]
