@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 WORKDIR ?= runs/quickstart
-PARALLEL ?= -n auto --maxprocesses=4 --dist=loadfile
+PARALLEL ?= -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # These need the TPU's compiler, not a TPU.
 WITH_LIBTPU = tests/test_plan_fits.py tests/test_attention_devices.py

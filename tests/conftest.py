@@ -13,3 +13,10 @@ flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which pytest ne
 config.update('jax_numpy_rank_promotion', 'raise')
 # Tests compile many small programs and run each a few times.
 config.update('jax_disable_most_optimizations', True)
+
+LONG = ('test_pipeline.py', 'test_sharding.py', 'test_processes.py', 'test_other_teachers.py')
+
+
+def pytest_collection_modifyitems(items):
+  """The files that take longest begin first, or a worker would end alone with one of them."""
+  items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))

@@ -93,6 +93,7 @@ def test_resume_is_bitwise_before_at_and_after_a_save(straight, tmp_path, count)
   assert_bitwise(tmp_path, straight)
 
 
+@pytest.mark.slow
 def test_stopped_at_every_step_it_ends_the_same(straight, tmp_path):
   for _ in range(STEPS - 1):
     with pytest.raises(Stopped):
