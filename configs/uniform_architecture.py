@@ -4,7 +4,7 @@ python -m disranker_jax.main --config configs/uniform_architecture.py --workdir 
 
 The student learns the teacher's scores (Point-MSE + beta * Margin-MSE) and, with the same weight,
 pairs of hard labels where a query has them, which the study finds critical. There are no terms on
-hidden states or attention, which it finds may hurt. Minutes on two cores.
+hidden states or attention, which it finds may hurt. Sizes are the quickstart's; not run yet.
 """
 
 import pathlib

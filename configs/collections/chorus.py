@@ -3,7 +3,7 @@
 python -m disranker_jax.main --config configs/collections/chorus.py --config.data.fold=0
 
 The judged documents are re-ranked. No clicks, so no continued pre-training; the teacher scores what
-BM25 finds for the training queries. Two cores: about 20 minutes a fold.
+BM25 finds for the training queries.
 """
 
 import pathlib

@@ -5,7 +5,7 @@ python -m disranker_jax.main --config configs/collections/nfcorpus.py --workdir 
 Only relevant documents are judged, so those that BM25 ranks 5 to 100 and nobody judged stand for
 the others. BM25's top 20 are re-ranked. Of the training queries 600 are used, as in the quickstart
 (--config.data.limit.judgements=0 --config.data.limit.candidates=0 takes all). No clicks, so no
-continued pre-training. Two cores: about 15 minutes.
+continued pre-training.
 """
 
 import pathlib

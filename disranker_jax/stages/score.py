@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -213,8 +212,3 @@ def loaded(shards: Shards) -> tuple[np.ndarray, np.ndarray]:
     queries = itertools.groupby(table.column('query_id').to_pylist())
     sizes += [len(list(rows)) for _, rows in queries]
   return np.concatenate(scores), np.cumsum([0, *sizes])
-
-
-def rows(run, kind: str) -> Iterator[tuple[str, str, float]]:
-  """(query_id, doc_id, score) of a kind, in order."""
-  return open_shards(run, kind, len(prepare.records(run, kind))).rows()
