@@ -12,6 +12,7 @@ from disranker_jax import tree
 from disranker_jax.errors import UserError
 from disranker_jax.models import ranker
 from disranker_jax.models.ranker import Ranker
+from disranker_jax.stages import sides
 
 
 def _packed_and_padded(is_decoder):
@@ -112,6 +113,22 @@ def test_lora_alone_learns_and_merging_gives_the_same_scores():
   merged = jax.jit(base.scores)({'params': model.merge_lora(variables['params'], lora)}, packed)
   assert np.abs(tuned - plain).max() > 1e-3
   np.testing.assert_allclose(merged, tuned, atol=1e-5)
+
+
+def test_adapters_are_added_to_fp32_kernels_for_scoring_and_stay_beside_bf16_ones():
+  model, variables = reference.ranker(lora_rank=2)
+  packed, _ = _packed_and_padded(True)
+  lora = jax.tree.map(lambda x: x + 0.1, variables['lora'])
+  variables = variables | {'lora': lora}
+  alone, summed = sides.merged(model, variables)
+  assert alone.lora_rank == 0 and set(summed) == {'params'}
+  np.testing.assert_allclose(
+    jax.jit(alone.scores)(summed, packed), jax.jit(model.scores)(variables, packed), atol=1e-5
+  )
+  shapes = jax.eval_shape(lambda: variables)
+  assert sides.merged(model, shapes)[1] == jax.eval_shape(lambda: summed)
+  low = variables | {'params': jax.tree.map(lambda x: x.astype('bfloat16'), variables['params'])}
+  assert sides.merged(model, low) == (model, low)
 
 
 def test_a_ranker_is_static_under_jit_and_its_variables_are_plain_dicts():

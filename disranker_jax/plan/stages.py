@@ -77,6 +77,7 @@ def _training(config, stage: str, ranker: Ranker, variables: dict, mesh) -> Step
 
 
 def _scoring(config, ranker: Ranker, variables: dict, mesh) -> Step:
+  ranker, variables = sides.merged(ranker, variables)
   rows, row_len, kind = config.score.batch_rows, config.teacher.row_len, config.teacher.scorer
   scorer = scoring.Scorer(ranker, None, None, mesh, rows, row_len, kind)
   batch = scorer.shape.zeros(scorer.blocks)

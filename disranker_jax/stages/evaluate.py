@@ -92,6 +92,7 @@ def zero_shot(run, name, groups):
   variables = teacher.pretrained(run.config.seed, run.mesh)
   rows = run.config.evaluate.batch_rows
   scorer = sides.scorer(run, teacher, variables, rows, 'likelihood', prompt)
+  del variables  # the scorer has them, perhaps merged
   return score_all(name, scorer, groups), facts(scorer)
 
 
@@ -100,6 +101,7 @@ def teacher(run, name, groups):
   variables = sides.trained(run, side, sides.TEACHER_STAGES)
   rows = run.config.evaluate.batch_rows
   scorer = sides.scorer(run, side, variables, rows, run.config.teacher.scorer)
+  del variables
   return score_all(name, scorer, groups), facts(scorer)
 
 

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from disranker_jax import processes, weights
+from disranker_jax import processes, scoring, weights
 from disranker_jax.data import python_docs
 from disranker_jax.errors import UserError
 from disranker_jax.exporting import card, formats, parity, vocabulary
@@ -96,7 +96,11 @@ def scored(run, side, variables):
   groups = parity.chosen(held_out(run), run.config.export.parity_pairs, side.prompt())
   exact = dataclasses.replace(side, ranker=dataclasses.replace(side.ranker, precision='float32'))
   kind = run.config.teacher.scorer if side.ranker.is_decoder else 'eos'
-  scorer = sides.scorer(run, exact, variables, run.config.evaluate.batch_rows, kind)
+  rows = run.config.evaluate.batch_rows
+  # Not sides.scorer, which adds the adapters to the kernels as the writing of the folder did.
+  scorer = scoring.Scorer(
+    exact.ranker, variables, exact.prompt(), run.mesh, rows, side.settings.row_len, kind
+  )
   return groups, parity.reference(scorer, groups, processes.is_first())
 
 

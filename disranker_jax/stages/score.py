@@ -32,6 +32,7 @@ def run(run) -> dict:
   teacher = sides.open_teacher(run.config)
   variables = sides.trained(run, teacher, sides.TEACHER_STAGES)
   scorer = sides.scorer(run, teacher, variables, c.batch_rows, run.config.teacher.scorer)
+  del variables  # the scorer has them, perhaps merged
   made = maker(run, teacher)
   for kind in kinds(run.config):
     groups = prepare.records(run, kind)

@@ -1,6 +1,7 @@
 """The two sides of distillation, teacher and student: opening one, and where its parameters are."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -138,5 +139,20 @@ def job(run, stage: str, task: train.Task, source, encode, draw=None, unit='pair
 def scorer(run, side: Side, variables, rows: int, kind: str = 'eos', prompt=None) -> Scorer:
   """A side with parameters, ready to score groups in batches of `rows` packed rows."""
   prompt = prompt or side.prompt()
+  ranker, variables = merged(side.ranker, variables)
   row_len, hang_s = side.settings.row_len, run.config.hang_s
-  return Scorer(side.ranker, variables, prompt, run.mesh, rows, row_len, kind, hang_s)
+  return Scorer(ranker, variables, prompt, run.mesh, rows, row_len, kind, hang_s)
+
+
+def merged(ranker: Ranker, variables: dict) -> tuple[Ranker, dict]:
+  """The network with its adapters added to fp32 kernels, which is faster: arrays or shapes.
+
+  Adapters of bf16 kernels stay beside them, since a sum in bf16 would round them away.
+  """
+  kernels = [v for k, v in tree.flatten(variables['params']).items() if k.endswith('kernel')]
+  if not ranker.lora_rank or any(k.dtype != 'float32' for k in kernels):
+    return ranker, variables
+  shapes = isinstance(kernels[0], jax.ShapeDtypeStruct)
+  add = functools.partial(jax.eval_shape, ranker.merge_lora) if shapes else ranker.merge_lora
+  params = add(variables['params'], variables['lora'])
+  return dataclasses.replace(ranker, lora_rank=0), {'params': params}
