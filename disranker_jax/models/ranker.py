@@ -142,6 +142,7 @@ def from_hf(
   lora_rank=0,
   lora_alpha=16.0,
   remat='none',
+  scan=True,
   layers=None,
   head='rank',
   attention='xla',
@@ -170,6 +171,7 @@ def from_hf(
     lora_alpha,
     remat,
     head,
+    scan,
     attention=attention,
     sequence=sequence,
   )

@@ -62,6 +62,7 @@ def open_ranker(folder: Path, settings, head: str = 'rank') -> Ranker:
     lora_rank=settings.lora_rank,
     lora_alpha=settings.lora_alpha,
     remat=settings.remat,
+    scan=settings.scan,
     layers=list(settings.layers) or None,
     head=head,
     attention=settings.attention,
