@@ -1,8 +1,11 @@
-"""Seconds from a query's texts to its scores, of every system in turn: all share the noise."""
+"""Seconds from a query's texts to its scores, of every system in turn: all share the noise.
+
+Each system has a process of its own and all cores, and is asked while the others wait.
+"""
 
 import argparse
+import contextlib
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +31,7 @@ def parse_args(argv) -> argparse.Namespace:
 
 
 def measure(systems: dict, requests: list, rounds: int) -> dict[str, dict]:
-  """{system: figures}; a system's time of a request is its best of the rounds."""
+  """{system: figures} of (query, texts) -> (seconds, scores); the best of the rounds counts."""
   seconds = {name: np.full((rounds, len(requests)), np.inf) for name in systems}
   scores = {}
   for score in systems.values():
@@ -36,10 +39,8 @@ def measure(systems: dict, requests: list, rounds: int) -> dict[str, dict]:
   for turn in range(rounds):
     for i, request in enumerate(requests):
       for name, score in systems.items():
-        begin = time.perf_counter()
-        given = score(request.query, request.texts)
-        seconds[name][turn, i] = time.perf_counter() - begin
-        scores.setdefault(name, []).append(np.asarray(given, np.float64))
+        seconds[name][turn, i], given = score(request.query, request.texts)
+        scores.setdefault(name, []).append(given)
   pairs = sum(len(r.texts) for r in requests)
   out = {}
   for name in systems:
@@ -60,8 +61,11 @@ def main(argv) -> None:
   make = texts.full if args.full else texts.natural
   requests = make(args.queries, args.depth)
   names = [n.strip() for n in args.systems.split(',') if n.strip()] or baselines.installed()
-  systems = {name: baselines.open_system(name, args.model, args.max_len) for name in names}
-  rows = measure(systems, requests, args.rounds)
+  with contextlib.ExitStack() as stack:
+    systems = {name: baselines.Apart(name, args.model, args.max_len) for name in names}
+    for system in systems.values():
+      stack.callback(system.close)
+    rows = measure(systems, requests, args.rounds)
   heads = ['system', *next(iter(rows.values()))]
   print(tables.markdown(heads, [[n, *map(str, row.values())] for n, row in rows.items()]))
   if args.json:

@@ -74,14 +74,33 @@ class TestSoak:
     assert it.wrong and 'off' in it.wrong[0]
 
 
-def test_latency_shares_its_rounds_and_measures_quality():
+def test_latency_counts_the_best_round_and_measures_quality():
+  def system(seconds, right):
+    def score(query, _):
+      best = (query == REQUESTS[0].query) == right
+      return seconds.pop(0), np.array([0.0, 4, 1] if best else [4.0, 0, 0])
+
+    return score
+
+  warm = 9.0
   systems = {
-    'right': lambda q, t: np.array([0.0, 4, 1]) if q.startswith('list') else np.array([4.0, 0, 0]),
-    'wrong': lambda q, t: np.array([4.0, 0, 1]) if q.startswith('list') else np.array([0.0, 4, 0]),
+    'right': system([warm, 0.2, 0.2, 0.1, 0.3], True),
+    'wrong': system([warm, 0.6, 0.6, 0.9, 0.9], False),
   }
   rows = latency.measure(systems, REQUESTS, 2)
   assert rows['right']['ndcg@5'] == 1.0 > rows['wrong']['ndcg@5']
-  assert rows['right']['first_is_faster'] == 1.0
+  assert rows['right']['pairs_per_s'] == 20.0 and rows['wrong']['pairs_per_s'] == 5.0
+  assert rows['wrong']['first_is_faster'] == 4.0
+
+
+def test_a_system_of_its_own_process_gives_the_same_scores(model, expected):
+  apart = baselines.Apart('ours onnx', model)
+  try:
+    seconds, scores = apart(REQUESTS[0].query, REQUESTS[0].texts)
+  finally:
+    apart.close()
+  np.testing.assert_array_equal(scores, expected[0])
+  assert seconds > 0
 
 
 def test_an_unknown_bench_names_those_there_are():
