@@ -1,4 +1,4 @@
-"""Real clients, pointed at the server: Cohere's SDK and Hugging Face's."""
+"""Real clients, pointed at the server: of Cohere, Hugging Face and LlamaIndex."""
 
 import pytest
 
@@ -40,3 +40,19 @@ class TestHuggingFace:
     pairs = hub.InferenceClient(model=f'{server.url}/predict')
     answer = pairs.text_classification([[QUERY, DOCS[1]]])
     assert answer[0].score == pytest.approx(expected[1], abs=1e-6)
+
+
+class TestLlamaIndex:
+  def test_a_postprocessor_reranks_nodes(self, server, expected):
+    # Thirty packages: not in the extra `test`.
+    tei = pytest.importorskip(
+      'llama_index.postprocessor.tei_rerank', reason='needs llama-index-postprocessor-tei-rerank'
+    )
+    from llama_index.core.schema import NodeWithScore, TextNode
+
+    reranker = tei.TextEmbeddingInference(base_url=server.url, top_n=2)
+    nodes = [NodeWithScore(node=TextNode(id_=str(i), text=t)) for i, t in enumerate(DOCS)]
+    answer = reranker.postprocess_nodes(nodes, query_str=QUERY)
+    best = sorted(expected, key=lambda i: -expected[i])[:2]
+    assert [int(n.node_id) for n in answer] == best
+    assert [n.score for n in answer] == pytest.approx([expected[i] for i in best], abs=1e-6)
