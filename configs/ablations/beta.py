@@ -1,0 +1,9 @@
+"""How much Margin-MSE weighs in the hybrid loss (the paper's beta, 0.4).
+
+0 is Point-MSE alone. The pairwise term on hard labels is off, so that nothing else orders pairs.
+"""
+
+ROWS = {
+  f'beta = {beta}': ('student', {'distill.hard': 0.0, 'distill.beta': beta})
+  for beta in (0.4, 0.0, 0.1, 0.2, 1.0, 2.0, 5.0)
+}
