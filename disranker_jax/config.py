@@ -129,7 +129,11 @@ def defaults() -> ConfigDict:
   c.score.group_size = (
     0  # documents of a query that are scored, best first-stage rank first; 0: all
   )
-  c.score.shard_queries = 1000  # queries in a shard, the unit of work that is never done twice
+  # Queries in a shard, the unit of work that is never done twice. Its last batch is half empty in
+  # the mean, so it should make ten batches or more.
+  c.score.shard_queries = 1000
+  # Processes that tokenise; 0: a thread of this one does. docs/data.md says what they give.
+  c.score.workers = 0
   # Scores that say (nearly) nothing are an error: a deviation below this, or more than this share
   # of the pairs of one query with the same score.
   c.score.least_std = 1e-3
@@ -272,7 +276,7 @@ LOWEST = {
   'batch_rows': 1, 'accumulate': 1, 'blocks': 1, 'save_every': 1, 'shard_queries': 1,
   'group_size': 2, 'max_len': 8, 'max_query_len': 1, 'depth': 1, 'max_steps': 0, 'epochs': 0,
   'explode': 0, 'hang_s': 0, 'holdout': 0, 'fold': 0, 'count': 0, 'first': 1, 'last': 1,
-  'parity_pairs': 2,
+  'parity_pairs': 2, 'workers': 0,
 }  # fmt: skip
 TRAINING = ('cpt', 'sft', 'finetune', 'distill')
 
