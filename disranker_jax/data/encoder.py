@@ -6,18 +6,22 @@ the Python around it is what a fast accelerator waits for.
 
 import collections
 import concurrent.futures
+import dataclasses
 import os
 import pickle
 import queue
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Iterable, Iterator
 
 from disranker_jax.data.prompts import Encoded
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 
+# What prompts use of a tokenizer.
+NEEDED = ('backend_tokenizer', 'bos_token_id', 'eos_token_id', 'cls_token_id', 'sep_token_id')
 PAIRS = 256  # in a piece of work: what it costs to hand one over is little beside the work
 
 
@@ -103,7 +107,10 @@ class Worker:
       [sys.executable, '-m', __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env,
       start_new_session=True,
     )  # fmt: skip
-    self._prompt = prompt  # sent with the first work, when all workers have begun to start
+    # Without transformers, which takes seconds to import. Sent with the first work, when all of
+    # the workers have begun to start.
+    bare = {k: getattr(prompt.tokenizer, k) for k in NEEDED}
+    self._prompt = dataclasses.replace(prompt, tokenizer=types.SimpleNamespace(**bare))
 
   def encode_many(self, groups) -> list[list[Encoded]]:
     """As the prompt's; raises UserError if the process has died."""
