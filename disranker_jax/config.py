@@ -66,7 +66,9 @@ def model(**changes) -> ConfigDict:
   c.lora_alpha = 32.0
   c.max_len = 256  # tokens of a query with one document, special tokens included
   c.max_query_len = 64  # longer queries lose their end
-  c.row_len = 256  # tokens of a packed row; at least max_len
+  # Tokens of a packed row, at least max_len. A multiple of it, with batch_rows lower by as much,
+  # leaves less of a row free: see docs/data.md.
+  c.row_len = 256
   c.update(changes)
   return c
 
