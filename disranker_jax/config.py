@@ -69,7 +69,9 @@ def model(**changes) -> ConfigDict:
   c.lora_alpha = 32.0
   c.max_len = 256  # tokens of a query with one document, special tokens included
   c.max_query_len = 64  # longer queries lose their end
-  c.row_len = 256  # tokens of a packed row; at least max_len
+  # Tokens of a packed row, at least max_len. A multiple of it, with batch_rows lower by as much,
+  # leaves less of a row free: see docs/data.md.
+  c.row_len = 256
   c.update(changes)
   return c
 
@@ -133,7 +135,11 @@ def defaults() -> ConfigDict:
   c.score.group_size = (
     0  # documents of a query that are scored, best first-stage rank first; 0: all
   )
-  c.score.shard_queries = 1000  # queries in a shard, the unit of work that is never done twice
+  # Queries in a shard, the unit of work that is never done twice. Its last batch is half empty in
+  # the mean, so it should make ten batches or more.
+  c.score.shard_queries = 1000
+  # Processes that tokenise; 0: a thread of this one does. docs/data.md says what they give.
+  c.score.workers = 0
   # Scores that say (nearly) nothing are an error: a deviation below this, or more than this share
   # of the pairs of one query with the same score.
   c.score.least_std = 1e-3
@@ -276,7 +282,7 @@ LOWEST = {
   'batch_rows': 1, 'accumulate': 1, 'blocks': 1, 'save_every': 1, 'shard_queries': 1,
   'group_size': 2, 'max_len': 8, 'max_query_len': 1, 'depth': 1, 'max_steps': 0, 'epochs': 0,
   'explode': 0, 'hang_s': 0, 'holdout': 0, 'fold': 0, 'count': 0, 'first': 1, 'last': 1,
-  'parity_pairs': 2,
+  'parity_pairs': 2, 'workers': 0,
 }  # fmt: skip
 TRAINING = ('cpt', 'sft', 'finetune', 'distill')
 

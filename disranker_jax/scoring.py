@@ -3,6 +3,7 @@
 Shapes as in data/batches.py.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import functools
@@ -16,7 +17,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from disranker_jax import processes, sharding
-from disranker_jax.data.batches import EncodedGroup, Shape, join, pack
+from disranker_jax.data.batches import EncodedGroup, Shape, join
+from disranker_jax.data.encoder import Encoder
+from disranker_jax.data.pool import pack
 from disranker_jax.data.records import Group
 from disranker_jax.errors import UserError
 
@@ -64,6 +67,23 @@ def score_shape(scorer: str, rows: int, row_len: int, docs: int = 1) -> Shape:
   return Shape(rows, row_len, docs, predicted)
 
 
+AHEAD = 1024  # documents that are tokenised before they are taken, at least
+NONE = np.zeros(1, np.float32)
+
+
+class Waiting:
+  """A group whose documents are with the device, or are to be."""
+
+  def __init__(self, part, group: Group):
+    self.part, self.group = part, group
+    self.scores = np.zeros(len(group.docs), np.float32)
+    self.missing = len(group.docs)
+
+  def put(self, n: int, score: float) -> None:
+    self.scores[n] = score
+    self.missing -= 1
+
+
 @dataclasses.dataclass
 class Scorer:
   """A model with its prompt, ready to score groups in a fixed shape; counts its own time.
@@ -80,6 +100,7 @@ class Scorer:
   row_len: int
   scorer: str = 'eos'
   hang_s: float = 0.0
+  workers: int = 0  # processes that tokenise; 0: a thread of this one
 
   def __post_init__(self):
     parts = sharding.parts(self.mesh)
@@ -98,13 +119,18 @@ class Scorer:
   def parts(self, parts: Iterable[tuple[object, Iterable[Group]]]):
     """(part, group, scores) of the groups of several parts, in order.
 
-    One batch is always with the device while the next is tokenised and packed. Blocks are packed
-    anew for each part, so that a part's scores are the same to the last bit whatever comes before
-    it. Raises Stopped when asked to stop.
+    One batch is always with the device while the next is tokenised and packed. Documents of a part
+    are placed wherever they fit best, but with none of another part, so that a part's scores are
+    the same to the last bit whatever comes before it. Raises Stopped when asked to stop.
     """
-    waiting, done = [], []
+    ahead = max(AHEAD, self._own * self.shape.groups)
+    with Encoder(self.prompt, self.workers, ahead) as encoder:
+      yield from self._scored(encoder, parts)
+
+  def _scored(self, encoder: Encoder, parts):
+    waiting = collections.deque()
     self._ready = None
-    blocks, several = self._blocks(parts, waiting), jax.process_count() > 1
+    blocks, several = self._blocks(encoder, parts, waiting), jax.process_count() > 1
     flight, last, stop, failure = None, False, False, None
     with (
       processes.StopRequest() as asked,
@@ -125,41 +151,38 @@ class Scorer:
             begun = self._begin(drawn, said, waiter)
           last = begun is None
         if flight is not None:
-          scores, said = self._end(*flight)
+          said = self._end(*flight)
           watchdog.beat()
           if said['failed']:
             raise failure or UserError('another process stopped with an error; see its message')
-          done += scores
-          yield from self._finished(waiting, done)
+          yield from self._finished(waiting)
           # What the processes said of this batch ends them all after the next, which is begun.
           stop |= said['stop']
           last |= said['stop'] or not said['more']
         flight = begun
     if stop:
       raise asked.stopped('scoring: stopped')
-    yield from self._finished(waiting, done)
+    yield from self._finished(waiting)
 
-  def _finished(self, waiting: list, done: list):
-    while waiting and len(done) >= len(waiting[0][1].docs):
-      part, group = waiting.pop(0)
-      count = len(group.docs)
-      scores, done[:count] = np.array(done[:count], np.float32), []
-      yield part, group, scores
+  def _finished(self, waiting: collections.deque):
+    while waiting and not waiting[0].missing:
+      first = waiting.popleft()
+      yield first.part, first.group, first.scores
 
-  def _blocks(self, parts, waiting: list) -> Iterator[tuple[int, dict]]:
-    """(documents, block); what is in them is put on the list of those that wait for scores."""
-    for part, groups in parts:
-      yield from pack(self._documents(part, groups, waiting), self.shape)
+  def _blocks(self, encoder: Encoder, parts, waiting) -> Iterator[tuple[list, dict]]:
+    """(where its documents' scores go, block); their groups are put on the list of the waiting."""
+    keyed = (((i, part), group) for i, (part, groups) in enumerate(parts) for group in groups)
+    for _, encoded in itertools.groupby(encoder(keyed), key=lambda row: row[0][0]):
+      yield from pack(self._documents(encoded, waiting), self.shape)
 
-  def _documents(self, part, groups, waiting: list) -> Iterator[EncodedGroup]:
+  def _documents(self, encoded, waiting: collections.deque):
     """Every document as a group of its own, since a score depends on nothing else."""
-    none = np.zeros(1, np.float32)
-    for group in groups:
-      waiting.append((part, group))
-      for doc in self.prompt.encode(group.query, group.docs):
-        yield EncodedGroup([doc], none, none, group.query_id)
+    for (_, part), group, docs in encoded:
+      waiting.append(Waiting(part, group))
+      for n, doc in enumerate(docs):
+        yield EncodedGroup([doc], NONE, NONE, group.query_id), (waiting[-1], n)
 
-  def _begin(self, drawn: list[tuple[int, dict]], said: dict, waiter) -> tuple:
+  def _begin(self, drawn: list[tuple[list, dict]], said: dict, waiter) -> tuple:
     """Gives the device a batch; what `_end` needs."""
     blocks = [block for _, block in drawn]
     filling = self.shape.zeros(self._own - len(blocks)) if len(blocks) < self._own else None
@@ -173,15 +196,15 @@ class Scorer:
     self.places += batch['segments_BT'].size
     begun = time.monotonic()
     arrays = self._compiled(self.variables, placed, flags)
-    return [count for count, _ in drawn], begun, waiter.submit(self._fetch, *arrays)
+    return [keys for keys, _ in drawn], begun, waiter.submit(self._fetch, *arrays)
 
   def _fetch(self, scores_GN, answers) -> tuple[np.ndarray, dict, float]:
     """Waits for the device, in a thread of its own: when it was ready is known to the moment."""
     scores = sharding.own_part(scores_GN, self.mesh, self.blocks)[:, 0]
     return scores, {k: bool(v) for k, v in answers.items()}, time.monotonic()
 
-  def _end(self, counts: list[int], begun: float, fetched) -> tuple[list[float], dict]:
-    """Scores of a batch's documents, in order, and what any process said."""
+  def _end(self, placed: list[list[tuple[Waiting, int]]], begun: float, fetched) -> dict:
+    """Puts a batch's scores where they belong; returns what any process said."""
     scores, said, ready = fetched.result()
     before = self._ready if self._ready is not None else begun
     self.seconds += ready - max(begun, before)
@@ -189,8 +212,10 @@ class Scorer:
     self._ready = ready
     if said['broken']:
       raise UserError('the model gives scores that are not finite; its parameters are broken')
-    blocks = np.split(scores, self._own)
-    return [x for n, block in zip(counts, blocks, strict=False) for x in block[:n].tolist()], said
+    for keys, block in zip(placed, np.split(scores, self._own), strict=False):
+      for (group, n), score in zip(keys, block.tolist(), strict=False):
+        group.put(n, score)
+    return said
 
   def lower(self, variables, batch, flags):
     """The step, traced, of arrays or shapes on the mesh."""

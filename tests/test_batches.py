@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disranker_jax.data import batches
-from disranker_jax.data.batches import EncodedGroup, Shape, pack
+from disranker_jax.data.batches import EncodedGroup, Packer, Shape
 from disranker_jax.data.prompts import Encoded
 from disranker_jax.data.records import UNJUDGED, Click, Document, Group
 from disranker_jax.errors import UserError
@@ -55,6 +55,18 @@ def groups_of_any_size(draw):
 
 
 some_groups = groups_of_any_size()
+
+
+def pack(groups, shape):
+  """(number of groups, batch) of each batch: the next begins with the group that did not fit."""
+  packer = Packer(shape)
+  for member in groups:
+    if not packer.add(member):
+      yield len(packer.groups), packer.batch()
+      packer = Packer(shape)
+      assert packer.add(member)
+  if packer.groups:
+    yield len(packer.groups), packer.batch()
 
 
 def layout(groups, shape) -> list[tuple[dict, list[EncodedGroup]]]:
@@ -154,7 +166,7 @@ def test_pack_keeps_the_order_and_ends_a_batch_only_where_the_next_does_not_fit(
   batched = layout(groups, SHAPE)
   assert len({str([(k, v.shape, v.dtype) for k, v in batch.items()]) for batch, _ in batched}) <= 1
   for (_, members), (_, following) in itertools.pairwise(batched):
-    packer = batches.Packer(SHAPE)
+    packer = Packer(SHAPE)
     assert all(packer.add(g) for g in members)
     assert not packer.add(following[0])
 

@@ -1,5 +1,6 @@
 """Scores of documents: what they are made of, and that nothing but the document changes them."""
 
+import dataclasses
 import functools
 
 import jax
@@ -180,3 +181,71 @@ def test_a_document_that_does_not_fit_its_row_is_told_by_its_query():
   long = Group('Q9', 'value', (Document('d', 'title', ' '.join(WORDS * 4)),))
   with pytest.raises(UserError, match="'Q9'"):
     list(short([long]))
+
+
+def scores_of(scorer, parts) -> dict[int, bytes]:
+  """The bits of every part's scores."""
+  found = {}
+  for part, _, scores in scorer.parts(parts):
+    found[part] = found.get(part, b'') + scores.tobytes()
+  return found
+
+
+@kinds
+def test_a_part_scores_the_same_to_the_last_bit_whatever_comes_before_it(model, kind):
+  scorer = opened(model, kind)
+  parts = [(i, [make_group(10 * i + j, 5) for j in range(4 + 3 * i)]) for i in range(3)]
+  together = scores_of(scorer, parts)
+  assert [len(together[i]) for i, _ in parts] == [4 * 5 * len(groups) for i, groups in parts]
+  assert scores_of(scorer, parts[1:]) == {i: together[i] for i in (1, 2)}
+  assert scores_of(scorer, [parts[2], parts[0]]) == {i: together[i] for i in (0, 2)}
+
+
+def test_processes_that_tokenise_change_nothing():
+  scorer = opened('tiny-encoder')
+  parts = [(0, GROUPS), (1, [make_group(20, 300)])]
+  alone = scores_of(scorer, parts)
+  assert scores_of(dataclasses.replace(scorer, workers=2), parts) == alone
+
+
+def test_a_batch_is_with_the_device_while_the_next_is_made(monkeypatch):
+  scorer, said = opened('tiny-encoder'), []
+
+  def watch(name):
+    method = getattr(scoring.Scorer, name)
+
+    def watched(self, *args):
+      said.append(name)
+      return method(self, *args)
+
+    monkeypatch.setattr(scoring.Scorer, name, watched)
+
+  watch('_begin')
+  watch('_end')
+  for _ in scorer([make_group(1, 40)]):
+    pass
+  count = len(said) // 2
+  assert count > 4
+  assert said == ['_begin', *['_begin', '_end'] * (count - 1), '_end']
+
+
+def test_long_parts_are_given_out_before_they_are_all_read():
+  read = []
+
+  def source():
+    for i in range(400):
+      read.append(i)
+      yield make_group(i, 12)
+
+  found = opened('tiny-encoder')(source())
+  next(found)
+  assert len(read) < 200
+  found.close()
+
+
+def test_places_are_filled():
+  scorer = opened('tiny-encoder', rows=5)
+  tokens, places = scorer.tokens, scorer.places
+  for _ in scorer([make_group(i, 10) for i in range(60)]):
+    pass
+  assert scorer.tokens - tokens > 0.93 * (scorer.places - places)

@@ -275,8 +275,9 @@ def gradients() -> dict:
   parts = []
   cuts = (0, 1, 3, 6, 7, 8, 10, 11, 12)
   for queries in (encoded[i:j] for i, j in itertools.pairwise(cuts)):
-    [(_, batch)] = batches.pack(queries, shape)
-    parts.append(batch)
+    packer = batches.Packer(shape)
+    assert all(packer.add(group) for group in queries)
+    parts.append(packer.batch())
   theirs_loss, theirs = pmap_gradients(side, variables, parts)
   ours_loss, ours = mesh_gradients(side, variables, parts)
   theirs = tree.flatten(theirs)

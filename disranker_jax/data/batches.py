@@ -23,7 +23,7 @@ predicted tokens at most (B, G and P are of all blocks together). Keys of a batc
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 import grain
 import numpy as np
@@ -55,7 +55,7 @@ class Shape:
 
   def zeros(self, blocks: int = 1) -> dict[str, np.ndarray]:
     """A batch without documents, as shapes or as filling."""
-    return join([Packer(self).batch()] * blocks)
+    return join([lay_out([], [], self)] * blocks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +66,11 @@ class EncodedGroup:
   labels: np.ndarray
   teacher: np.ndarray
   name: str  # for messages
+
+  @property
+  def predicted(self) -> int:
+    """How many of its tokens a language model has to predict."""
+    return sum(stop - start for start, stop in (doc.predict for doc in self.docs))
 
 
 def first_fit(lengths: list[int], free: list[int]) -> list[tuple[int, int]] | None:
@@ -97,15 +102,11 @@ class Packer:
   def add(self, group: EncodedGroup) -> bool:
     """Takes the group if all of its documents still fit; raises if they never could."""
     lengths = [len(d) for d in group.docs]
-    predicted = sum(d.predict[1] - d.predict[0] for d in group.docs)
+    predicted = group.predicted
     placed = self._place(lengths, predicted)
     if placed is None:
       if not self.groups:
-        s = self.shape
-        raise UserError(
-          f'query {group.name!r}: its {len(group.docs)} documents ({sum(lengths)} tokens) do not '
-          f'fit {s.rows} rows of {s.row_len} tokens; raise batch_rows or lower blocks'
-        )
+        raise unfit(group, self.shape)
       return False
     self._free, self._places = placed
     self._lengths += lengths
@@ -129,59 +130,77 @@ class Packer:
 
   def batch(self) -> dict[str, np.ndarray]:
     """The arrays of the module's docstring."""
-    s = self.shape
-    tokens, segments, positions, types = np.zeros((4, s.rows, s.row_len), np.int32)
-    index = np.zeros((1, s.groups * s.docs), np.int32)
-    mask = np.zeros((s.groups, s.docs), bool)
-    labels = np.full((s.groups, s.docs), UNJUDGED, np.float32)
-    teacher = np.zeros((s.groups, s.docs), np.float32)
-    spans = []
-    used = np.zeros(s.rows, np.int32)
-    places = iter(self._places)
-    for g, group in enumerate(self.groups):
-      labels[g, : len(group.docs)] = group.labels
-      teacher[g, : len(group.docs)] = group.teacher
-      for n, doc in enumerate(group.docs):
-        row, room = next(places)
-        start = s.row_len - room
-        used[row] += 1
-        here = slice(start, start + len(doc))
-        tokens[row, here], types[row, here] = doc.ids, doc.types
-        segments[row, here], positions[row, here] = used[row], np.arange(len(doc))
-        flat = row * s.row_len + start
-        index[0, g * s.docs + n], mask[g, n] = flat + doc.anchor, True
-        spans.append((g * s.docs + n, flat, doc))
-    batch = {
-      'tokens_BT': tokens, 'segments_BT': segments, 'positions_BT': positions, 'types_BT': types,
-      'index_AX': index, 'mask_GN': mask, 'labels_GN': labels, 'teacher_GN': teacher,
-    }  # fmt: skip
-    return batch | self._targets(spans) if s.predicted else batch
-
-  def _targets(self, spans) -> dict[str, np.ndarray]:
-    size = self.shape.rows * self.shape.predicted
-    index, targets = np.zeros((2, 1, size), np.int32)
-    owner = np.full((1, size), -1, np.int32)
-    at = 0
-    for doc_index, flat, doc in spans:
-      start, stop = doc.predict
-      here = 0, slice(at, at + stop - start)
-      # The position before a token predicts it.
-      index[here] = flat + np.arange(start, stop) - 1
-      targets[here], owner[here] = doc.ids[start:stop], doc_index
-      at += stop - start
-    return {'index_AP': index, 'targets_AP': targets, 'owner_AP': owner}
+    starts = [(row, self.shape.row_len - room) for row, room in self._places]
+    return lay_out(self.groups, starts, self.shape)
 
 
-def pack(groups: Iterable[EncodedGroup], shape: Shape) -> Iterator[tuple[int, dict]]:
-  """All groups in order, once: (number of groups, batch)."""
-  packer = Packer(shape)
-  for group in groups:
-    if not packer.add(group):
-      yield len(packer.groups), packer.batch()
-      packer = Packer(shape)
-      packer.add(group)
-  if packer.groups:
-    yield len(packer.groups), packer.batch()
+def unfit(group: EncodedGroup, shape: Shape) -> UserError:
+  """What to say of a group that not even an empty batch has room for."""
+  return UserError(
+    f'query {group.name!r}: its {len(group.docs)} documents ({sum(map(len, group.docs))} tokens) '
+    f'do not fit {shape.rows} rows of {shape.row_len} tokens; raise batch_rows or lower blocks'
+  )
+
+
+def lay_out(groups: list[EncodedGroup], places: list[tuple[int, int]], shape: Shape) -> dict:
+  """A block, as the module's docstring has it: `places` are (row, start) of each document."""
+  s, batch = shape, _without(shape)
+  docs = [doc for group in groups for doc in group.docs]
+  if not docs:
+    return batch
+  slots = [g * s.docs + n for g, group in enumerate(groups) for n in range(len(group.docs))]
+  rows, starts = np.array(places).T
+  flat = rows * s.row_len + starts
+  lengths = np.array([len(doc) for doc in docs])
+  where, within = _spread(flat, lengths)
+  used, segments = [0] * s.rows, []
+  for row in rows.tolist():
+    used[row] += 1
+    segments.append(used[row])
+  values = {
+    'tokens_BT': np.concatenate([doc.ids for doc in docs]),
+    'types_BT': np.concatenate([doc.types for doc in docs]),
+    'positions_BT': within,
+    'segments_BT': np.repeat(segments, lengths),
+  }
+  for key, value in values.items():
+    batch[key].reshape(-1)[where] = value
+  batch['index_AX'][0, slots] = flat + [doc.anchor for doc in docs]
+  batch['mask_GN'].reshape(-1)[slots] = True
+  batch['labels_GN'].reshape(-1)[slots] = np.concatenate([group.labels for group in groups])
+  batch['teacher_GN'].reshape(-1)[slots] = np.concatenate([group.teacher for group in groups])
+  if s.predicted:
+    spans = np.array([doc.predict for doc in docs])
+    counts = spans[:, 1] - spans[:, 0]
+    # The position before a token predicts it.
+    before, _ = _spread(flat + spans[:, 0] - 1, counts)
+    batch['index_AP'][0, : len(before)] = before
+    batch['targets_AP'][0, : len(before)] = batch['tokens_BT'].reshape(-1)[before + 1]
+    batch['owner_AP'][0, : len(before)] = np.repeat(slots, counts)
+  return batch
+
+
+def _spread(starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The numbers from each start on, as many as its count says; and each one's place in its run."""
+  within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+  return np.repeat(starts, counts) + within, within
+
+
+def _without(s: Shape) -> dict[str, np.ndarray]:
+  """A block without documents."""
+  tokens, segments, positions, types = np.zeros((4, s.rows, s.row_len), np.int32)
+  batch = {
+    'tokens_BT': tokens, 'segments_BT': segments, 'positions_BT': positions, 'types_BT': types,
+    'index_AX': np.zeros((1, s.groups * s.docs), np.int32),
+    'mask_GN': np.zeros((s.groups, s.docs), bool),
+    'labels_GN': np.full((s.groups, s.docs), UNJUDGED, np.float32),
+    'teacher_GN': np.zeros((s.groups, s.docs), np.float32),
+  }  # fmt: skip
+  if s.predicted:
+    index, targets = np.zeros((2, 1, s.rows * s.predicted), np.int32)
+    owner = np.full((1, s.rows * s.predicted), -1, np.int32)
+    batch |= {'index_AP': index, 'targets_AP': targets, 'owner_AP': owner}
+  return batch
 
 
 def join(blocks: list[dict]) -> dict[str, np.ndarray]:

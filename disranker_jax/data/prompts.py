@@ -5,6 +5,8 @@ text is too long the summary is cut first, then the title, and never the query's
 """
 
 import dataclasses
+import functools
+import itertools
 import re
 import string
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from disranker_jax.errors import UserError
 
 # Far more characters than any tokenizer needs for one token of text; bounds work on long documents.
 CHARS_PER_TOKEN = 16
+FIELDS = ('query', 'title', 'summary')
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,25 +51,42 @@ class PairPrompt:
   def encode(self, query: str, docs: Sequence[Document]) -> list[Encoded]:
     return self.encode_texts(query, [document_text(d) for d in docs])
 
+  def encode_many(self, groups: Sequence[tuple[str, Sequence[Document]]]) -> list[list[Encoded]]:
+    """Several queries, each with its documents, as `encode` gives them: one call of the tokenizer.
+
+    Can be called in several threads at a time.
+    """
+    return self._encode([(query, [document_text(d) for d in docs]) for query, docs in groups], 0)
+
   def encode_texts(self, query: str, texts: Sequence[str], most: int = 0) -> list[Encoded]:
     """Pairs of the query with each text, of which `most` tokens are taken if that is not 0.
 
     Can be called in several threads at a time.
     """
-    t = self.tokenizer
+    return self._encode([(query, texts)], most)[0]
+
+  def _encode(self, groups: list[tuple[str, Sequence[str]]], most: int) -> list[list[Encoded]]:
     chars = self.max_len * CHARS_PER_TOKEN
+    texts = [text[:chars] for query, texts in groups for text in (query, *texts)]
+    rows = iter(self._ids(texts))
+    return [
+      [self._pair(query, asked, text, next(rows), most) for text in texts]
+      for query, texts in groups
+      for asked in (next(rows),)
+    ]
+
+  def _pair(self, query: str, query_ids, text: str, text_ids, most: int) -> Encoded:
+    t = self.tokenizer
     limit = min(self.max_query_len, self.max_len - 4)
-    [query_ids, *rows] = self._ids([query[:chars], *(text[:chars] for text in texts)])
     head = [t.cls_token_id, *query_ids[:limit], t.sep_token_id]
     room = self.max_len - len(head) - 1
     room = min(room, most) if most else room
-    encoded = []
-    for row, text in zip(rows, texts, strict=True):
-      tail = [*row[:room], t.sep_token_id]
-      types = np.repeat(np.array([0, 1], np.int32), [len(head), len(tail)])
-      shorter = len(row) > room or len(query_ids) > limit or max(len(text), len(query)) > chars
-      encoded.append(Encoded(np.array(head + tail, np.int32), types, anchor=0, cut=shorter))
-    return encoded
+    ids = np.array([*head, *text_ids[:room], t.sep_token_id], np.int32)
+    types = np.ones(len(ids), np.int32)
+    types[: len(head)] = 0
+    shorter = len(text_ids) > room or len(query_ids) > limit
+    shorter |= max(len(text), len(query)) > self.max_len * CHARS_PER_TOKEN
+    return Encoded(ids, types, anchor=0, cut=shorter)
 
   def lengths(self, query: str, docs: Sequence[Document]) -> list[dict[str, int]]:
     """Tokens of each document's input if nothing were cut: whole, query, title, summary."""
@@ -107,19 +127,25 @@ class TextPrompt:
       raise UserError('teacher tokenizer: has no end-of-sequence token to score at')
 
   def encode(self, query: str, docs: Sequence[Document]) -> list[Encoded]:
+    return self.encode_many([(query, docs)])[0]
+
+  def encode_many(self, groups: Sequence[tuple[str, Sequence[Document]]]) -> list[list[Encoded]]:
+    """Several queries, each with its documents, as `encode` gives them: one call of the tokenizer.
+
+    Can be called in several threads at a time.
+    """
     cut = self.max_len * CHARS_PER_TOKEN
-    query = query[:cut]
-    spans, texts = [], []
-    for doc in docs:
-      fields = {'query': query, 'title': doc.title[:cut], 'summary': doc.summary[:cut]}
-      text, span = render(self.template, fields)
-      texts.append(text)
-      spans.append(span)
-    if not texts:
-      return []
-    out = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    rows = zip(out['input_ids'], out['offset_mapping'], spans, strict=True)
-    return [self._assemble(np.array(i, np.int32), np.array(o), s) for i, o, s in rows]
+    texts, spans = [], []
+    for query, docs in groups:
+      for doc in docs:
+        fields = {'query': query[:cut], 'title': doc.title[:cut], 'summary': doc.summary[:cut]}
+        text, span = render(self.template, fields)
+        texts.append(text)
+        spans.append(span)
+    # The Rust tokenizer itself: transformers' own call sets its state, and takes twice as long.
+    rows = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+    encoded = iter(self._assemble(rows, spans)) if rows else iter(())
+    return [list(itertools.islice(encoded, len(docs))) for _, docs in groups]
 
   def lengths(self, query: str, docs: Sequence[Document]) -> list[dict[str, int]]:
     """Tokens of each document's input if nothing were cut: whole, query, title, summary."""
@@ -128,26 +154,65 @@ class TextPrompt:
     found = _field_lengths(self.tokenizer, self.template, rows)
     return [row | {'input': row['input'] + special} for row in found]
 
-  def _assemble(self, ids, offsets, spans) -> Encoded:
-    t = self.tokenizer
-    field = _in_fields(offsets, spans)
-    keep = np.ones(len(ids), bool)
-    keep[np.flatnonzero(field['query'])[self.max_query_len :]] = False
-    bos = [t.bos_token_id] if t.bos_token_id is not None else []
-    room = self.max_len - len(bos) - 1
-    for name in ('summary', 'title', 'query'):
-      excess = int(keep.sum()) - room
-      if excess > 0:
-        mine = np.flatnonzero(field[name] & keep)
-        keep[mine[max(len(mine) - excess, 0) :]] = False
+  def _assemble(self, rows, spans: list[dict[str, tuple[int, int]]]) -> list[Encoded]:
+    """Cut to length, with both ends: all texts' tokens lie in one array, since most are short."""
+    bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+    lengths = np.array([len(row) for row in rows])
+    ids = np.fromiter(itertools.chain.from_iterable(row.ids for row in rows), np.int32)
+    last = np.fromiter((stop for row in rows for _, stop in row.offsets), np.int64) - 1
+    owner = np.repeat(np.arange(len(rows)), lengths)
+    bounds = np.array([[span[f] for f in FIELDS] for span in spans])[owner]
+    inside = (last[:, None] >= bounds[..., 0]) & (last[:, None] < bounds[..., 1])
+    field = dict(zip(FIELDS, inside.T, strict=True))
+    keep = self._kept(field, lengths, owner, room=self.max_len - len(bos) - 1)
     target = field['query'] if self.predict == 'query' else field['title'] | field['summary']
-    at = np.flatnonzero(target[keep]) + len(bos)
-    at = at[at > 0]  # without a start token, nothing stands before the first to predict it from
-    span = (int(at[0]), int(at[-1]) + 1) if len(at) else (0, 0)
-    ids = np.concatenate([bos, ids[keep], [t.eos_token_id]]).astype(np.int32)
-    if self.predict == 'document' and span[1] == len(ids) - 1:
-      span = (span[0], len(ids))  # a document's end is part of what is learnt
-    return Encoded(ids, np.zeros_like(ids), anchor=len(ids) - 1, predict=span)
+    return self._ended(ids[keep], target[keep], owner[keep], len(rows), bos)
+
+  def _kept(self, field, lengths, owner, room: int) -> np.ndarray:
+    """Which tokens stay: the query's first, and of every field as many as there is room for."""
+    asked, _ = _ranks(field['query'], lengths, owner)
+    keep = ~(field['query'] & (asked >= self.max_query_len))
+    for name in ('summary', 'title', 'query'):
+      excess = np.maximum(_ranks(keep, lengths, owner)[1] - room, 0)
+      if not excess.any():
+        break
+      mine = field[name] & keep
+      rank, count = _ranks(mine, lengths, owner)
+      keep &= ~mine | (rank < (count - excess)[owner])
+    return keep
+
+  def _ended(self, ids, target, owner, count: int, bos: list[int]) -> list[Encoded]:
+    """The sequences with their ends, of kept tokens and whether they are to be predicted."""
+    lengths = np.bincount(owner, minlength=count)
+    stops = np.cumsum(lengths + len(bos) + 1)
+    starts = stops - lengths - len(bos) - 1
+    where = np.arange(len(ids)) + owner * (len(bos) + 1) + len(bos)
+    whole = np.full(stops[-1], self.tokenizer.eos_token_id, np.int32)
+    whole[where] = ids
+    if bos:
+      whole[starts] = bos
+    at = where - starts[owner]
+    known = target & (at > 0)  # without a start token, nothing stands before the first
+    per_text = np.bincount(owner[known], minlength=count)
+    at = at[known]
+    ends = np.cumsum(per_text)
+    types = np.zeros(max(stops - starts), np.int32)
+    encoded = []
+    for start, stop, n, end in np.stack([starts, stops, per_text, ends], 1).tolist():
+      span = (int(at[end - n]), int(at[end - 1]) + 1) if n else (0, 0)
+      if n and self.predict == 'document' and span[1] == stop - start - 1:
+        span = (span[0], stop - start)  # a document's end is part of what is learnt
+      anchor = stop - start - 1
+      encoded.append(Encoded(whole[start:stop], types[: stop - start], anchor, predict=span))
+    return encoded
+
+
+def _ranks(mask, lengths, owner) -> tuple[np.ndarray, np.ndarray]:
+  """How many tokens of its own text are marked before each token; and of each text in all."""
+  marked = np.concatenate([[0], np.cumsum(mask)])
+  stops = np.cumsum(lengths)
+  before = marked[stops - lengths]
+  return marked[:-1] - before[owner], marked[stops] - before
 
 
 def _field_lengths(tokenizer, template: str, rows: list[dict[str, str]]) -> list[dict[str, int]]:
@@ -176,10 +241,15 @@ def _in_fields(offsets: np.ndarray, spans: dict[str, tuple[int, int]]) -> dict[s
 def render(template: str, fields: dict[str, str]) -> tuple[str, dict[str, tuple[int, int]]]:
   """The filled template and the character span of each field in it."""
   text, spans = '', {}
-  for part in re.split(r'(\{\w+\})', template):
+  for part in _parts(template):
     name = part[1:-1] if part.startswith('{') else None
     value = fields[name] if name else part
     if name:
       spans[name] = (len(text), len(text) + len(value))
     text += value
   return text, spans
+
+
+@functools.cache
+def _parts(template: str) -> list[str]:
+  return re.split(r'(\{\w+\})', template)

@@ -31,7 +31,8 @@ def run(run) -> dict:
   c = run.config.score
   teacher = sides.open_teacher(run.config)
   variables = sides.trained(run, teacher, sides.TEACHER_STAGES)
-  scorer = sides.scorer(run, teacher, variables, c.batch_rows, run.config.teacher.scorer)
+  kind = run.config.teacher.scorer
+  scorer = sides.scorer(run, teacher, variables, c.batch_rows, kind, workers=c.workers)
   del variables  # the scorer has them, perhaps merged
   made = maker(run, teacher)
   for kind in kinds(run.config):

@@ -137,12 +137,14 @@ def job(run, stage: str, task: train.Task, source, encode, draw=None, unit='pair
   return train.Job(stage, folder, task.loss, data, c, steps, unit, hang_s)
 
 
-def scorer(run, side: Side, variables, rows: int, kind: str = 'eos', prompt=None) -> Scorer:
+def scorer(
+  run, side: Side, variables, rows: int, kind: str = 'eos', prompt=None, workers: int = 0
+) -> Scorer:
   """A side with parameters, ready to score groups in batches of `rows` packed rows."""
   prompt = prompt or side.prompt()
   ranker, variables = merged(side.ranker, variables)
   row_len, hang_s = side.settings.row_len, run.config.hang_s
-  return Scorer(ranker, variables, prompt, run.mesh, rows, row_len, kind, hang_s)
+  return Scorer(ranker, variables, prompt, run.mesh, rows, row_len, kind, hang_s, workers)
 
 
 def merged(ranker: Ranker, variables: dict) -> tuple[Ranker, dict]:

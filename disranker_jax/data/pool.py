@@ -1,0 +1,130 @@
+"""Documents that wait for a place in a batch, so that its rows are filled as far as they can be.
+
+A document that is scored depends on no other, so they need not keep their order. A row begins with
+those that have waited longest and ends with the one or two, of all that are there, which fill it
+best: nobody waits for ever, and next to nothing is left free.
+"""
+
+import collections
+from collections.abc import Iterable, Iterator
+
+from disranker_jax.data.batches import EncodedGroup, Shape, lay_out, unfit
+
+# Tokens to choose from beyond those of a batch, in rows: with fewer the fit gets worse.
+CHOICE = 64
+
+
+class Pool:
+  """Takes documents one by one, each with whatever the caller knows it by; gives batches.
+
+  shape  of a batch; every group in it is one document
+  """
+
+  def __init__(self, shape: Shape):
+    self.shape = shape
+    self.tokens = 0
+    self._waiting = collections.OrderedDict()  # number -> (group, key), oldest first
+    self._of_length = [collections.deque() for _ in range(shape.row_len + 1)]  # numbers
+    self._lengths = 0  # bit n is set where there is a document of n tokens
+    self._numbers = 0
+
+  def __len__(self) -> int:
+    return len(self._waiting)
+
+  @property
+  def ready(self) -> bool:
+    """Whether there is enough for a well-filled batch."""
+    return self.tokens >= (self.shape.rows + CHOICE) * self.shape.row_len
+
+  def add(self, group: EncodedGroup, key) -> None:
+    """Takes a group of one document; raises UserError if no batch has room for it."""
+    [doc], s = group.docs, self.shape
+    if len(doc) > s.row_len or (s.predicted and group.predicted > s.predicted * s.rows):
+      raise unfit(group, s)
+    self._waiting[self._numbers] = group, key
+    self._of_length[len(doc)].append(self._numbers)
+    self._lengths |= 1 << len(doc)
+    self._numbers += 1
+    self.tokens += len(doc)
+
+  def batch(self) -> tuple[list, dict]:
+    """(keys of the documents in it, in their order; the arrays of data/batches.py)."""
+    filling, s = Filling(self.shape), self.shape
+    for row in range(s.rows):
+      room = s.row_len
+      while lengths := self._next(room):
+        for length in lengths:
+          if not filling.take(self._oldest(length), row, s.row_len - room):
+            return filling.keys, filling.batch()
+          self._remove(length)
+          room -= length
+    return filling.keys, filling.batch()
+
+  def _next(self, room: int) -> tuple[int, ...]:
+    """Lengths of what comes next into a row with so much room; none if nothing fits."""
+    if not self._waiting:
+      return ()
+    if room == self.shape.row_len or room > 2 * (self._lengths.bit_length() - 1):
+      group, _ = next(iter(self._waiting.values()))
+      return (len(group.docs[0]),)
+    return self._best(room)
+
+  def _best(self, room: int) -> tuple[int, ...]:
+    """The lengths of one or two documents that fill the room best, longer ones first."""
+    best, chosen = 0, ()
+    firsts = fitting = self._lengths & ((2 << room) - 1)
+    while firsts and best < room:
+      first = firsts.bit_length() - 1
+      if 2 * first <= best:
+        break  # the second is no longer than the first
+      firsts ^= 1 << first
+      seconds = fitting & ((2 << min(room - first, first)) - 1)
+      if len(self._of_length[first]) == 1:
+        seconds &= ~(1 << first)
+      second = max(seconds.bit_length() - 1, 0)
+      if first + second > best:
+        best, chosen = first + second, (first, second) if second else (first,)
+    return chosen
+
+  def _oldest(self, length: int):
+    return self._waiting[self._of_length[length][0]]
+
+  def _remove(self, length: int) -> None:
+    del self._waiting[self._of_length[length].popleft()]
+    if not self._of_length[length]:
+      self._lengths ^= 1 << length
+    self.tokens -= length
+
+
+def pack(documents: Iterable[tuple[EncodedGroup, object]], shape: Shape) -> Iterator:
+  """(keys of its documents, batch) until each of the documents has been in one."""
+  pool = Pool(shape)
+  for group, key in documents:
+    pool.add(group, key)
+    while pool.ready:
+      yield pool.batch()
+  while len(pool):
+    yield pool.batch()
+
+
+class Filling:
+  """A batch in the making."""
+
+  def __init__(self, shape: Shape):
+    self.shape = shape
+    self.keys, self._groups, self._places, self._predicted = [], [], [], 0
+
+  def take(self, waiting, row: int, start: int) -> bool:
+    """Places a document, unless the batch has as many, or as many predicted tokens, as it may."""
+    (group, key), s = waiting, self.shape
+    total = self._predicted + group.predicted
+    if len(self._groups) == s.groups or (s.predicted and total > s.predicted * s.rows):
+      return False
+    self._predicted = total
+    self.keys.append(key)
+    self._groups.append(group)
+    self._places.append((row, start))
+    return True
+
+  def batch(self) -> dict:
+    return lay_out(self._groups, self._places, self.shape)
