@@ -17,7 +17,7 @@ from disranker_jax import processes
 from disranker_jax.errors import UserError
 
 # Settings that change how a stage runs but not what it gives.
-WITHOUT_EFFECT = ('save_every', 'remat', 'attention', 'shard_sequence', 'workers')
+WITHOUT_EFFECT = ('save_every', 'remat', 'attention', 'shard_sequence', 'scan', 'workers')
 PACKAGES = ('disranker_jax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'grain')
 
 

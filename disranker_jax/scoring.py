@@ -18,9 +18,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from disranker_jax import processes, sharding
 from disranker_jax.data.batches import EncodedGroup, Shape, join
-from disranker_jax.data.encoder import Encoder
 from disranker_jax.data.pool import pack
 from disranker_jax.data.records import Group
+from disranker_jax.data.tokenising import Encoder
 from disranker_jax.errors import UserError
 
 

@@ -28,7 +28,7 @@ import numpy as np  # noqa: E402
 from disranker_jax import config as configs  # noqa: E402
 from disranker_jax import pipeline, scoring, sharding  # noqa: E402
 from disranker_jax.data import batches, pool  # noqa: E402
-from disranker_jax.data.encoder import Encoder  # noqa: E402
+from disranker_jax.data.tokenising import Encoder  # noqa: E402
 from disranker_jax.stages import cpt, distill, evaluate, prepare, score, sft, sides  # noqa: E402
 
 BATCHES = 200

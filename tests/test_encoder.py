@@ -1,190 +1,79 @@
-"""Tokenising ahead: the same tokens in the same order, here or in other processes; how they end."""
+"""The encoder against transformers, packed rows, and configs it must refuse."""
 
-import collections
-import itertools
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
+import dataclasses
 
+import hf_reference as reference
+import jax
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
 
 from disranker_jax import weights
-from disranker_jax.data import encoder
-from disranker_jax.data.encoder import Encoder
-from disranker_jax.data.prompts import PairPrompt, TextPrompt
-from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
-
-LAST = '{title}: {summary}\n\nSummary: {query}'
-ENDS_S = 30  # by then a process that is to end has ended, on any machine
-
-
-@pytest.fixture(scope='module')
-def prompts():
-  tokenizers = (AutoTokenizer.from_pretrained(weights.find(f'tiny-{s}coder')) for s in ('de', 'en'))
-  decoder, bert = tokenizers
-  return TextPrompt(decoder, 24, 8, LAST, 'query'), PairPrompt(bert, 24, 8)
+from disranker_jax.models import hf, ranker
+from disranker_jax.models.encoder import EncoderConfig
 
 
-@pytest.fixture(params=[0, 2])
-def workers(request):
-  return request.param
+def _types(ids):
+  return [[0] * (len(x) // 2) + [1] * (len(x) - len(x) // 2) for x in ids]
 
 
-def groups(count=40, seed=0) -> list[Group]:
-  """Of 0 to 90 documents, so that a piece of work is one of them or many."""
-  rng = np.random.default_rng(seed)
-  words = ['return', 'the', 'value', 'of', 'ümlaut', '日本', '😀']
-
-  def text(most):
-    return ' '.join(rng.choice(words, rng.integers(0, most)))
-
-  sizes = rng.choice([0, 1, 3, 90], count)
-  return [
-    Group(f'q{i}', text(20), tuple(Document(str(n), text(4), text(30)) for n in range(size)))
-    for i, size in enumerate(sizes)
-  ]
-
-
-def same(ours, theirs) -> bool:
-  keys = 'anchor', 'predict', 'cut'
-  return (
-    np.array_equal(ours.ids, theirs.ids)
-    and np.array_equal(ours.types, theirs.types)
-    and all(getattr(ours, k) == getattr(theirs, k) for k in keys)
-  )
+@pytest.mark.parametrize('act', ['gelu', 'gelu_new', 'relu'])
+def test_hidden_states_and_scores_match_transformers(act, tmp_path):
+  torch = pytest.importorskip('torch')
+  theirs = reference.model('bert', 'SequenceClassification', hidden_act=act)
+  theirs.save_pretrained(tmp_path)
+  model = ranker.from_hf(tmp_path)
+  variables = hf.load(tmp_path, model, jax.random.key(0))
+  ids = reference.sequences((12, 7, 2))
+  batch = reference.rows(ids, types=_types(ids))
+  real = batch['segments_BT'] > 0
+  with torch.no_grad():
+    inputs = reference.torch_inputs(batch, types=True)
+    hidden = theirs.bert(**inputs).last_hidden_state.numpy()[real]
+    scores = theirs(**inputs).logits.numpy()[:, 0]
+  reference.assert_close(jax.jit(model.hidden)(variables, batch)[real], hidden)
+  batch |= {'index_AX': np.arange(3)[None] * 12, 'mask_GN': np.ones((1, 3), bool)}
+  reference.assert_close(jax.jit(model.scores)(variables, batch)[0], scores)
 
 
-def test_each_group_comes_in_its_turn_with_what_its_prompt_makes_of_it(prompts, workers):
-  given = groups()
-  for prompt in prompts:
-    with Encoder(prompt, workers, ahead=300) as encode:
-      found = list(encode(enumerate(given)))
-    assert [key for key, _, _ in found] == list(range(len(given)))
-    for (_, group, docs), wanted in zip(found, given, strict=True):
-      assert group is wanted
-      expected = prompt.encode(wanted.query, wanted.docs)
-      assert len(docs) == len(expected) and all(map(same, docs, expected))
+def test_packed_rows_equal_separate_rows_in_both_directions():
+  model, variables = reference.ranker('bert', 6.0)
+  ids = reference.sequences((9, 3, 6))
+  packed, starts = reference.packed(ids, 20)
+  forward = jax.jit(model.hidden)
+  together = forward(variables, packed)[0]
+  for tokens, start in zip(ids, starts, strict=True):
+    alone = forward(variables, reference.rows([tokens], length=20))[0, : len(tokens)]
+    np.testing.assert_allclose(together[start : start + len(tokens)], alone, atol=2e-5)
 
 
-def test_nothing_is_nothing(prompts, workers):
-  with Encoder(prompts[0], workers) as encode:
-    assert list(encode([])) == []
-    [(key, group, docs)] = encode([('k', Group('q', 'text', ()))])
-    assert (key, group.query_id, docs) == ('k', 'q', [])
+def test_configs_that_would_compute_something_else_are_refused():
+  config = reference.config('bert').to_dict()
+  for changes, message in (
+    ({'model_type': 'roberta'}, "model_type 'roberta'"),
+    ({'hidden_act': 'silu'}, "hidden_act 'silu'"),
+    ({'position_embedding_type': 'relative_key'}, "'relative_key'"),
+  ):
+    with pytest.raises(UserError, match=message):
+      EncoderConfig.from_hf(config | changes)
+  ours = EncoderConfig.from_hf(config)
+  assert EncoderConfig.from_hf(ours.to_hf()) == dataclasses.replace(ours)
 
 
-def test_no_more_is_read_than_may_be_ahead(prompts):
-  read = 0
-
-  def watched():
-    nonlocal read
-    for group in groups(400):
-      read += len(group.docs)
-      yield 0, group
-
-  taken, ahead = 0, 500
-  with Encoder(prompts[1], ahead=ahead) as encode:
-    for _, _, docs in encode(watched()):
-      taken += len(docs)
-      # A piece may be begun when the limit is not yet reached, and another is being taken.
-      assert read - taken <= ahead + 2 * (encoder.PAIRS + 90)
-
-
-def test_an_error_of_the_source_comes_through(prompts, workers):
-  def broken():
-    yield 0, groups()[3]
-    raise UserError('this row is bad')
-
-  with Encoder(prompts[0], workers) as encode, pytest.raises(UserError, match='this row is bad'):
-    list(encode(broken()))
-
-
-@pytest.mark.parametrize('when', ['before it begins', 'while it works'])
-def test_a_worker_that_is_killed_is_an_error_that_says_what_to_do(prompts, when):
-  with Encoder(prompts[0], 2, ahead=300) as encode:
-    found = encode(itertools.cycle(enumerate(groups(40))))
-    if when == 'while it works':
-      next(found)
-    encode._workers[1].process.kill()
-    with pytest.raises(UserError, match=r'tokenises has died.*config\.score\.workers'):
-      collections.deque(found, maxlen=0)
-  assert [w.process.poll() is not None for w in encode._workers] == [True, True]
-
-
-def test_processes_end_with_the_encoder_also_when_nobody_took_all(prompts):
-  with Encoder(prompts[0], 2, ahead=300) as encode:
-    next(encode(enumerate(groups(200))))
-  assert all(w.process.poll() is not None for w in encode._workers)
-
-
-def test_ctrl_c_and_sigterm_leave_a_worker_at_its_work(prompts):
-  given = list(enumerate(groups(100)))
-  with Encoder(prompts[0], 1, ahead=300) as encode:
-    found = encode(iter(given))
-    keys = [next(found)[0]]
-    process = encode._workers[0].process
-    # What a terminal sends goes to its foreground group, and the worker has a group of its own.
-    assert os.getpgid(process.pid) != os.getpgid(0)
-    process.send_signal(signal.SIGTERM)
-    assert keys + [key for key, _, _ in found] == list(range(len(given)))
-
-
-ORPHANS = """
-import sys
-sys.path.insert(0, 'tests')
-import test_encoder as t
-from transformers import AutoTokenizer
-from disranker_jax import weights
-prompt = t.PairPrompt(AutoTokenizer.from_pretrained(weights.find('tiny-encoder')), 24, 8)
-encode = t.Encoder(prompt, 2)
-next(encode(enumerate(t.groups(200))))
-print(*(w.process.pid for w in encode._workers), flush=True)
-input()
-"""
-
-
-def alive(pid: int) -> bool:
-  """Whether there is such a process that has not ended (an orphan's remains may stay a while)."""
+def test_minilm_matches_transformers():
+  torch = pytest.importorskip('torch')
   try:
-    with open(f'/proc/{pid}/stat') as stat:
-      return stat.read().rpartition(')')[2].split()[0] not in 'ZX'
-  except (FileNotFoundError, ProcessLookupError):
-    return False
+    folder = weights.find('minilm-l6')
+  except UserError as error:
+    pytest.skip(str(error))
+  import transformers
 
-
-@pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='looks at processes in /proc')
-def test_workers_end_when_the_main_process_is_killed():
-  with subprocess.Popen(
-    [sys.executable, '-c', ORPHANS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-  ) as main:
-    pids = [int(pid) for pid in main.stdout.readline().split()]
-    assert len(pids) == 2 and all(map(alive, pids))
-    main.kill()
-  limit = time.monotonic() + ENDS_S
-  while any(map(alive, pids)) and time.monotonic() < limit:
-    time.sleep(0.01)
-  assert not any(map(alive, pids))
-
-
-def test_several_threads_may_ask_one_prompt(prompts):
-  given, wrong = groups(60), []
-  texts = [(group.query, group.docs) for group in given]
-  expected = [[prompt.encode(*text) for text in texts] for prompt in prompts]
-
-  def ask(i):
-    for _ in range(3):
-      for docs, wanted in zip(prompts[i].encode_many(texts), expected[i], strict=True):
-        wrong.extend(1 for a, b in zip(docs, wanted, strict=True) if not same(a, b))
-
-  threads = [threading.Thread(target=ask, args=(i % 2,)) for i in range(4)]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
-  assert not wrong
+  model = ranker.from_hf(folder)
+  variables = hf.load(folder, model, jax.random.key(0))
+  ids = reference.sequences((60, 25), vocab=30522)
+  batch = reference.rows(ids, types=_types(ids))
+  real = batch['segments_BT'] > 0
+  theirs = transformers.AutoModel.from_pretrained(folder).eval()
+  with torch.no_grad():
+    hidden = theirs(**reference.torch_inputs(batch, types=True)).last_hidden_state.numpy()[real]
+  reference.assert_close(jax.jit(model.hidden)(variables, batch)[real], hidden)
