@@ -1,6 +1,7 @@
 """Documents that wait for a place: none lost, none twice, none too long, and little room wasted."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_batches import check_documents, group, sequence
 
+from disranker_jax.bench import batches as bench
 from disranker_jax.data import pool
 from disranker_jax.data.batches import EncodedGroup, Shape
 from disranker_jax.errors import UserError
@@ -135,3 +137,12 @@ def test_a_document_for_which_no_batch_has_room_is_named_by_its_query(length, pr
   groups = [group(20, name='small'), group(length, name='Q7', predict=predict)]
   with pytest.raises(UserError, match=f"'Q7': its 1 documents .{length} tokens"):
     packed(groups, shape)
+
+
+def test_the_bench_of_batches_counts_every_stage(capsys):
+  bench.main(['padding', str(Path(__file__).parents[1] / 'configs' / 'tiny.py')])
+  rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+  assert [' '.join(row[1:-2]) for row in rows] == [
+    'cpt', 'sft', 'finetune', 'distill', 'score', 'evaluate teacher', 'evaluate student'
+  ]  # fmt: skip
+  assert all(0.3 < float(row[-2]) <= 1 and int(row[-1]) > 0 for row in rows)

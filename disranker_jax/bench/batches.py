@@ -1,7 +1,4 @@
-"""Measures how full batches are, and how fast documents are tokenised and packed for scoring.
-
-  python docs/measure_batches.py padding configs/quickstart.py [--config.student.row_len=192 ...]
-  python docs/measure_batches.py speed configs/quickstart.py --workers 0 1 2
+"""How full batches are, and how fast documents are tokenised and packed for scoring.
 
 `padding` prepares the config's data and packs them as each of its stages does: the share of places
 that hold a token, in one pass over the data or the first 200 batches. `speed` takes documents
@@ -13,23 +10,19 @@ import argparse
 import functools
 import itertools
 import runpy
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from disranker_jax import runtime
+import jax
+import numpy as np
 
-runtime.prepare()
-
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-
-from disranker_jax import config as configs  # noqa: E402
-from disranker_jax import pipeline, scoring, sharding  # noqa: E402
-from disranker_jax.data import batches, pool  # noqa: E402
-from disranker_jax.data.tokenising import Encoder  # noqa: E402
-from disranker_jax.stages import cpt, distill, evaluate, prepare, score, sft, sides  # noqa: E402
+from disranker_jax import config as configs
+from disranker_jax import pipeline, runtime, scoring, sharding
+from disranker_jax.data import batches, pool
+from disranker_jax.data.tokenising import Encoder
+from disranker_jax.errors import UserError
+from disranker_jax.stages import cpt, distill, evaluate, prepare, score, sft, sides
 
 BATCHES = 200
 
@@ -141,18 +134,18 @@ def speed(args) -> None:
         print(f'{name:8} {workers} workers: {np.median(rates):9,.0f} pairs/s', flush=True)
 
 
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
+def main(argv) -> None:
+  formats = argparse.RawDescriptionHelpFormatter
+  parser = argparse.ArgumentParser(
+    prog='python -m disranker_jax.bench batches', description=__doc__, formatter_class=formats
+  )
   parser.add_argument('what', choices=('padding', 'speed'))
-  parser.add_argument('config')
-  parser.add_argument('--workers', type=int, nargs='+', default=[0, 1, 2])
-  parser.add_argument('--turns', type=int, default=5)
-  args, args.changes = parser.parse_known_args()
+  parser.add_argument('config', help='a config file; --config.KEY=VALUE changes it')
+  parser.add_argument('--workers', type=int, nargs='+', default=[0, 1, 2], help='(0 1 2)')
+  parser.add_argument('--turns', type=int, default=5, help='of which the median counts (5)')
+  args, args.changes = parser.parse_known_args(argv)
   if unknown := [c for c in args.changes if not c.startswith('--config.')]:
-    sys.exit(f'unknown: {unknown}')
+    raise UserError(f'unknown: {" ".join(unknown)}; write --config.KEY=VALUE')
+  runtime.prepare()
   jax.config.update('jax_platforms', 'cpu')
   {'padding': padding, 'speed': speed}[args.what](args)
-
-
-if __name__ == '__main__':
-  main()
