@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import bench_data
 import pytest
 
 from disranker_jax.bench import __main__ as command
@@ -15,11 +16,14 @@ LEAST = [f'--config={TINY}', '--rounds=1', '--json', '--config.mesh.data=1']
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
-  return tmp_path_factory.mktemp('bench')
+  folder = tmp_path_factory.mktemp('bench')
+  bench_data.write(folder)
+  return folder
 
 
-def answer(capsys, *argv) -> dict:
-  command.main(list(argv))
+def answer(capsys, workdir, *argv) -> dict:
+  data = [f'--config.data.{k}={v}' for k, v in bench_data.addresses(workdir).items()]
+  command.main([*argv, *data, f'--workdir={workdir}'])
   return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
@@ -47,9 +51,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(argv, error):
 
 def test_training_beside_torch(capsys, workdir):
   pytest.importorskip('torch')
-  found = answer(
-    capsys, 'train', *LEAST, '--stage=finetune', '--steps=1', '--parts=8', f'--workdir={workdir}'
-  )
+  found = answer(capsys, workdir, 'train', *LEAST, '--stage=finetune', '--steps=1', '--parts=8')
   assert found['ratio_to_torch_fp32'] > 0 and found['ratio_to_torch_bf16'] > 0
   assert set(found['sides']) == {'ours', 'torch_fp32', 'torch_bf16'}
   assert found['bench'] == 'train' and found['config'] == 'tiny' and found['stage'] == 'finetune'
@@ -62,9 +64,7 @@ def test_training_beside_torch(capsys, workdir):
 
 
 def test_scoring_alone(capsys, workdir):
-  found = answer(
-    capsys, 'score', *LEAST, '--stage=evaluate', '--steps=1', '--no-torch', f'--workdir={workdir}'
-  )
+  found = answer(capsys, workdir, 'score', *LEAST, '--stage=evaluate', '--steps=1', '--no-torch')
   assert found['ratio_to_torch_fp32'] is None and list(found['sides']) == ['ours']
   assert found['pairs_per_s'] * found['ms_per_pair'] == pytest.approx(1000, rel=1e-4)
   assert found['tokens_per_s'] > found['pairs_per_s'] > 0
@@ -73,14 +73,12 @@ def test_scoring_alone(capsys, workdir):
 @pytest.mark.slow
 def test_scoring_beside_torch_and_sentence_transformers(capsys, workdir):
   pytest.importorskip('sentence_transformers')
-  found = answer(
-    capsys, 'score', *LEAST, '--stage=evaluate', '--steps=1', f'--workdir={workdir}', '--apart'
-  )
+  found = answer(capsys, workdir, 'score', *LEAST, '--stage=evaluate', '--steps=1', '--apart')
   assert all(found[f'ratio_to_{n}'] > 0 for n in (*_compare.TORCH, *_compare.CROSS_ENCODER))
 
 
 def test_data_alone(capsys, workdir):
-  found = answer(capsys, 'data', *LEAST, '--stage=sft', '--queries=16', f'--workdir={workdir}')
+  found = answer(capsys, workdir, 'data', *LEAST, '--stage=sft', '--queries=16')
   assert set(found['parts']) == {'read', 'tokenise', 'pack', 'all'}
   assert all(p['rows_per_s'] > 0 for p in found['parts'].values())
   assert 0 <= found['padding'] < 0.5
@@ -89,8 +87,8 @@ def test_data_alone(capsys, workdir):
 def test_growth_has_slopes_and_a_plot(capsys, workdir, tmp_path):
   plot = tmp_path / 'growth.svg'
   found = answer(
-    capsys, 'growth', *LEAST, '--stage=finetune', '--steps=1', '--axes=rows', '--times=1,2',
-    f'--workdir={workdir}', f'--plot={plot}',
+    capsys, workdir, 'growth', *LEAST, '--stage=finetune', '--steps=1', '--axes=rows',
+    '--times=1,2', f'--plot={plot}',
   )  # fmt: skip
   points = found['axes']['rows']['points']
   assert [p['value'] for p in points] == [8, 16]
@@ -103,8 +101,8 @@ def test_growth_has_slopes_and_a_plot(capsys, workdir, tmp_path):
 @pytest.mark.slow
 def test_growth_over_devices_and_start_up(capsys, workdir):
   found = answer(
-    capsys, 'growth', *LEAST, '--stage=finetune', '--steps=1', '--axes=devices,start',
-    '--times=1,2', f'--workdir={workdir}',
+    capsys, workdir, 'growth', *LEAST, '--stage=finetune', '--steps=1', '--axes=devices,start',
+    '--times=1,2',
   )  # fmt: skip
   assert [p['value'] for p in found['axes']['devices']['points']] == [1, 2]
   assert found['start']['warm']['start_s'] > 0 < found['start']['cold']['compile_s']

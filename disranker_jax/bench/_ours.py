@@ -1,6 +1,7 @@
 """Our side of the benches: the stage's compiled step on its own feed, and the scorer from texts."""
 
 import concurrent.futures
+import dataclasses
 import resource
 import tempfile
 import time
@@ -52,13 +53,13 @@ class Train:
     loss = float(self._begin()[1]['loss'])
     first_step_s = time.perf_counter() - begin
     self._drawn = self._feed.next()[0]
-    count = flops.count(self._side.ranker, self._batch, settings.trainable)
+    count = model_flops(self._side.ranker, self._batch, settings.trainable)
     return described(self._mesh, self._side) | {
       'compile_s': compile_s,
       'first_step_s': first_step_s,
       'first_loss': loss,
       'compiled_bytes': memory.peak(self._compiled.memory_analysis()),
-      'flops': count.model * settings.accumulate,
+      'flops': count * settings.accumulate,
     }
 
   def _begin(self) -> tuple[list[dict], dict]:
@@ -129,7 +130,7 @@ class Score:
     self._places = batch['tokens_BT'].size
     return described(self._mesh, side) | {
       'compile_s': took - self._scorer.seconds,
-      'flops': flops.count(self._scorer.ranker, batch).model,
+      'flops': model_flops(self._scorer.ranker, batch),
     }
 
   def turn(self) -> dict:
@@ -148,6 +149,11 @@ class Score:
 
   def end(self) -> dict:
     return used()
+
+
+def model_flops(ranker, batch: dict, trained: str | None = None) -> float:
+  """Of one batch; the kernel of attention, which may be 'auto', does not matter to them."""
+  return flops.count(dataclasses.replace(ranker, attention='xla'), batch, trained).model
 
 
 def finished(metrics: dict) -> float:
