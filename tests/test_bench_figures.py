@@ -24,6 +24,14 @@ def test_a_ratio_is_of_turns_that_shared_the_noise():
   assert _figures.median(OURS) / _figures.median(THEIRS) == pytest.approx(1.5)
 
 
+def test_the_cores_time_does_not_count_what_others_do():
+  ours, theirs = ([dict(r, cpu_s=s) for r in rows] for rows, s in ((OURS, 2.0), (THEIRS, 3.0)))
+  assert _figures.ratio(ours, theirs, 'cpu_s')['high'] == 1.5
+  found = _figures.answer({'ours': ours, 'torch_fp32': theirs}, {'ours': {}, 'torch_fp32': {}})
+  assert found['cpu_s'] == 1.0 and found['ratio_to_torch_fp32'] == 2.0
+  assert found['sides']['torch_fp32']['first_is_cheaper']['median'] == 1.5
+
+
 def test_a_ratio_needs_as_many_turns_of_each():
   with pytest.raises(ValueError, match='shorter'):
     _figures.ratio(OURS, THEIRS[:2])

@@ -65,7 +65,9 @@ def models(tmp_path_factory):
   for name, head in (('tiny-decoder', 'lm'), ('tiny-encoder', 'rank')):
     tiny.make(name, base / 'plain' / name)
     ranker = from_hf(base / 'plain' / name, head=head)
-    variables = jax.tree.map(lambda x: x * (4 if x.ndim > 1 else 1), ranker.init(jax.random.key(1)))
+    variables = jax.tree.map(
+      lambda x: x * (4 if x.ndim > 1 else 1), jax.jit(ranker.init)(jax.random.key(1))
+    )
     variables = jax.tree.map(np.asarray, variables)
     hf.save(base / name, ranker, variables, tokenizer_folder=base / 'plain' / name)
   return base
@@ -90,6 +92,13 @@ def work_on(folder, stage, tokens=0, models=None, **changes) -> _work.Work:
     )
   config.update_from_flattened_dict(changes)
   return _work.Work(config, stage, folder, tokens)
+
+
+@pytest.fixture(autouse=True)
+def small_products(monkeypatch):
+  """Programs are not optimised in tests, so that large products would take long."""
+  monkeypatch.setattr(_ours, 'PEAK_SIZE', {'cpu': 128})
+  monkeypatch.setattr(_ours, 'PEAK_S', 0.01)
 
 
 STAGES = [

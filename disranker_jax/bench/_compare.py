@@ -80,6 +80,7 @@ COLUMNS = {
   'pairs_per_s': ('pairs/s', '{:,.1f}'),
   'ms_per_pair': ('ms a pair', '{:.3g}'),
   'step_s': ('s a step', '{:.3g}'),
+  'cpu_s': ('CPU s a step', '{:.3g}'),
   'mfu': ('MFU', '{:.1%}'),
   'waiting': ('waiting', '{:.1%}'),
   'compile_s': ('compile s', '{:.1f}'),
@@ -91,12 +92,14 @@ def text(found: dict) -> str:
   """A line about what was measured, and a table with a row a side."""
   shown = {k: v for k, v in COLUMNS.items() if any(k in side for side in found['sides'].values())}
   heads = ['side', *(head for head, _ in shown.values()), 'memory GB', 'ours is faster']
+  heads.append('in CPU time')
   rows = []
   for name, side in found['sides'].items():
     row = [name, *(form.format(side[k]) if k in side else '' for k, (_, form) in shown.items())]
     row.append(f'{side["memory_bytes"] / 1e9:.2f}' if 'memory_bytes' in side else '')
-    faster = side.get('first_is_faster')
-    row.append('{median:.2f} ({low:.2f} to {high:.2f})'.format(**faster) if faster else '')
+    for key in ('first_is_faster', 'first_is_cheaper'):
+      spread = side.get(key)
+      row.append('{median:.2f} ({low:.2f} to {high:.2f})'.format(**spread) if spread else '')
     rows.append(row)
   what = f'{found["bench"]} {found["stage"]} of {found["config"]}, texts {found["texts"]}'
   where = f'{found["device"]}, {found["precision"]}, peak {found["peak_flops"] / 1e9:,.0f} GFLOP/s'

@@ -41,10 +41,10 @@ class Score:
   def turn(self) -> dict:
     groups = self._groups.take(self._queries)
     found = [len(doc) for g in groups for doc in self._prompt.encode(g.query, g.docs)]
-    seconds = timed(lambda: self._predict(groups))
+    took = timed(lambda: self._predict(groups))
     # Tokens as ours counts them, so that ratios are of the same pairs; its padding is not known.
     count = {'tokens': sum(found), 'places': sum(found), 'pairs': len(found)}
-    return count | {'seconds': seconds, 'steps': self._steps}
+    return count | took | {'steps': self._steps}
 
   def end(self) -> dict:
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -10,9 +10,9 @@ import statistics
 import numpy as np
 
 
-def rate(row: dict, what: str = 'tokens') -> float:
+def rate(row: dict, what: str = 'tokens', by: str = 'seconds') -> float:
   """Of a turn, a second."""
-  return row[what] / row['seconds']
+  return row[what] / row[by]
 
 
 def median(rows: list[dict], what: str = 'tokens') -> float:
@@ -20,12 +20,13 @@ def median(rows: list[dict], what: str = 'tokens') -> float:
   return statistics.median(rate(row, what) for row in rows)
 
 
-def ratio(ours: list[dict], theirs: list[dict]) -> dict[str, float]:
+def ratio(ours: list[dict], theirs: list[dict], by: str = 'seconds') -> dict[str, float]:
   """Our real tokens a second over theirs, turn by turn: `median`, `low`, `high`.
 
-  Turns with the same number ran one after the other, so that a busy machine slows both.
+  Turns with the same number ran one after the other, so that a busy machine slows both. `by`
+  'cpu_s' it is tokens a second of the cores' time, which does not count others' work at all.
   """
-  turns = [rate(a) / rate(b) for a, b in zip(ours, theirs, strict=True)]
+  turns = [rate(a, by=by) / rate(b, by=by) for a, b in zip(ours, theirs, strict=True)]
   return {'median': statistics.median(turns), 'low': min(turns), 'high': max(turns)}
 
 
@@ -52,6 +53,8 @@ def summary(rows: list[dict], facts: dict) -> dict:
   if 'pairs' in rows[0]:
     pairs = median(rows, 'pairs')
     out |= {'pairs_per_s': pairs, 'ms_per_pair': 1000 / pairs}
+  if 'cpu_s' in rows[0]:
+    out['cpu_s'] = statistics.median(r['cpu_s'] / r['steps'] for r in rows)
   if 'idle_s' in rows[0]:
     out['waiting'] = sum(r['idle_s'] for r in rows) / sum(r['seconds'] for r in rows)
   if 'peak_flops' in rows[0]:
@@ -71,6 +74,8 @@ def answer(turns: dict[str, list[dict]], facts: dict[str, dict], first: str = 'o
       found = ratio(turns[first], rows)
       sides[name]['first_is_faster'] = found
       out[f'ratio_to_{name}'] = found['median']
+      if 'cpu_s' in rows[0]:
+        sides[name]['first_is_cheaper'] = ratio(turns[first], rows, 'cpu_s')
   return out | {'rounds': len(turns[first]), 'sides': sides}
 
 

@@ -153,7 +153,7 @@ class Timed:
     took = {}
     for size in self._sizes:
       step(size)
-      took[size] = timed(lambda size=size: step(size))
+      took[size] = timed(lambda size=size: step(size))['seconds']
     self._size = min(took, key=took.get)
     return {'part': self._size, 'device': kind(), 'threads': torch.get_num_threads()}
 
@@ -188,11 +188,9 @@ class Train(Timed):
   def turn(self) -> dict:
     todo = [next(self._todo) for _ in range(self._steps)]
     ready = [(found, *parts(found, self._size)) for found in todo]
-    seconds = timed(lambda: [self._step(*one) for one in ready])
-    return counted(itertools.chain(*todo), [p for _, ps, _ in ready for p in ps]) | {
-      'seconds': seconds,
-      'steps': self._steps,
-    }
+    row = timed(lambda: [self._step(*one) for one in ready])
+    row |= counted(itertools.chain(*todo), [p for _, some, _ in ready for p in some])
+    return row | {'steps': self._steps}
 
   def _step(self, found, some, order) -> None:
     self._optimizer.zero_grad(set_to_none=True)
@@ -242,8 +240,8 @@ class Score(Timed):
   def turn(self) -> dict:
     found = self._encoded(self._groups.take(self._queries))
     some, _ = parts(found, self._size)
-    seconds = timed(lambda: self._run(some))
-    return counted(found, some) | {'seconds': seconds, 'steps': self._steps, 'pairs': len(found)}
+    row = timed(lambda: self._run(some)) | counted(found, some)
+    return row | {'steps': self._steps, 'pairs': len(found)}
 
   @torch.inference_mode()
   def _run(self, some: list[Part]) -> list[torch.Tensor]:
@@ -319,13 +317,13 @@ def counted(found, some: list[Part]) -> dict:
   return {'tokens': sum(len(s.ids) for s in found), 'places': sum(p.ids.numel() for p in some)}
 
 
-def timed(work: Callable) -> float:
-  """Seconds until the device has done it."""
-  begin = time.perf_counter()
+def timed(work: Callable) -> dict[str, float]:
+  """Seconds until the device has done it, and seconds of this machine's cores."""
+  begin, cpu = time.perf_counter(), time.process_time()
   work()
   if DEVICE == 'cuda':
     torch.cuda.synchronize()
-  return time.perf_counter() - begin
+  return {'seconds': time.perf_counter() - begin, 'cpu_s': time.process_time() - cpu}
 
 
 def kind() -> str:
