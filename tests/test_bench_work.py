@@ -94,6 +94,14 @@ def work_on(folder, stage, tokens=0, models=None, **changes) -> _work.Work:
   return _work.Work(config, stage, folder, tokens)
 
 
+def peer():
+  """Torch's side, on one thread: threads that wait for each other are slow on a busy machine."""
+  pytest.importorskip('torch').set_num_threads(1)
+  from disranker_jax.bench import _torch
+
+  return _torch
+
+
 @pytest.fixture(autouse=True)
 def small_products(monkeypatch):
   """Programs are not optimised in tests, so that large products would take long."""
@@ -112,9 +120,9 @@ STAGES = [
 
 @pytest.mark.parametrize(('stage', 'changes'), STAGES)
 def test_torch_has_our_loss_and_trains_what_we_train(stage, changes, models, prepared):
-  torch_side = pytest.importorskip('disranker_jax.bench._torch')
+  torch_side = peer()
   work = work_on(prepared, stage, models=models, **changes)
-  ours, theirs = _ours.Train(work, 2), torch_side.Train(work, 2, False, [8, 3], False)
+  ours, theirs = _ours.Train(work, 2), torch_side.Train(work, 2, False, [32, 64], False)
   a, b = ours.start(), theirs.start()
   assert b['first_loss'] == pytest.approx(a['first_loss'], rel=2e-4)
   assert sum(p.numel() for p in theirs._trained) == sum(x.size for x in ours._trained.values())
@@ -126,7 +134,7 @@ def test_torch_has_our_loss_and_trains_what_we_train(stage, changes, models, pre
 
 @pytest.mark.parametrize('stage', ['score', 'evaluate'])
 def test_torch_scores_what_we_score(stage, models, prepared):
-  torch_side = pytest.importorskip('disranker_jax.bench._torch')
+  torch_side = peer()
   likelihood = {'teacher.scorer': 'likelihood', 'teacher.template': ENDS_IN_QUERY}
   work = work_on(prepared, stage, models=models, **likelihood)
   ours, theirs = _ours.Score(work, 2), torch_side.Score(work, 2, False, [5], False)
@@ -212,7 +220,7 @@ def test_steps_are_those_that_the_feed_gives(prepared):
 
 
 def test_a_part_is_padded_to_its_longest():
-  torch_side = pytest.importorskip('disranker_jax.bench._torch')
+  torch_side = peer()
   empty = np.zeros(0, np.int64)
   lengths = [9, 3, 5, 7, 4]
   found = [
