@@ -24,7 +24,7 @@ def ratio(ours: list[dict], theirs: list[dict], by: str = 'seconds') -> dict[str
   """Our real tokens a second over theirs, turn by turn: `median`, `low`, `high`.
 
   Turns with the same number ran one after the other, so that a busy machine slows both. `by`
-  'cpu_s' it is tokens a second of the cores' time, which does not count others' work at all.
+  'cpu_s' it is tokens a second of the cores' time: without others' work, with spinning threads.
   """
   turns = [rate(a, by=by) / rate(b, by=by) for a, b in zip(ours, theirs, strict=True)]
   return {'median': statistics.median(turns), 'low': min(turns), 'high': max(turns)}
