@@ -42,10 +42,10 @@ def guarded():
     sys.exit(2)
 
 
-def parse_config_flags(argv: list[str], config_flag) -> list[str]:
+def parse_config_flags(argv: list[str], config_flag, values=flags.FLAGS) -> list[str]:
   """Parses absl flags with a config file; raises UserError for what cannot be."""
   try:
-    if rest := flags.FLAGS(argv)[1:]:
+    if rest := values(argv)[1:]:
       raise UserError(f'{rest[0]!r}: not a flag; see --help')
     config = config_flag.value
   except UserError:

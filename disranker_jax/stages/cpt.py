@@ -31,17 +31,23 @@ def task(config, ranker) -> train.Task:
   return train.Task(functools.partial(next_token_loss, ranker), shape)
 
 
+def job(run, teacher: sides.Side) -> train.Job:
+  """The stage on the prepared clicks."""
+  encode = functools.partial(batches.encode_click, teacher.prompt(predict=run.config.cpt.predict))
+  what, clicks = task(run.config, teacher.ranker), prepare.records(run, 'clicks')
+  return sides.job(run, 'cpt', what, clicks, encode, unit='clicks')
+
+
 def run(run) -> dict:
   c = run.config.cpt
   teacher = sides.open_side(run.config.teacher, 'lm')
-  clicks = prepare.records(run, 'clicks')
-  encode = functools.partial(batches.encode_click, teacher.prompt(predict=c.predict))
   variables = teacher.pretrained(run.config.seed, run.mesh)
-  job = sides.job(run, 'cpt', task(run.config, teacher.ranker), clicks, encode, unit='clicks')
-  variables = train.fit(job, variables, run.mesh)
+  todo = job(run, teacher)
+  variables = train.fit(todo, variables, run.mesh)
+  clicks = prepare.records(run, 'clicks')
   if c.samples:
     write_samples(run, teacher, variables, [clicks[i] for i in range(min(c.samples, len(clicks)))])
-  return {'steps': job.steps, 'rows': len(clicks)}
+  return {'steps': todo.steps, 'rows': len(clicks)}
 
 
 def write_samples(run, teacher, variables, clicks) -> None:

@@ -52,20 +52,25 @@ def task(config, ranker) -> train.Task:
   return train.Task(functools.partial(distillation_loss, score_fn(ranker), c), shape)
 
 
-def run(run) -> dict:
-  c = run.config.distill
-  student = sides.open_side(run.config.student)
+def job(run, student: sides.Side, scored, mean: float = 0.0, std: float = 1.0) -> train.Job:
+  """The stage on groups with their scores, which become (score - mean) / std."""
   prompt = student.prompt()
-  scored = TeacherScores(run) if run.config.data.teachers else ScoredGroups(run)
-  mean, std = (scored.mean, scored.std) if c.standardise else (0.0, 1.0)
 
   def encode(record):
     group, scores = record
     return batches.encode_group(prompt, group, (scores - np.float32(mean)) / np.float32(std))
 
+  choose = functools.partial(draw, run.config.distill.group_size)
+  return sides.job(run, 'distill', task(run.config, student.ranker), scored, encode, choose)
+
+
+def run(run) -> dict:
+  c = run.config.distill
+  student = sides.open_side(run.config.student)
+  scored = TeacherScores(run) if run.config.data.teachers else ScoredGroups(run)
+  mean, std = (scored.mean, scored.std) if c.standardise else (0.0, 1.0)
   variables = sides.trained(run, student, (c.start,) if c.start else ())
-  choose = functools.partial(draw, c.group_size)
-  job = sides.job(run, 'distill', task(run.config, student.ranker), scored, encode, choose)
-  train.fit(job, variables, run.mesh)
+  todo = job(run, student, scored, mean, std)
+  train.fit(todo, variables, run.mesh)
   told = {'standardised_by': {'mean': mean, 'std': std}} if c.standardise else {}
-  return {'steps': job.steps, 'rows': len(scored)} | told
+  return {'steps': todo.steps, 'rows': len(scored)} | told

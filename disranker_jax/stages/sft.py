@@ -55,11 +55,16 @@ def task(config, ranker, stage: str = 'sft') -> train.Task:
   return train.Task(loss, score_shape(scorer, c.batch_rows, row_len, c.group_size))
 
 
-def on_labels(run, stage: str, side, variables) -> dict:
-  """Trains one side on the judged queries."""
-  judgements = prepare.records(run, 'judgements')
+def job(run, side: sides.Side, stage: str = 'sft') -> train.Job:
+  """The stage on the judged queries."""
   encode = functools.partial(batches.encode_group, side.prompt())
   choose = functools.partial(draw, run.config[stage].group_size)
-  job = sides.job(run, stage, task(run.config, side.ranker, stage), judgements, encode, choose)
-  train.fit(job, variables, run.mesh)
-  return {'steps': job.steps, 'rows': len(judgements)}
+  what, judgements = task(run.config, side.ranker, stage), prepare.records(run, 'judgements')
+  return sides.job(run, stage, what, judgements, encode, choose)
+
+
+def on_labels(run, stage: str, side, variables) -> dict:
+  """Trains one side."""
+  todo = job(run, side, stage)
+  train.fit(todo, variables, run.mesh)
+  return {'steps': todo.steps, 'rows': len(prepare.records(run, 'judgements'))}

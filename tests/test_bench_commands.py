@@ -1,0 +1,179 @@
+"""The benches of training, scoring, data and growth as commands, on tiny models."""
+
+import json
+from pathlib import Path
+
+import bench_data
+import pytest
+
+from disranker_jax.bench import __main__ as command
+from disranker_jax.bench import _compare, _worker, growth, train
+from disranker_jax.errors import UserError
+
+TINY = Path(__file__).parents[1] / 'configs' / 'tiny.py'
+LEAST = [f'--config={TINY}', '--rounds=1', '--json', '--config.mesh.data=1']
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('bench')
+  bench_data.write(folder)
+  return folder
+
+
+def answer(capsys, workdir, *argv) -> dict:
+  data = [f'--config.data.{k}={v}' for k, v in bench_data.addresses(workdir).items()]
+  command.main([*argv, *data, f'--workdir={workdir}'])
+  return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.parametrize('name', ['train', 'score', 'data', 'growth'])
+def test_help_says_what_it_does(name, capsys):
+  with pytest.raises(SystemExit) as end:
+    command.main([name, '--help'])
+  out = capsys.readouterr().out
+  assert end.value.code == 0
+  assert f'bench {name}' in out and '--config.KEY=VALUE' in out and '--json' in out
+
+
+@pytest.mark.parametrize(
+  ('argv', 'error'),
+  [
+    (['--config.cpt.bach_rows=3'], 'no such key.*batch_rows'),
+    (['--config.cpt.batch_rows=0'], 'must be at least 1'),
+    (['--color'], 'color'),
+  ],
+)
+def test_what_cannot_be_is_refused_before_anything_starts(argv, error):
+  with pytest.raises(UserError, match=error):
+    command.main(['train', f'--config={TINY}', *argv])
+
+
+def test_training_beside_torch(capsys, workdir):
+  pytest.importorskip('torch')
+  found = answer(capsys, workdir, 'train', *LEAST, '--stage=finetune', '--steps=1', '--parts=8')
+  assert found['ratio_to_torch_fp32'] > 0 and found['ratio_to_torch_bf16'] > 0
+  assert set(found['sides']) == {'ours', 'torch_fp32', 'torch_bf16'}
+  assert found['bench'] == 'train' and found['config'] == 'tiny' and found['stage'] == 'finetune'
+  assert found['device'].startswith('cpu') and found['precision'] == 'float32'
+  assert found['padded_tokens_per_s'] >= found['tokens_per_s'] > 0
+  assert 0 <= found['padding'] < 1 and 0 < found['mfu'] < 1
+  for key in ('compile_s', 'checkpoint_stall_s', 'memory_bytes', 'peak_flops', 'step_s'):
+    assert found[key] > 0, key
+  assert 'waiting' in found
+
+
+def test_scoring_alone(capsys, workdir):
+  found = answer(capsys, workdir, 'score', *LEAST, '--stage=evaluate', '--steps=1', '--no-torch')
+  assert found['ratio_to_torch_fp32'] is None and list(found['sides']) == ['ours']
+  assert found['pairs_per_s'] * found['ms_per_pair'] == pytest.approx(1000, rel=1e-4)
+  assert found['tokens_per_s'] > found['pairs_per_s'] > 0
+
+
+@pytest.mark.slow
+def test_scoring_beside_torch_and_sentence_transformers(capsys, workdir):
+  pytest.importorskip('sentence_transformers')
+  found = answer(capsys, workdir, 'score', *LEAST, '--stage=evaluate', '--steps=1', '--apart')
+  assert all(found[f'ratio_to_{n}'] > 0 for n in (*_compare.TORCH, *_compare.CROSS_ENCODER))
+
+
+def test_data_alone(capsys, workdir):
+  found = answer(capsys, workdir, 'data', *LEAST, '--stage=sft', '--queries=16')
+  assert set(found['parts']) == {'read', 'tokenise', 'pack', 'all'}
+  assert all(p['rows_per_s'] > 0 for p in found['parts'].values())
+  assert 0 <= found['padding'] < 0.5
+
+
+def test_growth_has_slopes_and_a_plot(capsys, workdir, tmp_path):
+  plot = tmp_path / 'growth.svg'
+  found = answer(
+    capsys, workdir, 'growth', *LEAST, '--stage=finetune', '--steps=1', '--axes=rows',
+    '--times=1,2', f'--plot={plot}',
+  )  # fmt: skip
+  points = found['axes']['rows']['points']
+  assert [p['value'] for p in points] == [8, 16]
+  assert points[0]['tokens'] < points[1]['tokens']
+  assert points[0]['compiled_bytes'] < points[1]['compiled_bytes']
+  assert 0 < found['axes']['rows']['slopes']['compiled_bytes'] < 1.2
+  assert '<svg' in plot.read_text()
+
+
+@pytest.mark.slow
+def test_growth_over_devices_and_start_up(capsys, workdir):
+  found = answer(
+    capsys, workdir, 'growth', *LEAST, '--stage=finetune', '--steps=1', '--axes=devices,start',
+    '--times=1,2',
+  )  # fmt: skip
+  assert [p['value'] for p in found['axes']['devices']['points']] == [1, 2]
+  assert found['start']['warm']['start_s'] > 0 < found['start']['cold']['compile_s']
+
+
+def test_growth_knows_its_axes():
+  args = growth.parse_args([f'--config={TINY}', '--stage=sft', '--times=0.5,1,2'])
+  values = {axis: [v for v, _, _ in growth.points(args, axis)] for axis in growth.AXES}
+  assert values == {
+    'rows': [4, 8, 16], 'row_len': [32, 64, 128], 'group_size': [2, 4, 8], 'devices': [1, 2],
+  }  # fmt: skip
+  _, argv, _ = growth.points(args, 'row_len')[2]
+  assert argv == ['--config.teacher.row_len=128', '--config.teacher.max_len=96']
+  clicks = growth.parse_args([f'--config={TINY}', '--stage=cpt'])
+  assert growth.points(clicks, 'group_size') == []
+  with pytest.raises(SystemExit):
+    growth.parse_args([f'--config={TINY}', '--axes=cols'])
+
+
+class TestWorker:
+  def turns(self, monkeypatch, answers):
+    """Sides that answer as told; and the order in which they were asked."""
+    asked = []
+
+    class Told:
+      def __init__(self, bench, name, argv, folder, env=None):
+        self.name = name
+
+      def __enter__(self):
+        return self
+
+      def __exit__(self, *_):
+        asked.append((self.name, 'gone'))
+
+      def ask(self, what):
+        asked.append((self.name, what))
+        return dict(answers.get((self.name, what), {'value': 1}))
+
+    monkeypatch.setattr(_worker, 'Worker', Told)
+    return asked
+
+  def test_sides_take_turns(self, monkeypatch, tmp_path):
+    asked = self.turns(monkeypatch, {})
+    turns, _ = _worker.in_turn('train', ['ours', 'torch'], [], tmp_path, 2, apart=False)
+    assert [a for a in asked if a[1] == 'turn'] == [('ours', 'turn'), ('torch', 'turn')] * 2
+    assert {k: len(v) for k, v in turns.items()} == {'ours': 2, 'torch': 2}
+
+  def test_apart_one_is_gone_before_the_next_begins(self, monkeypatch, tmp_path):
+    asked = self.turns(monkeypatch, {})
+    _worker.in_turn('train', ['ours', 'torch'], [], tmp_path, 1, apart=True)
+    assert [what for _, what in asked] == ['start', 'turn', 'end', 'gone'] * 2
+
+  @pytest.mark.parametrize('when', ['start', 'turn'])
+  def test_a_peer_that_fails_is_left_out(self, monkeypatch, tmp_path, when):
+    asked = self.turns(monkeypatch, {('torch', when): {'failed': 'out of memory'}})
+    turns, facts = _worker.in_turn('train', ['ours', 'torch'], [], tmp_path, 2, apart=False)
+    assert turns['torch'] == [] and facts['torch']['failed'] == 'out of memory'
+    assert len(turns['ours']) == 2 and ('torch', 'end') not in asked
+
+  def test_ours_must_not_fail(self, monkeypatch, tmp_path):
+    self.turns(monkeypatch, {('ours', 'turn'): {'failed': 'why'}})
+    with pytest.raises(UserError, match='why'):
+      _worker.in_turn('train', ['ours'], [], tmp_path, 1, apart=False)
+
+  def test_a_process_that_ends_says_so(self, tmp_path):
+    with _worker.Worker('no_such_bench', 'ours', [], tmp_path) as worker:
+      assert 'ended with status 1' in worker.ask('start')['failed']
+
+
+def test_peers_need_torch(monkeypatch):
+  args = train.parse_args([f'--config={TINY}'])
+  monkeypatch.setattr(_compare.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(UserError, match='--no-torch'):
+    _compare.peers(args, _compare.TORCH)
