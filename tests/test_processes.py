@@ -137,7 +137,7 @@ class TestBroken:
 
   @pytest.mark.slow
   def test_one_that_hangs_is_given_up(self, two, tmp_path):
-    codes, said = self.end(tmp_path, hang_s=5, bombs=[bomb('step', 'stuck', process=1, count=4)])
+    codes, said = self.end(tmp_path, hang_s=15, bombs=[bomb('step', 'stuck', process=1, count=4)])
     assert codes == [75, 75]
     assert 'error: test: process 0 has made no step for' in said[0]
     assert 'in explode' in said[1], 'what each was doing is shown'
@@ -170,7 +170,7 @@ class TestBroken:
   @pytest.mark.parametrize('process', [0, 1])
   def test_one_that_is_frozen_is_given_up(self, two, tmp_path, process):
     bombs = [bomb('step', 'SIGSTOP', process=process, count=4)]
-    arguments = gang.trainer(tmp_path / 'job', record=str(tmp_path), hang_s=5, bombs=bombs)
+    arguments = gang.trainer(tmp_path / 'job', record=str(tmp_path), hang_s=15, bombs=bombs)
     other = 1 - process
     with gang.Gang(tmp_path, arguments) as those:
       assert those.processes[other].wait(120) == 75
