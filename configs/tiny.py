@@ -13,7 +13,7 @@ def get_config():
   c = defaults()
   c.name = 'tiny'
   for side, model in ((c.teacher, 'tiny-decoder'), (c.student, 'tiny-encoder')):
-    side.update(model=model, precision='float32', layers=(), remat='none')
+    side.update(model=model, precision='float32', layers=(), remat='none', scan=True)
     side.update(max_len=48, max_query_len=16, row_len=64)
   c.data.limit.update(clicks=64, judgements=32, candidates=32, test=12)
   for stage in (c.cpt, c.sft, c.finetune, c.distill):

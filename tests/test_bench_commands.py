@@ -49,6 +49,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(argv, error):
     command.main(['train', f'--config={TINY}', *argv])
 
 
+@pytest.mark.slow
 def test_training_beside_torch(capsys, workdir):
   pytest.importorskip('torch')
   found = answer(capsys, workdir, 'train', *LEAST, '--stage=finetune', '--steps=1', '--parts=8')
@@ -84,6 +85,7 @@ def test_data_alone(capsys, workdir):
   assert 0 <= found['padding'] < 0.5
 
 
+@pytest.mark.slow
 def test_growth_has_slopes_and_a_plot(capsys, workdir, tmp_path):
   plot = tmp_path / 'growth.svg'
   found = answer(

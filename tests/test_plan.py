@@ -245,6 +245,7 @@ def on_eight_devices():
   return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_real_scanned_program_has_its_collectives_counted(on_eight_devices):
   _, counts, taken_in = on_eight_devices
   assert counts == {'all-reduce': 5}

@@ -20,7 +20,7 @@ def scores(folder, kinds, tilt: float):
   return f'jsonl:{helpers.write_jsonl(folder / f"teacher{tilt}.jsonl", rows)}'
 
 
-@pytest.mark.parametrize('hard', [0.0, 1.0])
+@pytest.mark.parametrize('hard', [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_distil_evaluate_without_a_score_stage(tmp_path, hard):
   kinds = ('candidates', 'judgements') if hard else ('candidates',)
   teachers = (scores(tmp_path, kinds, 2.0), scores(tmp_path, kinds, 0.5))
