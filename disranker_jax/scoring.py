@@ -68,7 +68,6 @@ def score_shape(scorer: str, rows: int, row_len: int, docs: int = 1) -> Shape:
 
 
 AHEAD = 1024  # documents that are tokenised before they are taken, at least
-NONE = np.zeros(1, np.float32)
 
 
 class Waiting:
@@ -180,7 +179,7 @@ class Scorer:
     for (_, part), group, docs in encoded:
       waiting.append(Waiting(part, group))
       for n, doc in enumerate(docs):
-        yield EncodedGroup([doc], NONE, NONE, group.query_id), (waiting[-1], n)
+        yield EncodedGroup.alone(doc, group.query_id), (waiting[-1], n)
 
   def _begin(self, drawn: list[tuple[list, dict]], said: dict, waiter) -> tuple:
     """Gives the device a batch; what `_end` needs."""

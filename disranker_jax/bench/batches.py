@@ -72,7 +72,7 @@ def training(run, stage: str, side, draw=None, predict=None):
 def documents(encoded):
   for (key, _), _, docs in encoded:
     for doc in docs:
-      yield batches.EncodedGroup([doc], scoring.NONE, scoring.NONE, ''), key
+      yield batches.EncodedGroup.alone(doc), key
 
 
 def scored(prompt, shape, parts):

@@ -67,6 +67,11 @@ class EncodedGroup:
   teacher: np.ndarray
   name: str  # for messages
 
+  @classmethod
+  def alone(cls, doc: Encoded, name: str = '') -> 'EncodedGroup':
+    """A document by itself, to be scored."""
+    return cls([doc], np.zeros(1, np.float32), np.zeros(1, np.float32), name)
+
   @property
   def predicted(self) -> int:
     """How many of its tokens a language model has to predict."""

@@ -116,7 +116,7 @@ class Jax:
       if shape.rows * shape.row_len < tokens:
         continue
       packer = Packer(shape)
-      if all(packer.add(one(pair)) for pair in encoded):
+      if all(packer.add(EncodedGroup.alone(pair)) for pair in encoded):
         scores_GN = self._run(self._variables, self._inputs(packer.batch()))
         return np.asarray(scores_GN)[: len(encoded), 0], shape.rows * shape.row_len
     half = len(encoded) // 2
@@ -126,11 +126,3 @@ class Jax:
   @staticmethod
   def _inputs(batch: dict) -> dict:
     return {k: v for k, v in batch.items() if k not in ('labels_GN', 'teacher_GN')}
-
-
-NONE = np.zeros(1, np.float32)
-
-
-def one(pair: Encoded) -> EncodedGroup:
-  """A pair as a group of its own: a score depends on nothing else."""
-  return EncodedGroup([pair], NONE, NONE, '')
