@@ -28,7 +28,7 @@ def get_config():
   c.student.update(max_len=64, max_query_len=24, row_len=128)
   c.finetune.update(learning_rate=1e-4, batch_rows=32, epochs=3.0)
   c.distill.update(learning_rate=1.5e-4, batch_rows=32, epochs=4.0)
-  c.distill.update(start='finetune', standardise=True, hard=0.5, margin=0.5)
+  c.distill.update(start='finetune', standardise='query', hard=0.5, margin=0.5)
   c.evaluate.update(batch_rows=32, relevant=4)
   for stage in (c.cpt, c.sft, c.finetune, c.distill):
     stage.save_every = 50

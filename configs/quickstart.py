@@ -29,7 +29,7 @@ def get_config():
   c.student.update(max_len=48, max_query_len=20, row_len=96)
   c.finetune.update(learning_rate=1e-4, batch_rows=40, group_size=6, epochs=3.0)
   c.distill.update(learning_rate=1.5e-4, batch_rows=40, group_size=6, epochs=2.5)
-  c.distill.update(start='finetune', standardise=True, hard=0.5, margin=0.5)
+  c.distill.update(start='finetune', standardise='query', hard=0.5, margin=0.5)
   c.evaluate.update(batch_rows=40, relevant=4)
   for stage in (c.cpt, c.sft, c.finetune, c.distill):
     stage.save_every = 20

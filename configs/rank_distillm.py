@@ -16,6 +16,6 @@ def get_config():
   c = runpy.run_path(str(pathlib.Path(__file__).with_name('quickstart.py')))['get_config']()
   c.name = 'rank_distillm'
   c.finetune.loss = 'info_nce'
-  c.distill.update(start='finetune', loss='ranknet', standardise=False, hard=0.0)
+  c.distill.update(start='finetune', loss='ranknet', standardise='', hard=0.0)
   c.score.judgements = False
   return c

@@ -22,7 +22,7 @@ def get_config():
     stage.group_size = 4
   c.cpt.samples = 1
   c.score.update(batch_rows=8, group_size=4, shard_queries=8)
-  c.distill.update(standardise=True, hard=1.0)
+  c.distill.update(standardise='all', hard=1.0)
   c.evaluate.update(batch_rows=8, relevant=4)
   c.export.update(models=('student', 'teacher'), slack=5.0)
   return c

@@ -14,5 +14,5 @@ import runpy
 def get_config():
   c = runpy.run_path(str(pathlib.Path(__file__).with_name('quickstart.py')))['get_config']()
   c.name = 'uniform_architecture'
-  c.distill.update(start='', loss='hybrid', hard=1.0, margin=0.5, standardise=True)
+  c.distill.update(start='', loss='hybrid', hard=1.0, margin=0.5, standardise='all')
   return c

@@ -153,7 +153,9 @@ def defaults() -> ConfigDict:
   c.distill.beta = 0.4  # of hybrid, the weight of its Margin-MSE
   c.distill.hard = 0.0  # weight of the hard-label pairwise term on judged queries
   c.distill.margin = 0.1  # its margin
-  c.distill.standardise = False  # teacher scores to mean 0, deviation 1 (statistics are recorded)
+  # '': teacher scores as they are; 'all': to mean 0 and deviation 1 over all; 'query': around each
+  # query's own mean, for a teacher whose scores of one query say nothing about another's.
+  c.distill.standardise = ''
   c.distill.start = ''  # '': from the pretrained student; 'finetune': from the fine-tuned one
   c.evaluate = ConfigDict()
   c.evaluate.batch_rows = 64

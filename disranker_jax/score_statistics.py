@@ -16,8 +16,9 @@ EDGE = 1e-3
 def describe(scores_R: np.ndarray, sizes, labels_R: np.ndarray | None = None) -> dict:
   """Count, moments, quantiles, histogram, ties, saturation, and quantiles by label.
 
-  `ties` is the share of pairs of documents of one query that have the same score: they teach no
-  order. `saturated` the share of scores at the ends of the range, as of a squashed output.
+  `within` is the deviation around each query's own mean. `ties` is the share of pairs of documents
+  of one query that have the same score: they teach no order. `saturated` is the share of scores at
+  the ends of the range, as of a squashed output.
   """
   values_R = np.asarray(scores_R, np.float64)
   low, high = float(values_R.min()), float(values_R.max())
@@ -28,6 +29,7 @@ def describe(scores_R: np.ndarray, sizes, labels_R: np.ndarray | None = None) ->
     'pairs': len(values_R),
     'mean': float(values_R.mean()),
     'std': float(values_R.std()),
+    'within': float(np.sqrt(np.mean(around(values_R, sizes) ** 2))),
     'min': low,
     'max': high,
     'quantiles': quantiles(values_R),
@@ -43,6 +45,13 @@ def describe(scores_R: np.ndarray, sizes, labels_R: np.ndarray | None = None) ->
       for label in np.unique(labels_R)
     }
   return found
+
+
+def around(values_R: np.ndarray, sizes) -> np.ndarray:
+  """The values less the mean of their query."""
+  sizes = np.asarray(sizes, np.int64)
+  query_R = np.repeat(np.arange(len(sizes)), sizes)
+  return values_R - (np.bincount(query_R, values_R) / np.maximum(sizes, 1))[query_R]
 
 
 def quantiles(values_R: np.ndarray) -> dict[str, float]:
@@ -66,11 +75,17 @@ def tie_rate(scores_R: np.ndarray, sizes) -> float:
 
 
 def together(kinds: dict[str, dict]) -> dict:
-  """Count, mean and deviation of all kinds as one: what `standardise` goes by."""
+  """Count, mean and deviations of all kinds as one: what `standardise` goes by."""
   pairs = sum(s['pairs'] for s in kinds.values())
   mean = sum(s['pairs'] * s['mean'] for s in kinds.values()) / pairs
   square = sum(s['pairs'] * (s['std'] ** 2 + (s['mean'] - mean) ** 2) for s in kinds.values())
-  return {'pairs': pairs, 'mean': mean, 'std': float(np.sqrt(square / pairs))}
+  within = sum(s['pairs'] * s['within'] ** 2 for s in kinds.values())
+  return {
+    'pairs': pairs,
+    'mean': mean,
+    'std': float(np.sqrt(square / pairs)),
+    'within': float(np.sqrt(within / pairs)),
+  }
 
 
 def refuse_collapsed(kind: str, stats: dict, settings) -> None:

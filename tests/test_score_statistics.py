@@ -61,6 +61,8 @@ def test_kinds_together_are_the_moments_of_all_scores():
   every = np.concatenate(list(parts.values()))
   found = score_statistics.together(stats)
   assert found['mean'] == pytest.approx(every.mean()) and found['std'] == pytest.approx(every.std())
+  around = np.concatenate([v - v.mean() for v in parts.values()])
+  assert found['within'] == pytest.approx(around.std())
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,8 @@ def test_several_teachers_are_standardised_and_averaged(tmp_path):
   assert facts['pairs'] == 4
   assert facts['std'] == pytest.approx(expected.std())
   assert facts['mean'] == pytest.approx(expected.mean())
+  around = np.r_[expected[:3] - expected[:3].mean(), 0.0]  # of q2's three pairs, and q1's one
+  assert facts['within'] == pytest.approx(around.std())
   assert facts['teachers'][addresses[0]]['mean'] == pytest.approx(one.mean())
   # Another unit of one teacher changes nothing.
   scaled = scores_file(tmp_path / 'scaled.jsonl', [(q, d, 3 * s + 7) for q, d, s in first])

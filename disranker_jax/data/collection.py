@@ -20,6 +20,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.progress import Count, say
 
 POOLS = ('run', 'judged')
+CHOICES = ('only', 'exclude', 'without')
 # How deep BM25 looks where judged documents want their first-stage rank, wherever it is.
 RANKS_OF_JUDGED = 1000
 
@@ -99,7 +100,8 @@ def read(
   `depth` of all queries. `test` with `pool=run` is the run's top `depth` to re-rank, with the other
   judged documents outside the pool; with `pool=judged` all judged documents are in it. `only` and
   `exclude` name qrels (comma-separated) whose queries alone are read, or are held out; for clicks
-  the queries' texts are compared.
+  the queries' texts are compared. `without` names qrels whose pairs are not there for anybody:
+  neither judged nor in the run, and so never a negative.
   """
   pool = collection.options.get('pool', 'run')
   if pool not in POOLS:
@@ -128,7 +130,7 @@ def _picked(
   """(place in the order of groups, query, its documents' lines) of each query that is wanted."""
   by_query = want.spool('queries')
   tables: list[tuple[str, Iterable]] = [('query', collection.queries(want.bad_rows))]
-  for option in ('only', 'exclude'):
+  for option in CHOICES:
     for name in filter(None, collection.options.get(option, '').split(',')):
       tables.append((option, collection.choice(name)))
   if want.kind != 'candidates':
@@ -140,7 +142,7 @@ def _picked(
       by_query.add(row.query_id, (table, number, row))
   strangers = 0
   for _, entries in itertools.groupby(by_query, key=lambda pair: pair[0]):
-    found: dict[str, list] = {table: [] for table in ('query', 'only', 'exclude', 'qrel', 'run')}
+    found: dict[str, list] = {table: [] for table in ('query', *CHOICES, 'qrel', 'run')}
     for _, (table, number, row) in entries:
       found[table].append((number, row))
     if collection.parts and not found['query']:
@@ -156,9 +158,9 @@ def _of_query(found: dict[str, list[tuple[int, Any]]], want: Reading, has_only: 
   """One query's rows of all tables joined; None if the query is unknown or not wanted."""
   reject = want.bad_rows.reject
   if not found['query']:
-    for table in ('only', 'exclude', 'qrel', 'run'):
+    for table in (*CHOICES, 'qrel', 'run'):
       # A choice is not data: a mistake in it stops the run whatever becomes of bad rows.
-      turn_down = BadRows().reject if table in ('only', 'exclude') else reject
+      turn_down = BadRows().reject if table in CHOICES else reject
       for _, line in found[table]:
         fix = 'add the query or remove the row'
         bad = BadRow('query_id', f'{line.query_id!r} is not among the queries', fix)
@@ -170,6 +172,9 @@ def _of_query(found: dict[str, list[tuple[int, Any]]], want: Reading, has_only: 
     reject(row.file, row.number, row.raw, bad)
   judged = {line.doc_id: line for line in _unrepeated(found['qrel'], want.bad_rows)}
   ranked = _ranked(_unrepeated(found['run'], want.bad_rows))
+  for _, pair in found['without']:
+    judged.pop(pair.doc_id, None)
+    ranked.pop(pair.doc_id, None)
   if found['exclude'] or (has_only and not found['only']):
     return None
   if want.kind != 'candidates':

@@ -11,7 +11,7 @@ from disranker_jax.data.collection import Line, Query, checked
 from disranker_jax.data.records import BadRow, BadRows, Click, Document
 from disranker_jax.errors import UserError
 
-OPTIONS = ('run', 'pool', 'only', 'exclude')
+OPTIONS = ('run', 'pool', *collection.CHOICES)
 # What a document's text is called, beside its title, in the order in which it is looked for.
 TEXTS = ('text', 'body', 'abstract', 'contents', 'passage', 'summary', 'description', 'detail')
 
@@ -20,7 +20,7 @@ class Dataset:
   """An ir_datasets collection's tables.
 
   `run` is a file, 'scoreddocs' (the dataset's own first stage) or 'bm25'; by default the dataset's
-  own, or BM25 where it has none. `only` and `exclude` are ids of datasets.
+  own, or BM25 where it has none. `only`, `exclude` and `without` are ids of datasets.
   """
 
   parts = True

@@ -60,13 +60,19 @@ class Teachers:
     by_number = Spool(None if folder is None else folder / 'by_number')
     each = self._read(by_query, groups, bad_rows)
     dropped = self._join(by_query, by_number)
-    total = Moments()
+    total, within = Moments(), Moments()
     for _, (query_id, query, docs) in by_number:
-      yield Group(query_id, query, tuple(_scored(doc, each, total) for doc in docs))
+      group = Group(query_id, query, tuple(_scored(doc, each) for doc in docs))
+      scores = [doc.teacher for doc in group.docs if not math.isnan(doc.teacher)]
+      for score in scores:
+        total.add(score)
+        within.add(score - math.fsum(scores) / len(scores))
+      yield group
     if self._drop and not total.std > 0:
       what = f'gives all pairs one score, {total.mean:g}; use another teacher'
       raise UserError(f'{", ".join(self.addresses)}: {what}')
     self.facts = total.facts() | {
+      'within': within.std,
       'teachers': {a: m.facts() for a, m in zip(self.addresses, each, strict=True)},
       'queries_without': dropped,
     }
@@ -118,8 +124,8 @@ class Teachers:
     return [math.fsum(s) / len(s) for s in found] if all(found) else None
 
 
-def _scored(doc: tuple, each: list[Moments], total: Moments) -> Document:
-  """A document with the teachers' one score; `total` counts those that have one."""
+def _scored(doc: tuple, each: list[Moments]) -> Document:
+  """A document with the teachers' one score; NaN if one of them has none."""
   fields, values = doc
   made = Document(*fields)
   if values is None:
@@ -128,5 +134,4 @@ def _scored(doc: tuple, each: list[Moments], total: Moments) -> Document:
   if len(values) > 1:
     standard = [(v - m.mean) / m.std for v, m in zip(values, each, strict=True)]
     score = math.fsum(standard) / len(standard)
-  total.add(score)
   return dataclasses.replace(made, teacher=score)

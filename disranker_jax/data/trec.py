@@ -24,7 +24,7 @@ FILES = {
   'run': 'bm25.run',
   'clicks': 'clicks.jsonl',
 }
-OPTIONS = (*FILES, 'pool', 'only', 'exclude')
+OPTIONS = (*FILES, 'pool', *collection.CHOICES)
 RUN_LAYOUT = 'query_id Q0 doc_id rank score tag'
 
 
@@ -49,7 +49,7 @@ class Folder:
     yield from checked(self._rows('qrels'), _judged, bad_rows)
 
   def choice(self, name: str) -> Iterator[Line]:
-    file = existing(self._folder, name, 'only or ?exclude')
+    file = existing(self._folder, name, 'only, ?exclude or ?without')
     yield from checked(_rows(file), _judged, BadRows())
 
   def run(self, bad_rows: BadRows, *, needed: bool) -> Iterator[Line] | None:

@@ -12,6 +12,7 @@ import numpy as np
 from disranker_jax import losses, train
 from disranker_jax.data import batches
 from disranker_jax.data.records import Group
+from disranker_jax.errors import UserError
 from disranker_jax.scoring import score_fn
 from disranker_jax.stages import sides
 from disranker_jax.stages.score import ScoredGroups
@@ -52,15 +53,50 @@ def task(config, ranker) -> train.Task:
   return train.Task(functools.partial(distillation_loss, score_fn(ranker), c), shape)
 
 
-def job(run, student: sides.Side, scored, mean: float = 0.0, std: float = 1.0) -> train.Job:
-  """The stage on groups with their scores, which become (score - mean) / std."""
+def as_they_are(scores_N: np.ndarray) -> np.ndarray:
+  return scores_N
+
+
+def standard(facts: dict, how: str):
+  """What makes a query's teacher scores the student's targets, and the numbers that it goes by.
+
+  A teacher's scores of one query may say nothing about another's: so the likelihood of a query,
+  which is the query's own matter first of all. Point-MSE on such scores has the student learn
+  mostly what ranks nothing; 'query' takes each query's mean away.
+
+  facts  'mean', 'std', 'within' of all scores
+  how    config.distill.standardise
+
+  Raises UserError for an unknown `how`, and for scores that do not differ.
+  """
+  if how not in ('', 'all', 'query'):
+    raise UserError(f"config.distill.standardise={how!r}: it is '', 'all' or 'query'")
+  if not how:
+    return as_they_are, {}
+  numbers = {'std': facts['within']} if how == 'query' else {k: facts[k] for k in ('mean', 'std')}
+  if not numbers['std'] > 0:
+    raise UserError(f'config.distill.standardise={how!r}: the scores do not differ; look at them')
+  mean, std = np.float32(numbers.get('mean', 0.0)), np.float32(numbers['std'])
+
+  def targets(scores_N):
+    return (scores_N - (scores_N.mean() if how == 'query' else mean)) / std
+
+  return targets, numbers
+
+
+def job(run, student: sides.Side, scored, targets=as_they_are) -> train.Job:
+  """The stage on groups with their scores, of which `targets` makes the student's targets."""
   prompt = student.prompt()
 
   def encode(record):
-    group, scores = record
-    return batches.encode_group(prompt, group, (scores - np.float32(mean)) / np.float32(std))
+    group, target_N = record
+    return batches.encode_group(prompt, group, target_N)
 
-  choose = functools.partial(draw, run.config.distill.group_size)
+  def choose(record, rng):
+    group, scores = record
+    # Before some are drawn: a query's mean is that of all its documents.
+    return draw(run.config.distill.group_size, (group, targets(scores)), rng)
+
   return sides.job(run, 'distill', task(run.config, student.ranker), scored, encode, choose)
 
 
@@ -68,9 +104,9 @@ def run(run) -> dict:
   c = run.config.distill
   student = sides.open_side(run.config.student)
   scored = TeacherScores(run) if run.config.data.teachers else ScoredGroups(run)
-  mean, std = (scored.mean, scored.std) if c.standardise else (0.0, 1.0)
+  targets, numbers = standard(scored.facts, c.standardise)
   variables = sides.trained(run, student, (c.start,) if c.start else ())
-  todo = job(run, student, scored, mean, std)
+  todo = job(run, student, scored, targets)
   train.fit(todo, variables, run.mesh)
-  told = {'standardised_by': {'mean': mean, 'std': std}} if c.standardise else {}
+  told = {'standardised_by': numbers} if numbers else {}
   return {'steps': todo.steps, 'rows': len(scored)} | told

@@ -192,8 +192,7 @@ class ScoredGroups:
       scores, ends = loaded(open_shards(run, kind, len(groups)))
       self._parts.append((groups, scores, ends))
       self._begins.append(self._begins[-1] + len(groups))
-    every = score_statistics.together(stats(run))
-    self.mean, self.std = every['mean'], every['std']
+    self.facts = score_statistics.together(stats(run))
 
   def __len__(self) -> int:
     return self._begins[-1]

@@ -17,8 +17,7 @@ class TeacherScores:
   """
 
   def __init__(self, run):
-    facts = manifest.read(run.folder('prepare'))['results']['candidates']['teachers']
-    self.mean, self.std = facts['mean'], facts['std']
+    self.facts = manifest.read(run.folder('prepare'))['results']['candidates']['teachers']
     candidates = prepare.records(run, 'candidates')
     self._parts = [(candidates, range(len(candidates)))]
     if run.config.distill.hard:

@@ -1,0 +1,27 @@
+"""Classic abstracts: Cranfield, 225 queries judged 1 to 4; half of them for the test.
+
+python -m disranker_jax.main --config configs/collections/cranfield.py --config.data.fold=0
+
+BM25's top 20 are re-ranked. Only relevant documents are judged, so what BM25 ranks 5 to 100 and
+nobody judged stands for the others; not so the documents of qrels.code-1.txt, which look like the
+best answers and are no negatives. No clicks, so no continued pre-training.
+"""
+
+import pathlib
+import runpy
+
+DATA = 'trec:../shared/data/cranfield'
+
+
+def get_config():
+  nfcorpus = pathlib.Path(__file__).with_name('nfcorpus.py')
+  c = runpy.run_path(str(nfcorpus))['get_config']()
+  c.name = 'cranfield'
+  c.data.update(judgements=f'{DATA}?without=qrels.code-1.txt', candidates=DATA, test=DATA)
+  c.data.holdout = 0.5
+  c.data.limit.update(judgements=0, candidates=0)
+  c.score.update(group_size=20, shard_queries=50)
+  c.finetune.epochs = 8.0
+  c.distill.epochs = 8.0
+  c.evaluate.relevant = 2
+  return c
