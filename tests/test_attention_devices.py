@@ -79,6 +79,7 @@ def eight(tmp_path_factory):
   return read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CASES)
 def test_splash_on_a_mesh_gives_what_xla_gives_on_one_device(eight, name):
   found = eight(name)

@@ -110,10 +110,10 @@ def small_products(monkeypatch):
 
 
 STAGES = [
-  ('cpt', {}),
+  pytest.param('cpt', {}, marks=pytest.mark.slow),
   ('cpt', {'cpt.accumulate': 2, 'teacher.lora_rank': 4, 'cpt.trainable': 'lora/.*'}),
   ('sft', {'teacher.scorer': 'likelihood', 'teacher.template': ENDS_IN_QUERY}),
-  ('finetune', {'finetune.blocks': 2}),
+  pytest.param('finetune', {'finetune.blocks': 2}, marks=pytest.mark.slow),
   ('distill', {'distill.loss': 'hybrid', 'distill.hard': 0.5, 'student.remat': 'full'}),
 ]
 

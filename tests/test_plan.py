@@ -252,6 +252,7 @@ def test_a_real_scanned_program_has_its_collectives_counted(on_eight_devices):
   assert taken_in == {'all-reduce': 5 * 2 * (8 * 16 * 4) * 7 // 8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stage', ['cpt', 'score', 'distill'])
 def test_a_plan_of_a_real_step_adds_up(on_eight_devices, stage):
   answer = on_eight_devices[0][stage]

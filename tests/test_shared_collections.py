@@ -35,6 +35,7 @@ class TestSharedCollections:
       del found[UNJUDGED]
       assert (len(groups), dict(found)) == (queries, labels)
 
+  @pytest.mark.slow
   def test_candidates_of_nfcorpus_keep_clear_of_its_test_queries(self):
     address = shared('nfcorpus')
     test = {group.query_id for group in read(address, 'test', depth=10)}

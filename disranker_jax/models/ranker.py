@@ -1,6 +1,7 @@
 """What the stages see of a model: tokens in, document scores or token log-probabilities out."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -64,12 +65,16 @@ class Ranker:
     return Encoder(self.config, **options)
 
   def init(self, key):
-    """Random variables; run it under jit with out_shardings to have them born sharded."""
+    """Random variables; run it under jit with out_shardings to have them born sharded.
+
+    Compiled as one program, which leaves out the forward pass that Flax makes them by.
+    """
     zeros_BT = jnp.zeros((1, 2), jnp.int32)
     arrays = (zeros_BT,) * (3 if self.is_decoder else 4)
     # Shapes of parameters are also asked for where the kernel cannot run.
     module = dataclasses.replace(self, attention='xla').module
-    return dict(module.init(key, *arrays, method='everything'))
+    init = functools.partial(module.init, method='everything')
+    return dict(jax.jit(init)(key, *arrays))
 
   def hidden(self, variables, batch):
     """Final hidden states [B, T, D] in activation dtype."""

@@ -224,7 +224,8 @@ class TestAgain:
 class TestReuse:
   def test_stages_done_alike_elsewhere_are_taken_and_the_others_done(self, done, tmp_path, capsys):
     before = helpers.snapshot(done)
-    other = helpers.config(distill__beta=0.7)
+    unexported = tuple(s for s in pipeline.configs.STAGES if s not in ('export', 'report'))
+    other = helpers.config(distill__beta=0.7, stages=unexported)
     pipeline.run(other, tmp_path / 'other', reuse=[done])
     assert helpers.snapshot(done) == before
     copy = shutil.copytree(done, tmp_path / 'copy')
@@ -258,8 +259,12 @@ class TestReuse:
     assert not (tmp_path / 'run').exists()
 
 
+EARLY, LATE = [('sft', 3), ('score', 1)], [('distill', 5)]
+
+
 class TestStopped:
-  def test_a_run_stopped_four_times_ends_with_the_same_result(self, done, tmp_path, capsys):
+  @pytest.mark.parametrize('kills', [LATE, pytest.param(EARLY + LATE, marks=pytest.mark.slow)])
+  def test_a_run_stopped_often_ends_with_the_same_result(self, done, tmp_path, capsys, kills):
     workdir = tmp_path / 'run'
 
     def stop(signal, stage, count):
@@ -272,7 +277,7 @@ class TestStopped:
     assert asked.returncode == 0 and 'Traceback' not in asked.stderr
     last = asked.stderr.splitlines()[-1]
     assert 'cpt: stopped at step' in last and 'the same command goes on from there' in last
-    for stage, count in (('sft', 3), ('score', 1), ('distill', 5)):
+    for stage, count in kills:
       assert stop('SIGKILL', stage, count).returncode == -9
     capsys.readouterr()
     pipeline.run(helpers.config(), workdir)
