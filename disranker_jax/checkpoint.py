@@ -24,6 +24,9 @@ from disranker_jax import manifest, processes, sharding
 from disranker_jax.errors import UserError
 
 SUMS = 'checksums'
+# A folder that cannot be made is an error at once. Made in the background, it leaves threads that
+# wait minutes for it, and a process that does not end before them.
+PROMPT = ocp.options.AsyncOptions(create_directories_asynchronously=False)
 
 
 class Checkpoints:
@@ -35,6 +38,7 @@ class Checkpoints:
     self._sealed = None
     self._orbax = ocp.training.Checkpointer(
       self._folder,
+      context=ocp.Context(async_options=PROMPT),
       save_decision_policy=ocp.training.save_decision_policies.InitialSavePolicy(),
       preservation_policy=ocp.training.preservation_policies.LatestN(2),
       cleanup_tmp_directories=True,

@@ -230,21 +230,32 @@ def save_until_it_fails(folder: Path, how: str) -> None:
       raise
 
 
-def test_a_run_whose_folder_is_taken_away_does_not_end_well(tmp_path, monkeypatch):
-  """Training does not go on for hours with nothing kept."""
+def test_a_run_whose_folder_is_taken_away_ends_badly_and_at_once(tmp_path):
+  """Training does not go on for hours with nothing kept, nor wait for what cannot be written."""
+  program = (
+    'import sys; sys.path.insert(0, sys.argv[1]); '
+    'import test_reliability as t; t.take_the_folder_away(t.Path(sys.argv[2]))'
+  )
+  command = [sys.executable, '-c', program, str(Path(__file__).parent), str(tmp_path)]
+  env = os.environ | {'PYTHONPATH': str(gang.ROOT)}
+  ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+  assert ended.returncode == 1, ended.stderr
+  assert 'NotADirectoryError' in ended.stderr.splitlines()[-1], ended.stderr
+  assert len(trainer.losses(tmp_path / 'job')) < STEPS
+
+
+def take_the_folder_away(folder: Path) -> None:
   save = train.Checkpoints.save
 
   def taken_away(self, step, *items):
     if step == 4:
       self.wait()
-      shutil.rmtree(tmp_path / 'job/checkpoints')
-      (tmp_path / 'job/checkpoints').write_text('not a folder')
+      shutil.rmtree(folder / 'job/checkpoints')
+      (folder / 'job/checkpoints').write_text('not a folder')
     save(self, step, *items)
 
-  monkeypatch.setattr(train.Checkpoints, 'save', taken_away)
-  with pytest.raises(OSError):
-    fit(tmp_path)
-  assert len(trainer.losses(tmp_path / 'job')) < STEPS
+  train.Checkpoints.save = taken_away
+  fit(folder)
 
 
 @pytest.mark.slow

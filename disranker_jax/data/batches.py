@@ -33,6 +33,9 @@ from disranker_jax.data.records import UNJUDGED, Click, Document, Group
 from disranker_jax.errors import UserError
 
 
+MOST_AHEAD, THREADS = 500, 16  # Grain's own figures
+
+
 @dataclasses.dataclass(frozen=True)
 class Shape:
   """The static shape of a block."""
@@ -228,8 +231,11 @@ class Stream:
     """Goes to where `position` of this block's queries have been used."""
     self.position, self._held = position, None
     start = self._block + position * self._blocks
-    # Records are read and tokenised ahead of the device, in Grain's threads.
-    self._rest = iter(self._queries[start :: self._blocks].to_iter_dataset())
+    # Records are read and tokenised ahead of the device, in Grain's threads: two blocks' worth, for
+    # more is thrown away with every stream that ends.
+    ahead = min(2 * self._shape.groups, MOST_AHEAD)
+    options = grain.ReadOptions(min(ahead, THREADS), ahead)
+    self._rest = iter(self._queries[start :: self._blocks].to_iter_dataset(options))
 
   def next(self) -> tuple[dict[str, np.ndarray], list[str]]:
     """(block, the names of its queries)."""
