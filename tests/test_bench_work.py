@@ -109,9 +109,10 @@ def small_products(monkeypatch):
   monkeypatch.setattr(_ours, 'PEAK_S', 0.01)
 
 
+LORA = {'cpt.accumulate': 2, 'teacher.lora_rank': 4, 'cpt.trainable': 'lora/.*'}
 STAGES = [
-  pytest.param('cpt', {}, marks=pytest.mark.slow),
-  ('cpt', {'cpt.accumulate': 2, 'teacher.lora_rank': 4, 'cpt.trainable': 'lora/.*'}),
+  ('cpt', {}),
+  pytest.param('cpt', LORA, marks=pytest.mark.slow),
   ('sft', {'teacher.scorer': 'likelihood', 'teacher.template': ENDS_IN_QUERY}),
   pytest.param('finetune', {'finetune.blocks': 2}, marks=pytest.mark.slow),
   ('distill', {'distill.loss': 'hybrid', 'distill.hard': 0.5, 'student.remat': 'full'}),

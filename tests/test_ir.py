@@ -32,6 +32,7 @@ def read(address, kind, **options):
   return list(sources.read(f'ir_datasets:{address}', kind, **options))
 
 
+@pytest.mark.slow
 def test_judgements_are_those_of_the_same_collection_as_files():
   if not (COLLECTIONS / 'nfcorpus').is_dir():
     pytest.skip('no nfcorpus at ../shared/data beside this checkout')

@@ -277,6 +277,7 @@ def test_a_plan_of_a_real_step_adds_up(on_eight_devices, stage):
   assert answer['chip_hours'] == pytest.approx(8 * hours)
 
 
+@pytest.mark.slow
 def test_one_block_on_many_devices_is_worth_a_hint(on_eight_devices):
   answers = on_eight_devices[0]
   assert '--config.cpt.blocks=8' in answers['cpt']['hints'][0]
