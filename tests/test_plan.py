@@ -286,6 +286,7 @@ def test_one_block_on_many_devices_is_worth_a_hint(on_eight_devices):
   assert answers['score']['hints'] == []
 
 
+@pytest.mark.slow
 def test_text_and_json_say_whether_it_fits(on_eight_devices):
   answer = on_eight_devices[0]['cpt']
   said = json.loads(report.as_json(answer))

@@ -32,7 +32,6 @@ from disranker_jax.data.prompts import Encoded
 from disranker_jax.data.records import UNJUDGED, Click, Document, Group
 from disranker_jax.errors import UserError
 
-
 MOST_AHEAD, THREADS = 500, 16  # Grain's own figures
 
 
