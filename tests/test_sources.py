@@ -186,13 +186,9 @@ class TestTrec:
   def test_pairs_can_be_left_out(self, folder):
     (folder / 'unsure.txt').write_text('q1 0 d2 0\nq1 0 d4 0\nq2 0 d2 0\n')
     address = f'trec:{folder}?without=unsure.txt'
-    # Ranks are the run's: who is left out leaves a gap.
     assert table(address, 'judgements') == {'q1': [('d1', 2, 3, True)]}
-    assert table(address, 'candidates', depth=2)['q1'] == [
-      ('d3', UNJUDGED, 2, True), ('d1', UNJUDGED, 3, True),
-    ]  # fmt: skip
-    (folder / 'unsure.txt').write_text('q9 0 d2 0\n')
-    assert "'q9' is not among the queries" in error(address, 'judgements')
+    found = table(address, 'candidates', depth=2)['q1']
+    assert [doc[::2] for doc in found] == [('d3', 2), ('d1', 3)]  # the run's own ranks
 
   def test_test_pools(self, folder):
     assert table(f'trec:{folder}', 'test', depth=2) == {
