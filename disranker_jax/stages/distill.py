@@ -57,7 +57,7 @@ def as_they_are(scores_N: np.ndarray) -> np.ndarray:
   return scores_N
 
 
-def standard(facts: dict, how: str):
+def standardiser(facts: dict, how: str):
   """What makes a query's teacher scores the student's targets, and the numbers that it goes by.
 
   A teacher's scores of one query may say nothing about another's: so the likelihood of a query,
@@ -104,7 +104,7 @@ def run(run) -> dict:
   c = run.config.distill
   student = sides.open_side(run.config.student)
   scored = TeacherScores(run) if run.config.data.teachers else ScoredGroups(run)
-  targets, numbers = standard(scored.facts, c.standardise)
+  targets, numbers = standardiser(scored.facts, c.standardise)
   variables = sides.trained(run, student, (c.start,) if c.start else ())
   todo = job(run, student, scored, targets)
   train.fit(todo, variables, run.mesh)
