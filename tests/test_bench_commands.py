@@ -155,9 +155,9 @@ class TestWorker:
   def test_apart_one_is_gone_before_the_next_begins(self, monkeypatch, tmp_path):
     asked = self.turns(monkeypatch, {})
     _worker.in_turn('train', ['ours', 'torch'], [], tmp_path, 1, apart=True)
-    assert [what for _, what in asked] == ['start', 'turn', 'end', 'gone'] * 2
+    assert [what for _, what in asked] == ['start', 'warm', 'turn', 'end', 'gone'] * 2
 
-  @pytest.mark.parametrize('when', ['start', 'turn'])
+  @pytest.mark.parametrize('when', ['start', 'warm', 'turn'])
   def test_a_peer_that_fails_is_left_out(self, monkeypatch, tmp_path, when):
     asked = self.turns(monkeypatch, {('torch', when): {'failed': 'out of memory'}})
     turns, facts = _worker.in_turn('train', ['ours', 'torch'], [], tmp_path, 2, apart=False)

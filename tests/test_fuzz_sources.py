@@ -139,6 +139,9 @@ def read(address: str, kind: str, folder: pathlib.Path):
   files = collections.Counter(pathlib.Path(entry['file']).name for entry in entries)
   if not entries:
     assert list(map(repr, sources.read(address, kind, depth=1000))) == list(map(repr, records))
+  else:
+    with pytest.raises(UserError):
+      list(sources.read(address, kind, depth=1000))
   return records, files, bad_rows
 
 

@@ -7,8 +7,6 @@ import math
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from disranker_jax.data import builders, sources
 from disranker_jax.data.records import UNJUDGED, BadRows, Click
@@ -189,6 +187,13 @@ class TestTrec:
     assert table(address, 'judgements') == {'q1': [('d1', 2, 3, True)]}
     assert [doc[0] for doc in table(address, 'candidates', depth=2)['q1']] == ['d3', 'd1']
 
+  def test_judgements_can_be_those_that_the_run_finds(self, folder, capsys):
+    address = f'trec:{folder}?pool=run'
+    assert table(address, 'judgements', depth=3) == {'q1': [('d1', 2, 3, True)]}
+    assert 'left out 2 judged pairs' in capsys.readouterr().err
+    pooled = table(address, 'pooled', depth=3)['q1']
+    assert [(doc[0], doc[1]) for doc in pooled] == [('d2', -1), ('d3', -1), ('d1', 2)]
+
   def test_test_pools(self, folder):
     assert table(f'trec:{folder}', 'test', depth=2) == {
       'q1': [
@@ -343,58 +348,3 @@ class TestTfds:
     builders.write('clicks', [Click('q', 't', 's')], tmp_path / 'c')
     assert 'cannot be opened' in error(f'tfds:{tmp_path}/c?split=train')
     assert 'names no dataset' in error('tfds:')
-
-
-VALUES = st.recursive(
-  st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-  lambda inner: (
-    st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
-  ),
-  max_leaves=4,
-)
-FULL = ROW | {'rank': 1, 'score': 0.5, 'count': 2}
-
-
-@st.composite
-def mutated_lines(draw):
-  """A good row with a field changed, lost or added, or a line with bytes cut, swapped or put in."""
-  row = FULL | {'doc_id': draw(st.sampled_from('abcdef'))}
-  field = draw(st.sampled_from([*row, 'extra']))
-  change = draw(st.sampled_from(['nothing', 'value', 'delete', 'bytes']))
-  if change == 'value':
-    row[field] = draw(VALUES)
-  elif change == 'delete':
-    row.pop(field, None)
-  line = json.dumps(row, ensure_ascii=draw(st.booleans())).encode('utf-8', 'surrogatepass')
-  if change == 'bytes':
-    at = draw(st.integers(0, len(line)))
-    line = line[:at] + draw(st.binary(max_size=4)) + line[at + draw(st.integers(0, 4)) :]
-  return line.replace(b'\n', b' ').replace(b'\r', b' ')
-
-
-@settings(
-  max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(
-  lines=st.lists(mutated_lines(), min_size=1, max_size=8),
-  kind=st.sampled_from(['clicks', 'judgements', 'candidates', 'test']),
-)
-def test_any_line_is_a_record_or_a_bad_row(tmp_path, lines, kind):
-  path = tmp_path / 'fuzz.jsonl'
-  path.write_bytes(b'\n'.join(lines))
-  rows_in = sum(1 for line in lines if line.removeprefix(b'\xef\xbb\xbf').strip())
-  bad_rows = BadRows('quarantine', tmp_path / 'bad.jsonl')
-  try:
-    records = list(read(f'jsonl:{path}', kind, bad_rows=bad_rows))
-  except UserError as mistake:  # The one thing that is wrong with the file as a whole.
-    assert rows_in == 0 or lines[0][:2] == b'\x1f\x8b', mistake
-    return
-  rows_out = len(records) if kind == 'clicks' else sum(len(group.docs) for group in records)
-  quarantined = [json.loads(line) for line in bad_rows.path.read_text().splitlines()]
-  assert rows_in == bad_rows.rows_in == rows_out + len(quarantined)
-  assert bad_rows.quarantined == len(quarantined)
-  if quarantined:
-    with pytest.raises(UserError, match=r'fuzz\.jsonl:\d+:'):
-      list(read(f'jsonl:{path}', kind))
-  else:
-    assert list(map(repr, read(f'jsonl:{path}', kind))) == list(map(repr, records))

@@ -3,9 +3,10 @@
 python -m disranker_jax.main --config configs/collections/nfcorpus.py --workdir runs/nfcorpus
 
 Only relevant documents are judged, so those that BM25 ranks 5 to 100 and nobody judged stand for
-the others. BM25's top 20 are re-ranked. Of the training queries 600 are used, as in the quickstart
-(--config.data.limit.judgements=0 --config.data.limit.candidates=0 takes all). No clicks, so no
-continued pre-training.
+the others; the relevant ones are those that BM25 finds too, since most of the others share no word
+with the query. BM25's top 20 are re-ranked. Of the training queries 600 are used, as in the
+quickstart (--config.data.limit.judgements=0 --config.data.limit.candidates=0 takes all). No clicks,
+so no continued pre-training.
 """
 
 import pathlib
@@ -19,7 +20,7 @@ def get_config():
   c = runpy.run_path(str(quickstart))['get_config']()
   c.name = 'nfcorpus'
   c.stages = tuple(s for s in c.stages if s != 'cpt')
-  c.data.update(clicks='', judgements=f'{DATA}?qrels=qrels.train.txt', test=DATA)
+  c.data.update(clicks='', judgements=f'{DATA}?qrels=qrels.train.txt&pool=run', test=DATA)
   c.data.update(candidates=f'{DATA}?only=qrels.train.txt', depth=20)
   c.data.negatives.update(count=20, first=5, last=100)
   c.data.limit.update(judgements=600, candidates=600, test=0)

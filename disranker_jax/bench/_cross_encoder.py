@@ -38,6 +38,10 @@ class Score:
     pairs = [(g.query, document_text(d)) for g in groups for d in g.docs]
     self._model.predict(pairs, show_progress_bar=False)
 
+  def warm(self) -> dict:
+    self._predict(self._groups.take(max(1, self._queries // self._steps)))
+    return {}
+
   def turn(self) -> dict:
     groups = self._groups.take(self._queries)
     found = [len(doc) for g in groups for doc in self._prompt.encode(g.query, g.docs)]

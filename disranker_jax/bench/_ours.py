@@ -51,9 +51,8 @@ class Train:
     self._waiter = concurrent.futures.ThreadPoolExecutor(1)
     self._drawn = self._feed.next()[0]
     begin = time.perf_counter()
-    loss = float(self._begin()[1]['loss'])
+    loss = self.warm()['loss']
     first_step_s = time.perf_counter() - begin
-    self._drawn = self._feed.next()[0]
     count = model_flops(self._side.ranker, self._batch, settings.trainable)
     return described(self._mesh, self._side) | {
       'compile_s': compile_s,
@@ -70,6 +69,12 @@ class Train:
       self._trained, self._state, self._frozen, drawn, self._asked
     )
     return drawn, metrics
+
+  def warm(self) -> dict:
+    """One step."""
+    loss = float(self._begin()[1]['loss'])
+    self._drawn = self._feed.next()[0]
+    return {'loss': loss}
 
   def turn(self) -> dict:
     """Some steps: while one runs the next one's batches are read, as in a run."""
@@ -134,6 +139,11 @@ class Score:
       'compile_s': took - self._scorer.seconds,
       'flops': model_flops(self._scorer.ranker, batch),
     }
+
+  def warm(self) -> dict:
+    """About one batch."""
+    list(self._scorer(self._groups.take(max(1, self._queries // self._steps))))
+    return {}
 
   def turn(self) -> dict:
     groups, scorer = self._groups.take(self._queries), self._scorer

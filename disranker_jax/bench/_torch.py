@@ -185,6 +185,11 @@ class Train(Timed):
       loss = float(self._loss(first, *parts(first, self._sizes[0]), backward=False))
     return self._tune(lambda size: self._step(first, *parts(first, size))) | {'first_loss': loss}
 
+  def warm(self) -> dict:
+    found = next(self._todo)
+    self._step(found, *parts(found, self._size))
+    return {}
+
   def turn(self) -> dict:
     todo = [next(self._todo) for _ in range(self._steps)]
     ready = [(found, *parts(found, self._size)) for found in todo]
@@ -236,6 +241,11 @@ class Score(Timed):
 
   def _encoded(self, groups) -> list[Sequence]:
     return [encoded(doc) for g in groups for doc in self._prompt.encode(g.query, g.docs)]
+
+  def warm(self) -> dict:
+    found = self._encoded(self._groups.take(max(1, self._queries // self._steps)))
+    self._run(parts(found, self._size)[0])
+    return {}
 
   def turn(self) -> dict:
     found = self._encoded(self._groups.take(self._queries))

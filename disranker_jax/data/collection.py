@@ -79,7 +79,7 @@ class Reading:
   kind: str
   depth: int
   bad_rows: BadRows
-  pool: str = 'run'
+  pool: str = ''  # as asked for; '' is each kind's own
   scratch: Path | None = None
 
   def spool(self, name: str) -> Spool:
@@ -90,21 +90,36 @@ class Reading:
     """Whether the pool is the judged documents."""
     return self.kind == 'judgements' or (self.kind == 'test' and self.pool == 'judged')
 
+  @property
+  def narrow(self) -> bool:
+    """Whether judged documents count only where the first stage finds them too."""
+    return self.kind not in ('test', 'candidates') and self.pool == 'run'
+
+
+class Picked(NamedTuple):
+  """A query that is wanted, with the lines of its documents and whether each is in its pool."""
+
+  order: int  # its place among the groups
+  query: Query
+  lines: list[tuple[Line, bool]]
+  left_out: int = 0  # judged documents that `pool=run` leaves out
+
 
 def read(
   collection: Collection, kind: str, depth: int, bad_rows: BadRows, scratch: Path | None = None
 ) -> Iterator[Click | Group]:
   """The records of a collection.
 
-  `judgements` are the judged documents of the queries in the qrels; `candidates` the run's top
-  `depth` of all queries. `test` with `pool=run` is the run's top `depth` to re-rank, with the other
-  judged documents outside the pool; with `pool=judged` all judged documents are in it. `only` and
+  `judgements` are the judged documents of the queries in the qrels, with `pool=run` those of them
+  that are in the run's top `depth`; `candidates` the run's top `depth` of all queries. `test` is
+  the run's top `depth` to re-rank, with the other judged documents outside the pool; with
+  `pool=judged` all judged documents are in it, and no other. `only` and
   `exclude` name qrels (comma-separated) whose queries alone are read, or are held out; for clicks
   the queries' texts are compared. `without` names qrels whose pairs are not there for anybody:
   neither judged nor in the run, and so never a negative.
   """
-  pool = collection.options.get('pool', 'run')
-  if pool not in POOLS:
+  pool = collection.options.get('pool', '')
+  if pool and pool not in POOLS:
     raise UserError(f'{collection.name}: unknown pool {pool!r}; choose one of {", ".join(POOLS)}')
   if kind == 'clicks':
     yield from _clicks(collection, bad_rows)
@@ -113,21 +128,22 @@ def read(
   picks, heads = want.spool('documents'), want.spool('groups')
   for file, number, doc in collection.documents(bad_rows):
     picks.add(doc.doc_id, (file, number, grouping.to_tuple(doc)))
-  without = 0
-  for order, query, lines in _picked(collection, want):
-    heads.add((order, -1), (query.query_id, query.text))
-    without += not lines
-    for position, (line, in_pool) in enumerate(lines):
-      picks.add(line.doc_id, (order, position, line, in_pool))
+  without = left_out = 0
+  for picked in _picked(collection, want):
+    heads.add((picked.order, -1), (picked.query.query_id, picked.query.text))
+    without += not picked.lines
+    left_out += picked.left_out
+    for position, (line, in_pool) in enumerate(picked.lines):
+      picks.add(line.doc_id, (picked.order, position, line, in_pool))
+  if left_out:
+    say(f"{collection.name}: left out {left_out:,} judged pairs not in the run's top {depth}")
   if without:
     logging.warning('%s: %d queries have nothing in the run', collection.name, without)
   yield from _groups(picks, heads, collection.name, bad_rows)
 
 
-def _picked(
-  collection: Collection, want: Reading
-) -> Iterator[tuple[int, Query, list[tuple[Line, bool]]]]:
-  """(place in the order of groups, query, its documents' lines) of each query that is wanted."""
+def _picked(collection: Collection, want: Reading) -> Iterator[Picked]:
+  """Each query that is wanted."""
   by_query = want.spool('queries')
   tables: list[tuple[str, Iterable]] = [('query', collection.queries(want.bad_rows))]
   for option in CHOICES:
@@ -135,7 +151,7 @@ def _picked(
       tables.append((option, collection.choice(name)))
   if want.kind != 'candidates':
     tables.append(('qrel', collection.qrels(want.bad_rows)))
-  run = collection.run(want.bad_rows, needed=not want.judged)
+  run = collection.run(want.bad_rows, needed=want.narrow or not want.judged)
   tables.append(('run', run or ()))
   for table, rows in tables:
     for number, row in enumerate(rows):
@@ -154,7 +170,9 @@ def _picked(
     say(f'{collection.name}: left out {strangers:,} lines of the run for queries it does not have')
 
 
-def _of_query(found: dict[str, list[tuple[int, Any]]], want: Reading, has_only: bool):
+def _of_query(
+  found: dict[str, list[tuple[int, Any]]], want: Reading, has_only: bool
+) -> Picked | None:
   """One query's rows of all tables joined; None if the query is unknown or not wanted."""
   reject = want.bad_rows.reject
   if not found['query']:
@@ -181,9 +199,16 @@ def _of_query(found: dict[str, list[tuple[int, Any]]], want: Reading, has_only: 
     if not judged:
       return None
     order = found['qrel'][0][0]
-  in_pool = judged if want.judged else dict(itertools.islice(ranked.items(), want.depth))
+  top, left_out = dict(itertools.islice(ranked.items(), want.depth)), 0
+  if want.narrow:
+    found_too = {doc_id: line for doc_id, line in judged.items() if doc_id in top}
+    judged, left_out = found_too, len(judged) - len(found_too)
+    if not judged:
+      return Picked(order, query, [], left_out)
+  in_pool = judged if want.judged else top
   both = {doc_id: _joined(doc_id, ranked, judged) for doc_id in {**in_pool, **judged}}
-  return order, query, [(line, doc_id in in_pool) for doc_id, line in both.items()]
+  lines = [(line, doc_id in in_pool) for doc_id, line in both.items()]
+  return Picked(order, query, lines, left_out)
 
 
 def _unrepeated(lines: list[tuple[int, Line]], bad_rows: BadRows) -> list[Line]:
