@@ -156,6 +156,12 @@ def defaults() -> ConfigDict:
   # '': teacher scores as they are; 'all': to mean 0 and deviation 1 over all; 'query': around each
   # query's own mean, for a teacher whose scores of one query say nothing about another's.
   c.distill.standardise = ''
+  # Weight of the mean square between hidden states of the student's layers and the teacher's, for a
+  # teacher that is an encoder with the student's tokenizer.
+  c.distill.hidden = 0.0
+  # Of the teacher's layers those that the student's embeddings and each of its layers learn from, 0
+  # its embeddings, -1 for none; (): evenly spread.
+  c.distill.hidden_layers = ()
   c.distill.start = ''  # '': from the pretrained student; 'finetune': from the fine-tuned one
   c.evaluate = ConfigDict()
   c.evaluate.batch_rows = 64

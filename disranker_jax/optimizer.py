@@ -12,15 +12,17 @@ from disranker_jax.tree import flatten
 def split(variables, pattern: str) -> tuple[dict, dict]:
   """(trained, frozen) by a regular expression over paths, both flat.
 
-  Frozen parameters have no gradient, no moments and no place in a stage's checkpoint.
+  Frozen parameters have no gradient, no moments and no place in a stage's checkpoint. Those under
+  'teacher/', which a student learns from, always are.
   """
   flat = flatten(variables)
   try:
-    trained = {k: v for k, v in flat.items() if re.search(pattern, k)}
+    own = {k: v for k, v in flat.items() if not k.startswith('teacher/')}
+    trained = {k: v for k, v in own.items() if re.search(pattern, k)}
   except re.error as e:
     raise UserError(f'trainable={pattern!r}: not a regular expression: {e}') from e
   if not trained:
-    raise UserError(f'trainable={pattern!r}: matches no parameter; there are {", ".join(flat)}')
+    raise UserError(f'trainable={pattern!r}: matches no parameter; there are {", ".join(own)}')
   return trained, {k: v for k, v in flat.items() if k not in trained}
 
 

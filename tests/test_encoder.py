@@ -36,6 +36,25 @@ def test_hidden_states_and_scores_match_transformers(act, tmp_path):
   reference.assert_close(jax.jit(model.scores)(variables, batch)[0], scores)
 
 
+@pytest.mark.parametrize('scan', [True, False])
+def test_states_of_all_layers_match_transformers(scan, tmp_path):
+  torch = pytest.importorskip('torch')
+  theirs = reference.model('bert', 'SequenceClassification')
+  theirs.save_pretrained(tmp_path)
+  model = dataclasses.replace(ranker.from_hf(tmp_path, scan=scan), states=True)
+  variables = hf.load(tmp_path, model, jax.random.key(0))
+  ids = reference.sequences((12, 7))
+  batch = reference.rows(ids, types=_types(ids))
+  real = batch['segments_BT'] > 0
+  with torch.no_grad():
+    inputs = reference.torch_inputs(batch, types=True)
+    states = theirs.bert(**inputs, output_hidden_states=True).hidden_states
+  ours_LBTD = jax.jit(model.hidden)(variables, batch)
+  assert len(ours_LBTD) == len(states) == 1 + model.config.layers
+  for ours, wanted in zip(ours_LBTD, states, strict=True):
+    reference.assert_close(ours[real], wanted.numpy()[real])
+
+
 def test_packed_rows_equal_separate_rows_in_both_directions():
   model, variables = reference.ranker('bert', 6.0)
   ids = reference.sequences((9, 3, 6))

@@ -347,7 +347,7 @@ def distilled(hard, labels_GN, teacher_GN, scores_GN):
   class Settings:
     loss, beta, margin = 'hybrid', 0.4, 0.1
 
-  Settings.hard = hard
+  Settings.hard, Settings.hidden = hard, 0.0
   mask_GN = np.ones(scores_GN.shape, bool)
   batch = {'labels_GN': labels_GN, 'teacher_GN': teacher_GN, 'mask_GN': mask_GN}
   return distillation_loss(lambda variables, batch: variables, Settings, scores_GN, batch)

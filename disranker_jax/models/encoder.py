@@ -92,6 +92,7 @@ class Block(nn.Module):
   lora_alpha: float
   attention: str
   sequence: bool
+  states: bool
 
   @nn.compact
   def __call__(self, x_BTD, segments_BT):
@@ -123,11 +124,15 @@ class Block(nn.Module):
     x_BTD = layers.LayerNorm(c.norm_eps, name='attn_norm')(x_BTD)
     h_BTF = ACTS[c.act](linear(c.ffn, 'up')(x_BTD))
     x_BTD = layers.LayerNorm(c.norm_eps, name='mlp_norm')(x_BTD + linear(c.width, 'down')(h_BTF))
-    return layers.constrain(x_BTD, self.sequence), None
+    x_BTD = layers.constrain(x_BTD, self.sequence)
+    return x_BTD, x_BTD if self.states else None
 
 
 class Encoder(nn.Module):
-  """Embeddings, scanned blocks; pooler and one-logit classifier on gathered [CLS] positions."""
+  """Embeddings, scanned blocks; pooler and one-logit classifier on gathered [CLS] positions.
+
+  With `states` every layer's hidden states are kept, the embeddings first: [L + 1, B, T, D].
+  """
 
   config: EncoderConfig
   precision: str = 'float32'
@@ -137,6 +142,7 @@ class Encoder(nn.Module):
   scan: bool = True
   attention: str = 'xla'
   sequence: bool = False
+  states: bool = False
 
   def setup(self):
     c = self.config
@@ -145,8 +151,9 @@ class Encoder(nn.Module):
     self.types = layers.Embed(c.types, c.width, self.precision)
     self.embed_norm = layers.LayerNorm(c.norm_eps)
     self.blocks = scanned(Block, c.layers, self.remat, self.scan, in_axes=(nn.broadcast,))(
-      c, self.precision, self.lora_rank, self.lora_alpha, self.attention, self.sequence
-    )
+      c, self.precision, self.lora_rank, self.lora_alpha, self.attention, self.sequence,
+      self.states,
+    )  # fmt: skip
     self.pooler = layers.Linear(c.width, use_bias=True)
     self.classifier = layers.Linear(1, use_bias=True)
 
@@ -154,7 +161,8 @@ class Encoder(nn.Module):
     """Hidden states [B, T, D]; segment 0 is padding, positions count within each segment."""
     x_BTD = self.words(tokens_BT) + self.places(positions_BT) + self.types(types_BT)
     x_BTD = layers.constrain(self.embed_norm(x_BTD), self.sequence)
-    return self.blocks(x_BTD, segments_BT)[0]
+    last_BTD, each_LBTD = self.blocks(x_BTD, segments_BT)
+    return jnp.concatenate([x_BTD[None], each_LBTD]) if self.states else last_BTD
 
   def score(self, hidden_PD):
     """One relevance score [P] fp32 for each gathered [CLS]."""

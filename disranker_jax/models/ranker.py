@@ -37,6 +37,7 @@ class Ranker:
   scan: bool = True
   attention: str = 'xla'
   sequence: bool = False
+  states: bool = False  # an encoder's `hidden` has all layers', embeddings first: [L + 1, B, T, D]
 
   def __post_init__(self):
     activation_dtype(self.precision)
@@ -62,7 +63,7 @@ class Ranker:
     }
     if self.is_decoder:
       return Decoder(self.config, head=self.head, **options)
-    return Encoder(self.config, **options)
+    return Encoder(self.config, states=self.states, **options)
 
   def init(self, key):
     """Random variables; run it under jit with out_shardings to have them born sharded.
@@ -72,7 +73,7 @@ class Ranker:
     zeros_BT = jnp.zeros((1, 2), jnp.int32)
     arrays = (zeros_BT,) * (3 if self.is_decoder else 4)
     # Shapes of parameters are also asked for where the kernel cannot run.
-    module = dataclasses.replace(self, attention='xla').module
+    module = dataclasses.replace(self, attention='xla', states=False).module
     init = functools.partial(module.init, method='everything')
     return dict(jax.jit(init)(key, *arrays))
 

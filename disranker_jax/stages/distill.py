@@ -1,7 +1,8 @@
 """Distillation: the student learns the teacher's scores, their values and their differences.
 
 Paper section 3.4: L = L_point + beta * L_margin (`loss = 'hybrid'`). A pairwise term on hard
-labels, where a query has them, may be added: the uniform-architecture study finds it critical.
+labels, where a query has them, may be added: the uniform-architecture study finds it critical. So
+may be a term on hidden states (TinyBERT), where teacher and student read the same tokens.
 """
 
 import functools
@@ -15,13 +16,17 @@ from disranker_jax.data.records import Group
 from disranker_jax.errors import UserError
 from disranker_jax.scoring import score_fn
 from disranker_jax.stages import sides
+from disranker_jax.stages.hidden import HiddenStates, open_hidden
 from disranker_jax.stages.score import ScoredGroups
 from disranker_jax.stages.teachers import TeacherScores
 
 
 def distillation_loss(scores, c, variables, batch):
-  """The loss on scores + hard * pairwise over a batch's queries: (sum, queries, metrics)."""
-  scores_GN = scores(variables, batch)
+  """The loss on scores + hard * pairwise over a batch's queries: (sum, queries, metrics).
+
+  `scores` gives scores_GN, and with c.hidden also how far the hidden states are from the teacher's.
+  """
+  scores_GN, gap = scores(variables, batch) if c.hidden else (scores(variables, batch), 0.0)
   teacher_GN, mask_GN = batch['teacher_GN'], batch['mask_GN']
   # Not margin: that is the hard term's.
   soft = losses.choose(losses.ON_SCORES, c.loss, 'distill.loss', beta=c.beta)
@@ -35,7 +40,9 @@ def distillation_loss(scores, c, variables, batch):
     'soft': jnp.sum(soft_G) / jnp.maximum(weight, 1),
     'hard': jnp.sum(hard_G) / jnp.maximum(weight, 1),
   }
-  return jnp.sum(soft_G + c.hard * hard_G), weight, metrics
+  if c.hidden:
+    metrics['hidden'] = gap
+  return jnp.sum(soft_G + c.hard * hard_G) + c.hidden * gap * weight, weight, metrics
 
 
 def draw(size: int, record: tuple[Group, np.ndarray], rng) -> tuple[Group, np.ndarray]:
@@ -46,11 +53,14 @@ def draw(size: int, record: tuple[Group, np.ndarray], rng) -> tuple[Group, np.nd
   return Group(group.query_id, group.query, docs), scores[chosen]
 
 
-def task(config, ranker) -> train.Task:
+def task(config, ranker, hidden: HiddenStates | None = None) -> train.Task:
   """What is computed, of which shapes."""
   c = config.distill
+  if c.hidden and hidden is None:
+    raise UserError('config.distill.hidden: there is no teacher here; set it to 0 to see the rest')
   shape = batches.Shape(c.batch_rows, config.student.row_len, c.group_size)
-  return train.Task(functools.partial(distillation_loss, score_fn(ranker), c), shape)
+  scores = hidden or score_fn(ranker)
+  return train.Task(functools.partial(distillation_loss, scores, c), shape)
 
 
 def as_they_are(scores_N: np.ndarray) -> np.ndarray:
@@ -84,7 +94,7 @@ def standardiser(facts: dict, how: str):
   return targets, numbers
 
 
-def job(run, student: sides.Side, scored, targets=as_they_are) -> train.Job:
+def job(run, student: sides.Side, scored, targets=as_they_are, hidden=None) -> train.Job:
   """The stage on groups with their scores, of which `targets` makes the student's targets."""
   prompt = student.prompt()
 
@@ -97,7 +107,8 @@ def job(run, student: sides.Side, scored, targets=as_they_are) -> train.Job:
     # Before some are drawn: a query's mean is that of all its documents.
     return draw(run.config.distill.group_size, (group, targets(scores)), rng)
 
-  return sides.job(run, 'distill', task(run.config, student.ranker), scored, encode, choose)
+  computed = task(run.config, student.ranker, hidden)
+  return sides.job(run, 'distill', computed, scored, encode, choose)
 
 
 def run(run) -> dict:
@@ -106,7 +117,9 @@ def run(run) -> dict:
   scored = TeacherScores(run) if run.config.data.teachers else ScoredGroups(run)
   targets, numbers = standardiser(scored.facts, c.standardise)
   variables = sides.trained(run, student, (c.start,) if c.start else ())
-  todo = job(run, student, scored, targets)
+  hidden, more = open_hidden(run, student) if c.hidden else (None, {})
+  todo = job(run, student, scored, targets, hidden)
+  variables |= more
   train.fit(todo, variables, run.mesh)
   told = {'standardised_by': numbers} if numbers else {}
   return {'steps': todo.steps, 'rows': len(scored)} | told

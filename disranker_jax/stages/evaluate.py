@@ -5,6 +5,7 @@ metrics per query and in the mean.
 """
 
 import csv
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import numpy as np
 
 from disranker_jax import manifest, metrics, processes
 from disranker_jax.data.records import Group
+from disranker_jax.errors import UserError
 from disranker_jax.progress import Progress, say
 from disranker_jax.stages import prepare, sides
 
@@ -87,7 +89,13 @@ def first_stage(run, name, groups):
 
 def zero_shot(run, name, groups):
   """The pretrained teacher: the likelihood of the query, given the document."""
-  teacher = sides.open_side(run.config.teacher, 'lm')
+  teacher = sides.open_side(run.config.teacher)
+  if not teacher.ranker.is_decoder:
+    raise UserError(
+      f"config.evaluate.models: 'zero_shot' asks how likely a query is, which an encoder as "
+      f'{run.config.teacher.model!r} cannot say; leave it out'
+    )
+  teacher = dataclasses.replace(teacher, ranker=dataclasses.replace(teacher.ranker, head='lm'))
   prompt = teacher.prompt(run.config.teacher.zero_shot_template, 'query')
   variables = teacher.pretrained(run.config.seed, run.mesh)
   rows = run.config.evaluate.batch_rows

@@ -1,0 +1,16 @@
+"""Hidden states and hard labels beside the teacher's scores (table 3's hidden terms).
+
+For --config configs/uniform_architecture.py: states are compared token by token, which needs a
+teacher that reads the student's tokens.
+"""
+
+HIDDEN = {'distill.hidden': 1.0}
+SOFT = {'distill.hard': 0.0}
+ROWS = {
+  'labels only': ('finetuned', {}),
+  'scores': ('student', SOFT),
+  'scores + hidden states': ('student', SOFT | HIDDEN),
+  'scores + hard labels': ('student', {}),
+  'scores + hard labels + hidden states': ('student', HIDDEN),
+  'teacher': ('teacher', {}),
+}
