@@ -106,7 +106,7 @@ class Scorer:
     self.blocks = 1 if self.rows % parts else parts
     self.shape = score_shape(self.scorer, self.rows, self.row_len).block(self.blocks)
     self._own = len(sharding.own_blocks(self.mesh, self.blocks))
-    self._compiled = self._ready = None
+    self.compiled = self._ready = None
     self.seconds = self.idle = 0.0  # the device at work, and waiting for the next batch
     self.pairs = self.tokens = self.places = 0  # of this process's blocks; places may be padding
 
@@ -188,13 +188,13 @@ class Scorer:
     batch = join([*blocks, *([filling] if filling else [])])
     placed = sharding.put_batch(batch, self.mesh, self.blocks)
     flags = sharding.flags(self.mesh, **said)
-    if self._compiled is None:  # compiling is not scoring time
-      self._compiled = self.lower(self.variables, placed, flags).compile()
+    if self.compiled is None:  # compiling is not scoring time
+      self.compiled = self.lower(self.variables, placed, flags).compile()
     self.pairs += int(batch['mask_GN'].sum())
     self.tokens += int((batch['segments_BT'] > 0).sum())
     self.places += batch['segments_BT'].size
     begun = time.monotonic()
-    arrays = self._compiled(self.variables, placed, flags)
+    arrays = self.compiled(self.variables, placed, flags)
     return [keys for keys, _ in drawn], begun, waiter.submit(self._fetch, *arrays)
 
   def _fetch(self, scores_GN, answers) -> tuple[np.ndarray, dict, float]:

@@ -99,7 +99,8 @@ def train_step(loss, tx, explode, trained, state, frozen, micro_batches, asked):
   good = jnp.isfinite(means['loss']) & jnp.isfinite(norm)
   if explode:
     good &= (state['good'] < NORM_STEPS) | (norm <= explode * state['norm'])
-  updates, opt = tx.update(grads, state['opt'], trained)
+  with jax.named_scope('update'):
+    updates, opt = tx.update(grads, state['opt'], trained)
   share = 1 / jnp.minimum(state['good'] + 1, NORM_STEPS)
   after = {
     'opt': opt,
@@ -107,8 +108,10 @@ def train_step(loss, tx, explode, trained, state, frozen, micro_batches, asked):
     'good': state['good'] + 1,
     'bad': state['bad'],
   }
-  after = optax.apply_updates(trained, updates), after
-  trained, kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, (trained, state))
+  with jax.named_scope('update'):
+    after = optax.apply_updates(trained, updates), after
+    keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
+    trained, kept = jax.tree.map(keep, after, (trained, state))
   kept['bad'] = jnp.where(good, 0, state['bad'] + 1)  # in a row
   means |= {'skipped': 1.0 - good, 'bad': kept['bad']}
   return trained, kept, means | {k: jnp.any(v) for k, v in asked.items()}

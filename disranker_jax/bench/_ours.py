@@ -44,7 +44,7 @@ class Train:
     del variables
     self._state = program.start(self._trained)
     begin = time.perf_counter()
-    self._compiled = program.lower().compile()
+    self.compiled = program.lower().compile()
     compile_s = time.perf_counter() - begin
     self._asked = sharding.flags(self._mesh, stop=False, failed=False)
     self._feed = train.Feed(job.data, self._mesh, settings.accumulate)
@@ -58,14 +58,14 @@ class Train:
       'compile_s': compile_s,
       'first_step_s': first_step_s,
       'first_loss': loss,
-      'compiled_bytes': memory.peak(self._compiled.memory_analysis()),
+      'compiled_bytes': memory.peak(self.compiled.memory_analysis()),
       'flops': count * settings.accumulate,
     }
 
   def _begin(self) -> tuple[list[dict], dict]:
     """Gives the device the batches that wait; they and their metrics."""
     drawn = self._drawn
-    self._trained, self._state, metrics = self._compiled(
+    self._trained, self._state, metrics = self.compiled(
       self._trained, self._state, self._frozen, drawn, self._asked
     )
     return drawn, metrics
@@ -139,6 +139,11 @@ class Score:
       'compile_s': took - self._scorer.seconds,
       'flops': model_flops(self._scorer.ranker, batch),
     }
+
+  @property
+  def compiled(self):
+    """The step, once it has run."""
+    return self._scorer.compiled
 
   def warm(self) -> dict:
     """About one batch."""

@@ -53,6 +53,7 @@ def attention_mask(segments_BT, segments_BS, *, causal, window=None, start=0):
   return mask_BTS
 
 
+@jax.named_scope('attend')
 def attend(
   q_BTHE,
   k_BSKE,
