@@ -218,7 +218,7 @@ class TestTrec:
     assert 'other.run: does not exist' in error(f'trec:{folder}?run=other.run', 'judgements')
     assert 'is no folder' in error(f'trec:{folder}/nowhere', 'test')
 
-  def test_runs_of_three_columns_and_margin_files(self, folder):
+  def test_runs_of_three_columns_and_margin_files(self, folder, monkeypatch):
     (folder / 'short.run').write_text('q1 d1 3\nq1\td2\t4.5\nq2 d1 1\n')
     found = table(f'trec:{folder}?run=short.run', 'candidates')
     assert found['q1'] == [('d2', UNJUDGED, 1, True), ('d1', UNJUDGED, 2, True)]
@@ -231,6 +231,11 @@ class TestTrec:
       [('d2', 5), ('d1', 4)],
     ]
     (folder / 'bad.run').write_text('q1 d1\n')
+    monkeypatch.chdir(folder.parent)  # a file elsewhere is found from where the command runs
+    (folder.parent / 'here.run').write_text('q1 d3 3\n')
+    address = f'trec:{folder}?run=here.run'
+    assert table(address, 'candidates') == {'q1': [('d3', UNJUDGED, 1, True)]}
+    assert 'here.run' in str(sources.fingerprint(address))
     assert 'bad.run:1:row: has 2 columns' in error(f'trec:{folder}?run=bad.run', 'candidates')
 
   def test_bm25_makes_a_run_of_the_documents_file(self, folder):

@@ -128,7 +128,9 @@ def fingerprint(address: str) -> list:
   # Options may name files elsewhere; ids of ir_datasets do not change their content.
   for option in filter(None, options.split('&')):
     names = option.partition('=')[2].split(',')
-    files += [found for name in names if (found := path / Path(name).expanduser()).exists()]
+    for name in names:
+      places = (path / Path(name).expanduser(), Path(name))
+      files += [place for place in places if place.exists()][:1]
   stats = [(str(file), file.stat()) for file in files if file.is_file()]
   return [address, *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
 

@@ -151,8 +151,11 @@ def parse_number(make: Callable[[str], Any], field: str, column: str) -> Any:
 
 
 def existing(folder: pathlib.Path, name: str, option: str) -> pathlib.Path:
-  """A file of a folder, or its .gz. Raises: UserError that names the option for another."""
-  found = _variants(folder / name)
+  """A file of a folder, or its .gz; else one from where the command runs.
+
+  Raises: UserError that names the option for another.
+  """
+  found = _variants(folder / name) or _variants(pathlib.Path(name))
   if not found:
     raise UserError(
       f'{folder / name}: does not exist, nor does its .gz; name the file with ?{option}=FILE'

@@ -1,0 +1,21 @@
+"""Product search as in chorus.py, with queries made of titles for what the collection lacks: a log.
+
+python experiments/title_queries.py ../shared/data/chorus-ecommerce runs/titles.tsv
+python -m disranker_jax.main --config configs/collections/chorus_titles.py
+
+The teacher scores BM25's top 8 of about 590 such queries, half of them all, beside the judged
+documents of its own training queries; the student learns both.
+"""
+
+import pathlib
+import runpy
+
+
+def get_config():
+  chorus = pathlib.Path(__file__).with_name('chorus.py')
+  c = runpy.run_path(str(chorus))['get_config']()
+  c.name = 'chorus_titles'
+  c.data.candidates = f'{c.data.judgements}?queries=runs/titles.tsv&run=bm25'
+  c.score.group_size = 8
+  c.distill.update(epochs=3.0, group_size=8)
+  return c
