@@ -17,5 +17,5 @@ def get_config():
   c.name = 'chorus_titles'
   c.data.candidates = f'{c.data.judgements}?queries=runs/titles.tsv&run=bm25'
   c.score.group_size = 8
-  c.distill.update(epochs=8.0, group_size=8)
+  c.distill.update(epochs=6.0, group_size=8)
   return c
