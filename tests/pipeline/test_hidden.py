@@ -47,7 +47,7 @@ def batch():
 
 def test_scores_are_the_students_own_and_the_gap_is_over_real_tokens(tmp_path):
   states, variables = opened(tmp_path, distill__hidden_layers=(-1, 2))
-  scores_GN, gap = states(variables, batch())
+  scores_GN, gap = jax.jit(states)(variables, batch())
   student = dataclasses.replace(states.student, states=False)
   own = {'params': variables['params']}
   np.testing.assert_allclose(scores_GN, student.scores(own, batch()), atol=1e-5)
@@ -61,7 +61,7 @@ def test_scores_are_the_students_own_and_the_gap_is_over_real_tokens(tmp_path):
 
 def test_a_student_that_is_its_teacher_has_no_gap(tmp_path):
   states, variables = opened(tmp_path, student__layers=())
-  assert float(states(variables, batch())[1]) == 0
+  assert float(jax.jit(states)(variables, batch())[1]) == 0
 
 
 def test_other_widths_are_compared_through_a_projection_that_learns(tmp_path):
@@ -71,7 +71,7 @@ def test_other_widths_are_compared_through_a_projection_that_learns(tmp_path):
   variables['teacher'] = wide.init(jax.random.key(1))['params']
   variables['hidden'] = {'projection': np.eye(32, 48, dtype=np.float32)}
   states = dataclasses.replace(states, teacher=wide)
-  slopes = jax.grad(lambda v: states(v, batch())[1])(variables)
+  slopes = jax.jit(jax.grad(lambda v: states(v, batch())[1]))(variables)
   assert np.abs(slopes['hidden']['projection']).max() > 0
 
 
