@@ -15,7 +15,8 @@ import random
 import re
 from pathlib import Path
 
-from disranker_jax.data import lines, sources
+from disranker_jax.data import trec
+from disranker_jax.data.records import BadRows
 
 LEAST, MOST = 8, 0.05  # titles with the words: at least so many, at most this share of all
 WORD = re.compile(r'[a-z]{3,}')
@@ -33,20 +34,16 @@ def phrases(title: str) -> set[str]:
   return kinds | ({maker} | {f'{maker} {kind}' for kind in kinds} if maker else set())
 
 
-def own_queries(folder: Path) -> set[str]:
-  (file,) = lines.matching(str(folder / 'queries.tsv*'))
-  return {line.decode().partition('\t')[2].strip().lower() for _, line in lines.read(file)}
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('collection', type=Path, help='a folder with docs.jsonl and queries.tsv')
+  parser.add_argument('collection', type=Path, help='a folder in the layout of trec:')
   parser.add_argument('out', type=Path, help='the queries: id, tab, text')
   parser.add_argument('--count', type=int, default=1200, help='at most (%(default)s)')
   args = parser.parse_args()
-  titles = [doc.title for doc in sources.documents(f'{args.collection}/docs.jsonl*')]
+  collection = trec.Folder(args.collection, {}, depth=0)
+  titles = [doc.title for _, _, doc in collection.documents(BadRows())]
   seen = collections.Counter(phrase for title in titles for phrase in phrases(title))
-  own = own_queries(args.collection)
+  own = {query.text.strip().lower() for query in collection.queries(BadRows())}
   known = sorted(p for p, n in seen.items() if LEAST <= n <= MOST * len(titles) and p not in own)
   chosen = random.Random(0).sample(known, min(args.count, len(known)))
   args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -81,10 +81,18 @@ def test_what_runs_at_the_same_time_shares_it_and_containers_do_not_count():
 def test_a_stages_step(capsys, tmp_path, stage):
   bench_data.write(tmp_path)
   data = [f'--config.data.{k}={v}' for k, v in bench_data.addresses(tmp_path).items()]
-  options = [f'--stage={stage}', '--steps=2', '--top=3', '--json', '--config.mesh.data=1']
+  options = [
+    f'--stage={stage}',
+    '--steps=1',
+    '--rounds=2',
+    '--top=3',
+    '--json',
+    '--config.mesh.data=1',
+  ]
   command.main(['profile', f'--config={TINY}', *options, *data, f'--trace={tmp_path / "trace"}'])
   out = capsys.readouterr().out
   found = json.loads(out.splitlines()[-1])
+  assert found['steps'] >= 2
   spent = {name: sum(ways.values()) for name, ways in found['parts'].items()}
   # Between steps nothing of the program runs; the profiler's clock and ours are not the same.
   assert 0 < sum(spent.values()) < 1.1 * found['step_ms']

@@ -236,6 +236,9 @@ class TestTrec:
     address = f'trec:{folder}?run=here.run'
     assert table(address, 'candidates') == {'q1': [('d3', UNJUDGED, 1, True)]}
     assert 'here.run' in str(sources.fingerprint(address))
+    # But not one that only has a default name.
+    (folder / 'bm25.run.gz').rename(folder.parent / 'bm25.run.gz')
+    assert 'bm25.run: does not exist' in error(f'trec:{folder}', 'candidates')
     assert 'bad.run:1:row: has 2 columns' in error(f'trec:{folder}?run=bad.run', 'candidates')
 
   def test_bm25_makes_a_run_of_the_documents_file(self, folder):

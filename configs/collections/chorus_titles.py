@@ -3,8 +3,8 @@
 python experiments/title_queries.py ../shared/data/chorus-ecommerce runs/titles.tsv
 python -m disranker_jax.main --config configs/collections/chorus_titles.py
 
-The teacher scores BM25's top 8 of about 590 such queries, half of them all, beside the judged
-documents of its own training queries; the student learns both.
+The teacher scores BM25's top 8 of half of these queries (561 and 608 in the two folds) beside the
+judged documents of its own training queries; the student learns both.
 """
 
 import pathlib

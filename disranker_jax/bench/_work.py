@@ -47,7 +47,9 @@ def parser(name: str, doc: str, stages: tuple[str, ...]) -> argparse.ArgumentPar
   add = out.add_argument
   add('--config', required=True, metavar='FILE', help='a Python file with get_config()')
   add('--stage', default=stages[0], choices=stages, help='whose work (%(default)s)')
-  add('--rounds', type=positive, default=5, help='turns of each side; medians of them (5)')
+  add(
+    '--rounds', type=positive, default=5, help='turns of each side; medians of them (%(default)s)'
+  )
   add('--tokens', type=int, default=0, help='random ids, so many a pair; 0: the real texts')
   add('--workdir', type=Path, help='keeps the prepared data there for the next bench')
   add('--json', action='store_true', help='print the answer as one last line of JSON too')

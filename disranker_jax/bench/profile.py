@@ -51,7 +51,8 @@ class Operation:
 def parse_args(argv) -> argparse.Namespace:
   parser = _work.parser('profile', __doc__, (*_work.TRAINING, *_work.SCORING))
   add = parser.add_argument
-  add('--steps', type=_work.positive, default=4, help='full batches that are looked at (4)')
+  parser.set_defaults(rounds=1)
+  add('--steps', type=_work.positive, default=4, help='full batches of a turn (%(default)s)')
   add('--top', type=_work.positive, default=10, help='single operations that are listed (10)')
   add('--trace', type=Path, metavar='DIR', help='keeps the trace there, for XProf or Perfetto')
   return _work.parse(parser, argv)
@@ -144,12 +145,13 @@ def measure(args: argparse.Namespace) -> dict:
     side.warm()
     folder = args.trace or Path(scratch)
     with jax.profiler.trace(str(folder)):
-      turn = side.turn()
+      turns = [side.turn() for _ in range(args.rounds)]
     program = side.compiled.as_text()
     known = scopes(program)
     module = re.match(r'HloModule ([^\s,]+)', program)[1]
     total = add_up(events(folder, module), known)
-  ms = 1e-6 / turn['steps']
+  steps, seconds = (sum(turn[k] for turn in turns) for k in ('steps', 'seconds'))
+  ms = 1e-6 / steps
   parts = {
     name: {way: took * ms for way, took in ways.items()}
     for name, ways in by_part(total, known).items()
@@ -158,10 +160,9 @@ def measure(args: argparse.Namespace) -> dict:
     {'operation': name, 'opcode': known[name][0], 'scope': known[name][1], 'ms': total[name] * ms}
     for name in sorted(total, key=total.get, reverse=True)[: args.top]
   ]
-  step_ms = 1000 * turn['seconds'] / turn['steps']
   return {
     'bench': 'profile', **_compare.described(args), 'device': facts['device'],
-    'precision': facts['precision'], 'steps': turn['steps'], 'step_ms': step_ms,
+    'precision': facts['precision'], 'steps': steps, 'step_ms': 1000 * seconds / steps,
     'parts': parts, 'top': top,
   }  # fmt: skip
 

@@ -128,9 +128,7 @@ def fingerprint(address: str) -> list:
   # Options may name files elsewhere; ids of ir_datasets do not change their content.
   for option in filter(None, options.split('&')):
     names = option.partition('=')[2].split(',')
-    for name in names:
-      places = (path / Path(name).expanduser(), Path(name))
-      files += [place for place in places if place.exists()][:1]
+    files += [file for name in names for file in trec.named(path, name)]
   stats = [(str(file), file.stat()) for file in files if file.is_file()]
   return [address, *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
 
@@ -192,7 +190,7 @@ def _trec(rest: str, want: Want) -> Iterator[Click | Group | Score]:
     return collection.read(folder, want.kind, want.depth, want.bad_rows, want.scratch)
   run = path
   if path.is_dir():
-    run = trec.existing(path, options.get('run', trec.FILES['run']), 'run')
+    run = trec.existing(path, 'run', options.get('run'))
   found = trec.run_lines(run, want.bad_rows)
   return ((line.query_id, line.doc_id, line.score) for line in found)
 

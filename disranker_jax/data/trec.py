@@ -49,23 +49,23 @@ class Folder:
     yield from checked(self._rows('qrels'), _judged, bad_rows)
 
   def choice(self, name: str) -> Iterator[Line]:
-    file = existing(self._folder, name, 'only, ?exclude or ?without')
+    file = existing(self._folder, 'only, ?exclude or ?without', name)
     yield from checked(_rows(file), _judged, BadRows())
 
   def run(self, bad_rows: BadRows, *, needed: bool) -> Iterator[Line] | None:
-    name = self.options.get('run', FILES['run'])
+    name = self.options.get('run')
     if name == 'bm25' and not _variants(self._folder / name):
       deep = self._depth if needed else max(self._depth, collection.RANKS_OF_JUDGED)
       return collection.bm25(self, deep)
-    if not needed and 'run' not in self.options and not _variants(self._folder / name):
+    if not needed and not name and not _variants(self._folder / FILES['run']):
       return None
-    return run_lines(existing(self._folder, name, 'run'), bad_rows)
+    return run_lines(existing(self._folder, 'run', name), bad_rows)
 
   def clicks(self, bad_rows: BadRows) -> Iterator[Click]:
     yield from checked(self._rows('clicks'), _click, bad_rows)
 
   def _rows(self, what: str) -> Iterator[tuple[pathlib.Path, int, bytes]]:
-    return _rows(existing(self._folder, self.options.get(what, FILES[what]), what))
+    return _rows(existing(self._folder, what, self.options.get(what)))
 
 
 def run_lines(file: pathlib.Path, bad_rows: BadRows) -> Iterator[Line]:
@@ -150,17 +150,22 @@ def parse_number(make: Callable[[str], Any], field: str, column: str) -> Any:
     raise BadRow(field, f'is {column[:40]!r}, not {name}', f'write {name}') from None
 
 
-def existing(folder: pathlib.Path, name: str, option: str) -> pathlib.Path:
-  """A file of a folder, or its .gz; else one from where the command runs.
+def existing(folder: pathlib.Path, option: str, name: str | None = None) -> pathlib.Path:
+  """The file that an option names, or the folder's own for it; either may be a .gz.
 
   Raises: UserError that names the option for another.
   """
-  found = _variants(folder / name) or _variants(pathlib.Path(name))
+  found = named(folder, name) if name else _variants(folder / FILES[option])
   if not found:
-    raise UserError(
-      f'{folder / name}: does not exist, nor does its .gz; name the file with ?{option}=FILE'
-    )
+    file = folder / (name or FILES[option])
+    raise UserError(f'{file}: does not exist, nor does its .gz; name the file with ?{option}=FILE')
   return found[0]
+
+
+def named(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
+  """Files of a name in a folder, else from where the command runs: as it is, plain, and .gz."""
+  path = pathlib.Path(name).expanduser()
+  return _variants(folder / path) or _variants(path)
 
 
 def _variants(path: pathlib.Path) -> list[pathlib.Path]:

@@ -1,6 +1,8 @@
 """Distillation with a term on hidden states: an encoder teaches another, layer by layer."""
 
 import dataclasses
+import json
+import shutil
 import types
 
 import helpers
@@ -8,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from disranker_jax import checkpoint, pipeline, sharding, tree, weights
+from disranker_jax import checkpoint, optimizer, pipeline, sharding, tree, weights
 from disranker_jax.errors import UserError
+from disranker_jax.models import hf
 from disranker_jax.models.ranker import from_hf
 from disranker_jax.stages import hidden, sides
 
@@ -65,21 +68,27 @@ def test_a_student_that_is_its_teacher_has_no_gap(tmp_path):
 
 
 def test_other_widths_are_compared_through_a_projection_that_learns(tmp_path):
-  states, variables = opened(tmp_path)
-  wide = from_hf(weights.find('tiny-encoder'))
-  wide = dataclasses.replace(wide, config=dataclasses.replace(wide.config, width=48), states=True)
-  variables['teacher'] = wide.init(jax.random.key(1))['params']
-  variables['hidden'] = {'projection': np.eye(32, 48, dtype=np.float32)}
-  states = dataclasses.replace(states, teacher=wide)
+  folder = shutil.copytree(weights.find('tiny-encoder'), tmp_path / 'wide')
+  config_file = folder / 'config.json'
+  config_file.write_text(json.dumps(helpers.load(config_file) | {'hidden_size': 48}))
+  (folder / 'model.safetensors').unlink()
+  wide = from_hf(folder)
+  hf.save(tmp_path / 'saved', wide, wide.init(jax.random.key(1)))
+  (tmp_path / 'saved' / 'model.safetensors').rename(folder / 'model.safetensors')
+  states, variables = opened(tmp_path, teacher__model=str(folder))
+  assert variables['hidden']['projection'].shape == (32, 48)
   slopes = jax.jit(jax.grad(lambda v: states(v, batch())[1]))(variables)
   assert np.abs(slopes['hidden']['projection']).max() > 0
+  trained, frozen = optimizer.split(variables, '.*')
+  assert 'hidden/projection' in trained
+  assert frozen and all(path.startswith('teacher/') for path in frozen)
 
 
 def test_the_stage_learns_from_the_teachers_layers_and_leaves_the_teacher_out(tmp_path):
   c = config(distill__hidden=10.0, distill__max_steps=12, distill__learning_rate=1e-2)
   pipeline.run(c, tmp_path)
   lines = (tmp_path / 'distill' / 'metrics.jsonl').read_text().splitlines()
-  gaps = [helpers.json.loads(line)['hidden'] for line in lines]
+  gaps = [json.loads(line)['hidden'] for line in lines]
   assert gaps[-1] < 0.8 * gaps[0]
   mesh = sharding.make_mesh(c.mesh)
   saved = checkpoint.load_params(tmp_path / 'distill' / 'checkpoints', mesh)
