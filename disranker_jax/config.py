@@ -132,9 +132,10 @@ def defaults() -> ConfigDict:
   c.sft = training(group_size=8, loss='pairwise_hinge', margin=0.1)
   c.score = ConfigDict()
   c.score.batch_rows = 64
-  c.score.group_size = (
-    0  # documents of a query that are scored, best first-stage rank first; 0: all
-  )
+  c.score.group_size = 0  # documents of a query that are scored; 0: all
+  # Which: 'top', the first stage's best; 'spread', some of every depth, more of the best: of 100
+  # with group_size 8 those at 1, 2, 4, 7, 14, 27, 52, 100.
+  c.score.ranks = 'top'
   # Queries in a shard, the unit of work that is never done twice. Its last batch is half empty in
   # the mean, so it should make ten batches or more.
   c.score.shard_queries = 1000
@@ -233,6 +234,7 @@ def choices() -> dict[str, tuple[str, ...]]:
     **{f'{s}.optimizer': ('adamw', 'adafactor') for s in TRAINING},
     **{f'{s}.moments': ('float32', 'bfloat16') for s in TRAINING},
     'cpt.predict': ('document', 'query'),
+    'score.ranks': ('top', 'spread'),
     'distill.start': ('', 'finetune'),
     'evaluate.models': ('random', 'bm25', 'zero_shot', 'finetuned', 'teacher', 'student'),
     'export.models': ('student', 'teacher', 'finetuned'),

@@ -3,8 +3,8 @@
 python experiments/title_queries.py ../shared/data/chorus-ecommerce runs/titles.tsv
 python -m disranker_jax.main --config configs/collections/chorus_titles.py
 
-The teacher scores BM25's top 8 of half of these queries (561 and 608 in the two folds) beside the
-judged documents of its own training queries; the student learns both.
+The teacher scores 8 of BM25's top 100, some of every depth, for half of these queries (561 and 608
+in the two folds), beside the judged documents of its training queries; the student learns both.
 """
 
 import pathlib
@@ -16,6 +16,7 @@ def get_config():
   c = runpy.run_path(str(chorus))['get_config']()
   c.name = 'chorus_titles'
   c.data.candidates = f'{c.data.judgements}?queries=runs/titles.tsv&run=bm25'
-  c.score.group_size = 8
+  c.data.depth = 100
+  c.score.update(group_size=8, ranks='spread')
   c.distill.update(epochs=6.0, group_size=8)
   return c

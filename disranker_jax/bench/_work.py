@@ -159,17 +159,18 @@ class Work:
   def groups(self) -> 'Groups':
     """What a scoring stage scores."""
     source = prepare.records(self.run(), self.kinds()[0])
-    return Groups(source, self.config.score.group_size if self.stage == 'score' else 0)
+    return Groups(source, self.config.score if self.stage == 'score' else None)
 
 
 class Groups:
   """Queries with the documents that are scored, in order, over and over."""
 
-  def __init__(self, source, size: int):
-    self._source, self._size, self._next = source, size, 0
+  def __init__(self, source, c=None):
+    self._source, self._config, self._next = source, c, 0
 
   def __getitem__(self, i: int) -> Group:
-    return score.chosen(self._source[i % len(self._source)], self._size)
+    group = self._source[i % len(self._source)]
+    return score.chosen(group, self._config) if self._config else group
 
   def queries(self, prompt, places: int) -> int:
     """So many that their tokens nearly fill the places."""
@@ -190,7 +191,7 @@ class ByChance:
 
   def __init__(self, run):
     self._sources = [prepare.records(run, kind) for kind in score.kinds(run.config)]
-    self._size = run.config.score.group_size
+    self._config = run.config.score
     self._ends = np.cumsum([len(s) for s in self._sources])
 
   def __len__(self) -> int:
@@ -199,7 +200,7 @@ class ByChance:
   def __getitem__(self, i: int) -> tuple[Group, np.ndarray]:
     part = int(np.searchsorted(self._ends, i, side='right'))
     group = self._sources[part][i - int(self._ends[part])]
-    group = score.chosen(group, self._size)
+    group = score.chosen(group, self._config)
     return group, np.random.default_rng(i).standard_normal(len(group.docs)).astype(np.float32)
 
 

@@ -55,7 +55,7 @@ def training(run, stage: str, side, draw=None, predict=None):
   kinds = {'cpt': ['clicks'], 'distill': score.kinds(run.config)}.get(stage, ['judgements'])
   source = list(itertools.chain(*(prepare.records(run, kind) for kind in kinds)))
   if stage == 'distill':
-    source = [score.chosen(group, run.config.score.group_size) for group in source]
+    source = [score.chosen(group, run.config.score) for group in source]
   one = batches.encode_click if stage == 'cpt' else batches.encode_group
   encode = functools.partial(one, side.prompt(predict=predict))
   c = run.config[stage]
@@ -100,8 +100,7 @@ def padding(args) -> None:
       groups = prepare.records(run, kind)
       shards = score.open_shards(run, kind, len(groups))
       parts += [
-        [score.chosen(groups[i], c.score.group_size) for i in shards.span(s)]
-        for s in range(len(shards))
+        [score.chosen(groups[i], c.score) for i in shards.span(s)] for s in range(len(shards))
       ]
     shape = scoring.score_shape(c.teacher.scorer, c.score.batch_rows, c.teacher.row_len)
     rows['score'] = scored(teacher.prompt(), shape, parts)

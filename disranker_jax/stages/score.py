@@ -77,7 +77,7 @@ def score_missing(label: str, groups, shards: Shards, scorer, c) -> None:
     say(f'{label}: {estimate(groups, shards, missing, scorer.prompt, c)}')
 
   def part(shard):
-    return (chosen(groups[i], c.group_size) for i in shards.span(shard))
+    return (chosen(groups[i], c) for i in shards.span(shard))
 
   done, rows = len(groups) - sum(len(shards.span(s)) for s in own), []
   with Progress(label, len(groups), 'pairs', done) as progress:
@@ -96,7 +96,7 @@ def estimate(groups, shards: Shards, missing: list[int], prompt, c) -> str:
   picks = np.unique(np.linspace(0, total - 1, min(SAMPLE, total)).astype(int)).tolist()
   # All shards are full but the last, which is the last one here too.
   places = [shards.span(missing[j // shards.size])[j % shards.size] for j in picks]
-  sample = [chosen(groups[i], c.group_size) for i in places]
+  sample = [chosen(groups[i], c) for i in places]
   pairs = sum(len(g.docs) for g in sample)
   tokens = sum(len(d) for g in sample for d in prompt.encode(g.query, g.docs))
   about = '' if len(picks) == total else 'about '
@@ -128,17 +128,29 @@ def speed(scorer) -> str:
   )
 
 
-def chosen(group: Group, size: int) -> Group:
-  """The query with `size` documents: the first stage's best, before them the best-labelled ones.
+def chosen(group: Group, c) -> Group:
+  """The query with c.group_size documents by the first stage's rank, best-labelled ones before all.
 
-  All of them if size is 0. Without labels the first stage's rank alone decides.
+  The first of them, or if c.ranks is 'spread' some of every depth; all if group_size is 0.
   """
-  if not size or len(group.docs) <= size:
+  if not c.group_size or len(group.docs) <= c.group_size:
     return group
   best = max(d.label for d in group.docs)
   last = len(group.docs) + 1
-  docs = sorted(group.docs, key=lambda d: (d.label != best, d.rank or last))[:size]
-  return Group(group.query_id, group.query, tuple(docs))
+  docs = sorted(group.docs, key=lambda d: (d.label != best, d.rank or last))
+  places = spread(len(docs), c.group_size) if c.ranks == 'spread' else range(c.group_size)
+  return Group(group.query_id, group.query, tuple(docs[i] for i in places))
+
+
+def spread(count: int, size: int) -> list[int]:
+  """`size` of `count` places from the first to the last, each as much further as the one before.
+
+  Among a first stage's best a teacher tells good from better; with what stands deep down, from bad.
+  """
+  places = []
+  for place in np.geomspace(1, count, size):
+    places.append(max(round(place), places[-1] + 1) if places else 1)
+  return [place - 1 for place in places]
 
 
 def finish(run) -> dict[str, dict]:
@@ -150,7 +162,7 @@ def finish(run) -> dict[str, dict]:
     sizes, labels = [], []
 
     def pairs_of(i, groups=groups, sizes=sizes, labels=labels):
-      group = chosen(groups[i], c.group_size)
+      group = chosen(groups[i], c)
       sizes.append(len(group.docs))
       labels.extend(d.label for d in group.docs)
       return group.query_id, [d.doc_id for d in group.docs]
@@ -186,7 +198,7 @@ class ScoredGroups:
   """Candidates (and judged queries) with the teacher's scores, by index: [i] -> (Group, scores)."""
 
   def __init__(self, run):
-    self._size, self._parts, self._begins = run.config.score.group_size, [], [0]
+    self._config, self._parts, self._begins = run.config.score, [], [0]
     for kind in kinds(run.config):
       groups = prepare.records(run, kind)
       scores, ends = loaded(open_shards(run, kind, len(groups)))
@@ -201,7 +213,7 @@ class ScoredGroups:
     part = bisect.bisect_right(self._begins, i) - 1
     groups, scores, ends = self._parts[part]
     i -= self._begins[part]
-    return chosen(groups[i], self._size), scores[ends[i] : ends[i + 1]]
+    return chosen(groups[i], self._config), scores[ends[i] : ends[i + 1]]
 
 
 def loaded(shards: Shards) -> tuple[np.ndarray, np.ndarray]:
