@@ -75,7 +75,7 @@ def prompt_of(folder: Path, max_len: int):
 
 def ours(folder: Path, name: str, max_len: int) -> Callable:
   """The server's backend and cutting into parts, without HTTP."""
-  backend, prompt = backends.open_backend(folder, name), prompt_of(folder, max_len)
+  backend, prompt = backends.open_backend(folder, name, max_len), prompt_of(folder, max_len)
   backend.warm()
   pool = concurrent.futures.ThreadPoolExecutor(backend.workers)
 

@@ -17,10 +17,13 @@ from disranker_jax.exporting import formats
 BACKENDS = ('onnx-int8', 'onnx', 'jax')
 
 
-def open_backend(folder: Path, name: str):
-  """The named backend; UserError if it is unknown or the folder does not fit."""
+def open_backend(folder: Path, name: str, max_len: int = 0):
+  """The named backend; UserError if it is unknown or the folder does not fit.
+
+  `max_len` is the longest pair's tokens, if not the folder's own number.
+  """
   if name == 'jax':
-    return Jax(folder)
+    return Jax(folder, max_len=max_len)
   if name not in BACKENDS:
     raise UserError(f'--backend {name}: choose one of auto, {", ".join(BACKENDS)}')
   return Onnx(folder, name.replace('-', '_'))
@@ -83,7 +86,7 @@ class Jax:
 
   workers = 1  # XLA uses every core by itself
 
-  def __init__(self, folder: Path, part_tokens: int = 4096):
+  def __init__(self, folder: Path, part_tokens: int = 4096, max_len: int = 0):
     import jax
 
     from disranker_jax import scoring, sharding
@@ -91,7 +94,7 @@ class Jax:
     from disranker_jax.stages import sides
 
     self.name = 'jax'
-    lengths = formats.lengths(folder)
+    lengths = formats.lengths(folder) | ({'max_len': max_len} if max_len else {})
     self._row_len = max(128, lengths['max_len'])
     settings = model_settings(model=str(folder), row_len=self._row_len, **lengths)
     side = sides.open_side(settings)
