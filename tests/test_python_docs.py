@@ -30,7 +30,7 @@ def groups():
 
 @pytest.fixture(scope='module')
 def pages():
-  return {page.doc.doc_id: page for page in python_docs._pages(())}
+  return {page.doc.doc_id: page for page in python_docs._pages(python_docs.LIBRARY)}
 
 
 def test_it_is_big_enough_and_every_page_has_a_title():
@@ -153,11 +153,28 @@ def test_a_package_can_be_added_without_importing_it(tmp_path, monkeypatch):
   (tmp_path / 'mypkg' / 'broken.py').write_text('def (')
   (tmp_path / 'mypkg' / 'tests' / '__init__.py').write_text('"""Not this."""')
   monkeypatch.syspath_prepend(tmp_path)
-  entries = {e.name: e for e in docstrings.find(('mypkg',)) if e.name.startswith('mypkg')}
+  entries = {e.name: e for e in docstrings.find(('mypkg',))}
   assert sorted(entries) == ['mypkg', 'mypkg.mod.f']
   assert entries['mypkg.mod.f'].signature == 'f(a, *, b=1)'
 
 
 def test_an_unknown_package_is_clear():
-  with pytest.raises(UserError, match='packages=nosuchpkg: there is no such package here'):
+  with pytest.raises(UserError, match='nosuchpkg: there is no such package here'):
     list(sources.read('python_docs:?packages=nosuchpkg', 'clicks'))
+
+
+def test_packages_come_beside_the_library_or_instead_of_it():
+  titles = {}
+  for options in ('', '?packages=numpy', '?only=numpy'):
+    titles[options] = {c.title for c in sources.read(f'python_docs:{options}', 'clicks')}
+  alone = titles['?only=numpy']
+  assert alone and all(title.startswith('numpy') for title in alone)
+  assert titles['?packages=numpy'] - titles[''] and not titles[''] & alone
+
+
+def test_another_version_of_a_package_is_other_data(monkeypatch):
+  before = [sources.fingerprint(f'python_docs:{o}') for o in ('', '?only=numpy')]
+  version = sources.importlib.metadata.version
+  monkeypatch.setattr(sources.importlib.metadata, 'version', lambda name: version(name) + '.post1')
+  after = [sources.fingerprint(f'python_docs:{o}') for o in ('', '?only=numpy')]
+  assert before[0] == after[0] and before[1] != after[1]

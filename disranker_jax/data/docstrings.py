@@ -1,4 +1,4 @@
-"""Finds the documented objects of the standard library, for the built-in collection.
+"""Finds the documented objects of Python and of packages, for the built-in collection.
 
 Sources are parsed, never imported, so nothing runs. Only what has no source, the modules written
 in C, is imported, and of those only the ones whose import changes nothing.
@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import importlib.util
 import inspect
+import itertools
 import pathlib
 import re
 import sys
@@ -18,6 +19,8 @@ import warnings
 from collections.abc import Iterator
 
 from disranker_jax.errors import UserError
+
+LIBRARY = 'python'  # the name of the standard library among packages
 
 # Folders and modules that are no library documentation, or do something when looked at.
 SKIPPED = frozenset({
@@ -65,25 +68,30 @@ class Entry:
   doc: str
 
 
-def find(packages: tuple[str, ...] = ()) -> list[Entry]:
-  """All documented public objects, sorted by name, one for each name.
+def find(packages: tuple[str, ...] = (LIBRARY,)) -> list[Entry]:
+  """All documented public objects of packages, sorted by name, one for each name.
 
-  Does not depend on the current directory, on what is installed beside the standard library, or
-  on the hash seed. Raises UserError for a package that is not installed.
+  Does not depend on the current directory, on what else is installed, or on the hash seed. Raises
+  UserError for a package that is not installed.
   """
-  library = pathlib.Path(sysconfig.get_paths()['stdlib'])
   entries: dict[str, Entry] = {}
-  sources = [*_sources(library, '')]
-  for package in packages:
-    sources += _sources(_package_folder(package), package)
-  for module, path in sources:
-    for entry in _parsed(module, path):
-      entries.setdefault(entry.name, entry)
+  # Every folder is looked for before the first file is read.
+  of_each = [_library() if p == LIBRARY else _of_folder(_package_folder(p), p) for p in packages]
+  for entry in itertools.chain(*of_each):
+    entries.setdefault(entry.name, entry)
+  return _without_twins([entries[name] for name in sorted(entries)])
+
+
+def _library() -> Iterator[Entry]:
+  yield from _of_folder(pathlib.Path(sysconfig.get_paths()['stdlib']), '')
   seen: set[int] = set()
   for name in C_MODULES:
-    for entry in _imported(name, PUBLIC.get(name, name.lstrip('_')), seen):
-      entries.setdefault(entry.name, entry)
-  return _without_twins([entries[name] for name in sorted(entries)])
+    yield from _imported(name, PUBLIC.get(name, name.lstrip('_')), seen)
+
+
+def _of_folder(folder: pathlib.Path, prefix: str) -> Iterator[Entry]:
+  for module, path in _sources(folder, prefix):
+    yield from _parsed(module, path)
 
 
 def _without_twins(entries: list[Entry]) -> list[Entry]:
@@ -101,7 +109,7 @@ def _package_folder(package: str) -> pathlib.Path:
   spec = importlib.util.find_spec(package) if package.isidentifier() else None
   if spec is None or not spec.submodule_search_locations:
     raise UserError(
-      f'python_docs:?packages={package}: there is no such package here; '
+      f'python_docs: {package}: there is no such package here; '
       f'install {package} or take it off the list'
     )
   return pathlib.Path(next(iter(spec.submodule_search_locations)))

@@ -1,4 +1,4 @@
-"""The built-in collection: a search engine over the docstrings of Python's standard library.
+"""The built-in collection: a search engine over the docstrings of Python, or of packages.
 
 It is on every machine that can run this program, it is real text, and anyone can see whether a
 ranking is good. A page is a documented object; a query is the first sentence of a docstring, which
@@ -19,6 +19,7 @@ from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import UNJUDGED, Click, Document, Group
 from disranker_jax.errors import UserError
 
+LIBRARY = (docstrings.LIBRARY,)
 SHARES = {'clicks': 0.35, 'judgements': 0.20, 'candidates': 0.30, 'test': 0.15}
 OWN_PAGE, SAME_SENTENCE, SAME_CLASS, SAME_MODULE, OTHER = 4, 3, 2, 1, 0
 MIN_QUERY_WORDS = 4
@@ -38,18 +39,18 @@ class Page:
   asks: bool  # Whether the sentence makes a query.
 
 
-def documents(packages: tuple[str, ...] = ()) -> tuple[Document, ...]:
+def documents(packages: tuple[str, ...] = LIBRARY) -> tuple[Document, ...]:
   """All pages of the collection in the order of their names; no labels, ranks or scores."""
   return tuple(page.doc for page in _pages(packages))
 
 
-def clicks(packages: tuple[str, ...] = ()) -> Iterator[Click]:
+def clicks(packages: tuple[str, ...] = LIBRARY) -> Iterator[Click]:
   """The clicks split: each query with its own page."""
   for page in _queries('clicks', packages):
     yield Click(page.sentence, page.doc.title, page.doc.summary)
 
 
-def groups(kind: str, depth: int = 20, packages: tuple[str, ...] = ()) -> Iterator[Group]:
+def groups(kind: str, depth: int = 20, packages: tuple[str, ...] = LIBRARY) -> Iterator[Group]:
   """The queries of a split, each with its BM25 top `depth`.
 
   `judgements` and `test` are labelled 0..4 and hold only queries whose own page is among the
@@ -97,7 +98,7 @@ def split_of(key: str) -> str:
   return 'test'  # Rounding of the shares' sum.
 
 
-def statistics(packages: tuple[str, ...] = (), depth: int = 20) -> dict[str, object]:
+def statistics(packages: tuple[str, ...] = LIBRARY, depth: int = 20) -> dict[str, object]:
   """What the collection is like: counts, how good BM25 is, lengths in words."""
   pages = _pages(packages)
   queries = [page for kind in SHARES for page in _queries(kind, packages)]
@@ -129,8 +130,8 @@ def _pages(packages: tuple[str, ...]) -> tuple[Page, ...]:
   found = [_page(entry) for entry in docstrings.find(packages)]
   if not found:
     raise UserError(
-      'python_docs: this Python has no standard library sources to read; '
-      'use another Python or another data address'
+      f'python_docs: there are no sources of {", ".join(packages)} to read here; '
+      'use another Python, other packages or another data address'
     )
   return tuple(found)
 

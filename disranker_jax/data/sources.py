@@ -8,6 +8,7 @@ the data.
 import dataclasses
 import functools
 import glob
+import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -121,7 +122,7 @@ def fingerprint(address: str) -> list:
   """What changes when the source does: names, sizes and times of its files."""
   scheme, rest = split(address)
   if scheme == 'python_docs':
-    return [address, platform.python_version()]
+    return [address, platform.python_version(), *map(_version, _packages(rest))]
   path, _, options = (rest, '', '') if scheme in ROW_READERS else rest.partition('?')
   path = Path(path).expanduser()
   files = sorted(path.iterdir()) if path.is_dir() else sorted(map(Path, glob.glob(str(path))))
@@ -168,11 +169,22 @@ def _row_files(scheme: str, rest: str, want: Want) -> Iterator[Click | Group | S
   return of_places(source.places(), want)
 
 
-def _python_docs(rest: str, want: Want) -> Iterator[Click | Group]:
-  path, options = _options('python_docs', rest, ('packages',))
+def _packages(rest: str) -> tuple[str, ...]:
+  """Whose documentation an address of `python_docs:` means."""
+  path, options = _options('python_docs', rest, ('packages', 'only'))
   if path:
     raise UserError(f'python_docs:{rest}: takes no path; write python_docs:?packages=numpy,jax')
-  packages = tuple(filter(None, options.get('packages', '').split(',')))
+  more, only = (tuple(filter(None, options.get(o, '').split(','))) for o in ('packages', 'only'))
+  return only or (*python_docs.LIBRARY, *more)
+
+
+def _version(package: str) -> str:
+  found = importlib.metadata.packages_distributions().get(package, ())
+  return ' '.join(importlib.metadata.version(name) for name in found)
+
+
+def _python_docs(rest: str, want: Want) -> Iterator[Click | Group]:
+  packages = _packages(rest)
   if want.kind == 'clicks':
     return python_docs.clicks(packages)
   _no_scores('python_docs', rest, want)
