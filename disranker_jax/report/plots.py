@@ -76,7 +76,7 @@ def intervals(cells: dict[str, dict[str, float]], against: str, label: str, file
     axis.plot([cell['low'], cell['high']], [i, i], color=COLOURS[1], linewidth=2, alpha=0.5)
     axis.plot(cell['value'], i, 'o', color=COLOURS[1])
   axis.set(yticks=range(len(cells)), yticklabels=list(cells), xlabel=f'{label}, 95 % interval')
-  axis.invert_yaxis()
+  axis.set_ylim(len(cells) - 0.5, -0.5)
   finish(figure, file)
 
 
