@@ -133,9 +133,9 @@ def defaults() -> ConfigDict:
   c.score = ConfigDict()
   c.score.batch_rows = 64
   c.score.group_size = 0  # documents of a query that are scored; 0: all
-  # Which: 'top', the first stage's best; 'spread', some of every depth, more of the best: of 100
-  # with group_size 8 those at 1, 2, 4, 7, 14, 27, 52, 100.
-  c.score.ranks = 'top'
+  # Which: 'spread', some of every depth, more of the best: of 100 with group_size 8 those at 1, 2,
+  # 4, 7, 14, 27, 52, 100; 'top', the first stage's best.
+  c.score.ranks = 'spread'
   # Queries in a shard, the unit of work that is never done twice. Its last batch is half empty in
   # the mean, so it should make ten batches or more.
   c.score.shard_queries = 1000

@@ -21,11 +21,11 @@ def ranks(labels, **settings) -> list[int]:
 
 
 def test_the_top_are_the_first_stages_best():
-  assert ranks([UNJUDGED] * 9, group_size=4) == [1, 2, 3, 4]
+  assert ranks([UNJUDGED] * 9, group_size=4, ranks='top') == [1, 2, 3, 4]
 
 
 def test_spread_ranks_lie_ever_further_apart():
-  found = ranks([UNJUDGED] * 100, group_size=8, ranks='spread')
+  found = ranks([UNJUDGED] * 100, group_size=8)
   assert found == [1, 2, 4, 7, 14, 27, 52, 100]  # 100 ** (i / 7), rounded
 
 

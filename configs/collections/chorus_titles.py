@@ -17,6 +17,6 @@ def get_config():
   c.name = 'chorus_titles'
   c.data.candidates = f'{c.data.judgements}?queries=runs/titles.tsv&run=bm25'
   c.data.depth = 100
-  c.score.update(group_size=8, ranks='spread')
+  c.score.group_size = 8
   c.distill.update(epochs=6.0, group_size=8)
   return c
