@@ -234,7 +234,7 @@ def choices() -> dict[str, tuple[str, ...]]:
     **{f'{s}.optimizer': ('adamw', 'adafactor') for s in TRAINING},
     **{f'{s}.moments': ('float32', 'bfloat16') for s in TRAINING},
     'cpt.predict': ('document', 'query'),
-    'score.ranks': ('top', 'spread'),
+    'score.ranks': ('spread', 'top'),
     'distill.start': ('', 'finetune'),
     'evaluate.models': ('random', 'bm25', 'zero_shot', 'finetuned', 'teacher', 'student'),
     'export.models': ('student', 'teacher', 'finetuned'),

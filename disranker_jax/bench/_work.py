@@ -163,7 +163,7 @@ class Work:
 
 
 class Groups:
-  """Queries with the documents that are scored, in order, over and over."""
+  """Queries with the documents that are scored, over and over: all, or those that `c` chooses."""
 
   def __init__(self, source, c=None):
     self._source, self._config, self._next = source, c, 0

@@ -175,7 +175,7 @@ def _packages(rest: str) -> tuple[str, ...]:
   if path:
     raise UserError(f'python_docs:{rest}: takes no path; write python_docs:?packages=numpy,jax')
   more, only = (tuple(filter(None, options.get(o, '').split(','))) for o in ('packages', 'only'))
-  return only or (*python_docs.LIBRARY, *more)
+  return (*(only or python_docs.LIBRARY), *more)
 
 
 def _version(package: str) -> str:
