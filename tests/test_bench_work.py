@@ -175,6 +175,13 @@ class TestRandomTokens:
       assert all(len(s.targets) for s in found) == (stage == 'cpt')
     assert lengths == {24}
 
+  @pytest.mark.parametrize('stage', ['score', 'evaluate'])
+  def test_they_are_scored(self, prepared, stage):
+    side = _ours.Score(work_on(prepared, stage, tokens=24), 1)
+    side.start()
+    row = side.turn()
+    assert row['pairs'] and row['tokens'] == 24 * row['pairs']
+
   def test_no_weights_and_no_tokenizer_are_looked_for(self, prepared, monkeypatch):
     monkeypatch.setattr('disranker_jax.weights.find', lambda name: pytest.fail('was looked for'))
     changes = {'teacher.model': 'mistralai/Mistral-7B-v0.1', 'teacher.precision': 'bfloat16'}

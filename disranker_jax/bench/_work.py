@@ -223,6 +223,9 @@ class RandomPrompt:
     span = (n - 1 - asked, n - 1) if self.predict == 'query' else (asked, n)
     return [Encoded(self._ids(rng), types, n - 1, span) for _ in docs]
 
+  def encode_many(self, groups) -> list[list[Encoded]]:
+    return [self.encode(query, docs) for query, docs in groups]
+
   def _ids(self, rng) -> np.ndarray:
     return rng.integers(0, self.vocab, self.tokens, np.int32)
 
