@@ -92,19 +92,16 @@ def main(argv=None) -> None:
   os.environ['TOKENIZERS_PARALLELISM'] = 'false'
   runtime.prepare()
   try:
-    import uvicorn
-
     from disranker_jax.serve.app import build
+    from disranker_jax.serve.connection import open_server
   except ImportError as e:
     raise UserError(f'{e.name} is missing: pip install "disranker_jax[serve]"') from None
 
   the = service(args)
-  # Headers that never end would hold a connection open for ever; uvicorn counts connections.
-  config = uvicorn.Config(
-    build(the), args.host, args.port, log_level='info', access_log=False, server_header=False,
-    timeout_graceful_shutdown=int(args.timeout) + 1, limit_concurrency=4096,
+  server = open_server(
+    build(the), args.host, args.port, log_level='info',
+    timeout_graceful_shutdown=int(args.timeout) + 1,
   )  # fmt: skip
-  server = uvicorn.Server(config)
   the.failed = lambda: setattr(server, 'should_exit', True)
   # uvicorn drains and then sends itself the signal again, which would be an exit status of 143.
   signal.signal(signal.SIGTERM, lambda *_: None)

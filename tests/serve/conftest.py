@@ -59,14 +59,12 @@ class Serving:
       stop()
 
   def start(self, load, wait=True, **options) -> Running:
-    import uvicorn
-
     from disranker_jax.serve.app import Limits, Service, build
+    from disranker_jax.serve.connection import open_server
 
     limits = Limits(**options.pop('limits', {}))
     service = Service(load, 'student', limits, **options)
-    config = uvicorn.Config(build(service), '127.0.0.1', 0, log_level='error')
-    server = uvicorn.Server(config)
+    server = open_server(build(service), '127.0.0.1', 0, log_level='error')
     thread = threading.Thread(target=server.run)
     thread.start()
     until(lambda: server.started)

@@ -1,6 +1,7 @@
 """Limits, time, load and failure: what a server owes its clients when something is wrong."""
 
 import concurrent.futures
+import contextlib
 import itertools
 import json
 import socket
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from disranker_jax.serve import connection
 from tests.serve.conftest import until
 
 BODY = {'query': 'q', 'texts': ['a', 'b']}
@@ -120,6 +122,53 @@ class TestLimits:
     assert client.post('/v2/rerank', json=body).json()['model'] == 'student'
     for path in ('/../pyproject.toml', '/%2e%2e/etc/passwd', '/page.html', '/docs'):
       assert client.get(path).status_code == 404
+
+
+class TestHeads:
+  """A request's line and headers may neither be too long nor come too slowly."""
+
+  HEAD = b'GET /health HTTP/1.1\r\nhost: x\r\nx-long: '
+
+  def connect(self, stub):
+    url = httpx.URL(stub[1]().url)
+    return socket.create_connection((url.host, url.port), timeout=8)
+
+  @staticmethod
+  def hung_up(one) -> bool:
+    """Whether the server closed without an answer."""
+    try:
+      return one.recv(100) == b''
+    except ConnectionError:
+      return True
+
+  def test_one_that_does_not_end_is_cut_off(self, stub):
+    with self.connect(stub) as one:
+      one.sendall(self.HEAD)
+      with contextlib.suppress(ConnectionError):
+        for _ in range(64):
+          one.sendall(b'a' * 16_384)
+      assert self.hung_up(one)
+
+  def test_a_large_one_that_ends_is_answered(self, stub):
+    with self.connect(stub) as one:
+      one.sendall(self.HEAD + b'a' * 20_000)
+      one.sendall(b'\r\n\r\n')
+      assert one.recv(100).startswith(b'HTTP/1.1 200')
+
+  @pytest.mark.parametrize('begun', [b'', HEAD])
+  def test_one_that_does_not_come_is_not_waited_for(self, stub, monkeypatch, begun):
+    monkeypatch.setattr(connection, 'HEAD_S', 0.2)
+    with self.connect(stub) as one:
+      one.sendall(begun)
+      assert self.hung_up(one)
+
+  def test_what_is_read_and_scored_longer_is_not_cut_off(self, stub, monkeypatch):
+    monkeypatch.setattr(connection, 'HEAD_S', 0.2)
+    backend, start = stub
+    client = start().client
+    backend.free.clear()
+    threading.Timer(0.6, backend.free.set).start()
+    assert client.post('/rerank', json=BODY).status_code == 200
 
 
 class TestFailure:
