@@ -56,7 +56,7 @@ class Tolerance:
 
 
 # Of trained models. The quickstart's student is off by 1e-3 with tau 1 in fp16, and in int8 has a
-# tau of .979 and an nDCG that is .0008 lower.
+# tau of .988 and an nDCG@5 that is .002 lower over 295 queries.
 TOLERANCES = {
   'float32': Tolerance(1e-3, 0.999, 0.001),
   'float16': Tolerance(2e-2, 0.98, 0.01),
