@@ -179,8 +179,8 @@ def defaults() -> ConfigDict:
   # How many times the usual differences a reader's scores may have: random weights, whose scores
   # hardly differ from each other, need more than 1.
   c.export.slack = 1.0
-  # At least so many are scored by every reader of the folder. nDCG is a mean over their queries: over
-  # ten of them 8 bits once changed it by .034, over 295 by .002.
+  # At least so many are scored by every reader of the folder. nDCG is a mean over their queries:
+  # over ten of them 8 bits once changed it by .034, over 295 by .002.
   c.export.parity_pairs = 1000
   return c.lock()
 
