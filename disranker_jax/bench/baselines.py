@@ -69,8 +69,7 @@ def prompt_of(folder: Path, max_len: int):
   from disranker_jax.data.prompts import PairPrompt
   from disranker_jax.stages import sides
 
-  lengths = formats.lengths(folder) | ({'max_len': max_len} if max_len else {})
-  return PairPrompt(sides.open_tokenizer(folder), **lengths)
+  return PairPrompt(sides.open_tokenizer(folder), **formats.lengths(folder, max_len))
 
 
 def ours(folder: Path, name: str, max_len: int) -> Callable:
@@ -98,7 +97,7 @@ def cross_encoder(folder: Path, bf16: bool, max_len: int) -> Callable:
 
   dtype = torch.bfloat16 if bf16 else torch.float32
   model = CrossEncoder(
-    str(folder), device='cpu', max_length=max_len or formats.lengths(folder)['max_len'],
+    str(folder), device='cpu', max_length=formats.lengths(folder, max_len)['max_len'],
     model_kwargs={'dtype': dtype},
   )  # fmt: skip
 

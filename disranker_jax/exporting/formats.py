@@ -71,10 +71,10 @@ def config(folder: Path) -> dict:
   return json.loads((folder / 'config.json').read_text())
 
 
-def lengths(folder: Path) -> dict[str, int]:
-  """max_len and max_query_len as the model was trained, from its config.json."""
+def lengths(folder: Path, max_len: int = 0) -> dict[str, int]:
+  """max_len and max_query_len as the model was trained (config.json), or another max_len."""
   given = config(folder)
   trained = given.get('disranker_jax', {})
   most = given['max_position_embeddings']
-  max_len = min(trained.get('max_len', most), most)
+  max_len = max_len or min(trained.get('max_len', most), most)
   return {'max_len': max_len, 'max_query_len': min(trained.get('max_query_len', 64), max_len - 4)}

@@ -94,7 +94,7 @@ class Jax:
     from disranker_jax.stages import sides
 
     self.name = 'jax'
-    lengths = formats.lengths(folder) | ({'max_len': max_len} if max_len else {})
+    lengths = formats.lengths(folder, max_len)
     self._row_len = max(128, lengths['max_len'])
     settings = model_settings(model=str(folder), row_len=self._row_len, **lengths)
     side = sides.open_side(settings)

@@ -10,7 +10,6 @@ from disranker_jax.bench import __main__ as command
 from disranker_jax.bench import baselines, latency, load, soak, texts
 from disranker_jax.errors import UserError
 
-QUICK = ('ours jax', 'onnxruntime fp32')
 REQUESTS = [
   texts.Request('list of names', ('len : Return items', 'dir : list of names', 'zip'), (0, 4, 1)),
   texts.Request('number of items', ('len : number', 'os : a', 'dir : names'), (4, 0, 0)),
@@ -35,12 +34,15 @@ def test_every_system_gives_the_same_scores(model, expected):
 
 
 def test_texts_may_be_longer_than_the_models_own_length(model):
-  long = ('zip ' * 40 + 'number of items ' * 40, 'zip')
-  exact, *others = (baselines.open_system(n, model, 160) for n in ('ours onnx', *QUICK))
-  for score in others:
-    np.testing.assert_allclose(score('names', long), exact('names', long), rtol=0, atol=2e-3)
-  cut = baselines.open_system('ours onnx', model)('names', long)
-  assert abs(exact('names', long) - cut)[0] > 1e-2
+  texts = ('zip ' * 40 + 'number of items ' * 40, 'zip')
+  # The JAX backend's rows have 128 places for a model of 64.
+  assert len(baselines.prompt_of(model, 160).encode_texts('names', texts)[0]) == 160
+  exact, jax, plain = (
+    baselines.open_system(name, model, 160)('names', texts)
+    for name in ('ours onnx', 'ours jax', 'onnxruntime fp32')
+  )
+  np.testing.assert_allclose(plain, exact, rtol=0, atol=1e-4)
+  np.testing.assert_allclose(jax, exact, rtol=0, atol=0.05)  # bf16
 
 
 class TestLoad:
