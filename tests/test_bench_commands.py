@@ -42,6 +42,9 @@ def test_help_says_what_it_does(name, capsys):
     (['--config.cpt.bach_rows=3'], 'no such key.*batch_rows'),
     (['--config.cpt.batch_rows=0'], 'must be at least 1'),
     (['--color'], 'color'),
+    (['--variant=cpt.bach_rows=3'], 'no such key.*batch_rows'),
+    (['--variant=cpt.batch_rows=3 fast'], "'fast' is not KEY=VALUE"),
+    (['--variant=data.depth=3'], 'the sides share their data'),
   ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(argv, error):
@@ -64,9 +67,15 @@ def test_training_beside_torch(capsys, workdir):
   assert 'waiting' in found
 
 
-def test_scoring_alone(capsys, workdir):
-  found = answer(capsys, workdir, 'score', *LEAST, '--stage=evaluate', '--steps=1', '--no-torch')
-  assert found['ratio_to_torch_fp32'] is None and list(found['sides']) == ['ours']
+def test_scoring_alone_and_a_variant(capsys, workdir):
+  other = 'student.precision=bfloat16_dots OMP_NUM_THREADS=1'
+  found = answer(
+    capsys, workdir, 'score', *LEAST, '--stage=evaluate', '--steps=1', '--no-torch',
+    f'--variant={other}',
+  )  # fmt: skip
+  assert found['ratio_to_torch_fp32'] is None and list(found['sides']) == ['ours', other]
+  assert found['sides']['ours']['precision'] == 'float32'
+  assert found['sides'][other]['precision'] == 'bfloat16_dots' and found[f'ratio_to_{other}'] > 0
   assert found['pairs_per_s'] * found['ms_per_pair'] == pytest.approx(1000, rel=1e-4)
   assert found['tokens_per_s'] > found['pairs_per_s'] > 0
 
@@ -168,6 +177,16 @@ class TestWorker:
     self.turns(monkeypatch, {('ours', 'turn'): {'failed': 'why'}})
     with pytest.raises(UserError, match='why'):
       _worker.in_turn('train', ['ours'], [], tmp_path, 1, apart=False)
+
+  def test_a_variant_is_ours_with_other_settings(self, monkeypatch):
+    monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+    name = "student.scan=True XLA_FLAGS='--xla_a=1 --xla_b=2'"
+    flags, changed = _worker.variant(name)
+    assert flags == ['--config.student.scan=True']
+    assert changed == {'XLA_FLAGS': '--xla_a=1 --xla_b=2'}
+    assert _worker.environment(name)['XLA_FLAGS'] == '--xla_a=1 --xla_b=2'
+    platforms = [_worker.environment(n)['JAX_PLATFORMS'] for n in ('ours', name, 'torch_fp32')]
+    assert platforms == ['cuda', 'cuda', 'cpu']
 
   def test_a_process_that_ends_says_so(self, tmp_path):
     with _worker.Worker('no_such_bench', 'ours', [], tmp_path) as worker:

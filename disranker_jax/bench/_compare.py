@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import shlex
 from pathlib import Path
 
 from disranker_jax.bench import _figures, _work, _worker
@@ -19,10 +20,28 @@ def parser(name: str, doc: str, stages: tuple[str, ...], steps: int) -> argparse
   add = out.add_argument
   add('--steps', type=_work.positive, default=steps, help='full batches of a turn (%(default)s)')
   add('--no-torch', action='store_true', help='ours alone')
+  add(
+    '--variant', action='append', default=[], metavar='"KEY=VALUE ..."',
+    help='ours once more with these values of the config, or of the environment where KEY is in '
+    'capitals; may be repeated',
+  )  # fmt: skip
   add('--parts', default='16,64', help='sequences that torch pads together; the fastest is kept')
   add('--compile-torch', action='store_true', help="torch.compile's network, of any lengths")
   add('--apart', action='store_true', help='a side starts anew for each turn and ends: one device')
   return out
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+  """The options; UserError for variants that cannot be, before any side starts."""
+  args = _work.parse(parser, argv)
+  for name in args.variant:
+    if wrong := [word for word in shlex.split(name) or [''] if '=' not in word]:
+      raise UserError(f'--variant {name!r}: {wrong[0]!r} is not KEY=VALUE')
+    changes, _ = _worker.variant(name)
+    if wrong := [c for c in changes if c.startswith('--config.data.')]:
+      raise UserError(f'--variant {name!r}: {wrong[0]}: the sides share their data')
+    _work.parse(parser, [*argv, *changes])
+  return args
 
 
 def peers(args: argparse.Namespace, names: tuple[str, ...]) -> list[str]:
@@ -37,7 +56,7 @@ def peers(args: argparse.Namespace, names: tuple[str, ...]) -> list[str]:
 
 def run(bench: str, args: argparse.Namespace, argv: list[str], names: tuple[str, ...]) -> None:
   """Measures, prints the table, and with --json the answer as one last line."""
-  sides = ['ours', *peers(args, names)]
+  sides = ['ours', *args.variant, *peers(args, names)]
   with _work.prepared(args) as work:
     turns, facts = _worker.in_turn(bench, sides, argv, work.folder, args.rounds, args.apart)
   found = {'bench': bench} | described(args) | _figures.answer(turns, facts)

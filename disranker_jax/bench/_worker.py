@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -54,13 +55,20 @@ class Worker:
     return time.perf_counter() - self.begin
 
 
+def variant(name: str) -> tuple[list[str], dict[str, str]]:
+  """(flags of the config, environment) of 'student.scan=True XLA_FLAGS=...'; none of a peer's."""
+  pairs = [word.split('=', 1) for word in shlex.split(name) if '=' in word]
+  changes = [f'--config.{key}={value}' for key, value in pairs if not key.isupper()]
+  return changes, {key: value for key, value in pairs if key.isupper()}
+
+
 def environment(name: str) -> dict[str, str]:
   """Of a side's process: huge pages for all alike, and no accelerator's memory taken in advance."""
   env = os.environ | {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
   env.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
-  if name != 'ours':  # its batches are made by code that imports jax
+  if name != 'ours' and '=' not in name:  # a peer, whose batches are made by code that imports jax
     env['JAX_PLATFORMS'] = 'cpu'
-  return env
+  return env | variant(name)[1]
 
 
 def in_turn(bench: str, names, argv, folder: Path, rounds: int, apart: bool) -> tuple[dict, dict]:
@@ -126,6 +134,8 @@ def checked(worker: Worker, what: str) -> dict:
 
 def main(argv: list[str]) -> None:
   bench, name, folder, *rest = argv
+  if '=' in name:
+    name, rest = 'ours', [*rest, *variant(name)[0]]
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)  # what libraries print is no answer
   from absl import flags

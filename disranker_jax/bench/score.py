@@ -12,7 +12,7 @@ from disranker_jax.bench import _compare, _work
 
 
 def parse_args(argv) -> argparse.Namespace:
-  return _work.parse(_compare.parser('score', __doc__, _work.SCORING, 4), argv)
+  return _compare.parse(_compare.parser('score', __doc__, _work.SCORING, 4), argv)
 
 
 def open_side(name: str, argv: list[str], folder: Path):

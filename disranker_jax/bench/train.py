@@ -12,7 +12,7 @@ from disranker_jax.bench import _compare, _work
 
 
 def parse_args(argv) -> argparse.Namespace:
-  return _work.parse(_compare.parser('train', __doc__, _work.TRAINING, 2), argv)
+  return _compare.parse(_compare.parser('train', __doc__, _work.TRAINING, 2), argv)
 
 
 def open_side(name: str, argv: list[str], folder: Path):
