@@ -49,16 +49,16 @@ def mean_logprob(ranker, variables, hidden_BTD, batch) -> jax.Array:
   """Mean log-probability of each document's predicted tokens: [G, N], 0 where it has none."""
   shape = batch['mask_GN'].shape
   owner_AP = batch['owner_AP']
-  logprobs_AP = ranker.logprobs(variables, hidden_BTD, batch['index_AP'], batch['targets_AP'])
-  blocks = owner_AP.shape[0]
-  slots = shape[0] * shape[1] // blocks
+  real_AP = owner_AP >= 0
+  predicted = batch['index_AP'], batch['targets_AP'], real_AP
+  logprobs_AP = ranker.logprobs(variables, hidden_BTD, *predicted)
+  slots = shape[0] * shape[1] // owner_AP.shape[0]
 
   def per_document(values_AP):
-    kept_AP = jnp.where(owner_AP >= 0, values_AP, 0.0)
     add = functools.partial(jax.ops.segment_sum, num_segments=slots)
-    return jax.vmap(add)(kept_AP, jnp.maximum(owner_AP, 0)).reshape(shape)
+    return jax.vmap(add)(values_AP, jnp.maximum(owner_AP, 0)).reshape(shape)
 
-  return per_document(logprobs_AP) / jnp.maximum(per_document(jnp.ones_like(logprobs_AP)), 1)
+  return per_document(logprobs_AP) / jnp.maximum(per_document(real_AP.astype(jnp.float32)), 1)
 
 
 def score_shape(scorer: str, rows: int, row_len: int, docs: int = 1) -> Shape:

@@ -8,6 +8,7 @@ import pytest
 
 from disranker_jax import optimizer, tree
 from disranker_jax.data.batches import Shape
+from disranker_jax.models import ranker
 from disranker_jax.models.decoder import DecoderConfig
 from disranker_jax.models.encoder import EncoderConfig
 from disranker_jax.models.ranker import Ranker
@@ -52,7 +53,8 @@ def step_of(ranker, batch, trained):
     variables = tree.unflatten(trained | frozen)
     hidden = ranker.hidden(variables, batch)
     if ranker.head == 'lm':
-      return ranker.logprobs(variables, hidden, batch['index_AP'], batch['targets_AP']).sum()
+      predicted = batch['index_AP'], batch['targets_AP'], batch['owner_AP'] >= 0
+      return ranker.logprobs(variables, hidden, *predicted).sum()
     return ranker.score_at(variables, hidden, batch['index_AX']).sum()
 
   shapes = jax.eval_shape(ranker.init, jax.random.key(0))
@@ -77,11 +79,25 @@ def test_flops_are_those_of_the_dots_that_are_traced(case):
 
 
 @pytest.mark.parametrize('case', [WAYS[0], WAYS[4]])
-def test_flops_are_near_the_compilers_count_of_an_unrolled_model(case):
+def test_flops_are_near_the_compilers_count_of_an_unrolled_model(case, monkeypatch):
+  for module in (flops, ranker):  # a loop over chunks is not unrolled
+    monkeypatch.setattr(module, 'LOGPROB_CHUNK', 512)
   count, step, args = way(*case, scan=False)
   analysis = jax.jit(step).lower(*args).compile().cost_analysis()
   # The compiler also counts softmax, norms and other work on elements.
   assert count.hardware == pytest.approx(analysis['flops'], rel=0.05)
+
+
+def test_room_for_predictions_that_is_empty_counts_for_nothing(monkeypatch):
+  monkeypatch.setattr(flops, 'LOGPROB_CHUNK', 64)
+  ranker, batch = Ranker(DECODER, head='lm'), Shape(2, 256, 1, 128).zeros(2)
+  batch['owner_AP'][1, :65] = 0  # two of its four chunks, so the other block computes two, too
+  wide, narrow = (flops.count(ranker, b) for b in (batch, flops.filled(batch)))
+  none = flops.count(ranker, flops.filled(Shape(2, 256, 1, 128).zeros(2)))
+  assert wide.model - narrow.model == 2 * 2 * 128 * DECODER.vocab * DECODER.width
+  assert narrow.model - none.model == 2 * 2 * 128 * DECODER.vocab * DECODER.width
+  plain = Shape(2, 256, 1).zeros()
+  assert flops.filled(plain) is plain
 
 
 def test_model_flops_of_the_7b_are_6_n_and_halved_attention():

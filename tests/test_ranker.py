@@ -59,18 +59,20 @@ def test_logprobs_equal_the_plain_log_softmax_in_value_and_gradient(kind, monkey
   monkeypatch.setattr(ranker, 'LOGPROB_CHUNK', 4)
   model, variables = reference.ranker(kind, head='lm')
   batch = reference.rows(reference.sequences((9, 6)))
-  index = np.array([[3, 0, 14, 7, 7, 2, 9]])
-  targets = np.array([[5, 60, 0, 1, 2, 3, 4]])
+  # Three chunks: full, with three positions that only fill up, and empty.
+  index = np.array([[3, 0, 14, 7, 7, 0, 0, 0, 0, 0]])
+  targets = np.array([[5, 60, 0, 1, 2, 0, 0, 0, 0, 0]])
+  real = np.arange(10)[None] < 5
 
   def chunked(v):
-    return model.logprobs(v, model.hidden(v, batch), index, targets)
+    return model.logprobs(v, model.hidden(v, batch), index, targets, real)
 
   def plain(v):
     hidden = model.hidden(v, batch).reshape(-1, 32)[index[0]]
     logits = model.module.apply(v, hidden, method='logits')
-    return jax.nn.log_softmax(logits)[np.arange(7), targets[0]]
+    return jnp.where(real[0], jax.nn.log_softmax(logits)[np.arange(10), targets[0]], 0.0)
 
-  weight = jnp.arange(7.0)
+  weight = jnp.arange(10.0) + 1
   (ours, g_ours), (theirs, g_theirs) = (
     jax.jit(jax.value_and_grad(lambda v, f=f: jnp.sum(f(v).reshape(-1) * weight)))(variables)
     for f in (chunked, plain)
@@ -79,13 +81,26 @@ def test_logprobs_equal_the_plain_log_softmax_in_value_and_gradient(kind, monkey
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), g_ours, g_theirs)
 
 
+def test_a_chunk_of_positions_that_only_fill_up_is_not_computed(monkeypatch):
+  monkeypatch.setattr(ranker, 'LOGPROB_CHUNK', 4)
+  model, variables = reference.ranker(head='lm')
+  hidden = jnp.ones((1, 8, 32)).at[0, 7].set(jnp.nan)
+  index, real = np.repeat([[0, 7]], 4, axis=1), np.arange(8)[None] < 3
+
+  def loss(hidden, v):
+    return jnp.sum(model.logprobs(v, hidden, index, index, real))
+
+  for grad in jax.tree.leaves(jax.jit(jax.grad(loss, argnums=(0, 1)))(hidden, variables)):
+    assert np.isfinite(grad).all()  # through a product with 0, a NaN stays one
+
+
 def test_logprobs_never_hold_logits_of_all_positions():
   model, variables = reference.ranker(head='lm')
   P, V = 2048, model.config.vocab
   hidden, index = jnp.zeros((4, 512, 32)), jnp.arange(P)[None]
 
   def loss(v):
-    return jnp.sum(model.logprobs(v, hidden, index, index % V))
+    return jnp.sum(model.logprobs(v, hidden, index, index % V, index >= 0))
 
   compiled = jax.jit(jax.grad(loss)).lower(variables).compile().as_text()
   assert f'[{ranker.LOGPROB_CHUNK},{V}]' in compiled

@@ -14,6 +14,8 @@ import numpy as np
 from disranker_jax import memory, optimizer, sharding, train, tree
 from disranker_jax.bench._work import Work, processor
 from disranker_jax.checkpoint import Checkpoints
+from disranker_jax.data.batches import EncodedGroup, join
+from disranker_jax.data.pool import pack
 from disranker_jax.plan import flops
 from disranker_jax.stages import sides
 
@@ -51,9 +53,9 @@ class Train:
     self._waiter = concurrent.futures.ThreadPoolExecutor(1)
     self._drawn = self._feed.next()[0]
     begin = time.perf_counter()
+    count = model_flops(self._side.ranker, self._drawn[0], settings.trainable)
     loss = self.warm()['loss']
     first_step_s = time.perf_counter() - begin
-    count = model_flops(self._side.ranker, self._batch, settings.trainable)
     return described(self._mesh, self._side) | {
       'compile_s': compile_s,
       'first_step_s': first_step_s,
@@ -133,7 +135,13 @@ class Score:
     begin = time.perf_counter()
     list(self._scorer([self._groups[0]]))
     took = time.perf_counter() - begin
-    batch = self._scorer.shape.zeros(self._scorer.blocks)
+    docs = (
+      (EncodedGroup.alone(doc, group.query_id), None)
+      for group in (self._groups[i] for i in range(self._queries))
+      for doc in self._scorer.prompt.encode(group.query, group.docs)
+    )
+    block = next(pack(docs, self._scorer.shape))[1]
+    batch = join([block] * self._scorer.blocks)
     self._places = batch['tokens_BT'].size
     return described(self._mesh, side) | {
       'compile_s': took - self._scorer.seconds,
@@ -170,8 +178,9 @@ class Score:
 
 
 def model_flops(ranker, batch: dict, trained: str | None = None) -> float:
-  """Of one batch; the kernel of attention, which may be 'auto', does not matter to them."""
-  return flops.count(dataclasses.replace(ranker, attention='xla'), batch, trained).model
+  """Of one real batch; the kernel of attention, which may be 'auto', does not matter to them."""
+  ranker = dataclasses.replace(ranker, attention='xla')
+  return flops.count(ranker, flops.filled(batch), trained).model
 
 
 def finished(metrics: dict) -> float:

@@ -60,8 +60,12 @@ def _bf16_einsum_bwd(eqn, out_dtype, residuals, g):
   inputs, out = eqn.split('->')
   left, right = inputs.split(',')
   dx = _bf16_einsum(f'{out},{right}->{left}', x.dtype, g, y)
-  # XLA on a CPU writes out the first operand's transpose, so the smaller one comes first.
-  if g.size < x.size:
+  # XLA on a CPU writes out the first operand's transpose, so the smaller one comes first. It swaps
+  # them where that saves a transpose of the result, which an adapter's is too small to be worth.
+  if len(right) == 2 and 8 * g.size < x.size:
+    dy = _bf16_einsum(f'{out},{left}->{right[::-1]}', y.dtype, g, x)
+    dy = jax.lax.optimization_barrier(dy).T
+  elif g.size < x.size:
     dy = _bf16_einsum(f'{out},{left}->{right}', y.dtype, g, x)
   else:
     dy = _bf16_einsum(f'{left},{out}->{right}', y.dtype, x, g)

@@ -14,7 +14,7 @@ from disranker_jax.models.decoder import Decoder, DecoderConfig
 from disranker_jax.models.encoder import Encoder, EncoderConfig
 from disranker_jax.models.layers import activation_dtype, constrain
 
-LOGPROB_CHUNK = 512
+LOGPROB_CHUNK = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +92,12 @@ class Ranker:
     scores_P = self.score_at(variables, self.hidden(variables, batch), batch['index_AX'])
     return jnp.where(batch['mask_GN'], scores_P.reshape(batch['mask_GN'].shape), 0.0)
 
-  def logprobs(self, variables, hidden_BTD, index_AP, targets_AP):
+  def logprobs(self, variables, hidden_BTD, index_AP, targets_AP, real_AP):
     """Log-probabilities [A, P] fp32 of targets at positions of blocks, without holding [P, V].
 
-    Softmax runs over chunks of positions of every block that are recomputed in the backward pass;
-    the caller masks positions that only fill up P.
+    Softmax runs over chunks of positions of every block that are recomputed in the backward pass.
+    Positions that only fill up P (`real_AP` False) give 0; they are at the blocks' ends, and chunks
+    of nothing else are skipped.
     """
     blocks, count = index_AP.shape
     chunk = min(LOGPROB_CHUNK, count)
@@ -105,16 +106,21 @@ class Ranker:
     def chunks(x_AP):
       return jnp.pad(x_AP, ((0, 0), (0, padding))).reshape(blocks, -1, chunk).swapaxes(0, 1)
 
-    @jax.checkpoint
-    def one_chunk(pair):
-      index_AC, targets_AC = pair
+    def of_chunk(head, hidden_BTD, index_AC, targets_AC):
       hidden_PD = constrain(pick(hidden_BTD, index_AC).reshape(-1, hidden_BTD.shape[-1]))
-      logits_PV = self.module.apply(variables, hidden_PD, method='logits')
+      logits_PV = self.module.apply(head, hidden_PD, method='logits')
       chosen_P = jnp.take_along_axis(logits_PV, targets_AC.reshape(-1, 1), axis=-1)[:, 0]
       return (chosen_P - jax.nn.logsumexp(logits_PV, axis=-1)).reshape(index_AC.shape)
 
-    out = jax.lax.map(one_chunk, (chunks(index_AP), chunks(targets_AP)))
-    return out.swapaxes(0, 1).reshape(blocks, -1)[:, :count]
+    def one_chunk(arrays):
+      index_AC, targets_AC, real_AC = arrays
+      return unless_empty(of_chunk, real_AC.any(), (head, hidden_BTD), (index_AC, targets_AC))
+
+    name = 'embed' if self.config.tied else 'lm_head'
+    head = {'params': {name: variables['params'][name]}}
+    out = jax.lax.map(one_chunk, (chunks(index_AP), chunks(targets_AP), chunks(real_AP)))
+    out_AP = out.swapaxes(0, 1).reshape(blocks, -1)[:, :count]
+    return jnp.where(real_AP, out_AP, 0.0)
 
   def merge_lora(self, params, lora):
     """Base params with the low-rank updates added to their kernels (the tree without LoRA)."""
@@ -129,6 +135,34 @@ class Ranker:
     """How many values the base parameters hold, without LoRA."""
     shapes = jax.eval_shape(self.init, jax.random.key(0))['params']
     return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def unless_empty(f, some, inexact, exact):
+  """f(*inexact, *exact), or zeros where `some` is False; computed again in the backward pass.
+
+  Own gradients because those of `cond` copy what both directions read, here the vocabulary's table.
+  """
+  like = jax.eval_shape(f, *inexact, *exact)
+  none = lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)  # noqa: E731
+  return jax.lax.cond(some, f, none, *inexact, *exact)
+
+
+def _unless_empty_fwd(f, some, inexact, exact):
+  return unless_empty(f, some, inexact, exact), (some, inexact, exact)
+
+
+def _unless_empty_bwd(f, residuals, grad):
+  some, inexact, exact = residuals
+
+  def back(grad, *args):
+    point, rest = args[: len(inexact)], args[len(inexact) :]
+    return jax.vjp(lambda *x: f(*x, *rest), *point)[1](grad)
+
+  return None, unless_empty(back, some, (grad, *inexact), exact), None
+
+
+unless_empty.defvjp(_unless_empty_fwd, _unless_empty_bwd)
 
 
 def pick(hidden_BTD, index_AX):

@@ -9,6 +9,7 @@ import dataclasses
 import re
 
 import jax
+import numpy as np
 
 from disranker_jax.models.ranker import LOGPROB_CHUNK
 from disranker_jax.tree import flatten
@@ -55,6 +56,16 @@ def count(ranker, batch: dict, trained: str | None = None) -> Flops:
   return total + _attention(ranker, batch, trained is not None and below)
 
 
+def filled(batch: dict) -> dict:
+  """The batch with room for no more predicted tokens than it computes: empty chunks are skipped."""
+  if 'owner_AP' not in batch:
+    return batch
+  real_AP = np.asarray(batch['owner_AP']) >= 0
+  chunk = min(LOGPROB_CHUNK, real_AP.shape[1])
+  some_K = [real_AP[:, at : at + chunk].any() for at in range(0, real_AP.shape[1], chunk)]
+  return batch | {'index_AP': np.zeros((len(real_AP), chunk * sum(some_K)), np.int32)}
+
+
 def _attention(ranker, batch: dict, backward: bool) -> Flops:
   c = ranker.config
   rows, length = batch['tokens_BT'].shape
@@ -78,8 +89,8 @@ def _attention(ranker, batch: dict, backward: bool) -> Flops:
 def _uses(path: str, ranker, batch: dict) -> int:
   """At how many positions a parameter is multiplied by an activation in a forward pass."""
   if _is_vocabulary(path, ranker):
-    blocks, count = batch['index_AP'].shape if 'index_AP' in batch else (0, 1)
-    chunk = min(LOGPROB_CHUNK, count)
+    blocks, count = batch['index_AP'].shape if 'index_AP' in batch else (0, 0)
+    chunk = max(1, min(LOGPROB_CHUNK, count))
     return blocks * -(-count // chunk) * chunk
   if not re.search(r'(kernel|lora_a|lora_b)$', path):
     return 0  # looked up, added or multiplied element by element

@@ -18,9 +18,9 @@ from disranker_jax.stages import prepare, sides
 def next_token_loss(ranker, variables, batch):
   """Negative log-probability of the predicted tokens: (sum, tokens, metrics)."""
   hidden_BTD = ranker.hidden(variables, batch)
-  logprobs_AP = ranker.logprobs(variables, hidden_BTD, batch['index_AP'], batch['targets_AP'])
   real_AP = batch['owner_AP'] >= 0
-  total, tokens = -jnp.sum(jnp.where(real_AP, logprobs_AP, 0.0)), jnp.sum(real_AP)
+  predicted = batch['index_AP'], batch['targets_AP'], real_AP
+  total, tokens = -jnp.sum(ranker.logprobs(variables, hidden_BTD, *predicted)), jnp.sum(real_AP)
   return total, tokens, {'perplexity': jnp.exp(total / jnp.maximum(tokens, 1))}
 
 
