@@ -80,8 +80,7 @@ def test_flops_are_those_of_the_dots_that_are_traced(case):
 
 @pytest.mark.parametrize('case', [WAYS[0], WAYS[4]])
 def test_flops_are_near_the_compilers_count_of_an_unrolled_model(case, monkeypatch):
-  for module in (flops, ranker):  # a loop over chunks is not unrolled
-    monkeypatch.setattr(module, 'LOGPROB_CHUNK', 512)
+  monkeypatch.setattr(ranker, 'LOGPROB_CHUNK', 512)  # a loop over chunks is not unrolled
   count, step, args = way(*case, scan=False)
   analysis = jax.jit(step).lower(*args).compile().cost_analysis()
   # The compiler also counts softmax, norms and other work on elements.
@@ -89,11 +88,11 @@ def test_flops_are_near_the_compilers_count_of_an_unrolled_model(case, monkeypat
 
 
 def test_room_for_predictions_that_is_empty_counts_for_nothing(monkeypatch):
-  monkeypatch.setattr(flops, 'LOGPROB_CHUNK', 64)
-  ranker, batch = Ranker(DECODER, head='lm'), Shape(2, 256, 1, 128).zeros(2)
+  monkeypatch.setattr(ranker, 'LOGPROB_CHUNK', 32)  # 64 where there are two blocks
+  model, batch = Ranker(DECODER, head='lm'), Shape(2, 256, 1, 128).zeros(2)
   batch['owner_AP'][1, :65] = 0  # two of its four chunks, so the other block computes two, too
-  wide, narrow = (flops.count(ranker, b) for b in (batch, flops.filled(batch)))
-  none = flops.count(ranker, flops.filled(Shape(2, 256, 1, 128).zeros(2)))
+  wide, narrow = (flops.count(model, b) for b in (batch, flops.filled(batch)))
+  none = flops.count(model, flops.filled(Shape(2, 256, 1, 128).zeros(2)))
   assert wide.model - narrow.model == 2 * 2 * 128 * DECODER.vocab * DECODER.width
   assert narrow.model - none.model == 2 * 2 * 128 * DECODER.vocab * DECODER.width
   plain = Shape(2, 256, 1).zeros()

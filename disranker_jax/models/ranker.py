@@ -100,7 +100,7 @@ class Ranker:
     of nothing else are skipped.
     """
     blocks, count = index_AP.shape
-    chunk = min(LOGPROB_CHUNK, count)
+    chunk = logprob_chunk(blocks, count)
     padding = -count % chunk
 
     def chunks(x_AP):
@@ -163,6 +163,15 @@ def _unless_empty_bwd(f, residuals, grad):
 
 
 unless_empty.defvjp(_unless_empty_fwd, _unless_empty_bwd)
+
+
+def logprob_chunk(blocks, count):
+  """Of `count` positions of a block, how many have their logits held at once.
+
+  More where there are several blocks, hence devices: for each chunk they send each other the
+  vocabulary's table, and its gradient.
+  """
+  return max(1, min(count, LOGPROB_CHUNK if blocks == 1 else 2 * LOGPROB_CHUNK))
 
 
 def pick(hidden_BTD, index_AX):

@@ -11,7 +11,7 @@ import re
 import jax
 import numpy as np
 
-from disranker_jax.models.ranker import LOGPROB_CHUNK
+from disranker_jax.models.ranker import logprob_chunk
 from disranker_jax.tree import flatten
 
 # Products of attention (of two forward, four backward) that a kernel's backward pass does again.
@@ -61,7 +61,7 @@ def filled(batch: dict) -> dict:
   if 'owner_AP' not in batch:
     return batch
   real_AP = np.asarray(batch['owner_AP']) >= 0
-  chunk = min(LOGPROB_CHUNK, real_AP.shape[1])
+  chunk = logprob_chunk(*real_AP.shape)
   some_K = [real_AP[:, at : at + chunk].any() for at in range(0, real_AP.shape[1], chunk)]
   return batch | {'index_AP': np.zeros((len(real_AP), chunk * sum(some_K)), np.int32)}
 
@@ -90,7 +90,7 @@ def _uses(path: str, ranker, batch: dict) -> int:
   """At how many positions a parameter is multiplied by an activation in a forward pass."""
   if _is_vocabulary(path, ranker):
     blocks, count = batch['index_AP'].shape if 'index_AP' in batch else (0, 0)
-    chunk = max(1, min(LOGPROB_CHUNK, count))
+    chunk = logprob_chunk(blocks, count)
     return blocks * -(-count // chunk) * chunk
   if not re.search(r'(kernel|lora_a|lora_b)$', path):
     return 0  # looked up, added or multiplied element by element
