@@ -53,6 +53,8 @@ ENTRY %main (x: f32[2]) -> (f32[2]) {
     ('jit(step)/update/mul', ('update', 'update')),
     ('jit(step)/jvp(Encoder)/words/gather', ('embeddings', 'forward')),
     ('jit(step)/jvp(Encoder)/blocks/add', ('rest of the layers', 'forward')),
+    ('jit(step)/jvp(logprobs)/while/body/reduce_sum', ('head', 'forward')),
+    ('jit(step)/Decoder.logits/pd,vd->pv/dot_general', ('head', 'forward')),
     ('jit(step)/jvp()/reduce_sum', ('loss and the rest', 'forward')),
     ('', ('copies without a scope', 'forward')),
   ],

@@ -27,7 +27,7 @@ PARTS = (
   ('feed-forward', r'/(up|gate|down)/'),
   ('norms', r'norm'),
   ('embeddings', r'/(embed|words|places|types)\b'),
-  ('head', r'/(pooler|classifier|score|logits|lm_head|logprobs)\b'),
+  ('head', r'[/.](pooler|classifier|score|logits|lm_head|logprobs)\b'),
   ('rest of the layers', r'/blocks/'),
   ('copies without a scope', r'^//$'),
   ('loss and the rest', r''),

@@ -118,7 +118,8 @@ class Ranker:
 
     name = 'embed' if self.config.tied else 'lm_head'
     head = {'params': {name: variables['params'][name]}}
-    out = jax.lax.map(one_chunk, (chunks(index_AP), chunks(targets_AP), chunks(real_AP)))
+    with jax.named_scope('logprobs'):
+      out = jax.lax.map(one_chunk, (chunks(index_AP), chunks(targets_AP), chunks(real_AP)))
     out_AP = out.swapaxes(0, 1).reshape(blocks, -1)[:, :count]
     return jnp.where(real_AP, out_AP, 0.0)
 
