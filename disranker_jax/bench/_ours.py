@@ -52,8 +52,8 @@ class Train:
     self._feed = train.Feed(job.data, self._mesh, settings.accumulate)
     self._waiter = concurrent.futures.ThreadPoolExecutor(1)
     self._drawn = self._feed.next()[0]
-    begin = time.perf_counter()
     count = model_flops(self._side.ranker, self._drawn[0], settings.trainable)
+    begin = time.perf_counter()
     loss = self.warm()['loss']
     first_step_s = time.perf_counter() - begin
     return described(self._mesh, self._side) | {
