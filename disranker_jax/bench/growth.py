@@ -16,12 +16,15 @@ import matplotlib
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
+from matplotlib import ticker
 
 from disranker_jax.bench import _compare, _figures, _work, _worker
 from disranker_jax.report import plots, tables
 
 AXES = ('rows', 'row_len', 'group_size', 'devices')
-LABELS = {'step_s': 'seconds a step', 'compiled_bytes': 'bytes on a device'}
+LABELS = {'step_s': 'seconds a step', 'compiled_bytes': 'MB on a device'}
+UNITS = {'step_s': 1.0, 'compiled_bytes': 1e-6}  # of the plot
+LINEAR = ('rows', 'row_len')  # along these more is to be done
 
 
 def parse_args(argv) -> argparse.Namespace:
@@ -152,15 +155,27 @@ def text(found: dict) -> str:
 
 
 def draw(axes: dict, file: Path) -> None:
-  """Time above, memory below, a column an axis; both logarithmic, so that a slope is a power."""
-  figure, grid = plt.subplots(2, len(axes), figsize=(3 * len(axes), 5), squeeze=False)
+  """Time above, memory below, a column an axis; both logarithmic, so that a slope is a power.
+
+  All of a row on one scale, since a flat line that fills its own looks steep; dotted what is linear
+  from the first point.
+  """
+  figure, grid = plt.subplots(
+    2, len(axes), figsize=(2.4 * len(axes) + 0.6, 5), squeeze=False, sharey='row'
+  )
   for column, (name, curve) in zip(grid.T, axes.items(), strict=True):
     values = [p['value'] for p in curve['points']]
     for axis, (what, label) in zip(column, LABELS.items(), strict=True):
-      axis.plot(values, [p[what] for p in curve['points']], 'o-', color=plots.COLOURS[1])
+      found = [p[what] * UNITS[what] for p in curve['points']]
+      if name in LINEAR:
+        linear = [found[0] * v / values[0] for v in values]
+        axis.plot(values, linear, ':', color='grey', linewidth=1)
+      axis.plot(values, found, 'o-', color=plots.COLOURS[1])
       axis.set(xscale='log', yscale='log', xlabel=name.replace('_', ' '))
       axis.set_title(f'slope {curve["slopes"][what]:.2f}', fontsize=9)
       axis.set_xticks(values, [str(v) for v in values])
+      axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+      axis.yaxis.set_major_formatter('{x:,.6g}')
       axis.minorticks_off()
       if axis in grid[:, 0]:
         axis.set_ylabel(label)
