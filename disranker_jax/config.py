@@ -56,8 +56,8 @@ def model(**changes) -> ConfigDict:
   c.precision = 'auto'
   # What the backward pass computes again: 'none'; 'dots': all but dot products; 'full': layers.
   c.remat = 'none'
-  # One layer is compiled and run for all of them; False: each by itself, which compiles longer and
-  # was as fast on a CPU, or up to a fifth faster.
+  # One layer is compiled and run for all of them; False: each by itself, which compiles longer;
+  # on a CPU both are as fast (docs/performance.md).
   c.scan = True
   # Of the base parameters. 'bfloat16' halves them: for those that adapters leave frozen, or with
   # adafactor where memory is short; small updates get lost in its 8 bits.

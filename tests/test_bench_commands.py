@@ -44,6 +44,8 @@ def test_help_says_what_it_does(name, capsys):
     (['--color'], 'color'),
     (['--variant=cpt.bach_rows=3'], 'no such key.*batch_rows'),
     (['--variant=cpt.batch_rows=3 fast'], "'fast' is not KEY=VALUE"),
+    (['--variant=cpt.loss="x'], 'No closing quotation'),
+    (['--variant=cpt.epochs=3', '--variant=cpt.epochs=3'], 'is there twice'),
     (['--variant=data.depth=3'], 'the sides share their data'),
   ],
 )

@@ -32,6 +32,7 @@ def test_low_precision_dots_sum_in_fp32_in_both_directions(precision):
   'eqn, x, y',
   [
     ('bti,io->bto', (2, 5, 8), (8, 6)),
+    ('bti,io->bto', (2, 5, 64), (64, 2)),
     ('pd,vd->pv', (4, 8), (11, 8)),
     ('btkge,bske->bkgts', (2, 3, 2, 2, 8), (2, 5, 2, 8)),
     ('bkgts,bske->btkge', (2, 2, 2, 3, 5), (2, 5, 2, 8)),

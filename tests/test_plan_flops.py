@@ -25,6 +25,7 @@ WAYS = (
   (DECODER, 'lm', 'dots', 0, '.*'),
   (DECODER, 'rank', 'full', 4, 'lora/.*|score'),
   (DECODER, 'rank', 'none', 0, 'score'),
+  (dataclasses.replace(DECODER, tied=True), 'lm', 'none', 4, 'lora/.*'),
   (ENCODER, 'rank', 'none', 0, None),
   (ENCODER, 'rank', 'full', 0, '.*'),
   (ENCODER, 'rank', 'dots', 0, '.*'),
@@ -78,7 +79,7 @@ def test_flops_are_those_of_the_dots_that_are_traced(case):
   assert count.hardware == dot_flops(needed)
 
 
-@pytest.mark.parametrize('case', [WAYS[0], WAYS[4]])
+@pytest.mark.parametrize('case', [WAYS[0], WAYS[4], WAYS[8]])
 def test_flops_are_near_the_compilers_count_of_an_unrolled_model(case, monkeypatch):
   monkeypatch.setattr(ranker, 'LOGPROB_CHUNK', 512)  # a loop over chunks is not unrolled
   count, step, args = way(*case, scan=False)

@@ -19,7 +19,7 @@ def parser(name: str, doc: str, stages: tuple[str, ...], steps: int) -> argparse
   out = _work.parser(name, doc, stages)
   add = out.add_argument
   add('--steps', type=_work.positive, default=steps, help='full batches of a turn (%(default)s)')
-  add('--no-torch', action='store_true', help='ours alone')
+  add('--no-torch', action='store_true', help='ours alone, and its variants')
   add(
     '--variant', action='append', default=[], metavar='"KEY=VALUE ..."',
     help='ours once more with these values of the config, or of the environment where KEY is in '
@@ -35,8 +35,14 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
   """The options; UserError for variants that cannot be, before any side starts."""
   args = _work.parse(parser, argv)
   for name in args.variant:
-    if wrong := [word for word in shlex.split(name) or [''] if '=' not in word]:
+    try:
+      words = shlex.split(name) or ['']
+    except ValueError as e:
+      raise UserError(f'--variant {name!r}: {e}') from e
+    if wrong := [word for word in words if '=' not in word]:
       raise UserError(f'--variant {name!r}: {wrong[0]!r} is not KEY=VALUE')
+    if args.variant.count(name) > 1:
+      raise UserError(f'--variant {name!r}: is there twice')
     changes, _ = _worker.variant(name)
     if wrong := [c for c in changes if c.startswith('--config.data.')]:
       raise UserError(f'--variant {name!r}: {wrong[0]}: the sides share their data')

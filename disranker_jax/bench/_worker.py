@@ -56,7 +56,7 @@ class Worker:
 
 
 def variant(name: str) -> tuple[list[str], dict[str, str]]:
-  """(flags of the config, environment) of 'student.scan=True XLA_FLAGS=...'; none of a peer's."""
+  """(flags of the config, environment) that 'student.scan=True XLA_FLAGS=...' asks for."""
   pairs = [word.split('=', 1) for word in shlex.split(name) if '=' in word]
   changes = [f'--config.{key}={value}' for key, value in pairs if not key.isupper()]
   return changes, {key: value for key, value in pairs if key.isupper()}

@@ -157,8 +157,8 @@ def text(found: dict) -> str:
 def draw(axes: dict, file: Path) -> None:
   """Time above, memory below, a column an axis; both logarithmic, so that a slope is a power.
 
-  All of a row on one scale, since a flat line that fills its own looks steep; dotted what is linear
-  from the first point.
+  Plots of a row share their scale: on one of its own even a flat line looks steep. A dotted line
+  goes through the first point and is linear.
   """
   figure, grid = plt.subplots(
     2, len(axes), figsize=(2.4 * len(axes) + 0.6, 5), squeeze=False, sharey='row'

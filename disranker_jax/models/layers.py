@@ -60,8 +60,9 @@ def _bf16_einsum_bwd(eqn, out_dtype, residuals, g):
   inputs, out = eqn.split('->')
   left, right = inputs.split(',')
   dx = _bf16_einsum(f'{out},{right}->{left}', x.dtype, g, y)
-  # XLA on a CPU writes out the first operand's transpose, so the smaller one comes first. It swaps
-  # them where that saves a transpose of the result, which an adapter's is too small to be worth.
+  # XLA on a CPU writes out the first operand's transpose, so the smaller one comes first. To save a
+  # transpose of the result XLA would swap them again; where the result is narrow, as an adapter's
+  # is, that does not pay, and the barrier keeps it from doing so.
   if len(right) == 2 and 8 * g.size < x.size:
     dy = _bf16_einsum(f'{out},{left}->{right[::-1]}', y.dtype, g, x)
     dy = jax.lax.optimization_barrier(dy).T

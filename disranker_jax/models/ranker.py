@@ -142,8 +142,8 @@ class Ranker:
 def unless_empty(f, some, inexact, exact):
   """f(*inexact, *exact), or zeros where `some` is False; computed again in the backward pass.
 
-  `exact` are integers, which have no gradient. Own gradients because those of `cond` copy what both
-  directions read, here the vocabulary's table.
+  `exact` are integers, which have no gradient. Own gradients because autodiff of `cond` hands its
+  operands from one pass to the other as copies, here of the vocabulary's table.
   """
   like = jax.eval_shape(f, *inexact, *exact)
   none = lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)  # noqa: E731
