@@ -4,6 +4,4 @@ Scores are logits of a new head or mean log-probabilities, so that what is a wid
 how the base config's teacher scores.
 """
 
-ROWS = {
-  f'T = {margin}': ('teacher', {'sft.margin': margin}) for margin in (0.1, 0.0, 0.03, 0.3, 1.0, 3.0)
-}
+ROWS = {f'T = {margin}': ('teacher', {'sft.margin': margin}) for margin in (0.1, 0.0, 1.0, 3.0)}
