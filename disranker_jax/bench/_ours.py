@@ -36,9 +36,9 @@ class Train:
     self._side = self._work.open_side()
     job = self._work.job(self._side, self._mesh)
     variables = self._side.pretrained(config.seed, self._mesh)
-    self._batch = job.data.shape.zeros(job.data.blocks)
+    batch = job.data.shape.zeros(job.data.blocks)
     program = train.Program(
-      job.loss, settings, job.steps, variables, self._batch, job.data.blocks, self._mesh
+      job.loss, settings, job.steps, variables, batch, job.data.blocks, self._mesh
     )
     self._trained, self._frozen = (
       sharding.put(x, self._mesh) for x in optimizer.split(variables, settings.trainable)

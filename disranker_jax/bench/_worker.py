@@ -55,6 +55,11 @@ class Worker:
     return time.perf_counter() - self.begin
 
 
+def is_ours(name: str) -> bool:
+  """Whether a side is ours, with or without other settings, and no peer."""
+  return name == 'ours' or '=' in name
+
+
 def variant(name: str) -> tuple[list[str], dict[str, str]]:
   """(flags of the config, environment) that 'student.scan=True XLA_FLAGS=...' asks for."""
   pairs = [word.split('=', 1) for word in shlex.split(name) if '=' in word]
@@ -66,7 +71,7 @@ def environment(name: str) -> dict[str, str]:
   """Of a side's process: huge pages for all alike, and no accelerator's memory taken in advance."""
   env = os.environ | {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
   env.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
-  if name != 'ours' and '=' not in name:  # a peer, whose batches are made by code that imports jax
+  if not is_ours(name):  # its batches are made by code that imports jax
     env['JAX_PLATFORMS'] = 'cpu'
   return env | variant(name)[1]
 
@@ -134,7 +139,7 @@ def checked(worker: Worker, what: str) -> dict:
 
 def main(argv: list[str]) -> None:
   bench, name, folder, *rest = argv
-  if '=' in name:
+  if is_ours(name):
     name, rest = 'ours', [*rest, *variant(name)[0]]
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)  # what libraries print is no answer
