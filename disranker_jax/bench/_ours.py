@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from disranker_jax import memory, optimizer, sharding, train, tree
-from disranker_jax.bench._work import Work, processor
+from disranker_jax import memory, optimizer, processor, sharding, train, tree
+from disranker_jax.bench._work import Work
 from disranker_jax.checkpoint import Checkpoints
 from disranker_jax.data.batches import EncodedGroup, join
 from disranker_jax.data.pool import pack
@@ -220,7 +220,7 @@ def described(mesh, side: sides.Side) -> dict:
 def device_kind() -> str:
   """What computes: the accelerator's kind, or the processor with its cores."""
   kind = jax.devices()[0].device_kind
-  return kind if jax.default_backend() != 'cpu' else f'cpu: {processor()}'
+  return kind if jax.default_backend() != 'cpu' else f'cpu: {processor.described()}'
 
 
 def used() -> dict:

@@ -11,8 +11,6 @@ import copy
 import dataclasses
 import functools
 import itertools
-import os
-import platform
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -318,14 +316,3 @@ def _predicted(batch, block: int, slot: int, start: int) -> tuple[np.ndarray, np
     return np.zeros((2, 0), np.int64)
   mine = batch['owner_AP'][block] == slot
   return batch['index_AP'][block][mine] - start, batch['targets_AP'][block][mine]
-
-
-def processor() -> str:
-  """'AMD EPYC, 2 cores, bf16 instructions'."""
-  info = Path('/proc/cpuinfo')
-  lines = info.read_text().splitlines() if info.exists() else []
-  facts = {k.strip(): v.strip() for k, _, v in (line.partition(':') for line in lines)}
-  name = facts.get('model name') or platform.processor() or platform.machine()
-  flags = facts.get('flags', '').split()
-  found = [f'{kind} instructions' for kind in ('amx_bf16', 'avx512_bf16') if kind in flags]
-  return ', '.join([name, f'{os.cpu_count()} cores', *found[:1]])

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from absl import flags
 
-from disranker_jax import runtime
+from disranker_jax import processor, runtime
 from disranker_jax.bench import _compare, _figures, _work
 from disranker_jax.data import batches
 from disranker_jax.report import tables
@@ -116,7 +116,8 @@ def measure(args: argparse.Namespace) -> dict:
   together = [turn['all'] for turn in turns]
   used, places = (sum(r[k] for r in together) for k in ('tokens', 'places'))
   return {
-    'bench': 'data', **_compare.described(args), 'rounds': args.rounds, 'device': _work.processor(),
+    'bench': 'data', **_compare.described(args),
+    'rounds': args.rounds, 'device': processor.described(),
     'tokens_per_s': parts['all']['tokens_per_s'], 'rows_per_s': parts['all']['rows_per_s'],
     'padding': 1 - used / places, 'parts': parts,
   }  # fmt: skip

@@ -10,8 +10,8 @@ Shape legend, used as name suffixes and einsum letters everywhere:
 Precision is one word, said once and passed down:
   'float32'        activations and dots in true fp32 (no TF32, no bf16 passes)
   'bfloat16'       activations and dot operands bf16, for TPU and GPU
-  'bfloat16_dots'  activations fp32, dot operands cast to bf16, sums kept fp32: the fast road on a
-                   CPU, where bf16 x bf16 -> fp32 has instructions and bf16 -> bf16 has none
+  'bfloat16_dots'  activations fp32, dot operands cast to bf16, sums kept fp32: for a CPU with fast
+                   instructions for bf16 x bf16 -> fp32 (none has any for bf16 -> bf16)
 Softmax, norms, ranking heads and losses are fp32 under every precision.
 """
 

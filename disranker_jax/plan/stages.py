@@ -93,11 +93,10 @@ def _scoring(config, ranker: Ranker, variables: dict, mesh) -> Step:
 def _resolved(side, mesh):
   """A side's settings with 'auto' meant for the mesh's devices rather than for this machine."""
   side = copy.deepcopy(side)
-  tpu = mesh.devices.flat[0].platform == 'tpu'
-  if side.precision == 'auto':
-    side.precision = 'bfloat16' if tpu else 'bfloat16_dots'
+  platform = mesh.devices.flat[0].platform
+  side.precision = sides.precision(side.precision, platform)
   if side.attention == 'auto':
-    side.attention = 'splash' if tpu and side.precision != 'float32' else 'xla'
+    side.attention = 'splash' if platform == 'tpu' and side.precision != 'float32' else 'xla'
   return side
 
 

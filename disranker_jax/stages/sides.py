@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 from transformers import AutoTokenizer
 
-from disranker_jax import checkpoint, sharding, train, tree, weights
+from disranker_jax import checkpoint, processor, sharding, train, tree, weights
 from disranker_jax import config as configs
 from disranker_jax.data import batches
 from disranker_jax.data.prompts import PairPrompt, TextPrompt
@@ -96,11 +96,17 @@ def open_teacher(config) -> Side:
   return open_side(config.teacher, HEADS[config.teacher.scorer])
 
 
-def precision(asked: str) -> str:
-  """'auto' is bfloat16 on an accelerator; a CPU is fast only with bf16 operands and fp32 sums."""
+def precision(asked: str, platform: str | None = None) -> str:
+  """What 'auto' means on a platform ('cpu', 'tpu', 'gpu'; None: where this process computes).
+
+  bfloat16 on an accelerator. A CPU is fast only with fp32 sums, and has bf16 operands where its
+  processor is faster with them.
+  """
   if asked != 'auto':
     return asked
-  return 'bfloat16_dots' if jax.default_backend() == 'cpu' else 'bfloat16'
+  if (platform or jax.default_backend()) != 'cpu':
+    return 'bfloat16'
+  return 'bfloat16_dots' if processor.multiplies_bf16_faster() else 'float32'
 
 
 # The stages that train each side, in the order in which their parameters build on each other.
