@@ -1,6 +1,6 @@
 """Web search: TREC Session 2012, 187 queries judged 0 to 4; half of the topics are for the test.
 
-python experiments/title_queries.py ../shared/data/trec-session-2012 runs/pages.tsv --count 600
+python experiments/title_queries.py ../shared/data/trec-session-2012 runs/web.tsv --pages --count 600
 python -m disranker_jax.main --config configs/collections/trec_session.py --config.data.fold=0
 
 A topic's queries share their judgements, so they stay on one side. The judged documents are
@@ -18,7 +18,7 @@ def get_config():
   chorus = pathlib.Path(__file__).with_name('chorus_titles.py')
   c = runpy.run_path(str(chorus))['get_config']()
   c.name = 'trec_session'
-  c.data.update(judgements=DATA, candidates=f'{DATA}?queries=runs/pages.tsv&run=bm25')
+  c.data.update(judgements=DATA, candidates=f'{DATA}?queries=runs/web.tsv&run=bm25')
   c.data.update(test=f'{DATA}?pool=judged', holdout_by='^[^-]+')
   # Most pages are little shorter than max_len: four of them leave less of a row free than two.
   for side in (c.teacher, c.student):
