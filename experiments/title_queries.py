@@ -3,7 +3,7 @@
 python experiments/title_queries.py ../shared/data/chorus-ecommerce runs/titles.tsv
 
 One or two neighbouring words that several titles share, such as a kind of product, alone and with
-the maker; with --pages what a web page calls itself, up to the first dash, colon or bar. The
+the maker; with --web what a web page calls itself, up to the first dash, colon or bar. The
 collection's own queries are left out. A config takes them as
 
   c.data.candidates = 'trec:../shared/data/chorus-ecommerce?queries=runs/titles.tsv&run=bm25'
@@ -47,13 +47,13 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('collection', type=Path, help='a folder in the layout of trec:')
   parser.add_argument('out', type=Path, help='the queries: id, tab, text')
-  parser.add_argument('--pages', action='store_true', help='titles are those of web pages')
+  parser.add_argument('--web', action='store_true', help='titles are those of web pages')
   parser.add_argument('--count', type=int, default=1200, help='at most (%(default)s)')
   args = parser.parse_args()
   collection = trec.Folder(args.collection, {}, depth=0)
   titles = [doc.title for _, _, doc in collection.documents(BadRows())]
   own = {query.text.strip().lower() for query in collection.queries(BadRows())}
-  if args.pages:
+  if args.web:
     found = {name(title) for title in titles} - {''}
   else:
     seen = collections.Counter(phrase for title in titles for phrase in phrases(title))
