@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 
 from disranker_jax import config as configs
-from disranker_jax import processes
+from disranker_jax import processes, processor
 from disranker_jax.errors import UserError
 
 # Settings that change how a stage runs but not what it gives.
@@ -112,11 +112,10 @@ def changes(manifest: dict, wanted: dict, inputs: dict) -> list[str]:
 
 
 def device() -> str:
-  """What this runs on, for tables: '8 x NVIDIA H100', 'cpu, 2 cores'."""
-  kind = jax.devices()[0].device_kind
+  """What this runs on, for tables: '8 x NVIDIA H100', 'AMD EPYC, 2 cores'."""
   if jax.default_backend() == 'cpu':
-    return f'{kind}, {os.cpu_count()} cores'
-  return f'{jax.device_count()} x {kind}'
+    return processor.described()
+  return f'{jax.device_count()} x {jax.devices()[0].device_kind}'
 
 
 def versions() -> dict[str, str]:
