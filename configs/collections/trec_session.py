@@ -28,5 +28,6 @@ def get_config():
     stage.batch_rows = 16
   c.sft.epochs = 1.0
   c.finetune.epochs = 6.0
+  c.distill.epochs = 3.0
   c.evaluate.relevant = 1
   return c
