@@ -90,7 +90,8 @@ def defaults() -> ConfigDict:
   c.data = ConfigDict()
   # Addresses: 'python_docs:', 'jsonl:FILE' and 'parquet:FILE' (globs, .gz), 'ir_datasets:ID',
   # 'trec:FOLDER?qrels=...&run=...&pool=...', 'tfds:FOLDER' (prepared). See docs/data.md.
-  c.data.clicks = 'python_docs:'  # cpt learns from them
+  # cpt learns from them; 'judgements:' for who has no log: the relevant documents of these.
+  c.data.clicks = 'python_docs:'
   c.data.judgements = 'python_docs:'  # sft and finetune
   c.data.candidates = 'python_docs:'  # unlabeled: score and distill
   c.data.test = 'python_docs:'

@@ -36,8 +36,9 @@ Change = Callable[[Iterator[Record], BadRows, Path], Iterator[Record]]
 class Job:
   """One source to prepare, and where to.
 
-  `limit` is how many records are kept, 0: all. `changes` are done to groups before they are
-  written; `asked` names them with their settings, so that other settings are other work.
+  `limit` is how many records are kept, 0: all. `changes` are done to groups before they, or clicks
+  made of them, are written; `asked` names them with their settings, so that other settings are
+  other work.
   `read_as` is the kind that the source is read as, if not `kind`.
   """
 
@@ -176,7 +177,7 @@ class Work:
     job = self._job
     kind = job.read_as or job.kind
     source = sources.row_files(job.address)
-    if source is not None and job.kind == 'clicks':
+    if source is not None and kind == 'clicks':
       self._clicks(source)
     elif source is not None:
       runs = Spool(job.partial / 'by_query')

@@ -18,9 +18,8 @@ def outside(config, stage: str) -> dict[str, str]:
   found = {}
   if stage == 'prepare':
     found = {
-      f'data.{k}': manifest.digest(sources.fingerprint(config.data[k]))
+      f'data.{k}': manifest.digest(sources.fingerprint(prepare.address(config, k)))
       for k in prepare.kinds(config)
-      if config.data[k]
     }
     if config.data.teachers:
       prints = [sources.fingerprint(address) for address in config.data.teachers]

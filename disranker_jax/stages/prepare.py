@@ -3,7 +3,7 @@
 import json
 
 from disranker_jax import processes
-from disranker_jax.data import builders, preparing, sources
+from disranker_jax.data import builders, clicks, preparing, sources
 from disranker_jax.data.holdout import Holdout
 from disranker_jax.data.negatives import Negatives
 from disranker_jax.data.teachers import Teachers
@@ -37,11 +37,7 @@ def run(run) -> dict:
 
 def prepare(run) -> dict:
   results = {}
-  data = run.config.data
   for kind in kinds(run.config):
-    if not data[kind]:
-      readers = ', '.join(s for s in READERS[kind] if s in run.config.stages)
-      raise UserError(f'config.data.{kind}: is empty, but read by {readers}; give an address')
     job = job_of(run, kind)
     done = preparing.prepare(job)
     results[kind] = {'rows': done.records, 'fingerprint': builders.fingerprint(job.folder)}
@@ -51,14 +47,30 @@ def prepare(run) -> dict:
       results[kind]['quarantined'] = done.quarantined
       say(f'prepare: {kind}: {done.quarantined} bad rows set aside in {job.quarantine}')
     what = 'clicks' if kind == 'clicks' else 'queries'
-    say(f'prepare: {kind}: {done.records} {what} from {data[kind]}')
+    say(f'prepare: {kind}: {done.records} {what} from {job.address}')
   return results
+
+
+def address(config, kind: str) -> str:
+  """Where the records of a kind are read. Raises: UserError if the config does not say."""
+  source = kind
+  if kind == 'clicks' and config.data.clicks == clicks.OF_JUDGEMENTS:
+    source = 'judgements'
+  if not config.data[source]:
+    readers = ', '.join(s for s in READERS[kind] if s in config.stages)
+    raise UserError(f'config.data.{source}: is empty, but read by {readers}; give an address')
+  return config.data[source]
 
 
 def job_of(run, kind: str) -> preparing.Job:
   """What is prepared for a kind, as the config asks."""
   data, folder = run.config.data, run.folder('prepare') / kind
-  depth, read_as, changes, asked = data.depth, '', [], []
+  depth, limit, read_as, changes, asked = data.depth, data.limit[kind], '', [], []
+  if kind == 'clicks' and data.clicks == clicks.OF_JUDGEMENTS:
+    # The limit is on clicks and not on the queries that they are made of.
+    changes.append(clicks.Relevant(limit))
+    asked.append(repr(changes[-1]))
+    limit, read_as = 0, 'judgements'
   if data.teachers and kind in ('candidates', 'judgements'):
     changes.append(Teachers(data.teachers, drop=kind == 'candidates'))
     asked += map(sources.fingerprint, data.teachers)
@@ -71,8 +83,8 @@ def job_of(run, kind: str) -> preparing.Job:
     keep = Holdout(data.holdout, data.fold, data.holdout_by, test=kind == 'test')
     asked.append(repr(keep))
   return preparing.Job(
-    data[kind], kind, folder, folder.with_name(f'{kind}.quarantine.jsonl'), depth=depth,
-    on_bad_row=data.on_bad_row, limit=data.limit[kind], changes=tuple(changes),
+    address(run.config, kind), kind, folder, folder.with_name(f'{kind}.quarantine.jsonl'),
+    depth=depth, on_bad_row=data.on_bad_row, limit=limit, changes=tuple(changes),
     asked=json.dumps(asked), read_as=read_as, keep=keep,
   )  # fmt: skip
 
