@@ -17,6 +17,6 @@ def get_config():
   c.name = 'chorus_titles'
   c.data.candidates = f'{c.data.judgements}?queries=runs/titles.tsv&run=bm25'
   c.data.depth = 100
-  c.score.group_size = 8
+  c.score.update(group_size=8, shard_queries=125)  # as many documents a shard as chorus.py's
   c.distill.update(epochs=6.0, group_size=8)
   return c
