@@ -1,12 +1,17 @@
-"""Rank-DistiLLM's two stages: contrastive on labels, then the order in which a teacher ranks.
+"""Rank-DistiLLM's two stages beside this package's: contrastive first, then a teacher's order.
 
-For --config configs/rank_distillm.py: the second stage begins where the first one ended, and takes
-of the teacher's scores nothing but their order.
+Both begin with labels, here by the pairwise hinge loss, there by InfoNCE, and go on from there with
+the same teacher's scores of the same pairs: here with the hybrid loss on scores and hard labels,
+there with nothing but the order of the scores (configs/rank_distillm.py).
 """
 
+CONTRASTIVE = {'finetune.loss': 'info_nce'}
+ORDER = CONTRASTIVE | {'distill.standardise': '', 'distill.hard': 0.0}
 ROWS = {
-  'InfoNCE on labels': ('finetuned', {}),
-  'then RankNet': ('student', {'distill.loss': 'ranknet'}),
-  'then ADR-MSE': ('student', {'distill.loss': 'adr_mse'}),
-  'teacher': ('teacher', {}),
+  'hinge on labels': ('finetuned', {}),
+  'then hybrid + hard labels': ('student', {}),
+  'InfoNCE on labels': ('finetuned', CONTRASTIVE),
+  'then RankNet on the order': ('student', ORDER | {'distill.loss': 'ranknet'}),
+  'then ADR-MSE on the order': ('student', ORDER | {'distill.loss': 'adr_mse'}),
 }
+AGAINST = 'then hybrid + hard labels'
