@@ -112,7 +112,7 @@ def changes(manifest: dict, wanted: dict, inputs: dict) -> list[str]:
 
 
 def device() -> str:
-  """What this runs on, for tables: '8 x NVIDIA H100', 'AMD EPYC, 2 cores'."""
+  """What this runs on, for tables: '8 x NVIDIA H100', 'AMD EPYC, 2 cores, ...'."""
   if jax.default_backend() == 'cpu':
     return processor.described()
   return f'{jax.device_count()} x {jax.devices()[0].device_kind}'

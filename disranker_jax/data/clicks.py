@@ -28,11 +28,13 @@ class Relevant:
 
 def _relevant(groups: Iterator[Group]) -> Iterator[Click]:
   blank = 0
-  for group in groups:
-    for doc in group.docs:
-      if doc.label > 0 and (doc.title.strip() or doc.summary.strip()):
-        yield Click(group.query, doc.title, doc.summary)
-      else:
-        blank += doc.label > 0
-  if blank:
-    say(f'prepare clicks: left out {blank:,} relevant documents without any text')
+  try:
+    for group in groups:
+      for doc in group.docs:
+        if doc.label > 0 and (doc.title.strip() or doc.summary.strip()):
+          yield Click(group.query, doc.title, doc.summary)
+        else:
+          blank += doc.label > 0
+  finally:  # at a limit too
+    if blank:
+      say(f'prepare clicks: left out {blank:,} relevant documents without any text')
