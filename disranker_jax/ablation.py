@@ -22,6 +22,7 @@ from disranker_jax import config as configs
 from disranker_jax import manifest, significance
 from disranker_jax.command import guarded, one_line
 from disranker_jax.compare import minus, scale
+from disranker_jax.data.holdout import cluster
 from disranker_jax.errors import UserError
 from disranker_jax.progress import say
 from disranker_jax.report import ablations
@@ -190,10 +191,11 @@ def read(found: Found, workdir: Path, model: str, seed: int) -> None:
       of_seed[metric] = of_seed.get(metric, 0) + sums
 
 
-def analyse(table: Table, found: dict[str, Found]) -> list[dict]:
+def analyse(table: Table, found: dict[str, Found], by: str = '') -> list[dict]:
   """Per row: every metric with its interval, its difference to `against`, and Holm's p-value.
 
-  Queries are drawn, seeds are averaged within each; Holm corrects over the rows of a metric.
+  Queries are drawn, those whose ids `by` matches alike together; seeds are averaged within each;
+  Holm corrects over the rows of a metric.
   """
   queries = list(found[table.against].sums[METRICS[0]])
   for name, row in found.items():
@@ -204,11 +206,12 @@ def analyse(table: Table, found: dict[str, Found]) -> list[dict]:
   for metric in METRICS:
     every = [found[r.name].sums[metric] for r in table.rows]
     sums_QK2 = np.stack([[of_row[q] for of_row in every] for q in queries])
-    draws_SK = significance.bootstrap(sums_QK2)
-    shares_K = significance.ratio(sums_QK2.sum(0))
+    sums_CK2 = significance.clustered(sums_QK2, [cluster(q, by) for q in queries])
+    draws_SK = significance.bootstrap(sums_CK2)
+    shares_K = significance.ratio(sums_CK2.sum(0))
     others = [k for k in range(len(rows)) if k != base]
-    same_QK2 = np.repeat(sums_QK2[:, [base]], len(others), 1)
-    p_K = significance.randomisation_p(sums_QK2[:, others], same_QK2) if others else []
+    same_CK2 = np.repeat(sums_CK2[:, [base]], len(others), 1)
+    p_K = significance.randomisation_p(sums_CK2[:, others], same_CK2) if others else []
     p_holm = dict(zip(others, significance.holm(p_K), strict=True))
     p_plain = dict(zip(others, p_K, strict=True))
     for k, row in enumerate(rows):
@@ -251,11 +254,12 @@ def main(argv=None) -> None:
   found = run_all(args, table)
   if args.dry_run:
     return
-  rows = analyse(table, found)
-  for row, asked in zip(rows, table.rows, strict=True):
-    row |= {'changes': dict(asked.changes), 'seeds': sorted(found[asked.name].by_seed)}
   base = runpy.run_path(str(args.config))['get_config']()
   base.update_from_flattened_dict(dict(pair(word) for word in args.set))
+  by, queries = base.data.holdout_by, list(found[table.against].sums[METRICS[0]])
+  rows = analyse(table, found, by)
+  for row, asked in zip(rows, table.rows, strict=True):
+    row |= {'changes': dict(asked.changes), 'seeds': sorted(found[asked.name].by_seed)}
   result = {
     'title': table.title,
     'text': table.text,
@@ -265,7 +269,8 @@ def main(argv=None) -> None:
     'row': args.row,
     'folds': args.folds,
     'against': table.against,
-    'queries': len(found[table.against].sums[METRICS[0]]),
+    'queries': len(queries),
+    'clusters': len({cluster(q, by) for q in queries}),
     'device': found[table.against].device,
     'versions': manifest.versions(),
     'date': manifest.now()[:10],

@@ -8,6 +8,7 @@ import csv
 import itertools
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from disranker_jax import gsb, metrics, significance
 from disranker_jax.command import guarded
 from disranker_jax.data import lines, trec
+from disranker_jax.data.holdout import cluster
 from disranker_jax.data.records import BadRow, BadRows
 from disranker_jax.errors import UserError
 from disranker_jax.report import comparison
@@ -48,6 +50,10 @@ def parse_args(argv=None) -> argparse.Namespace:
   add('--same', type=float, default=0.0, help='gsb: the same if nDCG is at most this apart (0)')
   add('--verdicts', type=Path, help='human verdicts: CSV or JSONL of query_id, good|same|bad')
   add('--test', choices=TESTS, default='randomisation', help='over queries, paired (%(default)s)')
+  add(
+    '--cluster', default='', metavar='REGEX',
+    help="queries whose ids match it alike are drawn together: '^[^-]+' for SESSION-3",
+  )  # fmt: skip
   add('--level', type=float, default=significance.LEVEL, help='of the intervals (%(default)s)')
   add('--samples', type=int, default=significance.SAMPLES, help='to draw (%(default)s)')
   add('--seed', type=int, default=0, help='of the draws (0)')
@@ -66,6 +72,10 @@ def check(args: argparse.Namespace) -> None:
     raise UserError('--qrels is missing: name the file of judgements')
   if not 0 < args.level < 1:
     raise UserError(f'--level={args.level}: must be between 0 and 1, for instance 0.95')
+  try:
+    re.compile(args.cluster)
+  except re.error as e:
+    raise UserError(f'--cluster={args.cluster}: is no regular expression: {e}') from None
   if args.samples < 100:
     raise UserError(f'--samples={args.samples}: must be 100 or more; 10000 is usual')
   if not args.same >= 0:
@@ -159,6 +169,12 @@ class Table:
       self.names.append('tau')
     self.check_names()
     self.qrels = read_qrels(args.qrels)
+    self.clusters = [cluster(query_id, args.cluster) for query_id in self.qrels]
+    if len(self.qrels) > 1 and len(set(self.clusters)) == 1:
+      raise UserError(
+        f'--cluster={args.cluster}: finds {self.clusters[0]!r} in every query_id of {args.qrels}, '
+        'so nothing is left to draw; match what differs between topics'
+      )
     self.runs = {name: read_run(file) for name, file in self.files.items()}
     self.teacher = self.reference(args.teacher) if args.teacher else None
     self.warnings: list[str] = []
@@ -270,11 +286,12 @@ def values(table: Table) -> dict[tuple[str, str], dict]:
   if not cells:
     return {}
   sums_QK2 = np.stack([table.sums(*cell) for cell in cells], 1)
-  draws_SK = significance.bootstrap(sums_QK2, args.samples, args.seed)
+  sums_CK2 = significance.clustered(sums_QK2, table.clusters)
+  draws_SK = significance.bootstrap(sums_CK2, args.samples, args.seed)
   found = {}
   for k, (metric, name) in enumerate(cells):
     low, high = significance.interval(scale(metric, draws_SK[:, k]), args.level)
-    value = scale(metric, significance.ratio(sums_QK2[:, k].sum(0)))
+    value = scale(metric, significance.ratio(sums_CK2[:, k].sum(0)))
     found[metric, name] = {'value': float(value), 'low': low, 'high': high}
   return found
 
@@ -285,17 +302,18 @@ def differences(table: Table) -> dict[tuple[str, str], dict]:
   cells = [cell for cell in itertools.product(table.names, table.runs) if table.is_tested(*cell)]
   if not cells:
     return {}
-  ours_QK2, theirs_QK2 = (
-    np.stack(side, 1) for side in zip(*(table.sides(*cell) for cell in cells), strict=True)
+  ours_CK2, theirs_CK2 = (
+    significance.clustered(np.stack(side, 1), table.clusters)
+    for side in zip(*(table.sides(*cell) for cell in cells), strict=True)
   )
-  both_QJ2 = np.concatenate([ours_QK2, theirs_QK2], 1)
-  ours_SK, theirs_SK = np.split(significance.bootstrap(both_QJ2, args.samples, args.seed), 2, 1)
-  ours_K, theirs_K = (significance.ratio(side.sum(0)) for side in (ours_QK2, theirs_QK2))
+  both_CJ2 = np.concatenate([ours_CK2, theirs_CK2], 1)
+  ours_SK, theirs_SK = np.split(significance.bootstrap(both_CJ2, args.samples, args.seed), 2, 1)
+  ours_K, theirs_K = (significance.ratio(side.sum(0)) for side in (ours_CK2, theirs_CK2))
   if args.test == 'bootstrap':
     draws = zip((ours_SK - theirs_SK).T, ours_K - theirs_K, strict=True)
     p_K = np.array([significance.bootstrap_p(*draw) for draw in draws])
   else:
-    p_K = significance.randomisation_p(ours_QK2, theirs_QK2, args.samples, args.seed)
+    p_K = significance.randomisation_p(ours_CK2, theirs_CK2, args.samples, args.seed)
   found = {}
   for k, (metric, name) in enumerate(cells):
     draws_S = minus(scale(metric, ours_SK[:, k]), scale(metric, theirs_SK[:, k]))
@@ -321,6 +339,7 @@ def compare(args: argparse.Namespace) -> tuple[dict, Mapping[str, Any]]:
     result |= {
       'qrels': str(args.qrels),
       'queries': len(table.qrels),
+      'clusters': len(set(table.clusters)),
       'metrics': table.names,
       'teacher': args.teacher,
       'baseline': table.baseline,

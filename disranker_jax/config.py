@@ -110,7 +110,8 @@ def defaults() -> ConfigDict:
   # a hash of the query; fold 1, 2, ... choose other ones. 0: the sources are apart already.
   c.data.holdout = 0.0
   c.data.fold = 0
-  # Queries whose ids match this alike stay together: '^[^-]+' for SESSION-3; '': each for itself.
+  # Queries whose ids match this alike stay together, on one side and in every draw of intervals and
+  # tests: '^[^-]+' for SESSION-3; '': each for itself.
   c.data.holdout_by = ''
   c.data.on_bad_row = 'error'  # or 'quarantine': set bad rows aside, with their reasons, and go on
   c.data.limit = ConfigDict({'clicks': 0, 'judgements': 0, 'candidates': 0, 'test': 0})  # 0: all

@@ -27,6 +27,20 @@ def ratio(sums_2) -> np.ndarray:
     return sums_2[..., 0] / sums_2[..., 1]
 
 
+def clustered(sums_QK2, clusters_Q) -> np.ndarray:
+  """Sums of each cluster of queries, [C, K, 2], to be drawn and swapped in the queries' place.
+
+  Queries of one session or topic share judgements. Drawn one by one they would count as that many
+  independent ones, and intervals would be too narrow (Cameron and Miller, 2015).
+  """
+  at: dict = {}
+  at_Q = [at.setdefault(cluster, len(at)) for cluster in clusters_Q]
+  sums_QK2 = np.asarray(sums_QK2, np.float64)
+  sums_CK2 = np.zeros((len(at), *sums_QK2.shape[1:]))
+  np.add.at(sums_CK2, at_Q, sums_QK2)
+  return sums_CK2
+
+
 def bootstrap(sums_QK2, samples: int = SAMPLES, seed: int = 0) -> np.ndarray:
   """Statistics of `samples` draws of Q queries with replacement, [S, K] (Efron, 1979).
 

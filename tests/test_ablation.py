@@ -115,6 +115,22 @@ def test_seeds_are_averaged_and_rows_compared_over_queries():
   )
 
 
+def test_queries_of_one_cluster_are_drawn_together():
+  """Ten clusters of six equal queries say as much as ten queries."""
+  rng, names = np.random.default_rng(1), ('base', 'other')
+  table = ablation.Table('T', '', tuple(ablation.Row(n, 'bm25', {}) for n in names), 'base')
+  # The last digit of q10 to q59 and q0 to q9 is the cluster.
+  scores = {name: rng.random(10) for name in names}
+  pairs = np.ones((1, 60, 2))
+  sixty = {name: found(np.tile(ten, 6)[None], pairs) for name, ten in scores.items()}
+  ten = {name: found(ten[None], pairs[:, :10]) for name, ten in scores.items()}
+  cells = [
+    ablation.analyse(table, rows, by)[1]['metrics']['ndcg@5']['difference']
+    for rows, by in ((ten, ''), (sixty, r'\d$'))
+  ]
+  assert cells[0] == pytest.approx(cells[1])
+
+
 def test_rows_over_other_queries_are_refused():
   table = ablation.Table(
     'T', '', (ablation.Row('a', 'bm25', {}), ablation.Row('b', 'bm25', {})), 'a'

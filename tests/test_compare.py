@@ -13,6 +13,7 @@ from ir_measures import AP, nDCG
 
 from disranker_jax import compare, metrics, significance
 from disranker_jax.errors import UserError
+from disranker_jax.report import comparison
 
 QUERIES, DOCS = 40, 30
 
@@ -86,6 +87,27 @@ def test_pnr_is_pooled_with_an_interval_of_the_pooled_ratio(folder):
   values = [found[name]['metrics']['pnr']['value'] for name in ('good', 'weak')]
   assert found['good']['differences']['pnr']['value'] == pytest.approx(values[0] - values[1])
   assert found['good']['differences']['pnr']['p'] < 0.01
+
+
+@pytest.mark.parametrize('test', compare.TESTS)
+def test_asking_a_topic_again_makes_nothing_surer_when_its_queries_are_drawn_together(folder, test):
+  metrics_, again = 'pnr,ndcg@5,gsb@5', folder / 'again'
+  again.mkdir()
+  for file in ('qrels.txt', 'weak.run', 'good.run'):
+    rows = [line.replace('\t', ' ').split(' ', 1) for line in (folder / file).open()]
+    copies = [f'{query}-{copy} {rest}' for query, rest in rows for copy in range(3)]
+    (again / file).write_text(''.join(copies))
+  once, thrice, naive = (
+    result(where, 'weak', 'good', metrics=metrics_, test=test, **flags)
+    for where, flags in ((folder, {}), (again, {'cluster': '^[^-]+'}), (again, {}))
+  )
+  assert (thrice['queries'], thrice['clusters']) == (3 * QUERIES, QUERIES)
+  for metric in metrics_.split(','):
+    of = [r['runs']['good']['differences'][metric] for r in (once, thrice, naive)]
+    for key in ('value', 'low', 'high', 'p', 'p_holm'):
+      assert of[1][key] == pytest.approx(of[0][key]), (metric, key)
+    assert of[2]['high'] - of[2]['low'] < 0.8 * (of[0]['high'] - of[0]['low'])
+  assert f'bootstrap over {QUERIES} clusters of queries' in comparison.markdown(thrice)
 
 
 @pytest.mark.parametrize('test', compare.TESTS)
@@ -303,6 +325,11 @@ def test_a_bad_row_of_qrels_is_named(tmp_path, row, where):
     ({'metrics': 'tau'}, 'needs --teacher'),
     ({'level': 95}, '--level=95.0: must be between 0 and 1'),
     ({'samples': 3}, '--samples=3: must be 100 or more'),
+    ({'cluster': '('}, r'--cluster=\(: is no regular expression'),
+    (
+      {'cluster': '^q'},
+      r"--cluster=\^q: finds 'q' in every query_id of .* nothing is left to draw",
+    ),
     ({'same': -1}, '--same=-1.0: must be 0 or more'),
     ({'teacher': 'nobody'}, 'nobody: does not exist'),
     ({'baseline': 'nobody'}, 'nobody: does not exist'),

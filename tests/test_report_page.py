@@ -249,6 +249,17 @@ class TestIntervals:
       np.quantile(draws, [0.025, 0.975]), abs=4e-3
     )
 
+  def test_queries_of_one_cluster_are_drawn_together(self):
+    """q0, q10, q20, ... are one cluster: their values are one value, asked for six times."""
+    ten = np.random.default_rng(3).random(10)
+    once = intervals.analyse(rows_of({'bm25': ten, 'student': ten**2}))
+    rows = rows_of({'bm25': np.tile(ten, 6), 'student': np.tile(ten**2, 6)})
+    again = intervals.analyse(rows, by=r'\d$')
+    assert again.means['bm25', 'ndcg@5'] == pytest.approx(once.means['bm25', 'ndcg@5'])
+    cell = ('bm25', 'student', 'ndcg@5')
+    assert again.differences[cell] == pytest.approx(once.differences[cell])
+    assert not intervals.analyse(rows, by='^q').means  # one cluster: nothing to draw from
+
   def test_the_share_kept_is_paired(self):
     """With a student halfway on every query the share is one half in every draw."""
     rng = np.random.default_rng(0)

@@ -115,6 +115,27 @@ def test_the_false_positive_rate_is_nominal(method):
   assert low <= found <= high
 
 
+def test_queries_of_one_topic_taken_as_independent_are_too_often_significant():
+  """30 topics of 6 queries that a system answers alike, two systems of equal worth, 200 times."""
+  rng, topics = np.random.default_rng(4), np.repeat(np.arange(30), 6)
+  found = {'queries': 0, 'topics': 0}
+  for _ in range(200):
+    ours, theirs = (means(rng.random(30)[topics] + 0.1 * rng.random(len(topics))) for _ in range(2))
+    sides = {'queries': (ours, theirs)}
+    sides['topics'] = tuple(significance.clustered(side, topics) for side in (ours, theirs))
+    for name, pair in sides.items():
+      found[name] += significance.randomisation_p(*pair, samples=400)[0] <= 0.05
+  low, high = scipy.stats.binom.ppf([0.0005, 0.9995], 200, 0.05)
+  assert low <= found['topics'] <= high < found['queries']
+
+
+def test_clusters_keep_their_order_and_their_sums():
+  sums_Q12 = np.arange(8.0).reshape(4, 1, 2)
+  found = significance.clustered(sums_Q12, ['b', 'a', 'b', 'c'])
+  assert found[:, 0].tolist() == [[0 + 4, 1 + 5], [2, 3], [6, 7]]
+  assert (significance.clustered(sums_Q12, 'dcba') == sums_Q12).all()
+
+
 def test_a_real_effect_is_found():
   rng = np.random.default_rng(5)
   theirs = rng.random(200)

@@ -29,7 +29,15 @@ class Holdout:
     if self.by:
       if isinstance(record, Click):
         raise UserError('config.data.holdout_by: clicks have no ids; leave it empty, or cpt out')
-      found = re.search(self.by, record.query_id)
-      key = found[0] if found else record.query_id
+      key = cluster(record.query_id, self.by)
     place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
     return ((place + self.fold * self.share) % 1 < self.share) == self.test
+
+
+def cluster(query_id: str, by: str) -> str:
+  """What a query's id shares with those it belongs to, such as a session's: what `by` matches.
+
+  Where nothing matches, and where `by` is '', the query is by itself.
+  """
+  found = re.search(by, query_id) if by else None
+  return found[0] if found else query_id

@@ -48,9 +48,10 @@ def text(result: dict) -> str:
 
 
 def note(result: dict) -> str:
+  drawn = comparison.drawn(result['queries'], result.get('clusters', result['queries']))
   return (
     f'{result["queries"]} test queries; seeds are averaged within a query. Intervals: bootstrap '
-    f'over queries. p: paired randomisation against {result["against"]!r}, corrected (Holm) over '
+    f'over {drawn}. p: paired randomisation against {result["against"]!r}, corrected (Holm) over '
     'the rows.'
   )
 

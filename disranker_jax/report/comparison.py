@@ -163,11 +163,12 @@ def votes(found: dict, key: str) -> list[str]:
 def notes(result: dict) -> list[str]:
   """How to read it."""
   draws = f'{result["samples"]} samples, seed {result["seed"]}'
-  out = [f'Intervals: bootstrap over queries, percentiles ({draws}).']
+  over = drawn(result.get('queries', 0), result.get('clusters', result.get('queries', 0)))
+  out = [f'Intervals: bootstrap over {over}, percentiles ({draws}).']
   if result.get('tests'):
     alpha = 1 - result['level']
     out.append(
-      f'p: paired {result["test"]} over queries, two-sided. Holm: corrected for the '
+      f'p: paired {result["test"]} over {over}, two-sided. Holm: corrected for the '
       f'{result["tests"]} tests here.\n* differs from {result["baseline"]} '
       f'(corrected p < {alpha:.3g}).'
     )
@@ -176,6 +177,11 @@ def notes(result: dict) -> list[str]:
       "Verdicts: p by paired randomisation over queries; a query's verdicts stay together."
     )
   return ['\n'.join(out)]
+
+
+def drawn(queries: int, clusters: int) -> str:
+  """What is drawn at random: 'queries', or '48 clusters of queries'."""
+  return 'queries' if clusters == queries else f'{clusters} clusters of queries'
 
 
 def star(against: dict | None, result: dict) -> str:

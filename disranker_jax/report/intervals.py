@@ -10,6 +10,7 @@ import numpy as np
 
 from disranker_jax import metrics, significance
 from disranker_jax.compare import minus, scale
+from disranker_jax.data.holdout import cluster
 
 Rows = Mapping[str, Mapping[str, Mapping[str, float]]]
 
@@ -29,23 +30,30 @@ class Intervals(NamedTuple):
   kept: dict[str, float] | None  # the share of it that the student has
 
 
-def analyse(rows: Rows, samples: int = significance.SAMPLES) -> Intervals:
+def analyse(rows: Rows, samples: int = significance.SAMPLES, by: str = '') -> Intervals:
   """Everything from one bootstrap over queries, so that all of it is paired.
 
-  Nothing, if there are fewer than two queries. A query that a model lacks counts 0.
+  Queries whose ids `by` matches alike are drawn together. Nothing, if there are fewer than two to
+  draw from. A query that a model lacks counts 0.
   """
   queries = list(next(iter(rows.values()), ()))
-  if len(queries) < FEWEST:
+  if clusters(queries, by) < FEWEST:
     return Intervals({}, {}, None, None)
   cells = [(model, metric) for model in rows for metric in metrics.COLUMNS]
   sums_QK2 = np.stack([sums(rows[model], queries, metric) for model, metric in cells], 1)
-  draws_SK = significance.bootstrap(sums_QK2, samples)
-  values_K = significance.ratio(sums_QK2.sum(0))
+  sums_CK2 = significance.clustered(sums_QK2, [cluster(query, by) for query in queries])
+  draws_SK = significance.bootstrap(sums_CK2, samples)
+  values_K = significance.ratio(sums_CK2.sum(0))
   draws = {cell: scale(cell[1], draws_SK[:, k]) for k, cell in enumerate(cells)}
   values = {cell: float(scale(cell[1], values_K[k])) for k, cell in enumerate(cells)}
   means = {cell: spread(values[cell], draws[cell]) for cell in cells}
-  at = {cell: sums_QK2[:, k] for k, cell in enumerate(cells)}
+  at = {cell: sums_CK2[:, k] for k, cell in enumerate(cells)}
   return Intervals(means, differences(rows, at, values, draws, samples), *kept(values, draws))
+
+
+def clusters(queries, by: str) -> int:
+  """How many clusters of queries there are to draw from."""
+  return len({cluster(query, by) for query in queries})
 
 
 def sums(rows: Mapping[str, Mapping[str, float]], queries: list[str], metric: str) -> np.ndarray:
@@ -79,9 +87,9 @@ def differences(rows: Rows, at, values, draws, samples: int) -> dict:
   cells = [(*pair, metric) for pair in compared(list(rows)) for metric in TESTED]
   if not cells:
     return {}
-  ours_QK2 = np.stack([at[model, metric] for _, model, metric in cells], 1)
-  theirs_QK2 = np.stack([at[baseline, metric] for baseline, _, metric in cells], 1)
-  p_K = significance.randomisation_p(ours_QK2, theirs_QK2, samples)
+  ours_CK2 = np.stack([at[model, metric] for _, model, metric in cells], 1)
+  theirs_CK2 = np.stack([at[baseline, metric] for baseline, _, metric in cells], 1)
+  p_K = significance.randomisation_p(ours_CK2, theirs_CK2, samples)
   found = {}
   for cell, p, p_holm in zip(cells, p_K, significance.holm(p_K), strict=True):
     baseline, model, metric = cell

@@ -34,7 +34,9 @@ def write(run, found: Facts, file: Path) -> None:
 
 def render(run, found: Facts) -> str:
   """The page as text; all that does not come from our own charts is escaped."""
-  spread = intervals.analyse({m: v for m, v in found.rows.items() if m in found.results})
+  by, queries = run.config.data.holdout_by, list(found.tests)
+  rows = {model: of_model for model, of_model in found.rows.items() if model in found.results}
+  spread = intervals.analyse(rows, by=by)
   gained = rankings.gains(found)
   loader = jinja2.FileSystemLoader(Path(__file__).parent)
   environment = jinja2.Environment(
@@ -51,6 +53,7 @@ def render(run, found: Facts) -> str:
     results=result_rows(found, spread),
     columns=[comparison.title(m) for m in metrics.COLUMNS],
     has_intervals=bool(spread.means),
+    drawn=comparison.drawn(len(queries), intervals.clusters(queries, by)),
     differences=difference_tables(found, spread),
     charts=draw(found, spread, gained),
     gains=gained,
