@@ -302,6 +302,15 @@ class TestIntervals:
     assert page.span(found, 'pnr') == 'inf to inf'
 
 
+def test_the_page_says_what_was_drawn_and_when_that_is_few(tmp_path):
+  run = make_run(tmp_path)
+  assert 'so few' not in written(run)[0]
+  run.config.data.holdout_by = r'\d$'
+  text = written(run)[0]
+  assert 'With so few clusters of queries (10) intervals' in text
+  assert 'paired bootstrap over 10 clusters of queries' in text
+
+
 class TestRankings:
   @pytest.fixture
   def found(self, tmp_path):

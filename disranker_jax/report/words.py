@@ -1,13 +1,13 @@
 """The report's first paragraph: what came out, and how sure one may be of it."""
 
 from disranker_jax.report.facts import Facts
-from disranker_jax.report.intervals import MAIN, Intervals
+from disranker_jax.report.intervals import MAIN, Intervals, clusters
 
 ALPHA = 0.05
 LEAST = 0.001  # p-values below it are not told apart
 SPACE = '\N{NO-BREAK SPACE}'
 MINUS = '\N{MINUS SIGN}'
-FEW = 30  # queries below which a bootstrap interval is known to be too narrow
+FEW = 30  # queries, or clusters of them, below which a bootstrap interval is too narrow
 
 
 def sentences(facts: Facts, intervals: Intervals) -> list[str]:
@@ -118,12 +118,11 @@ def cheaper(facts: Facts) -> str:
 
 
 def few(facts: Facts) -> str:
-  queries = max((v.get('queries', 0) for v in facts.results.values()), default=0)
-  return (
-    f'With so few queries ({queries}) intervals are narrower than they should be.'
-    if queries < FEW
-    else ''
-  )
+  rows = next(iter(facts.rows.values()), {})
+  drawn = clusters(rows, str(facts.config.get('data.holdout_by', '')))
+  what = 'queries' if drawn == len(rows) else 'clusters of queries'
+  sure = not rows or drawn >= FEW
+  return '' if sure else f'With so few {what} ({drawn}) intervals are narrower than they should be.'
 
 
 def tiles(facts: Facts, intervals: Intervals) -> list[tuple[str, str, str]]:
