@@ -3,8 +3,8 @@
 python -m disranker_jax.main --config configs/quickstart.py --workdir runs/quickstart
 
 Teacher SmolLM2-135M, student all-MiniLM-L6-v2, the documentation of Python. Expect 11 to 15 minutes
-on two cores with bf16 instructions, and nDCG@5 of about .63 for BM25, .81 for the teacher, .73
-for the distilled student; Pythons differ a little, since their documentation does.
+on two cores that are fast in bf16 and up to 40 on others, and nDCG@5 of about .63 for BM25, .81 for
+the teacher, .73 for the distilled student; Pythons differ a little, since their documentation does.
 """
 
 from disranker_jax.config import defaults

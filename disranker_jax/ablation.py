@@ -201,6 +201,8 @@ def analyse(table: Table, found: dict[str, Found], by: str = '') -> list[dict]:
   for name, row in found.items():
     if set(row.sums[METRICS[0]]) != set(queries):
       raise UserError(f'{name}: was evaluated on other queries than {table.against}')
+  if len({cluster(q, by) for q in queries}) == 1 < len(queries):
+    raise UserError(f'{by!r} matches all queries alike, so nothing is left to draw for intervals')
   rows = [{'name': r.name, 'model': r.model, 'metrics': {}} for r in table.rows]
   base = [r.name for r in table.rows].index(table.against)
   for metric in METRICS:
@@ -256,7 +258,7 @@ def main(argv=None) -> None:
     return
   base = runpy.run_path(str(args.config))['get_config']()
   base.update_from_flattened_dict(dict(pair(word) for word in args.set))
-  by, queries = base.data.holdout_by, list(found[table.against].sums[METRICS[0]])
+  by, queries = configs.cluster(base), list(found[table.against].sums[METRICS[0]])
   rows = analyse(table, found, by)
   for row, asked in zip(rows, table.rows, strict=True):
     row |= {'changes': dict(asked.changes), 'seeds': sorted(found[asked.name].by_seed)}

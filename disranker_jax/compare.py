@@ -358,7 +358,7 @@ def compare(args: argparse.Namespace) -> tuple[dict, Mapping[str, Any]]:
     }
   if args.verdicts:
     verdicts = gsb.read(args.verdicts)
-    found = gsb.analyse(verdicts, args.samples, args.seed, args.level)
+    found = gsb.analyse(verdicts, args.samples, args.seed, args.level, args.cluster)
     result['verdicts'] = {'file': str(args.verdicts), **found}
   return result, rows
 

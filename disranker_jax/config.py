@@ -6,6 +6,7 @@ The tree is locked, so a misspelt key is an error wherever it is written: in a c
 
 import difflib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,7 +91,8 @@ def defaults() -> ConfigDict:
   c.data = ConfigDict()
   # Addresses: 'python_docs:', 'jsonl:FILE' and 'parquet:FILE' (globs, .gz), 'ir_datasets:ID',
   # 'trec:FOLDER?qrels=...&run=...&pool=...', 'tfds:FOLDER' (prepared). See docs/data.md.
-  # cpt learns from them; 'judgements:' for who has no log: the relevant documents of these.
+  # cpt learns from them. For who has no log 'judgements:': documents with a label of 1 or better
+  # (or 'judgements:?least=3').
   c.data.clicks = 'python_docs:'
   c.data.judgements = 'python_docs:'  # sft and finetune
   c.data.candidates = 'python_docs:'  # unlabeled: score and distill
@@ -110,8 +112,7 @@ def defaults() -> ConfigDict:
   # a hash of the query; fold 1, 2, ... choose other ones. 0: the sources are apart already.
   c.data.holdout = 0.0
   c.data.fold = 0
-  # Queries whose ids match this alike stay together, on one side and in every draw of intervals and
-  # tests: '^[^-]+' for SESSION-3; '': each for itself.
+  # Queries whose ids match this alike stay together: '^[^-]+' for SESSION-3; '': each for itself.
   c.data.holdout_by = ''
   c.data.on_bad_row = 'error'  # or 'quarantine': set bad rows aside, with their reasons, and go on
   c.data.limit = ConfigDict({'clicks': 0, 'judgements': 0, 'candidates': 0, 'test': 0})  # 0: all
@@ -184,7 +185,17 @@ def defaults() -> ConfigDict:
   # At least so many are scored by every reader of the folder. nDCG is a mean over their queries:
   # over ten of them 8 bits once changed it by .034, over 295 by .002.
   c.export.parity_pairs = 1000
+
+  c.report = ConfigDict()
+  # Queries whose ids match this alike, such as those of a session, are drawn together for intervals
+  # and tests; '': as data.holdout_by keeps them together.
+  c.report.cluster = ''
   return c.lock()
+
+
+def cluster(config: ConfigDict) -> str:
+  """The regular expression for which intervals and tests draw queries together; '' for none."""
+  return config.report.cluster or config.data.holdout_by
 
 
 def check(config: ConfigDict) -> None:
@@ -206,6 +217,11 @@ def check(config: ConfigDict) -> None:
       raise UserError(f'config.{key}={value}: must be at least {low}')
   if flat['data.holdout'] >= 1:
     raise UserError('config.data.holdout: must be below 1, the share of queries to test on')
+  for key in ('data.holdout_by', 'report.cluster'):
+    try:
+      re.compile(flat[key])
+    except re.error as e:
+      raise UserError(f'config.{key}={flat[key]}: is no regular expression: {e}') from None
   for side in ('teacher', 'student'):
     if flat[f'{side}.row_len'] < flat[f'{side}.max_len']:
       raise UserError(f'config.{side}.row_len: must be at least config.{side}.max_len')

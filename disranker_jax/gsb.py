@@ -16,6 +16,7 @@ import numpy as np
 
 from disranker_jax import metrics, significance
 from disranker_jax.data import lines
+from disranker_jax.data.holdout import cluster
 from disranker_jax.data.records import BadRow, BadRows
 from disranker_jax.errors import UserError
 
@@ -71,23 +72,27 @@ def analyse(
   samples: int = significance.SAMPLES,
   seed: int = 0,
   level: float = significance.LEVEL,
+  by: str = '',
 ) -> dict[str, Any]:
   """good, same, bad, delta, low, high (bootstrap over queries) and p (randomisation).
 
-  A query's verdicts stay together, since people who see the same two lists tend to agree. With one
-  verdict a query, p is that of the two-sided sign test.
+  A query's verdicts stay together, since people who see the same two lists tend to agree; so do
+  those of queries whose ids `by` matches alike. With one verdict a query, p is that of the
+  two-sided sign test.
   """
   counts = count(verdicts)
   if not sum(counts):
     raise UserError('delta-GSB: there are no verdicts; give at least one')
-  sums_Q12 = sums(verdicts)[:, None]
-  low, high = significance.interval(significance.bootstrap(sums_Q12, samples, seed)[:, 0], level)
+  clusters = [cluster(query, by) for query in verdicts]
+  sums_C12 = significance.clustered(sums(verdicts)[:, None], clusters)
+  low, high = significance.interval(significance.bootstrap(sums_C12, samples, seed)[:, 0], level)
   # To swap the sides of a query is to turn its verdicts round.
-  turned_Q12 = sums_Q12 * [-1, 1]
-  p = significance.randomisation_p(sums_Q12, turned_Q12, samples, seed)
+  turned_C12 = sums_C12 * [-1, 1]
+  p = significance.randomisation_p(sums_C12, turned_C12, samples, seed)
   return {
     **counts._asdict(),
     'queries': len(verdicts),
+    'clusters': len(set(clusters)),
     'delta': counts.delta,
     'low': low,
     'high': high,

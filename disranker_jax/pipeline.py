@@ -46,7 +46,7 @@ STAGES = (
     ('prepare', 'cpt', 'sft', 'finetune', 'distill', 'evaluate'),
   ),
   Stage(
-    'report', report_stage.run, (),
+    'report', report_stage.run, ('report',),
     ('prepare', 'cpt', 'sft', 'score', 'finetune', 'distill', 'evaluate', 'export'),
   ),
 )  # fmt: skip
@@ -138,7 +138,7 @@ def donor(the: Run, folder: Path) -> Run:
 def take(the: Run, stage: Stage, listed: list[Stage], donors: list[Run]) -> None:
   """Links a stage that is not begun from the first run that did the same with the same inputs."""
   folder = the.folder(stage.name)
-  if manifest.read(folder) is not None or not stage.sections:  # a report is of its run
+  if manifest.read(folder) is not None or stage.name == 'report':  # it is of its run
     return
   wanted, now = manifest.asked(the.config, stage.sections), inputs(the, stage, listed)
   for other in donors:

@@ -16,10 +16,10 @@ def described() -> str:
 
 
 def multiplies_bf16_faster() -> bool:
-  """Whether products of bf16 are faster than fp32 ones, by measurement (docs/performance.md).
+  """Whether products of bf16 are faster than fp32 ones.
 
-  AMX is made for them, and AMD's AVX-512 does twice as many as in fp32. Intel's does no more of
-  them, and other processors convert them to fp32 first: there bf16 only costs.
+  AMD's AVX-512 does twice as many, Intel's no more of them, which is measured (in
+  docs/performance.md). AMX is made for them. Of all others nobody has measured, so they are not.
   """
   facts = _facts()
   flags = _flags(facts)

@@ -131,6 +131,22 @@ def test_queries_of_one_cluster_are_drawn_together():
   assert cells[0] == pytest.approx(cells[1])
 
 
+def test_one_cluster_of_all_queries_is_refused_and_the_config_says_what_is_one(
+  tmp_path, monkeypatch
+):
+  table = ablation.Table('T', '', (ablation.Row('base', 'bm25', {}),), 'base')
+  with pytest.raises(UserError, match=r"'\^q' matches all queries alike"):
+    ablation.analyse(table, {'base': found(np.ones((1, 3)), np.ones((1, 3, 2)))}, '^q')
+  rng = np.random.default_rng(2)
+  row = found(rng.random((1, 40)), np.ones((1, 40, 2)))
+  monkeypatch.setattr(ablation, 'run_all', lambda *_: {'a': row})
+  file = write(tmp_path, '"""T."""\nROWS = {"a": ("bm25", {})}')
+  for flags, clusters in ([], 40), (['--set=data.holdout_by=[0-9]$'], 10):
+    ablation.main([str(file), '--config', TINY, '--out', str(tmp_path), *flags])
+    result = json.loads((tmp_path / 'table-tiny.json').read_text())
+    assert (result['queries'], result['clusters']) == (40, clusters)
+
+
 def test_rows_over_other_queries_are_refused():
   table = ablation.Table(
     'T', '', (ablation.Row('a', 'bm25', {}), ablation.Row('b', 'bm25', {})), 'a'

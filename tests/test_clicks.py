@@ -53,6 +53,24 @@ def test_they_are_of_training_queries_even_where_sessions_are_held_out(rows, tmp
   assert clicked and tested and not clicked & tested
 
 
+@pytest.mark.parametrize('least, labels', [(1, (1, 2)), (2, (2,))])
+def test_the_lowest_grade_that_is_a_click_is_asked_for(rows, tmp_path, least, labels):
+  run = run_of(tmp_path, rows, clicks=f'judgements:?least={least}')
+  expected = [(f'query {q}', f'of {q} with {label}') for q in range(40) for label in labels]
+  assert sorted(clicks(run)) == sorted(expected)
+
+
+@pytest.mark.parametrize('address', ['judgements:2', 'judgements:?least=0', 'judgements:?most=2'])
+def test_other_options_are_refused(rows, tmp_path, address):
+  with pytest.raises(UserError, match=r"data\.clicks='judgements:.* write judgements: or"):
+    clicks(run_of(tmp_path, rows, clicks=address))
+
+
+def test_without_a_label_as_good_the_error_tells_of_labels(rows, tmp_path):
+  with pytest.raises(UserError, match=r'of 120 judged documents none .* label of 3 or better'):
+    clicks(run_of(tmp_path, rows, clicks='judgements:?least=3'))
+
+
 def test_a_limit_counts_clicks_and_not_queries(rows, tmp_path):
   assert len(clicks(run_of(tmp_path, rows, limit={'clicks': 3}))) == 3
 

@@ -273,6 +273,21 @@ def test_one_run_without_a_baseline_is_one_table(folder, capsys):
   assert 'p:' not in printed
 
 
+def test_verdicts_of_one_topic_are_drawn_together_too(tmp_path):
+  found = {}
+  for copies in (1, 6):
+    file = tmp_path / f'{copies}.csv'
+    rows = [f't{t}-{i},{"good" if t % 3 else "bad"}' for t in range(30) for i in range(copies)]
+    file.write_text('query_id,verdict\n' + '\n'.join(rows) + '\n')
+    args = compare.parse_args(['--verdicts', str(file), '--cluster', '^[^-]+'])
+    found[copies] = compare.compare(args)[0]
+  once, often = (found[copies]['verdicts'] for copies in (1, 6))
+  assert [often[k] for k in ('delta', 'low', 'high', 'p')] == pytest.approx(
+    [once[k] for k in ('delta', 'low', 'high', 'p')]
+  )
+  assert 'randomisation over 30 clusters of queries' in comparison.markdown(found[6])
+
+
 def test_human_verdicts_need_no_runs(tmp_path, capsys):
   rows = [f'q{i},{"good" if i < 54 else "same" if i < 170 else "bad"}\n' for i in range(200)]
   (tmp_path / 'v.csv').write_text('query_id,verdict\n' + ''.join(rows))

@@ -304,11 +304,18 @@ class TestIntervals:
 
 def test_the_page_says_what_was_drawn_and_when_that_is_few(tmp_path):
   run = make_run(tmp_path)
-  assert 'so few' not in written(run)[0]
+  before = written(run)[0]
+  assert 'so few' not in before
   run.config.data.holdout_by = r'\d$'
   text = written(run)[0]
   assert 'With so few clusters of queries (10) intervals' in text
   assert 'paired bootstrap over 10 clusters of queries' in text
+  rows = facts.gather(run).rows
+  for by, page_, other in (('', before, text), (r'\d$', text, before)):
+    mean = intervals.analyse(rows, by=by).means['student', 'ndcg@5']
+    assert words.span(mean) in page_ and words.span(mean) not in other
+  run.config.report.cluster = '^q'  # which goes before data.holdout_by; nothing is left to draw
+  assert 'so few' not in written(run)[0]
 
 
 class TestRankings:

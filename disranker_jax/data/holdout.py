@@ -28,7 +28,10 @@ class Holdout:
     key = record.query.strip().casefold()
     if self.by:
       if isinstance(record, Click):
-        raise UserError('config.data.holdout_by: clicks have no ids; leave it empty, or cpt out')
+        raise UserError(
+          'config.data.holdout_by: clicks have no ids; leave it empty, or cpt out, or make clicks '
+          'of labels with config.data.clicks=judgements:'
+        )
       key = cluster(record.query_id, self.by)
     place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
     return ((place + self.fold * self.share) % 1 < self.share) == self.test

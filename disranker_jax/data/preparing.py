@@ -253,7 +253,9 @@ class Work:
     for change in self._job.changes:
       records = change(records, self._bad_rows, self._job.partial / 'scratch')
     done = sum(self._shards.lengths)
-    with Count(self._label, 'queries', done) as progress:
+    with Count(
+      self._label, 'clicks' if self._job.kind == 'clicks' else 'queries', done
+    ) as progress:
       for record in itertools.islice(records, done, None):
         full = self._shards.add(record)
         progress.add(1)

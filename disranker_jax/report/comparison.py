@@ -172,9 +172,10 @@ def notes(result: dict) -> list[str]:
       f'{result["tests"]} tests here.\n* differs from {result["baseline"]} '
       f'(corrected p < {alpha:.3g}).'
     )
-  if 'verdicts' in result:
+  if verdicts := result.get('verdicts'):
+    over = drawn(verdicts['queries'], verdicts['clusters'])
     out.append(
-      "Verdicts: p by paired randomisation over queries; a query's verdicts stay together."
+      f"Verdicts: p by paired randomisation over {over}; a query's verdicts stay together."
     )
   return ['\n'.join(out)]
 

@@ -40,6 +40,7 @@ class Facts:
   config: dict[str, object]  # by dotted keys
   changed: dict[str, object]  # the part that is not the default
   samples: str  # what the teacher writes after continued pre-training
+  cluster: str  # queries whose ids it matches alike are drawn together
 
   def labels(self) -> dict[tuple[str, str], int]:
     """{(query_id, doc_id): label} of the judged test pairs."""
@@ -71,6 +72,7 @@ def gather(run) -> Facts:
     config=config,
     changed={k: v for k, v in config.items() if default.get(k) != v},
     samples=samples.read_text('utf-8') if samples.exists() else '',
+    cluster=configs.cluster(run.config),
   )
 
 

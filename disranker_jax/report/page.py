@@ -34,7 +34,7 @@ def write(run, found: Facts, file: Path) -> None:
 
 def render(run, found: Facts) -> str:
   """The page as text; all that does not come from our own charts is escaped."""
-  by, queries = run.config.data.holdout_by, list(found.tests)
+  by, queries = found.cluster, list(found.tests)
   rows = {model: of_model for model, of_model in found.rows.items() if model in found.results}
   spread = intervals.analyse(rows, by=by)
   gained = rankings.gains(found)

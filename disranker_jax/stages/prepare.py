@@ -54,7 +54,7 @@ def prepare(run) -> dict:
 def address(config, kind: str) -> str:
   """Where the records of a kind are read. Raises: UserError if the config does not say."""
   source = kind
-  if kind == 'clicks' and config.data.clicks == clicks.OF_JUDGEMENTS:
+  if kind == 'clicks' and clicks.least(config.data.clicks):
     source = 'judgements'
   if not config.data[source]:
     readers = ', '.join(s for s in READERS[kind] if s in config.stages)
@@ -66,9 +66,9 @@ def job_of(run, kind: str) -> preparing.Job:
   """What is prepared for a kind, as the config asks."""
   data, folder = run.config.data, run.folder('prepare') / kind
   depth, limit, read_as, changes, asked = data.depth, data.limit[kind], '', [], []
-  if kind == 'clicks' and data.clicks == clicks.OF_JUDGEMENTS:
+  if kind == 'clicks' and (least := clicks.least(data.clicks)):
     # The limit is on clicks and not on the queries that they are made of.
-    changes.append(clicks.Relevant(limit))
+    changes.append(clicks.Relevant(least, limit))
     asked.append(repr(changes[-1]))
     limit, read_as = 0, 'judgements'
   if data.teachers and kind in ('candidates', 'judgements'):
