@@ -196,6 +196,16 @@ class TestAgain:
     assert redone == {'distill', 'evaluate', 'export', 'report'}
     assert helpers.metrics(copy) == result  # the same seed, the same student
 
+  def test_to_draw_queries_together_asks_for_another_report_and_nothing_else(self, done, tmp_path):
+    copy, other = shutil.copytree(done, tmp_path / 'copy'), helpers.config(report__cluster='.$')
+    message = helpers.refused(other, copy)
+    assert 'config.report.cluster' in message and '--rerun=report' in message
+    before = helpers.snapshot(copy)
+    pipeline.run(other, copy, rerun=['report'])
+    after = helpers.snapshot(copy)
+    changed = {f.split('/')[0] for f in before.keys() | after if before.get(f) != after.get(f)}
+    assert changed == {'report', 'config.json'}
+
   def test_one_stage_alone_works_from_what_is_there(self, done, tmp_path):
     copy = shutil.copytree(done, tmp_path / 'copy')
     shutil.rmtree(copy / 'export')
