@@ -24,5 +24,6 @@ def get_config():
   c.score.update(batch_rows=8, group_size=4, shard_queries=8)
   c.distill.update(standardise='all', hard=1.0)
   c.evaluate.update(batch_rows=8, relevant=4)
-  c.export.update(models=('student', 'teacher'), slack=5.0)
+  # Random weights hardly tell documents apart: 8 bits may turn one of so few queries quite round.
+  c.export.update(models=('student', 'teacher'), slack=20.0)
   return c
