@@ -318,6 +318,16 @@ def test_the_page_says_what_was_drawn_and_when_that_is_few(tmp_path):
   assert 'so few' not in written(run)[0]
 
 
+def test_the_device_is_told_once_unless_stages_had_different_ones(tmp_path, monkeypatch):
+  run = make_run(tmp_path)
+  once = written(run)[0]
+  monkeypatch.setattr(manifest, 'device', lambda: 'another device')
+  manifest.Manifest(tmp_path / 'distill', 'distill', {}, {}).finished({})
+  twice = written(run)[0]
+  column = '<th scope="col">device</th>'
+  assert column not in once and column in twice and 'another device' in twice
+
+
 class TestRankings:
   @pytest.fixture
   def found(self, tmp_path):

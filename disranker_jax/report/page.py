@@ -62,6 +62,7 @@ def render(run, found: Facts) -> str:
     labels=label_table(found),
     legend=legend(found),
     stages=[stage_row(s) for s in found.stages],
+    has_devices=len({s['device'] for s in found.stages}) > 1,  # one is told at the top
     manifests=found.stages,
     versions=versions(found.stages),
     config=found.config,
