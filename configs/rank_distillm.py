@@ -5,7 +5,8 @@ python -m disranker_jax.main --config configs/rank_distillm.py --workdir runs/ra
 First InfoNCE over each query's documents, the best-labelled against the others, then from there
 RankNet on the order in which the teacher puts the top of the first stage
 (--config.distill.loss=adr_mse for the paper's other choice). Teacher scores only give an order, so
-they are not standardised; no hard-label term. Sizes are the quickstart's; not run yet.
+they are not standardised; no hard-label term. Sizes are the quickstart's, beside whose recipe
+configs/ablations/two_stages.py puts it.
 """
 
 import pathlib
