@@ -3,7 +3,7 @@
 python -m disranker_jax.main --config configs/rank_distillm.py --workdir runs/rank_distillm
 
 First InfoNCE over each query's documents, the best-labelled against the others, then from there
-RankNet on the order in which the teacher puts the top of the first stage
+RankNet on the order in which the teacher puts some documents of every depth of the first stage
 (--config.distill.loss=adr_mse for the paper's other choice). Teacher scores only give an order, so
 they are not standardised; no hard-label term. Sizes are the quickstart's, beside whose recipe
 configs/ablations/two_stages.py puts it.

@@ -22,7 +22,7 @@ from disranker_jax import config as configs
 from disranker_jax import manifest, significance
 from disranker_jax.command import guarded, one_line
 from disranker_jax.compare import minus, scale
-from disranker_jax.data.holdout import cluster
+from disranker_jax.data.holdout import clusters
 from disranker_jax.errors import UserError
 from disranker_jax.progress import say
 from disranker_jax.report import ablations
@@ -201,14 +201,15 @@ def analyse(table: Table, found: dict[str, Found], by: str = '') -> list[dict]:
   for name, row in found.items():
     if set(row.sums[METRICS[0]]) != set(queries):
       raise UserError(f'{name}: was evaluated on other queries than {table.against}')
-  if len({cluster(q, by) for q in queries}) == 1 < len(queries):
+  of_Q = clusters(queries, by)
+  if len(set(of_Q)) == 1 < len(queries):
     raise UserError(f'{by!r} matches all queries alike, so nothing is left to draw for intervals')
   rows = [{'name': r.name, 'model': r.model, 'metrics': {}} for r in table.rows]
   base = [r.name for r in table.rows].index(table.against)
   for metric in METRICS:
     every = [found[r.name].sums[metric] for r in table.rows]
     sums_QK2 = np.stack([[of_row[q] for of_row in every] for q in queries])
-    sums_CK2 = significance.clustered(sums_QK2, [cluster(q, by) for q in queries])
+    sums_CK2 = significance.clustered(sums_QK2, of_Q)
     draws_SK = significance.bootstrap(sums_CK2)
     shares_K = significance.ratio(sums_CK2.sum(0))
     others = [k for k in range(len(rows)) if k != base]
@@ -272,7 +273,7 @@ def main(argv=None) -> None:
     'folds': args.folds,
     'against': table.against,
     'queries': len(queries),
-    'clusters': len({cluster(q, by) for q in queries}),
+    'clusters': len(set(clusters(queries, by))),
     'device': found[table.against].device,
     'versions': manifest.versions(),
     'date': manifest.now()[:10],

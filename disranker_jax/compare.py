@@ -19,7 +19,7 @@ import numpy as np
 from disranker_jax import gsb, metrics, significance
 from disranker_jax.command import guarded
 from disranker_jax.data import lines, trec
-from disranker_jax.data.holdout import cluster
+from disranker_jax.data.holdout import clusters
 from disranker_jax.data.records import BadRow, BadRows
 from disranker_jax.errors import UserError
 from disranker_jax.report import comparison
@@ -169,7 +169,7 @@ class Table:
       self.names.append('tau')
     self.check_names()
     self.qrels = read_qrels(args.qrels)
-    self.clusters = [cluster(query_id, args.cluster) for query_id in self.qrels]
+    self.clusters = clusters(self.qrels, args.cluster)
     if len(self.qrels) > 1 and len(set(self.clusters)) == 1:
       raise UserError(
         f'--cluster={args.cluster}: finds {self.clusters[0]!r} in every query_id of {args.qrels}, '

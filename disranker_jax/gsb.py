@@ -16,7 +16,7 @@ import numpy as np
 
 from disranker_jax import metrics, significance
 from disranker_jax.data import lines
-from disranker_jax.data.holdout import cluster
+from disranker_jax.data.holdout import clusters
 from disranker_jax.data.records import BadRow, BadRows
 from disranker_jax.errors import UserError
 
@@ -83,8 +83,8 @@ def analyse(
   counts = count(verdicts)
   if not sum(counts):
     raise UserError('delta-GSB: there are no verdicts; give at least one')
-  clusters = [cluster(query, by) for query in verdicts]
-  sums_C12 = significance.clustered(sums(verdicts)[:, None], clusters)
+  of_Q = clusters(verdicts, by)
+  sums_C12 = significance.clustered(sums(verdicts)[:, None], of_Q)
   low, high = significance.interval(significance.bootstrap(sums_C12, samples, seed)[:, 0], level)
   # To swap the sides of a query is to turn its verdicts round.
   turned_C12 = sums_C12 * [-1, 1]
@@ -92,7 +92,7 @@ def analyse(
   return {
     **counts._asdict(),
     'queries': len(verdicts),
-    'clusters': len(set(clusters)),
+    'clusters': len(set(of_Q)),
     'delta': counts.delta,
     'low': low,
     'high': high,

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import re
+from collections.abc import Iterable
 
 from disranker_jax.data.records import Click, Group
 from disranker_jax.errors import UserError
@@ -44,3 +45,8 @@ def cluster(query_id: str, by: str) -> str:
   """
   found = re.search(by, query_id) if by else None
   return found[0] if found else query_id
+
+
+def clusters(query_ids: Iterable[str], by: str) -> list[str]:
+  """Each query's cluster, in their order."""
+  return [cluster(query_id, by) for query_id in query_ids]

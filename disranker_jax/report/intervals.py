@@ -10,7 +10,7 @@ import numpy as np
 
 from disranker_jax import metrics, significance
 from disranker_jax.compare import minus, scale
-from disranker_jax.data.holdout import cluster
+from disranker_jax.data.holdout import clusters
 
 Rows = Mapping[str, Mapping[str, Mapping[str, float]]]
 
@@ -37,11 +37,12 @@ def analyse(rows: Rows, samples: int = significance.SAMPLES, by: str = '') -> In
   draw from. A query that a model lacks counts 0.
   """
   queries = list(next(iter(rows.values()), ()))
-  if clusters(queries, by) < FEWEST:
+  of_Q = clusters(queries, by)
+  if len(set(of_Q)) < FEWEST:
     return Intervals({}, {}, None, None)
   cells = [(model, metric) for model in rows for metric in metrics.COLUMNS]
   sums_QK2 = np.stack([sums(rows[model], queries, metric) for model, metric in cells], 1)
-  sums_CK2 = significance.clustered(sums_QK2, [cluster(query, by) for query in queries])
+  sums_CK2 = significance.clustered(sums_QK2, of_Q)
   draws_SK = significance.bootstrap(sums_CK2, samples)
   values_K = significance.ratio(sums_CK2.sum(0))
   draws = {cell: scale(cell[1], draws_SK[:, k]) for k, cell in enumerate(cells)}
@@ -49,11 +50,6 @@ def analyse(rows: Rows, samples: int = significance.SAMPLES, by: str = '') -> In
   means = {cell: spread(values[cell], draws[cell]) for cell in cells}
   at = {cell: sums_CK2[:, k] for k, cell in enumerate(cells)}
   return Intervals(means, differences(rows, at, values, draws, samples), *kept(values, draws))
-
-
-def clusters(queries, by: str) -> int:
-  """How many clusters of queries there are to draw from."""
-  return len({cluster(query, by) for query in queries})
 
 
 def sums(rows: Mapping[str, Mapping[str, float]], queries: list[str], metric: str) -> np.ndarray:

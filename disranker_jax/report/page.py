@@ -9,6 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from disranker_jax import metrics
+from disranker_jax.data.holdout import clusters
 from disranker_jax.progress import clock
 from disranker_jax.report import charts, comparison, facts, intervals, rankings, tables, words
 from disranker_jax.report.facts import Facts
@@ -53,7 +54,7 @@ def render(run, found: Facts) -> str:
     results=result_rows(found, spread),
     columns=[comparison.title(m) for m in metrics.COLUMNS],
     has_intervals=bool(spread.means),
-    drawn=comparison.drawn(len(queries), intervals.clusters(queries, by)),
+    drawn=comparison.drawn(len(queries), len(set(clusters(queries, by)))),
     differences=difference_tables(found, spread),
     charts=draw(found, spread, gained),
     gains=gained,

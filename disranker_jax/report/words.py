@@ -1,7 +1,8 @@
 """The report's first paragraph: what came out, and how sure one may be of it."""
 
+from disranker_jax.data.holdout import clusters
 from disranker_jax.report.facts import Facts
-from disranker_jax.report.intervals import FEWEST, MAIN, Intervals, clusters
+from disranker_jax.report.intervals import FEWEST, MAIN, Intervals
 
 ALPHA = 0.05
 LEAST = 0.001  # p-values below it are not told apart
@@ -119,7 +120,7 @@ def cheaper(facts: Facts) -> str:
 
 def few(facts: Facts) -> str:
   rows = next(iter(facts.rows.values()), {})
-  drawn = clusters(rows, facts.cluster)
+  drawn = len(set(clusters(rows, facts.cluster)))
   what = 'queries' if drawn == len(rows) else 'clusters of queries'
   sure = drawn < FEWEST or drawn >= FEW  # below FEWEST there are no intervals
   return '' if sure else f'With so few {what} ({drawn}) intervals are narrower than they should be.'
