@@ -31,7 +31,7 @@ def model(tmp_path_factory):
   tiny.make('tiny-encoder', base)
   ranker = from_hf(base)
   variables = ranker.init(jax.random.key(3))
-  variables = jax.tree.map(lambda x: np.asarray(x) * (8 if x.std() > 0 else 1), variables)
+  variables = jax.tree.map(lambda x: np.asarray(x) * (20 if x.std() > 0 else 1), variables)
   folder = tmp_path_factory.mktemp('export') / 'student'
   lengths = {'max_len': 64, 'max_query_len': 16}
   hf.save(folder, ranker, variables, tokenizer_folder=base, extra_config={'disranker_jax': lengths})

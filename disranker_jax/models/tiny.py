@@ -6,6 +6,7 @@ For tests and for trying a config in seconds; `weights.find` makes them under th
 
 import builtins
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -22,7 +23,7 @@ from tokenizers import (
 from disranker_jax.models import files, hf
 from disranker_jax.models.ranker import from_hf
 
-VERSION = 1  # part of the cached folders' names: raise it when what is written changes
+VERSION = 2  # part of the cached folders' names: raise it when what is written changes
 VOCABULARY = 600
 SIZES = {
   'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 2, 'num_attention_heads': 4,
@@ -56,17 +57,17 @@ def make(name: str, folder: Path) -> None:
 
 def write_tokenizer(folder: Path, *, bert: bool) -> None:
   """WordPiece with BERT's special tokens, or byte-level BPE with `<s>` and `</s>`."""
-  docs = [str(getattr(value, '__doc__', '')) for _, value in sorted(vars(builtins).items())]
+  # Imports leave names of their own among the builtins, with underscores.
+  public = sorted(name for name in vars(builtins) if not name.startswith('_'))
+  docs = [str(getattr(builtins, name).__doc__) for name in public]
   if bert:
     special = {'pad_token': '[PAD]', 'unk_token': '[UNK]', 'cls_token': '[CLS]',
                'sep_token': '[SEP]', 'mask_token': '[MASK]'}  # fmt: skip
-    tokenizer = Tokenizer(models.WordPiece(unk_token='[UNK]'))
+    tokenizer = Tokenizer(models.WordPiece(wordpieces(docs, special.values()), unk_token='[UNK]'))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-      vocab_size=VOCABULARY, special_tokens=list(special.values()), show_progress=False
-    )
+    tokenizer.add_special_tokens(list(special.values()))
   else:
     special = {'unk_token': '<unk>', 'bos_token': '<s>', 'eos_token': '</s>'}
     tokenizer = Tokenizer(models.BPE(unk_token='<unk>'))
@@ -76,7 +77,7 @@ def write_tokenizer(folder: Path, *, bert: bool) -> None:
       vocab_size=VOCABULARY, special_tokens=list(special.values()), show_progress=False,
       initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
-  tokenizer.train_from_iterator(docs, trainer)
+    tokenizer.train_from_iterator(docs, trainer)
   frame = ('[CLS] $A [SEP]', '[CLS] $A [SEP] $B:1 [SEP]:1') if bert else ('<s> $A', '<s> $A $B')
   ids = [(token, tokenizer.token_to_id(token)) for token in special.values()]
   tokenizer.post_processor = processors.TemplateProcessing(
@@ -85,3 +86,20 @@ def write_tokenizer(folder: Path, *, bert: bool) -> None:
   tokenizer.save(str(folder / 'tokenizer.json'))
   config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'model_max_length': 512, **special}
   (folder / 'tokenizer_config.json').write_text(json.dumps(config, indent=2) + '\n')
+
+
+def wordpieces(docs: list[str], special: Iterable[str]) -> dict[str, int]:
+  """The ids of the special tokens and of every piece that BPE finds, alone and as a word's rest.
+
+  WordPiece's own trainer takes the rests in an order that differs between processes.
+  """
+  found = Tokenizer(models.BPE())
+  found.normalizer = normalizers.BertNormalizer()
+  found.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  tokens = list(special)
+  half = (VOCABULARY - len(tokens)) // 2
+  found.train_from_iterator(docs, trainers.BpeTrainer(vocab_size=half, show_progress=False))
+  for i in range(found.get_vocab_size()):
+    piece = found.id_to_token(i)
+    tokens += [piece, f'##{piece}']
+  return {token: i for i, token in enumerate(tokens)}
