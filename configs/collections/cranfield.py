@@ -4,7 +4,9 @@ python -m disranker_jax.main --config configs/collections/cranfield.py --config.
 
 BM25's top 20 are re-ranked. Only relevant documents are judged, so what BM25 ranks 5 to 100 and
 nobody judged stands for the others; not so the documents of qrels.code-1.txt, which look like the
-best answers and are no negatives. No clicks, so no continued pre-training.
+best answers and are no negatives. Questions are long: 20 tokens cut them in 46 % of the pairs, 48
+in 1 %. Most abstracts are cut; with its question the median has 248 tokens. No clicks, so no
+continued pre-training.
 """
 
 import pathlib
@@ -20,8 +22,13 @@ def get_config():
   c.data.update(judgements=f'{DATA}?without=qrels.code-1.txt', candidates=DATA, test=DATA)
   c.data.holdout = 0.5
   c.data.limit.update(judgements=0, candidates=0)
+  for side in (c.teacher, c.student):
+    side.update(max_len=128, max_query_len=48, row_len=256)
+  c.sft.batch_rows = 8
+  for stage in (c.score, c.finetune, c.distill, c.evaluate):
+    stage.batch_rows = 16
   c.score.update(group_size=20, shard_queries=50)
-  c.finetune.epochs = 8.0
-  c.distill.epochs = 8.0
+  c.finetune.epochs = 4.0
+  c.distill.epochs = 4.0
   c.evaluate.relevant = 2
   return c
