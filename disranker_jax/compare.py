@@ -8,7 +8,6 @@ import csv
 import itertools
 import json
 import math
-import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 from disranker_jax import gsb, metrics, significance
 from disranker_jax.command import guarded
 from disranker_jax.data import lines, trec
-from disranker_jax.data.holdout import clusters
+from disranker_jax.data.holdout import check_by, clusters
 from disranker_jax.data.records import BadRow, BadRows
 from disranker_jax.errors import UserError
 from disranker_jax.report import comparison
@@ -72,10 +71,7 @@ def check(args: argparse.Namespace) -> None:
     raise UserError('--qrels is missing: name the file of judgements')
   if not 0 < args.level < 1:
     raise UserError(f'--level={args.level}: must be between 0 and 1, for instance 0.95')
-  try:
-    re.compile(args.cluster)
-  except re.error as e:
-    raise UserError(f'--cluster={args.cluster}: is no regular expression: {e}') from None
+  check_by('--cluster', args.cluster)
   if args.samples < 100:
     raise UserError(f'--samples={args.samples}: must be 100 or more; 10000 is usual')
   if not args.same >= 0:

@@ -6,12 +6,12 @@ The tree is locked, so a misspelt key is an error wherever it is written: in a c
 
 import difflib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from disranker_jax.data.holdout import check_by
 from disranker_jax.errors import UserError
 
 STAGES = (
@@ -218,10 +218,7 @@ def check(config: ConfigDict) -> None:
   if flat['data.holdout'] >= 1:
     raise UserError('config.data.holdout: must be below 1, the share of queries to test on')
   for key in ('data.holdout_by', 'report.cluster'):
-    try:
-      re.compile(flat[key])
-    except re.error as e:
-      raise UserError(f'config.{key}={flat[key]}: is no regular expression: {e}') from None
+    check_by(f'config.{key}', flat[key])
   for side in ('teacher', 'student'):
     if flat[f'{side}.row_len'] < flat[f'{side}.max_len']:
       raise UserError(f'config.{side}.row_len: must be at least config.{side}.max_len')

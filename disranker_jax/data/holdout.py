@@ -38,6 +38,14 @@ class Holdout:
     return ((place + self.fold * self.share) % 1 < self.share) == self.test
 
 
+def check_by(name: str, by: str) -> None:
+  """UserError that names the setting or flag if `by` is no regular expression."""
+  try:
+    re.compile(by)
+  except re.error as e:
+    raise UserError(f'{name}={by}: is no regular expression: {e}') from None
+
+
 def cluster(query_id: str, by: str) -> str:
   """What a query's id shares with those it belongs to, such as a session's: what `by` matches.
 
