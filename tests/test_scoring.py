@@ -248,4 +248,4 @@ def test_places_are_filled():
   tokens, places = scorer.tokens, scorer.places
   for _ in scorer([make_group(i, 10) for i in range(60)]):
     pass
-  assert scorer.tokens - tokens > 0.9 * (scorer.places - places)
+  assert scorer.tokens - tokens > 0.93 * (scorer.places - places)

@@ -23,7 +23,7 @@ from tokenizers import (
 from disranker_jax.models import files, hf
 from disranker_jax.models.ranker import from_hf
 
-VERSION = 2  # part of the cached folders' names: raise it when what is written changes
+VERSION = 3  # part of the cached folders' names: raise it when what is written changes
 VOCABULARY = 600
 SIZES = {
   'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 2, 'num_attention_heads': 4,
@@ -89,17 +89,17 @@ def write_tokenizer(folder: Path, *, bert: bool) -> None:
 
 
 def wordpieces(docs: list[str], special: Iterable[str]) -> dict[str, int]:
-  """The ids of the special tokens and of every piece that BPE finds, alone and as a word's rest.
+  """The ids of special tokens, of letters anywhere in a word, and of BPE's pieces at its beginning.
 
-  WordPiece's own trainer takes the rests in an order that differs between processes.
+  WordPiece's own trainer takes the pieces in an order that differs between processes.
   """
   found = Tokenizer(models.BPE())
   found.normalizer = normalizers.BertNormalizer()
   found.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-  tokens = list(special)
-  half = (VOCABULARY - len(tokens)) // 2
-  found.train_from_iterator(docs, trainers.BpeTrainer(vocab_size=half, show_progress=False))
-  for i in range(found.get_vocab_size()):
-    piece = found.id_to_token(i)
-    tokens += [piece, f'##{piece}']
+  trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, show_progress=False)
+  found.train_from_iterator(docs, trainer)
+  pieces = [found.id_to_token(i) for i in range(found.get_vocab_size())]
+  letters = [piece for piece in pieces if len(piece) == 1]
+  longer = [piece for piece in pieces if len(piece) > 1]
+  tokens = [*special, *letters, *(f'##{letter}' for letter in letters), *longer][:VOCABULARY]
   return {token: i for i, token in enumerate(tokens)}
