@@ -8,11 +8,13 @@ without it ranks no better than a student on labels alone; 60 steps are about 3,
 STAGES = ('prepare', 'cpt', 'sft', 'score', 'finetune', 'distill', 'evaluate')
 CLICKS = {'data.clicks': 'judgements:', 'cpt.max_steps': 60}
 TEACHER = {'stages': tuple(s for s in STAGES if s in ('prepare', 'cpt', 'sft', 'evaluate'))}
+HARD = {'score.judgements': True, 'distill.hard': 0.5}
 
 ROWS = {
   'labels only': ('finetuned', {}),
   'BM25': ('bm25', {}),
   'teacher, CPT on judged documents': ('teacher', CLICKS | TEACHER),
   'distilled from it': ('student', CLICKS | {'stages': STAGES}),
+  'distilled from it, hard labels beside': ('student', CLICKS | {'stages': STAGES} | HARD),
   'teacher, no CPT': ('teacher', {}),
 }
