@@ -36,11 +36,11 @@ def main() -> None:
   parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='plain or gzip')
   files = parser.parse_args().runs
   runs = [read_run(file) for file in files]
-  for file, run in zip(files, runs, strict=True):
-    pairs = {(query, doc) for query, docs in run.items() for doc in docs}
-    first = {(query, doc) for query, docs in runs[0].items() for doc in docs}
-    for query, doc in sorted(pairs ^ first)[:1]:
-      holder, other = (file, files[0]) if (query, doc) in pairs else (files[0], file)
+  pairs = [{(query, doc) for query, docs in run.items() for doc in docs} for run in runs]
+  for file, of_run in zip(files, pairs, strict=True):
+    if odd := of_run ^ pairs[0]:
+      query, doc = min(odd)
+      holder, other = (file, files[0]) if (query, doc) in of_run else (files[0], file)
       raise UserError(f'{other}: lacks document {doc!r} of query {query!r}, which {holder} has')
   for query, scores in fuse(runs).items():
     for rank, doc in enumerate(ranked(scores), 1):
