@@ -5,16 +5,18 @@ and instead of nothing. Made for configs/collections/nfcorpus.py, where the teac
 without it ranks no better than a student on labels alone; 60 steps are about 3,000 such clicks.
 """
 
-STAGES = ('prepare', 'cpt', 'sft', 'score', 'finetune', 'distill', 'evaluate')
 CLICKS = {'data.clicks': 'judgements:', 'cpt.max_steps': 60}
-TEACHER = {'stages': tuple(s for s in STAGES if s in ('prepare', 'cpt', 'sft', 'evaluate'))}
+TEACHER = {'stages': ('prepare', 'cpt', 'sft', 'evaluate')}
+STUDENT = {
+  'stages': ('prepare', 'cpt', 'sft', 'score', 'finetune', 'distill', 'evaluate'),
+}
 HARD = {'score.judgements': True, 'distill.hard': 0.5}
 
 ROWS = {
   'labels only': ('finetuned', {}),
   'BM25': ('bm25', {}),
   'teacher, CPT on judged documents': ('teacher', CLICKS | TEACHER),
-  'distilled from it': ('student', CLICKS | {'stages': STAGES}),
-  'distilled from it, hard labels beside': ('student', CLICKS | {'stages': STAGES} | HARD),
+  'distilled from it': ('student', CLICKS | STUDENT),
+  'distilled from it, hard labels beside': ('student', CLICKS | STUDENT | HARD),
   'teacher, no CPT': ('teacher', {}),
 }
