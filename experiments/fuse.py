@@ -1,6 +1,6 @@
 """Reciprocal rank fusion (Cormack et al. 2009) of TREC runs: first stage and model together.
 
-python experiments/fuse.py runs/x/evaluate/student.run runs/x/evaluate/bm25.run > both.run
+python experiments/fuse.py runs/x/evaluate/student.run runs/x/evaluate/bm25.run --out both.run
 
 A document's score is the sum over the runs of 1 / (60 + its rank), which needs no common scale. All
 runs must have the same queries and documents, so that a fused run stands beside them in
@@ -8,13 +8,13 @@ runs must have the same queries and documents, so that a fused run stands beside
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from disranker_jax.command import guarded
 from disranker_jax.compare import read_run
 from disranker_jax.errors import UserError
 from disranker_jax.metrics import ranked
+from disranker_jax.stages.evaluate import write_run
 
 K = 60  # the paper's constant, the default of search engines that offer this fusion
 
@@ -34,7 +34,9 @@ def fuse(runs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='plain or gzip')
-  files = parser.parse_args().runs
+  parser.add_argument('--out', required=True, type=Path, metavar='RUN', help='the fused run')
+  args = parser.parse_args()
+  files = args.runs
   runs = [read_run(file) for file in files]
   pairs = [{(query, doc) for query, docs in run.items() for doc in docs} for run in runs]
   for file, of_run in zip(files, pairs, strict=True):
@@ -42,9 +44,7 @@ def main() -> None:
       query, doc = min(odd)
       holder, other = (file, files[0]) if (query, doc) in of_run else (files[0], file)
       raise UserError(f'{other}: lacks document {doc!r} of query {query!r}, which {holder} has')
-  for query, scores in fuse(runs).items():
-    for rank, doc in enumerate(ranked(scores), 1):
-      sys.stdout.write(f'{query} Q0 {doc} {rank} {scores[doc]:.9g} fused\n')
+  write_run(args.out, fuse(runs), 'fused')
 
 
 if __name__ == '__main__':
