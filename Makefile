@@ -20,7 +20,7 @@ quickstart: .make/install weights
 	$(BIN)/python -m disranker_jax.main --config configs/quickstart.py --workdir $(WORKDIR)
 
 weights: .make/install
-	$(BIN)/python -m disranker_jax.weights minilm-l6 smollm2-135m
+	$(BIN)/disranker weights minilm-l6 smollm2-135m
 
 test: .make/install-test
 	$(BIN)/python -m pytest $(PARALLEL)

@@ -12,7 +12,7 @@ batches are not in the paper: these are the field's usual.
 
 Hardware: full fine-tuning keeps 12 bytes a parameter in fp32 with Adam, 87 GB for the teacher, so
 an 8 x 80 GB node (--config.mesh.fsdp=8 --config.mesh.data=1) or a TPU slice. Planned for v5e:8x8
-(disranker_jax.plan): 4.7 GiB a chip in cpt, 4.4 in sft, 0.9 in score, 0.8 in distill, of 16; about
+(disranker_jax.commands.plan): 4.7 GiB a chip in cpt, 4.4 in sft, 0.9 in score, 0.8 in distill, of 16; about
 2,400 chip-hours for the paper's rows at 256 tokens. By plan cpt, the largest stage, also fits
 v5e:4x4 and v6e:4x4, and sft v5p:2x2x4. launch/README.md is the runbook. Expect, at
 half of an H100's peak, about 47 to 94 H100-hours to score the paper's 46.8M pairs of 128 to 256
@@ -33,13 +33,13 @@ def get_config():
   c.student.model = 'google-bert/bert-base-multilingual-cased'
   c.student.update(layers=(0, 2, 4, 6, 8, 10), max_len=256, row_len=512)
 
-  c.cpt.update(batch_rows=256, learning_rate=1e-5, weight_decay=0.1, b2=0.95, epochs=1.0)
+  c.cpt.update(batch_rows=256, learning_rate=1e-5, weight_decay=0.1, adam_b2=0.95, epochs=1.0)
   c.sft.update(batch_rows=256, learning_rate=1e-5, epochs=1.0, group_size=8, margin=0.1)
   c.score.update(batch_rows=128, shard_queries=10_000)
-  c.finetune.update(batch_rows=256, learning_rate=2e-5, epochs=2.0)
+  c.student_sft.update(batch_rows=256, learning_rate=2e-5, epochs=2.0)
   c.distill.update(batch_rows=256, learning_rate=5e-5, epochs=2.0, beta=0.4)
   c.evaluate.batch_rows = 128
   # Any slice of 1 to 64 chips reads the same batches; a block holds a query's 8 longest documents.
-  for stage in (c.cpt, c.sft, c.finetune, c.distill):
+  for stage in (c.cpt, c.sft, c.student_sft, c.distill):
     stage.blocks = 64
   return c

@@ -25,7 +25,7 @@ def get_config():
   # Two documents of full length to a row: less of it stays free than with one.
   for side in (c.teacher, c.student):
     side.row_len = 512
-  for stage in (c.cpt, c.sft, c.score, c.finetune, c.distill, c.evaluate):
+  for stage in (c.cpt, c.sft, c.score, c.student_sft, c.distill, c.evaluate):
     stage.batch_rows = 32
   c.mesh.update(data=1, fsdp=-1)  # all chips share one copy of the parameters
   return c

@@ -27,10 +27,12 @@ def get_config():
 
   c.student.update(model='minilm-l6', layers=())
   c.student.update(max_len=48, max_query_len=20, row_len=96)
-  c.finetune.update(learning_rate=1e-4, batch_rows=40, group_size=6, epochs=3.0)
+  c.student_sft.update(learning_rate=1e-4, batch_rows=40, group_size=6, epochs=3.0)
   c.distill.update(learning_rate=1.5e-4, batch_rows=40, group_size=6, epochs=2.5)
-  c.distill.update(start='finetune', standardise='query', hard=0.5, margin=0.5)
-  c.evaluate.update(batch_rows=40, relevant=4)
-  for stage in (c.cpt, c.sft, c.finetune, c.distill):
+  c.distill.update(
+    init_from='student_sft', normalize_scores='query', hard_label_weight=0.5, hard_label_margin=0.5
+  )
+  c.evaluate.update(batch_rows=40, min_relevance=4)
+  for stage in (c.cpt, c.sft, c.student_sft, c.distill):
     stage.save_every = 20
   return c

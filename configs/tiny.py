@@ -13,17 +13,17 @@ def get_config():
   c = defaults()
   c.name = 'tiny'
   for side, model in ((c.teacher, 'tiny-decoder'), (c.student, 'tiny-encoder')):
-    side.update(model=model, precision='float32', layers=(), remat='none', scan=True)
+    side.update(model=model, precision='float32', layers=(), remat='none', scan_layers=True)
     side.update(max_len=48, max_query_len=16, row_len=64)
   c.data.limit.update(clicks=64, judgements=32, candidates=32, test=12)
-  for stage in (c.cpt, c.sft, c.finetune, c.distill):
+  for stage in (c.cpt, c.sft, c.student_sft, c.distill):
     stage.update(batch_rows=8, max_steps=6, learning_rate=1e-3, save_every=2)
-  for stage in (c.sft, c.finetune, c.distill):
+  for stage in (c.sft, c.student_sft, c.distill):
     stage.group_size = 4
   c.cpt.samples = 1
   c.score.update(batch_rows=8, group_size=4, shard_queries=8)
-  c.distill.update(standardise='all', hard=1.0)
-  c.evaluate.update(batch_rows=8, relevant=4)
+  c.distill.update(normalize_scores='all', hard_label_weight=1.0)
+  c.evaluate.update(batch_rows=8, min_relevance=4)
   # Random weights hardly tell documents apart: 8 bits may turn one of so few queries quite round.
-  c.export.update(models=('student', 'teacher'), slack=20.0)
+  c.export.update(models=('student', 'teacher'), tolerance_factor=20.0)
   return c

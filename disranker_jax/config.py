@@ -15,7 +15,7 @@ from disranker_jax.data.holdout import check_by
 from disranker_jax.errors import UserError
 
 STAGES = (
-  'prepare', 'cpt', 'sft', 'score', 'finetune', 'distill', 'evaluate', 'export', 'report',
+  'prepare', 'cpt', 'sft', 'score', 'student_sft', 'distill', 'evaluate', 'export', 'report',
 )  # fmt: skip
 
 
@@ -27,19 +27,19 @@ def training(**changes) -> ConfigDict:
   c.batch_rows = 64  # rows of row_len tokens in a step, over all devices
   # Parts of a batch that are packed independently, each read by the host that holds it: 1, or a
   # multiple of mesh data x fsdp. It decides what is in a batch, so keep it when the mesh changes.
-  c.blocks = 1
-  c.accumulate = 1  # micro-batches of batch_rows rows summed before one update
+  c.data_shards = 1
+  c.gradient_accumulation_steps = 1  # micro-batches of batch_rows rows summed before one update
   c.learning_rate = 1e-5
-  c.warmup = 0.03  # share of the steps with a rising learning rate
+  c.warmup_ratio = 0.03  # share of the steps with a rising learning rate
   c.schedule = 'cosine'  # to zero: 'cosine', 'linear'; or 'constant'
   c.weight_decay = 0.0
-  c.clip = 1.0  # largest global gradient norm; 0: no clipping
+  c.max_grad_norm = 1.0  # largest global gradient norm; 0: no clipping
   c.optimizer = 'adamw'  # or 'adafactor', which keeps next to no state
-  c.b2 = 0.999  # Adam's second decay
-  c.moments = 'float32'  # Adam's first moment; 'bfloat16' saves 2 bytes a parameter
+  c.adam_b2 = 0.999  # Adam's second decay
+  c.adam_mu_dtype = 'float32'  # Adam's first moment; 'bfloat16' saves 2 bytes a parameter
   # A step whose gradient norm is this many times the running mean is skipped; 0: only those that
   # are not finite are.
-  c.explode = 100.0
+  c.skip_step_norm_ratio = 100.0
   c.trainable = '.*'  # regular expression over parameter paths ('lora/.*', 'params/blocks/.*')
   c.save_every = 500  # steps between checkpoints
   c.update(changes)
@@ -59,10 +59,10 @@ def model(**changes) -> ConfigDict:
   c.remat = 'none'
   # One layer is compiled and run for all of them; False: each by itself, which compiles longer;
   # on a CPU both are as fast (docs/performance.md).
-  c.scan = True
+  c.scan_layers = True
   # Of the base parameters. 'bfloat16' halves them: for those that adapters leave frozen, or with
   # adafactor where memory is short; small updates get lost in its 8 bits.
-  c.params = 'float32'
+  c.param_dtype = 'float32'
   c.attention = 'auto'  # kernel: 'xla'; 'splash' (TPU); 'cudnn' (GPU); 'auto': what is best here
   # Spread the positions of a row over mesh.model between layers: for long rows on a model axis.
   c.shard_sequence = False
@@ -86,7 +86,7 @@ def defaults() -> ConfigDict:
   c.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'model': 1})  # devices on each axis; -1: the rest
   # With several processes: seconds without a step after which one gives up on the others; 0: never.
   # The first step compiles, which must fit in.
-  c.hang_s = 1800.0
+  c.watchdog_s = 1800.0
 
   c.data = ConfigDict()
   # Addresses: 'python_docs:', 'jsonl:FILE' and 'parquet:FILE' (globs, .gz), 'ir_datasets:ID',
@@ -94,7 +94,7 @@ def defaults() -> ConfigDict:
   # cpt learns from them. For who has no log 'judgements:': documents with a label of 1 or better
   # (or 'judgements:?least=3').
   c.data.clicks = 'python_docs:'
-  c.data.judgements = 'python_docs:'  # sft and finetune
+  c.data.judgements = 'python_docs:'  # sft and student_sft
   c.data.candidates = 'python_docs:'  # unlabeled: score and distill
   c.data.test = 'python_docs:'
   # Addresses of other teachers' scores of the candidates; with them there is no score stage.
@@ -102,10 +102,10 @@ def defaults() -> ConfigDict:
   # Documents of the first stage that nobody judged, added to judgements as label 0.
   c.data.negatives = ConfigDict()
   c.data.negatives.count = 0  # how many for a query
-  c.data.negatives.first = 1  # drawn from these first-stage ranks
-  c.data.negatives.last = 100
+  c.data.negatives.min_rank = 1  # drawn from these first-stage ranks
+  c.data.negatives.max_rank = 100
   # Only those that data.teachers put at least `margin` below every positive document.
-  c.data.negatives.guard = False
+  c.data.negatives.filter_false_negatives = False
   c.data.negatives.margin = 0.0
   c.data.depth = 20  # documents of the first stage that are kept for a query
   # Where training and test share their queries: this share of them is for the test alone, chosen by
@@ -126,7 +126,7 @@ def defaults() -> ConfigDict:
   # The zero-shot row of the results ranks by likelihood with this template.
   c.teacher.zero_shot_template = '{title} : {summary} : {query}'
   c.student = model(model='google-bert/bert-base-multilingual-cased', layers=(0, 2, 4, 6, 8, 10))
-  c.student.scan = False
+  c.student.scan_layers = False
 
   c.cpt = training()
   c.cpt.predict = 'document'  # the paper's query -> title + summary; 'query': the other way round
@@ -146,33 +146,35 @@ def defaults() -> ConfigDict:
   c.score.workers = 0
   # Scores that say (nearly) nothing are an error: a deviation below this, or more than this share
   # of the pairs of one query with the same score.
-  c.score.least_std = 1e-3
-  c.score.most_ties = 0.5
+  c.score.min_std = 1e-3
+  c.score.max_tied_share = 0.5
   c.score.judgements = True  # score the judged queries too, for distillation's hard-label term
-  c.finetune = training(
+  c.student_sft = training(
     group_size=8, loss='pairwise_hinge', margin=0.1, epochs=2.0, learning_rate=2e-5
   )
-  c.distill = training(group_size=8, epochs=2.0, learning_rate=5e-5, warmup=0.1)
+  c.distill = training(group_size=8, epochs=2.0, learning_rate=5e-5, warmup_ratio=0.1)
   c.distill.loss = 'hybrid'  # on the teacher's scores
   c.distill.beta = 0.4  # of hybrid, the weight of its Margin-MSE
-  c.distill.hard = 0.0  # weight of the hard-label pairwise term on judged queries
-  c.distill.margin = 0.1  # its margin
+  c.distill.hard_label_weight = 0.0  # weight of the hard-label pairwise term on judged queries
+  c.distill.hard_label_margin = 0.1  # its margin
   # '': teacher scores as they are; 'all': to mean 0 and deviation 1 over all; 'query': around each
   # query's own mean, for a teacher whose scores of one query say nothing about another's.
-  c.distill.standardise = ''
+  c.distill.normalize_scores = ''
   # Weight of the mean square between hidden states of the student's layers and the teacher's, for a
   # teacher that is an encoder with the student's tokenizer.
-  c.distill.hidden = 0.0
+  c.distill.hidden_weight = 0.0
   # Of the teacher's layers those that the student's embeddings and each of its layers learn from, 0
   # its embeddings, -1 for none; (): evenly spread.
   c.distill.hidden_layers = ()
-  c.distill.start = ''  # '': from the pretrained student; 'finetune': from the fine-tuned one
+  c.distill.init_from = (
+    ''  # '': from the pretrained student; 'student_sft': from the fine-tuned one
+  )
   c.evaluate = ConfigDict()
   c.evaluate.batch_rows = 64
-  c.evaluate.models = ('random', 'bm25', 'zero_shot', 'finetuned', 'teacher', 'student')
-  c.evaluate.relevant = 1  # lowest grade that MRR counts as an answer
+  c.evaluate.models = ('random', 'bm25', 'zero_shot', 'student_sft', 'teacher', 'student')
+  c.evaluate.min_relevance = 1  # lowest grade that MRR counts as an answer
   c.export = ConfigDict()
-  c.export.models = ('student',)  # 'student', 'finetuned', 'teacher'
+  c.export.models = ('student',)  # 'student', 'student_sft', 'teacher'
   c.export.dtype = 'float32'  # of the tensors; 'bfloat16', 'float16' halve the folder
   # Beside safetensors, for a student: 'onnx', 'onnx_fp16', 'onnx_int8', 'stablehlo'.
   c.export.formats = ('onnx', 'onnx_int8')
@@ -181,7 +183,7 @@ def defaults() -> ConfigDict:
   c.export.vocabulary = ''
   # How many times the usual differences a reader's scores may have: random weights, whose scores
   # hardly differ from each other, need more than 1.
-  c.export.slack = 1.0
+  c.export.tolerance_factor = 1.0
   # At least so many are scored by every reader of the folder. nDCG is a mean over their queries:
   # over ten of them 8 bits once changed it by .034, over 295 by .002.
   c.export.parity_pairs = 1000
@@ -230,7 +232,7 @@ def check_losses(config: ConfigDict) -> None:
   """Raises UserError for a loss that there is not, or that does not have a setting."""
   from disranker_jax import losses  # jax is slow to import, and a misspelt key needs it not
 
-  for stage in ('sft', 'finetune'):
+  for stage in ('sft', 'student_sft'):
     losses.choose(losses.ON_LABELS, config[stage].loss, f'{stage}.loss')
   losses.choose(losses.ON_SCORES, config.distill.loss, 'distill.loss')
 
@@ -245,16 +247,16 @@ def choices() -> dict[str, tuple[str, ...]]:
     'teacher.scorer': ('eos', 'likelihood', 'eos+likelihood'),
     **{f'{s}.remat': ('none', 'dots', 'full') for s in sides},
     **{f'{s}.precision': precisions for s in sides},
-    **{f'{s}.params': ('float32', 'bfloat16') for s in sides},
+    **{f'{s}.param_dtype': ('float32', 'bfloat16') for s in sides},
     **{f'{s}.attention': ('auto', 'xla', 'splash', 'cudnn') for s in sides},
     **{f'{s}.schedule': ('cosine', 'linear', 'constant') for s in TRAINING},
     **{f'{s}.optimizer': ('adamw', 'adafactor') for s in TRAINING},
-    **{f'{s}.moments': ('float32', 'bfloat16') for s in TRAINING},
+    **{f'{s}.adam_mu_dtype': ('float32', 'bfloat16') for s in TRAINING},
     'cpt.predict': ('document', 'query'),
     'score.ranks': ('spread', 'top'),
-    'distill.start': ('', 'finetune'),
-    'evaluate.models': ('random', 'bm25', 'zero_shot', 'finetuned', 'teacher', 'student'),
-    'export.models': ('student', 'teacher', 'finetuned'),
+    'distill.init_from': ('', 'student_sft'),
+    'evaluate.models': ('random', 'bm25', 'zero_shot', 'student_sft', 'teacher', 'student'),
+    'export.models': ('student', 'teacher', 'student_sft'),
     'export.dtype': ('float32', 'bfloat16', 'float16'),
     'export.formats': ('onnx', 'onnx_fp16', 'onnx_int8', 'stablehlo'),
   }
@@ -267,7 +269,7 @@ def check_stages(flat: dict) -> None:
   if 'export' in stages:
     present += [f'export of {m}' for m in flat['export.models']]
   if 'distill' in stages:
-    present.append(f'distill.start={flat["distill.start"]}')
+    present.append(f'distill.init_from={flat["distill.init_from"]}')
   needs = dict(NEEDS)
   if flat['data.teachers']:
     if 'score' in stages:
@@ -276,8 +278,10 @@ def check_stages(flat: dict) -> None:
         'take one of the two out'
       )
     needs['distill'] = ('prepare',)
-  elif flat['data.negatives.guard']:
-    raise UserError('config.data.negatives.guard: needs the scores of config.data.teachers')
+  elif flat['data.negatives.filter_false_negatives']:
+    raise UserError(
+      'config.data.negatives.filter_false_negatives: needs the scores of config.data.teachers'
+    )
   for reader in present:
     if missing := [s for s in needs.get(reader, ()) if s not in stages]:
       raise UserError(f'config.stages: {reader} needs {", ".join(missing)}, which is not listed')
@@ -285,7 +289,7 @@ def check_stages(flat: dict) -> None:
 
 def side(config: ConfigDict, stage: str) -> ConfigDict:
   """The settings of the side that a stage trains or runs."""
-  return config.student if stage in ('finetune', 'distill') else config.teacher
+  return config.student if stage in ('student_sft', 'distill') else config.teacher
 
 
 def split_lists(config: ConfigDict) -> None:
@@ -298,20 +302,20 @@ def split_lists(config: ConfigDict) -> None:
 
 # Stages (and what else reads one) that cannot do without others.
 NEEDS = {
-  **{s: ('prepare',) for s in ('cpt', 'sft', 'score', 'finetune', 'evaluate')},
+  **{s: ('prepare',) for s in ('cpt', 'sft', 'score', 'student_sft', 'evaluate')},
   'distill': ('prepare', 'score'),
-  'distill.start=finetune': ('finetune',),
+  'distill.init_from=student_sft': ('student_sft',),
   'export of student': ('distill',),
-  'export of finetuned': ('finetune',),
+  'export of student_sft': ('student_sft',),
 }
 # The smallest value of counts, by the last part of their keys; a pair takes two documents.
 LOWEST = {
-  'batch_rows': 1, 'accumulate': 1, 'blocks': 1, 'save_every': 1, 'shard_queries': 1,
+  'batch_rows': 1, 'gradient_accumulation_steps': 1, 'data_shards': 1, 'save_every': 1, 'shard_queries': 1,
   'group_size': 2, 'max_len': 8, 'max_query_len': 1, 'depth': 1, 'max_steps': 0, 'epochs': 0,
-  'explode': 0, 'hang_s': 0, 'holdout': 0, 'fold': 0, 'count': 0, 'first': 1, 'last': 1,
+  'skip_step_norm_ratio': 0, 'watchdog_s': 0, 'holdout': 0, 'fold': 0, 'count': 0, 'min_rank': 1, 'max_rank': 1,
   'parity_pairs': 2, 'workers': 0,
 }  # fmt: skip
-TRAINING = ('cpt', 'sft', 'finetune', 'distill')
+TRAINING = ('cpt', 'sft', 'student_sft', 'distill')
 
 
 def flatten(config: ConfigDict, prefix: str = '') -> dict[str, object]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from disranker_jax import runtime
-from disranker_jax.command import guarded, parse_config_flags
+from disranker_jax.commands.common import guarded, parse_config_flags
+from disranker_jax.devices import runtime
 
 CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A Python file with get_config(); --config.sft.epochs=2 overrides one value.'
@@ -22,18 +22,18 @@ def main(_) -> None:
   runtime.prepare()
   logging.set_verbosity(logging.WARNING)
   # Only now that flags are right: jax takes a while to import, and devices to be found.
-  from disranker_jax import processes
+  from disranker_jax.devices import processes
 
   processes.start()
-  from disranker_jax import pipeline
   from disranker_jax.config import split_lists
   from disranker_jax.errors import Stopped
+  from disranker_jax.pipeline import runner
 
   config = CONFIG.value
   split_lists(config)
   workdir = Path(WORKDIR.value or Path('runs') / config.name)
   try:
-    pipeline.run(config, workdir, STAGES.value, RERUN.value, REUSE.value)
+    runner.run(config, workdir, STAGES.value, RERUN.value, REUSE.value)
   except (Stopped, KeyboardInterrupt) as e:
     print(f'{e or "stopped"}; the same command goes on from there', file=sys.stderr)
     # A preempted machine did as it was told; a person at the keyboard broke something off.

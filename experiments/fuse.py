@@ -4,16 +4,16 @@ python experiments/fuse.py runs/x/evaluate/student.run runs/x/evaluate/bm25.run 
 
 A document's score is the sum over the runs of 1 / (60 + its rank), which needs no common scale. All
 runs must have the same queries and documents, so that a fused run stands beside them in
-`python -m disranker_jax.compare`.
+`disranker compare`.
 """
 
 import argparse
 from pathlib import Path
 
-from disranker_jax.command import guarded
-from disranker_jax.compare import read_run
+from disranker_jax.commands.common import guarded
+from disranker_jax.commands.compare import read_run
 from disranker_jax.errors import UserError
-from disranker_jax.metrics import ranked
+from disranker_jax.evaluation.metrics import ranked
 from disranker_jax.stages.evaluate import write_run
 
 K = 60  # the paper's constant, the default of search engines that offer this fusion

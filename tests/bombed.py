@@ -8,13 +8,15 @@ import os
 import signal
 import sys
 
-from disranker_jax import main, processes
+from disranker_jax import main
+from disranker_jax.devices import processes
 
 
 def arm(stage: str, process: str, count: int) -> None:
-  from disranker_jax import pipeline, scoring  # arrays are made by some of what they import
+  from disranker_jax.pipeline import runner
+  from disranker_jax.rankers import pointwise  # arrays are made by some of what they import
 
-  run_stage, begin = pipeline.run_stage, scoring.Scorer._begin
+  run_stage, begin = runner.run_stage, pointwise.Scorer._begin
   now, calls = [''], []
 
   def stage_begins(the, begun, *rest):
@@ -28,7 +30,7 @@ def arm(stage: str, process: str, count: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     return begin(self, *args)
 
-  pipeline.run_stage, scoring.Scorer._begin = stage_begins, scored
+  runner.run_stage, pointwise.Scorer._begin = stage_begins, scored
 
 
 def started(start, bomb) -> None:

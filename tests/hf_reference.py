@@ -8,7 +8,7 @@ import transformers
 
 from disranker_jax.models.decoder import DecoderConfig
 from disranker_jax.models.encoder import EncoderConfig
-from disranker_jax.models.ranker import Ranker
+from disranker_jax.models.network import Network
 
 SMALL = {
   'vocab_size': 61,
@@ -57,11 +57,11 @@ def model(kind, head, seed=0, **overrides):
 
 
 @functools.cache
-def ranker(kind='mistral', scale=1.0, **options):
+def network(kind='mistral', scale=1.0, **options):
   """A small random Ranker and its variables, numpy arrays; `scale` multiplies the matrices."""
   settings = config(kind).to_dict()
   family = EncoderConfig if kind == 'bert' else DecoderConfig
-  out = Ranker(family.from_hf(settings), **options)
+  out = Network(family.from_hf(settings), **options)
   variables = jax.tree.map(np.asarray, jax.jit(out.init)(jax.random.key(0)))
   return out, jax.tree.map(lambda x: x * np.float32(scale) if x.ndim > 1 else x, variables)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from disranker_jax import sharding
+from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models import attention, layers
 
@@ -197,7 +197,7 @@ def test_kernels_that_cannot_run_are_refused(monkeypatch, kernel, platform, prec
 
 def test_an_unknown_kernel_is_refused_before_anything_is_traced():
   with pytest.raises(UserError, match="attention 'flash' is unknown"):
-    hf_reference.ranker(attention='flash')
+    hf_reference.network(attention='flash')
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_networks_with_splash_give_hidden_states_and_gradients_of_xla(kind, rema
   real = batch['segments_BT'][0] > 0
 
   def outcome(kernel):
-    model, variables = hf_reference.ranker(kind, remat=remat, attention=kernel)
+    model, variables = hf_reference.network(kind, remat=remat, attention=kernel)
 
     def loss(variables):
       hidden = model.hidden(variables, batch)[0, real]

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from disranker_jax import sharding
+from disranker_jax.devices import sharding
 
 DEVICES, MESH = 8, (2, 2, 2)
 CASES = {  # rows, key/value heads, whether the mesh is set; rows and query heads of a device

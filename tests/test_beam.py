@@ -5,10 +5,10 @@ import random
 
 import pytest
 
-from disranker_jax.data import builders, preparing
+from disranker_jax.data import preparing, store
 from disranker_jax.data.negatives import Negatives
 from disranker_jax.data.preparing import Job
-from disranker_jax.data.teachers import Teachers
+from disranker_jax.data.teacher_scores import Teachers
 from disranker_jax.errors import UserError
 
 pytest.importorskip('apache_beam', reason="pip install 'disranker_jax[beam]'")
@@ -46,7 +46,7 @@ def test_the_same_records_and_bad_rows_as_on_one_machine(tmp_path, kind):
   one = preparing.prepare(job(tmp_path, address, kind, 'one'))
   many = beam.prepare(job(tmp_path, address, kind, 'many'), 'DirectRunner')
   assert (many.records, many.rows, many.quarantined) == (one.records, one.rows, one.quarantined)
-  found = [sorted(map(repr, builders.open(kind, tmp_path / name))) for name in ('one', 'many')]
+  found = [sorted(map(repr, store.open(kind, tmp_path / name))) for name in ('one', 'many')]
   assert found[0] == found[1] and len(found[0]) == one.records
   if one.quarantined:
     lines = [
@@ -65,7 +65,7 @@ def test_negatives_are_those_of_one_machine(tmp_path):
   options = {'changes': (Negatives(2),), 'read_as': 'pooled'}
   preparing.prepare(job(tmp_path, address, 'judgements', 'one', **options))
   beam.prepare(job(tmp_path, address, 'judgements', 'many', **options), 'DirectRunner')
-  found = [set(map(repr, builders.open('judgements', tmp_path / n))) for n in ('one', 'many')]
+  found = [set(map(repr, store.open('judgements', tmp_path / n))) for n in ('one', 'many')]
   assert found[0] == found[1]
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import bench_data
 import pytest
 
-from disranker_jax.bench import __main__ as command
-from disranker_jax.bench import _compare, _worker, growth, train
+from benchmarks import __main__ as command
+from benchmarks import _compare, _worker, growth, train
 from disranker_jax.errors import UserError
 
 TINY = Path(__file__).parents[1] / 'configs' / 'tiny.py'
@@ -57,10 +57,10 @@ def test_what_cannot_be_is_refused_before_anything_starts(argv, error):
 @pytest.mark.slow
 def test_training_beside_torch(capsys, workdir):
   pytest.importorskip('torch')
-  found = answer(capsys, workdir, 'train', *LEAST, '--stage=finetune', '--steps=1', '--parts=8')
+  found = answer(capsys, workdir, 'train', *LEAST, '--stage=student_sft', '--steps=1', '--parts=8')
   assert found['ratio_to_torch_fp32'] > 0 and found['ratio_to_torch_bf16'] > 0
   assert set(found['sides']) == {'ours', 'torch_fp32', 'torch_bf16'}
-  assert found['bench'] == 'train' and found['config'] == 'tiny' and found['stage'] == 'finetune'
+  assert found['bench'] == 'train' and found['config'] == 'tiny' and found['stage'] == 'student_sft'
   assert found['device'].startswith('cpu') and found['precision'] == 'float32'
   assert found['padded_tokens_per_s'] >= found['tokens_per_s'] > 0
   assert 0 <= found['padding'] < 1 and 0 < found['mfu'] < 1
@@ -100,7 +100,7 @@ def test_data_alone(capsys, workdir):
 def test_growth_has_slopes_and_a_plot(capsys, workdir, tmp_path):
   plot = tmp_path / 'growth.svg'
   found = answer(
-    capsys, workdir, 'growth', *LEAST, '--stage=finetune', '--steps=1', '--axes=rows',
+    capsys, workdir, 'growth', *LEAST, '--stage=student_sft', '--steps=1', '--axes=rows',
     '--times=1,2', f'--plot={plot}',
   )  # fmt: skip
   points = found['axes']['rows']['points']
@@ -114,7 +114,7 @@ def test_growth_has_slopes_and_a_plot(capsys, workdir, tmp_path):
 @pytest.mark.slow
 def test_growth_over_devices_and_start_up(capsys, workdir):
   found = answer(
-    capsys, workdir, 'growth', *LEAST, '--stage=finetune', '--steps=1', '--axes=devices,start',
+    capsys, workdir, 'growth', *LEAST, '--stage=student_sft', '--steps=1', '--axes=devices,start',
     '--times=1,2',
   )  # fmt: skip
   assert [p['value'] for p in found['axes']['devices']['points']] == [1, 2]
@@ -182,9 +182,9 @@ class TestWorker:
 
   def test_a_variant_is_ours_with_other_settings(self, monkeypatch):
     monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
-    name = "student.scan=True XLA_FLAGS='--xla_a=1 --xla_b=2'"
+    name = "student.scan_layers=True XLA_FLAGS='--xla_a=1 --xla_b=2'"
     flags, changed = _worker.variant(name)
-    assert flags == ['--config.student.scan=True']
+    assert flags == ['--config.student.scan_layers=True']
     assert changed == {'XLA_FLAGS': '--xla_a=1 --xla_b=2'}
     assert _worker.environment(name)['XLA_FLAGS'] == '--xla_a=1 --xla_b=2'
     platforms = [_worker.environment(n)['JAX_PLATFORMS'] for n in ('ours', name, 'torch_fp32')]

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from disranker_jax.bench import _figures
+from benchmarks import _figures
 
 
 def turn(seconds, tokens=100, places=125, **more):

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from disranker_jax.bench import __main__ as command
-from disranker_jax.bench import profile
-from disranker_jax.bench.profile import Operation
+from benchmarks import __main__ as command
+from benchmarks import profile
+from benchmarks.profile import Operation
 
 TINY = Path(__file__).parents[1] / 'configs' / 'tiny.py'
 

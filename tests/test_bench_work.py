@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from disranker_jax.bench import _ours, _work
+from benchmarks import _ours, _work
 from disranker_jax.data import batches
 from disranker_jax.data.prompts import Encoded
 from disranker_jax.errors import UserError
 from disranker_jax.models import hf, tiny
-from disranker_jax.models.ranker import from_hf
+from disranker_jax.models.network import from_hf
 
 TINY = Path(__file__).parents[1] / 'configs' / 'tiny.py'
 ENDS_IN_QUERY = '{title} : {summary} : {query}'
@@ -64,12 +64,12 @@ def models(tmp_path_factory):
   base = tmp_path_factory.mktemp('models')
   for name, head in (('tiny-decoder', 'lm'), ('tiny-encoder', 'rank')):
     tiny.make(name, base / 'plain' / name)
-    ranker = from_hf(base / 'plain' / name, head=head)
+    network = from_hf(base / 'plain' / name, head=head)
     variables = jax.tree.map(
-      lambda x: x * (4 if x.ndim > 1 else 1), jax.jit(ranker.init)(jax.random.key(1))
+      lambda x: x * (4 if x.ndim > 1 else 1), jax.jit(network.init)(jax.random.key(1))
     )
     variables = jax.tree.map(np.asarray, variables)
-    hf.save(base / name, ranker, variables, tokenizer_folder=base / 'plain' / name)
+    hf.save(base / name, network, variables, tokenizer_folder=base / 'plain' / name)
   return base
 
 
@@ -97,7 +97,7 @@ def work_on(folder, stage, tokens=0, models=None, **changes) -> _work.Work:
 def peer():
   """Torch's side, on one thread: threads that wait for each other are slow on a busy machine."""
   pytest.importorskip('torch').set_num_threads(1)
-  from disranker_jax.bench import _torch
+  from benchmarks import _torch
 
   return _torch
 
@@ -109,13 +109,16 @@ def small_products(monkeypatch):
   monkeypatch.setattr(_ours, 'PEAK_S', 0.01)
 
 
-LORA = {'cpt.accumulate': 2, 'teacher.lora_rank': 4, 'cpt.trainable': 'lora/.*'}
+LORA = {'cpt.gradient_accumulation_steps': 2, 'teacher.lora_rank': 4, 'cpt.trainable': 'lora/.*'}
 STAGES = [
   ('cpt', {}),
   pytest.param('cpt', LORA, marks=pytest.mark.slow),
   ('sft', {'teacher.scorer': 'likelihood', 'teacher.template': ENDS_IN_QUERY}),
-  pytest.param('finetune', {'finetune.blocks': 2}, marks=pytest.mark.slow),
-  ('distill', {'distill.loss': 'hybrid', 'distill.hard': 0.5, 'student.remat': 'full'}),
+  pytest.param('student_sft', {'student_sft.data_shards': 2}, marks=pytest.mark.slow),
+  (
+    'distill',
+    {'distill.loss': 'hybrid', 'distill.hard_label_weight': 0.5, 'student.remat': 'full'},
+  ),
 ]
 
 
@@ -151,7 +154,7 @@ def test_torch_scores_what_we_score(stage, models, prepared):
 
 
 def test_flops_of_a_step_are_6_n_and_halved_attention(models, prepared):
-  work = work_on(prepared, 'cpt', models=models, **{'cpt.accumulate': 3})
+  work = work_on(prepared, 'cpt', models=models, **{'cpt.gradient_accumulation_steps': 3})
   facts = _ours.Train(work, 1).start()
   rows, length, width, ffn, layers, kv = 8, 64, 32, 64, 2, 16
   matrices = layers * (2 * width * width + 2 * width * kv + 3 * width * ffn)
@@ -162,7 +165,7 @@ def test_flops_of_a_step_are_6_n_and_halved_attention(models, prepared):
 
 
 class TestRandomTokens:
-  @pytest.mark.parametrize('stage', ['cpt', 'sft', 'finetune', 'score', 'evaluate'])
+  @pytest.mark.parametrize('stage', ['cpt', 'sft', 'student_sft', 'score', 'evaluate'])
   def test_every_pair_has_as_many_as_asked(self, prepared, stage):
     work = work_on(prepared, stage, tokens=24)
     side = work.open_side()
@@ -183,10 +186,12 @@ class TestRandomTokens:
     assert row['pairs'] and row['tokens'] == 24 * row['pairs']
 
   def test_no_weights_and_no_tokenizer_are_looked_for(self, prepared, monkeypatch):
-    monkeypatch.setattr('disranker_jax.weights.find', lambda name: pytest.fail('was looked for'))
+    monkeypatch.setattr(
+      'disranker_jax.models.weights.find', lambda name: pytest.fail('was looked for')
+    )
     changes = {'teacher.model': 'mistralai/Mistral-7B-v0.1', 'teacher.precision': 'bfloat16'}
     side = work_on(prepared, 'score', tokens=32, **changes).open_side()
-    assert side.ranker.config.width == 4096 and side.tokenizer is None
+    assert side.network.config.width == 4096 and side.tokenizer is None
 
   def test_more_than_a_row_holds_is_refused(self, prepared):
     work = work_on(prepared, 'cpt', tokens=65)
@@ -216,7 +221,11 @@ def test_distillations_scores_are_the_same_for_all(prepared):
 
 
 def test_steps_are_those_that_the_feed_gives(prepared):
-  work = work_on(prepared, 'finetune', **{'finetune.blocks': 2, 'finetune.accumulate': 2})
+  work = work_on(
+    prepared,
+    'student_sft',
+    **{'student_sft.data_shards': 2, 'student_sft.gradient_accumulation_steps': 2},
+  )
   job = work.job(work.open_side())
   streams = [job.data.stream(b) for b in (0, 1)]
   for found in itertools.islice(_work.steps(job), 2):

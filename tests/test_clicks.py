@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from disranker_jax import config, pipeline
+from disranker_jax import config
 from disranker_jax.errors import UserError
+from disranker_jax.pipeline import runner
 from disranker_jax.stages import inputs, prepare
 
 
@@ -13,7 +14,7 @@ def run_of(folder, judgements: str, stages=('prepare', 'cpt'), **data):
   c = config.defaults()
   c.stages = stages
   c.data.update({'clicks': 'judgements:', 'judgements': judgements, 'test': judgements} | data)
-  return pipeline.Run(c, folder / 'run', None)
+  return runner.Run(c, folder / 'run', None)
 
 
 def clicks(run) -> list[tuple[str, str]]:

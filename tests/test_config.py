@@ -69,7 +69,7 @@ class TestCheck:
       ('finetune__loss', 'mse', 'info_nce'),
       ('distill__loss', 'mse?beta=1', 'adr_mse'),
       ('distill__schedule', 'cos', 'cosine'),
-      ('distill__start', 'sft', 'finetune'),
+      ('distill__init_from', 'sft', 'student_sft'),
       ('cpt__predict', 'title', 'query'),
     ],
   )
@@ -103,7 +103,7 @@ class TestCheck:
     'key, value',
     [
       ('sft__batch_rows', 0),
-      ('cpt__accumulate', 0),
+      ('cpt__gradient_accumulation_steps', 0),
       ('finetune__save_every', -1),
       ('distill__group_size', 1),  # a pair needs two
       ('distill__epochs', -1.0),

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from disranker_jax import weights
 from disranker_jax.errors import UserError
-from disranker_jax.models import hf, ranker
+from disranker_jax.models import hf, network, weights
 from disranker_jax.models.decoder import DecoderConfig
 
 KINDS = ('mistral', 'llama', 'qwen2')
@@ -18,7 +17,7 @@ KINDS = ('mistral', 'llama', 'qwen2')
 
 def _tiny(kind='mistral', **options):
   # Larger than the usual start, so that attention is far from uniform and every path matters.
-  return reference.ranker(kind, 6.0, head='lm', **options)
+  return reference.network(kind, 6.0, head='lm', **options)
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -26,7 +25,7 @@ def test_hidden_states_and_logits_match_transformers(kind, tmp_path):
   torch = pytest.importorskip('torch')
   theirs = reference.model(kind, 'CausalLM')
   theirs.save_pretrained(tmp_path)
-  model = ranker.from_hf(tmp_path, head='lm')
+  model = network.from_hf(tmp_path, head='lm')
   variables = hf.load(tmp_path, model, jax.random.key(0))
   batch = reference.rows(reference.sequences((12, 7, 1)))
   real = batch['segments_BT'] > 0
@@ -151,7 +150,7 @@ def test_smollm2_matches_transformers():
   import transformers
 
   keep = [0, 1, 28, 29]  # Real weights, a tenth of the time.
-  model = ranker.from_hf(folder, head='lm', layers=keep)
+  model = network.from_hf(folder, head='lm', layers=keep)
   variables = hf.load(folder, model, jax.random.key(0), layers=keep)
   theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
   theirs.model.layers = torch.nn.ModuleList(theirs.model.layers[i] for i in keep)

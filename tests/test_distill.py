@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from disranker_jax import losses, score_statistics
+from disranker_jax import losses
 from disranker_jax.errors import UserError
+from disranker_jax.rankers import score_statistics
 from disranker_jax.stages import distill
 
 
@@ -63,7 +64,7 @@ def test_margins_between_documents_are_the_same_under_all_but_for_the_unit():
 
 
 def test_an_unknown_way_is_named():
-  with pytest.raises(UserError, match=r"config\.distill\.standardise='batch': it is ''"):
+  with pytest.raises(UserError, match=r"config\.distill\.normalize_scores='batch': it is ''"):
     distill.standardiser(scored()[1], 'batch')
 
 

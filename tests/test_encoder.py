@@ -7,9 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from disranker_jax import weights
 from disranker_jax.errors import UserError
-from disranker_jax.models import hf, ranker
+from disranker_jax.models import hf, network, weights
 from disranker_jax.models.encoder import EncoderConfig
 
 
@@ -22,7 +21,7 @@ def test_hidden_states_and_scores_match_transformers(act, tmp_path):
   torch = pytest.importorskip('torch')
   theirs = reference.model('bert', 'SequenceClassification', hidden_act=act)
   theirs.save_pretrained(tmp_path)
-  model = ranker.from_hf(tmp_path)
+  model = network.from_hf(tmp_path)
   variables = hf.load(tmp_path, model, jax.random.key(0))
   ids = reference.sequences((12, 7, 2))
   batch = reference.rows(ids, types=_types(ids))
@@ -41,7 +40,7 @@ def test_states_of_all_layers_match_transformers(scan, tmp_path):
   torch = pytest.importorskip('torch')
   theirs = reference.model('bert', 'SequenceClassification')
   theirs.save_pretrained(tmp_path)
-  model = dataclasses.replace(ranker.from_hf(tmp_path, scan=scan), states=True)
+  model = dataclasses.replace(network.from_hf(tmp_path, scan=scan), states=True)
   variables = hf.load(tmp_path, model, jax.random.key(0))
   ids = reference.sequences((12, 7))
   batch = reference.rows(ids, types=_types(ids))
@@ -56,7 +55,7 @@ def test_states_of_all_layers_match_transformers(scan, tmp_path):
 
 
 def test_packed_rows_equal_separate_rows_in_both_directions():
-  model, variables = reference.ranker('bert', 6.0)
+  model, variables = reference.network('bert', 6.0)
   ids = reference.sequences((9, 3, 6))
   packed, starts = reference.packed(ids, 20)
   forward = jax.jit(model.hidden)
@@ -87,7 +86,7 @@ def test_minilm_matches_transformers():
     pytest.skip(str(error))
   import transformers
 
-  model = ranker.from_hf(folder)
+  model = network.from_hf(folder)
   variables = hf.load(folder, model, jax.random.key(0))
   ids = reference.sequences((60, 25), vocab=30522)
   batch = reference.rows(ids, types=_types(ids))

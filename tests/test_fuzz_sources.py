@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from disranker_jax.data import shapes, sources
+from disranker_jax.data import row_formats, sources
 from disranker_jax.data.records import BadRow, BadRows
 from disranker_jax.errors import UserError
 
@@ -285,4 +285,4 @@ def test_any_of_10_000_files_is_records_bad_rows_or_one_clear_line():
 
 def test_the_shapes_that_are_fuzzed_are_good_before_they_are_mutated(tmp_path):
   for kind in KINDS:
-    assert all(shapes.records_of(row, kind) for row in (ROW, TEVATRON, FLAG))
+    assert all(row_formats.records_of(row, kind) for row in (ROW, TEVATRON, FLAG))

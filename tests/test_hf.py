@@ -10,18 +10,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from disranker_jax import tree
 from disranker_jax.errors import UserError
-from disranker_jax.models import files, hf, ranker
+from disranker_jax.models import files, hf, network, tree
 from disranker_jax.models.decoder import DecoderConfig
-from disranker_jax.models.ranker import Ranker
+from disranker_jax.models.network import Network
 
 KEY = jax.random.key(0)
 
 
 def _saved(folder, kind='bert', **options):
   """A random ranker saved to a folder; returns it and its variables."""
-  model, variables = reference.ranker(kind, **options)
+  model, variables = reference.network(kind, **options)
   wave = lambda x: 0.1 * np.sin(np.arange(x.size, dtype=np.float32)).reshape(x.shape)  # noqa: E731
   variables = jax.tree.map(lambda x: x + wave(x), variables)
   hf.save(folder, model, variables)
@@ -45,7 +44,7 @@ def _assert_equal(ours, theirs):
 )
 def test_round_trip_is_bit_equal(kind, head, tmp_path):
   model, variables = _saved(tmp_path / 'm', kind, head=head)
-  again = ranker.from_hf(tmp_path / 'm', head=head)
+  again = network.from_hf(tmp_path / 'm', head=head)
   assert (again.config.layers, again.config.width) == (model.config.layers, model.config.width)
   _assert_equal(hf.load(tmp_path / 'm', again, KEY), variables)
 
@@ -201,12 +200,12 @@ def test_damaged_and_absent_files_are_named(tmp_path):
     hf.read_config(tmp_path)
   (tmp_path / 'config.json').write_text('{"model_type": "nonesuch"}')
   with pytest.raises(UserError, match=r'config\.json.*nonesuch'):
-    ranker.from_hf(tmp_path)
+    network.from_hf(tmp_path)
 
 
 def test_a_shallow_student_takes_the_named_layers(tmp_path):
   _, variables = _saved(tmp_path)
-  student = ranker.from_hf(tmp_path, layers=[2, 0])
+  student = network.from_hf(tmp_path, layers=[2, 0])
   loaded = hf.load(tmp_path, student, KEY, layers=[2, 0])['params']
   picked = jax.tree.map(lambda x: x[np.array([2, 0])], variables['params']['blocks'])
   _assert_equal(loaded['blocks'], picked)
@@ -238,7 +237,7 @@ def test_torch_loads_what_we_save_and_gives_our_scores(kind, rank, tmp_path):
     logits = theirs.eval()(**reference.torch_inputs(batch, types=kind == 'bert')).logits
   reference.assert_close(ours, logits[:, 0].numpy())
   if rank:
-    plain = jax.jit(Ranker(model.config).scores)(variables, batch)[0]
+    plain = jax.jit(Network(model.config).scores)(variables, batch)[0]
     assert np.abs(plain - ours).max() > 1e-2
 
 
@@ -309,7 +308,7 @@ def test_a_decoder_never_pads_with_its_end_token(tmp_path):
   config = DecoderConfig.from_hf(
     reference.config('mistral', eos_token_id=3, pad_token_id=3).to_dict()
   )
-  model = Ranker(config)
+  model = Network(config)
   variables = jax.jit(model.init)(KEY)
   hf.save(tmp_path / 'm', model, variables, tmp_path / 'tokenizer', {'note': 'mine'})
   config = json.loads((tmp_path / 'm' / 'config.json').read_text())

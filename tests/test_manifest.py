@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disranker_jax import config as configs
-from disranker_jax import manifest
 from disranker_jax.errors import UserError
-from disranker_jax.manifest import Manifest
+from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline.manifest import Manifest
 
 scalars = st.none() | st.booleans() | st.integers(-99, 99) | st.text(max_size=5)
 values = st.recursive(

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from disranker_jax import config, memory, sharding, train
+from disranker_jax import config
+from disranker_jax.devices import memory, sharding
+from disranker_jax.training import train
 
 UNITS = {'B': 1, 'KiB': 2**10, 'MiB': 2**20, 'GiB': 2**30}
 

@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ir_measures import AP, RR, Judged, R, nDCG
 
-from disranker_jax import metrics
 from disranker_jax.errors import UserError
+from disranker_jax.evaluation import metrics
 
 # trec_eval's gains are grades; a table of gains makes it the exponential nDCG. Grades 0 and 1 are
 # their own gains (2**0 - 1, 2**1 - 1).

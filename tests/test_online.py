@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from disranker_jax.online import analysis, stats
-from disranker_jax.online.stats import METRICS
+from disranker_jax.evaluation.online import analysis, stats
+from disranker_jax.evaluation.online.stats import METRICS
 
 
 def simulated(rng, tests, users_each, lift=1.0):

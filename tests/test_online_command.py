@@ -1,4 +1,4 @@
-"""`python -m disranker_jax.online`: what it prints and saves, and mistakes on its command line."""
+"""`disranker online`: what it prints and saves, and mistakes on its command line."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import pytest
 from online_logs import ROW, pages, write
 
 from disranker_jax.errors import UserError
-from disranker_jax.online import __main__ as command
+from disranker_jax.evaluation.online import __main__ as command
 
 
 @pytest.fixture(scope='module')
@@ -166,7 +166,9 @@ class TestCommand:
   def test_runs_as_a_module_and_exits_with_2_on_a_mistake(self, tmp_path):
     file = write(tmp_path / 'log.jsonl', [ROW, {}])
     done = subprocess.run(
-      [sys.executable, '-m', 'disranker_jax.online', file], capture_output=True, text=True
+      [sys.executable, '-m', 'disranker_jax.evaluation.online', file],
+      capture_output=True,
+      text=True,
     )
     assert done.returncode == 2 and not done.stdout
     assert done.stderr == (

@@ -13,7 +13,7 @@ from online_logs import PAGE, ROW, as_events, pages, write
 
 from disranker_jax.data.records import BadRows
 from disranker_jax.errors import UserError
-from disranker_jax.online import analysis, events, users
+from disranker_jax.evaluation.online import analysis, events, users
 
 
 def seen(log):

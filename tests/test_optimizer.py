@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disranker_jax import config, optimizer, tree
+from disranker_jax import config
 from disranker_jax.errors import UserError
+from disranker_jax.models import tree
+from disranker_jax.training import optimizer
 
 
 def variables():
@@ -90,7 +92,7 @@ few = settings(max_examples=12, deadline=None)
 @few
 @given(steps=st.integers(2, 40), warmup=st.floats(0, 1))
 def test_the_rate_rises_to_its_peak_in_the_warm_up_and_never_rises_again(schedule, steps, warmup):
-  found = rates(steps, schedule=schedule, warmup=warmup)
+  found = rates(steps, schedule=schedule, warmup_ratio=warmup)
   warm = max(1, round(warmup * steps))
   assert (found >= 0).all() and found.max() == pytest.approx(0.5)
   assert found[0] > 0, 'no step is wasted'
@@ -104,7 +106,7 @@ def test_the_rate_rises_to_its_peak_in_the_warm_up_and_never_rises_again(schedul
 
 def test_constant_stays_and_linear_and_cosine_end_at_zero():
   constant, linear, cosine = (
-    rates(20, schedule=s, warmup=0.2) for s in ('constant', 'linear', 'cosine')
+    rates(20, schedule=s, warmup_ratio=0.2) for s in ('constant', 'linear', 'cosine')
   )
   rest = np.arange(17) / 16
   np.testing.assert_allclose(constant[4:], 0.5)
@@ -114,7 +116,7 @@ def test_constant_stays_and_linear_and_cosine_end_at_zero():
 
 @schedules
 def test_one_step_is_enough_for_a_schedule(schedule):
-  assert rates(1, schedule=schedule, warmup=0.5)[0] == pytest.approx(0.5)
+  assert rates(1, schedule=schedule, warmup_ratio=0.5)[0] == pytest.approx(0.5)
 
 
 # Decay and clipping
@@ -130,7 +132,7 @@ def test_matrices_decay_and_norms_and_biases_do_not_also_where_they_are_stacked(
 
 def update(grads, **changes) -> dict:
   """The first AdamW update of ones, at a constant rate of 0.1."""
-  settings = config.training(schedule='constant', learning_rate=0.1, warmup=0.0, **changes)
+  settings = config.training(schedule='constant', learning_rate=0.1, warmup_ratio=0.0, **changes)
   tx = optimizer.make(settings, 10)
   flat = tree.flatten(variables())
   updates, _ = tx.update({k: jnp.full_like(v, grads) for k, v in flat.items()}, tx.init(flat), flat)
@@ -146,7 +148,7 @@ def test_without_a_gradient_only_what_decays_moves():
 
 def seen_norm(norm, clip) -> float:
   """The norm of the gradients that reach Adam, by its first moment after one step."""
-  settings = config.training(clip=clip)
+  settings = config.training(max_grad_norm=clip)
   tx = optimizer.make(settings, 10)
   params = {'a': jnp.zeros((2, 2)), 'b': jnp.zeros(5)}
   grads = {'a': jnp.full((2, 2), 3.0), 'b': jnp.full(5, -4.0)}
@@ -168,6 +170,6 @@ def test_gradients_are_clipped_to_a_global_norm_and_zero_means_not(norm, clip, s
 def test_the_second_decay_is_the_settings():
   params = {'a': jnp.zeros(3)}
   for b2 in (0.95, 0.999):
-    tx = optimizer.make(config.training(b2=b2, clip=0.0), 10)
+    tx = optimizer.make(config.training(adam_b2=b2, max_grad_norm=0.0), 10)
     _, state = tx.update({'a': jnp.full(3, 2.0)}, tx.init(params), params)
     np.testing.assert_allclose(optax.tree.get(state, 'nu')['a'], (1 - b2) * 4, rtol=1e-4)

@@ -12,12 +12,13 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from disranker_jax import config, sharding
+from disranker_jax import config
+from disranker_jax.commands.plan import chips, flops, hlo, report, stages
+from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models.decoder import DecoderConfig
 from disranker_jax.models.encoder import EncoderConfig
-from disranker_jax.models.ranker import Ranker
-from disranker_jax.plan import chips, flops, hlo, report, stages
+from disranker_jax.models.network import Network
 
 ROOT = Path(__file__).parents[1]
 DEVICES = 8
@@ -280,7 +281,7 @@ def test_a_plan_of_a_real_step_adds_up(on_eight_devices, stage):
 @pytest.mark.slow
 def test_one_block_on_many_devices_is_worth_a_hint(on_eight_devices):
   answers = on_eight_devices[0]
-  assert '--config.cpt.blocks=8' in answers['cpt']['hints'][0]
+  assert '--config.cpt.data_shards=8' in answers['cpt']['hints'][0]
   assert answers['cpt']['hints'][0] in report.text(answers['cpt'])
   # Scoring chooses its blocks itself.
   assert answers['score']['hints'] == []
@@ -314,18 +315,18 @@ def test_what_does_not_fit_says_what_to_try(monkeypatch):
   assert sum(answer['memory'].values()) == answer['bytes_per_device']
   said = report.text(answer)
   assert 'does NOT fit' in said and '--config.sft.optimizer=adafactor' in said
-  assert '--config.sft.batch_rows=1 --config.sft.accumulate=2' in said
+  assert '--config.sft.batch_rows=1 --config.sft.gradient_accumulation_steps=2' in said
   assert '--config.teacher.remat=full' in said and '--config.teacher.lora_rank' in said
   assert not json.loads(report.as_json(answer))['fits']
 
 
 def test_the_papers_rows_are_the_default_and_accumulation_is_part_of_a_step():
-  c = settings(finetune__batch_rows=2, finetune__accumulate=2, student__row_len=64)
+  c = settings(finetune__batch_rows=2, finetune__gradient_accumulation_steps=2, student__row_len=64)
   c.student.max_len = 64
-  mesh, step = traced(c, 'finetune')
-  answer = report.plan(c, 'finetune', chips.find('v5e:1x1'), mesh)
+  mesh, step = traced(c, 'student_sft')
+  answer = report.plan(c, 'student_sft', chips.find('v5e:1x1'), mesh)
   assert answer['rows'] == 796_095 and answer['rows_from'] == 'the paper'
-  micro_batch = flops.count(step.ranker, step.batch, step.trained)
+  micro_batch = flops.count(step.network, step.batch, step.trained)
   assert answer['flops']['model'] == 2 * micro_batch.model
   assert answer['steps'] == math.ceil(796_095 * 2 / (2 * 2))
   assert answer['collectives'] == {} and answer['seconds']['ici'] == 0
@@ -375,7 +376,7 @@ def test_a_model_is_known_by_its_published_sizes_without_weights(tmp_path, monke
 def test_published_sizes_make_models_of_the_published_size(model, millions):
   known = stages.PUBLISHED[model]
   if known['model_type'] == 'mistral':
-    ranker = Ranker(DecoderConfig.from_hf(known), head='lm')
+    network = Network(DecoderConfig.from_hf(known), head='lm')
   else:
-    ranker = Ranker(EncoderConfig.from_hf(known))
-  assert ranker.count_params() / 1e6 == pytest.approx(millions, rel=0.002)
+    network = Network(EncoderConfig.from_hf(known))
+  assert network.count_params() / 1e6 == pytest.approx(millions, rel=0.002)

@@ -11,7 +11,7 @@ TINY = '--config=configs/tiny.py'
 
 
 def command(*args, before='pass'):
-  code = f"import sys, runpy; {before}; runpy.run_module('disranker_jax.plan', run_name='__main__')"
+  code = f"import sys, runpy; {before}; runpy.run_module('disranker_jax.commands.plan', run_name='__main__')"
   return subprocess.run(
     [sys.executable, '-c', code, *args], capture_output=True, text=True, cwd=ROOT
   )

@@ -21,13 +21,13 @@ PAPER = 'configs/disranker_mistral_7b.py'
 GENERATIONS = [
   (PAPER, 'distill', 'v5e:4x4'),
   (PAPER, 'score', 'v5p:2x2x2'),
-  (PAPER, 'finetune', 'v6e:2x4'),
+  (PAPER, 'student_sft', 'v6e:2x4'),
 ]
 SLICES = [
   (PAPER, 'cpt', 'v5e:8x8'),
   (PAPER, 'sft', 'v5e:8x8'),
   (PAPER, 'score', 'v5e:8x8'),
-  (PAPER, 'finetune', 'v5e:8x8'),
+  (PAPER, 'student_sft', 'v5e:8x8'),
   (PAPER, 'distill', 'v5e:8x8'),
   (PAPER, 'cpt', 'v5e:4x4'),
   (PAPER, 'cpt', 'v6e:4x4'),
@@ -43,7 +43,10 @@ SLICES = [
 def plan(config, stage, topology) -> dict:
   args = (f'--config={config}', f'--stage={stage}', f'--topology={topology}', '--json')
   done = subprocess.run(
-    [sys.executable, '-m', 'disranker_jax.plan', *args], capture_output=True, text=True, cwd=ROOT
+    [sys.executable, '-m', 'disranker_jax.commands.plan', *args],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
   )
   assert done.returncode == 0, done.stderr[-3000:]
   return json.loads(done.stdout.splitlines()[-1])

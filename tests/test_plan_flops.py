@@ -6,13 +6,13 @@ import math
 import jax
 import pytest
 
-from disranker_jax import optimizer, tree
+from disranker_jax.commands.plan import flops, stages
 from disranker_jax.data.batches import Shape
-from disranker_jax.models import ranker
+from disranker_jax.models import network, tree
 from disranker_jax.models.decoder import DecoderConfig
 from disranker_jax.models.encoder import EncoderConfig
-from disranker_jax.models.ranker import Ranker
-from disranker_jax.plan import flops, stages
+from disranker_jax.models.network import Network
+from disranker_jax.training import optimizer
 
 DECODER = DecoderConfig(vocab=512, width=128, ffn=256, layers=3, heads=4, kv_heads=2, head_dim=32)
 ENCODER = EncoderConfig(vocab=512, width=128, ffn=256, layers=3, heads=4)
@@ -52,21 +52,21 @@ def step_of(ranker, batch, trained):
 
   def loss(trained, frozen, batch):
     variables = tree.unflatten(trained | frozen)
-    hidden = ranker.hidden(variables, batch)
-    if ranker.head == 'lm':
+    hidden = network.hidden(variables, batch)
+    if network.head == 'lm':
       predicted = batch['index_AP'], batch['targets_AP'], batch['owner_AP'] >= 0
-      return ranker.logprobs(variables, hidden, *predicted).sum()
-    return ranker.score_at(variables, hidden, batch['index_AX']).sum()
+      return network.logprobs(variables, hidden, *predicted).sum()
+    return network.score_at(variables, hidden, batch['index_AX']).sum()
 
-  shapes = jax.eval_shape(ranker.init, jax.random.key(0))
+  shapes = jax.eval_shape(network.init, jax.random.key(0))
   split = optimizer.split(shapes, trained) if trained else ({}, tree.flatten(shapes))
   return (jax.value_and_grad(loss) if trained else loss), (*split, batch)
 
 
 def way(model, head, remat, lora_rank, trained, scan):
-  ranker = Ranker(model, head=head, remat=remat, lora_rank=lora_rank, scan=scan)
+  network = Network(model, head=head, remat=remat, lora_rank=lora_rank, scan=scan)
   batch = Shape(2, 256, 1, 256 if head == 'lm' else 0).zeros(2)
-  return flops.count(ranker, batch, trained), *step_of(ranker, batch, trained)
+  return flops.count(network, batch, trained), *step_of(network, batch, trained)
 
 
 @pytest.mark.parametrize('case', WAYS)
@@ -81,7 +81,7 @@ def test_flops_are_those_of_the_dots_that_are_traced(case):
 
 @pytest.mark.parametrize('case', [WAYS[0], WAYS[4], WAYS[8]])
 def test_flops_are_near_the_compilers_count_of_an_unrolled_model(case, monkeypatch):
-  monkeypatch.setattr(ranker, 'LOGPROB_CHUNK', 512)  # a loop over chunks is not unrolled
+  monkeypatch.setattr(network, 'LOGPROB_CHUNK', 512)  # a loop over chunks is not unrolled
   count, step, args = way(*case, scan=False)
   analysis = jax.jit(step).lower(*args).compile().cost_analysis()
   # The compiler also counts softmax, norms and other work on elements.
@@ -89,8 +89,8 @@ def test_flops_are_near_the_compilers_count_of_an_unrolled_model(case, monkeypat
 
 
 def test_room_for_predictions_that_is_empty_counts_for_nothing(monkeypatch):
-  monkeypatch.setattr(ranker, 'LOGPROB_CHUNK', 32)  # 64 where there are two blocks
-  model, batch = Ranker(DECODER, head='lm'), Shape(2, 256, 1, 128).zeros(2)
+  monkeypatch.setattr(network, 'LOGPROB_CHUNK', 32)  # 64 where there are two blocks
+  model, batch = Network(DECODER, head='lm'), Shape(2, 256, 1, 128).zeros(2)
   batch['owner_AP'][1, :65] = 0  # two of its four chunks, so the other block computes two, too
   wide, narrow = (flops.count(model, b) for b in (batch, flops.filled(batch)))
   none = flops.count(model, flops.filled(Shape(2, 256, 1, 128).zeros(2)))
@@ -103,11 +103,11 @@ def test_room_for_predictions_that_is_empty_counts_for_nothing(monkeypatch):
 def test_model_flops_of_the_7b_are_6_n_and_halved_attention():
   with_table = stages.PUBLISHED['mistralai/Mistral-7B-v0.1']
   model = DecoderConfig.from_hf(with_table)
-  ranker = Ranker(model, head='lm', remat='full', attention='splash')
+  network = Network(model, head='lm', remat='full', attention='splash')
   batch = Shape(1, 1024, 1, 1024).zeros()
   layer = 4096 * 4096 * 2 + 4096 * 1024 * 2 + 4096 * 14336 * 3
   matrices = 32 * layer + 4096 * 32000
   attention = 32 * 12 * 4096 * 1024 * 1025 // 2
-  count = flops.count(ranker, batch, '.*')
+  count = flops.count(network, batch, '.*')
   assert count.model == pytest.approx(1024 * 6 * matrices + attention)
-  assert flops.count(dataclasses.replace(ranker, remat='none'), batch, '.*').model == count.model
+  assert flops.count(dataclasses.replace(network, remat='none'), batch, '.*').model == count.model

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_batches import check_documents, group, sequence
 
-from disranker_jax.bench import batches as bench
+from benchmarks import batches as bench
 from disranker_jax.data import pool
 from disranker_jax.data.batches import EncodedGroup, Shape
 from disranker_jax.errors import UserError
@@ -143,6 +143,6 @@ def test_the_bench_of_batches_counts_every_stage(capsys):
   bench.main(['padding', str(Path(__file__).parents[1] / 'configs' / 'tiny.py')])
   rows = [line.split() for line in capsys.readouterr().out.splitlines()]
   assert [' '.join(row[1:-2]) for row in rows] == [
-    'cpt', 'sft', 'finetune', 'distill', 'score', 'evaluate teacher', 'evaluate student'
+    'cpt', 'sft', 'student_sft', 'distill', 'score', 'evaluate teacher', 'evaluate student'
   ]  # fmt: skip
   assert all(0.3 < float(row[-2]) <= 1 and int(row[-1]) > 0 for row in rows)

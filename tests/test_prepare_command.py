@@ -1,4 +1,4 @@
-"""`python -m disranker_jax.prepare` as people run it: killed, mistaken, read back by address."""
+"""`disranker prepare` as people run it: killed, mistaken, read back by address."""
 
 import json
 import os
@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from disranker_jax import prepare
-from disranker_jax.data import builders, sources
+from disranker_jax.commands import prepare
+from disranker_jax.data import sources, store
 from disranker_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def command(*arguments, **options):
   environment = os.environ | {'PYTHONPATH': str(ROOT)}
-  line = [sys.executable, '-m', 'disranker_jax.prepare', *map(str, arguments)]
+  line = [sys.executable, '-m', 'disranker_jax.commands.prepare', *map(str, arguments)]
   return subprocess.Popen(
     line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
   )
@@ -79,7 +79,7 @@ def test_teachers_and_negatives_by_flags(tmp_path):
   flags = ['--source', f'trec:{tmp_path}', '--kind', 'judgements', '--out', str(tmp_path / 'out')]
   flags += ['--teacher', f'trec:{tmp_path}/t.run', '--negatives', '5', '--ranks', '11-30']
   prepare.main([*flags, '--guard', '1'])
-  (group,) = builders.open('judgements', tmp_path / 'out')
+  (group,) = store.open('judgements', tmp_path / 'out')
   negatives = [doc for doc in group.docs if doc.label == 0]
   assert len(negatives) == 5 and all(11 <= doc.rank <= 30 for doc in negatives)
   assert all(doc.teacher == int(doc.doc_id[1:]) % 7 <= 2 for doc in negatives)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from disranker_jax.data import builders, preparing, sources, spool
+from disranker_jax.data import preparing, sources, spool, store
 from disranker_jax.data.preparing import Job
 from disranker_jax.errors import UserError
 
@@ -20,7 +20,7 @@ class Killed(BaseException):
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
   """Many shards, runs and journal entries of few rows."""
-  monkeypatch.setattr(builders, 'SHARD_BYTES', 3000)
+  monkeypatch.setattr(store, 'SHARD_BYTES', 3000)
   monkeypatch.setattr(preparing, 'CHUNK_ROWS', 37)
   monkeypatch.setattr(spool, 'FAN_IN', 3)
 
@@ -61,7 +61,7 @@ def test_what_is_prepared_is_what_the_source_gives(tmp_path, kind):
   done = preparing.prepare(task)
   bad_rows = sources.BadRows('quarantine', tmp_path / 'other.jsonl')
   expected = list(sources.read(address, kind, bad_rows=bad_rows))
-  assert list(map(repr, builders.open(kind, task.folder))) == list(map(repr, expected))
+  assert list(map(repr, store.open(kind, task.folder))) == list(map(repr, expected))
   assert (done.records, done.rows) == (len(expected), bad_rows.rows_in)
   assert (
     done.quarantined == bad_rows.quarantined == (1 if kind == 'clicks' else 3) - (kind == 'clicks')
@@ -168,7 +168,7 @@ def test_done_is_done_and_another_source_or_setting_is_other_work(tmp_path, monk
   assert {f: f.stat().st_mtime_ns for f in (tmp_path / 'out').iterdir()} == before
   assert 'done before' in capsys.readouterr().err
   assert preparing.prepare(job(tmp_path, address, limit=4)).records == 4
-  assert len(builders.open('judgements', tmp_path / 'out')) == 4
+  assert len(store.open('judgements', tmp_path / 'out')) == 4
   killed_at(monkeypatch, 5, job(tmp_path, address, name='other'))
   jsonl(tmp_path / 'a.jsonl', rows_of(5, seed=1))
   done = preparing.prepare(job(tmp_path, address, name='other'))
@@ -181,7 +181,7 @@ def test_a_limit_takes_the_first(tmp_path, kind):
   task = job(tmp_path, address, kind, limit=7)
   assert preparing.prepare(task).records == 7
   expected = list(sources.read(address, kind, bad_rows=sources.BadRows.nowhere()))[:7]
-  assert list(map(repr, builders.open(kind, task.folder))) == list(map(repr, expected))
+  assert list(map(repr, store.open(kind, task.folder))) == list(map(repr, expected))
 
 
 def test_bad_input_leaves_what_was_there(tmp_path):
@@ -215,5 +215,5 @@ def test_what_is_prepared_already_is_linked_not_read_again(tmp_path):
   assert preparing.prepare(part).records == 3
   other = job(tmp_path, f'tfds:{tmp_path}/first', 'candidates', name='other')
   preparing.prepare(other)
-  labels = {doc.label for group in builders.open('candidates', other.folder) for doc in group.docs}
+  labels = {doc.label for group in store.open('candidates', other.folder) for doc in group.docs}
   assert labels == {-1}

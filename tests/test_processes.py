@@ -137,7 +137,9 @@ class TestBroken:
 
   @pytest.mark.slow
   def test_one_that_hangs_is_given_up(self, two, tmp_path):
-    codes, said = self.end(tmp_path, hang_s=15, bombs=[bomb('step', 'stuck', process=1, count=4)])
+    codes, said = self.end(
+      tmp_path, watchdog_s=15, bombs=[bomb('step', 'stuck', process=1, count=4)]
+    )
     assert codes == [75, 75]
     assert 'error: test: process 0 has made no step for' in said[0]
     assert 'in explode' in said[1], 'what each was doing is shown'
@@ -170,7 +172,7 @@ class TestBroken:
   @pytest.mark.parametrize('process', [0, 1])
   def test_one_that_is_frozen_is_given_up(self, two, tmp_path, process):
     bombs = [bomb('step', 'SIGSTOP', process=process, count=4)]
-    arguments = gang.trainer(tmp_path / 'job', record=str(tmp_path), hang_s=15, bombs=bombs)
+    arguments = gang.trainer(tmp_path / 'job', record=str(tmp_path), watchdog_s=15, bombs=bombs)
     other = 1 - process
     with gang.Gang(tmp_path, arguments) as those:
       assert those.processes[other].wait(120) == 75
@@ -193,8 +195,8 @@ class TestBroken:
 
 FLAGS = {
   'data.limit.judgements': 16, 'data.limit.candidates': 24, 'data.limit.test': 12,
-  **{f'{stage}.blocks': BLOCKS for stage in ('cpt', 'sft', 'finetune', 'distill')},
-  **{f'{stage}.batch_rows': 16 for stage in ('cpt', 'sft', 'finetune', 'distill')},
+  **{f'{stage}.data_shards': BLOCKS for stage in ('cpt', 'sft', 'student_sft', 'distill')},
+  **{f'{stage}.batch_rows': 16 for stage in ('cpt', 'sft', 'student_sft', 'distill')},
 }  # fmt: skip
 
 
@@ -221,7 +223,7 @@ def whole(tmp_path_factory):
 
 def assert_same_results(folder, reference) -> None:
   """Losses of every stage, every score of the teacher, every model's metrics, the report."""
-  for stage in ('cpt', 'sft', 'finetune', 'distill'):
+  for stage in ('cpt', 'sft', 'student_sft', 'distill'):
     np.testing.assert_allclose(
       *(trainer.losses(f / 'run' / stage) for f in (folder, reference)), rtol=1e-4
     )

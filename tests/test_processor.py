@@ -2,8 +2,8 @@
 
 import pytest
 
-from disranker_jax import processor
-from disranker_jax.stages import sides
+from disranker_jax.devices import processor
+from disranker_jax.stages import roles
 
 CORE = 'processor : {n}\nvendor_id : {vendor}\nmodel name : Some {vendor}\nflags : fpu {flags}\n\n'
 
@@ -34,15 +34,15 @@ def machine(monkeypatch, tmp_path):
 )
 def test_a_cpu_has_bf16_operands_only_where_they_are_faster(machine, vendor, flags, precision):
   machine(vendor, flags)
-  assert sides.precision('auto', 'cpu') == precision
-  assert sides.precision('auto', 'gpu') == sides.precision('auto', 'tpu') == 'bfloat16'
+  assert roles.precision('auto', 'cpu') == precision
+  assert roles.precision('auto', 'gpu') == roles.precision('auto', 'tpu') == 'bfloat16'
 
 
 def test_a_precision_that_was_asked_for_is_taken(machine):
   machine('GenuineIntel', 'avx2')
-  assert sides.precision('bfloat16_dots', 'cpu') == 'bfloat16_dots'
+  assert roles.precision('bfloat16_dots', 'cpu') == 'bfloat16_dots'
   machine('AuthenticAMD', 'avx512_bf16')
-  assert sides.precision('float32', 'cpu') == 'float32'
+  assert roles.precision('float32', 'cpu') == 'float32'
 
 
 def test_a_processor_is_described_with_what_makes_it_fast(machine):

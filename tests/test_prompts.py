@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from disranker_jax import weights
 from disranker_jax.data.prompts import PairPrompt, TextPrompt, document_text
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
+from disranker_jax.models import weights
 
 PAPER = '{query} : {title} : {summary}'
 QUERY_LAST = '{title}: {summary}\n\nSummary: {query}'

@@ -16,10 +16,11 @@ import pytest
 import trainer
 from jax.experimental.compilation_cache import compilation_cache
 
-from disranker_jax import sharding, train
-from disranker_jax.checkpoint import Checkpoints, check_sums, load_params
 from disranker_jax.data import batches
+from disranker_jax.devices import sharding
 from disranker_jax.errors import Stopped, UserError
+from disranker_jax.training import train
+from disranker_jax.training.checkpoint import Checkpoints, check_sums, load_params
 
 STEPS = 8
 CACHE = {
@@ -103,7 +104,7 @@ def test_stopped_at_every_step_it_ends_the_same(straight, tmp_path):
 
 
 def test_micro_batches_resume_bitwise_too(tmp_path):
-  settings = {'accumulate': 2, 'optimizer': 'adamw', 'moments': 'bfloat16'}
+  settings = {'gradient_accumulation_steps': 2, 'optimizer': 'adamw', 'adam_mu_dtype': 'bfloat16'}
   fit(tmp_path / 'straight', settings=settings)
   with pytest.raises(Stopped):
     fit(tmp_path / 'broken', settings=settings,
@@ -265,7 +266,7 @@ def test_killed_while_it_saves_the_step_before_survives(tmp_path):
   delays = random.Random(0)
   folder = tmp_path / 'job'
   for trial in range(50):
-    spec = {'steps': 100_000, 'save_every': 1, 'wide': 2000, 'blocks': 1}
+    spec = {'steps': 100_000, 'save_every': 1, 'wide': 2000, 'data_shards': 1}
     with gang.Gang(tmp_path, gang.trainer(folder, **spec), count=1, devices=1) as those:
       process = those.processes[0]
       before = newest(folder)

@@ -8,7 +8,7 @@ import matplotlib.image
 import pytest
 
 from disranker_jax import config as configs
-from disranker_jax import manifest
+from disranker_jax.pipeline import manifest
 from disranker_jax.report import plots, tables
 from disranker_jax.stages import evaluate, report
 
@@ -167,4 +167,4 @@ class TestReport:
     out = capsys.readouterr().out
     assert 'distilled student' in out
     assert 'report/report.md' in out and 'report/index.html' in out
-    assert 'python -m disranker_jax.rerank --model export/student --query' in out
+    assert 'disranker rerank --model export/student --query' in out

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from disranker_jax import config as configs
-from disranker_jax import manifest, metrics
-from disranker_jax.data import builders
+from disranker_jax.data import store
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
+from disranker_jax.evaluation import metrics
+from disranker_jax.pipeline import manifest
 from disranker_jax.report import charts, facts, intervals, page, rankings, words
 from disranker_jax.stages import evaluate, report
 
@@ -69,14 +70,14 @@ def ranked_by(model: str, i: int, g: Group) -> dict[str, float]:
   noise = dict(zip([d.doc_id for d in g.docs], rng.random(len(g.docs)), strict=True))
   if model == 'bm25':
     return {d.doc_id: -float(d.rank) for d in g.docs}
-  finds = model == 'teacher' or (model == 'student' and i % 4) or (model == 'finetuned' and i % 2)
+  finds = model == 'teacher' or (model == 'student' and i % 4) or (model == 'student_sft' and i % 2)
   return {d.doc_id: noise[d.doc_id] + (2.0 if finds else -2.0) * d.label for d in g.docs}
 
 
-def make_run(folder, models=('bm25', 'finetuned', 'teacher', 'student'), queries=40, name=EVIL):
+def make_run(folder, models=('bm25', 'student_sft', 'teacher', 'student'), queries=40, name=EVIL):
   """A workdir as prepare and evaluate leave it."""
   groups = [group(i) for i in range(queries)]
-  builders.write('test', groups, folder / 'data' / 'test')
+  store.write('test', groups, folder / 'data' / 'test')
   manifest.Manifest(folder / 'data', 'prepare', {}, {}).finished({'test': {'rows': queries}})
   record = manifest.Manifest(folder / 'evaluate', 'evaluate', {}, {'prepare': EVIL})
   qrels = {g.query_id: {d.doc_id: d.label for d in g.docs} for g in groups}
@@ -278,10 +279,10 @@ class TestIntervals:
     assert 'not clearly better than BM25' in said and 'keeps' not in said
 
   def test_every_pair_is_tested_once_and_chance_never(self):
-    models = ('random', 'bm25', 'finetuned', 'teacher', 'student')
+    models = ('random', 'bm25', 'student_sft', 'teacher', 'student')
     assert intervals.compared(models) == [
-      ('bm25', 'finetuned'), ('bm25', 'teacher'), ('bm25', 'student'),
-      ('finetuned', 'teacher'), ('finetuned', 'student'),
+      ('bm25', 'student_sft'), ('bm25', 'teacher'), ('bm25', 'student'),
+      ('student_sft', 'teacher'), ('student_sft', 'student'),
     ]  # fmt: skip
 
   def test_corrected_p_are_larger_and_equal_models_do_not_differ(self):

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from disranker_jax import metrics, rerank
+from disranker_jax.commands import rerank
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
+from disranker_jax.evaluation import metrics
 from disranker_jax.models import hf, tiny
-from disranker_jax.models.ranker import from_hf
+from disranker_jax.models.network import from_hf
 
 QUERY = 'return a list of names'
 DOCS = [
@@ -29,12 +30,14 @@ def model(tmp_path_factory):
   """An exported student of random weights, with scores far apart."""
   base = tmp_path_factory.mktemp('base') / 'tiny-encoder'
   tiny.make('tiny-encoder', base)
-  ranker = from_hf(base)
-  variables = ranker.init(jax.random.key(3))
+  network = from_hf(base)
+  variables = network.init(jax.random.key(3))
   variables = jax.tree.map(lambda x: np.asarray(x) * (20 if x.std() > 0 else 1), variables)
   folder = tmp_path_factory.mktemp('export') / 'student'
   lengths = {'max_len': 64, 'max_query_len': 16}
-  hf.save(folder, ranker, variables, tokenizer_folder=base, extra_config={'disranker_jax': lengths})
+  hf.save(
+    folder, network, variables, tokenizer_folder=base, extra_config={'disranker_jax': lengths}
+  )
   return folder
 
 

@@ -5,10 +5,10 @@ import types
 import numpy as np
 import pytest
 
-from disranker_jax import score_statistics
 from disranker_jax.errors import UserError
+from disranker_jax.rankers import score_statistics
 
-SETTINGS = types.SimpleNamespace(least_std=1e-3, most_ties=0.5)
+SETTINGS = types.SimpleNamespace(min_std=1e-3, max_tied_share=0.5)
 
 
 def by_hand(scores, sizes) -> float:
@@ -71,7 +71,7 @@ def test_kinds_together_are_the_moments_of_all_scores():
 )
 def test_collapsed_scores_are_refused(scores, said):
   scores = np.array(scores, np.float32)
-  settings = types.SimpleNamespace(least_std=1e-3, most_ties=0.4)
+  settings = types.SimpleNamespace(min_std=1e-3, max_tied_share=0.4)
   stats = score_statistics.describe(scores, [4, 4, 4])
   with pytest.raises(UserError, match=said):
     score_statistics.refuse_collapsed('candidates', stats, settings)

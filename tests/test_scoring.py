@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from disranker_jax import config, scoring, sharding
+from disranker_jax import config
 from disranker_jax.data.records import Document, Group
+from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
-from disranker_jax.stages import sides
+from disranker_jax.rankers import pointwise
+from disranker_jax.stages import roles
 
 QUERY_LAST = '{title} : {summary} : {query}'
 WORDS = [
@@ -45,10 +47,10 @@ def opened(model, kind='eos', rows=3):
   decoder = model == 'tiny-decoder'
   if decoder:
     settings.update({'scorer': kind, 'template': QUERY_LAST})
-  side = sides.open_side(settings, head='both' if decoder else 'rank')
+  side = roles.open_side(settings, head='both' if decoder else 'rank')
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
-  return scoring.Scorer(
-    side.ranker, side.pretrained(0, mesh), side.prompt(), mesh, rows, settings.row_len, kind
+  return pointwise.Scorer(
+    side.network, side.pretrained(0, mesh), side.prompt(), mesh, rows, settings.row_len, kind
   )
 
 
@@ -115,14 +117,14 @@ def test_the_rows_of_a_batch_change_no_score(model, kind):
 def full_logits():
   """ids_T -> logits_TV of one sequence by itself, all positions."""
   scorer = opened('tiny-decoder', 'likelihood')
-  ranker = scorer.ranker
+  network = scorer.network
 
   @jax.jit
   def fn(ids_1T):
     ones = jnp.ones_like(ids_1T)
     batch = {'tokens_BT': ids_1T, 'segments_BT': ones, 'positions_BT': jnp.cumsum(ones, 1) - 1}
-    hidden_TD = ranker.hidden(scorer.variables, batch)[0]
-    return ranker.module.apply(scorer.variables, hidden_TD, method='logits')
+    hidden_TD = network.hidden(scorer.variables, batch)[0]
+    return network.module.apply(scorer.variables, hidden_TD, method='logits')
 
   return fn
 
@@ -160,7 +162,7 @@ def test_parameters_that_are_not_finite_are_refused(broken):
   variables = jax.tree.map(lambda x: x, good.variables)
   kernel = variables['params']['classifier']['kernel']
   variables['params']['classifier']['kernel'] = jnp.full_like(kernel, broken)
-  bad = scoring.Scorer(good.ranker, variables, good.prompt, good.mesh, 3, 40)
+  bad = pointwise.Scorer(good.network, variables, good.prompt, good.mesh, 3, 40)
   with pytest.raises(UserError, match='not finite'):
     list(bad(GROUPS))
 
@@ -177,7 +179,7 @@ def test_pairs_are_counted_once_and_padding_is_not():
 
 def test_a_document_that_does_not_fit_its_row_is_told_by_its_query():
   good = opened('tiny-encoder')
-  short = scoring.Scorer(good.ranker, good.variables, good.prompt, good.mesh, 3, 16)
+  short = pointwise.Scorer(good.network, good.variables, good.prompt, good.mesh, 3, 16)
   long = Group('Q9', 'value', (Document('d', 'title', ' '.join(WORDS * 4)),))
   with pytest.raises(UserError, match="'Q9'"):
     list(short([long]))
@@ -212,13 +214,13 @@ def test_a_batch_is_with_the_device_while_the_next_is_made(monkeypatch):
   scorer, said = opened('tiny-encoder'), []
 
   def watch(name):
-    method = getattr(scoring.Scorer, name)
+    method = getattr(pointwise.Scorer, name)
 
     def watched(self, *args):
       said.append(name)
       return method(self, *args)
 
-    monkeypatch.setattr(scoring.Scorer, name, watched)
+    monkeypatch.setattr(pointwise.Scorer, name, watched)
 
   watch('_begin')
   watch('_end')

@@ -16,11 +16,15 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from disranker_jax import config, losses, optimizer, scoring, sharding, train, tree
+from disranker_jax import config, losses
 from disranker_jax.data import batches
 from disranker_jax.data.records import Click, Document, Group
+from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
-from disranker_jax.stages import cpt, distill, sft, sides
+from disranker_jax.models import tree
+from disranker_jax.rankers import pointwise
+from disranker_jax.stages import cpt, distill, roles, sft
+from disranker_jax.training import optimizer, train
 
 DEVICES, STEPS = 8, 3
 MESHES = ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))
@@ -53,13 +57,13 @@ def specs(variables, monkeypatch, **sizes) -> dict[str, P]:
 def shapes(model, **changes):
   """The shapes of a tiny model's variables."""
   side = opened(model, **changes)
-  return jax.eval_shape(side.ranker.init, jax.random.key(0))
+  return jax.eval_shape(side.network.init, jax.random.key(0))
 
 
 def opened(model, head='rank', **changes):
   settings = config.model(model=model, precision='float32', max_len=32, max_query_len=8, row_len=32)
   settings.update(changes)
-  return sides.open_side(settings, head=head)
+  return roles.open_side(settings, head=head)
 
 
 # Rules. The tiny networks are 32 wide, 64 in the feed-forward; two layers; 600 tokens.
@@ -169,7 +173,7 @@ def make_groups(count) -> list[Group]:
 
 
 def label_loss(side):
-  scores = scoring.score_fn(side.ranker)
+  scores = pointwise.score_fn(side.network)
   per_group = functools.partial(losses.pairwise_hinge.per_group, margin=1.0)
   return functools.partial(sft.label_loss, scores, per_group)
 
@@ -188,9 +192,14 @@ def settings(**changes):
   c.student.update(model='tiny-encoder', layers=(), **sizes)
   for stage in (c.cpt, c.sft, c.distill):
     stage.update(
-      epochs=9.0, batch_rows=32, learning_rate=3e-3, warmup=0.0, schedule='constant', explode=0.0
+      epochs=9.0,
+      batch_rows=32,
+      learning_rate=3e-3,
+      warmup_ratio=0.0,
+      schedule='constant',
+      skip_step_norm_ratio=0.0,
     )
-    stage.update({'blocks': DEVICES, 'save_every': 100, 'max_steps': STEPS})
+    stage.update({'data_shards': DEVICES, 'save_every': 100, 'max_steps': STEPS})
     stage.update({k: v for k, v in changes.items() if k in stage})
   c.teacher.update({k: v for k, v in changes.items() if k in c.teacher})
   c.sft.update(group_size=4, margin=1.0)
@@ -205,14 +214,14 @@ def encoded(prompt, group):
 def task(stage: str, c):
   """(side, what the stage computes, how its records are read)."""
   if stage == 'cpt':
-    side = sides.open_side(c.teacher, 'lm')
+    side = roles.open_side(c.teacher, 'lm')
     clicks = [Click(g.query, g.docs[0].title, g.docs[0].summary) for g in make_groups(48)]
-    return side, cpt.task(c, side.ranker), clicks, batches.encode_click
+    return side, cpt.task(c, side.network), clicks, batches.encode_click
   if stage == 'sft':
-    side = sides.open_teacher(c)
-    return side, sft.task(c, side.ranker), make_groups(48), encoded
-  side = sides.open_side(c.student)
-  return side, distill.task(c, side.ranker), make_groups(48), encoded
+    side = roles.open_teacher(c)
+    return side, sft.task(c, side.network), make_groups(48), encoded
+  side = roles.open_side(c.student)
+  return side, distill.task(c, side.network), make_groups(48), encoded
 
 
 def logged(folder, stage, sizes, **changes) -> list[float]:
@@ -221,7 +230,7 @@ def logged(folder, stage, sizes, **changes) -> list[float]:
   mesh = mesh_of(*sizes)
   side, what, source, encode = task(stage, c)
   run = SimpleNamespace(config=c, folder=lambda _: Path(folder))
-  job = sides.job(run, stage, what, source, functools.partial(encode, side.prompt()))
+  job = roles.job(run, stage, what, source, functools.partial(encode, side.prompt()))
   train.fit(job, host_variables(side), mesh)
   lines = (Path(folder) / 'metrics.jsonl').read_text().splitlines()
   return [json.loads(line)['loss'] for line in lines]
@@ -293,9 +302,12 @@ def gradients() -> dict:
 STAGES = ('cpt', 'sft', 'distill')
 RUNS = [(stage, MESHES[3], {}) for stage in STAGES]
 SLOW = [(stage, sizes, {}) for stage in STAGES for sizes in MESHES[:3]]
-SLOW += [('sft', (4, 2, 1), {'blocks': 1}), ('cpt', (2, 2, 2), {'accumulate': 2})]
+SLOW += [
+  ('sft', (4, 2, 1), {'data_shards': 1}),
+  ('cpt', (2, 2, 2), {'gradient_accumulation_steps': 2}),
+]
 SLOW += [('cpt', (2, 1, 4), {'shard_sequence': True})]
-SLOW += [('sft', (1, 4, 2), {'optimizer': 'adafactor', 'moments': 'bfloat16'})]
+SLOW += [('sft', (1, 4, 2), {'optimizer': 'adafactor', 'adam_mu_dtype': 'bfloat16'})]
 
 
 def on_eight_devices(folder, slow: bool) -> None:

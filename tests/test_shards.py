@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from disranker_jax import command, shards
+from disranker_jax.commands import common
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
+from disranker_jax.rankers import shards
 
 MADE = {'model': 'm', 'tokenizer': 't'}
 QUERIES, SIZE = 7, 3
@@ -123,7 +124,7 @@ def test_a_disk_that_cannot_be_written_leaves_nothing_half_done(store, number, m
     raise OSError(number, os.strerror(number), 'the file')
 
   monkeypatch.setattr(shards.os, 'fsync', full)
-  with pytest.raises(SystemExit) as ended, command.guarded():
+  with pytest.raises(SystemExit) as ended, common.guarded():
     write(store, 0)
   assert ended.value.code == 2
   said = capsys.readouterr().err

@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disranker_jax import significance
+from disranker_jax.evaluation import significance
 
 values = st.integers(-4, 4).map(lambda i: i / 4)
 few = st.lists(st.tuples(values, values), min_size=1, max_size=8)

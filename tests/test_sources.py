@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from disranker_jax.data import builders, sources
+from disranker_jax.data import sources, store
 from disranker_jax.data.records import UNJUDGED, BadRows, Click
 from disranker_jax.data.sources import read
 from disranker_jax.errors import UserError
@@ -339,20 +339,20 @@ class TestScores:
 class TestTfds:
   def test_prepared_data_is_a_source(self, tmp_path, folder):
     groups = list(read(f'trec:{folder}', 'test', depth=2))
-    builders.write('test', groups, tmp_path / 'prepared')
+    store.write('test', groups, tmp_path / 'prepared')
     address = f'tfds:{tmp_path}/prepared'
     assert list(map(repr, read(address, 'test'))) == list(map(repr, groups))
     candidates = list(read(address, 'candidates'))
     assert {doc.label for group in candidates for doc in group.docs} == {UNJUDGED}
     assert 'without a label' in error(address, 'judgements')
     clicks = [Click('red fox', 't', 's', 3)]
-    builders.write('clicks', clicks, tmp_path / 'c')
+    store.write('clicks', clicks, tmp_path / 'c')
     assert list(read(f'tfds:{tmp_path}/c?split=rows', 'clicks')) == clicks
 
   def test_mistakes_are_one_line(self, tmp_path):
     (tmp_path / 'other').mkdir()
     for address in (f'tfds:{tmp_path}/other', f'tfds:{tmp_path}/none', 'tfds:no_such_name'):
       assert 'cannot be opened' in error(address)
-    builders.write('clicks', [Click('q', 't', 's')], tmp_path / 'c')
+    store.write('clicks', [Click('q', 't', 's')], tmp_path / 'c')
     assert 'cannot be opened' in error(f'tfds:{tmp_path}/c?split=train')
     assert 'names no dataset' in error('tfds:')

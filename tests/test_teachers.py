@@ -9,7 +9,7 @@ import pytest
 
 from disranker_jax.data.negatives import Negatives
 from disranker_jax.data.records import UNJUDGED, BadRows, Document, Group
-from disranker_jax.data.teachers import Moments, Teachers
+from disranker_jax.data.teacher_scores import Moments, Teachers
 from disranker_jax.errors import UserError
 
 

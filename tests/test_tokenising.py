@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from disranker_jax import weights
 from disranker_jax.data import tokenising
 from disranker_jax.data.prompts import PairPrompt, TextPrompt
 from disranker_jax.data.records import Document, Group
 from disranker_jax.data.tokenising import Encoder
 from disranker_jax.errors import UserError
+from disranker_jax.models import weights
 
 LAST = '{title}: {summary}\n\nSummary: {query}'
 ENDS_S = 30  # by then a process that is to end has ended, on any machine

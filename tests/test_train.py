@@ -15,9 +15,12 @@ import numpy as np
 import optax
 import pytest
 
-from disranker_jax import config, sharding, train, tree
-from disranker_jax.checkpoint import load_params
+from disranker_jax import config
+from disranker_jax.devices import sharding
 from disranker_jax.errors import Stopped, UserError
+from disranker_jax.models import tree
+from disranker_jax.training import train
+from disranker_jax.training.checkpoint import load_params
 
 WIDTH, DOCS, GROUPS = 3, 4, 2
 TRUE = np.array([1.0, -2.0, 0.5], np.float32)
@@ -222,7 +225,7 @@ def test_a_bad_step_is_as_if_its_batch_had_not_been_there(tmp_path, poison, caps
 
 def test_exploding_steps_pass_where_that_is_asked(tmp_path):
   at = train.NORM_STEPS + 3
-  fit(tmp_path, steps=at + 2, explode=0.0, data=Rows(poison={at: 1e4}))
+  fit(tmp_path, steps=at + 2, skip_step_norm_ratio=0.0, data=Rows(poison={at: 1e4}))
   assert not any(
     json.loads(line)['skipped'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()
   )
@@ -283,7 +286,9 @@ def test_steps_follow_epochs_and_the_limit():
 
   settings = config.training(epochs=1.5)
   assert train.steps(settings, Data(), rows=40) == 30
-  assert train.steps(config.training(epochs=1.5, accumulate=3), Data(), rows=40) == 10
+  assert (
+    train.steps(config.training(epochs=1.5, gradient_accumulation_steps=3), Data(), rows=40) == 10
+  )
   assert train.steps(config.training(max_steps=7), Data(), rows=40) == 7
   assert train.steps(settings, Data(), rows=1) == 1
 

@@ -8,8 +8,8 @@ import hf_reference as reference
 import huggingface_hub
 import pytest
 
-from disranker_jax import weights
 from disranker_jax.errors import UserError
+from disranker_jax.models import weights
 
 
 @pytest.fixture(autouse=True)

@@ -19,16 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from disranker_jax import config, processes, sharding, train
-from disranker_jax.command import guarded
+from disranker_jax import config
+from disranker_jax.commands.common import guarded
 from disranker_jax.data import batches
 from disranker_jax.data.prompts import Encoded
+from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import Stopped, UserError
+from disranker_jax.training import train
 
 VOCAB, WIDTH, QUERIES = 64, 16, 40
 DEFAULTS = {
   'steps': 8, 'save_every': 2, 'blocks': 4, 'mesh': {'data': -1, 'fsdp': 1, 'model': 1},
-  'hang_s': 0.0, 'heartbeat_s': 60, 'leave_s': 60,
+  'watchdog_s': 0.0, 'heartbeat_s': 60, 'leave_s': 60,
   'wide': 1, 'settings': {}, 'bombs': [], 'record': '',
 }  # fmt: skip
 
@@ -87,8 +89,8 @@ def job(spec: dict, source) -> train.Job:
   settings = config.training(learning_rate=1e-2, save_every=spec['save_every'], **spec['settings'])
   shape = batches.Shape(rows=8, row_len=32, docs=2)
   data = batches.training(source, encode, shape, seed=0, blocks=spec['blocks'])
-  folder, hang_s = Path(spec['folder']), spec['hang_s']
-  return train.Job('test', folder, loss, data, settings, spec['steps'], 'pairs', hang_s)
+  folder, watchdog_s = Path(spec['folder']), spec['watchdog_s']
+  return train.Job('test', folder, loss, data, settings, spec['steps'], 'pairs', watchdog_s)
 
 
 def record(file: Path) -> None:

@@ -11,11 +11,11 @@ SEEN = 1500
 def row(queries: int, docs: int):
   changes = {'data.limit.candidates': queries, 'distill.epochs': SEEN / queries}
   changes |= {'score.group_size': docs, 'distill.group_size': docs}
-  return 'student', changes | {'score.judgements': False, 'distill.hard': 0.0}
+  return 'student', changes | {'score.judgements': False, 'distill.hard_label_weight': 0.0}
 
 
 ROWS = {
-  'labels only': ('finetuned', {}),
+  'labels only': ('student_sft', {}),
   '100 queries x 6': row(100, 6),
   '200 queries x 6': row(200, 6),
   '400 queries x 6': row(400, 6),

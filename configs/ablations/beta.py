@@ -4,6 +4,6 @@
 """
 
 ROWS = {
-  f'beta = {beta}': ('student', {'distill.hard': 0.0, 'distill.beta': beta})
+  f'beta = {beta}': ('student', {'distill.hard_label_weight': 0.0, 'distill.beta': beta})
   for beta in (0.4, 0.0, 0.1, 1.0, 2.0, 5.0)
 }

@@ -11,11 +11,11 @@ PAIRS = 1600
 def row(docs: int):
   changes = {'data.limit.candidates': PAIRS // docs, 'score.shard_queries': PAIRS // docs}
   changes |= {'score.group_size': docs, 'distill.group_size': docs, 'distill.epochs': 3.0}
-  return 'student', changes | {'score.judgements': False, 'distill.hard': 0.0}
+  return 'student', changes | {'score.judgements': False, 'distill.hard_label_weight': 0.0}
 
 
 ROWS = {
-  'labels only': ('finetuned', {}),
+  'labels only': ('student_sft', {}),
   '160 queries x 10': row(10),
   '80 queries x 20': row(20),
   '32 queries x 50': row(50),

@@ -5,7 +5,7 @@ may all be alike.
 """
 
 ROWS = {
-  'labels only': ('finetuned', {}),
+  'labels only': ('student_sft', {}),
   'the top': ('student', {'score.ranks': 'top'}),
   'of every depth': ('student', {'score.ranks': 'spread'}),
   'teacher': ('teacher', {}),

@@ -4,10 +4,10 @@ For --config configs/uniform_architecture.py: states are compared token by token
 teacher that reads the student's tokens.
 """
 
-HIDDEN = {'distill.hidden': 1.0}
-SOFT = {'distill.hard': 0.0}
+HIDDEN = {'distill.hidden_weight': 1.0}
+SOFT = {'distill.hard_label_weight': 0.0}
 ROWS = {
-  'labels only': ('finetuned', {}),
+  'labels only': ('student_sft', {}),
   'scores': ('student', SOFT),
   'scores + hidden states': ('student', SOFT | HIDDEN),
   'scores + hard labels': ('student', {}),

@@ -8,12 +8,12 @@ without it ranks no better than a student on labels alone; 60 steps are about 2,
 CLICKS = {'data.clicks': 'judgements:', 'cpt.max_steps': 60}
 TEACHER = {'stages': ('prepare', 'cpt', 'sft', 'evaluate')}
 STUDENT = {
-  'stages': ('prepare', 'cpt', 'sft', 'score', 'finetune', 'distill', 'evaluate'),
+  'stages': ('prepare', 'cpt', 'sft', 'score', 'student_sft', 'distill', 'evaluate'),
 }
-HARD = {'score.judgements': True, 'distill.hard': 0.5}
+HARD = {'score.judgements': True, 'distill.hard_label_weight': 0.5}
 
 ROWS = {
-  'labels only': ('finetuned', {}),
+  'labels only': ('student_sft', {}),
   'BM25': ('bm25', {}),
   'teacher, CPT on judged documents': ('teacher', CLICKS | TEACHER),
   'distilled from it': ('student', CLICKS | STUDENT),

@@ -5,13 +5,13 @@ only the loss differs. `hybrid` is the paper's Point-MSE + 0.4 Margin-MSE; the p
 hard labels is off unless the row says so.
 """
 
-SOFT = {'distill.hard': 0.0}
+SOFT = {'distill.hard_label_weight': 0.0}
 ROWS = {
-  'labels only': ('finetuned', {}),
+  'labels only': ('student_sft', {}),
   'Point-MSE': ('student', SOFT | {'distill.loss': 'point_mse'}),
   'Margin-MSE': ('student', SOFT | {'distill.loss': 'margin_mse'}),
   'hybrid': ('student', SOFT),
-  'hybrid + hard labels': ('student', {'distill.hard': 0.5}),
+  'hybrid + hard labels': ('student', {'distill.hard_label_weight': 0.5}),
   'RankNet': ('student', SOFT | {'distill.loss': 'ranknet'}),
   'ADR-MSE': ('student', SOFT | {'distill.loss': 'adr_mse'}),
   'listwise KL': ('student', SOFT | {'distill.loss': 'listwise_kl'}),

@@ -12,7 +12,7 @@ EOS = {'teacher.scorer': 'eos', 'sft.trainable': 'lora|score', 'sft.max_steps': 
 ROWS = {
   'BM25': ('bm25', {}),
   'zero-shot LLM': ('zero_shot', {}),
-  'student, labels only': ('finetuned', {}),
+  'student, labels only': ('student_sft', {}),
   'teacher on </s>, pointwise, no CPT': ('teacher', NO_CPT | EOS | {'sft.loss': 'pointwise_ce'}),
   'teacher on </s>, rank loss, no CPT': ('teacher', NO_CPT | EOS),
   'teacher on </s>, rank loss, CPT': ('teacher', EOS | {'cpt.predict': 'document'}),

@@ -5,15 +5,15 @@ the same teacher's scores of the same pairs: here with the hybrid loss on scores
 there with nothing but the order of the scores (configs/rank_distillm.py).
 """
 
-HINGE = {'finetune.loss': 'pairwise_hinge'}
-CONTRASTIVE = {'finetune.loss': 'info_nce'}
-ON = {'distill.start': 'finetune'}
-HYBRID = HINGE | ON | {'distill.loss': 'hybrid', 'distill.hard': 0.5}
-ORDER = CONTRASTIVE | ON | {'distill.standardise': '', 'distill.hard': 0.0}
+HINGE = {'student_sft.loss': 'pairwise_hinge'}
+CONTRASTIVE = {'student_sft.loss': 'info_nce'}
+ON = {'distill.init_from': 'student_sft'}
+HYBRID = HINGE | ON | {'distill.loss': 'hybrid', 'distill.hard_label_weight': 0.5}
+ORDER = CONTRASTIVE | ON | {'distill.normalize_scores': '', 'distill.hard_label_weight': 0.0}
 ROWS = {
-  'hinge on labels': ('finetuned', HINGE),
+  'hinge on labels': ('student_sft', HINGE),
   'then hybrid + hard labels': ('student', HYBRID),
-  'InfoNCE on labels': ('finetuned', CONTRASTIVE),
+  'InfoNCE on labels': ('student_sft', CONTRASTIVE),
   'then RankNet on the order': ('student', ORDER | {'distill.loss': 'ranknet'}),
   'then ADR-MSE on the order': ('student', ORDER | {'distill.loss': 'adr_mse'}),
 }

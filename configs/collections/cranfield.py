@@ -25,10 +25,10 @@ def get_config():
   for side in (c.teacher, c.student):
     side.update(max_len=128, max_query_len=48, row_len=256)
   c.sft.batch_rows = 8
-  for stage in (c.score, c.finetune, c.distill, c.evaluate):
+  for stage in (c.score, c.student_sft, c.distill, c.evaluate):
     stage.batch_rows = 16
   c.score.update(group_size=20, shard_queries=50)
-  c.finetune.epochs = 4.0
+  c.student_sft.epochs = 4.0
   c.distill.epochs = 4.0
-  c.evaluate.relevant = 2
+  c.evaluate.min_relevance = 2
   return c

@@ -22,13 +22,13 @@ def get_config():
   c.stages = tuple(s for s in c.stages if s != 'cpt')
   c.data.update(clicks='', judgements=f'{DATA}?qrels=qrels.train.txt&pool=run', test=DATA)
   c.data.update(candidates=f'{DATA}?only=qrels.train.txt', depth=20)
-  c.data.negatives.update(count=20, first=5, last=100)
+  c.data.negatives.update(count=20, min_rank=5, max_rank=100)
   c.data.limit.update(judgements=600, candidates=600, test=0)
   for side in (c.teacher, c.student):
     side.update(max_len=64, row_len=128)
   c.sft.update(max_steps=24, batch_rows=16)
   c.score.update(batch_rows=32, judgements=False)
-  c.finetune.update(batch_rows=32)
-  c.distill.update(batch_rows=32, hard=0.0)
-  c.evaluate.update(batch_rows=32, relevant=1)
+  c.student_sft.update(batch_rows=32)
+  c.distill.update(batch_rows=32, hard_label_weight=0.0)
+  c.evaluate.update(batch_rows=32, min_relevance=1)
   return c

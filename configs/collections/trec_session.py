@@ -24,10 +24,10 @@ def get_config():
   for side in (c.teacher, c.student):
     side.row_len = 256
   c.sft.batch_rows = 8
-  for stage in (c.score, c.finetune, c.distill, c.evaluate):
+  for stage in (c.score, c.student_sft, c.distill, c.evaluate):
     stage.batch_rows = 16
   c.sft.epochs = 1.0
-  c.finetune.epochs = 6.0
+  c.student_sft.epochs = 6.0
   c.distill.epochs = 3.0
-  c.evaluate.relevant = 1
+  c.evaluate.min_relevance = 1
   return c

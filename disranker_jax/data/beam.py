@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from disranker_jax.data import builders, grouping, records, sources
+from disranker_jax.data import grouping, records, sources, store
 from disranker_jax.data.negatives import Negatives
 from disranker_jax.data.preparing import Job, Prepared
 from disranker_jax.data.records import BadRow, BadRows, Document, Group
@@ -49,17 +49,17 @@ def prepare(job: Job, runner: str, options: Iterable[str] = ()) -> Prepared:
     raise UserError(f'{job.address}: Beam reads jsonl: and parquet: addresses; prepare it without')
   if job.limit or any(not isinstance(change, Negatives) for change in job.changes):
     raise UserError('Beam takes no limit and joins no teachers; prepare it without one of the two')
-  builders.check_target(job.folder)
+  store.check_target(job.folder)
   job.folder.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix=f'.{job.folder.name}.', dir=job.folder.parent) as temp:
     examples = _examples(beam, job, source, Path(temp))
-    builder = builders.Prepared(kind=job.kind, data_dir=f'{temp}/new', examples=examples)
+    builder = store.Prepared(kind=job.kind, data_dir=f'{temp}/new', examples=examples)
     config = tfds.download.DownloadConfig(
       beam_runner=runner,
       beam_options=beam.options.pipeline_options.PipelineOptions(list(options)),
     )
     try:
-      with builders.quiet():
+      with store.quiet():
         builder.download_and_prepare(download_config=config)
     except UserError:
       raise
@@ -69,8 +69,8 @@ def prepare(job: Job, runner: str, options: Iterable[str] = ()) -> Prepared:
     rows = sum(map(int, _lines(Path(temp), READ)))
     if bad:
       job.quarantine.write_text(''.join(f'{line}\n' for line in sorted(bad)))
-    count = builder.info.splits[builders.SPLIT].num_examples
-    builders.replace(Path(builder.data_dir), job.folder)
+    count = builder.info.splits[store.SPLIT].num_examples
+    store.replace(Path(builder.data_dir), job.folder)
   return Prepared(records=count, rows=rows, quarantined=len(bad), wall_s=0.0)
 
 
@@ -135,7 +135,7 @@ def _read(kind: str, read_as: str, on_bad_row: str, read: Callable, file: tuple[
 
   if kind == 'clicks':
     for i, (_, _, click) in enumerate(parsed()):
-      yield '', (f'{index}:{i}', builders.to_row(click))
+      yield '', (f'{index}:{i}', store.to_row(click))
   else:
     for query_id, (first, query, docs) in grouping.parts(parsed()):
       yield '', (query_id, ((index, first), query, docs))
@@ -152,7 +152,7 @@ def _merge(on_bad_row: str, changes: tuple, element: tuple[str, Iterable[tuple]]
   group = Group(query_id, query, tuple(Document(*fields) for fields in docs))
   for change in changes:
     group = change.of(group)
-  yield '', (query_id, builders.to_row(group))
+  yield '', (query_id, store.to_row(group))
   for line in told.lines:
     yield BAD, line
 

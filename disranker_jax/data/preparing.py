@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from disranker_jax.data import builders, grouping, sources
-from disranker_jax.data.builders import Record, Shards
+from disranker_jax.data import grouping, sources, store
 from disranker_jax.data.records import BadRows
 from disranker_jax.data.spool import Spool
+from disranker_jax.data.store import Record, Shards
 from disranker_jax.progress import Count, say
 
 CHUNK_ROWS = 100_000  # Rows of a source between two entries in the journal.
@@ -90,7 +90,7 @@ def prepare(job: Job) -> Prepared:
 
   Raises: UserError for bad input; what was done before it is kept for the next try.
   """
-  builders.check_target(job.folder)
+  store.check_target(job.folder)
   digest = job.digest()
   if done := _done(job, digest):
     shutil.rmtree(job.partial, ignore_errors=True)
@@ -123,12 +123,12 @@ def _linked(job: Job, digest: str) -> Prepared | None:
   if scheme != 'tfds' or job.limit or job.changes or '?' in rest:
     return None
   source = Path(rest).expanduser()
-  if not source.is_dir() or builders.kind_of(source) != job.kind:
+  if not source.is_dir() or store.kind_of(source) != job.kind:
     return None
   begin = time.monotonic()
-  records = len(builders.open(job.kind, source))
+  records = len(store.open(job.kind, source))
   done = Prepared(records, records, 0, time.monotonic() - begin)
-  builders.copy(source, job.folder, {RESULT: dataclasses.asdict(done) | {'digest': digest}})
+  store.copy(source, job.folder, {RESULT: dataclasses.asdict(done) | {'digest': digest}})
   return done
 
 

@@ -17,17 +17,17 @@ from typing import Any, NamedTuple, Protocol
 from disranker_jax.data import (
   collection,
   grouping,
-  ir,
+  irds,
   lines,
   python_docs,
   records,
+  row_formats,
   rows,
-  shapes,
   tfds_rows,
   trec,
-)  # fmt: skip
+)
 from disranker_jax.data.records import BadRows, Click, Document, Group
-from disranker_jax.data.shapes import Score
+from disranker_jax.data.row_formats import Score
 from disranker_jax.errors import UserError
 
 KINDS = ('clicks', 'judgements', 'candidates', 'test')
@@ -115,7 +115,7 @@ def made(kind: str) -> Callable[[Any], list]:
 
 
 def _made(kind: str, raw: Any) -> list:
-  return shapes.records_of(rows.decode(raw), kind)
+  return row_formats.records_of(rows.decode(raw), kind)
 
 
 def fingerprint(address: str) -> list:
@@ -208,10 +208,10 @@ def _trec(rest: str, want: Want) -> Iterator[Click | Group | Score]:
 
 
 def _ir_datasets(rest: str, want: Want) -> Iterator[Group]:
-  name, options = _options('ir_datasets', rest, ir.OPTIONS)
+  name, options = _options('ir_datasets', rest, irds.OPTIONS)
   if not name:
     raise UserError('ir_datasets: names no dataset; write ir_datasets:ID, see ir-datasets.com')
-  dataset = ir.Dataset(name, options, want.depth)
+  dataset = irds.Dataset(name, options, want.depth)
   if want.kind != SCORES:
     return collection.read(dataset, want.kind, want.depth, want.bad_rows, want.scratch)
   found = dataset.run(want.bad_rows, needed=True)
@@ -232,7 +232,7 @@ def _no_scores(scheme: str, rest: str, want: Want) -> None:
 
 ROW_READERS = {
   'jsonl': lines.read,
-  'parquet': functools.partial(rows.parquet, columns=shapes.COLUMNS),
+  'parquet': functools.partial(rows.parquet, columns=row_formats.COLUMNS),
 }
 SCHEMES: dict[str, tuple[Scheme, str]] = {
   'python_docs': (_python_docs, 'python_docs:'),

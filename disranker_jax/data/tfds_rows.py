@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from disranker_jax.data import builders
+from disranker_jax.data import store
 from disranker_jax.errors import UserError
 
 OPTIONS = ('split',)
@@ -17,7 +17,7 @@ def read(name: str, options: dict[str, str]) -> Iterator[tuple[str, int, dict[st
   """(name, number from 1, row) of a prepared folder or of a dataset that TFDS knows by name."""
   place = f'tfds:{name}'
   try:
-    with builders.quiet():
+    with store.quiet():
       folder = Path(name).expanduser()
       builder = tfds.builder_from_directory(folder) if folder.is_dir() else tfds.builder(name)
       split = options.get('split') or _only(place, list(builder.info.splits))

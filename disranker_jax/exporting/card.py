@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from disranker_jax import manifest
 from disranker_jax.exporting import formats, parity
+from disranker_jax.pipeline import manifest
 from disranker_jax.report import tables
 
 ENCODER_USE = """```python
@@ -14,7 +14,7 @@ model = CrossEncoder('{name}')
 model.predict([('{query}', 'open : Open file and return a stream.')])
 ```
 
-`python -m disranker_jax.serve --model {name}` serves it; transformers
+`disranker serve --model {name}` serves it; transformers
 (`AutoModelForSequenceClassification`) and servers of cross-encoders load it too. The document is
 `title : summary`. Scores are raw: any real number, larger is better. The model was trained on pairs
 of at most {max_len} tokens, of which at most {max_query_len} are the query's.

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from disranker_jax import metrics
 from disranker_jax.data.prompts import document_text
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
+from disranker_jax.evaluation import metrics
 from disranker_jax.exporting import formats
 
 DEPTH = 5  # of nDCG

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import export
 
 from disranker_jax.models import hf
-from disranker_jax.models.ranker import from_hf
+from disranker_jax.models.network import from_hf
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 ARRAYS = ('input_ids', 'attention_mask', 'token_type_ids')
@@ -23,15 +23,15 @@ ARRAYS = ('input_ids', 'attention_mask', 'token_type_ids')
 def write(folder: Path) -> None:
   """Adds both programs to a folder that hf.save wrote."""
   # XLA's own attention: kernels are of one platform, and a program is for all.
-  ranker = from_hf(folder, attention='xla')
+  network = from_hf(folder, attention='xla')
   dtype = json.loads((folder / 'config.json').read_text())['dtype']
   shapes = {
-    name: jax.ShapeDtypeStruct(row.shape, dtype) for name, row in hf.tensor_rows(ranker).items()
+    name: jax.ShapeDtypeStruct(row.shape, dtype) for name, row in hf.tensor_rows(network).items()
   }
-  prepare = jax.jit(lambda tensors: hf.stack(ranker, tensors))
+  prepare = jax.jit(lambda tensors: hf.stack(network, tensors))
   params = jax.eval_shape(prepare, shapes)
   ids = jax.ShapeDtypeStruct(export.symbolic_shape('batch, length'), jnp.int32)
-  score = jax.jit(lambda params, *arrays: scores(ranker, params, *arrays))
+  score = jax.jit(lambda params, *arrays: scores(network, params, *arrays))
   target = folder / 'stablehlo'
   target.mkdir(exist_ok=True)
   for name, program, arguments in (
@@ -42,7 +42,7 @@ def write(folder: Path) -> None:
     (target / name).write_bytes(exported.serialize())
 
 
-def scores(ranker, params, ids_BT, mask_BT, types_BT):
+def scores(network, params, ids_BT, mask_BT, types_BT):
   """Scores [B] of padded rows with one text pair each."""
   B, T = ids_BT.shape
   batch = {
@@ -51,8 +51,8 @@ def scores(ranker, params, ids_BT, mask_BT, types_BT):
     'positions_BT': jnp.broadcast_to(jnp.arange(T), (B, T)),
     'types_BT': types_BT,
   }
-  hidden_BTD = ranker.hidden({'params': params}, batch)
-  return ranker.module.apply({'params': params}, hidden_BTD[:, 0], method='score')
+  hidden_BTD = network.hidden({'params': params}, batch)
+  return network.module.apply({'params': params}, hidden_BTD[:, 0], method='score')
 
 
 def load(folder: Path):

@@ -63,7 +63,7 @@ def kept(raw: dict, ids: set[int]) -> np.ndarray:
   return np.array(sorted(ids | single | added | {vocab[raw['model']['unk_token']]}))
 
 
-def trim(ranker, variables: dict, tokenizer_folder: Path, target: Path, ids: set[int]):
+def trim(network, variables: dict, tokenizer_folder: Path, target: Path, ids: set[int]):
   """(ranker, variables) with the kept rows of the table; writes their tokenizer into `target`."""
   raw, _ = open_wordpiece(tokenizer_folder)
   old = kept(raw, ids)
@@ -72,11 +72,11 @@ def trim(ranker, variables: dict, tokenizer_folder: Path, target: Path, ids: set
     tokenizer_folder, target, ignore=lambda _, names: set(names) - set(hf.TOKENIZER_FILES)
   )
   write_tokenizer(target, raw, new)
-  pad_id = new.get(ranker.config.pad_id, 0)
-  config = dataclasses.replace(ranker.config, vocab=len(old), pad_id=pad_id)
+  pad_id = new.get(network.config.pad_id, 0)
+  config = dataclasses.replace(network.config, vocab=len(old), pad_id=pad_id)
   params = variables['params']
   words = {'embedding': np.asarray(params['words']['embedding'])[old]}
-  return dataclasses.replace(ranker, config=config), variables | {
+  return dataclasses.replace(network, config=config), variables | {
     'params': params | {'words': words}
   }
 

@@ -12,23 +12,23 @@ SLOT_MULTIPLE = 64  # Cache lengths are rounded up to this, so that few shapes a
 
 
 def generate(
-  ranker, variables, prompts, *, max_new=64, eos_id=None, temperature=0.0, top_p=1.0, seed=0
+  network, variables, prompts, *, max_new=64, eos_id=None, temperature=0.0, top_p=1.0, seed=0
 ):
   """New token ids for each prompt (a list of lists of ids), without the prompt.
 
   Greedy at temperature 0, else sampled from the smallest set of tokens with probability `top_p`.
   A row ends with its first `eos_id` (an id or several; the config's by default) or at `max_new`.
   """
-  if ranker.head != 'lm':
+  if network.head != 'lm':
     raise UserError("generation needs a decoder with head='lm'")
   if not prompts or not all(prompts):
     raise UserError('generation needs at least one prompt, and no empty ones')
-  eos_id = ranker.config.eos_id if eos_id is None else eos_id
+  eos_id = network.config.eos_id if eos_id is None else eos_id
   stops = set(eos_id) if isinstance(eos_id, (tuple, list, set)) else {eos_id}
   tokens_BT, segments_BS = _left_pad(prompts, max_new)
-  cache = ranker.module.empty_cache(*segments_BS.shape)
+  cache = network.module.empty_cache(*segments_BS.shape)
   key, settings = jax.random.key(seed), jnp.array([temperature, top_p], jnp.float32)
-  step = functools.partial(_step, ranker, temperature > 0)
+  step = functools.partial(_step, network, temperature > 0)
   out, start = [[] for _ in prompts], 0
   alive = [True] * len(prompts)
   for _ in range(max_new):
@@ -58,11 +58,11 @@ def _left_pad(prompts, max_new):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def _step(ranker, sample, variables, cache, tokens_BT, segments_BS, start, key, settings):
+def _step(network, sample, variables, cache, tokens_BT, segments_BS, start, key, settings):
   """The next token of every row, and the cache with tokens_BT in slots start.. ."""
   pads_B1 = jnp.sum(segments_BS == 0, axis=1, keepdims=True)
   slots_1T = (start + jnp.arange(tokens_BT.shape[1]))[None]
-  hidden_BTD, cache = ranker.module.apply(
+  hidden_BTD, cache = network.module.apply(
     variables,
     tokens_BT,
     jnp.maximum(slots_1T - pads_B1, 0),
@@ -71,7 +71,7 @@ def _step(ranker, sample, variables, cache, tokens_BT, segments_BS, start, key, 
     start,
     method='decode',
   )
-  logits_BV = ranker.module.apply(variables, hidden_BTD[:, -1], method='logits')
+  logits_BV = network.module.apply(variables, hidden_BTD[:, -1], method='logits')
   if not sample:
     return jnp.argmax(logits_BV, axis=-1), cache
   temperature, top_p = settings

@@ -6,11 +6,10 @@ import tempfile
 
 import numpy as np
 
-from disranker_jax import tree
 from disranker_jax.errors import UserError
-from disranker_jax.models import hf
+from disranker_jax.models import hf, tree
 from disranker_jax.models.decoder import DecoderConfig
-from disranker_jax.models.ranker import Ranker
+from disranker_jax.models.network import Network
 
 # GGUF name -> our path; '{}' is the layer.
 TENSORS = {
@@ -52,7 +51,7 @@ def convert(path, folder):
   params = _params(reader, config, path)
   with tempfile.TemporaryDirectory() as scratch:
     _tokenizer(meta, pathlib.Path(scratch), config)
-    hf.save(folder, Ranker(config, head='lm'), {'params': params}, tokenizer_folder=scratch)
+    hf.save(folder, Network(config, head='lm'), {'params': params}, tokenizer_folder=scratch)
 
 
 class _Metadata:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from disranker_jax.errors import UserError
 from disranker_jax.models.files import replacing, write_tensors
-from disranker_jax.tree import flatten, unflatten
+from disranker_jax.models.tree import flatten, unflatten
 
 # Hugging Face name -> our path. '{}' is the layer; kernels are transposed, layers are stacked.
 DECODER = {
@@ -106,12 +106,12 @@ def read_config(folder):
     raise UserError(f'{path} is not a model config: {error}') from None
 
 
-def tensor_rows(ranker, layers=None):
+def tensor_rows(network, layers=None):
   """Every tensor of the ranker as {Hugging Face name: Row}."""
-  shapes = flatten(jax.eval_shape(ranker.init, jax.random.key(0))['params'])
-  layers = range(ranker.config.layers) if layers is None else layers
+  shapes = flatten(jax.eval_shape(network.init, jax.random.key(0))['params'])
+  layers = range(network.config.layers) if layers is None else layers
   rows, todo = {}, set(shapes)
-  for template, path in (DECODER if ranker.is_decoder else ENCODER).items():
+  for template, path in (DECODER if network.is_decoder else ENCODER).items():
     if path not in shapes:
       continue
     todo.discard(path)
@@ -124,14 +124,14 @@ def tensor_rows(ranker, layers=None):
   return rows
 
 
-def stack(ranker, tensors):
+def stack(network, tensors):
   """The ranker's params, traced or not, of {Hugging Face name: array}; all must be there."""
   layers = {}
-  for name, row in tensor_rows(ranker).items():
+  for name, row in tensor_rows(network).items():
     value = tensors[name].astype(np.float32)
     layers.setdefault(row.path, []).append(value.T if row.path.endswith('/kernel') else value)
     stacked = row.layer is not None
-    if stacked and row.layer == ranker.config.layers - 1:
+    if stacked and row.layer == network.config.layers - 1:
       layers[row.path] = [jnp.stack(layers[row.path])]
   return unflatten({path: value for path, [value] in layers.items()})
 
@@ -175,12 +175,12 @@ def _open_all(folder, stack):
   return files
 
 
-def _match(files, rows, ranker, all_layers):
+def _match(files, rows, network, all_layers):
   """Pair the file's tensors with rows: {our row: (file, raw name)} and a list of problems."""
   found, problems = {}, []
   for name, file in files:
     for raw in file.keys():  # noqa: SIM118 (not a dict)
-      canonical = _canonical(raw, ranker.is_decoder)
+      canonical = _canonical(raw, network.is_decoder)
       if canonical not in rows:
         if not (IGNORED.match(canonical) or _unpicked(canonical, rows, all_layers)):
           problems.append(f'unknown: {raw}')
@@ -209,7 +209,7 @@ def _unpicked(name, rows, all_layers):
   return any(pattern.fullmatch(known) for known in rows)
 
 
-def load(folder, ranker, key, layers=None, dtype='float32', shardings=None):
+def load(folder, network, key, layers=None, dtype='float32', shardings=None):
   """Read a model folder's weights as the ranker's variables.
 
   With `shardings`, {path of a parameter: Sharding}, they are arrays in their places, of which each
@@ -219,13 +219,13 @@ def load(folder, ranker, key, layers=None, dtype='float32', shardings=None):
   UserError lists every tensor that is unknown, missing, set twice, or of another shape, and names
   a truncated file.
   """
-  all_layers = ranker.config.layers if layers is None else read_config(folder)['num_hidden_layers']
-  rows = tensor_rows(ranker, layers)
-  shapes = jax.eval_shape(ranker.init, jax.random.key(0))['params']
+  all_layers = network.config.layers if layers is None else read_config(folder)['num_hidden_layers']
+  rows = tensor_rows(network, layers)
+  shapes = jax.eval_shape(network.init, jax.random.key(0))['params']
   flat_shapes, sources, flat = flatten(shapes), {}, {}
   with contextlib.ExitStack() as stack:
     files = _open_all(folder, stack)
-    found, problems = _match(files, rows, ranker, all_layers)
+    found, problems = _match(files, rows, network, all_layers)
     if problems:
       shown = '; '.join(problems[:20]) + (f'; and {len(problems) - 20} more' * (len(problems) > 20))
       raise UserError(f'{folder}: {len(problems)} tensors do not fit the model: {shown}')
@@ -239,12 +239,12 @@ def load(folder, ranker, key, layers=None, dtype='float32', shardings=None):
       else:
         flat[path] = jax.make_array_from_callback(shape, shardings[path], read)
   fresh = [path for path in flat_shapes if path not in flat]
-  made = _fresh(ranker, key, fresh)
+  made = _fresh(network, key, fresh)
   if fresh:
     logging.info('%s: freshly initialised, not in the file: %s', folder, ', '.join(fresh))
   flat |= {path: x.astype(dtype) for path, x in made.get('params', {}).items()}
   variables = {'params': unflatten(flat)}
-  return variables | ({'lora': unflatten(made['lora'])} if ranker.lora_rank else {})
+  return variables | ({'lora': unflatten(made['lora'])} if network.lora_rank else {})
 
 
 def _read(views, transposed, shape, dtype, index):
@@ -266,19 +266,19 @@ def _read(views, transposed, shape, dtype, index):
   return out
 
 
-def _fresh(ranker, key, paths):
+def _fresh(network, key, paths):
   """Initial values of some paths and of all LoRA; jit drops the rest before it is made."""
 
   def init(key):
-    variables = ranker.init(key)
+    variables = network.init(key)
     params = flatten(variables['params'])
-    lora = {'lora': flatten(variables['lora'])} if ranker.lora_rank else {}
+    lora = {'lora': flatten(variables['lora'])} if network.lora_rank else {}
     return {'params': {path: params[path] for path in paths}} | lora
 
   return jax.tree.map(np.asarray, jax.jit(init)(key))
 
 
-def save(folder, ranker, variables, tokenizer_folder=None, extra_config=None, dtype='float32'):
+def save(folder, network, variables, tokenizer_folder=None, extra_config=None, dtype='float32'):
   """Write a folder that transformers, sentence-transformers, TEI and vLLM load; LoRA is merged.
 
   A 'rank' head becomes XForSequenceClassification with one label, an 'lm' head XForCausalLM. The
@@ -288,16 +288,16 @@ def save(folder, ranker, variables, tokenizer_folder=None, extra_config=None, dt
   if folder.exists() and any(folder.iterdir()) and not (folder / 'config.json').exists():
     raise UserError(f'{folder} exists and is not a model folder: choose another or remove it')
   params = variables['params']
-  if ranker.lora_rank:
-    params = ranker.merge_lora(params, variables['lora'])
-  tensors = _tensors(ranker, flatten(params), dtype)
+  if network.lora_rank:
+    params = network.merge_lora(params, variables['lora'])
+  tensors = _tensors(network, flatten(params), dtype)
   if jax.process_index():
     for _ in tensors:  # takes part in gathering what is spread over processes
       pass
     return
   with replacing(folder) as temporary:
     write_tensors(temporary, tensors)
-    config = _config(ranker, dtype) | (extra_config or {})
+    config = _config(network, dtype) | (extra_config or {})
     (temporary / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
     for file in temporary.glob('*.safetensors'):
       # safetensors writes for the owner only, whatever the umask.
@@ -306,12 +306,12 @@ def save(folder, ranker, variables, tokenizer_folder=None, extra_config=None, dt
       for name in TOKENIZER_FILES:
         if (pathlib.Path(tokenizer_folder) / name).exists():
           shutil.copyfile(pathlib.Path(tokenizer_folder) / name, temporary / name)
-      _fit_tokenizer(temporary, ranker.is_decoder, config)
+      _fit_tokenizer(temporary, network.is_decoder, config)
 
 
-def _tensors(ranker, flat, dtype):
+def _tensors(network, flat, dtype):
   """(Hugging Face name, tensor on the host) one by one, a layer at a time."""
-  for name, row in tensor_rows(ranker).items():
+  for name, row in tensor_rows(network).items():
     value = flat[row.path] if row.layer is None else flat[row.path][row.layer]
     value = value.astype(dtype)
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
@@ -320,12 +320,12 @@ def _tensors(ranker, flat, dtype):
     yield name, np.ascontiguousarray(value.T if row.path.endswith('/kernel') else value)
 
 
-def _config(ranker, dtype):
-  config = ranker.config.to_hf()
+def _config(network, dtype):
+  config = network.config.to_hf()
   family = ARCHITECTURES[config['model_type']]
-  if ranker.head == 'lm':
+  if network.head == 'lm':
     return {'architectures': [f'{family}ForCausalLM'], 'dtype': dtype} | config
-  if ranker.is_decoder:
+  if network.is_decoder:
     # Hugging Face scores the last token that is not pad: with pad = </s> it would skip our </s>.
     eos = (
       config['eos_token_id']

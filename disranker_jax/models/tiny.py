@@ -21,7 +21,7 @@ from tokenizers import (
 )
 
 from disranker_jax.models import files, hf
-from disranker_jax.models.ranker import from_hf
+from disranker_jax.models.network import from_hf
 
 VERSION = 3  # part of the cached folders' names: raise it when what is written changes
 VOCABULARY = 600
@@ -47,9 +47,9 @@ def make(name: str, folder: Path) -> None:
   with files.replacing(folder) as temporary:
     (temporary / 'config.json').write_text(json.dumps(CONFIGS[name], indent=2) + '\n')
     head = 'lm' if name == 'tiny-decoder' else 'rank'
-    ranker = from_hf(temporary, head=head)
+    network = from_hf(temporary, head=head)
     write_tokenizer(temporary, bert=name == 'tiny-encoder')
-    hf.save(temporary / 'model', ranker, ranker.init(jax.random.key(0)))
+    hf.save(temporary / 'model', network, network.init(jax.random.key(0)))
     (temporary / 'model' / 'model.safetensors').rename(temporary / 'model.safetensors')
     (temporary / 'model' / 'config.json').unlink()
     (temporary / 'model').rmdir()

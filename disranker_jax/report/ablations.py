@@ -1,4 +1,4 @@
-"""Tables of `python -m disranker_jax.ablation`: printed, as Markdown and JSON, as a picture."""
+"""Tables of `disranker ablate`: printed, as Markdown and JSON, as a picture."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def markdown(result: dict, picture: str) -> str:
   """The same with what it was made from."""
   made = block(result)
   heads, *rows = [[comparison.escaped(c) for c in line] for line in (made.heads, *made.rows)]
-  command = f'python -m disranker_jax.ablation {result["file"]} --config {result["config"]}'
+  command = f'disranker ablate {result["file"]} --config {result["config"]}'
   seeds = max((row['seeds'] for row in result['rows']), key=len)
   command += ''.join(f" --set '{word}'" for word in result['set'])
   command += ''.join(f" --row '{name}'" for name in result['row'])

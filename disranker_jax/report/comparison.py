@@ -1,4 +1,4 @@
-"""The tables of `python -m disranker_jax.compare`, for a terminal and for Markdown."""
+"""The tables of `disranker compare`, for a terminal and for Markdown."""
 
 import math
 import re

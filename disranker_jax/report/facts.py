@@ -11,14 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from disranker_jax import config as configs
-from disranker_jax import manifest
-from disranker_jax.data import builders
+from disranker_jax.data import store
 from disranker_jax.data.records import Click, Group
 from disranker_jax.errors import UserError
+from disranker_jax.pipeline import manifest
 from disranker_jax.report import tables
 
-TRAINING = ('cpt', 'sft', 'finetune', 'distill')
-SCORED = ('finetuned', 'student', 'teacher')  # before and after distillation, and what is imitated
+TRAINING = ('cpt', 'sft', 'student_sft', 'distill')
+SCORED = (
+  'student_sft',
+  'student',
+  'teacher',
+)  # before and after distillation, and what is imitated
 RANKED = ('bm25', *SCORED, 'zero_shot')  # runs that are read
 RUN_ROW = re.compile(r'(.*) Q0 (.*) \d+ (\S+) \S+')
 MOST = 10_000  # records whose texts are measured; of more, as many at even distances
@@ -68,7 +72,7 @@ def gather(run) -> Facts:
     runs={model: read_run(file) for model, file in files.items() if file.exists()},
     logs=read_logs(run),
     stages=read_stages(run),
-    data=[described(run, kind) for kind in builders.KINDS if data_folder(run, kind).is_dir()],
+    data=[described(run, kind) for kind in store.KINDS if data_folder(run, kind).is_dir()],
     config=config,
     changed={k: v for k, v in config.items() if default.get(k) != v},
     samples=samples.read_text('utf-8') if samples.exists() else '',
@@ -133,12 +137,12 @@ def data_folder(run, kind: str) -> Path:
 def read_tests(run) -> dict[str, Group]:
   """The held-out queries with all their documents, if their records are there."""
   folder = data_folder(run, 'test')
-  return {g.query_id: g for g in builders.open('test', folder)} if folder.is_dir() else {}
+  return {g.query_id: g for g in store.open('test', folder)} if folder.is_dir() else {}
 
 
 def described(run, kind: str) -> dict:
   """Counts, labels and text lengths of a kind of records."""
-  source = builders.open(kind, data_folder(run, kind))
+  source = store.open(kind, data_folder(run, kind))
   picks = np.unique(np.linspace(0, len(source) - 1, min(MOST, len(source))).astype(int))
   lengths: dict[str, list[int]] = {field: [] for field in TEXTS}
   labels: dict[int, int] = {}

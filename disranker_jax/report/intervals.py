@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from disranker_jax import metrics, significance
-from disranker_jax.compare import minus, scale
+from disranker_jax.commands.compare import minus, scale
 from disranker_jax.data.holdout import clusters
+from disranker_jax.evaluation import metrics, significance
 
 Rows = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 MAIN = 'ndcg@5'  # what the report's charts and sentences are about
 TESTED = (MAIN, 'pnr')
-BASELINES = ('bm25', 'finetuned')
+BASELINES = ('bm25', 'student_sft')
 FLOOR = 'random'  # nobody asks whether a model is better than chance
 FEWEST = 2  # queries of which something can be said
 

@@ -8,8 +8,8 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from disranker_jax import metrics
 from disranker_jax.data.holdout import clusters
+from disranker_jax.evaluation import metrics
 from disranker_jax.progress import clock
 from disranker_jax.report import charts, comparison, facts, intervals, rankings, tables, words
 from disranker_jax.report.facts import Facts
@@ -21,7 +21,7 @@ WHAT = {
   'cpt': 'the teacher reads clicks (continued pre-training)',
   'sft': 'the teacher learns to rank from labels',
   'score': 'the teacher scores unlabeled pairs',
-  'finetune': 'the student learns from labels alone',
+  'student_sft': 'the student learns from labels alone',
   'distill': "the student learns the teacher's scores",
   'evaluate': 'every model ranks the held-out queries',
   'export': 'the student for other programs',
@@ -50,7 +50,7 @@ def render(run, found: Facts) -> str:
     about=about(found),
     summary=words.sentences(found, spread),
     tiles=words.tiles(found, spread),
-    relevant=run.config.evaluate.relevant,
+    relevant=run.config.evaluate.min_relevance,
     results=result_rows(found, spread),
     columns=[comparison.title(m) for m in metrics.COLUMNS],
     has_intervals=bool(spread.means),
@@ -184,7 +184,7 @@ def scatters(found: Facts) -> list[Markup]:
   """The students' scores against the teacher's, before and after distillation."""
   teacher, labels = found.runs.get('teacher'), found.labels()
   drawn = []
-  for model in ('finetuned', 'student'):
+  for model in ('student_sft', 'student'):
     run = found.runs.get(model, {})
     points = [
       (score, run[query][doc], labels.get((query, doc), -1))

@@ -13,10 +13,10 @@ from disranker_jax.report.intervals import MAIN
 TOP = 5  # ranks that the main metric sees
 SHOWN = 10  # queries of either end
 FIRST_STAGE = 'bm25'
-LABELS_ONLY = 'finetuned'
+LABELS_ONLY = 'student_sft'
 CONTENDERS = (
   'student',
-  'finetuned',
+  'student_sft',
   'teacher',
   'zero_shot',
 )  # whose gains are shown, in this order

@@ -2,13 +2,13 @@
 
 import math
 
-from disranker_jax import metrics
+from disranker_jax.evaluation import metrics
 
 TITLES = {
   'random': 'random order',
   'bm25': 'BM25',
   'zero_shot': 'zero-shot LLM',
-  'finetuned': 'student, labels only',
+  'student_sft': 'student, labels only',
   'teacher': 'teacher',
   'student': 'distilled student',
 }

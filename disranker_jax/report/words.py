@@ -48,7 +48,7 @@ def named(facts: Facts, model: str) -> str:
   others = {
     'bm25': title,
     'random': 'a random order',
-    'finetuned': 'the student that saw labels only',
+    'student_sft': 'the student that saw labels only',
   }
   return others.get(model, f'the {title}')
 
@@ -99,9 +99,9 @@ def percent(share: float) -> str:
 
 
 def over_labels(intervals: Intervals) -> str:
-  if ('finetuned', 'student', MAIN) not in intervals.differences:
+  if ('student_sft', 'student', MAIN) not in intervals.differences:
     return ''
-  text = against(intervals, 'finetuned').format('the student that saw labels only')
+  text = against(intervals, 'student_sft').format('the student that saw labels only')
   return f'Distillation itself: it is {text}.'
 
 

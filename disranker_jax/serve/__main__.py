@@ -1,17 +1,17 @@
-"""Serves an exported student over HTTP: `python -m disranker_jax.serve --model DIR`."""
+"""Serves an exported student over HTTP: `disranker serve --model DIR`."""
 
 import argparse
 import os
 import signal
 from pathlib import Path
 
-from disranker_jax import runtime
-from disranker_jax.command import guarded
+from disranker_jax.commands.common import guarded
+from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(prog='python -m disranker_jax.serve', description=__doc__)
+  parser = argparse.ArgumentParser(prog='disranker serve', description=__doc__)
   parser.add_argument('--model', required=True, type=Path, help='an exported model folder')
   parser.add_argument('--host', default='127.0.0.1', help='address to listen on (this machine)')
   parser.add_argument('--port', type=int, default=8080, help='8080; 0: any that is free')
@@ -42,12 +42,12 @@ def loader(folder: Path, name: str):
     from disranker_jax.data.prompts import PairPrompt
     from disranker_jax.exporting import formats
     from disranker_jax.serve import backends
-    from disranker_jax.stages import sides
+    from disranker_jax.stages import roles
 
     lengths = formats.lengths(folder)
     chosen = backends.best(folder) if name == 'auto' else name
     backend = backends.open_backend(folder, chosen)
-    return backend, PairPrompt(sides.open_tokenizer(folder), **lengths)
+    return backend, PairPrompt(roles.open_tokenizer(folder), **lengths)
 
   return load
 

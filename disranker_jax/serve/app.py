@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from disranker_jax import __version__
-from disranker_jax.serve import page, shapes
+from disranker_jax.serve import apis, page
 from disranker_jax.serve.batching import Batcher
 from disranker_jax.serve.errors import Refused
 from disranker_jax.serve.metrics import Metrics
@@ -70,7 +70,7 @@ class Service:
     if not self.batcher:
       raise Refused(503, 'Unhealthy', 'the model is being loaded; try again soon')
 
-  async def score(self, ask: shapes.Ask) -> tuple[object, dict[str, str]]:
+  async def score(self, ask: apis.Ask) -> tuple[object, dict[str, str]]:
     """(body, headers) of the answer to a checked request."""
     self.check_ready()
     if len(ask.texts) > self.limits.texts:
@@ -105,7 +105,7 @@ class Service:
     }
     return ask.answer(job.scores, job.tokens), headers
 
-  def encode(self, ask: shapes.Ask):
+  def encode(self, ask: apis.Ask):
     if len(ask.queries) == 1:
       return self.prompt.encode_texts(ask.queries[0], ask.texts, ask.max_text_tokens)
     return [
@@ -217,7 +217,7 @@ def build(service: Service) -> Starlette:
     return endpoint
 
   def scoring(path: str) -> Callable:
-    parse, error = shapes.SHAPES[path]
+    parse, error = apis.SHAPES[path]
 
     async def handle(body):
       return await service.score(parse(body, service.name))
@@ -226,7 +226,7 @@ def build(service: Service) -> Starlette:
 
   async def health(_):
     if not service.batcher:
-      return JSONResponse(shapes.tei_error(Refused(503, 'Unhealthy', 'loading')), 503)
+      return JSONResponse(apis.tei_error(Refused(503, 'Unhealthy', 'loading')), 503)
     return Response(status_code=200)
 
   async def info(request):
@@ -234,7 +234,7 @@ def build(service: Service) -> Starlette:
       allowed(request)
       service.check_ready()
     except Refused as e:
-      return JSONResponse(shapes.tei_error(e), e.status)
+      return JSONResponse(apis.tei_error(e), e.status)
     return JSONResponse(service.info())
 
   async def metrics(_):
@@ -244,14 +244,12 @@ def build(service: Service) -> Starlette:
     return await service.search.answer(body, service)
 
   routes = [
-    *(Route(path, scoring(path), methods=['POST']) for path in shapes.SHAPES),
+    *(Route(path, scoring(path), methods=['POST']) for path in apis.SHAPES),
     Route('/health', health),
     Route('/info', info),
     Route('/metrics', metrics),
     Route('/', page.show(service)),
   ]
   if service.search:
-    routes.append(
-      Route('/search', answering(search, shapes.tei_error, '/search'), methods=['POST'])
-    )
+    routes.append(Route('/search', answering(search, apis.tei_error, '/search'), methods=['POST']))
   return Starlette(routes=routes, lifespan=lifespan)

@@ -89,21 +89,22 @@ class Jax:
   def __init__(self, folder: Path, part_tokens: int = 4096, max_len: int = 0):
     import jax
 
-    from disranker_jax import scoring, sharding
     from disranker_jax.config import model as model_settings
-    from disranker_jax.stages import sides
+    from disranker_jax.devices import sharding
+    from disranker_jax.rankers import pointwise
+    from disranker_jax.stages import roles
 
     self.name = 'jax'
     lengths = formats.lengths(folder, max_len)
     self._row_len = max(128, lengths['max_len'])
     settings = model_settings(model=str(folder), row_len=self._row_len, **lengths)
-    side = sides.open_side(settings)
+    side = roles.open_side(settings)
     mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': -1})
     self._variables = side.pretrained(0, mesh)
-    self._run = jax.jit(scoring.score_fn(side.ranker))
+    self._run = jax.jit(pointwise.score_fn(side.network))
     most = max(1, part_tokens // self._row_len)
     self._shapes = [
-      scoring.score_shape('eos', 1 << i, self._row_len) for i in range(most.bit_length())
+      pointwise.score_shape('eos', 1 << i, self._row_len) for i in range(most.bit_length())
     ]
     # First fit leaves some room at rows' ends.
     self.part_tokens = int(self._shapes[-1].rows * self._row_len * 0.9)

@@ -7,7 +7,7 @@ from starlette.responses import HTMLResponse
 
 from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.prompts import document_text
-from disranker_jax.serve import shapes
+from disranker_jax.serve import apis
 
 TEMPLATE = (Path(__file__).parent / 'page.html').read_text(encoding='utf-8')
 # The page needs nothing from elsewhere, and nobody may frame it or add to it.
@@ -31,14 +31,14 @@ class Search:
 
   async def answer(self, body: dict, service):
     """(body, headers): documents in BM25's order, each with both ranks and the model's score."""
-    query = shapes.query(body)
+    query = apis.query(body)
     found = self._index.top([query], self._depth)[0]
     docs = [self._docs[i] for i, _ in found]
     if not docs:
       return {'results': [], 'texts': [], 'documents': len(self._docs)}, {}
     texts = [document_text(doc) for doc in docs]
-    scores, headers = await service.score(shapes.Ask([query], texts, lambda s, _: s.tolist()))
-    rank = {index: n for n, index in enumerate(shapes.order(scores), 1)}
+    scores, headers = await service.score(apis.Ask([query], texts, lambda s, _: s.tolist()))
+    rank = {index: n for n, index in enumerate(apis.order(scores), 1)}
     results = [
       {
         'doc_id': doc.doc_id,

@@ -8,39 +8,40 @@ import functools
 
 import jax.numpy as jnp
 
-from disranker_jax import processes, train
 from disranker_jax.data import batches
+from disranker_jax.devices import processes
 from disranker_jax.models.generate import generate
-from disranker_jax.scoring import predicted_per_row
-from disranker_jax.stages import prepare, sides
+from disranker_jax.rankers.pointwise import predicted_per_row
+from disranker_jax.stages import prepare, roles
+from disranker_jax.training import train
 
 
-def next_token_loss(ranker, variables, batch):
+def next_token_loss(network, variables, batch):
   """Negative log-probability of the predicted tokens: (sum, tokens, metrics)."""
-  hidden_BTD = ranker.hidden(variables, batch)
+  hidden_BTD = network.hidden(variables, batch)
   real_AP = batch['owner_AP'] >= 0
   predicted = batch['index_AP'], batch['targets_AP'], real_AP
-  total, tokens = -jnp.sum(ranker.logprobs(variables, hidden_BTD, *predicted)), jnp.sum(real_AP)
+  total, tokens = -jnp.sum(network.logprobs(variables, hidden_BTD, *predicted)), jnp.sum(real_AP)
   return total, tokens, {'perplexity': jnp.exp(total / jnp.maximum(tokens, 1))}
 
 
-def task(config, ranker) -> train.Task:
+def task(config, network) -> train.Task:
   """What is computed, of which shapes."""
   c, row_len = config.cpt, config.teacher.row_len
   shape = batches.Shape(c.batch_rows, row_len, 1, predicted_per_row(c.predict, row_len))
-  return train.Task(functools.partial(next_token_loss, ranker), shape)
+  return train.Task(functools.partial(next_token_loss, network), shape)
 
 
-def job(run, teacher: sides.Side) -> train.Job:
+def job(run, teacher: roles.Side) -> train.Job:
   """The stage on the prepared clicks."""
   encode = functools.partial(batches.encode_click, teacher.prompt(predict=run.config.cpt.predict))
-  what, clicks = task(run.config, teacher.ranker), prepare.records(run, 'clicks')
-  return sides.job(run, 'cpt', what, clicks, encode, unit='clicks')
+  what, clicks = task(run.config, teacher.network), prepare.records(run, 'clicks')
+  return roles.job(run, 'cpt', what, clicks, encode, unit='clicks')
 
 
 def run(run) -> dict:
   c = run.config.cpt
-  teacher = sides.open_side(run.config.teacher, 'lm')
+  teacher = roles.open_side(run.config.teacher, 'lm')
   variables = teacher.pretrained(run.config.seed, run.mesh)
   todo = job(run, teacher)
   variables = train.fit(todo, variables, run.mesh)
@@ -61,7 +62,7 @@ def write_samples(run, teacher, variables, clicks) -> None:
     truths.append(tokenizer.decode(encoded.ids[start:stop], skip_special_tokens=True))
   room = 24 if predict == 'query' else 64
   outputs = generate(
-    teacher.ranker, variables, prompts, max_new=room, eos_id=tokenizer.eos_token_id
+    teacher.network, variables, prompts, max_new=room, eos_id=tokenizer.eos_token_id
   )
   lines = ['# What the model writes after continued pre-training', '']
   for prompt, truth, output in zip(prompts, truths, outputs, strict=True):

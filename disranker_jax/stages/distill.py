@@ -10,39 +10,44 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-from disranker_jax import losses, train
+from disranker_jax import losses
 from disranker_jax.data import batches
 from disranker_jax.data.records import Group
 from disranker_jax.errors import UserError
-from disranker_jax.scoring import score_fn
-from disranker_jax.stages import sides
-from disranker_jax.stages.hidden import HiddenStates, open_hidden
+from disranker_jax.rankers.pointwise import score_fn
+from disranker_jax.stages import roles
+from disranker_jax.stages.distill_hidden import HiddenStates, open_hidden
 from disranker_jax.stages.score import ScoredGroups
-from disranker_jax.stages.teachers import TeacherScores
+from disranker_jax.stages.teacher_scores import TeacherScores
+from disranker_jax.training import train
 
 
 def distillation_loss(scores, c, variables, batch):
   """The loss on scores + hard * pairwise over a batch's queries: (sum, queries, metrics).
 
-  `scores` gives scores_GN, and with c.hidden also how far the hidden states are from the teacher's.
+  `scores` gives scores_GN, and with c.hidden_weight also how far the hidden states are from the teacher's.
   """
-  scores_GN, gap = scores(variables, batch) if c.hidden else (scores(variables, batch), 0.0)
+  scores_GN, gap = scores(variables, batch) if c.hidden_weight else (scores(variables, batch), 0.0)
   teacher_GN, mask_GN = batch['teacher_GN'], batch['mask_GN']
   # Not margin: that is the hard term's.
   soft = losses.choose(losses.ON_SCORES, c.loss, 'distill.loss', beta=c.beta)
   soft_G, valid_G = soft(scores_GN, teacher_GN, mask_GN)
   judged_GN = mask_GN & (batch['labels_GN'] >= 0)
   hard_G, _ = losses.pairwise_hinge.per_group(
-    scores_GN, batch['labels_GN'], judged_GN, margin=c.margin
+    scores_GN, batch['labels_GN'], judged_GN, margin=c.hard_label_margin
   )
   weight = jnp.sum(valid_G)
   metrics = {
     'soft': jnp.sum(soft_G) / jnp.maximum(weight, 1),
     'hard': jnp.sum(hard_G) / jnp.maximum(weight, 1),
   }
-  if c.hidden:
+  if c.hidden_weight:
     metrics['hidden'] = gap
-  return jnp.sum(soft_G + c.hard * hard_G) + c.hidden * gap * weight, weight, metrics
+  return (
+    jnp.sum(soft_G + c.hard_label_weight * hard_G) + c.hidden_weight * gap * weight,
+    weight,
+    metrics,
+  )
 
 
 def draw(size: int, record: tuple[Group, np.ndarray], rng) -> tuple[Group, np.ndarray]:
@@ -53,13 +58,15 @@ def draw(size: int, record: tuple[Group, np.ndarray], rng) -> tuple[Group, np.nd
   return Group(group.query_id, group.query, docs), scores[chosen]
 
 
-def task(config, ranker, hidden: HiddenStates | None = None) -> train.Task:
+def task(config, network, hidden: HiddenStates | None = None) -> train.Task:
   """What is computed, of which shapes."""
   c = config.distill
-  if c.hidden and hidden is None:
-    raise UserError('config.distill.hidden: there is no teacher here; set it to 0 to see the rest')
+  if c.hidden_weight and hidden is None:
+    raise UserError(
+      'config.distill.hidden_weight: there is no teacher here; set it to 0 to see the rest'
+    )
   shape = batches.Shape(c.batch_rows, config.student.row_len, c.group_size)
-  scores = hidden or score_fn(ranker)
+  scores = hidden or score_fn(network)
   return train.Task(functools.partial(distillation_loss, scores, c), shape)
 
 
@@ -75,17 +82,19 @@ def standardiser(facts: dict, how: str):
   mostly what ranks nothing; 'query' takes each query's mean away.
 
   facts  'mean', 'std', 'within' of all scores
-  how    config.distill.standardise
+  how    config.distill.normalize_scores
 
   Raises UserError for an unknown `how`, and for scores that do not differ.
   """
   if how not in ('', 'all', 'query'):
-    raise UserError(f"config.distill.standardise={how!r}: it is '', 'all' or 'query'")
+    raise UserError(f"config.distill.normalize_scores={how!r}: it is '', 'all' or 'query'")
   if not how:
     return as_they_are, {}
   numbers = {'std': facts['within']} if how == 'query' else {k: facts[k] for k in ('mean', 'std')}
   if not numbers['std'] > 0:
-    raise UserError(f'config.distill.standardise={how!r}: the scores do not differ; look at them')
+    raise UserError(
+      f'config.distill.normalize_scores={how!r}: the scores do not differ; look at them'
+    )
   mean, std = np.float32(numbers.get('mean', 0.0)), np.float32(numbers['std'])
 
   def targets(scores_N):
@@ -94,7 +103,7 @@ def standardiser(facts: dict, how: str):
   return targets, numbers
 
 
-def job(run, student: sides.Side, scored, targets=as_they_are, hidden=None) -> train.Job:
+def job(run, student: roles.Side, scored, targets=as_they_are, hidden=None) -> train.Job:
   """The stage on groups with their scores, of which `targets` makes the student's targets."""
   prompt = student.prompt()
 
@@ -107,17 +116,17 @@ def job(run, student: sides.Side, scored, targets=as_they_are, hidden=None) -> t
     # Before some are drawn: a query's mean is that of all its documents.
     return draw(run.config.distill.group_size, (group, targets(scores)), rng)
 
-  computed = task(run.config, student.ranker, hidden)
-  return sides.job(run, 'distill', computed, scored, encode, choose)
+  computed = task(run.config, student.network, hidden)
+  return roles.job(run, 'distill', computed, scored, encode, choose)
 
 
 def run(run) -> dict:
   c = run.config.distill
-  student = sides.open_side(run.config.student)
+  student = roles.open_side(run.config.student)
   scored = TeacherScores(run) if run.config.data.teachers else ScoredGroups(run)
-  targets, numbers = standardiser(scored.facts, c.standardise)
-  variables = sides.trained(run, student, (c.start,) if c.start else ())
-  hidden, more = open_hidden(run, student) if c.hidden else (None, {})
+  targets, numbers = standardiser(scored.facts, c.normalize_scores)
+  variables = roles.trained(run, student, (c.init_from,) if c.init_from else ())
+  hidden, more = open_hidden(run, student) if c.hidden_weight else (None, {})
   todo = job(run, student, scored, targets, hidden)
   variables |= more
   train.fit(todo, variables, run.mesh)

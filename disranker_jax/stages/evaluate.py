@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from disranker_jax import manifest, metrics, processes
 from disranker_jax.data.records import Group
+from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
+from disranker_jax.evaluation import metrics
+from disranker_jax.pipeline import manifest
 from disranker_jax.progress import Progress, say
-from disranker_jax.stages import prepare, sides
+from disranker_jax.stages import prepare, roles
 
 # Rows that need a trained stage; the others are always to be had.
-TRAINED = {'finetuned': 'finetune', 'teacher': 'sft', 'student': 'distill'}
+TRAINED = {'student_sft': 'student_sft', 'teacher': 'sft', 'student': 'distill'}
 
 
 def models(config) -> list[str]:
@@ -46,7 +48,7 @@ def run(run) -> dict:
   processes.barrier('evaluate: looked')
   for name in [n for n, done in results.items() if done is None]:
     ranking, facts = ROWS[name](run, name, groups)
-    rows = metrics.per_query(ranking, qrels, run.config.evaluate.relevant)
+    rows = metrics.per_query(ranking, qrels, run.config.evaluate.min_relevance)
     results[name] = {k: plain(v) for k, v in (metrics.summary(rows) | facts).items()}
     if processes.is_first():
       write_run(folder / f'{name}.run', ranking, name)
@@ -89,35 +91,35 @@ def first_stage(run, name, groups):
 
 def zero_shot(run, name, groups):
   """The pretrained teacher: the likelihood of the query, given the document."""
-  teacher = sides.open_side(run.config.teacher)
-  if not teacher.ranker.is_decoder:
+  teacher = roles.open_side(run.config.teacher)
+  if not teacher.network.is_decoder:
     raise UserError(
       f"config.evaluate.models: 'zero_shot' asks how likely a query is, which an encoder as "
       f'{run.config.teacher.model!r} cannot say; leave it out'
     )
-  teacher = dataclasses.replace(teacher, ranker=dataclasses.replace(teacher.ranker, head='lm'))
+  teacher = dataclasses.replace(teacher, network=dataclasses.replace(teacher.network, head='lm'))
   prompt = teacher.prompt(run.config.teacher.zero_shot_template, 'query')
   variables = teacher.pretrained(run.config.seed, run.mesh)
   rows = run.config.evaluate.batch_rows
-  scorer = sides.scorer(run, teacher, variables, rows, 'likelihood', prompt)
+  scorer = roles.scorer(run, teacher, variables, rows, 'likelihood', prompt)
   del variables  # the scorer has them, perhaps merged
   return score_all(name, scorer, groups), facts(scorer)
 
 
 def teacher(run, name, groups):
-  side = sides.open_teacher(run.config)
-  variables = sides.trained(run, side, sides.TEACHER_STAGES)
+  side = roles.open_teacher(run.config)
+  variables = roles.trained(run, side, roles.TEACHER_STAGES)
   rows = run.config.evaluate.batch_rows
-  scorer = sides.scorer(run, side, variables, rows, run.config.teacher.scorer)
+  scorer = roles.scorer(run, side, variables, rows, run.config.teacher.scorer)
   del variables
   return score_all(name, scorer, groups), facts(scorer)
 
 
 def student(run, name, groups):
   """The distilled student, or the one that was fine-tuned on labels alone."""
-  side = sides.open_side(run.config.student)
-  variables = sides.trained(run, side, sides.student_stages(run.config)[name])
-  scorer = sides.scorer(run, side, variables, run.config.evaluate.batch_rows)
+  side = roles.open_side(run.config.student)
+  variables = roles.trained(run, side, roles.student_stages(run.config)[name])
+  scorer = roles.scorer(run, side, variables, run.config.evaluate.batch_rows)
   return score_all(name, scorer, groups), facts(scorer)
 
 
@@ -125,7 +127,7 @@ ROWS: dict[str, Callable] = {
   'random': random_order,
   'bm25': first_stage,
   'zero_shot': zero_shot,
-  'finetuned': student,
+  'student_sft': student,
   'teacher': teacher,
   'student': student,
 }
@@ -146,7 +148,7 @@ def score_all(name: str, scorer, groups) -> metrics.Run:
 
 
 def facts(scorer) -> dict:
-  return {'parameters': scorer.ranker.count_params(), 'ms_per_pair': scorer.ms_per_pair}
+  return {'parameters': scorer.network.count_params(), 'ms_per_pair': scorer.ms_per_pair}
 
 
 def write_run(file, ranking: metrics.Run, name: str) -> None:

@@ -7,14 +7,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from disranker_jax import processes, scoring, weights
 from disranker_jax.data import python_docs
+from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.exporting import card, formats, parity, vocabulary
-from disranker_jax.models import hf
+from disranker_jax.models import hf, weights
 from disranker_jax.progress import say
+from disranker_jax.rankers import pointwise
 from disranker_jax.report import facts
-from disranker_jax.stages import prepare, sides
+from disranker_jax.stages import prepare, roles
 
 
 def run(run) -> dict:
@@ -31,11 +32,11 @@ def run(run) -> dict:
   folders = {}
   for name in c.models:
     if name == 'teacher':
-      side, stages = sides.open_teacher(run.config), sides.TEACHER_STAGES
+      side, stages = roles.open_teacher(run.config), roles.TEACHER_STAGES
     else:
-      side = sides.open_side(run.config.student)
-      stages = sides.student_stages(run.config)[name]
-    variables = sides.trained(run, side, stages)
+      side = roles.open_side(run.config.student)
+      stages = roles.student_stages(run.config)[name]
+    variables = roles.trained(run, side, stages)
     folder = run.folder('export') / name
     folders[name] = str(folder.relative_to(run.workdir))
     unchecked = folder.with_name(f'.{name}')
@@ -55,22 +56,24 @@ def save(run, side, variables, folder: Path):
   s = side.settings
   extra = {'max_len': s.max_len, 'max_query_len': s.max_query_len}
   extra |= {'from': weights.origin(side.folder)}
-  if side.ranker.is_decoder:
+  if side.network.is_decoder:
     extra |= {'template': s.template, 'scorer': s.scorer}
-  ranker = side.ranker
+  network = side.network
   with tempfile.TemporaryDirectory() as scratch:
     tokenizer = side.folder
-    if c.vocabulary and not ranker.is_decoder:
+    if c.vocabulary and not network.is_decoder:
       tokenizer = Path(scratch) / 'tokenizer'
       ids = vocabulary.used(side.folder, texts(run))
-      ranker, variables = vocabulary.trim(ranker, variables, side.folder, tokenizer, ids)
-      say(f'export: {ranker.config.vocab} of {side.ranker.config.vocab} tokens are kept')
+      network, variables = vocabulary.trim(network, variables, side.folder, tokenizer, ids)
+      say(f'export: {network.config.vocab} of {side.network.config.vocab} tokens are kept')
     hf.save(
-      folder, ranker, variables, tokenizer_folder=tokenizer,
+      folder, network, variables, tokenizer_folder=tokenizer,
       extra_config={'disranker_jax': extra}, dtype=c.dtype,
     )  # fmt: skip
   processes.barrier('exported, not checked yet')
-  return dataclasses.replace(side, ranker=ranker, tokenizer=sides.open_tokenizer(folder)), variables
+  return dataclasses.replace(
+    side, network=network, tokenizer=roles.open_tokenizer(folder)
+  ), variables
 
 
 def texts(run):
@@ -94,12 +97,12 @@ def texts(run):
 def scored(run, side, variables):
   """(groups, the trained model's own scores of them, in fp32)."""
   groups = parity.chosen(held_out(run), run.config.export.parity_pairs, side.prompt())
-  exact = dataclasses.replace(side, ranker=dataclasses.replace(side.ranker, precision='float32'))
-  kind = run.config.teacher.scorer if side.ranker.is_decoder else 'eos'
+  exact = dataclasses.replace(side, network=dataclasses.replace(side.network, precision='float32'))
+  kind = run.config.teacher.scorer if side.network.is_decoder else 'eos'
   rows = run.config.evaluate.batch_rows
-  # Not sides.scorer, which adds the adapters to the kernels as the writing of the folder did.
-  scorer = scoring.Scorer(
-    exact.ranker, variables, exact.prompt(), run.mesh, rows, side.settings.row_len, kind
+  # Not roles.scorer, which adds the adapters to the kernels as the writing of the folder did.
+  scorer = pointwise.Scorer(
+    exact.network, variables, exact.prompt(), run.mesh, rows, side.settings.row_len, kind
   )
   return groups, parity.reference(scorer, groups, processes.is_first())
 
@@ -116,7 +119,7 @@ def held_out(run):
 def finish(run, side, unchecked: Path, folder: Path, groups, reference) -> None:
   """Adds formats, asks every reader for its scores, writes the card, and puts all in its place."""
   c = run.config.export
-  names = () if side.ranker.is_decoder else tuple(c.formats)
+  names = () if side.network.is_decoder else tuple(c.formats)
   formats.write(unchecked, names)
   rows = parity.check(unchecked, names, groups, reference, side.prompt(), c.slack)
   for row in rows:

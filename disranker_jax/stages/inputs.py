@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from disranker_jax import manifest
 from disranker_jax.data import sources
+from disranker_jax.pipeline import manifest
 from disranker_jax.stages import prepare
 
 # Stages that open the models of the two sides.
 OPENS = {
   'teacher': ('cpt', 'sft', 'score', 'evaluate'),
-  'student': ('finetune', 'distill', 'evaluate', 'export'),
+  'student': ('student_sft', 'distill', 'evaluate', 'export'),
 }
 
 

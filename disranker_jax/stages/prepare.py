@@ -2,18 +2,18 @@
 
 import json
 
-from disranker_jax import processes
-from disranker_jax.data import builders, clicks, preparing, sources
+from disranker_jax.data import clicks, preparing, sources, store
 from disranker_jax.data.holdout import Holdout
 from disranker_jax.data.negatives import Negatives
-from disranker_jax.data.teachers import Teachers
+from disranker_jax.data.teacher_scores import Teachers
+from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.progress import say
 
 # Which stages read which records; a config without those stages need not name a source for them.
 READERS = {
   'clicks': ('cpt',),
-  'judgements': ('sft', 'score', 'finetune', 'distill'),
+  'judgements': ('sft', 'score', 'student_sft', 'distill'),
   'candidates': ('score', 'distill'),
   'test': ('evaluate',),
 }
@@ -25,7 +25,7 @@ def kinds(config, stages=None) -> list[str]:
   labels = set(readers)
   if not config.score.judgements:
     labels -= {'score', 'distill'}  # scores of judged pairs are for the hard-label term alone
-  elif config.data.teachers and not config.distill.hard:
+  elif config.data.teachers and not config.distill.hard_label_weight:
     labels -= {'distill'}  # it has all that it needs in the candidates
   return [k for k, r in READERS.items() if (labels if k == 'judgements' else readers) & set(r)]
 
@@ -40,7 +40,7 @@ def prepare(run) -> dict:
   for kind in kinds(run.config):
     job = job_of(run, kind)
     done = preparing.prepare(job)
-    results[kind] = {'rows': done.records, 'fingerprint': builders.fingerprint(job.folder)}
+    results[kind] = {'rows': done.records, 'fingerprint': store.fingerprint(job.folder)}
     if done.facts:
       results[kind]['teachers'] = done.facts
     if done.quarantined:
@@ -77,7 +77,7 @@ def job_of(run, kind: str) -> preparing.Job:
   if data.negatives.count and kind == 'judgements':
     changes.append(Negatives(**data.negatives, seed=run.config.seed))
     asked.append(repr(changes[-1]))
-    depth, read_as = max(depth, data.negatives.last), sources.POOLED
+    depth, read_as = max(depth, data.negatives.max_rank), sources.POOLED
   keep = None
   if data.holdout:
     keep = Holdout(data.holdout, data.fold, data.holdout_by, test=kind == 'test')
@@ -91,4 +91,4 @@ def job_of(run, kind: str) -> preparing.Job:
 
 def records(run, kind: str):
   """The prepared records of a kind, by index."""
-  return builders.open(kind, run.folder('prepare') / kind)
+  return store.open(kind, run.folder('prepare') / kind)

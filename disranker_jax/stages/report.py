@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from disranker_jax import manifest, processes
+from disranker_jax.devices import processes
+from disranker_jax.pipeline import manifest
 from disranker_jax.progress import clock
 from disranker_jax.report import facts, page, plots, tables
 from disranker_jax.report.facts import TRAINING, Facts, read_results
@@ -75,7 +76,7 @@ def markdown(run, results, stages, pictures) -> str:
     lines += [
       f'{first["queries"]} held-out queries, {first["pairs"]} query-document pairs re-ranked. '
       'nDCG with exponential gain; PNR pooled over all pairs; a query that a run lacks counts 0; '
-      f'MRR takes grade {run.config.evaluate.relevant} and better for an answer. ms a pair is '
+      f'MRR takes grade {run.config.evaluate.min_relevance} and better for an answer. ms a pair is '
       f'model time at full batches on {device(stages)}.',
       '',
       tables.markdown(tables.HEADS, tables.rows(results)),
@@ -107,10 +108,10 @@ def show(run) -> None:
   if student.exists():
     print(f'model:   {shown(student)}')
     print(
-      f'next:    python -m disranker_jax.rerank --model {shown(student)} '
+      f'next:    disranker rerank --model {shown(student)} '
       '--query "run a command and capture its output"'
     )
-    print(f'serve:   python -m disranker_jax.serve --model {shown(student)}')
+    print(f'serve:   disranker serve --model {shown(student)}')
 
 
 def shown(path) -> str:

@@ -13,11 +13,13 @@ import json
 import jax
 import numpy as np
 
-from disranker_jax import manifest, processes, score_statistics
 from disranker_jax.data.records import Group
+from disranker_jax.devices import processes
+from disranker_jax.pipeline import manifest
 from disranker_jax.progress import Progress, say
-from disranker_jax.shards import Shards
-from disranker_jax.stages import prepare, sides
+from disranker_jax.rankers import score_statistics
+from disranker_jax.rankers.shards import Shards
+from disranker_jax.stages import prepare, roles
 
 SAMPLE = 200  # queries by which the work is estimated
 
@@ -29,10 +31,10 @@ def kinds(config) -> list[str]:
 
 def run(run) -> dict:
   c = run.config.score
-  teacher = sides.open_teacher(run.config)
-  variables = sides.trained(run, teacher, sides.TEACHER_STAGES)
+  teacher = roles.open_teacher(run.config)
+  variables = roles.trained(run, teacher, roles.TEACHER_STAGES)
   kind = run.config.teacher.scorer
-  scorer = sides.scorer(run, teacher, variables, c.batch_rows, kind, workers=c.workers)
+  scorer = roles.scorer(run, teacher, variables, c.batch_rows, kind, workers=c.workers)
   del variables  # the scorer has them, perhaps merged
   made = maker(run, teacher)
   for kind in kinds(run.config):
@@ -50,12 +52,12 @@ def run(run) -> dict:
 def maker(run, teacher) -> dict:
   """What decides a score beside the pair: noted in every shard."""
   c = run.config.teacher
-  trained = [s for s in sides.TEACHER_STAGES if s in run.config.stages]
+  trained = [s for s in roles.TEACHER_STAGES if s in run.config.stages]
   tokenizer = teacher.tokenizer.backend_tokenizer.to_str().encode()
   return {
     'model': c.model,
     'parameters': [manifest.read(run.folder(stage))['fingerprint'] for stage in trained],
-    'precision': teacher.ranker.precision,
+    'precision': teacher.network.precision,
     'scorer': c.scorer,
     'tokenizer': hashlib.sha256(tokenizer).hexdigest()[:16],
   }

@@ -1,4 +1,4 @@
-"""Fine-tuning on labels: of the teacher (`sft`) and of the baseline student (`finetune`).
+"""Fine-tuning on labels: of the teacher (`sft`) and of the baseline student (`student_sft`).
 
 Paper section 3.2: a pairwise rank loss over the documents of a query, at the final `</s>`. The
 student fine-tuned in the same way on the same labels is what distillation has to beat.
@@ -8,11 +8,12 @@ import functools
 
 import jax.numpy as jnp
 
-from disranker_jax import losses, train
+from disranker_jax import losses
 from disranker_jax.data import batches
 from disranker_jax.data.records import Group
-from disranker_jax.scoring import score_fn, score_shape
-from disranker_jax.stages import prepare, sides
+from disranker_jax.rankers.pointwise import score_fn, score_shape
+from disranker_jax.stages import prepare, roles
+from disranker_jax.training import train
 
 
 def label_loss(scores, per_group, variables, batch):
@@ -34,33 +35,33 @@ def draw(size: int, group: Group, rng) -> Group:
 
 def run(run) -> dict:
   """The teacher, from where cpt left it."""
-  teacher = sides.open_teacher(run.config)
-  variables = sides.trained(run, teacher, ('cpt',))
+  teacher = roles.open_teacher(run.config)
+  variables = roles.trained(run, teacher, ('cpt',))
   return on_labels(run, 'sft', teacher, variables)
 
 
 def run_finetune(run) -> dict:
   """The student, from its pretrained parameters."""
-  student = sides.open_side(run.config.student)
-  return on_labels(run, 'finetune', student, student.pretrained(run.config.seed, run.mesh))
+  student = roles.open_side(run.config.student)
+  return on_labels(run, 'student_sft', student, student.pretrained(run.config.seed, run.mesh))
 
 
-def task(config, ranker, stage: str = 'sft') -> train.Task:
+def task(config, network, stage: str = 'sft') -> train.Task:
   """What is computed, of which shapes."""
   c = config[stage]
   scorer = config.teacher.scorer if stage == 'sft' else 'eos'
   row_len = config.teacher.row_len if stage == 'sft' else config.student.row_len
   per_group = losses.choose(losses.ON_LABELS, c.loss, f'{stage}.loss', margin=c.margin)
-  loss = functools.partial(label_loss, score_fn(ranker, scorer), per_group)
+  loss = functools.partial(label_loss, score_fn(network, scorer), per_group)
   return train.Task(loss, score_shape(scorer, c.batch_rows, row_len, c.group_size))
 
 
-def job(run, side: sides.Side, stage: str = 'sft') -> train.Job:
+def job(run, side: roles.Side, stage: str = 'sft') -> train.Job:
   """The stage on the judged queries."""
   encode = functools.partial(batches.encode_group, side.prompt())
   choose = functools.partial(draw, run.config[stage].group_size)
-  what, judgements = task(run.config, side.ranker, stage), prepare.records(run, 'judgements')
-  return sides.job(run, stage, what, judgements, encode, choose)
+  what, judgements = task(run.config, side.network, stage), prepare.records(run, 'judgements')
+  return roles.job(run, stage, what, judgements, encode, choose)
 
 
 def on_labels(run, stage: str, side, variables) -> dict:

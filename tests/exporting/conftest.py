@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from disranker_jax import sharding
 from disranker_jax.data import prompts, records
+from disranker_jax.devices import sharding
 from disranker_jax.models import hf, tiny
-from disranker_jax.models.ranker import from_hf
-from disranker_jax.scoring import Scorer
-from disranker_jax.stages import sides
+from disranker_jax.models.network import from_hf
+from disranker_jax.rankers.pointwise import Scorer
+from disranker_jax.stages import roles
 
 MAX_LEN, MAX_QUERY = 64, 16
 
@@ -20,7 +20,7 @@ MAX_LEN, MAX_QUERY = 64, 16
 class Student:
   """What is exported: a network with its variables, and where its tokenizer is."""
 
-  ranker: object
+  network: object
   variables: dict
   base: object
   prompt: object
@@ -28,14 +28,19 @@ class Student:
   def scores(self, group: records.Group) -> np.ndarray:
     """Our own, in fp32."""
     mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1})
-    scorer = Scorer(self.ranker, self.variables, self.prompt, mesh, 8, MAX_LEN)
+    scorer = Scorer(self.network, self.variables, self.prompt, mesh, 8, MAX_LEN)
     [(_, scores)] = scorer([group])
     return scores
 
   def save(self, folder, **options):
     extra = {'disranker_jax': {'max_len': MAX_LEN, 'max_query_len': MAX_QUERY}}
     hf.save(
-      folder, self.ranker, self.variables, tokenizer_folder=self.base, extra_config=extra, **options
+      folder,
+      self.network,
+      self.variables,
+      tokenizer_folder=self.base,
+      extra_config=extra,
+      **options,
     )
     return folder
 
@@ -44,8 +49,8 @@ class Student:
 def student(tmp_path_factory):
   base = tmp_path_factory.mktemp('base') / 'tiny-encoder'
   tiny.make('tiny-encoder', base)
-  ranker = from_hf(base)
-  variables = ranker.init(jax.random.key(3))
+  network = from_hf(base)
+  variables = network.init(jax.random.key(3))
   # Matrices so large that attention and activations matter, biases that are not zero.
   rng = np.random.default_rng(0)
   variables = jax.tree.map(
@@ -53,8 +58,8 @@ def student(tmp_path_factory):
     variables,
   )
   variables = jax.tree.map(lambda x: np.asarray(x, np.float32), variables)
-  prompt = prompts.PairPrompt(sides.open_tokenizer(base), MAX_LEN, MAX_QUERY)
-  return Student(ranker, variables, base, prompt)
+  prompt = prompts.PairPrompt(roles.open_tokenizer(base), MAX_LEN, MAX_QUERY)
+  return Student(network, variables, base, prompt)
 
 
 @pytest.fixture(scope='session')

@@ -32,7 +32,7 @@ def session(file):
 def texts(student):
   """Random token rows of very different lengths."""
   rng = np.random.default_rng(1)
-  vocab = student.ranker.config.vocab
+  vocab = student.network.config.vocab
   return [rng.integers(5, vocab, n).tolist() for n in (60, 4, 17, 33, 50, 8, 64, 29)]
 
 
@@ -46,7 +46,7 @@ def expected(student, texts):
     'types_BT': batch['token_type_ids'], 'positions_BT': np.tile(np.arange(T), (len(texts), 1)),
     'index_AX': np.arange(len(texts))[None] * T, 'mask_GN': np.ones((len(texts), 1), bool),
   }  # fmt: skip
-  return np.asarray(student.ranker.scores(student.variables, ours))[:, 0]
+  return np.asarray(student.network.scores(student.variables, ours))[:, 0]
 
 
 @pytest.mark.parametrize('name, tolerance', [('onnx', 1e-4), ('onnx_fp16', 2e-2)])
@@ -82,7 +82,7 @@ class TestInt8:
     kinds = {c.name: c.data_type for c in model.graph.initializer}
     kernels = [n for n, t in kinds.items() if t == onnx.TensorProto.INT8]
     # query and key + value apart in the last layer, together in the others.
-    assert len(kernels) == 4 * student.ranker.config.layers + 1
+    assert len(kernels) == 4 * student.network.config.layers + 1
 
   def test_channels_that_are_large_are_found_without_data(self, student, exported):
     config, tensors = hf.read_config(exported), formats.tensors(exported)

@@ -13,7 +13,7 @@ from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.exporting import vocabulary
 from disranker_jax.models import tiny
-from disranker_jax.stages import sides
+from disranker_jax.stages import roles
 
 CORPUS = ['return the number of items', 'a list of names', 'read the file, line by line']
 
@@ -23,21 +23,23 @@ def trimmed(student, tmp_path_factory):
   """(ranker, variables, tokenizer folder) with the tokens of CORPUS."""
   target = tmp_path_factory.mktemp('trim') / 'tokenizer'
   ids = vocabulary.used(student.base, CORPUS)
-  return *vocabulary.trim(student.ranker, student.variables, student.base, target, ids), target
+  return *vocabulary.trim(student.network, student.variables, student.base, target, ids), target
 
 
 def prompt_of(folder):
-  return PairPrompt(sides.open_tokenizer(folder), 64, 16)
+  return PairPrompt(roles.open_tokenizer(folder), 64, 16)
 
 
 def test_texts_of_the_corpus_score_exactly_as_before(student, trimmed):
-  ranker, variables, folder = trimmed
-  assert ranker.config.vocab < student.ranker.config.vocab
-  assert len(variables['params']['words']['embedding']) == ranker.config.vocab
+  network, variables, folder = trimmed
+  assert network.config.vocab < student.network.config.vocab
+  assert len(variables['params']['words']['embedding']) == network.config.vocab
   group = Group('q', CORPUS[0], tuple(Document(str(i), '', t) for i, t in enumerate(CORPUS)))
   import dataclasses
 
-  small = dataclasses.replace(student, ranker=ranker, variables=variables, prompt=prompt_of(folder))
+  small = dataclasses.replace(
+    student, network=network, variables=variables, prompt=prompt_of(folder)
+  )
   np.testing.assert_array_equal(small.scores(group), student.scores(group))
 
 

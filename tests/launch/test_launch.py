@@ -15,7 +15,8 @@ from absl import flags
 from launching import CASES, GOLDEN, REPO, REQUIRED, TPU
 from ml_collections import config_flags
 
-from disranker_jax import config, main, processes
+from disranker_jax import config, main
+from disranker_jax.devices import processes
 
 AWKWARD = (
   'a b', "it's", 'say "so"', '$HOME', '${RUN_ID}', '$(date)', '`date`', 'a\\b', '*', 'a & b; c',

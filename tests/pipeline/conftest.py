@@ -6,7 +6,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from safetensors.numpy import load_file, save_file
 
-from disranker_jax import pipeline, weights
+from disranker_jax.models import weights
+from disranker_jax.pipeline import runner
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -42,5 +43,5 @@ def caches(tmp_path_factory):
 def done(tmp_path_factory, caches):
   """The workdir of an unbroken run of every stage; tests must not write there."""
   workdir = tmp_path_factory.mktemp('runs') / 'done'
-  pipeline.run(helpers.config(), workdir)
+  runner.run(helpers.config(), workdir)
   return workdir

@@ -9,15 +9,15 @@ import sys
 
 import pytest
 
-from disranker_jax import pipeline
 from disranker_jax.errors import UserError
+from disranker_jax.pipeline import runner
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = ROOT / 'configs' / 'tiny.py'
 STAGE_FOLDERS = (
-  'data', 'cpt', 'sft', 'score', 'finetune', 'distill', 'evaluate', 'export', 'report',
+  'data', 'cpt', 'sft', 'score', 'student_sft', 'distill', 'evaluate', 'export', 'report',
 )  # fmt: skip
-TRAINING = ('cpt', 'sft', 'finetune', 'distill')
+TRAINING = ('cpt', 'sft', 'student_sft', 'distill')
 # Fewer queries than configs/tiny.py has: what is tested is the way through.
 SMALLER = {'data.limit.judgements': 16, 'data.limit.candidates': 16, 'data.limit.test': 6}
 STEPS = 6  # of every training stage
@@ -54,7 +54,7 @@ def main(*arguments) -> subprocess.CompletedProcess:
 def refused(config, workdir, **options) -> str:
   """The one-line message with which the pipeline turns a config down."""
   with pytest.raises(UserError) as caught:
-    pipeline.run(config, workdir, **options)
+    runner.run(config, workdir, **options)
   assert '\n' not in str(caught.value)
   return str(caught.value)
 

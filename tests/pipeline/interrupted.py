@@ -9,7 +9,9 @@ import os
 import signal
 import sys
 
-from disranker_jax import main, shards, train
+from disranker_jax import main
+from disranker_jax.rankers import shards
+from disranker_jax.training import train
 
 
 def exploding(write, matches, count: int, number: int):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from disranker_jax import pipeline, weights
+from disranker_jax.models import weights
+from disranker_jax.pipeline import runner
 
 JUDGEMENTS = helpers.own_rows('judgements')
 
@@ -18,9 +19,9 @@ class TestBadInput:
   def config(self, tmp_path, rows, **changes):
     file = helpers.write_jsonl(tmp_path / 'rows.jsonl', rows)
     address = f'jsonl:{file}'
-    return helpers.config(stages=('prepare', 'finetune'), data__judgements=address, **changes), str(
-      file
-    )
+    return helpers.config(
+      stages=('prepare', 'student_sft'), data__judgements=address, **changes
+    ), str(file)
 
   @pytest.mark.parametrize(
     'row, place',
@@ -51,7 +52,7 @@ class TestBadInput:
     config, _ = self.config(tmp_path, [JUDGEMENTS[0] | {'label': -1}, *JUDGEMENTS[1:]])
     helpers.refused(config, tmp_path / 'run')
     config, _ = self.config(tmp_path, JUDGEMENTS)
-    pipeline.run(config, tmp_path / 'run', stages=['prepare'])
+    runner.run(config, tmp_path / 'run', stages=['prepare'])
     assert helpers.load(tmp_path / 'run' / 'data' / 'manifest.json')['status'] == 'done'
 
   def test_what_was_prepared_before_a_bad_row_is_not_prepared_again(self, tmp_path, capsys):
@@ -63,21 +64,21 @@ class TestBadInput:
     before = {file: file.stat().st_mtime_ns for file in clicks.iterdir()}
     assert before
     helpers.write_jsonl(bad, JUDGEMENTS)
-    pipeline.run(config, tmp_path / 'run', stages=['prepare'])
+    runner.run(config, tmp_path / 'run', stages=['prepare'])
     assert 'prepare clicks: done before' in capsys.readouterr().err
     assert {file: file.stat().st_mtime_ns for file in clicks.iterdir()} == before
     # Another source for the clicks is seen.
     changed = helpers.config(**files | {'data__clicks': 'python_docs:', 'data__limit__clicks': 3})
     shutil.rmtree(tmp_path / 'run' / 'data' / 'test')
     (tmp_path / 'run' / 'data' / 'manifest.json').unlink()
-    pipeline.run(changed, tmp_path / 'run', stages=['prepare'])
+    runner.run(changed, tmp_path / 'run', stages=['prepare'])
     found = helpers.load(tmp_path / 'run' / 'data' / 'manifest.json')['results']
     assert found['clicks']['rows'] == 3
 
   def test_quarantined_rows_are_counted_and_the_rest_is_used(self, tmp_path):
     rows = [JUDGEMENTS[0] | {'label': -1}, *JUDGEMENTS[1:]]
     config, _ = self.config(tmp_path, rows, data__on_bad_row='quarantine')
-    pipeline.run(config, tmp_path / 'run', stages=['prepare'])
+    runner.run(config, tmp_path / 'run', stages=['prepare'])
     results = helpers.load(tmp_path / 'run' / 'data' / 'manifest.json')['results']
     assert results['judgements']['quarantined'] == 1
     [aside] = (tmp_path / 'run' / 'data' / 'judgements.quarantine.jsonl').read_text().splitlines()
@@ -85,7 +86,7 @@ class TestBadInput:
 
   def test_a_changed_source_file_makes_a_run_stale(self, tmp_path):
     config, _ = self.config(tmp_path, JUDGEMENTS)
-    pipeline.run(config, tmp_path / 'run', stages=['prepare'])
+    runner.run(config, tmp_path / 'run', stages=['prepare'])
     helpers.write_jsonl(tmp_path / 'rows.jsonl', JUDGEMENTS[:-1])
     before = helpers.snapshot(tmp_path / 'run')
     message = helpers.refused(config, tmp_path / 'run')
@@ -105,7 +106,7 @@ class TestBadInput:
     config, _ = self.config(tmp_path, JUDGEMENTS, student__model=str(folder))
     message = helpers.refused(config, tmp_path / 'run')
     assert str(folder) in message and name in message
-    assert not (tmp_path / 'run' / 'finetune').exists()
+    assert not (tmp_path / 'run' / 'student_sft').exists()
     assert helpers.load(tmp_path / 'run' / 'data' / 'manifest.json')['status'] == 'done'
 
   def test_a_workdir_that_is_a_file_is_left_alone(self, tmp_path):

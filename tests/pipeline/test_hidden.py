@@ -10,27 +10,29 @@ import jax
 import numpy as np
 import pytest
 
-from disranker_jax import checkpoint, optimizer, pipeline, sharding, tree, weights
+from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
-from disranker_jax.models import hf
-from disranker_jax.models.ranker import from_hf
-from disranker_jax.stages import hidden, sides
+from disranker_jax.models import hf, tree, weights
+from disranker_jax.models.network import from_hf
+from disranker_jax.pipeline import runner
+from disranker_jax.stages import distill_hidden, roles
+from disranker_jax.training import checkpoint, optimizer
 
 
 def config(**changes):
   """An encoder as the teacher; the student has one of its two layers."""
   encoders = {'teacher__model': 'tiny-encoder', 'student__layers': (1,)}
   stages = ('prepare', 'sft', 'score', 'distill')
-  return helpers.config(**({'stages': stages, 'distill__hidden': 0.5} | encoders | changes))
+  return helpers.config(**({'stages': stages, 'distill__hidden_weight': 0.5} | encoders | changes))
 
 
 def opened(tmp_path, **changes):
   """(what is computed, its variables) before any stage has trained anything."""
   c = config(**changes)
   c.stages = ('prepare', 'distill')
-  run = pipeline.Run(c, tmp_path, sharding.make_mesh(c.mesh))
-  student = sides.open_side(c.student)
-  states, more = hidden.open_hidden(run, student)
+  run = runner.Run(c, tmp_path, sharding.make_mesh(c.mesh))
+  student = roles.open_side(c.student)
+  states, more = distill_hidden.open_hidden(run, student)
   return states, student.pretrained(0, run.mesh) | more
 
 
@@ -85,8 +87,8 @@ def test_other_widths_are_compared_through_a_projection_that_learns(tmp_path):
 
 
 def test_the_stage_learns_from_the_teachers_layers_and_leaves_the_teacher_out(tmp_path):
-  c = config(distill__hidden=10.0, distill__max_steps=12, distill__learning_rate=1e-2)
-  pipeline.run(c, tmp_path)
+  c = config(distill__hidden_weight=10.0, distill__max_steps=12, distill__learning_rate=1e-2)
+  runner.run(c, tmp_path)
   lines = (tmp_path / 'distill' / 'metrics.jsonl').read_text().splitlines()
   gaps = [json.loads(line)['hidden'] for line in lines]
   assert gaps[-1] < 0.8 * gaps[0]
@@ -111,16 +113,16 @@ def test_what_cannot_be_compared_is_said(tmp_path, changes, says):
 
 def test_other_tokens_cannot_be_compared(tmp_path, monkeypatch):
   other = types.SimpleNamespace(get_vocab=dict)
-  opener = sides.open_teacher
+  opener = roles.open_teacher
   monkeypatch.setattr(
-    sides, 'open_teacher', lambda c: dataclasses.replace(opener(c), tokenizer=other)
+    roles, 'open_teacher', lambda c: dataclasses.replace(opener(c), tokenizer=other)
   )
   with pytest.raises(UserError, match='different tokens'):
     opened(tmp_path)
 
 
 def test_an_encoder_cannot_rank_without_training(tmp_path):
-  c = config(evaluate__models=('zero_shot',), distill__hidden=0.0)
+  c = config(evaluate__models=('zero_shot',), distill__hidden_weight=0.0)
   c.stages = ('prepare', 'evaluate')
   with pytest.raises(UserError, match=r'zero_shot.*an encoder'):
-    pipeline.run(c, tmp_path)
+    runner.run(c, tmp_path)

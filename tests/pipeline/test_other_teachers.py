@@ -5,10 +5,10 @@ import json
 import helpers
 import pytest
 
-from disranker_jax import pipeline
-from disranker_jax.data import builders
+from disranker_jax.data import store
+from disranker_jax.pipeline import runner
 
-STAGES = ('prepare', 'finetune', 'distill', 'evaluate', 'export', 'report')
+STAGES = ('prepare', 'student_sft', 'distill', 'evaluate', 'export', 'report')
 
 
 def scores(folder, kinds, tilt: float):
@@ -27,15 +27,15 @@ def test_distil_evaluate_without_a_score_stage(tmp_path, hard):
   stages = STAGES if hard else ('prepare', 'distill', 'evaluate')
   config = helpers.config(
     **helpers.own_data(tmp_path), stages=stages, data__teachers=teachers,
-    evaluate__models=('bm25', 'student'), distill__hard=hard,
+    evaluate__models=('bm25', 'student'), distill__hard_label_weight=hard,
   )  # fmt: skip
-  pipeline.run(config, tmp_path / 'run')
+  runner.run(config, tmp_path / 'run')
   found = helpers.load(tmp_path / 'run' / 'data' / 'manifest.json')['results']
   assert ('judgements' in found) == bool(hard)
   facts = found['candidates']['teachers']
   assert facts['pairs'] == 24 and set(facts['teachers']) == set(teachers)
   assert facts['std'] > 0.5
-  candidates = builders.open('candidates', tmp_path / 'run' / 'data' / 'candidates')
+  candidates = store.open('candidates', tmp_path / 'run' / 'data' / 'candidates')
   scored = {(len(doc.title), doc.teacher) for group in candidates for doc in group.docs}
   assert len(scored) == len({length for length, _ in scored}) > 2  # a longer title, a higher score
   assert sorted(scored) == sorted(scored, key=lambda pair: pair[1])
@@ -52,7 +52,7 @@ def test_other_scores_make_the_run_stale(tmp_path):
   config = helpers.config(
     **helpers.own_data(tmp_path), stages=('prepare', 'distill'), data__teachers=(address,)
   )
-  pipeline.run(config, tmp_path / 'run', stages=['prepare'])
+  runner.run(config, tmp_path / 'run', stages=['prepare'])
   rows = [json.loads(line) for line in (tmp_path / 'teacher2.0.jsonl').read_text().splitlines()]
   helpers.write_jsonl(tmp_path / 'teacher2.0.jsonl', rows[:-1])
   assert 'data.teachers' in helpers.refused(config, tmp_path / 'run')
@@ -63,11 +63,14 @@ def test_what_does_not_go_together_is_told(tmp_path):
   message = helpers.refused(helpers.config(**teachers), tmp_path / 'run')
   assert 'config.data.teachers' in message and 'score' in message
   message = helpers.refused(helpers.config(data__negatives__guard=True), tmp_path / 'run')
-  assert 'config.data.negatives.guard' in message
+  assert 'config.data.negatives.filter_false_negatives' in message
   config = helpers.config(
-    **helpers.own_data(tmp_path), **teachers, stages=('prepare', 'distill'), distill__hard=1.0
+    **helpers.own_data(tmp_path),
+    **teachers,
+    stages=('prepare', 'distill'),
+    distill__hard_label_weight=1.0,
   )
-  assert 'config.distill.hard' in helpers.refused(config, tmp_path / 'run')
+  assert 'config.distill.hard_label_weight' in helpers.refused(config, tmp_path / 'run')
 
 
 def test_hard_negatives_come_into_the_judgements_and_into_no_other_kind(tmp_path):
@@ -84,14 +87,14 @@ def test_hard_negatives_come_into_the_judgements_and_into_no_other_kind(tmp_path
     {'query_id': q, 'doc_id': f'd{i}', 'score': i} for q in ('q1', 'q2') for i in range(20)
   ]
   config = helpers.config(
-    stages=('prepare', 'finetune', 'distill', 'evaluate'), data__test=address, data__depth=5,
+    stages=('prepare', 'student_sft', 'distill', 'evaluate'), data__test=address, data__depth=5,
     data__judgements=address, data__candidates=address, data__negatives__count=4,
     data__teachers=(f'jsonl:{helpers.write_jsonl(tmp_path / "t.jsonl", teacher)}',),
     data__negatives__last=20, data__negatives__guard=True, data__negatives__margin=-5.5,
   )  # fmt: skip
-  pipeline.run(config, tmp_path / 'run', stages=['prepare'])
+  runner.run(config, tmp_path / 'run', stages=['prepare'])
   data = tmp_path / 'run' / 'data'
-  first, second = builders.open('judgements', data / 'judgements')
+  first, second = store.open('judgements', data / 'judgements')
   assert {d.doc_id for d in first.docs if d.label > 0} == {'d0', 'd1'}
   # At most 5.5 above the lowest positive: 0 + 5.5, 3 + 5.5.
   negatives = {d.doc_id for d in first.docs if d.label == 0}
@@ -99,4 +102,4 @@ def test_hard_negatives_come_into_the_judgements_and_into_no_other_kind(tmp_path
   assert {d.doc_id for d in second.docs if d.label == 0} < {f'd{i}' for i in range(9)} - {'d3'}
   assert len(second.docs) == 5
   for kind in ('candidates', 'test'):
-    assert {d.label for group in builders.open(kind, data / kind) for d in group.docs} <= {-1, 1, 2}
+    assert {d.label for group in store.open(kind, data / kind) for d in group.docs} <= {-1, 1, 2}

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from disranker_jax import pipeline, rerank, weights
-from disranker_jax.data import builders
+from disranker_jax.commands import rerank
+from disranker_jax.data import store
+from disranker_jax.models import weights
+from disranker_jax.pipeline import runner
 
-MODELS = ('random', 'bm25', 'zero_shot', 'finetuned', 'teacher', 'student')
+MODELS = ('random', 'bm25', 'zero_shot', 'student_sft', 'teacher', 'student')
 METRICS = ('pnr', 'ndcg@5', 'ndcg@10', 'mrr@10', 'queries', 'pairs')
 INTERRUPTED = helpers.ROOT / 'tests' / 'pipeline' / 'interrupted.py'
 
@@ -94,7 +96,7 @@ class TestWholeRun:
     assert set(summary) == {'models', 'stages', 'latency'}
     assert set(summary['models']) == set(MODELS)
     assert all(set(METRICS) <= set(m) for m in summary['models'].values())
-    assert set(summary['stages']) == set(pipeline.configs.STAGES) - {'report'}
+    assert set(summary['stages']) == set(runner.configs.STAGES) - {'report'}
     assert all(summary['stages'][s]['steps'] == helpers.STEPS for s in helpers.TRAINING)
     assert {row['model'] for row in summary['latency']} == set(MODELS) - {'random', 'bm25'}
 
@@ -108,7 +110,7 @@ class TestWholeRun:
     expected = run_scores(done / 'evaluate' / 'student.run')
     spread = [max(scores.values()) - min(scores.values()) for scores in expected.values()]
     assert min(spread) > 0.01  # the comparison can tell documents apart
-    tests = builders.open('test', done / 'data' / 'test')
+    tests = store.open('test', done / 'data' / 'test')
     folder = done / 'export' / 'student'
     group = tests[0]
     ours = {doc.doc_id: score for doc, score in rerank.rank(folder, group.query, group.docs)}
@@ -133,7 +135,7 @@ class TestWholeRun:
 class TestAgain:
   def test_a_finished_run_is_left_as_it_is(self, done, capsys):
     before = helpers.snapshot(done)
-    pipeline.run(helpers.config(), done)
+    runner.run(helpers.config(), done)
     assert helpers.snapshot(done) == before
     printed = capsys.readouterr()
     assert 'all is done' in printed.err and 'begins' not in printed.err
@@ -163,10 +165,10 @@ class TestAgain:
     assert (done / 'config.json').read_bytes() == asked
 
   def test_a_stage_that_is_no_longer_listed_makes_what_was_built_on_it_stale(self, done):
-    listed = tuple(s for s in pipeline.configs.STAGES if s != 'finetune')
+    listed = tuple(s for s in runner.configs.STAGES if s != 'student_sft')
     before = helpers.snapshot(done)
     message = helpers.refused(helpers.config(stages=listed), done)
-    assert 'finetune is no longer in the config' in message
+    assert 'student_sft is no longer in the config' in message
     assert helpers.snapshot(done) == before
 
   def test_a_rerun_that_is_refused_deletes_nothing(self, done, tmp_path):
@@ -182,15 +184,15 @@ class TestAgain:
 
   def test_settings_without_effect_on_results_may_change(self, done, capsys):
     before = helpers.snapshot(done)
-    pipeline.run(helpers.config(sft__save_every=4, teacher__remat='full'), done)
+    runner.run(helpers.config(sft__save_every=4, teacher__remat='full'), done)
     assert 'all is done' in capsys.readouterr().err
     assert helpers.snapshot(done) == before
-    pipeline.run(helpers.config(), done)  # leave config.json as it was
+    runner.run(helpers.config(), done)  # leave config.json as it was
 
   def test_rerun_redoes_a_stage_and_what_follows_from_it_only(self, done, tmp_path):
     copy = shutil.copytree(done, tmp_path / 'copy')
     before, result = helpers.snapshot(copy), helpers.metrics(copy)
-    pipeline.run(helpers.config(), copy, rerun=['distill'])
+    runner.run(helpers.config(), copy, rerun=['distill'])
     after = helpers.snapshot(copy)
     redone = {f.split('/')[0] for f in before.keys() | after if before.get(f) != after.get(f)}
     assert redone == {'distill', 'evaluate', 'export', 'report'}
@@ -201,7 +203,7 @@ class TestAgain:
     message = helpers.refused(other, copy)
     assert 'config.report.cluster' in message and '--rerun=report' in message
     before = helpers.snapshot(copy)
-    pipeline.run(other, copy, rerun=['report'])
+    runner.run(other, copy, rerun=['report'])
     after = helpers.snapshot(copy)
     changed = {f.split('/')[0] for f in before.keys() | after if before.get(f) != after.get(f)}
     assert changed == {'report'}
@@ -210,7 +212,7 @@ class TestAgain:
     copy = shutil.copytree(done, tmp_path / 'copy')
     shutil.rmtree(copy / 'export')
     before = helpers.snapshot(copy)
-    pipeline.run(helpers.config(), copy, stages=['export'])
+    runner.run(helpers.config(), copy, stages=['export'])
     after = helpers.snapshot(copy)
     assert {f.split('/')[0] for f in before.keys() ^ after} == {'export'}
     for name in ('student', 'teacher'):
@@ -219,9 +221,9 @@ class TestAgain:
 
   def test_one_stage_without_what_it_needs_says_what_is_missing(self, tmp_path):
     message = helpers.refused(helpers.config(), tmp_path / 'run', stages=['evaluate'])
-    for need in ('prepare', 'cpt', 'sft', 'finetune', 'distill'):
+    for need in ('prepare', 'cpt', 'sft', 'student_sft', 'distill'):
       assert need in message
-    assert '--stages=prepare,cpt,sft,finetune,distill,evaluate' in message
+    assert '--stages=prepare,cpt,sft,student_sft,distill,evaluate' in message
     assert not (tmp_path / 'run').exists()
 
   @pytest.mark.parametrize('option', ['stages', 'rerun'])
@@ -234,18 +236,18 @@ class TestAgain:
 class TestReuse:
   def test_stages_done_alike_elsewhere_are_taken_and_the_others_done(self, done, tmp_path, capsys):
     before = helpers.snapshot(done)
-    unexported = tuple(s for s in pipeline.configs.STAGES if s not in ('export', 'report'))
+    unexported = tuple(s for s in runner.configs.STAGES if s not in ('export', 'report'))
     other = helpers.config(distill__beta=0.7, stages=unexported)
-    pipeline.run(other, tmp_path / 'other', reuse=[done])
+    runner.run(other, tmp_path / 'other', reuse=[done])
     assert helpers.snapshot(done) == before
     copy = shutil.copytree(done, tmp_path / 'copy')
     capsys.readouterr()
-    pipeline.run(other, copy, rerun=['distill'])  # what --reuse must come to
+    runner.run(other, copy, rerun=['distill'])  # what --reuse must come to
     assert helpers.metrics(tmp_path / 'other') == helpers.metrics(copy)
     assert helpers.metrics(copy)['student'] != helpers.metrics(done)['student']
 
   def test_other_test_queries_change_nothing_that_was_trained(self, done, tmp_path, capsys):
-    pipeline.run(helpers.config(data__limit__test=4), tmp_path / 'other', reuse=[done])
+    runner.run(helpers.config(data__limit__test=4), tmp_path / 'other', reuse=[done])
     said = capsys.readouterr().err
     for stage in (*helpers.TRAINING, 'score'):
       assert f'{stage}: the same as in {done}' in said
@@ -255,12 +257,12 @@ class TestReuse:
 
   def test_another_students_seed_leaves_the_teacher(self, done, tmp_path, capsys):
     changed = helpers.config(student__seed=1)
-    pipeline.run(changed, tmp_path / 'other', stages=['prepare', 'finetune'], reuse=[done])
-    pipeline.run(changed, tmp_path / 'other', stages=['cpt', 'sft', 'score'], reuse=[done])
+    runner.run(changed, tmp_path / 'other', stages=['prepare', 'student_sft'], reuse=[done])
+    runner.run(changed, tmp_path / 'other', stages=['cpt', 'sft', 'score'], reuse=[done])
     said = capsys.readouterr().err
     taken = {s for s in helpers.STAGE_FOLDERS if f'{s}: the same as in {done}' in said}
     assert taken == {'cpt', 'sft', 'score'}
-    losses = [_losses(run / 'finetune' / 'metrics.jsonl') for run in (done, tmp_path / 'other')]
+    losses = [_losses(run / 'student_sft' / 'metrics.jsonl') for run in (done, tmp_path / 'other')]
     assert losses[0] != losses[1]
 
   def test_what_is_no_run_is_refused(self, tmp_path):
@@ -290,7 +292,7 @@ class TestStopped:
     for stage, count in kills:
       assert stop('SIGKILL', stage, count).returncode == -9
     capsys.readouterr()
-    pipeline.run(helpers.config(), workdir)
+    runner.run(helpers.config(), workdir)
     printed = capsys.readouterr().err
     # At step 5 the checkpoint of step 2 is whole, since that of step 4 waited for it.
     assert 'score: done before' in printed and re.search('distill goes on from step [24]', printed)
@@ -311,11 +313,11 @@ def _losses(file) -> list[tuple[int, float]]:
 class TestLock:
   def test_a_second_process_in_one_workdir_is_refused_and_changes_nothing(self, done):
     before = helpers.snapshot(done)
-    with pipeline.locked(done):
+    with runner.locked(done):
       line = assert_one_error_line(helpers.main(*helpers.flags(done), '--rerun=report'))
     assert str(done) in line and 'another process is running in it' in line
     assert helpers.snapshot(done) == before
-    with pipeline.locked(done):  # the lock goes with its holder
+    with runner.locked(done):  # the lock goes with its holder
       pass
 
 
@@ -325,7 +327,7 @@ class TestOwnData:
     config = helpers.config(
       **changes, export__models=('student',), evaluate__models=('bm25', 'student'), cpt__samples=0
     )
-    pipeline.run(config, tmp_path / 'run')
+    runner.run(config, tmp_path / 'run')
     found = manifests(tmp_path / 'run')
     assert {m['status'] for m in found.values()} == {'done'}
     rows = {kind: found['data']['results'][kind]['rows'] for kind in ('clicks', 'test')}

@@ -12,7 +12,7 @@ import time
 import helpers
 import pytest
 
-from disranker_jax import pipeline
+from disranker_jax.pipeline import runner
 
 KILLS = 50
 STAGES = ('prepare', 'cpt', 'sft')
@@ -34,7 +34,7 @@ def contents(folder) -> dict[str, bytes]:
 def scored(tmp_path_factory):
   """An undisturbed run up to the scores."""
   workdir = tmp_path_factory.mktemp('scored') / 'run'
-  pipeline.run(helpers.config(**options()), workdir, stages=[*STAGES, 'score'])
+  runner.run(helpers.config(**options()), workdir, stages=[*STAGES, 'score'])
   return workdir
 
 

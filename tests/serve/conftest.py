@@ -11,8 +11,8 @@ import pytest
 
 from disranker_jax.data.prompts import PairPrompt
 from disranker_jax.models import hf, tiny
-from disranker_jax.models.ranker import from_hf
-from disranker_jax.stages import sides
+from disranker_jax.models.network import from_hf
+from disranker_jax.stages import roles
 
 LENGTHS = {'max_len': 64, 'max_query_len': 16}
 
@@ -22,18 +22,20 @@ def model(tmp_path_factory):
   """An exported student of random weights, with scores far apart."""
   base = tmp_path_factory.mktemp('base') / 'tiny-encoder'
   tiny.make('tiny-encoder', base)
-  ranker = from_hf(base)
+  network = from_hf(base)
   variables = jax.tree.map(
-    lambda x: np.asarray(x) * (8 if x.std() > 0 else 1), ranker.init(jax.random.key(3))
+    lambda x: np.asarray(x) * (8 if x.std() > 0 else 1), network.init(jax.random.key(3))
   )
   folder = tmp_path_factory.mktemp('export') / 'student'
-  hf.save(folder, ranker, variables, tokenizer_folder=base, extra_config={'disranker_jax': LENGTHS})
+  hf.save(
+    folder, network, variables, tokenizer_folder=base, extra_config={'disranker_jax': LENGTHS}
+  )
   return folder
 
 
 @pytest.fixture(scope='session')
 def prompt(model):
-  return PairPrompt(sides.open_tokenizer(model), **LENGTHS)
+  return PairPrompt(roles.open_tokenizer(model), **LENGTHS)
 
 
 @dataclasses.dataclass

@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from disranker_jax.bench import __main__ as command
-from disranker_jax.bench import baselines, latency, load, soak, texts
+from benchmarks import __main__ as command
+from benchmarks import baselines, latency, load, soak, texts
 from disranker_jax.errors import UserError
 
 REQUESTS = [

@@ -154,8 +154,8 @@ class TestErrors:
     assert server.client.post('/rerank', content=body).status_code == 200
 
   def test_ties_keep_their_order_and_far_scores_stay_apart(self):
-    from disranker_jax.serve import shapes
+    from disranker_jax.serve import apis
 
-    assert shapes.order([1.0, 3.0, 1.0, 3.0]) == [1, 3, 0, 2]
-    assert len(set(shapes.sigmoid([20.0, 20.1, 25.0, -700.0]).tolist())) == 4
-    assert json.dumps(shapes.sigmoid([1e9, -1e9]).tolist()) == '[1.0, 0.0]'
+    assert apis.order([1.0, 3.0, 1.0, 3.0]) == [1, 3, 0, 2]
+    assert len(set(apis.sigmoid([20.0, 20.1, 25.0, -700.0]).tolist())) == 4
+    assert json.dumps(apis.sigmoid([1e9, -1e9]).tolist()) == '[1.0, 0.0]'

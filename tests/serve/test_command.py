@@ -1,4 +1,4 @@
-"""`python -m disranker_jax.serve`: starts, serves, drains on SIGTERM; its backends agree."""
+"""`disranker serve`: starts, serves, drains on SIGTERM; its backends agree."""
 
 import concurrent.futures
 import os

@@ -1,0 +1,1 @@
+"""Measurements beside others on the same machine: `disranker bench NAME`."""

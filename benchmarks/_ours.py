@@ -1,0 +1,233 @@
+"""Our side of the benches: the stage's compiled step on its own feed, and the scorer from texts."""
+
+import concurrent.futures
+import dataclasses
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks._work import Work
+from disranker_jax.commands.plan import flops
+from disranker_jax.data.batches import EncodedGroup, join
+from disranker_jax.data.pool import pack
+from disranker_jax.devices import memory, processor, sharding
+from disranker_jax.models import tree
+from disranker_jax.stages import roles
+from disranker_jax.training import optimizer, train
+from disranker_jax.training.checkpoint import Checkpoints
+
+PEAK_S = 0.25  # of products that the peak is measured by
+PEAK_SIZE = {'cpu': 2048}  # their rows and columns; 8192 on an accelerator
+
+
+class Train:
+  """A training stage: turns of steps in the order of train.fit, without its logs."""
+
+  def __init__(self, work: Work, steps: int):
+    self._work, self._steps = work, steps
+
+  def start(self) -> dict:
+    """Compiles and does the first step; what it took."""
+    config, settings = self._work.config, self._work.config[self._work.stage]
+    self._mesh = sharding.make_mesh(config.mesh)
+    self._side = self._work.open_side()
+    job = self._work.job(self._side, self._mesh)
+    variables = self._side.pretrained(config.seed, self._mesh)
+    batch = job.data.shape.zeros(job.data.blocks)
+    program = train.Program(
+      job.loss, settings, job.steps, variables, batch, job.data.blocks, self._mesh
+    )
+    self._trained, self._frozen = (
+      sharding.put(x, self._mesh) for x in optimizer.split(variables, settings.trainable)
+    )
+    del variables
+    self._state = program.start(self._trained)
+    begin = time.perf_counter()
+    self.compiled = program.lower().compile()
+    compile_s = time.perf_counter() - begin
+    self._asked = sharding.flags(self._mesh, stop=False, failed=False)
+    self._feed = train.Feed(job.data, self._mesh, settings.gradient_accumulation_steps)
+    self._waiter = concurrent.futures.ThreadPoolExecutor(1)
+    self._drawn = self._feed.next()[0]
+    count = model_flops(self._side.network, self._drawn[0], settings.trainable)
+    begin = time.perf_counter()
+    loss = self.warm()['loss']
+    first_step_s = time.perf_counter() - begin
+    return described(self._mesh, self._side) | {
+      'compile_s': compile_s,
+      'first_step_s': first_step_s,
+      'first_loss': loss,
+      'compiled_bytes': memory.peak(self.compiled.memory_analysis()),
+      'flops': count * settings.gradient_accumulation_steps,
+    }
+
+  def _begin(self) -> tuple[list[dict], dict]:
+    """Gives the device the batches that wait; they and their metrics."""
+    drawn = self._drawn
+    self._trained, self._state, metrics = self.compiled(
+      self._trained, self._state, self._frozen, drawn, self._asked
+    )
+    return drawn, metrics
+
+  def warm(self) -> dict:
+    """One step."""
+    loss = float(self._begin()[1]['loss'])
+    self._drawn = self._feed.next()[0]
+    return {'loss': loss}
+
+  def turn(self) -> dict:
+    """Some steps: while one runs the next one's batches are read, as in a run."""
+    begin = last = time.perf_counter()
+    cpu = time.process_time()
+    done, flight, idle = [], None, 0.0
+    for _ in range(self._steps):
+      begun = time.perf_counter()
+      drawn, metrics = self._begin()
+      done += drawn
+      ready = self._waiter.submit(finished, metrics)
+      if flight is not None:
+        last = flight.result()
+        idle += max(0.0, begun - last)
+      flight = ready
+      self._drawn = self._feed.next()[0]
+    seconds, cpu_s = flight.result() - begin, time.process_time() - cpu
+    tokens = sum(int(np.sum(np.asarray(b['segments_BT']) > 0)) for b in done)
+    places = sum(b['segments_BT'].size for b in done)
+    peak = matmul_peak(self._side.network.precision, self._mesh)
+    return {
+      'seconds': seconds, 'steps': self._steps, 'tokens': tokens, 'places': places,
+      'idle_s': idle, 'cpu_s': cpu_s, 'peak_flops': peak,
+    }  # fmt: skip
+
+  def end(self) -> dict:
+    """Memory, and how long the loop stands still for a checkpoint: the second of two."""
+    state = self._state | {'positions_A': self._feed.positions()}
+    params = tree.unflatten(self._trained)
+    with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder) / 'c') as checkpoints:
+      for step in (1, 2):
+        begin = time.perf_counter()
+        checkpoints.save(step, params, state)
+        stall = time.perf_counter() - begin
+        checkpoints.wait()
+      written = time.perf_counter() - begin
+    return used() | {'checkpoint_stall_s': stall, 'checkpoint_write_s': written}
+
+
+class Score:
+  """A scoring stage: turns of queries from their texts to their scores."""
+
+  def __init__(self, work: Work, steps: int):
+    self._work, self._steps = work, steps
+
+  def start(self) -> dict:
+    config, stage = self._work.config, self._work.stage
+    self._mesh = sharding.make_mesh(config.mesh)
+    side = self._work.open_side()
+    variables = side.pretrained(config.seed, self._mesh)
+    rows, run = config[stage].batch_rows, self._work.run(self._mesh)
+    self._scorer = roles.scorer(run, side, variables, rows, self._work.scorer)
+    self._groups = self._work.groups()
+    places = self._steps * rows * side.settings.row_len
+    self._queries = self._groups.queries(self._scorer.prompt, places)
+    begin = time.perf_counter()
+    list(self._scorer([self._groups[0]]))
+    took = time.perf_counter() - begin
+    docs = (
+      (EncodedGroup.alone(doc, group.query_id), None)
+      for group in (self._groups[i] for i in range(self._queries))
+      for doc in self._scorer.prompt.encode(group.query, group.docs)
+    )
+    block = next(pack(docs, self._scorer.shape))[1]
+    batch = join([block] * self._scorer.blocks)
+    self._places = batch['tokens_BT'].size
+    return described(self._mesh, side) | {
+      'compile_s': took - self._scorer.seconds,
+      'flops': model_flops(self._scorer.network, batch),
+    }
+
+  @property
+  def compiled(self):
+    """The step, once it has run."""
+    return self._scorer.compiled
+
+  def warm(self) -> dict:
+    """About one batch."""
+    list(self._scorer(self._groups.take(max(1, self._queries // self._steps))))
+    return {}
+
+  def turn(self) -> dict:
+    groups, scorer = self._groups.take(self._queries), self._scorer
+    scorer.seconds = scorer.idle = 0.0
+    scorer.pairs = scorer.tokens = scorer.places = 0
+    begin, cpu = time.perf_counter(), time.process_time()
+    for _ in scorer(groups):
+      pass
+    seconds, cpu_s = time.perf_counter() - begin, time.process_time() - cpu
+    return {
+      'seconds': seconds, 'steps': scorer.places / self._places, 'tokens': scorer.tokens,
+      'places': scorer.places, 'pairs': scorer.pairs, 'idle_s': seconds - scorer.seconds,
+      'cpu_s': cpu_s,
+      'peak_flops': matmul_peak(scorer.network.precision, self._mesh),
+    }  # fmt: skip
+
+  def end(self) -> dict:
+    return used()
+
+
+def model_flops(network, batch: dict, trained: str | None = None) -> float:
+  """Of one real batch; the kernel of attention, which may be 'auto', does not matter to them."""
+  network = dataclasses.replace(network, attention='xla')
+  return flops.count(network, flops.filled(batch), trained).model
+
+
+def finished(metrics: dict) -> float:
+  """When a step's metrics were there."""
+  jax.block_until_ready(metrics)
+  return time.perf_counter()
+
+
+def matmul_peak(precision: str, mesh) -> float:
+  """FLOP/s of a large square product as the models' are made, on all devices: the best seen."""
+  cpu = jax.default_backend() == 'cpu'
+  size = PEAK_SIZE.get(jax.default_backend(), 8192)
+  dtype = jnp.float32 if precision == 'float32' else jnp.bfloat16
+  out = jnp.bfloat16 if precision == 'bfloat16' else jnp.float32
+  exact = jax.lax.Precision.HIGHEST if precision == 'float32' else None
+  product = jax.jit(lambda x, y: jnp.matmul(x, y, precision=exact, preferred_element_type=out))
+  x, y = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in (0, 1))
+  jax.block_until_ready(product(x, y))
+  best, end, times = 0.0, time.perf_counter() + PEAK_S, 1 if cpu else 20
+  while time.perf_counter() < end:
+    begin = time.perf_counter()
+    jax.block_until_ready([product(x, y) for _ in range(times)])
+    best = max(best, times * 2.0 * size**3 / (time.perf_counter() - begin))
+  # Virtual devices of a CPU share its cores.
+  return best if cpu else best * mesh.size
+
+
+def described(mesh, side: roles.Side) -> dict:
+  return {
+    'device': device_kind(),
+    'devices': mesh.size,
+    'precision': side.network.precision,
+    'parameters': side.network.count_params(),
+  }
+
+
+def device_kind() -> str:
+  """What computes: the accelerator's kind, or the processor with its cores."""
+  kind = jax.devices()[0].device_kind
+  return kind if jax.default_backend() != 'cpu' else f'cpu: {processor.described()}'
+
+
+def used() -> dict:
+  """Peak memory: of the first device where it counts its bytes, and of the process."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+  device = stats.get('peak_bytes_in_use')
+  return {'memory_bytes': device or process, 'device_bytes': device, 'process_bytes': process}

@@ -1,0 +1,321 @@
+"""The work that a bench gives to every side: a config's real stage, its real batches, in order.
+
+Texts are those of the config's data addresses, prepared and read as a run does it. With `tokens`
+they are that many random ids a pair, and weights are random too: that needs neither a tokenizer
+nor a file of weights, for machines that have none.
+"""
+
+import argparse
+import contextlib
+import copy
+import dataclasses
+import functools
+import itertools
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from disranker_jax import config as configs
+from disranker_jax.commands.common import parse_config_flags
+from disranker_jax.commands.plan import stages as plans
+from disranker_jax.data import batches, preparing
+from disranker_jax.data.prompts import Encoded
+from disranker_jax.data.records import Group
+from disranker_jax.devices import sharding
+from disranker_jax.errors import UserError
+from disranker_jax.pipeline import runner
+from disranker_jax.stages import cpt, distill, prepare, roles, score, sft
+from disranker_jax.training import train
+
+TRAINING = configs.TRAINING
+SCORING = ('score', 'evaluate')  # the teacher on candidates, the student on test queries
+SAMPLE = 64  # queries by which a round of scoring is measured out
+
+
+def parser(name: str, doc: str, stages: tuple[str, ...]) -> argparse.ArgumentParser:
+  """The options of every bench of this kind."""
+  out = argparse.ArgumentParser(
+    prog=f'disranker bench {name}', description=doc, allow_abbrev=False,
+    epilog='--config.KEY=VALUE overrides one value of the config, as everywhere.',
+  )  # fmt: skip
+  add = out.add_argument
+  add('--config', required=True, metavar='FILE', help='a Python file with get_config()')
+  add('--stage', default=stages[0], choices=stages, help='whose work (%(default)s)')
+  add(
+    '--rounds', type=positive, default=5, help='turns of each side; medians of them (%(default)s)'
+  )
+  add('--tokens', type=int, default=0, help='random ids, so many a pair; 0: the real texts')
+  add('--workdir', type=Path, help='keeps the prepared data there for the next bench')
+  add('--json', action='store_true', help='print the answer as one last line of JSON too')
+  return out
+
+
+def positive(word: str) -> int:
+  if (value := int(word)) < 1:
+    raise argparse.ArgumentTypeError('must be at least 1')
+  return value
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+  """The options, with `config` as the ConfigDict and `config_argv` as what gave it."""
+  args, rest = parser.parse_known_args(argv)
+  args.config_argv = ['bench', f'--config={args.config}', *rest]
+  values = flags.FlagValues()
+  holder = config_flags.DEFINE_config_file(
+    'config', flag_values=values, sys_argv=args.config_argv, help_string=''
+  )
+  parse_config_flags(args.config_argv, holder, values)
+  args.config = holder.value
+  configs.split_lists(args.config)
+  configs.check(args.config)
+  return args
+
+
+@contextlib.contextmanager
+def prepared(args: argparse.Namespace) -> Iterator['Work']:
+  """The work, with its data prepared in --workdir or in a folder that goes away."""
+  with contextlib.ExitStack() as stack:
+    folder = args.workdir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    work = open_work(args, folder)
+    work.prepare()
+    yield work
+
+
+def open_work(args: argparse.Namespace, folder: Path) -> 'Work':
+  config = copy.deepcopy(args.config)
+  if args.tokens:  # their texts are not read, so that any will do
+    config.data.update(dict.fromkeys(prepare.READERS, 'python_docs:'), teachers=(), holdout=0.0)
+    config.data.negatives.count = 0
+  return Work(config, args.stage, folder.absolute(), args.tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """One stage of a config on prepared data."""
+
+  config: object
+  stage: str
+  folder: Path
+  tokens: int = 0
+
+  @property
+  def settings(self):
+    """Of the side that the stage trains or runs."""
+    student = self.stage in ('student_sft', 'distill', 'evaluate')
+    return self.config.student if student else self.config.teacher
+
+  @property
+  def scorer(self) -> str:
+    """How the stage's model scores; '' where it predicts tokens only."""
+    return '' if self.stage == 'cpt' else self.settings.get('scorer', 'eos')
+
+  def kinds(self) -> list[str]:
+    """The records that the stage reads here."""
+    alone = {'cpt': 'clicks', 'score': 'candidates', 'evaluate': 'test', 'distill': ''}
+    kind = alone.get(self.stage, 'judgements')
+    return [kind] if kind else score.kinds(self.config)
+
+  def run(self, mesh=None) -> runner.Run:
+    return runner.Run(self.config, self.folder, mesh)
+
+  def prepare(self) -> None:
+    """Without a word to JAX: where a device is shared, this process must not take it."""
+    for kind in self.kinds():
+      preparing.prepare(prepare.job_of(self.run(), kind))
+
+  def open_side(self) -> roles.Side:
+    head = roles.HEADS[self.scorer] if self.scorer else 'lm'
+    if not self.tokens:
+      return roles.open_side(self.settings, head)
+    folder = self.model_folder()
+    network = roles.open_ranker(folder, self.settings, head)
+    return RandomSide(self.settings, folder, network, None, self.tokens)
+
+  def model_folder(self) -> Path:
+    """A folder with the side's config.json; with weights too unless tokens are random."""
+    if not self.tokens:
+      from disranker_jax.models import weights
+
+      return weights.find(self.settings.model)
+    scratch = self.folder / 'model'
+    scratch.mkdir(parents=True, exist_ok=True)
+    return plans.config_folder(self.settings.model, scratch)
+
+  def job(self, side: roles.Side, mesh=None) -> train.Job:
+    """What the stage trains on; distillation from scores by chance, which cost what others do."""
+    run = self.run(mesh)
+    if self.stage == 'cpt':
+      return cpt.job(run, side)
+    if self.stage == 'distill':
+      return distill.job(run, side, ByChance(run))
+    return sft.job(run, side, self.stage)
+
+  def groups(self) -> 'Groups':
+    """What a scoring stage scores."""
+    source = prepare.records(self.run(), self.kinds()[0])
+    return Groups(source, self.config.score if self.stage == 'score' else None)
+
+
+class Groups:
+  """Queries with the documents that are scored, over and over: all, or those that `c` chooses."""
+
+  def __init__(self, source, c=None):
+    self._source, self._config, self._next = source, c, 0
+
+  def __getitem__(self, i: int) -> Group:
+    group = self._source[i % len(self._source)]
+    return score.chosen(group, self._config) if self._config else group
+
+  def queries(self, prompt, places: int) -> int:
+    """So many that their tokens nearly fill the places."""
+    sample = [self[i] for i in range(SAMPLE)]
+    tokens = sum(len(d) for g in sample for d in prompt.encode(g.query, g.docs))
+    return max(1, int(0.97 * places * SAMPLE / tokens))
+
+  def take(self, queries: int) -> list[Group]:
+    """The next ones."""
+    start, self._next = self._next, self._next + queries
+    return [self[i] for i in range(start, self._next)]
+
+
+class ByChance:
+  """The records that distillation reads, with normal deviates for scores."""
+
+  mean, std = 0.0, 1.0
+
+  def __init__(self, run):
+    self._sources = [prepare.records(run, kind) for kind in score.kinds(run.config)]
+    self._config = run.config.score
+    self._ends = np.cumsum([len(s) for s in self._sources])
+
+  def __len__(self) -> int:
+    return int(self._ends[-1])
+
+  def __getitem__(self, i: int) -> tuple[Group, np.ndarray]:
+    part = int(np.searchsorted(self._ends, i, side='right'))
+    group = self._sources[part][i - int(self._ends[part])]
+    group = score.chosen(group, self._config)
+    return group, np.random.default_rng(i).standard_normal(len(group.docs)).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomPrompt:
+  """Reads any pair as `tokens` ids by chance, of which a fourth is the query's."""
+
+  tokens: int
+  vocab: int
+  decoder: bool
+  predict: str
+
+  def encode(self, query: str, docs) -> list[Encoded]:
+    rng = np.random.default_rng(zlib.crc32(query.encode()))
+    asked, n = self.tokens // 4, self.tokens
+    types = np.zeros(n, np.int32)
+    if not self.decoder:
+      types[asked:] = 1
+      return [Encoded(self._ids(rng), types, 0) for _ in docs]
+    span = (n - 1 - asked, n - 1) if self.predict == 'query' else (asked, n)
+    return [Encoded(self._ids(rng), types, n - 1, span) for _ in docs]
+
+  def encode_many(self, groups) -> list[list[Encoded]]:
+    return [self.encode(query, docs) for query, docs in groups]
+
+  def _ids(self, rng) -> np.ndarray:
+    return rng.integers(0, self.vocab, self.tokens, np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomSide(roles.Side):
+  """A network without a tokenizer and without a file of weights."""
+
+  tokens: int = 0
+
+  def prompt(self, template: str = '', predict: str | None = None) -> RandomPrompt:
+    if self.tokens < 8 or self.tokens > self.settings.row_len:
+      raise UserError(f'--tokens={self.tokens}: must be from 8 to row_len={self.settings.row_len}')
+    if predict is None:
+      predict = 'query' if 'likelihood' in self.settings.get('scorer', '') else 'document'
+    network = self.network
+    return RandomPrompt(self.tokens, network.config.vocab, network.is_decoder, predict)
+
+  def pretrained(self, seed: int, mesh) -> dict:
+    """Born sharded, in the precision in which parameters are kept."""
+
+    def init(key):
+      variables = dict(self.network.init(key))
+      cast = lambda x: x.astype(self.settings.param_dtype)  # noqa: E731
+      return variables | {'params': jax.tree.map(cast, variables['params'])}
+
+    key = jax.random.key(seed)
+    where = sharding.shardings(jax.eval_shape(init, key), mesh)
+    return jax.jit(init, out_shardings=where)(key)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sequence:
+  """A query with one document, taken out of a batch again."""
+
+  ids: np.ndarray
+  types: np.ndarray
+  anchor: int  # the scored position
+  at: np.ndarray  # positions that predict a token
+  targets: np.ndarray  # the tokens
+  group: int
+  label: float
+  teacher: float
+
+
+def steps(job: train.Job) -> Iterator[list[Sequence]]:
+  """What each step of a training stage computes on, without end."""
+  streams = [job.data.stream(block) for block in range(job.data.blocks)]
+  while True:
+    drawn = [
+      batches.join([stream.next()[0] for stream in streams])
+      for _ in range(job.settings.gradient_accumulation_steps)
+    ]
+    yield list(itertools.chain.from_iterable(map(sequences, drawn, itertools.count())))
+
+
+def sequences(batch: dict[str, np.ndarray], number: int = 0) -> list[Sequence]:
+  """The documents of a batch; `number` keeps the groups of several batches apart."""
+  blocks, slots = batch['index_AX'].shape
+  groups, docs = batch['mask_GN'].shape
+  rows = len(batch['tokens_BT']) // blocks
+  split = lambda key: batch[key].reshape(blocks, slots)  # noqa: E731
+  mask_AX, labels_AX, teacher_AX = map(split, ('mask_GN', 'labels_GN', 'teacher_GN'))
+  find = functools.partial(_span, batch, rows)
+  found = []
+  for a, x in np.argwhere(mask_AX).tolist():
+    row, span, start = find(a, int(batch['index_AX'][a, x]))
+    at, targets = _predicted(batch, a, x, start)
+    found.append(
+      Sequence(
+        batch['tokens_BT'][row, span], batch['types_BT'][row, span],
+        int(batch['index_AX'][a, x]) - start, at, targets,
+        number * groups + (a * slots + x) // docs, float(labels_AX[a, x]), float(teacher_AX[a, x]),
+      )
+    )  # fmt: skip
+  return found
+
+
+def _span(batch, rows: int, block: int, flat: int) -> tuple[int, slice, int]:
+  """(row, its positions, the first one's index in the block) of the segment at an index."""
+  length = batch['tokens_BT'].shape[1]
+  row, column = divmod(flat, length)
+  segments_T = batch['segments_BT'][block * rows + row]
+  inside = np.flatnonzero(segments_T == segments_T[column])
+  span = slice(int(inside[0]), int(inside[-1]) + 1)
+  return block * rows + row, span, row * length + span.start
+
+
+def _predicted(batch, block: int, slot: int, start: int) -> tuple[np.ndarray, np.ndarray]:
+  if 'owner_AP' not in batch:
+    return np.zeros((2, 0), np.int64)
+  mine = batch['owner_AP'][block] == slot
+  return batch['index_AP'][block][mine] - start, batch['targets_AP'][block][mine]

@@ -1,0 +1,128 @@
+"""Systems that score (query, texts): ours by each backend, and what others would use instead.
+
+Every system starts from text, as a request does, and uses all cores.
+"""
+
+import concurrent.futures
+import importlib.util
+import multiprocessing
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from disranker_jax.devices import runtime
+from disranker_jax.exporting import formats
+from disranker_jax.serve import backends, batching
+
+OURS = ('ours onnx-int8', 'ours onnx', 'ours jax')
+OTHERS = ('sentence-transformers bf16', 'sentence-transformers fp32', 'onnxruntime fp32')
+
+
+def installed() -> list[str]:
+  """Systems whose packages are here."""
+  there = importlib.util.find_spec('torch') and importlib.util.find_spec('sentence_transformers')
+  return [*OURS, *(n for n in OTHERS if there or not n.startswith('sentence'))]
+
+
+def open_system(name: str, folder: Path, max_len: int = 0) -> Callable:
+  """(query, texts) -> scores; `max_len` instead of the model's own."""
+  if name.startswith('ours'):
+    return ours(folder, name.removeprefix('ours '), max_len)
+  if name.startswith('sentence'):
+    return cross_encoder(folder, name.endswith('bf16'), max_len)
+  return plain_onnx(folder, max_len)
+
+
+class Apart:
+  """A system in a process of its own, since the threads of one runtime hold up another's.
+
+  Called with (query, texts) it gives (seconds, scores), timed there.
+  """
+
+  def __init__(self, name: str, folder: Path, max_len: int = 0):
+    self._pool = concurrent.futures.ProcessPoolExecutor(
+      1, multiprocessing.get_context('spawn'), _open, (name, folder, max_len)
+    )
+
+  def __call__(self, query: str, texts) -> tuple[float, np.ndarray]:
+    return self._pool.submit(_timed, query, texts).result()
+
+  def close(self) -> None:
+    self._pool.shutdown()
+
+
+def _open(*what) -> None:
+  global _system  # one of the process
+  runtime.prepare()
+  _system = open_system(*what)
+
+
+def _timed(query: str, texts) -> tuple[float, np.ndarray]:
+  begin = time.perf_counter()
+  scores = _system(query, texts)
+  return time.perf_counter() - begin, np.asarray(scores, np.float64)
+
+
+def prompt_of(folder: Path, max_len: int):
+  from disranker_jax.data.prompts import PairPrompt
+  from disranker_jax.stages import roles
+
+  return PairPrompt(roles.open_tokenizer(folder), **formats.lengths(folder, max_len))
+
+
+def ours(folder: Path, name: str, max_len: int) -> Callable:
+  """The server's backend and cutting into parts, without HTTP."""
+  backend, prompt = backends.open_backend(folder, name, max_len), prompt_of(folder, max_len)
+  backend.warm()
+  pool = concurrent.futures.ThreadPoolExecutor(backend.workers)
+
+  def score(query, texts):
+    pairs = prompt.encode_texts(query, texts)
+    parts = batching.divide([batching.Job(pairs, None)], backend)
+    out = np.zeros(len(pairs))
+    calls = pool.map(lambda part: backend.score([pairs[i] for _, i in part])[0], parts)
+    for part, scores in zip(parts, calls, strict=True):
+      out[[i for _, i in part]] = scores
+    return out
+
+  return score
+
+
+def cross_encoder(folder: Path, bf16: bool, max_len: int) -> Callable:
+  """sentence-transformers as its documentation has it."""
+  import torch
+  from sentence_transformers import CrossEncoder
+
+  dtype = torch.bfloat16 if bf16 else torch.float32
+  model = CrossEncoder(
+    str(folder), device='cpu', max_length=formats.lengths(folder, max_len)['max_len'],
+    model_kwargs={'dtype': dtype},
+  )  # fmt: skip
+
+  def score(query, texts):
+    return model.predict([(query, t) for t in texts], show_progress_bar=False)
+
+  return score
+
+
+def plain_onnx(folder: Path, max_len: int) -> Callable:
+  """ONNX Runtime's defaults on the fp32 file: one call of all texts, padded to the longest."""
+  import onnxruntime
+  from transformers import AutoTokenizer
+
+  tokenizer = AutoTokenizer.from_pretrained(folder)
+  model = folder / formats.ONNX['onnx']
+  session = onnxruntime.InferenceSession(
+    str(model) if model.exists() else formats.build_onnx(folder, 'onnx').SerializeToString(),
+    providers=['CPUExecutionProvider'],
+  )
+  options = {'truncation': True, 'padding': True, 'return_tensors': 'np'}
+  options |= {'max_length': max_len} if max_len else {}
+
+  def score(query, texts):
+    feeds = tokenizer([query] * len(texts), list(texts), **options)
+    return session.run(None, {i.name: feeds[i.name] for i in session.get_inputs()})[0][:, 0]
+
+  return score

@@ -1,0 +1,156 @@
+"""Mixed load for as long as you like: good, bad, oversized and slow requests, clients that leave.
+
+Ends with an error if a request was not answered, was answered with another status than it deserves,
+had a wrong score (every 100th good one is compared with the model's own), or if the server grew.
+"""
+
+import argparse
+import collections
+import json
+import random
+import socket
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import psutil
+
+from benchmarks import baselines, load, texts
+from benchmarks.serve import server
+from disranker_jax.devices import runtime
+from disranker_jax.errors import UserError
+from disranker_jax.progress import clock, say
+
+CHECK_EVERY = 100
+SETTLE = 0.2  # of the duration, after which the server has grown as it will
+GROWTH_BYTES = 200 << 20  # caches and fragments of glibc; a leak is more within an hour
+
+
+def parse_args(argv) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(prog='disranker bench soak', description=__doc__)
+  parser.add_argument('--model', required=True, type=Path, help='an exported student')
+  parser.add_argument('--seconds', type=float, default=3600.0, help='how long (3600)')
+  parser.add_argument('--clients', type=int, default=8, help='at a time (8)')
+  parser.add_argument('--backend', default='onnx-int8', help='of the server (onnx-int8)')
+  return parser.parse_args(argv)
+
+
+class Soak:
+  """Clients of every kind, and what they saw."""
+
+  def __init__(self, url: str, requests: list, expected: list[np.ndarray], tolerance: float):
+    self.url, self.requests, self.expected = url, requests, expected
+    self.tolerance = tolerance
+    self.counts, self.wrong = collections.Counter(), []
+    self._lock = threading.Lock()
+
+  def client(self, seed: int, end: float) -> None:
+    rng, mine = random.Random(seed), load.Client(self.url)
+    kinds = (self.good, self.bad, self.oversized, self.slow, self.leaves)
+    while time.monotonic() < end:
+      rng.choices(kinds, (90, 4, 2, 1, 3))[0](rng, mine)
+    mine.close()
+
+  def saw(self, kind: str, status: int, allowed: tuple[int, ...], detail: str = '') -> None:
+    with self._lock:
+      self.counts[kind, status] += 1
+      if status not in allowed or detail:
+        self.wrong.append(f'{kind}: status {status} {detail}'.strip())
+
+  def good(self, rng, mine) -> None:
+    i = rng.randrange(len(self.requests))
+    status, body = mine.post('/rerank', load.rerank_body(self.requests[i]))
+    detail = ''
+    with self._lock:
+      check = (self.counts['good', 200] + 1) % CHECK_EVERY == 0
+    if status == 200 and check:
+      rows = json.loads(body)
+      given = np.array([r['score'] for r in sorted(rows, key=lambda r: r['index'])])
+      gap = np.abs(given - self.expected[i]).max()
+      detail = '' if gap <= self.tolerance else f'a score is {gap:.3g} off'
+    self.saw('good', status, (200, 429), detail)
+
+  def bad(self, rng, mine) -> None:
+    bodies = (b'{', b'[]', b'{"query": "q"}', b'{"query": 1, "texts": ["a"]}', b'\xff\xfe')
+    self.saw('bad', mine.post('/rerank', rng.choice(bodies))[0], (422,))
+
+  def oversized(self, rng, mine) -> None:
+    many = json.dumps({'query': 'q', 'texts': ['a'] * 1500}).encode()
+    large = json.dumps({'query': 'q', 'texts': ['a' * 3_000_000]}).encode()
+    mine.close()  # the server may close the connection before it has read all
+    status = mine.post('/rerank', rng.choice((many, large)))[0]
+    self.saw('oversized', status, (413, 0))
+
+  def connect(self) -> socket.socket:
+    parts = urlsplit(self.url)
+    return socket.create_connection((parts.hostname, parts.port), timeout=60)
+
+  def raw(self, rng) -> bytes:
+    body = load.rerank_body(rng.choice(self.requests))
+    head = f'POST /rerank HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n'
+    return head.encode() + body
+
+  def slow(self, rng, mine) -> None:
+    """A body in small pieces over a second is answered like any other."""
+    data = self.raw(rng)
+    with self.connect() as link:
+      for at in range(0, len(data), len(data) // 10 + 1):
+        link.sendall(data[at : at + len(data) // 10 + 1])
+        time.sleep(0.1)
+      first = link.recv(65536)
+    self.saw('slow', int(first[9:12] or 0), (200, 429))
+
+  def leaves(self, rng, mine) -> None:
+    data = self.raw(rng)
+    with self.connect() as link:
+      link.sendall(data[: rng.choice((20, len(data) // 2, len(data)))])
+    self.saw('leaves', -1, (-1,))
+
+
+def run(args, url: str, process, requests, expected, tolerance) -> Soak:
+  """All clients until the time is up; the server's memory is watched meanwhile."""
+  soak, begin = Soak(url, requests, expected, tolerance), time.monotonic()
+  end = begin + args.seconds
+  threads = [
+    threading.Thread(target=soak.client, args=(seed, end), daemon=True)
+    for seed in range(args.clients)
+  ]
+  for thread in threads:
+    thread.start()
+  memory, shown = [], begin
+  watched = psutil.Process(process.pid)
+  while any(t.is_alive() for t in threads):
+    time.sleep(min(1.0, args.seconds / 20))
+    if process.poll() is not None:
+      raise UserError(f'the server ended with status {process.returncode}')
+    memory.append(watched.memory_info().rss)
+    if time.monotonic() - shown > 60:
+      shown = time.monotonic()
+      say(f'soak: {clock(shown - begin)} {memory[-1] >> 20} MiB, {sum(soak.counts.values())} done')
+  settled = memory[int(len(memory) * SETTLE)]
+  soak.growth, soak.memory = memory[-1] - settled, memory[-1]
+  status, _ = load.Client(url).post('/rerank', load.rerank_body(requests[0]))
+  soak.saw('last', status, (200,))
+  return soak
+
+
+def main(argv) -> None:
+  args = parse_args(argv)
+  runtime.prepare()
+  requests = texts.natural(100)
+  score = baselines.open_system(f'ours {args.backend}', args.model)
+  expected = [score(r.query, r.texts) for r in requests]
+  # JAX multiplies in bf16 on a CPU, and sums in another order in another shape.
+  tolerance = (0.02 if args.backend == 'jax' else 1e-3) * max(1.0, float(np.std(expected[0])))
+  with server(f'ours {args.backend}', args.model) as (url, process):
+    soak = run(args, url, process, requests, expected, tolerance)
+  for (kind, status), count in sorted(soak.counts.items()):
+    print(f'{kind:<10} {status if status > 0 else "":<4} {count}')
+  checked = soak.counts['good', 200] // CHECK_EVERY
+  print(f'{checked} answers compared; {soak.memory >> 20} MiB, grown {soak.growth >> 20} MiB')
+  if soak.wrong:
+    raise UserError(f'{len(soak.wrong)} requests went wrong: {"; ".join(soak.wrong[:5])}')
+  if soak.growth > GROWTH_BYTES:
+    raise UserError(f'the server grew by {soak.growth >> 20} MiB after it had settled')

@@ -1,0 +1,24 @@
+"""Tokens a second of a training stage's real step, beside torch on the same batches, in turn.
+
+Prints for each side: real tokens a second and with padding, model FLOPs utilisation against the
+matrix product's peak of the same minutes, waiting for data, compile time, memory, checkpoints.
+Torch is transformers with sdpa attention, each batch sorted by length and padded in parts.
+"""
+
+import argparse
+from pathlib import Path
+
+from benchmarks import _compare, _work
+
+
+def parse_args(argv) -> argparse.Namespace:
+  return _compare.parse(_compare.parser('train', __doc__, _work.TRAINING, 2), argv)
+
+
+def open_side(name: str, argv: list[str], folder: Path):
+  return _compare.open_side(parse_args(argv), 'Train', name, folder)
+
+
+def main(argv) -> None:
+  args = parse_args(argv)
+  _compare.run('train', args, argv, _compare.TORCH)

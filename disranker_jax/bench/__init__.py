@@ -1,1 +1,0 @@
-"""Measurements beside others on the same machine: `python -m disranker_jax.bench NAME`."""

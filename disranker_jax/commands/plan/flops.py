@@ -1,0 +1,117 @@
+"""Floating-point operations of a step, from shapes: every layer counted, whatever is scanned.
+
+A product of [m, k] and [k, n] is 2 m k n. What is counted as the model's is what the mathematics
+asks for: 2 a parameter and token forward, twice that backward, causal attention halved (MaxText's
+definition). What the program computes beyond it is stated separately.
+"""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+
+from disranker_jax.models.network import logprob_chunk
+from disranker_jax.models.tree import flatten
+
+# Products of attention (of two forward, four backward) that a kernel's backward pass does again.
+AGAIN = {'xla': 1, 'cudnn': 1, 'splash': 3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+  """Of one step on all devices."""
+
+  model: float
+  recomputed: float = 0.0  # in the backward pass, to save memory
+  masked: float = 0.0  # scores that attention computes and causality rules out
+
+  @property
+  def hardware(self) -> float:
+    return self.model + self.recomputed + self.masked
+
+  def __mul__(self, times: int) -> 'Flops':
+    return Flops(self.model * times, self.recomputed * times, self.masked * times)
+
+  def __add__(self, other: 'Flops') -> 'Flops':
+    return Flops(
+      self.model + other.model, self.recomputed + other.recomputed, self.masked + other.masked
+    )
+
+
+def count(network, batch: dict, trained: str | None = None) -> Flops:
+  """Of a step on one batch of these shapes: training what `trained` matches, or None: scoring."""
+  sizes = {k: v.size for k, v in flatten(jax.eval_shape(network.init, jax.random.key(0))).items()}
+  is_trained = {k: trained is not None and bool(re.search(trained, k)) for k in sizes}
+  # Gradients go down to the lowest part that is trained; which layer of a scan is not told apart.
+  below = any(t for k, t in is_trained.items() if not _is_head(k, network))
+  total = Flops(0.0)
+  for path, size in sizes.items():
+    uses = _uses(path, network, batch)
+    forward = 2.0 * size * uses
+    # Gradients of a product's input and of its weights cost as much as the product.
+    model = forward * (1 + (trained is not None and below) + is_trained[path])
+    again = trained is not None and below and _is_again(path, network)
+    total += Flops(model, forward if again else 0.0)
+  return total + _attention(network, batch, trained is not None and below)
+
+
+def filled(batch: dict) -> dict:
+  """The batch with room for no more predicted tokens than it computes: empty chunks are skipped."""
+  if 'owner_AP' not in batch:
+    return batch
+  real_AP = np.asarray(batch['owner_AP']) >= 0
+  chunk = logprob_chunk(*real_AP.shape)
+  some_K = [real_AP[:, at : at + chunk].any() for at in range(0, real_AP.shape[1], chunk)]
+  return batch | {'index_AP': np.zeros((len(real_AP), chunk * sum(some_K)), np.int32)}
+
+
+def _attention(network, batch: dict, backward: bool) -> Flops:
+  c = network.config
+  rows, length = batch['tokens_BT'].shape
+  product = 2.0 * c.layers * rows * c.heads * c.head_dim  # for each pair of positions
+  full = seen = length * length
+  if network.is_decoder:
+    window = min(c.window or length, length)
+    seen = window * (window + 1) // 2 + (length - window) * window
+  again = 0
+  if backward:
+    again = AGAIN[network.attention] + 2 * (network.remat == 'full')
+    if network.attention == 'xla' and network.remat == 'dots':
+      again = 0  # what it would compute again is among the dots that are kept
+  products = 2 + 4 * backward
+  masked = full - seen if network.attention == 'xla' else 0
+  return Flops(
+    product * seen * products, product * seen * again, product * masked * (products + again)
+  )
+
+
+def _uses(path: str, network, batch: dict) -> int:
+  """At how many positions a parameter is multiplied by an activation in a forward pass."""
+  if _is_vocabulary(path, network):
+    blocks, count = batch['index_AP'].shape if 'index_AP' in batch else (0, 0)
+    chunk = logprob_chunk(blocks, count)
+    return blocks * -(-count // chunk) * chunk
+  if not re.search(r'(kernel|lora_a|lora_b)$', path):
+    return 0  # looked up, added or multiplied element by element
+  return batch['tokens_BT'].size if 'blocks/' in path else batch['index_AX'].size
+
+
+def _is_vocabulary(path: str, network) -> bool:
+  """Whether next-token logits are products with it."""
+  if not network.is_decoder or network.head == 'rank':
+    return False
+  return path == ('params/embed/embedding' if network.config.tied else 'params/lm_head/kernel')
+
+
+def _is_head(path: str, network) -> bool:
+  return 'blocks/' not in path and not re.search(r'embed|words|places|types', path)
+
+
+def _is_again(path: str, network) -> bool:
+  """Whether the backward pass computes a product again."""
+  if 'blocks/' not in path:
+    return _is_vocabulary(path, network)  # chunks of logits are never kept
+  # Of a layer's last product only a norm behind it needs the value.
+  last = network.is_decoder and path.endswith(('down/kernel', 'down/lora_b'))
+  return network.remat == 'full' and not last

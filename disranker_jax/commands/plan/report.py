@@ -1,0 +1,225 @@
+"""What a stage's step costs on a slice: memory, traffic, time, chip-hours; as text and as JSON."""
+
+import dataclasses
+import json
+import math
+import re
+
+import jax
+
+from disranker_jax import config as configs
+from disranker_jax.commands.plan import chips, flops, hlo, stages
+from disranker_jax.devices import memory, sharding
+from disranker_jax.devices.memory import size
+
+# Rows of the paper's data: clicks, judged pairs, unlabeled pairs.
+PAPER_ROWS = {
+  'cpt': 59_579_125,
+  'sft': 796_095,
+  'score': 46_814_775,
+  'student_sft': 796_095,
+  'distill': 46_814_775,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """What the compiler says of one step on one device."""
+
+  fits: bool
+  bytes: int  # at its fullest
+  held: dict[str, int]  # parameters, moments, batch
+  moved: hlo.Moved | None  # None where it does not fit: then there is no program
+
+  @property
+  def temporaries(self) -> int:
+    return max(0, self.bytes - sum(self.held.values()))
+
+
+def compile_step(step: stages.Step, where: chips.Slice) -> Cost:
+  """Compiles with the devices' own compiler; what does not fit is an answer, not an error."""
+  try:
+    compiled = step.lowered.compile()
+  except jax.errors.JaxRuntimeError as e:
+    used = exhausted(str(e))
+    if used is None:
+      raise
+    return Cost(False, used, step.held, None)
+  analysis = compiled.memory_analysis()
+  used, held = memory.peak(analysis), dict(step.held)
+  # Of a batch only the arrays that the step reads are kept.
+  rest = sum(n for part, n in held.items() if part != 'batch')
+  held['batch'] = max(0, analysis.argument_size_in_bytes - rest)
+  moved = hlo.Program(compiled.as_text()).moved(where.size)
+  return Cost(used <= where.chip.hbm_bytes, used, held, moved)
+
+
+def exhausted(message: str) -> int | None:
+  """Bytes that a program would take, from the compiler's word that they are too many."""
+  number = r'([\d.]+)([KMGT]?)'
+  found = re.search(rf'Total hbm usage >= {number}', message)
+  found = found or re.search(rf'Used {number} of [\d.]+[KMGT]? hbm', message)
+  if not found:
+    return None
+  return int(float(found[1]) * 1024 ** ' KMGT'.index(found[2] or ' '))
+
+
+def plan(config, stage: str, where: chips.Slice, mesh, rows: int = 0, pair_tokens: int = 0) -> dict:
+  """The whole answer, as what `--json` prints.
+
+  `rows` of data are the paper's if 0; a pair has `pair_tokens`, or if 0 as many as it may have.
+  """
+  step = stages.trace(config, stage, mesh)
+  cost = compile_step(step, where)
+  count = flops.count(step.network, step.batch, step.trained) * step.accumulate
+  answer = {
+    'stage': stage,
+    'topology': where.name,
+    'devices': where.size,
+    'mesh': dict(mesh.shape),
+    'fits': cost.fits,
+    'bytes_per_device': cost.bytes,
+    'hbm_bytes': where.chip.hbm_bytes,
+    'memory': cost.held | {'temporaries': cost.temporaries},
+    'flops': dataclasses.asdict(count),
+    'efficiency': where.chip.efficiency,
+  }
+  if not cost.fits:
+    return answer | {'try': remedies(config, stage, where, mesh)}
+  seconds = times(count, cost.moved, where)
+  answer |= {
+    'collectives': {
+      kind: {'count': cost.moved.counts[kind], 'bytes': cost.moved.bytes[kind]}
+      for kind in sorted(cost.moved.counts)
+    },
+    'hbm_traffic': cost.moved.hbm,
+    'seconds': seconds,
+    'bound': max((k for k in seconds if k != 'step'), key=seconds.get),
+    'mfu': count.model / (seconds['step'] * where.size * where.chip.peak),
+    'hints': hints(config, stage, mesh),
+  }
+  return answer | work(config, stage, where, step, seconds['step'], rows, pair_tokens)
+
+
+def times(count: flops.Flops, moved: hlo.Moved, where: chips.Slice) -> dict[str, float]:
+  """Seconds of a step: the slowest of its three parts, as if they overlapped perfectly."""
+  chip = where.chip
+  parts = {
+    'compute': count.hardware / (where.size * chip.peak * chip.efficiency),
+    'hbm': moved.hbm / chip.hbm_rate,
+    'ici': sum(moved.bytes.values()) / where.ici_rate if where.size > 1 else 0.0,
+  }
+  return parts | {'step': max(parts.values())}
+
+
+def work(config, stage: str, where, step, step_s: float, rows: int, pair_tokens: int) -> dict:
+  """How fast the data goes by, and what all of it costs."""
+  c, side = config[stage], configs.side(config, stage)
+  row_count, row_len = step.batch['tokens_BT'].shape
+  length = pair_tokens or side.max_len
+  pairs = row_count * max(1, row_len // length) * step.accumulate
+  total = rows or PAPER_ROWS[stage]
+  steps = max(1, math.ceil(total * c.get('epochs', 1.0) / pairs))
+  steps = min(steps, c.get('max_steps', 0) or steps)
+  return {
+    'tokens_per_s': row_count * row_len * step.accumulate / step_s,
+    'pairs_per_s': pairs / step_s,
+    'pair_tokens': length,
+    'rows': total,
+    'rows_from': '--rows' if rows else 'the paper',
+    'epochs': c.get('epochs', 1.0),
+    'steps': steps,
+    'hours': steps * step_s / 3600,
+    'chip_hours': steps * step_s * where.size / 3600,
+  }
+
+
+def remedies(config, stage: str, where: chips.Slice, mesh) -> list[str]:
+  """What to try where it does not fit, the cheapest in speed first."""
+  name, c = ('student' if stage in ('student_sft', 'distill') else 'teacher'), config[stage]
+  side, training, found = config[name], stage != 'score', []
+  if mesh.shape['fsdp'] * mesh.shape['model'] < where.size:
+    found.append('--config.mesh.fsdp=-1 --config.mesh.data=1')
+  if side.attention == 'xla':
+    found.append(f'--config.{name}.attention=auto')
+  if training and side.remat != 'full':
+    found.append(f'--config.{name}.remat=full')
+  if training and c.optimizer == 'adamw' and c.adam_mu_dtype == 'float32':
+    found.append(f'--config.{stage}.adam_mu_dtype=bfloat16')
+  if training and c.batch_rows > mesh.shape['data'] * mesh.shape['fsdp']:
+    found.append(
+      f'--config.{stage}.batch_rows={c.batch_rows // 2} '
+      f'--config.{stage}.gradient_accumulation_steps={2 * c.gradient_accumulation_steps}'
+    )
+  if not training:
+    found += [
+      f'--config.{name}.param_dtype=bfloat16',
+      f'--config.score.batch_rows={c.batch_rows // 2}',
+    ]
+  if training and c.optimizer == 'adamw':
+    found.append(f'--config.{stage}.optimizer=adafactor')
+  if training and not side.lora_rank:
+    found.append(
+      f"--config.{name}.lora_rank=16 --config.{stage}.trainable='lora/.*|score|classifier|pooler'"
+    )
+  return [*found, 'a larger slice']
+
+
+def hints(config, stage: str, mesh) -> list[str]:
+  """What is likely to be faster, though it fits as it is."""
+  c, parts = config[stage], sharding.parts(mesh)
+  if c.get('data_shards', parts) == 1 < parts and c.batch_rows % parts == 0:
+    # Positions count from the start of the whole batch, so all of it travels to every device.
+    return [f'--config.{stage}.data_shards={parts}, so that devices gather no rows of others']
+  return []
+
+
+def text(answer: dict) -> str:
+  """The answer as a short table."""
+  share = answer['bytes_per_device'] / answer['hbm_bytes']
+  verdict = 'fits' if answer['fits'] else 'does NOT fit'
+  mesh = ', '.join(f'{axis} {n}' for axis, n in answer['mesh'].items())
+  lines = [
+    ('stage', f'{answer["stage"]} on {answer["topology"]}, {answer["devices"]} chips; mesh {mesh}'),
+    ('memory', f'{verdict}: {size(answer["bytes_per_device"])} a chip, {share:.0%} of its '
+               f'{size(answer["hbm_bytes"])}'),
+    ('', ', '.join(f'{k} {size(n)}' for k, n in answer['memory'].items() if n)),
+  ]  # fmt: skip
+  f = answer['flops']
+  beyond = f['recomputed'] + f['masked']
+  lines.append(
+    ('FLOPs a step', f'{f["model"]:.3g}, and {beyond:.3g} recomputed or masked: all layers')
+  )
+  if not answer['fits']:
+    lines.append(('try', '; or '.join(answer['try'])))
+  else:
+    lines += _speed(answer)
+  return '\n'.join(f'{name:14}{line}' for name, line in lines)
+
+
+def _speed(answer: dict) -> list[tuple[str, str]]:
+  s = answer['seconds']
+  moved = [f'{k} {v["count"]} ({size(v["bytes"])})' for k, v in answer['collectives'].items()]
+  rows = f'{answer["rows"]:,} rows ({answer["rows_from"]}), {answer["epochs"]:g} epochs'
+  return [
+    ('collectives', ', '.join(moved) + ' a step and chip' if moved else 'none'),
+    ('HBM traffic', f'{size(answer["hbm_traffic"])} a step and chip'),
+    ('step', f'{s["step"]:.3g} s by {answer["bound"]}: compute {s["compute"]:.3g} s at an assumed '
+             f'{answer["efficiency"]:.0%} of peak, HBM {s["hbm"]:.3g} s, ICI {s["ici"]:.3g} s'),
+    ('speed', f'{answer["tokens_per_s"]:,.0f} tokens/s, {answer["pairs_per_s"]:,.0f} pairs/s of '
+              f'{answer["pair_tokens"]} tokens, MFU {answer["mfu"]:.0%}'),
+    ('cost', f'{answer["chip_hours"]:,.0f} chip-hours, {answer["hours"]:,.1f} h: '
+             f'{answer["steps"]:,} steps, {rows}'),
+    *(('hint', hint) for hint in answer['hints']),
+  ]  # fmt: skip
+
+
+def as_json(answer: dict) -> str:
+  """One line, numbers with six digits."""
+
+  def short(x):
+    if isinstance(x, dict):
+      return {k: short(v) for k, v in x.items()}
+    return float(f'{x:.6g}') if isinstance(x, float) else x
+
+  return json.dumps(short(answer))

@@ -1,0 +1,153 @@
+"""A stage's real step with shapes for arrays: no weights, no tokenizer, no data, no device."""
+
+import copy
+import dataclasses
+import json
+import pathlib
+import tempfile
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from disranker_jax import config as configs
+from disranker_jax.devices import sharding
+from disranker_jax.devices.memory import per_device
+from disranker_jax.errors import UserError
+from disranker_jax.models import tiny, weights
+from disranker_jax.models.network import Network
+from disranker_jax.rankers import pointwise
+from disranker_jax.stages import cpt, distill, roles, sft
+from disranker_jax.training import train
+
+# The sizes that the published config.json files of the paper's two models give.
+PUBLISHED = {
+  'mistralai/Mistral-7B-v0.1': {
+    'model_type': 'mistral', 'vocab_size': 32000, 'hidden_size': 4096, 'intermediate_size': 14336,
+    'num_hidden_layers': 32, 'num_attention_heads': 32, 'num_key_value_heads': 8,
+    'max_position_embeddings': 32768, 'sliding_window': 4096, 'rms_norm_eps': 1e-5,
+    'rope_theta': 10000.0, 'tie_word_embeddings': False, 'bos_token_id': 1, 'eos_token_id': 2,
+  },
+  'google-bert/bert-base-multilingual-cased': {
+    'model_type': 'bert', 'vocab_size': 119547, 'hidden_size': 768, 'intermediate_size': 3072,
+    'num_hidden_layers': 12, 'num_attention_heads': 12, 'max_position_embeddings': 512,
+    'type_vocab_size': 2, 'layer_norm_eps': 1e-12, 'pad_token_id': 0,
+  },
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """One step of a stage, traced; what it holds, in bytes a device; and what it computes on."""
+
+  network: Network
+  lowered: object  # .compile() needs the mesh's devices to be ones that compile only
+  held: dict[str, int]  # by part
+  batch: dict  # shapes of one micro-batch
+  trained: str | None  # see flops.count
+  accumulate: int = 1
+
+
+def trace(config, stage: str, mesh) -> Step:
+  """The step that the stage would run on the mesh, for the mesh's kind of device."""
+  side = configs.side(config, stage)
+  network = _ranker(config, stage, _resolved(side, mesh))
+  variables = _variables(network, side.param_dtype)
+  if stage == 'score':
+    return _scoring(config, network, variables, mesh)
+  return _training(config, stage, network, variables, mesh)
+
+
+def _training(config, stage: str, network: Network, variables: dict, mesh) -> Step:
+  c = config[stage]
+  tasks = {
+    'cpt': cpt.task,
+    'sft': sft.task,
+    'student_sft': lambda config, network: sft.task(config, network, 'student_sft'),
+    'distill': distill.task,
+  }
+  task = tasks[stage](config, network)
+  batch = task.shape.block(c.data_shards).zeros(c.data_shards)
+  steps = c.max_steps or 1000  # it only sets where the schedule bends
+  program = train.Program(task.loss, c, steps, variables, batch, c.data_shards, mesh)
+  held = {
+    'parameters': per_device((program.trained, program.frozen)),
+    'moments': per_device(program.state),
+    'batch': per_device(program.batches),
+  }
+  return Step(network, program.lower(), held, batch, c.trainable, c.gradient_accumulation_steps)
+
+
+def _scoring(config, network: Network, variables: dict, mesh) -> Step:
+  network, variables = roles.merged(network, variables)
+  rows, row_len, kind = config.score.batch_rows, config.teacher.row_len, config.teacher.scorer
+  scorer = pointwise.Scorer(network, None, None, mesh, rows, row_len, kind)
+  batch = scorer.shape.zeros(scorer.blocks)
+  where = sharding.batch_shardings(batch, mesh, scorer.blocks)
+  shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where[k]) for k, v in batch.items()}
+  spread = NamedSharding(mesh, PartitionSpec(sharding.AXES))
+  flags = {k: jax.ShapeDtypeStruct((mesh.size,), bool, sharding=spread) for k in ('more', 'stop')}
+  variables = sharding.abstract(variables, mesh)
+  held = {'parameters': per_device(variables), 'batch': per_device(shapes)}
+  return Step(network, scorer.lower(variables, shapes, flags), held, batch, None)
+
+
+def _resolved(side, mesh):
+  """A side's settings with 'auto' meant for the mesh's devices rather than for this machine."""
+  side = copy.deepcopy(side)
+  platform = mesh.devices.flat[0].platform
+  side.precision = roles.precision(side.precision, platform)
+  if side.attention == 'auto':
+    side.attention = 'splash' if platform == 'tpu' and side.precision != 'float32' else 'xla'
+  return side
+
+
+def _ranker(config, stage: str, side) -> Network:
+  head = {'cpt': 'lm', 'sft': roles.HEADS[side.get('scorer', 'eos')]}
+  head['score'] = head['sft']
+  with tempfile.TemporaryDirectory() as scratch:
+    folder = config_folder(side.model, pathlib.Path(scratch))
+    return roles.open_ranker(folder, side, head.get(stage, 'rank'))
+
+
+def _variables(network: Network, dtype: str) -> dict:
+  """Shapes of the parameters, the base ones in the dtype in which they are loaded."""
+  shapes = dict(jax.eval_shape(network.init, jax.random.key(0)))
+  cast = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype))  # noqa: E731
+  return shapes | {'params': jax.tree.map(cast, shapes['params'])}
+
+
+def config_folder(name: str, scratch: pathlib.Path) -> pathlib.Path:
+  """A folder with a model's config.json, of which a plan needs no more; no weights are fetched.
+
+  From a local folder, the Hugging Face cache, the table above (also for a folder of that name
+  that is on another machine), or, as one small file, the hub.
+  """
+  local = pathlib.Path(name).expanduser()
+  if (local / 'config.json').exists():
+    return local
+  if name in tiny.CONFIGS or name in weights.KNOWN:
+    return weights.find(name)
+  import huggingface_hub
+
+  cached = huggingface_hub.try_to_load_from_cache(name, 'config.json') if _is_hub_id(name) else None
+  if isinstance(cached, str):
+    return pathlib.Path(cached).parent
+  for known, config in PUBLISHED.items():
+    if name == known or local.name == known.rpartition('/')[2]:
+      (scratch / 'config.json').write_text(json.dumps(config))
+      return scratch
+  try:
+    if not _is_hub_id(name):
+      raise FileNotFoundError(f'no {local / "config.json"}')
+    return pathlib.Path(huggingface_hub.hf_hub_download(name, 'config.json')).parent
+  except Exception as e:  # the hub's HTTP library, and with it the exceptions, changes
+    reason = str(e).strip().splitlines()[0]
+    raise UserError(
+      f'model {name!r}: its config.json is needed and cannot be had ({reason}); name a folder that '
+      f'has it, or one of {", ".join(PUBLISHED)}'
+    ) from e
+
+
+def _is_hub_id(name: str) -> bool:
+  return not name.startswith(('/', '.', '~')) and name.count('/') <= 1

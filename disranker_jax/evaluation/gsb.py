@@ -1,0 +1,152 @@
+"""Delta-GSB: side by side, for how many queries is the new ranking better than the base one?
+
+    delta-GSB = (good - bad) / (good + same + bad)        (paper, appendix A.2)
+
+Verdicts are {query_id: [1 good | 0 same | -1 bad, ...]}, seen from the new ranking: one a query
+when judgements decide, one a person when people do. A file of human verdicts has `query_id` and
+`verdict` (good, same or bad) as CSV columns or JSON fields; others are free.
+"""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from disranker_jax.data import lines
+from disranker_jax.data.holdout import clusters
+from disranker_jax.data.records import BadRow, BadRows
+from disranker_jax.errors import UserError
+from disranker_jax.evaluation import metrics, significance
+
+Verdicts = Mapping[str, Sequence[int]]
+
+WORDS = {'good': 1, 'same': 0, 'bad': -1, 'g': 1, 's': 0, 'b': -1}
+ROUNDING = 1e-12
+
+
+class Counts(NamedTuple):
+  good: int
+  same: int
+  bad: int
+
+  @property
+  def delta(self) -> float:
+    """From -1 to 1; nan without a verdict."""
+    return (self.good - self.bad) / sum(self) if sum(self) else float('nan')
+
+
+def from_runs(
+  run: metrics.Run,
+  base: metrics.Run,
+  qrels: metrics.Qrels,
+  metric: str = 'ndcg@5',
+  same: float = 0.0,
+) -> dict[str, list[int]]:
+  """Verdicts of the judgements: 'same' where the metric differs by at most `same`."""
+  names = [metric]
+  ours = metrics.per_query(run, qrels, names=names)
+  theirs = metrics.per_query(base, qrels, names=names)
+  return {q: [verdict(ours[q][metric] - theirs[q][metric], same)] for q in qrels}
+
+
+def verdict(difference: float, same: float) -> int:
+  if abs(difference) <= same + ROUNDING:
+    return 0
+  return 1 if difference > 0 else -1
+
+
+def count(verdicts: Verdicts) -> Counts:
+  every = [v for of_query in verdicts.values() for v in of_query]
+  return Counts(every.count(1), every.count(0), every.count(-1))
+
+
+def sums(verdicts: Verdicts) -> np.ndarray:
+  """Sums_Q2 of delta-GSB: (good - bad, verdicts) by query."""
+  return np.array([(sum(v), len(v)) for v in verdicts.values()], np.float64).reshape(-1, 2)
+
+
+def analyse(
+  verdicts: Verdicts,
+  samples: int = significance.SAMPLES,
+  seed: int = 0,
+  level: float = significance.LEVEL,
+  by: str = '',
+) -> dict[str, Any]:
+  """good, same, bad, delta, low, high (bootstrap over queries) and p (randomisation).
+
+  A query's verdicts stay together, since people who see the same two lists tend to agree; so do
+  those of queries whose ids `by` matches alike. With one verdict a query, p is that of the
+  two-sided sign test.
+  """
+  counts = count(verdicts)
+  if not sum(counts):
+    raise UserError('delta-GSB: there are no verdicts; give at least one')
+  of_Q = clusters(verdicts, by)
+  sums_C12 = significance.clustered(sums(verdicts)[:, None], of_Q)
+  low, high = significance.interval(significance.bootstrap(sums_C12, samples, seed)[:, 0], level)
+  # To swap the sides of a query is to turn its verdicts round.
+  turned_C12 = sums_C12 * [-1, 1]
+  p = significance.randomisation_p(sums_C12, turned_C12, samples, seed)
+  return {
+    **counts._asdict(),
+    'queries': len(verdicts),
+    'clusters': len(set(of_Q)),
+    'delta': counts.delta,
+    'low': low,
+    'high': high,
+    'p': float(p[0]),
+  }
+
+
+def read(file: Path) -> dict[str, list[int]]:
+  """Verdicts of a JSONL, CSV or TSV file, plain or gzip. Raises: UserError with FILE:LINE."""
+  bad_rows, verdicts = BadRows(), {}
+  numbered = lines.read(file)
+  rows = _json_rows if next(numbered)[1].lstrip().startswith(b'{') else _csv_rows
+  for number, row in rows(file, bad_rows):
+    query, value = bad_rows.parse(file, number, row, _verdict)
+    verdicts.setdefault(query, []).append(value)
+  if not verdicts:
+    raise UserError(f'{file}: has a header and no verdicts; add rows')
+  return verdicts
+
+
+def _verdict(row: Any) -> tuple[str, int]:
+  if not isinstance(row, dict):
+    raise BadRow('row', 'is not an object', 'write {"query_id": ..., "verdict": ...}')
+  query, word = (row.get(field) for field in ('query_id', 'verdict'))
+  if not isinstance(query, str) or not query.strip():
+    raise BadRow('query_id', 'is missing or no text', 'fill it in')
+  if not isinstance(word, str) or word.strip().lower() not in WORDS:
+    what = f'is {word!r}' if word else 'is missing'
+    raise BadRow('verdict', what, 'write good, same or bad, as the new ranking is')
+  return query.strip(), WORDS[word.strip().lower()]
+
+
+def _json_rows(file: Path, bad_rows: BadRows) -> Iterator[tuple[int, Any]]:
+  for number, raw in lines.read(file):
+    yield number, bad_rows.parse(file, number, raw, lines.from_json)
+
+
+def _csv_rows(file: Path, bad_rows: BadRows) -> Iterator[tuple[int, Any]]:
+  """Rows by header; the delimiter (comma, semicolon, tab) is the header's most frequent one."""
+  at = 0
+
+  def texts() -> Iterator[str]:
+    nonlocal at
+    for number, raw in lines.read(file):
+      at = number
+      yield bad_rows.parse(file, number, raw, lines.text) + '\n'
+
+  header = next(texts())
+  reader = csv.DictReader(texts(), delimiter=max(',;\t', key=header.count), strict=True)
+  missing = [name for name in ('query_id', 'verdict') if name not in (reader.fieldnames or [])]
+  if missing:
+    raise UserError(f'{file}:{at}: has no column {missing[0]}; name the columns query_id, verdict')
+  try:
+    for row in reader:
+      yield at, row
+  except csv.Error as error:
+    raise UserError(f'{file}:{at}: is not CSV ({error}); check the quotes') from None

@@ -1,0 +1,199 @@
+"""From a summed log to everything the table says, as plain JSON values (None: cannot be told)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from disranker_jax.errors import UserError
+from disranker_jax.evaluation import significance
+from disranker_jax.evaluation.online import stats
+from disranker_jax.evaluation.online.stats import METRICS, Ratio
+from disranker_jax.evaluation.online.users import Bucket, Log
+
+MISMATCH = 0.001  # Below this p the split itself is broken; chance does so once in 1000 tests.
+FEW_USERS = 200  # Below, the normal approximation of skewed metrics is poor.
+POWER = 0.8
+
+
+def analyse(
+  log: Log,
+  *,
+  control: str | None = None,
+  shares: Mapping[str, float] | None = None,
+  alpha: float = 0.05,
+  replicates: int = 0,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """Metrics of each bucket, gains of every other bucket over `control`, and the sample ratio.
+
+  `shares` are the buckets' intended parts of the users (default: equal). `replicates` > 0 takes
+  the user-level bootstrap for intervals and p-values instead of the delta method; 1000 or more.
+  Raises: UserError if `control` or `shares` do not fit the log.
+  """
+  control = control_of(log, control)
+  names = [control, *(name for name in log.buckets if name != control)]
+  shares = shares_of(names, shares)
+  totals = {name: log.buckets[name].totals() for name in names}
+  ratios = {name: ratios_of(totals[name]) for name in names}
+
+  gains = {}
+  for name in names[1:]:
+    gains[name] = {}
+    for key, metric in METRICS.items():
+      base, other = ratios[control][key], ratios[name][key]
+      gain = stats.compare(base, other, alpha)
+      if replicates and not math.isnan(gain.p):
+        pair = (metric.sums(totals[b]) for b in (control, name))
+        gain = stats.bootstrap(*pair, replicates, seed, alpha)
+      gains[name][key] = {
+        'gain': gain.gain,
+        'low': gain.low,
+        'high': gain.high,
+        'p': gain.p,
+        'detectable': stats.detectable(base.log_variance + other.log_variance, alpha, POWER),
+      }
+  adjust(gains, alpha)
+  return plain(
+    {
+      'control': control,
+      'alpha': alpha,
+      'power': POWER,
+      'method': f'bootstrap, {replicates} replicates' if replicates else 'delta method',
+      'first_day': log.days[0].isoformat(),
+      'last_day': log.days[-1].isoformat(),
+      'days': len(log.days),
+      'rows': log.rows,
+      'quarantined': log.quarantined,
+      'users_in_several_buckets': log.users_in_several_buckets,
+      'sample_ratio': sample_ratio(log, names, shares),
+      'buckets': {name: bucket_summary(totals[name], ratios[name]) for name in names},
+      'gains': gains,
+    }
+  )
+
+
+def control_of(log: Log, control: str | None) -> str:
+  """The control's name: the one asked for, one that is called so, or the only bucket."""
+  if control is None and len(log.buckets) == 1:
+    control = next(iter(log.buckets))
+  control = 'control' if control is None else control
+  if control not in log.buckets:
+    raise UserError(
+      f'--control: no bucket {control!r} in the log; name one of {", ".join(log.buckets)}'
+    )
+  for name, bucket in log.buckets.items():
+    if not bucket.users:
+      raise UserError(f'bucket {name!r}: all its users are in other buckets too; check the log')
+  return control
+
+
+def shares_of(names: Sequence[str], shares: Mapping[str, float] | None) -> dict[str, float]:
+  """Each bucket's intended part of the users, adding up to 1."""
+  shares = dict.fromkeys(names, 1.0) if shares is None else shares
+  if shares.keys() != set(names):
+    missing = ', '.join(sorted(set(names) ^ shares.keys()))
+    raise UserError(f'--split: give every bucket of the log one share; see {missing}')
+  if not all(0 < share < math.inf for share in shares.values()):
+    raise UserError('--split: shares must be above 0, such as base=90,new=10')
+  return {name: shares[name] / sum(shares.values()) for name in names}
+
+
+def ratios_of(totals: stats.Totals) -> dict[str, Ratio]:
+  """Every metric of a bucket."""
+  return {key: stats.ratio(*metric.sums(totals)) for key, metric in METRICS.items()}
+
+
+def adjust(gains: dict[str, dict[str, dict]], alpha: float) -> None:
+  """Adds p_holm over all metrics and buckets, and what p and p_holm say at alpha."""
+  tests = [(key, test) for metrics in gains.values() for key, test in metrics.items()]
+  adjusted = significance.holm([test['p'] for _, test in tests]).tolist()
+  for (key, test), p_holm in zip(tests, adjusted, strict=True):
+    test['p_holm'] = p_holm
+    word = 'better' if test['gain'] * METRICS[key].better > 0 else 'worse'
+    test['verdict'] = word if test['p'] < alpha else ''
+    test['verdict_holm'] = word if p_holm < alpha else ''
+
+
+def sample_ratio(log: Log, names: Sequence[str], shares: Mapping[str, float]) -> dict | None:
+  """Are the buckets as large as they were meant to be? None for a single bucket."""
+  if len(names) < 2:
+    return None
+  users = [log.buckets[name].users for name in names]
+  statistic, p = stats.sample_ratio(users, [shares[name] for name in names])
+  return {
+    'users': dict(zip(names, users, strict=True)),
+    'expected_shares': {name: shares[name] for name in names},
+    'chi_square': statistic,
+    'p': p,
+    'mismatch': p < MISMATCH,
+  }
+
+
+def bucket_summary(totals: stats.Totals, ratios: Mapping[str, Ratio]) -> dict[str, Any]:
+  """Counts of a bucket; value, standard error and recorded share of each of its metrics."""
+  metrics = {}
+  for key, metric in METRICS.items():
+    value, possible = ratios[key], float(metric.possible(totals).sum())
+    recorded = float(metric.denominator(totals).sum()) / possible if possible else math.nan
+    metrics[key] = {
+      'value': value.value,
+      'standard_error': value.value * math.sqrt(value.log_variance),
+      'recorded': recorded,
+    }
+  pages, clicks = int(totals['pages'].sum()), int(totals['clicks'].sum())
+  return {'users': len(totals['pages']), 'pages': pages, 'clicks': clicks, 'metrics': metrics}
+
+
+def size(
+  log: Log,
+  gain: float,
+  *,
+  control: str | None = None,
+  metrics: Sequence[str] = tuple(METRICS),
+  alpha: float = 0.05,
+  power: float = POWER,
+) -> dict[str, Any]:
+  """How large a test must be to find a relative gain with this power, for each metric.
+
+  users: in each of two equal buckets, if users are as active as in this log's days; the variance
+  is the control's. days: with the log's own buckets and traffic, the slowest pair with control; of
+  a log with one bucket, with a second one like it.
+  """
+  control = control_of(log, control)
+  needed = stats.needed_variance(gain, alpha, power)
+  others = [name for name in log.buckets if name != control] or [control]
+  curves = {name: log_variances(log.buckets[name], len(log.days)) for name in {control, *others}}
+  found = {}
+  base = ratios_of(log.buckets[control].totals())
+  for key in metrics:
+    days = [stats.days_needed(curves[control][key] + curves[n][key], needed) for n in others]
+    users = stats.users_needed(base[key].variance, gain, alpha, power)
+    endless = any(math.isinf(d) for d in days)
+    found[key] = {'users': users, 'days': float(np.max(days)), 'more_days_do_not_help': endless}
+  return plain(
+    {
+      'gain': gain,
+      'alpha': alpha,
+      'power': power,
+      'control': control,
+      'days_of_log': len(log.days),
+      'metrics': found,
+    }
+  )
+
+
+def log_variances(bucket: Bucket, days: int) -> dict[str, np.ndarray]:
+  """Variance of each metric's logarithm after the first 1, 2, ..., `days` days."""
+  spans = [ratios_of(bucket.totals(day)) for day in range(1, days + 1)]
+  return {key: np.array([ratios[key].log_variance for ratios in spans]) for key in METRICS}
+
+
+def plain(value: Any) -> Any:
+  """JSON has no NaN and no infinity: None."""
+  if isinstance(value, Mapping):
+    return {key: plain(entry) for key, entry in value.items()}
+  if isinstance(value, (float, np.floating)):
+    return float(value) if math.isfinite(value) else None
+  return value

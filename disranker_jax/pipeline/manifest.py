@@ -1,0 +1,133 @@
+"""manifest.json of a stage: what it was asked, what it was made from, and whether it is done.
+
+A stage is stale when its part of the config, or something it was made from, has changed since.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import time
+from pathlib import Path
+
+import jax
+
+from disranker_jax import config as configs
+from disranker_jax.devices import processes, processor
+from disranker_jax.errors import UserError
+
+# Settings that change how a stage runs but not what it gives.
+WITHOUT_EFFECT = ('save_every', 'remat', 'attention', 'shard_sequence', 'scan_layers', 'workers')
+PACKAGES = ('disranker_jax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'grain')
+
+
+def digest(value) -> str:
+  """A short, stable name for a JSON value."""
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_json(file: Path, value) -> None:
+  """Under another name first, so that a killed run leaves the old file or the new one."""
+  partial = file.with_suffix('.partial')
+  partial.write_text(json.dumps(value, indent=2) + '\n')
+  os.replace(partial, file)
+
+
+def read(folder: Path) -> dict | None:
+  """The manifest of a stage's folder, or None where the stage has not begun."""
+  file = folder / 'manifest.json'
+  if not file.exists():
+    return None
+  try:
+    return json.loads(file.read_text())
+  except ValueError as e:
+    raise UserError(f'{file}: is not JSON ({e}); delete {folder} to do the stage again') from e
+
+
+def asked(config, sections: tuple[str, ...]) -> dict:
+  """The part of the config that a stage's result depends on, by dotted keys."""
+  flat = configs.flatten(config)
+  return {
+    k: v
+    for k, v in flat.items()
+    if (k in sections or k.split('.')[0] in sections) and k.split('.')[-1] not in WITHOUT_EFFECT
+  }
+
+
+class Manifest:
+  """The manifest of a stage that is running: started, then finished with its results."""
+
+  def __init__(self, folder: Path, stage: str, wanted: dict, inputs: dict):
+    before = read(folder) or {}
+    self._folder = folder
+    self._begin = time.monotonic()
+    self._spent = before.get('wall_s', 0.0)
+    self.value = {
+      'stage': stage,
+      'status': 'running',
+      'config': wanted,
+      'inputs': inputs,
+      'versions': versions(),
+      'device': device(),
+      'started': before.get('started', now()),
+      'wall_s': self._spent,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    self._write()
+
+  def _write(self) -> None:
+    if processes.is_first():
+      write_json(self._folder / 'manifest.json', self.value)
+
+  def stopped(self) -> None:
+    """Keeps the time spent so far, for a stage that is broken off."""
+    self.value['wall_s'] = self._spent + time.monotonic() - self._begin
+    self._write()
+
+  def finished(self, results: dict) -> None:
+    """Marks the stage done; its fingerprint is what later stages depend on."""
+    data = {k: v['fingerprint'] for k, v in results.items() if isinstance(v, dict) and
+            'fingerprint' in v}  # fmt: skip
+    self.value |= {
+      'status': 'done',
+      'finished': now(),
+      'results': results,
+      'fingerprint': digest([self.value['config'], self.value['inputs'], data]),
+    }
+    self.stopped()
+
+
+def changes(manifest: dict, wanted: dict, inputs: dict) -> list[str]:
+  """What has changed since the stage was begun; inputs that are not known yet are passed over."""
+  lines = [f'config.{line}' for line in configs.differing(manifest['config'], wanted)]
+  before = manifest['inputs']
+  for name in sorted(before.keys() | inputs.keys()):
+    if name not in inputs:
+      lines.append(f'its input {name} is no longer in the config')
+    elif name not in before:
+      lines.append(f'its input {name} is new in the config')
+    elif inputs[name] is not None and inputs[name] != before[name]:
+      lines.append(f'its input {name} is another one now')
+  return lines
+
+
+def device() -> str:
+  """What this runs on, for tables: '8 x NVIDIA H100', 'AMD EPYC, 2 cores, ...'."""
+  if jax.default_backend() == 'cpu':
+    return processor.described()
+  return f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+
+
+def versions() -> dict[str, str]:
+  """Versions of the packages that a result depends on."""
+  found = {}
+  for name in PACKAGES:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      found[name] = 'unknown'
+  return found
+
+
+def now() -> str:
+  return time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())

@@ -1,0 +1,86 @@
+"""The teacher's hidden states as targets beside its scores (TinyBERT), off by default.
+
+States are compared token by token, so the teacher has to be an encoder with the student's
+tokenizer: it computes in every step, on the student's batches.
+"""
+
+import dataclasses
+
+import jax
+
+from disranker_jax import losses
+from disranker_jax.errors import UserError
+from disranker_jax.models.network import Network
+from disranker_jax.stages import roles
+
+KEY = 'config.distill.hidden_weight'
+
+
+@dataclasses.dataclass(frozen=True)
+class HiddenStates:
+  """The student's scores, and how far its layers' hidden states are from the teacher's.
+
+  The variables of a call hold the teacher's parameters under 'teacher' and, where widths differ, a
+  projection under 'hidden' that is trained with the student.
+  """
+
+  student: Network
+  teacher: Network
+  pairs: tuple[tuple[int, int], ...] | None  # see losses.layer_pairs
+
+  def __call__(self, variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+    """(scores_GN, mean square over the rows that hold tokens)."""
+    own = {k: v for k, v in variables.items() if k not in ('teacher', 'hidden')}
+    ours_LBTD = self.student.hidden(own, batch)
+    theirs_LBTD = self.teacher.hidden({'params': variables['teacher']}, batch)
+    gap = losses.hidden_mse(
+      ours_LBTD,
+      theirs_LBTD,
+      batch['segments_BT'] > 0,
+      layer_map=self.pairs,
+      projection_DD=variables.get('hidden', {}).get('projection'),
+    )
+    scores_P = self.student.score_at(own, ours_LBTD[-1], batch['index_AX'])
+    return scores_P.reshape(batch['mask_GN'].shape), gap
+
+
+def open_hidden(run, student: roles.Side) -> tuple[HiddenStates, dict]:
+  """What is computed, and the variables that it takes beside the student's.
+
+  Raises UserError for a teacher whose layers cannot be compared with the student's.
+  """
+  network, variables = _open_teacher(run, student)
+  ours, theirs = student.network.config, network.config
+  chosen = tuple(run.config.distill.hidden_layers)
+  if chosen and len(chosen) != ours.layers + 1:
+    raise UserError(
+      f'config.distill.hidden_layers={chosen}: must be {ours.layers + 1} numbers, one for the '
+      "student's embeddings and one for each of its layers"
+    )
+  pairs = tuple((m, n) for m, n in enumerate(chosen) if n >= 0) if chosen else None
+  losses.layer_pairs(pairs, ours.layers, theirs.layers)  # its mistakes before the first step
+  more = {'teacher': variables['params']}
+  if ours.width != theirs.width:
+    key = jax.random.key(run.config.seed + run.config.student.seed)
+    start_DD = jax.random.normal(key, (ours.width, theirs.width)) / ours.width**0.5
+    more['hidden'] = {'projection': start_DD}
+  both = (dataclasses.replace(r, states=True) for r in (student.network, network))
+  return HiddenStates(*both, pairs), more
+
+
+def _open_teacher(run, student: roles.Side) -> tuple[Network, dict]:
+  """The trained teacher, its adapters merged."""
+  if run.config.data.teachers:
+    raise UserError(f'{KEY}: data.teachers give scores and no hidden states; set it to 0')
+  side = roles.open_teacher(run.config)
+  if side.network.is_decoder:
+    name = run.config.teacher.model
+    raise UserError(f'{KEY}: the teacher has to be an encoder, and {name!r} is none; set it to 0')
+  if side.tokenizer.get_vocab() != student.tokenizer.get_vocab():
+    raise UserError(f'{KEY}: teacher and student have different tokens; set it to 0')
+  network, variables = roles.merged(side.network, roles.trained(run, side, roles.TEACHER_STAGES))
+  if network.lora_rank:
+    raise UserError(
+      f'{KEY}: adapters stay beside bf16 kernels; set config.teacher.param_dtype=float32'
+    )
+  return network, variables

@@ -1,0 +1,182 @@
+"""Orbax checkpoints of a stage: what was trained, the optimizer's state, the place in the data.
+
+Two checkpointables a step, `params` | `train`, so that the next stage reads `params` alone. Frozen
+parameters are in none: they come from where the stage got them. All of it is arrays on the mesh,
+so that any number of processes may go on from what any other number wrote.
+
+Once a step is whole, the checksums of its files are written beside them, and compared before it is
+read: the format notices damage to its indices, but most flipped bits are in data, which it loads
+as numbers like any other. Each process reads its share of the files back, in the background.
+"""
+
+import concurrent.futures
+import functools
+import json
+import shutil
+import zlib
+from pathlib import Path
+
+import jax
+from absl import logging
+from orbax.checkpoint import v1 as ocp
+
+from disranker_jax.devices import processes, sharding
+from disranker_jax.errors import UserError
+from disranker_jax.pipeline import manifest
+
+SUMS = 'checksums'
+# A folder that cannot be made is an error at once. Made in the background, it leaves threads that
+# wait minutes for it, and a process that does not end before them.
+PROMPT = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+
+
+class Checkpoints:
+  """The checkpoints of one training stage, newest two kept; a context manager."""
+
+  def __init__(self, folder: Path):
+    self._folder = folder.absolute()
+    self._sealer = concurrent.futures.ThreadPoolExecutor(1)
+    self._sealed = None
+    self._orbax = ocp.training.Checkpointer(
+      self._folder,
+      context=ocp.Context(async_options=PROMPT),
+      save_decision_policy=ocp.training.save_decision_policies.InitialSavePolicy(),
+      preservation_policy=ocp.training.preservation_policies.LatestN(2),
+      cleanup_tmp_directories=True,
+    )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    try:
+      self._orbax.close()
+    finally:
+      self._sealer.shutdown()
+
+  def steps(self) -> list[int]:
+    """Committed steps, newest first."""
+    return sorted((c.step for c in self._orbax.checkpoints), reverse=True)
+
+  def save(self, step: int, params, train) -> None:
+    """Starts writing in the background; a step that is already there is left alone.
+
+    Raises what went wrong with the one before.
+    """
+    self._wait_for_seal()
+    if step not in self.steps():
+      items = {'params': params, 'train': train}
+      saved = self._orbax.save_checkpointables_async(step, items, force=True)
+      self._sealed = self._sealer.submit(self._seal, step, saved)
+
+  def _seal(self, step: int, saved) -> None:
+    saved.result()
+    write_sums(self._folder / str(step))
+
+  def _wait_for_seal(self) -> None:
+    sealed, self._sealed = self._sealed, None
+    if sealed:
+      sealed.result()
+
+  def restore(self, params, train) -> tuple[int, object, object]:
+    """(step, params, train) of the newest step that can be read, placed as the shapes given say.
+
+    A step that cannot be read is reported, set aside, and the one before it is used; (0, None,
+    None) where there is none. On several processes all of them must be able to read it.
+    """
+    for step in self.steps():
+      items = {'params': params, 'train': train}
+      load = functools.partial(self._orbax.load_checkpointables, step, items)
+      out, _ = attempt(load, self._folder / str(step))
+      if out:
+        return step, out['params'], out['train']
+      aside = functools.partial(self._set_aside, step)
+      processes.first_alone(f'step {step} is set aside', aside)
+      self._orbax.reload()
+    return 0, None, None
+
+  def _set_aside(self, step: int) -> None:
+    """Moves a step that cannot be read to `unreadable/`, so that it is written anew in its turn."""
+    aside = self._folder.parent / 'unreadable'
+    aside.mkdir(exist_ok=True)
+    shutil.rmtree(aside / str(step), ignore_errors=True)
+    (self._folder / str(step)).rename(aside / str(step))
+
+  def wait(self) -> None:
+    """Until everything that was started is on disk; raises what went wrong with it."""
+    self._orbax.wait()
+    self._wait_for_seal()
+
+
+def attempt(load, folder: Path, part: str = ''):
+  """(what `load` gives, None), or (None, why not) if a step cannot be read in any process.
+
+  It is said, not raised: a broken checkpoint is no reason to stop while there are others.
+  """
+  out, error = None, None
+  for work in (functools.partial(check_sums, folder, part), load):
+    try:
+      out = work()
+    except Exception as e:  # Orbax raises bare Exceptions for broken files
+      error = e
+      logging.warning('checkpoint %s cannot be read (%s)', folder, first_line(e))
+    if processes.any_of(error is not None):
+      return None, error or 'not in another process; see its message'
+  return out, None
+
+
+def write_sums(folder: Path) -> None:
+  """checksums.<process>.json: {file: [bytes, CRC-32]} of this process's share of a whole step."""
+  files = [f for f in folder.glob('*/**/*') if f.is_file()]  # what lies on top is not data
+  files.sort(key=lambda f: (-f.stat().st_size, f))  # so that shares are alike
+  own = files[jax.process_index() :: jax.process_count()]
+  sums = {str(f.relative_to(folder)): checksum(f) for f in own}
+  manifest.write_json(folder / f'{SUMS}.{jax.process_index()}.json', sums)
+
+
+def check_sums(folder: Path, part: str = '') -> None:
+  """Raises unless this process's share of the listed files under `part` is what was written."""
+  sums = {}
+  for file in sorted(folder.glob(f'{SUMS}.*.json')):
+    sums |= json.loads(file.read_text())
+  names = sorted((n for n in sums if n.startswith(part)), key=lambda n: (-sums[n][0], n))
+  for name in names[jax.process_index() :: jax.process_count()]:
+    if not (folder / name).exists():
+      raise ValueError(f'{name} is missing')
+    if checksum(folder / name) != sums[name]:
+      raise ValueError(f'{name} is not what was written: its checksum differs')
+
+
+def checksum(file: Path) -> list[int]:
+  """[bytes, CRC-32], which catches what disks and networks do; 4 GB/s on a core."""
+  size = crc = 0
+  with file.open('rb') as f:
+    while chunk := f.read(1 << 24):
+      size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+  return [size, crc]
+
+
+def load_params(folder: Path, mesh):
+  """The parameters that a stage's last readable checkpoint holds, placed by the sharding table."""
+  folder = folder.absolute()
+  steps = sorted((int(p.name) for p in folder.glob('*') if p.name.isdigit()), reverse=True)
+  error = None
+  for step in steps:
+    load = functools.partial(load_step, folder / str(step), mesh)
+    out, error = attempt(load, folder / str(step), 'params/')
+    if out:
+      return out
+  why = f'no checkpoint can be read ({first_line(error)})' if error else 'no checkpoint'
+  raise UserError(f'{folder}: {why}; do its stage again with --rerun={folder.parent.name}')
+
+
+def load_step(folder: Path, mesh):
+  """One step's parameters."""
+  found = ocp.metadata(folder, checkpointable_name='params').metadata
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found)
+  return ocp.load(folder, sharding.abstract(shapes, mesh), checkpointable_name='params')
+
+
+def first_line(error: Exception | str) -> str:
+  """The first line of an error's text, for a log."""
+  return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,65 @@
+"""Learning-rate schedules, optimizers, and which parameters are trained."""
+
+import re
+
+import jax.numpy as jnp
+import optax
+
+from disranker_jax.errors import UserError
+from disranker_jax.models.tree import flatten
+
+
+def split(variables, pattern: str) -> tuple[dict, dict]:
+  """(trained, frozen) by a regular expression over paths, both flat.
+
+  Frozen parameters have no gradient, no moments and no place in a stage's checkpoint. Those under
+  'teacher/', which a student learns from, always are.
+  """
+  flat = flatten(variables)
+  try:
+    own = {k: v for k, v in flat.items() if not k.startswith('teacher/')}
+    trained = {k: v for k, v in own.items() if re.search(pattern, k)}
+  except re.error as e:
+    raise UserError(f'trainable={pattern!r}: not a regular expression: {e}') from e
+  if not trained:
+    raise UserError(f'trainable={pattern!r}: matches no parameter; there are {", ".join(own)}')
+  return trained, {k: v for k, v in flat.items() if k not in trained}
+
+
+def schedule(settings, steps: int):
+  """Linear warm-up over a share of the steps, then constant, or linear or cosine to zero."""
+  warm = max(1, round(settings.warmup_ratio * steps))
+  rest = max(1, steps - warm)
+  peak = settings.learning_rate
+  after = {
+    'constant': lambda: optax.constant_schedule(peak),
+    'linear': lambda: optax.linear_schedule(peak, 0.0, rest),
+    'cosine': lambda: optax.cosine_decay_schedule(peak, rest),
+  }[settings.schedule]()
+  return optax.join_schedules([optax.linear_schedule(peak / warm, peak, warm), after], [warm])
+
+
+def decays(flat: dict) -> dict:
+  """Weight decay is for matrices: not for norms and biases, also where layers are stacked."""
+  return {k: jnp.ndim(v) > 1 and not re.search(r'norm|bias|scale', k) for k, v in flat.items()}
+
+
+def make(settings, steps: int) -> optax.GradientTransformation:
+  """The optimizer that a stage's settings ask for, with clipping before it.
+
+  Bytes of state a parameter: 'adamw' 8, or 6 with bfloat16 first moments (the second moment stays
+  fp32: its steps of 1 - b2 are too small for bfloat16's 8 bits); 'adafactor' next to none.
+  """
+  scale = {
+    'adamw': lambda: optax.scale_by_adam(b2=settings.adam_b2, mu_dtype=settings.adam_mu_dtype),
+    # The global norm is clipped before it; its own clipping bounds what one matrix moves.
+    'adafactor': lambda: optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)),
+  }[settings.optimizer]()
+  return optax.chain(
+    optax.clip_by_global_norm(settings.max_grad_norm)
+    if settings.max_grad_norm
+    else optax.identity(),
+    scale,
+    optax.add_decayed_weights(settings.weight_decay, decays),
+    optax.scale_by_learning_rate(schedule(settings, steps)),
+  )

@@ -1,0 +1,178 @@
+"""Tables of ablations: what a file may say, the commands of its rows, a table's numbers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from disranker_jax import config as configs
+from disranker_jax.commands import ablate
+from disranker_jax.errors import UserError
+from disranker_jax.evaluation import metrics
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / 'configs' / 'ablations').glob('*.py'))
+TINY = str(ROOT / 'configs' / 'tiny.py')
+
+
+def write(folder, text):
+  file = folder / 'table.py'
+  file.write_text(text)
+  return file
+
+
+@pytest.mark.parametrize('file', FILES, ids=lambda f: f.stem)
+def test_every_row_of_the_committed_tables_is_a_config_that_can_run(file):
+  table = ablate.load(file)
+  args = ablate.parse_args([str(file), f'--config={ROOT / "configs" / "quickstart.py"}'])
+  seen = set()
+  for row in table.rows:
+    changed = ablate.settings(args, row, 0, 0)
+    base = ablate.runpy.run_path(str(args.config))['get_config']()
+    base.update_from_flattened_dict(changed)
+    configs.check(base)
+    seen.add((row.model, json.dumps(changed, sort_keys=True)))
+  assert len(seen) == len(table.rows)  # no row is another one's twin
+
+
+@pytest.mark.parametrize(
+  ('text', 'said'),
+  [
+    ('"""T."""\nROWS = {}', 'needs a docstring and ROWS'),
+    ("ROWS = {'a': ('student', {})}", 'needs a docstring and ROWS'),
+    ('"""T."""\nROWS = {"a": ("pupil", {})}', "a: model 'pupil': there are random, bm25"),
+    ('"""T."""\nROWS = {"a": ("bm25", {})}\nAGAINST = "b"', "no row 'b'; there are a"),
+    ('raise KeyError(1)', 'cannot be run: KeyError: 1'),
+  ],
+)
+def test_what_a_file_cannot_say_is_one_line(tmp_path, text, said):
+  with pytest.raises(UserError, match=said.replace('(', r'\(')):
+    ablate.load(write(tmp_path, text))
+
+
+def test_a_row_with_an_unknown_key_is_named(tmp_path):
+  file = write(tmp_path, '"""T."""\nROWS = {"a": ("student", {"distill.bta": 1})}')
+  args = ablate.parse_args([str(file), '--config', TINY])
+  with pytest.raises(UserError, match=r'a: config\.distill\.bta: there is no such key'):
+    ablate.settings(args, ablate.load(file).rows[0], 0, 0)
+
+
+def test_commands_share_stages_and_seed_only_students(tmp_path, capsys):
+  rows = '{"first": ("bm25", {}), "mine": ("student", {"student.layers": (0, 1)})}'
+  file = write(tmp_path, f'"""T."""\nROWS = {rows}')
+  changed = ('--set=sft.epochs=2.0', '--set=data.holdout=0.5', '--folds=0,1', '--seeds=0,1')
+  where = (f'--config={TINY}', f'--workdir={tmp_path}')
+  ablate.main([str(file), *where, *changed, '--dry-run'])
+  first, second, *students = capsys.readouterr().out.splitlines()
+  assert len(students) == 4  # two seeds in two folds; BM25 has no seed
+  assert '--config.stages=prepare,evaluate' in first and '--config.data.fold=1' in second
+  assert all('--config.sft.epochs=2.0' in line for line in (first, *students))
+  assert '--config.student.layers=(0, 1)' in students[0]
+  assert [f'--config.student.seed={n}' in students[2] for n in (0, 1)] == [False, True]
+
+
+def found(scores_SQ, pairs_SQ2):
+  """What runs of some seeds gave, as evaluation writes it."""
+  row = ablate.Found(device='cpu')
+  for seed, (scores_Q, pairs_Q2) in enumerate(zip(scores_SQ, pairs_SQ2, strict=True)):
+    for metric in ablate.METRICS:
+      for q, score in enumerate(scores_Q):
+        sums = pairs_Q2[q] if metric == 'pnr' else np.array([score, 1.0])
+        of_metric, of_seed = row.sums.setdefault(metric, {}), row.by_seed.setdefault(seed, {})
+        of_metric[f'q{q}'] = of_metric.get(f'q{q}', 0) + sums
+        of_seed[metric] = of_seed.get(metric, 0) + sums
+  return row
+
+
+def test_seeds_are_averaged_and_rows_compared_over_queries():
+  rng = np.random.default_rng(0)
+  base_SQ, better_SQ = rng.random((1, 60)), rng.random((3, 60))
+  better_SQ += 0.3
+  pairs_SQ2 = np.stack([rng.integers(1, 9, (3, 60)), np.full((3, 60), 10)], -1).astype(float)
+  rows = [ablate.Row('base', 'bm25', {}), ablate.Row('better', 'student', {})]
+  rows.append(ablate.Row('same', 'bm25', {}))
+  table = ablate.Table('T', '', tuple(rows), 'base')
+  base = found(base_SQ, pairs_SQ2[:1])
+  result = ablate.analyse(
+    table, {'base': base, 'better': found(better_SQ, pairs_SQ2), 'same': base}
+  )
+  assert [row['name'] for row in result] == ['base', 'better', 'same']
+  cell = result[1]['metrics']['ndcg@5']
+  assert cell['value'] == pytest.approx(better_SQ.mean())
+  assert cell['by_seed'] == pytest.approx(dict(enumerate(better_SQ.mean(1))))
+  away = cell['difference']
+  assert away['value'] == pytest.approx(better_SQ.mean() - base_SQ.mean())
+  # A paired interval of a mean is about 1.96 standard errors of the differences by query.
+  error = np.std(better_SQ.mean(0) - base_SQ[0]) / np.sqrt(60)
+  assert away['high'] - away['low'] == pytest.approx(2 * 1.96 * error, rel=0.1)
+  assert away['p'] <= away['p_holm'] <= 2 * away['p'] + 1e-9 and away['p_holm'] < 0.01
+  same = result[2]['metrics']['ndcg@5']['difference']
+  assert (same['value'], same['p_holm']) == (0, 1)
+  # PNR is pooled: concordant over discordant pairs of all queries and seeds.
+  concordant, every = pairs_SQ2.sum((0, 1))
+  assert result[1]['metrics']['pnr']['value'] == pytest.approx(
+    metrics.ratio(concordant, every - concordant)
+  )
+
+
+def test_queries_of_one_cluster_are_drawn_together():
+  """Ten clusters of six equal queries say as much as ten queries."""
+  rng, names = np.random.default_rng(1), ('base', 'other')
+  table = ablate.Table('T', '', tuple(ablate.Row(n, 'bm25', {}) for n in names), 'base')
+  # The last digit of q10 to q59 and q0 to q9 is the cluster.
+  scores = {name: rng.random(10) for name in names}
+  pairs = np.ones((1, 60, 2))
+  sixty = {name: found(np.tile(ten, 6)[None], pairs) for name, ten in scores.items()}
+  ten = {name: found(ten[None], pairs[:, :10]) for name, ten in scores.items()}
+  cells = [
+    ablate.analyse(table, rows, by)[1]['metrics']['ndcg@5']['difference']
+    for rows, by in ((ten, ''), (sixty, r'\d$'))
+  ]
+  assert cells[0] == pytest.approx(cells[1])
+
+
+def test_one_cluster_of_all_queries_is_refused_and_the_config_says_what_is_one(
+  tmp_path, monkeypatch
+):
+  table = ablate.Table('T', '', (ablate.Row('base', 'bm25', {}),), 'base')
+  with pytest.raises(UserError, match=r"'\^q' matches all queries alike"):
+    ablate.analyse(table, {'base': found(np.ones((1, 3)), np.ones((1, 3, 2)))}, '^q')
+  rng = np.random.default_rng(2)
+  row = found(rng.random((1, 40)), np.ones((1, 40, 2)))
+  monkeypatch.setattr(ablate, 'run_all', lambda *_: {'a': row})
+  file = write(tmp_path, '"""T."""\nROWS = {"a": ("bm25", {})}')
+  for flags, clusters in ([], 40), (['--set=data.holdout_by=[0-9]$'], 10):
+    ablate.main([str(file), '--config', TINY, '--out', str(tmp_path), *flags])
+    result = json.loads((tmp_path / 'table-tiny.json').read_text())
+    assert (result['queries'], result['clusters']) == (40, clusters)
+
+
+def test_rows_over_other_queries_are_refused():
+  table = ablate.Table('T', '', (ablate.Row('a', 'bm25', {}), ablate.Row('b', 'bm25', {})), 'a')
+  pairs = np.ones((1, 3, 2))
+  with pytest.raises(UserError, match='b: was evaluated on other queries than a'):
+    ablate.analyse(table, {'a': found(np.ones((1, 3)), pairs), 'b': found(np.ones((1, 2)), pairs)})
+
+
+@pytest.mark.slow
+def test_a_table_from_runs_to_files(tmp_path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  rows = '{"first": ("bm25", {}), "labels": ("student_sft", {}), "beta": ("student", {})}'
+  file = write(tmp_path, f'"""T.\n\nText."""\nROWS = {rows}')
+  arguments = [str(file), '--config', TINY, '--workdir', str(tmp_path / 'runs')]
+  arguments += ['--out', str(tmp_path / 'out'), '--seeds=0,1']
+  ablate.main(arguments)
+  result = json.loads((tmp_path / 'out' / 'table-tiny.json').read_text())
+  assert [row['seeds'] for row in result['rows']] == [[0], [0, 1], [0, 1]]
+  run = json.loads((tmp_path / 'runs/labels/seed1-fold0/evaluate/results.json').read_text())
+  by_seed = result['rows'][1]['metrics']['ndcg@5']['by_seed']
+  assert by_seed['1'] == pytest.approx(run['student_sft']['ndcg@5'])
+  # The second seed's student has the first one's teacher.
+  manifests = [
+    json.loads((tmp_path / f'runs/beta/seed{seed}-fold0/score/manifest.json').read_text())
+    for seed in (0, 1)
+  ]
+  assert manifests[0] == manifests[1]
+  page = (tmp_path / 'out' / 'table-tiny.md').read_text()
+  assert '| labels |' in page and 'table-tiny.svg' in page and 'Text.' in page

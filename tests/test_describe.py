@@ -1,0 +1,148 @@
+"""What `inspect` tells: right counts and percentiles, what the model would not see, bad rows."""
+
+import json
+
+import numpy as np
+import pytest
+
+from disranker_jax.commands import describe
+from disranker_jax.data import sources, survey
+from disranker_jax.data.records import BadRow, BadRows
+from disranker_jax.errors import UserError
+
+ROW = {
+  'query_id': 'q1',
+  'query': 'red fox',
+  'doc_id': 'd1',
+  'title': 'Foxes',
+  'summary': 'All red.',
+}
+
+
+def write(path, rows):
+  path.write_text(''.join((r if isinstance(r, str) else json.dumps(r)) + '\n' for r in rows))
+  return f'jsonl:{path}'
+
+
+def report(*arguments):
+  return describe.look(describe.parse_args(list(map(str, arguments))))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cache(tmp_path_factory):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('DISRANKER_CACHE', str(tmp_path_factory.mktemp('cache')))
+    yield
+
+
+def test_percentiles_are_numpys():
+  values = np.random.default_rng(0).integers(0, 50, 777)
+  histogram = survey.Histogram()
+  for value in values.tolist():
+    histogram.add(value)
+  assert list(histogram.percentiles().values()) == [
+    np.percentile(values, p, method='inverted_cdf') for p in survey.PERCENTILES
+  ]
+
+
+def test_labels_duplicates_and_queries_of_no_use(tmp_path):
+  address = write(
+    tmp_path / 'a.jsonl',
+    [
+      ROW | {'label': 2}, ROW | {'doc_id': 'd2', 'label': 0}, ROW | {'doc_id': 'd3', 'title': 'x'},
+      ROW | {'query_id': 'q2', 'label': 1, 'title': 'other'},
+      ROW | {'query_id': 'q3', 'query': 'dog'},
+      ROW | {'query_id': 'q4', 'query': 'cat', 'label': 1},
+      ROW | {'query_id': 'q4', 'query': 'cat', 'label': 0, 'doc_id': 'd5', 'summary': 'y'},
+    ],
+  )  # fmt: skip
+  found = report(address)
+  assert (found['queries'], found['pairs'], found['rows'], found['bad_rows']) == (4, 7, 7, 0)
+  assert found['labels'] == {'0': 2, '1': 2, '2': 1} and found['unjudged_pairs'] == 2
+  assert (found['judged_queries'], found['queries_with_one_grade']) == (3, 1)
+  assert found['duplicates'] == {
+    'query_texts_with_several_ids': 1,
+    'doc_ids_with_several_texts': 1,  # d1 is another page for q2
+    'texts_repeated_in_a_query': 1,
+    'of_those_with_different_labels': 1,
+  }
+
+
+def test_clicks(tmp_path):
+  address = write(tmp_path / 'a.jsonl', [ROW, ROW, ROW | {'title': 'x'}, ROW | {'query': 'dog'}])
+  found = report(address, '--kind', 'clicks')
+  assert found['clicks'] == 4
+  assert found['duplicates'] == {'queries_with_several_clicks': 1, 'same_click_again': 1}
+
+
+def test_bad_rows_of_one_kind_are_one_line_with_the_first_place(tmp_path, capsys):
+  rows = [
+    ROW, '{"broken', ROW | {'doc_id': 'd2', 'label': -1}, ROW | {'doc_id': 'd3', 'label': -7},
+    ROW | {'label': 1}, ROW,
+  ]  # fmt: skip
+  address = write(tmp_path / 'a.jsonl', rows)
+  found = report(address)
+  reasons = {row['reason'].partition(':')[0]: row for row in found['reasons']}
+  assert (reasons['label']['count'], reasons['label']['first']) == (2, f'{tmp_path}/a.jsonl:3')
+  assert reasons['row']['count'] == 1
+  # Twice with another label is told apart from twice the same.
+  twice = [row for row in found['reasons'] if row['reason'].startswith('doc_id')]
+  assert sorted('with label' in row['reason'] for row in twice) == [False, True]
+  assert found['bad_rows'] == 5 and found['pairs'] == 1
+  describe.main([address])
+  assert '1 pairs of 6 rows; 5 bad rows' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('tokenizer', ['tiny-encoder', 'tiny-decoder'])
+@pytest.mark.parametrize(('max_len', 'max_query_len'), [(24, 8), (64, 16), (512, 4), (512, 64)])
+def test_what_is_cut_is_what_the_prompt_cuts(tmp_path, tokenizer, max_len, max_query_len):
+  rng = np.random.default_rng(0)
+  words = ['list', 'file', 'string', 'path', 'number', 'return']
+
+  def text(most):
+    return ' '.join(rng.choice(words, rng.integers(1, most)))
+
+  rows = [
+    ROW | {'doc_id': f'd{i}', 'query_id': f'q{i}', 'query': text(12), 'title': text(10),
+           'summary': text(40)}
+    for i in range(60)
+  ]  # fmt: skip
+  address = write(tmp_path / 'a.jsonl', rows)
+  flags = ['--tokenizer', tokenizer, '--max_len', max_len, '--max_query_len', max_query_len]
+  found = report(address, *flags)
+  args = describe.parse_args(list(map(str, [address, *flags])))
+  prompt = describe.prompt_of(args)
+  args.max_len, args.max_query_len = 4096, 2048
+  everything = describe.prompt_of(args)
+  cut, lengths = [], []
+  for group in sources.read(address, 'test'):
+    whole, seen = (len(p.encode(group.query, group.docs)[0]) for p in (everything, prompt))
+    cut.append(whole > seen)
+    lengths.append(whole)
+  assert found['lengths']['truncated']['any'] == pytest.approx(np.mean(cut))
+  assert found['lengths']['input']['max'] == max(lengths)
+  assert found['lengths']['input']['p50'] == np.percentile(lengths, 50, method='inverted_cdf')
+  row = found['samples'][0]
+  ids = prompt.encode(rows[0]['query'], next(iter(sources.read(address, 'test'))).docs)[0].ids
+  assert (row['tokens'], row['model_sees']) == (len(ids), prompt.tokenizer.decode(ids))
+  assert len(found['samples']) == 3
+
+
+def test_nothing_is_left_and_json_is_json(tmp_path, capsys, monkeypatch):
+  address = write(tmp_path / 'a.jsonl', [ROW | {'label': 1}])
+  monkeypatch.chdir(tmp_path)
+  describe.main([address, '--json'])
+  assert json.loads(capsys.readouterr().out)['queries'] == 1
+  assert [path.name for path in tmp_path.iterdir()] == ['a.jsonl']
+  with pytest.raises(UserError, match='does not exist'):
+    describe.main([f'jsonl:{tmp_path}/none'])
+  with pytest.raises(UserError, match='--max_len'):
+    describe.main([address, '--tokenizer', 'tiny-encoder', '--max_len', '2'])
+
+
+def test_reasons_lose_their_values(tmp_path):
+  bad_rows = BadRows('quarantine', tmp_path / 'bad.jsonl')
+  for i in range(5):
+    bad_rows.reject('f', i, {}, BadRow('doc_id', f'{"its " * i!r} is there -{i}.5 times', 'mend'))
+  (row,) = survey.bad_rows(bad_rows.path)
+  assert row['count'] == 5 and row['first'] == 'f:0'
