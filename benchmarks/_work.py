@@ -29,7 +29,8 @@ from disranker_jax.data.prompts import Encoded
 from disranker_jax.data.records import Group
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
-from disranker_jax.pipeline import runner, systems
+from disranker_jax.pipeline import systems
+from disranker_jax.pipeline.stage import Run
 from disranker_jax.stages import cpt, distill, prepare, roles, score, sft
 from disranker_jax.training import train
 
@@ -121,8 +122,8 @@ class Work:
     kind = alone.get(self.stage, 'judgements')
     return [kind] if kind else score.kinds(self.config)
 
-  def run(self, mesh=None) -> runner.Run:
-    return runner.Run(self.config, self.folder, mesh)
+  def run(self, mesh=None) -> Run:
+    return Run(self.config, self.folder, mesh)
 
   def prepare(self) -> None:
     """Without a word to JAX: where a device is shared, this process must not take it."""
