@@ -1,26 +1,32 @@
-# Sets up its own environment in .venv and runs the two things a newcomer wants.
+# Every target sets up the environment in .venv first. `make help` lists them.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 WORKDIR ?= runs/quickstart
 PARALLEL ?= -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-# These need the TPU's compiler, not a TPU.
+# These need the TPU compiler, but no TPU.
 WITH_LIBTPU = tests/test_plan_fits.py tests/test_attention_devices.py
 
-.PHONY: help quickstart test test-all test-plan lint clean weights constraints
+.PHONY: help quickstart check test test-all test-plan lint clean weights constraints
 
 help:
-	@echo 'make quickstart   the whole pipeline on real text and weights (two cores: see README)'
-	@echo 'make test         the tests        make test-all   the slow ones too'
-	@echo 'make test-plan    that the paper'"'"'s run fits TPU slices, by their compiler; no TPU needed'
-	@echo 'make lint         ruff             make clean      removes .venv and .make'
+	@echo 'make quickstart   the whole pipeline on real text and weights'
+	@echo 'make check        the edit loop: fast tests and ruff, under 90 seconds on two cores'
+	@echo 'make test         all tests except the slow ones'
+	@echo 'make test-all     all tests'
+	@echo 'make test-plan    whether the run of the paper fits TPU slices, by the TPU compiler; no TPU'
+	@echo 'make lint         ruff'
+	@echo 'make clean        removes .venv and .make'
 
 quickstart: .make/install weights
 	$(BIN)/python -m disranker_jax.main --config configs/quickstart.py --workdir $(WORKDIR)
 
 weights: .make/install
 	$(BIN)/disranker weights minilm-l6 smollm2-135m
+
+check: lint
+	$(BIN)/python -m pytest $(PARALLEL) --check
 
 test: .make/install-test
 	$(BIN)/python -m pytest $(PARALLEL)
@@ -29,14 +35,14 @@ test-all: .make/install-test .make/libtpu
 	$(BIN)/python -m pytest $(PARALLEL) -m ''
 	PYTHONPATH=.make/libtpu $(BIN)/python -m pytest -m slow $(WITH_LIBTPU)
 
-# A part of test-all: the paper's run fits a slice of each generation, by the TPU's own compiler.
+# A part of test-all: the run of the paper fits a slice of each TPU generation.
 test-plan: .make/install-test .make/libtpu
 	PYTHONPATH=.make/libtpu $(BIN)/python -m pytest -m slow tests/test_plan_fits.py -k generation
 
 lint: .make/install-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-# Pinned versions that were tried together; see CONTRIBUTING.md for how the file is made anew.
+# Pins the versions of this environment; CONTRIBUTING.md says when and how.
 constraints: .make/install-test .make/libtpu
 	{ head -1 constraints.txt; { $(BIN)/python -m pip freeze --exclude-editable; \
 	  $(BIN)/python -m pip freeze --path .make/libtpu; } | grep -v '^torch==' | sort -fu; } \
@@ -53,7 +59,7 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	@mkdir -p .make && touch $@ .make/install
 
-# Beside the environment, not in it: where libtpu is installed every start of JAX looks for a TPU.
+# Not in .venv: with libtpu installed, JAX looks for a TPU at every start.
 .make/libtpu: constraints.txt .make/install-test
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps --upgrade --target $@ libtpu
 	@touch $@

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the launchers. FLAGS: the arguments that go on to the program. With --dry-run `run`
-# prints commands instead of running them, quoted so that a shell reads back the same words.
+# Sourced by the launchers. FLAGS holds the arguments for the program. With --dry-run, `run` prints
+# each command instead of running it, quoted so that a shell parses it into the same words.
 
 DRY_RUN=
 FLAGS=()
@@ -22,8 +22,7 @@ die() {
   exit 2
 }
 
-# Words as a shell reads them. Not ${x@Q}, which macOS's bash does not know, nor printf %q, whose
-# backslashes nobody can read.
+# Quotes words for a shell. ${x@Q} is missing from macOS's bash, and printf %q is hard to read.
 words() {
   local word space=
   for word in "$@"; do
@@ -44,10 +43,12 @@ run() {
   fi
 }
 
-# A run id names cloud resources, so it has their alphabet.
+# A run id names cloud resources, so it is limited to their characters.
 check_run_id() {
   case $RUN_ID in
-    [!a-z]* | *[!a-z0-9-]* | *-) die "RUN_ID=$RUN_ID: a-z, 0-9 and -, from a letter to no dash" ;;
+    [!a-z]* | *[!a-z0-9-]* | *-)
+      die "RUN_ID=$RUN_ID: use a-z, 0-9 and -; start with a letter, do not end with -"
+      ;;
   esac
   [ "${#RUN_ID}" -le 40 ] || die "RUN_ID=$RUN_ID: at most 40 characters"
 }

@@ -1,25 +1,26 @@
 #!/usr/bin/env bash
-# A TPU slice on GKE: fills in launch/gke_jobset.yaml and hands it to kubectl. The JobSet starts all
-# pods again when one is lost; the run id names it and the workdir, so that they resume.
+# Runs on a TPU slice on GKE: fills in launch/gke_jobset.yaml and applies it with kubectl. The
+# JobSet restarts all pods when one is lost. The run id names the JobSet and the workdir, so the run
+# resumes.
 #
 #   BUCKET=my-bucket RUN_ID=mistral-1 IMAGE=us-docker.pkg.dev/my-project/disranker/tpu:1 \
 #     launch/gke.sh [--dry-run] --config.data.clicks='jsonl:/bucket/data/clicks-*.jsonl.gz'
 #
 # BUCKET            required; mounted in every pod as /bucket
-# RUN_ID            required; the same id goes on with the same run
-# IMAGE             required; made with launch/Dockerfile
+# RUN_ID            required; the same id resumes the same run
+# IMAGE             required; built with launch/Dockerfile
 # CONFIG            configs/disranker_mistral_7b.py
 # WORKDIR           /bucket/runs/$RUN_ID
 # ACCELERATOR       tpu-v5-lite-podslice; tpu-v6e-slice, tpu-v5p-slice
 # TOPOLOGY          8x8
 # CHIPS_PER_HOST    4
 # CAPACITY          spot; on-demand; or reserved, with RESERVATION=name
-# SERVICE_ACCOUNT   disranker: the Kubernetes one that may use the bucket
+# SERVICE_ACCOUNT   disranker: the Kubernetes service account with access to the bucket
 # RETRIES           20 restarts of the JobSet
 #
-# --dry-run prints the manifest. Cluster, node pool, JobSet and service account: launch/README.md.
-# First lines of `kubectl logs`, of the pod with index 0 (`cpt (2/9): goes on` after a restart):
-#   prepare (1/9): begins
+# --dry-run prints the manifest. launch/README.md describes how to create the cluster, node pool,
+# JobSet controller and service account. `kubectl logs` of the pod with index 0 starts with
+# `prepare (1/9)`; after a restart it starts with the interrupted stage, such as `cpt (2/9)`.
 # shellcheck disable=SC2034 # fill() reads variables by name
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -27,7 +28,7 @@ source launch/common.sh
 
 : "${BUCKET:?set BUCKET to the name of a bucket in the region of the cluster, without gs://}"
 : "${RUN_ID:?set RUN_ID to a name for this run; the same name resumes it}"
-: "${IMAGE:?set IMAGE to a container image made with launch/Dockerfile}"
+: "${IMAGE:?set IMAGE to a container image built with launch/Dockerfile}"
 check_run_id
 CONFIG=${CONFIG:-configs/disranker_mistral_7b.py}
 WORKDIR=${WORKDIR:-/bucket/runs/$RUN_ID}
@@ -40,7 +41,7 @@ case $TOPOLOGY in
   '' | *[!0-9x]* | x* | *x | *xx*) die "TOPOLOGY=$TOPOLOGY: must be like 8x8 or 2x2x4" ;;
 esac
 HOSTS=$((${TOPOLOGY//x/*} / CHIPS_PER_HOST))
-[ "$HOSTS" -gt 0 ] || die "TOPOLOGY=$TOPOLOGY has less than CHIPS_PER_HOST=$CHIPS_PER_HOST chips"
+[ "$HOSTS" -gt 0 ] || die "TOPOLOGY=$TOPOLOGY has fewer than CHIPS_PER_HOST=$CHIPS_PER_HOST chips"
 case ${CAPACITY:=spot} in
   spot) NODE_LABEL=cloud.google.com/gke-spot NODE_VALUE=true ;;
   on-demand) NODE_LABEL=cloud.google.com/gke-provisioning NODE_VALUE=standard ;;
@@ -51,7 +52,7 @@ case ${CAPACITY:=spot} in
   *) die "CAPACITY=$CAPACITY: must be spot, on-demand or reserved" ;;
 esac
 
-# A JSON list, which YAML reads too. Kubernetes turns $$ into $, and $(NAME) into a variable.
+# Prints words as a JSON list, which is valid YAML. $ is doubled because Kubernetes expands $(NAME).
 json() {
   local word comma=
   for word in "$@"; do
@@ -67,7 +68,7 @@ fill() {
   local name text
   text=$(cat launch/gke_jobset.yaml)
   for name in ACCELERATOR BUCKET CHIPS_PER_HOST HOSTS IMAGE NODE_LABEL NODE_VALUE RETRIES RUN_ID \
-    SERVICE_ACCOUNT TOPOLOGY ARGS; do # ARGS last: it may hold anything
+    SERVICE_ACCOUNT TOPOLOGY ARGS; do # ARGS last: its text may contain any ${NAME}
     text=${text//"\${$name}"/"${!name}"}
   done
   printf '%s\n' "$text"

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# What a host of a TPU slice, a GKE pod or a SkyPilot node runs: the pipeline, in such a way that a
-# launcher can tell finished from stopped. Not called by hand.
+# Runs the pipeline on a host of a TPU slice, a GKE pod or a SkyPilot node, with an exit status that
+# separates finished from stopped. The launchers call it; it is not meant to be run by hand.
 #
 #   launch/run.sh --config FILE --workdir DIR [flags]
 #
-# Exit status: 0 finished; 2 an error to mend, which no retry cures; 143 stopped by SIGTERM, when
-# the program itself says 0 because it did as it was told; anything else: worth another try.
-# PID_FILE=FILE  end what an earlier call left running: a lost connection does not stop the
-#                program on the other side, and two programs cannot share the chips.
-# GRACE=120      seconds that it gets to save
+# Exit status: 0 finished; 2 an error that the user must fix, so a retry does not help; 143 stopped
+# by SIGTERM (the program itself exits with 0); anything else: retry. PID_FILE=FILE  first end the
+# program that an earlier call left running: a lost connection does not
+#                stop it, and two programs cannot share the chips
+# GRACE=120      seconds for that program to save
 set -u
 
 end_leftover() {
   local old
   old=$(cat "$PID_FILE" 2>/dev/null)
-  # The number may by now be another program's.
+  # The process id may have been reused by another program.
   [ -n "$old" ] && grep -qs disranker_jax "/proc/$old/cmdline" || return 0
   echo "run.sh: ending process $old of an earlier call" >&2
   kill -TERM "$old" 2>/dev/null
@@ -32,7 +32,7 @@ trap 'stopped=1; [ -z "$pid" ] || kill -TERM "$pid" 2>/dev/null' TERM
 python -m disranker_jax.main "$@" &
 pid=$!
 [ -z "${PID_FILE:-}" ] || echo "$pid" > "$PID_FILE"
-[ -z "$stopped" ] || kill -TERM "$pid" # came before there was a pid
+[ -z "$stopped" ] || kill -TERM "$pid" # the signal came before there was a pid
 wait "$pid"
 status=$?
 if [ -n "$stopped" ]; then # the signal ended the wait, not the program

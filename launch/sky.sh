@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# GPU nodes on whatever cloud has them, by SkyPilot: a managed job that is started again elsewhere
-# when a spot node is taken. The run id names the workdir, so that it resumes.
+# Runs on GPU nodes of any cloud with SkyPilot: a managed job that restarts elsewhere when a spot
+# node is preempted. The run id names the workdir, so the run resumes.
 #
 #   BUCKET=gs://my-bucket RUN_ID=mistral-1 launch/sky.sh [--dry-run] [--stages=cpt,sft]
 #
 # BUCKET        required, with gs://; mounted on every node as /bucket
-# RUN_ID        required; the same id goes on with the same run
+# RUN_ID        required; the same id resumes the same run
 # CONFIG        configs/disranker_mistral_7b.py
 # WORKDIR       /bucket/runs/$RUN_ID
 # NODES         1
-# ACCELERATOR   H100:8 in a node
+# ACCELERATOR   H100:8 per node
 # CAPACITY      spot; or on-demand
 #
-# First lines of `sky jobs logs`, of node 0 (`cpt (2/9): goes on` after a recovery):
-#   prepare (1/9): begins
+# `sky jobs logs` of node 0 starts with `prepare (1/9)`; after a recovery it starts with the
+# interrupted stage, such as `cpt (2/9)`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/common.sh
@@ -21,7 +21,7 @@ source launch/common.sh
 : "${BUCKET:?set BUCKET to the address of a bucket, such as gs://my-bucket}"
 : "${RUN_ID:?set RUN_ID to a name for this run; the same name resumes it}"
 check_run_id
-# Checkpoints are finished by renaming a folder, which mounts of other stores do not do as a whole.
+# A checkpoint is committed by renaming a folder. Mounts of other stores do not rename atomically.
 case $BUCKET in gs://?*) ;; *) die "BUCKET=$BUCKET: must be a gs:// address" ;; esac
 CONFIG=${CONFIG:-configs/disranker_mistral_7b.py}
 WORKDIR=${WORKDIR:-/bucket/runs/$RUN_ID}

@@ -1,25 +1,27 @@
 #!/usr/bin/env bash
-# A Cloud TPU slice as a queued resource: asks for it, waits, runs on all workers, and asks again
-# when it is preempted. The run id names slice and workdir, so that a new slice resumes.
+# Runs on a Cloud TPU slice: requests it as a queued resource, waits, runs on all workers, and
+# requests a new slice after a preemption. The run id names the slice and the workdir, so a new
+# slice resumes.
 #
 #   PROJECT=my-project ZONE=us-west4-a BUCKET=my-bucket RUN_ID=mistral-1 \
 #     launch/tpu_pod.sh [--dry-run] --config.data.clicks='jsonl:/bucket/data/clicks-*.jsonl.gz'
 #
 # PROJECT, ZONE, BUCKET   required; the bucket is mounted on every worker as /bucket
-# RUN_ID                  required; the same id goes on with the same run
+# RUN_ID                  required; the same id resumes the same run
 # CONFIG                  configs/disranker_mistral_7b.py
 # WORKDIR                 /bucket/runs/$RUN_ID
 # ACCELERATOR             v5litepod-64 (a v5e:8x8); v6e-64, v5p-128, ...
-# RUNTIME                 the accelerator's image
+# RUNTIME                 the VM image for the accelerator
 # CAPACITY                spot; or reserved, on-demand
-# RETRIES                 20 runs that may end without being finished
-# KEEP                    1: leave the slice there when the run has finished
+# RETRIES                 20 more attempts after the first one fails
+# KEEP                    1: do not delete the slice after the run has finished
 # POLL_SECONDS            30
 #
-# Run it where it can stay for days (tmux on a small VM). Ctrl-C ends it, not the run on the slice.
+# Start it where it can run for days (tmux on a small VM). Ctrl-C stops this script, but not the
+# program on the slice.
 #
-# First lines of the log, after gcloud's own, from worker 0 (`cpt (2/9): goes on` after a retry):
-#   prepare (1/9): begins
+# After gcloud's output the log of worker 0 starts with `prepare (1/9)`; after a retry it starts
+# with the interrupted stage, such as `cpt (2/9)`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/common.sh
@@ -51,7 +53,7 @@ where=(--project="$PROJECT" --zone="$ZONE" --quiet)
 queue=(gcloud compute tpus queued-resources)
 vm=(gcloud compute tpus tpu-vm)
 code=${TMPDIR:-/tmp}/disranker_jax-$RUN_ID.tar.gz
-# Compiled programs are kept in the bucket: a resumed run does not compile again.
+# Compiled programs are cached in the bucket, so a resumed run does not compile.
 environment=(DISRANKER_DISTRIBUTED=1 JAX_COMPILATION_CACHE_DIR=/bucket/jax_cache
   PID_FILE=/tmp/disranker.pid)
 setup="mkdir -p disranker_jax && tar -xzf disranker_jax.tar.gz -C disranker_jax && \
@@ -59,15 +61,15 @@ $(words bash disranker_jax/launch/tpu_setup.sh "$BUCKET" /bucket)"
 program="cd disranker_jax && . .venv/bin/activate && $(words env "${environment[@]}" \
   bash launch/run.sh --config "$CONFIG" --workdir "$WORKDIR" ${FLAGS[@]+"${FLAGS[@]}"})"
 
-# Sets state: empty if there is no such resource, UNKNOWN if the service does not answer, else the
-# queued resource's; for an ACTIVE one the VM's, which says sooner that it was preempted.
+# Sets `state` to the state of the queued resource: empty if there is none, UNKNOWN if the service
+# does not answer. An ACTIVE resource gets the state of its VM, which shows a preemption earlier.
 look() {
   local listing=("${queue[@]}" list "${where[@]}" --filter="name~\"/$RUN_ID\$\""
     --format='value(state.state)')
   local describing=("${vm[@]}" describe "$RUN_ID" "${where[@]}" --format='value(state)')
   if [ -n "$DRY_RUN" ]; then
     run "${listing[@]}"
-    state=${asked:+READY}
+    state=${requested:+READY}
     [ -z "$state" ] || run "${describing[@]}"
     return
   fi
@@ -76,23 +78,23 @@ look() {
 }
 
 acquire() {
-  local unanswered=0 asked=
+  local unanswered=0 requested=
   while look; [ "$state" != READY ]; do
     case $state in
       '')
         run "${queue[@]}" create "$RUN_ID" --node-id="$RUN_ID" "${where[@]}" \
           --accelerator-type="$ACCELERATOR" --runtime-version="$RUNTIME" \
           ${capacity[@]+"${capacity[@]}"} || return
-        asked=1
+        requested=1
         ;;
       SUSPENDED | FAILED | PREEMPTED | TERMINATED)
         run "${queue[@]}" delete "$RUN_ID" "${where[@]}" --force || return
         ;;
       UNKNOWN)
         unanswered=$((unanswered + 1))
-        [ "$unanswered" -lt 10 ] || die "gcloud cannot tell the state of $RUN_ID; see its messages"
+        [ "$unanswered" -lt 10 ] || die "gcloud does not report the state of $RUN_ID; see above"
         ;;
-      *) say "$RUN_ID: $state" ;; # in the queue, being made or being taken away
+      *) say "$RUN_ID: $state" ;; # in the queue, being created or being deleted
     esac
     wait_a_little
   done
@@ -109,7 +111,7 @@ attempt() {
   on_all "$program"
 }
 
-[ -n "$DRY_RUN" ] || git diff --quiet HEAD || say 'changes that are not committed are not sent'
+[ -n "$DRY_RUN" ] || git diff --quiet HEAD || say 'warning: uncommitted changes are not sent'
 run git archive --format=tar.gz --output="$code" HEAD
 status=0
 for try in $(seq 0 "$RETRIES"); do

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes a TPU VM ready: mounts the bucket and installs the program. Called by tpu_pod.sh on every
-# worker; does only what is not done yet.
+# Prepares a TPU VM: mounts the bucket and installs the program. tpu_pod.sh calls it on every
+# worker. Steps that are already done are skipped.
 #
 #   launch/tpu_setup.sh BUCKET MOUNT
 set -euo pipefail
@@ -13,19 +13,19 @@ if ! command -v gcsfuse > /dev/null; then
   curl -fsSL https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee "$key" > /dev/null
   echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main" |
     sudo tee /etc/apt/sources.list.d/gcsfuse.list > /dev/null
-  # A fresh VM upgrades itself for a while and holds the lock.
+  # A new VM upgrades its packages for a while and holds the lock.
   sudo apt-get -o DPkg::Lock::Timeout=600 -q update
   sudo apt-get -o DPkg::Lock::Timeout=600 -q install -y fuse gcsfuse
 fi
 if ! mountpoint -q "$mount"; then
   sudo mkdir -p "$mount"
   sudo chown "$(id -u)" "$mount"
-  # No cached metadata: what one host has written the others must see at once.
+  # No metadata cache: files written by one host must be visible to the others at once.
   gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 \
     "$bucket" "$mount"
 fi
 
-# The image's own Python is too old; the constraints were made on 3.11.
+# The image's Python is too old; constraints.txt was made on 3.11.
 export PATH="$HOME/.local/bin:$PATH"
 command -v uv > /dev/null || python3 -m pip install --user --quiet uv
 [ -d .venv ] || uv venv --quiet --python 3.11 .venv

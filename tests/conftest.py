@@ -6,6 +6,11 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
 from absl import flags
 from jax import config
 
@@ -14,9 +19,76 @@ config.update('jax_numpy_rank_promotion', 'raise')
 # Tests compile many small programs and run each a few times.
 config.update('jax_disable_most_optimizations', True)
 
-LONG = ('test_pipeline.py', 'test_sharding.py', 'test_processes.py', 'test_other_teachers.py')
+TESTS = Path(__file__).parent
+# The tests that `--check` leaves out, those that take longest first.
+HEAVY = (
+  'pipeline/*',
+  'test_sharding.py',
+  'test_processes.py',
+  'test_reliability.py',
+  'launch/*',
+  'test_plan*.py',
+  'test_bench_*.py',
+  'test_attention*.py',
+  'test_network.py',
+  'test_hf.py',
+  'test_train.py',
+  'exporting/*',
+  'test_decoder.py',
+  'serve/test_command.py',
+  'serve/test_bench.py',
+  'test_fuse.py',
+  'test_losses_peers.py',
+  'test_python_docs.py',
+  'test_rerank.py',
+  'test_irds.py',
+  'test_tiny.py',
+  'test_encoder.py',
+  'test_tokenising.py',
+  'test_prepare_command.py',
+  'test_gguf.py',
+)
+# Why an optional package may be missing, for the reasons of skipped tests.
+WHY_MISSING = {
+  'torch': 'the extra test installs it on Python 3.11 only; elsewhere: pip install torch',
+  'sentence_transformers': 'the extra test installs it on Python 3.11 only',
+  'libtpu': 'the TPU compiler, which make test-all installs',
+}
+
+
+def pytest_addoption(parser):
+  parser.addoption('--check', action='store_true', help='leave out the tests of HEAVY')
+
+
+def pytest_configure(config):
+  for pattern in HEAVY:
+    if not any(TESTS.glob(pattern)):
+      raise pytest.UsageError(f'{__file__}: HEAVY lists {pattern!r}, which matches no file')
+
+
+def pytest_ignore_collect(collection_path, config):
+  if config.getoption('check') and rank(collection_path) < len(HEAVY):
+    return True
 
 
 def pytest_collection_modifyitems(items):
-  """The files that take longest begin first, or a worker would end alone with one of them."""
-  items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+  """Starts the longest files first; a worker that got one last would end alone with it."""
+  items.sort(key=lambda item: rank(item.path))
+
+
+def rank(path: Path) -> int:
+  """The index in HEAVY of the first pattern that matches a test file, len(HEAVY) if none does."""
+  name = path.relative_to(TESTS).as_posix()
+  return next((i for i, pattern in enumerate(HEAVY) if fnmatch(name, pattern)), len(HEAVY))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+  """Adds to the reason of a skipped test how to get the package that it needs."""
+  report = yield
+  if report.skipped and isinstance(report.longrepr, tuple):
+    file, line, reason = report.longrepr
+    if match := re.search(r"could not import '(\w+)", reason):
+      how = WHY_MISSING.get(match[1], "pip install -e '.[test]'")
+      report.longrepr = (file, line, f'{reason} ({how})')
+  return report

@@ -19,13 +19,17 @@ COLLECTIONS = HOME.parent / 'data'
 def ir_datasets(tmp_path_factory):
   """The library with this home; it looks for its home once, when it is imported."""
   if not HOME.is_dir():
-    pytest.skip('no ir_datasets home at ../shared/ir_datasets beside this checkout')
+    pytest.skip(
+      'needs an ir_datasets home in ../shared/ir_datasets, which is not part of the repository'
+    )
   folder = shutil.copytree(HOME, tmp_path_factory.mktemp('home') / 'ir')
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('IR_DATASETS_HOME', str(folder))
     for name in [n for n in sys.modules if n.split('.')[0] == 'ir_datasets']:
       patch.delitem(sys.modules, name)
-    yield pytest.importorskip('ir_datasets', reason='pip install disranker_jax[data]')
+    yield pytest.importorskip(
+      'ir_datasets', reason="needs ir_datasets: pip install 'disranker_jax[data]'"
+    )
 
 
 def read(address, kind, **options):
@@ -35,7 +39,9 @@ def read(address, kind, **options):
 @pytest.mark.slow
 def test_judgements_are_those_of_the_same_collection_as_files():
   if not (COLLECTIONS / 'nfcorpus').is_dir():
-    pytest.skip('no nfcorpus at ../shared/data beside this checkout')
+    pytest.skip(
+      'needs the collection nfcorpus in ../shared/data, which is not part of the repository'
+    )
   library = read('beir/nfcorpus/test', 'judgements')
   files = list(sources.read(f'trec:{COLLECTIONS}/nfcorpus', 'judgements'))
   assert len(library) == 323

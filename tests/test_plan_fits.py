@@ -14,7 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 pytestmark = [
   pytest.mark.slow,
-  pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs the extra tpu'),
+  pytest.mark.skipif(
+    importlib.util.find_spec('libtpu') is None, reason='needs libtpu: run make test-plan'
+  ),
 ]
 
 PAPER = 'configs/disranker_mistral_7b.py'

@@ -15,7 +15,9 @@ SHARED = pathlib.Path(__file__).parents[1].parent / 'shared' / 'data'
 def shared(name):
   path = SHARED / name
   if not path.is_dir():
-    pytest.skip(f'{name} is not at ../shared/data beside this checkout')
+    pytest.skip(
+      f'needs the collection {name} in ../shared/data, which is not part of the repository'
+    )
   return f'trec:{path}'
 
 

@@ -158,7 +158,7 @@ def alive(pid: int) -> bool:
     return False
 
 
-@pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='looks at processes in /proc')
+@pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='needs /proc, which only Linux has')
 def test_workers_end_when_the_main_process_is_killed():
   with subprocess.Popen(
     [sys.executable, '-c', ORPHANS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -1,4 +1,4 @@
-"""How many bytes a training step takes on a device: expected from shapes, and as compiled."""
+"""Bytes of device memory that a training step needs: from shapes, and from the compiled program."""
 
 import math
 import resource
@@ -7,16 +7,16 @@ import jax
 
 
 def per_device(tree) -> int:
-  """Bytes of a tree of arrays or shapes with shardings on the device that has most of it."""
+  """Bytes per device of a tree of sharded arrays or shapes; shards of an array have equal size."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
   )
 
 
 def parts(program, compiled) -> dict[str, int]:
-  """Bytes a device: parameters, optimizer moments, batch, and the compiler's scratch space.
+  """Bytes per device of parameters, optimizer moments, the batch and the scratch space.
 
-  Scratch space is mostly activations and gradients; what is donated is counted once.
+  Scratch space is mostly activations and gradients. Donated buffers are counted once.
   """
   held = {
     'parameters': per_device((program.trained, program.frozen)),
@@ -28,26 +28,26 @@ def parts(program, compiled) -> dict[str, int]:
 
 
 def peak(analysis) -> int:
-  """Bytes on a device when it is fullest, the program itself included."""
+  """Peak bytes on a device, including the program's own code."""
   code = analysis.generated_code_size_in_bytes
-  found, scratch = getattr(analysis, 'peak_memory_in_bytes', 0), analysis.temp_size_in_bytes
-  kept = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
-  kept -= analysis.alias_size_in_bytes
-  # A CPU's compiler leaves scratch space out of its peak, but for a few bytes of alignment.
-  return code + (found if found - kept > scratch // 100 else kept + scratch)
+  reported, scratch = getattr(analysis, 'peak_memory_in_bytes', 0), analysis.temp_size_in_bytes
+  buffers = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+  buffers -= analysis.alias_size_in_bytes
+  # The CPU compiler's peak excludes scratch space, except for a few bytes of alignment.
+  return code + (reported if reported - buffers > scratch // 100 else buffers + scratch)
 
 
 def expected(label: str, program, compiled) -> str:
-  """What a person reads at the start of a stage."""
-  found = parts(program, compiled)
-  text = ', '.join(f'{name} {size(n)}' for name, n in found.items() if name != 'batch')
-  return f'{label}: a device will hold {text}: {size(sum(found.values()))} in all'
+  """The log line at the start of a stage: expected bytes per device."""
+  bytes_of = parts(program, compiled)
+  text = ', '.join(f'{name} {size(n)}' for name, n in bytes_of.items() if name != 'batch')
+  return f'{label}: a device will hold {text}: {size(sum(bytes_of.values()))} in all'
 
 
 def measured(label: str) -> str:
-  """What a person reads after the first step: what was in use when it was most, so far.
+  """The log line after the first step: peak memory so far.
 
-  On this process's first device; where that does not count its bytes (a CPU), in the process.
+  Of this process's first device, or of the process where the device keeps no count (a CPU).
   """
   stats = jax.local_devices()[0].memory_stats() or {}
   if 'peak_bytes_in_use' in stats:

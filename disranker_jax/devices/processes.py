@@ -1,7 +1,7 @@
-"""Several processes that train one model: who is first, waiting for each other, stopping together.
+"""Several processes that train one model: rank, barriers, collectives, stopping together.
 
-A laptop is one process and everything here stands aside. On a pod slice or several nodes each host
-runs the same command on one shared workdir; process 0 writes what must be written once.
+With one process everything here is a no-op. On a pod slice or several nodes every host runs the
+same command on one shared workdir, and process 0 writes what must be written once.
 """
 
 import contextlib
@@ -21,23 +21,25 @@ from orbax.checkpoint import multihost
 from disranker_jax import progress
 from disranker_jax.errors import Stopped, UserError
 
-# A peer is taken for dead after this long without a sign of life; gangs may take long to gather.
+# A peer without a heartbeat for this long counts as dead; all hosts may take long to start.
 HEARTBEAT_S, GATHER_S = 60, 1800
-# One that ends waits this long for the others; if they do not end too, it failed, and they must.
+# An exiting process waits this long for the others. If they do not exit too, it failed, and the
+# runtime ends them.
 LEAVE_S = 60
-# How long the others wait for what one process does alone, such as preparing data.
+# How long the others wait for work that one process does alone, such as preparing data.
 ALONE_S = 7 * 24 * 3600
-HUNG = 75  # exit status of the watchdog: EX_TEMPFAIL, worth another try
+HUNG = 75  # exit status of the watchdog: EX_TEMPFAIL, worth a retry
 
 
 def start() -> None:
-  """Joins the other processes, if the environment says that there are any; before any array.
+  """Joins the other processes if the environment names any; call before the first array.
 
-  DISRANKER_COORDINATOR=host:port, DISRANKER_PROCESSES and DISRANKER_PROCESS name them;
-  DISRANKER_DISTRIBUTED=1 finds them by itself (Cloud TPU, GKE, SLURM, Open MPI).
+  Either DISRANKER_COORDINATOR=host:port, DISRANKER_PROCESSES (count) and DISRANKER_PROCESS (index),
+  or DISRANKER_DISTRIBUTED=1, which detects Cloud TPU, GKE, SLURM and Open MPI.
+  Raises: UserError for incomplete variables, or where no cluster is detected.
   """
   env = os.environ
-  how = {
+  timeouts = {
     'initialization_timeout': GATHER_S,
     'heartbeat_timeout_seconds': HEARTBEAT_S,
     'shutdown_timeout_seconds': LEAVE_S,
@@ -50,31 +52,31 @@ def start() -> None:
         'DISRANKER_COORDINATOR is set: set DISRANKER_PROCESSES (how many) and DISRANKER_PROCESS '
         '(0 for the first) to numbers as well'
       ) from e
-    jax.distributed.initialize(coordinator, count, index, **how)
+    jax.distributed.initialize(coordinator, count, index, **timeouts)
   elif env.get('DISRANKER_DISTRIBUTED') == '1':
     try:
-      jax.distributed.initialize(**how)
+      jax.distributed.initialize(**timeouts)
     except ValueError as e:
       raise UserError(f'DISRANKER_DISTRIBUTED=1: no cluster was found here ({e})') from e
   progress.mute(not is_first())
 
 
 def is_first() -> bool:
-  """Whether this is the process that writes what is written once."""
+  """Whether this is process 0, which writes what is written once."""
   return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-  """Waits until every process is here."""
+  """Waits until every process has reached the barrier of this name."""
   if jax.process_count() > 1:
     everyone = set(range(jax.process_count()))
     multihost.sync_global_processes(name, timeout=ALONE_S, processes=everyone)
 
 
 def first_alone(name: str, work: Callable):
-  """Process 0 does the work while the others wait; its result there, None elsewhere.
+  """Runs `work` in process 0 while the others wait; they return None.
 
-  If it raises UserError, all stop.
+  Raises: UserError in every process if `work` raises one.
   """
   if jax.process_count() == 1:
     return work()
@@ -94,13 +96,13 @@ def first_alone(name: str, work: Callable):
 
 
 def any_of(value: bool) -> bool:
-  """Whether it is so in any process."""
+  """Whether `value` is true in any process."""
   if jax.process_count() == 1:
     return value
   return bool(multihost_utils.process_allgather(np.array(value)).any())
 
 
-def told(values: np.ndarray) -> np.ndarray:
+def broadcast(values: np.ndarray) -> np.ndarray:
   """Process 0's array, in every process."""
   if jax.process_count() == 1:
     return values
@@ -115,9 +117,9 @@ def add_up(values: np.ndarray) -> np.ndarray:
 
 
 class StopRequest:
-  """Whether SIGTERM or Ctrl-C came to this process; a second Ctrl-C is immediate.
+  """True once this process has received SIGTERM or Ctrl-C; a second Ctrl-C stops at once.
 
-  A context manager that puts the old handlers back. `signal` is the number of the first that came.
+  A context manager that restores the old handlers. `signal` is the first signal's number, or 0.
   """
 
   def __init__(self):
@@ -125,7 +127,7 @@ class StopRequest:
     self._before = {}
 
   def stopped(self, message: str) -> Stopped:
-    """What to raise, once everything is on disk."""
+    """The exception to raise once everything is saved."""
     return Stopped(message, self.signal == signal.SIGINT)
 
   def __bool__(self) -> bool:
@@ -146,14 +148,14 @@ class StopRequest:
       raise KeyboardInterrupt
     if not self.signal:
       self.signal = number
-      progress.say('stopping after this step; once more to stop at once')
+      progress.say('stopping after this step; press Ctrl-C again to stop at once')
 
 
 class Watchdog:
-  """Ends this process with a reason if nothing has moved for `seconds`: a peer died or hangs.
+  """Ends this process with an error if `beat()` was not called for `seconds`.
 
-  A collective waits for ever for a process that is alive but does not come; nothing else notices.
-  Only where there is more than one process. A context manager; `beat()` says that work goes on.
+  A collective waits forever for a peer that is alive but stuck, and JAX does not notice. A context
+  manager; active only with more than one process.
   """
 
   def __init__(self, what: str, seconds: float):

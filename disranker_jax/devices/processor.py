@@ -1,25 +1,25 @@
-"""This machine's processor: what it is called, and in which precision it multiplies fastest."""
+"""This machine's CPU: its name, and whether it multiplies bf16 faster than fp32."""
 
 import os
 import platform
 from pathlib import Path
 
-CPUINFO = Path('/proc/cpuinfo')  # of Linux; elsewhere nothing is known of the instructions
+CPUINFO = Path('/proc/cpuinfo')  # Linux only; other systems do not list the instructions
 
 
 def described() -> str:
-  """'AMD EPYC, 2 cores, avx512_bf16 instructions'."""
+  """One line, such as 'AMD EPYC, 2 cores, avx512_bf16 instructions'."""
   facts = _facts()
   name = facts.get('model name') or platform.processor() or platform.machine()
-  found = [f'{kind} instructions' for kind in ('amx_bf16', 'avx512_bf16') if kind in _flags(facts)]
-  return ', '.join([name, f'{os.cpu_count()} cores', *found[:1]])
+  bf16 = [f'{kind} instructions' for kind in ('amx_bf16', 'avx512_bf16') if kind in _flags(facts)]
+  return ', '.join([name, f'{os.cpu_count()} cores', *bf16[:1]])
 
 
 def multiplies_bf16_faster() -> bool:
-  """Whether products of bf16 are faster than fp32 ones.
+  """Whether bf16 matrix products are faster than fp32 ones.
 
-  AMD's AVX-512 does twice as many, Intel's no more of them, which is measured (in
-  docs/performance.md). AMX is made for them. Of all others nobody has measured, so they are not.
+  AVX-512 bf16 doubles the speed on AMD and gains nothing on Intel (docs/performance.md). AMX is
+  built for bf16. Other CPUs were not measured and use fp32.
   """
   facts = _facts()
   flags = _flags(facts)
@@ -28,7 +28,7 @@ def multiplies_bf16_faster() -> bool:
 
 
 def _facts() -> dict[str, str]:
-  """The lines of the last core; they are alike but for numbers."""
+  """The fields of the last core; cores differ only in numbers."""
   lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
   return {k.strip(): v.strip() for k, _, v in (line.partition(':') for line in lines)}
 

@@ -76,7 +76,7 @@ def score_missing(label: str, groups, shards: Shards, scorer, c) -> None:
   """Scores the shards that are not there yet; each of several processes takes its share of them."""
   seen = processes.first_alone(f'{label}: look', shards.missing) or []
   # One list for all processes: what each sees changes as others finish.
-  missing = np.flatnonzero(processes.told(np.isin(range(len(shards)), seen))).tolist()
+  missing = np.flatnonzero(processes.broadcast(np.isin(range(len(shards)), seen))).tolist()
   own = missing[jax.process_index() :: jax.process_count()]
   if missing:
     say(f'{label}: {estimate(groups, shards, missing, scorer.prompt, c)}')

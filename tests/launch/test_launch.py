@@ -148,7 +148,7 @@ def test_a_missing_variable_is_named(stubs, script, name):
     ('tpu_pod.sh', {'RUN_ID': 'r' * 41}, 'at most 40 characters'),
     ('gke.sh', {'CAPACITY': 'reserved'}, 'RESERVATION: set RESERVATION to'),
     ('gke.sh', {'TOPOLOGY': '8by8'}, 'TOPOLOGY=8by8: must be like 8x8'),
-    ('gke.sh', {'TOPOLOGY': '1x1'}, 'less than CHIPS_PER_HOST=4 chips'),
+    ('gke.sh', {'TOPOLOGY': '1x1'}, 'fewer than CHIPS_PER_HOST=4 chips'),
     ('gke.sh', {'WORKDIR': 'a\nb'}, 'control character'),
     ('slurm.sh', {'TASKS': 'core'}, 'TASKS=core: must be gpu or node'),
     ('sky.sh', {'BUCKET': 's3://ours'}, 'BUCKET=s3://ours: must be a gs:// address'),
@@ -167,8 +167,8 @@ def test_help_is_the_head_comment(stubs, script):
   assert done.returncode == 0
   assert f'launch/{script} [--dry-run]' in done.stdout
   assert 'set -euo' not in done.stdout
-  # The first line of the log, as pipeline.run_stage says it.
-  assert f'{config.defaults().stages[0]} (1/{len(config.defaults().stages)}): begins' in done.stdout
+  stages = config.defaults().stages
+  assert f'`{stages[0]} (1/{len(stages)})`' in done.stdout  # as the log has it
   for name in REQUIRED[script]:
     assert re.search(rf'^{name}\b.* required|^[A-Z, ]*\b{name}\b.*required', done.stdout, re.M)
 

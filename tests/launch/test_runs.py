@@ -89,7 +89,7 @@ def test_a_silent_service_ends_the_wait(stubs):
   stubs.answer(list=[['', 1]] * 30)
   done = pod(stubs)
   assert done.returncode == 2
-  assert 'gcloud cannot tell the state of run-1' in done.stderr
+  assert 'gcloud does not report the state of run-1' in done.stderr
   assert 'create' not in stubs.kinds()
 
 

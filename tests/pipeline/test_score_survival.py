@@ -94,7 +94,7 @@ def mounted(folder, *arguments):
   folder.mkdir(exist_ok=True)
   done = subprocess.run(['mount', *arguments, folder], capture_output=True, text=True)
   if done.returncode:
-    pytest.skip(f'cannot mount: {done.stderr.strip()}')
+    pytest.skip(f'needs the right to mount a file system: {done.stderr.strip()}')
   try:
     yield
   finally:

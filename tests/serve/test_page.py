@@ -9,7 +9,8 @@ import subprocess
 import pytest
 
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
-needs_browser = pytest.mark.skipif(not CHROMIUM, reason='no chromium here')
+NO_CHROMIUM = 'needs chromium or google-chrome on the PATH (apt-get install chromium)'
+needs_browser = pytest.mark.skipif(not CHROMIUM, reason=NO_CHROMIUM)
 
 
 def browser(tmp_path, *options: str) -> str:
@@ -22,7 +23,7 @@ def browser(tmp_path, *options: str) -> str:
 def dom(server, tmp_path_factory):
   """The page after a search, as the browser has it."""
   if not CHROMIUM:
-    pytest.skip('no chromium here')
+    pytest.skip(NO_CHROMIUM)
   return browser(tmp_path_factory.mktemp('chromium'), '--dump-dom', f'{server.url}/?q=a+list+names')
 
 
