@@ -87,6 +87,10 @@ def defaults() -> ConfigDict:
   # With several processes: seconds without a step after which one gives up on the others; 0: never.
   # The first step compiles, which must fit in.
   c.watchdog_s = 1800.0
+  # Training logs beside each stage's metrics.jsonl: TensorBoard event files, and a Weights & Biases
+  # project (needs `pip install wandb`; '': none). They have no effect on results.
+  c.tensorboard = True
+  c.wandb_project = ''
 
   c.data = ConfigDict()
   # Addresses: 'python_docs:', 'jsonl:FILE' and 'parquet:FILE' (globs, .gz), 'ir_datasets:ID',
@@ -131,7 +135,7 @@ def defaults() -> ConfigDict:
   c.cpt = training()
   c.cpt.predict = 'document'  # the paper's query -> title + summary; 'query': the other way round
   c.cpt.samples = 4  # clicks whose continuation is written to samples.md afterwards
-  # A loss is 'name' or 'name?setting=value&setting=value'; losses.py has them all.
+  # A loss is 'name' or 'name?setting=value&setting=value'; losses/__init__.py lists them all.
   c.sft = training(group_size=8, loss='pairwise_hinge', margin=0.1)
   c.score = ConfigDict()
   c.score.batch_rows = 64
@@ -148,14 +152,17 @@ def defaults() -> ConfigDict:
   # of the pairs of one query with the same score.
   c.score.min_std = 1e-3
   c.score.max_tied_share = 0.5
-  c.score.judgements = True  # score the judged queries too, for distillation's hard-label term
+  # Score the judged queries too: distillation learns from their scores as from the candidates', and
+  # by its hard-label term from their labels.
+  c.score.judgements = True
   c.student_sft = training(
     group_size=8, loss='pairwise_hinge', margin=0.1, epochs=2.0, learning_rate=2e-5
   )
   c.distill = training(group_size=8, epochs=2.0, learning_rate=5e-5, warmup_ratio=0.1)
   c.distill.loss = 'hybrid'  # on the teacher's scores
   c.distill.beta = 0.4  # of hybrid, the weight of its Margin-MSE
-  c.distill.hard_label_weight = 0.0  # weight of the hard-label pairwise term on judged queries
+  c.distill.hard_label_weight = 0.0  # weight of the hard-label term on judged queries
+  c.distill.hard_loss = 'pairwise_hinge'  # that term's loss, any that sft.loss may name
   c.distill.hard_label_margin = 0.1  # its margin
   # '': teacher scores as they are; 'all': to mean 0 and deviation 1 over all; 'query': around each
   # query's own mean, for a teacher whose scores of one query say nothing about another's.
@@ -226,14 +233,18 @@ def check(config: ConfigDict) -> None:
       raise UserError(f'config.{side}.row_len: must be at least config.{side}.max_len')
   check_losses(config)
   check_stages(flat)
+  from disranker_jax.training.logs import check_wandb  # imported late, as losses
+
+  check_wandb(config.wandb_project)
 
 
 def check_losses(config: ConfigDict) -> None:
   """Raises UserError for a loss that there is not, or that does not have a setting."""
-  from disranker_jax import losses  # jax is slow to import, and a misspelt key needs it not
+  from disranker_jax import losses  # imported late: checking keys must not wait for jax
 
   for stage in ('sft', 'student_sft'):
     losses.choose(losses.ON_LABELS, config[stage].loss, f'{stage}.loss')
+  losses.choose(losses.ON_LABELS, config.distill.hard_loss, 'distill.hard_loss')
   losses.choose(losses.ON_SCORES, config.distill.loss, 'distill.loss')
 
 

@@ -1,8 +1,7 @@
 """Distillation: the student learns the teacher's scores, their values and their differences.
 
-Paper section 3.4: L = L_point + beta * L_margin (`loss = 'hybrid'`). A pairwise term on hard
-labels, where a query has them, may be added: the uniform-architecture study finds it critical. So
-may be a term on hidden states (TinyBERT), where teacher and student read the same tokens.
+Paper section 3.4: L = L_point + beta * L_margin (`loss = 'hybrid'`). Two terms can be added: one on
+the labels of judged queries, which arXiv:2302.04112 finds critical, and one on hidden states (TinyBERT), where teacher and student read the same tokens.
 """
 
 import functools
@@ -11,47 +10,49 @@ import jax.numpy as jnp
 import numpy as np
 
 from disranker_jax import losses
-from disranker_jax.data import batches
+from disranker_jax.data import batches, scored_groups
 from disranker_jax.data.records import Group
+from disranker_jax.data.scored_groups import ScoredGroups
 from disranker_jax.errors import UserError
+from disranker_jax.pipeline import manifest
 from disranker_jax.rankers.pointwise import score_fn
-from disranker_jax.stages import roles
+from disranker_jax.stages import prepare, roles, score
 from disranker_jax.stages.distill_hidden import HiddenStates, open_hidden
-from disranker_jax.stages.score import ScoredGroups
-from disranker_jax.stages.teacher_scores import TeacherScores
 from disranker_jax.training import train
+from disranker_jax.training.feed import OfflineFeed
 
 
 def distillation_loss(scores, c, variables, batch):
-  """The loss on scores + hard * pairwise over a batch's queries: (sum, queries, metrics).
+  """soft + hard_label_weight * hard (+ hidden_weight * hidden): (sum, valid queries, metrics).
 
-  `scores` gives scores_GN, and with c.hidden_weight also how far the hidden states are from the teacher's.
+  Args:
+    scores: (variables, batch) -> scores_GN, or with c.hidden_weight (scores_GN, hidden gap).
+    c: config.distill.
   """
   scores_GN, gap = scores(variables, batch) if c.hidden_weight else (scores(variables, batch), 0.0)
-  teacher_GN, mask_GN = batch['teacher_GN'], batch['mask_GN']
-  # Not margin: that is the hard term's.
+  labels_GN, mask_GN = batch['labels_GN'], batch['mask_GN']
+  # beta only: the margin key is the hard term's.
   soft = losses.choose(losses.ON_SCORES, c.loss, 'distill.loss', beta=c.beta)
-  soft_G, valid_G = soft(scores_GN, teacher_GN, mask_GN)
-  judged_GN = mask_GN & (batch['labels_GN'] >= 0)
-  hard_G, _ = losses.pairwise_hinge.per_group(
-    scores_GN, batch['labels_GN'], judged_GN, margin=c.hard_label_margin
+  soft_G, valid_G = soft(scores_GN, batch['teacher_GN'], mask_GN)
+  hard = losses.choose(
+    losses.ON_LABELS, c.hard_loss, 'distill.hard_loss', margin=c.hard_label_margin
   )
+  hard_G, _ = hard(scores_GN, labels_GN, mask_GN & (labels_GN >= 0))
   weight = jnp.sum(valid_G)
   metrics = {
     'soft': jnp.sum(soft_G) / jnp.maximum(weight, 1),
     'hard': jnp.sum(hard_G) / jnp.maximum(weight, 1),
+    'examples': jnp.sum(mask_GN),
   }
+  total = jnp.sum(soft_G + c.hard_label_weight * hard_G)
   if c.hidden_weight:
     metrics['hidden'] = gap
-  return (
-    jnp.sum(soft_G + c.hard_label_weight * hard_G) + c.hidden_weight * gap * weight,
-    weight,
-    metrics,
-  )
+    total += c.hidden_weight * gap * weight
+  return total, weight, metrics
 
 
 def draw(size: int, record: tuple[Group, np.ndarray], rng) -> tuple[Group, np.ndarray]:
-  """A query with at most `size` of its documents, and their scores."""
+  """The query with at most `size` of its documents, and their scores."""
   group, scores = record
   chosen = batches.sample(group, size, rng)
   docs = tuple(group.docs[i] for i in chosen)
@@ -70,26 +71,27 @@ def task(config, network, hidden: HiddenStates | None = None) -> train.Task:
   return train.Task(functools.partial(distillation_loss, scores, c), shape)
 
 
-def as_they_are(scores_N: np.ndarray) -> np.ndarray:
+def unchanged(scores_N: np.ndarray) -> np.ndarray:
   return scores_N
 
 
 def standardiser(facts: dict, how: str):
-  """What makes a query's teacher scores the student's targets, and the numbers that it goes by.
+  """(function from a query's teacher scores to the student's targets, the numbers it uses).
 
-  A teacher's scores of one query may say nothing about another's: so the likelihood of a query,
-  which is the query's own matter first of all. Point-MSE on such scores has the student learn
-  mostly what ranks nothing; 'query' takes each query's mean away.
+  A teacher's scores of one query may say nothing about another query's; a query likelihood, for
+  example, depends mostly on the query. Point-MSE on such scores spends the student on what does not
+  rank anything, so 'query' subtracts each query's mean.
 
-  facts  'mean', 'std', 'within' of all scores
-  how    config.distill.normalize_scores
+  Args:
+    facts: 'mean', 'std', 'within' of all scores.
+    how: config.distill.normalize_scores.
 
-  Raises UserError for an unknown `how`, and for scores that do not differ.
+  Raises: UserError for an unknown `how`, and for scores that do not differ.
   """
   if how not in ('', 'all', 'query'):
     raise UserError(f"config.distill.normalize_scores={how!r}: it is '', 'all' or 'query'")
   if not how:
-    return as_they_are, {}
+    return unchanged, {}
   numbers = {'std': facts['within']} if how == 'query' else {k: facts[k] for k in ('mean', 'std')}
   if not numbers['std'] > 0:
     raise UserError(
@@ -103,8 +105,20 @@ def standardiser(facts: dict, how: str):
   return targets, numbers
 
 
-def job(run, student: roles.Side, scored, targets=as_they_are, hidden=None) -> train.Job:
-  """The stage on groups with their scores, of which `targets` makes the student's targets."""
+def open_scored(run) -> ScoredGroups:
+  """The queries with teacher scores, of the run's own teacher or of `data.teachers`."""
+  if not run.config.data.teachers:
+    return score.open_scored(run)
+  hard = run.config.distill.hard_label_weight
+  facts = manifest.read(run.folder('prepare'))['results']['candidates']['teachers']
+  judged = prepare.records(run, 'judgements') if hard else None
+  return scored_groups.from_records(prepare.records(run, 'candidates'), judged, facts)
+
+
+def job(
+  run, student: roles.Side, scored: ScoredGroups, targets=unchanged, hidden=None
+) -> tuple[train.Job, OfflineFeed]:
+  """The stage on scored queries; `targets` makes the student's targets of a query's scores."""
   prompt = student.prompt()
 
   def encode(record):
@@ -113,7 +127,7 @@ def job(run, student: roles.Side, scored, targets=as_they_are, hidden=None) -> t
 
   def choose(record, rng):
     group, scores = record
-    # Before some are drawn: a query's mean is that of all its documents.
+    # Targets before the draw: a query's mean is over all of its documents.
     return draw(run.config.distill.group_size, (group, targets(scores)), rng)
 
   computed = task(run.config, student.network, hidden)
@@ -123,12 +137,11 @@ def job(run, student: roles.Side, scored, targets=as_they_are, hidden=None) -> t
 def run(run) -> dict:
   c = run.config.distill
   student = roles.open_side(run.config.student)
-  scored = TeacherScores(run) if run.config.data.teachers else ScoredGroups(run)
+  scored = open_scored(run)
   targets, numbers = standardiser(scored.facts, c.normalize_scores)
   variables = roles.trained(run, student, (c.init_from,) if c.init_from else ())
   hidden, more = open_hidden(run, student) if c.hidden_weight else (None, {})
-  todo = job(run, student, scored, targets, hidden)
-  variables |= more
-  train.fit(todo, variables, run.mesh)
-  told = {'standardised_by': numbers} if numbers else {}
-  return {'steps': todo.steps, 'rows': len(scored)} | told
+  todo, feed = job(run, student, scored, targets, hidden)
+  train.fit(todo, feed, variables | more, run.mesh)
+  results = {'steps': todo.steps, 'rows': len(scored)}
+  return results | ({'standardised_by': numbers} if numbers else {})

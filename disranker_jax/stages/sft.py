@@ -1,7 +1,7 @@
-"""Fine-tuning on labels: of the teacher (`sft`) and of the baseline student (`student_sft`).
+"""Fine-tuning on labels: the teacher (`sft`) and the baseline student (`student_sft`).
 
 Paper section 3.2: a pairwise rank loss over the documents of a query, at the final `</s>`. The
-student fine-tuned in the same way on the same labels is what distillation has to beat.
+student trained on the same labels is the baseline that distillation has to beat.
 """
 
 import functools
@@ -14,6 +14,7 @@ from disranker_jax.data.records import Group
 from disranker_jax.rankers.pointwise import score_fn, score_shape
 from disranker_jax.stages import prepare, roles
 from disranker_jax.training import train
+from disranker_jax.training.feed import OfflineFeed
 
 
 def label_loss(scores, per_group, variables, batch):
@@ -24,17 +25,18 @@ def label_loss(scores, per_group, variables, batch):
   better_GNN = losses.preferred(labels_GN, mask_GN)
   right_GNN = better_GNN & (losses.differences(scores_GN) > 0)
   accuracy = jnp.sum(right_GNN) / jnp.maximum(jnp.sum(better_GNN), 1)
-  return jnp.sum(loss_G), jnp.sum(valid_G), {'pair_accuracy': accuracy}
+  metrics = {'pair_accuracy': accuracy, 'examples': jnp.sum(mask_GN)}
+  return jnp.sum(loss_G), jnp.sum(valid_G), metrics
 
 
 def draw(size: int, group: Group, rng) -> Group:
-  """A query with at most `size` of its documents, all grades present where there is room."""
+  """The query with at most `size` of its documents, of every grade if there is room."""
   chosen = batches.sample(group, size, rng)
   return Group(group.query_id, group.query, tuple(group.docs[i] for i in chosen))
 
 
 def run(run) -> dict:
-  """The teacher, from where cpt left it."""
+  """The teacher, from the parameters that cpt trained."""
   teacher = roles.open_teacher(run.config)
   variables = roles.trained(run, teacher, ('cpt',))
   return on_labels(run, 'sft', teacher, variables)
@@ -47,7 +49,7 @@ def run_finetune(run) -> dict:
 
 
 def task(config, network, stage: str = 'sft') -> train.Task:
-  """What is computed, of which shapes."""
+  """The loss and the batch shape of a stage, 'sft' or 'student_sft'."""
   c = config[stage]
   scorer = config.teacher.scorer if stage == 'sft' else 'eos'
   row_len = config.teacher.row_len if stage == 'sft' else config.student.row_len
@@ -56,16 +58,16 @@ def task(config, network, stage: str = 'sft') -> train.Task:
   return train.Task(loss, score_shape(scorer, c.batch_rows, row_len, c.group_size))
 
 
-def job(run, side: roles.Side, stage: str = 'sft') -> train.Job:
+def job(run, side: roles.Side, stage: str = 'sft') -> tuple[train.Job, OfflineFeed]:
   """The stage on the judged queries."""
   encode = functools.partial(batches.encode_group, side.prompt())
   choose = functools.partial(draw, run.config[stage].group_size)
-  what, judgements = task(run.config, side.network, stage), prepare.records(run, 'judgements')
-  return roles.job(run, stage, what, judgements, encode, choose)
+  computed, judgements = task(run.config, side.network, stage), prepare.records(run, 'judgements')
+  return roles.job(run, stage, computed, judgements, encode, choose)
 
 
 def on_labels(run, stage: str, side, variables) -> dict:
   """Trains one side."""
-  todo = job(run, side, stage)
-  train.fit(todo, variables, run.mesh)
+  todo, feed = job(run, side, stage)
+  train.fit(todo, feed, variables, run.mesh)
   return {'steps': todo.steps, 'rows': len(prepare.records(run, 'judgements'))}
