@@ -1,7 +1,8 @@
 """Distillation: the student learns the teacher's scores, their values and their differences.
 
 Paper section 3.4: L = L_point + beta * L_margin (`loss = 'hybrid'`). Two terms can be added: one on
-the labels of judged queries, which arXiv:2302.04112 finds critical, and one on hidden states (TinyBERT), where teacher and student read the same tokens.
+the labels of judged queries, which arXiv:2302.04112 finds critical, and one on hidden states
+(TinyBERT), where teacher and student read the same tokens.
 """
 
 import functools
