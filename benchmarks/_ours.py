@@ -36,11 +36,10 @@ class Train:
     config, settings = self._work.config, self._work.config[self._work.stage]
     self._mesh = sharding.make_mesh(config.mesh)
     self._side = self._work.open_side()
-    job = self._work.job(self._side, self._mesh)
+    job, self._feed = self._work.job(self._side, self._mesh)
     variables = self._side.pretrained(config.seed, self._mesh)
-    batch = job.data.shape.zeros(job.data.blocks)
     program = train.Program(
-      job.loss, settings, job.steps, variables, batch, job.data.blocks, self._mesh
+      job.loss, settings, job.steps, variables, self._feed.shapes(), self._feed.blocks, self._mesh
     )
     self._trained, self._frozen = (
       sharding.put(x, self._mesh) for x in optimizer.split(variables, settings.trainable)
@@ -51,7 +50,6 @@ class Train:
     self.compiled = program.lower().compile()
     compile_s = time.perf_counter() - begin
     self._asked = sharding.flags(self._mesh, stop=False, failed=False)
-    self._feed = train.Feed(job.data, self._mesh, settings.gradient_accumulation_steps)
     self._waiter = concurrent.futures.ThreadPoolExecutor(1)
     self._drawn = self._feed.next()[0]
     count = model_flops(self._side.network, self._drawn[0], settings.trainable)

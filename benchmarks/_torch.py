@@ -168,8 +168,8 @@ class Train(Timed):
 
   def start(self) -> dict:
     c, side = self._work.config[self._work.stage], self._work.settings
-    job = self._work.job(self._work.open_side())
-    self._todo, self._settings = _work.steps(job), c
+    _, feed = self._work.job(self._work.open_side())
+    self._todo, self._settings = _work.steps(feed), c
     self._lora = bool(side.lora_rank)
     self._network = trainable(self._work, self._bf16)
     if self._compiled_model:

@@ -27,12 +27,14 @@ from disranker_jax.commands.plan import stages as plans
 from disranker_jax.data import batches, preparing, sources
 from disranker_jax.data.prompts import Encoded
 from disranker_jax.data.records import Group
+from disranker_jax.data.scored_groups import ScoredGroups
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.stages import cpt, distill, prepare, roles, score, sft
 from disranker_jax.training import train
+from disranker_jax.training.feed import OfflineFeed
 
 TRAINING = tuple(systems.training())
 SCORING = ('score', 'evaluate')  # the teacher on candidates, the student on test queries
@@ -148,13 +150,13 @@ class Work:
     scratch.mkdir(parents=True, exist_ok=True)
     return plans.config_folder(self.settings.model, scratch)
 
-  def job(self, side: roles.Side, mesh=None) -> train.Job:
-    """What the stage trains on; distillation from scores by chance, which cost what others do."""
+  def job(self, side: roles.Side, mesh=None) -> tuple[train.Job, OfflineFeed]:
+    """What the stage trains on; distillation learns random scores, which cost the same."""
     run = self.run(mesh)
     if self.stage == 'cpt':
       return cpt.job(run, side)
     if self.stage == 'distill':
-      return distill.job(run, side, ByChance(run))
+      return distill.job(run, side, random_scores(run))
     return sft.job(run, side, self.stage)
 
   def groups(self) -> 'Groups':
@@ -185,24 +187,19 @@ class Groups:
     return [self[i] for i in range(start, self._next)]
 
 
-class ByChance:
+def random_scores(run) -> ScoredGroups:
   """The records that distillation reads, with normal deviates for scores."""
 
-  mean, std = 0.0, 1.0
+  def part(number: int, kind: str):
+    groups = score.open_chosen(run, kind)
 
-  def __init__(self, run):
-    self._sources = [prepare.records(run, kind) for kind in score.kinds(run.config)]
-    self._config = run.config.score
-    self._ends = np.cumsum([len(s) for s in self._sources])
+    def read(i: int):
+      group, rng = groups[i], np.random.default_rng([number, i])
+      return group, rng.standard_normal(len(group.docs)).astype(np.float32)
 
-  def __len__(self) -> int:
-    return int(self._ends[-1])
+    return len(groups), read
 
-  def __getitem__(self, i: int) -> tuple[Group, np.ndarray]:
-    part = int(np.searchsorted(self._ends, i, side='right'))
-    group = self._sources[part][i - int(self._ends[part])]
-    group = score.chosen(group, self._config)
-    return group, np.random.default_rng(i).standard_normal(len(group.docs)).astype(np.float32)
+  return ScoredGroups([part(*k) for k in enumerate(score.kinds(run.config))], {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,14 +269,11 @@ class Sequence:
   teacher: float
 
 
-def steps(job: train.Job) -> Iterator[list[Sequence]]:
+def steps(feed: OfflineFeed) -> Iterator[list[Sequence]]:
   """What each step of a training stage computes on, without end."""
-  streams = [job.data.stream(block) for block in range(job.data.blocks)]
+  streams = [feed.data.stream(block) for block in range(feed.blocks)]
   while True:
-    drawn = [
-      batches.join([stream.next()[0] for stream in streams])
-      for _ in range(job.settings.gradient_accumulation_steps)
-    ]
+    drawn = [batches.join([stream.next()[0] for stream in streams]) for _ in range(feed.accumulate)]
     yield list(itertools.chain.from_iterable(map(sequences, drawn, itertools.count())))
 
 

@@ -45,8 +45,8 @@ class Data:
 
   def __init__(self, work: _work.Work, queries: int):
     side = work.open_side()
-    self._job, self._queries = work.job(side), queries
-    self.shape = self._job.data.shape
+    (_, self._feed), self._queries = work.job(side), queries
+    self.shape = self._feed.data.shape
     self._source = prepare.records(work.run(), work.kinds()[0])
     self._encode, draw = encoder(work, side)
     rng = np.random.default_rng(0)
@@ -54,7 +54,7 @@ class Data:
     self._encoded = [self._encode(r) for r in self._records]
     self._rows = sum(len(g.docs) for g in self._encoded)
     self._tokens = sum(len(d) for g in self._encoded for d in g.docs)
-    self._stream = self._job.data.stream(0)
+    self._stream = self._feed.data.stream(0)
 
   def _indices(self) -> Iterator[int]:
     """Spread over the source, as a shuffle reads it."""

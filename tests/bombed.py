@@ -16,7 +16,7 @@ def arm(stage: str, process: str, count: int) -> None:
   from disranker_jax.pipeline import runner
   from disranker_jax.rankers import pointwise  # arrays are made by some of what they import
 
-  run_stage, begin = runner.Pipeline.run_stage, pointwise.Scorer._begin
+  run_stage, begin = runner.Pipeline.run_stage, pointwise.PointwiseRanker._begin
   now, calls = [''], []
 
   def stage_starts(self, stage):
@@ -30,7 +30,7 @@ def arm(stage: str, process: str, count: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     return begin(self, *args)
 
-  runner.Pipeline.run_stage, pointwise.Scorer._begin = stage_starts, scored
+  runner.Pipeline.run_stage, pointwise.PointwiseRanker._begin = stage_starts, scored
 
 
 def started(start, bomb) -> None:

@@ -173,7 +173,7 @@ class TestRandomTokens:
       group = work.groups()[0]
       lengths = {len(d) for d in side.prompt().encode(group.query, group.docs)}
     else:
-      found = next(_work.steps(work.job(side)))
+      found = next(_work.steps(work.job(side)[1]))
       lengths = {len(s.ids) for s in found}
       assert all(len(s.targets) for s in found) == (stage == 'cpt')
     assert lengths == {24}
@@ -211,7 +211,7 @@ def test_rounds_of_scoring_nearly_fill_their_batches(prepared):
 
 def test_distillations_scores_are_the_same_for_all(prepared):
   run = work_on(prepared, 'distill').run()
-  a, b = _work.ByChance(run), _work.ByChance(run)
+  a, b = _work.random_scores(run), _work.random_scores(run)
   assert len(a) == 64  # candidates and judgements
   for i in (0, 31, 32, 63):
     (group, scores), (same, again) = a[i], b[i]
@@ -226,9 +226,9 @@ def test_steps_are_those_that_the_feed_gives(prepared):
     'student_sft',
     **{'student_sft.data_shards': 2, 'student_sft.gradient_accumulation_steps': 2},
   )
-  job = work.job(work.open_side())
-  streams = [job.data.stream(b) for b in (0, 1)]
-  for found in itertools.islice(_work.steps(job), 2):
+  _, feed = work.job(work.open_side())
+  streams = [feed.data.stream(b) for b in (0, 1)]
+  for found in itertools.islice(_work.steps(feed), 2):
     drawn = [[s.next()[0] for s in streams] for _ in range(2)]
     tokens = sum(int((b['segments_BT'] > 0).sum()) for pair in drawn for b in pair)
     assert sum(len(s.ids) for s in found) == tokens

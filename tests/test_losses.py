@@ -1,4 +1,4 @@
-"""Losses against explicit float64 loops; what ties, padding and empty queries may not do."""
+"""Losses against explicit float64 loops; ties, padding and empty queries change nothing else."""
 
 import functools
 import itertools
@@ -12,7 +12,9 @@ import pytest
 from losses_reference import mean, pairs
 
 from disranker_jax import losses
+from disranker_jax.config import check, defaults
 from disranker_jax.errors import UserError
+from disranker_jax.losses import ndcg
 from disranker_jax.stages.distill import distillation_loss
 from disranker_jax.stages.sft import label_loss
 
@@ -142,7 +144,7 @@ def test_of_tied_scores_lambda_loss_is_the_mean_over_the_orders_they_could_be_in
 
 
 def test_expected_discounts_of_ties_are_exact_far_down_a_long_list():
-  mean_discount, apart = losses.tied_discounts(200, 0)
+  mean_discount, apart = ndcg.tied_discounts(200, 0)
   for above, tied in ((0, 2), (150, 2), (198, 2), (190, 7), (0, 200)):
     places = [1 / np.log2(r + 1) for r in range(above + 1, above + tied + 1)]
     gaps = [abs(x - y) for x, y in itertools.combinations(places, 2)]
@@ -197,7 +199,7 @@ def test_following_the_gradient_ranks_as_the_targets_do(spec):
 
 
 @every_loss
-def test_what_stands_in_padding_changes_neither_value_nor_gradient(spec):
+def test_values_in_padding_change_neither_value_nor_gradient(spec):
   scores_GN, targets_GN, mask_GN = queries()
   value, gradient, *_ = compiled(spec)(scores_GN, targets_GN, mask_GN)
   for fill in (0.0, 1e4, -1e4, np.inf, np.nan):
@@ -242,8 +244,8 @@ ABSOLUTE = ('point_mse', 'hybrid', 'pointwise_ce')
 def test_losses_of_differences_do_not_see_a_shift_of_all_scores(spec, shift):
   scores_GN, targets_GN, mask_GN = queries()
   scores_GN = np.round(64 * scores_GN) / 64  # exact after the shift too
-  found = compiled(spec)(scores_GN + shift, targets_GN, mask_GN)
-  for ours, expected in zip(found, compiled(spec)(scores_GN, targets_GN, mask_GN), strict=True):
+  shifted = compiled(spec)(scores_GN + shift, targets_GN, mask_GN)
+  for ours, expected in zip(shifted, compiled(spec)(scores_GN, targets_GN, mask_GN), strict=True):
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -270,7 +272,7 @@ DEGENERATE = {
 
 @every_loss
 @pytest.mark.parametrize('case', DEGENERATE)
-def test_queries_with_nothing_to_say_have_no_weight_and_no_gradient(spec, case):
+def test_queries_without_anything_to_learn_have_no_weight_and_no_gradient(spec, case):
   value, gradient, loss_G, valid_G = compiled(spec)(*DEGENERATE[case])
   expected_G, expected_valid_G = naive(spec, *(np.asarray(x) for x in DEGENERATE[case]))
   np.testing.assert_allclose(loss_G[: len(expected_G)], expected_G, rtol=1e-5, atol=1e-6)
@@ -313,7 +315,7 @@ def test_settings_come_from_the_loss_then_the_shared_ones_then_the_name():
   assert value('ranknet', margin=0.5) == value('ranknet')
 
 
-def test_every_loss_tells_its_settings_with_their_defaults():
+def test_the_settings_of_a_loss_come_with_their_defaults():
   assert losses.settings(losses.hybrid) == {'beta': 0.4}
   assert losses.settings(losses.pairwise_hinge) == {'margin': 0.1}
   assert losses.settings(losses.lambda_loss) == {'k': 0}
@@ -334,7 +336,7 @@ def test_every_loss_tells_its_settings_with_their_defaults():
     ('approx_ndcg?temperature=0', 'temperature=0.0 must be above 0'),
   ],
 )
-def test_what_cannot_be_chosen_is_named_with_its_key(spec, message):
+def test_a_spec_that_cannot_be_chosen_is_named_with_its_key(spec, message):
   with pytest.raises(UserError, match=f'^config.sft.loss={re.escape(repr(spec))}: ') as error:
     losses.choose(losses.ON_LABELS, spec, 'sft.loss')
   assert message in str(error.value)
@@ -343,28 +345,40 @@ def test_what_cannot_be_chosen_is_named_with_its_key(spec, message):
 # The losses as stages use them.
 
 
-def distilled(hard, labels_GN, teacher_GN, scores_GN):
-  class Settings:
-    loss, beta, margin = 'hybrid', 0.4, 0.1
-
-  Settings.hard, Settings.hidden = hard, 0.0
+def distilled(labels_GN, teacher_GN, scores_GN, **changes):
+  settings = defaults().distill
+  settings.update(changes)
   mask_GN = np.ones(scores_GN.shape, bool)
   batch = {'labels_GN': labels_GN, 'teacher_GN': teacher_GN, 'mask_GN': mask_GN}
-  return distillation_loss(lambda variables, batch: variables, Settings, scores_GN, batch)
+  return distillation_loss(lambda variables, batch: variables, settings, scores_GN, batch)
 
 
-def test_distillation_adds_the_hard_term_where_documents_are_judged_only():
-  scores_GN = np.array([[0.5, 1.0, -0.25], [2.0, -1.0, 0.125]], np.float32)
-  teacher_GN = np.array([[1.5, -1.0, 0.75], [0.25, 0.5, -2.0]], np.float32)
-  labels_GN = np.array([[2.0, 0.0, -1.0], [-1.0, -1.0, -1.0]], np.float32)
-  soft = sum(reference.hybrid(s, t) for s, t in zip(scores_GN, teacher_GN, strict=True))
-  # Of the first query two documents are judged, so there is one pair; the third is in none.
-  hard = 0.1 - (0.5 - 1.0)
+SCORES_GN = np.array([[0.5, 1.0, -0.25], [2.0, -1.0, 0.125]], np.float32)
+TEACHER_GN = np.array([[1.5, -1.0, 0.75], [0.25, 0.5, -2.0]], np.float32)
+# Two documents of the first query are judged, so there is one pair; the other query has none.
+LABELS_GN = np.array([[2.0, 0.0, -1.0], [-1.0, -1.0, -1.0]], np.float32)
+
+
+@pytest.mark.parametrize(
+  'hard_loss, hard',
+  [('pairwise_hinge', 0.1 + 0.5), ('ranknet', np.log1p(np.exp(0.5))),
+   ('pairwise_hinge?margin=2', 2 + 0.5)],
+)  # fmt: skip
+def test_distillation_adds_the_named_hard_loss_where_documents_are_judged_only(hard_loss, hard):
+  soft = sum(reference.hybrid(s, t) for s, t in zip(SCORES_GN, TEACHER_GN, strict=True))
   for weight in (0.0, 2.0):
-    total, queries_, metrics = distilled(weight, labels_GN, teacher_GN, scores_GN)
+    settings = {'hard_label_weight': weight, 'hard_loss': hard_loss}
+    total, queries_, metrics = distilled(LABELS_GN, TEACHER_GN, SCORES_GN, **settings)
     np.testing.assert_allclose(total, soft + weight * hard, rtol=1e-5)
-    assert queries_ == 2
+    assert queries_ == 2 and metrics['examples'] == 6
     np.testing.assert_allclose([metrics['soft'], metrics['hard']], [soft / 2, hard / 2], rtol=1e-5)
+
+
+def test_a_hard_loss_that_does_not_exist_is_refused_before_anything_runs():
+  settings = defaults()
+  settings.distill.hard_loss = 'pairwise_hing'
+  with pytest.raises(UserError, match=r"distill\.hard_loss='pairwise_hing': .*did you mean"):
+    check(settings)
 
 
 def test_pair_accuracy_counts_the_pairs_in_the_right_order():
@@ -377,4 +391,4 @@ def test_pair_accuracy_counts_the_pairs_in_the_right_order():
   _, weight, metrics = label_loss(lambda v, b: v, per_group, scores_GN, batch)
   # Right: 3 > 2 and 3 > 2.5; wrong: 2 < 2.5; the padded document is in no pair.
   np.testing.assert_allclose(metrics['pair_accuracy'], 2 / 3, rtol=1e-6)
-  assert weight == 1
+  assert weight == 1 and metrics['examples'] == 3

@@ -21,6 +21,7 @@ from disranker_jax.devices import sharding
 from disranker_jax.errors import Stopped, UserError
 from disranker_jax.training import train
 from disranker_jax.training.checkpoint import Checkpoints, check_sums, load_params
+from disranker_jax.training.feed import OfflineFeed
 
 STEPS = 8
 CACHE = {
@@ -49,7 +50,7 @@ def fit(folder: Path, **spec):
   """An unbroken or resumed run of the trainer in this process, batches recorded in FOLDER."""
   spec = trainer.DEFAULTS | spec | {'folder': str(folder / 'job')}
   with pytest.MonkeyPatch.context() as patch:
-    for owner, name in ((batches.Stream, 'next'), (train.Feed, 'next')):
+    for owner, name in ((batches.Stream, 'next'), (OfflineFeed, 'next')):
       patch.setattr(owner, name, getattr(owner, name))  # to be put back
     patch.setattr(train.Checkpoints, 'save', train.Checkpoints.save)
     folder.mkdir(exist_ok=True)
@@ -57,8 +58,8 @@ def fit(folder: Path, **spec):
     for bomb in spec['bombs']:
       trainer.arm(**bomb)
     mesh = sharding.make_mesh(spec['mesh'])
-    job = trainer.job(spec, trainer.Source())
-    return train.fit(job, trainer.variables(spec['wide']), mesh)
+    todo = trainer.job(spec, trainer.Source(), mesh)
+    return train.fit(*todo, trainer.variables(spec['wide']), mesh)
 
 
 @pytest.fixture(scope='module')
@@ -194,7 +195,7 @@ def test_a_save_that_fails_in_the_background_is_an_error_of_the_next_or_of_the_w
   """The disk is full: no file may grow beyond some bytes."""
   program = (
     'import resource, signal, sys; sys.path.insert(0, sys.argv[1]); '
-    'import test_reliability as t; from disranker_jax import sharding; '
+    'import test_reliability as t; '
     'signal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
     't.save_until_it_fails(t.Path(sys.argv[2]), sys.argv[3])'
   )

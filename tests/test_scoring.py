@@ -42,7 +42,7 @@ def cached():
 
 @functools.cache
 def opened(model, kind='eos', rows=3):
-  """A Scorer of a tiny model in float32; 'both' has the heads of the other kinds as well."""
+  """A ranker with a tiny model in float32; 'both' has the heads of the other kinds as well."""
   settings = model_settings(
     model=model, precision='float32', max_len=40, max_query_len=8, row_len=40
   )
@@ -51,7 +51,7 @@ def opened(model, kind='eos', rows=3):
     settings.update({'scorer': kind, 'template': QUERY_LAST})
   side = roles.open_side(settings, head='both' if decoder else 'rank')
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
-  return pointwise.Scorer(
+  return pointwise.PointwiseRanker(
     side.network, side.pretrained(0, mesh), side.prompt(), mesh, rows, settings.row_len, kind
   )
 
@@ -164,7 +164,7 @@ def test_parameters_that_are_not_finite_are_refused(broken):
   variables = jax.tree.map(lambda x: x, good.variables)
   kernel = variables['params']['classifier']['kernel']
   variables['params']['classifier']['kernel'] = jnp.full_like(kernel, broken)
-  bad = pointwise.Scorer(good.network, variables, good.prompt, good.mesh, 3, 40)
+  bad = pointwise.PointwiseRanker(good.network, variables, good.prompt, good.mesh, 3, 40)
   with pytest.raises(UserError, match='not finite'):
     list(bad(GROUPS))
 
@@ -181,7 +181,7 @@ def test_pairs_are_counted_once_and_padding_is_not():
 
 def test_a_document_that_does_not_fit_its_row_is_told_by_its_query():
   good = opened('tiny-encoder')
-  short = pointwise.Scorer(good.network, good.variables, good.prompt, good.mesh, 3, 16)
+  short = pointwise.PointwiseRanker(good.network, good.variables, good.prompt, good.mesh, 3, 16)
   long = Group('Q9', 'value', (Document('d', 'title', ' '.join(WORDS * 4)),))
   with pytest.raises(UserError, match="'Q9'"):
     list(short([long]))
@@ -216,13 +216,13 @@ def test_a_batch_is_with_the_device_while_the_next_is_made(monkeypatch):
   scorer, said = opened('tiny-encoder'), []
 
   def watch(name):
-    method = getattr(pointwise.Scorer, name)
+    method = getattr(pointwise.PointwiseRanker, name)
 
     def watched(self, *args):
       said.append(name)
       return method(self, *args)
 
-    monkeypatch.setattr(pointwise.Scorer, name, watched)
+    monkeypatch.setattr(pointwise.PointwiseRanker, name, watched)
 
   watch('_begin')
   watch('_end')

@@ -233,9 +233,9 @@ def logged(folder, stage, sizes, **changes) -> list[float]:
   c = settings(**changes)
   mesh = mesh_of(*sizes)
   side, what, source, encode = task(stage, c)
-  run = SimpleNamespace(config=c, folder=lambda _: Path(folder))
-  job = roles.job(run, stage, what, source, functools.partial(encode, side.prompt()))
-  train.fit(job, host_variables(side), mesh)
+  run = SimpleNamespace(config=c, mesh=mesh, folder=lambda _: Path(folder))
+  job, feed = roles.job(run, stage, what, source, functools.partial(encode, side.prompt()))
+  train.fit(job, feed, host_variables(side), mesh)
   lines = (Path(folder) / 'metrics.jsonl').read_text().splitlines()
   return [json.loads(line)['loss'] for line in lines]
 

@@ -140,7 +140,7 @@ import sys
 sys.path.insert(0, 'tests')
 import test_tokenising as t
 from transformers import AutoTokenizer
-from disranker_jax import weights
+from disranker_jax.models import weights
 prompt = t.PairPrompt(AutoTokenizer.from_pretrained(weights.find('tiny-encoder')), 24, 8)
 encode = t.Encoder(prompt, 2)
 next(encode(enumerate(t.groups(200))))

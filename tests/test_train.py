@@ -1,4 +1,4 @@
-"""The training loop on a linear scorer of a few values: restore, step, save, stop."""
+"""The training loop on a linear scorer of a few values: restore, step, save, stop, log."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ import pytest
 from disranker_jax.devices import sharding
 from disranker_jax.errors import Stopped, UserError
 from disranker_jax.models import tree
-from disranker_jax.training import train
+from disranker_jax.training import logs, train
 from disranker_jax.training.checkpoint import load_params
 from disranker_jax.training.settings import defaults as training_settings
 
@@ -27,36 +27,51 @@ TRUE = np.array([1.0, -2.0, 0.5], np.float32)
 
 
 class Rows:
-  """Endless batches of random features and labels, as batches.Training gives them.
+  """A feed of random features and labels without end.
 
   `poison` says what the features of some batches are multiplied by.
   """
 
-  blocks = 1
+  blocks, position = 1, 0
 
   def __init__(self, poison: dict[int, float] | None = None, missing: tuple[int, ...] = ()):
     self.poison, self.missing = poison or {}, missing
-    self.shape = self
 
-  def zeros(self, blocks):
+  def shapes(self):
     return make_batch(0)
 
-  def stream(self, block):
-    return Stream(self)
+  def positions(self):
+    return jnp.array([self.position])
 
+  def seek(self, positions_A):
+    self.position = int(positions_A[0])
 
-class Stream:
-  def __init__(self, rows):
-    self.rows, self.position = rows, 0
-
-  def seek(self, position):
-    self.position = position
-
-  def next(self):
-    while self.position in self.rows.missing:
+  def next(self, variables):
+    while self.position in self.missing:
       self.position += 1
     i, self.position = self.position, self.position + 1
-    return make_batch(i, self.rows.poison.get(i, 1.0)), [f'query {i}']
+    return [make_batch(i, self.poison.get(i, 1.0))], [f'query {i}']
+
+
+class Rollouts(Rows):
+  """A policy's own samples: actions drawn around its current weights, with their advantages."""
+
+  def next(self, variables):
+    i, self.position = self.position, self.position + 1
+    noise_GND = np.random.default_rng([1, i]).normal(size=(GROUPS, DOCS, WIDTH))
+    actions_GND = np.asarray(variables['params']['w']) + noise_GND.astype(np.float32)
+    rewards_GN = -np.square(actions_GND - TRUE).sum(2)
+    advantages_GN = rewards_GN - rewards_GN.mean(1, keepdims=True)
+    mask_GN = np.ones((GROUPS, DOCS), bool)
+    batch = {'x_GND': actions_GND, 'labels_GN': advantages_GN, 'mask_GN': mask_GN}
+    return [batch], [f'prompt {i}']
+
+
+def policy_loss(variables, batch):
+  """REINFORCE with a group baseline, as in GRPO: -advantage * log N(action; w, 1)."""
+  distance_GN = jnp.square(batch['x_GND'] - variables['params']['w'][None, None]).sum(2)
+  loss_GN = batch['labels_GN'] * distance_GN / 2
+  return jnp.sum(loss_GN), jnp.array(float(GROUPS)), {'examples': jnp.sum(batch['mask_GN'])}
 
 
 def make_batch(i: int, poison: float = 1.0) -> dict:
@@ -69,21 +84,28 @@ def make_batch(i: int, poison: float = 1.0) -> dict:
 def loss(variables, batch):
   scores_GN = batch['x_GND'] @ variables['params']['w'] + variables['params']['frozen']
   error_G = jnp.sum(jnp.square(scores_GN - batch['labels_GN']), axis=1)
-  return jnp.sum(error_G), jnp.array(float(GROUPS)), {'mean_score': jnp.mean(scores_GN)}
+  metrics = {'mean_score': jnp.mean(scores_GN), 'examples': jnp.sum(batch['mask_GN'])}
+  return jnp.sum(error_G), jnp.array(float(GROUPS)), metrics
 
 
 def start():
   return {'params': {'w': jnp.zeros(WIDTH), 'frozen': jnp.ones(())}}
 
 
-def job(folder, steps=8, data=None, **changes) -> train.Job:
+def job(folder, steps=8, **changes) -> train.Job:
   settings = training_settings(learning_rate=0.1, save_every=2, trainable='params/w', **changes)
-  return train.Job('test', Path(folder), loss, data or Rows(), settings, steps)
+  return train.Job('test', Path(folder), loss, settings, steps, tensorboard=True)
 
 
-def fit(folder, **options):
+def fit(folder, feed=None, **options):
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
-  return train.fit(job(folder, **options), start(), mesh)
+  return train.fit(job(folder, **options), feed or Rows(), start(), mesh)
+
+
+def fit_on_policy(folder):
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
+  todo = dataclasses.replace(job(folder, steps=8), loss=policy_loss)
+  return train.fit(todo, Rollouts(), start(), mesh)
 
 
 def losses(folder) -> list[tuple[int, float]]:
@@ -112,7 +134,7 @@ def test_frozen_parameters_stay_and_are_not_saved(straight, tmp_path):
 @pytest.mark.parametrize('stop', [1, 2, 3, 5])
 def test_resume_is_bitwise_the_unbroken_run(straight, tmp_path, stop, monkeypatch):
   """Stopped after `stop` steps, on and off the saving interval, and started again."""
-  monkeypatch.setattr(train.MetricsLog, 'write', train.MetricsLog.write)  # to be put back
+  monkeypatch.setattr(logs.MetricsLog, 'write', logs.MetricsLog.write)  # to be put back
   signal_at(stop, signal.SIGTERM)
   with pytest.raises(Stopped):
     fit(tmp_path)
@@ -124,29 +146,30 @@ def test_resume_is_bitwise_the_unbroken_run(straight, tmp_path, stop, monkeypatc
 
 def signal_at(step: int, number: int) -> None:
   """From here on the process gets a signal right after a step's line is written."""
-  write = train.MetricsLog.write
+  write = logs.MetricsLog.write
 
   def write_then_signal(self, at, *rest):
     write(self, at, *rest)
     if at == step:
       os.kill(os.getpid(), number)
 
-  train.MetricsLog.write = write_then_signal
+  logs.MetricsLog.write = write_then_signal
 
 
-def in_process(folder, step: int, number: int) -> int:
-  """`fit` in a process of its own that gets the signal at a step; how it ended."""
+def in_process(folder, step: int, number: int, fit: str = 'fit') -> int:
+  """Runs `fit` in its own process, which gets the signal at a step; its exit status."""
   program = (
     'import sys; sys.path.insert(0, sys.argv[1]); import conftest, test_train; '
-    'test_train.signal_at(int(sys.argv[3]), int(sys.argv[4])); test_train.fit(sys.argv[2])'
+    'test_train.signal_at(int(sys.argv[3]), int(sys.argv[4])); '
+    'getattr(test_train, sys.argv[5])(sys.argv[2])'
   )
-  arguments = [str(Path(__file__).parent), str(folder), str(step), str(int(number))]
+  arguments = [str(Path(__file__).parent), str(folder), str(step), str(int(number)), fit]
   command = [sys.executable, '-c', program, *arguments]
   return subprocess.run(command, stderr=subprocess.PIPE, timeout=120).returncode
 
 
 def test_killed_at_any_moment_it_ends_with_the_same_result(straight, tmp_path):
-  # Before there is a checkpoint; as one begins to be written; where the lines are ahead of it.
+  # Before the first checkpoint; while one is being written; with lines ahead of the checkpoint.
   for step in (1, 4, 7):
     assert in_process(tmp_path, step, signal.SIGKILL) == -signal.SIGKILL
     assert step in dict(losses(tmp_path))
@@ -156,13 +179,24 @@ def test_killed_at_any_moment_it_ends_with_the_same_result(straight, tmp_path):
 
 
 def test_a_process_that_is_asked_to_stop_saves_and_another_one_goes_on(straight, tmp_path):
-  assert in_process(tmp_path, 3, signal.SIGTERM) == 1, 'Stopped, which nobody catches there'
+  assert in_process(tmp_path, 3, signal.SIGTERM) == 1, 'Stopped is not caught there'
   # The line of step 3 is written while step 4 runs, after which a lone process stops.
   assert [step for step, _ in losses(tmp_path)] == [1, 2, 3, 4]
   assert (tmp_path / 'checkpoints' / '4').is_dir()
   again = fit(tmp_path)
   np.testing.assert_array_equal(np.asarray(again['params']['w']), straight[1])
   assert losses(tmp_path) == losses(straight[0])
+
+
+def test_a_policy_learns_from_its_own_samples_and_resumes_bitwise(tmp_path):
+  """Batches follow the parameters of their step, also after a kill beyond the last checkpoint."""
+  straight = np.asarray(fit_on_policy(tmp_path / 'straight')['params']['w'])
+  assert np.linalg.norm(straight - TRUE) < np.linalg.norm(TRUE)
+  for step in (1, 5):
+    assert in_process(tmp_path / 'killed', step, signal.SIGKILL, 'fit_on_policy') == -signal.SIGKILL
+  again = fit_on_policy(tmp_path / 'killed')
+  np.testing.assert_array_equal(np.asarray(again['params']['w']), straight)
+  assert losses(tmp_path / 'killed') == losses(tmp_path / 'straight')
 
 
 def test_a_finished_run_is_not_trained_on(straight):
@@ -177,7 +211,7 @@ def break_checkpoint(folder: Path, step: int, part: str = '') -> None:
       file.write_bytes(b'broken')
 
 
-def test_a_broken_checkpoint_falls_back_and_is_written_anew(straight, tmp_path, caplog):
+def test_a_broken_checkpoint_falls_back_and_is_written_again(straight, tmp_path, caplog):
   fit(tmp_path)
   break_checkpoint(tmp_path, 8)
   again = fit(tmp_path)
@@ -211,21 +245,21 @@ BAD = {'not finite': np.nan, 'infinite': np.inf, 'exploding': 1e4}
 
 @pytest.mark.parametrize('poison', BAD.values(), ids=BAD)
 def test_a_bad_step_is_as_if_its_batch_had_not_been_there(tmp_path, poison, capsys):
-  """It takes a step of the schedule's count from nobody: the state afterwards is bitwise equal."""
+  """It does not count as a step of the schedule: the state afterwards is bitwise equal."""
   at = train.NORM_STEPS + 3
   options = {'steps': at + 6, 'schedule': 'constant'}
-  bad = fit(tmp_path / 'bad', data=Rows(poison={at: poison}), **options)
+  bad = fit(tmp_path / 'bad', feed=Rows(poison={at: poison}), **options)
   options['steps'] -= 1
-  absent = fit(tmp_path / 'absent', data=Rows(missing=(at,)), **options)
+  absent = fit(tmp_path / 'absent', feed=Rows(missing=(at,)), **options)
   np.testing.assert_array_equal(bad['params']['w'], absent['params']['w'])
   lines = (tmp_path / 'bad' / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line)['step'] for line in lines if json.loads(line)['skipped']] == [at + 1]
   assert f'step {at + 1} is bad' in capsys.readouterr().err
 
 
-def test_exploding_steps_pass_where_that_is_asked(tmp_path):
+def test_exploding_steps_pass_if_their_check_is_off(tmp_path):
   at = train.NORM_STEPS + 3
-  fit(tmp_path, steps=at + 2, skip_step_norm_ratio=0.0, data=Rows(poison={at: 1e4}))
+  fit(tmp_path, steps=at + 2, skip_step_norm_ratio=0.0, feed=Rows(poison={at: 1e4}))
   assert not any(
     json.loads(line)['skipped'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()
   )
@@ -234,10 +268,10 @@ def test_exploding_steps_pass_where_that_is_asked(tmp_path):
 def test_three_bad_steps_in_a_row_end_the_run_and_name_their_queries(tmp_path):
   poison = dict.fromkeys((2, 4, 5, 6), np.nan)
   with pytest.raises(UserError, match=r"3 bad steps in a row, the last one step 7 .*'query 4', "):
-    fit(tmp_path, data=Rows(poison), steps=12)
+    fit(tmp_path, feed=Rows(poison), steps=12)
   # The same command goes on, and the same steps end it again.
   with pytest.raises(UserError, match='the last one step 7'):
-    fit(tmp_path, data=Rows(poison), steps=12)
+    fit(tmp_path, feed=Rows(poison), steps=12)
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing_though_the_loss_is(tmp_path):
@@ -250,7 +284,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_though_the_loss_is(tmp_pa
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
   bad.settings.save_every = 1
   with pytest.raises(UserError, match='gradient norm nan'):
-    train.fit(bad, start(), mesh)
+    train.fit(bad, Rows(), start(), mesh)
   saved = load_params(tmp_path / 'checkpoints', mesh)
   assert not np.any(saved['params']['w'])
 
@@ -263,7 +297,8 @@ def test_micro_batches_give_the_step_of_the_whole_batch():
   def weighted(variables, batch):
     scores_GN = batch['x_GND'] @ variables['params']['w']
     error_GN = jnp.where(batch['mask_GN'], jnp.square(scores_GN - batch['labels_GN']), 0.0)
-    return jnp.sum(error_GN), jnp.sum(batch['mask_GN']), {}
+    count = jnp.sum(batch['mask_GN'])
+    return jnp.sum(error_GN), count, {'examples': count}
 
   parts = [make_batch(i) for i in range(3)]
   parts[1]['mask_GN'][:, 1:] = False

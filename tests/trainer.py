@@ -2,7 +2,8 @@
 
 The model has parameters that every axis of a mesh splits; its data are packed by the real code. A
 bomb in the spec makes the process send itself a signal, or fail, at one exact point, so that a test
-stops it there on a machine of any speed. Every batch that is taken leaves a line in `record`.
+stops it there on a machine of any speed. Every batch that is taken leaves a line in `record`. With
+`on_policy` the labels of every batch depend on the parameters of its step.
 """
 
 import hashlib
@@ -25,18 +26,19 @@ from disranker_jax.data.prompts import Encoded
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import Stopped, UserError
 from disranker_jax.training import train
+from disranker_jax.training.feed import OfflineFeed
 from disranker_jax.training.settings import defaults as training_settings
 
 VOCAB, WIDTH, QUERIES = 64, 16, 40
 DEFAULTS = {
   'steps': 8, 'save_every': 2, 'blocks': 4, 'mesh': {'data': -1, 'fsdp': 1, 'model': 1},
   'watchdog_s': 0.0, 'heartbeat_s': 60, 'leave_s': 60,
-  'wide': 1, 'settings': {}, 'bombs': [], 'record': '',
+  'wide': 1, 'settings': {}, 'bombs': [], 'record': '', 'on_policy': False,
 }  # fmt: skip
 
 
 class Source:
-  """Queries by number; `reads` counts how often each was asked for."""
+  """Queries by number; `reads` counts how often each one is read."""
 
   def __init__(self):
     self.reads = dict.fromkeys(range(QUERIES), 0)
@@ -70,7 +72,21 @@ def loss(variables, batch):
     hidden_AXD = jnp.tanh(hidden_AXD @ kernel)
   scores_GN = (hidden_AXD @ p['head']).reshape(batch['mask_GN'].shape)
   error_GN = jnp.where(batch['mask_GN'], jnp.square(scores_GN - batch['labels_GN']), 0.0)
-  return jnp.sum(error_GN), jnp.sum(batch['mask_GN']), {'mean_score': jnp.mean(scores_GN)}
+  count = jnp.sum(batch['mask_GN'])
+  return jnp.sum(error_GN), count, {'mean_score': jnp.mean(scores_GN), 'examples': count}
+
+
+class OnPolicyFeed(OfflineFeed):
+  """The same documents, but labels move with a statistic of the current parameters."""
+
+  def next(self, variables):
+    drawn, names = super().next()
+    return [_shifted(batch, variables['params']['blocks']['q']['kernel']) for batch in drawn], names
+
+
+@jax.jit
+def _shifted(batch, kernel):
+  return batch | {'labels_GN': batch['labels_GN'] + jnp.mean(jnp.abs(kernel))}
 
 
 def variables(wide: int) -> dict:
@@ -85,14 +101,16 @@ def variables(wide: int) -> dict:
   }
 
 
-def job(spec: dict, source) -> train.Job:
+def job(spec: dict, source, mesh) -> tuple[train.Job, OfflineFeed]:
   settings = training_settings(
     learning_rate=1e-2, save_every=spec['save_every'], **spec['settings']
   )
   shape = batches.Shape(rows=8, row_len=32, docs=2)
   data = batches.training(source, encode, shape, seed=0, blocks=spec['blocks'])
   folder, watchdog_s = Path(spec['folder']), spec['watchdog_s']
-  return train.Job('test', folder, loss, data, settings, spec['steps'], 'pairs', watchdog_s)
+  todo = train.Job('test', folder, loss, settings, spec['steps'], 'pairs', watchdog_s)
+  feed = OnPolicyFeed if spec['on_policy'] else OfflineFeed
+  return todo, feed(data, mesh, settings.gradient_accumulation_steps)
 
 
 def record(file: Path) -> None:
@@ -155,7 +173,7 @@ def arm(at: str, what: str, count: int = 1) -> None:
   """`what` happens at the `count`-th 'step' that is taken, or as 'compile' or 'save' begins."""
   calls = []
   owner, name = {
-    'step': (train.Feed, 'next'),
+    'step': (OfflineFeed, 'next'),
     'compile': (train.Program, 'lower'),
     'save': (train.Checkpoints, 'save'),
   }[at]
@@ -188,7 +206,7 @@ def main(spec: dict) -> None:
   mesh = sharding.make_mesh(spec['mesh'])
   with guarded():
     try:
-      train.fit(job(spec, source), variables(spec['wide']), mesh)
+      train.fit(*job(spec, source, mesh), variables(spec['wide']), mesh)
     except Stopped as e:
       print(e, file=sys.stderr)
   if spec['record']:

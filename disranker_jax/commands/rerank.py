@@ -53,7 +53,9 @@ def rank(model: Path, query: str, docs) -> list[tuple[object, float]]:
   )
   mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': -1})
   rows = max(1, min(64, -(-len(docs) // 2)))
-  scorer = roles.Scorer(side.network, side.pretrained(0, mesh), side.prompt(), mesh, rows, row_len)
+  scorer = roles.PointwiseRanker(
+    side.network, side.pretrained(0, mesh), side.prompt(), mesh, rows, row_len
+  )
   [(group, scores)] = scorer([Group('', query, tuple(docs))])
   pairs = sorted(zip(group.docs, scores.tolist(), strict=True), key=lambda p: p[0].doc_id)
   return sorted(reversed(pairs), key=lambda p: -p[1])

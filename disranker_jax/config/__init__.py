@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from disranker_jax.config import settings
-from disranker_jax.config.settings import Key, Section, at_least, list_of, one_of, text
+from disranker_jax.config.settings import Key, Section, at_least, boolean, list_of, one_of, text
 from disranker_jax.errors import UserError
 
 # Keys that had other names before: the last part of the old key, and the new one.
@@ -58,6 +58,12 @@ def run_settings(system: str) -> Section:
       'With several processes: seconds without a step after which a process gives up waiting for '
       'the others; 0: never. Compiling the first step counts.',
     ),
+    'tensorboard': Key(
+      True, boolean(), "Write TensorBoard event files beside each training stage's metrics.jsonl."
+    ),
+    'wandb_project': Key(
+      '', text('a project'), "Weights & Biases project for training logs; '': none. Needs wandb."
+    ),
   }  # fmt: skip
 
 
@@ -84,6 +90,7 @@ def check(config: ConfigDict) -> None:
   Raises: UserError naming the key, its value and the allowed values.
   """
   from disranker_jax.pipeline import systems
+  from disranker_jax.training import logs
 
   flat = flatten(config)
   system = flat.get('system', 'disranker')
@@ -96,6 +103,7 @@ def check(config: ConfigDict) -> None:
     raise UserError(f'config.{missing[0]}: is missing; start from disranker_jax.config.defaults()')
   for path, key in known.items():
     settings.check_value(path, key, flat[path])
+  logs.check_wandb(config.wandb_project)
   listed = [stage for stage in systems.SYSTEMS[system] if stage.name in config.stages]
   systems.check_needs(config, listed)
   for stage in listed:

@@ -1,4 +1,4 @@
-"""Scores of query-document pairs: how a model's output becomes one number, and a map over many.
+"""The pointwise ranker: a model scores one query-document pair at a time.
 
 Shapes as in data/batches.py.
 """
@@ -27,9 +27,10 @@ from disranker_jax.errors import UserError
 def score_fn(network, scorer: str = 'eos') -> Callable:
   """(variables, batch) -> scores_GN, fp32.
 
-  'eos' is the dense layer on the scored position (DisRanker section 3.2; BERT's pooled `[CLS]`);
-  'likelihood' the mean log-probability of the query's tokens given the document before them;
-  'eos+likelihood' their sum.
+  Args:
+    scorer: 'eos', the dense layer on the scored position (DisRanker section 3.2; BERT's pooled
+      `[CLS]`); 'likelihood', the mean log-probability of the query's tokens after the document;
+      'eos+likelihood', their sum.
   """
 
   def scores(variables, batch):
@@ -46,7 +47,7 @@ def score_fn(network, scorer: str = 'eos') -> Callable:
 
 
 def mean_logprob(network, variables, hidden_BTD, batch) -> jax.Array:
-  """Mean log-probability of each document's predicted tokens: [G, N], 0 where it has none."""
+  """Mean log-probability of each document's predicted tokens: [G, N]; 0 if it has none."""
   shape = batch['mask_GN'].shape
   owner_AP = batch['owner_AP']
   real_AP = owner_AP >= 0
@@ -62,16 +63,16 @@ def mean_logprob(network, variables, hidden_BTD, batch) -> jax.Array:
 
 
 def score_shape(scorer: str, rows: int, row_len: int, docs: int = 1) -> Shape:
-  """The shape of batches that a way of scoring takes: room for predicted queries if it is asked."""
+  """The batch shape for a way of scoring; a likelihood needs room for predicted tokens."""
   predicted = predicted_per_row('query', row_len) if 'likelihood' in scorer else 0
   return Shape(rows, row_len, docs, predicted)
 
 
-AHEAD = 1024  # documents that are tokenised before they are taken, at least
+AHEAD = 1024  # documents that are tokenised in advance, at least
 
 
 class Waiting:
-  """A group whose documents are with the device, or are to be."""
+  """A group some of whose documents have no score yet."""
 
   def __init__(self, part, group: Group):
     self.part, self.group = part, group
@@ -84,11 +85,11 @@ class Waiting:
 
 
 @dataclasses.dataclass
-class Scorer:
-  """A model with its prompt, ready to score groups in a fixed shape; counts its own time.
+class PointwiseRanker:
+  """A model with its prompt that scores groups in batches of a fixed shape; a `Ranker`.
 
-  Every process scores groups of its own, in the blocks that its devices hold, and all step
-  together until none has any left.
+  Each process scores groups of its own, in the blocks that its devices hold. All processes step
+  together until none has groups left.
   """
 
   network: object
@@ -107,87 +108,66 @@ class Scorer:
     self.shape = score_shape(self.scorer, self.rows, self.row_len).block(self.blocks)
     self._own = len(sharding.own_blocks(self.mesh, self.blocks))
     self.compiled = self._ready = None
-    self.seconds = self.idle = 0.0  # the device at work, and waiting for the next batch
-    self.pairs = self.tokens = self.places = 0  # of this process's blocks; places may be padding
+    self.seconds = self.idle = 0.0  # the device computes; it waits for the next batch
+    self.pairs = self.tokens = self.places = 0  # of this process's blocks; places include padding
 
   def __call__(self, groups: Iterable[Group]) -> Iterator[tuple[Group, np.ndarray]]:
-    """Each group with the scores of its documents, in order; every score is finite or it raises."""
+    """See Ranker. Raises: UserError if a score is not finite."""
     for _, group, scores in self.parts([(None, groups)]):
       yield group, scores
 
-  def parts(self, parts: Iterable[tuple[object, Iterable[Group]]]):
-    """(part, group, scores) of the groups of several parts, in order.
+  def parts(
+    self, parts: Iterable[tuple[object, Iterable[Group]]]
+  ) -> Iterator[tuple[object, Group, np.ndarray]]:
+    """(part, group, scores_N) for the groups of several parts, in order.
 
-    One batch is always with the device while the next is tokenised and packed. Documents of a part
-    are placed wherever they fit best, but with none of another part, so that a part's scores are
-    the same to the last bit whatever comes before it. Raises Stopped when asked to stop.
+    The next batch is tokenised and packed while the device computes. Documents are packed wherever
+    they fit best, but never with those of another part, so that a part's scores do not depend, to
+    the last bit, on the parts before it.
+
+    Raises: Stopped after SIGTERM or Ctrl-C.
     """
     ahead = max(AHEAD, self._own * self.shape.groups)
-    with Encoder(self.prompt, self.workers, ahead) as encoder:
-      yield from self._scored(encoder, parts)
-
-  def _scored(self, encoder: Encoder, parts):
     waiting = collections.deque()
-    self._ready = None
-    blocks, several = self._blocks(encoder, parts, waiting), jax.process_count() > 1
-    flight, last, stop, failure = None, False, False, None
     with (
-      processes.StopRequest() as asked,
+      Encoder(self.prompt, self.workers, ahead) as encoder,
+      processes.StopRequest() as request,
       processes.Watchdog('scoring', self.watchdog_s) as watchdog,
       concurrent.futures.ThreadPoolExecutor(1) as waiter,
     ):
-      while not last or flight is not None:
-        begun = None
-        if not last:
-          try:
-            drawn = list(itertools.islice(blocks, self._own))
-          except UserError as e:
-            if not several:
-              raise
-            drawn, failure = [], e
-          if drawn or several:  # the others may have some left
-            said = {'more': bool(drawn), 'stop': bool(asked), 'failed': failure is not None}
-            begun = self._begin(drawn, said, waiter)
-          last = begun is None
-        if flight is not None:
-          said = self._end(*flight)
-          watchdog.beat()
-          if said['failed']:
-            raise failure or UserError('another process stopped with an error; see its message')
-          yield from self._finished(waiting)
-          # What the processes said of this batch ends them all after the next, which is begun.
-          stop |= said['stop']
-          last |= said['stop'] or not said['more']
-        flight = begun
-    if stop:
-      raise asked.stopped('scoring: stopped')
-    yield from self._finished(waiting)
-
-  def _finished(self, waiting: collections.deque):
-    while waiting and not waiting[0].missing:
-      first = waiting.popleft()
-      yield first.part, first.group, first.scores
+      self._ready = None
+      steps = Steps(self, self._blocks(encoder, parts, waiting), request, waiter)
+      current = steps.begin()
+      while current is not None:
+        following = steps.begin()  # made while the device computes the current one
+        steps.end(current)
+        watchdog.beat()
+        yield from _finished(waiting)
+        current = following
+    if steps.stopped:
+      raise request.stopped('scoring: stopped')
+    yield from _finished(waiting)  # groups without documents at the end
 
   def _blocks(self, encoder: Encoder, parts, waiting) -> Iterator[tuple[list, dict]]:
-    """(where its documents' scores go, block); their groups are put on the list of the waiting."""
+    """(where the scores of its documents go, block); appends their groups to `waiting`."""
     keyed = (((i, part), group) for i, (part, groups) in enumerate(parts) for group in groups)
     for _, encoded in itertools.groupby(encoder(keyed), key=lambda row: row[0][0]):
       yield from pack(self._documents(encoded, waiting), self.shape)
 
   def _documents(self, encoded, waiting: collections.deque):
-    """Every document as a group of its own, since a score depends on nothing else."""
+    """Every document as a group by itself, since its score depends on no other document."""
     for (_, part), group, docs in encoded:
       waiting.append(Waiting(part, group))
       for n, doc in enumerate(docs):
         yield EncodedGroup.alone(doc, group.query_id), (waiting[-1], n)
 
-  def _begin(self, drawn: list[tuple[list, dict]], said: dict, waiter) -> tuple:
-    """Gives the device a batch; what `_end` needs."""
+  def _begin(self, drawn: list[tuple[list, dict]], values: dict[str, bool], waiter) -> tuple:
+    """Gives the device a batch and this process's flags; returns the argument of `_end`."""
     blocks = [block for _, block in drawn]
     filling = self.shape.zeros(self._own - len(blocks)) if len(blocks) < self._own else None
     batch = join([*blocks, *([filling] if filling else [])])
     placed = sharding.put_batch(batch, self.mesh, self.blocks)
-    flags = sharding.flags(self.mesh, **said)
+    flags = sharding.flags(self.mesh, **values)
     if self.compiled is None:  # compiling is not scoring time
       self.compiled = self.lower(self.variables, placed, flags).compile()
     self.pairs += int(batch['mask_GN'].sum())
@@ -197,24 +177,25 @@ class Scorer:
     arrays = self.compiled(self.variables, placed, flags)
     return [keys for keys, _ in drawn], begun, waiter.submit(self._fetch, *arrays)
 
-  def _fetch(self, scores_GN, answers) -> tuple[np.ndarray, dict, float]:
-    """Waits for the device, in a thread of its own: when it was ready is known to the moment."""
+  def _fetch(self, scores_GN, flags) -> tuple[np.ndarray, dict, float]:
+    """Waits for the device, in a thread, so that the time when it was ready is exact."""
     scores = sharding.own_part(scores_GN, self.mesh, self.blocks)[:, 0]
-    return scores, {k: bool(v) for k, v in answers.items()}, time.monotonic()
+    return scores, {k: bool(v) for k, v in flags.items()}, time.monotonic()
 
-  def _end(self, placed: list[list[tuple[Waiting, int]]], begun: float, fetched) -> dict:
-    """Puts a batch's scores where they belong; returns what any process said."""
-    scores, said, ready = fetched.result()
+  def _end(self, batch: tuple[list[list[tuple[Waiting, int]]], float, object]) -> dict[str, bool]:
+    """Puts a batch's scores where they belong; returns the flags, ORed over all processes."""
+    placed, begun, fetched = batch
+    scores, flags, ready = fetched.result()
     before = self._ready if self._ready is not None else begun
     self.seconds += ready - max(begun, before)
     self.idle += max(0.0, begun - before)
     self._ready = ready
-    if said['broken']:
+    if flags['broken']:
       raise UserError('the model gives scores that are not finite; its parameters are broken')
     for keys, block in zip(placed, np.split(scores, self._own), strict=False):
       for (group, n), score in zip(keys, block.tolist(), strict=False):
         group.put(n, score)
-    return said
+    return flags
 
   def lower(self, variables, batch, flags):
     """The step, traced, of arrays or shapes on the mesh."""
@@ -224,17 +205,68 @@ class Scorer:
 
     def step(variables, batch, flags):
       scores_GN = scores(variables, batch)
-      answers = {k: jnp.any(v) for k, v in flags.items()}
+      any_of = {k: jnp.any(v) for k, v in flags.items()}
       broken = jnp.any(batch['mask_GN'] & ~jnp.isfinite(scores_GN))
-      return scores_GN, answers | {'broken': broken}
+      return scores_GN, any_of | {'broken': broken}
 
     with jax.set_mesh(self.mesh):
       return jax.jit(step, out_shardings=(rows, everywhere)).lower(variables, batch, flags)
 
   @property
   def ms_per_pair(self) -> float:
-    """Milliseconds of model time a pair, at full batches, without tokenising and compiling."""
+    """Milliseconds of model time per pair, at full batches, without tokenising and compiling."""
     return 1000 * self.seconds / max(self.pairs, 1)
+
+
+class Steps:
+  """The batches of one pass over groups: begins and ends them until no process has any left.
+
+  Every batch carries this process's flags: whether it has documents (`more`), was asked to stop
+  (`stop`), or met bad input (`failed`). Processes learn each other's flags when the batch ends; by
+  then the next one has begun, and it is the last.
+  """
+
+  def __init__(self, ranker: PointwiseRanker, blocks: Iterator, request, waiter):
+    self._ranker, self._blocks, self._request, self._waiter = ranker, blocks, request, waiter
+    self._several = jax.process_count() > 1
+    self._failure: UserError | None = None
+    self._last = False  # no batch begins any more
+    self.stopped = False
+
+  def begin(self) -> tuple | None:
+    """Gives the device the next batch; None if there is none."""
+    drawn = [] if self._last else self._draw()
+    if self._last or not (drawn or self._several):  # other processes may have documents left
+      self._last = True
+      return None
+    failed = self._failure is not None
+    flags = {'more': bool(drawn), 'stop': bool(self._request), 'failed': failed}
+    return self._ranker._begin(drawn, flags, self._waiter)
+
+  def _draw(self) -> list[tuple[list, dict]]:
+    """Blocks for this process's devices; on several processes bad input ends all of them later."""
+    try:
+      return list(itertools.islice(self._blocks, self._ranker._own))
+    except UserError as e:
+      if not self._several:
+        raise
+      self._failure = e
+      return []
+
+  def end(self, batch: tuple) -> None:
+    """Waits for a batch. Raises: UserError if any process met bad input."""
+    flags = self._ranker._end(batch)
+    if flags['failed']:
+      raise self._failure or UserError('another process stopped with an error; see its message')
+    self.stopped |= flags['stop']
+    self._last |= flags['stop'] or not flags['more']
+
+
+def _finished(waiting: collections.deque) -> Iterator[tuple[object, Group, np.ndarray]]:
+  """Takes the groups from the front whose documents all have scores."""
+  while waiting and not waiting[0].missing:
+    first = waiting.popleft()
+    yield first.part, first.group, first.scores
 
 
 def predicted_per_row(predict: str, row_len: int) -> int:

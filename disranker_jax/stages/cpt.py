@@ -1,7 +1,7 @@
-"""Continued pre-training: the decoder learns to write the page that a query's user chose.
+"""Continued pre-training: the decoder learns to write the page that a query's user clicked.
 
-Paper section 3.1: the query is read, not learnt; the loss is on title and summary. With
-`predict = 'query'` it is the other way round, the warm start of a likelihood scorer.
+Paper section 3.1: the query is the prompt; the loss is on title and summary. `predict = 'query'`
+swaps the two, as a warm start for a likelihood scorer.
 """
 
 import functools
@@ -17,6 +17,7 @@ from disranker_jax.rankers.pointwise import predicted_per_row
 from disranker_jax.stages import prepare, roles
 from disranker_jax.stages.teacher import check_template
 from disranker_jax.training import train
+from disranker_jax.training.feed import OfflineFeed
 from disranker_jax.training.settings import training
 
 
@@ -26,29 +27,30 @@ def next_token_loss(network, variables, batch):
   real_AP = batch['owner_AP'] >= 0
   predicted = batch['index_AP'], batch['targets_AP'], real_AP
   total, tokens = -jnp.sum(network.logprobs(variables, hidden_BTD, *predicted)), jnp.sum(real_AP)
-  return total, tokens, {'perplexity': jnp.exp(total / jnp.maximum(tokens, 1))}
+  perplexity = jnp.exp(total / jnp.maximum(tokens, 1))
+  return total, tokens, {'perplexity': perplexity, 'examples': jnp.sum(batch['mask_GN'])}
 
 
 def task(config, network) -> train.Task:
-  """What is computed, of which shapes."""
+  """The loss and the batch shape of the stage."""
   c, row_len = config.cpt, config.teacher.row_len
   shape = batches.Shape(c.batch_rows, row_len, 1, predicted_per_row(c.predict, row_len))
   return train.Task(functools.partial(next_token_loss, network), shape)
 
 
-def job(run, teacher: roles.Side) -> train.Job:
+def job(run, teacher: roles.Side) -> tuple[train.Job, OfflineFeed]:
   """The stage on the prepared clicks."""
   encode = functools.partial(batches.encode_click, teacher.prompt(predict=run.config.cpt.predict))
-  what, clicks = task(run.config, teacher.network), prepare.records(run, 'clicks')
-  return roles.job(run, 'cpt', what, clicks, encode, unit='clicks')
+  computed, clicks = task(run.config, teacher.network), prepare.records(run, 'clicks')
+  return roles.job(run, 'cpt', computed, clicks, encode, unit='clicks')
 
 
 def run(run) -> dict:
   c = run.config.cpt
   teacher = roles.open_side(run.config.teacher, 'lm')
   variables = teacher.pretrained(run.config.seed, run.mesh)
-  todo = job(run, teacher)
-  variables = train.fit(todo, variables, run.mesh)
+  todo, feed = job(run, teacher)
+  variables = train.fit(todo, feed, variables, run.mesh)
   clicks = prepare.records(run, 'clicks')
   if c.samples:
     write_samples(run, teacher, variables, [clicks[i] for i in range(min(c.samples, len(clicks)))])
@@ -56,7 +58,7 @@ def run(run) -> dict:
 
 
 def write_samples(run, teacher, variables, clicks) -> None:
-  """samples.md: what the model continues each click's given part with, beside what was there."""
+  """samples.md: for some clicks the prompt, the model's continuation and the real one."""
   tokenizer, predict = teacher.tokenizer, run.config.cpt.predict
   prompts, truths = [], []
   for click in clicks:

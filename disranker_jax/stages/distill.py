@@ -1,8 +1,8 @@
 """Distillation: the student learns the teacher's scores, their values and their differences.
 
-Paper section 3.4: L = L_point + beta * L_margin (`loss = 'hybrid'`). A pairwise term on hard
-labels, where a query has them, may be added: the uniform-architecture study finds it critical. So
-may be a term on hidden states (TinyBERT), where teacher and student read the same tokens.
+Paper section 3.4: L = L_point + beta * L_margin (`loss = 'hybrid'`). Two terms can be added: one on
+the labels of judged queries, which arXiv:2302.04112 finds critical, and one on hidden states
+(TinyBERT), where teacher and student read the same tokens.
 """
 
 import functools
@@ -12,49 +12,51 @@ import numpy as np
 
 from disranker_jax import losses
 from disranker_jax.config.settings import Key, at_least, finite, integers, one_of, text
-from disranker_jax.data import batches
+from disranker_jax.data import batches, scored_groups
 from disranker_jax.data.records import Group
+from disranker_jax.data.scored_groups import ScoredGroups
 from disranker_jax.errors import UserError
+from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.rankers.pointwise import score_fn
-from disranker_jax.stages import roles
+from disranker_jax.stages import prepare, roles, score
 from disranker_jax.stages.distill_hidden import HiddenStates, open_hidden
-from disranker_jax.stages.score import ScoredGroups
-from disranker_jax.stages.teacher_scores import TeacherScores
 from disranker_jax.training import train
+from disranker_jax.training.feed import OfflineFeed
 from disranker_jax.training.settings import GROUPS, training
 
 
 def distillation_loss(scores, c, variables, batch):
-  """The loss on scores + hard * pairwise over a batch's queries: (sum, queries, metrics).
+  """soft + hard_label_weight * hard (+ hidden_weight * hidden): (sum, valid queries, metrics).
 
-  `scores` gives scores_GN; with c.hidden_weight also the distance of the hidden states.
+  Args:
+    scores: (variables, batch) -> scores_GN, or with c.hidden_weight (scores_GN, hidden gap).
+    c: config.distill.
   """
   scores_GN, gap = scores(variables, batch) if c.hidden_weight else (scores(variables, batch), 0.0)
-  teacher_GN, mask_GN = batch['teacher_GN'], batch['mask_GN']
-  # Not margin: that is the hard term's.
+  labels_GN, mask_GN = batch['labels_GN'], batch['mask_GN']
+  # beta only: the margin key is the hard term's.
   soft = losses.choose(losses.ON_SCORES, c.loss, 'distill.loss', beta=c.beta)
-  soft_G, valid_G = soft(scores_GN, teacher_GN, mask_GN)
-  judged_GN = mask_GN & (batch['labels_GN'] >= 0)
-  hard_G, _ = losses.pairwise_hinge.per_group(
-    scores_GN, batch['labels_GN'], judged_GN, margin=c.hard_label_margin
+  soft_G, valid_G = soft(scores_GN, batch['teacher_GN'], mask_GN)
+  hard = losses.choose(
+    losses.ON_LABELS, c.hard_loss, 'distill.hard_loss', margin=c.hard_label_margin
   )
+  hard_G, _ = hard(scores_GN, labels_GN, mask_GN & (labels_GN >= 0))
   weight = jnp.sum(valid_G)
   metrics = {
     'soft': jnp.sum(soft_G) / jnp.maximum(weight, 1),
     'hard': jnp.sum(hard_G) / jnp.maximum(weight, 1),
+    'examples': jnp.sum(mask_GN),
   }
+  total = jnp.sum(soft_G + c.hard_label_weight * hard_G)
   if c.hidden_weight:
     metrics['hidden'] = gap
-  return (
-    jnp.sum(soft_G + c.hard_label_weight * hard_G) + c.hidden_weight * gap * weight,
-    weight,
-    metrics,
-  )
+    total += c.hidden_weight * gap * weight
+  return total, weight, metrics
 
 
 def draw(size: int, record: tuple[Group, np.ndarray], rng) -> tuple[Group, np.ndarray]:
-  """A query with at most `size` of its documents, and their scores."""
+  """The query with at most `size` of its documents, and their scores."""
   group, scores = record
   chosen = batches.sample(group, size, rng)
   docs = tuple(group.docs[i] for i in chosen)
@@ -73,26 +75,27 @@ def task(config, network, hidden: HiddenStates | None = None) -> train.Task:
   return train.Task(functools.partial(distillation_loss, scores, c), shape)
 
 
-def as_they_are(scores_N: np.ndarray) -> np.ndarray:
+def unchanged(scores_N: np.ndarray) -> np.ndarray:
   return scores_N
 
 
 def standardiser(facts: dict, how: str):
-  """What makes a query's teacher scores the student's targets, and the numbers that it goes by.
+  """(function from a query's teacher scores to the student's targets, the numbers it uses).
 
-  A teacher's scores of one query may say nothing about another's: so the likelihood of a query,
-  which is the query's own matter first of all. Point-MSE on such scores has the student learn
-  mostly what ranks nothing; 'query' takes each query's mean away.
+  A teacher's scores of one query may say nothing about another query's; a query likelihood, for
+  example, depends mostly on the query. Point-MSE on such scores spends the student on what does not
+  rank anything, so 'query' subtracts each query's mean.
 
-  facts  'mean', 'std', 'within' of all scores
-  how    config.distill.normalize_scores
+  Args:
+    facts: 'mean', 'std', 'within' of all scores.
+    how: config.distill.normalize_scores.
 
-  Raises UserError for an unknown `how`, and for scores that do not differ.
+  Raises: UserError for an unknown `how`, and for scores that do not differ.
   """
   if how not in ('', 'all', 'query'):
     raise UserError(f"config.distill.normalize_scores={how!r}: it is '', 'all' or 'query'")
   if not how:
-    return as_they_are, {}
+    return unchanged, {}
   numbers = {'std': facts['within']} if how == 'query' else {k: facts[k] for k in ('mean', 'std')}
   if not numbers['std'] > 0:
     raise UserError(
@@ -106,8 +109,19 @@ def standardiser(facts: dict, how: str):
   return targets, numbers
 
 
-def job(run, student: roles.Side, scored, targets=as_they_are, hidden=None) -> train.Job:
-  """The stage on groups with their scores, of which `targets` makes the student's targets."""
+def open_scored(run) -> ScoredGroups:
+  """The queries with teacher scores, of the run's own teacher or of `data.teachers`."""
+  if not run.config.data.teachers:
+    return score.open_scored(run)
+  facts = manifest.read(run.folder('prepare'))['results']['candidates']['teachers']
+  judged = prepare.records(run, 'judgements') if 'judgements' in reads(run.config) else None
+  return scored_groups.from_records(prepare.records(run, 'candidates'), judged, facts)
+
+
+def job(
+  run, student: roles.Side, scored: ScoredGroups, targets=unchanged, hidden=None
+) -> tuple[train.Job, OfflineFeed]:
+  """The stage on scored queries; `targets` makes the student's targets of a query's scores."""
   prompt = student.prompt()
 
   def encode(record):
@@ -116,7 +130,7 @@ def job(run, student: roles.Side, scored, targets=as_they_are, hidden=None) -> t
 
   def choose(record, rng):
     group, scores = record
-    # Before some are drawn: a query's mean is that of all its documents.
+    # Targets before the draw: a query's mean is over all of its documents.
     return draw(run.config.distill.group_size, (group, targets(scores)), rng)
 
   computed = task(run.config, student.network, hidden)
@@ -126,15 +140,14 @@ def job(run, student: roles.Side, scored, targets=as_they_are, hidden=None) -> t
 def run(run) -> dict:
   c = run.config.distill
   student = roles.open_side(run.config.student)
-  scored = TeacherScores(run) if run.config.data.teachers else ScoredGroups(run)
+  scored = open_scored(run)
   targets, numbers = standardiser(scored.facts, c.normalize_scores)
   variables = roles.trained(run, student, (c.init_from,) if c.init_from else ())
   hidden, more = open_hidden(run, student) if c.hidden_weight else (None, {})
-  todo = job(run, student, scored, targets, hidden)
-  variables |= more
-  train.fit(todo, variables, run.mesh)
-  told = {'standardised_by': numbers} if numbers else {}
-  return {'steps': todo.steps, 'rows': len(scored)} | told
+  todo, feed = job(run, student, scored, targets, hidden)
+  train.fit(todo, feed, variables | more, run.mesh)
+  results = {'steps': todo.steps, 'rows': len(scored)}
+  return results | ({'standardised_by': numbers} if numbers else {})
 
 
 SETTINGS = {
@@ -143,9 +156,10 @@ SETTINGS = {
   'loss': Key('hybrid', text('a loss on scores'), "A loss on the teacher's scores; see losses/."),
   'beta': Key(0.4, at_least(0), "Weight of Margin-MSE in the 'hybrid' loss."),
   'hard_label_weight': Key(
-    0.0, at_least(0), 'Weight of the pairwise term on the labels of judged queries; 0: none.'
+    0.0, at_least(0), 'Weight of the term on the labels of judged queries; 0: none.'
   ),
-  'hard_label_margin': Key(0.1, finite(), 'Margin of that term.'),
+  'hard_loss': Key('pairwise_hinge', text('a loss on labels'), "That term's loss, as sft.loss."),
+  'hard_label_margin': Key(0.1, finite(), 'Margin of that term, if its loss has one.'),
   'normalize_scores': Key(
     '', one_of('', 'all', 'query'),
     "The teacher's scores as they are (''); to mean 0 and deviation 1 over all ('all'); around "
@@ -170,10 +184,9 @@ SETTINGS = {
 
 
 def reads(config) -> tuple[str, ...]:
-  """Judged queries too where they have teacher scores, from `score` or from other teachers."""
-  judged = config.score.judgements
-  if config.data.teachers and not config.distill.hard_label_weight:
-    judged = False
+  """Judged queries too if they have teacher scores; data/scored_groups.py has the rule."""
+  other = config.data.teachers
+  judged = config.distill.hard_label_weight if other else config.score.judgements
   return ('candidates', 'judgements') if judged else ('candidates',)
 
 
@@ -186,6 +199,7 @@ def needs(config) -> dict[str, tuple[str, ...]]:
 
 def check(config) -> None:
   losses.choose(losses.ON_SCORES, config.distill.loss, 'distill.loss')
+  losses.choose(losses.ON_LABELS, config.distill.hard_loss, 'distill.hard_loss')
 
 
 STAGE = Stage(

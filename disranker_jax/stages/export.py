@@ -99,7 +99,7 @@ def scored(run, side, variables):
   kind = run.config.teacher.scorer if side.network.is_decoder else 'eos'
   rows = run.config.evaluate.batch_rows
   # Not roles.scorer, which adds the adapters to the kernels as the writing of the folder did.
-  scorer = pointwise.Scorer(
+  scorer = pointwise.PointwiseRanker(
     exact.network, variables, exact.prompt(), run.mesh, rows, side.settings.row_len, kind
   )
   return groups, parity.reference(scorer, groups, processes.is_first())

@@ -13,8 +13,9 @@ from disranker_jax.devices import processor, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models import hf, tree, weights
 from disranker_jax.models.network import Network, from_hf
-from disranker_jax.rankers.pointwise import Scorer
+from disranker_jax.rankers.pointwise import PointwiseRanker
 from disranker_jax.training import checkpoint, train
+from disranker_jax.training.feed import OfflineFeed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,26 +134,31 @@ def trained(run, side: Side, stages: tuple[str, ...]) -> dict:
   return tree.unflatten(flat)
 
 
-def job(run, stage: str, task: train.Task, source, encode, draw=None, unit='pairs') -> train.Job:
-  """A stage's task on its records, for as many steps as its settings ask."""
+def job(
+  run, stage: str, task: train.Task, source, encode, draw=None, unit='pairs'
+) -> tuple[train.Job, OfflineFeed]:
+  """A stage's task for the configured number of steps, and the feed of its records."""
   from disranker_jax.pipeline import systems  # which imports the stages
 
   c = run.config[stage]
   seed = run.config.seed + systems.model_settings(run.config, stage).seed
   data = batches.training(source, encode, task.shape, seed=seed, draw=draw, blocks=c.data_shards)
   steps = train.steps(c, data, len(source))
+  logs = run.config.tensorboard, run.config.wandb_project
   folder, watchdog_s = run.folder(stage), run.config.watchdog_s
-  return train.Job(stage, folder, task.loss, data, c, steps, unit, watchdog_s)
+  todo = train.Job(stage, folder, task.loss, c, steps, unit, watchdog_s, *logs)
+  return todo, OfflineFeed(data, run.mesh, c.gradient_accumulation_steps)
 
 
 def scorer(
   run, side: Side, variables, rows: int, kind: str = 'eos', prompt=None, workers: int = 0
-) -> Scorer:
+) -> PointwiseRanker:
   """A side with parameters, ready to score groups in batches of `rows` packed rows."""
   prompt = prompt or side.prompt()
   network, variables = merged(side.network, variables)
   row_len, watchdog_s = side.settings.row_len, run.config.watchdog_s
-  return Scorer(network, variables, prompt, run.mesh, rows, row_len, kind, watchdog_s, workers)
+  mesh = run.mesh
+  return PointwiseRanker(network, variables, prompt, mesh, rows, row_len, kind, watchdog_s, workers)
 
 
 def merged(network: Network, variables: dict) -> tuple[Network, dict]:

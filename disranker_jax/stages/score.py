@@ -1,34 +1,36 @@
-"""The teacher scores the unlabeled pairs: a map over shards, each written once and never again.
+"""The teacher scores the unlabeled pairs, shard by shard; a finished shard is never scored again.
 
-A restart, on any number of processes and devices, does the shards that are missing or damaged; at
-the end an audit asserts that every pair has exactly one finite score.
+A restart, on any number of processes and devices, scores the shards that are missing or damaged. An
+audit at the end checks that every pair has exactly one finite score.
 """
 
-import bisect
 import gzip
 import hashlib
 import itertools
 import json
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 from disranker_jax.config.settings import Key, at_least, boolean, one_of, share
 from disranker_jax.data.records import Group
+from disranker_jax.data.scored_groups import Scored, ScoredGroups
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import score_statistics
+from disranker_jax.rankers.score_statistics import together
 from disranker_jax.rankers.shards import Shards
 from disranker_jax.stages import prepare, roles, teacher
 
-SAMPLE = 200  # queries by which the work is estimated
+SAMPLE = 200  # queries that the estimate of the work reads
 
 
 def kinds(config) -> list[str]:
-  """What is scored: the candidates, and the judged queries for the hard-label term."""
+  """The kinds of records that are scored."""
   return ['candidates', *(['judgements'] if config.score.judgements else [])]
 
 
@@ -41,19 +43,19 @@ def run(run) -> dict:
   del variables  # the scorer has them, perhaps merged
   made = maker(run, model)
   for kind in kinds(run.config):
-    groups = prepare.records(run, kind)
+    groups = open_chosen(run, kind)
     shards = open_shards(run, kind, len(groups), made)
     processes.first_alone('folder', lambda s=shards: s.folder.mkdir(parents=True, exist_ok=True))
-    score_missing(f'score {kind}', groups, shards, scorer, c)
+    score_missing(f'score {kind}', groups, shards, scorer)
     processes.barrier(f'{kind} are scored')
   say(f'score: {speed(scorer)}')
-  found = processes.first_alone('audit', lambda: finish(run)) or {}
-  results = {'pairs': sum(s['pairs'] for s in found.values()), 'ms_per_pair': scorer.ms_per_pair}
+  by_kind = processes.first_alone('audit', lambda: finish(run)) or {}
+  results = {'pairs': sum(s['pairs'] for s in by_kind.values()), 'ms_per_pair': scorer.ms_per_pair}
   return results | {'padding': padding(scorer), 'idle': idle(scorer)}
 
 
 def maker(run, teacher) -> dict:
-  """What decides a score beside the pair: noted in every shard."""
+  """What a score depends on apart from the pair: in every shard's note."""
   c = run.config.teacher
   trained = [s for s in roles.TEACHER_STAGES if s in run.config.stages]
   tokenizer = teacher.tokenizer.backend_tokenizer.to_str().encode()
@@ -72,17 +74,17 @@ def open_shards(run, kind: str, queries: int, made: dict | None = None) -> Shard
   )
 
 
-def score_missing(label: str, groups, shards: Shards, scorer, c) -> None:
-  """Scores the shards that are not there yet; each of several processes takes its share of them."""
-  seen = processes.first_alone(f'{label}: look', shards.missing) or []
-  # One list for all processes: what each sees changes as others finish.
-  missing = np.flatnonzero(processes.broadcast(np.isin(range(len(shards)), seen))).tolist()
+def score_missing(label: str, groups: Sequence[Group], shards: Shards, scorer) -> None:
+  """Scores the shards that are missing; each of several processes takes its share of them."""
+  listed = processes.first_alone(f'{label}: look', shards.missing) or []
+  # Process 0's list for all: what each process sees changes as others finish.
+  missing = np.flatnonzero(processes.broadcast(np.isin(range(len(shards)), listed))).tolist()
   own = missing[jax.process_index() :: jax.process_count()]
   if missing:
-    say(f'{label}: {estimate(groups, shards, missing, scorer.prompt, c)}')
+    say(f'{label}: {estimate(groups, shards, missing, scorer.prompt)}')
 
   def part(shard):
-    return (chosen(groups[i], c) for i in shards.span(shard))
+    return (groups[i] for i in shards.span(shard))
 
   done, rows = len(groups) - sum(len(shards.span(s)) for s in own), []
   with Progress(label, len(groups), 'pairs', done) as progress:
@@ -95,13 +97,13 @@ def score_missing(label: str, groups, shards: Shards, scorer, c) -> None:
         rows = []
 
 
-def estimate(groups, shards: Shards, missing: list[int], prompt, c) -> str:
-  """How much there is to do, from some of the missing shards' queries, or all of them if few."""
+def estimate(groups: Sequence[Group], shards: Shards, missing: list[int], prompt) -> str:
+  """Pairs and tokens to score, extrapolated from SAMPLE queries of the missing shards."""
   total = sum(len(shards.span(s)) for s in missing)
   picks = np.unique(np.linspace(0, total - 1, min(SAMPLE, total)).astype(int)).tolist()
-  # All shards are full but the last, which is the last one here too.
+  # Only the last shard may be smaller, and it is the last one here too.
   places = [shards.span(missing[j // shards.size])[j % shards.size] for j in picks]
-  sample = [chosen(groups[i], c) for i in places]
+  sample = [groups[i] for i in places]
   pairs = sum(len(g.docs) for g in sample)
   tokens = sum(len(d) for g in sample for d in prompt.encode(g.query, g.docs))
   about = '' if len(picks) == total else 'about '
@@ -113,12 +115,12 @@ def estimate(groups, shards: Shards, missing: list[int], prompt, c) -> str:
 
 
 def padding(scorer) -> float:
-  """The share of places in batches that held no token."""
+  """The share of positions in batches without a token."""
   return 1 - scorer.tokens / scorer.places if scorer.places else 0.0
 
 
 def idle(scorer) -> float:
-  """The share of time in which the device waited for its next batch."""
+  """The share of time that the device waited for its next batch."""
   total = scorer.seconds + scorer.idle
   return scorer.idle / total if total else 0.0
 
@@ -134,9 +136,10 @@ def speed(scorer) -> str:
 
 
 def chosen(group: Group, c) -> Group:
-  """The query with c.group_size documents by the first stage's rank, best-labelled ones before all.
+  """The query with c.group_size of its documents; all if group_size is 0.
 
-  The first of them, or if c.ranks is 'spread' some of every depth; all if group_size is 0.
+  Documents are in the first stage's order, best-labelled ones first. `c.ranks = 'top'` takes the
+  first of them, 'spread' some of every depth.
   """
   if not c.group_size or len(group.docs) <= c.group_size:
     return group
@@ -148,9 +151,9 @@ def chosen(group: Group, c) -> Group:
 
 
 def spread(count: int, size: int) -> list[int]:
-  """`size` of `count` places from the first to the last, each as much further as the one before.
+  """`size` of `count` places, geometrically spaced from the first to the last.
 
-  Among a first stage's best a teacher tells good from better; with what stands deep down, from bad.
+  The best documents of a first stage teach good from better, the deep ones good from bad.
   """
   places = []
   for place in np.geomspace(1, count, size):
@@ -158,28 +161,48 @@ def spread(count: int, size: int) -> list[int]:
   return [place - 1 for place in places]
 
 
+class Chosen(Sequence[Group]):
+  """Prepared queries with the documents that are scored; audit and distillation read the same."""
+
+  def __init__(self, groups: Sequence[Group], c):
+    self._groups, self._config = groups, c
+
+  def __len__(self) -> int:
+    return len(self._groups)
+
+  def __getitem__(self, i: int) -> Group:
+    return chosen(self._groups[i], self._config)
+
+
+def open_chosen(run, kind: str) -> Chosen:
+  return Chosen(prepare.records(run, kind), run.config.score)
+
+
 def finish(run) -> dict[str, dict]:
-  """Audits every kind, writes stats.json and the teacher's run; raises if scores have collapsed."""
-  c, found = run.config.score, {}
+  """Audits every kind, writes stats.json and the teacher's run; returns the statistics per kind.
+
+  Raises: UserError if the audit fails or the scores have collapsed.
+  """
+  by_kind = {}
   for kind in kinds(run.config):
-    groups = prepare.records(run, kind)
+    groups = open_chosen(run, kind)
     shards = open_shards(run, kind, len(groups))
     sizes, labels = [], []
 
     def pairs_of(i, groups=groups, sizes=sizes, labels=labels):
-      group = chosen(groups[i], c)
+      group = groups[i]
       sizes.append(len(group.docs))
       labels.extend(d.label for d in group.docs)
       return group.query_id, [d.doc_id for d in group.docs]
 
     scores = shards.audit(pairs_of)
     known = np.array(labels) if kind == 'judgements' else None
-    found[kind] = score_statistics.describe(scores, sizes, known)
-  manifest.write_json(run.folder('score') / 'stats.json', found)
+    by_kind[kind] = score_statistics.describe(scores, sizes, known)
+  manifest.write_json(run.folder('score') / 'stats.json', by_kind)
   write_run(run)
-  for kind, of_kind in found.items():
-    score_statistics.refuse_collapsed(kind, of_kind, c)
-  return found
+  for kind, of_kind in by_kind.items():
+    score_statistics.refuse_collapsed(kind, of_kind, run.config.score)
+  return by_kind
 
 
 def stats(run) -> dict[str, dict]:
@@ -188,9 +211,9 @@ def stats(run) -> dict[str, dict]:
 
 
 def write_run(run) -> None:
-  """The teacher's ranking of the candidates as a TREC run, for any tool that reads those."""
+  """The teacher's ranking of the candidates as a TREC run, `teacher.run.gz`."""
   shards = open_shards(run, 'candidates', len(prepare.records(run, 'candidates')))
-  # Without its name and the time of writing the same scores are the same file.
+  # Without a name and a time in the header equal scores give equal files.
   file = run.folder('score') / 'teacher.run.gz'
   with file.open('wb') as raw, gzip.GzipFile('', 'wb', fileobj=raw, mtime=0) as f:
     for query, rows in itertools.groupby(shards.rows(), key=lambda row: row[0]):
@@ -199,30 +222,20 @@ def write_run(run) -> None:
         f.write(f'{query} Q0 {doc} {rank} {score:.9g} teacher\n'.encode())
 
 
-class ScoredGroups:
-  """Candidates (and judged queries) with the teacher's scores, by index: [i] -> (Group, scores)."""
+def open_scored(run) -> ScoredGroups:
+  """What the teacher has scored, every kind, for distillation."""
+  return ScoredGroups([scored_part(run, kind) for kind in kinds(run.config)], together(stats(run)))
 
-  def __init__(self, run):
-    self._config, self._parts, self._begins = run.config.score, [], [0]
-    for kind in kinds(run.config):
-      groups = prepare.records(run, kind)
-      scores, ends = loaded(open_shards(run, kind, len(groups)))
-      self._parts.append((groups, scores, ends))
-      self._begins.append(self._begins[-1] + len(groups))
-    self.facts = score_statistics.together(stats(run))
 
-  def __len__(self) -> int:
-    return self._begins[-1]
-
-  def __getitem__(self, i: int) -> tuple[Group, np.ndarray]:
-    part = bisect.bisect_right(self._begins, i) - 1
-    groups, scores, ends = self._parts[part]
-    i -= self._begins[part]
-    return chosen(groups[i], self._config), scores[ends[i] : ends[i + 1]]
+def scored_part(run, kind: str) -> tuple[int, Callable[[int], Scored]]:
+  """(count, read) of one kind's scored queries, see ScoredGroups."""
+  groups = open_chosen(run, kind)
+  scores, ends = loaded(open_shards(run, kind, len(groups)))
+  return len(groups), lambda i: (groups[i], scores[ends[i] : ends[i + 1]])
 
 
 def loaded(shards: Shards) -> tuple[np.ndarray, np.ndarray]:
-  """All scores in order, and where each query's begin (and the last one's end)."""
+  """(all scores in order, [0, where each query's scores end])."""
   scores, sizes = [], []
   for shard in range(len(shards)):
     table = shards.read(shard)

@@ -15,6 +15,7 @@ from disranker_jax.pipeline.stage import Stage
 from disranker_jax.rankers.pointwise import score_fn, score_shape
 from disranker_jax.stages import prepare, roles, teacher
 from disranker_jax.training import train
+from disranker_jax.training.feed import OfflineFeed
 from disranker_jax.training.settings import GROUPS, training
 
 
@@ -26,23 +27,24 @@ def label_loss(scores, per_group, variables, batch):
   better_GNN = losses.preferred(labels_GN, mask_GN)
   right_GNN = better_GNN & (losses.differences(scores_GN) > 0)
   accuracy = jnp.sum(right_GNN) / jnp.maximum(jnp.sum(better_GNN), 1)
-  return jnp.sum(loss_G), jnp.sum(valid_G), {'pair_accuracy': accuracy}
+  metrics = {'pair_accuracy': accuracy, 'examples': jnp.sum(mask_GN)}
+  return jnp.sum(loss_G), jnp.sum(valid_G), metrics
 
 
 def draw(size: int, group: Group, rng) -> Group:
-  """A query with at most `size` of its documents, all grades present where there is room."""
+  """The query with at most `size` of its documents, of every grade if there is room."""
   chosen = batches.sample(group, size, rng)
   return Group(group.query_id, group.query, tuple(group.docs[i] for i in chosen))
 
 
 def run(run) -> dict:
-  """The teacher, from where cpt left it."""
+  """The teacher, from the parameters that cpt trained."""
   side = roles.open_teacher(run.config)
   return on_labels(run, 'sft', side, roles.trained(run, side, ('cpt',)))
 
 
 def task(config, network, stage: str = 'sft') -> train.Task:
-  """What is computed, of which shapes."""
+  """The loss and the batch shape of a stage, 'sft' or 'student_sft'."""
   c = config[stage]
   scorer = config.teacher.scorer if stage == 'sft' else 'eos'
   row_len = config.teacher.row_len if stage == 'sft' else config.student.row_len
@@ -51,18 +53,18 @@ def task(config, network, stage: str = 'sft') -> train.Task:
   return train.Task(loss, score_shape(scorer, c.batch_rows, row_len, c.group_size))
 
 
-def job(run, side: roles.Side, stage: str = 'sft') -> train.Job:
+def job(run, side: roles.Side, stage: str = 'sft') -> tuple[train.Job, OfflineFeed]:
   """The stage on the judged queries."""
   encode = functools.partial(batches.encode_group, side.prompt())
   choose = functools.partial(draw, run.config[stage].group_size)
-  what, judgements = task(run.config, side.network, stage), prepare.records(run, 'judgements')
-  return roles.job(run, stage, what, judgements, encode, choose)
+  computed, judgements = task(run.config, side.network, stage), prepare.records(run, 'judgements')
+  return roles.job(run, stage, computed, judgements, encode, choose)
 
 
 def on_labels(run, stage: str, side, variables) -> dict:
   """Trains one side."""
-  todo = job(run, side, stage)
-  train.fit(todo, variables, run.mesh)
+  todo, feed = job(run, side, stage)
+  train.fit(todo, feed, variables, run.mesh)
   return {'steps': todo.steps, 'rows': len(prepare.records(run, 'judgements'))}
 
 

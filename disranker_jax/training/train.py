@@ -1,16 +1,12 @@
-"""The only training loop: restore, step, save; stops cleanly when asked to, and skips bad steps."""
+"""The only training loop: restore, step, save; it stops cleanly on request and skips bad steps."""
 
 import dataclasses
 import functools
-import json
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -21,19 +17,22 @@ from disranker_jax.models import tree
 from disranker_jax.progress import Progress, say
 from disranker_jax.training import optimizer
 from disranker_jax.training.checkpoint import Checkpoints
+from disranker_jax.training.feed import Feed
+from disranker_jax.training.logs import Logs
 
-# A step is bad if its loss or gradient is not finite, or if its gradient's norm is `explode` times
-# the running mean, once that is one of this many steps. It changes nothing and is counted.
+# A step is bad if its loss or gradient is not finite, or if its gradient norm is more than
+# `skip_step_norm_ratio` times the running mean over this many steps. It changes nothing.
 NORM_STEPS = 20
 BAD_IN_A_ROW = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What a stage computes, whatever the data: its loss, and the shape of the batches it takes.
+  """What a stage computes, whatever the data: its loss, and the shape of its batches.
 
   `loss(variables, batch) -> (loss_sum, weight, metrics)`: sums over a batch, so that micro-batches
-  add up exactly; `metrics` are means over the batch.
+  add up exactly. `metrics['examples']` is how many examples the batch holds; all other metrics are
+  means over the batch.
   """
 
   loss: Callable
@@ -42,20 +41,21 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One training stage: what is optimised on which data, and where its results go."""
+  """One training stage: what is optimised, for how long, and where its results go."""
 
   label: str
   folder: Path
   loss: Callable  # see Task
-  data: batches.Training  # batches without end
   settings: object  # a config.training() section
   steps: int
-  unit: str = 'pairs'
+  unit: str = 'pairs'  # of examples, for the progress line
   watchdog_s: float = 0.0  # see processes.Watchdog
+  tensorboard: bool = False  # see logs.Logs
+  wandb_project: str = ''
 
 
 def steps(settings, data: batches.Training, rows: int) -> int:
-  """Steps for the asked epochs, from the queries that the first batches hold; at least one."""
+  """Steps for the configured epochs, from the queries in the first batches; at least one."""
   per_step = data.queries_per_batch() * settings.gradient_accumulation_steps
   count = max(1, round(settings.epochs * rows / per_step))
   return min(count, settings.max_steps) if settings.max_steps else count
@@ -66,7 +66,7 @@ def gradients(loss, trained, frozen, micro_batches):
 
   def total(trained, batch):
     loss_sum, weight, metrics = loss(tree.unflatten(trained | frozen), batch)
-    return loss_sum, (weight, metrics | {'examples': jnp.sum(batch['mask_GN'])})
+    return loss_sum, (weight, metrics)
 
   def add(sums, batch):
     (loss_sum, (weight, metrics)), grads = jax.value_and_grad(total, has_aux=True)(trained, batch)
@@ -91,16 +91,16 @@ def gradients(loss, trained, frozen, micro_batches):
   return grads, means
 
 
-def train_step(loss, tx, explode, trained, state, frozen, micro_batches, asked):
+def train_step(loss, tx, skip_norm_ratio, trained, state, frozen, micro_batches, flags):
   """One update of (trained, state) from micro-batches, unless the step is bad; and its metrics.
 
-  `asked` are the processes' flags; the metrics hold their maximum, so that all see the same.
+  `flags` are booleans per process; the metrics hold each one's OR, the same for all processes.
   """
   grads, means = gradients(loss, trained, frozen, micro_batches)
   norm = means['grad_norm']
   good = jnp.isfinite(means['loss']) & jnp.isfinite(norm)
-  if explode:
-    good &= (state['good'] < NORM_STEPS) | (norm <= explode * state['norm'])
+  if skip_norm_ratio:
+    good &= (state['good'] < NORM_STEPS) | (norm <= skip_norm_ratio * state['norm'])
   with jax.named_scope('update'):
     updates, opt = tx.update(grads, state['opt'], trained)
   share = 1 / jnp.minimum(state['good'] + 1, NORM_STEPS)
@@ -116,14 +116,14 @@ def train_step(loss, tx, explode, trained, state, frozen, micro_batches, asked):
     trained, kept = jax.tree.map(keep, after, (trained, state))
   kept['bad'] = jnp.where(good, 0, state['bad'] + 1)  # in a row
   means |= {'skipped': 1.0 - good, 'bad': kept['bad']}
-  return trained, kept, means | {k: jnp.any(v) for k, v in asked.items()}
+  return trained, kept, means | {k: jnp.any(v) for k, v in flags.items()}
 
 
 class Program:
-  """A stage's step, compiled once for the shapes and places of its arrays.
+  """A stage's step, compiled once for the shapes and shardings of its arrays.
 
-  `variables` and `batch` may be arrays or shapes. Everything that a step takes is described by
-  `trained`, `state`, `frozen`, `batches` and `asked`: shapes with shardings.
+  `variables` and `batch` may be arrays or shapes. `trained`, `state`, `frozen`, `batches` and
+  `flags` describe everything that a step takes: shapes with shardings.
   """
 
   def __init__(self, loss, settings, steps: int, variables, batch, blocks: int, mesh):
@@ -137,17 +137,17 @@ class Program:
       k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where[k]) for k, v in batch.items()
     }
     self.batches = [shapes] * settings.gradient_accumulation_steps
-    flag = NamedSharding(mesh, PartitionSpec(sharding.AXES))
-    said = jax.ShapeDtypeStruct((mesh.size,), bool, sharding=flag)
-    self.asked = {'stop': said, 'failed': said}
+    spread = NamedSharding(mesh, PartitionSpec(sharding.AXES))
+    flag = jax.ShapeDtypeStruct((mesh.size,), bool, sharding=spread)
+    self.flags = {'stop': flag, 'failed': flag}
     self._step = functools.partial(train_step, loss, self.tx, settings.skip_step_norm_ratio)
 
   def _start(self, trained):
-    none = jnp.zeros((), jnp.int32)
-    return {'opt': self.tx.init(trained), 'norm': jnp.zeros(()), 'good': none, 'bad': none}
+    zero = jnp.zeros((), jnp.int32)
+    return {'opt': self.tx.init(trained), 'norm': jnp.zeros(()), 'good': zero, 'bad': zero}
 
   def start(self, trained):
-    """The state before the first step, born where it belongs."""
+    """The state before the first step, created sharded."""
     where = jax.tree.map(lambda x: x.sharding, self.state)
     return jax.jit(self._start, out_shardings=where)(trained)
 
@@ -157,62 +157,29 @@ class Program:
     kept = jax.tree.map(lambda x: x.sharding, (self.trained, self.state))
     step = jax.jit(self._step, donate_argnums=(0, 1), out_shardings=(*kept, everywhere))
     with jax.set_mesh(self.mesh):
-      return step.lower(self.trained, self.state, self.frozen, self.batches, self.asked)
+      return step.lower(self.trained, self.state, self.frozen, self.batches, self.flags)
 
 
-class Feed:
-  """Batches on the mesh, read by this process for its own blocks; knows where it is in the data."""
+def fit(job: Job, feed: Feed, variables: dict, mesh) -> dict:
+  """Trains to `job.steps`, from the last checkpoint if there is one.
 
-  def __init__(self, data: batches.Training, mesh, accumulate: int):
-    self._mesh, self._blocks, self._accumulate = mesh, data.blocks, accumulate
-    self._streams = [data.stream(b) for b in sharding.own_blocks(mesh, data.blocks)]
-    self._shape = data.shape
+  Args:
+    feed: the batches; see feed.Feed.
+    variables: the parameters to start from; they are donated.
 
-  def next(self) -> tuple[list[dict], list[str]]:
-    """(micro-batches, names of this process's queries in them)."""
-    placed, names = [], []
-    for _ in range(self._accumulate):
-      drawn = [stream.next() for stream in self._streams]
-      names += [name for _, block in drawn for name in block]
-      whole = batches.join([block for block, _ in drawn])
-      placed.append(sharding.put_batch(whole, self._mesh, self._blocks))
-    return placed, names
+  Returns: the trained variables.
 
-  def nothing(self) -> tuple[list[dict], list[str]]:
-    """Batches without queries, for a process that has failed but that others still wait for."""
-    empty = self._shape.zeros(len(self._streams))
-    placed = sharding.put_batch(empty, self._mesh, self._blocks)
-    return [placed] * self._accumulate, []
-
-  def positions(self) -> jax.Array:
-    """How many queries each block has used, [A]: the place in the data, on any number of hosts."""
-    own = np.array([s.position for s in self._streams], np.int32)
-    return sharding.put_batch({'positions_A': own}, self._mesh, self._blocks)['positions_A']
-
-  def seek(self, positions_A: jax.Array) -> None:
-    own = sharding.own_part(positions_A, self._mesh, self._blocks)
-    for stream, position in zip(self._streams, own.tolist(), strict=True):
-      stream.seek(position)
-
-
-def fit(job: Job, variables, mesh) -> dict:
-  """Trains to `job.steps`, from the last checkpoint if there is one; returns the variables.
-
-  Those that were passed in are used up.
-
-  Raises Stopped after SIGTERM or Ctrl-C, and UserError after three bad steps in a row; in both
-  cases the folder holds checkpoints from which the same command goes on to the same result.
+  Raises: Stopped after SIGTERM or Ctrl-C, and UserError after three bad steps in a row. In both
+    cases the folder holds checkpoints from which the same command continues to the same result.
   """
   c = job.settings
-  empty = job.data.shape.zeros(job.data.blocks)
-  program = Program(job.loss, c, job.steps, variables, empty, job.data.blocks, mesh)
+  program = Program(job.loss, c, job.steps, variables, feed.shapes(), feed.blocks, mesh)
   trained, frozen = (sharding.put(x, mesh) for x in optimizer.split(variables, c.trainable))
   del variables
-  feed = Feed(job.data, mesh, c.gradient_accumulation_steps)
   job.folder.mkdir(parents=True, exist_ok=True)
   with (
     Checkpoints(job.folder / 'checkpoints') as checkpoints,
-    processes.StopRequest() as asked,
+    processes.StopRequest() as request,
     processes.Watchdog(job.label, job.watchdog_s) as watchdog,
   ):
     step, params, saved = restore(checkpoints, program, feed)
@@ -223,36 +190,39 @@ def fit(job: Job, variables, mesh) -> dict:
       state = program.start(trained)
     compiled = program.lower().compile()
     say(memory.expected(job.label, program, compiled))
-    with Progress(job.label, job.steps, job.unit, step) as progress, MetricsLog(job, step) as log:
-      # It reads a step late, so that the device waits for no host.
-      report = Report(job.label, log, progress)
+    with (
+      Progress(job.label, job.steps, job.unit, step) as progress,
+      Logs(job.folder, step, job.tensorboard, job.wandb_project) as logs,
+    ):
+      # Reads metrics one step late, so that the device does not wait for the host.
+      report = Report(job.label, logs, progress)
       while step < job.steps:
         try:
-          drawn, names = feed.next()
+          drawn, names = feed.next(tree.unflatten(trained | frozen))
         except UserError as e:
           if jax.process_count() == 1:
             raise
           drawn, names = feed.nothing()
           report.failure = e
-        flags = sharding.flags(mesh, stop=bool(asked), failed=report.failure is not None)
+        flags = sharding.flags(mesh, stop=bool(request), failed=report.failure is not None)
         trained, state, metrics = compiled(trained, state, frozen, drawn, flags)
         step += 1
-        stop = report.late(step, names, metrics) or (bool(asked) and jax.process_count() == 1)
+        stop = report.late(step, names, metrics) or (bool(request) and jax.process_count() == 1)
         watchdog.beat()
         if step % c.save_every == 0 or step == job.steps or stop:
           report.now()
-          log.sync()
+          logs.sync()
           place = state | {'positions_A': feed.positions()}
           checkpoints.save(step, tree.unflatten(trained), place)
         if stop and step < job.steps:
           checkpoints.wait()
-          raise asked.stopped(f'{job.label}: stopped at step {step} of {job.steps}')
+          raise request.stopped(f'{job.label}: stopped at step {step} of {job.steps}')
       checkpoints.wait()
   return tree.unflatten(trained | frozen)
 
 
 def restore(checkpoints: Checkpoints, program: Program, feed: Feed):
-  """(step, trained, state) of the newest readable checkpoint, and the data at its place."""
+  """(step, trained, state) of the newest readable checkpoint; moves the feed to its place."""
   positions = feed.positions()
   like = jax.ShapeDtypeStruct(positions.shape, positions.dtype, sharding=positions.sharding)
   wanted = program.state | {'positions_A': like}
@@ -264,23 +234,23 @@ def restore(checkpoints: Checkpoints, program: Program, feed: Feed):
 
 
 class Report:
-  """Finished steps' metrics, to the log and to the person; ends a run whose steps are all bad."""
+  """Passes finished steps' metrics to the logs; ends a run after too many bad steps."""
 
-  def __init__(self, label: str, log: 'MetricsLog', progress: Progress):
-    self._label, self._log, self._progress = label, log, progress
+  def __init__(self, label: str, logs: Logs, progress: Progress):
+    self._label, self._logs, self._progress = label, logs, progress
     self._first = True
-    self.failure: UserError | None = None  # of this process, until all have been told
+    self.failure: UserError | None = None  # of this process, until all processes know of it
     self._waiting = None
     self._bad: list[list[str]] = []
 
   def late(self, step: int, names: list[str], metrics: dict) -> bool:
-    """Takes a step that was just begun and reports the one before; whether to stop, for all."""
+    """Takes a step that has just started and reports the previous one; whether all must stop."""
     stop = self.now()
     self._waiting = step, names, metrics
     return stop
 
   def now(self) -> bool:
-    """Reports the step that waits; waits for the device."""
+    """Reports the waiting step; blocks until the device has finished it."""
     if self._waiting is None:
       return False
     (step, names, metrics), self._waiting = self._waiting, None
@@ -289,7 +259,7 @@ class Report:
       raise self.failure or UserError('another process stopped with an error; see its message')
     stop = bool(values.pop('stop'))
     examples, bad = int(values.pop('examples')), int(values.pop('bad'))
-    self._log.write(step, examples, values)
+    self._logs.write(step, examples, values)
     self._progress.update(step, examples, loss=values['loss'])
     if self._first:
       self._first = False
@@ -303,45 +273,8 @@ class Report:
     what = f'loss {values["loss"]:.4g}, gradient norm {values["grad_norm"]:.4g}'
     say(f'step {step} is bad ({what}) and changes nothing')
     if bad >= BAD_IN_A_ROW:
-      named = ', '.join(repr(n) for batch in self._bad for n in batch[:8])
+      queries = ', '.join(repr(n) for batch in self._bad for n in batch[:8])
       raise UserError(
         f'{bad} bad steps in a row, the last one step {step} ({what}); lower the learning '
-        f'rate or look at the data; the batches held the queries {named}'
+        f'rate or look at the data; the batches held the queries {queries}'
       )
-
-
-class MetricsLog:
-  """metrics.jsonl, a line a step; lines after the step that is resumed from are cut off."""
-
-  def __init__(self, job: Job, step: int):
-    self._file = None
-    self._begin = time.monotonic()
-    if not processes.is_first():
-      return
-    file = job.folder / 'metrics.jsonl'
-    kept = []
-    if file.exists():
-      lines = file.read_text().splitlines()
-      kept = [line for line in lines if line.endswith('}') and json.loads(line)['step'] <= step]
-    file.write_text(''.join(line + '\n' for line in kept))
-    self._file = file.open('a')
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    if self._file:
-      self._file.close()
-
-  def write(self, step: int, examples: int, values: dict[str, float]) -> None:
-    if not self._file:
-      return
-    row = {'step': step, 'examples': examples, **values}
-    row['seconds'] = round(time.monotonic() - self._begin, 3)
-    self._file.write(json.dumps(row) + '\n')
-    self._file.flush()
-
-  def sync(self) -> None:
-    """Before a checkpoint: what it will not do again must be on disk, also on a mounted bucket."""
-    if self._file:
-      os.fsync(self._file.fileno())

@@ -10,7 +10,7 @@ from disranker_jax.data import prompts, records
 from disranker_jax.devices import sharding
 from disranker_jax.models import hf, tiny
 from disranker_jax.models.network import from_hf
-from disranker_jax.rankers.pointwise import Scorer
+from disranker_jax.rankers.pointwise import PointwiseRanker
 from disranker_jax.stages import roles
 
 MAX_LEN, MAX_QUERY = 64, 16
@@ -28,7 +28,7 @@ class Student:
   def scores(self, group: records.Group) -> np.ndarray:
     """Our own, in fp32."""
     mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1})
-    scorer = Scorer(self.network, self.variables, self.prompt, mesh, 8, MAX_LEN)
+    scorer = PointwiseRanker(self.network, self.variables, self.prompt, mesh, 8, MAX_LEN)
     [(_, scores)] = scorer([group])
     return scores
 

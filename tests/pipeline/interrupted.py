@@ -11,7 +11,7 @@ import sys
 
 from disranker_jax import main
 from disranker_jax.rankers import shards
-from disranker_jax.training import train
+from disranker_jax.training import logs
 
 
 def exploding(write, matches, count: int, number: int):
@@ -35,8 +35,8 @@ if __name__ == '__main__':
   if stage == 'score':
     shards.Shards.write = exploding(shards.Shards.write, lambda *_: True, **bomb)
   else:
-    train.MetricsLog.write = exploding(
-      train.MetricsLog.write, lambda log, *_: f'/{stage}/' in log._file.name, **bomb
+    logs.MetricsLog.write = exploding(
+      logs.MetricsLog.write, lambda log, *_: f'/{stage}/' in log._file.name, **bomb
     )
   sys.argv = ['main', *flags]
   main.cli()

@@ -81,7 +81,7 @@ def _training(config, stage: str, network: Network, variables: dict, mesh) -> St
 def _scoring(config, network: Network, variables: dict, mesh) -> Step:
   network, variables = roles.merged(network, variables)
   rows, row_len, kind = config.score.batch_rows, config.teacher.row_len, config.teacher.scorer
-  scorer = pointwise.Scorer(network, None, None, mesh, rows, row_len, kind)
+  scorer = pointwise.PointwiseRanker(network, None, None, mesh, rows, row_len, kind)
   batch = scorer.shape.zeros(scorer.blocks)
   where = sharding.batch_shardings(batch, mesh, scorer.blocks)
   shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where[k]) for k, v in batch.items()}

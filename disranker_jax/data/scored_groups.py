@@ -1,0 +1,71 @@
+"""Queries with a teacher's scores of their documents: what distillation learns from.
+
+Scores come from the `score` stage, from the data (`data.teachers`), or from a random generator in
+benchmarks. Every query that has scores is an example, judged queries included. Judged queries have
+scores of the run's own teacher if `score.judgements`, and scores of `data.teachers` if
+`distill.hard_label_weight` needs their labels.
+"""
+
+import bisect
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from disranker_jax.data.records import Group
+from disranker_jax.errors import UserError
+
+Scored = tuple[Group, np.ndarray]  # a query with its documents, and scores_N
+
+
+class ScoredGroups(Sequence[Scored]):
+  """Scored queries of several kinds, one kind after the other, with random access.
+
+  Args:
+    parts: (count, read) per kind; `read(i)` gives the i-th of `count` queries with its scores.
+    facts: 'mean', 'std' and 'within' of all scores, see rankers/score_statistics.py.
+  """
+
+  def __init__(self, parts: Sequence[tuple[int, Callable[[int], Scored]]], facts: dict):
+    self._starts = [0, *itertools.accumulate(count for count, _ in parts)]
+    self._reads = [read for _, read in parts]
+    self.facts = facts
+
+  def __len__(self) -> int:
+    return self._starts[-1]
+
+  def __getitem__(self, i: int) -> Scored:
+    if not 0 <= i < len(self):
+      raise IndexError(i)
+    part = bisect.bisect_right(self._starts, i) - 1
+    return self._reads[part](i - self._starts[part])
+
+
+def with_scores(group: Group) -> Scored:
+  """The documents that have a score of `data.teachers` in their record, and the scores."""
+  docs = tuple(doc for doc in group.docs if not math.isnan(doc.teacher))
+  scores_N = np.array([doc.teacher for doc in docs], np.float32)
+  return Group(group.query_id, group.query, docs), scores_N
+
+
+def from_records(
+  candidates: Sequence[Group], judged: Sequence[Group] | None, facts: dict
+) -> ScoredGroups:
+  """Scores of `data.teachers`, which stand in the records; judged queries without any are left out.
+
+  Args:
+    judged: prepared judgements; None to learn from the candidates only.
+
+  Raises: UserError if none of the judged queries has a score.
+  """
+  parts = [(len(candidates), lambda i: with_scores(candidates[i]))]
+  if judged is not None:
+    kept = [i for i in range(len(judged)) if with_scores(judged[i])[0].docs]
+    if not kept:
+      raise UserError(
+        'config.distill.hard_label_weight: no judged query has scores of config.data.teachers; '
+        'score the judged pairs too, or set it to 0'
+      )
+    parts.append((len(kept), lambda i: with_scores(judged[kept[i]])))
+  return ScoredGroups(parts, facts)
