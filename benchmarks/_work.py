@@ -24,16 +24,17 @@ from ml_collections import config_flags
 from disranker_jax import config as configs
 from disranker_jax.commands.common import parse_config_flags
 from disranker_jax.commands.plan import stages as plans
-from disranker_jax.data import batches, preparing
+from disranker_jax.data import batches, preparing, sources
 from disranker_jax.data.prompts import Encoded
 from disranker_jax.data.records import Group
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
-from disranker_jax.pipeline import runner
+from disranker_jax.pipeline import systems
+from disranker_jax.pipeline.stage import Run
 from disranker_jax.stages import cpt, distill, prepare, roles, score, sft
 from disranker_jax.training import train
 
-TRAINING = configs.TRAINING
+TRAINING = tuple(systems.training())
 SCORING = ('score', 'evaluate')  # the teacher on candidates, the student on test queries
 SAMPLE = 64  # queries by which a round of scoring is measured out
 
@@ -90,7 +91,7 @@ def prepared(args: argparse.Namespace) -> Iterator['Work']:
 def open_work(args: argparse.Namespace, folder: Path) -> 'Work':
   config = copy.deepcopy(args.config)
   if args.tokens:  # their texts are not read, so that any will do
-    config.data.update(dict.fromkeys(prepare.READERS, 'python_docs:'), teachers=(), holdout=0.0)
+    config.data.update(dict.fromkeys(sources.KINDS, 'python_docs:'), teachers=(), holdout=0.0)
     config.data.negatives.count = 0
   return Work(config, args.stage, folder.absolute(), args.tokens)
 
@@ -121,8 +122,8 @@ class Work:
     kind = alone.get(self.stage, 'judgements')
     return [kind] if kind else score.kinds(self.config)
 
-  def run(self, mesh=None) -> runner.Run:
-    return runner.Run(self.config, self.folder, mesh)
+  def run(self, mesh=None) -> Run:
+    return Run(self.config, self.folder, mesh)
 
   def prepare(self) -> None:
     """Without a word to JAX: where a device is shared, this process must not take it."""

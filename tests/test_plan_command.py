@@ -11,7 +11,8 @@ TINY = '--config=configs/tiny.py'
 
 
 def command(*args, before='pass'):
-  code = f"import sys, runpy; {before}; runpy.run_module('disranker_jax.commands.plan', run_name='__main__')"
+  run = "runpy.run_module('disranker_jax.commands.plan', run_name='__main__')"
+  code = f'import sys, runpy; {before}; {run}'
   return subprocess.run(
     [sys.executable, '-c', code, *args], capture_output=True, text=True, cwd=ROOT
   )

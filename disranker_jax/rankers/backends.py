@@ -105,8 +105,8 @@ class Jax:
   ):
     import jax
 
-    from disranker_jax.config import model as model_settings
     from disranker_jax.devices import sharding
+    from disranker_jax.models.settings import defaults as model_settings
     from disranker_jax.rankers import pointwise
     from disranker_jax.stages import roles
 
