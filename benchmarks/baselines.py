@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+import disranker_jax
 from disranker_jax.devices import runtime
 from disranker_jax.exporting import formats
-from disranker_jax.serve import backends, batching
 
 OURS = ('ours onnx-int8', 'ours onnx', 'ours jax')
 OTHERS = ('sentence-transformers bf16', 'sentence-transformers fp32', 'onnxruntime fp32')
@@ -65,29 +65,10 @@ def _timed(query: str, texts) -> tuple[float, np.ndarray]:
   return time.perf_counter() - begin, np.asarray(scores, np.float64)
 
 
-def prompt_of(folder: Path, max_len: int):
-  from disranker_jax.data.prompts import PairPrompt
-  from disranker_jax.stages import roles
-
-  return PairPrompt(roles.open_tokenizer(folder), **formats.lengths(folder, max_len))
-
-
 def ours(folder: Path, name: str, max_len: int) -> Callable:
-  """The server's backend and cutting into parts, without HTTP."""
-  backend, prompt = backends.open_backend(folder, name, max_len), prompt_of(folder, max_len)
-  backend.warm()
-  pool = concurrent.futures.ThreadPoolExecutor(backend.workers)
-
-  def score(query, texts):
-    pairs = prompt.encode_texts(query, texts)
-    parts = batching.divide([batching.Job(pairs, None)], backend)
-    out = np.zeros(len(pairs))
-    calls = pool.map(lambda part: backend.score([pairs[i] for _, i in part])[0], parts)
-    for part, scores in zip(parts, calls, strict=True):
-      out[[i for _, i in part]] = scores
-    return out
-
-  return score
+  """The Python API with the server's precision."""
+  ranker = disranker_jax.load(folder, name, max_len or None, fast=True)
+  return lambda query, texts: ranker.score([(query, text) for text in texts])
 
 
 def cross_encoder(folder: Path, bf16: bool, max_len: int) -> Callable:

@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks import baselines, load, texts
 from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
+from disranker_jax.rankers import loaded
 from disranker_jax.report import tables
 
 
@@ -92,7 +93,7 @@ def main(argv) -> None:
   runtime.prepare()
   requests = (texts.full if args.full else texts.natural)(100, args.depth)
   bodies = [load.rerank_body(r) for r in requests]
-  prompt = baselines.prompt_of(args.model, 0)
+  prompt = loaded.open_prompt(args.model)
   lengths = [len(e) for r in requests for e in prompt.encode_texts(r.query, r.texts)]
   depth, tokens = len(lengths) / len(requests), sum(lengths) / len(lengths)
   names = [n.strip() for n in args.systems.split(',') if n.strip()] or baselines.installed()

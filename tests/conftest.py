@@ -71,6 +71,27 @@ def pytest_ignore_collect(collection_path, config):
     return True
 
 
+@pytest.fixture(scope='session')
+def model(tmp_path_factory):
+  """The folder of an exported student of random weights, with scores far apart."""
+  import jax
+  import numpy as np
+
+  from disranker_jax.models import hf, tiny
+  from disranker_jax.models.network import from_hf
+
+  base = tmp_path_factory.mktemp('base') / 'tiny-encoder'
+  tiny.make('tiny-encoder', base)
+  network = from_hf(base)
+  variables = jax.tree.map(
+    lambda x: np.asarray(x) * (8 if x.std() > 0 else 1), network.init(jax.random.key(3))
+  )
+  folder = tmp_path_factory.mktemp('export') / 'student'
+  extra = {'disranker_jax': {'max_len': 64, 'max_query_len': 16}}
+  hf.save(folder, network, variables, tokenizer_folder=base, extra_config=extra)
+  return folder
+
+
 def pytest_collection_modifyitems(items):
   """Starts the longest files first; a worker that got one last would end alone with it."""
   items.sort(key=lambda item: rank(item.path))

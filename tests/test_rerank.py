@@ -1,10 +1,8 @@
-"""Re-ranking with an exported folder: the same scores as transformers, and clear mistakes."""
+"""`disranker rerank`: transformers' scores, the output formats, and the error messages."""
 
 import json
 import shutil
 
-import jax
-import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -12,8 +10,6 @@ from disranker_jax.commands import rerank
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
-from disranker_jax.models import hf, tiny
-from disranker_jax.models.network import from_hf
 
 QUERY = 'return a list of names'
 DOCS = [
@@ -23,22 +19,6 @@ DOCS = [
   Document('d4', 'only a title', ''),
   Document('d5', 'Ünïcode 文字', 'Other alphabets, and words that no vocabulary has.'),
 ]
-
-
-@pytest.fixture(scope='module')
-def model(tmp_path_factory):
-  """An exported student of random weights, with scores far apart."""
-  base = tmp_path_factory.mktemp('base') / 'tiny-encoder'
-  tiny.make('tiny-encoder', base)
-  network = from_hf(base)
-  variables = network.init(jax.random.key(3))
-  variables = jax.tree.map(lambda x: np.asarray(x) * (20 if x.std() > 0 else 1), variables)
-  folder = tmp_path_factory.mktemp('export') / 'student'
-  lengths = {'max_len': 64, 'max_query_len': 16}
-  hf.save(
-    folder, network, variables, tokenizer_folder=base, extra_config={'disranker_jax': lengths}
-  )
-  return folder
 
 
 @pytest.fixture
@@ -76,11 +56,11 @@ class TestScores:
       with torch.no_grad():
         [[expected[doc.doc_id]]] = network(**batch).logits.tolist()
     scores = {doc.doc_id: score for doc, score in rerank.rank(model, QUERY, DOCS)}
-    assert max(expected.values()) - min(expected.values()) > 0.01  # not all alike
+    assert max(expected.values()) - min(expected.values()) > 0.01  # not all equal
     for doc_id, score in expected.items():
       assert scores[doc_id] == pytest.approx(score, abs=1e-4)
 
-  def test_of_a_document_do_not_depend_on_its_company(self, model):
+  def test_of_a_document_do_not_depend_on_the_others(self, model):
     together = {doc.doc_id: score for doc, score in rerank.rank(model, QUERY, DOCS)}
     [(_, alone)] = rerank.rank(model, QUERY, DOCS[:1])
     assert alone == pytest.approx(together['d1'], abs=1e-5)
@@ -102,13 +82,13 @@ class TestCommand:
     scores = [row['score'] for row in rows]
     assert scores == sorted(scores, reverse=True)
     raw = [score for _, score in rerank.rank(model, QUERY, DOCS)]
-    assert scores == pytest.approx(raw, abs=1e-6)  # no sigmoid on the way
+    assert scores == pytest.approx(raw, abs=1e-6)  # no sigmoid is applied
 
   def test_top_keeps_the_best(self, model, docs, capsys):
     common = '--model', model, '--query', QUERY, '--docs', docs, '--json', '--top'
     assert json.loads(output(capsys, *common, 2)) == json.loads(output(capsys, *common, 0))[:2]
 
-  def test_people_see_rank_id_and_the_start_of_the_text(self, model, docs, capsys):
+  def test_the_text_output_has_rank_id_and_the_start_of_the_summary(self, model, docs, capsys):
     lines = output(capsys, '--model', model, '--query', QUERY, '--docs', docs, '--top', 5)
     best = rerank.rank(model, QUERY, DOCS)[0][0]
     assert lines.splitlines()[0].startswith('  1. ')

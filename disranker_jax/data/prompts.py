@@ -58,11 +58,14 @@ class PairPrompt:
     """
     return self._encode([(query, [document_text(d) for d in docs]) for query, docs in groups], 0)
 
-  def encode_texts(self, query: str, texts: Sequence[str], most: int = 0) -> list[Encoded]:
+  def encode_texts(
+    self, query: str, texts: Sequence[str | Document], most: int = 0
+  ) -> list[Encoded]:
     """Pairs of the query with each text, of which `most` tokens are taken if that is not 0.
 
     Can be called in several threads at a time.
     """
+    texts = [text if isinstance(text, str) else document_text(text) for text in texts]
     return self._encode([(query, texts)], most)[0]
 
   def _encode(self, groups: list[tuple[str, Sequence[str]]], most: int) -> list[list[Encoded]]:
@@ -127,6 +130,11 @@ class TextPrompt:
 
   def encode(self, query: str, docs: Sequence[Document]) -> list[Encoded]:
     return self.encode_many([(query, docs)])[0]
+
+  def encode_texts(self, query: str, texts: Sequence[str | Document]) -> list[Encoded]:
+    """As `encode`; a string is the summary of a document without a title."""
+    docs = [Document('', '', text) if isinstance(text, str) else text for text in texts]
+    return self.encode(query, docs)
 
   def encode_many(self, groups: Sequence[tuple[str, Sequence[Document]]]) -> list[list[Encoded]]:
     """Several queries, each with its documents, as `encode` gives them: one call of the tokenizer.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+import disranker_jax
 from disranker_jax.data.prompts import document_text
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
@@ -186,6 +187,8 @@ def readers(folder: Path, names) -> list[Reader]:
   """Those whose packages are installed and whose files are there."""
   found = []
   encoder = formats.config(folder)['model_type'] == 'bert'
+  if encoder:  # a decoder may be too large to hold on the device twice
+    found.append(Reader('disranker_jax.load', python_api))
   if importlib.util.find_spec('torch'):
     found.append(Reader('transformers', transformers if encoder else transformers_decoder))
     if encoder and importlib.util.find_spec('sentence_transformers'):
@@ -196,6 +199,11 @@ def readers(folder: Path, names) -> list[Reader]:
 
 def pairs(group: Group) -> list[tuple[str, str]]:
   return [(group.query, document_text(doc)) for doc in group.docs]
+
+
+def python_api(folder: Path, prompt) -> Callable:
+  ranker = disranker_jax.load(folder)
+  return lambda group: ranker.score(pairs(group))
 
 
 def tokenised(folder: Path, tensors: str) -> Callable:

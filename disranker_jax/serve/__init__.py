@@ -1,1 +1,1 @@
-"""The student behind HTTP: one scorer, the request shapes that clients of rerankers speak."""
+"""An exported model behind HTTP, with the rerank APIs that existing clients speak."""

@@ -1,29 +1,33 @@
-"""The four request shapes: what a body means, how scores are written, how an error is.
+"""The APIs of rerank clients: how each reads a request, writes scores, and writes an error.
 
-Each parser checks a body and returns an Ask: pairs of texts, and how to answer with their raw
-scores. Formats: Text Embeddings Inference (huggingface.github.io/text-embeddings-inference), Cohere
-v1 and v2 and Jina (docs.cohere.com/reference/rerank), vLLM (docs.vllm.ai, scoring).
+To add an API, write a function `parse(body, model) -> ScoreRequest`, which checks the body with the
+helpers below, and add one line per path to `APIS`. Limits, authentication, batching, metrics and
+headers are the same for every path (`app.py`).
+
+Formats: Text Embeddings Inference (huggingface.github.io/text-embeddings-inference), Cohere v1 and
+v2 and Jina (docs.cohere.com/reference/rerank), vLLM (docs.vllm.ai, scoring).
 """
 
 import dataclasses
 import time
 import uuid
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
+from disranker_jax.rankers.loaded import order
 from disranker_jax.serve.errors import Refused
 
 
 @dataclasses.dataclass
-class Ask:
-  """Pairs to score; `answer(scores, tokens)` is the body of the response."""
+class ScoreRequest:
+  """Pairs to score; `answer(scores, tokens)` returns the body of the response."""
 
-  queries: list[str]  # one, or one for each text
-  texts: list[str]
+  pairs: list[tuple[str, str]]  # (query, text)
   answer: Callable
   truncate: bool = True
-  max_text_tokens: int = 0  # 0: as many as the model takes
+  max_text_tokens: int = 0  # 0: no limit of the request's own
 
 
 # Checks of a body
@@ -34,20 +38,20 @@ def invalid(message: str, status: int = 422) -> Refused:
 
 
 def get(body: dict, name: str, kind, default=...):
-  """A field of the body; Refused if it is missing, without a default, or of another type."""
+  """A field of the body. Raises: Refused if it has another type, or is missing without default."""
   value = body.get(name)
   if value is None:
     if default is ...:
       raise invalid(f'`{name}` is missing')
     return default
   if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-    said = {str: 'a string', bool: 'true or false', int: 'an integer', list: 'a list'}.get(kind)
-    raise invalid(f'`{name}` must be {said or "a string or a list"}')
+    wanted = {str: 'a string', bool: 'true or false', int: 'an integer', list: 'a list'}.get(kind)
+    raise invalid(f'`{name}` must be {wanted or "a string or a list"}')
   return value
 
 
 def text(value, name: str) -> str:
-  """A string that any tokenizer takes: JSON can hold half of a character, UTF-8 cannot."""
+  """A string without lone surrogates, which JSON can hold and tokenizers reject."""
   if not isinstance(value, str):
     raise invalid(f'`{name}` must be a string')
   return value.encode('utf-8', 'replace').decode()
@@ -55,14 +59,15 @@ def text(value, name: str) -> str:
 
 def texts(body: dict, name: str) -> list[str]:
   """A list of strings, or of objects with a `text`."""
-  given = get(body, name, list)
-  if not given:
+  rows = get(body, name, list)
+  if not rows:
     raise invalid(f'`{name}` is empty', 400)
-  rows = [row.get('text') if isinstance(row, dict) else row for row in given]
+  rows = [row.get('text') if isinstance(row, dict) else row for row in rows]
   return [text(row, f'{name}[{i}]') for i, row in enumerate(rows)]
 
 
 def query(body: dict) -> str:
+  """The field `query`, which must not be blank."""
   value = text(get(body, 'query', str), 'query')
   if not value.strip():
     raise invalid('`query` is empty', 400)
@@ -70,78 +75,78 @@ def query(body: dict) -> str:
 
 
 def count(body: dict, name: str, low: int) -> int:
+  """An optional integer of at least `low`; 0 if it is absent."""
   value = get(body, name, int, 0)
   if value and value < low:
     raise invalid(f'`{name}` must be at least {low}')
   return value
 
 
-def sigmoid(scores) -> np.ndarray:
-  """In float64, so that far scores do not become equal at 1."""
-  return 0.5 * (1 + np.tanh(0.5 * np.asarray(scores, np.float64)))
+def shown(scores, raw: bool) -> list[float]:
+  """The scores as clients see them: raw, or between 0 and 1 by a sigmoid.
+
+  The sigmoid is computed in float64, so that large scores do not all become 1.
+  """
+  scores = np.asarray(scores, np.float64)
+  return (scores if raw else 0.5 * (1 + np.tanh(0.5 * scores))).tolist()
 
 
-def order(scores) -> list[int]:
-  """Best first by raw score; equal ones as they came."""
-  return np.argsort(-np.asarray(scores), kind='stable').tolist()
+# Parsers
 
 
-# The shapes
-
-
-def tei_rerank(body: dict, model: str) -> Ask:
-  given, raw = texts(body, 'texts'), get(body, 'raw_scores', bool, False)
+def tei_rerank(body: dict, model: str) -> ScoreRequest:
+  """`texts` for one query, answered best first."""
+  docs, raw = texts(body, 'texts'), get(body, 'raw_scores', bool, False)
   echo = get(body, 'return_text', bool, False)
 
   def answer(scores, tokens):
-    shown = scores if raw else sigmoid(scores)
-    rows = [{'index': i, 'score': float(shown[i])} for i in order(scores)]
-    return [row | {'text': given[row['index']]} for row in rows] if echo else rows
+    values = shown(scores, raw)
+    rows = [{'index': i, 'score': values[i]} for i in order(scores)]
+    return [row | {'text': docs[row['index']]} for row in rows] if echo else rows
 
   truncate = get(body, 'truncate', bool, True)
-  direction(body)
-  return Ask([query(body)], given, answer, truncate)
+  check_direction(body)
+  search = query(body)
+  return ScoreRequest([(search, doc) for doc in docs], answer, truncate)
 
 
-def direction(body: dict) -> None:
+def check_direction(body: dict) -> None:
   if get(body, 'truncation_direction', str, 'Right').lower() != 'right':
     raise invalid("`truncation_direction`: only 'Right' is supported")
 
 
-def tei_predict(body: dict, model: str) -> Ask:
-  """`inputs` is a pair, or a list of pairs; a pair alone is answered alone."""
-  given, raw = get(body, 'inputs', list), get(body, 'raw_scores', bool, False)
-  if not given:
+def tei_predict(body: dict, model: str) -> ScoreRequest:
+  """`inputs` is a pair [query, text] or a list of pairs; a single pair gets a single answer."""
+  rows, raw = get(body, 'inputs', list), get(body, 'raw_scores', bool, False)
+  if not rows:
     raise invalid('`inputs` is empty', 400)
-  single = all(isinstance(x, str) for x in given)
-  rows = [given] if single else given
+  single = all(isinstance(x, str) for x in rows)
+  rows = [rows] if single else rows
   if not all(isinstance(row, list) and len(row) == 2 for row in rows):
     raise invalid('`inputs` must be pairs [query, text]')
-  sides = [[text(x, f'inputs[{i}]') for x in row] for i, row in enumerate(rows)]
+  pairs = [tuple(text(x, f'inputs[{i}]') for x in row) for i, row in enumerate(rows)]
 
   def answer(scores, tokens):
-    shown = scores if raw else sigmoid(scores)
-    out = [[{'score': float(s), 'label': 'LABEL_0'}] for s in shown]
+    out = [[{'score': score, 'label': 'LABEL_0'}] for score in shown(scores, raw)]
     return out[0] if single else out
 
-  direction(body)
-  truncate = get(body, 'truncate', bool, True)
-  return Ask([a for a, _ in sides], [b for _, b in sides], answer, truncate)
+  check_direction(body)
+  return ScoreRequest(pairs, answer, get(body, 'truncate', bool, True))
 
 
-def cohere_rerank(body: dict, model: str) -> Ask:
-  """Cohere's, Jina's and vLLM's rerank differ in what they leave out."""
-  given, top = texts(body, 'documents'), count(body, 'top_n', 1)
+def cohere_rerank(body: dict, model: str) -> ScoreRequest:
+  """`documents` for one query, best first; serves Cohere's, Jina's and vLLM's clients."""
+  docs, top = texts(body, 'documents'), count(body, 'top_n', 1)
   echo = get(body, 'return_documents', bool, False)
   activation = get(body, 'use_activation', bool, True)
   raw = get(body, 'raw_scores', bool, not activation)
   get(body, 'model', str, '')
 
   def answer(scores, tokens):
-    shown = scores if raw else sigmoid(scores)
-    rows = [{'index': i, 'relevance_score': float(shown[i])} for i in order(scores)[: top or None]]
+    values = shown(scores, raw)
+    rows = [{'index': i, 'relevance_score': values[i]} for i in order(scores)[: top or None]]
     if echo:
-      rows = [row | {'document': {'text': given[row['index']]}} for row in rows]
+      rows = [row | {'document': {'text': docs[row['index']]}} for row in rows]
     return {
       'id': f'rerank-{uuid.uuid4().hex}',
       'model': model,
@@ -150,12 +155,13 @@ def cohere_rerank(body: dict, model: str) -> Ask:
       'meta': {'api_version': {'version': '2'}, 'billed_units': {'search_units': 1}},
     }
 
-  most = count(body, 'max_tokens_per_doc', 1)
-  return Ask([query(body)], given, answer, get(body, 'truncation', bool, True), most)
+  most, search = count(body, 'max_tokens_per_doc', 1), query(body)
+  truncate = get(body, 'truncation', bool, True)
+  return ScoreRequest([(search, doc) for doc in docs], answer, truncate, most)
 
 
-def vllm_score(body: dict, model: str) -> Ask:
-  """One query with many documents, or as many of each; text_1 and text_2 are the older names."""
+def vllm_score(body: dict, model: str) -> ScoreRequest:
+  """One query for all documents, or one for each; text_1 and text_2 are the older names."""
   new = 'queries' in body or 'documents' in body
   names = ('queries', 'documents') if new else ('text_1', 'text_2')
   sides = []
@@ -168,25 +174,27 @@ def vllm_score(body: dict, model: str) -> Ask:
   get(body, 'model', str, '')
 
   def answer(scores, tokens):
-    shown = scores if raw else sigmoid(scores)
+    values = shown(scores, raw)
     return {
       'id': f'score-{uuid.uuid4().hex}',
       'object': 'list',
       'created': int(time.time()),
       'model': model,
-      'data': [{'index': i, 'object': 'score', 'score': float(s)} for i, s in enumerate(shown)],
+      'data': [{'index': i, 'object': 'score', 'score': v} for i, v in enumerate(values)],
       'usage': {'prompt_tokens': tokens, 'total_tokens': tokens},
     }
 
-  return Ask(*sides, answer)
+  queries, docs = sides
+  queries = queries * len(docs) if len(queries) == 1 else queries
+  return ScoreRequest(list(zip(queries, docs, strict=True)), answer)
 
 
-def rerank(body: dict, model: str) -> Ask:
-  """`/rerank` is TEI's if it has `texts`, and the others' if it has `documents`."""
+def rerank(body: dict, model: str) -> ScoreRequest:
+  """`/rerank` with `documents` is Cohere's request; otherwise it is TEI's, with `texts`."""
   return (cohere_rerank if 'documents' in body else tei_rerank)(body, model)
 
 
-# Errors
+# Error formats
 
 
 def tei_error(e: Refused) -> dict:
@@ -201,12 +209,18 @@ def vllm_error(e: Refused) -> dict:
   return {'error': {'message': e.message, 'type': e.kind, 'param': None, 'code': e.status}}
 
 
-# {path: (parser, error format)}
-SHAPES = {
-  '/rerank': (rerank, tei_error),
-  '/predict': (tei_predict, tei_error),
-  '/v1/rerank': (cohere_rerank, cohere_error),
-  '/v2/rerank': (cohere_rerank, cohere_error),
-  '/score': (vllm_score, vllm_error),
-  '/v1/score': (vllm_score, vllm_error),
+class Api(NamedTuple):
+  """How a path reads its requests and writes its errors."""
+
+  parse: Callable[[dict, str], ScoreRequest]
+  error: Callable[[Refused], dict]
+
+
+APIS = {
+  '/rerank': Api(rerank, tei_error),
+  '/predict': Api(tei_predict, tei_error),
+  '/v1/rerank': Api(cohere_rerank, cohere_error),
+  '/v2/rerank': Api(cohere_rerank, cohere_error),
+  '/score': Api(vllm_score, vllm_error),
+  '/v1/score': Api(vllm_score, vllm_error),
 }

@@ -1,4 +1,4 @@
-"""The ASGI application: routes, limits, and what happens to one request."""
+"""The ASGI application: routes, limits, and the path of a request from body to response."""
 
 import asyncio
 import concurrent.futures
@@ -23,42 +23,40 @@ from disranker_jax.serve.metrics import Metrics
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What a client may ask; more is answered with an error, never with a guess."""
+  """Limits of a request and of the queue; a request beyond them gets an error status."""
 
-  texts: int = 1000  # a request
-  body_bytes: int = 2_000_000
-  requests: int = 512  # in line, before 429
-  batch_tokens: int = 16384  # planned at a time
-  timeout_s: float = 30.0  # from the body read to the scores
-  body_timeout_s: float = 10.0  # for a client to send its body
+  texts: int = 1000  # per request: 413
+  body_bytes: int = 2_000_000  # 413
+  requests: int = 512  # in the queue: 429
+  batch_tokens: int = 16384  # batched together
+  timeout_s: float = 30.0  # from the end of the body to the scores: 503
+  body_timeout_s: float = 10.0  # for a client to send its body: 408
 
 
 class Service:
-  """The loaded model with its line of requests; everything that routes share."""
+  """The loaded model with its queue of requests: the state that all routes share."""
 
   def __init__(self, load: Callable, name: str, limits: Limits, token: str = '', search=None):
-    """`load()` gives (backend, prompt) and may take long; `search` is page.Search or None."""
+    """`load()` returns a LoadedRanker and may take long; `search` is a page.Search or None."""
     self.load, self.name, self.limits, self.token, self.search = load, name, limits, token, search
     self.metrics = Metrics()
-    self.backend = self.prompt = self.batcher = self.failure = None
-    self.failed = lambda: None  # what to do when loading fails
+    self.ranker = self.batcher = self.failure = None
+    self.on_failure = lambda: None  # called when loading fails
     self._threads = concurrent.futures.ThreadPoolExecutor(2, 'tokenise')
 
   async def start(self) -> None:
-    """Loads and warms the model in a thread; requests are refused until then."""
+    """Loads the model in a thread; until then requests get status 503."""
     loop = asyncio.get_running_loop()
     try:
-      backend, self.prompt = await loop.run_in_executor(self._threads, self.load)
-      await loop.run_in_executor(self._threads, backend.warm)
+      self.ranker = await loop.run_in_executor(self._threads, self.load)
       if self.search:
         await loop.run_in_executor(self._threads, self.search.load)
     except Exception as e:
       self.failure = e
-      self.failed()
+      self.on_failure()
       return
-    self.backend = backend
     limits = self.limits
-    self.batcher = Batcher(backend, self.metrics, limits.batch_tokens, limits.requests)
+    self.batcher = Batcher(self.ranker.backend, self.metrics, limits.batch_tokens, limits.requests)
     self.metrics.watch(self.batcher.waiting)
 
   async def stop(self) -> None:
@@ -68,24 +66,24 @@ class Service:
 
   def check_ready(self) -> None:
     if not self.batcher:
-      raise Refused(503, 'Unhealthy', 'the model is being loaded; try again soon')
+      raise Refused(503, 'Unhealthy', 'the model is loading; try again soon')
 
-  async def score(self, ask: apis.Ask) -> tuple[object, dict[str, str]]:
-    """(body, headers) of the answer to a checked request."""
+  async def score(self, request: apis.ScoreRequest) -> tuple[object, dict[str, str]]:
+    """(body, headers) of the response to a checked request."""
     self.check_ready()
-    if len(ask.texts) > self.limits.texts:
-      raise Refused(
-        413, 'Validation', f'{len(ask.texts)} texts, at most {self.limits.texts} are taken'
-      )
+    count, most = len(request.pairs), self.limits.texts
+    if count > most:
+      raise Refused(413, 'Validation', f'the request has {count} texts; the limit is {most}')
     begin = time.perf_counter()
     loop = asyncio.get_running_loop()
-    pairs = await loop.run_in_executor(self._threads, self.encode, ask)
+    encode, pairs = self.ranker.encode, request.pairs
+    encoded = await loop.run_in_executor(self._threads, encode, pairs, request.max_text_tokens)
     tokenised = time.perf_counter()
-    truncated = sum(pair.cut for pair in pairs)
-    if truncated and not ask.truncate:
-      most = self.prompt.max_len
+    truncated = sum(pair.cut for pair in encoded)
+    if truncated and not request.truncate:
+      most = self.ranker.prompt.max_len
       raise Refused(413, 'Validation', f'{truncated} texts are longer than {most} tokens')
-    job = await self.batcher.score(pairs)
+    job = await self.batcher.score(encoded)
     total = time.perf_counter() - begin
     seconds = {
       'tokenise': tokenised - begin,
@@ -93,36 +91,28 @@ class Service:
       'infer': job.infer_s,
       'total': total,
     }
-    self.metrics.scored(len(pairs), truncated, seconds)
+    self.metrics.scored(count, truncated, seconds)
     headers = {
       'x-compute-time': f'{1000 * total:.1f}',
       'x-tokenization-time': f'{1000 * seconds["tokenise"]:.1f}',
       'x-queue-time': f'{1000 * seconds["queue"]:.1f}',
       'x-inference-time': f'{1000 * (total - seconds["tokenise"] - seconds["queue"]):.1f}',
       'x-compute-tokens': str(job.tokens),
-      'x-compute-characters': str(sum(map(len, ask.texts))),
+      'x-compute-characters': str(sum(len(text) for _, text in pairs)),
       'x-truncated': str(truncated),
     }
-    return ask.answer(job.scores, job.tokens), headers
-
-  def encode(self, ask: apis.Ask):
-    if len(ask.queries) == 1:
-      return self.prompt.encode_texts(ask.queries[0], ask.texts, ask.max_text_tokens)
-    return [
-      self.prompt.encode_texts(q, [t], ask.max_text_tokens)[0]
-      for q, t in zip(ask.queries, ask.texts, strict=True)
-    ]
+    return request.answer(job.scores, job.tokens), headers
 
   def info(self) -> dict:
-    """What TEI's clients want to know."""
+    """The response of TEI's `/info`."""
     labels = {'id2label': {'0': 'LABEL_0'}, 'label2id': {'LABEL_0': 0}}
     return {
       'model_id': self.name,
       'model_sha': None,
-      'model_dtype': self.backend.name,
+      'model_dtype': self.ranker.backend.name,
       'model_type': {'reranker': labels},
       'max_concurrent_requests': self.limits.requests,
-      'max_input_length': self.prompt.max_len,
+      'max_input_length': self.ranker.prompt.max_len,
       'max_batch_tokens': self.limits.batch_tokens,
       'max_batch_requests': None,
       'max_client_batch_size': self.limits.texts,
@@ -133,7 +123,7 @@ class Service:
 
 
 async def read_json(request: Request, limits: Limits) -> dict:
-  """The body; Refused if it is too large, too slow, or not a JSON object."""
+  """The body. Raises: Refused if it is too large, too slow, or not a JSON object."""
   too_large = Refused(413, 'Validation', f'the body is larger than {limits.body_bytes} bytes')
   declared = request.headers.get('content-length', '')
   if declared.isdigit() and int(declared) > limits.body_bytes:
@@ -156,30 +146,71 @@ async def read_json(request: Request, limits: Limits) -> dict:
   return value
 
 
-async def unless_gone(request: Request, work, timeout_s: float):
-  """The result of `work`, which is cancelled when the client leaves or time is up."""
+async def while_connected(request: Request, work, timeout_s: float):
+  """The result of `work`, which is cancelled when the client disconnects or the time is up.
 
-  async def gone():
+  Raises: ClientDisconnect; Refused with status 503 after `timeout_s`.
+  """
+
+  async def disconnected():
     while (await request.receive())['type'] != 'http.disconnect':
       pass
 
-  task, left = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+  task, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
   try:
-    await asyncio.wait({task, left}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({task, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
       return task.result()
-    if left.done():
+    if gone.done():
       raise ClientDisconnect
     raise Refused(503, 'Overloaded', f'not scored within {timeout_s:g} seconds')
   finally:
-    for each in (task, left):
+    for each in (task, gone):
       each.cancel()
       with contextlib.suppress(asyncio.CancelledError, Exception):
         await each
 
 
+def check_token(request: Request, token: str) -> None:
+  """Raises: Refused if the server has a token and the request does not carry it."""
+  if token:
+    header = request.headers.get('authorization', '').encode()
+    if not hmac.compare_digest(header, f'Bearer {token}'.encode()):
+      raise Refused(401, 'Validation', 'a bearer token is needed: Authorization: Bearer ...')
+
+
+def post(service: Service, path: str, handle: Callable, error: Callable) -> Route:
+  """A POST route: `await handle(body)` returns (body, headers), `error` writes a Refused."""
+
+  async def endpoint(request: Request) -> Response:
+    try:
+      check_token(request, service.token)
+      service.check_ready()
+      body = await read_json(request, service.limits)
+      value, headers = await while_connected(request, handle(body), service.limits.timeout_s)
+      response = JSONResponse(value, headers=headers)
+    except Refused as e:
+      response = JSONResponse(error(e), e.status)
+    except ClientDisconnect:
+      response = Response(status_code=499)  # only for the metrics
+    service.metrics.answered(path, response.status_code)
+    return response
+
+  return Route(path, endpoint, methods=['POST'])
+
+
+def scoring(service: Service, path: str) -> Route:
+  """The route of one of `apis.APIS`."""
+  api = apis.APIS[path]
+
+  async def handle(body):
+    return await service.score(api.parse(body, service.name))
+
+  return post(service, path, handle, api.error)
+
+
 def build(service: Service) -> Starlette:
-  """The application; its lifespan loads the model and, at the end, stops its workers."""
+  """The application; its lifespan loads the model and stops the workers at the end."""
 
   @contextlib.asynccontextmanager
   async def lifespan(_):
@@ -190,40 +221,6 @@ def build(service: Service) -> Starlette:
       await loading
       await service.stop()
 
-  def allowed(request: Request) -> None:
-    if service.token:
-      given = request.headers.get('authorization', '').encode()
-      if not hmac.compare_digest(given, f'Bearer {service.token}'.encode()):
-        raise Refused(401, 'Validation', 'a bearer token is needed: Authorization: Bearer ...')
-
-  def answering(handle: Callable, error: Callable, path: str) -> Callable:
-    """A POST endpoint: checks, reads, computes; every failure in the shape's own words."""
-
-    async def endpoint(request: Request) -> Response:
-      try:
-        allowed(request)
-        service.check_ready()
-        body = await read_json(request, service.limits)
-        work = handle(body)
-        value, headers = await unless_gone(request, work, service.limits.timeout_s)
-        response = JSONResponse(value, headers=headers)
-      except Refused as e:
-        response = JSONResponse(error(e), e.status)
-      except ClientDisconnect:
-        response = Response(status_code=499)  # nobody reads it; it is counted
-      service.metrics.answered(path, response.status_code)
-      return response
-
-    return endpoint
-
-  def scoring(path: str) -> Callable:
-    parse, error = apis.SHAPES[path]
-
-    async def handle(body):
-      return await service.score(parse(body, service.name))
-
-    return answering(handle, error, path)
-
   async def health(_):
     if not service.batcher:
       return JSONResponse(apis.tei_error(Refused(503, 'Unhealthy', 'loading')), 503)
@@ -231,7 +228,7 @@ def build(service: Service) -> Starlette:
 
   async def info(request):
     try:
-      allowed(request)
+      check_token(request, service.token)
       service.check_ready()
     except Refused as e:
       return JSONResponse(apis.tei_error(e), e.status)
@@ -244,12 +241,12 @@ def build(service: Service) -> Starlette:
     return await service.search.answer(body, service)
 
   routes = [
-    *(Route(path, scoring(path), methods=['POST']) for path in apis.SHAPES),
+    *(scoring(service, path) for path in apis.APIS),
     Route('/health', health),
     Route('/info', info),
     Route('/metrics', metrics),
     Route('/', page.show(service)),
   ]
   if service.search:
-    routes.append(Route('/search', answering(search, apis.tei_error, '/search'), methods=['POST']))
+    routes.append(post(service, '/search', search, apis.tei_error))
   return Starlette(routes=routes, lifespan=lifespan)

@@ -1,10 +1,10 @@
-"""The one exception for clients: an HTTP status with a kind and a sentence."""
+"""The exception for clients: an HTTP status, an error type and a message."""
 
 
 class Refused(Exception):
-  """What a request is answered with instead of scores; each shape writes it in its own format.
+  """Why a request gets no scores; each API writes it in its own error format.
 
-  `kind` is one of TEI's: Unhealthy, Backend, Overloaded, Validation, Tokenizer, Empty.
+  `kind` is one of TEI's error types: Unhealthy, Backend, Overloaded, Validation, Tokenizer, Empty.
   """
 
   def __init__(self, status: int, kind: str, message: str):

@@ -1,4 +1,4 @@
-"""The page at `/`: a query's first-stage and re-ranked results side by side."""
+"""The page at `/`: first-stage and re-ranked results of a query, side by side."""
 
 from pathlib import Path
 
@@ -7,10 +7,11 @@ from starlette.responses import HTMLResponse
 
 from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.prompts import document_text
+from disranker_jax.rankers.loaded import order
 from disranker_jax.serve import apis
 
 TEMPLATE = (Path(__file__).parent / 'page.html').read_text(encoding='utf-8')
-# The page needs nothing from elsewhere, and nobody may frame it or add to it.
+# The page loads nothing from other hosts, and other sites may not frame it.
 HEADERS = {
   'content-security-policy': "default-src 'none'; style-src 'unsafe-inline'; "
   "script-src 'unsafe-inline'; connect-src 'self'; img-src data:; frame-ancestors 'none'",
@@ -20,7 +21,7 @@ SUMMARY_CHARS = 300
 
 
 class Search:
-  """A collection with BM25 over it; `documents()` is asked for once, by `load`."""
+  """A collection with a BM25 index; `load` calls `documents()` once."""
 
   def __init__(self, documents, depth: int = 20):
     self._documents, self._depth = documents, depth
@@ -30,15 +31,16 @@ class Search:
     self._index = BM25(self._docs)
 
   async def answer(self, body: dict, service):
-    """(body, headers): documents in BM25's order, each with both ranks and the model's score."""
+    """(body, headers): documents in BM25's order, each with both ranks and both scores."""
     query = apis.query(body)
-    found = self._index.top([query], self._depth)[0]
-    docs = [self._docs[i] for i, _ in found]
+    hits = self._index.top([query], self._depth)[0]
+    docs = [self._docs[i] for i, _ in hits]
     if not docs:
       return {'results': [], 'texts': [], 'documents': len(self._docs)}, {}
     texts = [document_text(doc) for doc in docs]
-    scores, headers = await service.score(apis.Ask([query], texts, lambda s, _: s.tolist()))
-    rank = {index: n for n, index in enumerate(apis.order(scores), 1)}
+    pairs = [(query, text) for text in texts]
+    scores, headers = await service.score(apis.ScoreRequest(pairs, lambda s, _: s.tolist()))
+    rank = {index: n for n, index in enumerate(order(scores), 1)}
     results = [
       {
         'doc_id': doc.doc_id,
@@ -49,17 +51,17 @@ class Search:
         'score': scores[i],
         'rank': rank[i],
       }
-      for i, (doc, (_, score)) in enumerate(zip(docs, found, strict=True))
+      for i, (doc, (_, score)) in enumerate(zip(docs, hits, strict=True))
     ]
     return {'results': results, 'texts': texts, 'documents': len(self._docs)}, headers
 
 
 def show(service):
-  """The endpoint of the page itself, which asks for a token where the server does."""
+  """The endpoint of the page; it has a field for the token if the server requires one."""
 
   async def endpoint(_: Request) -> HTMLResponse:
-    known = {'search': bool(service.search), 'token': bool(service.token)}
-    attributes = ' '.join(f'data-{k}="{str(v).lower()}"' for k, v in known.items())
+    options = {'search': bool(service.search), 'token': bool(service.token)}
+    attributes = ' '.join(f'data-{k}="{str(v).lower()}"' for k, v in options.items())
     return HTMLResponse(TEMPLATE.replace('<body>', f'<body {attributes}>', 1), headers=HEADERS)
 
   return endpoint

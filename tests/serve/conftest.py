@@ -5,37 +5,14 @@ import threading
 import time
 
 import httpx
-import jax
-import numpy as np
 import pytest
 
-from disranker_jax.data.prompts import PairPrompt
-from disranker_jax.models import hf, tiny
-from disranker_jax.models.network import from_hf
-from disranker_jax.stages import roles
-
-LENGTHS = {'max_len': 64, 'max_query_len': 16}
-
-
-@pytest.fixture(scope='session')
-def model(tmp_path_factory):
-  """An exported student of random weights, with scores far apart."""
-  base = tmp_path_factory.mktemp('base') / 'tiny-encoder'
-  tiny.make('tiny-encoder', base)
-  network = from_hf(base)
-  variables = jax.tree.map(
-    lambda x: np.asarray(x) * (8 if x.std() > 0 else 1), network.init(jax.random.key(3))
-  )
-  folder = tmp_path_factory.mktemp('export') / 'student'
-  hf.save(
-    folder, network, variables, tokenizer_folder=base, extra_config={'disranker_jax': LENGTHS}
-  )
-  return folder
+from disranker_jax.rankers import loaded
 
 
 @pytest.fixture(scope='session')
 def prompt(model):
-  return PairPrompt(roles.open_tokenizer(model), **LENGTHS)
+  return loaded.open_prompt(model)
 
 
 @dataclasses.dataclass
@@ -48,7 +25,7 @@ class Running:
 
 
 class Serving:
-  """Starts servers; used as a context, it stops them all."""
+  """Starts servers; as a context manager it stops them all."""
 
   def __init__(self):
     self._stops = []
@@ -86,11 +63,11 @@ class Serving:
     return Running(url, service, client)
 
 
-def until(true, seconds: float = 60) -> None:
-  """Waits for a condition; fails if it does not come."""
+def until(condition, seconds: float = 60) -> None:
+  """Waits for a condition; fails after `seconds`."""
   end = time.monotonic() + seconds
-  while not true():
-    assert time.monotonic() < end, 'it did not happen'
+  while not condition():
+    assert time.monotonic() < end, 'the condition did not become true'
     time.sleep(0.01)
 
 
@@ -104,7 +81,6 @@ def serving():
 def server(model):
   """The tiny student by ONNX Runtime, with a small collection to search."""
   from disranker_jax.data.records import Document
-  from disranker_jax.serve.__main__ import loader
   from disranker_jax.serve.page import Search
 
   docs = (
@@ -114,4 +90,4 @@ def server(model):
     Document('zip', 'zip', 'Iterates over several at a time.'),
   )
   with Serving() as them:
-    yield them.start(loader(model, 'onnx'), search=Search(lambda: docs))
+    yield them.start(lambda: loaded.load(model, 'onnx'), search=Search(lambda: docs))

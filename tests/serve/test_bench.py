@@ -1,4 +1,4 @@
-"""The load generators and the soak see what servers do, and what they do wrong."""
+"""The load generators, the soak test and the latency benchmark measure and check a server."""
 
 import collections
 import time
@@ -9,6 +9,7 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import baselines, latency, load, soak, texts
 from disranker_jax.errors import UserError
+from disranker_jax.rankers import loaded
 
 REQUESTS = [
   texts.Request('list of names', ('len : Return items', 'dir : list of names', 'zip'), (0, 4, 1)),
@@ -27,7 +28,7 @@ def test_every_system_gives_the_same_scores(model, expected):
     score = baselines.open_system(name, model)
     for request, scores in zip(REQUESTS, expected, strict=True):
       given = np.asarray(score(request.query, request.texts))
-      # 8 bits and bf16 are only near.
+      # 8 bits and bf16 are approximate.
       np.testing.assert_allclose(given, scores, rtol=0, atol=0.05)
       if name.endswith('fp32'):
         np.testing.assert_allclose(given, scores, rtol=0, atol=1e-4)
@@ -36,7 +37,7 @@ def test_every_system_gives_the_same_scores(model, expected):
 def test_texts_may_be_longer_than_the_models_own_length(model):
   texts = ('zip ' * 40 + 'number of items ' * 40, 'zip')
   # The JAX backend's rows have 128 places for a model of 64.
-  assert len(baselines.prompt_of(model, 160).encode_texts('names', texts)[0]) == 160
+  assert len(loaded.open_prompt(model, 160).encode_texts('names', texts)[0]) == 160
   exact, jax, plain = (
     baselines.open_system(name, model, 160)('names', texts)
     for name in ('ours onnx', 'ours jax', 'onnxruntime fp32')
@@ -52,11 +53,11 @@ class TestLoad:
     rows = load.closed(server.url, list(self.bodies), 3, 0.5)
     assert len(rows) >= 3 and {status for status, _ in rows} == {200}
 
-  def test_an_open_loop_counts_from_when_requests_were_due(self, server):
+  def test_an_open_loop_counts_from_the_scheduled_time(self, server):
     rows = load.opened(server.url, list(self.bodies), 40.0, 0.5)
     assert 5 < len(rows) < 60 and {status for status, _ in rows} == {200}
 
-  def test_a_server_that_is_not_there_is_no_answer(self):
+  def test_a_missing_server_is_status_0(self):
     assert load.Client('http://127.0.0.1:9').post('/rerank', b'')[0] == 0
 
 
@@ -67,11 +68,11 @@ class TestSoak:
     it.client(0, time.monotonic() + seconds)
     return it
 
-  def test_a_good_server_has_nothing_wrong(self, server, expected, monkeypatch):
+  def test_a_good_server_has_no_errors(self, server, expected, monkeypatch):
     it = self.soaked(server, expected, monkeypatch)
     assert it.wrong == [] and it.counts['good', 200] > 10
 
-  def test_every_kind_of_client_gets_what_it_deserves(self, server, expected):
+  def test_every_kind_of_request_gets_the_expected_status(self, server, expected):
     import random
 
     it = soak.Soak(server.url, REQUESTS, expected, 1e-3)
@@ -105,7 +106,7 @@ def test_latency_counts_the_best_round_and_measures_quality():
   assert rows['wrong']['first_is_faster'] == 4.0
 
 
-def test_a_system_of_its_own_process_gives_the_same_scores(model, expected):
+def test_a_system_in_another_process_gives_the_same_scores(model, expected):
   apart = baselines.Apart('ours onnx', model)
   try:
     seconds, scores = apart(REQUESTS[0].query, REQUESTS[0].texts)
@@ -115,6 +116,6 @@ def test_a_system_of_its_own_process_gives_the_same_scores(model, expected):
   assert seconds > 0
 
 
-def test_an_unknown_bench_names_those_there_are():
+def test_an_unknown_benchmark_lists_the_known_ones():
   with pytest.raises(UserError, match=r'latency.*serve.*soak'):
     command.main(['speed'])

@@ -1,4 +1,4 @@
-"""Real clients, pointed at the server: of Cohere, Hugging Face and LlamaIndex."""
+"""The SDKs of Cohere, Hugging Face and LlamaIndex as clients of the server."""
 
 import pytest
 
@@ -22,7 +22,7 @@ class TestCohere:
     scores = [r.relevance_score for r in answer.results]
     assert len(scores) == 2 and scores == sorted(scores, reverse=True)
 
-  def test_its_errors_are_the_sdks_own(self, server):
+  def test_errors_become_the_sdks_own_exceptions(self, server):
     cohere = pytest.importorskip('cohere')
     client = cohere.ClientV2(api_key='any', base_url=server.url)
     with pytest.raises(cohere.errors.UnprocessableEntityError, match='documents'):
@@ -32,7 +32,7 @@ class TestCohere:
 class TestHuggingFace:
   def test_health_info_and_pairs(self, server, expected, monkeypatch):
     hub = pytest.importorskip('huggingface_hub')
-    # Tests are offline from the hub; this machine is not the hub.
+    # The hub is offline in tests, but this server is local.
     monkeypatch.setattr(hub.constants, 'HF_HUB_OFFLINE', False)
     client = hub.InferenceClient(model=server.url, provider='hf-inference')
     assert client.health_check()
@@ -44,7 +44,7 @@ class TestHuggingFace:
 
 class TestLlamaIndex:
   def test_a_postprocessor_reranks_nodes(self, server, expected):
-    # Thirty packages: not in the extra `test`.
+    # It needs thirty packages, so it is not in the extra `test`.
     tei = pytest.importorskip(
       'llama_index.postprocessor.tei_rerank', reason='needs llama-index-postprocessor-tei-rerank'
     )

@@ -1,4 +1,4 @@
-"""The page, in a real browser where there is one: what a person types, sees, and copies."""
+"""The search page, in a real browser where one is installed."""
 
 import json
 import re
@@ -9,8 +9,7 @@ import subprocess
 import pytest
 
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
-NO_CHROMIUM = 'needs chromium or google-chrome on the PATH (apt-get install chromium)'
-needs_browser = pytest.mark.skipif(not CHROMIUM, reason=NO_CHROMIUM)
+needs_browser = pytest.mark.skipif(not CHROMIUM, reason='chromium is not installed')
 
 
 def browser(tmp_path, *options: str) -> str:
@@ -21,9 +20,9 @@ def browser(tmp_path, *options: str) -> str:
 
 @pytest.fixture(scope='module')
 def dom(server, tmp_path_factory):
-  """The page after a search, as the browser has it."""
+  """The browser's DOM after a search."""
   if not CHROMIUM:
-    pytest.skip(NO_CHROMIUM)
+    pytest.skip('chromium is not installed')
   return browser(tmp_path_factory.mktemp('chromium'), '--dump-dom', f'{server.url}/?q=a+list+names')
 
 
@@ -44,13 +43,13 @@ class TestBrowser:
     assert unescaped['first'] == [d['doc_id'] for d in answer]
     assert unescaped['second'] == [d['doc_id'] for d in sorted(answer, key=lambda d: d['rank'])]
 
-  def test_marks_what_moved_and_says_the_latency(self, dom, answer):
+  def test_shows_moves_and_latency(self, dom, answer):
     ups = [d['first'] - d['rank'] for d in answer]
     for sign, mark in ((1, '▲'), (-1, '▼')):
       assert dom.count(f'>{mark} ') == sum(u * sign > 0 for u in ups)
     assert re.search(r'\d of 4 documents, re-ranked in \d+ ms', dom)
 
-  def test_texts_of_documents_are_text(self, dom):
+  def test_documents_are_escaped(self, dom):
     assert '<title>Search' in dom and '<b>evil' not in dom
     assert 'owned' not in re.findall('<title>(.*?)</title>', dom)[0]
 
@@ -72,7 +71,7 @@ class TestBrowser:
     assert file.stat().st_size > 10_000
 
 
-def test_it_needs_nothing_from_elsewhere(server):
+def test_it_loads_nothing_from_other_hosts(server):
   response = server.client.get('/')
   assert "default-src 'none'" in response.headers['content-security-policy']
   assert not re.search(r'(src|href)="(?!data:)', response.text)

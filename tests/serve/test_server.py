@@ -1,4 +1,4 @@
-"""Limits, time, load and failure: what a server owes its clients when something is wrong."""
+"""The server under limits, load and failure: every client gets the right status or scores."""
 
 import concurrent.futures
 import contextlib
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from disranker_jax.rankers.loaded import LoadedRanker
 from disranker_jax.serve import connection
 from tests.serve.conftest import until
 
@@ -19,7 +20,7 @@ BODY = {'query': 'q', 'texts': ['a', 'b']}
 
 
 class Stub:
-  """A backend whose score is the number of tokens; it can be held, and can fail."""
+  """A backend whose score is the number of tokens; it can block, and can fail."""
 
   part_tokens, workers, name = 64, 2, 'stub'
 
@@ -27,9 +28,6 @@ class Stub:
     self.free = threading.Event()
     self.free.set()
     self.calls, self.value = [], None
-
-  def warm(self):
-    pass
 
   def score(self, encoded):
     self.calls.append([len(e) for e in encoded])
@@ -42,9 +40,9 @@ class Stub:
 
 @pytest.fixture
 def stub(serving, prompt):
-  """(backend, start): start(...) gives a server with the stub for a model."""
+  """(backend, start): start(...) returns a server whose model is the stub."""
   backend = Stub()
-  yield backend, lambda **options: serving.start(lambda: (backend, prompt), **options)
+  yield backend, lambda **options: serving.start(lambda: LoadedRanker(prompt, backend), **options)
   backend.free.set()
 
 
@@ -58,7 +56,7 @@ class TestLimits:
     client = stub[1](limits={'texts': 2}).client
     assert client.post('/rerank', json=BODY).status_code == 200
     response = client.post('/rerank', json={**BODY, 'texts': ['a'] * 3})
-    assert response.status_code == 413 and 'at most 2' in response.json()['error']
+    assert response.status_code == 413 and 'the limit is 2' in response.json()['error']
 
   @pytest.mark.parametrize('chunked', [False, True])
   def test_too_large_bodies_are_413(self, stub, chunked):
@@ -68,7 +66,7 @@ class TestLimits:
     response = client.post('/rerank', content=pieces if chunked else content)
     assert response.status_code == 413
 
-  def test_long_texts_are_cut_and_it_is_said(self, stub, prompt):
+  def test_long_texts_are_truncated_and_counted_in_a_header(self, stub, prompt):
     client = stub[1]().client
     body = {**BODY, 'texts': ['word ' * 500, 'short']}
     response = client.post('/rerank', json={**body, 'raw_scores': True})
@@ -78,7 +76,7 @@ class TestLimits:
     assert refused.status_code == 413 and refused.json()['error_type'] == 'Validation'
     assert client.post('/rerank', json={**BODY, 'truncate': False}).status_code == 200
 
-  def test_a_full_line_is_429_and_goes_on_when_there_is_room(self, stub):
+  def test_a_full_queue_is_429_until_there_is_room(self, stub):
     backend, start = stub
     running = start(limits={'requests': 2})
     backend.free.clear()
@@ -107,7 +105,7 @@ class TestLimits:
     response = running.client.post('/rerank', json=BODY)
     assert response.status_code == 503 and response.json()['error_type'] == 'Overloaded'
 
-  def test_a_token_is_asked_for_where_it_is_set(self, stub):
+  def test_a_token_is_required_where_it_is_set(self, stub):
     client = stub[1](token='s3cret').client
     for headers in ({}, {'authorization': 'Bearer wrong'}, {'authorization': 's3cret'}):
       assert client.post('/rerank', json=BODY, headers=headers).status_code == 401
@@ -116,7 +114,7 @@ class TestLimits:
     assert client.post('/v2/rerank', json={'query': 'q', 'documents': ['a']}, headers=right).json()
     assert client.get('/health').status_code == 200
 
-  def test_a_client_can_name_no_file(self, stub, model):
+  def test_a_client_cannot_name_a_file(self, stub, model):
     client = stub[1]().client
     body = {'query': 'q', 'documents': ['a'], 'model': str(model), 'revision': '../..'}
     assert client.post('/v2/rerank', json=body).json()['model'] == 'student'
@@ -125,7 +123,7 @@ class TestLimits:
 
 
 class TestHeads:
-  """A request's line and headers may neither be too long nor come too slowly."""
+  """A request's line and headers must be neither too long nor too slow."""
 
   HEAD = b'GET /health HTTP/1.1\r\nhost: x\r\nx-long: '
 
@@ -141,7 +139,7 @@ class TestHeads:
     except ConnectionError:
       return True
 
-  def test_one_that_does_not_end_is_cut_off(self, stub):
+  def test_an_endless_head_closes_the_connection(self, stub):
     with self.connect(stub) as one:
       one.sendall(self.HEAD)
       with contextlib.suppress(ConnectionError):
@@ -149,20 +147,20 @@ class TestHeads:
           one.sendall(b'a' * 16_384)
       assert self.hung_up(one)
 
-  def test_a_large_one_that_ends_is_answered(self, stub):
+  def test_a_large_head_that_ends_is_answered(self, stub):
     with self.connect(stub) as one:
       one.sendall(self.HEAD + b'a' * 20_000)
       one.sendall(b'\r\n\r\n')
       assert one.recv(100).startswith(b'HTTP/1.1 200')
 
   @pytest.mark.parametrize('begun', [b'', HEAD])
-  def test_one_that_does_not_come_is_not_waited_for(self, stub, monkeypatch, begun):
+  def test_a_slow_head_closes_the_connection(self, stub, monkeypatch, begun):
     monkeypatch.setattr(connection, 'HEAD_S', 0.2)
     with self.connect(stub) as one:
       one.sendall(begun)
       assert self.hung_up(one)
 
-  def test_what_is_read_and_scored_longer_is_not_cut_off(self, stub, monkeypatch):
+  def test_scoring_may_take_longer_than_a_head(self, stub, monkeypatch):
     monkeypatch.setattr(connection, 'HEAD_S', 0.2)
     backend, start = stub
     client = start().client
@@ -172,7 +170,7 @@ class TestHeads:
 
 
 class TestFailure:
-  def test_scores_that_are_not_numbers_are_500_and_never_sorted_in(self, stub):
+  def test_scores_that_are_not_finite_are_500(self, stub):
     backend, start = stub
     client = start().client
     backend.value = np.nan
@@ -192,12 +190,12 @@ class TestFailure:
     backend.value = None
     assert client.post('/rerank', json=BODY).status_code == 200
 
-  def test_before_the_model_is_ready_all_is_503(self, serving, prompt):
+  def test_before_the_model_is_ready_the_status_is_503(self, serving, prompt):
     ready = threading.Event()
 
     def load():
       assert ready.wait(30)
-      return Stub(), prompt
+      return LoadedRanker(prompt, Stub())
 
     running = serving.start(load, wait=False)
     try:
@@ -208,7 +206,7 @@ class TestFailure:
       ready.set()
     until(lambda: running.client.get('/health').status_code == 200)
 
-  def test_what_a_client_that_left_still_waits_for_is_dropped(self, stub):
+  def test_pairs_of_a_disconnected_client_are_dropped(self, stub):
     backend, start = stub
     running = start()
     backend.free.clear()
@@ -242,7 +240,7 @@ class TestBatching:
         expected = [len(e) for e in prompt.encode_texts('q', body['texts'])]
         assert scores(response) == dict(enumerate(expected))
 
-  def test_a_call_has_similar_lengths_and_about_its_share_of_tokens(self, stub):
+  def test_a_call_has_similar_lengths_and_its_share_of_tokens(self, stub):
     backend, start = stub
     texts = ['w ' * n for n in range(50)]
     start().client.post('/rerank', json={'query': 'q', 'texts': texts})
@@ -252,7 +250,7 @@ class TestBatching:
     assert max(map(sum, backend.calls)) <= 2 * backend.part_tokens
     assert len(backend.calls) % backend.workers == 0
 
-  def test_metrics_count_what_was_done(self, stub):
+  def test_metrics_count_requests_texts_tokens_and_padding(self, stub):
     client = stub[1]().client
     client.post('/rerank', json=BODY)
     client.post('/rerank', json={'query': 'q'})

@@ -1,4 +1,4 @@
-"""Each client shape: the model's own scores, in the shape's own words, and its own errors."""
+"""Each API: the model's own scores in the API's own format, and its own errors."""
 
 import json
 
@@ -68,7 +68,7 @@ class TestTei:
     many = post('/predict', inputs=[[QUERY, t] for t in TEXTS], raw_scores=True)
     assert [row['score'] for [row] in many] == close(raw.tolist())
 
-  def test_info_says_what_clients_size_their_requests_by(self, server):
+  def test_info_has_the_limits_that_clients_read(self, server):
     info = server.client.get('/info').json()
     assert info['model_type'] == {
       'reranker': {'id2label': {'0': 'LABEL_0'}, 'label2id': {'LABEL_0': 0}}
@@ -85,13 +85,13 @@ class TestCohereAndJina:
     assert [r['relevance_score'] for r in answer['results']] == close(sigmoid[best].tolist())
     assert answer['id'] and answer['meta']['billed_units'] == {'search_units': 1}
 
-  def test_documents_may_be_objects_and_come_back_on_request(self, post, sigmoid):
+  def test_documents_may_be_objects_and_are_returned_on_request(self, post, sigmoid):
     documents = [{'text': t} for t in TEXTS]
     answer = post('/v1/rerank', query=QUERY, documents=documents, return_documents=True)
     assert all(r['document'] == documents[r['index']] for r in answer['results'])
     assert answer['usage']['total_tokens'] > len(TEXTS) * 5
 
-  def test_max_tokens_per_doc_cuts_documents(self, post, server, prompt):
+  def test_max_tokens_per_doc_truncates_documents(self, post, server, prompt):
     long = 'names ' * 30
     a = post('/v2/rerank', query=QUERY, documents=[long], max_tokens_per_doc=3)
     [pair] = prompt.encode_texts(QUERY, [long], 3)
@@ -123,17 +123,17 @@ class TestErrors:
 
   @pytest.mark.parametrize('body, status, message', CASES)
   @pytest.mark.parametrize('path, name', [('/rerank', 'texts'), ('/v2/rerank', 'documents')])
-  def test_say_which_field_and_what_it_must_be(self, server, path, name, body, status, message):
+  def test_name_the_field_and_its_type(self, server, path, name, body, status, message):
     body = {k.format(name): v for k, v in body.items()}
     response = server.client.post(path, json=body)
     assert response.status_code == status
-    said = response.json()
-    assert message.format(name) == (said['error'] if path == '/rerank' else said['message'])
+    error = response.json()
+    assert message.format(name) == (error['error'] if path == '/rerank' else error['message'])
     if path == '/rerank':
-      assert said['error_type'] == ('Empty' if status == 400 else 'Validation')
+      assert error['error_type'] == ('Empty' if status == 400 else 'Validation')
 
   @pytest.mark.parametrize('content', [b'{', b'[1]', b'\xff', b'', b'[' * 100_000, b'7'])
-  def test_what_is_not_json_is_422(self, server, content):
+  def test_a_body_that_is_not_json_is_422(self, server, content):
     response = server.client.post('/score', content=content)
     assert response.status_code == 422 and 'JSON' in response.json()['error']['message']
 
@@ -149,13 +149,12 @@ class TestErrors:
     response = server.client.post('/predict', json={'inputs': inputs})
     assert response.status_code in (400, 422) and response.json()['error']
 
-  def test_half_a_character_is_scored_like_a_replaced_one(self, server):
+  def test_lone_surrogates_are_replaced_and_scored(self, server):
     body = '{"query": "a \\ud800 b", "texts": ["\\udfff"]}'
     assert server.client.post('/rerank', content=body).status_code == 200
 
-  def test_ties_keep_their_order_and_far_scores_stay_apart(self):
+  def test_the_sigmoid_keeps_large_scores_distinct(self):
     from disranker_jax.serve import apis
 
-    assert apis.order([1.0, 3.0, 1.0, 3.0]) == [1, 3, 0, 2]
-    assert len(set(apis.sigmoid([20.0, 20.1, 25.0, -700.0]).tolist())) == 4
-    assert json.dumps(apis.sigmoid([1e9, -1e9]).tolist()) == '[1.0, 0.0]'
+    assert len(set(apis.shown([20.0, 20.1, 25.0, -700.0], raw=False))) == 4
+    assert json.dumps(apis.shown([1e9, -1e9], raw=False)) == '[1.0, 0.0]'

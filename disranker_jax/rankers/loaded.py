@@ -1,0 +1,171 @@
+"""The Python API: an exported model as an object that scores and ranks texts.
+
+`disranker rerank`, the server and the export's parity check score through this class.
+"""
+
+import concurrent.futures
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from disranker_jax.data.prompts import Encoded, PairPrompt, TextPrompt
+from disranker_jax.data.records import Document
+from disranker_jax.errors import UserError
+from disranker_jax.exporting import formats
+from disranker_jax.models import hf
+from disranker_jax.rankers import backends
+
+# A text as people have it: a string, (title, summary), {'title': ..., 'summary': ...}, or an object
+# with these two attributes.
+Text = str | tuple[str, str] | Mapping[str, str] | Document
+
+
+def load(
+  folder: str | Path, backend: str = 'auto', max_len: int | None = None, *, fast: bool = False
+) -> 'LoadedRanker':
+  """Loads an exported model, once; everything is compiled when this returns.
+
+  Example:
+    import disranker_jax
+    ranker = disranker_jax.load('runs/quickstart/export/student')
+    ranker.rank('open a file', ['open : Open a file.', 'len : Number of items.'], top=1)
+    # [(0, 3.1)]
+
+  Args:
+    folder: a model folder that the stage `export` wrote.
+    backend: 'onnx' (ONNX Runtime on the CPU), 'onnx-int8' (8-bit kernels), 'jax' (any device), or
+      'auto': 'jax' on an accelerator and for decoders, else 'onnx', which starts sooner.
+    max_len: tokens per pair, if not the number that the model was trained with.
+    fast: permits 8 bits for 'auto' and bfloat16 for 'jax'. By default scores are exact in fp32.
+
+  Raises:
+    UserError: the folder is not an exported model, or an argument does not fit it.
+  """
+  folder = Path(folder)
+  config = check(folder)
+  longest = config['max_position_embeddings']
+  if max_len is not None and not 5 <= max_len <= longest:
+    raise UserError(f'max_len {max_len}: {folder} takes from 5 to {longest} tokens')
+  opened = backends.open_backend(folder, backend, max_len or 0, fast)
+  return LoadedRanker(open_prompt(folder, max_len or 0), opened)
+
+
+def check(folder: Path) -> dict:
+  """config.json of an exported folder. Raises: UserError naming what the folder lacks."""
+  if not (folder / 'config.json').is_file():
+    raise UserError(f'{folder}: has no config.json; name an exported model folder')
+  # Without any of these files transformers makes an empty tokenizer.
+  if not any((folder / n).is_file() for n in ('tokenizer.json', 'vocab.txt', 'tokenizer.model')):
+    raise UserError(f'{folder}: has no tokenizer.json; name an exported model folder')
+  for file in hf.weight_files(folder):
+    if not file.is_file():
+      raise UserError(f'{file} is missing; name an exported model folder')
+  config = hf.read_config(folder)
+  architecture = (config.get('architectures') or [config['model_type']])[0]
+  classifier = architecture.endswith('ForSequenceClassification') and len(config['id2label']) == 1
+  if not classifier and 'template' not in config.get('disranker_jax', {}):
+    raise UserError(
+      f'{folder}: {architecture} is not a sequence classifier with one label; name an exported '
+      'model folder'
+    )
+  return config
+
+
+def open_prompt(folder: Path, max_len: int = 0) -> PairPrompt | TextPrompt:
+  """How the exported model reads a query and a text."""
+  from disranker_jax.stages import roles
+
+  tokenizer, lengths = roles.open_tokenizer(folder), formats.lengths(folder, max_len)
+  recorded = backends.exported(folder)
+  if 'template' not in recorded:
+    return PairPrompt(tokenizer, **lengths)
+  predict = 'query' if recorded['scorer'] == 'likelihood' else 'document'
+  return TextPrompt(tokenizer, **lengths, template=recorded['template'], predict=predict)
+
+
+class LoadedRanker:
+  """An exported model, ready to score; made by `disranker_jax.load`.
+
+  A text is a string, scored as transformers and sentence-transformers score it; or a document with
+  title and summary, as a tuple, a dict or an object, which is scored as 'title : summary'. (A
+  decoder reads title and summary by its template, and a string as a summary without a title.)
+  Texts longer than the model's length lose their end, queries beyond `max_query_len` too.
+
+  Methods may be called from several threads. Other numbers or lengths of texts compile nothing.
+  """
+
+  def __init__(self, prompt: PairPrompt | TextPrompt, backend):
+    self.prompt, self.backend = prompt, backend
+    self._pool = concurrent.futures.ThreadPoolExecutor(backend.workers, 'score')
+
+  def rank(
+    self, query: str, texts: Iterable[Text], top: int | None = None
+  ) -> list[tuple[int, float]]:
+    """(index in `texts`, score) of the `top` best texts (None: all), best first.
+
+    Equal scores are ordered by index. Scores are raw: any real number, larger is better.
+
+    Raises:
+      TypeError: the query is not a string, or a text is not a `Text`.
+      UserError: `top` is negative, or the model's parameters are broken.
+    """
+    if top is not None and top < 0:
+      raise UserError(f'top {top}: must be 0 or more')
+    if isinstance(texts, (str, Mapping)):
+      raise TypeError(f'texts must be a list of texts, not one {type(texts).__name__}')
+    scores = self.score((query, text) for text in texts)
+    return [(i, float(scores[i])) for i in order(scores)[:top]]
+
+  def score(self, pairs: Iterable[tuple[str, Text]]) -> np.ndarray:
+    """Raw scores of (query, text) pairs, in their order: float32 [pairs]. Raises: as `rank`."""
+    rows = [as_pair(pair, i) for i, pair in enumerate(pairs)]
+    # Equal pairs are scored once, so that rounding in different batches cannot order them.
+    places = {row: n for n, row in enumerate(dict.fromkeys(rows))}
+    encoded = self.encode(list(places))
+    parts = backends.divide([len(e) for e in encoded], self.backend)
+    calls = self._pool.map(lambda part: self.backend.score([encoded[i] for i in part])[0], parts)
+    scores = np.zeros(len(encoded), np.float32)
+    for part, values in zip(parts, calls, strict=True):
+      scores[part] = values
+    if not np.isfinite(scores).all():
+      raise UserError('the model gives scores that are not finite; its parameters are broken')
+    return scores[np.array([places[row] for row in rows], int)]
+
+  def encode(
+    self, pairs: Sequence[tuple[str, str | Document]], max_text_tokens: int = 0
+  ) -> list[Encoded]:
+    """Token ids of pairs; `max_text_tokens` also bounds the text's part, if it is not 0."""
+    options = {'most': max_text_tokens} if max_text_tokens else {}
+    encoded = []
+    for query, group in itertools.groupby(pairs, key=lambda pair: pair[0]):
+      encoded += self.prompt.encode_texts(query, [text for _, text in group], **options)
+    return encoded
+
+
+def as_pair(pair, index: int) -> tuple[str, str | Document]:
+  """A checked (query, text). Raises: TypeError naming the pair's index."""
+  if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+    raise TypeError(f'pair {index}: must be (query, text), not {type(pair).__name__}')
+  query, text = pair
+  if not isinstance(query, str):
+    raise TypeError(f'pair {index}: the query must be a string, not {type(query).__name__}')
+  match text:
+    case str():
+      return query, text
+    case (
+      (str(title), str(summary))
+      | {'title': str(title), 'summary': str(summary)}
+      | object(title=str(title), summary=str(summary))
+    ):
+      return query, Document('', title, summary)
+  raise TypeError(
+    f'text {index}: must be a string, (title, summary), or a document with title and summary, '
+    f'not {type(text).__name__}'
+  )
+
+
+def order(scores) -> list[int]:
+  """Indices by descending score; equal scores keep their order."""
+  return np.argsort(-np.asarray(scores), kind='stable').tolist()

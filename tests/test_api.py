@@ -1,0 +1,242 @@
+"""The Python API: `disranker_jax.load`, `rank` and `score`."""
+
+import concurrent.futures
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import disranker_jax
+from disranker_jax.data.records import Document, Group
+from disranker_jax.errors import UserError
+from disranker_jax.exporting import formats, parity
+from disranker_jax.models import hf, tiny
+from disranker_jax.models.network import from_hf
+from disranker_jax.rankers import backends, loaded
+
+QUERY = 'a list of names'
+TEXTS = ['len : Return the number of items.', 'dir : an ordered list of names', '', 'zip',
+         'word ' * 500, '文字 : Ünï']  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def ranker(model):
+  return disranker_jax.load(model)
+
+
+@pytest.fixture(scope='module')
+def on_jax(model):
+  return disranker_jax.load(model, 'jax')
+
+
+class Lengths:
+  """A backend whose score is the number of tokens."""
+
+  workers, part_tokens, name = 2, 30, 'lengths'
+
+  def score(self, encoded):
+    return np.array([len(e) for e in encoded], np.float32), 0
+
+
+def test_importing_the_package_loads_no_library():
+  code = "import sys, disranker_jax; print({'jax', 'numpy', 'transformers'} & set(sys.modules))"
+  out = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True)
+  assert out.stdout == 'set()\n'
+
+
+def test_all_public_names_exist():
+  assert all(hasattr(disranker_jax, name) for name in disranker_jax.__all__)
+  with pytest.raises(AttributeError, match='lod'):
+    disranker_jax.lod  # noqa: B018
+
+
+class TestScore:
+  @pytest.mark.parametrize('name', ['ranker', 'on_jax'])
+  def test_equals_transformers(self, model, name, request):
+    torch = pytest.importorskip('torch')
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    network = AutoModelForSequenceClassification.from_pretrained(model).eval()
+    batch = tokenizer([QUERY] * 6, TEXTS, truncation=True, padding=True, return_tensors='pt')
+    with torch.no_grad():
+      expected = network(**batch).logits[:, 0].numpy()
+    scores = request.getfixturevalue(name).score([(QUERY, text) for text in TEXTS])
+    assert scores.shape == (6,) and scores.dtype == np.float32 and expected.std() > 0.01
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)
+
+  def test_of_a_document_is_that_of_title_colon_summary(self, ranker):
+    forms = ('len : items', ('len', 'items'), {'title': 'len', 'summary': 'items', 'more': 1},
+             Document('x', 'len', 'items'))  # fmt: skip
+    assert len(set(ranker.score([(QUERY, form) for form in forms]).tolist())) == 1
+
+  def test_takes_any_iterable_of_pairs_with_several_queries(self, ranker):
+    queries = [QUERY, 'files', QUERY]
+    scores = ranker.score(zip(queries, TEXTS, strict=False))
+    alone = [ranker.score([pair])[0] for pair in zip(queries, TEXTS, strict=False)]
+    np.testing.assert_allclose(scores, alone, rtol=0, atol=1e-5)
+
+  def test_of_nothing_is_empty(self, ranker):
+    assert ranker.score([]).shape == (0,)
+
+  def test_is_the_same_from_several_threads(self, ranker):
+    pairs = [(QUERY, f'text {i} ' * (i % 9)) for i in range(60)]
+    expected = ranker.score(pairs)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+      for scores in pool.map(ranker.score, [pairs] * 8):
+        np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
+
+  def test_that_is_not_finite_is_an_error(self, ranker):
+    class Broken(Lengths):
+      def score(self, encoded):
+        return np.full(len(encoded), np.nan), 0
+
+    with pytest.raises(UserError, match='not finite'):
+      loaded.LoadedRanker(ranker.prompt, Broken()).score([(QUERY, 'a')])
+
+
+class TestRank:
+  @pytest.fixture
+  def by_length(self, ranker):
+    return loaded.LoadedRanker(ranker.prompt, Lengths())
+
+  def test_is_best_first_with_the_scores_of_score(self, ranker):
+    ranked = ranker.rank(QUERY, TEXTS)
+    scores = ranker.score([(QUERY, text) for text in TEXTS])
+    assert [i for i, _ in ranked] == np.argsort(-scores).tolist()
+    assert [score for _, score in ranked] == sorted(scores.tolist(), reverse=True)
+
+  def test_puts_the_lower_index_first_where_scores_are_equal(self, by_length):
+    ranked = by_length.rank('q', ['a', 'a b c d', 'b', 'a b c d'])
+    assert [i for i, _ in ranked] == [1, 3, 0, 2]
+
+  def test_gives_equal_texts_equal_scores(self, ranker):
+    texts = ['zip', 'word ' * 30] * 40
+    ranked = ranker.rank(QUERY, texts)
+    assert len({score for _, score in ranked}) == 2
+    assert [i % 2 for i, _ in ranked] in ([0] * 40 + [1] * 40, [1] * 40 + [0] * 40)
+
+  @pytest.mark.parametrize('top', [0, 2, 99])
+  def test_top_keeps_the_best(self, ranker, top):
+    assert ranker.rank(QUERY, TEXTS, top=top) == ranker.rank(QUERY, TEXTS)[:top]
+
+  def test_of_no_texts_is_empty(self, ranker):
+    assert ranker.rank(QUERY, []) == []
+
+
+class TestMistakes:
+  @pytest.mark.parametrize('query, texts, message', [
+    (7, ['a'], 'query must be a string, not int'),
+    ('q', 'a', 'not one str'),
+    ('q', {'title': 'a', 'summary': 'b'}, 'not one dict'),
+    ('q', ['a', None], 'text 1: .* not NoneType'),
+    ('q', [{'title': 'a'}], 'text 0: .* not dict'),
+    ('q', [('a', 'b', 'c')], 'text 0: .* not tuple'),
+  ])  # fmt: skip
+  def test_wrong_types_are_named(self, ranker, query, texts, message):
+    with pytest.raises(TypeError, match=message):
+      ranker.rank(query, texts)
+
+  @pytest.mark.parametrize('pair', ['ab', ('q',), ('q', 'a', 'b'), 7])
+  def test_a_pair_must_have_two_parts(self, ranker, pair):
+    with pytest.raises(TypeError, match='pair 1: must be'):
+      ranker.score([('q', 'a'), pair])
+
+  def test_a_negative_top_is_refused(self, ranker):
+    with pytest.raises(UserError, match='top -1'):
+      ranker.rank(QUERY, TEXTS, top=-1)
+
+  @pytest.mark.parametrize('lost, message', [
+    ('config.json', 'has no config.json'), ('tokenizer.json', 'has no tokenizer.json'),
+    ('model.safetensors', 'model.safetensors is missing'),
+  ])  # fmt: skip
+  def test_a_missing_file_is_named(self, model, tmp_path, lost, message):
+    folder = shutil.copytree(model, tmp_path / 'm')
+    (folder / lost).unlink()
+    with pytest.raises(UserError, match=message) as caught:
+      disranker_jax.load(str(folder))
+    assert str(folder) in str(caught.value)
+
+  @pytest.mark.parametrize('name', ['tiny-encoder', 'tiny-decoder'])
+  def test_a_base_model_is_refused(self, tmp_path, name):
+    tiny.make(name, tmp_path / 'm')
+    with pytest.raises(UserError, match='not a sequence classifier with one label'):
+      disranker_jax.load(tmp_path / 'm')
+
+  def test_an_unreadable_onnx_file_is_named(self, model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / 'm')
+    (folder / 'onnx').mkdir()
+    (folder / 'onnx' / 'model.onnx').write_bytes(b'no model')
+    with pytest.raises(UserError, match=r'model\.onnx'):
+      disranker_jax.load(folder)
+
+  @pytest.mark.parametrize('options, message', [
+    ({'backend': 'tpu'}, 'onnx-int8, onnx, jax'), ({'max_len': 4}, 'from 5 to 512'),
+    ({'max_len': 513}, 'from 5 to 512'),
+  ])  # fmt: skip
+  def test_an_argument_that_does_not_fit_is_refused(self, model, options, message):
+    with pytest.raises(UserError, match=message):
+      disranker_jax.load(model, **options)
+
+
+class TestBackends:
+  def test_max_len_replaces_the_folders_own(self, model, ranker):
+    longer = disranker_jax.load(model, max_len=200)
+    pairs = [(QUERY, TEXTS[3]), (QUERY, 'number of items ' * 30)]
+    differences = np.abs(longer.score(pairs) - ranker.score(pairs))
+    assert differences[0] < 1e-5 < 1e-3 < differences[1]
+
+  def test_jax_compiles_while_loading_only(self, on_jax):
+    before = on_jax.backend._step._cache_size()
+    for count in (1, 3, 9, 40, 170):
+      on_jax.score([(QUERY, f'{i} ' * (i % 50)) for i in range(count)])
+    assert on_jax.backend._step._cache_size() == before
+
+  def test_fast_jax_is_close_to_exact(self, model, on_jax):
+    fast = backends.Jax(model, precision='bfloat16', part_tokens=512)
+    pairs = on_jax.prompt.encode_texts(QUERY, [f'names {i} ' * (i % 20) for i in range(70)])
+    exact = on_jax.backend.score(pairs)[0]
+    np.testing.assert_allclose(fast.score(pairs)[0], exact, rtol=0, atol=0.2 * exact.std())
+
+  def test_auto_uses_eight_bits_only_if_fast_and_exported(self, model, tmp_path):
+    assert backends.choose(model, fast=True) == 'onnx'
+    folder = shutil.copytree(model, tmp_path / 'm')
+    (folder / 'onnx').mkdir()
+    (folder / formats.ONNX['onnx_int8']).touch()
+    assert backends.choose(folder, fast=True) == 'onnx-int8'
+    assert backends.choose(folder, fast=False) == 'onnx'
+
+  @pytest.mark.parametrize('lengths', [[], [5], [1] * 100, [7, 300, 2, 2, 90, 41]])
+  def test_divide_gives_every_sequence_once_longest_first(self, lengths):
+    parts = backends.divide(lengths, Lengths())
+    flat = [i for part in parts for i in part]
+    assert sorted(flat) == list(range(len(lengths))) and all(parts)
+    assert [lengths[i] for i in flat] == sorted(lengths, reverse=True)
+    assert len(lengths) < 2 or len(parts) % Lengths.workers == 0
+
+
+class TestDecoder:
+  DOCS = (Document('a', 'len', 'Return the number of items.'), Document('b', 'dir', 'names ' * 40),
+          Document('c', '', 'zip'))  # fmt: skip
+
+  @pytest.mark.parametrize('scorer, head', [('eos', 'rank'), ('likelihood', 'lm')])
+  def test_scores_equal_transformers_on_the_exported_template(self, tmp_path, scorer, head):
+    pytest.importorskip('torch')
+    tiny.make('tiny-decoder', tmp_path / 'base')
+    network = from_hf(tmp_path / 'base', head=head)
+    variables = jax.tree.map(lambda x: np.asarray(x) * 3, network.init(jax.random.key(1)))
+    extra = {'max_len': 64, 'max_query_len': 16, 'scorer': scorer,
+             'template': '{title} / {summary} / {query}'}  # fmt: skip
+    folder = tmp_path / 'teacher'
+    hf.save(folder, network, variables, tmp_path / 'base', {'disranker_jax': extra})
+    assert backends.choose(folder, fast=False) == 'jax'
+    backend = backends.Jax(folder, precision='float32', part_tokens=256)
+    ranker = loaded.LoadedRanker(loaded.open_prompt(folder), backend)
+    expected = parity.transformers_decoder(folder, ranker.prompt)(Group('q', QUERY, self.DOCS))
+    scores = ranker.score([(QUERY, doc) for doc in self.DOCS])
+    assert np.std(expected) > 0.01
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)
+    assert ranker.score([(QUERY, 'zip')])[0] == pytest.approx(scores[2], abs=1e-5)
