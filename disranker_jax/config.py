@@ -329,6 +329,10 @@ def flatten(config: ConfigDict, prefix: str = '') -> dict[str, object]:
   return flat
 
 
+def explain(config: ConfigDict, section: str = '') -> str:
+  return '\n'.join(f'{k} = {v!r}' for k, v in flatten(config).items() if k.startswith(section))
+
+
 def save(config: ConfigDict, file: Path) -> None:
   """Writes what was asked, with every default filled in, as JSON."""
   file.write_text(json.dumps(json.loads(config.to_json_best_effort()), indent=2) + '\n')

@@ -211,7 +211,7 @@ def test_rounds_of_scoring_nearly_fill_their_batches(prepared):
 
 def test_distillations_scores_are_the_same_for_all(prepared):
   run = work_on(prepared, 'distill').run()
-  a, b = _work.ByChance(run), _work.ByChance(run)
+  a, b = _work.RandomScores(run), _work.RandomScores(run)
   assert len(a) == 64  # candidates and judgements
   for i in (0, 31, 32, 63):
     (group, scores), (same, again) = a[i], b[i]
