@@ -69,13 +69,13 @@ def run(bench: str, args: argparse.Namespace, argv: list[str], names: tuple[str,
   sides = ['ours', *args.variant, *peers(args, names)]
   with _work.prepared(args) as work:
     turns, facts = _worker.in_turn(bench, sides, argv, work.folder, args.rounds, args.apart)
-  found = {'bench': bench} | described(args) | _figures.answer(turns, facts)
-  print(text(found))
+  answer = {'bench': bench} | described(args) | _figures.answer(turns, facts)
+  print(text(answer))
   for name in sides:
     if 'failed' in facts[name]:
       print(f'{name} failed: {facts[name]["failed"]}')
   if args.json:
-    print(json.dumps(_figures.short(found)))
+    print(json.dumps(_figures.short(answer)))
 
 
 def described(args: argparse.Namespace) -> dict[str, str]:
@@ -117,19 +117,21 @@ COLUMNS = {
 }
 
 
-def text(found: dict) -> str:
+def text(answer: dict) -> str:
   """A line about what was measured, and a table with a row per side."""
-  shown = {k: v for k, v in COLUMNS.items() if any(k in side for side in found['sides'].values())}
+  shown = {k: v for k, v in COLUMNS.items() if any(k in side for side in answer['sides'].values())}
   heads = ['side', *(head for head, _ in shown.values()), 'memory GB', 'ours is faster']
   heads.append('in CPU time')
   rows = []
-  for name, side in found['sides'].items():
+  for name, side in answer['sides'].items():
     row = [name, *(form.format(side[k]) if k in side else '' for k, (_, form) in shown.items())]
     row.append(f'{side["memory_bytes"] / 1e9:.2f}' if 'memory_bytes' in side else '')
     for key in ('first_is_faster', 'first_is_cheaper'):
       spread = side.get(key)
       row.append('{median:.2f} ({low:.2f} to {high:.2f})'.format(**spread) if spread else '')
     rows.append(row)
-  what = f'{found["bench"]} {found["stage"]} of {found["config"]}, texts {found["texts"]}'
-  where = f'{found["device"]}, {found["precision"]}, peak {found["peak_flops"] / 1e9:,.0f} GFLOP/s'
-  return f'{what}; {where}; medians of {found["rounds"]} turns\n' + tables.markdown(heads, rows)
+  what = f'{answer["bench"]} {answer["stage"]} of {answer["config"]}, texts {answer["texts"]}'
+  where = (
+    f'{answer["device"]}, {answer["precision"]}, peak {answer["peak_flops"] / 1e9:,.0f} GFLOP/s'
+  )
+  return f'{what}; {where}; medians of {answer["rounds"]} turns\n' + tables.markdown(heads, rows)

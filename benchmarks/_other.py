@@ -1,4 +1,4 @@
-"""Another system behind the same web server, one call a request; for `bench serve` only."""
+"""Another system behind the same web server, one call per request; for `bench serve` only."""
 
 import argparse
 import asyncio
@@ -22,7 +22,7 @@ def main() -> None:
   args = parser.parse_args()
   score = _baselines.open_system(args.system, args.model)
   score('warm', ['up'])
-  # One call at a time, each on all cores: more at a time only stand in each other's way.
+  # One call at a time, since each uses all cores.
   pool = concurrent.futures.ThreadPoolExecutor(1)
 
   async def rerank(request):
