@@ -18,19 +18,19 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from disranker_jax import config as configs
 from disranker_jax.commands.common import Parser, load_config, positive, prepare_absl
 from disranker_jax.commands.plan import stages as plans
-from disranker_jax.data import batches, preparing
+from disranker_jax.data import batches, preparing, sources
 from disranker_jax.data.prompts import Encoded
 from disranker_jax.data.records import Group
 from disranker_jax.devices import runtime, sharding
 from disranker_jax.errors import UserError
-from disranker_jax.pipeline import runner
+from disranker_jax.pipeline import systems
+from disranker_jax.pipeline.stage import Run
 from disranker_jax.stages import cpt, distill, prepare, roles, score, sft
 from disranker_jax.training import train
 
-TRAINING = configs.TRAINING
+TRAINING = tuple(systems.training())
 SCORING = ('score', 'evaluate')  # the teacher on candidates, the student on test queries
 SAMPLE = 64  # queries that estimate the tokens per query of a scoring turn
 
@@ -70,7 +70,7 @@ def prepared(args: argparse.Namespace) -> Iterator['Work']:
 def open_work(args: argparse.Namespace, folder: Path) -> 'Work':
   config = copy.deepcopy(args.config)
   if args.tokens:  # texts are not read, so any source will do
-    config.data.update(dict.fromkeys(prepare.READERS, 'python_docs:'), teachers=(), holdout=0.0)
+    config.data.update(dict.fromkeys(sources.KINDS, 'python_docs:'), teachers=(), holdout=0.0)
     config.data.negatives.count = 0
   return Work(config, args.stage, folder.absolute(), args.tokens)
 
@@ -101,8 +101,8 @@ class Work:
     kind = alone.get(self.stage, 'judgements')
     return [kind] if kind else score.kinds(self.config)
 
-  def run(self, mesh=None) -> runner.Run:
-    return runner.Run(self.config, self.folder, mesh)
+  def run(self, mesh=None) -> Run:
+    return Run(self.config, self.folder, mesh)
 
   def prepare(self) -> None:
     """Prepares the data without initialising JAX: the device must stay free for the sides."""

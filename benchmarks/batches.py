@@ -15,12 +15,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from disranker_jax import config as configs
 from disranker_jax.commands.common import Parser, load_config, prepare_absl
 from disranker_jax.data import batches, pool
 from disranker_jax.data.tokenising import Encoder
 from disranker_jax.devices import runtime, sharding
-from disranker_jax.pipeline import runner
+from disranker_jax.pipeline import systems
+from disranker_jax.pipeline.stage import Run
 from disranker_jax.rankers import pointwise
 from disranker_jax.stages import cpt, distill, evaluate, prepare, roles, score, sft
 
@@ -29,7 +29,7 @@ BATCHES = 200
 
 def open_run(config, folder: str):
   """A run with its data prepared."""
-  run = runner.Run(config, Path(folder), sharding.make_mesh(config.mesh))
+  run = Run(config, Path(folder), sharding.make_mesh(config.mesh))
   prepare.run(run)
   return run
 
@@ -83,8 +83,8 @@ def padding(args, config) -> None:
     c = run.config
     teacher, student = roles.open_teacher(c), roles.open_side(c.student)
     rows = {}
-    for stage in [s for s in c.stages if s in configs.TRAINING]:
-      side = teacher if configs.side(c, stage) == c.teacher else student
+    for stage in [s for s in c.stages if s in systems.training()]:
+      side = teacher if systems.model_settings(c, stage) == c.teacher else student
       size = c[stage].get('group_size', 0)
       draw = functools.partial(sft.draw, size) if size else None
       rows[stage] = training(run, stage, side, draw, c.cpt.predict if stage == 'cpt' else None)

@@ -12,7 +12,7 @@ batches are not in the paper: these are the field's usual.
 
 Hardware: full fine-tuning keeps 12 bytes a parameter in fp32 with Adam, 87 GB for the teacher, so
 an 8 x 80 GB node (--config.mesh.fsdp=8 --config.mesh.data=1) or a TPU slice. Planned for v5e:8x8
-(disranker_jax.commands.plan): 4.7 GiB a chip in cpt, 4.4 in sft, 0.9 in score, 0.8 in distill, of 16; about
+(disranker plan): 4.7 GiB a chip in cpt, 4.4 in sft, 0.9 in score, 0.8 in distill, of 16; about
 2,400 chip-hours for the paper's rows at 256 tokens. By plan cpt, the largest stage, also fits
 v5e:4x4 and v6e:4x4, and sft v5p:2x2x4. launch/README.md is the runbook. Expect, at
 half of an H100's peak, about 47 to 94 H100-hours to score the paper's 46.8M pairs of 128 to 256
@@ -41,5 +41,5 @@ def get_config():
   c.evaluate.batch_rows = 128
   # Any slice of 1 to 64 chips reads the same batches; a block holds a query's 8 longest documents.
   for stage in (c.cpt, c.sft, c.student_sft, c.distill):
-    stage.blocks = 64
+    stage.data_shards = 64
   return c

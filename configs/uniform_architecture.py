@@ -5,8 +5,8 @@ disranker run --config configs/uniform_architecture.py --workdir runs/uniform
 all-MiniLM-L6-v2, fine-tuned, teaches three of its own layers. The student learns the teacher's
 scores (Point-MSE + beta * Margin-MSE) and, with the same weight, pairs of hard labels where a query
 has them, which the study finds critical. The term on hidden states, which it finds may hurt, is off
-(distill.hidden_weight; it helped in experiments/hidden-uniform_architecture.md). Data and sizes are the
-quickstart's.
+(distill.hidden_weight; it helped in experiments/hidden-uniform_architecture.md). Data and sizes are
+those of the quickstart.
 """
 
 import pathlib

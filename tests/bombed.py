@@ -16,12 +16,12 @@ def arm(stage: str, process: str, count: int) -> None:
   from disranker_jax.pipeline import runner
   from disranker_jax.rankers import pointwise  # arrays are made by some of what they import
 
-  run_stage, begin = runner.run_stage, pointwise.Scorer._begin
+  run_stage, begin = runner.Pipeline.run_stage, pointwise.Scorer._begin
   now, calls = [''], []
 
-  def stage_begins(the, begun, *rest):
-    now[0] = begun.name
-    return run_stage(the, begun, *rest)
+  def stage_starts(self, stage):
+    now[0] = stage.name
+    return run_stage(self, stage)
 
   def scored(self, *args):
     if now[0] == stage and os.environ['DISRANKER_PROCESS'] == process:
@@ -30,7 +30,7 @@ def arm(stage: str, process: str, count: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     return begin(self, *args)
 
-  runner.run_stage, pointwise.Scorer._begin = stage_begins, scored
+  runner.Pipeline.run_stage, pointwise.Scorer._begin = stage_starts, scored
 
 
 def started(start, bomb) -> None:

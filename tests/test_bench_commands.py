@@ -40,7 +40,7 @@ def test_help_shows_the_usage(name, capsys):
   ('argv', 'error'),
   [
     (['--config.cpt.bach_rows=3'], 'no such key.*batch_rows'),
-    (['--config.cpt.batch_rows=0'], 'must be at least 1'),
+    (['--config.cpt.batch_rows=0'], 'config.cpt.batch_rows=0'),
     (['--color'], 'color'),
     (['--variant=--config.cpt.bach_rows=3'], 'no such key.*batch_rows'),
     (['--variant=--config.cpt.batch_rows=3 fast'], "'fast': write --config.KEY=VALUE"),

@@ -176,14 +176,15 @@ class TestConfig:
     [
       (
         ['--config.sft.epoch=2'],
-        '--config.sft.epoch: no such key; did you mean --config.sft.epochs',
+        "--config.sft.epoch: there is no such key; did you mean 'sft.epochs'?",
       ),
-      (['--config.sft=2'], '--config.sft: no such key'),
+      (['--config.sft=2'], '--config.sft: there is no such key'),
+      (['--config.sft.clip=2'], "--config.sft.clip: is called 'sft.max_grad_norm' now"),
       (['--config.sft.epochs=many'], 'many'),
       (['--config.sft.epochs'], 'epochs'),
       (['--config.seed=0.5'], '0.5'),
       (['--config.student.scan_layers=perhaps'], 'perhaps'),
-      (['--config.sft.batch_rows=0'], 'config.sft.batch_rows=0: must be at least 1'),
+      (['--config.sft.batch_rows=0'], 'config.sft.batch_rows=0: '),
       (['--config=nope.py'], '--config nope.py: no such file'),
       (['--config', 'nope.py'], '--config nope.py: no such file'),
       (['--config='], '--config is missing: pass a Python file'),

@@ -6,15 +6,16 @@ import pytest
 
 from disranker_jax import config
 from disranker_jax.errors import UserError
-from disranker_jax.pipeline import runner
-from disranker_jax.stages import inputs, prepare
+from disranker_jax.pipeline import inputs
+from disranker_jax.pipeline.stage import Run
+from disranker_jax.stages import prepare
 
 
 def run_of(folder, judgements: str, stages=('prepare', 'cpt'), **data):
   c = config.defaults()
   c.stages = stages
   c.data.update({'clicks': 'judgements:', 'judgements': judgements, 'test': judgements} | data)
-  return runner.Run(c, folder / 'run', None)
+  return Run(c, folder / 'run', None)
 
 
 def clicks(run) -> list[tuple[str, str]]:
@@ -89,10 +90,10 @@ def test_a_collection_gives_them_and_leaves_out_what_has_no_text(tmp_path, capsy
 
 def test_another_file_of_judgements_makes_another_cpt(rows, tmp_path):
   run = run_of(tmp_path, rows)
-  before = inputs.outside(run.config, 'prepare')['data.clicks']
+  before = inputs.outside(run.config, prepare.STAGE)['data.clicks']
   with open(rows.partition(':')[2], 'a') as file:
     file.write('\n')
-  assert inputs.outside(run.config, 'prepare')['data.clicks'] != before
+  assert inputs.outside(run.config, prepare.STAGE)['data.clicks'] != before
 
 
 def test_without_judgements_the_error_names_them(tmp_path):

@@ -1,6 +1,7 @@
 """The tree of settings: mistakes are told by key, files in configs/ work, comparing is by key."""
 
 import json
+import math
 import pathlib
 import runpy
 
@@ -8,7 +9,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from disranker_jax import config as configs
+from disranker_jax.config import settings
 from disranker_jax.errors import UserError
+from disranker_jax.pipeline import systems
 
 FILES = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
 
@@ -66,7 +69,7 @@ class TestCheck:
       ('student__precision', 'float16', 'bfloat16_dots'),
       ('teacher__remat', 'all', 'dots'),
       ('sft__loss', 'hing_loss', 'pairwise_hinge'),
-      ('finetune__loss', 'mse', 'info_nce'),
+      ('student_sft__loss', 'mse', 'info_nce'),
       ('distill__loss', 'mse?beta=1', 'adr_mse'),
       ('distill__schedule', 'cos', 'cosine'),
       ('distill__init_from', 'sft', 'student_sft'),
@@ -76,7 +79,7 @@ class TestCheck:
   def test_a_choice_that_is_none_lists_those_there_are(self, key, value, allowed):
     message = refused(changed(**{key: value}))
     assert message.startswith(f'config.{key.replace("__", ".")}={value!r}: ')
-    assert repr(allowed) in message
+    assert repr(allowed) in message or f'{allowed}' in message
 
   @pytest.mark.parametrize(
     'key, value, known',
@@ -104,7 +107,7 @@ class TestCheck:
     [
       ('sft__batch_rows', 0),
       ('cpt__gradient_accumulation_steps', 0),
-      ('finetune__save_every', -1),
+      ('student_sft__save_every', -1),
       ('distill__group_size', 1),  # a pair needs two
       ('distill__epochs', -1.0),
       ('score__shard_queries', 0),
@@ -112,6 +115,113 @@ class TestCheck:
   )
   def test_counts_that_are_too_small_are_refused(self, key, value):
     assert f'config.{key.replace("__", ".")}={value}' in refused(changed(**{key: value}))
+
+
+KEYS = settings.flatten(configs.sections())
+# Values that no key of a type allows, by type: the wrong type, sign or range.
+NONSENSE = {
+  bool: ['yes', 1, None],
+  int: ['two', -5, 0.5, True, None],
+  float: ['much', -3.0, math.nan, math.inf, None],  # ConfigDict makes 1.0 of True
+  str: ['no such value (', 7, None, 'two\nlines'],
+  tuple: ['prepare', 3, ('no such value',), (-5,), (None,)],
+}
+# What may be any text, any number, or negative, with the values above that are fine for it.
+FREE = {
+  'name': ['no such value ('],
+  'teacher.model': ['no such value ('], 'student.model': ['no such value ('],
+  'export.vocabulary': ['no such value ('],
+  'sft.margin': [-3.0], 'student_sft.margin': [-3.0], 'distill.hard_label_margin': [-3.0],
+  'data.negatives.margin': [-3.0],
+}  # fmt: skip
+
+
+def with_value(path: str, value):
+  config = configs.defaults().unlock()
+  *sections, last = path.split('.')
+  section = config
+  for name in sections:
+    section = section[name]
+  with section.ignore_type():
+    section[last] = value
+  return config
+
+
+class TestEveryKey:
+  @pytest.mark.parametrize('path', KEYS)
+  def test_refuses_the_wrong_type_sign_and_range_in_one_line(self, path):
+    for value in NONSENSE[type(KEYS[path].default)]:
+      if value in FREE.get(path, ()):
+        continue
+      message = refused(with_value(path, value))
+      assert message.startswith(f'config.{path}'), (value, message)
+
+  @pytest.mark.parametrize('path', KEYS)
+  def test_has_a_comment_that_is_a_sentence(self, path):
+    assert KEYS[path].comment.rstrip().endswith('.')
+
+  @pytest.mark.parametrize(
+    'key, value, allowed',
+    [
+      ('distill__normalize_scores', 'batch', 'query'),
+      ('distill__trainable', 'studnt/(', 'regular expression'),
+      ('teacher__scorer', 'likelihood', 'must end in {query}'),
+      ('teacher__zero_shot_template', 'nothing', 'each exactly once'),
+      ('teacher__zero_shot_template', '{query} : {title} : {summary}', 'must end in {query}'),
+      ('cpt__predict', 'query', 'must end in {query}'),
+      ('sft__learning_rate', -1.0, 'above 0'),
+      ('sft__warmup_ratio', 7.0, 'from 0 to 1'),
+      ('sft__adam_b2', 2.0, 'below 1'),
+      ('distill__beta', -3.0, '0 or more'),
+      ('data__negatives__min_rank', 500, 'min_rank'),
+      ('score__max_tied_share', 9.0, 'from 0 to 1'),
+      ('export__tolerance_factor', -1.0, 'above 0'),
+      ('cpt__samples', -5, '0 or more'),
+      ('sft__epochs', math.nan, '0 or more'),
+      ('sft__loss', 'pairwise_hinge?no=1', 'no'),
+    ],
+  )
+  def test_values_that_used_to_fail_after_the_teacher_was_trained(self, key, value, allowed):
+    message = refused(changed(**{key: value}))
+    assert message.startswith('config.') and allowed in message
+
+  def test_every_old_name_leads_to_one_that_exists(self):
+    last = {part for path in KEYS for part in path.split('.')} | {'student_sft'}
+    assert set(configs.RENAMED.values()) <= last
+
+  @pytest.mark.parametrize(
+    'old, new',
+    [
+      ('sft.clip', 'sft.max_grad_norm'), ('finetune.warmup', 'student_sft.warmup_ratio'),
+      ('distill.margin', 'distill.hard_label_margin'), ('hang_s', 'watchdog_s'),
+      ('data.negatives.guard', 'data.negatives.filter_false_negatives'),
+    ],
+  )  # fmt: skip
+  def test_an_old_name_is_an_error_that_gives_the_new_one(self, old, new):
+    config = configs.defaults().unlock()
+    *sections, last = old.split('.')
+    section = config
+    for name in sections:
+      if name not in section:
+        section[name] = ConfigDict()
+      section = section[name]
+    section[last] = 1
+    assert refused(config) == f'config.{old}: is called {new!r} now'
+
+
+class TestExplain:
+  def test_every_key_is_shown_with_its_value_and_comment(self):
+    lines = configs.explain(changed(sft__epochs=2.5)).splitlines()
+    assert 'sft.epochs = 2.5  (default 1.0)' in lines
+    assert sum(' = ' in line and not line.startswith(' ') for line in lines) == len(KEYS)
+
+  def test_one_section(self):
+    lines = configs.explain(configs.defaults(), 'distill').splitlines()
+    assert all(line.startswith(('distill.', '    ')) for line in lines) and len(lines) > 30
+
+  def test_a_section_that_does_not_exist_is_named(self):
+    with pytest.raises(UserError, match='--explain distil: there is no such section'):
+      configs.explain(configs.defaults(), 'distil')
 
 
 class TestDefaults:
@@ -138,7 +248,7 @@ class TestDefaults:
   def test_training_stages_are_those_with_steps(self):
     config = configs.defaults()
     with_steps = [k for k, v in config.items() if isinstance(v, ConfigDict) and 'epochs' in v]
-    assert sorted(with_steps) == sorted(configs.TRAINING)
+    assert sorted(with_steps) == sorted(systems.training())
 
 
 class TestSaveAndCompare:

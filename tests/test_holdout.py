@@ -5,8 +5,9 @@ import json
 import pytest
 
 from disranker_jax import config
+from disranker_jax.data import sources
 from disranker_jax.errors import UserError
-from disranker_jax.pipeline import runner
+from disranker_jax.pipeline.stage import Run
 from disranker_jax.stages import prepare
 
 QUERIES = 400
@@ -33,9 +34,9 @@ def prepared(files, workdir, **changes):
   c.data.update({'clicks': f'jsonl:{files}/clicks.jsonl'} | changes)
   for kind in ('judgements', 'candidates', 'test'):
     c.data[kind] = f'jsonl:{files}/groups.jsonl'
-  run = runner.Run(c, workdir, None)
+  run = Run(c, workdir, None)
   prepare.prepare(run)
-  sources = {kind: prepare.records(run, kind) for kind in prepare.READERS}
+  sources = {kind: prepare.records(run, kind) for kind in sources.KINDS}
   return {kind: [source[i] for i in range(len(source))] for kind, source in sources.items()}
 
 
@@ -62,7 +63,7 @@ def test_queries_whose_ids_match_alike_stay_together(files, tmp_path):
   c.data.update(changes)
   for kind in ('judgements', 'candidates', 'test'):
     c.data[kind] = f'jsonl:{files}/groups.jsonl'
-  run = runner.Run(c, tmp_path, None)
+  run = Run(c, tmp_path, None)
   prepare.prepare(run)
   sides = []
   for kind in ('judgements', 'test'):

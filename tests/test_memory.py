@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from disranker_jax import config
 from disranker_jax.devices import memory, sharding
 from disranker_jax.training import train
+from disranker_jax.training.settings import defaults as training_settings
 
 UNITS = {'B': 1, 'KiB': 2**10, 'MiB': 2**20, 'GiB': 2**30}
 
@@ -22,7 +22,7 @@ def program(width, rows):
   variables = {'params': {'w': np.zeros((width, width), np.float32)}}
   mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1}, jax.devices()[:1])
   batch = {'x': np.zeros((rows, width), np.float32), 'mask_GN': np.ones((rows, 1), bool)}
-  return train.Program(loss, config.training(), 10, variables, batch, 1, mesh)
+  return train.Program(loss, training_settings(), 10, variables, batch, 1, mesh)
 
 
 def test_parts_are_what_shapes_say_and_sum_to_the_compilers_peak():

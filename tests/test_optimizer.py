@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disranker_jax import config
 from disranker_jax.errors import UserError
 from disranker_jax.models import tree
 from disranker_jax.training import optimizer
+from disranker_jax.training.settings import defaults as training_settings
 
 
 def variables():
@@ -61,7 +61,7 @@ def test_a_pattern_says_what_is_trained_and_the_rest_is_frozen(pattern, trained)
 
 
 def test_the_default_pattern_trains_everything():
-  ours, frozen = optimizer.split(variables(), config.training().trainable)
+  ours, frozen = optimizer.split(variables(), training_settings().trainable)
   assert ours.keys() == tree.flatten(variables()).keys() and frozen == {}
 
 
@@ -80,7 +80,7 @@ def test_a_pattern_that_is_not_one_is_refused():
 
 def rates(steps, **changes) -> np.ndarray:
   """The rate of each step and of the one after the last, where a schedule to zero ends."""
-  at = optimizer.schedule(config.training(learning_rate=0.5, **changes), steps)
+  at = optimizer.schedule(training_settings(learning_rate=0.5, **changes), steps)
   return np.array([at(i) for i in range(steps + 1)])
 
 
@@ -132,7 +132,7 @@ def test_matrices_decay_and_norms_and_biases_do_not_also_where_they_are_stacked(
 
 def update(grads, **changes) -> dict:
   """The first AdamW update of ones, at a constant rate of 0.1."""
-  settings = config.training(schedule='constant', learning_rate=0.1, warmup_ratio=0.0, **changes)
+  settings = training_settings(schedule='constant', learning_rate=0.1, warmup_ratio=0.0, **changes)
   tx = optimizer.make(settings, 10)
   flat = tree.flatten(variables())
   updates, _ = tx.update({k: jnp.full_like(v, grads) for k, v in flat.items()}, tx.init(flat), flat)
@@ -148,7 +148,7 @@ def test_without_a_gradient_only_what_decays_moves():
 
 def seen_norm(norm, clip) -> float:
   """The norm of the gradients that reach Adam, by its first moment after one step."""
-  settings = config.training(max_grad_norm=clip)
+  settings = training_settings(max_grad_norm=clip)
   tx = optimizer.make(settings, 10)
   params = {'a': jnp.zeros((2, 2)), 'b': jnp.zeros(5)}
   grads = {'a': jnp.full((2, 2), 3.0), 'b': jnp.full(5, -4.0)}
@@ -170,6 +170,6 @@ def test_gradients_are_clipped_to_a_global_norm_and_zero_means_not(norm, clip, s
 def test_the_second_decay_is_the_settings():
   params = {'a': jnp.zeros(3)}
   for b2 in (0.95, 0.999):
-    tx = optimizer.make(config.training(adam_b2=b2, max_grad_norm=0.0), 10)
+    tx = optimizer.make(training_settings(adam_b2=b2, max_grad_norm=0.0), 10)
     _, state = tx.update({'a': jnp.full(3, 2.0)}, tx.init(params), params)
     np.testing.assert_allclose(optax.tree.get(state, 'nu')['a'], (1 - b2) * 4, rtol=1e-4)

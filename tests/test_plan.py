@@ -321,7 +321,9 @@ def test_what_does_not_fit_says_what_to_try(monkeypatch):
 
 
 def test_the_papers_rows_are_the_default_and_accumulation_is_part_of_a_step():
-  c = settings(finetune__batch_rows=2, finetune__gradient_accumulation_steps=2, student__row_len=64)
+  c = settings(
+    student_sft__batch_rows=2, student_sft__gradient_accumulation_steps=2, student__row_len=64
+  )
   c.student.max_len = 64
   mesh, step = traced(c, 'student_sft')
   answer = report.plan(c, 'student_sft', chips.find('v5e:1x1'), mesh)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from disranker_jax import config
 from disranker_jax.data.records import Document, Group
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
+from disranker_jax.models.settings import defaults as model_settings
 from disranker_jax.rankers import pointwise
 from disranker_jax.stages import roles
 
@@ -43,7 +43,9 @@ def cached():
 @functools.cache
 def opened(model, kind='eos', rows=3):
   """A Scorer of a tiny model in float32; 'both' has the heads of the other kinds as well."""
-  settings = config.model(model=model, precision='float32', max_len=40, max_query_len=8, row_len=40)
+  settings = model_settings(
+    model=model, precision='float32', max_len=40, max_query_len=8, row_len=40
+  )
   decoder = model == 'tiny-decoder'
   if decoder:
     settings.update({'scorer': kind, 'template': QUERY_LAST})

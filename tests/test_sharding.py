@@ -22,9 +22,11 @@ from disranker_jax.data.records import Click, Document, Group
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models import tree
+from disranker_jax.models.settings import defaults as model_settings
 from disranker_jax.rankers import pointwise
 from disranker_jax.stages import cpt, distill, roles, sft
 from disranker_jax.training import optimizer, train
+from disranker_jax.training.settings import defaults as training_settings
 
 DEVICES, STEPS = 8, 3
 MESHES = ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))
@@ -61,7 +63,9 @@ def shapes(model, **changes):
 
 
 def opened(model, head='rank', **changes):
-  settings = config.model(model=model, precision='float32', max_len=32, max_query_len=8, row_len=32)
+  settings = model_settings(
+    model=model, precision='float32', max_len=32, max_query_len=8, row_len=32
+  )
   settings.update(changes)
   return roles.open_side(settings, head=head)
 
@@ -102,7 +106,7 @@ def test_an_encoders_kernels_are_split_and_its_biases_norms_and_heads_are_not(mo
 
 def test_the_optimizers_moments_lie_where_their_parameters_do(monkeypatch):
   flat = tree.flatten(shapes('tiny-encoder'))
-  tx = optimizer.make(config.training(), 10)
+  tx = optimizer.make(training_settings(), 10)
   ours = specs(flat, monkeypatch, fsdp=2, model=4)
   opt = specs(jax.eval_shape(tx.init, flat), monkeypatch, fsdp=2, model=4)
   for moment in ('mu', 'nu'):

@@ -122,7 +122,7 @@ class TestNegatives:
   )  # fmt: skip
 
   def test_come_from_the_range_and_never_from_what_is_judged(self):
-    found = Negatives(count=5, first=11, last=20).of(self.GROUP)
+    found = Negatives(count=5, min_rank=11, max_rank=20).of(self.GROUP)
     negatives = [d for d in found.docs if d.doc_id.startswith('n')]
     assert len(negatives) == 5 and all(11 <= d.rank <= 20 and d.label == 0 for d in negatives)
     assert [(d.doc_id, d.label) for d in found.docs if d not in negatives] == [
@@ -138,7 +138,7 @@ class TestNegatives:
   def test_every_rank_of_the_range_is_as_likely(self):
     taken = np.zeros(51)
     for i in range(2000):
-      found = Negatives(count=5, first=1, last=50).of(
+      found = Negatives(count=5, min_rank=1, max_rank=50).of(
         dataclasses.replace(self.GROUP, query_id=str(i))
       )
       taken[[d.rank for d in found.docs if d.doc_id.startswith('n')]] += 1
@@ -147,7 +147,7 @@ class TestNegatives:
     assert taken[1:].min() > 200 - 5 * 13.5 and taken[1:].max() < 200 + 5 * 13.5
 
   def test_fewer_than_asked_for_are_all_taken(self):
-    assert len(Negatives(count=9, first=49, last=90).of(self.GROUP).docs) == 4
+    assert len(Negatives(count=9, min_rank=49, max_rank=90).of(self.GROUP).docs) == 4
 
   def test_the_guard_keeps_what_the_teacher_finds_good(self):
     group = pool(
@@ -156,13 +156,13 @@ class TestNegatives:
       doc('edge', rank=2, teacher=2.0),
       doc('far', rank=3, teacher=-4.0), doc('unknown', rank=4),
     )  # fmt: skip
-    found = Negatives(count=9, guard=True, margin=1.0).of(group)
+    found = Negatives(count=9, filter_false_negatives=True, margin=1.0).of(group)
     assert [d.doc_id for d in found.docs] == ['p1', 'p2', 'p3', 'zero', 'edge', 'far']
     unguarded = Negatives(count=9).of(group)
     assert len(unguarded.docs) == 8
     # Without a scored positive nobody knows what is too good.
     alone = pool(doc('p', 1), doc('far', rank=3, teacher=-4.0))
-    assert len(Negatives(count=9, guard=True).of(alone).docs) == 1
+    assert len(Negatives(count=9, filter_false_negatives=True).of(alone).docs) == 1
 
   def test_documents_that_were_judged_outside_the_pool_count_as_documents(self):
     found = Negatives(count=1).of(pool(doc('p', 1, in_pool=False), doc('n', rank=1)))

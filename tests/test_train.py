@@ -15,12 +15,12 @@ import numpy as np
 import optax
 import pytest
 
-from disranker_jax import config
 from disranker_jax.devices import sharding
 from disranker_jax.errors import Stopped, UserError
 from disranker_jax.models import tree
 from disranker_jax.training import train
 from disranker_jax.training.checkpoint import load_params
+from disranker_jax.training.settings import defaults as training_settings
 
 WIDTH, DOCS, GROUPS = 3, 4, 2
 TRUE = np.array([1.0, -2.0, 0.5], np.float32)
@@ -77,7 +77,7 @@ def start():
 
 
 def job(folder, steps=8, data=None, **changes) -> train.Job:
-  settings = config.training(learning_rate=0.1, save_every=2, trainable='params/w', **changes)
+  settings = training_settings(learning_rate=0.1, save_every=2, trainable='params/w', **changes)
   return train.Job('test', Path(folder), loss, data or Rows(), settings, steps)
 
 
@@ -284,12 +284,12 @@ def test_steps_follow_epochs_and_the_limit():
     def queries_per_batch(self):
       return 2.0
 
-  settings = config.training(epochs=1.5)
+  settings = training_settings(epochs=1.5)
   assert train.steps(settings, Data(), rows=40) == 30
   assert (
-    train.steps(config.training(epochs=1.5, gradient_accumulation_steps=3), Data(), rows=40) == 10
+    train.steps(training_settings(epochs=1.5, gradient_accumulation_steps=3), Data(), rows=40) == 10
   )
-  assert train.steps(config.training(max_steps=7), Data(), rows=40) == 7
+  assert train.steps(training_settings(max_steps=7), Data(), rows=40) == 7
   assert train.steps(settings, Data(), rows=1) == 1
 
 

@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from disranker_jax import config
 from disranker_jax.commands.common import guarded
 from disranker_jax.data import batches
 from disranker_jax.data.prompts import Encoded
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import Stopped, UserError
 from disranker_jax.training import train
+from disranker_jax.training.settings import defaults as training_settings
 
 VOCAB, WIDTH, QUERIES = 64, 16, 40
 DEFAULTS = {
@@ -86,7 +86,9 @@ def variables(wide: int) -> dict:
 
 
 def job(spec: dict, source) -> train.Job:
-  settings = config.training(learning_rate=1e-2, save_every=spec['save_every'], **spec['settings'])
+  settings = training_settings(
+    learning_rate=1e-2, save_every=spec['save_every'], **spec['settings']
+  )
   shape = batches.Shape(rows=8, row_len=32, docs=2)
   data = batches.training(source, encode, shape, seed=0, blocks=spec['blocks'])
   folder, watchdog_s = Path(spec['folder']), spec['watchdog_s']

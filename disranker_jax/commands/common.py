@@ -153,9 +153,7 @@ def load_config(file: str | Path | None, overrides: Sequence[str] = ()):
   for word in overrides:
     key = word.partition('=')[0].removeprefix('--config.')
     if key not in known:
-      near = difflib.get_close_matches(key, known, 1)
-      hint = f'; did you mean --config.{near[0]}?' if near else ''
-      raise UserError(f'--config.{key}: no such key{hint}')
+      raise UserError(f'--config.{key}: {configs.no_such_key(key, known)}')
   argv, values = ['disranker', *overrides], flags.FlagValues()
   holder = config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=argv)
   try:

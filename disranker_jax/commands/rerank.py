@@ -38,10 +38,10 @@ def first_stage(query: str):
 
 def rank(model: Path, query: str, docs) -> list[tuple[object, float]]:
   """(document, raw score), best first; ties by document id, as in evaluation."""
-  from disranker_jax.config import model as model_settings
   from disranker_jax.data.records import Group
   from disranker_jax.devices import sharding
   from disranker_jax.models import hf
+  from disranker_jax.models.settings import defaults as model_settings
   from disranker_jax.stages import roles
 
   if not (model / 'config.json').is_file():

@@ -15,16 +15,16 @@ from disranker_jax.data.records import UNJUDGED, BadRows, Document, Group
 class Negatives:
   """Which negatives are taken for a query.
 
-  `count` are drawn from first-stage ranks `first` to `last`: leaving out the first few leaves out
-  many that are relevant and were only never judged. With `guard` a document is taken only if the
-  teacher puts it at least `margin` below every document with a positive label that it scored; one
-  that it did not score is not taken.
+  `count` are drawn from first-stage ranks `min_rank` to `max_rank`: leaving out the first few
+  leaves out many that are relevant but were never judged. With `filter_false_negatives` a document
+  is taken only if the teacher scores it at least `margin` below every document with a positive
+  label; a document without a teacher's score is not taken.
   """
 
   count: int
-  first: int = 1
-  last: int = 100
-  guard: bool = False
+  min_rank: int = 1
+  max_rank: int = 100
+  filter_false_negatives: bool = False
   margin: float = 0.0
   seed: int = 0
 
@@ -53,12 +53,12 @@ class Negatives:
 
   def _limit(self, group: Group) -> float:
     """The teacher's score that a negative must stay below."""
-    if not self.guard:
+    if not self.filter_false_negatives:
       return math.inf
     positives = [doc.teacher for doc in group.docs if doc.label > 0 and not math.isnan(doc.teacher)]
     return min(positives) - self.margin if positives else -math.inf
 
   def _eligible(self, doc: Document, limit: float) -> bool:
-    if doc.label != UNJUDGED or not self.first <= doc.rank <= self.last:
+    if doc.label != UNJUDGED or not self.min_rank <= doc.rank <= self.max_rank:
       return False
-    return not self.guard or doc.teacher <= limit  # NaN, not scored, is no
+    return not self.filter_false_negatives or doc.teacher <= limit  # NaN, not scored, is no

@@ -118,8 +118,7 @@ class TextPrompt:
   predict: str = 'document'
 
   def __post_init__(self):
-    fields = sorted(f for _, f, _, _ in string.Formatter().parse(self.template) if f is not None)
-    if fields != ['query', 'summary', 'title']:
+    if sorted(template_fields(self.template)) != ['query', 'summary', 'title']:
       raise UserError(
         f'teacher template {self.template!r}: must have {{query}}, {{title}} and {{summary}} once'
       )
@@ -236,6 +235,11 @@ def _in_fields(offsets: np.ndarray, spans: dict[str, tuple[int, int]]) -> dict[s
   """
   last = offsets.reshape(-1, 2)[:, 1] - 1
   return {name: (last >= start) & (last < stop) for name, (start, stop) in spans.items()}
+
+
+def template_fields(template: str) -> list[str]:
+  """The fields of a template in order. Raises: ValueError for unbalanced braces."""
+  return [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
 
 
 def render(template: str, fields: dict[str, str]) -> tuple[str, dict[str, tuple[int, int]]]:

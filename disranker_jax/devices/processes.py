@@ -179,8 +179,8 @@ class Watchdog:
         faulthandler.dump_traceback(sys.stderr)
         print(
           f'error: {self._what}: process {jax.process_index()} has made no step for {idle:.0f} s '
-          '(config.watchdog_s); another process died or hangs. The same command goes on from the last '
-          'checkpoint',
+          '(config.watchdog_s); another process died or hangs. The same command continues from the '
+          'last checkpoint',
           file=sys.stderr,
           flush=True,
         )

@@ -13,11 +13,10 @@ from pathlib import Path
 import jax
 
 from disranker_jax import config as configs
+from disranker_jax.config import settings
 from disranker_jax.devices import processes, processor
 from disranker_jax.errors import UserError
 
-# Settings that change how a stage runs but not what it gives.
-WITHOUT_EFFECT = ('save_every', 'remat', 'attention', 'shard_sequence', 'scan_layers', 'workers')
 PACKAGES = ('disranker_jax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'grain')
 
 
@@ -44,13 +43,16 @@ def read(folder: Path) -> dict | None:
     raise UserError(f'{file}: is not JSON ({e}); delete {folder} to do the stage again') from e
 
 
-def asked(config, sections: tuple[str, ...]) -> dict:
-  """The part of the config that a stage's result depends on, by dotted keys."""
-  flat = configs.flatten(config)
+def settings_of(config, sections: tuple[str, ...]) -> dict:
+  """The settings that a stage's result depends on, by dotted keys.
+
+  Settings that only change how a stage runs (`Key.affects_results`) are left out.
+  """
+  known = settings.flatten(configs.sections(config.system))
   return {
-    k: v
-    for k, v in flat.items()
-    if (k in sections or k.split('.')[0] in sections) and k.split('.')[-1] not in WITHOUT_EFFECT
+    path: value
+    for path, value in configs.flatten(config).items()
+    if (path in sections or path.split('.')[0] in sections) and known[path].affects_results
   }
 
 

@@ -1,109 +1,212 @@
-"""Which stages there are, in what order, and what is done, unfinished or stale in a workdir."""
+"""Runs the stages of a config in a workdir: what is done is skipped, what is stale is refused."""
 
 import contextlib
 import dataclasses
 import fcntl
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+
+from ml_collections import ConfigDict
 
 from disranker_jax import config as configs
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import Stopped, UserError
 from disranker_jax.models import files
-from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline import inputs as outside
+from disranker_jax.pipeline import manifest, systems
+from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import clock, say
-from disranker_jax.stages import cpt as cpt_stage
-from disranker_jax.stages import distill, evaluate, export, prepare, score, sft
-from disranker_jax.stages import inputs as stage_inputs
+from disranker_jax.stages import prepare
 from disranker_jax.stages import report as report_stage
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-  """A function of the config and earlier stages' folders, that writes one folder."""
+def run(
+  config: ConfigDict,
+  workdir: Path,
+  stages: Sequence[str] | None = None,
+  rerun: Sequence[str] = (),
+  reuse: Sequence[str | Path] = (),
+) -> None:
+  """Runs the stages that are not done; nothing runs if one of them is stale.
 
-  name: str
-  run: Callable
-  sections: tuple[str, ...]  # parts of the config that its result depends on
-  needs: tuple[str, ...]  # earlier stages it reads, as far as the config lists them
-  folder: str = ''
+  stages  some of the config's stages; None for all
+  rerun   stages to run again, with all that follow from them
+  reuse   workdirs of other runs; a stage that they finished from the same settings and inputs is
+          taken from there
 
-
-STAGES = (
-  Stage('prepare', prepare.run, ('data',), (), 'data'),
-  Stage('cpt', cpt_stage.run, ('seed', 'teacher', 'cpt'), ('prepare',)),
-  Stage('sft', sft.run, ('seed', 'teacher', 'sft'), ('prepare', 'cpt')),
-  Stage('score', score.run, ('seed', 'teacher', 'score'), ('prepare', 'cpt', 'sft')),
-  Stage('student_sft', sft.run_finetune, ('seed', 'student', 'student_sft'), ('prepare',)),
-  Stage('distill', distill.run, ('seed', 'student', 'distill'), ('prepare', 'score', 'student_sft')),
-  Stage(
-    'evaluate', evaluate.run, ('seed', 'teacher', 'student', 'evaluate'),
-    ('prepare', 'cpt', 'sft', 'student_sft', 'distill'),
-  ),
-  Stage(
-    'export', export.run, ('seed', 'teacher', 'student', 'export'),
-    ('prepare', 'cpt', 'sft', 'student_sft', 'distill', 'evaluate'),
-  ),
-  Stage(
-    'report', report_stage.run, ('report',),
-    ('prepare', 'cpt', 'sft', 'score', 'student_sft', 'distill', 'evaluate', 'export'),
-  ),
-)  # fmt: skip
-assert tuple(s.name for s in STAGES) == configs.STAGES
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """What every stage gets: the config, the workdir and the mesh."""
-
-  config: object
-  workdir: Path
-  mesh: object
-
-  def folder(self, stage: str) -> Path:
-    """Where a stage writes: WORKDIR/<stage>, or WORKDIR/data for prepare."""
-    return self.workdir / next(s.folder or s.name for s in STAGES if s.name == stage)
-
-
-def run(config, workdir: Path, stages=None, rerun=(), reuse=()) -> None:
-  """Does the stages that are not done; raises UserError before anything runs if one is stale.
-
-  `stages` picks some of the config's; `rerun` names stages to do again, with all that follow from
-  them; `reuse` workdirs of other runs, whose finished stages are taken where they are what this run
-  would do. Raises train.Stopped when asked to stop.
+  Raises: UserError before the first step for everything that can be checked, Stopped after SIGTERM
+  or Ctrl-C.
   """
   configs.check(config)
-  listed = [s for s in STAGES if s.name in config.stages]
-  chosen = [s for s in listed if not stages or s.name in stages]
   for name in [*(stages or ()), *rerun]:
     if name not in config.stages:
       raise UserError(f'stage {name!r}: the config lists {", ".join(config.stages)}')
   workdir = workdir.absolute()
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f'--workdir {workdir}: is a file')
-  the = Run(config, workdir, sharding.make_mesh(config.mesh))
-  donors = [donor(the, Path(folder).absolute()) for folder in reuse]
-  again = following(listed, rerun)
-  for stage in preceding(listed, chosen):
-    refuse_stale(the, stage, listed, chosen, again)
-  with processes.first_alone('begin', lambda: begin(the, again)) or contextlib.nullcontext():
-    run_stages(the, listed, chosen, donors)
+  pipeline = Pipeline(Run(config, workdir, sharding.make_mesh(config.mesh)), stages or (), rerun)
+  donors = [donor(pipeline.run, Path(folder).absolute()) for folder in reuse]
+  pipeline.check()
+  lock = processes.first_alone('begin', pipeline.open_workdir)
+  with lock or contextlib.nullcontext():
+    pipeline.run_stages(donors)
 
 
-def begin(the: Run, again: list[str]):
-  """Makes the workdir ours: a lock, for as long as it is held; and forgets what is done again."""
-  the.workdir.mkdir(parents=True, exist_ok=True)
-  lock = locked(the.workdir)
-  for name in again:  # only now: a run that is refused deletes nothing
-    shutil.rmtree(the.folder(name), ignore_errors=True)
-  configs.save(the.config, the.workdir / 'config.json')
-  return lock
+def donor(run: Run, folder: Path) -> Run:
+  """Another run whose finished stages may be taken. Raises: UserError if the folder is none."""
+  if not (folder / 'config.json').is_file():
+    raise UserError(f'--reuse {folder}: is not the workdir of a run')
+  if folder == run.workdir:
+    raise UserError(f'--reuse {folder}: is this run; its finished stages are used anyway')
+  return dataclasses.replace(run, workdir=folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+  """Where a stage stands in a workdir.
+
+  before   its manifest, None if it has not started
+  wanted   the settings that its result depends on
+  inputs   fingerprints of what it is made from; None for an earlier stage that is not done
+  changes  what has changed since it was started, as text
+  """
+
+  before: dict | None
+  wanted: dict
+  inputs: dict[str, str | None]
+  changes: list[str]
+
+  @property
+  def is_done(self) -> bool:
+    return self.before is not None and self.before['status'] == 'done'
+
+  @property
+  def missing(self) -> list[str]:
+    """Earlier stages that it reads and that are not done."""
+    return list(dict.fromkeys(name.split()[0] for name, value in self.inputs.items() if not value))
+
+
+class Pipeline:
+  """A run with the stages that its config lists, those chosen for now, and those to run again."""
+
+  def __init__(self, run: Run, stages: Sequence[str] = (), rerun: Sequence[str] = ()):
+    self.run = run
+    self.listed = systems.listed(run.config)
+    self.chosen = [stage for stage in self.listed if not stages or stage.name in stages]
+    self.again = systems.following(self.listed, rerun)
+
+  def check(self) -> None:
+    """Raises: UserError if a chosen stage, or one that it reads, is stale or missing."""
+    for stage in systems.preceding(self.listed, [s.name for s in self.chosen]):
+      self.refuse_stale(stage, self.state(stage, self.again))
+
+  def open_workdir(self):
+    """Locks the workdir, removes stages that run again, and saves the config; the lock's file."""
+    self.run.workdir.mkdir(parents=True, exist_ok=True)
+    lock = locked(self.run.workdir)
+    for name in self.again:  # only now: a run that is refused deletes nothing
+      shutil.rmtree(self.run.folder(name), ignore_errors=True)
+    configs.save(self.run.config, self.run.workdir / 'config.json')
+    return lock
+
+  def run_stages(self, donors: Sequence[Run]) -> None:
+    """Runs what is not done, then shows the results."""
+    ran = False
+    for stage in self.chosen:
+      processes.first_alone(f'take {stage.name}', lambda s=stage: self.take(s, donors))
+      ran |= self.run_stage(stage)
+    if not ran:
+      say(f'all is done in {self.run.workdir}: {", ".join(s.name for s in self.chosen)}')
+    if processes.is_first():
+      report_stage.show(self.run)
+
+  def state(self, stage: Stage, again: Sequence[str] = ()) -> State:
+    """Where the stage stands; stages in `again` count as not done."""
+    folder = self.run.folder(stage.name)
+    before = None if stage.name in again else manifest.read(folder)
+    wanted = manifest.settings_of(self.run.config, stage.sections)
+    current = {n: None if n in again else v for n, v in self.inputs(stage).items()}
+    changes = manifest.changes(before, wanted, current) if before else []
+    return State(before, wanted, current, changes)
+
+  def inputs(self, stage: Stage) -> dict[str, str | None]:
+    """Fingerprints of what a stage is made from; None for an earlier stage that is not done."""
+    found: dict[str, str | None] = dict(outside.outside(self.run.config, stage))
+    config = self.run.config
+    for name in [s.name for s in self.listed if s.name in stage.after]:
+      before = manifest.read(self.run.folder(name))
+      done = before if before is not None and before['status'] == 'done' else None
+      if name == 'prepare':
+        # Only the records that the stage reads: other test queries do not change the teacher.
+        # Export and report take whatever there is.
+        for kind in prepare.kinds(config, [stage.name]) or prepare.kinds(config):
+          found[f'prepare {kind}'] = done and done['results'][kind]['fingerprint']
+      else:
+        found[name] = done and done['fingerprint']
+    return found
+
+  def refuse_stale(self, stage: Stage, state: State) -> None:
+    """Raises: UserError if the stage was started from other settings or inputs, or lacks some."""
+    if state.changes:
+      more = f' (and {len(state.changes) - 3} more)' if len(state.changes) > 3 else ''
+      raise UserError(
+        f'{self.run.folder(stage.name)} is stale: {"; ".join(state.changes[:3])}{more}. '
+        f'Do it again with --rerun={stage.name}, or give another --workdir'
+      )
+    running = [s.name for s in self.chosen]
+    missing = [name for name in state.missing if name not in running]
+    if missing and stage.name in running and not state.is_done:
+      raise UserError(
+        f'stage {stage.name} needs {", ".join(missing)}, not done in {self.run.workdir}: '
+        f'run with --stages={",".join([*missing, stage.name])}'
+      )
+
+  def take(self, stage: Stage, donors: Sequence[Run]) -> None:
+    """Links a stage that has not started from the first run that did the same."""
+    folder = self.run.folder(stage.name)
+    if manifest.read(folder) is not None or stage.name == 'report':  # a report is of its own run
+      return
+    state = self.state(stage)
+    for other in donors:
+      source = other.folder(stage.name)
+      before = manifest.read(source)
+      same = before and not manifest.changes(before, state.wanted, state.inputs)
+      if same and before['status'] == 'done':
+        with files.replacing(folder) as new:
+          shutil.copytree(source, new, copy_function=link, dirs_exist_ok=True)
+        say(f'{stage.name}: the same as in {other.workdir}, taken from there')
+        return
+
+  def run_stage(self, stage: Stage) -> bool:
+    """Runs or resumes a stage; False if it was done before."""
+    state, folder = self.state(stage), self.run.folder(stage.name)
+    self.refuse_stale(stage, state)
+    if state.is_done:
+      say(f'{stage.name}: done before, in {clock(state.before["wall_s"])}')
+      return False
+    position = f'{[s.name for s in self.chosen].index(stage.name) + 1}/{len(self.chosen)}'
+    say(f'{stage.name} ({position}): {"continues" if state.before else "starts"}')
+    record = manifest.Manifest(folder, stage.name, state.wanted, state.inputs)
+    try:
+      results = stage.run(self.run)
+    except (Stopped, KeyboardInterrupt):
+      record.stopped()
+      raise
+    except UserError:
+      record.stopped()
+      if processes.is_first():
+        remove_if_empty(folder)
+      raise
+    record.finished(results)
+    processes.barrier(f'{stage.name} is done')
+    say(f'{stage.name} ({position}): done in {clock(record.value["wall_s"])}')
+    return True
 
 
 def locked(workdir: Path):
-  """An open file that holds the workdir's lock; it goes with the process, however that ends."""
+  """An open file that holds the workdir's lock until the process ends, however it ends."""
   file = (workdir / '.lock').open('a+')
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,148 +217,21 @@ def locked(workdir: Path):
   return file
 
 
-def run_stages(the: Run, listed: list[Stage], chosen: list[Stage], donors: list[Run]) -> None:
-  """Does what is not done, then shows what there is."""
-  did = []
-  for stage in chosen:
-    processes.first_alone(f'take {stage.name}', lambda s=stage: take(the, s, listed, donors))
-    if run_stage(the, stage, listed, chosen):
-      did.append(stage.name)
-  if not did:
-    say(f'all is done in {the.workdir}: {", ".join(s.name for s in chosen)}')
-  if processes.is_first():
-    report_stage.show(the)
-
-
-def donor(the: Run, folder: Path) -> Run:
-  """Another run, for what it has done; UserError if the folder is none."""
-  if not (folder / 'config.json').is_file():
-    raise UserError(f'--reuse {folder}: is not the workdir of a run')
-  if folder == the.workdir:
-    raise UserError(f'--reuse {folder}: is this run; its finished stages are used anyway')
-  return Run(the.config, folder, the.mesh)
-
-
-def take(the: Run, stage: Stage, listed: list[Stage], donors: list[Run]) -> None:
-  """Links a stage that is not begun from the first run that did the same with the same inputs."""
-  folder = the.folder(stage.name)
-  if manifest.read(folder) is not None or stage.name == 'report':  # it is of its run
-    return
-  wanted, now = manifest.asked(the.config, stage.sections), inputs(the, stage, listed)
-  for other in donors:
-    found = other.folder(stage.name)
-    before = manifest.read(found)
-    if before and before['status'] == 'done' and not manifest.changes(before, wanted, now):
-      with files.replacing(folder) as new:
-        shutil.copytree(found, new, copy_function=link, dirs_exist_ok=True)
-      say(f'{stage.name}: the same as in {other.workdir}, taken from there')
-      return
-
-
 def link(source: str, target: str) -> None:
-  """One file under two names where the file system can: what is finished is never written to."""
+  """One file under two names where the file system can: finished files are never written to."""
   try:
     os.link(source, target)
   except OSError:
     shutil.copy2(source, target)
 
 
-def following(listed: list[Stage], names) -> list[str]:
-  """The named stages and, transitively, those that read what they write."""
-  again = set(names)
-  for stage in listed:
-    if again & set(stage.needs):
-      again.add(stage.name)
-  return [s.name for s in listed if s.name in again] if names else []
+def remove_if_empty(folder: Path) -> None:
+  """Removes what a stage wrote before it met bad input, unless there is work to continue from.
 
-
-def preceding(listed: list[Stage], chosen: list[Stage]) -> list[Stage]:
-  """The chosen stages and, transitively, those whose folders they read, in order."""
-  wanted = {s.name for s in chosen}
-  for stage in reversed(listed):
-    if stage.name in wanted:
-      wanted |= set(stage.needs)
-  return [s for s in listed if s.name in wanted]
-
-
-def inputs(the: Run, stage: Stage, listed: list[Stage]) -> dict[str, str | None]:
-  """Fingerprints of what a stage is made from; None for an earlier stage that is not done yet."""
-  found = stage_inputs.outside(the.config, stage.name)
-  for need in stage.needs:
-    if need in [s.name for s in listed]:
-      before = manifest.read(the.folder(need))
-      done = before if before is not None and before['status'] == 'done' else None
-      if need == 'prepare':
-        # Only the records that the stage reads: other test queries change no teacher.
-        # (Export and report take what there is, whatever it is.)
-        for kind in prepare.kinds(the.config, [stage.name]) or prepare.kinds(the.config):
-          found[f'prepare {kind}'] = done and done['results'][kind]['fingerprint']
-      else:
-        found[need] = done and done['fingerprint']
-  return found
-
-
-def refuse_stale(
-  the: Run, stage: Stage, listed: list[Stage], chosen: list[Stage], again: list[str] = ()
-) -> None:
-  """Raises if the stage was begun from other settings or inputs, or if what it needs is missing.
-
-  Stages in `again` count as not done.
-  """
-  before = None if stage.name in again else manifest.read(the.folder(stage.name))
-  now = {n: None if n in again else f for n, f in inputs(the, stage, listed).items()}
-  asked = manifest.asked(the.config, stage.sections)
-  if lines := manifest.changes(before, asked, now) if before else []:
-    more = f' (and {len(lines) - 3} more)' if len(lines) > 3 else ''
-    raise UserError(
-      f'{the.folder(stage.name)} is stale: {"; ".join(lines[:3])}{more}. '
-      f'Do it again with --rerun={stage.name}, or give another --workdir'
-    )
-  running = [s.name for s in chosen]
-  missing = {n.split()[0]: None for n, f in now.items() if f is None}
-  missing = [name for name in missing if name not in running]
-  if missing and stage.name in running and (before is None or before['status'] != 'done'):
-    raise UserError(
-      f'stage {stage.name} needs {", ".join(missing)}, not done in {the.workdir}: '
-      f'run with --stages={",".join([*missing, stage.name])}'
-    )
-
-
-def run_stage(the: Run, stage: Stage, listed: list[Stage], chosen: list[Stage]) -> bool:
-  """Runs or resumes a stage unless it is done; says which."""
-  refuse_stale(the, stage, listed, chosen)
-  folder = the.folder(stage.name)
-  before = manifest.read(folder)
-  if before is not None and before['status'] == 'done':
-    say(f'{stage.name}: done before, in {clock(before["wall_s"])}')
-    return False
-  position = f'{[s.name for s in chosen].index(stage.name) + 1}/{len(chosen)}'
-  say(f'{stage.name} ({position}): {"goes on" if before else "begins"}')
-  wanted = manifest.asked(the.config, stage.sections)
-  record = manifest.Manifest(folder, stage.name, wanted, inputs(the, stage, listed))
-  try:
-    results = stage.run(the)
-  except (Stopped, KeyboardInterrupt):
-    record.stopped()
-    raise
-  except UserError:
-    record.stopped()
-    if processes.is_first():
-      forget_if_empty(folder)
-    raise
-  record.finished(results)
-  processes.barrier(f'{stage.name} is done')
-  say(f'{stage.name} ({position}): done in {clock(record.value["wall_s"])}')
-  return True
-
-
-def forget_if_empty(folder: Path) -> None:
-  """Removes what a stage wrote before it found bad input, unless there is work in it to go on from.
-
-  What the person mends may well change the stage's inputs; that must not make it stale.
+  Fixing the input may change the stage's inputs, which must not make it stale.
   """
   if any(folder.glob('*/prepared.json')) or any(folder.glob('.*.partial/journal.json')):
-    # Each kind of prepared data knows by itself what it was made from.
+    # Each kind of prepared data knows what it was made from.
     (folder / 'manifest.json').unlink(missing_ok=True)
   elif not any((folder / kept).exists() for kept in ('checkpoints', 'shards')):
     shutil.rmtree(folder, ignore_errors=True)

@@ -14,7 +14,7 @@ from disranker_jax import config as configs
 from disranker_jax.data import store
 from disranker_jax.data.records import Click, Group
 from disranker_jax.errors import UserError
-from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline import manifest, systems
 from disranker_jax.report import tables
 
 TRAINING = ('cpt', 'sft', 'student_sft', 'distill')
@@ -125,7 +125,7 @@ def read_logs(run) -> dict[str, list[dict]]:
 
 def read_stages(run) -> list[dict]:
   """Manifests of the stages that have begun; the report itself is not done while it is written."""
-  stages = [s for s in configs.STAGES if s != 'report']
+  stages = [s.name for s in systems.stages(run.config) if s.name != 'report']
   found = [manifest.read(run.folder(stage)) for stage in stages]
   return [before for before in found if before is not None]
 

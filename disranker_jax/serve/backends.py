@@ -89,8 +89,8 @@ class Jax:
   def __init__(self, folder: Path, part_tokens: int = 4096, max_len: int = 0):
     import jax
 
-    from disranker_jax.config import model as model_settings
     from disranker_jax.devices import sharding
+    from disranker_jax.models.settings import defaults as model_settings
     from disranker_jax.rankers import pointwise
     from disranker_jax.stages import roles
 

@@ -8,12 +8,16 @@ import functools
 
 import jax.numpy as jnp
 
+from disranker_jax.config.settings import Key, at_least, one_of
 from disranker_jax.data import batches
 from disranker_jax.devices import processes
 from disranker_jax.models.generate import generate
+from disranker_jax.pipeline.stage import Stage
 from disranker_jax.rankers.pointwise import predicted_per_row
 from disranker_jax.stages import prepare, roles
+from disranker_jax.stages.teacher import check_template
 from disranker_jax.training import train
+from disranker_jax.training.settings import training
 
 
 def next_token_loss(network, variables, batch):
@@ -73,3 +77,26 @@ def write_samples(run, teacher, variables, clicks) -> None:
     ]
   if processes.is_first():
     (run.folder('cpt') / 'samples.md').write_text('\n'.join(lines) + '\n')
+
+
+def check(config) -> None:
+  if config.cpt.predict == 'query':
+    why = "config.cpt.predict='query' predicts the query from the document"
+    check_template('teacher.template', config.teacher.template, why)
+
+
+STAGE = Stage(
+  'cpt', 'the teacher reads clicks (continued pre-training)', run,
+  settings={
+    **training(),
+    'predict': Key(
+      'document', one_of('document', 'query'),
+      "What is learned: 'document', the paper's query -> title + summary, or 'query', the reverse.",
+    ),
+    'samples': Key(
+      4, at_least(0), 'Clicks whose continuation is written to samples.md afterwards.'
+    ),
+  },
+  check=check, role='teacher', after=('prepare',), reads=lambda config: ('clicks',),
+  head=lambda config: 'lm', task=task, paper_rows=59_579_125,
+)  # fmt: skip

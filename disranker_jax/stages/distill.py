@@ -11,21 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from disranker_jax import losses
+from disranker_jax.config.settings import Key, at_least, finite, integers, one_of, text
 from disranker_jax.data import batches
 from disranker_jax.data.records import Group
 from disranker_jax.errors import UserError
+from disranker_jax.pipeline.stage import Stage
 from disranker_jax.rankers.pointwise import score_fn
 from disranker_jax.stages import roles
 from disranker_jax.stages.distill_hidden import HiddenStates, open_hidden
 from disranker_jax.stages.score import ScoredGroups
 from disranker_jax.stages.teacher_scores import TeacherScores
 from disranker_jax.training import train
+from disranker_jax.training.settings import GROUPS, training
 
 
 def distillation_loss(scores, c, variables, batch):
   """The loss on scores + hard * pairwise over a batch's queries: (sum, queries, metrics).
 
-  `scores` gives scores_GN, and with c.hidden_weight also how far the hidden states are from the teacher's.
+  `scores` gives scores_GN; with c.hidden_weight also the distance of the hidden states.
   """
   scores_GN, gap = scores(variables, batch) if c.hidden_weight else (scores(variables, batch), 0.0)
   teacher_GN, mask_GN = batch['teacher_GN'], batch['mask_GN']
@@ -132,3 +135,61 @@ def run(run) -> dict:
   train.fit(todo, variables, run.mesh)
   told = {'standardised_by': numbers} if numbers else {}
   return {'steps': todo.steps, 'rows': len(scored)} | told
+
+
+SETTINGS = {
+  **training(epochs=2.0, learning_rate=5e-5, warmup_ratio=0.1),
+  **GROUPS,
+  'loss': Key('hybrid', text('a loss on scores'), "A loss on the teacher's scores; see losses/."),
+  'beta': Key(0.4, at_least(0), "Weight of Margin-MSE in the 'hybrid' loss."),
+  'hard_label_weight': Key(
+    0.0, at_least(0), 'Weight of the pairwise term on the labels of judged queries; 0: none.'
+  ),
+  'hard_label_margin': Key(0.1, finite(), 'Margin of that term.'),
+  'normalize_scores': Key(
+    '', one_of('', 'all', 'query'),
+    "The teacher's scores as they are (''); to mean 0 and deviation 1 over all ('all'); around "
+    "each query's own mean ('query'), for a teacher whose scores of different queries cannot be "
+    'compared.',
+  ),
+  'hidden_weight': Key(
+    0.0, at_least(0),
+    "Weight of the mean squared error between the student's and the teacher's hidden states, for "
+    "an encoder teacher with the student's tokenizer; 0: none.",
+  ),
+  'hidden_layers': Key(
+    (), integers(-1),
+    "The teacher's layers that the student's embeddings and each of its layers learn from; 0 is "
+    'its embeddings, -1 none; (): evenly spaced.',
+  ),
+  'init_from': Key(
+    '', one_of('', 'student_sft'),
+    "Start from the pretrained student ('') or from the fine-tuned one.",
+  ),
+}  # fmt: skip
+
+
+def reads(config) -> tuple[str, ...]:
+  """Judged queries too where they have teacher scores, from `score` or from other teachers."""
+  judged = config.score.judgements
+  if config.data.teachers and not config.distill.hard_label_weight:
+    judged = False
+  return ('candidates', 'judgements') if judged else ('candidates',)
+
+
+def needs(config) -> dict[str, tuple[str, ...]]:
+  found = {'distill': ('prepare',) if config.data.teachers else ('prepare', 'score')}
+  if start := config.distill.init_from:
+    found[f'distill.init_from={start}'] = (start,)
+  return found
+
+
+def check(config) -> None:
+  losses.choose(losses.ON_SCORES, config.distill.loss, 'distill.loss')
+
+
+STAGE = Stage(
+  'distill', "the student learns the teacher's scores", run, SETTINGS, check=check,
+  role='student', after=('prepare', 'score', 'student_sft'), needs=needs, reads=reads, task=task,
+  paper_rows=46_814_775,
+)  # fmt: skip

@@ -1,39 +1,29 @@
-"""Every row of the result table: random order, BM25, the LLM as it came, and the trained models.
+"""Fills the rows of the result table (rows.py) on the held-out queries.
 
-Each model re-ranks the same documents of the held-out queries; its run is written as TREC, its
-metrics per query and in the mean.
+Every row re-ranks the same documents. Its run is written in TREC format, with its metrics per query
+and their means.
 """
 
 import csv
-import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import jax
-import numpy as np
-
+from disranker_jax.config.settings import Key, at_least, between, list_of, one_of
 from disranker_jax.data.records import Group
 from disranker_jax.devices import processes
-from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
 from disranker_jax.pipeline import manifest
-from disranker_jax.progress import Progress, say
-from disranker_jax.stages import prepare, roles
+from disranker_jax.pipeline.stage import Stage
+from disranker_jax.progress import say
+from disranker_jax.stages import prepare, teacher
+from disranker_jax.stages.rows import BY_NAME, ROWS, Row
 
-# Rows that need a trained stage; the others are always to be had.
-TRAINED = {'student_sft': 'student_sft', 'teacher': 'sft', 'student': 'distill'}
 
-
-def models(config) -> list[str]:
+def rows_of(config) -> list[Row]:
   """The rows that this config can fill: those whose stage it lists."""
-  rows = []
-  for name in config.evaluate.models:
-    if name == 'teacher' and 'likelihood' in config.teacher.scorer:
-      rows.append(name)  # ranks with or without fine-tuning
-    elif name not in TRAINED or TRAINED[name] in config.stages:
-      rows.append(name)
-  return rows
+  rows = (BY_NAME[name] for name in config.evaluate.models)
+  return [row for row in rows if row.is_available(config)]
 
 
 def run(run) -> dict:
@@ -43,16 +33,17 @@ def run(run) -> dict:
   qrels = {g.query_id: {d.doc_id: d.label for d in g.docs if d.label >= 0} for g in all_of(tests)}
   folder = run.folder('evaluate')
   # What is finished is not scored again after a restart. All processes look before one writes.
-  files = {name: folder / f'{name}.json' for name in models(run.config)}
+  rows = {row.name: row for row in rows_of(run.config)}
+  files = {name: folder / f'{name}.json' for name in rows}
   results = {n: json.loads(f.read_text()) if f.exists() else None for n, f in files.items()}
   processes.barrier('evaluate: looked')
   for name in [n for n, done in results.items() if done is None]:
-    ranking, facts = ROWS[name](run, name, groups)
-    rows = metrics.per_query(ranking, qrels, run.config.evaluate.min_relevance)
-    results[name] = {k: plain(v) for k, v in (metrics.summary(rows) | facts).items()}
+    ranking, facts = rows[name].rank(run, rows[name], groups)
+    values = metrics.per_query(ranking, qrels, run.config.evaluate.min_relevance)
+    results[name] = {k: plain(v) for k, v in (metrics.summary(values) | facts).items()}
     if processes.is_first():
       write_run(folder / f'{name}.run', ranking, name)
-      write_per_query(folder / f'{name}.csv', name, rows)
+      write_per_query(folder / f'{name}.csv', name, values)
       manifest.write_json(files[name], results[name])
     say(f'evaluate {name}: nDCG@5 {results[name]["ndcg@5"]:.3f}')
     processes.barrier(f'{name} is evaluated')
@@ -76,81 +67,6 @@ def plain(value):
   return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def random_order(run, name, groups):
-  """Scores drawn from the config's seed."""
-  rng = np.random.default_rng(run.config.seed)
-  return {g.query_id: {d.doc_id: rng.random() for d in g.docs} for g in groups}, {}
-
-
-def first_stage(run, name, groups):
-  """The order in which the documents came; those that it does not have go last."""
-  return {
-    g.query_id: {d.doc_id: -float(d.rank or len(g.docs) + 1) for d in g.docs} for g in groups
-  }, {}
-
-
-def zero_shot(run, name, groups):
-  """The pretrained teacher: the likelihood of the query, given the document."""
-  teacher = roles.open_side(run.config.teacher)
-  if not teacher.network.is_decoder:
-    raise UserError(
-      f"config.evaluate.models: 'zero_shot' asks how likely a query is, which an encoder as "
-      f'{run.config.teacher.model!r} cannot say; leave it out'
-    )
-  teacher = dataclasses.replace(teacher, network=dataclasses.replace(teacher.network, head='lm'))
-  prompt = teacher.prompt(run.config.teacher.zero_shot_template, 'query')
-  variables = teacher.pretrained(run.config.seed, run.mesh)
-  rows = run.config.evaluate.batch_rows
-  scorer = roles.scorer(run, teacher, variables, rows, 'likelihood', prompt)
-  del variables  # the scorer has them, perhaps merged
-  return score_all(name, scorer, groups), facts(scorer)
-
-
-def teacher(run, name, groups):
-  side = roles.open_teacher(run.config)
-  variables = roles.trained(run, side, roles.TEACHER_STAGES)
-  rows = run.config.evaluate.batch_rows
-  scorer = roles.scorer(run, side, variables, rows, run.config.teacher.scorer)
-  del variables
-  return score_all(name, scorer, groups), facts(scorer)
-
-
-def student(run, name, groups):
-  """The distilled student, or the one that was fine-tuned on labels alone."""
-  side = roles.open_side(run.config.student)
-  variables = roles.trained(run, side, roles.student_stages(run.config)[name])
-  scorer = roles.scorer(run, side, variables, run.config.evaluate.batch_rows)
-  return score_all(name, scorer, groups), facts(scorer)
-
-
-ROWS: dict[str, Callable] = {
-  'random': random_order,
-  'bm25': first_stage,
-  'zero_shot': zero_shot,
-  'student_sft': student,
-  'teacher': teacher,
-  'student': student,
-}
-
-
-def score_all(name: str, scorer, groups) -> metrics.Run:
-  """Every group's scores, in every process; each scores its share of the groups."""
-  scores_by_group = [np.zeros(len(g.docs), np.float32) for g in groups]
-  own = range(jax.process_index(), len(groups), jax.process_count())
-  with Progress(f'evaluate {name}', len(own), 'pairs') as progress:
-    scored = scorer(groups[i] for i in own)
-    for done, (i, (_, scores)) in enumerate(zip(own, scored, strict=True), 1):
-      scores_by_group[i] = scores
-      progress.update(done, len(scores))
-  every = processes.add_up(np.concatenate([np.zeros(0, np.float32), *scores_by_group])).tolist()
-  values = iter(every)
-  return {g.query_id: {d.doc_id: next(values) for d in g.docs} for g in groups}
-
-
-def facts(scorer) -> dict:
-  return {'parameters': scorer.network.count_params(), 'ms_per_pair': scorer.ms_per_pair}
-
-
 def write_run(file, ranking: metrics.Run, name: str) -> None:
   """query Q0 document rank score tag, best first."""
   with file.open('w') as f:
@@ -172,3 +88,29 @@ def merge_per_query(folder, names: list[str]) -> None:
   text = ','.join(['query_id', 'model', *empty]) + '\n'
   text += ''.join((folder / f'{name}.csv').read_text() for name in names)
   (folder / 'per_query.csv').write_text(text)
+
+
+SETTINGS = {
+  'batch_rows': Key(64, at_least(1), 'Rows of row_len tokens per batch.'),
+  'models': Key(
+    tuple(row.name for row in ROWS), list_of(one_of(*(row.name for row in ROWS)), distinct=True),
+    'The rows of the result table.',
+  ),
+  'min_relevance': Key(
+    1, between(1, 1000), 'Lowest grade that MRR, MAP and recall count as relevant.'
+  ),
+}  # fmt: skip
+
+
+def check(config) -> None:
+  if 'zero_shot' in config.evaluate.models:
+    why = 'the zero_shot row of config.evaluate.models scores the query after the document'
+    template = config.teacher.zero_shot_template
+    teacher.check_template('teacher.zero_shot_template', template, why)
+
+
+STAGE = Stage(
+  'evaluate', 'every model ranks the held-out queries', run, SETTINGS, check=check,
+  opens=('teacher', 'student'), after=('prepare', 'cpt', 'sft', 'student_sft', 'distill'),
+  reads=lambda config: ('test',),
+)  # fmt: skip

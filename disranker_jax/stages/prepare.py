@@ -2,32 +2,38 @@
 
 import json
 
+from disranker_jax.config.settings import (
+  Check,
+  Key,
+  Section,
+  at_least,
+  boolean,
+  finite,
+  list_of,
+  one_of,
+  regex,
+  share,
+)
 from disranker_jax.data import clicks, preparing, sources, store
 from disranker_jax.data.holdout import Holdout
 from disranker_jax.data.negatives import Negatives
 from disranker_jax.data.teacher_scores import Teachers
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
+from disranker_jax.pipeline.stage import Stage
 from disranker_jax.progress import say
-
-# Which stages read which records; a config without those stages need not name a source for them.
-READERS = {
-  'clicks': ('cpt',),
-  'judgements': ('sft', 'score', 'student_sft', 'distill'),
-  'candidates': ('score', 'distill'),
-  'test': ('evaluate',),
-}
 
 
 def kinds(config, stages=None) -> list[str]:
-  """The kinds of records that some stages (None: all of the config's) read."""
-  readers = set(config.stages if stages is None else stages)
-  labels = set(readers)
-  if not config.score.judgements:
-    labels -= {'score', 'distill'}  # scores of judged pairs are for the hard-label term alone
-  elif config.data.teachers and not config.distill.hard_label_weight:
-    labels -= {'distill'}  # it has all that it needs in the candidates
-  return [k for k, r in READERS.items() if (labels if k == 'judgements' else readers) & set(r)]
+  """The kinds of records that some stages (None: all that the config lists) read.
+
+  A config without those stages need not name a source for them.
+  """
+  from disranker_jax.pipeline import systems  # which imports this module
+
+  names = config.stages if stages is None else stages
+  read = {kind for s in systems.stages(config) if s.name in names for kind in s.reads(config)}
+  return [kind for kind in sources.KINDS if kind in read]
 
 
 def run(run) -> dict:
@@ -57,7 +63,7 @@ def address(config, kind: str) -> str:
   if kind == 'clicks' and clicks.least(config.data.clicks):
     source = 'judgements'
   if not config.data[source]:
-    readers = ', '.join(s for s in READERS[kind] if s in config.stages)
+    readers = ', '.join(s for s in config.stages if kind in kinds(config, [s]))
     raise UserError(f'config.data.{source}: is empty, but read by {readers}; give an address')
   return config.data[source]
 
@@ -92,3 +98,80 @@ def job_of(run, kind: str) -> preparing.Job:
 def records(run, kind: str):
   """The prepared records of a kind, by index."""
   return store.open(kind, run.folder('prepare') / kind)
+
+
+def is_address(value: str) -> bool:
+  if value.startswith('judgements:'):
+    return clicks.ADDRESS.fullmatch(value) is not None
+  return not value or (value.partition(':')[0] in sources.SCHEMES and ':' in value)
+
+
+ADDRESS = Check(
+  'an address, such as ' + ', '.join(example for _, example in sources.SCHEMES.values()), is_address
+)
+SETTINGS: Section = {
+  'clicks': Key(
+    'python_docs:', ADDRESS,
+    "Clicks, read by cpt. Without a click log 'judgements:' takes the documents with a label of 1 "
+    "or better, 'judgements:?least=3' of 3 or better.",
+  ),
+  'judgements': Key('python_docs:', ADDRESS, 'Labeled queries, read by sft and student_sft.'),
+  'candidates': Key(
+    'python_docs:', ADDRESS, 'Unlabeled queries with documents, read by score and distill.'
+  ),
+  'test': Key('python_docs:', ADDRESS, 'Held-out labeled queries, read by evaluate.'),
+  'teachers': Key(
+    (), list_of(ADDRESS),
+    "Addresses of other teachers' scores of the candidates; with them there is no score stage.",
+  ),
+  'negatives': {
+    'count': Key(
+      0, at_least(0),
+      'First-stage documents without a label that are added per judged query, with label 0.',
+    ),
+    'min_rank': Key(1, at_least(1), 'They are drawn from the first-stage ranks from here on.'),
+    'max_rank': Key(100, at_least(1), 'They are drawn from the first-stage ranks up to here.'),
+    'filter_false_negatives': Key(
+      False, boolean(),
+      'Take only documents that data.teachers score at least `margin` below every positive one.',
+    ),
+    'margin': Key(0.0, finite(), 'See filter_false_negatives.'),
+  },
+  'depth': Key(20, at_least(1), 'First-stage documents that are kept per query.'),
+  'holdout': Key(
+    0.0, share(below_one=True),
+    'Where training and test share their queries: the share that is for the test alone, chosen by '
+    'a hash of the query. 0: the sources are separate.',
+  ),
+  'fold': Key(0, at_least(0), '0, 1, 2, ...: holds out different queries.'),
+  'holdout_by': Key(
+    '', regex(empty=True),
+    "Queries whose ids share what this expression matches stay together: '^[^-]+' for SESSION-3; "
+    "'': each query by itself.",
+  ),
+  'on_bad_row': Key(
+    'error', one_of('error', 'quarantine'),
+    "'quarantine' writes bad rows with their reasons to a file and continues.",
+  ),
+  'limit': {
+    kind: Key(0, at_least(0), f'Keep so many {kind} (clicks or queries); 0: all.')
+    for kind in sources.KINDS
+  },
+}  # fmt: skip
+
+
+def check(config) -> None:
+  """Raises: UserError for data settings that contradict each other."""
+  negatives = config.data.negatives
+  if negatives.max_rank < negatives.min_rank:
+    raise UserError(
+      f'config.data.negatives.max_rank={negatives.max_rank}: must be at least '
+      f'config.data.negatives.min_rank={negatives.min_rank}'
+    )
+  if negatives.filter_false_negatives and not config.data.teachers:
+    raise UserError(
+      'config.data.negatives.filter_false_negatives: needs the scores of config.data.teachers'
+    )
+
+
+STAGE = Stage('prepare', 'reads the sources', run, SETTINGS, 'data', check)

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from disranker_jax.config.settings import Key, regex
 from disranker_jax.devices import processes
 from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline.stage import Stage
 from disranker_jax.progress import clock
 from disranker_jax.report import facts, page, plots, tables
 from disranker_jax.report.facts import TRAINING, Facts, read_results
@@ -117,3 +119,16 @@ def show(run) -> None:
 def shown(path) -> str:
   """A path as the person would type it."""
   return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+STAGE = Stage(
+  'report', 'tables and pictures for people', run,
+  settings={
+    'cluster': Key(
+      '', regex(empty=True),
+      'Queries whose ids share what this expression matches, such as those of a session, are drawn '
+      "together for intervals and tests; '': as data.holdout_by keeps them together.",
+    ),
+  },
+  after=('prepare', 'cpt', 'sft', 'score', 'student_sft', 'distill', 'evaluate', 'export'),
+)  # fmt: skip

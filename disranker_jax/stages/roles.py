@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 from transformers import AutoTokenizer
 
-from disranker_jax import config as configs
 from disranker_jax.data import batches
 from disranker_jax.data.prompts import PairPrompt, TextPrompt
 from disranker_jax.devices import processor, sharding
@@ -136,8 +135,10 @@ def trained(run, side: Side, stages: tuple[str, ...]) -> dict:
 
 def job(run, stage: str, task: train.Task, source, encode, draw=None, unit='pairs') -> train.Job:
   """A stage's task on its records, for as many steps as its settings ask."""
+  from disranker_jax.pipeline import systems  # which imports the stages
+
   c = run.config[stage]
-  seed = run.config.seed + configs.side(run.config, stage).seed
+  seed = run.config.seed + systems.model_settings(run.config, stage).seed
   data = batches.training(source, encode, task.shape, seed=seed, draw=draw, blocks=c.data_shards)
   steps = train.steps(c, data, len(source))
   folder, watchdog_s = run.folder(stage), run.config.watchdog_s

@@ -13,13 +13,16 @@ import json
 import jax
 import numpy as np
 
+from disranker_jax.config.settings import Key, at_least, boolean, one_of, share
 from disranker_jax.data.records import Group
 from disranker_jax.devices import processes
+from disranker_jax.errors import UserError
 from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline.stage import Stage
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import score_statistics
 from disranker_jax.rankers.shards import Shards
-from disranker_jax.stages import prepare, roles
+from disranker_jax.stages import prepare, roles, teacher
 
 SAMPLE = 200  # queries by which the work is estimated
 
@@ -31,12 +34,12 @@ def kinds(config) -> list[str]:
 
 def run(run) -> dict:
   c = run.config.score
-  teacher = roles.open_teacher(run.config)
-  variables = roles.trained(run, teacher, roles.TEACHER_STAGES)
+  model = roles.open_teacher(run.config)
+  variables = roles.trained(run, model, roles.TEACHER_STAGES)
   kind = run.config.teacher.scorer
-  scorer = roles.scorer(run, teacher, variables, c.batch_rows, kind, workers=c.workers)
+  scorer = roles.scorer(run, model, variables, c.batch_rows, kind, workers=c.workers)
   del variables  # the scorer has them, perhaps merged
-  made = maker(run, teacher)
+  made = maker(run, model)
   for kind in kinds(run.config):
     groups = prepare.records(run, kind)
     shards = open_shards(run, kind, len(groups), made)
@@ -227,3 +230,53 @@ def loaded(shards: Shards) -> tuple[np.ndarray, np.ndarray]:
     queries = itertools.groupby(table.column('query_id').to_pylist())
     sizes += [len(list(rows)) for _, rows in queries]
   return np.concatenate(scores), np.cumsum([0, *sizes])
+
+
+SETTINGS = {
+  'batch_rows': Key(64, at_least(1), 'Rows of teacher.row_len tokens per batch.'),
+  'group_size': Key(0, at_least(0), 'Documents per query that are scored; 0: all.'),
+  'ranks': Key(
+    'spread', one_of('spread', 'top'),
+    "Which documents: 'spread' takes geometrically spaced ranks (of 100 with group_size 8: 1, 2, "
+    "4, 7, 14, 27, 52, 100); 'top' the first stage's best.",
+  ),
+  'shard_queries': Key(
+    1000, at_least(1),
+    'Queries per shard, the unit of work that is never repeated. The last batch of a shard is half '
+    'empty on average, so a shard should make ten batches or more.',
+  ),
+  'workers': Key(
+    0, at_least(0),
+    'Processes that tokenize; 0: a thread of this process (docs/data.md has measurements).',
+    affects_results=False,
+  ),
+  'min_std': Key(
+    1e-3, at_least(0), 'A smaller standard deviation of all scores is an error: they collapsed.'
+  ),
+  'max_tied_share': Key(
+    0.5, share(), 'A larger share of tied pairs within queries is an error.'
+  ),
+  'judgements': Key(
+    True, boolean(), "Score the judged queries too, for distillation's hard-label term."
+  ),
+}  # fmt: skip
+
+
+def reads(config) -> tuple[str, ...]:
+  return ('candidates', 'judgements') if config.score.judgements else ('candidates',)
+
+
+def check(config) -> None:
+  if config.data.teachers:
+    raise UserError(
+      'config.stages: lists score, but config.data.teachers gives the scores; take one of the two '
+      'out'
+    )
+  teacher.check_scorer(config)
+
+
+STAGE = Stage(
+  'score', 'the teacher scores unlabeled pairs', run, SETTINGS, check=check, role='teacher',
+  after=('prepare', 'cpt', 'sft'), reads=reads,
+  head=lambda config: roles.HEADS[config.teacher.scorer], scores=True, paper_rows=46_814_775,
+)  # fmt: skip

@@ -1,7 +1,6 @@
-"""Fine-tuning on labels: of the teacher (`sft`) and of the baseline student (`student_sft`).
+"""Supervised fine-tuning of the teacher on labels; student_sft.py does the same with the student.
 
-Paper section 3.2: a pairwise rank loss over the documents of a query, at the final `</s>`. The
-student fine-tuned in the same way on the same labels is what distillation has to beat.
+Paper section 3.2: a pairwise rank loss over the documents of a query, at the final `</s>`.
 """
 
 import functools
@@ -9,11 +8,14 @@ import functools
 import jax.numpy as jnp
 
 from disranker_jax import losses
+from disranker_jax.config.settings import Key, Section, finite, text
 from disranker_jax.data import batches
 from disranker_jax.data.records import Group
+from disranker_jax.pipeline.stage import Stage
 from disranker_jax.rankers.pointwise import score_fn, score_shape
-from disranker_jax.stages import prepare, roles
+from disranker_jax.stages import prepare, roles, teacher
 from disranker_jax.training import train
+from disranker_jax.training.settings import GROUPS, training
 
 
 def label_loss(scores, per_group, variables, batch):
@@ -35,15 +37,8 @@ def draw(size: int, group: Group, rng) -> Group:
 
 def run(run) -> dict:
   """The teacher, from where cpt left it."""
-  teacher = roles.open_teacher(run.config)
-  variables = roles.trained(run, teacher, ('cpt',))
-  return on_labels(run, 'sft', teacher, variables)
-
-
-def run_finetune(run) -> dict:
-  """The student, from its pretrained parameters."""
-  student = roles.open_side(run.config.student)
-  return on_labels(run, 'student_sft', student, student.pretrained(run.config.seed, run.mesh))
+  side = roles.open_teacher(run.config)
+  return on_labels(run, 'sft', side, roles.trained(run, side, ('cpt',)))
 
 
 def task(config, network, stage: str = 'sft') -> train.Task:
@@ -69,3 +64,26 @@ def on_labels(run, stage: str, side, variables) -> dict:
   todo = job(run, side, stage)
   train.fit(todo, variables, run.mesh)
   return {'steps': todo.steps, 'rows': len(prepare.records(run, 'judgements'))}
+
+
+LABELS: Section = {
+  **GROUPS,
+  'loss': Key(
+    'pairwise_hinge', text('a loss on labels'),
+    "A loss on labels, 'name' or 'name?setting=value&setting=value'; losses/ has them all.",
+  ),
+  'margin': Key(0.1, finite(), "The hinge loss's margin (T in the paper)."),
+}  # fmt: skip
+
+
+def check(config) -> None:
+  """Raises: UserError for an unknown loss and for a scorer that the template does not fit."""
+  losses.choose(losses.ON_LABELS, config.sft.loss, 'sft.loss')
+  teacher.check_scorer(config)
+
+
+STAGE = Stage(
+  'sft', 'the teacher learns to rank from labels', run, settings={**training(), **LABELS},
+  check=check, role='teacher', after=('prepare', 'cpt'), reads=lambda config: ('judgements',),
+  head=lambda config: roles.HEADS[config.teacher.scorer], task=task, paper_rows=796_095,
+)  # fmt: skip

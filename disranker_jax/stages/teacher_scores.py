@@ -25,8 +25,8 @@ class TeacherScores:
       kept = [i for i in range(len(judged)) if scored(judged[i])[0].docs]
       if not kept:
         raise UserError(
-          'config.distill.hard_label_weight: no judged query has scores of config.data.teachers; score the '
-          'judged pairs too, or set it to 0'
+          'config.distill.hard_label_weight: no judged query has scores of config.data.teachers; '
+          'score the judged pairs too, or set it to 0'
         )
       self._parts.append((judged, kept))
 

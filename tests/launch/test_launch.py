@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 
 import jsonschema
 import pytest
@@ -161,7 +162,7 @@ def test_help_is_the_head_comment(stubs, script):
   assert f'launch/{script} [--dry-run]' in done.stdout
   assert 'set -euo' not in done.stdout
   # The first line of the log, as pipeline.run_stage says it.
-  assert f'{config.STAGES[0]} (1/{len(config.STAGES)}): begins' in done.stdout
+  assert f'{config.defaults().stages[0]} (1/{len(config.defaults().stages)}): begins' in done.stdout
   for name in REQUIRED[script]:
     assert re.search(rf'^{name}\b.* required|^[A-Z, ]*\b{name}\b.*required', done.stdout, re.M)
 

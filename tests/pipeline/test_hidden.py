@@ -15,6 +15,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.models import hf, tree, weights
 from disranker_jax.models.network import from_hf
 from disranker_jax.pipeline import runner
+from disranker_jax.pipeline.stage import Run
 from disranker_jax.stages import distill_hidden, roles
 from disranker_jax.training import checkpoint, optimizer
 
@@ -30,7 +31,7 @@ def opened(tmp_path, **changes):
   """(what is computed, its variables) before any stage has trained anything."""
   c = config(**changes)
   c.stages = ('prepare', 'distill')
-  run = runner.Run(c, tmp_path, sharding.make_mesh(c.mesh))
+  run = Run(c, tmp_path, sharding.make_mesh(c.mesh))
   student = roles.open_side(c.student)
   states, more = distill_hidden.open_hidden(run, student)
   return states, student.pretrained(0, run.mesh) | more

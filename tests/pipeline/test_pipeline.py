@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from disranker_jax.commands import rerank
+from disranker_jax.config import defaults
 from disranker_jax.data import store
 from disranker_jax.models import weights
 from disranker_jax.pipeline import runner
@@ -96,7 +97,7 @@ class TestWholeRun:
     assert set(summary) == {'models', 'stages', 'latency'}
     assert set(summary['models']) == set(MODELS)
     assert all(set(METRICS) <= set(m) for m in summary['models'].values())
-    assert set(summary['stages']) == set(runner.configs.STAGES) - {'report'}
+    assert set(summary['stages']) == set(defaults().stages) - {'report'}
     assert all(summary['stages'][s]['steps'] == helpers.STEPS for s in helpers.TRAINING)
     assert {row['model'] for row in summary['latency']} == set(MODELS) - {'random', 'bm25'}
 
@@ -165,7 +166,7 @@ class TestAgain:
     assert (done / 'config.json').read_bytes() == asked
 
   def test_a_stage_that_is_no_longer_listed_makes_what_was_built_on_it_stale(self, done):
-    listed = tuple(s for s in runner.configs.STAGES if s != 'student_sft')
+    listed = tuple(s for s in defaults().stages if s != 'student_sft')
     before = helpers.snapshot(done)
     message = helpers.refused(helpers.config(stages=listed), done)
     assert 'student_sft is no longer in the config' in message
@@ -236,7 +237,7 @@ class TestAgain:
 class TestReuse:
   def test_stages_done_alike_elsewhere_are_taken_and_the_others_done(self, done, tmp_path, capsys):
     before = helpers.snapshot(done)
-    unexported = tuple(s for s in runner.configs.STAGES if s not in ('export', 'report'))
+    unexported = tuple(s for s in defaults().stages if s not in ('export', 'report'))
     other = helpers.config(distill__beta=0.7, stages=unexported)
     runner.run(other, tmp_path / 'other', reuse=[done])
     assert helpers.snapshot(done) == before

@@ -7,10 +7,10 @@ import re
 
 import jax
 
-from disranker_jax import config as configs
 from disranker_jax.commands.plan import chips, flops, hlo, stages
 from disranker_jax.devices import memory, sharding
 from disranker_jax.devices.memory import size
+from disranker_jax.pipeline import systems
 
 # Rows of the paper's data: clicks, judged pairs, unlabeled pairs.
 PAPER_ROWS = {
@@ -115,7 +115,7 @@ def times(count: flops.Flops, moved: hlo.Moved, where: chips.Slice) -> dict[str,
 
 def work(config, stage: str, where, step, step_s: float, rows: int, pair_tokens: int) -> dict:
   """Throughput, and the cost of the whole stage."""
-  c, side = config[stage], configs.side(config, stage)
+  c, side = config[stage], systems.model_settings(config, stage)
   row_count, row_len = step.batch['tokens_BT'].shape
   length = pair_tokens or side.max_len
   pairs = row_count * max(1, row_len // length) * step.accumulate

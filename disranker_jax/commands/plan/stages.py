@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from disranker_jax import config as configs
 from disranker_jax.devices import sharding
 from disranker_jax.devices.memory import per_device
 from disranker_jax.errors import UserError
 from disranker_jax.models import tiny, weights
 from disranker_jax.models.network import Network
+from disranker_jax.pipeline import systems
 from disranker_jax.rankers import pointwise
 from disranker_jax.stages import cpt, distill, roles, sft
 from disranker_jax.training import train
@@ -50,7 +50,7 @@ class Step:
 
 def trace(config, stage: str, mesh) -> Step:
   """The step that the stage would run on this mesh."""
-  side = configs.side(config, stage)
+  side = systems.model_settings(config, stage)
   network = _ranker(config, stage, _resolved(side, mesh))
   variables = _variables(network, side.param_dtype)
   if stage == 'score':

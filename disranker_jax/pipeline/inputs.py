@@ -4,19 +4,14 @@ from pathlib import Path
 
 from disranker_jax.data import sources
 from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline.stage import Stage
 from disranker_jax.stages import prepare
 
-# Stages that open the models of the two sides.
-OPENS = {
-  'teacher': ('cpt', 'sft', 'score', 'evaluate'),
-  'student': ('student_sft', 'distill', 'evaluate', 'export'),
-}
 
-
-def outside(config, stage: str) -> dict[str, str]:
+def outside(config, stage: Stage) -> dict[str, str]:
   """{'data.clicks': fingerprint, ...}: changes when a file does; names from a hub do not change."""
   found = {}
-  if stage == 'prepare':
+  if stage.name == 'prepare':
     found = {
       f'data.{k}': manifest.digest(sources.fingerprint(prepare.address(config, k)))
       for k in prepare.kinds(config)
@@ -24,10 +19,10 @@ def outside(config, stage: str) -> dict[str, str]:
     if config.data.teachers:
       prints = [sources.fingerprint(address) for address in config.data.teachers]
       found['data.teachers'] = manifest.digest(prints)
-  for side, stages in OPENS.items():
-    folder = Path(config[side].model)
-    if stage in stages and config[side].model and folder.is_dir():
-      found[f'{side}.model'] = files(sorted(folder.iterdir()))
+  for role in stage.opens:
+    folder = Path(config[role].model)
+    if config[role].model and folder.is_dir():
+      found[f'{role}.model'] = files(sorted(folder.iterdir()))
   return found
 
 

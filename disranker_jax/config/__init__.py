@@ -1,0 +1,177 @@
+"""The config of a run: a file in configs/ starts from `defaults()` and changes some values.
+
+Every stage declares its own settings (`STAGE.settings`); this module puts them together with those
+of the data, the two models and the run itself. The tree is locked, so a misspelt key is an error
+wherever it is written: in a config file or as `--config.sft.epochs=2` on the command line.
+`disranker run --config FILE --explain` prints every key with its value, default and comment.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from disranker_jax.config import settings
+from disranker_jax.config.settings import Key, Section, at_least, list_of, one_of, text
+from disranker_jax.errors import UserError
+
+# Keys that had other names before: the last part of the old key, and the new one.
+RENAMED = {
+  'accumulate': 'gradient_accumulation_steps', 'b2': 'adam_b2', 'blocks': 'data_shards',
+  'clip': 'max_grad_norm', 'explode': 'skip_step_norm_ratio', 'finetune': 'student_sft',
+  'finetuned': 'student_sft', 'first': 'min_rank', 'guard': 'filter_false_negatives',
+  'hang_s': 'watchdog_s', 'hard': 'hard_label_weight', 'hidden': 'hidden_weight',
+  'last': 'max_rank', 'least_std': 'min_std', 'moments': 'adam_mu_dtype',
+  'most_ties': 'max_tied_share', 'params': 'param_dtype', 'relevant': 'min_relevance',
+  'scan': 'scan_layers', 'slack': 'tolerance_factor', 'standardise': 'normalize_scores',
+  'start': 'init_from', 'warmup': 'warmup_ratio',
+}  # fmt: skip
+
+
+def run_settings(system: str) -> Section:
+  """The keys that belong to no stage, model or data."""
+  from disranker_jax.pipeline import systems
+
+  names = tuple(stage.name for stage in systems.SYSTEMS[system])
+  return {
+    'name': Key(
+      'disranker', text('a name', empty=False), 'Of the run; the default workdir is runs/NAME.'
+    ),
+    'seed': Key(0, at_least(0), 'Of everything random.'),
+    'system': Key(
+      system, one_of(*systems.SYSTEMS), 'Which system is trained; it decides the stages.'
+    ),
+    'stages': Key(names, list_of(one_of(*names), distinct=True), 'The stages that the run has.'),
+    'mesh': {
+      axis: Key(size, settings.Check('1 or more, or -1', lambda n: n >= 1 or n == -1), comment)
+      for axis, size, comment in (
+        ('data', -1, 'Devices on the data axis; -1: those that are left.'),
+        ('fsdp', 1, 'Devices over which parameters and batches are sharded.'),
+        ('model', 1, 'Devices of tensor parallelism.'),
+      )
+    },
+    'watchdog_s': Key(
+      1800.0, at_least(0),
+      'With several processes: seconds without a step after which a process gives up waiting for '
+      'the others; 0: never. Compiling the first step counts.',
+    ),
+  }  # fmt: skip
+
+
+def sections(system: str = 'disranker') -> Section:
+  """All keys of a system's config, by section."""
+  from disranker_jax.pipeline import systems  # imported late: it imports jax
+
+  found = dict(run_settings(system))
+  stages = systems.SYSTEMS[system]
+  found |= {stage.section: stage.settings for stage in stages if stage.section == 'data'}
+  found |= systems.ROLES[system]
+  found |= {stage.section: stage.settings for stage in stages if stage.settings}
+  return found
+
+
+def defaults(system: str = 'disranker') -> ConfigDict:
+  """The paper's settings where it gives them (T, beta, lengths), else the field's usual ones."""
+  return settings.build(sections(system)).lock()
+
+
+def check(config: ConfigDict) -> None:
+  """Tests every value, and the relations between values that each listed stage declares.
+
+  Raises: UserError naming the key, its value and the allowed values.
+  """
+  from disranker_jax.pipeline import systems
+
+  flat = flatten(config)
+  system = flat.get('system', 'disranker')
+  if system not in systems.SYSTEMS:
+    raise UserError(f'config.system={system!r}: must be {", ".join(map(repr, systems.SYSTEMS))}')
+  known = settings.flatten(sections(system))
+  if extra := [path for path in flat if path not in known]:
+    raise UserError(f'config.{extra[0]}: {no_such_key(extra[0], known)}')
+  if missing := [path for path in known if path not in flat]:
+    raise UserError(f'config.{missing[0]}: is missing; start from disranker_jax.config.defaults()')
+  for path, key in known.items():
+    settings.check_value(path, key, flat[path])
+  listed = [stage for stage in systems.SYSTEMS[system] if stage.name in config.stages]
+  systems.check_needs(config, listed)
+  for stage in listed:
+    for role in stage.opens:
+      check_lengths(config, role)
+    stage.check(config)
+
+
+def check_lengths(config: ConfigDict, role: str) -> None:
+  """Raises: UserError if a model's rows cannot hold its longest text."""
+  model = config[role]
+  if model.row_len < model.max_len:
+    raise UserError(
+      f'config.{role}.row_len={model.row_len}: must be at least config.{role}.max_len='
+      f'{model.max_len}'
+    )
+
+
+def no_such_key(path: str, known) -> str:
+  """Why a key is unknown: its new name, or the nearest key."""
+  if path == 'distill.margin':
+    return "is called 'distill.hard_label_margin' now"
+  parts = [RENAMED.get(part, part) for part in path.split('.')]
+  if (new := '.'.join(parts)) != path and any(k == new or k.startswith(f'{new}.') for k in known):
+    return f'is called {new!r} now'
+  near = difflib.get_close_matches(path, known, 1)
+  return 'there is no such key' + (f'; did you mean {near[0]!r}?' if near else '')
+
+
+def explain(config: ConfigDict, section: str = '') -> str:
+  """Every key with value, default and comment; `section` limits it to one, such as 'distill'.
+
+  Raises: UserError for a section that does not exist.
+  """
+  known = sections(config.get('system', 'disranker'))
+  lines = list(settings.explain(known, flatten(config), section))
+  if not lines:
+    raise UserError(f'--explain {section}: there is no such section; choose of {", ".join(known)}')
+  return '\n'.join(lines)
+
+
+def cluster(config: ConfigDict) -> str:
+  """The regular expression by which intervals and tests draw queries together; '' for none."""
+  return config.report.cluster or config.data.holdout_by
+
+
+def split_lists(config: ConfigDict) -> None:
+  """Splits lists of words: `--config.stages=prepare,cpt` arrives as one word with a comma."""
+  for path, key in settings.flatten(sections(config.get('system', 'disranker'))).items():
+    if isinstance(key.default, tuple) and path != 'data.teachers':  # addresses may have commas
+      *names, last = path.split('.')
+      section = config
+      for name in names:
+        section = section[name]
+      if all(isinstance(value, str) for value in section[last]):
+        section[last] = tuple(part for word in section[last] for part in word.split(','))
+
+
+def flatten(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
+  """{'sft.epochs': 1.0, ...}: the tree by dotted keys, in order; tuples become lists."""
+  flat: dict[str, Any] = {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      flat |= flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = list(value) if isinstance(value, tuple | list) else value
+  return flat
+
+
+def save(config: ConfigDict, file: Path) -> None:
+  """Writes the config with every default filled in, as JSON."""
+  file.write_text(json.dumps(json.loads(config.to_json_best_effort()), indent=2) + '\n')
+
+
+def differing(a: dict[str, Any], b: dict[str, Any]) -> Iterator[str]:
+  """`key: was x, is now y` for every dotted key in which two flat configs differ."""
+  for key in sorted(a.keys() | b.keys()):
+    if a.get(key) != b.get(key):
+      yield f'{key}: was {a.get(key)!r}, is now {b.get(key)!r}'

@@ -1,0 +1,73 @@
+"""The settings of a model, teacher or student: which network, and what text it reads."""
+
+from ml_collections import ConfigDict
+
+from disranker_jax.config.settings import (
+  Key,
+  Section,
+  above,
+  at_least,
+  boolean,
+  build,
+  integers,
+  one_of,
+  text,
+  with_defaults,
+)
+
+SETTINGS: Section = {
+  'seed': Key(
+    0, at_least(0), "Added to config.seed in this model's stages: another student of one teacher."
+  ),
+  'model': Key('', text('a local folder or a Hugging Face name'), 'The pretrained model.'),
+  'layers': Key((), integers(0), 'Take only these layers, in this order; (): all.'),
+  'precision': Key(
+    'auto', one_of('auto', 'float32', 'bfloat16', 'bfloat16_dots'),
+    "'bfloat16_dots' has bf16 operands, fp32 sums and activations. 'auto' is bfloat16 on an "
+    'accelerator, bfloat16_dots on a CPU that is faster with it, else float32.',
+  ),
+  'remat': Key(
+    'none', one_of('none', 'dots', 'full'),
+    "What the backward pass recomputes: 'none'; 'dots': all but dot products; 'full': layers.",
+    affects_results=False,
+  ),
+  'scan_layers': Key(
+    True, boolean(),
+    'Compile one layer and loop over it; False unrolls the layers, which compiles longer and is '
+    'as fast on a CPU (docs/performance.md).', affects_results=False,
+  ),
+  'param_dtype': Key(
+    'float32', one_of('float32', 'bfloat16'),
+    "Type of the base parameters. 'bfloat16' halves them: for parameters that adapters leave "
+    'frozen, or with adafactor where memory is short; small updates are lost in its 8 bits.',
+  ),
+  'attention': Key(
+    'auto', one_of('auto', 'xla', 'splash', 'cudnn'),
+    "Attention kernel: 'splash' is for TPUs, 'cudnn' for GPUs; 'auto' takes the best one here.",
+    affects_results=False,
+  ),
+  'shard_sequence': Key(
+    False, boolean(),
+    'Shard the positions of a row over mesh.model between layers: for long rows on a model axis.',
+    affects_results=False,
+  ),
+  'lora_rank': Key(0, at_least(0), 'Rank of LoRA adapters; 0: none.'),
+  'lora_alpha': Key(32.0, above(0), 'Adapters are scaled by lora_alpha / lora_rank.'),
+  'max_len': Key(256, at_least(8), 'Tokens of a query with one document, special tokens included.'),
+  'max_query_len': Key(64, at_least(1), 'Longer queries are cut at the end.'),
+  'row_len': Key(
+    256, at_least(8),
+    'Tokens of a packed row, at least max_len. A multiple of max_len with proportionally fewer '
+    'batch_rows wastes less of each row (docs/data.md).',
+  ),
+}  # fmt: skip
+
+
+def model(**defaults) -> Section:
+  """The section with other defaults."""
+  return with_defaults(SETTINGS, **defaults)
+
+
+def defaults(**changes) -> ConfigDict:
+  """A model section as a ConfigDict, for code that opens a model without the pipeline."""
+  return build(SETTINGS, **changes)

@@ -1,0 +1,92 @@
+"""The stages of each system, in order: the only list of stages."""
+
+from collections.abc import Iterable
+
+from ml_collections import ConfigDict
+
+from disranker_jax.config.settings import Section
+from disranker_jax.errors import UserError
+from disranker_jax.models.settings import model
+from disranker_jax.pipeline.stage import Stage
+from disranker_jax.stages import (
+  cpt,
+  distill,
+  evaluate,
+  export,
+  prepare,
+  report,
+  score,
+  sft,
+  student_sft,
+  teacher,
+)
+
+SYSTEMS: dict[str, tuple[Stage, ...]] = {
+  'disranker': (
+    prepare.STAGE, cpt.STAGE, sft.STAGE, score.STAGE, student_sft.STAGE, distill.STAGE,
+    evaluate.STAGE, export.STAGE, report.STAGE,
+  ),
+}  # fmt: skip
+# The models of each system: sections of the config.
+ROLES: dict[str, dict[str, Section]] = {
+  'disranker': {
+    'teacher': {
+      **model(model='mistralai/Mistral-7B-v0.1', remat='full'),
+      **teacher.SETTINGS,
+    },
+    'student': model(
+      model='google-bert/bert-base-multilingual-cased', layers=(0, 2, 4, 6, 8, 10),
+      scan_layers=False,
+    ),
+  },
+}  # fmt: skip
+
+
+def stages(config: ConfigDict) -> tuple[Stage, ...]:
+  """All stages of the config's system."""
+  return SYSTEMS[config.system]
+
+
+def listed(config: ConfigDict) -> list[Stage]:
+  """The stages that the config lists, in order."""
+  return [stage for stage in stages(config) if stage.name in config.stages]
+
+
+def find(name: str, system: str = 'disranker') -> Stage:
+  return next(stage for stage in SYSTEMS[system] if stage.name == name)
+
+
+def training(system: str = 'disranker') -> list[str]:
+  """Names of the stages that train."""
+  return [stage.name for stage in SYSTEMS[system] if stage.task]
+
+
+def model_settings(config: ConfigDict, stage: str) -> ConfigDict:
+  """The settings of the model that a stage trains or runs."""
+  return config[find(stage, config.system).role]
+
+
+def preceding(all_stages: Iterable[Stage], names: Iterable[str]) -> list[Stage]:
+  """The named stages and, transitively, those whose folders they read, in order."""
+  wanted, every = set(names), list(all_stages)
+  for stage in reversed(every):
+    if stage.name in wanted:
+      wanted |= set(stage.after)
+  return [stage for stage in every if stage.name in wanted]
+
+
+def following(all_stages: Iterable[Stage], names: Iterable[str]) -> list[str]:
+  """The named stages and, transitively, those that read what they write."""
+  again, every = set(names), list(all_stages)
+  for stage in every:
+    if again & set(stage.after):
+      again.add(stage.name)
+  return [stage.name for stage in every if stage.name in again] if names else []
+
+
+def check_needs(config: ConfigDict, listed: Iterable[Stage]) -> None:
+  """Raises: UserError where a listed stage cannot run without one that is not listed."""
+  for stage in listed:
+    for what, needs in stage.needs(config).items():
+      if missing := [name for name in needs if name not in config.stages]:
+        raise UserError(f'config.stages: {what} needs {", ".join(missing)}, which is not listed')

@@ -1,0 +1,141 @@
+"""The rows of the result table: what each is called, how its ranking is made, what it needs.
+
+A new row is one function and one entry of `ROWS`. Evaluation, reports, tables and ablations read
+everything that they know about a row from here.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from disranker_jax.data.records import Group
+from disranker_jax.devices import processes
+from disranker_jax.errors import UserError
+from disranker_jax.evaluation import metrics
+from disranker_jax.pipeline.stage import Run
+from disranker_jax.progress import Progress
+from disranker_jax.stages import roles
+
+Ranking = tuple[metrics.Run, dict]  # the run, and facts such as parameters and ms_per_pair
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One line of the result table.
+
+  rank         (run, row, groups) -> (ranking, facts)
+  role         whose model ranks: 'teacher', 'student', or '' for no model
+  parameters   the stages whose parameters are laid over the pretrained ones, in order; () if none
+  trained_by   the stage without which there is no such model
+  needs_training  whether the row needs that stage; else it ranks with or without it
+  is_baseline  whether the other rows are tested against it
+  is_floor     whether it is no contender, so that no test says whether a model is better
+  """
+
+  name: str
+  title: str
+  rank: Callable[[Run, 'Row', Sequence[Group]], Ranking]
+  role: str = ''
+  parameters: Callable[[ConfigDict], tuple[str, ...]] | None = None
+  trained_by: str = ''
+  needs_training: Callable[[ConfigDict], bool] = lambda config: True
+  is_baseline: bool = False
+  is_floor: bool = False
+
+  def is_available(self, config: ConfigDict) -> bool:
+    """Whether the config's stages can fill the row."""
+    if not self.trained_by or not self.needs_training(config):
+      return True
+    return self.trained_by in config.stages
+
+
+def random_order(run: Run, row: Row, groups) -> Ranking:
+  """Scores drawn from the config's seed."""
+  rng = np.random.default_rng(run.config.seed)
+  return {g.query_id: {d.doc_id: rng.random() for d in g.docs} for g in groups}, {}
+
+
+def first_stage(run: Run, row: Row, groups) -> Ranking:
+  """The order in which the documents came; those that it does not have go last."""
+  return {
+    g.query_id: {d.doc_id: -float(d.rank or len(g.docs) + 1) for d in g.docs} for g in groups
+  }, {}
+
+
+def zero_shot(run: Run, row: Row, groups) -> Ranking:
+  """The pretrained teacher: the likelihood of the query, given the document."""
+  teacher = roles.open_side(run.config.teacher)
+  if not teacher.network.is_decoder:
+    raise UserError(
+      f"config.evaluate.models: 'zero_shot' asks how likely a query is, which an encoder as "
+      f'{run.config.teacher.model!r} cannot say; leave it out'
+    )
+  teacher = dataclasses.replace(teacher, network=dataclasses.replace(teacher.network, head='lm'))
+  prompt = teacher.prompt(run.config.teacher.zero_shot_template, 'query')
+  variables = teacher.pretrained(run.config.seed, run.mesh)
+  rows = run.config.evaluate.batch_rows
+  scorer = roles.scorer(run, teacher, variables, rows, 'likelihood', prompt)
+  del variables  # the scorer has them, perhaps merged
+  return score_all(row.name, scorer, groups), facts(scorer)
+
+
+def trained_teacher(run: Run, row: Row, groups) -> Ranking:
+  """The teacher after all of its stages that the config lists."""
+  side = roles.open_teacher(run.config)
+  variables = roles.trained(run, side, row.parameters(run.config))
+  rows = run.config.evaluate.batch_rows
+  scorer = roles.scorer(run, side, variables, rows, run.config.teacher.scorer)
+  del variables
+  return score_all(row.name, scorer, groups), facts(scorer)
+
+
+def trained_student(run: Run, row: Row, groups) -> Ranking:
+  """The distilled student, or the one that was fine-tuned on labels alone."""
+  side = roles.open_side(run.config.student)
+  variables = roles.trained(run, side, row.parameters(run.config))
+  scorer = roles.scorer(run, side, variables, run.config.evaluate.batch_rows)
+  return score_all(row.name, scorer, groups), facts(scorer)
+
+
+def score_all(name: str, scorer, groups) -> metrics.Run:
+  """Every group's scores, in every process; each scores its share of the groups."""
+  scores_by_group = [np.zeros(len(g.docs), np.float32) for g in groups]
+  own = range(jax.process_index(), len(groups), jax.process_count())
+  with Progress(f'evaluate {name}', len(own), 'pairs') as progress:
+    scored = scorer(groups[i] for i in own)
+    for done, (i, (_, scores)) in enumerate(zip(own, scored, strict=True), 1):
+      scores_by_group[i] = scores
+      progress.update(done, len(scores))
+  every = processes.add_up(np.concatenate([np.zeros(0, np.float32), *scores_by_group])).tolist()
+  values = iter(every)
+  return {g.query_id: {d.doc_id: next(values) for d in g.docs} for g in groups}
+
+
+def facts(scorer) -> dict:
+  return {'parameters': scorer.network.count_params(), 'ms_per_pair': scorer.ms_per_pair}
+
+
+def student_stages(config: ConfigDict) -> tuple[str, ...]:
+  start = config.distill.init_from
+  return (start, 'distill') if start else ('distill',)
+
+
+ROWS = (
+  Row('random', 'random order', random_order, is_floor=True),
+  Row('bm25', 'BM25', first_stage, is_baseline=True),
+  Row('zero_shot', 'zero-shot LLM', zero_shot, 'teacher'),
+  Row(
+    'student_sft', 'student, labels only', trained_student, 'student',
+    lambda config: ('student_sft',), 'student_sft', is_baseline=True,
+  ),
+  Row(
+    'teacher', 'teacher', trained_teacher, 'teacher', lambda config: ('cpt', 'sft'), 'sft',
+    needs_training=lambda config: 'likelihood' not in config.teacher.scorer,
+  ),
+  Row('student', 'distilled student', trained_student, 'student', student_stages, 'distill'),
+)  # fmt: skip
+BY_NAME = {row.name: row for row in ROWS}
+TITLES = {row.name: row.title for row in ROWS}

@@ -1,0 +1,31 @@
+"""Supervised fine-tuning of the student on labels alone: the baseline of distillation.
+
+The same loss on the same labels as the teacher's in sft.py.
+"""
+
+import functools
+
+from disranker_jax import losses
+from disranker_jax.pipeline.stage import Run, Stage
+from disranker_jax.stages import roles, sft
+from disranker_jax.training.settings import training
+
+NAME = 'student_sft'
+
+
+def run(run: Run) -> dict:
+  """Trains the student from its pretrained parameters."""
+  student = roles.open_side(run.config.student)
+  return sft.on_labels(run, NAME, student, student.pretrained(run.config.seed, run.mesh))
+
+
+def check(config) -> None:
+  losses.choose(losses.ON_LABELS, config.student_sft.loss, 'student_sft.loss')
+
+
+STAGE = Stage(
+  NAME, 'the student learns from labels alone', run,
+  settings={**training(epochs=2.0, learning_rate=2e-5), **sft.LABELS}, check=check,
+  role='student', after=('prepare',), reads=lambda config: ('judgements',),
+  task=functools.partial(sft.task, stage=NAME), paper_rows=796_095,
+)  # fmt: skip

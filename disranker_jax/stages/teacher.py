@@ -1,0 +1,37 @@
+"""The settings that only a teacher has: how a decoder scores, and what it reads."""
+
+from disranker_jax.config.settings import Key, Section, one_of, template
+from disranker_jax.data.prompts import template_fields
+from disranker_jax.errors import UserError
+
+SCORERS = ('eos', 'likelihood', 'eos+likelihood')
+SETTINGS: Section = {
+  'scorer': Key(
+    'eos', one_of(*SCORERS),
+    "How a decoder scores: 'eos', the paper's dense layer on the final </s>; 'likelihood', the "
+    'mean log-probability of the query given the document (the template has to end in the query); '
+    "'eos+likelihood', their sum, which starts as the zero-shot ranker and learns from there.",
+  ),
+  'template': Key('{query} : {title} : {summary}', template(), "A decoder's input."),
+  'zero_shot_template': Key(
+    '{title} : {summary} : {query}', template(),
+    'Input of the zero-shot row, which ranks by likelihood: it has to end in the query.',
+  ),
+}  # fmt: skip
+
+
+def check_template(key: str, value: str, why: str) -> None:
+  """Raises: UserError if the query comes before the document that it has to depend on."""
+  if template_fields(value)[-1] != 'query':
+    raise UserError(
+      f'config.{key}={value!r}: must end in {{query}}, since {why}; as it is, every document of a '
+      'query gets the same score'
+    )
+
+
+def check_scorer(config) -> None:
+  """Raises: UserError for a likelihood of queries that do not follow their documents."""
+  scorer = config.teacher.scorer
+  if 'likelihood' in scorer:
+    why = f'config.teacher.scorer={scorer!r} scores the query after the document'
+    check_template('teacher.template', config.teacher.template, why)

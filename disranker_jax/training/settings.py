@@ -1,0 +1,71 @@
+"""The settings that every training stage has."""
+
+from ml_collections import ConfigDict
+
+from disranker_jax.config.settings import (
+  Key,
+  Section,
+  above,
+  at_least,
+  between,
+  build,
+  one_of,
+  regex,
+  share,
+  with_defaults,
+)
+
+# A batch is `batch_rows` rows of `row_len` packed tokens.
+SETTINGS: Section = {
+  'epochs': Key(1.0, at_least(0), "Passes over the stage's data; may be a fraction."),
+  'max_steps': Key(0, at_least(0), 'Stop after this many steps; 0: epochs decide.'),
+  'batch_rows': Key(64, at_least(1), 'Rows of row_len tokens per step, over all devices.'),
+  'data_shards': Key(
+    1, at_least(1),
+    'Parts of a batch that are packed independently, each read by the host that holds it: 1, or a '
+    'multiple of mesh data x fsdp. It decides what is in a batch: keep it when the mesh changes.',
+  ),
+  'gradient_accumulation_steps': Key(
+    1, at_least(1), 'Micro-batches of batch_rows rows whose gradients are summed for one update.'
+  ),
+  'learning_rate': Key(1e-5, above(0), 'Peak learning rate.'),
+  'warmup_ratio': Key(0.03, share(), 'Share of the steps with a rising learning rate.'),
+  'schedule': Key(
+    'cosine', one_of('cosine', 'linear', 'constant'),
+    "Learning rate after the warm-up: to zero ('cosine', 'linear') or 'constant'.",
+  ),
+  'weight_decay': Key(0.0, at_least(0), 'Decoupled weight decay of matrices.'),
+  'max_grad_norm': Key(1.0, at_least(0), 'Largest global gradient norm; 0: no clipping.'),
+  'optimizer': Key(
+    'adamw', one_of('adamw', 'adafactor'), "'adafactor' keeps almost no optimizer state."
+  ),
+  'adam_b2': Key(0.999, share(below_one=True), "Adam's second decay rate."),
+  'adam_mu_dtype': Key(
+    'float32', one_of('float32', 'bfloat16'),
+    "Type of Adam's first moment; 'bfloat16' saves 2 bytes per parameter.",
+  ),
+  'skip_step_norm_ratio': Key(
+    100.0, at_least(0),
+    'A step whose gradient norm is this many times the running mean is skipped; 0: only steps '
+    'that are not finite are skipped.',
+  ),
+  'trainable': Key(
+    '.*', regex(),
+    "Regular expression over parameter paths, such as 'lora/.*' or 'params/blocks/.*'.",
+  ),
+  'save_every': Key(500, at_least(1), 'Steps between checkpoints.', affects_results=False),
+}  # fmt: skip
+# Stages that draw some documents of each query.
+GROUPS: Section = {
+  'group_size': Key(8, between(2, 10_000), 'Documents per query in a step; a pair needs two.'),
+}
+
+
+def training(**defaults) -> Section:
+  """The section with other defaults."""
+  return with_defaults(SETTINGS, **defaults)
+
+
+def defaults(**changes) -> ConfigDict:
+  """A training section as a ConfigDict, for code that trains without the pipeline."""
+  return build(SETTINGS, **changes)
