@@ -20,7 +20,7 @@ help:
 	@echo 'make clean        removes .venv and .make'
 
 quickstart: .make/install weights
-	$(BIN)/python -m disranker_jax.main --config configs/quickstart.py --workdir $(WORKDIR)
+	$(BIN)/disranker run --config configs/quickstart.py --workdir $(WORKDIR)
 
 weights: .make/install
 	$(BIN)/disranker weights minilm-l6 smollm2-135m

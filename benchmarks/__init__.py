@@ -1,1 +1,1 @@
-"""Measurements beside others on the same machine: `disranker bench NAME`."""
+"""Benchmarks beside other systems on the same machine: `disranker bench NAME`."""

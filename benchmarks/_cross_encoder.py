@@ -1,6 +1,6 @@
-"""The other peer of the student: sentence-transformers' CrossEncoder, from texts, as documented.
+"""The student's second peer: sentence-transformers' CrossEncoder, from texts, as documented.
 
-It sorts by length itself and pads to the longest of 32.
+It sorts by length itself and pads to the longest of 32 texts.
 """
 
 import resource
@@ -23,7 +23,9 @@ class Score:
   def start(self) -> dict:
     side = self._work.settings
     if side.layers:
-      raise UserError('its CrossEncoder reads all layers of a folder, and the config takes some')
+      raise UserError(
+        'CrossEncoder reads all layers of a model, and the config selects some of them'
+      )
     self._prompt, self._groups = self._work.open_side().prompt(), self._work.groups()
     places = self._steps * self._work.config[self._work.stage].batch_rows * side.row_len
     self._queries = self._groups.queries(self._prompt, places)
@@ -44,10 +46,10 @@ class Score:
 
   def turn(self) -> dict:
     groups = self._groups.take(self._queries)
-    found = [len(doc) for g in groups for doc in self._prompt.encode(g.query, g.docs)]
+    lengths = [len(doc) for g in groups for doc in self._prompt.encode(g.query, g.docs)]
     took = timed(lambda: self._predict(groups))
-    # Tokens as ours counts them, so that ratios are of the same pairs; its padding is not known.
-    count = {'tokens': sum(found), 'places': sum(found), 'pairs': len(found)}
+    # Tokens are counted as ours are, so ratios are of the same pairs; its padding is unknown.
+    count = {'tokens': sum(lengths), 'places': sum(lengths), 'pairs': len(lengths)}
     return count | took | {'steps': self._steps}
 
   def end(self) -> dict:

@@ -1,7 +1,7 @@
 """The arithmetic of benches: medians, ratios of turns, model FLOPs utilisation, slopes.
 
-A row is what one turn of one side measured: `seconds`, `tokens` (real ones), `places` (with
-padding), `steps`, and more that a side may tell.
+A row is one turn of one side: `seconds`, `tokens` (without padding), `places` (with padding),
+`steps`, and further measurements that a side may add.
 """
 
 import math
@@ -11,39 +11,40 @@ import numpy as np
 
 
 def rate(row: dict, what: str = 'tokens', by: str = 'seconds') -> float:
-  """Of a turn, a second."""
+  """`what` per second of a turn."""
   return row[what] / row[by]
 
 
 def median(rows: list[dict], what: str = 'tokens') -> float:
-  """Of the turns' rates."""
+  """The median of the turns' rates."""
   return statistics.median(rate(row, what) for row in rows)
 
 
 def ratio(ours: list[dict], theirs: list[dict], by: str = 'seconds') -> dict[str, float]:
-  """Our real tokens a second over theirs, turn by turn: `median`, `low`, `high`.
+  """Our tokens per second over theirs, turn by turn: `median`, `low`, `high`.
 
-  Turns with the same number ran one after the other, so that a busy machine slows both. `by`
-  'cpu_s' it is tokens a second of the cores' time: without others' work, with spinning threads.
+  Turns with the same number ran one after the other, so a busy machine slows both. With
+  `by='cpu_s'` it is tokens per second of CPU time: other processes do not count, spinning threads
+  do.
   """
   turns = [rate(a, by=by) / rate(b, by=by) for a, b in zip(ours, theirs, strict=True)]
   return {'median': statistics.median(turns), 'low': min(turns), 'high': max(turns)}
 
 
 def mfu(flops: float, seconds: float, peak: float) -> float:
-  """Model FLOPs utilisation: what the mathematics asks for over what the matrix units could do."""
+  """Model FLOPs utilisation: the model's FLOP/s over the peak of the matrix units."""
   return flops / (seconds * peak)
 
 
 def slope(xs, ys) -> float:
-  """Of a line through the points on two logarithmic axes: 1 is linear, 0 does not grow."""
+  """Slope of a line through the points on two logarithmic axes: 1 is linear, 0 is constant."""
   if len(xs) < 2 or min(*xs, *ys) <= 0:
     return math.nan
   return float(np.polyfit(np.log(xs), np.log(ys), 1)[0])
 
 
 def summary(rows: list[dict], facts: dict) -> dict:
-  """What one side's turns come to."""
+  """The figures of one side, from its turns and its facts."""
   out = {
     'tokens_per_s': median(rows),
     'padded_tokens_per_s': median(rows, 'places'),
@@ -68,19 +69,18 @@ def answer(turns: dict[str, list[dict]], facts: dict[str, dict], first: str = 'o
   sides = {name: summary(rows, facts[name]) for name, rows in turns.items() if rows}
   out = dict(sides[first])
   for name in ('torch_fp32', 'torch_bf16'):
-    out[f'ratio_to_{name}'] = None  # until it has run
+    out[f'ratio_to_{name}'] = None  # if it did not run
   for name, rows in turns.items():
     if name != first and rows:
-      found = ratio(turns[first], rows)
-      sides[name]['first_is_faster'] = found
-      out[f'ratio_to_{name}'] = found['median']
+      sides[name]['first_is_faster'] = ratio(turns[first], rows)
+      out[f'ratio_to_{name}'] = sides[name]['first_is_faster']['median']
       if 'cpu_s' in rows[0]:
         sides[name]['first_is_cheaper'] = ratio(turns[first], rows, 'cpu_s')
   return out | {'rounds': len(turns[first]), 'sides': sides}
 
 
 def short(x):
-  """Numbers with six digits, all the way down; what is not finite becomes None, as JSON has it."""
+  """Rounds all numbers to six digits, recursively; non-finite ones become None (JSON's null)."""
   if isinstance(x, dict):
     return {k: short(v) for k, v in x.items()}
   if isinstance(x, list | tuple):

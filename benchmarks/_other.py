@@ -1,4 +1,4 @@
-"""Another system behind the same web server, one call a request; for `bench serve` only."""
+"""Another system behind the same web server, one call per request; for `bench serve` only."""
 
 import argparse
 import asyncio
@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from benchmarks import baselines
+from benchmarks import _baselines
 
 
 def main() -> None:
@@ -20,9 +20,9 @@ def main() -> None:
   parser.add_argument('--model', required=True, type=Path)
   parser.add_argument('--port', required=True, type=int)
   args = parser.parse_args()
-  score = baselines.open_system(args.system, args.model)
+  score = _baselines.open_system(args.system, args.model)
   score('warm', ['up'])
-  # One call at a time, each on all cores: more at a time only stand in each other's way.
+  # One call at a time, since each uses all cores.
   pool = concurrent.futures.ThreadPoolExecutor(1)
 
   async def rerank(request):

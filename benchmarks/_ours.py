@@ -21,18 +21,18 @@ from disranker_jax.stages import roles
 from disranker_jax.training import optimizer, train
 from disranker_jax.training.checkpoint import Checkpoints
 
-PEAK_S = 0.25  # of products that the peak is measured by
-PEAK_SIZE = {'cpu': 2048}  # their rows and columns; 8192 on an accelerator
+PEAK_S = 0.25  # seconds of matrix products that measure the peak
+PEAK_SIZE = {'cpu': 2048}  # rows and columns of the product; 8192 on an accelerator
 
 
 class Train:
-  """A training stage: turns of steps in the order of train.fit, without its logs."""
+  """A training stage: turns of steps in the order of `train.fit`, without its logs."""
 
   def __init__(self, work: Work, steps: int):
     self._work, self._steps = work, steps
 
   def start(self) -> dict:
-    """Compiles and does the first step; what it took."""
+    """Compiles and runs the first step; returns the facts of this side."""
     config, settings = self._work.config, self._work.config[self._work.stage]
     self._mesh = sharding.make_mesh(config.mesh)
     self._side = self._work.open_side()
@@ -49,7 +49,7 @@ class Train:
     begin = time.perf_counter()
     self.compiled = program.lower().compile()
     compile_s = time.perf_counter() - begin
-    self._asked = sharding.flags(self._mesh, stop=False, failed=False)
+    self._flags = sharding.flags(self._mesh, stop=False, failed=False)
     self._waiter = concurrent.futures.ThreadPoolExecutor(1)
     self._drawn = self._feed.next()[0]
     count = model_flops(self._side.network, self._drawn[0], settings.trainable)
@@ -65,37 +65,37 @@ class Train:
     }
 
   def _begin(self) -> tuple[list[dict], dict]:
-    """Gives the device the batches that wait; they and their metrics."""
+    """Dispatches the waiting batches; returns them and the metrics of the step."""
     drawn = self._drawn
     self._trained, self._state, metrics = self.compiled(
-      self._trained, self._state, self._frozen, drawn, self._asked
+      self._trained, self._state, self._frozen, drawn, self._flags
     )
     return drawn, metrics
 
   def warm(self) -> dict:
-    """One step."""
+    """Runs one step."""
     loss = float(self._begin()[1]['loss'])
     self._drawn = self._feed.next()[0]
     return {'loss': loss}
 
   def turn(self) -> dict:
-    """Some steps: while one runs the next one's batches are read, as in a run."""
+    """Runs some steps; the next step's batches are read meanwhile, as in a run."""
     begin = last = time.perf_counter()
     cpu = time.process_time()
-    done, flight, idle = [], None, 0.0
+    batches, flight, idle = [], None, 0.0
     for _ in range(self._steps):
-      begun = time.perf_counter()
+      step_begin = time.perf_counter()
       drawn, metrics = self._begin()
-      done += drawn
+      batches += drawn
       ready = self._waiter.submit(finished, metrics)
       if flight is not None:
         last = flight.result()
-        idle += max(0.0, begun - last)
+        idle += max(0.0, step_begin - last)
       flight = ready
       self._drawn = self._feed.next()[0]
     seconds, cpu_s = flight.result() - begin, time.process_time() - cpu
-    tokens = sum(int(np.sum(np.asarray(b['segments_BT']) > 0)) for b in done)
-    places = sum(b['segments_BT'].size for b in done)
+    tokens = sum(int(np.sum(np.asarray(b['segments_BT']) > 0)) for b in batches)
+    places = sum(b['segments_BT'].size for b in batches)
     peak = matmul_peak(self._side.network.precision, self._mesh)
     return {
       'seconds': seconds, 'steps': self._steps, 'tokens': tokens, 'places': places,
@@ -103,7 +103,7 @@ class Train:
     }  # fmt: skip
 
   def end(self) -> dict:
-    """Memory, and how long the loop stands still for a checkpoint: the second of two."""
+    """Memory, and how long the loop waits for a checkpoint: the second of two."""
     state = self._state | {'positions_A': self._feed.positions()}
     params = tree.unflatten(self._trained)
     with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder) / 'c') as checkpoints:
@@ -150,11 +150,11 @@ class Score:
 
   @property
   def compiled(self):
-    """The step, once it has run."""
+    """The compiled step; available after the first call."""
     return self._scorer.compiled
 
   def warm(self) -> dict:
-    """About one batch."""
+    """Scores about one batch."""
     list(self._scorer(self._groups.take(max(1, self._queries // self._steps))))
     return {}
 
@@ -178,19 +178,19 @@ class Score:
 
 
 def model_flops(network, batch: dict, trained: str | None = None) -> float:
-  """Of one real batch; the kernel of attention, which may be 'auto', does not matter to them."""
+  """FLOPs of one real batch; independent of the attention kernel, which may be 'auto'."""
   network = dataclasses.replace(network, attention='xla')
   return flops.count(network, flops.filled(batch), trained).model
 
 
 def finished(metrics: dict) -> float:
-  """When a step's metrics were there."""
+  """Waits for a step's metrics; returns the time."""
   jax.block_until_ready(metrics)
   return time.perf_counter()
 
 
 def matmul_peak(precision: str, mesh) -> float:
-  """FLOP/s of a large square product as the models' are made, on all devices: the best seen."""
+  """Best FLOP/s of a large square product in the models' precision, on all devices."""
   cpu = jax.default_backend() == 'cpu'
   size = PEAK_SIZE.get(jax.default_backend(), 8192)
   dtype = jnp.float32 if precision == 'float32' else jnp.bfloat16
@@ -204,7 +204,7 @@ def matmul_peak(precision: str, mesh) -> float:
     begin = time.perf_counter()
     jax.block_until_ready([product(x, y) for _ in range(times)])
     best = max(best, times * 2.0 * size**3 / (time.perf_counter() - begin))
-  # Virtual devices of a CPU share its cores.
+  # A CPU's virtual devices share its cores.
   return best if cpu else best * mesh.size
 
 
@@ -218,13 +218,13 @@ def described(mesh, side: roles.Side) -> dict:
 
 
 def device_kind() -> str:
-  """What computes: the accelerator's kind, or the processor with its cores."""
+  """The accelerator's kind, or the processor with its cores."""
   kind = jax.devices()[0].device_kind
   return kind if jax.default_backend() != 'cpu' else f'cpu: {processor.described()}'
 
 
 def used() -> dict:
-  """Peak memory: of the first device where it counts its bytes, and of the process."""
+  """Peak memory of the first device, if it counts its bytes, and of the process."""
   stats = jax.local_devices()[0].memory_stats() or {}
   process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
   device = stats.get('peak_bytes_in_use')

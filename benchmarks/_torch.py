@@ -1,8 +1,8 @@
-"""The peer: transformers with torch, on the same sequences, fed as a careful user would.
+"""The peer: transformers with torch, on the same sequences, used as a careful user would.
 
 Sequences of a step are sorted by length and padded in parts, attention is sdpa, the head reads only
-the positions that matter, AdamW is fused; bf16 is autocast with fp32 parameters for training (bf16
-where they are frozen), bf16 parameters for scoring. What a batch is made of is not in its time.
+the positions that matter, AdamW is fused. bf16 is autocast with fp32 parameters for training (bf16
+for frozen ones) and bf16 parameters for scoring. Making the batches is not in its time.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class Lora(nn.Module):
 
 
 class Network(nn.Module):
-  """A decoder or a BERT with the heads that rankers have."""
+  """A decoder or a BERT with a ranking head."""
 
   def __init__(self, work: Work, dtype):
     super().__init__()
@@ -50,7 +50,7 @@ class Network(nn.Module):
     config = AutoConfig.from_pretrained(folder)
     self.is_decoder = config.model_type != 'bert'
     kind = AutoModelForCausalLM if self.is_decoder else AutoModelForSequenceClassification
-    # Ours drops nothing out either.
+    # Ours has no dropout either.
     config.update(
       {'num_labels': 1, 'hidden_dropout_prob': 0.0, 'attention_probs_dropout_prob': 0.0}
     )
@@ -71,7 +71,7 @@ class Network(nn.Module):
       self.model.gradient_checkpointing_enable({'use_reentrant': False})
 
   def adapt(self, rank: int, alpha: float) -> None:
-    """Freezes everything and puts adapters beside every matrix of the blocks."""
+    """Freezes all parameters and adds an adapter to every matrix of the blocks."""
     self.requires_grad_(False)
     for block in self.blocks:
       for module in list(block.modules()):
@@ -80,7 +80,7 @@ class Network(nn.Module):
             setattr(module, name, Lora(child, rank, alpha))
 
   def scores(self, part: 'Part', scorer: str):
-    """One a sequence."""
+    """One score per sequence."""
     if not self.is_decoder:
       return self.model(part.ids, attention_mask=part.mask, token_type_ids=part.types).logits[:, 0]
     hidden, total = self.hidden(part), 0.0
@@ -95,11 +95,11 @@ class Network(nn.Module):
     return total
 
   def logprobs(self, part: 'Part'):
-    """Of all predicted tokens."""
+    """The log-probabilities of all predicted tokens."""
     return self._logprobs(self.hidden(part), part)
 
   def hidden(self, part: 'Part'):
-    # What stands behind a sequence is never seen by causal attention: without a mask it is faster.
+    # Causal attention never sees the padding after a sequence, and is faster without a mask.
     return self.model.model(part.ids, use_cache=False).last_hidden_state
 
   def _logprobs(self, hidden, part: 'Part'):
@@ -109,21 +109,21 @@ class Network(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """Sequences of about one length, padded to the longest of them."""
+  """Sequences of similar length, padded to the longest of them."""
 
   ids: torch.Tensor
   types: torch.Tensor
-  mask: torch.Tensor | None  # None: nothing is padding
+  mask: torch.Tensor | None  # None: there is no padding
   anchors: torch.Tensor
-  rows: torch.Tensor  # of each predicted token: its sequence, the position before it, itself
+  rows: torch.Tensor  # of each predicted token: its sequence; then the position before it; its id
   columns: torch.Tensor
   targets: torch.Tensor
 
 
-def parts(found: list[Sequence], size: int) -> tuple[list[Part], np.ndarray]:
-  """(parts of `size`, the sequences' order in them), shortest sequences first."""
-  order = np.argsort([len(s.ids) for s in found], kind='stable')
-  cut = [[found[i] for i in order[at : at + size]] for at in range(0, len(order), size)]
+def parts(sequences: list[Sequence], size: int) -> tuple[list[Part], np.ndarray]:
+  """(parts of `size`, order of the sequences in them), shortest sequences first."""
+  order = np.argsort([len(s.ids) for s in sequences], kind='stable')
+  cut = [[sequences[i] for i in order[at : at + size]] for at in range(0, len(order), size)]
   return [padded(some) for some in cut], order
 
 
@@ -142,14 +142,14 @@ def padded(some: list[Sequence]) -> Part:
 
 
 class Timed:
-  """Both peers: what they count, and the part size that is fastest."""
+  """What both torch sides share: their facts, and the fastest part size."""
 
   def __init__(self, work: Work, steps: int, bf16: bool, sizes: list[int], compiled: bool):
     self._work, self._steps, self._bf16 = work, steps, bf16
     self._sizes, self._compiled_model, self._size = sizes, compiled, sizes[0]
 
   def _tune(self, step: Callable[[int], None]) -> dict:
-    """Keeps the part size with which a step is fastest; each is tried once after a warm-up."""
+    """Keeps the part size with the fastest step; each is tried once after a warm-up."""
     took = {}
     for size in self._sizes:
       step(size)
@@ -181,31 +181,31 @@ class Train(Timed):
     }[c.optimizer]
     self._optimizer = make(self._trained, lr=c.learning_rate, weight_decay=c.weight_decay)
     first = next(self._todo)
-    with torch.no_grad():  # the first batches' loss at the first parameters: as ours has it
+    with torch.no_grad():  # the first loss, before any update, as ours reports it
       loss = float(self._loss(first, *parts(first, self._sizes[0]), backward=False))
     return self._tune(lambda size: self._step(first, *parts(first, size))) | {'first_loss': loss}
 
   def warm(self) -> dict:
-    found = next(self._todo)
-    self._step(found, *parts(found, self._size))
+    sequences = next(self._todo)
+    self._step(sequences, *parts(sequences, self._size))
     return {}
 
   def turn(self) -> dict:
     todo = [next(self._todo) for _ in range(self._steps)]
-    ready = [(found, *parts(found, self._size)) for found in todo]
+    ready = [(sequences, *parts(sequences, self._size)) for sequences in todo]
     row = timed(lambda: [self._step(*one) for one in ready])
     row |= counted(itertools.chain(*todo), [p for _, some, _ in ready for p in some])
     return row | {'steps': self._steps}
 
-  def _step(self, found, some, order) -> None:
+  def _step(self, sequences, some, order) -> None:
     self._optimizer.zero_grad(set_to_none=True)
-    self._loss(found, some, order)
+    self._loss(sequences, some, order)
     if self._settings.max_grad_norm:
       nn.utils.clip_grad_norm_(self._trained, self._settings.max_grad_norm)
     self._optimizer.step()
 
-  def _loss(self, found, some: list[Part], order, backward: bool = True):
-    """The step's loss; its gradients are added part by part where the loss is a sum over them."""
+  def _loss(self, sequences, some: list[Part], order, backward: bool = True):
+    """The step's loss; gradients accumulate part by part if the loss is a sum over parts."""
     with torch.autocast(DEVICE, torch.bfloat16, enabled=self._bf16):
       if self._work.stage == 'cpt':
         count, total = sum(len(p.targets) for p in some), 0.0
@@ -217,14 +217,14 @@ class Train(Timed):
         return total
       scores = torch.cat([self._network.scores(p, self._work.scorer) for p in some]).float()
     back = torch.as_tensor(np.argsort(order)).to(DEVICE)
-    loss = ranking_loss(self._work.stage, self._settings, scores[back], found)
+    loss = ranking_loss(self._work.stage, self._settings, scores[back], sequences)
     if backward:
       loss.backward()
     return loss.detach()
 
 
 class Score(Timed):
-  """Scoring of ready token ids, sorted over the whole turn."""
+  """Scores token ids that are tokenised in advance and sorted over the whole turn."""
 
   def start(self) -> dict:
     side, stage = self._work.open_side(), self._work.stage
@@ -243,15 +243,15 @@ class Score(Timed):
     return [encoded(doc) for g in groups for doc in self._prompt.encode(g.query, g.docs)]
 
   def warm(self) -> dict:
-    found = self._encoded(self._groups.take(max(1, self._queries // self._steps)))
-    self._run(parts(found, self._size)[0])
+    sequences = self._encoded(self._groups.take(max(1, self._queries // self._steps)))
+    self._run(parts(sequences, self._size)[0])
     return {}
 
   def turn(self) -> dict:
-    found = self._encoded(self._groups.take(self._queries))
-    some, _ = parts(found, self._size)
-    row = timed(lambda: self._run(some)) | counted(found, some)
-    return row | {'steps': self._steps, 'pairs': len(found)}
+    sequences = self._encoded(self._groups.take(self._queries))
+    some, _ = parts(sequences, self._size)
+    row = timed(lambda: self._run(some)) | counted(sequences, some)
+    return row | {'steps': self._steps, 'pairs': len(sequences)}
 
   @torch.inference_mode()
   def _run(self, some: list[Part]) -> list[torch.Tensor]:
@@ -259,17 +259,19 @@ class Score(Timed):
 
 
 def encoded(doc) -> Sequence:
-  """A prompt's output as a batch's sequences are."""
+  """A prompt's output as a Sequence."""
   at = np.arange(*doc.predict)
   return Sequence(doc.ids, doc.types, doc.anchor, at - 1, doc.ids[at], 0, 0.0, 0.0)
 
 
 def trainable(work: Work, bf16: bool) -> Network:
-  """The network with what the stage trains requiring gradients."""
+  """The network, in which only the parameters that the stage trains require gradients."""
   side, pattern = work.settings, work.config[work.stage].trainable
   whole = bool(re.search(pattern, 'params/blocks/q/kernel'))
   if not whole and not side.lora_rank:
-    raise UserError(f'trainable={pattern!r}: torch trains everything or adapters; use --no-torch')
+    raise UserError(
+      f'trainable={pattern!r}: torch trains all parameters or the adapters; pass --no-torch'
+    )
   low = bf16 and side.lora_rank and not whole
   network = Network(
     work, torch.bfloat16 if low or side.param_dtype == 'bfloat16' else torch.float32
@@ -282,12 +284,12 @@ def trainable(work: Work, bf16: bool) -> Network:
   return network.train()
 
 
-def ranking_loss(stage: str, c, scores, found: list[Sequence]):
-  """The paper's losses, whatever the config's: beside the network their cost is nothing."""
-  groups = sorted({s.group for s in found})
+def ranking_loss(stage: str, c, scores, sequences: list[Sequence]):
+  """The paper's losses, whatever the config names: their cost is negligible."""
+  groups = sorted({s.group for s in sequences})
   place = {g: i for i, g in enumerate(groups)}
   column, rows, columns = {}, [], []
-  for s in found:
+  for s in sequences:
     rows.append(place[s.group])
     columns.append(column.setdefault(s.group, 0))
     column[s.group] += 1
@@ -297,19 +299,22 @@ def ranking_loss(stage: str, c, scores, found: list[Sequence]):
     values = torch.as_tensor(values, device=DEVICE, dtype=torch.float32)
     return torch.zeros(shape, device=DEVICE).index_put(tuple(x.to(DEVICE) for x in at), values)
 
-  scores, labels = spread(scores), spread([s.label for s in found])
-  mask = spread([1.0] * len(found)) > 0
+  scores, labels = spread(scores), spread([s.label for s in sequences])
+  mask = spread([1.0] * len(sequences)) > 0
   if stage in ('sft', 'student_sft'):
     loss, valid = hinge(scores, labels, mask, c.margin)
     return loss.sum() / valid.sum().clamp(min=1)
-  loss = hybrid(scores, spread([s.teacher for s in found]), mask, c.beta)
+  loss = hybrid(scores, spread([s.teacher for s in sequences]), mask, c.beta)
   if c.hard_label_weight:
-    loss = loss + c.hard_label_weight * hinge(scores, labels, mask & (labels >= 0), c.margin)[0]
+    loss = (
+      loss
+      + c.hard_label_weight * hinge(scores, labels, mask & (labels >= 0), c.hard_label_margin)[0]
+    )
   return loss.sum() / len(groups)
 
 
 def hinge(scores, labels, mask, margin: float):
-  """(mean over pairs with unequal labels of each query, whether it has any)."""
+  """(mean loss over each query's pairs with unequal labels, whether the query has any)."""
   better = (labels[:, :, None] > labels[:, None, :]) & mask[:, :, None] & mask[:, None, :]
   losses = F.relu(margin - (scores[:, :, None] - scores[:, None, :])) * better
   count = better.sum((1, 2))
@@ -317,7 +322,7 @@ def hinge(scores, labels, mask, margin: float):
 
 
 def hybrid(scores, teacher, mask, beta: float):
-  """Point-MSE + beta * Margin-MSE of each query."""
+  """Point-MSE + beta * Margin-MSE per query."""
   off = (scores - teacher) * mask
   point = 2 * off.square().sum(1) / mask.sum(1).clamp(min=1)
   pairs = (mask[:, :, None] & mask[:, None, :]).triu(1)
@@ -325,12 +330,12 @@ def hybrid(scores, teacher, mask, beta: float):
   return point + beta * margins.sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)
 
 
-def counted(found, some: list[Part]) -> dict:
-  return {'tokens': sum(len(s.ids) for s in found), 'places': sum(p.ids.numel() for p in some)}
+def counted(sequences, some: list[Part]) -> dict:
+  return {'tokens': sum(len(s.ids) for s in sequences), 'places': sum(p.ids.numel() for p in some)}
 
 
 def timed(work: Callable) -> dict[str, float]:
-  """Seconds until the device has done it, and seconds of this machine's cores."""
+  """Seconds until the device has finished `work`, and seconds of CPU time."""
   begin, cpu = time.perf_counter(), time.process_time()
   work()
   if DEVICE == 'cuda':

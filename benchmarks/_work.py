@@ -1,8 +1,7 @@
-"""The work that a bench gives to every side: a config's real stage, its real batches, in order.
+"""The work that every side of a bench gets: a config's real stage and its real batches, in order.
 
-Texts are those of the config's data addresses, prepared and read as a run does it. With `tokens`
-they are that many random ids a pair, and weights are random too: that needs neither a tokenizer
-nor a file of weights, for machines that have none.
+Texts are read from the config's data addresses and prepared as in a run. With `tokens`, each pair
+is that many random ids and the weights are random: no tokenizer and no file of weights is needed.
 """
 
 import argparse
@@ -18,17 +17,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import flags
-from ml_collections import config_flags
 
-from disranker_jax import config as configs
-from disranker_jax.commands.common import parse_config_flags
+from disranker_jax.commands.common import Parser, load_config, positive, prepare_absl
 from disranker_jax.commands.plan import stages as plans
 from disranker_jax.data import batches, preparing, sources
 from disranker_jax.data.prompts import Encoded
 from disranker_jax.data.records import Group
 from disranker_jax.data.scored_groups import ScoredGroups
-from disranker_jax.devices import sharding
+from disranker_jax.devices import runtime, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.stage import Run
@@ -38,51 +34,34 @@ from disranker_jax.training.feed import OfflineFeed
 
 TRAINING = tuple(systems.training())
 SCORING = ('score', 'evaluate')  # the teacher on candidates, the student on test queries
-SAMPLE = 64  # queries by which a round of scoring is measured out
+SAMPLE = 64  # queries that estimate the tokens per query of a scoring turn
 
 
-def parser(name: str, doc: str, stages: tuple[str, ...]) -> argparse.ArgumentParser:
-  """The options of every bench of this kind."""
-  out = argparse.ArgumentParser(
-    prog=f'disranker bench {name}', description=doc, allow_abbrev=False,
-    epilog='--config.KEY=VALUE overrides one value of the config, as everywhere.',
-  )  # fmt: skip
-  add = out.add_argument
-  add('--config', required=True, metavar='FILE', help='a Python file with get_config()')
-  add('--stage', default=stages[0], choices=stages, help='whose work (%(default)s)')
-  add(
-    '--rounds', type=positive, default=5, help='turns of each side; medians of them (%(default)s)'
-  )
-  add('--tokens', type=int, default=0, help='random ids, so many a pair; 0: the real texts')
-  add('--workdir', type=Path, help='keeps the prepared data there for the next bench')
-  add('--json', action='store_true', help='print the answer as one last line of JSON too')
+def parser(name: str, doc: str, stages: tuple[str, ...]) -> Parser:
+  """The arguments that all benches of a stage share."""
+  out = Parser(f'bench {name}', doc, f'--config configs/quickstart.py --stage {stages[-1]}')
+  out.add_config()
+  add = out.add_argument_group('work').add_argument
+  add('--stage', default=stages[0], choices=stages, help='the stage to measure')
+  add('--rounds', type=positive, default=5, help='turns of each side, whose median is shown')
+  add('--tokens', type=int, default=0, help='random ids, this many per pair; 0: the real texts')
+  add('--workdir', type=Path, metavar='DIR', help='keeps the prepared data for the next bench')
+  add('--json', action='store_true', help='also print the answer as one last line of JSON')
   return out
 
 
-def positive(word: str) -> int:
-  if (value := int(word)) < 1:
-    raise argparse.ArgumentTypeError('must be at least 1')
-  return value
-
-
-def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-  """The options, with `config` as the ConfigDict and `config_argv` as what gave it."""
-  args, rest = parser.parse_known_args(argv)
-  args.config_argv = ['bench', f'--config={args.config}', *rest]
-  values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file(
-    'config', flag_values=values, sys_argv=args.config_argv, help_string=''
-  )
-  parse_config_flags(args.config_argv, holder, values)
-  args.config = holder.value
-  configs.split_lists(args.config)
-  configs.check(args.config)
+def parse(parser: Parser, argv: list[str]) -> argparse.Namespace:
+  """The arguments, with `config` as the ConfigDict and `config_file` as its file."""
+  args = parser.parse_args(argv)
+  runtime.prepare()
+  prepare_absl()
+  args.config_file, args.config = args.config, load_config(args.config, args.overrides)
   return args
 
 
 @contextlib.contextmanager
 def prepared(args: argparse.Namespace) -> Iterator['Work']:
-  """The work, with its data prepared in --workdir or in a folder that goes away."""
+  """The work, with its data prepared in --workdir or in a temporary folder."""
   with contextlib.ExitStack() as stack:
     folder = args.workdir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
     work = open_work(args, folder)
@@ -92,7 +71,7 @@ def prepared(args: argparse.Namespace) -> Iterator['Work']:
 
 def open_work(args: argparse.Namespace, folder: Path) -> 'Work':
   config = copy.deepcopy(args.config)
-  if args.tokens:  # their texts are not read, so that any will do
+  if args.tokens:  # texts are not read, so any source will do
     config.data.update(dict.fromkeys(sources.KINDS, 'python_docs:'), teachers=(), holdout=0.0)
     config.data.negatives.count = 0
   return Work(config, args.stage, folder.absolute(), args.tokens)
@@ -109,17 +88,17 @@ class Work:
 
   @property
   def settings(self):
-    """Of the side that the stage trains or runs."""
+    """The settings of the model that the stage trains or runs."""
     student = self.stage in ('student_sft', 'distill', 'evaluate')
     return self.config.student if student else self.config.teacher
 
   @property
   def scorer(self) -> str:
-    """How the stage's model scores; '' where it predicts tokens only."""
+    """How the stage's model scores; '' if it only predicts tokens."""
     return '' if self.stage == 'cpt' else self.settings.get('scorer', 'eos')
 
   def kinds(self) -> list[str]:
-    """The records that the stage reads here."""
+    """The kinds of records that the stage reads."""
     alone = {'cpt': 'clicks', 'score': 'candidates', 'evaluate': 'test', 'distill': ''}
     kind = alone.get(self.stage, 'judgements')
     return [kind] if kind else score.kinds(self.config)
@@ -128,7 +107,7 @@ class Work:
     return Run(self.config, self.folder, mesh)
 
   def prepare(self) -> None:
-    """Without a word to JAX: where a device is shared, this process must not take it."""
+    """Prepares the data without initialising JAX: the device must stay free for the sides."""
     for kind in self.kinds():
       preparing.prepare(prepare.job_of(self.run(), kind))
 
@@ -141,7 +120,7 @@ class Work:
     return RandomSide(self.settings, folder, network, None, self.tokens)
 
   def model_folder(self) -> Path:
-    """A folder with the side's config.json; with weights too unless tokens are random."""
+    """A folder with the model's config.json, and its weights unless tokens are random."""
     if not self.tokens:
       from disranker_jax.models import weights
 
@@ -160,13 +139,13 @@ class Work:
     return sft.job(run, side, self.stage)
 
   def groups(self) -> 'Groups':
-    """What a scoring stage scores."""
+    """The queries that a scoring stage scores."""
     source = prepare.records(self.run(), self.kinds()[0])
     return Groups(source, self.config.score if self.stage == 'score' else None)
 
 
 class Groups:
-  """Queries with the documents that are scored, over and over: all, or those that `c` chooses."""
+  """An endless cycle of queries with their documents: all, or those that `c` selects."""
 
   def __init__(self, source, c=None):
     self._source, self._config, self._next = source, c, 0
@@ -176,13 +155,13 @@ class Groups:
     return score.chosen(group, self._config) if self._config else group
 
   def queries(self, prompt, places: int) -> int:
-    """So many that their tokens nearly fill the places."""
+    """The number of queries whose tokens nearly fill `places` positions."""
     sample = [self[i] for i in range(SAMPLE)]
     tokens = sum(len(d) for g in sample for d in prompt.encode(g.query, g.docs))
     return max(1, int(0.97 * places * SAMPLE / tokens))
 
   def take(self, queries: int) -> list[Group]:
-    """The next ones."""
+    """The next queries."""
     start, self._next = self._next, self._next + queries
     return [self[i] for i in range(start, self._next)]
 
@@ -204,7 +183,7 @@ def random_scores(run) -> ScoredGroups:
 
 @dataclasses.dataclass(frozen=True)
 class RandomPrompt:
-  """Reads any pair as `tokens` ids by chance, of which a fourth is the query's."""
+  """Encodes any pair as `tokens` random ids, a quarter of them the query's."""
 
   tokens: int
   vocab: int
@@ -213,12 +192,12 @@ class RandomPrompt:
 
   def encode(self, query: str, docs) -> list[Encoded]:
     rng = np.random.default_rng(zlib.crc32(query.encode()))
-    asked, n = self.tokens // 4, self.tokens
+    query_len, n = self.tokens // 4, self.tokens
     types = np.zeros(n, np.int32)
     if not self.decoder:
-      types[asked:] = 1
+      types[query_len:] = 1
       return [Encoded(self._ids(rng), types, 0) for _ in docs]
-    span = (n - 1 - asked, n - 1) if self.predict == 'query' else (asked, n)
+    span = (n - 1 - query_len, n - 1) if self.predict == 'query' else (query_len, n)
     return [Encoded(self._ids(rng), types, n - 1, span) for _ in docs]
 
   def encode_many(self, groups) -> list[list[Encoded]]:
@@ -230,7 +209,7 @@ class RandomPrompt:
 
 @dataclasses.dataclass(frozen=True)
 class RandomSide(roles.Side):
-  """A network without a tokenizer and without a file of weights."""
+  """A network with random weights and no tokenizer."""
 
   tokens: int = 0
 
@@ -243,7 +222,7 @@ class RandomSide(roles.Side):
     return RandomPrompt(self.tokens, network.config.vocab, network.is_decoder, predict)
 
   def pretrained(self, seed: int, mesh) -> dict:
-    """Born sharded, in the precision in which parameters are kept."""
+    """Random variables, initialised sharded and in `param_dtype`."""
 
     def init(key):
       variables = dict(self.network.init(key))
@@ -257,7 +236,7 @@ class RandomSide(roles.Side):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sequence:
-  """A query with one document, taken out of a batch again."""
+  """A query with one document, extracted from a packed batch."""
 
   ids: np.ndarray
   types: np.ndarray
@@ -278,29 +257,29 @@ def steps(feed: OfflineFeed) -> Iterator[list[Sequence]]:
 
 
 def sequences(batch: dict[str, np.ndarray], number: int = 0) -> list[Sequence]:
-  """The documents of a batch; `number` keeps the groups of several batches apart."""
+  """The sequences of a batch; `number` keeps groups of different batches distinct."""
   blocks, slots = batch['index_AX'].shape
   groups, docs = batch['mask_GN'].shape
   rows = len(batch['tokens_BT']) // blocks
   split = lambda key: batch[key].reshape(blocks, slots)  # noqa: E731
   mask_AX, labels_AX, teacher_AX = map(split, ('mask_GN', 'labels_GN', 'teacher_GN'))
   find = functools.partial(_span, batch, rows)
-  found = []
+  out = []
   for a, x in np.argwhere(mask_AX).tolist():
     row, span, start = find(a, int(batch['index_AX'][a, x]))
     at, targets = _predicted(batch, a, x, start)
-    found.append(
+    out.append(
       Sequence(
         batch['tokens_BT'][row, span], batch['types_BT'][row, span],
         int(batch['index_AX'][a, x]) - start, at, targets,
         number * groups + (a * slots + x) // docs, float(labels_AX[a, x]), float(teacher_AX[a, x]),
       )
     )  # fmt: skip
-  return found
+  return out
 
 
 def _span(batch, rows: int, block: int, flat: int) -> tuple[int, slice, int]:
-  """(row, its positions, the first one's index in the block) of the segment at an index."""
+  """(row, slice of its positions, index of the first in the block) of the segment at `flat`."""
   length = batch['tokens_BT'].shape[1]
   row, column = divmod(flat, length)
   segments_T = batch['segments_BT'][block * rows + row]

@@ -1,6 +1,6 @@
-"""A side of a bench in a process of its own, which works when it is asked to: sides take turns.
+"""A side of a bench in a process of its own, so that sides can take turns.
 
-It answers each line of JSON on its standard input with one on its standard output.
+The process answers each line of JSON on its standard input with one on its standard output.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from disranker_jax.errors import UserError
 
 
 class Worker:
-  """The other end: starts the process, asks, ends it; a context manager."""
+  """The parent's end: starts the process, sends requests, ends it; a context manager."""
 
   def __init__(self, bench: str, name: str, argv: list[str], folder: Path, env=None):
     self.name, self.begin = name, time.perf_counter()
@@ -39,10 +39,10 @@ class Worker:
       self._process.wait()
     self._process.stdout.close()
 
-  def ask(self, what: str) -> dict:
-    """What the side's method of that name gives; `failed` holds why there is nothing."""
+  def ask(self, method: str) -> dict:
+    """The result of the side's method; `failed` is the reason if there is none."""
     with contextlib.suppress(BrokenPipeError):
-      self._process.stdin.write(json.dumps(what) + '\n')
+      self._process.stdin.write(json.dumps(method) + '\n')
       self._process.stdin.flush()
     line = self._process.stdout.readline()
     if not line:
@@ -56,22 +56,23 @@ class Worker:
 
 
 def is_ours(name: str) -> bool:
-  """Whether a side is ours, with or without other settings, and no peer."""
+  """Whether a side is our code, with or without a variant's settings."""
   return name == 'ours' or '=' in name
 
 
 def variant(name: str) -> tuple[list[str], dict[str, str]]:
-  """(flags of the config, environment) that 'student.scan_layers=True XLA_FLAGS=...' asks for."""
-  pairs = [word.split('=', 1) for word in shlex.split(name) if '=' in word]
-  changes = [f'--config.{key}={value}' for key, value in pairs if not key.isupper()]
+  """(config overrides, environment) of '--config.student.scan_layers=True XLA_FLAGS=...'."""
+  words = [word for word in shlex.split(name) if '=' in word]
+  changes = [word for word in words if word.startswith('--config.')]
+  pairs = [word.split('=', 1) for word in words]
   return changes, {key: value for key, value in pairs if key.isupper()}
 
 
 def environment(name: str) -> dict[str, str]:
-  """Of a side's process: huge pages for all alike, and no accelerator's memory taken in advance."""
+  """The environment of a side: huge pages for every side, no preallocated device memory."""
   env = os.environ | {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
   env.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
-  if not is_ours(name):  # its batches are made by code that imports jax
+  if not is_ours(name):  # its batches come from code that imports jax
     env['JAX_PLATFORMS'] = 'cpu'
   return env | variant(name)[1]
 
@@ -79,8 +80,8 @@ def environment(name: str) -> dict[str, str]:
 def in_turn(bench: str, names, argv, folder: Path, rounds: int, apart: bool) -> tuple[dict, dict]:
   """({side: turns}, {side: facts}) of sides that take `rounds` turns each.
 
-  `apart` ends a side's process before the next one begins, where memory does not hold all. A side
-  that fails has no turns; its facts say why. The first one must not.
+  `apart` ends a side's process before the next one starts, for memory that cannot hold all. A side
+  that fails has no turns and its reason in `facts`; if ours fails, the bench fails.
   """
   turns, facts = {name: [] for name in names}, {name: {} for name in names}
   if apart:
@@ -109,9 +110,9 @@ def _begin(worker: Worker, facts: dict) -> None:
 
 
 def _turn(worker: Worker, turns: dict, facts: dict) -> None:
-  """A step that does not count, then those that do.
+  """A warm-up step, then the measured ones.
 
-  While others worked the kernel took memory back: the first step alone is three times as slow.
+  While other sides work, the kernel reclaims memory: the first step takes three times as long.
   """
   if 'failed' in facts[worker.name]:
     return
@@ -130,8 +131,8 @@ def _end(worker: Worker, facts: dict) -> None:
     facts[worker.name] |= checked(worker, 'end')
 
 
-def checked(worker: Worker, what: str) -> dict:
-  answer = worker.ask(what)
+def checked(worker: Worker, method: str) -> dict:
+  answer = worker.ask(method)
   if 'failed' in answer and worker.name == 'ours':
     raise UserError(answer['failed'])
   return answer
@@ -142,13 +143,10 @@ def main(argv: list[str]) -> None:
   if is_ours(name):
     name, rest = 'ours', [*rest, *variant(name)[0]]
   answers = os.fdopen(os.dup(1), 'w')
-  os.dup2(2, 1)  # what libraries print is no answer
-  from absl import flags
-
+  os.dup2(2, 1)  # what libraries print must not mix with answers
   from disranker_jax.devices import runtime
 
   runtime.prepare()
-  flags.FLAGS.mark_as_parsed()  # Grain reads them
   side = None
   for line in sys.stdin:
     try:

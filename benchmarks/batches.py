@@ -1,15 +1,13 @@
 """How full batches are, and how fast documents are tokenised and packed for scoring.
 
-`padding` prepares the config's data and packs them as each of its stages does: the share of places
-that hold a token, in one pass over the data or the first 200 batches. `speed` takes documents
-through the prompt and into batches as scoring does, with no device behind: what one process can
-supply. No weights are read beyond what a tokenizer comes with.
+`padding` packs the config's data as each of its stages does, in one pass over the data or the first
+200 batches, and prints the share of positions that hold a token. `speed` tokenises and packs
+documents as scoring does, without a device: the most that one process can supply. No weights are
+read.
 """
 
-import argparse
 import functools
 import itertools
-import runpy
 import tempfile
 import time
 from pathlib import Path
@@ -17,11 +15,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from disranker_jax import config as configs
+from disranker_jax.commands.common import Parser, load_config, prepare_absl
 from disranker_jax.data import batches, pool
 from disranker_jax.data.tokenising import Encoder
 from disranker_jax.devices import runtime, sharding
-from disranker_jax.errors import UserError
 from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.rankers import pointwise
@@ -30,28 +27,21 @@ from disranker_jax.stages import cpt, distill, evaluate, prepare, roles, score, 
 BATCHES = 200
 
 
-def opened(file: str, changes: list[str], folder: str):
-  """A run whose data are prepared."""
-  config = runpy.run_path(file)['get_config']()
-  for change in changes:
-    key, value = change.removeprefix('--config.').split('=', 1)
-    *section, name = key.split('.')
-    at = functools.reduce(getattr, section, config)
-    at[name] = type(at[name])(value)
-  configs.check(config)
+def open_run(config, folder: str):
+  """A run with its data prepared."""
   run = Run(config, Path(folder), sharding.make_mesh(config.mesh))
   prepare.run(run)
   return run
 
 
 def filled(blocks) -> tuple[float, int]:
-  """The share of places with a token, and how many blocks there were."""
+  """(share of positions with a token, number of blocks)."""
   shares = [(block['segments_BT'] > 0).mean() for block in blocks]
   return float(np.mean(shares)), len(shares)
 
 
 def training(run, stage: str, side, draw=None, predict=None):
-  """One block's batches of a training stage, over one pass."""
+  """Yields one block's batches of a training stage, over one pass."""
   task = {'cpt': cpt.task, 'sft': sft.task, 'distill': distill.task}.get(
     stage, functools.partial(sft.task, stage='student_sft')
   )(run.config, None)
@@ -79,7 +69,7 @@ def documents(encoded):
 
 
 def scored(prompt, shape, parts):
-  """Blocks of documents that are scored, part by part."""
+  """Yields blocks of documents as scoring packs them, part by part."""
   with Encoder(prompt) as encoder:
     for part in parts:
       keyed = (((i, group), group) for i, group in enumerate(part))
@@ -87,9 +77,9 @@ def scored(prompt, shape, parts):
         yield block
 
 
-def padding(args) -> None:
+def padding(args, config) -> None:
   with tempfile.TemporaryDirectory() as folder:
-    run = opened(args.config, args.changes, folder)
+    run = open_run(config, folder)
     c = run.config
     teacher, student = roles.open_teacher(c), roles.open_side(c.student)
     rows = {}
@@ -116,9 +106,9 @@ def padding(args) -> None:
       print(f'{Path(args.config).stem:20} {name:18} {share:6.3f} {count:6}', flush=True)
 
 
-def speed(args) -> None:
+def speed(args, config) -> None:
   with tempfile.TemporaryDirectory() as folder:
-    run = opened(args.config, args.changes, folder)
+    run = open_run(config, folder)
     c = run.config
     groups = list(prepare.records(run, 'candidates'))
     shape = pointwise.score_shape(c.teacher.scorer, c.score.batch_rows, c.teacher.row_len)
@@ -131,23 +121,22 @@ def speed(args) -> None:
             keyed = (((i, group), group) for i, group in enumerate(groups))
             for keys, _ in pool.pack(documents(encoder(keyed)), shape):
               pairs += len(keys)
-            if turn:  # the first one starts the processes
+            if turn:  # the first turn starts the processes
               rates.append(pairs / (time.perf_counter() - begin))
         print(f'{name:8} {workers} workers: {np.median(rates):9,.0f} pairs/s', flush=True)
 
 
 def main(argv) -> None:
-  formats = argparse.RawDescriptionHelpFormatter
-  parser = argparse.ArgumentParser(
-    prog='disranker bench batches', description=__doc__, formatter_class=formats
-  )
-  parser.add_argument('what', choices=('padding', 'speed'))
-  parser.add_argument('config', help='a config file; --config.KEY=VALUE changes it')
-  parser.add_argument('--workers', type=int, nargs='+', default=[0, 1, 2], help='(0 1 2)')
-  parser.add_argument('--turns', type=int, default=5, help='of which the median counts (5)')
-  args, args.changes = parser.parse_known_args(argv)
-  if unknown := [c for c in args.changes if not c.startswith('--config.')]:
-    raise UserError(f'unknown: {" ".join(unknown)}; write --config.KEY=VALUE')
+  parser = Parser('bench batches', __doc__, 'padding --config configs/quickstart.py')
+  parser.add_config()
+  add = parser.add_argument_group('measure').add_argument
+  add('what', choices=('padding', 'speed'), help='what to measure')
+  add('--workers', type=int, nargs='+', default=[0, 1, 2], metavar='N', help=(
+    'speed: processes that tokenise; 0 is a thread'))  # fmt: skip
+  add('--turns', type=int, default=5, help='speed: turns, whose median is shown')
+  args = parser.parse_args(argv)
   runtime.prepare()
+  prepare_absl()
   jax.config.update('jax_platforms', 'cpu')
-  {'padding': padding, 'speed': speed}[args.what](args)
+  config = load_config(args.config, args.overrides)
+  {'padding': padding, 'speed': speed}[args.what](args, config)

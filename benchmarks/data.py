@@ -1,7 +1,7 @@
-"""Rows a second of reading, tokenising and packing, each alone, and of all together.
+"""Rows per second of reading, tokenising and packing, each alone and all together.
 
 A row is a query with one document. All together is the stage's own stream, which reads and
-tokenises in threads: what a training step can be fed with. No model is run.
+tokenises in threads: the fastest that it can feed a training step. No model is run.
 """
 
 import argparse
@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from absl import flags
 
 from benchmarks import _compare, _figures, _work
+from disranker_jax.commands.common import positive
 from disranker_jax.data import batches
-from disranker_jax.devices import processor, runtime
+from disranker_jax.devices import processor
 from disranker_jax.report import tables
 from disranker_jax.stages import prepare, sft
 
@@ -25,12 +25,12 @@ PARTS = ('read', 'tokenise', 'pack', 'all')
 
 def parse_args(argv) -> argparse.Namespace:
   parser = _work.parser('data', __doc__, _work.TRAINING)
-  parser.add_argument('--queries', type=_work.positive, default=512, help='of a turn (512)')
+  parser.add_argument('--queries', type=positive, default=512, help='queries per turn')
   return _work.parse(parser, argv)
 
 
 def packed(groups: list[batches.EncodedGroup], shape: batches.Shape) -> list[dict]:
-  """Batches of the groups in their order, as training has them."""
+  """Training batches of the groups, in order."""
   made, packer = [], batches.Packer(shape)
   for group in groups:
     if not packer.add(group):
@@ -41,7 +41,7 @@ def packed(groups: list[batches.EncodedGroup], shape: batches.Shape) -> list[dic
 
 
 class Data:
-  """A stage's records, and what becomes of them, part by part."""
+  """A stage's records, and the time that each part of the input takes on them."""
 
   def __init__(self, work: _work.Work, queries: int):
     side = work.open_side()
@@ -57,12 +57,12 @@ class Data:
     self._stream = self._feed.data.stream(0)
 
   def _indices(self) -> Iterator[int]:
-    """Spread over the source, as a shuffle reads it."""
+    """Record numbers spread over the source, as a shuffle reads it."""
     count = len(self._source)
     return ((i * 7919) % count for i in range(self._queries))
 
   def turn(self) -> dict[str, dict]:
-    """{part: what it took}."""
+    """{part: rows, tokens and seconds}."""
     one = {'rows': self._rows, 'tokens': self._tokens}
     return {
       'read': one | timed(lambda: [self._source[i] for i in self._indices()]),
@@ -87,7 +87,7 @@ class Data:
 
 
 def encoder(work: _work.Work, side) -> tuple[Callable, Callable]:
-  """(tokenises a record, chooses a record's documents before that), as the stage does."""
+  """(function that tokenises a record, function that draws its documents), as in the stage."""
   if work.stage == 'cpt':
     prompt = side.prompt(predict=work.config.cpt.predict)
     return functools.partial(batches.encode_click, prompt), lambda record, rng: record
@@ -125,18 +125,17 @@ def measure(args: argparse.Namespace) -> dict:
 
 def main(argv) -> None:
   args = parse_args(argv)
-  runtime.prepare()
-  flags.FLAGS.mark_as_parsed()  # Grain reads them
-  found = measure(args)
+  answer = measure(args)
   print(
-    f'data of {found["stage"]} of {found["config"]}, texts {found["texts"]}; {found["device"]}; '
-    f'medians of {args.rounds} turns; {found["padding"]:.1%} of the places in batches are padding'
+    f'data of {answer["stage"]} of {answer["config"]}, texts {answer["texts"]}; '
+    f'{answer["device"]}; '
+    f'medians of {args.rounds} turns; {answer["padding"]:.1%} of the positions are padding'
   )
-  heads = ['part', 'rows/s', 'tokens/s', 'ms a row']
+  heads = ['part', 'rows/s', 'tokens/s', 'ms per row']
   cells = [
     [n, f'{p["rows_per_s"]:,.0f}', f'{p["tokens_per_s"]:,.0f}', f'{p["ms_per_row"]:.3f}']
-    for n, p in found['parts'].items()
+    for n, p in answer['parts'].items()
   ]
   print(tables.markdown(heads, cells))
   if args.json:
-    print(json.dumps(_figures.short(found)))
+    print(json.dumps(_figures.short(answer)))

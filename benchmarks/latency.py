@@ -1,6 +1,6 @@
-"""Seconds from a query's texts to its scores, of every system in turn: all share the noise.
+"""Seconds from a query's texts to its scores, of every system in turn, so that all share the noise.
 
-Each system has a process of its own and all cores, and is asked while the others wait.
+Each system has a process of its own and all cores, and runs while the others wait.
 """
 
 import argparse
@@ -10,21 +10,25 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import baselines, texts
+from benchmarks import _baselines, _texts
+from disranker_jax.commands.common import Parser, words
 from disranker_jax.devices import runtime
 from disranker_jax.report import tables
 
 
 def parse_args(argv) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(prog='disranker bench latency', description=__doc__)
-  parser.add_argument('--model', required=True, type=Path, help='an exported student')
-  parser.add_argument('--queries', type=int, default=50, help='of the held-out ones (50)')
-  parser.add_argument('--depth', type=int, default=20, help='texts of a query (20)')
-  parser.add_argument('--max-len', type=int, default=0, help="tokens; 0: the model's own")
-  parser.add_argument('--full', action='store_true', help='texts as long as the model takes')
-  parser.add_argument('--rounds', type=int, default=3, help='the best of each is kept (3)')
-  parser.add_argument('--systems', default='', help=f'of {", ".join(baselines.installed())}')
-  parser.add_argument('--json', type=Path, help='also write the rows there')
+  parser = Parser('bench latency', __doc__, '--model runs/quickstart/export/student')
+  add = parser.add_argument_group('latency').add_argument
+  add('--model', required=True, type=Path, metavar='DIR', help='an exported student')
+  add('--queries', type=int, default=50, help='held-out queries to score')
+  add('--depth', type=int, default=20, help='texts per query')
+  add('--max-len', type=int, default=0, help="tokens; 0: the model's own limit")
+  add('--full', action='store_true', help='texts as long as the model reads')
+  add('--rounds', type=int, default=3, help='rounds, of which the best counts')
+  add(
+    '--systems', type=words, default=_baselines.installed(), metavar='A,B', help='what to measure'
+  )
+  add('--json', type=Path, metavar='FILE', help='also write the rows as JSON')
   return parser.parse_args(argv)
 
 
@@ -43,9 +47,9 @@ def measure(systems: dict, requests: list, rounds: int) -> dict[str, dict]:
   out = {}
   for name in systems:
     best = seconds[name].min(0)
-    out[name] = texts.percentiles(best) | {
+    out[name] = _texts.percentiles(best) | {
       'pairs_per_s': round(pairs / best.sum(), 1),
-      'ndcg@5': round(texts.ndcg(requests, scores[name][: len(requests)]), 4),
+      'ndcg@5': round(_texts.ndcg(requests, scores[name][: len(requests)]), 4),
     }
   first = next(iter(out.values()))['pairs_per_s']
   for row in out.values():
@@ -56,11 +60,10 @@ def measure(systems: dict, requests: list, rounds: int) -> dict[str, dict]:
 def main(argv) -> None:
   args = parse_args(argv)
   runtime.prepare()
-  make = texts.full if args.full else texts.natural
+  make = _texts.full if args.full else _texts.natural
   requests = make(args.queries, args.depth)
-  names = [n.strip() for n in args.systems.split(',') if n.strip()] or baselines.installed()
   with contextlib.ExitStack() as stack:
-    systems = {name: baselines.Apart(name, args.model, args.max_len) for name in names}
+    systems = {name: _baselines.Apart(name, args.model, args.max_len) for name in args.systems}
     for system in systems.values():
       stack.callback(system.close)
     rows = measure(systems, requests, args.rounds)

@@ -1,8 +1,8 @@
-"""Pairs and tokens a second from texts to scores, beside torch on the same pairs, in turn.
+"""Pairs and tokens per second from texts to scores, beside torch on the same pairs, in turn.
 
-The teacher as the stage `score` runs it (adapters merged), or the student as `evaluate` does. Ours
-reads texts; torch gets token ids, sorted by length, which favours it; sentence-transformers'
-CrossEncoder, beside the student, reads texts too.
+The model is the teacher as the stage `score` runs it (adapters merged), or the student as
+`evaluate` does. Ours starts from texts. Torch starts from token ids sorted by length, which favours
+it. sentence-transformers' CrossEncoder, a peer of the student, starts from texts too.
 """
 
 import argparse

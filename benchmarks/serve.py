@@ -1,7 +1,7 @@
-"""Servers under load, ours and others' in turn: p50, p95, p99, pairs and tokens a second.
+"""Servers under load, ours and others' in turn: p50, p95, p99, pairs and tokens per second.
 
 The others are what a team writes first: sentence-transformers, or ONNX Runtime, behind the same web
-server, one call a request. Load comes from this process, each server is one of its own.
+server, with one call per request. This process makes the load; each server is another process.
 """
 
 import argparse
@@ -15,7 +15,8 @@ import time
 import urllib.request
 from pathlib import Path
 
-from benchmarks import baselines, load, texts
+from benchmarks import _baselines, _load, _texts
+from disranker_jax.commands.common import Parser, words
 from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
 from disranker_jax.rankers import loaded
@@ -23,26 +24,31 @@ from disranker_jax.report import tables
 
 
 def parse_args(argv) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(prog='disranker bench serve', description=__doc__)
-  parser.add_argument('--model', required=True, type=Path, help='an exported student')
-  parser.add_argument('--clients', default='1,4,16,64', help='closed loops (1,4,16,64)')
-  parser.add_argument('--rate', type=float, default=0.0, help='requests a second of an open loop')
-  parser.add_argument('--seconds', type=float, default=20.0, help='of each measurement (20)')
-  parser.add_argument('--depth', type=int, default=20, help='texts of a request (20)')
-  parser.add_argument('--full', action='store_true', help='texts as long as the model takes')
-  parser.add_argument('--systems', default='', help=f'of {", ".join(baselines.installed())}')
-  parser.add_argument('--json', type=Path, help='also write the rows there')
+  parser = Parser(
+    'bench serve', __doc__, '--model runs/quickstart/export/student --clients 1,16,64'
+  )
+  add = parser.add_argument_group('load').add_argument
+  add('--model', required=True, type=Path, metavar='DIR', help='an exported student')
+  add('--clients', default='1,4,16,64', metavar='N,N', help='clients of each closed loop')
+  add('--rate', type=float, default=0.0, help='requests per second of an open loop; 0: none')
+  add('--seconds', type=float, default=20.0, help='length of each measurement')
+  add('--depth', type=int, default=20, help='texts per request')
+  add('--full', action='store_true', help='texts as long as the model reads')
+  add(
+    '--systems', type=words, default=_baselines.installed(), metavar='A,B', help='what to measure'
+  )
+  add('--json', type=Path, metavar='FILE', help='also write the rows as JSON')
   return parser.parse_args(argv)
 
 
 @contextlib.contextmanager
 def server(system: str, model: Path):
-  """The address of a system's server in a process of its own, ready."""
+  """(address, process) of a system's server, ready to answer."""
   port = free_port()
   command = [sys.executable, '-m']
   if system.startswith('ours'):
     backend = system.removeprefix('ours ')
-    command += ['disranker_jax.serve', '--backend', backend, '--no-search']
+    command += ['disranker_jax.commands', 'serve', '--backend', backend, '--no-search']
   else:
     command += ['benchmarks._other', '--system', system]
   command += ['--model', str(model), '--port', str(port)]
@@ -72,16 +78,16 @@ def wait(url: str, process, system: str, seconds: float = 180.0) -> None:
     with contextlib.suppress(OSError), urllib.request.urlopen(f'{url}/health', timeout=5):
       return
     time.sleep(0.1)
-  raise UserError(f'{system}: its server did not start; run it by hand to see why')
+  raise UserError(f'{system}: its server did not start; run it yourself to see why')
 
 
 def figures(rows: list, seconds: float, depth: int, tokens: float) -> dict:
-  """Latency and rates of the answered requests, and how many were not."""
+  """Latency and rates of the answered requests, and the number of failed ones."""
   times = [took for status, took in rows if status == 200]
   if not times:
     raise UserError('no request was answered; raise --seconds')
   rate = len(times) * depth / max(seconds, sum(times) / len(times))
-  return texts.percentiles(times) | {
+  return _texts.percentiles(times) | {
     'pairs_per_s': round(rate, 1),
     'tokens_per_s': round(rate * tokens),
     'failed': len(rows) - len(times),
@@ -91,27 +97,28 @@ def figures(rows: list, seconds: float, depth: int, tokens: float) -> dict:
 def main(argv) -> None:
   args = parse_args(argv)
   runtime.prepare()
-  requests = (texts.full if args.full else texts.natural)(100, args.depth)
-  bodies = [load.rerank_body(r) for r in requests]
+  requests = (_texts.full if args.full else _texts.natural)(100, args.depth)
+  bodies = [_load.rerank_body(r) for r in requests]
   prompt = loaded.open_prompt(args.model)
   lengths = [len(e) for r in requests for e in prompt.encode_texts(r.query, r.texts)]
   depth, tokens = len(lengths) / len(requests), sum(lengths) / len(lengths)
-  names = [n.strip() for n in args.systems.split(',') if n.strip()] or baselines.installed()
   loads = [('closed', int(n)) for n in args.clients.split(',') if n]
   loads += [('open', args.rate)] if args.rate else []
   rows = {}
-  for name in names:
+  for name in args.systems:
     with server(name, args.model) as (url, _):
-      load.closed(url, bodies, 2, min(3.0, args.seconds))  # warm
+      _load.closed(url, bodies, 2, min(3.0, args.seconds))  # warm
       for kind, size in loads:
-        run = load.closed if kind == 'closed' else load.opened
+        run = _load.closed if kind == 'closed' else _load.opened
         rows[name, kind, size] = figures(run(url, bodies, size, args.seconds), args.seconds,
                                          depth, tokens)  # fmt: skip
   for (_name, *what), row in rows.items():
-    row['first_is_faster'] = round(rows[names[0], *what]['pairs_per_s'] / row['pairs_per_s'], 2)
+    row['first_is_faster'] = round(
+      rows[args.systems[0], *what]['pairs_per_s'] / row['pairs_per_s'], 2
+    )
   heads = ['system', 'load', *next(iter(rows.values()))]
   lines = [[n, f'{k} {s}', *map(str, row.values())] for (n, k, s), row in rows.items()]
-  print(f'{len(requests)} queries, {depth:.0f} texts each, {tokens:.0f} tokens a pair, '
+  print(f'{len(requests)} queries, {depth:.0f} texts each, {tokens:.0f} tokens per pair, '
         f'{os.cpu_count()} cores\n')  # fmt: skip
   print(tables.markdown(heads, lines))
   if args.json:

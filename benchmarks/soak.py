@@ -1,7 +1,7 @@
-"""Mixed load for as long as you like: good, bad, oversized and slow requests, clients that leave.
+"""Mixed load for hours: good, malformed, oversized and slow requests, clients that disconnect.
 
-Ends with an error if a request was not answered, was answered with another status than it deserves,
-had a wrong score (every 100th good one is compared with the model's own), or if the server grew.
+Ends with an error if a request got no answer or the wrong status, if a score was wrong (every 100th
+good request is compared with the model's own scores), or if the server's memory grew.
 """
 
 import argparse
@@ -17,28 +17,30 @@ from urllib.parse import urlsplit
 import numpy as np
 import psutil
 
-from benchmarks import baselines, load, texts
+from benchmarks import _baselines, _load, _texts
 from benchmarks.serve import server
+from disranker_jax.commands.common import Parser
 from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
 from disranker_jax.progress import clock, say
 
 CHECK_EVERY = 100
-SETTLE = 0.2  # of the duration, after which the server has grown as it will
-GROWTH_BYTES = 200 << 20  # caches and fragments of glibc; a leak is more within an hour
+SETTLE = 0.2  # share of the duration after which the server's memory should be stable
+GROWTH_BYTES = 200 << 20  # caches and fragmentation; a leak exceeds it within an hour
 
 
 def parse_args(argv) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(prog='disranker bench soak', description=__doc__)
-  parser.add_argument('--model', required=True, type=Path, help='an exported student')
-  parser.add_argument('--seconds', type=float, default=3600.0, help='how long (3600)')
-  parser.add_argument('--clients', type=int, default=8, help='at a time (8)')
-  parser.add_argument('--backend', default='onnx-int8', help='of the server (onnx-int8)')
+  parser = Parser('bench soak', __doc__, '--model runs/quickstart/export/student --seconds 3600')
+  add = parser.add_argument_group('load').add_argument
+  add('--model', required=True, type=Path, metavar='DIR', help='an exported student')
+  add('--seconds', type=float, default=3600.0, help='duration')
+  add('--clients', type=int, default=8, help='concurrent clients')
+  add('--backend', default='onnx-int8', help="the server's backend")
   return parser.parse_args(argv)
 
 
 class Soak:
-  """Clients of every kind, and what they saw."""
+  """Clients of every kind, and the answers that they got."""
 
   def __init__(self, url: str, requests: list, expected: list[np.ndarray], tolerance: float):
     self.url, self.requests, self.expected = url, requests, expected
@@ -47,7 +49,7 @@ class Soak:
     self._lock = threading.Lock()
 
   def client(self, seed: int, end: float) -> None:
-    rng, mine = random.Random(seed), load.Client(self.url)
+    rng, mine = random.Random(seed), _load.Client(self.url)
     kinds = (self.good, self.bad, self.oversized, self.slow, self.leaves)
     while time.monotonic() < end:
       rng.choices(kinds, (90, 4, 2, 1, 3))[0](rng, mine)
@@ -61,7 +63,7 @@ class Soak:
 
   def good(self, rng, mine) -> None:
     i = rng.randrange(len(self.requests))
-    status, body = mine.post('/rerank', load.rerank_body(self.requests[i]))
+    status, body = mine.post('/rerank', _load.rerank_body(self.requests[i]))
     detail = ''
     with self._lock:
       check = (self.counts['good', 200] + 1) % CHECK_EVERY == 0
@@ -79,7 +81,7 @@ class Soak:
   def oversized(self, rng, mine) -> None:
     many = json.dumps({'query': 'q', 'texts': ['a'] * 1500}).encode()
     large = json.dumps({'query': 'q', 'texts': ['a' * 3_000_000]}).encode()
-    mine.close()  # the server may close the connection before it has read all
+    mine.close()  # the server may close the connection before it has read everything
     status = mine.post('/rerank', rng.choice((many, large)))[0]
     self.saw('oversized', status, (413, 0))
 
@@ -88,12 +90,12 @@ class Soak:
     return socket.create_connection((parts.hostname, parts.port), timeout=60)
 
   def raw(self, rng) -> bytes:
-    body = load.rerank_body(rng.choice(self.requests))
+    body = _load.rerank_body(rng.choice(self.requests))
     head = f'POST /rerank HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n'
     return head.encode() + body
 
   def slow(self, rng, mine) -> None:
-    """A body in small pieces over a second is answered like any other."""
+    """Sends a body in small pieces over a second, which must be answered like any other."""
     data = self.raw(rng)
     with self.connect() as link:
       for at in range(0, len(data), len(data) // 10 + 1):
@@ -110,7 +112,7 @@ class Soak:
 
 
 def run(args, url: str, process, requests, expected, tolerance) -> Soak:
-  """All clients until the time is up; the server's memory is watched meanwhile."""
+  """Runs all clients until the time is up, and watches the server's memory."""
   soak, begin = Soak(url, requests, expected, tolerance), time.monotonic()
   end = begin + args.seconds
   threads = [
@@ -131,7 +133,7 @@ def run(args, url: str, process, requests, expected, tolerance) -> Soak:
       say(f'soak: {clock(shown - begin)} {memory[-1] >> 20} MiB, {sum(soak.counts.values())} done')
   settled = memory[int(len(memory) * SETTLE)]
   soak.growth, soak.memory = memory[-1] - settled, memory[-1]
-  status, _ = load.Client(url).post('/rerank', load.rerank_body(requests[0]))
+  status, _ = _load.Client(url).post('/rerank', _load.rerank_body(requests[0]))
   soak.saw('last', status, (200,))
   return soak
 
@@ -139,18 +141,18 @@ def run(args, url: str, process, requests, expected, tolerance) -> Soak:
 def main(argv) -> None:
   args = parse_args(argv)
   runtime.prepare()
-  requests = texts.natural(100)
-  score = baselines.open_system(f'ours {args.backend}', args.model)
+  requests = _texts.natural(100)
+  score = _baselines.open_system(f'ours {args.backend}', args.model)
   expected = [score(r.query, r.texts) for r in requests]
-  # JAX multiplies in bf16 on a CPU, and sums in another order in another shape.
+  # JAX multiplies in bf16 on a CPU, and the order of its sums depends on the shape.
   tolerance = (0.02 if args.backend == 'jax' else 1e-3) * max(1.0, float(np.std(expected[0])))
   with server(f'ours {args.backend}', args.model) as (url, process):
     soak = run(args, url, process, requests, expected, tolerance)
   for (kind, status), count in sorted(soak.counts.items()):
     print(f'{kind:<10} {status if status > 0 else "":<4} {count}')
   checked = soak.counts['good', 200] // CHECK_EVERY
-  print(f'{checked} answers compared; {soak.memory >> 20} MiB, grown {soak.growth >> 20} MiB')
+  print(f'{checked} answers compared; {soak.memory >> 20} MiB, growth {soak.growth >> 20} MiB')
   if soak.wrong:
     raise UserError(f'{len(soak.wrong)} requests went wrong: {"; ".join(soak.wrong[:5])}')
   if soak.growth > GROWTH_BYTES:
-    raise UserError(f'the server grew by {soak.growth >> 20} MiB after it had settled')
+    raise UserError(f"the server's memory grew by {soak.growth >> 20} MiB after the warm-up")

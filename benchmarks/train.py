@@ -1,8 +1,9 @@
-"""Tokens a second of a training stage's real step, beside torch on the same batches, in turn.
+"""Tokens per second of a training stage's real step, beside torch on the same batches, in turn.
 
-Prints for each side: real tokens a second and with padding, model FLOPs utilisation against the
-matrix product's peak of the same minutes, waiting for data, compile time, memory, checkpoints.
-Torch is transformers with sdpa attention, each batch sorted by length and padded in parts.
+Prints for each side: tokens per second with and without padding, model FLOPs utilisation against
+the peak of a matrix product measured in the same turns, waiting for data, compile time, memory,
+checkpoint stalls. Torch is transformers with sdpa attention, each batch sorted by length and padded
+in parts.
 """
 
 import argparse

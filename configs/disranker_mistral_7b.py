@@ -1,6 +1,6 @@
 """The paper's run on your own click logs, labels and unlabeled pairs.
 
-  python -m disranker_jax.main --config configs/disranker_mistral_7b.py --workdir /bucket/run \
+  disranker run --config configs/disranker_mistral_7b.py --workdir /bucket/run \
     --config.data.clicks='jsonl:/bucket/clicks-*.jsonl.gz' \
     --config.data.judgements='jsonl:/bucket/judgements.jsonl.gz' \
     --config.data.candidates='jsonl:/bucket/candidates-*.jsonl.gz' \

@@ -1,6 +1,6 @@
 """Your data, your models: edit the four addresses and the two names, then run it.
 
-  python -m disranker_jax.main --config configs/own_data.py --workdir runs/own_data
+  disranker run --config configs/own_data.py --workdir runs/own_data
 
 Addresses are `jsonl:FILE` or `parquet:FILE` (globs and .gz are fine), `trec:FOLDER`, and more;
 README.md has the fields, docs/data.md all the rest.

@@ -1,6 +1,6 @@
 """The quickstart's pipeline with all the data and longer texts.
 
-python -m disranker_jax.main --config configs/python_docs.py --workdir runs/python_docs
+disranker run --config configs/python_docs.py --workdir runs/python_docs
 
 All test queries, 20 documents of every query scored, 64 tokens. Expect about an hour on two quiet
 cores (1 h 18 min on two that had other work: cpt 2, sft 3, score 13, student_sft 4, distill 40,

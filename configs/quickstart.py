@@ -1,6 +1,6 @@
 """The whole pipeline on real text and real weights, in minutes on two cores.
 
-python -m disranker_jax.main --config configs/quickstart.py --workdir runs/quickstart
+disranker run --config configs/quickstart.py --workdir runs/quickstart
 
 Teacher SmolLM2-135M, student all-MiniLM-L6-v2, the documentation of Python. Expect 11 to 15 minutes
 on two cores that are fast in bf16 and up to 40 on others, and nDCG@5 of about .63 for BM25, .81 for

@@ -1,6 +1,6 @@
 """Rank-DistiLLM's two stages on the quickstart's data: contrastive, then a teacher's ranking.
 
-python -m disranker_jax.main --config configs/rank_distillm.py --workdir runs/rank_distillm
+disranker run --config configs/rank_distillm.py --workdir runs/rank_distillm
 
 First InfoNCE over each query's documents, the best-labelled against the others, then from there
 RankNet on the order in which the teacher puts some documents of every depth of the first stage

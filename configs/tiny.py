@@ -1,6 +1,6 @@
 """Every stage with random weights of a few thousand values: seconds on any machine; for tests.
 
-  python -m disranker_jax.main --config configs/tiny.py --workdir runs/tiny
+  disranker run --config configs/tiny.py --workdir runs/tiny
 
 Expect a table in under two minutes on two cores, most of it compilation; the rankings of random
 weights mean nothing.

@@ -1,6 +1,6 @@
 """A BERT teaches a smaller one, both cross-encoders: the uniform-architecture recipe.
 
-python -m disranker_jax.main --config configs/uniform_architecture.py --workdir runs/uniform
+disranker run --config configs/uniform_architecture.py --workdir runs/uniform
 
 all-MiniLM-L6-v2, fine-tuned, teaches three of its own layers. The student learns the teacher's
 scores (Point-MSE + beta * Margin-MSE) and, with the same weight, pairs of hard labels where a query

@@ -1,49 +1,66 @@
-"""Command line of the pipeline: `python -m disranker_jax.main --config configs/quickstart.py`."""
+"""Runs the pipeline of a config: `disranker run --config configs/quickstart.py`.
 
+`python -m disranker_jax.main` is the same command. A run that was stopped continues with the same
+command line; stages that are done are not repeated.
+"""
+
+import faulthandler
 import sys
 from pathlib import Path
 
-from absl import app, flags, logging
-from ml_collections import config_flags
-
-from disranker_jax.commands.common import guarded, parse_config_flags
+from disranker_jax.commands.common import Parser, guarded, load_config, prepare_absl, words
 from disranker_jax.devices import runtime
 
-CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'A Python file with get_config(); --config.sft.epochs=2 overrides one value.'
-)
-WORKDIR = flags.DEFINE_string('workdir', '', "The run's folder; runs/<config name> if empty.")
-STAGES = flags.DEFINE_list('stages', [], 'Only these stages of the config, e.g. sft,score.')
-REUSE = flags.DEFINE_list('reuse', [], "Other runs' folders: stages they did alike are taken.")
-RERUN = flags.DEFINE_list('rerun', [], 'Stages to do again, with all that follow from them.')
+
+def parser() -> Parser:
+  out = Parser(
+    'run', __doc__,
+    '--config configs/quickstart.py --config.distill.beta=0.8 --workdir runs/beta',
+  )  # fmt: skip
+  out.add_config()
+  out.add_argument('--explain', nargs='?', const='', metavar='SECTION', help=(
+    'print the config, or one section of it such as distill, and exit'))  # fmt: skip
+  add = out.add_argument_group('run').add_argument
+  add('--workdir', default='', metavar='DIR', help='the folder of the run; runs/NAME if not given')
+  add('--stages', type=words, default=[], metavar='A,B', help='only these stages of the config')
+  add('--rerun', type=words, default=[], metavar='A,B', help=(
+    'stages to repeat, together with all stages that read their results'))  # fmt: skip
+  add('--reuse', type=words, default=[], metavar='DIR,DIR', help=(
+    'other workdirs: stages that ran there with the same settings are copied'))  # fmt: skip
+  return out
 
 
-def main(_) -> None:
+def main(argv: list[str] | None = None) -> None:
+  args = parser().parse_args(argv)
   runtime.prepare()
-  logging.set_verbosity(logging.WARNING)
-  # Only now that flags are right: jax takes a while to import, and devices to be found.
+  prepare_absl()
+  config = load_config(args.config, args.overrides)
+  if args.explain is not None:
+    from disranker_jax.config import explain
+
+    print(explain(config, args.explain))
+    return
+  # Imported late: a wrong flag must not wait for jax, nor for the search for devices.
   from disranker_jax.devices import processes
 
   processes.start()
-  from disranker_jax.config import split_lists
   from disranker_jax.errors import Stopped
   from disranker_jax.pipeline import runner
 
-  config = CONFIG.value
-  split_lists(config)
-  workdir = Path(WORKDIR.value or Path('runs') / config.name)
+  workdir = Path(args.workdir or Path('runs') / config.name)
   try:
-    runner.run(config, workdir, STAGES.value, RERUN.value, REUSE.value)
+    runner.run(config, workdir, args.stages, args.rerun, args.reuse)
   except (Stopped, KeyboardInterrupt) as e:
-    print(f'{e or "stopped"}; the same command goes on from there', file=sys.stderr)
-    # A preempted machine did as it was told; a person at the keyboard broke something off.
+    print(f'{e or "stopped"}; the same command continues from there', file=sys.stderr)
+    # SIGTERM asks for a clean stop, which is success; Ctrl-C is not.
     sys.exit(0 if isinstance(e, Stopped) and not e.interrupted else 130)
 
 
 def cli() -> None:
-  """Runs main with errors for people: one line, exit status 2."""
+  """`main` as a process: one-line errors, a stack trace if a signal such as SIGSEGV ends it."""
+  faulthandler.enable()
   with guarded():
-    app.run(main, flags_parser=lambda argv: parse_config_flags(argv, CONFIG))
+    main()
 
 
 if __name__ == '__main__':

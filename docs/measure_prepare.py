@@ -41,7 +41,14 @@ def write(path: Path, rows: int, order: str) -> None:
 
 
 def measure(source: Path, kind: str, folder: Path) -> dict:
-  command = [sys.executable, '-m', 'disranker_jax.commands.prepare', '--source', f'jsonl:{source}']
+  command = [
+    sys.executable,
+    '-m',
+    'disranker_jax.commands',
+    'prepare',
+    '--source',
+    f'jsonl:{source}',
+  ]
   command += ['--kind', kind, '--out', str(folder / 'out')]
   begin = time.monotonic()
   process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

@@ -61,7 +61,7 @@ def test_a_row_with_an_unknown_key_is_named(tmp_path):
 def test_commands_share_stages_and_seed_only_students(tmp_path, capsys):
   rows = '{"first": ("bm25", {}), "mine": ("student", {"student.layers": (0, 1)})}'
   file = write(tmp_path, f'"""T."""\nROWS = {rows}')
-  changed = ('--set=sft.epochs=2.0', '--set=data.holdout=0.5', '--folds=0,1', '--seeds=0,1')
+  changed = ('--config.sft.epochs=2.0', '--config.data.holdout=0.5', '--folds=0,1', '--seeds=0,1')
   where = (f'--config={TINY}', f'--workdir={tmp_path}')
   ablate.main([str(file), *where, *changed, '--dry-run'])
   first, second, *students = capsys.readouterr().out.splitlines()
@@ -142,7 +142,7 @@ def test_one_cluster_of_all_queries_is_refused_and_the_config_says_what_is_one(
   row = found(rng.random((1, 40)), np.ones((1, 40, 2)))
   monkeypatch.setattr(ablate, 'run_all', lambda *_: {'a': row})
   file = write(tmp_path, '"""T."""\nROWS = {"a": ("bm25", {})}')
-  for flags, clusters in ([], 40), (['--set=data.holdout_by=[0-9]$'], 10):
+  for flags, clusters in ([], 40), (['--config.data.holdout_by=[0-9]$'], 10):
     ablate.main([str(file), '--config', TINY, '--out', str(tmp_path), *flags])
     result = json.loads((tmp_path / 'table-tiny.json').read_text())
     assert (result['queries'], result['clusters']) == (40, clusters)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import profile
-from benchmarks.profile import Operation
+from benchmarks import step_profile
+from benchmarks.step_profile import Operation
 
 TINY = Path(__file__).parents[1] / 'configs' / 'tiny.py'
 
@@ -24,7 +24,9 @@ def test_instructions_know_the_scope_that_they_were_traced_in():
 
   x = jnp.ones((64, 64))
   compiled = jax.jit(jax.grad(loss)).lower(x, x).compile()
-  parts = {profile.part(scope) for _, scope in profile.scopes(compiled.as_text()).values()}
+  parts = {
+    step_profile.part(scope) for _, scope in step_profile.scopes(compiled.as_text()).values()
+  }
   assert {('feed-forward', 'forward'), ('feed-forward', 'backward')} <= parts
 
 
@@ -39,7 +41,7 @@ ENTRY %main (x: f32[2]) -> (f32[2]) {
   %fused.2 = f32[2] fusion(%x), kind=kLoop, calls=%inner
   ROOT %out = (f32[2]) tuple(%fused.2)
 }"""
-  known = profile.scopes(text)
+  known = step_profile.scopes(text)
   assert known['fused.2'] == ('fusion', 'jit(f)/attend/add')
   assert known['out'] == ('tuple', '')
 
@@ -60,7 +62,7 @@ ENTRY %main (x: f32[2]) -> (f32[2]) {
   ],
 )
 def test_parts_and_ways(scope, wanted):
-  assert profile.part(scope) == wanted
+  assert step_profile.part(scope) == wanted
 
 
 def test_what_runs_at_the_same_time_shares_it_and_containers_do_not_count():
@@ -74,7 +76,7 @@ def test_what_runs_at_the_same_time_shares_it_and_containers_do_not_count():
     Operation('b', 20, 30),
   ]
   # 0 to 5: a alone; to 10: a, b, a; to 15: b, a; 20 to 30: b.
-  total = profile.add_up(ran, known)
+  total = step_profile.add_up(ran, known)
   assert total == pytest.approx({'a': 5 + 10 / 3 + 2.5, 'b': 5 / 3 + 2.5 + 10})
   assert sum(total.values()) == pytest.approx(25)  # the time in which anything ran
 

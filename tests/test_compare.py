@@ -369,7 +369,15 @@ def test_runs_of_other_queries_and_missing_arguments_are_refused(folder):
 
 
 def test_the_command_ends_with_one_line_and_status_2(tmp_path):
-  command = [sys.executable, '-m', 'disranker_jax.commands.compare', 'no.run', '--qrels', 'no.txt']
+  command = [
+    sys.executable,
+    '-m',
+    'disranker_jax.commands',
+    'compare',
+    'no.run',
+    '--qrels',
+    'no.txt',
+  ]
   done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
   assert done.returncode == 2 and done.stdout == ''
   assert done.stderr.count('\n') == 1 and done.stderr.startswith('error: no.txt: does not exist')

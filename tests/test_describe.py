@@ -1,4 +1,4 @@
-"""What `inspect` tells: right counts and percentiles, what the model would not see, bad rows."""
+"""`disranker describe`: counts, percentiles, truncation, bad rows."""
 
 import json
 
@@ -108,7 +108,7 @@ def test_what_is_cut_is_what_the_prompt_cuts(tmp_path, tokenizer, max_len, max_q
     for i in range(60)
   ]  # fmt: skip
   address = write(tmp_path / 'a.jsonl', rows)
-  flags = ['--tokenizer', tokenizer, '--max_len', max_len, '--max_query_len', max_query_len]
+  flags = ['--tokenizer', tokenizer, '--max-len', max_len, '--max-query-len', max_query_len]
   found = report(address, *flags)
   args = describe.parse_args(list(map(str, [address, *flags])))
   prompt = describe.prompt_of(args)
@@ -136,8 +136,8 @@ def test_nothing_is_left_and_json_is_json(tmp_path, capsys, monkeypatch):
   assert [path.name for path in tmp_path.iterdir()] == ['a.jsonl']
   with pytest.raises(UserError, match='does not exist'):
     describe.main([f'jsonl:{tmp_path}/none'])
-  with pytest.raises(UserError, match='--max_len'):
-    describe.main([address, '--tokenizer', 'tiny-encoder', '--max_len', '2'])
+  with pytest.raises(UserError, match='--max-len'):
+    describe.main([address, '--tokenizer', 'tiny-encoder', '--max-len', '2'])
 
 
 def test_reasons_lose_their_values(tmp_path):

@@ -36,8 +36,8 @@ def prepared(files, workdir, **changes):
     c.data[kind] = f'jsonl:{files}/groups.jsonl'
   run = Run(c, workdir, None)
   prepare.prepare(run)
-  sources = {kind: prepare.records(run, kind) for kind in sources.KINDS}
-  return {kind: [source[i] for i in range(len(source))] for kind, source in sources.items()}
+  records = {kind: prepare.records(run, kind) for kind in sources.KINDS}
+  return {kind: [source[i] for i in range(len(source))] for kind, source in records.items()}
 
 
 def test_a_query_is_trained_on_or_tested_and_clicks_follow_its_text(files, tmp_path):

@@ -1,4 +1,4 @@
-"""The plan as a command: its errors."""
+"""`disranker plan`: its errors."""
 
 import subprocess
 import sys
@@ -11,25 +11,24 @@ TINY = '--config=configs/tiny.py'
 
 
 def command(*args, before='pass'):
-  run = "runpy.run_module('disranker_jax.commands.plan', run_name='__main__')"
-  code = f'import sys, runpy; {before}; {run}'
+  code = f'import sys; {before}; from disranker_jax.commands import cli; cli.main()'
   return subprocess.run(
-    [sys.executable, '-c', code, *args], capture_output=True, text=True, cwd=ROOT
+    [sys.executable, '-c', code, 'plan', *args], capture_output=True, text=True, cwd=ROOT
   )
 
 
 @pytest.mark.parametrize(
-  ('args', 'said'),
+  ('args', 'message'),
   [
     ((TINY, '--stage=cpt', '--topology=v5e:many'), r"--topology='v5e:many' is unknown"),
     (
       (TINY, '--stage=evaluate', '--topology=v5e:4x4'),
-      "--stage='evaluate' is unknown; there are cpt",
+      "--stage: invalid choice: 'evaluate' (choose from",
     ),
     ((TINY, '--stage=cpt', '--topology=v5e:4x4'), "pip install 'disranker_jax[tpu]'"),
   ],
 )
-def test_errors_of_the_command_are_one_line(args, said):
+def test_errors_of_the_command_are_one_line(args, message):
   done = command(*args, before="sys.modules['libtpu'] = None")
   assert done.returncode == 2 and done.stdout == ''
-  assert done.stderr.splitlines()[-1].startswith('error: ') and said in done.stderr
+  assert done.stderr.splitlines()[-1].startswith('error: ') and message in done.stderr

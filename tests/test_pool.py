@@ -140,7 +140,7 @@ def test_a_document_for_which_no_batch_has_room_is_named_by_its_query(length, pr
 
 
 def test_the_bench_of_batches_counts_every_stage(capsys):
-  bench.main(['padding', str(Path(__file__).parents[1] / 'configs' / 'tiny.py')])
+  bench.main(['padding', f'--config={Path(__file__).parents[1]}/configs/tiny.py'])
   rows = [line.split() for line in capsys.readouterr().out.splitlines()]
   assert [' '.join(row[1:-2]) for row in rows] == [
     'cpt', 'sft', 'student_sft', 'distill', 'score', 'evaluate teacher', 'evaluate student'

@@ -1,4 +1,4 @@
-"""`disranker prepare` as people run it: killed, mistaken, read back by address."""
+"""`disranker prepare` as a command: killed, with wrong flags, read back by address."""
 
 import json
 import os
@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def command(*arguments, **options):
   environment = os.environ | {'PYTHONPATH': str(ROOT)}
-  line = [sys.executable, '-m', 'disranker_jax.commands.prepare', *map(str, arguments)]
+  line = [sys.executable, '-m', 'disranker_jax.commands', 'prepare', *map(str, arguments)]
   return subprocess.Popen(
     line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
   )
@@ -36,9 +36,9 @@ def write(path, rows, bad=0):
   return f'jsonl:{path}'
 
 
-def test_killed_in_earnest_it_goes_on_to_the_same_bytes(tmp_path):
+def test_a_killed_command_continues_to_the_same_bytes(tmp_path):
   address = write(tmp_path / 'a.jsonl', 120_000, bad=2)
-  flags = ('--source', address, '--on_bad_row', 'quarantine', '--out')
+  flags = ('--source', address, '--on-bad-row', 'quarantine', '--out')
   whole = command(*flags, tmp_path / 'whole')
   journal = tmp_path / '.out.partial' / 'journal.json'
   process = command(*flags, tmp_path / 'out')
@@ -86,23 +86,23 @@ def test_teachers_and_negatives_by_flags(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('flags', 'says'),
+  ('flags', 'message'),
   [
-    (['--negatives', '3'], '--negatives: go with --kind judgements'),
+    (['--negatives', '3'], '--negatives: needs --kind judgements'),
     (['--negatives', '3', '--kind', 'judgements', '--ranks', '9-2'], '--ranks 9-2'),
     (['--negatives', '3', '--kind', 'judgements', '--guard', '1'], '--guard: needs'),
     (['--limit', '-1'], '--limit'),
     (['--depth', '0'], 'depth'),
   ],
 )
-def test_mistakes(tmp_path, flags, says):
+def test_a_wrong_flag_is_refused_and_nothing_is_written(tmp_path, flags, message):
   with pytest.raises(UserError) as caught:
     prepare.main(['--source', 'python_docs:', '--out', str(tmp_path / 'out'), *flags])
-  assert says in str(caught.value)
+  assert message in str(caught.value)
   assert not list(tmp_path.iterdir())
 
 
-def test_a_mistake_is_one_line_and_status_2(tmp_path):
+def test_an_error_is_one_line_and_status_2(tmp_path):
   process = command('--source', f'jsonl:{tmp_path}/none', '--out', tmp_path / 'out')
   stdout, stderr = process.communicate()
   assert process.returncode == 2 and not stdout

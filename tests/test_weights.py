@@ -8,6 +8,7 @@ import hf_reference as reference
 import huggingface_hub
 import pytest
 
+from disranker_jax.commands import weights as command
 from disranker_jax.errors import UserError
 from disranker_jax.models import weights
 
@@ -132,10 +133,10 @@ def test_pip_failures_are_one_line(tmp_path, monkeypatch):
 
 def test_the_command_prints_where_each_is(nowhere, capsys):
   folder = _hub_cache(nowhere, 'some/model')
-  weights.main(['some/model'])
+  command.main(['some/model'])
   assert capsys.readouterr().out == f'some/model\t{folder}\n'
-  with pytest.raises(UserError, match='minilm-l6, smollm2-135m'):
-    weights.main([])
+  with pytest.raises(UserError, match='required: NAME'):
+    command.main([])
 
 
 def test_known_models_are_pinned():

@@ -1,7 +1,7 @@
 """Product search as in chorus.py, with queries made of titles for what the collection lacks: a log.
 
 python experiments/title_queries.py ../shared/data/chorus-ecommerce runs/titles.tsv
-python -m disranker_jax.main --config configs/collections/chorus_titles.py
+disranker run --config configs/collections/chorus_titles.py
 
 The teacher scores 8 of BM25's top 100, some of every depth, for half of these queries (561 and 608
 in the two folds), beside the judged documents of its training queries; the student learns both.

@@ -1,6 +1,6 @@
 """Classic abstracts: Cranfield, 225 queries judged 1 to 4; half of them for the test.
 
-python -m disranker_jax.main --config configs/collections/cranfield.py --config.data.fold=0
+disranker run --config configs/collections/cranfield.py --config.data.fold=0
 
 BM25's top 20 are re-ranked. Only relevant documents are judged, so what BM25 ranks 5 to 100 and
 nobody judged stands for the others; not so the documents of qrels.code-1.txt, which look like the

@@ -1,6 +1,6 @@
 """Medical search: NFCorpus, 2,590 training queries with candidates of BM25, 323 for the test.
 
-python -m disranker_jax.main --config configs/collections/nfcorpus.py --workdir runs/nfcorpus
+disranker run --config configs/collections/nfcorpus.py --workdir runs/nfcorpus
 
 Only relevant documents are judged, so those that BM25 ranks 5 to 100 and nobody judged stand for
 the others; the relevant ones are those in BM25's top 100, since 71 % of all share no word with

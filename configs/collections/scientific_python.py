@@ -1,6 +1,6 @@
 """Another documentation: of NumPy, SciPy, Matplotlib and JAX, which this program is installed with.
 
-python -m disranker_jax.main --config configs/collections/scientific_python.py
+disranker run --config configs/collections/scientific_python.py
 
 The quickstart's pipeline and settings without any limit: 651 clicks, 335 judged queries, 582
 without labels, 226 for the test with the versions that constraints.txt names.

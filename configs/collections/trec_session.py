@@ -1,7 +1,7 @@
 """Web search: TREC Session 2012, 187 queries judged 0 to 4; half of the topics are for the test.
 
 python experiments/title_queries.py ../shared/data/trec-session-2012 runs/web.tsv --web --count 600
-python -m disranker_jax.main --config configs/collections/trec_session.py --config.data.fold=0
+disranker run --config configs/collections/trec_session.py --config.data.fold=0
 
 A topic's queries share their judgements, so they stay on one side. The judged documents are
 re-ranked; the 259 clicks are too few to pre-train on. As in chorus_titles.py half of the queries

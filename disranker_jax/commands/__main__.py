@@ -1,5 +1,6 @@
-"""`python -m disranker_jax.commands` is `disranker`, for environments without the script."""
+"""`python -m disranker_jax.commands` is `disranker`, where the script is not installed."""
 
 from disranker_jax.commands.cli import main
 
-main()
+if __name__ == '__main__':
+  main()

@@ -2,14 +2,14 @@
 
 FILE is Python: its docstring says what the table shows, ROWS = {name: (model, {key: value})} what
 its rows are: which model of a run, and which settings differ from the base config's. Every row is
-an ordinary run of `disranker_jax.main` in a workdir of its own; stages that an earlier row has done
+an ordinary `disranker run` in a workdir of its own; stages that an earlier row has done
 alike are taken from there, so a teacher is trained once for all its students.
 """
 
 import argparse
-import ast
 import csv
 import runpy
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from disranker_jax import config as configs
-from disranker_jax.commands.common import guarded, one_line
+from disranker_jax.commands.common import Parser, guarded, load_config, one_line
 from disranker_jax.commands.compare import minus, scale
 from disranker_jax.data.holdout import clusters
 from disranker_jax.errors import UserError
@@ -70,22 +70,23 @@ class Found:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-  formats = argparse.RawDescriptionHelpFormatter
-  parser = argparse.ArgumentParser(
-    prog='disranker ablate', description=__doc__, formatter_class=formats
-  )
-  add = parser.add_argument
+  parser = Parser('ablate', __doc__, 'configs/ablations/losses.py --seeds 0,1,2')
+  parser.add_config('configs/quickstart.py')
+  add = parser.add_argument_group('table').add_argument
   add('file', type=Path, metavar='FILE', help='what to compare, e.g. configs/ablations/losses.py')
-  add('--config', type=Path, default=Path('configs/quickstart.py'), help='the base (%(default)s)')
-  add('--set', action='append', default=[], metavar='KEY=VALUE', help='changes the base')
-  add('--row', action='append', default=[], metavar='NAME', help='only this; may be repeated')
-  add('--seeds', default='0', help="comma-separated, of the student's stages (%(default)s)")
-  add('--folds', default='0', help='comma-separated, where data.holdout splits (%(default)s)')
-  add('--workdir', type=Path, help="of all rows' runs; default: runs/ablations/FILE-CONFIG")
-  add('--reuse', action='append', default=[], metavar='DIR', help='another run to take stages from')
-  add('--out', type=Path, metavar='DIR', help='FILE-CONFIG.json, .md, .svg; default: experiments')
-  add('--dry-run', action='store_true', help='prints the commands and runs nothing')
-  return parser.parse_args(argv)
+  add('--row', action='append', default=[], metavar='NAME', help='only this row; may be repeated')
+  add('--seeds', default='0', help="comma-separated seeds of the student's stages")
+  add('--folds', default='0', help='comma-separated folds, where data.holdout splits the queries')
+  add(
+    '--workdir', type=Path, metavar='DIR', help='of all runs; default: runs/ablations/FILE-CONFIG'
+  )
+  add('--reuse', action='append', default=[], metavar='DIR', help='another run to copy stages from')
+  add('--out', type=Path, default=Path('experiments'), metavar='DIR', help=(
+    'where FILE-CONFIG.json, .md and .svg are written'))  # fmt: skip
+  add('--dry-run', action='store_true', help='print the commands and run nothing')
+  args = parser.parse_args(argv)
+  args.base = load_config(args.config, args.overrides)
+  return args
 
 
 def load(file: Path, wanted: Sequence[str] = ()) -> Table:
@@ -113,41 +114,28 @@ def load(file: Path, wanted: Sequence[str] = ()) -> Table:
 
 
 def settings(args: argparse.Namespace, row: Row, seed: int, fold: int) -> dict[str, object]:
-  """What one run changes of the base config; UserError for a key or value that cannot be."""
-  changes = dict(pair(word) for word in args.set) | dict(row.changes)
-  changes |= {'evaluate.models': (row.model,), 'data.fold': fold}
+  """What one run changes of the base config; UserError for an unknown key."""
+  changes = dict(row.changes) | {'evaluate.models': (row.model,), 'data.fold': fold}
   if row.model in SEEDED:
     changes['student.seed'] = seed
-  base = runpy.run_path(str(args.config))['get_config']()
   needed = ('prepare', *NEEDED[row.model], 'evaluate')
-  changes.setdefault('stages', tuple(s for s in base.stages if s in needed))
-  known = configs.flatten(base)
+  changes.setdefault('stages', tuple(s for s in args.base.stages if s in needed))
+  known = configs.flatten(args.base)
   for key in changes:
     if key not in known:
       raise UserError(f'{args.file}: {row.name}: config.{key}: there is no such key')
   return changes
 
 
-def pair(word: str) -> tuple[str, object]:
-  """KEY=VALUE; the value is Python if it can be, else text."""
-  key, equals, value = word.partition('=')
-  if not equals:
-    raise UserError(f'--set {word}: write KEY=VALUE')
-  try:
-    return key, ast.literal_eval(value)
-  except (ValueError, SyntaxError):
-    return key, value
-
-
 def command(args: argparse.Namespace, changes: dict, workdir: Path, donors: list[Path]) -> list:
-  """The run as a person would type it."""
-  flags = []
+  """The arguments of `disranker run`; a row's changes come last, so they override the base's."""
+  flags = list(args.overrides)
   for key, value in changes.items():
     plain = key in ('stages', 'evaluate.models', 'export.models')  # lists of words
     flags.append(f'--config.{key}={",".join(value) if plain else value}')
   reuse = [f'--reuse={",".join(map(str, donors))}'] if donors else []
   where = [f'--config={args.config}', f'--workdir={workdir}']
-  return [sys.executable, '-m', 'disranker_jax.main', *where, *flags, *reuse]
+  return [*where, *flags, *reuse]
 
 
 def run_all(args: argparse.Namespace, table: Table) -> dict[str, Found]:
@@ -164,9 +152,10 @@ def run_all(args: argparse.Namespace, table: Table) -> dict[str, Found]:
         say(f'row {i} of {len(table.rows)}: {row.name}, seed {seed}, fold {fold}')
         typed = command(args, changes, workdir, [d for d in donors if d != workdir])
         if args.dry_run:
-          print(' '.join(map(str, typed[1:])))
+          print(shlex.join(['disranker', 'run', *typed]))
           continue
-        done = subprocess.run(typed, stdout=subprocess.DEVNULL)
+        run = [sys.executable, '-m', 'disranker_jax.main', *typed]
+        done = subprocess.run(run, stdout=subprocess.DEVNULL)
         if done.returncode:
           raise UserError(f'{row.name}: its run ended with status {done.returncode}; see above')
         donors.append(workdir)
@@ -251,16 +240,12 @@ def slug(name: str) -> str:
 def main(argv=None) -> None:
   args = parse_args(argv)
   table = load(args.file, args.row)
-  if not args.config.is_file():
-    raise UserError(f'--config={args.config}: no such file')
-  label = f'{args.file.stem}-{args.config.stem}'
+  label = f'{args.file.stem}-{Path(args.config).stem}'
   args.workdir = args.workdir or Path('runs/ablations') / label
   found = run_all(args, table)
   if args.dry_run:
     return
-  base = runpy.run_path(str(args.config))['get_config']()
-  base.update_from_flattened_dict(dict(pair(word) for word in args.set))
-  by, queries = configs.cluster(base), list(found[table.against].sums[METRICS[0]])
+  by, queries = configs.cluster(args.base), list(found[table.against].sums[METRICS[0]])
   rows = analyse(table, found, by)
   for row, asked in zip(rows, table.rows, strict=True):
     row |= {'changes': dict(asked.changes), 'seeds': sorted(found[asked.name].by_seed)}
@@ -268,8 +253,8 @@ def main(argv=None) -> None:
     'title': table.title,
     'text': table.text,
     'file': str(args.file),
-    'config': str(args.config),
-    'set': args.set,
+    'config': args.config,
+    'set': [word.removeprefix('--config.') for word in args.overrides],
     'row': args.row,
     'folds': args.folds,
     'against': table.against,
@@ -279,10 +264,10 @@ def main(argv=None) -> None:
     'versions': manifest.versions(),
     'date': manifest.now()[:10],
     'rows': rows,
-    'base': configs.flatten(base),
+    'base': configs.flatten(args.base),
   }
   print(ablations.text(result))
-  ablations.save(args.out or Path('experiments'), label, result)
+  ablations.save(args.out, label, result)
 
 
 if __name__ == '__main__':

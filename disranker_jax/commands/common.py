@@ -1,90 +1,210 @@
-"""What all commands share: errors for people, as one line with exit status 2, and config flags."""
+"""What all commands share: the argument parser, the config flags, and one-line errors."""
 
+import argparse
 import contextlib
 import difflib
 import errno
+import os
+import runpy
+import select
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-
-from absl import flags
-from ml_collections import ConfigDict
 
 from disranker_jax.errors import UserError
 
-FULL_OR_LOCKED = {
+DISK_ERRORS = {
   errno.ENOSPC: 'no space is left on the disk: free some',
   errno.EDQUOT: 'the quota is used up: free some space',
-  errno.EROFS: 'the disk can only be read: mount it for writing, or give another --workdir',
-  errno.EACCES: 'permission denied: change it, or give another --workdir',
-  errno.EPERM: 'permission denied: change it, or give another --workdir',
+  errno.EROFS: 'the disk is read-only: mount it for writing, or pass another --workdir',
+  errno.EACCES: 'permission denied: change it, or pass another --workdir',
+  errno.EPERM: 'permission denied: change it, or pass another --workdir',
 }
 
 
 @contextlib.contextmanager
 def guarded():
-  """Prints a UserError as one line and exits with 2; every other exception keeps its traceback.
+  """Turns what the user can fix into one line and an exit status; bugs keep their traceback.
 
-  Disks that are full or may not be written to are the person's to mend, too, wherever they show.
+  UserError and disk errors exit with 2, Ctrl-C with 130, a closed output (`| head`) with 141, the
+  status that a shell reports for SIGPIPE.
   """
   try:
-    yield
+    try:
+      yield
+    finally:
+      sys.stdout.flush()  # here, so that a closed pipe is noticed before the interpreter exits
   except UserError as e:
     print(f'error: {e}', file=sys.stderr)
     sys.exit(2)
+  except KeyboardInterrupt:
+    print('interrupted', file=sys.stderr)
+    sys.exit(130)
+  except BrokenPipeError:
+    if not output_is_closed():
+      raise
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(141)
   except OSError as e:
-    if e.errno not in FULL_OR_LOCKED:
+    if e.errno not in DISK_ERRORS:
       raise
     where = f'{e.filename}: ' if e.filename else ''
-    print(
-      f'error: {where}{FULL_OR_LOCKED[e.errno]}; then the same command goes on from what is there',
-      file=sys.stderr,
-    )
+    print(f'error: {where}{DISK_ERRORS[e.errno]}, then run the same command again', file=sys.stderr)
     sys.exit(2)
 
 
-def parse_config_flags(argv: list[str], config_flag, values=flags.FLAGS) -> list[str]:
-  """Parses absl flags with a config file; raises UserError for what cannot be."""
+def output_is_closed() -> bool:
+  """Whether the reader of standard output is gone, rather than that of a socket or a worker."""
+  poll = select.poll()
+  poll.register(sys.stdout, 0)  # errors only
+  return bool(poll.poll(0))
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+  """Keeps the description's lines and shows every default that says something."""
+
+  def _get_help_string(self, action):
+    if action.default is None or action.default is False or action.default in ('', [], ()):
+      return action.help
+    return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+  """The parser of `disranker NAME`: no abbreviations, UserError for a wrong command line.
+
+  Flags are spelt with dashes. With `add_config`, `parse_args` also collects the words
+  `--config.KEY=VALUE` as `args.overrides`, for `load_config`.
+  """
+
+  def __init__(self, name: str, description: str, example: str = ''):
+    super().__init__(
+      prog=f'disranker {name}', description=description, formatter_class=Help, allow_abbrev=False,
+      epilog=f'example:\n  disranker {name} {example}' if example else None,
+    )  # fmt: skip
+    self._has_config = False
+
+  def add_config(self, default: str | None = None) -> None:
+    """Adds `--config FILE` and `--config.KEY=VALUE`."""
+    self._has_config = True
+    group = self.add_argument_group('config')
+    group.add_argument(
+      '--config', default=default, metavar='FILE', help='a Python file with get_config()'
+    )
+    # Only for --help: overrides are taken out before argparse sees them.
+    group.add_argument('--config.KEY', dest='overrides', metavar='VALUE', help=(
+      'overrides one value, e.g. --config.sft.epochs=2; may be repeated'))  # fmt: skip
+
+  def parse_args(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    args, rest = self.parse_some(argv)
+    if rest:
+      self.refuse(rest)
+    return args
+
+  def parse_some(self, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """(arguments, the words that this parser does not know)."""
+    overrides, words = [], sys.argv[1:] if argv is None else list(argv)
+    if self._has_config:
+      overrides, words = split_overrides(words)
+    args, rest = self.parse_known_args(words)
+    if self._has_config:
+      args.overrides = overrides
+    return args, rest
+
+  def refuse(self, words: Sequence[str]) -> None:
+    """Raises UserError for the first word, with the flag that is nearest to it."""
+    flag = words[0].partition('=')[0]
+    if not flag.startswith('-'):
+      self.error(f'{flag!r}: unexpected argument')
+    near = difflib.get_close_matches(flag.replace('_', '-'), self._option_string_actions, 1)
+    self.error(f'{flag}: no such flag' + (f'; did you mean {near[0]}?' if near else ''))
+
+  def error(self, message: str) -> None:
+    raise UserError(f'{message.removeprefix("argument ")}; see {self.prog} --help')
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """(`--config.KEY=VALUE` words, all other words); `--config.KEY VALUE` is accepted too."""
+  overrides, rest, words = [], [], list(argv)
+  while words:
+    word = words.pop(0)
+    if not word.startswith('--config.'):
+      rest.append(word)
+    elif '=' in word or not words or words[0].startswith('--'):
+      overrides.append(word)
+    else:
+      overrides.append(f'{word}={words.pop(0)}')
+  return overrides, rest
+
+
+def load_config(file: str | Path | None, overrides: Sequence[str] = ()):
+  """The checked ConfigDict of a config file, with `--config.KEY=VALUE` overrides applied.
+
+  Loading may import jax, so prepare the process's environment before.
+
+  Raises: UserError for a missing file, an exception of the file, an unknown key or a bad value.
+  """
+  from absl import flags
+  from ml_collections import config_flags
+
+  config = read_config_file(file)
+  from disranker_jax import config as configs
+
+  known = configs.flatten(config)
+  for word in overrides:
+    key = word.partition('=')[0].removeprefix('--config.')
+    if key not in known:
+      raise UserError(f'--config.{key}: {configs.no_such_key(key, known)}')
+  argv, values = ['disranker', *overrides], flags.FlagValues()
+  holder = config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=argv)
   try:
-    if rest := values(argv)[1:]:
-      raise UserError(f'{rest[0]!r}: not a flag; see --help')
-    config = config_flag.value
+    values(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+    raise UserError(f'{one_line(e)}; see --help') from e
+  configs.split_lists(holder.value)
+  configs.check(holder.value)
+  return holder.value
+
+
+def read_config_file(file: str | Path | None):
+  """What the `get_config()` of a file returns."""
+  from ml_collections import ConfigDict
+
+  if not file:
+    raise UserError(
+      '--config is missing: pass a Python file with get_config(), e.g. configs/quickstart.py'
+    )
+  if not Path(file).is_file():
+    raise UserError(f'--config {file}: no such file')
+  try:
+    config = runpy.run_path(str(file)).get('get_config', lambda: None)()
   except UserError:
     raise
-  except flags.Error as e:
-    raise UserError(f'{e}; see --help') from e
-  except (AttributeError, KeyError, TypeError, ValueError) as e:
-    raise UserError(unknown_key(argv) or one_line(e)) from e
   except Exception as e:  # whatever the config file itself raises
-    raise UserError(f'the config file cannot be used: {type(e).__name__}: {one_line(e)}') from e
+    raise UserError(f'--config {file}: raises {type(e).__name__}: {one_line(e)}') from e
   if not isinstance(config, ConfigDict):
-    raise UserError(no_config(argv))
-  return argv[:1]
+    raise UserError(f'--config {file}: has no get_config() that returns a ConfigDict')
+  return config
 
 
-def unknown_key(argv: list[str]) -> str | None:
-  """The first --config.key on the command line that the defaults do not know."""
-  from disranker_jax.config import defaults, flatten
+def prepare_absl() -> None:
+  """Does what absl's `app.run` would: Grain reads absl flags, and Orbax logs through absl."""
+  from absl import flags, logging
 
-  known = list(flatten(defaults()))
-  for arg in argv:
-    key = arg.lstrip('-').partition('=')[0].removeprefix('config.')
-    if arg.startswith('--config.') and key not in known:
-      near = difflib.get_close_matches(key, known, 1)
-      return f'--config.{key}: no such key' + (
-        f'; did you mean --config.{near[0]}?' if near else ''
-      )
-  return None
+  flags.FLAGS.mark_as_parsed()
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.WARNING)
 
 
-def no_config(argv: list[str]) -> str:
-  """Why there is no config."""
-  for arg in argv:
-    if arg.startswith('--config='):
-      file = arg.partition('=')[2].partition(':')[0]
-      if not Path(file).exists():
-        return f'--config={file}: no such file'
-      return f'--config={file}: has no get_config() that returns a ConfigDict'
-  return '--config is missing: name a Python file with get_config(), e.g. configs/quickstart.py'
+def words(text: str) -> list[str]:
+  """The words of a comma-separated list; [] for ''."""
+  return [word.strip() for word in text.split(',') if word.strip()]
+
+
+def positive(text: str) -> int:
+  """An int of at least 1, as an argparse type."""
+  if (value := int(text)) < 1:
+    raise argparse.ArgumentTypeError('must be at least 1')
+  return value
 
 
 def one_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from disranker_jax.commands.common import guarded
+from disranker_jax.commands.common import Parser, guarded
 from disranker_jax.data import lines, trec
 from disranker_jax.data.holdout import check_by, clusters
 from disranker_jax.data.records import BadRow, BadRows
@@ -31,10 +31,7 @@ NAMED = 5  # query ids that a warning shows
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-  formats = argparse.RawDescriptionHelpFormatter
-  parser = argparse.ArgumentParser(
-    prog='disranker compare', description=__doc__, formatter_class=formats
-  )
+  parser = Parser('compare', __doc__, 'bm25.run student.run --qrels qrels.txt')
   add = parser.add_argument
   add('runs', nargs='*', metavar='RUN', help='a TREC run, plain or gzip; NAME=FILE to name it')
   add('--qrels', type=Path, help='the judgements: query_id 0 doc_id grade')

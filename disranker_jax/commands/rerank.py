@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import disranker_jax
-from disranker_jax.commands.common import guarded
+from disranker_jax.commands.common import Parser, guarded
 from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
 
@@ -16,7 +16,8 @@ FIRST_STAGE = 50
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(prog='disranker rerank', description=__doc__)
+  example = "--model runs/quickstart/export/student --query 'sort a list'"
+  parser = Parser('rerank', __doc__, example)
   parser.add_argument('--model', required=True, type=Path, help='an exported model folder')
   parser.add_argument('--query', required=True, help='what to search for')
   parser.add_argument(

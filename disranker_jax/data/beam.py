@@ -81,7 +81,7 @@ def _import() -> Any:
     return apache_beam
   except ImportError:
     raise UserError(
-      "--beam_runner: Apache Beam is not installed; pip install 'disranker_jax[beam]'"
+      "--beam-runner: Apache Beam is not installed; pip install 'disranker_jax[beam]'"
     ) from None
 
 

@@ -202,18 +202,3 @@ def _sha256(path):
 def _first_line(error, last=False):
   lines = [line.strip() for line in str(error).splitlines() if line.strip()]
   return lines[-1 if last else 0][:300] if lines else type(error).__name__
-
-
-def main(names):
-  """Print where each named model is."""
-  if not names:
-    raise UserError(f'name a folder, a hub id or one of {", ".join(KNOWN)}')
-  for name in names:
-    print(f'{name}\t{find(name)}')
-
-
-if __name__ == '__main__':
-  try:
-    main(sys.argv[1:])
-  except UserError as error:
-    sys.exit(f'error: {error}')

@@ -62,7 +62,7 @@ def markdown(result: dict, picture: str) -> str:
   heads, *rows = [[comparison.escaped(c) for c in line] for line in (made.heads, *made.rows)]
   command = f'disranker ablate {result["file"]} --config {result["config"]}'
   seeds = max((row['seeds'] for row in result['rows']), key=len)
-  command += ''.join(f" --set '{word}'" for word in result['set'])
+  command += ''.join(f" '--config.{word}'" for word in result['set'])
   command += ''.join(f" --row '{name}'" for name in result['row'])
   command += f' --seeds {",".join(map(str, seeds))}'
   command += f' --folds {result["folds"]}' if result['folds'] != '0' else ''

@@ -6,13 +6,13 @@ import os
 import signal
 from pathlib import Path
 
-from disranker_jax.commands.common import guarded
+from disranker_jax.commands.common import Parser, guarded
 from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(prog='disranker serve', description=__doc__)
+  parser = Parser('serve', __doc__, '--model runs/quickstart/export/student --port 8080')
   parser.add_argument('--model', required=True, type=Path, help='an exported model folder')
   parser.add_argument('--host', default='127.0.0.1', help='address to listen on (this machine)')
   parser.add_argument('--port', type=int, default=8080, help='8080; 0: any free port')

@@ -1,6 +1,5 @@
 """What the launchers would run: golden files, quoting through every layer, schemas, shellcheck."""
 
-import copy
 import pathlib
 import re
 import shlex
@@ -11,11 +10,10 @@ import sys
 import jsonschema
 import pytest
 import yaml
-from absl import flags
 from launching import CASES, GOLDEN, REPO, REQUIRED, TPU
-from ml_collections import config_flags
 
 from disranker_jax import config, main
+from disranker_jax.commands import common
 from disranker_jax.devices import processes
 
 AWKWARD = (
@@ -106,18 +104,14 @@ def test_dry_run_may_stand_anywhere(stubs, script):
 
 
 @pytest.mark.parametrize('script', REQUIRED)
-def test_the_program_accepts_the_flags(stubs, script, monkeypatch):
+def test_the_program_accepts_the_flags(stubs, script):
   args = ['--stages=cpt,sft', '--config.cpt.max_steps=7', '--config.mesh.model=2']
   words = arguments(script, stubs.dry_run(script, *args, CONFIG='configs/tiny.py'))
   words[1] = str(REPO / words[1])
-  defined = flags.FlagValues()
-  for flag in (main.WORKDIR, main.STAGES, main.RERUN):
-    defined[flag.name] = copy.deepcopy(flags.FLAGS[flag.name])
-  config_flags.DEFINE_config_file('config', flag_values=defined)
-  monkeypatch.setattr(sys, 'argv', ['main', *words])
-  assert defined(sys.argv) == ['main']
-  assert defined['stages'].value == ['cpt', 'sft']
-  assert (defined['config'].value.cpt.max_steps, defined['config'].value.mesh.model) == (7, 2)
+  read = main.parser().parse_args(words)
+  config = common.load_config(read.config, read.overrides)
+  assert read.stages == ['cpt', 'sft']
+  assert (config.cpt.max_steps, config.mesh.model) == (7, 2)
 
 
 def test_gpu_pmap_is_data_parallel_unless_asked_otherwise(stubs):

@@ -7,25 +7,25 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import baselines, latency, load, soak, texts
+from benchmarks import _baselines, _load, _texts, latency, soak
 from disranker_jax.errors import UserError
 from disranker_jax.rankers import loaded
 
 REQUESTS = [
-  texts.Request('list of names', ('len : Return items', 'dir : list of names', 'zip'), (0, 4, 1)),
-  texts.Request('number of items', ('len : number', 'os : a', 'dir : names'), (4, 0, 0)),
+  _texts.Request('list of names', ('len : Return items', 'dir : list of names', 'zip'), (0, 4, 1)),
+  _texts.Request('number of items', ('len : number', 'os : a', 'dir : names'), (4, 0, 0)),
 ]
 
 
 @pytest.fixture(scope='module')
 def expected(model):
-  score = baselines.open_system('ours onnx', model)
+  score = _baselines.open_system('ours onnx', model)
   return [score(r.query, r.texts) for r in REQUESTS]
 
 
 def test_every_system_gives_the_same_scores(model, expected):
-  for name in baselines.installed():
-    score = baselines.open_system(name, model)
+  for name in _baselines.installed():
+    score = _baselines.open_system(name, model)
     for request, scores in zip(REQUESTS, expected, strict=True):
       given = np.asarray(score(request.query, request.texts))
       # 8 bits and bf16 are approximate.
@@ -39,7 +39,7 @@ def test_texts_may_be_longer_than_the_models_own_length(model):
   # The JAX backend's rows have 128 places for a model of 64.
   assert len(loaded.open_prompt(model, 160).encode_texts('names', texts)[0]) == 160
   exact, jax, plain = (
-    baselines.open_system(name, model, 160)('names', texts)
+    _baselines.open_system(name, model, 160)('names', texts)
     for name in ('ours onnx', 'ours jax', 'onnxruntime fp32')
   )
   np.testing.assert_allclose(plain, exact, rtol=0, atol=1e-4)
@@ -47,18 +47,18 @@ def test_texts_may_be_longer_than_the_models_own_length(model):
 
 
 class TestLoad:
-  bodies = tuple(load.rerank_body(r) for r in REQUESTS)
+  bodies = tuple(_load.rerank_body(r) for r in REQUESTS)
 
   def test_a_closed_loop_is_answered(self, server):
-    rows = load.closed(server.url, list(self.bodies), 3, 0.5)
+    rows = _load.closed(server.url, list(self.bodies), 3, 0.5)
     assert len(rows) >= 3 and {status for status, _ in rows} == {200}
 
   def test_an_open_loop_counts_from_the_scheduled_time(self, server):
-    rows = load.opened(server.url, list(self.bodies), 40.0, 0.5)
+    rows = _load.opened(server.url, list(self.bodies), 40.0, 0.5)
     assert 5 < len(rows) < 60 and {status for status, _ in rows} == {200}
 
   def test_a_missing_server_is_status_0(self):
-    assert load.Client('http://127.0.0.1:9').post('/rerank', b'')[0] == 0
+    assert _load.Client('http://127.0.0.1:9').post('/rerank', b'')[0] == 0
 
 
 class TestSoak:
@@ -76,7 +76,7 @@ class TestSoak:
     import random
 
     it = soak.Soak(server.url, REQUESTS, expected, 1e-3)
-    client, rng = load.Client(server.url), random.Random(0)
+    client, rng = _load.Client(server.url), random.Random(0)
     for kind in (it.good, it.bad, it.oversized, it.slow, it.leaves) * 4:
       kind(rng, client)
     seen = collections.Counter(kind for kind, _ in it.counts.elements())
@@ -107,7 +107,7 @@ def test_latency_counts_the_best_round_and_measures_quality():
 
 
 def test_a_system_in_another_process_gives_the_same_scores(model, expected):
-  apart = baselines.Apart('ours onnx', model)
+  apart = _baselines.Apart('ours onnx', model)
   try:
     seconds, scores = apart(REQUESTS[0].query, REQUESTS[0].texts)
   finally:

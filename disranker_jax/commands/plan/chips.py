@@ -1,4 +1,4 @@
-"""TPU chips and slices: public facts, and devices that a program can be compiled for."""
+"""TPU chips and slices: published figures, and devices for which a program can be compiled."""
 
 import dataclasses
 import math
@@ -12,11 +12,11 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One generation's published figures, of one chip.
+  """Published figures of one chip of a generation.
 
-  `efficiency` is our assumption: the share of the peak that matrix products of a step reach, what
-  is computed again included. `links` to neighbours, two for each axis of the torus; `link_rate` is
-  of one of them in one direction.
+  `efficiency` is our assumption: the share of the peak that a step's matrix products reach,
+  recomputed ones included. A chip has two links per axis of the torus; `link_rate` is the rate of
+  one link in one direction.
   """
 
   name: str
@@ -24,22 +24,18 @@ class Chip:
   hbm_bytes: int
   hbm_rate: float  # bytes/s
   link_rate: float  # bytes/s
-  axes: int  # of the torus
+  axes: int  # axes of the torus
   efficiency: float
-  slices: tuple[str, ...]  # the usual ones
-
-  @property
-  def links(self) -> int:
-    return 2 * self.axes
+  slices: tuple[str, ...]  # usual ones, for messages
 
 
 _FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 _CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8')
 
-# Rates: Google Cloud's pages of each generation; a link is the chip's published bandwidth by its
-# links, one way. Efficiencies are rounded down from public runs of dense decoders: MaxText reports
-# 61 to 67 % model FLOPs on v5e, above 65 % on v5p and 47 % for Mistral-7B on v6e, PaLM (2022) 58 %
-# with recomputation on v4.
+# Rates: Google Cloud's page of each generation; the rate of a link is the chip's published one-way
+# bandwidth divided by its links. Efficiencies are rounded down from public runs of dense decoders:
+# MaxText reports 61 to 67 % model FLOPs on v5e, above 65 % on v5p and 47 % for Mistral-7B on v6e,
+# PaLM (2022) 58 % with recomputation on v4.
 CHIPS = {
   c.name: c
   for c in (
@@ -68,20 +64,20 @@ class Slice:
 
   @property
   def ici_rate(self) -> float:
-    """Bytes a second that the worst-connected chip takes in from its neighbours.
+    """Bytes per second that the worst-connected chip receives from its neighbours.
 
-    An axis gives a corner two links where it closes to a ring, which it does at full length on a
-    flat torus and in multiples of four on a cubic one, else one; an axis of length one gives none.
+    An axis gives a corner chip two links if it closes to a ring, else one; an axis of length one
+    gives none. A flat torus (two axes) closes at its full length, a cubic one at multiples of four.
     """
     full = (lambda n: n % 16 == 0) if self.chip.axes == 2 else (lambda n: n % 4 == 0)
     return self.chip.link_rate * sum(2 if full(n) else 1 for n in self.grid if n > 1)
 
 
 def find(topology: str) -> Slice:
-  """The slice of a name; UserError with the names there are for one that is not."""
-  found = re.fullmatch(r'(\w+):(\d+(?:x\d+)+)', topology)
-  chip = CHIPS.get(found[1]) if found else None
-  grid = tuple(int(n) for n in found[2].split('x')) if found else ()
+  """The slice with this name. Raises: UserError, with the usual names, for an unknown one."""
+  match = re.fullmatch(r'(\w+):(\d+(?:x\d+)+)', topology)
+  chip = CHIPS.get(match[1]) if match else None
+  grid = tuple(int(n) for n in match[2].split('x')) if match else ()
   if not chip or len(grid) != chip.axes or 0 in grid:
     raise UserError(f'--topology={topology!r} is unknown; there are {names()}')
   return Slice(chip, grid)
@@ -93,18 +89,18 @@ def names() -> str:
 
 
 def prepare() -> None:
-  """Before jax is imported: this machine computes on its CPU and looks for no TPU of its own."""
+  """Sets the environment, before jax is imported, to compute on the CPU and look for no TPU."""
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
-  # Compiling uses no chip, so several may do it at once.
+  # Compiling uses no chip, so several processes may do it at once.
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   os.environ.setdefault('TPU_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('TPU_STDERR_LOG_LEVEL', '3')
 
 
 def devices(where: Slice) -> list:
-  """A slice's devices, one a chip, which compile but do not run."""
+  """A slice's devices, one per chip; programs can be compiled for them but not run."""
   try:
     import libtpu  # noqa: F401
   except ImportError as e:
@@ -116,12 +112,12 @@ def devices(where: Slice) -> list:
   options = {}
   if where.size == 1:
     options['chips_per_host_bounds'] = (1, 1, 1)
-  if where.chip.name == 'v4':  # Otherwise a chip's two cores are a device each.
+  if where.chip.name == 'v4':  # otherwise each of a chip's two cores is a device
     options['chip_config_name'] = 'megacore'
   try:
-    found = topologies.get_topology_desc(where.name, 'tpu', **options).devices
-  except Exception as e:  # what the compiler raises is no public type
+    described = topologies.get_topology_desc(where.name, 'tpu', **options).devices
+  except Exception as e:  # the compiler's exceptions have no public type
     reason = str(e).strip().splitlines()[0]
     raise UserError(f'--topology={where.name}: {reason}; usual ones are {names()}') from e
-  assert len(found) == where.size, (where, len(found))
-  return list(found)
+  assert len(described) == where.size, (where, len(described))
+  return list(described)

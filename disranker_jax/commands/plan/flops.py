@@ -1,8 +1,8 @@
-"""Floating-point operations of a step, from shapes: every layer counted, whatever is scanned.
+"""Floating-point operations of a step, from shapes; every layer of a scan is counted.
 
-A product of [m, k] and [k, n] is 2 m k n. What is counted as the model's is what the mathematics
-asks for: 2 a parameter and token forward, twice that backward, causal attention halved (MaxText's
-definition). What the program computes beyond it is stated separately.
+A product of [m, k] and [k, n] is 2 m k n. The model's FLOPs follow MaxText's definition: 2 per
+parameter and token forward, twice that backward, causal attention halved. What the program computes
+beyond that is stated separately.
 """
 
 import dataclasses
@@ -14,17 +14,17 @@ import numpy as np
 from disranker_jax.models.network import logprob_chunk
 from disranker_jax.models.tree import flatten
 
-# Products of attention (of two forward, four backward) that a kernel's backward pass does again.
+# Attention products (of two forward, four backward) that a kernel's backward pass recomputes.
 AGAIN = {'xla': 1, 'cudnn': 1, 'splash': 3}
 
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-  """Of one step on all devices."""
+  """FLOPs of one step on all devices."""
 
   model: float
   recomputed: float = 0.0  # in the backward pass, to save memory
-  masked: float = 0.0  # scores that attention computes and causality rules out
+  masked: float = 0.0  # attention scores that the causal mask discards
 
   @property
   def hardware(self) -> float:
@@ -40,16 +40,19 @@ class Flops:
 
 
 def count(network, batch: dict, trained: str | None = None) -> Flops:
-  """Of a step on one batch of these shapes: training what `trained` matches, or None: scoring."""
+  """FLOPs of a step on one batch of these shapes.
+
+  `trained` is a regular expression over the trained parameters' paths; None is scoring.
+  """
   sizes = {k: v.size for k, v in flatten(jax.eval_shape(network.init, jax.random.key(0))).items()}
   is_trained = {k: trained is not None and bool(re.search(trained, k)) for k in sizes}
-  # Gradients go down to the lowest part that is trained; which layer of a scan is not told apart.
+  # Gradients flow down to the lowest trained part; layers of a scan are not distinguished.
   below = any(t for k, t in is_trained.items() if not _is_head(k, network))
   total = Flops(0.0)
   for path, size in sizes.items():
     uses = _uses(path, network, batch)
     forward = 2.0 * size * uses
-    # Gradients of a product's input and of its weights cost as much as the product.
+    # The gradients of a product's input and of its weights each cost as much as the product.
     model = forward * (1 + (trained is not None and below) + is_trained[path])
     again = trained is not None and below and _is_again(path, network)
     total += Flops(model, forward if again else 0.0)
@@ -57,7 +60,7 @@ def count(network, batch: dict, trained: str | None = None) -> Flops:
 
 
 def filled(batch: dict) -> dict:
-  """The batch with room for no more predicted tokens than it computes: empty chunks are skipped."""
+  """The batch with only the chunks of predicted tokens that are computed, the non-empty ones."""
   if 'owner_AP' not in batch:
     return batch
   real_AP = np.asarray(batch['owner_AP']) >= 0
@@ -69,7 +72,7 @@ def filled(batch: dict) -> dict:
 def _attention(network, batch: dict, backward: bool) -> Flops:
   c = network.config
   rows, length = batch['tokens_BT'].shape
-  product = 2.0 * c.layers * rows * c.heads * c.head_dim  # for each pair of positions
+  product = 2.0 * c.layers * rows * c.heads * c.head_dim  # per pair of positions
   full = seen = length * length
   if network.is_decoder:
     window = min(c.window or length, length)
@@ -78,7 +81,7 @@ def _attention(network, batch: dict, backward: bool) -> Flops:
   if backward:
     again = AGAIN[network.attention] + 2 * (network.remat == 'full')
     if network.attention == 'xla' and network.remat == 'dots':
-      again = 0  # what it would compute again is among the dots that are kept
+      again = 0  # what it would recompute is among the saved dots
   products = 2 + 4 * backward
   masked = full - seen if network.attention == 'xla' else 0
   return Flops(
@@ -87,18 +90,18 @@ def _attention(network, batch: dict, backward: bool) -> Flops:
 
 
 def _uses(path: str, network, batch: dict) -> int:
-  """At how many positions a parameter is multiplied by an activation in a forward pass."""
+  """The number of positions at which a forward pass multiplies a parameter by an activation."""
   if _is_vocabulary(path, network):
     blocks, count = batch['index_AP'].shape if 'index_AP' in batch else (0, 0)
     chunk = logprob_chunk(blocks, count)
     return blocks * -(-count // chunk) * chunk
   if not re.search(r'(kernel|lora_a|lora_b)$', path):
-    return 0  # looked up, added or multiplied element by element
+    return 0  # looked up, or applied element by element
   return batch['tokens_BT'].size if 'blocks/' in path else batch['index_AX'].size
 
 
 def _is_vocabulary(path: str, network) -> bool:
-  """Whether next-token logits are products with it."""
+  """Whether it is the matrix of next-token logits."""
   if not network.is_decoder or network.head == 'rank':
     return False
   return path == ('params/embed/embedding' if network.config.tied else 'params/lm_head/kernel')
@@ -109,9 +112,9 @@ def _is_head(path: str, network) -> bool:
 
 
 def _is_again(path: str, network) -> bool:
-  """Whether the backward pass computes a product again."""
+  """Whether the backward pass recomputes a product."""
   if 'blocks/' not in path:
-    return _is_vocabulary(path, network)  # chunks of logits are never kept
-  # Of a layer's last product only a norm behind it needs the value.
+    return _is_vocabulary(path, network)  # chunks of logits are never saved
+  # The value of a layer's last product is needed only by a norm behind it.
   last = network.is_decoder and path.endswith(('down/kernel', 'down/lora_b'))
   return network.remat == 'full' and not last

@@ -1,7 +1,7 @@
 """What a compiled step moves, read from the text of its program: collectives and HBM traffic.
 
-The compiler's own cost analysis counts the body of a loop once; here it is multiplied by the trip
-count, so that a scan over layers counts all of them.
+The compiler's own cost analysis counts the body of a loop once. Here it is multiplied by the trip
+count, so a scan over layers counts every layer.
 """
 
 import collections
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
 
-# Instructions that only name what is there already.
+# Instructions that only name existing values.
 _FREE = {
   'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call',
   'partition-id', 'replica-id', 'iota', 'after-all', 'optimization-barrier',
@@ -35,7 +35,7 @@ class Instruction:
   name: str
   result: tuple[Array, ...]
   opcode: str
-  inside: str  # of the parentheses: operands, or a constant's value
+  inside: str  # text in the parentheses: operands, or a constant's value
   attributes: str
   root: bool
 
@@ -44,17 +44,17 @@ class Instruction:
     return _NAME.findall(self.inside)
 
   def attribute(self, name: str) -> str | None:
-    """The computation that `name=%computation` says."""
-    found = re.search(rf'\b{name}=%([\w.\-]+)', self.attributes)
-    return found[1] if found else None
+    """The computation in `name=%computation`."""
+    match = re.search(rf'\b{name}=%([\w.\-]+)', self.attributes)
+    return match[1] if match else None
 
 
 @dataclasses.dataclass
 class Moved:
-  """Of one execution of the program on one device."""
+  """What one execution of the program moves on one device."""
 
   counts: dict[str, int]
-  bytes: dict[str, int]  # that the device takes in from others, by ring algorithms
+  bytes: dict[str, int]  # received from other devices, by ring algorithms
   hbm: int  # bytes read and written in HBM
 
 
@@ -68,7 +68,7 @@ class Program:
       if here is None and (name := _header(line)):
         here = self.computations.setdefault(name, [])
         self.entry = name if line.startswith('ENTRY') else self.entry
-      elif line.rstrip() == '}':  # a kernel's metadata may have lines that begin with one
+      elif line.rstrip() == '}':  # a kernel's metadata may have lines that start with one
         here = None
       elif here is not None and (parsed := _instruction(line)):
         here.append(parsed)
@@ -81,8 +81,8 @@ class Program:
       body = {i.name: i for i in self.computations[name]}
       total.hbm += times * sum(traffic(i, body, trips) for i in body.values())
       for each, size in self._collectives(name):
-        # One that is spread over fusions, also of loops within its own, is written in each of
-        # them, on the same channel: it happens as often as where it happens least.
+        # A collective that is spread over fusions, also over those of inner loops, appears in each
+        # of them with the same channel; its count is the smallest of theirs.
         key = _channel(each) or f'{name} {each.name}'
         if key not in collectives or times < collectives[key][0]:
           collectives[key] = times, each, size
@@ -106,14 +106,14 @@ class Program:
           waiting += [(called, times, trips) for called in self._called(i)]
 
   def trips(self, loop: Instruction, name: str) -> int:
-    """How often a while runs: by what the compiler notes, else by its counter, at least once."""
+    """The trip count of a while: the compiler's own note, else from its counter; at least 1."""
     if known := re.search(r'known_trip_count[^}]*?"n":"(\d+)"', loop.attributes):
       return int(known[1])
     condition = self.computations[loop.attribute('condition')]
     body = self.computations[loop.attribute('body')]
     limits = [int(i.inside) for i in condition if _is_integer(i)]
     counter = [re.search(r'index=(\d+)', i.attributes) for i in condition]
-    counter = [int(found[1]) for found in counter if found]
+    counter = [int(match[1]) for match in counter if match]
     if len(limits) != 1 or len(counter) != 1:
       return max(limits, default=1)
     step = _step(body, counter[0])
@@ -129,7 +129,7 @@ class Program:
     return [i.attribute('to_apply') or i.attribute('calls')]
 
   def _collectives(self, name: str) -> Iterator[tuple[Instruction, int]]:
-    """(collective, bytes of its operands) of a computation and of the fusions in it."""
+    """(collective, bytes of its operands) of a computation and of its fusions."""
     bodies = [name, *(i.attribute('calls') for i in self.computations[name] if _is_fusion(i))]
     for body in (self.computations[b] for b in bodies):
       known = {i.name: i for i in body}
@@ -139,7 +139,7 @@ class Program:
 
 
 def payload(each: Instruction, size: int, devices: int) -> int:
-  """Bytes that a device takes in, from the bytes of a collective's operands on it."""
+  """Bytes that a device receives, from the bytes of a collective's operands on it."""
   kind, n = each.opcode.removesuffix('-start'), group_size(each.attributes, devices)
   return {
     'all-gather': size * (n - 1),
@@ -151,27 +151,27 @@ def payload(each: Instruction, size: int, devices: int) -> int:
 
 
 def group_size(attributes: str, devices: int) -> int:
-  """Devices that take part in a collective together, by any of the ways in which groups are said.
+  """The number of devices in a group of a collective, in any notation of groups.
 
   Lists {{0,1},{2,3}}; [groups,size]<=[...]; axes of a mesh['a'=4,'b'=2] {'a'}, where 'a':(1)2 is
   a part of an axis.
   """
-  if found := re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', attributes):
-    sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-    axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
+  if match := re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', attributes):
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+    axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2])
     return math.prod(int(part or sizes[axis]) for axis, part in axes)
-  if found := re.search(r'replica_groups=\[(\d+),(\d+)\]', attributes):
-    return int(found[2])
-  if found := re.search(r'replica_groups=\{\{([\d,]+)\}', attributes):
-    return len(found[1].split(','))
+  if match := re.search(r'replica_groups=\[(\d+),(\d+)\]', attributes):
+    return int(match[2])
+  if match := re.search(r'replica_groups=\{\{([\d,]+)\}', attributes):
+    return len(match[1].split(','))
   return devices
 
 
 def traffic(i: Instruction, body: dict[str, Instruction], trips: int) -> int:
   """Bytes that an instruction reads and writes in HBM.
 
-  In a loop, an array that the loop carries and whose first axis is as long as the loop counts as
-  the slice of one trip: that is how a scan reads its layers and writes its results.
+  An array that a loop carries, and whose first axis has the length of the loop, counts as the slice
+  of one trip: a scan reads its layers and writes its results that way.
   """
   if i.opcode in _FREE or 'AllocateBuffer' in i.attributes:
     return 0
@@ -182,7 +182,7 @@ def traffic(i: Instruction, body: dict[str, Instruction], trips: int) -> int:
       return 0
     return array.bytes // trips if array.dims in carried else array.bytes
 
-  # What a -start yields is counted at its -done, what a -done takes was counted at its -start.
+  # A -start's results count at its -done, and a -done's operands counted at its -start.
   reads = () if i.opcode.endswith('-done') else i.operands
   writes = () if i.opcode.endswith('-start') else i.result
   read = sum(size(a) for o in reads if o in body for a in body[o].result)
@@ -196,25 +196,25 @@ def _is_carried(i: Instruction | None, trips: int) -> bool:
 
 
 def _header(line: str) -> str | None:
-  found = re.match(r'(?:ENTRY )?%?([\w.\-]+) \(.*\{$', line)
-  return found[1] if found else None
+  match = re.match(r'(?:ENTRY )?%?([\w.\-]+) \(.*\{$', line)
+  return match[1] if match else None
 
 
 def _instruction(line: str) -> Instruction | None:
-  found = re.match(r'\s+(ROOT )?%?([\w.\-]+) = ', line)
-  if not found:
+  match = re.match(r'\s+(ROOT )?%?([\w.\-]+) = ', line)
+  if not match:
     return None
-  rest = line[found.end() :]
+  rest = line[match.end() :]
   end = _closing(rest) if rest.startswith('(') else rest.find(' ')
   shape, rest = rest[:end], rest[end:].lstrip()
   opcode, _, _ = rest.partition('(')
   stop = len(opcode) + _closing(rest[len(opcode) :])
   inside, attributes = rest[len(opcode) + 1 : stop - 1], rest[stop:]
-  return Instruction(found[2], _arrays(shape), opcode, inside, attributes, bool(found[1]))
+  return Instruction(match[2], _arrays(shape), opcode, inside, attributes, bool(match[1]))
 
 
 def _closing(text: str) -> int:
-  """Index after the parenthesis that closes the one that `text` begins with."""
+  """Index after the parenthesis that closes the first character of `text`."""
   depth = 0
   for at, letter in enumerate(text):
     depth += (letter == '(') - (letter == ')')
@@ -224,14 +224,14 @@ def _closing(text: str) -> int:
 
 
 def _arrays(shape: str) -> tuple[Array, ...]:
-  found = []
+  arrays = []
   for kind, dims, layout in _ARRAY.findall(shape):
     dims = tuple(int(d) for d in dims.split(',') if d)
     bits = re.search(r'\d+', kind)
     size = math.ceil(math.prod(dims) * (int(bits[0]) if bits else 8) / 8)
     # Memory space 0 is HBM.
-    found.append(Array(dims, size, not re.search(r'S\([1-9]', layout)))
-  return tuple(found)
+    arrays.append(Array(dims, size, not re.search(r'S\([1-9]', layout)))
+  return tuple(arrays)
 
 
 def _is_fusion(i: Instruction) -> bool:
@@ -239,8 +239,8 @@ def _is_fusion(i: Instruction) -> bool:
 
 
 def _channel(i: Instruction) -> str | None:
-  found = re.search(r'channel_id=(\d+)', i.attributes)
-  return found[1] if found else None
+  match = re.search(r'channel_id=(\d+)', i.attributes)
+  return match[1] if match else None
 
 
 def _is_integer(i: Instruction) -> bool:
@@ -248,7 +248,7 @@ def _is_integer(i: Instruction) -> bool:
 
 
 def _step(body: list[Instruction], index: int) -> int:
-  """What a trip adds to the loop's counter, which is that part of the tuple it carries."""
+  """What a trip adds to the loop's counter, element `index` of the carried tuple."""
   known = {i.name: i for i in body}
   root = next(i for i in body if i.root)
   added = _source(known, root.operands[index]) if root.opcode == 'tuple' else None
@@ -259,18 +259,18 @@ def _step(body: list[Instruction], index: int) -> int:
 
 
 def _start(computation: list[Instruction], carried: str, index: int) -> int:
-  """The loop's counter before it: 0 unless the tuple that goes in says otherwise."""
+  """The loop's counter before the first trip: 0 unless the carried tuple holds another value."""
   known = {i.name: i for i in computation}
-  given = known.get(carried)
-  if given is None or given.opcode != 'tuple':
+  initial = known.get(carried)
+  if initial is None or initial.opcode != 'tuple':
     return 0
-  first = _source(known, given.operands[index])
+  first = _source(known, initial.operands[index])
   return int(first.inside) if first is not None and _is_integer(first) else 0
 
 
 def _source(known: dict[str, Instruction], name: str) -> Instruction | None:
-  """The instruction that computes a value, seen through copies."""
-  found = known.get(name)
-  while found is not None and found.opcode in ('copy', 'bitcast', 'copy-start', 'copy-done'):
-    found = known.get(found.operands[0])
-  return found
+  """The instruction that computes a value, behind any copies."""
+  source = known.get(name)
+  while source is not None and source.opcode in ('copy', 'bitcast', 'copy-start', 'copy-done'):
+    source = known.get(source.operands[0])
+  return source

@@ -24,12 +24,12 @@ PAPER_ROWS = {
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """What the compiler says of one step on one device."""
+  """The compiler's figures for one step on one device."""
 
   fits: bool
-  bytes: int  # at its fullest
+  bytes: int  # peak memory
   held: dict[str, int]  # parameters, moments, batch
-  moved: hlo.Moved | None  # None where it does not fit: then there is no program
+  moved: hlo.Moved | None  # None if it does not fit, since then there is no program
 
   @property
   def temporaries(self) -> int:
@@ -37,7 +37,7 @@ class Cost:
 
 
 def compile_step(step: stages.Step, where: chips.Slice) -> Cost:
-  """Compiles with the devices' own compiler; what does not fit is an answer, not an error."""
+  """Compiles with the devices' own compiler; running out of memory is a result, not an error."""
   try:
     compiled = step.lowered.compile()
   except jax.errors.JaxRuntimeError as e:
@@ -47,7 +47,7 @@ def compile_step(step: stages.Step, where: chips.Slice) -> Cost:
     return Cost(False, used, step.held, None)
   analysis = compiled.memory_analysis()
   used, held = memory.peak(analysis), dict(step.held)
-  # Of a batch only the arrays that the step reads are kept.
+  # The compiler keeps only those arrays of a batch that the step reads.
   rest = sum(n for part, n in held.items() if part != 'batch')
   held['batch'] = max(0, analysis.argument_size_in_bytes - rest)
   moved = hlo.Program(compiled.as_text()).moved(where.size)
@@ -55,19 +55,20 @@ def compile_step(step: stages.Step, where: chips.Slice) -> Cost:
 
 
 def exhausted(message: str) -> int | None:
-  """Bytes that a program would take, from the compiler's word that they are too many."""
+  """Bytes that a program would need, from the compiler's out-of-memory message; None without."""
   number = r'([\d.]+)([KMGT]?)'
-  found = re.search(rf'Total hbm usage >= {number}', message)
-  found = found or re.search(rf'Used {number} of [\d.]+[KMGT]? hbm', message)
-  if not found:
+  match = re.search(rf'Total hbm usage >= {number}', message)
+  match = match or re.search(rf'Used {number} of [\d.]+[KMGT]? hbm', message)
+  if not match:
     return None
-  return int(float(found[1]) * 1024 ** ' KMGT'.index(found[2] or ' '))
+  return int(float(match[1]) * 1024 ** ' KMGT'.index(match[2] or ' '))
 
 
 def plan(config, stage: str, where: chips.Slice, mesh, rows: int = 0, pair_tokens: int = 0) -> dict:
-  """The whole answer, as what `--json` prints.
+  """The whole answer, as `--json` prints it.
 
-  `rows` of data are the paper's if 0; a pair has `pair_tokens`, or if 0 as many as it may have.
+  `rows` is the size of the data, 0 for the paper's; `pair_tokens` the length of a pair, 0 for the
+  config's limit.
   """
   step = stages.trace(config, stage, mesh)
   cost = compile_step(step, where)
@@ -102,7 +103,7 @@ def plan(config, stage: str, where: chips.Slice, mesh, rows: int = 0, pair_token
 
 
 def times(count: flops.Flops, moved: hlo.Moved, where: chips.Slice) -> dict[str, float]:
-  """Seconds of a step: the slowest of its three parts, as if they overlapped perfectly."""
+  """Seconds of a step: the slowest of its three parts, assuming that they overlap perfectly."""
   chip = where.chip
   parts = {
     'compute': count.hardware / (where.size * chip.peak * chip.efficiency),
@@ -113,7 +114,7 @@ def times(count: flops.Flops, moved: hlo.Moved, where: chips.Slice) -> dict[str,
 
 
 def work(config, stage: str, where, step, step_s: float, rows: int, pair_tokens: int) -> dict:
-  """How fast the data goes by, and what all of it costs."""
+  """Throughput, and the cost of the whole stage."""
   c, side = config[stage], systems.model_settings(config, stage)
   row_count, row_len = step.batch['tokens_BT'].shape
   length = pair_tokens or side.max_len
@@ -135,41 +136,41 @@ def work(config, stage: str, where, step, step_s: float, rows: int, pair_tokens:
 
 
 def remedies(config, stage: str, where: chips.Slice, mesh) -> list[str]:
-  """What to try where it does not fit, the cheapest in speed first."""
+  """What to try if it does not fit, the smallest loss of speed first."""
   name, c = ('student' if stage in ('student_sft', 'distill') else 'teacher'), config[stage]
-  side, training, found = config[name], stage != 'score', []
+  side, training, options = config[name], stage != 'score', []
   if mesh.shape['fsdp'] * mesh.shape['model'] < where.size:
-    found.append('--config.mesh.fsdp=-1 --config.mesh.data=1')
+    options.append('--config.mesh.fsdp=-1 --config.mesh.data=1')
   if side.attention == 'xla':
-    found.append(f'--config.{name}.attention=auto')
+    options.append(f'--config.{name}.attention=auto')
   if training and side.remat != 'full':
-    found.append(f'--config.{name}.remat=full')
+    options.append(f'--config.{name}.remat=full')
   if training and c.optimizer == 'adamw' and c.adam_mu_dtype == 'float32':
-    found.append(f'--config.{stage}.adam_mu_dtype=bfloat16')
+    options.append(f'--config.{stage}.adam_mu_dtype=bfloat16')
   if training and c.batch_rows > mesh.shape['data'] * mesh.shape['fsdp']:
-    found.append(
+    options.append(
       f'--config.{stage}.batch_rows={c.batch_rows // 2} '
       f'--config.{stage}.gradient_accumulation_steps={2 * c.gradient_accumulation_steps}'
     )
   if not training:
-    found += [
+    options += [
       f'--config.{name}.param_dtype=bfloat16',
       f'--config.score.batch_rows={c.batch_rows // 2}',
     ]
   if training and c.optimizer == 'adamw':
-    found.append(f'--config.{stage}.optimizer=adafactor')
+    options.append(f'--config.{stage}.optimizer=adafactor')
   if training and not side.lora_rank:
-    found.append(
+    options.append(
       f"--config.{name}.lora_rank=16 --config.{stage}.trainable='lora/.*|score|classifier|pooler'"
     )
-  return [*found, 'a larger slice']
+  return [*options, 'a larger slice']
 
 
 def hints(config, stage: str, mesh) -> list[str]:
-  """What is likely to be faster, though it fits as it is."""
+  """Changes that are likely to be faster, for a step that fits."""
   c, parts = config[stage], sharding.parts(mesh)
   if c.get('data_shards', parts) == 1 < parts and c.batch_rows % parts == 0:
-    # Positions count from the start of the whole batch, so all of it travels to every device.
+    # Positions count from the start of the whole batch, so all of it is sent to every device.
     return [f'--config.{stage}.data_shards={parts}, so that devices gather no rows of others']
   return []
 
@@ -181,14 +182,14 @@ def text(answer: dict) -> str:
   mesh = ', '.join(f'{axis} {n}' for axis, n in answer['mesh'].items())
   lines = [
     ('stage', f'{answer["stage"]} on {answer["topology"]}, {answer["devices"]} chips; mesh {mesh}'),
-    ('memory', f'{verdict}: {size(answer["bytes_per_device"])} a chip, {share:.0%} of its '
+    ('memory', f'{verdict}: {size(answer["bytes_per_device"])} per chip, {share:.0%} of its '
                f'{size(answer["hbm_bytes"])}'),
     ('', ', '.join(f'{k} {size(n)}' for k, n in answer['memory'].items() if n)),
   ]  # fmt: skip
   f = answer['flops']
   beyond = f['recomputed'] + f['masked']
   lines.append(
-    ('FLOPs a step', f'{f["model"]:.3g}, and {beyond:.3g} recomputed or masked: all layers')
+    ('FLOPs per step', f'{f["model"]:.3g}, and {beyond:.3g} recomputed or masked, over all layers')
   )
   if not answer['fits']:
     lines.append(('try', '; or '.join(answer['try'])))
@@ -202,8 +203,8 @@ def _speed(answer: dict) -> list[tuple[str, str]]:
   moved = [f'{k} {v["count"]} ({size(v["bytes"])})' for k, v in answer['collectives'].items()]
   rows = f'{answer["rows"]:,} rows ({answer["rows_from"]}), {answer["epochs"]:g} epochs'
   return [
-    ('collectives', ', '.join(moved) + ' a step and chip' if moved else 'none'),
-    ('HBM traffic', f'{size(answer["hbm_traffic"])} a step and chip'),
+    ('collectives', ', '.join(moved) + ' per step and chip' if moved else 'none'),
+    ('HBM traffic', f'{size(answer["hbm_traffic"])} per step and chip'),
     ('step', f'{s["step"]:.3g} s by {answer["bound"]}: compute {s["compute"]:.3g} s at an assumed '
              f'{answer["efficiency"]:.0%} of peak, HBM {s["hbm"]:.3g} s, ICI {s["ici"]:.3g} s'),
     ('speed', f'{answer["tokens_per_s"]:,.0f} tokens/s, {answer["pairs_per_s"]:,.0f} pairs/s of '
@@ -215,7 +216,7 @@ def _speed(answer: dict) -> list[tuple[str, str]]:
 
 
 def as_json(answer: dict) -> str:
-  """One line, numbers with six digits."""
+  """One line of JSON, numbers with six digits."""
 
   def short(x):
     if isinstance(x, dict):

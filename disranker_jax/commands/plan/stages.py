@@ -1,4 +1,4 @@
-"""A stage's real step with shapes for arrays: no weights, no tokenizer, no data, no device."""
+"""A stage's real step on shapes instead of arrays: no weights, tokenizer, data or device."""
 
 import copy
 import dataclasses
@@ -20,7 +20,7 @@ from disranker_jax.rankers import pointwise
 from disranker_jax.stages import cpt, distill, roles, sft
 from disranker_jax.training import train
 
-# The sizes that the published config.json files of the paper's two models give.
+# From the published config.json files of the paper's two models.
 PUBLISHED = {
   'mistralai/Mistral-7B-v0.1': {
     'model_type': 'mistral', 'vocab_size': 32000, 'hidden_size': 4096, 'intermediate_size': 14336,
@@ -38,10 +38,10 @@ PUBLISHED = {
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """One step of a stage, traced; what it holds, in bytes a device; and what it computes on."""
+  """One traced step of a stage, the bytes that it holds per device, and its batch."""
 
   network: Network
-  lowered: object  # .compile() needs the mesh's devices to be ones that compile only
+  lowered: object  # jax.stages.Lowered, for devices that can only compile
   held: dict[str, int]  # by part
   batch: dict  # shapes of one micro-batch
   trained: str | None  # see flops.count
@@ -49,7 +49,7 @@ class Step:
 
 
 def trace(config, stage: str, mesh) -> Step:
-  """The step that the stage would run on the mesh, for the mesh's kind of device."""
+  """The step that the stage would run on this mesh."""
   side = systems.model_settings(config, stage)
   network = _ranker(config, stage, _resolved(side, mesh))
   variables = _variables(network, side.param_dtype)
@@ -68,7 +68,7 @@ def _training(config, stage: str, network: Network, variables: dict, mesh) -> St
   }
   task = tasks[stage](config, network)
   batch = task.shape.block(c.data_shards).zeros(c.data_shards)
-  steps = c.max_steps or 1000  # it only sets where the schedule bends
+  steps = c.max_steps or 1000  # only the schedule depends on it
   program = train.Program(task.loss, c, steps, variables, batch, c.data_shards, mesh)
   held = {
     'parameters': per_device((program.trained, program.frozen)),
@@ -93,7 +93,7 @@ def _scoring(config, network: Network, variables: dict, mesh) -> Step:
 
 
 def _resolved(side, mesh):
-  """A side's settings with 'auto' meant for the mesh's devices rather than for this machine."""
+  """A model's settings with 'auto' resolved for the mesh's devices, not for this machine."""
   side = copy.deepcopy(side)
   platform = mesh.devices.flat[0].platform
   side.precision = roles.precision(side.precision, platform)
@@ -111,17 +111,17 @@ def _ranker(config, stage: str, side) -> Network:
 
 
 def _variables(network: Network, dtype: str) -> dict:
-  """Shapes of the parameters, the base ones in the dtype in which they are loaded."""
+  """Shapes of the variables, base parameters in the dtype in which they are loaded."""
   shapes = dict(jax.eval_shape(network.init, jax.random.key(0)))
   cast = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype))  # noqa: E731
   return shapes | {'params': jax.tree.map(cast, shapes['params'])}
 
 
 def config_folder(name: str, scratch: pathlib.Path) -> pathlib.Path:
-  """A folder with a model's config.json, of which a plan needs no more; no weights are fetched.
+  """A folder with a model's config.json, all that a plan needs; no weights are fetched.
 
-  From a local folder, the Hugging Face cache, the table above (also for a folder of that name
-  that is on another machine), or, as one small file, the hub.
+  Tried in order: a local folder, the Hugging Face cache, PUBLISHED (also for a folder of that name
+  on another machine), and the hub, for this one small file.
   """
   local = pathlib.Path(name).expanduser()
   if (local / 'config.json').exists():
@@ -141,11 +141,11 @@ def config_folder(name: str, scratch: pathlib.Path) -> pathlib.Path:
     if not _is_hub_id(name):
       raise FileNotFoundError(f'no {local / "config.json"}')
     return pathlib.Path(huggingface_hub.hf_hub_download(name, 'config.json')).parent
-  except Exception as e:  # the hub's HTTP library, and with it the exceptions, changes
+  except Exception as e:  # the hub's HTTP library, and so its exceptions, change
     reason = str(e).strip().splitlines()[0]
     raise UserError(
-      f'model {name!r}: its config.json is needed and cannot be had ({reason}); name a folder that '
-      f'has it, or one of {", ".join(PUBLISHED)}'
+      f'model {name!r}: its config.json cannot be found ({reason}); name a folder that has '
+      f'it, or one of {", ".join(PUBLISHED)}'
     ) from e
 
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from disranker_jax import progress
-from disranker_jax.commands.common import guarded
+from disranker_jax.commands.common import Parser, guarded
 from disranker_jax.data.records import BadRows
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import online
@@ -21,11 +21,7 @@ from disranker_jax.evaluation.online.stats import METRICS
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    prog='disranker online',
-    description=online.__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = Parser('online', online.__doc__, "'logs/*.jsonl.gz' --control base --holm")
   add = parser.add_argument
   add('events', nargs='+', metavar='EVENTS', help='JSON lines (.gz) or .parquet; globs will do')
   add('--control', metavar='NAME', help="the bucket to compare with (default: 'control')")

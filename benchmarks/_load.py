@@ -1,4 +1,4 @@
-"""Load on a server from another process: closed loop (clients that wait) or open (arrivals)."""
+"""Load on a server: closed loop (each client waits for its answer) or open loop (arrivals)."""
 
 import concurrent.futures
 import http.client
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 
 class Client:
-  """One keep-alive connection; `post` gives (status, body), and 0 where there was no answer."""
+  """One keep-alive connection; `post` returns (status, body), status 0 without an answer."""
 
   def __init__(self, url: str, timeout_s: float = 60.0):
     parts = urlsplit(url)
@@ -26,7 +26,7 @@ class Client:
         response = self._connection.getresponse()
         return response.status, response.read()
       except (OSError, http.client.HTTPException):
-        self.close()  # a server may close an idle connection at any time: once more on a new one
+        self.close()  # a server may close an idle connection at any time: retry on a new one
     return 0, b''
 
   def close(self) -> None:
@@ -40,7 +40,7 @@ def rerank_body(request) -> bytes:
 
 
 def closed(url: str, bodies: list[bytes], clients: int, seconds: float) -> list[tuple[int, float]]:
-  """(status, seconds) of every request of clients that ask again as soon as they are answered."""
+  """(status, seconds) of every request of clients that send the next one after each answer."""
   end = time.monotonic() + seconds
 
   def one(seed: int):
@@ -57,9 +57,9 @@ def closed(url: str, bodies: list[bytes], clients: int, seconds: float) -> list[
 
 
 def opened(url: str, bodies: list[bytes], rate: float, seconds: float) -> list[tuple[int, float]]:
-  """The same of requests that arrive by chance, `rate` a second, answered or not.
+  """(status, seconds) of requests with random arrivals, `rate` per second on average.
 
-  A request's time counts from when it should have begun, so a slow server cannot slow its load.
+  A request's time counts from its planned arrival, so a slow server cannot reduce its load.
   """
   rng, out, lock = random.Random(0), [], threading.Lock()
   local = threading.local()

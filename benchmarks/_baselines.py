@@ -1,4 +1,4 @@
-"""Systems that score (query, texts): ours by each backend, and what others would use instead.
+"""Systems that score (query, texts): our backends, and the libraries that people use instead.
 
 Every system starts from text, as a request does, and uses all cores.
 """
@@ -21,13 +21,13 @@ OTHERS = ('sentence-transformers bf16', 'sentence-transformers fp32', 'onnxrunti
 
 
 def installed() -> list[str]:
-  """Systems whose packages are here."""
+  """The systems whose packages are installed."""
   there = importlib.util.find_spec('torch') and importlib.util.find_spec('sentence_transformers')
   return [*OURS, *(n for n in OTHERS if there or not n.startswith('sentence'))]
 
 
 def open_system(name: str, folder: Path, max_len: int = 0) -> Callable:
-  """(query, texts) -> scores; `max_len` instead of the model's own."""
+  """The function (query, texts) -> scores; `max_len` replaces the model's own limit."""
   if name.startswith('ours'):
     return ours(folder, name.removeprefix('ours '), max_len)
   if name.startswith('sentence'):
@@ -36,9 +36,9 @@ def open_system(name: str, folder: Path, max_len: int = 0) -> Callable:
 
 
 class Apart:
-  """A system in a process of its own, since the threads of one runtime hold up another's.
+  """A system in a process of its own, since the threads of two runtimes slow each other down.
 
-  Called with (query, texts) it gives (seconds, scores), timed there.
+  A call with (query, texts) returns (seconds, scores), timed in that process.
   """
 
   def __init__(self, name: str, folder: Path, max_len: int = 0):
@@ -53,10 +53,10 @@ class Apart:
     self._pool.shutdown()
 
 
-def _open(*what) -> None:
-  global _system  # one of the process
+def _open(*arguments) -> None:
+  global _system  # one per process
   runtime.prepare()
-  _system = open_system(*what)
+  _system = open_system(*arguments)
 
 
 def _timed(query: str, texts) -> tuple[float, np.ndarray]:
@@ -72,7 +72,7 @@ def ours(folder: Path, name: str, max_len: int) -> Callable:
 
 
 def cross_encoder(folder: Path, bf16: bool, max_len: int) -> Callable:
-  """sentence-transformers as its documentation has it."""
+  """sentence-transformers, called as its documentation shows."""
   import torch
   from sentence_transformers import CrossEncoder
 
@@ -89,7 +89,7 @@ def cross_encoder(folder: Path, bf16: bool, max_len: int) -> Callable:
 
 
 def plain_onnx(folder: Path, max_len: int) -> Callable:
-  """ONNX Runtime's defaults on the fp32 file: one call of all texts, padded to the longest."""
+  """ONNX Runtime's defaults on the fp32 file: one call with all texts, padded to the longest."""
   import onnxruntime
   from transformers import AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""What benches score: the held-out queries of the documentation of Python, with BM25's top."""
+"""What benches score: held-out queries of Python's documentation with BM25's top documents."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from disranker_jax.evaluation import metrics
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """A query with its texts; grades by position where there are any."""
+  """A query with its texts, and their grades by position if known."""
 
   query: str
   texts: tuple[str, ...]
@@ -19,7 +19,7 @@ class Request:
 
 
 def natural(count: int, depth: int = 20) -> list[Request]:
-  """Texts as they are."""
+  """Requests with the texts unchanged."""
   out = []
   for group in python_docs.groups('test', depth):
     texts = tuple(document_text(d) for d in group.docs)
@@ -30,19 +30,19 @@ def natural(count: int, depth: int = 20) -> list[Request]:
 
 
 def full(count: int, depth: int = 20) -> list[Request]:
-  """The same with every text longer than any model takes."""
+  """Requests in which every text is longer than any model reads."""
   long = ' '.join(t for r in natural(3) for t in r.texts)
   return [dataclasses.replace(r, texts=tuple(f'{t} {long}' for t in r.texts))
           for r in natural(count, depth)]  # fmt: skip
 
 
 def ndcg(requests: list[Request], scores: list[np.ndarray], depth: int = 5) -> float:
-  """Mean nDCG of the requests' own grades."""
+  """Mean nDCG by the requests' own grades."""
   values = []
-  for request, given in zip(requests, scores, strict=True):
-    run, grades = (dict(enumerate(map(float, v))) for v in (given, request.grades))
-    run, grades = ({str(k): v for k, v in d.items()} for d in (run, grades))
-    values.append(metrics.ndcg(run, {k: int(v) for k, v in grades.items()}, depth))
+  for request, scores_N in zip(requests, scores, strict=True):
+    run = {str(i): float(score) for i, score in enumerate(scores_N)}
+    grades = {str(i): int(grade) for i, grade in enumerate(request.grades)}
+    values.append(metrics.ndcg(run, grades, depth))
   return float(np.mean(values))
 
 

@@ -1,0 +1,277 @@
+"""The command line: its commands, their help and errors, and the one way to override a config."""
+
+import ast
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import batches
+from disranker_jax import config as configs
+from disranker_jax import main as run
+from disranker_jax.commands import cli, common
+from disranker_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+TINY = str(ROOT / 'configs' / 'tiny.py')
+BENCHES = ('batches', 'data', 'growth', 'latency', 'profile', 'score', 'serve', 'soak', 'train')
+
+
+def error(capsys, *argv) -> str:
+  """The one line with which a command line is refused."""
+  with pytest.raises(SystemExit) as end:
+    cli.main(list(argv))
+  out, err = capsys.readouterr()
+  assert end.value.code == 2 and out == '' and len(err.splitlines()) == 1
+  assert err.startswith('error: ')
+  return err.removeprefix('error: ').rstrip()
+
+
+class TestHelp:
+  @pytest.mark.parametrize('argv', [[], ['-h'], ['--help']])
+  def test_without_a_command_all_commands_are_listed(self, argv, capsys):
+    cli.main(argv)
+    out = capsys.readouterr().out
+    assert out.startswith('usage: disranker COMMAND')
+    assert all(f'\n  {name} ' in out for name in cli.COMMANDS)
+
+  def test_the_list_needs_neither_jax_nor_transformers(self):
+    code = (
+      'import sys; from disranker_jax.commands import cli; cli.main(["--help"]); '
+      'sys.exit(any(name in sys.modules for name in ("jax", "transformers", "numpy")))'
+    )
+    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+  @pytest.mark.parametrize('name', [n for n in cli.COMMANDS if n != 'bench'])
+  def test_every_command_has_a_usage_a_sentence_and_an_example(self, name, capsys):
+    with pytest.raises(SystemExit) as end:
+      cli.main([name, '--help'])
+    out = capsys.readouterr().out
+    assert end.value.code == 0
+    assert out.startswith(f'usage: disranker {name} ') and f'\n  disranker {name} ' in out
+    assert importlib.import_module(cli.COMMANDS[name].module).__doc__
+
+  def test_benches_are_listed_with_their_first_sentence(self, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cli.main(['bench'])
+    out = capsys.readouterr().out
+    assert all(f'\n  {name} ' in out for name in BENCHES)
+    assert (
+      f'profile  {(ast.get_docstring(parsed("benchmarks/step_profile.py"))).splitlines()[0]}' in out
+    )
+
+  @pytest.mark.parametrize('name', BENCHES)
+  def test_every_bench_has_a_usage_and_an_example(self, name, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as end:
+      cli.main(['bench', name, '--help'])
+    out = capsys.readouterr().out
+    assert end.value.code == 0
+    assert out.startswith(f'usage: disranker bench {name} ')
+    assert f'\n  disranker bench {name} ' in out
+
+  def test_defaults_are_shown_where_they_say_something(self, capsys):
+    with pytest.raises(SystemExit):
+      cli.main(['describe', '--help'])
+    out = ' '.join(capsys.readouterr().out.split())
+    assert '(default: 256)' in out and '(default: 0)' in out
+    assert 'default: False' not in out and 'default: )' not in out
+
+
+class TestErrors:
+  def test_an_unknown_command_suggests_the_nearest(self, capsys):
+    message = error(capsys, 'comapre')
+    assert "'comapre': no such command; did you mean compare?" in message
+
+  @pytest.mark.parametrize('name', [n for n in cli.COMMANDS if n != 'bench'])
+  def test_a_missing_or_unknown_flag_is_one_line(self, name, capsys):
+    assert f'see disranker {name} --help' in error(capsys, name, '--no-such-flag')
+
+  @pytest.mark.parametrize(
+    ('argv', 'flag'),
+    [
+      (['describe', 'python_docs:', '--max_len=9'], '--max-len'),
+      (['describe', 'python_docs:', '--max_query_len', '9'], '--max-query-len'),
+      (['prepare', '--source=x:', '--out=y', '--on_bad_row=error'], '--on-bad-row'),
+      (['prepare', '--source=x:', '--out=y', '--beam_runner=DirectRunner'], '--beam-runner'),
+      (['plan', '--stage=cpt', '--topology=v5e:1x1', '--pair_tokens=3'], '--pair-tokens'),
+      (['run', '--rerum=cpt'], '--rerun'),
+    ],
+  )
+  def test_an_underscore_or_a_typo_names_the_flag(self, argv, flag, capsys):
+    assert f'no such flag; did you mean {flag}?' in error(capsys, *argv)
+
+  def test_flags_are_not_abbreviated(self, capsys):
+    assert '--js: no such flag' in error(capsys, 'describe', 'python_docs:', '--js')
+
+  def test_outside_the_repository_bench_says_what_to_do(self, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert 'clone the repository' in error(capsys, 'bench', 'train')
+
+  @pytest.mark.parametrize('raised', [KeyboardInterrupt, None])
+  def test_ctrl_c_is_status_130(self, raised, capsys):
+    with pytest.raises(SystemExit) as end, common.guarded():
+      if raised:
+        raise raised
+      sys.exit(3)  # any other exit keeps its status
+    assert end.value.code == (130 if raised else 3)
+    assert capsys.readouterr().err == ('interrupted\n' if raised else '')
+
+  @pytest.mark.parametrize('unbuffered', ['', '1'])
+  @pytest.mark.parametrize('argv', [['--help'], ['bench']])
+  def test_a_reader_that_leaves_causes_no_traceback(self, argv, unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+      [sys.executable, '-m', 'disranker_jax.commands', *argv], stdout=writer, cwd=ROOT,
+      stderr=subprocess.PIPE, text=True, env=os.environ | {'PYTHONUNBUFFERED': unbuffered},
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, '')
+
+  def test_a_broken_pipe_of_a_worker_is_a_bug_with_its_traceback(self):
+    code = (
+      'from disranker_jax.commands.common import guarded\n'
+      'with guarded():\n  raise BrokenPipeError(32, "a worker is gone")'
+    )
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and 'a worker is gone' in done.stderr
+
+
+class TestConfig:
+  """`--config FILE --config.KEY=VALUE`, which all commands with a config share."""
+
+  def load(self, *argv):
+    parser = common.Parser('x', 'X.')
+    parser.add_config(TINY)
+    args = parser.parse_args(list(argv))
+    return common.load_config(args.config, args.overrides)
+
+  @pytest.mark.parametrize(
+    ('words', 'key', 'value'),
+    [
+      (['--config.student.scan_layers=False'], 'student.scan_layers', False),
+      (['--config.student.scan_layers=false'], 'student.scan_layers', False),
+      (['--config.student.scan_layers'], 'student.scan_layers', True),
+      (['--config.student.layers=(0, 1)'], 'student.layers', [0, 1]),
+      (['--config.sft.epochs=2'], 'sft.epochs', 2.0),
+      (['--config.sft.epochs', '2'], 'sft.epochs', 2.0),
+      (['--config.mesh.data', '-1'], 'mesh.data', -1),
+      (['--config.mesh.data=-1', '--config.mesh.data=2'], 'mesh.data', 2),
+      (['--config.data.clicks=jsonl:my clicks.jsonl'], 'data.clicks', 'jsonl:my clicks.jsonl'),
+      (['--config.evaluate.models=bm25,student'], 'evaluate.models', ['bm25', 'student']),
+      (['--config.stages', 'prepare,cpt'], 'stages', ['prepare', 'cpt']),
+      (['--config.data.holdout_by='], 'data.holdout_by', ''),
+    ],
+  )
+  def test_a_value_gets_the_type_of_its_key(self, words, key, value):
+    changed = configs.flatten(self.load(*words))[key]
+    assert (changed, type(changed)) == (value, type(value))
+
+  @pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+      (
+        ['--config.sft.epoch=2'],
+        "--config.sft.epoch: there is no such key; did you mean 'sft.epochs'?",
+      ),
+      (['--config.sft=2'], '--config.sft: there is no such key'),
+      (['--config.sft.clip=2'], "--config.sft.clip: is called 'sft.max_grad_norm' now"),
+      (['--config.sft.epochs=many'], 'many'),
+      (['--config.sft.epochs'], 'epochs'),
+      (['--config.seed=0.5'], '0.5'),
+      (['--config.student.scan_layers=perhaps'], 'perhaps'),
+      (['--config.sft.batch_rows=0'], 'config.sft.batch_rows=0: '),
+      (['--config=nope.py'], '--config nope.py: no such file'),
+      (['--config', 'nope.py'], '--config nope.py: no such file'),
+      (['--config='], '--config is missing: pass a Python file'),
+    ],
+  )
+  def test_a_wrong_word_is_named(self, words, message):
+    with pytest.raises(UserError) as caught:
+      self.load(*words)
+    assert message in str(caught.value) and '\n' not in str(caught.value)
+
+  @pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+      ('raise KeyError("no such thing")', "raises KeyError: 'no such thing'"),
+      ('def get_config():\n  return 1 / 0', 'raises ZeroDivisionError: division by zero'),
+      ('x = (', 'raises SyntaxError: '),
+      ('x = 1', 'has no get_config() that returns a ConfigDict'),
+      ('def get_config():\n  return {}', 'has no get_config() that returns a ConfigDict'),
+      (
+        'from disranker_jax.config import defaults\n'
+        'def get_config():\n  c = defaults()\n  c.sft.epoch = 2\n  return c',
+        'epochs',
+      ),
+    ],
+  )
+  def test_a_file_that_cannot_be_used_is_named_with_the_reason(self, text, message, tmp_path):
+    file = tmp_path / 'mine.py'
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+      self.load(f'--config={file}')
+    assert str(caught.value).startswith(f'--config {file}: ') and message in str(caught.value)
+
+  def test_a_command_without_a_config_has_no_overrides(self, capsys):
+    message = error(capsys, 'describe', 'python_docs:', '--config.sft.epochs=2')
+    assert '--config.sft.epochs: no such flag' in message
+
+  @pytest.mark.parametrize('name', ['run', 'plan', 'ablate'])
+  def test_commands_name_a_config_file_that_does_not_exist(self, name, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    more = {'plan': ['--stage=cpt', '--topology=v5e:2x2'], 'ablate': ['configs/ablations/beta.py']}
+    assert error(capsys, name, '--config=nope.py', *more.get(name, [])) == (
+      '--config nope.py: no such file'
+    )
+
+  def test_bench_batches_reads_false_as_false(self, monkeypatch):
+    seen = []
+    monkeypatch.setattr(batches, 'padding', lambda args, config: seen.append(config))
+    words = ['--config.student.scan_layers=False', '--config.student.layers=(1,)']
+    batches.main(['padding', f'--config={TINY}', *words])
+    assert seen[0].student.scan_layers is False and tuple(seen[0].student.layers) == (1,)
+
+
+class TestRun:
+  def test_explain_prints_a_section_and_runs_nothing(self, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    cli.main(['run', f'--config={TINY}', '--config.distill.beta=0.7', '--explain', 'distill'])
+    out = capsys.readouterr().out
+    assert '0.7' in out and 'distill' in out and 'watchdog_s' not in out
+    assert not list(tmp_path.iterdir())
+
+  def test_lists_are_split_at_commas(self):
+    argv = ['--stages=prepare, cpt', '--rerun', 'cpt', '--reuse=a,b', '--workdir=w']
+    args = run.parser().parse_args(argv)
+    assert (args.stages, args.rerun, args.reuse) == (['prepare', 'cpt'], ['cpt'], ['a', 'b'])
+    assert run.parser().parse_args(['--stages=']).stages == []
+
+  def test_the_module_is_the_same_command(self):
+    """Launch scripts start `python -m disranker_jax.main`."""
+    runs = [
+      subprocess.run(
+        [sys.executable, '-m', *module, '--config=none.py'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+      )
+      for module in (['disranker_jax.main'], ['disranker_jax.commands', 'run'])
+    ]
+    assert [done.returncode for done in runs] == [2, 2]
+    assert runs[0].stderr == runs[1].stderr == 'error: --config none.py: no such file\n'
+
+
+def parsed(file: str) -> ast.Module:
+  return ast.parse((ROOT / file).read_text())
+
+
+@pytest.mark.parametrize('folder', ['disranker_jax', 'benchmarks'])
+def test_no_module_has_the_name_of_a_standard_one(folder):
+  """Python puts a script's folder first on the path, where such a file would hide the standard."""
+  names = {file.stem for file in (ROOT / folder).rglob('*.py')} - {'__init__', '__main__'}
+  assert len(names) > 10 and not names & sys.stdlib_module_names
