@@ -16,7 +16,7 @@ import numpy as np
 from disranker_jax.data.records import Group
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
-from disranker_jax.evaluation import metrics
+from disranker_jax.evaluation import metrics, runs
 from disranker_jax.pipeline import manifest
 from disranker_jax.progress import Progress, say
 from disranker_jax.stages import prepare, roles
@@ -51,7 +51,7 @@ def run(run) -> dict:
     rows = metrics.per_query(ranking, qrels, run.config.evaluate.min_relevance)
     results[name] = {k: plain(v) for k, v in (metrics.summary(rows) | facts).items()}
     if processes.is_first():
-      write_run(folder / f'{name}.run', ranking, name)
+      runs.write_run(folder / f'{name}.run', ranking, name)
       write_per_query(folder / f'{name}.csv', name, rows)
       manifest.write_json(files[name], results[name])
     say(f'evaluate {name}: nDCG@5 {results[name]["ndcg@5"]:.3f}')
@@ -149,14 +149,6 @@ def score_all(name: str, scorer, groups) -> metrics.Run:
 
 def facts(scorer) -> dict:
   return {'parameters': scorer.network.count_params(), 'ms_per_pair': scorer.ms_per_pair}
-
-
-def write_run(file, ranking: metrics.Run, name: str) -> None:
-  """query Q0 document rank score tag, best first."""
-  with file.open('w') as f:
-    for query, scores in ranking.items():
-      for rank, doc in enumerate(metrics.ranked(scores), 1):
-        f.write(f'{query} Q0 {doc} {rank} {scores[doc]:.9g} {name}\n')
 
 
 def write_per_query(file, name: str, rows) -> None:

@@ -5,7 +5,6 @@ the end an audit asserts that every pair has exactly one finite score.
 """
 
 import bisect
-import gzip
 import hashlib
 import itertools
 import json
@@ -15,6 +14,7 @@ import numpy as np
 
 from disranker_jax.data.records import Group
 from disranker_jax.devices import processes
+from disranker_jax.evaluation import runs
 from disranker_jax.pipeline import manifest
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import score_statistics
@@ -187,13 +187,9 @@ def stats(run) -> dict[str, dict]:
 def write_run(run) -> None:
   """The teacher's ranking of the candidates as a TREC run, for any tool that reads those."""
   shards = open_shards(run, 'candidates', len(prepare.records(run, 'candidates')))
-  # Without its name and the time of writing the same scores are the same file.
-  file = run.folder('score') / 'teacher.run.gz'
-  with file.open('wb') as raw, gzip.GzipFile('', 'wb', fileobj=raw, mtime=0) as f:
-    for query, rows in itertools.groupby(shards.rows(), key=lambda row: row[0]):
-      ranked = sorted(((score, doc) for _, doc, score in rows), reverse=True)
-      for rank, (score, doc) in enumerate(ranked, 1):
-        f.write(f'{query} Q0 {doc} {rank} {score:.9g} teacher\n'.encode())
+  queries = itertools.groupby(shards.rows(), key=lambda row: row[0])
+  scored = ((query, {doc: score for _, doc, score in rows}) for query, rows in queries)
+  runs.write_run(run.folder('score') / 'teacher.run.gz', scored, 'teacher')
 
 
 class ScoredGroups:

@@ -6,7 +6,7 @@ from typing import Any
 
 from disranker_jax.evaluation.online.analysis import FEW_USERS
 from disranker_jax.evaluation.online.stats import METRICS
-from disranker_jax.report.tables import markdown
+from disranker_jax.report.tables import aligned, markdown
 
 NONE = '-'
 WIDTH = 96
@@ -49,16 +49,7 @@ def as_markdown(result: dict[str, Any], holm: bool = False) -> str:
 
 
 def columns(heads: Sequence[str], lines: Lines) -> str:
-  """Columns lined up: the first to the left, all others to the right."""
-  rows = [list(heads), *lines]
-  widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
-  out = []
-  for row in rows:
-    cells = [row[0].ljust(widths[0])]
-    cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-    out.append('  ' + '  '.join(cells).rstrip())
-  out.insert(1, '  ' + '-' * (sum(widths) + 2 * (len(widths) - 1)))
-  return '\n'.join(out)
+  return aligned(heads, lines, indent='  ')
 
 
 def title(result: dict[str, Any]) -> str:
