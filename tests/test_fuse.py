@@ -58,7 +58,9 @@ def test_a_document_that_one_run_lacks_is_named(tmp_path):
   model = run_of(tmp_path, 'model', 'q Q0 a 1 .3\nq Q0 b 2 .2')
   bm25 = run_of(tmp_path, 'bm25', 'q Q0 a 1 7')
   for runs in ((model, bm25), (bm25, model)):
-    with pytest.raises(UserError, match="bm25: lacks document 'b' of query 'q', which .*model has"):
+    with pytest.raises(
+      UserError, match=r"bm25: lacks document 'b' of query 'q', which .*model has"
+    ):
       fused(tmp_path, *map(str, runs))
     assert not (tmp_path / 'both.run').exists()
 

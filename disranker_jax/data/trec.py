@@ -1,4 +1,4 @@
-"""Collections in TREC's layout: queries, documents, qrels and a first stage's run, as files.
+"""Collections in TREC's layout: files of queries, documents, qrels and a first stage's run.
 
 Rows: `queries.tsv` query_id, tab, text; `docs.jsonl` {doc_id, title, summary}; qrels `query_id 0
 doc_id grade`. A run is `query_id Q0 doc_id rank score tag`, `query_id doc_id score`, or a margin
@@ -27,7 +27,7 @@ OPTIONS = (*FILES, 'pool', *collection.CHOICES)
 
 
 class Folder:
-  """A collection's tables as files of a folder; `options` name those that are called otherwise."""
+  """A collection's tables as files of a folder; `options` give the names that are not FILES."""
 
   parts = False
 

@@ -42,9 +42,8 @@ def _of(role: str, is_baseline: bool) -> tuple[str, ...]:
 
 
 BASELINES = tuple(row.name for row in ROWS.values() if row.is_baseline)
-# The rows that the report's headline is about.
+# The rows that tiles and charts compare.
 (FIRST_STAGE,) = _of('', is_baseline=True)
-(LABELS_ONLY,) = _of('student', is_baseline=True)
 STUDENT = _of('student', is_baseline=False)[-1]
 TEACHER = _of('teacher', is_baseline=False)[-1]
 # The models, the one that the report is about first.
