@@ -72,16 +72,15 @@ def test_commands_share_stages_and_seed_only_students(tmp_path, capsys):
   assert [f'--config.student.seed={n}' in students[2] for n in (0, 1)] == [False, True]
 
 
-def found(scores_SQ, pairs_SQ2):
+def results(scores_SQ, pairs_SQ2):
   """What runs of some seeds gave, as evaluation writes it."""
-  row = ablate.Found(device='cpu')
+  row = ablate.Results(device='cpu')
   for seed, (scores_Q, pairs_Q2) in enumerate(zip(scores_SQ, pairs_SQ2, strict=True)):
-    for metric in ablate.METRICS:
-      for q, score in enumerate(scores_Q):
-        sums = pairs_Q2[q] if metric == 'pnr' else np.array([score, 1.0])
-        of_metric, of_seed = row.sums.setdefault(metric, {}), row.by_seed.setdefault(seed, {})
-        of_metric[f'q{q}'] = of_metric.get(f'q{q}', 0) + sums
-        of_seed[metric] = of_seed.get(metric, 0) + sums
+    row.by_seed[seed] = {
+      f'q{q}': dict.fromkeys(ablate.METRICS, score)
+      | {'concordant': pairs[0], 'discordant': pairs[1] - pairs[0]}
+      for q, (score, pairs) in enumerate(zip(scores_Q, pairs_Q2, strict=True))
+    }
   return row
 
 
@@ -92,10 +91,10 @@ def test_seeds_are_averaged_and_rows_compared_over_queries():
   pairs_SQ2 = np.stack([rng.integers(1, 9, (3, 60)), np.full((3, 60), 10)], -1).astype(float)
   rows = [ablate.Row('base', 'bm25', {}), ablate.Row('better', 'student', {})]
   rows.append(ablate.Row('same', 'bm25', {}))
-  table = ablate.Table('T', '', tuple(rows), 'base')
-  base = found(base_SQ, pairs_SQ2[:1])
+  table = ablate.Ablation('T', '', tuple(rows), 'base')
+  base = results(base_SQ, pairs_SQ2[:1])
   result = ablate.analyse(
-    table, {'base': base, 'better': found(better_SQ, pairs_SQ2), 'same': base}
+    table, {'base': base, 'better': results(better_SQ, pairs_SQ2), 'same': base}
   )
   assert [row['name'] for row in result] == ['base', 'better', 'same']
   cell = result[1]['metrics']['ndcg@5']
@@ -119,12 +118,12 @@ def test_seeds_are_averaged_and_rows_compared_over_queries():
 def test_queries_of_one_cluster_are_drawn_together():
   """Ten clusters of six equal queries say as much as ten queries."""
   rng, names = np.random.default_rng(1), ('base', 'other')
-  table = ablate.Table('T', '', tuple(ablate.Row(n, 'bm25', {}) for n in names), 'base')
+  table = ablate.Ablation('T', '', tuple(ablate.Row(n, 'bm25', {}) for n in names), 'base')
   # The last digit of q10 to q59 and q0 to q9 is the cluster.
   scores = {name: rng.random(10) for name in names}
   pairs = np.ones((1, 60, 2))
-  sixty = {name: found(np.tile(ten, 6)[None], pairs) for name, ten in scores.items()}
-  ten = {name: found(ten[None], pairs[:, :10]) for name, ten in scores.items()}
+  sixty = {name: results(np.tile(ten, 6)[None], pairs) for name, ten in scores.items()}
+  ten = {name: results(ten[None], pairs[:, :10]) for name, ten in scores.items()}
   cells = [
     ablate.analyse(table, rows, by)[1]['metrics']['ndcg@5']['difference']
     for rows, by in ((ten, ''), (sixty, r'\d$'))
@@ -135,11 +134,11 @@ def test_queries_of_one_cluster_are_drawn_together():
 def test_one_cluster_of_all_queries_is_refused_and_the_config_says_what_is_one(
   tmp_path, monkeypatch
 ):
-  table = ablate.Table('T', '', (ablate.Row('base', 'bm25', {}),), 'base')
-  with pytest.raises(UserError, match=r"'\^q' matches all queries alike"):
-    ablate.analyse(table, {'base': found(np.ones((1, 3)), np.ones((1, 3, 2)))}, '^q')
+  table = ablate.Ablation('T', '', (ablate.Row('base', 'bm25', {}),), 'base')
+  with pytest.raises(UserError, match=r"'\^q' puts all queries into one cluster"):
+    ablate.analyse(table, {'base': results(np.ones((1, 3)), np.ones((1, 3, 2)))}, '^q')
   rng = np.random.default_rng(2)
-  row = found(rng.random((1, 40)), np.ones((1, 40, 2)))
+  row = results(rng.random((1, 40)), np.ones((1, 40, 2)))
   monkeypatch.setattr(ablate, 'run_all', lambda *_: {'a': row})
   file = write(tmp_path, '"""T."""\nROWS = {"a": ("bm25", {})}')
   for flags, clusters in ([], 40), (['--config.data.holdout_by=[0-9]$'], 10):
@@ -149,10 +148,12 @@ def test_one_cluster_of_all_queries_is_refused_and_the_config_says_what_is_one(
 
 
 def test_rows_over_other_queries_are_refused():
-  table = ablate.Table('T', '', (ablate.Row('a', 'bm25', {}), ablate.Row('b', 'bm25', {})), 'a')
+  table = ablate.Ablation('T', '', (ablate.Row('a', 'bm25', {}), ablate.Row('b', 'bm25', {})), 'a')
   pairs = np.ones((1, 3, 2))
   with pytest.raises(UserError, match='b: was evaluated on other queries than a'):
-    ablate.analyse(table, {'a': found(np.ones((1, 3)), pairs), 'b': found(np.ones((1, 2)), pairs)})
+    ablate.analyse(
+      table, {'a': results(np.ones((1, 3)), pairs), 'b': results(np.ones((1, 2)), pairs[:, :2])}
+    )
 
 
 @pytest.mark.slow

@@ -259,7 +259,7 @@ def test_a_ranking_may_be_a_list_of_ids():
     ('ndcg@0', 'depth must be 1 or more'),
     ('ndcg@', 'depth must be 1 or more'),
     ('map@x', 'as in map@10'),
-    ('beauty', 'choose of pnr, ndcg'),
+    ('beauty', 'choose one of pnr, ndcg'),
   ],
 )
 def test_unknown_names_say_what_there_is(name, words):
@@ -355,3 +355,13 @@ def test_a_run_in_the_order_of_the_grades_is_perfect(docs):
   row = metrics.per_query({'q': scores}, {'q': grades})['q']
   assert row['ndcg@10'] == pytest.approx(1.0 if any(grades.values()) else 0.0)
   assert row['discordant'] == row['tied'] == 0
+
+
+@pytest.mark.parametrize(
+  'theirs, ours',
+  [('nDCG@5', 'ndcg@5'), ('RR', 'mrr'), ('AP@100', 'map@100'), ('R@10', 'recall@10')],
+)
+def test_names_of_ir_measures_give_our_metrics(theirs, ours):
+  grades, ranking = {'a': 2, 'b': 1, 'c': 0}, ['c', 'b', 'a']
+  assert metrics.canonical(theirs) == ours == metrics.canonical(ours)
+  assert metrics.formula(theirs)(ranking, grades) == metrics.formula(ours)(ranking, grades) > 0

@@ -108,7 +108,7 @@ class TestCommand:
     assert same['pagectr']['days'] == 7  # this very test
     less = json.loads(output(capsys, *arguments, '--gain', str(0.97 * seen)))['size']['metrics']
     assert 7 < less['pagectr']['days'] < 14
-    assert 'users a bucket' in output(capsys, demo, '--control', 'base', '--size', '--gain', '1%')
+    assert 'users per bucket' in output(capsys, demo, '--control', 'base', '--size', '--gain', '1%')
 
   def test_several_buckets_are_each_compared_and_the_slowest_sets_the_days(self, capsys, tmp_path):
     sizes = {'control': 3000, 'half': 1500, 'tenth': 300}
@@ -136,7 +136,7 @@ class TestCommand:
   def test_one_bucket_can_be_planned_with(self, tmp_path, capsys):
     file = write(tmp_path / 'log.jsonl', [row | {'bucket': 'today'} for row in pages()])
     text = output(capsys, file, '--size', '--gain', '5%')
-    assert 'standard error' in text and 'users a bucket' in text and 'gain   ' not in text
+    assert 'standard error' in text and 'users per bucket' in text and 'gain   ' not in text
     assert json.loads(output(capsys, file, '--json'))['sample_ratio'] is None
 
   @pytest.mark.parametrize(

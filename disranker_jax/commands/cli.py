@@ -26,7 +26,7 @@ COMMANDS = {
   'rerank': Command('disranker_jax.commands.rerank', 'rank documents with an exported model'),
   'serve': Command('disranker_jax.serve.__main__', 'serve an exported model over HTTP'),
   'compare': Command('disranker_jax.commands.compare', 'compare TREC runs on judged queries'),
-  'fuse': Command('disranker_jax.commands.fuse', 'combine TREC runs by reciprocal rank fusion'),
+  'fuse': Command('disranker_jax.commands.fuse', 'fuse TREC runs into one ranking'),
   'ablate': Command('disranker_jax.commands.ablate', 'run and compare variants of a config'),
   'online': Command('disranker_jax.evaluation.online.__main__', 'analyse an online experiment'),
   'plan': Command('disranker_jax.commands.plan.command', 'estimate a stage on a TPU slice'),

@@ -5,27 +5,22 @@ Means with intervals, differences to a baseline with Holm-corrected p-values, de
 
 import argparse
 import csv
-import itertools
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from disranker_jax.commands.common import Parser, guarded
-from disranker_jax.data import lines, trec
 from disranker_jax.data.holdout import check_by, clusters
-from disranker_jax.data.records import BadRow, BadRows
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import gsb, metrics, significance
+from disranker_jax.evaluation.runs import read_qrels, read_run
+from disranker_jax.evaluation.table import TESTS, Cell, Table, sums
 from disranker_jax.report import comparison
 
 SUFFIXES = ('.gz', '.run', '.txt', '.trec')
-LARGEST_GRADE = 1000  # 2^y is beyond floating point soon after
-TESTS = ('randomisation', 'bootstrap')
 SPECIAL = ('pnr', 'pnr_per_query', 'tau')  # not a function of one query's ranking and grades
 NAMED = 5  # query ids that a warning shows
 
@@ -61,7 +56,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> None:
-  """Refuses what cannot be before any file is read."""
+  """Checks the arguments before any file is read. Raises: UserError."""
   if not args.runs and not args.verdicts:
     raise UserError('nothing to compare: name one or more run files, or --verdicts FILE')
   if args.runs and not args.qrels:
@@ -75,55 +70,8 @@ def check(args: argparse.Namespace) -> None:
     raise UserError(f'--same={args.same}: must be 0 or more, on the scale of nDCG')
 
 
-def read_run(file: Path) -> dict[str, dict[str, float]]:
-  """{query_id: {doc_id: score}} of a TREC run; its ranks are not read, as in trec_eval."""
-
-  def value(columns: list[str]) -> float:
-    score = trec.parse_number(float, 'score', columns[4])
-    if not math.isfinite(score):
-      raise BadRow('score', f'is {columns[4]}', 'write a finite number')
-    return score
-
-  return table(file, 'query_id Q0 doc_id rank score tag', value)
-
-
-def read_qrels(file: Path) -> dict[str, dict[str, int]]:
-  """{query_id: {doc_id: grade}} of TREC qrels; grades may be negative."""
-
-  def value(columns: list[str]) -> int:
-    grade = trec.parse_number(int, 'grade', columns[3])
-    if abs(grade) > LARGEST_GRADE:
-      raise BadRow('grade', f'is {grade}', f'write at most {LARGEST_GRADE}; 0 to 4 is usual')
-    return grade
-
-  return table(file, 'query_id 0 doc_id grade', value)
-
-
-def table(file: Path, layout: str, value: Callable[[list[str]], Any]) -> dict[str, dict[str, Any]]:
-  """Rows of whitespace-separated columns, query first and document third."""
-  found: dict[str, dict[str, Any]] = {}
-  expected, bad_rows = len(layout.split()), BadRows()
-
-  def add(raw: bytes) -> None:
-    lines.text(raw)
-    # Split as bytes: text would also be split at a no-break space inside an id.
-    columns = [column.decode() for column in raw.split()]
-    if len(columns) != expected:
-      raise BadRow('row', f'has {len(columns)} columns, not {expected}', f'write {layout}')
-    query, doc = columns[0], columns[2]
-    docs = found.setdefault(query, {})
-    if doc in docs:
-      what = f'{doc!r} is there twice for query_id {query!r}'
-      raise BadRow('doc_id', what, 'keep one of the rows')
-    docs[doc] = value(columns)
-
-  for line, raw in lines.read(file):
-    bad_rows.parse(file, line, raw, add)
-  return found
-
-
 def named(argument: str) -> tuple[str, Path]:
-  """NAME=FILE, or FILE, which is called after itself."""
+  """The name and file of NAME=FILE or FILE, whose name is that of the file."""
   name, equals, rest = argument.partition('=')
   if equals and name and not Path(argument).exists():
     return name, Path(rest)
@@ -136,46 +84,46 @@ def named(argument: str) -> tuple[str, Path]:
 def files(arguments: list[str], baseline: str | None) -> tuple[dict[str, Path], str | None]:
   """Runs by name, the baseline first, and the baseline's name (None: nothing to compare with).
 
-  Runs of one file name, such as two folders' student.run, are called by their paths.
+  Runs with the same file name, such as student.run of two folders, are named by their paths.
   """
-  found = [named(argument) for argument in arguments]
+  pairs = [named(argument) for argument in arguments]
   first = None
   if baseline is not None:
-    by_name = [pair for pair in found if baseline in (pair[0], str(pair[1]))]
-    first = by_name[0] if by_name else named(baseline)
-    found = [first, *(pair for pair in found if pair != first)]
-  names = [name for name, _ in found]
-  runs = {name if names.count(name) == 1 else str(file): file for name, file in found}
-  if len(runs) < len(found):
-    raise UserError('two runs have one name; give each its own: NAME=FILE')
+    matches = [pair for pair in pairs if baseline in (pair[0], str(pair[1]))]
+    first = matches[0] if matches else named(baseline)
+    pairs = [first, *(pair for pair in pairs if pair != first)]
+  names = [name for name, _ in pairs]
+  runs = {name if names.count(name) == 1 else str(file): file for name, file in pairs}
+  if len(runs) < len(pairs):
+    raise UserError('two runs have the same name; name each one: NAME=FILE')
   return runs, next(iter(runs)) if first or len(runs) > 1 else None
 
 
-class Table:
-  """The sums by query of every metric of every run, and what the readers should know of them."""
+class Comparison:
+  """The runs, their metrics per query, and warnings about them."""
 
   def __init__(self, args: argparse.Namespace):
     self.args = args
     self.files, self.baseline = files(args.runs, args.baseline)
-    self.names = [name.strip() for name in args.metrics.split(',') if name.strip()]
-    if args.teacher and 'tau' not in self.names:
-      self.names.append('tau')
+    names = [name.strip() for name in args.metrics.split(',') if name.strip()]
+    if args.teacher:
+      names.append('tau')
+    self.names = list(dict.fromkeys(map(metrics.canonical, names)))
     self.check_names()
     self.qrels = read_qrels(args.qrels)
     self.clusters = clusters(self.qrels, args.cluster)
     if len(self.qrels) > 1 and len(set(self.clusters)) == 1:
       raise UserError(
         f'--cluster={args.cluster}: finds {self.clusters[0]!r} in every query_id of {args.qrels}, '
-        'so nothing is left to draw; match what differs between topics'
+        'so all queries are one cluster; match what differs between topics'
       )
     self.runs = {name: read_run(file) for name, file in self.files.items()}
     self.teacher = self.reference(args.teacher) if args.teacher else None
-    self.warnings: list[str] = []
-    self.look()
+    self.warnings = self.check_queries()
     self.rows = {name: self.per_query(run) for name, run in self.runs.items()}
 
   def reference(self, argument: str) -> metrics.Run:
-    """The run to order by: one of the table's, by its name, or another file."""
+    """The teacher's run: one of the compared runs, by its name, or another file."""
     return self.runs[argument] if argument in self.runs else read_run(named(argument)[1])
 
   def check_names(self) -> None:
@@ -183,7 +131,7 @@ class Table:
       if name.startswith('gsb'):
         metrics.formula('ndcg' + name.removeprefix('gsb'))
         if not self.baseline:
-          raise UserError(f'metric {name!r}: needs a second run to stand beside')
+          raise UserError(f'metric {name!r}: needs a second run to compare with')
       elif name not in SPECIAL:
         metrics.formula(name)
     if 'tau' in self.names and not self.args.teacher:
@@ -191,11 +139,12 @@ class Table:
     if not self.names:
       raise UserError('--metrics: is empty; for instance pnr,ndcg@5')
 
-  def look(self) -> None:
-    """Collects warnings. Raises: UserError for a run without any judged query."""
+  def check_queries(self) -> list[str]:
+    """Warnings. Raises: UserError for a run without any judged query."""
     judged = self.qrels.keys()
+    warnings = []
     if barren := [q for q, docs in self.qrels.items() if max(docs.values()) < self.args.relevant]:
-      self.warnings.append(
+      warnings.append(
         f'{self.args.qrels}: no document reaches grade {self.args.relevant} for '
         + some(barren, len(judged))
       )
@@ -212,7 +161,7 @@ class Table:
       if extra := [q for q in run if q not in judged]:
         what = f'no judgements for {some(extra, len(run))}, which do not count'
         common.setdefault(what, []).append(name)
-    self.warnings += [f'{", ".join(names)}: {what}' for what, names in common.items()]
+    return warnings + [f'{", ".join(names)}: {what}' for what, names in common.items()]
 
   def per_query(self, run: metrics.Run) -> dict[str, dict[str, float]]:
     names = [n.replace('gsb', 'ndcg') for n in self.names if n not in SPECIAL]
@@ -222,35 +171,66 @@ class Table:
         row['tau'] = metrics.tau(run.get(query, {}), self.teacher.get(query, {}))
     return rows
 
-  def sums(self, metric: str, name: str) -> np.ndarray:
-    """Sums_Q2 of a metric of a run; PNR's is the share of concordant pairs, which is finite."""
-    rows = self.rows[name].values()
-    if metric == 'pnr':
-      pairs = [(r['concordant'], r['concordant'] + r['discordant']) for r in rows]
-      return np.array(pairs, np.float64)
-    if metric.startswith('gsb'):
-      # Half of the verdict for us and half against the baseline: their difference is the verdict.
-      return significance.mean_of([v / 2 for [v] in self.verdicts(metric, name).values()])
-    key = 'pnr' if metric == 'pnr_per_query' else metric
-    return significance.mean_of([r[key] for r in rows])
-
   def verdicts(self, metric: str, name: str) -> dict[str, list[int]]:
     key = metric.replace('gsb', 'ndcg')
     ours, theirs = self.rows[name], self.rows[self.baseline]
     return {q: [gsb.verdict(ours[q][key] - theirs[q][key], self.args.same)] for q in self.qrels}
 
   def is_tested(self, metric: str, name: str) -> bool:
-    """Whether a difference to the baseline says something; judgements are nobody's merit."""
+    """Whether a difference to the baseline means something; `judged` is a property of the pool."""
     if self.baseline is None or name == self.baseline or metric.startswith('judged'):
       return False
     return metric != 'tau' or self.teacher not in (self.runs[name], self.runs[self.baseline])
 
-  def sides(self, metric: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """What is compared: sums_Q2 of the run and of the baseline."""
-    ours = self.sums(metric, name)
-    if metric.startswith('gsb'):
-      return ours, ours * [-1, 1]
-    return ours, self.sums(metric, self.baseline)
+  def statistics(self) -> tuple[dict[Cell, dict], dict[Cell, dict]]:
+    """Means and differences to the baseline by (run, metric); delta-GSB is a difference only."""
+    args = self.args
+    every = [(name, metric) for metric in self.names for name in self.runs]
+    plain = [cell for cell in every if not cell[1].startswith('gsb')]
+    cells = {cell: sums(self.rows[cell[0]], cell[1], list(self.qrels)) for cell in plain}
+    pairs = {}
+    for name, metric in every:
+      if not self.is_tested(metric, name):
+        continue
+      theirs = (self.baseline, metric)
+      if metric.startswith('gsb'):
+        # Half a verdict minus its opposite is the verdict.
+        theirs = (name, f'-{metric}')
+        halves = [verdict / 2 for [verdict] in self.verdicts(metric, name).values()]
+        cells[name, metric] = significance.mean_of(halves)
+        cells[theirs] = cells[name, metric] * [-1, 1]
+      pairs[name, metric] = ((name, metric), theirs)
+    table = Table(cells, self.clusters, args.samples, args.seed, args.level)
+    differences = table.differences(pairs, args.test)
+    for name, metric in pairs:
+      if metric.startswith('gsb'):
+        counts = gsb.count(self.verdicts(metric, name))
+        differences[name, metric] |= counts._asdict()
+    return {cell: table.mean(cell) for cell in plain}, differences
+
+  def result(self) -> dict[str, Any]:
+    """The part of the JSON that is about runs."""
+    means, differences = self.statistics()
+    return {
+      'qrels': str(self.args.qrels),
+      'queries': len(self.qrels),
+      'clusters': len(set(self.clusters)),
+      'metrics': self.names,
+      'teacher': self.args.teacher,
+      'baseline': self.baseline,
+      'tests': len(differences),
+      'warnings': self.warnings,
+      'runs': {
+        name: {
+          'file': str(self.files[name]),
+          'missing': sum(q not in run for q in self.qrels),
+          'without_judgements': sum(q not in self.qrels for q in run),
+          'metrics': {m: means[name, m] for m in self.names if (name, m) in means},
+          'differences': {m: differences[name, m] for m in self.names if (name, m) in differences},
+        }
+        for name, run in self.runs.items()
+      },
+    }
 
 
 def some(queries: list[str], of: int) -> str:
@@ -258,106 +238,24 @@ def some(queries: list[str], of: int) -> str:
   return f'{len(queries)} of {of} queries ({shown})'
 
 
-def scale(metric: str, share):
-  """A statistic as people know it: PNR is concordant / discordant, not concordant / both."""
-  if metric != 'pnr':
-    return share
-  with np.errstate(divide='ignore'):
-    return np.asarray(share, np.float64) / (1 - np.asarray(share, np.float64))
-
-
-def minus(ours, theirs):
-  """ours - theirs; two infinite PNRs are 0 apart."""
-  with np.errstate(invalid='ignore'):
-    return np.where(ours == theirs, 0.0, np.subtract(ours, theirs))
-
-
-def values(table: Table) -> dict[tuple[str, str], dict]:
-  """{(metric, run): value, low, high} of all but GSB, which no run has by itself."""
-  args = table.args
-  cells = [(m, name) for m in table.names if not m.startswith('gsb') for name in table.runs]
-  if not cells:
-    return {}
-  sums_QK2 = np.stack([table.sums(*cell) for cell in cells], 1)
-  sums_CK2 = significance.clustered(sums_QK2, table.clusters)
-  draws_SK = significance.bootstrap(sums_CK2, args.samples, args.seed)
-  found = {}
-  for k, (metric, name) in enumerate(cells):
-    low, high = significance.interval(scale(metric, draws_SK[:, k]), args.level)
-    value = scale(metric, significance.ratio(sums_CK2[:, k].sum(0)))
-    found[metric, name] = {'value': float(value), 'low': low, 'high': high}
-  return found
-
-
-def differences(table: Table) -> dict[tuple[str, str], dict]:
-  """{(metric, run): value, low, high, p, p_holm} of all runs but the baseline."""
-  args = table.args
-  cells = [cell for cell in itertools.product(table.names, table.runs) if table.is_tested(*cell)]
-  if not cells:
-    return {}
-  ours_CK2, theirs_CK2 = (
-    significance.clustered(np.stack(side, 1), table.clusters)
-    for side in zip(*(table.sides(*cell) for cell in cells), strict=True)
-  )
-  both_CJ2 = np.concatenate([ours_CK2, theirs_CK2], 1)
-  ours_SK, theirs_SK = np.split(significance.bootstrap(both_CJ2, args.samples, args.seed), 2, 1)
-  ours_K, theirs_K = (significance.ratio(side.sum(0)) for side in (ours_CK2, theirs_CK2))
-  if args.test == 'bootstrap':
-    draws = zip((ours_SK - theirs_SK).T, ours_K - theirs_K, strict=True)
-    p_K = np.array([significance.bootstrap_p(*draw) for draw in draws])
-  else:
-    p_K = significance.randomisation_p(ours_CK2, theirs_CK2, args.samples, args.seed)
-  found = {}
-  for k, (metric, name) in enumerate(cells):
-    draws_S = minus(scale(metric, ours_SK[:, k]), scale(metric, theirs_SK[:, k]))
-    low, high = significance.interval(draws_S, args.level)
-    value = float(minus(scale(metric, ours_K[k]), scale(metric, theirs_K[k])))
-    found[metric, name] = {'value': value, 'low': low, 'high': high, 'p': float(p_K[k])}
-    if metric.startswith('gsb'):
-      found[metric, name] |= gsb.count(table.verdicts(metric, name))._asdict()
-  for cell, p in zip(found.values(), significance.holm(p_K), strict=True):
-    cell['p_holm'] = float(p)
-  return found
-
-
 def compare(args: argparse.Namespace) -> tuple[dict, Mapping[str, Any]]:
-  """The result that is saved as JSON, and every run's rows by query."""
+  """The result that is saved as JSON, and the metrics per query of every run."""
   settings = {k: getattr(args, k) for k in ('level', 'samples', 'seed', 'test', 'relevant', 'same')}
   result: dict[str, Any] = {**settings, 'warnings': []}
   rows: Mapping[str, Any] = {}
   if args.runs:
-    table = Table(args)
-    means, against = values(table), differences(table)
-    rows = table.rows
-    result |= {
-      'qrels': str(args.qrels),
-      'queries': len(table.qrels),
-      'clusters': len(set(table.clusters)),
-      'metrics': table.names,
-      'teacher': args.teacher,
-      'baseline': table.baseline,
-      'tests': len(against),
-      'warnings': table.warnings,
-      'runs': {
-        name: {
-          'file': str(table.files[name]),
-          'missing': sum(q not in run for q in table.qrels),
-          'without_judgements': sum(q not in table.qrels for q in run),
-          'metrics': {m: means[m, name] for m in table.names if (m, name) in means},
-          'differences': {m: against[m, name] for m in table.names if (m, name) in against},
-        }
-        for name, run in table.runs.items()
-      },
-    }
+    comparison = Comparison(args)
+    rows = comparison.rows
+    result |= comparison.result()
   if args.verdicts:
     verdicts = gsb.read(args.verdicts)
-    found = gsb.analyse(verdicts, args.samples, args.seed, args.level, args.cluster)
-    result['verdicts'] = {'file': str(args.verdicts), **found}
+    counts = gsb.analyse(verdicts, args.samples, args.seed, args.level, args.cluster)
+    result['verdicts'] = {'file': str(args.verdicts), **counts}
   return result, rows
 
 
 def plain(value):
-  """JSON has neither infinity nor nan: both are written as text."""
+  """JSON has neither infinity nor nan: both become text."""
   if isinstance(value, dict):
     return {k: plain(v) for k, v in value.items()}
   return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""Collections in TREC's layout: queries, documents, qrels and a first stage's run, as files.
+"""Collections in TREC's layout: files of queries, documents, qrels and a first stage's run.
 
 Rows: `queries.tsv` query_id, tab, text; `docs.jsonl` {doc_id, title, summary}; qrels `query_id 0
 doc_id grade`. A run is `query_id Q0 doc_id rank score tag`, `query_id doc_id score`, or a margin
@@ -7,15 +7,14 @@ be gzip.
 """
 
 import functools
-import math
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from disranker_jax.data import collection, lines, records
 from disranker_jax.data.collection import Line, Query, checked
 from disranker_jax.data.records import BadRow, BadRows, Click, Document
 from disranker_jax.errors import UserError
+from disranker_jax.evaluation import runs
 
 FILES = {
   'queries': 'queries.tsv',
@@ -25,11 +24,10 @@ FILES = {
   'clicks': 'clicks.jsonl',
 }
 OPTIONS = (*FILES, 'pool', *collection.CHOICES)
-RUN_LAYOUT = 'query_id Q0 doc_id rank score tag'
 
 
 class Folder:
-  """A collection's tables as files of a folder; `options` name those that are called otherwise."""
+  """A collection's tables as files of a folder; `options` give the names that are not FILES."""
 
   parts = False
 
@@ -93,8 +91,8 @@ def _document(file: str, number: int, raw: bytes) -> list[tuple[str, int, Docume
 
 
 def _judged(file: str, number: int, raw: bytes) -> list[Line]:
-  query_id, _, doc_id, grade = columns(raw, 'query_id 0 doc_id grade')
-  label = parse_number(int, 'label', grade)
+  query_id, _, doc_id, grade = runs.columns(raw, runs.QRELS)
+  label = runs.number(int, 'label', grade)
   if not 0 <= label <= records.MAX_INT:
     raise BadRow('label', f'is {grade}', 'write an integer of 0 or more, 0 = not relevant')
   return [Line(file, number, raw, query_id, doc_id, label)]
@@ -104,50 +102,24 @@ def _scored(file: str, number: int, raw: bytes) -> list[Line]:
   count = len(raw.split())
   line = functools.partial(Line, file, number, raw)
   if count == 3:
-    query_id, doc_id, score = columns(raw, 'query_id doc_id score')
-    return [line(query_id, doc_id, score=_finite('score', score))]
+    query_id, doc_id, score = runs.columns(raw, 'query_id doc_id score')
+    return [line(query_id, doc_id, score=runs.number(float, 'score', score))]
   if count == 5:
     layout = 'positive_score negative_score query_id positive_id negative_id'
-    *scores, query_id, positive, negative = columns(raw, layout)
-    better, worse = _finite('positive_score', scores[0]), _finite('negative_score', scores[1])
+    *scores, query_id, positive, negative = runs.columns(raw, layout)
+    better, worse = (
+      runs.number(float, *pair)
+      for pair in zip(('positive_score', 'negative_score'), scores, strict=True)
+    )
     return [line(query_id, positive, score=better), line(query_id, negative, score=worse)]
-  query_id, _, doc_id, rank, score, _ = columns(raw, RUN_LAYOUT)
-  # Tools count from 0 or from 1; 0 stands for "no rank" here.
-  rank = max(parse_number(int, 'rank', rank), 0) + 1
-  return [line(query_id, doc_id, rank=rank, score=_finite('score', score))]
+  query_id, _, doc_id, rank, score, _ = runs.columns(raw, runs.RUN)
+  # Tools count ranks from 0 or from 1; 0 means "no rank" here.
+  rank = max(runs.number(int, 'rank', rank), 0) + 1
+  return [line(query_id, doc_id, rank=rank, score=runs.number(float, 'score', score))]
 
 
 def _click(file: str, number: int, raw: bytes) -> list[Click]:
   return [records.click(lines.from_json(raw))]
-
-
-def _finite(field: str, column: str) -> float:
-  score = parse_number(float, field, column)
-  if not math.isfinite(score):
-    raise BadRow(field, f'is {score}', 'write a finite number')
-  return score
-
-
-def columns(raw: bytes, layout: str) -> list[str]:
-  """The columns of a line, as many as the layout names. Raises: BadRow."""
-  lines.text(raw)
-  # Split as bytes: text would also be split at a no-break space inside an id.
-  found = [column.decode() for column in raw.split()]
-  expected = len(layout.split())
-  if len(found) != expected:
-    raise BadRow('row', f'has {len(found)} columns, not {expected}', f'write {layout}')
-  return found
-
-
-def parse_number(make: Callable[[str], Any], field: str, column: str) -> Any:
-  """A column as a number; BadRow if it is none."""
-  try:
-    if '_' in column:  # Python reads 1_0 as ten.
-      raise ValueError
-    return make(column)
-  except ValueError:
-    name = 'an integer' if make is int else 'a number'
-    raise BadRow(field, f'is {column[:40]!r}, not {name}', f'write {name}') from None
 
 
 def existing(folder: pathlib.Path, option: str, name: str | None = None) -> pathlib.Path:

@@ -1,10 +1,10 @@
-"""Delta-GSB: side by side, for how many queries is the new ranking better than the base one?
+"""Delta-GSB: for how many queries is the new ranking better than the base one, side by side?
 
     delta-GSB = (good - bad) / (good + same + bad)        (paper, appendix A.2)
 
-Verdicts are {query_id: [1 good | 0 same | -1 bad, ...]}, seen from the new ranking: one a query
-when judgements decide, one a person when people do. A file of human verdicts has `query_id` and
-`verdict` (good, same or bad) as CSV columns or JSON fields; others are free.
+Verdicts are {query_id: [1 good | 0 same | -1 bad, ...]} on the new ranking: one per query if they
+come from judgements, one per person if people gave them. A file of human verdicts has `query_id`
+and `verdict` (good, same or bad) as CSV columns or JSON fields; other fields are ignored.
 """
 
 import csv
@@ -18,7 +18,7 @@ from disranker_jax.data import lines
 from disranker_jax.data.holdout import clusters
 from disranker_jax.data.records import BadRow, BadRows
 from disranker_jax.errors import UserError
-from disranker_jax.evaluation import metrics, significance
+from disranker_jax.evaluation import significance
 
 Verdicts = Mapping[str, Sequence[int]]
 
@@ -33,25 +33,12 @@ class Counts(NamedTuple):
 
   @property
   def delta(self) -> float:
-    """From -1 to 1; nan without a verdict."""
+    """From -1 to 1; nan without verdicts."""
     return (self.good - self.bad) / sum(self) if sum(self) else float('nan')
 
 
-def from_runs(
-  run: metrics.Run,
-  base: metrics.Run,
-  qrels: metrics.Qrels,
-  metric: str = 'ndcg@5',
-  same: float = 0.0,
-) -> dict[str, list[int]]:
-  """Verdicts of the judgements: 'same' where the metric differs by at most `same`."""
-  names = [metric]
-  ours = metrics.per_query(run, qrels, names=names)
-  theirs = metrics.per_query(base, qrels, names=names)
-  return {q: [verdict(ours[q][metric] - theirs[q][metric], same)] for q in qrels}
-
-
 def verdict(difference: float, same: float) -> int:
+  """1 good, 0 same (at most `same` apart) or -1 bad."""
   if abs(difference) <= same + ROUNDING:
     return 0
   return 1 if difference > 0 else -1
@@ -76,8 +63,8 @@ def analyse(
 ) -> dict[str, Any]:
   """good, same, bad, delta, low, high (bootstrap over queries) and p (randomisation).
 
-  A query's verdicts stay together, since people who see the same two lists tend to agree; so do
-  those of queries whose ids `by` matches alike. With one verdict a query, p is that of the
+  The verdicts of a query are drawn together, since people who see the same two lists tend to agree;
+  so are those of one cluster (holdout.clusters). With one verdict per query, p is that of the
   two-sided sign test.
   """
   counts = count(verdicts)
@@ -86,9 +73,9 @@ def analyse(
   of_Q = clusters(verdicts, by)
   sums_C12 = significance.clustered(sums(verdicts)[:, None], of_Q)
   low, high = significance.interval(significance.bootstrap(sums_C12, samples, seed)[:, 0], level)
-  # To swap the sides of a query is to turn its verdicts round.
-  turned_C12 = sums_C12 * [-1, 1]
-  p = significance.randomisation_p(sums_C12, turned_C12, samples, seed)
+  # Swapping the sides of a query reverses its verdicts.
+  reversed_C12 = sums_C12 * [-1, 1]
+  p = significance.randomisation_p(sums_C12, reversed_C12, samples, seed)
   return {
     **counts._asdict(),
     'queries': len(verdicts),
@@ -118,10 +105,10 @@ def _verdict(row: Any) -> tuple[str, int]:
     raise BadRow('row', 'is not an object', 'write {"query_id": ..., "verdict": ...}')
   query, word = (row.get(field) for field in ('query_id', 'verdict'))
   if not isinstance(query, str) or not query.strip():
-    raise BadRow('query_id', 'is missing or no text', 'fill it in')
+    raise BadRow('query_id', 'is missing or not text', 'fill it in')
   if not isinstance(word, str) or word.strip().lower() not in WORDS:
     what = f'is {word!r}' if word else 'is missing'
-    raise BadRow('verdict', what, 'write good, same or bad, as the new ranking is')
+    raise BadRow('verdict', what, 'write good, same or bad for the new ranking')
   return query.strip(), WORDS[word.strip().lower()]
 
 

@@ -1,18 +1,20 @@
-"""Ranking metrics of a run against judgements or another run, per query and in the mean.
+"""Ranking metrics of a run against judgements or another run, per query and averaged.
 
-A run is {query_id: {doc_id: score}}, qrels are {query_id: {doc_id: grade}}. Ties are broken by
-document id (the greater id first, as trec_eval does), so input order cannot matter. A judged query
-that the run does not have counts as 0; documents without a judgement, and those with a negative
-grade (spam, to some), have gain 0. The former form no pairs.
+A run is {query_id: {doc_id: score}}, qrels are {query_id: {doc_id: grade}}. Equal scores are
+ordered by document id, the greater id first, as in trec_eval; the order of the input never matters.
+A judged query that the run lacks counts as 0. Documents without a judgement have gain 0 and form no
+pairs; documents with a negative grade (spam, in some collections) have gain 0.
 
-Names: `pnr`; `ndcg@K` (exponential gain), `ndcg_linear@K`, `mrr@K`, `map@K`, `recall@K` and
-`judged@K`, which without `@K` are of the whole ranking.
+METRICS lists the names. `@K` cuts the ranking at K documents; without it the whole ranking counts.
+The names of ir_measures work too (`nDCG@10`, `RR`, `AP@100`, `R@10`), but our nDCG has exponential
+gain: ir_measures' nDCG is `ndcg_linear`.
 """
 
 import difflib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,19 +24,19 @@ Run = Mapping[str, Mapping[str, float]]
 Qrels = Mapping[str, Mapping[str, int]]
 Ranking = Mapping[str, float] | list[str]  # scores, or document ids with the best first
 
-# How a table names them, in its order.
+# The columns of the result table.
 COLUMNS = ('pnr', 'ndcg@5', 'ndcg@10', 'mrr@10')
-# What is computed unless a caller says otherwise.
+# What `per_query` computes by default.
 STANDARD = (
   *COLUMNS, 'ndcg@1', 'ndcg@3', *(f'ndcg_linear@{k}' for k in (1, 3, 5, 10)),
   'mrr', 'map', 'recall@10', 'recall@100',
 )  # fmt: skip
-# What a row holds beside metrics.
+# The values of a query that are not metrics.
 COUNTS = ('concordant', 'discordant', 'tied', 'documents')
 
 
 def ranked(scores: Ranking) -> list[str]:
-  """Document ids by falling score; of equal scores the greater id first (trec_eval's rule)."""
+  """Document ids by descending score; of equal scores the greater id first, as in trec_eval."""
   if isinstance(scores, list):
     return scores
   return [doc for _, doc in sorted(((s, doc) for doc, s in scores.items()), reverse=True)]
@@ -78,21 +80,21 @@ def reciprocal_rank(
 def average_precision(
   scores: Ranking, grades: Mapping[str, int], depth: int | None = None, relevant: int = 1
 ) -> float:
-  """Precision at each relevant document of the top `depth`, over all relevant ones that exist."""
+  """Sum of the precisions at the relevant documents of the top `depth`, over all relevant ones."""
   ranks = hits(scores, grades, depth, relevant)
-  precisions = [found / rank for found, rank in enumerate(ranks, 1)]
+  precisions = [count / rank for count, rank in enumerate(ranks, 1)]
   return sum(precisions) / max(count_relevant(grades, relevant), 1)
 
 
 def recall(
   scores: Ranking, grades: Mapping[str, int], depth: int | None = None, relevant: int = 1
 ) -> float:
-  """The share of the relevant documents that is in the top `depth`; 0 if there are none."""
+  """The share of the relevant documents that is in the top `depth`; 0 if none is relevant."""
   return len(hits(scores, grades, depth, relevant)) / max(count_relevant(grades, relevant), 1)
 
 
 def judged(scores: Ranking, grades: Mapping[str, int], depth: int | None = None) -> float:
-  """The share of the top `depth` that has a judgement: low, and other metrics say little."""
+  """The share of the top `depth` that has a judgement; if it is low, other metrics mean little."""
   top = ranked(scores)[:depth]
   return sum(doc in grades for doc in top) / max(len(top), 1)
 
@@ -107,30 +109,66 @@ def count_relevant(grades: Mapping[str, int], relevant: int) -> int:
   return sum(grade >= relevant for grade in grades.values())
 
 
-FORMULAS: dict[str, Callable[..., float]] = {
-  'ndcg': ndcg,
-  'ndcg_linear': functools.partial(ndcg, gain=linear),
-  'mrr': reciprocal_rank,
-  'map': average_precision,
-  'recall': recall,
-  'judged': judged,
-}
-BINARY = ('mrr', 'map', 'recall')
+class Metric(NamedTuple):
+  """A metric: its name in tables, its formula, and what a reader must know about it.
+
+  `formula(ranking, grades, depth[, relevant])` is None for metrics that need more than one query's
+  ranking and grades. `has_threshold`: it takes `relevant`, the lowest grade of a relevant document.
+  """
+
+  title: str
+  formula: Callable[..., float] | None = None
+  has_threshold: bool = False
+  variant: str = ''
+  note: str = ''
+
+
+METRICS = {
+  'pnr': Metric('PNR', note='concordant / discordant pairs, pooled over queries'),
+  'pnr_per_query': Metric('PNR by query', note='mean over the queries where it is finite'),
+  'ndcg': Metric('nDCG', ndcg),
+  'ndcg_linear': Metric(
+    'nDCG', functools.partial(ndcg, gain=linear), variant='linear gain',
+    note='the gain is the grade, as in trec_eval',
+  ),
+  'mrr': Metric('MRR', reciprocal_rank, has_threshold=True),
+  'map': Metric('MAP', average_precision, has_threshold=True),
+  'recall': Metric('Recall', recall, has_threshold=True),
+  'judged': Metric('Judged', judged, note='share of the ranking that has a judgement'),
+  'gsb': Metric('delta-GSB', note='by nDCG@{depth}, equal if at most {same:g} apart'),
+  'tau': Metric("Kendall's tau", note='with {teacher}, mean over queries'),
+}  # fmt: skip
+ALIASES = {'rr': 'mrr', 'ap': 'map', 'r': 'recall'}  # ir_measures' names
+
+
+def canonical(name: str) -> str:
+  """Our name of a metric that may have ir_measures' name: 'nDCG@5' -> 'ndcg@5', 'RR' -> 'mrr'."""
+  kind, at, depth = name.partition('@')
+  kind = kind.lower()
+  return ALIASES.get(kind, kind) + at + depth
+
+
+def title(name: str) -> str:
+  """The name in tables: 'ndcg_linear@5' -> 'nDCG@5 (linear gain)'."""
+  kind, at, depth = name.partition('@')
+  variant = METRICS[kind].variant
+  return f'{METRICS[kind].title}{at}{depth}' + (f' ({variant})' if variant else '')
 
 
 def formula(name: str, relevant: int = 1) -> Callable[[Ranking, Mapping[str, int]], float]:
   """`(scores, grades) -> value` of a name such as 'ndcg@5'. Raises: UserError if there is none."""
-  kind, at, depth = name.partition('@')
-  if kind not in FORMULAS:
-    near = difflib.get_close_matches(kind, ['pnr', *FORMULAS], 1)
-    hint = f'did you mean {near[0]}?' if near else f'choose of pnr, {", ".join(FORMULAS)}'
+  kind, at, depth = canonical(name).partition('@')
+  known = [k for k, metric in METRICS.items() if metric.formula]
+  if kind not in known:
+    near = difflib.get_close_matches(kind, ['pnr', *known], 1)
+    hint = f'did you mean {near[0]}?' if near else f'choose one of pnr, {", ".join(known)}'
     raise UserError(f'metric {name!r}: unknown; {hint}')
   if at and not (depth.isascii() and depth.isdigit() and int(depth)):
     raise UserError(f'metric {name!r}: the depth must be 1 or more, as in {kind}@10')
   fixed = {'depth': int(depth) if at else None}
-  if kind in BINARY:
+  if METRICS[kind].has_threshold:
     fixed['relevant'] = relevant
-  return functools.partial(FORMULAS[kind], **fixed)
+  return functools.partial(METRICS[kind].formula, **fixed)
 
 
 def pairs(scores: Mapping[str, float], grades: Mapping[str, int]) -> tuple[int, int, int]:
@@ -164,7 +202,7 @@ def per_query(
 ) -> dict[str, dict[str, float]]:
   """The metrics of every judged query: {query_id: {metric: value}}, pair counts included.
 
-  `relevant` is the lowest grade that MRR, MAP and recall take for an answer; nDCG and PNR use all.
+  `relevant` is the lowest grade that counts as relevant for MRR, MAP and recall.
   """
   formulas = {name: formula(name, relevant) for name in names if name != 'pnr'}
   rows = {}
@@ -184,7 +222,7 @@ def per_query(
 
 
 def summary(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-  """Means over queries; PNR pooled over all their pairs (the paper's sum), with its tie rate."""
+  """Means over queries, and PNR pooled over the pairs of all queries, as in the paper."""
   total = {k: sum(r[k] for r in rows.values()) for k in ('concordant', 'discordant', 'tied')}
   every = sum(total.values())
   names = [m for m in next(iter(rows.values()), STANDARD) if m not in ('pnr', *COUNTS)]
@@ -204,14 +242,14 @@ def tau(scores: Mapping[str, float], reference: Mapping[str, float]) -> float:
   """Kendall's tau-b between two scorings of the reference's documents, from -1 to 1.
 
   tau-b = (C - D) / sqrt((pairs untied here) (pairs untied there)) (Kendall, 1945). Documents that
-  `scores` lacks are tied behind all others; those that the reference lacks do not count. 0 if all
-  scores are equal, so a missing query is 0; nan if the reference itself orders nothing.
+  `scores` lacks are tied behind all others; those that the reference lacks do not count. It is 0
+  if all scores are equal, thus for a missing query, and nan if all scores of the reference are.
   """
   last = math.nextafter(min(scores.values(), default=0.0), -math.inf)
   ours_N = np.array([scores.get(doc, last) for doc in reference], np.float64)
   theirs_N = np.array(list(reference.values()), np.float64)
   agreement = untied_ours = untied_theirs = 0.0
-  for i in range(1, len(theirs_N)):  # a row of the matrix of pairs at a time: memory stays O(n)
+  for i in range(1, len(theirs_N)):  # one row of the matrix of pairs at a time: O(n) memory
     ours, theirs = np.sign(ours_N[:i] - ours_N[i]), np.sign(theirs_N[:i] - theirs_N[i])
     agreement += ours @ theirs
     untied_ours += ours @ ours
@@ -222,7 +260,7 @@ def tau(scores: Mapping[str, float], reference: Mapping[str, float]) -> float:
 
 
 def mean_tau(run: Run, reference: Run) -> float:
-  """The mean of `tau` over the reference's queries that it orders; nan if there are none."""
+  """The mean of `tau` over the queries where it is defined; nan if there are none."""
   values = [tau(run.get(query, {}), scores) for query, scores in reference.items()]
   defined = [value for value in values if not math.isnan(value)]
   return sum(defined) / len(defined) if defined else math.nan

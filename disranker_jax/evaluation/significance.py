@@ -1,8 +1,8 @@
-"""Which differences between rankings are more than the luck of these queries.
+"""Intervals and tests: is a difference between rankings larger than the random choice of queries?
 
-Queries are what is drawn at random, so everything here resamples queries, never documents. A
-statistic is a ratio of two sums over queries: of values and ones for a mean, of concordant and all
-ordered pairs for a pooled ratio. Arrays: Q queries, K statistics, S samples, 2 = (top, bottom).
+Queries are the sample, so everything here resamples queries, never documents. A statistic is a
+ratio of two sums over queries: values and ones for a mean, concordant and all ordered pairs for a
+pooled ratio. Arrays: Q queries, K statistics, S samples, 2 = (top, bottom).
 """
 
 import math
@@ -15,23 +15,23 @@ CHUNK = 2**22  # numbers held at a time: 32 MB, whatever the number of queries
 
 
 def mean_of(values_Q) -> np.ndarray:
-  """Sums_Q2 of a mean over queries; those whose value is not finite do not count."""
+  """Sums_Q2 of a mean over queries; values that are not finite do not count."""
   values_Q = np.asarray(values_Q, np.float64)
   counts_Q = np.isfinite(values_Q)
   return np.stack([np.where(counts_Q, values_Q, 0.0), counts_Q.astype(np.float64)], -1)
 
 
 def ratio(sums_2) -> np.ndarray:
-  """Top / bottom of the last axis; nan where nothing counts."""
+  """Top / bottom of the last axis; nan where the bottom is 0."""
   with np.errstate(divide='ignore', invalid='ignore'):
     return sums_2[..., 0] / sums_2[..., 1]
 
 
 def clustered(sums_QK2, clusters_Q) -> np.ndarray:
-  """Sums of each cluster of queries, [C, K, 2], to be drawn and swapped in the queries' place.
+  """Sums of each cluster of queries, [C, K, 2], which are then drawn and swapped as one query.
 
-  Queries of one session or topic share judgements. Drawn one by one they would count as that many
-  independent ones, and intervals would be too narrow (Cameron and Miller, 2015).
+  Queries of one session or topic share judgements. Drawn one by one they would count as independent
+  and intervals would be too narrow (Cameron and Miller, 2015).
   """
   at: dict = {}
   at_Q = [at.setdefault(cluster, len(at)) for cluster in clusters_Q]
@@ -61,8 +61,8 @@ def bootstrap(sums_QK2, samples: int = SAMPLES, seed: int = 0) -> np.ndarray:
 def interval(draws_S, level: float = LEVEL) -> tuple[float, float]:
   """The bootstrap's percentile interval: (low, high).
 
-  Its ends are draws themselves, so it may be infinite and every rising function of it is the
-  interval of that function. Draws in which nothing counted are left out.
+  The ends are draws themselves, so they may be infinite, and an increasing function of the interval
+  is the interval of that function. Draws that are nan are left out.
   """
   draws_S = np.asarray(draws_S)[~np.isnan(draws_S)]
   if not len(draws_S):
@@ -73,26 +73,35 @@ def interval(draws_S, level: float = LEVEL) -> tuple[float, float]:
 
 
 def bootstrap_p(draws_S, observed: float) -> float:
-  """Two-sided p-value of a difference: how often draws lie as far from it as it does from 0.
+  """Two-sided p-value of a difference: how often a draw is as far from it as it is from 0.
 
-  The draws' spread stands for that under no difference (Efron and Tibshirani, 1993, ch. 16); it is
-  somewhat too small for few queries, where `randomisation_p` is exact.
+  The draws are shifted to the null hypothesis (Efron and Tibshirani, 1993, ch. 16). p is somewhat
+  too small for few queries, where `randomisation_p` is exact.
   """
   extreme = _at_least(np.asarray(draws_S) - observed, observed)
   return float((1 + extreme.sum()) / (1 + len(extreme)))
 
 
-def randomisation_p(ours_QK2, theirs_QK2, samples: int = SAMPLES, seed: int = 0) -> np.ndarray:
-  """Two-sided p-values [K] of ratio(ours) - ratio(theirs) if the two could be swapped by query.
+def paired_bootstrap_p(ours_QK2, theirs_QK2, samples: int = SAMPLES, seed: int = 0) -> np.ndarray:
+  """Two-sided p-values [K] of ratio(ours) - ratio(theirs) by `bootstrap_p`."""
+  sides_QJ2 = np.concatenate([ours_QK2, theirs_QK2], 1)
+  ours_SK, theirs_SK = np.split(bootstrap(sides_QJ2, samples, seed), 2, 1)
+  observed_K = ratio(np.sum(ours_QK2, 0)) - ratio(np.sum(theirs_QK2, 0))
+  draws_KS = (ours_SK - theirs_SK).T
+  return np.array([bootstrap_p(*pair) for pair in zip(draws_KS, observed_K, strict=True)])
 
-  Fisher's paired randomisation: over all 2^Q ways to swap the Q queries that differ if they are at
-  most `samples` (then p is exact), else over so many random ones. A way in which one side has
-  nothing that counts is taken as extreme.
+
+def randomisation_p(ours_QK2, theirs_QK2, samples: int = SAMPLES, seed: int = 0) -> np.ndarray:
+  """Two-sided p-values [K] of ratio(ours) - ratio(theirs) when the sides are swapped by query.
+
+  Fisher's paired randomisation: p is exact, over all 2^Q ways to swap the Q queries that differ, if
+  these are at most `samples`; else it is over `samples` random ways. A way in which one side's
+  bottom is 0 counts as extreme.
   """
   ours_QK2, theirs_QK2 = np.asarray(ours_QK2, np.float64), np.asarray(theirs_QK2, np.float64)
   statistics = ours_QK2.shape[1]
   apart = (ours_QK2 - theirs_QK2).reshape(len(ours_QK2), -1)
-  apart = apart[apart.any(1)]  # to swap equal sides changes nothing
+  apart = apart[apart.any(1)]  # swapping equal sides changes nothing
   queries = len(apart)
   both = (ours_QK2 + theirs_QK2).sum(0)
   observed = ratio(ours_QK2.sum(0)) - ratio(theirs_QK2.sum(0))
@@ -106,9 +115,9 @@ def randomisation_p(ours_QK2, theirs_QK2, samples: int = SAMPLES, seed: int = 0)
 
 
 def holm(p_values) -> np.ndarray:
-  """Holm's (1979) adjusted p-values, in the order given; NaN is no test and stays NaN.
+  """Holm's (1979) adjusted p-values, in the order given; NaN marks no test and stays NaN.
 
-  At most `alpha` is the chance that any true null hypothesis of the table falls below `alpha`.
+  The probability that any true null hypothesis gets an adjusted p below `alpha` is at most `alpha`.
   """
   p_values = np.asarray(p_values, np.float64)
   tests = np.flatnonzero(~np.isnan(p_values))
@@ -119,27 +128,8 @@ def holm(p_values) -> np.ndarray:
   return adjusted
 
 
-def paired(ours_Q, theirs_Q, samples: int = SAMPLES, seed: int = 0, level: float = LEVEL) -> dict:
-  """One metric of two systems on the same queries: the mean difference with all that is known.
-
-  Returns difference, low and high (paired bootstrap), p (randomisation) and p_bootstrap.
-  """
-  ours_Q12, theirs_Q12 = mean_of(ours_Q)[:, None], mean_of(theirs_Q)[:, None]
-  draws_S2 = bootstrap(np.concatenate([ours_Q12, theirs_Q12], 1), samples, seed)
-  draws_S = draws_S2[:, 0] - draws_S2[:, 1]
-  difference = float(ratio(ours_Q12.sum(0))[0] - ratio(theirs_Q12.sum(0))[0])
-  low, high = interval(draws_S, level)
-  return {
-    'difference': difference,
-    'low': low,
-    'high': high,
-    'p': float(randomisation_p(ours_Q12, theirs_Q12, samples, seed)[0]),
-    'p_bootstrap': bootstrap_p(draws_S, difference),
-  }
-
-
 def _at_least(values, observed) -> np.ndarray:
-  """Whether |values| >= |observed| but for rounding; true for nan."""
+  """Whether |values| >= |observed| up to rounding; true for nan."""
   return ~(np.abs(values) < np.abs(observed) * (1 - 1e-9) - 1e-15)
 
 

@@ -1,54 +1,46 @@
-"""Tables of `disranker ablate`: printed, as Markdown and JSON, as a picture."""
+"""Tables of `disranker ablate`: printed, as Markdown and JSON, and as a picture."""
 
 import json
 from pathlib import Path
 
 from disranker_jax.errors import UserError
-from disranker_jax.report import comparison, plots, tables
+from disranker_jax.evaluation import metrics
+from disranker_jax.report import plots, tables
+from disranker_jax.report.tables import chance, decimals, number, span
 
-MAIN = 'ndcg@5'  # whose intervals and differences are shown; the JSON has them of every metric
+MAIN = 'ndcg@5'  # the table shows its intervals and differences; the JSON has those of all metrics
+DIGITS = 3  # of metrics between 0 and 1
 
 
-def block(result: dict) -> comparison.Block:
-  """The main metric with its interval, the others' values, and the difference to one row."""
-  metrics = list(result['rows'][0]['metrics'])
-  name = comparison.title(MAIN)
-  heads = ['', name, '95 % interval', *(comparison.title(m) for m in metrics if m != MAIN)]
+def cells(result: dict) -> tuple[list[str], list[list[str]]]:
+  """Heads and rows: the main metric with its interval, the others' values, and the difference."""
+  names = list(result['rows'][0]['metrics'])
+  name = metrics.title(MAIN)
+  heads = ['', name, '95 % interval', *(metrics.title(m) for m in names if m != MAIN)]
   heads += [f'{name} by seed', 'difference', '95 % interval', 'p (Holm)']
   rows = []
   for row in result['rows']:
     cell = row['metrics'][MAIN]
-    line = [row['name'], number(cell['value']), span(cell)]
-    line += [
-      tables.number(row['metrics'][m]['value'], 2 if m == 'pnr' else 3)
-      for m in metrics
-      if m != MAIN
-    ]
+    line = [row['name'], number(cell['value'], DIGITS), span(cell, DIGITS)]
+    others = {m: other['value'] for m, other in row['metrics'].items() if m != MAIN}
+    line += [number(value, decimals(m, DIGITS)) for m, value in others.items()]
     seeds = cell['by_seed'].values()
-    line.append(' '.join(number(v) for v in seeds) if len(seeds) > 1 else '')
+    line.append(' '.join(number(v, DIGITS) for v in seeds) if len(seeds) > 1 else '')
     if away := cell.get('difference'):
-      line += [f'{away["value"]:+.3f}', span(away, '+'), comparison.chance(away['p_holm'])]
+      line += [number(away['value'], DIGITS, '+'), span(away, DIGITS, '+'), chance(away['p_holm'])]
     else:
       line += ['reference', '', '']
     rows.append(line)
-  return comparison.Block('', heads, rows)
-
-
-def number(value: float) -> str:
-  return f'{value:.3f}'
-
-
-def span(cell: dict, sign: str = '') -> str:
-  return f'{cell["low"]:{sign}.3f} to {cell["high"]:{sign}.3f}'
+  return heads, rows
 
 
 def text(result: dict) -> str:
-  """What is printed."""
-  return '\n'.join([result['title'], '', comparison.aligned(block(result)), '', note(result)])
+  """The table as it is printed."""
+  return '\n'.join([result['title'], '', tables.aligned(*cells(result)), '', note(result)])
 
 
 def note(result: dict) -> str:
-  drawn = comparison.drawn(result['queries'], result.get('clusters', result['queries']))
+  drawn = tables.drawn(result['queries'], result.get('clusters', result['queries']))
   return (
     f'{result["queries"]} test queries; seeds are averaged within a query. Intervals: bootstrap '
     f'over {drawn}. p: paired randomisation against {result["against"]!r}, corrected (Holm) over '
@@ -57,9 +49,9 @@ def note(result: dict) -> str:
 
 
 def markdown(result: dict, picture: str) -> str:
-  """The same with what it was made from."""
-  made = block(result)
-  heads, *rows = [[comparison.escaped(c) for c in line] for line in (made.heads, *made.rows)]
+  """The table as Markdown, with the command and settings behind it."""
+  heads, rows = cells(result)
+  heads, *rows = [[tables.escaped(c) for c in line] for line in (heads, *rows)]
   command = f'disranker ablate {result["file"]} --config {result["config"]}'
   seeds = max((row['seeds'] for row in result['rows']), key=len)
   command += ''.join(f" '--config.{word}'" for word in result['set'])
@@ -72,9 +64,10 @@ def markdown(result: dict, picture: str) -> str:
   ]
   return '\n'.join([
     f'# {result["title"]}', '', *([result['text'], ''] if result['text'] else []),
-    tables.markdown(heads, rows), '', note(result), '', f'![{comparison.title(MAIN)}]({picture})',
+    tables.markdown(heads, rows), '', note(result), '', f'![{metrics.title(MAIN)}]({picture})',
     '', f'Made on {result["date"]} on {result["device"]}, jax {result["versions"]["jax"]}, by', '',
-    f'    {command}', '', 'Rows are a model of a run, and what the run changes:', '', *changes, '',
+    f'    {command}', '', 'Each row is a model of a run with these changes to the config:', '',
+    *changes, '',
   ])  # fmt: skip
 
 
@@ -84,7 +77,7 @@ def save(folder: Path, label: str, result: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f'{label}.json').write_text(json.dumps(result, indent=1, default=list) + '\n')
     (folder / f'{label}.md').write_text(markdown(result, f'{label}.svg'), encoding='utf-8')
-    cells = {row['name']: row['metrics'][MAIN] for row in result['rows']}
-    plots.intervals(cells, result['against'], comparison.title(MAIN), folder / f'{label}.svg')
+    means = {row['name']: row['metrics'][MAIN] for row in result['rows']}
+    plots.intervals(means, result['against'], metrics.title(MAIN), folder / f'{label}.svg')
   except OSError as e:
     raise UserError(f'--out={folder}: cannot be written ({e.strerror})') from None

@@ -1,7 +1,7 @@
-"""The page's charts as inline SVG: of one phone's width, in the page's own font and colours.
+"""The page's charts as inline SVG, as wide as a phone, in the page's font and colours.
 
-Every function returns an <svg> element. Colours are names of CSS variables of page.html, so that a
-dark screen and paper each get their own.
+Every function returns an <svg> element. Its colours are CSS variables of page.html, which has
+values for light screens, dark screens and print.
 """
 
 import hashlib
@@ -17,19 +17,20 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from disranker_jax.report import plots
 from disranker_jax.report.rankings import GRADES, grade
 
-# What matplotlib draws in a colour of the left is shown in the CSS variable of the right.
+# matplotlib knows no CSS variables: it draws in the colour on the left, which `inline` replaces.
 COLOURS = {
   '#010101': 'ink', '#020202': 'soft', '#030303': 'line', '#040404': 'accent', '#050505': 'gain',
   '#060606': 'loss', '#070707': 'paper', **{f'#0{i}0a0a': f'g{i}' for i in range(GRADES)},
 }  # fmt: skip
 NAMES = {name: code for code, name in COLOURS.items()}
 INK, SOFT, LINE, ACCENT, PAPER = (NAMES[n] for n in ('ink', 'soft', 'line', 'accent', 'paper'))
-CLEAR = {'facecolor': PAPER, 'edgecolor': 'none', 'pad': 0.8}  # behind words that lines cross
-WIDTH = 4.6  # inches; at 72 points the width of a phone
-POINTS = 2000  # marks or vertices in a chart: more would only make the page slow
+CLEAR = {'facecolor': PAPER, 'edgecolor': 'none', 'pad': 0.8}  # behind text on lines
+WIDTH = 4.6  # inches; at 72 points per inch about the width of a phone
+POINTS = 2000  # most marks or vertices of a chart, which bound the size of the page
+SMOOTH = 0.9  # weight of the past in the mean of the loss
+FEWEST = 20  # documents of a label for a histogram; fewer are drawn one by one
 STYLE = {
   'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10.5,
   'axes.titlesize': 11.5, 'axes.titleweight': 'bold',
@@ -40,7 +41,7 @@ STYLE = {
 
 
 def drawn(height: float, draw, alt: str, panels: int = 1) -> Markup:
-  """Makes a figure of `panels` rows, lets `draw` fill its axes, and returns it as SVG."""
+  """A figure of `panels` rows as SVG; `draw` fills its axes, `alt` describes it."""
   with matplotlib.rc_context(STYLE):
     sharing = {'sharex': True, 'squeeze': False}
     figure, axes = plt.subplots(panels, 1, figsize=(WIDTH, height), **sharing)
@@ -55,13 +56,13 @@ def drawn(height: float, draw, alt: str, panels: int = 1) -> Markup:
 
 
 def inline(svg: str, alt: str) -> Markup:
-  """A stand-alone SVG as an element of a page: its own ids, the page's colours and font, a name."""
+  """A stand-alone SVG as an element of a page: unique ids, the page's colours and font, a label."""
   svg = svg[svg.index('<svg') :]
   svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.S)
-  mine = f'c{hashlib.sha256(svg.encode()).hexdigest()[:8]}-'
-  svg = re.sub(r'\bid="([^"]+)"', rf'id="{mine}\1"', svg)
-  svg = re.sub(r'url\(#([^)]+)\)', rf'url(#{mine}\1)', svg)
-  svg = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{mine}\1"', svg)
+  prefix = f'c{hashlib.sha256(svg.encode()).hexdigest()[:8]}-'
+  svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', svg)
+  svg = re.sub(r'url\(#([^)]+)\)', rf'url(#{prefix}\1)', svg)
+  svg = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{prefix}\1"', svg)
   svg = re.sub(r'font-family: [^;\"]+;? ?|(font: [0-9a-z. ]+px) [^;\"]+', r'\1', svg)
   svg = re.sub(r'font: ((?:bold )?)([0-9.]+)px', font, svg)
   for code, name in COLOURS.items():
@@ -71,8 +72,8 @@ def inline(svg: str, alt: str) -> Markup:
   return Markup(f'<svg viewBox="{box}" role="img" aria-label="{escape(alt)}">{rest}')
 
 
-def font(found: re.Match) -> str:
-  bold, size = found.groups()
+def font(match: re.Match) -> str:
+  bold, size = match.groups()
   return f'font-size: {size}px' + ('; font-weight: bold' if bold else '')
 
 
@@ -81,7 +82,7 @@ def grade_colour(label: int, top: int) -> str:
 
 
 def dots(names: dict[str, str], means: dict[str, dict], highlight: str, baseline: str) -> Markup:
-  """Each model's nDCG@5 with its interval; `means` {model: {value, low, high}}, best on top."""
+  """nDCG@5 with its interval, the best model on top; `means` is {model: {value, low, high}}."""
   order = sorted(means, key=lambda m: means[m]['value'])
 
   def draw(axis):
@@ -101,13 +102,13 @@ def dots(names: dict[str, str], means: dict[str, dict], highlight: str, baseline
     axis.grid(axis='x', linewidth=0.6)
     axis.spines['left'].set_visible(False)
 
-  said = ', '.join(f'{names[m]} {means[m]["value"]:.3f}' for m in reversed(order))
-  alt = f'nDCG@5 of every model with its 95 % interval: {said}'
+  listed = ', '.join(f'{names[m]} {means[m]["value"]:.3f}' for m in reversed(order))
+  alt = f'nDCG@5 of every model with its 95 % interval: {listed}'
   return drawn(0.75 + 0.42 * len(order), draw, alt)
 
 
 def histogram(title: str, by_label: dict[int, list[float]], top: int) -> Markup:
-  """A model's scores, a row for each label, best on top; rows of equal area (paper's figure 4)."""
+  """A model's scores, one panel of equal area per label, best on top (paper's figure 4)."""
   labels = sorted(by_label, reverse=True)
   every = np.concatenate([np.asarray(by_label[label]) for label in labels])
   low, high = np.percentile(every, [0.5, 99.5])
@@ -118,7 +119,7 @@ def histogram(title: str, by_label: dict[int, list[float]], top: int) -> Markup:
     for axis, label in zip(axes, labels, strict=True):
       values = np.clip(by_label[label], bins[0], bins[-1])
       colour = grade_colour(label, top)
-      if len(values) < plots.FEWEST:  # single documents, each a stroke
+      if len(values) < FEWEST:  # one line per document
         axis.vlines(values, 0, 0.5, color=colour, linewidth=1.5)
         axis.set_ylim(0, 1)
       else:
@@ -141,7 +142,7 @@ def histogram(title: str, by_label: dict[int, list[float]], top: int) -> Markup:
 
 
 def scatter(title: str, points: np.ndarray, tau: float, top: int) -> Markup:
-  """Scores of two models; `points` [N, 3] are (the teacher's, the model's, label)."""
+  """The scores of a model against its teacher's; `points` [N, 3] are (teacher, model, label)."""
   picks = np.sort(np.random.default_rng(0).permutation(len(points))[:POINTS])
   shown = points[picks]
 
@@ -150,7 +151,7 @@ def scatter(title: str, points: np.ndarray, tau: float, top: int) -> Markup:
       some = shown[shown[:, 2] == label]
       colour = grade_colour(int(label), top) if label >= 0 else SOFT
       axis.plot(some[:, 0], some[:, 1], 'o', color=colour, alpha=0.75, ms=3, mew=0)
-    axis.set(xlabel="teacher's score", ylabel='its score')
+    axis.set(xlabel="teacher's score", ylabel="student's score")
     axis.set_title(title + (f': tau {tau:.2f}' if math.isfinite(tau) else ''))
     axis.grid(linewidth=0.6)
 
@@ -161,7 +162,7 @@ def scatter(title: str, points: np.ndarray, tau: float, top: int) -> Markup:
 
 
 def gains(title: str, values: list[float]) -> Markup:
-  """Differences of all queries, the greatest first, as bars."""
+  """One bar per query, from the greatest gain to the greatest loss; `values` are in that order."""
   won, lost = sum(v > 0 for v in values), sum(v < 0 for v in values)
   if len(values) > POINTS:
     values = [values[int(i)] for i in np.linspace(0, len(values) - 1, POINTS)]
@@ -187,10 +188,19 @@ def gains(title: str, values: list[float]) -> Markup:
   return drawn(2.6, draw, alt)
 
 
+def smoothed(values: list[float]) -> np.ndarray:
+  """The exponential mean of the values so far, without the bias of a start at zero."""
+  out, mean, weight = [], 0.0, 0.0
+  for value in values:
+    mean, weight = SMOOTH * mean + (1 - SMOOTH) * value, SMOOTH * weight + 1 - SMOOTH
+    out.append(mean / weight)
+  return np.array(out)
+
+
 def curve(stage: str, steps: list[dict]) -> Markup:
   """The loss of a stage by step, raw and smoothed."""
   raw = np.array([row['loss'] for row in steps])
-  smooth = plots.smoothed(raw.tolist())
+  smooth = smoothed(raw.tolist())
   picks = np.unique(np.linspace(0, len(raw) - 1, min(len(raw), POINTS)).astype(int))
   at = np.array([row['step'] for row in steps])[picks]
 
@@ -199,7 +209,7 @@ def curve(stage: str, steps: list[dict]) -> Markup:
     axis.plot(at, raw[picks], color=SOFT, alpha=0.5, linewidth=0.8, **marks)
     axis.plot(at, smooth[picks], color=ACCENT, linewidth=1.8)
     axis.set(title=stage, xlabel='step', ylabel='loss')
-    # A few wild steps must not hide the rest.
+    # A few outliers must not flatten the rest of the curve.
     low, high = min(0.0, float(raw.min())), float(np.percentile(raw, 99)) * 1.1
     axis.set_ylim(low, max(high, float(smooth.max()) * 1.05, low + 1e-6))
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -210,15 +220,17 @@ def curve(stage: str, steps: list[dict]) -> Markup:
 
 
 def apart(places: dict[str, float], least: float) -> dict[str, float]:
-  """The same places, pushed up where two of them are closer than `least`."""
-  last, found = -math.inf, {}
+  """The places, moved up where two of them are closer than `least`."""
+  last, moved = -math.inf, {}
   for name, place in sorted(places.items(), key=lambda item: item[1]):
-    found[name] = last = max(place, last + least)
-  return found
+    moved[name] = last = max(place, last + least)
+  return moved
 
 
-def latency(names: dict[str, str], cost: dict[str, float], means: dict[str, dict]) -> Markup:
-  """nDCG@5 over milliseconds a pair; models that cost nothing worth measuring are lines."""
+def latency(
+  names: dict[str, str], cost: dict[str, float], means: dict[str, dict], highlight: str
+) -> Markup:
+  """nDCG@5 over milliseconds per pair; rankings without a cost are horizontal lines."""
   free = {m: v for m, v in means.items() if m not in cost}
   middle = math.sqrt(min(cost.values()) * max(cost.values()))
   ends = [mean[end] for mean in means.values() for end in ('low', 'high')]
@@ -233,20 +245,22 @@ def latency(names: dict[str, str], cost: dict[str, float], means: dict[str, dict
         xycoords=('axes fraction', 'data'), ha='right',
       )  # fmt: skip
     for model, ms in cost.items():
-      mean, colour = means[model], ACCENT if model == 'student' else INK
+      mean, colour = means[model], ACCENT if model == highlight else INK
       axis.plot([ms, ms], [mean['low'], mean['high']], color=colour, lw=1.2, alpha=0.6, zorder=3)
       axis.plot(ms, mean['value'], 'o', color=colour, markersize=7, zorder=4)
       dx, side = (-8, 'right') if ms > middle else (8, 'left')
-      dy = (places[model] - mean['value'] / height) * 155  # points, of the height between the ends
+      dy = (places[model] - mean['value'] / height) * 155  # points; the axis is about 155 high
       style = {'textcoords': 'offset points', 'va': 'center', 'ha': side, 'bbox': CLEAR}
       axis.annotate(names[model], (ms, mean['value']), (dx, dy), color=colour, zorder=2, **style)
     axis.set(xscale='log', xlim=(min(cost.values()) / 1.6, max(cost.values()) * 1.6))
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=30))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda ms, _: f'{ms:g}'))
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.set(xlabel='ms a pair (log scale)', ylabel='nDCG@5')
+    axis.set(xlabel='ms per pair (log scale)', ylabel='nDCG@5')
     axis.margins(y=0.12)
     axis.grid(linewidth=0.6)
 
-  said = ', '.join(f'{names[m]} {ms:.2g} ms and {means[m]["value"]:.3f}' for m, ms in cost.items())
-  return drawn(3.2, draw, f'nDCG@5 against milliseconds a pair: {said}')
+  listed = ', '.join(
+    f'{names[m]} {ms:.2g} ms and {means[m]["value"]:.3f}' for m, ms in cost.items()
+  )
+  return drawn(3.2, draw, f'nDCG@5 against milliseconds per pair: {listed}')

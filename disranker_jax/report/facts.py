@@ -1,11 +1,9 @@
-"""What a run left in its folders, gathered for the report; whatever is not there stays empty."""
+"""What a run left in its folders, gathered for the report; what is missing stays empty."""
 
-import csv
 import dataclasses
 import functools
 import json
 import math
-import re
 from pathlib import Path
 
 import numpy as np
@@ -14,24 +12,17 @@ from disranker_jax import config as configs
 from disranker_jax.data import store
 from disranker_jax.data.records import Click, Group
 from disranker_jax.errors import UserError
+from disranker_jax.evaluation import runs
 from disranker_jax.pipeline import manifest, systems
-from disranker_jax.report import tables
+from disranker_jax.stages import rows
 
-TRAINING = ('cpt', 'sft', 'student_sft', 'distill')
-SCORED = (
-  'student_sft',
-  'student',
-  'teacher',
-)  # before and after distillation, and what is imitated
-RANKED = ('bm25', *SCORED, 'zero_shot')  # runs that are read
-RUN_ROW = re.compile(r'(.*) Q0 (.*) \d+ (\S+) \S+')
-MOST = 10_000  # records whose texts are measured; of more, as many at even distances
+MOST = 10_000  # records whose texts are measured, evenly spaced if there are more
 TEXTS = ('query', 'title', 'summary')
 
 
 @dataclasses.dataclass
 class Facts:
-  """All that the page tells; every part may be empty."""
+  """Everything that the page shows; every part may be empty."""
 
   name: str
   results: dict[str, dict]  # {model: {metric: value}}, in the order of the table
@@ -52,22 +43,21 @@ class Facts:
 
   @functools.cached_property
   def top_label(self) -> int:
-    """The best label of the test pairs."""
+    """The highest label of the test pairs."""
     return max((d.label for g in self.tests.values() for d in g.docs), default=0)
-
-  def title(self, model: str) -> str:
-    return tables.TITLES.get(model, model)
 
 
 def gather(run) -> Facts:
-  """Reads what there is under the run's workdir."""
+  """Reads what the run's workdir holds."""
   evaluated, samples = run.folder('evaluate'), run.folder('cpt') / 'samples.md'
   config, default = configs.flatten(run.config), configs.flatten(configs.defaults())
-  files = {model: evaluated / f'{model}.run' for model in RANKED}
+  ranked = [name for name in rows.ROWS if not rows.is_floor(name)]
+  files = {model: evaluated / f'{model}.run' for model in ranked}
+  per_query = evaluated / 'per_query.csv'
   return Facts(
     name=run.config.name,
     results=read_results(run),
-    rows=read_rows(evaluated / 'per_query.csv'),
+    rows=runs.read_per_query(per_query) if per_query.exists() else {},
     tests=read_tests(run),
     runs={model: read_run(file) for model, file in files.items() if file.exists()},
     logs=read_logs(run),
@@ -86,35 +76,18 @@ def read_results(run) -> dict[str, dict]:
   return json.loads(file.read_text()) if file.exists() else {}
 
 
-def read_rows(file: Path) -> dict[str, dict[str, dict[str, float]]]:
-  """Every model's metrics of every query, of per_query.csv."""
-  rows: dict[str, dict[str, dict[str, float]]] = {}
-  if not file.exists():
-    return rows
-  with file.open(newline='', encoding='utf-8') as f:
-    for row in csv.DictReader(f):
-      query, model = row.pop('query_id'), row.pop('model')
-      rows.setdefault(model, {})[query] = {k: float(v) for k, v in row.items() if v}
-  return rows
-
-
 def read_run(file: Path) -> dict[str, dict[str, float]]:
-  """{query_id: {doc_id: score}} of a run that evaluate wrote, best first. Ids may have spaces."""
-  scores: dict[str, dict[str, float]] = {}
-  for number, line in enumerate(file.read_text('utf-8').split('\n'), 1):
-    if not line:
-      continue
-    if not (row := RUN_ROW.fullmatch(line)):
-      raise UserError(f'{file}:{number}: is no row of a run; do it again with --rerun=evaluate')
-    query, doc, score = row.groups()
-    scores.setdefault(query, {})[doc] = float(score)
-  return scores
+  """A run that evaluate wrote, best first. Raises: UserError if it is damaged."""
+  try:
+    return runs.read_run(file)
+  except UserError as e:
+    raise UserError(f'{e}; or repeat the stage with --rerun=evaluate') from None
 
 
 def read_logs(run) -> dict[str, list[dict]]:
-  """{stage: its steps with a finite loss}; the line at which a run was killed is left out."""
+  """{stage: its steps with a finite loss}; a half-written last line is skipped."""
   logs = {}
-  for stage in TRAINING:
+  for stage in configs.TRAINING:
     file = run.folder(stage) / 'metrics.jsonl'
     lines = file.read_text().splitlines() if file.exists() else []
     steps = [json.loads(line) for line in lines if line.endswith('}')]
@@ -124,10 +97,10 @@ def read_logs(run) -> dict[str, list[dict]]:
 
 
 def read_stages(run) -> list[dict]:
-  """Manifests of the stages that have begun; the report itself is not done while it is written."""
+  """Manifests of the stages that have started, except the report's own."""
   stages = [s.name for s in systems.stages(run.config) if s.name != 'report']
-  found = [manifest.read(run.folder(stage)) for stage in stages]
-  return [before for before in found if before is not None]
+  manifests = [manifest.read(run.folder(stage)) for stage in stages]
+  return [each for each in manifests if each is not None]
 
 
 def data_folder(run, kind: str) -> Path:
@@ -135,13 +108,13 @@ def data_folder(run, kind: str) -> Path:
 
 
 def read_tests(run) -> dict[str, Group]:
-  """The held-out queries with all their documents, if their records are there."""
+  """The held-out queries with all their documents, if their records exist."""
   folder = data_folder(run, 'test')
   return {g.query_id: g for g in store.open('test', folder)} if folder.is_dir() else {}
 
 
 def described(run, kind: str) -> dict:
-  """Counts, labels and text lengths of a kind of records."""
+  """Counts, labels and text lengths (in characters) of a kind of records."""
   source = store.open(kind, data_folder(run, kind))
   picks = np.unique(np.linspace(0, len(source) - 1, min(MOST, len(source))).astype(int))
   lengths: dict[str, list[int]] = {field: [] for field in TEXTS}
@@ -177,12 +150,12 @@ def quantiles(values: list[int]) -> dict[str, int] | None:
 
 
 def quarantined(run, kind: str) -> int:
-  """Rows that prepare set aside."""
+  """The number of rows that prepare set aside."""
   before = manifest.read(run.folder('prepare')) or {}
   return before.get('results', {}).get(kind, {}).get('quarantined', 0)
 
 
-def scores_by_label(facts: Facts, models=SCORED) -> dict[str, dict[int, list[float]]]:
+def scores_by_label(facts: Facts, models=rows.TRAINED) -> dict[str, dict[int, list[float]]]:
   """{model: {label: scores}} of the judged test pairs, for the models that have a run."""
   labels = facts.labels()
   scores: dict[str, dict[int, list[float]]] = {}

@@ -1,6 +1,5 @@
-"""The run's report as one HTML page: no network, no script, everything inside."""
+"""The run's report as one HTML page without scripts or external resources."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,74 +10,83 @@ from markupsafe import Markup
 from disranker_jax.data.holdout import clusters
 from disranker_jax.evaluation import metrics
 from disranker_jax.progress import clock
-from disranker_jax.report import charts, comparison, facts, intervals, rankings, tables, words
+from disranker_jax.report import charts, facts, intervals, rankings, summary, tables
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.intervals import MAIN, Intervals
+from disranker_jax.stages import rows
 
 TEMPLATE = 'page.html'
+ALPHA = 0.05
+FEW = 30  # queries, or clusters of them, below which a bootstrap interval is too narrow
+DIGITS = 3  # of metrics between 0 and 1
 WHAT = {
   'prepare': 'reads the sources',
   'cpt': 'the teacher reads clicks (continued pre-training)',
   'sft': 'the teacher learns to rank from labels',
   'score': 'the teacher scores unlabeled pairs',
-  'student_sft': 'the student learns from labels alone',
+  'student_sft': 'the student learns from labels only',
   'distill': "the student learns the teacher's scores",
   'evaluate': 'every model ranks the held-out queries',
   'export': 'the student for other programs',
 }
 
 
-def write(run, found: Facts, file: Path) -> None:
+def write(run, gathered: Facts, file: Path) -> None:
   """Writes the page of a run."""
-  file.write_bytes(render(run, found).encode('utf-8', 'replace'))
+  file.write_bytes(render(run, gathered).encode('utf-8', 'replace'))
 
 
-def render(run, found: Facts) -> str:
-  """The page as text; all that does not come from our own charts is escaped."""
-  by, queries = found.cluster, list(found.tests)
-  rows = {model: of_model for model, of_model in found.rows.items() if model in found.results}
-  spread = intervals.analyse(rows, by=by)
-  gained = rankings.gains(found)
+def render(run, gathered: Facts) -> str:
+  """The page as text; everything but our own charts is escaped."""
+  results = gathered.results
+  per_query = {model: values for model, values in gathered.rows.items() if model in results}
+  queries = len(next(iter(per_query.values()), ()))
+  drawn = len(set(clusters(next(iter(per_query.values()), ()), gathered.cluster)))
+  spread = intervals.analyse(per_query, by=gathered.cluster)
+  gained = rankings.gains(gathered)
   loader = jinja2.FileSystemLoader(Path(__file__).parent)
   environment = jinja2.Environment(
     loader=loader, autoescape=True, undefined=jinja2.StrictUndefined,
     trim_blocks=True, lstrip_blocks=True,
   )  # fmt: skip
-  environment.filters |= {'clock': clock, 'number': words.number}
+  environment.filters |= {'clock': clock, 'number': summary.number}
   return environment.get_template(TEMPLATE).render(
-    name=found.name,
-    about=about(found),
-    summary=words.sentences(found, spread),
-    tiles=words.tiles(found, spread),
+    name=gathered.name,
+    about=about(gathered),
+    tiles=summary.tiles(gathered, spread),
+    student=rows.title(rows.STUDENT),
+    sentences=summary.differences(spread),
     relevant=run.config.evaluate.min_relevance,
-    results=result_rows(found, spread),
-    columns=[comparison.title(m) for m in metrics.COLUMNS],
+    results=result_rows(gathered, spread),
+    columns=[metrics.title(m) for m in metrics.COLUMNS],
     has_intervals=bool(spread.means),
-    drawn=comparison.drawn(len(queries), len(set(clusters(queries, by)))),
-    differences=difference_tables(found, spread),
-    charts=draw(found, spread, gained),
+    drawn=tables.drawn(queries, drawn),
+    few=drawn if drawn < FEW else 0,
+    differences=difference_tables(spread),
+    charts=draw(gathered, spread, gained),
     gains=gained,
-    contender=found.title(gained.model) if gained else '',
-    data=found.data,
-    labels=label_table(found),
-    legend=legend(found),
-    stages=[stage_row(s) for s in found.stages],
-    has_devices=len({s['device'] for s in found.stages}) > 1,  # one is told at the top
-    manifests=found.stages,
-    versions=versions(found.stages),
-    config=found.config,
-    changed=found.changed,
-    samples=found.samples,
+    contender=rows.title(gained.model) if gained else '',
+    first_stage=rows.title(rows.FIRST_STAGE),
+    data=gathered.data,
+    labels=label_table(gathered),
+    legend=legend(gathered),
+    stages=[stage_row(s) for s in gathered.stages],
+    has_devices=len({s['device'] for s in gathered.stages}) > 1,  # else the head names the one
+    manifests=gathered.stages,
+    versions=versions(gathered.stages),
+    config=gathered.config,
+    changed=gathered.changed,
+    samples=gathered.samples,
   )
 
 
-def about(found: Facts) -> dict[str, str]:
-  """When and where, as far as the stages say."""
-  done = [s for s in found.stages if s['status'] == 'done']
+def about(gathered: Facts) -> dict[str, str]:
+  """When and where the run was done, and how long it took."""
+  done = [s for s in gathered.stages if s['status'] == 'done']
   return {
     'finished': moment(max((s['finished'] for s in done), default='')),
-    'devices': ' and '.join(dict.fromkeys(s['device'] for s in found.stages)),
-    'time': clock(sum(s['wall_s'] for s in found.stages)) if found.stages else '',
+    'devices': ' and '.join(dict.fromkeys(s['device'] for s in gathered.stages)),
+    'time': clock(sum(s['wall_s'] for s in gathered.stages)) if gathered.stages else '',
   }
 
 
@@ -87,105 +95,97 @@ def moment(written: str) -> str:
   return f'{written[:10]} {written[11:16]} UTC' if written else ''
 
 
-def result_rows(found: Facts, spread: Intervals) -> list[dict[str, Any]]:
-  """A row a model: {title, is_student, cells: [{value, span, is_best}], parameters, ms}."""
-  best = {m: max((float(v[m]) for v in found.results.values()), default=0) for m in metrics.COLUMNS}
-  rows = []
-  for model, values in found.results.items():
+def result_rows(gathered: Facts, spread: Intervals) -> list[dict[str, Any]]:
+  """One row per model: {title, is_student, cells: [{value, span, is_best}], parameters, ms}."""
+  results = gathered.results
+  best = {m: max((float(v[m]) for v in results.values()), default=0) for m in metrics.COLUMNS}
+  table = []
+  for model, values in results.items():
     cells = []
     for metric in metrics.COLUMNS:
-      value, interval = float(values[metric]), spread.means.get((model, metric))
+      digits, interval = tables.decimals(metric, DIGITS), spread.means.get((model, metric))
       cells.append({
-        'value': digits(value, metric),
-        'span': span(interval, metric) if interval else '',
-        'is_best': value == best[metric],
+        'value': summary.number(values[metric], digits),
+        'span': summary.span(interval, digits) if interval else '',
+        'is_best': float(values[metric]) == best[metric],
       })  # fmt: skip
-    rows.append({
-      'title': found.title(model),
-      'is_student': model == 'student',
+    table.append({
+      'title': rows.title(model),
+      'is_student': model == rows.STUDENT,
       'cells': cells,
       'parameters': tables.short(values['parameters']) if 'parameters' in values else '',
       'ms': tables.number(values['ms_per_pair'], 2) if 'ms_per_pair' in values else '',
     })  # fmt: skip
-  return rows
+  return table
 
 
-def digits(value: float, metric: str, sign: str = '') -> str:
-  """Two decimals for PNR, three for what lies between 0 and 1."""
-  if not math.isfinite(value):
-    return '\N{EN DASH}' if math.isnan(value) else f'{value:{sign}}'
-  return f'{value:{sign}.{2 if metric == "pnr" else 3}f}'.replace('-', words.MINUS)
-
-
-def span(cell: dict, metric: str, sign: str = '') -> str:
-  return ' to '.join(digits(cell[end], metric, sign) for end in ('low', 'high'))
-
-
-def difference_tables(found: Facts, spread: Intervals) -> list[dict[str, Any]]:
-  """For each baseline its table: {title, columns, rows: [{title, cells}]}."""
+def difference_tables(spread: Intervals) -> list[dict[str, Any]]:
+  """One table per baseline: {title, columns, rows: [{title, is_student, cells}]}."""
   made = []
-  for baseline in intervals.BASELINES:
+  for baseline in rows.BASELINES:
     models = dict.fromkeys(m for b, m, _ in spread.differences if b == baseline)
-    rows = []
+    lines = []
     for model in models:
       cells = []
       for metric in intervals.TESTED:
-        apart = spread.differences[baseline, model, metric]
+        difference = spread.differences[baseline, model, metric]
+        digits = tables.decimals(metric, DIGITS)
         cells.append({
-          'value': digits(apart['value'], metric, '+'),
-          'span': span(apart, metric, '+'),
-          'p': words.chance(apart['p_holm']),
-          'is_sure': apart['p_holm'] < words.ALPHA,
+          'value': summary.number(difference['value'], digits, '+'),
+          'span': summary.span(difference, digits, '+'),
+          'p': tables.chance(difference['p_holm'], DIGITS),
+          'is_sure': difference['p_holm'] < ALPHA,
         })  # fmt: skip
-      rows.append({'title': found.title(model), 'is_student': model == 'student', 'cells': cells})
-    if rows:
-      columns = [comparison.title(m) for m in intervals.TESTED]
-      made.append({'title': words.named(found, baseline), 'columns': columns, 'rows': rows})
+      title, is_student = rows.title(model), model == rows.STUDENT
+      lines.append({'title': title, 'is_student': is_student, 'cells': cells})
+    if lines:
+      columns = [metrics.title(m) for m in intervals.TESTED]
+      made.append({'title': rows.title(baseline), 'columns': columns, 'rows': lines})
   return made
 
 
-def draw(found: Facts, spread: Intervals, gained) -> dict[str, Any]:
-  """Every chart for which there is something to draw, by the place where it stands."""
-  names = {model: found.title(model) for model in found.results}
-  means = {model: interval(found, spread, model) for model in found.results}
-  fair = {model: mean for model, mean in means.items() if model != intervals.FLOOR}
-  times = {model: found.results[model].get('ms_per_pair', 0) for model in fair}
+def draw(gathered: Facts, spread: Intervals, gained) -> dict[str, Any]:
+  """The charts by their place on the page; empty where there is nothing to draw."""
+  results = gathered.results
+  names = {model: rows.title(model) for model in results}
+  means = {model: interval(gathered, spread, model) for model in results}
+  fair = {model: mean for model, mean in means.items() if not rows.is_floor(model)}
+  times = {model: results[model].get('ms_per_pair', 0) for model in fair}
   cost = {model: ms for model, ms in times.items() if ms > 0}
-  scores = facts.scores_by_label(found)
-  top = found.top_label
+  scores = facts.scores_by_label(gathered)
+  top = gathered.top_label
   return {
-    'dots': charts.dots(names, means, 'student', 'bm25') if len(means) > 1 else '',
-    'latency': charts.latency(names, cost, fair) if cost else '',
-    'histograms': [charts.histogram(found.title(m), v, top) for m, v in scores.items()],
-    'scatters': scatters(found),
-    'gains': gain_charts(found, gained) if gained else [],
-    'curves': [charts.curve(stage, steps) for stage, steps in found.logs.items()],
+    'dots': charts.dots(names, means, rows.STUDENT, rows.FIRST_STAGE) if len(means) > 1 else '',
+    'latency': charts.latency(names, cost, fair, rows.STUDENT) if cost else '',
+    'histograms': [charts.histogram(rows.title(m), v, top) for m, v in scores.items()],
+    'scatters': scatters(gathered),
+    'gains': gain_charts(gained) if gained else [],
+    'curves': [charts.curve(stage, steps) for stage, steps in gathered.logs.items()],
   }
 
 
-def interval(found: Facts, spread: Intervals, model: str) -> dict[str, float]:
-  """Of nDCG@5; a point where nothing is known of its width."""
-  value = float(found.results[model][MAIN])
+def interval(gathered: Facts, spread: Intervals, model: str) -> dict[str, float]:
+  """{value, low, high} of nDCG@5; a point if there are no intervals."""
+  value = float(gathered.results[model][MAIN])
   return spread.means.get((model, MAIN), {'value': value, 'low': value, 'high': value})
 
 
-def gain_charts(found: Facts, gained) -> list[Markup]:
-  shown = {other: found.title(other) for other in gained.others}
-  return [charts.gains(f'against {shown[m]}', values) for m, values in gained.others.items()]
+def gain_charts(gained) -> list[Markup]:
+  return [charts.gains(f'against {rows.title(m)}', values) for m, values in gained.others.items()]
 
 
-def legend(found: Facts) -> list[dict[str, int]]:
+def legend(gathered: Facts) -> list[dict[str, int]]:
   """The labels of the test pairs with their colours."""
-  labels = sorted({d.label for g in found.tests.values() for d in g.docs})
-  return [{'label': label, 'grade': rankings.grade(label, found.top_label)} for label in labels]
+  labels = sorted({d.label for g in gathered.tests.values() for d in g.docs})
+  return [{'label': label, 'grade': rankings.grade(label, gathered.top_label)} for label in labels]
 
 
-def scatters(found: Facts) -> list[Markup]:
+def scatters(gathered: Facts) -> list[Markup]:
   """The students' scores against the teacher's, before and after distillation."""
-  teacher, labels = found.runs.get('teacher'), found.labels()
+  teacher, labels = gathered.runs.get(rows.TEACHER), gathered.labels()
   drawn = []
-  for model in ('student_sft', 'student'):
-    run = found.runs.get(model, {})
+  for model in [m for m in rows.TRAINED if rows.ROWS[m].role == rows.ROWS[rows.STUDENT].role]:
+    run = gathered.runs.get(model, {})
     points = [
       (score, run[query][doc], labels.get((query, doc), -1))
       for query, docs in (teacher or {}).items()
@@ -194,26 +194,26 @@ def scatters(found: Facts) -> list[Markup]:
     ]
     if points:
       tau = metrics.mean_tau(run, teacher)
-      drawn.append(charts.scatter(found.title(model), np.array(points), tau, found.top_label))
+      drawn.append(charts.scatter(rows.title(model), np.array(points), tau, gathered.top_label))
   return drawn
 
 
-def label_table(found: Facts) -> dict[str, Any]:
-  """{kinds: names, rows: [{label, cells: [{count, share}]}]} of the kinds that have labels."""
-  kinds = [d for d in found.data if d['labels']]
+def label_table(gathered: Facts) -> dict[str, Any]:
+  """{kinds, rows: [{label, grade, cells: [{count, share}]}]} of the kinds that have labels."""
+  kinds = [d for d in gathered.data if d['labels']]
   labels = sorted({label for d in kinds for label in d['labels']})
-  rows = []
+  table = []
   for label in labels:
     cells = []
     for kind in kinds:
       count, every = kind['labels'].get(label, 0), sum(kind['labels'].values())
       cells.append({'count': count, 'share': 100 * count / every})
-    rows.append({
+    table.append({
       'label': str(label) if label >= 0 else 'none',
       'grade': rankings.grade(label, max(labels)),
       'cells': cells,
     })  # fmt: skip
-  return {'kinds': [d['kind'] for d in kinds], 'rows': rows}
+  return {'kinds': [d['kind'] for d in kinds], 'rows': table}
 
 
 def stage_row(stage: dict) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def stage_row(stage: dict) -> dict[str, Any]:
 
 
 def versions(stages: list[dict]) -> dict[str, str]:
-  """{package: version}; where stages differ, each version with the stages that it was used by."""
+  """{package: version}; where stages differ, each version with its stages."""
   used: dict[str, dict[str, list[str]]] = {}
   for stage in stages:
     for package, version in stage['versions'].items():

@@ -1,4 +1,4 @@
-"""Where a model gains and loses against the first stage: by query, and in the rankings themselves.
+"""Where a model gains and loses against the first stage: query by query, with the rankings.
 
 A ranking is {doc_id: score} with the best first, as evaluate writes it.
 """
@@ -9,17 +9,10 @@ from typing import Any, NamedTuple
 from disranker_jax.data.records import Document, Group
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.intervals import MAIN
+from disranker_jax.stages.rows import BASELINES, FIRST_STAGE, MODELS, TEACHER, title
 
-TOP = 5  # ranks that the main metric sees
-SHOWN = 10  # queries of either end
-FIRST_STAGE = 'bm25'
-LABELS_ONLY = 'student_sft'
-CONTENDERS = (
-  'student',
-  'student_sft',
-  'teacher',
-  'zero_shot',
-)  # whose gains are shown, in this order
+TOP = 5  # ranks that the main metric counts
+SHOWN = 10  # queries with the greatest gains, and with the greatest losses
 GRADES = 5  # colours for labels
 
 
@@ -31,8 +24,8 @@ class Gains(NamedTuple):
 
 
 def gains(facts: Facts) -> Gains | None:
-  """The contender's nDCG@5 less BM25's of every query; None without the two of them."""
-  model = next((m for m in CONTENDERS if m in facts.rows), None)
+  """The best model's nDCG@5 minus the first stage's, per query; None if one of them is missing."""
+  model = next((m for m in MODELS if m in facts.rows), None)
   if model is None or FIRST_STAGE not in facts.rows:
     return None
   apart = differences(facts, model, FIRST_STAGE)
@@ -42,14 +35,14 @@ def gains(facts: Facts) -> Gains | None:
   ends = [[side_by_side(facts, q, model, apart[q]) for q in end] for end in (best, worst)]
   others = {
     other: sorted(differences(facts, model, other).values(), reverse=True)
-    for other in (FIRST_STAGE, LABELS_ONLY)
+    for other in BASELINES
     if other in facts.rows and other != model
   }
   return Gains(model, others, *(list(filter(None, end)) for end in ends))
 
 
 def differences(facts: Facts, model: str, other: str) -> dict[str, float]:
-  """{query_id: nDCG@5 of the model less that of the other}."""
+  """{query_id: nDCG@5 of the model minus that of the other}."""
   ours, theirs = facts.rows[model], facts.rows[other]
   return {q: value(ours, q) - value(theirs, q) for q in theirs}
 
@@ -59,9 +52,9 @@ def value(rows: Mapping[str, Mapping[str, float]], query: str) -> float:
 
 
 def side_by_side(facts: Facts, query: str, model: str, gain: float) -> dict | None:
-  """A query's rankings by BM25, the teacher and the model; None if its texts are not there."""
+  """A query's rankings by first stage, teacher and model; None if its texts are missing."""
   group = facts.tests.get(query)
-  names = dict.fromkeys((FIRST_STAGE, 'teacher', model))
+  names = dict.fromkeys((FIRST_STAGE, TEACHER, model))
   names = [n for n in names if query in facts.runs.get(n, {})]
   if group is None or FIRST_STAGE not in names:
     return None
@@ -71,12 +64,12 @@ def side_by_side(facts: Facts, query: str, model: str, gain: float) -> dict | No
     order = list(facts.runs[name][query])
     docs = column(order, before, group, facts.top_label)
     score = value(facts.rows.get(name, {}), query)
-    columns.append({'title': facts.title(name), 'value': score, 'docs': docs})
+    columns.append({'title': title(name), 'value': score, 'docs': docs})
   return {'query': group.query, 'gain': gain, 'columns': columns}
 
 
 def column(order: list[str], before: list[str], group: Group, top: int) -> list[dict[str, Any]]:
-  """The top of a ranking, and behind it the best-labelled documents that it should have had."""
+  """The top of a ranking, then the next document with the query's best label."""
   docs = {d.doc_id: d for d in group.docs}
   best = max((d.label for d in group.docs), default=0)
   was = {doc: rank for rank, doc in enumerate(before, 1)}
@@ -103,5 +96,5 @@ def shortened(text: str, most: int = 80) -> str:
 
 
 def grade(label: int, top: int) -> int:
-  """Which of the colours a label gets: 0 the palest, for what is unjudged or not relevant."""
+  """The colour of a label; 0, the palest, for unjudged and irrelevant documents."""
   return max(0, min(GRADES - 1, round(label / max(top, 1) * (GRADES - 1))))

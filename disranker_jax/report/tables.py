@@ -1,25 +1,19 @@
-"""The result table, for a terminal and for Markdown, and the machine's summary of a run."""
+"""Text tables: numbers as text, aligned columns for terminals, Markdown, and the result table."""
 
 import math
+from collections.abc import Mapping, Sequence
 
 from disranker_jax.evaluation import metrics
+from disranker_jax.stages import rows as result_rows
 
-TITLES = {
-  'random': 'random order',
-  'bm25': 'BM25',
-  'zero_shot': 'zero-shot LLM',
-  'student_sft': 'student, labels only',
-  'teacher': 'teacher',
-  'student': 'distilled student',
-}
-HEADS = ('model', 'PNR', 'nDCG@5', 'nDCG@10', 'MRR@10', 'parameters', 'ms a pair')
+HEADS = ('model', *map(metrics.title, metrics.COLUMNS), 'parameters', 'ms per pair')
 
 
-def rows(results: dict) -> list[list[str]]:
-  """One row a model, in the order of the results, as text."""
+def rows(results: Mapping[str, Mapping]) -> list[list[str]]:
+  """The result table's cells, one row per model, from {model: {metric: value}}."""
   table = []
   for name, values in results.items():
-    cells = [TITLES.get(name, name)]
+    cells = [result_rows.title(name)]
     cells += [number(values[m], 2 if m == 'pnr' else 4) for m in metrics.COLUMNS]
     cells.append(short(values['parameters']) if 'parameters' in values else '')
     cells.append(number(values['ms_per_pair'], 2) if 'ms_per_pair' in values else '')
@@ -27,10 +21,34 @@ def rows(results: dict) -> list[list[str]]:
   return table
 
 
-def number(value, digits: int) -> str:
-  """A metric as text; 'inf' and 'nan' are already text in results.json."""
+def text(results: Mapping[str, Mapping]) -> str:
+  """The result table for a terminal."""
+  return aligned(HEADS, rows(results))
+
+
+def number(value, digits: int, sign: str = '') -> str:
+  """A number as text, 'inf' if infinite, '-' if undefined; `value` may be text as in results.json.
+
+  sign  '+' writes the sign of positive numbers too
+  """
   value = float(value)
-  return f'{value:.{digits}f}' if math.isfinite(value) else str(value)
+  return '-' if math.isnan(value) else f'{value:{sign}.{digits}f}'
+
+
+def decimals(metric: str, most: int) -> int:
+  """Decimals of a metric: PNR, which is not between 0 and 1, has one fewer."""
+  return most - metric.startswith('pnr')
+
+
+def span(cell: Mapping[str, float], digits: int, sign: str = '') -> str:
+  """An interval: '0.017 to 0.169'."""
+  return ' to '.join(number(cell[end], digits, sign) for end in ('low', 'high'))
+
+
+def chance(p: float, digits: int = 4) -> str:
+  """A p-value: '0.0312' or '<0.0001'."""
+  least = 10.0**-digits
+  return f'{p:.{digits}f}' if p >= least / 2 else f'<{least:.{digits}f}'
 
 
 def short(count: int) -> str:
@@ -41,21 +59,31 @@ def short(count: int) -> str:
   return str(count)
 
 
-def text(results: dict) -> str:
-  """The table for a terminal: columns lined up, numbers to the right."""
-  lines = [list(HEADS), *rows(results)]
-  widths = [max(len(line[i]) for line in lines) for i in range(len(HEADS))]
+def aligned(heads: Sequence[str], lines: Sequence[Sequence[str]], indent: str = '') -> str:
+  """Aligned columns, the first to the left, the others to the right; a rule under the heads."""
+  every = [heads, *lines]
+  widths = [max(len(line[i]) for line in every) for i in range(len(heads))]
   out = []
-  for line in lines:
+  for line in every:
     cells = [line[0].ljust(widths[0])]
-    cells += [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
+    cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
     out.append('  '.join(cells).rstrip())
   out.insert(1, '-' * max(map(len, out)))
-  return '\n'.join(out)
+  return '\n'.join(indent + line for line in out)
 
 
-def markdown(heads, lines) -> str:
+def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
   """A Markdown table: the first column to the left, the others to the right."""
   out = ['| ' + ' | '.join(heads) + ' |', '|---|' + '---:|' * (len(heads) - 1)]
   out += ['| ' + ' | '.join(line) + ' |' for line in lines]
   return '\n'.join(out)
+
+
+def escaped(text: str) -> str:
+  """Text for a cell or paragraph of Markdown."""
+  return text.strip().replace('|', '\\|').replace('*', '\\*')
+
+
+def drawn(queries: int, clusters: int) -> str:
+  """What intervals and tests resample: 'queries', or '48 clusters of queries'."""
+  return 'queries' if clusters == queries else f'{clusters} clusters of queries'

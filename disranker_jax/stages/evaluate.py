@@ -12,17 +12,17 @@ from collections.abc import Iterator
 from disranker_jax.config.settings import Key, at_least, between, list_of, one_of
 from disranker_jax.data.records import Group
 from disranker_jax.devices import processes
-from disranker_jax.evaluation import metrics
+from disranker_jax.evaluation import metrics, runs
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.progress import say
 from disranker_jax.stages import prepare, teacher
-from disranker_jax.stages.rows import BY_NAME, ROWS, Row
+from disranker_jax.stages.rows import ROWS, Row
 
 
 def rows_of(config) -> list[Row]:
   """The rows that this config can fill: those whose stage it lists."""
-  rows = (BY_NAME[name] for name in config.evaluate.models)
+  rows = (ROWS[name] for name in config.evaluate.models)
   return [row for row in rows if row.is_available(config)]
 
 
@@ -42,7 +42,7 @@ def run(run) -> dict:
     values = metrics.per_query(ranking, qrels, run.config.evaluate.min_relevance)
     results[name] = {k: plain(v) for k, v in (metrics.summary(values) | facts).items()}
     if processes.is_first():
-      write_run(folder / f'{name}.run', ranking, name)
+      runs.write_run(folder / f'{name}.run', ranking, name)
       write_per_query(folder / f'{name}.csv', name, values)
       manifest.write_json(files[name], results[name])
     say(f'evaluate {name}: nDCG@5 {results[name]["ndcg@5"]:.3f}')
@@ -67,14 +67,6 @@ def plain(value):
   return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_run(file, ranking: metrics.Run, name: str) -> None:
-  """query Q0 document rank score tag, best first."""
-  with file.open('w') as f:
-    for query, scores in ranking.items():
-      for rank, doc in enumerate(metrics.ranked(scores), 1):
-        f.write(f'{query} Q0 {doc} {rank} {scores[doc]:.9g} {name}\n')
-
-
 def write_per_query(file, name: str, rows) -> None:
   with file.open('w', newline='') as f:
     writer = csv.writer(f)
@@ -93,7 +85,7 @@ def merge_per_query(folder, names: list[str]) -> None:
 SETTINGS = {
   'batch_rows': Key(64, at_least(1), 'Rows of row_len tokens per batch.'),
   'models': Key(
-    tuple(row.name for row in ROWS), list_of(one_of(*(row.name for row in ROWS)), distinct=True),
+    tuple(ROWS), list_of(one_of(*ROWS), distinct=True),
     'The rows of the result table.',
   ),
   'min_relevance': Key(

@@ -129,7 +129,7 @@ def finish(run, side, unchecked: Path, folder: Path, groups, reference) -> None:
 
 SETTINGS = {
   'models': Key(
-    ('student',), list_of(one_of(*(row.name for row in ROWS if row.parameters)), distinct=True),
+    ('student',), list_of(one_of(*(r.name for r in ROWS.values() if r.parameters)), distinct=True),
     'The trained models that are exported.',
   ),
   'dtype': Key(
@@ -160,7 +160,9 @@ SETTINGS = {
 
 def needs(config) -> dict[str, tuple[str, ...]]:
   """The student models need the stage that trains them; a teacher may be exported untrained."""
-  trained = [row for row in ROWS if row.name in config.export.models and row.role == 'student']
+  trained = [
+    row for row in ROWS.values() if row.name in config.export.models and row.role == 'student'
+  ]
   return {f'export of {row.name}': (row.trained_by,) for row in trained}
 
 

@@ -1,4 +1,4 @@
-"""What a person and a machine read at the end: a web page, report.md, summary.json, the table."""
+"""The stage that writes report/: the web page, report.md and summary.json."""
 
 from pathlib import Path
 
@@ -7,8 +7,7 @@ from disranker_jax.devices import processes
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.progress import clock
-from disranker_jax.report import facts, page, plots, tables
-from disranker_jax.report.facts import TRAINING, Facts, read_results
+from disranker_jax.report import facts, page, tables
 
 
 def run(run) -> dict:
@@ -18,8 +17,8 @@ def run(run) -> dict:
 
 def write(run) -> dict:
   folder = run.folder('report')
-  found = facts.gather(run)
-  results, stages = found.results, stage_facts(run)
+  gathered = facts.gather(run)
+  results, stages = gathered.results, stage_facts(run)
   latency = [
     {'model': name, 'ms_per_pair': values['ms_per_pair'], 'device': device(stages)}
     for name, values in results.items()
@@ -27,65 +26,41 @@ def write(run) -> dict:
   ]
   summary = {'models': results, 'stages': stages, 'latency': latency}
   manifest.write_json(folder / 'summary.json', summary)
-  pictures = draw(run, found)
-  text = markdown(run, results, stages, pictures)
-  (folder / 'report.md').write_text(text, encoding='utf-8')
-  page.write(run, found, folder / 'index.html')
+  (folder / 'report.md').write_text(markdown(run, results, stages), encoding='utf-8')
+  page.write(run, gathered, folder / 'index.html')
   return {'files': sorted(p.name for p in folder.iterdir() if p.name != 'manifest.json')}
 
 
 def stage_facts(run) -> dict:
-  """{stage: wall time, steps, rows, device, ...} of the stages that are done."""
-  told = {}
+  """{stage: {wall_s, device, steps, rows, ...}} of the finished stages."""
+  stages = {}
   for stage in run.config.stages:
     done = manifest.read(run.folder(stage))
     if done and done['status'] == 'done':
       plain = {k: v for k, v in done['results'].items() if not isinstance(v, dict | list)}
-      told[stage] = {'wall_s': round(done['wall_s'], 1), 'device': done['device'], **plain}
-  return told
+      stages[stage] = {'wall_s': round(done['wall_s'], 1), 'device': done['device'], **plain}
+  return stages
 
 
 def device(stages: dict) -> str:
-  """Where the models were evaluated."""
+  """The device that evaluated the models."""
   return stages.get('evaluate', {}).get('device', 'an unknown device')
 
 
-def draw(run, found: Facts) -> list[tuple[str, str]]:
-  """(file, caption) of each picture."""
-  folder, results = run.folder('report'), found.results
-  pictures = []
-  if results:
-    names = {tables.TITLES[n]: v['ndcg@5'] for n, v in results.items()}
-    plots.quality(names, folder / 'ndcg.png')
-    pictures.append(('ndcg.png', 'nDCG@5 on the held-out queries.'))
-  logs = {s: run.folder(s) / 'metrics.jsonl' for s in TRAINING}
-  if logs := {s: f for s, f in logs.items() if f.exists()}:
-    plots.training_curves(logs, folder / 'training.png')
-    pictures.append(('training.png', 'Loss by step; the line is an exponential mean.'))
-  models = [m for m in results if 'parameters' in results[m]]
-  if scores := facts.scores_by_label(found, models):
-    scores = {tables.TITLES[m]: by_label for m, by_label in scores.items()}
-    plots.score_histograms(scores, folder / 'scores.png')
-    pictures.append(('scores.png', 'Scores of the test pairs by label, each label of equal area.'))
-  return pictures
-
-
-def markdown(run, results, stages, pictures) -> str:
-  """report.md."""
+def markdown(run, results, stages) -> str:
+  """report.md: the result table and the stages."""
   lines = [f'# {run.config.name}: results', '']
   if results:
     first = next(iter(results.values()))
     lines += [
       f'{first["queries"]} held-out queries, {first["pairs"]} query-document pairs re-ranked. '
-      'nDCG with exponential gain; PNR pooled over all pairs; a query that a run lacks counts 0; '
-      f'MRR takes grade {run.config.evaluate.min_relevance} and better for an answer. ms a pair is '
-      f'model time at full batches on {device(stages)}.',
+      'nDCG has exponential gain. PNR is pooled over all pairs. A query that a run lacks counts 0. '
+      f'For MRR, grade {run.config.evaluate.min_relevance} or higher is relevant. ms per pair is '
+      f'model time with full batches on {device(stages)}. Charts and intervals: index.html.',
       '',
       tables.markdown(tables.HEADS, tables.rows(results)),
       '',
     ]
-  for file, caption in pictures:
-    lines += [f'![{caption}]({file})', '', caption, '']
   heads = ('stage', 'time', 'steps', 'rows or pairs')
   rows = [
     [s, clock(f['wall_s']), str(f.get('steps', '')), str(f.get('rows', f.get('pairs', '')))]
@@ -100,8 +75,8 @@ def markdown(run, results, stages, pictures) -> str:
 
 
 def show(run) -> None:
-  """The table on the terminal, where things are, and what to type next."""
-  if results := read_results(run):
+  """Prints the result table, the paths of the outputs, and the next commands."""
+  if results := facts.read_results(run):
     print('\n' + tables.text(results) + '\n')
   for what, name in (('report:', 'index.html'), ('as text:', 'report.md')):
     if (file := run.folder('report') / name).exists():
@@ -117,7 +92,7 @@ def show(run) -> None:
 
 
 def shown(path) -> str:
-  """A path as the person would type it."""
+  """A path relative to the current directory, if it is below it."""
   return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 

@@ -51,6 +51,14 @@ class Row:
       return True
     return self.trained_by in config.stages
 
+  @property
+  def needs(self) -> tuple[str, ...]:
+    """The stages that it needs beside data and evaluation, in order."""
+    from disranker_jax.pipeline import systems  # which imports the stages
+
+    before = systems.preceding(systems.SYSTEMS['disranker'], [self.trained_by])
+    return tuple(stage.name for stage in before if stage.name != 'prepare')
+
 
 def random_order(run: Run, row: Row, groups) -> Ranking:
   """Scores drawn from the config's seed."""
@@ -123,19 +131,47 @@ def student_stages(config: ConfigDict) -> tuple[str, ...]:
   return (start, 'distill') if start else ('distill',)
 
 
-ROWS = (
-  Row('random', 'random order', random_order, is_floor=True),
-  Row('bm25', 'BM25', first_stage, is_baseline=True),
-  Row('zero_shot', 'zero-shot LLM', zero_shot, 'teacher'),
-  Row(
-    'student_sft', 'student, labels only', trained_student, 'student',
-    lambda config: ('student_sft',), 'student_sft', is_baseline=True,
-  ),
-  Row(
-    'teacher', 'teacher', trained_teacher, 'teacher', lambda config: ('cpt', 'sft'), 'sft',
-    needs_training=lambda config: 'likelihood' not in config.teacher.scorer,
-  ),
-  Row('student', 'distilled student', trained_student, 'student', student_stages, 'distill'),
-)  # fmt: skip
-BY_NAME = {row.name: row for row in ROWS}
-TITLES = {row.name: row.title for row in ROWS}
+ROWS = {
+  row.name: row
+  for row in (
+    Row('random', 'random order', random_order, is_floor=True),
+    Row('bm25', 'BM25', first_stage, is_baseline=True),
+    Row('zero_shot', 'zero-shot LLM', zero_shot, 'teacher'),
+    Row(
+      'student_sft', 'student, labels only', trained_student, 'student',
+      lambda config: ('student_sft',), 'student_sft', is_baseline=True,
+    ),
+    Row(
+      'teacher', 'teacher', trained_teacher, 'teacher', lambda config: ('cpt', 'sft'), 'sft',
+      needs_training=lambda config: 'likelihood' not in config.teacher.scorer,
+    ),
+    Row('student', 'distilled student', trained_student, 'student', student_stages, 'distill'),
+  )
+}  # fmt: skip
+
+
+def _of(role: str, is_baseline: bool) -> tuple[str, ...]:
+  rows = ROWS.values()
+  return tuple(r.name for r in rows if r.role == role and r.is_baseline == is_baseline)
+
+
+BASELINES = tuple(row.name for row in ROWS.values() if row.is_baseline)
+# The rows that tiles and charts compare.
+(FIRST_STAGE,) = _of('', is_baseline=True)
+STUDENT = _of('student', is_baseline=False)[-1]
+TEACHER = _of('teacher', is_baseline=False)[-1]
+# The models, the one that the report is about first.
+MODELS = tuple(
+  sorted((r.name for r in reversed(ROWS.values()) if r.role), key=lambda n: ROWS[n].role)
+)
+# Models with a stage of their own, students first: their scores are drawn.
+TRAINED = tuple(sorted((r.name for r in ROWS.values() if r.trained_by), key=lambda n: ROWS[n].role))
+
+
+def title(name: str) -> str:
+  """A row's title; a row that is not listed has its name."""
+  return ROWS[name].title if name in ROWS else name
+
+
+def is_floor(name: str) -> bool:
+  return name in ROWS and ROWS[name].is_floor

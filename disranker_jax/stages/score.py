@@ -4,7 +4,6 @@ A restart, on any number of processes and devices, scores the shards that are mi
 audit at the end checks that every pair has exactly one finite score.
 """
 
-import gzip
 import hashlib
 import itertools
 import json
@@ -18,6 +17,7 @@ from disranker_jax.data.records import Group
 from disranker_jax.data.scored_groups import Scored, ScoredGroups
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
+from disranker_jax.evaluation import runs
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.progress import Progress, say
@@ -213,13 +213,9 @@ def stats(run) -> dict[str, dict]:
 def write_run(run) -> None:
   """The teacher's ranking of the candidates as a TREC run, `teacher.run.gz`."""
   shards = open_shards(run, 'candidates', len(prepare.records(run, 'candidates')))
-  # Without a name and a time in the header equal scores give equal files.
-  file = run.folder('score') / 'teacher.run.gz'
-  with file.open('wb') as raw, gzip.GzipFile('', 'wb', fileobj=raw, mtime=0) as f:
-    for query, rows in itertools.groupby(shards.rows(), key=lambda row: row[0]):
-      ranked = sorted(((score, doc) for _, doc, score in rows), reverse=True)
-      for rank, (score, doc) in enumerate(ranked, 1):
-        f.write(f'{query} Q0 {doc} {rank} {score:.9g} teacher\n'.encode())
+  queries = itertools.groupby(shards.rows(), key=lambda row: row[0])
+  scored = ((query, {doc: score for _, doc, score in rows}) for query, rows in queries)
+  runs.write_run(run.folder('score') / 'teacher.run.gz', scored, 'teacher')
 
 
 def open_scored(run) -> ScoredGroups:

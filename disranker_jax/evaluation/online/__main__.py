@@ -1,6 +1,6 @@
 """Compares the buckets of an online test: `disranker online EVENTS...`.
 
-The log's fields and the metrics are described in disranker_jax/online/__init__.py.
+The log's fields and the metrics are described in disranker_jax/evaluation/online/__init__.py.
 """
 
 import argparse
@@ -23,27 +23,27 @@ from disranker_jax.evaluation.online.stats import METRICS
 def parse_args(argv=None) -> argparse.Namespace:
   parser = Parser('online', online.__doc__, "'logs/*.jsonl.gz' --control base --holm")
   add = parser.add_argument
-  add('events', nargs='+', metavar='EVENTS', help='JSON lines (.gz) or .parquet; globs will do')
+  add('events', nargs='+', metavar='EVENTS', help='JSON lines (.gz or not) or .parquet; globs work')
   add('--control', metavar='NAME', help="the bucket to compare with (default: 'control')")
   add('--split', metavar='NAME=N,...', help='intended shares, base=90,new=10 (default: equal)')
   add('--alpha', default='5%', help='level of tests; intervals cover the rest (5%%)')
   add('--holm', action='store_true', help='verdicts corrected for all metrics and buckets')
   add('--bootstrap', type=int, nargs='?', const=2000, default=0, metavar='N', help=(
-    'draw users N times (2000) for intervals and p, instead of the delta method'))  # fmt: skip
+    'resample users N times (2000) for intervals and p, instead of the delta method'))  # fmt: skip
   add('--seed', type=int, default=0, help="the bootstrap's random numbers (0)")
-  add('--max-dwell', type=float, default=math.inf, metavar='S', help="cap a click's dwell time")
-  add('--quarantine', type=Path, metavar='FILE', help='set bad rows aside here; default: stop')
-  add('--size', action='store_true', help='how many users and days a gain needs; with --gain')
+  add('--max-dwell', type=float, default=math.inf, metavar='S', help="cap on a click's dwell time")
+  add('--quarantine', type=Path, metavar='FILE', help='write bad rows here; default: stop')
+  add('--size', action='store_true', help='print how many users and days a gain needs; with --gain')
   add('--gain', help='the relative gain to find, 0.5%% or 0.005')
   add('--metric', choices=list(METRICS), help='size for this metric only')
-  add('--power', default='80%', help='how probable finding it should be (80%%)')
+  add('--power', default='80%', help='the probability of finding it (80%%)')
   add('--json', action='store_true', help='print JSON instead of the table')
   add('--out', type=Path, metavar='DIR', help='also write DIR/online.json and DIR/online.md')
   return parser.parse_args(argv)
 
 
 def share(flag: str, text: str, low: float, high: float) -> float:
-  """'0.5%' -> 0.005, within low..high without the ends."""
+  """'0.5%' -> 0.005; must be between low and high, exclusive, and not 0."""
   with contextlib.suppress(ValueError):
     value = float(text.removesuffix('%')) / (100 if text.endswith('%') else 1)
     if low < value < high and value:
@@ -67,7 +67,7 @@ def split(text: str | None) -> dict[str, float] | None:
 
 
 def check(args: argparse.Namespace) -> None:
-  """Turns flags into numbers, before a long log is read. Raises: UserError."""
+  """Parses the flags before a long log is read. Raises: UserError."""
   args.alpha = share('--alpha', args.alpha, 0, 0.5)
   args.power = share('--power', args.power, 0.05, 1)
   args.split = split(args.split)
@@ -84,14 +84,14 @@ def check(args: argparse.Namespace) -> None:
 
 
 def read(args: argparse.Namespace):
-  """The log, with a line now and then for who waits for a long one."""
+  """Reads the log, with a progress line every few seconds."""
   begin = shown = time.monotonic()
 
   def say(rows: int) -> None:
     nonlocal shown
     if time.monotonic() - shown >= progress.LINE_SECONDS:
       shown = time.monotonic()
-      progress.say(f'{rows:,} rows, {rows / (shown - begin):,.0f} a second')
+      progress.say(f'{rows:,} rows, {rows / (shown - begin):,.0f} per second')
 
   bad_rows = BadRows('quarantine', args.quarantine) if args.quarantine else BadRows()
   return events.read(args.events, max_dwell=args.max_dwell, bad_rows=bad_rows, progress=say)

@@ -1,4 +1,4 @@
-"""From a summed log to everything the table says, as plain JSON values (None: cannot be told)."""
+"""From a summed log to the results of the table, as plain JSON values (None: undefined)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ from disranker_jax.evaluation.online import stats
 from disranker_jax.evaluation.online.stats import METRICS, Ratio
 from disranker_jax.evaluation.online.users import Bucket, Log
 
-MISMATCH = 0.001  # Below this p the split itself is broken; chance does so once in 1000 tests.
-FEW_USERS = 200  # Below, the normal approximation of skewed metrics is poor.
+MISMATCH = 0.001  # below this p the split is broken; a false alarm once in 1000 tests
+FEW_USERS = 200  # below this the normal approximation of skewed metrics is poor
 POWER = 0.8
 
 
@@ -28,8 +28,8 @@ def analyse(
 ) -> dict[str, Any]:
   """Metrics of each bucket, gains of every other bucket over `control`, and the sample ratio.
 
-  `shares` are the buckets' intended parts of the users (default: equal). `replicates` > 0 takes
-  the user-level bootstrap for intervals and p-values instead of the delta method; 1000 or more.
+  `shares` are the intended shares of users (default: equal). `replicates` > 0 computes intervals
+  and p-values by the user-level bootstrap instead of the delta method; use 1000 or more.
   Raises: UserError if `control` or `shares` do not fit the log.
   """
   control = control_of(log, control)
@@ -75,7 +75,7 @@ def analyse(
 
 
 def control_of(log: Log, control: str | None) -> str:
-  """The control's name: the one asked for, one that is called so, or the only bucket."""
+  """The control's name: `control`, else 'control', else the only bucket."""
   if control is None and len(log.buckets) == 1:
     control = next(iter(log.buckets))
   control = 'control' if control is None else control
@@ -90,7 +90,7 @@ def control_of(log: Log, control: str | None) -> str:
 
 
 def shares_of(names: Sequence[str], shares: Mapping[str, float] | None) -> dict[str, float]:
-  """Each bucket's intended part of the users, adding up to 1."""
+  """Each bucket's intended share of the users; they add up to 1."""
   shares = dict.fromkeys(names, 1.0) if shares is None else shares
   if shares.keys() != set(names):
     missing = ', '.join(sorted(set(names) ^ shares.keys()))
@@ -106,7 +106,7 @@ def ratios_of(totals: stats.Totals) -> dict[str, Ratio]:
 
 
 def adjust(gains: dict[str, dict[str, dict]], alpha: float) -> None:
-  """Adds p_holm over all metrics and buckets, and what p and p_holm say at alpha."""
+  """Adds p_holm over all metrics and buckets, and the verdicts of p and p_holm at alpha."""
   tests = [(key, test) for metrics in gains.values() for key, test in metrics.items()]
   adjusted = significance.holm([test['p'] for _, test in tests]).tolist()
   for (key, test), p_holm in zip(tests, adjusted, strict=True):
@@ -117,7 +117,7 @@ def adjust(gains: dict[str, dict[str, dict]], alpha: float) -> None:
 
 
 def sample_ratio(log: Log, names: Sequence[str], shares: Mapping[str, float]) -> dict | None:
-  """Are the buckets as large as they were meant to be? None for a single bucket."""
+  """Tests the bucket sizes against the intended shares; None for a single bucket."""
   if len(names) < 2:
     return None
   users = [log.buckets[name].users for name in names]
@@ -157,9 +157,9 @@ def size(
 ) -> dict[str, Any]:
   """How large a test must be to find a relative gain with this power, for each metric.
 
-  users: in each of two equal buckets, if users are as active as in this log's days; the variance
-  is the control's. days: with the log's own buckets and traffic, the slowest pair with control; of
-  a log with one bucket, with a second one like it.
+  users: in each of two equal buckets, if users are as active as in this log; the variance is the
+  control's. days: with the buckets and traffic of the log, for the slowest pair with the control;
+  a log with one bucket is taken twice.
   """
   control = control_of(log, control)
   needed = stats.needed_variance(gain, alpha, power)

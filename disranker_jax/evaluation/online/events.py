@@ -18,9 +18,9 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation.online.users import ROWS, SUMS, Log, Summed, summed
 
 EVENTS = ('impression', 'click', 'dwell', 'query_change')
-# What is read of a Parquet file; other columns stay on disk.
+# The columns that are read from a Parquet file.
 COLUMNS = ('event', 'page', 'user', 'day', 'bucket', 'clicks', 'dwell', 'query_changed')
-LINE_BITS = 40  # A row's place is its file's number and its line in one integer.
+LINE_BITS = 40  # the place of a row is its file's index and its line in one integer
 
 USER_DAY = [('user', pa.large_string()), ('bucket', pa.large_string()), ('day', pa.int32())]
 IMPRESSION = [('page', pa.large_string()), *USER_DAY, ('place', pa.int64())]
@@ -38,11 +38,11 @@ def read(
   bad_rows: BadRows | None = None,
   progress: Callable[[int], None] = lambda rows: None,
 ) -> Log:
-  """The log of all files that the paths or glob patterns name, summed per user and day.
+  """Reads all files of the paths or glob patterns, summed per user and day.
 
-  `max_dwell` caps the seconds of a click, for tabs that were left open. `progress` is called with
-  the number of rows now and then. Raises: UserError, `FILE:LINE:FIELD: what; what to do` for a row
-  (with `bad_rows` in quarantine mode the row is set aside; of Parquet, LINE is the row from 1).
+  `max_dwell` caps the seconds per click, for tabs that were left open. `progress` is called with
+  the number of rows from time to time. Raises: UserError, `FILE:LINE:FIELD: what; what to do` for
+  a bad row, unless `bad_rows` quarantines it (for Parquet, LINE is the row from 1).
   """
   bad_rows = BadRows() if bad_rows is None else bad_rows
   files = [file for pattern in patterns for file in lines.matching(pattern)]
@@ -54,7 +54,7 @@ def read(
     nonlocal form
     row = lines.from_json(raw) if isinstance(raw, bytes) else raw
     if not isinstance(row, Mapping):
-      raise BadRow('row', f'is not an object ({row!r:.40})', 'write one JSON object {...} a line')
+      raise BadRow('row', f'is not an object ({row!r:.40})', 'write one JSON object {...} per line')
     if form is None:
       form = Wide(max_dwell) if row.get('event') is None else Long(max_dwell)
     form.add(row, place)
@@ -92,7 +92,7 @@ def rows(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 class Wide:
-  """Rows that are a result page each."""
+  """A wide log: each row is a result page."""
 
   def __init__(self, max_dwell: float):
     self._max_dwell = max_dwell
@@ -107,7 +107,7 @@ class Wide:
     dwell, measured = dwell_of(row, clicks, self._max_dwell)
     changed = row.get('query_changed')
     if changed is not None and not isinstance(changed, bool):
-      fix = 'write true or false, null if nobody knows'
+      fix = 'write true or false, null if unknown'
       raise BadRow('query_changed', f'is {changed!r:.40}', fix)
     known = changed is not None
     self._sums.add(
@@ -119,7 +119,7 @@ class Wide:
 
 
 class Long:
-  """Rows that are an event each, joined by their page at the end."""
+  """A long log: each row is an event; events are joined by page at the end."""
 
   def __init__(self, max_dwell: float):
     self._max_dwell = max_dwell
@@ -173,7 +173,7 @@ class Long:
 
 
 def reject(table: pa.Table, what: str, fix: str, files: list[Path], bad_rows: BadRows) -> None:
-  """Turns down the pages of a table, each at the place of its first event, first places first."""
+  """Rejects the pages of a table, each with the place of its first event, in file order."""
   for row in table.select(['page', 'place']).sort_by('place').to_pylist():
     index, number = divmod(row['place'], 1 << LINE_BITS)
     bad = BadRow('page', f'{row["page"]!r:.40} {what}', fix)
@@ -211,7 +211,7 @@ def _ordinal(text: str) -> int:
 
 
 def clicks_of(row: Mapping[str, Any]) -> int:
-  """How many clicks a page had."""
+  """The number of clicks on a page."""
   value = row.get('clicks')
   if isinstance(value, list):
     return len(value)

@@ -1,9 +1,9 @@
 """Ratio metrics with the user as the unit: values, gains, p-values, sample sizes.
 
-Pages of one user are alike, so page-level tests find differences that are not there. A metric is a
-sum over users divided by a sum over users, and its variance comes from the users' residuals (delta
+Pages of one user are correlated, so page-level tests find differences that do not exist. A metric
+is a sum over users divided by a sum over users; its variance comes from the users' residuals (delta
 method; Deng et al. 2018, Applying the Delta Method in Metric Analytics). Gains are tested on the
-log scale, so an interval leaves out 0 exactly if p < alpha.
+log scale, so an interval excludes 0 exactly if p < alpha.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 Totals = Mapping[str, np.ndarray]
-MAX_MULTINOMIAL = 1 << 22  # Draws of the bootstrap at a time: some 32 MB.
+MAX_MULTINOMIAL = 1 << 22  # bootstrap draws at a time: about 32 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Metric:
   better: int
   numerator: Callable[[Totals], np.ndarray]
   denominator: Callable[[Totals], np.ndarray]
-  possible: Callable[[Totals], np.ndarray]  # the denominator if everything had been recorded
+  possible: Callable[[Totals], np.ndarray]  # the denominator if everything were recorded
 
   def sums(self, totals: Totals) -> tuple[np.ndarray, np.ndarray]:
     return self.numerator(totals), self.denominator(totals)
@@ -54,9 +54,9 @@ METRICS = {
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-  """A metric's value in a bucket and the variance of one user's share in its logarithm.
+  """A metric's value in a bucket, and its variance: var(log value) = variance / users.
 
-  var(log value) = variance / users. NaN where it cannot be told: no denominator, no events.
+  NaN where undefined: without a denominator or without events.
   """
 
   value: float
@@ -112,7 +112,7 @@ def bootstrap(
   seed: int,
   alpha: float = 0.05,
 ) -> Gain:
-  """The same by drawing users with replacement: percentile interval, p by turning it round.
+  """The same by resampling users: percentile interval, and p by inverting it.
 
   Each argument is (x_U, y_U) of a bucket. p is at least 2 / (replicates + 1).
   """
@@ -129,7 +129,7 @@ def bootstrap(
 
 
 def _resampled(x_U, y_U, replicates: int, rng: np.random.Generator) -> np.ndarray:
-  # Users with equal sums are drawn together: of millions there are often a few hundred kinds.
+  # Users with equal sums are drawn together: millions of users have a few hundred kinds.
   kind_KC, count_K = np.unique(np.stack([x_U, y_U], 1), axis=0, return_counts=True)
   out = []
   at_once = max(1, MAX_MULTINOMIAL // len(count_K))
@@ -143,14 +143,14 @@ def _resampled(x_U, y_U, replicates: int, rng: np.random.Generator) -> np.ndarra
 
 
 def sample_ratio(users: Sequence[int], shares: Sequence[float]) -> tuple[float, float]:
-  """Chi-square and p-value of the users of all buckets against the shares they should have."""
+  """Chi-square and p-value of the bucket sizes against the intended shares."""
   expected = np.asarray(shares, float) / sum(shares) * sum(users)
   statistic, p = stats.chisquare(users, expected)
   return float(statistic), float(p)
 
 
 def reach(alpha: float, power: float) -> float:
-  """How many standard errors an effect must have to be found with this power, two-sided."""
+  """The effect, in standard errors, that a two-sided test finds with this power."""
   return float(stats.norm.isf(alpha / 2) + stats.norm.ppf(power))
 
 
@@ -171,11 +171,11 @@ def users_needed(variance: float, gain: float, alpha: float = 0.05, power: float
 
 
 def days_needed(log_variance_D: np.ndarray, needed: float) -> float:
-  """After how many days the variance of the log gain has fallen to `needed`; inf if never.
+  """The days after which the variance of the log gain is down to `needed`; inf if never.
 
-  log_variance_D is what the first 1, 2, ..., D days gave. Beyond D it is continued as
-  a + b / days through the values of D / 2 and D days: a = 0 if every day brings new users; if the
-  same users come again, days make each of them better known (b), but not more users (a).
+  log_variance_D is the variance after the first 1, 2, ..., D days. Beyond D it is extrapolated as
+  a + b / days through its values at D / 2 and D days: a = 0 if every day brings new users; if the
+  same users return, more days reduce the noise per user (b) but not the number of users (a).
   """
   last = log_variance_D[-1]
   if not last > 0:
@@ -184,7 +184,7 @@ def days_needed(log_variance_D: np.ndarray, needed: float) -> float:
     return float(enough[0] + 1)
   days = len(log_variance_D)
   half = (days + 1) // 2
-  b = last * days  # One day says nothing of the next: as if all users were new.
+  b = last * days  # days are independent, as if all users were new
   if days > 1 and log_variance_D[half - 1] > 0:
     b = (log_variance_D[half - 1] - last) / (1 / half - 1 / days)
   b = min(max(b, 0.0), last * days)

@@ -1,4 +1,4 @@
-"""The analysis for people: a terminal's text and Markdown."""
+"""The analysis as text for a terminal and as Markdown."""
 
 import textwrap
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 from disranker_jax.evaluation.online.analysis import FEW_USERS
 from disranker_jax.evaluation.online.stats import METRICS
-from disranker_jax.report.tables import markdown
+from disranker_jax.report.tables import aligned, markdown
 
 NONE = '-'
 WIDTH = 96
@@ -49,16 +49,7 @@ def as_markdown(result: dict[str, Any], holm: bool = False) -> str:
 
 
 def columns(heads: Sequence[str], lines: Lines) -> str:
-  """Columns lined up: the first to the left, all others to the right."""
-  rows = [list(heads), *lines]
-  widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
-  out = []
-  for row in rows:
-    cells = [row[0].ljust(widths[0])]
-    cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-    out.append('  ' + '  '.join(cells).rstrip())
-  out.insert(1, '  ' + '-' * (sum(widths) + 2 * (len(widths) - 1)))
-  return '\n'.join(out)
+  return aligned(heads, lines, indent='  ')
 
 
 def title(result: dict[str, Any]) -> str:
@@ -70,20 +61,20 @@ def title(result: dict[str, Any]) -> str:
 
 
 def warnings(result: dict[str, Any]) -> list[str]:
-  """What must be read before any gain."""
+  """What a reader must know before any gain."""
   found = []
   ratio = result['sample_ratio']
   if ratio and ratio['mismatch']:
     found.append(
-      f'SAMPLE-RATIO MISMATCH: {split(ratio)}, p {p_value(ratio["p"])}. Something puts users into '
-      'buckets, or loses them, unevenly: find it before believing any gain.'
+      f'SAMPLE-RATIO MISMATCH: {split(ratio)}, p {p_value(ratio["p"])}. Users are assigned to '
+      'buckets, or lost, unevenly: find the cause before you trust any gain.'
     )
   if moved := result['users_in_several_buckets']:
     kept = sum(bucket['users'] for bucket in result['buckets'].values())
     part = percent(moved / (moved + kept))
-    found.append(f'{moved:,} users ({part}) were seen in several buckets and are left out.')
+    found.append(f'{moved:,} users ({part}) were in several buckets and are excluded.')
   if result['quarantined']:
-    found.append(f'{result["quarantined"]:,} of {result["rows"]:,} rows were set aside.')
+    found.append(f'{result["quarantined"]:,} of {result["rows"]:,} rows were quarantined.')
   if small := [name for name, b in result['buckets'].items() if b['users'] < FEW_USERS]:
     what = f'Fewer than {FEW_USERS} users in {", ".join(map(repr, small))}'
     found.append(f'{what}: intervals and p-values are rough.')
@@ -91,8 +82,8 @@ def warnings(result: dict[str, Any]) -> list[str]:
 
 
 def buckets_table(result: dict[str, Any]) -> tuple[list[str], Lines]:
-  """Who saw what: one row a bucket."""
-  heads = ['bucket', 'users', 'pages', 'pages a user', 'clicks', 'clicks a page']
+  """One row per bucket."""
+  heads = ['bucket', 'users', 'pages', 'pages per user', 'clicks', 'clicks per page']
   lines = []
   for name, bucket in result['buckets'].items():
     users, pages, clicks = bucket['users'], bucket['pages'], bucket['clicks']
@@ -103,7 +94,7 @@ def buckets_table(result: dict[str, Any]) -> tuple[list[str], Lines]:
 
 
 def values_table(result: dict[str, Any]) -> tuple[list[str], Lines]:
-  """The metrics of a log's only bucket, with nothing to compare them with."""
+  """The metrics of the only bucket of a log."""
   [bucket] = result['buckets'].values()
   lines = []
   for key, metric in METRICS.items():
@@ -114,7 +105,7 @@ def values_table(result: dict[str, Any]) -> tuple[list[str], Lines]:
 
 
 def gains_table(result: dict[str, Any], name: str, holm: bool) -> tuple[list[str], Lines]:
-  """Table 4: one row a metric."""
+  """The paper's table 4: one row per metric."""
   control = result['buckets'][result['control']]['metrics']
   other = result['buckets'][name]['metrics']
   level = short_percent(1 - result['alpha'])
@@ -134,7 +125,7 @@ def gains_table(result: dict[str, Any], name: str, holm: bool) -> tuple[list[str
 
 
 def notes(result: dict[str, Any], holm: bool) -> list[str]:
-  """What the table does not say by itself."""
+  """How to read the table."""
   found = []
   if ratio := result['sample_ratio']:
     if not ratio['mismatch']:
@@ -166,7 +157,7 @@ def size_title(size: dict[str, Any]) -> str:
 
 
 def size_table(size: dict[str, Any]) -> tuple[list[str], Lines]:
-  """One row a metric: users and days."""
+  """One row per metric: users and days."""
   lines = []
   for key, found in size['metrics'].items():
     users = NONE if found['users'] is None else f'{found["users"]:,}'
@@ -174,17 +165,17 @@ def size_table(size: dict[str, Any]) -> tuple[list[str], Lines]:
     if found['days'] is not None:
       days = f'{found["days"]:,.0f}'
     lines.append([METRICS[key].title, users, days])
-  return ['metric', 'users a bucket', 'days at this traffic'], lines
+  return ['metric', 'users per bucket', 'days at this traffic'], lines
 
 
 def size_notes(size: dict[str, Any]) -> list[str]:
   days = f'{size["days_of_log"]} day' + 's' * (size['days_of_log'] > 1)
   found = [
     f'Users: in each of two equal buckets, for a test of {days}. Days: with the buckets of this '
-    'log, or a second one like it; beyond the log it is an extrapolation. Run whole weeks.'
+    'log, or a second one like it; days beyond the log are extrapolated. Run whole weeks.'
   ]
   if any(metric['more_days_do_not_help'] for metric in size['metrics'].values()):
-    found.append('Where days do not help the same users keep coming back: give the buckets more.')
+    found.append('Where days do not help, the same users return: give the buckets more users.')
   return found
 
 
@@ -192,7 +183,7 @@ def split(ratio: dict[str, Any]) -> str:
   users = ratio['users']
   parts = [f'{name} {n:,} ({percent(n / sum(users.values()))})' for name, n in users.items()]
   meant = ' : '.join(short_percent(share) for share in ratio['expected_shares'].values())
-  return f'{", ".join(parts)} where {meant} was meant'
+  return f'{", ".join(parts)} where {meant} was intended'
 
 
 def value(number: float | None, key: str) -> str:
@@ -207,7 +198,7 @@ def percent(share: float | None) -> str:
 
 
 def short_percent(share: float) -> str:
-  """.05 -> '5%': for what was chosen, not measured."""
+  """.05 -> '5%', for settings."""
   return f'{100 * share:.6g}%'
 
 

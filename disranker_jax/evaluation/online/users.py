@@ -1,4 +1,4 @@
-"""What is kept of a log: for each user and day, sums. Also where rows become columns."""
+"""The sums that are kept of a log, per user and day, and their accumulation from rows."""
 
 import dataclasses
 import datetime
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-ROWS = 1 << 16  # So many rows are Python objects at a time, then they are columns.
-COMPACT = 1 << 20  # Columns are summed anew when they have grown by so many rows, or doubled.
+ROWS = 1 << 16  # rows that are Python objects at a time; then they become columns
+COMPACT = 1 << 20  # columns are summed again after this many rows, or when they have doubled
 
-# pages shown, pages with a click, clicks, clicks with a dwell time, their seconds, pages where it
-# is known whether the query was changed, and pages where it was
+# pages shown, pages with a click, clicks, clicks with a dwell time, their seconds, pages where a
+# query change is known to have happened or not, and pages with a query change
 SUMS = ('pages', 'clicked', 'clicks', 'measured', 'dwell', 'known', 'changed')
 
 
 class Summed:
-  """Rows summed by their first `keys` columns as they come, so that memory follows the keys."""
+  """Rows summed by their first `keys` columns as they arrive; memory grows with the keys only."""
 
   def __init__(self, schema: Sequence[tuple[str, pa.DataType]], keys: int):
     self._schema = pa.schema(schema)
@@ -51,13 +51,13 @@ class Summed:
 
 
 def summed(table: pa.Table, keys: Sequence[str]) -> pa.Table:
-  """One row a key; of `place` the least, of all other columns the sum, under their old names."""
+  """One row per key: the minimum of `place`, the sum of all other columns."""
   schema = table.schema
   values = schema.names[len(keys) :]
   if not values:
     return table.combine_chunks()
   how = [(name, 'min' if name == 'place' else 'sum') for name in values]
-  # One thread: the order of additions, and so the last digit, must not change between runs.
+  # One thread: the order of additions, which decides the last digit, must not vary.
   result = table.group_by(keys, use_threads=False).aggregate(how)
   result = result.select([*keys, *(f'{name}_{kind}' for name, kind in how)])
   return result.rename_columns(schema.names).cast(schema)
@@ -98,7 +98,7 @@ class Log:
   def of(cls, table: pa.Table, rows: int, quarantined: int) -> 'Log':
     """From a table of user, bucket, day (ordinal) and SUMS; users of several buckets are left out.
 
-    Which ranker moved such a user nobody can say; to give them to one bucket would bias both.
+    The effect on such a user cannot be attributed; counting them in one bucket would bias both.
     """
     user_R, users = _codes(table['user'])
     bucket_R, names = _codes(table['bucket'])

@@ -1,10 +1,10 @@
-"""Measures `prepare`: rows a second and peak memory, for made-up rows of any number.
+"""Measures `prepare`: rows per second and peak memory, for synthetic rows.
 
-  python docs/measure_prepare.py 1000000 4000000 [--kind candidates] [--order sorted|shuffled]
+  disranker bench measure_prepare 1000000 4000000 [--kind candidates] [--order sorted|shuffled]
 
-Each size is prepared by a process of its own, whose peak resident memory is asked of the system.
-Rows are like web results: 10 documents a query, about 60 words of summary, scores and ranks.
-`shuffled` spreads the rows of a query over the whole file, the worst case for gathering them.
+Each size is prepared by a process of its own, whose peak resident memory the system reports. Rows
+resemble web results: 10 documents per query, about 60 words of summary, scores and ranks.
+`shuffled` spreads the rows of a query over the whole file, the worst case for grouping them.
 """
 
 import argparse
@@ -24,13 +24,12 @@ WORDS = [
 
 
 def write(path: Path, rows: int, order: str) -> None:
-  """A file of rows; the same numbers give the same file."""
+  """Writes a file of rows; equal arguments give equal files."""
   rng = random.Random(0)
   texts = [' '.join(rng.choices(WORDS, k=rng.randrange(20, 100))) for _ in range(1000)]
-  places = range(rows)
   step = 7_368_787 if order == 'shuffled' else 1  # a prime: every row once, neighbours far apart
   with path.open('w') as file:
-    for place in places:
+    for place in range(rows):
       i = place * step % rows
       row = {
         'query_id': f'q{i // 10}', 'query': f'{texts[i // 10 % 1000][:40]} {i // 10}',
@@ -41,14 +40,8 @@ def write(path: Path, rows: int, order: str) -> None:
 
 
 def measure(source: Path, kind: str, folder: Path) -> dict:
-  command = [
-    sys.executable,
-    '-m',
-    'disranker_jax.commands',
-    'prepare',
-    '--source',
-    f'jsonl:{source}',
-  ]
+  """Wall and CPU seconds, peak memory and output size (MiB) of one `disranker prepare`."""
+  command = [sys.executable, '-m', 'disranker_jax.commands.prepare', '--source', f'jsonl:{source}']
   command += ['--kind', kind, '--out', str(folder / 'out')]
   begin = time.monotonic()
   process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -63,12 +56,14 @@ def measure(source: Path, kind: str, folder: Path) -> dict:
   }  # fmt: skip
 
 
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+  resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+  formats = argparse.RawDescriptionHelpFormatter
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=formats)
   parser.add_argument('rows', type=int, nargs='+')
   parser.add_argument('--kind', default='candidates')
   parser.add_argument('--order', default='sorted', choices=('sorted', 'shuffled'))
-  args = parser.parse_args()
+  args = parser.parse_args(argv)
   print(
     '| rows | kind | order | input MB | rows/s | rows/s of CPU time | peak memory MB | output MB |'
   )
@@ -77,15 +72,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temp:
       source = Path(temp) / 'rows.jsonl'
       write(source, rows, args.order)
-      found = measure(source, args.kind, Path(temp))
+      cost = measure(source, args.kind, Path(temp))
       size = source.stat().st_size / 2**20
       print(
-        f'| {rows:,} | {args.kind} | {args.order} | {size:,.0f} | {rows / found["wall_s"]:,.0f} | '
-        f'{rows / found["cpu_s"]:,.0f} | {found["memory_mb"]:,.0f} | {found["out_mb"]:,.0f} |',
+        f'| {rows:,} | {args.kind} | {args.order} | {size:,.0f} | {rows / cost["wall_s"]:,.0f} | '
+        f'{rows / cost["cpu_s"]:,.0f} | {cost["memory_mb"]:,.0f} | {cost["out_mb"]:,.0f} |',
         flush=True,
       )
 
 
 if __name__ == '__main__':
-  resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
   main()

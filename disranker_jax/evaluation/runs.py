@@ -1,0 +1,114 @@
+"""Reads and writes TREC runs, qrels and tables of metrics per query, plain or gzip.
+
+A line of a run is `query_id Q0 doc_id rank score tag`, a line of qrels `query_id 0 doc_id grade`.
+Ids with spaces, as prepared records may have them, survive in runs that `write_run` wrote.
+"""
+
+import contextlib
+import csv
+import gzip
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from disranker_jax.data import lines
+from disranker_jax.data.records import BadRow, BadRows
+from disranker_jax.evaluation import metrics
+
+RUN = 'query_id Q0 doc_id rank score tag'
+QRELS = 'query_id 0 doc_id grade'
+WITH_SPACES = re.compile(rb'(.*) (Q0) (.*) (\d+) (\S+) (\S+)')  # a row of a run
+LARGEST_GRADE = 1000  # 2^y overflows floating point soon after
+
+
+def read_run(file: Path) -> dict[str, dict[str, float]]:
+  """{query_id: {doc_id: score}} of a run; ranks are ignored, as in trec_eval.
+
+  Raises: UserError with FILE:LINE if a row is malformed or a document is listed twice.
+  """
+  return _table(file, RUN, lambda columns: number(float, 'score', columns[4]))
+
+
+def read_qrels(file: Path) -> dict[str, dict[str, int]]:
+  """{query_id: {doc_id: grade}} of qrels; grades may be negative. Raises: as `read_run`."""
+
+  def grade(columns: list[str]) -> int:
+    value = number(int, 'grade', columns[3])
+    if abs(value) > LARGEST_GRADE:
+      raise BadRow('grade', f'is {value}', f'write at most {LARGEST_GRADE}; 0 to 4 is usual')
+    return value
+
+  return _table(file, QRELS, grade)
+
+
+def write_run(
+  file: Path, run: metrics.Run | Iterable[tuple[str, Mapping[str, float]]], tag: str
+) -> None:
+  """Writes a run, the best document of a query first; gzip if the name ends in .gz.
+
+  Equal scores give equal files: a gzip file holds neither its name nor the time.
+  """
+  with contextlib.ExitStack() as stack:
+    out = stack.enter_context(file.open('wb'))
+    if file.suffix == '.gz':
+      out = stack.enter_context(gzip.GzipFile('', 'wb', fileobj=out, mtime=0))
+    for query, scores in run.items() if isinstance(run, Mapping) else run:
+      for rank, doc in enumerate(metrics.ranked(scores), 1):
+        out.write(f'{query} Q0 {doc} {rank} {scores[doc]:.9g} {tag}\n'.encode())
+
+
+def read_per_query(file: Path) -> dict[str, dict[str, dict[str, float]]]:
+  """{model: {query_id: {metric: value}}} of the per_query.csv of a run."""
+  rows: dict[str, dict[str, dict[str, float]]] = {}
+  with file.open(newline='', encoding='utf-8') as f:
+    for row in csv.DictReader(f):
+      query, model = row.pop('query_id'), row.pop('model')
+      rows.setdefault(model, {})[query] = {k: float(v) for k, v in row.items() if v}
+  return rows
+
+
+def columns(raw: bytes, layout: str) -> list[str]:
+  """The columns of a line, as many as the layout has. Raises: BadRow."""
+  lines.text(raw)
+  # Bytes are split at ASCII white space only: text would also be split at a no-break space.
+  parts = raw.split()
+  count = len(layout.split())
+  if len(parts) > count and layout == RUN and (row := WITH_SPACES.fullmatch(raw)):
+    parts = list(row.groups())
+  if len(parts) != count:
+    raise BadRow('row', f'has {len(parts)} columns, not {count}', f'write {layout}')
+  return [part.decode() for part in parts]
+
+
+def number(make: Callable[[str], Any], field: str, column: str) -> Any:
+  """A column as a finite number; `make` is int or float. Raises: BadRow."""
+  try:
+    if '_' in column:  # Python reads 1_0 as ten.
+      raise ValueError
+    value = make(column)
+  except ValueError:
+    name = 'an integer' if make is int else 'a number'
+    raise BadRow(field, f'is {column[:40]!r}, not {name}', f'write {name}') from None
+  if make is float and not math.isfinite(value):
+    raise BadRow(field, f'is {value}', 'write a finite number')
+  return value
+
+
+def _table(file: Path, layout: str, value: Callable[[list[str]], Any]) -> dict[str, dict[str, Any]]:
+  table: dict[str, dict[str, Any]] = {}
+  bad_rows = BadRows()
+
+  def add(raw: bytes) -> None:
+    row = columns(raw, layout)
+    query, doc = row[0], row[2]
+    docs = table.setdefault(query, {})
+    if doc in docs:
+      what = f'{doc!r} is there twice for query_id {query!r}'
+      raise BadRow('doc_id', what, 'keep one of the rows')
+    docs[doc] = value(row)
+
+  for line, raw in lines.read(file):
+    bad_rows.parse(file, line, raw, add)
+  return table

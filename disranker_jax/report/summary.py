@@ -1,0 +1,73 @@
+"""The head of the report page: a few figures, and the student against each baseline."""
+
+from typing import NamedTuple
+
+from disranker_jax.report import tables
+from disranker_jax.report.facts import Facts
+from disranker_jax.report.intervals import MAIN, Intervals
+from disranker_jax.stages.rows import BASELINES, FIRST_STAGE, STUDENT, TEACHER, title
+
+DIGITS = 3  # of nDCG and p
+SPACE = '\N{NO-BREAK SPACE}'
+
+
+class Tile(NamedTuple):
+  figure: str
+  what: str
+  interval: str
+
+
+class Difference(NamedTuple):
+  """The student minus a baseline."""
+
+  baseline: str
+  value: str
+  interval: str
+  p: str
+
+
+def typographic(text: str) -> str:
+  """A number with a minus sign; a dash if it is undefined."""
+  return '\N{EN DASH}' if text == '-' else text.replace('-', '\N{MINUS SIGN}')
+
+
+def number(value: float, digits: int = DIGITS, sign: str = '') -> str:
+  return typographic(tables.number(value, digits, sign))
+
+
+def span(cell: dict, digits: int = DIGITS, sign: str = '') -> str:
+  return typographic(tables.span(cell, digits, sign))
+
+
+def percent(share: float) -> str:
+  return typographic(f'{100 * share:.0f}{SPACE}%')
+
+
+def tiles(facts: Facts, intervals: Intervals) -> list[Tile]:
+  """Quality of the student, the share it keeps of the teacher's lead, and its speed."""
+  row = []
+  student, teacher = (facts.results.get(model) for model in (STUDENT, TEACHER))
+  if student:
+    mean = intervals.means.get((STUDENT, MAIN))
+    what = f'nDCG@5 of the {title(STUDENT)}'
+    row.append(Tile(number(student[MAIN]), what, span(mean) if mean else ''))
+  if kept := intervals.kept:
+    what = f"of the teacher's lead over {title(FIRST_STAGE)} kept"
+    interval = f'{percent(kept["low"])} to {percent(kept["high"])}'
+    row.append(Tile(percent(kept['value']), what, interval))
+  times = [model.get('ms_per_pair', 0) for model in (student, teacher) if model]
+  if len(times) == 2 and all(times):
+    what = f'as fast as the teacher: {times[0]:.3g} ms per pair against {times[1]:.3g}'
+    row.append(Tile(f'{times[1] / times[0]:.1f} \N{MULTIPLICATION SIGN}', what, ''))
+  return row
+
+
+def differences(intervals: Intervals) -> list[Difference]:
+  """One sentence's numbers per baseline: does the student beat it in nDCG@5?"""
+  rows = []
+  for baseline in BASELINES:
+    if cell := intervals.differences.get((baseline, STUDENT, MAIN)):
+      p = tables.chance(cell['p_holm'], DIGITS)
+      value, interval = number(cell['value'], sign='+'), span(cell, sign='+')
+      rows.append(Difference(title(baseline), value, interval, p))
+  return rows
