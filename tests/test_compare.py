@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import ir_measures
 import numpy as np
@@ -16,6 +17,7 @@ from disranker_jax.evaluation import metrics, significance, table
 from disranker_jax.evaluation.runs import read_qrels, read_run
 from disranker_jax.report import comparison
 
+ROOT = Path(__file__).parents[1]
 QUERIES, DOCS = 40, 30
 
 
@@ -299,6 +301,11 @@ def test_human_verdicts_need_no_runs(tmp_path, capsys):
   assert '54 : 116 : 30  +0.1200' in capsys.readouterr().out
   saved = json.loads((tmp_path / 'out' / 'compare.json').read_text())['verdicts']
   assert saved['delta'] == pytest.approx(0.12) and saved['low'] < 0.12 < saved['high']
+
+
+def test_comparing_does_not_wait_for_jax():
+  code = "import sys; import disranker_jax.commands.compare; sys.exit('jax' in sys.modules)"
+  assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
 
 
 # Mistakes

@@ -8,7 +8,7 @@ import pytest
 
 from disranker_jax import config as configs
 from disranker_jax.pipeline import manifest
-from disranker_jax.report import tables
+from disranker_jax.report import results, tables
 from disranker_jax.stages import evaluate, report, rows
 
 BM25 = {
@@ -28,7 +28,7 @@ RESULTS = {'bm25': BM25, 'student': STUDENT}
 
 class TestTables:
   def test_rows_are_rounded_and_empty_where_a_model_has_no_such_value(self):
-    assert tables.rows(RESULTS) == [
+    assert results.rows(RESULTS) == [
       ['BM25', '3.83', '0.5466', '0.6145', '0.4500', '', ''],
       ['distilled student', 'inf', '1.0000', '1.0000', '1.0000', '22.7M', '0.16'],
     ]
@@ -38,21 +38,21 @@ class TestTables:
     assert len(set(titles)) == len(titles) and all(titles)
 
   def test_columns_line_up_numbers_to_the_right(self):
-    head, rule, *lines = tables.text(RESULTS).splitlines()
+    head, rule, *lines = results.text(RESULTS).splitlines()
     assert len(lines) == 2 and set(rule) == {'-'}
     assert len(rule) == max(map(len, [head, *lines]))
-    ends = [head.index(name) + len(name) for name in tables.HEADS[1:5]]
+    ends = [head.index(name) + len(name) for name in results.HEADS[1:5]]
     for line, pnr in zip(lines, ('3.83', 'inf'), strict=True):
       assert line.index(pnr) + len(pnr) == ends[0]
       assert all(line[end - 1] != ' ' and line[end : end + 1] in ' ' for end in ends)
 
   def test_text_without_results_is_the_heads_alone(self):
-    assert len(tables.text({}).splitlines()) == 2
+    assert len(results.text({}).splitlines()) == 2
 
   def test_markdown_rows_have_as_many_cells_as_heads(self):
-    lines = tables.markdown(tables.HEADS, tables.rows(RESULTS)).splitlines()
+    lines = tables.markdown(results.HEADS, results.rows(RESULTS)).splitlines()
     assert len(lines) == 4
-    assert {line.count('|') for line in lines} == {len(tables.HEADS) + 1}
+    assert {line.count('|') for line in lines} == {len(results.HEADS) + 1}
     assert lines[1] == '|---|' + '---:|' * 6
     assert lines[3].startswith('| distilled student | inf | 1.0000 |')
 
@@ -73,13 +73,13 @@ def run(tmp_path):
   """A run in which evaluate and sft are done, without test pairs."""
   config = configs.defaults()
   stages = {'sft': {'steps': 4, 'rows': 2}, 'evaluate': {'bm25': BM25}}
-  for stage, results in stages.items():
+  for stage, found in stages.items():
     record = manifest.Manifest(tmp_path / stage, stage, {}, {})
-    record.finished(results)
+    record.finished(found)
   manifest.Manifest(tmp_path / 'distill', 'distill', {}, {})  # begun, not done
   without_scores = {k: v for k, v in STUDENT.items() if k != 'parameters'}
-  results = {'bm25': BM25, 'student': without_scores}
-  (tmp_path / 'evaluate' / 'results.json').write_text(json.dumps(results))
+  models = {'bm25': BM25, 'student': without_scores}
+  (tmp_path / 'evaluate' / 'results.json').write_text(json.dumps(models))
   (tmp_path / 'report').mkdir()
   return types.SimpleNamespace(
     config=config, workdir=tmp_path, folder=lambda stage: tmp_path / stage
@@ -110,7 +110,7 @@ class TestReport:
   def test_the_markdown_has_the_table_and_the_stages(self, run):
     assert report.run(run)['files'] == ['index.html', 'report.md', 'summary.json']
     page = (run.workdir / 'report' / 'report.md').read_text()
-    assert tables.markdown(tables.HEADS, tables.rows({'bm25': BM25})) in page
+    assert tables.markdown(results.HEADS, results.rows({'bm25': BM25})) in page
     assert '| sft |' in page and '| distill |' not in page
 
   def test_infinite_and_undefined_metrics_are_written_as_text(self):

@@ -6,6 +6,7 @@ from pathlib import Path
 from disranker_jax.exporting import formats, parity
 from disranker_jax.pipeline import manifest
 from disranker_jax.report import tables
+from disranker_jax.report.results import markdown as result_table
 
 ENCODER_USE = """```python
 from sentence_transformers import CrossEncoder
@@ -58,7 +59,7 @@ def write(folder: Path, names, rows: list[parity.Row], results: dict, made: dict
     parts += [
       '## Results\n',
       f'{first["queries"]} held-out queries, {first["pairs"]} pairs re-ranked.\n',
-      tables.markdown(tables.HEADS, tables.rows(results)) + '\n',
+      result_table(results) + '\n',
     ]
   parts += [
     '## Parity\n', said(rows),

@@ -13,7 +13,8 @@ from disranker_jax.data import store
 from disranker_jax.data.records import Click, Group
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
-from disranker_jax.pipeline import manifest, systems
+from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline.stage import Stage
 from disranker_jax.stages import rows
 
 MOST = 10_000  # records whose texts are measured, evenly spaced if there are more
@@ -31,6 +32,7 @@ class Facts:
   runs: dict[str, dict[str, dict[str, float]]]  # {model: {query_id: {doc_id: score}}}, best first
   logs: dict[str, list[dict]]  # {stage: steps}
   stages: list[dict]  # manifests, in the order of the stages
+  titles: dict[str, str]  # {stage: what it does}
   data: list[dict]  # a kind of records each
   config: dict[str, object]  # by dotted keys
   changed: dict[str, object]  # the part that is not the default
@@ -62,6 +64,7 @@ def gather(run) -> Facts:
     runs={model: read_run(file) for model, file in files.items() if file.exists()},
     logs=read_logs(run),
     stages=read_stages(run),
+    titles={stage.name: stage.title for stage in declared(run)},
     data=[described(run, kind) for kind in store.KINDS if data_folder(run, kind).is_dir()],
     config=config,
     changed={k: v for k, v in config.items() if default.get(k) != v},
@@ -84,10 +87,17 @@ def read_run(file: Path) -> dict[str, dict[str, float]]:
     raise UserError(f'{e}; or repeat the stage with --rerun=evaluate') from None
 
 
+def declared(run) -> tuple[Stage, ...]:
+  """All stages of the run's system."""
+  from disranker_jax.pipeline import systems  # imported late: it imports the report stage
+
+  return systems.stages(run.config)
+
+
 def read_logs(run) -> dict[str, list[dict]]:
   """{stage: its steps with a finite loss}; a half-written last line is skipped."""
   logs = {}
-  for stage in configs.TRAINING:
+  for stage in [each.name for each in declared(run) if each.task]:
     file = run.folder(stage) / 'metrics.jsonl'
     lines = file.read_text().splitlines() if file.exists() else []
     steps = [json.loads(line) for line in lines if line.endswith('}')]
@@ -98,7 +108,7 @@ def read_logs(run) -> dict[str, list[dict]]:
 
 def read_stages(run) -> list[dict]:
   """Manifests of the stages that have started, except the report's own."""
-  stages = [s.name for s in systems.stages(run.config) if s.name != 'report']
+  stages = [stage.name for stage in declared(run) if stage.name != 'report']
   manifests = [manifest.read(run.folder(stage)) for stage in stages]
   return [each for each in manifests if each is not None]
 

@@ -19,16 +19,6 @@ TEMPLATE = 'page.html'
 ALPHA = 0.05
 FEW = 30  # queries, or clusters of them, below which a bootstrap interval is too narrow
 DIGITS = 3  # of metrics between 0 and 1
-WHAT = {
-  'prepare': 'reads the sources',
-  'cpt': 'the teacher reads clicks (continued pre-training)',
-  'sft': 'the teacher learns to rank from labels',
-  'score': 'the teacher scores unlabeled pairs',
-  'student_sft': 'the student learns from labels only',
-  'distill': "the student learns the teacher's scores",
-  'evaluate': 'every model ranks the held-out queries',
-  'export': 'the student for other programs',
-}
 
 
 def write(run, gathered: Facts, file: Path) -> None:
@@ -70,7 +60,7 @@ def render(run, gathered: Facts) -> str:
     data=gathered.data,
     labels=label_table(gathered),
     legend=legend(gathered),
-    stages=[stage_row(s) for s in gathered.stages],
+    stages=[stage_row(s, gathered.titles) for s in gathered.stages],
     has_devices=len({s['device'] for s in gathered.stages}) > 1,  # else the head names the one
     manifests=gathered.stages,
     versions=versions(gathered.stages),
@@ -216,11 +206,11 @@ def label_table(gathered: Facts) -> dict[str, Any]:
   return {'kinds': [d['kind'] for d in kinds], 'rows': table}
 
 
-def stage_row(stage: dict) -> dict[str, Any]:
+def stage_row(stage: dict, titles: dict[str, str]) -> dict[str, Any]:
   results = stage.get('results', {})
   return {
     'name': stage['stage'],
-    'what': WHAT.get(stage['stage'], ''),
+    'what': titles.get(stage['stage'], ''),
     'is_done': stage['status'] == 'done',
     'wall_s': stage['wall_s'],
     'steps': results.get('steps', ''),

@@ -1,29 +1,7 @@
-"""Text tables: numbers as text, aligned columns for terminals, Markdown, and the result table."""
+"""Text tables: numbers as text, aligned columns for terminals, and Markdown."""
 
 import math
 from collections.abc import Mapping, Sequence
-
-from disranker_jax.evaluation import metrics
-from disranker_jax.stages import rows as result_rows
-
-HEADS = ('model', *map(metrics.title, metrics.COLUMNS), 'parameters', 'ms per pair')
-
-
-def rows(results: Mapping[str, Mapping]) -> list[list[str]]:
-  """The result table's cells, one row per model, from {model: {metric: value}}."""
-  table = []
-  for name, values in results.items():
-    cells = [result_rows.title(name)]
-    cells += [number(values[m], 2 if m == 'pnr' else 4) for m in metrics.COLUMNS]
-    cells.append(short(values['parameters']) if 'parameters' in values else '')
-    cells.append(number(values['ms_per_pair'], 2) if 'ms_per_pair' in values else '')
-    table.append(cells)
-  return table
-
-
-def text(results: Mapping[str, Mapping]) -> str:
-  """The result table for a terminal."""
-  return aligned(HEADS, rows(results))
 
 
 def number(value, digits: int, sign: str = '') -> str:

@@ -7,7 +7,7 @@ from disranker_jax.devices import processes
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.progress import clock
-from disranker_jax.report import facts, page, tables
+from disranker_jax.report import facts, page, results, tables
 
 
 def run(run) -> dict:
@@ -18,15 +18,15 @@ def run(run) -> dict:
 def write(run) -> dict:
   folder = run.folder('report')
   gathered = facts.gather(run)
-  results, stages = gathered.results, stage_facts(run)
+  stages = stage_facts(run)
   latency = [
     {'model': name, 'ms_per_pair': values['ms_per_pair'], 'device': device(stages)}
-    for name, values in results.items()
+    for name, values in gathered.results.items()
     if 'ms_per_pair' in values
   ]
-  summary = {'models': results, 'stages': stages, 'latency': latency}
+  summary = {'models': gathered.results, 'stages': stages, 'latency': latency}
   manifest.write_json(folder / 'summary.json', summary)
-  (folder / 'report.md').write_text(markdown(run, results, stages), encoding='utf-8')
+  (folder / 'report.md').write_text(markdown(run, gathered.results, stages), encoding='utf-8')
   page.write(run, gathered, folder / 'index.html')
   return {'files': sorted(p.name for p in folder.iterdir() if p.name != 'manifest.json')}
 
@@ -47,18 +47,18 @@ def device(stages: dict) -> str:
   return stages.get('evaluate', {}).get('device', 'an unknown device')
 
 
-def markdown(run, results, stages) -> str:
+def markdown(run, models, stages) -> str:
   """report.md: the result table and the stages."""
   lines = [f'# {run.config.name}: results', '']
-  if results:
-    first = next(iter(results.values()))
+  if models:
+    first = next(iter(models.values()))
     lines += [
       f'{first["queries"]} held-out queries, {first["pairs"]} query-document pairs re-ranked. '
       'nDCG has exponential gain. PNR is pooled over all pairs. A query that a run lacks counts 0. '
       f'For MRR, grade {run.config.evaluate.min_relevance} or higher is relevant. ms per pair is '
       f'model time with full batches on {device(stages)}. Charts and intervals: index.html.',
       '',
-      tables.markdown(tables.HEADS, tables.rows(results)),
+      results.markdown(models),
       '',
     ]
   heads = ('stage', 'time', 'steps', 'rows or pairs')
@@ -76,8 +76,8 @@ def markdown(run, results, stages) -> str:
 
 def show(run) -> None:
   """Prints the result table, the paths of the outputs, and the next commands."""
-  if results := facts.read_results(run):
-    print('\n' + tables.text(results) + '\n')
+  if models := facts.read_results(run):
+    print('\n' + results.text(models) + '\n')
   for what, name in (('report:', 'index.html'), ('as text:', 'report.md')):
     if (file := run.folder('report') / name).exists():
       print(f'{what:<9}{shown(file)}')
