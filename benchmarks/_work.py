@@ -29,8 +29,10 @@ from disranker_jax.data.prompts import Encoded
 from disranker_jax.data.records import Group
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
+from disranker_jax.models import load
+from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline import runner
-from disranker_jax.stages import cpt, distill, prepare, roles, score, sft
+from disranker_jax.stages import cpt, distill, prepare, score, sft
 from disranker_jax.training import train
 
 TRAINING = configs.TRAINING
@@ -129,12 +131,12 @@ class Work:
     for kind in self.kinds():
       preparing.prepare(prepare.job_of(self.run(), kind))
 
-  def open_side(self) -> roles.Side:
-    head = roles.HEADS[self.scorer] if self.scorer else 'lm'
+  def open_side(self) -> TextModel:
+    head = load.HEADS[self.scorer] if self.scorer else 'lm'
     if not self.tokens:
-      return roles.open_side(self.settings, head)
+      return load.open_model(self.settings, head)
     folder = self.model_folder()
-    network = roles.open_ranker(folder, self.settings, head)
+    network = load.open_network(folder, self.settings, head)
     return RandomSide(self.settings, folder, network, None, self.tokens)
 
   def model_folder(self) -> Path:
@@ -147,7 +149,7 @@ class Work:
     scratch.mkdir(parents=True, exist_ok=True)
     return plans.config_folder(self.settings.model, scratch)
 
-  def job(self, side: roles.Side, mesh=None) -> train.Job:
+  def job(self, side: TextModel, mesh=None) -> train.Job:
     """What the stage trains on; distillation from scores by chance, which cost what others do."""
     run = self.run(mesh)
     if self.stage == 'cpt':
@@ -231,18 +233,18 @@ class RandomPrompt:
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomSide(roles.Side):
+class RandomSide(TextModel):
   """A network without a tokenizer and without a file of weights."""
 
   tokens: int = 0
 
-  def prompt(self, template: str = '', predict: str | None = None) -> RandomPrompt:
+  def prompt(self, predict: str | None = None) -> RandomPrompt:
     if self.tokens < 8 or self.tokens > self.settings.row_len:
       raise UserError(f'--tokens={self.tokens}: must be from 8 to row_len={self.settings.row_len}')
     if predict is None:
       predict = 'query' if 'likelihood' in self.settings.get('scorer', '') else 'document'
     network = self.network
-    return RandomPrompt(self.tokens, network.config.vocab, network.is_decoder, predict)
+    return RandomPrompt(self.tokens, network.config.vocab, network.family.causal, predict)
 
   def pretrained(self, seed: int, mesh) -> dict:
     """Born sharded, in the precision in which parameters are kept."""

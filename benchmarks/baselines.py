@@ -66,10 +66,9 @@ def _timed(query: str, texts) -> tuple[float, np.ndarray]:
 
 
 def prompt_of(folder: Path, max_len: int):
-  from disranker_jax.data.prompts import PairPrompt
-  from disranker_jax.stages import roles
+  from disranker_jax.models.load import open_tokenizer
 
-  return PairPrompt(roles.open_tokenizer(folder), **formats.lengths(folder, max_len))
+  return formats.family(folder).prompt(open_tokenizer(folder), **formats.lengths(folder, max_len))
 
 
 def ours(folder: Path, name: str, max_len: int) -> Callable:

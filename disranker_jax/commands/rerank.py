@@ -41,19 +41,18 @@ def rank(model: Path, query: str, docs) -> list[tuple[object, float]]:
   from disranker_jax.data.records import Group
   from disranker_jax.devices import sharding
   from disranker_jax.models import hf
-  from disranker_jax.stages import roles
+  from disranker_jax.models.load import open_model
+  from disranker_jax.rankers.pointwise import Scorer
 
   if not (model / 'config.json').is_file():
     raise UserError(f'--model {model}: no config.json there; name an exported model folder')
   lengths = hf.read_config(model).get('disranker_jax', {})
   sizes = {k: lengths[k] for k in ('max_len', 'max_query_len') if k in lengths}
   row_len = sizes.get('max_len', 256)
-  side = roles.open_side(
-    model_settings(model=str(model), row_len=row_len, precision='float32', **sizes)
-  )
+  side = open_model(model_settings(model=str(model), row_len=row_len, precision='float32', **sizes))
   mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': -1})
   rows = max(1, min(64, -(-len(docs) // 2)))
-  scorer = roles.Scorer(side.network, side.pretrained(0, mesh), side.prompt(), mesh, rows, row_len)
+  scorer = Scorer(side.network, side.pretrained(0, mesh), side.prompt(), mesh, rows, row_len)
   [(group, scores)] = scorer([Group('', query, tuple(docs))])
   pairs = sorted(zip(group.docs, scores.tolist(), strict=True), key=lambda p: p[0].doc_id)
   return sorted(reversed(pairs), key=lambda p: -p[1])

@@ -39,28 +39,30 @@ def loader(folder: Path, name: str):
   """A function that opens the model: (backend, prompt)."""
 
   def load():
-    from disranker_jax.data.prompts import PairPrompt
     from disranker_jax.exporting import formats
+    from disranker_jax.models.load import open_tokenizer
     from disranker_jax.serve import backends
-    from disranker_jax.stages import roles
 
     lengths = formats.lengths(folder)
     chosen = backends.best(folder) if name == 'auto' else name
     backend = backends.open_backend(folder, chosen)
-    return backend, PairPrompt(roles.open_tokenizer(folder), **lengths)
+    return backend, formats.family(folder).prompt(open_tokenizer(folder), **lengths)
 
   return load
 
 
 def service(args: argparse.Namespace):
   """The service that the arguments describe; UserError for what is wrong with them."""
-  from disranker_jax.models import hf
+  from disranker_jax.models import families, hf
   from disranker_jax.serve.app import Limits, Service
   from disranker_jax.serve.page import Search
 
   config = hf.read_config(args.model)
-  if config['model_type'] != 'bert' or len(config.get('id2label') or {}) != 1:
-    raise UserError(f'--model {args.model}: is not a BERT with one label; name an exported student')
+  served = families.find(config['model_type']).served
+  if not served or len(config.get('id2label') or {}) != 1:
+    raise UserError(
+      f'--model {args.model}: is not a cross-encoder with one label; name an exported student'
+    )
   for flag in ('max_texts', 'max_body_bytes', 'max_concurrent_requests', 'max_batch_tokens',
                'timeout'):  # fmt: skip
     if getattr(args, flag) <= 0:

@@ -33,7 +33,7 @@ def best(folder: Path) -> str:
   """What is fastest here: 8 bits by ONNX Runtime on a CPU, JAX on an accelerator."""
   import jax
 
-  if jax.default_backend() != 'cpu':
+  if jax.default_backend() != 'cpu' or 'onnx' not in formats.family(folder).formats:
     return 'jax'
   # A folder without the file was exported without it, maybe because it failed the parity check.
   return 'onnx-int8' if (folder / formats.ONNX['onnx_int8']).exists() else 'onnx'
@@ -91,14 +91,14 @@ class Jax:
 
     from disranker_jax.config import model as model_settings
     from disranker_jax.devices import sharding
+    from disranker_jax.models.load import open_model
     from disranker_jax.rankers import pointwise
-    from disranker_jax.stages import roles
 
     self.name = 'jax'
     lengths = formats.lengths(folder, max_len)
     self._row_len = max(128, lengths['max_len'])
     settings = model_settings(model=str(folder), row_len=self._row_len, **lengths)
-    side = roles.open_side(settings)
+    side = open_model(settings)
     mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': -1})
     self._variables = side.pretrained(0, mesh)
     self._run = jax.jit(pointwise.score_fn(side.network))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from disranker_jax.data import batches
 from disranker_jax.devices import processes
 from disranker_jax.models.generate import generate
+from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.rankers.pointwise import predicted_per_row
 from disranker_jax.stages import prepare, roles
 from disranker_jax.training import train
@@ -32,7 +33,7 @@ def task(config, network) -> train.Task:
   return train.Task(functools.partial(next_token_loss, network), shape)
 
 
-def job(run, teacher: roles.Side) -> train.Job:
+def job(run, teacher: TextModel) -> train.Job:
   """The stage on the prepared clicks."""
   encode = functools.partial(batches.encode_click, teacher.prompt(predict=run.config.cpt.predict))
   what, clicks = task(run.config, teacher.network), prepare.records(run, 'clicks')
@@ -41,7 +42,7 @@ def job(run, teacher: roles.Side) -> train.Job:
 
 def run(run) -> dict:
   c = run.config.cpt
-  teacher = roles.open_side(run.config.teacher, 'lm')
+  teacher = open_model(run.config.teacher, 'lm')
   variables = teacher.pretrained(run.config.seed, run.mesh)
   todo = job(run, teacher)
   variables = train.fit(todo, variables, run.mesh)

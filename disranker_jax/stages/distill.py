@@ -14,6 +14,7 @@ from disranker_jax import losses
 from disranker_jax.data import batches
 from disranker_jax.data.records import Group
 from disranker_jax.errors import UserError
+from disranker_jax.models.load import TextModel
 from disranker_jax.rankers.pointwise import score_fn
 from disranker_jax.stages import roles
 from disranker_jax.stages.distill_hidden import HiddenStates, open_hidden
@@ -103,7 +104,7 @@ def standardiser(facts: dict, how: str):
   return targets, numbers
 
 
-def job(run, student: roles.Side, scored, targets=as_they_are, hidden=None) -> train.Job:
+def job(run, student: TextModel, scored, targets=as_they_are, hidden=None) -> train.Job:
   """The stage on groups with their scores, of which `targets` makes the student's targets."""
   prompt = student.prompt()
 
@@ -122,7 +123,7 @@ def job(run, student: roles.Side, scored, targets=as_they_are, hidden=None) -> t
 
 def run(run) -> dict:
   c = run.config.distill
-  student = roles.open_side(run.config.student)
+  student = roles.open_role(run.config, 'student')
   scored = TeacherScores(run) if run.config.data.teachers else ScoredGroups(run)
   targets, numbers = standardiser(scored.facts, c.normalize_scores)
   variables = roles.trained(run, student, (c.init_from,) if c.init_from else ())

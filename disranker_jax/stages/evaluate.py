@@ -5,7 +5,6 @@ metrics per query and in the mean.
 """
 
 import csv
-import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -15,7 +14,6 @@ import numpy as np
 
 from disranker_jax.data.records import Group
 from disranker_jax.devices import processes
-from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
 from disranker_jax.pipeline import manifest
 from disranker_jax.progress import Progress, say
@@ -89,47 +87,19 @@ def first_stage(run, name, groups):
   }, {}
 
 
-def zero_shot(run, name, groups):
-  """The pretrained teacher: the likelihood of the query, given the document."""
-  teacher = roles.open_side(run.config.teacher)
-  if not teacher.network.is_decoder:
-    raise UserError(
-      f"config.evaluate.models: 'zero_shot' asks how likely a query is, which an encoder as "
-      f'{run.config.teacher.model!r} cannot say; leave it out'
-    )
-  teacher = dataclasses.replace(teacher, network=dataclasses.replace(teacher.network, head='lm'))
-  prompt = teacher.prompt(run.config.teacher.zero_shot_template, 'query')
-  variables = teacher.pretrained(run.config.seed, run.mesh)
-  rows = run.config.evaluate.batch_rows
-  scorer = roles.scorer(run, teacher, variables, rows, 'likelihood', prompt)
-  del variables  # the scorer has them, perhaps merged
-  return score_all(name, scorer, groups), facts(scorer)
-
-
-def teacher(run, name, groups):
-  side = roles.open_teacher(run.config)
-  variables = roles.trained(run, side, roles.TEACHER_STAGES)
-  rows = run.config.evaluate.batch_rows
-  scorer = roles.scorer(run, side, variables, rows, run.config.teacher.scorer)
-  del variables
-  return score_all(name, scorer, groups), facts(scorer)
-
-
-def student(run, name, groups):
-  """The distilled student, or the one that was fine-tuned on labels alone."""
-  side = roles.open_side(run.config.student)
-  variables = roles.trained(run, side, roles.student_stages(run.config)[name])
-  scorer = roles.scorer(run, side, variables, run.config.evaluate.batch_rows)
+def model(run, name, groups):
+  """A model of the run: the pretrained teacher, or a trained teacher or student."""
+  scorer = roles.scorer(run, *roles.load(run, name), rows=run.config.evaluate.batch_rows)
   return score_all(name, scorer, groups), facts(scorer)
 
 
 ROWS: dict[str, Callable] = {
   'random': random_order,
   'bm25': first_stage,
-  'zero_shot': zero_shot,
-  'student_sft': student,
-  'teacher': teacher,
-  'student': student,
+  'zero_shot': model,
+  'student_sft': model,
+  'teacher': model,
+  'student': model,
 }
 
 

@@ -12,6 +12,7 @@ from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.exporting import card, formats, parity, vocabulary
 from disranker_jax.models import hf, weights
+from disranker_jax.models.load import open_tokenizer
 from disranker_jax.progress import say
 from disranker_jax.rankers import pointwise
 from disranker_jax.report import facts
@@ -31,12 +32,7 @@ def run(run) -> dict:
     )
   folders = {}
   for name in c.models:
-    if name == 'teacher':
-      side, stages = roles.open_teacher(run.config), roles.TEACHER_STAGES
-    else:
-      side = roles.open_side(run.config.student)
-      stages = roles.student_stages(run.config)[name]
-    variables = roles.trained(run, side, stages)
+    side, variables, _ = roles.load(run, name)
     folder = run.folder('export') / name
     folders[name] = str(folder.relative_to(run.workdir))
     unchecked = folder.with_name(f'.{name}')
@@ -56,12 +52,12 @@ def save(run, side, variables, folder: Path):
   s = side.settings
   extra = {'max_len': s.max_len, 'max_query_len': s.max_query_len}
   extra |= {'from': weights.origin(side.folder)}
-  if side.network.is_decoder:
-    extra |= {'template': s.template, 'scorer': s.scorer}
   network = side.network
+  family = network.family
+  extra |= {name: s[name] for name in family.prompt_settings}
   with tempfile.TemporaryDirectory() as scratch:
     tokenizer = side.folder
-    if c.vocabulary and not network.is_decoder:
+    if c.vocabulary and family.vocabulary_tables:
       tokenizer = Path(scratch) / 'tokenizer'
       ids = vocabulary.used(side.folder, texts(run))
       network, variables = vocabulary.trim(network, variables, side.folder, tokenizer, ids)
@@ -71,9 +67,7 @@ def save(run, side, variables, folder: Path):
       extra_config={'disranker_jax': extra}, dtype=c.dtype,
     )  # fmt: skip
   processes.barrier('exported, not checked yet')
-  return dataclasses.replace(
-    side, network=network, tokenizer=roles.open_tokenizer(folder)
-  ), variables
+  return dataclasses.replace(side, network=network, tokenizer=open_tokenizer(folder)), variables
 
 
 def texts(run):
@@ -98,11 +92,10 @@ def scored(run, side, variables):
   """(groups, the trained model's own scores of them, in fp32)."""
   groups = parity.chosen(held_out(run), run.config.export.parity_pairs, side.prompt())
   exact = dataclasses.replace(side, network=dataclasses.replace(side.network, precision='float32'))
-  kind = run.config.teacher.scorer if side.network.is_decoder else 'eos'
   rows = run.config.evaluate.batch_rows
   # Not roles.scorer, which adds the adapters to the kernels as the writing of the folder did.
   scorer = pointwise.Scorer(
-    exact.network, variables, exact.prompt(), run.mesh, rows, side.settings.row_len, kind
+    exact.network, variables, exact.prompt(), run.mesh, rows, side.settings.row_len, side.scorer
   )
   return groups, parity.reference(scorer, groups, processes.is_first())
 
@@ -119,7 +112,7 @@ def held_out(run):
 def finish(run, side, unchecked: Path, folder: Path, groups, reference) -> None:
   """Adds formats, asks every reader for its scores, writes the card, and puts all in its place."""
   c = run.config.export
-  names = () if side.network.is_decoder else tuple(c.formats)
+  names = [name for name in c.formats if name in side.network.family.formats]
   formats.write(unchecked, names)
   rows = parity.check(unchecked, names, groups, reference, side.prompt(), c.slack)
   for row in rows:

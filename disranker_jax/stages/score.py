@@ -31,10 +31,8 @@ def kinds(config) -> list[str]:
 
 def run(run) -> dict:
   c = run.config.score
-  teacher = roles.open_teacher(run.config)
-  variables = roles.trained(run, teacher, roles.TEACHER_STAGES)
-  kind = run.config.teacher.scorer
-  scorer = roles.scorer(run, teacher, variables, c.batch_rows, kind, workers=c.workers)
+  teacher, variables, kind = roles.load(run, 'teacher')
+  scorer = roles.scorer(run, teacher, variables, kind, rows=c.batch_rows, workers=c.workers)
   del variables  # the scorer has them, perhaps merged
   made = maker(run, teacher)
   for kind in kinds(run.config):
@@ -52,7 +50,7 @@ def run(run) -> dict:
 def maker(run, teacher) -> dict:
   """What decides a score beside the pair: noted in every shard."""
   c = run.config.teacher
-  trained = [s for s in roles.TEACHER_STAGES if s in run.config.stages]
+  trained = [s for s in roles.stages_of(run.config, 'teacher') if s in run.config.stages]
   tokenizer = teacher.tokenizer.backend_tokenizer.to_str().encode()
   return {
     'model': c.model,

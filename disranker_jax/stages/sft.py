@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from disranker_jax import losses
 from disranker_jax.data import batches
 from disranker_jax.data.records import Group
+from disranker_jax.models.load import TextModel
 from disranker_jax.rankers.pointwise import score_fn, score_shape
 from disranker_jax.stages import prepare, roles
 from disranker_jax.training import train
@@ -35,14 +36,14 @@ def draw(size: int, group: Group, rng) -> Group:
 
 def run(run) -> dict:
   """The teacher, from where cpt left it."""
-  teacher = roles.open_teacher(run.config)
+  teacher = roles.open_role(run.config, 'teacher')
   variables = roles.trained(run, teacher, ('cpt',))
   return on_labels(run, 'sft', teacher, variables)
 
 
 def run_finetune(run) -> dict:
   """The student, from its pretrained parameters."""
-  student = roles.open_side(run.config.student)
+  student = roles.open_role(run.config, 'student')
   return on_labels(run, 'student_sft', student, student.pretrained(run.config.seed, run.mesh))
 
 
@@ -56,7 +57,7 @@ def task(config, network, stage: str = 'sft') -> train.Task:
   return train.Task(loss, score_shape(scorer, c.batch_rows, row_len, c.group_size))
 
 
-def job(run, side: roles.Side, stage: str = 'sft') -> train.Job:
+def job(run, side: TextModel, stage: str = 'sft') -> train.Job:
   """The stage on the judged queries."""
   encode = functools.partial(batches.encode_group, side.prompt())
   choose = functools.partial(draw, run.config[stage].group_size)

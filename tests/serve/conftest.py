@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from disranker_jax.data.prompts import PairPrompt
-from disranker_jax.models import hf, tiny
+from disranker_jax.models import hf, load, tiny
 from disranker_jax.models.network import from_hf
-from disranker_jax.stages import roles
 
 LENGTHS = {'max_len': 64, 'max_query_len': 16}
 
@@ -35,7 +34,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def prompt(model):
-  return PairPrompt(roles.open_tokenizer(model), **LENGTHS)
+  return PairPrompt(load.open_tokenizer(model), **LENGTHS)
 
 
 @dataclasses.dataclass

@@ -71,7 +71,7 @@ def _attention(network, batch: dict, backward: bool) -> Flops:
   rows, length = batch['tokens_BT'].shape
   product = 2.0 * c.layers * rows * c.heads * c.head_dim  # for each pair of positions
   full = seen = length * length
-  if network.is_decoder:
+  if network.family.causal:
     window = min(c.window or length, length)
     seen = window * (window + 1) // 2 + (length - window) * window
   again = 0
@@ -99,9 +99,9 @@ def _uses(path: str, network, batch: dict) -> int:
 
 def _is_vocabulary(path: str, network) -> bool:
   """Whether next-token logits are products with it."""
-  if not network.is_decoder or network.head == 'rank':
+  if network.head == 'rank':
     return False
-  return path == ('params/embed/embedding' if network.config.tied else 'params/lm_head/kernel')
+  return path == f'params/{network.family.logits_path(network.config)}'
 
 
 def _is_head(path: str, network) -> bool:
@@ -113,5 +113,5 @@ def _is_again(path: str, network) -> bool:
   if 'blocks/' not in path:
     return _is_vocabulary(path, network)  # chunks of logits are never kept
   # Of a layer's last product only a norm behind it needs the value.
-  last = network.is_decoder and path.endswith(('down/kernel', 'down/lora_b'))
+  last = network.family.pre_norm and path.endswith(('down/kernel', 'down/lora_b'))
   return network.remat == 'full' and not last
