@@ -47,7 +47,7 @@ def dot_flops(jaxpr, times=1) -> int:
   return total
 
 
-def step_of(ranker, batch, trained):
+def step_of(network, batch, trained):
   """(a loss with gradients, or scores alone; its arguments as shapes)."""
 
   def loss(trained, frozen, batch):

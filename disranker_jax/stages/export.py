@@ -113,8 +113,10 @@ def finish(run, side, unchecked: Path, folder: Path, groups, reference) -> None:
   """Adds formats, asks every reader for its scores, writes the card, and puts all in its place."""
   c = run.config.export
   names = [name for name in c.formats if name in side.network.family.formats]
+  if missing := [name for name in c.formats if name not in names]:
+    say(f'export: {side.network.config.model_type} models have no format {", ".join(missing)}')
   formats.write(unchecked, names)
-  rows = parity.check(unchecked, names, groups, reference, side.prompt(), c.slack)
+  rows = parity.check(unchecked, names, groups, reference, side.prompt(), c.tolerance_factor)
   for row in rows:
     say(f'export: {row.reader}: tau {row.tau:.4f}, largest difference {row.max_difference:.2g}')
   card.write(unchecked, names, rows, facts.read_results(run), card.made(run))
