@@ -81,7 +81,7 @@ def padding(args, config) -> None:
   with tempfile.TemporaryDirectory() as folder:
     run = open_run(config, folder)
     c = run.config
-    teacher, student = roles.open_teacher(c), roles.open_side(c.student)
+    teacher, student = roles.open_role(c, 'teacher'), roles.open_role(c, 'student')
     rows = {}
     for stage in [s for s in c.stages if s in systems.training()]:
       side = teacher if systems.model_settings(c, stage) == c.teacher else student
@@ -112,7 +112,8 @@ def speed(args, config) -> None:
     c = run.config
     groups = list(prepare.records(run, 'candidates'))
     shape = pointwise.score_shape(c.teacher.scorer, c.score.batch_rows, c.teacher.row_len)
-    for name, side in (('teacher', roles.open_teacher(c)), ('student', roles.open_side(c.student))):
+    for name in ('teacher', 'student'):
+      side = roles.open_role(c, name)
       for workers in args.workers:
         rates = []
         with Encoder(side.prompt(), workers) as encoder:

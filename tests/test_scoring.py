@@ -11,9 +11,9 @@ import pytest
 from disranker_jax.data.records import Document, Group
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
+from disranker_jax.models import load
 from disranker_jax.models.settings import defaults as model_settings
 from disranker_jax.rankers import pointwise
-from disranker_jax.stages import roles
 
 QUERY_LAST = '{title} : {summary} : {query}'
 WORDS = [
@@ -49,7 +49,7 @@ def opened(model, kind='eos', rows=3):
   decoder = model == 'tiny-decoder'
   if decoder:
     settings.update({'scorer': kind, 'template': QUERY_LAST})
-  side = roles.open_side(settings, head='both' if decoder else 'rank')
+  side = load.open_model(settings, head='both' if decoder else 'rank')
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
   return pointwise.PointwiseRanker(
     side.network, side.pretrained(0, mesh), side.prompt(), mesh, rows, settings.row_len, kind

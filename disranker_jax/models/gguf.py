@@ -8,7 +8,7 @@ import numpy as np
 
 from disranker_jax.errors import UserError
 from disranker_jax.models import hf, tree
-from disranker_jax.models.decoder import DecoderConfig
+from disranker_jax.models.families.decoder import DecoderConfig
 from disranker_jax.models.network import Network
 
 # GGUF name -> our path; '{}' is the layer.

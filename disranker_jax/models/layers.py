@@ -204,3 +204,24 @@ def constrain(x, sequence=False):
   if sequence and x.ndim == 3 and x.shape[1] % mesh.shape['model'] == 0:
     spec = PartitionSpec(('data', 'fsdp'), 'model')
   return jax.lax.with_sharding_constraint(x, spec)
+
+
+def scanned(block, length, remat, scan, in_axes):
+  """`block` over `length` layers with stacked parameters [L, ...], rematerialised if asked.
+
+  Without `scan` the loop is unrolled: longer compiles, the same parameter tree.
+  """
+  if remat not in ('none', 'dots', 'full'):
+    raise UserError(f"remat {remat!r} is unknown: use 'none', 'dots' or 'full'")
+  if remat != 'none':
+    policies = jax.checkpoint_policies
+    policy = policies.save_only_these_names(SAVED) if remat == 'dots' else None
+    block = nn.remat(block, prevent_cse=not scan, policy=policy)
+  return nn.scan(
+    block,
+    variable_axes={'params': 0, 'lora': 0},
+    split_rngs={'params': True},
+    in_axes=in_axes,
+    length=length,
+    unroll=1 if scan else length,
+  )

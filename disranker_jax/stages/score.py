@@ -18,6 +18,7 @@ from disranker_jax.data.scored_groups import Scored, ScoredGroups
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
+from disranker_jax.models.load import HEADS
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.progress import Progress, say
@@ -36,10 +37,8 @@ def kinds(config) -> list[str]:
 
 def run(run) -> dict:
   c = run.config.score
-  model = roles.open_teacher(run.config)
-  variables = roles.trained(run, model, roles.TEACHER_STAGES)
-  kind = run.config.teacher.scorer
-  scorer = roles.scorer(run, model, variables, c.batch_rows, kind, workers=c.workers)
+  model, variables, kind = roles.load(run, 'teacher')
+  scorer = roles.scorer(run, model, variables, kind, rows=c.batch_rows, workers=c.workers)
   del variables  # the scorer has them, perhaps merged
   made = maker(run, model)
   for kind in kinds(run.config):
@@ -57,7 +56,7 @@ def run(run) -> dict:
 def maker(run, teacher) -> dict:
   """What a score depends on apart from the pair: in every shard's note."""
   c = run.config.teacher
-  trained = [s for s in roles.TEACHER_STAGES if s in run.config.stages]
+  trained = [s for s in roles.stages_of(run.config, 'teacher') if s in run.config.stages]
   tokenizer = teacher.tokenizer.backend_tokenizer.to_str().encode()
   return {
     'model': c.model,
@@ -287,5 +286,5 @@ def check(config) -> None:
 STAGE = Stage(
   'score', 'the teacher scores unlabeled pairs', run, SETTINGS, check=check, role='teacher',
   after=('prepare', 'cpt', 'sft'), reads=reads,
-  head=lambda config: roles.HEADS[config.teacher.scorer], scores=True, paper_rows=46_814_775,
+  head=lambda config: HEADS[config.teacher.scorer], scores=True, paper_rows=46_814_775,
 )  # fmt: skip
