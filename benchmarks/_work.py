@@ -122,7 +122,7 @@ class Work:
     """The records that the stage reads here."""
     alone = {'cpt': 'clicks', 'score': 'candidates', 'evaluate': 'test', 'distill': ''}
     kind = alone.get(self.stage, 'judgements')
-    return [kind] if kind else score.kinds(self.config)
+    return [kind] if kind else score.reads(self.config)
 
   def run(self, mesh=None) -> Run:
     return Run(self.config, self.folder, mesh)
@@ -199,7 +199,7 @@ def random_scores(run) -> ScoredGroups:
 
     return len(groups), read
 
-  return ScoredGroups([part(*k) for k in enumerate(score.kinds(run.config))], {})
+  return ScoredGroups([part(*k) for k in enumerate(score.reads(run.config))], {})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -92,7 +92,8 @@ def test_hard_negatives_come_into_the_judgements_and_into_no_other_kind(tmp_path
     stages=('prepare', 'student_sft', 'distill', 'evaluate'), data__test=address, data__depth=5,
     data__judgements=address, data__candidates=address, data__negatives__count=4,
     data__teachers=(f'jsonl:{helpers.write_jsonl(tmp_path / "t.jsonl", teacher)}',),
-    data__negatives__max_rank=20, data__negatives__filter_false_negatives=True, data__negatives__margin=-5.5,
+    data__negatives__max_rank=20, data__negatives__filter_false_negatives=True,
+    data__negatives__margin=-5.5,
   )  # fmt: skip
   runner.run(config, tmp_path / 'run', stages=['prepare'])
   data = tmp_path / 'run' / 'data'
