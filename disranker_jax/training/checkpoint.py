@@ -1,8 +1,8 @@
 """Orbax checkpoints of a stage: trained parameters, optimizer state, the place in the data.
 
-Each step has two checkpointables, `params` and `train`, so that the next stage reads `params` alone.
-Frozen parameters are not saved: they come from where the stage got them. Everything is arrays on the
-mesh, so any number of processes can continue from what any other number wrote.
+Each step has two checkpointables, `params` and `train`, so that the next stage reads `params` only.
+Frozen parameters are not saved: they come from where the stage got them. Everything is arrays on
+the mesh, so any number of processes can continue from what any other number wrote.
 
 Once a step is complete, checksums of its files are written beside them and compared before it is
 read. The format detects damage to its indices, but most flipped bits are in data, which it loads as
@@ -25,8 +25,8 @@ from disranker_jax.errors import UserError
 from disranker_jax.pipeline import manifest
 
 SUMS = 'checksums'
-# A folder that cannot be created is an error at once. Creation in the background leaves threads that
-# wait minutes for it, and the process does not end before them.
+# A folder that cannot be created is an error at once. Creation in the background leaves threads
+# that wait minutes for it, and the process does not end before them.
 PROMPT = ocp.options.AsyncOptions(create_directories_asynchronously=False)
 
 
