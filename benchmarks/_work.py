@@ -103,7 +103,7 @@ class Work:
     """The kinds of records that the stage reads."""
     alone = {'cpt': 'clicks', 'score': 'candidates', 'evaluate': 'test', 'distill': ''}
     kind = alone.get(self.stage, 'judgements')
-    return [kind] if kind else score.kinds(self.config)
+    return [kind] if kind else score.reads(self.config)
 
   def run(self, mesh=None) -> Run:
     return Run(self.config, self.folder, mesh)
@@ -180,7 +180,7 @@ def random_scores(run) -> ScoredGroups:
 
     return len(groups), read
 
-  return ScoredGroups([part(*k) for k in enumerate(score.kinds(run.config))], {})
+  return ScoredGroups([part(*k) for k in enumerate(score.reads(run.config))], {})
 
 
 @dataclasses.dataclass(frozen=True)

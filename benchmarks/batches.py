@@ -45,7 +45,7 @@ def training(run, stage: str, side, draw=None, predict=None):
   task = {'cpt': cpt.task, 'sft': sft.task, 'distill': distill.task}.get(
     stage, functools.partial(sft.task, stage='student_sft')
   )(run.config, None)
-  kinds = {'cpt': ['clicks'], 'distill': score.kinds(run.config)}.get(stage, ['judgements'])
+  kinds = {'cpt': ['clicks'], 'distill': score.reads(run.config)}.get(stage, ['judgements'])
   source = list(itertools.chain(*(prepare.records(run, kind) for kind in kinds)))
   if stage == 'distill':
     source = [score.chosen(group, run.config.score) for group in source]
@@ -89,7 +89,7 @@ def padding(args, config) -> None:
       draw = functools.partial(sft.draw, size) if size else None
       rows[stage] = training(run, stage, side, draw, c.cpt.predict if stage == 'cpt' else None)
     parts = []
-    for kind in score.kinds(c) if 'score' in c.stages else ():
+    for kind in score.reads(c) if 'score' in c.stages else ():
       groups = prepare.records(run, kind)
       shards = score.open_shards(run, kind, len(groups))
       parts += [

@@ -30,18 +30,13 @@ from disranker_jax.stages import prepare, roles, teacher
 SAMPLE = 200  # queries that the estimate of the work reads
 
 
-def kinds(config) -> list[str]:
-  """The kinds of records that are scored."""
-  return ['candidates', *(['judgements'] if config.score.judgements else [])]
-
-
 def run(run) -> dict:
   c = run.config.score
   model, variables, kind = roles.load(run, 'teacher')
   scorer = roles.scorer(run, model, variables, kind, rows=c.batch_rows, workers=c.workers)
   del variables  # the scorer has them, perhaps merged
   made = maker(run, model)
-  for kind in kinds(run.config):
+  for kind in reads(run.config):
     groups = open_chosen(run, kind)
     shards = open_shards(run, kind, len(groups), made)
     processes.first_alone('folder', lambda s=shards: s.folder.mkdir(parents=True, exist_ok=True))
@@ -183,7 +178,7 @@ def finish(run) -> dict[str, dict]:
   Raises: UserError if the audit fails or the scores have collapsed.
   """
   by_kind = {}
-  for kind in kinds(run.config):
+  for kind in reads(run.config):
     groups = open_chosen(run, kind)
     shards = open_shards(run, kind, len(groups))
     sizes, labels = [], []
@@ -219,7 +214,7 @@ def write_run(run) -> None:
 
 def open_scored(run) -> ScoredGroups:
   """What the teacher has scored, every kind, for distillation."""
-  return ScoredGroups([scored_part(run, kind) for kind in kinds(run.config)], together(stats(run)))
+  return ScoredGroups([scored_part(run, kind) for kind in reads(run.config)], together(stats(run)))
 
 
 def scored_part(run, kind: str) -> tuple[int, Callable[[int], Scored]]:
@@ -265,12 +260,15 @@ SETTINGS = {
     0.5, share(), 'A larger share of tied pairs within queries is an error.'
   ),
   'judgements': Key(
-    True, boolean(), "Score the judged queries too, for distillation's hard-label term."
+    True, boolean(),
+    'Score the judged queries too: distillation learns from their scores and, by its hard-label '
+    'term, from their labels.',
   ),
 }  # fmt: skip
 
 
 def reads(config) -> tuple[str, ...]:
+  """The kinds of records that are scored."""
   return ('candidates', 'judgements') if config.score.judgements else ('candidates',)
 
 
