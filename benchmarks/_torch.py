@@ -305,7 +305,10 @@ def ranking_loss(stage: str, c, scores, found: list[Sequence]):
     return loss.sum() / valid.sum().clamp(min=1)
   loss = hybrid(scores, spread([s.teacher for s in found]), mask, c.beta)
   if c.hard_label_weight:
-    loss = loss + c.hard_label_weight * hinge(scores, labels, mask & (labels >= 0), c.margin)[0]
+    loss = (
+      loss
+      + c.hard_label_weight * hinge(scores, labels, mask & (labels >= 0), c.hard_label_margin)[0]
+    )
   return loss.sum() / len(groups)
 
 

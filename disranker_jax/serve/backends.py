@@ -33,10 +33,12 @@ def best(folder: Path) -> str:
   """What is fastest here: 8 bits by ONNX Runtime on a CPU, JAX on an accelerator."""
   import jax
 
-  if jax.default_backend() != 'cpu' or 'onnx' not in formats.family(folder).formats:
+  if jax.default_backend() != 'cpu':
     return 'jax'
   # A folder without the file was exported without it, maybe because it failed the parity check.
-  return 'onnx-int8' if (folder / formats.ONNX['onnx_int8']).exists() else 'onnx'
+  if (folder / formats.ONNX['onnx_int8']).exists():
+    return 'onnx-int8'
+  return 'onnx' if 'onnx' in formats.family(folder).formats else 'jax'
 
 
 def cores() -> int:

@@ -60,7 +60,7 @@ class TestMistakes:
     from disranker_jax.models import tiny
 
     tiny.make('tiny-decoder', tmp_path / 'm')
-    assert 'not a BERT' in refused('--model', tmp_path / 'm')
+    assert 'not a cross-encoder' in refused('--model', tmp_path / 'm')
 
   @pytest.mark.parametrize('flag', ['--max-texts', '--timeout', '--max-batch-tokens'])
   def test_limits_must_be_above_0(self, model, flag):
