@@ -143,7 +143,7 @@ def run(base, tmp_path_factory):
   c.data.limit.update({'judgements': 16, 'test': 6})
   c.student.update({'model': str(base), 'layers': (1,), 'precision': 'float32'})
   c.student.update({'max_len': 48, 'max_query_len': 16, 'row_len': 48})
-  c.student_sft.update({'batch_rows': 16, 'max_steps': 12, 'learning_rate': 3e-2})
+  c.student_sft.update({'batch_rows': 16, 'max_steps': 40, 'learning_rate': 3e-2})
   c.evaluate.update({'models': ('student_sft',), 'batch_rows': 8})
   c.export.update({'models': ('student_sft',), 'formats': ('onnx', 'stablehlo')})
   c.export.parity_pairs = 20
@@ -196,7 +196,7 @@ def test_the_longest_text_leaves_room_for_the_offset(base):
 def test_a_stage_trains_it_from_the_named_layers_of_its_folder(run, base):
   lines = (run.folder('student_sft') / 'metrics.jsonl').read_text().splitlines()
   losses = [json.loads(line)['loss'] for line in lines]
-  assert losses[-1] < 0.9 * losses[0]
+  assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
   saved = checkpoint.load_params(run.folder('student_sft') / 'checkpoints', run.mesh)
   mix = saved['params']['blocks']['mix']['kernel']
   before = formats.tensors(base)['bag.layer.1.mix.weight'].T

@@ -146,7 +146,7 @@ class Bert(Family):
 
 
 class Block(nn.Module):
-  """One post-norm layer: attention both ways inside a segment, then a feed-forward."""
+  """One post-norm layer: bidirectional attention inside a segment, then a feed-forward."""
 
   config: BertConfig
   precision: str
@@ -193,7 +193,7 @@ class Block(nn.Module):
 class BertModule(nn.Module):
   """Embeddings, scanned blocks; pooler and one-logit classifier on gathered [CLS] positions.
 
-  With `states` every layer's hidden states are kept, the embeddings first: [L + 1, B, T, D].
+  With `states` it returns the hidden states of all layers, embeddings first: [L + 1, B, T, D].
   """
 
   config: BertConfig
@@ -220,7 +220,7 @@ class BertModule(nn.Module):
     self.classifier = layers.Linear(1, use_bias=True)
 
   def __call__(self, tokens_BT, segments_BT, positions_BT, types_BT):
-    """Hidden states [B, T, D]; segment 0 is padding, positions count within each segment."""
+    """Hidden states [B, T, D]; segment 0 is padding, positions start at 0 in each segment."""
     x_BTD = self.words(tokens_BT) + self.places(positions_BT) + self.types(types_BT)
     x_BTD = layers.constrain(self.embed_norm(x_BTD), self.sequence)
     last_BTD, each_LBTD = self.blocks(x_BTD, segments_BT)
@@ -231,5 +231,5 @@ class BertModule(nn.Module):
     return self.classifier(jnp.tanh(self.pooler(hidden_PD.astype(jnp.float32))))[:, 0]
 
   def everything(self, tokens_BT, segments_BT, positions_BT, types_BT):
-    """Touch every parameter once, for init."""
+    """Touches every parameter once, for init."""
     return self.score(self(tokens_BT, segments_BT, positions_BT, types_BT)[:, 0])

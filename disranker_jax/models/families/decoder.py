@@ -237,7 +237,7 @@ class Block(nn.Module):
       segments_BS=segments_BS,
       causal=True,
       window=c.window,
-      # A number outside a trace, from which `attend` sees that this is no decoding.
+      # A Python number, from which `attend` knows that this is not decoding.
       start=0 if cache is None else start,
       precision=self.precision,
       kernel=self.attention,
@@ -283,7 +283,7 @@ class DecoderModule(nn.Module):
     return self._run(tokens_BT, positions_BT, None, segments_BT, segments_BT, 0)[0]
 
   def decode(self, tokens_BT, positions_BT, cache, segments_BS, start):
-    """Hidden states of T new tokens in slots start.., and the cache that now holds them."""
+    """Hidden states of T new tokens in the slots from `start` on, and the updated cache."""
     segments_BT = jax.lax.dynamic_slice_in_dim(segments_BS, start, tokens_BT.shape[1], axis=1)
     return self._run(tokens_BT, positions_BT, cache, segments_BT, segments_BS, start)
 
@@ -294,7 +294,7 @@ class DecoderModule(nn.Module):
     return self.norm(x_BTD), cache
 
   def logits(self, hidden_PD):
-    """Next-token logits [P, V] fp32; gather positions first, [B, T, V] is rarely worth having."""
+    """Next-token logits [P, V] fp32; gather positions first, since [B, T, V] is large."""
     if self.config.tied:
       table_VD = self.embed.embedding
       return layers.contract('pd,vd->pv', hidden_PD, table_VD, self.precision, jnp.float32)
@@ -305,14 +305,14 @@ class DecoderModule(nn.Module):
     return self.score_head(hidden_PD.astype(jnp.float32))[:, 0]
 
   def everything(self, tokens_BT, segments_BT, positions_BT):
-    """Touch every parameter once, for init."""
+    """Touches every parameter once, for init."""
     hidden_PD = self(tokens_BT, segments_BT, positions_BT)[:, 0]
     score = self.score(hidden_PD) if self.head != 'lm' else None
     logits = self.logits(hidden_PD) if self.head != 'rank' else None
     return score, logits
 
   def empty_cache(self, rows, slots):
-    """Keys and values of no tokens yet: {'k', 'v': [L, B, S, K, E]}."""
+    """An empty cache of keys and values: {'k', 'v': [L, B, S, K, E]}."""
     c = self.config
     shape = (c.layers, rows, slots, c.kv_heads, c.head_dim)
     dtype = layers.activation_dtype(self.precision)
