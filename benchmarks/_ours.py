@@ -17,6 +17,7 @@ from disranker_jax.data.batches import EncodedGroup, join
 from disranker_jax.data.pool import pack
 from disranker_jax.devices import memory, processor, sharding
 from disranker_jax.models import tree
+from disranker_jax.models.load import TextModel
 from disranker_jax.stages import roles
 from disranker_jax.training import optimizer, train
 from disranker_jax.training.checkpoint import Checkpoints
@@ -128,7 +129,7 @@ class Score:
     side = self._work.open_side()
     variables = side.pretrained(config.seed, self._mesh)
     rows, run = config[stage].batch_rows, self._work.run(self._mesh)
-    self._scorer = roles.scorer(run, side, variables, rows, self._work.scorer)
+    self._scorer = roles.scorer(run, side, variables, self._work.scorer, rows=rows)
     self._groups = self._work.groups()
     places = self._steps * rows * side.settings.row_len
     self._queries = self._groups.queries(self._scorer.prompt, places)
@@ -208,7 +209,7 @@ def matmul_peak(precision: str, mesh) -> float:
   return best if cpu else best * mesh.size
 
 
-def described(mesh, side: roles.Side) -> dict:
+def described(mesh, side: TextModel) -> dict:
   return {
     'device': device_kind(),
     'devices': mesh.size,

@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from benchmarks import _work
 from benchmarks._work import Sequence, Work
 from disranker_jax.errors import UserError
+from disranker_jax.models import families
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
@@ -48,8 +49,8 @@ class Network(nn.Module):
     super().__init__()
     folder, settings = work.model_folder(), work.settings
     config = AutoConfig.from_pretrained(folder)
-    self.is_decoder = config.model_type != 'bert'
-    kind = AutoModelForCausalLM if self.is_decoder else AutoModelForSequenceClassification
+    self.causal = families.find(config.model_type).causal
+    kind = AutoModelForCausalLM if self.causal else AutoModelForSequenceClassification
     # Ours has no dropout either.
     config.update(
       {'num_labels': 1, 'hidden_dropout_prob': 0.0, 'attention_probs_dropout_prob': 0.0}
@@ -58,10 +59,10 @@ class Network(nn.Module):
     with torch.device(DEVICE):
       make = kind.from_config if work.tokens else functools.partial(kind.from_pretrained, folder)
       self.model = make(**options).to(DEVICE)
-      scored = self.is_decoder and 'eos' in work.scorer
+      scored = self.causal and 'eos' in work.scorer
       self.score = nn.Linear(config.hidden_size, 1, bias=False) if scored else None
-    holder = self.model.model if self.is_decoder else self.model.bert.encoder
-    name = 'layers' if self.is_decoder else 'layer'
+    holder = getattr(self.model.base_model, 'encoder', self.model.base_model)
+    name = 'layers' if hasattr(holder, 'layers') else 'layer'
     if settings.layers:
       kept = [getattr(holder, name)[i] for i in settings.layers]
       setattr(holder, name, nn.ModuleList(kept))
@@ -81,7 +82,7 @@ class Network(nn.Module):
 
   def scores(self, part: 'Part', scorer: str):
     """One score per sequence."""
-    if not self.is_decoder:
+    if not self.causal:
       return self.model(part.ids, attention_mask=part.mask, token_type_ids=part.types).logits[:, 0]
     hidden, total = self.hidden(part), 0.0
     if 'likelihood' in scorer:

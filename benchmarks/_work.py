@@ -26,9 +26,11 @@ from disranker_jax.data.records import Group
 from disranker_jax.data.scored_groups import ScoredGroups
 from disranker_jax.devices import runtime, sharding
 from disranker_jax.errors import UserError
+from disranker_jax.models import load
+from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.stage import Run
-from disranker_jax.stages import cpt, distill, prepare, roles, score, sft
+from disranker_jax.stages import cpt, distill, prepare, score, sft
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
 
@@ -101,7 +103,7 @@ class Work:
     """The kinds of records that the stage reads."""
     alone = {'cpt': 'clicks', 'score': 'candidates', 'evaluate': 'test', 'distill': ''}
     kind = alone.get(self.stage, 'judgements')
-    return [kind] if kind else score.kinds(self.config)
+    return [kind] if kind else score.reads(self.config)
 
   def run(self, mesh=None) -> Run:
     return Run(self.config, self.folder, mesh)
@@ -111,12 +113,12 @@ class Work:
     for kind in self.kinds():
       preparing.prepare(prepare.job_of(self.run(), kind))
 
-  def open_side(self) -> roles.Side:
-    head = roles.HEADS[self.scorer] if self.scorer else 'lm'
+  def open_side(self) -> TextModel:
+    head = load.HEADS[self.scorer] if self.scorer else 'lm'
     if not self.tokens:
-      return roles.open_side(self.settings, head)
+      return load.open_model(self.settings, head)
     folder = self.model_folder()
-    network = roles.open_ranker(folder, self.settings, head)
+    network = load.open_network(folder, self.settings, head)
     return RandomSide(self.settings, folder, network, None, self.tokens)
 
   def model_folder(self) -> Path:
@@ -129,7 +131,7 @@ class Work:
     scratch.mkdir(parents=True, exist_ok=True)
     return plans.config_folder(self.settings.model, scratch)
 
-  def job(self, side: roles.Side, mesh=None) -> tuple[train.Job, OfflineFeed]:
+  def job(self, side: TextModel, mesh=None) -> tuple[train.Job, OfflineFeed]:
     """What the stage trains on; distillation learns random scores, which cost the same."""
     run = self.run(mesh)
     if self.stage == 'cpt':
@@ -178,7 +180,7 @@ def random_scores(run) -> ScoredGroups:
 
     return len(groups), read
 
-  return ScoredGroups([part(*k) for k in enumerate(score.kinds(run.config))], {})
+  return ScoredGroups([part(*k) for k in enumerate(score.reads(run.config))], {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,18 +210,18 @@ class RandomPrompt:
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomSide(roles.Side):
+class RandomSide(TextModel):
   """A network with random weights and no tokenizer."""
 
   tokens: int = 0
 
-  def prompt(self, template: str = '', predict: str | None = None) -> RandomPrompt:
+  def prompt(self, predict: str | None = None) -> RandomPrompt:
     if self.tokens < 8 or self.tokens > self.settings.row_len:
       raise UserError(f'--tokens={self.tokens}: must be from 8 to row_len={self.settings.row_len}')
     if predict is None:
       predict = 'query' if 'likelihood' in self.settings.get('scorer', '') else 'document'
     network = self.network
-    return RandomPrompt(self.tokens, network.config.vocab, network.is_decoder, predict)
+    return RandomPrompt(self.tokens, network.config.vocab, network.family.causal, predict)
 
   def pretrained(self, seed: int, mesh) -> dict:
     """Random variables, initialised sharded and in `param_dtype`."""

@@ -45,7 +45,7 @@ def training(run, stage: str, side, draw=None, predict=None):
   task = {'cpt': cpt.task, 'sft': sft.task, 'distill': distill.task}.get(
     stage, functools.partial(sft.task, stage='student_sft')
   )(run.config, None)
-  kinds = {'cpt': ['clicks'], 'distill': score.kinds(run.config)}.get(stage, ['judgements'])
+  kinds = {'cpt': ['clicks'], 'distill': score.reads(run.config)}.get(stage, ['judgements'])
   source = list(itertools.chain(*(prepare.records(run, kind) for kind in kinds)))
   if stage == 'distill':
     source = [score.chosen(group, run.config.score) for group in source]
@@ -81,7 +81,7 @@ def padding(args, config) -> None:
   with tempfile.TemporaryDirectory() as folder:
     run = open_run(config, folder)
     c = run.config
-    teacher, student = roles.open_teacher(c), roles.open_side(c.student)
+    teacher, student = roles.open_role(c, 'teacher'), roles.open_role(c, 'student')
     rows = {}
     for stage in [s for s in c.stages if s in systems.training()]:
       side = teacher if systems.model_settings(c, stage) == c.teacher else student
@@ -89,7 +89,7 @@ def padding(args, config) -> None:
       draw = functools.partial(sft.draw, size) if size else None
       rows[stage] = training(run, stage, side, draw, c.cpt.predict if stage == 'cpt' else None)
     parts = []
-    for kind in score.kinds(c) if 'score' in c.stages else ():
+    for kind in score.reads(c) if 'score' in c.stages else ():
       groups = prepare.records(run, kind)
       shards = score.open_shards(run, kind, len(groups))
       parts += [
@@ -112,7 +112,8 @@ def speed(args, config) -> None:
     c = run.config
     groups = list(prepare.records(run, 'candidates'))
     shape = pointwise.score_shape(c.teacher.scorer, c.score.batch_rows, c.teacher.row_len)
-    for name, side in (('teacher', roles.open_teacher(c)), ('student', roles.open_side(c.student))):
+    for name in ('teacher', 'student'):
+      side = roles.open_role(c, name)
       for workers in args.workers:
         rates = []
         with Encoder(side.prompt(), workers) as encoder:

@@ -38,6 +38,7 @@ HEAVY = (
   'serve/test_command.py',
   'serve/test_bench.py',
   'test_fuse.py',
+  'test_online.py',
   'test_losses_peers.py',
   'test_python_docs.py',
   'test_rerank.py',
@@ -47,6 +48,9 @@ HEAVY = (
   'test_tokenising.py',
   'test_prepare_command.py',
   'test_gguf.py',
+  'test_pool.py',
+  'test_generate.py',
+  'test_shared_collections.py',
 )
 # Why an optional package may be missing, for the reasons of skipped tests.
 WHY_MISSING = {

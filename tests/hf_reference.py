@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import transformers
 
-from disranker_jax.models.decoder import DecoderConfig
-from disranker_jax.models.encoder import EncoderConfig
+from disranker_jax.models import families
 from disranker_jax.models.network import Network
 
 SMALL = {
@@ -45,7 +44,7 @@ def model(kind, head, seed=0, **overrides):
   labels = {'num_labels': 1} if head == 'SequenceClassification' else {}
   settings = config(kind, **labels, **overrides)
   settings._attn_implementation = 'eager'
-  name = {'bert': 'Bert', 'mistral': 'Mistral', 'llama': 'Llama', 'qwen2': 'Qwen2'}[kind]
+  name = families.find(kind).architecture
   name += 'Model' if head == 'Model' else f'For{head}'
   torch.manual_seed(seed)
   out = getattr(transformers, name)(settings).eval()
@@ -60,8 +59,7 @@ def model(kind, head, seed=0, **overrides):
 def network(kind='mistral', scale=1.0, **options):
   """A small random Ranker and its variables, numpy arrays; `scale` multiplies the matrices."""
   settings = config(kind).to_dict()
-  family = EncoderConfig if kind == 'bert' else DecoderConfig
-  out = Network(family.from_hf(settings), **options)
+  out = Network(families.from_hf(settings), **options)
   variables = jax.tree.map(np.asarray, jax.jit(out.init)(jax.random.key(0)))
   return out, jax.tree.map(lambda x: x * np.float32(scale) if x.ndim > 1 else x, variables)
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from disranker_jax.errors import UserError
-from disranker_jax.models import hf, network, weights
-from disranker_jax.models.decoder import DecoderConfig
+from disranker_jax.models import families, hf, network, weights
 
 KINDS = ('mistral', 'llama', 'qwen2')
 
@@ -118,27 +117,27 @@ def test_low_precision_stays_near_fp32(precision):
 )
 def test_configs_that_would_compute_something_else_are_refused(changes, message):
   with pytest.raises(UserError, match=message):
-    DecoderConfig.from_hf(reference.config('llama').to_dict() | changes)
+    families.from_hf(reference.config('llama').to_dict() | changes)
 
 
 def test_config_survives_the_trip_and_old_keys_are_read():
   for kind in KINDS:
-    config = DecoderConfig.from_hf(reference.config(kind).to_dict())
-    assert DecoderConfig.from_hf(config.to_hf()) == config
+    config = families.from_hf(reference.config(kind).to_dict())
+    assert families.find(kind).from_hf(families.find(kind).to_hf(config)) == config
     assert hash(config) == hash(dataclasses.replace(config))
   old = reference.config('mistral').to_dict() | {'rope_theta': 7.0, 'rope_scaling': None}
   del old['rope_parameters'], old['head_dim']
-  assert DecoderConfig.from_hf(old).rope_theta == 7.0
-  assert DecoderConfig.from_hf(old).head_dim == 8
+  assert families.from_hf(old).rope_theta == 7.0
+  assert families.from_hf(old).head_dim == 8
 
 
 def test_qwen2_uses_its_window_only_where_told():
   config = reference.config('qwen2').to_dict()
-  assert DecoderConfig.from_hf(config).window == 5
-  assert DecoderConfig.from_hf(config | {'use_sliding_window': False}).window is None
-  assert DecoderConfig.from_hf(config | {'max_window_layers': 3}).window is None
+  assert families.from_hf(config).window == 5
+  assert families.from_hf(config | {'use_sliding_window': False}).window is None
+  assert families.from_hf(config | {'max_window_layers': 3}).window is None
   with pytest.raises(UserError, match='max_window_layers 1 of 3'):
-    DecoderConfig.from_hf(config | {'max_window_layers': 1})
+    families.from_hf(config | {'max_window_layers': 1})
 
 
 def test_smollm2_matches_transformers():

@@ -1,4 +1,4 @@
-"""What distillation makes of a teacher's scores before a student sees them."""
+"""From a teacher's scores to a student's targets."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_by_query_each_has_mean_0_and_all_have_deviation_1():
   assert numbers == {'std': facts['within']}
 
 
-def test_by_query_the_targets_know_neither_a_querys_offset_nor_the_teachers_unit():
+def test_by_query_the_targets_do_not_depend_on_a_querys_offset_or_the_teachers_unit():
   before, facts = scored()
   after, moved = scored(offset=50.0, scale=7.0)
   plain, changed = (distill.standardiser(f, 'query')[0] for f in (facts, moved))
@@ -45,7 +45,7 @@ def test_by_query_the_targets_know_neither_a_querys_offset_nor_the_teachers_unit
     np.testing.assert_allclose(plain(one), changed(two), atol=1e-4)
 
 
-def test_the_scores_as_they_are_are_not_touched():
+def test_without_normalisation_scores_are_unchanged():
   queries, facts = scored()
   targets, numbers = distill.standardiser(facts, '')
   assert targets(queries[0]) is queries[0] and numbers == {}
@@ -63,7 +63,7 @@ def test_margins_between_documents_are_the_same_under_all_but_for_the_unit():
   assert made['all'] == pytest.approx(made['query'], rel=1e-4)
 
 
-def test_an_unknown_way_is_named():
+def test_an_unknown_normalisation_is_named():
   with pytest.raises(UserError, match=r"config\.distill\.normalize_scores='batch': it is ''"):
     distill.standardiser(scored()[1], 'batch')
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from disranker_jax.errors import UserError
-from disranker_jax.models import hf, network, weights
-from disranker_jax.models.encoder import EncoderConfig
+from disranker_jax.models import families, hf, network, weights
 
 
 def _types(ids):
@@ -73,9 +72,9 @@ def test_configs_that_would_compute_something_else_are_refused():
     ({'position_embedding_type': 'relative_key'}, "'relative_key'"),
   ):
     with pytest.raises(UserError, match=message):
-      EncoderConfig.from_hf(config | changes)
-  ours = EncoderConfig.from_hf(config)
-  assert EncoderConfig.from_hf(ours.to_hf()) == dataclasses.replace(ours)
+      families.from_hf(config | changes)
+  ours = families.from_hf(config)
+  assert families.from_hf(families.find('bert').to_hf(ours)) == dataclasses.replace(ours)
 
 
 def test_minilm_matches_transformers():

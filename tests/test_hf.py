@@ -11,8 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from disranker_jax.errors import UserError
-from disranker_jax.models import files, hf, network, tree
-from disranker_jax.models.decoder import DecoderConfig
+from disranker_jax.models import families, files, hf, network, tree
 from disranker_jax.models.network import Network
 
 KEY = jax.random.key(0)
@@ -305,9 +304,7 @@ def test_config_says_what_servers_need(tmp_path):
 
 def test_a_decoder_never_pads_with_its_end_token(tmp_path):
   _tokenizer(tmp_path / 'tokenizer', pad='[SEP]')
-  config = DecoderConfig.from_hf(
-    reference.config('mistral', eos_token_id=3, pad_token_id=3).to_dict()
-  )
+  config = families.from_hf(reference.config('mistral', eos_token_id=3, pad_token_id=3).to_dict())
   model = Network(config)
   variables = jax.jit(model.init)(KEY)
   hf.save(tmp_path / 'm', model, variables, tmp_path / 'tokenizer', {'note': 'mine'})

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from disranker_jax.errors import UserError
-from disranker_jax.models import network, tree
+from disranker_jax.models import load, network, tree
 from disranker_jax.models.network import Network
-from disranker_jax.stages import roles
 
 
-def _packed_and_padded(is_decoder):
+def _packed_and_padded(causal):
   """The same two groups of documents, once two rows packed, once a row each."""
   ids = reference.sequences((5, 7, 4, 6))
   padded = reference.rows(ids, length=8)
@@ -22,7 +21,7 @@ def _packed_and_padded(is_decoder):
   starts = [(0, 0), (0, 5), (1, 0), (1, 4)]
   for segment, ((row, start), tokens) in enumerate(zip(starts, ids, strict=True), 1):
     reference.place(packed, row, start, segment, tokens)
-  last = [len(x) - 1 if is_decoder else 0 for x in ids]
+  last = [len(x) - 1 if causal else 0 for x in ids]
   # Group 0 has three documents, group 1 one.
   mask = np.array([[True, True, True], [True, False, False]])
   for batch, flat in (
@@ -37,7 +36,7 @@ def _packed_and_padded(is_decoder):
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
 def test_packed_scores_equal_padded_scores_and_absent_documents_score_0(kind, precision):
   model, variables = reference.network(kind, precision=precision)
-  packed, padded = _packed_and_padded(model.is_decoder)
+  packed, padded = _packed_and_padded(model.family.causal)
   ours, theirs = (jax.jit(model.scores)(variables, batch) for batch in (packed, padded))
   assert ours.dtype == jnp.float32
   np.testing.assert_allclose(ours, theirs, atol=1e-5 if precision == 'float32' else 5e-3)
@@ -134,15 +133,15 @@ def test_adapters_are_added_to_fp32_kernels_for_scoring_and_stay_beside_bf16_one
   packed, _ = _packed_and_padded(True)
   lora = jax.tree.map(lambda x: x + 0.1, variables['lora'])
   variables = variables | {'lora': lora}
-  alone, summed = roles.merged(model, variables)
+  alone, summed = load.merged(model, variables)
   assert alone.lora_rank == 0 and set(summed) == {'params'}
   np.testing.assert_allclose(
     jax.jit(alone.scores)(summed, packed), jax.jit(model.scores)(variables, packed), atol=1e-5
   )
   shapes = jax.eval_shape(lambda: variables)
-  assert roles.merged(model, shapes)[1] == jax.eval_shape(lambda: summed)
+  assert load.merged(model, shapes)[1] == jax.eval_shape(lambda: summed)
   low = variables | {'params': jax.tree.map(lambda x: x.astype('bfloat16'), variables['params'])}
-  assert roles.merged(model, low) == (model, low)
+  assert load.merged(model, low) == (model, low)
 
 
 def test_a_ranker_is_static_under_jit_and_its_variables_are_plain_dicts():

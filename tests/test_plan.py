@@ -16,8 +16,7 @@ from disranker_jax import config
 from disranker_jax.commands.plan import chips, flops, hlo, report, stages
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
-from disranker_jax.models.decoder import DecoderConfig
-from disranker_jax.models.encoder import EncoderConfig
+from disranker_jax.models import families
 from disranker_jax.models.network import Network
 
 ROOT = Path(__file__).parents[1]
@@ -372,13 +371,12 @@ def test_a_model_is_known_by_its_published_sizes_without_weights(tmp_path, monke
 
 
 @pytest.mark.parametrize(
-  ('model', 'millions'),
-  [('mistralai/Mistral-7B-v0.1', 7242), ('google-bert/bert-base-multilingual-cased', 178)],
+  ('model', 'head', 'millions'),
+  [
+    ('mistralai/Mistral-7B-v0.1', 'lm', 7242),
+    ('google-bert/bert-base-multilingual-cased', 'rank', 178),
+  ],
 )
-def test_published_sizes_make_models_of_the_published_size(model, millions):
-  known = stages.PUBLISHED[model]
-  if known['model_type'] == 'mistral':
-    network = Network(DecoderConfig.from_hf(known), head='lm')
-  else:
-    network = Network(EncoderConfig.from_hf(known))
+def test_published_sizes_make_models_of_the_published_size(model, head, millions):
+  network = Network(families.from_hf(stages.PUBLISHED[model]), head=head)
   assert network.count_params() / 1e6 == pytest.approx(millions, rel=0.002)

@@ -8,14 +8,14 @@ import pytest
 
 from disranker_jax.commands.plan import flops, stages
 from disranker_jax.data.batches import Shape
-from disranker_jax.models import network, tree
-from disranker_jax.models.decoder import DecoderConfig
-from disranker_jax.models.encoder import EncoderConfig
+from disranker_jax.models import families, network, tree
+from disranker_jax.models.families.bert import BertConfig
+from disranker_jax.models.families.decoder import DecoderConfig
 from disranker_jax.models.network import Network
 from disranker_jax.training import optimizer
 
 DECODER = DecoderConfig(vocab=512, width=128, ffn=256, layers=3, heads=4, kv_heads=2, head_dim=32)
-ENCODER = EncoderConfig(vocab=512, width=128, ffn=256, layers=3, heads=4)
+ENCODER = BertConfig(vocab=512, width=128, ffn=256, layers=3, heads=4)
 WAYS = (
   (DECODER, 'rank', 'none', 0, None),
   (DECODER, 'lm', 'none', 0, None),
@@ -102,7 +102,7 @@ def test_room_for_predictions_that_is_empty_counts_for_nothing(monkeypatch):
 
 def test_model_flops_of_the_7b_are_6_n_and_halved_attention():
   with_table = stages.PUBLISHED['mistralai/Mistral-7B-v0.1']
-  model = DecoderConfig.from_hf(with_table)
+  model = families.from_hf(with_table)
   network = Network(model, head='lm', remat='full', attention='splash')
   batch = Shape(1, 1024, 1, 1024).zeros()
   layer = 4096 * 4096 * 2 + 4096 * 1024 * 2 + 4096 * 14336 * 3

@@ -1,4 +1,4 @@
-"""Documents that wait for a place: none lost, none twice, none too long, and little room wasted."""
+"""The packing pool: no document lost, doubled or starved, and little room wasted."""
 
 import itertools
 from pathlib import Path
@@ -73,9 +73,7 @@ def test_a_batch_has_no_more_predicted_tokens_and_documents_than_it_may(lengths,
   'rows, row_len, low, high',
   [(40, 96, 10, 48), (8, 96, 20, 48), (16, 256, 30, 256), (2, 1024, 40, 256), (4, 128, 60, 64)],
 )
-def test_rows_are_as_full_as_if_all_documents_had_been_there_from_the_start(
-  rows, row_len, low, high
-):
+def test_rows_are_as_full_as_if_all_documents_were_known_from_the_start(rows, row_len, low, high):
   lengths = drawn(3000, low=low, high=high)
   blocks = packed(documents(lengths), Shape(rows, row_len, docs=1))
   needed = first_fit_decreasing(lengths, row_len)
@@ -95,7 +93,7 @@ def test_lengths_that_fill_rows_exactly_fill_them_in_any_order():
     assert len(blocks) <= len(cuts) / 8 + 1
 
 
-def test_nobody_waits_for_ever():
+def test_no_document_waits_for_ever():
   # 30 leaves 18 free, which no other fills; without ageing the many that fill rows would go first.
   lengths = [30] + [24, 24] * 2000
   shape = Shape(4, 48, 1)
@@ -109,7 +107,7 @@ def test_nobody_waits_for_ever():
   assert all(place[i] <= best[i] * 1.1 + most for i in range(len(lengths)))
 
 
-def test_no_more_is_held_than_a_batch_and_something_to_choose_from():
+def test_the_pool_holds_at_most_a_batch_and_its_reserve():
   taken = []
 
   def watched():

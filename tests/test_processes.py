@@ -1,5 +1,5 @@
-"""Processes that train together: the same result as one, on their own share of the data; stopping,
-dying and hanging. Each is a real process with two virtual devices; they speak over loopback.
+"""Processes that train together: the same result as one, each on its share of the data; stopping,
+dying and hanging. Each is a real process with two virtual devices; they talk over loopback.
 """
 
 import json
@@ -25,6 +25,7 @@ def cache(tmp_path_factory):
 
 def train(folder, count=2, devices=2, wait=(0, 0), **spec):
   """One run of the trainer to its end, in FOLDER/job; what was recorded is under FOLDER."""
+  folder.mkdir(exist_ok=True)
   arguments = gang.trainer(folder / 'job', record=str(folder), **spec)
   assert gang.run(folder, arguments, count, devices) == list(wait)[:count]
 
@@ -96,6 +97,17 @@ class TestTogether:
     assert first < len(trainer.losses(tmp_path / 'job')) < STEPS
     train(tmp_path, mesh={'data': 2, 'fsdp': 2, 'model': 1})
     assert_same(tmp_path, one)
+
+  @pytest.mark.slow
+  def test_a_feed_that_follows_the_parameters_gives_the_batches_of_one_process(self, one, tmp_path):
+    """Also after a stop: the parameters of a checkpoint are those that the next batch follows."""
+    train(tmp_path / 'one', count=1, devices=4, on_policy=True)
+    train(tmp_path / 'two', on_policy=True, bombs=[bomb('step', 'SIGTERM', process=1, count=3)])
+    assert len(trainer.losses(tmp_path / 'two/job')) < STEPS
+    train(tmp_path / 'two', on_policy=True)
+    assert_same(tmp_path / 'two', tmp_path / 'one')
+    losses, offline = (trainer.losses(f / 'job') for f in (tmp_path / 'one', one))
+    assert np.abs(np.subtract(losses, offline)).min() > 0.01
 
 
 class TestAskedToStop:

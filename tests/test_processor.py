@@ -3,7 +3,7 @@
 import pytest
 
 from disranker_jax.devices import processor
-from disranker_jax.stages import roles
+from disranker_jax.models import load
 
 CORE = 'processor : {n}\nvendor_id : {vendor}\nmodel name : Some {vendor}\nflags : fpu {flags}\n\n'
 
@@ -34,15 +34,15 @@ def machine(monkeypatch, tmp_path):
 )
 def test_a_cpu_has_bf16_operands_only_where_they_are_faster(machine, vendor, flags, precision):
   machine(vendor, flags)
-  assert roles.precision('auto', 'cpu') == precision
-  assert roles.precision('auto', 'gpu') == roles.precision('auto', 'tpu') == 'bfloat16'
+  assert load.precision('auto', 'cpu') == precision
+  assert load.precision('auto', 'gpu') == load.precision('auto', 'tpu') == 'bfloat16'
 
 
 def test_a_precision_that_was_asked_for_is_taken(machine):
   machine('GenuineIntel', 'avx2')
-  assert roles.precision('bfloat16_dots', 'cpu') == 'bfloat16_dots'
+  assert load.precision('bfloat16_dots', 'cpu') == 'bfloat16_dots'
   machine('AuthenticAMD', 'avx512_bf16')
-  assert roles.precision('float32', 'cpu') == 'float32'
+  assert load.precision('float32', 'cpu') == 'float32'
 
 
 def test_a_processor_is_described_with_what_makes_it_fast(machine):

@@ -1,4 +1,4 @@
-"""Nothing lost: a broken run ends bitwise as an unbroken one, and damage is noticed, not loaded."""
+"""A broken run ends bitwise as an unbroken one, and damaged checkpoints are detected."""
 
 import os
 import random
@@ -32,7 +32,7 @@ CACHE = {
 
 @pytest.fixture(scope='module', autouse=True)
 def cache(tmp_path_factory):
-  """The same program is compiled anew in every run; here it is found."""
+  """Every run compiles the same program; here it is cached."""
   settings = CACHE | {'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled'))}
   before = {name: getattr(jax.config, name) for name in settings}
   with pytest.MonkeyPatch.context() as patch:
@@ -177,7 +177,7 @@ def test_a_later_stage_does_not_read_damaged_parameters(done, damage, caplog):
 
 
 def test_a_checkpoint_whose_checksums_a_kill_cut_off_can_be_read(straight, done):
-  """Between the step and its checksums there is a moment."""
+  """A kill can hit between the step and its checksums."""
   (done / 'job/checkpoints' / str(STEPS) / 'checksums.0.json').unlink()
   fit(done)
   assert_bitwise(done, straight)
@@ -232,8 +232,8 @@ def save_until_it_fails(folder: Path, how: str) -> None:
       raise
 
 
-def test_a_run_whose_folder_is_taken_away_ends_badly_and_at_once(tmp_path):
-  """Training does not go on for hours with nothing kept, nor wait for what cannot be written."""
+def test_a_run_whose_folder_is_taken_away_fails_at_once(tmp_path):
+  """Training neither continues without checkpoints nor waits for a write that cannot succeed."""
   program = (
     'import sys; sys.path.insert(0, sys.argv[1]); '
     'import test_reliability as t; t.take_the_folder_away(t.Path(sys.argv[2]))'

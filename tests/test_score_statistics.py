@@ -1,4 +1,4 @@
-"""Statistics of scores against counting by hand, and the alarm for scores that say nothing."""
+"""Statistics of scores against counting by hand, and the error for collapsed scores."""
 
 import types
 

@@ -1,4 +1,4 @@
-"""Scores of documents: what they are made of, and that nothing but the document changes them."""
+"""The pointwise ranker: how scores are computed, and that only the document changes them."""
 
 import dataclasses
 import functools
@@ -11,9 +11,9 @@ import pytest
 from disranker_jax.data.records import Document, Group
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
+from disranker_jax.models import load
 from disranker_jax.models.settings import defaults as model_settings
 from disranker_jax.rankers import pointwise
-from disranker_jax.stages import roles
 
 QUERY_LAST = '{title} : {summary} : {query}'
 WORDS = [
@@ -49,7 +49,7 @@ def opened(model, kind='eos', rows=3):
   decoder = model == 'tiny-decoder'
   if decoder:
     settings.update({'scorer': kind, 'template': QUERY_LAST})
-  side = roles.open_side(settings, head='both' if decoder else 'rank')
+  side = load.open_model(settings, head='both' if decoder else 'rank')
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
   return pointwise.PointwiseRanker(
     side.network, side.pretrained(0, mesh), side.prompt(), mesh, rows, settings.row_len, kind
@@ -82,7 +82,7 @@ kinds = pytest.mark.parametrize(
 
 
 @kinds
-def test_groups_come_in_order_each_with_a_score_a_document_also_where_there_is_none(model, kind):
+def test_groups_come_in_order_each_with_one_score_per_document_or_none(model, kind):
   found = list(opened(model, kind)(iter(GROUPS)))
   assert [g.query_id for g, _ in found] == [g.query_id for g in GROUPS]
   assert [len(scores) for _, scores in found] == [len(g.docs) for g in GROUPS]
@@ -142,7 +142,7 @@ def test_likelihood_is_the_mean_log_probability_of_the_querys_tokens():
     query = tokenizer(f' {group.query}', add_special_tokens=False)['input_ids']
     text = tokenizer(before, add_special_tokens=False)['input_ids']
     ids = [tokenizer.bos_token_id, *text, *query, tokenizer.eos_token_id]
-    assert len(ids) <= 40 and len(query) <= 8, 'nothing is to be cut here'
+    assert len(ids) <= 40 and len(query) <= 8, 'nothing may be cut here'
     logits = np.asarray(full_logits()(jnp.array([ids + [0] * (40 - len(ids))])), np.float64)
     logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     first = 1 + len(text)
@@ -179,7 +179,7 @@ def test_pairs_are_counted_once_and_padding_is_not():
   assert scorer.ms_per_pair == pytest.approx(1000 * scorer.seconds / scorer.pairs)
 
 
-def test_a_document_that_does_not_fit_its_row_is_told_by_its_query():
+def test_an_error_for_a_document_that_does_not_fit_names_its_query():
   good = opened('tiny-encoder')
   short = pointwise.PointwiseRanker(good.network, good.variables, good.prompt, good.mesh, 3, 16)
   long = Group('Q9', 'value', (Document('d', 'title', ' '.join(WORDS * 4)),))
@@ -213,13 +213,13 @@ def test_processes_that_tokenise_change_nothing():
 
 
 def test_a_batch_is_with_the_device_while_the_next_is_made(monkeypatch):
-  scorer, said = opened('tiny-encoder'), []
+  scorer, calls = opened('tiny-encoder'), []
 
   def watch(name):
     method = getattr(pointwise.PointwiseRanker, name)
 
     def watched(self, *args):
-      said.append(name)
+      calls.append(name)
       return method(self, *args)
 
     monkeypatch.setattr(pointwise.PointwiseRanker, name, watched)
@@ -228,12 +228,12 @@ def test_a_batch_is_with_the_device_while_the_next_is_made(monkeypatch):
   watch('_end')
   for _ in scorer([make_group(1, 40)]):
     pass
-  count = len(said) // 2
+  count = len(calls) // 2
   assert count > 4
-  assert said == ['_begin', *['_begin', '_end'] * (count - 1), '_end']
+  assert calls == ['_begin', *['_begin', '_end'] * (count - 1), '_end']
 
 
-def test_long_parts_are_given_out_before_they_are_all_read():
+def test_the_first_scores_of_a_long_part_come_before_it_is_read_to_its_end():
   read = []
 
   def source():
@@ -247,7 +247,7 @@ def test_long_parts_are_given_out_before_they_are_all_read():
   found.close()
 
 
-def test_places_are_filled():
+def test_batches_are_full():
   scorer = opened('tiny-encoder', rows=5)
   tokens, places = scorer.tokens, scorer.places
   for _ in scorer([make_group(i, 10) for i in range(60)]):

@@ -21,7 +21,7 @@ from disranker_jax.data import batches
 from disranker_jax.data.records import Click, Document, Group
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
-from disranker_jax.models import tree
+from disranker_jax.models import load, tree
 from disranker_jax.models.settings import defaults as model_settings
 from disranker_jax.rankers import pointwise
 from disranker_jax.stages import cpt, distill, roles, sft
@@ -67,7 +67,7 @@ def opened(model, head='rank', **changes):
     model=model, precision='float32', max_len=32, max_query_len=8, row_len=32
   )
   settings.update(changes)
-  return roles.open_side(settings, head=head)
+  return load.open_model(settings, head=head)
 
 
 # Rules. The tiny networks are 32 wide, 64 in the feed-forward; two layers; 600 tokens.
@@ -218,13 +218,13 @@ def encoded(prompt, group):
 def task(stage: str, c):
   """(side, what the stage computes, how its records are read)."""
   if stage == 'cpt':
-    side = roles.open_side(c.teacher, 'lm')
+    side = load.open_model(c.teacher, 'lm')
     clicks = [Click(g.query, g.docs[0].title, g.docs[0].summary) for g in make_groups(48)]
     return side, cpt.task(c, side.network), clicks, batches.encode_click
   if stage == 'sft':
-    side = roles.open_teacher(c)
+    side = roles.open_role(c, 'teacher')
     return side, sft.task(c, side.network), make_groups(48), encoded
-  side = roles.open_side(c.student)
+  side = load.open_model(c.student)
   return side, distill.task(c, side.network), make_groups(48), encoded
 
 

@@ -1,4 +1,4 @@
-"""Shards of scores: whole or not there; what is broken is noticed; nothing is lost or twice."""
+"""Shards of scores: atomic, checked against their notes, complete and without duplicates."""
 
 import errno
 import json
@@ -44,7 +44,7 @@ def store(tmp_path):
   return found
 
 
-def test_what_is_written_is_read_in_order_by_us_and_by_any_parquet_reader(store):
+def test_rows_are_read_in_order_by_us_and_by_any_parquet_reader(store):
   expected = [
     (g.query_id, d.doc_id, float(s))
     for g, scores in zip(GROUPS, SCORES, strict=True)
@@ -67,7 +67,7 @@ def test_the_same_scores_make_the_same_bytes(store, tmp_path):
 
 
 @pytest.mark.parametrize('position', [0.0, 0.5, 0.999])
-def test_a_flipped_bit_is_noticed_and_that_shard_alone_is_missing(store, position, capsys):
+def test_a_flipped_bit_is_detected_and_only_that_shard_is_missing(store, position, capsys):
   file = store.file(1)
   content = bytearray(file.read_bytes())
   content[int(position * len(content))] ^= 4
@@ -81,7 +81,7 @@ def test_a_flipped_bit_is_noticed_and_that_shard_alone_is_missing(store, positio
 
 
 @pytest.mark.parametrize('what', ['shard', 'note', 'cut', 'empty note', 'other note', 'partial'])
-def test_whatever_is_gone_or_half_there_is_missing(store, what):
+def test_a_shard_that_is_gone_or_partial_is_missing(store, what):
   file, note = store.file(2), store.note_file(2)
   if what == 'shard':
     file.unlink()
@@ -115,7 +115,7 @@ def test_a_pair_too_few_too_many_or_of_another_query_fails_the_audit(store):
 
 
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS])
-def test_a_disk_that_cannot_be_written_leaves_nothing_half_done(store, number, monkeypatch, capsys):
+def test_a_disk_that_cannot_be_written_leaves_no_partial_file(store, number, monkeypatch, capsys):
   store.file(0).unlink()
   store.note_file(0).unlink()
   before = sorted(os.listdir(store.folder))
@@ -133,7 +133,7 @@ def test_a_disk_that_cannot_be_written_leaves_nothing_half_done(store, number, m
   assert sorted(os.listdir(store.folder)) == before and store.missing() == [0]
 
 
-def test_notes_say_what_made_a_shard(store):
+def test_notes_record_what_made_a_shard(store):
   note = json.loads(store.note_file(0).read_text())
   assert note['made'] == MADE and note['rows'] == sum(len(g.docs) for g in GROUPS[:SIZE])
   assert note['queries'] == SIZE

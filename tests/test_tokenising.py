@@ -1,4 +1,4 @@
-"""Tokenising ahead: the same tokens in the same order, here or in other processes; how they end."""
+"""Tokenising in advance: the same tokens in order, in a thread or in processes; how these end."""
 
 import collections
 import itertools
@@ -21,7 +21,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.models import weights
 
 LAST = '{title}: {summary}\n\nSummary: {query}'
-ENDS_S = 30  # by then a process that is to end has ended, on any machine
+ENDS_S = 30  # enough for a process to end on any machine
 
 
 @pytest.fixture(scope='module')
@@ -79,7 +79,7 @@ def test_nothing_is_nothing(prompts, workers):
     assert (key, group.query_id, docs) == ('k', 'q', [])
 
 
-def test_no_more_is_read_than_may_be_ahead(prompts):
+def test_at_most_ahead_documents_are_read_in_advance(prompts):
   read = 0
 
   def watched():
@@ -92,7 +92,7 @@ def test_no_more_is_read_than_may_be_ahead(prompts):
   with Encoder(prompts[1], ahead=ahead) as encode:
     for _, _, docs in encode(watched()):
       taken += len(docs)
-      # A piece may be begun when the limit is not yet reached, and another is being taken.
+      # A piece may start just below the limit, while another one is being taken.
       assert read - taken <= ahead + 2 * (tokenising.PAIRS + 90)
 
 
@@ -105,7 +105,7 @@ def test_an_error_of_the_source_comes_through(prompts, workers):
     list(encode(broken()))
 
 
-@pytest.mark.parametrize('when', ['before it begins', 'while it works'])
+@pytest.mark.parametrize('when', ['before it starts', 'while it works'])
 def test_a_worker_that_is_killed_is_an_error_that_says_what_to_do(prompts, when):
   with Encoder(prompts[0], 2, ahead=300) as encode:
     found = encode(itertools.cycle(enumerate(groups(40))))
@@ -114,13 +114,13 @@ def test_a_worker_that_is_killed_is_an_error_that_says_what_to_do(prompts, when)
     encode._workers[1].process.kill()
     with pytest.raises(UserError, match=r'tokenises has died.*config\.score\.workers'):
       collections.deque(found, maxlen=0)
-  assert [w.process.poll() is not None for w in encode._workers] == [True, True]
+  assert not any(w.process.is_alive() for w in encode._workers)
 
 
-def test_processes_end_with_the_encoder_also_when_nobody_took_all(prompts):
+def test_processes_end_with_the_encoder_also_when_groups_are_left(prompts):
   with Encoder(prompts[0], 2, ahead=300) as encode:
     next(encode(enumerate(groups(200))))
-  assert all(w.process.poll() is not None for w in encode._workers)
+  assert not any(w.process.is_alive() for w in encode._workers)
 
 
 def test_ctrl_c_and_sigterm_leave_a_worker_at_its_work(prompts):
@@ -131,7 +131,7 @@ def test_ctrl_c_and_sigterm_leave_a_worker_at_its_work(prompts):
     process = encode._workers[0].process
     # What a terminal sends goes to its foreground group, and the worker has a group of its own.
     assert os.getpgid(process.pid) != os.getpgid(0)
-    process.send_signal(signal.SIGTERM)
+    os.kill(process.pid, signal.SIGTERM)
     assert keys + [key for key, _, _ in found] == list(range(len(given)))
 
 
@@ -150,7 +150,7 @@ input()
 
 
 def alive(pid: int) -> bool:
-  """Whether there is such a process that has not ended (an orphan's remains may stay a while)."""
+  """Whether the process exists and has not ended (an orphan may stay a zombie for a while)."""
   try:
     with open(f'/proc/{pid}/stat') as stat:
       return stat.read().rpartition(')')[2].split()[0] not in 'ZX'

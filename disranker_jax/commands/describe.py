@@ -41,8 +41,7 @@ def prompt_of(args: argparse.Namespace):
     return None
   from transformers import AutoTokenizer
 
-  from disranker_jax.data.prompts import PairPrompt, TextPrompt
-  from disranker_jax.models import weights
+  from disranker_jax.models import families, hf, weights
 
   if args.max_len < 8 or args.max_query_len < 1:
     raise UserError('--max-len: must be at least 8, --max-query-len at least 1')
@@ -52,9 +51,8 @@ def prompt_of(args: argparse.Namespace):
   except (OSError, ValueError) as error:
     raise UserError(f'--tokenizer {args.tokenizer}: cannot be read: {one_line(error)}') from error
   tokenizer.model_max_length = 1 << 30  # prompts truncate
-  if tokenizer.cls_token_id is not None:
-    return PairPrompt(tokenizer, args.max_len, args.max_query_len)
-  return TextPrompt(tokenizer, args.max_len, args.max_query_len, args.template)
+  family = families.find(hf.read_config(folder)['model_type'])
+  return family.prompt(tokenizer, args.max_len, args.max_query_len, template=args.template)
 
 
 def look(args: argparse.Namespace) -> dict:

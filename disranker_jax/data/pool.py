@@ -1,8 +1,8 @@
-"""Documents that wait for a place in a batch, so that its rows are filled as far as they can be.
+"""Packs documents into batches, out of order, so that rows are as full as possible.
 
-A document that is scored depends on no other, so they need not keep their order. A row begins with
-those that have waited longest and ends with the one or two, of all that are there, which fill it
-best: nobody waits for ever, and next to nothing is left free.
+A document's score depends on no other document, so their order is free. A row starts with the
+documents that have waited longest and ends with the one or two documents of the pool that fill it
+best: every document gets its turn, and almost no room is left free.
 """
 
 import collections
@@ -10,14 +10,15 @@ from collections.abc import Iterable, Iterator
 
 from disranker_jax.data.batches import EncodedGroup, Shape, lay_out, unfit
 
-# Tokens to choose from beyond those of a batch, in rows: with fewer the fit gets worse.
+# Rows of tokens in the pool beyond those of a batch; with fewer to choose from, rows are less full.
 CHOICE = 64
 
 
 class Pool:
-  """Takes documents one by one, each with whatever the caller knows it by; gives batches.
+  """Takes documents one by one, each with a key of the caller's; gives batches.
 
-  shape  of a batch; every group in it is one document
+  Args:
+    shape: of a batch; every group in it is one document.
   """
 
   def __init__(self, shape: Shape):
@@ -33,11 +34,11 @@ class Pool:
 
   @property
   def ready(self) -> bool:
-    """Whether there is enough for a well-filled batch."""
+    """Whether the pool has enough documents for a well-filled batch."""
     return self.tokens >= (self.shape.rows + CHOICE) * self.shape.row_len
 
   def add(self, group: EncodedGroup, key) -> None:
-    """Takes a group of one document; raises UserError if no batch has room for it."""
+    """Takes a group of one document. Raises: UserError if it does not fit into a batch."""
     [doc], s = group.docs, self.shape
     if len(doc) > s.row_len or (s.predicted and group.predicted > s.predicted * s.rows):
       raise unfit(group, s)
@@ -48,7 +49,7 @@ class Pool:
     self.tokens += len(doc)
 
   def batch(self) -> tuple[list, dict]:
-    """(keys of the documents in it, in their order; the arrays of data/batches.py)."""
+    """(keys of its documents in order, the arrays of data/batches.py)."""
     filling, s = Filling(self.shape), self.shape
     for row in range(s.rows):
       room = s.row_len
@@ -61,7 +62,7 @@ class Pool:
     return filling.keys, filling.batch()
 
   def _next(self, room: int) -> tuple[int, ...]:
-    """Lengths of what comes next into a row with so much room; none if nothing fits."""
+    """Lengths of the documents that come next into a row with this room; () if none fits."""
     if not self._waiting:
       return ()
     if room == self.shape.row_len or room > 2 * (self._lengths.bit_length() - 1):
@@ -97,7 +98,7 @@ class Pool:
 
 
 def pack(documents: Iterable[tuple[EncodedGroup, object]], shape: Shape) -> Iterator:
-  """(keys of its documents, batch) until each of the documents has been in one."""
+  """(keys of its documents, batch) until every document has been in a batch."""
   pool = Pool(shape)
   for group, key in documents:
     pool.add(group, key)
@@ -108,14 +109,14 @@ def pack(documents: Iterable[tuple[EncodedGroup, object]], shape: Shape) -> Iter
 
 
 class Filling:
-  """A batch in the making."""
+  """A batch under construction."""
 
   def __init__(self, shape: Shape):
     self.shape = shape
     self.keys, self._groups, self._places, self._predicted = [], [], [], 0
 
   def take(self, waiting, row: int, start: int) -> bool:
-    """Places a document, unless the batch has as many, or as many predicted tokens, as it may."""
+    """Places a document, unless the batch is full of documents or of predicted tokens."""
     (group, key), s = waiting, self.shape
     total = self._predicted + group.predicted
     if len(self._groups) == s.groups or (s.predicted and total > s.predicted * s.rows):

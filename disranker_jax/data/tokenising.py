@@ -1,18 +1,17 @@
-"""Tokenises groups ahead of their use: in a thread of this process, or in processes of its own.
+"""Tokenises groups ahead of their use: in a thread of this process, or in further processes.
 
-The tokenizer itself is written in Rust and uses all cores from the one thread; processes pay where
-the Python around it is what a fast accelerator waits for.
+The tokenizer is written in Rust and uses all cores from one thread. Processes help where a fast
+accelerator waits for the Python code around it.
 """
 
+import atexit
 import collections
 import concurrent.futures
 import dataclasses
+import multiprocessing
 import os
-import pickle
 import queue
 import signal
-import subprocess
-import sys
 import types
 from collections.abc import Iterable, Iterator
 
@@ -20,19 +19,19 @@ from disranker_jax.data.prompts import Encoded
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 
+SPAWN = multiprocessing.get_context('spawn')  # fork is unsafe with the threads of JAX
 # What prompts use of a tokenizer.
 NEEDED = ('backend_tokenizer', 'bos_token_id', 'eos_token_id', 'cls_token_id', 'sep_token_id')
-PAIRS = 256  # in a piece of work: what it costs to hand one over is little beside the work
+PAIRS = 256  # per piece of work: enough that handing it over costs little
 
 
 class Encoder:
-  """Encodes the documents of groups, in order, some way ahead of whoever takes them.
+  """Encodes the documents of groups, in order and in advance; a context manager.
 
-  prompt   as in data/prompts.py
-  workers  processes that tokenise; 0: a thread of this one does
-  ahead    documents that may be tokenised, or wait for it, before they are taken
-
-  A context manager: the thread, or the processes, end with it.
+  Args:
+    prompt: as in data/prompts.py.
+    workers: processes that tokenise; 0: a thread of this process.
+    ahead: documents that may be tokenised, or wait for it, before they are taken.
   """
 
   def __init__(self, prompt, workers: int = 0, ahead: int = 1024):
@@ -54,7 +53,10 @@ class Encoder:
   def __call__(
     self, groups: Iterable[tuple[object, Group]]
   ) -> Iterator[tuple[object, Group, list[Encoded]]]:
-    """(key, group, its documents encoded) of each (key, group); UserError where a worker died."""
+    """(key, group, its documents encoded) for each (key, group).
+
+    Raises: UserError if a worker died.
+    """
     pieces, begun, held = _pieces(groups), collections.deque(), 0
     while True:
       while held < self._ahead and (piece := next(pieces, None)):
@@ -93,62 +95,51 @@ def _count(piece) -> int:
 
 
 class Worker:
-  """A prompt in a process of its own, which ends when this one does, however that ends.
+  """A prompt in its own process, which ends when this process does, however that ends.
 
-  Not of `multiprocessing`: that imports the main program anew, its fork does not go with the
-  threads of JAX, and its pools may wait for ever for one that was killed as it answered.
+  Not concurrent.futures: its pool waits for ever if a worker is killed while it writes an answer.
+  Here the worker's end of the pipe closes with it.
   """
 
   def __init__(self, prompt):
-    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    # A core each, and a session: Ctrl-C at the keyboard concerns the main process alone.
-    env = os.environ | {'PYTHONPATH': paths, 'TOKENIZERS_PARALLELISM': 'false'}
-    self.process = subprocess.Popen(
-      [sys.executable, '-m', __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env,
-      start_new_session=True,
-    )  # fmt: skip
-    # Without transformers, which takes seconds to import. Sent with the first work, when all of
-    # the workers have begun to start.
-    bare = {k: getattr(prompt.tokenizer, k) for k in NEEDED}
-    self._prompt = dataclasses.replace(prompt, tokenizer=types.SimpleNamespace(**bare))
+    self._pipe, theirs = SPAWN.Pipe()
+    # Without transformers, which takes seconds to import.
+    bare = types.SimpleNamespace(**{k: getattr(prompt.tokenizer, k) for k in NEEDED})
+    arguments = theirs, dataclasses.replace(prompt, tokenizer=bare)
+    self.process = SPAWN.Process(target=work, args=arguments, daemon=True)
+    self.process.start()
+    theirs.close()
+    atexit.register(self.process.kill)  # multiprocessing itself would wait for its end
 
   def encode_many(self, groups) -> list[list[Encoded]]:
-    """As the prompt's; raises UserError if the process has died."""
-    texts = [(query, [(doc.title, doc.summary) for doc in docs]) for query, docs in groups]
+    """As the prompt's. Raises: UserError if the process has died."""
     try:
-      if self._prompt is not None:
-        pickle.dump(self._prompt, self.process.stdin)
-        self._prompt = None
-      pickle.dump(texts, self.process.stdin)
-      self.process.stdin.flush()
-      return pickle.load(self.process.stdout)
-    except (OSError, EOFError, pickle.UnpicklingError) as e:
+      self._pipe.send(
+        [(query, [(doc.title, doc.summary) for doc in docs]) for query, docs in groups]
+      )
+      return self._pipe.recv()
+    except (OSError, EOFError) as e:
       raise UserError(
         'a process that tokenises has died: it was killed, or memory was short; the same command '
-        'goes on from here, with fewer such processes if config.score.workers is lower'
+        'continues from here, with fewer such processes if config.score.workers is lower'
       ) from e
 
   def kill(self) -> None:
     self.process.kill()
-    self.process.wait()
+    self.process.join()
+    self._pipe.close()
+    atexit.unregister(self.process.kill)
 
 
-def work() -> None:
-  """A worker: a prompt comes first, then pieces of work until there are no more."""
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ctrl-C; it ends when the main process has
-  tasks, results = sys.stdin.buffer, os.fdopen(os.dup(1), 'wb')
-  os.dup2(2, 1)  # what a library prints is no result
+def work(pipe, prompt) -> None:
+  """A worker process: encodes pieces until the main process closes the pipe or ends."""
+  os.setsid()  # Ctrl-C at the keyboard and SIGTERM are for the main process, which ends this one
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # one core per worker
   try:
-    prompt = pickle.load(tasks)
     while True:
-      groups = [
-        (query, [Document('', *texts) for texts in docs]) for query, docs in pickle.load(tasks)
-      ]
-      pickle.dump(prompt.encode_many(groups), results)
-      results.flush()
-  except (EOFError, BrokenPipeError):
+      piece = pipe.recv()
+      groups = [(query, [Document('', *texts) for texts in docs]) for query, docs in piece]
+      pipe.send(prompt.encode_many(groups))
+  except (EOFError, OSError):
     os._exit(0)
-
-
-if __name__ == '__main__':
-  work()

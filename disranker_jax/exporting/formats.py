@@ -1,7 +1,6 @@
-"""What an exported folder holds beside its safetensors: ONNX files and StableHLO programs."""
+"""The formats that an exported folder can have besides safetensors: ONNX files and StableHLO."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,8 @@ import onnx
 from safetensors import safe_open
 
 from disranker_jax.errors import UserError
-from disranker_jax.exporting import graph, quantised, stablehlo
-from disranker_jax.models import hf
+from disranker_jax.exporting import stablehlo
+from disranker_jax.models import families, hf
 
 ONNX = {
   'onnx': 'onnx/model.onnx',
@@ -18,48 +17,55 @@ ONNX = {
   'onnx_int8': 'onnx/model_int8.onnx',
 }
 FORMATS = (*ONNX, 'stablehlo')
-# A protobuf file ends at 2 GiB; beyond half of that the tensors go into a file beside it.
+# A protobuf file cannot exceed 2 GiB; from half of that the tensors go into a second file.
 INSIDE_BYTES = 1 << 30
 
 
 def write(folder: Path, names) -> None:
-  """Adds the named formats to a folder that hf.save wrote; only encoders have them."""
+  """Adds the named formats to a folder that hf.save wrote.
+
+  Raises: UserError for a format that the model's family does not have.
+  """
   for name in names:
     if name == 'stablehlo':
+      refuse_missing(folder, name)
       stablehlo.write(folder)
     else:
       save_onnx(build_onnx(folder, name), folder / ONNX[name])
 
 
+def refuse_missing(folder: Path, name: str) -> None:
+  """Raises UserError if the family of the folder's model does not have the format."""
+  if name not in family(folder).formats:
+    kind = config(folder)['model_type']
+    raise UserError(f'{folder}: {kind} models have no format {name!r}; export without it')
+
+
 def build_onnx(folder: Path, name: str) -> onnx.ModelProto:
-  """The ONNX model of a folder's safetensors; UserError if it is not a BERT with one label."""
-  config = hf.read_config(folder)
-  if config['model_type'] != 'bert':
-    raise UserError(f'{folder}: {name} is for BERT students; this is {config["model_type"]!r}')
-  kinds: dict[str, Callable] = {
-    'onnx': lambda c, t: graph.Bert(c, t).model(),
-    'onnx_fp16': lambda c, t: graph.Bert(c, t, np.float16).model(),
-    'onnx_int8': quantised.build,
-  }
+  """The ONNX model of a folder's safetensors.
+
+  Raises: UserError if the family has no such format, or if the folder lacks a tensor.
+  """
+  refuse_missing(folder, name)
   try:
-    return kinds[name](config, tensors(folder))
+    return family(folder).onnx(name, hf.read_config(folder), tensors(folder))
   except KeyError as e:
     raise UserError(f'{folder}: has no tensor {e}; name an exported student') from None
 
 
 def tensors(folder: Path) -> dict[str, np.ndarray]:
   """Every tensor of the folder's safetensors in fp32, by its Hugging Face name."""
-  found = {}
+  by_name = {}
   for file in hf.weight_files(folder):
     if not file.exists():
       raise UserError(f'{file} is missing: an exported model folder is needed')
     with safe_open(file, 'np') as opened:
-      found |= {name: opened.get_tensor(name).astype(np.float32) for name in opened.keys()}  # noqa: SIM118 (not a dict)
-  return found
+      by_name |= {name: opened.get_tensor(name).astype(np.float32) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+  return by_name
 
 
 def save_onnx(model: onnx.ModelProto, file: Path) -> None:
-  """Writes a model that onnx's own checker accepts."""
+  """Writes a model and runs onnx's checker on the file."""
   file.parent.mkdir(exist_ok=True)
   large = model.ByteSize() > INSIDE_BYTES
   onnx.save(model, str(file), save_as_external_data=large, location=f'{file.name}_data')
@@ -71,10 +77,14 @@ def config(folder: Path) -> dict:
   return json.loads((folder / 'config.json').read_text())
 
 
+def family(folder: Path) -> families.Family:
+  """The family of a folder's model."""
+  return families.find(config(folder).get('model_type'))
+
+
 def lengths(folder: Path, max_len: int = 0) -> dict[str, int]:
-  """max_len and max_query_len as the model was trained (config.json), or another max_len."""
-  given = config(folder)
-  trained = given.get('disranker_jax', {})
-  most = given['max_position_embeddings']
+  """max_len and max_query_len that the model was trained with (config.json), or another max_len."""
+  trained = config(folder).get('disranker_jax', {})
+  most = family(folder).max_len(hf.open_config(folder))
   max_len = max_len or min(trained.get('max_len', most), most)
   return {'max_len': max_len, 'max_query_len': min(trained.get('max_query_len', 64), max_len - 4)}

@@ -1,9 +1,9 @@
 """A BERT cross-encoder as an ONNX graph, built from the tensors of its Hugging Face folder.
 
-Inputs input_ids, attention_mask, token_type_ids int64 [batch, length], both free; output logits
-fp32 [batch, 1]. Inside, tokens are rows: [batch * length, width]. The last layer is computed at
-`[CLS]` alone, since nothing else of it is read: a seventh of a 6-layer network's work.
-Operators are the standard's; quantised.py adds the 8-bit kernels.
+Inputs: input_ids, attention_mask, token_type_ids int64 [batch, length], both sizes dynamic. Output:
+logits fp32 [batch, 1]. Inside, tokens are rows: [batch * length, width]. The last layer is computed
+at `[CLS]` only, because only that is read; it saves a seventh of a 6-layer network's work.
+All operators are standard ONNX; quantised.py adds the 8-bit kernels.
 """
 
 import dataclasses
@@ -12,18 +12,19 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-OPSET = 20  # the first with Gelu
-IR_VERSION = 9  # the file format of that time, so that older runtimes read it
+OPSET = 20  # the first one that has Gelu
+IR_VERSION = 9  # the file format of that opset's time, so that older runtimes can read it
 INPUTS = ('input_ids', 'attention_mask', 'token_type_ids')
-MASKED = -1e4  # representable in float16, and nothing is left of it after a softmax
+MASKED = -1e4  # float16 can represent it, and a softmax turns it into 0
 WEIGHT_BIAS = ('weight', 'bias')
+DTYPES = {'onnx': np.float32, 'onnx_fp16': np.float16}  # of each format
 
 
 @dataclasses.dataclass
 class Bert:
   """The graph while it is being built: nodes in order and constants by name.
 
-  `config` is the folder's config.json, `tensors` its safetensors by Hugging Face names. `dtype` is
+  `config` is the folder's config.json, `tensors` its safetensors by Hugging Face name. `dtype` is
   float32, or float16 with softmax, norms and the head in fp32.
   """
 
@@ -45,7 +46,7 @@ class Bert:
     return names[0] if outputs == 1 else names
 
   def constant(self, value, name: str = '') -> str:
-    """Adds an array; equal unnamed ones are kept once."""
+    """Adds an array; equal unnamed arrays are stored once."""
     value = np.asarray(value, order='C')
     name = name or f'{value.dtype}_{list(value.shape)}_{"_".join(map(str, value.ravel()))}'
     self.constants[name] = numpy_helper.from_array(value, name)
@@ -100,7 +101,7 @@ class Bert:
     return self.norm(total, 'bert.embeddings.LayerNorm')
 
   def mask(self) -> str:
-    """What is added to attention's logits: fp32 [batch, 1, 1, length]."""
+    """The bias that masks padding in attention's logits: fp32 [batch, 1, 1, length]."""
     padded = self.op('Equal', 'attention_mask', self.constant(np.int64(0)))
     out = self.op('Where', padded, *(self.constant(np.float32(v)) for v in (MASKED, 0)))
     return self.op('Unsqueeze', out, self.constant(np.int64([1, 2])))
@@ -112,7 +113,7 @@ class Bert:
     return self.op('Transpose', self.op('Reshape', x, shape), perm=order)
 
   def attend(self, q: str, k: str, v: str, length: str) -> str:
-    """Attention of `length` queries a text to all of its tokens."""
+    """Attention of `length` queries per text to all of its tokens."""
     logits = self.op(
       'MatMul', self.heads_of(q, length, 0, 2, 1, 3), self.heads_of(k, self.length, 0, 2, 3, 1)
     )
@@ -137,7 +138,7 @@ class Bert:
     return self.linear(h, f'{name}.output.dense')
 
   def block(self, x: str, layer: int) -> str:
-    """One post-norm layer; the last only for the first position, which looks at all."""
+    """One post-norm layer; the last one computes only the first position, which attends to all."""
     name = f'bert.encoder.layer.{layer}'
     names = [f'{name}.attention.self.{n}' for n in ('query', 'key', 'value')]
     if layer == self.layers - 1:
@@ -159,7 +160,7 @@ class Bert:
     self.nodes[-1].output[0] = 'logits'
 
   def model(self) -> onnx.ModelProto:
-    """The whole graph; can be asked for once."""
+    """The whole graph; call it once per instance."""
     self.batch = self.op('Shape', 'input_ids', start=0, end=1)
     self.length = self.op('Shape', 'input_ids', start=1, end=2)
     self.bias = self.mask()

@@ -1,7 +1,7 @@
-"""Do others give our scores? An exported folder, scored by everything that a user may load it with.
+"""Checks that an exported folder gives our scores in every library that may load it.
 
-The reference is the trained model itself in fp32, not what was written. Each reader gets the texts
-as its own users would give them.
+The reference is the trained model in fp32, not the written files. Each reader gets the texts in the
+form in which its own users pass them.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ from disranker_jax.exporting import formats
 
 DEPTH = 5  # of nDCG
 ROWS = 16  # of a StableHLO call
-NEAR = 1e-3  # of the standard deviation of scores: closer ones count as equal
+NEAR = 1e-3  # of the scores' standard deviation: closer scores count as equal
 QUERY = 'read a file'
-# What real texts seldom have, and programs get wrong.
+# Texts that are rare in real data and that programs often get wrong.
 HARD = Group('hard', QUERY, tuple(
   Document(f'hard{i}', title, summary)
   for i, (title, summary) in enumerate((
@@ -45,30 +45,30 @@ HARD = Group('hard', QUERY, tuple(
 
 @dataclasses.dataclass(frozen=True)
 class Tolerance:
-  """How far a reader may be off: largest score difference, Kendall's tau, nDCG."""
+  """The limits for a reader: largest score difference, Kendall's tau, change of nDCG."""
 
   score: float
   tau: float
   ndcg: float
 
   def times(self, slack: float) -> 'Tolerance':
-    """So many times as far."""
+    """Limits that are `slack` times as wide."""
     return Tolerance(self.score * slack, 1 - slack * (1 - self.tau), self.ndcg * slack)
 
 
-# Of trained models. The quickstart's student is off by 1e-3 with tau 1 in fp16, and in int8 has a
-# tau of .988 and an nDCG@5 that is .002 lower over 295 queries.
+# For trained models. The quickstart's student differs by 1e-3 with tau 1 in fp16; in int8 its tau
+# is .988 and its nDCG@5 over 295 queries is .002 lower.
 TOLERANCES = {
   'float32': Tolerance(1e-3, 0.999, 0.001),
   'float16': Tolerance(2e-2, 0.98, 0.01),
   'bfloat16': Tolerance(2e-1, 0.95, 0.02),
-  'int8': Tolerance(math.inf, 0.93, 0.02),  # only the order is asked of 8 bits
+  'int8': Tolerance(math.inf, 0.93, 0.02),  # 8 bits keep only the order
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """What one reader gave: differences to our scores, over all pairs or as a mean over queries."""
+  """One reader's differences from our scores, over all pairs or as a mean over queries."""
 
   reader: str
   precision: str
@@ -79,9 +79,9 @@ class Row:
 
 
 def chosen(groups: Iterable[Group], pairs: int, prompt) -> list[Group]:
-  """The first groups, up to so many pairs, and the hard ones.
+  """The first groups with up to `pairs` pairs in all, and the hard ones.
 
-  Queries that are too long are passed over: we cut them before the document, others after it.
+  Too long queries are skipped: we cut the query before the document, other libraries after it.
   """
   limit = min(prompt.max_query_len, (prompt.max_len - 3) // 2)
   taken, count = [], 0
@@ -98,10 +98,12 @@ def chosen(groups: Iterable[Group], pairs: int, prompt) -> list[Group]:
 def check(
   folder: Path, names, groups: list[Group], reference: list, prompt, slack: float = 1.0
 ) -> list[Row]:
-  """A row for each reader that is installed; UserError if one is over `slack` tolerances.
+  """A row for each installed reader.
 
-  `names` are the formats that the folder has beside safetensors, `reference` our scores of each
-  group, `prompt` how the model reads text.
+  `names` are the folder's formats besides safetensors, `reference` our scores of each group,
+  `prompt` how the model reads text.
+
+  Raises: UserError if a reader exceeds its tolerance times `slack`.
   """
   from transformers.utils import logging
 
@@ -115,16 +117,16 @@ def check(
     given = [np.asarray(score(group), np.float64) for group in groups]
     rows.append(compare(reader.name, precision, groups, reference, given, slack))
   if bad := [row for row in rows if row.problem]:
-    said = '; '.join(f'{row.reader}: {row.problem}' for row in bad)
+    problems = '; '.join(f'{row.reader}: {row.problem}' for row in bad)
     raise UserError(
-      f'{folder}: what was exported does not score as the trained model does ({said}); '
-      'config.export.formats leaves formats out'
+      f'{folder}: the exported model does not give the scores of the trained model ({problems}); '
+      'remove the format from config.export.formats'
     )
   return rows
 
 
 def compare(reader: str, precision: str, groups, reference, given, slack: float = 1.0) -> Row:
-  """Largest difference over all pairs; tau and nDCG over the queries that have an order, labels."""
+  """Largest difference of all pairs; mean tau and nDCG of the queries with an order or labels."""
   tolerance = TOLERANCES[precision].times(slack)
   gaps = [np.abs(a - b).max() for a, b in zip(reference, given, strict=True)]
   runs = [
@@ -136,7 +138,7 @@ def compare(reader: str, precision: str, groups, reference, given, slack: float 
   ndcg = [ndcg_mean(run, groups) for run in runs]
   gap, change = float(np.max(gaps)), ndcg[1] - ndcg[0]
   problem = ''
-  # A comparison with nan is false: what is not below its limit is over it.
+  # A comparison with nan is false, so the test is whether the difference is not below its limit.
   if not gap <= tolerance.score * max(1.0, spread):
     problem = f'largest difference {gap:.2g}'
   elif not all(np.isfinite(s).all() for s in given):
@@ -149,9 +151,9 @@ def compare(reader: str, precision: str, groups, reference, given, slack: float 
 
 
 def order_kept(given, reference, near: float) -> float:
-  """Mean Kendall tau over the queries, of documents that the reference has further apart than near.
+  """Mean Kendall tau over the queries, of documents whose reference scores differ by over `near`.
 
-  What it has closer is in no order that two sums of the same numbers would agree on.
+  The order of closer ones depends on the order of floating-point sums.
   """
   values = []
   for ours, theirs in zip(given, reference, strict=True):
@@ -177,24 +179,22 @@ def ndcg_mean(run: metrics.Run, groups: list[Group]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-  """A way to load the folder: (folder, prompt) -> (group) -> scores."""
+  """A way to load the folder."""
 
   name: str
-  open: Callable
+  open: Callable  # (folder, prompt) -> (group) -> scores
+  packages: tuple[str, ...] = ()  # that it needs
 
 
 def readers(folder: Path, names) -> list[Reader]:
-  """Those whose packages are installed and whose files are there."""
-  found = []
-  encoder = formats.config(folder)['model_type'] == 'bert'
-  if encoder:  # a decoder may be too large to hold on the device twice
-    found.append(Reader('disranker_jax.load', python_api))
-  if importlib.util.find_spec('torch'):
-    found.append(Reader('transformers', transformers if encoder else transformers_decoder))
-    if encoder and importlib.util.find_spec('sentence_transformers'):
-      found.append(Reader('sentence-transformers', sentence_transformers))
+  """The family's readers whose packages are installed, and one for each format."""
+  names_here = [
+    name
+    for name in formats.family(folder).readers
+    if all(importlib.util.find_spec(package) for package in READERS[name].packages)
+  ]
   kinds = {'stablehlo': stablehlo} | {n: onnx_runtime(n) for n in formats.ONNX}
-  return found + [Reader(name, kinds[name]) for name in names]
+  return [READERS[name] for name in names_here] + [Reader(name, kinds[name]) for name in names]
 
 
 def pairs(group: Group) -> list[tuple[str, str]]:
@@ -207,7 +207,7 @@ def python_api(folder: Path, prompt) -> Callable:
 
 
 def tokenised(folder: Path, tensors: str) -> Callable:
-  """(group) -> what the folder's own tokenizer makes of its pairs, as its users would call it."""
+  """(group) -> its pairs, encoded by the folder's own tokenizer as its users call it."""
   from transformers import AutoTokenizer
 
   tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -235,14 +235,14 @@ def transformers(folder: Path, prompt) -> Callable:
   return score
 
 
-def transformers_decoder(folder: Path, prompt) -> Callable:
-  """A decoder's users write its template themselves, so it gets our tokens."""
+def transformers_tokens(folder: Path, prompt) -> Callable:
+  """transformers on our own tokens, since a decoder's users fill in its template themselves."""
   import torch
   from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
   causal = 'CausalLM' in formats.config(folder)['architectures'][0]
-  family = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
-  model = family.from_pretrained(folder, dtype='auto').eval()
+  kind = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+  model = kind.from_pretrained(folder, dtype='auto').eval()
 
   @torch.inference_mode()
   def score(group):
@@ -268,6 +268,17 @@ def sentence_transformers(folder: Path, prompt) -> Callable:
   return lambda group: model.predict(pairs(group), show_progress_bar=False)
 
 
+# Other libraries, by the names that families use.
+READERS = {
+  'disranker_jax.load': Reader('disranker_jax.load', python_api),
+  'transformers': Reader('transformers', transformers, ('torch',)),
+  'transformers-tokens': Reader('transformers', transformers_tokens, ('torch',)),
+  'sentence-transformers': Reader(
+    'sentence-transformers', sentence_transformers, ('torch', 'sentence_transformers')
+  ),
+}
+
+
 def onnx_runtime(name: str) -> Callable:
   def open_(folder: Path, prompt) -> Callable:
     import onnxruntime
@@ -287,14 +298,15 @@ def stablehlo(folder: Path, prompt) -> Callable:
   from disranker_jax.exporting import stablehlo as programs
 
   encode = tokenised(folder, 'np')
+  names = programs.inputs(formats.family(folder))
   prepare, score = programs.load(folder)
   params = prepare(load_file(folder / 'model.safetensors'))
 
   def score_group(group):
-    # Each new shape is compiled anew, so there is one.
+    # Each new shape is compiled, so there is only one.
     encoded, out = encode(group, padding='max_length'), []
     for at in range(0, len(group.docs), ROWS):
-      rows = [encoded[name][at : at + ROWS].astype(np.int32) for name in programs.ARRAYS]
+      rows = [encoded[name][at : at + ROWS].astype(np.int32) for name in names]
       filled = [np.pad(r, ((0, ROWS - len(r)), (0, 0)), mode='edge') for r in rows]
       out.extend(np.asarray(score(params, *filled))[: len(rows[0])])
     return out
@@ -303,5 +315,5 @@ def stablehlo(folder: Path, prompt) -> Callable:
 
 
 def reference(scorer, groups: list[Group], first: bool) -> list[np.ndarray]:
-  """Our scores of the groups; every process takes part, the first brings the groups."""
+  """Our scores of the groups; all processes take part, and the first one has the groups."""
   return [scores for _, scores in scorer(itertools.islice(groups, len(groups) if first else 0))]

@@ -1,10 +1,10 @@
-"""The ONNX graph with its layers' kernels in 8 bits: for ONNX Runtime on CPUs.
+"""The ONNX graph with 8-bit kernels in its layers, for ONNX Runtime on CPUs.
 
-Weights have a scale a column. What they are multiplied with is quantised as it comes, with a scale
-a token, so that a score depends on no other text of its batch, as it does with the usual one scale
-a tensor. A few channels of a trained BERT are far larger than the rest and would take up most of
-the 8 bits; they are found beforehand and multiplied in fp32 (as LLM.int8() does, arXiv 2208.07339):
-after norms by their own small product, between the two halves of a feed-forward as units apart.
+Weights have one scale per column. Activations are quantised at run time with one scale per token,
+so that a score does not depend on the other texts of its batch, as it would with the usual scale
+per tensor. A few channels of a trained BERT are much larger than the rest and would use up most of
+the 8 bits. They are found beforehand and multiplied in fp32 (as in LLM.int8(), arXiv 2208.07339):
+after norms by a small product of their own, in a feed-forward as separate units.
 """
 
 import dataclasses
@@ -17,16 +17,16 @@ from onnx import helper
 from disranker_jax.exporting import graph
 from disranker_jax.exporting.graph import WEIGHT_BIAS, Bert
 
-EXACT_CHANNELS = 1 / 24  # of the width, in fp32 where norms are multiplied
-EXACT_UNITS = 1 / 48  # of a feed-forward's units
-# Activations like GELU go down to -0.17 and no further: these steps of 255 are below zero.
+EXACT_CHANNELS = 1 / 24  # share of the width that stays in fp32 after a norm
+EXACT_UNITS = 1 / 48  # share of a feed-forward's units that stays in fp32
+# GELU and the like are never below -0.17: of 255 steps, this many are for negative values.
 BELOW, LOWEST = 24, 0.17
 SAMPLES, SAMPLE_LEN = 64, 64
 
 
 @dataclasses.dataclass
 class Peaks(Bert):
-  """The fp32 graph that also gives what each linear layer reads, in `reads`: {layer: tensor}."""
+  """The fp32 graph, which also records the input of each linear layer: `reads`, {layer: tensor}."""
 
   def __post_init__(self):
     super().__post_init__()
@@ -38,9 +38,9 @@ class Peaks(Bert):
 
 
 def peaks(config: dict, tensors: dict) -> dict[str, np.ndarray]:
-  """{linear layer: largest size of each channel that it reads}, on random tokens.
+  """{linear layer: largest absolute value of each input channel}, on random tokens.
 
-  Which channels are large is in the weights, not in the text, so no data is needed.
+  Which channels are large depends on the weights and not on the text, so no data is needed.
   """
   bert = Peaks(config, tensors)
   model = bert.model()
@@ -55,13 +55,13 @@ def peaks(config: dict, tensors: dict) -> dict[str, np.ndarray]:
   session = onnxruntime.InferenceSession(
     model.SerializeToString(), providers=['CPUExecutionProvider']
   )
-  found = dict(zip(outputs, session.run(outputs, feeds), strict=True))
-  return {layer: np.abs(found[name]).max(0) for layer, name in bert.reads.items()}
+  values = dict(zip(outputs, session.run(outputs, feeds), strict=True))
+  return {layer: np.abs(values[name]).max(0) for layer, name in bert.reads.items()}
 
 
 @dataclasses.dataclass
 class Quantised(Bert):
-  """The 8-bit graph; `peaks` tells which channels stay in fp32."""
+  """The 8-bit graph; `peaks` decides which channels stay in fp32."""
 
   peaks: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -89,7 +89,7 @@ class Quantised(Bert):
   def of_norm(self, x: str, kernel, bias, name: str) -> str:
     """x W + b of a norm's output: its large channels in fp32, the others in 8 bits.
 
-    The norm is computed once more with nothing in the large channels, which is as fast as to copy.
+    The norm is computed a second time with zeros in the large channels, which is as fast as a copy.
     """
     top = self.largest(name, EXACT_CHANNELS)
     kept = np.ones(len(kernel), np.float32)
@@ -102,7 +102,7 @@ class Quantised(Bert):
     return self.product(rest, kernel * kept[:, None], bias, name, exact, kernel[top])
 
   def feed_forward(self, x, name):
-    """Units are independent sums, so that those which grow large can be apart, in fp32."""
+    """Units are independent sums, so the ones that become large can be computed apart, in fp32."""
     up, down = f'{name}.intermediate.dense', f'{name}.output.dense'
     (up_kernel, up_bias), (down_kernel, down_bias) = self.weights(up), self.weights(down)
     top = self.largest(down, EXACT_UNITS)
@@ -114,14 +114,15 @@ class Quantised(Bert):
     return self.product(h, down_kernel[rest], down_bias, down, exact, down_kernel[top], below)
 
   def largest(self, layer: str, share: float) -> np.ndarray:
-    """Which channels that a layer reads are the largest, in order."""
+    """The indices of the largest channels that a layer reads, sorted."""
     count = max(1, round(share * len(self.peaks[layer])))
     return np.sort(np.argsort(-self.peaks[layer])[:count])
 
   def product(self, x, kernel, bias, name, exact='', exact_kernel=None, below=128) -> str:
-    """x W + b + (exact channels times their kernel), of 8-bit integers summed in 32.
+    """x W + b + (exact channels times their kernel), of 8-bit integers with 32-bit sums.
 
-    All is divided by the token's peak, in whose unit the integers count, and multiplied at the end.
+    Everything is divided by the token's peak, which is the integers' unit; the result is multiplied
+    by it at the end.
     """
     peak = self.op('ReduceMax', self.op('Abs', x), self.constant(np.int64([-1])), keepdims=1)
     low = LOWEST * (255 - below) / below if 0 < below < 128 else 1e-6
@@ -143,5 +144,5 @@ class Quantised(Bert):
 
 
 def build(config: dict, tensors: dict) -> onnx.ModelProto:
-  """The 8-bit model of a folder's config and tensors."""
+  """The 8-bit ONNX model of a folder's config and tensors."""
   return Quantised(config, tensors, peaks=peaks(config, tensors)).model()

@@ -1,9 +1,9 @@
-"""The student as portable StableHLO: runs wherever jax does, without this package.
+"""The student as portable StableHLO, which runs wherever jax does, without this package.
 
-Two serialised programs for CPU, GPU and TPU, with free batch and length:
+Two serialised programs for CPU, GPU and TPU, with dynamic batch and length:
   stablehlo/prepare   the tensors of model.safetensors, by name -> parameters
   stablehlo/score     (parameters, input_ids, attention_mask, token_type_ids) -> fp32 [batch]
-Weights stay in model.safetensors, once.
+The weights are stored once, in model.safetensors. A family without token types has no third array.
 """
 
 import json
@@ -14,15 +14,18 @@ import jax.numpy as jnp
 from jax import export
 
 from disranker_jax.models import hf
-from disranker_jax.models.network import from_hf
+from disranker_jax.models.families import Family
+from disranker_jax.models.network import Network, from_hf
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
-ARRAYS = ('input_ids', 'attention_mask', 'token_type_ids')
+ARRAYS = {
+  'input_ids': 'tokens_BT', 'attention_mask': 'segments_BT', 'token_type_ids': 'types_BT',
+}  # fmt: skip
 
 
 def write(folder: Path) -> None:
   """Adds both programs to a folder that hf.save wrote."""
-  # XLA's own attention: kernels are of one platform, and a program is for all.
+  # XLA's own attention, because a kernel is for one platform and a program is for all.
   network = from_hf(folder, attention='xla')
   dtype = json.loads((folder / 'config.json').read_text())['dtype']
   shapes = {
@@ -36,27 +39,29 @@ def write(folder: Path) -> None:
   target.mkdir(exist_ok=True)
   for name, program, arguments in (
     ('prepare', prepare, (shapes,)),
-    ('score', score, (params, ids, ids, ids)),
+    ('score', score, (params, *(ids for _ in inputs(network.family)))),
   ):
     exported = export.export(program, platforms=PLATFORMS)(*arguments)
     (target / name).write_bytes(exported.serialize())
 
 
-def scores(network, params, ids_BT, mask_BT, types_BT):
+def inputs(family: Family) -> list[str]:
+  """The arrays of `score`, by their names in Hugging Face."""
+  return [theirs for theirs, ours in ARRAYS.items() if ours in family.inputs]
+
+
+def scores(network: Network, params: dict, *arrays_BT: jax.Array) -> jax.Array:
   """Scores [B] of padded rows with one text pair each."""
-  B, T = ids_BT.shape
-  batch = {
-    'tokens_BT': ids_BT,
-    'segments_BT': mask_BT,
-    'positions_BT': jnp.broadcast_to(jnp.arange(T), (B, T)),
-    'types_BT': types_BT,
-  }
+  names = (ARRAYS[name] for name in inputs(network.family))
+  batch = dict(zip(names, arrays_BT, strict=True))
+  B, T = batch['tokens_BT'].shape
+  batch['positions_BT'] = jnp.broadcast_to(jnp.arange(T), (B, T))
   hidden_BTD = network.hidden({'params': params}, batch)
   return network.module.apply({'params': params}, hidden_BTD[:, 0], method='score')
 
 
 def load(folder: Path):
-  """(tensors) -> params and (params, *arrays) -> scores, as anyone with jax alone would."""
+  """The two programs: (tensors) -> params and (params, *arrays) -> scores; needs jax only."""
   return [
     export.deserialize(bytearray((folder / 'stablehlo' / name).read_bytes())).call
     for name in ('prepare', 'score')

@@ -1,9 +1,8 @@
-"""A student with only the tokens that a corpus uses: its texts score exactly as before.
+"""Reduces a student's vocabulary to the tokens of a corpus; its texts score exactly as before.
 
-Most of a multilingual student is its table of word pieces (92M of 135M parameters), of which a
-corpus uses a part. WordPiece takes the longest piece that fits, so leaving out pieces that no text
-of the corpus takes changes no text of the corpus; single characters stay, so that other words are
-still spelt.
+Most of a multilingual student is its table of word pieces (92M of 135M parameters), and a corpus
+uses a part of it. WordPiece takes the longest piece that fits, so removing unused pieces does not
+change how the corpus is split. Single characters stay, so that other words can still be spelt.
 """
 
 import dataclasses
@@ -16,7 +15,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from disranker_jax.errors import UserError
-from disranker_jax.models import hf
+from disranker_jax.models import hf, tree
+from disranker_jax.models.network import Network
 
 BATCH = 1000
 
@@ -24,11 +24,11 @@ BATCH = 1000
 def used(tokenizer_folder: Path, texts: Iterable[str]) -> set[int]:
   """The ids of every token that occurs in the texts."""
   tokenizer = open_wordpiece(tokenizer_folder)[1]
-  found, waiting = set(), []
+  seen, waiting = set(), []
 
   def count():
     for row in tokenizer.encode_batch_fast(waiting, add_special_tokens=False):
-      found.update(row.ids)
+      seen.update(row.ids)
     waiting.clear()
 
   for text in texts:
@@ -36,16 +36,16 @@ def used(tokenizer_folder: Path, texts: Iterable[str]) -> set[int]:
     if len(waiting) == BATCH:
       count()
   count()
-  return found
+  return seen
 
 
 def open_wordpiece(folder: Path) -> tuple[dict, Tokenizer]:
-  """(tokenizer.json, the tokenizer); UserError if its pieces cannot be left out one by one."""
+  """(tokenizer.json, the tokenizer); UserError if it is not a WordPiece."""
   file = Path(folder) / 'tokenizer.json'
   raw = json.loads(file.read_text())
   if raw['model'].get('type') != 'WordPiece':
     raise UserError(
-      f'{file}: a vocabulary is trimmed for WordPiece only, this is {raw["model"].get("type")!r}; '
+      f'{file}: only a WordPiece vocabulary can be reduced, this is {raw["model"].get("type")!r}; '
       "leave config.export.vocabulary=''"
     )
   tokenizer = Tokenizer.from_file(str(file))
@@ -63,8 +63,10 @@ def kept(raw: dict, ids: set[int]) -> np.ndarray:
   return np.array(sorted(ids | single | added | {vocab[raw['model']['unk_token']]}))
 
 
-def trim(network, variables: dict, tokenizer_folder: Path, target: Path, ids: set[int]):
-  """(ranker, variables) with the kept rows of the table; writes their tokenizer into `target`."""
+def trim(
+  network: Network, variables: dict, tokenizer_folder: Path, target: Path, ids: set[int]
+) -> tuple[Network, dict]:
+  """(network, variables) with the kept rows of the table; writes their tokenizer to `target`."""
   raw, _ = open_wordpiece(tokenizer_folder)
   old = kept(raw, ids)
   new = {int(o): n for n, o in enumerate(old)}
@@ -74,15 +76,14 @@ def trim(network, variables: dict, tokenizer_folder: Path, target: Path, ids: se
   write_tokenizer(target, raw, new)
   pad_id = new.get(network.config.pad_id, 0)
   config = dataclasses.replace(network.config, vocab=len(old), pad_id=pad_id)
-  params = variables['params']
-  words = {'embedding': np.asarray(params['words']['embedding'])[old]}
-  return dataclasses.replace(network, config=config), variables | {
-    'params': params | {'words': words}
-  }
+  params = tree.flatten(variables['params'])
+  params |= {path: np.asarray(params[path])[old] for path in network.family.vocabulary_tables}
+  smaller = dataclasses.replace(network, config=config)
+  return smaller, variables | {'params': tree.unflatten(params)}
 
 
 def write_tokenizer(folder: Path, raw: dict, new: dict[int, int]) -> None:
-  """tokenizer.json, and what repeats it, with new ids."""
+  """Writes new ids to tokenizer.json and to the files that repeat them."""
   vocab = {t: new[i] for t, i in raw['model']['vocab'].items() if i in new}
   raw['model']['vocab'] = dict(sorted(vocab.items(), key=lambda item: item[1]))
   for token in raw.get('added_tokens', ()):

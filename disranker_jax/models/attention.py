@@ -1,14 +1,14 @@
-"""Grouped-query attention over packed rows: who sees whom, and the kernels that compute it.
+"""Grouped-query attention over packed rows: its mask and the kernels that compute it.
 
 Kernels, all with the meaning of `attention_mask`:
-  'xla'     einsum, softmax, einsum: runs everywhere, any lengths; holds [B, H, T, S] for a moment
-  'splash'  Pallas' flash attention for TPU, not in 'float32': never holds more than a block of
-            that, and skips the blocks that causality or the window rules out
-  'cudnn'   cuDNN's flash attention for NVIDIA GPUs, bf16 only; segments are a mask [B, 1, T, S]
-            in bf16, since the public interface knows no segments
+  'xla'     einsum, softmax, einsum: runs everywhere at any length; allocates [B, H, T, S]
+  'splash'  Pallas' flash attention for TPU, not in 'float32': allocates only a block of that, and
+            skips the blocks that causality or the window masks
+  'cudnn'   cuDNN's flash attention for NVIDIA GPUs, bf16 only; segments are a bf16 mask
+            [B, 1, T, S], since the public interface has no segments
   'auto'    'splash' where it runs, 'xla' elsewhere
-  'splash_interpret'  'splash' through Pallas' interpreter, on any device: slow, for tests
-A mesh has to be set (`jax.set_mesh`), or the arrays to lie on one, for 'splash' on several devices.
+  'splash_interpret'  'splash' in Pallas' interpreter, on any device: slow, for tests
+On several devices 'splash' needs a mesh: set by `jax.set_mesh`, or of the arrays.
 """
 
 import functools
@@ -30,18 +30,25 @@ LANES = 128  # Splash's blocks are multiples of a TPU vector register's lanes.
 MAX_BLOCK = 512
 
 
-def check_kernel(kernel):
-  """Raise UserError for a word that names no kernel."""
+def check_kernel(kernel: str) -> None:
+  """Raises UserError if there is no such kernel."""
   if kernel not in KERNELS:
     raise UserError(f'attention {kernel!r} is unknown: use one of {", ".join(KERNELS)}')
 
 
-def attention_mask(segments_BT, segments_BS, *, causal, window=None, start=0):
-  """True where a query may see a key, [B, T, S]: same segment, not later, within the window.
+def attention_mask(
+  segments_BT: jax.Array,
+  segments_BS: jax.Array,
+  *,
+  causal: bool,
+  window: int | None = None,
+  start: int | jax.Array = 0,
+) -> jax.Array:
+  """True where a query attends to a key, [B, T, S]: same segment, not later, within the window.
 
-  Query t sits in slot `start + t` of the row, key s in slot s. A window of W keeps W keys, the
-  query's own among them (Hugging Face Mistral). Padding is segment 0 and sees padding: its values
-  are never read, and no softmax runs over an empty set.
+  Query t is at slot `start + t` of the row, key s at slot s. A window of W keeps W keys, including
+  the query's own (as in Hugging Face Mistral). Padding is segment 0 and attends to padding, so that
+  no softmax is over an empty set; its values are never read.
   """
   mask_BTS = segments_BT[:, :, None] == segments_BS[:, None, :]
   query_T1 = start + jnp.arange(segments_BT.shape[1])[:, None]
@@ -55,23 +62,24 @@ def attention_mask(segments_BT, segments_BS, *, causal, window=None, start=0):
 
 @jax.named_scope('attend')
 def attend(
-  q_BTHE,
-  k_BSKE,
-  v_BSKE,
+  q_BTHE: jax.Array,
+  k_BSKE: jax.Array,
+  v_BSKE: jax.Array,
   *,
-  segments_BT,
-  segments_BS,
-  causal,
-  window=None,
-  start=0,
-  precision='float32',
-  kernel='xla',
-):
-  """Grouped-query attention over packed rows, [B, T, H, E]; who sees whom: `attention_mask`.
+  segments_BT: jax.Array,
+  segments_BS: jax.Array,
+  causal: bool,
+  window: int | None = None,
+  start: int | jax.Array = 0,
+  precision: str = 'float32',
+  kernel: str = 'xla',
+) -> jax.Array:
+  """Grouped-query attention over packed rows, [B, T, H, E], masked by `attention_mask`.
 
-  Queries against a cache (`start` not the number 0, or S != T) are computed by 'xla' whatever the
-  `kernel`: few queries make no [B, H, T, S] that would be worth avoiding. UserError for a kernel
-  that does not run on this platform or in this precision.
+  Queries against a cache (`start` is not the number 0, or S != T) always use 'xla': they are few,
+  and so [B, H, T, S] is small.
+
+  Raises: UserError for a kernel that does not run on this platform or in this precision.
   """
   T, S = q_BTHE.shape[1], k_BSKE.shape[1]
   mesh = _mesh(q_BTHE)
@@ -94,20 +102,20 @@ def attend(
 
 
 def _mesh(x):
-  """The mesh that is set, else the one the array lies on; an empty one if neither."""
+  """The mesh that is set, else the array's; an empty one if there is neither."""
   mesh = jax.sharding.get_abstract_mesh()
   return mesh if mesh.axis_names else jax.typeof(x).sharding.mesh
 
 
 def _platform(mesh):
-  # The mesh's devices come first: a step may be compiled for a TPU on a host that has none.
+  # The mesh has priority: a step may be compiled for a TPU on a host that has none.
   return mesh.abstract_device.platform if mesh.abstract_device else jax.default_backend()
 
 
 def _choose(kernel, platform, precision):
-  """The kernel to run; 'auto' becomes one."""
+  """The kernel to run, with 'auto' resolved."""
   check_kernel(kernel)
-  # Splash knows no precision: its dots of fp32 arrays are bf16 passes on a TPU.
+  # Splash has no precision option: on a TPU its dots of fp32 arrays are bf16 passes.
   fits = platform == 'tpu' and precision != 'float32'
   if kernel == 'auto':
     return 'splash' if fits else 'xla'
@@ -126,7 +134,7 @@ def _choose(kernel, platform, precision):
 
 @functools.partial(jax.checkpoint, static_argnums=4)
 def _attend_xla(q_BTHE, k_BSKE, v_BSKE, mask_BTS, precision):
-  """Attention whose [B, H, T, S] weights are computed again in the backward pass, never kept."""
+  """Attention whose [B, H, T, S] weights are recomputed in the backward pass."""
   B, T, H, E = q_BTHE.shape
   K = k_BSKE.shape[2]
   q_BTKGE = q_BTHE.reshape(B, T, K, H // K, E)
@@ -137,19 +145,19 @@ def _attend_xla(q_BTHE, k_BSKE, v_BSKE, mask_BTS, precision):
 
 
 def _pad(q, k, v, segments, length):
-  """Longer rows [B, length, ...]; what is added is a segment that no token and no padding sees."""
+  """Rows padded to [B, length, ...] with a segment that neither tokens nor padding attend to."""
   pads = [(0, 0), (0, length - q.shape[1]), (0, 0), (0, 0)]
   q, k, v = (jnp.pad(x, pads) for x in (q, k, v))
   return q, k, v, jnp.pad(segments, pads[:2], constant_values=-1)
 
 
 def _attend_cudnn(q_BTHE, k_BTKE, v_BTKE, segments_BT, causal, window):
-  """Attention by cuDNN, with the segments in a bias."""
+  """Attention by cuDNN, with the segments as a bias."""
   T = q_BTHE.shape[1]
-  # Backward passes with a bias refuse odd lengths, and some give NaN where T % 128 is 64
+  # Backward passes with a bias fail for odd lengths, and some give NaN where T % 128 is 64
   # (pytorch/pytorch#196678).
   q, k, v, segments = _pad(q_BTHE, k_BTKE, v_BTKE, segments_BT, -(-T // LANES) * LANES)
-  # Causality alone goes with a bias; a window goes into it.
+  # cuDNN combines a bias with causality only, so a window is part of the bias.
   windowed = window is not None
   mask = attention_mask(segments, segments, causal=causal and windowed, window=window)
   out = jax.nn.dot_product_attention(
@@ -159,7 +167,7 @@ def _attend_cudnn(q_BTHE, k_BTKE, v_BTKE, segments_BT, causal, window):
 
 
 def _on_each_device(run, mesh, q_BTHE, k_BTKE, v_BTKE, segments_BT):
-  """`run` on each device's rows and heads: the compiler cannot split a kernel by itself."""
+  """`run` on each device's rows and heads, since the compiler cannot split a kernel."""
   kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
   free = {axis for axis, kind in kinds if kind != AxisType.Manual}
   if not free:
@@ -181,7 +189,7 @@ def _on_each_device(run, mesh, q_BTHE, k_BTKE, v_BTKE, segments_BT):
     in_specs=(arrays, arrays, arrays, P(rows)),
     out_specs=arrays,
     axis_names=free,
-    check_vma=False,  # A Pallas kernel does not say over which axes its result varies.
+    check_vma=False,  # A Pallas kernel does not declare over which axes its result varies.
   )(q_BTHE, k_BTKE, v_BTKE, segments_BT)
 
 
@@ -191,7 +199,7 @@ def _attend_splash(q_BTHE, k_BTKE, v_BTKE, segments_BT, *, causal, window, inter
   K = k_BTKE.shape[2]
   count = -(-T // MAX_BLOCK)
   block = -(-T // (count * LANES)) * LANES
-  # The kernel does not scale; a bf16 scale would be rounded before it is used.
+  # The kernel does not scale; in bf16 the scale would be rounded first.
   q_BTHE = (q_BTHE.astype(jnp.float32) * E**-0.5).astype(q_BTHE.dtype)
   q, k, v, segments = _pad(q_BTHE, k_BTKE, v_BTKE, segments_BT, count * block)
   kernel = _splash_kernel(count * block, block, H // K, causal, window, interpret)
@@ -214,8 +222,8 @@ def _splash_kernel(length, block, group, causal, window, interpret):
   )
 
 
-# The mask is kept, since its function is part of the key under which jit keeps the kernel; the
-# kernel is not, since its arrays belong to a trace.
+# The mask is cached because its function is part of jit's cache key for the kernel. The kernel is
+# not cached, because its arrays belong to a trace.
 @functools.lru_cache(maxsize=64)
 def _splash_mask(length, group, causal, window):
   shape = (length, length)

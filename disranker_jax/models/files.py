@@ -1,4 +1,4 @@
-"""Writing model folders: whole or not at all, and tensors in files of a bounded size."""
+"""Writes model folders atomically, with tensors in files of a bounded size."""
 
 import contextlib
 import json
@@ -6,15 +6,17 @@ import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
 
+import numpy as np
 from safetensors.numpy import save_file
 
-FILE_BYTES = 4 << 30  # of a safetensors file, before another is begun
+FILE_BYTES = 4 << 30  # largest safetensors file, except for a tensor that is larger
 
 
 @contextlib.contextmanager
-def replacing(folder):
-  """A temporary folder that takes `folder`'s place if the body succeeds, and vanishes if not."""
+def replacing(folder: str | pathlib.Path) -> Iterator[pathlib.Path]:
+  """A temporary folder that replaces `folder` if the body succeeds, and is deleted if it fails."""
   folder = pathlib.Path(folder)
   folder.parent.mkdir(parents=True, exist_ok=True)
   scratch = pathlib.Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
@@ -29,10 +31,10 @@ def replacing(folder):
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def write_tensors(folder, tensors):
-  """model.safetensors; or several files and their index, where it would be larger than FILE_BYTES.
+def write_tensors(folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
+  """Writes (name, tensor) pairs as model.safetensors, or several files and an index if too large.
 
-  No more than one file's tensors are held at a time.
+  Only one file's tensors are in memory at a time.
   """
   held, files, size, total = {}, [], 0, 0
 

@@ -1,23 +1,35 @@
-"""Continue prompts with a decoder, one cached token at a time."""
+"""Text generation with a decoder and a key-value cache."""
 
 import functools
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from disranker_jax.errors import UserError
+from disranker_jax.models.network import Network
 
-SLOT_MULTIPLE = 64  # Cache lengths are rounded up to this, so that few shapes are compiled.
+SLOT_MULTIPLE = 64  # cache lengths are rounded up to this, so that few shapes are compiled
 
 
 def generate(
-  network, variables, prompts, *, max_new=64, eos_id=None, temperature=0.0, top_p=1.0, seed=0
-):
-  """New token ids for each prompt (a list of lists of ids), without the prompt.
+  network: Network,
+  variables: dict,
+  prompts: list[list[int]],
+  *,
+  max_new: int = 64,
+  eos_id: int | Iterable[int] | None = None,
+  temperature: float = 0.0,
+  top_p: float = 1.0,
+  seed: int = 0,
+) -> list[list[int]]:
+  """New token ids for each prompt's ids, without the prompt.
 
   Greedy at temperature 0, else sampled from the smallest set of tokens with probability `top_p`.
   A row ends with its first `eos_id` (an id or several; the config's by default) or at `max_new`.
+
+  Raises: UserError for a network without a head='lm', and for empty prompts.
   """
   if network.head != 'lm':
     raise UserError("generation needs a decoder with head='lm'")
@@ -46,7 +58,7 @@ def generate(
 
 
 def _left_pad(prompts, max_new):
-  """Right-align prompts, so that every row's next token goes into the same slot."""
+  """Right-aligns prompts, so that every row's next token has the same slot."""
   longest = -(-max(map(len, prompts)) // SLOT_MULTIPLE) * SLOT_MULTIPLE
   room = -(-(longest + max_new) // SLOT_MULTIPLE) * SLOT_MULTIPLE
   tokens_BT = np.zeros((len(prompts), longest), np.int32)
@@ -59,7 +71,7 @@ def _left_pad(prompts, max_new):
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def _step(network, sample, variables, cache, tokens_BT, segments_BS, start, key, settings):
-  """The next token of every row, and the cache with tokens_BT in slots start.. ."""
+  """The next token of every row, and the cache with tokens_BT in the slots from `start` on."""
   pads_B1 = jnp.sum(segments_BS == 0, axis=1, keepdims=True)
   slots_1T = (start + jnp.arange(tokens_BT.shape[1]))[None]
   hidden_BTD, cache = network.module.apply(
@@ -80,11 +92,11 @@ def _step(network, sample, variables, cache, tokens_BT, segments_BS, start, key,
 
 
 def _nucleus(logits_BV, top_p):
-  """Logits with everything outside the most likely `top_p` of the mass at minus infinity."""
+  """Logits, with those outside the most likely `top_p` of the mass at minus infinity."""
   order_BV = jnp.argsort(-logits_BV, axis=-1)
   sorted_BV = jnp.take_along_axis(jax.nn.softmax(logits_BV, axis=-1), order_BV, axis=-1)
-  # Mass before a token, not with it, so that the token that reaches `top_p` is in; the likeliest
-  # token is in even at 0.
+  # The mass before a token, so that the token which reaches `top_p` is kept; the likeliest token
+  # is kept even at 0.
   keep_BV = jnp.cumsum(sorted_BV, axis=-1) - sorted_BV < top_p
   keep_BV = keep_BV.at[:, 0].set(True)
   keep_BV = jnp.take_along_axis(keep_BV, jnp.argsort(order_BV, axis=-1), axis=-1)

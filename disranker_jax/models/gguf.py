@@ -1,4 +1,4 @@
-"""Turn a llama.cpp file (GGUF) of the Llama family into a Hugging Face model folder."""
+"""Converts a llama.cpp file (GGUF) of the Llama family to a Hugging Face model folder."""
 
 import json
 import pathlib
@@ -8,7 +8,7 @@ import numpy as np
 
 from disranker_jax.errors import UserError
 from disranker_jax.models import hf, tree
-from disranker_jax.models.decoder import DecoderConfig
+from disranker_jax.models.families.decoder import DecoderConfig
 from disranker_jax.models.network import Network
 
 # GGUF name -> our path; '{}' is the layer.
@@ -29,13 +29,15 @@ TENSORS = {
 CONTROL = 3  # token type of special tokens
 
 
-def convert(path, folder):
-  """Write `folder` (config.json, fp32 model.safetensors, tokenizer) from a GGUF file.
+def convert(path: str | pathlib.Path, folder: str | pathlib.Path) -> None:
+  """Writes `folder` (config.json, fp32 model.safetensors, tokenizer) from a GGUF file.
 
-  Weights are dequantised exactly as llama.cpp does, q and k rows put back from interleaved to
-  rotate-half order. UserError for another architecture, tokenizer or tensor set.
+  Weights are dequantised exactly as llama.cpp does, and rows of q and k are reordered from
+  interleaved to rotate-half.
+
+  Raises: UserError for another architecture, tokenizer or tensor set.
   """
-  import gguf  # Only conversion needs it.
+  import gguf  # only conversion needs it
 
   try:
     reader = gguf.GGUFReader(path)
@@ -83,15 +85,15 @@ def _config(meta, tied):
     head_dim=meta('llama.attention.key_length', width // heads),
     model_type='llama',
     rope_theta=float(meta('llama.rope.freq_base', 10000.0)),
-    # Stored as float32: give back the decimal it was written from.
+    # Stored as float32; this restores the decimal number that it was written from.
     norm_eps=float(f'{meta("llama.attention.layer_norm_rms_epsilon"):.6g}'),
     tied=tied,
     max_positions=meta('llama.context_length'),
-    # SmolLM2's base model has <|endoftext|> for both; this metadata is the chat-tuned file's, whose
+    # SmolLM2's base model has <|endoftext|> for both. This file's model is tuned for chat, and its
     # sequences start with <|im_start|> and end with <|im_end|>.
     bos_id=meta('tokenizer.ggml.bos_token_id'),
     eos_id=eos,
-    # Files often pad with eos, which hides a real eos from whoever looks for the last token.
+    # Files often pad with eos; then code that looks for the last token cannot find a real eos.
     pad_id=next(i for i in (meta('tokenizer.ggml.unknown_token_id', 0), 0, 1) if i != eos),
   )
 

@@ -1,4 +1,6 @@
-"""Hugging Face model folders in and out; the only file that knows their tensor names."""
+"""Reads and writes Hugging Face model folders; a model's family knows its tensor names."""
+
+from __future__ import annotations
 
 import contextlib
 import functools
@@ -6,7 +8,8 @@ import json
 import pathlib
 import re
 import shutil
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,57 +19,15 @@ from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
 
 from disranker_jax.errors import UserError
+from disranker_jax.models import families
 from disranker_jax.models.files import replacing, write_tensors
 from disranker_jax.models.tree import flatten, unflatten
 
-# Hugging Face name -> our path. '{}' is the layer; kernels are transposed, layers are stacked.
-DECODER = {
-  'model.embed_tokens.weight': 'embed/embedding',
-  'model.norm.weight': 'norm/scale',
-  'model.layers.{}.input_layernorm.weight': 'blocks/attn_norm/scale',
-  'model.layers.{}.post_attention_layernorm.weight': 'blocks/mlp_norm/scale',
-  **{
-    f'model.layers.{{}}.self_attn.{n}_proj.{theirs}': f'blocks/{n}/{ours}'
-    for n in 'qkvo'
-    for theirs, ours in (('weight', 'kernel'), ('bias', 'bias'))
-  },
-  'model.layers.{}.mlp.gate_proj.weight': 'blocks/gate/kernel',
-  'model.layers.{}.mlp.up_proj.weight': 'blocks/up/kernel',
-  'model.layers.{}.mlp.down_proj.weight': 'blocks/down/kernel',
-  'lm_head.weight': 'lm_head/kernel',
-  'score.weight': 'score/kernel',
-}
-ENCODER = {
-  'bert.embeddings.word_embeddings.weight': 'words/embedding',
-  'bert.embeddings.position_embeddings.weight': 'places/embedding',
-  'bert.embeddings.token_type_embeddings.weight': 'types/embedding',
-  **{
-    f'{theirs}.{kind}': f'{ours}/{"scale" if norm else "kernel"}'
-    if kind == 'weight'
-    else f'{ours}/bias'
-    for theirs, ours, norm in (
-      ('bert.embeddings.LayerNorm', 'embed_norm', True),
-      ('bert.encoder.layer.{}.attention.self.query', 'blocks/q', False),
-      ('bert.encoder.layer.{}.attention.self.key', 'blocks/k', False),
-      ('bert.encoder.layer.{}.attention.self.value', 'blocks/v', False),
-      ('bert.encoder.layer.{}.attention.output.dense', 'blocks/o', False),
-      ('bert.encoder.layer.{}.attention.output.LayerNorm', 'blocks/attn_norm', True),
-      ('bert.encoder.layer.{}.intermediate.dense', 'blocks/up', False),
-      ('bert.encoder.layer.{}.output.dense', 'blocks/down', False),
-      ('bert.encoder.layer.{}.output.LayerNorm', 'blocks/mlp_norm', True),
-      ('bert.pooler.dense', 'pooler', False),
-      ('classifier', 'classifier', False),
-    )
-    for kind in ('weight', 'bias')
-  },
-}
-# A file without these is a base model; the ranker starts them fresh.
-FRESH = ('score/', 'classifier/', 'pooler/')
-# Buffers and heads of other tasks, and the heads this ranker does not use.
-IGNORED = re.compile(
-  r'(.*\.)?(position_ids|inv_freq)$|cls\.(predictions|seq_relationship)\.|lm_head\.weight$|score\.weight$'
-)
-ARCHITECTURES = {'bert': 'Bert', 'mistral': 'Mistral', 'llama': 'Llama', 'qwen2': 'Qwen2'}
+if TYPE_CHECKING:
+  from disranker_jax.models.network import Network
+
+# Buffers that some files hold and no network here reads.
+BUFFERS = r'(.*\.)?(position_ids|inv_freq)$'
 TOKENIZER_FILES = (
   'tokenizer.json',
   'tokenizer_config.json',
@@ -89,8 +50,11 @@ class Row(NamedTuple):
   shape: tuple[int, ...]  # as the file has it
 
 
-def read_config(folder):
-  """config.json of a model folder as a dict, with transformers' defaults filled in."""
+def read_config(folder: str | pathlib.Path) -> dict:
+  """config.json of a model folder as a dict, with transformers' defaults if it knows the type.
+
+  Raises: UserError for a file that is missing or broken, or of an unsupported `model_type`.
+  """
   path = pathlib.Path(folder) / 'config.json'
   try:
     raw = json.loads(path.read_text())
@@ -98,20 +62,38 @@ def read_config(folder):
     raise UserError(f'{path} is missing: a Hugging Face model folder is needed') from None
   except (ValueError, OSError) as error:
     raise UserError(f'{path} cannot be read: {error}') from None
-  from transformers import AutoConfig  # Seconds to import, and half the callers never need it.
-
   try:
-    return AutoConfig.for_model(**raw).to_dict() | {'model_type': raw['model_type']}
-  except (KeyError, ValueError, TypeError) as error:
+    model_type = raw['model_type']
+    families.find(model_type)
+    import transformers  # takes seconds to import, and half the callers never need it
+
+    if model_type not in transformers.CONFIG_MAPPING:
+      return raw
+    return transformers.AutoConfig.for_model(**raw).to_dict() | {'model_type': model_type}
+  except (KeyError, ValueError, TypeError, UserError) as error:
     raise UserError(f'{path} is not a model config: {error}') from None
 
 
-def tensor_rows(network, layers=None):
-  """Every tensor of the ranker as {Hugging Face name: Row}."""
+def open_config(folder: str | pathlib.Path) -> families.Config:
+  """The config of the network in a model folder.
+
+  Raises: UserError that names the file, for a model that is not supported.
+  """
+  config = read_config(folder)
+  try:
+    return families.from_hf(config)
+  except UserError as error:
+    raise UserError(f'{folder}/config.json: {error}') from None
+  except KeyError as error:
+    raise UserError(f'{folder}/config.json: {error} is missing') from None
+
+
+def tensor_rows(network: Network, layers: Sequence[int] | None = None) -> dict[str, Row]:
+  """Every tensor of the network as {Hugging Face name: Row}; see `load` for `layers`."""
   shapes = flatten(jax.eval_shape(network.init, jax.random.key(0))['params'])
   layers = range(network.config.layers) if layers is None else layers
   rows, todo = {}, set(shapes)
-  for template, path in (DECODER if network.is_decoder else ENCODER).items():
+  for template, path in network.family.tensors.items():
     if path not in shapes:
       continue
     todo.discard(path)
@@ -124,8 +106,8 @@ def tensor_rows(network, layers=None):
   return rows
 
 
-def stack(network, tensors):
-  """The ranker's params, traced or not, of {Hugging Face name: array}; all must be there."""
+def stack(network: Network, tensors: dict) -> dict:
+  """The network's params, from all of its tensors by Hugging Face name; can be traced."""
   layers = {}
   for name, row in tensor_rows(network).items():
     value = tensors[name].astype(np.float32)
@@ -136,19 +118,8 @@ def stack(network, tensors):
   return unflatten({path: value for path, [value] in layers.items()})
 
 
-def _canonical(name, is_decoder):
-  """The name with the prefix and norm suffixes of today's files, whatever wrote it."""
-  if is_decoder:
-    bare = re.match(r'(layers\.\d|embed_tokens\.|norm\.)', name)
-    return f'model.{name}' if bare else name
-  # TensorFlow-born BERTs, the original ones among them, call norms gamma and beta.
-  name = re.sub(r'LayerNorm\.gamma$', 'LayerNorm.weight', name)
-  name = re.sub(r'LayerNorm\.beta$', 'LayerNorm.bias', name)
-  return f'bert.{name}' if re.match(r'(embeddings|encoder|pooler)\.', name) else name
-
-
-def weight_files(folder):
-  """The safetensors files a model folder should have, there or not."""
+def weight_files(folder: str | pathlib.Path) -> list[pathlib.Path]:
+  """The safetensors files that a model folder should have; they may be missing."""
   folder = pathlib.Path(folder)
   index = folder / 'model.safetensors.index.json'
   if not index.exists():
@@ -161,7 +132,7 @@ def weight_files(folder):
 
 
 def _open_all(folder, stack):
-  """Open the safetensors of a folder: a list of (file name, open file)."""
+  """Opens the safetensors of a folder: a list of (file name, open file)."""
   files = []
   for path in weight_files(folder):
     if not path.exists():
@@ -176,16 +147,18 @@ def _open_all(folder, stack):
 
 
 def _match(files, rows, network, all_layers):
-  """Pair the file's tensors with rows: {our row: (file, raw name)} and a list of problems."""
-  found, problems = {}, []
+  """Pairs the file's tensors with rows: {name in rows: (file, raw name)} and a list of problems."""
+  sources, problems = {}, []
+  family = network.family
+  ignored = re.compile(f'{BUFFERS}|{family.ignored}' if family.ignored else BUFFERS)
   for name, file in files:
     for raw in file.keys():  # noqa: SIM118 (not a dict)
-      canonical = _canonical(raw, network.is_decoder)
+      canonical = family.canonical(raw)
       if canonical not in rows:
-        if not (IGNORED.match(canonical) or _unpicked(canonical, rows, all_layers)):
+        if not (ignored.match(canonical) or _unpicked(canonical, rows, all_layers)):
           problems.append(f'unknown: {raw}')
         continue
-      if canonical in found:
+      if canonical in sources:
         problems.append(f'set twice: {canonical} ({raw} in {name})')
         continue
       view = file.get_slice(raw)
@@ -194,9 +167,9 @@ def _match(files, rows, network, all_layers):
         problems.append(f'shape of {raw}: {list(shape)}, expected {list(rows[canonical].shape)}')
       elif dtype not in FLOATS:
         problems.append(f'type of {raw}: {dtype}, expected a float')
-      found[canonical] = (file, raw)
-  missing = [n for n in rows if n not in found and not rows[n].path.startswith(FRESH)]
-  return found, problems + [f'missing: {name}' for name in missing]
+      sources[canonical] = (file, raw)
+  missing = [n for n in rows if n not in sources and not rows[n].path.startswith(family.fresh)]
+  return sources, problems + [f'missing: {name}' for name in missing]
 
 
 def _unpicked(name, rows, all_layers):
@@ -209,27 +182,35 @@ def _unpicked(name, rows, all_layers):
   return any(pattern.fullmatch(known) for known in rows)
 
 
-def load(folder, network, key, layers=None, dtype='float32', shardings=None):
-  """Read a model folder's weights as the ranker's variables.
+def load(
+  folder: str | pathlib.Path,
+  network: Network,
+  key: jax.Array,
+  layers: Sequence[int] | None = None,
+  dtype: str = 'float32',
+  shardings: dict | None = None,
+) -> dict:
+  """Reads a model folder's weights as the network's variables.
 
-  With `shardings`, {path of a parameter: Sharding}, they are arrays in their places, of which each
-  process reads only what its devices hold; without, numpy arrays on the host. `layers` names the
-  file's layers that become the ranker's, in order (a shallow student of a deep model). Ranking
-  heads that the file lacks, a BERT pooler among them, and LoRA start fresh from `key`, as numpy.
-  UserError lists every tensor that is unknown, missing, set twice, or of another shape, and names
-  a truncated file.
+  With `shardings`, {path of a parameter: Sharding}, they are placed arrays, and each process reads
+  only what its devices hold. Without, they are numpy arrays on the host. `layers` names the file's
+  layers that become the network's, in order (a shallow student of a deep model). LoRA, and heads
+  that the file lacks (for BERT the pooler too), are initialised from `key`, as numpy arrays.
+
+  Raises: UserError with every tensor that is unknown, missing, set twice, or of another shape, or
+  with the name of a truncated file.
   """
-  all_layers = network.config.layers if layers is None else read_config(folder)['num_hidden_layers']
+  all_layers = network.config.layers if layers is None else open_config(folder).layers
   rows = tensor_rows(network, layers)
   shapes = jax.eval_shape(network.init, jax.random.key(0))['params']
   flat_shapes, sources, flat = flatten(shapes), {}, {}
   with contextlib.ExitStack() as stack:
     files = _open_all(folder, stack)
-    found, problems = _match(files, rows, network, all_layers)
+    matched, problems = _match(files, rows, network, all_layers)
     if problems:
       shown = '; '.join(problems[:20]) + (f'; and {len(problems) - 20} more' * (len(problems) > 20))
       raise UserError(f'{folder}: {len(problems)} tensors do not fit the model: {shown}')
-    for name, (file, raw) in found.items():
+    for name, (file, raw) in matched.items():
       sources.setdefault(rows[name].path, {})[rows[name].layer] = file.get_slice(raw)
     for path, views in sources.items():
       shape = flat_shapes[path].shape
@@ -278,11 +259,20 @@ def _fresh(network, key, paths):
   return jax.tree.map(np.asarray, jax.jit(init)(key))
 
 
-def save(folder, network, variables, tokenizer_folder=None, extra_config=None, dtype='float32'):
-  """Write a folder that transformers, sentence-transformers, TEI and vLLM load; LoRA is merged.
+def save(
+  folder: str | pathlib.Path,
+  network: Network,
+  variables: dict,
+  tokenizer_folder: str | pathlib.Path | None = None,
+  extra_config: dict | None = None,
+  dtype: str = 'float32',
+) -> None:
+  """Writes a folder that transformers, sentence-transformers, TEI and vLLM load; LoRA is merged.
 
   A 'rank' head becomes XForSequenceClassification with one label, an 'lm' head XForCausalLM. The
   folder appears whole or not at all, and replaces an older model folder of that name.
+
+  Raises: UserError if the folder holds something else than a model.
   """
   folder = pathlib.Path(folder)
   if folder.exists() and any(folder.iterdir()) and not (folder / 'config.json').exists():
@@ -292,7 +282,7 @@ def save(folder, network, variables, tokenizer_folder=None, extra_config=None, d
     params = network.merge_lora(params, variables['lora'])
   tensors = _tensors(network, flatten(params), dtype)
   if jax.process_index():
-    for _ in tensors:  # takes part in gathering what is spread over processes
+    for _ in tensors:  # takes part in gathering arrays that are sharded over processes
       pass
     return
   with replacing(folder) as temporary:
@@ -306,7 +296,7 @@ def save(folder, network, variables, tokenizer_folder=None, extra_config=None, d
       for name in TOKENIZER_FILES:
         if (pathlib.Path(tokenizer_folder) / name).exists():
           shutil.copyfile(pathlib.Path(tokenizer_folder) / name, temporary / name)
-      _fit_tokenizer(temporary, network.is_decoder, config)
+      _fit_tokenizer(temporary, network.family, config)
 
 
 def _tensors(network, flat, dtype):
@@ -321,52 +311,42 @@ def _tensors(network, flat, dtype):
 
 
 def _config(network, dtype):
-  config = network.config.to_hf()
-  family = ARCHITECTURES[config['model_type']]
+  family = network.family
+  config = family.to_hf(network.config)
   if network.head == 'lm':
-    return {'architectures': [f'{family}ForCausalLM'], 'dtype': dtype} | config
-  if network.is_decoder:
-    # Hugging Face scores the last token that is not pad: with pad = </s> it would skip our </s>.
-    eos = (
-      config['eos_token_id']
-      if isinstance(config['eos_token_id'], list)
-      else [config['eos_token_id']]
-    )
-    pads = (config['pad_token_id'], 0, 1, 2)
-    config['pad_token_id'] = next(i for i in pads if i is not None and i not in eos)
+    return {'architectures': [f'{family.architecture}ForCausalLM'], 'dtype': dtype} | config
   return {
-    'architectures': [f'{family}ForSequenceClassification'],
+    'architectures': [f'{family.architecture}ForSequenceClassification'],
     'dtype': dtype,
-    # TEI needs both maps, with one entry; 'num_labels' is for readers of the file.
+    # TEI needs both maps, with one entry; 'num_labels' is for people who read the file.
     'num_labels': 1,
     'id2label': {'0': 'LABEL_0'},
     'label2id': {'LABEL_0': 0},
     # Without it sentence-transformers puts a sigmoid on the score.
     'sentence_transformers': {'activation_fn': 'torch.nn.modules.linear.Identity'},
-  } | config
+  } | family.scoring_config(config)
 
 
-def _fit_tokenizer(folder, is_decoder, model_config):
-  """Make the copied tokenizer read as the model was trained: padding, length, BERT's two texts."""
+def _fit_tokenizer(folder, family, model_config):
+  """Adapts the copied tokenizer to the model: padding, maximum length, token types."""
   paths = folder / 'tokenizer.json', folder / 'tokenizer_config.json'
   if not all(path.exists() for path in paths):
     return
   tokenizer, config = (json.loads(path.read_text()) for path in paths)
-  if not is_decoder:
-    # Generic tokenizer classes leave token types out, and the scores would be quietly different.
+  if 'token_type_ids' in family.tokenizer_inputs:
+    # Generic tokenizer classes leave token types out, which changes the scores without an error.
     names = config.setdefault('model_input_names', [])
-    inputs = ('input_ids', 'token_type_ids', 'attention_mask')
-    names += [name for name in inputs if name not in names]
+    names += [name for name in family.tokenizer_inputs if name not in names]
   vocab = tokenizer['model'].get('vocab')
   tokens = {i: token for token, i in vocab.items()} if isinstance(vocab, dict) else {}
   tokens |= {token['id']: token['content'] for token in tokenizer.get('added_tokens', ())}
   if model_config.get('pad_token_id') in tokens:
     config['pad_token'] = tokens[model_config['pad_token_id']]
   if max_len := model_config.get('disranker_jax', {}).get('max_len'):
-    # Clients cut at what the tokenizer says.
+    # Clients cut texts at the tokenizer's maximum length.
     config['model_max_length'] = max_len
   if tokenizer.get('padding') or tokenizer.get('truncation'):
-    # What some other task left there; those who read this file alone would get its lengths.
+    # Left there by another task; readers of this file alone would apply its lengths.
     tokenizer |= {'padding': None, 'truncation': None}
     paths[0].write_text(json.dumps(tokenizer, ensure_ascii=False) + '\n')
   paths[1].write_text(json.dumps(config, indent=2, ensure_ascii=False) + '\n')

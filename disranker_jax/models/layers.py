@@ -1,4 +1,4 @@
-"""The pieces both networks are made of: dots, Linear with LoRA, norms, rotary positions.
+"""The parts that all networks share: dots, Linear with LoRA, norms, rotary positions, layer scans.
 
 Shape legend, used as name suffixes and einsum letters everywhere:
   G groups               N documents of a group   B rows (packed sequences)
@@ -7,15 +7,16 @@ Shape legend, used as name suffixes and einsum letters everywhere:
   E head size            V vocabulary             L layers
   P gathered positions   C classes
 
-Precision is one word, said once and passed down:
+Precision is one word that is passed down to every layer:
   'float32'        activations and dots in true fp32 (no TF32, no bf16 passes)
   'bfloat16'       activations and dot operands bf16, for TPU and GPU
-  'bfloat16_dots'  activations fp32, dot operands cast to bf16, sums kept fp32: for a CPU with fast
-                   instructions for bf16 x bf16 -> fp32 (none has any for bf16 -> bf16)
+  'bfloat16_dots'  activations fp32, dot operands bf16, sums fp32: for a CPU with fast instructions
+                   for bf16 x bf16 -> fp32 (no CPU has any for bf16 -> bf16)
 Softmax, norms, ranking heads and losses are fp32 under every precision.
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -25,7 +26,7 @@ from jax.sharding import PartitionSpec
 
 from disranker_jax.errors import UserError
 
-# The name of dot products' results for rematerialisation: `remat='dots'` keeps these.
+# The checkpoint name of dot products' results: `remat='dots'` keeps these.
 SAVED = 'dot'
 
 ACTIVATIONS = {
@@ -35,8 +36,8 @@ ACTIVATIONS = {
 }
 
 
-def activation_dtype(precision):
-  """The dtype of activations under a precision; UserError for a word that is not one."""
+def activation_dtype(precision: str) -> jnp.dtype:
+  """The dtype of activations under a precision; UserError if there is no such precision."""
   if precision not in ACTIVATIONS:
     raise UserError(f'precision {precision!r} is unknown: use one of {", ".join(ACTIVATIONS)}')
   return ACTIVATIONS[precision]
@@ -50,7 +51,7 @@ def _bf16_einsum(eqn, out_dtype, x, y):
 
 
 def _bf16_einsum_fwd(eqn, out_dtype, x, y):
-  # The uncast operands are the residuals: under scan a cast kernel would be stored once more.
+  # The residuals are the operands before the cast: scan would store a cast kernel a second time.
   return _bf16_einsum(eqn, out_dtype, x, y), (x, y)
 
 
@@ -60,9 +61,9 @@ def _bf16_einsum_bwd(eqn, out_dtype, residuals, g):
   inputs, out = eqn.split('->')
   left, right = inputs.split(',')
   dx = _bf16_einsum(f'{out},{right}->{left}', x.dtype, g, y)
-  # XLA on a CPU writes out the first operand's transpose, so the smaller one comes first. To save a
-  # transpose of the result XLA would swap them again; where the result is narrow, as an adapter's
-  # is, that does not pay, and the barrier keeps it from doing so.
+  # XLA on a CPU materialises the transpose of the first operand, so the smaller one comes first. It
+  # would swap them back to save a transpose of the result. For a narrow result, such as an
+  # adapter's, that is slower, and the barrier prevents it.
   if len(right) == 2 and 8 * g.size < x.size:
     dy = _bf16_einsum(f'{out},{left}->{right[::-1]}', y.dtype, g, x)
     dy = jax.lax.optimization_barrier(dy).T
@@ -76,12 +77,15 @@ def _bf16_einsum_bwd(eqn, out_dtype, residuals, g):
 _bf16_einsum.defvjp(_bf16_einsum_fwd, _bf16_einsum_bwd)
 
 
-def contract(eqn, x, y, precision, out_dtype=None):
-  """The only dot product of the models: einsum of two arrays under a precision, both directions.
+def contract(
+  eqn: str, x: jax.Array, y: jax.Array, precision: str, out_dtype: str | None = None
+) -> jax.Array:
+  """The only dot product of the models: an einsum of two arrays under a precision.
 
-  Own gradients because autodiff of a bf16 x bf16 -> fp32 dot multiplies fp32 cotangents by bf16
-  operands, which is slow on every device. `eqn` names each axis with a letter (no ellipsis) and
-  no letter occurs in one operand only. The result is in activation dtype unless `out_dtype`.
+  It has its own gradient because autodiff of a bf16 x bf16 -> fp32 dot multiplies fp32 cotangents
+  by bf16 operands, which is slow on every device. `eqn` names each axis with a letter (no
+  ellipsis), and no letter is in one operand only. The result has the activation dtype unless
+  `out_dtype` is given.
   """
   out_dtype = jnp.dtype(out_dtype or activation_dtype(precision))
   if precision == 'float32':
@@ -99,8 +103,8 @@ def _last_axis(vector, like):
 class Linear(nn.Module):
   """x W + b, plus x A B * alpha / rank when `lora_rank` > 0.
 
-  A (random) and B (zeros) live in the collection 'lora', so that the base 'params' tree is the same
-  with and without LoRA and one can be differentiated, sharded and saved without the other.
+  A (random) and B (zeros) are in the collection 'lora', so that the 'params' tree is the same with
+  and without LoRA, and each can be differentiated, sharded and saved without the other.
   kernel [in, features], bias [features], lora_a [in, rank], lora_b [rank, features].
   """
 
@@ -131,7 +135,7 @@ class Linear(nn.Module):
 
 
 class Embed(nn.Module):
-  """A table of vectors looked up by integer id; an id outside the table gives NaN, not a guess."""
+  """A table of vectors looked up by integer id; an id outside the table gives NaN."""
 
   entries: int
   features: int
@@ -146,7 +150,7 @@ class Embed(nn.Module):
 
 
 class RMSNorm(nn.Module):
-  """Root-mean-square norm in fp32, result in the input's dtype."""
+  """Root-mean-square norm in fp32; the result has the input's dtype."""
 
   eps: float
 
@@ -159,7 +163,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-  """Layer norm in fp32, result in the input's dtype."""
+  """Layer norm in fp32; the result has the input's dtype."""
 
   eps: float
 
@@ -173,27 +177,29 @@ class LayerNorm(nn.Module):
     return (wide * _last_axis(scale, wide) + _last_axis(bias, wide)).astype(x.dtype)
 
 
-def rope_angles(positions_BT, head_dim, theta):
+def rope_angles(
+  positions_BT: jax.Array, head_dim: int, theta: float
+) -> tuple[jax.Array, jax.Array]:
   """Cosines and sines of rotary positions, each [B, T, E/2] fp32, computed once for all layers."""
   frequency_E = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
   angle_BTE = positions_BT.astype(jnp.float32)[:, :, None] * frequency_E[None, None, :]
   return jnp.cos(angle_BTE), jnp.sin(angle_BTE)
 
 
-def rotate(x_BTHE, angles):
-  """Apply rotary positions in the rotate-half convention of Hugging Face Llama and Mistral."""
+def rotate(x_BTHE: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+  """Applies rotary positions in the rotate-half convention of Hugging Face Llama and Mistral."""
   cos, sin = (a[:, :, None, :] for a in angles)
   first, second = jnp.split(x_BTHE.astype(jnp.float32), 2, axis=-1)
   turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
   return turned.astype(x_BTHE.dtype)
 
 
-def constrain(x, sequence=False):
-  """Pin the leading axis to the mesh's batch axes; identity without such a mesh.
+def constrain(x: jax.Array, sequence: bool = False) -> jax.Array:
+  """Shards the leading axis over the mesh's batch axes; without such a mesh the identity.
 
-  One call at each block's end halves the all-reduces XLA inserts on a (data, fsdp, model) mesh.
-  With `sequence` the positions of [B, T, D] are spread over 'model' as well: what is kept between
-  blocks shrinks by that axis, for the price of gathering the positions inside each block.
+  One call at each block's end halves the all-reduces that XLA inserts on a (data, fsdp, model)
+  mesh. With `sequence` the positions of [B, T, D] are sharded over 'model' too: activations between
+  blocks are smaller by that axis, but each block gathers the positions.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if not {'data', 'fsdp'} <= set(mesh.axis_names):
@@ -204,3 +210,26 @@ def constrain(x, sequence=False):
   if sequence and x.ndim == 3 and x.shape[1] % mesh.shape['model'] == 0:
     spec = PartitionSpec(('data', 'fsdp'), 'model')
   return jax.lax.with_sharding_constraint(x, spec)
+
+
+def scanned(
+  block: type[nn.Module], length: int, remat: str, scan: bool, in_axes: tuple
+) -> Callable[..., nn.Module]:
+  """`block` over `length` layers with stacked parameters [L, ...], rematerialised as `remat` says.
+
+  Without `scan` the loop is unrolled: it compiles longer and has the same parameter tree.
+  """
+  if remat not in ('none', 'dots', 'full'):
+    raise UserError(f"remat {remat!r} is unknown: use 'none', 'dots' or 'full'")
+  if remat != 'none':
+    policies = jax.checkpoint_policies
+    policy = policies.save_only_these_names(SAVED) if remat == 'dots' else None
+    block = nn.remat(block, prevent_cse=not scan, policy=policy)
+  return nn.scan(
+    block,
+    variable_axes={'params': 0, 'lora': 0},
+    split_rngs={'params': True},
+    in_axes=in_axes,
+    length=length,
+    unroll=1 if scan else length,
+  )

@@ -1,17 +1,18 @@
-"""What the stages see of a model: tokens in, document scores or token log-probabilities out."""
+"""A model as the stages use it: tokens in, document scores or token log-probabilities out."""
 
 import dataclasses
 import functools
 import math
+import pathlib
+from collections.abc import Sequence
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from disranker_jax.errors import UserError
-from disranker_jax.models import hf
+from disranker_jax.models import families, hf
 from disranker_jax.models.attention import check_kernel
-from disranker_jax.models.decoder import Decoder, DecoderConfig
-from disranker_jax.models.encoder import Encoder, EncoderConfig
 from disranker_jax.models.layers import activation_dtype, constrain
 
 LOGPROB_CHUNK = 256
@@ -19,16 +20,18 @@ LOGPROB_CHUNK = 256
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """A network and how to run it; holds no arrays, hashable, static under jit.
+  """A network and how to run it; holds no arrays, is hashable and static under jit.
 
   variables  {'params': tree} and, with `lora_rank` > 0, 'lora': tree, both plain nested dicts
-  batch      tokens_BT, segments_BT (0 = padding), positions_BT (restart in each segment), for an
-             encoder types_BT, and for scores index_AX (where in its block's flattened rows a
-             document's last real token is, for an encoder its [CLS]; 0 where absent), mask_GN
-  head       'rank' for a scalar score; decoders also 'lm' for next-token log-probabilities, 'both'
+  batch      the arrays of `family.inputs`: tokens_BT, segments_BT (0 = padding), positions_BT
+             (start at 0 in each segment), and types_BT where the family has token types; for
+             scores also mask_GN and index_AX, the position in the block's flattened rows of each
+             document's scored token (the last one for a decoder, [CLS] for an encoder; 0 if absent)
+  head       one of `family.heads`: 'rank' for a scalar score, 'lm' for next-token
+             log-probabilities, 'both'
   """
 
-  config: DecoderConfig | EncoderConfig
+  config: families.Config
   precision: str = 'float32'
   lora_rank: int = 0
   lora_alpha: float = 16.0
@@ -37,67 +40,78 @@ class Network:
   scan: bool = True
   attention: str = 'xla'
   sequence: bool = False
-  states: bool = False  # an encoder's `hidden` has all layers', embeddings first: [L + 1, B, T, D]
+  states: bool = False  # `hidden` gives all layers, embeddings first: [L + 1, B, T, D]
 
   def __post_init__(self):
     activation_dtype(self.precision)
     check_kernel(self.attention)
-    if self.head not in (('rank', 'lm', 'both') if self.is_decoder else ('rank',)):
-      raise UserError(f"head {self.head!r} is unknown: 'rank'; or 'lm', 'both' for a decoder")
+    family = self.family
+    if self.head not in family.heads:
+      raise UserError(
+        f'head {self.head!r}: a {self.config.model_type} model has only {", ".join(family.heads)}'
+      )
+    if self.states and not family.layer_states:
+      raise UserError(f'a {self.config.model_type} model does not return hidden states of layers')
 
   @property
-  def is_decoder(self):
-    return isinstance(self.config, DecoderConfig)
+  def family(self) -> families.Family:
+    return families.find(self.config.model_type)
 
   @property
-  def module(self):
+  def module(self) -> nn.Module:
     """The Flax module; parameters live outside it."""
-    options = {
-      'precision': self.precision,
-      'lora_rank': self.lora_rank,
-      'lora_alpha': self.lora_alpha,
-      'remat': self.remat,
-      'scan': self.scan,
-      'attention': self.attention,
-      'sequence': self.sequence,
-    }
-    if self.is_decoder:
-      return Decoder(self.config, head=self.head, **options)
-    return Encoder(self.config, states=self.states, **options)
+    return self.family.module(
+      self.config,
+      head=self.head,
+      states=self.states,
+      precision=self.precision,
+      lora_rank=self.lora_rank,
+      lora_alpha=self.lora_alpha,
+      remat=self.remat,
+      scan=self.scan,
+      attention=self.attention,
+      sequence=self.sequence,
+    )
 
-  def init(self, key):
-    """Random variables; run it under jit with out_shardings to have them born sharded.
+  def init(self, key: jax.Array) -> dict:
+    """Random variables; under jit with out_shardings they are created sharded.
 
-    Compiled as one program, which leaves out the forward pass that Flax makes them by.
+    Compiled as one program, which drops the forward pass that Flax creates parameters by.
     """
     zeros_BT = jnp.zeros((1, 2), jnp.int32)
-    arrays = (zeros_BT,) * (3 if self.is_decoder else 4)
-    # Shapes of parameters are also asked for where the kernel cannot run.
+    # Shapes of parameters are also needed where the attention kernel cannot run.
     module = dataclasses.replace(self, attention='xla', states=False).module
     init = functools.partial(module.init, method='everything')
-    return dict(jax.jit(init)(key, *arrays))
+    return dict(jax.jit(init)(key, *(zeros_BT for _ in self.family.inputs)))
 
-  def hidden(self, variables, batch):
-    """Final hidden states [B, T, D] in activation dtype."""
-    keys = ('tokens_BT', 'segments_BT', 'positions_BT', *(() if self.is_decoder else ('types_BT',)))
-    return self.module.apply(variables, *(batch[key] for key in keys))
+  def hidden(self, variables: dict, batch: dict) -> jax.Array:
+    """Final hidden states [B, T, D] in activation dtype; with `states` those of all layers."""
+    if offset := self.family.position_offset(self.config):
+      batch = batch | {'positions_BT': batch['positions_BT'] + offset}
+    return self.module.apply(variables, *(batch[key] for key in self.family.inputs))
 
-  def score_at(self, variables, hidden_BTD, index_AX):
+  def score_at(self, variables: dict, hidden_BTD: jax.Array, index_AX: jax.Array) -> jax.Array:
     """Scores [A * X] fp32 of the hidden states at positions of blocks."""
     picked_PD = pick(hidden_BTD, index_AX).reshape(-1, hidden_BTD.shape[-1])
     return self.module.apply(variables, picked_PD, method='score')
 
-  def scores(self, variables, batch):
+  def scores(self, variables: dict, batch: dict) -> jax.Array:
     """Relevance scores [G, N] fp32, 0 where mask_GN is False."""
     scores_P = self.score_at(variables, self.hidden(variables, batch), batch['index_AX'])
     return jnp.where(batch['mask_GN'], scores_P.reshape(batch['mask_GN'].shape), 0.0)
 
-  def logprobs(self, variables, hidden_BTD, index_AP, targets_AP, real_AP):
+  def logprobs(
+    self,
+    variables: dict,
+    hidden_BTD: jax.Array,
+    index_AP: jax.Array,
+    targets_AP: jax.Array,
+    real_AP: jax.Array,
+  ) -> jax.Array:
     """Log-probabilities [A, P] fp32 of targets at positions of blocks, without holding [P, V].
 
-    Softmax runs over chunks of positions of every block that are recomputed in the backward pass.
-    Positions that only fill up P (`real_AP` False) give 0; they are at the blocks' ends, and chunks
-    of nothing else are skipped.
+    The softmax runs over chunks of positions, which the backward pass recomputes. Padding up to P
+    (`real_AP` False) gives 0; it is at the end of each block, and chunks of padding are skipped.
     """
     blocks, count = index_AP.shape
     chunk = logprob_chunk(blocks, count)
@@ -116,15 +130,15 @@ class Network:
       index_AC, targets_AC, real_AC = arrays
       return unless_empty(of_chunk, real_AC.any(), (head, hidden_BTD), (index_AC, targets_AC))
 
-    name = 'embed' if self.config.tied else 'lm_head'
+    name, _ = self.family.logits_path(self.config).split('/')
     head = {'params': {name: variables['params'][name]}}
     with jax.named_scope('logprobs'):
       out = jax.lax.map(one_chunk, (chunks(index_AP), chunks(targets_AP), chunks(real_AP)))
     out_AP = out.swapaxes(0, 1).reshape(blocks, -1)[:, :count]
     return jnp.where(real_AP, out_AP, 0.0)
 
-  def merge_lora(self, params, lora):
-    """Base params with the low-rank updates added to their kernels (the tree without LoRA)."""
+  def merge_lora(self, params: dict, lora: dict) -> dict:
+    """The base params with the low-rank updates added to their kernels: the tree without LoRA."""
     if 'lora_a' in lora:
       delta = jnp.einsum(
         '...ir,...ro->...io', lora['lora_a'], lora['lora_b'], precision=jax.lax.Precision.HIGHEST
@@ -132,8 +146,8 @@ class Network:
       return {**params, 'kernel': params['kernel'] + delta * (self.lora_alpha / self.lora_rank)}
     return params | {name: self.merge_lora(params[name], lora[name]) for name in lora}
 
-  def count_params(self):
-    """How many values the base parameters hold, without LoRA."""
+  def count_params(self) -> int:
+    """The number of base parameters, without LoRA."""
     shapes = jax.eval_shape(self.init, jax.random.key(0))['params']
     return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
 
@@ -142,8 +156,8 @@ class Network:
 def unless_empty(f, some, inexact, exact):
   """f(*inexact, *exact), or zeros where `some` is False; computed again in the backward pass.
 
-  `exact` are integers, which have no gradient. Own gradients because autodiff of `cond` hands its
-  operands from one pass to the other as copies, here of the vocabulary's table.
+  `exact` are integers, which have no gradient. It has its own gradient because autodiff of `cond`
+  copies the operands, here the vocabulary's table, from the forward to the backward pass.
   """
   like = jax.eval_shape(f, *inexact, *exact)
   none = lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)  # noqa: E731
@@ -167,19 +181,19 @@ def _unless_empty_bwd(f, residuals, grad):
 unless_empty.defvjp(_unless_empty_fwd, _unless_empty_bwd)
 
 
-def logprob_chunk(blocks, count):
-  """Of `count` positions of a block, how many have their logits held at once.
+def logprob_chunk(blocks: int, count: int) -> int:
+  """How many of a block's `count` positions have their logits in memory at once.
 
-  More where there are several blocks, hence devices: for each chunk they send each other the
-  vocabulary's table, and its gradient.
+  More if there are several blocks, and so several devices: they exchange the vocabulary's table
+  and its gradient for each chunk.
   """
   return max(1, min(count, LOGPROB_CHUNK if blocks == 1 else 2 * LOGPROB_CHUNK))
 
 
-def pick(hidden_BTD, index_AX):
+def pick(hidden_BTD: jax.Array, index_AX: jax.Array) -> jax.Array:
   """Hidden states [A, X, D] at positions of each block's flattened rows.
 
-  A gather inside blocks, so that a device that holds whole blocks asks no other for its rows.
+  It gathers inside blocks, so that a device with whole blocks needs no rows of other devices.
   """
   blocks, width = index_AX.shape[0], hidden_BTD.shape[-1]
   hidden_AYD = hidden_BTD.reshape(blocks, -1, width)
@@ -187,27 +201,15 @@ def pick(hidden_BTD, index_AX):
 
 
 def from_hf(
-  folder,
-  *,
-  precision='float32',
-  lora_rank=0,
-  lora_alpha=16.0,
-  remat='none',
-  scan=True,
-  layers=None,
-  head='rank',
-  attention='xla',
-  sequence=False,
-):
-  """The Ranker of a Hugging Face model folder; `layers` lists the ones a shallow student keeps."""
-  config = hf.read_config(folder)
-  kind = EncoderConfig if config.get('model_type') == 'bert' else DecoderConfig
-  try:
-    config = kind.from_hf(config)
-  except UserError as error:
-    raise UserError(f'{folder}/config.json: {error}') from None
-  except KeyError as error:
-    raise UserError(f'{folder}/config.json: {error} is missing') from None
+  folder: str | pathlib.Path, *, layers: Sequence[int] | None = None, **options
+) -> Network:
+  """The network of a Hugging Face model folder; `options` are fields of Network.
+
+  `layers` lists the folder's layers that a shallow student keeps.
+
+  Raises: UserError for a model that is not supported, and for layers that it does not have.
+  """
+  config = hf.open_config(folder)
   if layers is not None:
     wrong = [i for i in layers if not 0 <= i < config.layers]
     if wrong or not layers or len(set(layers)) < len(layers):
@@ -215,14 +217,4 @@ def from_hf(
         f'layers {list(layers)}: pick different ones from 0..{config.layers - 1} of {folder}'
       )
     config = dataclasses.replace(config, layers=len(layers))
-  return Network(
-    config,
-    precision,
-    lora_rank,
-    lora_alpha,
-    remat,
-    head,
-    scan,
-    attention=attention,
-    sequence=sequence,
-  )
+  return Network(config, **options)

@@ -1,6 +1,6 @@
-"""A decoder and an encoder of a few thousand random values, as Hugging Face folders.
+"""A decoder and an encoder with a few thousand random parameters, as Hugging Face folders.
 
-For tests and for trying a config in seconds; `weights.find` makes them under the names
+They are for tests and for trying a config in seconds; `weights.find` creates them under the names
 'tiny-decoder' and 'tiny-encoder'.
 """
 
@@ -23,7 +23,7 @@ from tokenizers import (
 from disranker_jax.models import files, hf
 from disranker_jax.models.network import from_hf
 
-VERSION = 3  # part of the cached folders' names: raise it when what is written changes
+VERSION = 3  # part of the cached folders' names: raise it when their content changes
 VOCABULARY = 600
 SIZES = {
   'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 2, 'num_attention_heads': 4,
@@ -43,7 +43,7 @@ CONFIGS = {
 
 
 def make(name: str, folder: Path) -> None:
-  """Writes the named model into `folder`: config, random weights, a tokenizer of its own."""
+  """Writes the named model to `folder`: config, random weights, and a tokenizer."""
   with files.replacing(folder) as temporary:
     (temporary / 'config.json').write_text(json.dumps(CONFIGS[name], indent=2) + '\n')
     head = 'lm' if name == 'tiny-decoder' else 'rank'
@@ -57,7 +57,7 @@ def make(name: str, folder: Path) -> None:
 
 def write_tokenizer(folder: Path, *, bert: bool) -> None:
   """WordPiece with BERT's special tokens, or byte-level BPE with `<s>` and `</s>`."""
-  # Imports leave names of their own among the builtins, with underscores.
+  # Imports add names with underscores to the builtins.
   public = sorted(name for name in vars(builtins) if not name.startswith('_'))
   docs = [str(getattr(builtins, name).__doc__) for name in public]
   if bert:
@@ -89,16 +89,16 @@ def write_tokenizer(folder: Path, *, bert: bool) -> None:
 
 
 def wordpieces(docs: list[str], special: Iterable[str]) -> dict[str, int]:
-  """The ids of special tokens, of letters anywhere in a word, and of BPE's pieces at its beginning.
+  """The ids of special tokens, of letters anywhere in a word, and of BPE's pieces at its start.
 
-  WordPiece's own trainer takes the pieces in an order that differs between processes.
+  WordPiece's own trainer orders the pieces differently in each process.
   """
-  found = Tokenizer(models.BPE())
-  found.normalizer = normalizers.BertNormalizer()
-  found.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  bpe = Tokenizer(models.BPE())
+  bpe.normalizer = normalizers.BertNormalizer()
+  bpe.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
   trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, show_progress=False)
-  found.train_from_iterator(docs, trainer)
-  pieces = [found.id_to_token(i) for i in range(found.get_vocab_size())]
+  bpe.train_from_iterator(docs, trainer)
+  pieces = [bpe.id_to_token(i) for i in range(bpe.get_vocab_size())]
   letters = [piece for piece in pieces if len(piece) == 1]
   longer = [piece for piece in pieces if len(piece) > 1]
   tokens = [*special, *letters, *(f'##{letter}' for letter in letters), *longer][:VOCABULARY]

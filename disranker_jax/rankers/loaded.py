@@ -75,14 +75,14 @@ def check(folder: Path) -> dict:
 
 def open_prompt(folder: Path, max_len: int = 0) -> PairPrompt | TextPrompt:
   """How the exported model reads a query and a text."""
-  from disranker_jax.stages import roles
+  from disranker_jax.models.load import open_tokenizer
 
-  tokenizer, lengths = roles.open_tokenizer(folder), formats.lengths(folder, max_len)
+  tokenizer, lengths = open_tokenizer(folder), formats.lengths(folder, max_len)
   recorded = backends.exported(folder)
-  if 'template' not in recorded:
-    return PairPrompt(tokenizer, **lengths)
-  predict = 'query' if recorded['scorer'] == 'likelihood' else 'document'
-  return TextPrompt(tokenizer, **lengths, template=recorded['template'], predict=predict)
+  predict = 'query' if recorded.get('scorer') == 'likelihood' else 'document'
+  template = recorded.get('template', '')
+  family = formats.family(folder)
+  return family.prompt(tokenizer, **lengths, template=template, predict=predict)
 
 
 class LoadedRanker:

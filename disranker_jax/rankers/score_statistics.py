@@ -1,6 +1,6 @@
-"""What a teacher's scores look like, and whether they still say anything.
+"""Statistics of a teacher's scores, and whether the scores have collapsed.
 
-Arrays: R scores, in the order of the queries; sizes of the queries' groups.
+Arrays: R scores in the order of the queries; `sizes`, documents per query.
 """
 
 import numpy as np
@@ -16,15 +16,15 @@ EDGE = 1e-3
 def describe(scores_R: np.ndarray, sizes, labels_R: np.ndarray | None = None) -> dict:
   """Count, moments, quantiles, histogram, ties, saturation, and quantiles by label.
 
-  `within` is the deviation around each query's own mean. `ties` is the share of pairs of documents
-  of one query that have the same score: they teach no order. `saturated` is the share of scores at
-  the ends of the range, as of a squashed output.
+  `within` is the standard deviation around each query's own mean. `ties` is the share of document
+  pairs of one query with equal scores, which teach no order. `saturated` is the share of scores at
+  the ends of the range, typical of a squashed output.
   """
   values_R = np.asarray(scores_R, np.float64)
   low, high = float(values_R.min()), float(values_R.max())
   counts, edges = np.histogram(values_R, BINS)
   margin = EDGE * (high - low)
-  found = {
+  stats = {
     'queries': len(sizes),
     'pairs': len(values_R),
     'mean': float(values_R.mean()),
@@ -38,17 +38,17 @@ def describe(scores_R: np.ndarray, sizes, labels_R: np.ndarray | None = None) ->
     'saturated': float(np.mean((values_R <= low + margin) | (values_R >= high - margin))),
   }
   if labels_R is not None:
-    found['by_label'] = {
+    stats['by_label'] = {
       int(label): {'pairs': int((labels_R == label).sum())}
       | {'mean': float(values_R[labels_R == label].mean())}
       | {'quantiles': quantiles(values_R[labels_R == label])}
       for label in np.unique(labels_R)
     }
-  return found
+  return stats
 
 
 def around(values_R: np.ndarray, sizes) -> np.ndarray:
-  """The values less the mean of their query."""
+  """The values minus the mean of their query."""
   sizes = np.asarray(sizes, np.int64)
   query_R = np.repeat(np.arange(len(sizes)), sizes)
   return values_R - (np.bincount(query_R, values_R) / np.maximum(sizes, 1))[query_R]
@@ -60,7 +60,7 @@ def quantiles(values_R: np.ndarray) -> dict[str, float]:
 
 
 def tie_rate(scores_R: np.ndarray, sizes) -> float:
-  """Of the pairs of documents of one query, the share with equal scores; 0 without pairs."""
+  """The share of document pairs of one query with equal scores; 0 without pairs."""
   sizes = np.asarray(sizes, np.int64)
   query_R = np.repeat(np.arange(len(sizes)), sizes)
   order = np.lexsort((scores_R, query_R))
@@ -75,7 +75,7 @@ def tie_rate(scores_R: np.ndarray, sizes) -> float:
 
 
 def together(kinds: dict[str, dict]) -> dict:
-  """Count, mean and deviations of all kinds as one: what `standardise` goes by."""
+  """Count, mean and standard deviations over all kinds, for `distill.normalize_scores`."""
   pairs = sum(s['pairs'] for s in kinds.values())
   mean = sum(s['pairs'] * s['mean'] for s in kinds.values()) / pairs
   square = sum(s['pairs'] * (s['std'] ** 2 + (s['mean'] - mean) ** 2) for s in kinds.values())
@@ -89,7 +89,7 @@ def together(kinds: dict[str, dict]) -> dict:
 
 
 def refuse_collapsed(kind: str, stats: dict, settings) -> None:
-  """Raises UserError if the scores (nearly) all are the same: a student cannot learn from them."""
+  """Raises: UserError if (nearly) all scores are equal, so that a student learns nothing."""
   what = None
   if stats['std'] < settings.min_std:
     what = f'their deviation is {stats["std"]:.3g} (config.score.min_std={settings.min_std:g})'

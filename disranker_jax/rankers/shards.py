@@ -1,9 +1,9 @@
-"""Scored pairs on disk: Parquet shards, each with a note that says what it is and what made it.
+"""Scored pairs on disk: Parquet shards, each with a note about its content and origin.
 
 `00003.parquet` holds query_id, doc_id and score of a fixed range of queries, in their order;
-`_00003.json` its rows, its sha256 and what made it (model, precision, tokenizer). Both appear whole
-or not at all, the note last, so a shard that has its note is done; whoever reads a shard checks it
-against the note. Work is lost by the shard, never in part and never in silence.
+`_00003.json` the number of rows, the sha256 and what made the scores (model, precision, tokenizer).
+Both are written atomically, the note last, so a shard with a note is done. Every read checks the
+shard against its note.
 """
 
 import hashlib
@@ -23,9 +23,10 @@ SCHEMA = pa.schema([('query_id', pa.string()), ('doc_id', pa.string()), ('score'
 
 
 class Shards:
-  """A folder of scored pairs of `queries` queries, `size` of them in a shard.
+  """A folder of the scored pairs of `queries` queries, `size` queries per shard.
 
-  made  what the scores come from: {'model': ..., ...}; shards that something else made are refused
+  Args:
+    made: what the scores come from: {'model': ..., ...}; shards with another origin are refused.
   """
 
   def __init__(self, folder: Path, queries: int, size: int, made: dict | None = None):
@@ -43,23 +44,23 @@ class Shards:
     return self.folder / f'{shard:05d}.parquet'
 
   def note_file(self, shard: int) -> Path:
-    """Named so that readers of a folder of Parquet files pass it over."""
+    """Named so that readers of Parquet folders skip it."""
     return self.folder / f'_{shard:05d}.json'
 
   def note(self, shard: int) -> dict | None:
-    """What is known of a shard; None for one that is not done."""
+    """The note of a shard; None if the shard is not done."""
     try:
       note = json.loads(self.note_file(shard).read_text())
       return note if {'rows', 'sha256', 'made'} <= note.keys() else None
     except FileNotFoundError:
       return None
     except (ValueError, AttributeError):
-      return None  # a note that cannot be read is no note
+      return None  # an unreadable note counts as none
 
   def missing(self) -> list[int]:
-    """The shards that are to be done: those without a note, and those that are not what it says.
+    """The shards without a note, and those that differ from it; reads every finished shard.
 
-    Reads every finished shard once. Raises UserError where another model made one.
+    Raises: UserError if another model made one of them.
     """
     return [shard for shard in range(len(self)) if not self._is_whole(shard)]
 
@@ -83,7 +84,7 @@ class Shards:
     return False
 
   def write(self, shard: int, scored) -> None:
-    """Stores (group, scores) of the shard's queries; the folder has all of it or nothing."""
+    """Stores the (group, scores) of the shard's queries, atomically."""
     columns = {'query_id': [], 'doc_id': [], 'score': []}
     for group, scores in scored:
       columns['query_id'] += [group.query_id] * len(group.docs)
@@ -102,7 +103,7 @@ class Shards:
     put(self.note_file(shard), (json.dumps(note, indent=1) + '\n').encode())
 
   def read(self, shard: int) -> pa.Table:
-    """A finished shard's rows; UserError for one that is not what its note says."""
+    """A finished shard's rows. Raises: UserError if it differs from its note."""
     note, file = self.note(shard), self.file(shard)
     try:
       content = file.read_bytes()
@@ -119,17 +120,20 @@ class Shards:
       yield from zip(*(table.column(c).to_pylist() for c in SCHEMA.names), strict=True)
 
   def audit(self, pairs_of) -> np.ndarray:
-    """All scores, in order, if every pair has exactly one finite score; UserError if not.
+    """All scores in order, after a check that every pair has exactly one finite score.
 
-    pairs_of  index of a query -> (query_id, its doc_ids in order), as they were to be scored
+    Args:
+      pairs_of: index of a query -> (query_id, its doc_ids in order), as they had to be scored.
+
+    Raises: UserError naming the shard that fails.
     """
     scores = []
     for shard in range(len(self)):
       table = self.read(shard)
       expected = [(q, d) for q, docs in map(pairs_of, self.span(shard)) for d in docs]
-      found = zip(table.column('query_id').to_pylist(), table.column('doc_id').to_pylist(),
+      stored = zip(table.column('query_id').to_pylist(), table.column('doc_id').to_pylist(),
                   strict=True)  # fmt: skip
-      if expected != list(found):
+      if expected != list(stored):
         raise UserError(
           f'{self.file(shard)}: its {table.num_rows} rows are not the {len(expected)} pairs that '
           'were to be scored; do it again with --rerun=score'
@@ -142,7 +146,7 @@ class Shards:
 
 
 def put(file: Path, content: bytes) -> None:
-  """A file with this content, on disk, or none: written under another name first."""
+  """Writes a file atomically and to disk: under another name first."""
   partial = file.with_name(file.name + '.partial')
   try:
     with partial.open('wb') as f:

@@ -38,12 +38,13 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def service(args: argparse.Namespace):
   """The service that the arguments describe. Raises: UserError if one of them is wrong."""
-  from disranker_jax.rankers import backends, loaded
+  from disranker_jax.exporting import formats
+  from disranker_jax.rankers import loaded
   from disranker_jax.serve.app import Limits, Service
   from disranker_jax.serve.page import Search
 
   loaded.check(args.model)
-  if 'template' in backends.exported(args.model):
+  if not formats.family(args.model).served:
     raise UserError(f'--model {args.model}: is a decoder; name an exported student')
   for flag in ('max_texts', 'max_body_bytes', 'max_concurrent_requests', 'max_batch_tokens',
                'timeout'):  # fmt: skip

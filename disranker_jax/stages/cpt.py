@@ -12,6 +12,7 @@ from disranker_jax.config.settings import Key, at_least, one_of
 from disranker_jax.data import batches
 from disranker_jax.devices import processes
 from disranker_jax.models.generate import generate
+from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.rankers.pointwise import predicted_per_row
 from disranker_jax.stages import prepare, roles
@@ -38,7 +39,7 @@ def task(config, network) -> train.Task:
   return train.Task(functools.partial(next_token_loss, network), shape)
 
 
-def job(run, teacher: roles.Side) -> tuple[train.Job, OfflineFeed]:
+def job(run, teacher: TextModel) -> tuple[train.Job, OfflineFeed]:
   """The stage on the prepared clicks."""
   encode = functools.partial(batches.encode_click, teacher.prompt(predict=run.config.cpt.predict))
   computed, clicks = task(run.config, teacher.network), prepare.records(run, 'clicks')
@@ -47,7 +48,7 @@ def job(run, teacher: roles.Side) -> tuple[train.Job, OfflineFeed]:
 
 def run(run) -> dict:
   c = run.config.cpt
-  teacher = roles.open_side(run.config.teacher, 'lm')
+  teacher = open_model(run.config.teacher, 'lm')
   variables = teacher.pretrained(run.config.seed, run.mesh)
   todo, feed = job(run, teacher)
   variables = train.fit(todo, feed, variables, run.mesh)

@@ -16,6 +16,7 @@ from disranker_jax.data import batches, scored_groups
 from disranker_jax.data.records import Group
 from disranker_jax.data.scored_groups import ScoredGroups
 from disranker_jax.errors import UserError
+from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.rankers.pointwise import score_fn
@@ -119,7 +120,7 @@ def open_scored(run) -> ScoredGroups:
 
 
 def job(
-  run, student: roles.Side, scored: ScoredGroups, targets=unchanged, hidden=None
+  run, student: TextModel, scored: ScoredGroups, targets=unchanged, hidden=None
 ) -> tuple[train.Job, OfflineFeed]:
   """The stage on scored queries; `targets` makes the student's targets of a query's scores."""
   prompt = student.prompt()
@@ -139,7 +140,7 @@ def job(
 
 def run(run) -> dict:
   c = run.config.distill
-  student = roles.open_side(run.config.student)
+  student = roles.open_role(run.config, 'student')
   scored = open_scored(run)
   targets, numbers = standardiser(scored.facts, c.normalize_scores)
   variables = roles.trained(run, student, (c.init_from,) if c.init_from else ())

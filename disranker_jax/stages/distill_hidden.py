@@ -1,7 +1,7 @@
-"""The teacher's hidden states as targets beside its scores (TinyBERT), off by default.
+"""The teacher's hidden states as targets besides its scores (TinyBERT, arXiv 1909.10351).
 
-States are compared token by token, so the teacher has to be an encoder with the student's
-tokenizer: it computes in every step, on the student's batches.
+Off by default. States are compared token by token, so the teacher must return the hidden states of
+its layers and have the student's tokenizer. It computes them in every step, on the student's batch.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import jax
 
 from disranker_jax import losses
 from disranker_jax.errors import UserError
+from disranker_jax.models.load import TextModel, merged
 from disranker_jax.models.network import Network
 from disranker_jax.stages import roles
 
@@ -18,10 +19,10 @@ KEY = 'config.distill.hidden_weight'
 
 @dataclasses.dataclass(frozen=True)
 class HiddenStates:
-  """The student's scores, and how far its layers' hidden states are from the teacher's.
+  """The student's scores, and the distance of its layers' hidden states from the teacher's.
 
-  The variables of a call hold the teacher's parameters under 'teacher' and, where widths differ, a
-  projection under 'hidden' that is trained with the student.
+  The variables of a call hold the teacher's parameters under 'teacher'. If widths differ, they also
+  hold a projection under 'hidden', which is trained with the student.
   """
 
   student: Network
@@ -29,7 +30,7 @@ class HiddenStates:
   pairs: tuple[tuple[int, int], ...] | None  # see losses.layer_pairs
 
   def __call__(self, variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
-    """(scores_GN, mean square over the rows that hold tokens)."""
+    """(scores_GN, mean squared difference over the rows that hold tokens)."""
     own = {k: v for k, v in variables.items() if k not in ('teacher', 'hidden')}
     ours_LBTD = self.student.hidden(own, batch)
     theirs_LBTD = self.teacher.hidden({'params': variables['teacher']}, batch)
@@ -44,10 +45,10 @@ class HiddenStates:
     return scores_P.reshape(batch['mask_GN'].shape), gap
 
 
-def open_hidden(run, student: roles.Side) -> tuple[HiddenStates, dict]:
-  """What is computed, and the variables that it takes beside the student's.
+def open_hidden(run, student: TextModel) -> tuple[HiddenStates, dict]:
+  """What the stage computes, and the variables that it needs besides the student's.
 
-  Raises UserError for a teacher whose layers cannot be compared with the student's.
+  Raises: UserError for a teacher whose layers cannot be compared with the student's.
   """
   network, variables = _open_teacher(run, student)
   ours, theirs = student.network.config, network.config
@@ -58,29 +59,31 @@ def open_hidden(run, student: roles.Side) -> tuple[HiddenStates, dict]:
       "student's embeddings and one for each of its layers"
     )
   pairs = tuple((m, n) for m, n in enumerate(chosen) if n >= 0) if chosen else None
-  losses.layer_pairs(pairs, ours.layers, theirs.layers)  # its mistakes before the first step
+  losses.layer_pairs(pairs, ours.layers, theirs.layers)  # raises for wrong pairs, before any step
   more = {'teacher': variables['params']}
   if ours.width != theirs.width:
     key = jax.random.key(run.config.seed + run.config.student.seed)
     start_DD = jax.random.normal(key, (ours.width, theirs.width)) / ours.width**0.5
     more['hidden'] = {'projection': start_DD}
-  both = (dataclasses.replace(r, states=True) for r in (student.network, network))
+  both = (dataclasses.replace(n, states=True) for n in (student.network, network))
   return HiddenStates(*both, pairs), more
 
 
-def _open_teacher(run, student: roles.Side) -> tuple[Network, dict]:
+def _open_teacher(run, student: TextModel) -> tuple[Network, dict]:
   """The trained teacher, its adapters merged."""
   if run.config.data.teachers:
     raise UserError(f'{KEY}: data.teachers give scores and no hidden states; set it to 0')
-  side = roles.open_teacher(run.config)
-  if side.network.is_decoder:
-    name = run.config.teacher.model
-    raise UserError(f'{KEY}: the teacher has to be an encoder, and {name!r} is none; set it to 0')
-  if side.tokenizer.get_vocab() != student.tokenizer.get_vocab():
+  teacher = roles.open_role(run.config, 'teacher')
+  for role, model in (('teacher', teacher), ('student', student)):
+    if not model.network.family.layer_states:
+      name = model.settings.model
+      raise UserError(f'{KEY}: the {role} must be an encoder, and {name!r} is not; set it to 0')
+  if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
     raise UserError(f'{KEY}: teacher and student have different tokens; set it to 0')
-  network, variables = roles.merged(side.network, roles.trained(run, side, roles.TEACHER_STAGES))
+  variables = roles.trained(run, teacher, roles.stages_of(run.config, 'teacher'))
+  network, variables = merged(teacher.network, variables)
   if network.lora_rank:
     raise UserError(
-      f'{KEY}: adapters stay beside bf16 kernels; set config.teacher.param_dtype=float32'
+      f'{KEY}: adapters of bf16 kernels cannot be merged; set config.teacher.param_dtype=float32'
     )
   return network, variables

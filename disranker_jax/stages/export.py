@@ -13,6 +13,7 @@ from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.exporting import card, formats, parity, vocabulary
 from disranker_jax.models import hf, weights
+from disranker_jax.models.load import open_tokenizer
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.progress import say
 from disranker_jax.rankers import pointwise
@@ -29,12 +30,7 @@ def run(run) -> dict:
   c = run.config.export
   folders = {}
   for name in c.models:
-    if name == 'teacher':
-      side, stages = roles.open_teacher(run.config), roles.TEACHER_STAGES
-    else:
-      side = roles.open_side(run.config.student)
-      stages = roles.student_stages(run.config)[name]
-    variables = roles.trained(run, side, stages)
+    side, variables, _ = roles.load(run, name)
     folder = run.folder('export') / name
     folders[name] = str(folder.relative_to(run.workdir))
     unchecked = folder.with_name(f'.{name}')
@@ -54,12 +50,12 @@ def save(run, side, variables, folder: Path):
   s = side.settings
   extra = {'max_len': s.max_len, 'max_query_len': s.max_query_len}
   extra |= {'from': weights.origin(side.folder)}
-  if side.network.is_decoder:
-    extra |= {'template': s.template, 'scorer': s.scorer}
   network = side.network
+  family = network.family
+  extra |= {name: s[name] for name in family.prompt_settings}
   with tempfile.TemporaryDirectory() as scratch:
     tokenizer = side.folder
-    if c.vocabulary and not network.is_decoder:
+    if c.vocabulary and family.vocabulary_tables:
       tokenizer = Path(scratch) / 'tokenizer'
       ids = vocabulary.used(side.folder, texts(run))
       network, variables = vocabulary.trim(network, variables, side.folder, tokenizer, ids)
@@ -69,9 +65,7 @@ def save(run, side, variables, folder: Path):
       extra_config={'disranker_jax': extra}, dtype=c.dtype,
     )  # fmt: skip
   processes.barrier('exported, not checked yet')
-  return dataclasses.replace(
-    side, network=network, tokenizer=roles.open_tokenizer(folder)
-  ), variables
+  return dataclasses.replace(side, network=network, tokenizer=open_tokenizer(folder)), variables
 
 
 def texts(run):
@@ -96,11 +90,10 @@ def scored(run, side, variables):
   """(groups, the trained model's own scores of them, in fp32)."""
   groups = parity.chosen(held_out(run), run.config.export.parity_pairs, side.prompt())
   exact = dataclasses.replace(side, network=dataclasses.replace(side.network, precision='float32'))
-  kind = run.config.teacher.scorer if side.network.is_decoder else 'eos'
   rows = run.config.evaluate.batch_rows
   # Not roles.scorer, which adds the adapters to the kernels as the writing of the folder did.
   scorer = pointwise.PointwiseRanker(
-    exact.network, variables, exact.prompt(), run.mesh, rows, side.settings.row_len, kind
+    exact.network, variables, exact.prompt(), run.mesh, rows, side.settings.row_len, side.scorer
   )
   return groups, parity.reference(scorer, groups, processes.is_first())
 
@@ -117,9 +110,11 @@ def held_out(run):
 def finish(run, side, unchecked: Path, folder: Path, groups, reference) -> None:
   """Adds formats, asks every reader for its scores, writes the card, and puts all in its place."""
   c = run.config.export
-  names = () if side.network.is_decoder else tuple(c.formats)
+  names = [name for name in c.formats if name in side.network.family.formats]
+  if missing := [name for name in c.formats if name not in names]:
+    say(f'export: {side.network.config.model_type} models have no format {", ".join(missing)}')
   formats.write(unchecked, names)
-  rows = parity.check(unchecked, names, groups, reference, side.prompt(), c.slack)
+  rows = parity.check(unchecked, names, groups, reference, side.prompt(), c.tolerance_factor)
   for row in rows:
     say(f'export: {row.reader}: tau {row.tau:.4f}, largest difference {row.max_difference:.2g}')
   card.write(unchecked, names, rows, facts.read_results(run), card.made(run))
@@ -129,7 +124,7 @@ def finish(run, side, unchecked: Path, folder: Path, groups, reference) -> None:
 
 SETTINGS = {
   'models': Key(
-    ('student',), list_of(one_of(*(r.name for r in ROWS.values() if r.parameters)), distinct=True),
+    ('student',), list_of(one_of(*(r.name for r in ROWS.values() if r.trained_by)), distinct=True),
     'The trained models that are exported.',
   ),
   'dtype': Key(

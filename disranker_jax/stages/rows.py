@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from disranker_jax.data.records import Group
 from disranker_jax.devices import processes
-from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.progress import Progress
@@ -28,7 +27,6 @@ class Row:
 
   rank         (run, row, groups) -> (ranking, facts)
   role         whose model ranks: 'teacher', 'student', or '' for no model
-  parameters   the stages whose parameters are laid over the pretrained ones, in order; () if none
   trained_by   the stage without which there is no such model
   needs_training  whether the row needs that stage; else it ranks with or without it
   is_baseline  whether the other rows are tested against it
@@ -39,7 +37,6 @@ class Row:
   title: str
   rank: Callable[[Run, 'Row', Sequence[Group]], Ranking]
   role: str = ''
-  parameters: Callable[[ConfigDict], tuple[str, ...]] | None = None
   trained_by: str = ''
   needs_training: Callable[[ConfigDict], bool] = lambda config: True
   is_baseline: bool = False
@@ -73,39 +70,10 @@ def first_stage(run: Run, row: Row, groups) -> Ranking:
   }, {}
 
 
-def zero_shot(run: Run, row: Row, groups) -> Ranking:
-  """The pretrained teacher: the likelihood of the query, given the document."""
-  teacher = roles.open_side(run.config.teacher)
-  if not teacher.network.is_decoder:
-    raise UserError(
-      f"config.evaluate.models: 'zero_shot' asks how likely a query is, which an encoder as "
-      f'{run.config.teacher.model!r} cannot say; leave it out'
-    )
-  teacher = dataclasses.replace(teacher, network=dataclasses.replace(teacher.network, head='lm'))
-  prompt = teacher.prompt(run.config.teacher.zero_shot_template, 'query')
-  variables = teacher.pretrained(run.config.seed, run.mesh)
-  rows = run.config.evaluate.batch_rows
-  scorer = roles.scorer(run, teacher, variables, rows, 'likelihood', prompt)
-  del variables  # the scorer has them, perhaps merged
-  return score_all(row.name, scorer, groups), facts(scorer)
-
-
-def trained_teacher(run: Run, row: Row, groups) -> Ranking:
-  """The teacher after all of its stages that the config lists."""
-  side = roles.open_teacher(run.config)
-  variables = roles.trained(run, side, row.parameters(run.config))
-  rows = run.config.evaluate.batch_rows
-  scorer = roles.scorer(run, side, variables, rows, run.config.teacher.scorer)
-  del variables
-  return score_all(row.name, scorer, groups), facts(scorer)
-
-
-def trained_student(run: Run, row: Row, groups) -> Ranking:
-  """The distilled student, or the one that was fine-tuned on labels alone."""
-  side = roles.open_side(run.config.student)
-  variables = roles.trained(run, side, row.parameters(run.config))
-  scorer = roles.scorer(run, side, variables, run.config.evaluate.batch_rows)
-  return score_all(row.name, scorer, groups), facts(scorer)
+def model_scores(run: Run, row: Row, groups) -> Ranking:
+  """A model of the run: the pretrained teacher, or a trained teacher or student."""
+  ranker = roles.scorer(run, *roles.load(run, row.name), rows=run.config.evaluate.batch_rows)
+  return score_all(row.name, ranker, groups), facts(ranker)
 
 
 def score_all(name: str, scorer, groups) -> metrics.Run:
@@ -126,26 +94,21 @@ def facts(scorer) -> dict:
   return {'parameters': scorer.network.count_params(), 'ms_per_pair': scorer.ms_per_pair}
 
 
-def student_stages(config: ConfigDict) -> tuple[str, ...]:
-  start = config.distill.init_from
-  return (start, 'distill') if start else ('distill',)
-
-
 ROWS = {
   row.name: row
   for row in (
     Row('random', 'random order', random_order, is_floor=True),
     Row('bm25', 'BM25', first_stage, is_baseline=True),
-    Row('zero_shot', 'zero-shot LLM', zero_shot, 'teacher'),
+    Row('zero_shot', 'zero-shot LLM', model_scores, 'teacher'),
     Row(
-      'student_sft', 'student, labels only', trained_student, 'student',
-      lambda config: ('student_sft',), 'student_sft', is_baseline=True,
+      'student_sft', 'student, labels only', model_scores, 'student', 'student_sft',
+      is_baseline=True,
     ),
     Row(
-      'teacher', 'teacher', trained_teacher, 'teacher', lambda config: ('cpt', 'sft'), 'sft',
+      'teacher', 'teacher', model_scores, 'teacher', 'sft',
       needs_training=lambda config: 'likelihood' not in config.teacher.scorer,
     ),
-    Row('student', 'distilled student', trained_student, 'student', student_stages, 'distill'),
+    Row('student', 'distilled student', model_scores, 'student', 'distill'),
   )
 }  # fmt: skip
 

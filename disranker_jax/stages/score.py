@@ -18,6 +18,7 @@ from disranker_jax.data.scored_groups import Scored, ScoredGroups
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
+from disranker_jax.models.load import HEADS
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.progress import Progress, say
@@ -29,20 +30,13 @@ from disranker_jax.stages import prepare, roles, teacher
 SAMPLE = 200  # queries that the estimate of the work reads
 
 
-def kinds(config) -> list[str]:
-  """The kinds of records that are scored."""
-  return ['candidates', *(['judgements'] if config.score.judgements else [])]
-
-
 def run(run) -> dict:
   c = run.config.score
-  model = roles.open_teacher(run.config)
-  variables = roles.trained(run, model, roles.TEACHER_STAGES)
-  kind = run.config.teacher.scorer
-  scorer = roles.scorer(run, model, variables, c.batch_rows, kind, workers=c.workers)
+  model, variables, kind = roles.load(run, 'teacher')
+  scorer = roles.scorer(run, model, variables, kind, rows=c.batch_rows, workers=c.workers)
   del variables  # the scorer has them, perhaps merged
   made = maker(run, model)
-  for kind in kinds(run.config):
+  for kind in reads(run.config):
     groups = open_chosen(run, kind)
     shards = open_shards(run, kind, len(groups), made)
     processes.first_alone('folder', lambda s=shards: s.folder.mkdir(parents=True, exist_ok=True))
@@ -57,7 +51,7 @@ def run(run) -> dict:
 def maker(run, teacher) -> dict:
   """What a score depends on apart from the pair: in every shard's note."""
   c = run.config.teacher
-  trained = [s for s in roles.TEACHER_STAGES if s in run.config.stages]
+  trained = [s for s in roles.stages_of(run.config, 'teacher') if s in run.config.stages]
   tokenizer = teacher.tokenizer.backend_tokenizer.to_str().encode()
   return {
     'model': c.model,
@@ -184,7 +178,7 @@ def finish(run) -> dict[str, dict]:
   Raises: UserError if the audit fails or the scores have collapsed.
   """
   by_kind = {}
-  for kind in kinds(run.config):
+  for kind in reads(run.config):
     groups = open_chosen(run, kind)
     shards = open_shards(run, kind, len(groups))
     sizes, labels = [], []
@@ -220,7 +214,7 @@ def write_run(run) -> None:
 
 def open_scored(run) -> ScoredGroups:
   """What the teacher has scored, every kind, for distillation."""
-  return ScoredGroups([scored_part(run, kind) for kind in kinds(run.config)], together(stats(run)))
+  return ScoredGroups([scored_part(run, kind) for kind in reads(run.config)], together(stats(run)))
 
 
 def scored_part(run, kind: str) -> tuple[int, Callable[[int], Scored]]:
@@ -266,12 +260,15 @@ SETTINGS = {
     0.5, share(), 'A larger share of tied pairs within queries is an error.'
   ),
   'judgements': Key(
-    True, boolean(), "Score the judged queries too, for distillation's hard-label term."
+    True, boolean(),
+    'Score the judged queries too: distillation learns from their scores and, by its hard-label '
+    'term, from their labels.',
   ),
 }  # fmt: skip
 
 
 def reads(config) -> tuple[str, ...]:
+  """The kinds of records that are scored."""
   return ('candidates', 'judgements') if config.score.judgements else ('candidates',)
 
 
@@ -287,5 +284,5 @@ def check(config) -> None:
 STAGE = Stage(
   'score', 'the teacher scores unlabeled pairs', run, SETTINGS, check=check, role='teacher',
   after=('prepare', 'cpt', 'sft'), reads=reads,
-  head=lambda config: roles.HEADS[config.teacher.scorer], scores=True, paper_rows=46_814_775,
+  head=lambda config: HEADS[config.teacher.scorer], scores=True, paper_rows=46_814_775,
 )  # fmt: skip

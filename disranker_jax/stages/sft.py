@@ -11,6 +11,7 @@ from disranker_jax import losses
 from disranker_jax.config.settings import Key, Section, finite, text
 from disranker_jax.data import batches
 from disranker_jax.data.records import Group
+from disranker_jax.models.load import HEADS, TextModel
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.rankers.pointwise import score_fn, score_shape
 from disranker_jax.stages import prepare, roles, teacher
@@ -39,7 +40,7 @@ def draw(size: int, group: Group, rng) -> Group:
 
 def run(run) -> dict:
   """The teacher, from the parameters that cpt trained."""
-  side = roles.open_teacher(run.config)
+  side = roles.open_role(run.config, 'teacher')
   return on_labels(run, 'sft', side, roles.trained(run, side, ('cpt',)))
 
 
@@ -53,7 +54,7 @@ def task(config, network, stage: str = 'sft') -> train.Task:
   return train.Task(loss, score_shape(scorer, c.batch_rows, row_len, c.group_size))
 
 
-def job(run, side: roles.Side, stage: str = 'sft') -> tuple[train.Job, OfflineFeed]:
+def job(run, side: TextModel, stage: str = 'sft') -> tuple[train.Job, OfflineFeed]:
   """The stage on the judged queries."""
   encode = functools.partial(batches.encode_group, side.prompt())
   choose = functools.partial(draw, run.config[stage].group_size)
@@ -87,5 +88,5 @@ def check(config) -> None:
 STAGE = Stage(
   'sft', 'the teacher learns to rank from labels', run, settings={**training(), **LABELS},
   check=check, role='teacher', after=('prepare', 'cpt'), reads=lambda config: ('judgements',),
-  head=lambda config: roles.HEADS[config.teacher.scorer], task=task, paper_rows=796_095,
+  head=lambda config: HEADS[config.teacher.scorer], task=task, paper_rows=796_095,
 )  # fmt: skip

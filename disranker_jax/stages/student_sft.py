@@ -15,7 +15,7 @@ NAME = 'student_sft'
 
 def run(run: Run) -> dict:
   """Trains the student from its pretrained parameters."""
-  student = roles.open_side(run.config.student)
+  student = roles.open_role(run.config, 'student')
   return sft.on_labels(run, NAME, student, student.pretrained(run.config.seed, run.mesh))
 
 

@@ -1,12 +1,12 @@
-"""Orbax checkpoints of a stage: what was trained, the optimizer's state, the place in the data.
+"""Orbax checkpoints of a stage: trained parameters, optimizer state, the place in the data.
 
-Two checkpointables a step, `params` | `train`, so that the next stage reads `params` alone. Frozen
-parameters are in none: they come from where the stage got them. All of it is arrays on the mesh,
-so that any number of processes may go on from what any other number wrote.
+Each step has two checkpointables, `params` and `train`, so that the next stage reads `params` only.
+Frozen parameters are not saved: they come from where the stage got them. Everything is arrays on
+the mesh, so any number of processes can continue from what any other number wrote.
 
-Once a step is whole, the checksums of its files are written beside them, and compared before it is
-read: the format notices damage to its indices, but most flipped bits are in data, which it loads
-as numbers like any other. Each process reads its share of the files back, in the background.
+Once a step is complete, checksums of its files are written beside them and compared before it is
+read. The format detects damage to its indices, but most flipped bits are in data, which it loads as
+any other numbers. Each process reads its share of the files back, in the background.
 """
 
 import concurrent.futures
@@ -25,13 +25,13 @@ from disranker_jax.errors import UserError
 from disranker_jax.pipeline import manifest
 
 SUMS = 'checksums'
-# A folder that cannot be made is an error at once. Made in the background, it leaves threads that
-# wait minutes for it, and a process that does not end before them.
+# A folder that cannot be created is an error at once. Creation in the background leaves threads
+# that wait minutes for it, and the process does not end before them.
 PROMPT = ocp.options.AsyncOptions(create_directories_asynchronously=False)
 
 
 class Checkpoints:
-  """The checkpoints of one training stage, newest two kept; a context manager."""
+  """The two newest checkpoints of a training stage; a context manager."""
 
   def __init__(self, folder: Path):
     self._folder = folder.absolute()
@@ -59,9 +59,9 @@ class Checkpoints:
     return sorted((c.step for c in self._orbax.checkpoints), reverse=True)
 
   def save(self, step: int, params, train) -> None:
-    """Starts writing in the background; a step that is already there is left alone.
+    """Starts writing in the background; does nothing if the step exists.
 
-    Raises what went wrong with the one before.
+    Raises: the error of the previous save, if it failed.
     """
     self._wait_for_seal()
     if step not in self.steps():
@@ -79,10 +79,10 @@ class Checkpoints:
       sealed.result()
 
   def restore(self, params, train) -> tuple[int, object, object]:
-    """(step, params, train) of the newest step that can be read, placed as the shapes given say.
+    """(step, params, train) of the newest readable step, placed as the given shapes are.
 
-    A step that cannot be read is reported, set aside, and the one before it is used; (0, None,
-    None) where there is none. On several processes all of them must be able to read it.
+    A step that cannot be read is reported and set aside, and the previous one is used; (0, None,
+    None) if there is none. On several processes all of them must be able to read it.
     """
     for step in self.steps():
       items = {'params': params, 'train': train}
@@ -96,22 +96,22 @@ class Checkpoints:
     return 0, None, None
 
   def _set_aside(self, step: int) -> None:
-    """Moves a step that cannot be read to `unreadable/`, so that it is written anew in its turn."""
+    """Moves a step that cannot be read to `unreadable/`, so that it can be written again."""
     aside = self._folder.parent / 'unreadable'
     aside.mkdir(exist_ok=True)
     shutil.rmtree(aside / str(step), ignore_errors=True)
     (self._folder / str(step)).rename(aside / str(step))
 
   def wait(self) -> None:
-    """Until everything that was started is on disk; raises what went wrong with it."""
+    """Waits until all saves are on disk. Raises: the error of a save that failed."""
     self._orbax.wait()
     self._wait_for_seal()
 
 
 def attempt(load, folder: Path, part: str = ''):
-  """(what `load` gives, None), or (None, why not) if a step cannot be read in any process.
+  """(result of `load`, None), or (None, the error) if any process cannot read the step.
 
-  It is said, not raised: a broken checkpoint is no reason to stop while there are others.
+  Logged and not raised: there may be other checkpoints.
   """
   out, error = None, None
   for work in (functools.partial(check_sums, folder, part), load):
@@ -126,16 +126,16 @@ def attempt(load, folder: Path, part: str = ''):
 
 
 def write_sums(folder: Path) -> None:
-  """checksums.<process>.json: {file: [bytes, CRC-32]} of this process's share of a whole step."""
-  files = [f for f in folder.glob('*/**/*') if f.is_file()]  # what lies on top is not data
-  files.sort(key=lambda f: (-f.stat().st_size, f))  # so that shares are alike
+  """checksums.<process>.json: {file: [bytes, CRC-32]} of this process's share of a step."""
+  files = [f for f in folder.glob('*/**/*') if f.is_file()]  # top-level files are metadata
+  files.sort(key=lambda f: (-f.stat().st_size, f))  # for equal shares
   own = files[jax.process_index() :: jax.process_count()]
   sums = {str(f.relative_to(folder)): checksum(f) for f in own}
   manifest.write_json(folder / f'{SUMS}.{jax.process_index()}.json', sums)
 
 
 def check_sums(folder: Path, part: str = '') -> None:
-  """Raises unless this process's share of the listed files under `part` is what was written."""
+  """Raises: ValueError unless this process's share of files under `part` is as written."""
   sums = {}
   for file in sorted(folder.glob(f'{SUMS}.*.json')):
     sums |= json.loads(file.read_text())
@@ -148,7 +148,7 @@ def check_sums(folder: Path, part: str = '') -> None:
 
 
 def checksum(file: Path) -> list[int]:
-  """[bytes, CRC-32], which catches what disks and networks do; 4 GB/s on a core."""
+  """[bytes, CRC-32]: detects the errors of disks and networks, at 4 GB/s per core."""
   size = crc = 0
   with file.open('rb') as f:
     while chunk := f.read(1 << 24):
@@ -157,7 +157,10 @@ def checksum(file: Path) -> list[int]:
 
 
 def load_params(folder: Path, mesh):
-  """The parameters that a stage's last readable checkpoint holds, placed by the sharding table."""
+  """The parameters in a stage's last readable checkpoint, placed by the sharding table.
+
+  Raises: UserError if there is none.
+  """
   folder = folder.absolute()
   steps = sorted((int(p.name) for p in folder.glob('*') if p.name.isdigit()), reverse=True)
   error = None
@@ -172,8 +175,8 @@ def load_params(folder: Path, mesh):
 
 def load_step(folder: Path, mesh):
   """One step's parameters."""
-  found = ocp.metadata(folder, checkpointable_name='params').metadata
-  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found)
+  saved = ocp.metadata(folder, checkpointable_name='params').metadata
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
   return ocp.load(folder, sharding.abstract(shapes, mesh), checkpointable_name='params')
 
 

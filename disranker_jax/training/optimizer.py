@@ -10,10 +10,12 @@ from disranker_jax.models.tree import flatten
 
 
 def split(variables, pattern: str) -> tuple[dict, dict]:
-  """(trained, frozen) by a regular expression over paths, both flat.
+  """(trained, frozen) by a regular expression over parameter paths, both flat.
 
-  Frozen parameters have no gradient, no moments and no place in a stage's checkpoint. Those under
-  'teacher/', which a student learns from, always are.
+  Frozen parameters have no gradient and no moments, and are not in the stage's checkpoints.
+  Parameters under 'teacher/', which a student learns from, are always frozen.
+
+  Raises: UserError if the pattern is invalid or matches no parameter.
   """
   flat = flatten(variables)
   try:
@@ -27,7 +29,7 @@ def split(variables, pattern: str) -> tuple[dict, dict]:
 
 
 def schedule(settings, steps: int):
-  """Linear warm-up over a share of the steps, then constant, or linear or cosine to zero."""
+  """Linear warm-up over a share of the steps, then constant, or linear or cosine decay to zero."""
   warm = max(1, round(settings.warmup_ratio * steps))
   rest = max(1, steps - warm)
   peak = settings.learning_rate
@@ -40,19 +42,19 @@ def schedule(settings, steps: int):
 
 
 def decays(flat: dict) -> dict:
-  """Weight decay is for matrices: not for norms and biases, also where layers are stacked."""
+  """Weight decay applies to matrices, not to norms and biases, also where layers are stacked."""
   return {k: jnp.ndim(v) > 1 and not re.search(r'norm|bias|scale', k) for k, v in flat.items()}
 
 
 def make(settings, steps: int) -> optax.GradientTransformation:
-  """The optimizer that a stage's settings ask for, with clipping before it.
+  """The optimizer of a stage's settings, with gradient clipping before it.
 
-  Bytes of state a parameter: 'adamw' 8, or 6 with bfloat16 first moments (the second moment stays
-  fp32: its steps of 1 - b2 are too small for bfloat16's 8 bits); 'adafactor' next to none.
+  State in bytes per parameter: 'adamw' 8, or 6 with bfloat16 first moments (the second moment stays
+  fp32: its steps of 1 - b2 are too small for bfloat16's 8 bits); 'adafactor' almost none.
   """
   scale = {
     'adamw': lambda: optax.scale_by_adam(b2=settings.adam_b2, mu_dtype=settings.adam_mu_dtype),
-    # The global norm is clipped before it; its own clipping bounds what one matrix moves.
+    # Beside the clipped global norm, its own clipping bounds the update of each matrix.
     'adafactor': lambda: optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)),
   }[settings.optimizer]()
   return optax.chain(

@@ -8,10 +8,9 @@ import pytest
 
 from disranker_jax.data import prompts, records
 from disranker_jax.devices import sharding
-from disranker_jax.models import hf, tiny
+from disranker_jax.models import hf, load, tiny
 from disranker_jax.models.network import from_hf
 from disranker_jax.rankers.pointwise import PointwiseRanker
-from disranker_jax.stages import roles
 
 MAX_LEN, MAX_QUERY = 64, 16
 
@@ -58,7 +57,7 @@ def student(tmp_path_factory):
     variables,
   )
   variables = jax.tree.map(lambda x: np.asarray(x, np.float32), variables)
-  prompt = prompts.PairPrompt(roles.open_tokenizer(base), MAX_LEN, MAX_QUERY)
+  prompt = prompts.PairPrompt(load.open_tokenizer(base), MAX_LEN, MAX_QUERY)
   return Student(network, variables, base, prompt)
 
 

@@ -117,7 +117,7 @@ def session_of(model):
 def test_all_activations_of_our_encoder_are_those_of_onnx(student, exported, texts):
   import jax
 
-  from disranker_jax.models.encoder import ACTS
+  from disranker_jax.models.families.bert import ACTS
 
   x = np.linspace(-4, 4, 41, dtype=np.float32)
   for name, ours in ACTS.items():
@@ -166,5 +166,5 @@ def test_halved_folders_are_half_as_large_and_become_onnx_too(student, tmp_path,
 
 def test_a_decoder_is_refused_by_name(tmp_path):
   tiny.make('tiny-decoder', tmp_path / 'm')
-  with pytest.raises(UserError, match='onnx is for BERT students'):
+  with pytest.raises(UserError, match="mistral models have no format 'onnx'"):
     formats.write(tmp_path / 'm', ('onnx',))

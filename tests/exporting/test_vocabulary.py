@@ -12,8 +12,7 @@ from disranker_jax.data.prompts import PairPrompt
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.exporting import vocabulary
-from disranker_jax.models import tiny
-from disranker_jax.stages import roles
+from disranker_jax.models import load, tiny
 
 CORPUS = ['return the number of items', 'a list of names', 'read the file, line by line']
 
@@ -27,7 +26,7 @@ def trimmed(student, tmp_path_factory):
 
 
 def prompt_of(folder):
-  return PairPrompt(roles.open_tokenizer(folder), 64, 16)
+  return PairPrompt(load.open_tokenizer(folder), 64, 16)
 
 
 def test_texts_of_the_corpus_score_exactly_as_before(student, trimmed):
@@ -69,7 +68,7 @@ def test_special_tokens_frame_a_pair_as_before(student, trimmed):
 
 def test_another_kind_of_tokenizer_is_refused(tmp_path):
   tiny.make('tiny-decoder', tmp_path / 'm')
-  with pytest.raises(UserError, match=r'WordPiece only, this is .BPE'):
+  with pytest.raises(UserError, match=r'only a WordPiece vocabulary .* this is .BPE'):
     vocabulary.used(tmp_path / 'm', ['a'])
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
-from disranker_jax.models import hf, tree, weights
+from disranker_jax.models import hf, load, tree, weights
 from disranker_jax.models.network import from_hf
 from disranker_jax.pipeline import runner
 from disranker_jax.pipeline.stage import Run
@@ -32,7 +32,7 @@ def opened(tmp_path, **changes):
   c = config(**changes)
   c.stages = ('prepare', 'distill')
   run = Run(c, tmp_path, sharding.make_mesh(c.mesh))
-  student = roles.open_side(c.student)
+  student = load.open_model(c.student)
   states, more = distill_hidden.open_hidden(run, student)
   return states, student.pretrained(0, run.mesh) | more
 
@@ -101,7 +101,7 @@ def test_the_stage_learns_from_the_teachers_layers_and_leaves_the_teacher_out(tm
 @pytest.mark.parametrize(
   ('changes', 'says'),
   [
-    ({'teacher__model': 'tiny-decoder'}, "has to be an encoder, and 'tiny-decoder' is none"),
+    ({'teacher__model': 'tiny-decoder'}, "must be an encoder, and 'tiny-decoder' is not"),
     ({'distill__hidden_layers': (0,)}, r'hidden_layers=\(0,\): must be 2 numbers'),
     ({'distill__hidden_layers': (0, 3)}, 'the teacher 0 to 2'),
     ({'data__teachers': ('trec:x.run',)}, 'data.teachers give scores and no hidden states'),
@@ -114,9 +114,9 @@ def test_what_cannot_be_compared_is_said(tmp_path, changes, says):
 
 def test_other_tokens_cannot_be_compared(tmp_path, monkeypatch):
   other = types.SimpleNamespace(get_vocab=dict)
-  opener = roles.open_teacher
+  opener = roles.open_role
   monkeypatch.setattr(
-    roles, 'open_teacher', lambda c: dataclasses.replace(opener(c), tokenizer=other)
+    roles, 'open_role', lambda *role: dataclasses.replace(opener(*role), tokenizer=other)
   )
   with pytest.raises(UserError, match='different tokens'):
     opened(tmp_path)
@@ -125,5 +125,5 @@ def test_other_tokens_cannot_be_compared(tmp_path, monkeypatch):
 def test_an_encoder_cannot_rank_without_training(tmp_path):
   c = config(evaluate__models=('zero_shot',), distill__hidden_weight=0.0)
   c.stages = ('prepare', 'evaluate')
-  with pytest.raises(UserError, match=r'zero_shot.*an encoder'):
+  with pytest.raises(UserError, match=r"zero_shot.*'tiny-encoder' does not compute"):
     runner.run(c, tmp_path)

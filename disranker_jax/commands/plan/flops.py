@@ -74,7 +74,7 @@ def _attention(network, batch: dict, backward: bool) -> Flops:
   rows, length = batch['tokens_BT'].shape
   product = 2.0 * c.layers * rows * c.heads * c.head_dim  # per pair of positions
   full = seen = length * length
-  if network.is_decoder:
+  if network.family.causal:
     window = min(c.window or length, length)
     seen = window * (window + 1) // 2 + (length - window) * window
   again = 0
@@ -102,9 +102,9 @@ def _uses(path: str, network, batch: dict) -> int:
 
 def _is_vocabulary(path: str, network) -> bool:
   """Whether it is the matrix of next-token logits."""
-  if not network.is_decoder or network.head == 'rank':
+  if network.head == 'rank':
     return False
-  return path == ('params/embed/embedding' if network.config.tied else 'params/lm_head/kernel')
+  return path == f'params/{network.family.logits_path(network.config)}'
 
 
 def _is_head(path: str, network) -> bool:
@@ -116,5 +116,5 @@ def _is_again(path: str, network) -> bool:
   if 'blocks/' not in path:
     return _is_vocabulary(path, network)  # chunks of logits are never saved
   # The value of a layer's last product is needed only by a norm behind it.
-  last = network.is_decoder and path.endswith(('down/kernel', 'down/lora_b'))
+  last = network.family.pre_norm and path.endswith(('down/kernel', 'down/lora_b'))
   return network.remat == 'full' and not last

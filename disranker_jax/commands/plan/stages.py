@@ -13,11 +13,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from disranker_jax.devices import sharding
 from disranker_jax.devices.memory import per_device
 from disranker_jax.errors import UserError
-from disranker_jax.models import tiny, weights
+from disranker_jax.models import load, tiny, weights
 from disranker_jax.models.network import Network
 from disranker_jax.pipeline import systems
 from disranker_jax.rankers import pointwise
-from disranker_jax.stages import cpt, distill, roles, sft
+from disranker_jax.stages import cpt, distill, sft
 from disranker_jax.training import train
 
 # From the published config.json files of the paper's two models.
@@ -79,7 +79,7 @@ def _training(config, stage: str, network: Network, variables: dict, mesh) -> St
 
 
 def _scoring(config, network: Network, variables: dict, mesh) -> Step:
-  network, variables = roles.merged(network, variables)
+  network, variables = load.merged(network, variables)
   rows, row_len, kind = config.score.batch_rows, config.teacher.row_len, config.teacher.scorer
   scorer = pointwise.PointwiseRanker(network, None, None, mesh, rows, row_len, kind)
   batch = scorer.shape.zeros(scorer.blocks)
@@ -96,18 +96,18 @@ def _resolved(side, mesh):
   """A model's settings with 'auto' resolved for the mesh's devices, not for this machine."""
   side = copy.deepcopy(side)
   platform = mesh.devices.flat[0].platform
-  side.precision = roles.precision(side.precision, platform)
+  side.precision = load.precision(side.precision, platform)
   if side.attention == 'auto':
     side.attention = 'splash' if platform == 'tpu' and side.precision != 'float32' else 'xla'
   return side
 
 
 def _ranker(config, stage: str, side) -> Network:
-  head = {'cpt': 'lm', 'sft': roles.HEADS[side.get('scorer', 'eos')]}
+  head = {'cpt': 'lm', 'sft': load.HEADS[side.get('scorer', 'eos')]}
   head['score'] = head['sft']
   with tempfile.TemporaryDirectory() as scratch:
     folder = config_folder(side.model, pathlib.Path(scratch))
-    return roles.open_ranker(folder, side, head.get(stage, 'rank'))
+    return load.open_network(folder, side, head.get(stage, 'rank'))
 
 
 def _variables(network: Network, dtype: str) -> dict:

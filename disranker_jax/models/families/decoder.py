@@ -1,4 +1,8 @@
-"""The teacher's network: a Mistral, Llama or Qwen2 decoder over packed rows."""
+"""What decoders have in common: config, Hugging Face tensors, and the network over packed rows.
+
+Pre-norm layers of grouped-query attention with rotary positions and a gated feed-forward. A type
+of decoder is a module of its own, which says how its config differs.
+"""
 
 import dataclasses
 
@@ -6,10 +10,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from disranker_jax.data.prompts import TextPrompt
 from disranker_jax.errors import UserError
 from disranker_jax.models import attention, layers
+from disranker_jax.models.families.base import Family
 
-MODEL_TYPES = ('mistral', 'llama', 'qwen2')
+USE = """It scores text as `disranker_jax.template` in `config.json` has it; `transformers`
+loads it as `{architecture}`. Scores are raw: any real number, larger is better.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +43,61 @@ class DecoderConfig:
   eos_id: int | tuple[int, ...] | None = None
   pad_id: int | None = None
 
-  @classmethod
-  def from_hf(cls, config):
-    """Read a Hugging Face config dict; UserError for what this decoder does not compute."""
-    kind = config.get('model_type')
+
+TENSORS = {
+  'model.embed_tokens.weight': 'embed/embedding',
+  'model.norm.weight': 'norm/scale',
+  'model.layers.{}.input_layernorm.weight': 'blocks/attn_norm/scale',
+  'model.layers.{}.post_attention_layernorm.weight': 'blocks/mlp_norm/scale',
+  **{
+    f'model.layers.{{}}.self_attn.{n}_proj.{theirs}': f'blocks/{n}/{ours}'
+    for n in 'qkvo'
+    for theirs, ours in (('weight', 'kernel'), ('bias', 'bias'))
+  },
+  'model.layers.{}.mlp.gate_proj.weight': 'blocks/gate/kernel',
+  'model.layers.{}.mlp.up_proj.weight': 'blocks/up/kernel',
+  'model.layers.{}.mlp.down_proj.weight': 'blocks/down/kernel',
+  'lm_head.weight': 'lm_head/kernel',
+  'score.weight': 'score/kernel',
+}
+
+
+class Decoder(Family):
+  """A causal language model; its score is read at the last token.
+
+  A type of decoder sets `architecture`, `own_fields` and `own_keys`.
+  """
+
+  causal = True
+  pre_norm = True
+  heads = ('rank', 'lm', 'both')
+
+  tensors = TENSORS
+  fresh = ('score/',)
+  ignored = r'lm_head\.weight$|score\.weight$'  # the head that is not in use
+
+  title = 'decoder'
+  usage = USE
+  readers = ('transformers-tokens',)
+  served = False
+  prompt_settings = ('template', 'scorer')
+
+  def own_fields(self, config: dict) -> dict:
+    """The fields of DecoderConfig that this type reads in its own way.
+
+    Raises: UserError for options that the network does not compute.
+    """
+    raise NotImplementedError
+
+  def own_keys(self, config: DecoderConfig) -> dict:
+    """The keys of config.json that only this type has; the reverse of `own_fields`."""
+    raise NotImplementedError
+
+  def from_hf(self, config: dict) -> DecoderConfig:
     _refuse_unsupported(config)
     heads = config['num_attention_heads']
     eos = config.get('eos_token_id')
-    bias = bool(config.get('attention_bias', False))
-    return cls(
+    return DecoderConfig(
       vocab=config['vocab_size'],
       width=config['hidden_size'],
       ffn=config['intermediate_size'],
@@ -51,61 +105,78 @@ class DecoderConfig:
       heads=heads,
       kv_heads=config.get('num_key_value_heads') or heads,
       head_dim=config.get('head_dim') or config['hidden_size'] // heads,
-      model_type=kind,
+      model_type=config['model_type'],
       rope_theta=_rope_theta(config),
       norm_eps=config['rms_norm_eps'],
-      window=_window(config),
-      qkv_bias=kind == 'qwen2' or bias,
-      out_bias=kind == 'llama' and bias,
       tied=bool(config.get('tie_word_embeddings', False)),
-      max_positions=config.get('max_position_embeddings', cls.max_positions),
+      max_positions=config.get('max_position_embeddings', DecoderConfig.max_positions),
       bos_id=config.get('bos_token_id'),
       eos_id=tuple(eos) if isinstance(eos, list) else eos,
       pad_id=config.get('pad_token_id'),
+      **self.own_fields(config),
     )
 
-  def to_hf(self):
-    """The Hugging Face config dict of the same network, without architecture and labels."""
-    config = {
-      'model_type': self.model_type,
-      'vocab_size': self.vocab,
-      'hidden_size': self.width,
-      'intermediate_size': self.ffn,
-      'num_hidden_layers': self.layers,
-      'num_attention_heads': self.heads,
-      'num_key_value_heads': self.kv_heads,
-      'head_dim': self.head_dim,
+  def to_hf(self, config: DecoderConfig) -> dict:
+    c = config
+    return {
+      'model_type': c.model_type,
+      'vocab_size': c.vocab,
+      'hidden_size': c.width,
+      'intermediate_size': c.ffn,
+      'num_hidden_layers': c.layers,
+      'num_attention_heads': c.heads,
+      'num_key_value_heads': c.kv_heads,
+      'head_dim': c.head_dim,
       'hidden_act': 'silu',
-      'rms_norm_eps': self.norm_eps,
-      'rope_theta': self.rope_theta,
-      'rope_parameters': {'rope_type': 'default', 'rope_theta': self.rope_theta},
-      'max_position_embeddings': self.max_positions,
-      'tie_word_embeddings': self.tied,
+      'rms_norm_eps': c.norm_eps,
+      'rope_theta': c.rope_theta,
+      'rope_parameters': {'rope_type': 'default', 'rope_theta': c.rope_theta},
+      'max_position_embeddings': c.max_positions,
+      'tie_word_embeddings': c.tied,
       'initializer_range': 0.02,
       'use_cache': True,
-      'bos_token_id': self.bos_id,
-      'eos_token_id': list(self.eos_id) if isinstance(self.eos_id, tuple) else self.eos_id,
-      'pad_token_id': self.pad_id,
-    }
-    if self.model_type == 'llama':
-      config |= {'attention_bias': self.qkv_bias, 'mlp_bias': False}
-    else:
-      config['sliding_window'] = self.window
-    if self.model_type == 'qwen2':
-      config |= {'use_sliding_window': self.window is not None, 'max_window_layers': 0}
-    return config
+      'bos_token_id': c.bos_id,
+      'eos_token_id': list(c.eos_id) if isinstance(c.eos_id, tuple) else c.eos_id,
+      'pad_token_id': c.pad_id,
+    } | self.own_keys(c)
+
+  def module(self, config: DecoderConfig, *, head: str, states: bool, **options) -> nn.Module:
+    return DecoderModule(config, head=head, **options)
+
+  def logits_path(self, config: DecoderConfig) -> str:
+    return 'embed/embedding' if config.tied else 'lm_head/kernel'
+
+  def prompt(
+    self,
+    tokenizer,
+    max_len: int,
+    max_query_len: int,
+    *,
+    template: str = '',
+    predict: str = 'document',
+  ) -> TextPrompt:
+    return TextPrompt(tokenizer, max_len, max_query_len, template, predict)
+
+  def canonical(self, name: str) -> str:
+    bare = name.startswith(('layers.', 'embed_tokens.', 'norm.'))
+    return f'model.{name}' if bare else name
+
+  def scoring_config(self, config: dict) -> dict:
+    """With a padding token that is not the end token.
+
+    transformers scores the last token that is not padding: with pad = `</s>` it skips our `</s>`.
+    """
+    eos = config['eos_token_id']
+    eos = eos if isinstance(eos, list) else [eos]
+    pads = (config['pad_token_id'], 0, 1, 2)
+    return config | {'pad_token_id': next(i for i in pads if i is not None and i not in eos)}
 
 
-def _refuse_unsupported(config):
-  kind = config.get('model_type')
-  if kind not in MODEL_TYPES:
-    raise UserError(f'model_type {kind!r} is not a supported decoder: {", ".join(MODEL_TYPES)}')
+def _refuse_unsupported(config: dict) -> None:
   if config.get('hidden_act', 'silu') != 'silu':
     raise UserError(f"hidden_act {config['hidden_act']!r} is not supported: decoders use 'silu'")
   if config.get('mlp_bias'):
     raise UserError('mlp_bias true is not supported: the feed-forward kernels have no bias here')
-  if kind == 'mistral' and config.get('attention_bias'):
-    raise UserError('attention_bias true is not part of Mistral')
   for rope in (config.get('rope_scaling') or {}, config.get('rope_parameters') or {}, config):
     scaling = rope.get('rope_type', rope.get('type', 'default'))
     if scaling != 'default':
@@ -114,26 +185,10 @@ def _refuse_unsupported(config):
       raise UserError('partial_rotary_factor below 1 is not supported')
 
 
-def _rope_theta(config):
+def _rope_theta(config: dict) -> float:
   # transformers 5 keeps it in rope_parameters, earlier files at the top.
   rope = config.get('rope_parameters') or {}
   return float(rope.get('rope_theta') or config.get('rope_theta') or 10000.0)
-
-
-def _window(config):
-  window = config.get('sliding_window')
-  if config['model_type'] == 'llama' or window is None:
-    return None
-  if config['model_type'] == 'qwen2':
-    first, count = config.get('max_window_layers', 28), config['num_hidden_layers']
-    if not config.get('use_sliding_window') or first >= count:
-      return None
-    if first > 0:
-      raise UserError(
-        f'max_window_layers {first} of {count} layers mixes full and sliding attention, which is '
-        'not supported: set use_sliding_window to false for inputs shorter than the window'
-      )
-  return window
 
 
 class Block(nn.Module):
@@ -182,7 +237,7 @@ class Block(nn.Module):
       segments_BS=segments_BS,
       causal=True,
       window=c.window,
-      # A number outside a trace, from which `attend` sees that this is no decoding.
+      # A Python number, from which `attend` knows that this is not decoding.
       start=0 if cache is None else start,
       precision=self.precision,
       kernel=self.attention,
@@ -194,7 +249,7 @@ class Block(nn.Module):
     return layers.constrain(x_BTD, self.sequence), cache
 
 
-class Decoder(nn.Module):
+class DecoderModule(nn.Module):
   """Embedding, scanned blocks, final norm; heads are separate methods on gathered positions.
 
   `head` is 'rank' (a bias-free scalar, Hugging Face's `score.weight`), 'lm' (next-token logits) or
@@ -214,7 +269,7 @@ class Decoder(nn.Module):
   def setup(self):
     c = self.config
     self.embed = layers.Embed(c.vocab, c.width, self.precision)
-    self.blocks = scanned(
+    self.blocks = layers.scanned(
       Block, c.layers, self.remat, self.scan, in_axes=(0, *(nn.broadcast,) * 4)
     )(c, self.precision, self.lora_rank, self.lora_alpha, self.attention, self.sequence)
     self.norm = layers.RMSNorm(c.norm_eps)
@@ -228,7 +283,7 @@ class Decoder(nn.Module):
     return self._run(tokens_BT, positions_BT, None, segments_BT, segments_BT, 0)[0]
 
   def decode(self, tokens_BT, positions_BT, cache, segments_BS, start):
-    """Hidden states of T new tokens in slots start.., and the cache that now holds them."""
+    """Hidden states of T new tokens in the slots from `start` on, and the updated cache."""
     segments_BT = jax.lax.dynamic_slice_in_dim(segments_BS, start, tokens_BT.shape[1], axis=1)
     return self._run(tokens_BT, positions_BT, cache, segments_BT, segments_BS, start)
 
@@ -239,7 +294,7 @@ class Decoder(nn.Module):
     return self.norm(x_BTD), cache
 
   def logits(self, hidden_PD):
-    """Next-token logits [P, V] fp32; gather positions first, [B, T, V] is rarely worth having."""
+    """Next-token logits [P, V] fp32; gather positions first, since [B, T, V] is large."""
     if self.config.tied:
       table_VD = self.embed.embedding
       return layers.contract('pd,vd->pv', hidden_PD, table_VD, self.precision, jnp.float32)
@@ -250,36 +305,15 @@ class Decoder(nn.Module):
     return self.score_head(hidden_PD.astype(jnp.float32))[:, 0]
 
   def everything(self, tokens_BT, segments_BT, positions_BT):
-    """Touch every parameter once, for init."""
+    """Touches every parameter once, for init."""
     hidden_PD = self(tokens_BT, segments_BT, positions_BT)[:, 0]
     score = self.score(hidden_PD) if self.head != 'lm' else None
     logits = self.logits(hidden_PD) if self.head != 'rank' else None
     return score, logits
 
   def empty_cache(self, rows, slots):
-    """Keys and values of no tokens yet: {'k', 'v': [L, B, S, K, E]}."""
+    """An empty cache of keys and values: {'k', 'v': [L, B, S, K, E]}."""
     c = self.config
     shape = (c.layers, rows, slots, c.kv_heads, c.head_dim)
     dtype = layers.activation_dtype(self.precision)
     return {'k': jnp.zeros(shape, dtype), 'v': jnp.zeros(shape, dtype)}
-
-
-def scanned(block, length, remat, scan, in_axes):
-  """`block` over `length` layers with stacked parameters [L, ...], rematerialised if asked.
-
-  Without `scan` the loop is unrolled: longer compiles, the same parameter tree.
-  """
-  if remat not in ('none', 'dots', 'full'):
-    raise UserError(f"remat {remat!r} is unknown: use 'none', 'dots' or 'full'")
-  if remat != 'none':
-    policies = jax.checkpoint_policies
-    policy = policies.save_only_these_names(layers.SAVED) if remat == 'dots' else None
-    block = nn.remat(block, prevent_cse=not scan, policy=policy)
-  return nn.scan(
-    block,
-    variable_axes={'params': 0, 'lora': 0},
-    split_rngs={'params': True},
-    in_axes=in_axes,
-    length=length,
-    unroll=1 if scan else length,
-  )

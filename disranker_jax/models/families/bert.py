@@ -1,14 +1,15 @@
-"""The student's network: a BERT encoder over packed rows, pooled and classified per document."""
+"""BERT: a post-norm encoder over packed rows, pooled at [CLS] and classified per document."""
 
 import dataclasses
 import functools
+import re
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from disranker_jax.errors import UserError
 from disranker_jax.models import attention, layers
-from disranker_jax.models.decoder import scanned
+from disranker_jax.models.families.base import CROSS_ENCODER_USE, PAIR_SCORES, Family
 
 ACTS = {
   'gelu': functools.partial(nn.gelu, approximate=False),
@@ -20,7 +21,7 @@ ACTS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderConfig:
+class BertConfig:
   """Sizes and constants of a BERT; hashable, so that it can be static under jit."""
 
   vocab: int
@@ -33,23 +34,67 @@ class EncoderConfig:
   norm_eps: float = 1e-12
   act: str = 'gelu'
   pad_id: int = 0
+  model_type: str = 'bert'
 
   @property
-  def head_dim(self):
+  def head_dim(self) -> int:
     return self.width // self.heads
 
-  @classmethod
-  def from_hf(cls, config):
-    """Read a Hugging Face BERT config dict; UserError for what this encoder does not compute."""
-    if config.get('model_type') != 'bert':
-      raise UserError(f"model_type {config.get('model_type')!r} is not supported: encoders: 'bert'")
+
+def _dense(theirs: str, ours: str) -> dict[str, str]:
+  return {f'{theirs}.weight': f'{ours}/kernel', f'{theirs}.bias': f'{ours}/bias'}
+
+
+def _norm(theirs: str, ours: str) -> dict[str, str]:
+  return {f'{theirs}.weight': f'{ours}/scale', f'{theirs}.bias': f'{ours}/bias'}
+
+
+LAYER = 'bert.encoder.layer.{}'
+
+
+TENSORS = {
+  'bert.embeddings.word_embeddings.weight': 'words/embedding',
+  'bert.embeddings.position_embeddings.weight': 'places/embedding',
+  'bert.embeddings.token_type_embeddings.weight': 'types/embedding',
+  **_norm('bert.embeddings.LayerNorm', 'embed_norm'),
+  **_dense(f'{LAYER}.attention.self.query', 'blocks/q'),
+  **_dense(f'{LAYER}.attention.self.key', 'blocks/k'),
+  **_dense(f'{LAYER}.attention.self.value', 'blocks/v'),
+  **_dense(f'{LAYER}.attention.output.dense', 'blocks/o'),
+  **_norm(f'{LAYER}.attention.output.LayerNorm', 'blocks/attn_norm'),
+  **_dense(f'{LAYER}.intermediate.dense', 'blocks/up'),
+  **_dense(f'{LAYER}.output.dense', 'blocks/down'),
+  **_norm(f'{LAYER}.output.LayerNorm', 'blocks/mlp_norm'),
+  **_dense('bert.pooler.dense', 'pooler'),
+  **_dense('classifier', 'classifier'),
+}
+
+
+class Bert(Family):
+  """BERT with a pooler and a classifier of one label."""
+
+  architecture = 'Bert'
+  inputs = (*Family.inputs, 'types_BT')
+  layer_states = True
+
+  tensors = TENSORS
+  fresh = ('classifier/', 'pooler/')
+  ignored = r'cls\.(predictions|seq_relationship)\.'
+
+  title = 'BERT cross-encoder'
+  usage = CROSS_ENCODER_USE + PAIR_SCORES
+  formats = ('onnx', 'onnx_fp16', 'onnx_int8', 'stablehlo')
+  readers = ('disranker_jax.load', 'transformers', 'sentence-transformers')
+  vocabulary_tables = ('words/embedding',)
+
+  def from_hf(self, config: dict) -> BertConfig:
     act = config.get('hidden_act', 'gelu')
     if act not in ACTS:
       raise UserError(f'hidden_act {act!r} is not supported: use one of {", ".join(ACTS)}')
     kind = config.get('position_embedding_type', 'absolute')
     if kind != 'absolute':
       raise UserError(f"position_embedding_type {kind!r} is not supported: only 'absolute' is")
-    return cls(
+    return BertConfig(
       vocab=config['vocab_size'],
       width=config['hidden_size'],
       ffn=config['intermediate_size'],
@@ -62,31 +107,48 @@ class EncoderConfig:
       pad_id=config.get('pad_token_id') or 0,
     )
 
-  def to_hf(self):
-    """The Hugging Face config dict of the same network, without architecture and labels."""
+  def to_hf(self, config: BertConfig) -> dict:
+    c = config
     return {
       'model_type': 'bert',
-      'vocab_size': self.vocab,
-      'hidden_size': self.width,
-      'intermediate_size': self.ffn,
-      'num_hidden_layers': self.layers,
-      'num_attention_heads': self.heads,
-      'hidden_act': self.act,
-      'max_position_embeddings': self.max_positions,
+      'vocab_size': c.vocab,
+      'hidden_size': c.width,
+      'intermediate_size': c.ffn,
+      'num_hidden_layers': c.layers,
+      'num_attention_heads': c.heads,
+      'hidden_act': c.act,
+      'max_position_embeddings': c.max_positions,
       'position_embedding_type': 'absolute',
-      'type_vocab_size': self.types,
-      'layer_norm_eps': self.norm_eps,
+      'type_vocab_size': c.types,
+      'layer_norm_eps': c.norm_eps,
       'hidden_dropout_prob': 0.1,
       'attention_probs_dropout_prob': 0.1,
       'initializer_range': 0.02,
-      'pad_token_id': self.pad_id,
+      'pad_token_id': c.pad_id,
     }
+
+  def module(self, config: BertConfig, *, head: str, states: bool, **options) -> nn.Module:
+    return BertModule(config, states=states, **options)
+
+  def canonical(self, name: str) -> str:
+    # Files that were converted from TensorFlow, such as the original BERTs, have gamma and beta.
+    name = re.sub(r'LayerNorm\.gamma$', 'LayerNorm.weight', name)
+    name = re.sub(r'LayerNorm\.beta$', 'LayerNorm.bias', name)
+    return f'bert.{name}' if name.startswith(('embeddings.', 'encoder.', 'pooler.')) else name
+
+  def onnx(self, name: str, config: dict, tensors: dict):
+    # Imported late: only an export needs onnx.
+    from disranker_jax.exporting import graph, quantised
+
+    if name == 'onnx_int8':
+      return quantised.build(config, tensors)
+    return graph.Bert(config, tensors, graph.DTYPES[name]).model()
 
 
 class Block(nn.Module):
-  """One post-norm layer: attention both ways inside a segment, then a feed-forward."""
+  """One post-norm layer: bidirectional attention inside a segment, then a feed-forward."""
 
-  config: EncoderConfig
+  config: BertConfig
   precision: str
   lora_rank: int
   lora_alpha: float
@@ -128,13 +190,13 @@ class Block(nn.Module):
     return x_BTD, x_BTD if self.states else None
 
 
-class Encoder(nn.Module):
+class BertModule(nn.Module):
   """Embeddings, scanned blocks; pooler and one-logit classifier on gathered [CLS] positions.
 
-  With `states` every layer's hidden states are kept, the embeddings first: [L + 1, B, T, D].
+  With `states` it returns the hidden states of all layers, embeddings first: [L + 1, B, T, D].
   """
 
-  config: EncoderConfig
+  config: BertConfig
   precision: str = 'float32'
   lora_rank: int = 0
   lora_alpha: float = 16.0
@@ -150,7 +212,7 @@ class Encoder(nn.Module):
     self.places = layers.Embed(c.max_positions, c.width, self.precision)
     self.types = layers.Embed(c.types, c.width, self.precision)
     self.embed_norm = layers.LayerNorm(c.norm_eps)
-    self.blocks = scanned(Block, c.layers, self.remat, self.scan, in_axes=(nn.broadcast,))(
+    self.blocks = layers.scanned(Block, c.layers, self.remat, self.scan, in_axes=(nn.broadcast,))(
       c, self.precision, self.lora_rank, self.lora_alpha, self.attention, self.sequence,
       self.states,
     )  # fmt: skip
@@ -158,7 +220,7 @@ class Encoder(nn.Module):
     self.classifier = layers.Linear(1, use_bias=True)
 
   def __call__(self, tokens_BT, segments_BT, positions_BT, types_BT):
-    """Hidden states [B, T, D]; segment 0 is padding, positions count within each segment."""
+    """Hidden states [B, T, D]; segment 0 is padding, positions start at 0 in each segment."""
     x_BTD = self.words(tokens_BT) + self.places(positions_BT) + self.types(types_BT)
     x_BTD = layers.constrain(self.embed_norm(x_BTD), self.sequence)
     last_BTD, each_LBTD = self.blocks(x_BTD, segments_BT)
@@ -169,5 +231,5 @@ class Encoder(nn.Module):
     return self.classifier(jnp.tanh(self.pooler(hidden_PD.astype(jnp.float32))))[:, 0]
 
   def everything(self, tokens_BT, segments_BT, positions_BT, types_BT):
-    """Touch every parameter once, for init."""
+    """Touches every parameter once, for init."""
     return self.score(self(tokens_BT, segments_BT, positions_BT, types_BT)[:, 0])

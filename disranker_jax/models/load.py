@@ -1,0 +1,138 @@
+"""Opens a model by its name and settings: network, tokenizer, and the parameters of its folder."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from disranker_jax.data.prompts import PairPrompt, TextPrompt
+from disranker_jax.devices import processor, sharding
+from disranker_jax.errors import UserError
+from disranker_jax.models import hf, tree, weights
+from disranker_jax.models.network import Network, from_hf
+
+# The head that each way of scoring needs (config.teacher.scorer).
+HEADS = {'eos': 'rank', 'likelihood': 'lm', 'eos+likelihood': 'both'}
+
+
+@dataclasses.dataclass(frozen=True)
+class TextModel:
+  """A network with its tokenizer and settings: it scores text once it has parameters.
+
+  `settings` is config.teacher, config.student, or another section made by `config.model`.
+  """
+
+  settings: ConfigDict
+  folder: Path  # the Hugging Face folder that it was opened from
+  network: Network
+  tokenizer: PreTrainedTokenizerFast
+
+  @property
+  def scorer(self) -> str:
+    """The way of scoring: a key of HEADS."""
+    return self.settings.get('scorer', 'eos')
+
+  def prompt(self, predict: str | None = None) -> PairPrompt | TextPrompt:
+    """How the model reads a query and a document.
+
+    `predict` is what a decoder learns to write, 'query' or 'document'; None: as its scorer needs.
+    """
+    s = self.settings
+    if predict is None:
+      predict = 'query' if 'likelihood' in self.scorer else 'document'
+    template = s.get('template', '')
+    return self.network.family.prompt(
+      self.tokenizer, s.max_len, s.max_query_len, template=template, predict=predict
+    )
+
+  def pretrained(self, seed: int, mesh: jax.sharding.Mesh) -> dict:
+    """The folder's parameters on the mesh.
+
+    What the folder lacks, a head or LoRA, is random, from `seed` plus the model's own seed.
+    """
+    shapes = jax.eval_shape(self.network.init, jax.random.key(0))
+    variables = hf.load(
+      self.folder,
+      self.network,
+      jax.random.key(seed + self.settings.seed),
+      layers=list(self.settings.layers) or None,
+      dtype=self.settings.param_dtype,
+      shardings=tree.flatten(sharding.shardings(shapes, mesh)['params']),
+    )
+    return sharding.put(variables, mesh)
+
+
+def open_model(settings: ConfigDict, head: str = '') -> TextModel:
+  """Finds the model `settings.model`, reads its config and tokenizer, but no parameters.
+
+  `head` is by default the one that the settings' way of scoring needs.
+
+  Raises: UserError if the model is not found or not supported.
+  """
+  folder = weights.find(settings.model)
+  head = head or HEADS[settings.get('scorer', 'eos')]
+  return TextModel(settings, folder, open_network(folder, settings, head), open_tokenizer(folder))
+
+
+def open_network(folder: Path, settings: ConfigDict, head: str = 'rank') -> Network:
+  """The network of a folder's config.json, to be run as the settings say."""
+  return from_hf(
+    folder,
+    precision=precision(settings.precision),
+    lora_rank=settings.lora_rank,
+    lora_alpha=settings.lora_alpha,
+    remat=settings.remat,
+    scan=settings.scan_layers,
+    layers=list(settings.layers) or None,
+    head=head,
+    attention=settings.attention,
+    sequence=settings.shard_sequence,
+  )
+
+
+def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+  """A folder's tokenizer, without truncation and padding: prompts cut texts themselves.
+
+  Raises: UserError if there is none with a tokenizer.json.
+  """
+  try:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+  except (OSError, ValueError) as e:
+    reason = str(e).strip().partition('\n')[0]
+    raise UserError(f'{folder}: no usable tokenizer: {reason}') from e
+  if not tokenizer.is_fast:
+    raise UserError(f'{folder}: needs a tokenizer.json (a fast tokenizer)')
+  tokenizer.model_max_length = 1 << 30
+  tokenizer.backend_tokenizer.no_truncation()
+  tokenizer.backend_tokenizer.no_padding()
+  return tokenizer
+
+
+def precision(name: str, platform: str | None = None) -> str:
+  """Resolves 'auto' for a platform ('cpu', 'tpu', 'gpu'; None: the default backend's).
+
+  It is bfloat16 on an accelerator. A CPU is fast only with fp32 sums; it takes bf16 operands if its
+  processor multiplies them faster.
+  """
+  if name != 'auto':
+    return name
+  if (platform or jax.default_backend()) != 'cpu':
+    return 'bfloat16'
+  return 'bfloat16_dots' if processor.multiplies_bf16_faster() else 'float32'
+
+
+def merged(network: Network, variables: dict) -> tuple[Network, dict]:
+  """The network with its LoRA adapters added to fp32 kernels, which is faster; arrays or shapes.
+
+  Adapters of bf16 kernels stay separate, because a sum in bf16 would round them away.
+  """
+  kernels = [v for k, v in tree.flatten(variables['params']).items() if k.endswith('kernel')]
+  if not network.lora_rank or any(k.dtype != 'float32' for k in kernels):
+    return network, variables
+  shapes = isinstance(kernels[0], jax.ShapeDtypeStruct)
+  add = functools.partial(jax.eval_shape, network.merge_lora) if shapes else network.merge_lora
+  params = add(variables['params'], variables['lora'])
+  return dataclasses.replace(network, lora_rank=0), {'params': params}
