@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from disranker_jax.commands.common import guarded
+from disranker_jax.commands.common import Parser, guarded
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation.metrics import Run, ranked
 from disranker_jax.evaluation.runs import read_run, write_run
@@ -50,14 +50,11 @@ def fuse(
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-  formats = argparse.RawDescriptionHelpFormatter
-  parser = argparse.ArgumentParser(
-    prog='disranker fuse', description=__doc__, formatter_class=formats
-  )
+  parser = Parser('fuse', __doc__, 'bm25.run student.run --out fused.run --weights 1,2')
   add = parser.add_argument
   add('runs', nargs='+', type=Path, metavar='RUN', help='two or more TREC runs, plain or gzip')
   add('--out', required=True, type=Path, metavar='FILE', help='the fused run; gzip if FILE.gz')
-  add('--method', choices=METHODS, default='ranks', help='what is added up (%(default)s)')
+  add('--method', choices=METHODS, default='ranks', help='what is added up')
   add('--weights', metavar='W,W,...', help='a weight per run, such as 2,1 (default: 1 each)')
   args = parser.parse_args(argv)
   if len(args.runs) < 2:
