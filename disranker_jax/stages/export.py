@@ -119,7 +119,7 @@ def finish(run, side, unchecked: Path, folder: Path, groups, reference) -> None:
   c = run.config.export
   names = () if side.network.is_decoder else tuple(c.formats)
   formats.write(unchecked, names)
-  rows = parity.check(unchecked, names, groups, reference, side.prompt(), c.slack)
+  rows = parity.check(unchecked, names, groups, reference, side.prompt(), c.tolerance_factor)
   for row in rows:
     say(f'export: {row.reader}: tau {row.tau:.4f}, largest difference {row.max_difference:.2g}')
   card.write(unchecked, names, rows, facts.read_results(run), card.made(run))
