@@ -289,7 +289,7 @@ class TestStopped:
     asked = stop('SIGTERM', 'cpt', 3)
     assert asked.returncode == 0 and 'Traceback' not in asked.stderr
     last = asked.stderr.splitlines()[-1]
-    assert 'cpt: stopped at step' in last and 'the same command goes on from there' in last
+    assert 'cpt: stopped at step' in last and 'the same command continues from there' in last
     for stage, count in kills:
       assert stop('SIGKILL', stage, count).returncode == -9
     capsys.readouterr()
