@@ -1,7 +1,7 @@
-"""Joins a collection's tables (queries, judgements, a first stage's run, documents) into records.
+"""Joins the tables of a collection (queries, qrels, the run of a first stage, documents) to records.
 
-Every table may be larger than memory: rows are sorted on disk by what they are joined on.
-`trec.py` reads the tables from files, `ir.py` from the ir_datasets library.
+Tables may be larger than memory: rows are sorted on disk by the key of the join. `trec.py` reads
+the tables from files, `irds.py` from the ir_datasets library.
 """
 
 import dataclasses
@@ -21,12 +21,11 @@ from disranker_jax.progress import Count, say
 
 POOLS = ('run', 'judged')
 CHOICES = ('only', 'exclude', 'without')
-# How deep BM25 looks where judged documents want their first-stage rank, wherever it is.
-RANKS_OF_JUDGED = 1000
+RANKS_OF_JUDGED = 1000  # depth of BM25 when it only gives judged documents their rank
 
 
 class Line(NamedTuple):
-  """A row of judgements or of a run, with where it stands for errors that only show later."""
+  """A row of qrels or of a run, with its place for errors that are found later."""
 
   file: str
   number: int
@@ -34,12 +33,12 @@ class Line(NamedTuple):
   query_id: str
   doc_id: str
   label: int = UNJUDGED
-  rank: int = 0  # 0: the file gives none; then a document may be scored more than once
+  rank: int = 0  # 0: the file has no ranks; then it may score a document more than once
   score: float = math.nan
 
 
 class Query(NamedTuple):
-  """A row of queries."""
+  """A row of the queries."""
 
   file: str
   number: int
@@ -49,12 +48,12 @@ class Query(NamedTuple):
 
 
 class Collection(Protocol):
-  """Tables of checked rows, in the order of their files; each call reads them anew."""
+  """Tables of checked rows in file order; each call reads the table again."""
 
   name: str
   options: dict[str, str]
-  # Whether a run may hold queries that the collection has not: one of a whole collection is used
-  # with a part of it. What it holds of them is left out, and told.
+  # Whether the run may have queries that are not in the collection, because the run is of a larger
+  # collection. Their lines are left out and counted in a message.
   parts: bool
 
   def queries(self, bad_rows: BadRows) -> Iterator[Query]: ...
@@ -64,22 +63,22 @@ class Collection(Protocol):
   def qrels(self, bad_rows: BadRows) -> Iterator[Line]: ...
 
   def choice(self, name: str) -> Iterator[Line]:
-    """The judgements of another file, whose queries are to be held out or are the only ones."""
+    """The qrels that an option of CHOICES names."""
 
   def run(self, bad_rows: BadRows, *, needed: bool) -> Iterator[Line] | None:
-    """The first stage's lines; None if there are none and none is needed, BM25 if asked for."""
+    """The lines of the first stage; None if there is no run and it is not needed."""
 
   def clicks(self, bad_rows: BadRows) -> Iterator[Click]: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-  """What is wanted of a collection."""
+  """What the caller wants from a collection."""
 
   kind: str
   depth: int
   bad_rows: BadRows
-  pool: str = ''  # as asked for; '' is each kind's own
+  pool: str = ''  # the option; '' is the default of the kind
   scratch: Path | None = None
 
   def spool(self, name: str) -> Spool:
@@ -92,16 +91,16 @@ class Reading:
 
   @property
   def narrow(self) -> bool:
-    """Whether judged documents count only where the first stage finds them too."""
+    """Whether judged documents outside the top of the run are left out."""
     return self.kind not in ('test', 'candidates') and self.pool == 'run'
 
 
 class Picked(NamedTuple):
-  """A query that is wanted, with the lines of its documents and whether each is in its pool."""
+  """A query with the lines of its documents."""
 
-  order: int  # its place among the groups
+  order: int  # position among the groups
   query: Query
-  lines: list[tuple[Line, bool]]
+  lines: list[tuple[Line, bool]]  # (line, whether the document is in the pool)
   left_out: int = 0  # judged documents that `pool=run` leaves out
 
 
@@ -110,13 +109,14 @@ def read(
 ) -> Iterator[Click | Group]:
   """The records of a collection.
 
-  `judgements` are the judged documents of the queries in the qrels, with `pool=run` those of them
-  that are in the run's top `depth`; `candidates` the run's top `depth` of all queries. `test` is
-  the run's top `depth` to re-rank, with the other judged documents outside the pool; with
-  `pool=judged` all judged documents are in it, and no other. `only` and
-  `exclude` name qrels (comma-separated) whose queries alone are read, or are held out; for clicks
-  the queries' texts are compared. `without` names qrels whose pairs are not there for anybody:
-  neither judged nor in the run, and so never a negative.
+  Kinds: `judgements` are the judged documents of the queries in the qrels; with `pool=run`, only
+  those in the top `depth` of the run. `candidates` are the top `depth` of all queries. `test` is
+  the top `depth` to re-rank, and the other judged documents outside the pool; with `pool=judged`
+  the pool is exactly the judged documents.
+
+  Options (comma-separated names of qrels): `only` reads the queries of these qrels only, `exclude`
+  leaves them out; clicks are compared by the text of the query. `without` removes the pairs of
+  these qrels from qrels and run, so that they are never negatives either.
   """
   pool = collection.options.get('pool', '')
   if pool and pool not in POOLS:
@@ -125,25 +125,25 @@ def read(
     yield from _clicks(collection, bad_rows)
     return
   want = Reading(kind, depth, bad_rows, pool, scratch)
-  picks, heads = want.spool('documents'), want.spool('groups')
+  by_doc, by_order = want.spool('documents'), want.spool('groups')
   for file, number, doc in collection.documents(bad_rows):
-    picks.add(doc.doc_id, (file, number, grouping.to_tuple(doc)))
+    by_doc.add(doc.doc_id, (file, number, grouping.to_tuple(doc)))
   without = left_out = 0
   for picked in _picked(collection, want):
-    heads.add((picked.order, -1), (picked.query.query_id, picked.query.text))
+    by_order.add((picked.order, -1), (picked.query.query_id, picked.query.text))
     without += not picked.lines
     left_out += picked.left_out
     for position, (line, in_pool) in enumerate(picked.lines):
-      picks.add(line.doc_id, (picked.order, position, line, in_pool))
+      by_doc.add(line.doc_id, (picked.order, position, line, in_pool))
   if left_out:
     say(f"{collection.name}: left out {left_out:,} judged pairs not in the run's top {depth}")
   if without:
-    logging.warning('%s: %d queries have nothing in the run', collection.name, without)
-  yield from _groups(picks, heads, collection.name, bad_rows)
+    logging.warning('%s: %d queries have no documents in the run', collection.name, without)
+  yield from _groups(by_doc, by_order, collection.name, bad_rows)
 
 
 def _picked(collection: Collection, want: Reading) -> Iterator[Picked]:
-  """Each query that is wanted."""
+  """The wanted queries, with their documents."""
   by_query = want.spool('queries')
   tables: list[tuple[str, Iterable]] = [('query', collection.queries(want.bad_rows))]
   for option in CHOICES:
@@ -156,68 +156,78 @@ def _picked(collection: Collection, want: Reading) -> Iterator[Picked]:
   for table, rows in tables:
     for number, row in enumerate(rows):
       by_query.add(row.query_id, (table, number, row))
-  strangers = 0
+  unknown = 0
   for _, entries in itertools.groupby(by_query, key=lambda pair: pair[0]):
-    found: dict[str, list] = {table: [] for table in ('query', *CHOICES, 'qrel', 'run')}
+    rows_of: dict[str, list] = {table: [] for table in ('query', *CHOICES, 'qrel', 'run')}
     for _, (table, number, row) in entries:
-      found[table].append((number, row))
-    if collection.parts and not found['query']:
-      strangers += len(found.pop('run'))
-      found['run'] = []
-    if picked := _of_query(found, want, 'only' in collection.options):
+      rows_of[table].append((number, row))
+    if collection.parts and not rows_of['query']:
+      unknown += len(rows_of['run'])
+      rows_of['run'] = []
+    if picked := _of_query(rows_of, want, 'only' in collection.options):
       yield picked
-  if strangers:
-    say(f'{collection.name}: left out {strangers:,} lines of the run for queries it does not have')
+  if unknown:
+    say(f'{collection.name}: left out {unknown:,} lines of the run for queries it does not have')
 
 
 def _of_query(
-  found: dict[str, list[tuple[int, Any]]], want: Reading, has_only: bool
+  rows_of: dict[str, list[tuple[int, Any]]], want: Reading, has_only: bool
 ) -> Picked | None:
-  """One query's rows of all tables joined; None if the query is unknown or not wanted."""
-  reject = want.bad_rows.reject
-  if not found['query']:
-    for table in (*CHOICES, 'qrel', 'run'):
-      # A choice is not data: a mistake in it stops the run whatever becomes of bad rows.
-      turn_down = BadRows().reject if table in CHOICES else reject
-      for _, line in found[table]:
-        fix = 'add the query or remove the row'
-        bad = BadRow('query_id', f'{line.query_id!r} is not among the queries', fix)
-        turn_down(line.file, line.number, line.raw, bad)
+  """Joins all rows of one query; None if the query is unknown or not wanted."""
+  if not rows_of['query']:
+    _reject_unknown(rows_of, want.bad_rows)
     return None
-  (order, query), *again = found['query']
-  for _, row in again:
-    bad = BadRow('query_id', f'{row.query_id!r} is there twice', 'give each query its own')
-    reject(row.file, row.number, row.raw, bad)
-  judged = {line.doc_id: line for line in _unrepeated(found['qrel'], want.bad_rows)}
-  ranked = _ranked(_unrepeated(found['run'], want.bad_rows))
-  for _, pair in found['without']:
+  (order, query), *repeats = rows_of['query']
+  for _, row in repeats:
+    bad = BadRow('query_id', f'{row.query_id!r} appears twice', 'give each query its own id')
+    want.bad_rows.reject(row.file, row.number, row.raw, bad)
+  judged = {line.doc_id: line for line in _unrepeated(rows_of['qrel'], want.bad_rows)}
+  ranked = _ranked(_unrepeated(rows_of['run'], want.bad_rows))
+  for _, pair in rows_of['without']:
     judged.pop(pair.doc_id, None)
     ranked.pop(pair.doc_id, None)
-  if found['exclude'] or (has_only and not found['only']):
+  if rows_of['exclude'] or (has_only and not rows_of['only']):
     return None
   if want.kind != 'candidates':
     if not judged:
       return None
-    order = found['qrel'][0][0]
-  top, left_out = dict(itertools.islice(ranked.items(), want.depth)), 0
-  if want.narrow:
-    found_too = {doc_id: line for doc_id, line in judged.items() if doc_id in top}
-    judged, left_out = found_too, len(judged) - len(found_too)
-    if not judged:
-      return Picked(order, query, [], left_out)
-  in_pool = judged if want.judged else top
-  both = {doc_id: _joined(doc_id, ranked, judged) for doc_id in {**in_pool, **judged}}
-  lines = [(line, doc_id in in_pool) for doc_id, line in both.items()]
+    order = rows_of['qrel'][0][0]
+  lines, left_out = _lines(judged, ranked, want)
   return Picked(order, query, lines, left_out)
 
 
+def _reject_unknown(rows_of: dict[str, list[tuple[int, Any]]], bad_rows: BadRows) -> None:
+  """Rejects the rows of a query that is not among the queries."""
+  for table in (*CHOICES, 'qrel', 'run'):
+    # The files of options are not data: an error in them stops the run in any mode of `bad_rows`.
+    reject = BadRows().reject if table in CHOICES else bad_rows.reject
+    for _, line in rows_of[table]:
+      fix = 'add the query or remove the row'
+      bad = BadRow('query_id', f'{line.query_id!r} is not among the queries', fix)
+      reject(line.file, line.number, line.raw, bad)
+
+
+def _lines(
+  judged: dict[str, Line], ranked: dict[str, Line], want: Reading
+) -> tuple[list[tuple[Line, bool]], int]:
+  """The `lines` and `left_out` of a Picked query."""
+  top = dict(itertools.islice(ranked.items(), want.depth))
+  kept = {doc_id: judged[doc_id] for doc_id in judged if not want.narrow or doc_id in top}
+  left_out = len(judged) - len(kept)
+  if left_out and not kept:
+    return [], left_out
+  pool = kept if want.judged else top
+  lines = [(_joined(doc_id, ranked, kept), doc_id in pool) for doc_id in {**pool, **kept}]
+  return lines, left_out
+
+
 def _unrepeated(lines: list[tuple[int, Line]], bad_rows: BadRows) -> list[Line]:
-  """One line for a document. Scores without ranks may repeat and are averaged: margin files do."""
+  """One line per document. Repeated scores without ranks are averaged: margin files have them."""
   by_doc: dict[str, list[Line]] = {}
   for _, line in lines:
     same = by_doc.setdefault(line.doc_id, [])
     if same and (line.rank or line.label != UNJUDGED):
-      what = f'{line.doc_id!r} is there twice for query_id {line.query_id!r}'
+      what = f'{line.doc_id!r} appears twice for query_id {line.query_id!r}'
       if same[0].label != line.label:
         what += f', with label {same[0].label} and now {line.label}'
       bad_rows.reject(line.file, line.number, line.raw, BadRow('doc_id', what, 'keep one of them'))
@@ -230,16 +240,17 @@ def _unrepeated(lines: list[tuple[int, Line]], bad_rows: BadRows) -> list[Line]:
 
 
 def _ranked(lines: list[Line]) -> dict[str, Line]:
-  """The run's documents, best first, ranked from 1.
+  """The documents of the run, best first, ranked from 1.
 
-  As in trec_eval the score decides; the rank given only breaks ties, for tools count from 0 or 1.
+  As in trec_eval, the score decides. The rank in the file only breaks ties, because some tools
+  count from 0 and some from 1.
   """
   best = sorted(lines, key=lambda line: (-line.score, line.rank))
   return {line.doc_id: line._replace(rank=i) for i, line in enumerate(best, 1)}
 
 
 def _joined(doc_id: str, top: dict[str, Line], judgements: dict[str, Line]) -> Line:
-  """What run and qrels know about a document together."""
+  """The line of a document with its label from the qrels and its rank and score from the run."""
   if doc_id not in judgements:
     return top[doc_id]
   line = judgements[doc_id]
@@ -248,9 +259,10 @@ def _joined(doc_id: str, top: dict[str, Line], judgements: dict[str, Line]) -> L
   return line
 
 
-def _groups(picks: Spool, heads: Spool, name: str, bad_rows: BadRows) -> Iterator[Group]:
+def _groups(by_doc: Spool, by_order: Spool, name: str, bad_rows: BadRows) -> Iterator[Group]:
+  """Joins the picked lines with their documents, then sorts them into groups."""
   used = blank = 0
-  for doc_id, entries in itertools.groupby(picks, key=lambda pair: pair[0]):
+  for doc_id, entries in itertools.groupby(by_doc, key=lambda pair: pair[0]):
     doc = None
     for _, entry in entries:
       if len(entry) == 3:
@@ -262,23 +274,23 @@ def _groups(picks: Spool, heads: Spool, name: str, bad_rows: BadRows) -> Iterato
         bad_rows.reject(line.file, line.number, line.raw, bad)
         continue
       known = {'label': line.label, 'rank': line.rank, 'score': line.score, 'in_pool': in_pool}
-      heads.add((order, position), grouping.to_tuple(dataclasses.replace(doc, **known)))
+      by_order.add((order, position), grouping.to_tuple(dataclasses.replace(doc, **known)))
       used, blank = used + 1, blank + (not (doc.title.strip() or doc.summary.strip()))
   if blank:
     logging.warning('%s: %d of %d documents of the queries have no text', name, blank, used)
-  for _, entries in itertools.groupby(heads, key=lambda pair: pair[0][0]):
+  for _, entries in itertools.groupby(by_order, key=lambda pair: pair[0][0]):
     (_, (query_id, text)), *docs = entries
     if docs:
       yield Group(query_id, text, tuple(Document(*fields) for _, fields in docs))
 
 
 def _only_one(doc: Document | None, entry: tuple, bad_rows: BadRows) -> Document:
-  """The document of an entry, unless there is one with its id already."""
+  """The document of an entry; if the id already has a document, rejects the entry."""
   file, number, fields = entry
   if doc is None:
     return Document(*fields)
   raw = dict(zip(('doc_id', 'title', 'summary'), fields, strict=False))
-  bad = BadRow('doc_id', f'{doc.doc_id!r} is there twice', 'give each document its own')
+  bad = BadRow('doc_id', f'{doc.doc_id!r} appears twice', 'give each document its own id')
   bad_rows.reject(file, number, raw, bad)
   return doc
 
@@ -291,7 +303,7 @@ def _clicks(collection: Collection, bad_rows: BadRows) -> Iterator[Click]:
 
 
 def _texts(collection: Collection, option: str, bad_rows: BadRows) -> set[str] | None:
-  """The texts of the queries that an option names; None without the option."""
+  """The texts of the queries in the qrels of an option; None without the option."""
   if option not in collection.options:
     return None
   lines = (collection.choice(name) for name in collection.options[option].split(','))
@@ -300,22 +312,21 @@ def _texts(collection: Collection, option: str, bad_rows: BadRows) -> set[str] |
 
 
 def bm25(collection: Collection, depth: int) -> Iterator[Line]:
-  """A run by BM25 over the collection's own documents; they are indexed in memory."""
-  aside = BadRows.nowhere()  # Bad rows of these tables are told by whoever reads them for itself.
+  """A run by BM25 over the documents of the collection, which are indexed in memory."""
+  ignored = BadRows.nowhere()  # `read` reports bad rows when it reads the same tables
   ids: dict[str, None] = {}
 
   def documents() -> Iterator[Document]:
-    for _, _, doc in collection.documents(aside):
+    for _, _, doc in collection.documents(ignored):
       if doc.doc_id not in ids:
         ids[doc.doc_id] = None
         yield doc
 
   index = first_stage.BM25(documents())
   names = list(ids)
-  queries = {query.query_id: query.text for query in collection.queries(aside)}
-  found = index.each(queries.values(), depth)
+  queries = {query.query_id: query.text for query in collection.queries(ignored)}
   number = 0
-  for query_id, top in zip(queries, found, strict=True):
+  for query_id, top in zip(queries, index.each(queries.values(), depth), strict=True):
     for rank, (i, score) in enumerate(top, 1):
       number += 1
       yield Line('bm25', number, '', query_id, names[i], rank=rank, score=score)
@@ -324,7 +335,7 @@ def bm25(collection: Collection, depth: int) -> Iterator[Line]:
 def checked(
   rows: Iterable[tuple[Any, int, Any]], make: Callable[[Any, int, Any], list], bad_rows: BadRows
 ) -> Iterator[Any]:
-  """What `make(file, number, raw)` makes of each row, one or more; bad rows are counted."""
+  """The results of `make(file, number, raw)` for each row, one or more; counts bad rows."""
   with Count('read', 'rows') as progress:
     for file, number, raw in rows:
       progress.label = f'read {file}'

@@ -1,4 +1,4 @@
-"""Reads the lines of text files, plain or gzip, with errors that say which file and what to do."""
+"""Reads the lines of text files, plain or gzip, and decodes lines of text and JSON."""
 
 import glob
 import gzip
@@ -18,23 +18,23 @@ BOM = b'\xef\xbb\xbf'
 def read(path: str | pathlib.Path) -> Iterator[tuple[int, bytes]]:
   """The lines of a file that are not blank, as (number from 1, bytes without the line end).
 
-  Gzip is known by its content or by the name's `.gz`. Raises: UserError if the file is missing, a
-  folder, unreadable, cut short, or has no lines.
+  Gzip is detected by its first bytes or by the suffix `.gz`. Raises: UserError if the file is
+  missing, a folder, unreadable, cut short, or has no lines.
   """
   path = pathlib.Path(path)
   number = 0
-  found = False
+  empty = True
   try:
     with path.open('rb') as file:
       head = file.read(2)
       file.seek(0)
       if not head:
-        raise UserError(f'{path}: is empty; write it again or take it out of the address')
+        raise UserError(f'{path}: is empty; write it again or remove it from the address')
       zipped = head == GZIP_MAGIC or path.suffix == '.gz'
       for number, line in enumerate(gzip.GzipFile(fileobj=file) if zipped else file, 1):
         line = (line.removeprefix(BOM) if number == 1 else line).rstrip(b'\r\n')
         if line.strip():
-          found = True
+          empty = False
           yield number, line
   except EOFError:
     raise UserError(
@@ -49,19 +49,19 @@ def read(path: str | pathlib.Path) -> Iterator[tuple[int, bytes]]:
     raise UserError(f'{path}: is a folder; name the files in it, such as {path}/*.jsonl') from None
   except OSError as error:
     raise UserError(f'{path}: cannot be read ({error.strerror or error}); check the file') from None
-  if not found:
-    raise UserError(f'{path}: has no rows; write it again or take it out of the address')
+  if empty:
+    raise UserError(f'{path}: has no rows; write it again or remove it from the address')
 
 
 def matching(pattern: str) -> list[pathlib.Path]:
-  """The files of a path or glob pattern in the order of their names, at least one."""
+  """The files that match a path or glob pattern, sorted by name; at least one."""
   path = pathlib.Path(pattern).expanduser()
   if path.exists() or not glob.has_magic(pattern):
-    return [path]  # What is missing is reported by whoever opens it.
-  found = sorted(glob.glob(str(path), recursive=True))
-  if not found:
+    return [path]  # `read` reports a missing file
+  names = sorted(glob.glob(str(path), recursive=True))
+  if not names:
     raise UserError(f'{pattern}: matches no file; check the pattern')
-  return [pathlib.Path(name) for name in found]
+  return list(map(pathlib.Path, names))
 
 
 def text(line: bytes) -> str:
@@ -74,14 +74,15 @@ def text(line: bytes) -> str:
 
 
 def from_json(line: bytes) -> Any:
-  """Decodes a JSON line. Raises: BadRow if it is broken or gives a field twice."""
+  """Decodes a JSON line. Raises: BadRow if it is invalid or has a field twice."""
   try:
     return DECODER.decode(text(line))
   except json.JSONDecodeError as error:
-    what = f'is broken JSON ({error.msg} at column {error.colno})'
-    raise BadRow('row', what, 'write one JSON object a line') from None
-  except (ValueError, RecursionError):  # A number of thousands of digits; thousands of brackets.
-    raise BadRow('row', 'is JSON beyond all limits', 'write one JSON object a line') from None
+    what = f'is invalid JSON ({error.msg} at column {error.colno})'
+    raise BadRow('row', what, 'write one JSON object per line') from None
+  except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
+    what = 'is JSON with too long numbers or too deep nesting'
+    raise BadRow('row', what, 'write one JSON object per line') from None
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -89,8 +90,8 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   if len(fields) < len(pairs):
     names = [name for name, _ in pairs]
     twice = next(name for name in names if names.count(name) > 1)
-    raise BadRow(ascii(twice)[1:-1], 'is there twice in one row', 'keep one of them')
+    raise BadRow(ascii(twice)[1:-1], 'appears twice in one row', 'keep one of them')
   return fields
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats)  # made once, for millions of lines
+DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats)  # one for all lines: it is costly

@@ -1,7 +1,7 @@
-"""What data means, whatever file it came from: clicks, documents, and queries with their documents.
+"""The typed records (clicks, documents, groups), the checks that make them of rows, and bad rows.
 
-A row is a dict as JSONL or Parquet gives it; a record is what the rest of the program sees. All
-checks of a row live here, so every source reports the same mistake in the same words.
+A row is a dict as JSONL or Parquet gives it; the rest of the program sees records only. All checks
+of a row are here, so every source reports the same mistake in the same words.
 """
 
 import dataclasses
@@ -14,14 +14,15 @@ from typing import Any
 
 from disranker_jax.errors import UserError
 
-UNJUDGED = -1  # A document's label when nobody judged it.
-MAX_INT = 2**31 - 1  # Prepared data stores labels, ranks and counts in 32 bits.
+KINDS = ('clicks', 'judgements', 'candidates', 'test')
+UNJUDGED = -1  # the label of a document without a judgement
+MAX_INT = 2**31 - 1  # prepared data stores labels, ranks and counts in 32 bits
 ON_BAD_ROW = ('error', 'quarantine')
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Click:
-  """A result a person clicked, the raw material of continued pre-training."""
+  """A query and a result that was clicked: an example of continued pre-training."""
 
   query: str
   title: str
@@ -31,11 +32,11 @@ class Click:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Document:
-  """One document of a query with all that is known about the two together.
+  """One document of a query, with what is known about the pair.
 
-  `rank` is the first stage's (1 = best, 0 = not retrieved or unknown) and `score` its score (NaN =
-  unknown). `in_pool=False` marks a judged document that is not re-ranked but still counts in the
-  ideal ranking of metrics. `teacher` is the score that other teachers gave it (NaN = none).
+  `rank` is the rank in the first stage (1 = best, 0 = not retrieved or unknown), `score` its score
+  there (NaN = unknown). `in_pool=False` marks a judged document that is not re-ranked but counts in
+  the ideal ranking of metrics. `teacher` is the score of other teachers (NaN = none).
   """
 
   doc_id: str
@@ -57,6 +58,9 @@ class Group:
   docs: tuple[Document, ...]
 
 
+DOCUMENT_FIELDS = tuple(Document.__dataclass_fields__)
+
+
 class BadRow(Exception):
   """A row that cannot be used: which field, what is wrong with it, and what to do."""
 
@@ -66,10 +70,10 @@ class BadRow(Exception):
 
 
 class BadRows:
-  """Decides what happens to bad rows, and counts so that nothing is dropped in silence.
+  """Decides what happens to bad rows, and counts all rows.
 
-  `error` raises UserError at the first one. `quarantine` writes each to `path` as a JSON line
-  {file, line, field, reason, row} and goes on. `rows_in == kept + quarantined` at any time.
+  `error` raises UserError at the first bad row. `quarantine` writes each to `path` as a JSON line
+  {file, line, field, reason, row} and continues. Always, `rows_in == kept + quarantined`.
   """
 
   def __init__(
@@ -85,34 +89,34 @@ class BadRows:
     self.quarantined = 0
     if self.mode == 'quarantine':
       self.path.parent.mkdir(parents=True, exist_ok=True)
-      # A leftover file of an earlier run would make the counts and the file disagree.
+      # With the file of an earlier run, the counts and the file would disagree.
       if not keep or not self.path.exists():
         self.path.write_text('')
 
   @classmethod
   def nowhere(cls) -> 'BadRows':
-    """Leaves bad rows out without a word, for a second look at rows that are told of elsewhere."""
+    """Discards bad rows: for a second pass over rows, when the first pass reports them."""
     return cls('quarantine', os.devnull)
 
   @property
   def kept(self) -> int:
-    """Rows that were accepted so far."""
+    """The number of accepted rows so far."""
     return self.rows_in - self.quarantined
 
   def mark(self) -> dict[str, int]:
-    """Where the counts and the file stand, for `rewind` in a later process."""
+    """The counts and the size of the file, for `rewind` in a later process."""
     size = self.path.stat().st_size if self.mode == 'quarantine' else 0
     return {'rows_in': self.rows_in, 'quarantined': self.quarantined, 'bytes': size}
 
   def rewind(self, mark: Mapping[str, int]) -> None:
-    """Forgets what came after a mark; the file must have been kept (`keep=True`)."""
+    """Discards everything after a mark; needs the file of before (`keep=True`)."""
     self.rows_in, self.quarantined = mark['rows_in'], mark['quarantined']
     if self.mode == 'quarantine':
       with self.path.open('r+b') as file:
         file.truncate(mark['bytes'])
 
   def parse(self, file: Any, line: int, raw: Any, make: Callable[[Any], Any]) -> Any:
-    """Counts a row and returns `make(raw)`, or None if it was quarantined.
+    """Counts a row and returns `make(raw)`, or None if the row was quarantined.
 
     Raises: UserError (`FILE:LINE:FIELD: what; what to do`) in mode `error`.
     """
@@ -124,13 +128,13 @@ class BadRows:
       return None
 
   def parse_all(self, file: Any, line: int, raw: Any, make: Callable[[Any], list]) -> list:
-    """`parse` for a row that holds several records: each counts as a row."""
+    """`parse` for a row with several records: each counts as a row."""
     made = self.parse(file, line, raw, make) or []
     self.rows_in += max(len(made) - 1, 0)
     return made
 
   def reject(self, file: Any, line: int, raw: Any, bad: BadRow) -> None:
-    """Turns down a row that was counted before, for instance for a document that is nowhere."""
+    """Rejects a row that is already counted, for instance because its document does not exist."""
     if self.mode == 'error':
       raise UserError(f'{file}:{line}:{bad}') from None
     self.quarantined += 1
@@ -143,7 +147,7 @@ def entry(file: Any, line: int, raw: Any, bad: BadRow) -> str:
   if isinstance(raw, bytes):
     raw = raw.decode('utf-8', 'backslashreplace').rstrip('\r\n')
   value = {'file': str(file), 'line': line, 'field': bad.field, 'reason': str(bad), 'row': raw}
-  # ASCII on purpose: a bad row may hold what UTF-8 cannot encode.
+  # ASCII, because a bad row may contain what UTF-8 cannot encode.
   return json.dumps(value, ensure_ascii=True, default=repr)
 
 
@@ -157,7 +161,7 @@ def click(row: Any) -> Click:
 def document(row: Any) -> Document:
   """Checks a document row of a collection: doc_id, title, summary.
 
-  Both texts may be empty: collections have such documents, and judgements that name them.
+  Both texts may be empty: collections have such documents, and judgements of them.
   """
   row = mapping(row)
   doc_id = identifier(row, 'doc_id')
@@ -170,13 +174,13 @@ def judgement(row: Any) -> tuple[str, str, Document]:
 
 
 def candidate(row: Any) -> tuple[str, str, Document]:
-  """Checks a candidate row; returns query_id, query and the document, a label there is ignored."""
+  """Checks a candidate row; returns query_id, query and the document; ignores a label."""
   query_id, query, doc = _row(row, needs_label=False, reads_label=False)
   return query_id, query, doc
 
 
 def pooled(row: Any) -> tuple[str, str, Document]:
-  """Checks a row of a test set: a judgement, or without a label an unjudged pool document."""
+  """Checks a row of a test set: a judgement, or an unjudged document of the pool."""
   return _row(row, needs_label=False)
 
 
@@ -206,32 +210,34 @@ def _row(row: Any, *, needs_label: bool, reads_label: bool = True) -> Row:
 
 
 def mapping(row: Any) -> Mapping[str, Any]:
-  """The row if it has named fields. Raises: BadRow."""
+  """The row itself, if it has named fields. Raises: BadRow."""
   if not isinstance(row, Mapping):
-    raise BadRow('row', f'is {_found(row)}', 'write one JSON object {...} with named fields a line')
+    fix = 'write one JSON object {...} with named fields per line'
+    raise BadRow('row', f'is {_described(row)}', fix)
   return row
 
 
 def identifier(row: Mapping[str, Any], field: str, *, number: bool = False) -> str:
-  """An id: text without white space, which separates the columns of TREC runs and qrels.
+  """An id: text without white space, because that separates the columns of TREC runs and qrels.
 
-  `number` also takes an integer, as other tools write them.
+  `number` also allows an integer, as other tools write them.
   """
   if number and isinstance(row.get(field), int) and not isinstance(row[field], bool):
     row = {field: str(row[field])}
   value = text(row, field, blank=False)
   if len(value.split()) != 1 or value != value.strip():
-    raise BadRow(field, f'{value!r} holds white space', 'replace it, by an underscore for example')
+    fix = 'replace it, for example by an underscore'
+    raise BadRow(field, f'{value!r} contains white space', fix)
   return value
 
 
 def text(row: Mapping[str, Any], field: str, *, blank: bool) -> str:
-  """A field that is valid text, and not blank unless that is allowed. Raises: BadRow."""
+  """A field that is valid text; blank text only if `blank`. Raises: BadRow."""
   if field not in row:
     raise BadRow(field, 'is missing', f'add "{field}" as a string')
   value = row[field]
   if not isinstance(value, str):
-    raise BadRow(field, f'is {_found(value)}, not a string', 'write it as text in quotes')
+    raise BadRow(field, f'is {_described(value)}, not a string', 'write it as text in quotes')
   if not value.isascii():
     try:
       value.encode()
@@ -250,13 +256,13 @@ def _title_summary(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def integer(row: Mapping[str, Any], field: str, *, low: int, default: int) -> int:
-  """A field that is an integer of `low` or more, or is not there. Raises: BadRow."""
+  """A field that is an integer of `low` or more, `default` if it is missing. Raises: BadRow."""
   value = row.get(field)
-  if value is None:  # Parquet has no other way to leave a field out.
+  if value is None:  # null is how Parquet leaves a field out
     return default
   if isinstance(value, bool) or not isinstance(value, int):
     fix = f'write an integer of {low} or more, without quotes or decimals'
-    raise BadRow(field, f'is {_found(value)}, not an integer', fix)
+    raise BadRow(field, f'is {_described(value)}, not an integer', fix)
   if not low <= value <= MAX_INT:
     fix = f'write an integer of {low} or more'
     raise BadRow(field, f'is {_short(value)}, outside {low}..{MAX_INT}', fix)
@@ -264,12 +270,12 @@ def integer(row: Mapping[str, Any], field: str, *, low: int, default: int) -> in
 
 
 def score(row: Mapping[str, Any]) -> float:
-  """The field `score` as a finite number, NaN if it is not there. Raises: BadRow."""
+  """The field `score` as a finite number, NaN if it is missing. Raises: BadRow."""
   value = row.get('score')
   if value is None:
     return math.nan
   if isinstance(value, bool) or not isinstance(value, (int, float)):
-    raise BadRow('score', f'is {_found(value)}, not a number', 'write a number without quotes')
+    raise BadRow('score', f'is {_described(value)}, not a number', 'write a number without quotes')
   try:
     value = float(value)
   except OverflowError:
@@ -279,7 +285,7 @@ def score(row: Mapping[str, Any]) -> float:
   return value
 
 
-def _found(value: Any) -> str:
+def _described(value: Any) -> str:
   names = {dict: 'an object', list: 'a list', bool: 'a boolean', type(None): 'null', str: 'text'}
   name = names.get(type(value), f'a {type(value).__name__}')
   return name if value is None else f'{name} ({_short(value)})'
@@ -288,7 +294,7 @@ def _found(value: Any) -> str:
 def _short(value: Any) -> str:
   try:
     text = repr(value)
-  except (ValueError, RecursionError):  # An integer of thousands of digits has no repr.
+  except (ValueError, RecursionError):  # an integer of thousands of digits has no repr
     return 'too big to show'
   text = text.encode('ascii', 'backslashreplace').decode() if not text.isprintable() else text
   return text if len(text) <= 40 else text[:37] + '...'

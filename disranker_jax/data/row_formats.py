@@ -1,15 +1,16 @@
-"""What one row of JSON or Parquet may look like, and the records it gives.
+"""The formats that one row of JSON or Parquet may have, and the records of each.
 
-Beside our own rows (records.py), one query with one document each, these are read as they are:
+A row of our own format (records.py) is one query with one document. Rows of these formats are one
+query with its documents:
 
   tevatron      query_id, query, positive_passages, negative_passages, each a list of
                 {docid, title, text}; `retrieved_passages` are candidates without a label;
-                or passages with scores, a teacher's
-  FlagEmbedding query, pos, neg: lists of text; pos_scores and neg_scores, a teacher's
-  prepared      query_id, query, docs: lists by field, as `builders` writes them
+                or `passages` with the scores of a teacher
+  FlagEmbedding query, pos, neg: lists of text; pos_scores, neg_scores of a teacher
+  prepared      query_id, query, docs: lists by field, as `store` writes them
 
-A row of these is a query with its documents. Positives get label 1, negatives 0. Where a query or
-a passage has no id it gets one from its text, so the same text has the same id in every file.
+Positives get label 1, negatives 0. A query or passage without an id gets one from its text, so the
+same text has the same id in every file.
 """
 
 import dataclasses
@@ -21,10 +22,9 @@ from typing import Any
 from disranker_jax.data import records
 from disranker_jax.data.records import UNJUDGED, BadRow, Click, Document
 
-Row = records.Row  # query_id, query, document
-Score = tuple[str, str, float]  # query_id, doc_id, a teacher's score
+Score = tuple[str, str, float]  # query_id, doc_id, score of a teacher
 
-# Of lists of passages: the label of those in it, and where their scores are.
+# List of passages -> (label of its passages, field with their scores).
 LISTS = {
   'positive_passages': (1, 'positive_scores'),
   'negative_passages': (0, 'negative_scores'),
@@ -34,20 +34,20 @@ LISTS = {
   'neg': (0, 'neg_scores'),
 }
 GROUPS = frozenset(('docs', *LISTS))
-# All that is read of a row; other columns of Parquet stay on disk.
+# The columns of Parquet that are read.
 COLUMNS = (
   'query_id', 'id', 'query', 'doc_id', 'title', 'summary', 'label', 'rank', 'score', 'count',
   'docs',
   *LISTS, *(scores for _, scores in LISTS.values()),
 )  # fmt: skip
-# Which rows a kind has no use for: a judgement needs a label, a click a document that was good.
+# The kinds that need a label in every row: a click needs to know which document was good.
 NEEDS_LABEL = ('judgements', 'clicks')
 
 
 def records_of(row: Any, kind: str) -> list[Any]:
-  """The records of a row: Clicks, or (query_id, query, Document), or for kind 'scores' Scores.
+  """The records of a row: Clicks, (query_id, query, Document), or Scores for the kind 'scores'.
 
-  Raises: BadRow, also if the row has nothing for this kind.
+  Raises: BadRow, also if the row has no record of this kind.
   """
   if not isinstance(row, Mapping) or not _is_group(row):
     return [_score(row)] if kind == 'scores' else [records.ROW_PARSERS[kind](row)]
@@ -60,13 +60,13 @@ def records_of(row: Any, kind: str) -> list[Any]:
   if kind == 'clicks':
     clicks = [Click(query, doc.title, doc.summary) for doc in docs if doc.label > 0]
     if not clicks:
-      raise BadRow('row', 'has no positive passage', 'clicks need one, leave the others out')
+      raise BadRow('row', 'has no positive passage', 'add one or remove the row')
     return clicks
   return [(query_id, query, _of_kind(doc, kind)) for doc in docs]
 
 
 def _is_group(row: Mapping[str, Any]) -> bool:
-  # Of Parquet every row has every column, null where there is nothing.
+  # In Parquet every row has every column; a missing value is null.
   return not GROUPS.isdisjoint(row) and any(row.get(name) is not None for name in GROUPS)
 
 
@@ -76,9 +76,8 @@ def _of_kind(doc: Document, kind: str) -> Document:
 
 def _score(row: Any) -> Score:
   row = records.mapping(row)
-  return records.identifier(row, 'query_id'), records.identifier(row, 'doc_id'), _needed(
-    records.score(row)
-  )  # fmt: skip
+  query_id, doc_id = records.identifier(row, 'query_id'), records.identifier(row, 'doc_id')
+  return query_id, doc_id, _needed(records.score(row))
 
 
 def _needed(score: float) -> float:
@@ -93,7 +92,7 @@ def _group(row: Mapping[str, Any]) -> tuple[str, str, list[Document]]:
   docs: dict[str, Document] = {}
   for doc in _prepared(row['docs']) if row.get('docs') is not None else _passages(row):
     if doc.doc_id in docs:
-      raise BadRow('docid', f'{doc.doc_id!r} is there twice', 'keep one of the two passages')
+      raise BadRow('docid', f'{doc.doc_id!r} appears twice', 'keep one of the two passages')
     docs[doc.doc_id] = doc
   if not docs:
     raise BadRow('row', 'has no passages', 'fill one of the lists or remove the row')
@@ -104,7 +103,7 @@ def _query_id(row: Mapping[str, Any], query: str) -> str:
   for name in ('query_id', 'id'):
     if row.get(name) is not None:
       return records.identifier(row, name, number=True)
-  return _name('q', query)
+  return _id_of_text('q', query)
 
 
 def _passages(row: Mapping[str, Any]) -> Iterator[Document]:
@@ -126,7 +125,7 @@ def _passages(row: Mapping[str, Any]) -> Iterator[Document]:
 
 
 def _passage(name: str, passage: Any, label: int, score: Any) -> Document:
-  """A passage as text or as an object; its score stands beside it or in it."""
+  """Reads a passage: text or an object, with the score given separately or in the object."""
   if isinstance(passage, str):
     passage = {'text': passage}
   if not isinstance(passage, Mapping):
@@ -135,7 +134,7 @@ def _passage(name: str, passage: Any, label: int, score: Any) -> Document:
   summary = records.text(passage, 'text', blank=True)
   if not title.strip() and not summary.strip():
     raise BadRow(name, 'has a passage without text', 'fill it in or remove it')
-  doc_id = _name('d', title, summary)
+  doc_id = _id_of_text('d', title, summary)
   if named := [n for n in ('docid', 'passage_id', 'doc_id') if passage.get(n) is not None]:
     doc_id = records.identifier(passage, named[0], number=True)
   score = records.score({'score': passage.get('score') if score is None else score})
@@ -143,19 +142,19 @@ def _passage(name: str, passage: Any, label: int, score: Any) -> Document:
 
 
 def _prepared(columns: Any) -> Iterator[Document]:
-  """Documents as lists by field, or as a list of objects."""
+  """The documents of lists by field, or of a list of objects."""
   if isinstance(columns, list):
     rows = columns
   else:
     columns = records.mapping(columns)
     lists = [column for column in columns.values() if isinstance(column, list)]
     if len(lists) < len(columns) or len({len(column) for column in lists}) > 1:
-      raise BadRow('docs', 'has fields that are not lists of one length', 'prepare it again')
+      raise BadRow('docs', 'has fields that are not lists of equal length', 'prepare it again')
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*lists, strict=True)]
   for row in rows:
     row = records.mapping(row)
     doc = records.document(row)
-    label = -1 if row.get('label') in (None, UNJUDGED) else row['label']
+    label = UNJUDGED if row.get('label') in (None, UNJUDGED) else row['label']
     known = {
       'label': label if label == UNJUDGED else records.integer(row, 'label', low=0, default=0),
       'rank': records.integer(row, 'rank', low=0, default=0),
@@ -167,7 +166,7 @@ def _prepared(columns: Any) -> Iterator[Document]:
 
 
 def _number(row: Mapping[str, Any], field: str) -> float:
-  """A number, or text of one: prepared data keep all digits of a score as text."""
+  """A number, or text that is a number: prepared data stores scores as text to keep all digits."""
   value = row.get(field)
   if isinstance(value, str):
     try:
@@ -179,6 +178,6 @@ def _number(row: Mapping[str, Any], field: str) -> float:
   return records.score({'score': value})
 
 
-def _name(prefix: str, *texts: str) -> str:
+def _id_of_text(prefix: str, *texts: str) -> str:
   digest = hashlib.sha256('\0'.join(texts).encode()).hexdigest()
   return f'{prefix}-{digest[:20]}'

@@ -1,8 +1,7 @@
-"""Turns an address in the config into records: which scheme reads what.
+"""Reads records from a data address such as `jsonl:logs/*.jsonl.gz`: SCHEME, colon, path or name.
 
-A scheme is one class here and one line in SCHEMES. Whatever the scheme, records are read as they
-are asked for, and what has to be sorted or joined goes through files: memory does not grow with
-the data.
+A scheme is one function here and one line in SCHEMES. Every scheme streams its records, and sorts
+and joins through files, so memory does not grow with the data.
 """
 
 import dataclasses
@@ -26,41 +25,40 @@ from disranker_jax.data import (
   tfds_rows,
   trec,
 )
-from disranker_jax.data.records import BadRows, Click, Document, Group
+from disranker_jax.data.records import KINDS, BadRows, Click, Document, Group
 from disranker_jax.data.row_formats import Score
 from disranker_jax.errors import UserError
 
-KINDS = ('clicks', 'judgements', 'candidates', 'test')
-# Kinds of their own: what other teachers gave to pairs whose text is elsewhere; judgements with
-# the first stage's documents beside them, to draw negatives from.
+# SCORES are other teachers' scores of pairs, without texts. POOLED are judgements together with the
+# documents of the first stage, to draw negatives from.
 SCORES, POOLED = 'scores', 'pooled'
 ALL_KINDS = (*KINDS, SCORES, POOLED)
 
 
 @dataclasses.dataclass(frozen=True)
 class Want:
-  """What is wanted of a source."""
+  """What the caller wants from a source."""
 
   kind: str
   depth: int
   bad_rows: BadRows
-  scratch: Path | None = None  # a folder for what does not fit into memory
+  scratch: Path | None = None  # a folder for data that does not fit into memory
 
 
 class Scheme(Protocol):
-  """How what follows the colon of an address is read."""
+  """Reads the part of an address after the colon."""
 
   def __call__(self, rest: str, want: Want) -> Iterator[Click | Group | Score]: ...
 
 
 class RowFiles(NamedTuple):
-  """A source whose rows stand for themselves, so that a reader can begin at any of them."""
+  """Files whose rows are independent of each other, so that a reader can start at any row."""
 
   files: list[Path]
   read: Callable[[Path], Iterator[tuple[int, Any]]]
 
   def places(self, start: int = 0) -> Iterator[rows.Place]:
-    """(file, number, row) of all rows but the first `start`."""
+    """(file, number, row) of all rows except the first `start`."""
     return rows.of_files(self.files, self.read, start)
 
 
@@ -72,12 +70,12 @@ def read(
   bad_rows: BadRows | None = None,
   scratch: Path | None = None,
 ) -> Iterator[Click | Group | Score]:
-  """The records of a kind at an address such as `python_docs:` or `jsonl:logs/*.jsonl.gz`.
+  """The records of a kind at an address.
 
-  Clicks and teachers' scores come one by one, all else as groups. `depth` is how many documents a
-  query gets from a first stage (a run, or BM25); rows of JSONL and Parquet are the user's own
-  choice and all kept. `scratch` is a folder for large temporary files. Raises: UserError for an
-  address nobody knows, and while reading for files and rows that are bad.
+  Clicks and teachers' scores come one by one, all other kinds as groups. `depth` is how many
+  documents a query gets from a first stage (a run, or BM25); all rows of JSONL and Parquet files
+  are kept. `scratch` is a folder for large temporary files. Raises: UserError for an unknown
+  address; also while reading, for bad files and rows.
   """
   if kind not in ALL_KINDS:
     raise ValueError(f'no records of kind {kind!r}, only {", ".join(ALL_KINDS)}')
@@ -89,28 +87,28 @@ def read(
 
 
 def split(address: str, kind: str = 'records') -> tuple[str, str]:
-  """(scheme, what follows the colon). Raises: UserError with an example of each scheme."""
+  """(scheme, text after the colon). Raises: UserError with an example of each scheme."""
   scheme, colon, rest = str(address).partition(':')
   if not colon or scheme not in SCHEMES:
     examples = ', '.join(example for _, example in SCHEMES.values())
-    raise UserError(f'{address!r}: is no address of {kind}; write one like {examples}')
+    raise UserError(f'{address!r}: is not an address of {kind}; write one like {examples}')
   return scheme, rest
 
 
 def row_files(address: str) -> RowFiles | None:
-  """The files of an address whose rows stand for themselves; None for one of other schemes."""
+  """The files of an address with independent rows (jsonl:, parquet:); None for other schemes."""
   scheme, rest = split(address)
   if scheme not in ROW_READERS:
     return None
   if not rest:
     example = SCHEMES[scheme][1]
-    raise UserError(f'{scheme}: names no file; write {scheme}:PATH, such as {example}')
-  # No options: a question mark is part of a glob pattern.
+    raise UserError(f'{scheme}: has no path; write {scheme}:PATH, such as {example}')
+  # There are no options: a question mark is part of a glob pattern.
   return RowFiles(lines.matching(rest), ROW_READERS[scheme])
 
 
 def made(kind: str) -> Callable[[Any], list]:
-  """What turns a row of a RowFiles into records of a kind, for `BadRows.parse_all`."""
+  """The function that turns a row of RowFiles into records of a kind, for `BadRows.parse_all`."""
   return functools.partial(_made, kind)
 
 
@@ -119,14 +117,14 @@ def _made(kind: str, raw: Any) -> list:
 
 
 def fingerprint(address: str) -> list:
-  """What changes when the source does: names, sizes and times of its files."""
+  """A value that changes when the source does: names, sizes and times of its files."""
   scheme, rest = split(address)
   if scheme == 'python_docs':
     return [address, platform.python_version(), *map(_version, _packages(rest))]
   path, _, options = (rest, '', '') if scheme in ROW_READERS else rest.partition('?')
   path = Path(path).expanduser()
   files = sorted(path.iterdir()) if path.is_dir() else sorted(map(Path, glob.glob(str(path))))
-  # Options may name files elsewhere; ids of ir_datasets do not change their content.
+  # Options may name files in other folders. The content of an ir_datasets id never changes.
   for option in filter(None, options.split('&')):
     names = option.partition('=')[2].split(',')
     files += [file for name in names for file in trec.named(path, name)]
@@ -135,13 +133,14 @@ def fingerprint(address: str) -> list:
 
 
 def documents(path: str | Path) -> list[Document]:
-  """The documents of a JSON-lines file of doc_id, title, summary, in its order; each id once."""
+  """The documents of a JSON-lines file of doc_id, title, summary, in file order; ids are unique."""
   bad_rows, docs = BadRows(), {}
 
   def parse(line: bytes) -> Document:
     doc = records.document(lines.from_json(line))
     if doc.doc_id in docs:
-      raise records.BadRow('doc_id', f'{doc.doc_id!r} is there twice', 'give each its own')
+      fix = 'give each document its own id'
+      raise records.BadRow('doc_id', f'{doc.doc_id!r} appears twice', fix)
     return doc
 
   for file in lines.matching(str(path)):
@@ -152,7 +151,7 @@ def documents(path: str | Path) -> list[Document]:
 
 
 def of_places(places: Iterator[rows.Place], want: Want) -> Iterator[Click | Group | Score]:
-  """The records of rows that stand for themselves; documents of a query are gathered."""
+  """The records of independent rows; the documents of a query are grouped."""
   make = made(want.kind)
   parsed = (
     (file, number, record)
@@ -170,7 +169,7 @@ def _row_files(scheme: str, rest: str, want: Want) -> Iterator[Click | Group | S
 
 
 def _packages(rest: str) -> tuple[str, ...]:
-  """Whose documentation an address of `python_docs:` means."""
+  """The packages whose documentation an address of `python_docs:` reads."""
   path, options = _options('python_docs', rest, ('packages', 'only'))
   if path:
     raise UserError(f'python_docs:{rest}: takes no path; write python_docs:?packages=numpy,jax')
@@ -179,8 +178,8 @@ def _packages(rest: str) -> tuple[str, ...]:
 
 
 def _version(package: str) -> str:
-  found = importlib.metadata.packages_distributions().get(package, ())
-  return ' '.join(importlib.metadata.version(name) for name in found)
+  distributions = importlib.metadata.packages_distributions().get(package, ())
+  return ' '.join(map(importlib.metadata.version, distributions))
 
 
 def _python_docs(rest: str, want: Want) -> Iterator[Click | Group]:
@@ -188,40 +187,40 @@ def _python_docs(rest: str, want: Want) -> Iterator[Click | Group]:
   if want.kind == 'clicks':
     return python_docs.clicks(packages)
   _no_scores('python_docs', rest, want)
-  kind = 'judgements' if want.kind == POOLED else want.kind  # every document there is labelled
+  kind = 'judgements' if want.kind == POOLED else want.kind  # this source labels every document
   return python_docs.groups(kind, want.depth, packages)
 
 
 def _trec(rest: str, want: Want) -> Iterator[Click | Group | Score]:
   path, options = _options('trec', rest, trec.OPTIONS)
   if not path:
-    raise UserError('trec: names no folder; write trec:DIR, such as trec:data/nfcorpus')
+    raise UserError('trec: has no folder; write trec:DIR, such as trec:data/nfcorpus')
   path = Path(path).expanduser()
   if want.kind != SCORES:
     folder = trec.Folder(path, options, want.depth)
     return collection.read(folder, want.kind, want.depth, want.bad_rows, want.scratch)
-  run = path
-  if path.is_dir():
-    run = trec.existing(path, 'run', options.get('run'))
-  found = trec.run_lines(run, want.bad_rows)
-  return ((line.query_id, line.doc_id, line.score) for line in found)
+  run = trec.existing(path, 'run', options.get('run')) if path.is_dir() else path
+  return _scores(trec.run_lines(run, want.bad_rows))
 
 
 def _ir_datasets(rest: str, want: Want) -> Iterator[Group]:
   name, options = _options('ir_datasets', rest, irds.OPTIONS)
   if not name:
-    raise UserError('ir_datasets: names no dataset; write ir_datasets:ID, see ir-datasets.com')
+    raise UserError('ir_datasets: has no dataset id; write ir_datasets:ID, see ir-datasets.com')
   dataset = irds.Dataset(name, options, want.depth)
   if want.kind != SCORES:
     return collection.read(dataset, want.kind, want.depth, want.bad_rows, want.scratch)
-  found = dataset.run(want.bad_rows, needed=True)
-  return ((line.query_id, line.doc_id, line.score) for line in found)
+  return _scores(dataset.run(want.bad_rows, needed=True))
+
+
+def _scores(run: Iterator[collection.Line]) -> Iterator[Score]:
+  return ((line.query_id, line.doc_id, line.score) for line in run)
 
 
 def _tfds(rest: str, want: Want) -> Iterator[Click | Group | Score]:
   name, options = _options('tfds', rest, tfds_rows.OPTIONS)
   if not name:
-    raise UserError('tfds: names no dataset; write tfds:NAME or tfds:FOLDER of a prepared one')
+    raise UserError('tfds: has no dataset; write tfds:NAME, or tfds:FOLDER for prepared data')
   return of_places(tfds_rows.read(name, options), want)
 
 
