@@ -316,7 +316,7 @@ def test_joined_blocks_count_from_their_own_start():
 
 
 def test_rows_that_do_not_divide_into_blocks_are_an_error():
-  with pytest.raises(UserError, match='batch_rows=3 must be a multiple of blocks=2'):
+  with pytest.raises(UserError, match='batch_rows=3 must be a multiple of data_shards=2'):
     batches.Shape(3, 16, 2).block(2)
 
 

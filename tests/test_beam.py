@@ -73,8 +73,8 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path):
   address = write(tmp_path, rows_of())
   for task, says in [
     (job(tmp_path, address, 'judgements', 'x', on_bad_row='error'), r'part-\d\.jsonl:\d+:'),
-    (job(tmp_path, 'python_docs:', 'test', 'x'), 'Beam reads jsonl'),
-    (job(tmp_path, address, 'test', 'x', limit=3), 'Beam takes no limit'),
+    (job(tmp_path, 'python_docs:', 'test', 'x'), 'is not a jsonl: or parquet: address'),
+    (job(tmp_path, address, 'test', 'x', limit=3), 'does not support --limit'),
     (job(tmp_path, address, 'test', 'x', changes=(Teachers([address], drop=True),)), 'no teachers'),
     (job(tmp_path, f'jsonl:{tmp_path}/none', 'test', 'x'), 'does not exist'),
   ]:

@@ -320,7 +320,7 @@ def test_comparing_does_not_wait_for_jax():
     ({'metrics': 'tau'}, 'needs --teacher'),
     ({'level': 95}, '--level=95.0: must be between 0 and 1'),
     ({'samples': 3}, '--samples=3: must be 100 or more'),
-    ({'cluster': '('}, r'--cluster=\(: is no regular expression'),
+    ({'cluster': '('}, r'--cluster=\(: is not a regular expression'),
     (
       {'cluster': '^q'},
       r"--cluster=\^q: finds 'q' in every query_id of .* so all queries are one cluster",

@@ -42,7 +42,7 @@ def test_rows_of_a_query_gather_in_first_seen_order():
 
 
 def test_a_document_twice_and_a_query_with_two_texts_are_bad():
-  with pytest.raises(UserError, match=r"f\.jsonl:2:doc_id: 'd1' is there twice"):
+  with pytest.raises(UserError, match=r"f\.jsonl:2:doc_id: 'd1' appears twice"):
     grouped(GOOD, GOOD)
   with pytest.raises(UserError, match=r"f\.jsonl:2:query: query_id 'q1' was 'red fox' before"):
     grouped(GOOD, changed(doc_id='d2', query='x'))

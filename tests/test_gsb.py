@@ -90,7 +90,7 @@ def test_verdicts_are_read_from_csv_tsv_and_jsonl(tmp_path, name, text, zipped):
     ('query_id,verdict\n', 'no verdicts'),
     ('query_id,verdict\nq1,"good\n', ':2: is not CSV'),
     ('{"query_id": "a", "verdict": "good"}\n[1]\n', ':2:row: is not an object'),
-    ('{"query_id": "a", "verdict": "good"}\n{"verdict"\n', ':2:row: is broken JSON'),
+    ('{"query_id": "a", "verdict": "good"}\n{"verdict"\n', ':2:row: is invalid JSON'),
     ('{"query_id": 7, "verdict": "good"}\n', ':1:query_id: is missing or not text'),
     ('{"query_id": "a", "verdict": 1}\n', ':1:verdict: is 1'),
     ('', 'is empty'),

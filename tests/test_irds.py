@@ -110,8 +110,8 @@ def test_negative_grades_are_bad_rows_with_their_place(ir_datasets, tmp_path):
 
 def test_mistakes_are_one_line(tmp_path):
   for address, kind, says in [
-    ('beir/nfcorpse', 'test', 'no such dataset'),
-    ('', 'test', 'names no dataset'),
+    ('beir/nfcorpse', 'test', 'is not a known dataset'),
+    ('', 'test', 'has no dataset id'),
     ('beir/nfcorpus', 'judgements', 'has no qrels'),
     ('beir/nfcorpus/test', 'clicks', 'has no clicks'),
     ('beir/nfcorpus/test?runs=x', 'test', 'cannot use the option'),

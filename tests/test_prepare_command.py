@@ -49,7 +49,7 @@ def test_a_killed_command_continues_to_the_same_bytes(tmp_path):
   assert process.wait() == -signal.SIGKILL and journal.exists()
   again = command(*flags, tmp_path / 'out')
   stdout, stderr = again.communicate()
-  assert again.returncode == 0 and 'goes on after' in stderr, stderr
+  assert again.returncode == 0 and 'continues after' in stderr, stderr
   assert '12,000 queries of 120,002 rows, 2 bad' in stdout
   assert whole.wait() == 0
   files = [

@@ -162,7 +162,7 @@ def test_rows_are_not_checked_twice(tmp_path, monkeypatch, capsys):
   total = len((tmp_path / 'a.jsonl').read_text().splitlines())
   # At most the chunk that was being read is read again.
   assert before > 60 and total <= len(seen) <= total + preparing.CHUNK_ROWS
-  assert 'goes on after' in capsys.readouterr().err
+  assert 'continues after' in capsys.readouterr().err
 
 
 def test_done_is_done_and_another_source_or_setting_is_other_work(tmp_path, monkeypatch, capsys):
@@ -178,7 +178,7 @@ def test_done_is_done_and_another_source_or_setting_is_other_work(tmp_path, monk
   killed_at(monkeypatch, 5, job(tmp_path, address, name='other'))
   jsonl(tmp_path / 'a.jsonl', rows_of(5, seed=1))
   done = preparing.prepare(job(tmp_path, address, name='other'))
-  assert done.records == 5 and 'begins anew' in capsys.readouterr().err
+  assert done.records == 5 and 'starts again' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('kind', ['clicks', 'judgements'])

@@ -159,7 +159,7 @@ def test_a_package_can_be_added_without_importing_it(tmp_path, monkeypatch):
 
 
 def test_an_unknown_package_is_clear():
-  with pytest.raises(UserError, match='nosuchpkg: there is no such package here'):
+  with pytest.raises(UserError, match='nosuchpkg: is not installed as a package'):
     list(sources.read('python_docs:?packages=nosuchpkg', 'clicks'))
 
 

@@ -40,7 +40,7 @@ def test_a_run_is_written_from_a_stream_and_its_gzip_file_depends_on_its_scores_
     ('q1 Q0 d1 1 2.5 tag more', r'run:3:row: has 7 columns, not 6'),
     ('q1 Q0 d1 1 high tag', r"run:3:score: is 'high', not a number"),
     ('q1 Q0 d1 1 nan tag', r'run:3:score: is nan; write a finite number'),
-    ('q0 Q0 d0 1 2.5 tag', r"run:3:doc_id: 'd0' is there twice for query_id 'q0'"),
+    ('q0 Q0 d0 1 2.5 tag', r"run:3:doc_id: 'd0' appears twice for query_id 'q0'"),
   ],
 )
 def test_a_bad_row_of_a_run_is_named(tmp_path, row, where):
@@ -56,7 +56,7 @@ def test_a_bad_row_of_a_run_is_named(tmp_path, row, where):
     ('q1 0 d1 1.5', r"qrels:2:grade: is '1.5', not an integer"),
     ('q1 0 d1 5000', r'qrels:2:grade: is 5000; write at most 1000'),
     ('q1 0 d1 1' + '0' * 400, r'qrels:2:grade: .* write at most 1000'),
-    ('q0 0 d0 2', r"qrels:2:doc_id: 'd0' is there twice for query_id 'q0'"),
+    ('q0 0 d0 2', r"qrels:2:doc_id: 'd0' appears twice for query_id 'q0'"),
   ],
 )
 def test_a_bad_row_of_qrels_is_named(tmp_path, row, where):

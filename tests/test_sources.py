@@ -93,13 +93,13 @@ class TestJsonl:
   @pytest.mark.parametrize(
     ('line', 'says'),
     [
-      (b'{"query": ', 'broken JSON'),
+      (b'{"query": ', 'invalid JSON'),
       (b'\xff\xfe{}', 'not UTF-8'),
       (b'[1]', 'is a list'),
       (b'"text"', 'is text'),
       (b'[' * 100_000, 'row: is'),
       (b'{"label": ' + b'9' * 5000 + b'}', 'row: is'),
-      (b'{"label": 1, "label": 2}', 'label: is there twice'),
+      (b'{"label": 1, "label": 2}', 'label: appears twice'),
     ],
   )
   @pytest.mark.parametrize('kind', ['clicks', 'test'])
@@ -216,7 +216,7 @@ class TestTrec:
     assert table(f'trec:{folder}?pool=judged', 'test')['q1'][0] == ('d1', 2, 0, True)
     assert 'bm25.run: does not exist' in error(f'trec:{folder}', 'test')
     assert 'other.run: does not exist' in error(f'trec:{folder}?run=other.run', 'judgements')
-    assert 'is no folder' in error(f'trec:{folder}/nowhere', 'test')
+    assert 'is not a folder' in error(f'trec:{folder}/nowhere', 'test')
 
   def test_runs_of_three_columns_and_margin_files(self, folder, monkeypatch):
     (folder / 'short.run').write_text('q1 d1 3\nq1\td2\t4.5\nq2 d1 1\n')
@@ -265,7 +265,7 @@ class TestTrec:
     [
       ('qrels.txt', 'q1 0 d1 1\nq1 0 d9 1\n', "2:doc_id: 'd9' is not in"),
       ('qrels.txt', 'q1 0 d1 1\nq9 0 d1 1\n', "2:query_id: 'q9' is not among the queries"),
-      ('qrels.txt', 'q1 0 d1 1\nq1 0 d1 1\n', "2:doc_id: 'd1' is there twice"),
+      ('qrels.txt', 'q1 0 d1 1\nq1 0 d1 1\n', "2:doc_id: 'd1' appears twice"),
       ('qrels.txt', 'q1 0 d1 1\nq1 0 d2 -2\n', '2:label: is -2'),
       ('qrels.txt', 'q1 0 d1 1\nq1 0 d2 1.0\n', "2:label: is '1.0', not an integer"),
       ('qrels.txt', 'q1 0 d1 1\nq1 d2 1\n', '2:row: has 3 columns, not 4'),
@@ -273,9 +273,9 @@ class TestTrec:
       ('bm25.run', 'q1 Q0 d1 1 1 x\nq9 Q0 d1 2 1 x\n', "2:query_id: 'q9' is not among"),
       ('bm25.run', 'q1 Q0 d1 1 1 x\nq1 Q0 d2 2 nan x\n', '2:score: is nan'),
       ('bm25.run', 'q1 Q0 d1 1 1 x\nq1 Q0 d2 two 1 x\n', "2:rank: is 'two'"),
-      ('bm25.run', 'q1 Q0 d1 1 1 x\nq1 Q0 d1 2 1 x\n', "2:doc_id: 'd1' is there twice"),
+      ('bm25.run', 'q1 Q0 d1 1 1 x\nq1 Q0 d1 2 1 x\n', "2:doc_id: 'd1' appears twice"),
       ('queries.tsv', 'q1\tred fox\nq2 blue dog\n', '2:query: is missing'),
-      ('queries.tsv', 'q1\tred fox\nq1\tblue dog\n', "2:query_id: 'q1' is there twice"),
+      ('queries.tsv', 'q1\tred fox\nq1\tblue dog\n', "2:query_id: 'q1' appears twice"),
       ('queries.tsv', 'q1\tred fox\nq2\t \n', '2:query: is blank'),
     ],
   )
@@ -355,4 +355,4 @@ class TestTfds:
       assert 'cannot be opened' in error(address)
     store.write('clicks', [Click('q', 't', 's')], tmp_path / 'c')
     assert 'cannot be opened' in error(f'tfds:{tmp_path}/c?split=train')
-    assert 'names no dataset' in error('tfds:')
+    assert 'has no dataset' in error('tfds:')

@@ -73,11 +73,11 @@ def test_writing_again_replaces(tmp_path):
 def test_a_failure_leaves_the_old_data_and_no_debris(tmp_path):
   def broken():
     yield CLICKS[0]
-    raise UserError('f.jsonl:2:label: is bad; mend it')
+    raise UserError('f.jsonl:2:label: is bad; correct it')
 
   store.write('clicks', CLICKS, tmp_path / 'c')
   before = store.fingerprint(tmp_path / 'c')
-  with pytest.raises(UserError, match=r'^f\.jsonl:2:label: is bad; mend it$'):
+  with pytest.raises(UserError, match=r'^f\.jsonl:2:label: is bad; correct it$'):
     store.write('clicks', broken(), tmp_path / 'c')
   assert store.fingerprint(tmp_path / 'c') == before
   assert [path.name for path in tmp_path.iterdir()] == ['c']
@@ -96,7 +96,7 @@ def test_mistakes_of_people_are_clear(tmp_path):
   with pytest.raises(UserError, match='no prepared data'):
     store.fingerprint(tmp_path / 'mine')
   store.write('clicks', CLICKS, tmp_path / 'c')
-  with pytest.raises(UserError, match='holds clicks, not test'):
+  with pytest.raises(UserError, match='contains clicks, not test'):
     store.open('test', tmp_path / 'c')
 
 

@@ -96,9 +96,9 @@ def test_a_pair_scored_twice_counts_once_with_the_mean(tmp_path):
 def test_teachers_that_teach_nothing_are_refused(tmp_path):
   flat = scores_file(tmp_path / 'flat.jsonl', [('q1', 'a', 1), ('q1', 'd', 1)])
   good = scores_file(tmp_path / 'good.jsonl', [('q1', 'a', 1), ('q1', 'd', 2)])
-  with pytest.raises(UserError, match=r'flat\.jsonl: gives all pairs one score, 1'):
+  with pytest.raises(UserError, match=r'flat\.jsonl: gives all pairs the same score, 1'):
     joined([flat])
-  with pytest.raises(UserError, match=r'flat\.jsonl: gives one score for all'):
+  with pytest.raises(UserError, match=r'flat\.jsonl: gives all pairs the same score'):
     joined([good, flat])
   other = scores_file(tmp_path / 'other.jsonl', [('Q1', 'a', 1), ('Q1', 'b', 2)])
   with pytest.raises(UserError, match=r'other\.jsonl: no pair has a score'):

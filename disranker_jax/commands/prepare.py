@@ -72,8 +72,8 @@ def job_of(args: argparse.Namespace):
   out = args.out.expanduser().absolute()
   return Job(
     args.source, args.kind, out, out.with_name(f'{out.name}.quarantine.jsonl'), depth=depth,
-    on_bad_row=args.on_bad_row, limit=args.limit, changes=tuple(changes), asked=repr(settings),
-    read_as=read_as,
+    on_bad_row=args.on_bad_row, limit=args.limit, changes=tuple(changes),
+    change_settings=repr(settings), read_as=read_as,
   )  # fmt: skip
 
 

@@ -1,25 +1,25 @@
-"""Groups to batches: documents of many queries packed into a fixed number of fixed-length rows.
+"""Packs the documents of many queries into batches with a fixed number of fixed-length rows.
 
-One static shape a stage, so one compile: a batch takes queries until the next would not fit. Each
-document is a segment of a row (`segments_BT` counts from 1, 0 is padding; positions restart with
-each), and an index says where each document's score is read.
+Each stage has one static shape, so one compile: a batch takes queries until the next one does not
+fit. Each document is a segment of a row (`segments_BT` counts from 1, 0 is padding; positions
+restart with each document), and an index gives the position of each document's score.
 
-A batch is one or more blocks, packed independently of each other from every A-th query. Whatever
-the number of hosts and devices, as long as it divides A, the batches are the same; a host reads
-its own blocks only, and a device finds everything that its rows need at hand, because indices
-count from the start of a block. A block is a batch of A = 1; blocks are joined on the first axis.
+A batch is one or more blocks (config key data_shards). Block a is packed from every A-th query from
+a on, independently of the other blocks. So batches do not depend on the number of hosts and devices
+if that number divides A. A host reads only its own blocks, and a device needs no rows of other
+devices, because indices count from the start of a block. Blocks are joined on the first axis.
 
-Shapes: A blocks, B rows, T positions, G queries at most, N documents of a query at most, P
-predicted tokens at most (B, G and P are of all blocks together). Keys of a batch:
+Shapes: A blocks, B rows, T positions, at most G queries, at most N documents per query, at most P
+predicted tokens (B, G and P are totals of all blocks). Keys of a batch:
   tokens_BT segments_BT positions_BT types_BT   int32
   mask_GN         bool, a real document
   labels_GN       float32, its grade, UNJUDGED (-1) if it has none
   teacher_GN      float32, the teacher's score, 0 if there is none
-  index_AX        int32, [A, G / A * N]: position in the block's flattened rows of each document's
-                  scored token
+  index_AX        int32, [A, G / A * N]: position of each document's scored token in the flattened
+                  rows of the block
   index_AP        int32, [A, P / A]: position in the block that predicts a token
-  targets_AP      int32, the token it should predict
-  owner_AP        int32, the document of the block (g * N + n) that it belongs to; -1 is padding
+  targets_AP      int32, the token to predict
+  owner_AP        int32, the document in the block (g * N + n) of that token; -1 is padding
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from disranker_jax.data.prompts import Encoded
 from disranker_jax.data.records import UNJUDGED, Click, Document, Group
 from disranker_jax.errors import UserError
 
-MOST_AHEAD, THREADS = 500, 16  # Grain's own figures
+MOST_AHEAD, THREADS = 500, 16  # the defaults of Grain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,27 +42,27 @@ class Shape:
   rows: int  # B
   row_len: int  # T
   docs: int  # N
-  predicted: int = 0  # P of a row; 0: scores only
+  predicted: int = 0  # P per row; 0: scores only
 
   @property
   def groups(self) -> int:
-    """G: enough for rows full of sequences of 16 tokens, and for at least one query."""
+    """G: enough for rows full of sequences of 16 tokens, and at least one query."""
     return max(1, self.rows * self.row_len // (16 * self.docs))
 
   def block(self, blocks: int) -> 'Shape':
     """The shape of each of `blocks` equal parts."""
     if self.rows % blocks:
-      raise UserError(f'batch_rows={self.rows} must be a multiple of blocks={blocks}')
+      raise UserError(f'batch_rows={self.rows} must be a multiple of data_shards={blocks}')
     return dataclasses.replace(self, rows=self.rows // blocks)
 
   def zeros(self, blocks: int = 1) -> dict[str, np.ndarray]:
-    """A batch without documents, as shapes or as filling."""
+    """A batch without documents: for its shapes, or to fill up."""
     return join([lay_out([], [], self)] * blocks)
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodedGroup:
-  """A query's documents as token ids, with what the losses need beside them."""
+  """The documents of a query as token ids, with their labels and teacher scores."""
 
   docs: list[Encoded]
   labels: np.ndarray
@@ -71,19 +71,19 @@ class EncodedGroup:
 
   @classmethod
   def alone(cls, doc: Encoded, name: str = '') -> 'EncodedGroup':
-    """A document by itself, to be scored."""
+    """A group of one document, for scoring."""
     return cls([doc], np.zeros(1, np.float32), np.zeros(1, np.float32), name)
 
   @property
   def predicted(self) -> int:
-    """How many of its tokens a language model has to predict."""
+    """The number of tokens that a language model predicts."""
     return sum(stop - start for start, stop in (doc.predict for doc in self.docs))
 
 
 def first_fit(lengths: list[int], free: list[int]) -> list[tuple[int, int]] | None:
-  """(row, free tokens left of it before) of each sequence, longest placed first, into `free`.
+  """(row, free tokens in that row before placement) per sequence; longest sequences first.
 
-  `free` is the room of each row and is changed; None where the sequences do not all fit.
+  `free` is the room of each row and is updated in place. None if the sequences do not all fit.
   """
   places = [(0, 0)] * len(lengths)
   for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -96,7 +96,7 @@ def first_fit(lengths: list[int], free: list[int]) -> list[tuple[int, int]] | No
 
 
 class Packer:
-  """Gathers groups while they fit; `batch()` lays them out."""
+  """Collects groups while they fit; `batch()` lays them out."""
 
   def __init__(self, shape: Shape):
     self.shape = shape
@@ -107,7 +107,10 @@ class Packer:
     self._predicted = 0
 
   def add(self, group: EncodedGroup) -> bool:
-    """Takes the group if all of its documents still fit; raises if they never could."""
+    """Adds the group and returns True if all its documents fit.
+
+    Raises: UserError if they do not fit into an empty batch either.
+    """
     lengths = [len(d) for d in group.docs]
     predicted = group.predicted
     placed = self._place(lengths, predicted)
@@ -122,7 +125,7 @@ class Packer:
     return True
 
   def _place(self, lengths: list[int], predicted: int):
-    """(free, places) with the new sequences; places are anew only if they do not fit as it is."""
+    """(free, places) with the new sequences; all are placed again if the new ones do not fit."""
     s = self.shape
     if len(self.groups) == s.groups or sum(lengths) > sum(self._free):
       return None
@@ -136,21 +139,21 @@ class Packer:
     return None if places is None else (free, places)
 
   def batch(self) -> dict[str, np.ndarray]:
-    """The arrays of the module's docstring."""
+    """The arrays that the module docstring describes."""
     starts = [(row, self.shape.row_len - room) for row, room in self._places]
     return lay_out(self.groups, starts, self.shape)
 
 
 def unfit(group: EncodedGroup, shape: Shape) -> UserError:
-  """What to say of a group that not even an empty batch has room for."""
+  """The error for a group that does not fit into an empty batch."""
   return UserError(
     f'query {group.name!r}: its {len(group.docs)} documents ({sum(map(len, group.docs))} tokens) '
-    f'do not fit {shape.rows} rows of {shape.row_len} tokens; raise batch_rows or lower blocks'
+    f'do not fit {shape.rows} rows of {shape.row_len} tokens; raise batch_rows or lower data_shards'
   )
 
 
 def lay_out(groups: list[EncodedGroup], places: list[tuple[int, int]], shape: Shape) -> dict:
-  """A block, as the module's docstring has it: `places` are (row, start) of each document."""
+  """A block as the module docstring describes it; `places` is (row, start) of each document."""
   s, batch = shape, _without(shape)
   docs = [doc for group in groups for doc in group.docs]
   if not docs:
@@ -188,7 +191,7 @@ def lay_out(groups: list[EncodedGroup], places: list[tuple[int, int]], shape: Sh
 
 
 def _spread(starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """The numbers from each start on, as many as its count says; and each one's place in its run."""
+  """Concatenates range(start, start + count) of all pairs; also the offsets within each range."""
   within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
   return np.repeat(starts, counts) + within, within
 
@@ -211,15 +214,15 @@ def _without(s: Shape) -> dict[str, np.ndarray]:
 
 
 def join(blocks: list[dict]) -> dict[str, np.ndarray]:
-  """Blocks as one batch."""
+  """Joins blocks into one batch."""
   return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
 
 
 class Stream:
-  """One block's endless queries, packed; a number says where it is.
+  """The endless packed batches of one block; `position` is the number of used queries.
 
-  `queries` is an endless source of encoded groups by index, of which this block takes every
-  `blocks`-th one from `block` on.
+  `queries` is an endless source of encoded groups by index. The block takes every `blocks`-th one
+  from `block` on.
   """
 
   def __init__(self, queries: grain.MapDataset, shape: Shape, block: int, blocks: int):
@@ -227,17 +230,17 @@ class Stream:
     self.seek(0)
 
   def seek(self, position: int) -> None:
-    """Goes to where `position` of this block's queries have been used."""
+    """Continues after the first `position` queries of this block."""
     self.position, self._held = position, None
     start = self._block + position * self._blocks
-    # Records are read and tokenised ahead of the device, in Grain's threads: two blocks' worth, for
-    # more is thrown away with every stream that ends.
+    # Grain's threads read and tokenise ahead of the device. Two blocks are enough; when a stream
+    # ends, what is read ahead is lost.
     ahead = min(2 * self._shape.groups, MOST_AHEAD)
     options = grain.ReadOptions(min(ahead, THREADS), ahead)
     self._rest = iter(self._queries[start :: self._blocks].to_iter_dataset(options))
 
   def next(self) -> tuple[dict[str, np.ndarray], list[str]]:
-    """(block, the names of its queries)."""
+    """(block, names of its queries)."""
     packer = Packer(self._shape)
     if self._held is not None:
       packer.add(self._held)
@@ -251,7 +254,7 @@ class Stream:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """A training stage's batches: endless queries in the order of a seed, packed into blocks."""
+  """The batches of a training stage: endless queries, shuffled by a seed, packed into blocks."""
 
   queries: grain.MapDataset
   shape: Shape
@@ -261,30 +264,30 @@ class Training:
     return Stream(self.queries, self.shape, block, self.blocks)
 
   def queries_per_batch(self, batches: int = 8) -> float:
-    """Mean number of queries in a batch, by the first few of block 0: turns epochs into steps."""
+    """Mean queries per batch, from the first batches of block 0; converts epochs to steps."""
     stream = self.stream(0)
     counts = [len(stream.next()[1]) for _ in range(batches)]
     return self.blocks * sum(counts) / len(counts)
 
 
 def encode_group(prompt, group: Group, teacher: np.ndarray | None = None) -> EncodedGroup:
-  """A query's documents, tokenised; `teacher` gives their scores where a teacher has been."""
+  """Tokenises the documents of a query; `teacher` is their scores, if there are any."""
   labels = np.array([d.label for d in group.docs], np.float32)
   scores = np.zeros_like(labels) if teacher is None else teacher
   return EncodedGroup(prompt.encode(group.query, group.docs), labels, scores, group.query_id)
 
 
 def encode_click(prompt, click: Click) -> EncodedGroup:
-  """A click is a query with the one document that was chosen."""
+  """Encodes a click as a query with one document."""
   doc = Document('', click.title, click.summary)
   return encode_group(prompt, Group(click.query, click.query, (doc,)))
 
 
 def sample(group: Group, size: int, rng: np.random.Generator) -> np.ndarray:
-  """Indices of `size` of a query's documents: every grade first, then chance; order kept.
+  """Indices of `size` documents of a query, in their order: one of each grade, the rest random.
 
-  A pairwise loss learns only from unequal grades, so one document of each grade is taken, best
-  grades first, before the rest is drawn at random.
+  A pairwise loss learns only from unequal grades, so one document of each grade is taken first,
+  best grades first.
   """
   count = len(group.docs)
   if not size or count <= size:
@@ -306,10 +309,10 @@ def training(
   draw: Callable | None = None,
   blocks: int = 1,
 ) -> Training:
-  """Endless shuffled batches of a random-access source, one pass after another.
+  """Endless shuffled batches of a random-access source, one epoch after another.
 
-  `encode(record) -> EncodedGroup`; `draw(record, rng)` comes before it and may choose documents.
-  `shape` is of the whole batch. The order depends on `seed` and nothing else.
+  `encode(record) -> EncodedGroup`. Before it, `draw(record, rng)` may choose documents. `shape` is
+  the shape of the whole batch. The order depends on `seed` only.
   """
   queries = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
   if draw is not None:

@@ -1,8 +1,8 @@
-"""Prepares a source on more than one machine: the TFDS builder's own road, Apache Beam.
+"""Prepares a source on several machines with Apache Beam, through the TFDS builder.
 
-A file of the source is a unit of work, so give many of some hundred megabytes each, on a file
-system that all workers see. What comes out is what `preparing` makes on one machine, in the order
-of a hash of the query instead of the source's.
+A file of the source is a unit of work: use many files of some hundred megabytes, on a file system
+that all workers can read. The records are those that `preparing` makes on one machine, but ordered
+by a hash of the query.
 """
 
 import functools
@@ -20,11 +20,11 @@ from disranker_jax.data.preparing import Job, Prepared
 from disranker_jax.data.records import BadRow, BadRows, Document, Group
 from disranker_jax.errors import UserError
 
-BAD, READ = 'bad', 'read'  # Side outputs: bad rows as JSON lines; how many rows were read.
+BAD, READ = 'bad', 'read'  # side outputs: bad rows as JSON lines; numbers of rows
 
 
-class Told(BadRows):
-  """Bad rows as a list of lines, to be sent where one process writes them."""
+class CollectedBadRows(BadRows):
+  """Keeps bad rows as a list of JSON lines, because another process writes the file."""
 
   def __init__(self, mode: str):
     super().__init__('error')
@@ -39,21 +39,22 @@ class Told(BadRows):
 
 
 def prepare(job: Job, runner: str, options: Iterable[str] = ()) -> Prepared:
-  """Does a job by a Beam runner: DirectRunner, DataflowRunner, FlinkRunner, SparkRunner.
+  """Runs a job on a Beam runner: DirectRunner, DataflowRunner, FlinkRunner, SparkRunner.
 
-  `options` are Beam's own, such as `--project=...`. Raises: UserError.
+  `options` are options of Beam, such as `--project=...`. Raises: UserError.
   """
   beam = _import()
   source = sources.row_files(job.address)
   if source is None:
-    raise UserError(f'{job.address}: Beam reads jsonl: and parquet: addresses; prepare it without')
+    what = 'is not a jsonl: or parquet: address; prepare it without --beam-runner'
+    raise UserError(f'{job.address}: {what}')
   if job.limit or any(not isinstance(change, Negatives) for change in job.changes):
-    raise UserError('Beam takes no limit and joins no teachers; prepare it without one of the two')
+    raise UserError('--beam-runner: does not support --limit and --teacher; prepare without it')
   store.check_target(job.folder)
   job.folder.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix=f'.{job.folder.name}.', dir=job.folder.parent) as temp:
     examples = _examples(beam, job, source, Path(temp))
-    builder = store.Prepared(kind=job.kind, data_dir=f'{temp}/new', examples=examples)
+    builder = store.PreparedBuilder(kind=job.kind, data_dir=f'{temp}/new', examples=examples)
     config = tfds.download.DownloadConfig(
       beam_runner=runner,
       beam_options=beam.options.pipeline_options.PipelineOptions(list(options)),
@@ -98,25 +99,25 @@ def _examples(beam: Any, job: Job, source: sources.RowFiles, temp: Path) -> Any:
       | 'spread files' >> beam.Reshuffle()
       | 'read' >> beam.FlatMap(_tagged, read).with_outputs(BAD, READ, main='rows')
     )
-    found, bad = rows.rows, rows[BAD]
+    main, bad = rows.rows, rows[BAD]
     if job.kind != 'clicks':
       merge = functools.partial(_merge, job.on_bad_row, job.changes)
       groups = (
-        found
+        main
         | 'gather' >> beam.GroupByKey()
         | 'merge' >> beam.FlatMap(_tagged, merge).with_outputs(BAD, main='groups')
       )
-      found = groups.groups
+      main = groups.groups
       bad = (bad, groups[BAD]) | 'all bad' >> beam.Flatten()
     for name, lines in ((BAD, bad), (READ, rows[READ])):
       _ = lines | f'write {name}' >> beam.io.WriteToText(str(temp / name))
-    return found
+    return main
 
   return examples()
 
 
 def _tagged(element: Any, make: Callable) -> Iterator[Any]:
-  """What `make` yields, (tag, value), as Beam's outputs; without a tag it is the main one."""
+  """Converts the (tag, value) that `make` yields to Beam outputs; no tag is the main output."""
   from apache_beam.pvalue import TaggedOutput
 
   for tag, value in make(element):
@@ -124,13 +125,13 @@ def _tagged(element: Any, make: Callable) -> Iterator[Any]:
 
 
 def _read(kind: str, read_as: str, on_bad_row: str, read: Callable, file: tuple[int, str]):
-  """(key, fields) of each click, or (query_id, part) of a file."""
+  """(key, fields) of the clicks, or (query_id, part) of the groups, of a file."""
   index, name = file
-  told, make = Told(on_bad_row), sources.made(read_as)
+  bad_rows, make = CollectedBadRows(on_bad_row), sources.made(read_as)
 
   def parsed() -> Iterator[tuple[str, int, Any]]:
     for number, raw in read(Path(name)):
-      for record in told.parse_all(name, number, raw, make):
+      for record in bad_rows.parse_all(name, number, raw, make):
         yield name, number, record
 
   if kind == 'clicks':
@@ -139,21 +140,21 @@ def _read(kind: str, read_as: str, on_bad_row: str, read: Callable, file: tuple[
   else:
     for query_id, (first, query, docs) in grouping.parts(parsed()):
       yield '', (query_id, ((index, first), query, docs))
-  yield READ, str(told.rows_in)
-  for line in told.lines:
+  yield READ, str(bad_rows.rows_in)
+  for line in bad_rows.lines:
     yield BAD, line
 
 
 def _merge(on_bad_row: str, changes: tuple, element: tuple[str, Iterable[tuple]]):
-  """(key, fields) of a query, of all its parts."""
+  """(key, fields) of a query, merged from its parts."""
   query_id, parts = element
-  told = Told(on_bad_row)
-  _, query, docs = grouping.merge(query_id, sorted(parts, key=lambda part: part[0]), told)
+  bad_rows = CollectedBadRows(on_bad_row)
+  _, query, docs = grouping.merge(query_id, sorted(parts, key=lambda part: part[0]), bad_rows)
   group = Group(query_id, query, tuple(Document(*fields) for fields in docs))
   for change in changes:
     group = change.of(group)
   yield '', (query_id, store.to_row(group))
-  for line in told.lines:
+  for line in bad_rows.lines:
     yield BAD, line
 
 
@@ -163,11 +164,11 @@ def _lines(folder: Path, name: str) -> list[str]:
 
 
 def _user_error(error: Exception, job: Job) -> UserError:
-  """What a worker raised for a person, out of all that Beam puts round it."""
-  found = re.search(r'UserError: (.*?)(?: \[while running|$)', str(error), re.MULTILINE)
-  if found:
-    return UserError(found[1].replace('\\n', ' '))
+  """The UserError of a worker, without the text that Beam adds around it."""
+  match = re.search(r'UserError: (.*?)(?: \[while running|$)', str(error), re.MULTILINE)
+  if match:
+    return UserError(match[1].replace('\\n', ' '))
   if 'number of generated examples' in str(error):
     return UserError(f'{job.address}: there are no {job.kind} to prepare; check the address')
   what = ' '.join(str(error).split())[:300]
-  return UserError(f'{job.address}: Beam failed ({type(error).__name__}: {what}); see its own log')
+  return UserError(f'{job.address}: Beam failed ({type(error).__name__}: {what}); see the Beam log')

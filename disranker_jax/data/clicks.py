@@ -1,4 +1,4 @@
-"""Clicks for who has labels and no log: what judges found relevant, as if it had been clicked."""
+"""Derives clicks from relevance labels, for data without a click log."""
 
 import dataclasses
 import itertools
@@ -14,23 +14,23 @@ ADDRESS = re.compile(r'judgements:(?:\?least=([1-9][0-9]{0,8}))?')
 
 
 def least(address: str) -> int | None:
-  """The lowest label that is a click, if config.data.clicks is the judgements'; None if it is not.
+  """The lowest label that counts as a click; None if the clicks do not come from judgements.
 
-  'judgements:' takes labels of 1 and better, 'judgements:?least=3' of 3. Raises: UserError.
+  It is 1 for the address 'judgements:' and 3 for 'judgements:?least=3'. Raises: UserError.
   """
   if not address.startswith('judgements:'):
     return None
-  found = ADDRESS.fullmatch(address)
-  if not found:
+  match = ADDRESS.fullmatch(address)
+  if not match:
     raise UserError(f'config.data.clicks={address!r}: write judgements: or judgements:?least=2')
-  return int(found[1] or 1)
+  return int(match[1] or 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Relevant:
-  """The documents with a label of `least` or better, each a click on it; `limit` of them, 0: all.
+  """Makes a click of each document with a label of at least `least`; keeps `limit`, 0: all.
 
-  A document without any text says nothing about its query; such are left out and told.
+  Documents without text are left out and counted in a message.
   """
 
   least: int = 1
@@ -54,11 +54,11 @@ class Relevant:
             yield Click(group.query, doc.title, doc.summary)
           else:
             blank += 1
-    finally:  # at a limit too
+    finally:  # also when `limit` ends the iteration
       if blank:
         say(f'prepare clicks: left out {blank:,} relevant documents without any text')
     if not clicked:
       raise UserError(
-        f'config.data.clicks: of {judged:,} judged documents none with a text has a label of '
-        f'{self.least} or better; lower ?least= or look at the labels of config.data.judgements'
+        f'config.data.clicks: none of the {judged:,} judged documents has text and a label of '
+        f'{self.least} or better; lower ?least= or check the labels of config.data.judgements'
       )

@@ -1,4 +1,4 @@
-"""Joins the tables of a collection (queries, qrels, the run of a first stage, documents) to records.
+"""Joins the tables of a collection (queries, documents, qrels, a first-stage run) into records.
 
 Tables may be larger than memory: rows are sorted on disk by the key of the join. `trec.py` reads
 the tables from files, `irds.py` from the ir_datasets library.

@@ -1,7 +1,7 @@
 """Finds the documented objects of Python and of packages, for the built-in collection.
 
-Sources are parsed, never imported, so nothing runs. Only what has no source, the modules written
-in C, is imported, and of those only the ones whose import changes nothing.
+Source files are parsed, not imported, so no code runs. Modules written in C have no source; those
+whose import has no side effects are imported.
 """
 
 import ast
@@ -22,14 +22,14 @@ from disranker_jax.errors import UserError
 
 LIBRARY = 'python'  # the name of the standard library among packages
 
-# Folders and modules that are no library documentation, or do something when looked at.
+# Folders and modules that are not library documentation, or have side effects when imported.
 SKIPPED = frozenset({
   '__main__', 'antigravity', 'ensurepip', 'idlelib', 'lib2to3', 'pydoc_data', 'test', 'tests',
   'this', 'turtledemo',
 })  # fmt: skip
 
-# What is written in C and safe to import. Left out are modules that touch the terminal (readline),
-# open windows (_tkinter) or warn when imported (audioop).
+# Modules written in C that are safe to import; not those that change the terminal (readline), open
+# windows (_tkinter) or warn when imported (audioop).
 C_MODULES = (
   'builtins', 'sys', 'math', 'cmath', 'time', 'itertools', 'errno', 'array', 'zlib', 'binascii',
   'select', 'mmap', 'fcntl', 'resource', 'pwd', 'grp', 'syslog', 'termios', 'unicodedata', 'gc',
@@ -40,14 +40,14 @@ C_MODULES = (
   '_stat', '_statistics', '_string', '_struct', '_symtable', '_thread', '_tracemalloc', '_uuid',
   '_warnings', '_weakref', '_zoneinfo',
 )  # fmt: skip
-# The names people know them by, where that is more than a leading underscore away.
+# Public names that are not just the name without the leading underscore.
 PUBLIC = {
   '_elementtree': 'xml.etree.ElementTree',
   '_sre': 're',
   '_thread': 'threading',
   'posix': 'os',
 }
-# Private files behind public names; which there are differs between Python versions.
+# Private modules and their public names; the modules differ between Python versions.
 BEHIND = {
   '_collections_abc': 'collections.abc',
   '_pydatetime': 'datetime',
@@ -59,7 +59,7 @@ BEHIND = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
-  """A documented object: its dotted name, where it belongs, how it is called, and its docstring."""
+  """A documented object: its dotted name, module, owner (class), signature and docstring."""
 
   name: str
   module: str
@@ -69,13 +69,13 @@ class Entry:
 
 
 def find(packages: tuple[str, ...] = (LIBRARY,)) -> list[Entry]:
-  """All documented public objects of packages, sorted by name, one for each name.
+  """All documented public objects of packages, sorted by name; names are unique.
 
-  Does not depend on the current directory, on what else is installed, or on the hash seed. Raises
+  Does not depend on the current directory, other installed packages, or the hash seed. Raises:
   UserError for a package that is not installed.
   """
   entries: dict[str, Entry] = {}
-  # Every folder is looked for before the first file is read.
+  # All folders are resolved before the first file is read, so that errors come early.
   of_each = [_library() if p == LIBRARY else _of_folder(_package_folder(p), p) for p in packages]
   for entry in itertools.chain(*of_each):
     entries.setdefault(entry.name, entry)
@@ -95,7 +95,7 @@ def _of_folder(folder: pathlib.Path, prefix: str) -> Iterator[Entry]:
 
 
 def _without_twins(entries: list[Entry]) -> list[Entry]:
-  """Leaves out what a package has twice: asyncio.Task in C is asyncio.tasks.Task in Python."""
+  """Removes duplicates within a package, such as asyncio.Task (C) and asyncio.tasks.Task."""
   unique: dict[tuple[str, ...], Entry] = {}
   for entry in entries:
     parts = entry.name.split('.')
@@ -105,21 +105,21 @@ def _without_twins(entries: list[Entry]) -> list[Entry]:
 
 
 def _package_folder(package: str) -> pathlib.Path:
-  # Only top-level names: looking for a submodule would import its parents.
+  # Only top-level names, because find_spec of a submodule imports its parents.
   spec = importlib.util.find_spec(package) if package.isidentifier() else None
   if spec is None or not spec.submodule_search_locations:
     raise UserError(
-      f'python_docs: {package}: there is no such package here; '
-      f'install {package} or take it off the list'
+      f'python_docs: {package}: is not installed as a package; '
+      f'install {package} or remove it from the list'
     )
   return pathlib.Path(next(iter(spec.submodule_search_locations)))
 
 
 def _sources(folder: pathlib.Path, prefix: str) -> Iterator[tuple[str, pathlib.Path]]:
-  """The Python files of a folder and its packages, with their modules' dotted names."""
+  """(dotted module name, path) of the Python files in a folder and its packages."""
   for path in sorted(folder.iterdir()):
     stem = path.name.removesuffix('.py')
-    # At the top, what is no part of Python was put there by a distribution or a person.
+    # In the library's own folder, skip files that are not part of Python.
     if stem in SKIPPED or not (prefix or stem in sys.stdlib_module_names):
       continue
     module = prefix if stem == '__init__' else f'{prefix}.{stem}'.strip('.')
@@ -133,11 +133,11 @@ def _sources(folder: pathlib.Path, prefix: str) -> Iterator[tuple[str, pathlib.P
 
 def _parsed(module: str, path: pathlib.Path) -> Iterator[Entry]:
   with warnings.catch_warnings():
-    # Invalid escapes in other people's sources are none of the user's business.
+    # Hide warnings about invalid escapes in sources that are not the user's.
     warnings.simplefilter('ignore')
     try:
       tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # Some packages ship templates and other Pythons' syntax.
+    except (SyntaxError, ValueError):  # templates, or syntax of another Python version
       return
   if doc := _clean(ast.get_docstring(tree), ''):
     yield Entry(module, module, '', '', doc)
@@ -169,19 +169,19 @@ def _class_line(node: ast.ClassDef) -> str:
 def _imported(name: str, public: str, seen: set[int]) -> Iterator[Entry]:
   try:
     module = importlib.import_module(name)
-  except ImportError:  # Not part of this Python or this system.
+  except ImportError:  # not part of this Python or operating system
     return
   if name == public and (doc := _clean(module.__doc__, '')):
     yield Entry(public, public, '', '', doc)
   homes = (name, public, public.rpartition('.')[2])
-  # An object comes under its own name rather than an alias that sorts before it.
+  # Objects under their own name come first, so that aliases are the duplicates.
   members = sorted(
     vars(module).items(), key=lambda item: (getattr(item[1], '__name__', '') != item[0], item[0])
   )
   for key, value in members:
-    if module is sys and key.endswith('hook'):  # Test runners and debuggers replace these.
+    if module is sys and key.endswith('hook'):  # test runners and debuggers replace these
       continue
-    # Classes are re-exported all the time; they are described where they are at home.
+    # Modules re-export classes; a class is described in the module that defines it.
     if not isinstance(value, type) or value.__module__ in homes:
       yield from _described(f'{public}.{key}', key, value, public, '', seen)
 
@@ -189,7 +189,7 @@ def _imported(name: str, public: str, seen: set[int]) -> Iterator[Entry]:
 def _described(
   name: str, key: str, value: object, module: str, owner: str, seen: set[int]
 ) -> Iterator[Entry]:
-  """A class, function or method of a C module; the same object under a second name is left out."""
+  """A class, function or method of a C module and its members; skips objects in `seen`."""
   value = getattr(value, '__func__', value)
   is_class = isinstance(value, type)
   callables = types.BuiltinFunctionType, types.MethodDescriptorType, types.ClassMethodDescriptorType
@@ -208,20 +208,20 @@ def _described(
 def _signature(key: str, value: object, is_class: bool) -> str:
   text = getattr(value, '__text_signature__', None) or ''
   if not text and (call := _call(key).match((value.__doc__ or '').strip())):
-    text = call[1]  # Older C code keeps it as the docstring's first line.
+    text = call[1]  # older C code has the signature in the first line of the docstring
   text = re.sub(r'\$(?:self|module|type|cls)(?:, /)?(?:, )?', '', text)
   text = text.replace('<unrepresentable>', '...')
   return f'class {key}{text}' if is_class else f'{key}{text}'
 
 
 def _clean(doc: str | None, key: str) -> str:
-  """The docstring without its indentation and without a first line that only says the call."""
+  """The docstring without indentation and without a first line that is only the signature."""
   if not isinstance(doc, str):
     return ''
   doc = inspect.cleandoc(doc)
   line, _, rest = doc.partition('\n')
   if key and (call := _call(key).match(line)):
-    # `D.keys() -> a view of D's keys`, or `len(x) -> int` and then the text.
+    # The text follows `len(x) -> int`, or is in that line: `D.keys() -> a view of D's keys`.
     doc = rest if rest.strip() else re.split(r'-[->] ', line[call.end() :])[-1]
   return doc.strip()
 

@@ -1,4 +1,4 @@
-"""The first stage that finds candidates for a ranker to re-rank: BM25."""
+"""The built-in first stage, BM25: finds the candidates that a ranker re-ranks."""
 
 import itertools
 import logging
@@ -9,13 +9,11 @@ import bm25s
 import numpy as np
 
 logging.getLogger('bm25s').setLevel(logging.WARNING)
-
-
 QUERIES_AT_ONCE = 1000
 
 
 class HasText(Protocol):
-  """Anything with a title and a summary: a Document, a Click."""
+  """Anything with a title and a summary, such as Document and Click."""
 
   @property
   def title(self) -> str: ...
@@ -25,29 +23,29 @@ class HasText(Protocol):
 
 
 class BM25:
-  """BM25 (bm25s: Lucene's variant, k1 1.5, b 0.75) over titles and summaries.
+  """BM25 over titles and summaries (bm25s: variant of Lucene, k1 = 1.5, b = 0.75).
 
-  English stop words are left out and nothing is stemmed.
+  English stop words are removed; there is no stemming.
   """
 
   def __init__(self, documents: Iterable[HasText]):
     tokens = _tokens([f'{doc.title} {doc.summary}' for doc in documents])
     self._size = len(tokens)
-    # bm25s cannot index a collection without a single word; nothing can be found there anyway.
+    # bm25s cannot index a collection without any word.
     self._index = None
     if any(tokens):
       self._index = bm25s.BM25()
       self._index.index(tokens, show_progress=False)
 
   def top(self, queries: Sequence[str], k: int) -> list[list[tuple[int, float]]]:
-    """The best `k` of the documents that share a word with each query, as (index, score).
+    """The best `k` documents that share a word with the query, as (index, score), per query.
 
     Equal scores stay in the documents' order, so the result is the same on every machine.
     """
     return [self._best(tokens, k) for tokens in _tokens(queries)]
 
   def each(self, queries: Iterable[str], k: int) -> Iterator[list[tuple[int, float]]]:
-    """`top` of any number of queries, one by one."""
+    """`top` for a stream of queries."""
     queries = iter(queries)
     while batch := list(itertools.islice(queries, QUERIES_AT_ONCE)):
       yield from self.top(batch, k)
@@ -57,11 +55,11 @@ class BM25:
     if not known or k < 1:
       return []
     scores_D = self._index.get_scores(known)
-    found = np.flatnonzero(scores_D > 0)
-    if len(found) > k:
-      # The k-th score and all its ties: argpartition alone would pick among ties at random.
-      found = found[scores_D[found] >= np.partition(scores_D[found], -k)[-k]]
-    best = found[np.argsort(-scores_D[found], kind='stable')][:k]
+    hits = np.flatnonzero(scores_D > 0)
+    if len(hits) > k:
+      # Keeps all ties of the k-th score: argpartition alone picks an arbitrary one.
+      hits = hits[scores_D[hits] >= np.partition(scores_D[hits], -k)[-k]]
+    best = hits[np.argsort(-scores_D[hits], kind='stable')][:k]
     return [(int(i), float(scores_D[i])) for i in best]
 
 

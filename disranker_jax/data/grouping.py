@@ -1,7 +1,7 @@
-"""Gathers rows of one document each into queries with their documents, in bounded memory.
+"""Groups rows of one document each into queries with their documents, in bounded memory.
 
-Rows of a query may stand anywhere. They are sorted by query on disk, then back into the order in
-which the queries were first seen.
+The rows of a query may be anywhere in the files. They are sorted by query on disk, then back into
+the order in which the queries first appear.
 """
 
 import itertools
@@ -9,21 +9,21 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from disranker_jax.data.records import BadRow, BadRows, Document, Group, Row
+from disranker_jax.data.records import DOCUMENT_FIELDS, BadRow, BadRows, Document, Group, Row
 from disranker_jax.data.spool import MEMORY, Spool
 from disranker_jax.progress import Count
 
-FIELDS = tuple(Document.__dataclass_fields__)
+LABEL = DOCUMENT_FIELDS.index('label')
 
-# What is known of one query from neighbouring rows: its number by the first row, the query's text,
-# and of each document file, line, fields. Plain tuples: they are pickled by the million.
+# Consecutive rows of one query: number of the first row, text of the query, (file, line, fields) of
+# each document. These are plain tuples because millions of them are pickled.
 Part = tuple[int, str, list[tuple[str, int, tuple]]]
 
 
 def parts(rows: Iterable[tuple[Any, int, Row]], start: int = 0) -> Iterator[tuple[str, Part]]:
-  """(query_id, part) of rows (file, line, (query_id, query, document)); neighbours share a part.
+  """(query_id, part) of rows (file, line, (query_id, query, document)).
 
-  `start` is the number of the first row.
+  Consecutive rows of a query are one part. `start` is the number of the first row.
   """
   numbered = enumerate(rows, start)
   for (query_id, query), same in itertools.groupby(numbered, key=lambda row: row[1][2][:2]):
@@ -40,10 +40,9 @@ def groups(
   folder: Path | None = None,
   memory: int = MEMORY,
 ) -> Iterator[Group]:
-  """Groups in first-seen order, of parts sorted by query_id and then by number.
+  """Groups in the order of their first rows, from parts sorted by query_id and number.
 
-  A document given twice for a query and a query_id with two texts are bad rows: which of the two
-  is right nobody can say. The first one stays.
+  A repeated document of a query and a second text of a query_id are bad rows; the first one stays.
   """
   by_number = Spool(None if folder is None else folder / 'by_number', memory)
   with Count('gathered', 'queries') as progress:
@@ -56,7 +55,7 @@ def groups(
 
 
 def merge(query_id: str, parts: Iterable[Part], bad_rows: BadRows) -> tuple[int, str, list[tuple]]:
-  """(number, query, fields of each document) of a query's parts, the first of them first."""
+  """(number, query, fields of each document) of a query, from its parts in order."""
   first, query, docs = None, None, {}
   for number, text, rows in parts:
     if first is None:
@@ -65,7 +64,8 @@ def merge(query_id: str, parts: Iterable[Part], bad_rows: BadRows) -> tuple[int,
       try:
         _check(query_id, query, text, docs, fields)
       except BadRow as bad:
-        raw = {'query_id': query_id, 'query': text, **dict(zip(FIELDS, fields, strict=True))}
+        values = dict(zip(DOCUMENT_FIELDS, fields, strict=True))
+        raw = {'query_id': query_id, 'query': text, **values}
         bad_rows.reject(file, line, raw, bad)
       else:
         docs[fields[0]] = fields
@@ -78,7 +78,7 @@ def _check(query_id: str, query: str, text: str, docs: dict[str, tuple], fields:
     raise BadRow('query', what, 'give each query text its own query_id')
   if fields[0] in docs:
     before, now = docs[fields[0]][LABEL], fields[LABEL]
-    what = f'{fields[0]!r} is there twice for query_id {query_id!r}'
+    what = f'{fields[0]!r} appears twice for query_id {query_id!r}'
     if before != now:
       what += f', with label {before} and now {now}'
     raise BadRow('doc_id', what, 'keep one of the rows')
@@ -90,7 +90,7 @@ def of_rows(
   folder: Path | None = None,
   memory: int = MEMORY,
 ) -> Iterator[Group]:
-  """The groups of rows, through files if they exceed `memory` bytes: temporary ones by default."""
+  """The groups of rows; sorts in `folder` (default: a temporary one) above `memory` bytes."""
   by_query = Spool(None if folder is None else folder / 'by_query', memory)
   for query_id, part in parts(rows):
     by_query.add(query_id, part)
@@ -98,8 +98,5 @@ def of_rows(
 
 
 def to_tuple(doc: Document) -> tuple:
-  """A document's fields in their order."""
-  return tuple([getattr(doc, name) for name in FIELDS])
-
-
-LABEL = FIELDS.index('label')
+  """The fields of a document in the order of DOCUMENT_FIELDS."""
+  return tuple([getattr(doc, name) for name in DOCUMENT_FIELDS])

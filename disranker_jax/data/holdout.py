@@ -1,4 +1,4 @@
-"""Which queries are for the test alone, where training and test share their source."""
+"""Holds out queries for the test when training and test data have the same source."""
 
 import dataclasses
 import hashlib
@@ -11,13 +11,13 @@ from disranker_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Holdout:
-  """Keeps a record for one of the two sides, by a hash of its query.
+  """Selects the records of one side (training or test) by a hash of the query.
 
-  share  of the queries that are for the test
-  fold   0, 1, ...: another share of the same size
-  by     a regular expression: queries whose ids match it alike stay on one side; '' for each by
-         its text, which clicks have too
-  test   whether the test's side is kept
+  share  fraction of the queries that are held out for the test
+  fold   0, 1, ...: selects another fraction of the same size
+  by     a regular expression: queries whose ids have the same match are on the same side; '': each
+         query is hashed by its text, which clicks have too
+  test   whether to keep the side of the test
   """
 
   share: float
@@ -30,8 +30,8 @@ class Holdout:
     if self.by:
       if isinstance(record, Click):
         raise UserError(
-          'config.data.holdout_by: clicks have no ids; leave it empty, or cpt out, or make clicks '
-          'of labels with config.data.clicks=judgements:'
+          'config.data.holdout_by: clicks have no ids; leave it empty, or leave cpt out, or make '
+          'clicks of labels with config.data.clicks=judgements:'
         )
       key = cluster(record.query_id, self.by)
     place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
@@ -39,22 +39,22 @@ class Holdout:
 
 
 def check_by(name: str, by: str) -> None:
-  """UserError that names the setting or flag if `by` is no regular expression."""
+  """Raises: UserError that names the setting or flag if `by` is not a regular expression."""
   try:
     re.compile(by)
   except re.error as e:
-    raise UserError(f'{name}={by}: is no regular expression: {e}') from None
+    raise UserError(f'{name}={by}: is not a regular expression: {e}') from None
 
 
 def cluster(query_id: str, by: str) -> str:
-  """What a query's id shares with those it belongs to, such as a session's: what `by` matches.
+  """The part of a query id that `by` matches, such as the id of a session.
 
-  Where nothing matches, and where `by` is '', the query is by itself.
+  If `by` is '' or does not match, the query is a cluster of its own.
   """
-  found = re.search(by, query_id) if by else None
-  return found[0] if found else query_id
+  match = re.search(by, query_id) if by else None
+  return match[0] if match else query_id
 
 
 def clusters(query_ids: Iterable[str], by: str) -> list[str]:
-  """Each query's cluster, in their order."""
+  """The cluster of each query."""
   return [cluster(query_id, by) for query_id in query_ids]

@@ -1,4 +1,4 @@
-"""Collections of the ir_datasets library: hundreds of public ones by their id."""
+"""Reads the tables of a public collection by its id, with the ir_datasets library."""
 
 import contextlib
 import logging
@@ -12,15 +12,16 @@ from disranker_jax.data.records import BadRow, BadRows, Click, Document
 from disranker_jax.errors import UserError
 
 OPTIONS = ('run', 'pool', *collection.CHOICES)
-# What a document's text is called, beside its title, in the order in which it is looked for.
+# Fields that may contain the text of a document, beside its title; the first one present counts.
 TEXTS = ('text', 'body', 'abstract', 'contents', 'passage', 'summary', 'description', 'detail')
 
 
 class Dataset:
-  """An ir_datasets collection's tables.
+  """The tables of an ir_datasets collection.
 
-  `run` is a file, 'scoreddocs' (the dataset's own first stage) or 'bm25'; by default the dataset's
-  own, or BM25 where it has none. `only`, `exclude` and `without` are ids of datasets.
+  The option `run` is a file, 'scoreddocs' (the first stage of the dataset) or 'bm25'; the default
+  is 'scoreddocs' if the dataset has them, else 'bm25'. `only`, `exclude` and `without` are ids of
+  datasets.
   """
 
   parts = True
@@ -60,7 +61,7 @@ class Dataset:
 
 
 def load(name: str) -> Any:
-  """The library's dataset of this id. Raises: UserError."""
+  """The dataset of an id. Raises: UserError if the library or the dataset is missing."""
   try:
     import ir_datasets
   except ImportError:
@@ -74,7 +75,7 @@ def load(name: str) -> Any:
       return ir_datasets.load(name)
     except KeyError:
       raise UserError(
-        f'ir_datasets:{name}: there is no such dataset; see https://ir-datasets.com for ids'
+        f'ir_datasets:{name}: is not a known dataset; see https://ir-datasets.com for ids'
       ) from None
 
 
@@ -97,7 +98,7 @@ def _table(data: Any, name: str, table: str) -> Iterator[tuple[str, int, Any]]:
 
 @contextlib.contextmanager
 def _one_line(name: str) -> Iterator[None]:
-  """The library downloads and parses as it goes; what fails in it is told in one line."""
+  """Turns any error of the library into a UserError: it downloads and parses during iteration."""
   try:
     yield
   except UserError:

@@ -1,4 +1,4 @@
-"""Hard negatives: documents that the first stage ranks high and nobody judged, as label 0."""
+"""Hard negatives: unjudged documents with a high rank in the first stage, used with label 0."""
 
 import dataclasses
 import hashlib
@@ -13,12 +13,12 @@ from disranker_jax.data.records import UNJUDGED, BadRows, Document, Group
 
 @dataclasses.dataclass(frozen=True)
 class Negatives:
-  """Which negatives are taken for a query.
+  """Draws negatives for each query.
 
-  `count` are drawn from first-stage ranks `min_rank` to `max_rank`: leaving out the first few
-  leaves out many that are relevant but were never judged. With `filter_false_negatives` a document
-  is taken only if the teacher scores it at least `margin` below every document with a positive
-  label; a document without a teacher's score is not taken.
+  `count` documents are drawn from the first-stage ranks `min_rank` to `max_rank`. A higher
+  `min_rank` leaves out many relevant documents without a judgement. `filter_false_negatives` takes
+  only documents whose teacher score is at least `margin` below that of every document with a
+  positive label; a document without a teacher score is not taken.
   """
 
   count: int
@@ -31,16 +31,16 @@ class Negatives:
   def __call__(
     self, groups: Iterator[Group], bad_rows: BadRows, scratch: Path | None = None
   ) -> Iterator[Group]:
-    """Judged groups with their negatives; documents that are neither are left out."""
+    """The groups with their judged documents and negatives only."""
     return map(self.of, groups)
 
   def of(self, group: Group) -> Group:
-    """A query's judged documents and its negatives, in their order."""
+    """The judged documents and negatives of one query, in their order."""
     limit = self._limit(group)
     eligible = [i for i, doc in enumerate(group.docs) if self._eligible(doc, limit)]
     chosen = set(eligible)
     if len(eligible) > self.count:
-      # By the query alone: the same draw whatever comes before it.
+      # Seeded by the query, so the draw does not depend on earlier queries.
       seed = hashlib.sha256(f'{self.seed}\0{group.query_id}'.encode()).digest()
       rng = np.random.default_rng(int.from_bytes(seed[:8]))
       chosen = {int(i) for i in rng.choice(eligible, self.count, replace=False)}
@@ -52,7 +52,7 @@ class Negatives:
     return Group(group.query_id, group.query, tuple(docs))
 
   def _limit(self, group: Group) -> float:
-    """The teacher's score that a negative must stay below."""
+    """The highest teacher score that a negative may have."""
     if not self.filter_false_negatives:
       return math.inf
     positives = [doc.teacher for doc in group.docs if doc.label > 0 and not math.isnan(doc.teacher)]
@@ -61,4 +61,4 @@ class Negatives:
   def _eligible(self, doc: Document, limit: float) -> bool:
     if doc.label != UNJUDGED or not self.min_rank <= doc.rank <= self.max_rank:
       return False
-    return not self.filter_false_negatives or doc.teacher <= limit  # NaN, not scored, is no
+    return not self.filter_false_negatives or doc.teacher <= limit  # false for NaN (no score)

@@ -1,8 +1,8 @@
-"""Packs documents into batches, out of order, so that rows are as full as possible.
+"""Packs documents into batches for scoring, out of order, so that rows are almost full.
 
-A document's score depends on no other document, so their order is free. A row starts with the
-documents that have waited longest and ends with the one or two documents of the pool that fill it
-best: every document gets its turn, and almost no room is left free.
+The score of a document does not depend on other documents, so any order is allowed. A row starts
+with the documents that have waited longest and ends with the one or two documents of the pool that
+fill it best. So no document waits forever, and rows have almost no padding.
 """
 
 import collections
@@ -10,15 +10,15 @@ from collections.abc import Iterable, Iterator
 
 from disranker_jax.data.batches import EncodedGroup, Shape, lay_out, unfit
 
-# Rows of tokens in the pool beyond those of a batch; with fewer to choose from, rows are less full.
+# Rows of tokens in the pool beyond those of a batch; with fewer, rows have more padding.
 CHOICE = 64
 
 
 class Pool:
-  """Takes documents one by one, each with a key of the caller's; gives batches.
+  """Collects documents, each with a key of the caller, and packs them into batches.
 
   Args:
-    shape: of a batch; every group in it is one document.
+    shape: the shape of a batch; every group in it is one document.
   """
 
   def __init__(self, shape: Shape):
@@ -26,7 +26,7 @@ class Pool:
     self.tokens = 0
     self._waiting = collections.OrderedDict()  # number -> (group, key), oldest first
     self._of_length = [collections.deque() for _ in range(shape.row_len + 1)]  # numbers
-    self._lengths = 0  # bit n is set where there is a document of n tokens
+    self._lengths = 0  # bit n is set if there is a document of n tokens
     self._numbers = 0
 
   def __len__(self) -> int:
@@ -38,7 +38,7 @@ class Pool:
     return self.tokens >= (self.shape.rows + CHOICE) * self.shape.row_len
 
   def add(self, group: EncodedGroup, key) -> None:
-    """Takes a group of one document. Raises: UserError if it does not fit into a batch."""
+    """Adds a group of one document. Raises: UserError if it does not fit into a batch."""
     [doc], s = group.docs, self.shape
     if len(doc) > s.row_len or (s.predicted and group.predicted > s.predicted * s.rows):
       raise unfit(group, s)
@@ -49,7 +49,7 @@ class Pool:
     self.tokens += len(doc)
 
   def batch(self) -> tuple[list, dict]:
-    """(keys of its documents in order, the arrays of data/batches.py)."""
+    """(keys of the documents in order, the arrays of data/batches.py)."""
     filling, s = Filling(self.shape), self.shape
     for row in range(s.rows):
       room = s.row_len
@@ -62,7 +62,7 @@ class Pool:
     return filling.keys, filling.batch()
 
   def _next(self, room: int) -> tuple[int, ...]:
-    """Lengths of the documents that come next into a row with this room; () if none fits."""
+    """The lengths of the next documents for a row with this room; () if none fits."""
     if not self._waiting:
       return ()
     if room == self.shape.row_len or room > 2 * (self._lengths.bit_length() - 1):
@@ -71,13 +71,13 @@ class Pool:
     return self._best(room)
 
   def _best(self, room: int) -> tuple[int, ...]:
-    """The lengths of one or two documents that fill the room best, longer ones first."""
+    """The lengths of the one or two documents that fill the room best, longest first."""
     best, chosen = 0, ()
     firsts = fitting = self._lengths & ((2 << room) - 1)
     while firsts and best < room:
       first = firsts.bit_length() - 1
       if 2 * first <= best:
-        break  # the second is no longer than the first
+        break  # the second is at most as long as the first
       firsts ^= 1 << first
       seconds = fitting & ((2 << min(room - first, first)) - 1)
       if len(self._of_length[first]) == 1:
@@ -98,7 +98,7 @@ class Pool:
 
 
 def pack(documents: Iterable[tuple[EncodedGroup, object]], shape: Shape) -> Iterator:
-  """(keys of its documents, batch) until every document has been in a batch."""
+  """Packs all documents; yields (keys of its documents, batch)."""
   pool = Pool(shape)
   for group, key in documents:
     pool.add(group, key)
@@ -116,7 +116,7 @@ class Filling:
     self.keys, self._groups, self._places, self._predicted = [], [], [], 0
 
   def take(self, waiting, row: int, start: int) -> bool:
-    """Places a document, unless the batch is full of documents or of predicted tokens."""
+    """Places a document; False if the batch has no room for its scores or predicted tokens."""
     (group, key), s = waiting, self.shape
     total = self._predicted + group.predicted
     if len(self._groups) == s.groups or (s.predicted and total > s.predicted * s.rows):

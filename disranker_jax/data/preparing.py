@@ -1,9 +1,8 @@
-"""Prepares a source: streams it into sharded ArrayRecord, in bounded memory, resumable.
+"""Prepares a source: streams it into sharded ArrayRecord files, in bounded memory, with resume.
 
-Beside the folder that is being prepared stands a hidden one with the journal: which rows have been
-read, which sorted runs and shards are on disk. The same command finds it and does the rest. Rows
-of JSONL and Parquet are never checked twice; collections are joined anew, their finished shards
-kept.
+A hidden folder next to the result holds the unfinished work and a journal: which rows are read,
+which sorted runs and shards are on disk. The same command continues from there. Rows of JSONL and
+Parquet are never read twice; collections are joined again, but finished shards are kept.
 """
 
 import dataclasses
@@ -24,22 +23,21 @@ from disranker_jax.data.spool import Spool
 from disranker_jax.data.store import Record, Shards
 from disranker_jax.progress import Count, say
 
-CHUNK_ROWS = 100_000  # Rows of a source between two entries in the journal.
-RESULT = 'prepared.json'  # Beside the shards: what came of the job, and which it was.
-VERSION = 1  # Of the journal: work of another one is not gone on with.
+CHUNK_ROWS = 100_000  # rows of a source between two writes of the journal
+RESULT = 'prepared.json'  # file next to the shards: the result and the digest of the job
+VERSION = 1  # of the journal; work of another version is discarded
 
-# What happens to records on their way, such as joining other teachers' scores.
+# A transformation of the records, such as joining the scores of other teachers.
 Change = Callable[[Iterator[Record], BadRows, Path], Iterator[Record]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One source to prepare, and where to.
+  """One source to prepare, and the folder of the result.
 
-  `limit` is how many records are kept, 0: all. `changes` are done to groups before they, or clicks
-  made of them, are written; `asked` names them with their settings, so that other settings are
-  other work.
-  `read_as` is the kind that the source is read as, if not `kind`.
+  `limit` is the number of records to keep, 0: all. `changes` transform the records before they are
+  written; `change_settings` describes them, so that other settings are another job. `read_as` is
+  the kind to read the source as, if not `kind`.
   """
 
   address: str
@@ -50,45 +48,40 @@ class Job:
   on_bad_row: str = 'error'
   limit: int = 0
   changes: tuple[Change, ...] = ()
-  asked: str = ''
+  change_settings: str = ''
   read_as: str = ''
-  keep: Callable[[Record], bool] | None = None  # which records count; None: all
+  keep: Callable[[Record], bool] | None = None  # which records to keep; None: all
 
   @property
   def partial(self) -> Path:
-    """Where unfinished work is."""
+    """The folder of unfinished work."""
     return self.folder.with_name(f'.{self.folder.name}.partial')
 
   def digest(self) -> str:
-    """Names the work: the source as it is now and every setting that changes the result."""
+    """Identifies the job: the source as it is now, and all settings that change the result."""
     settings = [
-      self.kind,
-      self.read_as,
-      self.depth,
-      self.on_bad_row,
-      self.limit,
-      self.asked,
+      self.kind, self.read_as, self.depth, self.on_bad_row, self.limit, self.change_settings,
       VERSION,
-    ]
+    ]  # fmt: skip
     value = json.dumps([sources.fingerprint(self.address), settings])
     return hashlib.sha256(value.encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-  """What came of a job. `rows` counts rows of the source's files, `records` clicks or queries."""
+  """The result of a job. `rows` counts rows of the source files, `records` clicks or queries."""
 
   records: int
   rows: int
   quarantined: int
   wall_s: float
-  facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # what changes have to tell
+  facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # reported by `changes`
 
 
 def prepare(job: Job) -> Prepared:
-  """Does the job, or what is left of it; does nothing if the folder is its result already.
+  """Runs the job or what is left of it; does nothing if the folder already has its result.
 
-  Raises: UserError for bad input; what was done before it is kept for the next try.
+  Raises: UserError for bad input; finished work is kept for the next call.
   """
   store.check_target(job.folder)
   digest = job.digest()
@@ -106,7 +99,7 @@ def prepare(job: Job) -> Prepared:
 
 
 def _done(job: Job, digest: str) -> Prepared | None:
-  """What an earlier call has finished."""
+  """The result of an earlier call for the same job."""
   file = job.folder / RESULT
   if not file.exists():
     return None
@@ -118,7 +111,7 @@ def _done(job: Job, digest: str) -> Prepared | None:
 
 
 def _linked(job: Job, digest: str) -> Prepared | None:
-  """What is prepared of this kind already and wanted as it is: its files under another name."""
+  """The result if the source is prepared data of this kind to use unchanged: links its files."""
   scheme, rest = sources.split(job.address, job.kind)
   if scheme != 'tfds' or job.limit or job.changes or '?' in rest:
     return None
@@ -133,7 +126,7 @@ def _linked(job: Job, digest: str) -> Prepared | None:
 
 
 class Work:
-  """A job with what has been done of it, on disk and in the journal."""
+  """A job in progress, with its state on disk and in the journal."""
 
   def __init__(self, job: Job, digest: str):
     self._job, self._digest = job, digest
@@ -152,9 +145,9 @@ class Work:
       state = json.loads(self._journal.read_text())
       if state['digest'] == self._digest:
         rows, records = state['rows'], sum(state['shards']['lengths'])
-        say(f'{self._label}: goes on after {rows:,} rows read and {records:,} records written')
+        say(f'{self._label}: continues after {rows:,} rows read and {records:,} records written')
         return state
-      say(f'{self._label}: the source or a setting is another one now; begins anew')
+      say(f'{self._label}: the source or a setting has changed; starts again')
     shutil.rmtree(self._job.partial, ignore_errors=True)
     self._job.partial.mkdir(parents=True)
     return {
@@ -173,7 +166,7 @@ class Work:
     os.replace(partial, self._journal)
 
   def run(self) -> Prepared:
-    """Does all that is left to do."""
+    """Does the rest of the job."""
     job = self._job
     kind = job.read_as or job.kind
     source = sources.row_files(job.address)
@@ -198,11 +191,11 @@ class Work:
     return result
 
   def _clicks(self, source: sources.RowFiles) -> None:
-    """Rows that need no gathering go straight into shards."""
+    """Writes clicks directly into shards, because they need no grouping."""
     make, done = sources.made('clicks'), self._state['rows']
     left = (self._job.limit or math.inf) - sum(self._shards.lengths)
     with Count(self._label, 'rows', done) as progress:
-      # Shards end between rows only: what a row has left behind the end of one would be lost.
+      # Shards end between rows only: a resume starts with the next row.
       def end_shard() -> None:
         self._shards.close_shard()
         self._save(rows=progress.count, bad_rows=self._bad_rows.mark())
@@ -220,7 +213,7 @@ class Work:
       end_shard()
 
   def _read(self, source: sources.RowFiles, runs: Spool) -> None:
-    """Checks every row once and leaves them on disk, sorted by query."""
+    """Checks every row once and spools them to disk, sorted by query."""
     runs.rewind(self._state['runs'])
     if self._state['read']:
       return
@@ -244,18 +237,17 @@ class Work:
         self._save(rows=progress.count, bad_rows=bad_rows.mark(), runs=runs.mark())
     obsolete = runs.compact()
     self._save(read=True, runs=runs.mark())
-    for run in obsolete:  # after the journal no longer names them
+    for run in obsolete:  # only after the journal no longer names them
       run.unlink()
 
   def _write(self, records: Iterator[Record]) -> None:
-    """Writes records behind those that are in finished shards."""
+    """Writes the records after those of the finished shards."""
     records = itertools.islice(filter(self._job.keep or bool, records), self._job.limit or None)
     for change in self._job.changes:
       records = change(records, self._bad_rows, self._job.partial / 'scratch')
     done = sum(self._shards.lengths)
-    with Count(
-      self._label, 'clicks' if self._job.kind == 'clicks' else 'queries', done
-    ) as progress:
+    unit = 'clicks' if self._job.kind == 'clicks' else 'queries'
+    with Count(self._label, unit, done) as progress:
       for record in itertools.islice(records, done, None):
         full = self._shards.add(record)
         progress.add(1)
@@ -266,7 +258,7 @@ class Work:
     self._save()
 
   def leave(self) -> None:
-    """Removes what will not be gone on from."""
+    """Removes files that a resume does not need."""
     if self._finished or not self._journal.exists():
       shutil.rmtree(self._job.partial, ignore_errors=True)
     empty = not self._bad_rows.quarantined

@@ -1,7 +1,7 @@
-"""What a model reads: a query and a document as token ids, cut to length without losing the ends.
+"""Prompts: encode a query and a document as the token ids that a model reads, cut to length.
 
-The contract (design): a decoder's input always ends in the real `</s>`, BERT's in `[SEP]`; where
-text is too long the summary is cut first, then the title, and never the query's first tokens.
+The input of a decoder always ends in `</s>`, that of BERT in `[SEP]`. If the text is too long, the
+summary is cut first, then the title. The first tokens of the query are never cut.
 """
 
 import dataclasses
@@ -16,27 +16,27 @@ import numpy as np
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 
-# Far more characters than any tokenizer needs for one token of text; bounds work on long documents.
+# More characters than any tokenizer needs per token of text; limits the work on long documents.
 CHARS_PER_TOKEN = 16
 FIELDS = ('query', 'title', 'summary')
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Encoded:
-  """One sequence: ids_T, types_T (BERT's 0/1), the scored position, the span the LM predicts."""
+  """One sequence: ids_T, types_T (0/1 of BERT), scored position, span that the LM predicts."""
 
   ids: np.ndarray
   types: np.ndarray
   anchor: int
   predict: tuple[int, int] = (0, 0)
-  cut: bool = False  # text was left out; told for pairs only
+  cut: bool = False  # whether text was cut; set by PairPrompt only
 
   def __len__(self) -> int:
     return len(self.ids)
 
 
 def document_text(doc: Document) -> str:
-  """`title : summary`, the document as BERT (and any cross-encoder client) sees it."""
+  """`title : summary`, the document as BERT and other cross-encoders read it."""
   return f'{doc.title} : {doc.summary}'
 
 
@@ -52,19 +52,13 @@ class PairPrompt:
     return self.encode_texts(query, [document_text(d) for d in docs])
 
   def encode_many(self, groups: Sequence[tuple[str, Sequence[Document]]]) -> list[list[Encoded]]:
-    """Several queries, each with its documents, as `encode` gives them: one call of the tokenizer.
-
-    Can be called in several threads at a time.
-    """
+    """`encode` of several queries in one call of the tokenizer; thread-safe."""
     return self._encode([(query, [document_text(d) for d in docs]) for query, docs in groups], 0)
 
   def encode_texts(
     self, query: str, texts: Sequence[str | Document], most: int = 0
   ) -> list[Encoded]:
-    """Pairs of the query with each text, of which `most` tokens are taken if that is not 0.
-
-    Can be called in several threads at a time.
-    """
+    """Pairs of the query with each text, cut to `most` tokens if that is not 0; thread-safe."""
     texts = [text if isinstance(text, str) else document_text(text) for text in texts]
     return self._encode([(query, texts)], most)[0]
 
@@ -73,9 +67,9 @@ class PairPrompt:
     texts = [text[:chars] for query, texts in groups for text in (query, *texts)]
     rows = iter(self._ids(texts))
     return [
-      [self._pair(query, asked, text, next(rows), most) for text in texts]
+      [self._pair(query, query_ids, text, next(rows), most) for text in texts]
       for query, texts in groups
-      for asked in (next(rows),)
+      for query_ids in (next(rows),)
     ]
 
   def _pair(self, query: str, query_ids, text: str, text_ids, most: int) -> Encoded:
@@ -92,26 +86,25 @@ class PairPrompt:
     return Encoded(ids, types, anchor=0, cut=shorter)
 
   def lengths(self, query: str, docs: Sequence[Document]) -> list[dict[str, int]]:
-    """Tokens of each document's input if nothing were cut: whole, query, title, summary."""
-    asked = len(self.tokenizer(query, add_special_tokens=False)['input_ids'])
-    template = '{title} : {summary}'
+    """Numbers of tokens before cutting, per document: input, query, title, summary."""
+    query_len = len(self.tokenizer(query, add_special_tokens=False)['input_ids'])
     rows = [{'title': doc.title, 'summary': doc.summary} for doc in docs]
-    found = _field_lengths(self.tokenizer, template, rows)
-    return [row | {'query': asked, 'input': row['input'] + asked + 3} for row in found]
+    lengths = _field_lengths(self.tokenizer, '{title} : {summary}', rows)
+    return [row | {'query': query_len, 'input': row['input'] + query_len + 3} for row in lengths]
 
   def _ids(self, texts: list[str]) -> list[list[int]]:
-    # The Rust tokenizer itself: transformers' own call sets its state, and takes twice as long.
+    # The Rust tokenizer itself: the call of transformers changes its state and takes twice as long.
     rows = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     return [row.ids for row in rows]
 
 
 @dataclasses.dataclass(frozen=True)
 class TextPrompt:
-  """A decoder: `<s> TEMPLATE </s>`; the scored position is the final `</s>`.
+  """Decoder: `<s> TEMPLATE </s>`; the scored position is the final `</s>`.
 
-  `template` orders the fields, as in '{query} : {title} : {summary}'. `predict` names what a
-  language model has to predict: 'query', or 'document' for title and summary; its span is in
-  `Encoded.predict`, as positions of the tokens themselves.
+  `template` orders the fields, as in '{query} : {title} : {summary}'. `predict` is what a language
+  model predicts: 'query', or 'document' for title and summary. `Encoded.predict` is the span of
+  these tokens.
   """
 
   tokenizer: object
@@ -137,10 +130,7 @@ class TextPrompt:
     return self.encode(query, docs)
 
   def encode_many(self, groups: Sequence[tuple[str, Sequence[Document]]]) -> list[list[Encoded]]:
-    """Several queries, each with its documents, as `encode` gives them: one call of the tokenizer.
-
-    Can be called in several threads at a time.
-    """
+    """`encode` of several queries in one call of the tokenizer; thread-safe."""
     cut = self.max_len * CHARS_PER_TOKEN
     texts, spans = [], []
     for query, docs in groups:
@@ -149,20 +139,20 @@ class TextPrompt:
         text, span = render(self.template, fields)
         texts.append(text)
         spans.append(span)
-    # The Rust tokenizer itself: transformers' own call sets its state, and takes twice as long.
+    # The Rust tokenizer itself, as in PairPrompt.
     rows = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
     encoded = iter(self._assemble(rows, spans)) if rows else iter(())
     return [list(itertools.islice(encoded, len(docs))) for _, docs in groups]
 
   def lengths(self, query: str, docs: Sequence[Document]) -> list[dict[str, int]]:
-    """Tokens of each document's input if nothing were cut: whole, query, title, summary."""
+    """Numbers of tokens before cutting, per document: input, query, title, summary."""
     rows = [{'query': query, 'title': doc.title, 'summary': doc.summary} for doc in docs]
     special = 1 + (self.tokenizer.bos_token_id is not None)
-    found = _field_lengths(self.tokenizer, self.template, rows)
-    return [row | {'input': row['input'] + special} for row in found]
+    lengths = _field_lengths(self.tokenizer, self.template, rows)
+    return [row | {'input': row['input'] + special} for row in lengths]
 
   def _assemble(self, rows, spans: list[dict[str, tuple[int, int]]]) -> list[Encoded]:
-    """Cut to length, with both ends: all texts' tokens lie in one array, since most are short."""
+    """Cuts the texts and adds both ends; one array for all texts, because most are short."""
     bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
     lengths = np.array([len(row) for row in rows])
     ids = np.fromiter(itertools.chain.from_iterable(row.ids for row in rows), np.int32)
@@ -176,9 +166,9 @@ class TextPrompt:
     return self._ended(ids[keep], target[keep], owner[keep], len(rows), bos)
 
   def _kept(self, field, lengths, owner, room: int) -> np.ndarray:
-    """Which tokens stay: the query's first, and of every field as many as there is room for."""
-    asked, _ = _ranks(field['query'], lengths, owner)
-    keep = ~(field['query'] & (asked >= self.max_query_len))
+    """A mask of the tokens to keep: cuts the query, then the fields until all fit into `room`."""
+    rank, _ = _ranks(field['query'], lengths, owner)
+    keep = ~(field['query'] & (rank >= self.max_query_len))
     for name in ('summary', 'title', 'query'):
       excess = np.maximum(_ranks(keep, lengths, owner)[1] - room, 0)
       if not excess.any():
@@ -189,7 +179,7 @@ class TextPrompt:
     return keep
 
   def _ended(self, ids, target, owner, count: int, bos: list[int]) -> list[Encoded]:
-    """The sequences with their ends, of kept tokens and whether they are to be predicted."""
+    """Adds both ends to the kept tokens; `target` marks the tokens to predict."""
     lengths = np.bincount(owner, minlength=count)
     stops = np.cumsum(lengths + len(bos) + 1)
     starts = stops - lengths - len(bos) - 1
@@ -199,7 +189,7 @@ class TextPrompt:
     if bos:
       whole[starts] = bos
     at = where - starts[owner]
-    known = target & (at > 0)  # without a start token, nothing stands before the first
+    known = target & (at > 0)  # without a start token, nothing predicts the first token
     per_text = np.bincount(owner[known], minlength=count)
     at = at[known]
     ends = np.cumsum(per_text)
@@ -208,14 +198,14 @@ class TextPrompt:
     for start, stop, n, end in np.stack([starts, stops, per_text, ends], 1).tolist():
       span = (int(at[end - n]), int(at[end - 1]) + 1) if n else (0, 0)
       if n and self.predict == 'document' and span[1] == stop - start - 1:
-        span = (span[0], stop - start)  # a document's end is part of what is learnt
+        span = (span[0], stop - start)  # the end of a document is predicted too
       anchor = stop - start - 1
       encoded.append(Encoded(whole[start:stop], types[: stop - start], anchor, predict=span))
     return encoded
 
 
 def _ranks(mask, lengths, owner) -> tuple[np.ndarray, np.ndarray]:
-  """How many tokens of its own text are marked before each token; and of each text in all."""
+  """Per token, the number of marked tokens before it in its text; per text, the total number."""
   marked = np.concatenate([[0], np.cumsum(mask)])
   stops = np.cumsum(lengths)
   before = marked[stops - lengths]
@@ -223,23 +213,23 @@ def _ranks(mask, lengths, owner) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _field_lengths(tokenizer, template: str, rows: list[dict[str, str]]) -> list[dict[str, int]]:
-  """Tokens of each filled template: of every field, and of the `input` without special tokens."""
+  """Numbers of tokens per filled template: of each field, and `input` without special tokens."""
   if not rows:
     return []
   texts, spans = zip(*(render(template, row) for row in rows), strict=True)
   out = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
-  found = []
+  lengths = []
   for ids, offsets, span in zip(out['input_ids'], out['offset_mapping'], spans, strict=True):
     fields = _in_fields(np.array(offsets), span)
-    found.append({name: int(inside.sum()) for name, inside in fields.items()})
-    found[-1]['input'] = len(ids)
-  return found
+    lengths.append({name: int(inside.sum()) for name, inside in fields.items()})
+    lengths[-1]['input'] = len(ids)
+  return lengths
 
 
 def _in_fields(offsets: np.ndarray, spans: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:
-  """Which tokens are each field's, by their characters (start, stop) and the fields' own.
+  """A mask of the tokens of each field, from the character spans of tokens and fields.
 
-  A token belongs to the field its last character lies in: a leading space goes with its word.
+  A token belongs to the field of its last character, because a leading space belongs to its word.
   """
   last = offsets.reshape(-1, 2)[:, 1] - 1
   return {name: (last >= start) & (last < stop) for name, (start, stop) in spans.items()}

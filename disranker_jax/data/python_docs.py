@@ -1,8 +1,8 @@
-"""The built-in collection: a search engine over the docstrings of Python, or of packages.
+"""The built-in collection: search over the docstrings of Python or of packages.
 
-It is on every machine that can run this program, it is real text, and anyone can see whether a
-ranking is good. A page is a documented object; a query is the first sentence of a docstring, which
-its own page does not contain.
+It is available on every machine that runs this program, it is real text, and anyone can judge a
+ranking. A page is a documented object. A query is the first sentence of a docstring; the page of
+that docstring does not contain it.
 """
 
 import collections
@@ -23,48 +23,48 @@ LIBRARY = (docstrings.LIBRARY,)
 SHARES = {'clicks': 0.35, 'judgements': 0.20, 'candidates': 0.30, 'test': 0.15}
 OWN_PAGE, SAME_SENTENCE, SAME_CLASS, SAME_MODULE, OTHER = 4, 3, 2, 1, 0
 MIN_QUERY_WORDS = 4
-MIN_REST_CHARS = 40  # What a page must still say once its first sentence is the query.
+MIN_REST_CHARS = 40  # of a page without its first sentence, for that to be a query
 MAX_SUMMARY_CHARS = 1000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Page:
-  """A documented object as a search engine's page, with what the labels follow from."""
+  """A documented object as a page of a search engine, with what determines the labels."""
 
   doc: Document
   module: str
-  owner: str  # The class a method belongs to, a class itself; else empty.
-  sentence: str  # The docstring's first sentence, which the page leaves out.
-  key: str  # The sentence without case and punctuation: equal keys mean the same query.
-  asks: bool  # Whether the sentence makes a query.
+  owner: str  # the class of a method, or a class itself; else empty
+  sentence: str  # the first sentence of the docstring, not part of the page
+  key: str  # the sentence without case and punctuation: equal keys are the same query
+  is_query: bool  # whether the sentence is used as a query
 
 
 def documents(packages: tuple[str, ...] = LIBRARY) -> tuple[Document, ...]:
-  """All pages of the collection in the order of their names; no labels, ranks or scores."""
+  """All pages of the collection, sorted by name, without labels, ranks or scores."""
   return tuple(page.doc for page in _pages(packages))
 
 
 def clicks(packages: tuple[str, ...] = LIBRARY) -> Iterator[Click]:
-  """The clicks split: each query with its own page."""
+  """The split `clicks`: each query with its own page."""
   for page in _queries('clicks', packages):
     yield Click(page.sentence, page.doc.title, page.doc.summary)
 
 
 def groups(kind: str, depth: int = 20, packages: tuple[str, ...] = LIBRARY) -> Iterator[Group]:
-  """The queries of a split, each with its BM25 top `depth`.
+  """The queries of a split, each with the top `depth` documents of BM25, their ranks and scores.
 
-  `judgements` and `test` are labelled 0..4 and hold only queries whose own page is among the
-  `depth`; `candidates` are unjudged. Every document has the first stage's rank and score.
+  `judgements` and `test` have labels 0..4 and contain only queries whose own page is among these
+  documents; `candidates` are unjudged.
   """
   if kind not in ('judgements', 'candidates', 'test'):
     raise ValueError(f'no groups of kind {kind!r}')
   queries = list(_queries(kind, packages))
   pages = _pages(packages)
   ranking = _index(packages).top([page.sentence for page in queries], depth)
-  for query, found in zip(queries, ranking, strict=True):
-    ranked = [(pages[i], rank, score) for rank, (i, score) in enumerate(found, 1)]
+  for query, top in zip(queries, ranking, strict=True):
+    ranked = [(pages[i], rank, score) for rank, (i, score) in enumerate(top, 1)]
     if not ranked or (kind != 'candidates' and all(page is not query for page, _, _ in ranked)):
-      continue  # By the collection's definition, see the docstring.
+      continue
     docs = tuple(
       dataclasses.replace(
         page.doc,
@@ -78,7 +78,7 @@ def groups(kind: str, depth: int = 20, packages: tuple[str, ...] = LIBRARY) -> I
 
 
 def label(query: Page, page: Page) -> int:
-  """How good `page` is for the first sentence of `query`, 0..4."""
+  """The relevance of `page` for the first sentence of `query`, 0..4."""
   if page.doc.doc_id == query.doc.doc_id:
     return OWN_PAGE
   if page.key == query.key:
@@ -89,24 +89,23 @@ def label(query: Page, page: Page) -> int:
 
 
 def split_of(key: str) -> str:
-  """The split of a query, by a hash that no machine, run or Python version changes."""
+  """The split of a query, by a hash that is the same on every machine and Python version."""
   point = int.from_bytes(hashlib.sha1(key.encode()).digest()[:8], 'big') / 2**64
   for kind, share in SHARES.items():
     if point < share:
       return kind
     point -= share
-  return 'test'  # Rounding of the shares' sum.
+  return 'test'  # if the sum of the shares is rounded below 1
 
 
 def statistics(packages: tuple[str, ...] = LIBRARY, depth: int = 20) -> dict[str, object]:
-  """What the collection is like: counts, how good BM25 is, lengths in words."""
+  """Statistics of the collection: counts, quality of BM25, lengths in words."""
   pages = _pages(packages)
   queries = [page for kind in SHARES for page in _queries(kind, packages)]
   position = {page.doc.doc_id: i for i, page in enumerate(pages)}
   ranking = _index(packages).top([page.sentence for page in queries], depth)
-  found = [[i for i, _ in top] for top in ranking]
   own = [position[page.doc.doc_id] for page in queries]
-  rows = list(zip(own, found, strict=True))
+  rows = [(i, [j for j, _ in top]) for i, top in zip(own, ranking, strict=True)]
   splits = collections.Counter(split_of(page.key) for page in queries)
   kept = {
     kind: sum(1 for _ in groups(kind, depth, packages)) for kind in SHARES if kind != 'clicks'
@@ -127,13 +126,13 @@ def statistics(packages: tuple[str, ...] = LIBRARY, depth: int = 20) -> dict[str
 
 @functools.lru_cache(maxsize=4)
 def _pages(packages: tuple[str, ...]) -> tuple[Page, ...]:
-  found = [_page(entry) for entry in docstrings.find(packages)]
-  if not found:
+  pages = tuple(_page(entry) for entry in docstrings.find(packages))
+  if not pages:
     raise UserError(
-      f'python_docs: there are no sources of {", ".join(packages)} to read here; '
+      f'python_docs: this Python has no source files of {", ".join(packages)}; '
       'use another Python, other packages or another data address'
     )
-  return tuple(found)
+  return pages
 
 
 @functools.lru_cache(maxsize=4)
@@ -146,16 +145,16 @@ def _page(entry: docstrings.Entry) -> Page:
   summary = ' '.join(f'{entry.signature} {rest}'.split())
   if len(summary) > MAX_SUMMARY_CHARS:
     summary = summary[:MAX_SUMMARY_CHARS].rsplit(' ', 1)[0]
-  asks = len(sentence.split()) >= MIN_QUERY_WORDS and len(rest) >= MIN_REST_CHARS
+  is_query = len(sentence.split()) >= MIN_QUERY_WORDS and len(rest) >= MIN_REST_CHARS
   doc = Document(entry.name, _words(entry.name), summary)
-  return Page(doc, entry.module, entry.owner, sentence, _key(sentence), asks)
+  return Page(doc, entry.module, entry.owner, sentence, _key(sentence), is_query)
 
 
 def _queries(kind: str, packages: tuple[str, ...]) -> Iterator[Page]:
-  """Pages whose sentence is a query of the split; of pages with the same one, the first."""
+  """Pages whose sentence is a query of the split; the first of pages with the same query."""
   seen = set()
   for page in _pages(packages):
-    if page.asks and page.key not in seen:
+    if page.is_query and page.key not in seen:
       seen.add(page.key)
       if split_of(page.key) == kind:
         yield page
@@ -166,7 +165,7 @@ def _first_sentence(doc: str) -> tuple[str, str]:
   head, _, tail = doc.strip().partition('\n\n')
   head = ' '.join(head.split())
   for end in re.finditer(r'[.!?](?=\s)', head):
-    # Not behind "e.g.", "i.e.", "etc." or an initial.
+    # Not after "e.g.", "i.e.", "etc." or an initial.
     if not re.search(r'(?:\b[A-Za-z]|\betc|\bvs|\bcf)\.$', head[: end.end()]):
       head, tail = head[: end.end()], f'{head[end.end() :]} {tail}'
       break

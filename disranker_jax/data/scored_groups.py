@@ -1,8 +1,8 @@
-"""Queries with a teacher's scores of their documents: what distillation learns from.
+"""Queries with teacher scores of their documents: the training data of distillation.
 
-Scores come from the `score` stage, from the data (`data.teachers`), or from a random generator in
-benchmarks. Every query that has scores is an example, judged queries included. Judged queries have
-scores of the run's own teacher if `score.judgements`, and scores of `data.teachers` if
+Scores come from the stage `score`, from the data (`data.teachers`), or from a random generator in
+benchmarks. Every query with scores is an example, also a judged one. Judged queries have scores of
+the run's own teacher if `score.judgements`, and scores of `data.teachers` if
 `distill.hard_label_weight` needs their labels.
 """
 
@@ -43,7 +43,7 @@ class ScoredGroups(Sequence[Scored]):
 
 
 def with_scores(group: Group) -> Scored:
-  """The documents that have a score of `data.teachers` in their record, and the scores."""
+  """The documents with a score of `data.teachers` in their record, and these scores."""
   docs = tuple(doc for doc in group.docs if not math.isnan(doc.teacher))
   scores_N = np.array([doc.teacher for doc in docs], np.float32)
   return Group(group.query_id, group.query, docs), scores_N
@@ -52,7 +52,7 @@ def with_scores(group: Group) -> Scored:
 def from_records(
   candidates: Sequence[Group], judged: Sequence[Group] | None, facts: dict
 ) -> ScoredGroups:
-  """Scores of `data.teachers`, which stand in the records; judged queries without any are left out.
+  """Scores of `data.teachers`, from the records; leaves out judged queries without scores.
 
   Args:
     judged: prepared judgements; None to learn from the candidates only.

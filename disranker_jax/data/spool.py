@@ -1,7 +1,6 @@
-"""Sorts more rows than memory holds: sorted runs on disk, merged on the way out.
+"""Sorts more rows than fit into memory: writes sorted runs to disk and merges them when read.
 
-Grouping by query and joining with documents are both "sort by a key, then read in order", so this
-is all that sources of any size need.
+Grouping by query and joining with documents are both "sort by a key, then read in order".
 """
 
 import heapq
@@ -12,17 +11,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-MEMORY = 32 << 20  # Bytes of rows that are held before they are written as a run.
-FAN_IN = 64  # Runs that are merged at once; each has a block of its rows in memory.
+MEMORY = 32 << 20  # bytes of rows in memory before they are written as a run
+FAN_IN = 64  # runs that are merged at once; each has one block of rows in memory
 BLOCK = 128 << 10
-OVERHEAD = 200  # What Python adds to a row of bytes: a tuple, a key, a number.
+OVERHEAD = 200  # bytes that Python adds to the bytes of a row: a tuple, a key, a number
 
 
 class Spool:
-  """Rows in, the same rows out in the order of their keys; equal keys stay in the order they came.
+  """Takes rows and returns them sorted by key; the sort is stable.
 
-  Keys of one spool are all text, all numbers or all tuples of such. Nothing is written unless the
-  rows exceed `memory` bytes, or `flush` is called. Without a folder runs go to a temporary one.
+  The keys of a spool are all text, all numbers, or all tuples of these. Rows are written to disk
+  only if they exceed `memory` bytes or `flush` is called. The default folder is a temporary one.
   """
 
   def __init__(self, folder: Path | None = None, memory: int = MEMORY):
@@ -34,7 +33,7 @@ class Spool:
     self.runs: list[Path] = []
 
   def add(self, key: Any, value: Any) -> None:
-    # As bytes at once: their size is what they cost, whatever the value is.
+    # Pickled here, so that the size in memory is known.
     data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
     self._rows.append((key, self._count, data))
     self._count += 1
@@ -43,33 +42,33 @@ class Spool:
       self.flush()
 
   def flush(self) -> None:
-    """Writes what is in memory as a run."""
+    """Writes the rows in memory as a run."""
     if self._rows:
       self._rows.sort()
       self.runs.append(self._write(f'run-{self._count:012d}', self._rows))
       self._rows, self._bytes = [], 0
 
   def mark(self) -> dict[str, Any]:
-    """What is on disk, for `rewind` in a later process; call `flush` before."""
+    """The runs on disk, for `rewind` in a later process; call `flush` before."""
     return {'count': self._count, 'runs': [run.name for run in self.runs]}
 
   def rewind(self, mark: dict[str, Any]) -> None:
-    """Goes back to a mark: the runs in the folder that it names, and nothing else."""
+    """Goes back to a mark: uses exactly the runs that it names."""
     self._count = mark['count']
     self.runs = [self._folder / name for name in mark['runs']]
 
   def compact(self) -> list[Path]:
-    """Merges runs until they can be read at once; returns the files that are no longer needed."""
+    """Merges runs until at most FAN_IN are left; returns the files that are no longer needed."""
     obsolete = []
     while len(self.runs) > FAN_IN:
-      # Rows carry their number, so equal keys keep their order whichever runs are merged first.
+      # Rows have numbers, so equal keys keep their order in any order of merges.
       merged, self.runs = self.runs[:FAN_IN], self.runs[FAN_IN:]
       self.runs.append(self._write(f'{merged[0].stem}+', _merged(merged)))
       obsolete += merged
     return obsolete
 
   def __iter__(self) -> Iterator[tuple[Any, Any]]:
-    """(key, value) in order; can be read as often as wanted."""
+    """(key, value) in order; can be read several times."""
     if not self.runs:
       self._rows.sort()
       rows: Iterable = self._rows
@@ -96,7 +95,7 @@ class Spool:
           pickle.dump(block, file, pickle.HIGHEST_PROTOCOL)
           block, size = [], 0
       pickle.dump(block, file, pickle.HIGHEST_PROTOCOL)
-    os.replace(partial, path)  # under its name only once it is whole
+    os.replace(partial, path)  # a file with the final name is complete
     return path
 
 

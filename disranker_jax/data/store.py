@@ -1,7 +1,7 @@
-"""Prepared data: records as a TFDS dataset in ArrayRecord files, without TensorFlow.
+"""Writes and reads prepared data: records in ArrayRecord files, as TFDS datasets without TensorFlow.
 
-Random access to any record is what shuffling, sharding over hosts and exact resume need, and JSONL
-does not have it. `tfds.data_source` and `tfds.builder_from_directory` read the same folders.
+Shuffling, sharding over hosts and exact resume need random access to records, which JSONL does not
+have. `tfds.data_source` and `tfds.builder_from_directory` can read these folders.
 """
 
 import contextlib
@@ -23,14 +23,12 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import naming
 from tensorflow_datasets.proto import tf_example_pb2
 
-from disranker_jax.data.records import Click, Document, Group
+from disranker_jax.data.records import DOCUMENT_FIELDS, KINDS, Click, Document, Group
 from disranker_jax.errors import UserError
 
-KINDS = ('clicks', 'judgements', 'candidates', 'test')
 SPLIT = 'rows'
-SHARD_BYTES = 64 << 20  # Of serialised records in a file: some seconds of work.
-GROUPING = 'group_size:1'  # What TFDS writes: every record can be read alone.
-FIELDS = tuple(Document.__dataclass_fields__)
+SHARD_BYTES = 64 << 20  # serialised records per file: some seconds of work
+GROUPING = 'group_size:1'  # as TFDS writes: each record can be read separately
 DECODE = {'label': int, 'rank': int, 'score': float, 'in_pool': bool, 'teacher': float}
 RAW = tfds.decode.DeserializeMethod.RAW_BYTES
 INTEGERS = ('count', 'docs/label', 'docs/rank', 'docs/in_pool')
@@ -39,15 +37,15 @@ Record = Click | Group
 
 
 def write(kind: str, records: Iterable[Record], folder: str | pathlib.Path) -> int:
-  """Prepares `folder` from records in their order, all or nothing; returns how many there were.
+  """Writes the records in their order to `folder`, all or nothing; returns their number.
 
-  A prepared folder that is there already is replaced. Raises: UserError if there are no records,
-  or if the folder holds something else.
+  Replaces a prepared folder. Raises: UserError if there are no records, or if the folder contains
+  anything else.
   """
   folder = pathlib.Path(folder)
   check_target(folder)
   folder.parent.mkdir(parents=True, exist_ok=True)
-  # Beside its final place, so that the rename at the end stays inside one file system.
+  # In the same parent folder, so that the final rename stays within one file system.
   with tempfile.TemporaryDirectory(prefix=f'.{folder.name}.', dir=folder.parent) as temp:
     shards = Shards(kind, pathlib.Path(temp) / 'new')
     for record in records:
@@ -58,18 +56,18 @@ def write(kind: str, records: Iterable[Record], folder: str | pathlib.Path) -> i
 
 
 def check_target(folder: pathlib.Path) -> None:
-  """Raises: UserError if writing to the folder would replace anything but prepared data."""
+  """Raises: UserError if the folder contains anything other than prepared data."""
   if (
     folder.exists() and not _is_prepared(folder) and (not folder.is_dir() or any(folder.iterdir()))
   ):
-    raise UserError(f'{folder}: holds something that is not prepared data; give another folder')
+    raise UserError(f'{folder}: contains something that is not prepared data; give another folder')
 
 
 class Shards:
-  """Writes records into the numbered ArrayRecord files of a TFDS dataset, one after another.
+  """Writes records to the numbered ArrayRecord files of a TFDS dataset.
 
-  A file appears under its name only once it is whole, so what `mark` says is there. Records go to
-  disk as they come.
+  A file gets its final name when it is complete, so the files of a `mark` are complete. Records are
+  streamed to disk.
   """
 
   def __init__(self, kind: str, folder: pathlib.Path):
@@ -80,15 +78,15 @@ class Shards:
     folder.mkdir(parents=True, exist_ok=True)
 
   def mark(self) -> dict[str, Any]:
-    """What is on disk, for `rewind` in a later process; call `close_shard` before."""
+    """The shards on disk, for `rewind` in a later process; call `close_shard` before."""
     return {'lengths': self.lengths, 'bytes': self.bytes}
 
   def rewind(self, mark: dict[str, Any]) -> None:
-    """Goes on behind the shards of a mark."""
+    """Continues after the shards of a mark."""
     self.lengths, self.bytes = list(mark['lengths']), mark['bytes']
 
   def add(self, record: Record) -> bool:
-    """Writes a record; True if the shard is large enough to be closed."""
+    """Writes a record; True if the shard is large enough to close."""
     if self._writer is None:
       self._writer = array_record_module.ArrayRecordWriter(str(self._path('.partial')), GROUPING)
     data = serialize(record)
@@ -98,7 +96,7 @@ class Shards:
     return self._open_bytes >= SHARD_BYTES
 
   def close_shard(self) -> None:
-    """Makes what was added a shard of its own."""
+    """Completes the open shard."""
     if self._writer is not None:
       self._writer.close()
       os.replace(self._path('.partial'), self._path())
@@ -107,9 +105,9 @@ class Shards:
       self._writer, self._open_length, self._open_bytes = None, 0, 0
 
   def finish(self, folder: pathlib.Path, notes: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """Names the files as TFDS does, describes them, and moves them to their place.
+    """Renames the shards as TFDS does, adds the metadata, and moves them to `folder`.
 
-    `notes` are JSON values by file name, put beside them. Raises: UserError if there were no
+    `notes` are JSON values by file name, written next to them. Raises: UserError if there are no
     records.
     """
     self.close_shard()
@@ -117,8 +115,8 @@ class Shards:
       what = f'there are no {self.kind} to prepare; check the address of the {self.kind}'
       raise UserError(f'{folder}: {what}')
     with quiet():
-      builder = Prepared(kind=self.kind, data_dir=str(self._folder / 'new'))
-      # The builder's own folder has its name and version in it.
+      builder = PreparedBuilder(kind=self.kind, data_dir=str(self._folder / 'new'))
+      # The folder of the builder: it adds its name and version to the path.
       new = pathlib.Path(builder.data_dir)
       new.mkdir(parents=True, exist_ok=True)
       names = naming.ShardedFileTemplate(
@@ -126,7 +124,7 @@ class Shards:
       )
       for i in range(len(self.lengths)):
         target = names.sharded_filepath(shard_index=i, num_shards=len(self.lengths))
-        if not target.exists():  # else a kill came between these renames
+        if not target.exists():  # else the process was killed between these renames
           os.replace(self._path(number=i), target)
       split = tfds.core.SplitInfo(
         name=SPLIT, shard_lengths=self.lengths, num_bytes=self.bytes, filename_template=names
@@ -142,7 +140,7 @@ class Shards:
 
 
 def copy(source: pathlib.Path, folder: pathlib.Path, notes: Mapping[str, Any]) -> None:
-  """Another prepared folder of the same records; their files are linked where that can be."""
+  """Copies a prepared folder, by hard links where possible; writes other `notes`."""
   with tempfile.TemporaryDirectory(prefix=f'.{folder.name}.', dir=folder.parent) as temp:
     new = pathlib.Path(temp) / 'new'
     new.mkdir()
@@ -151,14 +149,14 @@ def copy(source: pathlib.Path, folder: pathlib.Path, notes: Mapping[str, Any]) -
         continue
       try:
         os.link(file, new / file.name)
-      except OSError:  # another file system, or one without links
+      except OSError:  # another file system, or one without hard links
         shutil.copy2(file, new / file.name)
     _note(new, notes)
     replace(new, folder)
 
 
 def kind_of(folder: pathlib.Path) -> str | None:
-  """The kind of records of a prepared folder; None if it is none."""
+  """The kind of records in a prepared folder; None for any other folder."""
   if not _is_prepared(folder):
     return None
   try:
@@ -173,7 +171,7 @@ def _note(folder: pathlib.Path, notes: Mapping[str, Any]) -> None:
 
 
 def replace(new: pathlib.Path, folder: pathlib.Path) -> None:
-  """Puts a finished folder in its place, and what was there out of the way."""
+  """Renames the finished folder `new` to `folder`, and removes the old one."""
   if folder.exists():
     old = new.with_name(f'{new.name}.old')
     folder.rename(old)
@@ -186,25 +184,21 @@ def replace(new: pathlib.Path, folder: pathlib.Path) -> None:
 def open(kind: str, folder: str | pathlib.Path) -> 'Source':
   """Opens a prepared folder for random access.
 
-  Raises: UserError if it was not prepared, is damaged, or holds another kind of records.
+  Raises: UserError if it is not prepared data, is damaged, or contains another kind of records.
   """
   _check_kind(kind)
-  folder = pathlib.Path(folder)
-  if not _is_prepared(folder):
-    raise UserError(f'{folder}: is no prepared data; prepare it with store.write first')
+  folder = _prepared(folder)
   source = Source(kind, str(folder))
   if source.prepared_kind != kind:
-    raise UserError(f'{folder}: holds {source.prepared_kind}, not {kind}; open it as what it is')
+    what = f'contains {source.prepared_kind}, not {kind}; give a folder of {kind}'
+    raise UserError(f'{folder}: {what}')
   return source
 
 
 def fingerprint(folder: str | pathlib.Path) -> str:
-  """The sha256 of the prepared files' names and content: the same records give the same one."""
-  folder = pathlib.Path(folder)
-  if not _is_prepared(folder):
-    raise UserError(f'{folder}: is no prepared data; prepare it with store.write first')
+  """The sha256 of names and content of the prepared files; equal for equal records."""
   digest = hashlib.sha256()
-  for path in sorted(folder.iterdir()):
+  for path in sorted(_prepared(folder).iterdir()):
     if '.array_record' in path.name or path.name == 'features.json':
       with path.open('rb') as file:
         digest.update(f'{path.name}\0{hashlib.file_digest(file, "sha256").hexdigest()}\n'.encode())
@@ -212,7 +206,7 @@ def fingerprint(folder: str | pathlib.Path) -> str:
 
 
 class Source:
-  """Prepared records by index, for `grain.MapDataset.source`; workers get it pickled."""
+  """Prepared records by index, for `grain.MapDataset.source`; can be pickled for workers."""
 
   def __init__(self, kind: str, folder: str):
     self.kind, self.folder = kind, folder
@@ -226,11 +220,12 @@ class Source:
         self._rows = builder.as_data_source(SPLIT, deserialize_method=RAW)
         len(self._rows)
       missing = [path for path in builder.info.splits[SPLIT].filepaths if not path.exists()]
-    except Exception as error:  # Whatever TFDS and its parsers raise for files that are not theirs.
+    except Exception as error:  # TFDS and its parsers raise many types for invalid files
       reason = str(error).partition('\n')[0]
       raise UserError(f'{self.folder}: is damaged ({reason}); prepare it again') from error
     if missing:
-      raise UserError(f'{self.folder}: is damaged ({missing[0].name} is gone); prepare it again')
+      what = f'is damaged ({missing[0].name} is missing); prepare it again'
+      raise UserError(f'{self.folder}: {what}')
 
   def __len__(self) -> int:
     return len(self._rows)
@@ -254,25 +249,25 @@ class Source:
     self._open()
 
 
-class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """The TFDS builder of prepared data; the dataset's name is the kind of its records.
+class PreparedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """The TFDS builder of prepared data; the name of the dataset is the kind of its records.
 
-  `examples` is for Apache Beam: a PTransform of (key, record's fields), see beam.py.
+  `examples` is for Apache Beam: a PTransform of (key, fields of a record), see beam.py.
   """
 
   VERSION = tfds.core.Version('1.1.0')
-  # Nothing is downloaded; looking that up would import importlib_resources, which TFDS needs here
-  # without declaring it.
+  # There are no downloads. Without this line TFDS imports importlib_resources to look for them, a
+  # dependency that it does not declare.
   url_infos = None
 
   def __init__(self, *, kind: str, data_dir: str, examples: Any = None):
-    # An instance attribute: TFDS takes the name from it, and would else take the class's.
+    # TFDS takes the name from the instance before that of the class.
     self.name = kind
     self._examples = examples
     super().__init__(data_dir=data_dir, file_format='array_record')
 
   def _info(self) -> tfds.core.DatasetInfo:
-    # Our own order is kept; Beam has none, so there TFDS orders by a hash of the key.
+    # We keep our order. Beam has no order, so there TFDS sorts by a hash of the key.
     ordered = self._examples is None
     return tfds.core.DatasetInfo(
       builder=self, features=features(self.name), disable_shuffling=ordered
@@ -286,14 +281,14 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def features(kind: str) -> tfds.features.FeaturesDict:
-  """The typed fields of a kind of records."""
+  """The TFDS features of a kind of records."""
   text = tfds.features.Text
   if kind == 'clicks':
     return tfds.features.FeaturesDict(
       {'query': text(), 'title': text(), 'summary': text(), 'count': np.int32}
     )
   doc = {'doc_id': text(), 'title': text(), 'summary': text(), 'label': np.int32, 'rank': np.int32}
-  # As text: examples store floats in 32 bits, and scores should come back as they were.
+  # Scores are text, because tf.Example stores floats in 32 bits.
   doc |= {'score': text(), 'in_pool': np.bool_, 'teacher': text()}
   return tfds.features.FeaturesDict(
     {'query_id': text(), 'query': text(), 'docs': tfds.features.Sequence(doc)}
@@ -301,17 +296,17 @@ def features(kind: str) -> tfds.features.FeaturesDict:
 
 
 def to_row(record: Record) -> dict[str, Any]:
-  """A record's fields as `features` describes them."""
+  """The fields of a record as `features` describes them."""
   if isinstance(record, Click):
     return dataclasses.asdict(record)
-  docs = {name: [getattr(doc, name) for doc in record.docs] for name in FIELDS}
+  docs = {name: [getattr(doc, name) for doc in record.docs] for name in DOCUMENT_FIELDS}
   for name in ('score', 'teacher'):
     docs[name] = [repr(float(value)) for value in docs[name]]
   return {'query_id': record.query_id, 'query': record.query, 'docs': docs}
 
 
 def serialize(record: Record) -> bytes:
-  """A record as the tf.Example that TFDS makes of it, ten times as fast (and tested to be it)."""
+  """The tf.Example that TFDS makes of a record (tests compare them), ten times as fast."""
   row = to_row(record)
   columns = {f'docs/{name}': values for name, values in row.pop('docs', {}).items()}
   columns |= {name: [value] for name, value in row.items()}
@@ -319,7 +314,7 @@ def serialize(record: Record) -> bytes:
   for name, values in columns.items():
     feature = example.features.feature[name]
     if name in INTEGERS:
-      feature.int64_list.SetInParent()  # there even if the list is empty
+      feature.int64_list.SetInParent()  # present even if the list is empty
       feature.int64_list.value.extend(map(int, values))
     else:
       feature.bytes_list.SetInParent()
@@ -328,13 +323,13 @@ def serialize(record: Record) -> bytes:
 
 
 def parse(data: bytes) -> Record:
-  """The record that was serialised; fields that older files lack have their defaults."""
+  """The record of `serialize`; fields that are missing in older files get their defaults."""
   features = tf_example_pb2.Example.FromString(data).features.feature
   if 'count' in features:
     texts = (features[name].bytes_list.value[0].decode() for name in ('query', 'title', 'summary'))
     return Click(*texts, features['count'].int64_list.value[0])
   columns = {}
-  for name in FIELDS:
+  for name in DOCUMENT_FIELDS:
     if (key := f'docs/{name}') in features:
       values = features[key].bytes_list.value or features[key].int64_list.value
       columns[name] = [DECODE.get(name, bytes.decode)(value) for value in values]
@@ -349,13 +344,20 @@ def _check_kind(kind: str) -> None:
     raise ValueError(f'no records of kind {kind!r}, only {", ".join(KINDS)}')
 
 
+def _prepared(folder: str | pathlib.Path) -> pathlib.Path:
+  folder = pathlib.Path(folder)
+  if not _is_prepared(folder):
+    raise UserError(f'{folder}: is not prepared data; prepare it first')
+  return folder
+
+
 def _is_prepared(folder: pathlib.Path) -> bool:
   return (folder / 'dataset_info.json').is_file() and (folder / 'features.json').is_file()
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-  """Keeps TFDS from printing banners and progress bars into the run's log."""
+  """Hides the banners and progress bars of TFDS."""
   tfds.disable_progress_bar()
   logger = logging.getLogger('absl')
   level = logger.level

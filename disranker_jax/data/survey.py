@@ -1,7 +1,6 @@
-"""What a source holds: counts, labels, lengths, what would be cut, duplicates, rows of no use.
+"""Describes a source: counts, labels, lengths, truncation, duplicates, bad rows.
 
-Records are looked at one by one and only counts stay in memory; what has to be compared with all
-others goes through files.
+Records are streamed and only counts stay in memory; the search for duplicates goes through files.
 """
 
 import collections
@@ -20,11 +19,11 @@ from disranker_jax.data.spool import Spool
 
 PERCENTILES = (5, 50, 95, 99, 100)
 SAMPLES = 3
-EXAMPLES = 8  # Kinds of bad rows that are shown, the commonest first.
+EXAMPLES = 8  # reasons of bad rows to show, the most frequent first
 
 
 class Histogram:
-  """How often each whole number came."""
+  """Counts of integers."""
 
   def __init__(self):
     self.counts: collections.Counter[int] = collections.Counter()
@@ -33,21 +32,21 @@ class Histogram:
     self.counts[value] += 1
 
   def percentiles(self) -> dict[str, int]:
-    """The smallest value that so many percent do not exceed."""
-    total, found = self.counts.total(), {}
+    """Per percentage, the smallest value that this share of the numbers does not exceed."""
+    total, result = self.counts.total(), {}
     values = sorted(self.counts.items())
     for percent in PERCENTILES if total else ():
       seen = 0
       for value, count in values:
         seen += count
         if seen * 100 >= percent * total:
-          found['max' if percent == 100 else f'p{percent}'] = value
+          result['max' if percent == 100 else f'p{percent}'] = value
           break
-    return found
+    return result
 
 
 class Lengths:
-  """Lengths of texts in tokens, and where the model would cut them; in words without a prompt."""
+  """Lengths of texts in tokens, and which fields the model cuts; in words without a prompt."""
 
   def __init__(self, prompt: PairPrompt | TextPrompt | None):
     self._prompt = prompt
@@ -69,11 +68,11 @@ class Lengths:
     if self._prompt:
       return self._prompt.lengths(query, docs)
     words = [{'title': len(d.title.split()), 'summary': len(d.summary.split())} for d in docs]
-    asked = len(query.split())
-    return [row | {'query': asked, 'input': asked + sum(row.values())} for row in words]
+    query_len = len(query.split())
+    return [row | {'query': query_len, 'input': query_len + sum(row.values())} for row in words]
 
   def _cut(self, lengths: dict[str, int]) -> None:
-    """As prompts cut: the query's end, then the summary, then the title."""
+    """Counts cuts as prompts do them: the end of the query, then the summary, then the title."""
     lost = max(lengths['query'] - self._prompt.max_query_len, 0)
     excess = lengths['input'] - lost - self._prompt.max_len
     if lost:
@@ -84,20 +83,20 @@ class Lengths:
       self.cut['any'] += 1
 
   def report(self) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
       'unit': 'tokens' if self._prompt else 'words',
       **{name: histogram.percentiles() for name, histogram in self.fields.items()},
     }
     if self._prompt:
-      found['max_len'], found['max_query_len'] = self._prompt.max_len, self._prompt.max_query_len
+      report['max_len'], report['max_query_len'] = self._prompt.max_len, self._prompt.max_query_len
       names = ('any', 'query', 'title', 'summary')
-      found['truncated'] = {name: self.cut[name] / max(self.pairs, 1) for name in names}
-    return found
+      report['truncated'] = {name: self.cut[name] / max(self.pairs, 1) for name in names}
+    return report
 
 
 @dataclasses.dataclass
 class Repeats:
-  """Counts things that came more than once, and those that came with different values."""
+  """Counts repeated keys, and keys with different values."""
 
   spool: Spool = dataclasses.field(default_factory=Spool)
 
@@ -105,7 +104,7 @@ class Repeats:
     self.spool.add(_hash(key), _hash(value) if value else b'')
 
   def report(self) -> tuple[int, int]:
-    """(keys that came more than once, keys that came with more than one value)."""
+    """(keys that were added more than once, keys with more than one value)."""
     repeated = differing = 0
     for _, same in itertools.groupby(self.spool, key=lambda pair: pair[0]):
       values = [value for _, value in same]
@@ -115,7 +114,7 @@ class Repeats:
 
 
 class Survey:
-  """Looks at records and says what there was."""
+  """Collects statistics of records; `report` returns them."""
 
   def __init__(self, prompt: PairPrompt | TextPrompt | None = None):
     self._prompt = prompt
@@ -164,13 +163,13 @@ class Survey:
       self._samples.append((query, doc))
 
   def report(self) -> dict[str, Any]:
-    """All of it, as JSON values."""
+    """All statistics as JSON values."""
     counts = self._counts
     queries, documents = self._queries.report(), self._documents.report()
-    found: dict[str, Any] = {'lengths': self._lengths.report(), 'samples': list(self._shown())}
+    common: dict[str, Any] = {'lengths': self._lengths.report(), 'samples': list(self._shown())}
     if counts['clicks']:
       duplicates = {'queries_with_several_clicks': queries[0], 'same_click_again': documents[0]}
-      return {'clicks': counts['clicks'], 'duplicates': duplicates} | found
+      return {'clicks': counts['clicks'], 'duplicates': duplicates} | common
     labels = {str(k): v for k, v in sorted(self._labels.counts.items()) if k != UNJUDGED}
     return {
       'queries': counts['queries'],
@@ -187,10 +186,10 @@ class Survey:
         'texts_repeated_in_a_query': counts['same_text'],
         'of_those_with_different_labels': counts['same_text_other_label'],
       },
-    } | found
+    } | common
 
   def _shown(self) -> Iterator[dict[str, Any]]:
-    """Sample rows as the model sees them."""
+    """Sample rows as the model reads them."""
     for query, doc in self._samples:
       row: dict[str, Any] = {'query': query, 'title': doc.title}
       if self._prompt:
@@ -204,17 +203,17 @@ class Survey:
 
 
 def bad_rows(quarantine: Path) -> list[dict[str, Any]]:
-  """The commonest reasons of a quarantine file, each with its count and the place of its first."""
-  found: dict[str, dict[str, Any]] = {}
+  """The most frequent reasons in a quarantine file, each with its count and first place."""
+  by_reason: dict[str, dict[str, Any]] = {}
   with quarantine.open() as file:
     for line in file:
       entry = json.loads(line)
-      # Values apart, rows that are bad in the same way have the same reason.
+      # Without its values, the reason is the same for the same mistake.
       reason = re.sub(r"'(?:[^'\\]|\\.)*'|\"[^\"]*\"|-?\d+(\.\d+)?", '...', entry['reason'])
-      row = found.setdefault(reason, {'reason': reason, 'count': 0, 'first': ''})
+      row = by_reason.setdefault(reason, {'reason': reason, 'count': 0, 'first': ''})
       row['count'] += 1
       row['first'] = row['first'] or f'{entry["file"]}:{entry["line"]}'
-  return sorted(found.values(), key=lambda row: -row['count'])[:EXAMPLES]
+  return sorted(by_reason.values(), key=lambda row: -row['count'])[:EXAMPLES]
 
 
 def _hash(text: str) -> bytes:

@@ -1,8 +1,8 @@
-"""Other teachers' scores, joined to queries with documents: distillation without a teacher of ours.
+"""Joins the scores of other teachers to groups, for distillation without training a teacher.
 
-Each address is one teacher: a run, a margin file, rows with scores, shards of an earlier run. One
-teacher's scores are taken as they are; of several each is standardised over all that it gave, and
-the mean is taken, for they come on scales of their own.
+Each address is one teacher: a run, a margin file, rows with scores, shards of an earlier run. The
+scores of a single teacher are used unchanged. With several, each teacher is standardised over all
+its scores, because their scales differ, and a pair gets the mean.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from disranker_jax.progress import say
 
 
 class Moments:
-  """Mean and deviation of numbers that come one by one (Welford's sums)."""
+  """Mean and standard deviation of a stream of numbers (Welford's algorithm)."""
 
   def __init__(self):
     self.count, self.mean, self._squares = 0, 0.0, 0.0
@@ -32,7 +32,7 @@ class Moments:
 
   @property
   def std(self) -> float:
-    """Of the numbers themselves, not of a larger population; 0 of none."""
+    """The population standard deviation; 0 without numbers."""
     return math.sqrt(self._squares / self.count) if self.count else 0.0
 
   def facts(self) -> dict[str, float]:
@@ -40,10 +40,10 @@ class Moments:
 
 
 class Teachers:
-  """Gives documents the score of other teachers; `facts` says afterwards what there was.
+  """Adds the scores of other teachers to groups; afterwards, `facts` has their statistics.
 
-  A document that a teacher has not scored gets none; a query without any is left out if `drop`.
-  A pair that a teacher scored more than once counts with the mean of its scores.
+  A document without a score of every teacher gets none; queries without scores are left out if
+  `drop`. If a teacher scores a pair more than once, the mean counts.
   """
 
   def __init__(self, addresses: Iterable[str], *, drop: bool):
@@ -69,7 +69,7 @@ class Teachers:
         within.add(score - math.fsum(scores) / len(scores))
       yield group
     if self._drop and not total.std > 0:
-      what = f'gives all pairs one score, {total.mean:g}; use another teacher'
+      what = f'gives all pairs the same score, {total.mean:g}; use another teacher'
       raise UserError(f'{", ".join(self.addresses)}: {what}')
     self.facts = total.facts() | {
       'within': within.std,
@@ -78,23 +78,23 @@ class Teachers:
     }
 
   def _read(self, by_query: Spool, groups: Iterator[Group], bad_rows: BadRows) -> list[Moments]:
-    """All scores and groups, to be sorted by query; the moments of each teacher's scores."""
+    """Spools all scores and groups by query; returns the moments of each teacher's scores."""
     each = []
-    # Scores first: among equal keys the order is kept, and the group needs them.
+    # Scores come first: the spool keeps the order of equal keys, and `_join` needs them first.
     for teacher, address in enumerate(self.addresses):
       each.append(moments := Moments())
       for query_id, doc_id, score in sources.read(address, sources.SCORES, bad_rows=bad_rows):
         by_query.add(query_id, (teacher, doc_id, score))
         moments.add(score)
       if len(self.addresses) > 1 and not moments.std > 0:
-        raise UserError(f'{address}: gives one score for all; leave this teacher out')
+        raise UserError(f'{address}: gives all pairs the same score; leave out this teacher')
     for number, group in enumerate(groups):
       docs = [grouping.to_tuple(doc) for doc in group.docs]
       by_query.add(group.query_id, (number, group.query, docs, None))
     return each
 
   def _join(self, by_query: Spool, by_number: Spool) -> int:
-    """Documents with the list of their scores, back in the groups' order; queries without any."""
+    """Spools documents with their scores in the order of the groups; returns dropped queries."""
     dropped = pairs = without = 0
     for query_id, entries in itertools.groupby(by_query, key=lambda pair: pair[0]):
       scores: dict[tuple[str, int], list[float]] = {}
@@ -104,28 +104,28 @@ class Teachers:
           scores.setdefault((doc_id, teacher), []).append(score)
           continue
         number, query, docs, _ = entry
-        found = [(fields, self._of_doc(fields[0], scores)) for fields in docs]
-        pairs += len(found)
-        without += sum(values is None for _, values in found)
-        if self._drop and all(values is None for _, values in found):
+        scored = [(fields, self._of_doc(fields[0], scores)) for fields in docs]
+        pairs += len(scored)
+        without += sum(values is None for _, values in scored)
+        if self._drop and all(values is None for _, values in scored):
           dropped += 1
         else:
-          by_number.add(number, (query_id, query, found))
+          by_number.add(number, (query_id, query, scored))
     if self._drop and without == pairs:
-      what = "no pair has a score of every teacher; check that query_id and doc_id are the data's"
+      what = 'no pair has a score of every teacher; use the query_id and doc_id of the data'
       raise UserError(f'{", ".join(self.addresses)}: {what}')
     if without:
-      say(f'teachers: {without:,} of {pairs:,} pairs lack a score, {dropped:,} queries all of them')
+      say(f'teachers: no score for {without:,} of {pairs:,} pairs; left out {dropped:,} queries')
     return dropped
 
   def _of_doc(self, doc_id: str, scores: dict) -> list[float] | None:
-    """One score of each teacher, or None if one of them has none."""
-    found = [scores.get((doc_id, teacher)) for teacher in range(len(self.addresses))]
-    return [math.fsum(s) / len(s) for s in found] if all(found) else None
+    """The score of each teacher, or None if one is missing."""
+    each = [scores.get((doc_id, teacher)) for teacher in range(len(self.addresses))]
+    return [math.fsum(s) / len(s) for s in each] if all(each) else None
 
 
 def _scored(doc: tuple, each: list[Moments]) -> Document:
-  """A document with the teachers' one score; NaN if one of them has none."""
+  """A document with the combined score of the teachers; NaN if one has none."""
   fields, values = doc
   made = Document(*fields)
   if values is None:

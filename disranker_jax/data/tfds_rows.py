@@ -1,4 +1,4 @@
-"""Rows of TFDS datasets: what `prepare` wrote, or any other whose fields are a row's."""
+"""Reads rows of TFDS datasets: prepared data, or any dataset with the fields of row_formats.py."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ OPTIONS = ('split',)
 
 
 def read(name: str, options: dict[str, str]) -> Iterator[tuple[str, int, dict[str, Any]]]:
-  """(name, number from 1, row) of a prepared folder or of a dataset that TFDS knows by name."""
+  """(name, number from 1, row) of a prepared folder, or of a dataset by its TFDS name."""
   place = f'tfds:{name}'
   try:
     with store.quiet():
@@ -25,11 +25,11 @@ def read(name: str, options: dict[str, str]) -> Iterator[tuple[str, int, dict[st
       size = len(source)
   except UserError:
     raise
-  except (Exception, SystemExit) as error:  # What TFDS raises for what is not there is of any kind.
+  except (Exception, SystemExit) as error:  # TFDS raises many types if something is missing
     what = ' '.join(str(error).split())[:200] or type(error).__name__
     raise UserError(
-      f'{place}: cannot be opened ({what}); give a folder that prepare wrote, or the name of a '
-      'dataset that was prepared as array_record'
+      f'{place}: cannot be opened ({what}); give a folder of prepared data, or the name of a '
+      'dataset in the format array_record'
     ) from error
   return _rows(place, source, size)
 
@@ -51,9 +51,9 @@ def _only(place: str, splits: list[str]) -> str:
 
 
 def _plain(value: Any) -> Any:
-  """Bytes as text and numbers as Python's, as JSON would give them."""
+  """Converts bytes to text and numpy values to Python values, as in JSON."""
   if isinstance(value, bytes):
-    return value.decode('utf-8', 'surrogateescape')  # a bad row says so when it is checked
+    return value.decode('utf-8', 'surrogateescape')  # the check of the row reports it
   if isinstance(value, dict):
     return {key: _plain(inner) for key, inner in value.items()}
   if isinstance(value, np.generic):

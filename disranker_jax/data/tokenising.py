@@ -1,7 +1,7 @@
-"""Tokenises groups ahead of their use: in a thread of this process, or in further processes.
+"""Tokenises groups ahead of their use, in a thread or in worker processes.
 
-The tokenizer is written in Rust and uses all cores from one thread. Processes help where a fast
-accelerator waits for the Python code around it.
+The tokenizer is written in Rust and uses all cores from one thread. Processes help if a fast
+accelerator waits for the Python code around the tokenizer.
 """
 
 import atexit
@@ -20,9 +20,9 @@ from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 
 SPAWN = multiprocessing.get_context('spawn')  # fork is unsafe with the threads of JAX
-# What prompts use of a tokenizer.
+# The attributes of a tokenizer that prompts use.
 NEEDED = ('backend_tokenizer', 'bos_token_id', 'eos_token_id', 'cls_token_id', 'sep_token_id')
-PAIRS = 256  # per piece of work: enough that handing it over costs little
+PAIRS = 256  # per piece of work: enough to make the transfer cheap
 
 
 class Encoder:
@@ -30,16 +30,16 @@ class Encoder:
 
   Args:
     prompt: as in data/prompts.py.
-    workers: processes that tokenise; 0: a thread of this process.
-    ahead: documents that may be tokenised, or wait for it, before they are taken.
+    workers: number of processes that tokenise; 0: a thread of this process.
+    ahead: number of documents that are tokenised or queued in advance.
   """
 
   def __init__(self, prompt, workers: int = 0, ahead: int = 1024):
     self._ahead = ahead
     self._workers = [Worker(prompt) for _ in range(workers)]
     self._free = queue.SimpleQueue()
-    for one in self._workers or [prompt]:
-      self._free.put(one)
+    for encoder in self._workers or [prompt]:
+      self._free.put(encoder)
     self._threads = concurrent.futures.ThreadPoolExecutor(max(workers, 1))
 
   def __enter__(self):
@@ -53,32 +53,32 @@ class Encoder:
   def __call__(
     self, groups: Iterable[tuple[object, Group]]
   ) -> Iterator[tuple[object, Group, list[Encoded]]]:
-    """(key, group, its documents encoded) for each (key, group).
+    """(key, group, encoded documents) for each (key, group).
 
     Raises: UserError if a worker died.
     """
-    pieces, begun, held = _pieces(groups), collections.deque(), 0
+    pieces, started, held = _pieces(groups), collections.deque(), 0
     while True:
       while held < self._ahead and (piece := next(pieces, None)):
-        begun.append((piece, self._threads.submit(self._encode, piece)))
+        started.append((piece, self._threads.submit(self._encode, piece)))
         held += _count(piece)
-      if not begun:
+      if not started:
         return
-      piece, future = begun.popleft()
+      piece, future = started.popleft()
       held -= _count(piece)
       for (key, group), docs in zip(piece, future.result(), strict=True):
         yield key, group, docs
 
   def _encode(self, piece) -> list[list[Encoded]]:
-    one = self._free.get()
+    encoder = self._free.get()
     try:
-      return one.encode_many([(group.query, group.docs) for _, group in piece])
+      return encoder.encode_many([(group.query, group.docs) for _, group in piece])
     finally:
-      self._free.put(one)
+      self._free.put(encoder)
 
 
 def _pieces(groups) -> Iterator[list]:
-  """The groups in lists of PAIRS documents or a little more."""
+  """Splits the groups into lists of at least PAIRS documents."""
   piece, count = [], 0
   for key, group in groups:
     piece.append((key, group))
@@ -95,15 +95,15 @@ def _count(piece) -> int:
 
 
 class Worker:
-  """A prompt in its own process, which ends when this process does, however that ends.
+  """A prompt in its own process, which always ends with this process.
 
-  Not concurrent.futures: its pool waits for ever if a worker is killed while it writes an answer.
-  Here the worker's end of the pipe closes with it.
+  Not concurrent.futures: its pool waits forever if a worker is killed while it writes a result.
+  Here the worker's end of the pipe closes with the worker.
   """
 
   def __init__(self, prompt):
     self._pipe, theirs = SPAWN.Pipe()
-    # Without transformers, which takes seconds to import.
+    # Without transformers, because its import takes seconds.
     bare = types.SimpleNamespace(**{k: getattr(prompt.tokenizer, k) for k in NEEDED})
     arguments = theirs, dataclasses.replace(prompt, tokenizer=bare)
     self.process = SPAWN.Process(target=work, args=arguments, daemon=True)
@@ -112,7 +112,7 @@ class Worker:
     atexit.register(self.process.kill)  # multiprocessing itself would wait for its end
 
   def encode_many(self, groups) -> list[list[Encoded]]:
-    """As the prompt's. Raises: UserError if the process has died."""
+    """As in data/prompts.py. Raises: UserError if the process has died."""
     try:
       self._pipe.send(
         [(query, [(doc.title, doc.summary) for doc in docs]) for query, docs in groups]
@@ -120,8 +120,8 @@ class Worker:
       return self._pipe.recv()
     except (OSError, EOFError) as e:
       raise UserError(
-        'a process that tokenises has died: it was killed, or memory was short; the same command '
-        'continues from here, with fewer such processes if config.score.workers is lower'
+        'a process that tokenises has died: it was killed, perhaps because memory ran out; run the '
+        'same command to continue from here, if needed with a lower config.score.workers'
       ) from e
 
   def kill(self) -> None:
@@ -133,7 +133,7 @@ class Worker:
 
 def work(pipe, prompt) -> None:
   """A worker process: encodes pieces until the main process closes the pipe or ends."""
-  os.setsid()  # Ctrl-C at the keyboard and SIGTERM are for the main process, which ends this one
+  os.setsid()  # Ctrl-C and SIGTERM go to the main process, which ends this one
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
   os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # one core per worker
   try:

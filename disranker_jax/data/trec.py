@@ -1,8 +1,8 @@
-"""Collections in TREC's layout: files of queries, documents, qrels and a first stage's run.
+"""Reads the tables of a collection from TREC files: queries, documents, qrels and a run.
 
 Rows: `queries.tsv` query_id, tab, text; `docs.jsonl` {doc_id, title, summary}; qrels `query_id 0
 doc_id grade`. A run is `query_id Q0 doc_id rank score tag`, `query_id doc_id score`, or a margin
-file of MS MARCO, `positive_score negative_score query_id positive_id negative_id`. Every file may
+file of MS MARCO, `positive_score negative_score query_id positive_id negative_id`. All files may
 be gzip.
 """
 
@@ -27,13 +27,13 @@ OPTIONS = (*FILES, 'pool', *collection.CHOICES)
 
 
 class Folder:
-  """A collection's tables as files of a folder; `options` give the names that are not FILES."""
+  """The tables of a collection as files of a folder; `options` override the names in FILES."""
 
   parts = False
 
   def __init__(self, folder: pathlib.Path, options: dict[str, str], depth: int):
     if not folder.is_dir():
-      raise UserError(f'{folder}: is no folder; give the folder of a TREC collection')
+      raise UserError(f'{folder}: is not a folder; give the folder of a TREC collection')
     self.name, self.options = str(folder), options
     self._folder, self._depth = folder, depth
 
@@ -113,7 +113,7 @@ def _scored(file: str, number: int, raw: bytes) -> list[Line]:
     )
     return [line(query_id, positive, score=better), line(query_id, negative, score=worse)]
   query_id, _, doc_id, rank, score, _ = runs.columns(raw, runs.RUN)
-  # Tools count ranks from 0 or from 1; 0 means "no rank" here.
+  # Some tools count ranks from 0, some from 1; here 0 means "no rank".
   rank = max(runs.number(int, 'rank', rank), 0) + 1
   return [line(query_id, doc_id, rank=rank, score=runs.number(float, 'score', score))]
 
@@ -123,19 +123,19 @@ def _click(file: str, number: int, raw: bytes) -> list[Click]:
 
 
 def existing(folder: pathlib.Path, option: str, name: str | None = None) -> pathlib.Path:
-  """The file that an option names, or the folder's own for it; either may be a .gz.
+  """The file `name` of an option, or the default file of the folder; either may have a .gz.
 
-  Raises: UserError that names the option for another.
+  Raises: UserError if it does not exist.
   """
-  found = named(folder, name) if name else _variants(folder / FILES[option])
-  if not found:
+  files = named(folder, name) if name else _variants(folder / FILES[option])
+  if not files:
     file = folder / (name or FILES[option])
     raise UserError(f'{file}: does not exist, nor does its .gz; name the file with ?{option}=FILE')
-  return found[0]
+  return files[0]
 
 
 def named(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
-  """Files of a name in a folder, else from where the command runs: as it is, plain, and .gz."""
+  """The existing files of a name (as given, without .gz, with .gz), in `folder`, else here."""
   path = pathlib.Path(name).expanduser()
   return _variants(folder / path) or _variants(path)
 

@@ -105,7 +105,7 @@ def _table(file: Path, layout: str, value: Callable[[list[str]], Any]) -> dict[s
     query, doc = row[0], row[2]
     docs = table.setdefault(query, {})
     if doc in docs:
-      what = f'{doc!r} is there twice for query_id {query!r}'
+      what = f'{doc!r} appears twice for query_id {query!r}'
       raise BadRow('doc_id', what, 'keep one of the rows')
     docs[doc] = value(row)
 

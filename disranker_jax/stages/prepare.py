@@ -71,27 +71,27 @@ def address(config, kind: str) -> str:
 def job_of(run, kind: str) -> preparing.Job:
   """What is prepared for a kind, as the config asks."""
   data, folder = run.config.data, run.folder('prepare') / kind
-  depth, limit, read_as, changes, asked = data.depth, data.limit[kind], '', [], []
+  depth, limit, read_as, changes, settings = data.depth, data.limit[kind], '', [], []
   if kind == 'clicks' and (least := clicks.least(data.clicks)):
     # The limit is on clicks and not on the queries that they are made of.
     changes.append(clicks.Relevant(least, limit))
-    asked.append(repr(changes[-1]))
+    settings.append(repr(changes[-1]))
     limit, read_as = 0, 'judgements'
   if data.teachers and kind in ('candidates', 'judgements'):
     changes.append(Teachers(data.teachers, drop=kind == 'candidates'))
-    asked += map(sources.fingerprint, data.teachers)
+    settings += map(sources.fingerprint, data.teachers)
   if data.negatives.count and kind == 'judgements':
     changes.append(Negatives(**data.negatives, seed=run.config.seed))
-    asked.append(repr(changes[-1]))
+    settings.append(repr(changes[-1]))
     depth, read_as = max(depth, data.negatives.max_rank), sources.POOLED
   keep = None
   if data.holdout:
     keep = Holdout(data.holdout, data.fold, data.holdout_by, test=kind == 'test')
-    asked.append(repr(keep))
+    settings.append(repr(keep))
   return preparing.Job(
     address(run.config, kind), kind, folder, folder.with_name(f'{kind}.quarantine.jsonl'),
     depth=depth, on_bad_row=data.on_bad_row, limit=limit, changes=tuple(changes),
-    asked=json.dumps(asked), read_as=read_as, keep=keep,
+    change_settings=json.dumps(settings), read_as=read_as, keep=keep,
   )  # fmt: skip
 
 
