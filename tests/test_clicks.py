@@ -69,7 +69,7 @@ def test_other_options_are_refused(rows, tmp_path, address):
 
 
 def test_without_a_label_as_good_the_error_tells_of_labels(rows, tmp_path):
-  with pytest.raises(UserError, match=r'of 120 judged documents none .* label of 3 or better'):
+  with pytest.raises(UserError, match=r'none of the 120 judged documents .* label of 3 or better'):
     clicks(run_of(tmp_path, rows, clicks='judgements:?least=3'))
 
 

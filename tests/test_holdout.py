@@ -80,5 +80,5 @@ def test_clicks_have_no_ids_to_match(files, tmp_path):
 def test_everything_held_out_is_refused():
   c = config.defaults()
   c.data.holdout = 1.0
-  with pytest.raises(UserError, match=r'config\.data\.holdout: must be below 1'):
+  with pytest.raises(UserError, match=r'config\.data\.holdout=1\.0: must be from 0 to below 1'):
     config.check(c)

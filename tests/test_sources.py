@@ -44,7 +44,7 @@ class TestAddresses:
     assert 'qrel=x' in error('trec:dir?qrel=x') and 'qrels' in error('trec:dir?qrel=x')
     assert 'twice' in error('trec:dir?run=a&run=b')
     assert 'takes no path' in error('python_docs:here')
-    assert 'no file' in error('jsonl:') and 'no folder' in error('trec:')
+    assert 'has no path' in error('jsonl:') and 'has no folder' in error('trec:')
     assert 'at least 1' in error('python_docs:', depth=0)
 
   def test_every_scheme_has_an_example_of_its_own(self):

@@ -89,11 +89,11 @@ def test_mistakes_of_people_are_clear(tmp_path):
   assert list(tmp_path.iterdir()) == []
   (tmp_path / 'mine').mkdir()
   (tmp_path / 'mine' / 'thesis.txt').write_text('x')
-  with pytest.raises(UserError, match='not prepared data'):
+  with pytest.raises(UserError, match='contains something that is not prepared data'):
     store.write('clicks', CLICKS, tmp_path / 'mine')
-  with pytest.raises(UserError, match='no prepared data'):
+  with pytest.raises(UserError, match='is not prepared data'):
     store.open('clicks', tmp_path / 'nowhere')
-  with pytest.raises(UserError, match='no prepared data'):
+  with pytest.raises(UserError, match='is not prepared data'):
     store.fingerprint(tmp_path / 'mine')
   store.write('clicks', CLICKS, tmp_path / 'c')
   with pytest.raises(UserError, match='contains clicks, not test'):

@@ -1,4 +1,4 @@
-"""Writes and reads prepared data: records in ArrayRecord files, as TFDS datasets without TensorFlow.
+"""Writes and reads prepared data: records as TFDS datasets in ArrayRecord files, no TensorFlow.
 
 Shuffling, sharding over hosts and exact resume need random access to records, which JSONL does not
 have. `tfds.data_source` and `tfds.builder_from_directory` can read these folders.
