@@ -1,4 +1,4 @@
-"""Packed rows: every document once, whole and alone in its segment, and scored where it ends."""
+"""Packed rows: every document once, complete and alone in its segment, scored at its anchor."""
 
 import dataclasses
 import itertools
@@ -21,7 +21,7 @@ MAX_LEN = 30
 
 
 def sequence(length, *, anchor=-1, predict=(0, 0), seed=0) -> Encoded:
-  """Random tokens, padding's 0 among them, so that no test can find a document by its tokens."""
+  """Random tokens, also the 0 of padding, so that no test can find a document by its tokens."""
   ids, types = np.random.default_rng(seed).integers(0, [[9], [2]], (2, length)).astype(np.int32)
   return Encoded(ids, types, anchor % length, predict)
 
@@ -58,7 +58,7 @@ some_groups = groups_of_any_size()
 
 
 def pack(groups, shape):
-  """(number of groups, batch) of each batch: the next begins with the group that did not fit."""
+  """(number of groups, batch) of each batch: the next starts with the group that did not fit."""
   packer = Packer(shape)
   for member in groups:
     if not packer.add(member):
@@ -70,7 +70,7 @@ def pack(groups, shape):
 
 
 def layout(groups, shape) -> list[tuple[dict, list[EncodedGroup]]]:
-  """Every batch with the groups that are in it, as the counts of `pack` say."""
+  """Every batch with its groups, from the counts of `pack`."""
   out, at = [], 0
   for count, batch in pack(groups, shape):
     out.append((batch, groups[at : at + count]))
@@ -104,7 +104,7 @@ def check_documents(batch, members) -> None:
     for key, values in expected.items():
       np.testing.assert_array_equal(batch[key].reshape(-1)[here], values, key)
     assert flat == here.start + doc.anchor
-  # Nothing twice, and where no document is, there is padding.
+  # No document twice, and padding everywhere else.
   np.testing.assert_array_equal(taken, batch['segments_BT'].reshape(-1) > 0)
   for key in ('tokens_BT', 'types_BT', 'positions_BT'):
     assert not batch[key].reshape(-1)[taken == 0].any()
@@ -115,7 +115,7 @@ def check_documents(batch, members) -> None:
 
 @examples
 @given(groups=some_groups)
-def test_every_document_is_there_once_whole_and_read_at_its_anchor(groups):
+def test_every_document_is_in_one_batch_once_complete_and_read_at_its_anchor(groups):
   for batch, members in layout(groups, SHAPE):
     check_documents(batch, members)
 
@@ -131,7 +131,7 @@ def test_segments_of_a_row_count_its_documents_from_one(groups):
 
 @examples
 @given(groups=some_groups)
-def test_what_the_losses_need_stands_by_its_document_and_is_neutral_elsewhere(groups):
+def test_labels_and_scores_are_those_of_their_document_and_neutral_elsewhere(groups):
   for batch, members in layout(groups, SHAPE):
     for g, member in enumerate(members):
       n = len(member.docs)
@@ -180,7 +180,7 @@ def test_rows_cut_in_two_are_all_filled_again(cuts, order):
   assert count == 1 and (batch['segments_BT'] > 0).all()
 
 
-def test_sequences_of_a_whole_row_fill_a_batch_and_the_next_begins_another():
+def test_sequences_of_a_whole_row_fill_a_batch_and_the_next_starts_another():
   groups = [group(32, 32, name=str(i)) for i in range(5)]
   found = layout(groups, Shape(rows=4, row_len=32, docs=2))
   assert [len(members) for _, members in found] == [2, 2, 1]
@@ -189,7 +189,7 @@ def test_sequences_of_a_whole_row_fill_a_batch_and_the_next_begins_another():
 
 
 def test_a_group_that_needs_the_others_moved_is_taken():
-  # 15 and 20 lie in one row; 35 and 30 leave exactly their room, in one row each.
+  # 15 and 20 are in one row; 35 and 30 leave exactly their room, in one row each.
   groups = [group(15), group(20), group(35, 30)]
   [(batch, members)] = layout(groups, Shape(rows=2, row_len=50, docs=2))
   assert len(members) == 3 and (batch['segments_BT'] > 0).all()
@@ -221,7 +221,7 @@ def test_a_query_that_cannot_fit_is_named(lengths, predict, before):
     list(pack(groups, shape))
 
 
-# Batches without end
+# Endless batches
 
 
 def encode(record) -> EncodedGroup:
@@ -259,7 +259,7 @@ def test_one_seed_gives_one_order_and_another_seed_another():
   assert not any(map(same, once, other))
 
 
-def test_a_pass_is_every_record_once_and_the_next_pass_is_shuffled_anew():
+def test_an_epoch_is_every_record_once_and_the_next_epoch_is_shuffled_again():
   numbers = []
   for batch in take(endless(), 12):
     count = batch['mask_GN'].any(1).sum()
@@ -281,7 +281,7 @@ def test_from_any_position_the_later_batches_are_the_same():
     fresh.seek(position)
     assert fresh.position == position
     assert all(map(same, take(fresh, 2), found[k:]))
-  # A stream that has moved on holds a query back, which is forgotten.
+  # A stream that has advanced holds a query back, which is discarded.
   stream.seek(positions[2])
   assert all(map(same, take(stream, 4), found[2:]))
 
@@ -349,7 +349,7 @@ def judged(labels) -> Group:
   size=st.integers(0, 13),
   seed=st.integers(0, 99),
 )
-def test_a_sample_has_every_grade_there_is_room_for_the_best_first(labels, size, seed):
+def test_a_sample_has_every_grade_that_fits_best_first(labels, size, seed):
   chosen = batches.sample(judged(labels), size, np.random.default_rng(seed)).tolist()
   assert chosen == sorted(set(chosen)) and set(chosen) <= set(range(len(labels)))
   assert len(chosen) == min(size or len(labels), len(labels))
@@ -370,7 +370,7 @@ def test_documents_of_one_grade_have_the_same_chance(labels, size):
 
 
 class Lengths:
-  """A prompt that reads a document as a token for each character of its title."""
+  """A prompt with one token per character of the title."""
 
   def encode(self, query, docs):
     return [sequence(len(query + d.title)) for d in docs]

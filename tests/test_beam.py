@@ -1,4 +1,4 @@
-"""Apache Beam prepares what one machine prepares; skipped where Beam is not installed."""
+"""Apache Beam prepares the same data as one machine; skipped if Beam is not installed."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Clicks made of labels: relevant documents only, of training queries only, from every source."""
+"""Clicks from labels: relevant documents of training queries only, from every source."""
 
 import json
 
@@ -41,12 +41,12 @@ def rows(tmp_path):
   return f'jsonl:{file}'
 
 
-def test_what_is_relevant_was_clicked(rows, tmp_path):
+def test_relevant_documents_become_clicks(rows, tmp_path):
   expected = [(f'query {q}', f'of {q} with {label}') for q in range(40) for label in (1, 2)]
   assert sorted(clicks(run_of(tmp_path, rows))) == sorted(expected)
 
 
-def test_they_are_of_training_queries_even_where_sessions_are_held_out(rows, tmp_path):
+def test_clicks_are_of_training_queries_also_when_sessions_are_held_out(rows, tmp_path):
   stages = ('prepare', 'cpt', 'sft', 'evaluate')
   run = run_of(tmp_path, rows, stages, holdout=0.5, holdout_by='^[^-]+')
   clicked = {query for query, _ in clicks(run)}
@@ -56,7 +56,7 @@ def test_they_are_of_training_queries_even_where_sessions_are_held_out(rows, tmp
 
 
 @pytest.mark.parametrize('least, labels', [(1, (1, 2)), (2, (2,))])
-def test_the_lowest_grade_that_is_a_click_is_asked_for(rows, tmp_path, least, labels):
+def test_least_is_the_lowest_grade_that_is_a_click(rows, tmp_path, least, labels):
   run = run_of(tmp_path, rows, clicks=f'judgements:?least={least}')
   expected = [(f'query {q}', f'of {q} with {label}') for q in range(40) for label in labels]
   assert sorted(clicks(run)) == sorted(expected)
@@ -68,7 +68,7 @@ def test_other_options_are_refused(rows, tmp_path, address):
     clicks(run_of(tmp_path, rows, clicks=address))
 
 
-def test_without_a_label_as_good_the_error_tells_of_labels(rows, tmp_path):
+def test_without_a_label_that_high_the_error_names_the_labels(rows, tmp_path):
   with pytest.raises(UserError, match=r'none of the 120 judged documents .* label of 3 or better'):
     clicks(run_of(tmp_path, rows, clicks='judgements:?least=3'))
 
@@ -77,7 +77,7 @@ def test_a_limit_counts_clicks_and_not_queries(rows, tmp_path):
   assert len(clicks(run_of(tmp_path, rows, limit={'clicks': 3}))) == 3
 
 
-def test_a_collection_gives_them_and_leaves_out_what_has_no_text(tmp_path, capsys):
+def test_a_collection_gives_clicks_without_documents_that_have_no_text(tmp_path, capsys):
   folder = tmp_path / 'trec'
   folder.mkdir()
   (folder / 'queries.tsv').write_text('q1\tone\n')

@@ -45,7 +45,7 @@ def test_percentiles_are_numpys():
   ]
 
 
-def test_labels_duplicates_and_queries_of_no_use(tmp_path):
+def test_labels_duplicates_and_useless_queries(tmp_path):
   address = write(
     tmp_path / 'a.jsonl',
     [
@@ -85,7 +85,7 @@ def test_bad_rows_of_one_kind_are_one_line_with_the_first_place(tmp_path, capsys
   reasons = {row['reason'].partition(':')[0]: row for row in found['reasons']}
   assert (reasons['label']['count'], reasons['label']['first']) == (2, f'{tmp_path}/a.jsonl:3')
   assert reasons['row']['count'] == 1
-  # Twice with another label is told apart from twice the same.
+  # A repeated document with another label has a reason of its own.
   twice = [row for row in found['reasons'] if row['reason'].startswith('doc_id')]
   assert sorted('with label' in row['reason'] for row in twice) == [False, True]
   assert found['bad_rows'] == 5 and found['pairs'] == 1
@@ -128,7 +128,7 @@ def test_what_is_cut_is_what_the_prompt_cuts(tmp_path, tokenizer, max_len, max_q
   assert len(found['samples']) == 3
 
 
-def test_nothing_is_left_and_json_is_json(tmp_path, capsys, monkeypatch):
+def test_no_files_are_left_and_json_is_json(tmp_path, capsys, monkeypatch):
   address = write(tmp_path / 'a.jsonl', [ROW | {'label': 1}])
   monkeypatch.chdir(tmp_path)
   describe.main([address, '--json'])

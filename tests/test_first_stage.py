@@ -1,4 +1,4 @@
-"""BM25: finds by words, ranks ties the same everywhere, stays quiet."""
+"""BM25: finds by words, ranks ties the same everywhere, prints nothing."""
 
 import bm25s
 import numpy as np
@@ -12,7 +12,7 @@ def docs(*texts):
   return [Document(str(i), *text.split(' / ')) for i, text in enumerate(texts)]
 
 
-def test_title_and_summary_are_searched_and_strangers_are_not_found():
+def test_title_and_summary_are_searched_and_documents_without_a_common_word_not_found():
   bm25 = BM25(docs('red fox / runs', 'blue dog / sleeps', 'green cat / eats'))
   assert [[i for i, _ in top] for top in bm25.top(['fox', 'SLEEPS', 'zebra', ''], 5)] == [
     [0], [1], [], [],

@@ -165,14 +165,14 @@ def pairs(lines: list[bytes], kind: str) -> int:
 def try_json_lines(lines: list[bytes], kind: str, folder: pathlib.Path) -> None:
   (folder / 'a.jsonl').write_bytes(b'\n'.join(lines))
   records, _, bad_rows = read(f'jsonl:{folder}/a.jsonl', kind, folder)
-  if records is None:  # nothing in it, or what begins like gzip
+  if records is None:  # an empty file, or one that starts like gzip
     assert rows_of(lines) == 0 or lines[0][:2] == b'\x1f\x8b'
     return
   assert bad_rows.rows_in == pairs(lines, kind) == size(records, kind) + bad_rows.quarantined
 
 
 def try_gzip(lines: list[bytes], kind: str, damage: int, folder: pathlib.Path) -> None:
-  """Cut or rotten gzip: the whole file is refused, unless not a byte of its content is lost."""
+  """Cut or damaged gzip: the whole file is refused, unless no byte of its content is lost."""
   text = b'\n'.join(lines)
   data = bytearray(gzip.compress(text, mtime=0))
   at = damage % len(data)
@@ -183,7 +183,7 @@ def try_gzip(lines: list[bytes], kind: str, damage: int, folder: pathlib.Path) -
   (folder / 'a.jsonl.gz').write_bytes(data)
   records, _, bad_rows = read(f'jsonl:{folder}/a.jsonl.gz', kind, folder)
   if records is not None:
-    assert gzip.decompress(data) == text  # a bit of the header's time, or of padding
+    assert gzip.decompress(data) == text  # a bit of the time in the header, or of padding
     assert size(records, kind) + bad_rows.quarantined == bad_rows.rows_in
 
 
@@ -225,7 +225,7 @@ def try_parquet(row: dict, damage: int, kind: str, folder: pathlib.Path) -> None
   buffer = io.BytesIO()
   try:
     pq.write_table(table, buffer)
-  except pa.ArrowException:  # what Parquet cannot hold is no input
+  except pa.ArrowException:  # Parquet cannot store these rows
     return
   data = bytearray(buffer.getvalue())
   if damage:
@@ -238,7 +238,7 @@ def try_parquet(row: dict, damage: int, kind: str, folder: pathlib.Path) -> None
 
 @st.composite
 def attempts(draw):
-  """A function of a folder that writes a mutated file there and checks what comes of it."""
+  """A function that writes a mutated file to a folder and checks what is read from it."""
   kind = draw(st.sampled_from(KINDS))
   what = draw(st.sampled_from(['json', 'json', 'gzip', 'trec', 'trec', 'margins', 'parquet']))
   if what == 'json':

@@ -1,4 +1,4 @@
-"""Rows to queries: gathered wherever they stand, in first-seen order, through files if need be."""
+"""Rows to queries: in any order of rows, in first-seen order, through files if needed."""
 
 import json
 import random
@@ -29,7 +29,7 @@ def grouped(*dicts, bad_rows=None, memory=1 << 20):
   return list(grouping.of_rows(parsed, bad_rows, memory=memory))
 
 
-def test_rows_of_a_query_gather_in_first_seen_order():
+def test_rows_of_a_query_are_grouped_in_first_seen_order():
   rows = [
     changed(query_id='b', doc_id='2'),
     changed(query_id='a'),
@@ -55,7 +55,7 @@ def test_quarantine_keeps_bad_rows_with_reasons_and_counts(tmp_path):
   assert [d.doc_id for g in groups for d in g.docs] == ['d1', 'd2']
   assert (bad_rows.rows_in, bad_rows.kept, bad_rows.quarantined) == (5, 2, 3)
   entries = [json.loads(line) for line in bad_rows.path.read_text().splitlines()]
-  # What only shows once a query is whole comes last.
+  # Errors that need the whole query come last.
   assert [(e['line'], e['field']) for e in entries] == [(2, 'label'), (5, 'query'), (3, 'doc_id')]
   assert entries[0]['row'] == changed(label=-2) and 'is -2' in entries[0]['reason']
 

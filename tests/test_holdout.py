@@ -1,4 +1,4 @@
-"""Holding queries out: every query on one side, alike for all kinds of records; folds are apart."""
+"""Holdout: every query is on one side, the same for all kinds of records; folds are disjoint."""
 
 import json
 
@@ -15,7 +15,7 @@ QUERIES = 400
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
-  """One log for everything: each query has two documents; sessions are of four queries."""
+  """One file for all kinds: each query has two documents; a session has four queries."""
   folder = tmp_path_factory.mktemp('log')
   groups = [
     {'query_id': f's{i // 4}-{i % 4}', 'query': f'Query {i}', 'doc_id': f'd{j}', 'title': 't',
@@ -46,17 +46,17 @@ def test_a_query_is_trained_on_or_tested_and_clicks_follow_its_text(files, tmp_p
   assert queries['judgements'] == queries['candidates'] == queries['clicks']
   assert not queries['judgements'] & queries['test']
   assert len(queries['judgements'] | queries['test']) == QUERIES
-  # 120 expected; the binomial's deviation is 9.2.
+  # 120 are expected; the standard deviation of the binomial is 9.2.
   assert abs(len(queries['test']) - 0.3 * QUERIES) < 4 * 9.2
 
 
-def test_folds_are_apart_and_together_everything(files, tmp_path):
+def test_folds_are_disjoint_and_cover_everything(files, tmp_path):
   tests = [prepared(files, tmp_path / str(f), holdout=0.25, fold=f)['test'] for f in range(4)]
   queries = [r.query for rows in tests for r in rows]
   assert len(queries) == len(set(queries)) == QUERIES
 
 
-def test_queries_whose_ids_match_alike_stay_together(files, tmp_path):
+def test_queries_whose_ids_have_the_same_match_stay_together(files, tmp_path):
   changes = {'holdout': 0.3, 'holdout_by': '^[^-]+', 'clicks': ''}
   c = config.defaults()
   c.stages = ('prepare', 'sft', 'score', 'evaluate')

@@ -1,4 +1,4 @@
-"""ir_datasets through the real library, on the home beside this checkout; nothing is downloaded."""
+"""ir_datasets with the real library, on the home next to this checkout; no downloads."""
 
 import collections
 import pathlib
@@ -17,7 +17,7 @@ COLLECTIONS = HOME.parent / 'data'
 
 @pytest.fixture(scope='module', autouse=True)
 def ir_datasets(tmp_path_factory):
-  """The library with this home; it looks for its home once, when it is imported."""
+  """The library with this home, which it reads once, at import."""
   if not HOME.is_dir():
     pytest.skip(
       'needs an ir_datasets home in ../shared/ir_datasets, which is not part of the repository'
@@ -47,13 +47,13 @@ def test_judgements_are_those_of_the_same_collection_as_files():
   assert len(library) == 323
 
   def table(groups):
-    # Not the texts: the files have other white space.
+    # Not the texts, because the files have other white space.
     return {g.query_id: {(d.doc_id, d.label) for d in g.docs} for g in groups}
 
   assert table(library) == table(files)
 
 
-def test_bm25_finds_candidates_where_the_dataset_has_no_run():
+def test_bm25_finds_candidates_if_the_dataset_has_no_run():
   groups = read('beir/nfcorpus/test', 'candidates', depth=10)
   assert len(groups) > 290
   for group in groups:
@@ -74,7 +74,7 @@ def test_test_sets_pool_the_run_and_keep_the_judged_outside():
     assert judged[group.query_id] <= {doc.doc_id for doc in group.docs}
 
 
-def test_a_run_of_the_whole_collection_serves_a_part_of_it(tmp_path, capsys):
+def test_a_run_of_the_whole_collection_works_for_a_part_of_it(tmp_path, capsys):
   run = tmp_path / 'other.run'
   run.write_text('PLAIN-2 Q0 MED-10 1 2.5 x\nPLAIN-2 Q0 MED-14 2 1 x\nnobody Q0 MED-10 1 1 x\n')
   (group,) = read(f'beir/nfcorpus/test?run={run}', 'candidates')

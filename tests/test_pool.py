@@ -1,4 +1,4 @@
-"""The packing pool: no document lost, doubled or starved, and little room wasted."""
+"""The packing pool: no document is lost, repeated or starved, and there is little padding."""
 
 import itertools
 from pathlib import Path
@@ -32,7 +32,7 @@ def drawn(count, seed=0, low=10, high=48) -> list[int]:
 
 
 def first_fit_decreasing(lengths, row_len) -> int:
-  """The rows that it takes to place all at once, longest first, each where there is room."""
+  """The number of rows to place all at once, longest first, each in the first row with room."""
   free = []
   for length in sorted(lengths, reverse=True):
     row = next((i for i, room in enumerate(free) if room >= length), None)
@@ -45,7 +45,7 @@ def first_fit_decreasing(lengths, row_len) -> int:
 
 @examples
 @given(lengths=st.lists(st.integers(1, SHAPE.row_len), max_size=60))
-def test_every_document_is_in_one_batch_once_and_whole(lengths):
+def test_every_document_is_in_one_batch_once_and_complete(lengths):
   groups = documents(lengths)
   blocks = packed(groups)
   assert sorted(itertools.chain(*(keys for keys, _ in blocks))) == list(range(len(groups)))
@@ -78,7 +78,7 @@ def test_rows_are_as_full_as_if_all_documents_were_known_from_the_start(rows, ro
   blocks = packed(documents(lengths), Shape(rows, row_len, docs=1))
   needed = first_fit_decreasing(lengths, row_len)
   assert len(blocks) <= 1.035 * needed / rows + 1
-  # Where several short ones fit a row, there are enough to choose from to fill it.
+  # If several short ones fit a row, there are enough documents to fill it.
   if row_len >= 2 * high and low < high / 2:
     assert np.mean([(block['segments_BT'] > 0).mean() for _, block in blocks[:-1]]) > 0.98
 
@@ -93,13 +93,13 @@ def test_lengths_that_fill_rows_exactly_fill_them_in_any_order():
     assert len(blocks) <= len(cuts) / 8 + 1
 
 
-def test_no_document_waits_for_ever():
-  # 30 leaves 18 free, which no other fills; without ageing the many that fill rows would go first.
+def test_no_document_waits_forever():
+  # 30 leaves 18 free, which no other fills; without ageing, documents that fill rows go first.
   lengths = [30] + [24, 24] * 2000
   shape = Shape(4, 48, 1)
   blocks = packed(documents(lengths), shape)
   assert 0 in blocks[0][0]
-  # In general, a document is out once all that were there before it could have filled the rows.
+  # In general, a document leaves when all earlier ones could have filled the rows.
   lengths = drawn(3000)
   place = {key: b for b, (keys, _) in enumerate(packed(documents(lengths), shape)) for key in keys}
   most = 2 * (shape.rows + pool.CHOICE) / shape.rows

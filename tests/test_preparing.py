@@ -1,4 +1,4 @@
-"""Preparing a source: whole, in bounded pieces, and the same after a kill at any moment."""
+"""Preparing a source: complete, in bounded pieces, and the same after a kill at any moment."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from disranker_jax.errors import UserError
 
 
 class Killed(BaseException):
-  """Stands in for SIGKILL: nothing of ours catches it."""
+  """Replaces SIGKILL: no code of ours catches it."""
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def small_pieces(monkeypatch):
 
 
 def rows_of(queries=30, seed=0):
-  """Shuffled rows, some of them bad; documents of a query stand all over the file."""
+  """Shuffled rows, some of them bad; the documents of a query are all over the file."""
   rng = random.Random(seed)
   rows = [
     {'query_id': f'q{q}', 'query': f'query {q}', 'doc_id': f'd{d}', 'title': f't{d}',
@@ -50,7 +50,7 @@ def job(tmp_path, address, kind='judgements', name='out', **options):
 
 
 def files(folder):
-  """Every file that counts, without the note of how long it took."""
+  """Every file of the result, without the wall time."""
   return {f.name: f.read_bytes() for f in folder.iterdir() if f.name != preparing.RESULT}
 
 
@@ -106,7 +106,7 @@ def killed_at(monkeypatch, count, task):
     ('trec', 'judgements'),
   ],
 )
-def test_killed_at_every_file_it_goes_on_to_the_same_bytes(tmp_path, monkeypatch, kind, source):
+def test_killed_at_every_file_it_continues_to_the_same_bytes(tmp_path, monkeypatch, kind, source):
   rows = rows_of(12)
   address = jsonl(tmp_path / 'a.jsonl', rows)
   if source == 'parquet':
@@ -118,7 +118,7 @@ def test_killed_at_every_file_it_goes_on_to_the_same_bytes(tmp_path, monkeypatch
   expected = preparing.prepare(whole)
   count = 1
   while killed_at(monkeypatch, count, again := job(tmp_path, address, kind, name=f'n{count}')):
-    # Killed a second time, a little later, and only then to the end.
+    # Killed a second time, a little later; only then it runs to the end.
     killed_at(monkeypatch, 3, again)
     done = preparing.prepare(again)
     assert files(again.folder) == files(whole.folder)
@@ -145,7 +145,7 @@ def trec(folder, rows):
   return f'trec:{folder}'
 
 
-def test_rows_are_not_checked_twice(tmp_path, monkeypatch, capsys):
+def test_rows_are_not_read_twice(tmp_path, monkeypatch, capsys):
   address = jsonl(tmp_path / 'a.jsonl', rows_of())
   task = job(tmp_path, address)
   seen = []
@@ -160,12 +160,12 @@ def test_rows_are_not_checked_twice(tmp_path, monkeypatch, capsys):
   before = len(seen)
   preparing.prepare(task)
   total = len((tmp_path / 'a.jsonl').read_text().splitlines())
-  # At most the chunk that was being read is read again.
+  # At most the unfinished chunk is read again.
   assert before > 60 and total <= len(seen) <= total + preparing.CHUNK_ROWS
   assert 'continues after' in capsys.readouterr().err
 
 
-def test_done_is_done_and_another_source_or_setting_is_other_work(tmp_path, monkeypatch, capsys):
+def test_a_finished_job_runs_again_only_if_source_or_setting_change(tmp_path, monkeypatch, capsys):
   rows = rows_of()
   address = jsonl(tmp_path / 'a.jsonl', rows)
   first = preparing.prepare(job(tmp_path, address))
@@ -206,7 +206,7 @@ def test_bad_input_leaves_what_was_there(tmp_path):
     preparing.prepare(job(tmp_path, good, name='mine'))
 
 
-def test_what_is_prepared_already_is_linked_not_read_again(tmp_path):
+def test_prepared_data_is_linked_and_not_read_again(tmp_path):
   address = jsonl(tmp_path / 'a.jsonl', rows_of())
   first = job(tmp_path, address, 'test', name='first')
   done = preparing.prepare(first)

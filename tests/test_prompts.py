@@ -18,7 +18,7 @@ QUERY_LAST = '{title}: {summary}\n\nSummary: {query}'
 few_examples = settings(max_examples=60, deadline=None)
 
 anything = st.text(max_size=60) | st.text(st.sampled_from('ab \n\t.:?'), max_size=400)
-# Words that a tokenizer gives back as they were: no spaces or controls within, no combining marks.
+# Words that a tokenizer decodes unchanged: no spaces, control characters or combining marks.
 word = st.text(
   st.characters(categories=['Lu', 'Ll', 'Lo', 'Nd', 'Po', 'So']), min_size=1, max_size=6
 )
@@ -46,7 +46,7 @@ LETTERS = 'cts'
 
 
 def counts(tokenizer, ids):
-  """How many of the letters there are in the text of the ids."""
+  """The counts of the letters in the text of the ids."""
   words = re.findall(r'\b\w\b', tokenizer.decode(ids, skip_special_tokens=True))
   return tuple(words.count(w) for w in LETTERS)
 
@@ -70,7 +70,7 @@ def test_the_last_token_is_always_the_real_end_and_the_length_is_kept(
       assert text.ids[0] == mistral.bos_token_id and text.ids[-1] == mistral.eos_token_id
       assert text.anchor == len(text) - 1
       start, stop = text.predict
-      # A predicted token has one before it to be predicted from.
+      # A predicted token has a token before it.
       assert start == stop == 0 or 1 <= start < stop <= len(text)
 
 
@@ -112,7 +112,7 @@ def test_bert_loses_the_summary_before_the_title_and_the_start_of_the_query_neve
 
 @few_examples
 @given(query=phrase, title=phrase, summary=phrase, max_query=st.integers(1, 10))
-def test_the_first_tokens_of_the_query_stay_whatever_else_is_cut(
+def test_the_first_tokens_of_the_query_are_never_cut(
   bert, mistral, query, title, summary, max_query
 ):
   for make, tokenizer in (
@@ -125,7 +125,7 @@ def test_the_first_tokens_of_the_query_stay_whatever_else_is_cut(
     assert kept[:room] == ids[:room]
 
 
-def test_documents_are_encoded_in_order_and_each_as_if_alone(bert, mistral):
+def test_documents_are_encoded_in_order_and_independently(bert, mistral):
   docs = [Document(str(i), f'title {i}', 'word ' * 7 * i) for i in range(4)]
   for prompt in (PairPrompt(bert, 24, 8), TextPrompt(mistral, 24, 8, PAPER)):
     together = prompt.encode('a query', docs)
@@ -151,7 +151,7 @@ def test_bert_reads_what_a_cross_encoder_client_gives_for_title_and_summary(
   assert encoded.types.tolist() == theirs['token_type_ids']
 
 
-def test_the_second_segment_begins_after_the_first_sep(bert):
+def test_the_second_segment_starts_after_the_first_sep(bert):
   encoded = one(PairPrompt(bert, 32, 8), 'what is it', 'a title', 'and more')
   first = encoded.ids.tolist().index(bert.sep_token_id)
   assert encoded.types.tolist() == [0] * (first + 1) + [1] * (len(encoded) - first - 1)
@@ -234,5 +234,5 @@ def test_without_a_start_token_the_first_token_is_not_predicted(mistral):
   tokenizer.bos_token = None  # as Qwen2's
   encoded = one(TextPrompt(tokenizer, 64, 16, '{title} : {summary} : {query}'), 'q', 'a b', 'c')
   assert tokenizer.decode(encoded.ids) == 'a b : c : q</s>'
-  assert encoded.predict[0] == 1  # nothing stands before it that could predict it
+  assert encoded.predict[0] == 1  # no token before it could predict it
   assert spelt(tokenizer, encoded) == ' b : c'

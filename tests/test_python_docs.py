@@ -1,4 +1,4 @@
-"""The built-in collection: the same everywhere, split cleanly, labelled by its rule."""
+"""The built-in collection: the same everywhere, with disjoint splits and labels by rule."""
 
 import hashlib
 import os
@@ -50,7 +50,7 @@ def test_known_pages_are_there(pages):
   assert pages['http.client.HTTPConnection.putrequest'].doc.title == (
     'http client HTTP Connection putrequest'
   )
-  # Written in C, hence imported; and one page for what is there in C and in Python.
+  # Written in C, so imported; and one page for an object that exists in C and in Python.
   assert pages['math.sqrt'].sentence == 'Return the square root of x'
   assert pages['builtins.str.isalnum'].owner == 'builtins.str'
   assert ('asyncio.Task.cancelling' in pages) + ('asyncio.tasks.Task.cancelling' in pages) == 1
@@ -90,7 +90,7 @@ def test_splits_share_no_query_and_have_their_shares(groups):
 
 
 def test_split_hash_is_pinned():
-  # Another answer here would put test queries of earlier runs into training.
+  # A change would put test queries of earlier runs into training.
   keys = ['return the square root of x', 'a', 'b', 'c', 'd', 'e']
   assert [python_docs.split_of(key) for key in keys] == [
     'candidates', 'judgements', 'test', 'judgements', 'clicks', 'clicks',
@@ -163,7 +163,7 @@ def test_an_unknown_package_is_clear():
     list(sources.read('python_docs:?packages=nosuchpkg', 'clicks'))
 
 
-def test_packages_come_beside_the_library_or_instead_of_it():
+def test_packages_are_added_to_the_library_or_replace_it():
   titles = {}
   for options in ('', '?packages=numpy', '?only=numpy'):
     titles[options] = {c.title for c in sources.read(f'python_docs:{options}', 'clicks')}

@@ -1,4 +1,4 @@
-"""Rows: what is accepted, what is refused in which words, and that every row is accounted for."""
+"""Rows: which are accepted, which are rejected with which message, and every row is counted."""
 
 import math
 

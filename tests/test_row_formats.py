@@ -1,4 +1,4 @@
-"""Rows in the shapes of other tools: what they become, and what is wrong with bad ones."""
+"""Rows in the formats of other tools: their records, and the messages for bad rows."""
 
 import math
 
@@ -75,7 +75,7 @@ def test_teachers_scores_belong_to_the_same_ids_as_the_candidates():
   assert records_of(plain, 'scores') == [('q', 'd', 1.5)]
 
 
-def test_what_a_teacher_gave_is_no_first_stages_score():
+def test_a_teacher_score_is_not_a_first_stage_score():
   doc = records_of(ANNOTATED, 'candidates')[0][2]
   assert (doc.rank, doc.teacher) == (0, 3.5) and math.isnan(doc.score)
 
@@ -112,6 +112,6 @@ def test_bad_rows_say_which_field_and_what_to_do(kind, row, field, says):
   assert caught.value.fix
 
 
-def test_every_field_that_is_read_is_read_of_parquet_too():
+def test_every_field_that_is_read_is_also_read_from_parquet():
   for row in (TEVATRON, ANNOTATED, changed(FLAG, prompt=DELETE)):
     assert set(row) <= set(row_formats.COLUMNS)

@@ -1,4 +1,4 @@
-"""Parquet beside JSON lines: the same rows give the same records; bad files are one line."""
+"""Parquet and JSON lines: the same rows give the same records; bad files are one line."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Addresses: JSONL and TREC files good and bad, and the mistakes people make with them."""
+"""Addresses: valid and invalid JSONL and TREC files, and mistakes of users."""
 
 import gzip
 import json
@@ -129,7 +129,7 @@ class TestJsonl:
       (tmp_path / name).write_bytes(data)
       message = error(f'jsonl:{tmp_path / name}')
       assert message.startswith(str(tmp_path / name)) and says in message, message
-      # A file that is broken as a whole is no matter of single rows.
+      # A file that cannot be read is not a matter of single rows.
       assert error(f'jsonl:{tmp_path / name}', bad_rows=BadRows('quarantine', tmp_path / 'bad'))
 
 
@@ -173,7 +173,7 @@ class TestTrec:
     assert group.query == 'red fox' and group.docs[0].score == 7 and math.isnan(group.docs[1].score)
 
   def test_candidates_are_the_top_of_the_run(self, folder):
-    # The score decides, then the rank as written: d3 before d1.
+    # The score decides, then the rank in the file: d3 before d1.
     everything = table(f'trec:{folder}', 'candidates', depth=2)
     assert everything['q1'] == [('d2', UNJUDGED, 1, True), ('d3', UNJUDGED, 2, True)]
     assert list(everything) == ['q1', 'q2', 'q3']
@@ -231,7 +231,7 @@ class TestTrec:
       [('d2', 5), ('d1', 4)],
     ]
     (folder / 'bad.run').write_text('q1 d1\n')
-    monkeypatch.chdir(folder.parent)  # a file elsewhere is found from where the command runs
+    monkeypatch.chdir(folder.parent)  # a file in another folder is found from the current directory
     (folder.parent / 'here.run').write_text('q1 d3 3\n')
     address = f'trec:{folder}?run=here.run'
     assert table(address, 'candidates') == {'q1': [('d3', UNJUDGED, 1, True)]}
@@ -316,7 +316,7 @@ def test_fingerprints_follow_every_file_that_is_named(tmp_path, folder):
 
 
 class TestScores:
-  """Other teachers' scores, whatever file they are in."""
+  """Other teachers' scores, in files of every kind."""
 
   def test_a_run_a_margin_file_and_our_own_shards(self, tmp_path, folder):
     (tmp_path / 'm.tsv').write_text('9\t1\tq1\td1\td2\n')

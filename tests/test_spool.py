@@ -1,4 +1,4 @@
-"""Sorting on disk: like `sorted`, whatever the memory, and the same again in another process."""
+"""Sorting on disk: like `sorted`, for any memory, and the same in another process."""
 
 import random
 
@@ -25,7 +25,7 @@ def test_sorts_stably_and_can_be_read_twice(tmp_path, memory, key):
   assert list(made) == expected == list(made)
 
 
-def test_small_ones_leave_the_disk_alone(tmp_path):
+def test_small_ones_write_nothing_to_disk(tmp_path):
   made = filled([(2, 'b'), (1, 'a')], folder=tmp_path / 'runs')
   assert list(made) == [(1, 'a'), (2, 'b')] and not (tmp_path / 'runs').exists()
 
@@ -39,7 +39,7 @@ def test_many_runs_are_merged_in_turns(tmp_path, monkeypatch):
   assert len(list(tmp_path.iterdir())) == len(made.runs) <= 4
 
 
-def test_goes_on_from_a_mark_and_forgets_what_came_after_it(tmp_path):
+def test_continues_from_a_mark_and_discards_later_rows(tmp_path):
   rows = [(n * 37 % 11, n) for n in range(60)]
   first = filled(rows[:30], folder=tmp_path, memory=500)
   first.flush()

@@ -1,4 +1,4 @@
-"""Prepared data: comes back exactly, in order, at random, in Grain, and the same twice."""
+"""Prepared data: read back exactly, in order, by index, in Grain, and the same twice."""
 
 import math
 import pickle
@@ -27,7 +27,7 @@ def test_records_come_back_exactly(kind, tmp_path, capfd):
   records = RECORDS[kind]
   assert store.write(kind, iter(records), tmp_path / 'deep' / kind) == len(records)
   source = store.open(kind, tmp_path / 'deep' / kind)
-  # As text, for NaN equals nothing.
+  # As text, because NaN does not equal itself.
   assert repr(list(source)) == repr(records)
   assert repr(source[-1]) == repr(records[-1])
   assert len(source) == len(records)
@@ -54,7 +54,7 @@ def test_tfds_itself_reads_it(tmp_path):
   assert rows[0]['query'].decode() == CLICKS[0].query and rows[0]['count'] == 3
 
 
-def test_fingerprint_follows_the_content_alone(tmp_path):
+def test_fingerprint_depends_on_the_content_only(tmp_path):
   for name in ('a', 'b'):
     store.write('test', GROUPS, tmp_path / name)
   store.write('test', GROUPS[::-1], tmp_path / 'c')
@@ -83,7 +83,7 @@ def test_a_failure_leaves_the_old_data_and_no_debris(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ['c']
 
 
-def test_mistakes_of_people_are_clear(tmp_path):
+def test_mistakes_of_users_are_clear(tmp_path):
   with pytest.raises(UserError, match='there are no clicks'):
     store.write('clicks', [], tmp_path / 'c')
   assert list(tmp_path.iterdir()) == []

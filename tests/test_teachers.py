@@ -1,4 +1,4 @@
-"""Other teachers' scores and hard negatives: joined to the right pairs, averaged, guarded."""
+"""Other teachers' scores and hard negatives: joined to the right pairs, averaged, filtered."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ def test_moments_are_numpys():
   assert moments.std == pytest.approx(values.std(), rel=1e-9)
 
 
-def test_one_teachers_scores_are_taken_as_they_are(tmp_path):
+def test_scores_of_one_teacher_are_unchanged(tmp_path):
   address = scores_file(
     tmp_path / 't.jsonl',
     [('q1', 'a', 5), ('q1', 'd', -2), ('q2', 'c', 0.5), ('q2', 'a', 1), ('q9', 'a', 7)],
@@ -78,7 +78,7 @@ def test_several_teachers_are_standardised_and_averaged(tmp_path):
   around = np.r_[expected[:3] - expected[:3].mean(), 0.0]  # of q2's three pairs, and q1's one
   assert facts['within'] == pytest.approx(around.std())
   assert facts['teachers'][addresses[0]]['mean'] == pytest.approx(one.mean())
-  # Another unit of one teacher changes nothing.
+  # Another scale of one teacher changes nothing.
   scaled = scores_file(tmp_path / 'scaled.jsonl', [(q, d, 3 * s + 7) for q, d, s in first])
   _, again, _ = joined([scaled, addresses[1]])
   np.testing.assert_allclose([again[pair] for pair in pairs[:4]], expected, rtol=1e-7)
@@ -103,7 +103,7 @@ def test_teachers_that_teach_nothing_are_refused(tmp_path):
   other = scores_file(tmp_path / 'other.jsonl', [('Q1', 'a', 1), ('Q1', 'b', 2)])
   with pytest.raises(UserError, match=r'other\.jsonl: no pair has a score'):
     joined([other])
-  # Judgements that the teachers have not seen are used without their scores.
+  # Judgements without teacher scores are kept.
   _, scores, _ = joined([other], drop=False)
   assert len(scores) == 6 and all(math.isnan(score) for score in scores.values())
 
@@ -121,7 +121,7 @@ class TestNegatives:
     *(doc(f'n{rank}', rank=rank) for rank in range(1, 51)), doc('good', 2), doc('bad', 0, 60),
   )  # fmt: skip
 
-  def test_come_from_the_range_and_never_from_what_is_judged(self):
+  def test_come_from_the_range_and_are_never_judged(self):
     found = Negatives(count=5, min_rank=11, max_rank=20).of(self.GROUP)
     negatives = [d for d in found.docs if d.doc_id.startswith('n')]
     assert len(negatives) == 5 and all(11 <= d.rank <= 20 and d.label == 0 for d in negatives)
@@ -143,13 +143,13 @@ class TestNegatives:
       )
       taken[[d.rank for d in found.docs if d.doc_id.startswith('n')]] += 1
     assert taken.sum() == 10_000
-    # 200 a rank are expected, with a deviation of sqrt(2000 * .1 * .9) = 13.
+    # 200 per rank are expected, with a standard deviation of sqrt(2000 * .1 * .9) = 13.
     assert taken[1:].min() > 200 - 5 * 13.5 and taken[1:].max() < 200 + 5 * 13.5
 
-  def test_fewer_than_asked_for_are_all_taken(self):
+  def test_fewer_than_the_count_are_all_taken(self):
     assert len(Negatives(count=9, min_rank=49, max_rank=90).of(self.GROUP).docs) == 4
 
-  def test_the_guard_keeps_what_the_teacher_finds_good(self):
+  def test_the_filter_leaves_out_what_the_teacher_finds_good(self):
     group = pool(
       doc('p1', 1, teacher=3.0), doc('p2', 3, teacher=5.0), doc('p3', 1),
       doc('zero', 0, teacher=9.0), doc('near', rank=1, teacher=2.9),
@@ -160,7 +160,7 @@ class TestNegatives:
     assert [d.doc_id for d in found.docs] == ['p1', 'p2', 'p3', 'zero', 'edge', 'far']
     unguarded = Negatives(count=9).of(group)
     assert len(unguarded.docs) == 8
-    # Without a scored positive nobody knows what is too good.
+    # Without a scored positive there is no limit to compare with.
     alone = pool(doc('p', 1), doc('far', rank=3, teacher=-4.0))
     assert len(Negatives(count=9, filter_false_negatives=True).of(alone).docs) == 1
 

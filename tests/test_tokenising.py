@@ -1,4 +1,4 @@
-"""Tokenising in advance: the same tokens in order, in a thread or in processes; how these end."""
+"""Tokenising in advance: the same tokens in order, in a thread or in processes, and their end."""
 
 import collections
 import itertools
@@ -60,7 +60,7 @@ def same(ours, theirs) -> bool:
   )
 
 
-def test_each_group_comes_in_its_turn_with_what_its_prompt_makes_of_it(prompts, workers):
+def test_groups_come_in_order_with_the_encoding_of_their_prompt(prompts, workers):
   given = groups()
   for prompt in prompts:
     with Encoder(prompt, workers, ahead=300) as encode:
@@ -72,7 +72,7 @@ def test_each_group_comes_in_its_turn_with_what_its_prompt_makes_of_it(prompts, 
       assert len(docs) == len(expected) and all(map(same, docs, expected))
 
 
-def test_nothing_is_nothing(prompts, workers):
+def test_no_groups_give_nothing(prompts, workers):
   with Encoder(prompts[0], workers) as encode:
     assert list(encode([])) == []
     [(key, group, docs)] = encode([('k', Group('q', 'text', ()))])
@@ -96,7 +96,7 @@ def test_at_most_ahead_documents_are_read_in_advance(prompts):
       assert read - taken <= ahead + 2 * (tokenising.PAIRS + 90)
 
 
-def test_an_error_of_the_source_comes_through(prompts, workers):
+def test_an_error_of_the_source_is_raised(prompts, workers):
   def broken():
     yield 0, groups()[3]
     raise UserError('this row is bad')
@@ -123,7 +123,7 @@ def test_processes_end_with_the_encoder_also_when_groups_are_left(prompts):
   assert not any(w.process.is_alive() for w in encode._workers)
 
 
-def test_ctrl_c_and_sigterm_leave_a_worker_at_its_work(prompts):
+def test_ctrl_c_and_sigterm_do_not_stop_a_worker(prompts):
   given = list(enumerate(groups(100)))
   with Encoder(prompts[0], 1, ahead=300) as encode:
     found = encode(iter(given))
@@ -172,7 +172,7 @@ def test_workers_end_when_the_main_process_is_killed():
   assert not any(map(alive, pids))
 
 
-def test_several_threads_may_ask_one_prompt(prompts):
+def test_several_threads_can_use_one_prompt(prompts):
   given, wrong = groups(60), []
   texts = [(group.query, group.docs) for group in given]
   expected = [[prompt.encode(*text) for text in texts] for prompt in prompts]
