@@ -91,8 +91,7 @@ class Work:
   @property
   def settings(self):
     """The settings of the model that the stage trains or runs."""
-    student = self.stage in ('student_sft', 'distill', 'evaluate')
-    return self.config.student if student else self.config.teacher
+    return self.config[systems.find(self.stage).role or 'student']  # evaluate: the student
 
   @property
   def scorer(self) -> str:
@@ -101,9 +100,8 @@ class Work:
 
   def kinds(self) -> list[str]:
     """The kinds of records that the stage reads."""
-    alone = {'cpt': 'clicks', 'score': 'candidates', 'evaluate': 'test', 'distill': ''}
-    kind = alone.get(self.stage, 'judgements')
-    return [kind] if kind else score.reads(self.config)
+    kinds = list(systems.find(self.stage).reads(self.config))
+    return kinds if self.stage == 'distill' else kinds[:1]
 
   def run(self, mesh=None) -> Run:
     return Run(self.config, self.folder, mesh)

@@ -84,7 +84,7 @@ def padding(args, config) -> None:
     teacher, student = roles.open_role(c, 'teacher'), roles.open_role(c, 'student')
     rows = {}
     for stage in [s for s in c.stages if s in systems.training()]:
-      side = teacher if systems.model_settings(c, stage) == c.teacher else student
+      side = teacher if systems.find(stage).role == 'teacher' else student
       size = c[stage].get('group_size', 0)
       draw = functools.partial(sft.draw, size) if size else None
       rows[stage] = training(run, stage, side, draw, c.cpt.predict if stage == 'cpt' else None)
