@@ -96,7 +96,7 @@ class Work:
   @property
   def scorer(self) -> str:
     """How the stage's model scores; '' if it only predicts tokens."""
-    return '' if self.stage == 'cpt' else self.settings.get('scorer', 'eos')
+    return '' if self.stage == 'cpt' else self.settings.get('scorer', 'score_head')
 
   def kinds(self) -> list[str]:
     """The kinds of records that the stage reads."""
@@ -217,7 +217,7 @@ class RandomSide(TextModel):
     if self.tokens < 8 or self.tokens > self.settings.row_len:
       raise UserError(f'--tokens={self.tokens}: must be from 8 to row_len={self.settings.row_len}')
     if predict is None:
-      predict = 'query' if 'likelihood' in self.settings.get('scorer', '') else 'document'
+      predict = 'query' if 'query_likelihood' in self.settings.get('scorer', '') else 'document'
     network = self.network
     return RandomPrompt(self.tokens, network.config.vocab, network.family.causal, predict)
 

@@ -98,7 +98,10 @@ def padding(args, config) -> None:
     shape = pointwise.score_shape(c.teacher.scorer, c.score.batch_rows, c.teacher.row_len)
     rows['score'] = scored(teacher.prompt(), shape, parts)
     tests = [evaluate.pooled(group) for group in prepare.records(run, 'test')]
-    for name, side, kind in (('teacher', teacher, c.teacher.scorer), ('student', student, 'eos')):
+    for name, side, kind in (
+      ('teacher', teacher, c.teacher.scorer),
+      ('student', student, 'score_head'),
+    ):
       shape = pointwise.score_shape(kind, c.evaluate.batch_rows, side.settings.row_len)
       rows[f'evaluate {name}'] = scored(side.prompt(), shape, [tests])
     for name, blocks in rows.items():

@@ -16,7 +16,7 @@ def get_config():
   c = defaults()
   c.name = 'python_docs'
 
-  c.teacher.update(model='smollm2-135m', scorer='likelihood', remat='full', lora_rank=16)
+  c.teacher.update(model='smollm2-135m', scorer='query_likelihood', remat='full', lora_rank=16)
   c.teacher.update(max_len=64, max_query_len=24, row_len=128)
   c.teacher.template = '{title}: {summary}\n\nSummary: {query}'
   c.teacher.zero_shot_template = c.teacher.template

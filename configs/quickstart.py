@@ -17,7 +17,7 @@ def get_config():
 
   # A small LLM ranks best by how likely it finds the query after the page. Continued pre-training
   # in that direction is the warm start; labels come on top.
-  c.teacher.update(model='smollm2-135m', scorer='likelihood', lora_rank=16, remat='none')
+  c.teacher.update(model='smollm2-135m', scorer='query_likelihood', lora_rank=16, remat='none')
   c.teacher.update(max_len=48, max_query_len=20, row_len=96)
   c.teacher.template = '{title}: {summary}\n\nSummary: {query}'
   c.teacher.zero_shot_template = c.teacher.template

@@ -222,7 +222,7 @@ class TestDecoder:
   DOCS = (Document('a', 'len', 'Return the number of items.'), Document('b', 'dir', 'names ' * 40),
           Document('c', '', 'zip'))  # fmt: skip
 
-  @pytest.mark.parametrize('scorer, head', [('eos', 'rank'), ('likelihood', 'lm')])
+  @pytest.mark.parametrize('scorer, head', [('score_head', 'rank'), ('query_likelihood', 'lm')])
   def test_scores_equal_transformers_on_the_exported_template(self, tmp_path, scorer, head):
     pytest.importorskip('torch')
     tiny.make('tiny-decoder', tmp_path / 'base')

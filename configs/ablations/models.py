@@ -7,7 +7,7 @@ nothing.
 """
 
 NO_CPT = {'stages': ('prepare', 'sft', 'evaluate')}
-EOS = {'teacher.scorer': 'eos', 'sft.trainable': 'lora|score', 'sft.max_steps': 60}
+EOS = {'teacher.scorer': 'score_head', 'sft.trainable': 'lora|score', 'sft.max_steps': 60}
 
 ROWS = {
   'BM25': ('bm25', {}),

@@ -79,7 +79,7 @@ def open_prompt(folder: Path, max_len: int = 0) -> PairPrompt | TextPrompt:
 
   tokenizer, lengths = open_tokenizer(folder), formats.lengths(folder, max_len)
   recorded = backends.exported(folder)
-  predict = 'query' if recorded.get('scorer') == 'likelihood' else 'document'
+  predict = 'query' if recorded.get('scorer') == 'query_likelihood' else 'document'
   template = recorded.get('template', '')
   family = formats.family(folder)
   return family.prompt(tokenizer, **lengths, template=template, predict=predict)

@@ -162,10 +162,11 @@ def needs(config) -> dict[str, tuple[str, ...]]:
 
 
 def check(config) -> None:
-  if 'teacher' in config.export.models and config.teacher.scorer == 'eos+likelihood':
+  if 'teacher' in config.export.models and config.teacher.scorer == 'score_head+query_likelihood':
     raise UserError(
-      "config.export.models: a teacher with scorer 'eos+likelihood' has two heads, as no Hugging "
-      "Face model has; export only 'student', or train with 'eos' or 'likelihood'"
+      "config.export.models: a teacher with scorer 'score_head+query_likelihood' has two heads, as "
+      "no Hugging Face model has; export only 'student', or train with 'score_head' or "
+      "'query_likelihood'"
     )
 
 

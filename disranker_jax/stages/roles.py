@@ -36,7 +36,7 @@ def open_role(config: ConfigDict, role: str) -> TextModel:
     return models.open_model(config.teacher)
   settings = config.teacher.copy_and_resolve_references()
   template = settings.zero_shot_template or settings.template
-  settings.update({'scorer': 'likelihood', 'template': template})
+  settings.update({'scorer': 'query_likelihood', 'template': template})
   model = models.open_model(settings, 'rank')
   if 'lm' not in model.network.family.heads:
     raise UserError(

@@ -106,7 +106,7 @@ ROWS = {
     ),
     Row(
       'teacher', 'teacher', model_scores, 'teacher', 'sft',
-      needs_training=lambda config: 'likelihood' not in config.teacher.scorer,
+      needs_training=lambda config: 'query_likelihood' not in config.teacher.scorer,
     ),
     Row('student', 'distilled student', model_scores, 'student', 'distill'),
   )

@@ -47,7 +47,7 @@ def run(run) -> dict:
 def task(config, network, stage: str = 'sft') -> train.Task:
   """The loss and the batch shape of a stage, 'sft' or 'student_sft'."""
   c = config[stage]
-  scorer = config.teacher.scorer if stage == 'sft' else 'eos'
+  scorer = config.teacher.scorer if stage == 'sft' else 'score_head'
   row_len = config.teacher.row_len if stage == 'sft' else config.student.row_len
   per_group = losses.choose(losses.ON_LABELS, c.loss, f'{stage}.loss', margin=c.margin)
   loss = functools.partial(label_loss, score_fn(network, scorer), per_group)
