@@ -30,7 +30,7 @@ BATCHES = 200
 def open_run(config, folder: str):
   """A run with its data prepared."""
   run = Run(config, Path(folder), sharding.make_mesh(config.mesh))
-  prepare.run(run)
+  prepare.execute(run)
   return run
 
 

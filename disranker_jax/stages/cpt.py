@@ -13,7 +13,7 @@ from disranker_jax.data import batches
 from disranker_jax.devices import processes
 from disranker_jax.models.generate import generate
 from disranker_jax.models.load import TextModel, open_model
-from disranker_jax.pipeline.stage import Stage
+from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.rankers.pointwise import predicted_per_row
 from disranker_jax.stages import prepare, roles
 from disranker_jax.stages.teacher import check_template
@@ -46,7 +46,7 @@ def job(run, teacher: TextModel) -> tuple[train.Job, OfflineFeed]:
   return roles.job(run, 'cpt', computed, clicks, encode, unit='clicks')
 
 
-def run(run) -> dict:
+def execute(run: Run) -> dict:
   c = run.config.cpt
   teacher = open_model(run.config.teacher, 'lm')
   variables = teacher.pretrained(run.config.seed, run.mesh)
@@ -89,7 +89,7 @@ def check(config) -> None:
 
 
 STAGE = Stage(
-  'cpt', 'the teacher reads clicks (continued pre-training)', run,
+  'cpt', 'the teacher reads clicks (continued pre-training)', execute,
   settings={
     **training(),
     'predict': Key(

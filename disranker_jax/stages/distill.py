@@ -18,7 +18,7 @@ from disranker_jax.data.scored_groups import ScoredGroups
 from disranker_jax.errors import UserError
 from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline import manifest
-from disranker_jax.pipeline.stage import Stage
+from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.rankers.pointwise import score_fn
 from disranker_jax.stages import prepare, roles, score
 from disranker_jax.stages.distill_hidden import HiddenStates, open_hidden
@@ -138,7 +138,7 @@ def job(
   return roles.job(run, 'distill', computed, scored, encode, choose)
 
 
-def run(run) -> dict:
+def execute(run: Run) -> dict:
   c = run.config.distill
   student = roles.open_role(run.config, 'student')
   scored = open_scored(run)
@@ -204,7 +204,7 @@ def check(config) -> None:
 
 
 STAGE = Stage(
-  'distill', "the student learns the teacher's scores", run, SETTINGS, check=check,
+  'distill', "the student learns the teacher's scores", execute, SETTINGS, check=check,
   role='student', after=('prepare', 'score', 'student_sft'), needs=needs, reads=reads, task=task,
   paper_rows=46_814_775,
 )  # fmt: skip

@@ -14,7 +14,7 @@ from disranker_jax.data.records import Group
 from disranker_jax.devices import processes
 from disranker_jax.evaluation import metrics, runs
 from disranker_jax.pipeline import manifest
-from disranker_jax.pipeline.stage import Stage
+from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 from disranker_jax.stages import prepare, teacher
 from disranker_jax.stages.rows import ROWS, Row
@@ -26,7 +26,7 @@ def rows_of(config) -> list[Row]:
   return [row for row in rows if row.is_available(config)]
 
 
-def run(run) -> dict:
+def execute(run: Run) -> dict:
   """<model>.run, per_query.csv and results.json for the models that the config names."""
   tests = prepare.records(run, 'test')
   groups = [pooled(tests[i]) for i in range(len(tests))]
@@ -102,7 +102,7 @@ def check(config) -> None:
 
 
 STAGE = Stage(
-  'evaluate', 'every model ranks the held-out queries', run, SETTINGS, check=check,
+  'evaluate', 'every model ranks the held-out queries', execute, SETTINGS, check=check,
   opens=('teacher', 'student'), after=('prepare', 'cpt', 'sft', 'student_sft', 'distill'),
   reads=lambda config: ('test',),
 )  # fmt: skip

@@ -20,7 +20,7 @@ from disranker_jax.data.negatives import Negatives
 from disranker_jax.data.teacher_scores import Teachers
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
-from disranker_jax.pipeline.stage import Stage
+from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 
 
@@ -36,8 +36,8 @@ def kinds(config, stages=None) -> list[str]:
   return [kind for kind in sources.KINDS if kind in read]
 
 
-def run(run) -> dict:
-  """Writes data/<kind> and returns rows and a fingerprint for each; one process does it."""
+def execute(run: Run) -> dict:
+  """Writes data/<kind> in one process; returns the rows and a fingerprint of each kind."""
   return processes.first_alone('prepare', lambda: prepare(run)) or {}
 
 
@@ -58,7 +58,7 @@ def prepare(run) -> dict:
 
 
 def address(config, kind: str) -> str:
-  """Where the records of a kind are read. Raises: UserError if the config does not say."""
+  """The address of a kind's records. Raises: UserError if the config has none."""
   source = kind
   if kind == 'clicks' and clicks.least(config.data.clicks):
     source = 'judgements'
@@ -69,29 +69,29 @@ def address(config, kind: str) -> str:
 
 
 def job_of(run, kind: str) -> preparing.Job:
-  """What is prepared for a kind, as the config asks."""
+  """The preparation of a kind that the config describes."""
   data, folder = run.config.data, run.folder('prepare') / kind
-  depth, limit, read_as, changes, asked = data.depth, data.limit[kind], '', [], []
+  depth, limit, read_as, changes, settings = data.depth, data.limit[kind], '', [], []
   if kind == 'clicks' and (least := clicks.least(data.clicks)):
-    # The limit is on clicks and not on the queries that they are made of.
+    # The limit counts clicks, not the queries that they are derived from.
     changes.append(clicks.Relevant(least, limit))
-    asked.append(repr(changes[-1]))
+    settings.append(repr(changes[-1]))
     limit, read_as = 0, 'judgements'
   if data.teachers and kind in ('candidates', 'judgements'):
     changes.append(Teachers(data.teachers, drop=kind == 'candidates'))
-    asked += map(sources.fingerprint, data.teachers)
+    settings += map(sources.fingerprint, data.teachers)
   if data.negatives.count and kind == 'judgements':
     changes.append(Negatives(**data.negatives, seed=run.config.seed))
-    asked.append(repr(changes[-1]))
+    settings.append(repr(changes[-1]))
     depth, read_as = max(depth, data.negatives.max_rank), sources.POOLED
   keep = None
   if data.holdout:
     keep = Holdout(data.holdout, data.fold, data.holdout_by, test=kind == 'test')
-    asked.append(repr(keep))
+    settings.append(repr(keep))
   return preparing.Job(
     address(run.config, kind), kind, folder, folder.with_name(f'{kind}.quarantine.jsonl'),
     depth=depth, on_bad_row=data.on_bad_row, limit=limit, changes=tuple(changes),
-    asked=json.dumps(asked), read_as=read_as, keep=keep,
+    asked=json.dumps(settings), read_as=read_as, keep=keep,
   )  # fmt: skip
 
 
@@ -174,4 +174,4 @@ def check(config) -> None:
     )
 
 
-STAGE = Stage('prepare', 'reads the sources', run, SETTINGS, 'data', check)
+STAGE = Stage('prepare', 'reads the sources', execute, SETTINGS, 'data', check)

@@ -20,7 +20,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
 from disranker_jax.models.load import HEADS
 from disranker_jax.pipeline import manifest
-from disranker_jax.pipeline.stage import Stage
+from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import score_statistics
 from disranker_jax.rankers.score_statistics import together
@@ -30,7 +30,7 @@ from disranker_jax.stages import prepare, roles, teacher
 SAMPLE = 200  # queries that the estimate of the work reads
 
 
-def run(run) -> dict:
+def execute(run: Run) -> dict:
   c = run.config.score
   model, variables, kind = roles.load(run, 'teacher')
   scorer = roles.scorer(run, model, variables, kind, rows=c.batch_rows, workers=c.workers)
@@ -282,7 +282,7 @@ def check(config) -> None:
 
 
 STAGE = Stage(
-  'score', 'the teacher scores unlabeled pairs', run, SETTINGS, check=check, role='teacher',
+  'score', 'the teacher scores unlabeled pairs', execute, SETTINGS, check=check, role='teacher',
   after=('prepare', 'cpt', 'sft'), reads=reads,
   head=lambda config: HEADS[config.teacher.scorer], scores=True, paper_rows=46_814_775,
 )  # fmt: skip
