@@ -112,7 +112,7 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('order', ['sorted', 'shuffled'])
 def test_memory_does_not_grow_with_the_rows(tmp_path, order):
-  script = runpy.run_path(str(ROOT / 'benchmarks' / 'measure_prepare.py'))
+  script = runpy.run_path(str(ROOT / 'benchmarks' / 'prepare.py'))
   peaks = []
   for rows in (150_000, 450_000):
     (folder := tmp_path / str(rows)).mkdir()
