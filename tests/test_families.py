@@ -225,7 +225,7 @@ def test_formats_that_it_does_not_have_are_left_out_or_refused(exported):
 def test_the_server_scores_with_it_as_the_run_does(run, exported):
   assert backends.best(exported) == 'jax'
   backend = backends.open_backend(exported, 'jax')
-  model, variables, kind = roles.load(run, 'student_sft')
+  model, variables, kind = result_rows.load(run, 'student_sft')
   group = next(iter(python_docs.groups('test')))
   served, _ = backend.score(model.prompt().encode(group.query, group.docs))
   as_served = dataclasses.replace(model.network, precision=load.precision('auto'))

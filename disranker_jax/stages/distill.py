@@ -191,7 +191,7 @@ def reads(config) -> tuple[str, ...]:
   return ('candidates', 'judgements') if judged else ('candidates',)
 
 
-def needs(config) -> dict[str, tuple[str, ...]]:
+def requires(config) -> dict[str, tuple[str, ...]]:
   found = {'distill': ('prepare',) if config.data.teachers else ('prepare', 'score')}
   if start := config.distill.init_from:
     found[f'distill.init_from={start}'] = (start,)
@@ -205,6 +205,6 @@ def check(config) -> None:
 
 STAGE = Stage(
   'distill', "the student learns the teacher's scores", execute, SETTINGS, check=check,
-  role='student', after=('prepare', 'score', 'student_sft'), needs=needs, reads=reads, task=task,
-  paper_rows=46_814_775,
+  role='student', reads_stages=('prepare', 'score', 'student_sft'), requires=requires,
+  reads_records=reads, task=task, paper_rows=46_814_775,
 )  # fmt: skip

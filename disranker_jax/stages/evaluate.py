@@ -17,7 +17,7 @@ from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 from disranker_jax.stages import prepare, teacher
-from disranker_jax.stages.rows import ROWS, Row
+from disranker_jax.stages.result_rows import ROWS, Row
 
 
 def rows_of(config) -> list[Row]:
@@ -103,6 +103,6 @@ def check(config) -> None:
 
 STAGE = Stage(
   'evaluate', 'every model ranks the held-out queries', execute, SETTINGS, check=check,
-  opens=('teacher', 'student'), after=('prepare', 'cpt', 'sft', 'student_sft', 'distill'),
-  reads=lambda config: ('test',),
+  models=('teacher', 'student'), reads_stages=('prepare', 'cpt', 'sft', 'student_sft', 'distill'),
+  reads_records=lambda config: ('test',),
 )  # fmt: skip
