@@ -97,7 +97,7 @@ def padding(args, config) -> None:
       ]
     shape = pointwise.score_shape(c.teacher.scorer, c.score.batch_rows, c.teacher.row_len)
     rows['score'] = scored(teacher.prompt(), shape, parts)
-    tests = [evaluate.pooled(group) for group in prepare.records(run, 'test')]
+    tests = [evaluate.to_rerank(group) for group in prepare.records(run, 'test')]
     for name, side, kind in (
       ('teacher', teacher, c.teacher.scorer),
       ('student', student, 'score_head'),
