@@ -91,6 +91,8 @@ def test_teachers_and_negatives_by_flags(tmp_path):
     (['--negatives', '3'], '--negatives: needs --kind judgements'),
     (['--negatives', '3', '--kind', 'judgements', '--ranks', '9-2'], '--ranks 9-2'),
     (['--negatives', '3', '--kind', 'judgements', '--guard', '1'], '--guard: needs'),
+    (['--guard', '1'], 'need --negatives'),
+    (['--ranks', '1-10'], 'need --negatives'),
     (['--limit', '-1'], '--limit'),
     (['--depth', '0'], 'depth'),
   ],
