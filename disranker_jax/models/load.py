@@ -1,18 +1,23 @@
 """Opens a model by its name and settings: network, tokenizer, and the parameters of its folder."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 from ml_collections import ConfigDict
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from disranker_jax.data.prompts import PairPrompt, TextPrompt
 from disranker_jax.devices import processor, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models import hf, tree, weights
 from disranker_jax.models.network import Network, from_hf
+
+if TYPE_CHECKING:
+  from transformers import PreTrainedTokenizerFast
 
 # The head that each way of scoring needs (config.teacher.scorer).
 HEADS = {'score_head': 'rank', 'query_likelihood': 'lm', 'score_head+query_likelihood': 'both'}
@@ -98,6 +103,8 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
   Raises: UserError if there is none with a tokenizer.json.
   """
+  from transformers import AutoTokenizer  # imported late: it imports torch where that is installed
+
   try:
     tokenizer = AutoTokenizer.from_pretrained(folder)
   except (OSError, ValueError) as e:
