@@ -34,7 +34,7 @@ from disranker_jax.stages import cpt, distill, prepare, score, sft
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
 
-TRAINING = tuple(systems.training())
+TRAINING = tuple(systems.training_stages())
 SCORING = ('score', 'evaluate')  # the teacher on candidates, the student on test queries
 SAMPLE = 64  # queries that estimate the tokens per query of a scoring turn
 
@@ -100,7 +100,7 @@ class Work:
 
   def kinds(self) -> list[str]:
     """The kinds of records that the stage reads."""
-    kinds = list(systems.find(self.stage).reads(self.config))
+    kinds = list(systems.find(self.stage).reads_records(self.config))
     return kinds if self.stage == 'distill' else kinds[:1]
 
   def run(self, mesh=None) -> Run:

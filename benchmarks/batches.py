@@ -83,7 +83,7 @@ def padding(args, config) -> None:
     c = run.config
     teacher, student = roles.open_role(c, 'teacher'), roles.open_role(c, 'student')
     rows = {}
-    for stage in [s for s in c.stages if s in systems.training()]:
+    for stage in [s for s in c.stages if s in systems.training_stages()]:
       side = teacher if systems.find(stage).role == 'teacher' else student
       size = c[stage].get('group_size', 0)
       draw = functools.partial(sft.draw, size) if size else None
@@ -97,7 +97,7 @@ def padding(args, config) -> None:
       ]
     shape = pointwise.score_shape(c.teacher.scorer, c.score.batch_rows, c.teacher.row_len)
     rows['score'] = scored(teacher.prompt(), shape, parts)
-    tests = [evaluate.pooled(group) for group in prepare.records(run, 'test')]
+    tests = [evaluate.to_rerank(group) for group in prepare.records(run, 'test')]
     for name, side, kind in (
       ('teacher', teacher, c.teacher.scorer),
       ('student', student, 'score_head'),

@@ -235,7 +235,7 @@ class TestDecoder:
     assert backends.choose(folder, fast=False) == 'jax'
     backend = backends.Jax(folder, precision='float32', part_tokens=256)
     ranker = loaded.LoadedRanker(loaded.open_prompt(folder), backend)
-    expected = parity.transformers_decoder(folder, ranker.prompt)(Group('q', QUERY, self.DOCS))
+    expected = parity.transformers_tokens(folder, ranker.prompt)(Group('q', QUERY, self.DOCS))
     scores = ranker.score([(QUERY, doc) for doc in self.DOCS])
     assert np.std(expected) > 0.01
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)

@@ -248,7 +248,7 @@ class TestDefaults:
   def test_training_stages_are_those_with_steps(self):
     config = configs.defaults()
     with_steps = [k for k, v in config.items() if isinstance(v, ConfigDict) and 'epochs' in v]
-    assert sorted(with_steps) == sorted(systems.training())
+    assert sorted(with_steps) == sorted(systems.training_stages())
 
 
 class TestSaveAndCompare:

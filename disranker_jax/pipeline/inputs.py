@@ -19,7 +19,7 @@ def outside(config, stage: Stage) -> dict[str, str]:
     if config.data.teachers:
       prints = [sources.fingerprint(address) for address in config.data.teachers]
       found['data.teachers'] = manifest.digest(prints)
-  for role in stage.opens:
+  for role in stage.models:
     folder = Path(config[role].model)
     if config[role].model and folder.is_dir():
       found[f'{role}.model'] = files(sorted(folder.iterdir()))

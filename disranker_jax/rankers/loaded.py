@@ -44,8 +44,8 @@ def load(
     UserError: the folder is not an exported model, or an argument does not fit it.
   """
   folder = Path(folder)
-  config = check(folder)
-  longest = config['max_position_embeddings']
+  check(folder)
+  longest = formats.family(folder).max_len(hf.open_config(folder))
   if max_len is not None and not 5 <= max_len <= longest:
     raise UserError(f'max_len {max_len}: {folder} takes from 5 to {longest} tokens')
   opened = backends.open_backend(folder, backend, max_len or 0, fast)

@@ -100,6 +100,6 @@ STAGE = Stage(
       4, at_least(0), 'Clicks whose continuation is written to samples.md afterwards.'
     ),
   },
-  check=check, role='teacher', after=('prepare',), reads=lambda config: ('clicks',),
+  check=check, role='teacher', reads_stages=('prepare',), reads_records=lambda config: ('clicks',),
   head=lambda config: 'lm', task=task, paper_rows=59_579_125,
 )  # fmt: skip

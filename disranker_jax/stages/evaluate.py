@@ -17,7 +17,7 @@ from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 from disranker_jax.stages import prepare, teacher
-from disranker_jax.stages.rows import ROWS, Row
+from disranker_jax.stages.result_rows import ROWS, Row
 
 
 def rows_of(config) -> list[Row]:
@@ -29,10 +29,10 @@ def rows_of(config) -> list[Row]:
 def execute(run: Run) -> dict:
   """<model>.run, per_query.csv and results.json for the models that the config names."""
   tests = prepare.records(run, 'test')
-  groups = [pooled(tests[i]) for i in range(len(tests))]
+  groups = [to_rerank(tests[i]) for i in range(len(tests))]
   qrels = {g.query_id: {d.doc_id: d.label for d in g.docs if d.label >= 0} for g in all_of(tests)}
   folder = run.folder('evaluate')
-  # What is finished is not scored again after a restart. All processes look before one writes.
+  # Finished rows are not scored again. Every process lists them before the first one writes.
   rows = {row.name: row for row in rows_of(run.config)}
   files = {name: folder / f'{name}.json' for name in rows}
   results = {n: json.loads(f.read_text()) if f.exists() else None for n, f in files.items()}
@@ -57,7 +57,7 @@ def all_of(source) -> Iterator[Group]:
   return (source[i] for i in range(len(source)))
 
 
-def pooled(group: Group) -> Group:
+def to_rerank(group: Group) -> Group:
   """The query with the documents that are to be re-ranked."""
   return Group(group.query_id, group.query, tuple(d for d in group.docs if d.in_pool))
 
@@ -103,6 +103,6 @@ def check(config) -> None:
 
 STAGE = Stage(
   'evaluate', 'every model ranks the held-out queries', execute, SETTINGS, check=check,
-  opens=('teacher', 'student'), after=('prepare', 'cpt', 'sft', 'student_sft', 'distill'),
-  reads=lambda config: ('test',),
+  models=('teacher', 'student'), reads_stages=('prepare', 'cpt', 'sft', 'student_sft', 'distill'),
+  reads_records=lambda config: ('test',),
 )  # fmt: skip

@@ -18,8 +18,8 @@ from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 from disranker_jax.rankers import pointwise
 from disranker_jax.report import facts
-from disranker_jax.stages import prepare, roles
-from disranker_jax.stages.rows import ROWS
+from disranker_jax.stages import prepare
+from disranker_jax.stages.result_rows import ROWS, load
 
 
 def execute(run: Run) -> dict:
@@ -30,7 +30,7 @@ def execute(run: Run) -> dict:
   c = run.config.export
   folders = {}
   for name in c.models:
-    model, variables, _ = roles.load(run, name)
+    model, variables, _ = load(run, name)
     folder = run.folder('export') / name
     folders[name] = str(folder.relative_to(run.workdir))
     unchecked = folder.with_name(f'.{name}')
@@ -155,7 +155,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def needs(config) -> dict[str, tuple[str, ...]]:
+def requires(config) -> dict[str, tuple[str, ...]]:
   """The student models need the stage that trains them; a teacher may be exported untrained."""
   trained = [
     row for row in ROWS.values() if row.name in config.export.models and row.role == 'student'
@@ -174,6 +174,6 @@ def check(config) -> None:
 
 STAGE = Stage(
   'export', 'the student for other programs', execute, SETTINGS, check=check,
-  opens=('teacher', 'student'), needs=needs,
-  after=('prepare', 'cpt', 'sft', 'student_sft', 'distill', 'evaluate'),
+  models=('teacher', 'student'), requires=requires,
+  reads_stages=('prepare', 'cpt', 'sft', 'student_sft', 'distill', 'evaluate'),
 )  # fmt: skip

@@ -32,7 +32,9 @@ def kinds(config, stages=None) -> list[str]:
   from disranker_jax.pipeline import systems  # which imports this module
 
   names = config.stages if stages is None else stages
-  read = {kind for s in systems.stages(config) if s.name in names for kind in s.reads(config)}
+  read = {
+    kind for s in systems.stages(config) if s.name in names for kind in s.reads_records(config)
+  }
   return [kind for kind in sources.KINDS if kind in read]
 
 

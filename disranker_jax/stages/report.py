@@ -105,5 +105,5 @@ STAGE = Stage(
       "together for intervals and tests; '': as data.holdout_by keeps them together.",
     ),
   },
-  after=('prepare', 'cpt', 'sft', 'score', 'student_sft', 'distill', 'evaluate', 'export'),
+  reads_stages=('prepare', 'cpt', 'sft', 'score', 'student_sft', 'distill', 'evaluate', 'export'),
 )  # fmt: skip

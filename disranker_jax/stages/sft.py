@@ -87,6 +87,7 @@ def check(config) -> None:
 
 STAGE = Stage(
   'sft', 'the teacher learns to rank from labels', execute, settings={**training(), **LABELS},
-  check=check, role='teacher', after=('prepare', 'cpt'), reads=lambda config: ('judgements',),
-  head=lambda config: HEADS[config.teacher.scorer], task=task, paper_rows=796_095,
+  check=check, role='teacher', reads_stages=('prepare', 'cpt'),
+  reads_records=lambda config: ('judgements',), head=lambda config: HEADS[config.teacher.scorer],
+  task=task, paper_rows=796_095,
 )  # fmt: skip

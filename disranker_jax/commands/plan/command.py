@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
   config = load_config(args.config, args.overrides)
   from disranker_jax.pipeline import systems
 
-  planned = [s.name for s in systems.stages(config) if s.task or s.scores]
+  planned = [s.name for s in systems.stages(config) if s.task or s.scores_records]
   if args.stage not in planned:
     raise UserError(f'--stage {args.stage}: choose of {", ".join(planned)}')
   devices = chips.devices(where)
