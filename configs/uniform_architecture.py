@@ -1,12 +1,12 @@
-"""A BERT teaches a smaller one, both cross-encoders: the uniform-architecture recipe.
+"""A BERT teaches a smaller BERT, both cross-encoders: the uniform-architecture recipe.
 
-disranker run --config configs/uniform_architecture.py --workdir runs/uniform
+  disranker run --config configs/uniform_architecture.py --workdir runs/uniform
 
 all-MiniLM-L6-v2, fine-tuned, teaches three of its own layers. The student learns the teacher's
 scores (Point-MSE + beta * Margin-MSE) and, with the same weight, pairs of hard labels where a query
-has them, which the study finds critical. The term on hidden states, which it finds may hurt, is off
-(distill.hidden_weight; it helped in experiments/hidden-uniform_architecture.md). Data and sizes are
-those of the quickstart.
+has them; the study (arXiv:2302.04112) finds these critical. The term on hidden states is off
+(distill.hidden_weight): the study finds that it may hurt. It helped in
+experiments/hidden-uniform_architecture.md. Data and sizes are the quickstart's.
 """
 
 import pathlib
