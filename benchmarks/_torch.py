@@ -59,7 +59,7 @@ class Network(nn.Module):
     with torch.device(DEVICE):
       make = kind.from_config if work.tokens else functools.partial(kind.from_pretrained, folder)
       self.model = make(**options).to(DEVICE)
-      scored = self.causal and 'eos' in work.scorer
+      scored = self.causal and 'score_head' in work.scorer
       self.score = nn.Linear(config.hidden_size, 1, bias=False) if scored else None
     holder = getattr(self.model.base_model, 'encoder', self.model.base_model)
     name = 'layers' if hasattr(holder, 'layers') else 'layer'
@@ -85,12 +85,12 @@ class Network(nn.Module):
     if not self.causal:
       return self.model(part.ids, attention_mask=part.mask, token_type_ids=part.types).logits[:, 0]
     hidden, total = self.hidden(part), 0.0
-    if 'likelihood' in scorer:
+    if 'query_likelihood' in scorer:
       logprobs = self._logprobs(hidden, part)
       sums = torch.zeros(len(part.ids), device=DEVICE).index_add(0, part.rows, logprobs)
       counts = torch.bincount(part.rows, minlength=len(part.ids))
       total = total + sums / counts.clamp(min=1)
-    if 'eos' in scorer:
+    if 'score_head' in scorer:
       last = hidden[torch.arange(len(hidden), device=DEVICE), part.anchors]
       total = total + self.score(last.to(self.score.weight.dtype))[:, 0].float()
     return total

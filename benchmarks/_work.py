@@ -34,7 +34,7 @@ from disranker_jax.stages import cpt, distill, prepare, score, sft
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
 
-TRAINING = tuple(systems.training())
+TRAINING = tuple(systems.training_stages())
 SCORING = ('score', 'evaluate')  # the teacher on candidates, the student on test queries
 SAMPLE = 64  # queries that estimate the tokens per query of a scoring turn
 
@@ -91,19 +91,17 @@ class Work:
   @property
   def settings(self):
     """The settings of the model that the stage trains or runs."""
-    student = self.stage in ('student_sft', 'distill', 'evaluate')
-    return self.config.student if student else self.config.teacher
+    return self.config[systems.find(self.stage).role or 'student']  # evaluate: the student
 
   @property
   def scorer(self) -> str:
     """How the stage's model scores; '' if it only predicts tokens."""
-    return '' if self.stage == 'cpt' else self.settings.get('scorer', 'eos')
+    return '' if self.stage == 'cpt' else self.settings.get('scorer', 'score_head')
 
   def kinds(self) -> list[str]:
     """The kinds of records that the stage reads."""
-    alone = {'cpt': 'clicks', 'score': 'candidates', 'evaluate': 'test', 'distill': ''}
-    kind = alone.get(self.stage, 'judgements')
-    return [kind] if kind else score.reads(self.config)
+    kinds = list(systems.find(self.stage).reads_records(self.config))
+    return kinds if self.stage == 'distill' else kinds[:1]
 
   def run(self, mesh=None) -> Run:
     return Run(self.config, self.folder, mesh)
@@ -219,7 +217,7 @@ class RandomSide(TextModel):
     if self.tokens < 8 or self.tokens > self.settings.row_len:
       raise UserError(f'--tokens={self.tokens}: must be from 8 to row_len={self.settings.row_len}')
     if predict is None:
-      predict = 'query' if 'likelihood' in self.settings.get('scorer', '') else 'document'
+      predict = 'query' if 'query_likelihood' in self.settings.get('scorer', '') else 'document'
     network = self.network
     return RandomPrompt(self.tokens, network.config.vocab, network.family.causal, predict)
 

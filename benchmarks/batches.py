@@ -30,7 +30,7 @@ BATCHES = 200
 def open_run(config, folder: str):
   """A run with its data prepared."""
   run = Run(config, Path(folder), sharding.make_mesh(config.mesh))
-  prepare.run(run)
+  prepare.execute(run)
   return run
 
 
@@ -83,8 +83,8 @@ def padding(args, config) -> None:
     c = run.config
     teacher, student = roles.open_role(c, 'teacher'), roles.open_role(c, 'student')
     rows = {}
-    for stage in [s for s in c.stages if s in systems.training()]:
-      side = teacher if systems.model_settings(c, stage) == c.teacher else student
+    for stage in [s for s in c.stages if s in systems.training_stages()]:
+      side = teacher if systems.find(stage).role == 'teacher' else student
       size = c[stage].get('group_size', 0)
       draw = functools.partial(sft.draw, size) if size else None
       rows[stage] = training(run, stage, side, draw, c.cpt.predict if stage == 'cpt' else None)
@@ -97,8 +97,11 @@ def padding(args, config) -> None:
       ]
     shape = pointwise.score_shape(c.teacher.scorer, c.score.batch_rows, c.teacher.row_len)
     rows['score'] = scored(teacher.prompt(), shape, parts)
-    tests = [evaluate.pooled(group) for group in prepare.records(run, 'test')]
-    for name, side, kind in (('teacher', teacher, c.teacher.scorer), ('student', student, 'eos')):
+    tests = [evaluate.to_rerank(group) for group in prepare.records(run, 'test')]
+    for name, side, kind in (
+      ('teacher', teacher, c.teacher.scorer),
+      ('student', student, 'score_head'),
+    ):
       shape = pointwise.score_shape(kind, c.evaluate.batch_rows, side.settings.row_len)
       rows[f'evaluate {name}'] = scored(side.prompt(), shape, [tests])
     for name, blocks in rows.items():

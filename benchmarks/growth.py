@@ -20,6 +20,7 @@ from matplotlib import ticker
 
 from benchmarks import _compare, _figures, _work, _worker
 from disranker_jax.commands.common import positive, words
+from disranker_jax.pipeline import systems
 from disranker_jax.report import plots, tables
 
 AXES = ('rows', 'row_len', 'group_size', 'devices')
@@ -54,7 +55,7 @@ def open_side(name: str, argv: list[str], folder: Path):
 def points(args: argparse.Namespace, axis: str) -> list[tuple[int, list[str], dict]]:
   """(value, words to add to the command line, environment to add) of each point on an axis."""
   c, side = args.config[args.stage], _work.Work(args.config, args.stage, Path()).settings
-  name = 'student' if args.stage in ('student_sft', 'distill') else 'teacher'
+  name = systems.find(args.stage).role
   if axis == 'devices':
     flags = os.environ.get('XLA_FLAGS', '')
     return [

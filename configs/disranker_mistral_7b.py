@@ -6,17 +6,17 @@
     --config.data.candidates='jsonl:/bucket/candidates-*.jsonl.gz' \
     --config.data.test='jsonl:/bucket/test.jsonl.gz'
 
-Teacher Mistral-7B-v0.1, dense layer on the final </s>, hinge with T = 0.1; student every other
-layer of multilingual BERT, Point-MSE + 0.4 Margin-MSE; 256 tokens. Learning rates, epochs and
-batches are not in the paper: these are the field's usual.
+Teacher Mistral-7B-v0.1 with a dense layer on the final </s>, hinge loss with T = 0.1. Student every
+other layer of multilingual BERT, Point-MSE + 0.4 Margin-MSE. 256 tokens. The paper does not give
+learning rates, epochs and batch sizes; these are the usual ones.
 
-Hardware: full fine-tuning keeps 12 bytes a parameter in fp32 with Adam, 87 GB for the teacher, so
+Hardware: full fine-tuning keeps 12 bytes per parameter in fp32 with Adam, 87 GB for the teacher:
 an 8 x 80 GB node (--config.mesh.fsdp=8 --config.mesh.data=1) or a TPU slice. Planned for v5e:8x8
-(disranker plan): 4.7 GiB a chip in cpt, 4.4 in sft, 0.9 in score, 0.8 in distill, of 16; about
+(disranker plan): 4.7 GiB per chip in cpt, 4.4 in sft, 0.9 in score, 0.8 in distill, of 16; about
 2,400 chip-hours for the paper's rows at 256 tokens. By plan cpt, the largest stage, also fits
-v5e:4x4 and v6e:4x4, and sft v5p:2x2x4. launch/README.md is the runbook. Expect, at
-half of an H100's peak, about 47 to 94 H100-hours to score the paper's 46.8M pairs of 128 to 256
-tokens. This config has not been run at that size yet.
+v5e:4x4 and v6e:4x4, and sft fits v5p:2x2x4. launch/README.md is the guide. At half of an H100's
+peak, scoring the paper's 46.8M pairs of 128 to 256 tokens takes about 47 to 94 H100-hours. This
+config has not been run at that size yet.
 """
 
 from disranker_jax.config import defaults
@@ -39,7 +39,7 @@ def get_config():
   c.student_sft.update(batch_rows=256, learning_rate=2e-5, epochs=2.0)
   c.distill.update(batch_rows=256, learning_rate=5e-5, epochs=2.0, beta=0.4)
   c.evaluate.batch_rows = 128
-  # Any slice of 1 to 64 chips reads the same batches; a block holds a query's 8 longest documents.
+  # The same batches on any slice of 1 to 64 chips; a part holds a query's 8 longest documents.
   for stage in (c.cpt, c.sft, c.student_sft, c.distill):
     stage.data_shards = 64
   return c

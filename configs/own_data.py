@@ -2,12 +2,11 @@
 
   disranker run --config configs/own_data.py --workdir runs/own_data
 
-Addresses are `jsonl:FILE` or `parquet:FILE` (globs and .gz are fine), `trec:FOLDER`, and more;
-README.md has the fields, docs/data.md all the rest.
-Model names are local folders or Hugging Face names. The rest is the paper's: see
-disranker_jax/config.py for every setting. On two cores start with small models, as in
-configs/quickstart.py; a 7B teacher wants accelerators, as in configs/disranker_mistral_7b.py: as it
-stands this config is planned for v5p:2x2x4, 16 chips that share one copy of the parameters.
+Addresses are `jsonl:FILE` or `parquet:FILE` (globs and .gz work), `trec:FOLDER`, and more;
+docs/data.md has the fields. Model names are local folders or Hugging Face names. Everything else
+is the paper's; add --explain to see all settings. On two cores start with small models, as
+configs/quickstart.py does. A 7B teacher needs accelerators, see configs/disranker_mistral_7b.py:
+unchanged, this config is planned for v5p:2x2x4, 16 chips that share one copy of the parameters.
 """
 
 from disranker_jax.config import defaults
@@ -22,7 +21,7 @@ def get_config():
   c.data.test = 'jsonl:data/test.jsonl'
   c.teacher.model = 'mistralai/Mistral-7B-v0.1'
   c.student.model = 'google-bert/bert-base-multilingual-cased'
-  # Two documents of full length to a row: less of it stays free than with one.
+  # Rows of two full-length documents have less padding than rows of one.
   for side in (c.teacher, c.student):
     side.row_len = 512
   for stage in (c.cpt, c.sft, c.score, c.student_sft, c.distill, c.evaluate):

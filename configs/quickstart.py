@@ -1,10 +1,11 @@
 """The whole pipeline on real text and real weights, in minutes on two cores.
 
-disranker run --config configs/quickstart.py --workdir runs/quickstart
+  disranker run --config configs/quickstart.py --workdir runs/quickstart
 
-Teacher SmolLM2-135M, student all-MiniLM-L6-v2, the documentation of Python. Expect 11 to 15 minutes
-on two cores that are fast in bf16 and up to 40 on others, and nDCG@5 of about .63 for BM25, .81 for
-the teacher, .73 for the distilled student; Pythons differ a little, since their documentation does.
+Teacher SmolLM2-135M, student all-MiniLM-L6-v2, data the documentation of Python. Expect 11 to 15
+minutes on two cores that are fast in bf16, up to 40 on others, and nDCG@5 of about .63 for BM25,
+.81 for the teacher, .73 for the distilled student. Python versions differ a little, because their
+documentation does.
 """
 
 from disranker_jax.config import defaults
@@ -15,9 +16,9 @@ def get_config():
   c.name = 'quickstart'
   c.data.limit.update(candidates=600, test=100)
 
-  # A small LLM ranks best by how likely it finds the query after the page. Continued pre-training
-  # in that direction is the warm start; labels come on top.
-  c.teacher.update(model='smollm2-135m', scorer='likelihood', lora_rank=16, remat='none')
+  # A small LLM ranks best by the likelihood of the query given the page. Continued pre-training in
+  # that direction is the warm start for the labels.
+  c.teacher.update(model='smollm2-135m', scorer='query_likelihood', lora_rank=16, remat='none')
   c.teacher.update(max_len=48, max_query_len=20, row_len=96)
   c.teacher.template = '{title}: {summary}\n\nSummary: {query}'
   c.teacher.zero_shot_template = c.teacher.template

@@ -1,12 +1,12 @@
 """Rank-DistiLLM's two stages on the quickstart's data: contrastive, then a teacher's ranking.
 
-disranker run --config configs/rank_distillm.py --workdir runs/rank_distillm
+  disranker run --config configs/rank_distillm.py --workdir runs/rank_distillm
 
-First InfoNCE over each query's documents, the best-labelled against the others, then from there
-RankNet on the order in which the teacher puts some documents of every depth of the first stage
-(--config.distill.loss=adr_mse for the paper's other choice). Teacher scores only give an order, so
-they are not standardised; no hard-label term. Sizes are the quickstart's, beside whose recipe
-configs/ablations/two_stages.py puts it.
+First InfoNCE on labels: each query's best-labelled documents against the others. Then RankNet on
+the teacher's order of documents from all depths of the first stage
+(--config.distill.loss=adr_mse for the paper's other choice). Only the order counts, so scores are
+not normalised; no hard-label term. Sizes are the quickstart's. configs/ablations/two_stages.py
+compares both recipes.
 """
 
 import pathlib

@@ -1,9 +1,9 @@
-"""Every stage with random weights of a few thousand values: seconds on any machine; for tests.
+"""Every stage with random weights of a few thousand values, on any machine; for tests.
 
   disranker run --config configs/tiny.py --workdir runs/tiny
 
-Expect a table in under two minutes on two cores, most of it compilation; the rankings of random
-weights mean nothing.
+Expect a table in under two minutes on two cores, most of it compilation. Rankings of random weights
+mean nothing.
 """
 
 from disranker_jax.config import defaults
@@ -24,6 +24,6 @@ def get_config():
   c.score.update(batch_rows=8, group_size=4, shard_queries=8)
   c.distill.update(normalize_scores='all', hard_label_weight=1.0)
   c.evaluate.update(batch_rows=8, min_relevance=4)
-  # Random weights hardly tell documents apart: 8 bits may turn one of so few queries quite round.
+  # Scores of random weights hardly differ, so 8 bits may reverse the order of one of these queries.
   c.export.update(models=('student', 'teacher'), tolerance_factor=20.0)
   return c

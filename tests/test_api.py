@@ -222,7 +222,7 @@ class TestDecoder:
   DOCS = (Document('a', 'len', 'Return the number of items.'), Document('b', 'dir', 'names ' * 40),
           Document('c', '', 'zip'))  # fmt: skip
 
-  @pytest.mark.parametrize('scorer, head', [('eos', 'rank'), ('likelihood', 'lm')])
+  @pytest.mark.parametrize('scorer, head', [('score_head', 'rank'), ('query_likelihood', 'lm')])
   def test_scores_equal_transformers_on_the_exported_template(self, tmp_path, scorer, head):
     pytest.importorskip('torch')
     tiny.make('tiny-decoder', tmp_path / 'base')
@@ -235,7 +235,7 @@ class TestDecoder:
     assert backends.choose(folder, fast=False) == 'jax'
     backend = backends.Jax(folder, precision='float32', part_tokens=256)
     ranker = loaded.LoadedRanker(loaded.open_prompt(folder), backend)
-    expected = parity.transformers_decoder(folder, ranker.prompt)(Group('q', QUERY, self.DOCS))
+    expected = parity.transformers_tokens(folder, ranker.prompt)(Group('q', QUERY, self.DOCS))
     scores = ranker.score([(QUERY, doc) for doc in self.DOCS])
     assert np.std(expected) > 0.01
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)

@@ -113,7 +113,7 @@ LORA = {'cpt.gradient_accumulation_steps': 2, 'teacher.lora_rank': 4, 'cpt.train
 STAGES = [
   ('cpt', {}),
   pytest.param('cpt', LORA, marks=pytest.mark.slow),
-  ('sft', {'teacher.scorer': 'likelihood', 'teacher.template': ENDS_IN_QUERY}),
+  ('sft', {'teacher.scorer': 'query_likelihood', 'teacher.template': ENDS_IN_QUERY}),
   pytest.param('student_sft', {'student_sft.data_shards': 2}, marks=pytest.mark.slow),
   (
     'distill',
@@ -139,7 +139,7 @@ def test_torch_has_our_loss_and_trains_what_we_train(stage, changes, models, pre
 @pytest.mark.parametrize('stage', ['score', 'evaluate'])
 def test_torch_scores_what_we_score(stage, models, prepared):
   torch_side = peer()
-  likelihood = {'teacher.scorer': 'likelihood', 'teacher.template': ENDS_IN_QUERY}
+  likelihood = {'teacher.scorer': 'query_likelihood', 'teacher.template': ENDS_IN_QUERY}
   work = work_on(prepared, stage, models=models, **likelihood)
   ours, theirs = _ours.Score(work, 2), torch_side.Score(work, 2, False, [5], False)
   ours.start(), theirs.start()

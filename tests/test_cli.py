@@ -17,7 +17,18 @@ from disranker_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / 'configs' / 'tiny.py')
-BENCHES = ('batches', 'data', 'growth', 'latency', 'profile', 'score', 'serve', 'soak', 'train')
+BENCHES = (
+  'batches',
+  'data',
+  'growth',
+  'latency',
+  'prepare',
+  'profile',
+  'score',
+  'serve',
+  'soak',
+  'train',
+)
 
 
 def error(capsys, *argv) -> str:

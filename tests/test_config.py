@@ -65,7 +65,7 @@ class TestCheck:
     'key, value, allowed',
     [
       ('data__on_bad_row', 'skip', 'quarantine'),
-      ('teacher__scorer', 'mean', 'likelihood'),
+      ('teacher__scorer', 'mean', 'query_likelihood'),
       ('student__precision', 'float16', 'bfloat16_dots'),
       ('teacher__remat', 'all', 'dots'),
       ('sft__loss', 'hing_loss', 'pairwise_hinge'),
@@ -165,7 +165,7 @@ class TestEveryKey:
     [
       ('distill__normalize_scores', 'batch', 'query'),
       ('distill__trainable', 'studnt/(', 'regular expression'),
-      ('teacher__scorer', 'likelihood', 'must end in {query}'),
+      ('teacher__scorer', 'query_likelihood', 'must end in {query}'),
       ('teacher__zero_shot_template', 'nothing', 'each exactly once'),
       ('teacher__zero_shot_template', '{query} : {title} : {summary}', 'must end in {query}'),
       ('cpt__predict', 'query', 'must end in {query}'),
@@ -248,7 +248,7 @@ class TestDefaults:
   def test_training_stages_are_those_with_steps(self):
     config = configs.defaults()
     with_steps = [k for k, v in config.items() if isinstance(v, ConfigDict) and 'epochs' in v]
-    assert sorted(with_steps) == sorted(systems.training())
+    assert sorted(with_steps) == sorted(systems.training_stages())
 
 
 class TestSaveAndCompare:

@@ -12,17 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import disranker_jax
 from disranker_jax import config as configs
 from disranker_jax.data import python_docs
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.exporting import formats
-from disranker_jax.models import families, hf, layers, load, tiny, tree
+from disranker_jax.models import families, hf, layers, tiny, tree
 from disranker_jax.models.attention import attention_mask
 from disranker_jax.models.network import Network, from_hf
 from disranker_jax.pipeline import runner
-from disranker_jax.serve import backends
-from disranker_jax.stages import roles
+from disranker_jax.rankers import backends
+from disranker_jax.stages import result_rows, roles
 from disranker_jax.training import checkpoint
 
 OFFSET = 2
@@ -222,14 +223,13 @@ def test_formats_that_it_does_not_have_are_left_out_or_refused(exported):
   assert 'A bag of words that ranks' in card and 'sentence_transformers' not in card
 
 
-def test_the_server_scores_with_it_as_the_run_does(run, exported):
-  assert backends.best(exported) == 'jax'
-  backend = backends.open_backend(exported, 'jax')
-  model, variables, kind = roles.load(run, 'student_sft')
+def test_the_python_api_and_the_servers_backend_score_as_the_run_does(run, exported):
   group = next(iter(python_docs.groups('test')))
-  served, _ = backend.score(model.prompt().encode(group.query, group.docs))
-  as_served = dataclasses.replace(model.network, precision=load.precision('auto'))
-  model = dataclasses.replace(model, network=as_served)
-  [(_, scores)] = roles.scorer(run, model, variables, kind, rows=4)([group])
+  [(_, scores)] = roles.scorer(run, *result_rows.load(run, 'student_sft'), rows=4)([group])
   assert np.std(scores) > 0.01
+  assert backends.choose(exported, fast=True) == 'jax'
+  ranker = disranker_jax.load(exported)
+  served = ranker.score([(group.query, doc) for doc in group.docs])
   np.testing.assert_allclose(served, scores, atol=1e-5)
+  with pytest.raises(UserError, match='takes from 5 to 48 tokens'):
+    disranker_jax.load(exported, max_len=48 + OFFSET)

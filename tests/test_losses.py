@@ -350,7 +350,7 @@ def distilled(labels_GN, teacher_GN, scores_GN, **changes):
   settings.update(changes)
   mask_GN = np.ones(scores_GN.shape, bool)
   batch = {'labels_GN': labels_GN, 'teacher_GN': teacher_GN, 'mask_GN': mask_GN}
-  return distillation_loss(lambda variables, batch: variables, settings, scores_GN, batch)
+  return distillation_loss(lambda variables, batch: (variables, 0.0), settings, scores_GN, batch)
 
 
 SCORES_GN = np.array([[0.5, 1.0, -0.25], [2.0, -1.0, 0.125]], np.float32)

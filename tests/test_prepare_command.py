@@ -91,6 +91,8 @@ def test_teachers_and_negatives_by_flags(tmp_path):
     (['--negatives', '3'], '--negatives: needs --kind judgements'),
     (['--negatives', '3', '--kind', 'judgements', '--ranks', '9-2'], '--ranks 9-2'),
     (['--negatives', '3', '--kind', 'judgements', '--guard', '1'], '--guard: needs'),
+    (['--guard', '1'], 'need --negatives'),
+    (['--ranks', '1-10'], 'need --negatives'),
     (['--limit', '-1'], '--limit'),
     (['--depth', '0'], 'depth'),
   ],
@@ -112,7 +114,7 @@ def test_an_error_is_one_line_and_status_2(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('order', ['sorted', 'shuffled'])
 def test_memory_does_not_grow_with_the_rows(tmp_path, order):
-  script = runpy.run_path(str(ROOT / 'benchmarks' / 'measure_prepare.py'))
+  script = runpy.run_path(str(ROOT / 'benchmarks' / 'prepare.py'))
   peaks = []
   for rows in (150_000, 450_000):
     (folder := tmp_path / str(rows)).mkdir()

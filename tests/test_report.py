@@ -88,7 +88,7 @@ def run(tmp_path):
 
 class TestReport:
   def test_summary_is_strict_json_with_an_infinite_pnr(self, run):
-    report.run(run)
+    report.execute(run)
 
     def no_constants(name):
       raise AssertionError(f'{name} is not JSON')
@@ -102,13 +102,13 @@ class TestReport:
     ]
 
   def test_only_stages_that_are_done_are_told(self, run):
-    report.run(run)
+    report.execute(run)
     summary = json.loads((run.workdir / 'report' / 'summary.json').read_text())
     assert set(summary['stages']) == {'sft', 'evaluate'}
     assert summary['stages']['sft']['steps'] == 4
 
   def test_the_markdown_has_the_table_and_the_stages(self, run):
-    assert report.run(run)['files'] == ['index.html', 'report.md', 'summary.json']
+    assert report.execute(run)['files'] == ['index.html', 'report.md', 'summary.json']
     page = (run.workdir / 'report' / 'report.md').read_text()
     assert tables.markdown(results.HEADS, results.rows({'bm25': BM25})) in page
     assert '| sft |' in page and '| distill |' not in page
@@ -119,7 +119,7 @@ class TestReport:
 
   def test_the_end_says_where_things_are_and_what_to_type(self, run, capsys, monkeypatch):
     monkeypatch.chdir(run.workdir)
-    report.run(run)
+    report.execute(run)
     (run.workdir / 'export' / 'student').mkdir(parents=True)
     report.show(run)
     out = capsys.readouterr().out

@@ -107,7 +107,7 @@ def opened(folder, name='run'):
 
 
 def written(run) -> tuple[str, Page]:
-  assert 'index.html' in report.run(run)['files']
+  assert 'index.html' in report.execute(run)['files']
   text = (run.workdir / 'report' / 'index.html').read_text('utf-8')
   return text, Page(text)
 
@@ -236,7 +236,7 @@ class TestLessThanAll:
     file = tmp_path / 'evaluate' / 'student.run'
     file.write_text(file.read_text() + 'torn\n')
     with pytest.raises(UserError, match=r'student\.run:321:row: .*--rerun=evaluate'):
-      report.run(run)
+      report.execute(run)
 
 
 def rows_of(values: dict[str, list[float]]):

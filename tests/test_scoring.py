@@ -41,7 +41,7 @@ def cached():
 
 
 @functools.cache
-def opened(model, kind='eos', rows=3):
+def opened(model, kind='score_head', rows=3):
   """A ranker with a tiny model in float32; 'both' has the heads of the other kinds as well."""
   settings = model_settings(
     model=model, precision='float32', max_len=40, max_query_len=8, row_len=40
@@ -70,14 +70,18 @@ GROUPS = [make_group(seed, size) for seed, size in enumerate([3, 0, 1, 6, 0, 0, 
 
 
 @functools.cache
-def run(model, kind='eos', rows=3) -> dict[str, np.ndarray]:
+def run(model, kind='score_head', rows=3) -> dict[str, np.ndarray]:
   """All groups' scores by query_id."""
   return {g.query_id: scores for g, scores in opened(model, kind, rows)(GROUPS)}
 
 
 kinds = pytest.mark.parametrize(
   'model, kind',
-  [('tiny-encoder', 'eos'), ('tiny-decoder', 'eos'), ('tiny-decoder', 'likelihood')],
+  [
+    ('tiny-encoder', 'score_head'),
+    ('tiny-decoder', 'score_head'),
+    ('tiny-decoder', 'query_likelihood'),
+  ],
 )
 
 
@@ -118,7 +122,7 @@ def test_the_rows_of_a_batch_change_no_score(model, kind):
 @functools.cache
 def full_logits():
   """ids_T -> logits_TV of one sequence by itself, all positions."""
-  scorer = opened('tiny-decoder', 'likelihood')
+  scorer = opened('tiny-decoder', 'query_likelihood')
   network = scorer.network
 
   @jax.jit
@@ -132,7 +136,7 @@ def full_logits():
 
 
 def test_likelihood_is_the_mean_log_probability_of_the_querys_tokens():
-  scorer = opened('tiny-decoder', 'likelihood')
+  scorer = opened('tiny-decoder', 'query_likelihood')
   tokenizer = scorer.prompt.tokenizer
   group = make_group(11, 4)
   [(_, scores)] = scorer([group])
@@ -152,7 +156,8 @@ def test_likelihood_is_the_mean_log_probability_of_the_querys_tokens():
 
 def test_the_sum_of_both_kinds_is_their_sum():
   both, eos, likelihood = (
-    run('tiny-decoder', kind) for kind in ('eos+likelihood', 'eos', 'likelihood')
+    run('tiny-decoder', kind)
+    for kind in ('score_head+query_likelihood', 'score_head', 'query_likelihood')
   )
   for query_id, scores in both.items():
     np.testing.assert_allclose(scores, eos[query_id] + likelihood[query_id], atol=1e-5)

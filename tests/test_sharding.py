@@ -207,7 +207,7 @@ def settings(**changes):
     stage.update({k: v for k, v in changes.items() if k in stage})
   c.teacher.update({k: v for k, v in changes.items() if k in c.teacher})
   c.sft.update(group_size=4, margin=1.0)
-  c.distill.update(group_size=4, hard=1.0, margin=1.0)
+  c.distill.update(group_size=4, hard_label_weight=1.0, hard_label_margin=1.0)
   return c
 
 

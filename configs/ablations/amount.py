@@ -1,7 +1,7 @@
 """How much teacher data is enough: queries that the teacher scores, and documents of each.
 
-Each student starts as the one on labels alone and goes on with scores of unlabeled queries alone,
-about as many of them in all, so that few are seen often. The quickstart has at most 845 queries
+Each student starts as the one on labels alone and then sees only scores of unlabeled queries, about
+the same number in all, so fewer queries are seen more often. The quickstart has at most 845 queries
 without labels.
 """
 

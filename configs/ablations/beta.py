@@ -1,6 +1,6 @@
 """How much Margin-MSE weighs in the hybrid loss (the paper's beta, 0.4).
 
-0 is Point-MSE alone. The pairwise term on hard labels is off, so that nothing else orders pairs.
+0 is Point-MSE alone. The hard-label term is off, so that no other loss orders pairs.
 """
 
 ROWS = {

@@ -1,8 +1,8 @@
 """How deep the teacher should score: as many pairs, of many queries or of many documents each.
 
-Each student starts as the one on labels alone and goes on with the scores of 1,600 pairs of queries
-without labels, seen three times; documents are of every depth of the first stage's list. Made for
-configs/collections/chorus_titles.py, whose lists are 100 deep; the quickstart's end at 20.
+Each student starts as the one on labels alone and then sees the scores of 1,600 pairs of queries
+without labels, three times. Documents are from all depths of the first stage's list. For
+configs/collections/chorus_titles.py, whose lists are 100 deep; the quickstart's are 20.
 """
 
 PAIRS = 1600

@@ -1,7 +1,7 @@
 """Which documents of a query the teacher scores: the first stage's best, or some of every depth.
 
-Both are as many. What the student will re-rank holds good and bad documents; the first stage's best
-may all be alike.
+Their number is the same. The student will re-rank good and bad documents; the first stage's best
+may all be good.
 """
 
 ROWS = {

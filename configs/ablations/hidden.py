@@ -1,7 +1,7 @@
 """Hidden states and hard labels beside the teacher's scores (table 3's hidden terms).
 
-For --config configs/uniform_architecture.py: states are compared token by token, which needs a
-teacher that reads the student's tokens.
+For --config configs/uniform_architecture.py: states are compared token by token, so the teacher
+must read the student's tokens.
 """
 
 HIDDEN = {'distill.hidden_weight': 1.0}

@@ -1,8 +1,8 @@
 """Without a click log: what continued pre-training on judged documents is worth.
 
-Every document with a label of 1 or better is taken as a click of its query, before the rank loss
-and instead of nothing. Made for configs/collections/nfcorpus.py, where the teacher of the table
-without it ranks no better than a student on labels alone; 60 steps are about 2,400 such clicks.
+Every document with a label of 1 or more counts as a click of its query, before the rank loss. For
+configs/collections/nfcorpus.py, whose teacher without it ranks no better than a student on labels
+alone. 60 steps are about 2,400 such clicks.
 """
 
 CLICKS = {'data.clicks': 'judgements:', 'cpt.max_steps': 60}

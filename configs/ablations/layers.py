@@ -1,7 +1,7 @@
 """Which half of a six-layer encoder the student starts from.
 
-The paper takes six of twelve layers; with a student of twelve, double the numbers. Every row is
-fine-tuned and distilled alike; the whole encoder is the upper bound.
+The paper takes six of twelve layers; for a student of twelve, double the numbers. Every row is
+fine-tuned and distilled in the same way. The whole encoder is the upper bound.
 """
 
 ROWS = {

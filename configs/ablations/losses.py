@@ -1,8 +1,8 @@
 """What the student is distilled with (the paper's table 3).
 
-Every student starts where the base config lets it start and sees the same pairs of one teacher;
-only the loss differs. `hybrid` is the paper's Point-MSE + 0.4 Margin-MSE; the pairwise term on
-hard labels is off unless the row says so.
+Every student starts where the base config says and sees the same pairs of one teacher; only the
+loss differs. `hybrid` is the paper's Point-MSE + 0.4 Margin-MSE. The hard-label term is off unless
+the row names it.
 """
 
 SOFT = {'distill.hard_label_weight': 0.0}

@@ -1,13 +1,12 @@
-"""Who ranks best (the paper's table 2).
+"""Which model ranks best (the paper's table 2).
 
-First stage, the LLM as it came, the student on labels alone, teachers with and without rank loss
-and continued pre-training, and the distilled student. Teachers score as the base config says, but
-for those on </s>: a new dense layer there, as in the paper, with more steps, since it starts from
-nothing.
+First stage, zero-shot LLM, student on labels alone, teachers with and without rank loss and
+continued pre-training, distilled student. Teachers score as the base config says, except those on
+</s>: they have a new dense layer there, as in the paper, and more steps to train it.
 """
 
 NO_CPT = {'stages': ('prepare', 'sft', 'evaluate')}
-EOS = {'teacher.scorer': 'eos', 'sft.trainable': 'lora|score', 'sft.max_steps': 60}
+EOS = {'teacher.scorer': 'score_head', 'sft.trainable': 'lora|score', 'sft.max_steps': 60}
 
 ROWS = {
   'BM25': ('bm25', {}),

@@ -1,7 +1,7 @@
-"""What a teacher's scores become before the student learns them (`distill.normalize_scores`).
+"""How a teacher's scores are normalised before the student learns them (`normalize_scores`).
 
-Over all scores, a query's mean is a target too; around each query's own mean, only what ranks its
-documents is. The pairwise term on hard labels is off unless the row says so.
+With 'all' a query's mean is part of the target; with 'query' only what ranks its documents is. The
+hard-label term is off unless the row names it.
 """
 
 SOFT = {'distill.hard_label_weight': 0.0}

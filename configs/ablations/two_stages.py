@@ -1,8 +1,8 @@
 """Rank-DistiLLM's two stages beside this package's: contrastive first, then a teacher's order.
 
-Both begin with labels, here by the pairwise hinge loss, there by InfoNCE, and go on from there with
-the same teacher's scores of the same pairs: here with the hybrid loss on scores and hard labels,
-there with nothing but the order of the scores (configs/rank_distillm.py).
+Both start with labels, here by the pairwise hinge loss, there by InfoNCE. Both then learn from the
+same teacher's scores of the same pairs: here by the hybrid loss and hard labels, there only by the
+order of the scores (configs/rank_distillm.py).
 """
 
 HINGE = {'student_sft.loss': 'pairwise_hinge'}

@@ -1,9 +1,9 @@
 """Product search: chorus-ecommerce, 135 queries judged 0 to 3, half of them for the test.
 
-disranker run --config configs/collections/chorus.py --config.data.fold=0
+  disranker run --config configs/collections/chorus.py --config.data.fold=0
 
-The judged documents are re-ranked. No clicks, so no continued pre-training; the teacher scores what
-BM25 finds for the training queries.
+The judged documents are re-ranked. There are no clicks, so no continued pre-training. The teacher
+scores what BM25 finds for the training queries.
 """
 
 import pathlib

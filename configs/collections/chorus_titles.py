@@ -1,10 +1,10 @@
-"""Product search as in chorus.py, with queries made of titles for what the collection lacks: a log.
+"""Product search as in chorus.py, with queries made of titles, because there is no query log.
 
-python experiments/title_queries.py ../shared/data/chorus-ecommerce runs/titles.tsv
-disranker run --config configs/collections/chorus_titles.py
+  python experiments/title_queries.py ../shared/data/chorus-ecommerce runs/titles.tsv
+  disranker run --config configs/collections/chorus_titles.py
 
-The teacher scores 8 of BM25's top 100, some of every depth, for half of these queries (561 and 608
-in the two folds), beside the judged documents of its training queries; the student learns both.
+The teacher scores 8 of BM25's top 100, from all depths, for half of these queries (561 and 608 in
+the two folds), and the judged documents of its training queries. The student learns both.
 """
 
 import pathlib
@@ -17,6 +17,6 @@ def get_config():
   c.name = 'chorus_titles'
   c.data.candidates = f'{c.data.judgements}?queries=runs/titles.tsv&run=bm25'
   c.data.depth = 100
-  c.score.update(group_size=8, shard_queries=125)  # as many documents a shard as chorus.py's
+  c.score.update(group_size=8, shard_queries=125)  # as many documents per shard as chorus.py
   c.distill.update(epochs=6.0, group_size=8)
   return c

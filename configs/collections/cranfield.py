@@ -1,12 +1,12 @@
 """Classic abstracts: Cranfield, 225 queries judged 1 to 4; half of them for the test.
 
-disranker run --config configs/collections/cranfield.py --config.data.fold=0
+  disranker run --config configs/collections/cranfield.py --config.data.fold=0
 
-BM25's top 20 are re-ranked. Only relevant documents are judged, so what BM25 ranks 5 to 100 and
-nobody judged stands for the others; not so the documents of qrels.code-1.txt, which look like the
-best answers and are no negatives. Questions are long: 20 tokens cut them in 46 % of the pairs, 48
-in 1 %. Most abstracts are cut; with its question the median has 248 tokens. No clicks, so no
-continued pre-training.
+BM25's top 20 are re-ranked. Only relevant documents are judged, so unjudged documents at BM25's
+ranks 5 to 100 serve as negatives. The documents of qrels.code-1.txt look like the best answers and
+are left out. Questions are long: 20 tokens cut them in 46 % of the pairs, 48 in 1 %. Most abstracts
+are cut; with its question the median has 248 tokens. There are no clicks, so no continued
+pre-training.
 """
 
 import pathlib

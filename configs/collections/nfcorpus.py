@@ -1,11 +1,11 @@
 """Medical search: NFCorpus, 2,590 training queries with candidates of BM25, 323 for the test.
 
-disranker run --config configs/collections/nfcorpus.py --workdir runs/nfcorpus
+  disranker run --config configs/collections/nfcorpus.py --workdir runs/nfcorpus
 
-Only relevant documents are judged, so those that BM25 ranks 5 to 100 and nobody judged stand for
-the others; the relevant ones are those in BM25's top 100, since 71 % of all share no word with
-their query. BM25's top 20 are re-ranked. Of the training queries 600 are used, as in the quickstart
-(--config.data.limit.judgements=0 --config.data.limit.candidates=0 takes all). No clicks,
+Only relevant documents are judged, so unjudged documents at BM25's ranks 5 to 100 serve as
+negatives. Relevant documents are those in BM25's top 100, because 71 % of all share no word with
+their query. BM25's top 20 are re-ranked. As in the quickstart, 600 training queries are used
+(--config.data.limit.judgements=0 --config.data.limit.candidates=0 takes all). There are no clicks,
 so no continued pre-training.
 """
 

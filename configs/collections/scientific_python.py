@@ -1,9 +1,9 @@
-"""Another documentation: of NumPy, SciPy, Matplotlib and JAX, which this program is installed with.
+"""Documentation of NumPy, SciPy, Matplotlib and JAX, which are installed with this package.
 
-disranker run --config configs/collections/scientific_python.py
+  disranker run --config configs/collections/scientific_python.py
 
-The quickstart's pipeline and settings without any limit: 651 clicks, 335 judged queries, 582
-without labels, 226 for the test with the versions that constraints.txt names.
+The quickstart's pipeline and settings without limits: 651 clicks, 335 judged queries, 582 without
+labels, 226 for the test with the versions in constraints.txt.
 """
 
 import pathlib

@@ -3,9 +3,9 @@
 python experiments/title_queries.py ../shared/data/trec-session-2012 runs/web.tsv --web --count 600
 disranker run --config configs/collections/trec_session.py --config.data.fold=0
 
-A topic's queries share their judgements, so they stay on one side. The judged documents are
-re-ranked; the 259 clicks are too few to pre-train on. As in chorus_titles.py half of the queries
-made of titles are scored for the student, beside the judged documents of the training queries.
+Queries of a topic share judgements, so they stay on one side. The judged documents are re-ranked.
+The 259 clicks are too few for pre-training. As in chorus_titles.py, the teacher scores half of the
+queries made of titles and the judged documents of the training queries for the student.
 """
 
 import pathlib
@@ -20,7 +20,7 @@ def get_config():
   c.name = 'trec_session'
   c.data.update(judgements=DATA, candidates=f'{DATA}?queries=runs/web.tsv&run=bm25')
   c.data.update(test=f'{DATA}?pool=judged', holdout_by='^[^-]+')
-  # Most pages are little shorter than max_len: four of them leave less of a row free than two.
+  # Most pages are nearly max_len long: rows of four have less padding than rows of two.
   for side in (c.teacher, c.student):
     side.row_len = 256
   c.sft.batch_rows = 8

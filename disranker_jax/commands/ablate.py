@@ -24,7 +24,7 @@ from disranker_jax.evaluation.table import Table, statistic, sums
 from disranker_jax.pipeline import manifest
 from disranker_jax.progress import say
 from disranker_jax.report import ablations
-from disranker_jax.stages.rows import ROWS
+from disranker_jax.stages.result_rows import ROWS
 
 METRICS = ('ndcg@5', 'ndcg@10', 'mrr@10', 'pnr')
 

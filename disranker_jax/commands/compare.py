@@ -37,8 +37,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     help='comma-separated (%(default)s); there are pnr (pooled), pnr_per_query, ndcg@K, '
     'ndcg_linear@K, mrr@K, map@K, recall@K, judged@K and gsb@K (delta-GSB by nDCG@K)',
   )  # fmt: skip
-  add('--relevant', type=int, default=1, help='lowest grade that MRR, MAP, recall count (1)')
-  add('--same', type=float, default=0.0, help='gsb: the same if nDCG is at most this apart (0)')
+  add('--relevant', type=int, default=1, help='lowest grade that MRR, MAP, recall count')
+  add('--same', type=float, default=0.0, help='gsb: the same if nDCG is at most this apart')
   add('--verdicts', type=Path, help='human verdicts: CSV or JSONL of query_id, good|same|bad')
   add('--test', choices=TESTS, default='randomisation', help='over queries, paired (%(default)s)')
   add(
@@ -47,7 +47,7 @@ def parse_args(argv=None) -> argparse.Namespace:
   )  # fmt: skip
   add('--level', type=float, default=significance.LEVEL, help='of the intervals (%(default)s)')
   add('--samples', type=int, default=significance.SAMPLES, help='to draw (%(default)s)')
-  add('--seed', type=int, default=0, help='of the draws (0)')
+  add('--seed', type=int, default=0, help='of the draws')
   add('--out', type=Path, metavar='DIR', help='saves compare.md, compare.json, per_query.csv here')
   add('--json', action='store_true', help='prints the JSON instead of the table')
   args = parser.parse_args(argv)

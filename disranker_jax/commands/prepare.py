@@ -33,7 +33,7 @@ def parse_args(argv=None) -> tuple[argparse.Namespace, list[str]]:
   add('--teacher', action='append', default=[], metavar='ADDRESS', help=(
     'scores of another teacher; repeated: the mean of the standardised scores'))  # fmt: skip
   add('--negatives', type=int, default=0, metavar='N', help='hard negatives per query')
-  add('--ranks', default='1-100', metavar='A-B', help='first-stage ranks to draw them from')
+  add('--ranks', metavar='A-B', help='first-stage ranks to draw them from; default: 1-100')
   add('--guard', type=float, metavar='MARGIN', help=(
     'keep only negatives that the teacher scores this far below every positive'))  # fmt: skip
   add = parser.add_argument_group('many machines').add_argument
@@ -55,11 +55,13 @@ def job_of(args: argparse.Namespace):
 
   if args.limit < 0 or args.negatives < 0:
     raise UserError('--limit and --negatives: must be 0 or more')
+  if not args.negatives and (args.ranks or args.guard is not None):
+    raise UserError('--ranks and --guard: need --negatives N')
   changes, depth, read_as = [], args.depth, ''
   if args.teacher:
     changes.append(Teachers(args.teacher, drop=args.kind == 'candidates'))
   if args.negatives:
-    first, last = ranks(args.ranks)
+    first, last = ranks(args.ranks or '1-100')
     if args.kind != 'judgements':
       raise UserError(f'--negatives: needs --kind judgements, not {args.kind}')
     if args.guard is not None and not args.teacher:

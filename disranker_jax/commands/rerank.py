@@ -23,7 +23,7 @@ def parse_args(argv=None) -> argparse.Namespace:
   parser.add_argument(
     '--docs', type=Path, help='JSON lines of doc_id, title, summary; default: search python_docs'
   )
-  parser.add_argument('--top', type=int, default=10, help='documents to show (10); 0: all')
+  parser.add_argument('--top', type=int, default=10, help='documents to show; 0: all')
   parser.add_argument('--json', action='store_true', help='print a list of doc_id, score, rank')
   return parser.parse_args(argv)
 

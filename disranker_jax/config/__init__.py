@@ -104,10 +104,9 @@ def check(config: ConfigDict) -> None:
   for path, key in known.items():
     settings.check_value(path, key, flat[path])
   logs.check_wandb(config.wandb_project)
-  listed = [stage for stage in systems.SYSTEMS[system] if stage.name in config.stages]
-  systems.check_needs(config, listed)
-  for stage in listed:
-    for role in stage.opens:
+  systems.check_required(config)
+  for stage in systems.listed(config):
+    for role in stage.models:
       check_lengths(config, role)
     stage.check(config)
 

@@ -1,0 +1,1 @@
+"""Sources, records, preparation, prompts and packing."""

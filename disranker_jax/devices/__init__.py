@@ -1,0 +1,1 @@
+"""The mesh and its layout rules, several processes, memory."""

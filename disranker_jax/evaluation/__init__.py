@@ -1,0 +1,1 @@
+"""Metrics, significance, TREC runs, tables of results, A/B tests."""

@@ -1,0 +1,1 @@
+"""Networks and their families, Hugging Face folders in and out, where weights come from."""

@@ -1,12 +1,14 @@
 """Opens a model by its name and settings: network, tokenizer, and the parameters of its folder."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 from ml_collections import ConfigDict
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from disranker_jax.data.prompts import PairPrompt, TextPrompt
 from disranker_jax.devices import processor, sharding
@@ -14,8 +16,11 @@ from disranker_jax.errors import UserError
 from disranker_jax.models import hf, tree, weights
 from disranker_jax.models.network import Network, from_hf
 
+if TYPE_CHECKING:
+  from transformers import PreTrainedTokenizerFast
+
 # The head that each way of scoring needs (config.teacher.scorer).
-HEADS = {'eos': 'rank', 'likelihood': 'lm', 'eos+likelihood': 'both'}
+HEADS = {'score_head': 'rank', 'query_likelihood': 'lm', 'score_head+query_likelihood': 'both'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +38,7 @@ class TextModel:
   @property
   def scorer(self) -> str:
     """The way of scoring: a key of HEADS."""
-    return self.settings.get('scorer', 'eos')
+    return self.settings.get('scorer', 'score_head')
 
   def prompt(self, predict: str | None = None) -> PairPrompt | TextPrompt:
     """How the model reads a query and a document.
@@ -42,7 +47,7 @@ class TextModel:
     """
     s = self.settings
     if predict is None:
-      predict = 'query' if 'likelihood' in self.scorer else 'document'
+      predict = 'query' if 'query_likelihood' in self.scorer else 'document'
     template = s.get('template', '')
     return self.network.family.prompt(
       self.tokenizer, s.max_len, s.max_query_len, template=template, predict=predict
@@ -73,7 +78,7 @@ def open_model(settings: ConfigDict, head: str = '') -> TextModel:
   Raises: UserError if the model is not found or not supported.
   """
   folder = weights.find(settings.model)
-  head = head or HEADS[settings.get('scorer', 'eos')]
+  head = head or HEADS[settings.get('scorer', 'score_head')]
   return TextModel(settings, folder, open_network(folder, settings, head), open_tokenizer(folder))
 
 
@@ -98,6 +103,8 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
   Raises: UserError if there is none with a tokenizer.json.
   """
+  from transformers import AutoTokenizer  # imported late: it imports torch where that is installed
+
   try:
     tokenizer = AutoTokenizer.from_pretrained(folder)
   except (OSError, ValueError) as e:

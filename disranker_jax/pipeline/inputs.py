@@ -1,4 +1,4 @@
-"""Fingerprints of what stages take from outside the workdir: source files, local model folders."""
+"""Fingerprints of a stage's inputs outside the workdir: source files and local model folders."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from disranker_jax.stages import prepare
 
 
 def outside(config, stage: Stage) -> dict[str, str]:
-  """{'data.clicks': fingerprint, ...}: changes when a file does; names from a hub do not change."""
+  """{'data.clicks': fingerprint, ...}. A file's change changes it; a name on the hub never does."""
   found = {}
   if stage.name == 'prepare':
     found = {
@@ -19,7 +19,7 @@ def outside(config, stage: Stage) -> dict[str, str]:
     if config.data.teachers:
       prints = [sources.fingerprint(address) for address in config.data.teachers]
       found['data.teachers'] = manifest.digest(prints)
-  for role in stage.opens:
+  for role in stage.models:
     folder = Path(config[role].model)
     if config[role].model and folder.is_dir():
       found[f'{role}.model'] = files(sorted(folder.iterdir()))
@@ -27,6 +27,6 @@ def outside(config, stage: Stage) -> dict[str, str]:
 
 
 def files(paths: list[Path]) -> str:
-  """By name, size and time of change: contents of any size, at no cost."""
+  """A fingerprint of names, sizes and modification times; contents are not read."""
   stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in paths if p.is_file()]
   return manifest.digest(stats)

@@ -1,4 +1,4 @@
-"""manifest.json of a stage: what it was asked, what it was made from, and whether it is done.
+"""manifest.json of a stage: its settings, its inputs, and whether it is done.
 
 A stage is stale when its part of the config, or something it was made from, has changed since.
 """
@@ -26,21 +26,21 @@ def digest(value) -> str:
 
 
 def write_json(file: Path, value) -> None:
-  """Under another name first, so that a killed run leaves the old file or the new one."""
+  """Writes to a temporary name first, so that a kill leaves the old file or the new one."""
   partial = file.with_suffix('.partial')
   partial.write_text(json.dumps(value, indent=2) + '\n')
   os.replace(partial, file)
 
 
 def read(folder: Path) -> dict | None:
-  """The manifest of a stage's folder, or None where the stage has not begun."""
+  """The manifest in a stage's folder; None if the stage has not started."""
   file = folder / 'manifest.json'
   if not file.exists():
     return None
   try:
     return json.loads(file.read_text())
   except ValueError as e:
-    raise UserError(f'{file}: is not JSON ({e}); delete {folder} to do the stage again') from e
+    raise UserError(f'{file}: is not JSON ({e}); delete {folder} to run the stage again') from e
 
 
 def settings_of(config, sections: tuple[str, ...]) -> dict:
@@ -82,7 +82,7 @@ class Manifest:
       write_json(self._folder / 'manifest.json', self.value)
 
   def stopped(self) -> None:
-    """Keeps the time spent so far, for a stage that is broken off."""
+    """Records the time spent so far."""
     self.value['wall_s'] = self._spent + time.monotonic() - self._begin
     self._write()
 
@@ -100,7 +100,7 @@ class Manifest:
 
 
 def changes(manifest: dict, wanted: dict, inputs: dict) -> list[str]:
-  """What has changed since the stage was begun; inputs that are not known yet are passed over."""
+  """What has changed since the stage was started; unknown inputs (None) are ignored."""
   lines = [f'config.{line}' for line in configs.differing(manifest['config'], wanted)]
   before = manifest['inputs']
   for name in sorted(before.keys() | inputs.keys()):
@@ -109,7 +109,7 @@ def changes(manifest: dict, wanted: dict, inputs: dict) -> list[str]:
     elif name not in before:
       lines.append(f'its input {name} is new in the config')
     elif inputs[name] is not None and inputs[name] != before[name]:
-      lines.append(f'its input {name} is another one now')
+      lines.append(f'its input {name} has changed')
   return lines
 
 

@@ -135,7 +135,7 @@ class Pipeline:
     """Fingerprints of what a stage is made from; None for an earlier stage that is not done."""
     found: dict[str, str | None] = dict(outside.outside(self.run.config, stage))
     config = self.run.config
-    for name in [s.name for s in self.listed if s.name in stage.after]:
+    for name in [s.name for s in self.listed if s.name in stage.reads_stages]:
       before = manifest.read(self.run.folder(name))
       done = before if before is not None and before['status'] == 'done' else None
       if name == 'prepare':
@@ -190,7 +190,7 @@ class Pipeline:
     say(f'{stage.name} ({position}): {"continues" if state.before else "starts"}')
     record = manifest.Manifest(folder, stage.name, state.wanted, state.inputs)
     try:
-      results = stage.run(self.run)
+      results = stage.execute(self.run)
     except (Stopped, KeyboardInterrupt):
       record.stopped()
       raise

@@ -27,49 +27,49 @@ class Run:
 class Stage:
   """A function of the config and of earlier stages' folders that writes one folder.
 
-  name      of the stage, of its folder and of its section of the config
-  title     one line for reports
-  run       does or resumes the work; returns results for the manifest
-  settings  the keys of its section of the config
-  section   the section's name, if it is not the stage's
-  check     tests relations between settings; raises UserError
-  role      the model that it trains or runs: 'teacher', 'student' or ''
-  opens     the models that it opens, where these are not just `role`
-  after     earlier stages whose folders it reads where the config lists them
-  needs     {what needs them: stages that the config must list}
-  reads     kinds of prepared records that it reads
-  head      which head the network needs
-  task      of a training stage: (config, network) -> train.Task
-  scores    whether it runs a scorer over all records that it reads
-  paper_rows  how many rows the paper's data have for it, for plans
+  name          of the stage, of its folder and of its section of the config
+  title         one line for reports
+  execute       does or resumes the work; returns results for the manifest
+  settings      the keys of its section of the config
+  section       the section's name, if it is not the stage's
+  check         tests relations between settings; raises UserError
+  role          the model that it trains or runs: 'teacher', 'student' or ''
+  models        the roles whose models it opens; by default `role`
+  reads_stages  earlier stages whose output it uses, if they are in config.stages
+  requires      config -> {what requires them: stages that must be in config.stages}; by default a
+                stage with a model requires prepare
+  reads_records config -> the kinds of prepared records that it reads
+  head          config -> the head that its network has
+  task          of a training stage: (config, network) -> train.Task
+  scores_records  whether it scores all records that it reads
+  paper_rows    the size of the paper's data for it, which `disranker plan` uses
   """
 
   name: str
   title: str
-  run: Callable[[Run], dict]
+  execute: Callable[[Run], dict]
   settings: Section = dataclasses.field(default_factory=dict)
   section: str = ''
   check: Callable[[ConfigDict], None] = lambda config: None
   role: str = ''
-  opens: tuple[str, ...] = ()
-  after: tuple[str, ...] = ()
-  needs: Callable[[ConfigDict], Mapping[str, tuple[str, ...]]] | None = None
-  reads: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
+  models: tuple[str, ...] = ()
+  reads_stages: tuple[str, ...] = ()
+  requires: Callable[[ConfigDict], Mapping[str, tuple[str, ...]]] | None = None
+  reads_records: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
   head: Callable[[ConfigDict], str] = lambda config: 'rank'
   task: Callable | None = None
-  scores: bool = False
+  scores_records: bool = False
   paper_rows: int = 0
 
   def __post_init__(self):
-    set_default = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
-    if not self.section:
-      set_default('section', self.name)
-    if self.role and not self.opens:
-      set_default('opens', (self.role,))
-    if self.needs is None:
-      set_default('needs', lambda config: {self.name: ('prepare',)} if self.opens else {})
+    models = self.models or ((self.role,) if self.role else ())
+    requires = {self.name: ('prepare',)} if models else {}
+    # The way to set fields of a frozen dataclass.
+    object.__setattr__(self, 'section', self.section or self.name)
+    object.__setattr__(self, 'models', models)
+    object.__setattr__(self, 'requires', self.requires or (lambda config: requires))
 
   @property
   def sections(self) -> tuple[str, ...]:
     """The parts of the config that its result depends on."""
-    return (*(('seed', *self.opens) if self.opens else ()), self.section)
+    return ('seed', *self.models, self.section) if self.models else (self.section,)

@@ -1,4 +1,4 @@
-"""The stages of each system, in order: the only list of stages."""
+"""The stages of each system, in order. A stage names those that it reads in `reads_stages`."""
 
 from collections.abc import Iterable
 
@@ -53,10 +53,11 @@ def listed(config: ConfigDict) -> list[Stage]:
 
 
 def find(name: str, system: str = 'disranker') -> Stage:
-  return next(stage for stage in SYSTEMS[system] if stage.name == name)
+  """The stage of a name. Raises: KeyError."""
+  return {stage.name: stage for stage in SYSTEMS[system]}[name]
 
 
-def training(system: str = 'disranker') -> list[str]:
+def training_stages(system: str = 'disranker') -> list[str]:
   """Names of the stages that train."""
   return [stage.name for stage in SYSTEMS[system] if stage.task]
 
@@ -71,7 +72,7 @@ def preceding(all_stages: Iterable[Stage], names: Iterable[str]) -> list[Stage]:
   wanted, every = set(names), list(all_stages)
   for stage in reversed(every):
     if stage.name in wanted:
-      wanted |= set(stage.after)
+      wanted |= set(stage.reads_stages)
   return [stage for stage in every if stage.name in wanted]
 
 
@@ -79,14 +80,14 @@ def following(all_stages: Iterable[Stage], names: Iterable[str]) -> list[str]:
   """The named stages and, transitively, those that read what they write."""
   again, every = set(names), list(all_stages)
   for stage in every:
-    if again & set(stage.after):
+    if again & set(stage.reads_stages):
       again.add(stage.name)
   return [stage.name for stage in every if stage.name in again] if names else []
 
 
-def check_needs(config: ConfigDict, listed: Iterable[Stage]) -> None:
+def check_required(config: ConfigDict) -> None:
   """Raises: UserError where a listed stage cannot run without one that is not listed."""
-  for stage in listed:
-    for what, needs in stage.needs(config).items():
-      if missing := [name for name in needs if name not in config.stages]:
+  for stage in listed(config):
+    for what, required in stage.requires(config).items():
+      if missing := [name for name in required if name not in config.stages]:
         raise UserError(f'config.stages: {what} needs {", ".join(missing)}, which is not listed')

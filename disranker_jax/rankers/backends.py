@@ -110,7 +110,7 @@ class Jax:
     from disranker_jax.models.settings import defaults as model_settings
     from disranker_jax.rankers import pointwise
 
-    scorer = exported(folder).get('scorer', 'eos')
+    scorer = exported(folder).get('scorer', 'score_head')
     lengths = formats.lengths(folder, max_len)
     row_len = max(128, lengths['max_len'])
     settings = model_settings(model=str(folder), row_len=row_len, precision=precision, **lengths)

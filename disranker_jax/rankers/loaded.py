@@ -44,8 +44,8 @@ def load(
     UserError: the folder is not an exported model, or an argument does not fit it.
   """
   folder = Path(folder)
-  config = check(folder)
-  longest = config['max_position_embeddings']
+  check(folder)
+  longest = formats.family(folder).max_len(hf.open_config(folder))
   if max_len is not None and not 5 <= max_len <= longest:
     raise UserError(f'max_len {max_len}: {folder} takes from 5 to {longest} tokens')
   opened = backends.open_backend(folder, backend, max_len or 0, fast)
@@ -79,7 +79,7 @@ def open_prompt(folder: Path, max_len: int = 0) -> PairPrompt | TextPrompt:
 
   tokenizer, lengths = open_tokenizer(folder), formats.lengths(folder, max_len)
   recorded = backends.exported(folder)
-  predict = 'query' if recorded.get('scorer') == 'likelihood' else 'document'
+  predict = 'query' if recorded.get('scorer') == 'query_likelihood' else 'document'
   template = recorded.get('template', '')
   family = formats.family(folder)
   return family.prompt(tokenizer, **lengths, template=template, predict=predict)

@@ -24,21 +24,21 @@ from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import UserError
 
 
-def score_fn(network, scorer: str = 'eos') -> Callable:
+def score_fn(network, scorer: str = 'score_head') -> Callable:
   """(variables, batch) -> scores_GN, fp32.
 
   Args:
-    scorer: 'eos', the dense layer on the scored position (DisRanker section 3.2; BERT's pooled
-      `[CLS]`); 'likelihood', the mean log-probability of the query's tokens after the document;
-      'eos+likelihood', their sum.
+    scorer: 'score_head', the dense layer on the scored position (DisRanker section 3.2; BERT's
+      pooled `[CLS]`); 'query_likelihood', the mean log-probability of the query's tokens after the
+      document; 'score_head+query_likelihood', their sum.
   """
 
   def scores(variables, batch):
     hidden_BTD = network.hidden(variables, batch)
     total_GN = jnp.zeros(batch['mask_GN'].shape, jnp.float32)
-    if 'likelihood' in scorer:
+    if 'query_likelihood' in scorer:
       total_GN += mean_logprob(network, variables, hidden_BTD, batch)
-    if 'eos' in scorer:
+    if 'score_head' in scorer:
       scores_P = network.score_at(variables, hidden_BTD, batch['index_AX'])
       total_GN += scores_P.reshape(total_GN.shape)
     return total_GN
@@ -64,7 +64,7 @@ def mean_logprob(network, variables, hidden_BTD, batch) -> jax.Array:
 
 def score_shape(scorer: str, rows: int, row_len: int, docs: int = 1) -> Shape:
   """The batch shape for a way of scoring; a likelihood needs room for predicted tokens."""
-  predicted = predicted_per_row('query', row_len) if 'likelihood' in scorer else 0
+  predicted = predicted_per_row('query', row_len) if 'query_likelihood' in scorer else 0
   return Shape(rows, row_len, docs, predicted)
 
 
@@ -98,7 +98,7 @@ class PointwiseRanker:
   mesh: object
   rows: int
   row_len: int
-  scorer: str = 'eos'
+  scorer: str = 'score_head'
   watchdog_s: float = 0.0
   workers: int = 0  # processes that tokenise; 0: a thread of this one
 

@@ -15,7 +15,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
-from disranker_jax.stages import rows
+from disranker_jax.stages import result_rows
 
 MOST = 10_000  # records whose texts are measured, evenly spaced if there are more
 TEXTS = ('query', 'title', 'summary')
@@ -53,7 +53,7 @@ def gather(run) -> Facts:
   """Reads what the run's workdir holds."""
   evaluated, samples = run.folder('evaluate'), run.folder('cpt') / 'samples.md'
   config, default = configs.flatten(run.config), configs.flatten(configs.defaults())
-  ranked = [name for name in rows.ROWS if not rows.is_floor(name)]
+  ranked = [name for name in result_rows.ROWS if not result_rows.is_floor(name)]
   files = {model: evaluated / f'{model}.run' for model in ranked}
   per_query = evaluated / 'per_query.csv'
   return Facts(
@@ -165,7 +165,7 @@ def quarantined(run, kind: str) -> int:
   return before.get('results', {}).get(kind, {}).get('quarantined', 0)
 
 
-def scores_by_label(facts: Facts, models=rows.TRAINED) -> dict[str, dict[int, list[float]]]:
+def scores_by_label(facts: Facts, models=result_rows.TRAINED) -> dict[str, dict[int, list[float]]]:
   """{model: {label: scores}} of the judged test pairs, for the models that have a run."""
   labels = facts.labels()
   scores: dict[str, dict[int, list[float]]] = {}

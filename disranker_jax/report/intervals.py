@@ -11,7 +11,7 @@ import numpy as np
 from disranker_jax.data.holdout import clusters
 from disranker_jax.evaluation import metrics, significance
 from disranker_jax.evaluation.table import Table, sums
-from disranker_jax.stages.rows import BASELINES, FIRST_STAGE, STUDENT, TEACHER, is_floor
+from disranker_jax.stages.result_rows import BASELINES, FIRST_STAGE, STUDENT, TEACHER, is_floor
 
 Rows = Mapping[str, Mapping[str, Mapping[str, float]]]
 

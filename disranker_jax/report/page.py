@@ -13,7 +13,7 @@ from disranker_jax.progress import clock
 from disranker_jax.report import charts, facts, intervals, rankings, summary, tables
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.intervals import MAIN, Intervals
-from disranker_jax.stages import rows
+from disranker_jax.stages import result_rows
 
 TEMPLATE = 'page.html'
 ALPHA = 0.05
@@ -44,10 +44,10 @@ def render(run, gathered: Facts) -> str:
     name=gathered.name,
     about=about(gathered),
     tiles=summary.tiles(gathered, spread),
-    student=rows.title(rows.STUDENT),
+    student=result_rows.title(result_rows.STUDENT),
     sentences=summary.differences(spread),
     relevant=run.config.evaluate.min_relevance,
-    results=result_rows(gathered, spread),
+    results=table_rows(gathered, spread),
     columns=[metrics.title(m) for m in metrics.COLUMNS],
     has_intervals=bool(spread.means),
     drawn=tables.drawn(queries, drawn),
@@ -55,8 +55,8 @@ def render(run, gathered: Facts) -> str:
     differences=difference_tables(spread),
     charts=draw(gathered, spread, gained),
     gains=gained,
-    contender=rows.title(gained.model) if gained else '',
-    first_stage=rows.title(rows.FIRST_STAGE),
+    contender=result_rows.title(gained.model) if gained else '',
+    first_stage=result_rows.title(result_rows.FIRST_STAGE),
     data=gathered.data,
     labels=label_table(gathered),
     legend=legend(gathered),
@@ -85,7 +85,7 @@ def moment(written: str) -> str:
   return f'{written[:10]} {written[11:16]} UTC' if written else ''
 
 
-def result_rows(gathered: Facts, spread: Intervals) -> list[dict[str, Any]]:
+def table_rows(gathered: Facts, spread: Intervals) -> list[dict[str, Any]]:
   """One row per model: {title, is_student, cells: [{value, span, is_best}], parameters, ms}."""
   results = gathered.results
   best = {m: max((float(v[m]) for v in results.values()), default=0) for m in metrics.COLUMNS}
@@ -100,8 +100,8 @@ def result_rows(gathered: Facts, spread: Intervals) -> list[dict[str, Any]]:
         'is_best': float(values[metric]) == best[metric],
       })  # fmt: skip
     table.append({
-      'title': rows.title(model),
-      'is_student': model == rows.STUDENT,
+      'title': result_rows.title(model),
+      'is_student': model == result_rows.STUDENT,
       'cells': cells,
       'parameters': tables.short(values['parameters']) if 'parameters' in values else '',
       'ms': tables.number(values['ms_per_pair'], 2) if 'ms_per_pair' in values else '',
@@ -112,7 +112,7 @@ def result_rows(gathered: Facts, spread: Intervals) -> list[dict[str, Any]]:
 def difference_tables(spread: Intervals) -> list[dict[str, Any]]:
   """One table per baseline: {title, columns, rows: [{title, is_student, cells}]}."""
   made = []
-  for baseline in rows.BASELINES:
+  for baseline in result_rows.BASELINES:
     models = dict.fromkeys(m for b, m, _ in spread.differences if b == baseline)
     lines = []
     for model in models:
@@ -126,28 +126,30 @@ def difference_tables(spread: Intervals) -> list[dict[str, Any]]:
           'p': tables.chance(difference['p_holm'], DIGITS),
           'is_sure': difference['p_holm'] < ALPHA,
         })  # fmt: skip
-      title, is_student = rows.title(model), model == rows.STUDENT
+      title, is_student = result_rows.title(model), model == result_rows.STUDENT
       lines.append({'title': title, 'is_student': is_student, 'cells': cells})
     if lines:
       columns = [metrics.title(m) for m in intervals.TESTED]
-      made.append({'title': rows.title(baseline), 'columns': columns, 'rows': lines})
+      made.append({'title': result_rows.title(baseline), 'columns': columns, 'rows': lines})
   return made
 
 
 def draw(gathered: Facts, spread: Intervals, gained) -> dict[str, Any]:
   """The charts by their place on the page; empty where there is nothing to draw."""
   results = gathered.results
-  names = {model: rows.title(model) for model in results}
+  names = {model: result_rows.title(model) for model in results}
   means = {model: interval(gathered, spread, model) for model in results}
-  fair = {model: mean for model, mean in means.items() if not rows.is_floor(model)}
+  fair = {model: mean for model, mean in means.items() if not result_rows.is_floor(model)}
   times = {model: results[model].get('ms_per_pair', 0) for model in fair}
   cost = {model: ms for model, ms in times.items() if ms > 0}
   scores = facts.scores_by_label(gathered)
   top = gathered.top_label
   return {
-    'dots': charts.dots(names, means, rows.STUDENT, rows.FIRST_STAGE) if len(means) > 1 else '',
-    'latency': charts.latency(names, cost, fair, rows.STUDENT) if cost else '',
-    'histograms': [charts.histogram(rows.title(m), v, top) for m, v in scores.items()],
+    'dots': charts.dots(names, means, result_rows.STUDENT, result_rows.FIRST_STAGE)
+    if len(means) > 1
+    else '',
+    'latency': charts.latency(names, cost, fair, result_rows.STUDENT) if cost else '',
+    'histograms': [charts.histogram(result_rows.title(m), v, top) for m, v in scores.items()],
     'scatters': scatters(gathered),
     'gains': gain_charts(gained) if gained else [],
     'curves': [charts.curve(stage, steps) for stage, steps in gathered.logs.items()],
@@ -161,7 +163,9 @@ def interval(gathered: Facts, spread: Intervals, model: str) -> dict[str, float]
 
 
 def gain_charts(gained) -> list[Markup]:
-  return [charts.gains(f'against {rows.title(m)}', values) for m, values in gained.others.items()]
+  return [
+    charts.gains(f'against {result_rows.title(m)}', values) for m, values in gained.others.items()
+  ]
 
 
 def legend(gathered: Facts) -> list[dict[str, int]]:
@@ -172,9 +176,13 @@ def legend(gathered: Facts) -> list[dict[str, int]]:
 
 def scatters(gathered: Facts) -> list[Markup]:
   """The students' scores against the teacher's, before and after distillation."""
-  teacher, labels = gathered.runs.get(rows.TEACHER), gathered.labels()
+  teacher, labels = gathered.runs.get(result_rows.TEACHER), gathered.labels()
   drawn = []
-  for model in [m for m in rows.TRAINED if rows.ROWS[m].role == rows.ROWS[rows.STUDENT].role]:
+  for model in [
+    m
+    for m in result_rows.TRAINED
+    if result_rows.ROWS[m].role == result_rows.ROWS[result_rows.STUDENT].role
+  ]:
     run = gathered.runs.get(model, {})
     points = [
       (score, run[query][doc], labels.get((query, doc), -1))
@@ -184,7 +192,9 @@ def scatters(gathered: Facts) -> list[Markup]:
     ]
     if points:
       tau = metrics.mean_tau(run, teacher)
-      drawn.append(charts.scatter(rows.title(model), np.array(points), tau, gathered.top_label))
+      drawn.append(
+        charts.scatter(result_rows.title(model), np.array(points), tau, gathered.top_label)
+      )
   return drawn
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from disranker_jax.data.records import Document, Group
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.intervals import MAIN
-from disranker_jax.stages.rows import BASELINES, FIRST_STAGE, MODELS, TEACHER, title
+from disranker_jax.stages.result_rows import BASELINES, FIRST_STAGE, MODELS, TEACHER, title
 
 TOP = 5  # ranks that the main metric counts
 SHOWN = 10  # queries with the greatest gains, and with the greatest losses

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from disranker_jax.evaluation import metrics
 from disranker_jax.report import tables
-from disranker_jax.stages.rows import title
+from disranker_jax.stages.result_rows import title
 
 HEADS = ('model', *map(metrics.title, metrics.COLUMNS), 'parameters', 'ms per pair')
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from disranker_jax.report import tables
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.intervals import MAIN, Intervals
-from disranker_jax.stages.rows import BASELINES, FIRST_STAGE, STUDENT, TEACHER, title
+from disranker_jax.stages.result_rows import BASELINES, FIRST_STAGE, STUDENT, TEACHER, title
 
 DIGITS = 3  # of nDCG and p
 SPACE = '\N{NO-BREAK SPACE}'

@@ -14,8 +14,8 @@ from disranker_jax.errors import UserError
 def parse_args(argv=None) -> argparse.Namespace:
   parser = Parser('serve', __doc__, '--model runs/quickstart/export/student --port 8080')
   parser.add_argument('--model', required=True, type=Path, help='an exported model folder')
-  parser.add_argument('--host', default='127.0.0.1', help='address to listen on (this machine)')
-  parser.add_argument('--port', type=int, default=8080, help='8080; 0: any free port')
+  parser.add_argument('--host', default='127.0.0.1', help='address to listen on')
+  parser.add_argument('--port', type=int, default=8080, help='port; 0: any free one')
   parser.add_argument(
     '--backend', default='auto', choices=('auto', 'onnx-int8', 'onnx', 'jax'),
     help='auto: 8-bit ONNX Runtime on a CPU, JAX on an accelerator',
@@ -24,11 +24,13 @@ def parse_args(argv=None) -> argparse.Namespace:
   parser.add_argument('--docs', type=Path, help='collection for the search page: JSON lines of '
                       'doc_id, title, summary; default: the Python documentation')  # fmt: skip
   parser.add_argument('--no-search', action='store_true', help='no search on the page')
-  parser.add_argument('--max-texts', type=int, default=1000, help='per request (1000)')
-  parser.add_argument('--max-body-bytes', type=int, default=2_000_000, help='2,000,000')
-  parser.add_argument('--max-concurrent-requests', type=int, default=512, help='in queue (512)')
-  parser.add_argument('--max-batch-tokens', type=int, default=16384, help='per batch (16384)')
-  parser.add_argument('--timeout', type=float, default=30.0, help='seconds per request (30)')
+  parser.add_argument('--max-texts', type=int, default=1000, help='per request')
+  parser.add_argument(
+    '--max-body-bytes', type=int, default=2_000_000, help='bytes per request body'
+  )
+  parser.add_argument('--max-concurrent-requests', type=int, default=512, help='in queue')
+  parser.add_argument('--max-batch-tokens', type=int, default=16384, help='per batch')
+  parser.add_argument('--timeout', type=float, default=30.0, help='seconds per request')
   parser.add_argument(
     '--token-env', default='DISRANKER_TOKEN', metavar='NAME',
     help='environment variable with a bearer token that clients must send; unset: no token',

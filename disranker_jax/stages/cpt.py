@@ -13,7 +13,7 @@ from disranker_jax.data import batches
 from disranker_jax.devices import processes
 from disranker_jax.models.generate import generate
 from disranker_jax.models.load import TextModel, open_model
-from disranker_jax.pipeline.stage import Stage
+from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.rankers.pointwise import predicted_per_row
 from disranker_jax.stages import prepare, roles
 from disranker_jax.stages.teacher import check_template
@@ -46,7 +46,7 @@ def job(run, teacher: TextModel) -> tuple[train.Job, OfflineFeed]:
   return roles.job(run, 'cpt', computed, clicks, encode, unit='clicks')
 
 
-def run(run) -> dict:
+def execute(run: Run) -> dict:
   c = run.config.cpt
   teacher = open_model(run.config.teacher, 'lm')
   variables = teacher.pretrained(run.config.seed, run.mesh)
@@ -89,7 +89,7 @@ def check(config) -> None:
 
 
 STAGE = Stage(
-  'cpt', 'the teacher reads clicks (continued pre-training)', run,
+  'cpt', 'the teacher reads clicks (continued pre-training)', execute,
   settings={
     **training(),
     'predict': Key(
@@ -100,6 +100,6 @@ STAGE = Stage(
       4, at_least(0), 'Clicks whose continuation is written to samples.md afterwards.'
     ),
   },
-  check=check, role='teacher', after=('prepare',), reads=lambda config: ('clicks',),
+  check=check, role='teacher', reads_stages=('prepare',), reads_records=lambda config: ('clicks',),
   head=lambda config: 'lm', task=task, paper_rows=59_579_125,
 )  # fmt: skip

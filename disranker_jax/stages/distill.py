@@ -6,6 +6,7 @@ the labels of judged queries, which arXiv:2302.04112 finds critical, and one on 
 """
 
 import functools
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,7 @@ from disranker_jax.data.scored_groups import ScoredGroups
 from disranker_jax.errors import UserError
 from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline import manifest
-from disranker_jax.pipeline.stage import Stage
+from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.rankers.pointwise import score_fn
 from disranker_jax.stages import prepare, roles, score
 from disranker_jax.stages.distill_hidden import HiddenStates, open_hidden
@@ -27,16 +28,16 @@ from disranker_jax.training.feed import OfflineFeed
 from disranker_jax.training.settings import GROUPS, training
 
 
-def distillation_loss(scores, c, variables, batch):
+def distillation_loss(score, c, variables, batch):
   """soft + hard_label_weight * hard (+ hidden_weight * hidden): (sum, valid queries, metrics).
 
   Args:
-    scores: (variables, batch) -> scores_GN, or with c.hidden_weight (scores_GN, hidden gap).
+    score: (variables, batch) -> (scores_GN, distance of the hidden states).
     c: config.distill.
   """
-  scores_GN, gap = scores(variables, batch) if c.hidden_weight else (scores(variables, batch), 0.0)
+  scores_GN, gap = score(variables, batch)
   labels_GN, mask_GN = batch['labels_GN'], batch['mask_GN']
-  # beta only: the margin key is the hard term's.
+  # hard_label_margin is for the hard loss only.
   soft = losses.choose(losses.ON_SCORES, c.loss, 'distill.loss', beta=c.beta)
   soft_G, valid_G = soft(scores_GN, batch['teacher_GN'], mask_GN)
   hard = losses.choose(
@@ -69,45 +70,44 @@ def task(config, network, hidden: HiddenStates | None = None) -> train.Task:
   c = config.distill
   if c.hidden_weight and hidden is None:
     raise UserError(
-      'config.distill.hidden_weight: there is no teacher here; set it to 0 to see the rest'
+      "config.distill.hidden_weight: needs the teacher's network, which this command does not "
+      'open; set it to 0'
     )
   shape = batches.Shape(c.batch_rows, config.student.row_len, c.group_size)
-  scores = hidden or score_fn(network)
-  return train.Task(functools.partial(distillation_loss, scores, c), shape)
+  score_alone = score_fn(network)
+  score = hidden or (lambda variables, batch: (score_alone(variables, batch), 0.0))
+  return train.Task(functools.partial(distillation_loss, score, c), shape)
 
 
 def unchanged(scores_N: np.ndarray) -> np.ndarray:
   return scores_N
 
 
-def standardiser(facts: dict, how: str):
-  """(function from a query's teacher scores to the student's targets, the numbers it uses).
+def normalizer(facts: dict, how: str) -> tuple[Callable, dict[str, float]]:
+  """(function from a query's teacher scores to the student's targets, the numbers that it uses).
 
-  A teacher's scores of one query may say nothing about another query's; a query likelihood, for
-  example, depends mostly on the query. Point-MSE on such scores spends the student on what does not
-  rank anything, so 'query' subtracts each query's mean.
+  A teacher's scores of different queries may not be comparable; a query likelihood, for example,
+  depends mostly on the query. Point-MSE would then fit differences between queries, which do not
+  change any ranking, so 'query' subtracts each query's mean.
 
   Args:
-    facts: 'mean', 'std', 'within' of all scores.
+    facts: 'mean', 'std' and 'within' (deviation from the query's mean) of all scores.
     how: config.distill.normalize_scores.
 
-  Raises: UserError for an unknown `how`, and for scores that do not differ.
+  Raises: UserError if all scores are equal.
   """
-  if how not in ('', 'all', 'query'):
-    raise UserError(f"config.distill.normalize_scores={how!r}: it is '', 'all' or 'query'")
   if not how:
     return unchanged, {}
-  numbers = {'std': facts['within']} if how == 'query' else {k: facts[k] for k in ('mean', 'std')}
-  if not numbers['std'] > 0:
+  std = np.float32(facts['within' if how == 'query' else 'std'])
+  if not std > 0:
     raise UserError(
-      f'config.distill.normalize_scores={how!r}: the scores do not differ; look at them'
+      f'config.distill.normalize_scores={how!r}: all teacher scores are equal; check the stage '
+      'score, or config.data.teachers'
     )
-  mean, std = np.float32(numbers.get('mean', 0.0)), np.float32(numbers['std'])
-
-  def targets(scores_N):
-    return (scores_N - (scores_N.mean() if how == 'query' else mean)) / std
-
-  return targets, numbers
+  if how == 'query':
+    return lambda scores_N: (scores_N - scores_N.mean()) / std, {'std': facts['within']}
+  mean = np.float32(facts['mean'])
+  return lambda scores_N: (scores_N - mean) / std, {'mean': facts['mean'], 'std': facts['std']}
 
 
 def open_scored(run) -> ScoredGroups:
@@ -138,11 +138,11 @@ def job(
   return roles.job(run, 'distill', computed, scored, encode, choose)
 
 
-def run(run) -> dict:
+def execute(run: Run) -> dict:
   c = run.config.distill
   student = roles.open_role(run.config, 'student')
   scored = open_scored(run)
-  targets, numbers = standardiser(scored.facts, c.normalize_scores)
+  targets, numbers = normalizer(scored.facts, c.normalize_scores)
   variables = roles.trained(run, student, (c.init_from,) if c.init_from else ())
   hidden, more = open_hidden(run, student) if c.hidden_weight else (None, {})
   todo, feed = job(run, student, scored, targets, hidden)
@@ -159,7 +159,9 @@ SETTINGS = {
   'hard_label_weight': Key(
     0.0, at_least(0), 'Weight of the term on the labels of judged queries; 0: none.'
   ),
-  'hard_loss': Key('pairwise_hinge', text('a loss on labels'), "That term's loss, as sft.loss."),
+  'hard_loss': Key(
+    'pairwise_hinge', text('a loss on labels'), 'Loss of that term; the same names as in sft.loss.'
+  ),
   'hard_label_margin': Key(0.1, finite(), 'Margin of that term, if its loss has one.'),
   'normalize_scores': Key(
     '', one_of('', 'all', 'query'),
@@ -191,7 +193,7 @@ def reads(config) -> tuple[str, ...]:
   return ('candidates', 'judgements') if judged else ('candidates',)
 
 
-def needs(config) -> dict[str, tuple[str, ...]]:
+def requires(config) -> dict[str, tuple[str, ...]]:
   found = {'distill': ('prepare',) if config.data.teachers else ('prepare', 'score')}
   if start := config.distill.init_from:
     found[f'distill.init_from={start}'] = (start,)
@@ -204,7 +206,7 @@ def check(config) -> None:
 
 
 STAGE = Stage(
-  'distill', "the student learns the teacher's scores", run, SETTINGS, check=check,
-  role='student', after=('prepare', 'score', 'student_sft'), needs=needs, reads=reads, task=task,
-  paper_rows=46_814_775,
+  'distill', "the student learns the teacher's scores", execute, SETTINGS, check=check,
+  role='student', reads_stages=('prepare', 'score', 'student_sft'), requires=requires,
+  reads_records=reads, task=task, paper_rows=46_814_775,
 )  # fmt: skip

@@ -13,6 +13,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.models.load import TextModel, merged
 from disranker_jax.models.network import Network
 from disranker_jax.stages import roles
+from disranker_jax.stages.result_rows import ROWS
 
 KEY = 'config.distill.hidden_weight'
 
@@ -80,7 +81,7 @@ def _open_teacher(run, student: TextModel) -> tuple[Network, dict]:
       raise UserError(f'{KEY}: the {role} must be an encoder, and {name!r} is not; set it to 0')
   if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
     raise UserError(f'{KEY}: teacher and student have different tokens; set it to 0')
-  variables = roles.trained(run, teacher, roles.stages_of(run.config, 'teacher'))
+  variables = roles.trained(run, teacher, ROWS['teacher'].stages(run.config))
   network, variables = merged(teacher.network, variables)
   if network.lora_rank:
     raise UserError(

@@ -14,10 +14,10 @@ from disranker_jax.data.records import Group
 from disranker_jax.devices import processes
 from disranker_jax.evaluation import metrics, runs
 from disranker_jax.pipeline import manifest
-from disranker_jax.pipeline.stage import Stage
+from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 from disranker_jax.stages import prepare, teacher
-from disranker_jax.stages.rows import ROWS, Row
+from disranker_jax.stages.result_rows import ROWS, Row
 
 
 def rows_of(config) -> list[Row]:
@@ -26,13 +26,13 @@ def rows_of(config) -> list[Row]:
   return [row for row in rows if row.is_available(config)]
 
 
-def run(run) -> dict:
+def execute(run: Run) -> dict:
   """<model>.run, per_query.csv and results.json for the models that the config names."""
   tests = prepare.records(run, 'test')
-  groups = [pooled(tests[i]) for i in range(len(tests))]
+  groups = [to_rerank(tests[i]) for i in range(len(tests))]
   qrels = {g.query_id: {d.doc_id: d.label for d in g.docs if d.label >= 0} for g in all_of(tests)}
   folder = run.folder('evaluate')
-  # What is finished is not scored again after a restart. All processes look before one writes.
+  # Finished rows are not scored again. Every process lists them before the first one writes.
   rows = {row.name: row for row in rows_of(run.config)}
   files = {name: folder / f'{name}.json' for name in rows}
   results = {n: json.loads(f.read_text()) if f.exists() else None for n, f in files.items()}
@@ -57,7 +57,7 @@ def all_of(source) -> Iterator[Group]:
   return (source[i] for i in range(len(source)))
 
 
-def pooled(group: Group) -> Group:
+def to_rerank(group: Group) -> Group:
   """The query with the documents that are to be re-ranked."""
   return Group(group.query_id, group.query, tuple(d for d in group.docs if d.in_pool))
 
@@ -102,7 +102,7 @@ def check(config) -> None:
 
 
 STAGE = Stage(
-  'evaluate', 'every model ranks the held-out queries', run, SETTINGS, check=check,
-  opens=('teacher', 'student'), after=('prepare', 'cpt', 'sft', 'student_sft', 'distill'),
-  reads=lambda config: ('test',),
+  'evaluate', 'every model ranks the held-out queries', execute, SETTINGS, check=check,
+  models=('teacher', 'student'), reads_stages=('prepare', 'cpt', 'sft', 'student_sft', 'distill'),
+  reads_records=lambda config: ('test',),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Trained models as Hugging Face folders, which score elsewhere as they do here."""
+"""Exports trained models as Hugging Face folders that give the same scores in other libraries."""
 
 import dataclasses
 import functools
@@ -14,67 +14,67 @@ from disranker_jax.errors import UserError
 from disranker_jax.exporting import card, formats, parity, vocabulary
 from disranker_jax.models import hf, weights
 from disranker_jax.models.load import open_tokenizer
-from disranker_jax.pipeline.stage import Stage
+from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 from disranker_jax.rankers import pointwise
 from disranker_jax.report import facts
-from disranker_jax.stages import prepare, roles
-from disranker_jax.stages.rows import ROWS
+from disranker_jax.stages import prepare
+from disranker_jax.stages.result_rows import ROWS, load
 
 
-def run(run) -> dict:
-  """export/<model> for each model that the config names; adapters are merged.
+def execute(run: Run) -> dict:
+  """Writes export/<model> for each model in config.export.models, with adapters merged.
 
-  A folder takes its place only when every reader that is installed gives the model's scores.
+  A folder gets its final name only after every installed reader gave the model's scores.
   """
   c = run.config.export
   folders = {}
   for name in c.models:
-    side, variables, _ = roles.load(run, name)
+    model, variables, _ = load(run, name)
     folder = run.folder('export') / name
     folders[name] = str(folder.relative_to(run.workdir))
     unchecked = folder.with_name(f'.{name}')
-    side, variables = save(run, side, variables, unchecked)
-    groups, reference = scored(run, side, variables)
-    finishing = functools.partial(finish, run, side, unchecked, folder, groups, reference)
+    model, variables = save(run, model, variables, unchecked)
+    groups, reference = scored(run, model, variables)
+    finishing = functools.partial(finish, run, model, unchecked, folder, groups, reference)
     processes.first_alone(f'export of {name}', finishing)
   return {'folders': folders}
 
 
-def save(run, side, variables, folder: Path):
-  """Writes tensors, config and tokenizer; (side, variables) as written, in our precision.
+def save(run, model, variables, folder: Path):
+  """Writes tensors, config and tokenizer; returns (model, variables) as written.
 
-  They differ from what was given where a smaller vocabulary is asked for.
+  They differ from the arguments if config.export.vocabulary reduces the vocabulary.
   """
   c = run.config.export
-  s = side.settings
+  s = model.settings
   extra = {'max_len': s.max_len, 'max_query_len': s.max_query_len}
-  extra |= {'from': weights.origin(side.folder)}
-  network = side.network
+  extra |= {'from': weights.origin(model.folder)}
+  network = model.network
   family = network.family
   extra |= {name: s[name] for name in family.prompt_settings}
   with tempfile.TemporaryDirectory() as scratch:
-    tokenizer = side.folder
+    tokenizer = model.folder
     if c.vocabulary and family.vocabulary_tables:
       tokenizer = Path(scratch) / 'tokenizer'
-      ids = vocabulary.used(side.folder, texts(run))
-      network, variables = vocabulary.trim(network, variables, side.folder, tokenizer, ids)
-      say(f'export: {network.config.vocab} of {side.network.config.vocab} tokens are kept')
+      ids = vocabulary.used(model.folder, texts(run))
+      network, variables = vocabulary.trim(network, variables, model.folder, tokenizer, ids)
+      say(f'export: {network.config.vocab} of {model.network.config.vocab} tokens are kept')
     hf.save(
       folder, network, variables, tokenizer_folder=tokenizer,
       extra_config={'disranker_jax': extra}, dtype=c.dtype,
     )  # fmt: skip
   processes.barrier('exported, not checked yet')
-  return dataclasses.replace(side, network=network, tokenizer=open_tokenizer(folder)), variables
+  return dataclasses.replace(model, network=network, tokenizer=open_tokenizer(folder)), variables
 
 
 def texts(run):
-  """Every text of the run's data, or of the documents that config.export.vocabulary names."""
+  """Yields every text of the run's data, or of the file in config.export.vocabulary."""
   from disranker_jax.data import sources
 
-  asked = run.config.export.vocabulary
-  if asked != 'data':
-    for doc in sources.documents(asked):
+  source = run.config.export.vocabulary
+  if source != 'data':
+    for doc in sources.documents(source):
       yield from (doc.title, doc.summary)
     return
   for kind in prepare.kinds(run.config):
@@ -86,20 +86,22 @@ def texts(run):
         yield from (doc.title, doc.summary)
 
 
-def scored(run, side, variables):
+def scored(run, model, variables):
   """(groups, the trained model's own scores of them, in fp32)."""
-  groups = parity.chosen(held_out(run), run.config.export.parity_pairs, side.prompt())
-  exact = dataclasses.replace(side, network=dataclasses.replace(side.network, precision='float32'))
+  groups = parity.chosen(held_out(run), run.config.export.parity_pairs, model.prompt())
+  exact = dataclasses.replace(
+    model, network=dataclasses.replace(model.network, precision='float32')
+  )
   rows = run.config.evaluate.batch_rows
-  # Not roles.scorer, which adds the adapters to the kernels as the writing of the folder did.
+  # Not roles.scorer, which merges the adapters: the reference must not share that step.
   scorer = pointwise.PointwiseRanker(
-    exact.network, variables, exact.prompt(), run.mesh, rows, side.settings.row_len, side.scorer
+    exact.network, variables, exact.prompt(), run.mesh, rows, model.settings.row_len, model.scorer
   )
   return groups, parity.reference(scorer, groups, processes.is_first())
 
 
 def held_out(run):
-  """Queries with documents: the run's own if it has any prepared, best of all its test set."""
+  """Queries with documents: the run's test set, else other prepared ones, else python_docs."""
   for kind in ('test', 'judgements', 'candidates'):
     if 'prepare' in run.config.stages and kind in prepare.kinds(run.config):
       records = prepare.records(run, kind)
@@ -107,14 +109,14 @@ def held_out(run):
   return python_docs.groups('test')
 
 
-def finish(run, side, unchecked: Path, folder: Path, groups, reference) -> None:
-  """Adds formats, asks every reader for its scores, writes the card, and puts all in its place."""
+def finish(run, model, unchecked: Path, folder: Path, groups, reference) -> None:
+  """Adds formats, compares every reader's scores, writes the card, and renames the folder."""
   c = run.config.export
-  names = [name for name in c.formats if name in side.network.family.formats]
+  names = [name for name in c.formats if name in model.network.family.formats]
   if missing := [name for name in c.formats if name not in names]:
-    say(f'export: {side.network.config.model_type} models have no format {", ".join(missing)}')
+    say(f'export: {model.network.config.model_type} models have no format {", ".join(missing)}')
   formats.write(unchecked, names)
-  rows = parity.check(unchecked, names, groups, reference, side.prompt(), c.tolerance_factor)
+  rows = parity.check(unchecked, names, groups, reference, model.prompt(), c.tolerance_factor)
   for row in rows:
     say(f'export: {row.reader}: tau {row.tau:.4f}, largest difference {row.max_difference:.2g}')
   card.write(unchecked, names, rows, facts.read_results(run), card.made(run))
@@ -153,7 +155,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def needs(config) -> dict[str, tuple[str, ...]]:
+def requires(config) -> dict[str, tuple[str, ...]]:
   """The student models need the stage that trains them; a teacher may be exported untrained."""
   trained = [
     row for row in ROWS.values() if row.name in config.export.models and row.role == 'student'
@@ -162,15 +164,16 @@ def needs(config) -> dict[str, tuple[str, ...]]:
 
 
 def check(config) -> None:
-  if 'teacher' in config.export.models and config.teacher.scorer == 'eos+likelihood':
+  if 'teacher' in config.export.models and config.teacher.scorer == 'score_head+query_likelihood':
     raise UserError(
-      "config.export.models: a teacher with scorer 'eos+likelihood' has two heads, as no Hugging "
-      "Face model has; export only 'student', or train with 'eos' or 'likelihood'"
+      "config.export.models: a teacher with scorer 'score_head+query_likelihood' has two heads, as "
+      "no Hugging Face model has; export only 'student', or train with 'score_head' or "
+      "'query_likelihood'"
     )
 
 
 STAGE = Stage(
-  'export', 'the student for other programs', run, SETTINGS, check=check,
-  opens=('teacher', 'student'), needs=needs,
-  after=('prepare', 'cpt', 'sft', 'student_sft', 'distill', 'evaluate'),
+  'export', 'the student for other programs', execute, SETTINGS, check=check,
+  models=('teacher', 'student'), requires=requires,
+  reads_stages=('prepare', 'cpt', 'sft', 'student_sft', 'distill', 'evaluate'),
 )  # fmt: skip

@@ -20,7 +20,7 @@ from disranker_jax.data.negatives import Negatives
 from disranker_jax.data.teacher_scores import Teachers
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
-from disranker_jax.pipeline.stage import Stage
+from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 
 
@@ -32,12 +32,14 @@ def kinds(config, stages=None) -> list[str]:
   from disranker_jax.pipeline import systems  # which imports this module
 
   names = config.stages if stages is None else stages
-  read = {kind for s in systems.stages(config) if s.name in names for kind in s.reads(config)}
+  read = {
+    kind for s in systems.stages(config) if s.name in names for kind in s.reads_records(config)
+  }
   return [kind for kind in sources.KINDS if kind in read]
 
 
-def run(run) -> dict:
-  """Writes data/<kind> and returns rows and a fingerprint for each; one process does it."""
+def execute(run: Run) -> dict:
+  """Writes data/<kind> in one process; returns the rows and a fingerprint of each kind."""
   return processes.first_alone('prepare', lambda: prepare(run)) or {}
 
 
@@ -58,7 +60,7 @@ def prepare(run) -> dict:
 
 
 def address(config, kind: str) -> str:
-  """Where the records of a kind are read. Raises: UserError if the config does not say."""
+  """The address of a kind's records. Raises: UserError if the config has none."""
   source = kind
   if kind == 'clicks' and clicks.least(config.data.clicks):
     source = 'judgements'
@@ -69,11 +71,11 @@ def address(config, kind: str) -> str:
 
 
 def job_of(run, kind: str) -> preparing.Job:
-  """What is prepared for a kind, as the config asks."""
+  """The preparation of a kind that the config describes."""
   data, folder = run.config.data, run.folder('prepare') / kind
   depth, limit, read_as, changes, settings = data.depth, data.limit[kind], '', [], []
   if kind == 'clicks' and (least := clicks.least(data.clicks)):
-    # The limit is on clicks and not on the queries that they are made of.
+    # The limit counts clicks, not the queries that they are derived from.
     changes.append(clicks.Relevant(least, limit))
     settings.append(repr(changes[-1]))
     limit, read_as = 0, 'judgements'
@@ -174,4 +176,4 @@ def check(config) -> None:
     )
 
 
-STAGE = Stage('prepare', 'reads the sources', run, SETTINGS, 'data', check)
+STAGE = Stage('prepare', 'reads the sources', execute, SETTINGS, 'data', check)

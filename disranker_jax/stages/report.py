@@ -5,12 +5,12 @@ from pathlib import Path
 from disranker_jax.config.settings import Key, regex
 from disranker_jax.devices import processes
 from disranker_jax.pipeline import manifest
-from disranker_jax.pipeline.stage import Stage
+from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import clock
 from disranker_jax.report import facts, page, results, tables
 
 
-def run(run) -> dict:
+def execute(run: Run) -> dict:
   """Writes report/."""
   return processes.first_alone('report', lambda: write(run)) or {}
 
@@ -97,7 +97,7 @@ def shown(path) -> str:
 
 
 STAGE = Stage(
-  'report', 'tables and pictures for people', run,
+  'report', 'tables and pictures for people', execute,
   settings={
     'cluster': Key(
       '', regex(empty=True),
@@ -105,5 +105,5 @@ STAGE = Stage(
       "together for intervals and tests; '': as data.holdout_by keeps them together.",
     ),
   },
-  after=('prepare', 'cpt', 'sft', 'score', 'student_sft', 'distill', 'evaluate', 'export'),
+  reads_stages=('prepare', 'cpt', 'sft', 'score', 'student_sft', 'distill', 'evaluate', 'export'),
 )  # fmt: skip

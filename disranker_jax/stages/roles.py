@@ -14,29 +14,19 @@ from disranker_jax.training import checkpoint, train
 from disranker_jax.training.feed import OfflineFeed
 
 
-def stages_of(config: ConfigDict, role: str) -> tuple[str, ...]:
-  """The stages that train a role's parameters, in the order in which they build on each other."""
-  start = (config.distill.init_from,) if config.distill.init_from else ()
-  return {
-    'teacher': ('cpt', 'sft'),
-    'zero_shot': (),
-    'student': (*start, 'distill'),
-    'student_sft': ('student_sft',),
-  }[role]
-
-
 def open_role(config: ConfigDict, role: str) -> TextModel:
-  """The model of a role, without parameters.
+  """The model of the config's section 'teacher' or 'student', without parameters."""
+  return models.open_model(config[role])
 
-  'zero_shot' is the teacher's model, which ranks by the likelihood of the query.
+
+def open_zero_shot(config: ConfigDict) -> TextModel:
+  """The teacher's pretrained model, which ranks by the likelihood of the query.
+
+  Raises: UserError if it cannot compute one.
   """
-  if role.startswith('student'):
-    return models.open_model(config.student)
-  if role == 'teacher':
-    return models.open_model(config.teacher)
   settings = config.teacher.copy_and_resolve_references()
   template = settings.zero_shot_template or settings.template
-  settings.update({'scorer': 'likelihood', 'template': template})
+  settings.update({'scorer': 'query_likelihood', 'template': template})
   model = models.open_model(settings, 'rank')
   if 'lm' not in model.network.family.heads:
     raise UserError(
@@ -44,12 +34,6 @@ def open_role(config: ConfigDict, role: str) -> TextModel:
       f'{settings.model!r} does not compute; leave it out'
     )
   return dataclasses.replace(model, network=dataclasses.replace(model.network, head='lm'))
-
-
-def load(run, role: str) -> tuple[TextModel, dict, str]:
-  """(model, trained variables, way of scoring) of a role: see `stages_of`."""
-  model = open_role(run.config, role)
-  return model, trained(run, model, stages_of(run.config, role)), model.scorer
 
 
 def trained(run, model: TextModel, stages: tuple[str, ...]) -> dict:

@@ -20,19 +20,19 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
 from disranker_jax.models.load import HEADS
 from disranker_jax.pipeline import manifest
-from disranker_jax.pipeline.stage import Stage
+from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import score_statistics
 from disranker_jax.rankers.score_statistics import together
 from disranker_jax.rankers.shards import Shards
-from disranker_jax.stages import prepare, roles, teacher
+from disranker_jax.stages import prepare, result_rows, roles, teacher
 
 SAMPLE = 200  # queries that the estimate of the work reads
 
 
-def run(run) -> dict:
+def execute(run: Run) -> dict:
   c = run.config.score
-  model, variables, kind = roles.load(run, 'teacher')
+  model, variables, kind = result_rows.load(run, 'teacher')
   scorer = roles.scorer(run, model, variables, kind, rows=c.batch_rows, workers=c.workers)
   del variables  # the scorer has them, perhaps merged
   made = maker(run, model)
@@ -51,7 +51,7 @@ def run(run) -> dict:
 def maker(run, teacher) -> dict:
   """What a score depends on apart from the pair: in every shard's note."""
   c = run.config.teacher
-  trained = [s for s in roles.stages_of(run.config, 'teacher') if s in run.config.stages]
+  trained = [s for s in result_rows.ROWS['teacher'].stages(run.config) if s in run.config.stages]
   tokenizer = teacher.tokenizer.backend_tokenizer.to_str().encode()
   return {
     'model': c.model,
@@ -282,7 +282,7 @@ def check(config) -> None:
 
 
 STAGE = Stage(
-  'score', 'the teacher scores unlabeled pairs', run, SETTINGS, check=check, role='teacher',
-  after=('prepare', 'cpt', 'sft'), reads=reads,
-  head=lambda config: HEADS[config.teacher.scorer], scores=True, paper_rows=46_814_775,
+  'score', 'the teacher scores unlabeled pairs', execute, SETTINGS, check=check, role='teacher',
+  reads_stages=('prepare', 'cpt', 'sft'), reads_records=reads,
+  head=lambda config: HEADS[config.teacher.scorer], scores_records=True, paper_rows=46_814_775,
 )  # fmt: skip

@@ -12,7 +12,7 @@ from disranker_jax.config.settings import Key, Section, finite, text
 from disranker_jax.data import batches
 from disranker_jax.data.records import Group
 from disranker_jax.models.load import HEADS, TextModel
-from disranker_jax.pipeline.stage import Stage
+from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.rankers.pointwise import score_fn, score_shape
 from disranker_jax.stages import prepare, roles, teacher
 from disranker_jax.training import train
@@ -38,7 +38,7 @@ def draw(size: int, group: Group, rng) -> Group:
   return Group(group.query_id, group.query, tuple(group.docs[i] for i in chosen))
 
 
-def run(run) -> dict:
+def execute(run: Run) -> dict:
   """The teacher, from the parameters that cpt trained."""
   side = roles.open_role(run.config, 'teacher')
   return on_labels(run, 'sft', side, roles.trained(run, side, ('cpt',)))
@@ -47,7 +47,7 @@ def run(run) -> dict:
 def task(config, network, stage: str = 'sft') -> train.Task:
   """The loss and the batch shape of a stage, 'sft' or 'student_sft'."""
   c = config[stage]
-  scorer = config.teacher.scorer if stage == 'sft' else 'eos'
+  scorer = config.teacher.scorer if stage == 'sft' else 'score_head'
   row_len = config.teacher.row_len if stage == 'sft' else config.student.row_len
   per_group = losses.choose(losses.ON_LABELS, c.loss, f'{stage}.loss', margin=c.margin)
   loss = functools.partial(label_loss, score_fn(network, scorer), per_group)
@@ -86,7 +86,8 @@ def check(config) -> None:
 
 
 STAGE = Stage(
-  'sft', 'the teacher learns to rank from labels', run, settings={**training(), **LABELS},
-  check=check, role='teacher', after=('prepare', 'cpt'), reads=lambda config: ('judgements',),
-  head=lambda config: HEADS[config.teacher.scorer], task=task, paper_rows=796_095,
+  'sft', 'the teacher learns to rank from labels', execute, settings={**training(), **LABELS},
+  check=check, role='teacher', reads_stages=('prepare', 'cpt'),
+  reads_records=lambda config: ('judgements',), head=lambda config: HEADS[config.teacher.scorer],
+  task=task, paper_rows=796_095,
 )  # fmt: skip

@@ -13,7 +13,7 @@ from disranker_jax.training.settings import training
 NAME = 'student_sft'
 
 
-def run(run: Run) -> dict:
+def execute(run: Run) -> dict:
   """Trains the student from its pretrained parameters."""
   student = roles.open_role(run.config, 'student')
   return sft.on_labels(run, NAME, student, student.pretrained(run.config.seed, run.mesh))
@@ -24,8 +24,8 @@ def check(config) -> None:
 
 
 STAGE = Stage(
-  NAME, 'the student learns from labels alone', run,
+  NAME, 'the student learns from labels alone', execute,
   settings={**training(epochs=2.0, learning_rate=2e-5), **sft.LABELS}, check=check,
-  role='student', after=('prepare',), reads=lambda config: ('judgements',),
+  role='student', reads_stages=('prepare',), reads_records=lambda config: ('judgements',),
   task=functools.partial(sft.task, stage=NAME), paper_rows=796_095,
 )  # fmt: skip

@@ -4,13 +4,14 @@ from disranker_jax.config.settings import Key, Section, one_of, template
 from disranker_jax.data.prompts import template_fields
 from disranker_jax.errors import UserError
 
-SCORERS = ('eos', 'likelihood', 'eos+likelihood')
+SCORERS = ('score_head', 'query_likelihood', 'score_head+query_likelihood')
 SETTINGS: Section = {
   'scorer': Key(
-    'eos', one_of(*SCORERS),
-    "How a decoder scores: 'eos', the paper's dense layer on the final </s>; 'likelihood', the "
-    'mean log-probability of the query given the document (the template has to end in the query); '
-    "'eos+likelihood', their sum, which starts as the zero-shot ranker and learns from there.",
+    'score_head', one_of(*SCORERS),
+    "How a decoder scores: 'score_head', the paper's dense layer on the final </s>; "
+    "'query_likelihood', the mean log-probability of the query given the document (the template "
+    "has to end in the query); 'score_head+query_likelihood', their sum, which starts as the "
+    'zero-shot ranker and learns from there.',
   ),
   'template': Key('{query} : {title} : {summary}', template(), "A decoder's input."),
   'zero_shot_template': Key(
@@ -32,6 +33,6 @@ def check_template(key: str, value: str, why: str) -> None:
 def check_scorer(config) -> None:
   """Raises: UserError for a likelihood of queries that do not follow their documents."""
   scorer = config.teacher.scorer
-  if 'likelihood' in scorer:
+  if 'query_likelihood' in scorer:
     why = f'config.teacher.scorer={scorer!r} scores the query after the document'
     check_template('teacher.template', config.teacher.template, why)

@@ -4,7 +4,7 @@ The stage's real step is compiled for the slice by the TPU's own compiler; no TP
 """
 
 from disranker_jax.commands.common import Parser, load_config, prepare_absl
-from disranker_jax.commands.plan import STAGES, chips
+from disranker_jax.commands.plan import chips
 from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
 
@@ -16,7 +16,7 @@ def parser() -> Parser:
   )  # fmt: skip
   out.add_config()
   add = out.add_argument_group('plan').add_argument
-  add('--stage', required=True, choices=STAGES, help='the stage to plan')
+  add('--stage', required=True, help='a stage that trains or scores, such as cpt')
   add('--topology', required=True, help='chips and their grid, e.g. v5e:4x4 or v5p:2x2x2')
   add('--rows', type=int, default=0, help="rows of the stage's data; 0: as many as the paper has")
   add('--pair-tokens', type=int, default=0, help=(
@@ -34,6 +34,11 @@ def main(argv: list[str] | None = None) -> None:
   runtime.prepare()
   prepare_absl()
   config = load_config(args.config, args.overrides)
+  from disranker_jax.pipeline import systems
+
+  planned = [s.name for s in systems.stages(config) if s.task or s.scores_records]
+  if args.stage not in planned:
+    raise UserError(f'--stage {args.stage}: choose of {", ".join(planned)}')
   devices = chips.devices(where)
   from disranker_jax.commands.plan import report
   from disranker_jax.devices import sharding

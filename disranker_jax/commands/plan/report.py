@@ -12,15 +12,6 @@ from disranker_jax.devices import memory, sharding
 from disranker_jax.devices.memory import size
 from disranker_jax.pipeline import systems
 
-# Rows of the paper's data: clicks, judged pairs, unlabeled pairs.
-PAPER_ROWS = {
-  'cpt': 59_579_125,
-  'sft': 796_095,
-  'score': 46_814_775,
-  'student_sft': 796_095,
-  'distill': 46_814_775,
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
@@ -119,7 +110,7 @@ def work(config, stage: str, where, step, step_s: float, rows: int, pair_tokens:
   row_count, row_len = step.batch['tokens_BT'].shape
   length = pair_tokens or side.max_len
   pairs = row_count * max(1, row_len // length) * step.accumulate
-  total = rows or PAPER_ROWS[stage]
+  total = rows or systems.find(stage, config.system).paper_rows
   steps = max(1, math.ceil(total * c.get('epochs', 1.0) / pairs))
   steps = min(steps, c.get('max_steps', 0) or steps)
   return {
@@ -137,8 +128,9 @@ def work(config, stage: str, where, step, step_s: float, rows: int, pair_tokens:
 
 def remedies(config, stage: str, where: chips.Slice, mesh) -> list[str]:
   """What to try if it does not fit, the smallest loss of speed first."""
-  name, c = ('student' if stage in ('student_sft', 'distill') else 'teacher'), config[stage]
-  side, training, options = config[name], stage != 'score', []
+  declared, c = systems.find(stage, config.system), config[stage]
+  name, training, options = declared.role, declared.task is not None, []
+  side = config[name]
   if mesh.shape['fsdp'] * mesh.shape['model'] < where.size:
     options.append('--config.mesh.fsdp=-1 --config.mesh.data=1')
   if side.attention == 'xla':

@@ -9,6 +9,7 @@ import tempfile
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from disranker_jax.devices import sharding
 from disranker_jax.devices.memory import per_device
@@ -17,7 +18,6 @@ from disranker_jax.models import load, tiny, weights
 from disranker_jax.models.network import Network
 from disranker_jax.pipeline import systems
 from disranker_jax.rankers import pointwise
-from disranker_jax.stages import cpt, distill, sft
 from disranker_jax.training import train
 
 # From the published config.json files of the paper's two models.
@@ -48,25 +48,20 @@ class Step:
   accumulate: int = 1
 
 
-def trace(config, stage: str, mesh) -> Step:
+def trace(config: ConfigDict, name: str, mesh) -> Step:
   """The step that the stage would run on this mesh."""
-  side = systems.model_settings(config, stage)
-  network = _ranker(config, stage, _resolved(side, mesh))
-  variables = _variables(network, side.param_dtype)
-  if stage == 'score':
+  stage = systems.find(name, config.system)
+  settings = _resolved(config[stage.role], mesh)
+  with tempfile.TemporaryDirectory() as scratch:
+    folder = config_folder(settings.model, pathlib.Path(scratch))
+    network = load.open_network(folder, settings, stage.head(config))
+  variables = _variables(network, settings.param_dtype)
+  if stage.task is None:
     return _scoring(config, network, variables, mesh)
-  return _training(config, stage, network, variables, mesh)
+  return _training(config[name], stage.task(config, network), network, variables, mesh)
 
 
-def _training(config, stage: str, network: Network, variables: dict, mesh) -> Step:
-  c = config[stage]
-  tasks = {
-    'cpt': cpt.task,
-    'sft': sft.task,
-    'student_sft': lambda config, network: sft.task(config, network, 'student_sft'),
-    'distill': distill.task,
-  }
-  task = tasks[stage](config, network)
+def _training(c: ConfigDict, task: train.Task, network: Network, variables: dict, mesh) -> Step:
   batch = task.shape.block(c.data_shards).zeros(c.data_shards)
   steps = c.max_steps or 1000  # only the schedule depends on it
   program = train.Program(task.loss, c, steps, variables, batch, c.data_shards, mesh)
@@ -100,14 +95,6 @@ def _resolved(side, mesh):
   if side.attention == 'auto':
     side.attention = 'splash' if platform == 'tpu' and side.precision != 'float32' else 'xla'
   return side
-
-
-def _ranker(config, stage: str, side) -> Network:
-  head = {'cpt': 'lm', 'sft': load.HEADS[side.get('scorer', 'eos')]}
-  head['score'] = head['sft']
-  with tempfile.TemporaryDirectory() as scratch:
-    folder = config_folder(side.model, pathlib.Path(scratch))
-    return load.open_network(folder, side, head.get(stage, 'rank'))
 
 
 def _variables(network: Network, dtype: str) -> dict:

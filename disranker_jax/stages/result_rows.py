@@ -1,7 +1,7 @@
-"""The rows of the result table: what each is called, how its ranking is made, what it needs.
+"""The rows of the result table: the name of each, its ranking, and the stages that it needs.
 
-A new row is one function and one entry of `ROWS`. Evaluation, reports, tables and ablations read
-everything that they know about a row from here.
+A new row is one entry of `ROWS`, with a function if it ranks in a new way. Evaluation, export,
+reports and ablations read everything that they know about a row from here.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from disranker_jax.data.records import Group
 from disranker_jax.devices import processes
 from disranker_jax.evaluation import metrics
+from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.progress import Progress
 from disranker_jax.stages import roles
@@ -27,16 +28,20 @@ class Row:
 
   rank         (run, row, groups) -> (ranking, facts)
   role         whose model ranks: 'teacher', 'student', or '' for no model
-  trained_by   the stage without which there is no such model
-  needs_training  whether the row needs that stage; else it ranks with or without it
-  is_baseline  whether the other rows are tested against it
-  is_floor     whether it is no contender, so that no test says whether a model is better
+  open         opens that model, if it is not just the role's
+  stages       the stages whose parameters overlay the pretrained ones, in order
+  trained_by   the stage that trains the row's model; '' if it is not trained
+  needs_training  False where the row ranks even if `trained_by` does not run
+  is_baseline  the other rows are tested against it
+  is_floor     a sanity row (random order): left out of significance tests and charts
   """
 
   name: str
   title: str
   rank: Callable[[Run, 'Row', Sequence[Group]], Ranking]
   role: str = ''
+  open: Callable[[ConfigDict], TextModel] | None = None
+  stages: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
   trained_by: str = ''
   needs_training: Callable[[ConfigDict], bool] = lambda config: True
   is_baseline: bool = False
@@ -70,9 +75,16 @@ def first_stage(run: Run, row: Row, groups) -> Ranking:
   }, {}
 
 
+def load(run: Run, name: str) -> tuple[TextModel, dict, str]:
+  """(model, trained variables, way of scoring) of a row that has a model."""
+  row = ROWS[name]
+  model = row.open(run.config) if row.open else roles.open_role(run.config, row.role)
+  return model, roles.trained(run, model, row.stages(run.config)), model.scorer
+
+
 def model_scores(run: Run, row: Row, groups) -> Ranking:
   """A model of the run: the pretrained teacher, or a trained teacher or student."""
-  ranker = roles.scorer(run, *roles.load(run, row.name), rows=run.config.evaluate.batch_rows)
+  ranker = roles.scorer(run, *load(run, row.name), rows=run.config.evaluate.batch_rows)
   return score_all(row.name, ranker, groups), facts(ranker)
 
 
@@ -94,41 +106,37 @@ def facts(scorer) -> dict:
   return {'parameters': scorer.network.count_params(), 'ms_per_pair': scorer.ms_per_pair}
 
 
+def student_stages(config: ConfigDict) -> tuple[str, ...]:
+  start = config.distill.init_from
+  return (start, 'distill') if start else ('distill',)
+
+
 ROWS = {
   row.name: row
   for row in (
     Row('random', 'random order', random_order, is_floor=True),
     Row('bm25', 'BM25', first_stage, is_baseline=True),
-    Row('zero_shot', 'zero-shot LLM', model_scores, 'teacher'),
+    Row('zero_shot', 'zero-shot LLM', model_scores, 'teacher', roles.open_zero_shot),
     Row(
-      'student_sft', 'student, labels only', model_scores, 'student', 'student_sft',
-      is_baseline=True,
+      'student_sft', 'student, labels only', model_scores, 'student',
+      stages=lambda config: ('student_sft',), trained_by='student_sft', is_baseline=True,
     ),
     Row(
-      'teacher', 'teacher', model_scores, 'teacher', 'sft',
-      needs_training=lambda config: 'likelihood' not in config.teacher.scorer,
+      'teacher', 'teacher', model_scores, 'teacher', stages=lambda config: ('cpt', 'sft'),
+      trained_by='sft',
+      needs_training=lambda config: 'query_likelihood' not in config.teacher.scorer,
     ),
-    Row('student', 'distilled student', model_scores, 'student', 'distill'),
+    Row(
+      'student', 'distilled student', model_scores, 'student', stages=student_stages,
+      trained_by='distill',
+    ),
   )
 }  # fmt: skip
-
-
-def _of(role: str, is_baseline: bool) -> tuple[str, ...]:
-  rows = ROWS.values()
-  return tuple(r.name for r in rows if r.role == role and r.is_baseline == is_baseline)
-
-
 BASELINES = tuple(row.name for row in ROWS.values() if row.is_baseline)
-# The rows that tiles and charts compare.
-(FIRST_STAGE,) = _of('', is_baseline=True)
-STUDENT = _of('student', is_baseline=False)[-1]
-TEACHER = _of('teacher', is_baseline=False)[-1]
-# The models, the one that the report is about first.
-MODELS = tuple(
-  sorted((r.name for r in reversed(ROWS.values()) if r.role), key=lambda n: ROWS[n].role)
-)
-# Models with a stage of their own, students first: their scores are drawn.
-TRAINED = tuple(sorted((r.name for r in ROWS.values() if r.trained_by), key=lambda n: ROWS[n].role))
+# The rows that the report's tiles and sentences compare, and the order of models in its charts.
+FIRST_STAGE, STUDENT, TEACHER = 'bm25', 'student', 'teacher'
+MODELS = ('student', 'student_sft', 'teacher', 'zero_shot')
+TRAINED = tuple(name for name in MODELS if ROWS[name].trained_by)
 
 
 def title(name: str) -> str:

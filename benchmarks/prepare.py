@@ -1,13 +1,10 @@
-"""Measures `prepare`: rows per second and peak memory, for synthetic rows.
-
-  disranker bench measure_prepare 1000000 4000000 [--kind candidates] [--order sorted|shuffled]
+"""Rows per second and peak memory of `disranker prepare`, for synthetic rows.
 
 Each size is prepared by a process of its own, whose peak resident memory the system reports. Rows
 resemble web results: 10 documents per query, about 60 words of summary, scores and ranks.
 `shuffled` spreads the rows of a query over the whole file, the worst case for grouping them.
 """
 
-import argparse
 import json
 import os
 import random
@@ -17,6 +14,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from disranker_jax.commands.common import Parser
 
 WORDS = [
   f'{a}{b}' for a in ('re', 'con', 'pro', 'in', 'ex') for b in ('form', 'port', 'tain', 'act')
@@ -41,8 +40,8 @@ def write(path: Path, rows: int, order: str) -> None:
 
 def measure(source: Path, kind: str, folder: Path) -> dict:
   """Wall and CPU seconds, peak memory and output size (MiB) of one `disranker prepare`."""
-  command = [sys.executable, '-m', 'disranker_jax.commands.prepare', '--source', f'jsonl:{source}']
-  command += ['--kind', kind, '--out', str(folder / 'out')]
+  command = [sys.executable, '-m', 'disranker_jax.commands', 'prepare']
+  command += ['--source', f'jsonl:{source}', '--kind', kind, '--out', str(folder / 'out')]
   begin = time.monotonic()
   process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
   _, status, usage = os.wait4(process.pid, 0)
@@ -58,11 +57,12 @@ def measure(source: Path, kind: str, folder: Path) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-  formats = argparse.RawDescriptionHelpFormatter
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=formats)
-  parser.add_argument('rows', type=int, nargs='+')
-  parser.add_argument('--kind', default='candidates')
-  parser.add_argument('--order', default='sorted', choices=('sorted', 'shuffled'))
+  parser = Parser('bench prepare', __doc__, '1000000 4000000 --order shuffled')
+  parser.add_argument('rows', type=int, nargs='+', metavar='ROWS', help='sizes to measure')
+  parser.add_argument('--kind', default='candidates', help='what the rows are')
+  parser.add_argument(
+    '--order', default='sorted', choices=('sorted', 'shuffled'), help='of the rows'
+  )
   args = parser.parse_args(argv)
   print(
     '| rows | kind | order | input MB | rows/s | rows/s of CPU time | peak memory MB | output MB |'
@@ -79,7 +79,3 @@ def main(argv: list[str] | None = None) -> None:
         f'{rows / cost["cpu_s"]:,.0f} | {cost["memory_mb"]:,.0f} | {cost["out_mb"]:,.0f} |',
         flush=True,
       )
-
-
-if __name__ == '__main__':
-  main()
