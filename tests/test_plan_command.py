@@ -23,7 +23,7 @@ def command(*args, before='pass'):
     ((TINY, '--stage=cpt', '--topology=v5e:many'), r"--topology='v5e:many' is unknown"),
     (
       (TINY, '--stage=evaluate', '--topology=v5e:4x4'),
-      "--stage: invalid choice: 'evaluate' (choose from",
+      '--stage evaluate: choose of cpt, sft, score, student_sft, distill',
     ),
     ((TINY, '--stage=cpt', '--topology=v5e:4x4'), "pip install 'disranker_jax[tpu]'"),
   ],

@@ -134,7 +134,7 @@ class TestAskedToStop:
     assert stopped[0].endswith(f'stopped at step {step} of {STEPS}') and step < STEPS
     assert (tmp_path / 'job/checkpoints' / str(step)).is_dir()
     train(tmp_path)
-    assert f'goes on from step {step}' in (tmp_path / 'process.0.log').read_text()
+    assert f'continues from step {step}' in (tmp_path / 'process.0.log').read_text()
     assert_same(tmp_path, two)
 
 
@@ -272,7 +272,7 @@ class TestWholePipeline:
   ):
     pipeline(tmp_path, bomb=(stage, process, 2))
     said = (tmp_path / 'process.0.log').read_text()
-    assert 'scoring: stopped; the same command goes on' in said
+    assert 'scoring: stopped; the same command continues' in said
     assert json.loads((tmp_path / f'run/{stage}/manifest.json').read_text())['status'] == 'running'
     pipeline(tmp_path)
     assert_same_results(tmp_path, whole)

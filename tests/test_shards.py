@@ -129,7 +129,7 @@ def test_a_disk_that_cannot_be_written_leaves_no_partial_file(store, number, mon
   assert ended.value.code == 2
   said = capsys.readouterr().err
   assert said.startswith('error: the file: ') and said.count('\n') == 1
-  assert 'the same command goes on' in said
+  assert 'run the same command again' in said
   assert sorted(os.listdir(store.folder)) == before and store.missing() == [0]
 
 

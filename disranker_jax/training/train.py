@@ -185,7 +185,7 @@ def fit(job: Job, feed: Feed, variables: dict, mesh) -> dict:
     step, params, saved = restore(checkpoints, program, feed)
     if step:
       trained, state = params, saved
-      say(f'{job.label} goes on from step {step}')
+      say(f'{job.label} continues from step {step}')
     else:
       state = program.start(trained)
     compiled = program.lower().compile()
