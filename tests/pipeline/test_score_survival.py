@@ -113,7 +113,7 @@ def test_a_disk_that_is_full_or_read_only_is_one_line_and_costs_nothing(scored, 
     assert done.returncode == 2 and 'Traceback' not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith('error: ') and 'run the same command again' in last
-    assert ('no space left' if how == 'full' else 'is read-only') in last
+    assert ('no space is left' if how == 'full' else 'is read-only') in last
     assert not list(score.rglob('*.partial'))
     kept = contents(score)
     if how == 'full':
