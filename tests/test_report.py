@@ -9,7 +9,7 @@ import pytest
 from disranker_jax import config as configs
 from disranker_jax.pipeline import manifest
 from disranker_jax.report import results, tables
-from disranker_jax.stages import evaluate, report, rows
+from disranker_jax.stages import evaluate, report, result_rows
 
 BM25 = {
   'pnr': 3.8299,
@@ -34,7 +34,7 @@ class TestTables:
     ]
 
   def test_no_two_rows_have_one_title(self):
-    titles = [row.title for row in rows.ROWS.values()]
+    titles = [row.title for row in result_rows.ROWS.values()]
     assert len(set(titles)) == len(titles) and all(titles)
 
   def test_columns_line_up_numbers_to_the_right(self):

@@ -16,7 +16,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics, runs
 from disranker_jax.pipeline import manifest
 from disranker_jax.report import charts, facts, intervals, page, rankings, summary, tables
-from disranker_jax.stages import evaluate, report, rows
+from disranker_jax.stages import evaluate, report, result_rows
 
 EVIL = '<script>alert("&")</script>'
 VOID = {'meta', 'link', 'br', 'img', 'hr', 'input'}
@@ -219,7 +219,7 @@ class TestLessThanAll:
   def test_few_models(self, tmp_path, models):
     run = make_run(tmp_path, models)
     _, parsed = written(run)
-    assert rows.title(models[0]) in parsed.text
+    assert result_rows.title(models[0]) in parsed.text
     assert 'lead' not in parsed.text and 'Against BM25' not in parsed.text
 
   def test_one_query_has_no_intervals(self, tmp_path):
