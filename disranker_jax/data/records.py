@@ -217,12 +217,12 @@ def mapping(row: Any) -> Mapping[str, Any]:
   return row
 
 
-def identifier(row: Mapping[str, Any], field: str, *, number: bool = False) -> str:
+def identifier(row: Mapping[str, Any], field: str) -> str:
   """An id: text without white space, because that separates the columns of TREC runs and qrels.
 
-  `number` also allows an integer, as other tools write them.
+  An integer is an id too: Parquet columns often have this type. The id is then its digits.
   """
-  if number and isinstance(row.get(field), int) and not isinstance(row[field], bool):
+  if isinstance(row.get(field), int) and not isinstance(row[field], bool):
     row = {field: str(row[field])}
   value = text(row, field, blank=False)
   if len(value.split()) != 1 or value != value.strip():
@@ -237,7 +237,7 @@ def text(row: Mapping[str, Any], field: str, *, blank: bool) -> str:
     raise BadRow(field, 'is missing', f'add "{field}" as a string')
   value = row[field]
   if not isinstance(value, str):
-    raise BadRow(field, f'is {_described(value)}, not a string', 'write it as text in quotes')
+    raise BadRow(field, f'is {_described(value)}, not a string', 'write it as text')
   if not value.isascii():
     try:
       value.encode()

@@ -102,7 +102,7 @@ def _group(row: Mapping[str, Any]) -> tuple[str, str, list[Document]]:
 def _query_id(row: Mapping[str, Any], query: str) -> str:
   for name in ('query_id', 'id'):
     if row.get(name) is not None:
-      return records.identifier(row, name, number=True)
+      return records.identifier(row, name)
   return _id_of_text('q', query)
 
 
@@ -136,7 +136,7 @@ def _passage(name: str, passage: Any, label: int, score: Any) -> Document:
     raise BadRow(name, 'has a passage without text', 'fill it in or remove it')
   doc_id = _id_of_text('d', title, summary)
   if named := [n for n in ('docid', 'passage_id', 'doc_id') if passage.get(n) is not None]:
-    doc_id = records.identifier(passage, named[0], number=True)
+    doc_id = records.identifier(passage, named[0])
   score = records.score({'score': passage.get('score') if score is None else score})
   return Document(doc_id, title, summary, label, teacher=score)
 

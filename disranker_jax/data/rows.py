@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from disranker_jax.data import lines
@@ -68,7 +69,8 @@ def parquet(file: Path, columns: tuple[str, ...] | None = None) -> Iterator[tupl
 
 def _to_rows(batch: pa.RecordBatch) -> list[Any]:
   try:
-    return batch.to_pylist()
+    columns = map(_plain, batch.columns)
+    return pa.RecordBatch.from_arrays(list(columns), batch.schema.names).to_pylist()
   except (UnicodeDecodeError, ValueError, OverflowError):
     return [_to_row(batch.slice(i, 1)) for i in range(len(batch))]
 
@@ -78,9 +80,33 @@ def _to_row(batch: pa.RecordBatch) -> Any:
   row = {}
   for name, column in zip(batch.schema.names, batch.columns, strict=True):
     try:
-      row[name] = column[0].as_py()
+      row[name] = _plain(column)[0].as_py()
     except UnicodeDecodeError:
       return BadRow(name, 'is not UTF-8', 'write the text as UTF-8')
     except (ValueError, OverflowError) as error:  # such as a date that Python cannot represent
       return BadRow(name, f'cannot be read ({error})'[:200], 'write text and plain numbers')
   return row
+
+
+def _plain(column: pa.Array) -> pa.Array:
+  """The column in types that JSON has too, and times in microseconds."""
+  kind = _plain_type(column.type)
+  if kind == column.type:
+    return column
+  return pc.cast(column, options=pc.CastOptions(kind, allow_time_truncate=True))
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+  """Decimals are numbers; Python's own times have no nanoseconds."""
+  if pa.types.is_decimal(kind):
+    return pa.float64() if kind.scale > 0 else pa.int64()
+  if pa.types.is_timestamp(kind) and kind.unit == 'ns':
+    return pa.timestamp('us', kind.tz)
+  if kind in (pa.time64('ns'), pa.duration('ns')):
+    return pa.time64('us') if kind == pa.time64('ns') else pa.duration('us')
+  if pa.types.is_struct(kind):
+    return pa.struct([field.with_type(_plain_type(field.type)) for field in kind])
+  for is_list, list_of in ((pa.types.is_list, pa.list_), (pa.types.is_large_list, pa.large_list)):
+    if is_list(kind):
+      return list_of(kind.value_field.with_type(_plain_type(kind.value_type)))
+  return kind

@@ -296,7 +296,9 @@ class TestStopped:
     runner.run(helpers.config(), workdir)
     printed = capsys.readouterr().err
     # At step 5 the checkpoint of step 2 is whole, since that of step 4 waited for it.
-    assert 'score: done before' in printed and re.search('distill continues from step [24]', printed)
+    assert 'score: done before' in printed and re.search(
+      'distill continues from step [24]', printed
+    )
     assert helpers.metrics(workdir) == helpers.metrics(done)
     for stage in helpers.TRAINING:
       logs = [_losses(w / stage / 'metrics.jsonl') for w in (workdir, done)]
