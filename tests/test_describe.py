@@ -78,7 +78,7 @@ def test_clicks(tmp_path):
 def test_bad_rows_of_one_kind_are_one_line_with_the_first_place(tmp_path, capsys):
   rows = [
     ROW, '{"broken', ROW | {'doc_id': 'd2', 'label': -1}, ROW | {'doc_id': 'd3', 'label': -7},
-    ROW | {'label': 1}, ROW,
+    ROW | {'label': 1}, ROW | {'title': 'x'}, ROW,
   ]  # fmt: skip
   address = write(tmp_path / 'a.jsonl', rows)
   found = report(address)
@@ -90,7 +90,8 @@ def test_bad_rows_of_one_kind_are_one_line_with_the_first_place(tmp_path, capsys
   assert sorted('with label' in row['reason'] for row in twice) == [False, True]
   assert found['bad_rows'] == 5 and found['pairs'] == 1
   describe.main([address])
-  assert '1 pairs of 6 rows; 5 bad rows' in capsys.readouterr().out
+  assert '1 pairs of 7 rows; 5 bad rows' in (out := capsys.readouterr().out)
+  assert '1  repeated rows or documents dropped' in out
 
 
 @pytest.mark.parametrize('tokenizer', ['tiny-encoder', 'tiny-decoder'])

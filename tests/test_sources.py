@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from disranker_jax.data import sources, store
-from disranker_jax.data.records import UNJUDGED, BadRows, Click
+from disranker_jax.data.records import REPEATED, UNJUDGED, BadRows, Click
 from disranker_jax.data.sources import read
 from disranker_jax.errors import UserError
 
@@ -265,7 +265,7 @@ class TestTrec:
     [
       ('qrels.txt', 'q1 0 d1 1\nq1 0 d9 1\n', "2:doc_id: 'd9' is not in"),
       ('qrels.txt', 'q1 0 d1 1\nq9 0 d1 1\n', "2:query_id: 'q9' is not among the queries"),
-      ('qrels.txt', 'q1 0 d1 1\nq1 0 d1 1\n', "2:doc_id: 'd1' appears twice"),
+      ('qrels.txt', 'q1 0 d1 1\nq1 0 d1 2\n', "2:doc_id: 'd1' appears twice"),
       ('qrels.txt', 'q1 0 d1 1\nq1 0 d2 -2\n', '2:label: is -2'),
       ('qrels.txt', 'q1 0 d1 1\nq1 0 d2 1.0\n', "2:label: is '1.0', not an integer"),
       ('qrels.txt', 'q1 0 d1 1\nq1 d2 1\n', '2:row: has 3 columns, not 4'),
@@ -290,6 +290,17 @@ class TestTrec:
     groups = list(read(f'trec:{folder}', 'test', bad_rows=bad_rows))
     assert [group.query_id for group in groups] == (['q1', 'q2'] if 'bm25' in name else ['q1'])
     assert bad_rows.quarantined == len(bad_rows.path.read_text().splitlines()) == 1
+
+  def test_rows_that_are_repeated_unchanged_are_dropped_and_counted(self, folder):
+    (folder / 'bm25.run').write_bytes(gzip.decompress((folder / 'bm25.run.gz').read_bytes()))
+    (folder / 'docs.jsonl').write_bytes(gzip.decompress((folder / 'docs.jsonl.gz').read_bytes()))
+    before = table(f'trec:{folder}', 'test')
+    for name in ('qrels.txt', 'bm25.run', 'queries.tsv', 'docs.jsonl'):
+      text = (folder / name).read_text()
+      (folder / name).write_text(text + text.lstrip().splitlines()[0] + '\n')
+    bad_rows = BadRows()
+    assert table(f'trec:{folder}', 'test', bad_rows=bad_rows) == before
+    assert bad_rows.notes == {REPEATED: 4}
 
   def test_a_bad_document(self, folder):
     (folder / 'docs.jsonl.gz').unlink()

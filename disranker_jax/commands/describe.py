@@ -76,7 +76,7 @@ def look(args: argparse.Namespace) -> dict:
       progress.add(1)
     report = {'source': args.source, 'kind': args.kind, 'rows': bad_rows.rows_in}
     report |= {'bad_rows': bad_rows.quarantined, 'reasons': survey.bad_rows(quarantine)}
-    return report | result.report()
+    return report | {'notes': dict(bad_rows.notes)} | result.report()
 
 
 def show(report: dict) -> None:
@@ -88,6 +88,8 @@ def show(report: dict) -> None:
   print(f'{records} of {report["rows"]:,} rows; {report["bad_rows"]:,} bad rows')
   for row in report['reasons']:
     print(f'  {row["count"]:>9,}  {row["reason"]}  (first: {row["first"]})')
+  for what, count in report['notes'].items():
+    print(f'  {count:>9,}  {what}')
   if 'labels' in report:
     show_labels(report)
   show_lengths(report['lengths'])

@@ -28,6 +28,7 @@ from disranker_jax.data import (
 from disranker_jax.data.records import KINDS, BadRows, Click, Document, Group
 from disranker_jax.data.row_formats import Score
 from disranker_jax.errors import UserError
+from disranker_jax.progress import say
 
 # SCORES are other teachers' scores of pairs, without texts. POOLED are judgements together with the
 # documents of the first stage, to draw negatives from.
@@ -136,17 +137,17 @@ def documents(path: str | Path) -> list[Document]:
   """The documents of a JSON-lines file of doc_id, title, summary, in file order; ids are unique."""
   bad_rows, docs = BadRows(), {}
 
-  def parse(line: bytes) -> Document:
+  def parse(line: bytes) -> None:
     doc = records.document(lines.from_json(line))
-    if doc.doc_id in docs:
+    if records.differing(docs.setdefault(doc.doc_id, doc), doc):
       fix = 'give each document its own id'
       raise records.BadRow('doc_id', f'{doc.doc_id!r} appears twice', fix)
-    return doc
 
   for file in lines.matching(str(path)):
     for number, line in lines.read(file):
-      doc = bad_rows.parse(file, number, line, parse)
-      docs[doc.doc_id] = doc
+      bad_rows.parse(file, number, line, parse)
+  if len(docs) < bad_rows.rows_in:
+    say(f'{path}: {bad_rows.rows_in - len(docs):,} {records.REPEATED}')
   return list(docs.values())
 
 

@@ -103,11 +103,10 @@ def _table(file: Path, layout: str, value: Callable[[list[str]], Any]) -> dict[s
   def add(raw: bytes) -> None:
     row = columns(raw, layout)
     query, doc = row[0], row[2]
-    docs = table.setdefault(query, {})
-    if doc in docs:
+    docs, new = table.setdefault(query, {}), value(row)
+    if docs.setdefault(doc, new) != new:
       what = f'{doc!r} appears twice for query_id {query!r}'
       raise BadRow('doc_id', what, 'keep one of the rows')
-    docs[doc] = value(row)
 
   for line, raw in lines.read(file):
     bad_rows.parse(file, line, raw, add)
