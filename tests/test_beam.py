@@ -45,8 +45,10 @@ def job(tmp_path, address, kind, name, **options):
 @pytest.mark.parametrize('kind', ['clicks', 'judgements', 'test'])
 def test_the_same_records_and_bad_rows_as_on_one_machine(tmp_path, kind):
   address = write(tmp_path, rows_of())
+  (tmp_path / 'part-9.jsonl').touch()
   one = preparing.prepare(job(tmp_path, address, kind, 'one'))
   many = beam.prepare(job(tmp_path, address, kind, 'many'), 'DirectRunner')
+  assert many.notes.pop(f'file without rows skipped: {tmp_path}/part-9.jsonl') == 1
   assert dataclasses.replace(many, wall_s=0.0) == dataclasses.replace(one, wall_s=0.0)
   found = [sorted(map(repr, store.open(kind, tmp_path / name))) for name in ('one', 'many')]
   assert found[0] == found[1] and len(found[0]) == one.records

@@ -233,7 +233,7 @@ class TestBadRows:
     with pytest.raises(UserError, match=r'log\.parquet:24:clicks: is -1'):
       events.read([str(tmp_path / 'log.parquet')])
 
-  def test_files_that_are_none(self, tmp_path):
+  def test_files_that_are_none(self, tmp_path, capsys):
     def message(*patterns):
       with pytest.raises(UserError) as caught:
         events.read([str(p) for p in patterns])
@@ -242,6 +242,8 @@ class TestBadRows:
     (tmp_path / 'no.parquet').write_text('hello')
     pq.write_table(pa.table({'user': pa.array([], pa.string())}), tmp_path / 'empty.parquet')
     good = write(tmp_path / 'log.jsonl', [ROW])
+    assert seen(events.read([str(tmp_path / 'empty.parquet'), good])) == seen(events.read([good]))
+    assert 'empty.parquet: has no rows; skipped' in capsys.readouterr().err
     assert 'does not exist' in message(tmp_path / 'gone.parquet')
     assert 'does not exist' in message(tmp_path / 'gone.jsonl')
     assert 'cannot be read as Parquet' in message(tmp_path / 'no.parquet')

@@ -144,3 +144,15 @@ def test_times_with_nanoseconds_are_read_without_pandas(tmp_path):
   assert first['list'] == [datetime.datetime(1970, 1, 2)]
   assert (first['time'], first['gap']) == (datetime.time(0, 0, 0, 1), datetime.timedelta(0, 0, 1))
   assert second == {'at': None, 'list': [], 'time': None, 'gap': None}
+
+
+def test_a_part_without_rows_is_skipped_and_named(tmp_path, capsys):
+  write(tmp_path / 'b.parquet', ROWS)
+  write(tmp_path / 'c.parquet', pa.Table.from_pylist(ROWS).slice(0, 0))
+  (tmp_path / 'a.parquet').touch()
+  places = list(sources.row_files(f'parquet:{tmp_path}/*.parquet').places())
+  assert [(file.name, number) for file, number, _ in places] == [
+    ('b.parquet', i) for i in range(1, 11)
+  ]
+  err = capsys.readouterr().err
+  assert all(f'{tmp_path}/{name}.parquet: has no rows; skipped' in err for name in 'ac')

@@ -79,6 +79,23 @@ class TestJsonl:
     assert [doc.doc_id for doc in group.docs] == ['d1', 'd2']
     assert 'matches no file' in error(f'jsonl:{tmp_path}/*.json')
 
+  @pytest.mark.parametrize('name', ['part-1.jsonl', 'part-3.jsonl', 'part-1.jsonl.gz', 'part-3.gz'])
+  @pytest.mark.parametrize('text', [b'', b'\n \n'])
+  def test_a_part_without_rows_is_skipped_and_named(self, tmp_path, capsys, name, text):
+    for part in ('part-0.jsonl', 'part-2.jsonl'):
+      (tmp_path / part).write_bytes(jsonl(ROW | {'doc_id': part}))
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith('gz') else text)
+    (group,) = read(f'jsonl:{tmp_path}/part-*', 'test')
+    assert [doc.doc_id for doc in group.docs] == ['part-0.jsonl', 'part-2.jsonl']
+    assert f'{tmp_path / name}: has no rows; skipped' in capsys.readouterr().err
+    assert [number for _, number, _ in sources.row_files(f'jsonl:{tmp_path}/*').places(1)] == [1]
+    assert len(sources.documents(tmp_path / 'part-*')) == 2
+
+  def test_parts_that_are_all_without_rows_are_an_error(self, tmp_path):
+    for i in range(3):
+      (tmp_path / f'part-{i}').touch()
+    assert 'part-2: is empty' in error(f'jsonl:{tmp_path}/part-*')
+
   def test_kinds(self, tmp_path):
     path = tmp_path / 'a.jsonl'
     unlabelled = {name: ROW[name] for name in ROW if name != 'label'} | {'doc_id': 'd2', 'rank': 5}

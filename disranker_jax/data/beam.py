@@ -17,6 +17,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from disranker_jax.data import grouping, records, sources, store
+from disranker_jax.data.lines import NoRows
 from disranker_jax.data.negatives import Negatives
 from disranker_jax.data.preparing import Job, Prepared
 from disranker_jax.data.records import BadRow, BadRows, Document, Group
@@ -102,7 +103,9 @@ def _examples(beam: Any, job: Job, source: sources.RowFiles, temp: Path) -> Any:
   @beam.ptransform_fn
   def examples(pipeline):
     files = [(i, str(file)) for i, file in enumerate(source.files)]
-    read = functools.partial(_read, job.kind, job.read_as or job.kind, job.on_bad_row, source.read)
+    read = functools.partial(
+      _read, job.kind, job.read_as or job.kind, job.on_bad_row, source.read, len(files) == 1
+    )
     rows = (
       pipeline
       | 'files' >> beam.Create(files)
@@ -135,15 +138,22 @@ def _tagged(element: Any, make: Callable) -> Iterator[Any]:
     yield TaggedOutput(tag, value) if tag else value
 
 
-def _read(kind: str, read_as: str, on_bad_row: str, read: Callable, file: tuple[int, str]):
-  """(key, fields) of the clicks, or (query_id, part) of the groups, of a file."""
+def _read(
+  kind: str, read_as: str, on_bad_row: str, read: Callable, alone: bool, file: tuple[int, str]
+):
+  """(key, fields) of the clicks, or (query_id, part) of the groups, of a file (`alone`: of one)."""
   index, name = file
   bad_rows, make = CollectedBadRows(on_bad_row), sources.made(read_as)
 
   def parsed() -> Iterator[tuple[str, int, Any]]:
-    for number, raw in read(Path(name)):
-      for record in bad_rows.parse_all(name, number, raw, make):
-        yield name, number, record
+    try:
+      for number, raw in read(Path(name)):
+        for record in bad_rows.parse_all(name, number, raw, make):
+          yield name, number, record
+    except NoRows:
+      if alone:
+        raise
+      bad_rows.note(f'file without rows skipped: {name}')
 
   if kind == 'clicks':
     for i, (_, _, click) in enumerate(parsed()):

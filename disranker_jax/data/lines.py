@@ -15,11 +15,15 @@ GZIP_MAGIC = b'\x1f\x8b'
 BOM = b'\xef\xbb\xbf'
 
 
+class NoRows(UserError):
+  """A file without rows; `rows.of_files` skips it if it is one of several."""
+
+
 def read(path: str | pathlib.Path) -> Iterator[tuple[int, bytes]]:
   """The lines of a file that are not blank, as (number from 1, bytes without the line end).
 
   Gzip is detected by its first bytes or by the suffix `.gz`. Raises: UserError if the file is
-  missing, a folder, unreadable, cut short, or has no lines.
+  missing, a folder, unreadable, cut short, or has no lines (NoRows).
   """
   path = pathlib.Path(path)
   number = 0
@@ -29,7 +33,7 @@ def read(path: str | pathlib.Path) -> Iterator[tuple[int, bytes]]:
       head = file.read(2)
       file.seek(0)
       if not head:
-        raise UserError(f'{path}: is empty; write it again or remove it from the address')
+        raise NoRows(f'{path}: is empty; write it again or remove it from the address')
       zipped = head == GZIP_MAGIC or path.suffix == '.gz'
       for number, line in enumerate(gzip.GzipFile(fileobj=file) if zipped else file, 1):
         line = (line.removeprefix(BOM) if number == 1 else line).rstrip(b'\r\n')
@@ -50,7 +54,7 @@ def read(path: str | pathlib.Path) -> Iterator[tuple[int, bytes]]:
   except OSError as error:
     raise UserError(f'{path}: cannot be read ({error.strerror or error}); check the file') from None
   if empty:
-    raise UserError(f'{path}: has no rows; write it again or remove it from the address')
+    raise NoRows(f'{path}: has no rows; write it again or remove it from the address')
 
 
 def matching(pattern: str) -> list[pathlib.Path]:

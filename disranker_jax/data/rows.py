@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from disranker_jax.data import lines
 from disranker_jax.data.records import BadRow
 from disranker_jax.errors import UserError
+from disranker_jax.progress import say
 
 BATCH_ROWS = 1024  # rows of Parquet per read
 
@@ -33,9 +34,24 @@ def read(file: Path, columns: tuple[str, ...] | None = None) -> Iterator[tuple[i
 def of_files(
   files: list[Path], read: Callable[[Path], Iterator[tuple[int, Any]]], start: int = 0
 ) -> Iterator[Place]:
-  """All rows of the files in order, except the first `start`."""
-  rows = ((file, number, row) for file in files for number, row in read(file))
-  return itertools.islice(rows, start, None)
+  """All rows of the files in order, except the first `start`.
+
+  A file without rows is skipped and reported. Raises: UserError if all files are without rows.
+  """
+  return itertools.islice(_rows(files, read), start, None)
+
+
+def _rows(files: list[Path], read: Callable[[Path], Iterator[tuple[int, Any]]]) -> Iterator[Place]:
+  skipped = 0
+  for file in files:
+    try:
+      for number, row in read(file):
+        yield file, number, row
+    except lines.NoRows:
+      skipped += 1
+      if skipped == len(files):
+        raise
+      say(f'{file}: has no rows; skipped')
 
 
 def decode(row: Any) -> Any:
@@ -51,9 +67,11 @@ def parquet(file: Path, columns: tuple[str, ...] | None = None) -> Iterator[tupl
   if file.is_dir():
     raise UserError(f'{file}: is a folder; name the files in it, such as {file}/*.parquet')
   try:
+    if file.is_file() and not file.stat().st_size:
+      raise lines.NoRows(f'{file}: is empty and cannot be read as Parquet; write it again')
     with pq.ParquetFile(file) as source:
       if not source.metadata.num_rows:
-        raise UserError(f'{file}: has no rows; write it again or remove it from the address')
+        raise lines.NoRows(f'{file}: has no rows; write it again or remove it from the address')
       names = source.schema_arrow.names
       chosen = None if columns is None else [name for name in names if name in columns]
       for batch in source.iter_batches(BATCH_ROWS, columns=chosen):

@@ -143,9 +143,8 @@ def documents(path: str | Path) -> list[Document]:
       fix = 'give each document its own id'
       raise records.BadRow('doc_id', f'{doc.doc_id!r} appears twice', fix)
 
-  for file in lines.matching(str(path)):
-    for number, line in lines.read(file):
-      bad_rows.parse(file, number, line, parse)
+  for file, number, line in rows.of_files(lines.matching(str(path)), lines.read):
+    bad_rows.parse(file, number, line, parse)
   if len(docs) < bad_rows.rows_in:
     say(f'{path}: {bad_rows.rows_in - len(docs):,} {records.REPEATED}')
   return list(docs.values())

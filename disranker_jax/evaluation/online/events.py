@@ -58,12 +58,13 @@ def read(
       form = Wide(max_dwell) if row.get('event') is None else Long(max_dwell)
     form.add(row, place)
 
-  for index, file in enumerate(files):
-    for number, raw in rows.read(file, COLUMNS):
-      place = (index << LINE_BITS) + number
-      bad_rows.parse(file, number, raw, functools.partial(add, place=place))
-      if bad_rows.rows_in % ROWS == 0:
-        progress(bad_rows.rows_in)
+  read_file = functools.partial(rows.read, columns=COLUMNS)
+  index_of = {file: index for index, file in enumerate(files)}
+  for file, number, raw in rows.of_files(files, read_file):
+    place = (index_of[file] << LINE_BITS) + number
+    bad_rows.parse(file, number, raw, functools.partial(add, place=place))
+    if bad_rows.rows_in % ROWS == 0:
+      progress(bad_rows.rows_in)
   if form is None or not (table := form.user_days(files, bad_rows)).num_rows:
     raise UserError(f'{files[0]}: no usable row in the log; see the rows in {bad_rows.path}')
   return Log.of(table, rows=bad_rows.rows_in, quarantined=bad_rows.quarantined)
