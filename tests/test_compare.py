@@ -12,6 +12,7 @@ import pytest
 from ir_measures import AP, nDCG
 
 from disranker_jax.commands import compare
+from disranker_jax.data.records import NEGATIVE, REPEATED
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics, significance, table
 from disranker_jax.evaluation.runs import read_qrels, read_run
@@ -360,3 +361,17 @@ def test_the_command_ends_with_one_line_and_status_2(tmp_path):
   done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
   assert done.returncode == 2 and done.stdout == ''
   assert done.stderr.count('\n') == 1 and done.stderr.startswith('error: no.txt: does not exist')
+
+
+def test_negative_grades_and_repeated_rows_are_counted_in_a_warning(folder):
+  plain = result(folder, 'good', metrics='pnr,ndcg@5')
+  qrels = folder / 'qrels.txt'
+  first = qrels.read_text().splitlines()[0]
+  spam = [line.removesuffix('0') + '-2' if line.endswith(' 0') else line
+          for line in qrels.read_text().splitlines()]  # fmt: skip
+  qrels.write_text('\n'.join([*spam, first]) + '\n')
+  found = result(folder, 'good', metrics='pnr,ndcg@5')
+  assert found['runs'] == plain['runs']
+  warnings = [warning.removeprefix(f'{qrels}: ') for warning in found['warnings']]
+  negatives = sum(line.endswith('-2') for line in spam)
+  assert warnings[:2] == [f'{negatives} {NEGATIVE}', f'1 {REPEATED}']

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from disranker_jax.commands import prepare
 from disranker_jax.data import sources, store
-from disranker_jax.data.records import REPEATED, UNJUDGED, BadRows, Click
+from disranker_jax.data.records import NEGATIVE, REPEATED, UNJUDGED, BadRows, Click
 from disranker_jax.data.sources import read
 from disranker_jax.errors import UserError
 
@@ -283,7 +284,7 @@ class TestTrec:
       ('qrels.txt', 'q1 0 d1 1\nq1 0 d9 1\n', "2:doc_id: 'd9' is not in"),
       ('qrels.txt', 'q1 0 d1 1\nq9 0 d1 1\n', "2:query_id: 'q9' is not among the queries"),
       ('qrels.txt', 'q1 0 d1 1\nq1 0 d1 2\n', "2:doc_id: 'd1' appears twice"),
-      ('qrels.txt', 'q1 0 d1 1\nq1 0 d2 -2\n', '2:label: is -2'),
+      ('qrels.txt', f'q1 0 d1 1\nq1 0 d2 -{10**12}\n', '2:label: is -1'),
       ('qrels.txt', 'q1 0 d1 1\nq1 0 d2 1.0\n', "2:label: is '1.0', not an integer"),
       ('qrels.txt', 'q1 0 d1 1\nq1 d2 1\n', '2:row: has 3 columns, not 4'),
       ('bm25.run', 'q1 Q0 d1 1 1 x\nq1 Q0 d9 2 1 x\n', "2:doc_id: 'd9' is not in"),
@@ -307,6 +308,19 @@ class TestTrec:
     groups = list(read(f'trec:{folder}', 'test', bad_rows=bad_rows))
     assert [group.query_id for group in groups] == (['q1', 'q2'] if 'bm25' in name else ['q1'])
     assert bad_rows.quarantined == len(bad_rows.path.read_text().splitlines()) == 1
+
+  def test_negative_grades_are_not_relevant_and_counted(self, folder, capsys):
+    (folder / 'qrels.txt').write_text('q1 0 d1 -1\nq1 0 d4 2\nq2 0 d2 -2\n')
+    for kind in ('judgements', 'test'):
+      bad_rows = BadRows()
+      groups = table(f'trec:{folder}', kind, bad_rows=bad_rows)
+      labels = {(q, doc): label for q in groups for doc, label, *_ in groups[q]}
+      assert {**labels, ('q1', 'd1'): 0, ('q1', 'd4'): 2, ('q2', 'd2'): 0} == labels
+      assert bad_rows.notes == {NEGATIVE: 2}
+    prepare.main([
+      '--source', f'trec:{folder}', '--kind', 'judgements', '--out', str(folder / 'prepared')
+    ])  # fmt: skip
+    assert f'2 {NEGATIVE}' in capsys.readouterr().out
 
   def test_rows_that_are_repeated_unchanged_are_dropped_and_counted(self, folder):
     (folder / 'bm25.run').write_bytes(gzip.decompress((folder / 'bm25.run.gz').read_bytes()))

@@ -15,6 +15,7 @@ from absl import logging
 
 from disranker_jax.data import first_stage, grouping
 from disranker_jax.data.records import (
+  NEGATIVE,
   REPEATED,
   UNJUDGED,
   BadRow,
@@ -162,7 +163,7 @@ def _picked(collection: Collection, want: Reading) -> Iterator[Picked]:
     for name in filter(None, collection.options.get(option, '').split(',')):
       tables.append((option, collection.choice(name)))
   if want.kind != 'candidates':
-    tables.append(('qrel', collection.qrels(want.bad_rows)))
+    tables.append(('qrel', _graded(collection.qrels(want.bad_rows), want.bad_rows)))
   run = collection.run(want.bad_rows, needed=want.narrow or not want.judged)
   tables.append(('run', run or ()))
   for table, rows in tables:
@@ -180,6 +181,15 @@ def _picked(collection: Collection, want: Reading) -> Iterator[Picked]:
       yield picked
   if unknown:
     say(f'{collection.name}: left out {unknown:,} lines of the run for queries it does not have')
+
+
+def _graded(qrels: Iterable[Line], bad_rows: BadRows) -> Iterator[Line]:
+  """Qrels with 0 for negative grades, which are counted: some collections mark spam by them."""
+  for line in qrels:
+    if line.label < 0:
+      bad_rows.note(NEGATIVE)
+      line = line._replace(label=0)
+    yield line
 
 
 def _of_query(

@@ -21,6 +21,7 @@ MAX_INT = 2**31 - 1  # prepared data stores labels, ranks and counts in 32 bits
 ON_BAD_ROW = ('error', 'quarantine')
 # What `BadRows.note` counts.
 REPEATED = 'repeated rows or documents dropped'
+NEGATIVE = 'negative grades read as 0, not relevant'
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
