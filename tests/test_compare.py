@@ -1,6 +1,7 @@
 """The compare command: its files, its figures against the metrics, and what it refuses."""
 
 import csv
+import gzip
 import json
 import subprocess
 import sys
@@ -375,3 +376,18 @@ def test_negative_grades_and_repeated_rows_are_counted_in_a_warning(folder):
   warnings = [warning.removeprefix(f'{qrels}: ') for warning in found['warnings']]
   negatives = sum(line.endswith('-2') for line in spam)
   assert warnings[:2] == [f'{negatives} {NEGATIVE}', f'1 {REPEATED}']
+
+
+def test_runs_qrels_and_verdicts_are_read_from_pipes(folder, pipe):
+  plain = result(folder, 'good', 'weak', metrics='pnr,ndcg@5')
+  good, weak, qrels = (
+    pipe(gzip.compress((folder / name).read_bytes()))
+    for name in ('good.run', 'weak.run', 'qrels.txt')
+  )
+  for verdicts in ('query_id,verdict\nq1,good\n', '{"query_id": "q1", "verdict": "good"}\n'):
+    words = ['--verdicts', pipe(verdicts.encode())]
+    assert compare.compare(compare.parse_args(words))[0]['verdicts']['good'] == 1
+  words = [f'good={good}', f'weak={weak}', '--qrels', qrels, '--samples', '2000']
+  found = compare.compare(compare.parse_args([*words, '--metrics', 'pnr,ndcg@5']))[0]
+  for name, run in found['runs'].items():
+    assert run['metrics'] == plain['runs'][name]['metrics']

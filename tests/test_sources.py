@@ -92,6 +92,23 @@ class TestJsonl:
     assert [number for _, number, _ in sources.row_files(f'jsonl:{tmp_path}/*').places(1)] == [1]
     assert len(sources.documents(tmp_path / 'part-*')) == 2
 
+  @pytest.mark.parametrize('pack', [bytes, gzip.compress])
+  def test_a_pipe_is_read_once_and_then_asks_for_a_file(self, pipe, pack):
+    path = pipe(pack(jsonl(ROW)))
+    assert len(list(read(f'jsonl:{path}', 'test'))) == 1
+    assert 'write the data to a file' in error(f'jsonl:{path}')
+    docs = pipe(pack(jsonl({'doc_id': 'd', 'title': 't', 'summary': ''})))
+    assert [doc.doc_id for doc in sources.documents(docs)] == ['d']
+
+  def test_what_needs_a_file_says_so_of_a_pipe(self, tmp_path, pipe, folder):
+    path = pipe(jsonl(ROW))
+    assert f'{path}: is a pipe' in error(f'parquet:{path}')
+    docs = pipe(gzip.decompress((folder / 'docs.jsonl.gz').read_bytes()))
+    assert 'write the data to a file' in error(f'trec:{folder}?docs={docs}&run=bm25', 'candidates')
+    for address in (f'jsonl:{path}', f'trec:{folder}?run={path}'):
+      with pytest.raises(UserError, match=f'{path}: is a pipe.* write it to a file'):
+        prepare.main(['--source', address, '--kind', 'test', '--out', str(tmp_path / 'out')])
+
   def test_parts_that_are_all_without_rows_are_an_error(self, tmp_path):
     for i in range(3):
       (tmp_path / f'part-{i}').touch()

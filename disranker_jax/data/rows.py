@@ -66,6 +66,8 @@ def parquet(file: Path, columns: tuple[str, ...] | None = None) -> Iterator[tupl
   count = 0
   if file.is_dir():
     raise UserError(f'{file}: is a folder; name the files in it, such as {file}/*.parquet')
+  if lines.is_pipe(file):
+    raise UserError(f'{file}: is a pipe, and Parquet is not read in order; write it to a file')
   try:
     if file.is_file() and not file.stat().st_size:
       raise lines.NoRows(f'{file}: is empty and cannot be read as Parquet; write it again')

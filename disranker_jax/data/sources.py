@@ -118,7 +118,10 @@ def _made(kind: str, raw: Any) -> list:
 
 
 def fingerprint(address: str) -> list:
-  """A value that changes when the source does: names, sizes and times of its files."""
+  """A value that changes when the source does: names, sizes and times of its files.
+
+  Raises: UserError for a pipe, whose data cannot be compared with that of an earlier call.
+  """
   scheme, rest = split(address)
   if scheme == 'python_docs':
     return [address, platform.python_version(), *map(_version, _packages(rest))]
@@ -129,6 +132,9 @@ def fingerprint(address: str) -> list:
   for option in filter(None, options.split('&')):
     names = option.partition('=')[2].split(',')
     files += [file for name in names for file in trec.named(path, name)]
+  if pipes := [file for file in files if lines.is_pipe(file) and file.parent != path]:
+    what = 'is a pipe, so a later call cannot see whether its data changed'
+    raise UserError(f'{pipes[0]}: {what}; write it to a file')
   stats = [(str(file), file.stat()) for file in files if file.is_file()]
   return [address, *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
 
