@@ -1,11 +1,12 @@
 """Shows what a source holds before anything is trained on it: `disranker describe`.
 
 Counts, labels, lengths in tokens, truncation, duplicates, bad rows, and three rows as the model
-sees them. Nothing is written.
+sees them. Nothing is written. The exit status is 1 if there are bad rows, after the whole report.
 """
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -140,3 +141,5 @@ def main(argv=None) -> None:
     print(json.dumps(report, indent=2, ensure_ascii=False))
   else:
     show(report)
+  if report['bad_rows']:
+    sys.exit(1)
