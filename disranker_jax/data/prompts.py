@@ -104,9 +104,9 @@ class PairPrompt:
 class TextPrompt:
   """Decoder: `<s> TEMPLATE </s>`; the scored position is the final `</s>`.
 
-  `template` orders the fields, as in '{query} : {title} : {summary}'; `{{` and `}}` are braces in its
-  text. `predict` is what a language model predicts: 'query', or 'document' for title and summary.
-  `Encoded.predict` is the span of these tokens.
+  `template` orders the fields, as in '{query} : {title} : {summary}'; `{{` and `}}` are braces in
+  the text. `predict` is what a language model predicts: 'query', or 'document' for title and
+  summary. `Encoded.predict` is the span of these tokens.
   """
 
   tokenizer: object
