@@ -119,3 +119,20 @@ def pytest_runtest_makereport(item, call):
       how = WHY_MISSING.get(match[1], "pip install -e '.[test]'")
       report.longrepr = (file, line, f'{reason} ({how})')
   return report
+
+
+@pytest.fixture
+def pipe():
+  """Makes the path of a pipe that holds some bytes (less than 64 KiB) and has no writer left."""
+  ends = []
+
+  def make(data: bytes) -> str:
+    read, write = os.pipe()
+    ends.append(read)
+    os.write(write, data)
+    os.close(write)
+    return f'/dev/fd/{read}'
+
+  yield make
+  for end in ends:
+    os.close(end)

@@ -1,6 +1,7 @@
 """The compare command: its files, its figures against the metrics, and what it refuses."""
 
 import csv
+import gzip
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from ir_measures import AP, nDCG
 
 from disranker_jax.commands import compare
+from disranker_jax.data.records import NEGATIVE, REPEATED
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics, significance, table
 from disranker_jax.evaluation.runs import read_qrels, read_run
@@ -360,3 +362,32 @@ def test_the_command_ends_with_one_line_and_status_2(tmp_path):
   done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
   assert done.returncode == 2 and done.stdout == ''
   assert done.stderr.count('\n') == 1 and done.stderr.startswith('error: no.txt: does not exist')
+
+
+def test_negative_grades_and_repeated_rows_are_counted_in_a_warning(folder):
+  plain = result(folder, 'good', metrics='pnr,ndcg@5')
+  qrels = folder / 'qrels.txt'
+  first = qrels.read_text().splitlines()[0]
+  spam = [line.removesuffix('0') + '-2' if line.endswith(' 0') else line
+          for line in qrels.read_text().splitlines()]  # fmt: skip
+  qrels.write_text('\n'.join([*spam, first]) + '\n')
+  found = result(folder, 'good', metrics='pnr,ndcg@5')
+  assert found['runs'] == plain['runs']
+  warnings = [warning.removeprefix(f'{qrels}: ') for warning in found['warnings']]
+  negatives = sum(line.endswith('-2') for line in spam)
+  assert warnings[:2] == [f'{negatives} {NEGATIVE}', f'1 {REPEATED}']
+
+
+def test_runs_qrels_and_verdicts_are_read_from_pipes(folder, pipe):
+  plain = result(folder, 'good', 'weak', metrics='pnr,ndcg@5')
+  good, weak, qrels = (
+    pipe(gzip.compress((folder / name).read_bytes()))
+    for name in ('good.run', 'weak.run', 'qrels.txt')
+  )
+  for verdicts in ('query_id,verdict\nq1,good\n', '{"query_id": "q1", "verdict": "good"}\n'):
+    words = ['--verdicts', pipe(verdicts.encode())]
+    assert compare.compare(compare.parse_args(words))[0]['verdicts']['good'] == 1
+  words = [f'good={good}', f'weak={weak}', '--qrels', qrels, '--samples', '2000']
+  found = compare.compare(compare.parse_args([*words, '--metrics', 'pnr,ndcg@5']))[0]
+  for name, run in found['runs'].items():
+    assert run['metrics'] == plain['runs'][name]['metrics']

@@ -75,10 +75,10 @@ def test_clicks(tmp_path):
   assert found['duplicates'] == {'queries_with_several_clicks': 1, 'same_click_again': 1}
 
 
-def test_bad_rows_of_one_kind_are_one_line_with_the_first_place(tmp_path, capsys):
+def test_bad_rows_of_one_kind_are_one_line_with_a_place_and_the_status_is_1(tmp_path, capsys):
   rows = [
     ROW, '{"broken', ROW | {'doc_id': 'd2', 'label': -1}, ROW | {'doc_id': 'd3', 'label': -7},
-    ROW | {'label': 1}, ROW,
+    ROW | {'label': 1}, ROW | {'title': 'x'}, ROW,
   ]  # fmt: skip
   address = write(tmp_path / 'a.jsonl', rows)
   found = report(address)
@@ -89,8 +89,12 @@ def test_bad_rows_of_one_kind_are_one_line_with_the_first_place(tmp_path, capsys
   twice = [row for row in found['reasons'] if row['reason'].startswith('doc_id')]
   assert sorted('with label' in row['reason'] for row in twice) == [False, True]
   assert found['bad_rows'] == 5 and found['pairs'] == 1
-  describe.main([address])
-  assert '1 pairs of 6 rows; 5 bad rows' in capsys.readouterr().out
+  for flags in ([], ['--json']):
+    with pytest.raises(SystemExit) as ended:
+      describe.main([*flags, address])
+    assert ended.value.code == 1
+  assert '1 pairs of 7 rows; 5 bad rows' in (out := capsys.readouterr().out)
+  assert '1  repeated rows or documents dropped' in out
 
 
 @pytest.mark.parametrize('tokenizer', ['tiny-encoder', 'tiny-decoder'])

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from disranker_jax.data import row_formats, sources
-from disranker_jax.data.records import BadRow, BadRows
+from disranker_jax.data.records import REPEATED, BadRow, BadRows
 from disranker_jax.errors import UserError
 
 KINDS = ('clicks', 'judgements', 'candidates', 'test', 'scores')
@@ -149,6 +149,11 @@ def size(records: list, kind: str) -> int:
   return len(records) if kind in ('clicks', 'scores') else sum(len(g.docs) for g in records)
 
 
+def accounted(records: list, kind: str, bad_rows: BadRows) -> int:
+  """Rows that are records, bad, or repeats of an earlier row."""
+  return size(records, kind) + bad_rows.quarantined + bad_rows.notes[REPEATED]
+
+
 def pairs(lines: list[bytes], kind: str) -> int:
   """How many rows a file counts as: one with several documents counts each."""
   total = 0
@@ -168,7 +173,7 @@ def try_json_lines(lines: list[bytes], kind: str, folder: pathlib.Path) -> None:
   if records is None:  # an empty file, or one that starts like gzip
     assert rows_of(lines) == 0 or lines[0][:2] == b'\x1f\x8b'
     return
-  assert bad_rows.rows_in == pairs(lines, kind) == size(records, kind) + bad_rows.quarantined
+  assert bad_rows.rows_in == pairs(lines, kind) == accounted(records, kind, bad_rows)
 
 
 def try_gzip(lines: list[bytes], kind: str, damage: int, folder: pathlib.Path) -> None:
@@ -184,7 +189,7 @@ def try_gzip(lines: list[bytes], kind: str, damage: int, folder: pathlib.Path) -
   records, _, bad_rows = read(f'jsonl:{folder}/a.jsonl.gz', kind, folder)
   if records is not None:
     assert gzip.decompress(data) == text  # a bit of the time in the header, or of padding
-    assert size(records, kind) + bad_rows.quarantined == bad_rows.rows_in
+    assert accounted(records, kind, bad_rows) == bad_rows.rows_in
 
 
 def try_trec(name: str, lines: list[bytes], kind: str, folder: pathlib.Path) -> None:
@@ -207,7 +212,8 @@ def try_trec(name: str, lines: list[bytes], kind: str, folder: pathlib.Path) -> 
     assert bad_rows.rows_in == sum(count[n] for n in used)
     rows = {'candidates': 'bm25.run', 'scores': 'bm25.run', 'judgements': 'qrels.txt'}.get(kind)
     if rows and not any(len(line.split()) == 3 for line in lines):
-      assert size(records, kind) == count[rows] - bad[rows]
+      repeats = bad_rows.notes[REPEATED] if name == rows else 0  # the other files have none
+      assert size(records, kind) == count[rows] - bad[rows] - repeats
 
 
 def try_margins(lines: list[bytes], folder: pathlib.Path) -> None:
@@ -233,7 +239,7 @@ def try_parquet(row: dict, damage: int, kind: str, folder: pathlib.Path) -> None
   (folder / 'a.parquet').write_bytes(data)
   records, _, bad_rows = read(f'parquet:{folder}/a.parquet', kind, folder)
   if records is not None and not damage:
-    assert bad_rows.rows_in == 3 == size(records, kind) + bad_rows.quarantined
+    assert bad_rows.rows_in == 3 == accounted(records, kind, bad_rows)
 
 
 @st.composite

@@ -42,15 +42,17 @@ def test_rows_of_a_query_are_grouped_in_first_seen_order():
 
 
 def test_a_document_twice_and_a_query_with_two_texts_are_bad():
-  with pytest.raises(UserError, match=r"f\.jsonl:2:doc_id: 'd1' appears twice"):
-    grouped(GOOD, GOOD)
+  with pytest.raises(UserError, match=r"f\.jsonl:2:doc_id: 'd1' appears twice.* different summary"):
+    grouped(GOOD, changed(summary='other'))
   with pytest.raises(UserError, match=r"f\.jsonl:2:query: query_id 'q1' was 'red fox' before"):
     grouped(GOOD, changed(doc_id='d2', query='x'))
 
 
 def test_quarantine_keeps_bad_rows_with_reasons_and_counts(tmp_path):
   bad_rows = BadRows('quarantine', tmp_path / 'deep' / 'bad.jsonl')
-  rows = [GOOD, changed(label=-2), GOOD, changed(doc_id='d2'), changed(query='\ud800')]
+  rows = [
+    GOOD, changed(label=-2), changed(title=''), changed(doc_id='d2'), changed(query='\ud800')
+  ]  # fmt: skip
   groups = grouped(*rows, bad_rows=bad_rows)
   assert [d.doc_id for g in groups for d in g.docs] == ['d1', 'd2']
   assert (bad_rows.rows_in, bad_rows.kept, bad_rows.quarantined) == (5, 2, 3)
@@ -84,3 +86,13 @@ def test_any_order_and_any_memory_give_what_a_dict_gives(memory):
 def test_a_document_with_two_labels_says_both():
   with pytest.raises(UserError, match='with label 3 and now 1'):
     grouped(GOOD, changed(label=1))
+
+
+@pytest.mark.parametrize('memory', [1, 1 << 20])
+def test_a_document_that_is_repeated_unchanged_is_dropped_and_counted(memory):
+  unranked = {name: value for name, value in GOOD.items() if name not in ('rank', 'score')}
+  bad_rows = BadRows()
+  rows = [GOOD, unranked | {'doc_id': 'd2'}, GOOD, unranked | {'doc_id': 'd2'}, GOOD]
+  (group,) = grouped(*rows, bad_rows=bad_rows, memory=memory)
+  assert [doc.doc_id for doc in group.docs] == ['d1', 'd2']
+  assert bad_rows.notes == {records.REPEATED: 3} and bad_rows.rows_in == bad_rows.kept == 5

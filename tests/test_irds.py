@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from disranker_jax.data import sources
-from disranker_jax.data.records import UNJUDGED, BadRows
+from disranker_jax.data.records import NEGATIVE, UNJUDGED, BadRows
 from disranker_jax.errors import UserError
 
 HOME = pathlib.Path(__file__).parents[1].parent / 'shared' / 'ir_datasets'
@@ -98,14 +98,12 @@ def test_documents_without_a_title_and_queries_with_line_ends():
   assert all('\n' not in group.query and group.query.strip() for group in groups)
 
 
-def test_negative_grades_are_bad_rows_with_their_place(ir_datasets, tmp_path):
-  with pytest.raises(UserError, match=r'ir_datasets:cranfield/qrels:\d+:label: is -1'):
-    read('cranfield', 'judgements')
+def test_negative_grades_are_not_relevant_and_counted(ir_datasets, tmp_path):
   bad_rows = BadRows('quarantine', tmp_path / 'bad.jsonl')
   groups = read('cranfield', 'judgements', bad_rows=bad_rows)
   grades = collections.Counter(q.relevance for q in ir_datasets.load('cranfield').qrels_iter())
-  assert bad_rows.quarantined >= grades[-1] > 0
-  assert sum(len(group.docs) for group in groups) <= sum(grades.values()) - grades[-1]
+  assert bad_rows.notes[NEGATIVE] == grades[-1] > 0
+  assert min(doc.label for group in groups for doc in group.docs) == 0
 
 
 def test_mistakes_are_one_line(tmp_path):

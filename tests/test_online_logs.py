@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from online_logs import PAGE, ROW, as_events, pages, write
 
+from disranker_jax.data import rows
 from disranker_jax.data.records import BadRows
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation.online import analysis, events, users
@@ -53,7 +54,10 @@ class TestForms:
     day = dates['day'].cast(pa.timestamp('s')).cast(pa.date32())
     dates = dates.set_column(dates.schema.get_field_index('day'), 'day', day)
     pq.write_table(dates, tmp_path / 'dates.parquet')
-    for name in ('wide', 'dates'):
+    place = dates.schema.get_field_index('day')
+    times = dates.set_column(place, 'day', day.cast(pa.timestamp('s')).cast(pa.timestamp('ns')))
+    pq.write_table(times, tmp_path / 'times.parquet')
+    for name in ('wide', 'dates', 'times'):
       assert seen(events.read([str(tmp_path / f'{name}.parquet')])) == seen(wide), name
     # A column that only some events have: from_pylist takes the names of the first row.
     names = ['event', 'page', 'user', 'day', 'bucket', 'dwell']
@@ -223,13 +227,13 @@ class TestBadRows:
     assert sorted(lines) == [2, 4, 5]
 
   def test_rows_of_parquet_are_counted_over_the_whole_file(self, tmp_path, monkeypatch):
-    monkeypatch.setattr(events, 'ROWS', 10)
-    rows = [ROW] * 23 + [ROW | {'clicks': -1}]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / 'log.parquet')
+    monkeypatch.setattr(rows, 'BATCH_ROWS', 10)
+    pages = [ROW] * 23 + [ROW | {'clicks': -1}]
+    pq.write_table(pa.Table.from_pylist(pages), tmp_path / 'log.parquet')
     with pytest.raises(UserError, match=r'log\.parquet:24:clicks: is -1'):
       events.read([str(tmp_path / 'log.parquet')])
 
-  def test_files_that_are_none(self, tmp_path):
+  def test_files_that_are_none(self, tmp_path, capsys):
     def message(*patterns):
       with pytest.raises(UserError) as caught:
         events.read([str(p) for p in patterns])
@@ -238,6 +242,8 @@ class TestBadRows:
     (tmp_path / 'no.parquet').write_text('hello')
     pq.write_table(pa.table({'user': pa.array([], pa.string())}), tmp_path / 'empty.parquet')
     good = write(tmp_path / 'log.jsonl', [ROW])
+    assert seen(events.read([str(tmp_path / 'empty.parquet'), good])) == seen(events.read([good]))
+    assert 'empty.parquet: has no rows; skipped' in capsys.readouterr().err
     assert 'does not exist' in message(tmp_path / 'gone.parquet')
     assert 'does not exist' in message(tmp_path / 'gone.jsonl')
     assert 'cannot be read as Parquet' in message(tmp_path / 'no.parquet')

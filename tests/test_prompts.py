@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from disranker_jax.config import check, defaults
+from disranker_jax.data import prompts
 from disranker_jax.data.prompts import PairPrompt, TextPrompt, document_text
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
@@ -206,6 +208,42 @@ def test_what_is_predicted_is_only_what_was_kept(mistral):
 )
 def test_a_template_orders_the_fields(mistral, template, text):
   assert mistral.decode(one(TextPrompt(mistral, 64, 16, template), 'Q1', 'T1', 'S1').ids) == text
+
+
+@pytest.mark.parametrize(
+  'template',
+  ['{{{query}}} : {{title}} {title} }}{{ {summary}', '{{"q": {query} {title}\n{summary}}}'],
+)
+def test_double_braces_in_a_template_are_braces_as_in_str_format(mistral, template):
+  fields = {'query': 'Q1', 'title': '{{', 'summary': 'S1'}
+  text, spans = prompts.render(template, fields)
+  assert text == template.format(**fields)
+  assert {name: text[slice(*span)] for name, span in spans.items()} == fields
+  shown = mistral.decode(one(TextPrompt(mistral, 64, 16, template), *fields.values()).ids)
+  assert shown == f'<s>{text}</s>'
+
+
+@pytest.mark.parametrize(
+  'template, where',
+  [
+    ('{query} : {title} : {summary} }', "'}' at character 31;"),
+    ('{query!r} {title} {summary}', "'{query!r}' at character 1;"),
+    ('{query} {title:>9} {summary}', "'{title:>9}' at character 9;"),
+    ('{query} {title} {summary', "'{summary' at character 17;"),
+    ('{query} {} {title} {summary}', "'{}' at character 9;"),
+    ('{{query} {title} {summary}', "'}' at character 8;"),
+    ('{query[0]} {title} {summary}', "'{query[0]}' at character 1;"),
+  ],
+)
+def test_a_brace_that_is_not_of_a_field_is_shown_with_its_position(mistral, template, where):
+  config = defaults()
+  with config.unlocked():
+    config.teacher.template = template
+  for attempt in (lambda: TextPrompt(mistral, 64, 16, template), lambda: check(config)):
+    with pytest.raises(UserError) as caught:
+      attempt()
+    assert where in str(caught.value) and '\n' not in str(caught.value)
+  assert str(caught.value).startswith('config.teacher.template: ')
 
 
 def test_braces_and_fields_in_the_texts_are_only_text(mistral):

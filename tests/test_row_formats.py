@@ -1,11 +1,12 @@
 """Rows in the formats of other tools: their records, and the messages for bad rows."""
 
+import json
 import math
 
 import pytest
 
-from disranker_jax.data import row_formats
-from disranker_jax.data.records import UNJUDGED, BadRow, Click
+from disranker_jax.data import row_formats, sources
+from disranker_jax.data.records import REPEATED, UNJUDGED, BadRow, BadRows, Click
 from disranker_jax.data.row_formats import records_of
 
 TEVATRON = {
@@ -93,7 +94,8 @@ def test_a_teacher_score_is_not_a_first_stage_score():
     ('test', changed(TEVATRON, positive_passages=[{'docid': 9, 'text': 'x'}]), 'docid', 'twice'),
     ('test', {'query': 'q', 'pos': [], 'neg': []}, 'row', 'has no passages'),
     ('test', changed(FLAG, neg='dogs'), 'neg', 'not a list'),
-    ('test', changed(FLAG, neg=['dogs', 'dogs']), 'docid', 'twice'),
+    ('test', changed(FLAG, neg=['dogs', 'dogs']), 'docid', 'twice, with a different teacher'),
+    ('test', changed(FLAG, neg=['dogs', 'foxes are red']), 'docid', 'different label'),
     ('scores', changed(FLAG, neg_scores=[1]), 'neg_scores', 'has 1 entries'),
     ('scores', changed(FLAG, neg_scores=DELETE), 'score', 'is missing'),
     ('scores', changed(FLAG, neg_scores=[1, math.nan]), 'score', 'is nan'),
@@ -115,3 +117,16 @@ def test_bad_rows_say_which_field_and_what_to_do(kind, row, field, says):
 def test_every_field_that_is_read_is_also_read_from_parquet():
   for row in (TEVATRON, ANNOTATED, changed(FLAG, prompt=DELETE)):
     assert set(row) <= set(row_formats.COLUMNS)
+
+
+def test_a_passage_that_is_repeated_unchanged_counts_once(tmp_path):
+  row = {'query': 'q', 'pos': ['p', 'p'], 'neg': ['a', 'b', 'a']}
+  again = row | {'pos': ['p'], 'neg': ['b', 'c']}  # miners write a row for each positive
+  path = tmp_path / 'a.jsonl'
+  path.write_text(''.join(json.dumps(each) + '\n' for each in (row, again)))
+  bad_rows = BadRows()
+  (group,) = sources.read(f'jsonl:{path}', 'judgements', bad_rows=bad_rows)
+  labels = [(doc.summary, doc.label) for doc in group.docs]
+  assert labels == [('p', 1), ('a', 0), ('b', 0), ('c', 0)]
+  assert bad_rows.notes == {REPEATED: 4}
+  assert len(list(sources.read(f'jsonl:{path}', 'clicks'))) == 2

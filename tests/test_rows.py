@@ -1,6 +1,8 @@
 """Parquet and JSON lines: the same rows give the same records; bad files are one line."""
 
+import datetime
 import json
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -85,3 +87,72 @@ def test_types_that_json_does_not_have_are_bad_rows(tmp_path):
   path = write(tmp_path / 'a.parquet', data)
   with pytest.raises(UserError, match=r'a\.parquet:1:label: is a float'):
     list(sources.read(f'parquet:{path}', 'judgements'))
+
+
+def test_integer_ids_and_decimal_numbers_are_read_exactly(tmp_path):
+  big = 2**63 - 1
+  data = [
+    {'query_id': big, 'query': 'a', 'doc_id': 2**53 + 1, 'title': 't', 'summary': 's',
+     'label': Decimal(2), 'rank': Decimal(3), 'score': Decimal('-0.10')},
+  ]  # fmt: skip
+  kinds = {'label': pa.decimal128(38, 0), 'rank': pa.decimal128(9, 0), 'score': pa.decimal128(9, 2)}
+  table = pa.Table.from_pylist(data)
+  for name, kind in kinds.items():
+    table = table.set_column(table.schema.names.index(name), name, table[name].cast(kind))
+  address = f'parquet:{write(tmp_path / "a.parquet", table)}'
+  (group,) = sources.read(address, 'test')
+  (doc,) = group.docs
+  assert (group.query_id, doc.doc_id) == (str(big), str(2**53 + 1))
+  assert (doc.label, doc.rank, doc.score) == (2, 3, -0.1) and type(doc.label) is int
+  assert list(sources.read(address, 'scores')) == [(str(big), str(2**53 + 1), -0.1)]
+
+
+@pytest.mark.parametrize('list_of', [pa.list_, pa.large_list])
+def test_decimals_within_lists_and_objects_are_numbers(tmp_path, list_of):
+  passage = pa.struct([('docid', pa.decimal128(5, 0)), ('text', pa.string())])
+  kind = pa.schema([
+    ('query', pa.string()), ('passages', list_of(passage)), ('scores', list_of(pa.decimal256(5, 1)))
+  ])  # fmt: skip
+  passages = [{'docid': Decimal(i), 'text': f'text {i}'} for i in range(2)]
+  row = {'query': 'q', 'passages': passages, 'scores': [Decimal('1.5'), Decimal('0.1')]}
+  path = write(tmp_path / 'a.parquet', pa.Table.from_pylist([row], kind))
+  scores = [(doc, score) for _, doc, score in sources.read(f'parquet:{path}', 'scores')]
+  assert scores == [('0', 1.5), ('1', 0.1)]
+
+
+def test_a_decimal_beyond_64_bits_is_a_bad_row_and_the_others_are_kept(tmp_path):
+  table = pa.Table.from_pylist(ROWS[:2])
+  labels = pa.array([Decimal(10) ** 30, Decimal(1)], pa.decimal128(38, 0))
+  path = write(tmp_path / 'a.parquet', table.set_column(5, 'label', labels))
+  bad_rows = BadRows('quarantine', tmp_path / 'bad.jsonl')
+  (group,) = sources.read(f'parquet:{path}', 'test', bad_rows=bad_rows)
+  assert [doc.doc_id for doc in group.docs] == ['d1'] and bad_rows.quarantined == 1
+  assert json.loads(bad_rows.path.read_text())['field'] == 'label'
+
+
+def test_times_with_nanoseconds_are_read_without_pandas(tmp_path):
+  table = pa.table(
+    {
+      'at': pa.array([1_700_000_000_123_456_789, None], pa.timestamp('ns', 'UTC')),
+      'list': pa.array([[86_400 * 10**9 + 1], []], pa.list_(pa.timestamp('ns'))),
+      'time': pa.array([1_001, None], pa.time64('ns')),
+      'gap': pa.array([1_001, None], pa.duration('ns')),
+    }
+  )
+  first, second = (row for _, row in rows.read(write(tmp_path / 'a.parquet', table)))
+  assert first['at'].isoformat() == '2023-11-14T22:13:20.123456+00:00'
+  assert first['list'] == [datetime.datetime(1970, 1, 2)]
+  assert (first['time'], first['gap']) == (datetime.time(0, 0, 0, 1), datetime.timedelta(0, 0, 1))
+  assert second == {'at': None, 'list': [], 'time': None, 'gap': None}
+
+
+def test_a_part_without_rows_is_skipped_and_named(tmp_path, capsys):
+  write(tmp_path / 'b.parquet', ROWS)
+  write(tmp_path / 'c.parquet', pa.Table.from_pylist(ROWS).slice(0, 0))
+  (tmp_path / 'a.parquet').touch()
+  places = list(sources.row_files(f'parquet:{tmp_path}/*.parquet').places())
+  assert [(file.name, number) for file, number, _ in places] == [
+    ('b.parquet', i) for i in range(1, 11)
+  ]
+  err = capsys.readouterr().err
+  assert all(f'{tmp_path}/{name}.parquet: has no rows; skipped' in err for name in 'ac')

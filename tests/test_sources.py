@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from disranker_jax.commands import prepare
 from disranker_jax.data import sources, store
-from disranker_jax.data.records import UNJUDGED, BadRows, Click
+from disranker_jax.data.records import NEGATIVE, REPEATED, UNJUDGED, BadRows, Click
 from disranker_jax.data.sources import read
 from disranker_jax.errors import UserError
 
@@ -78,6 +79,40 @@ class TestJsonl:
     (group,) = read(f'jsonl:{tmp_path}/part-?.jsonl', 'judgements')
     assert [doc.doc_id for doc in group.docs] == ['d1', 'd2']
     assert 'matches no file' in error(f'jsonl:{tmp_path}/*.json')
+
+  @pytest.mark.parametrize('name', ['part-1.jsonl', 'part-3.jsonl', 'part-1.jsonl.gz', 'part-3.gz'])
+  @pytest.mark.parametrize('text', [b'', b'\n \n'])
+  def test_a_part_without_rows_is_skipped_and_named(self, tmp_path, capsys, name, text):
+    for part in ('part-0.jsonl', 'part-2.jsonl'):
+      (tmp_path / part).write_bytes(jsonl(ROW | {'doc_id': part}))
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith('gz') else text)
+    (group,) = read(f'jsonl:{tmp_path}/part-*', 'test')
+    assert [doc.doc_id for doc in group.docs] == ['part-0.jsonl', 'part-2.jsonl']
+    assert f'{tmp_path / name}: has no rows; skipped' in capsys.readouterr().err
+    assert [number for _, number, _ in sources.row_files(f'jsonl:{tmp_path}/*').places(1)] == [1]
+    assert len(sources.documents(tmp_path / 'part-*')) == 2
+
+  @pytest.mark.parametrize('pack', [bytes, gzip.compress])
+  def test_a_pipe_is_read_once_and_then_asks_for_a_file(self, pipe, pack):
+    path = pipe(pack(jsonl(ROW)))
+    assert len(list(read(f'jsonl:{path}', 'test'))) == 1
+    assert 'write the data to a file' in error(f'jsonl:{path}')
+    docs = pipe(pack(jsonl({'doc_id': 'd', 'title': 't', 'summary': ''})))
+    assert [doc.doc_id for doc in sources.documents(docs)] == ['d']
+
+  def test_what_needs_a_file_says_so_of_a_pipe(self, tmp_path, pipe, folder):
+    path = pipe(jsonl(ROW))
+    assert f'{path}: is a pipe' in error(f'parquet:{path}')
+    docs = pipe(gzip.decompress((folder / 'docs.jsonl.gz').read_bytes()))
+    assert 'write the data to a file' in error(f'trec:{folder}?docs={docs}&run=bm25', 'candidates')
+    for address in (f'jsonl:{path}', f'trec:{folder}?run={path}'):
+      with pytest.raises(UserError, match=f'{path}: is a pipe.* write it to a file'):
+        prepare.main(['--source', address, '--kind', 'test', '--out', str(tmp_path / 'out')])
+
+  def test_parts_that_are_all_without_rows_are_an_error(self, tmp_path):
+    for i in range(3):
+      (tmp_path / f'part-{i}').touch()
+    assert 'part-2: is empty' in error(f'jsonl:{tmp_path}/part-*')
 
   def test_kinds(self, tmp_path):
     path = tmp_path / 'a.jsonl'
@@ -265,8 +300,8 @@ class TestTrec:
     [
       ('qrels.txt', 'q1 0 d1 1\nq1 0 d9 1\n', "2:doc_id: 'd9' is not in"),
       ('qrels.txt', 'q1 0 d1 1\nq9 0 d1 1\n', "2:query_id: 'q9' is not among the queries"),
-      ('qrels.txt', 'q1 0 d1 1\nq1 0 d1 1\n', "2:doc_id: 'd1' appears twice"),
-      ('qrels.txt', 'q1 0 d1 1\nq1 0 d2 -2\n', '2:label: is -2'),
+      ('qrels.txt', 'q1 0 d1 1\nq1 0 d1 2\n', "2:doc_id: 'd1' appears twice"),
+      ('qrels.txt', f'q1 0 d1 1\nq1 0 d2 -{10**12}\n', '2:label: is -1'),
       ('qrels.txt', 'q1 0 d1 1\nq1 0 d2 1.0\n', "2:label: is '1.0', not an integer"),
       ('qrels.txt', 'q1 0 d1 1\nq1 d2 1\n', '2:row: has 3 columns, not 4'),
       ('bm25.run', 'q1 Q0 d1 1 1 x\nq1 Q0 d9 2 1 x\n', "2:doc_id: 'd9' is not in"),
@@ -290,6 +325,30 @@ class TestTrec:
     groups = list(read(f'trec:{folder}', 'test', bad_rows=bad_rows))
     assert [group.query_id for group in groups] == (['q1', 'q2'] if 'bm25' in name else ['q1'])
     assert bad_rows.quarantined == len(bad_rows.path.read_text().splitlines()) == 1
+
+  def test_negative_grades_are_not_relevant_and_counted(self, folder, capsys):
+    (folder / 'qrels.txt').write_text('q1 0 d1 -1\nq1 0 d4 2\nq2 0 d2 -2\n')
+    for kind in ('judgements', 'test'):
+      bad_rows = BadRows()
+      groups = table(f'trec:{folder}', kind, bad_rows=bad_rows)
+      labels = {(q, doc): label for q in groups for doc, label, *_ in groups[q]}
+      assert {**labels, ('q1', 'd1'): 0, ('q1', 'd4'): 2, ('q2', 'd2'): 0} == labels
+      assert bad_rows.notes == {NEGATIVE: 2}
+    prepare.main([
+      '--source', f'trec:{folder}', '--kind', 'judgements', '--out', str(folder / 'prepared')
+    ])  # fmt: skip
+    assert f'2 {NEGATIVE}' in capsys.readouterr().out
+
+  def test_rows_that_are_repeated_unchanged_are_dropped_and_counted(self, folder):
+    (folder / 'bm25.run').write_bytes(gzip.decompress((folder / 'bm25.run.gz').read_bytes()))
+    (folder / 'docs.jsonl').write_bytes(gzip.decompress((folder / 'docs.jsonl.gz').read_bytes()))
+    before = table(f'trec:{folder}', 'test')
+    for name in ('qrels.txt', 'bm25.run', 'queries.tsv', 'docs.jsonl'):
+      text = (folder / name).read_text()
+      (folder / name).write_text(text + text.lstrip().splitlines()[0] + '\n')
+    bad_rows = BadRows()
+    assert table(f'trec:{folder}', 'test', bad_rows=bad_rows) == before
+    assert bad_rows.notes == {REPEATED: 4}
 
   def test_a_bad_document(self, folder):
     (folder / 'docs.jsonl.gz').unlink()

@@ -4,15 +4,27 @@ import gzip
 
 import pytest
 
+from disranker_jax.data.records import NEGATIVE, REPEATED, BadRows
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics, runs
 
 
-def test_zipped_files_negative_grades_and_spaces_of_any_kind_are_read(tmp_path):
+def test_zipped_files_spaces_of_any_kind_and_negative_grades_as_not_relevant_are_read(tmp_path):
   (tmp_path / 'run.gz').write_bytes(gzip.compress(b'q\tQ0 d1  9 -1e-3 tag\r\n\nq Q0 d2 x 2 tag\n'))
   (tmp_path / 'qrels').write_bytes('q 0 d1 -2\nq 0 d\u00a02 3\n'.encode())
   assert runs.read_run(tmp_path / 'run.gz') == {'q': {'d1': -0.001, 'd2': 2}}
-  assert runs.read_qrels(tmp_path / 'qrels') == {'q': {'d1': -2, 'd\u00a02': 3}}
+  bad_rows = BadRows()
+  assert runs.read_qrels(tmp_path / 'qrels', bad_rows) == {'q': {'d1': 0, 'd\u00a02': 3}}
+  assert bad_rows.notes == {NEGATIVE: 1}
+
+
+def test_rows_that_are_repeated_unchanged_are_dropped_and_counted(tmp_path):
+  (tmp_path / 'run').write_text('q Q0 d 1 2.50 a\nq Q0 e 2 1 a\nq Q0 d 3 2.5 b\n')
+  (tmp_path / 'qrels').write_text('q 0 d 1\nq 0 d 1\nq 0 e -1\nq 0 e 0\n')
+  of_run, of_qrels = BadRows(), BadRows()
+  assert runs.read_run(tmp_path / 'run', of_run) == {'q': {'d': 2.5, 'e': 1}}
+  assert runs.read_qrels(tmp_path / 'qrels', of_qrels) == {'q': {'d': 1, 'e': 0}}
+  assert of_run.notes == {REPEATED: 1} and of_qrels.notes == {REPEATED: 2, NEGATIVE: 1}
 
 
 @pytest.mark.parametrize('name', ['m.run', 'm.run.gz'])

@@ -8,12 +8,13 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from disranker_jax.commands.common import Parser, guarded
 from disranker_jax.data.holdout import check_by, clusters
+from disranker_jax.data.records import BadRows, listed
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import gsb, metrics, significance
 from disranker_jax.evaluation.runs import read_qrels, read_run
@@ -110,21 +111,29 @@ class Comparison:
       names.append('tau')
     self.names = list(dict.fromkeys(map(metrics.canonical, names)))
     self.check_names()
-    self.qrels = read_qrels(args.qrels)
+    self.warnings: list[str] = []
+    self.qrels = self.read(read_qrels, args.qrels)
     self.clusters = clusters(self.qrels, args.cluster)
     if len(self.qrels) > 1 and len(set(self.clusters)) == 1:
       raise UserError(
         f'--cluster={args.cluster}: finds {self.clusters[0]!r} in every query_id of {args.qrels}, '
         'so all queries are one cluster; match what differs between topics'
       )
-    self.runs = {name: read_run(file) for name, file in self.files.items()}
+    self.runs = {name: self.read(read_run, file) for name, file in self.files.items()}
     self.teacher = self.reference(args.teacher) if args.teacher else None
-    self.warnings = self.check_queries()
+    self.warnings += self.check_queries()
     self.rows = {name: self.per_query(run) for name, run in self.runs.items()}
+
+  def read(self, reader: Callable[[Path, BadRows], Any], file: Path) -> Any:
+    """The table of a file; what was read differently from how it is written is a warning."""
+    bad_rows = BadRows()
+    table = reader(file, bad_rows)
+    self.warnings += [f'{file}: {note}' for note in listed(bad_rows.notes)]
+    return table
 
   def reference(self, argument: str) -> metrics.Run:
     """The teacher's run: one of the compared runs, by its name, or another file."""
-    return self.runs[argument] if argument in self.runs else read_run(named(argument)[1])
+    return self.runs[argument] if argument in self.runs else self.read(read_run, named(argument)[1])
 
   def check_names(self) -> None:
     for name in self.names:

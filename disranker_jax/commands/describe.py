@@ -1,11 +1,12 @@
 """Shows what a source holds before anything is trained on it: `disranker describe`.
 
 Counts, labels, lengths in tokens, truncation, duplicates, bad rows, and three rows as the model
-sees them. Nothing is written.
+sees them. Nothing is written. The exit status is 1 if there are bad rows, after the whole report.
 """
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def look(args: argparse.Namespace) -> dict:
       progress.add(1)
     report = {'source': args.source, 'kind': args.kind, 'rows': bad_rows.rows_in}
     report |= {'bad_rows': bad_rows.quarantined, 'reasons': survey.bad_rows(quarantine)}
-    return report | result.report()
+    return report | {'notes': dict(bad_rows.notes)} | result.report()
 
 
 def show(report: dict) -> None:
@@ -88,6 +89,8 @@ def show(report: dict) -> None:
   print(f'{records} of {report["rows"]:,} rows; {report["bad_rows"]:,} bad rows')
   for row in report['reasons']:
     print(f'  {row["count"]:>9,}  {row["reason"]}  (first: {row["first"]})')
+  for what, count in report['notes'].items():
+    print(f'  {count:>9,}  {what}')
   if 'labels' in report:
     show_labels(report)
   show_lengths(report['lengths'])
@@ -138,3 +141,5 @@ def main(argv=None) -> None:
     print(json.dumps(report, indent=2, ensure_ascii=False))
   else:
     show(report)
+  if report['bad_rows']:
+    sys.exit(1)

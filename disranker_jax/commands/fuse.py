@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from disranker_jax.commands.common import Parser, guarded
+from disranker_jax.data.records import BadRows, listed
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation.metrics import Run, ranked
 from disranker_jax.evaluation.runs import read_run, write_run
+from disranker_jax.progress import say
 
 K = 60  # the paper's constant, and the default of search engines that offer this fusion
 
@@ -89,7 +91,12 @@ def check_pairs(files: Sequence[Path], runs: Sequence[Run]) -> None:
 
 def main(argv=None) -> None:
   args = parse_args(argv)
-  runs = [read_run(file) for file in args.runs]
+  runs = []
+  for file in args.runs:
+    bad_rows = BadRows()
+    runs.append(read_run(file, bad_rows))
+    for note in listed(bad_rows.notes):
+      say(f'{file}: {note}')
   check_pairs(args.runs, runs)
   fused = fuse(runs, args.weights, args.method)
   try:

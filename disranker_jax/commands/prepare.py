@@ -90,6 +90,7 @@ def ranks(text: str) -> tuple[int, int]:
 def main(argv=None) -> None:
   args, beam_flags = parse_args(argv)
   from disranker_jax.data import preparing
+  from disranker_jax.data.records import listed
   from disranker_jax.progress import clock
 
   job = job_of(args)
@@ -101,6 +102,8 @@ def main(argv=None) -> None:
     done = preparing.prepare(job)
   unit = 'clicks' if args.kind == 'clicks' else 'queries'
   print(f'{job.folder}: {done.records:,} {unit} of {done.rows:,} rows, {done.quarantined:,} bad')
+  for note in listed(done.notes):
+    print(note)
   if done.quarantined:
     print(f'bad rows: {job.quarantine}')
   if done.wall_s:

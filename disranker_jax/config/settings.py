@@ -17,7 +17,10 @@ from disranker_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-  """Which values a key allows: a test, and its description for errors and `--explain`."""
+  """Which values a key allows: a test, and its description for errors and `--explain`.
+
+  The test may raise a UserError to describe more exactly what is wrong with a value.
+  """
 
   allowed: str
   accepts: Callable[[Any], bool]
@@ -103,10 +106,7 @@ def template() -> Check:
   from disranker_jax.data.prompts import template_fields
 
   def accepts(value: str) -> bool:
-    try:
-      return sorted(template_fields(value)) == ['query', 'summary', 'title']
-    except ValueError:
-      return False
+    return sorted(template_fields(value)) == ['query', 'summary', 'title']
 
   return Check('a text with {query}, {title} and {summary}, each exactly once', accepts)
 
@@ -155,7 +155,11 @@ def flatten(section: Section, prefix: str = '') -> dict[str, Key]:
 
 def check_value(path: str, key: Key, value: Any) -> None:
   """Raises: UserError if the value has the wrong type or is not allowed."""
-  if not has_type(value, key.default) or not key.check.accepts(value):
+  try:
+    accepted = has_type(value, key.default) and key.check.accepts(value)
+  except UserError as error:
+    raise UserError(f'config.{path}: {error}') from None
+  if not accepted:
     if isinstance(value, list | tuple) and isinstance(key.default, list | tuple):
       raise UserError(f'config.{path}={list(value)!r}: must be {key.check.allowed}')
     raise UserError(f'config.{path}={value!r}: must be {key.check.allowed}')

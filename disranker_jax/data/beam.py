@@ -6,8 +6,10 @@ by a hash of the query.
 """
 
 import functools
+import json
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,14 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from disranker_jax.data import grouping, records, sources, store
+from disranker_jax.data.lines import NoRows
 from disranker_jax.data.negatives import Negatives
 from disranker_jax.data.preparing import Job, Prepared
 from disranker_jax.data.records import BadRow, BadRows, Document, Group
 from disranker_jax.errors import UserError
 
-BAD, READ = 'bad', 'read'  # side outputs: bad rows as JSON lines; numbers of rows
+# Side outputs: bad rows as JSON lines; numbers of rows; `BadRows.notes` as JSON.
+BAD, READ, NOTES = 'bad', 'read', 'notes'
 
 
 class CollectedBadRows(BadRows):
@@ -36,6 +40,12 @@ class CollectedBadRows(BadRows):
       super().reject(file, line, raw, bad)
     self.quarantined += 1
     self.lines.append(records.entry(file, line, raw, bad))
+
+  def outputs(self) -> Iterator[tuple[str, str]]:
+    """The bad rows and notes as (tag, line)."""
+    yield from ((BAD, line) for line in self.lines)
+    if self.notes:
+      yield NOTES, json.dumps(self.notes)
 
 
 def prepare(job: Job, runner: str, options: Iterable[str] = ()) -> Prepared:
@@ -68,11 +78,12 @@ def prepare(job: Job, runner: str, options: Iterable[str] = ()) -> Prepared:
       raise _user_error(error, job) from error
     bad = _lines(Path(temp), BAD)
     rows = sum(map(int, _lines(Path(temp), READ)))
+    notes = sum(map(Counter, map(json.loads, _lines(Path(temp), NOTES))), Counter())
     if bad:
       job.quarantine.write_text(''.join(f'{line}\n' for line in sorted(bad)))
     count = builder.info.splits[store.SPLIT].num_examples
     store.replace(Path(builder.data_dir), job.folder)
-  return Prepared(records=count, rows=rows, quarantined=len(bad), wall_s=0.0)
+  return Prepared(records=count, rows=rows, quarantined=len(bad), wall_s=0.0, notes=dict(notes))
 
 
 def _import() -> Any:
@@ -92,24 +103,27 @@ def _examples(beam: Any, job: Job, source: sources.RowFiles, temp: Path) -> Any:
   @beam.ptransform_fn
   def examples(pipeline):
     files = [(i, str(file)) for i, file in enumerate(source.files)]
-    read = functools.partial(_read, job.kind, job.read_as or job.kind, job.on_bad_row, source.read)
+    read = functools.partial(
+      _read, job.kind, job.read_as or job.kind, job.on_bad_row, source.read, len(files) == 1
+    )
     rows = (
       pipeline
       | 'files' >> beam.Create(files)
       | 'spread files' >> beam.Reshuffle()
-      | 'read' >> beam.FlatMap(_tagged, read).with_outputs(BAD, READ, main='rows')
+      | 'read' >> beam.FlatMap(_tagged, read).with_outputs(BAD, READ, NOTES, main='rows')
     )
-    main, bad = rows.rows, rows[BAD]
+    main, bad, notes = rows.rows, rows[BAD], rows[NOTES]
     if job.kind != 'clicks':
       merge = functools.partial(_merge, job.on_bad_row, job.changes)
       groups = (
         main
         | 'gather' >> beam.GroupByKey()
-        | 'merge' >> beam.FlatMap(_tagged, merge).with_outputs(BAD, main='groups')
+        | 'merge' >> beam.FlatMap(_tagged, merge).with_outputs(BAD, NOTES, main='groups')
       )
       main = groups.groups
       bad = (bad, groups[BAD]) | 'all bad' >> beam.Flatten()
-    for name, lines in ((BAD, bad), (READ, rows[READ])):
+      notes = (notes, groups[NOTES]) | 'all notes' >> beam.Flatten()
+    for name, lines in ((BAD, bad), (READ, rows[READ]), (NOTES, notes)):
       _ = lines | f'write {name}' >> beam.io.WriteToText(str(temp / name))
     return main
 
@@ -124,15 +138,22 @@ def _tagged(element: Any, make: Callable) -> Iterator[Any]:
     yield TaggedOutput(tag, value) if tag else value
 
 
-def _read(kind: str, read_as: str, on_bad_row: str, read: Callable, file: tuple[int, str]):
-  """(key, fields) of the clicks, or (query_id, part) of the groups, of a file."""
+def _read(
+  kind: str, read_as: str, on_bad_row: str, read: Callable, alone: bool, file: tuple[int, str]
+):
+  """(key, fields) of the clicks, or (query_id, part) of the groups, of a file (`alone`: of one)."""
   index, name = file
   bad_rows, make = CollectedBadRows(on_bad_row), sources.made(read_as)
 
   def parsed() -> Iterator[tuple[str, int, Any]]:
-    for number, raw in read(Path(name)):
-      for record in bad_rows.parse_all(name, number, raw, make):
-        yield name, number, record
+    try:
+      for number, raw in read(Path(name)):
+        for record in bad_rows.parse_all(name, number, raw, make):
+          yield name, number, record
+    except NoRows:
+      if alone:
+        raise
+      bad_rows.note(f'file without rows skipped: {name}')
 
   if kind == 'clicks':
     for i, (_, _, click) in enumerate(parsed()):
@@ -141,8 +162,7 @@ def _read(kind: str, read_as: str, on_bad_row: str, read: Callable, file: tuple[
     for query_id, (first, query, docs) in grouping.parts(parsed()):
       yield '', (query_id, ((index, first), query, docs))
   yield READ, str(bad_rows.rows_in)
-  for line in bad_rows.lines:
-    yield BAD, line
+  yield from bad_rows.outputs()
 
 
 def _merge(on_bad_row: str, changes: tuple, element: tuple[str, Iterable[tuple]]):
@@ -154,8 +174,7 @@ def _merge(on_bad_row: str, changes: tuple, element: tuple[str, Iterable[tuple]]
   for change in changes:
     group = change.of(group)
   yield '', (query_id, store.to_row(group))
-  for line in bad_rows.lines:
-    yield BAD, line
+  yield from bad_rows.outputs()
 
 
 def _lines(folder: Path, name: str) -> list[str]:

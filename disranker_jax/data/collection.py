@@ -14,7 +14,17 @@ from typing import Any, NamedTuple, Protocol
 from absl import logging
 
 from disranker_jax.data import first_stage, grouping
-from disranker_jax.data.records import UNJUDGED, BadRow, BadRows, Click, Document, Group
+from disranker_jax.data.records import (
+  NEGATIVE,
+  REPEATED,
+  UNJUDGED,
+  BadRow,
+  BadRows,
+  Click,
+  Document,
+  Group,
+  differing,
+)
 from disranker_jax.data.spool import Spool
 from disranker_jax.errors import UserError
 from disranker_jax.progress import Count, say
@@ -35,6 +45,9 @@ class Line(NamedTuple):
   label: int = UNJUDGED
   rank: int = 0  # 0: the file has no ranks; then it may score a document more than once
   score: float = math.nan
+
+
+LABEL = Line._fields.index('label')  # the first of the fields that say something about the pair
 
 
 class Query(NamedTuple):
@@ -150,7 +163,7 @@ def _picked(collection: Collection, want: Reading) -> Iterator[Picked]:
     for name in filter(None, collection.options.get(option, '').split(',')):
       tables.append((option, collection.choice(name)))
   if want.kind != 'candidates':
-    tables.append(('qrel', collection.qrels(want.bad_rows)))
+    tables.append(('qrel', _graded(collection.qrels(want.bad_rows), want.bad_rows)))
   run = collection.run(want.bad_rows, needed=want.narrow or not want.judged)
   tables.append(('run', run or ()))
   for table, rows in tables:
@@ -170,6 +183,15 @@ def _picked(collection: Collection, want: Reading) -> Iterator[Picked]:
     say(f'{collection.name}: left out {unknown:,} lines of the run for queries it does not have')
 
 
+def _graded(qrels: Iterable[Line], bad_rows: BadRows) -> Iterator[Line]:
+  """Qrels with 0 for negative grades, which are counted: some collections mark spam by them."""
+  for line in qrels:
+    if line.label < 0:
+      bad_rows.note(NEGATIVE)
+      line = line._replace(label=0)
+    yield line
+
+
 def _of_query(
   rows_of: dict[str, list[tuple[int, Any]]], want: Reading, has_only: bool
 ) -> Picked | None:
@@ -179,6 +201,9 @@ def _of_query(
     return None
   (order, query), *repeats = rows_of['query']
   for _, row in repeats:
+    if row.text == query.text:
+      want.bad_rows.note(REPEATED)
+      continue
     bad = BadRow('query_id', f'{row.query_id!r} appears twice', 'give each query its own id')
     want.bad_rows.reject(row.file, row.number, row.raw, bad)
   judged = {line.doc_id: line for line in _unrepeated(rows_of['qrel'], want.bad_rows)}
@@ -222,17 +247,22 @@ def _lines(
 
 
 def _unrepeated(lines: list[tuple[int, Line]], bad_rows: BadRows) -> list[Line]:
-  """One line per document. Repeated scores without ranks are averaged: margin files have them."""
+  """One line per document. Repeated scores without ranks are averaged: margin files have them.
+
+  Other lines that repeat an earlier one are dropped and counted; if they differ, they are bad rows.
+  """
   by_doc: dict[str, list[Line]] = {}
   for _, line in lines:
     same = by_doc.setdefault(line.doc_id, [])
-    if same and (line.rank or line.label != UNJUDGED):
+    if not same or not (line.rank or line.label != UNJUDGED):
+      same.append(line)
+    elif repr(line[LABEL:]) == repr(same[0][LABEL:]):  # as text, because of NaN
+      bad_rows.note(REPEATED)
+    else:
       what = f'{line.doc_id!r} appears twice for query_id {line.query_id!r}'
       if same[0].label != line.label:
         what += f', with label {same[0].label} and now {line.label}'
       bad_rows.reject(line.file, line.number, line.raw, BadRow('doc_id', what, 'keep one of them'))
-    else:
-      same.append(line)
   return [
     same[0]._replace(score=math.fsum(line.score for line in same) / len(same))
     for same in by_doc.values()
@@ -285,10 +315,14 @@ def _groups(by_doc: Spool, by_order: Spool, name: str, bad_rows: BadRows) -> Ite
 
 
 def _only_one(doc: Document | None, entry: tuple, bad_rows: BadRows) -> Document:
-  """The document of an entry; if the id already has a document, rejects the entry."""
+  """The document of an entry; an entry that repeats its id is dropped or rejected."""
   file, number, fields = entry
+  again = Document(*fields)
   if doc is None:
-    return Document(*fields)
+    return again
+  if not differing(doc, again):
+    bad_rows.note(REPEATED)
+    return doc
   raw = dict(zip(('doc_id', 'title', 'summary'), fields, strict=False))
   bad = BadRow('doc_id', f'{doc.doc_id!r} appears twice', 'give each document its own id')
   bad_rows.reject(file, number, raw, bad)

@@ -9,11 +9,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from disranker_jax.data.records import DOCUMENT_FIELDS, BadRow, BadRows, Document, Group, Row
+from disranker_jax.data.records import (
+  DOCUMENT_FIELDS,
+  REPEATED,
+  BadRow,
+  BadRows,
+  Document,
+  Group,
+  Row,
+  differing,
+)
 from disranker_jax.data.spool import MEMORY, Spool
 from disranker_jax.progress import Count
-
-LABEL = DOCUMENT_FIELDS.index('label')
 
 # Consecutive rows of one query: number of the first row, text of the query, (file, line, fields) of
 # each document. These are plain tuples because millions of them are pickled.
@@ -42,7 +49,8 @@ def groups(
 ) -> Iterator[Group]:
   """Groups in the order of their first rows, from parts sorted by query_id and number.
 
-  A repeated document of a query and a second text of a query_id are bad rows; the first one stays.
+  A document that repeats an earlier one of its query is dropped and counted. If it differs, or if a
+  query_id has a second text, the row is bad and the first one stays.
   """
   by_number = Spool(None if folder is None else folder / 'by_number', memory)
   with Count('gathered', 'queries') as progress:
@@ -68,7 +76,10 @@ def merge(query_id: str, parts: Iterable[Part], bad_rows: BadRows) -> tuple[int,
         raw = {'query_id': query_id, 'query': text, **values}
         bad_rows.reject(file, line, raw, bad)
       else:
-        docs[fields[0]] = fields
+        if fields[0] in docs:
+          bad_rows.note(REPEATED)
+        else:
+          docs[fields[0]] = fields
   return first, query, list(docs.values())
 
 
@@ -76,11 +87,13 @@ def _check(query_id: str, query: str, text: str, docs: dict[str, tuple], fields:
   if text != query:
     what = f'query_id {query_id!r} was {query!r} before and is now {text!r}'
     raise BadRow('query', what, 'give each query text its own query_id')
-  if fields[0] in docs:
-    before, now = docs[fields[0]][LABEL], fields[LABEL]
-    what = f'{fields[0]!r} appears twice for query_id {query_id!r}'
-    if before != now:
-      what += f', with label {before} and now {now}'
+  if fields[0] not in docs:
+    return
+  before, now = Document(*docs[fields[0]]), Document(*fields)
+  if other := differing(before, now):
+    what = f'{fields[0]!r} appears twice for query_id {query_id!r}, with '
+    same_label = before.label == now.label
+    what += f'a different {other}' if same_label else f'label {before.label} and now {now.label}'
     raise BadRow('doc_id', what, 'keep one of the rows')
 
 

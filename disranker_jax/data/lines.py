@@ -15,21 +15,28 @@ GZIP_MAGIC = b'\x1f\x8b'
 BOM = b'\xef\xbb\xbf'
 
 
+class NoRows(UserError):
+  """A file without rows; `rows.of_files` skips it if it is one of several."""
+
+
 def read(path: str | pathlib.Path) -> Iterator[tuple[int, bytes]]:
   """The lines of a file that are not blank, as (number from 1, bytes without the line end).
 
-  Gzip is detected by its first bytes or by the suffix `.gz`. Raises: UserError if the file is
-  missing, a folder, unreadable, cut short, or has no lines.
+  Gzip is detected by its first bytes or by the suffix `.gz`. The file is read once and in order, so
+  it may be a pipe. Raises: UserError if the file is missing, a folder, unreadable, cut short, a
+  pipe that was read before, or has no lines (NoRows).
   """
   path = pathlib.Path(path)
   number = 0
   empty = True
   try:
     with path.open('rb') as file:
-      head = file.read(2)
-      file.seek(0)
+      head = file.peek(2)[:2]
+      if not head and is_pipe(path):
+        what = 'is a pipe without data, or it was read before'
+        raise UserError(f'{path}: {what}; write the data to a file and name the file')
       if not head:
-        raise UserError(f'{path}: is empty; write it again or remove it from the address')
+        raise NoRows(f'{path}: is empty; write it again or remove it from the address')
       zipped = head == GZIP_MAGIC or path.suffix == '.gz'
       for number, line in enumerate(gzip.GzipFile(fileobj=file) if zipped else file, 1):
         line = (line.removeprefix(BOM) if number == 1 else line).rstrip(b'\r\n')
@@ -50,7 +57,12 @@ def read(path: str | pathlib.Path) -> Iterator[tuple[int, bytes]]:
   except OSError as error:
     raise UserError(f'{path}: cannot be read ({error.strerror or error}); check the file') from None
   if empty:
-    raise UserError(f'{path}: has no rows; write it again or remove it from the address')
+    raise NoRows(f'{path}: has no rows; write it again or remove it from the address')
+
+
+def is_pipe(path: pathlib.Path) -> bool:
+  """Whether the path is a pipe, a terminal or a device: its data can be read once, in order."""
+  return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def matching(pattern: str) -> list[pathlib.Path]:

@@ -76,6 +76,7 @@ class Prepared:
   quarantined: int
   wall_s: float
   facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # reported by `changes`
+  notes: dict[str, int] = dataclasses.field(default_factory=dict)  # of BadRows
 
 
 def prepare(job: Job) -> Prepared:
@@ -185,6 +186,7 @@ class Work:
       records=sum(self._shards.lengths), rows=self._bad_rows.rows_in,
       quarantined=self._bad_rows.quarantined, wall_s=self._state['wall_s'],
       facts={k: v for change in job.changes for k, v in getattr(change, 'facts', {}).items()},
+      notes=dict(self._bad_rows.notes),
     )  # fmt: skip
     self._shards.finish(job.folder, {RESULT: dataclasses.asdict(result) | {'digest': self._digest}})
     self._finished = True

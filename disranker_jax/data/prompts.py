@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import itertools
 import re
-import string
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +18,9 @@ from disranker_jax.errors import UserError
 # More characters than any tokenizer needs per token of text; limits the work on long documents.
 CHARS_PER_TOKEN = 16
 FIELDS = ('query', 'title', 'summary')
+PART = re.compile(
+  r'(?P<brace>\{\{|\}\})|\{(?P<field>\w+)\}|(?P<text>[^{}]+)|(?P<other>\{[^{}]*\}?|\})'
+)  # of a template
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -102,9 +104,9 @@ class PairPrompt:
 class TextPrompt:
   """Decoder: `<s> TEMPLATE </s>`; the scored position is the final `</s>`.
 
-  `template` orders the fields, as in '{query} : {title} : {summary}'. `predict` is what a language
-  model predicts: 'query', or 'document' for title and summary. `Encoded.predict` is the span of
-  these tokens.
+  `template` orders the fields, as in '{query} : {title} : {summary}'; `{{` and `}}` are braces in
+  the text. `predict` is what a language model predicts: 'query', or 'document' for title and
+  summary. `Encoded.predict` is the span of these tokens.
   """
 
   tokenizer: object
@@ -236,16 +238,15 @@ def _in_fields(offsets: np.ndarray, spans: dict[str, tuple[int, int]]) -> dict[s
 
 
 def template_fields(template: str) -> list[str]:
-  """The fields of a template in order. Raises: ValueError for unbalanced braces."""
-  return [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+  """The fields of a template in order. Raises: UserError for braces that are not of a field."""
+  return [field for _, field in _parts(template) if field]
 
 
 def render(template: str, fields: dict[str, str]) -> tuple[str, dict[str, tuple[int, int]]]:
   """The filled template and the character span of each field in it."""
   text, spans = '', {}
-  for part in _parts(template):
-    name = part[1:-1] if part.startswith('{') else None
-    value = fields[name] if name else part
+  for literal, name in _parts(template):
+    value = fields[name] if name else literal
     if name:
       spans[name] = (len(text), len(text) + len(value))
     text += value
@@ -253,5 +254,15 @@ def render(template: str, fields: dict[str, str]) -> tuple[str, dict[str, tuple[
 
 
 @functools.cache
-def _parts(template: str) -> list[str]:
-  return re.split(r'(\{\w+\})', template)
+def _parts(template: str) -> list[tuple[str, str]]:
+  """(text, '') and ('', field) in order; as in str.format, `{{` and `}}` are braces in the text."""
+  parts = []
+  for match in PART.finditer(template):
+    if match['other']:
+      raise UserError(
+        f'template {template!r}: cannot read {match["other"]!r} at character {match.start() + 1}; '
+        'write {query}, {title} and {summary}, and {{ or }} for a brace in the text'
+      )
+    brace, field, text = match.group('brace', 'field', 'text')
+    parts.append((brace[0] if brace else text or '', field or ''))
+  return parts

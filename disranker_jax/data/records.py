@@ -4,6 +4,7 @@ A row is a dict as JSONL or Parquet gives it; the rest of the program sees recor
 of a row are here, so every source reports the same mistake in the same words.
 """
 
+import collections
 import dataclasses
 import json
 import math
@@ -18,6 +19,9 @@ KINDS = ('clicks', 'judgements', 'candidates', 'test')
 UNJUDGED = -1  # the label of a document without a judgement
 MAX_INT = 2**31 - 1  # prepared data stores labels, ranks and counts in 32 bits
 ON_BAD_ROW = ('error', 'quarantine')
+# What `BadRows.note` counts.
+REPEATED = 'repeated rows or documents dropped'
+NEGATIVE = 'negative grades read as 0, not relevant'
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,6 +65,17 @@ class Group:
 DOCUMENT_FIELDS = tuple(Document.__dataclass_fields__)
 
 
+def differing(a: Document, b: Document) -> str:
+  """The name of the first field in which two documents differ, '' if they are equal."""
+  # As text, because NaN is not equal to itself.
+  pairs = (
+    ()
+    if a is b
+    else ((name, repr(getattr(a, name)), repr(getattr(b, name))) for name in DOCUMENT_FIELDS)
+  )
+  return next((name for name, x, y in pairs if x != y), '')
+
+
 class BadRow(Exception):
   """A row that cannot be used: which field, what is wrong with it, and what to do."""
 
@@ -73,7 +88,8 @@ class BadRows:
   """Decides what happens to bad rows, and counts all rows.
 
   `error` raises UserError at the first bad row. `quarantine` writes each to `path` as a JSON line
-  {file, line, field, reason, row} and continues. Always, `rows_in == kept + quarantined`.
+  {file, line, field, reason, row} and continues. Always, `rows_in == kept + quarantined`. `notes`
+  counts kept rows whose values were not used exactly as they are written, by what was done.
   """
 
   def __init__(
@@ -87,6 +103,7 @@ class BadRows:
     self.path = None if path is None else pathlib.Path(path)
     self.rows_in = 0
     self.quarantined = 0
+    self.notes: collections.Counter[str] = collections.Counter()
     if self.mode == 'quarantine':
       self.path.parent.mkdir(parents=True, exist_ok=True)
       # With the file of an earlier run, the counts and the file would disagree.
@@ -103,17 +120,22 @@ class BadRows:
     """The number of accepted rows so far."""
     return self.rows_in - self.quarantined
 
-  def mark(self) -> dict[str, int]:
+  def mark(self) -> dict[str, Any]:
     """The counts and the size of the file, for `rewind` in a later process."""
     size = self.path.stat().st_size if self.mode == 'quarantine' else 0
-    return {'rows_in': self.rows_in, 'quarantined': self.quarantined, 'bytes': size}
+    counts = {'rows_in': self.rows_in, 'quarantined': self.quarantined}
+    return counts | {'bytes': size, 'notes': dict(self.notes)}
 
-  def rewind(self, mark: Mapping[str, int]) -> None:
+  def rewind(self, mark: Mapping[str, Any]) -> None:
     """Discards everything after a mark; needs the file of before (`keep=True`)."""
     self.rows_in, self.quarantined = mark['rows_in'], mark['quarantined']
+    self.notes = collections.Counter(mark.get('notes'))
     if self.mode == 'quarantine':
       with self.path.open('r+b') as file:
         file.truncate(mark['bytes'])
+
+  def note(self, what: str) -> None:
+    self.notes[what] += 1
 
   def parse(self, file: Any, line: int, raw: Any, make: Callable[[Any], Any]) -> Any:
     """Counts a row and returns `make(raw)`, or None if the row was quarantined.
@@ -149,6 +171,11 @@ def entry(file: Any, line: int, raw: Any, bad: BadRow) -> str:
   value = {'file': str(file), 'line': line, 'field': bad.field, 'reason': str(bad), 'row': raw}
   # ASCII, because a bad row may contain what UTF-8 cannot encode.
   return json.dumps(value, ensure_ascii=True, default=repr)
+
+
+def listed(notes: Mapping[str, int]) -> list[str]:
+  """`BadRows.notes` as text, such as '1,200 repeated rows or documents dropped'."""
+  return [f'{count:,} {what}' for what, count in notes.items()]
 
 
 def click(row: Any) -> Click:
@@ -217,12 +244,12 @@ def mapping(row: Any) -> Mapping[str, Any]:
   return row
 
 
-def identifier(row: Mapping[str, Any], field: str, *, number: bool = False) -> str:
+def identifier(row: Mapping[str, Any], field: str) -> str:
   """An id: text without white space, because that separates the columns of TREC runs and qrels.
 
-  `number` also allows an integer, as other tools write them.
+  An integer is an id too: Parquet columns often have this type. The id is then its digits.
   """
-  if number and isinstance(row.get(field), int) and not isinstance(row[field], bool):
+  if isinstance(row.get(field), int) and not isinstance(row[field], bool):
     row = {field: str(row[field])}
   value = text(row, field, blank=False)
   if len(value.split()) != 1 or value != value.strip():
@@ -237,7 +264,7 @@ def text(row: Mapping[str, Any], field: str, *, blank: bool) -> str:
     raise BadRow(field, 'is missing', f'add "{field}" as a string')
   value = row[field]
   if not isinstance(value, str):
-    raise BadRow(field, f'is {_described(value)}, not a string', 'write it as text in quotes')
+    raise BadRow(field, f'is {_described(value)}, not a string', 'write it as text')
   if not value.isascii():
     try:
       value.encode()

@@ -58,7 +58,8 @@ def records_of(row: Any, kind: str) -> list[Any]:
     what = 'has passages without a label'
     raise BadRow('row', what, f'{kind} need positive_passages or pos, and negatives')
   if kind == 'clicks':
-    clicks = [Click(query, doc.title, doc.summary) for doc in docs if doc.label > 0]
+    positives = {doc.doc_id: doc for doc in docs if doc.label > 0}.values()
+    clicks = [Click(query, doc.title, doc.summary) for doc in positives]
     if not clicks:
       raise BadRow('row', 'has no positive passage', 'add one or remove the row')
     return clicks
@@ -89,20 +90,21 @@ def _needed(score: float) -> float:
 def _group(row: Mapping[str, Any]) -> tuple[str, str, list[Document]]:
   query = records.text(row, 'query', blank=False)
   query_id = _query_id(row, query)
-  docs: dict[str, Document] = {}
-  for doc in _prepared(row['docs']) if row.get('docs') is not None else _passages(row):
-    if doc.doc_id in docs:
-      raise BadRow('docid', f'{doc.doc_id!r} appears twice', 'keep one of the two passages')
-    docs[doc.doc_id] = doc
+  docs = list(_prepared(row['docs']) if row.get('docs') is not None else _passages(row))
   if not docs:
     raise BadRow('row', 'has no passages', 'fill one of the lists or remove the row')
-  return query_id, query, list(docs.values())
+  first: dict[str, Document] = {}
+  for doc in docs:  # equal repeats stay: `grouping` drops and counts them
+    if other := records.differing(first.setdefault(doc.doc_id, doc), doc):
+      what = f'{doc.doc_id!r} appears twice, with a different {other}'
+      raise BadRow('docid', what, 'keep one of the two passages')
+  return query_id, query, docs
 
 
 def _query_id(row: Mapping[str, Any], query: str) -> str:
   for name in ('query_id', 'id'):
     if row.get(name) is not None:
-      return records.identifier(row, name, number=True)
+      return records.identifier(row, name)
   return _id_of_text('q', query)
 
 
@@ -136,7 +138,7 @@ def _passage(name: str, passage: Any, label: int, score: Any) -> Document:
     raise BadRow(name, 'has a passage without text', 'fill it in or remove it')
   doc_id = _id_of_text('d', title, summary)
   if named := [n for n in ('docid', 'passage_id', 'doc_id') if passage.get(n) is not None]:
-    doc_id = records.identifier(passage, named[0], number=True)
+    doc_id = records.identifier(passage, named[0])
   score = records.score({'score': passage.get('score') if score is None else score})
   return Document(doc_id, title, summary, label, teacher=score)
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from disranker_jax.data import lines
 from disranker_jax.data.records import BadRow
 from disranker_jax.errors import UserError
+from disranker_jax.progress import say
 
 BATCH_ROWS = 1024  # rows of Parquet per read
 
@@ -32,9 +34,24 @@ def read(file: Path, columns: tuple[str, ...] | None = None) -> Iterator[tuple[i
 def of_files(
   files: list[Path], read: Callable[[Path], Iterator[tuple[int, Any]]], start: int = 0
 ) -> Iterator[Place]:
-  """All rows of the files in order, except the first `start`."""
-  rows = ((file, number, row) for file in files for number, row in read(file))
-  return itertools.islice(rows, start, None)
+  """All rows of the files in order, except the first `start`.
+
+  A file without rows is skipped and reported. Raises: UserError if all files are without rows.
+  """
+  return itertools.islice(_rows(files, read), start, None)
+
+
+def _rows(files: list[Path], read: Callable[[Path], Iterator[tuple[int, Any]]]) -> Iterator[Place]:
+  skipped = 0
+  for file in files:
+    try:
+      for number, row in read(file):
+        yield file, number, row
+    except lines.NoRows:
+      skipped += 1
+      if skipped == len(files):
+        raise
+      say(f'{file}: has no rows; skipped')
 
 
 def decode(row: Any) -> Any:
@@ -49,10 +66,14 @@ def parquet(file: Path, columns: tuple[str, ...] | None = None) -> Iterator[tupl
   count = 0
   if file.is_dir():
     raise UserError(f'{file}: is a folder; name the files in it, such as {file}/*.parquet')
+  if lines.is_pipe(file):
+    raise UserError(f'{file}: is a pipe, and Parquet is not read in order; write it to a file')
   try:
+    if file.is_file() and not file.stat().st_size:
+      raise lines.NoRows(f'{file}: is empty and cannot be read as Parquet; write it again')
     with pq.ParquetFile(file) as source:
       if not source.metadata.num_rows:
-        raise UserError(f'{file}: has no rows; write it again or remove it from the address')
+        raise lines.NoRows(f'{file}: has no rows; write it again or remove it from the address')
       names = source.schema_arrow.names
       chosen = None if columns is None else [name for name in names if name in columns]
       for batch in source.iter_batches(BATCH_ROWS, columns=chosen):
@@ -68,7 +89,8 @@ def parquet(file: Path, columns: tuple[str, ...] | None = None) -> Iterator[tupl
 
 def _to_rows(batch: pa.RecordBatch) -> list[Any]:
   try:
-    return batch.to_pylist()
+    columns = map(_plain, batch.columns)
+    return pa.RecordBatch.from_arrays(list(columns), batch.schema.names).to_pylist()
   except (UnicodeDecodeError, ValueError, OverflowError):
     return [_to_row(batch.slice(i, 1)) for i in range(len(batch))]
 
@@ -78,9 +100,33 @@ def _to_row(batch: pa.RecordBatch) -> Any:
   row = {}
   for name, column in zip(batch.schema.names, batch.columns, strict=True):
     try:
-      row[name] = column[0].as_py()
+      row[name] = _plain(column)[0].as_py()
     except UnicodeDecodeError:
       return BadRow(name, 'is not UTF-8', 'write the text as UTF-8')
     except (ValueError, OverflowError) as error:  # such as a date that Python cannot represent
       return BadRow(name, f'cannot be read ({error})'[:200], 'write text and plain numbers')
   return row
+
+
+def _plain(column: pa.Array) -> pa.Array:
+  """The column in types that JSON has too, and times in microseconds."""
+  kind = _plain_type(column.type)
+  if kind == column.type:
+    return column
+  return pc.cast(column, options=pc.CastOptions(kind, allow_time_truncate=True))
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+  """Decimals are numbers; Python's own times have no nanoseconds."""
+  if pa.types.is_decimal(kind):
+    return pa.float64() if kind.scale > 0 else pa.int64()
+  if pa.types.is_timestamp(kind) and kind.unit == 'ns':
+    return pa.timestamp('us', kind.tz)
+  if kind in (pa.time64('ns'), pa.duration('ns')):
+    return pa.time64('us') if kind == pa.time64('ns') else pa.duration('us')
+  if pa.types.is_struct(kind):
+    return pa.struct([field.with_type(_plain_type(field.type)) for field in kind])
+  for is_list, list_of in ((pa.types.is_list, pa.list_), (pa.types.is_large_list, pa.large_list)):
+    if is_list(kind):
+      return list_of(kind.value_field.with_type(_plain_type(kind.value_type)))
+  return kind

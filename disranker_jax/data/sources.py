@@ -28,6 +28,7 @@ from disranker_jax.data import (
 from disranker_jax.data.records import KINDS, BadRows, Click, Document, Group
 from disranker_jax.data.row_formats import Score
 from disranker_jax.errors import UserError
+from disranker_jax.progress import say
 
 # SCORES are other teachers' scores of pairs, without texts. POOLED are judgements together with the
 # documents of the first stage, to draw negatives from.
@@ -117,7 +118,10 @@ def _made(kind: str, raw: Any) -> list:
 
 
 def fingerprint(address: str) -> list:
-  """A value that changes when the source does: names, sizes and times of its files."""
+  """A value that changes when the source does: names, sizes and times of its files.
+
+  Raises: UserError for a pipe, whose data cannot be compared with that of an earlier call.
+  """
   scheme, rest = split(address)
   if scheme == 'python_docs':
     return [address, platform.python_version(), *map(_version, _packages(rest))]
@@ -128,6 +132,9 @@ def fingerprint(address: str) -> list:
   for option in filter(None, options.split('&')):
     names = option.partition('=')[2].split(',')
     files += [file for name in names for file in trec.named(path, name)]
+  if pipes := [file for file in files if lines.is_pipe(file) and file.parent != path]:
+    what = 'is a pipe, so a later call cannot see whether its data changed'
+    raise UserError(f'{pipes[0]}: {what}; write it to a file')
   stats = [(str(file), file.stat()) for file in files if file.is_file()]
   return [address, *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
 
@@ -136,17 +143,16 @@ def documents(path: str | Path) -> list[Document]:
   """The documents of a JSON-lines file of doc_id, title, summary, in file order; ids are unique."""
   bad_rows, docs = BadRows(), {}
 
-  def parse(line: bytes) -> Document:
+  def parse(line: bytes) -> None:
     doc = records.document(lines.from_json(line))
-    if doc.doc_id in docs:
+    if records.differing(docs.setdefault(doc.doc_id, doc), doc):
       fix = 'give each document its own id'
       raise records.BadRow('doc_id', f'{doc.doc_id!r} appears twice', fix)
-    return doc
 
-  for file in lines.matching(str(path)):
-    for number, line in lines.read(file):
-      doc = bad_rows.parse(file, number, line, parse)
-      docs[doc.doc_id] = doc
+  for file, number, line in rows.of_files(lines.matching(str(path)), lines.read):
+    bad_rows.parse(file, number, line, parse)
+  if len(docs) < bad_rows.rows_in:
+    say(f'{path}: {bad_rows.rows_in - len(docs):,} {records.REPEATED}')
   return list(docs.values())
 
 

@@ -8,7 +8,8 @@ and `verdict` (good, same or bad) as CSV columns or JSON fields; other fields ar
 """
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation import significance
 
 Verdicts = Mapping[str, Sequence[int]]
+Numbered = Iterable[tuple[int, bytes]]  # lines with their numbers
 
 WORDS = {'good': 1, 'same': 0, 'bad': -1, 'g': 1, 's': 0, 'b': -1}
 ROUNDING = 1e-12
@@ -91,8 +93,9 @@ def read(file: Path) -> dict[str, list[int]]:
   """Verdicts of a JSONL, CSV or TSV file, plain or gzip. Raises: UserError with FILE:LINE."""
   bad_rows, verdicts = BadRows(), {}
   numbered = lines.read(file)
-  rows = _json_rows if next(numbered)[1].lstrip().startswith(b'{') else _csv_rows
-  for number, row in rows(file, bad_rows):
+  first = next(numbered)
+  rows = _json_rows if first[1].lstrip().startswith(b'{') else _csv_rows
+  for number, row in rows(file, itertools.chain([first], numbered), bad_rows):
     query, value = bad_rows.parse(file, number, row, _verdict)
     verdicts.setdefault(query, []).append(value)
   if not verdicts:
@@ -112,23 +115,26 @@ def _verdict(row: Any) -> tuple[str, int]:
   return query.strip(), WORDS[word.strip().lower()]
 
 
-def _json_rows(file: Path, bad_rows: BadRows) -> Iterator[tuple[int, Any]]:
-  for number, raw in lines.read(file):
+def _json_rows(file: Path, numbered: Numbered, bad_rows: BadRows) -> Iterator[tuple[int, Any]]:
+  for number, raw in numbered:
     yield number, bad_rows.parse(file, number, raw, lines.from_json)
 
 
-def _csv_rows(file: Path, bad_rows: BadRows) -> Iterator[tuple[int, Any]]:
+def _csv_rows(file: Path, numbered: Numbered, bad_rows: BadRows) -> Iterator[tuple[int, Any]]:
   """Rows by header; the delimiter (comma, semicolon, tab) is the header's most frequent one."""
   at = 0
 
   def texts() -> Iterator[str]:
     nonlocal at
-    for number, raw in lines.read(file):
+    for number, raw in numbered:
       at = number
       yield bad_rows.parse(file, number, raw, lines.text) + '\n'
 
-  header = next(texts())
-  reader = csv.DictReader(texts(), delimiter=max(',;\t', key=header.count), strict=True)
+  rows = texts()
+  header = next(rows)
+  reader = csv.DictReader(
+    itertools.chain([header], rows), delimiter=max(',;\t', key=header.count), strict=True
+  )
   missing = [name for name in ('query_id', 'verdict') if name not in (reader.fieldnames or [])]
   if missing:
     raise UserError(f'{file}:{at}: has no column {missing[0]}; name the columns query_id, verdict')

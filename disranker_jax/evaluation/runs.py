@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from disranker_jax.data import lines
-from disranker_jax.data.records import BadRow, BadRows
+from disranker_jax.data.records import NEGATIVE, REPEATED, BadRow, BadRows
 from disranker_jax.evaluation import metrics
 
 RUN = 'query_id Q0 doc_id rank score tag'
@@ -23,24 +23,33 @@ WITH_SPACES = re.compile(rb'(.*) (Q0) (.*) (\d+) (\S+) (\S+)')  # a row of a run
 LARGEST_GRADE = 1000  # 2^y overflows floating point soon after
 
 
-def read_run(file: Path) -> dict[str, dict[str, float]]:
+def read_run(file: Path, bad_rows: BadRows | None = None) -> dict[str, dict[str, float]]:
   """{query_id: {doc_id: score}} of a run; ranks are ignored, as in trec_eval.
 
-  Raises: UserError with FILE:LINE if a row is malformed or a document is listed twice.
+  Rows that repeat an earlier one are noted in `bad_rows`. Raises: UserError with FILE:LINE if a row
+  is malformed or a document has two scores.
   """
-  return _table(file, RUN, lambda columns: number(float, 'score', columns[4]))
+  return _table(
+    file, RUN, lambda columns: number(float, 'score', columns[4]), bad_rows or BadRows()
+  )
 
 
-def read_qrels(file: Path) -> dict[str, dict[str, int]]:
-  """{query_id: {doc_id: grade}} of qrels; grades may be negative. Raises: as `read_run`."""
+def read_qrels(file: Path, bad_rows: BadRows | None = None) -> dict[str, dict[str, int]]:
+  """{query_id: {doc_id: grade}} of qrels; a negative grade is 0 and noted in `bad_rows`.
+
+  Raises: as `read_run`.
+  """
+  bad_rows = bad_rows or BadRows()
 
   def grade(columns: list[str]) -> int:
     value = number(int, 'grade', columns[3])
     if abs(value) > LARGEST_GRADE:
       raise BadRow('grade', f'is {value}', f'write at most {LARGEST_GRADE}; 0 to 4 is usual')
-    return value
+    if value < 0:
+      bad_rows.note(NEGATIVE)
+    return max(value, 0)
 
-  return _table(file, QRELS, grade)
+  return _table(file, QRELS, grade, bad_rows)
 
 
 def write_run(
@@ -96,18 +105,22 @@ def number(make: Callable[[str], Any], field: str, column: str) -> Any:
   return value
 
 
-def _table(file: Path, layout: str, value: Callable[[list[str]], Any]) -> dict[str, dict[str, Any]]:
+def _table(
+  file: Path, layout: str, value: Callable[[list[str]], Any], bad_rows: BadRows
+) -> dict[str, dict[str, Any]]:
   table: dict[str, dict[str, Any]] = {}
-  bad_rows = BadRows()
 
   def add(raw: bytes) -> None:
     row = columns(raw, layout)
     query, doc = row[0], row[2]
-    docs = table.setdefault(query, {})
-    if doc in docs:
+    docs, new = table.setdefault(query, {}), value(row)
+    if doc not in docs:
+      docs[doc] = new
+    elif docs[doc] == new:
+      bad_rows.note(REPEATED)
+    else:
       what = f'{doc!r} appears twice for query_id {query!r}'
       raise BadRow('doc_id', what, 'keep one of the rows')
-    docs[doc] = value(row)
 
   for line, raw in lines.read(file):
     bad_rows.parse(file, line, raw, add)

@@ -21,7 +21,7 @@ from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.rankers.pointwise import score_fn
-from disranker_jax.stages import prepare, roles, score
+from disranker_jax.stages import prepare, roles, score, sft
 from disranker_jax.stages.distill_hidden import HiddenStates, open_hidden
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
@@ -142,6 +142,9 @@ def execute(run: Run) -> dict:
   c = run.config.distill
   student = roles.open_role(run.config, 'student')
   scored = open_scored(run)
+  if c.hard_label_weight and 'judgements' in reads(run.config):
+    hard = losses.choose(losses.ON_LABELS, c.hard_loss, 'distill.hard_loss')
+    sft.check_labels(prepare.records(run, 'judgements'), hard, 'distill.hard_loss')
   targets, numbers = normalizer(scored.facts, c.normalize_scores)
   variables = roles.trained(run, student, (c.init_from,) if c.init_from else ())
   hidden, more = open_hidden(run, student) if c.hidden_weight else (None, {})

@@ -17,6 +17,7 @@ from disranker_jax.config.settings import (
 from disranker_jax.data import clicks, preparing, sources, store
 from disranker_jax.data.holdout import Holdout
 from disranker_jax.data.negatives import Negatives
+from disranker_jax.data.records import listed
 from disranker_jax.data.teacher_scores import Teachers
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
@@ -54,6 +55,9 @@ def prepare(run) -> dict:
     if done.quarantined:
       results[kind]['quarantined'] = done.quarantined
       say(f'prepare: {kind}: {done.quarantined} bad rows set aside in {job.quarantine}')
+    if done.notes:
+      results[kind]['notes'] = done.notes
+      say(f'prepare: {kind}: {", ".join(listed(done.notes))}')
     what = 'clicks' if kind == 'clicks' else 'queries'
     say(f'prepare: {kind}: {done.records} {what} from {job.address}')
   return results

@@ -4,13 +4,16 @@ Paper section 3.2: a pairwise rank loss over the documents of a query, at the fi
 """
 
 import functools
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
+from absl import logging
 
 from disranker_jax import losses
 from disranker_jax.config.settings import Key, Section, finite, text
 from disranker_jax.data import batches
-from disranker_jax.data.records import Group
+from disranker_jax.data.records import UNJUDGED, Group
+from disranker_jax.errors import UserError
 from disranker_jax.models.load import HEADS, TextModel
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.rankers.pointwise import score_fn, score_shape
@@ -30,6 +33,32 @@ def label_loss(scores, per_group, variables, batch):
   accuracy = jnp.sum(right_GNN) / jnp.maximum(jnp.sum(better_GNN), 1)
   metrics = {'pair_accuracy': accuracy, 'examples': jnp.sum(mask_GN)}
   return jnp.sum(loss_G), jnp.sum(valid_G), metrics
+
+
+def check_labels(judged: Sequence[Group], per_group: Callable, key: str) -> None:
+  """Checks that some query has a pair of documents with different labels; stops at the first one.
+
+  Raises: UserError if there is none and the loss has nothing to learn from; a loss that learns from
+  single documents gets a warning.
+  """
+  patterns = set()
+  for group in judged:
+    labels = tuple(doc.label for doc in group.docs if doc.label != UNJUDGED)
+    if len(set(labels)) > 1:
+      return
+    patterns.add(labels)
+  most = max(map(len, patterns))
+  what = (
+    f'0 usable pairs: none of the {len(judged):,} queries of config.data.judgements has two '
+    f'documents with different labels (at most {most} labelled documents per query)'
+  )
+  for labels in filter(None, patterns):
+    labels_GN = jnp.array([labels], jnp.float32)
+    _, valid_G = per_group(jnp.zeros_like(labels_GN), labels_GN, labels_GN >= 0)
+    if valid_G.any():
+      logging.warning('%s: %s; order within a query cannot be learned', key, what)
+      return
+  raise UserError(f'config.{key}: {what}; check them with disranker describe')
 
 
 def draw(size: int, group: Group, rng) -> Group:
@@ -64,6 +93,8 @@ def job(run, side: TextModel, stage: str = 'sft') -> tuple[train.Job, OfflineFee
 
 def on_labels(run, stage: str, side, variables) -> dict:
   """Trains one side."""
+  loss = losses.choose(losses.ON_LABELS, run.config[stage].loss, f'{stage}.loss')
+  check_labels(prepare.records(run, 'judgements'), loss, f'{stage}.loss')
   todo, feed = job(run, side, stage)
   train.fit(todo, feed, variables, run.mesh)
   return {'steps': todo.steps, 'rows': len(prepare.records(run, 'judgements'))}

@@ -1,5 +1,6 @@
 """Bad rows, files and model folders: one clear line, and nothing half-written is left."""
 
+import dataclasses
 import shutil
 
 import helpers
@@ -7,8 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from disranker_jax import losses
+from disranker_jax.data.records import Document, Group
+from disranker_jax.errors import UserError
 from disranker_jax.models import weights
 from disranker_jax.pipeline import runner
+from disranker_jax.stages import sft
 
 JUDGEMENTS = helpers.own_rows('judgements')
 
@@ -42,6 +47,45 @@ class TestBadInput:
     config, file = self.config(tmp_path, [JUDGEMENTS[0], row, *JUDGEMENTS[2:]])
     assert helpers.refused(config, tmp_path / 'run').startswith(f'{file}:{place}: ')
     assert not (tmp_path / 'run').exists()
+
+  @pytest.mark.parametrize('stage', ['sft', 'student_sft'])
+  @pytest.mark.parametrize(
+    'rows',
+    [
+      [row | {'label': 1} for row in JUDGEMENTS],
+      [row for row in JUDGEMENTS if row['doc_id'] == 'd0'],
+    ],
+    ids=['all labels equal', 'one document per query'],
+  )
+  def test_labels_without_a_pair_to_learn_from_are_an_error_before_training(
+    self, tmp_path, stage, rows
+  ):
+    config, _ = self.config(tmp_path, rows)
+    with config.unlocked():
+      config.stages = ('prepare', stage)
+    message = helpers.refused(config, tmp_path / 'run')
+    assert message.startswith(f'config.{stage}.loss: 0 usable pairs: none of the 6 queries')
+    assert not list((tmp_path / 'run' / stage).glob('checkpoints/*'))
+
+  def test_losses_on_single_documents_may_learn_from_labels_without_pairs(self, caplog):
+    docs = [Document(f'd{i}', 't', '', label=1) for i in range(3)]
+    judged = [Group('q', 'text', tuple(docs)), Group('q2', 'text', tuple(docs[:1]))]
+    for name, loss in losses.ON_LABELS.items():
+      caplog.clear()
+      try:
+        sft.check_labels(judged, loss.per_group, 'sft.loss')
+      except UserError as error:
+        assert 'at most 3 labelled documents per query' in str(error)
+        assert name != 'pointwise_ce'
+      else:
+        assert '0 usable pairs: none of the 2 queries' in caplog.text
+        assert name not in ('pairwise_hinge', 'ranknet', 'lambda_loss', 'approx_ndcg', 'info_nce')
+
+  def test_one_query_with_a_pair_is_enough(self):
+    graded = Document('d', 't', '', label=2)
+    groups = [[graded], [graded, dataclasses.replace(graded, label=0)]]
+    judged = [Group(str(i), 'text', tuple(docs)) for i, docs in enumerate(groups)]
+    sft.check_labels(judged, losses.pairwise_hinge.per_group, 'sft.loss')
 
   def test_a_missing_file_is_named(self, tmp_path):
     config = helpers.config(data__clicks=f'jsonl:{tmp_path}/clicks.jsonl')

@@ -3,16 +3,15 @@
 import datetime
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from disranker_jax.data import lines
+from disranker_jax.data import lines, rows
 from disranker_jax.data.records import BadRow, BadRows
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation.online.users import ROWS, SUMS, Log, Summed, summed
@@ -52,43 +51,23 @@ def read(
 
   def add(raw: Any, place: int) -> None:
     nonlocal form
-    row = lines.from_json(raw) if isinstance(raw, bytes) else raw
+    row = rows.decode(raw)
     if not isinstance(row, Mapping):
       raise BadRow('row', f'is not an object ({row!r:.40})', 'write one JSON object {...} per line')
     if form is None:
       form = Wide(max_dwell) if row.get('event') is None else Long(max_dwell)
     form.add(row, place)
 
-  for index, file in enumerate(files):
-    for number, raw in rows(file):
-      place = (index << LINE_BITS) + number
-      bad_rows.parse(file, number, raw, functools.partial(add, place=place))
-      if bad_rows.rows_in % ROWS == 0:
-        progress(bad_rows.rows_in)
+  read_file = functools.partial(rows.read, columns=COLUMNS)
+  index_of = {file: index for index, file in enumerate(files)}
+  for file, number, raw in rows.of_files(files, read_file):
+    place = (index_of[file] << LINE_BITS) + number
+    bad_rows.parse(file, number, raw, functools.partial(add, place=place))
+    if bad_rows.rows_in % ROWS == 0:
+      progress(bad_rows.rows_in)
   if form is None or not (table := form.user_days(files, bad_rows)).num_rows:
     raise UserError(f'{files[0]}: no usable row in the log; see the rows in {bad_rows.path}')
   return Log.of(table, rows=bad_rows.rows_in, quarantined=bad_rows.quarantined)
-
-
-def rows(file: Path) -> Iterator[tuple[int, Any]]:
-  """(number from 1, row): a JSON line as bytes, a row of Parquet as a dict."""
-  if file.suffix != '.parquet':
-    yield from lines.read(file)
-    return
-  try:
-    count = 0
-    with pq.ParquetFile(file) as parquet:
-      columns = [name for name in parquet.schema_arrow.names if name in COLUMNS]
-      if not parquet.metadata.num_rows:
-        raise UserError(f'{file}: has no rows; write it again or leave it out')
-      for batch in parquet.iter_batches(ROWS, columns=columns):
-        yield from enumerate(batch.to_pylist(), count + 1)
-        count += len(batch)
-  except FileNotFoundError:
-    raise UserError(f'{file}: does not exist; check the path') from None
-  except (pa.ArrowException, OSError) as error:
-    what = ' '.join(str(error).split())[:200]
-    raise UserError(f'{file}: cannot be read as Parquet ({what}); write it again') from None
 
 
 class Wide:
