@@ -19,7 +19,8 @@ from disranker_jax.rankers import backends, loaded
 
 QUERY = 'a list of names'
 TEXTS = ['len : Return the number of items.', 'dir : an ordered list of names', '', 'zip',
-         'word ' * 500, '文字 : Ünï']  # fmt: skip
+         'word ' * 500, '文字 : Ünï', ' ' * 2_000 + 'dir : an ordered list of names',
+         '\u200b\xa0\n' * 2_000 + 'zip']  # fmt: skip
 
 
 @pytest.fixture(scope='module')
@@ -61,11 +62,13 @@ class TestScore:
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     network = AutoModelForSequenceClassification.from_pretrained(model).eval()
-    batch = tokenizer([QUERY] * 6, TEXTS, truncation=True, padding=True, return_tensors='pt')
+    batch = tokenizer(
+      [QUERY] * len(TEXTS), TEXTS, truncation=True, padding=True, return_tensors='pt'
+    )
     with torch.no_grad():
       expected = network(**batch).logits[:, 0].numpy()
     scores = request.getfixturevalue(name).score([(QUERY, text) for text in TEXTS])
-    assert scores.shape == (6,) and scores.dtype == np.float32 and expected.std() > 0.01
+    assert scores.shape == (len(TEXTS),) and scores.dtype == np.float32 and expected.std() > 0.01
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)
 
   def test_of_a_document_is_that_of_title_colon_summary(self, ranker):
