@@ -101,7 +101,8 @@ def open_network(folder: Path, settings: ConfigDict, head: str = 'rank') -> Netw
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
   """A folder's tokenizer, without truncation and padding: prompts cut texts themselves.
 
-  Raises: UserError if there is none with a tokenizer.json.
+  Raises: UserError if there is none with a tokenizer.json, or if it has tokens that the embedding
+    table of the folder's model lacks.
   """
   from transformers import AutoTokenizer  # imported late: it imports torch where that is installed
 
@@ -112,6 +113,13 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     raise UserError(f'{folder}: no usable tokenizer: {reason}') from e
   if not tokenizer.is_fast:
     raise UserError(f'{folder}: needs a tokenizer.json (a fast tokenizer)')
+  tokens = max(tokenizer.get_vocab().values()) + 1
+  rows = hf.open_config(folder).vocab
+  if tokens > rows:
+    raise UserError(
+      f'{folder}: the tokenizer has {tokens} tokens, the embedding table only {rows}; restore the '
+      'tokenizer that the model was trained with, or resize the table and train its new rows'
+    )
   tokenizer.model_max_length = 1 << 30
   tokenizer.backend_tokenizer.no_truncation()
   tokenizer.backend_tokenizer.no_padding()

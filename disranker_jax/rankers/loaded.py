@@ -48,8 +48,8 @@ def load(
   longest = formats.family(folder).max_len(hf.open_config(folder))
   if max_len is not None and not 5 <= max_len <= longest:
     raise UserError(f'max_len {max_len}: {folder} takes from 5 to {longest} tokens')
-  opened = backends.open_backend(folder, backend, max_len or 0, fast)
-  return LoadedRanker(open_prompt(folder, max_len or 0), opened)
+  prompt = open_prompt(folder, max_len or 0)  # first, because the backend may compile for long
+  return LoadedRanker(prompt, backends.open_backend(folder, backend, max_len or 0, fast))
 
 
 def check(folder: Path) -> dict:
