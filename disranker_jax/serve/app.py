@@ -174,8 +174,10 @@ async def while_connected(request: Request, work, timeout_s: float):
 def check_token(request: Request, token: str) -> None:
   """Raises: Refused if the server has a token and the request does not carry it."""
   if token:
-    header = request.headers.get('authorization', '').encode()
-    if not hmac.compare_digest(header, f'Bearer {token}'.encode()):
+    # Starlette decodes headers as Latin-1, whatever the client's encoding was.
+    header = request.headers.get('authorization', '').encode('latin-1')
+    scheme, _, sent = header.partition(b' ')
+    if scheme.lower() != b'bearer' or not hmac.compare_digest(sent.lstrip(b' '), token.encode()):
       raise Refused(401, 'Validation', 'a bearer token is needed: Authorization: Bearer ...')
 
 

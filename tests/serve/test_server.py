@@ -107,12 +107,21 @@ class TestLimits:
 
   def test_a_token_is_required_where_it_is_set(self, stub):
     client = stub[1](token='s3cret').client
-    for headers in ({}, {'authorization': 'Bearer wrong'}, {'authorization': 's3cret'}):
+    wrong = ('Bearer wrong', 's3cret', 'bearer S3cret', 'Basic s3cret', 'Bearer s3cret x', 'bearer')
+    for headers in ({}, *({'authorization': value} for value in wrong)):
       assert client.post('/rerank', json=BODY, headers=headers).status_code == 401
       assert client.get('/info', headers=headers).status_code == 401
     right = {'authorization': 'Bearer s3cret'}
     assert client.post('/v2/rerank', json={'query': 'q', 'documents': ['a']}, headers=right).json()
     assert client.get('/health').status_code == 200
+
+  @pytest.mark.parametrize('token', ['s3cret', 'schlüssel'])
+  @pytest.mark.parametrize('scheme', ['Bearer ', 'bearer ', 'BEARER ', 'bearer  '])
+  def test_the_authorization_scheme_may_have_any_case(self, stub, scheme, token):
+    headers = {'authorization': (scheme + token).encode()}
+    client = stub[1](token=token).client
+    assert client.post('/rerank', json=BODY, headers=headers).status_code == 200
+    assert client.get('/info', headers=headers).status_code == 200
 
   def test_a_client_cannot_name_a_file(self, stub, model):
     client = stub[1]().client
