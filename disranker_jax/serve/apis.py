@@ -37,16 +37,19 @@ def invalid(message: str, status: int = 422) -> Refused:
   return Refused(status, 'Empty' if status == 400 else 'Validation', message)
 
 
-def get(body: dict, name: str, kind, default=...):
-  """A field of the body. Raises: Refused if it has another type, or is missing without default."""
+def get(body: dict, name: str, kind, default=..., at: str = ''):
+  """A field of the body, or of the object `at` that it has.
+
+  Raises: Refused if the field has another type, or is missing without default.
+  """
   value = body.get(name)
   if value is None:
     if default is ...:
-      raise invalid(f'`{name}` is missing')
+      raise invalid(f'`{at}{name}` is missing')
     return default
   if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
     wanted = {str: 'a string', bool: 'true or false', int: 'an integer', list: 'a list'}.get(kind)
-    raise invalid(f'`{name}` must be {wanted or "a string or a list"}')
+    raise invalid(f'`{at}{name}` must be {wanted or "a string or a list"}')
   return value
 
 
@@ -62,8 +65,12 @@ def texts(body: dict, name: str) -> list[str]:
   rows = get(body, name, list)
   if not rows:
     raise invalid(f'`{name}` is empty', 400)
-  rows = [row.get('text') if isinstance(row, dict) else row for row in rows]
-  return [text(row, f'{name}[{i}]') for i, row in enumerate(rows)]
+  return [
+    text(get(row, 'text', str, at=f'{name}[{i}].'), f'{name}[{i}].text')
+    if isinstance(row, dict)
+    else text(row, f'{name}[{i}]')
+    for i, row in enumerate(rows)
+  ]
 
 
 def query(body: dict) -> str:

@@ -116,6 +116,8 @@ class TestErrors:
     ({'{}': ['t']}, 422, '`query` is missing'),
     ({'query': 'q', '{}': 't'}, 422, '`{}` must be a list'),
     ({'query': 'q', '{}': [1]}, 422, '`{}[0]` must be a string'),
+    ({'query': 'q', '{}': ['t', {'title': 't'}]}, 422, '`{}[1].text` is missing'),
+    ({'query': 'q', '{}': [{'text': 7}]}, 422, '`{}[0].text` must be a string'),
     ({'query': 7, '{}': ['t']}, 422, '`query` must be a string'),
     ({'query': 'q', '{}': []}, 400, '`{}` is empty'),
     ({'query': ' ', '{}': ['t']}, 400, '`query` is empty'),
@@ -136,6 +138,14 @@ class TestErrors:
   def test_a_body_that_is_not_json_is_422(self, server, content):
     response = server.client.post('/score', content=content)
     assert response.status_code == 422 and 'JSON' in response.json()['error']['message']
+
+  @pytest.mark.parametrize('name', ['queries', 'documents', 'text_1', 'text_2'])
+  def test_name_the_text_that_an_object_lacks_in_vllm(self, server, name):
+    other = {'queries': 'documents', 'text_1': 'text_2'}
+    other |= {b: a for a, b in other.items()}
+    response = server.client.post('/score', json={name: [{'title': 'x'}], other[name]: ['a']})
+    assert response.status_code == 422
+    assert response.json()['error']['message'] == f'`{name}[0].text` is missing'
 
   def test_vllm_lists_must_match(self, server):
     body = {'queries': ['a', 'b'], 'documents': ['c', 'd', 'e']}
