@@ -7,6 +7,7 @@ import dataclasses
 import hmac
 import json
 import time
+import zlib
 from collections.abc import Callable
 
 from starlette.applications import Starlette
@@ -17,6 +18,7 @@ from starlette.routing import Route
 from disranker_jax import __version__
 from disranker_jax.serve import apis, page
 from disranker_jax.serve.batching import Batcher
+from disranker_jax.serve.encoding import KINDS, Inflater
 from disranker_jax.serve.errors import Refused
 from disranker_jax.serve.metrics import Metrics
 
@@ -123,20 +125,33 @@ class Service:
 
 
 async def read_json(request: Request, limits: Limits) -> dict:
-  """The body. Raises: Refused if it is too large, too slow, or not a JSON object."""
+  """The decoded body.
+
+  Raises: Refused if it is too large (as sent or decoded), too slow, in another encoding than gzip
+    or deflate, or not a JSON object.
+  """
   too_large = Refused(413, 'Validation', f'the body is larger than {limits.body_bytes} bytes')
   declared = request.headers.get('content-length', '')
   if declared.isdigit() and int(declared) > limits.body_bytes:
     raise too_large
-  body = bytearray()
+  kind = request.headers.get('content-encoding', 'identity').strip().lower()
+  if kind not in ('', 'identity', *KINDS):
+    raise Refused(415, 'Validation', f'content-encoding {kind!r}: send gzip, deflate or none')
+  inflater = Inflater(kind) if kind in KINDS else None
+  body, received = bytearray(), 0
   try:
     async with asyncio.timeout(limits.body_timeout_s):
-      async for chunk in request.stream():
-        body += chunk
-        if len(body) > limits.body_bytes:
+      async for piece in request.stream():
+        received += len(piece)
+        body += inflater.decode(piece, limits.body_bytes + 1 - len(body)) if inflater else piece
+        if max(received, len(body)) > limits.body_bytes:
           raise too_large
   except TimeoutError:
     raise Refused(408, 'Validation', 'the body took too long to arrive') from None
+  except zlib.error:
+    raise Refused(422, 'Validation', f'the body is not {kind}') from None
+  if inflater and not inflater.complete:
+    raise Refused(422, 'Validation', f'the body is not complete {kind}')
   try:
     value = json.loads(bytes(body))
   except (ValueError, RecursionError):
