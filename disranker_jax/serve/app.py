@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hmac
 import json
 import time
@@ -78,8 +79,9 @@ class Service:
       raise Refused(413, 'Validation', f'the request has {count} texts; the limit is {most}')
     begin = time.perf_counter()
     loop = asyncio.get_running_loop()
-    encode, pairs = self.ranker.encode, request.pairs
-    encoded = await loop.run_in_executor(self._threads, encode, pairs, request.max_text_tokens)
+    pairs = request.pairs
+    encode = functools.partial(self.ranker.encode, pairs, **request.limits)
+    encoded = await loop.run_in_executor(self._threads, encode)
     tokenised = time.perf_counter()
     truncated = sum(pair.cut for pair in encoded)
     if truncated and not request.truncate:
@@ -218,12 +220,11 @@ def post(service: Service, path: str, handle: Callable, error: Callable) -> Rout
 
 def scoring(service: Service, path: str) -> Route:
   """The route of one of `apis.APIS`."""
-  api = apis.APIS[path]
 
   async def handle(body):
-    return await service.score(api.parse(body, service.name))
+    return await service.score(apis.read(path, body, service.name))
 
-  return post(service, path, handle, api.error)
+  return post(service, path, handle, apis.APIS[path].error)
 
 
 def build(service: Service) -> Starlette:
