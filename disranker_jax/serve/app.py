@@ -9,9 +9,11 @@ import hmac
 import json
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -227,8 +229,22 @@ def scoring(service: Service, path: str) -> Route:
   return post(service, path, handle, apis.APIS[path].error)
 
 
-def build(service: Service) -> Starlette:
-  """The application; its lifespan loads the model and stops the workers at the end."""
+def cross_origin(origins: Sequence[str]) -> Middleware:
+  """Lets pages of the origins ('*': any) call the server and read its headers."""
+  return Middleware(
+    CORSMiddleware,
+    allow_origins=origins,
+    allow_methods=['GET', 'POST'],
+    allow_headers=['*'],
+    expose_headers=['x-compute-time', 'x-compute-tokens', 'x-truncated'],
+  )
+
+
+def build(service: Service, origins: Sequence[str] = ()) -> Starlette:
+  """The application; its lifespan loads the model and stops the workers at the end.
+
+  Pages of `origins` may call it from a browser.
+  """
 
   @contextlib.asynccontextmanager
   async def lifespan(_):
@@ -267,4 +283,5 @@ def build(service: Service) -> Starlette:
   ]
   if service.search:
     routes.append(post(service, '/search', search, apis.tei_error))
-  return Starlette(routes=routes, lifespan=lifespan)
+  middleware = [cross_origin(origins)] if origins else []
+  return Starlette(routes=routes, middleware=middleware, lifespan=lifespan)

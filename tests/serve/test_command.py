@@ -36,6 +36,10 @@ class TestMistakes:
   def test_limits_must_be_above_0(self, model, flag):
     assert flag in refused('--model', model, flag, '0')
 
+  @pytest.mark.parametrize('origin', ['example.org', 'https://example.org/', 'https://*.org', ''])
+  def test_an_origin_must_be_scheme_and_host(self, model, origin):
+    assert '--cors-allow-origin' in refused('--model', model, f'--cors-allow-origin={origin}')
+
   @pytest.mark.parametrize('broken, reason', [
     ('weights', 'bert.pooler.dense.bias'), ('tokenizer', 'the tokenizer has'),
   ])  # fmt: skip

@@ -198,6 +198,45 @@ class TestEncodings:
     assert self.post(client, 'gzip', gzip.compress(b'') * 100, size=100).status_code == 413
 
 
+class TestCrossOrigin:
+  PAGE, OTHER = 'https://page.example', 'https://other.example'
+
+  @staticmethod
+  def allowed(client, origin, path='/rerank') -> list[str | None]:
+    """access-control-allow-origin of the preflight, of the answer and of an error."""
+    preflight = {'origin': origin, 'access-control-request-method': 'POST',
+                 'access-control-request-headers': 'authorization,content-type'}  # fmt: skip
+    answers = [
+      client.options(path, headers=preflight),
+      client.post(path, json=BODY, headers={'origin': origin}),
+      client.post(path, json={}, headers={'origin': origin}),
+    ]
+    return [answer.headers.get('access-control-allow-origin') for answer in answers]
+
+  def test_is_off_by_default(self, stub):
+    assert self.allowed(stub[1]().client, self.PAGE) == [None] * 3
+
+  def test_only_named_origins_are_allowed(self, stub):
+    client = stub[1](origins=[self.PAGE, 'http://localhost:3000']).client
+    assert self.allowed(client, self.PAGE) == [self.PAGE] * 3
+    assert self.allowed(client, self.OTHER) == [None] * 3
+
+  def test_a_star_allows_every_origin(self, stub):
+    assert self.allowed(stub[1](origins=['*']).client, self.OTHER) == ['*'] * 3
+
+  def test_a_preflight_needs_no_token_and_allows_to_send_one(self, stub):
+    client = stub[1](origins=[self.PAGE], token='s3cret').client
+    headers = {'origin': self.PAGE, 'access-control-request-method': 'POST',
+               'access-control-request-headers': 'authorization'}  # fmt: skip
+    answer = client.options('/rerank', headers=headers)
+    assert answer.status_code == 200
+    assert 'authorization' in answer.headers['access-control-allow-headers'].lower()
+    # The page can read why it is refused.
+    refused = client.post('/rerank', json=BODY, headers={'origin': self.PAGE})
+    assert refused.status_code == 401
+    assert refused.headers['access-control-allow-origin'] == self.PAGE
+
+
 class TestHeads:
   """A request's line and headers must be neither too long nor too slow."""
 
