@@ -8,18 +8,23 @@ import sys
 import jax
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 import disranker_jax
+from disranker_jax.commands import rerank
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.exporting import formats, parity
 from disranker_jax.models import hf, tiny
+from disranker_jax.models.load import open_model
 from disranker_jax.models.network import from_hf
+from disranker_jax.models.settings import defaults as model_settings
 from disranker_jax.rankers import backends, loaded
 
 QUERY = 'a list of names'
 TEXTS = ['len : Return the number of items.', 'dir : an ordered list of names', '', 'zip',
-         'word ' * 500, '文字 : Ünï']  # fmt: skip
+         'word ' * 500, '文字 : Ünï', ' ' * 2_000 + 'dir : an ordered list of names',
+         '\u200b\xa0\n' * 2_000 + 'zip']  # fmt: skip
 
 
 @pytest.fixture(scope='module')
@@ -57,15 +62,17 @@ class TestScore:
   @pytest.mark.parametrize('name', ['ranker', 'on_jax'])
   def test_equals_transformers(self, model, name, request):
     torch = pytest.importorskip('torch')
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     network = AutoModelForSequenceClassification.from_pretrained(model).eval()
-    batch = tokenizer([QUERY] * 6, TEXTS, truncation=True, padding=True, return_tensors='pt')
+    batch = tokenizer(
+      [QUERY] * len(TEXTS), TEXTS, truncation=True, padding=True, return_tensors='pt'
+    )
     with torch.no_grad():
       expected = network(**batch).logits[:, 0].numpy()
     scores = request.getfixturevalue(name).score([(QUERY, text) for text in TEXTS])
-    assert scores.shape == (6,) and scores.dtype == np.float32 and expected.std() > 0.01
+    assert scores.shape == (len(TEXTS),) and scores.dtype == np.float32 and expected.std() > 0.01
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)
 
   def test_of_a_document_is_that_of_title_colon_summary(self, ranker):
@@ -172,6 +179,21 @@ class TestMistakes:
     (folder / 'onnx' / 'model.onnx').write_bytes(b'no model')
     with pytest.raises(UserError, match=r'model\.onnx'):
       disranker_jax.load(folder)
+
+  @pytest.mark.parametrize('opened', [
+    lambda folder: disranker_jax.load(folder, 'onnx'),
+    lambda folder: disranker_jax.load(folder, 'jax'),
+    lambda folder: open_model(model_settings(model=str(folder))),
+    lambda folder: rerank.main(['--model', str(folder), '--query', 'list']),
+  ], ids=['load', 'load on jax', 'stages', 'rerank'])  # fmt: skip
+  def test_a_tokenizer_with_more_tokens_than_the_table_is_refused(self, model, tmp_path, opened):
+    folder = shutil.copytree(model, tmp_path / 'm')
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = hf.open_config(folder).vocab
+    tokenizer.add_tokens([f'<x{i}>' for i in range(rows + 1 - len(tokenizer))])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=f'{rows + 1} tokens, the embedding table only {rows}'):
+      opened(folder)
 
   @pytest.mark.parametrize('options, message', [
     ({'backend': 'tpu'}, 'onnx-int8, onnx, jax'), ({'max_len': 4}, 'from 5 to 512'),

@@ -1,5 +1,6 @@
 """The ends of a sequence, what is cut first, and which tokens a language model predicts."""
 
+import copy
 import re
 
 import numpy as np
@@ -137,6 +138,82 @@ def test_documents_are_encoded_in_order_and_independently(bert, mistral):
       np.testing.assert_array_equal(encoded.ids, alone.ids)
       assert encoded.predict == alone.predict
     assert prompt.encode('a query', []) == []
+
+
+# Long texts, of which only a part is tokenised
+
+BLANKS = {
+  'blanks': ' ', 'newlines': '\n', 'no-break spaces': '\xa0', 'zero-width spaces': '\u200b',
+  'zero-width joiners': '\u200d', 'soft hyphens': '\xad', 'a byte-order mark': '\ufeff',
+}  # fmt: skip
+part = st.text(st.sampled_from('ab .\n\u200b\xa0\u0301文한'), min_size=1, max_size=12)
+long_text = st.lists(st.tuples(part, st.integers(1, 120)), max_size=4).map(
+  lambda parts: ''.join(text * count for text, count in parts)
+)
+
+
+@pytest.mark.parametrize('blank', BLANKS.values(), ids=BLANKS)
+@pytest.mark.parametrize('where', ['text', 'query', 'middle'])
+def test_text_after_thousands_of_blanks_is_read_as_transformers_reads_it(bert, blank, where):
+  query, text = 'a query of names', 'open : Open file and return a stream. ' * 9
+  before = {'query': 0, 'text': 0, 'middle': 38}[where]
+  text = text[:before] + blank * 20_000 * (where != 'query') + text[before:]
+  query = blank * 20_000 * (where == 'query') + query
+  # A copy, because this call leaves its truncation in the tokenizer.
+  theirs = copy.deepcopy(bert)(query, text, truncation='only_second', max_length=48)
+  [ours] = PairPrompt(bert, 48, 30).encode_texts(query, [text])
+  assert ours.ids.tolist() == theirs['input_ids'] and ours.cut
+  assert len(ours) == 48
+
+
+def test_blanks_alone_do_not_count_as_cut(bert):
+  padded, plain = PairPrompt(bert, 48, 30).encode_texts('q', ['word' + ' ' * 9_000, 'word'])
+  assert padded.ids.tolist() == plain.ids.tolist() and not padded.cut
+
+
+@few_examples
+@given(
+  query=long_text, title=long_text, summary=long_text, max_len=lengths[0], max_query=lengths[1]
+)
+def test_tokenising_only_the_start_of_a_text_changes_no_token(
+  bert, mistral, query, title, summary, max_len, max_query
+):
+  for prompt in (
+    PairPrompt(bert, max_len, max_query),
+    TextPrompt(mistral, max_len, max_query, PAPER),
+    TextPrompt(mistral, max_len, max_query, '{title}{summary}\n\n{query}', 'query'),
+  ):
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(prompts, 'CHARS_PER_TOKEN', 1)
+      patch.setattr(prompts, 'GROWTH', 2)
+      part = one(prompt, query, title, summary)
+      patch.setattr(prompts, 'CHARS_PER_TOKEN', 1 << 30)
+      whole = one(prompt, query, title, summary)
+    assert part.ids.tolist() == whole.ids.tolist()
+    assert (part.predict, part.cut) == (whole.predict, whole.cut)
+
+
+@pytest.mark.parametrize('length', [10_000, 1_000_000])
+def test_the_work_for_a_long_text_of_words_does_not_grow_with_it(bert, mistral, length):
+  seen = []
+
+  class Counting:
+    def __init__(self, tokenizer):
+      self.tokenizer, self.backend_tokenizer = tokenizer, self
+
+    def __getattr__(self, name):
+      return getattr(self.tokenizer, name)
+
+    def encode_batch(self, texts, **options):
+      seen.append(sum(map(len, texts)))
+      return self.tokenizer.backend_tokenizer.encode_batch(texts, **options)
+
+    encode_batch_fast = encode_batch
+
+  summary = 'some words and names ' * (length // 21)
+  one(PairPrompt(Counting(bert), 64, 16), 'q', 't', summary)
+  one(TextPrompt(Counting(mistral), 64, 16, PAPER), 'q', 't', summary)
+  assert len(seen) == 2 and max(seen) < 2_000
 
 
 # BERT

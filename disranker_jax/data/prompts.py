@@ -8,15 +8,22 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 
-# More characters than any tokenizer needs per token of text; limits the work on long documents.
-CHARS_PER_TOKEN = 16
+# Only the start of a long text is tokenised, and more of it if that gives too few tokens: blanks
+# and zero-width characters can give none at all.
+CHARS_PER_TOKEN = 8
+GROWTH = 8
+# The last tokens of an incomplete text can differ from those of the whole text. WordPiece splits no
+# word of more than 100 characters, and BPE's merges do not reach that far.
+UNSURE_TOKENS = 100
+# What follows a field in a template can merge with the field's last characters.
+TAIL_CHARS = 100
 FIELDS = ('query', 'title', 'summary')
 PART = re.compile(
   r'(?P<brace>\{\{|\}\})|\{(?P<field>\w+)\}|(?P<text>[^{}]+)|(?P<other>\{[^{}]*\}?|\})'
@@ -65,16 +72,15 @@ class PairPrompt:
     return self._encode([(query, texts)], most)[0]
 
   def _encode(self, groups: list[tuple[str, Sequence[str]]], most: int) -> list[list[Encoded]]:
-    chars = self.max_len * CHARS_PER_TOKEN
-    texts = [text[:chars] for query, texts in groups for text in (query, *texts)]
-    rows = iter(self._ids(texts))
+    texts = [text for query, texts in groups for text in (query, *texts)]
+    rows = iter(_until_enough(self._ids, texts, self.max_len))
     return [
-      [self._pair(query, query_ids, text, next(rows), most) for text in texts]
-      for query, texts in groups
+      [self._pair(query_ids, next(rows), most) for _ in texts]
+      for _, texts in groups
       for query_ids in (next(rows),)
     ]
 
-  def _pair(self, query: str, query_ids, text: str, text_ids, most: int) -> Encoded:
+  def _pair(self, query_ids, text_ids, most: int) -> Encoded:
     t = self.tokenizer
     limit = min(self.max_query_len, self.max_len - 4)
     head = [t.cls_token_id, *query_ids[:limit], t.sep_token_id]
@@ -83,9 +89,7 @@ class PairPrompt:
     ids = np.array([*head, *text_ids[:room], t.sep_token_id], np.int32)
     types = np.ones(len(ids), np.int32)
     types[: len(head)] = 0
-    shorter = len(text_ids) > room or len(query_ids) > limit
-    shorter |= max(len(text), len(query)) > self.max_len * CHARS_PER_TOKEN
-    return Encoded(ids, types, anchor=0, cut=shorter)
+    return Encoded(ids, types, anchor=0, cut=len(text_ids) > room or len(query_ids) > limit)
 
   def lengths(self, query: str, docs: Sequence[Document]) -> list[dict[str, int]]:
     """Numbers of tokens before cutting, per document: input, query, title, summary."""
@@ -94,10 +98,17 @@ class PairPrompt:
     lengths = _field_lengths(self.tokenizer, '{title} : {summary}', rows)
     return [row | {'query': query_len, 'input': row['input'] + query_len + 3} for row in lengths]
 
-  def _ids(self, texts: list[str]) -> list[list[int]]:
+  def _ids(self, texts: list[str], chars: int) -> list[tuple[list[int], bool]]:
+    """As `_until_enough` needs it: token ids of the first `chars` characters."""
     # The Rust tokenizer itself: the call of transformers changes its state and takes twice as long.
-    rows = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    return [row.ids for row in rows]
+    rows = self.tokenizer.backend_tokenizer.encode_batch_fast(
+      [text[:chars] for text in texts], add_special_tokens=False
+    )
+    need = self.max_len + UNSURE_TOKENS
+    return [
+      (row.ids, len(text) <= chars or len(row.ids) >= need)
+      for text, row in zip(texts, rows, strict=True)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,18 +144,38 @@ class TextPrompt:
 
   def encode_many(self, groups: Sequence[tuple[str, Sequence[Document]]]) -> list[list[Encoded]]:
     """`encode` of several queries in one call of the tokenizer; thread-safe."""
-    cut = self.max_len * CHARS_PER_TOKEN
-    texts, spans = [], []
-    for query, docs in groups:
-      for doc in docs:
-        fields = {'query': query[:cut], 'title': doc.title[:cut], 'summary': doc.summary[:cut]}
-        text, span = render(self.template, fields)
-        texts.append(text)
-        spans.append(span)
-    # The Rust tokenizer itself, as in PairPrompt.
-    rows = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
-    encoded = iter(self._assemble(rows, spans)) if rows else iter(())
+    fields = [
+      {'query': query, 'title': doc.title, 'summary': doc.summary}
+      for query, docs in groups
+      for doc in docs
+    ]
+    rows = _until_enough(self._tokens, fields, self.max_len)
+    encoded = iter(self._assemble(*zip(*rows, strict=True))) if rows else iter(())
     return [list(itertools.islice(encoded, len(docs))) for _, docs in groups]
+
+  def _tokens(self, rows: list[dict[str, str]], chars: int) -> list[tuple[tuple, bool]]:
+    """As `_until_enough` needs it: (tokens, spans of the fields) of each filled template.
+
+    A field of more characters loses its middle: its first tokens stay, and what follows its end.
+    """
+    texts, spans = zip(
+      *(render(self.template, {k: _ends(v, chars) for k, v in row.items()}) for row in rows),
+      strict=True,
+    )
+    # The Rust tokenizer itself, as in PairPrompt.
+    tokens = self.tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
+
+    def enough(row, each, span) -> bool:
+      shortened = [span[k][0] for k, v in row.items() if len(v) > span[k][1] - span[k][0]]
+      return all(
+        sum(start < end <= start + chars for _, end in each.offsets) >= need for start in shortened
+      )
+
+    need = self.max_len + UNSURE_TOKENS
+    return [
+      ((each, span), enough(row, each, span))
+      for row, each, span in zip(rows, tokens, spans, strict=True)
+    ]
 
   def lengths(self, query: str, docs: Sequence[Document]) -> list[dict[str, int]]:
     """Numbers of tokens before cutting, per document: input, query, title, summary."""
@@ -153,7 +184,7 @@ class TextPrompt:
     lengths = _field_lengths(self.tokenizer, self.template, rows)
     return [row | {'input': row['input'] + special} for row in lengths]
 
-  def _assemble(self, rows, spans: list[dict[str, tuple[int, int]]]) -> list[Encoded]:
+  def _assemble(self, rows, spans: Sequence[dict[str, tuple[int, int]]]) -> list[Encoded]:
     """Cuts the texts and adds both ends; one array for all texts, because most are short."""
     bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
     lengths = np.array([len(row) for row in rows])
@@ -204,6 +235,28 @@ class TextPrompt:
       anchor = stop - start - 1
       encoded.append(Encoded(whole[start:stop], types[: stop - start], anchor, predict=span))
     return encoded
+
+
+def _until_enough(tokenise: Callable, texts: list, max_len: int) -> list:
+  """What `tokenise` returns for each text, given enough of its characters.
+
+  `tokenise(texts, chars)` reads at most about `chars` characters per text. It returns per text the
+  result and whether this has the text's own first `max_len` tokens, or all of them.
+  """
+  results, todo = [None] * len(texts), range(len(texts))
+  chars = (max_len + UNSURE_TOKENS) * CHARS_PER_TOKEN
+  while todo:
+    tokenised = tokenise([texts[i] for i in todo], chars)
+    for i, (result, _) in zip(todo, tokenised, strict=True):
+      results[i] = result
+    todo = [i for i, (_, enough) in zip(todo, tokenised, strict=True) if not enough]
+    chars *= GROWTH
+  return results
+
+
+def _ends(text: str, chars: int) -> str:
+  """A text of more than about `chars` characters without its middle."""
+  return text if len(text) <= chars + TAIL_CHARS else text[:chars] + text[-TAIL_CHARS:]
 
 
 def _ranks(mask, lengths, owner) -> tuple[np.ndarray, np.ndarray]:

@@ -79,7 +79,8 @@ def open_model(settings: ConfigDict, head: str = '') -> TextModel:
   """
   folder = weights.find(settings.model)
   head = head or HEADS[settings.get('scorer', 'score_head')]
-  return TextModel(settings, folder, open_network(folder, settings, head), open_tokenizer(folder))
+  network = open_network(folder, settings, head)
+  return TextModel(settings, folder, network, open_tokenizer(folder, network.config.vocab))
 
 
 def open_network(folder: Path, settings: ConfigDict, head: str = 'rank') -> Network:
@@ -98,10 +99,12 @@ def open_network(folder: Path, settings: ConfigDict, head: str = 'rank') -> Netw
   )
 
 
-def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+def open_tokenizer(folder: Path, rows: int | None = None) -> PreTrainedTokenizerFast:
   """A folder's tokenizer, without truncation and padding: prompts cut texts themselves.
 
-  Raises: UserError if there is none with a tokenizer.json.
+  `rows` is the size of the model's embedding table.
+
+  Raises: UserError if there is none with a tokenizer.json, or if the table lacks one of its tokens.
   """
   from transformers import AutoTokenizer  # imported late: it imports torch where that is installed
 
@@ -112,6 +115,12 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     raise UserError(f'{folder}: no usable tokenizer: {reason}') from e
   if not tokenizer.is_fast:
     raise UserError(f'{folder}: needs a tokenizer.json (a fast tokenizer)')
+  tokens = max(tokenizer.get_vocab().values()) + 1
+  if rows is not None and tokens > rows:
+    raise UserError(
+      f'{folder}: the tokenizer has {tokens} tokens, the embedding table only {rows}; restore the '
+      'tokenizer that the model was trained with, or resize the table and train its new rows'
+    )
   tokenizer.model_max_length = 1 << 30
   tokenizer.backend_tokenizer.no_truncation()
   tokenizer.backend_tokenizer.no_padding()

@@ -4,6 +4,7 @@
 """
 
 import concurrent.futures
+import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -48,8 +49,8 @@ def load(
   longest = formats.family(folder).max_len(hf.open_config(folder))
   if max_len is not None and not 5 <= max_len <= longest:
     raise UserError(f'max_len {max_len}: {folder} takes from 5 to {longest} tokens')
-  opened = backends.open_backend(folder, backend, max_len or 0, fast)
-  return LoadedRanker(open_prompt(folder, max_len or 0), opened)
+  prompt = open_prompt(folder, max_len or 0)  # first, because the backend may compile for long
+  return LoadedRanker(prompt, backends.open_backend(folder, backend, max_len or 0, fast))
 
 
 def check(folder: Path) -> dict:
@@ -77,7 +78,8 @@ def open_prompt(folder: Path, max_len: int = 0) -> PairPrompt | TextPrompt:
   """How the exported model reads a query and a text."""
   from disranker_jax.models.load import open_tokenizer
 
-  tokenizer, lengths = open_tokenizer(folder), formats.lengths(folder, max_len)
+  tokenizer = open_tokenizer(folder, hf.open_config(folder).vocab)
+  lengths = formats.lengths(folder, max_len)
   recorded = backends.exported(folder)
   predict = 'query' if recorded.get('scorer') == 'query_likelihood' else 'document'
   template = recorded.get('template', '')
@@ -134,13 +136,24 @@ class LoadedRanker:
     return scores[np.array([places[row] for row in rows], int)]
 
   def encode(
-    self, pairs: Sequence[tuple[str, str | Document]], max_text_tokens: int = 0
+    self,
+    pairs: Sequence[tuple[str, str | Document]],
+    max_text_tokens: int = 0,
+    max_query_tokens: int = 0,
+    max_tokens: int = 0,
   ) -> list[Encoded]:
-    """Token ids of pairs; `max_text_tokens` also bounds the text's part, if it is not 0."""
+    """Token ids of pairs. Limits that are not 0 shorten the text, the query, and the whole pair."""
+    prompt = self.prompt
+    shorter = {
+      name: min(most, getattr(prompt, name))
+      for name, most in (('max_len', max_tokens), ('max_query_len', max_query_tokens))
+      if most
+    }
+    prompt = dataclasses.replace(prompt, **shorter) if shorter else prompt
     options = {'most': max_text_tokens} if max_text_tokens else {}
     encoded = []
     for query, group in itertools.groupby(pairs, key=lambda pair: pair[0]):
-      encoded += self.prompt.encode_texts(query, [text for _, text in group], **options)
+      encoded += prompt.encode_texts(query, [text for _, text in group], **options)
     return encoded
 
 

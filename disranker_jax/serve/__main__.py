@@ -3,6 +3,7 @@
 import argparse
 import functools
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -35,6 +36,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     '--token-env', default='DISRANKER_TOKEN', metavar='NAME',
     help='environment variable with a bearer token that clients must send; unset: no token',
   )  # fmt: skip
+  parser.add_argument(
+    '--cors-allow-origin', action='append', default=[], metavar='ORIGIN',
+    help='let pages of this origin, such as https://example.org, call the server; * for any; may '
+    'be repeated; default: none',
+  )  # fmt: skip
   return parser.parse_args(argv)
 
 
@@ -52,6 +58,12 @@ def service(args: argparse.Namespace):
                'timeout'):  # fmt: skip
     if getattr(args, flag) <= 0:
       raise UserError(f'--{flag.replace("_", "-")}: must be above 0')
+  for origin in args.cors_allow_origin:
+    if not re.fullmatch(r'\*|https?://[^/\s*]+', origin):
+      raise UserError(
+        f'--cors-allow-origin {origin!r}: must be *, or scheme and host without a path, such as '
+        'https://example.org'
+      )
   limits = Limits(
     args.max_texts, args.max_body_bytes, args.max_concurrent_requests, args.max_batch_tokens,
     args.timeout,
@@ -87,7 +99,7 @@ def main(argv=None) -> None:
 
   served = service(args)
   server = open_server(
-    build(served), args.host, args.port, log_level='info',
+    build(served, args.cors_allow_origin), args.host, args.port, log_level='info',
     timeout_graceful_shutdown=int(args.timeout) + 1,
   )  # fmt: skip
   served.on_failure = lambda: setattr(server, 'should_exit', True)

@@ -2,13 +2,14 @@
 
 To add an API, write a function `parse(body, model) -> ScoreRequest`, which checks the body with the
 helpers below, and add one line per path to `APIS`. Limits, authentication, batching, metrics and
-headers are the same for every path (`app.py`).
+headers are the same for every path (`app.py`), as are the fields that `read` checks.
 
 Formats: Text Embeddings Inference (huggingface.github.io/text-embeddings-inference), Cohere v1 and
 v2 and Jina (docs.cohere.com/reference/rerank), vLLM (docs.vllm.ai, scoring).
 """
 
 import dataclasses
+import json
 import time
 import uuid
 from collections.abc import Callable
@@ -27,7 +28,7 @@ class ScoreRequest:
   pairs: list[tuple[str, str]]  # (query, text)
   answer: Callable
   truncate: bool = True
-  max_text_tokens: int = 0  # 0: no limit of the request's own
+  limits: dict[str, int] = dataclasses.field(default_factory=dict)  # LoadedRanker.encode's
 
 
 # Checks of a body
@@ -37,16 +38,19 @@ def invalid(message: str, status: int = 422) -> Refused:
   return Refused(status, 'Empty' if status == 400 else 'Validation', message)
 
 
-def get(body: dict, name: str, kind, default=...):
-  """A field of the body. Raises: Refused if it has another type, or is missing without default."""
+def get(body: dict, name: str, kind, default=..., at: str = ''):
+  """A field of the body, or of the object `at` that it has.
+
+  Raises: Refused if the field has another type, or is missing without default.
+  """
   value = body.get(name)
   if value is None:
     if default is ...:
-      raise invalid(f'`{name}` is missing')
+      raise invalid(f'`{at}{name}` is missing')
     return default
   if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
     wanted = {str: 'a string', bool: 'true or false', int: 'an integer', list: 'a list'}.get(kind)
-    raise invalid(f'`{name}` must be {wanted or "a string or a list"}')
+    raise invalid(f'`{at}{name}` must be {wanted or "a string or a list"}')
   return value
 
 
@@ -62,8 +66,12 @@ def texts(body: dict, name: str) -> list[str]:
   rows = get(body, name, list)
   if not rows:
     raise invalid(f'`{name}` is empty', 400)
-  rows = [row.get('text') if isinstance(row, dict) else row for row in rows]
-  return [text(row, f'{name}[{i}]') for i, row in enumerate(rows)]
+  return [
+    text(get(row, 'text', str, at=f'{name}[{i}].'), f'{name}[{i}].text')
+    if isinstance(row, dict)
+    else text(row, f'{name}[{i}]')
+    for i, row in enumerate(rows)
+  ]
 
 
 def query(body: dict) -> str:
@@ -74,12 +82,21 @@ def query(body: dict) -> str:
   return value
 
 
-def count(body: dict, name: str, low: int) -> int:
-  """An optional integer of at least `low`; 0 if it is absent."""
-  value = get(body, name, int, 0)
-  if value and value < low:
+def count(body: dict, name: str, low: int, unlimited: int = 0) -> int:
+  """An optional integer of at least `low`; 0 if it is absent or `unlimited`."""
+  value = get(body, name, int, unlimited)
+  if value == unlimited:
+    return 0
+  if value < low:
     raise invalid(f'`{name}` must be at least {low}')
   return value
+
+
+def raw_scores(body: dict) -> bool:
+  """Whether scores are wanted without a sigmoid: TEI's field, or vLLM's under its three names."""
+  names = ('use_activation', 'activation', 'softmax')
+  activation = all(get(body, name, bool, True) for name in names)
+  return get(body, 'raw_scores', bool, not activation)
 
 
 def shown(scores, raw: bool) -> list[float]:
@@ -96,7 +113,7 @@ def shown(scores, raw: bool) -> list[float]:
 
 def tei_rerank(body: dict, model: str) -> ScoreRequest:
   """`texts` for one query, answered best first."""
-  docs, raw = texts(body, 'texts'), get(body, 'raw_scores', bool, False)
+  docs, raw = texts(body, 'texts'), raw_scores(body)
   echo = get(body, 'return_text', bool, False)
 
   def answer(scores, tokens):
@@ -105,19 +122,13 @@ def tei_rerank(body: dict, model: str) -> ScoreRequest:
     return [row | {'text': docs[row['index']]} for row in rows] if echo else rows
 
   truncate = get(body, 'truncate', bool, True)
-  check_direction(body)
   search = query(body)
   return ScoreRequest([(search, doc) for doc in docs], answer, truncate)
 
 
-def check_direction(body: dict) -> None:
-  if get(body, 'truncation_direction', str, 'Right').lower() != 'right':
-    raise invalid("`truncation_direction`: only 'Right' is supported")
-
-
 def tei_predict(body: dict, model: str) -> ScoreRequest:
   """`inputs` is a pair [query, text] or a list of pairs; a single pair gets a single answer."""
-  rows, raw = get(body, 'inputs', list), get(body, 'raw_scores', bool, False)
+  rows, raw = get(body, 'inputs', list), raw_scores(body)
   if not rows:
     raise invalid('`inputs` is empty', 400)
   single = all(isinstance(x, str) for x in rows)
@@ -130,16 +141,13 @@ def tei_predict(body: dict, model: str) -> ScoreRequest:
     out = [[{'score': score, 'label': 'LABEL_0'}] for score in shown(scores, raw)]
     return out[0] if single else out
 
-  check_direction(body)
   return ScoreRequest(pairs, answer, get(body, 'truncate', bool, True))
 
 
 def cohere_rerank(body: dict, model: str) -> ScoreRequest:
   """`documents` for one query, best first; serves Cohere's, Jina's and vLLM's clients."""
   docs, top = texts(body, 'documents'), count(body, 'top_n', 1)
-  echo = get(body, 'return_documents', bool, False)
-  activation = get(body, 'use_activation', bool, True)
-  raw = get(body, 'raw_scores', bool, not activation)
+  echo, raw = get(body, 'return_documents', bool, False), raw_scores(body)
   get(body, 'model', str, '')
 
   def answer(scores, tokens):
@@ -155,9 +163,8 @@ def cohere_rerank(body: dict, model: str) -> ScoreRequest:
       'meta': {'api_version': {'version': '2'}, 'billed_units': {'search_units': 1}},
     }
 
-  most, search = count(body, 'max_tokens_per_doc', 1), query(body)
-  truncate = get(body, 'truncation', bool, True)
-  return ScoreRequest([(search, doc) for doc in docs], answer, truncate, most)
+  search, truncate = query(body), get(body, 'truncation', bool, True)
+  return ScoreRequest([(search, doc) for doc in docs], answer, truncate)
 
 
 def vllm_score(body: dict, model: str) -> ScoreRequest:
@@ -170,7 +177,7 @@ def vllm_score(body: dict, model: str) -> ScoreRequest:
     sides.append([text(value, name)] if isinstance(value, str) else texts(body, name))
   if len(sides[0]) not in (1, len(sides[1])):
     raise invalid(f'`{names[0]}` must be one text or as many as `{names[1]}`')
-  raw = not get(body, 'use_activation', bool, True)
+  raw = raw_scores(body)
   get(body, 'model', str, '')
 
   def answer(scores, tokens):
@@ -224,3 +231,37 @@ APIS = {
   '/score': Api(vllm_score, vllm_error),
   '/v1/score': Api(vllm_score, vllm_error),
 }
+
+# Fields that change scores in other servers, with the only value that is supported here besides
+# null: the one that changes nothing.
+FIXED = {
+  'instruction': '',
+  'rank_fields': ['text'],
+  'max_chunks_per_doc': 1,
+  'overlap_tokens': 0,
+  'chat_template': '',
+  'chat_template_kwargs': {},
+  'mm_processor_kwargs': {},
+  'add_special_tokens': True,
+  'truncation_side': 'right',
+  'truncation_direction': 'right',
+}
+
+
+def read(path: str, body: dict, model: str) -> ScoreRequest:
+  """The request to one of APIS, with the limits that every API takes.
+
+  Raises: Refused if a field is wrong, or would change scores and is not supported.
+  """
+  for name, fixed in FIXED.items():
+    value = body.get(name)
+    if value is not None and (value.lower() if isinstance(value, str) else value) != fixed:
+      raise invalid(f'`{name}` is not supported; leave it out, or send {json.dumps(fixed)}')
+  request = APIS[path].parse(body, model)
+  request.limits = {
+    'max_text_tokens': count(body, 'max_tokens_per_doc', 1),
+    'max_query_tokens': count(body, 'max_tokens_per_query', 1),
+    # Two special tokens after [CLS], and one token each of the query and the text.
+    'max_tokens': count(body, 'truncate_prompt_tokens', 5, unlimited=-1),
+  }
+  return request

@@ -4,12 +4,16 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hmac
 import json
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -17,6 +21,7 @@ from starlette.routing import Route
 from disranker_jax import __version__
 from disranker_jax.serve import apis, page
 from disranker_jax.serve.batching import Batcher
+from disranker_jax.serve.encoding import KINDS, Inflater
 from disranker_jax.serve.errors import Refused
 from disranker_jax.serve.metrics import Metrics
 
@@ -76,8 +81,9 @@ class Service:
       raise Refused(413, 'Validation', f'the request has {count} texts; the limit is {most}')
     begin = time.perf_counter()
     loop = asyncio.get_running_loop()
-    encode, pairs = self.ranker.encode, request.pairs
-    encoded = await loop.run_in_executor(self._threads, encode, pairs, request.max_text_tokens)
+    pairs = request.pairs
+    encode = functools.partial(self.ranker.encode, pairs, **request.limits)
+    encoded = await loop.run_in_executor(self._threads, encode)
     tokenised = time.perf_counter()
     truncated = sum(pair.cut for pair in encoded)
     if truncated and not request.truncate:
@@ -123,20 +129,33 @@ class Service:
 
 
 async def read_json(request: Request, limits: Limits) -> dict:
-  """The body. Raises: Refused if it is too large, too slow, or not a JSON object."""
+  """The decoded body.
+
+  Raises: Refused if it is too large (as sent or decoded), too slow, in another encoding than gzip
+    or deflate, or not a JSON object.
+  """
   too_large = Refused(413, 'Validation', f'the body is larger than {limits.body_bytes} bytes')
   declared = request.headers.get('content-length', '')
   if declared.isdigit() and int(declared) > limits.body_bytes:
     raise too_large
-  body = bytearray()
+  kind = request.headers.get('content-encoding', 'identity').strip().lower()
+  if kind not in ('', 'identity', *KINDS):
+    raise Refused(415, 'Validation', f'content-encoding {kind!r}: send gzip, deflate or none')
+  inflater = Inflater(kind) if kind in KINDS else None
+  body, received = bytearray(), 0
   try:
     async with asyncio.timeout(limits.body_timeout_s):
-      async for chunk in request.stream():
-        body += chunk
-        if len(body) > limits.body_bytes:
+      async for piece in request.stream():
+        received += len(piece)
+        body += inflater.decode(piece, limits.body_bytes + 1 - len(body)) if inflater else piece
+        if max(received, len(body)) > limits.body_bytes:
           raise too_large
   except TimeoutError:
     raise Refused(408, 'Validation', 'the body took too long to arrive') from None
+  except zlib.error:
+    raise Refused(422, 'Validation', f'the body is not {kind}') from None
+  if inflater and not inflater.complete:
+    raise Refused(422, 'Validation', f'the body is not complete {kind}')
   try:
     value = json.loads(bytes(body))
   except (ValueError, RecursionError):
@@ -174,8 +193,10 @@ async def while_connected(request: Request, work, timeout_s: float):
 def check_token(request: Request, token: str) -> None:
   """Raises: Refused if the server has a token and the request does not carry it."""
   if token:
-    header = request.headers.get('authorization', '').encode()
-    if not hmac.compare_digest(header, f'Bearer {token}'.encode()):
+    # Starlette decodes headers as Latin-1, whatever the client's encoding was.
+    header = request.headers.get('authorization', '').encode('latin-1')
+    scheme, _, sent = header.partition(b' ')
+    if scheme.lower() != b'bearer' or not hmac.compare_digest(sent.lstrip(b' '), token.encode()):
       raise Refused(401, 'Validation', 'a bearer token is needed: Authorization: Bearer ...')
 
 
@@ -201,16 +222,29 @@ def post(service: Service, path: str, handle: Callable, error: Callable) -> Rout
 
 def scoring(service: Service, path: str) -> Route:
   """The route of one of `apis.APIS`."""
-  api = apis.APIS[path]
 
   async def handle(body):
-    return await service.score(api.parse(body, service.name))
+    return await service.score(apis.read(path, body, service.name))
 
-  return post(service, path, handle, api.error)
+  return post(service, path, handle, apis.APIS[path].error)
 
 
-def build(service: Service) -> Starlette:
-  """The application; its lifespan loads the model and stops the workers at the end."""
+def cross_origin(origins: Sequence[str]) -> Middleware:
+  """Lets pages of the origins ('*': any) call the server and read its headers."""
+  return Middleware(
+    CORSMiddleware,
+    allow_origins=origins,
+    allow_methods=['GET', 'POST'],
+    allow_headers=['*'],
+    expose_headers=['x-compute-time', 'x-compute-tokens', 'x-truncated'],
+  )
+
+
+def build(service: Service, origins: Sequence[str] = ()) -> Starlette:
+  """The application; its lifespan loads the model and stops the workers at the end.
+
+  Pages of `origins` may call it from a browser.
+  """
 
   @contextlib.asynccontextmanager
   async def lifespan(_):
@@ -249,4 +283,5 @@ def build(service: Service) -> Starlette:
   ]
   if service.search:
     routes.append(post(service, '/search', search, apis.tei_error))
-  return Starlette(routes=routes, lifespan=lifespan)
+  middleware = [cross_origin(origins)] if origins else []
+  return Starlette(routes=routes, middleware=middleware, lifespan=lifespan)

@@ -41,9 +41,9 @@ class Serving:
     from disranker_jax.serve.app import Limits, Service, build
     from disranker_jax.serve.connection import open_server
 
-    limits = Limits(**options.pop('limits', {}))
+    limits, origins = Limits(**options.pop('limits', {})), options.pop('origins', ())
     service = Service(load, 'student', limits, **options)
-    server = open_server(build(service), '127.0.0.1', 0, log_level='error')
+    server = open_server(build(service, origins), '127.0.0.1', 0, log_level='error')
     thread = threading.Thread(target=server.run)
     thread.start()
     until(lambda: server.started)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from disranker_jax.exporting import formats, graph
+from disranker_jax.serve import apis
 
 QUERY = 'list of names'
 TEXTS = [
@@ -110,12 +111,86 @@ class TestVllm:
     assert [r['score'] for r in post('/score', **body)['data']] == close(raw.tolist())
 
 
+# Each API's path, and a body with the query and the texts in its fields.
+BODIES = {
+  '/rerank': lambda query, text: {'query': query, 'texts': [text]},
+  '/predict': lambda query, text: {'inputs': [[query, text]]},
+  '/v1/rerank': lambda query, text: {'query': query, 'documents': [text]},
+  '/v2/rerank': lambda query, text: {'query': query, 'documents': [text]},
+  '/score': lambda query, text: {'queries': query, 'documents': [text]},
+  '/v1/score': lambda query, text: {'text_1': query, 'text_2': [text]},
+}
+
+
+def test_every_path_is_in_bodies():
+  assert set(BODIES) == set(apis.APIS)
+
+
+@pytest.mark.parametrize('path', BODIES)
+class TestFieldsThatChangeScores:
+  @pytest.mark.parametrize('field, value, query_len, total', [
+    ('truncate_prompt_tokens', 30, 15, 30), ('truncate_prompt_tokens', 9, 5, 9),
+    ('truncate_prompt_tokens', -1, 15, 48), ('truncate_prompt_tokens', 500, 15, 48),
+    ('max_tokens_per_query', 4, 4, 37), ('max_tokens_per_query', 0, 15, 48),
+    ('max_tokens_per_doc', 3, 15, 21),
+  ])  # fmt: skip
+  def test_limits_of_tokens_are_used(self, server, prompt, path, field, value, query_len, total):
+    assert len(prompt.tokenizer.tokenize('list ' * 15)) == 15
+    body = BODIES[path]('list ' * 15, 'list ' * 30) | {field: value}
+    response = server.client.post(path, json=body)
+    assert response.status_code == 200, response.text
+    assert response.headers['x-compute-tokens'] == str(total)
+    # The same pair, cut beforehand.
+    cut = BODIES[path]('list ' * query_len, 'list ' * (total - query_len - 3))
+    assert scores(response) == close(scores(server.client.post(path, json=cut)))
+
+  @pytest.mark.parametrize('field, value', [
+    ('instruction', 'rank by date'), ('rank_fields', ['title']), ('max_chunks_per_doc', 10),
+    ('chat_template', '{{ query }}'), ('chat_template_kwargs', {'a': 1}),
+    ('mm_processor_kwargs', {'a': 1}), ('add_special_tokens', False), ('truncation_side', 'left'),
+    ('truncation_direction', 'Left'), ('overlap_tokens', 5), ('truncate_prompt_tokens', 4),
+    ('truncate_prompt_tokens', -2), ('max_tokens_per_query', -1), ('max_tokens_per_doc', '7'),
+    ('raw_scores', 'no'), ('use_activation', 1),
+  ])  # fmt: skip
+  def test_what_cannot_be_used_is_refused_by_name(self, server, path, field, value):
+    response = server.client.post(path, json=BODIES[path](QUERY, 'a') | {field: value})
+    assert response.status_code == 422 and f'`{field}`' in response.text
+
+  def test_their_neutral_values_and_unknown_fields_change_nothing(self, server, path):
+    body = BODIES[path](QUERY, 'a list')
+    neutral = apis.FIXED | {'priority': 0, 'user': 'me', 'truncation_direction': 'Right'}
+    plain, *others = (
+      scores(server.client.post(path, json=body | more))
+      for more in ({}, neutral, dict.fromkeys(neutral))
+    )
+    assert others == [plain] * 2
+
+  @pytest.mark.parametrize('field, value', [
+    ('raw_scores', True), ('use_activation', False), ('activation', False), ('softmax', False),
+  ])  # fmt: skip
+  def test_raw_scores_have_several_names(self, server, raw, path, field, value):
+    response = server.client.post(path, json=BODIES[path](QUERY, TEXTS[0]) | {field: value})
+    assert scores(response) == close([raw[0]])
+
+
+def scores(response) -> list[float]:
+  """The scores in a response of any API."""
+  assert response.status_code == 200, response.text
+  rows = response.json()
+  if isinstance(rows, dict):
+    rows = rows.get('results') or rows['data']
+  rows = [row[0] if isinstance(row, list) else row for row in rows]
+  return [row.get('score', row.get('relevance_score')) for row in rows]
+
+
 class TestErrors:
   CASES = (
     ({'query': 'q'}, 422, '`{}` is missing'),
     ({'{}': ['t']}, 422, '`query` is missing'),
     ({'query': 'q', '{}': 't'}, 422, '`{}` must be a list'),
     ({'query': 'q', '{}': [1]}, 422, '`{}[0]` must be a string'),
+    ({'query': 'q', '{}': ['t', {'title': 't'}]}, 422, '`{}[1].text` is missing'),
+    ({'query': 'q', '{}': [{'text': 7}]}, 422, '`{}[0].text` must be a string'),
     ({'query': 7, '{}': ['t']}, 422, '`query` must be a string'),
     ({'query': 'q', '{}': []}, 400, '`{}` is empty'),
     ({'query': ' ', '{}': ['t']}, 400, '`query` is empty'),
@@ -137,6 +212,14 @@ class TestErrors:
     response = server.client.post('/score', content=content)
     assert response.status_code == 422 and 'JSON' in response.json()['error']['message']
 
+  @pytest.mark.parametrize('name', ['queries', 'documents', 'text_1', 'text_2'])
+  def test_name_the_text_that_an_object_lacks_in_vllm(self, server, name):
+    other = {'queries': 'documents', 'text_1': 'text_2'}
+    other |= {b: a for a, b in other.items()}
+    response = server.client.post('/score', json={name: [{'title': 'x'}], other[name]: ['a']})
+    assert response.status_code == 422
+    assert response.json()['error']['message'] == f'`{name}[0].text` is missing'
+
   def test_vllm_lists_must_match(self, server):
     body = {'queries': ['a', 'b'], 'documents': ['c', 'd', 'e']}
     response = server.client.post('/score', json=body)
@@ -154,7 +237,5 @@ class TestErrors:
     assert server.client.post('/rerank', content=body).status_code == 200
 
   def test_the_sigmoid_keeps_large_scores_distinct(self):
-    from disranker_jax.serve import apis
-
     assert len(set(apis.shown([20.0, 20.1, 25.0, -700.0], raw=False))) == 4
     assert json.dumps(apis.shown([1e9, -1e9], raw=False)) == '[1.0, 0.0]'

@@ -1,6 +1,7 @@
 """`disranker serve`: its arguments, failing to load, and draining on SIGTERM."""
 
 import concurrent.futures
+import json
 import os
 import shutil
 import signal
@@ -35,16 +36,28 @@ class TestMistakes:
   def test_limits_must_be_above_0(self, model, flag):
     assert flag in refused('--model', model, flag, '0')
 
-  def test_broken_weights_end_the_server_with_the_reason(self, model, tmp_path):
+  @pytest.mark.parametrize('origin', ['example.org', 'https://example.org/', 'https://*.org', ''])
+  def test_an_origin_must_be_scheme_and_host(self, model, origin):
+    assert '--cors-allow-origin' in refused('--model', model, f'--cors-allow-origin={origin}')
+
+  @pytest.mark.parametrize('broken, reason', [
+    ('weights', 'bert.pooler.dense.bias'), ('tokenizer', 'the tokenizer has'),
+  ])  # fmt: skip
+  def test_a_broken_model_ends_the_server_with_the_reason(self, model, tmp_path, broken, reason):
     shutil.copytree(model, tmp_path, dirs_exist_ok=True)
-    tensors = load_file(model / 'model.safetensors')
-    del tensors['bert.pooler.dense.bias']
-    save_file(tensors, tmp_path / 'model.safetensors')
+    if broken == 'weights':
+      tensors = load_file(model / 'model.safetensors')
+      del tensors['bert.pooler.dense.bias']
+      save_file(tensors, tmp_path / 'model.safetensors')
+    else:
+      config = json.loads((model / 'config.json').read_text())
+      config['vocab_size'] -= 1
+      (tmp_path / 'config.json').write_text(json.dumps(config))
     done = subprocess.run(
       [sys.executable, '-m', 'disranker_jax.serve', '--model', tmp_path, '--port', '0',
        '--no-search'], capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert done.returncode == 2 and 'bert.pooler.dense.bias' in done.stderr
+    assert done.returncode == 2 and reason in done.stderr
 
 
 def test_sigterm_answers_open_requests_and_exits_with_0(model, tmp_path):

@@ -2,10 +2,13 @@
 
 import concurrent.futures
 import contextlib
+import gzip
 import itertools
 import json
 import socket
 import threading
+import tracemalloc
+import zlib
 
 import httpx
 import numpy as np
@@ -14,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from disranker_jax.rankers.loaded import LoadedRanker
 from disranker_jax.serve import connection
+from disranker_jax.serve.encoding import Inflater
 from tests.serve.conftest import until
 
 BODY = {'query': 'q', 'texts': ['a', 'b']}
@@ -107,12 +111,21 @@ class TestLimits:
 
   def test_a_token_is_required_where_it_is_set(self, stub):
     client = stub[1](token='s3cret').client
-    for headers in ({}, {'authorization': 'Bearer wrong'}, {'authorization': 's3cret'}):
+    wrong = ('Bearer wrong', 's3cret', 'bearer S3cret', 'Basic s3cret', 'Bearer s3cret x', 'bearer')
+    for headers in ({}, *({'authorization': value} for value in wrong)):
       assert client.post('/rerank', json=BODY, headers=headers).status_code == 401
       assert client.get('/info', headers=headers).status_code == 401
     right = {'authorization': 'Bearer s3cret'}
     assert client.post('/v2/rerank', json={'query': 'q', 'documents': ['a']}, headers=right).json()
     assert client.get('/health').status_code == 200
+
+  @pytest.mark.parametrize('token', ['s3cret', 'schlüssel'])
+  @pytest.mark.parametrize('scheme', ['Bearer ', 'bearer ', 'BEARER ', 'bearer  '])
+  def test_the_authorization_scheme_may_have_any_case(self, stub, scheme, token):
+    headers = {'authorization': (scheme + token).encode()}
+    client = stub[1](token=token).client
+    assert client.post('/rerank', json=BODY, headers=headers).status_code == 200
+    assert client.get('/info', headers=headers).status_code == 200
 
   def test_a_client_cannot_name_a_file(self, stub, model):
     client = stub[1]().client
@@ -120,6 +133,108 @@ class TestLimits:
     assert client.post('/v2/rerank', json=body).json()['model'] == 'student'
     for path in ('/../pyproject.toml', '/%2e%2e/etc/passwd', '/page.html', '/docs'):
       assert client.get(path).status_code == 404
+
+
+def raw_deflate(content: bytes) -> bytes:
+  stream = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+  return stream.compress(content) + stream.flush()
+
+
+class TestEncodings:
+  CONTENT = json.dumps(BODY).encode()
+  CODERS = (
+    ('gzip', gzip.compress), ('GZIP', gzip.compress), ('x-gzip', gzip.compress),
+    ('deflate', zlib.compress), ('deflate', raw_deflate), ('identity', bytes), ('', bytes),
+    ('gzip', lambda content: gzip.compress(content[:9]) + gzip.compress(content[9:])),
+  )  # fmt: skip
+
+  @staticmethod
+  def post(client, kind, content, size=0, path='/rerank'):
+    pieces = (content[i : i + size] for i in range(0, len(content), size)) if size else content
+    return client.post(path, content=pieces, headers={'content-encoding': kind})
+
+  @pytest.mark.parametrize('kind, encode', CODERS)
+  def test_gzip_and_deflate_are_decoded(self, stub, kind, encode):
+    client = stub[1]().client
+    plain = scores(client.post('/rerank', json=BODY))
+    for size in (0, 1, 7):
+      assert scores(self.post(client, kind, encode(self.CONTENT), size)) == plain
+
+  @pytest.mark.parametrize('kind', ['br', 'zstd', 'gzip, gzip', 'compress', 'none'])
+  @pytest.mark.parametrize('path', ['/rerank', '/v2/rerank', '/score'])
+  def test_other_encodings_are_415(self, stub, kind, path):
+    response = self.post(stub[1]().client, kind, self.CONTENT, path=path)
+    assert response.status_code == 415 and kind in response.text
+
+  @pytest.mark.parametrize('kind, encode', CODERS[:5])
+  def test_a_broken_body_is_422(self, stub, kind, encode):
+    client = stub[1]().client
+    encoded = encode(self.CONTENT)
+    for content in (encoded[:-1], encoded[:5], b'', b'{"query":"q"}', encoded + b'more'):
+      response = self.post(client, kind, content)
+      assert response.status_code == 422 and kind.lower() in response.json()['error']
+    assert self.post(client, kind, encode(b'no json')).json()['error'] == 'the body is not JSON'
+
+  @pytest.mark.parametrize('kind, encode', CODERS[:5])
+  def test_a_body_that_grows_beyond_the_limit_is_413(self, stub, kind, encode):
+    client = stub[1](limits={'body_bytes': 30_000}).client
+    fits = json.dumps({**BODY, 'texts': ['x' * 29_000]}).encode()
+    assert self.post(client, kind, encode(fits)).status_code == 200
+    bomb = encode(b' ' * 20_000_000)
+    assert len(bomb) < 30_000
+    assert self.post(client, kind, bomb).status_code == 413
+
+  def test_a_bomb_is_not_unpacked_into_memory(self):
+    inflater, bomb = Inflater('gzip'), gzip.compress(bytes(100_000_000))
+    tracemalloc.start()
+    try:
+      assert len(inflater.decode(bomb, 1000)) == 1000
+      assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+      tracemalloc.stop()
+
+  def test_members_without_content_count_as_sent_bytes(self, stub):
+    client = stub[1](limits={'body_bytes': 1000}).client
+    assert self.post(client, 'gzip', gzip.compress(b'') * 100, size=100).status_code == 413
+
+
+class TestCrossOrigin:
+  PAGE, OTHER = 'https://page.example', 'https://other.example'
+
+  @staticmethod
+  def allowed(client, origin, path='/rerank') -> list[str | None]:
+    """access-control-allow-origin of the preflight, of the answer and of an error."""
+    preflight = {'origin': origin, 'access-control-request-method': 'POST',
+                 'access-control-request-headers': 'authorization,content-type'}  # fmt: skip
+    answers = [
+      client.options(path, headers=preflight),
+      client.post(path, json=BODY, headers={'origin': origin}),
+      client.post(path, json={}, headers={'origin': origin}),
+    ]
+    return [answer.headers.get('access-control-allow-origin') for answer in answers]
+
+  def test_is_off_by_default(self, stub):
+    assert self.allowed(stub[1]().client, self.PAGE) == [None] * 3
+
+  def test_only_named_origins_are_allowed(self, stub):
+    client = stub[1](origins=[self.PAGE, 'http://localhost:3000']).client
+    assert self.allowed(client, self.PAGE) == [self.PAGE] * 3
+    assert self.allowed(client, self.OTHER) == [None] * 3
+
+  def test_a_star_allows_every_origin(self, stub):
+    assert self.allowed(stub[1](origins=['*']).client, self.OTHER) == ['*'] * 3
+
+  def test_a_preflight_needs_no_token_and_allows_to_send_one(self, stub):
+    client = stub[1](origins=[self.PAGE], token='s3cret').client
+    headers = {'origin': self.PAGE, 'access-control-request-method': 'POST',
+               'access-control-request-headers': 'authorization'}  # fmt: skip
+    answer = client.options('/rerank', headers=headers)
+    assert answer.status_code == 200
+    assert 'authorization' in answer.headers['access-control-allow-headers'].lower()
+    # The page can read why it is refused.
+    refused = client.post('/rerank', json=BODY, headers={'origin': self.PAGE})
+    assert refused.status_code == 401
+    assert refused.headers['access-control-allow-origin'] == self.PAGE
 
 
 class TestHeads:
