@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -142,6 +143,28 @@ class TestErrors:
     )  # fmt: skip
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, '')
+
+  @pytest.mark.parametrize('encoding', ['latin-1', 'ascii:strict', 'utf-8'])
+  @pytest.mark.parametrize('json_flag', [[], ['--json']])
+  def test_characters_that_the_terminal_cannot_show_are_replaced(
+    self, encoding, json_flag, tmp_path
+  ):
+    file = tmp_path / 'rows.jsonl'
+    row = {'query_id': 'q', 'query': '文字 é', 'doc_id': 'd', 'title': 't', 'summary': 's'}
+    file.write_text(json.dumps(row) + '\n{"文":\n', encoding='utf-8')
+    done = subprocess.run(
+      [sys.executable, '-m', 'disranker_jax.commands', 'describe', f'jsonl:{file}', *json_flag],
+      cwd=ROOT, capture_output=True, env=os.environ | {'PYTHONIOENCODING': encoding},
+    )  # fmt: skip
+    shown = '文字 é'.encode(encoding.removesuffix(':strict'), 'replace')
+    assert b'Traceback' not in done.stderr and shown in done.stdout
+
+  def test_an_argument_that_is_not_unicode_is_shown_in_the_error(self):
+    done = subprocess.run(
+      [sys.executable, '-m', 'disranker_jax.commands', b'na\xffme'],
+      cwd=ROOT, capture_output=True, env=os.environ | {'PYTHONUTF8': '1'},
+    )  # fmt: skip
+    assert done.returncode == 2 and b'no such command' in done.stderr
 
   def test_a_broken_pipe_of_a_worker_is_a_bug_with_its_traceback(self):
     code = (

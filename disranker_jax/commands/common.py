@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import io
 import os
 import runpy
 import select
@@ -27,8 +28,11 @@ def guarded():
   """Turns what the user can fix into one line and an exit status; bugs keep their traceback.
 
   UserError and disk errors exit with 2, Ctrl-C with 130, a closed output (`| head`) with 141, the
-  status that a shell reports for SIGPIPE.
+  status that a shell reports for SIGPIPE. Characters that the terminal cannot show are replaced.
   """
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):  # not an io.StringIO in its place
+      stream.reconfigure(errors='replace')
   try:
     try:
       yield
