@@ -166,6 +166,13 @@ class TestErrors:
     )  # fmt: skip
     assert done.returncode == 2 and b'no such command' in done.stderr
 
+  def test_a_folder_that_cannot_be_written_names_what_may_be_moved(self, capsys):
+    with pytest.raises(SystemExit) as end, common.guarded():
+      raise PermissionError(13, 'Permission denied', '/.cache')
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.startswith('error: /.cache: permission denied')
+    assert all(name in err for name in ('--workdir', 'DISRANKER_CACHE', 'HF_HOME', 'MPLCONFIGDIR'))
+
   def test_a_broken_pipe_of_a_worker_is_a_bug_with_its_traceback(self):
     code = (
       'from disranker_jax.commands.common import guarded\n'

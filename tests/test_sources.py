@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -317,6 +318,14 @@ def test_fingerprints_follow_every_file_that_is_named(tmp_path, folder):
       assert sources.fingerprint(address) != before, (address, file)
 
 
+def test_without_a_home_directory_ir_datasets_names_its_variable(tmp_path, monkeypatch):
+  (tmp_path / 'ir_datasets.py').write_text("raise PermissionError(13, 'denied', '/.ir_datasets')")
+  monkeypatch.syspath_prepend(tmp_path)
+  for name in [n for n in sys.modules if n.split('.')[0] == 'ir_datasets']:
+    monkeypatch.delitem(sys.modules, name)
+  assert '$IR_DATASETS_HOME' in error('ir_datasets:vaswani')
+
+
 def test_a_fingerprint_is_of_the_content_not_of_the_time(tmp_path):
   small, large = (tmp_path / name for name in ('a.jsonl', 'b.jsonl'))
   small.write_bytes(jsonl(ROW))
@@ -351,6 +360,9 @@ def test_a_large_file_is_read_once_and_again_only_if_its_time_changes(tmp_path, 
   kept.write_text('cut short')
   contents._large.cache_clear()
   assert contents.digest(file) == expected and len(read) == 3
+  monkeypatch.setenv('DISRANKER_CACHE', os.devnull)  # no cache can be there
+  contents._large.cache_clear()
+  assert contents.digest(file) == expected and len(read) == 4
 
 
 def test_data_prepared_again_from_the_same_source_has_the_same_fingerprint(tmp_path):

@@ -14,12 +14,16 @@ from pathlib import Path
 
 from disranker_jax.errors import UserError
 
+ELSEWHERE = (
+  'write elsewhere (--workdir, --out) or move the cache '
+  '(DISRANKER_CACHE, HF_HOME, IR_DATASETS_HOME, MPLCONFIGDIR, JAX_COMPILATION_CACHE_DIR)'
+)
 DISK_ERRORS = {
   errno.ENOSPC: 'no space is left on the disk: free some',
   errno.EDQUOT: 'the quota is used up: free some space',
-  errno.EROFS: 'the disk is read-only: mount it for writing, or pass another --workdir',
-  errno.EACCES: 'permission denied: change it, or pass another --workdir',
-  errno.EPERM: 'permission denied: change it, or pass another --workdir',
+  errno.EROFS: f'the disk is read-only: mount it for writing, {ELSEWHERE}',
+  errno.EACCES: f'permission denied: change it, {ELSEWHERE}',
+  errno.EPERM: f'permission denied: change it, {ELSEWHERE}',
 }
 
 
