@@ -160,7 +160,7 @@ def test_without_a_home_directory_the_variable_that_moves_the_cache_is_named(
   else:
     (tmp_path / 'file').touch()
     monkeypatch.setenv('HOME', str(tmp_path / 'file'))
-  with pytest.raises(UserError, match='cannot be written .* set DISRANKER_CACHE'):
+  with pytest.raises(UserError, match=r'cannot be written .* set DISRANKER_CACHE'):
     weights.find(name)
   assert not (tmp_path / '~').exists()
   monkeypatch.setenv('DISRANKER_CACHE', str(tmp_path / 'cache'))
