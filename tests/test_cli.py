@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from benchmarks import batches
@@ -172,6 +173,13 @@ class TestErrors:
     err = capsys.readouterr().err
     assert end.value.code == 2 and err.startswith('error: /.cache: permission denied')
     assert all(name in err for name in ('--workdir', 'DISRANKER_CACHE', 'HF_HOME', 'MPLCONFIGDIR'))
+
+  def test_a_device_without_room_for_a_model_is_one_line(self, capsys):
+    with pytest.raises(SystemExit) as end, common.guarded():
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory for 9 bytes.\nLog\nLog')
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.startswith('error: the device is out of memory')
+    assert '9 bytes' in err and 'batch_rows' in err and len(err.splitlines()) == 1
 
   def test_a_broken_pipe_of_a_worker_is_a_bug_with_its_traceback(self):
     code = (

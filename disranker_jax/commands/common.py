@@ -53,6 +53,14 @@ def guarded():
       raise
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(141)
+  except RuntimeError as e:  # jax.errors.JaxRuntimeError, without importing jax
+    if not str(e).startswith('RESOURCE_EXHAUSTED'):
+      raise
+    print(
+      f'error: the device is out of memory ({one_line(e)}); lower batch_rows or row_len, set '
+      'remat=full or param_dtype=bfloat16, or raise mesh.fsdp', file=sys.stderr,
+    )  # fmt: skip
+    sys.exit(2)
   except OSError as e:
     if e.errno not in DISK_ERRORS:
       raise
