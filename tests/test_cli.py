@@ -2,11 +2,13 @@
 
 import ast
 import importlib
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from benchmarks import batches
@@ -142,6 +144,42 @@ class TestErrors:
     )  # fmt: skip
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, '')
+
+  @pytest.mark.parametrize('encoding', ['latin-1', 'ascii:strict', 'utf-8'])
+  @pytest.mark.parametrize('json_flag', [[], ['--json']])
+  def test_characters_that_the_terminal_cannot_show_are_replaced(
+    self, encoding, json_flag, tmp_path
+  ):
+    file = tmp_path / 'rows.jsonl'
+    row = {'query_id': 'q', 'query': '文字 é', 'doc_id': 'd', 'title': 't', 'summary': 's'}
+    file.write_text(json.dumps(row) + '\n{"文":\n', encoding='utf-8')
+    done = subprocess.run(
+      [sys.executable, '-m', 'disranker_jax.commands', 'describe', f'jsonl:{file}', *json_flag],
+      cwd=ROOT, capture_output=True, env=os.environ | {'PYTHONIOENCODING': encoding},
+    )  # fmt: skip
+    shown = '文字 é'.encode(encoding.removesuffix(':strict'), 'replace')
+    assert b'Traceback' not in done.stderr and shown in done.stdout
+
+  def test_an_argument_that_is_not_unicode_is_shown_in_the_error(self):
+    done = subprocess.run(
+      [sys.executable, '-m', 'disranker_jax.commands', b'na\xffme'],
+      cwd=ROOT, capture_output=True, env=os.environ | {'PYTHONUTF8': '1'},
+    )  # fmt: skip
+    assert done.returncode == 2 and b'no such command' in done.stderr
+
+  def test_a_folder_that_cannot_be_written_names_what_may_be_moved(self, capsys):
+    with pytest.raises(SystemExit) as end, common.guarded():
+      raise PermissionError(13, 'Permission denied', '/.cache')
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.startswith('error: /.cache: permission denied')
+    assert all(name in err for name in ('--workdir', 'DISRANKER_CACHE', 'HF_HOME', 'MPLCONFIGDIR'))
+
+  def test_a_device_without_room_for_a_model_is_one_line(self, capsys):
+    with pytest.raises(SystemExit) as end, common.guarded():
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory for 9 bytes.\nLog\nLog')
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.startswith('error: the device is out of memory')
+    assert '9 bytes' in err and 'batch_rows' in err and len(err.splitlines()) == 1
 
   def test_a_broken_pipe_of_a_worker_is_a_bug_with_its_traceback(self):
     code = (

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import re
 import runpy
 
 import pytest
@@ -28,6 +29,45 @@ def changed(**changes):
   config = configs.defaults()
   config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
   return config
+
+
+class TestCollections:
+  """configs/collections/, whose data is not part of the repository."""
+
+  FILES = sorted((pathlib.Path(__file__).parents[1] / 'configs' / 'collections').glob('*.py'))
+
+  @pytest.mark.parametrize('file', FILES, ids=lambda f: f.stem)
+  def test_without_the_folder_a_config_reads_public_data_or_names_the_source(
+    self, file, tmp_path, monkeypatch
+  ):
+    here = tmp_path / 'clone'
+    here.mkdir()
+    monkeypatch.chdir(here)
+    try:
+      config = runpy.run_path(str(file))['get_config']()
+    except UserError as error:
+      assert re.match(r'\.\./shared/data/\S+: does not exist; fetch .+ and write .+', str(error))
+      folder = here / str(error).partition(':')[0]
+      folder.mkdir(parents=True)
+      config = runpy.run_path(str(file))['get_config']()
+      expected = f'trec:../shared/data/{folder.name}'
+    else:
+      expected = ('ir_datasets:', 'python_docs:')
+    configs.check(config)
+    assert config.name == file.stem
+    for kind in ('judgements', 'candidates', 'test'):
+      assert config.data[kind].startswith(expected)
+
+  def test_nfcorpus_reads_its_folder_if_there_is_one(self, tmp_path, monkeypatch):
+    (tmp_path / 'shared' / 'data' / 'nfcorpus').mkdir(parents=True)
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    file = next(file for file in self.FILES if file.stem == 'nfcorpus')
+    data = runpy.run_path(str(file))['get_config']().data
+    assert all(
+      data[kind].startswith('trec:../shared/data/nfcorpus')
+      for kind in ('judgements', 'candidates', 'test')
+    )
 
 
 class TestCheck:

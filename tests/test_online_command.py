@@ -92,6 +92,44 @@ class TestCommand:
     )
     assert result['sample_ratio']['mismatch'] is True
 
+  @pytest.mark.parametrize('clicks', [0, 1])
+  def test_a_user_with_most_pages_of_a_bucket_is_named_with_the_result_without_it(
+    self, clicks, tmp_path, capsys
+  ):
+    rng = np.random.default_rng(5)
+    rows = [
+      ROW
+      | {'user': i % 600, 'bucket': ('control', 'new')[i % 2]}
+      | {'clicks': int(rng.random() < 0.3), 'dwell': None}
+      for i in range(6000)
+    ]
+    robot = [ROW | {'user': 'robot', 'bucket': 'new', 'clicks': clicks, 'dwell': None}] * 6000
+    without = write(tmp_path / 'without.jsonl', rows)
+    everyone = write(tmp_path / 'all.jsonl', rows + robot)
+    expected = json.loads(output(capsys, without, '--json'))
+    assert expected['heavy_users'] == {} and 'without_heavy_users' not in expected
+    result = json.loads(output(capsys, everyone, '--json'))
+    [user] = result['heavy_users']['new']
+    assert user['share'] >= 6000 / 9000 and list(result['heavy_users']) == ['new']
+    assert result['without_heavy_users'] == {k: expected[k] for k in ('buckets', 'gains')}
+    assert result['gains'] != expected['gains']
+    text = output(capsys, everyone, '--out', tmp_path / 'out')
+    share = f'{100 * user["share"]:.2f}% of the {user["of"]}'
+    gain = f'{100 * expected["gains"]["new"]["pagectr"]["gain"]:+.2f}%'
+    for shown in (text, (tmp_path / 'out' / 'online.md').read_text()):
+      assert "HEAVY USERS in 'new': 1 of 301" in shown and share in ' '.join(shown.split())
+      assert gain in shown.partition('ithout heavy users\n')[2]
+    assert 'HEAVY' not in output(capsys, without)
+
+  def test_a_user_with_most_of_the_dwell_time_is_heavy_too(self, tmp_path, capsys):
+    rows = [ROW | {'user': i, 'dwell': 1.0} for i in range(99)] + [ROW | {'dwell': 900.0}]
+    text = output(capsys, write(tmp_path / 'a.jsonl', rows))
+    assert '90.09% of the dwell time' in text and 'Without heavy users' in text
+
+  def test_few_users_are_not_heavy_for_that(self, tmp_path, capsys):
+    rows = [ROW | {'user': i} for i in range(4)]
+    assert 'HEAVY' not in output(capsys, write(tmp_path / 'a.jsonl', rows))
+
   def test_size_gives_users_and_days(self, demo, capsys):
     arguments = (demo, '--control', 'base', '--size', '--metric', 'pagectr', '--json')
     sizes = [

@@ -53,7 +53,7 @@ def job(tmp_path, address, kind='judgements', name='out', **options):
 
 def files(folder):
   """Every file of the result, without the wall time."""
-  return {f.name: f.read_bytes() for f in folder.iterdir() if f.name != preparing.RESULT}
+  return {f.name: f.read_bytes() for f in folder.iterdir() if f.name != store.RESULT}
 
 
 @pytest.mark.parametrize('kind', ['clicks', 'judgements'])

@@ -174,6 +174,32 @@ def test_parameters_that_are_not_finite_are_refused(broken):
     list(bad(GROUPS))
 
 
+@pytest.mark.parametrize('when', ['compile', 'step'])
+def test_without_enough_memory_one_line_has_the_estimate_and_what_lowers_it(when):
+  class Exhausted(pointwise.PointwiseRanker):
+    def lower(self, *arguments):
+      self.step = super().lower(*arguments).compile()
+      return self
+
+    def compile(self):
+      return self if when == 'step' else self()
+
+    def memory_analysis(self):
+      return self.step.memory_analysis()
+
+    def __call__(self, *_):
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory.\nForty lines')
+
+  good = opened('tiny-encoder')
+  bad = Exhausted(good.network, good.variables, good.prompt, good.mesh, 3, 40)
+  with pytest.raises(UserError) as caught:
+    list(bad.parts([(None, GROUPS)]))
+  message = str(caught.value)
+  assert message.startswith('scoring: out of device memory: needs parameters ')
+  assert ('activations ' in message.partition(' in all')[0]) == (when == 'step')
+  assert '\n' not in message and 'batch_rows (now 3)' in message and 'fsdp' in message
+
+
 def test_pairs_are_counted_once_and_padding_is_not():
   scorer = opened('tiny-encoder', rows=5)
   before = scorer.pairs

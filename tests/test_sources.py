@@ -1,15 +1,18 @@
 """Addresses: valid and invalid JSONL and TREC files, and mistakes of users."""
 
 import gzip
+import hashlib
 import json
 import math
+import os
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from disranker_jax.commands import prepare
-from disranker_jax.data import sources, store
+from disranker_jax.data import contents, preparing, sources, store
 from disranker_jax.data.records import NEGATIVE, REPEATED, UNJUDGED, BadRows, Click
 from disranker_jax.data.sources import read
 from disranker_jax.errors import UserError
@@ -372,6 +375,66 @@ def test_fingerprints_follow_every_file_that_is_named(tmp_path, folder):
       assert before == sources.fingerprint(address)
       file.write_bytes(file.read_bytes() + b'\n')
       assert sources.fingerprint(address) != before, (address, file)
+
+
+def test_without_a_home_directory_ir_datasets_names_its_variable(tmp_path, monkeypatch):
+  (tmp_path / 'ir_datasets.py').write_text("raise PermissionError(13, 'denied', '/.ir_datasets')")
+  monkeypatch.syspath_prepend(tmp_path)
+  for name in [n for n in sys.modules if n.split('.')[0] == 'ir_datasets']:
+    monkeypatch.delitem(sys.modules, name)
+  assert '$IR_DATASETS_HOME' in error('ir_datasets:vaswani')
+
+
+def test_a_fingerprint_is_of_the_content_not_of_the_time(tmp_path):
+  small, large = (tmp_path / name for name in ('a.jsonl', 'b.jsonl'))
+  small.write_bytes(jsonl(ROW))
+  large.write_bytes(b' ' * contents.SMALL + b'a')
+  address = f'jsonl:{tmp_path}/*.jsonl'
+  before = sources.fingerprint(address)
+  for file in small, large:
+    os.utime(file, (1, 1))
+    assert sources.fingerprint(address) == before
+    text = file.read_bytes()
+    file.write_bytes(text[:-1] + b'b')  # of the same size
+    os.utime(file, (2, 2))
+    assert sources.fingerprint(address) != before
+    file.write_bytes(text)
+  os.utime(large, (3, 3))
+  assert sources.fingerprint(address) == before
+
+
+def test_a_large_file_is_read_once_and_again_only_if_its_time_changes(tmp_path, monkeypatch):
+  monkeypatch.setenv('DISRANKER_CACHE', str(tmp_path / 'cache'))
+  file, read = tmp_path / 'a', []
+  file.write_bytes(b'a' * contents.SMALL)
+  whole = contents._read
+  monkeypatch.setattr(contents, '_read', lambda path: read.append(path) or whole(path))
+  expected = hashlib.sha256(file.read_bytes()).hexdigest()
+  for _ in range(2):
+    contents._large.cache_clear()  # as in another process
+    assert contents.digest(file) == expected and len(read) == 1
+  os.utime(file, (1, 1))
+  assert contents.digest(file) == expected and len(read) == 2
+  (kept,) = (tmp_path / 'cache' / 'digests').iterdir()
+  kept.write_text('cut short')
+  contents._large.cache_clear()
+  assert contents.digest(file) == expected and len(read) == 3
+  monkeypatch.setenv('DISRANKER_CACHE', os.devnull)  # no cache can be there
+  contents._large.cache_clear()
+  assert contents.digest(file) == expected and len(read) == 4
+
+
+def test_data_prepared_again_from_the_same_source_has_the_same_fingerprint(tmp_path):
+  (tmp_path / 'a.jsonl').write_bytes(jsonl(ROW))
+  prints = []
+  for seconds in (1.0, 2.0):
+    job = preparing.Job(f'jsonl:{tmp_path}/a.jsonl', 'test', tmp_path / 'out', tmp_path / 'bad')
+    preparing.prepare(job)
+    note = json.loads((tmp_path / 'out' / store.RESULT).read_text()) | {'wall_s': seconds}
+    (tmp_path / 'out' / store.RESULT).write_text(json.dumps(note))
+    prints.append(sources.fingerprint(f'tfds:{tmp_path}/out'))
+    (tmp_path / 'out' / store.RESULT).write_text(json.dumps(note | {'digest': ''}))  # run it again
+  assert prints[0] == prints[1]
 
 
 class TestScores:

@@ -332,3 +332,50 @@ def test_placed_batches_need_not_be_tokens():
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
   placed = sharding.put_batch(make_batch(0), mesh)
   assert all(isinstance(v, jax.Array) for v in placed.values())
+
+
+class OutOfMemory:
+  """A step of which the device has no room for the program, or for a call of it."""
+
+  def __init__(self, step=None):
+    self._step = step
+
+  def compile(self):
+    if self._step is None:
+      self()
+    return self
+
+  def memory_analysis(self):
+    return self._step.memory_analysis()
+
+  def __call__(self, *_):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nLog')
+
+
+@pytest.mark.parametrize('when', ['compile', 'step'])
+def test_without_enough_memory_one_line_has_the_estimate_and_what_lowers_it(
+  when, tmp_path, monkeypatch
+):
+  lower = train.Program.lower
+
+  def lowered(program):
+    return OutOfMemory(lower(program).compile() if when == 'step' else None)
+
+  monkeypatch.setattr(train.Program, 'lower', lowered)
+  with pytest.raises(UserError) as caught:
+    fit(tmp_path, batch_rows=7)
+  message = str(caught.value)
+  assert message.startswith('test: out of device memory: needs parameters 16 B, moments ')
+  assert ('activations ' in message.partition(' in all')[0]) == (when == 'step')
+  assert 'config.test.batch_rows (now 7' in message and '\n' not in message
+  for name in ('remat', 'param_dtype', 'fsdp'):
+    assert name in message
+
+
+def test_another_error_of_the_runtime_keeps_its_traceback(tmp_path, monkeypatch):
+  def broken(program):
+    raise jax.errors.JaxRuntimeError('INTERNAL: a bug')
+
+  monkeypatch.setattr(train.Program, 'lower', broken)
+  with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
+    fit(tmp_path)

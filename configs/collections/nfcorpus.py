@@ -7,12 +7,24 @@ negatives. Relevant documents are those in BM25's top 100, because 71 % of all s
 their query. BM25's top 20 are re-ranked. As in the quickstart, 600 training queries are used
 (--config.data.limit.judgements=0 --config.data.limit.candidates=0 takes all). There are no clicks,
 so no continued pre-training.
+
+The folder below is read if it exists, as for the published results. Otherwise ir_datasets provides
+the collection, and BM25 is computed here: 2,438 training queries have candidates.
 """
 
 import pathlib
 import runpy
 
-DATA = 'trec:../shared/data/nfcorpus'
+FOLDER = '../shared/data/nfcorpus'
+
+
+def addresses() -> dict[str, str]:
+  if pathlib.Path(FOLDER).is_dir():
+    test = f'trec:{FOLDER}'
+    judgements, candidates = f'{test}?qrels=qrels.train.txt', f'{test}?only=qrels.train.txt'
+    return {'judgements': f'{judgements}&pool=run', 'candidates': candidates, 'test': test}
+  train, test = (f'ir_datasets:beir/nfcorpus/{part}' for part in ('train', 'test'))
+  return {'judgements': f'{train}?pool=run', 'candidates': train, 'test': test}
 
 
 def get_config():
@@ -20,8 +32,7 @@ def get_config():
   c = runpy.run_path(str(quickstart))['get_config']()
   c.name = 'nfcorpus'
   c.stages = tuple(s for s in c.stages if s != 'cpt')
-  c.data.update(clicks='', judgements=f'{DATA}?qrels=qrels.train.txt&pool=run', test=DATA)
-  c.data.update(candidates=f'{DATA}?only=qrels.train.txt', depth=20)
+  c.data.update(clicks='', depth=20, **addresses())
   c.data.negatives.update(count=20, min_rank=5, max_rank=100)
   c.data.limit.update(judgements=600, candidates=600, test=0)
   for side in (c.teacher, c.student):

@@ -11,15 +11,18 @@ queries made of titles and the judged documents of the training queries for the 
 import pathlib
 import runpy
 
-DATA = 'trec:../shared/data/trec-session-2012'
+from disranker_jax.config import trec_folder
+
+FOLDER = '../shared/data/trec-session-2012'
+SOURCE = 'the log and judgements of the Session track 2012 from https://trec.nist.gov'
 
 
 def get_config():
+  address = trec_folder(FOLDER, SOURCE)
   chorus = pathlib.Path(__file__).with_name('chorus_titles.py')
-  c = runpy.run_path(str(chorus))['get_config']()
+  c = runpy.run_path(str(chorus))['get_config'](address, titles='runs/web.tsv')
   c.name = 'trec_session'
-  c.data.update(judgements=DATA, candidates=f'{DATA}?queries=runs/web.tsv&run=bm25')
-  c.data.update(test=f'{DATA}?pool=judged', holdout_by='^[^-]+')
+  c.data.holdout_by = '^[^-]+'
   # Most pages are nearly max_len long: rows of four have less padding than rows of two.
   for side in (c.teacher, c.student):
     side.row_len = 256

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import io
 import os
 import runpy
 import select
@@ -13,12 +14,16 @@ from pathlib import Path
 
 from disranker_jax.errors import UserError
 
+ELSEWHERE = (
+  'write elsewhere (--workdir, --out) or move the cache '
+  '(DISRANKER_CACHE, HF_HOME, IR_DATASETS_HOME, MPLCONFIGDIR, JAX_COMPILATION_CACHE_DIR)'
+)
 DISK_ERRORS = {
   errno.ENOSPC: 'no space is left on the disk: free some',
   errno.EDQUOT: 'the quota is used up: free some space',
-  errno.EROFS: 'the disk is read-only: mount it for writing, or pass another --workdir',
-  errno.EACCES: 'permission denied: change it, or pass another --workdir',
-  errno.EPERM: 'permission denied: change it, or pass another --workdir',
+  errno.EROFS: f'the disk is read-only: mount it for writing, {ELSEWHERE}',
+  errno.EACCES: f'permission denied: change it, {ELSEWHERE}',
+  errno.EPERM: f'permission denied: change it, {ELSEWHERE}',
 }
 
 
@@ -27,8 +32,11 @@ def guarded():
   """Turns what the user can fix into one line and an exit status; bugs keep their traceback.
 
   UserError and disk errors exit with 2, Ctrl-C with 130, a closed output (`| head`) with 141, the
-  status that a shell reports for SIGPIPE.
+  status that a shell reports for SIGPIPE. Characters that the terminal cannot show are replaced.
   """
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):  # not an io.StringIO in its place
+      stream.reconfigure(errors='replace')
   try:
     try:
       yield
@@ -45,6 +53,14 @@ def guarded():
       raise
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(141)
+  except RuntimeError as e:  # jax.errors.JaxRuntimeError, without importing jax
+    if not str(e).startswith('RESOURCE_EXHAUSTED'):
+      raise
+    print(
+      f'error: the device is out of memory ({one_line(e)}); lower batch_rows or row_len, set '
+      'remat=full or param_dtype=bfloat16, or raise mesh.fsdp', file=sys.stderr,
+    )  # fmt: skip
+    sys.exit(2)
   except OSError as e:
     if e.errno not in DISK_ERRORS:
       raise

@@ -274,10 +274,10 @@ def save(folder: Path, result: dict, rows: Mapping[str, Any]) -> None:
   try:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'compare.json').write_text(json.dumps(plain(result), indent=2) + '\n')
-    (folder / 'compare.md').write_text(comparison.markdown(result))
+    (folder / 'compare.md').write_text(comparison.markdown(result), encoding='utf-8')
     if not rows:
       return
-    with (folder / 'per_query.csv').open('w', newline='') as f:
+    with (folder / 'per_query.csv').open('w', newline='', encoding='utf-8') as f:
       writer = csv.writer(f)
       first = next(iter(next(iter(rows.values())).values()))
       writer.writerow(['query_id', 'run', *first])

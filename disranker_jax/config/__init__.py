@@ -144,6 +144,19 @@ def explain(config: ConfigDict, section: str = '') -> str:
   return '\n'.join(lines)
 
 
+def trec_folder(folder: str, source: str) -> str:
+  """'trec:FOLDER', for a config file whose collection is not part of the repository.
+
+  Raises: UserError that names the source if the folder does not exist.
+  """
+  if not Path(folder).is_dir():
+    raise UserError(
+      f'{folder}: does not exist; fetch {source} and write queries.tsv, docs.jsonl, qrels.txt and '
+      'bm25.run there (docs/data.md describes them)'
+    )
+  return f'trec:{folder}'
+
+
 def cluster(config: ConfigDict) -> str:
   """The regular expression by which intervals and tests draw queries together; '' for none."""
   return config.report.cluster or config.data.holdout_by

@@ -62,12 +62,13 @@ class Dataset:
 
 def load(name: str) -> Any:
   """The dataset of an id. Raises: UserError if the library or the dataset is missing."""
-  try:
-    import ir_datasets
-  except ImportError:
-    raise UserError(
-      f"ir_datasets:{name}: the library is not installed; pip install 'disranker_jax[data]'"
-    ) from None
+  with _one_line(f'ir_datasets:{name}'):  # it creates its folder in the home directory
+    try:
+      import ir_datasets
+    except ImportError:
+      raise UserError(
+        f"ir_datasets:{name}: the library is not installed; pip install 'disranker_jax[data]'"
+      ) from None
   logging.getLogger('ir_datasets').setLevel(logging.WARNING)
   ir_datasets.log.easy().logger().setLevel(logging.WARNING)
   with _one_line(f'ir_datasets:{name}'):

@@ -24,7 +24,6 @@ from disranker_jax.data.store import Record, Shards
 from disranker_jax.progress import Count, say
 
 CHUNK_ROWS = 100_000  # rows of a source between two writes of the journal
-RESULT = 'prepared.json'  # file next to the shards: the result and the digest of the job
 VERSION = 1  # of the journal; work of another version is discarded
 
 # A transformation of the records, such as joining the scores of other teachers.
@@ -101,7 +100,7 @@ def prepare(job: Job) -> Prepared:
 
 def _done(job: Job, digest: str) -> Prepared | None:
   """The result of an earlier call for the same job."""
-  file = job.folder / RESULT
+  file = job.folder / store.RESULT
   if not file.exists():
     return None
   value = json.loads(file.read_text())
@@ -122,7 +121,7 @@ def _linked(job: Job, digest: str) -> Prepared | None:
   begin = time.monotonic()
   records = len(store.open(job.kind, source))
   done = Prepared(records, records, 0, time.monotonic() - begin)
-  store.copy(source, job.folder, {RESULT: dataclasses.asdict(done) | {'digest': digest}})
+  store.copy(source, job.folder, {store.RESULT: dataclasses.asdict(done) | {'digest': digest}})
   return done
 
 
@@ -188,7 +187,9 @@ class Work:
       facts={k: v for change in job.changes for k, v in getattr(change, 'facts', {}).items()},
       notes=dict(self._bad_rows.notes),
     )  # fmt: skip
-    self._shards.finish(job.folder, {RESULT: dataclasses.asdict(result) | {'digest': self._digest}})
+    self._shards.finish(
+      job.folder, {store.RESULT: dataclasses.asdict(result) | {'digest': self._digest}}
+    )
     self._finished = True
     return result
 

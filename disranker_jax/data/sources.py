@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from disranker_jax.data import (
   collection,
+  contents,
   grouping,
   irds,
   lines,
@@ -22,6 +23,7 @@ from disranker_jax.data import (
   records,
   row_formats,
   rows,
+  store,
   tfds_rows,
   trec,
 )
@@ -118,7 +120,7 @@ def _made(kind: str, raw: Any) -> list:
 
 
 def fingerprint(address: str) -> list:
-  """A value that changes when the source does: names, sizes and times of its files.
+  """A value that changes when the source does: names and contents of its files.
 
   Raises: UserError for a pipe, whose data cannot be compared with that of an earlier call.
   """
@@ -135,8 +137,9 @@ def fingerprint(address: str) -> list:
   if pipes := [file for file in files if lines.is_pipe(file) and file.parent != path]:
     what = 'is a pipe, so a later call cannot see whether its data changed'
     raise UserError(f'{pipes[0]}: {what}; write it to a file')
-  stats = [(str(file), file.stat()) for file in files if file.is_file()]
-  return [address, *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
+  # The result of `prepare` says how long it took, which differs for equal records.
+  files = [file for file in files if file.is_file() and file.name != store.RESULT]
+  return [address, *([str(file), contents.digest(file)] for file in files)]
 
 
 def documents(path: str | Path) -> list[Document]:

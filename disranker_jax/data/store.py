@@ -27,6 +27,7 @@ from disranker_jax.data.records import DOCUMENT_FIELDS, KINDS, Click, Document, 
 from disranker_jax.errors import UserError
 
 SPLIT = 'rows'
+RESULT = 'prepared.json'  # file next to the shards: the result and the job's digest
 SHARD_BYTES = 64 << 20  # serialised records per file: some seconds of work
 GROUPING = 'group_size:1'  # as TFDS writes: each record can be read separately
 DECODE = {'label': int, 'rank': int, 'score': float, 'in_pool': bool, 'teacher': float}

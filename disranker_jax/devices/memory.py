@@ -1,9 +1,15 @@
-"""Bytes of device memory that a training step needs: from shapes, and from the compiled program."""
+"""Bytes of device memory that a step needs: from shapes, and from the compiled program."""
 
+import contextlib
 import math
 import resource
+from collections.abc import Callable, Iterator
 
 import jax
+
+from disranker_jax.errors import UserError
+
+EXHAUSTED = 'RESOURCE_EXHAUSTED'  # the first word of the runtime's error
 
 
 def per_device(tree) -> int:
@@ -13,16 +19,19 @@ def per_device(tree) -> int:
   )
 
 
-def parts(program, compiled) -> dict[str, int]:
+def parts(program, compiled=None) -> dict[str, int]:
   """Bytes per device of parameters, optimizer moments, the batch and the scratch space.
 
-  Scratch space is mostly activations and gradients. Donated buffers are counted once.
+  Scratch space is mostly activations and gradients; only the compiled program tells its size.
+  Donated buffers are counted once.
   """
   held = {
     'parameters': per_device((program.trained, program.frozen)),
     'moments': per_device(program.state),
     'batch': per_device(program.batches),
   }
+  if compiled is None:
+    return held
   rest = peak(compiled.memory_analysis()) - sum(held.values())
   return held | {'activations': max(0, rest)}
 
@@ -39,9 +48,34 @@ def peak(analysis) -> int:
 
 def expected(label: str, program, compiled) -> str:
   """The log line at the start of a stage: expected bytes per device."""
-  bytes_of = parts(program, compiled)
+  return f'{label}: a device will hold {listed(parts(program, compiled))}'
+
+
+def listed(bytes_of: dict[str, int]) -> str:
+  """'parameters 3 MiB, activations 1 MiB: 4 MiB in all'."""
   text = ', '.join(f'{name} {size(n)}' for name, n in bytes_of.items() if name != 'batch')
-  return f'{label}: a device will hold {text}: {size(sum(bytes_of.values()))} in all'
+  return f'{text}: {size(sum(bytes_of.values()))} in all'
+
+
+@contextlib.contextmanager
+def limited(label: str, needed: Callable[[], dict[str, int]], lower: str) -> Iterator[None]:
+  """Turns running out of device memory into a UserError of one line.
+
+  `needed` gives the expected bytes per device by part; without 'activations' the step is not
+  compiled. `lower` names the settings that need less.
+  """
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if EXHAUSTED not in str(error):
+      raise
+    bytes_of = needed()
+    unknown = '' if 'activations' in bytes_of else ' without activations'
+    limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
+    available = size(limit) if limit else 'an unknown amount'
+    raise UserError(
+      f'{label}: out of device memory: needs {listed(bytes_of)}{unknown}, has {available}; {lower}'
+    ) from error
 
 
 def measured(label: str) -> str:

@@ -42,7 +42,7 @@ def used(tokenizer_folder: Path, texts: Iterable[str]) -> set[int]:
 def open_wordpiece(folder: Path) -> tuple[dict, Tokenizer]:
   """(tokenizer.json, the tokenizer); UserError if it is not a WordPiece."""
   file = Path(folder) / 'tokenizer.json'
-  raw = json.loads(file.read_text())
+  raw = json.loads(file.read_text(encoding='utf-8'))
   if raw['model'].get('type') != 'WordPiece':
     raise UserError(
       f'{file}: only a WordPiece vocabulary can be reduced, this is {raw["model"].get("type")!r}; '
@@ -94,14 +94,18 @@ def write_tokenizer(folder: Path, raw: dict, new: dict[int, int]) -> None:
   for key in ('sep', 'cls'):  # BertProcessing: ['[SEP]', 102]
     if key in processor:
       processor[key][1] = new[processor[key][1]]
-  (folder / 'tokenizer.json').write_text(json.dumps(raw, ensure_ascii=False) + '\n')
+  (folder / 'tokenizer.json').write_text(
+    json.dumps(raw, ensure_ascii=False) + '\n', encoding='utf-8'
+  )
   if (folder / 'vocab.txt').exists():
-    (folder / 'vocab.txt').write_text(''.join(f'{t}\n' for t in raw['model']['vocab']))
+    (folder / 'vocab.txt').write_text(
+      ''.join(f'{t}\n' for t in raw['model']['vocab']), encoding='utf-8'
+    )
   (folder / 'added_tokens.json').unlink(missing_ok=True)
   config_file = folder / 'tokenizer_config.json'
-  config = json.loads(config_file.read_text())
+  config = json.loads(config_file.read_text(encoding='utf-8'))
   decoder = config.get('added_tokens_decoder', {})
   config['added_tokens_decoder'] = {str(new[int(i)]): t for i, t in decoder.items()}
   if not config['added_tokens_decoder']:
     del config['added_tokens_decoder']
-  config_file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + '\n')
+  config_file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')

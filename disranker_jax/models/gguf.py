@@ -163,4 +163,4 @@ def _tokenizer(meta, folder, config):
   template = meta('tokenizer.chat_template', None)
   settings |= {'chat_template': template} if template else {}
   text = json.dumps(settings, indent=2, ensure_ascii=False)
-  (folder / 'tokenizer_config.json').write_text(text + '\n')
+  (folder / 'tokenizer_config.json').write_text(text + '\n', encoding='utf-8')

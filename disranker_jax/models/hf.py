@@ -57,7 +57,7 @@ def read_config(folder: str | pathlib.Path) -> dict:
   """
   path = pathlib.Path(folder) / 'config.json'
   try:
-    raw = json.loads(path.read_text())
+    raw = json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError:
     raise UserError(f'{path} is missing: a Hugging Face model folder is needed') from None
   except (ValueError, OSError) as error:
@@ -332,7 +332,7 @@ def _fit_tokenizer(folder, family, model_config):
   paths = folder / 'tokenizer.json', folder / 'tokenizer_config.json'
   if not all(path.exists() for path in paths):
     return
-  tokenizer, config = (json.loads(path.read_text()) for path in paths)
+  tokenizer, config = (json.loads(path.read_text(encoding='utf-8')) for path in paths)
   if 'token_type_ids' in family.tokenizer_inputs:
     # Generic tokenizer classes leave token types out, which changes the scores without an error.
     names = config.setdefault('model_input_names', [])
@@ -348,5 +348,5 @@ def _fit_tokenizer(folder, family, model_config):
   if tokenizer.get('padding') or tokenizer.get('truncation'):
     # Left there by another task; readers of this file alone would apply its lengths.
     tokenizer |= {'padding': None, 'truncation': None}
-    paths[0].write_text(json.dumps(tokenizer, ensure_ascii=False) + '\n')
-  paths[1].write_text(json.dumps(config, indent=2, ensure_ascii=False) + '\n')
+    paths[0].write_text(json.dumps(tokenizer, ensure_ascii=False) + '\n', encoding='utf-8')
+  paths[1].write_text(json.dumps(config, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')

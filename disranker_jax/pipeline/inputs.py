@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from disranker_jax.data import sources
+from disranker_jax.data import contents, sources
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.stages import prepare
@@ -27,6 +27,5 @@ def outside(config, stage: Stage) -> dict[str, str]:
 
 
 def files(paths: list[Path]) -> str:
-  """A fingerprint of names, sizes and modification times; contents are not read."""
-  stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in paths if p.is_file()]
-  return manifest.digest(stats)
+  """A fingerprint of names and contents."""
+  return manifest.digest([(p.name, contents.digest(p)) for p in paths if p.is_file()])

@@ -20,7 +20,7 @@ from disranker_jax.data.batches import EncodedGroup, Shape, join
 from disranker_jax.data.pool import pack
 from disranker_jax.data.records import Group
 from disranker_jax.data.tokenising import Encoder
-from disranker_jax.devices import processes, sharding
+from disranker_jax.devices import memory, processes, sharding
 from disranker_jax.errors import UserError
 
 
@@ -125,11 +125,16 @@ class PointwiseRanker:
     they fit best, but never with those of another part, so that a part's scores do not depend, to
     the last bit, on the parts before it.
 
-    Raises: Stopped after SIGTERM or Ctrl-C.
+    Raises: Stopped after SIGTERM or Ctrl-C, UserError without enough device memory.
     """
     ahead = max(AHEAD, self._own * self.shape.groups)
     waiting = collections.deque()
+    lower = (
+      f"lower the stage's batch_rows (now {self.rows}) or the model's row_len (now {self.row_len}),"
+      ' set its param_dtype=bfloat16, or raise config.mesh.fsdp'
+    )
     with (
+      memory.limited('scoring', self._memory, lower),
       Encoder(self.prompt, self.workers, ahead) as encoder,
       processes.StopRequest() as request,
       processes.Watchdog('scoring', self.watchdog_s) as watchdog,
@@ -160,6 +165,14 @@ class PointwiseRanker:
       waiting.append(Waiting(part, group))
       for n, doc in enumerate(docs):
         yield EncodedGroup.alone(doc, group.query_id), (waiting[-1], n)
+
+  def _memory(self) -> dict[str, int]:
+    """Expected bytes per device, as for memory.limited."""
+    held = {'parameters': memory.per_device(self.variables)}
+    if self.compiled is None:
+      return held
+    peak = memory.peak(self.compiled.memory_analysis())
+    return held | {'activations': max(0, peak - held['parameters'])}
 
   def _begin(self, drawn: list[tuple[list, dict]], values: dict[str, bool], waiter) -> tuple:
     """Gives the device a batch and this process's flags; returns the argument of `_end`."""

@@ -79,7 +79,7 @@ def write_samples(run, teacher, variables, clicks) -> None:
       f'  - the click: `{truth.strip()}`',
     ]
   if processes.is_first():
-    (run.folder('cpt') / 'samples.md').write_text('\n'.join(lines) + '\n')
+    (run.folder('cpt') / 'samples.md').write_text('\n'.join(lines) + '\n', encoding='utf-8')
 
 
 def check(config) -> None:

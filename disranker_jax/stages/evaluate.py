@@ -68,7 +68,7 @@ def plain(value):
 
 
 def write_per_query(file, name: str, rows) -> None:
-  with file.open('w', newline='') as f:
+  with file.open('w', newline='', encoding='utf-8') as f:
     writer = csv.writer(f)
     for query, values in rows.items():
       writer.writerow([query, name, *values.values()])
@@ -78,8 +78,8 @@ def merge_per_query(folder, names: list[str]) -> None:
   """per_query.csv: every model's every query in one table."""
   empty = metrics.per_query({'': {}}, {'': {}})['']
   text = ','.join(['query_id', 'model', *empty]) + '\n'
-  text += ''.join((folder / f'{name}.csv').read_text() for name in names)
-  (folder / 'per_query.csv').write_text(text)
+  text += ''.join((folder / f'{name}.csv').read_text(encoding='utf-8') for name in names)
+  (folder / 'per_query.csv').write_text(text, encoding='utf-8')
 
 
 SETTINGS = {

@@ -128,6 +128,7 @@ class Program:
 
   def __init__(self, loss, settings, steps: int, variables, batch, blocks: int, mesh):
     self.mesh = mesh
+    self.compiled = None
     self.tx = optimizer.make(settings, steps)
     trained, frozen = optimizer.split(variables, settings.trainable)
     self.trained, self.frozen = sharding.abstract(trained, mesh), sharding.abstract(frozen, mesh)
@@ -169,26 +170,33 @@ def fit(job: Job, feed: Feed, variables: dict, mesh) -> dict:
 
   Returns: the trained variables.
 
-  Raises: Stopped after SIGTERM or Ctrl-C, and UserError after three bad steps in a row. In both
-    cases the folder holds checkpoints from which the same command continues to the same result.
+  Raises: Stopped after SIGTERM or Ctrl-C, and UserError after three bad steps in a row or without
+    enough device memory. The folder then holds the checkpoints from which the same command
+    continues to the same result.
   """
   c = job.settings
   program = Program(job.loss, c, job.steps, variables, feed.shapes(), feed.blocks, mesh)
-  trained, frozen = (sharding.put(x, mesh) for x in optimizer.split(variables, c.trainable))
-  del variables
   job.folder.mkdir(parents=True, exist_ok=True)
+  lower = (
+    f'lower config.{job.label}.batch_rows (now {c.batch_rows}; gradient_accumulation_steps keeps '
+    "the update's size) or the model's row_len, set its remat=full or param_dtype=bfloat16, or "
+    'raise config.mesh.fsdp'
+  )
   with (
+    memory.limited(job.label, lambda: memory.parts(program, program.compiled), lower),
     Checkpoints(job.folder / 'checkpoints') as checkpoints,
     processes.StopRequest() as request,
     processes.Watchdog(job.label, job.watchdog_s) as watchdog,
   ):
+    trained, frozen = (sharding.put(x, mesh) for x in optimizer.split(variables, c.trainable))
+    del variables
     step, params, saved = restore(checkpoints, program, feed)
     if step:
       trained, state = params, saved
       say(f'{job.label} continues from step {step}')
     else:
       state = program.start(trained)
-    compiled = program.lower().compile()
+    compiled = program.compiled = program.lower().compile()
     say(memory.expected(job.label, program, compiled))
     with (
       Progress(job.label, job.steps, job.unit, step) as progress,

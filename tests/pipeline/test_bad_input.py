@@ -1,6 +1,7 @@
 """Bad rows, files and model folders: one clear line, and nothing half-written is left."""
 
 import dataclasses
+import os
 import shutil
 
 import helpers
@@ -136,6 +137,18 @@ class TestBadInput:
     message = helpers.refused(config, tmp_path / 'run')
     assert 'data.judgements' in message and '--rerun=prepare' in message
     assert helpers.snapshot(tmp_path / 'run') == before
+
+  def test_copies_of_the_sources_and_models_do_not_make_a_run_stale(self, tmp_path, capsys):
+    config, file = self.config(tmp_path, JUDGEMENTS, student__model=str(tmp_path / 'model'))
+    shutil.copytree(weights.find('tiny-encoder'), tmp_path / 'model')
+    runner.run(config, tmp_path / 'run')
+    for copied in (file, *(tmp_path / 'model').iterdir()):
+      os.utime(copied, (1, 1))
+    capsys.readouterr()
+    runner.run(config, tmp_path / 'run')
+    assert 'all is done' in capsys.readouterr().err
+    runner.run(config, tmp_path / 'other', reuse=[tmp_path / 'run'])
+    assert capsys.readouterr().err.count('taken from there') == 2
 
   @pytest.mark.parametrize('how', ['lost', 'reshaped'])
   def test_a_model_folder_with_a_wrong_tensor_names_it(self, tmp_path, how):

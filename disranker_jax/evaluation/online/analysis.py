@@ -1,7 +1,7 @@
 """From a summed log to the results of the table, as plain JSON values (None: undefined)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ from disranker_jax.evaluation.online.users import Bucket, Log
 MISMATCH = 0.001  # below this p the split is broken; a false alarm once in 1000 tests
 FEW_USERS = 200  # below this the normal approximation of skewed metrics is poor
 POWER = 0.8
+# A user is heavy with more than this share of a bucket's sum, and so many times the mean user's.
+HEAVY, TIMES_THE_MEAN = 0.1, 5
+HEAVY_IN = {'pages': 'pages', 'clicks': 'clicks', 'dwell': 'dwell time'}
 
 
 def analyse(
@@ -29,17 +32,49 @@ def analyse(
   """Metrics of each bucket, gains of every other bucket over `control`, and the sample ratio.
 
   `shares` are the intended shares of users (default: equal). `replicates` > 0 computes intervals
-  and p-values by the user-level bootstrap instead of the delta method; use 1000 or more.
+  and p-values by the user-level bootstrap instead of the delta method; use 1000 or more. With
+  heavy users, `without_heavy_users` has the buckets and gains without them.
   Raises: UserError if `control` or `shares` do not fit the log.
   """
   control = control_of(log, control)
   names = [control, *(name for name in log.buckets if name != control)]
   shares = shares_of(names, shares)
   totals = {name: log.buckets[name].totals() for name in names}
-  ratios = {name: ratios_of(totals[name]) for name in names}
+  heavy = {name: users for name in names if (users := heavy_users(totals[name]))}
+  result = compare(totals, alpha, replicates, seed)
+  if heavy:
+    rest = {name: without(totals[name], heavy.get(name, {})) for name in names}
+    result['without_heavy_users'] = compare(rest, alpha, replicates, seed)
+  return plain(
+    {
+      'control': control,
+      'alpha': alpha,
+      'power': POWER,
+      'method': f'bootstrap, {replicates} replicates' if replicates else 'delta method',
+      'first_day': log.days[0].isoformat(),
+      'last_day': log.days[-1].isoformat(),
+      'days': len(log.days),
+      'rows': log.rows,
+      'quarantined': log.quarantined,
+      'users_in_several_buckets': log.users_in_several_buckets,
+      'sample_ratio': sample_ratio(log, names, shares),
+      'heavy_users': {
+        name: [{'share': share, 'of': what} for share, what in sorted(users.values())[::-1]]
+        for name, users in heavy.items()
+      },
+      **result,
+    }
+  )
 
+
+def compare(
+  totals: Mapping[str, stats.Totals], alpha: float, replicates: int, seed: int
+) -> dict[str, Any]:
+  """Summaries of the buckets, and the gains of all others over the first one, the control."""
+  control, *others = totals
+  ratios = {name: ratios_of(total) for name, total in totals.items()}
   gains = {}
-  for name in names[1:]:
+  for name in others:
     gains[name] = {}
     for key, metric in METRICS.items():
       base, other = ratios[control][key], ratios[name][key]
@@ -55,23 +90,26 @@ def analyse(
         'detectable': stats.detectable(base.log_variance + other.log_variance, alpha, POWER),
       }
   adjust(gains, alpha)
-  return plain(
-    {
-      'control': control,
-      'alpha': alpha,
-      'power': POWER,
-      'method': f'bootstrap, {replicates} replicates' if replicates else 'delta method',
-      'first_day': log.days[0].isoformat(),
-      'last_day': log.days[-1].isoformat(),
-      'days': len(log.days),
-      'rows': log.rows,
-      'quarantined': log.quarantined,
-      'users_in_several_buckets': log.users_in_several_buckets,
-      'sample_ratio': sample_ratio(log, names, shares),
-      'buckets': {name: bucket_summary(totals[name], ratios[name]) for name in names},
-      'gains': gains,
-    }
-  )
+  summaries = {name: bucket_summary(total, ratios[name]) for name, total in totals.items()}
+  return {'buckets': summaries, 'gains': gains}
+
+
+def heavy_users(totals: stats.Totals) -> dict[int, tuple[float, str]]:
+  """{user: (largest share, of what)} of the users who can decide a bucket's metrics by themselves.
+
+  Such a user is often a robot or a monitor; the variance does not show how much hangs on it.
+  """
+  limit = max(HEAVY, TIMES_THE_MEAN / len(totals['pages']))
+  found: dict[int, tuple[float, str]] = {}
+  for name, what in HEAVY_IN.items():
+    share_U = totals[name] / max(totals[name].sum(), 1e-9)
+    for user in np.flatnonzero(share_U > limit).tolist():
+      found[user] = max(found.get(user, (0.0, '')), (float(share_U[user]), what))
+  return found
+
+
+def without(totals: stats.Totals, users: Collection[int]) -> dict[str, np.ndarray]:
+  return {name: np.delete(sum_U, list(users)) for name, sum_U in totals.items()}
 
 
 def control_of(log: Log, control: str | None) -> str:

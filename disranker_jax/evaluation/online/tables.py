@@ -23,6 +23,12 @@ def text(result: dict[str, Any], holm: bool = False) -> str:
   for name in result['gains']:
     parts.append(f'{name!r} against {result["control"]!r}')
     parts.append(columns(*gains_table(result, name, holm)))
+  if rest := without_heavy_users(result):
+    for name in rest['gains']:
+      parts.append(f'{name!r} against {rest["control"]!r}, without heavy users')
+      parts.append(columns(*gains_table(rest, name, holm)))
+    if not rest['gains']:
+      parts += ['Without heavy users', columns(*values_table(rest))]
   parts += wrapped(notes(result, holm))
   if size := result.get('size'):
     parts += [size_title(size), columns(*size_table(size)), *wrapped(size_notes(size))]
@@ -42,10 +48,22 @@ def as_markdown(result: dict[str, Any], holm: bool = False) -> str:
     parts.append(markdown(*values_table(result)))
   for name in result['gains']:
     parts += [f'## {name} against {result["control"]}', markdown(*gains_table(result, name, holm))]
+  if rest := without_heavy_users(result):
+    parts.append('## Without heavy users')
+    if not rest['gains']:
+      parts.append(markdown(*values_table(rest)))
+    for name in rest['gains']:
+      parts += [f'{name} against {rest["control"]}:', markdown(*gains_table(rest, name, holm))]
   parts += notes(result, holm)
   if size := result.get('size'):
     parts += [f'## {size_title(size)}', markdown(*size_table(size)), *size_notes(size)]
   return '\n\n'.join(parts) + '\n'
+
+
+def without_heavy_users(result: dict[str, Any]) -> dict[str, Any] | None:
+  """The result with the buckets and gains of all other users; None if there are no heavy ones."""
+  rest = result.get('without_heavy_users')
+  return rest and result | rest
 
 
 def columns(heads: Sequence[str], lines: Lines) -> str:
@@ -73,6 +91,12 @@ def warnings(result: dict[str, Any]) -> list[str]:
     kept = sum(bucket['users'] for bucket in result['buckets'].values())
     part = percent(moved / (moved + kept))
     found.append(f'{moved:,} users ({part}) were in several buckets and are excluded.')
+  for name, users in result['heavy_users'].items():
+    shares = ', '.join(f'{percent(user["share"])} of the {user["of"]}' for user in users)
+    found.append(
+      f'HEAVY USERS in {name!r}: {len(users)} of {result["buckets"][name]["users"]:,} users with '
+      f'{shares}. Often this is a robot. The tables without heavy users are below.'
+    )
   if result['quarantined']:
     found.append(f'{result["quarantined"]:,} of {result["rows"]:,} rows were quarantined.')
   if small := [name for name, b in result['buckets'].items() if b['users'] < FEW_USERS]:

@@ -1,0 +1,45 @@
+"""Digests of files by content. Those of large files are kept in the cache, by size and time."""
+
+import contextlib
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+SMALL = 1 << 20  # bytes; smaller files are read each time, which costs less than a cache's entry
+
+
+def cache() -> Path:
+  """$DISRANKER_CACHE, else ~/.cache/disranker_jax; it may be impossible to create."""
+  folder = os.path.expanduser(os.environ.get('DISRANKER_CACHE') or '~/.cache/disranker_jax')
+  # Not a folder named ~ in the current one.
+  return Path(os.devnull, 'no-home-directory') if folder.startswith('~') else Path(folder)
+
+
+def digest(file: Path) -> str:
+  """The sha256 of a file's content; a large file is read again only if its size or time changed."""
+  stat = file.stat()
+  if stat.st_size < SMALL:
+    return _read(file)
+  return _large(file.absolute(), f'{stat.st_size} {stat.st_mtime_ns}')
+
+
+@functools.cache
+def _large(file: Path, version: str) -> str:
+  kept = cache() / 'digests' / hashlib.sha256(os.fsencode(file)).hexdigest()[:32]
+  with contextlib.suppress(OSError, ValueError):
+    before, value = kept.read_text().rsplit(' ', 1)
+    if before == version and len(value) == 64:
+      return value
+  value = _read(file)
+  partial = kept.with_name(f'{kept.name}.{os.getpid()}')
+  with contextlib.suppress(OSError):  # without a cache, the next command reads the file again
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(f'{version} {value}')
+    os.replace(partial, kept)
+  return value
+
+
+def _read(file: Path) -> str:
+  with file.open('rb') as opened:
+    return hashlib.file_digest(opened, 'sha256').hexdigest()
