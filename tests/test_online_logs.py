@@ -57,9 +57,7 @@ class TestForms:
     pq.write_table(dates, tmp_path / 'dates.parquet')
     place = dates.schema.get_field_index('day')
     time = day.cast(pa.timestamp('s')).cast(pa.timestamp('ns'))
-    time = pc.add(
-      time, pa.scalar(12 * 3600 * 10**9 + 1, pa.duration('ns'))
-    )  # not whole microseconds
+    time = pc.add(time, pa.scalar(12 * 3600 * 10**9 + 1, pa.duration('ns')))  # not whole us
     times = dates.set_column(place, 'day', time)
     pq.write_table(times, tmp_path / 'times.parquet')
     for name in ('wide', 'dates', 'times'):
