@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from online_logs import PAGE, ROW, as_events, pages, write
@@ -55,7 +56,9 @@ class TestForms:
     dates = dates.set_column(dates.schema.get_field_index('day'), 'day', day)
     pq.write_table(dates, tmp_path / 'dates.parquet')
     place = dates.schema.get_field_index('day')
-    times = dates.set_column(place, 'day', day.cast(pa.timestamp('s')).cast(pa.timestamp('ns')))
+    time = day.cast(pa.timestamp('s')).cast(pa.timestamp('ns'))
+    time = pc.add(time, pa.scalar(12 * 3600 * 10**9 + 1, pa.duration('ns')))  # not whole us
+    times = dates.set_column(place, 'day', time)
     pq.write_table(times, tmp_path / 'times.parquet')
     for name in ('wide', 'dates', 'times'):
       assert seen(events.read([str(tmp_path / f'{name}.parquet')])) == seen(wide), name
