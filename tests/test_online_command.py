@@ -10,7 +10,7 @@ import pytest
 from online_logs import ROW, pages, write
 
 from disranker_jax.errors import UserError
-from disranker_jax.evaluation.online import __main__ as command
+from disranker_jax.evaluation.online import command as command
 
 
 @pytest.fixture(scope='module')
@@ -204,7 +204,7 @@ class TestCommand:
   def test_runs_as_a_module_and_exits_with_2_on_a_mistake(self, tmp_path):
     file = write(tmp_path / 'log.jsonl', [ROW, {}])
     done = subprocess.run(
-      [sys.executable, '-m', 'disranker_jax.evaluation.online', file],
+      [sys.executable, '-m', 'disranker_jax.commands', 'online', file],
       capture_output=True,
       text=True,
     )

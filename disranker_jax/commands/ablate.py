@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from disranker_jax import config as configs
-from disranker_jax.commands.common import Parser, guarded, load_config, one_line
+from disranker_jax.commands.common import Parser, load_config, one_line
 from disranker_jax.data.holdout import clusters
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation.runs import read_per_query
@@ -244,8 +244,3 @@ def main(argv=None) -> None:
   }
   print(ablations.text(result))
   ablations.save(args.out, label, result)
-
-
-if __name__ == '__main__':
-  with guarded():
-    main()

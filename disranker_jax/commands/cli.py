@@ -28,7 +28,7 @@ COMMANDS = {
   'compare': Command('disranker_jax.commands.compare', 'compare TREC runs on judged queries'),
   'fuse': Command('disranker_jax.commands.fuse', 'fuse TREC runs into one ranking'),
   'ablate': Command('disranker_jax.commands.ablate', 'run and compare variants of a config'),
-  'online': Command('disranker_jax.evaluation.online.__main__', 'analyse an online experiment'),
+  'online': Command('disranker_jax.evaluation.online.command', 'analyse an online experiment'),
   'plan': Command('disranker_jax.commands.plan.command', 'estimate a stage on a TPU slice'),
   'bench': Command(
     'disranker_jax.commands.bench', 'measure speed (in a checkout of the repository)'

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from disranker_jax.commands.common import Parser, guarded
+from disranker_jax.commands.common import Parser
 from disranker_jax.data.holdout import check_by, clusters
 from disranker_jax.data.records import BadRows, listed
 from disranker_jax.errors import UserError
@@ -296,8 +296,3 @@ def main(argv=None) -> None:
   if args.out:
     save(args.out, result, rows)
     print(f'saved in {args.out}', file=sys.stderr)
-
-
-if __name__ == '__main__':
-  with guarded():
-    main()

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from disranker_jax.commands.common import Parser, guarded
+from disranker_jax.commands.common import Parser
 from disranker_jax.data.records import BadRows, listed
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation.metrics import Run, ranked
@@ -103,8 +103,3 @@ def main(argv=None) -> None:
     write_run(args.out, fused, 'fused')
   except OSError as error:
     raise UserError(f'--out={args.out}: cannot be written ({error.strerror})') from None
-
-
-if __name__ == '__main__':
-  with guarded():
-    main()

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import disranker_jax
-from disranker_jax.commands.common import Parser, guarded
+from disranker_jax.commands.common import Parser
 from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
 
@@ -76,8 +76,3 @@ def main(argv=None) -> None:
   show(ranked, None if args.docs else {d.doc_id: i for i, d in enumerate(docs, 1)})
   seconds = time.monotonic() - begin
   print(f'{len(docs)} documents in {seconds:.1f} s, including loading', file=sys.stderr)
-
-
-if __name__ == '__main__':
-  with guarded():
-    main()

@@ -66,8 +66,7 @@ def prepare(job: Job, runner: str, options: Iterable[str] = ()) -> Prepared:
     examples = _examples(beam, job, source, Path(temp))
     builder = store.PreparedBuilder(kind=job.kind, data_dir=f'{temp}/new', examples=examples)
     config = tfds.download.DownloadConfig(
-      beam_runner=runner,
-      beam_options=beam.options.pipeline_options.PipelineOptions(list(options)),
+      beam_runner=runner, beam_options=beam.options.pipeline_options.PipelineOptions(list(options))
     )
     try:
       with store.quiet():

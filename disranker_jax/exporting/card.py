@@ -71,13 +71,7 @@ def parity_table(rows: list[parity.Row]) -> str:
     [r.reader, r.precision, f'{r.max_difference:.2g}', f'{r.tau:.4f}', f'{r.ndcg_difference:+.4f}']
     for r in rows
   ]
-  heads = (
-    'reader',
-    'precision',
-    'max difference',
-    'Kendall tau',
-    f'nDCG@{parity.DEPTH} change',
-  )
+  heads = ('reader', 'precision', 'max difference', 'Kendall tau', f'nDCG@{parity.DEPTH} change')
   about = (
     'Differences from the trained model in fp32, on real pairs and on very short, over-long, '
     'non-Latin and empty texts. Kendall tau and the nDCG change are means over queries.\n'

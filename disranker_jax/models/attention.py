@@ -93,10 +93,7 @@ def attend(
   if kernel == 'cudnn':
     return _attend_cudnn(q_BTHE, k_BSKE, v_BSKE, segments_BT, causal, window)
   run = functools.partial(
-    _attend_splash,
-    causal=causal,
-    window=window,
-    interpret=kernel == 'splash_interpret',
+    _attend_splash, causal=causal, window=window, interpret=kernel == 'splash_interpret'
   )
   return _on_each_device(run, mesh, q_BTHE, k_BSKE, v_BSKE, segments_BT)
 

@@ -29,11 +29,7 @@ from disranker_jax.errors import UserError
 # The checkpoint name of dot products' results: `remat='dots'` keeps these.
 SAVED = 'dot'
 
-ACTIVATIONS = {
-  'float32': jnp.float32,
-  'bfloat16': jnp.bfloat16,
-  'bfloat16_dots': jnp.float32,
-}
+ACTIVATIONS = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'bfloat16_dots': jnp.float32}
 
 
 def activation_dtype(precision: str) -> jnp.dtype:

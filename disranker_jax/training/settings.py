@@ -57,7 +57,7 @@ SETTINGS: Section = {
 }  # fmt: skip
 # Stages that draw some documents of each query.
 GROUPS: Section = {
-  'group_size': Key(8, between(2, 10_000), 'Documents per query in a step; a pair needs two.'),
+  'group_size': Key(8, between(2, 10_000), 'Documents per query in a step; a pair needs two.')
 }
 
 

@@ -161,27 +161,15 @@ class Block(nn.Module):
     c = self.config
 
     def linear(features, name):
-      return layers.Linear(
-        features,
-        use_bias=True,
-        precision=self.precision,
-        lora_rank=self.lora_rank,
-        lora_alpha=self.lora_alpha,
-        name=name,
-      )
+      lora = {'lora_rank': self.lora_rank, 'lora_alpha': self.lora_alpha}
+      return layers.Linear(features, True, self.precision, **lora, name=name)
 
     shape = (*x_BTD.shape[:2], c.heads, c.head_dim)
     q, k, v = (linear(c.width, name)(x_BTD).reshape(shape) for name in 'qkv')
     out_BTHE = attention.attend(
-      q,
-      k,
-      v,
-      segments_BT=segments_BT,
-      segments_BS=segments_BT,
-      causal=False,
-      precision=self.precision,
-      kernel=self.attention,
-    )
+      q, k, v, segments_BT=segments_BT, segments_BS=segments_BT, causal=False,
+      precision=self.precision, kernel=self.attention,
+    )  # fmt: skip
     x_BTD += linear(c.width, 'o')(out_BTHE.reshape(x_BTD.shape))
     x_BTD = layers.LayerNorm(c.norm_eps, name='attn_norm')(x_BTD)
     h_BTF = ACTS[c.act](linear(c.ffn, 'up')(x_BTD))

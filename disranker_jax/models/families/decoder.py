@@ -207,14 +207,8 @@ class Block(nn.Module):
     c = self.config
 
     def linear(features, name, use_bias=False):
-      return layers.Linear(
-        features,
-        use_bias,
-        self.precision,
-        lora_rank=self.lora_rank,
-        lora_alpha=self.lora_alpha,
-        name=name,
-      )
+      lora = {'lora_rank': self.lora_rank, 'lora_alpha': self.lora_alpha}
+      return layers.Linear(features, use_bias, self.precision, **lora, name=name)
 
     def heads(name, count, h_BTD):
       out = linear(count * c.head_dim, name, c.qkv_bias)(h_BTD)
@@ -229,19 +223,12 @@ class Block(nn.Module):
       k_BSKE = write(cache['k'], k_BSKE, start, axis=1)
       v_BSKE = write(cache['v'], v_BSKE, start, axis=1)
       cache = {'k': k_BSKE, 'v': v_BSKE}
+    # A Python number tells `attend` that this is not decoding.
+    start = 0 if cache is None else start
     out_BTHE = attention.attend(
-      q_BTHE,
-      k_BSKE,
-      v_BSKE,
-      segments_BT=segments_BT,
-      segments_BS=segments_BS,
-      causal=True,
-      window=c.window,
-      # A Python number, from which `attend` knows that this is not decoding.
-      start=0 if cache is None else start,
-      precision=self.precision,
-      kernel=self.attention,
-    )
+      q_BTHE, k_BSKE, v_BSKE, segments_BT=segments_BT, segments_BS=segments_BS, causal=True,
+      window=c.window, start=start, precision=self.precision, kernel=self.attention,
+    )  # fmt: skip
     x_BTD += linear(c.width, 'o', c.out_bias)(out_BTHE.reshape(*x_BTD.shape[:2], -1))
     h_BTD = layers.RMSNorm(c.norm_eps, name='mlp_norm')(x_BTD)
     gate_BTF = linear(c.ffn, 'gate')(h_BTD)

@@ -7,12 +7,11 @@ import argparse
 import contextlib
 import json
 import math
-import sys
 import time
 from pathlib import Path
 
 from disranker_jax import progress
-from disranker_jax.commands.common import Parser, guarded
+from disranker_jax.commands.common import Parser
 from disranker_jax.data.records import BadRows
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import online
@@ -127,8 +126,3 @@ def main(argv=None) -> None:
     except OSError as error:
       raise UserError(f'--out {args.out}: cannot be written ({error.strerror})') from None
   print(as_json if args.json else tables.text(result, args.holm))
-
-
-if __name__ == '__main__':
-  with guarded():
-    main(sys.argv[1:])
