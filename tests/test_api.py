@@ -1,6 +1,9 @@
 """The Python API: `disranker_jax.load`, `rank` and `score`."""
 
 import concurrent.futures
+import json
+import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -50,6 +53,19 @@ def test_importing_the_package_loads_no_library():
   code = "import sys, disranker_jax; print({'jax', 'numpy', 'transformers'} & set(sys.modules))"
   out = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True)
   assert out.stdout == 'set()\n'
+
+
+def test_scores_are_the_same_where_jax_has_64_bits(model, on_jax):
+  code = (
+    'import sys, disranker_jax; from tests.test_api import QUERY, TEXTS; '
+    "print(disranker_jax.load(sys.argv[1], 'jax').score([(QUERY, t) for t in TEXTS]).tolist())"
+  )
+  command = [sys.executable, '-c', code, str(model)]
+  env = os.environ | {'JAX_ENABLE_X64': '1'}
+  root = pathlib.Path(__file__).parents[1]
+  out = subprocess.run(command, check=True, capture_output=True, text=True, env=env, cwd=root)
+  wide = np.array(json.loads(out.stdout.splitlines()[-1]))
+  np.testing.assert_allclose(wide, on_jax.score([(QUERY, t) for t in TEXTS]), atol=1e-4)
 
 
 def test_all_public_names_exist():

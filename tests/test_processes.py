@@ -10,6 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import trainer
 
+from disranker_jax.devices import processes
+from disranker_jax.errors import UserError
+
 STEPS, BLOCKS = 8, 4
 
 
@@ -276,3 +279,18 @@ class TestWholePipeline:
     assert json.loads((tmp_path / f'run/{stage}/manifest.json').read_text())['status'] == 'running'
     pipeline(tmp_path)
     assert_same_results(tmp_path, whole)
+
+
+def test_variables_of_a_cluster_alone_start_none(monkeypatch):
+  for name in ('SLURM_JOB_ID', 'SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE'):
+    monkeypatch.setenv(name, '4')
+  processes.start()
+  assert processes.is_first()
+
+
+@pytest.mark.parametrize('given', [{}, {'DISRANKER_PROCESSES': '2'}, {'DISRANKER_PROCESSES': 'x'}])
+def test_a_coordinator_without_numbers_is_an_error_that_names_them(monkeypatch, given):
+  for name, value in ({'DISRANKER_COORDINATOR': '127.0.0.1:1'} | given).items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(UserError, match='set DISRANKER_PROCESSES .* and DISRANKER_PROCESS'):
+    processes.start()

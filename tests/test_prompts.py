@@ -57,6 +57,12 @@ def counts(tokenizer, ids):
 # Both kinds
 
 
+@pytest.mark.parametrize('text', ['a [SEP] b', '[CLS]', '[PAD] [MASK] [UNK]', '</s> <s> a <unk>'])
+def test_names_of_special_tokens_in_a_text_are_read_as_transformers_reads_them(bert, text):
+  encoded = one(PairPrompt(bert, 64, 32), text, 'title', text)
+  assert encoded.ids.tolist() == bert(text, f'title : {text}')['input_ids']
+
+
 @few_examples
 @given(query=anything, title=anything, summary=anything, max_len=lengths[0], max_query=lengths[1])
 def test_the_last_token_is_always_the_real_end_and_the_length_is_kept(

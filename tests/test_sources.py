@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import resource
 import sys
 
 import pyarrow as pa
@@ -75,6 +76,46 @@ class TestJsonl:
     (tmp_path / name).write_bytes(data)
     (group,) = read(f'jsonl:{tmp_path / name}', 'judgements')
     assert [(doc.doc_id, doc.label) for doc in group.docs] == [('d1', 1), ('d2', 0)]
+
+  def test_gzip_of_several_members_is_read_to_its_end(self, tmp_path):
+    rows = [ROW | {'doc_id': f'd{i}'} for i in range(3)]
+    file = tmp_path / 'logrotate.jsonl.gz'
+    file.write_bytes(b''.join(gzip.compress(jsonl(row)) for row in rows))
+    (group,) = read(f'jsonl:{file}', 'judgements')
+    assert [doc.doc_id for doc in group.docs] == ['d0', 'd1', 'd2']
+
+  def test_characters_that_look_like_line_ends_do_not_end_a_row(self, tmp_path):
+    text = 'one\u2028two\u2029three\x85four\x0bfive'
+    line = json.dumps(ROW | {'summary': text}, ensure_ascii=False) + '\n'
+    (tmp_path / 'a.jsonl').write_bytes(line.encode())
+    (group,) = read(f'jsonl:{tmp_path}/a.jsonl', 'judgements')
+    assert group.docs[0].summary == text
+
+  @pytest.mark.parametrize('text', ['नमस्ते', '文件读取', 'قراءة', '👩‍👩‍👧‍👦 naïve ﬁle'])
+  def test_a_path_with_blanks_brackets_and_umlauts_and_text_in_any_script(self, tmp_path, text):
+    folder = tmp_path / 'Ärger (2) [alt]'
+    folder.mkdir()
+    row = ROW | {'query': text, 'title': text, 'summary': text}
+    (folder / 'ö ü.jsonl').write_text(json.dumps(row, ensure_ascii=False) + '\n', 'utf-8')
+    (group,) = read(f'jsonl:{folder}/ö ü.jsonl', 'judgements')
+    assert (group.query, group.docs[0].title, group.docs[0].summary) == (text, text, text)
+
+  def test_thousands_of_part_files_need_few_open_files(self, tmp_path):
+    for i in range(3000):
+      (tmp_path / f'part-{i:04}.jsonl').write_bytes(jsonl(ROW | {'query_id': f'q{i}'}))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+      groups = list(read(f'jsonl:{tmp_path}/part-*.jsonl', 'judgements'))
+    finally:
+      resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(groups) == 3000
+
+  def test_a_document_of_8_megabytes_is_whole(self, tmp_path):
+    text = 'word ' * 1_600_000
+    (tmp_path / 'a.jsonl').write_bytes(jsonl(ROW | {'summary': text}))
+    (group,) = read(f'jsonl:{tmp_path}/a.jsonl', 'judgements')
+    assert group.docs[0].summary.split() == text.split()
 
   def test_globs_in_the_order_of_names_and_groups_across_files(self, tmp_path):
     (tmp_path / 'part-2.jsonl').write_bytes(jsonl(ROW | {'doc_id': 'd2'}))
