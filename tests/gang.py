@@ -34,7 +34,7 @@ class Gang:
       'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
       'XLA_FLAGS': f'--xla_force_host_platform_device_count={self._devices}',
       'PYTHONPATH': str(ROOT),
-      'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=0',  # or main would start itself anew for it
+      'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=0',  # or main would restart itself to set it
     }
     if self._count > 1:
       env['DISRANKER_COORDINATOR'] = f'127.0.0.1:{free_port()}'

@@ -1,4 +1,4 @@
-"""The tree of settings: mistakes are told by key, files in configs/ work, comparing is by key."""
+"""The settings: mistakes name the key, files in configs/ load, comparing is by key."""
 
 import json
 import math

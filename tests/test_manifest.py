@@ -175,7 +175,7 @@ class TestManifest:
     first = Manifest(tmp_path, 'sft', {}, {})
     clock[0] += 5
     first.stopped()
-    clock[0] += 1000  # nobody works on it
+    clock[0] += 1000  # no process works on it
     again = Manifest(tmp_path, 'sft', {}, {})
     assert manifest.read(tmp_path)['wall_s'] == 5
     clock[0] += 7

@@ -10,7 +10,7 @@ CORE = 'processor : {n}\nvendor_id : {vendor}\nmodel name : Some {vendor}\nflags
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-  """Gives this machine another processor of two cores; without arguments, one nobody describes."""
+  """Gives this machine another processor of two cores; without arguments, an unknown one."""
 
   def become(vendor: str = '', flags: str = ''):
     file = tmp_path / 'cpuinfo'

@@ -102,7 +102,7 @@ class Stubs:
 
 
 def renew() -> None:
-  """Writes the golden files anew: read the difference before you commit it."""
+  """Rewrites the golden files: read the difference before you commit it."""
   import tempfile
 
   GOLDEN.mkdir(exist_ok=True)

@@ -346,7 +346,7 @@ class TestOwnData:
 
 
 class TestCommandLine:
-  """Exit status and stderr; what is wrong is told before jax is imported where it can be."""
+  """Exit status and stderr; mistakes are reported before jax is imported, where possible."""
 
   def test_an_unknown_key_suggests_the_known_one(self, tmp_path):
     process = helpers.main(*helpers.flags(tmp_path / 'run', sft__epoch=2))
