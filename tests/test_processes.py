@@ -3,6 +3,8 @@ dying and hanging. Each is a real process with two virtual devices; they talk ov
 """
 
 import json
+import subprocess
+import sys
 
 import gang
 import numpy as np
@@ -279,6 +281,18 @@ class TestWholePipeline:
     assert json.loads((tmp_path / f'run/{stage}/manifest.json').read_text())['status'] == 'running'
     pipeline(tmp_path)
     assert_same_results(tmp_path, whole)
+
+
+def test_checking_a_config_starts_no_backend_because_processes_join_before():
+  code = (
+    'from jax._src import xla_bridge; from disranker_jax.commands.common import load_config; '
+    'from disranker_jax.pipeline import systems; '
+    "load_config('configs/tiny.py', []); print(xla_bridge.backends_are_initialized())"
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], cwd=gang.ROOT, capture_output=True, text=True, check=False
+  )
+  assert done.stdout == 'False\n', done.stderr
 
 
 def test_variables_of_a_cluster_alone_start_none(monkeypatch):

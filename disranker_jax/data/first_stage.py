@@ -1,15 +1,23 @@
 """The built-in first stage, BM25: finds the candidates that a ranker re-ranks."""
 
+import functools
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
-import bm25s
 import numpy as np
 
-logging.getLogger('bm25s').setLevel(logging.WARNING)
 QUERIES_AT_ONCE = 1000
+
+
+@functools.cache
+def library():
+  """bm25s, imported late: its import computes with jax, and processes must join before that."""
+  import bm25s
+
+  logging.getLogger('bm25s').setLevel(logging.WARNING)
+  return bm25s
 
 
 class HasText(Protocol):
@@ -34,7 +42,7 @@ class BM25:
     # bm25s cannot index a collection without any word.
     self._index = None
     if any(tokens):
-      self._index = bm25s.BM25()
+      self._index = library().BM25()
       self._index.index(tokens, show_progress=False)
 
   def top(self, queries: Sequence[str], k: int) -> list[list[tuple[int, float]]]:
@@ -66,4 +74,4 @@ class BM25:
 def _tokens(texts: Sequence[str]) -> list[list[str]]:
   if not texts:
     return []
-  return bm25s.tokenize(list(texts), stopwords='en', return_ids=False, show_progress=False)
+  return library().tokenize(list(texts), stopwords='en', return_ids=False, show_progress=False)
