@@ -25,9 +25,16 @@ def parser() -> Parser:
   add('--stages', type=words, default=[], metavar='A,B', help='only these stages of the config')
   add('--rerun', type=words, default=[], metavar='A,B', help=(
     'stages to repeat, together with all stages that read their results'))  # fmt: skip
+  add('--seeds', type=seeds, default=[], metavar='A,B', help=(
+    "train the student with these seeds too, and report how much the result varies"))  # fmt: skip
   add('--reuse', type=words, default=[], metavar='DIR,DIR', help=(
     'other workdirs: stages that ran there with the same settings are copied'))  # fmt: skip
   return out
+
+
+def seeds(text: str) -> list[int]:
+  """The numbers of `0,1,2`, as an argparse type."""
+  return [int(number) for number in words(text)]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,10 +53,13 @@ def main(argv: list[str] | None = None) -> None:
   processes.start()
   from disranker_jax.errors import Stopped
   from disranker_jax.pipeline import runner
+  from disranker_jax.pipeline import seeds as student_seeds
 
   workdir = Path(args.workdir or Path('runs') / config.name)
   try:
     runner.run(config, workdir, args.stages, args.rerun, args.reuse)
+    if args.seeds:
+      student_seeds.run(config, workdir, args.seeds)
   except (Stopped, KeyboardInterrupt) as e:
     print(f'{e or "stopped"}; the same command continues from there', file=sys.stderr)
     # SIGTERM asks for a clean stop, which is success; Ctrl-C is not.

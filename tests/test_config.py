@@ -164,6 +164,7 @@ NONSENSE = {
   int: ['two', -5, 0.5, True, None],
   float: ['much', -3.0, math.nan, math.inf, None],  # ConfigDict makes 1.0 of True
   str: ['no such value (', 7, None, 'two\nlines'],
+  dict: ['production', 3, {'a b': 'trec:a.run'}, {'a': 'no such scheme'}, {'a': 3}, None],
   tuple: ['prepare', 3, ('no such value',), (-5,), (None,)],
 }
 # What may be any text, any number, or negative, with the values above that are fine for it.

@@ -2,7 +2,6 @@
 
 import html.parser
 import json
-import math
 import re
 import types
 
@@ -15,7 +14,7 @@ from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics, runs
 from disranker_jax.pipeline import manifest
-from disranker_jax.report import charts, facts, intervals, page, rankings, summary, tables
+from disranker_jax.report import charts, facts, intervals, page, rankings, tables, tiles
 from disranker_jax.stages import evaluate, report, result_rows
 
 EVIL = '<script>alert("&")</script>'
@@ -161,7 +160,7 @@ class TestPage:
     run, _, parsed = whole
     results = json.loads((run.workdir / 'evaluate' / 'results.json').read_text())
     for title, model in (('BM25', 'bm25'), ('distilled student', 'student')):
-      found = re.search(rf'Results model .*?{title} (.*)', parsed.text).group(1)
+      found = re.search(rf'parameters ms per pair .*?{title} (.*)', parsed.text).group(1)
       numbers = [float(x) for x in re.findall(r'\d+\.\d+', found)[:6]]
       value, low, high = numbers[3:6]
       assert value == pytest.approx(results[model]['ndcg@5'], abs=6e-4)
@@ -182,7 +181,7 @@ class TestPage:
     found = intervals.analyse(facts.gather(run).rows).differences
     for baseline, title in (('bm25', 'BM25'), ('student_sft', 'student, labels only')):
       cell = found[baseline, 'student', 'ndcg@5']
-      numbers = [summary.number(cell[k], sign='+') for k in ('value', 'low', 'high')]
+      numbers = [tiles.number(cell[k], sign='+') for k in ('value', 'low', 'high')]
       sentence = re.search(rf'Distilled student against {title} : (.*?)\)', parsed.text).group(1)
       assert [n in sentence for n in numbers] == [True] * 3
       assert sentence.endswith(tables.chance(cell['p_holm'], 3))
@@ -239,89 +238,20 @@ class TestLessThanAll:
       report.execute(run)
 
 
-def rows_of(values: dict[str, list[float]]):
-  """per_query rows in which nDCG@5 is given and the other metrics are 0."""
-  empty = dict.fromkeys((*metrics.COLUMNS, 'concordant', 'discordant'), 0.0)
-  return {
-    model: {f'q{i}': empty | {'ndcg@5': x} for i, x in enumerate(of_model)}
-    for model, of_model in values.items()
-  }
-
-
-class TestIntervals:
-  def test_means_and_intervals_agree_with_a_plain_bootstrap(self):
-    rng = np.random.default_rng(3)
-    x = rng.random(60)
-    found = intervals.analyse(rows_of({'bm25': x.tolist()})).means['bm25', 'ndcg@5']
-    draws = x[rng.integers(60, size=(20_000, 60))].mean(1)
-    assert found['value'] == pytest.approx(x.mean())
-    assert [found['low'], found['high']] == pytest.approx(
-      np.quantile(draws, [0.025, 0.975]), abs=4e-3
-    )
-
-  def test_queries_of_one_cluster_are_drawn_together(self):
-    """q0, q10, q20, ... are one cluster: their values are one value, asked for six times."""
-    ten = np.random.default_rng(3).random(10)
-    once = intervals.analyse(rows_of({'bm25': ten, 'student': ten**2}))
-    rows = rows_of({'bm25': np.tile(ten, 6), 'student': np.tile(ten**2, 6)})
-    again = intervals.analyse(rows, by=r'\d$')
-    assert again.means['bm25', 'ndcg@5'] == pytest.approx(once.means['bm25', 'ndcg@5'])
-    cell = ('bm25', 'student', 'ndcg@5')
-    assert again.differences[cell] == pytest.approx(once.differences[cell])
-    assert not intervals.analyse(rows, by='^q').means  # one cluster: nothing to draw from
-
-  def test_the_share_kept_is_paired(self):
-    """With a student halfway on every query the share is one half in every draw."""
-    rng = np.random.default_rng(0)
-    bm25, lead = rng.random(50) / 2, rng.random(50) / 2
-    values = rows_of({'bm25': bm25, 'teacher': bm25 + lead, 'student': bm25 + lead / 2})
-    found = intervals.analyse(values)
-    assert [found.kept[k] for k in ('value', 'low', 'high')] == pytest.approx([0.5] * 3)
-
-  def test_without_a_sure_lead_there_is_no_share(self):
-    rng = np.random.default_rng(0)
-    found = intervals.analyse(rows_of({m: rng.random(30) for m in ('bm25', 'teacher', 'student')}))
-    assert found.kept is None and found.means
-
-  def test_every_pair_is_tested_once_and_chance_never(self):
-    models = ('random', 'bm25', 'student_sft', 'teacher', 'student')
-    assert intervals.compared(models) == [
-      ('bm25', 'student_sft'), ('bm25', 'teacher'), ('bm25', 'student'),
-      ('student_sft', 'teacher'), ('student_sft', 'student'),
-    ]  # fmt: skip
-
-  def test_corrected_p_are_larger_and_equal_models_do_not_differ(self):
-    rng = np.random.default_rng(1)
-    bm25 = rng.random(40)
-    rows = rows_of({'bm25': bm25, 'teacher': bm25 + rng.random(40), 'student': bm25})
-    found = intervals.analyse(rows, samples=2000).differences
-    assert found['bm25', 'student', 'ndcg@5']['p'] == 1
-    sure = found['bm25', 'teacher', 'ndcg@5']
-    assert sure['p'] < sure['p_holm'] < 0.01
-
-  def test_pooled_pnr_of_nothing_but_agreement_is_infinite(self):
-    rows = rows_of({'bm25': [0.1, 0.2, 0.3]})
-    for row in rows['bm25'].values():
-      row['concordant'] = 5.0
-    found = intervals.analyse(rows).means['bm25', 'pnr']
-    assert found['value'] == found['low'] == math.inf
-    assert summary.span(found, 2) == 'inf to inf'
-
-
 def test_the_page_says_what_was_drawn_and_when_that_is_few(tmp_path):
   run = make_run(tmp_path)
   before = written(run)[0]
   assert 'too narrow' not in before
   run.config.data.holdout_by = r'\d$'
   text = written(run)[0]
-  assert 'with only 10 of them intervals are too narrow' in text
+  assert 'The test has only 10 clusters of queries, so intervals are too narrow' in text
   assert 'paired bootstrap over 10 clusters of queries' in text
   values = facts.gather(run).rows
   for by, page_, other in (('', before, text), (r'\d$', text, before)):
     mean = intervals.analyse(values, by=by).means['student', 'ndcg@5']
-    assert summary.span(mean) in page_ and summary.span(mean) not in other
+    assert tiles.span(mean) in page_ and tiles.span(mean) not in other
   run.config.report.cluster = '^q'  # which goes before data.holdout_by; nothing is left to draw
-  assert 'too narrow' not in written(run)[0]
+  assert 'The test has only 1 cluster of queries, so there are no intervals' in written(run)[0]
 
 
 def test_the_device_is_told_once_unless_stages_had_different_ones(tmp_path, monkeypatch):

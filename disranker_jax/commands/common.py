@@ -165,10 +165,16 @@ def load_config(file: str | Path | None, overrides: Sequence[str] = ()):
   config = read_config_file(file)
   from disranker_jax import config as configs
 
-  known = configs.flatten(config)
-  for word in overrides:
-    key = word.partition('=')[0].removeprefix('--config.')
-    if key not in known:
+  known, overrides = configs.flatten(config), list(overrides)
+  for word in list(overrides):
+    key, _, value = word.removeprefix('--config.').partition('=')
+    mapping, _, name = key.rpartition('.')
+    if mapping in configs.mappings():
+      overrides.remove(word)
+      section, _, last = mapping.rpartition('.')
+      with config.unlocked():
+        config[section][last][name] = value
+    elif key not in known:
       raise UserError(f'--config.{key}: {configs.no_such_key(key, known)}')
   argv, values = ['disranker', *overrides], flags.FlagValues()
   holder = config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=argv)

@@ -7,6 +7,7 @@ wherever it is written: in a config file or as `--config.sft.epochs=2` on the co
 """
 
 import difflib
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,11 +175,25 @@ def split_lists(config: ConfigDict) -> None:
         section[last] = tuple(part for word in section[last] for part in word.split(','))
 
 
+@functools.cache
+def mappings() -> frozenset[str]:
+  """The dotted keys whose value is a dict of names, in any system."""
+  from disranker_jax.pipeline import systems
+
+  every = [settings.flatten(sections(system)) for system in systems.SYSTEMS]
+  return frozenset(k for known in every for k, key in known.items() if key.default == {})
+
+
 def flatten(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
-  """{'sft.epochs': 1.0, ...}: the tree by dotted keys, in order; tuples become lists."""
+  """{'sft.epochs': 1.0, ...}: the tree by dotted keys, in order; tuples become lists.
+
+  The value of a key that is a dict of names (`mappings`) stays a dict.
+  """
   flat: dict[str, Any] = {}
   for key, value in config.items():
-    if isinstance(value, ConfigDict):
+    if isinstance(value, ConfigDict) and prefix + key in mappings():
+      flat[prefix + key] = value.to_dict()
+    elif isinstance(value, ConfigDict):
       flat |= flatten(value, f'{prefix}{key}.')
     else:
       flat[prefix + key] = list(value) if isinstance(value, tuple | list) else value

@@ -30,6 +30,8 @@ class Check:
 class Key:
   """One setting. Its type is that of the default; an integer is also a valid float.
 
+  With the default {} the value is a dict that a config fills with names of its own.
+
   affects_results  False for settings that change how a stage runs but not what it computes; a
                    stage does not become stale when they change
   """
@@ -121,6 +123,16 @@ def list_of(check: Check, *, like: Any = '', distinct: bool = False) -> Check:
   return Check(f'a list of {"different " if distinct else ""}values: {check.allowed}', accepts)
 
 
+def mapping_of(name: str, check: Check) -> Check:
+  """A dict of texts whose names match the pattern `name` and whose values pass a check."""
+
+  def accepts(values) -> bool:
+    right = all(re.fullmatch(name, key) and isinstance(key, str) for key in values)
+    return right and all(isinstance(v, str) and check.accepts(v) for v in values.values())
+
+  return Check(f'names ({name}) with {check.allowed} each', accepts)
+
+
 def integers(low: int) -> Check:
   """A list of integers from `low` on."""
   return list_of(Check(f'integers, {low} or more', lambda x: x >= low), like=0)
@@ -172,6 +184,8 @@ def has_type(value: Any, default: Any) -> bool:
     return isinstance(value, int | float)
   if isinstance(default, list | tuple):
     return isinstance(value, list | tuple)
+  if isinstance(default, Mapping):
+    return isinstance(value, Mapping)
   return isinstance(value, type(default))
 
 

@@ -43,7 +43,7 @@ def write(folder: Path, names, rows: list[parity.Row], results: dict, made: dict
     parts += [
       '## Results\n',
       f'{first["queries"]} held-out queries, {first["pairs"]} pairs re-ranked.\n',
-      result_table(results) + '\n',
+      result_table(results, {}) + '\n',
     ]
   parts += [
     '## Parity\n', parity_table(rows),

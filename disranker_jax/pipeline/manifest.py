@@ -17,6 +17,7 @@ from disranker_jax.config import settings
 from disranker_jax.devices import processes, processor
 from disranker_jax.errors import UserError
 
+FILE = 'manifest.json'
 PACKAGES = ('disranker_jax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'grain')
 
 
@@ -34,7 +35,7 @@ def write_json(file: Path, value) -> None:
 
 def read(folder: Path) -> dict | None:
   """The manifest in a stage's folder; None if the stage has not started."""
-  file = folder / 'manifest.json'
+  file = folder / FILE
   if not file.exists():
     return None
   try:
@@ -79,7 +80,7 @@ class Manifest:
 
   def _write(self) -> None:
     if processes.is_first():
-      write_json(self._folder / 'manifest.json', self.value)
+      write_json(self._folder / FILE, self.value)
 
   def stopped(self) -> None:
     """Records the time spent so far."""

@@ -68,19 +68,17 @@ class State:
   """Where a stage stands in a workdir.
 
   before   its manifest, None if it has not started
+  is_done  whether it has finished and has all that the config asks for
   wanted   the settings that its result depends on
   inputs   fingerprints of what it is made from; None for an earlier stage that is not done
   changes  what has changed since it was started, as text
   """
 
   before: dict | None
+  is_done: bool
   wanted: dict
   inputs: dict[str, str | None]
   changes: list[str]
-
-  @property
-  def is_done(self) -> bool:
-    return self.before is not None and self.before['status'] == 'done'
 
   @property
   def missing(self) -> list[str]:
@@ -95,6 +93,7 @@ class Pipeline:
     self.run = run
     self.listed = systems.listed(run.config)
     self.chosen = [stage for stage in self.listed if not stages or stage.name in stages]
+    self.rerun = tuple(rerun)
     self.again = systems.following(self.listed, rerun)
 
   def check(self) -> None:
@@ -107,9 +106,17 @@ class Pipeline:
     self.run.workdir.mkdir(parents=True, exist_ok=True)
     lock = locked(self.run.workdir)
     for name in self.again:  # only now: a run that is refused deletes nothing
-      shutil.rmtree(self.run.folder(name), ignore_errors=True)
+      self.remove(name)
     configs.save(self.run.config, self.run.workdir / 'config.json')
     return lock
+
+  def remove(self, name: str) -> None:
+    """Removes a stage's folder, or just its manifest if the stage can tell which parts are good."""
+    folder = self.run.folder(name)
+    if systems.find(name, self.run.config.system).has_parts and name not in self.rerun:
+      (folder / manifest.FILE).unlink(missing_ok=True)
+    else:
+      shutil.rmtree(folder, ignore_errors=True)
 
   def run_stages(self, donors: Sequence[Run]) -> None:
     """Runs what is not done, then shows the results."""
@@ -129,7 +136,8 @@ class Pipeline:
     wanted = manifest.settings_of(self.run.config, stage.sections)
     current = {n: None if n in again else v for n, v in self.inputs(stage).items()}
     changes = manifest.changes(before, wanted, current) if before else []
-    return State(before, wanted, current, changes)
+    done = before is not None and before['status'] == 'done' and stage.is_complete(self.run)
+    return State(before, done, wanted, current, changes)
 
   def inputs(self, stage: Stage) -> dict[str, str | None]:
     """Fingerprints of what a stage is made from; None for an earlier stage that is not done."""

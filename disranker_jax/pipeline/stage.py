@@ -39,6 +39,11 @@ class Stage:
   requires      config -> {what requires them: stages that must be in config.stages}; by default a
                 stage with a model requires prepare
   reads_records config -> the kinds of prepared records that it reads
+  has_parts     whether its folder has parts that know what they were made from: a repetition
+                because of an earlier stage (--rerun) leaves the folder, and the stage keeps the
+                parts that have not changed
+  is_complete   whether what a finished stage wrote is all that the config asks for now; if not, the
+                stage continues
   head          config -> the head that its network has
   task          of a training stage: (config, network) -> train.Task
   scores_records  whether it scores all records that it reads
@@ -56,6 +61,8 @@ class Stage:
   reads_stages: tuple[str, ...] = ()
   requires: Callable[[ConfigDict], Mapping[str, tuple[str, ...]]] | None = None
   reads_records: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
+  has_parts: bool = False
+  is_complete: Callable[[Run], bool] = lambda run: True
   head: Callable[[ConfigDict], str] = lambda config: 'rank'
   task: Callable | None = None
   scores_records: bool = False

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from disranker_jax import config as configs
-from disranker_jax.data import store
+from disranker_jax.data import holdout, store
 from disranker_jax.data.records import Click, Group
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
+from disranker_jax.report import intervals
+from disranker_jax.report.intervals import Intervals
 from disranker_jax.stages import result_rows
 
 MOST = 10_000  # records whose texts are measured, evenly spaced if there are more
@@ -38,10 +40,41 @@ class Facts:
   changed: dict[str, object]  # the part that is not the default
   samples: str  # what the teacher writes after continued pre-training
   cluster: str  # queries whose ids it matches alike are drawn together
+  device: str  # that evaluated the rows
+  served: dict[str, list[dict]]  # {model: what requests to its exported folder get}
+  seeds: dict[str, dict[int, float]]  # {row: {the student's seed: value of the main metric}}
 
   def labels(self) -> dict[tuple[str, str], int]:
     """{(query_id, doc_id): label} of the judged test pairs."""
     return {(q, d.doc_id): d.label for q, g in self.tests.items() for d in g.docs if d.label >= 0}
+
+  def title(self, row: str) -> str:
+    """The title of a row of the result table."""
+    return result_rows.title(row, self.results)
+
+  @functools.cached_property
+  def intervals(self) -> Intervals:
+    """Means and differences of the rows with intervals; empty if there are too few queries."""
+    rows = {name: values for name, values in self.rows.items() if name in self.results}
+    return intervals.analyse(rows, by=self.cluster)
+
+  @functools.cached_property
+  def clusters(self) -> int:
+    """How many units intervals and tests draw: queries, or clusters of them."""
+    return len(set(holdout.clusters(next(iter(self.rows.values()), ()), self.cluster)))
+
+  @functools.cached_property
+  def has_ranks(self) -> bool:
+    """Whether the test records hold the first stage's ranks."""
+    return any(d.rank for g in self.tests.values() for d in g.docs)
+
+  def found(self, query: str) -> list[str]:
+    """The documents that the first stage found for a query, best first."""
+    scores = self.runs[result_rows.FIRST_STAGE][query]
+    ranks = {d.doc_id: d.rank for d in self.tests[query].docs}
+    if self.has_ranks:
+      return [doc_id for doc_id in scores if ranks.get(doc_id)]
+    return [doc_id for doc_id, score in scores.items() if score > 0]
 
   @functools.cached_property
   def top_label(self) -> int:
@@ -53,12 +86,13 @@ def gather(run) -> Facts:
   """Reads what the run's workdir holds."""
   evaluated, samples = run.folder('evaluate'), run.folder('cpt') / 'samples.md'
   config, default = configs.flatten(run.config), configs.flatten(configs.defaults())
-  ranked = [name for name in result_rows.ROWS if not result_rows.is_floor(name)]
+  results = read_results(run)
+  ranked = [name for name in results if not result_rows.is_floor(name)]
   files = {model: evaluated / f'{model}.run' for model in ranked}
   per_query = evaluated / 'per_query.csv'
   return Facts(
     name=run.config.name,
-    results=read_results(run),
+    results=results,
     rows=runs.read_per_query(per_query) if per_query.exists() else {},
     tests=read_tests(run),
     runs={model: read_run(file) for model, file in files.items() if file.exists()},
@@ -70,6 +104,9 @@ def gather(run) -> Facts:
     changed={k: v for k, v in config.items() if default.get(k) != v},
     samples=samples.read_text('utf-8') if samples.exists() else '',
     cluster=configs.cluster(run.config),
+    served=stage_results(run, 'export').get('served', {}),
+    seeds=read_seeds(run, results),
+    device=(manifest.read(evaluated) or {}).get('device', 'an unknown device'),
   )
 
 
@@ -77,6 +114,24 @@ def read_results(run) -> dict[str, dict]:
   """{model: {metric: value}}; infinite values are text."""
   file = run.folder('evaluate') / 'results.json'
   return json.loads(file.read_text()) if file.exists() else {}
+
+
+def stage_results(run, stage: str) -> dict:
+  """What a finished stage returned; {} if it is not finished."""
+  done = manifest.read(run.folder(stage)) or {}
+  return done.get('results', {})
+
+
+def read_seeds(run, results: dict[str, dict]) -> dict[str, dict[int, float]]:
+  """The main metric of the student's rows by seed, where more than one was trained."""
+  found: dict[str, dict[int, float]] = {}
+  for folder in sorted((run.workdir / 'seeds').glob('*'), key=lambda f: (len(f.name), f.name)):
+    file = folder / 'evaluate' / 'results.json'
+    for row, values in (json.loads(file.read_text()) if file.exists() else {}).items():
+      if row in results:
+        own = {run.config.student.seed: float(results[row][intervals.MAIN])}
+        found.setdefault(row, own)[int(folder.name)] = float(values[intervals.MAIN])
+  return found
 
 
 def read_run(file: Path) -> dict[str, dict[str, float]]:

@@ -11,7 +11,14 @@ import numpy as np
 from disranker_jax.data.holdout import clusters
 from disranker_jax.evaluation import metrics, significance
 from disranker_jax.evaluation.table import Table, sums
-from disranker_jax.stages.result_rows import BASELINES, FIRST_STAGE, STUDENT, TEACHER, is_floor
+from disranker_jax.stages.result_rows import (
+  BASELINES,
+  FIRST_STAGE,
+  ROWS,
+  STUDENT,
+  TEACHER,
+  is_floor,
+)
 
 Rows = Mapping[str, Mapping[str, Mapping[str, float]]]
 
@@ -47,13 +54,18 @@ def analyse(rows: Rows, samples: int = significance.SAMPLES, by: str = '') -> In
   return Intervals({c: table.mean(c) for c in cells}, table.differences(pairs), kept(table))
 
 
+def baselines(models: Sequence[str]) -> list[str]:
+  """The rows that others are compared with: the baselines, and rankings from elsewhere."""
+  return [name for name in models if name in BASELINES or name not in ROWS]
+
+
 def compared(models: Sequence[str]) -> list[tuple[str, str]]:
   """(baseline, model) of every tested pair, each once."""
   pairs: list[tuple[str, str]] = []
-  for baseline in BASELINES:
+  for baseline in baselines(models):
     for model in models:
       is_new = model != baseline and (model, baseline) not in pairs
-      if is_new and baseline in models and not is_floor(model):
+      if is_new and not is_floor(model):
         pairs.append((baseline, model))
   return pairs
 

@@ -7,17 +7,15 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from disranker_jax.data.holdout import clusters
 from disranker_jax.evaluation import metrics
 from disranker_jax.progress import clock
-from disranker_jax.report import charts, facts, intervals, rankings, summary, tables
+from disranker_jax.report import charts, facts, findings, intervals, rankings, tables, tiles
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.intervals import MAIN, Intervals
 from disranker_jax.stages import result_rows
 
 TEMPLATE = 'page.html'
 ALPHA = 0.05
-FEW = 30  # queries, or clusters of them, below which a bootstrap interval is too narrow
 DIGITS = 3  # of metrics between 0 and 1
 
 
@@ -28,35 +26,35 @@ def write(run, gathered: Facts, file: Path) -> None:
 
 def render(run, gathered: Facts) -> str:
   """The page as text; everything but our own charts is escaped."""
-  results = gathered.results
-  per_query = {model: values for model, values in gathered.rows.items() if model in results}
-  queries = len(next(iter(per_query.values()), ()))
-  drawn = len(set(clusters(next(iter(per_query.values()), ()), gathered.cluster)))
-  spread = intervals.analyse(per_query, by=gathered.cluster)
+  queries, spread = len(next(iter(gathered.rows.values()), ())), gathered.intervals
   gained = rankings.gains(gathered)
   loader = jinja2.FileSystemLoader(Path(__file__).parent)
   environment = jinja2.Environment(
     loader=loader, autoescape=True, undefined=jinja2.StrictUndefined,
     trim_blocks=True, lstrip_blocks=True,
   )  # fmt: skip
-  environment.filters |= {'clock': clock, 'number': summary.number}
+  environment.filters |= {'clock': clock, 'number': tiles.number, 'signed': tiles.typographic}
   return environment.get_template(TEMPLATE).render(
     name=gathered.name,
     about=about(gathered),
-    tiles=summary.tiles(gathered, spread),
-    student=result_rows.title(result_rows.STUDENT),
-    sentences=summary.differences(spread),
+    tiles=tiles.tiles(gathered),
+    sentences=findings.comparisons(gathered),
+    more=[*findings.seeds(gathered), *findings.served(gathered)],
+    warnings=findings.warnings(gathered),
+    seeds_vary=bool(gathered.seeds),
     relevant=run.config.evaluate.min_relevance,
     results=table_rows(gathered, spread),
     columns=[metrics.title(m) for m in metrics.COLUMNS],
     has_intervals=bool(spread.means),
-    drawn=tables.drawn(queries, drawn),
-    few=drawn if drawn < FEW else 0,
-    differences=difference_tables(spread),
+    drawn=tables.drawn(queries, gathered.clusters),
+    queries=queries,
+    pairs=max((values['pairs'] for values in gathered.results.values()), default=0),
+    test=gathered.config['data.test'],
+    differences=difference_tables(gathered, spread),
     charts=draw(gathered, spread, gained),
     gains=gained,
-    contender=result_rows.title(gained.model) if gained else '',
-    first_stage=result_rows.title(result_rows.FIRST_STAGE),
+    contender=gathered.title(gained.model) if gained else '',
+    first_stage=gathered.title(result_rows.FIRST_STAGE),
     data=gathered.data,
     labels=label_table(gathered),
     legend=legend(gathered),
@@ -95,12 +93,12 @@ def table_rows(gathered: Facts, spread: Intervals) -> list[dict[str, Any]]:
     for metric in metrics.COLUMNS:
       digits, interval = tables.decimals(metric, DIGITS), spread.means.get((model, metric))
       cells.append({
-        'value': summary.number(values[metric], digits),
-        'span': summary.span(interval, digits) if interval else '',
+        'value': tiles.number(values[metric], digits),
+        'span': tiles.span(interval, digits) if interval else '',
         'is_best': float(values[metric]) == best[metric],
       })  # fmt: skip
     table.append({
-      'title': result_rows.title(model),
+      'title': gathered.title(model),
       'is_student': model == result_rows.STUDENT,
       'cells': cells,
       'parameters': tables.short(values['parameters']) if 'parameters' in values else '',
@@ -109,10 +107,10 @@ def table_rows(gathered: Facts, spread: Intervals) -> list[dict[str, Any]]:
   return table
 
 
-def difference_tables(spread: Intervals) -> list[dict[str, Any]]:
+def difference_tables(gathered: Facts, spread: Intervals) -> list[dict[str, Any]]:
   """One table per baseline: {title, columns, rows: [{title, is_student, cells}]}."""
   made = []
-  for baseline in result_rows.BASELINES:
+  for baseline in intervals.baselines(list(gathered.results)):
     models = dict.fromkeys(m for b, m, _ in spread.differences if b == baseline)
     lines = []
     for model in models:
@@ -121,23 +119,23 @@ def difference_tables(spread: Intervals) -> list[dict[str, Any]]:
         difference = spread.differences[baseline, model, metric]
         digits = tables.decimals(metric, DIGITS)
         cells.append({
-          'value': summary.number(difference['value'], digits, '+'),
-          'span': summary.span(difference, digits, '+'),
+          'value': tiles.number(difference['value'], digits, '+'),
+          'span': tiles.span(difference, digits, '+'),
           'p': tables.chance(difference['p_holm'], DIGITS),
           'is_sure': difference['p_holm'] < ALPHA,
         })  # fmt: skip
-      title, is_student = result_rows.title(model), model == result_rows.STUDENT
+      title, is_student = gathered.title(model), model == result_rows.STUDENT
       lines.append({'title': title, 'is_student': is_student, 'cells': cells})
     if lines:
       columns = [metrics.title(m) for m in intervals.TESTED]
-      made.append({'title': result_rows.title(baseline), 'columns': columns, 'rows': lines})
+      made.append({'title': gathered.title(baseline), 'columns': columns, 'rows': lines})
   return made
 
 
 def draw(gathered: Facts, spread: Intervals, gained) -> dict[str, Any]:
   """The charts by their place on the page; empty where there is nothing to draw."""
   results = gathered.results
-  names = {model: result_rows.title(model) for model in results}
+  names = {model: gathered.title(model) for model in results}
   means = {model: interval(gathered, spread, model) for model in results}
   fair = {model: mean for model, mean in means.items() if not result_rows.is_floor(model)}
   times = {model: results[model].get('ms_per_pair', 0) for model in fair}
@@ -149,9 +147,9 @@ def draw(gathered: Facts, spread: Intervals, gained) -> dict[str, Any]:
     if len(means) > 1
     else '',
     'latency': charts.latency(names, cost, fair, result_rows.STUDENT) if cost else '',
-    'histograms': [charts.histogram(result_rows.title(m), v, top) for m, v in scores.items()],
+    'histograms': [charts.histogram(gathered.title(m), v, top) for m, v in scores.items()],
     'scatters': scatters(gathered),
-    'gains': gain_charts(gained) if gained else [],
+    'gains': gain_charts(gathered, gained) if gained else [],
     'curves': [charts.curve(stage, steps) for stage, steps in gathered.logs.items()],
   }
 
@@ -162,9 +160,9 @@ def interval(gathered: Facts, spread: Intervals, model: str) -> dict[str, float]
   return spread.means.get((model, MAIN), {'value': value, 'low': value, 'high': value})
 
 
-def gain_charts(gained) -> list[Markup]:
+def gain_charts(gathered: Facts, gained) -> list[Markup]:
   return [
-    charts.gains(f'against {result_rows.title(m)}', values) for m, values in gained.others.items()
+    charts.gains(f'against {gathered.title(m)}', values) for m, values in gained.others.items()
   ]
 
 
@@ -192,9 +190,7 @@ def scatters(gathered: Facts) -> list[Markup]:
     ]
     if points:
       tau = metrics.mean_tau(run, teacher)
-      drawn.append(
-        charts.scatter(result_rows.title(model), np.array(points), tau, gathered.top_label)
-      )
+      drawn.append(charts.scatter(gathered.title(model), np.array(points), tau, gathered.top_label))
   return drawn
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from disranker_jax.data.records import Document, Group
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.intervals import MAIN
-from disranker_jax.stages.result_rows import BASELINES, FIRST_STAGE, MODELS, TEACHER, title
+from disranker_jax.stages.result_rows import BASELINES, FIRST_STAGE, MODELS, TEACHER
 
 TOP = 5  # ranks that the main metric counts
 SHOWN = 10  # queries with the greatest gains, and with the greatest losses
@@ -58,29 +58,36 @@ def side_by_side(facts: Facts, query: str, model: str, gain: float) -> dict | No
   names = [n for n in names if query in facts.runs.get(n, {})]
   if group is None or FIRST_STAGE not in names:
     return None
-  before = list(facts.runs[FIRST_STAGE][query])
+  found = {d: rank for rank, d in enumerate(facts.found(query), 1)}
   columns = []
   for name in names:
     order = list(facts.runs[name][query])
-    docs = column(order, before, group, facts.top_label)
+    docs = column(order, found, group, facts.top_label, is_first=name == FIRST_STAGE)
     score = value(facts.rows.get(name, {}), query)
-    columns.append({'title': title(name), 'value': score, 'docs': docs})
+    columns.append({'title': facts.title(name), 'value': score, 'docs': docs})
   return {'query': group.query, 'gain': gain, 'columns': columns}
 
 
-def column(order: list[str], before: list[str], group: Group, top: int) -> list[dict[str, Any]]:
-  """The top of a ranking, then the next document with the query's best label."""
+def column(
+  order: list[str], found: Mapping[str, int], group: Group, top: int, is_first: bool
+) -> list[dict[str, Any]]:
+  """The top of a ranking, then the next document with the query's best label.
+
+  Documents that the first stage did not find (`found`: its ranks) have no rank there and have not
+  moved.
+  """
   docs = {d.doc_id: d for d in group.docs}
   best = max((d.label for d in group.docs), default=0)
-  was = {doc: rank for rank, doc in enumerate(before, 1)}
-  shown = []
+  shown: list[dict[str, Any]] = []
+  last = 0
   for rank, doc_id in enumerate(order, 1):
     doc = docs.get(doc_id, Document(doc_id, '', ''))
     if rank > TOP and not (best > 0 and doc.label == best):
       continue
-    gap = bool(shown) and rank > shown[-1]['rank'] + 1
-    moved = was.get(doc_id, rank) - rank
-    shown.append(cell(doc, top) | {'rank': rank, 'moved': moved, 'gap': gap})
+    moved = found.get(doc_id, rank) - rank
+    placed = {'rank': found.get(doc_id, 0) if is_first else rank, 'moved': moved}
+    shown.append(cell(doc, top) | placed | {'gap': bool(shown) and rank > last + 1})
+    last = rank
     if rank > TOP:
       break
   return shown

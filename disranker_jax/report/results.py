@@ -1,30 +1,60 @@
-"""The result table of a run, from {model: {metric: value}}."""
+"""The result table of a run, from {row: {metric: value}}."""
 
 from collections.abc import Mapping
 
 from disranker_jax.evaluation import metrics
 from disranker_jax.report import tables
+from disranker_jax.report.intervals import MAIN
 from disranker_jax.stages.result_rows import title
 
-HEADS = ('model', *map(metrics.title, metrics.COLUMNS), 'parameters', 'ms per pair')
+Means = Mapping[str, Mapping[str, Mapping[str, float]]]  # {row: {metric: {value, low, high}}}
 
 
-def rows(results: Mapping[str, Mapping]) -> list[list[str]]:
-  """The cells, one row per model."""
+def heads(means: Means) -> list[str]:
+  """The columns; without intervals there is no column for them."""
+  columns = ['model']
+  for metric in metrics.COLUMNS:
+    columns.append(metrics.title(metric))
+    if metric == MAIN and means:
+      columns.append('95 % interval')
+  return [*columns, 'parameters', 'ms per pair']
+
+
+def rows(results: Mapping[str, Mapping], means: Means) -> list[list[str]]:
+  """The cells, one line per row."""
   table = []
   for name, values in results.items():
-    cells = [title(name)]
-    cells += [tables.number(values[m], 2 if m == 'pnr' else 4) for m in metrics.COLUMNS]
+    cells = [title(name, results)]
+    for metric in metrics.COLUMNS:
+      cells.append(tables.number(values[metric], 2 if metric == 'pnr' else 4))
+      if metric == MAIN and means:
+        interval = means.get(name, {}).get(metric)
+        cells.append(tables.span(interval, 3) if interval else '')
     cells.append(tables.short(values['parameters']) if 'parameters' in values else '')
     cells.append(tables.number(values['ms_per_pair'], 2) if 'ms_per_pair' in values else '')
     table.append(cells)
   return table
 
 
-def text(results: Mapping[str, Mapping]) -> str:
+def text(results: Mapping[str, Mapping], means: Means) -> str:
   """The table for a terminal."""
-  return tables.aligned(HEADS, rows(results))
+  return tables.aligned(heads(means), rows(results, means))
 
 
-def markdown(results: Mapping[str, Mapping]) -> str:
-  return tables.markdown(HEADS, rows(results))
+def markdown(results: Mapping[str, Mapping], means: Means) -> str:
+  columns, *lines = ([*map(tables.escaped, line)] for line in (heads(means), *rows(results, means)))
+  return tables.markdown(columns, lines)
+
+
+def differences(found: list[Mapping]) -> str:
+  """The tested differences as a Markdown table, from summary.json's list of them."""
+  columns = ('model', 'against', 'metric', 'difference', '95 % interval', 'p', 'p (Holm)')
+  lines = []
+  for cell in found:
+    digits = tables.decimals(cell['metric'], 3)
+    line = [cell['model'], cell['against'], metrics.title(cell['metric'])]
+    line += [tables.number(cell['value'], digits, '+'), tables.span(cell, digits, '+')]
+    lines.append(
+      [*map(tables.escaped, line), tables.chance(cell['p']), tables.chance(cell['p_holm'])]
+    )
+  return tables.markdown(columns, lines)

@@ -9,48 +9,82 @@ import json
 import math
 from collections.abc import Iterator
 
-from disranker_jax.config.settings import Key, at_least, between, list_of, one_of
+from disranker_jax.config.settings import Key, at_least, between, list_of, mapping_of, one_of
 from disranker_jax.data.records import Group
 from disranker_jax.devices import processes
+from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics, runs
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 from disranker_jax.stages import prepare, teacher
-from disranker_jax.stages.result_rows import ROWS, Row
+from disranker_jax.stages.result_rows import ROWS, Row, given_rows
 
 
-def rows_of(config) -> list[Row]:
-  """The rows that this config can fill: those whose stage it lists."""
-  rows = (ROWS[name] for name in config.evaluate.models)
-  return [row for row in rows if row.is_available(config)]
+def rows_of(config) -> dict[str, Row]:
+  """The rows that this config can fill, by name: those whose stage it lists, and given runs."""
+  rows = [*(ROWS[name] for name in config.evaluate.models), *given_rows(config)]
+  return {row.name: row for row in rows if row.is_available(config)}
 
 
 def execute(run: Run) -> dict:
-  """<model>.run, per_query.csv and results.json for the models that the config names."""
+  """<row>.run, <row>.json, per_query.csv and results.json for the rows that the config names.
+
+  Each row is kept until what it was made from changes, so another row costs only itself.
+  """
   tests = prepare.records(run, 'test')
   groups = [to_rerank(tests[i]) for i in range(len(tests))]
   qrels = {g.query_id: {d.doc_id: d.label for d in g.docs if d.label >= 0} for g in all_of(tests)}
   folder = run.folder('evaluate')
-  # Finished rows are not scored again. Every process lists them before the first one writes.
-  rows = {row.name: row for row in rows_of(run.config)}
-  files = {name: folder / f'{name}.json' for name in rows}
-  results = {n: json.loads(f.read_text()) if f.exists() else None for n, f in files.items()}
+  # Every process lists the finished rows before the first one writes.
+  rows = rows_of(run.config)
+  results = {name: kept(run, row) for name, row in rows.items()}
   processes.barrier('evaluate: looked')
   for name in [n for n, done in results.items() if done is None]:
     ranking, facts = rows[name].rank(run, rows[name], groups)
     values = metrics.per_query(ranking, qrels, run.config.evaluate.min_relevance)
-    results[name] = {k: plain(v) for k, v in (metrics.summary(values) | facts).items()}
+    facts = {'title': rows[name].title} | facts
+    results[name] = {k: plain(v) for k, v in (facts | metrics.summary(values)).items()}
     if processes.is_first():
       runs.write_run(folder / f'{name}.run', ranking, name)
       write_per_query(folder / f'{name}.csv', name, values)
-      manifest.write_json(files[name], results[name])
+      done = {'made_from': made_from(run, rows[name]), 'results': results[name]}
+      manifest.write_json(folder / f'{name}.json', done)
     say(f'evaluate {name}: nDCG@5 {results[name]["ndcg@5"]:.3f}')
+    if note := results[name].get('note'):
+      say(f'evaluate {name}: {note}')
     processes.barrier(f'{name} is evaluated')
   if processes.is_first():
     merge_per_query(folder, list(results))
     manifest.write_json(folder / 'results.json', results)
   return results
+
+
+def kept(run: Run, row: Row) -> dict | None:
+  """The results of a row that was filled before from the same settings and inputs, else None."""
+  file = run.folder('evaluate') / f'{row.name}.json'
+  done = json.loads(file.read_text()) if file.exists() else {}
+  return done['results'] if done.get('made_from') == made_from(run, row) else None
+
+
+def made_from(run: Run, row: Row) -> str:
+  """A fingerprint of the settings and inputs that a row depends on."""
+  stage = manifest.read(run.folder('evaluate')) or {'config': {}, 'inputs': {}}
+  sections, inputs = {'seed', 'evaluate', row.role}, {'prepare test', f'{row.role}.model'}
+  inputs |= set(row.stages(run.config))
+  return manifest.digest([
+    {k: v for k, v in stage['config'].items() if k.split('.')[0] in sections},
+    {k: v for k, v in stage['inputs'].items() if k in inputs},
+    row.reads(run.config),
+  ])  # fmt: skip
+
+
+def is_complete(run: Run) -> bool:
+  """Whether results.json has the config's rows, and each is still good."""
+  file, rows = run.folder('evaluate') / 'results.json', rows_of(run.config)
+  if not file.exists() or list(json.loads(file.read_text())) != list(rows):
+    return False
+  return all(kept(run, row) is not None for row in rows.values())
 
 
 def all_of(source) -> Iterator[Group]:
@@ -86,7 +120,12 @@ SETTINGS = {
   'batch_rows': Key(64, at_least(1), 'Rows of row_len tokens per batch.'),
   'models': Key(
     tuple(ROWS), list_of(one_of(*ROWS), distinct=True),
-    'The rows of the result table.',
+    'The rows of the result table.', affects_results=False,
+  ),
+  'runs': Key(
+    {}, mapping_of('[A-Za-z0-9_.-]+', prepare.ADDRESS),
+    "More rows: rankings of the test queries from elsewhere, such as {'production': "
+    "'trec:production.run'}. Documents that they lack come last.", affects_results=False,
   ),
   'min_relevance': Key(
     1, between(1, 1000), 'Lowest grade that MRR, MAP and recall count as relevant.'
@@ -95,6 +134,9 @@ SETTINGS = {
 
 
 def check(config) -> None:
+  for name in config.evaluate.runs:
+    if name in ROWS:
+      raise UserError(f'config.evaluate.runs.{name}: is the name of another row; choose a new one')
   if 'zero_shot' in config.evaluate.models:
     why = 'the zero_shot row of config.evaluate.models scores the query after the document'
     template = config.teacher.zero_shot_template
@@ -103,6 +145,7 @@ def check(config) -> None:
 
 STAGE = Stage(
   'evaluate', 'every model ranks the held-out queries', execute, SETTINGS, check=check,
+  has_parts=True, is_complete=is_complete,
   models=('teacher', 'student'), reads_stages=('prepare', 'cpt', 'sft', 'student_sft', 'distill'),
   reads_records=lambda config: ('test',),
 )  # fmt: skip

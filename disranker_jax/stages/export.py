@@ -11,14 +11,14 @@ from disranker_jax.config.settings import Key, above, between, list_of, one_of, 
 from disranker_jax.data import python_docs
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
-from disranker_jax.exporting import card, formats, parity, vocabulary
+from disranker_jax.exporting import card, formats, parity, serving, vocabulary
 from disranker_jax.models import hf, weights
 from disranker_jax.models.load import open_tokenizer
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 from disranker_jax.rankers import pointwise
 from disranker_jax.report import facts
-from disranker_jax.stages import prepare
+from disranker_jax.stages import evaluate, prepare
 from disranker_jax.stages.result_rows import ROWS, load
 
 
@@ -28,7 +28,7 @@ def execute(run: Run) -> dict:
   A folder gets its final name only after every installed reader gave the model's scores.
   """
   c = run.config.export
-  folders = {}
+  folders, served = {}, {}
   for name in c.models:
     model, variables, _ = load(run, name)
     folder = run.folder('export') / name
@@ -38,7 +38,30 @@ def execute(run: Run) -> dict:
     groups, reference = scored(run, model, variables)
     finishing = functools.partial(finish, run, model, unchecked, folder, groups, reference)
     processes.first_alone(f'export of {name}', finishing)
-  return {'folders': folders}
+    if ROWS[name].role == 'student' and is_tested(run):
+      measuring = functools.partial(measured, run, folder)
+      served[name] = processes.first_alone(f'requests to {name}', measuring)
+  return {'folders': folders, 'served': served}
+
+
+def is_tested(run) -> bool:
+  """Whether there is a prepared test set."""
+  return 'prepare' in run.config.stages and 'test' in prepare.kinds(run.config)
+
+
+def measured(run, folder: Path) -> list[dict]:
+  """What requests for the test queries get from the folder (serving.measure)."""
+  tests = prepare.records(run, 'test')
+  groups = [tests[i] for i in range(min(len(tests), serving.QUERIES))]
+  qrels = {g.query_id: {d.doc_id: d.label for d in g.docs if d.label >= 0} for g in groups}
+  rows = serving.measure(folder, [evaluate.to_rerank(group) for group in groups], qrels)
+  for row in rows:
+    say(
+      f'export: {row["backend"]}: nDCG@5 {row["ndcg@5"]:.3f} over {row["queries"]} queries, '
+      f'{row["p50_ms"]:.1f} ms per request of {row["documents"]:.0f} documents (95 %: '
+      f'{row["p95_ms"]:.1f} ms)'
+    )
+  return rows
 
 
 def save(run, model, variables, folder: Path):

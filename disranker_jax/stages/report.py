@@ -1,5 +1,7 @@
 """The stage that writes report/: the web page, report.md and summary.json."""
 
+import json
+import math
 from pathlib import Path
 
 from disranker_jax.config.settings import Key, regex
@@ -7,7 +9,7 @@ from disranker_jax.devices import processes
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import clock
-from disranker_jax.report import facts, page, results, tables
+from disranker_jax.report import facts, findings, page, results, tables
 
 
 def execute(run: Run) -> dict:
@@ -18,17 +20,71 @@ def execute(run: Run) -> dict:
 def write(run) -> dict:
   folder = run.folder('report')
   gathered = facts.gather(run)
-  stages = stage_facts(run)
+  summary = summarised(run, gathered)
+  manifest.write_json(folder / 'summary.json', summary)
+  (folder / 'report.md').write_text(markdown(run, summary), encoding='utf-8')
+  page.write(run, gathered, folder / 'index.html')
+  files = sorted(p.name for p in folder.iterdir() if p.name != manifest.FILE)
+  return {'files': files, 'reports': finished(run)}
+
+
+def summarised(run, gathered: facts.Facts) -> dict:
+  """What summary.json has: everything that the table and the sentences say, as numbers."""
+  results, spread = gathered.results, gathered.intervals
+  means: dict[str, dict] = {}
+  for (name, metric), cell in spread.means.items():
+    means.setdefault(name, {})[metric] = cell
+  differences = [
+    {'model': gathered.title(name), 'against': gathered.title(baseline), 'metric': metric, **cell}
+    for (baseline, name, metric), cell in spread.differences.items()
+  ]
   latency = [
-    {'model': name, 'ms_per_pair': values['ms_per_pair'], 'device': device(stages)}
-    for name, values in gathered.results.items()
+    {'model': name, 'ms_per_pair': values['ms_per_pair'], 'device': gathered.device}
+    for name, values in results.items()
     if 'ms_per_pair' in values
   ]
-  summary = {'models': gathered.results, 'stages': stages, 'latency': latency}
-  manifest.write_json(folder / 'summary.json', summary)
-  (folder / 'report.md').write_text(markdown(run, gathered.results, stages), encoding='utf-8')
-  page.write(run, gathered, folder / 'index.html')
-  return {'files': sorted(p.name for p in folder.iterdir() if p.name != 'manifest.json')}
+  queries = len(next(iter(gathered.rows.values()), ()))
+  return plain({
+    'computed_on': {
+      'test': gathered.config['data.test'],
+      'queries': queries,
+      'pairs': max((values['pairs'] for values in results.values()), default=0),
+      'drawn': tables.drawn(queries, gathered.clusters),
+    },
+    'models': results,
+    'intervals': means,
+    'differences': differences,
+    'lead_kept': spread.kept,
+    'sentences': findings.sentences(gathered),
+    'warnings': findings.warnings(gathered),
+    'stages': stage_facts(run),
+    'latency': latency,
+    'seeds': gathered.seeds,
+    'served': gathered.served,
+  })  # fmt: skip
+
+
+def plain(value):
+  """JSON has neither infinity nor nan: both become text."""
+  if isinstance(value, dict):
+    return {k: plain(v) for k, v in value.items()}
+  if isinstance(value, list):
+    return [plain(v) for v in value]
+  return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def finished(run) -> dict[str, str]:
+  """{stage: when it was finished}, for the stages that a report describes, other seeds' too."""
+  folders = {stage: run.folder(stage) for stage in run.config.stages if stage != 'report'}
+  folders |= {str(f.relative_to(run.workdir)): f for f in run.workdir.glob('seeds/*/evaluate')}
+  stages = {name: manifest.read(folder) for name, folder in folders.items()}
+  return {name: m['finished'] for name, m in stages.items() if m and m['status'] == 'done'}
+
+
+def is_complete(run) -> bool:
+  """Whether the report describes the stages as they are now."""
+  done = manifest.read(run.folder('report')) or {}
+  return done.get('results', {}).get('reports') == finished(run)
 
 
 def stage_facts(run) -> dict:
@@ -42,25 +98,32 @@ def stage_facts(run) -> dict:
   return stages
 
 
-def device(stages: dict) -> str:
-  """The device that evaluated the models."""
-  return stages.get('evaluate', {}).get('device', 'an unknown device')
-
-
-def markdown(run, models, stages) -> str:
-  """report.md: the result table and the stages."""
-  lines = [f'# {run.config.name}: results', '']
-  if models:
-    first = next(iter(models.values()))
+def markdown(run, summary: dict) -> str:
+  """report.md: the result table, what it says, and the stages."""
+  lines = [f'# {tables.escaped(run.config.name)}: results', '']
+  if models := summary['models']:
+    on = summary['computed_on']
     lines += [
-      f'{first["queries"]} held-out queries, {first["pairs"]} query-document pairs re-ranked. '
-      'nDCG has exponential gain. PNR is pooled over all pairs. A query that a run lacks counts 0. '
-      f'For MRR, grade {run.config.evaluate.min_relevance} or higher is relevant. ms per pair is '
-      f'model time with full batches on {device(stages)}. Charts and intervals: index.html.',
+      f'{on["queries"]:,} held-out queries of `{on["test"]}`, {on["pairs"]:,} query-document pairs '
+      'that every row ranks. nDCG has exponential gain. PNR is pooled over all pairs. A query that '
+      f'a run lacks counts 0. For MRR, grade {run.config.evaluate.min_relevance} or higher is '
+      f'relevant. Intervals: bootstrap over {on["drawn"]}. ms per pair is model time with full '
+      f'batches on {device(summary)}. Charts: index.html.',
       '',
-      results.markdown(models),
+      results.markdown(models, summary['intervals']),
+      '',
+      *(f'- {tables.escaped(sentence)}' for sentence in summary['sentences']),
       '',
     ]
+  if summary['warnings']:
+    lines += ['## Warnings', '', *(f'- {tables.escaped(w)}' for w in summary['warnings']), '']
+  if summary['differences']:
+    lines += [
+      '## Differences', '', results.differences(summary['differences']), '',
+      f'p: paired randomisation over {summary["computed_on"]["drawn"]}, two-sided; Holm: corrected '
+      f'for the {len(summary["differences"])} tests of this table.', '',
+    ]  # fmt: skip
+  stages = summary['stages']
   heads = ('stage', 'time', 'steps', 'rows or pairs')
   rows = [
     [s, clock(f['wall_s']), str(f.get('steps', '')), str(f.get('rows', f.get('pairs', '')))]
@@ -74,10 +137,24 @@ def markdown(run, models, stages) -> str:
   return '\n'.join(lines)
 
 
+def device(summary: dict) -> str:
+  """The device that evaluated the models."""
+  return next((row['device'] for row in summary['latency']), 'an unknown device')
+
+
 def show(run) -> None:
-  """Prints the result table, the paths of the outputs, and the next commands."""
-  if models := facts.read_results(run):
-    print('\n' + results.text(models) + '\n')
+  """Prints the result table with what it says, the paths of the outputs, and the next commands."""
+  file = run.folder('report') / 'summary.json'
+  if is_complete(run) and file.exists():
+    summary = json.loads(file.read_text())
+    print('\n' + results.text(summary['models'], summary['intervals']) + '\n')
+    for sentence in summary['sentences']:
+      print(sentence)
+    for warning in summary['warnings']:
+      print(f'warning: {warning}')
+    print()
+  elif models := facts.read_results(run):
+    print('\n' + results.text(models, {}) + '\n')
   for what, name in (('report:', 'index.html'), ('as text:', 'report.md')):
     if (file := run.folder('report') / name).exists():
       print(f'{what:<9}{shown(file)}')
@@ -97,7 +174,7 @@ def shown(path) -> str:
 
 
 STAGE = Stage(
-  'report', 'tables and pictures for people', execute,
+  'report', 'tables and pictures for people', execute, is_complete=is_complete,
   settings={
     'cluster': Key(
       '', regex(empty=True),

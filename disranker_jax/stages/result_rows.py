@@ -5,14 +5,17 @@ reports and ablations read everything that they know about a row from here.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from disranker_jax.data import first_stage as first_stages
+from disranker_jax.data import sources
 from disranker_jax.data.records import Group
 from disranker_jax.devices import processes
+from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
 from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline.stage import Run
@@ -26,12 +29,15 @@ Ranking = tuple[metrics.Run, dict]  # the run, and facts such as parameters and 
 class Row:
   """One line of the result table.
 
-  rank         (run, row, groups) -> (ranking, facts)
+  title        in tables; the fact 'title' of `rank` overrides it
+  rank         (run, row, groups) -> (ranking, facts); the fact 'note' is shown under the table
   role         whose model ranks: 'teacher', 'student', or '' for no model
   open         opens that model, if it is not just the role's
   stages       the stages whose parameters overlay the pretrained ones, in order
   trained_by   the stage that trains the row's model; '' if it is not trained
   needs_training  False where the row ranks even if `trained_by` does not run
+  reads        config -> the fingerprint of what it reads itself, beside records and parameters
+  improves_on  the rows that it should rank better than; the report warns where it does not
   is_baseline  the other rows are tested against it
   is_floor     a sanity row (random order): left out of significance tests and charts
   """
@@ -44,6 +50,8 @@ class Row:
   stages: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
   trained_by: str = ''
   needs_training: Callable[[ConfigDict], bool] = lambda config: True
+  reads: Callable[[ConfigDict], object] = lambda config: None
+  improves_on: tuple[str, ...] = ()
   is_baseline: bool = False
   is_floor: bool = False
 
@@ -69,10 +77,87 @@ def random_order(run: Run, row: Row, groups) -> Ranking:
 
 
 def first_stage(run: Run, row: Row, groups) -> Ranking:
-  """The order in which the documents came; those that it does not have go last."""
+  """The order of the first stage; where the test has no ranks at all, BM25's, computed here.
+
+  Documents without a rank come last. The title says whose order it is.
+  """
+  unranked = sum(not d.rank for g in groups for d in g.docs)
+  every = sum(len(g.docs) for g in groups)
+  if unranked == every:
+    note = (
+      'the test documents have no first-stage rank, so BM25 ranks the documents of each query, '
+      'computed here over all test documents'
+    )
+    return bm25(groups), {'title': 'BM25 (test documents)', 'note': note}
+  facts = {} if is_bm25(run.config.data.test) else {'title': 'first stage'}
+  if unranked:
+    facts['note'] = f'{unranked:,} of {every:,} documents have no first-stage rank and come last'
   return {
     g.query_id: {d.doc_id: -float(d.rank or len(g.docs) + 1) for d in g.docs} for g in groups
-  }, {}
+  }, facts
+
+
+def is_bm25(address: str) -> bool:
+  """Whether the ranks of an address's test records are BM25's."""
+  scheme, _, rest = address.partition(':')
+  options = rest.partition('?')[2].split('&')
+  return scheme == 'python_docs' or 'run=bm25' in options
+
+
+def bm25(groups: Sequence[Group]) -> metrics.Run:
+  """BM25 within each query's documents; statistics of words are of all groups' documents."""
+  documents = {d.doc_id: d for g in groups for d in g.docs}
+  index = first_stages.BM25(documents.values())
+  places = {doc_id: i for i, doc_id in enumerate(documents)}
+  found = index.each((g.query for g in groups), len(documents))
+  ranking = {}
+  for group, scored in zip(groups, found, strict=True):
+    scores = dict(scored)
+    ranking[group.query_id] = {d.doc_id: scores.get(places[d.doc_id], 0.0) for d in group.docs}
+  return ranking
+
+
+def given_rows(config: ConfigDict) -> list[Row]:
+  """The rows of config.evaluate.runs."""
+  runs = config.evaluate.runs.to_dict()
+  return [
+    Row(name, name, given_run, reads=lambda config, a=address: sources.fingerprint(a))
+    for name, address in runs.items()
+  ]
+
+
+def given_run(run: Run, row: Row, groups) -> Ranking:
+  """A ranking from elsewhere, of the documents that all rows rank.
+
+  Documents that it lacks come last, without an order. A query that it lacks counts as 0.
+  """
+  address = run.config.evaluate.runs[row.name]
+  scores: dict[str, dict[str, float]] = {g.query_id: {} for g in groups}
+  for query_id, doc_id, score in sources.read(address, sources.SCORES):
+    if query_id in scores:
+      scores[query_id][doc_id] = score
+  if not any(scores.values()):
+    raise UserError(
+      f'config.evaluate.runs.{row.name}: {address} has none of the test queries; name a run of '
+      f'them, whose query ids are such as {groups[0].query_id!r}'
+    )
+  ranking, lacking, others = {}, 0, 0
+  for group in groups:
+    given, ids = scores[group.query_id], [d.doc_id for d in group.docs]
+    if not given:
+      continue
+    lowest = min(given.values())
+    last = lowest - max(1.0, abs(lowest))
+    ranking[group.query_id] = {doc_id: given.get(doc_id, last) for doc_id in ids}
+    lacking += len(set(ids) - given.keys())
+    others += len(given.keys() - set(ids))
+  counts = (
+    (lacking, 'documents are not in it and come last'),
+    (others, 'of its documents are not among those that all rows rank and are left out'),
+    (len(groups) - len(ranking), f'of {len(groups):,} queries are not in it and count as 0'),
+  )
+  note = '; '.join(f'{count:,} {what}' for count, what in counts if count)
+  return ranking, {'note': f'{address}: {note}'} if note else {}
 
 
 def load(run: Run, name: str) -> tuple[TextModel, dict, str]:
@@ -115,20 +200,21 @@ ROWS = {
   row.name: row
   for row in (
     Row('random', 'random order', random_order, is_floor=True),
-    Row('bm25', 'BM25', first_stage, is_baseline=True),
+    Row('bm25', 'BM25', first_stage, is_baseline=True),  # the first stage, whatever it is
     Row('zero_shot', 'zero-shot LLM', model_scores, 'teacher', roles.open_zero_shot),
     Row(
       'student_sft', 'student, labels only', model_scores, 'student',
       stages=lambda config: ('student_sft',), trained_by='student_sft', is_baseline=True,
+      improves_on=('bm25',),
     ),
     Row(
       'teacher', 'teacher', model_scores, 'teacher', stages=lambda config: ('cpt', 'sft'),
-      trained_by='sft',
+      trained_by='sft', improves_on=('bm25', 'zero_shot', 'student_sft'),
       needs_training=lambda config: 'query_likelihood' not in config.teacher.scorer,
     ),
     Row(
       'student', 'distilled student', model_scores, 'student', stages=student_stages,
-      trained_by='distill',
+      trained_by='distill', improves_on=('bm25', 'student_sft'),
     ),
   )
 }  # fmt: skip
@@ -139,9 +225,10 @@ MODELS = ('student', 'student_sft', 'teacher', 'zero_shot')
 TRAINED = tuple(name for name in MODELS if ROWS[name].trained_by)
 
 
-def title(name: str) -> str:
-  """A row's title; a row that is not listed has its name."""
-  return ROWS[name].title if name in ROWS else name
+def title(name: str, results: Mapping[str, Mapping] | None = None) -> str:
+  """A row's title: the one in its results, else that of its kind, else its name."""
+  found = (results or {}).get(name, {}).get('title')
+  return found or (ROWS[name].title if name in ROWS else name)
 
 
 def is_floor(name: str) -> bool:

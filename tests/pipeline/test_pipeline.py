@@ -12,8 +12,9 @@ from safetensors.numpy import load_file
 from disranker_jax.commands import rerank
 from disranker_jax.config import defaults
 from disranker_jax.data import store
+from disranker_jax.errors import UserError
 from disranker_jax.models import weights
-from disranker_jax.pipeline import runner
+from disranker_jax.pipeline import runner, seeds
 
 MODELS = ('random', 'bm25', 'zero_shot', 'student_sft', 'teacher', 'student')
 METRICS = ('pnr', 'ndcg@5', 'ndcg@10', 'mrr@10', 'queries', 'pairs')
@@ -41,6 +42,16 @@ def run_scores(file) -> dict[str, dict[str, float]]:
     query, _, doc, _, score, _ = line.split(' ')
     scores.setdefault(query, {})[doc] = float(score)
   return scores
+
+
+def manifests_of(workdir, stage) -> dict:
+  return helpers.load(workdir / stage / 'manifest.json')
+
+
+def is_new(before, workdir, file) -> bool:
+  """Whether a file is not as in the snapshot `before`."""
+  at, content = before.get(str(file.relative_to(workdir)), (0, b''))
+  return not file.exists() or (file.stat().st_mtime_ns, file.read_bytes()) != (at, content)
 
 
 class TestWholeRun:
@@ -94,12 +105,37 @@ class TestWholeRun:
 
   def test_summary_has_models_stages_and_latency(self, done):
     summary = helpers.load(done / 'report' / 'summary.json')
-    assert set(summary) == {'models', 'stages', 'latency'}
+    assert set(summary) == {
+      'computed_on', 'models', 'intervals', 'differences', 'lead_kept', 'sentences', 'warnings',
+      'stages', 'latency', 'seeds', 'served',
+    }  # fmt: skip
+    assert summary['computed_on']['test'] == 'python_docs:'
+    assert summary['computed_on']['queries'] == 6
+    tested = {(row['model'], row['against'], row['metric']) for row in summary['differences']}
+    assert ('distilled student', 'BM25', 'ndcg@5') in tested and len(tested) == len(
+      summary['differences']
+    )
+    assert [s.split(': ')[0] for s in summary['sentences']][:2] == [
+      'distilled student against BM25', 'distilled student against student, labels only',
+    ]  # fmt: skip
+    text = (done / 'report' / 'report.md').read_text()
+    assert all(s in text for s in summary['sentences'])
+    assert 'the test has only 6 queries, so intervals are too narrow' in text
     assert set(summary['models']) == set(MODELS)
     assert all(set(METRICS) <= set(m) for m in summary['models'].values())
     assert set(summary['stages']) == set(defaults().stages) - {'report'}
     assert all(summary['stages'][s]['steps'] == helpers.STEPS for s in helpers.TRAINING)
     assert {row['model'] for row in summary['latency']} == set(MODELS) - {'random', 'bm25'}
+
+  def test_the_exported_student_is_measured_in_requests_for_the_test_queries(self, done):
+    summary = helpers.load(done / 'report' / 'summary.json')
+    served = summary['served']['student']
+    assert [row['backend'] for row in served] == ['onnx-int8', 'onnx']
+    assert all(row['queries'] == 6 and 0 < row['p50_ms'] <= row['p95_ms'] for row in served)
+    # ONNX Runtime in fp32 ranks as the trained student; ties at most are in another order.
+    exact = summary['models']['student']['ndcg@5']
+    assert served[1]['ndcg@5'] == pytest.approx(exact, abs=0.02)
+    assert any('as exported, onnx: nDCG@5' in s for s in summary['sentences'])
 
   def test_training_moved_the_weights_that_are_exported(self, done):
     student = load_file(done / 'export' / 'student' / 'model.safetensors')
@@ -198,6 +234,33 @@ class TestAgain:
     redone = {f.split('/')[0] for f in before.keys() | after if before.get(f) != after.get(f)}
     assert redone == {'distill', 'evaluate', 'export', 'report'}
     assert helpers.metrics(copy) == result  # the same seed, the same student
+    # What distill does not change is not scored again.
+    scored = {f.name for f in (copy / 'evaluate').glob('*.run') if is_new(before, copy, f)}
+    assert scored == {'student.run'}
+
+  def test_other_rows_cost_only_themselves_and_make_nothing_stale(self, done, tmp_path, capsys):
+    copy = shutil.copytree(done, tmp_path / 'copy')
+    before = helpers.snapshot(copy)
+    query, docs = next(iter(run_scores(copy / 'evaluate' / 'student.run').items()))
+    lines = [f'{query} Q0 {doc} 1 {score} x\n' for doc, score in docs.items()]
+    (tmp_path / 'production.run').write_text(''.join(lines))
+    models, runs = ('bm25', 'student'), {'production': f'trec:{tmp_path}/production.run'}
+    changed = helpers.config(evaluate__models=models)
+    changed.evaluate.runs = runs
+    runner.run(changed, copy)
+    assert list(helpers.metrics(copy)) == ['bm25', 'student', 'production']
+    redone = {f.split('/')[0] for f in before if is_new(before, copy, copy / f)}
+    assert redone == {'evaluate', 'report'}
+    scored = {f.name for f in (copy / 'evaluate').glob('*.run') if is_new(before, copy, f)}
+    assert scored == {'production.run'}
+    said = capsys.readouterr()
+    assert '5 of 6 queries are not in it and count as 0' in said.err + said.out
+    results = helpers.metrics(copy)
+    assert 0 < results['production']['ndcg@5'] < results['student']['ndcg@5']
+    # The same address with other contents is another row.
+    (tmp_path / 'production.run').write_text(''.join(lines).replace(f'{query} ', 'nobody '))
+    with pytest.raises(UserError, match='none of the test queries'):
+      runner.run(changed, copy)
 
   def test_to_draw_queries_together_asks_for_another_report_and_nothing_else(self, done, tmp_path):
     copy, other = shutil.copytree(done, tmp_path / 'copy'), helpers.config(report__cluster='.$')
@@ -232,6 +295,28 @@ class TestAgain:
     message = helpers.refused(helpers.config(), tmp_path / 'run', **{option: ['evalute']})
     assert "'evalute'" in message and 'evaluate' in message
     assert not (tmp_path / 'run').exists()
+
+
+class TestSeeds:
+  def test_other_seeds_train_the_students_alone_and_are_in_the_report(self, done, tmp_path):
+    copy = shutil.copytree(done, tmp_path / 'copy')
+    before = helpers.snapshot(copy)
+    seeds.run(helpers.config(), copy, [0, 3])
+    changed = {f.split('/')[0] for f in before if is_new(before, copy, copy / f)}
+    assert changed == {'report'}
+    other = seeds.folder(copy, 3)
+    for stage in ('score', 'sft'):
+      assert manifests_of(other, stage) == manifests_of(copy, stage)
+    found = helpers.metrics(other)
+    assert list(found) == ['student_sft', 'student'] and not seeds.folder(copy, 0).exists()
+    summary = helpers.load(copy / 'report' / 'summary.json')
+    own = helpers.metrics(copy)['student']['ndcg@5']
+    assert summary['seeds']['student'] == {'0': own, '3': found['student']['ndcg@5']}
+    assert any(s.startswith('distilled student with seeds 0, 3: ') for s in summary['sentences'])
+
+  def test_a_config_without_a_student_row_is_refused(self, tmp_path):
+    with pytest.raises(UserError, match='--seeds: the config evaluates no student'):
+      seeds.with_seed(helpers.config(evaluate__models=('teacher',)), 1)
 
 
 class TestReuse:

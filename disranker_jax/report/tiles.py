@@ -1,11 +1,11 @@
-"""The head of the report page: a few figures, and the student against each baseline."""
+"""The tiles at the head of the report page: a few figures."""
 
 from typing import NamedTuple
 
 from disranker_jax.report import tables
 from disranker_jax.report.facts import Facts
-from disranker_jax.report.intervals import MAIN, Intervals
-from disranker_jax.stages.result_rows import BASELINES, FIRST_STAGE, STUDENT, TEACHER, title
+from disranker_jax.report.intervals import MAIN
+from disranker_jax.stages.result_rows import FIRST_STAGE, STUDENT, TEACHER
 
 DIGITS = 3  # of nDCG and p
 SPACE = '\N{NO-BREAK SPACE}'
@@ -15,15 +15,6 @@ class Tile(NamedTuple):
   figure: str
   what: str
   interval: str
-
-
-class Difference(NamedTuple):
-  """The student minus a baseline."""
-
-  baseline: str
-  value: str
-  interval: str
-  p: str
 
 
 def typographic(text: str) -> str:
@@ -43,16 +34,16 @@ def percent(share: float) -> str:
   return typographic(f'{100 * share:.0f}{SPACE}%')
 
 
-def tiles(facts: Facts, intervals: Intervals) -> list[Tile]:
+def tiles(facts: Facts) -> list[Tile]:
   """Quality of the student, the share it keeps of the teacher's lead, and its speed."""
-  row = []
+  row, intervals = [], facts.intervals
   student, teacher = (facts.results.get(model) for model in (STUDENT, TEACHER))
   if student:
     mean = intervals.means.get((STUDENT, MAIN))
-    what = f'nDCG@5 of the {title(STUDENT)}'
+    what = f'nDCG@5 of the {facts.title(STUDENT)}'
     row.append(Tile(number(student[MAIN]), what, span(mean) if mean else ''))
   if kept := intervals.kept:
-    what = f"of the teacher's lead over {title(FIRST_STAGE)} kept"
+    what = f"of the teacher's lead over {facts.title(FIRST_STAGE)} kept"
     interval = f'{percent(kept["low"])} to {percent(kept["high"])}'
     row.append(Tile(percent(kept['value']), what, interval))
   times = [model.get('ms_per_pair', 0) for model in (student, teacher) if model]
@@ -60,14 +51,3 @@ def tiles(facts: Facts, intervals: Intervals) -> list[Tile]:
     what = f'as fast as the teacher: {times[0]:.3g} ms per pair against {times[1]:.3g}'
     row.append(Tile(f'{times[1] / times[0]:.1f} \N{MULTIPLICATION SIGN}', what, ''))
   return row
-
-
-def differences(intervals: Intervals) -> list[Difference]:
-  """One sentence's numbers per baseline: does the student beat it in nDCG@5?"""
-  rows = []
-  for baseline in BASELINES:
-    if cell := intervals.differences.get((baseline, STUDENT, MAIN)):
-      p = tables.chance(cell['p_holm'], DIGITS)
-      value, interval = number(cell['value'], sign='+'), span(cell, sign='+')
-      rows.append(Difference(title(baseline), value, interval, p))
-  return rows

@@ -1,0 +1,119 @@
+"""What the results say, in sentences: the student against each baseline, and warnings.
+
+The terminal, report.md, summary.json and the page show the same sentences.
+"""
+
+from typing import NamedTuple
+
+from disranker_jax.evaluation import metrics
+from disranker_jax.report import tables
+from disranker_jax.report.facts import Facts
+from disranker_jax.report.intervals import MAIN, baselines
+from disranker_jax.stages.result_rows import ROWS, STUDENT
+
+FEW = 30  # queries, or clusters of them, below which a bootstrap interval is too narrow
+DIGITS = 3  # of nDCG and p
+
+
+class Comparison(NamedTuple):
+  """A row minus a baseline in the main metric, as text."""
+
+  row: str
+  baseline: str
+  value: str
+  interval: str
+  p: str
+
+  def __str__(self) -> str:
+    return (
+      f'{self.row} against {self.baseline}: {self.value} {metrics.title(MAIN)} '
+      f'(95 % interval {self.interval}, corrected p {self.p})'
+    )
+
+
+def sentences(facts: Facts) -> list[str]:
+  """All that is said about the results, beside warnings."""
+  return [*map(str, comparisons(facts)), *seeds(facts), *served(facts)]
+
+
+def comparisons(facts: Facts) -> list[Comparison]:
+  """The student against each baseline."""
+  found = []
+  for baseline in baselines(list(facts.results)):
+    if cell := facts.intervals.differences.get((baseline, STUDENT, MAIN)):
+      value = tables.number(cell['value'], DIGITS, '+')
+      interval, p = tables.span(cell, DIGITS, '+'), tables.chance(cell['p_holm'], DIGITS)
+      found.append(Comparison(facts.title(STUDENT), facts.title(baseline), value, interval, p))
+  return found
+
+
+def seeds(facts: Facts) -> list[str]:
+  """How much the students vary from training to training."""
+  said = []
+  for row, by_seed in facts.seeds.items():
+    values = list(by_seed.values())
+    mean, spread = sum(values) / len(values), max(values) - min(values)
+    said.append(
+      f'{facts.title(row)} with seeds {", ".join(map(str, by_seed))}: {metrics.title(MAIN)} '
+      f'{", ".join(f"{value:.{DIGITS}f}" for value in values)} (mean {mean:.{DIGITS}f}, range '
+      f'{spread:.{DIGITS}f}); '
+      f'the table has seed {next(iter(by_seed))}'
+    )
+  return said
+
+
+def served(facts: Facts) -> list[str]:
+  """Quality and time of requests to the exported folders."""
+  said = []
+  for name, rows in facts.served.items():
+    for row in rows:
+      trained = [
+        values[MAIN] for values in list(facts.rows.get(name, {}).values())[: row['queries']]
+      ]
+      beside = f' (as trained {sum(trained) / len(trained):.{DIGITS}f})' if trained else ''
+      said.append(
+        f'{facts.title(name)} as exported, {row["backend"]}: {metrics.title(MAIN)} '
+        f'{row[MAIN]:.{DIGITS}f}{beside} over {row["queries"]} queries; {row["p50_ms"]:.1f} ms per '
+        f'request of {row["documents"]:.0f} documents, 95 % within {row["p95_ms"]:.1f} ms'
+      )
+  return said
+
+
+def warnings(facts: Facts) -> list[str]:
+  """What a reader must know before deciding anything by the numbers."""
+  return [*missed(facts), *notes(facts), *few(facts)]
+
+
+def missed(facts: Facts) -> list[str]:
+  """The rows that do not rank better than those that they should improve on."""
+  found = []
+  for name, results in facts.results.items():
+    for other in ROWS[name].improves_on if name in ROWS else ():
+      if other not in facts.results:
+        continue
+      ours, theirs = float(results[MAIN]), float(facts.results[other][MAIN])
+      if ours <= theirs:
+        cell = facts.intervals.differences.get((other, name, MAIN))
+        interval = f', 95 % interval {tables.span(cell, DIGITS, "+")}' if cell else ''
+        found.append(
+          f'{facts.title(name)} ranks no better than {facts.title(other)}: {metrics.title(MAIN)} '
+          f'{ours:.{DIGITS}f} against {theirs:.{DIGITS}f} ({ours - theirs:+.{DIGITS}f}{interval})'
+        )
+  return found
+
+
+def notes(facts: Facts) -> list[str]:
+  """How the rows that are not simply a model's scores were made."""
+  return [f'{facts.title(n)}: {r["note"]}' for n, r in facts.results.items() if r.get('note')]
+
+
+def few(facts: Facts) -> list[str]:
+  """Whether there are too few queries, or clusters of them, to trust the intervals."""
+  queries = len(next(iter(facts.rows.values()), ()))
+  if not queries or facts.clusters >= FEW:
+    return []
+  if facts.clusters == 1:
+    kind = 'query' if queries == 1 else 'cluster of queries'
+    return [f'the test has only 1 {kind}, so there are no intervals']
+  kind = 'queries' if facts.clusters == queries else 'clusters of queries'
+  return [f'the test has only {facts.clusters} {kind}, so intervals are too narrow']

@@ -1,0 +1,71 @@
+"""The sentences and warnings of a report: when they are said, and with which numbers."""
+
+import functools
+import types
+
+import pytest
+
+from disranker_jax.report import findings, intervals
+from disranker_jax.stages import result_rows
+
+
+def facts_of(values: dict[str, list[float]], **results):
+  """Facts of rows whose nDCG@5 per query is given."""
+  counts = dict.fromkeys(('pnr', 'ndcg@10', 'mrr@10', 'concordant', 'discordant'), 1.0)
+  rows = {
+    name: {f'q{i}': counts | {'ndcg@5': value} for i, value in enumerate(of_row)}
+    for name, of_row in values.items()
+  }
+  found = {name: {'ndcg@5': sum(v) / len(v)} | results.get(name, {}) for name, v in values.items()}
+  return types.SimpleNamespace(
+    rows=rows, results=found, intervals=intervals.analyse(rows),
+    clusters=len(next(iter(values.values()))),
+    title=functools.partial(result_rows.title, results=found),
+  )  # fmt: skip
+
+
+def test_a_teacher_that_training_made_worse_is_a_warning_with_both_values():
+  facts = facts_of({'zero_shot': [0.3] * 40, 'teacher': [0.2] * 20 + [0.3] * 20})
+  [warning] = findings.missed(facts)
+  assert warning.startswith(
+    'teacher ranks no better than zero-shot LLM: nDCG@5 0.250 against 0.300'
+  )
+  assert '-0.050' in warning
+
+
+def test_a_student_is_held_against_the_first_stage_and_against_labels_alone():
+  rows = {'bm25': [0.6] * 40, 'student_sft': [0.5] * 40, 'teacher': [0.7] * 40}
+  said = findings.missed(facts_of(rows | {'student': [0.5] * 40}))
+  assert [w.split(': ')[0] for w in said] == [
+    'student, labels only ranks no better than BM25',
+    'distilled student ranks no better than BM25',
+    'distilled student ranks no better than student, labels only',
+  ]
+  assert 'interval' in said[1]
+
+
+def test_rows_that_improve_on_all_that_they_should_are_not_mentioned():
+  rows = {'bm25': [0.3] * 40, 'zero_shot': [0.4] * 40, 'student_sft': [0.5] * 40}
+  assert not findings.missed(facts_of(rows | {'teacher': [0.9] * 40, 'student': [0.8] * 40}))
+
+
+def test_the_student_is_compared_with_production_as_with_a_baseline():
+  student = [0.5 + 0.01 * (i % 3) for i in range(40)]
+  facts = facts_of({'bm25': [0.4] * 40, 'production': [0.45] * 40, 'student': student})
+  said = findings.comparisons(facts)
+  assert [each.baseline for each in said] == ['BM25', 'production']
+  # Two in three queries gain .06 or .07, one gains .05.
+  assert str(said[1]).startswith('distilled student against production: +0.060 nDCG@5 (95 % ')
+
+
+@pytest.mark.parametrize(
+  'queries, said', [(1, 'there are no intervals'), (29, 'only 29 queries'), (30, '')]
+)
+def test_few_queries_are_told(queries, said):
+  found = findings.few(facts_of({'bm25': [0.5] * queries}))
+  assert (said in found[0]) if said else not found
+
+
+def test_how_a_row_was_made_is_told_with_its_own_title():
+  facts = facts_of({'bm25': [0.5] * 40}, bm25={'title': 'first stage', 'note': '3 of 9 come last'})
+  assert findings.warnings(facts) == ['first stage: 3 of 9 come last']

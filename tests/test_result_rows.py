@@ -1,0 +1,110 @@
+"""The rows that no model fills: the first stage, and runs from elsewhere."""
+
+import types
+
+import pytest
+
+from disranker_jax import config as configs
+from disranker_jax.data.records import Document, Group
+from disranker_jax.errors import UserError
+from disranker_jax.evaluation import metrics
+from disranker_jax.stages import result_rows
+
+
+def group(query_id: str, query: str, *docs: tuple[str, str, int]) -> Group:
+  """A query with documents of (id, text, rank)."""
+  made = [Document(doc_id, text, '', label=0, rank=rank) for doc_id, text, rank in docs]
+  return Group(query_id, query, tuple(made))
+
+
+def run_with(test='jsonl:test.jsonl', **runs):
+  config = configs.defaults()
+  config.data.test = test
+  config.evaluate.runs = runs
+  return types.SimpleNamespace(config=config)
+
+
+def first_stage(groups, test='jsonl:test.jsonl'):
+  return result_rows.first_stage(run_with(test), result_rows.ROWS['bm25'], groups)
+
+
+def order(ranking, query: str) -> list[str]:
+  return metrics.ranked(ranking[query])
+
+
+class TestFirstStage:
+  def test_without_ranks_bm25_ranks_the_documents_of_each_query(self):
+    # By ids alone the order would be c, b, a for both queries.
+    a, b, c = ('a', 'an apple tart', 0), ('b', 'a pear', 0), ('c', 'the apple apple pie', 0)
+    groups = [group('q', 'pear', a, b, c), group('r', 'tart', a, b, c)]
+    ranking, facts = first_stage(groups)
+    assert order(ranking, 'q')[0] == 'b' and order(ranking, 'r')[0] == 'a'
+    assert ranking['q']['a'] == ranking['q']['c'] == 0.0
+    assert facts['title'] == 'BM25 (test documents)'
+    assert 'no first-stage rank' in facts['note']
+
+  def test_a_document_that_another_query_has_is_not_ranked(self):
+    groups = [
+      group('q', 'pear', ('a', 'pear', 0), ('b', 'plum', 0)), group('r', 'pear', ('c', 'pear', 0)),
+    ]  # fmt: skip
+    ranking, _ = first_stage(groups)
+    assert set(ranking['q']) == {'a', 'b'} and set(ranking['r']) == {'c'}
+
+  def test_ranks_are_the_order_and_documents_without_one_come_last(self):
+    ranking, facts = first_stage([group('q', 'x', ('z', 'x', 0), ('b', 'x', 2), ('a', 'x', 1))])
+    assert order(ranking, 'q') == ['a', 'b', 'z']
+    assert '1 of 3 documents have no first-stage rank' in facts['note']
+
+  @pytest.mark.parametrize(
+    'address, title',
+    [
+      ('python_docs:', None), ('trec:data?run=bm25&pool=judged', None),
+      ('trec:data?run=bm25.run.gz', 'first stage'), ('jsonl:test.jsonl', 'first stage'),
+    ],
+  )  # fmt: skip
+  def test_only_ranks_that_bm25_gave_are_called_bm25(self, address, title):
+    _, facts = first_stage([group('q', 'x', ('a', 'x', 1))], address)
+    assert facts.get('title') == title and 'note' not in facts
+
+
+class TestGivenRun:
+  @pytest.fixture
+  def groups(self):
+    docs = [(name, name, 0) for name in 'abc']
+    return [group('q', 'x', *docs), group('r', 'y', *docs)]
+
+  def ranked(self, tmp_path, groups, text):
+    (tmp_path / 'production.run').write_text(text)
+    run = run_with(production=f'trec:{tmp_path}/production.run')
+    [row] = result_rows.given_rows(run.config)
+    assert row.name == row.title == 'production'
+    return row.rank(run, row, groups)
+
+  def test_orders_the_same_documents_and_counts_what_it_lacks_and_what_it_has_beside(
+    self, tmp_path, groups
+  ):
+    text = 'q Q0 c 1 -5 x\nq Q0 other 2 -6 x\nq Q0 a 3 -7 x\nnot_a_test_query Q0 a 1 1 x\n'
+    ranking, facts = self.ranked(tmp_path, groups, text)
+    assert order(ranking, 'q') == ['c', 'a', 'b'] and set(ranking) == {'q'}
+    for part in (
+      '1 documents are not in it and come last',
+      '1 of its documents are not among those that all rows rank',
+      '1 of 2 queries are not in it and count as 0',
+    ):
+      assert part in facts['note']
+
+  def test_says_nothing_if_it_has_exactly_the_documents(self, tmp_path, groups):
+    lines = [f'{q} Q0 {d} 1 {s} x\n' for q in 'qr' for d, s in zip('abc', (1, 3, 2), strict=True)]
+    ranking, facts = self.ranked(tmp_path, groups, ''.join(lines))
+    assert order(ranking, 'r') == ['b', 'c', 'a'] and not facts
+
+  def test_a_run_of_other_queries_is_refused(self, tmp_path, groups):
+    with pytest.raises(UserError, match=r"runs\.production: .* none of the test queries.*'q'"):
+      self.ranked(tmp_path, groups, 'other Q0 a 1 1 x\n')
+
+
+def test_a_given_run_may_not_have_the_name_of_a_row(monkeypatch):
+  config = configs.defaults()
+  config.evaluate.runs = {'teacher': 'trec:a.run'}
+  with pytest.raises(UserError, match=r'config\.evaluate\.runs\.teacher: is the name'):
+    configs.check(config)
