@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from disranker_jax.data.records import Document, Group
 from disranker_jax.report.facts import Facts
-from disranker_jax.report.intervals import MAIN
-from disranker_jax.stages.result_rows import BASELINES, FIRST_STAGE, MODELS, TEACHER
+from disranker_jax.report.intervals import MAIN, baselines
+from disranker_jax.stages.result_rows import FIRST_STAGE, MODELS, TEACHER
 
 TOP = 5  # ranks that the main metric counts
 SHOWN = 10  # queries with the greatest gains, and with the greatest losses
@@ -35,7 +35,7 @@ def gains(facts: Facts) -> Gains | None:
   ends = [[side_by_side(facts, q, model, apart[q]) for q in end] for end in (best, worst)]
   others = {
     other: sorted(differences(facts, model, other).values(), reverse=True)
-    for other in BASELINES
+    for other in baselines(list(facts.rows))
     if other in facts.rows and other != model
   }
   return Gains(model, others, *(list(filter(None, end)) for end in ends))
