@@ -177,3 +177,26 @@ def test_a_table_from_runs_to_files(tmp_path, monkeypatch):
   assert manifests[0] == manifests[1]
   page = (tmp_path / 'out' / 'table-tiny.md').read_text()
   assert '| labels |' in page and 'table-tiny.svg' in page and 'Text.' in page
+
+
+@pytest.mark.parametrize(
+  ('holdout', 'folds', 'common'),
+  [
+    (0.5, '0,1', ''),
+    (1 / 3, '0,1,2', ''),
+    (0.25, '0,3', ''),
+    (0.5, '0,2', '0 and 2'),
+    (0.4, '0,1,2', '0 and 2'),  # 0 to .4, .6 to 1, .2 to .6
+    (0.3, '1,1', '1 and 1'),
+    (0.0, '0,1', '0 and 1'),
+  ],
+)
+def test_folds_that_test_the_same_queries_are_refused(tmp_path, holdout, folds, common):
+  file = write(tmp_path, '"""T."""\nROWS = {"a": ("bm25", {})}')
+  words = [str(file), f'--config={TINY}', f'--config.data.holdout={holdout}', f'--folds={folds}']
+  args = ablate.parse_args(words)
+  if not common:
+    ablate.check_folds(args)
+    return
+  with pytest.raises(UserError, match=f'folds {common} have test queries in common'):
+    ablate.check_folds(args)

@@ -7,6 +7,7 @@ settings are reused, so one teacher serves all its students.
 """
 
 import argparse
+import itertools
 import runpy
 import shlex
 import subprocess
@@ -27,6 +28,7 @@ from disranker_jax.report import ablations
 from disranker_jax.stages.result_rows import ROWS
 
 METRICS = ('ndcg@5', 'ndcg@10', 'mrr@10', 'pnr')
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,18 @@ def command(args: argparse.Namespace, changes: dict, workdir: Path, donors: list
   return [*where, *flags, *reuse]
 
 
+def check_folds(args: argparse.Namespace) -> None:
+  """Raises: UserError if two folds test the same queries, of which one fold's would be lost."""
+  folds, share = numbers('--folds', args.folds), args.base.data.holdout
+  for fold, other in itertools.combinations(folds, 2):
+    apart = (fold - other) * share % 1  # of the two folds' places, see holdout.Holdout
+    if not share or not share - ROUNDING <= apart <= 1 - share + ROUNDING:
+      raise UserError(
+        f'--folds={args.folds}: folds {fold} and {other} have test queries in common, as '
+        f'config.data.holdout={share:g}; name folds of different queries, each once'
+      )
+
+
 def run_all(args: argparse.Namespace, ablation: Ablation) -> dict[str, Results]:
   """Executes the runs of every row that are not done yet, and reads their metrics."""
   folds = numbers('--folds', args.folds)
@@ -215,6 +229,7 @@ def slug(name: str) -> str:
 
 def main(argv=None) -> None:
   args = parse_args(argv)
+  check_folds(args)
   ablation = load(args.file, args.row)
   label = f'{args.file.stem}-{Path(args.config).stem}'
   args.workdir = args.workdir or Path('runs/ablations') / label
