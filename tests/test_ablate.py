@@ -147,6 +147,28 @@ def test_one_cluster_of_all_queries_is_refused_and_the_config_says_what_is_one(
     assert (result['queries'], result['clusters']) == (40, clusters)
 
 
+def test_rows_that_rank_other_documents_are_told(tmp_path, monkeypatch, capsys):
+  file = write(
+    tmp_path, '"""T."""\nROWS = {"a": ("bm25", {}), "b": ("bm25", {"data.limit.test": 3})}'
+  )
+  found = {}
+  for name, documents in (('a', 20), ('b', 50)):
+    found[name] = results(np.ones((1, 40)), np.ones((1, 40, 2)))
+    for row in found[name].by_seed[0].values():
+      row['documents'] = documents
+  monkeypatch.setattr(ablate, 'run_all', lambda *_: found)
+  ablate.main([str(file), '--config', TINY, '--out', str(tmp_path)])
+  said = 'The rows rank different documents (query-document pairs: a 800, b 2,000), so their PNR'
+  assert said in capsys.readouterr().err
+  assert said in (tmp_path / 'table-tiny.md').read_text()
+  found['b'] = found['a']
+  ablate.main([str(file), '--config', TINY, '--out', str(tmp_path)])
+  # A difference of 0 in every query has no standard error; JSON has no nan.
+  saved = json.loads((tmp_path / 'table-tiny.json').read_text(), parse_constant=pytest.fail)
+  assert saved['rows'][1]['metrics']['ndcg@5']['difference']['needed'] == 'nan'
+  assert 'different documents' not in capsys.readouterr().err
+
+
 def test_rows_over_other_queries_are_refused():
   table = ablate.Ablation('T', '', (ablate.Row('a', 'bm25', {}), ablate.Row('b', 'bm25', {})), 'a')
   pairs = np.ones((1, 3, 2))

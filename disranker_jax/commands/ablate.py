@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from disranker_jax import config as configs
-from disranker_jax.commands.common import Parser, load_config, one_line
+from disranker_jax.commands.common import Parser, load_config, one_line, plain
 from disranker_jax.data.holdout import clusters
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation.runs import read_per_query
@@ -215,6 +215,22 @@ def queries_of(ablation: Ablation, results: dict[str, Results]) -> list[str]:
   return queries
 
 
+def other_documents(ablation: Ablation, results: dict[str, Results]) -> str:
+  """A warning if rows rank different numbers of documents of a query; '' if they do not."""
+  queries = queries_of(ablation, results)
+  counts = {
+    name: [next(iter(row.by_seed.values()))[query].get('documents', 0) for query in queries]
+    for name, row in results.items()
+  }
+  if all(of_Q == counts[ablation.against] for of_Q in counts.values()):
+    return ''
+  told = ', '.join(f'{name} {sum(of_Q):,.0f}' for name, of_Q in counts.items())
+  return (
+    f'The rows rank different documents (query-document pairs: {told}), so their PNR is of '
+    'different pairs and does not compare them.'
+  )
+
+
 def numbers(flag: str, text: str) -> tuple[int, ...]:
   try:
     return tuple(int(n) for n in text.split(','))
@@ -238,11 +254,13 @@ def main(argv=None) -> None:
     return
   by, queries = configs.cluster(args.base), queries_of(ablation, results)
   rows = analyse(ablation, results, by)
+  if warning := other_documents(ablation, results):
+    say(f'warning: {warning}')
   for row, wanted in zip(rows, ablation.rows, strict=True):
     row |= {'changes': dict(wanted.changes), 'seeds': sorted(results[wanted.name].by_seed)}
   result = {
     'title': ablation.title,
-    'text': ablation.text,
+    'text': '\n\n'.join(part for part in (ablation.text, warning) if part),
     'file': str(args.file),
     'config': args.config,
     'set': [word.removeprefix('--config.') for word in args.overrides],
@@ -257,5 +275,6 @@ def main(argv=None) -> None:
     'rows': rows,
     'base': configs.flatten(args.base),
   }
+  result = plain(result)
   print(ablations.text(result))
   ablations.save(args.out, label, result)

@@ -7,13 +7,12 @@ import argparse
 import csv
 import functools
 import json
-import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from disranker_jax.commands.common import Parser
+from disranker_jax.commands.common import Parser, plain
 from disranker_jax.commands.comparison import Comparison
 from disranker_jax.data.holdout import check_by, clusters
 from disranker_jax.errors import UserError
@@ -89,13 +88,6 @@ def compare(args: argparse.Namespace) -> tuple[dict, Mapping[str, Any]]:
     counts = gsb.analyse(verdicts, args.samples, args.seed, args.level, of_Q)
     result['verdicts'] = {'file': str(args.verdicts), **counts}
   return result, rows
-
-
-def plain(value):
-  """JSON has neither infinity nor nan: both become text."""
-  if isinstance(value, dict):
-    return {k: plain(v) for k, v in value.items()}
-  return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def save(folder: Path, result: dict, rows: Mapping[str, Any]) -> None:
