@@ -141,9 +141,10 @@ class Comparison:
     best = {query: max(docs.values(), default=0) for query, docs in counted.qrels.items()}
     barren = [query for query, grade in best.items() if grade < args.relevant]
     if barren:
+      zero = 'MRR, MAP and recall' if args.relevant > 1 else 'nDCG, MRR, MAP and recall'
       self.warnings.append(
         f'{args.qrels}: no document reaches grade {args.relevant} for '
-        f'{some(barren, len(counted.qrels))}, whose MRR, MAP and recall are 0 for every run'
+        f'{some(barren, len(counted.qrels))}, whose {zero} are 0 for every run'
       )
     return counted
 
