@@ -147,6 +147,28 @@ def test_one_cluster_of_all_queries_is_refused_and_the_config_says_what_is_one(
     assert (result['queries'], result['clusters']) == (40, clusters)
 
 
+def test_rows_that_rank_other_documents_are_told(tmp_path, monkeypatch, capsys):
+  file = write(
+    tmp_path, '"""T."""\nROWS = {"a": ("bm25", {}), "b": ("bm25", {"data.limit.test": 3})}'
+  )
+  found = {}
+  for name, documents in (('a', 20), ('b', 50)):
+    found[name] = results(np.ones((1, 40)), np.ones((1, 40, 2)))
+    for row in found[name].by_seed[0].values():
+      row['documents'] = documents
+  monkeypatch.setattr(ablate, 'run_all', lambda *_: found)
+  ablate.main([str(file), '--config', TINY, '--out', str(tmp_path)])
+  said = 'The rows rank different documents (query-document pairs: a 800, b 2,000), so their PNR'
+  assert said in capsys.readouterr().err
+  assert said in (tmp_path / 'table-tiny.md').read_text()
+  found['b'] = found['a']
+  ablate.main([str(file), '--config', TINY, '--out', str(tmp_path)])
+  # A difference of 0 in every query has no standard error; JSON has no nan.
+  saved = json.loads((tmp_path / 'table-tiny.json').read_text(), parse_constant=pytest.fail)
+  assert saved['rows'][1]['metrics']['ndcg@5']['difference']['needed'] == 'nan'
+  assert 'different documents' not in capsys.readouterr().err
+
+
 def test_rows_over_other_queries_are_refused():
   table = ablate.Ablation('T', '', (ablate.Row('a', 'bm25', {}), ablate.Row('b', 'bm25', {})), 'a')
   pairs = np.ones((1, 3, 2))
@@ -177,3 +199,26 @@ def test_a_table_from_runs_to_files(tmp_path, monkeypatch):
   assert manifests[0] == manifests[1]
   page = (tmp_path / 'out' / 'table-tiny.md').read_text()
   assert '| labels |' in page and 'table-tiny.svg' in page and 'Text.' in page
+
+
+@pytest.mark.parametrize(
+  ('holdout', 'folds', 'common'),
+  [
+    (0.5, '0,1', ''),
+    (1 / 3, '0,1,2', ''),
+    (0.25, '0,3', ''),
+    (0.5, '0,2', '0 and 2'),
+    (0.4, '0,1,2', '0 and 2'),  # 0 to .4, .6 to 1, .2 to .6
+    (0.3, '1,1', '1 and 1'),
+    (0.0, '0,1', '0 and 1'),
+  ],
+)
+def test_folds_that_test_the_same_queries_are_refused(tmp_path, holdout, folds, common):
+  file = write(tmp_path, '"""T."""\nROWS = {"a": ("bm25", {})}')
+  words = [str(file), f'--config={TINY}', f'--config.data.holdout={holdout}', f'--folds={folds}']
+  args = ablate.parse_args(words)
+  if not common:
+    ablate.check_folds(args)
+    return
+  with pytest.raises(UserError, match=f'folds {common} have test queries in common'):
+    ablate.check_folds(args)

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compare_files
 import ir_measures
 import numpy as np
 import pytest
+from compare_files import QUERIES, arguments, result
 from ir_measures import AP, nDCG
 
 from disranker_jax.commands import compare
@@ -20,36 +22,11 @@ from disranker_jax.evaluation.runs import read_qrels, read_run
 from disranker_jax.report import comparison
 
 ROOT = Path(__file__).parents[1]
-QUERIES, DOCS = 40, 30
 
 
 @pytest.fixture
 def folder(tmp_path):
-  """qrels of 40 queries; `good` ranks better than `weak`, and `same` as weak does."""
-  rng = np.random.default_rng(0)
-  grades = rng.choice(4, (QUERIES, DOCS), p=[0.6, 0.2, 0.1, 0.1])
-  rows = [(q, d) for q in range(QUERIES) for d in range(DOCS)]
-  (tmp_path / 'qrels.txt').write_text(''.join(f'q{q} 0 d{d} {grades[q, d]}\n' for q, d in rows))
-  for name, worth in (('weak', 0.3), ('good', 1.5)):
-    scores = worth * grades + rng.normal(size=(QUERIES, DOCS))
-    write(tmp_path / f'{name}.run', {(q, d): scores[q, d] for q, d in rows})
-  (tmp_path / 'same.run').write_text((tmp_path / 'weak.run').read_text())
-  return tmp_path
-
-
-def write(file, scores):
-  # The rank column is nonsense on purpose: the score decides.
-  file.write_text(''.join(f'q{q}\tQ0\td{d} 1 {s:.6f} tag\n' for (q, d), s in scores.items()))
-
-
-def arguments(folder, *names, **flags):
-  words = [str(folder / f'{name}.run') for name in names]
-  words += ['--qrels', str(folder / 'qrels.txt'), '--samples', '2000']
-  return [*words, *(word for k, v in flags.items() for word in (f'--{k}', str(v)))]
-
-
-def result(folder, *names, **flags):
-  return compare.compare(compare.parse_args(arguments(folder, *names, **flags)))[0]
+  return compare_files.write_all(tmp_path)
 
 
 def loaded(folder, name):
@@ -113,7 +90,7 @@ def test_asking_a_topic_again_makes_nothing_surer_when_its_queries_are_drawn_tog
     (again / file).write_text(''.join(copies))
   once, thrice, naive = (
     result(where, 'weak', 'good', metrics=metrics_, test=test, **flags)
-    for where, flags in ((folder, {}), (again, {'cluster': '^[^-]+'}), (again, {}))
+    for where, flags in ((folder, {}), (again, {'cluster': '^[^-]+'}), (again, {'cluster': ''}))
   )
   assert (thrice['queries'], thrice['clusters']) == (3 * QUERIES, QUERIES)
   for metric in metrics_.split(','):
@@ -196,7 +173,12 @@ def test_queries_without_an_answer_are_warned_of(folder):
   with (folder / 'qrels.txt').open('a') as f:
     f.write('barren 0 d1 0\n')
   warnings = result(folder, 'weak')['warnings']
-  assert warnings[0].endswith('no document reaches grade 1 for 1 of 41 queries (barren)')
+  assert warnings[1].endswith(
+    'no document reaches grade 1 for 1 of 41 queries (barren), whose nDCG, MRR, MAP and recall are '
+    '0 for every run'
+  )
+  warnings = result(folder, 'weak', relevant=2)['warnings']
+  assert warnings[1].endswith('(barren), whose MRR, MAP and recall are 0 for every run')
 
 
 def test_the_baseline_is_the_first_run_or_the_one_that_is_named(folder):
@@ -267,7 +249,8 @@ def test_a_perfect_run_has_infinite_pnr_also_in_json(folder, capsys):
   (folder / 'perfect.run').write_text(''.join(rows))
   compare.main([*arguments(folder, 'weak', 'perfect', metrics='pnr'), '--json'])
   found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)['runs']['perfect']
-  assert found['metrics']['pnr'] == {'value': 'inf', 'low': 'inf', 'high': 'inf'}
+  value = found['metrics']['pnr']
+  assert [value[k] for k in ('value', 'low', 'high')] == ['inf'] * 3
   assert found['differences']['pnr']['value'] == 'inf' and found['differences']['pnr']['p'] < 0.01
   compare.main(arguments(folder, 'weak', 'perfect'))
   assert 'inf to inf' in capsys.readouterr().out

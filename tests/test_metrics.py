@@ -1,4 +1,4 @@
-"""Metrics against ir_measures, hand-counted pairs, and what input order may not do."""
+"""Metrics against ir_measures, Kendall's tau, and what input order may not do."""
 
 import math
 
@@ -106,47 +106,6 @@ def test_mrr_takes_only_grades_from_relevant_on():
   scores, grades = {'a': 3.0, 'b': 2.0, 'c': 1.0}, {'a': 1, 'b': 3, 'c': 4}
   at = [metrics.reciprocal_rank(scores, grades, 10, relevant) for relevant in (1, 3, 4, 5)]
   assert at == [1, 1 / 2, 1 / 3, 0]
-
-
-# PNR
-
-
-def test_pairs_are_counted_as_by_hand():
-  grades = {'a': 3, 'b': 1, 'c': 1, 'd': 0}
-  scores = {'a': 2.0, 'b': 3.0, 'c': 1.0, 'd': 1.0, 'unjudged': 9.0}
-  # ab discordant, ac and ad concordant; bc has equal grades; bd concordant; cd is a tie.
-  assert metrics.pairs(scores, grades) == (3, 1, 1)
-  assert metrics.per_query({'q': scores}, {'q': grades})['q']['pnr'] == 3
-
-
-def test_pnr_is_pooled_over_queries_and_its_mean_by_query_stands_beside_it():
-  ladder = {'a': 2, 'b': 1, 'c': 0}
-  run = {
-    'three': {'a': 3.0, 'b': 2.0, 'c': 1.0},  # 3 : 0
-    'two': {'a': 3.0, 'b': 1.0, 'c': 2.0},  # 2 : 1
-    'one': {'a': 1.0, 'b': 3.0, 'c': 2.0},  # 1 : 2
-  }
-  rows = metrics.per_query(run, dict.fromkeys(run, ladder))
-  assert [rows[q]['pnr'] for q in run] == [math.inf, 2, 0.5]
-  total = metrics.summary(rows)
-  assert total['pnr'] == (3 + 2 + 1) / (0 + 1 + 2)
-  assert total['pnr_per_query'] == (2 + 0.5) / 2  # the infinite one is left out
-
-
-def test_without_discordant_pairs_pnr_is_inf_and_without_any_pair_nan():
-  assert metrics.ratio(3, 0) == math.inf
-  assert math.isnan(metrics.ratio(0, 0))
-  assert metrics.ratio(0, 2) == 0
-  only_ties = metrics.summary(
-    metrics.per_query({'q': {'a': 1.0, 'b': 1.0}}, {'q': {'a': 1, 'b': 0}})
-  )
-  assert math.isnan(only_ties['pnr']) and only_ties['tie_rate'] == 1
-
-
-def test_ties_in_the_scores_count_in_neither_but_in_the_tie_rate():
-  grades = {'a': 1, 'b': 0, 'c': 0}
-  total = metrics.summary(metrics.per_query({'q': {'a': 1.0, 'b': 1.0, 'c': 0.0}}, {'q': grades}))
-  assert total['pnr'] == math.inf and total['tie_rate'] == 0.5
 
 
 def test_a_summary_counts_queries_and_the_pairs_that_were_ranked():
@@ -265,25 +224,6 @@ def test_a_ranking_may_be_a_list_of_ids():
 def test_unknown_names_say_what_there_is(name, words):
   with pytest.raises(UserError, match=words):
     metrics.formula(name)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-2, 4)), max_size=30))
-def test_pairs_are_those_of_two_plain_loops(docs):
-  concordant = discordant = tied = 0
-  for i, (score_i, grade_i) in enumerate(docs):
-    for score_j, grade_j in docs[:i]:
-      product = (score_i - score_j) * (grade_i - grade_j)
-      concordant += product > 0
-      discordant += product < 0
-      tied += score_i == score_j and grade_i != grade_j
-  names = [f'd{i}' for i in range(len(docs))]
-  got = metrics.pairs(
-    {n: float(s) for n, (s, _) in zip(names, docs, strict=True)},
-    {n: g for n, (_, g) in zip(names, docs, strict=True)},
-  )
-  assert got == (concordant, discordant, tied)
-  assert all(type(count) is int for count in got)  # they go into JSON
 
 
 # Kendall's tau

@@ -7,6 +7,7 @@ settings are reused, so one teacher serves all its students.
 """
 
 import argparse
+import itertools
 import runpy
 import shlex
 import subprocess
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from disranker_jax import config as configs
-from disranker_jax.commands.common import Parser, load_config, one_line
+from disranker_jax.commands.common import Parser, load_config, one_line, plain
 from disranker_jax.data.holdout import clusters
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation.runs import read_per_query
@@ -27,6 +28,7 @@ from disranker_jax.report import ablations
 from disranker_jax.stages.result_rows import ROWS
 
 METRICS = ('ndcg@5', 'ndcg@10', 'mrr@10', 'pnr')
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,18 @@ def command(args: argparse.Namespace, changes: dict, workdir: Path, donors: list
   return [*where, *flags, *reuse]
 
 
+def check_folds(args: argparse.Namespace) -> None:
+  """Raises: UserError if two folds test the same queries, of which one fold's would be lost."""
+  folds, share = numbers('--folds', args.folds), args.base.data.holdout
+  for fold, other in itertools.combinations(folds, 2):
+    apart = (fold - other) * share % 1  # of the two folds' places, see holdout.Holdout
+    if not share or not share - ROUNDING <= apart <= 1 - share + ROUNDING:
+      raise UserError(
+        f'--folds={args.folds}: folds {fold} and {other} have test queries in common, as '
+        f'config.data.holdout={share:g}; name folds of different queries, each once'
+      )
+
+
 def run_all(args: argparse.Namespace, ablation: Ablation) -> dict[str, Results]:
   """Executes the runs of every row that are not done yet, and reads their metrics."""
   folds = numbers('--folds', args.folds)
@@ -201,6 +215,22 @@ def queries_of(ablation: Ablation, results: dict[str, Results]) -> list[str]:
   return queries
 
 
+def other_documents(ablation: Ablation, results: dict[str, Results]) -> str:
+  """A warning if rows rank different numbers of documents of a query; '' if they do not."""
+  queries = queries_of(ablation, results)
+  counts = {
+    name: [next(iter(row.by_seed.values()))[query].get('documents', 0) for query in queries]
+    for name, row in results.items()
+  }
+  if all(of_Q == counts[ablation.against] for of_Q in counts.values()):
+    return ''
+  told = ', '.join(f'{name} {sum(of_Q):,.0f}' for name, of_Q in counts.items())
+  return (
+    f'The rows rank different documents (query-document pairs: {told}), so their PNR is of '
+    'different pairs and does not compare them.'
+  )
+
+
 def numbers(flag: str, text: str) -> tuple[int, ...]:
   try:
     return tuple(int(n) for n in text.split(','))
@@ -215,6 +245,7 @@ def slug(name: str) -> str:
 
 def main(argv=None) -> None:
   args = parse_args(argv)
+  check_folds(args)
   ablation = load(args.file, args.row)
   label = f'{args.file.stem}-{Path(args.config).stem}'
   args.workdir = args.workdir or Path('runs/ablations') / label
@@ -223,11 +254,13 @@ def main(argv=None) -> None:
     return
   by, queries = configs.cluster(args.base), queries_of(ablation, results)
   rows = analyse(ablation, results, by)
+  if warning := other_documents(ablation, results):
+    say(f'warning: {warning}')
   for row, wanted in zip(rows, ablation.rows, strict=True):
     row |= {'changes': dict(wanted.changes), 'seeds': sorted(results[wanted.name].by_seed)}
   result = {
     'title': ablation.title,
-    'text': ablation.text,
+    'text': '\n\n'.join(part for part in (ablation.text, warning) if part),
     'file': str(args.file),
     'config': args.config,
     'set': [word.removeprefix('--config.') for word in args.overrides],
@@ -242,5 +275,6 @@ def main(argv=None) -> None:
     'rows': rows,
     'base': configs.flatten(args.base),
   }
+  result = plain(result)
   print(ablations.text(result))
   ablations.save(args.out, label, result)

@@ -9,14 +9,13 @@ and `verdict` (good, same or bad) as CSV columns or JSON fields; other fields ar
 
 import csv
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from disranker_jax.data import lines
-from disranker_jax.data.holdout import clusters
 from disranker_jax.data.records import BadRow, BadRows
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import significance
@@ -61,18 +60,18 @@ def analyse(
   samples: int = significance.SAMPLES,
   seed: int = 0,
   level: float = significance.LEVEL,
-  by: str = '',
+  clusters_Q: Sequence[Hashable] | None = None,
 ) -> dict[str, Any]:
   """good, same, bad, delta, low, high (bootstrap over queries) and p (randomisation).
 
   The verdicts of a query are drawn together, since people who see the same two lists tend to agree;
-  so are those of one cluster (holdout.clusters). With one verdict per query, p is that of the
-  two-sided sign test.
+  so are those of one cluster; by default every query is one. With one verdict per query, p is that
+  of the two-sided sign test.
   """
   counts = count(verdicts)
   if not sum(counts):
     raise UserError('delta-GSB: there are no verdicts; give at least one')
-  of_Q = clusters(verdicts, by)
+  of_Q = list(verdicts) if clusters_Q is None else clusters_Q
   sums_C12 = significance.clustered(sums(verdicts)[:, None], of_Q)
   low, high = significance.interval(significance.bootstrap(sums_C12, samples, seed)[:, 0], level)
   # Swapping the sides of a query reverses its verdicts.

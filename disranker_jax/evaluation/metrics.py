@@ -5,6 +5,10 @@ ordered by document id, the greater id first, as in trec_eval; the order of the 
 A judged query that the run lacks counts as 0. Documents without a judgement have gain 0 and form no
 pairs; documents with a negative grade (spam, in some collections) have gain 0.
 
+A judged document that the run lacks gains nothing in nDCG, MRR, MAP and recall, while the best
+possible ranking has it. PNR counts the pairs of the judged documents of a pool; there it ranks last
+(`pairs`). The pool is the same for all runs of a table, see documents.py.
+
 METRICS lists the names. `@K` cuts the ranking at K documents; without it the whole ranking counts.
 The names of ir_measures work too (`nDCG@10`, `RR`, `AP@100`, `R@10`), but our nDCG has exponential
 gain: ir_measures' nDCG is `ndcg_linear`.
@@ -13,7 +17,7 @@ gain: ir_measures' nDCG is `ndcg_linear`.
 import difflib
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +36,7 @@ STANDARD = (
   'mrr', 'map', 'recall@10', 'recall@100',
 )  # fmt: skip
 # The values of a query that are not metrics.
-COUNTS = ('concordant', 'discordant', 'tied', 'documents')
+COUNTS = ('concordant', 'discordant', 'tied', 'documents', 'missing', 'relevant')
 
 
 def ranked(scores: Ranking) -> list[str]:
@@ -125,7 +129,9 @@ class Metric(NamedTuple):
 
 METRICS = {
   'pnr': Metric('PNR', note='concordant / discordant pairs, pooled over queries'),
-  'pnr_per_query': Metric('PNR by query', note='mean over the queries where it is finite'),
+  'pnr_per_query': Metric(
+    'PNR by query', note="of the mean share of concordant pairs, so every query counts alike",
+  ),
   'ndcg': Metric('nDCG', ndcg),
   'ndcg_linear': Metric(
     'nDCG', functools.partial(ndcg, gain=linear), variant='linear gain',
@@ -171,14 +177,24 @@ def formula(name: str, relevant: int = 1) -> Callable[[Ranking, Mapping[str, int
   return functools.partial(METRICS[kind].formula, **fixed)
 
 
-def pairs(scores: Mapping[str, float], grades: Mapping[str, int]) -> tuple[int, int, int]:
-  """(concordant, discordant, tied) of the run's judged pairs with unequal grades.
+def pairs(
+  scores: Mapping[str, float], grades: Mapping[str, int], pool: Collection[str] | None = None
+) -> tuple[float, float, float]:
+  """(concordant, discordant, tied) of the pairs of judged documents with unequal grades.
 
-  O(L n log n) for n documents of L different grades, so a run may be thousands deep.
+  Only documents of the pool form pairs; without one, those that the run holds. A document that the
+  run lacks ranks behind all others. A pair of two such documents is half concordant and half
+  discordant, as it is on average if they follow in random order. So every run has the same pairs,
+  and no run gains by leaving documents out.
+
+  O(L n log n) for n documents of L different grades, so a run may be thousands deep. The counts are
+  integers if no document is missing.
   """
-  both = [doc for doc in scores if doc in grades]
-  scores_N = np.array([scores[doc] for doc in both], np.float64)
-  grades_N = np.array([grades[doc] for doc in both], np.int64)
+  counted = [doc for doc in (scores if pool is None else pool) if doc in grades]
+  held = [doc for doc in counted if doc in scores]
+  scores_N = np.array([scores[doc] for doc in held], np.float64)
+  grades_N = np.array([grades[doc] for doc in held], np.int64)
+  missing_N = np.sort(np.array([grades[doc] for doc in counted if doc not in scores], np.int64))
   concordant = tied = every = 0
   for grade in np.unique(grades_N):
     worse = np.sort(scores_N[grades_N < grade])
@@ -187,7 +203,13 @@ def pairs(scores: Mapping[str, float], grades: Mapping[str, int]) -> tuple[int, 
     concordant += int(below.sum())
     tied += int((np.searchsorted(worse, mine, 'right') - below).sum())
     every += len(worse) * len(mine)
-  return concordant, every - concordant - tied, tied
+  discordant = every - concordant - tied
+  if not len(missing_N):
+    return concordant, discordant, tied
+  concordant += int(np.searchsorted(missing_N, grades_N, 'left').sum())
+  discordant += int((len(missing_N) - np.searchsorted(missing_N, grades_N, 'right')).sum())
+  halves = int(np.searchsorted(missing_N, missing_N, 'left').sum()) / 2
+  return concordant + halves, discordant + halves, tied
 
 
 def ratio(concordant: int, discordant: int) -> float:
@@ -197,19 +219,45 @@ def ratio(concordant: int, discordant: int) -> float:
   return math.inf if concordant else math.nan
 
 
-def per_query(
-  run: Run, qrels: Qrels, relevant: int = 1, names: Sequence[str] = STANDARD
-) -> dict[str, dict[str, float]]:
-  """The metrics of every judged query: {query_id: {metric: value}}, pair counts included.
+def odds(share):
+  """PNR of a share of concordant pairs, as numbers or arrays: share / (1 - share)."""
+  with np.errstate(divide='ignore', invalid='ignore'):
+    return np.divide(share, 1 - np.asarray(share))[()]
 
-  `relevant` is the lowest grade that counts as relevant for MRR, MAP and recall.
+
+def share(row: Mapping[str, float]) -> float:
+  """A query's share of concordant pairs; 1/2 if all are tied, nan if it has no pair.
+
+  Queries without a pair are the same for all runs with one pool, so means over the others are of
+  the same queries.
+  """
+  ordered = row['concordant'] + row['discordant']
+  if ordered:
+    return row['concordant'] / ordered
+  return 0.5 if row.get('tied') else math.nan
+
+
+def per_query(
+  run: Run,
+  qrels: Qrels,
+  relevant: int = 1,
+  names: Sequence[str] = STANDARD,
+  pool: Mapping[str, Collection[str]] | None = None,
+) -> dict[str, dict[str, float]]:
+  """The metrics of every judged query: {query_id: {metric: value}}, with COUNTS.
+
+  Args:
+    relevant: the lowest grade that counts as relevant for MRR, MAP and recall.
+    pool: the documents of each query whose pairs PNR counts (`pairs`), the same for all runs that
+      are compared; default: those of the run.
   """
   formulas = {name: formula(name, relevant) for name in names if name != 'pnr'}
   rows = {}
   for query, grades in qrels.items():
     scores = run.get(query, {})
     order = ranked(scores)
-    concordant, discordant, tied = pairs(scores, grades)
+    of_query = None if pool is None else pool.get(query, ())
+    concordant, discordant, tied = pairs(scores, grades, of_query)
     rows[query] = {
       'pnr': ratio(concordant, discordant),
       **{name: value(order, grades) for name, value in formulas.items()},
@@ -217,24 +265,36 @@ def per_query(
       'discordant': discordant,
       'tied': tied,
       'documents': len(scores),
+      'missing': sum(doc in grades and doc not in scores for doc in of_query or ()),
+      'relevant': count_relevant(grades, relevant),
     }
   return rows
 
 
 def summary(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-  """Means over queries, and PNR pooled over the pairs of all queries, as in the paper."""
+  """Means over queries, PNR pooled over the pairs of all queries, as in the paper, and counts.
+
+  The counts say what the figures are of: `queries`; those without a document in the run
+  (`queries_missing`) and without a relevant one in the judgements (`queries_without_relevant`),
+  which both count as 0; `pairs`, the ranked query-document pairs; `missing`, the judged documents
+  of the pool that the run lacks; `tie_rate`, the share of PNR's pairs with equal scores.
+  """
   total = {k: sum(r[k] for r in rows.values()) for k in ('concordant', 'discordant', 'tied')}
   every = sum(total.values())
   names = [m for m in next(iter(rows.values()), STANDARD) if m not in ('pnr', *COUNTS)]
   means = {m: sum(r[m] for r in rows.values()) / max(len(rows), 1) for m in names}
-  finite = [r['pnr'] for r in rows.values() if math.isfinite(r['pnr'])]
+  shares = [value for row in rows.values() if not math.isnan(value := share(row))]
+  mean_share = sum(shares) / len(shares) if shares else math.nan
   return {
     'pnr': ratio(total['concordant'], total['discordant']),
     **means,
-    'pnr_per_query': sum(finite) / len(finite) if finite else math.nan,
+    'pnr_per_query': float(odds(mean_share)),
     'tie_rate': total['tied'] / every if every else 0.0,
     'queries': len(rows),
+    'queries_missing': sum(not r['documents'] for r in rows.values()),
+    'queries_without_relevant': sum(not r['relevant'] for r in rows.values()),
     'pairs': sum(int(r['documents']) for r in rows.values()),
+    'missing': sum(int(r['missing']) for r in rows.values()),
   }
 
 

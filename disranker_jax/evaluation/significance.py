@@ -15,7 +15,10 @@ CHUNK = 2**22  # numbers held at a time: 32 MB, whatever the number of queries
 
 
 def mean_of(values_Q) -> np.ndarray:
-  """Sums_Q2 of a mean over queries; values that are not finite do not count."""
+  """Sums_Q2 of a mean over queries; values that are not finite do not count.
+
+  The bottoms add up to the number of those that do, which a table must state if some do not.
+  """
   values_Q = np.asarray(values_Q, np.float64)
   counts_Q = np.isfinite(values_Q)
   return np.stack([np.where(counts_Q, values_Q, 0.0), counts_Q.astype(np.float64)], -1)

@@ -5,12 +5,14 @@ metric. Its data are sums_Q2, the (top, bottom) of a ratio per query (see signif
 cells share the bootstrap draws, so every difference is paired.
 """
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from disranker_jax.evaluation import significance
+from disranker_jax.errors import UserError
+from disranker_jax.evaluation import metrics, power, significance
 
 Cell = tuple[str, str]  # row, metric
 Key = TypeVar('Key', bound=Hashable)
@@ -27,15 +29,22 @@ def sums(
 ) -> np.ndarray:
   """Sums_Q2 of a metric from {query_id: {metric: value}}; a query that is missing counts as 0.
 
-  PNR becomes the share of concordant pairs, which is always finite; `scale` turns it back.
+  PNR becomes the share of concordant pairs, which is always finite; `scale` turns it back. Queries
+  where a metric is nan do not count: PNR without a pair, tau without an order of the teacher. They
+  are the same for all rows of a table. Raises: UserError if a query's row lacks the metric.
   """
-  empty: Mapping[str, float] = {}
-  of_Q = [rows.get(query, empty) for query in queries]
+  keys = ('concordant', 'discordant') if metric.startswith('pnr') else (metric,)
+  of_Q = [rows.get(query, dict.fromkeys(keys, 0.0)) for query in queries]
+  if any(key not in row for row in of_Q for key in keys):
+    raise UserError(
+      f'metric {metric!r}: is not in the table of metrics per query; make the table again'
+    )
   if metric == 'pnr':
-    counts_Q2 = [(row.get('concordant', 0), row.get('discordant', 0)) for row in of_Q]
-    return np.array([(c, c + d) for c, d in counts_Q2], np.float64)
-  key = 'pnr' if metric == 'pnr_per_query' else metric
-  return significance.mean_of([row.get(key, 0.0) for row in of_Q])
+    counts_Q2 = [(row['concordant'], row['discordant']) for row in of_Q]
+    return np.array([(c, c + d) for c, d in counts_Q2], np.float64).reshape(-1, 2)
+  if metric == 'pnr_per_query':
+    return significance.mean_of([metrics.share(row) for row in of_Q])
+  return significance.mean_of([row[metric] for row in of_Q])
 
 
 def statistic(metric: str, sums_2: np.ndarray) -> np.ndarray:
@@ -46,10 +55,7 @@ def statistic(metric: str, sums_2: np.ndarray) -> np.ndarray:
 def scale(metric: str, share) -> np.ndarray:
   """The metric of a ratio of sums: PNR = share / (1 - share); all others are the ratio itself."""
   share = np.asarray(share, np.float64)
-  if metric != 'pnr':
-    return share
-  with np.errstate(divide='ignore'):
-    return share / (1 - share)
+  return metrics.odds(share) if metric.startswith('pnr') else share
 
 
 def minus(ours, theirs) -> np.ndarray:
@@ -99,12 +105,18 @@ class Table:
     """{value, low, high} of a cell."""
     return self.spread(self.value(cell), self.draws(cell))
 
+  def counted(self, cell: Cell) -> float:
+    """What the ratio is of: the queries that count for a mean, the ordered pairs for PNR."""
+    return float(self._sums_CK2[:, self._index[cell], 1].sum())
+
   def differences(
     self, pairs: Mapping[Key, tuple[Cell, Cell]], test: str = 'randomisation'
   ) -> dict[Key, dict[str, Any]]:
-    """{value, low, high, p, p_holm} of ours - theirs for {key: (ours, theirs)}.
+    """{value, low, high, p, p_holm, detectable, needed} of ours - theirs for {key: (ours, theirs)}.
 
-    Holm's correction is over all pairs of one call.
+    Holm's correction is over all pairs of one call. `detectable` is the difference that these
+    queries show, and `needed` the number of queries (or clusters) that show this difference, with a
+    power of power.POWER in one test at 1 - level.
     """
     if not pairs:
       return {}
@@ -113,11 +125,24 @@ class Table:
       for side in zip(*pairs.values(), strict=True)
     )
     p_K = TESTS[test](ours_CK2, theirs_CK2, self._samples, self._seed)
+    errors_K = power.standard_errors(ours_CK2, theirs_CK2)
     rows = {}
-    for (key, (ours, theirs)), p, p_holm in zip(
-      pairs.items(), p_K, significance.holm(p_K), strict=True
+    for (key, (ours, theirs)), p, p_holm, error in zip(
+      pairs.items(), p_K, significance.holm(p_K), errors_K, strict=True
     ):
       value = minus(self.value(ours), self.value(theirs))
       draws_S = minus(self.draws(ours), self.draws(theirs))
       rows[key] = self.spread(value, draws_S) | {'p': float(p), 'p_holm': float(p_holm)}
+      rows[key] |= self._power(ours, theirs, float(error))
     return rows
+
+  def _power(self, ours: Cell, theirs: Cell, error: float) -> dict[str, float]:
+    """`detectable` and `needed`, from the standard error of the difference of the ratios."""
+    n, alpha = len(self._sums_CK2), 1 - self._level
+    shares = [significance.ratio(self._sums_CK2[:, self._index[c]].sum(0)) for c in (ours, theirs)]
+    apart = float(shares[0] - shares[1])
+    reached = power.detectable(error, n, alpha)
+    if ours[1].startswith('pnr'):  # the step from theirs, in the direction of ours
+      share = np.clip(shares[1] + math.copysign(reached, apart), 0, 1)
+      reached = abs(float(scale(ours[1], share)) - float(scale(ours[1], shares[1])))
+    return {'detectable': reached, 'needed': power.needed(apart, error, n, alpha)}

@@ -1,12 +1,16 @@
 """The tables of `disranker compare`, for a terminal and for Markdown."""
 
+import math
 from typing import NamedTuple
 
+from disranker_jax.evaluation.documents import RULES
 from disranker_jax.evaluation.metrics import METRICS, title
+from disranker_jax.evaluation.power import POWER
 from disranker_jax.report import tables
 from disranker_jax.report.tables import chance, decimals, drawn, escaped
 
 DIGITS = 4  # of metrics between 0 and 1
+MAIN = 'ndcg@5'  # the metric of the sentences on power, if it is among the metrics; else the first
 
 
 class Block(NamedTuple):
@@ -53,6 +57,7 @@ def headline(result: dict) -> str:
 def blocks(result: dict) -> list[Block]:
   every = []
   if 'runs' in result:
+    every += [documents(result)] if result['documents']['differ'] else []
     alone = [m for m in result['metrics'] if not m.startswith('gsb')]
     if len(result['runs']) == 1:
       every.append(single(result))
@@ -63,6 +68,20 @@ def blocks(result: dict) -> list[Block]:
   if 'verdicts' in result:
     every.append(verdicts(result))
   return every
+
+
+def documents(result: dict) -> Block:
+  """What each run holds, if the runs differ."""
+  heads = ['run', 'queries', 'documents', 'missing', 'judged', 'missing judged']
+  rows = []
+  for name, run in result['runs'].items():
+    held = run['documents']
+    keys = ('queries', 'documents', 'lacks', 'judged', 'lacks_judged')
+    rows.append([name, *(f'{held[key]:,}' for key in keys)])
+  counted = result['documents']
+  rows.append(['any run', '', f'{counted["held"]:,}', '', f'{counted["held_judged"]:,}', ''])
+  rule = counted['rule']
+  return Block(f'The runs hold different documents ({rule}: {RULES[rule]})', heads, rows)
 
 
 def overview(result: dict, metrics: list[str]) -> Block:
@@ -134,20 +153,72 @@ def notes(result: dict) -> list[str]:
   """How the numbers were computed."""
   draws = f'{result["samples"]} samples, seed {result["seed"]}'
   over = drawn(result.get('queries', 0), result.get('clusters', result.get('queries', 0)))
-  out = [f'Intervals: bootstrap over {over}, percentiles ({draws}).']
+  out = basis(result) if 'runs' in result else []
+  out.append(f'Intervals: bootstrap over {over}, percentiles ({draws}).')
   if result.get('tests'):
-    alpha = 1 - result['level']
     out.append(
       f'p: paired {result["test"]} over {over}, two-sided. Holm: corrected for the '
       f'{result["tests"]} tests here.\n* differs from {result["baseline"]} '
-      f'(corrected p < {alpha:.3g}).'
+      f'(corrected p < {alpha(result)}).'
     )
+    out += power(result)
   if verdicts := result.get('verdicts'):
     over = drawn(verdicts['queries'], verdicts['clusters'])
     out.append(
       f"Verdicts: p by paired randomisation over {over}; a query's verdicts stay together."
     )
   return ['\n'.join(out)]
+
+
+def basis(result: dict) -> list[str]:
+  """What the numbers are of."""
+  counted, runs = result['documents'], result['runs']
+  out = [f'Means: of {result["queries"]:,} queries and {counted["judged"]:,} judged documents.']
+  if others := counted['judged'] - counted['held_judged'] if counted['rule'] != 'common' else 0:
+    out[0] += (
+      f' No run holds {others:,} of these, which count in the best possible ranking (nDCG, MAP, '
+      'recall) and in no pair (PNR).'
+    )
+  if any(metric.startswith('pnr') for metric in result['metrics']):
+    pairs = sum(next(iter(runs.values()))['pairs'].values())
+    tied = ', '.join(
+      f'{name} {100 * run["pairs"]["tied"] / max(pairs, 1):.1f} %' for name, run in runs.items()
+    )
+    out.append(f'PNR: of {pairs:,.0f} pairs; tied, which do not count: {tied}.')
+  for metric, cell in next(iter(runs.values()))['metrics'].items():
+    if metric != 'pnr' and cell['counted'] < result['queries']:
+      out.append(f'{title(metric)}: of the {cell["counted"]:.0f} queries where it is defined.')
+  return out
+
+
+def power(result: dict) -> list[str]:
+  """A sentence per run: which difference these queries show, how many the measured one needs."""
+  out = []
+  for name, run in result['runs'].items():
+    differences = run['differences']
+    if not differences:
+      continue
+    metric = MAIN if MAIN in differences else next(iter(differences))
+    cell = differences[metric]
+    what = f'Power: {name}, {title(metric)}: '
+    if math.isnan(cell['needed']):
+      out.append(f'{what}unknown, as no query differs from {result["baseline"]}.')
+      continue
+    unit = 'queries' if result['clusters'] == result['queries'] else 'clusters'
+    sentence = (
+      f'{what}{result["clusters"]:,} {unit} show a true difference of '
+      f'{number(cell["detectable"], metric)} in {100 * POWER:g} % of cases (p < {alpha(result)}, '
+      'one test)'
+    )
+    if math.isfinite(cell['needed']):
+      value = number(cell['value'], metric, '+')
+      sentence += f'; one of {value} needs about {cell["needed"]:,.0f} {unit}'
+    out.append(sentence + '.')
+  return out
+
+
+def alpha(result: dict) -> str:
+  return f'{1 - result["level"]:.3g}'
 
 
 def star(against: dict | None, result: dict) -> str:
