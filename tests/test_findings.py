@@ -5,8 +5,11 @@ import types
 
 import pytest
 
+from disranker_jax.evaluation import shared_judgements
 from disranker_jax.report import findings, intervals
 from disranker_jax.stages import result_rows
+
+NOBODY = shared_judgements.Shared((), '')
 
 
 def facts_of(values: dict[str, list[float]], **results):
@@ -18,8 +21,8 @@ def facts_of(values: dict[str, list[float]], **results):
   }
   found = {name: {'ndcg@5': sum(v) / len(v)} | results.get(name, {}) for name, v in values.items()}
   return types.SimpleNamespace(
-    rows=rows, results=found, intervals=intervals.analyse(rows),
-    clusters=len(next(iter(values.values()))),
+    rows=rows, results=found, intervals=intervals.analyse(rows), cluster='', shared=NOBODY,
+    clusters=len(next(iter(values.values()))), clusters_Q=list(next(iter(rows.values()))),
     title=functools.partial(result_rows.title, results=found),
   )  # fmt: skip
 
@@ -69,3 +72,38 @@ def test_few_queries_are_told(queries, said):
 def test_how_a_row_was_made_is_told_with_its_own_title():
   facts = facts_of({'bm25': [0.5] * 40}, bm25={'title': 'first stage', 'note': '3 of 9 come last'})
   assert findings.warnings(facts) == ['first stage: 3 of 9 come last']
+
+
+class TestTogether:
+  SHARED = shared_judgements.Shared((('q0', 'q1'), ('q2', 'q3', 'q4')), '^[^-]+')
+
+  def facts(self, cluster: str, clusters_Q):
+    facts = facts_of({'bm25': [0.5] * 6})
+    facts.shared, facts.cluster, facts.clusters_Q = self.SHARED, cluster, clusters_Q
+    facts.clusters = len(set(clusters_Q))
+    return facts
+
+  def test_queries_with_the_same_judgements_are_drawn_together_and_counted(self):
+    [said] = findings.together(self.facts('', ['q0', 'q0', 'q2', 'q2', 'q2', 'q5']))
+    assert said == (
+      '5 of 6 test queries share their judgements, so 3 clusters are drawn instead of 6 queries, '
+      "as with report.cluster='^[^-]+'"
+    )
+
+  def test_an_expression_that_separates_them_is_a_warning(self):
+    facts = self.facts('.+', [f'q{i}' for i in range(6)])
+    [said] = findings.together(facts)
+    assert "'.+' separates 2 of their groups, so p is too small; use report.cluster" in said
+
+  def test_an_expression_that_keeps_them_together_is_none(self):
+    assert not findings.together(self.facts('^q', ['q'] * 5 + ['q5']))
+
+
+def test_the_power_of_the_test_is_told_for_the_difference_to_the_first_stage():
+  student = [0.5 + 0.1 * (i % 2) for i in range(40)]
+  [said] = findings.power(facts_of({'bm25': [0.5] * 40, 'student': student}))
+  # The difference is .05 with a standard error of .05 * sqrt(40 / 39) / sqrt(40) = .0080; a t test
+  # with 39 degrees of freedom reaches 2.0227 + .8512 of them.
+  assert said.startswith('40 queries show a true difference of 0.023 nDCG@5 to BM25 in 80 % of')
+  # (1.96 + .8416)^2 * .0513^2 / .05^2 = 8.05, and 11 by Student's t.
+  assert said.endswith('one of +0.050 needs about 11')

@@ -34,11 +34,13 @@ class TestIntervals:
     ten = np.random.default_rng(3).random(10)
     once = intervals.analyse(rows_of({'bm25': ten, 'student': ten**2}))
     rows = rows_of({'bm25': np.tile(ten, 6), 'student': np.tile(ten**2, 6)})
-    again = intervals.analyse(rows, by=r'\d$')
+    again = intervals.analyse(rows, clusters_Q=[query[-1] for query in rows['bm25']])
     assert again.means['bm25', 'ndcg@5'] == pytest.approx(once.means['bm25', 'ndcg@5'])
     cell = ('bm25', 'student', 'ndcg@5')
     assert again.differences[cell] == pytest.approx(once.differences[cell])
-    assert not intervals.analyse(rows, by='^q').means  # one cluster: nothing to draw from
+    assert not intervals.analyse(
+      rows, clusters_Q=['q'] * 60
+    ).means  # one cluster: nothing to draw from
 
   def test_the_share_kept_is_paired(self):
     """With a student halfway on every query the share is one half in every draw."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from disranker_jax import config as configs
-from disranker_jax.data import store
+from disranker_jax.data import holdout, store
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics, runs
@@ -57,7 +57,9 @@ class Page(html.parser.HTMLParser):
 def group(i: int, documents: int = 8) -> Group:
   """The document that answers comes last in the first stage's order."""
   docs = tuple(
-    Document(f'd {j}', f'title {j} {EVIL}', '', label=2 if j == documents - 1 else 0, rank=j + 1)
+    Document(
+      f'd {i} {j}', f'title {j} {EVIL}', '', label=2 if j == documents - 1 else 0, rank=j + 1
+    )
     for j in range(documents)
   )
   return Group(f'q {i}', f'query {i} {EVIL}', docs)
@@ -88,7 +90,7 @@ def make_run(folder, models=('bm25', 'student_sft', 'teacher', 'student'), queri
     if model == 'student':
       cost = {'parameters': 250, 'ms_per_pair': 2.5}
     found = metrics.summary(rows) | cost
-    results[model] = {k: evaluate.plain(v) for k, v in found.items()}
+    results[model] = tables.plain(found)
     runs.write_run(folder / 'evaluate' / f'{model}.run', ranking, model)
     evaluate.write_per_query(folder / 'evaluate' / f'{model}.csv', model, rows)
   evaluate.merge_per_query(folder / 'evaluate', list(models))
@@ -248,7 +250,9 @@ def test_the_page_says_what_was_drawn_and_when_that_is_few(tmp_path):
   assert 'paired bootstrap over 10 clusters of queries' in text
   values = facts.gather(run).rows
   for by, page_, other in (('', before, text), (r'\d$', text, before)):
-    mean = intervals.analyse(values, by=by).means['student', 'ndcg@5']
+    mean = intervals.analyse(values, clusters_Q=holdout.clusters(values['student'], by)).means[
+      'student', 'ndcg@5'
+    ]
     assert tiles.span(mean) in page_ and tiles.span(mean) not in other
   run.config.report.cluster = '^q'  # which goes before data.holdout_by; nothing is left to draw
   assert 'The test has only 1 cluster of queries, so there are no intervals' in written(run)[0]

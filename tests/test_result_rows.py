@@ -39,21 +39,21 @@ class TestFirstStage:
     groups = [group('q', 'pear', a, b, c), group('r', 'tart', a, b, c)]
     ranking, facts = first_stage(groups)
     assert order(ranking, 'q')[0] == 'b' and order(ranking, 'r')[0] == 'a'
-    assert ranking['q']['a'] == ranking['q']['c'] == 0.0
+    assert set(ranking['q']) == {'b'}  # the others share no word with the query
     assert facts['title'] == 'BM25 (test documents)'
-    assert 'no first-stage rank' in facts['note']
+    assert 'no first-stage rank' in facts['note'] and '4 of 6 documents' in facts['note']
 
   def test_a_document_that_another_query_has_is_not_ranked(self):
     groups = [
       group('q', 'pear', ('a', 'pear', 0), ('b', 'plum', 0)), group('r', 'pear', ('c', 'pear', 0)),
     ]  # fmt: skip
     ranking, _ = first_stage(groups)
-    assert set(ranking['q']) == {'a', 'b'} and set(ranking['r']) == {'c'}
+    assert set(ranking['q']) == {'a'} and set(ranking['r']) == {'c'}
 
-  def test_ranks_are_the_order_and_documents_without_one_come_last(self):
+  def test_ranks_are_the_order_and_documents_without_one_are_not_in_it(self):
     ranking, facts = first_stage([group('q', 'x', ('z', 'x', 0), ('b', 'x', 2), ('a', 'x', 1))])
-    assert order(ranking, 'q') == ['a', 'b', 'z']
-    assert '1 of 3 documents have no first-stage rank' in facts['note']
+    assert order(ranking, 'q') == ['a', 'b']
+    assert facts['note'] == '1 of 3 documents are not found by it and rank last'
 
   @pytest.mark.parametrize(
     'address, title',
@@ -85,9 +85,9 @@ class TestGivenRun:
   ):
     text = 'q Q0 c 1 -5 x\nq Q0 other 2 -6 x\nq Q0 a 3 -7 x\nnot_a_test_query Q0 a 1 1 x\n'
     ranking, facts = self.ranked(tmp_path, groups, text)
-    assert order(ranking, 'q') == ['c', 'a', 'b'] and set(ranking) == {'q'}
+    assert order(ranking, 'q') == ['c', 'a'] and set(ranking) == {'q'}
     for part in (
-      '1 documents are not in it and come last',
+      '1 of 3 documents are not in it and rank last',
       '1 of its documents are not among those that all rows rank',
       '1 of 2 queries are not in it and count as 0',
     ):

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from disranker_jax import config as configs
-from disranker_jax.commands.common import Parser, load_config, one_line, plain
+from disranker_jax.commands.common import Parser, load_config, one_line
 from disranker_jax.data.holdout import clusters
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation.runs import read_per_query
 from disranker_jax.evaluation.table import Table, statistic, sums
 from disranker_jax.pipeline import manifest
 from disranker_jax.progress import say
-from disranker_jax.report import ablations
+from disranker_jax.report import ablations, tables
 from disranker_jax.stages.result_rows import ROWS
 
 METRICS = ('ndcg@5', 'ndcg@10', 'mrr@10', 'pnr')
@@ -275,6 +275,6 @@ def main(argv=None) -> None:
     'rows': rows,
     'base': configs.flatten(args.base),
   }
-  result = plain(result)
+  result = tables.plain(result)
   print(ablations.text(result))
   ablations.save(args.out, label, result)

@@ -5,7 +5,6 @@ import contextlib
 import difflib
 import errno
 import io
-import math
 import os
 import runpy
 import select
@@ -232,12 +231,3 @@ def positive(text: str) -> int:
 
 def one_line(error: Exception) -> str:
   return ' '.join(str(error).split())[:300]
-
-
-def plain(value):
-  """A value for JSON, which has neither infinity nor nan: both become text, in dicts and lists."""
-  if isinstance(value, dict):
-    return {k: plain(v) for k, v in value.items()}
-  if isinstance(value, list):
-    return [plain(v) for v in value]
-  return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from disranker_jax.commands.common import Parser, plain
+from disranker_jax.commands.common import Parser
 from disranker_jax.commands.comparison import Comparison
 from disranker_jax.data.holdout import check_by, clusters
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import documents, gsb, metrics, significance
 from disranker_jax.evaluation.table import TESTS
-from disranker_jax.report import comparison
+from disranker_jax.report import comparison, tables
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -93,7 +93,7 @@ def compare(args: argparse.Namespace) -> tuple[dict, Mapping[str, Any]]:
 def save(folder: Path, result: dict, rows: Mapping[str, Any]) -> None:
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'compare.json').write_text(json.dumps(plain(result), indent=2) + '\n')
+    (folder / 'compare.json').write_text(json.dumps(tables.plain(result), indent=2) + '\n')
     (folder / 'compare.md').write_text(comparison.markdown(result), encoding='utf-8')
     if not rows:
       return
@@ -112,7 +112,7 @@ def main(argv=None) -> None:
   result, rows = compare(args)
   for warning in result['warnings']:
     print(f'warning: {warning}', file=sys.stderr)
-  print(json.dumps(plain(result), indent=2) if args.json else comparison.text(result))
+  print(json.dumps(tables.plain(result), indent=2) if args.json else comparison.text(result))
   if args.out:
     save(args.out, result, rows)
     print(f'saved in {args.out}', file=sys.stderr)

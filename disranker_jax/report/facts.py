@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from disranker_jax import config as configs
 from disranker_jax.data import holdout, store
 from disranker_jax.data.records import Click, Group
 from disranker_jax.errors import UserError
-from disranker_jax.evaluation import runs
+from disranker_jax.evaluation import runs, shared_judgements
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.report import intervals
@@ -39,7 +40,7 @@ class Facts:
   config: dict[str, object]  # by dotted keys
   changed: dict[str, object]  # the part that is not the default
   samples: str  # what the teacher writes after continued pre-training
-  cluster: str  # queries whose ids it matches alike are drawn together
+  cluster: str  # queries whose ids it matches alike are drawn together; '': by shared judgements
   device: str  # that evaluated the rows
   served: dict[str, list[dict]]  # {model: what requests to its exported folder get}
   seeds: dict[str, dict[int, float]]  # {row: {the student's seed: value of the main metric}}
@@ -56,25 +57,25 @@ class Facts:
   def intervals(self) -> Intervals:
     """Means and differences of the rows with intervals; empty if there are too few queries."""
     rows = {name: values for name, values in self.rows.items() if name in self.results}
-    return intervals.analyse(rows, by=self.cluster)
+    return intervals.analyse(rows, clusters_Q=self.clusters_Q)
 
   @functools.cached_property
+  def shared(self) -> shared_judgements.Shared:
+    """The test queries that share judgements, such as those of one topic."""
+    return shared_judgements.find(judgements(self.tests.values()))
+
+  @functools.cached_property
+  def clusters_Q(self) -> list[str]:
+    """The cluster of each query: by the config's expression, else by shared judgements."""
+    queries = list(next(iter(self.rows.values()), ()))
+    if self.cluster:
+      return holdout.clusters(queries, self.cluster)
+    return self.shared.clusters(queries)
+
+  @property
   def clusters(self) -> int:
     """How many units intervals and tests draw: queries, or clusters of them."""
-    return len(set(holdout.clusters(next(iter(self.rows.values()), ()), self.cluster)))
-
-  @functools.cached_property
-  def has_ranks(self) -> bool:
-    """Whether the test records hold the first stage's ranks."""
-    return any(d.rank for g in self.tests.values() for d in g.docs)
-
-  def found(self, query: str) -> list[str]:
-    """The documents that the first stage found for a query, best first."""
-    scores = self.runs[result_rows.FIRST_STAGE][query]
-    ranks = {d.doc_id: d.rank for d in self.tests[query].docs}
-    if self.has_ranks:
-      return [doc_id for doc_id in scores if ranks.get(doc_id)]
-    return [doc_id for doc_id, score in scores.items() if score > 0]
+    return len(set(self.clusters_Q))
 
   @functools.cached_property
   def top_label(self) -> int:
@@ -108,6 +109,11 @@ def gather(run) -> Facts:
     seeds=read_seeds(run, results),
     device=(manifest.read(evaluated) or {}).get('device', 'an unknown device'),
   )
+
+
+def judgements(groups: Iterable[Group]) -> dict[str, dict[str, int]]:
+  """{query_id: {doc_id: grade}} of the judged documents."""
+  return {g.query_id: {d.doc_id: d.label for d in g.docs if d.label >= 0} for g in groups}
 
 
 def read_results(run) -> dict[str, dict]:

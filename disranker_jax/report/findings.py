@@ -3,13 +3,14 @@
 The terminal, report.md, summary.json and the page show the same sentences.
 """
 
+import math
 from typing import NamedTuple
 
 from disranker_jax.evaluation import metrics
 from disranker_jax.report import tables
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.intervals import MAIN, baselines
-from disranker_jax.stages.result_rows import ROWS, STUDENT
+from disranker_jax.stages.result_rows import FIRST_STAGE, ROWS, STUDENT
 
 FEW = 30  # queries, or clusters of them, below which a bootstrap interval is too narrow
 DIGITS = 3  # of nDCG and p
@@ -33,7 +34,7 @@ class Comparison(NamedTuple):
 
 def sentences(facts: Facts) -> list[str]:
   """All that is said about the results, beside warnings."""
-  return [*map(str, comparisons(facts)), *seeds(facts), *served(facts)]
+  return [*map(str, comparisons(facts)), *power(facts), *seeds(facts), *served(facts)]
 
 
 def comparisons(facts: Facts) -> list[Comparison]:
@@ -45,6 +46,21 @@ def comparisons(facts: Facts) -> list[Comparison]:
       interval, p = tables.span(cell, DIGITS, '+'), tables.chance(cell['p_holm'], DIGITS)
       found.append(Comparison(facts.title(STUDENT), facts.title(baseline), value, interval, p))
   return found
+
+
+def power(facts: Facts) -> list[str]:
+  """Which difference the test queries show, and how many the measured one needs."""
+  cell = facts.intervals.differences.get((FIRST_STAGE, STUDENT, MAIN))
+  if not cell or math.isnan(cell['needed']):
+    return []
+  unit = 'queries' if facts.clusters == len(facts.clusters_Q) else 'clusters of queries'
+  said = (
+    f'{facts.clusters:,} {unit} show a true difference of {cell["detectable"]:.{DIGITS}f} '
+    f'{metrics.title(MAIN)} to {facts.title(FIRST_STAGE)} in 80 % of cases'
+  )
+  if math.isfinite(cell['needed']):
+    said += f'; one of {cell["value"]:+.{DIGITS}f} needs about {cell["needed"]:,.0f}'
+  return [said]
 
 
 def seeds(facts: Facts) -> list[str]:
@@ -81,7 +97,7 @@ def served(facts: Facts) -> list[str]:
 
 def warnings(facts: Facts) -> list[str]:
   """What a reader must know before deciding anything by the numbers."""
-  return [*missed(facts), *notes(facts), *few(facts)]
+  return [*missed(facts), *notes(facts), *together(facts), *few(facts)]
 
 
 def missed(facts: Facts) -> list[str]:
@@ -105,6 +121,24 @@ def missed(facts: Facts) -> list[str]:
 def notes(facts: Facts) -> list[str]:
   """How the rows that are not simply a model's scores were made."""
   return [f'{facts.title(n)}: {r["note"]}' for n, r in facts.results.items() if r.get('note')]
+
+
+def together(facts: Facts) -> list[str]:
+  """Which queries share judgements, and whether they are drawn together."""
+  shared, queries = facts.shared, list(next(iter(facts.rows.values()), ()))
+  if not shared.groups or not queries:
+    return []
+  where = f'{shared.queries} of {len(queries)} test queries share their judgements'
+  setting = f'report.cluster={shared.pattern!r}' if shared.pattern else ''
+  if not facts.cluster:
+    same = f', as with {setting}' if setting else ''
+    return [
+      f'{where}, so {facts.clusters} clusters are drawn instead of {len(queries)} queries{same}'
+    ]
+  if split := shared.split_by(facts.clusters_Q, queries):
+    use = f'; use {setting}' if setting else ''
+    return [f'{where}; {facts.cluster!r} separates {split} of their groups, so p is too small{use}']
+  return []
 
 
 def few(facts: Facts) -> list[str]:

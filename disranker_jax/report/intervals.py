@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from disranker_jax.data.holdout import clusters
 from disranker_jax.evaluation import metrics, significance
 from disranker_jax.evaluation.table import Table, sums
 from disranker_jax.stages.result_rows import (
@@ -35,13 +34,16 @@ class Intervals(NamedTuple):
   kept: dict[str, float] | None  # the student's share of the teacher's lead over the first stage
 
 
-def analyse(rows: Rows, samples: int = significance.SAMPLES, by: str = '') -> Intervals:
+def analyse(
+  rows: Rows, samples: int = significance.SAMPLES, clusters_Q: Sequence[str] | None = None
+) -> Intervals:
   """All statistics, from one table; empty if there are fewer than two queries or clusters.
 
-  Queries of one cluster (holdout.clusters) are drawn together. A query that a model lacks counts 0.
+  clusters_Q has the cluster of each query of the first row; queries of one cluster are drawn
+  together (None: every query by itself). A query that a model lacks counts 0.
   """
   queries = list(next(iter(rows.values()), ()))
-  of_Q = clusters(queries, by)
+  of_Q = queries if clusters_Q is None else clusters_Q
   if len(set(of_Q)) < FEWEST:
     return Intervals({}, {}, None)
   cells = {(m, metric): sums(rows[m], metric, queries) for m in rows for metric in metrics.COLUMNS}

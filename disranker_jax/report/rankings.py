@@ -58,7 +58,7 @@ def side_by_side(facts: Facts, query: str, model: str, gain: float) -> dict | No
   names = [n for n in names if query in facts.runs.get(n, {})]
   if group is None or FIRST_STAGE not in names:
     return None
-  found = {d: rank for rank, d in enumerate(facts.found(query), 1)}
+  found = {d: rank for rank, d in enumerate(facts.runs[FIRST_STAGE][query], 1)}
   columns = []
   for name in names:
     order = list(facts.runs[name][query])

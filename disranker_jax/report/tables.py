@@ -65,3 +65,12 @@ def escaped(text: str) -> str:
 def drawn(queries: int, clusters: int) -> str:
   """What intervals and tests resample: 'queries', or '48 clusters of queries'."""
   return 'queries' if clusters == queries else f'{clusters} clusters of queries'
+
+
+def plain(value):
+  """A value for JSON, which has neither infinity nor nan: both become text, in dicts and lists."""
+  if isinstance(value, dict):
+    return {k: plain(v) for k, v in value.items()}
+  if isinstance(value, list):
+    return [plain(v) for v in value]
+  return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,7 +6,6 @@ and their means.
 
 import csv
 import json
-import math
 from collections.abc import Iterator
 
 from disranker_jax.config.settings import Key, at_least, between, list_of, mapping_of, one_of
@@ -17,6 +16,7 @@ from disranker_jax.evaluation import metrics, runs
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
+from disranker_jax.report import tables
 from disranker_jax.stages import prepare, teacher
 from disranker_jax.stages.result_rows import ROWS, Row, given_rows
 
@@ -35,6 +35,7 @@ def execute(run: Run) -> dict:
   tests = prepare.records(run, 'test')
   groups = [to_rerank(tests[i]) for i in range(len(tests))]
   qrels = {g.query_id: {d.doc_id: d.label for d in g.docs if d.label >= 0} for g in all_of(tests)}
+  pool = {g.query_id: [d.doc_id for d in g.docs] for g in groups}
   folder = run.folder('evaluate')
   # Every process lists the finished rows before the first one writes.
   rows = rows_of(run.config)
@@ -42,9 +43,10 @@ def execute(run: Run) -> dict:
   processes.barrier('evaluate: looked')
   for name in [n for n, done in results.items() if done is None]:
     ranking, facts = rows[name].rank(run, rows[name], groups)
-    values = metrics.per_query(ranking, qrels, run.config.evaluate.min_relevance)
+    least = run.config.evaluate.min_relevance
+    values = metrics.per_query(ranking, qrels, least, pool=pool)
     facts = {'title': rows[name].title} | facts
-    results[name] = {k: plain(v) for k, v in (facts | metrics.summary(values)).items()}
+    results[name] = tables.plain(facts | metrics.summary(values))
     if processes.is_first():
       runs.write_run(folder / f'{name}.run', ranking, name)
       write_per_query(folder / f'{name}.csv', name, values)
@@ -71,10 +73,12 @@ def made_from(run: Run, row: Row) -> str:
   """A fingerprint of the settings and inputs that a row depends on."""
   stage = manifest.read(run.folder('evaluate')) or {'config': {}, 'inputs': {}}
   sections, inputs = {'seed', 'evaluate', row.role}, {'prepare test', f'{row.role}.model'}
-  inputs |= set(row.stages(run.config))
+  trained = {name: manifest.read(run.folder(name)) for name in row.stages(run.config)}
   return manifest.digest([
     {k: v for k, v in stage['config'].items() if k.split('.')[0] in sections},
-    {k: v for k, v in stage['inputs'].items() if k in inputs},
+    {k: v for k, v in stage['inputs'].items() if k in inputs | trained.keys()},
+    # Not every device repeats a training to the bit.
+    {name: done.get('finished') for name, done in trained.items() if done},
     row.reads(run.config),
   ])  # fmt: skip
 
@@ -94,11 +98,6 @@ def all_of(source) -> Iterator[Group]:
 def to_rerank(group: Group) -> Group:
   """The query with the documents that are to be re-ranked."""
   return Group(group.query_id, group.query, tuple(d for d in group.docs if d.in_pool))
-
-
-def plain(value):
-  """JSON has no infinity: a PNR without a discordant pair is written as text."""
-  return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_per_query(file, name: str, rows) -> None:

@@ -1,7 +1,6 @@
 """The stage that writes report/: the web page, report.md and summary.json."""
 
 import json
-import math
 from pathlib import Path
 
 from disranker_jax.config.settings import Key, regex
@@ -44,7 +43,7 @@ def summarised(run, gathered: facts.Facts) -> dict:
     if 'ms_per_pair' in values
   ]
   queries = len(next(iter(gathered.rows.values()), ()))
-  return plain({
+  return tables.plain({
     'computed_on': {
       'test': gathered.config['data.test'],
       'queries': queries,
@@ -62,15 +61,6 @@ def summarised(run, gathered: facts.Facts) -> dict:
     'seeds': gathered.seeds,
     'served': gathered.served,
   })  # fmt: skip
-
-
-def plain(value):
-  """JSON has neither infinity nor nan: both become text."""
-  if isinstance(value, dict):
-    return {k: plain(v) for k, v in value.items()}
-  if isinstance(value, list):
-    return [plain(v) for v in value]
-  return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def finished(run) -> dict[str, str]:
@@ -179,7 +169,8 @@ STAGE = Stage(
     'cluster': Key(
       '', regex(empty=True),
       'Queries whose ids share what this expression matches, such as those of a session, are drawn '
-      "together for intervals and tests; '': as data.holdout_by keeps them together.",
+      "together for intervals and tests; '': as data.holdout_by keeps them together, else those "
+      "that share their judgements; '.+': every query by itself.",
     ),
   },
   reads_stages=('prepare', 'cpt', 'sft', 'score', 'student_sft', 'distill', 'evaluate', 'export'),

@@ -16,7 +16,7 @@ from disranker_jax.data import sources
 from disranker_jax.data.records import Group
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
-from disranker_jax.evaluation import metrics
+from disranker_jax.evaluation import documents, metrics
 from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.progress import Progress
@@ -79,22 +79,25 @@ def random_order(run: Run, row: Row, groups) -> Ranking:
 def first_stage(run: Run, row: Row, groups) -> Ranking:
   """The order of the first stage; where the test has no ranks at all, BM25's, computed here.
 
-  Documents without a rank come last. The title says whose order it is.
+  Documents that the first stage did not find are not in it. The title says whose order it is.
   """
-  unranked = sum(not d.rank for g in groups for d in g.docs)
   every = sum(len(g.docs) for g in groups)
-  if unranked == every:
+  if any(d.rank for g in groups for d in g.docs):
+    facts = {} if is_bm25(run.config.data.test) else {'title': 'first stage'}
+    note = ''
+    ranking = {g.query_id: {d.doc_id: -float(d.rank) for d in g.docs if d.rank} for g in groups}
+  else:
+    facts = {'title': 'BM25 (test documents)'}
     note = (
       'the test documents have no first-stage rank, so BM25 ranks the documents of each query, '
       'computed here over all test documents'
     )
-    return bm25(groups), {'title': 'BM25 (test documents)', 'note': note}
-  facts = {} if is_bm25(run.config.data.test) else {'title': 'first stage'}
-  if unranked:
-    facts['note'] = f'{unranked:,} of {every:,} documents have no first-stage rank and come last'
-  return {
-    g.query_id: {d.doc_id: -float(d.rank or len(g.docs) + 1) for d in g.docs} for g in groups
-  }, facts
+    ranking = bm25(groups)
+  found = sum(map(len, ranking.values()))
+  lost = f'{every - found:,} of {every:,} documents are not found by it and rank last'
+  notes = [note] if note else []
+  notes += [lost] if found < every else []
+  return ranking, facts | ({'note': '; '.join(notes)} if notes else {})
 
 
 def is_bm25(address: str) -> bool:
@@ -105,7 +108,10 @@ def is_bm25(address: str) -> bool:
 
 
 def bm25(groups: Sequence[Group]) -> metrics.Run:
-  """BM25 within each query's documents; statistics of words are of all groups' documents."""
+  """BM25 within each query's documents; statistics of words are of all groups' documents.
+
+  A document that shares no word with the query is not found.
+  """
   documents = {d.doc_id: d for g in groups for d in g.docs}
   index = first_stages.BM25(documents.values())
   places = {doc_id: i for i, doc_id in enumerate(documents)}
@@ -113,7 +119,8 @@ def bm25(groups: Sequence[Group]) -> metrics.Run:
   ranking = {}
   for group, scored in zip(groups, found, strict=True):
     scores = dict(scored)
-    ranking[group.query_id] = {d.doc_id: scores.get(places[d.doc_id], 0.0) for d in group.docs}
+    of_group = {d.doc_id: scores.get(places[d.doc_id]) for d in group.docs}
+    ranking[group.query_id] = {d: score for d, score in of_group.items() if score is not None}
   return ranking
 
 
@@ -129,31 +136,25 @@ def given_rows(config: ConfigDict) -> list[Row]:
 def given_run(run: Run, row: Row, groups) -> Ranking:
   """A ranking from elsewhere, of the documents that all rows rank.
 
-  Documents that it lacks come last, without an order. A query that it lacks counts as 0.
+  A query that it lacks counts as 0.
   """
   address = run.config.evaluate.runs[row.name]
-  scores: dict[str, dict[str, float]] = {g.query_id: {} for g in groups}
+  pool = {g.query_id: {d.doc_id for d in g.docs} for g in groups}
+  given: dict[str, dict[str, float]] = {}
   for query_id, doc_id, score in sources.read(address, sources.SCORES):
-    if query_id in scores:
-      scores[query_id][doc_id] = score
-  if not any(scores.values()):
+    if query_id in pool:
+      given.setdefault(query_id, {})[doc_id] = score
+  if not given:
     raise UserError(
       f'config.evaluate.runs.{row.name}: {address} has none of the test queries; name a run of '
       f'them, whose query ids are such as {groups[0].query_id!r}'
     )
-  ranking, lacking, others = {}, 0, 0
-  for group in groups:
-    given, ids = scores[group.query_id], [d.doc_id for d in group.docs]
-    if not given:
-      continue
-    lowest = min(given.values())
-    last = lowest - max(1.0, abs(lowest))
-    ranking[group.query_id] = {doc_id: given.get(doc_id, last) for doc_id in ids}
-    lacking += len(set(ids) - given.keys())
-    others += len(given.keys() - set(ids))
+  ranking = documents.only(given, pool)
+  of_queries = sum(len(pool[query_id]) for query_id in ranking)
+  found, every = (sum(map(len, each.values())) for each in (ranking, given))
   counts = (
-    (lacking, 'documents are not in it and come last'),
-    (others, 'of its documents are not among those that all rows rank and are left out'),
+    (of_queries - found, f'of {of_queries:,} documents are not in it and rank last'),
+    (every - found, 'of its documents are not among those that all rows rank and are left out'),
     (len(groups) - len(ranking), f'of {len(groups):,} queries are not in it and count as 0'),
   )
   note = '; '.join(f'{count:,} {what}' for count, what in counts if count)
