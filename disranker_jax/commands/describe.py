@@ -23,7 +23,8 @@ def parse_args(argv=None) -> argparse.Namespace:
   kinds = ('clicks', 'judgements', 'candidates', 'test')
   add('--kind', default='test', choices=kinds, help=(
     'what the rows are; test reads rows with and without a label'))  # fmt: skip
-  add('--depth', type=int, default=20, help='documents per query that a first stage returns')
+  add('--depth', type=int, default=0, metavar='N', help=(
+    'first-stage documents per query; 0: 20 of a run or BM25, all documents of rows'))  # fmt: skip
   add('--limit', type=int, default=0, help='records to read; 0 reads all')
   add = parser.add_argument_group('lengths').add_argument
   add('--tokenizer', default='', metavar='MODEL', help=(

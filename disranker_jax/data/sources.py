@@ -36,6 +36,7 @@ from disranker_jax.progress import say
 # documents of the first stage, to draw negatives from.
 SCORES, POOLED = 'scores', 'pooled'
 ALL_KINDS = (*KINDS, SCORES, POOLED)
+DEPTH = 20  # documents that a query gets from a run or from BM25, if the caller names no number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,22 +70,24 @@ def read(
   address: str,
   kind: str,
   *,
-  depth: int = 20,
+  depth: int = 0,
   bad_rows: BadRows | None = None,
   scratch: Path | None = None,
 ) -> Iterator[Click | Group | Score]:
   """The records of a kind at an address.
 
   Clicks and teachers' scores come one by one, all other kinds as groups. `depth` is how many
-  documents a query gets from a first stage (a run, or BM25); all rows of JSONL and Parquet files
-  are kept. `scratch` is a folder for large temporary files. Raises: UserError for an unknown
-  address; also while reading, for bad files and rows.
+  documents a query gets from its first stage: a run, BM25, or the field `rank` of rows. 0: DEPTH
+  of a run or BM25, all documents of rows. `scratch` is a folder for large temporary files.
+
+  Raises: UserError for an unknown address; also while reading, for bad files and rows.
   """
   if kind not in ALL_KINDS:
     raise ValueError(f'no records of kind {kind!r}, only {", ".join(ALL_KINDS)}')
-  if depth < 1:
-    raise UserError(f'depth: is {depth}; give each query at least 1 document')
+  if depth < 0:
+    raise UserError(f'depth: is {depth}; write 0 (the default of the source) or more')
   scheme, rest = split(address, kind)
+  depth = depth or default_depth(address)
   want = Want(kind, depth, BadRows() if bad_rows is None else bad_rows, scratch)
   return SCHEMES[scheme][0](rest, want)
 
@@ -96,6 +99,11 @@ def split(address: str, kind: str = 'records') -> tuple[str, str]:
     examples = ', '.join(example for _, example in SCHEMES.values())
     raise UserError(f'{address!r}: is not an address of {kind}; write one like {examples}')
   return scheme, rest
+
+
+def default_depth(address: str) -> int:
+  """The depth of an address if the caller names none: 0 for rows, which are all kept."""
+  return 0 if split(address)[0] in (*ROW_READERS, 'tfds') else DEPTH
 
 
 def row_files(address: str) -> RowFiles | None:
@@ -169,7 +177,8 @@ def of_places(places: Iterator[rows.Place], want: Want) -> Iterator[Click | Grou
   )
   if want.kind in ('clicks', SCORES):
     return (record for _, _, record in parsed)
-  return grouping.of_rows(parsed, want.bad_rows, want.scratch)
+  groups = grouping.of_rows(parsed, want.bad_rows, want.scratch)
+  return (grouping.cut(group, want.kind, want.depth) for group in groups)
 
 
 def _row_files(scheme: str, rest: str, want: Want) -> Iterator[Click | Group | Score]:

@@ -77,7 +77,14 @@ def address(config, kind: str) -> str:
 def job_of(run, kind: str) -> preparing.Job:
   """The preparation of a kind that the config describes."""
   data, folder = run.config.data, run.folder('prepare') / kind
-  depth, limit, read_as, changes, settings = data.depth, data.limit[kind], '', [], []
+  source, limit, read_as, changes, settings = (
+    address(run.config, kind),
+    data.limit[kind],
+    '',
+    [],
+    [],
+  )
+  depth = data.depth or sources.default_depth(source)
   if kind == 'clicks' and (least := clicks.least(data.clicks)):
     # The limit counts clicks, not the queries that they are derived from.
     changes.append(clicks.Relevant(least, limit))
@@ -89,13 +96,14 @@ def job_of(run, kind: str) -> preparing.Job:
   if data.negatives.count and kind == 'judgements':
     changes.append(Negatives(**data.negatives, seed=run.config.seed))
     settings.append(repr(changes[-1]))
-    depth, read_as = max(depth, data.negatives.max_rank), sources.POOLED
+    read_as = sources.POOLED
+    depth = depth and max(depth, data.negatives.max_rank)  # 0 keeps all
   keep = None
   if data.holdout:
     keep = Holdout(data.holdout, data.fold, data.holdout_by, test=kind == 'test')
     settings.append(repr(keep))
   return preparing.Job(
-    address(run.config, kind), kind, folder, folder.with_name(f'{kind}.quarantine.jsonl'),
+    source, kind, folder, folder.with_name(f'{kind}.quarantine.jsonl'),
     depth=depth, on_bad_row=data.on_bad_row, limit=limit, changes=tuple(changes),
     change_settings=json.dumps(settings), read_as=read_as, keep=keep,
   )  # fmt: skip
@@ -143,7 +151,11 @@ SETTINGS: Section = {
     ),
     'margin': Key(0.0, finite(), 'See filter_false_negatives.'),
   },
-  'depth': Key(20, at_least(1), 'First-stage documents that are kept per query.'),
+  'depth': Key(
+    0, at_least(0),
+    'First-stage documents that are kept per query, by their rank; judgements keep all of theirs. '
+    f'0: {sources.DEPTH} of a run or BM25, all documents of rows.',
+  ),
   'holdout': Key(
     0.0, share(below_one=True),
     'Where training and test share their queries: the share that is for the test alone, chosen by '
