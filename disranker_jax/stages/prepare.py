@@ -77,14 +77,7 @@ def address(config, kind: str) -> str:
 def job_of(run, kind: str) -> preparing.Job:
   """The preparation of a kind that the config describes."""
   data, folder = run.config.data, run.folder('prepare') / kind
-  source, limit, read_as, changes, settings = (
-    address(run.config, kind),
-    data.limit[kind],
-    '',
-    [],
-    [],
-  )
-  depth = data.depth or sources.default_depth(source)
+  depth, limit, read_as, changes, settings = data.depth, data.limit[kind], '', [], []
   if kind == 'clicks' and (least := clicks.least(data.clicks)):
     # The limit counts clicks, not the queries that they are derived from.
     changes.append(clicks.Relevant(least, limit))
@@ -96,14 +89,15 @@ def job_of(run, kind: str) -> preparing.Job:
   if data.negatives.count and kind == 'judgements':
     changes.append(Negatives(**data.negatives, seed=run.config.seed))
     settings.append(repr(changes[-1]))
+    depth = depth or sources.default_depth(address(run.config, kind))
+    depth = depth and max(depth, data.negatives.max_rank)  # 0: all rows are kept
     read_as = sources.POOLED
-    depth = depth and max(depth, data.negatives.max_rank)  # 0 keeps all
   keep = None
   if data.holdout:
     keep = Holdout(data.holdout, data.fold, data.holdout_by, test=kind == 'test')
     settings.append(repr(keep))
   return preparing.Job(
-    source, kind, folder, folder.with_name(f'{kind}.quarantine.jsonl'),
+    address(run.config, kind), kind, folder, folder.with_name(f'{kind}.quarantine.jsonl'),
     depth=depth, on_bad_row=data.on_bad_row, limit=limit, changes=tuple(changes),
     change_settings=json.dumps(settings), read_as=read_as, keep=keep,
   )  # fmt: skip
