@@ -49,9 +49,9 @@ def records_of(row: Any, kind: str) -> list[Any]:
 
   Raises: BadRow, also if the row has no record of this kind.
   """
-  if not isinstance(row, Mapping) or not _is_group(row):
+  if not isinstance(row, Mapping) or not is_group(row):
     return [_score(row)] if kind == 'scores' else [records.ROW_PARSERS[kind](row)]
-  query_id, query, docs = _group(row)
+  query_id, query, docs = group(row)
   if kind == 'scores':
     return [(query_id, doc.doc_id, _needed(doc.teacher)) for doc in docs]
   if kind in NEEDS_LABEL and any(doc.label == UNJUDGED for doc in docs):
@@ -66,7 +66,7 @@ def records_of(row: Any, kind: str) -> list[Any]:
   return [(query_id, query, _of_kind(doc, kind)) for doc in docs]
 
 
-def _is_group(row: Mapping[str, Any]) -> bool:
+def is_group(row: Mapping[str, Any]) -> bool:
   # In Parquet every row has every column; a missing value is null.
   return not GROUPS.isdisjoint(row) and any(row.get(name) is not None for name in GROUPS)
 
@@ -87,7 +87,7 @@ def _needed(score: float) -> float:
   return score
 
 
-def _group(row: Mapping[str, Any]) -> tuple[str, str, list[Document]]:
+def group(row: Mapping[str, Any]) -> tuple[str, str, list[Document]]:
   query = records.text(row, 'query', blank=False)
   query_id = _query_id(row, query)
   docs = list(_prepared(row['docs']) if row.get('docs') is not None else _passages(row))
