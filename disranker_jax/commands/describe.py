@@ -77,7 +77,11 @@ def look(args: argparse.Namespace) -> dict:
       result.add(record)
       progress.add(1)
     report = {'source': args.source, 'kind': args.kind, 'rows': bad_rows.rows_in}
-    report |= {'bad_rows': bad_rows.quarantined, 'reasons': survey.bad_rows(quarantine)}
+    reasons = survey.bad_rows(quarantine)
+    report |= {'bad_rows': bad_rows.quarantined, 'reasons': reasons}
+    rows = [reason.pop('row') for reason in reasons]
+    if rows and not bad_rows.kept:
+      report['other_kinds'] = survey.other_kinds(rows[0], args.kind)
     return report | {'notes': dict(bad_rows.notes)} | result.report()
 
 
@@ -90,6 +94,8 @@ def show(report: dict) -> None:
   print(f'{records} of {report["rows"]:,} rows; {report["bad_rows"]:,} bad rows')
   for row in report['reasons']:
     print(f'  {row["count"]:>9,}  {row["reason"]}  (first: {row["first"]})')
+  if kinds := report.get('other_kinds'):
+    print(f'  no row is of kind {report["kind"]}; try --kind {" or --kind ".join(kinds)}')
   for what, count in report['notes'].items():
     print(f'  {count:>9,}  {what}')
   if 'labels' in report:

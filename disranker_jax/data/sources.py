@@ -4,6 +4,7 @@ A scheme is one function here and one line in SCHEMES. Every scheme streams its 
 and joins through files, so memory does not grow with the data.
 """
 
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -13,9 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from disranker_jax.data import (
   collection,
   contents,
+  field_names,
   grouping,
   irds,
   lines,
@@ -301,9 +306,17 @@ def _no_scores(scheme: str, rest: str, want: Want) -> None:
     raise UserError(f"{scheme}:{rest}: has no teacher's scores; give another address")
 
 
+def _parquet(file: Path) -> Iterator[tuple[int, Any]]:
+  names: list[str] = []
+  if file.is_file():
+    with contextlib.suppress(OSError, ValueError, pa.ArrowException):  # `rows` reports them
+      names = pq.read_schema(file).names
+  return rows.parquet(file, field_names.columns(names, row_formats.COLUMNS))
+
+
 ROW_READERS = {
   'jsonl': lines.read,
-  'parquet': functools.partial(rows.parquet, columns=row_formats.COLUMNS),
+  'parquet': _parquet,
 }
 SCHEMES: dict[str, tuple[Scheme, str]] = {
   'python_docs': (_python_docs, 'python_docs:'),
