@@ -133,8 +133,41 @@ class TestErrors:
     assert end.value.code == (130 if raised else 3)
     assert capsys.readouterr().err == ('interrupted\n' if raised else '')
 
+  @pytest.mark.parametrize(
+    ('argv', 'status'),
+    [(['--help'], 141), (['run', '--config=nope.py'], 2), (['fuse', 'a', '--out=b'], 2)],
+  )
   @pytest.mark.parametrize('unbuffered', ['', '1'])
-  @pytest.mark.parametrize('argv', [['--help'], ['bench']])
+  def test_without_a_reader_of_messages_the_status_is_the_same(self, argv, status, unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+      [sys.executable, '-m', 'disranker_jax.commands', *argv], stdout=writer, stderr=writer,
+      cwd=ROOT, env=os.environ | {'PYTHONUNBUFFERED': unbuffered},
+    )  # fmt: skip
+    os.close(writer)
+    assert done.returncode == status
+
+  def test_a_log_without_a_reader_prints_no_traceback(self):
+    code = (
+      'import logging, sys\nfrom disranker_jax.commands.common import guarded\n'
+      'with guarded():\n'
+      '  logging.basicConfig(stream=sys.stdout, force=True)\n'
+      '  logging.error("x" * 9000)'
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+      [sys.executable, '-c', code], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    os.close(writer)
+    assert done.stderr == ''
+
+  @pytest.mark.parametrize('unbuffered', ['', '1'])
+  @pytest.mark.parametrize(
+    'argv',
+    [['--help'], ['bench'], ['weights', 'tiny-encoder'], ['run', f'--config={TINY}', '--explain']],
+  )
   def test_a_reader_that_leaves_causes_no_traceback(self, argv, unbuffered):
     reader, writer = os.pipe()
     os.close(reader)
