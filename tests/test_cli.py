@@ -277,6 +277,15 @@ class TestConfig:
       self.load(*words)
     assert message in str(caught.value) and '\n' not in str(caught.value)
 
+  def test_a_copy_of_a_config_file_is_another_run(self, tmp_path):
+    copy = tmp_path / 'mine.py'
+    copy.write_text(Path(TINY).read_text())
+    assert common.load_config(TINY).name == 'tiny'
+    assert common.load_config(copy).name == 'mine'
+    assert common.load_config(copy, ['--config.name=other']).name == 'other'
+    copy.write_text(copy.read_text().replace('  return c', "  c.name = 'set'\n  return c"))
+    assert common.load_config(copy).name == 'set'
+
   @pytest.mark.parametrize(
     ('text', 'message'),
     [
