@@ -3,11 +3,11 @@
   disranker run --config configs/own_data.py
 
 A copy of this file named mine.py is another run, runs/mine. Addresses are `jsonl:FILE` or
-`parquet:FILE` (globs and .gz work), `trec:FOLDER`, and more; docs/data.md has the fields. Model names
-are local folders or Hugging Face names, see docs/models.md. Everything else is the paper's; add
---explain to see all settings. On two cores start with small models, as configs/quickstart.py does. A
-7B teacher needs accelerators, see configs/disranker_mistral_7b.py: unchanged, this config is planned
-for v5p:2x2x4, 16 chips that share one copy of the parameters.
+`parquet:FILE` (globs and .gz work), `trec:FOLDER`, and more; docs/data.md has the fields. Model
+names are local folders or Hugging Face names, see docs/models.md. Everything else is the paper's;
+add --explain to see all settings. On two cores start with small models, as configs/quickstart.py
+does. A 7B teacher needs accelerators, see configs/disranker_mistral_7b.py: unchanged, this config
+is planned for v5p:2x2x4, 16 chips that share one copy of the parameters.
 """
 
 from disranker_jax.config import defaults

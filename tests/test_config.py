@@ -54,7 +54,7 @@ class TestCollections:
       expected = f'trec:../shared/data/{folder.name}'
     else:
       expected = ('ir_datasets:', 'python_docs:')
-    assert config.name == file.stem
+    configs.check(config)
     for kind in ('judgements', 'candidates', 'test'):
       assert config.data[kind].startswith(expected)
 
