@@ -120,6 +120,10 @@ class TestErrors:
   def test_flags_are_not_abbreviated(self, capsys):
     assert '--js: no such flag' in error(capsys, 'describe', 'python_docs:', '--js')
 
+  def test_a_bench_of_a_model_that_is_missing_is_one_line(self, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert 'none: has no config.json' in error(capsys, 'bench', 'latency', '--model=none')
+
   def test_outside_the_repository_bench_says_what_to_do(self, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert 'clone the repository' in error(capsys, 'bench', 'train')
@@ -207,6 +211,17 @@ class TestErrors:
     assert end.value.code == 2 and err.startswith('error: /.cache: permission denied')
     assert all(name in err for name in ('--workdir', 'DISRANKER_CACHE', 'HF_HOME', 'MPLCONFIGDIR'))
 
+  @pytest.mark.parametrize('command', ['run', 'ablate'])
+  def test_a_workdir_below_a_file_is_one_line(self, command, tmp_path):
+    (tmp_path / 'file').touch()
+    more = ['configs/ablations/beta.py'] if command == 'ablate' else []
+    done = subprocess.run(
+      [sys.executable, '-m', 'disranker_jax.commands', command, *more, f'--config={TINY}',
+       f'--workdir={tmp_path}/file/below'], cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert 'is a file and not a folder' in done.stderr
+
   def test_a_device_without_room_for_a_model_is_one_line(self, capsys):
     with pytest.raises(SystemExit) as end, common.guarded():
       raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory for 9 bytes.\nLog\nLog')
@@ -268,6 +283,7 @@ class TestConfig:
       (['--config.student.scan_layers=perhaps'], 'perhaps'),
       (['--config.sft.batch_rows=0'], 'config.sft.batch_rows=0: '),
       (['--config=nope.py'], '--config nope.py: no such file'),
+      (['--config=/'], '--config /: is a folder; name a file in it'),
       (['--config', 'nope.py'], '--config nope.py: no such file'),
       (['--config='], '--config is missing: pass a Python file'),
     ],

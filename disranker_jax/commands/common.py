@@ -24,6 +24,8 @@ DISK_ERRORS = {
   errno.EDQUOT: 'the quota is used up: free some space',
   errno.EROFS: f'the disk is read-only: mount it for writing, {ELSEWHERE}',
   errno.EACCES: f'permission denied: change it, {ELSEWHERE}',
+  errno.ENOTDIR: f'a part of the path is a file and not a folder: {ELSEWHERE}',
+  errno.ENAMETOOLONG: f'the name is too long: {ELSEWHERE}',
   errno.EPERM: f'permission denied: change it, {ELSEWHERE}',
 }
 
@@ -206,7 +208,8 @@ def read_config_file(file: str | Path | None):
       '--config is missing: pass a Python file with get_config(), e.g. configs/quickstart.py'
     )
   if not Path(file).is_file():
-    raise UserError(f'--config {file}: no such file')
+    what = 'is a folder; name a file in it' if Path(file).is_dir() else 'no such file'
+    raise UserError(f'--config {file}: {what}')
   try:
     config = runpy.run_path(str(file)).get('get_config', lambda: None)()
   except UserError:
