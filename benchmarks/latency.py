@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks import _baselines, _texts
 from disranker_jax.commands.common import Parser, words
 from disranker_jax.devices import runtime
+from disranker_jax.rankers import loaded
 from disranker_jax.report import tables
 
 
@@ -60,6 +61,7 @@ def measure(systems: dict, requests: list, rounds: int) -> dict[str, dict]:
 def main(argv) -> None:
   args = parse_args(argv)
   runtime.prepare()
+  loaded.check(args.model)  # here, because an error in the process of a system has a traceback
   make = _texts.full if args.full else _texts.natural
   requests = make(args.queries, args.depth)
   with contextlib.ExitStack() as stack:

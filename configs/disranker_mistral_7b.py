@@ -24,7 +24,6 @@ from disranker_jax.config import defaults
 
 def get_config():
   c = defaults()
-  c.name = 'disranker_mistral_7b'
   c.mesh.update(data=1, fsdp=-1)
   for kind in ('clicks', 'judgements', 'candidates', 'test'):
     c.data[kind] = f'jsonl:data/{kind}*.jsonl.gz'

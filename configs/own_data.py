@@ -1,12 +1,13 @@
 """Your data, your models: edit the four addresses and the two names, then run it.
 
-  disranker run --config configs/own_data.py --workdir runs/own_data
+  disranker run --config configs/own_data.py
 
-Addresses are `jsonl:FILE` or `parquet:FILE` (globs and .gz work), `trec:FOLDER`, and more;
-docs/data.md has the fields. Model names are local folders or Hugging Face names. Everything else
-is the paper's; add --explain to see all settings. On two cores start with small models, as
-configs/quickstart.py does. A 7B teacher needs accelerators, see configs/disranker_mistral_7b.py:
-unchanged, this config is planned for v5p:2x2x4, 16 chips that share one copy of the parameters.
+A copy of this file named mine.py is another run, runs/mine. Addresses are `jsonl:FILE` or
+`parquet:FILE` (globs and .gz work), `trec:FOLDER`, and more; docs/data.md has the fields. Model
+names are local folders or Hugging Face names, see docs/models.md. Everything else is the paper's;
+add --explain to see all settings. On two cores start with small models, as configs/quickstart.py
+does. A 7B teacher needs accelerators, see configs/disranker_mistral_7b.py: unchanged, this config
+is planned for v5p:2x2x4, 16 chips that share one copy of the parameters.
 """
 
 from disranker_jax.config import defaults
@@ -14,7 +15,6 @@ from disranker_jax.config import defaults
 
 def get_config():
   c = defaults()
-  c.name = 'own_data'
   c.data.clicks = 'jsonl:data/clicks*.jsonl.gz'
   c.data.judgements = 'jsonl:data/judgements.jsonl'
   c.data.candidates = 'jsonl:data/candidates*.jsonl.gz'

@@ -14,7 +14,6 @@ from disranker_jax.config import defaults
 
 def get_config():
   c = defaults()
-  c.name = 'python_docs'
 
   c.teacher.update(model='smollm2-135m', scorer='query_likelihood', remat='full', lora_rank=16)
   c.teacher.update(max_len=64, max_query_len=24, row_len=128)

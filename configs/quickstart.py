@@ -13,7 +13,6 @@ from disranker_jax.config import defaults
 
 def get_config():
   c = defaults()
-  c.name = 'quickstart'
   c.data.limit.update(candidates=600, test=100)
 
   # A small LLM ranks best by the likelihood of the query given the page. Continued pre-training in

@@ -15,7 +15,6 @@ import runpy
 
 def get_config():
   c = runpy.run_path(str(pathlib.Path(__file__).with_name('quickstart.py')))['get_config']()
-  c.name = 'rank_distillm'
   c.student_sft.loss = 'info_nce'
   c.distill.update(
     init_from='student_sft', loss='ranknet', normalize_scores='', hard_label_weight=0.0

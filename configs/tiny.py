@@ -11,7 +11,6 @@ from disranker_jax.config import defaults
 
 def get_config():
   c = defaults()
-  c.name = 'tiny'
   for side, model in ((c.teacher, 'tiny-decoder'), (c.student, 'tiny-encoder')):
     side.update(model=model, precision='float32', layers=(), remat='none', scan_layers=True)
     side.update(max_len=48, max_query_len=16, row_len=64)

@@ -15,7 +15,6 @@ import runpy
 
 def get_config():
   c = runpy.run_path(str(pathlib.Path(__file__).with_name('quickstart.py')))['get_config']()
-  c.name = 'uniform_architecture'
   c.stages = tuple(s for s in c.stages if s != 'cpt')
   c.teacher.update(model='minilm-l6', scorer='score_head', lora_rank=0, scan_layers=False)
   c.sft.update(trainable='.*', batch_rows=40, group_size=6, epochs=3.0, max_steps=0)

@@ -5,7 +5,7 @@
 #   launch/gpu_pmap.sh [--dry-run] [--stages=distill] [--config.distill.batch_rows=256]
 #
 # CONFIG    configs/own_data.py
-# RUN_ID    the config's name
+# RUN_ID    the name of the config's file, as for disranker run
 # WORKDIR   runs/$RUN_ID; the same workdir resumes the run
 #
 # To shard a model that does not fit on one GPU:
@@ -19,9 +19,12 @@ cd "$(dirname "$0")/.."
 source launch/common.sh
 
 CONFIG=${CONFIG:-configs/own_data.py}
-RUN_ID=${RUN_ID:-$(basename "$CONFIG" .py | tr _ -)}
-check_run_id
-WORKDIR=${WORKDIR:-runs/$RUN_ID}
+NAME=$(basename "$CONFIG" .py) # as `disranker run` names it
+if [ -n "${RUN_ID:-}" ]; then
+  check_run_id
+  NAME=$RUN_ID
+fi
+WORKDIR=${WORKDIR:-runs/$NAME}
 
 # By default JAX uses three quarters of a GPU's memory; nothing else needs the rest here.
 run env XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}" \

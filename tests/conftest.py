@@ -43,6 +43,7 @@ HEAVY = (
   'test_losses_peers.py',
   'test_python_docs.py',
   'test_rerank.py',
+  'test_rerank_run.py',
   'test_irds.py',
   'test_tiny.py',
   'test_encoder.py',

@@ -1,9 +1,11 @@
 """The Python API: `disranker_jax.load`, `rank` and `score`."""
 
+import ast
 import concurrent.futures
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -66,6 +68,18 @@ def test_scores_are_the_same_where_jax_has_64_bits(model, on_jax):
   out = subprocess.run(command, check=True, capture_output=True, text=True, env=env, cwd=root)
   wide = np.array(json.loads(out.stdout.splitlines()[-1]))
   np.testing.assert_allclose(wide, on_jax.score([(QUERY, t) for t in TEXTS]), atol=1e-4)
+
+
+@pytest.mark.parametrize('file', ['README.md', 'docs/python.md'])
+def test_the_snippet_of_the_docs_runs_on_an_exported_student(model, file):
+  text = (pathlib.Path(__file__).parents[1] / file).read_text()
+  code = re.search(r'```python\n(.*?)```', text, re.S)[1]
+  assert "load('runs/quickstart/export/student')" in code
+  names = {}
+  exec(code.replace('runs/quickstart/export/student', str(model)), names)
+  calls = [line for line in ast.parse(code).body if isinstance(line, ast.Expr)]
+  ranked = eval(ast.unparse(calls[0]), names)
+  assert ranked and all(isinstance(i, int) and isinstance(score, float) for i, score in ranked)
 
 
 def test_all_public_names_exist():

@@ -120,6 +120,10 @@ class TestErrors:
   def test_flags_are_not_abbreviated(self, capsys):
     assert '--js: no such flag' in error(capsys, 'describe', 'python_docs:', '--js')
 
+  def test_a_bench_of_a_model_that_is_missing_is_one_line(self, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert 'none: has no config.json' in error(capsys, 'bench', 'latency', '--model=none')
+
   def test_outside_the_repository_bench_says_what_to_do(self, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert 'clone the repository' in error(capsys, 'bench', 'train')
@@ -133,8 +137,41 @@ class TestErrors:
     assert end.value.code == (130 if raised else 3)
     assert capsys.readouterr().err == ('interrupted\n' if raised else '')
 
+  @pytest.mark.parametrize(
+    ('argv', 'status'),
+    [(['--help'], 141), (['run', '--config=nope.py'], 2), (['fuse', 'a', '--out=b'], 2)],
+  )
   @pytest.mark.parametrize('unbuffered', ['', '1'])
-  @pytest.mark.parametrize('argv', [['--help'], ['bench']])
+  def test_without_a_reader_of_messages_the_status_is_the_same(self, argv, status, unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+      [sys.executable, '-m', 'disranker_jax.commands', *argv], stdout=writer, stderr=writer,
+      cwd=ROOT, env=os.environ | {'PYTHONUNBUFFERED': unbuffered},
+    )  # fmt: skip
+    os.close(writer)
+    assert done.returncode == status
+
+  def test_a_log_without_a_reader_prints_no_traceback(self):
+    code = (
+      'import logging, sys\nfrom disranker_jax.commands.common import guarded\n'
+      'with guarded():\n'
+      '  logging.basicConfig(stream=sys.stdout, force=True)\n'
+      '  logging.error("x" * 9000)'
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+      [sys.executable, '-c', code], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    os.close(writer)
+    assert done.stderr == ''
+
+  @pytest.mark.parametrize('unbuffered', ['', '1'])
+  @pytest.mark.parametrize(
+    'argv',
+    [['--help'], ['bench'], ['weights', 'tiny-encoder'], ['run', f'--config={TINY}', '--explain']],
+  )
   def test_a_reader_that_leaves_causes_no_traceback(self, argv, unbuffered):
     reader, writer = os.pipe()
     os.close(reader)
@@ -173,6 +210,17 @@ class TestErrors:
     err = capsys.readouterr().err
     assert end.value.code == 2 and err.startswith('error: /.cache: permission denied')
     assert all(name in err for name in ('--workdir', 'DISRANKER_CACHE', 'HF_HOME', 'MPLCONFIGDIR'))
+
+  @pytest.mark.parametrize('command', ['run', 'ablate'])
+  def test_a_workdir_below_a_file_is_one_line(self, command, tmp_path):
+    (tmp_path / 'file').touch()
+    more = ['configs/ablations/beta.py'] if command == 'ablate' else []
+    done = subprocess.run(
+      [sys.executable, '-m', 'disranker_jax.commands', command, *more, f'--config={TINY}',
+       f'--workdir={tmp_path}/file/below'], cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert 'is a file and not a folder' in done.stderr
 
   def test_a_device_without_room_for_a_model_is_one_line(self, capsys):
     with pytest.raises(SystemExit) as end, common.guarded():
@@ -235,6 +283,7 @@ class TestConfig:
       (['--config.student.scan_layers=perhaps'], 'perhaps'),
       (['--config.sft.batch_rows=0'], 'config.sft.batch_rows=0: '),
       (['--config=nope.py'], '--config nope.py: no such file'),
+      (['--config=/'], '--config /: is a folder; name a file in it'),
       (['--config', 'nope.py'], '--config nope.py: no such file'),
       (['--config='], '--config is missing: pass a Python file'),
     ],
@@ -243,6 +292,15 @@ class TestConfig:
     with pytest.raises(UserError) as caught:
       self.load(*words)
     assert message in str(caught.value) and '\n' not in str(caught.value)
+
+  def test_a_copy_of_a_config_file_is_another_run(self, tmp_path):
+    copy = tmp_path / 'mine.py'
+    copy.write_text(Path(TINY).read_text())
+    assert common.load_config(TINY).name == 'tiny'
+    assert common.load_config(copy).name == 'mine'
+    assert common.load_config(copy, ['--config.name=other']).name == 'other'
+    copy.write_text(copy.read_text().replace('  return c', "  c.name = 'set'\n  return c"))
+    assert common.load_config(copy).name == 'set'
 
   @pytest.mark.parametrize(
     ('text', 'message'),

@@ -10,6 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from disranker_jax import config as configs
+from disranker_jax.commands import common
 from disranker_jax.config import settings
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline import systems
@@ -54,7 +55,6 @@ class TestCollections:
     else:
       expected = ('ir_datasets:', 'python_docs:')
     configs.check(config)
-    assert config.name == file.stem
     for kind in ('judgements', 'candidates', 'test'):
       assert config.data[kind].startswith(expected)
 
@@ -81,7 +81,7 @@ class TestCheck:
     configs.check(config)
     # The file's docstring says the command that runs it, and the run is named as the file is.
     assert f'--config configs/{file.name}' in module['__doc__']
-    assert config.name == file.stem
+    assert common.read_config_file(file).name == file.stem
 
   @pytest.mark.parametrize('file', ['quickstart', 'python_docs', 'own_data', 'tiny'])
   def test_the_configs_that_people_start_from_are_there(self, file):

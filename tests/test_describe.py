@@ -150,3 +150,24 @@ def test_reasons_lose_their_values(tmp_path):
     bad_rows.reject('f', i, {}, BadRow('doc_id', f'{"its " * i!r} is there -{i}.5 times', 'mend'))
   (row,) = survey.bad_rows(bad_rows.path)
   assert row['count'] == 5 and row['first'] == 'f:0'
+
+
+def test_reasons_keep_what_to_do(tmp_path):
+  rows = [ROW | {'label': -1}, ROW | {'label': -7}, {k: v for k, v in ROW.items() if k != 'title'}]
+  reasons = {row['reason'] for row in report(write(tmp_path / 'a.jsonl', rows))['reasons']}
+  assert any(reason.endswith('; write an integer of 0 or more') for reason in reasons)
+  assert any(reason.endswith('; add "title" as a string, which may be empty') for reason in reasons)
+
+
+def test_rows_of_another_kind_are_recognised(tmp_path, capsys):
+  click = {'query': 'red fox', 'title': 'Foxes', 'summary': 'All red.'}
+  address = write(tmp_path / 'a.jsonl', [click, click])
+  with pytest.raises(SystemExit):
+    describe.main([address])
+  assert 'no row is of kind test; try --kind clicks\n' in capsys.readouterr().out
+  assert report(write(tmp_path / 'b.jsonl', [ROW]), '--kind', 'judgements')['other_kinds'] == [
+    'clicks', 'candidates', 'test',
+  ]  # fmt: skip
+  # A row with another mistake is not of another kind, nor is a file with good rows.
+  assert 'other_kinds' not in report(write(tmp_path / 'c.jsonl', [ROW, {'query': 'x'}]))
+  assert report(write(tmp_path / 'd.jsonl', ['{"broken']))['other_kinds'] == []

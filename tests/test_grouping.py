@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from disranker_jax.data import grouping, records
+from disranker_jax.data import grouping, preparing, records, sources, store
 from disranker_jax.data.records import BadRows
 from disranker_jax.errors import UserError
 
@@ -96,3 +96,54 @@ def test_a_document_that_is_repeated_unchanged_is_dropped_and_counted(memory):
   (group,) = grouped(*rows, bad_rows=bad_rows, memory=memory)
   assert [doc.doc_id for doc in group.docs] == ['d1', 'd2']
   assert bad_rows.notes == {records.REPEATED: 3} and bad_rows.rows_in == bad_rows.kept == 5
+
+
+class TestDepth:
+  """`depth` keeps first-stage ranks 1 to N of rows, as it does of runs."""
+
+  ROWS = tuple(
+    {'query_id': 'q', 'query': 'red fox', 'doc_id': f'd{rank}', 'title': 'T', 'summary': 's',
+     'rank': rank, **({'label': 1} if rank in (2, 5) else {})}
+    for rank in (4, 3, 5, 2, 1)
+  )  # fmt: skip
+
+  def address(self, tmp_path, rows):
+    (tmp_path / 'a.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    return f'jsonl:{tmp_path}/a.jsonl'
+
+  def read(self, tmp_path, kind, depth):
+    [group] = sources.read(self.address(tmp_path, self.ROWS), kind, depth=depth)
+    return {doc.doc_id: doc.in_pool for doc in group.docs}
+
+  def test_candidates_are_the_first_ranks(self, tmp_path):
+    assert self.read(tmp_path, 'candidates', 2) == {'d1': True, 'd2': True}
+    assert len(self.read(tmp_path, 'candidates', 0)) == 5
+
+  def test_judged_documents_of_a_test_set_leave_the_pool_only(self, tmp_path):
+    assert self.read(tmp_path, 'test', 2) == {'d1': True, 'd2': True, 'd5': False}
+
+  def test_judgements_keep_all_documents(self, tmp_path):
+    rows = [row | {'label': 0} for row in self.ROWS]
+    [group] = sources.read(self.address(tmp_path, rows), 'judgements', depth=2)
+    assert len(group.docs) == 5
+
+  def test_rows_without_ranks_are_refused_and_not_cut_by_their_order(self, tmp_path):
+    rows = [{k: v for k, v in row.items() if k != 'rank'} for row in self.ROWS]
+    address = self.address(tmp_path, rows)
+    [group] = sources.read(address, 'test', depth=5)
+    assert len(group.docs) == 5
+    with pytest.raises(UserError, match=r"depth=2: query_id 'q' has 5 documents.*\"rank\""):
+      list(sources.read(address, 'test', depth=2))
+
+  def test_a_query_without_a_document_that_deep_is_named(self, tmp_path):
+    address = self.address(tmp_path, [row | {'rank': row['rank'] + 50} for row in self.ROWS])
+    with pytest.raises(UserError, match="'q' has no document of first-stage rank 1 to 2"):
+      list(sources.read(address, 'candidates', depth=2))
+
+  def test_prepare_and_a_prepared_source_use_it_too(self, tmp_path):
+    address = self.address(tmp_path, self.ROWS)
+    for source, depth, name in ((address, 3, 'a'), (f'tfds:{tmp_path}/a', 2, 'b')):
+      job = preparing.Job(source, 'candidates', tmp_path / name, tmp_path / 'bad', depth=depth)
+      preparing.prepare(job)
+    kept = [store.open('candidates', tmp_path / name)[0].docs for name in ('a', 'b')]
+    assert [sorted(doc.rank for doc in docs) for docs in kept] == [[1, 2, 3], [1, 2]]

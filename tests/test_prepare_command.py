@@ -94,7 +94,7 @@ def test_teachers_and_negatives_by_flags(tmp_path):
     (['--guard', '1'], 'need --negatives'),
     (['--ranks', '1-10'], 'need --negatives'),
     (['--limit', '-1'], '--limit'),
-    (['--depth', '0'], 'depth'),
+    (['--depth', '-1'], 'depth'),
   ],
 )
 def test_a_wrong_flag_is_refused_and_nothing_is_written(tmp_path, flags, message):

@@ -2,11 +2,13 @@
 
 import json
 import math
+import shlex
 import types
 
 import pytest
 
 from disranker_jax import config as configs
+from disranker_jax.commands import rerank
 from disranker_jax.pipeline import manifest
 from disranker_jax.report import results, tables
 from disranker_jax.stages import report, result_rows
@@ -128,3 +130,20 @@ class TestReport:
     assert 'distilled student' in out
     assert 'report/report.md' in out and 'report/index.html' in out
     assert 'disranker rerank --model export/student --query' in out
+
+  @pytest.mark.parametrize('address', ["jsonl:my data/test's.jsonl", 'trec:mine?run=bm25&pool=run'])
+  @pytest.mark.parametrize('has_run', [True, False])
+  def test_the_next_command_ranks_the_users_own_data(self, run, address, has_run, monkeypatch):
+    monkeypatch.chdir(run.workdir)
+    run.config.data.test = address
+    first = run.folder('evaluate') / 'bm25.run'
+    if has_run:
+      first.write_text('q Q0 d 1 1 bm25\n')
+    else:
+      first.unlink(missing_ok=True)
+    words = shlex.split(report.on_own_data(run))
+    args = rerank.parse_args(['--model', 'export/student', *words])
+    if has_run:
+      assert (str(args.run), args.source) == ('evaluate/bm25.run', address)
+    else:
+      assert args.query and args.docs == address

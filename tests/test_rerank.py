@@ -3,11 +3,14 @@
 import json
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from disranker_jax.commands import rerank
-from disranker_jax.data.records import Document
+from disranker_jax.data import store
+from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
 
@@ -94,6 +97,54 @@ class TestCommand:
     assert lines.splitlines()[0].startswith('  1. ')
     assert lines.splitlines()[0].endswith(best.doc_id)
     assert 'Return the number of items in a container.' in lines
+
+
+class TestDocuments:
+  """--docs takes the addresses that other commands take."""
+
+  def ids(self, model, capsys, address, *more):
+    text = output(
+      capsys, '--model', model, '--query', QUERY, '--docs', address, '--json', '--top', 0, *more
+    )
+    return {row['doc_id']: row['score'] for row in json.loads(text)}
+
+  def test_every_address_gives_the_same_documents(self, model, docs, tmp_path, capsys):
+    plain = self.ids(model, capsys, docs)
+    shutil.copy(docs, tmp_path / 'trec.jsonl')
+    rows = [json.loads(line) for line in docs.read_text().splitlines()]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / 'docs.parquet')
+    group = Group('q', 'x', tuple(DOCS))
+    store.write('test', [group], tmp_path / 'prepared')
+    for address in (f'jsonl:{docs}', f'parquet:{tmp_path}/docs.parquet', tmp_path / 'docs.parquet',
+                    f'trec:{tmp_path}?docs=trec.jsonl', f'tfds:{tmp_path}/prepared'):  # fmt: skip
+      assert self.ids(model, capsys, address) == plain
+
+  def test_rows_of_queries_are_documents_too(self, model, docs, tmp_path, capsys):
+    rows = [json.loads(line) for line in docs.read_text().splitlines()]
+    file = tmp_path / 'rows.jsonl'
+    file.write_text(''.join(
+      json.dumps(row | {'query_id': q, 'query': q, 'label': 1}) + '\n' for q in 'ab' for row in rows
+    ))  # fmt: skip
+    assert self.ids(model, capsys, f'jsonl:{file}') == self.ids(model, capsys, docs)
+    flag = {'query': 'x', 'pos': ['one text'], 'neg': ['another text']}
+    file.write_text(json.dumps(flag) + '\n')
+    assert len(self.ids(model, capsys, f'jsonl:{file}')) == 2
+
+  def test_bm25_chooses_the_documents_if_a_depth_says_so(self, model, docs, capsys):
+    found = self.ids(model, capsys, docs, '--depth', 1)
+    assert list(found) == ['d1']  # the only one with 'list' and 'names'
+    assert len(self.ids(model, capsys, docs, '--depth', 0)) == len(DOCS)
+
+  def test_of_many_documents_bm25_chooses_some_and_says_so(self, model, docs, capsys, monkeypatch):
+    monkeypatch.setattr(rerank, 'RANK_ALL', 4)
+    monkeypatch.setattr(rerank, 'FIRST_STAGE', 2)
+    rerank.main(['--model', str(model), '--query', QUERY, '--docs', str(docs)])
+    out, err = capsys.readouterr()
+    assert '(BM25: 1)' in out and '2 documents, the best of 5 by BM25,' in err
+
+  def test_a_query_without_a_hit_says_what_to_do(self, model, docs):
+    message = refused('--model', model, '--query', 'zzz', '--docs', docs, '--depth', 3)
+    assert "none of the 5 documents shares a word with 'zzz'" in message and '--depth 0' in message
 
 
 class TestMistakes:

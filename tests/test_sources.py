@@ -35,7 +35,7 @@ class TestAddresses:
     assert 'twice' in error('trec:dir?run=a&run=b')
     assert 'takes no path' in error('python_docs:here')
     assert 'has no path' in error('jsonl:') and 'has no folder' in error('trec:')
-    assert 'at least 1' in error('python_docs:', depth=0)
+    assert 'depth: is -1' in error('python_docs:', depth=-1)
 
   def test_every_scheme_has_an_example_of_its_own(self):
     for scheme, (_, example) in sources.SCHEMES.items():

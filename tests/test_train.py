@@ -18,7 +18,7 @@ import pytest
 from disranker_jax.devices import sharding
 from disranker_jax.errors import Stopped, UserError
 from disranker_jax.models import tree
-from disranker_jax.training import logs, train
+from disranker_jax.training import checkpoint, logs, train
 from disranker_jax.training.checkpoint import load_params
 from disranker_jax.training.settings import defaults as training_settings
 
@@ -232,6 +232,13 @@ def test_with_no_readable_checkpoint_it_starts_again_with_the_first_batch(straig
   again = fit(tmp_path)
   np.testing.assert_array_equal(np.asarray(again['params']['w']), straight[1])
   assert losses(tmp_path) == losses(straight[0])
+
+
+def test_checkpoints_open_without_a_warning_and_create_folders_at_once(tmp_path, caplog):
+  with caplog.at_level('WARNING'), checkpoint.Checkpoints(tmp_path / 'c'):
+    pass
+  assert not caplog.records
+  assert checkpoint.context().asynchronous.create_directories_asynchronously is False
 
 
 def test_parameters_of_a_stage_without_checkpoints_are_an_error(tmp_path):

@@ -19,7 +19,6 @@ def get_config(address=''):
   address = address or trec_folder(FOLDER, SOURCE)
   quickstart = pathlib.Path(__file__).parents[1] / 'quickstart.py'
   c = runpy.run_path(str(quickstart))['get_config']()
-  c.name = 'chorus'
   c.stages = tuple(s for s in c.stages if s != 'cpt')
   c.data.update(clicks='', judgements=address, candidates=address)
   c.data.test = f'{address}?pool=judged'

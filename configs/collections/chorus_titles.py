@@ -14,7 +14,6 @@ import runpy
 def get_config(address='', titles='runs/titles.tsv'):
   chorus = pathlib.Path(__file__).with_name('chorus.py')
   c = runpy.run_path(str(chorus))['get_config'](address)
-  c.name = 'chorus_titles'
   c.data.candidates = f'{c.data.judgements}?queries={titles}&run=bm25'
   c.data.depth = 100
   c.score.update(group_size=8, shard_queries=125)  # as many documents per shard as chorus.py

@@ -25,7 +25,6 @@ def get_config():
   address = trec_folder(FOLDER, SOURCE)
   nfcorpus = pathlib.Path(__file__).with_name('nfcorpus.py')
   c = runpy.run_path(str(nfcorpus))['get_config']()
-  c.name = 'cranfield'
   c.data.judgements = f'{address}?without=qrels.code-1.txt'
   c.data.update(candidates=address, test=address)
   c.data.holdout = 0.5

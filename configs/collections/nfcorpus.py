@@ -30,7 +30,6 @@ def addresses() -> dict[str, str]:
 def get_config():
   quickstart = pathlib.Path(__file__).parents[1] / 'quickstart.py'
   c = runpy.run_path(str(quickstart))['get_config']()
-  c.name = 'nfcorpus'
   c.stages = tuple(s for s in c.stages if s != 'cpt')
   c.data.update(clicks='', depth=20, **addresses())
   c.data.negatives.update(count=20, min_rank=5, max_rank=100)

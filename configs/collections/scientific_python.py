@@ -15,7 +15,6 @@ DATA = 'python_docs:?only=numpy,scipy,matplotlib,jax'
 def get_config():
   quickstart = pathlib.Path(__file__).parents[1] / 'quickstart.py'
   c = runpy.run_path(str(quickstart))['get_config']()
-  c.name = 'scientific_python'
   c.data.update(clicks=DATA, judgements=DATA, candidates=DATA, test=DATA)
   c.data.limit.update(clicks=0, judgements=0, candidates=0, test=0)
   return c

@@ -21,7 +21,6 @@ def get_config():
   address = trec_folder(FOLDER, SOURCE)
   chorus = pathlib.Path(__file__).with_name('chorus_titles.py')
   c = runpy.run_path(str(chorus))['get_config'](address, titles='runs/web.tsv')
-  c.name = 'trec_session'
   c.data.holdout_by = '^[^-]+'
   # Most pages are nearly max_len long: rows of four have less padding than rows of two.
   for side in (c.teacher, c.student):

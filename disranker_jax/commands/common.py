@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import errno
 import io
+import logging
 import os
 import runpy
 import select
@@ -23,6 +24,8 @@ DISK_ERRORS = {
   errno.EDQUOT: 'the quota is used up: free some space',
   errno.EROFS: f'the disk is read-only: mount it for writing, {ELSEWHERE}',
   errno.EACCES: f'permission denied: change it, {ELSEWHERE}',
+  errno.ENOTDIR: f'a part of the path is a file and not a folder: {ELSEWHERE}',
+  errno.ENAMETOOLONG: f'the name is too long: {ELSEWHERE}',
   errno.EPERM: f'permission denied: change it, {ELSEWHERE}',
 }
 
@@ -33,7 +36,9 @@ def guarded():
 
   UserError and disk errors exit with 2, Ctrl-C with 130, a closed output (`| head`) with 141, the
   status that a shell reports for SIGPIPE. Characters that the terminal cannot show are replaced.
+  Where messages have no reader either (`2>&1 | head`), the status is the same.
   """
+  logging.raiseExceptions = False  # a log without a reader is no error; it would print a traceback
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):  # not an io.StringIO in its place
       stream.reconfigure(errors='replace')
@@ -43,37 +48,50 @@ def guarded():
     finally:
       sys.stdout.flush()  # here, so that a closed pipe is noticed before the interpreter exits
   except UserError as e:
-    print(f'error: {e}', file=sys.stderr)
+    say(f'error: {e}')
     sys.exit(2)
   except KeyboardInterrupt:
-    print('interrupted', file=sys.stderr)
+    say('interrupted')
     sys.exit(130)
   except BrokenPipeError:
-    if not output_is_closed():
+    if not any(map(is_closed, (sys.stdout, sys.stderr))):
       raise
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(141)
   except RuntimeError as e:  # jax.errors.JaxRuntimeError, without importing jax
     if not str(e).startswith('RESOURCE_EXHAUSTED'):
       raise
-    print(
+    say(
       f'error: the device is out of memory ({one_line(e)}); lower batch_rows or row_len, set '
-      'remat=full or param_dtype=bfloat16, or raise mesh.fsdp', file=sys.stderr,
-    )  # fmt: skip
+      'remat=full or param_dtype=bfloat16, or raise mesh.fsdp'
+    )
     sys.exit(2)
   except OSError as e:
     if e.errno not in DISK_ERRORS:
       raise
     where = f'{e.filename}: ' if e.filename else ''
-    print(f'error: {where}{DISK_ERRORS[e.errno]}, then run the same command again', file=sys.stderr)
+    say(f'error: {where}{DISK_ERRORS[e.errno]}, then run the same command again')
     sys.exit(2)
+  finally:
+    # What is left in the buffers would fail again when the interpreter exits.
+    for stream in (sys.stdout, sys.stderr):
+      if is_closed(stream):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def output_is_closed() -> bool:
-  """Whether the reader of standard output is gone, rather than that of a socket or a worker."""
+def is_closed(stream) -> bool:
+  """Whether the reader of an output is gone, rather than that of a socket or a worker."""
   poll = select.poll()
-  poll.register(sys.stdout, 0)  # errors only
+  try:
+    poll.register(stream, 0)  # errors only
+  except (AttributeError, TypeError, ValueError):  # not a file, such as an io.StringIO
+    return False
   return bool(poll.poll(0))
+
+
+def say(text: str) -> None:
+  """Prints a message about the end of the command, if anyone still reads messages."""
+  with contextlib.suppress(BrokenPipeError):
+    print(text, file=sys.stderr, flush=True)
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -196,7 +214,8 @@ def read_config_file(file: str | Path | None):
       '--config is missing: pass a Python file with get_config(), e.g. configs/quickstart.py'
     )
   if not Path(file).is_file():
-    raise UserError(f'--config {file}: no such file')
+    what = 'is a folder; name a file in it' if Path(file).is_dir() else 'no such file'
+    raise UserError(f'--config {file}: {what}')
   try:
     config = runpy.run_path(str(file)).get('get_config', lambda: None)()
   except UserError:
@@ -205,6 +224,10 @@ def read_config_file(file: str | Path | None):
     raise UserError(f'--config {file}: raises {type(e).__name__}: {one_line(e)}') from e
   if not isinstance(config, ConfigDict):
     raise UserError(f'--config {file}: has no get_config() that returns a ConfigDict')
+  from disranker_jax import config as configs
+
+  if config.get('name') == configs.defaults().name:
+    config.name = Path(file).stem  # so that a copy of a config file is another run
   return config
 
 

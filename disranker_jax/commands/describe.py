@@ -23,7 +23,8 @@ def parse_args(argv=None) -> argparse.Namespace:
   kinds = ('clicks', 'judgements', 'candidates', 'test')
   add('--kind', default='test', choices=kinds, help=(
     'what the rows are; test reads rows with and without a label'))  # fmt: skip
-  add('--depth', type=int, default=20, help='documents per query that a first stage returns')
+  add('--depth', type=int, default=0, metavar='N', help=(
+    'first-stage documents per query; 0: 20 of a run or BM25, all documents of rows'))  # fmt: skip
   add('--limit', type=int, default=0, help='records to read; 0 reads all')
   add = parser.add_argument_group('lengths').add_argument
   add('--tokenizer', default='', metavar='MODEL', help=(
@@ -76,7 +77,11 @@ def look(args: argparse.Namespace) -> dict:
       result.add(record)
       progress.add(1)
     report = {'source': args.source, 'kind': args.kind, 'rows': bad_rows.rows_in}
-    report |= {'bad_rows': bad_rows.quarantined, 'reasons': survey.bad_rows(quarantine)}
+    reasons = survey.bad_rows(quarantine)
+    report |= {'bad_rows': bad_rows.quarantined, 'reasons': reasons}
+    rows = [reason.pop('row') for reason in reasons]
+    if rows and not bad_rows.kept:
+      report['other_kinds'] = survey.other_kinds(rows[0], args.kind)
     return report | {'notes': dict(bad_rows.notes)} | result.report()
 
 
@@ -89,6 +94,8 @@ def show(report: dict) -> None:
   print(f'{records} of {report["rows"]:,} rows; {report["bad_rows"]:,} bad rows')
   for row in report['reasons']:
     print(f'  {row["count"]:>9,}  {row["reason"]}  (first: {row["first"]})')
+  if kinds := report.get('other_kinds'):
+    print(f'  no row is of kind {report["kind"]}; try --kind {" or --kind ".join(kinds)}')
   for what, count in report['notes'].items():
     print(f'  {count:>9,}  {what}')
   if 'labels' in report:

@@ -25,7 +25,8 @@ def parse_args(argv=None) -> tuple[argparse.Namespace, list[str]]:
   add('--out', required=True, type=Path, metavar='DIR', help='the folder to write')
   kinds = ('clicks', 'judgements', 'candidates', 'test')
   add('--kind', default='candidates', choices=kinds, help='what the rows are')
-  add('--depth', type=int, default=20, help='documents per query that a first stage returns')
+  add('--depth', type=int, default=0, metavar='N', help=(
+    'first-stage documents per query; 0: 20 of a run or BM25, all documents of rows'))  # fmt: skip
   add('--limit', type=int, default=0, help='clicks or queries to keep; 0 keeps all')
   add('--on-bad-row', default='error', choices=('error', 'quarantine'), help=(
     'quarantine writes bad rows, with reasons, to DIR.quarantine.jsonl'))  # fmt: skip
@@ -57,7 +58,9 @@ def job_of(args: argparse.Namespace):
     raise UserError('--limit and --negatives: must be 0 or more')
   if not args.negatives and (args.ranks or args.guard is not None):
     raise UserError('--ranks and --guard: need --negatives N')
-  changes, depth, read_as = [], args.depth, ''
+  if args.depth < 0:
+    raise UserError('--depth: must be 0 (the default of the source) or more')
+  changes, depth, read_as = [], args.depth or sources.default_depth(args.source), ''
   if args.teacher:
     changes.append(Teachers(args.teacher, drop=args.kind == 'candidates'))
   if args.negatives:
@@ -68,7 +71,7 @@ def job_of(args: argparse.Namespace):
       raise UserError('--guard: needs the scores of a --teacher')
     guard = args.guard is not None
     changes.append(Negatives(args.negatives, first, last, guard, args.guard or 0.0))
-    depth, read_as = max(depth, last), sources.POOLED
+    depth, read_as = depth and max(depth, last), sources.POOLED  # 0 keeps all
   settings = [sources.fingerprint(a) for a in args.teacher]
   settings += [repr(change) for change in changes if isinstance(change, Negatives)]
   out = args.out.expanduser().absolute()

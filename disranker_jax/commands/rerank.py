@@ -1,4 +1,11 @@
-"""Re-ranks documents for a query with an exported model: `disranker rerank`."""
+"""Re-ranks documents with an exported model: those of one query, or a whole TREC run.
+
+  --query TEXT   ranks the documents of --docs for one query, and prints them
+  --run FILE     re-ranks a first stage's run with the texts of --source, and writes --out. The same
+                 command continues what was stopped. Memory does not grow with the run.
+
+Scores are raw: any real number, larger is better.
+"""
 
 import argparse
 import json
@@ -10,37 +17,78 @@ from pathlib import Path
 import disranker_jax
 from disranker_jax.commands.common import Parser
 from disranker_jax.devices import runtime
-from disranker_jax.errors import UserError
+from disranker_jax.errors import Stopped, UserError
 
 FIRST_STAGE = 50
+RANK_ALL = 1000  # documents that one query ranks without a first stage
+OF_QUERY = ('docs', 'top', 'json')
+OF_RUN = ('source', 'out', 'missing')
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-  example = "--model runs/quickstart/export/student --query 'sort a list'"
-  parser = Parser('rerank', __doc__, example)
-  parser.add_argument('--model', required=True, type=Path, help='an exported model folder')
-  parser.add_argument('--query', required=True, help='what to search for')
-  parser.add_argument(
-    '--docs', type=Path, help='JSON lines of doc_id, title, summary; default: search python_docs'
+  example = "--model runs/quickstart/export/student --query 'sort a list'\n  disranker rerank " + (
+    '--model student --run bm25.run.gz --source trec:data/mine --out student.run.gz'
   )
-  parser.add_argument('--top', type=int, default=10, help='documents to show; 0: all')
-  parser.add_argument('--json', action='store_true', help='print a list of doc_id, score, rank')
-  return parser.parse_args(argv)
+  parser = Parser('rerank', __doc__, example)
+  add = parser.add_argument
+  add('--model', required=True, type=Path, metavar='DIR', help='an exported model folder')
+  add('--depth', type=int, metavar='N', help=(
+    'documents that the model ranks, the first of the run or of BM25; 0: all. Default: all of a '
+    f'run; for --query all of up to {RANK_ALL:,} documents, {FIRST_STAGE} of more'))  # fmt: skip
+  add('--backend', default='auto', choices=('auto', 'onnx-int8', 'onnx', 'jax'), help=(
+    'auto: ONNX Runtime on a CPU, JAX on all accelerators of this machine'))  # fmt: skip
+  add('--fast', action='store_true', help='8 bits on a CPU, bfloat16 on an accelerator')
+  add = parser.add_argument_group('one query').add_argument
+  add('--query', help='what to search for')
+  add('--docs', metavar='ADDRESS', help=(
+    'documents: JSON lines of doc_id, title, summary, or an address such as trec:DIR; default: '
+    'python_docs:'))  # fmt: skip
+  add('--top', type=int, help='documents to show, 10 if not given; 0: all')
+  add('--json', action='store_true', help='print a list of doc_id, score, rank')
+  add = parser.add_argument_group('a run').add_argument
+  add('--run', type=Path, metavar='FILE', help="the first stage's run, plain or gzip")
+  add('--source', metavar='ADDRESS', help=(
+    'the texts of its queries and documents, such as trec:DIR or jsonl:FILE'))  # fmt: skip
+  add('--out', type=Path, metavar='FILE', help='the re-ranked run; gzip if FILE.gz')
+  add('--missing', choices=('error', 'last'), help=(
+    'queries and documents without a text: an error, which is the default, or left behind the '
+    'others in their old order, and counted'))  # fmt: skip
+  args = parser.parse_args(argv)
+  if (args.run is None) == (args.query is None):
+    raise UserError('give either --query TEXT or --run FILE; see disranker rerank --help')
+  check(args)
+  return args
 
 
-def first_stage(query: str):
-  """The documents of python_docs that BM25 ranks highest, best first."""
-  from disranker_jax.data import python_docs
+def check(args: argparse.Namespace) -> None:
+  """Raises: UserError for flags that are wrong or belong to the other form of the command."""
+  form, others = ('--query', OF_RUN) if args.run is None else ('--run', OF_QUERY)
+  for name in others:
+    if getattr(args, name) not in (None, False):
+      raise UserError(f'--{name}: cannot be used with {form}; see disranker rerank --help')
+  for name in ('depth', 'top'):
+    if (getattr(args, name) or 0) < 0:
+      raise UserError(f'--{name}: must be 0 (all) or more')
+  if args.run is None and not args.query.strip():
+    raise UserError('--query: is empty')
+  if args.run is not None and not (args.source and args.out):
+    raise UserError(
+      '--run: needs --source ADDRESS, with the texts of its queries and documents, and --out FILE'
+    )
+
+
+def first_stage(query: str, docs, depth: int):
+  """The documents that BM25 ranks highest, best first."""
   from disranker_jax.data.first_stage import BM25
 
-  pages = python_docs.documents()
-  return [pages[i] for i, _ in BM25(pages).top([query], FIRST_STAGE)[0]]
+  return [docs[i] for i, _ in BM25(docs).top([query], depth)[0]]
 
 
-def rank(model: Path, query: str, docs) -> list[tuple[object, float]]:
+def rank(model: Path, query: str, docs, **options) -> list[tuple[object, float]]:
   """(document, raw score), best first; ties by descending document id, as in evaluation."""
   docs = sorted(docs, key=lambda doc: doc.doc_id, reverse=True)
-  return [(docs[i], score) for i, score in disranker_jax.load(model).rank(query, docs)]
+  ranker = disranker_jax.load(model, **options)
+  return [(docs[i], score) for i, score in ranker.rank(query, docs)]
 
 
 def show(ranked, first: dict[str, int] | None) -> None:
@@ -52,27 +100,51 @@ def show(ranked, first: dict[str, int] | None) -> None:
       print(f'               {text}')
 
 
-def main(argv=None) -> None:
-  args = parse_args(argv)
-  if not args.query.strip():
-    raise UserError('--query: is empty')
-  if args.top < 0:
-    raise UserError('--top: must be 0 (all) or more')
-  runtime.prepare()
-  if args.docs:
-    from disranker_jax.data import sources
+def one_query(args: argparse.Namespace) -> None:
+  """Ranks documents for a query and prints the best."""
+  from disranker_jax.data import sources
+  from disranker_jax.rankers import loaded
 
-    docs = list(sources.documents(args.docs))
-  else:
-    docs = first_stage(args.query)
-  if not docs:
-    raise UserError(f'no document matches {args.query!r}; try other words or give --docs')
+  loaded.check(args.model)
+  docs = sources.documents(args.docs or 'python_docs:')
+  count, depth = len(docs), args.depth
+  if depth is None:
+    depth = FIRST_STAGE if count > RANK_ALL else 0
+  if depth:
+    docs = first_stage(args.query, docs, depth)
+    if not docs:
+      raise UserError(
+        f'none of the {count:,} documents shares a word with {args.query!r}; try other words, '
+        'other --docs, or --depth 0, which ranks all of them'
+      )
   begin = time.monotonic()
-  ranked = rank(args.model, args.query, docs)[: args.top or None]
+  options = {'backend': args.backend, 'fast': args.fast}
+  top = 10 if args.top is None else args.top
+  ranked = rank(args.model, args.query, docs, **options)[: top or None]
   if args.json:
     rows = [{'doc_id': d.doc_id, 'score': s, 'rank': i} for i, (d, s) in enumerate(ranked, 1)]
     print(json.dumps(rows, indent=2))
     return
-  show(ranked, None if args.docs else {d.doc_id: i for i, d in enumerate(docs, 1)})
+  show(ranked, {d.doc_id: i for i, d in enumerate(docs, 1)} if depth else None)
   seconds = time.monotonic() - begin
-  print(f'{len(docs)} documents in {seconds:.1f} s, including loading', file=sys.stderr)
+  of = f', the best of {count:,} by BM25,' if depth else ''
+  print(f'{len(docs)} documents{of} in {seconds:.1f} s, including loading', file=sys.stderr)
+
+
+def main(argv=None) -> None:
+  args = parse_args(argv)
+  runtime.prepare()
+  if args.run is None:
+    one_query(args)
+    return
+  from disranker_jax.commands import rerank_run
+
+  job = rerank_run.Job(
+    args.model, args.run.expanduser(), args.source, args.out.expanduser(), args.depth or 0,
+    args.missing or 'error', args.backend, args.fast,
+  )  # fmt: skip
+  try:
+    rerank_run.rerank(job)
+  except (Stopped, KeyboardInterrupt) as e:
+    print('stopped; the same command continues from there', file=sys.stderr)
+    sys.exit(0 if isinstance(e, Stopped) and not e.interrupted else 130)

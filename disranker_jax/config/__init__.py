@@ -39,7 +39,8 @@ def run_settings(system: str) -> Section:
   names = tuple(stage.name for stage in systems.SYSTEMS[system])
   return {
     'name': Key(
-      'disranker', text('a name', empty=False), 'Of the run; the default workdir is runs/NAME.'
+      'disranker', text('a name', empty=False),
+      "Of the run; the default workdir is runs/NAME. Unless it is set, the config file's name.",
     ),
     'seed': Key(0, at_least(0), 'Of everything random.'),
     'system': Key(

@@ -113,7 +113,7 @@ def _examples(beam: Any, job: Job, source: sources.RowFiles, temp: Path) -> Any:
     )
     main, bad, notes = rows.rows, rows[BAD], rows[NOTES]
     if job.kind != 'clicks':
-      merge = functools.partial(_merge, job.on_bad_row, job.changes)
+      merge = functools.partial(_merge, job)
       groups = (
         main
         | 'gather' >> beam.GroupByKey()
@@ -164,13 +164,14 @@ def _read(
   yield from bad_rows.outputs()
 
 
-def _merge(on_bad_row: str, changes: tuple, element: tuple[str, Iterable[tuple]]):
+def _merge(job: Job, element: tuple[str, Iterable[tuple]]):
   """(key, fields) of a query, merged from its parts."""
   query_id, parts = element
-  bad_rows = CollectedBadRows(on_bad_row)
+  bad_rows = CollectedBadRows(job.on_bad_row)
   _, query, docs = grouping.merge(query_id, sorted(parts, key=lambda part: part[0]), bad_rows)
   group = Group(query_id, query, tuple(Document(*fields) for fields in docs))
-  for change in changes:
+  group = grouping.cut(group, job.read_as or job.kind, job.depth)
+  for change in job.changes:
     group = change.of(group)
   yield '', (query_id, store.to_row(group))
   yield from bad_rows.outputs()

@@ -206,18 +206,18 @@ def _of_query(
       continue
     bad = BadRow('query_id', f'{row.query_id!r} appears twice', 'give each query its own id')
     want.bad_rows.reject(row.file, row.number, row.raw, bad)
-  judged = {line.doc_id: line for line in _unrepeated(rows_of['qrel'], want.bad_rows)}
-  ranked = _ranked(_unrepeated(rows_of['run'], want.bad_rows))
+  judged = {line.doc_id: line for line in unrepeated(rows_of['qrel'], want.bad_rows)}
+  in_run = ranked(unrepeated(rows_of['run'], want.bad_rows))
   for _, pair in rows_of['without']:
     judged.pop(pair.doc_id, None)
-    ranked.pop(pair.doc_id, None)
+    in_run.pop(pair.doc_id, None)
   if rows_of['exclude'] or (has_only and not rows_of['only']):
     return None
   if want.kind != 'candidates':
     if not judged:
       return None
     order = rows_of['qrel'][0][0]
-  lines, left_out = _lines(judged, ranked, want)
+  lines, left_out = _lines(judged, in_run, want)
   return Picked(order, query, lines, left_out)
 
 
@@ -246,7 +246,7 @@ def _lines(
   return lines, left_out
 
 
-def _unrepeated(lines: list[tuple[int, Line]], bad_rows: BadRows) -> list[Line]:
+def unrepeated(lines: list[tuple[int, Line]], bad_rows: BadRows) -> list[Line]:
   """One line per document. Repeated scores without ranks are averaged: margin files have them.
 
   Other lines that repeat an earlier one are dropped and counted; if they differ, they are bad rows.
@@ -269,7 +269,7 @@ def _unrepeated(lines: list[tuple[int, Line]], bad_rows: BadRows) -> list[Line]:
   ]
 
 
-def _ranked(lines: list[Line]) -> dict[str, Line]:
+def ranked(lines: list[Line]) -> dict[str, Line]:
   """The documents of the run, best first, ranked from 1.
 
   As in trec_eval, the score decides. The rank in the file only breaks ties, because some tools

@@ -4,6 +4,7 @@ The rows of a query may be anywhere in the files. They are sorted by query on di
 the order in which the queries first appear.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from disranker_jax.data.records import (
   DOCUMENT_FIELDS,
   REPEATED,
+  UNJUDGED,
   BadRow,
   BadRows,
   Document,
@@ -20,6 +22,7 @@ from disranker_jax.data.records import (
   differing,
 )
 from disranker_jax.data.spool import MEMORY, Spool
+from disranker_jax.errors import UserError
 from disranker_jax.progress import Count
 
 # Consecutive rows of one query: number of the first row, text of the query, (file, line, fields) of
@@ -108,6 +111,32 @@ def of_rows(
   for query_id, part in parts(rows):
     by_query.add(query_id, part)
   yield from groups(by_query, bad_rows, folder, memory)
+
+
+def cut(group: Group, kind: str, depth: int) -> Group:
+  """The query with the documents of first-stage rank 1 to `depth`; all of them for depth 0.
+
+  As in collections, judgements keep all documents, and other judged documents leave the pool only.
+  Raises: UserError if more documents than `depth` have no rank to choose by.
+  """
+  if not depth or kind == 'judgements' or len(group.docs) <= depth:
+    return group
+  if not any(doc.rank for doc in group.docs):
+    raise UserError(
+      f'depth={depth}: query_id {group.query_id!r} has {len(group.docs)} documents, and none has a '
+      'first-stage rank; add the field "rank" to its rows, or use depth=0, which keeps all'
+    )
+  docs = []
+  for doc in group.docs:
+    in_pool = doc.in_pool and 1 <= doc.rank <= depth
+    if in_pool or doc.label != UNJUDGED:
+      docs.append(doc if in_pool == doc.in_pool else dataclasses.replace(doc, in_pool=in_pool))
+  if not any(doc.in_pool for doc in docs):
+    raise UserError(
+      f'depth={depth}: query_id {group.query_id!r} has no document of first-stage rank 1 to '
+      f'{depth}; ranks count from 1'
+    )
+  return Group(group.query_id, group.query, tuple(docs))
 
 
 def to_tuple(doc: Document) -> tuple:

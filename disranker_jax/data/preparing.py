@@ -43,7 +43,7 @@ class Job:
   kind: str
   folder: Path
   quarantine: Path
-  depth: int = 20
+  depth: int = 0  # see sources.read
   on_bad_row: str = 'error'
   limit: int = 0
   changes: tuple[Change, ...] = ()
@@ -113,7 +113,7 @@ def _done(job: Job, digest: str) -> Prepared | None:
 def _linked(job: Job, digest: str) -> Prepared | None:
   """The result if the source is prepared data of this kind to use unchanged: links its files."""
   scheme, rest = sources.split(job.address, job.kind)
-  if scheme != 'tfds' or job.limit or job.changes or '?' in rest:
+  if scheme != 'tfds' or job.limit or job.depth or job.changes or '?' in rest:
     return None
   source = Path(rest).expanduser()
   if not source.is_dir() or store.kind_of(source) != job.kind:
@@ -175,7 +175,8 @@ class Work:
     elif source is not None:
       runs = Spool(job.partial / 'by_query')
       self._read(source, runs)
-      self._write(grouping.groups(runs, self._bad_rows, job.partial / 'scratch'))
+      groups = grouping.groups(runs, self._bad_rows, job.partial / 'scratch')
+      self._write(grouping.cut(group, kind, job.depth) for group in groups)
     else:
       scratch = job.partial / 'scratch'
       self._write(

@@ -44,6 +44,13 @@ def documents(packages: tuple[str, ...] = LIBRARY) -> tuple[Document, ...]:
   return tuple(page.doc for page in _pages(packages))
 
 
+def queries(packages: tuple[str, ...] = LIBRARY) -> Iterator[tuple[str, str]]:
+  """(query_id, query) of all splits."""
+  for kind in SHARES:
+    for page in _queries(kind, packages):
+      yield page.doc.doc_id, page.sentence
+
+
 def clicks(packages: tuple[str, ...] = LIBRARY) -> Iterator[Click]:
   """The split `clicks`: each query with its own page."""
   for page in _queries('clicks', packages):

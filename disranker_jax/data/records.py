@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from disranker_jax.data import field_names
 from disranker_jax.errors import UserError
 
 KINDS = ('clicks', 'judgements', 'candidates', 'test')
@@ -225,12 +226,15 @@ def _row(row: Any, *, needs_label: bool, reads_label: bool = True) -> Row:
   row = mapping(row)
   label = UNJUDGED
   if needs_label and row.get('label') is None:
-    raise BadRow('label', 'is missing', 'give the grade as an integer, 0 = not relevant')
+    otherwise = 'give the grade as an integer, 0 = not relevant'
+    raise BadRow('label', 'is missing', field_names.fix('label', row, otherwise))
   query_id = identifier(row, 'query_id')
   query = text(row, 'query', blank=False)
   doc_id = identifier(row, 'doc_id')
   title, summary = _title_summary(row)
   if reads_label:
+    if 'label' not in row and (name := next(filter(row.get, field_names.CERTAIN_LABELS), '')):
+      raise BadRow('label', f'is missing, but there is "{name}"', f'rename "{name}" to "label"')
     label = integer(row, 'label', low=0, default=UNJUDGED)
   rank = integer(row, 'rank', low=1, default=0)
   return query_id, query, Document(doc_id, title, summary, label, rank, score(row))
@@ -261,7 +265,9 @@ def identifier(row: Mapping[str, Any], field: str) -> str:
 def text(row: Mapping[str, Any], field: str, *, blank: bool) -> str:
   """A field that is valid text; blank text only if `blank`. Raises: BadRow."""
   if field not in row:
-    raise BadRow(field, 'is missing', f'add "{field}" as a string')
+    otherwise = f'add "{field}" as a string' + (', which may be empty' if blank else '')
+    fix = field_names.fix(field, row, otherwise)
+    raise BadRow(field, 'is missing', fix)
   value = row[field]
   if not isinstance(value, str):
     raise BadRow(field, f'is {_described(value)}, not a string', 'write it as text')

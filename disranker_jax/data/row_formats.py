@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from disranker_jax.data import records
+from disranker_jax.data import field_names, records
 from disranker_jax.data.records import UNJUDGED, BadRow, Click, Document
 
 Score = tuple[str, str, float]  # query_id, doc_id, score of a teacher
@@ -49,11 +49,11 @@ def records_of(row: Any, kind: str) -> list[Any]:
 
   Raises: BadRow, also if the row has no record of this kind.
   """
-  if not isinstance(row, Mapping) or not _is_group(row):
+  if not isinstance(row, Mapping) or not is_group(row):
     return [_score(row)] if kind == 'scores' else [records.ROW_PARSERS[kind](row)]
-  query_id, query, docs = _group(row)
+  query_id, query, docs = group(row)
   if kind == 'scores':
-    return [(query_id, doc.doc_id, _needed(doc.teacher)) for doc in docs]
+    return [(query_id, doc.doc_id, _needed(doc.teacher, row)) for doc in docs]
   if kind in NEEDS_LABEL and any(doc.label == UNJUDGED for doc in docs):
     what = 'has passages without a label'
     raise BadRow('row', what, f'{kind} need positive_passages or pos, and negatives')
@@ -66,7 +66,7 @@ def records_of(row: Any, kind: str) -> list[Any]:
   return [(query_id, query, _of_kind(doc, kind)) for doc in docs]
 
 
-def _is_group(row: Mapping[str, Any]) -> bool:
+def is_group(row: Mapping[str, Any]) -> bool:
   # In Parquet every row has every column; a missing value is null.
   return not GROUPS.isdisjoint(row) and any(row.get(name) is not None for name in GROUPS)
 
@@ -78,16 +78,17 @@ def _of_kind(doc: Document, kind: str) -> Document:
 def _score(row: Any) -> Score:
   row = records.mapping(row)
   query_id, doc_id = records.identifier(row, 'query_id'), records.identifier(row, 'doc_id')
-  return query_id, doc_id, _needed(records.score(row))
+  return query_id, doc_id, _needed(records.score(row), row)
 
 
-def _needed(score: float) -> float:
+def _needed(score: float, row: Mapping[str, Any]) -> float:
   if math.isnan(score):
-    raise BadRow('score', 'is missing', "give the teacher's score as a number")
+    fix = field_names.fix('score', row, "give the teacher's score as a number")
+    raise BadRow('score', 'is missing', fix)
   return score
 
 
-def _group(row: Mapping[str, Any]) -> tuple[str, str, list[Document]]:
+def group(row: Mapping[str, Any]) -> tuple[str, str, list[Document]]:
   query = records.text(row, 'query', blank=False)
   query_id = _query_id(row, query)
   docs = list(_prepared(row['docs']) if row.get('docs') is not None else _passages(row))

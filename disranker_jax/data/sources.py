@@ -4,6 +4,7 @@ A scheme is one function here and one line in SCHEMES. Every scheme streams its 
 and joins through files, so memory does not grow with the data.
 """
 
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -13,9 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from disranker_jax.data import (
   collection,
   contents,
+  field_names,
   grouping,
   irds,
   lines,
@@ -36,6 +41,7 @@ from disranker_jax.progress import say
 # documents of the first stage, to draw negatives from.
 SCORES, POOLED = 'scores', 'pooled'
 ALL_KINDS = (*KINDS, SCORES, POOLED)
+DEPTH = 20  # documents that a query gets from a run or from BM25, if the caller names no number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,22 +75,24 @@ def read(
   address: str,
   kind: str,
   *,
-  depth: int = 20,
+  depth: int = 0,
   bad_rows: BadRows | None = None,
   scratch: Path | None = None,
 ) -> Iterator[Click | Group | Score]:
   """The records of a kind at an address.
 
   Clicks and teachers' scores come one by one, all other kinds as groups. `depth` is how many
-  documents a query gets from a first stage (a run, or BM25); all rows of JSONL and Parquet files
-  are kept. `scratch` is a folder for large temporary files. Raises: UserError for an unknown
-  address; also while reading, for bad files and rows.
+  documents a query gets from its first stage: a run, BM25, or the field `rank` of rows. 0: DEPTH
+  of a run or BM25, all documents of rows. `scratch` is a folder for large temporary files.
+
+  Raises: UserError for an unknown address; also while reading, for bad files and rows.
   """
   if kind not in ALL_KINDS:
     raise ValueError(f'no records of kind {kind!r}, only {", ".join(ALL_KINDS)}')
-  if depth < 1:
-    raise UserError(f'depth: is {depth}; give each query at least 1 document')
+  if depth < 0:
+    raise UserError(f'depth: is {depth}; write 0 (the default of the source) or more')
   scheme, rest = split(address, kind)
+  depth = depth or default_depth(address)
   want = Want(kind, depth, BadRows() if bad_rows is None else bad_rows, scratch)
   return SCHEMES[scheme][0](rest, want)
 
@@ -96,6 +104,11 @@ def split(address: str, kind: str = 'records') -> tuple[str, str]:
     examples = ', '.join(example for _, example in SCHEMES.values())
     raise UserError(f'{address!r}: is not an address of {kind}; write one like {examples}')
   return scheme, rest
+
+
+def default_depth(address: str) -> int:
+  """The depth of an address if the caller names none: 0 for rows, which are all kept."""
+  return 0 if split(address)[0] in (*ROW_READERS, 'tfds') else DEPTH
 
 
 def row_files(address: str) -> RowFiles | None:
@@ -126,7 +139,7 @@ def fingerprint(address: str) -> list:
   """
   scheme, rest = split(address)
   if scheme == 'python_docs':
-    return [address, platform.python_version(), *map(_version, _packages(rest))]
+    return [address, platform.python_version(), *map(_version, packages(rest))]
   path, _, options = (rest, '', '') if scheme in ROW_READERS else rest.partition('?')
   path = Path(path).expanduser()
   files = sorted(path.iterdir()) if path.is_dir() else sorted(map(Path, glob.glob(str(path))))
@@ -142,21 +155,53 @@ def fingerprint(address: str) -> list:
   return [address, *([str(file), contents.digest(file)] for file in files)]
 
 
-def documents(path: str | Path) -> list[Document]:
-  """The documents of a JSON-lines file of doc_id, title, summary, in file order; ids are unique."""
-  bad_rows, docs = BadRows(), {}
+def documents(address: str | Path) -> list[Document]:
+  """The documents at an address, or in JSON lines at a path, in order; ids are unique.
 
-  def parse(line: bytes) -> None:
-    doc = records.document(lines.from_json(line))
-    if records.differing(docs.setdefault(doc.doc_id, doc), doc):
+  Rows need doc_id, title and summary; other fields are ignored. Raises: UserError, also if a
+  document has two texts.
+  """
+  bad_rows = BadRows()
+  found: dict[str, Document] = {}
+  repeated = 0
+  for file, number, doc in _documents(str(address), bad_rows):
+    if records.differing(found.setdefault(doc.doc_id, doc), doc):
       fix = 'give each document its own id'
-      raise records.BadRow('doc_id', f'{doc.doc_id!r} appears twice', fix)
+      bad = records.BadRow('doc_id', f'{doc.doc_id!r} appears twice, with another text', fix)
+      bad_rows.reject(file, number, {}, bad)
+    repeated += found[doc.doc_id] is not doc
+  if repeated:
+    say(f'{address}: {repeated:,} {records.REPEATED}')
+  return list(found.values())
 
-  for file, number, line in rows.of_files(lines.matching(str(path)), lines.read):
-    bad_rows.parse(file, number, line, parse)
-  if len(docs) < bad_rows.rows_in:
-    say(f'{path}: {bad_rows.rows_in - len(docs):,} {records.REPEATED}')
-  return list(docs.values())
+
+def _documents(address: str, bad_rows: BadRows) -> Iterator[tuple[Any, int, Document]]:
+  """(file, number, document) of every document of an address, without label, rank and score."""
+  scheme, colon, rest = address.partition(':')
+  if not colon or scheme not in SCHEMES:
+    places = rows.of_files(lines.matching(address), rows.read)
+  elif tables := open_collection(address):
+    yield from tables.documents(bad_rows)
+    return
+  elif scheme == 'python_docs':
+    for i, doc in enumerate(python_docs.documents(packages(rest)), 1):
+      yield address, i, doc
+    return
+  elif files := row_files(address):
+    places = files.places()
+  else:
+    places = _tfds_places(rest)
+  for file, number, raw in places:
+    for doc in bad_rows.parse_all(file, number, raw, _documents_of_row):
+      yield file, number, doc
+
+
+def _documents_of_row(raw: Any) -> list[Document]:
+  row = records.mapping(rows.decode(raw))
+  if not row_formats.is_group(row):
+    return [records.document(row)]
+  _, _, docs = row_formats.group(row)
+  return [Document(doc.doc_id, doc.title, doc.summary) for doc in docs]
 
 
 def of_places(places: Iterator[rows.Place], want: Want) -> Iterator[Click | Group | Score]:
@@ -169,7 +214,8 @@ def of_places(places: Iterator[rows.Place], want: Want) -> Iterator[Click | Grou
   )
   if want.kind in ('clicks', SCORES):
     return (record for _, _, record in parsed)
-  return grouping.of_rows(parsed, want.bad_rows, want.scratch)
+  groups = grouping.of_rows(parsed, want.bad_rows, want.scratch)
+  return (grouping.cut(group, want.kind, want.depth) for group in groups)
 
 
 def _row_files(scheme: str, rest: str, want: Want) -> Iterator[Click | Group | Score]:
@@ -177,7 +223,7 @@ def _row_files(scheme: str, rest: str, want: Want) -> Iterator[Click | Group | S
   return of_places(source.places(), want)
 
 
-def _packages(rest: str) -> tuple[str, ...]:
+def packages(rest: str) -> tuple[str, ...]:
   """The packages whose documentation an address of `python_docs:` reads."""
   path, options = _options('python_docs', rest, ('packages', 'only'))
   if path:
@@ -192,34 +238,52 @@ def _version(package: str) -> str:
 
 
 def _python_docs(rest: str, want: Want) -> Iterator[Click | Group]:
-  packages = _packages(rest)
+  names = packages(rest)
   if want.kind == 'clicks':
-    return python_docs.clicks(packages)
+    return python_docs.clicks(names)
   _no_scores('python_docs', rest, want)
   kind = 'judgements' if want.kind == POOLED else want.kind  # this source labels every document
-  return python_docs.groups(kind, want.depth, packages)
+  return python_docs.groups(kind, want.depth, names)
+
+
+def open_collection(address: str, depth: int = DEPTH) -> collection.Collection | None:
+  """The tables of a trec: or ir_datasets: address; None for other schemes. Raises: UserError."""
+  scheme, rest = split(address)
+  return COLLECTIONS[scheme](rest, depth) if scheme in COLLECTIONS else None
+
+
+def _folder(rest: str, depth: int) -> trec.Folder:
+  path, options = _options('trec', rest, trec.OPTIONS)
+  if not path:
+    raise UserError('trec: has no folder; write trec:DIR, such as trec:data/nfcorpus')
+  return trec.Folder(Path(path).expanduser(), options, depth)
+
+
+def _dataset(rest: str, depth: int) -> irds.Dataset:
+  name, options = _options('ir_datasets', rest, irds.OPTIONS)
+  if not name:
+    raise UserError('ir_datasets: has no dataset id; write ir_datasets:ID, see ir-datasets.com')
+  return irds.Dataset(name, options, depth)
 
 
 def _trec(rest: str, want: Want) -> Iterator[Click | Group | Score]:
   path, options = _options('trec', rest, trec.OPTIONS)
-  if not path:
-    raise UserError('trec: has no folder; write trec:DIR, such as trec:data/nfcorpus')
   path = Path(path).expanduser()
-  if want.kind != SCORES:
-    folder = trec.Folder(path, options, want.depth)
-    return collection.read(folder, want.kind, want.depth, want.bad_rows, want.scratch)
-  run = trec.existing(path, 'run', options.get('run')) if path.is_dir() else path
-  return _scores(trec.run_lines(run, want.bad_rows))
+  if want.kind == SCORES and rest:
+    run = trec.existing(path, 'run', options.get('run')) if path.is_dir() else path
+    return _scores(trec.run_lines(run, want.bad_rows))
+  return _collection(_folder(rest, want.depth), want)
 
 
 def _ir_datasets(rest: str, want: Want) -> Iterator[Group]:
-  name, options = _options('ir_datasets', rest, irds.OPTIONS)
-  if not name:
-    raise UserError('ir_datasets: has no dataset id; write ir_datasets:ID, see ir-datasets.com')
-  dataset = irds.Dataset(name, options, want.depth)
-  if want.kind != SCORES:
-    return collection.read(dataset, want.kind, want.depth, want.bad_rows, want.scratch)
-  return _scores(dataset.run(want.bad_rows, needed=True))
+  dataset = _dataset(rest, want.depth)
+  if want.kind == SCORES:
+    return _scores(dataset.run(want.bad_rows, needed=True))
+  return _collection(dataset, want)
+
+
+def _collection(tables: collection.Collection, want: Want) -> Iterator[Click | Group]:
+  return collection.read(tables, want.kind, want.depth, want.bad_rows, want.scratch)
 
 
 def _scores(run: Iterator[collection.Line]) -> Iterator[Score]:
@@ -227,10 +291,14 @@ def _scores(run: Iterator[collection.Line]) -> Iterator[Score]:
 
 
 def _tfds(rest: str, want: Want) -> Iterator[Click | Group | Score]:
+  return of_places(_tfds_places(rest), want)
+
+
+def _tfds_places(rest: str) -> Iterator[rows.Place]:
   name, options = _options('tfds', rest, tfds_rows.OPTIONS)
   if not name:
     raise UserError('tfds: has no dataset; write tfds:NAME, or tfds:FOLDER for prepared data')
-  return of_places(tfds_rows.read(name, options), want)
+  return tfds_rows.read(name, options)
 
 
 def _no_scores(scheme: str, rest: str, want: Want) -> None:
@@ -238,9 +306,17 @@ def _no_scores(scheme: str, rest: str, want: Want) -> None:
     raise UserError(f"{scheme}:{rest}: has no teacher's scores; give another address")
 
 
+def _parquet(file: Path) -> Iterator[tuple[int, Any]]:
+  names: list[str] = []
+  if file.is_file():
+    with contextlib.suppress(OSError, ValueError, pa.ArrowException):  # `rows` reports them
+      names = pq.read_schema(file).names
+  return rows.parquet(file, field_names.columns(names, row_formats.COLUMNS))
+
+
 ROW_READERS = {
   'jsonl': lines.read,
-  'parquet': functools.partial(rows.parquet, columns=row_formats.COLUMNS),
+  'parquet': _parquet,
 }
 SCHEMES: dict[str, tuple[Scheme, str]] = {
   'python_docs': (_python_docs, 'python_docs:'),
@@ -249,6 +325,12 @@ SCHEMES: dict[str, tuple[Scheme, str]] = {
   'trec': (_trec, 'trec:data/nfcorpus?qrels=qrels.txt&pool=run'),
   'ir_datasets': (_ir_datasets, 'ir_datasets:beir/nfcorpus/train'),
   'tfds': (_tfds, 'tfds:prepared/candidates'),
+}
+
+
+COLLECTIONS: dict[str, Callable[[str, int], collection.Collection]] = {
+  'trec': _folder,
+  'ir_datasets': _dataset,
 }
 
 

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from disranker_jax.data import row_formats
 from disranker_jax.data.prompts import PairPrompt, TextPrompt
-from disranker_jax.data.records import UNJUDGED, Click, Document, Group
+from disranker_jax.data.records import KINDS, UNJUDGED, BadRow, Click, Document, Group
 from disranker_jax.data.spool import Spool
 
 PERCENTILES = (5, 50, 95, 99, 100)
@@ -203,17 +204,35 @@ class Survey:
 
 
 def bad_rows(quarantine: Path) -> list[dict[str, Any]]:
-  """The most frequent reasons in a quarantine file, each with its count and first place."""
+  """The most frequent reasons in a quarantine file, each with its count, first place and row."""
   by_reason: dict[str, dict[str, Any]] = {}
   with quarantine.open() as file:
     for line in file:
       entry = json.loads(line)
-      # Without its values, the reason is the same for the same mistake.
-      reason = re.sub(r"'(?:[^'\\]|\\.)*'|\"[^\"]*\"|-?\d+(\.\d+)?", '...', entry['reason'])
-      row = by_reason.setdefault(reason, {'reason': reason, 'count': 0, 'first': ''})
+      # Without its values, what is wrong is the same for the same mistake. What to do is kept.
+      what, semicolon, fix = entry['reason'].rpartition('; ')
+      what = re.sub(r"'(?:[^'\\]|\\.)*'|\"[^\"]*\"|-?\d+(\.+\d+)*", '...', what)
+      row = by_reason.setdefault(what, {'reason': f'{what}{semicolon}{fix}', 'count': 0})
       row['count'] += 1
-      row['first'] = row['first'] or f'{entry["file"]}:{entry["line"]}'
+      row.setdefault('first', f'{entry["file"]}:{entry["line"]}')
+      row.setdefault('row', entry['row'])
   return sorted(by_reason.values(), key=lambda row: -row['count'])[:EXAMPLES]
+
+
+def other_kinds(raw: Any, kind: str) -> list[str]:
+  """The kinds of records, other than `kind`, that a row has; the row is as in `bad_rows`."""
+  try:
+    row = json.loads(raw) if isinstance(raw, str) else raw
+  except ValueError:
+    return []
+  return [other for other in KINDS if other != kind and _is_of_kind(row, other)]
+
+
+def _is_of_kind(row: Any, kind: str) -> bool:
+  try:
+    return bool(row_formats.records_of(row, kind))
+  except BadRow:
+    return False
 
 
 def _hash(text: str) -> bytes:

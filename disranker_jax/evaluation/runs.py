@@ -64,8 +64,15 @@ def write_run(
     if file.suffix == '.gz':
       out = stack.enter_context(gzip.GzipFile('', 'wb', fileobj=out, mtime=0))
     for query, scores in run.items() if isinstance(run, Mapping) else run:
-      for rank, doc in enumerate(metrics.ranked(scores), 1):
-        out.write(f'{query} Q0 {doc} {rank} {scores[doc]:.9g} {tag}\n'.encode())
+      out.write(lines_of(query, scores, tag))
+
+
+def lines_of(query: str, scores: Mapping[str, float], tag: str) -> bytes:
+  """The lines of a query in a run, the best document first."""
+  return b''.join(
+    f'{query} Q0 {doc} {rank} {scores[doc]:.9g} {tag}\n'.encode()
+    for rank, doc in enumerate(metrics.ranked(scores), 1)
+  )
 
 
 def read_per_query(file: Path) -> dict[str, dict[str, dict[str, float]]]:

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from disranker_jax.exporting import formats, parity
+from disranker_jax.exporting import formats, licence, parity
+from disranker_jax.exporting.licence import Origin
 from disranker_jax.pipeline import manifest
 from disranker_jax.report import tables
 from disranker_jax.report.results import markdown as result_table
@@ -22,14 +23,20 @@ score(params, input_ids, attention_mask, token_type_ids)  # int32 [batch, length
 """
 
 
-def write(folder: Path, names, rows: list[parity.Row], results: dict, made: dict) -> None:
-  """Writes README.md from parity rows, the result table and `made`, the model's origin."""
+def write(
+  folder: Path, names, rows: list[parity.Row], results: dict, made: dict, base: Origin,
+  teacher: Origin | None = None, license: str = '',
+) -> None:  # fmt: skip
+  """Writes README.md from parity rows, the result table and what the model was made from.
+
+  `made` is the run's record; `base` and `teacher` are the pretrained models; `license` is
+  config.export.license.
+  """
   config, name = formats.config(folder), folder.name.removeprefix('.')
   family = formats.family(folder)
   facts = formats.lengths(folder) | {'name': name, 'query': parity.QUERY}
   parts = [
-    '---\nlibrary_name: transformers\npipeline_tag: text-ranking\n'
-    'tags:\n- cross-encoder\n- reranker\n- disranker\n---\n',
+    licence.metadata(base, license),
     f'# {name}\n',
     f'A {family.title} that ranks documents for a query, made by '
     f'disranker_jax {made["versions"]["disranker_jax"]}.\n',
@@ -47,6 +54,7 @@ def write(folder: Path, names, rows: list[parity.Row], results: dict, made: dict
     ]
   parts += [
     '## Parity\n', parity_table(rows),
+    '## Licences\n', licence.described(base, teacher, license),
     '## Made from\n', '```json\n' + json.dumps(made, indent=2) + '\n```\n',
   ]  # fmt: skip
   (folder / 'README.md').write_text('\n'.join(parts), encoding='utf-8')

@@ -19,7 +19,7 @@ from disranker_jax.data import contents
 from disranker_jax.errors import UserError
 from disranker_jax.models import files, hf, tiny
 
-HUB_FILES = ('*.json', '*.txt', '*.model', '*.jinja', 'model*.safetensors')
+HUB_FILES = ('*.json', '*.txt', '*.model', '*.jinja', 'model*.safetensors', 'README.md')
 HUB_TIMEOUT_S = 5
 MODEL_FILES = ('config.json', 'model.safetensors', *hf.TOKENIZER_FILES)
 
@@ -89,6 +89,22 @@ def origin(folder: str | pathlib.Path) -> dict:
   """The folder's origin.json: source, version, sha256; {} if it has none."""
   path = pathlib.Path(folder) / 'origin.json'
   return json.loads(path.read_text()) if path.exists() else {}
+
+
+def hub_id(name: str, folder: str | pathlib.Path) -> str:
+  """The hub id of a model that `find` found in `folder` by `name`; '' if none is known."""
+  if recorded := origin(folder).get('hub_id'):
+    return recorded
+  if (pathlib.Path(name).expanduser() / 'config.json').exists():
+    return ''
+  _, known = _known(name)
+  return known.hub_id if known else (name if name not in tiny.CONFIGS else '')
+
+
+def license_of(name: str) -> str:
+  """The licence of a known model, '' of any other."""
+  _, known = _known(name)
+  return known.license if known else ''
 
 
 def _known(name):

@@ -7,11 +7,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from disranker_jax.config.settings import Key, above, between, list_of, one_of, text
+from disranker_jax.config.settings import Check, Key, above, between, list_of, one_of, text
 from disranker_jax.data import python_docs
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
-from disranker_jax.exporting import card, formats, parity, serving, vocabulary
+from disranker_jax.exporting import card, formats, licence, parity, serving, vocabulary
+from disranker_jax.exporting.licence import Origin
 from disranker_jax.models import hf, weights
 from disranker_jax.models.load import open_tokenizer
 from disranker_jax.pipeline.stage import Run, Stage
@@ -36,7 +37,8 @@ def execute(run: Run) -> dict:
     unchecked = folder.with_name(f'.{name}')
     model, variables = save(run, model, variables, unchecked)
     groups, reference = scored(run, model, variables)
-    finishing = functools.partial(finish, run, model, unchecked, folder, groups, reference)
+    origins = origins_of(run, name, model)
+    finishing = functools.partial(finish, run, model, unchecked, folder, groups, reference, origins)
     processes.first_alone(f'export of {name}', finishing)
     if ROWS[name].role == 'student' and is_tested(run):
       measuring = functools.partial(measured, run, folder)
@@ -132,7 +134,20 @@ def held_out(run):
   return python_docs.groups('test')
 
 
-def finish(run, model, unchecked: Path, folder: Path, groups, reference) -> None:
+def origins_of(run, name: str, model) -> tuple[Origin, Origin | None]:
+  """(the pretrained model, the teacher of a model that learned from its scores)."""
+  base = licence.of(model.settings.model, model.folder)
+  teacher = run.config.teacher.model
+  if ROWS[name].trained_by != 'distill' or run.config.data.teachers or not teacher:
+    return base, None
+  try:
+    folder = weights.find(teacher)
+  except UserError:  # its scores are there, but its weights no longer are
+    folder = Path(teacher)
+  return base, licence.of(teacher, folder)
+
+
+def finish(run, model, unchecked: Path, folder: Path, groups, reference, origins) -> None:
   """Adds formats, compares every reader's scores, writes the card, and renames the folder."""
   c = run.config.export
   names = [name for name in c.formats if name in model.network.family.formats]
@@ -142,7 +157,14 @@ def finish(run, model, unchecked: Path, folder: Path, groups, reference) -> None
   rows = parity.check(unchecked, names, groups, reference, model.prompt(), c.tolerance_factor)
   for row in rows:
     say(f'export: {row.reader}: tau {row.tau:.4f}, largest difference {row.max_difference:.2g}')
-  card.write(unchecked, names, rows, facts.read_results(run), card.made(run))
+  base, teacher = origins
+  if not (c.license or base.license):
+    say(
+      f'export: the folder of {base.name} states no licence, so the card says "{licence.UNKNOWN}"; '
+      'set config.export.license to the licence of your model'
+    )
+  results, made = facts.read_results(run), card.made(run)
+  card.write(unchecked, names, rows, results, made, base, teacher, c.license)
   shutil.rmtree(folder, ignore_errors=True)
   os.replace(unchecked, folder)
 
@@ -169,6 +191,11 @@ SETTINGS = {
     1.0, above(0),
     "How many times the usual differences a reader's scores may have; random weights, whose scores "
     'hardly differ from each other, need more than 1.',
+  ),
+  'license': Key(
+    '', Check("an identifier of the hub, such as apache-2.0, or ''", licence.ID.fullmatch),
+    "The licence in the model card, such as 'apache-2.0'; '': the one that the base model's folder "
+    'states (README.md, origin.json).',
   ),
   'parity_pairs': Key(
     1000, between(2, 10_000_000),

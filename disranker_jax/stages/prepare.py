@@ -89,7 +89,9 @@ def job_of(run, kind: str) -> preparing.Job:
   if data.negatives.count and kind == 'judgements':
     changes.append(Negatives(**data.negatives, seed=run.config.seed))
     settings.append(repr(changes[-1]))
-    depth, read_as = max(depth, data.negatives.max_rank), sources.POOLED
+    depth = depth or sources.default_depth(address(run.config, kind))
+    depth = depth and max(depth, data.negatives.max_rank)  # 0: all rows are kept
+    read_as = sources.POOLED
   keep = None
   if data.holdout:
     keep = Holdout(data.holdout, data.fold, data.holdout_by, test=kind == 'test')
@@ -143,7 +145,11 @@ SETTINGS: Section = {
     ),
     'margin': Key(0.0, finite(), 'See filter_false_negatives.'),
   },
-  'depth': Key(20, at_least(1), 'First-stage documents that are kept per query.'),
+  'depth': Key(
+    0, at_least(0),
+    'First-stage documents that are kept per query, by their rank; judgements keep all of theirs. '
+    f'0: {sources.DEPTH} of a run or BM25, all documents of rows.',
+  ),
   'holdout': Key(
     0.0, share(below_one=True),
     'Where training and test share their queries: the share that is for the test alone, chosen by '

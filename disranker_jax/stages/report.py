@@ -1,6 +1,7 @@
 """The stage that writes report/: the web page, report.md and summary.json."""
 
 import json
+import shlex
 from pathlib import Path
 
 from disranker_jax.config.settings import Key, regex
@@ -151,11 +152,19 @@ def show(run) -> None:
   student = run.folder('export') / 'student'
   if student.exists():
     print(f'model:   {shown(student)}')
-    print(
-      f'next:    disranker rerank --model {shown(student)} '
-      '--query "run a command and capture its output"'
-    )
+    print(f'next:    disranker rerank --model {shown(student)} {on_own_data(run)}')
     print(f'serve:   disranker serve --model {shown(student)}')
+
+
+def on_own_data(run) -> str:
+  """The arguments of `disranker rerank` that use the run's own test data."""
+  address, first = run.config.data.test, run.folder('evaluate') / 'bm25.run'
+  if address in ('', 'python_docs:'):
+    return shlex.join(['--query', 'run a command and capture its output'])
+  if first.exists():
+    return shlex.join(['--run', shown(first), '--source', address, '--out', 'reranked.run'])
+  query = next((group.query for group in facts.read_tests(run).values()), 'TEXT')
+  return shlex.join(['--query', query, '--docs', address])
 
 
 def shown(path) -> str:

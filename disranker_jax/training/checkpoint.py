@@ -25,9 +25,17 @@ from disranker_jax.errors import UserError
 from disranker_jax.pipeline import manifest
 
 SUMS = 'checksums'
-# A folder that cannot be created is an error at once. Creation in the background leaves threads
-# that wait minutes for it, and the process does not end before them.
-PROMPT = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+
+
+def context() -> ocp.Context:
+  """How checkpoints are written: a folder that cannot be created is an error at once.
+
+  Creation in the background leaves threads that wait minutes for it, and the process does not end
+  before them.
+  """
+  made = ocp.Context()
+  made.asynchronous.create_directories_asynchronously = False
+  return made
 
 
 class Checkpoints:
@@ -39,7 +47,7 @@ class Checkpoints:
     self._sealed = None
     self._orbax = ocp.training.Checkpointer(
       self._folder,
-      context=ocp.Context(async_options=PROMPT),
+      context=context(),
       save_decision_policy=ocp.training.save_decision_policies.InitialSavePolicy(),
       preservation_policy=ocp.training.preservation_policies.LatestN(2),
       cleanup_tmp_directories=True,

@@ -2,13 +2,14 @@
 
 import dataclasses
 
+import huggingface_hub
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
-from disranker_jax.exporting import card, formats, parity
+from disranker_jax.exporting import card, formats, licence, parity
 
 REAL = Group('q1', 'a list of names', tuple(
   Document(f'd{i}', f'page {i}', 'Return the number of items. ' * i, label=i) for i in range(5)
@@ -103,9 +104,14 @@ def test_the_card_has_use_results_parity_and_origin(student, exported, asked):
   rows = [parity.Row('onnx', 'float32', 1e-6, 1.0, 0.0)]
   model = {'pnr': 2.5, 'ndcg@5': 0.7, 'ndcg@10': 0.75, 'mrr@10': 0.6, 'queries': 7, 'pairs': 70}
   made = {'versions': {'disranker_jax': '9.9'}, 'inputs': {'distill': 'abc123'}}
-  card.write(exported, formats.FORMATS, rows, {'student': model}, made)
+  base = licence.Origin('org/base', True, {'license': 'mit'})
+  card.write(exported, formats.FORMATS, rows, {'student': model}, made, base)
   text = (exported / 'README.md').read_text()
-  assert text.startswith('---\n') and 'pipeline_tag: text-ranking' in text
+  found = huggingface_hub.metadata_load(exported / 'README.md')
+  assert found['license'] == 'mit' and found['base_model'] == 'org/base'
+  assert (
+    found['pipeline_tag'] == 'text-ranking' and '- base model: `org/base`, licence `mit`' in text
+  )
   assert '| onnx | float32 | 1e-06 | 1.0000 | +0.0000 |' in text
   assert 'distilled student | 2.50 | 0.7000' in text and 'abc123' in text
   assert 'at most 64 tokens' in text

@@ -1,0 +1,202 @@
+"""Re-ranks a whole TREC run with an exported model, for `disranker rerank --run`.
+
+Queries are scored in parts of a few thousand pairs. A finished part is on disk before the next one
+begins, so the same command continues where it was stopped, and memory does not grow with the run.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from disranker_jax.data import contents, sources
+from disranker_jax.data.joined_run import JoinedRun, Listed
+from disranker_jax.errors import Stopped, UserError
+from disranker_jax.evaluation import runs
+from disranker_jax.progress import Progress, say
+from disranker_jax.rankers import exported, loaded
+
+VERSION = 1  # of the unfinished work
+
+
+class Job(NamedTuple):
+  """What to re-rank, and how; see `disranker rerank --help`."""
+
+  model: Path
+  run: Path
+  source: str
+  out: Path
+  depth: int
+  missing: str
+  backend: str
+  fast: bool
+
+  def digest(self) -> str:
+    """Identifies the job: the contents of its inputs, and all settings that change the result."""
+    files = sorted(f for f in self.model.rglob('*') if f.is_file() and f.name != 'README.md')
+    inputs = [[str(f.relative_to(self.model)), contents.digest(f)] for f in files]
+    inputs += [contents.digest(self.run), sources.fingerprint(self.source)]
+    value = [inputs, self.depth, self.missing, self.backend, self.fast, VERSION]
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def rerank(job: Job) -> None:
+  """Writes the re-ranked run. Raises: UserError, Stopped, KeyboardInterrupt."""
+  check(job)
+  work = Work(job)
+  try:
+    joined = JoinedRun(job.run, job.source, job.depth, work.scratch)
+    report(job, joined)
+    work.score(joined, exported.open_ranker(job.model, job.backend, fast=job.fast))
+  except (Stopped, KeyboardInterrupt):
+    say(f'rerank: {work.queries:,} queries are kept in {work.folder}')
+    raise
+  finally:
+    work.leave()
+  work.finish()
+  say(f'{job.out}: {joined.queries:,} queries, {joined.pairs:,} pairs re-ranked')
+
+
+def check(job: Job) -> None:
+  """Raises: UserError for what can be seen before anything is read."""
+  loaded.check(job.model)
+  if not job.run.is_file():
+    what = 'is not a file; name a run' if job.run.exists() else 'does not exist; check the path'
+    raise UserError(f'--run {job.run}: {what}')
+  if job.out.is_dir():
+    raise UserError(f'--out {job.out}: is a folder; name a file in it')
+  if not job.out.absolute().parent.is_dir():
+    raise UserError(f'--out {job.out}: its folder does not exist; create it')
+  if job.out.exists() and job.out.samefile(job.run):
+    raise UserError(f'--out {job.out}: is the first stage itself; name another file')
+  sources.split(job.source)
+
+
+def report(job: Job, joined: JoinedRun) -> None:
+  """Says what is not re-ranked. Raises: UserError if it is missing and `--missing` is 'error'."""
+  lacks = []
+  if joined.no_query.count:
+    lacks.append(f'{joined.no_query.count:,} queries (first: {joined.no_query.first})')
+  if joined.no_text.count:
+    lacks.append(f'{joined.no_text.count:,} documents of queries (first: {joined.no_text.first})')
+  if lacks:
+    what = f'{job.source}: has no text for {" and ".join(lacks)}'
+    if job.missing == 'error':
+      raise UserError(
+        f'{what}; add them, or use --missing last, which leaves them behind in their old order'
+      )
+    say(f'{what}: they stay behind in their old order')
+  if joined.blank:
+    say(f'{job.source}: {joined.blank:,} documents of queries have empty texts')
+  if joined.other_queries:
+    say(f'{job.run}: lacks {joined.other_queries:,} queries of {job.source}')
+
+
+class Work:
+  """The finished queries of a job, on disk beside the output until all are done."""
+
+  def __init__(self, job: Job):
+    out = job.out.absolute()
+    self.folder = out.with_name(f'.{out.name}.partial')
+    self.scratch = self.folder / 'scratch'
+    self._out, self._tag = out, '_'.join(job.model.resolve().name.split()) or 'rerank'
+    self._note, self._lines = self.folder / 'note.json', self.folder / 'run'
+    self._digest = job.digest()
+    self.queries, size = self._before()
+    shutil.rmtree(self.scratch, ignore_errors=True)
+    self.folder.mkdir(exist_ok=True)
+    with self._lines.open('ab') as file:
+      file.truncate(size)
+
+  def _before(self) -> tuple[int, int]:
+    """(queries, bytes) that an earlier call finished."""
+    try:
+      note = json.loads(self._note.read_text())
+    except (OSError, ValueError):
+      return 0, 0
+    if note['digest'] != self._digest or self._lines.stat().st_size < note['bytes']:
+      say(f'rerank: an input or a setting has changed since {self.folder} was begun; starts again')
+      return 0, 0
+    say(f'rerank: continues after {note["queries"]:,} queries')
+    return note['queries'], note['bytes']
+
+  def score(self, joined: JoinedRun, ranker: exported.PartRanker) -> None:
+    """Scores the queries that are not done, part by part."""
+    parts: dict[int, list[Listed]] = {}
+
+    def waiting() -> Iterator[tuple[int, list]]:
+      for i, part in enumerate(divided(joined, self.queries, ranker.part_pairs)):
+        parts[i] = part
+        yield i, [listed.group for listed in part]
+
+    scored: list[np.ndarray] = []
+    with Progress('rerank', joined.queries, 'pairs', self.queries) as progress:
+      for i, _, scores in ranker.parts(waiting()):
+        scored.append(scores)
+        progress.update(self.queries + len(scored), len(scores))
+        if len(scored) == len(parts[i]):
+          self._write(zip(parts.pop(i), scored, strict=True))
+          scored = []
+
+  def _write(self, part: Iterable[tuple[Listed, np.ndarray]]) -> None:
+    count = 0
+    with self._lines.open('ab') as file:
+      for listed, scores in part:
+        ranking = full_ranking(listed, scores)
+        file.write(runs.lines_of(listed.group.query_id, ranking, self._tag))
+        count += 1
+      file.flush()
+      os.fsync(file.fileno())
+      size = file.tell()
+    self.queries += count
+    partial = self._note.with_suffix('.partial')
+    partial.write_text(json.dumps({'digest': self._digest, 'queries': self.queries, 'bytes': size}))
+    os.replace(partial, self._note)
+
+  def leave(self) -> None:
+    """Removes files that a later call does not need."""
+    shutil.rmtree(self.scratch if self.queries else self.folder, ignore_errors=True)
+
+  def finish(self) -> None:
+    """Puts the whole run in its place."""
+    if self._out.suffix == '.gz':
+      packed = self.folder / 'run.gz'
+      with (
+        self._lines.open('rb') as lines,
+        packed.open('wb') as file,
+        gzip.GzipFile('', 'wb', fileobj=file, mtime=0) as out,
+      ):
+        shutil.copyfileobj(lines, out)
+      os.replace(packed, self._out)
+    else:
+      os.replace(self._lines, self._out)
+    shutil.rmtree(self.folder)
+
+
+def divided(joined: JoinedRun, done: int, pairs: int) -> Iterator[list[Listed]]:
+  """Parts of about `pairs` pairs, without the queries of the parts that are done.
+
+  A part ends where it would end without the interruption, so its scores are the same.
+  """
+  part, size = [], 0
+  for i, listed in enumerate(joined, 1):
+    part.append(listed)
+    size += len(listed.group.docs)
+    if size >= pairs or i == joined.queries:
+      if i > done:  # other devices may have made parts of another size: some of this one is done
+        yield part[-(i - done) :]
+      part, size = [], 0
+
+
+def full_ranking(listed: Listed, scores: np.ndarray) -> dict[str, float]:
+  """{doc_id: score} with the documents that were not scored below all others, in their order."""
+  docs = [doc.doc_id for doc in listed.group.docs]
+  ranking = dict(zip(docs, map(float, scores), strict=True))
+  floor = min(ranking.values(), default=0.0)
+  return ranking | {doc: floor - i for i, doc in enumerate(listed.behind, 1)}

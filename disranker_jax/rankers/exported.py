@@ -1,0 +1,89 @@
+"""An exported model as a ranker of many queries, on all devices of this machine.
+
+`open_ranker` returns what scores groups part by part: ONNX Runtime on the cores of a CPU, or
+`PointwiseRanker` on the accelerators.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from disranker_jax.data.records import Group
+from disranker_jax.rankers import backends, loaded
+
+PART_PAIRS = (
+  2000  # pairs of a part on one device: enough batches that a half-empty one costs little
+)
+BATCH_TOKENS = 16_384  # of one accelerator
+
+
+class PartRanker(Protocol):
+  """Scores groups in parts; the scores of a part do not depend on other parts."""
+
+  part_pairs: int  # pairs that a part should have
+
+  def parts(
+    self, parts: Iterable[tuple[object, list[Group]]]
+  ) -> Iterator[tuple[object, Group, np.ndarray]]:
+    """(part, group, scores_N) of all groups, in order."""
+
+
+def open_ranker(folder: Path, backend: str = 'auto', *, fast: bool = False) -> PartRanker:
+  """The ranker of an exported folder; the arguments are those of `loaded.load`."""
+  name = backends.choose(folder, fast) if backend == 'auto' else backend
+  if name == 'jax':
+    return on_devices(folder, fast)
+  return Calls(loaded.load(folder, name, fast=fast))
+
+
+class Calls:
+  """A `LoadedRanker` that scores each part in one call, which uses all cores."""
+
+  part_pairs = PART_PAIRS
+
+  def __init__(self, ranker: loaded.LoadedRanker):
+    self._ranker = ranker
+
+  def parts(
+    self, parts: Iterable[tuple[object, list[Group]]]
+  ) -> Iterator[tuple[object, Group, np.ndarray]]:
+    for part, groups in parts:
+      scores = self._ranker.score((g.query, doc) for g in groups for doc in g.docs)
+      ends = np.cumsum([len(g.docs) for g in groups])
+      for group, of_group in zip(groups, np.split(scores, ends[:-1]), strict=True):
+        yield part, group, of_group
+
+
+def on_devices(folder: Path, fast: bool) -> PartRanker:
+  """A PointwiseRanker whose batches are sharded over all local devices."""
+  import jax
+
+  from disranker_jax.devices import sharding
+  from disranker_jax.exporting import formats
+  from disranker_jax.models.load import HEADS, open_model
+  from disranker_jax.models.settings import defaults as model_settings
+  from disranker_jax.rankers.pointwise import PointwiseRanker
+
+  loaded.check(folder)
+  scorer = backends.exported(folder).get('scorer', 'score_head')
+  lengths = formats.lengths(folder, 0)
+  row_len = max(128, lengths['max_len'])
+  precision = 'auto' if fast else 'float32'
+  settings = model_settings(model=str(folder), row_len=row_len, precision=precision, **lengths)
+  devices = jax.local_devices()
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1}, devices)
+  model = open_model(settings, HEADS[scorer])
+  rows = max(1, BATCH_TOKENS // row_len) * len(devices)
+  ranker = PointwiseRanker(
+    model.network,
+    model.pretrained(0, mesh),
+    loaded.open_prompt(folder),
+    mesh,
+    rows,
+    row_len,
+    scorer,
+  )
+  ranker.part_pairs = PART_PAIRS * len(devices)
+  return ranker
