@@ -39,7 +39,15 @@ def _assert_equal(ours, theirs):
 
 @pytest.mark.parametrize(
   'kind, head',
-  [('bert', 'rank'), ('mistral', 'rank'), ('mistral', 'lm'), ('llama', 'lm'), ('qwen2', 'rank')],
+  [
+    ('bert', 'rank'),
+    ('mistral', 'rank'),
+    ('mistral', 'lm'),
+    ('llama', 'lm'),
+    ('qwen2', 'rank'),
+    ('qwen3', 'rank'),
+    ('llama3', 'lm'),
+  ],
 )
 def test_round_trip_is_bit_equal(kind, head, tmp_path):
   model, variables = _saved(tmp_path / 'm', kind, head=head)
@@ -216,7 +224,16 @@ def test_a_shallow_student_takes_the_named_layers(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'kind, rank', [('bert', 0), ('bert', 2), ('mistral', 2), ('llama', 0), ('qwen2', 2)]
+  'kind, rank',
+  [
+    ('bert', 0),
+    ('bert', 2),
+    ('mistral', 2),
+    ('llama', 0),
+    ('qwen2', 2),
+    ('qwen3', 2),
+    ('llama3', 0),
+  ],
 )
 def test_torch_loads_what_we_save_and_gives_our_scores(kind, rank, tmp_path):
   torch = pytest.importorskip('torch')

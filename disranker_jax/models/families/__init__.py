@@ -9,12 +9,14 @@ from disranker_jax.models.families.bert import Bert
 from disranker_jax.models.families.llama import Llama
 from disranker_jax.models.families.mistral import Mistral
 from disranker_jax.models.families.qwen2 import Qwen2
+from disranker_jax.models.families.qwen3 import Qwen3
 
 FAMILIES: dict[str, Family] = {
   'bert': Bert(),
   'llama': Llama(),
   'mistral': Mistral(),
   'qwen2': Qwen2(),
+  'qwen3': Qwen3(),
 }
 
 
