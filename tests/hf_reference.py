@@ -46,6 +46,14 @@ DECODERS = {
     'rope_parameters': {'rope_type': 'linear', 'rope_theta': 100.0, 'factor': 3.0},
   },
   'bert': {'max_position_embeddings': 40},
+  'roberta': {'max_position_embeddings': 40, 'type_vocab_size': 1, 'pad_token_id': 1},
+  'xlm-roberta': {
+    'max_position_embeddings': 40,
+    'type_vocab_size': 1,
+    'pad_token_id': 3,
+    'layer_norm_eps': 1e-5,
+  },
+  'electra': {'max_position_embeddings': 40, 'embedding_size': 20},
 }
 
 
