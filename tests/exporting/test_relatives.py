@@ -1,4 +1,4 @@
-"""The relatives of BERT, from a folder with their own kind of tokenizer to every exported format."""
+"""The relatives of BERT, with tokenizers of their own kind, in every exported format."""
 
 import json
 
