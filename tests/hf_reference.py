@@ -27,14 +27,43 @@ DECODERS = {
     'max_window_layers': 0,
     'rope_parameters': {'rope_type': 'default', 'rope_theta': 500.0},
   },
+  'qwen3': {'num_key_value_heads': 2, 'head_dim': 12, 'num_attention_heads': 6},
+  # Frequencies on both sides of the original context's limits, within a few tokens.
+  'llama3': {
+    'num_key_value_heads': 2,
+    'head_dim': 16,
+    'rope_parameters': {
+      'rope_type': 'llama3',
+      'rope_theta': 500.0,
+      'factor': 8.0,
+      'low_freq_factor': 1.0,
+      'high_freq_factor': 4.0,
+      'original_max_position_embeddings': 16,
+    },
+  },
+  'linear': {
+    'head_dim': 8,
+    'rope_parameters': {'rope_type': 'linear', 'rope_theta': 100.0, 'factor': 3.0},
+  },
   'bert': {'max_position_embeddings': 40},
+  'roberta': {'max_position_embeddings': 40, 'type_vocab_size': 1, 'pad_token_id': 1},
+  'xlm-roberta': {
+    'max_position_embeddings': 40,
+    'type_vocab_size': 1,
+    'pad_token_id': 3,
+    'layer_norm_eps': 1e-5,
+  },
+  'electra': {'max_position_embeddings': 40, 'embedding_size': 20},
 }
+
+
+TYPES = {'llama3': 'llama', 'linear': 'llama'}  # the others are called as their type
 
 
 def config(kind, **overrides):
   """A transformers config of three narrow layers."""
   settings = SMALL | DECODERS[kind] | overrides
-  return transformers.AutoConfig.for_model(kind, **settings)
+  return transformers.AutoConfig.for_model(TYPES.get(kind, kind), **settings)
 
 
 def model(kind, head, seed=0, **overrides):
@@ -44,7 +73,7 @@ def model(kind, head, seed=0, **overrides):
   labels = {'num_labels': 1} if head == 'SequenceClassification' else {}
   settings = config(kind, **labels, **overrides)
   settings._attn_implementation = 'eager'
-  name = families.find(kind).architecture
+  name = families.find(TYPES.get(kind, kind)).architecture
   name += 'Model' if head == 'Model' else f'For{head}'
   torch.manual_seed(seed)
   out = getattr(transformers, name)(settings).eval()

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from disranker_jax.errors import UserError
-from disranker_jax.models import families, hf, network, weights
+from disranker_jax.models import families, hf, network, rope, weights
 
-KINDS = ('mistral', 'llama', 'qwen2')
+KINDS = ('mistral', 'llama', 'qwen2', 'qwen3', 'llama3', 'linear')
 
 
 def _tiny(kind='mistral', **options):
@@ -111,7 +111,8 @@ def test_low_precision_stays_near_fp32(precision):
     ({'model_type': 'gpt2'}, "model_type 'gpt2'"),
     ({'hidden_act': 'gelu'}, "hidden_act 'gelu'"),
     ({'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1e4}}, "rope scaling 'yarn'"),
-    ({'rope_scaling': {'type': 'linear', 'factor': 2.0}}, "rope scaling 'linear'"),
+    ({'rope_scaling': {'type': 'linear'}}, "rope scaling 'linear': factor is None"),
+    ({'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}}, 'low_freq_factor, .* is missing'),
     ({'mlp_bias': True}, 'mlp_bias'),
   ],
 )
@@ -123,12 +124,46 @@ def test_configs_that_would_compute_something_else_are_refused(changes, message)
 def test_config_survives_the_trip_and_old_keys_are_read():
   for kind in KINDS:
     config = families.from_hf(reference.config(kind).to_dict())
-    assert families.find(kind).from_hf(families.find(kind).to_hf(config)) == config
+    family = families.find(config.model_type)
+    assert family.from_hf(family.to_hf(config)) == config
     assert hash(config) == hash(dataclasses.replace(config))
   old = reference.config('mistral').to_dict() | {'rope_theta': 7.0, 'rope_scaling': None}
   del old['rope_parameters'], old['head_dim']
-  assert families.from_hf(old).rope_theta == 7.0
+  assert families.from_hf(old).rope.theta == 7.0
   assert families.from_hf(old).head_dim == 8
+
+
+@pytest.mark.parametrize(
+  'scaling',
+  [
+    {'rope_type': 'default'},
+    {'rope_type': 'linear', 'factor': 8.0},
+    # Llama 3.1 and 3.2, on 64 frequencies.
+    *({
+      'rope_type': 'llama3', 'factor': factor, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0,
+      'original_max_position_embeddings': 8192,
+    } for factor in (8.0, 32.0)),
+  ],
+)  # fmt: skip
+def test_frequencies_are_those_of_transformers(scaling):
+  pytest.importorskip('torch')
+  import transformers
+  from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+  keys = scaling | {'rope_theta': 500000.0}
+  theirs = transformers.LlamaConfig(head_dim=128, rope_parameters=keys)
+  ours = rope.from_hf(theirs.to_dict()).frequencies(128)
+  expected = LlamaRotaryEmbedding(theirs).inv_freq.numpy()
+  np.testing.assert_allclose(ours, expected, rtol=2e-6)
+  # Files of before transformers 5 have theta at the top and the rest in rope_scaling.
+  old = {'rope_theta': 500000.0, 'rope_scaling': scaling}
+  assert rope.from_hf(old) == rope.from_hf(theirs.to_dict())
+
+
+def test_qwen3_has_heads_of_128_unless_told():
+  config = reference.config('qwen3').to_dict()
+  assert families.from_hf(config).head_dim == 12
+  assert families.from_hf(config | {'head_dim': None}).head_dim == 128
 
 
 def test_qwen2_uses_its_window_only_where_told():

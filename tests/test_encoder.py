@@ -8,26 +8,50 @@ import numpy as np
 import pytest
 
 from disranker_jax.errors import UserError
-from disranker_jax.models import families, hf, network, weights
+from disranker_jax.models import families, hf, network, tree, weights
 
 
 def _types(ids):
   return [[0] * (len(x) // 2) + [1] * (len(x) - len(x) // 2) for x in ids]
 
 
-@pytest.mark.parametrize('act', ['gelu', 'gelu_new', 'relu'])
-def test_hidden_states_and_scores_match_transformers(act, tmp_path):
+KINDS = ('bert', 'roberta', 'xlm-roberta', 'electra')
+
+
+def _has_types(kind):
+  return kind in ('bert', 'electra')
+
+
+def _sequences(kind, lengths):
+  """Token ids without the padding id, which RoBERTa finds positions by."""
+  ids = reference.sequences(lengths)
+  pad = reference.config(kind).pad_token_id
+  return [[token if token != pad else 4 for token in row] for row in ids]
+
+
+def _rows(kind, lengths):
+  """A batch for both sides, padded with the model's own padding id."""
+  ids = _sequences(kind, lengths)
+  batch = reference.rows(ids, types=_types(ids) if _has_types(kind) else None)
+  pad = reference.config(kind).pad_token_id
+  batch['tokens_BT'] = np.where(batch['segments_BT'] > 0, batch['tokens_BT'], pad)
+  return batch
+
+
+@pytest.mark.parametrize(
+  'kind, act', [('bert', 'gelu_new'), ('bert', 'relu'), *((kind, 'gelu') for kind in KINDS)]
+)
+def test_hidden_states_and_scores_match_transformers(kind, act, tmp_path):
   torch = pytest.importorskip('torch')
-  theirs = reference.model('bert', 'SequenceClassification', hidden_act=act)
+  theirs = reference.model(kind, 'SequenceClassification', hidden_act=act)
   theirs.save_pretrained(tmp_path)
   model = network.from_hf(tmp_path)
   variables = hf.load(tmp_path, model, jax.random.key(0))
-  ids = reference.sequences((12, 7, 2))
-  batch = reference.rows(ids, types=_types(ids))
+  batch = _rows(kind, (12, 7, 2))
   real = batch['segments_BT'] > 0
   with torch.no_grad():
-    inputs = reference.torch_inputs(batch, types=True)
-    hidden = theirs.bert(**inputs).last_hidden_state.numpy()[real]
+    inputs = reference.torch_inputs(batch, types=_has_types(kind))
+    hidden = theirs.base_model(**inputs).last_hidden_state.numpy()[real]
     scores = theirs(**inputs).logits.numpy()[:, 0]
   reference.assert_close(jax.jit(model.hidden)(variables, batch)[real], hidden)
   batch |= {'index_AX': np.arange(3)[None] * 12, 'mask_GN': np.ones((1, 3), bool)}
@@ -53,8 +77,36 @@ def test_states_of_all_layers_match_transformers(scan, tmp_path):
     reference.assert_close(ours[real], wanted.numpy()[real])
 
 
-def test_packed_rows_equal_separate_rows_in_both_directions():
-  model, variables = reference.network('bert', 6.0)
+@pytest.mark.parametrize('kind', KINDS)
+def test_gradients_match_transformers(kind, tmp_path):
+  torch = pytest.importorskip('torch')
+  theirs = reference.model(kind, 'SequenceClassification')
+  theirs.save_pretrained(tmp_path)
+  model = network.from_hf(tmp_path)
+  variables = hf.load(tmp_path, model, jax.random.key(0))
+  batch = _rows(kind, (12, 7))
+  scores = theirs(**reference.torch_inputs(batch, types=_has_types(kind))).logits[:, 0]
+  torch.nn.functional.softplus(scores[1] - scores[0]).backward()  # RankNet's loss of one pair
+  batch |= {'index_AX': np.arange(2)[None] * 12, 'mask_GN': np.ones((1, 2), bool)}
+
+  def loss(variables):
+    [[first, second]] = model.scores(variables, batch)
+    return jax.nn.softplus(second - first)
+
+  slopes = tree.flatten(jax.jit(jax.grad(loss))(variables)['params'])
+  wanted = {name: value.grad for name, value in theirs.named_parameters()}
+  names = {ours: name for name, ours in model.family.tensors.items()}
+  for path, slope in slopes.items():
+    each = [wanted[names[path].format(i)].numpy() for i in range(3 if 'blocks' in path else 1)]
+    each = [x.T if path.endswith('kernel') else x for x in each]
+    # A key's bias changes no attention, so its gradient is rounding.
+    scale = 1e-3 * max(np.abs(x).max() for x in each) + 1e-7
+    np.testing.assert_allclose(np.squeeze(slope), np.squeeze(np.stack(each)), atol=scale)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_packed_rows_equal_separate_rows_in_both_directions(kind):
+  model, variables = reference.network(kind, 6.0)
   ids = reference.sequences((9, 3, 6))
   packed, starts = reference.packed(ids, 20)
   forward = jax.jit(model.hidden)
@@ -67,14 +119,24 @@ def test_packed_rows_equal_separate_rows_in_both_directions():
 def test_configs_that_would_compute_something_else_are_refused():
   config = reference.config('bert').to_dict()
   for changes, message in (
-    ({'model_type': 'roberta'}, "model_type 'roberta'"),
+    ({'model_type': 'camembert'}, "model_type 'camembert'"),
     ({'hidden_act': 'silu'}, "hidden_act 'silu'"),
     ({'position_embedding_type': 'relative_key'}, "'relative_key'"),
   ):
     with pytest.raises(UserError, match=message):
       families.from_hf(config | changes)
-  ours = families.from_hf(config)
-  assert families.from_hf(families.find('bert').to_hf(ours)) == dataclasses.replace(ours)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_config_survives_the_trip(kind):
+  ours = families.from_hf(reference.config(kind).to_dict())
+  assert families.from_hf(families.find(kind).to_hf(ours)) == ours
+
+
+@pytest.mark.parametrize('kind, most', [('bert', 40), ('roberta', 38), ('xlm-roberta', 36)])
+def test_the_longest_text_fits_the_table_of_positions(kind, most):
+  config = families.from_hf(reference.config(kind).to_dict())
+  assert families.find(kind).max_len(config) == most
 
 
 def test_minilm_matches_transformers():

@@ -51,11 +51,27 @@ def document_text(doc: Document) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class PairPrompt:
-  """BERT: `[CLS] query [SEP] title : summary [SEP]`; the scored position is `[CLS]`."""
+  """BERT: `[CLS] query [SEP] title : summary [SEP]`; the scored position is `[CLS]`.
+
+  Where special tokens stand, and which types tokens have, is the tokenizer's own matter: RoBERTa
+  reads `<s> query </s></s> title : summary </s>`.
+  """
 
   tokenizer: object
   max_len: int
   max_query_len: int
+
+  @functools.cached_property
+  def frame(self) -> tuple[list[int], list[int], list[int], tuple[int, int]]:
+    """Special tokens before the query, before and after the text; types of query and text."""
+    pair = self.tokenizer.backend_tokenizer.encode('a', 'b')
+    of = pair.sequence_ids
+    if of[0] is not None or 0 not in of or 1 not in of:
+      raise UserError('student tokenizer: does not begin a pair of texts with a special token')
+    first, second = of.index(0), of.index(1)
+    middle, last = first + of.count(0), second + of.count(1)
+    types = pair.type_ids[first], pair.type_ids[second]
+    return pair.ids[:first], pair.ids[middle:second], pair.ids[last:], types
 
   def encode(self, query: str, docs: Sequence[Document]) -> list[Encoded]:
     return self.encode_texts(query, [document_text(d) for d in docs])
@@ -81,14 +97,15 @@ class PairPrompt:
     ]
 
   def _pair(self, query_ids, text_ids, most: int) -> Encoded:
-    t = self.tokenizer
-    limit = min(self.max_query_len, self.max_len - 4)
-    head = [t.cls_token_id, *query_ids[:limit], t.sep_token_id]
-    room = self.max_len - len(head) - 1
+    before, between, after, (query_type, text_type) = self.frame
+    special = len(before) + len(between) + len(after)
+    limit = min(self.max_query_len, self.max_len - special - 1)
+    head = [*before, *query_ids[:limit], *between]
+    room = self.max_len - len(head) - len(after)
     room = min(room, most) if most else room
-    ids = np.array([*head, *text_ids[:room], t.sep_token_id], np.int32)
-    types = np.ones(len(ids), np.int32)
-    types[: len(head)] = 0
+    ids = np.array([*head, *text_ids[:room], *after], np.int32)
+    types = np.full(len(ids), text_type, np.int32)
+    types[: len(head)] = query_type
     return Encoded(ids, types, anchor=0, cut=len(text_ids) > room or len(query_ids) > limit)
 
   def lengths(self, query: str, docs: Sequence[Document]) -> list[dict[str, int]]:
@@ -96,7 +113,10 @@ class PairPrompt:
     query_len = len(self.tokenizer(query, add_special_tokens=False)['input_ids'])
     rows = [{'title': doc.title, 'summary': doc.summary} for doc in docs]
     lengths = _field_lengths(self.tokenizer, '{title} : {summary}', rows)
-    return [row | {'query': query_len, 'input': row['input'] + query_len + 3} for row in lengths]
+    special = sum(map(len, self.frame[:3]))
+    return [
+      row | {'query': query_len, 'input': row['input'] + query_len + special} for row in lengths
+    ]
 
   def _ids(self, texts: list[str], chars: int) -> list[tuple[list[int], bool]]:
     """As `_until_enough` needs it: token ids of the first `chars` characters."""

@@ -1,6 +1,7 @@
-"""A BERT cross-encoder as an ONNX graph, built from the tensors of its Hugging Face folder.
+"""A cross-encoder of BERT's kind as an ONNX graph, from the tensors of its Hugging Face folder.
 
-Inputs: input_ids, attention_mask, token_type_ids int64 [batch, length], both sizes dynamic. Output:
+Inputs: input_ids, attention_mask and, where the family has token types, token_type_ids, int64
+[batch, length], both sizes dynamic. Output:
 logits fp32 [batch, 1]. Inside, tokens are rows: [batch * length, width]. The last layer is computed
 at `[CLS]` only, because only that is read; it saves a seventh of a 6-layer network's work.
 All operators are standard ONNX; quantised.py adds the 8-bit kernels.
@@ -11,6 +12,8 @@ import dataclasses
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+
+from disranker_jax.models import families
 
 OPSET = 20  # the first one that has Gelu
 IR_VERSION = 9  # the file format of that opset's time, so that older runtimes can read it
@@ -24,10 +27,11 @@ DTYPES = {'onnx': np.float32, 'onnx_fp16': np.float16}  # of each format
 class Bert:
   """The graph while it is being built: nodes in order and constants by name.
 
-  `config` is the folder's config.json, `tensors` its safetensors by Hugging Face name. `dtype` is
-  float32, or float16 with softmax, norms and the head in fp32.
+  `family` is that of the model, `config` the folder's config.json, `tensors` its safetensors by
+  Hugging Face name. `dtype` is float32, or float16 with softmax, norms and the head in fp32.
   """
 
+  family: families.Family
   config: dict
   tensors: dict[str, np.ndarray]
   dtype: type = np.float32
@@ -90,15 +94,25 @@ class Bert:
   def embeddings(self) -> str:
     zero, one = self.constant(np.int64(0)), self.constant(np.int64(1))
     places = self.op('Range', zero, self.op('Squeeze', self.length), one)
+    if offset := self.family.position_offset(self.family.from_hf(self.config)):
+      places = self.op('Add', places, self.constant(np.int64(offset)))
+    if 'token_type_ids' in self.family.tokenizer_inputs:
+      types = 'token_type_ids'
+    else:
+      types = self.op('Mul', 'input_ids', zero)
     total = ''
     for kind, ids in (
-      ('word', 'input_ids'), ('token_type', 'token_type_ids'), ('position', places),
+      ('word', 'input_ids'), ('token_type', types), ('position', places),
     ):  # fmt: skip
-      name = f'bert.embeddings.{kind}_embeddings.weight'
+      name = f'{self.family.prefix}.embeddings.{kind}_embeddings.weight'
       rows = self.op('Gather', self.constant(self.tensor(name).astype(self.dtype), name), ids)
       total = self.op('Add', total, rows) if total else rows
-    total = self.op('Reshape', total, self.constant(np.int64([-1, self.width])))
-    return self.norm(total, 'bert.embeddings.LayerNorm')
+    embed = self.config.get('embedding_size') or self.width
+    total = self.op('Reshape', total, self.constant(np.int64([-1, embed])))
+    total = self.norm(total, f'{self.family.prefix}.embeddings.LayerNorm')
+    if embed == self.width:
+      return total
+    return Bert.linear(self, total, f'{self.family.prefix}.embeddings_project')
 
   def mask(self) -> str:
     """The bias that masks padding in attention's logits: fp32 [batch, 1, 1, length]."""
@@ -139,7 +153,7 @@ class Bert:
 
   def block(self, x: str, layer: int) -> str:
     """One post-norm layer; the last one computes only the first position, which attends to all."""
-    name = f'bert.encoder.layer.{layer}'
+    name = f'{self.family.prefix}.encoder.layer.{layer}'
     names = [f'{name}.attention.self.{n}' for n in ('query', 'key', 'value')]
     if layer == self.layers - 1:
       k, v = self.split(self.linear(x, *names[1:]), 2)
@@ -152,11 +166,14 @@ class Bert:
     return self.norm(self.op('Add', self.feed_forward(x, name), x), f'{name}.output.LayerNorm')
 
   def head(self, x: str) -> None:
-    """Pooler and classifier, in fp32, of [batch, width]."""
+    """The head's two layers, in fp32, of [batch, width]."""
     x = self.cast(x, np.float32)
-    for name in ('bert.pooler.dense', 'classifier'):
+    dense, out = self.family.head
+    for name in (dense, out):
       parts = [self.constant(self.tensor(f'{name}.{n}'), f'{name}.{n}') for n in WEIGHT_BIAS]
-      x = self.op('Gemm', self.op('Tanh', x) if name == 'classifier' else x, *parts, transB=1)
+      if name == out:
+        x = self.op('Tanh', x) if self.family.head_act == 'tanh' else self.op('Gelu', x)
+      x = self.op('Gemm', x, *parts, transB=1)
     self.nodes[-1].output[0] = 'logits'
 
   def model(self) -> onnx.ModelProto:
@@ -169,7 +186,8 @@ class Bert:
       x = self.block(x, layer)
     self.head(x)
     inputs = [
-      helper.make_tensor_value_info(n, onnx.TensorProto.INT64, ['batch', 'length']) for n in INPUTS
+      helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ['batch', 'length'])
+      for name in self.family.tokenizer_inputs
     ]
     outputs = [helper.make_tensor_value_info('logits', onnx.TensorProto.FLOAT, ['batch', 1])]
     constants = list(self.constants.values())

@@ -37,12 +37,12 @@ class Peaks(Bert):
     return super().linear(x, *names)
 
 
-def peaks(config: dict, tensors: dict) -> dict[str, np.ndarray]:
+def peaks(family, config: dict, tensors: dict) -> dict[str, np.ndarray]:
   """{linear layer: largest absolute value of each input channel}, on random tokens.
 
   Which channels are large depends on the weights and not on the text, so no data is needed.
   """
-  bert = Peaks(config, tensors)
+  bert = Peaks(family, config, tensors)
   model = bert.model()
   outputs = sorted(set(bert.reads.values()))
   model.graph.output.extend(
@@ -51,7 +51,8 @@ def peaks(config: dict, tensors: dict) -> dict[str, np.ndarray]:
   rng = np.random.default_rng(0)
   ids = rng.integers(0, config['vocab_size'], (SAMPLES, SAMPLE_LEN))
   types = np.repeat([[0, 1]], SAMPLE_LEN // 2, 1).repeat(SAMPLES, 0)
-  feeds = dict(zip(graph.INPUTS, (ids, np.ones_like(ids), types), strict=True))
+  arrays = dict(zip(graph.INPUTS, (ids, np.ones_like(ids), types), strict=True))
+  feeds = {name: arrays[name] for name in family.tokenizer_inputs}
   session = onnxruntime.InferenceSession(
     model.SerializeToString(), providers=['CPUExecutionProvider']
   )
@@ -143,6 +144,6 @@ class Quantised(Bert):
     return self.op('Mul', self.op('Gemm', extra, rows, out), peak)
 
 
-def build(config: dict, tensors: dict) -> onnx.ModelProto:
-  """The 8-bit ONNX model of a folder's config and tensors."""
-  return Quantised(config, tensors, peaks=peaks(config, tensors)).model()
+def build(family, config: dict, tensors: dict) -> onnx.ModelProto:
+  """The 8-bit ONNX model of a folder's config and tensors, of a family of BERT's kind."""
+  return Quantised(family, config, tensors, peaks=peaks(family, config, tensors)).model()

@@ -10,6 +10,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.models import hf, tree
 from disranker_jax.models.families.decoder import DecoderConfig
 from disranker_jax.models.network import Network
+from disranker_jax.models.rope import Rope
 
 # GGUF name -> our path; '{}' is the layer.
 TENSORS = {
@@ -84,7 +85,7 @@ def _config(meta, tied):
     kv_heads=meta('llama.attention.head_count_kv', heads),
     head_dim=meta('llama.attention.key_length', width // heads),
     model_type='llama',
-    rope_theta=float(meta('llama.rope.freq_base', 10000.0)),
+    rope=Rope(float(meta('llama.rope.freq_base', 10000.0))),
     # Stored as float32; this restores the decimal number that it was written from.
     norm_eps=float(f'{meta("llama.attention.layer_norm_rms_epsilon"):.6g}'),
     tied=tied,

@@ -173,23 +173,6 @@ class LayerNorm(nn.Module):
     return (wide * _last_axis(scale, wide) + _last_axis(bias, wide)).astype(x.dtype)
 
 
-def rope_angles(
-  positions_BT: jax.Array, head_dim: int, theta: float
-) -> tuple[jax.Array, jax.Array]:
-  """Cosines and sines of rotary positions, each [B, T, E/2] fp32, computed once for all layers."""
-  frequency_E = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-  angle_BTE = positions_BT.astype(jnp.float32)[:, :, None] * frequency_E[None, None, :]
-  return jnp.cos(angle_BTE), jnp.sin(angle_BTE)
-
-
-def rotate(x_BTHE: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """Applies rotary positions in the rotate-half convention of Hugging Face Llama and Mistral."""
-  cos, sin = (a[:, :, None, :] for a in angles)
-  first, second = jnp.split(x_BTHE.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-  return turned.astype(x_BTHE.dtype)
-
-
 def constrain(x: jax.Array, sequence: bool = False) -> jax.Array:
   """Shards the leading axis over the mesh's batch axes; without such a mesh the identity.
 

@@ -80,6 +80,7 @@ class Onnx:
       self._session = onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as e:  # onnxruntime's exceptions have no common base class
       raise UserError(f'{file}: ONNX Runtime cannot load it: {str(e).splitlines()[0]}') from e
+    self._inputs = [each.name for each in self._session.get_inputs()]
     # The first call allocates memory.
     self.score([Encoded(np.zeros(8, np.int32), np.zeros(8, np.int32), 0)] * 8)
 
@@ -90,7 +91,7 @@ class Onnx:
     for i, pair in enumerate(encoded):
       ids[i, : len(pair)], types[i, : len(pair)], mask[i, : len(pair)] = pair.ids, pair.types, 1
     feeds = {'input_ids': ids, 'attention_mask': mask, 'token_type_ids': types}
-    [logits] = self._session.run(['logits'], feeds)
+    [logits] = self._session.run(['logits'], {name: feeds[name] for name in self._inputs})
     return logits[:, 0], ids.size
 
 

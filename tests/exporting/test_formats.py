@@ -11,7 +11,9 @@ import pytest
 
 from disranker_jax.errors import UserError
 from disranker_jax.exporting import formats, graph, parity, quantised
-from disranker_jax.models import hf, tiny
+from disranker_jax.models import families, hf, tiny
+
+BERT = families.find('bert')
 
 
 def arrays(rows: list[list[int]], length: int, split: int = 3) -> dict[str, np.ndarray]:
@@ -88,7 +90,7 @@ class TestInt8:
     config, tensors = hf.read_config(exported), formats.tensors(exported)
     tensors['bert.embeddings.LayerNorm.weight'] = tensors['bert.embeddings.LayerNorm.weight'].copy()
     tensors['bert.embeddings.LayerNorm.weight'][5] *= 50
-    peaks = quantised.peaks(config, tensors)['bert.encoder.layer.0.attention.self.query']
+    peaks = quantised.peaks(BERT, config, tensors)['bert.encoder.layer.0.attention.self.query']
     assert peaks.argmax() == 5
 
   def test_a_huge_channel_costs_the_others_nothing(self, student, exported, texts):
@@ -103,8 +105,8 @@ class TestInt8:
     tensors[up][:, 7] /= 40
     inputs, scores = arrays(texts, 64), {}
     for kind, model in (
-      ('fp32', graph.Bert(config, tensors).model()),
-      ('int8', quantised.build(config, tensors)),
+      ('fp32', graph.Bert(BERT, config, tensors).model()),
+      ('int8', quantised.build(BERT, config, tensors)),
     ):
       [scores[kind]] = session_of(model).run(None, inputs)
     assert np.abs(scores['int8'] - scores['fp32']).max() < 0.2 * scores['fp32'].std()
@@ -121,7 +123,7 @@ def test_all_activations_of_our_encoder_are_those_of_onnx(student, exported, tex
 
   x = np.linspace(-4, 4, 41, dtype=np.float32)
   for name, ours in ACTS.items():
-    bert = graph.Bert({**hf.read_config(exported), 'hidden_act': name}, {})
+    bert = graph.Bert(BERT, {**hf.read_config(exported), 'hidden_act': name}, {})
     y = bert.act('x')
     g = onnx.helper.make_graph(
       bert.nodes, 'g', [onnx.helper.make_tensor_value_info('x', 1, [41])],

@@ -6,15 +6,22 @@ A new family is one module with a subclass of `Family` (see base.py), and one li
 from disranker_jax.errors import UserError
 from disranker_jax.models.families.base import Config, Family
 from disranker_jax.models.families.bert import Bert
+from disranker_jax.models.families.electra import Electra
 from disranker_jax.models.families.llama import Llama
 from disranker_jax.models.families.mistral import Mistral
 from disranker_jax.models.families.qwen2 import Qwen2
+from disranker_jax.models.families.qwen3 import Qwen3
+from disranker_jax.models.families.roberta import Roberta
 
 FAMILIES: dict[str, Family] = {
   'bert': Bert(),
+  'electra': Electra(),
   'llama': Llama(),
   'mistral': Mistral(),
   'qwen2': Qwen2(),
+  'qwen3': Qwen3(),
+  'roberta': Roberta(),
+  'xlm-roberta': Roberta('xlm-roberta', 'XLMRoberta'),
 }
 
 

@@ -34,6 +34,7 @@ class BertConfig:
   norm_eps: float = 1e-12
   act: str = 'gelu'
   pad_id: int = 0
+  embed_width: int = 0  # of the embeddings, if it is not `width`: they are projected then
   model_type: str = 'bert'
 
   @property
@@ -49,35 +50,48 @@ def _norm(theirs: str, ours: str) -> dict[str, str]:
   return {f'{theirs}.weight': f'{ours}/scale', f'{theirs}.bias': f'{ours}/bias'}
 
 
-LAYER = 'bert.encoder.layer.{}'
-
-
-TENSORS = {
-  'bert.embeddings.word_embeddings.weight': 'words/embedding',
-  'bert.embeddings.position_embeddings.weight': 'places/embedding',
-  'bert.embeddings.token_type_embeddings.weight': 'types/embedding',
-  **_norm('bert.embeddings.LayerNorm', 'embed_norm'),
-  **_dense(f'{LAYER}.attention.self.query', 'blocks/q'),
-  **_dense(f'{LAYER}.attention.self.key', 'blocks/k'),
-  **_dense(f'{LAYER}.attention.self.value', 'blocks/v'),
-  **_dense(f'{LAYER}.attention.output.dense', 'blocks/o'),
-  **_norm(f'{LAYER}.attention.output.LayerNorm', 'blocks/attn_norm'),
-  **_dense(f'{LAYER}.intermediate.dense', 'blocks/up'),
-  **_dense(f'{LAYER}.output.dense', 'blocks/down'),
-  **_norm(f'{LAYER}.output.LayerNorm', 'blocks/mlp_norm'),
-  **_dense('bert.pooler.dense', 'pooler'),
-  **_dense('classifier', 'classifier'),
-}
+def tensors(prefix: str, dense: str, out: str) -> dict[str, str]:
+  """{Hugging Face name: our path} of a network below `prefix` with a head of two linear layers."""
+  layer = f'{prefix}.encoder.layer.{{}}'
+  embeddings = f'{prefix}.embeddings'
+  return {
+    f'{embeddings}.word_embeddings.weight': 'words/embedding',
+    f'{embeddings}.position_embeddings.weight': 'places/embedding',
+    f'{embeddings}.token_type_embeddings.weight': 'types/embedding',
+    **_norm(f'{embeddings}.LayerNorm', 'embed_norm'),
+    **_dense(f'{layer}.attention.self.query', 'blocks/q'),
+    **_dense(f'{layer}.attention.self.key', 'blocks/k'),
+    **_dense(f'{layer}.attention.self.value', 'blocks/v'),
+    **_dense(f'{layer}.attention.output.dense', 'blocks/o'),
+    **_norm(f'{layer}.attention.output.LayerNorm', 'blocks/attn_norm'),
+    **_dense(f'{layer}.intermediate.dense', 'blocks/up'),
+    **_dense(f'{layer}.output.dense', 'blocks/down'),
+    **_norm(f'{layer}.output.LayerNorm', 'blocks/mlp_norm'),
+    **_dense(dense, 'pooler'),
+    **_dense(out, 'classifier'),
+  }
 
 
 class Bert(Family):
-  """BERT with a pooler and a classifier of one label."""
+  """BERT with a pooler and a classifier of one label.
+
+  Its relatives differ in
+    model_type  of config.json
+    prefix      of the network's tensors
+    head        names of the head's two linear layers
+    head_act    the function between them, a key of ACTS or 'tanh'
+  """
+
+  model_type = 'bert'
+  prefix = 'bert'
+  head: tuple[str, str] = ('bert.pooler.dense', 'classifier')
+  head_act = 'tanh'
 
   architecture = 'Bert'
   inputs = (*Family.inputs, 'types_BT')
   layer_states = True
 
-  tensors = TENSORS
+  tensors = tensors(prefix, *head)
   fresh = ('classifier/', 'pooler/')
   ignored = r'cls\.(predictions|seq_relationship)\.'
 
@@ -105,12 +119,14 @@ class Bert(Family):
       norm_eps=config.get('layer_norm_eps', 1e-12),
       act=act,
       pad_id=config.get('pad_token_id') or 0,
+      embed_width=config.get('embedding_size') or 0,
+      model_type=self.model_type,
     )
 
   def to_hf(self, config: BertConfig) -> dict:
     c = config
     return {
-      'model_type': 'bert',
+      'model_type': self.model_type,
       'vocab_size': c.vocab,
       'hidden_size': c.width,
       'intermediate_size': c.ffn,
@@ -128,21 +144,22 @@ class Bert(Family):
     }
 
   def module(self, config: BertConfig, *, head: str, states: bool, **options) -> nn.Module:
-    return BertModule(config, states=states, **options)
+    return BertModule(config, states=states, head_act=self.head_act, **options)
 
   def canonical(self, name: str) -> str:
     # Files that were converted from TensorFlow, such as the original BERTs, have gamma and beta.
     name = re.sub(r'LayerNorm\.gamma$', 'LayerNorm.weight', name)
     name = re.sub(r'LayerNorm\.beta$', 'LayerNorm.bias', name)
-    return f'bert.{name}' if name.startswith(('embeddings.', 'encoder.', 'pooler.')) else name
+    bare = ('embeddings', 'encoder.', 'pooler.')
+    return f'{self.prefix}.{name}' if name.startswith(bare) else name
 
   def onnx(self, name: str, config: dict, tensors: dict):
     # Imported late: only an export needs onnx.
     from disranker_jax.exporting import graph, quantised
 
     if name == 'onnx_int8':
-      return quantised.build(config, tensors)
-    return graph.Bert(config, tensors, graph.DTYPES[name]).model()
+      return quantised.build(self, config, tensors)
+    return graph.Bert(self, config, tensors, graph.DTYPES[name]).model()
 
 
 class Block(nn.Module):
@@ -193,12 +210,16 @@ class BertModule(nn.Module):
   attention: str = 'xla'
   sequence: bool = False
   states: bool = False
+  head_act: str = 'tanh'
 
   def setup(self):
     c = self.config
-    self.words = layers.Embed(c.vocab, c.width, self.precision)
-    self.places = layers.Embed(c.max_positions, c.width, self.precision)
-    self.types = layers.Embed(c.types, c.width, self.precision)
+    embed = c.embed_width or c.width
+    self.words = layers.Embed(c.vocab, embed, self.precision)
+    self.places = layers.Embed(c.max_positions, embed, self.precision)
+    self.types = layers.Embed(c.types, embed, self.precision)
+    if embed != c.width:
+      self.widen = layers.Linear(c.width, True, self.precision)
     self.embed_norm = layers.LayerNorm(c.norm_eps)
     self.blocks = layers.scanned(Block, c.layers, self.remat, self.scan, in_axes=(nn.broadcast,))(
       c, self.precision, self.lora_rank, self.lora_alpha, self.attention, self.sequence,
@@ -210,13 +231,17 @@ class BertModule(nn.Module):
   def __call__(self, tokens_BT, segments_BT, positions_BT, types_BT):
     """Hidden states [B, T, D]; segment 0 is padding, positions start at 0 in each segment."""
     x_BTD = self.words(tokens_BT) + self.places(positions_BT) + self.types(types_BT)
-    x_BTD = layers.constrain(self.embed_norm(x_BTD), self.sequence)
+    x_BTD = self.embed_norm(x_BTD)
+    if x_BTD.shape[-1] != self.config.width:
+      x_BTD = self.widen(x_BTD)
+    x_BTD = layers.constrain(x_BTD, self.sequence)
     last_BTD, each_LBTD = self.blocks(x_BTD, segments_BT)
     return jnp.concatenate([x_BTD[None], each_LBTD]) if self.states else last_BTD
 
   def score(self, hidden_PD):
     """One relevance score [P] fp32 for each gathered [CLS]."""
-    return self.classifier(jnp.tanh(self.pooler(hidden_PD.astype(jnp.float32))))[:, 0]
+    act = ACTS.get(self.head_act, jnp.tanh)
+    return self.classifier(act(self.pooler(hidden_PD.astype(jnp.float32))))[:, 0]
 
   def everything(self, tokens_BT, segments_BT, positions_BT, types_BT):
     """Touches every parameter once, for init."""

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 
 from disranker_jax.data.prompts import TextPrompt
 from disranker_jax.errors import UserError
-from disranker_jax.models import attention, layers
+from disranker_jax.models import attention, layers, rope
 from disranker_jax.models.families.base import Family
+from disranker_jax.models.rope import UNSCALED, Rope, rotate
 
 USE = """It scores text as `disranker_jax.template` in `config.json` has it; `transformers`
 loads it as `{architecture}`. Scores are raw: any real number, larger is better.
@@ -32,11 +33,12 @@ class DecoderConfig:
   kv_heads: int
   head_dim: int
   model_type: str = 'mistral'
-  rope_theta: float = 10000.0
+  rope: Rope = UNSCALED
   norm_eps: float = 1e-6
   window: int | None = None
   qkv_bias: bool = False
   out_bias: bool = False
+  qk_norm: bool = False  # of each head's queries and keys, before the rotation
   tied: bool = False
   max_positions: int = 32768
   bos_id: int | None = None
@@ -97,7 +99,7 @@ class Decoder(Family):
     _refuse_unsupported(config)
     heads = config['num_attention_heads']
     eos = config.get('eos_token_id')
-    return DecoderConfig(
+    fields = dict(
       vocab=config['vocab_size'],
       width=config['hidden_size'],
       ffn=config['intermediate_size'],
@@ -106,15 +108,15 @@ class Decoder(Family):
       kv_heads=config.get('num_key_value_heads') or heads,
       head_dim=config.get('head_dim') or config['hidden_size'] // heads,
       model_type=config['model_type'],
-      rope_theta=_rope_theta(config),
+      rope=rope.from_hf(config),
       norm_eps=config['rms_norm_eps'],
       tied=bool(config.get('tie_word_embeddings', False)),
       max_positions=config.get('max_position_embeddings', DecoderConfig.max_positions),
       bos_id=config.get('bos_token_id'),
       eos_id=tuple(eos) if isinstance(eos, list) else eos,
       pad_id=config.get('pad_token_id'),
-      **self.own_fields(config),
     )
+    return DecoderConfig(**fields | self.own_fields(config))
 
   def to_hf(self, config: DecoderConfig) -> dict:
     c = config
@@ -129,8 +131,7 @@ class Decoder(Family):
       'head_dim': c.head_dim,
       'hidden_act': 'silu',
       'rms_norm_eps': c.norm_eps,
-      'rope_theta': c.rope_theta,
-      'rope_parameters': {'rope_type': 'default', 'rope_theta': c.rope_theta},
+      **c.rope.to_hf(),
       'max_position_embeddings': c.max_positions,
       'tie_word_embeddings': c.tied,
       'initializer_range': 0.02,
@@ -177,18 +178,6 @@ def _refuse_unsupported(config: dict) -> None:
     raise UserError(f"hidden_act {config['hidden_act']!r} is not supported: decoders use 'silu'")
   if config.get('mlp_bias'):
     raise UserError('mlp_bias true is not supported: the feed-forward kernels have no bias here')
-  for rope in (config.get('rope_scaling') or {}, config.get('rope_parameters') or {}, config):
-    scaling = rope.get('rope_type', rope.get('type', 'default'))
-    if scaling != 'default':
-      raise UserError(f"rope scaling {scaling!r} is not supported: only 'default' is")
-    if (rope.get('partial_rotary_factor') or 1.0) != 1.0:
-      raise UserError('partial_rotary_factor below 1 is not supported')
-
-
-def _rope_theta(config: dict) -> float:
-  # transformers 5 keeps it in rope_parameters, earlier files at the top.
-  rope = config.get('rope_parameters') or {}
-  return float(rope.get('rope_theta') or config.get('rope_theta') or 10000.0)
 
 
 class Block(nn.Module):
@@ -215,8 +204,11 @@ class Block(nn.Module):
       return out.reshape(*out.shape[:2], count, c.head_dim)
 
     h_BTD = layers.RMSNorm(c.norm_eps, name='attn_norm')(x_BTD)
-    q_BTHE = layers.rotate(heads('q', c.heads, h_BTD), angles)
-    k_BSKE = layers.rotate(heads('k', c.kv_heads, h_BTD), angles)
+    q_BTHE, k_BSKE = heads('q', c.heads, h_BTD), heads('k', c.kv_heads, h_BTD)
+    if c.qk_norm:
+      q_BTHE = layers.RMSNorm(c.norm_eps, name='q_norm')(q_BTHE)
+      k_BSKE = layers.RMSNorm(c.norm_eps, name='k_norm')(k_BSKE)
+    q_BTHE, k_BSKE = rotate(q_BTHE, angles), rotate(k_BSKE, angles)
     v_BSKE = heads('v', c.kv_heads, h_BTD)
     if cache is not None:
       write = jax.lax.dynamic_update_slice_in_dim
@@ -275,7 +267,7 @@ class DecoderModule(nn.Module):
     return self._run(tokens_BT, positions_BT, cache, segments_BT, segments_BS, start)
 
   def _run(self, tokens_BT, positions_BT, cache, segments_BT, segments_BS, start):
-    angles = layers.rope_angles(positions_BT, self.config.head_dim, self.config.rope_theta)
+    angles = self.config.rope.angles(positions_BT, self.config.head_dim)
     x_BTD = layers.constrain(self.embed(tokens_BT), self.sequence)
     x_BTD, cache = self.blocks(x_BTD, cache, segments_BT, segments_BS, angles, start)
     return self.norm(x_BTD), cache

@@ -8,17 +8,23 @@ class Qwen2(Decoder):
   architecture = 'Qwen2'
 
   def own_fields(self, config: dict) -> dict:
-    return {'qkv_bias': True, 'window': _window(config)}
+    return {'qkv_bias': True, 'window': window(config)}
 
   def own_keys(self, config: DecoderConfig) -> dict:
-    return {
-      'sliding_window': config.window,
-      'use_sliding_window': config.window is not None,
-      'max_window_layers': 0,
-    }
+    return window_keys(config)
 
 
-def _window(config: dict) -> int | None:
+def window_keys(config: DecoderConfig) -> dict:
+  """The keys of config.json that say where the window is."""
+  return {
+    'sliding_window': config.window,
+    'use_sliding_window': config.window is not None,
+    'max_window_layers': 0,
+  }
+
+
+def window(config: dict) -> int | None:
+  """The window of all layers, or None. Raises: UserError if only some layers have it."""
   first, count = config.get('max_window_layers', 28), config['num_hidden_layers']
   if not config.get('use_sliding_window') or config.get('sliding_window') is None or first >= count:
     return None

@@ -1,0 +1,100 @@
+"""Rotary positions: their frequencies, also scaled for long contexts, and the rotation."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from disranker_jax.errors import UserError
+
+SCALINGS = ('default', 'linear', 'llama3')
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+  """Frequencies of rotary positions.
+
+  scaling   'default'; 'linear': all frequencies divided by `factor`; 'llama3': low ones divided by
+            it, high ones unchanged, those between interpolated. Both change short texts too
+  low, high, original  of 'llama3': wavelengths above original / low are low frequencies, those
+            below original / high are high ones
+  """
+
+  theta: float = 10000.0
+  scaling: str = 'default'
+  factor: float = 1.0
+  low: float = 1.0
+  high: float = 4.0
+  original: int = 8192
+
+  def frequencies(self, head_dim: int) -> jax.Array:
+    """[E/2] fp32, in radians per position."""
+    frequency_E = self.theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if self.scaling == 'linear':
+      frequency_E = frequency_E / self.factor
+    if self.scaling == 'llama3':
+      turns_E = self.original * frequency_E / (2 * math.pi)  # within the original context
+      share_E = jnp.clip((turns_E - self.low) / (self.high - self.low), 0, 1)
+      frequency_E = frequency_E * (share_E + (1 - share_E) / self.factor)
+    return frequency_E
+
+  def angles(self, positions_BT: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines, each [B, T, E/2] fp32, computed once for all layers."""
+    frequency_E = self.frequencies(head_dim)
+    angle_BTE = positions_BT.astype(jnp.float32)[:, :, None] * frequency_E[None, None, :]
+    return jnp.cos(angle_BTE), jnp.sin(angle_BTE)
+
+  def to_hf(self) -> dict:
+    """The keys of config.json: as transformers 5 writes them, and as earlier versions read them."""
+    scaling = {'rope_type': self.scaling}
+    if self.scaling != 'default':
+      scaling['factor'] = self.factor
+    if self.scaling == 'llama3':
+      scaling |= {
+        'low_freq_factor': self.low,
+        'high_freq_factor': self.high,
+        'original_max_position_embeddings': self.original,
+      }
+    return {
+      'rope_theta': self.theta,
+      'rope_scaling': None if self.scaling == 'default' else scaling,
+      'rope_parameters': scaling | {'rope_theta': self.theta},
+    }
+
+
+UNSCALED = Rope()
+
+
+def from_hf(config: dict) -> Rope:
+  """The rotary positions of a config.json. Raises: UserError for scalings that are not computed."""
+  new, old = config.get('rope_parameters') or {}, config.get('rope_scaling') or {}
+  # transformers 5 keeps everything in rope_parameters; earlier files have theta at the top.
+  theta = float(new.get('rope_theta') or config.get('rope_theta') or Rope.theta)
+  for rope in (new, old, config):
+    kind = rope.get('rope_type', rope.get('type', 'default'))
+    if kind not in SCALINGS:
+      raise UserError(f'rope scaling {kind!r} is not supported: only {", ".join(SCALINGS)} are')
+    if (rope.get('partial_rotary_factor') or 1.0) != 1.0:
+      raise UserError('partial_rotary_factor below 1 is not supported')
+  rope = new if new.get('rope_type', 'default') != 'default' else old
+  kind = rope.get('rope_type', rope.get('type', 'default'))
+  if kind == 'default':
+    return Rope(theta)
+  if not isinstance(rope.get('factor'), int | float) or rope['factor'] < 1:
+    raise UserError(f'rope scaling {kind!r}: factor is {rope.get("factor")!r}, not 1 or more')
+  if kind == 'linear':
+    return Rope(theta, kind, float(rope['factor']))
+  names = ('low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
+  if missing := [name for name in names if not rope.get(name)]:
+    raise UserError(f'rope scaling {kind!r}: {", ".join(missing)} is missing')
+  low, high, original = (rope[name] for name in names)
+  return Rope(theta, kind, float(rope['factor']), float(low), float(high), int(original))
+
+
+def rotate(x_BTHE: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+  """Applies rotary positions in the rotate-half convention of Hugging Face Llama and Mistral."""
+  cos, sin = (a[:, :, None, :] for a in angles)
+  first, second = jnp.split(x_BTHE.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  return turned.astype(x_BTHE.dtype)
