@@ -113,7 +113,8 @@ def missed(facts: Facts) -> list[str]:
         interval = f', 95 % interval {tables.span(cell, DIGITS, "+")}' if cell else ''
         found.append(
           f'{facts.title(name)} ranks no better than {facts.title(other)}: {metrics.title(MAIN)} '
-          f'{ours:.{DIGITS}f} against {theirs:.{DIGITS}f} ({ours - theirs:+.{DIGITS}f}{interval})'
+          f'{ours:.{DIGITS}f} against {theirs:.{DIGITS}f} ({ours - theirs:+.{DIGITS}f}{interval}); '
+          'docs/choose.md says what to try'
         )
   return found
 
