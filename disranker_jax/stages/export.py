@@ -80,7 +80,9 @@ def save(run, model, variables, folder: Path):
   extra |= {name: s[name] for name in family.prompt_settings}
   with tempfile.TemporaryDirectory() as scratch:
     tokenizer = model.folder
-    if c.vocabulary and family.vocabulary_tables:
+    if c.vocabulary and not family.vocabulary_tables:
+      say(f'export: {network.config.model_type} models keep their whole vocabulary')
+    elif c.vocabulary:
       tokenizer = Path(scratch) / 'tokenizer'
       ids = vocabulary.used(model.folder, texts(run))
       network, variables = vocabulary.trim(network, variables, model.folder, tokenizer, ids)
