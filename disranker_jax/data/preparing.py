@@ -113,7 +113,7 @@ def _done(job: Job, digest: str) -> Prepared | None:
 def _linked(job: Job, digest: str) -> Prepared | None:
   """The result if the source is prepared data of this kind to use unchanged: links its files."""
   scheme, rest = sources.split(job.address, job.kind)
-  if scheme != 'tfds' or job.limit or job.changes or '?' in rest:
+  if scheme != 'tfds' or job.limit or job.changes or job.keep or '?' in rest:
     return None
   source = Path(rest).expanduser()
   if not source.is_dir() or store.kind_of(source) != job.kind:

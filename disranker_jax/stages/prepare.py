@@ -15,7 +15,7 @@ from disranker_jax.config.settings import (
   share,
 )
 from disranker_jax.data import clicks, preparing, sources, store
-from disranker_jax.data.holdout import Holdout
+from disranker_jax.data.holdout import Holdout, OutsideTest
 from disranker_jax.data.negatives import Negatives
 from disranker_jax.data.records import listed
 from disranker_jax.data.teacher_scores import Teachers
@@ -23,6 +23,7 @@ from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
+from disranker_jax.stages import overlapping
 
 
 def kinds(config, stages=None) -> list[str]:
@@ -40,13 +41,17 @@ def kinds(config, stages=None) -> list[str]:
 
 
 def execute(run: Run) -> dict:
-  """Writes data/<kind> in one process; returns the rows and a fingerprint of each kind."""
+  """Writes data/<kind> in one process; returns the rows and a fingerprint of each kind.
+
+  `results['overlap']` has what the other kinds share with the test, see overlapping.count.
+  """
   return processes.first_alone('prepare', lambda: prepare(run)) or {}
 
 
 def prepare(run) -> dict:
-  results = {}
-  for kind in kinds(run.config):
+  results: dict[str, dict] = {}
+  wanted = kinds(run.config)
+  for kind in sorted(wanted, key=lambda kind: kind != 'test'):  # clicks are told from its queries
     job = job_of(run, kind)
     done = preparing.prepare(job)
     results[kind] = {'rows': done.records, 'fingerprint': store.fingerprint(job.folder)}
@@ -60,6 +65,9 @@ def prepare(run) -> dict:
       say(f'prepare: {kind}: {", ".join(listed(done.notes))}')
     what = 'clicks' if kind == 'clicks' else 'queries'
     say(f'prepare: {kind}: {done.records} {what} from {job.address}')
+  if 'test' in wanted:
+    others = {kind: records(run, kind) for kind in wanted if kind != 'test'}
+    results['overlap'] = overlapping.count(run.config, records(run, 'test'), others)
   return results
 
 
@@ -93,12 +101,27 @@ def job_of(run, kind: str) -> preparing.Job:
   keep = None
   if data.holdout:
     keep = Holdout(data.holdout, data.fold, data.holdout_by, test=kind == 'test')
+    if kind == 'clicks' and data.holdout_by and not clicks.least(data.clicks):
+      keep = outside_test(run)
     settings.append(repr(keep))
   return preparing.Job(
     address(run.config, kind), kind, folder, folder.with_name(f'{kind}.quarantine.jsonl'),
     depth=depth, on_bad_row=data.on_bad_row, limit=limit, changes=tuple(changes),
     change_settings=json.dumps(settings), read_as=read_as, keep=keep,
   )  # fmt: skip
+
+
+def outside_test(run) -> OutsideTest:
+  """Keeps clicks on the test's queries out: clicks have no ids for data.holdout_by.
+
+  Raises: UserError if no stage reads the test.
+  """
+  if 'test' not in kinds(run.config):
+    raise UserError(
+      'config.data.holdout_by: clicks have no ids, so the test queries are found by their text, '
+      'but no listed stage reads them; list evaluate, or leave holdout_by empty'
+    )
+  return OutsideTest(records(run, 'test'))
 
 
 def records(run, kind: str):
@@ -153,7 +176,12 @@ SETTINGS: Section = {
   'holdout_by': Key(
     '', regex(empty=True),
     "Queries whose ids share what this expression matches stay together: '^[^-]+' for SESSION-3; "
-    "'': each query by itself.",
+    "'': each query by itself. Clicks follow the test queries by their text.",
+  ),
+  'allow_overlap': Key(
+    0.05, share(),
+    'The share of the test queries that judgements may have too, by text or by id and document. '
+    'More is an error; 1: count only.', affects_results=False,
   ),
   'on_bad_row': Key(
     'error', one_of('error', 'quarantine'),
