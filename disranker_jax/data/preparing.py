@@ -110,6 +110,22 @@ def _done(job: Job, digest: str) -> Prepared | None:
   return Prepared(**value)
 
 
+def take(job: Job, folder: Path) -> bool:
+  """Links the result of the same job in another folder, if it has one and this one has none."""
+  file = folder / store.RESULT
+  if job.folder.exists() or job.partial.exists() or not file.exists():
+    return False
+  value = json.loads(file.read_text())
+  if value['digest'] != job.digest():
+    return False
+  job.folder.parent.mkdir(parents=True, exist_ok=True)
+  quarantine = folder.with_name(job.quarantine.name)
+  if quarantine.exists():
+    shutil.copyfile(quarantine, job.quarantine)
+  store.copy(folder, job.folder, {store.RESULT: value})
+  return True
+
+
 def _linked(job: Job, digest: str) -> Prepared | None:
   """The result if the source is prepared data of this kind to use unchanged: links its files."""
   scheme, rest = sources.split(job.address, job.kind)

@@ -41,7 +41,9 @@ def counted(kind: str, records: Records) -> Iterator[Click | Group]:
 
 def is_labelled(config, kind: str) -> bool:
   """Whether the records hold the test's answers: labels, or clicks that are made of labels."""
-  return kind == 'judgements' or (kind == 'clicks' and bool(clicks.least(config.data.clicks)))
+  return kind.startswith('judgements') or (
+    kind == 'clicks' and bool(clicks.least(config.data.clicks))
+  )
 
 
 def refuse(config, kind: str, counts: dict[str, int]) -> None:
@@ -49,11 +51,11 @@ def refuse(config, kind: str, counts: dict[str, int]) -> None:
   share, data = counts['queries'] / max(counts['of_queries'], 1), config.data
   if share <= data.allow_overlap:
     return
-  fix = (
-    'two queries of different ids have the same text; make the test queries another file'
-    if data.holdout
-    else 'give other queries, or split one file with config.data.holdout=0.2'
-  )
+  fix = 'give other queries, or split one file with config.data.holdout=0.2'
+  if kind != 'judgements':
+    fix = 'give other queries, or start from the pretrained models'
+  elif data.holdout:
+    fix = 'queries of different ids have the same text; make the test queries another file'
   raise UserError(
     f'config.data.test={data.test!r}: {counts["queries"]:,} of its {counts["of_queries"]:,} '
     f'queries ({share:.0%}) are in the {kind} too, so the models would be tested on what they '

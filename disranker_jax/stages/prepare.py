@@ -23,7 +23,7 @@ from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
-from disranker_jax.stages import overlapping
+from disranker_jax.stages import earlier, overlapping
 
 
 def kinds(config, stages=None) -> list[str]:
@@ -51,7 +51,9 @@ def execute(run: Run) -> dict:
 def prepare(run) -> dict:
   results: dict[str, dict] = {}
   wanted = kinds(run.config)
-  for kind in sorted(wanted, key=lambda kind: kind != 'test'):  # clicks are told from its queries
+  # Clicks follow the test's queries, see outside_test.
+  last = 'clicks' if run.config.data.holdout_by else ''
+  for kind in sorted(wanted, key=lambda kind: kind == last):
     job = job_of(run, kind)
     done = preparing.prepare(job)
     results[kind] = {'rows': done.records, 'fingerprint': store.fingerprint(job.folder)}
@@ -67,8 +69,30 @@ def prepare(run) -> dict:
     say(f'prepare: {kind}: {done.records} {what} from {job.address}')
   if 'test' in wanted:
     others = {kind: records(run, kind) for kind in wanted if kind != 'test'}
+    for before in earlier.lineage(run.config):
+      had = [
+        kind for kind in ('judgements', 'candidates', 'clicks') if kind in kinds(before.config)
+      ]
+      where = {kind: before.folder('prepare') / kind for kind in had}
+      others |= {
+        f'{kind} of {earlier.label(before)}': store.open(kind, folder)
+        for kind, folder in where.items()
+        if folder.is_dir()
+      }
     results['overlap'] = overlapping.count(run.config, records(run, 'test'), others)
   return results
+
+
+def take(run, donors) -> None:
+  """Links the kinds that other runs prepared from the same source with the same settings."""
+  for kind in kinds(run.config):
+    if kind == 'clicks' and run.config.data.holdout_by:
+      continue  # their job is known when the test is prepared
+    job = job_of(run, kind)
+    for other in donors:
+      if preparing.take(job, other.folder('prepare') / kind):
+        say(f'prepare: {kind}: the same as in {other.workdir}, taken from there')
+        break
 
 
 def address(config, kind: str) -> str:

@@ -22,6 +22,7 @@ from orbax.checkpoint import v1 as ocp
 
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import UserError
+from disranker_jax.models import tree
 from disranker_jax.pipeline import manifest
 
 SUMS = 'checksums'
@@ -171,6 +172,17 @@ def load_params(folder: Path, mesh):
       return out
   why = f'no checkpoint can be read ({first_line(error)})' if error else 'no checkpoint'
   raise UserError(f'{folder}: {why}; do its stage again with --rerun={folder.parent.name}')
+
+
+def names(folder: Path) -> set[str]:
+  """The paths of the parameters in a stage's last checkpoint; needs no devices."""
+  steps = sorted((int(p.name) for p in folder.glob('*') if p.name.isdigit()), reverse=True)
+  if not steps:
+    raise UserError(
+      f'{folder}: no checkpoint; do its stage again with --rerun={folder.parent.name}'
+    )
+  saved = ocp.metadata(folder.absolute() / str(steps[0]), checkpointable_name='params').metadata
+  return set(tree.flatten(saved))
 
 
 def load_step(folder: Path, mesh):
