@@ -110,19 +110,18 @@ def _done(job: Job, digest: str) -> Prepared | None:
   return Prepared(**value)
 
 
-def take(job: Job, folder: Path) -> bool:
-  """Links the result of the same job in another folder, if it has one and this one has none."""
-  file = folder / store.RESULT
+def take(job: Job, other: Job) -> bool:
+  """Links the result of another job, if it did the same and is done, and this one has not begun."""
+  file = other.folder / store.RESULT
   if job.folder.exists() or job.partial.exists() or not file.exists():
     return False
   value = json.loads(file.read_text())
   if value['digest'] != job.digest():
     return False
   job.folder.parent.mkdir(parents=True, exist_ok=True)
-  quarantine = folder.with_name(job.quarantine.name)
-  if quarantine.exists():
-    shutil.copyfile(quarantine, job.quarantine)
-  store.copy(folder, job.folder, {store.RESULT: value})
+  if other.quarantine.exists():
+    shutil.copyfile(other.quarantine, job.quarantine)
+  store.copy(other.folder, job.folder, {store.RESULT: value})
   return True
 
 

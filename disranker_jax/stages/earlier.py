@@ -45,15 +45,18 @@ def named(config) -> Iterator[tuple[str, str]]:
     yield 'distill.earlier_runs', folder
 
 
-def lineage(config) -> list[Run]:
-  """Every earlier run whose data the models or scores have seen, if it still exists."""
-  found: dict[Path, Run] = {}
-  todo = list(named(config))
+def lineage(config) -> list[tuple[Run, bool]]:
+  """Every earlier run whose data the models or scores have seen, if it still exists.
+
+  With whether the config itself names it.
+  """
+  found: dict[Path, tuple[Run, bool]] = {}
+  todo = [(key, folder, True) for key, folder in named(config)]
   while todo:
-    key, folder = todo.pop(0)
+    key, folder, is_named = todo.pop(0)
     if exists(folder) and (run := opened(key, folder)).workdir not in found:
-      found[run.workdir] = run
-      todo += named(run.config)
+      found[run.workdir] = run, is_named
+      todo += [(*other, False) for other in named(run.config)]
   return list(found.values())
 
 

@@ -1,5 +1,6 @@
 """Reads the four sources, checks every row, and writes them as ArrayRecord for the other stages."""
 
+import dataclasses
 import json
 
 from disranker_jax.config.settings import (
@@ -21,6 +22,7 @@ from disranker_jax.data.records import listed
 from disranker_jax.data.teacher_scores import Teachers
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
+from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 from disranker_jax.stages import earlier, overlapping
@@ -69,18 +71,25 @@ def prepare(run) -> dict:
     say(f'prepare: {kind}: {done.records} {what} from {job.address}')
   if 'test' in wanted:
     others = {kind: records(run, kind) for kind in wanted if kind != 'test'}
-    for before in earlier.lineage(run.config):
-      had = [
-        kind for kind in ('judgements', 'candidates', 'clicks') if kind in kinds(before.config)
-      ]
-      where = {kind: before.folder('prepare') / kind for kind in had}
-      others |= {
-        f'{kind} of {earlier.label(before)}': store.open(kind, folder)
-        for kind, folder in where.items()
-        if folder.is_dir()
-      }
+    others |= of_earlier_runs(run, results)
     results['overlap'] = overlapping.count(run.config, records(run, 'test'), others)
   return results
+
+
+def of_earlier_runs(run, results: dict) -> dict:
+  """{'clicks of runs/week1': records} of what the models of earlier runs have learned.
+
+  Of runs further back only the labels, so that a long chain does not read all of its history; and
+  no records that this run has too.
+  """
+  found = {}
+  for before, is_named in earlier.lineage(run.config):
+    done = (manifest.read(before.folder('prepare')) or {}).get('results', {})
+    for kind in ('judgements', 'candidates', 'clicks') if is_named else ('judgements',):
+      own, theirs = (r.get(kind, {}).get('fingerprint') for r in (results, done))
+      if theirs and theirs != own:
+        found[f'{kind} of {earlier.label(before)}'] = records(before, kind)
+  return found
 
 
 def take(run, donors) -> None:
@@ -90,7 +99,7 @@ def take(run, donors) -> None:
       continue  # their job is known when the test is prepared
     job = job_of(run, kind)
     for other in donors:
-      if preparing.take(job, other.folder('prepare') / kind):
+      if preparing.take(job, dataclasses.replace(job, **places(other, kind))):
         say(f'prepare: {kind}: the same as in {other.workdir}, taken from there')
         break
 
@@ -108,7 +117,7 @@ def address(config, kind: str) -> str:
 
 def job_of(run, kind: str) -> preparing.Job:
   """The preparation of a kind that the config describes."""
-  data, folder = run.config.data, run.folder('prepare') / kind
+  data = run.config.data
   depth, limit, read_as, changes, settings = data.depth, data.limit[kind], '', [], []
   if kind == 'clicks' and (least := clicks.least(data.clicks)):
     # The limit counts clicks, not the queries that they are derived from.
@@ -129,10 +138,16 @@ def job_of(run, kind: str) -> preparing.Job:
       keep = outside_test(run)
     settings.append(repr(keep))
   return preparing.Job(
-    address(run.config, kind), kind, folder, folder.with_name(f'{kind}.quarantine.jsonl'),
-    depth=depth, on_bad_row=data.on_bad_row, limit=limit, changes=tuple(changes),
-    change_settings=json.dumps(settings), read_as=read_as, keep=keep,
+    address(run.config, kind), kind, **places(run, kind), depth=depth, limit=limit,
+    on_bad_row=data.on_bad_row, changes=tuple(changes), change_settings=json.dumps(settings),
+    read_as=read_as, keep=keep,
   )  # fmt: skip
+
+
+def places(run, kind: str) -> dict:
+  """Where the records of a kind and its bad rows go."""
+  folder = run.folder('prepare') / kind
+  return {'folder': folder, 'quarantine': folder.with_name(f'{kind}.quarantine.jsonl')}
 
 
 def outside_test(run) -> OutsideTest:
