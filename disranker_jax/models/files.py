@@ -39,9 +39,10 @@ def link(source: str, target: str) -> None:
     shutil.copy2(source, target)
 
 
-def link_tree(source: pathlib.Path, target: pathlib.Path) -> None:
-  """A folder under two names, file by file; `target` may exist."""
-  shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
+def link_tree(source: pathlib.Path, target: pathlib.Path, without: str = '') -> None:
+  """A folder under two names, file by file, without what has a name; `target` may exist."""
+  ignored = shutil.ignore_patterns(without) if without else None
+  shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True, ignore=ignored)
 
 
 def write_tensors(folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:

@@ -165,7 +165,8 @@ def _link(run: Run, role: str) -> None:
   donor = opened(f'{role}.init_from', wanted)
   with files.replacing(folder_of(run.workdir, role)) as new:
     for i, folder in enumerate(needed(checkpoints(donor, role))):
-      files.link_tree(folder, new / f'{i:02d}')
+      # Without the optimizer's state, which is larger than the parameters.
+      files.link_tree(folder, new / f'{i:02d}', without=checkpoint.TRAIN)
     manifest.write_json(new / NOTE, note)
 
 

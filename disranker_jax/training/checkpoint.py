@@ -26,6 +26,7 @@ from disranker_jax.models import tree
 from disranker_jax.pipeline import manifest
 
 SUMS = 'checksums'
+TRAIN = 'train'  # the checkpointable that only its own stage reads
 # A folder that cannot be created is an error at once. Creation in the background leaves threads
 # that wait minutes for it, and the process does not end before them.
 PROMPT = ocp.options.AsyncOptions(create_directories_asynchronously=False)
@@ -66,7 +67,7 @@ class Checkpoints:
     """
     self._wait_for_seal()
     if step not in self.steps():
-      items = {'params': params, 'train': train}
+      items = {'params': params, TRAIN: train}
       saved = self._orbax.save_checkpointables_async(step, items, force=True)
       self._sealed = self._sealer.submit(self._seal, step, saved)
 
@@ -86,11 +87,11 @@ class Checkpoints:
     None) if there is none. On several processes all of them must be able to read it.
     """
     for step in self.steps():
-      items = {'params': params, 'train': train}
+      items = {'params': params, TRAIN: train}
       load = functools.partial(self._orbax.load_checkpointables, step, items)
       out, _ = attempt(load, self._folder / str(step))
       if out:
-        return step, out['params'], out['train']
+        return step, out['params'], out[TRAIN]
       aside = functools.partial(self._set_aside, step)
       processes.first_alone(f'step {step} is set aside', aside)
       self._orbax.reload()

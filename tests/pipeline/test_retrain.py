@@ -11,11 +11,15 @@ from disranker_jax.devices import sharding
 from disranker_jax.models import tree
 from disranker_jax.pipeline import runner
 from disranker_jax.pipeline.stage import Run
-from disranker_jax.stages import result_rows, roles, score
+from disranker_jax.stages import distill, result_rows, roles, score
 
 TRAINED = ('prepare', 'cpt', 'sft', 'score', 'student_sft', 'distill', 'evaluate')
 # Small weights hardly learn in six steps: a test must see the difference.
 FASTER = {f'{stage}__learning_rate': 1e-2 for stage in ('cpt', 'sft', 'student_sft', 'distill')}
+# The teacher learns by adapters and its head, the student all parameters.
+ADAPTERS = {
+  'teacher__lora_rank': 4, 'cpt__trainable': 'lora/.*', 'sft__trainable': 'lora/.*|params/score.*',
+}  # fmt: skip
 
 
 def data(folder, week: int, shared) -> dict[str, str]:
@@ -34,7 +38,9 @@ def data(folder, week: int, shared) -> dict[str, str]:
 
 
 def config(files, **changes):
-  return helpers.config(**({'stages': TRAINED, 'cpt__samples': 0} | FASTER | files | changes))
+  return helpers.config(
+    **({'stages': TRAINED, 'cpt__samples': 0} | FASTER | ADAPTERS | files | changes)
+  )
 
 
 def from_run(workdir, **changes):
@@ -146,8 +152,20 @@ class TestSecondWeek:
     assert found['rows'] == 18
     [(folder, earlier)] = found['earlier_runs'].items()
     assert folder == str(weeks[1]) and earlier['rows'] == 6
-    # The scores of each run are standardised by themselves.
-    assert earlier['std'] != found['standardised_by']['std']
+    # The scores of each run are standardised by themselves (normalize_scores='all').
+    targets, _ = distill.open_targets(Run(*second, None))
+    own = [targets[i] for i in range(12)]
+    before = [targets[i] for i in range(12, 18)]
+    assert {group.query_id.partition('-')[2] for group, _ in before} == {'week1'}
+    learned = scores(weeks[0], weeks[1])
+    every = np.array([*learned.values(), *scores(weeks[0], weeks[1], 'judgements').values()])
+    for group, targets_N in before:
+      raw_N = np.array([learned[group.query_id, doc.doc_id] for doc in group.docs])
+      np.testing.assert_allclose(targets_N, (raw_N - every.mean()) / every.std(), atol=1e-4)
+    values = np.concatenate([targets_N for _, targets_N in own])
+    assert values.mean() == pytest.approx(0, abs=1e-4) and values.std() == pytest.approx(
+      1, abs=1e-4
+    )
 
   def test_the_tests_queries_are_looked_for_in_the_first_weeks_data_too(self, weeks, second):
     found = helpers.load(second[1] / 'data' / 'manifest.json')['results']['overlap']
@@ -186,8 +204,10 @@ class TestSecondWeek:
     assert helpers.metrics(tmp_path / 'three')['previous'] == kept['student']
     # The second week trained every parameter, so the third has nothing of the first.
     assert_equal(parameters(third, tmp_path / 'three', 'student'), parameters(*second, 'student'))
-    links = [p for p in (tmp_path / 'three' / 'start' / 'student').glob('*') if p.is_dir()]
-    assert len(links) == 1
+    for role in ('student', 'teacher'):  # the last stage trained what the stage before it did
+      links = [p for p in (tmp_path / 'three' / 'start' / role).glob('*') if p.is_dir()]
+      assert len(links) == 1
+      assert {p.name for p in links[0].glob('*/*') if p.is_dir()} == {'params'}  # no moments
 
   def test_a_start_that_is_gone_before_its_use_is_an_error(self, weeks, tmp_path):
     c = config({}, **from_run(tmp_path / 'none'))
@@ -197,16 +217,16 @@ class TestSecondWeek:
 
 
 def test_parameters_that_a_week_left_frozen_come_from_the_week_before(weeks, tmp_path):
-  """Only the head is trained in the second week; the third has that head on the first's layers."""
+  """The second week trains the head alone; the third has that head with the first's adapters."""
   first, before, _ = weeks
   c = first.copy_and_resolve_references()
   c.stages = ('prepare', 'sft')
-  c.sft.trainable = 'params/(score|head|rank).*'
+  c.sft.trainable = 'params/score.*'
   c.teacher.init_from = str(before)
   runner.run(c, tmp_path / 'two')
   learned, start = parameters(c, tmp_path / 'two', 'teacher'), parameters(first, before, 'teacher')
   changed = {name for name in start if not np.array_equal(start[name], learned[name])}
-  assert changed and len(changed) < 4
+  assert changed and all(name.startswith('params/score') for name in changed)
   third = c.copy_and_resolve_references()
   third.teacher.init_from = str(tmp_path / 'two')
   assert_equal(parameters(third, tmp_path / 'three', 'teacher', stages=()), learned)
@@ -231,8 +251,8 @@ class TestRefused:
     assert 'config.distill.earlier_runs' in message
 
   def test_another_model(self, weeks, tmp_path):
-    message = self.refused(tmp_path, weeks, teacher__init_from=str(weeks[1]), teacher__lora_rank=4)
-    assert 'config.teacher.lora_rank is 0, here it is 4' in message
+    message = self.refused(tmp_path, weeks, teacher__init_from=str(weeks[1]), teacher__lora_rank=2)
+    assert 'config.teacher.lora_rank is 4, here it is 2' in message
 
   def test_a_run_that_is_not_finished(self, weeks, tmp_path):
     copy = shutil.copytree(weeks[1], tmp_path / 'copy')
