@@ -123,11 +123,14 @@ def _fingerprint(config, donor: Run, role: str) -> str:
       raise UserError(
         f'{key}: has another model: its config.{role}.{name} is {was!r}, here it is {ours!r}'
       )
-  stages = trained_stages(donor, role)
-  note = _note(donor.workdir, role) if theirs.get('init_from') else None
-  if not stages and not note:
+  stages, made = trained_stages(donor, role), []
+  if theirs.get('init_from'):
+    note = _note(donor.workdir, role)  # missing if --reuse took all of its stages
+    made.append(note['fingerprint'] if note else fingerprint(donor.config, donor.workdir, role))
+    if made[0] is None:
+      raise UserError(f'{key}: started from {theirs.init_from}, which does not exist any more')
+  elif not stages:
     raise UserError(f'{key}: trained no {role}; its stages are {", ".join(donor.config.stages)}')
-  made = [note['fingerprint']] if note else []
   for stage in stages:
     before = manifest.read(donor.folder(stage))
     if before is None or before['status'] != 'done':
@@ -138,10 +141,14 @@ def _fingerprint(config, donor: Run, role: str) -> str:
 
 def checkpoints(run: Run, role: str) -> list[Path]:
   """Folders of checkpoints with all that a run's model learned, oldest first."""
-  linked = []
-  if run.config[role].get('init_from'):
-    linked = sorted(p for p in folder_of(run.workdir, role).glob('*') if p.is_dir())
-  return linked + [run.folder(s) / 'checkpoints' for s in trained_stages(run, role)]
+  first = []
+  if before := run.config[role].get('init_from'):
+    first = linked(run, role) or checkpoints(opened(f'{role}.init_from', before), role)
+  return first + [run.folder(s) / 'checkpoints' for s in trained_stages(run, role)]
+
+
+def linked(run: Run, role: str) -> list[Path]:
+  return sorted(p for p in folder_of(run.workdir, role).glob('*') if p.is_dir())
 
 
 def start(run: Run, role: str) -> list[Path]:
@@ -152,7 +159,7 @@ def start(run: Run, role: str) -> list[Path]:
   if not run.config[role].init_from:
     return []
   processes.first_alone(f'start of the {role}', lambda: _link(run, role))
-  return sorted(p for p in folder_of(run.workdir, role).glob('*') if p.is_dir())
+  return linked(run, role)
 
 
 def _link(run: Run, role: str) -> None:

@@ -52,7 +52,7 @@ def refuse(config, kind: str, counts: dict[str, int]) -> None:
   if share <= data.allow_overlap:
     return
   fix = 'give other queries, or split one file with config.data.holdout=0.2'
-  if kind != 'judgements':
+  if ' of ' in kind:  # an earlier run's
     fix = 'give other queries, or start from the pretrained models'
   elif data.holdout:
     fix = 'queries of different ids have the same text; make the test queries another file'

@@ -230,6 +230,11 @@ def test_parameters_that_a_week_left_frozen_come_from_the_week_before(weeks, tmp
   third = c.copy_and_resolve_references()
   third.teacher.init_from = str(tmp_path / 'two')
   assert_equal(parameters(third, tmp_path / 'three', 'teacher', stages=()), learned)
+  # A run whose stages were all taken from another has no links of its own.
+  runner.run(c, tmp_path / 'taken', reuse=[tmp_path / 'two'])
+  assert not (tmp_path / 'taken' / 'start').exists()
+  third.teacher.init_from = str(tmp_path / 'taken')
+  assert_equal(parameters(third, tmp_path / 'four', 'teacher', stages=()), learned)
 
 
 class TestRefused:
