@@ -90,10 +90,10 @@ def test_a_collection_gives_clicks_without_documents_that_have_no_text(tmp_path,
 
 def test_another_file_of_judgements_makes_another_cpt(rows, tmp_path):
   run = run_of(tmp_path, rows)
-  before = inputs.outside(run.config, prepare.STAGE)['data.clicks']
+  before = inputs.outside(run.config, prepare.STAGE, run.workdir)['data.clicks']
   with open(rows.partition(':')[2], 'a') as file:
     file.write('\n')
-  assert inputs.outside(run.config, prepare.STAGE)['data.clicks'] != before
+  assert inputs.outside(run.config, prepare.STAGE, run.workdir)['data.clicks'] != before
 
 
 def test_without_judgements_the_error_names_them(tmp_path):

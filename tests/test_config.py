@@ -171,6 +171,8 @@ NONSENSE = {
 FREE = {
   'name': ['no such value ('],
   'teacher.model': ['no such value ('], 'student.model': ['no such value ('],
+  'teacher.init_from': ['no such value ('], 'student.init_from': ['no such value ('],
+  'distill.earlier_runs': [('no such value',)],
   'export.vocabulary': ['no such value ('],
   'sft.margin': [-3.0], 'student_sft.margin': [-3.0], 'distill.hard_label_margin': [-3.0],
   'data.negatives.margin': [-3.0],

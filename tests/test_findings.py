@@ -21,7 +21,8 @@ def facts_of(values: dict[str, list[float]], **results):
   }
   found = {name: {'ndcg@5': sum(v) / len(v)} | results.get(name, {}) for name, v in values.items()}
   return types.SimpleNamespace(
-    rows=rows, results=found, intervals=intervals.analyse(rows), cluster='', shared=NOBODY,
+    rows=rows, results=found, overlap={}, intervals=intervals.analyse(rows), cluster='',
+    shared=NOBODY,
     clusters=len(next(iter(values.values()))), clusters_Q=list(next(iter(rows.values()))),
     title=functools.partial(result_rows.title, results=found),
   )  # fmt: skip
@@ -67,6 +68,19 @@ def test_the_student_is_compared_with_production_as_with_a_baseline():
 def test_few_queries_are_told(queries, said):
   found = findings.few(facts_of({'bm25': [0.5] * queries}))
   assert (said in found[0]) if said else not found
+
+
+def test_what_training_has_of_the_test_is_told():
+  facts = facts_of({'bm25': [0.5] * 40})
+  counts = {
+    'queries': 3, 'query_texts': 3, 'query_ids': 1, 'pairs': 20, 'records': 3, 'of_queries': 40,
+    'of_pairs': 400,
+  }  # fmt: skip
+  none = dict.fromkeys(counts, 0) | {'of_queries': 40, 'of_pairs': 400}
+  facts.overlap = {'judgements': counts | {'same_judgements': 5}, 'candidates': none}
+  first, second = findings.overlaps(facts)
+  assert first.startswith('judgements: 3 of 40 test queries are here too')
+  assert second.startswith('5 test queries have the same relevant documents')
 
 
 def test_how_a_row_was_made_is_told_with_its_own_title():

@@ -5,7 +5,10 @@ import json
 import pytest
 
 from disranker_jax import config
-from disranker_jax.data import sources
+from disranker_jax.data import holdout, preparing, sources
+from disranker_jax.data.holdout import Holdout
+from disranker_jax.data.preparing import prepare as prepare_data
+from disranker_jax.data.records import Click, Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.stages import prepare
@@ -28,13 +31,18 @@ def files(tmp_path_factory):
   return folder
 
 
+def config_of(files, **changes):
+  """A config with one file for training and test."""
+  c = config.defaults()
+  kinds = ('judgements', 'candidates', 'test')
+  data = {kind: f'jsonl:{files}/groups.jsonl' for kind in kinds}
+  c.data.update(data | {'clicks': f'jsonl:{files}/clicks.jsonl'} | changes)
+  return c
+
+
 def prepared(files, workdir, **changes):
   """{kind: records} of a run that has one file for training and test."""
-  c = config.defaults()
-  c.data.update({'clicks': f'jsonl:{files}/clicks.jsonl'} | changes)
-  for kind in ('judgements', 'candidates', 'test'):
-    c.data[kind] = f'jsonl:{files}/groups.jsonl'
-  run = Run(c, workdir, None)
+  run = Run(config_of(files, **changes), workdir, None)
   prepare.prepare(run)
   records = {kind: prepare.records(run, kind) for kind in sources.KINDS}
   return {kind: [source[i] for i in range(len(source))] for kind, source in records.items()}
@@ -72,9 +80,81 @@ def test_queries_whose_ids_have_the_same_match_stay_together(files, tmp_path):
   assert sides[0] and sides[1] and not sides[0] & sides[1]
 
 
-def test_clicks_have_no_ids_to_match(files, tmp_path):
-  with pytest.raises(UserError, match=r'config\.data\.holdout_by: clicks have no ids'):
-    prepared(files, tmp_path, holdout=0.3, holdout_by='^[^-]+')
+def test_clicks_follow_the_topics_of_their_queries_by_text(files, tmp_path):
+  found = prepared(files, tmp_path, holdout=0.3, holdout_by='^[^-]+')
+  queries = {kind: {r.query.strip().casefold() for r in rows} for kind, rows in found.items()}
+  assert queries['clicks'] == queries['judgements']
+  assert not queries['clicks'] & queries['test']
+  results = prepare.prepare(Run(config_of(files, holdout=0.3, holdout_by='^[^-]+'), tmp_path, None))
+  assert all(counts['queries'] == 0 for counts in results['overlap'].values())
+
+
+def test_clicks_are_prepared_again_for_other_test_queries(files, tmp_path, capsys):
+  prepared(files, tmp_path, holdout=0.3, holdout_by='^[^-]+')
+  capsys.readouterr()
+  prepared(files, tmp_path, holdout=0.3, holdout_by='^[^-]+')
+  assert 'prepare clicks: done before' in capsys.readouterr().err
+  found = prepared(files, tmp_path, holdout=0.3, holdout_by='^[^-]+', fold=1)
+  queries = {kind: {r.query.strip().casefold() for r in rows} for kind, rows in found.items()}
+  assert queries['clicks'] == queries['judgements']
+
+
+def test_clicks_cannot_follow_a_test_that_no_stage_reads(files, tmp_path):
+  c = config_of(files, holdout=0.3, holdout_by='^[^-]+')
+  c.stages = ('prepare', 'cpt', 'sft')
+  with pytest.raises(UserError, match=r'config\.data\.holdout_by: clicks have no ids.*evaluate'):
+    prepare.prepare(Run(c, tmp_path, None))
+
+
+def test_queries_that_differ_in_case_and_white_space_are_on_one_side():
+  for i in range(50):
+    same = [Click(text, 't', 's') for text in (f'Query  {i}', f' query {i}\t', f'QUERY {i}')]
+    assert len({Holdout(0.5, 0, '', test=True)(click) for click in same}) == 1
+
+
+def test_prepared_data_is_split_too(files, tmp_path):
+  address = f'jsonl:{files}/groups.jsonl'
+  done = prepare_data(preparing.Job(address, 'judgements', tmp_path / 'j', tmp_path / 'bad'))
+  assert done.records == QUERIES
+  found = prepared(files, tmp_path / 'run', holdout=0.3, judgements=f'tfds:{tmp_path}/j')
+  assert not {r.query for r in found['judgements']} & {r.query for r in found['test']}
+
+
+class TestTopics:
+  """Queries with the same relevant documents, and the expression that their ids suggest."""
+
+  @staticmethod
+  def group(query_id, *labels):
+    docs = tuple(Document(f'd{i}', 't', 's', label) for i, label in labels)
+    return Group(query_id, query_id, docs)
+
+  def test_are_those_with_the_same_relevant_documents_and_grades(self):
+    same = (1, 2), (2, 1)
+    tests = [self.group('a-1', *same, (3, 0)), self.group('b-1', (7, 1), (8, 1))]
+    judged = [
+      self.group('a-2', *reversed(same), (9, 0)),  # other documents that are not relevant
+      self.group('c-1', (1, 1), (2, 1)),  # other grades
+      self.group('d-1', (1, 2)),
+      self.group('e-1', (7, 0), (8, 0)),
+    ]
+    assert holdout.topics(tests, judged) == [(['a-1'], ['a-2'])]
+
+  def test_one_relevant_document_in_common_is_no_topic(self):
+    assert holdout.topics([self.group('a', (1, 1))], [self.group('b', (1, 1))]) == []
+
+  @pytest.mark.parametrize(
+    'topics, others, by',
+    [
+      ([['12-1', '12-3'], ['7-2', '7-4']], ['12-1', '7-2'], '^[^-]+'),
+      ([['s_1_a', 's_1_b'], ['s_2_a', 's_2_c']], ['s_1_a', 's_2_a'], '^.*(?=_)'),
+      ([['3.1', '3.2']], ['3.1', '4.1'], r'^[^\.]+'),
+      ([['q-1', 'q-7']], ['q-1', 'q-2', 'q-3'], ''),  # would join all queries
+      ([['1', '5'], ['2', '9']], ['1', '2'], ''),
+      ([['x-1', 'x-2'], ['x-3', 'x-4']], ['x-1', 'y-1'], ''),  # two topics of one name
+    ],
+  )
+  def test_the_suggested_expression_joins_topics_and_tells_them_apart(self, topics, others, by):
+    assert holdout.topic_ids(topics, others) == by
 
 
 def test_everything_held_out_is_refused():

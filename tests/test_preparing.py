@@ -224,3 +224,21 @@ def test_prepared_data_is_linked_and_not_read_again(tmp_path):
   preparing.prepare(other)
   labels = {doc.label for group in store.open('candidates', other.folder) for doc in group.docs}
   assert labels == {-1}
+
+
+def test_the_same_job_of_another_run_is_taken_with_its_bad_rows(tmp_path):
+  address = jsonl(tmp_path / 'a.jsonl', rows_of())
+  first = job(tmp_path, address, name='first')
+  done = preparing.prepare(first)
+  assert done.quarantined
+  for other in ({'limit': 3}, {'depth': 7}, {'change_settings': 'x'}):
+    assert not preparing.take(job(tmp_path, address, name='other', **other), first)
+  again = job(tmp_path, address, name='again')
+  assert preparing.take(again, first)
+  assert files(again.folder) == files(first.folder)
+  assert again.quarantine.read_bytes() == first.quarantine.read_bytes()
+  assert preparing.prepare(again) == done
+  # What is there is not replaced, and another source is another job.
+  assert not preparing.take(again, first)
+  jsonl(tmp_path / 'a.jsonl', rows_of(seed=1))
+  assert not preparing.take(job(tmp_path, address, name='new'), first)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from absl import logging
 
 from disranker_jax.data import first_stage, grouping
+from disranker_jax.data.holdout import normalized
 from disranker_jax.data.records import (
   NEGATIVE,
   REPEATED,
@@ -332,7 +333,8 @@ def _only_one(doc: Document | None, entry: tuple, bad_rows: BadRows) -> Document
 def _clicks(collection: Collection, bad_rows: BadRows) -> Iterator[Click]:
   only, exclude = (_texts(collection, option, bad_rows) for option in ('only', 'exclude'))
   for click in collection.clicks(bad_rows):
-    if (only is None or click.query in only) and (exclude is None or click.query not in exclude):
+    query = normalized(click.query)
+    if (only is None or query in only) and (exclude is None or query not in exclude):
       yield click
 
 
@@ -342,7 +344,7 @@ def _texts(collection: Collection, option: str, bad_rows: BadRows) -> set[str] |
     return None
   lines = (collection.choice(name) for name in collection.options[option].split(','))
   ids = {line.query_id for line in itertools.chain.from_iterable(lines)}
-  return {query.text for query in collection.queries(bad_rows) if query.query_id in ids}
+  return {normalized(q.text) for q in collection.queries(bad_rows) if q.query_id in ids}
 
 
 def bm25(collection: Collection, depth: int) -> Iterator[Line]:

@@ -3,15 +3,25 @@
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from disranker_jax.data.records import Click, Group
 from disranker_jax.errors import UserError
 
+# How ids name their topic: the part before the first separator, or before the last one.
+TOPIC_IDS = tuple(
+  p.format(s) for s in ('-', '_', r'\.', ':', '/') for p in ('^[^{}]+', '^.*(?={})')
+)
+
+
+def normalized(query: str) -> str:
+  """A query's text without differences in case and white space: what makes two queries the same."""
+  return ' '.join(query.split()).casefold()
+
 
 @dataclasses.dataclass(frozen=True)
 class Holdout:
-  """Selects the records of one side (training or test) by a hash of the query.
+  """Selects the queries of one side (training or test) by a hash of the query.
 
   share  fraction of the queries that are held out for the test
   fold   0, 1, ...: selects another fraction of the same size
@@ -26,16 +36,26 @@ class Holdout:
   test: bool
 
   def __call__(self, record: Click | Group) -> bool:
-    key = record.query.strip().casefold()
-    if self.by:
-      if isinstance(record, Click):
-        raise UserError(
-          'config.data.holdout_by: clicks have no ids; leave it empty, or leave cpt out, or make '
-          'clicks of labels with config.data.clicks=judgements:'
-        )
-      key = cluster(record.query_id, self.by)
+    key = cluster(record.query_id, self.by) if self.by else normalized(record.query)
     place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
     return ((place + self.fold * self.share) % 1 < self.share) == self.test
+
+
+class OutsideTest:
+  """Selects clicks on queries that are not in the test: clicks have no ids, only texts.
+
+  Its repr changes with the queries, so that other test queries are another preparation.
+  """
+
+  def __init__(self, tests: Iterable[Group]):
+    self._queries = frozenset(normalized(group.query) for group in tests)
+
+  def __call__(self, click: Click) -> bool:
+    return normalized(click.query) not in self._queries
+
+  def __repr__(self) -> str:
+    digest = hashlib.sha256('\n'.join(sorted(self._queries)).encode()).hexdigest()
+    return f'OutsideTest({digest})'
 
 
 def check_by(name: str, by: str) -> None:
@@ -58,3 +78,43 @@ def cluster(query_id: str, by: str) -> str:
 def clusters(query_ids: Iterable[str], by: str) -> list[str]:
   """The cluster of each query."""
   return [cluster(query_id, by) for query_id in query_ids]
+
+
+def relevant(group: Group) -> frozenset[tuple[str, int]] | None:
+  """(doc_id, label) of the query's relevant documents: the same set means the same topic.
+
+  None for fewer than two: unrelated queries may have one relevant document in common.
+  """
+  found = frozenset((doc.doc_id, doc.label) for doc in group.docs if doc.label > 0)
+  return found if len(found) > 1 else None
+
+
+def topics(tests: Iterable[Group], judged: Iterable[Group]) -> list[tuple[list[str], list[str]]]:
+  """Topics with queries on both sides: (ids of test queries, ids of judged queries) of each.
+
+  Holds the test in memory, not the judged queries.
+  """
+  sides: dict[frozenset, tuple[list[str], list[str]]] = {}
+  for group in tests:
+    if key := relevant(group):
+      sides.setdefault(key, ([], []))[0].append(group.query_id)
+  for group in judged:
+    if (key := relevant(group)) in sides:
+      sides[key][1].append(group.query_id)
+  return [side for side in sides.values() if side[1]]
+
+
+def topic_ids(topics: Sequence[Iterable[str]], others: Iterable[str]) -> str:
+  """An expression by which the ids of each topic match alike, for `holdout_by`; '' if none does.
+
+  It tells all topics apart, and does not match all `others` (ids of any queries) alike.
+  """
+  by_count: Mapping[int, str] = {}
+  others = list(others)
+  for by in reversed(TOPIC_IDS):
+    found = [set(clusters(ids, by)) for ids in topics]
+    apart = len(set().union(*found)) == len(topics)
+    count = len(set(clusters(others, by)))
+    if apart and all(len(same) == 1 for same in found) and (count > 1 or len(others) < 2):
+      by_count[count] = by
+  return by_count[max(by_count)] if by_count else ''

@@ -110,10 +110,26 @@ def _done(job: Job, digest: str) -> Prepared | None:
   return Prepared(**value)
 
 
+def take(job: Job, other: Job) -> bool:
+  """Links the result of another job, if it did the same and is done, and this one has not begun."""
+  file = other.folder / store.RESULT
+  if job.folder.exists() or job.partial.exists() or not file.exists():
+    return False
+  value = json.loads(file.read_text())
+  if value['digest'] != job.digest():
+    return False
+  job.folder.parent.mkdir(parents=True, exist_ok=True)
+  if other.quarantine.exists():
+    shutil.copyfile(other.quarantine, job.quarantine)
+  store.copy(other.folder, job.folder, {store.RESULT: value})
+  return True
+
+
 def _linked(job: Job, digest: str) -> Prepared | None:
   """The result if the source is prepared data of this kind to use unchanged: links its files."""
   scheme, rest = sources.split(job.address, job.kind)
-  if scheme != 'tfds' or job.limit or job.depth or job.changes or '?' in rest:
+  is_changed = job.limit or job.depth or job.changes or job.keep
+  if scheme != 'tfds' or is_changed or '?' in rest:
     return None
   source = Path(rest).expanduser()
   if not source.is_dir() or store.kind_of(source) != job.kind:

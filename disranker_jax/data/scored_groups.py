@@ -42,6 +42,25 @@ class ScoredGroups(Sequence[Scored]):
     return self._reads[part](i - self._starts[part])
 
 
+def joined(parts: Sequence[Sequence[Scored]], facts: dict) -> ScoredGroups:
+  """The queries of several sources, one source after the other."""
+  return ScoredGroups([(len(part), part.__getitem__) for part in parts], facts)
+
+
+class Selected(Sequence[Scored]):
+  """Some of the scored queries, with their scores changed by a function."""
+
+  def __init__(self, source: Sequence[Scored], kept: Sequence[int] | range, change: Callable):
+    self._source, self._kept, self._change = source, kept, change
+
+  def __len__(self) -> int:
+    return len(self._kept)
+
+  def __getitem__(self, i: int) -> Scored:
+    group, scores_N = self._source[self._kept[i]]
+    return group, self._change(scores_N)
+
+
 def with_scores(group: Group) -> Scored:
   """The documents with a score of `data.teachers` in their record, and these scores."""
   docs = tuple(doc for doc in group.docs if not math.isnan(doc.teacher))

@@ -1,4 +1,4 @@
-"""Writes model folders atomically, with tensors in files of a bounded size."""
+"""Writes and links folders; tensors go into files of a bounded size."""
 
 import contextlib
 import json
@@ -29,6 +29,20 @@ def replacing(folder: str | pathlib.Path) -> Iterator[pathlib.Path]:
     os.rename(new, folder)
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def link(source: str, target: str) -> None:
+  """One file under two names where the file system can: finished files are never written to."""
+  try:
+    os.link(source, target)
+  except OSError:
+    shutil.copy2(source, target)
+
+
+def link_tree(source: pathlib.Path, target: pathlib.Path, without: str = '') -> None:
+  """A folder under two names, file by file, without what has a name; `target` may exist."""
+  ignored = shutil.ignore_patterns(without) if without else None
+  shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True, ignore=ignored)
 
 
 def write_tensors(folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:

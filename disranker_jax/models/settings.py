@@ -20,6 +20,11 @@ SETTINGS: Section = {
     0, at_least(0), "Added to config.seed in this model's stages: another student of one teacher."
   ),
   'model': Key('', text('a local folder or a Hugging Face name'), 'The pretrained model.'),
+  'init_from': Key(
+    '', text('a workdir'),
+    'Workdir of an earlier run of the same model, whose trained parameters it starts from '
+    "(docs/retrain.md); '': the pretrained ones.", affects_results=False,
+  ),
   'layers': Key((), integers(0), 'Take only these layers, in this order; (): all.'),
   'precision': Key(
     'auto', one_of('auto', 'float32', 'bfloat16', 'bfloat16_dots'),

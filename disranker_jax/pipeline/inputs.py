@@ -5,12 +5,15 @@ from pathlib import Path
 from disranker_jax.data import contents, sources
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
-from disranker_jax.stages import prepare
+from disranker_jax.stages import earlier, prepare
 
 
-def outside(config, stage: Stage) -> dict[str, str]:
-  """{'data.clicks': fingerprint, ...}. A file's change changes it; a name on the hub never does."""
-  found = {}
+def outside(config, stage: Stage, workdir: Path) -> dict[str, str | None]:
+  """{'data.clicks': fingerprint, ...}. A file's change changes it; a name on the hub never does.
+
+  None for an earlier run (`teacher.init_from`, ...) that does not exist any more.
+  """
+  found: dict[str, str | None] = {}
   if stage.name == 'prepare':
     found = {
       f'data.{k}': manifest.digest(sources.fingerprint(prepare.address(config, k)))
@@ -19,10 +22,16 @@ def outside(config, stage: Stage) -> dict[str, str]:
     if config.data.teachers:
       prints = [sources.fingerprint(address) for address in config.data.teachers]
       found['data.teachers'] = manifest.digest(prints)
+    if data := earlier.data_fingerprint(config, workdir):
+      found[earlier.DATA] = data
   for role in stage.models:
     folder = Path(config[role].model)
     if config[role].model and folder.is_dir():
       found[f'{role}.model'] = files(sorted(folder.iterdir()))
+    if config[role].init_from and not stage.starts_anew:
+      found[f'{role}.init_from'] = earlier.fingerprint(config, workdir, role)
+  if stage.name == 'distill' and config.distill.earlier_runs:
+    found['distill.earlier_runs'] = earlier.scores_fingerprint(config)
   return found
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import fcntl
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from disranker_jax.pipeline import inputs as outside
 from disranker_jax.pipeline import manifest, systems
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import clock, say
-from disranker_jax.stages import prepare
+from disranker_jax.stages import earlier, prepare
 from disranker_jax.stages import report as report_stage
 
 
@@ -141,7 +140,7 @@ class Pipeline:
 
   def inputs(self, stage: Stage) -> dict[str, str | None]:
     """Fingerprints of what a stage is made from; None for an earlier stage that is not done."""
-    found: dict[str, str | None] = dict(outside.outside(self.run.config, stage))
+    found: dict[str, str | None] = dict(outside.outside(self.run.config, stage, self.run.workdir))
     config = self.run.config
     for name in [s.name for s in self.listed if s.name in stage.reads_stages]:
       before = manifest.read(self.run.folder(name))
@@ -166,6 +165,8 @@ class Pipeline:
     running = [s.name for s in self.chosen]
     missing = [name for name in state.missing if name not in running]
     if missing and stage.name in running and not state.is_done:
+      if gone := [name for name in missing if '.' in name]:  # a config key
+        raise UserError(earlier.gone(self.run.config, gone[0]))
       raise UserError(
         f'stage {stage.name} needs {", ".join(missing)}, not done in {self.run.workdir}: '
         f'run with --stages={",".join([*missing, stage.name])}'
@@ -183,9 +184,11 @@ class Pipeline:
       same = before and not manifest.changes(before, state.wanted, state.inputs)
       if same and before['status'] == 'done':
         with files.replacing(folder) as new:
-          shutil.copytree(source, new, copy_function=link, dirs_exist_ok=True)
+          files.link_tree(source, new)
         say(f'{stage.name}: the same as in {other.workdir}, taken from there')
         return
+    if stage.name == 'prepare':
+      prepare.take(self.run, donors)
 
   def run_stage(self, stage: Stage) -> bool:
     """Runs or resumes a stage; False if it was done before."""
@@ -223,14 +226,6 @@ def locked(workdir: Path):
   except OSError:  # a file system without locks, as some mounted buckets are
     pass
   return file
-
-
-def link(source: str, target: str) -> None:
-  """One file under two names where the file system can: finished files are never written to."""
-  try:
-    os.link(source, target)
-  except OSError:
-    shutil.copy2(source, target)
 
 
 def remove_if_empty(folder: Path) -> None:

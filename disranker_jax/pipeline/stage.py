@@ -47,6 +47,7 @@ class Stage:
   head          config -> the head that its network has
   task          of a training stage: (config, network) -> train.Task
   scores_records  whether it scores all records that it reads
+  starts_anew   whether its model starts from the pretrained one, whatever `init_from` says
   paper_rows    the size of the paper's data for it, which `disranker plan` uses
   """
 
@@ -66,6 +67,7 @@ class Stage:
   head: Callable[[ConfigDict], str] = lambda config: 'rank'
   task: Callable | None = None
   scores_records: bool = False
+  starts_anew: bool = False
   paper_rows: int = 0
 
   def __post_init__(self):

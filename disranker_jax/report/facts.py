@@ -42,6 +42,7 @@ class Facts:
   samples: str  # what the teacher writes after continued pre-training
   cluster: str  # queries whose ids it matches alike are drawn together; '': by shared judgements
   device: str  # that evaluated the rows
+  overlap: dict[str, dict]  # {kind: how much of the test is among the training data}
   served: dict[str, list[dict]]  # {model: what requests to its exported folder get}
   seeds: dict[str, dict[int, float]]  # {row: {the student's seed: value of the main metric}}
 
@@ -105,6 +106,7 @@ def gather(run) -> Facts:
     changed={k: v for k, v in config.items() if default.get(k) != v},
     samples=samples.read_text('utf-8') if samples.exists() else '',
     cluster=configs.cluster(run.config),
+    overlap=stage_results(run, 'prepare').get('overlap', {}),
     served=stage_results(run, 'export').get('served', {}),
     seeds=read_seeds(run, results),
     device=(manifest.read(evaluated) or {}).get('device', 'an unknown device'),

@@ -6,6 +6,7 @@ The terminal, report.md, summary.json and the page show the same sentences.
 import math
 from typing import NamedTuple
 
+from disranker_jax.data import overlap
 from disranker_jax.evaluation import metrics
 from disranker_jax.report import tables
 from disranker_jax.report.facts import Facts
@@ -97,7 +98,7 @@ def served(facts: Facts) -> list[str]:
 
 def warnings(facts: Facts) -> list[str]:
   """What a reader must know before deciding anything by the numbers."""
-  return [*missed(facts), *notes(facts), *together(facts), *few(facts)]
+  return [*missed(facts), *overlaps(facts), *notes(facts), *together(facts), *few(facts)]
 
 
 def missed(facts: Facts) -> list[str]:
@@ -117,6 +118,18 @@ def missed(facts: Facts) -> list[str]:
           'docs/choose.md says what to try'
         )
   return found
+
+
+def overlaps(facts: Facts) -> list[str]:
+  """What the training data have of the test, as prepare counted it."""
+  lines = [overlap.described(kind, counts) for kind, counts in facts.overlap.items()]
+  topics = [counts.get('same_judgements', 0) for counts in facts.overlap.values()]
+  if any(topics):
+    lines.append(
+      f'{sum(topics):,} test queries have the same relevant documents and grades as judged '
+      'queries, whose labels are learned (docs/data.md: training and test apart)'
+    )
+  return [line for line in lines if line]
 
 
 def notes(facts: Facts) -> list[str]:

@@ -49,7 +49,7 @@ def job(run, teacher: TextModel) -> tuple[train.Job, OfflineFeed]:
 def execute(run: Run) -> dict:
   c = run.config.cpt
   teacher = open_model(run.config.teacher, 'lm')
-  variables = teacher.pretrained(run.config.seed, run.mesh)
+  variables = roles.trained(run, 'teacher', teacher, ())
   todo, feed = job(run, teacher)
   variables = train.fit(todo, feed, variables, run.mesh)
   clicks = prepare.records(run, 'clicks')

@@ -6,22 +6,24 @@ the labels of judged queries, which arXiv:2302.04112 finds critical, and one on 
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
 from disranker_jax import losses
-from disranker_jax.config.settings import Key, at_least, finite, integers, one_of, text
+from disranker_jax.config.settings import Key, at_least, finite, integers, list_of, one_of, text
 from disranker_jax.data import batches, scored_groups
+from disranker_jax.data.holdout import normalized
 from disranker_jax.data.records import Group
-from disranker_jax.data.scored_groups import ScoredGroups
+from disranker_jax.data.scored_groups import ScoredGroups, Selected
 from disranker_jax.errors import UserError
 from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage
+from disranker_jax.progress import say
 from disranker_jax.rankers.pointwise import score_fn
-from disranker_jax.stages import prepare, roles, score, sft
+from disranker_jax.stages import earlier, prepare, roles, score, sft
 from disranker_jax.stages.distill_hidden import HiddenStates, open_hidden
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
@@ -110,6 +112,47 @@ def normalizer(facts: dict, how: str) -> tuple[Callable, dict[str, float]]:
   return lambda scores_N: (scores_N - mean) / std, {'mean': facts['mean'], 'std': facts['std']}
 
 
+def open_targets(run) -> tuple[ScoredGroups, dict]:
+  """(queries with the student's targets, results for the manifest) of all runs that it learns from.
+
+  The scores of each run are standardised by themselves, because each had its own teacher. Judged
+  queries of an earlier run that this run has scored again are left out.
+  """
+  c = run.config.distill
+  scored = open_scored(run)
+  targets, numbers = normalizer(scored.facts, c.normalize_scores)
+  parts: list = [Selected(scored, range(len(scored)), targets)]
+  results: dict = {'standardised_by': numbers} if numbers else {}
+  again = judged_texts(run) if c.earlier_runs else set()
+  for folder in c.earlier_runs:
+    other = earlier.opened('distill.earlier_runs', folder)
+    scored = open_scored(other)
+    targets, numbers = normalizer(scored.facts, c.normalize_scores)
+    kept = unrepeated(other, scored, again)
+    parts.append(Selected(scored, kept, targets))
+    results.setdefault('earlier_runs', {})[folder] = {'rows': len(kept), **numbers}
+    say(
+      f'distill: {len(kept):,} scored queries of {folder}, beside {len(parts[0]):,} of this run; '
+      f'{len(scored) - len(kept):,} judged ones that this run has scored too are left out'
+    )
+  return scored_groups.joined(parts, {}), results
+
+
+def judged_texts(run) -> set[str]:
+  """The texts of the judged queries that the run learns scores of."""
+  if 'judgements' not in reads(run.config):
+    return set()
+  return {normalized(group.query) for group in prepare.records(run, 'judgements')}
+
+
+def unrepeated(other, scored: ScoredGroups, again: set[str]) -> Sequence[int]:
+  """The indices of an earlier run's scored queries without the judged ones in `again`."""
+  judged = len(scored) - len(prepare.records(other, 'candidates'))
+  first = len(scored) - judged  # candidates come first
+  left = [i for i in range(first, len(scored)) if normalized(scored[i][0].query) not in again]
+  return range(first) if not left else [*range(first), *left]
+
+
 def open_scored(run) -> ScoredGroups:
   """The queries with teacher scores, of the run's own teacher or of `data.teachers`."""
   if not run.config.data.teachers:
@@ -120,9 +163,9 @@ def open_scored(run) -> ScoredGroups:
 
 
 def job(
-  run, student: TextModel, scored: ScoredGroups, targets=unchanged, hidden=None
+  run, student: TextModel, scored: ScoredGroups, hidden=None
 ) -> tuple[train.Job, OfflineFeed]:
-  """The stage on scored queries; `targets` makes the student's targets of a query's scores."""
+  """The stage on queries with the student's targets."""
   prompt = student.prompt()
 
   def encode(record):
@@ -130,9 +173,7 @@ def job(
     return batches.encode_group(prompt, group, target_N)
 
   def choose(record, rng):
-    group, scores = record
-    # Targets before the draw: a query's mean is over all of its documents.
-    return draw(run.config.distill.group_size, (group, targets(scores)), rng)
+    return draw(run.config.distill.group_size, record, rng)
 
   computed = task(run.config, student.network, hidden)
   return roles.job(run, 'distill', computed, scored, encode, choose)
@@ -141,17 +182,15 @@ def job(
 def execute(run: Run) -> dict:
   c = run.config.distill
   student = roles.open_role(run.config, 'student')
-  scored = open_scored(run)
   if c.hard_label_weight and 'judgements' in reads(run.config):
     hard = losses.choose(losses.ON_LABELS, c.hard_loss, 'distill.hard_loss')
     sft.check_labels(prepare.records(run, 'judgements'), hard, 'distill.hard_loss')
-  targets, numbers = normalizer(scored.facts, c.normalize_scores)
-  variables = roles.trained(run, student, (c.init_from,) if c.init_from else ())
+  scored, results = open_targets(run)
+  variables = roles.trained(run, 'student', student, (c.init_from,) if c.init_from else ())
   hidden, more = open_hidden(run, student) if c.hidden_weight else (None, {})
-  todo, feed = job(run, student, scored, targets, hidden)
+  todo, feed = job(run, student, scored, hidden)
   train.fit(todo, feed, variables | more, run.mesh)
-  results = {'steps': todo.steps, 'rows': len(scored)}
-  return results | ({'standardised_by': numbers} if numbers else {})
+  return {'steps': todo.steps, 'rows': len(scored)} | results
 
 
 SETTINGS = {
@@ -184,7 +223,13 @@ SETTINGS = {
   ),
   'init_from': Key(
     '', one_of('', 'student_sft'),
-    "Start from the pretrained student ('') or from the fine-tuned one.",
+    "Start from the pretrained student, or that of student.init_from ('') or from the fine-tuned "
+    'one.',
+  ),
+  'earlier_runs': Key(
+    (), list_of(text('a workdir', empty=False), distinct=True),
+    'Workdirs of earlier runs whose scored queries are learned too; nothing of theirs is prepared '
+    'or scored again (docs/retrain.md).', affects_results=False,
   ),
 }  # fmt: skip
 
@@ -204,6 +249,11 @@ def requires(config) -> dict[str, tuple[str, ...]]:
 
 
 def check(config) -> None:
+  if config.distill.init_from and config.student.init_from:
+    raise UserError(
+      f'config.distill.init_from={config.distill.init_from!r}: replaces the parameters of '
+      "config.student.init_from; set one of the two to ''"
+    )
   losses.choose(losses.ON_SCORES, config.distill.loss, 'distill.loss')
   losses.choose(losses.ON_LABELS, config.distill.hard_loss, 'distill.hard_loss')
 

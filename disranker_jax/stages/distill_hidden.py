@@ -81,7 +81,7 @@ def _open_teacher(run, student: TextModel) -> tuple[Network, dict]:
       raise UserError(f'{KEY}: the {role} must be an encoder, and {name!r} is not; set it to 0')
   if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
     raise UserError(f'{KEY}: teacher and student have different tokens; set it to 0')
-  variables = roles.trained(run, teacher, ROWS['teacher'].stages(run.config))
+  variables = roles.trained(run, 'teacher', teacher, ROWS['teacher'].stages(run.config))
   network, variables = merged(teacher.network, variables)
   if network.lora_rank:
     raise UserError(

@@ -72,7 +72,8 @@ def kept(run: Run, row: Row) -> dict | None:
 def made_from(run: Run, row: Row) -> str:
   """A fingerprint of the settings and inputs that a row depends on."""
   stage = manifest.read(run.folder('evaluate')) or {'config': {}, 'inputs': {}}
-  sections, inputs = {'seed', 'evaluate', row.role}, {'prepare test', f'{row.role}.model'}
+  sections, inputs = {'seed', 'evaluate', row.role}, {'prepare test'}
+  inputs |= {f'{row.role}.model', f'{row.role}.init_from'}
   trained = {name: manifest.read(run.folder(name)) for name in row.stages(run.config)}
   return manifest.digest([
     {k: v for k, v in stage['config'].items() if k.split('.')[0] in sections},

@@ -1,5 +1,6 @@
 """Reads the four sources, checks every row, and writes them as ArrayRecord for the other stages."""
 
+import dataclasses
 import json
 
 from disranker_jax.config.settings import (
@@ -15,14 +16,16 @@ from disranker_jax.config.settings import (
   share,
 )
 from disranker_jax.data import clicks, preparing, sources, store
-from disranker_jax.data.holdout import Holdout
+from disranker_jax.data.holdout import Holdout, OutsideTest
 from disranker_jax.data.negatives import Negatives
 from disranker_jax.data.records import listed
 from disranker_jax.data.teacher_scores import Teachers
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
+from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
+from disranker_jax.stages import earlier, overlapping
 
 
 def kinds(config, stages=None) -> list[str]:
@@ -40,13 +43,19 @@ def kinds(config, stages=None) -> list[str]:
 
 
 def execute(run: Run) -> dict:
-  """Writes data/<kind> in one process; returns the rows and a fingerprint of each kind."""
+  """Writes data/<kind> in one process; returns the rows and a fingerprint of each kind.
+
+  `results['overlap']` has what the other kinds share with the test, see overlapping.count.
+  """
   return processes.first_alone('prepare', lambda: prepare(run)) or {}
 
 
 def prepare(run) -> dict:
-  results = {}
-  for kind in kinds(run.config):
+  results: dict[str, dict] = {}
+  wanted = kinds(run.config)
+  # Clicks follow the test's queries, see outside_test.
+  last = 'clicks' if run.config.data.holdout_by else ''
+  for kind in sorted(wanted, key=lambda kind: kind == last):
     job = job_of(run, kind)
     done = preparing.prepare(job)
     results[kind] = {'rows': done.records, 'fingerprint': store.fingerprint(job.folder)}
@@ -60,7 +69,39 @@ def prepare(run) -> dict:
       say(f'prepare: {kind}: {", ".join(listed(done.notes))}')
     what = 'clicks' if kind == 'clicks' else 'queries'
     say(f'prepare: {kind}: {done.records} {what} from {job.address}')
+  if 'test' in wanted:
+    others = {kind: records(run, kind) for kind in wanted if kind != 'test'}
+    others |= of_earlier_runs(run, results)
+    results['overlap'] = overlapping.count(run.config, records(run, 'test'), others)
   return results
+
+
+def of_earlier_runs(run, results: dict) -> dict:
+  """{'clicks of runs/week1': records} of what the models of earlier runs have learned.
+
+  Of runs further back only the labels, so that a long chain does not read all of its history; and
+  no records that this run has too.
+  """
+  found = {}
+  for before, is_named in earlier.lineage(run.config):
+    done = (manifest.read(before.folder('prepare')) or {}).get('results', {})
+    for kind in ('judgements', 'candidates', 'clicks') if is_named else ('judgements',):
+      own, theirs = (r.get(kind, {}).get('fingerprint') for r in (results, done))
+      if theirs and theirs != own:
+        found[f'{kind} of {earlier.label(before)}'] = records(before, kind)
+  return found
+
+
+def take(run, donors) -> None:
+  """Links the kinds that other runs prepared from the same source with the same settings."""
+  for kind in kinds(run.config):
+    if kind == 'clicks' and run.config.data.holdout_by:
+      continue  # their job is known when the test is prepared
+    job = job_of(run, kind)
+    for other in donors:
+      if preparing.take(job, dataclasses.replace(job, **places(other, kind))):
+        say(f'prepare: {kind}: the same as in {other.workdir}, taken from there')
+        break
 
 
 def address(config, kind: str) -> str:
@@ -76,7 +117,7 @@ def address(config, kind: str) -> str:
 
 def job_of(run, kind: str) -> preparing.Job:
   """The preparation of a kind that the config describes."""
-  data, folder = run.config.data, run.folder('prepare') / kind
+  data = run.config.data
   depth, limit, read_as, changes, settings = data.depth, data.limit[kind], '', [], []
   if kind == 'clicks' and (least := clicks.least(data.clicks)):
     # The limit counts clicks, not the queries that they are derived from.
@@ -95,12 +136,33 @@ def job_of(run, kind: str) -> preparing.Job:
   keep = None
   if data.holdout:
     keep = Holdout(data.holdout, data.fold, data.holdout_by, test=kind == 'test')
+    if kind == 'clicks' and data.holdout_by and not clicks.least(data.clicks):
+      keep = outside_test(run)
     settings.append(repr(keep))
   return preparing.Job(
-    address(run.config, kind), kind, folder, folder.with_name(f'{kind}.quarantine.jsonl'),
-    depth=depth, on_bad_row=data.on_bad_row, limit=limit, changes=tuple(changes),
-    change_settings=json.dumps(settings), read_as=read_as, keep=keep,
+    address(run.config, kind), kind, **places(run, kind), depth=depth, limit=limit,
+    on_bad_row=data.on_bad_row, changes=tuple(changes), change_settings=json.dumps(settings),
+    read_as=read_as, keep=keep,
   )  # fmt: skip
+
+
+def places(run, kind: str) -> dict:
+  """Where the records of a kind and its bad rows go."""
+  folder = run.folder('prepare') / kind
+  return {'folder': folder, 'quarantine': folder.with_name(f'{kind}.quarantine.jsonl')}
+
+
+def outside_test(run) -> OutsideTest:
+  """Keeps clicks on the test's queries out: clicks have no ids for data.holdout_by.
+
+  Raises: UserError if no stage reads the test.
+  """
+  if 'test' not in kinds(run.config):
+    raise UserError(
+      'config.data.holdout_by: clicks have no ids, so the test queries are found by their text, '
+      'but no listed stage reads them; list evaluate, or leave holdout_by empty'
+    )
+  return OutsideTest(records(run, 'test'))
 
 
 def records(run, kind: str):
@@ -159,7 +221,12 @@ SETTINGS: Section = {
   'holdout_by': Key(
     '', regex(empty=True),
     "Queries whose ids share what this expression matches stay together: '^[^-]+' for SESSION-3; "
-    "'': each query by itself.",
+    "'': each query by itself. Clicks follow the test queries by their text.",
+  ),
+  'allow_overlap': Key(
+    0.05, share(),
+    'The share of the test queries that judgements may have too, by text or by id and document. '
+    'More is an error; 1: count only.', affects_results=False,
   ),
   'on_bad_row': Key(
     'error', one_of('error', 'quarantine'),

@@ -59,6 +59,7 @@ def summarised(run, gathered: facts.Facts) -> dict:
     'warnings': findings.warnings(gathered),
     'stages': stage_facts(run),
     'latency': latency,
+    'overlap': gathered.overlap,
     'seeds': gathered.seeds,
     'served': gathered.served,
   })  # fmt: skip

@@ -5,6 +5,7 @@ reports and ablations read everything that they know about a row from here.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -38,6 +39,7 @@ class Row:
   needs_training  False where the row ranks even if `trained_by` does not run
   reads        config -> the fingerprint of what it reads itself, beside records and parameters
   improves_on  the rows that it should rank better than; the report warns where it does not
+  exists       False where a config has no such row
   is_baseline  the other rows are tested against it
   is_floor     a sanity row (random order): left out of significance tests and charts
   """
@@ -52,11 +54,14 @@ class Row:
   needs_training: Callable[[ConfigDict], bool] = lambda config: True
   reads: Callable[[ConfigDict], object] = lambda config: None
   improves_on: tuple[str, ...] = ()
+  exists: Callable[[ConfigDict], bool] = lambda config: True
   is_baseline: bool = False
   is_floor: bool = False
 
   def is_available(self, config: ConfigDict) -> bool:
-    """Whether the config's stages can fill the row."""
+    """Whether the config can fill the row."""
+    if not self.exists(config):
+      return False
     if not self.trained_by or not self.needs_training(config):
       return True
     return self.trained_by in config.stages
@@ -165,7 +170,7 @@ def load(run: Run, name: str) -> tuple[TextModel, dict, str]:
   """(model, trained variables, way of scoring) of a row that has a model."""
   row = ROWS[name]
   model = row.open(run.config) if row.open else roles.open_role(run.config, row.role)
-  return model, roles.trained(run, model, row.stages(run.config)), model.scorer
+  return model, roles.trained(run, row.role, model, row.stages(run.config)), model.scorer
 
 
 def model_scores(run: Run, row: Row, groups) -> Ranking:
@@ -205,17 +210,24 @@ ROWS = {
     Row('zero_shot', 'zero-shot LLM', model_scores, 'teacher', roles.open_zero_shot),
     Row(
       'student_sft', 'student, labels only', model_scores, 'student',
+      open=functools.partial(roles.open_anew, role='student'),
       stages=lambda config: ('student_sft',), trained_by='student_sft', is_baseline=True,
       improves_on=('bm25',),
     ),
     Row(
       'teacher', 'teacher', model_scores, 'teacher', stages=lambda config: ('cpt', 'sft'),
       trained_by='sft', improves_on=('bm25', 'zero_shot', 'student_sft'),
-      needs_training=lambda config: 'query_likelihood' not in config.teacher.scorer,
+      needs_training=lambda config: (
+        'query_likelihood' not in config.teacher.scorer and not config.teacher.init_from
+      ),
+    ),
+    Row(
+      'previous', "the earlier run's student", model_scores, 'student', is_baseline=True,
+      exists=lambda config: bool(config.student.init_from),
     ),
     Row(
       'student', 'distilled student', model_scores, 'student', stages=student_stages,
-      trained_by='distill', improves_on=('bm25', 'student_sft'),
+      trained_by='distill', improves_on=('bm25', 'student_sft', 'previous'),
     ),
   )
 }  # fmt: skip

@@ -10,6 +10,7 @@ from disranker_jax.models import load as models
 from disranker_jax.models import tree
 from disranker_jax.models.load import TextModel
 from disranker_jax.rankers.pointwise import PointwiseRanker
+from disranker_jax.stages import earlier
 from disranker_jax.training import checkpoint, train
 from disranker_jax.training.feed import OfflineFeed
 
@@ -26,7 +27,7 @@ def open_zero_shot(config: ConfigDict) -> TextModel:
   """
   settings = config.teacher.copy_and_resolve_references()
   template = settings.zero_shot_template or settings.template
-  settings.update({'scorer': 'query_likelihood', 'template': template})
+  settings.update({'scorer': 'query_likelihood', 'template': template, 'init_from': ''})
   model = models.open_model(settings, 'rank')
   if 'lm' not in model.network.family.heads:
     raise UserError(
@@ -36,21 +37,30 @@ def open_zero_shot(config: ConfigDict) -> TextModel:
   return dataclasses.replace(model, network=dataclasses.replace(model.network, head='lm'))
 
 
-def trained(run, model: TextModel, stages: tuple[str, ...]) -> dict:
+def open_anew(config: ConfigDict, role: str) -> TextModel:
+  """The model of a role, to start from the pretrained parameters whatever `init_from` says."""
+  settings = config[role].copy_and_resolve_references()
+  settings.init_from = ''
+  return models.open_model(settings)
+
+
+def trained(run, role: str, model: TextModel, stages: tuple[str, ...]) -> dict:
   """The pretrained parameters, overlaid with those that the given stages trained, in order.
 
   How parameters are initialised; the first source that has a parameter gives its value:
     1 resume              the stage's own last checkpoint; `train.fit` restores it after this
     2 earlier stages      the last of `stages` that the config lists and that trained it
-    3 pretrained folder   the safetensors of `model.folder`
-    4 random              a head that the folder lacks and LoRA, from the seeds of run and model
+    3 an earlier run      what it trained, if the model's settings name one in `init_from`
+    4 pretrained folder   the safetensors of `model.folder`
+    5 random              a head that the folder lacks and LoRA, from the seeds of run and model
   """
-  flat = tree.flatten(model.pretrained(run.config.seed, run.mesh))  # 3 and 4
-  for stage in stages:
-    if stage in run.config.stages:
-      saved = checkpoint.load_params(run.folder(stage) / 'checkpoints', run.mesh)
-      # The stage may have trained a head that this model does not have.
-      flat |= {k: v for k, v in tree.flatten(saved).items() if k in flat}
+  flat = tree.flatten(model.pretrained(run.config.seed, run.mesh))  # 4 and 5
+  folders = earlier.start(run, role) if model.settings.init_from else []
+  folders += [run.folder(s) / 'checkpoints' for s in stages if s in run.config.stages]
+  for folder in folders:
+    saved = checkpoint.load_params(folder, run.mesh)
+    # The stage may have trained a head that this model does not have.
+    flat |= {k: v for k, v in tree.flatten(saved).items() if k in flat}
   return tree.unflatten(flat)
 
 

@@ -25,7 +25,7 @@ from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import score_statistics
 from disranker_jax.rankers.score_statistics import together
 from disranker_jax.rankers.shards import Shards
-from disranker_jax.stages import prepare, result_rows, roles, teacher
+from disranker_jax.stages import earlier, prepare, result_rows, roles, teacher
 
 SAMPLE = 200  # queries that the estimate of the work reads
 
@@ -52,10 +52,14 @@ def maker(run, teacher) -> dict:
   """What a score depends on apart from the pair: in every shard's note."""
   c = run.config.teacher
   trained = [s for s in result_rows.ROWS['teacher'].stages(run.config) if s in run.config.stages]
+  start = c.init_from and earlier.fingerprint(run.config, run.workdir, 'teacher')
   tokenizer = teacher.tokenizer.backend_tokenizer.to_str().encode()
   return {
     'model': c.model,
-    'parameters': [manifest.read(run.folder(stage))['fingerprint'] for stage in trained],
+    'parameters': [
+      *([start] if start else []),
+      *(manifest.read(run.folder(stage))['fingerprint'] for stage in trained),
+    ],
     'precision': teacher.network.precision,
     'scorer': c.scorer,
     'tokenizer': hashlib.sha256(tokenizer).hexdigest()[:16],

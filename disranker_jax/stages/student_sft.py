@@ -14,9 +14,9 @@ NAME = 'student_sft'
 
 
 def execute(run: Run) -> dict:
-  """Trains the student from its pretrained parameters."""
-  student = roles.open_role(run.config, 'student')
-  return sft.on_labels(run, NAME, student, student.pretrained(run.config.seed, run.mesh))
+  """Trains the student from its pretrained parameters: an earlier run's know more than labels."""
+  student = roles.open_anew(run.config, 'student')
+  return sft.on_labels(run, NAME, student, roles.trained(run, 'student', student, ()))
 
 
 def check(config) -> None:
@@ -27,5 +27,5 @@ STAGE = Stage(
   NAME, 'the student learns from labels alone', execute,
   settings={**training(epochs=2.0, learning_rate=2e-5), **sft.LABELS}, check=check,
   role='student', reads_stages=('prepare',), reads_records=lambda config: ('judgements',),
-  task=functools.partial(sft.task, stage=NAME), paper_rows=796_095,
+  task=functools.partial(sft.task, stage=NAME), starts_anew=True, paper_rows=796_095,
 )  # fmt: skip

@@ -22,9 +22,11 @@ from orbax.checkpoint import v1 as ocp
 
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import UserError
+from disranker_jax.models import tree
 from disranker_jax.pipeline import manifest
 
 SUMS = 'checksums'
+TRAIN = 'train'  # the checkpointable that only its own stage reads
 
 
 def context() -> ocp.Context:
@@ -73,7 +75,7 @@ class Checkpoints:
     """
     self._wait_for_seal()
     if step not in self.steps():
-      items = {'params': params, 'train': train}
+      items = {'params': params, TRAIN: train}
       saved = self._orbax.save_checkpointables_async(step, items, force=True)
       self._sealed = self._sealer.submit(self._seal, step, saved)
 
@@ -93,11 +95,11 @@ class Checkpoints:
     None) if there is none. On several processes all of them must be able to read it.
     """
     for step in self.steps():
-      items = {'params': params, 'train': train}
+      items = {'params': params, TRAIN: train}
       load = functools.partial(self._orbax.load_checkpointables, step, items)
       out, _ = attempt(load, self._folder / str(step))
       if out:
-        return step, out['params'], out['train']
+        return step, out['params'], out[TRAIN]
       aside = functools.partial(self._set_aside, step)
       processes.first_alone(f'step {step} is set aside', aside)
       self._orbax.reload()
@@ -179,6 +181,17 @@ def load_params(folder: Path, mesh):
       return out
   why = f'no checkpoint can be read ({first_line(error)})' if error else 'no checkpoint'
   raise UserError(f'{folder}: {why}; do its stage again with --rerun={folder.parent.name}')
+
+
+def names(folder: Path) -> set[str]:
+  """The paths of the parameters in a stage's last checkpoint; needs no devices."""
+  steps = sorted((int(p.name) for p in folder.glob('*') if p.name.isdigit()), reverse=True)
+  if not steps:
+    raise UserError(
+      f'{folder}: no checkpoint; do its stage again with --rerun={folder.parent.name}'
+    )
+  saved = ocp.metadata(folder.absolute() / str(steps[0]), checkpointable_name='params').metadata
+  return set(tree.flatten(saved))
 
 
 def load_step(folder: Path, mesh):

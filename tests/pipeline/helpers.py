@@ -100,7 +100,8 @@ def own_rows(kind: str, queries: int = 6, documents: int = 4) -> list[dict]:
   rows = []
   for i in range(queries):
     word = WORDS[i % len(WORDS)]
-    query = f'how to open a {word}'
+    # A test of the queries that are learned is refused.
+    query = f'how to {"close" if kind == "test" else "open"} a {word}'
     if kind == 'clicks':
       rows.append({'query': query, 'title': word, 'summary': f'Returns a {word} to the caller.'})
       continue

@@ -93,7 +93,7 @@ def test_hard_negatives_come_into_the_judgements_and_into_no_other_kind(tmp_path
     data__judgements=address, data__candidates=address, data__negatives__count=4,
     data__teachers=(f'jsonl:{helpers.write_jsonl(tmp_path / "t.jsonl", teacher)}',),
     data__negatives__max_rank=20, data__negatives__filter_false_negatives=True,
-    data__negatives__margin=-5.5,
+    data__negatives__margin=-5.5, data__allow_overlap=1.0,
   )  # fmt: skip
   runner.run(config, tmp_path / 'run', stages=['prepare'])
   data = tmp_path / 'run' / 'data'

@@ -107,7 +107,7 @@ class TestWholeRun:
     summary = helpers.load(done / 'report' / 'summary.json')
     assert set(summary) == {
       'computed_on', 'models', 'intervals', 'differences', 'lead_kept', 'sentences', 'warnings',
-      'stages', 'latency', 'seeds', 'served',
+      'stages', 'latency', 'overlap', 'seeds', 'served',
     }  # fmt: skip
     assert summary['computed_on']['test'] == 'python_docs:'
     assert summary['computed_on']['queries'] == 6
