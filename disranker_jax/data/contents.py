@@ -1,10 +1,14 @@
-"""Digests of files by content. Those of large files are kept in the cache, by size and time."""
+"""Digests of files by content. Those of large files are kept in the cache, by size and time.
+
+Also whether a name that one file gives to another is that of a file beside it.
+"""
 
 import contextlib
 import functools
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 SMALL = 1 << 20  # bytes; smaller files are read each time, which costs less than a cache's entry
 
@@ -14,6 +18,11 @@ def cache() -> Path:
   folder = os.path.expanduser(os.environ.get('DISRANKER_CACHE') or '~/.cache/disranker_jax')
   # Not a folder named ~ in the current one.
   return Path(os.devnull, 'no-home-directory') if folder.startswith('~') else Path(folder)
+
+
+def is_name(value: Any) -> bool:
+  """Whether a value of an index or journal names a file in a folder: text without separators."""
+  return isinstance(value, str) and value not in ('', '..') and Path(value).name == value
 
 
 def digest(file: Path) -> str:

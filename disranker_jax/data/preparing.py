@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from disranker_jax.data import grouping, sources, store
+from disranker_jax.data import contents, grouping, sources, store
 from disranker_jax.data.records import BadRows
 from disranker_jax.data.spool import Spool
 from disranker_jax.data.store import Record, Shards
@@ -134,7 +134,7 @@ def _journal(file: Path) -> dict[str, Any] | None:
     state = json.loads(file.read_text())
     counts = [state['rows'], *state['shards']['lengths'], state['runs']['count']]
     names = state['runs']['runs']
-    valid = all(type(n) is int and n >= 0 for n in counts) and all(Path(n).name == n for n in names)
+    valid = all(type(n) is int and n >= 0 for n in counts) and all(map(contents.is_name, names))
     return state if valid and isinstance(state['digest'], str) else None
   except (ValueError, TypeError, KeyError, RecursionError):
     return None

@@ -13,12 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from disranker_jax.data import lines
+from disranker_jax.data import lines, parquet_pages
 from disranker_jax.data.records import BadRow
 from disranker_jax.errors import UserError
 from disranker_jax.progress import say
-
-BATCH_ROWS = 1024  # rows of Parquet per read
 
 Place = tuple[Path, int, Any]  # file, number of the line or row from 1, the row itself
 
@@ -62,7 +60,10 @@ def decode(row: Any) -> Any:
 
 
 def parquet(file: Path, columns: tuple[str, ...] | None = None) -> Iterator[tuple[int, Any]]:
-  """(number from 1, row) of a Parquet file, read in batches."""
+  """(number from 1, row) of a Parquet file, read in batches.
+
+  Raises: UserError if the file cannot be read, or not in bounded memory.
+  """
   count = 0
   if file.is_dir():
     raise UserError(f'{file}: is a folder; name the files in it, such as {file}/*.parquet')
@@ -76,18 +77,62 @@ def parquet(file: Path, columns: tuple[str, ...] | None = None) -> Iterator[tupl
         raise lines.NoRows(f'{file}: has no rows; write it again or remove it from the address')
       names = source.schema_arrow.names
       chosen = None if columns is None else [name for name in names if name in columns]
-      for batch in source.iter_batches(BATCH_ROWS, columns=chosen):
+      for batch in _batches(file, source, chosen):
         yield from enumerate(_to_rows(batch), count + 1)
         count += len(batch)
   except FileNotFoundError:
     raise UserError(f'{file}: does not exist; check the path') from None
-  except (pa.ArrowException, OSError, ValueError) as error:
-    what = ' '.join(str(error).split())[:200]
+  except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+    what = ' '.join(str(error).split())[:300]
     where = f' after row {count}' if count else ''
     raise UserError(f'{file}: cannot be read as Parquet{where} ({what}); write it again') from None
 
 
-def _to_rows(batch: pa.RecordBatch) -> list[Any]:
+def _batches(
+  file: Path, source: pq.ParquetFile, names: list[str] | None
+) -> Iterator[pa.RecordBatch]:
+  """Batches that are small in Arrow; `_to_rows` keeps them small in Python."""
+  for group in range(source.metadata.num_row_groups):
+    plan = parquet_pages.plan(file, source, group, names)
+    # Encoded reading is slower where only a part of the pages uses the dictionary.
+    options = {'read_dictionary': _texts(source)} if plan.encoded else {}
+    with pq.ParquetFile(file, metadata=source.metadata, **options) as reader:
+      yield from reader.iter_batches(plan.rows, row_groups=[group], columns=names)
+
+
+def _texts(source: pq.ParquetFile) -> list[str]:
+  """The paths of all columns of text, also those within lists."""
+  leaves = map(source.schema.column, range(len(source.schema)))
+  return [leaf.path for leaf in leaves if leaf.physical_type == 'BYTE_ARRAY']
+
+
+def _size(column: pa.Array) -> int:
+  """About the bytes that a column takes as Python objects."""
+  kind = column.type
+  if pa.types.is_struct(kind):
+    return len(column) * lines.VALUE_BYTES + sum(map(_size, column.flatten()))
+  if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
+    inner = column.values if pa.types.is_map(kind) else column.flatten()
+    return len(column) * lines.VALUE_BYTES + _size(inner)
+  if pa.types.is_dictionary(kind):
+    lengths = pc.binary_length(column.dictionary).take(column.indices)
+    return len(column) * lines.VALUE_BYTES + (pc.sum(lengths).as_py() or 0)
+  return len(column) * lines.VALUE_BYTES + column.nbytes
+
+
+def _to_rows(batch: pa.RecordBatch) -> Iterator[Any]:
+  """The rows as dicts, converted in parts of at most lines.ROW_BYTES; a larger row is a BadRow."""
+  if sum(map(_size, batch.columns)) <= lines.ROW_BYTES:
+    yield from _decoded(batch)
+  elif len(batch) == 1:
+    yield lines.too_large()
+  else:
+    half = len(batch) // 2
+    yield from _to_rows(batch.slice(0, half))
+    yield from _to_rows(batch.slice(half))
+
+
+def _decoded(batch: pa.RecordBatch) -> list[Any]:
   try:
     columns = map(_plain, batch.columns)
     return pa.RecordBatch.from_arrays(list(columns), batch.schema.names).to_pylist()
@@ -117,7 +162,9 @@ def _plain(column: pa.Array) -> pa.Array:
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-  """Decimals are numbers; Python's own times have no nanoseconds."""
+  """Decimals are numbers; Python's own times have no nanoseconds; text leaves its dictionary."""
+  if pa.types.is_dictionary(kind):
+    return kind.value_type
   if pa.types.is_decimal(kind):
     return pa.float64() if kind.scale > 0 else pa.int64()
   if pa.types.is_timestamp(kind) and kind.unit == 'ns':

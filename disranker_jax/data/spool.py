@@ -13,6 +13,7 @@ from typing import Any
 
 import msgpack
 
+from disranker_jax.data import contents
 from disranker_jax.errors import UserError
 
 MEMORY = 32 << 20  # bytes of rows in memory before they are written as a run
@@ -66,8 +67,8 @@ class Spool:
     Raises: ValueError if a name is not that of a file in the folder.
     """
     self._count = int(mark['count'])
-    if outside := [name for name in mark['runs'] if Path(name).name != name]:
-      raise ValueError(f'{outside[0]!r} is not a file of {self._folder}')
+    if strange := [name for name in mark['runs'] if not contents.is_name(name)]:
+      raise ValueError(f'{strange[0]!r} is not a file of {self._folder}')
     self.runs = [self._folder / name for name in mark['runs']]
 
   def compact(self) -> list[Path]:
