@@ -48,8 +48,8 @@ def prompt_of(args: argparse.Namespace):
     raise UserError('--max-len: must be at least 8, --max-query-len at least 1')
   folder = weights.find(args.tokenizer)
   try:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-  except (OSError, ValueError) as error:
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+  except Exception as error:  # the parsers of its files raise many types
     raise UserError(f'--tokenizer {args.tokenizer}: cannot be read: {one_line(error)}') from error
   tokenizer.model_max_length = 1 << 30  # prompts truncate
   family = families.find(hf.read_config(folder)['model_type'])
