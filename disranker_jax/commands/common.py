@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from disranker_jax import escaping
 from disranker_jax.errors import UserError
 
 ELSEWHERE = (
@@ -43,7 +44,7 @@ def guarded():
     finally:
       sys.stdout.flush()  # here, so that a closed pipe is noticed before the interpreter exits
   except UserError as e:
-    print(f'error: {e}', file=sys.stderr)
+    print(f'error: {escaping.terminal(e)}', file=sys.stderr)
     sys.exit(2)
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)

@@ -5,11 +5,11 @@ sees them. Nothing is written. The exit status is 1 if there are bad rows, after
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
 
+from disranker_jax import escaping
 from disranker_jax.commands.common import Parser, one_line
 from disranker_jax.errors import UserError
 
@@ -88,9 +88,9 @@ def show(report: dict) -> None:
   print(f'{report["source"]} ({report["kind"]})')
   print(f'{records} of {report["rows"]:,} rows; {report["bad_rows"]:,} bad rows')
   for row in report['reasons']:
-    print(f'  {row["count"]:>9,}  {row["reason"]}  (first: {row["first"]})')
+    print(f'  {row["count"]:>9,}  {escaping.line(row["reason"])}  (first: {row["first"]})')
   for what, count in report['notes'].items():
-    print(f'  {count:>9,}  {what}')
+    print(f'  {count:>9,}  {escaping.line(what)}')
   if 'labels' in report:
     show_labels(report)
   show_lengths(report['lengths'])
@@ -99,7 +99,8 @@ def show(report: dict) -> None:
     print(f'  {count:>9,}  {name.replace("_", " ")}')
   for i, row in enumerate(report['samples'], 1):
     print(f'\nrow {i}, {row["tokens"]} tokens' if 'tokens' in row else f'\nrow {i}')
-    print(f'  {row["model_sees"]}' if 'model_sees' in row else f'  {row["query"]} | {row["title"]}')
+    seen = row['model_sees'] if 'model_sees' in row else f'{row["query"]} | {row["title"]}'
+    print(f'  {escaping.terminal(seen)}')
 
 
 def show_labels(report: dict) -> None:
@@ -138,7 +139,7 @@ def main(argv=None) -> None:
   args = parse_args(argv)
   report = look(args)
   if args.json:
-    print(json.dumps(report, indent=2, ensure_ascii=False))
+    print(escaping.json(report))
   else:
     show(report)
   if report['bad_rows']:
