@@ -38,7 +38,8 @@ def test_a_terminal_gets_no_control_characters():
     (HTML, '&lt;img src=x onerror=alert(1)>'), ('</td>', '&lt;/td>'), ('<!--', '&lt;!--'),
     ('<0.0001', '<0.0001'), ('a < b', 'a < b'), ('&lt;b>', '&amp;lt;b>'), ('a & b', 'a & b'),
     ('x|y', r'x\|y'), (r'x\|y', r'x\\\|y'), ('**b** `c`', r'\*\*b\*\* \`c\`'),
-    ('[a](javascript:b)', r'\[a\](javascript:b)'), ('a\n\n# b', 'a # b'), (TITLE, r'\\x1b\]0;PWNED\\x07\\x1b\[2J'),
+    ('[a](javascript:b)', r'\[a\](javascript:b)'), ('a\n\n# b', 'a # b'),
+    (TITLE, r'\\x1b\]0;PWNED\\x07\\x1b\[2J'),
   ],
 )  # fmt: skip
 def test_markdown_is_text(text, escaped):

@@ -20,6 +20,8 @@ from disranker_jax.data.records import BadRow, BadRows, Click
 from disranker_jax.data.spool import Spool
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation.online import events
+from disranker_jax.pipeline import runner
+from disranker_jax.training import checkpoint
 
 CLICK = Click('query', 'title', 'summary')
 
@@ -161,6 +163,21 @@ def test_a_journal_names_files_of_its_folder_only(current, monkeypatch, capsys, 
   assert 'is not a journal; starts again' in capsys.readouterr().err
   with pytest.raises(ValueError, match='is not a file of'):
     Spool(job.partial).rewind({'count': 1, 'runs': ['../x.rows']})
+
+
+@pytest.mark.parametrize(('folder', 'lock'), [(0o755, 0o600), (0o775, 0o660), (0o777, 0o660)])
+def test_only_those_who_may_write_to_a_workdir_can_lock_it(tmp_path, folder, lock):
+  tmp_path.chmod(folder)
+  (tmp_path / '.lock').touch(0o644)  # of an earlier version
+  with runner.locked(tmp_path):
+    assert (tmp_path / '.lock').stat().st_mode & 0o777 == lock
+
+
+@pytest.mark.parametrize('name', ['../../private', '/dev/zero', 'params/../../private'])
+def test_checksums_are_of_files_in_the_checkpoint(tmp_path, name):
+  (tmp_path / 'checksums.0.json').write_text(json.dumps({name: [1, 2]}))
+  with pytest.raises(ValueError, match='which is not in the checkpoint'):
+    checkpoint.check_sums(tmp_path)
 
 
 def repeated(count: int, size: int) -> pa.Array:
