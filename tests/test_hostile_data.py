@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tensorstore
 
 from disranker_jax.data import lines, parquet_pages, preparing, rows, sources, store, tfds_rows
 from disranker_jax.data.preparing import Job
@@ -348,3 +350,22 @@ def test_a_log_does_not_choose_the_number_of_buckets(tmp_path):
     file.writelines(json.dumps(row | {'bucket': f'b{i}'}) + '\n' for i in range(101))
   with pytest.raises(UserError, match='bucket: has 101 different values'):
     events.read([str(tmp_path / 'log.jsonl')])
+
+
+def test_checkpoints_are_read_from_their_folder_only(tmp_path):
+  """What keeps a stranger's OCDBT manifest inside: a property of the library that Orbax uses."""
+  (tmp_path / 'checkpoint').mkdir()
+  (tmp_path / 'private').write_bytes(b'secret')
+  opened = tensorstore.KvStore.open({'driver': 'file', 'path': f'{tmp_path}/checkpoint/'}).result()
+  for key in ('../private', 'x/../../private', str(tmp_path / 'private')):
+    with pytest.raises(ValueError, match='Invalid key'):
+      opened.read(key).result()
+
+
+def test_nobody_is_told_to_install_a_name_that_anybody_may_take():
+  """The package is in no index."""
+  root = pathlib.Path(__file__).parents[1]
+  files = [*root.glob('*.md'), *root.glob('docs/*'), *root.rglob('disranker_jax/**/*.py')]
+  texts = {f: f.read_text(errors='ignore') for f in files if f.name != 'CHANGELOG.md'}
+  assert len(texts) > 100
+  assert not [f for f, text in texts.items() if re.search(r'install\W+disranker_jax', text)]
