@@ -369,3 +369,13 @@ def test_nobody_is_told_to_install_a_name_that_anybody_may_take():
   texts = {f: f.read_text(errors='ignore') for f in files if f.name != 'CHANGELOG.md'}
   assert len(texts) > 100
   assert not [f for f, text in texts.items() if re.search(r'install\W+disranker_jax', text)]
+
+
+@pytest.mark.parametrize(
+  'lengths',
+  [[], [0], [5] * 100, [0] * 100, [5] * 40 + [900] + [5] * 40, [1, 2] * 50 + [7] * 17 + [3, 50],
+   [3] * 17, [3] * 18, [3] * 19 + [4]],
+)  # fmt: skip
+def test_the_longest_text_of_a_dictionary(lengths):
+  data = b''.join(n.to_bytes(4, 'little') + b'x' * n for n in lengths)
+  assert parquet_pages._longest(data) == max(lengths, default=0)

@@ -38,8 +38,7 @@ def read(path: str | pathlib.Path) -> Iterator[tuple[int, bytes]]:
   pipe that was read before, has too long a line, or has no lines (NoRows).
   """
   path = pathlib.Path(path)
-  number = blank = 0
-  empty = True
+  number = last = 0  # of the line; of the last one that is not blank
   try:
     with path.open('rb') as file:
       head = file.peek(2)[:2]
@@ -55,11 +54,13 @@ def read(path: str | pathlib.Path) -> Iterator[tuple[int, bytes]]:
         if len(line) > LINE_BYTES:
           what = f'is longer than {LINE_BYTES >> 20} MiB; write one row per line'
           raise UserError(f'{path}:{number}: {what}')
-        line = (line.removeprefix(BOM) if number == 1 else line).rstrip(b'\r\n')
+        if number == 1:
+          line = line.removeprefix(BOM)
+        line = line.rstrip(b'\r\n')
         if line.strip():
-          empty, blank = False, 0
+          last = number
           yield number, line
-        elif (blank := blank + 1) > BLANK_LINES:
+        elif number - last > BLANK_LINES:
           raise UserError(f'{path}:{number}: has {BLANK_LINES:,} blank lines before; remove them')
   except EOFError:
     raise UserError(
@@ -74,7 +75,7 @@ def read(path: str | pathlib.Path) -> Iterator[tuple[int, bytes]]:
     raise UserError(f'{path}: is a folder; name the files in it, such as {path}/*.jsonl') from None
   except OSError as error:
     raise UserError(f'{path}: cannot be read ({error.strerror or error}); check the file') from None
-  if empty:
+  if not last:
     raise NoRows(f'{path}: has no rows; write it again or remove it from the address')
 
 

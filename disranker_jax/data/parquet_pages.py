@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,6 +26,7 @@ LIST_VALUES = 16 << 20
 LIST_RATIO = 100
 HEADER = 8 << 10  # bytes that hold most headers
 MAX_HEADER = 16 << 20  # headers contain the smallest and the largest value
+STREAK = 16
 DICTIONARY_PAGE = 2
 PLAIN = 0
 
@@ -136,16 +138,26 @@ def _largest_entry(
       data = pa.decompress(data, size, 'lz4_raw' if codec == 'lz4' else codec, asbytes=True)
     except (pa.ArrowException, OSError, ValueError):
       return size  # a codec that only the decoder has, or damage that it will report
-  longest, place, length_at = 0, 0, struct.Struct('<I').unpack_from
-  try:
-    for _ in range(count):
-      (length,) = length_at(data, place)
-      place += 4 + length
-      if length > longest:
-        longest = length
-  except struct.error:
-    raise ValueError(f'the dictionary at byte {at} is cut short') from None
-  return min(longest, size)
+  return min(_longest(data), size)
+
+
+def _longest(data: bytes) -> int:
+  """The longest of the texts in a dictionary, each after its length in 4 bytes."""
+  longest = place = before = streak = 0
+  end, length_at = len(data) - 3, struct.Struct('<I').unpack_from
+  while place < end:
+    (length,) = length_at(data, place)
+    place += 4 + length
+    if length > longest:
+      longest = length
+    streak = streak + 1 if length == before else 0
+    before = length
+    if streak == STREAK:  # such as ids: numpy finds the next text of another length
+      texts = max(len(data) - place, 0) // (4 + length)
+      differ = np.ndarray(texts, '<u4', data, place, (4 + length,)) != length
+      place += (4 + length) * (int(differ.argmax()) if differ.any() else texts)
+      streak = 0
+  return longest
 
 
 def _headers(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> Iterator[tuple[int, dict[int, Any]]]:

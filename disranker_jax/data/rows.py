@@ -5,7 +5,7 @@ turns it into a dict or raises the BadRow. Rows are decoded late, so that skippi
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,8 @@ def parquet(file: Path, columns: tuple[str, ...] | None = None) -> Iterator[tupl
         raise lines.NoRows(f'{file}: has no rows; write it again or remove it from the address')
       names = source.schema_arrow.names
       chosen = None if columns is None else [name for name in names if name in columns]
-      for batch in _batches(file, source, chosen):
-        yield from enumerate(_to_rows(batch), count + 1)
+      for batch, encoded in _batches(file, source, chosen):
+        yield from enumerate(_to_rows(batch, encoded), count + 1)
         count += len(batch)
   except FileNotFoundError:
     raise UserError(f'{file}: does not exist; check the path') from None
@@ -90,14 +90,16 @@ def parquet(file: Path, columns: tuple[str, ...] | None = None) -> Iterator[tupl
 
 def _batches(
   file: Path, source: pq.ParquetFile, names: list[str] | None
-) -> Iterator[pa.RecordBatch]:
-  """Batches that are small in Arrow; `_to_rows` keeps them small in Python."""
+) -> Iterator[tuple[pa.RecordBatch, bool]]:
+  """(batch, whether values are in a dictionary); small in Arrow, `_to_rows` keeps them small."""
+  has_dictionary = 'dictionary<' in str(source.schema_arrow)  # as its writer had them
   for group in range(source.metadata.num_row_groups):
     plan = parquet_pages.plan(file, source, group, names)
     # Encoded reading is slower where only a part of the pages uses the dictionary.
     options = {'read_dictionary': _texts(source)} if plan.encoded else {}
     with pq.ParquetFile(file, metadata=source.metadata, **options) as reader:
-      yield from reader.iter_batches(plan.rows, row_groups=[group], columns=names)
+      for batch in reader.iter_batches(plan.rows, row_groups=[group], columns=names):
+        yield batch, plan.encoded or has_dictionary
 
 
 def _texts(source: pq.ParquetFile) -> list[str]:
@@ -120,16 +122,19 @@ def _size(column: pa.Array) -> int:
   return len(column) * lines.VALUE_BYTES + column.nbytes
 
 
-def _to_rows(batch: pa.RecordBatch) -> Iterator[Any]:
+def _to_rows(batch: pa.RecordBatch, encoded: bool) -> Iterable[Any]:
   """The rows as dicts, converted in parts of at most lines.ROW_BYTES; a larger row is a BadRow."""
+  # In Arrow a value takes a byte or more, unless Python has it once: None, True, False.
+  most = batch.get_total_buffer_size() * (1 + lines.VALUE_BYTES)
+  if not encoded and most <= lines.ROW_BYTES:
+    return _decoded(batch)
   if sum(map(_size, batch.columns)) <= lines.ROW_BYTES:
-    yield from _decoded(batch)
-  elif len(batch) == 1:
-    yield lines.too_large()
-  else:
-    half = len(batch) // 2
-    yield from _to_rows(batch.slice(0, half))
-    yield from _to_rows(batch.slice(half))
+    return _decoded(batch)
+  if len(batch) == 1:
+    return [lines.too_large()]
+  half = len(batch) // 2
+  parts = batch.slice(0, half), batch.slice(half)
+  return itertools.chain.from_iterable(_to_rows(part, encoded) for part in parts)
 
 
 def _decoded(batch: pa.RecordBatch) -> list[Any]:
