@@ -379,3 +379,21 @@ def test_nobody_is_told_to_install_a_name_that_anybody_may_take():
 def test_the_longest_text_of_a_dictionary(lengths):
   data = b''.join(n.to_bytes(4, 'little') + b'x' * n for n in lengths)
   assert parquet_pages._longest(data) == max(lengths, default=0)
+
+
+def test_categories_of_any_type_are_read(tmp_path):
+  """As pandas writes its categorical columns."""
+  codes = np.array([0, 1, 0], np.int8)
+  columns = {
+    'label': pa.DictionaryArray.from_arrays(codes, pa.array([7, 9])),
+    'query': pa.DictionaryArray.from_arrays(codes, pa.array(['a', 'b'], pa.large_string())),
+    'pair': pa.array([[1, 2], [3, 4], None], pa.list_(pa.int64(), 2)),
+    'more': pa.array([[('k', 1)], [], None], pa.map_(pa.string(), pa.int64())),
+  }
+  file = tmp_path / 'f.parquet'
+  pq.write_table(pa.table(columns), file)
+  found = [row for _, row in rows.parquet(file)]
+  assert [row['label'] for row in found] == [7, 9, 7]
+  assert [row['query'] for row in found] == ['a', 'b', 'a']
+  assert [row['pair'] for row in found] == [[1, 2], [3, 4], None]
+  assert [row['more'] for row in found] == [[('k', 1)], [], None]

@@ -18,6 +18,11 @@ from disranker_jax.data.records import BadRow
 from disranker_jax.errors import UserError
 from disranker_jax.progress import say
 
+LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+TEXTS = (
+  pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary,
+)  # fmt: skip
+
 Place = tuple[Path, int, Any]  # file, number of the line or row from 1, the row itself
 
 
@@ -113,10 +118,10 @@ def _size(column: pa.Array) -> int:
   kind = column.type
   if pa.types.is_struct(kind):
     return len(column) * lines.VALUE_BYTES + sum(map(_size, column.flatten()))
-  if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
+  if pa.types.is_map(kind) or any(is_list(kind) for is_list in LISTS):
     inner = column.values if pa.types.is_map(kind) else column.flatten()
     return len(column) * lines.VALUE_BYTES + _size(inner)
-  if pa.types.is_dictionary(kind):
+  if pa.types.is_dictionary(kind) and any(is_text(kind.value_type) for is_text in TEXTS):
     lengths = pc.binary_length(column.dictionary).take(column.indices)
     return len(column) * lines.VALUE_BYTES + (pc.sum(lengths).as_py() or 0)
   return len(column) * lines.VALUE_BYTES + column.nbytes
