@@ -397,3 +397,11 @@ def test_categories_of_any_type_are_read(tmp_path):
   assert [row['query'] for row in found] == ['a', 'b', 'a']
   assert [row['pair'] for row in found] == [[1, 2], [3, 4], None]
   assert [row['more'] for row in found] == [[('k', 1)], [], None]
+
+
+def test_nothing_in_the_package_reads_pickles():
+  package = pathlib.Path(lines.__file__).parents[1]
+  readers = r'\b(import (pickle|marshal|shelve|joblib|dill|cloudpickle)|torch\.load|allow_pickle)\b'
+  found = {f.name: re.search(readers, f.read_text()) for f in package.rglob('*.py')}
+  assert len(found) > 100
+  assert not [name for name, match in found.items() if match]
