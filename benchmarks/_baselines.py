@@ -79,7 +79,7 @@ def cross_encoder(folder: Path, bf16: bool, max_len: int) -> Callable:
   dtype = torch.bfloat16 if bf16 else torch.float32
   model = CrossEncoder(
     str(folder), device='cpu', max_length=formats.lengths(folder, max_len)['max_len'],
-    model_kwargs={'dtype': dtype},
+    model_kwargs={'dtype': dtype}, trust_remote_code=False,
   )  # fmt: skip
 
   def score(query, texts):
@@ -93,10 +93,12 @@ def plain_onnx(folder: Path, max_len: int) -> Callable:
   import onnxruntime
   from transformers import AutoTokenizer
 
-  tokenizer = AutoTokenizer.from_pretrained(folder)
+  tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
   model = folder / formats.ONNX['onnx']
   session = onnxruntime.InferenceSession(
-    str(model) if model.exists() else formats.build_onnx(folder, 'onnx').SerializeToString(),
+    formats.checked_onnx(model)
+    if model.exists()
+    else formats.build_onnx(folder, 'onnx').SerializeToString(),
     providers=['CPUExecutionProvider'],
   )
   options = {'truncation': True, 'padding': True, 'return_tensors': 'np'}

@@ -48,16 +48,17 @@ class Network(nn.Module):
   def __init__(self, work: Work, dtype):
     super().__init__()
     folder, settings = work.model_folder(), work.settings
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     self.causal = families.find(config.model_type).causal
     kind = AutoModelForCausalLM if self.causal else AutoModelForSequenceClassification
     # Ours has no dropout either.
     config.update(
       {'num_labels': 1, 'hidden_dropout_prob': 0.0, 'attention_probs_dropout_prob': 0.0}
     )
+    load = functools.partial(kind.from_pretrained, folder, trust_remote_code=False)
     options = {'config': config, 'dtype': dtype, 'attn_implementation': 'sdpa'}
     with torch.device(DEVICE):
-      make = kind.from_config if work.tokens else functools.partial(kind.from_pretrained, folder)
+      make = kind.from_config if work.tokens else load
       self.model = make(**options).to(DEVICE)
       scored = self.causal and 'score_head' in work.scorer
       self.score = nn.Linear(config.hidden_size, 1, bias=False) if scored else None

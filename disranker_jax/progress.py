@@ -9,6 +9,8 @@ import time
 
 from tqdm import tqdm
 
+from disranker_jax import escaping
+
 LINE_SECONDS = 10.0
 _muted = False
 
@@ -96,5 +98,5 @@ def say(text: str) -> None:
   """A line for the person at the terminal, above the bar if there is one."""
   if not _muted:
     with contextlib.suppress(BrokenPipeError):  # who listened has gone; the work is still wanted
-      tqdm.write(text, file=sys.stderr)
+      tqdm.write(escaping.terminal(text), file=sys.stderr)
       sys.stderr.flush()

@@ -43,6 +43,28 @@ run() {
   fi
 }
 
+# Bash evaluates what stands in an arithmetic expression, so only digits may.
+check_numbers() {
+  local name
+  for name in "$@"; do
+    case ${!name} in
+      '' | *[!0-9]* | 0?*) die "$name=${!name}: must be a whole number" ;;
+    esac
+  done
+}
+
+# Names of cloud resources go into a manifest, where blanks and quotes would begin something else.
+check_names() {
+  local name
+  for name in "$@"; do
+    case ${!name} in
+      '' | [!A-Za-z0-9]* | *[!A-Za-z0-9_./:@-]*)
+        die "$name=$(words "${!name}"): use letters, digits and _./:@-; start with one of the first two"
+        ;;
+    esac
+  done
+}
+
 # A run id names cloud resources, so it is limited to their characters.
 check_run_id() {
   case $RUN_ID in

@@ -40,6 +40,9 @@ RETRIES=${RETRIES:-20}
 case $TOPOLOGY in
   '' | *[!0-9x]* | x* | *x | *xx*) die "TOPOLOGY=$TOPOLOGY: must be like 8x8 or 2x2x4" ;;
 esac
+check_names BUCKET IMAGE ACCELERATOR SERVICE_ACCOUNT
+check_numbers CHIPS_PER_HOST RETRIES
+[ "$CHIPS_PER_HOST" -gt 0 ] || die "CHIPS_PER_HOST=0: must be at least 1"
 HOSTS=$((${TOPOLOGY//x/*} / CHIPS_PER_HOST))
 [ "$HOSTS" -gt 0 ] || die "TOPOLOGY=$TOPOLOGY has fewer than CHIPS_PER_HOST=$CHIPS_PER_HOST chips"
 case ${CAPACITY:=spot} in
@@ -48,6 +51,7 @@ case ${CAPACITY:=spot} in
   reserved)
     NODE_LABEL=cloud.google.com/reservation-name
     NODE_VALUE=${RESERVATION:?set RESERVATION to the name of the reservation}
+    check_names RESERVATION
     ;;
   *) die "CAPACITY=$CAPACITY: must be spot, on-demand or reserved" ;;
 esac
@@ -62,13 +66,14 @@ json() {
     comma=', '
   done
 }
+CACHE=$(json "$WORKDIR/jax_cache")
 ARGS="[$(json --config "$CONFIG" --workdir "$WORKDIR" ${FLAGS[@]+"${FLAGS[@]}"})]"
 
 fill() {
   local name text
   text=$(cat launch/gke_jobset.yaml)
   for name in ACCELERATOR BUCKET CHIPS_PER_HOST HOSTS IMAGE NODE_LABEL NODE_VALUE RETRIES RUN_ID \
-    SERVICE_ACCOUNT TOPOLOGY ARGS; do # ARGS last: its text may contain any ${NAME}
+    SERVICE_ACCOUNT TOPOLOGY CACHE ARGS; do # the last two: their text may contain any ${NAME}
     text=${text//"\${$name}"/"${!name}"}
   done
   printf '%s\n' "$text"

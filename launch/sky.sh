@@ -33,5 +33,6 @@ esac
 
 run sky jobs launch --yes --name "$RUN_ID" --num-nodes "${NODES:-1}" \
   --gpus "${ACCELERATOR:-H100:8}" "$capacity" --env BUCKET="$BUCKET" \
+  --env CACHE="$WORKDIR/jax_cache" \
   --env FLAGS="$(words --config "$CONFIG" --workdir "$WORKDIR" ${FLAGS[@]+"${FLAGS[@]}"})" \
   launch/sky.yaml

@@ -26,6 +26,7 @@ check_run_id
 CONFIG=${CONFIG:-configs/disranker_mistral_7b.py}
 WORKDIR=${WORKDIR:-runs/$RUN_ID}
 NODES=${NODES:-1} GPUS=${GPUS:-8} RETRIES=${RETRIES:-20}
+check_numbers NODES GPUS RETRIES
 # By default JAX uses three quarters of a GPU's memory; nothing else needs the rest here. O1 makes
 # XLA overlap communication with computation, which several GPUs need to be fast.
 environment=(DISRANKER_DISTRIBUTED=1 XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 JAX_OPTIMIZATION_LEVEL=O1)

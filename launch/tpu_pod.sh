@@ -48,14 +48,22 @@ case ${CAPACITY:=spot} in
 esac
 RETRIES=${RETRIES:-20}
 POLL_SECONDS=${POLL_SECONDS:-30}
+check_numbers RETRIES POLL_SECONDS
 
 where=(--project="$PROJECT" --zone="$ZONE" --quiet)
 queue=(gcloud compute tpus queued-resources)
 vm=(gcloud compute tpus tpu-vm)
-code=${TMPDIR:-/tmp}/disranker_jax-$RUN_ID.tar.gz
-# Compiled programs are cached in the bucket, so a resumed run does not compile.
-environment=(DISRANKER_DISTRIBUTED=1 JAX_COMPILATION_CACHE_DIR=/bucket/jax_cache
-  PID_FILE=/tmp/disranker.pid)
+# A folder that only this user can write: what lies in it is sent to the workers again at each retry.
+scratch=/tmp/disranker.XXXXXX
+if [ -z "$DRY_RUN" ]; then
+  scratch=$(mktemp -d)
+  trap 'rm -rf "$scratch"' EXIT
+fi
+code=$scratch/disranker_jax.tar.gz
+# Compiled programs are cached, so a resumed run does not compile. They are native code, so the cache
+# is the run's own.
+environment=(DISRANKER_DISTRIBUTED=1 JAX_COMPILATION_CACHE_DIR="$WORKDIR/jax_cache"
+  PID_FILE=disranker.pid)
 setup="mkdir -p disranker_jax && tar -xzf disranker_jax.tar.gz -C disranker_jax && \
 $(words bash disranker_jax/launch/tpu_setup.sh "$BUCKET" /bucket)"
 program="cd disranker_jax && . .venv/bin/activate && $(words env "${environment[@]}" \

@@ -12,7 +12,7 @@ from disranker_jax.data.preparing import Job
 from disranker_jax.data.teacher_scores import Teachers
 from disranker_jax.errors import UserError
 
-pytest.importorskip('apache_beam', reason="needs apache-beam: pip install 'disranker_jax[beam]'")
+pytest.importorskip('apache_beam', reason="needs apache-beam: pip install -e '.[beam]'")
 from disranker_jax.data import beam
 
 

@@ -27,9 +27,7 @@ def ir_datasets(tmp_path_factory):
     patch.setenv('IR_DATASETS_HOME', str(folder))
     for name in [n for n in sys.modules if n.split('.')[0] == 'ir_datasets']:
       patch.delitem(sys.modules, name)
-    yield pytest.importorskip(
-      'ir_datasets', reason="needs ir_datasets: pip install 'disranker_jax[data]'"
-    )
+    yield pytest.importorskip('ir_datasets', reason="needs ir_datasets: pip install -e '.[data]'")
 
 
 def read(address, kind, **options):

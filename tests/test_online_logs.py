@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from online_logs import PAGE, ROW, as_events, pages, write
 
-from disranker_jax.data import rows
+from disranker_jax.data import parquet_pages
 from disranker_jax.data.records import BadRows
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation.online import analysis, events, users
@@ -230,7 +230,7 @@ class TestBadRows:
     assert sorted(lines) == [2, 4, 5]
 
   def test_rows_of_parquet_are_counted_over_the_whole_file(self, tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, 'BATCH_ROWS', 10)
+    monkeypatch.setattr(parquet_pages, 'BATCH_ROWS', 10)
     pages = [ROW] * 23 + [ROW | {'clicks': -1}]
     pq.write_table(pa.Table.from_pylist(pages), tmp_path / 'log.parquet')
     with pytest.raises(UserError, match=r'log\.parquet:24:clicks: is -1'):

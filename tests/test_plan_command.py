@@ -25,7 +25,7 @@ def command(*args, before='pass'):
       (TINY, '--stage=evaluate', '--topology=v5e:4x4'),
       '--stage evaluate: choose of cpt, sft, score, student_sft, distill',
     ),
-    ((TINY, '--stage=cpt', '--topology=v5e:4x4'), "pip install 'disranker_jax[tpu]'"),
+    ((TINY, '--stage=cpt', '--topology=v5e:4x4'), "pip install -e '.[tpu]'"),
   ],
 )
 def test_errors_of_the_command_are_one_line(args, message):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from disranker_jax.data import rows, sources
+from disranker_jax.data import parquet_pages, rows, sources
 from disranker_jax.data.records import BadRows
 from disranker_jax.errors import UserError
 
@@ -35,7 +35,7 @@ def both(tmp_path, data):
 @pytest.mark.parametrize('data', [ROWS, FLAG])
 @pytest.mark.parametrize('kind', ['clicks', 'judgements', 'candidates', 'test'])
 def test_the_same_records_as_from_json(tmp_path, monkeypatch, data, kind):
-  monkeypatch.setattr(rows, 'BATCH_ROWS', 4)
+  monkeypatch.setattr(parquet_pages, 'BATCH_ROWS', 4)
   parquet, jsonl = (list(sources.read(address, kind)) for address in both(tmp_path, data))
   assert list(map(repr, parquet)) == list(map(repr, jsonl)) and len(jsonl) > 2
 

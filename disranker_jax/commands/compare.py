@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from disranker_jax import escaping
 from disranker_jax.commands.common import Parser
 from disranker_jax.commands.comparison import Comparison
 from disranker_jax.data.holdout import check_by, clusters
@@ -102,7 +103,10 @@ def save(folder: Path, result: dict, rows: Mapping[str, Any]) -> None:
       first = next(iter(next(iter(rows.values())).values()))
       writer.writerow(['query_id', 'run', *first])
       for name, of_run in rows.items():
-        writer.writerows([query, name, *row.values()] for query, row in of_run.items())
+        label = escaping.cell(name)
+        writer.writerows(
+          [escaping.cell(query), label, *row.values()] for query, row in of_run.items()
+        )
   except OSError as error:
     raise UserError(f'--out={folder}: cannot be written ({error.strerror})') from None
 
@@ -111,8 +115,9 @@ def main(argv=None) -> None:
   args = parse_args(argv)
   result, rows = compare(args)
   for warning in result['warnings']:
-    print(f'warning: {warning}', file=sys.stderr)
-  print(json.dumps(tables.plain(result), indent=2) if args.json else comparison.text(result))
+    print(f'warning: {escaping.line(warning)}', file=sys.stderr)
+  as_text = escaping.terminal(comparison.text(result))
+  print(json.dumps(tables.plain(result), indent=2) if args.json else as_text)
   if args.out:
     save(args.out, result, rows)
     print(f'saved in {args.out}', file=sys.stderr)

@@ -5,11 +5,11 @@ sees them. Nothing is written. The exit status is 1 if there are bad rows, after
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
 
+from disranker_jax import escaping
 from disranker_jax.commands.common import Parser, one_line
 from disranker_jax.errors import UserError
 
@@ -49,8 +49,8 @@ def prompt_of(args: argparse.Namespace):
     raise UserError('--max-len: must be at least 8, --max-query-len at least 1')
   folder = weights.find(args.tokenizer)
   try:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-  except (OSError, ValueError) as error:
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+  except Exception as error:  # the parsers of its files raise many types
     raise UserError(f'--tokenizer {args.tokenizer}: cannot be read: {one_line(error)}') from error
   tokenizer.model_max_length = 1 << 30  # prompts truncate
   family = families.find(hf.read_config(folder)['model_type'])
@@ -93,11 +93,11 @@ def show(report: dict) -> None:
   print(f'{report["source"]} ({report["kind"]})')
   print(f'{records} of {report["rows"]:,} rows; {report["bad_rows"]:,} bad rows')
   for row in report['reasons']:
-    print(f'  {row["count"]:>9,}  {row["reason"]}  (first: {row["first"]})')
+    print(f'  {row["count"]:>9,}  {escaping.line(row["reason"])}  (first: {row["first"]})')
   if kinds := report.get('other_kinds'):
     print(f'  no row is of kind {report["kind"]}; try --kind {" or --kind ".join(kinds)}')
   for what, count in report['notes'].items():
-    print(f'  {count:>9,}  {what}')
+    print(f'  {count:>9,}  {escaping.line(what)}')
   if 'labels' in report:
     show_labels(report)
   show_lengths(report['lengths'])
@@ -106,7 +106,8 @@ def show(report: dict) -> None:
     print(f'  {count:>9,}  {name.replace("_", " ")}')
   for i, row in enumerate(report['samples'], 1):
     print(f'\nrow {i}, {row["tokens"]} tokens' if 'tokens' in row else f'\nrow {i}')
-    print(f'  {row["model_sees"]}' if 'model_sees' in row else f'  {row["query"]} | {row["title"]}')
+    seen = row['model_sees'] if 'model_sees' in row else f'{row["query"]} | {row["title"]}'
+    print(f'  {escaping.terminal(seen)}')
 
 
 def show_labels(report: dict) -> None:
@@ -145,7 +146,7 @@ def main(argv=None) -> None:
   args = parse_args(argv)
   report = look(args)
   if args.json:
-    print(json.dumps(report, indent=2, ensure_ascii=False))
+    print(escaping.json(report))
   else:
     show(report)
   if report['bad_rows']:

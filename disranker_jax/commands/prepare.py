@@ -9,6 +9,7 @@ import resource
 import sys
 from pathlib import Path
 
+from disranker_jax import escaping
 from disranker_jax.commands.common import Parser
 from disranker_jax.errors import UserError
 
@@ -106,7 +107,7 @@ def main(argv=None) -> None:
   unit = 'clicks' if args.kind == 'clicks' else 'queries'
   print(f'{job.folder}: {done.records:,} {unit} of {done.rows:,} rows, {done.quarantined:,} bad')
   for note in listed(done.notes):
-    print(note)
+    print(escaping.line(note))
   if done.quarantined:
     print(f'bad rows: {job.quarantine}')
   if done.wall_s:

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import disranker_jax
+from disranker_jax import escaping
 from disranker_jax.commands.common import Parser
 from disranker_jax.devices import runtime
 from disranker_jax.errors import Stopped, UserError
@@ -95,9 +96,9 @@ def show(ranked, first: dict[str, int] | None) -> None:
   """Prints rank, score, id, the first stage's rank, and the start of the summary."""
   for position, (doc, score) in enumerate(ranked, 1):
     was = f'  (BM25: {first[doc.doc_id]})' if first else ''
-    print(f'{position:3}. {score:8.3f}  {doc.doc_id}{was}')
+    print(f'{position:3}. {score:8.3f}  {escaping.line(doc.doc_id)}{was}')
     if text := textwrap.shorten(doc.summary, 100, placeholder='...'):
-      print(f'               {text}')
+      print(f'               {escaping.line(text)}')
 
 
 def one_query(args: argparse.Namespace) -> None:

@@ -92,7 +92,7 @@ def _import() -> Any:
     return apache_beam
   except ImportError:
     raise UserError(
-      "--beam-runner: Apache Beam is not installed; pip install 'disranker_jax[beam]'"
+      "--beam-runner: Apache Beam is not installed; pip install -e '.[beam]' in the checkout"
     ) from None
 
 

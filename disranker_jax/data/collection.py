@@ -173,8 +173,8 @@ def _picked(collection: Collection, want: Reading) -> Iterator[Picked]:
   unknown = 0
   for _, entries in itertools.groupby(by_query, key=lambda pair: pair[0]):
     rows_of: dict[str, list] = {table: [] for table in ('query', *CHOICES, 'qrel', 'run')}
-    for _, (table, number, row) in entries:
-      rows_of[table].append((number, row))
+    for _, (table, number, fields) in entries:
+      rows_of[table].append((number, (Query if table == 'query' else Line)(*fields)))
     if collection.parts and not rows_of['query']:
       unknown += len(rows_of['run'])
       rows_of['run'] = []
@@ -299,7 +299,8 @@ def _groups(by_doc: Spool, by_order: Spool, name: str, bad_rows: BadRows) -> Ite
       if len(entry) == 3:
         doc = _only_one(doc, entry, bad_rows)
         continue
-      order, position, line, in_pool = entry
+      order, position, fields, in_pool = entry
+      line = Line(*fields)
       if doc is None:
         bad = BadRow('doc_id', f'{doc_id!r} is not in {name}', 'add the document or remove the row')
         bad_rows.reject(line.file, line.number, line.raw, bad)

@@ -1,10 +1,16 @@
-"""Digests of files by content. Those of large files are kept in the cache, by size and time."""
+"""Files by content: digests, of large files kept in the cache, and second names of files.
+
+Also whether a name that one file gives to another is that of a file beside it.
+"""
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 SMALL = 1 << 20  # bytes; smaller files are read each time, which costs less than a cache's entry
 
@@ -14,6 +20,11 @@ def cache() -> Path:
   folder = os.path.expanduser(os.environ.get('DISRANKER_CACHE') or '~/.cache/disranker_jax')
   # Not a folder named ~ in the current one.
   return Path(os.devnull, 'no-home-directory') if folder.startswith('~') else Path(folder)
+
+
+def is_name(value: Any) -> bool:
+  """Whether a value of an index or journal names a file in a folder: text without separators."""
+  return isinstance(value, str) and value not in ('', '..') and Path(value).name == value
 
 
 def digest(file: Path) -> str:
@@ -43,3 +54,13 @@ def _large(file: Path, version: str) -> str:
 def _read(file: Path) -> str:
   with file.open('rb') as opened:
     return hashlib.file_digest(opened, 'sha256').hexdigest()
+
+
+def link(source: str | Path, target: str | Path) -> None:
+  """One file under two names where the file system can: finished files are never written to."""
+  try:
+    if os.path.islink(source):  # else a file outside of the folder would get a second name
+      raise OSError(errno.ELOOP, 'is a link')
+    os.link(source, target)
+  except OSError:
+    shutil.copy2(source, target)

@@ -6,7 +6,7 @@ the order in which the queries first appear.
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from disranker_jax.errors import UserError
 from disranker_jax.progress import Count
 
 # Consecutive rows of one query: number of the first row, text of the query, (file, line, fields) of
-# each document. These are plain tuples because millions of them are pickled.
-Part = tuple[int, str, list[tuple[str, int, tuple]]]
+# each document. These are plain tuples because millions of them go through a file.
+Part = tuple[int, str, Sequence[tuple[str, int, tuple]]]
 
 
 def parts(rows: Iterable[tuple[Any, int, Row]], start: int = 0) -> Iterator[tuple[str, Part]]:

@@ -67,7 +67,8 @@ def load(name: str) -> Any:
       import ir_datasets
     except ImportError:
       raise UserError(
-        f"ir_datasets:{name}: the library is not installed; pip install 'disranker_jax[data]'"
+        f'ir_datasets:{name}: the library is not installed; '
+        "pip install -e '.[data]' in the checkout"
       ) from None
   logging.getLogger('ir_datasets').setLevel(logging.WARNING)
   ir_datasets.log.easy().logger().setLevel(logging.WARNING)

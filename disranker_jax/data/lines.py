@@ -1,7 +1,12 @@
-"""Reads the lines of text files, plain or gzip, and decodes lines of text and JSON."""
+"""Reads the lines of text files, plain or gzip, and decodes lines of text and JSON.
 
+A small gzip file may hold gigabytes, so everything that is in memory at once has a limit.
+"""
+
+import functools
 import glob
 import gzip
+import io
 import json
 import pathlib
 import zlib
@@ -13,6 +18,12 @@ from disranker_jax.errors import UserError
 
 GZIP_MAGIC = b'\x1f\x8b'
 BOM = b'\xef\xbb\xbf'
+LINE_BYTES = 16 << 20  # the longest line
+BLANK_LINES = 1 << 20  # the most blank lines between two others
+# The largest row as Python objects, about: its bytes, and VALUE_BYTES for each number, text, list.
+ROW_BYTES = 64 << 20
+VALUE_BYTES = 50
+SHORT_LINE = ROW_BYTES // VALUE_BYTES  # bytes; such a line cannot have too many values
 
 
 class NoRows(UserError):
@@ -24,11 +35,10 @@ def read(path: str | pathlib.Path) -> Iterator[tuple[int, bytes]]:
 
   Gzip is detected by its first bytes or by the suffix `.gz`. The file is read once and in order, so
   it may be a pipe. Raises: UserError if the file is missing, a folder, unreadable, cut short, a
-  pipe that was read before, or has no lines (NoRows).
+  pipe that was read before, has too long a line, or has no lines (NoRows).
   """
   path = pathlib.Path(path)
-  number = 0
-  empty = True
+  number = last = 0  # of the line; of the last one that is not blank
   try:
     with path.open('rb') as file:
       head = file.peek(2)[:2]
@@ -38,11 +48,20 @@ def read(path: str | pathlib.Path) -> Iterator[tuple[int, bytes]]:
       if not head:
         raise NoRows(f'{path}: is empty; write it again or remove it from the address')
       zipped = head == GZIP_MAGIC or path.suffix == '.gz'
-      for number, line in enumerate(gzip.GzipFile(fileobj=file) if zipped else file, 1):
-        line = (line.removeprefix(BOM) if number == 1 else line).rstrip(b'\r\n')
+      if zipped:
+        file = io.BufferedReader(gzip.GzipFile(fileobj=file))
+      for number, line in enumerate(iter(functools.partial(file.readline, LINE_BYTES + 1), b''), 1):
+        if len(line) > LINE_BYTES:
+          what = f'is longer than {LINE_BYTES >> 20} MiB; write one row per line'
+          raise UserError(f'{path}:{number}: {what}')
+        if number == 1:
+          line = line.removeprefix(BOM)
+        line = line.rstrip(b'\r\n')
         if line.strip():
-          empty = False
+          last = number
           yield number, line
+        elif number - last > BLANK_LINES:
+          raise UserError(f'{path}:{number}: has {BLANK_LINES:,} blank lines before; remove them')
   except EOFError:
     raise UserError(
       f'{path}: the gzip file is cut short after line {number}; copy it again'
@@ -56,7 +75,7 @@ def read(path: str | pathlib.Path) -> Iterator[tuple[int, bytes]]:
     raise UserError(f'{path}: is a folder; name the files in it, such as {path}/*.jsonl') from None
   except OSError as error:
     raise UserError(f'{path}: cannot be read ({error.strerror or error}); check the file') from None
-  if empty:
+  if not last:
     raise NoRows(f'{path}: has no rows; write it again or remove it from the address')
 
 
@@ -86,7 +105,12 @@ def text(line: bytes) -> str:
 
 
 def from_json(line: bytes) -> Any:
-  """Decodes a JSON line. Raises: BadRow if it is invalid or has a field twice."""
+  """Decodes a JSON line. Raises: BadRow if it is invalid, has a field twice or too many values."""
+  if len(line) > SHORT_LINE:
+    # Commas and colons, also those in texts: a dict or list of one value takes more than a text.
+    values = line.count(b',') + line.count(b':')
+    if len(line) + VALUE_BYTES * values > ROW_BYTES:
+      raise too_large()
   try:
     return DECODER.decode(text(line))
   except json.JSONDecodeError as error:
@@ -97,12 +121,18 @@ def from_json(line: bytes) -> Any:
     raise BadRow('row', what, 'write one JSON object per line') from None
 
 
+def too_large() -> BadRow:
+  """What is wrong with a row of more than ROW_BYTES."""
+  what = f'takes more than {ROW_BYTES >> 20} MiB of memory'
+  return BadRow('row', what, 'split it, or shorten its texts and lists')
+
+
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   fields = dict(pairs)
   if len(fields) < len(pairs):
-    names = [name for name, _ in pairs]
-    twice = next(name for name in names if names.count(name) > 1)
-    raise BadRow(ascii(twice)[1:-1], 'appears twice in one row', 'keep one of them')
+    seen: set[str] = set()
+    twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+    raise BadRow(ascii(twice)[1:-1][:200], 'appears twice in one row', 'keep one of them')
   return fields
 
 

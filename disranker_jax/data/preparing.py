@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from disranker_jax.data import grouping, sources, store
+from disranker_jax.data import contents, grouping, sources, store
 from disranker_jax.data.records import BadRows
 from disranker_jax.data.spool import Spool
 from disranker_jax.data.store import Record, Shards
@@ -141,6 +141,21 @@ def _linked(job: Job, digest: str) -> Prepared | None:
   return done
 
 
+def _journal(file: Path) -> dict[str, Any] | None:
+  """The state of unfinished work; None if it is not one that `Work` wrote.
+
+  The folder may be somebody else's: names must be those of files in it.
+  """
+  try:
+    state = json.loads(file.read_text())
+    counts = [state['rows'], *state['shards']['lengths'], state['runs']['count']]
+    names = state['runs']['runs']
+    valid = all(type(n) is int and n >= 0 for n in counts) and all(map(contents.is_name, names))
+    return state if valid and isinstance(state['digest'], str) else None
+  except (ValueError, TypeError, KeyError, RecursionError):
+    return None
+
+
 class Work:
   """A job in progress, with its state on disk and in the journal."""
 
@@ -158,12 +173,15 @@ class Work:
 
   def _resume(self) -> dict[str, Any]:
     if self._journal.exists():
-      state = json.loads(self._journal.read_text())
-      if state['digest'] == self._digest:
+      state = _journal(self._journal)
+      if state is None:
+        say(f'{self._label}: {self._journal} is not a journal; starts again')
+      elif state['digest'] == self._digest:
         rows, records = state['rows'], sum(state['shards']['lengths'])
         say(f'{self._label}: continues after {rows:,} rows read and {records:,} records written')
         return state
-      say(f'{self._label}: the source or a setting has changed; starts again')
+      else:
+        say(f'{self._label}: the source or a setting has changed; starts again')
     shutil.rmtree(self._job.partial, ignore_errors=True)
     self._job.partial.mkdir(parents=True)
     return {

@@ -4,11 +4,12 @@ The input of a decoder always ends in `</s>`, that of BERT in `[SEP]`. If the te
 summary is cut first, then the title. The first tokens of the query are never cut.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -121,9 +122,10 @@ class PairPrompt:
   def _ids(self, texts: list[str], chars: int) -> list[tuple[list[int], bool]]:
     """As `_until_enough` needs it: token ids of the first `chars` characters."""
     # The Rust tokenizer itself: the call of transformers changes its state and takes twice as long.
-    rows = self.tokenizer.backend_tokenizer.encode_batch_fast(
-      [text[:chars] for text in texts], add_special_tokens=False
-    )
+    with panics():
+      rows = self.tokenizer.backend_tokenizer.encode_batch_fast(
+        [text[:chars] for text in texts], add_special_tokens=False
+      )
     need = self.max_len + UNSURE_TOKENS
     return [
       (row.ids, len(text) <= chars or len(row.ids) >= need)
@@ -183,7 +185,8 @@ class TextPrompt:
       strict=True,
     )
     # The Rust tokenizer itself, as in PairPrompt.
-    tokens = self.tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    with panics():
+      tokens = self.tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
 
     def enough(row, each, span) -> bool:
       shortened = [span[k][0] for k, v in row.items() if len(v) > span[k][1] - span[k][0]]
@@ -274,6 +277,21 @@ def _until_enough(tokenise: Callable, texts: list, max_len: int) -> list:
   return results
 
 
+@contextlib.contextmanager
+def panics() -> Iterator[None]:
+  """Turns a panic of the tokenizer, which is no Exception, into a UserError.
+
+  Its search for a pattern gives up after a fraction of a second if the pattern suits no text.
+  """
+  try:
+    yield
+  except BaseException as error:
+    if type(error).__name__ != 'PanicException':
+      raise
+    what = ' '.join(str(error).split())[:200]
+    raise UserError(f'the tokenizer gives up ({what}); use a model with another one') from error
+
+
 def _ends(text: str, chars: int) -> str:
   """A text of more than about `chars` characters without its middle."""
   return text if len(text) <= chars + TAIL_CHARS else text[:chars] + text[-TAIL_CHARS:]
@@ -292,7 +310,8 @@ def _field_lengths(tokenizer, template: str, rows: list[dict[str, str]]) -> list
   if not rows:
     return []
   texts, spans = zip(*(render(template, row) for row in rows), strict=True)
-  out = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+  with panics():
+    out = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
   lengths = []
   for ids, offsets, span in zip(out['input_ids'], out['offset_mapping'], spans, strict=True):
     fields = _in_fields(np.array(offsets), span)

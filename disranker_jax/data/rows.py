@@ -5,7 +5,7 @@ turns it into a dict or raises the BadRow. Rows are decoded late, so that skippi
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from disranker_jax.data import lines
+from disranker_jax.data import lines, parquet_pages
 from disranker_jax.data.records import BadRow
 from disranker_jax.errors import UserError
 from disranker_jax.progress import say
 
-BATCH_ROWS = 1024  # rows of Parquet per read
+LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+TEXTS = (
+  pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary,
+)  # fmt: skip
 
 Place = tuple[Path, int, Any]  # file, number of the line or row from 1, the row itself
 
@@ -62,7 +65,10 @@ def decode(row: Any) -> Any:
 
 
 def parquet(file: Path, columns: tuple[str, ...] | None = None) -> Iterator[tuple[int, Any]]:
-  """(number from 1, row) of a Parquet file, read in batches."""
+  """(number from 1, row) of a Parquet file, read in batches.
+
+  Raises: UserError if the file cannot be read, or not in bounded memory.
+  """
   count = 0
   if file.is_dir():
     raise UserError(f'{file}: is a folder; name the files in it, such as {file}/*.parquet')
@@ -76,18 +82,67 @@ def parquet(file: Path, columns: tuple[str, ...] | None = None) -> Iterator[tupl
         raise lines.NoRows(f'{file}: has no rows; write it again or remove it from the address')
       names = source.schema_arrow.names
       chosen = None if columns is None else [name for name in names if name in columns]
-      for batch in source.iter_batches(BATCH_ROWS, columns=chosen):
-        yield from enumerate(_to_rows(batch), count + 1)
+      for batch, encoded in _batches(file, source, chosen):
+        yield from enumerate(_to_rows(batch, encoded), count + 1)
         count += len(batch)
   except FileNotFoundError:
     raise UserError(f'{file}: does not exist; check the path') from None
-  except (pa.ArrowException, OSError, ValueError) as error:
-    what = ' '.join(str(error).split())[:200]
+  except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+    what = ' '.join(str(error).split())[:300]
     where = f' after row {count}' if count else ''
     raise UserError(f'{file}: cannot be read as Parquet{where} ({what}); write it again') from None
 
 
-def _to_rows(batch: pa.RecordBatch) -> list[Any]:
+def _batches(
+  file: Path, source: pq.ParquetFile, names: list[str] | None
+) -> Iterator[tuple[pa.RecordBatch, bool]]:
+  """(batch, whether values are in a dictionary); small in Arrow, `_to_rows` keeps them small."""
+  has_dictionary = 'dictionary<' in str(source.schema_arrow)  # as its writer had them
+  for group in range(source.metadata.num_row_groups):
+    plan = parquet_pages.plan(file, source, group, names)
+    # Encoded reading is slower where only a part of the pages uses the dictionary.
+    options = {'read_dictionary': _texts(source)} if plan.encoded else {}
+    with pq.ParquetFile(file, metadata=source.metadata, **options) as reader:
+      for batch in reader.iter_batches(plan.rows, row_groups=[group], columns=names):
+        yield batch, plan.encoded or has_dictionary
+
+
+def _texts(source: pq.ParquetFile) -> list[str]:
+  """The paths of all columns of text, also those within lists."""
+  leaves = map(source.schema.column, range(len(source.schema)))
+  return [leaf.path for leaf in leaves if leaf.physical_type == 'BYTE_ARRAY']
+
+
+def _size(column: pa.Array) -> int:
+  """About the bytes that a column takes as Python objects."""
+  kind = column.type
+  if pa.types.is_struct(kind):
+    return len(column) * lines.VALUE_BYTES + sum(map(_size, column.flatten()))
+  if pa.types.is_map(kind) or any(is_list(kind) for is_list in LISTS):
+    inner = column.values if pa.types.is_map(kind) else column.flatten()
+    return len(column) * lines.VALUE_BYTES + _size(inner)
+  if pa.types.is_dictionary(kind) and any(is_text(kind.value_type) for is_text in TEXTS):
+    lengths = pc.binary_length(column.dictionary).take(column.indices)
+    return len(column) * lines.VALUE_BYTES + (pc.sum(lengths).as_py() or 0)
+  return len(column) * lines.VALUE_BYTES + column.nbytes
+
+
+def _to_rows(batch: pa.RecordBatch, encoded: bool) -> Iterable[Any]:
+  """The rows as dicts, converted in parts of at most lines.ROW_BYTES; a larger row is a BadRow."""
+  # In Arrow a value takes a byte or more, unless Python has it once: None, True, False.
+  most = batch.get_total_buffer_size() * (1 + lines.VALUE_BYTES)
+  if not encoded and most <= lines.ROW_BYTES:
+    return _decoded(batch)
+  if sum(map(_size, batch.columns)) <= lines.ROW_BYTES:
+    return _decoded(batch)
+  if len(batch) == 1:
+    return [lines.too_large()]
+  half = len(batch) // 2
+  parts = batch.slice(0, half), batch.slice(half)
+  return itertools.chain.from_iterable(_to_rows(part, encoded) for part in parts)
+
+
+def _decoded(batch: pa.RecordBatch) -> list[Any]:
   try:
     columns = map(_plain, batch.columns)
     return pa.RecordBatch.from_arrays(list(columns), batch.schema.names).to_pylist()
@@ -117,7 +172,9 @@ def _plain(column: pa.Array) -> pa.Array:
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-  """Decimals are numbers; Python's own times have no nanoseconds."""
+  """Decimals are numbers; Python's own times have no nanoseconds; text leaves its dictionary."""
+  if pa.types.is_dictionary(kind):
+    return kind.value_type
   if pa.types.is_decimal(kind):
     return pa.float64() if kind.scale > 0 else pa.int64()
   if pa.types.is_timestamp(kind) and kind.unit == 'ns':

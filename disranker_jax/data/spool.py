@@ -1,27 +1,35 @@
 """Sorts more rows than fit into memory: writes sorted runs to disk and merges them when read.
 
-Grouping by query and joining with documents are both "sort by a key, then read in order".
+Grouping by query and joining with documents are both "sort by a key, then read in order". The runs
+are in msgpack, which holds data only: a run of an unfinished folder may be somebody else's file.
 """
 
 import heapq
 import os
-import pickle
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgpack
+
+from disranker_jax.data import contents
+from disranker_jax.errors import UserError
+
 MEMORY = 32 << 20  # bytes of rows in memory before they are written as a run
 FAN_IN = 64  # runs that are merged at once; each has one block of rows in memory
 BLOCK = 128 << 10
 OVERHEAD = 200  # bytes that Python adds to the bytes of a row: a tuple, a key, a number
+LARGEST = 1 << 30  # bytes of a block on disk: BLOCK and one row
 
 
 class Spool:
   """Takes rows and returns them sorted by key; the sort is stable.
 
-  The keys of a spool are all text, all numbers, or all tuples of these. Rows are written to disk
-  only if they exceed `memory` bytes or `flush` is called. The default folder is a temporary one.
+  The keys of a spool are all text, all bytes, all numbers, or all tuples of these. A value is text,
+  bytes, a number, None, or a list, tuple or dict of values; lists and named tuples come back as
+  tuples, any other value as its repr. Rows are written to disk only if they exceed `memory` bytes
+  or `flush` is called. The default folder is a temporary one.
   """
 
   def __init__(self, folder: Path | None = None, memory: int = MEMORY):
@@ -30,11 +38,12 @@ class Spool:
     self._rows: list[tuple[Any, int, bytes]] = []
     self._bytes = 0
     self._count = 0
+    self._pack = msgpack.Packer(default=repr, unicode_errors='surrogatepass').pack
     self.runs: list[Path] = []
 
   def add(self, key: Any, value: Any) -> None:
-    # Pickled here, so that the size in memory is known.
-    data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    # Packed here, so that the size in memory is known.
+    data = self._pack(value)
     self._rows.append((key, self._count, data))
     self._count += 1
     self._bytes += len(data) + OVERHEAD
@@ -53,8 +62,13 @@ class Spool:
     return {'count': self._count, 'runs': [run.name for run in self.runs]}
 
   def rewind(self, mark: dict[str, Any]) -> None:
-    """Goes back to a mark: uses exactly the runs that it names."""
-    self._count = mark['count']
+    """Goes back to a mark: uses exactly the runs that it names.
+
+    Raises: ValueError if a name is not that of a file in the folder.
+    """
+    self._count = int(mark['count'])
+    if strange := [name for name in mark['runs'] if not contents.is_name(name)]:
+      raise ValueError(f'{strange[0]!r} is not a file of {self._folder}')
     self.runs = [self._folder / name for name in mark['runs']]
 
   def compact(self) -> list[Path]:
@@ -77,7 +91,7 @@ class Spool:
       for run in self.compact():
         run.unlink()
       rows = _merged(self.runs)
-    return ((key, pickle.loads(data)) for key, _, data in rows)
+    return ((key, _unpack(data)) for key, _, data in rows)
 
   def _write(self, name: str, rows: Iterable[tuple[Any, int, bytes]]) -> Path:
     if self._folder is None:
@@ -92,11 +106,15 @@ class Spool:
         block.append(row)
         size += len(row[2]) + OVERHEAD
         if size >= BLOCK:
-          pickle.dump(block, file, pickle.HIGHEST_PROTOCOL)
+          file.write(self._pack(block))
           block, size = [], 0
-      pickle.dump(block, file, pickle.HIGHEST_PROTOCOL)
+      file.write(self._pack(block))
     os.replace(partial, path)  # a file with the final name is complete
     return path
+
+
+def _unpack(data: bytes) -> Any:
+  return msgpack.unpackb(data, use_list=False, strict_map_key=False, unicode_errors='surrogatepass')
 
 
 def _merged(runs: list[Path]) -> Iterator[tuple[Any, int, bytes]]:
@@ -105,9 +123,15 @@ def _merged(runs: list[Path]) -> Iterator[tuple[Any, int, bytes]]:
 
 def _read(run: Path) -> Iterator[tuple[Any, int, bytes]]:
   with run.open('rb') as file:
-    while True:
-      try:
-        block = pickle.load(file)
-      except EOFError:
-        return
-      yield from block
+    blocks = msgpack.Unpacker(
+      file, use_list=False, unicode_errors='surrogatepass', max_buffer_size=LARGEST
+    )
+    try:
+      for block in blocks:
+        yield from block
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+      reason = ' '.join(str(error).split())[:200] or type(error).__name__
+      raise UserError(
+        f'{run}: is not a run of sorted rows ({reason}); delete the unfinished work, the folder '
+        f'{run.parent.parent}, and start again'
+      ) from error

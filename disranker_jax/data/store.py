@@ -1,7 +1,9 @@
 """Writes and reads prepared data: records as TFDS datasets in ArrayRecord files, no TensorFlow.
 
 Shuffling, sharding over hosts and exact resume need random access to records, which JSONL does not
-have. `tfds.data_source` and `tfds.builder_from_directory` can read these folders.
+have. `tfds.data_source` and `tfds.builder_from_directory` can read these folders. Here they are
+read without TFDS, which imports what a folder's metadata names: only the number of records in each
+shard is taken from there.
 """
 
 import contextlib
@@ -19,10 +21,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
+from array_record.python import array_record_data_source, array_record_module
 from tensorflow_datasets.core import naming
 from tensorflow_datasets.proto import tf_example_pb2
 
+from disranker_jax.data import contents
 from disranker_jax.data.records import DOCUMENT_FIELDS, KINDS, Click, Document, Group
 from disranker_jax.errors import UserError
 
@@ -32,7 +35,6 @@ SHARD_BYTES = 64 << 20  # serialised records per file: some seconds of work
 PIECE = 256  # records that an iteration reads at once
 GROUPING = 'group_size:1'  # as TFDS writes: each record can be read separately
 DECODE = {'label': int, 'rank': int, 'score': float, 'in_pool': bool, 'teacher': float}
-RAW = tfds.decode.DeserializeMethod.RAW_BYTES
 INTEGERS = ('count', 'docs/label', 'docs/rank', 'docs/in_pool')
 
 Record = Click | Group
@@ -149,10 +151,7 @@ def copy(source: pathlib.Path, folder: pathlib.Path, notes: Mapping[str, Any]) -
     for file in source.iterdir():
       if file.name in notes or not file.is_file():
         continue
-      try:
-        os.link(file, new / file.name)
-      except OSError:  # another file system, or one without hard links
-        shutil.copy2(file, new / file.name)
+      contents.link(file, new / file.name)
     _note(new, notes)
     replace(new, folder)
 
@@ -189,12 +188,7 @@ def open(kind: str, folder: str | pathlib.Path) -> 'Source':
   Raises: UserError if it is not prepared data, is damaged, or contains another kind of records.
   """
   _check_kind(kind)
-  folder = _prepared(folder)
-  source = Source(kind, str(folder))
-  if source.prepared_kind != kind:
-    what = f'contains {source.prepared_kind}, not {kind}; give a folder of {kind}'
-    raise UserError(f'{folder}: {what}')
-  return source
+  return Source(kind, str(_prepared(folder)))
 
 
 def fingerprint(folder: str | pathlib.Path) -> str:
@@ -207,6 +201,30 @@ def fingerprint(folder: str | pathlib.Path) -> str:
   return digest.hexdigest()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+  """A file with its number of records, as array_record's FileInstruction."""
+
+  filename: str
+  examples_in_shard: int
+  take: int
+  skip: int = 0
+
+
+def _shards(kind: str, folder: pathlib.Path) -> tuple[str, list[_Shard]]:
+  """(kind of a prepared folder, shards); the names are ours, not those that the folder tells."""
+  info = json.loads((folder / 'dataset_info.json').read_text())
+  [split] = [split for split in info['splits'] if split['name'] == SPLIT]
+  lengths = list(map(int, split['shardLengths']))
+  names = naming.ShardedFileTemplate(
+    data_dir=folder, dataset_name=kind, split=SPLIT, filetype_suffix='array_record'
+  )
+  files = [
+    str(names.sharded_filepath(shard_index=i, num_shards=len(lengths))) for i in range(len(lengths))
+  ]
+  return info['name'], [_Shard(file, n, n) for file, n in zip(files, lengths, strict=True)]
+
+
 class Source:
   """Prepared records by index, for `grain.MapDataset.source`; can be pickled for workers."""
 
@@ -216,18 +234,18 @@ class Source:
 
   def _open(self) -> None:
     try:
-      with quiet():
-        builder = tfds.builder_from_directory(self.folder)
-        self.prepared_kind = builder.info.name
-        self._rows = builder.as_data_source(SPLIT, deserialize_method=RAW)
-        len(self._rows)
-      missing = [path for path in builder.info.splits[SPLIT].filepaths if not path.exists()]
-    except Exception as error:  # TFDS and its parsers raise many types for invalid files
+      found, shards = _shards(self.kind, pathlib.Path(self.folder))
+      missing = [os.path.basename(s.filename) for s in shards if not os.path.isfile(s.filename)]
+      if found == self.kind and not missing:
+        self._rows = array_record_data_source.ArrayRecordDataSource(shards)
+    except Exception as error:  # parsers raise many types for invalid files
       reason = str(error).partition('\n')[0]
       raise UserError(f'{self.folder}: is damaged ({reason}); prepare it again') from error
-    if missing:
-      what = f'is damaged ({missing[0].name} is missing); prepare it again'
+    if found != self.kind:
+      what = f'contains {str(found)[:40]}, not {self.kind}; give a folder of {self.kind}'
       raise UserError(f'{self.folder}: {what}')
+    if missing:
+      raise UserError(f'{self.folder}: is damaged ({missing[0]} is missing); prepare it again')
 
   def __len__(self) -> int:
     return len(self._rows)

@@ -1,24 +1,37 @@
-"""Reads rows of TFDS datasets: prepared data, or any dataset with the fields of row_formats.py."""
+"""Reads rows of TFDS datasets: prepared data, or any dataset with the fields of row_formats.py.
 
+TFDS imports the module of every class that the metadata of a dataset names, so the metadata of a
+downloaded dataset could run any module of the current folder. They are checked before.
+"""
+
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import naming
+from tensorflow_datasets.core.utils import file_utils
 
 from disranker_jax.data import store
 from disranker_jax.errors import UserError
 
 OPTIONS = ('split',)
+METADATA = ('features.json', 'dataset_info.json')
+# The names of the fields with a class: of the protobuf in JSON, of the protobuf, of TFDS 4.0.
+CLASS_FIELDS = ('pythonClassName', 'python_class_name', 'type')
+FEATURES = 'tensorflow_datasets.core.features.'
 
 
 def read(name: str, options: dict[str, str]) -> Iterator[tuple[str, int, dict[str, Any]]]:
   """(name, number from 1, row) of a prepared folder, or of a dataset by its TFDS name."""
   place = f'tfds:{name}'
+  folder = Path(name).expanduser()
   try:
     with store.quiet():
-      folder = Path(name).expanduser()
+      for found in [folder] if folder.is_dir() else _installed(name):
+        check_classes(found)
       builder = tfds.builder_from_directory(folder) if folder.is_dir() else tfds.builder(name)
       split = options.get('split') or _only(place, list(builder.info.splits))
       source = builder.as_data_source(split)
@@ -32,6 +45,48 @@ def read(name: str, options: dict[str, str]) -> Iterator[tuple[str, int, dict[st
       'dataset in the format array_record'
     ) from error
   return _rows(place, source, size)
+
+
+def check_classes(folder: Path) -> None:
+  """Checks that TFDS needs no code but its own for a folder; call it before TFDS opens it.
+
+  Raises: UserError that names the file and the class.
+  """
+  for file in (folder / name for name in METADATA):
+    try:
+      classes = list(_classes(json.loads(file.read_text())))
+    except FileNotFoundError:
+      continue
+    except (ValueError, RecursionError) as error:
+      raise UserError(f'{file}: is not JSON ({error}); prepare it again') from None
+    if strange := [name for name in classes if not str(name).startswith(FEATURES)]:
+      what = f'names the class {strange[0]!r:.200}, and data may not bring code'
+      raise UserError(f'{file}: {what}; convert the dataset to JSON lines or Parquet')
+
+
+def _classes(value: Any) -> Iterator[Any]:
+  """The values of all fields with a class, also in JSON within a string."""
+  if isinstance(value, list):
+    for inner in value:
+      yield from _classes(inner)
+  elif isinstance(value, dict):
+    for name, inner in value.items():
+      if name in CLASS_FIELDS and not isinstance(inner, dict):
+        yield inner
+      elif name == 'json' and isinstance(inner, str):
+        inner = json.loads(inner)
+      yield from _classes(inner)
+
+
+def _installed(name: str) -> Iterator[Path]:
+  """The folders of a dataset by its TFDS name. Raises: UserError if TFDS would fetch its code."""
+  parsed, _ = naming.parse_builder_name_kwargs(name)
+  if parsed.namespace:
+    what = f'is a dataset of {parsed.namespace}, whose code TFDS would download and run'
+    raise UserError(f'tfds:{name}: {what}; prepare it yourself and give its folder')
+  for data in file_utils.list_data_dirs():
+    for file in (Path(data) / parsed.name).rglob(METADATA[0]):
+      yield file.parent
 
 
 def _rows(place: str, source: Any, size: int) -> Iterator[tuple[str, int, dict[str, Any]]]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from disranker_jax import escaping
 from disranker_jax.data import lines
 from disranker_jax.data.records import NEGATIVE, REPEATED, BadRow, BadRows
 from disranker_jax.evaluation import metrics
@@ -80,7 +81,7 @@ def read_per_query(file: Path) -> dict[str, dict[str, dict[str, float]]]:
   rows: dict[str, dict[str, dict[str, float]]] = {}
   with file.open(newline='', encoding='utf-8') as f:
     for row in csv.DictReader(f):
-      query, model = row.pop('query_id'), row.pop('model')
+      query, model = escaping.of_cell(row.pop('query_id')), row.pop('model')
       rows.setdefault(model, {})[query] = {k: float(v) for k, v in row.items() if v}
   return rows
 

@@ -1,12 +1,15 @@
 """The formats that an exported folder can have besides safetensors: ONNX files and StableHLO."""
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
-from safetensors import safe_open
+from google.protobuf.message import Message
+from safetensors import SafetensorError, safe_open
 
+from disranker_jax.data import contents
 from disranker_jax.errors import UserError
 from disranker_jax.exporting import stablehlo
 from disranker_jax.models import families, hf
@@ -59,8 +62,11 @@ def tensors(folder: Path) -> dict[str, np.ndarray]:
   for file in hf.weight_files(folder):
     if not file.exists():
       raise UserError(f'{file} is missing: an exported model folder is needed')
-    with safe_open(file, 'np') as opened:
-      by_name |= {name: opened.get_tensor(name).astype(np.float32) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+    try:
+      with safe_open(file, 'np') as opened:
+        by_name |= {name: opened.get_tensor(name).astype(np.float32) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+      raise UserError(f'{file} is truncated or corrupt, fetch it again: {error}') from None
   return by_name
 
 
@@ -72,9 +78,47 @@ def save_onnx(model: onnx.ModelProto, file: Path) -> None:
   onnx.checker.check_model(str(file))
 
 
+def checked_onnx(file: Path) -> str:
+  """The path of an ONNX file, for a runtime, after a check that its tensors lie beside it.
+
+  The runtime opens the files that a model names. Raises: UserError if one is not a plain file of
+  the same folder, or if the file is not ONNX.
+  """
+  try:
+    model = onnx.load(file, load_external_data=False)
+  except Exception as error:  # protobuf raises many types
+    raise UserError(f'{file}: is not an ONNX file ({str(error)[:200]}); export it again') from None
+  for name in external_files(model):
+    other = file.parent / name if contents.is_name(name) else None
+    if other is None or other.is_symlink() or not other.is_file():
+      what = f'names the file {name!r:.200}, which is not beside it'
+      raise UserError(f'{file}: {what}; export it again')
+  return str(file)
+
+
+def external_files(message: Message) -> Iterator[str]:
+  """The files that tensors of an ONNX model name, wherever in the model they are."""
+  if isinstance(message, onnx.TensorProto):
+    yield from (entry.value for entry in message.external_data if entry.key == 'location')
+    return
+  for field, value in message.ListFields():
+    if field.type == field.TYPE_MESSAGE:
+      for inner in value if isinstance(value, Iterable) else (value,):
+        yield from external_files(inner)
+
+
 def config(folder: Path) -> dict:
-  """config.json as it was written."""
-  return json.loads((folder / 'config.json').read_text())
+  """config.json as it was written. Raises: UserError if it is not a JSON object."""
+  path = folder / 'config.json'
+  try:
+    value = json.loads(path.read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    raise UserError(f'{path} is missing: an exported model folder is needed') from None
+  except (ValueError, OSError, RecursionError) as error:
+    raise UserError(f'{path} cannot be read: {error}') from None
+  if not isinstance(value, dict):
+    raise UserError(f'{path} is not a model config: it has no named values')
+  return value
 
 
 def family(folder: Path) -> families.Family:

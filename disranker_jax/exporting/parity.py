@@ -210,7 +210,7 @@ def tokenised(folder: Path, tensors: str) -> Callable:
   """(group) -> its pairs, encoded by the folder's own tokenizer as its users call it."""
   from transformers import AutoTokenizer
 
-  tokenizer = AutoTokenizer.from_pretrained(folder)
+  tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
   def encode(group, padding='longest'):
     queries, texts = zip(*pairs(group), strict=True)
@@ -226,7 +226,9 @@ def transformers(folder: Path, prompt) -> Callable:
   from transformers import AutoModelForSequenceClassification
 
   encode = tokenised(folder, 'pt')
-  model = AutoModelForSequenceClassification.from_pretrained(folder, dtype='auto').eval()
+  model = AutoModelForSequenceClassification.from_pretrained(
+    folder, dtype='auto', trust_remote_code=False
+  ).eval()
 
   @torch.inference_mode()
   def score(group):
@@ -242,7 +244,7 @@ def transformers_tokens(folder: Path, prompt) -> Callable:
 
   causal = 'CausalLM' in formats.config(folder)['architectures'][0]
   kind = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
-  model = kind.from_pretrained(folder, dtype='auto').eval()
+  model = kind.from_pretrained(folder, dtype='auto', trust_remote_code=False).eval()
 
   @torch.inference_mode()
   def score(group):

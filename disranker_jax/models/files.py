@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from safetensors.numpy import save_file
 
+from disranker_jax.data import contents
+
 FILE_BYTES = 4 << 30  # largest safetensors file, except for a tensor that is larger
 
 
@@ -31,18 +33,12 @@ def replacing(folder: str | pathlib.Path) -> Iterator[pathlib.Path]:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def link(source: str, target: str) -> None:
-  """One file under two names where the file system can: finished files are never written to."""
-  try:
-    os.link(source, target)
-  except OSError:
-    shutil.copy2(source, target)
-
-
 def link_tree(source: pathlib.Path, target: pathlib.Path, without: str = '') -> None:
   """A folder under two names, file by file, without what has a name; `target` may exist."""
   ignored = shutil.ignore_patterns(without) if without else None
-  shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True, ignore=ignored)
+  shutil.copytree(
+    source, target, symlinks=True, copy_function=contents.link, dirs_exist_ok=True, ignore=ignored
+  )
 
 
 def write_tensors(folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:

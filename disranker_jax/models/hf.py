@@ -18,6 +18,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
 
+from disranker_jax.data import contents
 from disranker_jax.errors import UserError
 from disranker_jax.models import families
 from disranker_jax.models.files import replacing, write_tensors
@@ -39,6 +40,7 @@ TOKENIZER_FILES = (
   'added_tokens.json',
   'chat_template.jinja',
 )
+MAX_LAYERS = 1000  # before a file is opened, there is a list of all tensors of all layers
 FLOATS = ('F64', 'F32', 'F16', 'BF16')
 
 
@@ -60,9 +62,11 @@ def read_config(folder: str | pathlib.Path) -> dict:
     raw = json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError:
     raise UserError(f'{path} is missing: a Hugging Face model folder is needed') from None
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, RecursionError) as error:
     raise UserError(f'{path} cannot be read: {error}') from None
   try:
+    if raw.get('num_hidden_layers', 0) > MAX_LAYERS:
+      raise ValueError(f'num_hidden_layers is {raw["num_hidden_layers"]}, more than {MAX_LAYERS}')
     model_type = raw['model_type']
     families.find(model_type)
     import transformers  # takes seconds to import, and half the callers never need it
@@ -70,8 +74,9 @@ def read_config(folder: str | pathlib.Path) -> dict:
     if model_type not in transformers.CONFIG_MAPPING:
       return raw
     return transformers.AutoConfig.for_model(**raw).to_dict() | {'model_type': model_type}
-  except (KeyError, ValueError, TypeError, UserError) as error:
-    raise UserError(f'{path} is not a model config: {error}') from None
+  except Exception as error:  # the classes of transformers raise many types for wrong values
+    reason = ' '.join(str(error).split())[:300] or type(error).__name__
+    raise UserError(f'{path} is not a model config: {reason}') from None
 
 
 def open_config(folder: str | pathlib.Path) -> families.Config:
@@ -86,6 +91,8 @@ def open_config(folder: str | pathlib.Path) -> families.Config:
     raise UserError(f'{folder}/config.json: {error}') from None
   except KeyError as error:
     raise UserError(f'{folder}/config.json: {error} is missing') from None
+  except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    raise UserError(f'{folder}/config.json is not a model config: {error}') from None
 
 
 def tensor_rows(network: Network, layers: Sequence[int] | None = None) -> dict[str, Row]:
@@ -125,9 +132,11 @@ def weight_files(folder: str | pathlib.Path) -> list[pathlib.Path]:
   if not index.exists():
     return [folder / 'model.safetensors']
   try:
-    weight_map = json.loads(index.read_text())['weight_map']
-    return [folder / name for name in sorted(set(weight_map.values()))]
-  except (ValueError, KeyError, AttributeError) as error:
+    names = list(json.loads(index.read_text())['weight_map'].values())
+    if strange := [name for name in names if not contents.is_name(name)]:
+      raise ValueError(f'{strange[0]!r:.200} is not the name of a file in the folder')
+    return [folder / name for name in sorted(set(names))]
+  except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
     raise UserError(f'{index} is not a safetensors index: {error!r}') from None
 
 

@@ -109,8 +109,9 @@ def open_tokenizer(folder: Path, rows: int | None = None) -> PreTrainedTokenizer
   from transformers import AutoTokenizer  # imported late: it imports torch where that is installed
 
   try:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-  except (OSError, ValueError) as e:
+    # Never the folder's own code: for an unknown model_type transformers would ask at the terminal.
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+  except Exception as e:  # the parsers of its files raise many types
     reason = str(e).strip().partition('\n')[0]
     raise UserError(f'{folder}: no usable tokenizer: {reason}') from e
   if not tokenizer.is_fast:

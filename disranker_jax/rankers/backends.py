@@ -74,7 +74,10 @@ class Onnx:
     options.log_severity_level = 3
     kind = name.replace('-', '_')
     file = folder / formats.ONNX[kind]
-    model = str(file) if file.exists() else formats.build_onnx(folder, kind).SerializeToString()
+    if file.exists():
+      model = formats.checked_onnx(file)
+    else:
+      model = formats.build_onnx(folder, kind).SerializeToString()
     providers = ['CPUExecutionProvider']
     try:
       self._session = onnxruntime.InferenceSession(model, options, providers=providers)

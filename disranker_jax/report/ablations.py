@@ -51,7 +51,6 @@ def note(result: dict) -> str:
 def markdown(result: dict, picture: str) -> str:
   """The table as Markdown, with the command and settings behind it."""
   heads, rows = cells(result)
-  heads, *rows = [[tables.escaped(c) for c in line] for line in (heads, *rows)]
   command = f'disranker ablate {result["file"]} --config {result["config"]}'
   seeds = max((row['seeds'] for row in result['rows']), key=len)
   command += ''.join(f" '--config.{word}'" for word in result['set'])

@@ -3,11 +3,12 @@
 import math
 from typing import NamedTuple
 
+from disranker_jax import escaping
 from disranker_jax.evaluation.documents import RULES
 from disranker_jax.evaluation.metrics import METRICS, title
 from disranker_jax.evaluation.power import POWER
 from disranker_jax.report import tables
-from disranker_jax.report.tables import chance, decimals, drawn, escaped
+from disranker_jax.report.tables import chance, decimals, drawn
 
 DIGITS = 4  # of metrics between 0 and 1
 MAIN = 'ndcg@5'  # the metric of the sentences on power, if it is among the metrics; else the first
@@ -36,14 +37,13 @@ def text(result: dict) -> str:
 
 def markdown(result: dict) -> str:
   """The same as Markdown, with the warnings."""
-  parts = ['# Comparison of rankings', headline(result)]
+  parts = ['# Comparison of rankings', escaping.markdown(headline(result))]
   for block in blocks(result):
-    heads, *rows = [[escaped(cell) for cell in row] for row in (block.heads, *block.rows)]
-    parts += [f'## {block.title}'] if block.title else []
-    parts.append(tables.markdown(heads, rows))
-  parts += [escaped(note).replace('\n', '  \n') for note in notes(result)]
+    parts += [f'## {escaping.markdown(block.title)}'] if block.title else []
+    parts.append(tables.markdown(block.heads, block.rows))
+  parts += ['  \n'.join(map(escaping.markdown, note.split('\n'))) for note in notes(result)]
   if result['warnings']:
-    parts.append('\n'.join(f'- {warning}' for warning in result['warnings']))
+    parts.append('\n'.join(f'- {escaping.markdown(w)}' for w in result['warnings']))
   return '\n\n'.join(parts) + '\n'
 
 

@@ -42,8 +42,7 @@ def text(results: Mapping[str, Mapping], means: Means) -> str:
 
 
 def markdown(results: Mapping[str, Mapping], means: Means) -> str:
-  columns, *lines = ([*map(tables.escaped, line)] for line in (heads(means), *rows(results, means)))
-  return tables.markdown(columns, lines)
+  return tables.markdown(heads(means), rows(results, means))
 
 
 def differences(found: list[Mapping]) -> str:
@@ -54,7 +53,5 @@ def differences(found: list[Mapping]) -> str:
     digits = tables.decimals(cell['metric'], 3)
     line = [cell['model'], cell['against'], metrics.title(cell['metric'])]
     line += [tables.number(cell['value'], digits, '+'), tables.span(cell, digits, '+')]
-    lines.append(
-      [*map(tables.escaped, line), tables.chance(cell['p']), tables.chance(cell['p_holm'])]
-    )
+    lines.append([*line, tables.chance(cell['p']), tables.chance(cell['p_holm'])])
   return tables.markdown(columns, lines)

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from disranker_jax import escaping
+
 
 def number(value, digits: int, sign: str = '') -> str:
   """A number as text, 'inf' if infinite, '-' if undefined; `value` may be text as in results.json.
@@ -39,12 +41,12 @@ def short(count: int) -> str:
 
 def aligned(heads: Sequence[str], lines: Sequence[Sequence[str]], indent: str = '') -> str:
   """Aligned columns, the first to the left, the others to the right; a rule under the heads."""
-  every = [heads, *lines]
-  widths = [max(len(line[i]) for line in every) for i in range(len(heads))]
+  every = [list(map(escaping.line, row)) for row in (heads, *lines)]
+  widths = [max(len(row[i]) for row in every) for i in range(len(heads))]
   out = []
-  for line in every:
-    cells = [line[0].ljust(widths[0])]
-    cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+  for row in every:
+    cells = [row[0].ljust(widths[0])]
+    cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
     out.append('  '.join(cells).rstrip())
   out.insert(1, '-' * max(map(len, out)))
   return '\n'.join(indent + line for line in out)
@@ -52,14 +54,8 @@ def aligned(heads: Sequence[str], lines: Sequence[Sequence[str]], indent: str = 
 
 def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
   """A Markdown table: the first column to the left, the others to the right."""
-  out = ['| ' + ' | '.join(heads) + ' |', '|---|' + '---:|' * (len(heads) - 1)]
-  out += ['| ' + ' | '.join(line) + ' |' for line in lines]
-  return '\n'.join(out)
-
-
-def escaped(text: str) -> str:
-  """Text for a cell or paragraph of Markdown."""
-  return text.strip().replace('|', '\\|').replace('*', '\\*')
+  rows = ['| ' + ' | '.join(map(escaping.markdown, row)) + ' |' for row in (heads, *lines)]
+  return '\n'.join([rows[0], '|---|' + '---:|' * (len(heads) - 1), *rows[1:]])
 
 
 def drawn(queries: int, clusters: int) -> str:

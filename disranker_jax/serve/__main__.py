@@ -95,7 +95,8 @@ def main(argv=None) -> None:
     from disranker_jax.serve.app import build
     from disranker_jax.serve.connection import open_server
   except ImportError as e:
-    raise UserError(f'{e.name} is missing: pip install "disranker_jax[serve]"') from None
+    what = "pip install -e '.[serve]' in the checkout"
+    raise UserError(f'{e.name} is missing: {what}') from None
 
   served = service(args)
   server = open_server(

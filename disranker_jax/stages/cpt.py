@@ -8,6 +8,7 @@ import functools
 
 import jax.numpy as jnp
 
+from disranker_jax import escaping
 from disranker_jax.config.settings import Key, at_least, one_of
 from disranker_jax.data import batches
 from disranker_jax.devices import processes
@@ -74,9 +75,9 @@ def write_samples(run, teacher, variables, clicks) -> None:
   lines = ['# What the model writes after continued pre-training', '']
   for prompt, truth, output in zip(prompts, truths, outputs, strict=True):
     lines += [
-      f'- given: `{tokenizer.decode(prompt, skip_special_tokens=True).strip()}`',
-      f'  - written: `{tokenizer.decode(output, skip_special_tokens=True).strip()}`',
-      f'  - the click: `{truth.strip()}`',
+      f'- given: {escaping.code(tokenizer.decode(prompt, skip_special_tokens=True))}',
+      f'  - written: {escaping.code(tokenizer.decode(output, skip_special_tokens=True))}',
+      f'  - the click: {escaping.code(truth)}',
     ]
   if processes.is_first():
     (run.folder('cpt') / 'samples.md').write_text('\n'.join(lines) + '\n', encoding='utf-8')

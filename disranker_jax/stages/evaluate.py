@@ -8,6 +8,7 @@ import csv
 import json
 from collections.abc import Iterator
 
+from disranker_jax import escaping
 from disranker_jax.config.settings import Key, at_least, between, list_of, mapping_of, one_of
 from disranker_jax.data.records import Group
 from disranker_jax.devices import processes
@@ -105,7 +106,7 @@ def write_per_query(file, name: str, rows) -> None:
   with file.open('w', newline='', encoding='utf-8') as f:
     writer = csv.writer(f)
     for query, values in rows.items():
-      writer.writerow([query, name, *values.values()])
+      writer.writerow([escaping.cell(query), name, *values.values()])
 
 
 def merge_per_query(folder, names: list[str]) -> None:

@@ -4,6 +4,7 @@ import json
 import shlex
 from pathlib import Path
 
+from disranker_jax import escaping
 from disranker_jax.config.settings import Key, regex
 from disranker_jax.devices import processes
 from disranker_jax.pipeline import manifest
@@ -92,23 +93,23 @@ def stage_facts(run) -> dict:
 
 def markdown(run, summary: dict) -> str:
   """report.md: the result table, what it says, and the stages."""
-  lines = [f'# {tables.escaped(run.config.name)}: results', '']
+  lines = [f'# {escaping.markdown(run.config.name)}: results', '']
   if models := summary['models']:
     on = summary['computed_on']
     lines += [
-      f'{on["queries"]:,} held-out queries of `{on["test"]}`, {on["pairs"]:,} query-document pairs '
-      'that every row ranks. nDCG has exponential gain. PNR is pooled over all pairs. A query that '
+      f'{on["queries"]:,} held-out queries of {escaping.code(on["test"])}, {on["pairs"]:,} '
+      'query-document pairs that every row ranks. nDCG has exponential gain. PNR is pooled over all pairs. A query that '
       f'a run lacks counts 0. For MRR, grade {run.config.evaluate.min_relevance} or higher is '
       f'relevant. Intervals: bootstrap over {on["drawn"]}. ms per pair is model time with full '
       f'batches on {device(summary)}. Charts: index.html.',
       '',
       results.markdown(models, summary['intervals']),
       '',
-      *(f'- {tables.escaped(sentence)}' for sentence in summary['sentences']),
+      *(f'- {escaping.markdown(sentence)}' for sentence in summary['sentences']),
       '',
     ]
   if summary['warnings']:
-    lines += ['## Warnings', '', *(f'- {tables.escaped(w)}' for w in summary['warnings']), '']
+    lines += ['## Warnings', '', *(f'- {escaping.markdown(w)}' for w in summary['warnings']), '']
   if summary['differences']:
     lines += [
       '## Differences', '', results.differences(summary['differences']), '',
@@ -141,9 +142,9 @@ def show(run) -> None:
     summary = json.loads(file.read_text())
     print('\n' + results.text(summary['models'], summary['intervals']) + '\n')
     for sentence in summary['sentences']:
-      print(sentence)
+      print(escaping.line(sentence))
     for warning in summary['warnings']:
-      print(f'warning: {warning}')
+      print(f'warning: {escaping.line(warning)}')
     print()
   elif models := facts.read_results(run):
     print('\n' + results.text(models, {}) + '\n')

@@ -149,6 +149,8 @@ def check_sums(folder: Path, part: str = '') -> None:
   sums = {}
   for file in sorted(folder.glob(f'{SUMS}.*.json')):
     sums |= json.loads(file.read_text())
+  if outside := [n for n in sums if Path(n).is_absolute() or '..' in Path(n).parts]:
+    raise ValueError(f'the checksums name {outside[0]!r:.200}, which is not in the checkpoint')
   names = sorted((n for n in sums if n.startswith(part)), key=lambda n: (-sums[n][0], n))
   for name in names[jax.process_index() :: jax.process_count()]:
     if not (folder / name).exists():

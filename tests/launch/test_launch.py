@@ -155,6 +155,36 @@ def test_what_cannot_work_is_refused(stubs, script, variables, said):
   assert not done.stdout
 
 
+YAML = 'x\n                  securityContext: {privileged: true}'
+
+
+@pytest.mark.parametrize('value', [YAML, 'x: y', '*x', '"x"', 'x y', '${ARGS}', '-x'])
+@pytest.mark.parametrize(
+  'name', ['IMAGE', 'BUCKET', 'ACCELERATOR', 'SERVICE_ACCOUNT', 'RESERVATION']
+)
+def test_a_variable_cannot_add_to_the_manifest(stubs, name, value):
+  variables = (
+    REQUIRED['gke.sh'] | ({'CAPACITY': 'reserved'} if name == 'RESERVATION' else {}) | {name: value}
+  )
+  done = stubs.call('gke.sh', '--dry-run', **variables)
+  assert (done.returncode, done.stdout) == (2, '')
+  assert f'{name}=' in done.stderr and 'use letters, digits' in done.stderr
+
+
+@pytest.mark.parametrize(
+  'script,name',
+  [('gke.sh', 'CHIPS_PER_HOST'), ('gke.sh', 'RETRIES'), ('tpu_pod.sh', 'RETRIES'),
+   ('tpu_pod.sh', 'POLL_SECONDS'), ('slurm.sh', 'GPUS'), ('slurm.sh', 'NODES'),
+   ('slurm.sh', 'RETRIES')],
+)  # fmt: skip
+def test_a_number_is_not_evaluated(stubs, script, name):
+  variables = REQUIRED[script] | {name: f'PATH[0$(touch {stubs.folder}/PWNED)]', 'TASKS': 'node'}
+  done = stubs.call(script, '--dry-run', **variables)
+  assert (done.returncode, done.stdout) == (2, '')
+  assert f'{name}=' in done.stderr and 'must be a whole number' in done.stderr
+  assert not (stubs.folder / 'PWNED').exists()
+
+
 @pytest.mark.parametrize('script', REQUIRED)
 def test_help_is_the_head_comment(stubs, script):
   done = stubs.call(script, '--help')

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import shlex
 import shutil
 import signal
@@ -91,6 +92,21 @@ def test_a_silent_service_ends_the_wait(stubs):
   assert done.returncode == 2
   assert 'gcloud does not report the state of run-1' in done.stderr
   assert 'create' not in stubs.kinds()
+
+
+def test_the_code_is_packed_in_a_folder_of_its_own(stubs):
+  stubs.answer(list=states('ACTIVE'), describe=states('READY'))
+  shared = stubs.folder / 'shared'  # as /tmp is: others can make files here before
+  shared.mkdir()
+  victim = stubs.folder / 'victim'
+  victim.write_text('mine')
+  (shared / f'disranker_jax-{TPU["RUN_ID"]}.tar.gz').symlink_to(victim)
+  assert pod(stubs, TMPDIR=str(shared)).returncode == 0
+  archived = next(a for kind, a in stubs.calls() if kind == 'git' and a[0] == 'archive')
+  [output] = [a.removeprefix('--output=') for a in archived if a.startswith('--output=')]
+  folder = pathlib.Path(output).parent
+  assert folder.parent == shared and not folder.exists()  # removed at the end
+  assert victim.read_text() == 'mine'
 
 
 def test_a_kept_slice_is_not_deleted(stubs):

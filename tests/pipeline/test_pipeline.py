@@ -351,6 +351,22 @@ class TestReuse:
     losses = [_losses(run / 'student_sft' / 'metrics.jsonl') for run in (done, tmp_path / 'other')]
     assert losses[0] != losses[1]
 
+  @pytest.mark.parametrize('where', ['cpt/private', 'cpt', 'cpt/checkpoints/file'])
+  def test_a_link_of_a_strangers_run_is_not_followed(self, done, tmp_path, where):
+    private = tmp_path / 'private'
+    private.mkdir()
+    secret = private / 'secret'
+    secret.write_text('mine')
+    donor = shutil.copytree(done, tmp_path / 'donor')
+    if where == 'cpt':
+      shutil.copytree(donor / 'cpt', private, dirs_exist_ok=True)
+      shutil.rmtree(donor / 'cpt')
+    (donor / where).symlink_to(secret if where.endswith('file') else private)
+    run = tmp_path / 'run'
+    message = helpers.refused(helpers.config(), run, stages=['prepare', 'cpt'], reuse=[donor])
+    assert f'{donor / where} is a link' in message
+    assert secret.stat().st_nlink == 1 and not list(run.rglob('secret'))
+
   def test_what_is_no_run_is_refused(self, tmp_path):
     message = helpers.refused(helpers.config(), tmp_path / 'run', reuse=[tmp_path])
     assert str(tmp_path) in message and 'not the workdir of a run' in message

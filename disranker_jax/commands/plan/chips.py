@@ -105,7 +105,7 @@ def devices(where: Slice) -> list:
     import libtpu  # noqa: F401
   except ImportError as e:
     raise UserError(
-      "planning for a TPU needs its compiler: pip install 'disranker_jax[tpu]' (no TPU needed)"
+      "planning for a TPU needs its compiler, but no TPU: pip install -e '.[tpu]' in the checkout"
     ) from e
   from jax.experimental import topologies
 

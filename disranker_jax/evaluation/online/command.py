@@ -5,12 +5,11 @@ The log's fields and the metrics are described in disranker_jax/evaluation/onlin
 
 import argparse
 import contextlib
-import json
 import math
 import time
 from pathlib import Path
 
-from disranker_jax import progress
+from disranker_jax import escaping, progress
 from disranker_jax.commands.common import Parser
 from disranker_jax.data.records import BadRows
 from disranker_jax.errors import UserError
@@ -117,7 +116,7 @@ def main(argv=None) -> None:
       alpha=args.alpha,
       power=args.power,
     )
-  as_json = json.dumps(result, indent=2, ensure_ascii=False)
+  as_json = escaping.json(result)
   if args.out:
     try:
       args.out.mkdir(parents=True, exist_ok=True)
@@ -125,4 +124,4 @@ def main(argv=None) -> None:
       (args.out / 'online.md').write_text(tables.as_markdown(result, args.holm), encoding='utf-8')
     except OSError as error:
       raise UserError(f'--out {args.out}: cannot be written ({error.strerror})') from None
-  print(as_json if args.json else tables.text(result, args.holm))
+  print(as_json if args.json else escaping.terminal(tables.text(result, args.holm)))

@@ -19,6 +19,7 @@ from disranker_jax.evaluation.online.users import ROWS, SUMS, Log, Summed, summe
 EVENTS = ('impression', 'click', 'dwell', 'query_change')
 # The columns that are read from a Parquet file.
 COLUMNS = ('event', 'page', 'user', 'day', 'bucket', 'clicks', 'dwell', 'query_changed')
+NAME = 1000  # characters of a user, bucket or page: thousands of them are in memory at a time
 LINE_BITS = 40  # the place of a row is its file's index and its line in one integer
 
 USER_DAY = [('user', pa.large_string()), ('bucket', pa.large_string()), ('day', pa.int32())]
@@ -165,6 +166,8 @@ def name_of(row: Mapping[str, Any], field: str) -> str:
   if isinstance(value, str) and value.strip():
     if not value.isascii() and value.encode(errors='replace').decode() != value:
       raise BadRow(field, 'has half a surrogate pair', 'write it again as valid Unicode')
+    if len(value) > NAME:
+      raise BadRow(field, f'has {len(value):,} characters', f'write at most {NAME:,}')
     return value
   if isinstance(value, int) and not isinstance(value, bool):
     return str(value)

@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from disranker_jax import escaping
 from disranker_jax.evaluation.online.analysis import FEW_USERS
 from disranker_jax.evaluation.online.stats import METRICS
 from disranker_jax.report.tables import aligned, markdown
@@ -42,19 +43,21 @@ def wrapped(notes: Sequence[str]) -> list[str]:
 def as_markdown(result: dict[str, Any], holm: bool = False) -> str:
   """The whole report as Markdown."""
   parts = [f'# {title(result)}']
-  parts += [f'**{line}**' for line in warnings(result)]
+  parts += [f'**{escaping.markdown(line)}**' for line in warnings(result)]
   parts.append(markdown(*buckets_table(result)))
   if not result['gains']:
     parts.append(markdown(*values_table(result)))
   for name in result['gains']:
-    parts += [f'## {name} against {result["control"]}', markdown(*gains_table(result, name, holm))]
+    heading = escaping.markdown(f'{name} against {result["control"]}')
+    parts += [f'## {heading}', markdown(*gains_table(result, name, holm))]
   if rest := without_heavy_users(result):
     parts.append('## Without heavy users')
     if not rest['gains']:
       parts.append(markdown(*values_table(rest)))
     for name in rest['gains']:
-      parts += [f'{name} against {rest["control"]}:', markdown(*gains_table(rest, name, holm))]
-  parts += notes(result, holm)
+      label = escaping.markdown(f'{name} against {rest["control"]}:')
+      parts += [label, markdown(*gains_table(rest, name, holm))]
+  parts += map(escaping.markdown, notes(result, holm))
   if size := result.get('size'):
     parts += [f'## {size_title(size)}', markdown(*size_table(size)), *size_notes(size)]
   return '\n\n'.join(parts) + '\n'

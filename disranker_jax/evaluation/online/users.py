@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from disranker_jax.errors import UserError
+
 ROWS = 1 << 16  # rows that are Python objects at a time; then they become columns
+BUCKETS = 100  # the time grows with buckets times rows
 COMPACT = 1 << 20  # columns are summed again after this many rows, or when they have doubled
 
 # pages shown, pages with a click, clicks, clicks with a dwell time, their seconds, pages where a
@@ -102,6 +105,12 @@ class Log:
     """
     user_R, users = _codes(table['user'])
     bucket_R, names = _codes(table['bucket'])
+    if len(names) > BUCKETS:
+      shown = ', '.join(f'{name!r:.40}' for name in names[:3])
+      raise UserError(
+        f'bucket: has {len(names):,} different values ({shown}, ...), more than {BUCKETS}; write '
+        'the ranker that the user saw'
+      )
     days, day_R = np.unique(table['day'].to_numpy(), return_inverse=True)
     pairs = np.unique(user_R * len(names) + bucket_R) // len(names)
     several_U = np.bincount(pairs, minlength=len(users)) > 1
