@@ -98,10 +98,11 @@ def markdown(run, summary: dict) -> str:
     on = summary['computed_on']
     lines += [
       f'{on["queries"]:,} held-out queries of {escaping.code(on["test"])}, {on["pairs"]:,} '
-      'query-document pairs that every row ranks. nDCG has exponential gain. PNR is pooled over all '
-      f'pairs. A query that a run lacks counts 0. For MRR, grade {run.config.evaluate.min_relevance} '
-      f'or higher is relevant. Intervals: bootstrap over {on["drawn"]}. ms per pair is model time '
-      f'with full batches on {device(summary)}. Charts: index.html.',
+      'query-document pairs that every row ranks. nDCG has exponential gain. PNR is pooled over '
+      'all pairs. A query that a run lacks counts 0. For MRR, grade '
+      f'{run.config.evaluate.min_relevance} or higher is relevant. Intervals: bootstrap over '
+      f'{on["drawn"]}. ms per pair is model time with full batches on {device(summary)}. Charts: '
+      'index.html.',
       '',
       results.markdown(models, summary['intervals']),
       '',
