@@ -38,12 +38,13 @@ class Serving:
       stop()
 
   def start(self, load, wait=True, **options) -> Running:
+    from disranker_jax.serve.access import Access
     from disranker_jax.serve.app import Limits, Service, build
     from disranker_jax.serve.connection import open_server
 
-    limits, origins = Limits(**options.pop('limits', {})), options.pop('origins', ())
-    service = Service(load, 'student', limits, **options)
-    server = open_server(build(service, origins), '127.0.0.1', 0, log_level='error')
+    limits, search = Limits(**options.pop('limits', {})), options.pop('search', None)
+    service = Service(load, 'student', limits, Access(**options), search)
+    server = open_server(build(service), '127.0.0.1', 0, service, log_level='error')
     thread = threading.Thread(target=server.run)
     thread.start()
     until(lambda: server.started)
@@ -87,6 +88,7 @@ def server(model):
     Document('os.listdir', 'list dir', 'Return a list of names in a folder.'),
     Document('len', 'len', 'Return the number of items in a list.'),
     Document('<b>evil</b>', '<script>document.title="owned"</script>', 'a list & more'),
+    Document('names.md', '', 'A list of names without a title.'),
     Document('zip', 'zip', 'Iterates over several at a time.'),
   )
   with Serving() as them:

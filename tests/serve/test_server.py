@@ -5,6 +5,7 @@ import contextlib
 import gzip
 import itertools
 import json
+import re
 import socket
 import threading
 import tracemalloc
@@ -55,6 +56,11 @@ def scores(response):
   return {row['index']: row['score'] for row in response.json()}
 
 
+def metric(running, name: str) -> float:
+  [value] = re.findall(rf'^{name} (\S+)$', running.client.get('/metrics').text, re.M)
+  return float(value)
+
+
 class TestLimits:
   def test_too_many_texts_are_413(self, stub):
     client = stub[1](limits={'texts': 2}).client
@@ -89,13 +95,11 @@ class TestLimits:
       def post():
         return httpx.post(running.url + '/rerank', json=BODY, timeout=30)
 
-      held = [pool.submit(post)]
-      until(lambda: len(backend.calls) == 2)  # both workers are busy
-      held += [pool.submit(post) for _ in range(2)]
-      until(lambda: running.service.batcher.waiting() == 2)
+      held = [pool.submit(post) for _ in range(2)]
+      until(lambda: metric(running, 'disranker_queue') == 2)
       assert post().status_code == 429
       backend.free.set()
-      assert [f.result().status_code for f in held] == [200] * 3
+      assert [f.result().status_code for f in held] == [200] * 2
     assert running.client.post('/rerank', json=BODY).status_code == 200
 
   def test_a_slow_body_is_408_and_a_slow_model_503(self, stub):
@@ -119,11 +123,10 @@ class TestLimits:
     assert client.post('/v2/rerank', json={'query': 'q', 'documents': ['a']}, headers=right).json()
     assert client.get('/health').status_code == 200
 
-  @pytest.mark.parametrize('token', ['s3cret', 'schlüssel'])
   @pytest.mark.parametrize('scheme', ['Bearer ', 'bearer ', 'BEARER ', 'bearer  '])
-  def test_the_authorization_scheme_may_have_any_case(self, stub, scheme, token):
-    headers = {'authorization': (scheme + token).encode()}
-    client = stub[1](token=token).client
+  def test_the_authorization_scheme_may_have_any_case(self, stub, scheme):
+    headers = {'authorization': f'{scheme}s3cret'}
+    client = stub[1](token='s3cret').client
     assert client.post('/rerank', json=BODY, headers=headers).status_code == 200
     assert client.get('/info', headers=headers).status_code == 200
 
