@@ -5,7 +5,6 @@ import hmac
 import ipaddress
 import re
 from collections.abc import Collection
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -38,11 +37,9 @@ def is_loopback(host: str) -> bool:
 
 
 def host_name(value: str) -> str:
-  """The name in a Host header or an authority, in lower case, without port and brackets."""
-  try:
-    return (urlsplit(f'//{value}').hostname or '').rstrip('.')
-  except ValueError:
-    return ''
+  """The name in a Host header, in lower case, without port and brackets; '' if it is none."""
+  match = re.fullmatch(r'(?:\[([0-9a-f:.]+)\]|([a-z0-9_.-]+))(?::\d*)?', value.lower())
+  return (match[1] or match[2]).rstrip('.') if match else ''
 
 
 def allowed_hosts(listens_on: str, named: Collection[str]) -> frozenset[str]:
@@ -54,7 +51,7 @@ def allowed_hosts(listens_on: str, named: Collection[str]) -> frozenset[str]:
   Raises: UserError if one of `named` is not a host name.
   """
   for name in named:
-    if not name or host_name(name) != name.lower().strip('[]') or re.search(r'[\s/@*]', name):
+    if not name or host_name(name) != name.lower().strip('[]'):
       raise UserError(f'--allow-host {name!r}: must be a host name without scheme, port or path')
   if not named and not is_loopback(listens_on):
     return frozenset()

@@ -81,8 +81,19 @@ class Service:
       raise Refused(503, 'Unhealthy', 'the model is loading; try again soon')
 
   async def aside(self, work: Callable, *arguments):
-    """The result of `work(*arguments)`, which runs in a thread."""
-    return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+    """The result of `work(*arguments)`, which runs in a thread.
+
+    A thread cannot be stopped, so a request that is cancelled stays inside until it ends.
+    """
+    job = self._threads.submit(work, *arguments)
+    done = asyncio.wrap_future(job)
+    try:
+      return await asyncio.shield(done)
+    except asyncio.CancelledError:
+      if not job.cancel():
+        await asyncio.wait([done])
+        done.exception()  # so that asyncio does not report it
+      raise
 
   async def _encode(self, request: apis.ScoreRequest) -> list[Encoded]:
     """The token ids of a request's pairs. Raises: Refused if the tokenizer fails."""
@@ -93,11 +104,10 @@ class Service:
       except BaseException as e:  # a panic of the Rust tokenizer is no Exception
         raise Refused(500, 'Tokenizer', f'the tokenizer failed: {type(e).__name__}') from None
 
-    steps = list(parts(request.pairs, 4 * CHARS_PER_TOKEN * self.ranker.prompt.max_len))
-    if len(steps) == 1:
-      return await self.aside(encode, steps[0])
+    if sum(len(query) + len(text) for query, text in request.pairs) <= PART_CHARS:
+      return await self.aside(encode, request.pairs)
     encoded = []
-    for pairs in steps:
+    for pairs in parts(request.pairs, 4 * CHARS_PER_TOKEN * self.ranker.prompt.max_len):
       # One step of a large request at a time, so that a thread is left for small ones.
       async with self._large:
         encoded += await self.aside(encode, pairs)

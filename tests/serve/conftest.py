@@ -1,10 +1,12 @@
 """A server of a small random student, in a thread, and one as its own process."""
 
 import dataclasses
+import re
 import threading
 import time
 
 import httpx
+import numpy as np
 import pytest
 
 from disranker_jax.rankers import loaded
@@ -64,6 +66,31 @@ class Serving:
     return Running(url, service, client)
 
 
+class Stub:
+  """A backend whose score is the number of tokens; it can block, and can fail."""
+
+  part_tokens, workers, name = 64, 2, 'stub'
+
+  def __init__(self):
+    self.free = threading.Event()
+    self.free.set()
+    self.calls, self.value = [], None
+
+  def score(self, encoded):
+    self.calls.append([len(e) for e in encoded])
+    assert self.free.wait(30)
+    if isinstance(self.value, Exception):
+      raise self.value
+    scores = np.array([float(len(e)) for e in encoded])
+    return (scores if self.value is None else scores * self.value), len(encoded) * 64
+
+
+def metric(running: Running, name: str) -> float:
+  """The value of a metric without labels."""
+  [value] = re.findall(rf'^{name} (\S+)$', running.client.get('/metrics').text, re.M)
+  return float(value)
+
+
 def until(condition, seconds: float = 60) -> None:
   """Waits for a condition; fails after `seconds`."""
   end = time.monotonic() + seconds
@@ -76,6 +103,17 @@ def until(condition, seconds: float = 60) -> None:
 def serving():
   with Serving() as them:
     yield them
+
+
+@pytest.fixture
+def stub(serving, prompt):
+  """(backend, start): start(...) returns a server whose model is the stub."""
+  backend = Stub()
+  yield (
+    backend,
+    lambda **options: serving.start(lambda: loaded.LoadedRanker(prompt, backend), **options),
+  )
+  backend.free.set()
 
 
 @pytest.fixture(scope='module')

@@ -5,7 +5,6 @@ import contextlib
 import gzip
 import itertools
 import json
-import re
 import socket
 import threading
 import tracemalloc
@@ -19,46 +18,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from disranker_jax.rankers.loaded import LoadedRanker
 from disranker_jax.serve import connection
 from disranker_jax.serve.encoding import Inflater
-from tests.serve.conftest import until
+from tests.serve.conftest import Stub, metric, until
 
 BODY = {'query': 'q', 'texts': ['a', 'b']}
-
-
-class Stub:
-  """A backend whose score is the number of tokens; it can block, and can fail."""
-
-  part_tokens, workers, name = 64, 2, 'stub'
-
-  def __init__(self):
-    self.free = threading.Event()
-    self.free.set()
-    self.calls, self.value = [], None
-
-  def score(self, encoded):
-    self.calls.append([len(e) for e in encoded])
-    assert self.free.wait(30)
-    if isinstance(self.value, Exception):
-      raise self.value
-    scores = np.array([float(len(e)) for e in encoded])
-    return (scores if self.value is None else scores * self.value), len(encoded) * 64
-
-
-@pytest.fixture
-def stub(serving, prompt):
-  """(backend, start): start(...) returns a server whose model is the stub."""
-  backend = Stub()
-  yield backend, lambda **options: serving.start(lambda: LoadedRanker(prompt, backend), **options)
-  backend.free.set()
 
 
 def scores(response):
   assert response.status_code == 200, response.text
   return {row['index']: row['score'] for row in response.json()}
-
-
-def metric(running, name: str) -> float:
-  [value] = re.findall(rf'^{name} (\S+)$', running.client.get('/metrics').text, re.M)
-  return float(value)
 
 
 class TestLimits:
