@@ -84,9 +84,9 @@ def service(args: argparse.Namespace):
                'max_batch_tokens', 'timeout'):  # fmt: skip
     if getattr(args, flag) <= 0:
       raise UserError(f'--{flag.replace("_", "-")}: must be above 0')
-  largest = args.max_body_bytes + args.max_texts * TEXT_BYTES
-  if args.max_held_bytes < largest:
-    raise UserError(f'--max-held-bytes: must be at least {largest}, for one request of the largest '
+  least = 2 * (args.max_body_bytes + args.max_texts * TEXT_BYTES)
+  if args.max_held_bytes < least:
+    raise UserError(f'--max-held-bytes: must be at least {least}, twice a request of the largest '
                     'body and the most texts')  # fmt: skip
   limits = Limits(
     args.max_texts, args.max_body_bytes, args.max_concurrent_requests, args.max_held_bytes,

@@ -21,8 +21,10 @@ from disranker_jax.data.prompts import Encoded
 from disranker_jax.rankers import backends
 from disranker_jax.serve.errors import Refused
 
-# A request of more tokens than a quarter of the budget waits as if it had come later, by a second
-# per PATIENCE tokens beyond that. Nothing starves: who comes later still does not overtake it.
+# A pair costs about as much as its tokens and these.
+PAIR_TOKENS = 32
+# A request that costs more than half of the budget waits as if it had come later, by a second per
+# PATIENCE tokens beyond that. Nothing starves: who comes later still does not overtake it.
 PATIENCE = 1000
 
 
@@ -43,10 +45,14 @@ class Job:
     self.todo = sorted(range(len(self.pairs)), key=lambda i: len(self.pairs[i]))
     self.waiting = self.tokens
 
+  def fits(self, room: int) -> bool:
+    """Whether all pairs to do may be computed with others that leave `room` tokens."""
+    return self.waiting <= room and len(self.todo) * PAIR_TOKENS <= room
+
   def take(self, room: int) -> list[int]:
     """The longest of the pairs to do, of about `room` tokens; all if they fit."""
     taken, most = [], self.waiting - room
-    while self.todo and (not taken or self.waiting > most):
+    while self.todo and (not taken or (self.waiting > most and len(taken) * PAIR_TOKENS < room)):
       taken.append(self.todo.pop())
       self.waiting -= len(self.pairs[taken[-1]])
     return taken
@@ -92,13 +98,14 @@ class Batcher:
     return job
 
   def _push(self, job: Job) -> None:
-    later = max(0, job.waiting - self._budget // 4) / PATIENCE
+    cost = job.waiting + PAIR_TOKENS * len(job.todo)
+    later = max(0, cost - self._budget // 2) / PATIENCE
     heapq.heappush(self._queue, (time.monotonic() + later, next(self._numbers), job))
 
   def _plan(self) -> None:
     """Divides the requests at the head of the queue into calls."""
     pairs, room = [], self._budget
-    while self._queue and (not pairs or self._queue[0][2].waiting <= room):
+    while self._queue and (not pairs or self._queue[0][2].fits(room)):
       _, _, job = heapq.heappop(self._queue)
       if job.done.done():
         continue

@@ -1,6 +1,5 @@
 """Request bodies: read within limits of bytes and time, decoded, and parsed as JSON."""
 
-import asyncio
 import gc
 import json
 import zlib
@@ -28,7 +27,7 @@ async def read(request: Request, visit: Visit, most: int, seconds: float) -> byt
   inflater = Inflater(kind) if kind in KINDS else None
   body, received = bytearray(), 0
   try:
-    async with asyncio.timeout(seconds):
+    async with visit.arriving(seconds):
       async for piece in request.stream():
         received += len(piece)
         decoded = inflater.decode(piece, most + 1 - len(body)) if inflater else piece

@@ -70,7 +70,7 @@ class TestSoak:
 
   def test_a_good_server_has_no_errors(self, server, expected, monkeypatch):
     it = self.soaked(server, expected, monkeypatch)
-    assert it.wrong == [] and it.counts['good', 200] > 10
+    assert it.wrong == [] and it.counts['good', '200'] > 10
 
   def test_every_kind_of_request_gets_the_expected_status(self, server, expected):
     import random

@@ -77,7 +77,7 @@ class TestMistakes:
 
   def test_the_largest_request_must_fit_into_all_bytes(self, model):
     error = refused('--model', model, '--max-held-bytes', 2_000_000)
-    assert '--max-held-bytes' in error and '3024000' in error
+    assert '--max-held-bytes' in error and '6048000' in error
 
   @pytest.mark.parametrize('broken, reason', [
     ('weights', 'bert.pooler.dense.bias'), ('tokenizer', 'the tokenizer has'),

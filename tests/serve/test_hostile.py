@@ -17,7 +17,7 @@ from tokenizers import Regex, pre_tokenizers
 from disranker_jax.data.records import Document
 from disranker_jax.models.load import open_tokenizer
 from disranker_jax.rankers import loaded
-from disranker_jax.serve import app, connection, page
+from disranker_jax.serve import admission, app, connection, page
 from tests.serve.conftest import Stub, metric, until
 
 BODY = {'query': 'q', 'texts': ['a', 'b']}
@@ -187,7 +187,8 @@ class TestMessages:
 class TestAdmission:
   """Whoever comes too many is refused before any work."""
 
-  def test_unfinished_bodies_are_counted(self, stub):
+  def test_unfinished_bodies_are_counted(self, stub, monkeypatch):
+    monkeypatch.setattr(admission, 'GRACE_S', 60)
     running = stub[1](limits={'requests': 3})
     with contextlib.ExitStack() as stack:
       links = [stack.enter_context(connected(running)) for _ in range(5)]
@@ -200,7 +201,8 @@ class TestAdmission:
     until(lambda: metric(running, 'disranker_queue') == 0)
     assert serves(running)
 
-  def test_all_bodies_together_have_a_limit_of_bytes(self, stub):
+  def test_all_bodies_together_have_a_limit_of_bytes(self, stub, monkeypatch):
+    monkeypatch.setattr(admission, 'GRACE_S', 60)
     running = stub[1](limits={'held_bytes': 50_000})
     with contextlib.ExitStack() as stack:
       links = [stack.enter_context(connected(running)) for _ in range(3)]
@@ -211,6 +213,31 @@ class TestAdmission:
       assert links[2].recv(1000).startswith(b'HTTP/1.1 429')
     until(lambda: running.service.admission.bytes == 0)
     assert serves(running)
+
+  @pytest.mark.parametrize('full', [{'requests': 3}, {'held_bytes': 60_100}])
+  def test_slow_bodies_make_room_for_others(self, stub, monkeypatch, full):
+    monkeypatch.setattr(admission, 'GRACE_S', 0.1)
+    running = stub[1](limits={'body_timeout_s': 60, **full})
+    with contextlib.ExitStack() as stack:
+      links = [stack.enter_context(connected(running)) for _ in range(3)]
+      for n, link in enumerate(links, 1):
+        link.sendall(post(length=90_000) + b'x' * 20_000)
+        until(lambda n=n: running.service.admission.bytes == 20_000 * n)
+      time.sleep(0.2)
+      assert running.client.post('/rerank', json=BODY).status_code == 200
+      assert links[0].recv(1000).startswith(b'HTTP/1.1 408')
+      assert running.service.admission.requests == 2
+
+  def test_large_requests_leave_room_for_small_ones(self, stub, monkeypatch):
+    monkeypatch.setattr(admission, 'GRACE_S', 60)
+    running = stub[1](limits={'held_bytes': 400_000})
+    with contextlib.ExitStack() as stack:
+      links = [stack.enter_context(connected(running)) for _ in range(2)]
+      links[0].sendall(post(length=900_000) + b'x' * 150_000)
+      until(lambda: running.service.admission.bytes == 150_000)
+      links[1].sendall(post(length=900_000) + b'x' * 90_000)
+      assert links[1].recv(1000).startswith(b'HTTP/1.1 429')
+      assert running.client.post('/rerank', json=BODY).status_code == 200
 
   def test_texts_count_besides_their_bytes(self, stub):
     client = stub[1](limits={'held_bytes': 50_000}).client
