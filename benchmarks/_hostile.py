@@ -14,6 +14,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 HOLD_S = 36.0  # A server must have ended a hostile connection by then.
+ASK_S = 60.0  # for an answer, or for the next bytes to be taken
 CUT, HELD = 'cut off', 'still open'
 LINKS = 40  # connections of one attack
 TAKEN = {'200', '429', '503', '408'}  # scored, or refused because of the others
@@ -28,7 +29,7 @@ class Target:
     self.host = f'{parts.hostname}:{parts.port}'.encode()
 
   def connect(self) -> socket.socket:
-    return socket.create_connection(self.address, timeout=HOLD_S)
+    return socket.create_connection(self.address, timeout=ASK_S)
 
   def head(self, path: str = '/rerank', length: int = 0, more: bytes = b'') -> bytes:
     how = b'content-length: %d' % length if length else b'transfer-encoding: chunked'
@@ -78,7 +79,7 @@ def wait(links: list[socket.socket], drip: bytes = b'') -> collections.Counter:
         ended += 1
   # Until what was sent is read, a client does not see the end of its connection.
   open_ones = sum(not is_ended(link) for link in links)
-  return collections.Counter({CUT: ended + len(links) - open_ones, HELD: open_ones})
+  return +collections.Counter({CUT: ended + len(links) - open_ones, HELD: open_ones})
 
 
 def is_ended(link: socket.socket) -> bool:

@@ -4,7 +4,7 @@ Beside them hostile clients attack all the time: trailers, readers that stop, pi
 unfinished bodies, long queries, worst cases of the tokenizer and of JSON, pages of other sites.
 A minute is enough to see each of them (--seconds 60).
 
-Ends with an error if a request got no answer or the wrong status, if a score was wrong (every 100th
+Ends with an error if a request got no answer or the wrong status, if a score was wrong (every 10th
 good request is compared with the model's own scores), if too few good requests were answered, if a
 hostile connection was not ended, if /health was late, or if the server took too much memory.
 """
@@ -30,7 +30,7 @@ from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
 from disranker_jax.progress import clock, say
 
-CHECK_EVERY = 100
+CHECK_EVERY = 10
 SETTLE = 0.2  # share of the duration after which the server's memory should be stable
 GROWTH_BYTES = 200 << 20  # caches and fragmentation; a leak exceeds it within an hour
 PEAK_BYTES = (
