@@ -104,10 +104,13 @@ class Service:
       except BaseException as e:  # a panic of the Rust tokenizer is no Exception
         raise Refused(500, 'Tokenizer', f'the tokenizer failed: {type(e).__name__}') from None
 
-    if sum(len(query) + len(text) for query, text in request.pairs) <= PART_CHARS:
+    read = CHARS_PER_TOKEN * self.ranker.prompt.max_len  # of most texts
+    # Blanks and the like are read until there are enough tokens, but fast.
+    size = sum(min(len(text), read) + len(text) // 64 for _, text in request.pairs)
+    if size + sum(len(query) for query in {query for query, _ in request.pairs}) <= PART_CHARS:
       return await self.aside(encode, request.pairs)
     encoded = []
-    for pairs in parts(request.pairs, 4 * CHARS_PER_TOKEN * self.ranker.prompt.max_len):
+    for pairs in parts(request.pairs, 4 * read):
       # One step of a large request at a time, so that a thread is left for small ones.
       async with self._large:
         encoded += await self.aside(encode, pairs)
