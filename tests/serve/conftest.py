@@ -1,7 +1,9 @@
 """A server of a small random student, in a thread, and one as its own process."""
 
+import contextlib
 import dataclasses
 import re
+import socket
 import threading
 import time
 
@@ -89,6 +91,29 @@ def metric(running: Running, name: str) -> float:
   """The value of a metric without labels."""
   [value] = re.findall(rf'^{name} (\S+)$', running.client.get('/metrics').text, re.M)
   return float(value)
+
+
+BODY = {'query': 'q', 'texts': ['a', 'b']}
+
+
+def post(path: str = '/rerank', length: int = 100, more: bytes = b'') -> bytes:
+  """The head of a request with a body."""
+  return b'POST %s HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n%s\r\n' % (
+    path.encode(), length, more,
+  )  # fmt: skip
+
+
+@contextlib.contextmanager
+def connected(running, seconds: float = 20):
+  url = httpx.URL(running.url)
+  with socket.create_connection((url.host, url.port), timeout=seconds) as link:
+    yield link
+
+
+def serves(running) -> bool:
+  """Whether others are answered."""
+  answers = (running.client.get('/health'), running.client.post('/rerank', json=BODY))
+  return [answer.status_code for answer in answers] == [200, 200]
 
 
 def until(condition, seconds: float = 60) -> None:
