@@ -42,13 +42,14 @@ def parse_args(argv) -> argparse.Namespace:
 
 
 @contextlib.contextmanager
-def server(system: str, model: Path):
-  """(address, process) of a system's server, ready to answer."""
+def server(system: str, model: Path, search: bool = False):
+  """(address, process) of a system's server, ready to answer; `search`: ours has a collection."""
   port = free_port()
   command = [sys.executable, '-m']
   if system.startswith('ours'):
     backend = system.removeprefix('ours ')
-    command += ['disranker_jax.commands', 'serve', '--backend', backend, '--no-search']
+    command += ['disranker_jax.commands', 'serve', '--backend', backend]
+    command += [] if search else ['--no-search']
   else:
     command += ['benchmarks._other', '--system', system]
   command += ['--model', str(model), '--port', str(port)]

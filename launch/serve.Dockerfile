@@ -2,7 +2,8 @@
 #   git archive HEAD | docker build -f launch/serve.Dockerfile -t disranker-serve -
 #   docker run --read-only --tmpfs /tmp -p 127.0.0.1:8080:8080 -e DISRANKER_TOKEN \
 #     -v "$PWD/runs/quickstart/export/student:/model:ro" disranker-serve
-# Arguments after the image name are passed to `disranker serve`, such as --max-texts 100.
+# Arguments after the image name are passed to `disranker serve`, such as --max-texts 100. Without
+# DISRANKER_TOKEN the server ends with an error, unless --open says that everybody may call it.
 ARG PYTHON=python:3.11-slim
 
 # The environment is built in a stage of its own: pip's cache and temporary files stay there.

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from disranker_jax.data import wordpiece
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 
@@ -90,7 +91,12 @@ class PairPrompt:
 
   def _encode(self, groups: list[tuple[str, Sequence[str]]], most: int) -> list[list[Encoded]]:
     texts = [text for query, texts in groups for text in (query, *texts)]
-    rows = iter(_until_enough(self._ids, texts, self.max_len))
+    if wordpiece.reads(self.tokenizer):
+      rows = iter(
+        wordpiece.first_ids(self.tokenizer, texts, self.max_len, self.max_len * CHARS_PER_TOKEN)
+      )
+    else:
+      rows = iter(_until_enough(self._ids, texts, self.max_len))
     return [
       [self._pair(query_ids, next(rows), most) for _ in texts]
       for _, texts in groups

@@ -114,12 +114,12 @@ def shown(scores, raw: bool) -> list[float]:
 def tei_rerank(body: dict, model: str) -> ScoreRequest:
   """`texts` for one query, answered best first."""
   docs, raw = texts(body, 'texts'), raw_scores(body)
-  echo = get(body, 'return_text', bool, False)
+  echoed = docs if get(body, 'return_text', bool, False) else None
 
   def answer(scores, tokens):
     values = shown(scores, raw)
     rows = [{'index': i, 'score': values[i]} for i in order(scores)]
-    return [row | {'text': docs[row['index']]} for row in rows] if echo else rows
+    return [row | {'text': echoed[row['index']]} for row in rows] if echoed else rows
 
   truncate = get(body, 'truncate', bool, True)
   search = query(body)
@@ -147,14 +147,15 @@ def tei_predict(body: dict, model: str) -> ScoreRequest:
 def cohere_rerank(body: dict, model: str) -> ScoreRequest:
   """`documents` for one query, best first; serves Cohere's, Jina's and vLLM's clients."""
   docs, top = texts(body, 'documents'), count(body, 'top_n', 1)
-  echo, raw = get(body, 'return_documents', bool, False), raw_scores(body)
+  echoed = docs if get(body, 'return_documents', bool, False) else None
+  raw = raw_scores(body)
   get(body, 'model', str, '')
 
   def answer(scores, tokens):
     values = shown(scores, raw)
     rows = [{'index': i, 'relevance_score': values[i]} for i in order(scores)[: top or None]]
-    if echo:
-      rows = [row | {'document': {'text': docs[row['index']]}} for row in rows]
+    if echoed:
+      rows = [row | {'document': {'text': echoed[row['index']]}} for row in rows]
     return {
       'id': f'rerank-{uuid.uuid4().hex}',
       'model': model,
@@ -248,11 +249,20 @@ FIXED = {
 }
 
 
-def read(path: str, body: dict, model: str) -> ScoreRequest:
+def too_many(count: int, most: int) -> Refused:
+  return Refused(413, 'Validation', f'the request has {count} texts; the limit is {most}')
+
+
+def read(path: str, body: dict, model: str, most: int) -> ScoreRequest:
   """The request to one of APIS, with the limits that every API takes.
 
-  Raises: Refused if a field is wrong, or would change scores and is not supported.
+  Raises: Refused if a field is wrong, would change scores and is not supported, or is a list of
+    more than `most` texts.
   """
+  # Before any item is looked at. A single pair of `/predict` is a list of two.
+  for value in body.values():
+    if isinstance(value, list) and len(value) > max(most, 2):
+      raise too_many(len(value), most)
   for name, fixed in FIXED.items():
     value = body.get(name)
     if value is not None and (value.lower() if isinstance(value, str) else value) != fixed:

@@ -5,11 +5,8 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import hmac
-import json
 import time
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -19,9 +16,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from disranker_jax import __version__
-from disranker_jax.serve import apis, page
+from disranker_jax.data.prompts import CHARS_PER_TOKEN, Encoded
+from disranker_jax.serve import access, apis, bodies, page
+from disranker_jax.serve.access import Access
+from disranker_jax.serve.admission import TEXT_BYTES, Admission, Visit
 from disranker_jax.serve.batching import Batcher
-from disranker_jax.serve.encoding import KINDS, Inflater
 from disranker_jax.serve.errors import Refused
 from disranker_jax.serve.metrics import Metrics
 
@@ -32,37 +31,45 @@ class Limits:
 
   texts: int = 1000  # per request: 413
   body_bytes: int = 2_000_000  # 413
-  requests: int = 512  # in the queue: 429
+  requests: int = 512  # inside the server, from head to answer: 429
+  held_bytes: int = 100_000_000  # of all requests together (`admission`): 429
   batch_tokens: int = 16384  # batched together
   timeout_s: float = 30.0  # from the end of the body to the scores: 503
   body_timeout_s: float = 10.0  # for a client to send its body: 408
 
 
+# Characters that one step in a thread tokenises. Requests take turns step by step, and those of a
+# client that has left take no further one.
+PART_CHARS = 16 * 1024
+
+
 class Service:
   """The loaded model with its queue of requests: the state that all routes share."""
 
-  def __init__(self, load: Callable, name: str, limits: Limits, token: str = '', search=None):
+  def __init__(
+    self, load: Callable, name: str, limits: Limits, access: Access | None = None, search=None
+  ):
     """`load()` returns a LoadedRanker and may take long; `search` is a page.Search or None."""
-    self.load, self.name, self.limits, self.token, self.search = load, name, limits, token, search
-    self.metrics = Metrics()
+    self.load, self.name, self.limits, self.search = load, name, limits, search
+    self.access = access or Access()
+    self.admission = Admission(limits.requests, limits.held_bytes)
+    self.metrics = Metrics(self.admission.inside)
     self.ranker = self.batcher = self.failure = None
     self.on_failure = lambda: None  # called when loading fails
+    self._large = asyncio.Semaphore()
     self._threads = concurrent.futures.ThreadPoolExecutor(2, 'tokenise')
 
   async def start(self) -> None:
     """Loads the model in a thread; until then requests get status 503."""
-    loop = asyncio.get_running_loop()
     try:
-      self.ranker = await loop.run_in_executor(self._threads, self.load)
+      self.ranker = await self.aside(self.load)
       if self.search:
-        await loop.run_in_executor(self._threads, self.search.load)
+        await self.aside(self.search.load)
     except Exception as e:
       self.failure = e
       self.on_failure()
       return
-    limits = self.limits
-    self.batcher = Batcher(self.ranker.backend, self.metrics, limits.batch_tokens, limits.requests)
-    self.metrics.watch(self.batcher.waiting)
+    self.batcher = Batcher(self.ranker.backend, self.metrics, self.limits.batch_tokens)
 
   async def stop(self) -> None:
     if self.batcher:
@@ -73,17 +80,52 @@ class Service:
     if not self.batcher:
       raise Refused(503, 'Unhealthy', 'the model is loading; try again soon')
 
-  async def score(self, request: apis.ScoreRequest) -> tuple[object, dict[str, str]]:
+  async def aside(self, work: Callable, *arguments):
+    """The result of `work(*arguments)`, which runs in a thread.
+
+    A thread cannot be stopped, so a request that is cancelled stays inside until it ends.
+    """
+    job = self._threads.submit(work, *arguments)
+    done = asyncio.wrap_future(job)
+    try:
+      return await asyncio.shield(done)
+    except asyncio.CancelledError:
+      if not job.cancel():
+        await asyncio.wait([done])
+        done.exception()  # so that asyncio does not report it
+      raise
+
+  async def _encode(self, request: apis.ScoreRequest) -> list[Encoded]:
+    """The token ids of a request's pairs. Raises: Refused if the tokenizer fails."""
+
+    def encode(pairs):
+      try:
+        return self.ranker.encode(pairs, **request.limits)
+      except BaseException as e:  # a panic of the Rust tokenizer is no Exception
+        raise Refused(500, 'Tokenizer', f'the tokenizer failed: {type(e).__name__}') from None
+
+    read = CHARS_PER_TOKEN * self.ranker.prompt.max_len  # of most texts
+    # Blanks and the like are read until there are enough tokens, but fast.
+    size = sum(min(len(text), read) + len(text) // 64 for _, text in request.pairs)
+    if size + sum(len(query) for query in {query for query, _ in request.pairs}) <= PART_CHARS:
+      return await self.aside(encode, request.pairs)
+    encoded = []
+    for pairs in parts(request.pairs, 4 * read):
+      # One step of a large request at a time, so that a thread is left for small ones.
+      async with self._large:
+        encoded += await self.aside(encode, pairs)
+    return encoded
+
+  async def score(self, request: apis.ScoreRequest, visit: Visit) -> tuple[object, dict[str, str]]:
     """(body, headers) of the response to a checked request."""
-    self.check_ready()
     count, most = len(request.pairs), self.limits.texts
     if count > most:
-      raise Refused(413, 'Validation', f'the request has {count} texts; the limit is {most}')
+      raise apis.too_many(count, most)
+    visit.hold(count * TEXT_BYTES)
     begin = time.perf_counter()
-    loop = asyncio.get_running_loop()
-    pairs = request.pairs
-    encode = functools.partial(self.ranker.encode, pairs, **request.limits)
-    encoded = await loop.run_in_executor(self._threads, encode)
+    characters = sum(len(text) for _, text in request.pairs)
+    encoded = await self._encode(request)
+    request.pairs = []  # texts stay in memory only if the answer repeats them
     tokenised = time.perf_counter()
     truncated = sum(pair.cut for pair in encoded)
     if truncated and not request.truncate:
@@ -104,7 +146,7 @@ class Service:
       'x-queue-time': f'{1000 * seconds["queue"]:.1f}',
       'x-inference-time': f'{1000 * (total - seconds["tokenise"] - seconds["queue"]):.1f}',
       'x-compute-tokens': str(job.tokens),
-      'x-compute-characters': str(sum(len(text) for _, text in pairs)),
+      'x-compute-characters': str(characters),
       'x-truncated': str(truncated),
     }
     return request.answer(job.scores, job.tokens), headers
@@ -128,41 +170,18 @@ class Service:
     }
 
 
-async def read_json(request: Request, limits: Limits) -> dict:
-  """The decoded body.
-
-  Raises: Refused if it is too large (as sent or decoded), too slow, in another encoding than gzip
-    or deflate, or not a JSON object.
-  """
-  too_large = Refused(413, 'Validation', f'the body is larger than {limits.body_bytes} bytes')
-  declared = request.headers.get('content-length', '')
-  if declared.isdigit() and int(declared) > limits.body_bytes:
-    raise too_large
-  kind = request.headers.get('content-encoding', 'identity').strip().lower()
-  if kind not in ('', 'identity', *KINDS):
-    raise Refused(415, 'Validation', f'content-encoding {kind!r}: send gzip, deflate or none')
-  inflater = Inflater(kind) if kind in KINDS else None
-  body, received = bytearray(), 0
-  try:
-    async with asyncio.timeout(limits.body_timeout_s):
-      async for piece in request.stream():
-        received += len(piece)
-        body += inflater.decode(piece, limits.body_bytes + 1 - len(body)) if inflater else piece
-        if max(received, len(body)) > limits.body_bytes:
-          raise too_large
-  except TimeoutError:
-    raise Refused(408, 'Validation', 'the body took too long to arrive') from None
-  except zlib.error:
-    raise Refused(422, 'Validation', f'the body is not {kind}') from None
-  if inflater and not inflater.complete:
-    raise Refused(422, 'Validation', f'the body is not complete {kind}')
-  try:
-    value = json.loads(bytes(body))
-  except (ValueError, RecursionError):
-    raise Refused(422, 'Validation', 'the body is not JSON') from None
-  if not isinstance(value, dict):
-    raise Refused(422, 'Validation', 'the body must be a JSON object')
-  return value
+def parts(pairs: list[tuple[str, str]], most: int) -> Iterator[list[tuple[str, str]]]:
+  """The pairs in parts of about PART_CHARS characters, of which at most `most` a text count."""
+  part, chars, last = [], 0, None
+  for query, text in pairs:
+    size = min(len(text), most) + (0 if query is last else min(len(query), most))
+    if part and chars + size > PART_CHARS:
+      yield part
+      part, chars = [], 0
+    part.append((query, text))
+    chars, last = chars + size, query
+  if part:
+    yield part
 
 
 async def while_connected(request: Request, work, timeout_s: float):
@@ -190,43 +209,52 @@ async def while_connected(request: Request, work, timeout_s: float):
         await each
 
 
-def check_token(request: Request, token: str) -> None:
-  """Raises: Refused if the server has a token and the request does not carry it."""
-  if token:
-    # Starlette decodes headers as Latin-1, whatever the client's encoding was.
-    header = request.headers.get('authorization', '').encode('latin-1')
-    scheme, _, sent = header.partition(b' ')
-    if scheme.lower() != b'bearer' or not hmac.compare_digest(sent.lstrip(b' '), token.encode()):
-      raise Refused(401, 'Validation', 'a bearer token is needed: Authorization: Bearer ...')
+class Post:
+  """A POST route, as an ASGI application: a request's way from its head to its answer.
+
+  `parse(body)` checks the JSON object and returns what is needed of it. `await work(asked, visit)`
+  returns (body, headers) of the answer. `error` writes a Refused.
+  """
+
+  def __init__(self, service: Service, path: str, parse: Callable, work: Callable, error: Callable):
+    self._service, self._path = service, path
+    self._parse, self._work, self._error = parse, work, error
+
+  async def __call__(self, scope, receive, send):
+    service, request = self._service, Request(scope, receive)
+    with Visit(service.admission) as visit:
+      try:
+        value, headers = await self._answer(request, visit)
+        response = JSONResponse(value, headers=headers)
+      except Refused as e:
+        response = JSONResponse(self._error(e), e.status)
+      except ClientDisconnect:
+        response = Response(status_code=499)  # only for the metrics
+      service.metrics.answered(self._path, response.status_code)
+      # Inside the visit, because a client that does not read can make this wait.
+      await response(scope, receive, send)
+
+  async def _answer(self, request: Request, visit: Visit):
+    service, limits = self._service, self._service.limits
+    access.check_page(request, service.access.origins)
+    access.check_token(request, service.access.token)
+    access.check_type(request.headers)
+    service.check_ready()
+    visit.enter()
+    # The body is in no variable: only what `parse` keeps of it stays in memory while it is scored.
+    asked = self._parse(
+      bodies.parse(await bodies.read(request, visit, limits.body_bytes, limits.body_timeout_s))
+    )
+    return await while_connected(request, self._work(asked, visit), limits.timeout_s)
 
 
-def post(service: Service, path: str, handle: Callable, error: Callable) -> Route:
-  """A POST route: `await handle(body)` returns (body, headers), `error` writes a Refused."""
-
-  async def endpoint(request: Request) -> Response:
-    try:
-      check_token(request, service.token)
-      service.check_ready()
-      body = await read_json(request, service.limits)
-      value, headers = await while_connected(request, handle(body), service.limits.timeout_s)
-      response = JSONResponse(value, headers=headers)
-    except Refused as e:
-      response = JSONResponse(error(e), e.status)
-    except ClientDisconnect:
-      response = Response(status_code=499)  # only for the metrics
-    service.metrics.answered(path, response.status_code)
-    return response
-
-  return Route(path, endpoint, methods=['POST'])
-
-
-def scoring(service: Service, path: str) -> Route:
+def scoring(service: Service, path: str) -> Post:
   """The route of one of `apis.APIS`."""
 
-  async def handle(body):
-    return await service.score(apis.read(path, body, service.name))
+  def parse(body):
+    return apis.read(path, body, service.name, service.limits.texts)
 
-  return post(service, path, handle, apis.APIS[path].error)
+  return Post(service, path, parse, service.score, apis.APIS[path].error)
 
 
 def cross_origin(origins: Sequence[str]) -> Middleware:
@@ -240,11 +268,8 @@ def cross_origin(origins: Sequence[str]) -> Middleware:
   )
 
 
-def build(service: Service, origins: Sequence[str] = ()) -> Starlette:
-  """The application; its lifespan loads the model and stops the workers at the end.
-
-  Pages of `origins` may call it from a browser.
-  """
+def build(service: Service) -> Starlette:
+  """The application; its lifespan loads the model and stops the workers at the end."""
 
   @contextlib.asynccontextmanager
   async def lifespan(_):
@@ -262,7 +287,7 @@ def build(service: Service, origins: Sequence[str] = ()) -> Starlette:
 
   async def info(request):
     try:
-      check_token(request, service.token)
+      access.check_token(request, service.access.token)
       service.check_ready()
     except Refused as e:
       return JSONResponse(apis.tei_error(e), e.status)
@@ -271,17 +296,21 @@ def build(service: Service, origins: Sequence[str] = ()) -> Starlette:
   async def metrics(_):
     return Response(service.metrics.text(), media_type='text/plain; version=0.0.4')
 
-  async def search(body):
-    return await service.search.answer(body, service)
-
   routes = [
-    *(scoring(service, path) for path in apis.APIS),
+    *(Route(path, scoring(service, path), methods=['POST']) for path in apis.APIS),
     Route('/health', health),
     Route('/info', info),
     Route('/metrics', metrics),
     Route('/', page.show(service)),
   ]
   if service.search:
-    routes.append(post(service, '/search', search, apis.tei_error))
-  middleware = [cross_origin(origins)] if origins else []
-  return Starlette(routes=routes, middleware=middleware, lifespan=lifespan)
+    answer = functools.partial(service.search.answer, service)
+    search = Post(service, '/search', page.read, answer, apis.tei_error)
+    routes.append(Route('/search', search, methods=['POST']))
+  middleware = [Middleware(access.Hosts, allowed=service.access.hosts)]
+  if service.access.origins:
+    middleware.append(cross_origin(service.access.origins))
+  app = Starlette(routes=routes, middleware=middleware, lifespan=lifespan)
+  # A redirect to the path without its slash would name whatever host the request names.
+  app.router.redirect_slashes = False
+  return app

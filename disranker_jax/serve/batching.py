@@ -2,14 +2,17 @@
 
 A request waits in the queue with all of its pairs. When workers run out of calls, requests are
 taken from the queue, oldest first, up to a budget of tokens; their pairs are sorted by length and
-divided into calls. Everything but the calls themselves runs in the event loop, so nothing here
-needs a lock.
+divided into calls. A large request is taken in slices of the budget, and smaller ones may overtake
+it, so that a client with a thousand texts does not make the others wait for all of them.
+Everything but the calls themselves runs in the event loop, so nothing here needs a lock.
 """
 
 import asyncio
 import collections
 import concurrent.futures
 import dataclasses
+import heapq
+import itertools
 import time
 
 import numpy as np
@@ -17,6 +20,12 @@ import numpy as np
 from disranker_jax.data.prompts import Encoded
 from disranker_jax.rankers import backends
 from disranker_jax.serve.errors import Refused
+
+# A pair costs about as much as its tokens and these.
+PAIR_TOKENS = 32
+# A request that costs more than half of the budget waits as if it had come later, by a second per
+# PATIENCE tokens beyond that. Nothing starves: who comes later still does not overtake it.
+PATIENCE = 1000
 
 
 @dataclasses.dataclass
@@ -32,6 +41,21 @@ class Job:
     self.left = len(self.pairs)
     self.tokens = sum(map(len, self.pairs))
     self.scores = np.zeros(len(self.pairs), np.float64)
+    # The indices of pairs that are in no call yet, the longest last, and their tokens.
+    self.todo = sorted(range(len(self.pairs)), key=lambda i: len(self.pairs[i]))
+    self.waiting = self.tokens
+
+  def fits(self, room: int) -> bool:
+    """Whether all pairs to do may be computed with others that leave `room` tokens."""
+    return self.waiting <= room and len(self.todo) * PAIR_TOKENS <= room
+
+  def take(self, room: int) -> list[int]:
+    """The longest of the pairs to do, of about `room` tokens; all if they fit."""
+    taken, most = [], self.waiting - room
+    while self.todo and (not taken or (self.waiting > most and len(taken) * PAIR_TOKENS < room)):
+      taken.append(self.todo.pop())
+      self.waiting -= len(self.pairs[taken[-1]])
+    return taken
 
 
 Call = list[tuple[Job, int]]  # (job, index of the pair in it)
@@ -40,10 +64,11 @@ Call = list[tuple[Job, int]]  # (job, index of the pair in it)
 class Batcher:
   """Runs a backend's calls in threads; requests await `score`."""
 
-  def __init__(self, backend, metrics, max_batch_tokens: int = 16384, max_queue: int = 512):
+  def __init__(self, backend, metrics, max_batch_tokens: int = 16384):
     self._backend, self._metrics = backend, metrics
-    self._budget, self._max_queue = max_batch_tokens, max_queue
-    self._queue: collections.deque[Job] = collections.deque()
+    self._budget = max_batch_tokens
+    self._queue: list[tuple[float, int, Job]] = []  # a heap: (order, number, job)
+    self._numbers = itertools.count()
     self._calls: collections.deque[Call] = collections.deque()
     self._wake = asyncio.Event()
     self._pool = concurrent.futures.ThreadPoolExecutor(backend.workers, 'infer')
@@ -56,21 +81,15 @@ class Batcher:
     await asyncio.gather(*self._tasks, return_exceptions=True)
     self._pool.shutdown(wait=True)
 
-  def waiting(self) -> int:
-    """The number of requests in the queue."""
-    return len(self._queue)
-
   async def score(self, pairs: list[Encoded]) -> Job:
     """The finished job. Cancelling drops what has not been computed.
 
-    Raises: Refused if the queue is full or the model fails.
+    Raises: Refused if the model fails.
     """
-    if len(self._queue) >= self._max_queue:
-      raise Refused(429, 'Overloaded', 'too many requests are waiting; try again later')
     job = Job(pairs, asyncio.get_running_loop().create_future())
     if not pairs:
       return job
-    self._queue.append(job)
+    self._push(job)
     self._wake.set()
     try:
       await job.done
@@ -78,15 +97,24 @@ class Batcher:
       job.done.cancel()
     return job
 
+  def _push(self, job: Job) -> None:
+    cost = job.waiting + PAIR_TOKENS * len(job.todo)
+    later = max(0, cost - self._budget // 2) / PATIENCE
+    heapq.heappush(self._queue, (time.monotonic() + later, next(self._numbers), job))
+
   def _plan(self) -> None:
     """Divides the requests at the head of the queue into calls."""
-    jobs, tokens = [], 0
-    while self._queue and (not jobs or tokens + self._queue[0].tokens <= self._budget):
-      job = self._queue.popleft()
-      if not job.done.done():
-        jobs.append(job)
-        tokens += job.tokens
-    pairs = [(job, i) for job in jobs for i in range(len(job.pairs))]
+    pairs, room = [], self._budget
+    while self._queue and (not pairs or self._queue[0][2].fits(room)):
+      _, _, job = heapq.heappop(self._queue)
+      if job.done.done():
+        continue
+      before = job.waiting
+      pairs += [(job, i) for i in job.take(room)]
+      room -= before - job.waiting
+      if job.todo:
+        self._push(job)
+        break
     lengths = [len(job.pairs[i]) for job, i in pairs]
     self._calls.extend([pairs[n] for n in call] for call in backends.divide(lengths, self._backend))
 

@@ -1,57 +1,182 @@
-"""HTTP connections: uvicorn with limits on the size and the time of a request's head."""
+"""HTTP connections: uvicorn with limits of bytes and time in every phase of a message.
+
+uvicorn limits none of them. A request that is too large or too slow ends its connection, in the
+head, the body and the trailers; so does a client that does not take its answer. The app answers
+what it can before that (`bodies.read`: 408, 413).
+"""
+
+import functools
+import resource
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from disranker_jax.serve.admission import Admission
+
 HEAD_BYTES = 64 * 1024  # of a request's line and headers
-HEAD_S = 10.0  # from the start of the connection or of the request
+HEADERS = 200  # in a head; each costs more memory than its bytes
+HEAD_S = 10.0  # from the start of the connection or of the request to the end of the head
+IDLE_S = 5.0  # from an answer to the next request
+LINGER_S = 5.0  # from an early answer (such as 401) to the end of its request
+ANSWER_S = 30.0  # for a client to take an answer
+WATCH_S = 0.5  # between two looks at an answer that is not taken
+CONNECTIONS = 4096
+FEED_BYTES = 16 * 1024  # parsed at once, so that a message is not charged for those before it
 
 
 class Connection(HttpToolsProtocol):
-  """Closes a connection whose request head is too large or too slow; uvicorn has no such limits.
+  """One connection: one request at a time.
 
-  Bodies have their own limits (`app.Limits`).
+  A client that sends a second request before the first is answered (pipelining) gets the first
+  answer with `connection: close`, and sends the second again, as RFC 9112, section 9.3.2, has it.
   """
 
-  _timer, _received = None, 0  # set while waiting for a head
+  _unfinished = False  # whether a message has begun and not ended
+  _in_body = False  # after its head
+  _deaf = False  # what arrives is dropped
+  _received = 0  # bytes of the message
+  _timer = None  # runs while the client has to send something
+  _watch, _untaken, _waited = None, 0, 0.0  # an answer that the client has to take
+
+  def __init__(self, *args, admission: Admission, body_bytes: int, body_s: float, **options):
+    super().__init__(*args, **options)
+    self._admission, self._body_s = admission, body_s
+    self._message_bytes = HEAD_BYTES + body_bytes
 
   def connection_made(self, transport):
     super().connection_made(transport)
-    self._start()
+    if len(self.connections) > min(CONNECTIONS, descriptors()):
+      transport.abort()
+    else:
+      self._expect(HEAD_S)
 
   def connection_lost(self, exc):
-    self._stop()
+    self._expect(None)
+    self._stop_watching()
     super().connection_lost(exc)
 
-  def on_message_begin(self):
-    super().on_message_begin()
-    self._start()
-
-  def on_headers_complete(self):
-    self._stop()
-    super().on_headers_complete()
+  # What arrives
 
   def data_received(self, data):
-    super().data_received(data)
-    if self._timer:
-      self._received += len(data)
-      if self._received > HEAD_BYTES:
-        self.transport.close()
+    for start in range(0, len(data), FEED_BYTES):
+      if self.transport.is_closing():
+        return
+      piece = data[start : start + FEED_BYTES]
+      if not self._deaf:
+        super().data_received(piece)
+      self._received += len(piece)
+      if self._received > (self._message_bytes if self._in_body or self._deaf else HEAD_BYTES):
+        self.transport.abort()
 
-  def _start(self):
-    self._stop()
-    self._timer, self._received = self.loop.call_later(HEAD_S, self.transport.close), 0
+  def on_message_begin(self):
+    if self.cycle is not None and not self.cycle.response_complete:
+      self._stop_listening()
+      return
+    super().on_message_begin()
+    self._unfinished, self._in_body, self._received = True, False, 0
+    self._expect(HEAD_S)
 
-  def _stop(self):
+  def on_url(self, url):
+    if not self._deaf:
+      super().on_url(url)
+
+  def on_header(self, name, value):
+    if self._deaf or self._in_body:  # trailers are dropped
+      return
+    super().on_header(name, value)
+    if len(self.headers) > HEADERS:
+      self._deaf = True
+      self.transport.abort()
+
+  def on_headers_complete(self):
+    if self._deaf:
+      return
+    self._in_body = True
+    # The app answers 408 after `body_s`.
+    self._expect(self._body_s + LINGER_S)
+    super().on_headers_complete()
+
+  def on_body(self, body):
+    if not self._deaf:
+      super().on_body(body)
+
+  def on_message_complete(self):
+    if self._deaf:
+      return
+    super().on_message_complete()
+    self._unfinished = self._in_body = False
+    self._received = 0
+    self._expect(IDLE_S if self.cycle.response_complete else None)
+    if self.parser.should_upgrade():  # to another protocol, which this server does not speak
+      self._stop_listening()
+
+  def _stop_listening(self):
+    """Drops what follows; the connection ends with the answer to the current request."""
+    self._deaf, self._unfinished, self._received = True, False, 0
+    self.cycle.keep_alive = False
+
+  def _expect(self, seconds: float | None):
+    """The client has to go on within `seconds`; None: it has nothing to send."""
     if self._timer:
       self._timer.cancel()
-    self._timer = None
+    # What has been answered is still sent, for ANSWER_S.
+    self._timer = self.loop.call_later(seconds, self.transport.close) if seconds else None
+
+  # What is sent
+
+  def on_response_complete(self):
+    super().on_response_complete()
+    self._unset_keepalive_if_required()  # uvicorn's timer of idle connections, which any byte stops
+    self._received = 0
+    self._expect(LINGER_S if self._unfinished else IDLE_S)
+    self._start_watching()
+
+  def pause_writing(self):
+    super().pause_writing()
+    self._start_watching()
+
+  def _start_watching(self):
+    if self._watch is None and self.transport.get_write_buffer_size():
+      self._waited = 0.0
+      self._look()
+
+  def _look(self):
+    """Counts what the client has not taken, and gives up after ANSWER_S."""
+    size = self.transport.get_write_buffer_size()
+    self._admission.bytes += size - self._untaken
+    self._untaken = size
+    if not size:
+      self._watch = None
+    elif self._waited >= ANSWER_S:
+      self.transport.abort()
+    else:
+      self._waited += WATCH_S
+      self._watch = self.loop.call_later(WATCH_S, self._look)
+
+  def _stop_watching(self):
+    if self._watch:
+      self._watch.cancel()
+    self._watch = None
+    self._admission.bytes -= self._untaken
+    self._untaken = 0
 
 
-def open_server(app, host: str, port: int, **options) -> uvicorn.Server:
-  """A server of the application; the caller runs it."""
+@functools.cache
+def descriptors() -> int:
+  """How many connections the process's limit of open files allows, with some files to spare."""
+  most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+  return CONNECTIONS if most == resource.RLIM_INFINITY else max(16, most - 64)
+
+
+def open_server(app, host: str, port: int, service, **options) -> uvicorn.Server:
+  """A server of the application, with the limits of its service; the caller runs it."""
+  limits = service.limits
+  http = functools.partial(
+    Connection, admission=service.admission, body_bytes=limits.body_bytes,
+    body_s=limits.body_timeout_s,
+  )  # fmt: skip
   config = uvicorn.Config(
-    app, host, port, http=Connection, access_log=False, server_header=False,
-    limit_concurrency=4096, **options,
+    app, host, port, http=http, ws='none', access_log=False, server_header=False,
+    proxy_headers=False, **options,
   )  # fmt: skip
   return uvicorn.Server(config)

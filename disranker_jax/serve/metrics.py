@@ -1,5 +1,7 @@
 """The server's Prometheus metrics: requests by status, time per step, padding in batches."""
 
+from collections.abc import Callable
+
 import prometheus_client as prometheus
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -14,7 +16,8 @@ PARTS = {
 class Metrics:
   """The server's metrics, in their own registry."""
 
-  def __init__(self):
+  def __init__(self, inside: Callable[[], int]):
+    """`inside()` returns how many requests are inside the server."""
     self.registry = prometheus.CollectorRegistry()
     options = {'registry': self.registry}
     self._requests = prometheus.Counter(
@@ -34,11 +37,10 @@ class Metrics:
       )
       for part, what in PARTS.items()
     }
-
-  def watch(self, waiting) -> None:
-    """Exports the length of the queue, which `waiting()` returns."""
-    gauge = prometheus.Gauge('disranker_queue', 'Requests in the queue.', registry=self.registry)
-    gauge.set_function(waiting)
+    queue = prometheus.Gauge(
+      'disranker_queue', 'Requests inside, from their heads to their answers.', **options
+    )
+    queue.set_function(inside)
 
   def answered(self, path: str, status: int) -> None:
     """Counts one response."""

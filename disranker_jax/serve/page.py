@@ -1,14 +1,16 @@
 """The page at `/`: first-stage and re-ranked results of a query, side by side."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from disranker_jax.data.first_stage import BM25
-from disranker_jax.data.prompts import document_text
+from disranker_jax.data.prompts import CHARS_PER_TOKEN, document_text
 from disranker_jax.rankers.loaded import order
 from disranker_jax.serve import apis
+from disranker_jax.serve.admission import Visit
 
 TEMPLATE = (Path(__file__).parent / 'page.html').read_text(encoding='utf-8')
 # The page loads nothing from other hosts, and other sites may not frame it.
@@ -18,6 +20,18 @@ HEADERS = {
   'x-content-type-options': 'nosniff',
 }
 SUMMARY_CHARS = 300
+
+
+class Asked(NamedTuple):
+  """What a request to `/search` asks for."""
+
+  query: str
+  raw: bool  # scores without a sigmoid
+
+
+def read(body: dict) -> Asked:
+  """The fields of `/search`. Raises: Refused if one of them is wrong."""
+  return Asked(apis.query(body), apis.raw_scores(body))
 
 
 class Search:
@@ -30,17 +44,20 @@ class Search:
     self._docs = tuple(self._documents())
     self._index = BM25(self._docs)
 
-  async def answer(self, body: dict, service):
+  async def answer(self, service, asked: Asked, visit: Visit):
     """(body, headers): documents in BM25's order, each with both ranks and both scores."""
-    query = apis.query(body)
-    hits = self._index.top([query], self._depth)[0]
+    # The model reads the beginning of a query only, and BM25's time grows with each word.
+    words = asked.query[: service.ranker.prompt.max_query_len * CHARS_PER_TOKEN]
+    [hits] = await service.aside(self._index.top, [words], self._depth)
     docs = [self._docs[i] for i, _ in hits]
     if not docs:
       return {'results': [], 'texts': [], 'documents': len(self._docs)}, {}
     texts = [document_text(doc) for doc in docs]
-    pairs = [(query, text) for text in texts]
-    scores, headers = await service.score(apis.ScoreRequest(pairs, lambda s, _: s.tolist()))
-    rank = {index: n for n, index in enumerate(order(scores), 1)}
+    pairs = [(asked.query, text) for text in texts]
+    request = apis.ScoreRequest(pairs, lambda scores, _: scores)
+    raw, headers = await service.score(request, visit)
+    scores = apis.shown(raw, asked.raw)
+    rank = {index: n for n, index in enumerate(order(raw), 1)}
     results = [
       {
         'doc_id': doc.doc_id,
@@ -60,7 +77,7 @@ def show(service):
   """The endpoint of the page; it has a field for the token if the server requires one."""
 
   async def endpoint(_: Request) -> HTMLResponse:
-    options = {'search': bool(service.search), 'token': bool(service.token)}
+    options = {'search': bool(service.search), 'token': bool(service.access.token)}
     attributes = ' '.join(f'data-{k}="{str(v).lower()}"' for k, v in options.items())
     return HTMLResponse(TEMPLATE.replace('<body>', f'<body {attributes}>', 1), headers=HEADERS)
 

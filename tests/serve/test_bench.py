@@ -1,15 +1,21 @@
 """The load generators, the soak test and the latency benchmark measure and check a server."""
 
 import collections
+import random
 import time
 
 import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import _baselines, _load, _texts, latency, soak
+from benchmarks import _baselines, _hostile, _load, _texts, latency, soak
+from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 from disranker_jax.rankers import loaded
+from disranker_jax.serve import connection
+from disranker_jax.serve.access import allowed_hosts
+from disranker_jax.serve.page import Search
+from tests.serve.conftest import Serving
 
 REQUESTS = [
   _texts.Request('list of names', ('len : Return items', 'dir : list of names', 'zip'), (0, 4, 1)),
@@ -70,11 +76,9 @@ class TestSoak:
 
   def test_a_good_server_has_no_errors(self, server, expected, monkeypatch):
     it = self.soaked(server, expected, monkeypatch)
-    assert it.wrong == [] and it.counts['good', 200] > 10
+    assert it.wrong == [] and it.counts['good', '200'] > 10
 
   def test_every_kind_of_request_gets_the_expected_status(self, server, expected):
-    import random
-
     it = soak.Soak(server.url, REQUESTS, expected, 1e-3)
     client, rng = _load.Client(server.url), random.Random(0)
     for kind in (it.good, it.bad, it.oversized, it.slow, it.leaves) * 4:
@@ -85,6 +89,42 @@ class TestSoak:
   def test_a_wrong_score_is_found(self, server, expected, monkeypatch):
     it = self.soaked(server, [e + 0.1 for e in expected], monkeypatch)
     assert it.wrong and 'off' in it.wrong[0]
+
+
+class TestHostile:
+  """The soak test's hostile clients see what a server does to them."""
+
+  @pytest.fixture(scope='module')
+  @staticmethod
+  def hasty(model):
+    """A server with short limits."""
+    search = Search(lambda: [Document('list', 'list', 'names in a list')])
+    with pytest.MonkeyPatch.context() as patch, Serving() as them:
+      for name in ('LINGER_S', 'IDLE_S', 'ANSWER_S'):
+        patch.setattr(connection, name, 0.5)
+      limits = {'body_timeout_s': 1.0}
+      hosts = allowed_hosts('127.0.0.1', ())
+      load = lambda: loaded.load(model, 'onnx')  # noqa: E731
+      yield them.start(load, limits=limits, search=search, hosts=hosts)
+
+  @staticmethod
+  def attacked(running, kind, monkeypatch):
+    monkeypatch.setattr(_hostile, 'HOLD_S', 4)
+    monkeypatch.setattr(_hostile, 'LINKS', 3)
+    it = soak.Soak(running.url, REQUESTS, [], 1e-3)
+    for outcome, times in kind(_hostile.Target(running.url), random.Random(0)).items():
+      it.attacked(kind.__name__, outcome, outcome in _hostile.KINDS[kind], times)
+    return it
+
+  @pytest.mark.parametrize('kind', _hostile.KINDS, ids=lambda kind: kind.__name__)
+  def test_a_server_with_limits_passes(self, hasty, kind, monkeypatch):
+    it = self.attacked(hasty, kind, monkeypatch)
+    assert it.wrong == [] and sum(it.counts.values()) > 0
+
+  def test_a_server_that_keeps_slow_bodies_is_found(self, hasty, monkeypatch):
+    monkeypatch.setattr(_hostile, 'is_ended', lambda link: False)
+    it = self.attacked(hasty, _hostile.pipelines, monkeypatch)
+    assert it.counts['pipelines', _hostile.HELD] == 3 and len(it.wrong) == 1
 
 
 def test_latency_counts_the_best_round_and_measures_quality():

@@ -18,9 +18,13 @@ from disranker_jax.serve import __main__ as command
 from tests.serve.conftest import until
 
 
+def service(*arguments):
+  return command.service(command.parse_args([str(a) for a in arguments]))
+
+
 def refused(*arguments) -> str:
   with pytest.raises(UserError) as caught:
-    command.service(command.parse_args([str(a) for a in arguments]))
+    service(*arguments)
   return str(caught.value)
 
 
@@ -32,13 +36,48 @@ class TestMistakes:
     tiny.make('tiny-decoder', tmp_path / 'm')
     assert 'not a sequence classifier' in refused('--model', tmp_path / 'm')
 
-  @pytest.mark.parametrize('flag', ['--max-texts', '--timeout', '--max-batch-tokens'])
+  @pytest.mark.parametrize(
+    'flag', ['--max-texts', '--max-held-bytes', '--timeout', '--max-batch-tokens']
+  )
   def test_limits_must_be_above_0(self, model, flag):
     assert flag in refused('--model', model, flag, '0')
 
   @pytest.mark.parametrize('origin', ['example.org', 'https://example.org/', 'https://*.org', ''])
   def test_an_origin_must_be_scheme_and_host(self, model, origin):
     assert '--cors-allow-origin' in refused('--model', model, f'--cors-allow-origin={origin}')
+
+  @pytest.mark.parametrize('name', ['', 'https://a.org', 'a.org:80', 'a.org/x', '*', 'a b'])
+  def test_a_host_must_be_a_name(self, model, name):
+    assert '--allow-host' in refused('--model', model, f'--allow-host={name}')
+
+  def test_a_token_that_is_asked_for_must_be_there(self, model, monkeypatch):
+    monkeypatch.delenv('DISRANKER_TOKN', raising=False)
+    error = refused('--model', model, '--token-env', 'DISRANKER_TOKN')
+    assert '--token-env DISRANKER_TOKN' in error and 'not set' in error
+
+  @pytest.mark.parametrize('token', ['', ' \n', 'schlüssel', 'two words', 'tab\there'])
+  @pytest.mark.parametrize('flag', [(), ('--token-env', 'MINE')])
+  def test_a_token_must_be_one_that_can_be_sent(self, model, monkeypatch, token, flag):
+    name = flag[1] if flag else 'DISRANKER_TOKEN'
+    monkeypatch.setenv(name, token)
+    assert name in refused('--model', model, *flag)
+
+  @pytest.mark.parametrize('host', ['0.0.0.0', '::', '10.1.2.3', 'search.example.org'])
+  def test_an_open_server_must_be_asked_for(self, model, monkeypatch, host):
+    monkeypatch.delenv('DISRANKER_TOKEN', raising=False)
+    assert '--open' in refused('--model', model, '--host', host)
+    assert service('--model', model, '--host', host, '--open').access.token == ''
+    monkeypatch.setenv('DISRANKER_TOKEN', ' s3cret\n')
+    assert service('--model', model, '--host', host).access.token == 's3cret'
+
+  @pytest.mark.parametrize('host', ['127.0.0.1', '127.1.2.3', '::1', 'localhost'])
+  def test_this_machine_needs_no_token(self, model, monkeypatch, host):
+    monkeypatch.delenv('DISRANKER_TOKEN', raising=False)
+    assert service('--model', model, '--host', host).access.token == ''
+
+  def test_the_largest_request_must_fit_into_all_bytes(self, model):
+    error = refused('--model', model, '--max-held-bytes', 2_000_000)
+    assert '--max-held-bytes' in error and '6048000' in error
 
   @pytest.mark.parametrize('broken, reason', [
     ('weights', 'bert.pooler.dense.bias'), ('tokenizer', 'the tokenizer has'),

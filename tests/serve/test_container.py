@@ -89,7 +89,7 @@ def test_the_container_serves_a_model_from_a_read_only_folder(docker, model, tmp
   docker('build', '-f', str(FILE), '-t', IMAGE, str(REPO))
   container = docker(
     'run', '--detach', '--read-only', '--tmpfs', '/tmp', '--publish', '127.0.0.1::8080',
-    '--volume', f'{folder}:/model:ro', IMAGE, '--no-search',
+    '--volume', f'{folder}:/model:ro', IMAGE, '--no-search', '--open',
   )  # fmt: skip
   try:
     url = 'http://' + docker('port', container, '8080/tcp').splitlines()[0]

@@ -1,6 +1,8 @@
 """The search page, in a real browser where one is installed."""
 
+import html
 import json
+import math
 import re
 import shlex
 import shutil
@@ -33,7 +35,8 @@ def column(dom: str, name: str) -> list[str]:
 
 @pytest.fixture(scope='module')
 def answer(server):
-  return server.client.post('/search', json={'query': 'a list names'}).json()['results']
+  body = {'query': 'a list names', 'raw_scores': True}
+  return server.client.post('/search', json=body).json()['results']
 
 
 class TestBrowser:
@@ -43,23 +46,31 @@ class TestBrowser:
     assert unescaped['first'] == [d['doc_id'] for d in answer]
     assert unescaped['second'] == [d['doc_id'] for d in sorted(answer, key=lambda d: d['rank'])]
 
+  def test_shows_titles_and_the_models_own_scores(self, dom, answer):
+    shown = re.findall('<span class="title"[^>]*>(.*?)</span><span class="score">(.*?)</span>', dom)
+    ranked = sorted(answer, key=lambda d: d['rank'])
+    expected = [(d['title'] or d['doc_id'], d['bm25']) for d in answer]
+    expected += [(d['title'] or d['doc_id'], d['score']) for d in ranked]
+    assert [(html.unescape(title), score) for title, score in shown] == [
+      (title, f'{score:.2f}') for title, score in expected
+    ]
+    assert {d['title'] for d in answer} >= {'list dir', ''} and min(d['score'] for d in answer) < 0
+
   def test_shows_moves_and_latency(self, dom, answer):
     ups = [d['first'] - d['rank'] for d in answer]
     for sign, mark in ((1, '▲'), (-1, '▼')):
       assert dom.count(f'>{mark} ') == sum(u * sign > 0 for u in ups)
-    assert re.search(r'\d of 4 documents, re-ranked in \d+ ms', dom)
+    assert re.search(r'\d of 5 documents, re-ranked in \d+ ms', dom)
 
   def test_documents_are_escaped(self, dom):
     assert '<title>Search' in dom and '<b>evil' not in dom
     assert 'owned' not in re.findall('<title>(.*?)</title>', dom)[0]
 
   def test_the_curl_command_gives_the_same_scores(self, dom, server, answer):
-    import html
-
     [command] = re.findall(r'<pre id="curl"[^>]*>(.*?)</pre>', dom, re.S)
     words = shlex.split(html.unescape(command).replace('\\\n', ' '))
     assert words[:2] == ['curl', f'{server.url}/rerank']
-    rows = server.client.post('/rerank', json=json.loads(words[-1]) | {'raw_scores': True}).json()
+    rows = server.client.post('/rerank', json=json.loads(words[-1])).json()
     assert {r['index']: r['score'] for r in rows} == pytest.approx(
       {i: d['score'] for i, d in enumerate(answer)}, abs=1e-5
     )
@@ -75,6 +86,13 @@ def test_it_loads_nothing_from_other_hosts(server):
   response = server.client.get('/')
   assert "default-src 'none'" in response.headers['content-security-policy']
   assert not re.search(r'(src|href)="(?!data:)', response.text)
+
+
+def test_search_gives_a_sigmoid_or_raw_scores_as_every_route_does(server, answer):
+  plain = server.client.post('/search', json={'query': 'a list names'}).json()['results']
+  sigmoid = [1 / (1 + math.exp(-d['score'])) for d in answer]
+  assert [d['score'] for d in plain] == pytest.approx(sigmoid, abs=1e-6)
+  assert [d['rank'] for d in plain] == [d['rank'] for d in answer]
 
 
 def test_search_without_words_or_results(server):

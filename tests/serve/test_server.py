@@ -18,36 +18,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from disranker_jax.rankers.loaded import LoadedRanker
 from disranker_jax.serve import connection
 from disranker_jax.serve.encoding import Inflater
-from tests.serve.conftest import until
+from tests.serve.conftest import Stub, metric, until
 
 BODY = {'query': 'q', 'texts': ['a', 'b']}
-
-
-class Stub:
-  """A backend whose score is the number of tokens; it can block, and can fail."""
-
-  part_tokens, workers, name = 64, 2, 'stub'
-
-  def __init__(self):
-    self.free = threading.Event()
-    self.free.set()
-    self.calls, self.value = [], None
-
-  def score(self, encoded):
-    self.calls.append([len(e) for e in encoded])
-    assert self.free.wait(30)
-    if isinstance(self.value, Exception):
-      raise self.value
-    scores = np.array([float(len(e)) for e in encoded])
-    return (scores if self.value is None else scores * self.value), len(encoded) * 64
-
-
-@pytest.fixture
-def stub(serving, prompt):
-  """(backend, start): start(...) returns a server whose model is the stub."""
-  backend = Stub()
-  yield backend, lambda **options: serving.start(lambda: LoadedRanker(prompt, backend), **options)
-  backend.free.set()
 
 
 def scores(response):
@@ -89,13 +62,11 @@ class TestLimits:
       def post():
         return httpx.post(running.url + '/rerank', json=BODY, timeout=30)
 
-      held = [pool.submit(post)]
-      until(lambda: len(backend.calls) == 2)  # both workers are busy
-      held += [pool.submit(post) for _ in range(2)]
-      until(lambda: running.service.batcher.waiting() == 2)
+      held = [pool.submit(post) for _ in range(2)]
+      until(lambda: metric(running, 'disranker_queue') == 2)
       assert post().status_code == 429
       backend.free.set()
-      assert [f.result().status_code for f in held] == [200] * 3
+      assert [f.result().status_code for f in held] == [200] * 2
     assert running.client.post('/rerank', json=BODY).status_code == 200
 
   def test_a_slow_body_is_408_and_a_slow_model_503(self, stub):
@@ -119,11 +90,10 @@ class TestLimits:
     assert client.post('/v2/rerank', json={'query': 'q', 'documents': ['a']}, headers=right).json()
     assert client.get('/health').status_code == 200
 
-  @pytest.mark.parametrize('token', ['s3cret', 'schlüssel'])
   @pytest.mark.parametrize('scheme', ['Bearer ', 'bearer ', 'BEARER ', 'bearer  '])
-  def test_the_authorization_scheme_may_have_any_case(self, stub, scheme, token):
-    headers = {'authorization': (scheme + token).encode()}
-    client = stub[1](token=token).client
+  def test_the_authorization_scheme_may_have_any_case(self, stub, scheme):
+    headers = {'authorization': f'{scheme}s3cret'}
+    client = stub[1](token='s3cret').client
     assert client.post('/rerank', json=BODY, headers=headers).status_code == 200
     assert client.get('/info', headers=headers).status_code == 200
 
