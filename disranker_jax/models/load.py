@@ -58,7 +58,7 @@ class TextModel:
 
     What the folder lacks, a head or LoRA, is random, from `seed` plus the model's own seed.
     """
-    shapes = jax.eval_shape(self.network.init, jax.random.key(0))
+    shapes = self.network.shapes()
     variables = hf.load(
       self.folder,
       self.network,
@@ -75,11 +75,16 @@ def open_model(settings: ConfigDict, head: str = '') -> TextModel:
 
   `head` is by default the one that the settings' way of scoring needs.
 
-  Raises: UserError if the model is not found or not supported.
+  Raises: UserError if the model is not found or not supported, or cannot read so long texts.
   """
   folder = weights.find(settings.model)
   head = head or HEADS[settings.get('scorer', 'score_head')]
   network = open_network(folder, settings, head)
+  longest = network.family.max_len(network.config)
+  if settings.max_len > longest:
+    raise UserError(
+      f'max_len={settings.max_len}: {settings.model!r} reads at most {longest} tokens'
+    )
   return TextModel(settings, folder, network, open_tokenizer(folder, network.config.vocab))
 
 
@@ -106,6 +111,12 @@ def open_tokenizer(folder: Path, rows: int | None = None) -> PreTrainedTokenizer
 
   Raises: UserError if there is none with a tokenizer.json, or if the table lacks one of its tokens.
   """
+  file = Path(folder) / 'tokenizer.json'
+  return _tokenizer(folder, rows, file.stat().st_mtime_ns if file.exists() else 0)
+
+
+@functools.lru_cache(maxsize=4)  # opening a large one takes seconds, and several stages do it
+def _tokenizer(folder: Path, rows: int | None, changed: int) -> PreTrainedTokenizerFast:
   from transformers import AutoTokenizer  # imported late: it imports torch where that is installed
 
   try:

@@ -14,7 +14,7 @@ from disranker_jax.data.records import Group
 from disranker_jax.devices import processes
 from disranker_jax.evaluation import metrics, runs
 from disranker_jax.pipeline import manifest
-from disranker_jax.pipeline.stage import Run, Stage
+from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
 from disranker_jax.stages import prepare, teacher
 from disranker_jax.stages.result_rows import ROWS, Row
@@ -53,6 +53,13 @@ def execute(run: Run) -> dict:
   return results
 
 
+def kept(run) -> str:
+  """How many rows of the table are finished."""
+  rows = rows_of(run.config)
+  done = sum((run.folder('evaluate') / f'{row.name}.json').exists() for row in rows)
+  return f'{done} of {len(rows)} rows are done' if done else ''
+
+
 def all_of(source) -> Iterator[Group]:
   return (source[i] for i in range(len(source)))
 
@@ -82,6 +89,11 @@ def merge_per_query(folder, names: list[str]) -> None:
   (folder / 'per_query.csv').write_text(text, encoding='utf-8')
 
 
+def uses(config) -> tuple[Use, ...]:
+  """The models of the rows."""
+  return tuple(row.use(config) for row in rows_of(config) if row.role)
+
+
 SETTINGS = {
   'batch_rows': Key(64, at_least(1), 'Rows of row_len tokens per batch.'),
   'models': Key(
@@ -104,5 +116,5 @@ def check(config) -> None:
 STAGE = Stage(
   'evaluate', 'every model ranks the held-out queries', execute, SETTINGS, check=check,
   models=('teacher', 'student'), reads_stages=('prepare', 'cpt', 'sft', 'student_sft', 'distill'),
-  reads_records=lambda config: ('test',),
+  reads_records=lambda config: ('test',), kept=kept, uses=uses,
 )  # fmt: skip

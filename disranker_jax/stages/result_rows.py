@@ -15,7 +15,7 @@ from disranker_jax.data.records import Group
 from disranker_jax.devices import processes
 from disranker_jax.evaluation import metrics
 from disranker_jax.models.load import TextModel
-from disranker_jax.pipeline.stage import Run
+from disranker_jax.pipeline.stage import Run, Use
 from disranker_jax.progress import Progress
 from disranker_jax.stages import roles
 
@@ -53,6 +53,15 @@ class Row:
       return True
     return self.trained_by in config.stages
 
+  def open_model(self, config: ConfigDict) -> TextModel:
+    """The row's model, without parameters."""
+    return self.open(config) if self.open else roles.open_role(config, self.role)
+
+  def use(self, config: ConfigDict) -> Use:
+    """What a stage that scores with the row's model declares; see Stage.uses."""
+    rows = config.evaluate.batch_rows
+    return Use(self.name, self.role, lambda: self.open_model(config), rows)
+
   @property
   def needs(self) -> tuple[str, ...]:
     """The stages that it needs beside data and evaluation, in order."""
@@ -78,7 +87,7 @@ def first_stage(run: Run, row: Row, groups) -> Ranking:
 def load(run: Run, name: str) -> tuple[TextModel, dict, str]:
   """(model, trained variables, way of scoring) of a row that has a model."""
   row = ROWS[name]
-  model = row.open(run.config) if row.open else roles.open_role(run.config, row.role)
+  model = row.open_model(run.config)
   return model, roles.trained(run, model, row.stages(run.config)), model.scorer
 
 
@@ -92,7 +101,8 @@ def score_all(name: str, scorer, groups) -> metrics.Run:
   """Every group's scores, in every process; each scores its share of the groups."""
   scores_by_group = [np.zeros(len(g.docs), np.float32) for g in groups]
   own = range(jax.process_index(), len(groups), jax.process_count())
-  with Progress(f'evaluate {name}', len(own), 'pairs') as progress:
+  pairs = sum(len(groups[i].docs) for i in own)
+  with Progress(f'evaluate {name}', len(own), 'pairs', 0, pairs, scorer.work) as progress:
     scored = scorer(groups[i] for i in own)
     for done, (i, (_, scores)) in enumerate(zip(own, scored, strict=True), 1):
       scores_by_group[i] = scores
