@@ -50,6 +50,7 @@ class Progress:
     self._expected, self._work = expected, work
     self._before = work()[0] if work else 0
     self._begin = self._shown = time.monotonic()
+    self._second: tuple[float, int] | None = None  # the end of the first update
 
   def __enter__(self):
     return self
@@ -72,6 +73,7 @@ class Progress:
       else:
         say(f'{self._label} {step}/{self._total} {text}')
         self._shown = now
+    self._second = self._second or (now, step)
     self._step = step
 
   def _speed(self, step: int, now: float) -> tuple[float, float]:
@@ -81,9 +83,11 @@ class Progress:
       rate = done / max(seconds, 1e-9)
       ahead = self._expected - (done - self._before) if step < self._total else 0
       return rate, max(ahead, 0) / max(rate, 1e-9)
-    seconds = now - self._begin
-    left = seconds / max(step - self._first, 1) * (self._total - step)
-    return self._examples / max(seconds, 1e-9), left
+    # The first step takes longer than the others: it waits for the first data.
+    begin, first = self._second if self._second and step > self._second[1] else (
+      self._begin, self._first)  # fmt: skip
+    left = (now - begin) / max(step - first, 1) * (self._total - step)
+    return self._examples / max(now - self._begin, 1e-9), left
 
 
 class Count:

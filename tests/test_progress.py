@@ -67,3 +67,11 @@ def test_steps_of_training_are_equally_long_and_those_of_before_do_not_count(clo
       clock[0] += 10.0
       shown.update(step, 64)
   assert seconds_left(capsys) == [90, 80, 70]
+
+
+def test_a_slow_first_step_does_not_distort_the_time_left_for_long(clock, capsys):
+  with progress.Progress('sft', 20, 'pairs') as shown:
+    for step, seconds in enumerate((100.0, 10.0, 10.0), 1):
+      clock[0] += seconds
+      shown.update(step, 64)
+  assert seconds_left(capsys) == [1900, 180, 170]

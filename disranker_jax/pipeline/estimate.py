@@ -26,9 +26,9 @@ from disranker_jax.stages import prepare
 
 SAMPLE = 64  # records whose texts are tokenised
 FULL = 0.92  # of a batch's positions hold a token
-# Share of the product's speed that a step reaches, and the seconds that a model takes to load and
-# to compile. Measured on two AMD EPYC cores, models of 23M and 135M parameters; docs/scale.md.
-EFFICIENCY = {'training': 0.5, 'scoring': 0.5}
+# Share of the product's speed that a step reaches (docs/performance.md has measurements), and the
+# seconds that a model takes to load and to compile.
+EFFICIENCY = {'training': 0.45, 'scoring': 0.55}
 START_S = {'training': 12.0, 'scoring': 6.0}
 
 
@@ -55,7 +55,7 @@ class Estimate:
   def _peaks(self) -> dict[str, float]:
     """FLOP/s by precision."""
     names = {one.model.network.precision for one in self._opened}
-    return {name: speed.matmul_peak(name, self._run.mesh) for name in sorted(names)}
+    return {name: speed.matmul_typical(name, self._run.mesh) for name in sorted(names)}
 
   @functools.cached_property
   def bytes_of(self) -> list[int]:

@@ -57,7 +57,7 @@ def _stage(config, name: str, machine: Machine, mesh, rows: int, tokens: int) ->
     answer['try'] = [*report.remedies(config, name, machine, mesh)[:-1], 'a smaller model']
   if machine.measured:
     kind = 'training' if step.trained else 'scoring'
-    peak = speed.matmul_peak(step.network.precision, mesh) * estimate.EFFICIENCY[kind]
+    peak = speed.matmul_typical(step.network.precision, mesh) * estimate.EFFICIENCY[kind]
     seconds = flops.count(step.network, step.batch, step.trained).hardware * step.accumulate / peak
     answer |= report.work(config, name, machine, step, seconds, rows, tokens)
   return answer

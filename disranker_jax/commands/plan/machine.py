@@ -5,8 +5,9 @@ import os
 import re
 
 GIB = 2**30
-# The share of a GPU's memory that JAX takes at its start.
-FRACTION = 'XLA_PYTHON_CLIENT_MEM_FRACTION', 0.75
+# What sets the share of a GPU's memory that JAX takes at its start; the first is the new name.
+FRACTIONS = ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION')
+USUAL_FRACTION = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +34,8 @@ def gpus(topology: str) -> Machine | None:
   match = re.fullmatch(r'gpu:(\d+)x(\d+)', topology)
   if not match or 0 in (count := int(match[1]), each := int(match[2])):
     return None
-  name, usual = FRACTION
-  share = float(os.environ.get(name, usual))
+  name = next((name for name in FRACTIONS if os.environ.get(name)), FRACTIONS[1])
+  share = float(os.environ.get(name) or USUAL_FRACTION)
   text = f'{count} GPU{"s" * (count > 1)} of {each} GiB, of which JAX takes {share:.0%} ({name})'
   return Machine(text, 'gpu', count, int(share * each * GIB))
 
