@@ -65,15 +65,25 @@ def live(jaxpr) -> int:
   for i, equation in enumerate(jaxpr.eqns):
     made = {id(v): _bytes(v.aval) for v in equation.outvars if id(v) in last_use}
     inner = max((live(j) for j in jaxprs_in_params(equation.params)), default=0)
-    own |= made
-    # A loop's results are there while its body runs; those of other calls are the body's own.
-    loop = equation.primitive.name in ('scan', 'while')
-    together = inner + sum(made.values()) if loop else max(inner, sum(made.values()))
+    together = max(inner, sum(made.values()))
+    if equation.primitive.name in ('scan', 'while'):
+      # The results are there while the body runs. What it carries is updated in place.
+      together = inner + sum(made.values()) - _carried(equation, own, last_use, i)
     most = max(most, now + together)
+    own |= made
     now += sum(made.values())
     for done in [v for v in own if last_use[v] == i]:
       now -= own.pop(done)
   return most
+
+
+def _carried(loop, own: dict, last_use: dict, i: int) -> int:
+  """Bytes of a loop's carry that are counted more than once: in the body, and before the loop."""
+  carry = loop.params.get('num_carry', len(loop.outvars))
+  first = loop.params.get('num_consts', 0)
+  before = [id(v) for v in loop.invars[first : first + carry]]
+  ending = sum(own[v] for v in set(before) if v in own and last_use[v] == i)
+  return ending + sum(_bytes(v.aval) for v in loop.outvars[:carry])
 
 
 def _bytes(aval) -> int:

@@ -72,13 +72,13 @@ class Estimate:
     for one, needed in zip(self._opened, self.bytes_of, strict=True):
       most[one.stage.name] = max(needed, most.get(one.stage.name, 0))
     limit = memory.limit()
-    here = f', of {memory.size(limit)}' if limit else ''
-    listed = ', '.join(f'{name} {memory.size(needed)}' for name, needed in most.items())
+    here = f', of {gib(limit)}' if limit else ''
+    listed = ', '.join(f'{name} {gib(needed)}' for name, needed in most.items())
     say(f'estimate: memory of a device{here}: {listed}')
     for name, needed in most.items():
       if limit and needed > limit:
         say(
-          f'warning: {name} will probably not fit into {memory.size(limit)}: lower config.{name}.'
+          f'warning: {name} will probably not fit into {gib(limit)}: lower config.{name}.'
           "batch_rows or the model's row_len, set its remat=full or param_dtype=bfloat16, or train "
           'adapters (lora_rank)'
         )
@@ -91,7 +91,7 @@ class Estimate:
     rates = ', '.join(f'{peak / 1e9:,.0f} GFLOP/s in {name}' for name, peak in self._peaks.items())
     say(f'estimate for {manifest.device()} (matrix products: {rates}):')
     for cost in [*costs, whole(costs)]:
-      say(f'  {cost.stage:12}{clock(cost.seconds):>8}  {memory.size(cost.bytes):>10}  {cost.work}')
+      say(f'  {cost.stage:12}{clock(cost.seconds):>8}  {gib(cost.bytes):>9}  {cost.work}'.rstrip())
 
   def costs(self) -> list[Cost]:
     """One per stage, in order."""
@@ -120,6 +120,11 @@ def whole(costs: Sequence[Cost]) -> Cost:
   return Cost('in all', sum(c.seconds for c in costs), max(c.bytes for c in costs), '')
 
 
+def gib(count: int) -> str:
+  """As many digits as an estimate deserves."""
+  return f'{count / 2**30:.1f} GiB'
+
+
 def live(step: Step) -> int:
   """The most bytes of values that a step computes, over all devices."""
   return memory.live(step.trace().jaxpr.jaxpr)
@@ -130,14 +135,15 @@ def steps_of(run: Run, one: Opened) -> tuple[float, str]:
   config = run.config[one.stage.section]
   kinds = one.use.kinds or one.stage.reads_records(run.config)
   queries, pairs, tokens = 0, 0.0, 0.0
-  for kind in kinds:
-    records = prepare.records(run, kind)
+  for records in filter(len, (prepare.records(run, kind) for kind in kinds)):
     picks = np.unique(np.linspace(0, len(records) - 1, min(SAMPLE, len(records))).astype(int))
     counted = [lengths(one, records[i], config.get('group_size', 0)) for i in picks.tolist()]
     each = len(records) / len(counted)
     queries += len(records)
     pairs += each * sum(map(len, counted))
     tokens += each * sum(map(sum, counted))
+  if not tokens:
+    return 0, 'nothing'
   places = one.step.batch['tokens_BT'].size * FULL
   if not one.step.trained:
     share = min(1.0, one.use.pairs / pairs) if one.use.pairs else 1.0
