@@ -111,12 +111,15 @@ def open_tokenizer(folder: Path, rows: int | None = None) -> PreTrainedTokenizer
 
   Raises: UserError if there is none with a tokenizer.json, or if the table lacks one of its tokens.
   """
-  file = Path(folder) / 'tokenizer.json'
-  return _tokenizer(folder, rows, file.stat().st_mtime_ns if file.exists() else 0)
+  files = [file for name in hf.TOKENIZER_FILES if (file := Path(folder) / name).exists()]
+  tokenizer = _tokenizer(folder, rows, tuple((f.name, f.stat().st_mtime_ns) for f in files))
+  tokenizer.backend_tokenizer.no_truncation()
+  tokenizer.backend_tokenizer.no_padding()
+  return tokenizer
 
 
 @functools.lru_cache(maxsize=4)  # opening a large one takes seconds, and several stages do it
-def _tokenizer(folder: Path, rows: int | None, changed: int) -> PreTrainedTokenizerFast:
+def _tokenizer(folder: Path, rows: int | None, files: tuple) -> PreTrainedTokenizerFast:
   from transformers import AutoTokenizer  # imported late: it imports torch where that is installed
 
   try:
@@ -133,8 +136,6 @@ def _tokenizer(folder: Path, rows: int | None, changed: int) -> PreTrainedTokeni
       'tokenizer that the model was trained with, or resize the table and train its new rows'
     )
   tokenizer.model_max_length = 1 << 30
-  tokenizer.backend_tokenizer.no_truncation()
-  tokenizer.backend_tokenizer.no_padding()
   return tokenizer
 
 

@@ -103,6 +103,8 @@ def agreed(spans: list[range]) -> list[range]:
   """Process 0's ranges, in every process: what each one sees changes as others finish."""
   bounds = np.array([(span.start, span.stop) for span in spans], np.int64).reshape(-1, 2)
   count = int(processes.broadcast(np.array(len(bounds))))
+  if not count:
+    return []
   shared = processes.broadcast(bounds if len(bounds) == count else np.zeros((count, 2), np.int64))
   return [range(*pair) for pair in shared.tolist()]
 
