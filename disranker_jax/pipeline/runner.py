@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import os
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -230,6 +231,7 @@ class Pipeline:
     position = f'{[s.name for s in self.chosen].index(stage.name) + 1}/{len(self.chosen)}'
     say(f'{stage.name} ({position}): {"continues" if state.before else "starts"}')
     record = manifest.Manifest(folder, stage.name, state.wanted, state.inputs)
+    processes.asked()  # what was asked before counts no more
     try:
       results = stage.execute(self.run)
     except (Stopped, KeyboardInterrupt) as e:
@@ -245,6 +247,10 @@ class Pipeline:
     record.finished(results)
     processes.barrier(f'{stage.name} is done')
     say(f'{stage.name} ({position}): done in {clock(record.value["wall_s"])}')
+    number = processes.asked()
+    if processes.any_of(number != 0):
+      left = 'the same command continues with the next stage'
+      raise Stopped(f'stopped; {stage.name} is done; {left}', number == signal.SIGINT)
     return True
 
 
