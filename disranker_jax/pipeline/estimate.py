@@ -29,7 +29,7 @@ FULL = 0.92  # of a batch's positions hold a token
 # Share of the product's speed that a step reaches (docs/performance.md has measurements), and the
 # seconds that a model takes to load and to compile.
 EFFICIENCY = {'training': 0.45, 'scoring': 0.55}
-START_S = {'training': 12.0, 'scoring': 6.0}
+START_S = {'training': 8.0, 'scoring': 3.0}
 
 
 @dataclasses.dataclass(frozen=True)
