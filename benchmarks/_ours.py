@@ -8,22 +8,17 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks._work import Work
-from disranker_jax.commands.plan import flops
 from disranker_jax.data.batches import EncodedGroup, join
 from disranker_jax.data.pool import pack
-from disranker_jax.devices import memory, processor, sharding
-from disranker_jax.models import tree
+from disranker_jax.devices import memory, processor, sharding, speed
+from disranker_jax.models import flops, tree
 from disranker_jax.models.load import TextModel
 from disranker_jax.stages import roles
 from disranker_jax.training import optimizer, train
 from disranker_jax.training.checkpoint import Checkpoints
-
-PEAK_S = 0.25  # seconds of matrix products that measure the peak
-PEAK_SIZE = {'cpu': 2048}  # rows and columns of the product; 8192 on an accelerator
 
 
 class Train:
@@ -97,7 +92,7 @@ class Train:
     seconds, cpu_s = flight.result() - begin, time.process_time() - cpu
     tokens = sum(int(np.sum(np.asarray(b['segments_BT']) > 0)) for b in batches)
     places = sum(b['segments_BT'].size for b in batches)
-    peak = matmul_peak(self._side.network.precision, self._mesh)
+    peak = speed.matmul_peak(self._side.network.precision, self._mesh)
     return {
       'seconds': seconds, 'steps': self._steps, 'tokens': tokens, 'places': places,
       'idle_s': idle, 'cpu_s': cpu_s, 'peak_flops': peak,
@@ -171,7 +166,7 @@ class Score:
       'seconds': seconds, 'steps': scorer.places / self._places, 'tokens': scorer.tokens,
       'places': scorer.places, 'pairs': scorer.pairs, 'idle_s': seconds - scorer.seconds,
       'cpu_s': cpu_s,
-      'peak_flops': matmul_peak(scorer.network.precision, self._mesh),
+      'peak_flops': speed.matmul_peak(scorer.network.precision, self._mesh),
     }  # fmt: skip
 
   def end(self) -> dict:
@@ -188,25 +183,6 @@ def finished(metrics: dict) -> float:
   """Waits for a step's metrics; returns the time."""
   jax.block_until_ready(metrics)
   return time.perf_counter()
-
-
-def matmul_peak(precision: str, mesh) -> float:
-  """Best FLOP/s of a large square product in the models' precision, on all devices."""
-  cpu = jax.default_backend() == 'cpu'
-  size = PEAK_SIZE.get(jax.default_backend(), 8192)
-  dtype = jnp.float32 if precision == 'float32' else jnp.bfloat16
-  out = jnp.bfloat16 if precision == 'bfloat16' else jnp.float32
-  exact = jax.lax.Precision.HIGHEST if precision == 'float32' else None
-  product = jax.jit(lambda x, y: jnp.matmul(x, y, precision=exact, preferred_element_type=out))
-  x, y = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in (0, 1))
-  jax.block_until_ready(product(x, y))
-  best, end, times = 0.0, time.perf_counter() + PEAK_S, 1 if cpu else 20
-  while time.perf_counter() < end:
-    begin = time.perf_counter()
-    jax.block_until_ready([product(x, y) for _ in range(times)])
-    best = max(best, times * 2.0 * size**3 / (time.perf_counter() - begin))
-  # A CPU's virtual devices share its cores.
-  return best if cpu else best * mesh.size
 
 
 def described(mesh, side: TextModel) -> dict:

@@ -22,6 +22,7 @@ from disranker_jax.devices import runtime, sharding
 from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.rankers import pointwise
+from disranker_jax.rankers.shards import units
 from disranker_jax.stages import cpt, distill, evaluate, prepare, roles, score, sft
 
 BATCHES = 200
@@ -89,13 +90,12 @@ def padding(args, config) -> None:
       draw = functools.partial(sft.draw, size) if size else None
       rows[stage] = training(run, stage, side, draw, c.cpt.predict if stage == 'cpt' else None)
     parts = []
-    for kind in score.reads(c) if 'score' in c.stages else ():
-      groups = prepare.records(run, kind)
-      shards = score.open_shards(run, kind, len(groups))
-      parts += [
-        [score.chosen(groups[i], c.score) for i in shards.span(s)] for s in range(len(shards))
-      ]
     shape = pointwise.score_shape(c.teacher.scorer, c.score.batch_rows, c.teacher.row_len)
+    for kind in score.reads(c) if 'score' in c.stages else ():
+      chosen = score.open_chosen(run, kind)
+      tokens = score.measured(chosen, teacher.prompt()).tokens
+      size = c.score.unit_queries or score.unit_size(tokens, shape.rows * shape.row_len)
+      parts += [[chosen[i] for i in u] for u in units([range(len(chosen))], size)]
     rows['score'] = scored(teacher.prompt(), shape, parts)
     tests = [evaluate.to_rerank(group) for group in prepare.records(run, 'test')]
     for name, side, kind in (

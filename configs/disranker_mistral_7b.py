@@ -34,7 +34,7 @@ def get_config():
 
   c.cpt.update(batch_rows=256, learning_rate=1e-5, weight_decay=0.1, adam_b2=0.95, epochs=1.0)
   c.sft.update(batch_rows=256, learning_rate=1e-5, epochs=1.0, group_size=8, margin=0.1)
-  c.score.update(batch_rows=128, shard_queries=10_000)
+  c.score.update(batch_rows=128)
   c.student_sft.update(batch_rows=256, learning_rate=2e-5, epochs=2.0)
   c.distill.update(batch_rows=256, learning_rate=5e-5, epochs=2.0, beta=0.4)
   c.evaluate.batch_rows = 128

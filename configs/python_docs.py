@@ -21,7 +21,7 @@ def get_config():
   c.teacher.zero_shot_template = c.teacher.template
   c.cpt.update(predict='query', trainable='lora', learning_rate=1e-3, batch_rows=16)
   c.sft.update(trainable='lora', learning_rate=1e-4, batch_rows=16, group_size=4)
-  c.score.update(batch_rows=32, shard_queries=50)
+  c.score.update(batch_rows=32)
 
   c.student.update(model='minilm-l6', layers=())
   c.student.update(max_len=64, max_query_len=24, row_len=128)

@@ -23,7 +23,7 @@ def get_config():
   c.teacher.zero_shot_template = c.teacher.template
   c.cpt.update(predict='query', trainable='lora', learning_rate=1e-3, batch_rows=20)
   c.sft.update(trainable='lora', learning_rate=1e-4, batch_rows=20, group_size=4, max_steps=12)
-  c.score.update(batch_rows=40, group_size=6, shard_queries=200)
+  c.score.update(batch_rows=40, group_size=6)
 
   c.student.update(model='minilm-l6', layers=())
   c.student.update(max_len=48, max_query_len=20, row_len=96)

@@ -20,7 +20,7 @@ def get_config():
   for stage in (c.sft, c.student_sft, c.distill):
     stage.group_size = 4
   c.cpt.samples = 1
-  c.score.update(batch_rows=8, group_size=4, shard_queries=8)
+  c.score.update(batch_rows=8, group_size=4, unit_queries=8)
   c.distill.update(normalize_scores='all', hard_label_weight=1.0)
   c.evaluate.update(batch_rows=8, min_relevance=4)
   # Scores of random weights hardly differ, so 8 bits may reverse the order of one of these queries.

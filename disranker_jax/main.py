@@ -29,6 +29,8 @@ def parser() -> Parser:
     "train the student with these seeds too, and report how much the result varies"))  # fmt: skip
   add('--reuse', type=words, default=[], metavar='DIR,DIR', help=(
     'other workdirs: stages that ran there with the same settings are copied'))  # fmt: skip
+  add('--no-estimate', action='store_true', help=(
+    'do not estimate the time and memory of the stages, which takes seconds'))  # fmt: skip
   return out
 
 
@@ -57,11 +59,12 @@ def main(argv: list[str] | None = None) -> None:
 
   workdir = Path(args.workdir or Path('runs') / config.name)
   try:
-    runner.run(config, workdir, args.stages, args.rerun, args.reuse)
+    estimate = not args.no_estimate
+    runner.run(config, workdir, args.stages, args.rerun, args.reuse, estimate)
     if args.seeds:
       student_seeds.run(config, workdir, args.seeds)
   except (Stopped, KeyboardInterrupt) as e:
-    print(f'{e or "stopped"}; the same command continues from there', file=sys.stderr)
+    print(str(e) or 'stopped; the same command continues from there', file=sys.stderr)
     # SIGTERM asks for a clean stop, which is success; Ctrl-C is not.
     sys.exit(0 if isinstance(e, Stopped) and not e.interrupted else 130)
 

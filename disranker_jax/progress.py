@@ -6,6 +6,7 @@ A bar on a terminal, a line every few seconds in a log.
 import contextlib
 import sys
 import time
+from collections.abc import Callable
 
 from tqdm import tqdm
 
@@ -22,17 +23,36 @@ def mute(yes: bool) -> None:
 
 
 class Progress:
-  """Counts steps of a stage, and the examples in them, and says so; a context manager."""
+  """Counts steps of a stage, and the examples in them, and says so; a context manager.
 
-  def __init__(self, label: str, total: int, unit: str, start: int = 0):
+  Args:
+    total: steps in all, of which `start` are done.
+    expected: examples that this process has still to do, if `work` is given.
+    work: () -> (examples done, the seconds that they took). The time left follows from it. Without
+      it, all steps count as equally long. Queries are not: some have many documents, those of one
+      batch finish at the same moment, and the first batch waits for the compiler.
+  """
+
+  def __init__(
+    self,
+    label: str,
+    total: int,
+    unit: str,
+    start: int = 0,
+    expected: float = 0.0,
+    work: Callable[[], tuple[int, float]] | None = None,
+  ):
     self._label, self._total, self._unit = label, total, unit
     self._tty = sys.stderr.isatty() and not _muted
     self._bar = None
     if self._tty:
-      form = '{desc} {bar:20} {n_fmt}/{total_fmt} {postfix} [{elapsed}<{remaining}]'
+      form = '{desc} {bar:20} {n_fmt}/{total_fmt} {postfix} [{elapsed}]'
       self._bar = tqdm(total=total, initial=start, desc=label, bar_format=form, leave=True)
     self._first, self._step, self._examples = start, start, 0
+    self._expected, self._work = expected, work
+    self._before = work()[0] if work else 0
     self._begin = self._shown = time.monotonic()
+    self._second: tuple[float, int] | None = None  # the end of the first update
 
   def __enter__(self):
     return self
@@ -45,17 +65,31 @@ class Progress:
     """`step` steps are done, with `examples` more examples; `values` are shown beside them."""
     self._examples += examples
     now = time.monotonic()
-    rate = self._examples / max(now - self._begin, 1e-9)
-    shown = ' '.join(f'{k} {v:.4g}' for k, v in values.items())
-    text = f'{shown} {rate:.1f} {self._unit}/s'.strip()
-    if self._bar is not None:
-      self._bar.set_postfix_str(text, refresh=False)
-      self._bar.update(step - self._step)
-    elif now - self._shown >= LINE_SECONDS or step == self._total:
-      left = (now - self._begin) / max(step - self._first, 1) * (self._total - step)
-      say(f'{self._label} {step}/{self._total} {text} {clock(left)} left')
-      self._shown = now
+    if self._bar is not None or now - self._shown >= LINE_SECONDS or step == self._total:
+      rate, left = self._speed(step, now)
+      shown = ' '.join(f'{k} {v:.4g}' for k, v in values.items())
+      text = f'{shown} {rate:.1f} {self._unit}/s {clock(left)} left'.strip()
+      if self._bar is not None:
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(step - self._step)
+      else:
+        say(f'{self._label} {step}/{self._total} {text}')
+        self._shown = now
+    self._second = self._second or (now, step)
     self._step = step
+
+  def _speed(self, step: int, now: float) -> tuple[float, float]:
+    """(examples per second, seconds left)."""
+    if self._work:
+      done, seconds = self._work()
+      rate = done / max(seconds, 1e-9)
+      ahead = self._expected - (done - self._before) if step < self._total else 0
+      return rate, max(ahead, 0) / max(rate, 1e-9)
+    # The first step takes longer than the others: it waits for the first data.
+    begin, first = self._second if self._second and step > self._second[1] else (
+      self._begin, self._first)  # fmt: skip
+    left = (now - begin) / max(step - first, 1) * (self._total - step)
+    return self._examples / max(now - self._begin, 1e-9), left
 
 
 class Count:

@@ -28,6 +28,7 @@ HEAVY = (
   'test_reliability.py',
   'launch/*',
   'test_plan*.py',
+  'test_opening.py',
   'test_bench_*.py',
   'test_attention*.py',
   'test_network.py',

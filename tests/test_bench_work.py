@@ -12,6 +12,7 @@ import pytest
 from benchmarks import _ours, _work
 from disranker_jax.data import batches
 from disranker_jax.data.prompts import Encoded
+from disranker_jax.devices import speed
 from disranker_jax.errors import UserError
 from disranker_jax.models import hf, tiny
 from disranker_jax.models.network import from_hf
@@ -105,8 +106,8 @@ def peer():
 @pytest.fixture(autouse=True)
 def small_products(monkeypatch):
   """Programs are not optimised in tests, so that large products would take long."""
-  monkeypatch.setattr(_ours, 'PEAK_SIZE', {'cpu': 128})
-  monkeypatch.setattr(_ours, 'PEAK_S', 0.01)
+  monkeypatch.setattr(speed, 'PEAK_SIZE', {'cpu': 128})
+  monkeypatch.setattr(speed, 'PEAK_S', 0.01)
 
 
 LORA = {'cpt.gradient_accumulation_steps': 2, 'teacher.lora_rank': 4, 'cpt.trainable': 'lora/.*'}

@@ -150,7 +150,7 @@ class TestCheck:
       ('student_sft__save_every', -1),
       ('distill__group_size', 1),  # a pair needs two
       ('distill__epochs', -1.0),
-      ('score__shard_queries', 0),
+      ('score__unit_queries', -1),
     ],
   )
   def test_counts_that_are_too_small_are_refused(self, key, value):
@@ -286,7 +286,7 @@ class TestDefaults:
   def test_have_the_settings_that_the_paper_gives(self):
     config = configs.defaults()
     assert (config.sft.margin, config.distill.beta, config.teacher.max_len) == (0.1, 0.4, 256)
-    assert tuple(config.student.layers) == (0, 2, 4, 6, 8, 10)
+    assert not config.student.layers  # all: the paper's run names six
 
   def test_training_stages_are_those_with_steps(self):
     config = configs.defaults()

@@ -13,10 +13,10 @@ import jax
 import pytest
 
 from disranker_jax import config
-from disranker_jax.commands.plan import chips, flops, hlo, report, stages
+from disranker_jax.commands.plan import chips, hlo, report, stages
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
-from disranker_jax.models import families
+from disranker_jax.models import families, flops
 from disranker_jax.models.network import Network
 
 ROOT = Path(__file__).parents[1]
@@ -207,8 +207,9 @@ def settings(**changes):
 ANSWER = """
 import json, sys
 import jax, jax.numpy as jnp
-from disranker_jax import config, sharding
-from disranker_jax.plan import chips, hlo, report
+from disranker_jax import config
+from disranker_jax.commands.plan import chips, hlo, report
+from disranker_jax.devices import sharding
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 c = config.defaults()
@@ -307,7 +308,7 @@ def test_what_does_not_fit_says_what_to_try(monkeypatch):
 
   c = settings(sft__batch_rows=2, teacher__remat='none')
   mesh, step = traced(c, 'sft')
-  step = dataclasses.replace(step, lowered=SimpleNamespace(compile=compile_))
+  step = dataclasses.replace(step, lower=lambda: SimpleNamespace(compile=compile_))
   monkeypatch.setattr(stages, 'trace', lambda *_: step)
   answer = report.plan(c, 'sft', chips.find('v5e:1x1'), mesh)
   assert not answer['fits'] and answer['bytes_per_device'] == 17.5 * 2**30
@@ -342,7 +343,7 @@ def test_being_out_of_memory_is_an_answer_and_other_errors_are_not():
   def compile_():
     raise jax.errors.JaxRuntimeError('INTERNAL: broken')
 
-  step = stages.Step(None, SimpleNamespace(compile=compile_), {}, {}, None)
+  step = stages.Step(None, None, lambda: SimpleNamespace(compile=compile_), {}, {}, None)
   with pytest.raises(jax.errors.JaxRuntimeError, match='broken'):
     report.compile_step(step, chips.find('v5e:4x4'))
 

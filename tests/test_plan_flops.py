@@ -6,9 +6,9 @@ import math
 import jax
 import pytest
 
-from disranker_jax.commands.plan import flops, stages
+from disranker_jax.commands.plan import stages
 from disranker_jax.data.batches import Shape
-from disranker_jax.models import families, network, tree
+from disranker_jax.models import families, flops, network, tree
 from disranker_jax.models.families.bert import BertConfig
 from disranker_jax.models.families.decoder import DecoderConfig
 from disranker_jax.models.network import Network

@@ -400,7 +400,8 @@ def test_pmap_gives_the_gradients_of_the_data_mesh(eight):
 def test_blocks_must_fit_the_mesh():
   mesh = Sizes(data=3, fsdp=2)
   rows = {'tokens_BT': np.zeros((8, 4)), 'mask_GN': np.zeros((8, 2))}
-  with pytest.raises(UserError, match='blocks=4 must be a multiple of mesh data x fsdp = 6, or 1'):
+  wrong = 'data_shards=4 must be a multiple of mesh data x fsdp = 6, or 1'
+  with pytest.raises(UserError, match=wrong):
     sharding.batch_shardings(rows, mesh, 4)
   with pytest.raises(UserError, match='batch_rows=8 must be a multiple of mesh data x fsdp = 6'):
     sharding.batch_shardings(rows, mesh, 1)

@@ -1,7 +1,6 @@
-"""Shards of scores: atomic, checked against their notes, complete and without duplicates."""
+"""Shards of scores: atomic, checked against their notes, complete, in any sizes."""
 
 import errno
-import json
 import os
 
 import numpy as np
@@ -10,11 +9,11 @@ import pytest
 
 from disranker_jax.commands import common
 from disranker_jax.data.records import Document, Group
-from disranker_jax.errors import UserError
+from disranker_jax.errors import Stopped, UserError
 from disranker_jax.rankers import shards
 
 MADE = {'model': 'm', 'tokenizer': 't'}
-QUERIES, SIZE = 7, 3
+QUERIES = 7
 rng = np.random.default_rng(0)
 GROUPS = [
   Group(f'q{i}', 'words', tuple(Document(f'd{j}', 't', 's') for j in range(i % 4)))
@@ -27,20 +26,23 @@ def pairs_of(i):
   return GROUPS[i].query_id, [d.doc_id for d in GROUPS[i].docs]
 
 
+SPANS = [range(0, 3), range(3, 6), range(6, 7)]
+
+
 def opened(folder, made=MADE) -> shards.Shards:
-  return shards.Shards(folder, QUERIES, SIZE, made)
+  return shards.Shards(folder, QUERIES, made)
 
 
-def write(store, shard) -> None:
-  store.write(shard, [(GROUPS[i], SCORES[i]) for i in store.span(shard)])
+def write(store, span) -> None:
+  store.write(span, [(GROUPS[i], SCORES[i]) for i in span])
 
 
 @pytest.fixture
 def store(tmp_path):
   """All three shards, written."""
   found = opened(tmp_path)
-  for shard in range(len(found)):
-    write(found, shard)
+  for span in SPANS:
+    write(found, span)
   return found
 
 
@@ -59,8 +61,8 @@ def test_rows_are_read_in_order_by_us_and_by_any_parquet_reader(store):
 def test_the_same_scores_make_the_same_bytes(store, tmp_path):
   other = opened(tmp_path / 'other')
   other.folder.mkdir()
-  for shard in reversed(range(3)):
-    write(other, shard)
+  for span in reversed(SPANS):
+    write(other, span)
   for file in store.folder.iterdir():
     if file.is_file():
       assert (other.folder / file.name).read_bytes() == file.read_bytes()
@@ -68,21 +70,22 @@ def test_the_same_scores_make_the_same_bytes(store, tmp_path):
 
 @pytest.mark.parametrize('position', [0.0, 0.5, 0.999])
 def test_a_flipped_bit_is_detected_and_only_that_shard_is_missing(store, position, capsys):
-  file = store.file(1)
+  file = store.found()[1].file
   content = bytearray(file.read_bytes())
   content[int(position * len(content))] ^= 4
   file.write_bytes(content)
-  assert store.missing() == [1]
+  with pytest.raises(UserError, match=r'000000003-000000006\.parquet: is not what was written'):
+    list(store.rows())
+  assert store.missing() == [SPANS[1]]
   assert f'{file} is not what was written' in capsys.readouterr().err
-  with pytest.raises(UserError, match='is damaged'):
-    store.read(1)
-  write(store, 1)
+  write(store, SPANS[1])
   assert store.missing() == []
 
 
 @pytest.mark.parametrize('what', ['shard', 'note', 'cut', 'empty note', 'other note', 'partial'])
 def test_a_shard_that_is_gone_or_partial_is_missing(store, what):
-  file, note = store.file(2), store.note_file(2)
+  shard = store.found()[2]
+  file, note = shard.file, shard.note_file
   if what == 'shard':
     file.unlink()
   elif what == 'cut':
@@ -93,11 +96,17 @@ def test_a_shard_that_is_gone_or_partial_is_missing(store, what):
     note.rename(note.with_suffix('.json.partial'))
   else:
     note.write_text('' if what == 'empty note' else '[]')
-  assert store.missing() == [2]
+  assert store.missing() == [SPANS[2]]
+  # A reader of the folder must not find what does not count.
+  assert {f.name for f in store.folder.glob('*.parquet')} == {s.file.name for s in store.found()}
+  with pytest.raises(UserError, match=r'no shard holds the queries 6 to 6'):
+    store.audit(pairs_of)
 
 
 def test_another_models_shards_are_refused_by_what_differs(store):
-  with pytest.raises(UserError, match=r'00000\.parquet: was made with another tokenizer'):
+  with pytest.raises(
+    UserError, match=r'000000000-000000003\.parquet: was made with another tokenizer'
+  ):
     opened(store.folder, MADE | {'tokenizer': 'u'}).missing()
 
 
@@ -109,15 +118,15 @@ def test_a_pair_too_few_too_many_or_of_another_query_fails_the_audit(store):
   ):
     with pytest.raises(UserError, match=r'are not the .* pairs that were to be scored'):
       store.audit(wrong)
-  store.write(1, [(GROUPS[i], np.full(len(GROUPS[i].docs), np.nan)) for i in store.span(1)])
-  with pytest.raises(UserError, match=r'00001\.parquet: has scores that are not finite'):
+  store.write(SPANS[1], [(GROUPS[i], np.full(len(GROUPS[i].docs), np.nan)) for i in SPANS[1]])
+  with pytest.raises(UserError, match=r'003-000000006\.parquet: has scores that are not finite'):
     store.audit(pairs_of)
 
 
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS])
 def test_a_disk_that_cannot_be_written_leaves_no_partial_file(store, number, monkeypatch, capsys):
-  store.file(0).unlink()
-  store.note_file(0).unlink()
+  store.found()[0].file.unlink()
+  store.found()[0].note_file.unlink()
   before = sorted(os.listdir(store.folder))
 
   def full(handle):
@@ -125,15 +134,85 @@ def test_a_disk_that_cannot_be_written_leaves_no_partial_file(store, number, mon
 
   monkeypatch.setattr(shards.os, 'fsync', full)
   with pytest.raises(SystemExit) as ended, common.guarded():
-    write(store, 0)
+    write(store, SPANS[0])
   assert ended.value.code == 2
   said = capsys.readouterr().err
   assert said.startswith('error: the file: ') and said.count('\n') == 1
   assert 'run the same command again' in said
-  assert sorted(os.listdir(store.folder)) == before and store.missing() == [0]
+  assert sorted(os.listdir(store.folder)) == before and store.missing() == [SPANS[0]]
 
 
 def test_notes_record_what_made_a_shard(store):
-  note = json.loads(store.note_file(0).read_text())
-  assert note['made'] == MADE and note['rows'] == sum(len(g.docs) for g in GROUPS[:SIZE])
-  assert note['queries'] == SIZE
+  note = store.found()[0].note()
+  assert note['made'] == MADE and note['rows'] == sum(len(GROUPS[i].docs) for i in SPANS[0])
+  assert note['queries'] == len(SPANS[0])
+
+
+@pytest.mark.parametrize('spans', [[range(0, 7)], [range(0, 1), range(1, 5), range(5, 7)]])
+def test_the_sizes_of_shards_change_nothing_for_readers(store, tmp_path, spans):
+  other = opened(tmp_path / 'other')
+  other.folder.mkdir()
+  for span in spans:
+    write(other, span)
+  assert list(other.rows()) == list(store.rows())
+  np.testing.assert_array_equal(other.audit(pairs_of), store.audit(pairs_of))
+  assert other.missing() == [] and other.kept() == QUERIES
+
+
+def test_of_shards_that_overlap_one_counts_and_no_pair_is_read_twice(store):
+  before = list(store.rows())
+  write(store, range(2, 4))
+  assert list(store.rows()) == before and store.kept() == QUERIES
+  assert store.missing() == []
+  assert len(list(store.folder.glob('*.parquet'))) == len(SPANS)
+
+
+def test_what_is_missing_between_shards_is_found(store):
+  for shard in (store.found()[0], store.found()[2]):
+    shard.note_file.unlink()
+  assert store.missing() == [SPANS[0], SPANS[2]] and store.kept() == len(SPANS[1])
+
+
+def test_units_are_the_same_whatever_is_missing():
+  whole = shards.units([range(0, 23)], 5)
+  assert whole == [range(0, 5), range(5, 10), range(10, 15), range(15, 20), range(20, 23)]
+  assert shards.units([range(5, 10), range(20, 23)], 5) == [whole[1], whole[4]]
+  # With another size before, a shard may end inside a unit.
+  assert shards.units([range(7, 12), range(13, 14)], 5) == [
+    range(7, 10),
+    range(10, 12),
+    range(13, 14),
+  ]
+
+
+def add(writer, *units):
+  for unit in units:
+    for i in unit:
+      writer.add(unit, (GROUPS[i], SCORES[i]))
+
+
+def spans(store) -> list[range]:
+  return [shard.span for shard in store.found()]
+
+
+def test_finished_units_become_one_shard_unless_the_time_is_over(tmp_path):
+  store = opened(tmp_path)
+  with shards.Writer(store, 1000) as writer:
+    add(writer, range(0, 2), range(2, 3), range(4, 6))
+  assert spans(store) == [range(0, 3), range(4, 6)]  # neighbours only
+  store = opened(tmp_path / 'at once')
+  store.folder.mkdir()
+  with shards.Writer(store, 0) as writer:
+    add(writer, range(0, 2), range(2, 3))
+    assert spans(store) == [range(0, 2), range(2, 3)]
+
+
+@pytest.mark.parametrize('how', [Stopped('stop'), KeyboardInterrupt()])
+def test_when_the_work_is_stopped_finished_units_are_kept_and_no_part_of_one(tmp_path, how):
+  store = opened(tmp_path)
+  with pytest.raises(type(how)), shards.Writer(store, 1000) as writer:
+    add(writer, range(0, 2))
+    writer.add(range(2, 4), (GROUPS[2], SCORES[2]))
+    assert store.kept() == 0
+    raise how
+  assert spans(store) == [range(0, 2)] and store.missing() == [range(2, 7)]

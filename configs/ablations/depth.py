@@ -9,7 +9,7 @@ PAIRS = 1600
 
 
 def row(docs: int):
-  changes = {'data.limit.candidates': PAIRS // docs, 'score.shard_queries': PAIRS // docs}
+  changes = {'data.limit.candidates': PAIRS // docs}
   changes |= {'score.group_size': docs, 'distill.group_size': docs, 'distill.epochs': 3.0}
   return 'student', changes | {'score.judgements': False, 'distill.hard_label_weight': 0.0}
 

@@ -27,7 +27,7 @@ def get_config(address=''):
   for side in (c.teacher, c.student):
     side.update(max_len=64, row_len=128)
   c.sft.update(epochs=3.0, max_steps=0, batch_rows=16)
-  c.score.update(group_size=20, batch_rows=32, shard_queries=50)
+  c.score.update(group_size=20, batch_rows=32)
   c.student_sft.update(epochs=12.0, batch_rows=32)
   c.distill.update(epochs=15.0, batch_rows=32)
   c.evaluate.update(batch_rows=32, min_relevance=2)

@@ -16,6 +16,6 @@ def get_config(address='', titles='runs/titles.tsv'):
   c = runpy.run_path(str(chorus))['get_config'](address)
   c.data.candidates = f'{c.data.judgements}?queries={titles}&run=bm25'
   c.data.depth = 100
-  c.score.update(group_size=8, shard_queries=125)  # as many documents per shard as chorus.py
+  c.score.group_size = 8
   c.distill.update(epochs=6.0, group_size=8)
   return c

@@ -34,7 +34,7 @@ def get_config():
   c.sft.batch_rows = 8
   for stage in (c.score, c.student_sft, c.distill, c.evaluate):
     stage.batch_rows = 16
-  c.score.update(group_size=20, shard_queries=50)
+  c.score.update(group_size=20)
   c.student_sft.epochs = 4.0
   c.distill.epochs = 4.0
   c.evaluate.min_relevance = 2

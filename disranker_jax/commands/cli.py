@@ -29,7 +29,7 @@ COMMANDS = {
   'fuse': Command('disranker_jax.commands.fuse', 'fuse TREC runs into one ranking'),
   'ablate': Command('disranker_jax.commands.ablate', 'run and compare variants of a config'),
   'online': Command('disranker_jax.evaluation.online.command', 'analyse an online experiment'),
-  'plan': Command('disranker_jax.commands.plan.command', 'estimate a stage on a TPU slice'),
+  'plan': Command('disranker_jax.commands.plan.command', 'estimate memory and time of stages'),
   'bench': Command(
     'disranker_jax.commands.bench', 'measure speed (in a checkout of the repository)'
   ),

@@ -27,7 +27,8 @@ RENAMED = {
   'hang_s': 'watchdog_s', 'hard': 'hard_label_weight', 'hidden': 'hidden_weight',
   'last': 'max_rank', 'least_std': 'min_std', 'moments': 'adam_mu_dtype',
   'most_ties': 'max_tied_share', 'params': 'param_dtype', 'relevant': 'min_relevance',
-  'scan': 'scan_layers', 'slack': 'tolerance_factor', 'standardise': 'normalize_scores',
+  'scan': 'scan_layers', 'shard_queries': 'unit_queries', 'slack': 'tolerance_factor',
+  'standardise': 'normalize_scores',
   'start': 'init_from', 'warmup': 'warmup_ratio',
 }  # fmt: skip
 

@@ -2,13 +2,17 @@
 
 import contextlib
 import math
+import os
 import resource
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
+from jax.extend.core import jaxprs_in_params
 
 from disranker_jax.errors import UserError
 
+CGROUP = Path('/sys/fs/cgroup/memory.max')  # a container's limit on Linux
 EXHAUSTED = 'RESOURCE_EXHAUSTED'  # the first word of the runtime's error
 
 
@@ -46,6 +50,46 @@ def peak(analysis) -> int:
   return code + (reported if reported - buffers > scratch // 100 else buffers + scratch)
 
 
+def live(jaxpr) -> int:
+  """The most bytes that the values computed by a traced program take at a time.
+
+  The values of its arguments are not counted. An estimate, for a program that is not compiled: the
+  compiler fuses some values away and computes in another order.
+  """
+  last_use = {}
+  for i, equation in enumerate(jaxpr.eqns):
+    last_use |= {id(v): i for v in equation.invars if not hasattr(v, 'val')}
+  last_use |= {id(v): len(jaxpr.eqns) for v in jaxpr.outvars}
+  now = most = 0
+  own = {}
+  for i, equation in enumerate(jaxpr.eqns):
+    made = {id(v): _bytes(v.aval) for v in equation.outvars if id(v) in last_use}
+    inner = max((live(j) for j in jaxprs_in_params(equation.params)), default=0)
+    together = max(inner, sum(made.values()))
+    if equation.primitive.name in ('scan', 'while'):
+      # The results are there while the body runs. What it carries is updated in place.
+      together = inner + sum(made.values()) - _carried(equation, own, last_use, i)
+    most = max(most, now + together)
+    own |= made
+    now += sum(made.values())
+    for done in [v for v in own if last_use[v] == i]:
+      now -= own.pop(done)
+  return most
+
+
+def _carried(loop, own: dict, last_use: dict, i: int) -> int:
+  """Bytes of a loop's carry that are counted more than once: in the body, and before the loop."""
+  carry = loop.params.get('num_carry', len(loop.outvars))
+  first = loop.params.get('num_consts', 0)
+  before = [id(v) for v in loop.invars[first : first + carry]]
+  ending = sum(own[v] for v in set(before) if v in own and last_use[v] == i)
+  return ending + sum(_bytes(v.aval) for v in loop.outvars[:carry])
+
+
+def _bytes(aval) -> int:
+  return math.prod(aval.shape) * aval.dtype.itemsize if hasattr(aval, 'shape') else 0
+
+
 def expected(label: str, program, compiled) -> str:
   """The log line at the start of a stage: expected bytes per device."""
   return f'{label}: a device will hold {listed(parts(program, compiled))}'
@@ -76,6 +120,27 @@ def limited(label: str, needed: Callable[[], dict[str, int]], lower: str) -> Ite
     raise UserError(
       f'{label}: out of device memory: needs {listed(bytes_of)}{unknown}, has {available}; {lower}'
     ) from error
+
+
+def limit() -> int | None:
+  """Bytes that this process may use: of a device, or of the machine if its devices are the CPU.
+
+  None if it is unknown.
+  """
+  bytes_limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')
+  if bytes_limit or jax.default_backend() != 'cpu':
+    return bytes_limit
+  try:
+    machine = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  except (ValueError, OSError):  # another system
+    return None
+  group = CGROUP.read_text().strip() if CGROUP.exists() else 'max'
+  return min(machine, int(group)) if group.isdigit() else machine
+
+
+def of_process(per_device: int) -> int:
+  """What counts against `limit`: a CPU's devices share the machine's memory."""
+  return per_device * (jax.local_device_count() if jax.default_backend() == 'cpu' else 1)
 
 
 def measured(label: str) -> str:

@@ -116,6 +116,19 @@ def add_up(values: np.ndarray) -> np.ndarray:
   return multihost_utils.process_allgather(values).sum(0)
 
 
+_asked = 0  # the signal that a StopRequest received last; see `asked`
+
+
+def asked() -> int:
+  """The signal that asked this process to stop since the last call, or 0.
+
+  A stage that ends by itself just then does not raise Stopped; the next one must not start.
+  """
+  global _asked
+  number, _asked = _asked, 0
+  return number
+
+
 class StopRequest:
   """True once this process has received SIGTERM or Ctrl-C; a second Ctrl-C stops at once.
 
@@ -146,8 +159,9 @@ class StopRequest:
   def _handle(self, number, frame):
     if self.signal and number == signal.SIGINT:
       raise KeyboardInterrupt
+    global _asked
     if not self.signal:
-      self.signal = number
+      self.signal = _asked = number
       progress.say('stopping after this step; press Ctrl-C again to stop at once')
 
 

@@ -107,7 +107,9 @@ def batch_shardings(shapes: dict, mesh: Mesh, blocks: int) -> dict:
   if blocks % parts(mesh) == 0:
     return dict.fromkeys(shapes, NamedSharding(mesh, BATCH))
   if blocks > 1:
-    raise UserError(f'blocks={blocks} must be a multiple of mesh data x fsdp = {parts(mesh)}, or 1')
+    raise UserError(
+      f'data_shards={blocks} must be a multiple of mesh data x fsdp = {parts(mesh)}, or 1'
+    )
   rows = next((v.shape[0] for k, v in shapes.items() if k.endswith('_BT')), 0)
   if rows % parts(mesh):
     raise UserError(f'batch_rows={rows} must be a multiple of mesh data x fsdp = {parts(mesh)}')

@@ -97,7 +97,7 @@ def open_config(folder: str | pathlib.Path) -> families.Config:
 
 def tensor_rows(network: Network, layers: Sequence[int] | None = None) -> dict[str, Row]:
   """Every tensor of the network as {Hugging Face name: Row}; see `load` for `layers`."""
-  shapes = flatten(jax.eval_shape(network.init, jax.random.key(0))['params'])
+  shapes = flatten(network.shapes()['params'])
   layers = range(network.config.layers) if layers is None else layers
   rows, todo = {}, set(shapes)
   for template, path in network.family.tensors.items():
@@ -191,6 +191,25 @@ def _unpicked(name, rows, all_layers):
   return any(pattern.fullmatch(known) for known in rows)
 
 
+def check(folder: str | pathlib.Path, network: Network, layers: Sequence[int] | None) -> None:
+  """Compares names and shapes of a folder's tensors with the network; reads no parameters.
+
+  Raises: UserError as `load` does.
+  """
+  with contextlib.ExitStack() as stack:
+    _matched(folder, tensor_rows(network, layers), network, layers, stack)
+
+
+def _matched(folder, rows, network, layers, stack) -> dict:
+  """Where each of `rows` is: {name: (open file, raw name)}. Raises: UserError, see `load`."""
+  all_layers = network.config.layers if layers is None else open_config(folder).layers
+  matched, problems = _match(_open_all(folder, stack), rows, network, all_layers)
+  if problems:
+    shown = '; '.join(problems[:20]) + (f'; and {len(problems) - 20} more' * (len(problems) > 20))
+    raise UserError(f'{folder}: {len(problems)} tensors do not fit the model: {shown}')
+  return matched
+
+
 def load(
   folder: str | pathlib.Path,
   network: Network,
@@ -209,16 +228,11 @@ def load(
   Raises: UserError with every tensor that is unknown, missing, set twice, or of another shape, or
   with the name of a truncated file.
   """
-  all_layers = network.config.layers if layers is None else open_config(folder).layers
   rows = tensor_rows(network, layers)
-  shapes = jax.eval_shape(network.init, jax.random.key(0))['params']
+  shapes = network.shapes()['params']
   flat_shapes, sources, flat = flatten(shapes), {}, {}
   with contextlib.ExitStack() as stack:
-    files = _open_all(folder, stack)
-    matched, problems = _match(files, rows, network, all_layers)
-    if problems:
-      shown = '; '.join(problems[:20]) + (f'; and {len(problems) - 20} more' * (len(problems) > 20))
-      raise UserError(f'{folder}: {len(problems)} tensors do not fit the model: {shown}')
+    matched = _matched(folder, rows, network, layers, stack)
     for name, (file, raw) in matched.items():
       sources.setdefault(rows[name].path, {})[rows[name].layer] = file.get_slice(raw)
     for path, views in sources.items():

@@ -58,7 +58,7 @@ class TextModel:
 
     What the folder lacks, a head or LoRA, is random, from `seed` plus the model's own seed.
     """
-    shapes = jax.eval_shape(self.network.init, jax.random.key(0))
+    shapes = self.network.shapes()
     variables = hf.load(
       self.folder,
       self.network,
@@ -75,11 +75,16 @@ def open_model(settings: ConfigDict, head: str = '') -> TextModel:
 
   `head` is by default the one that the settings' way of scoring needs.
 
-  Raises: UserError if the model is not found or not supported.
+  Raises: UserError if the model is not found or not supported, or cannot read so long texts.
   """
   folder = weights.find(settings.model)
   head = head or HEADS[settings.get('scorer', 'score_head')]
   network = open_network(folder, settings, head)
+  longest = network.family.max_len(network.config)
+  if settings.max_len > longest:
+    raise UserError(
+      f'max_len={settings.max_len}: {settings.model!r} reads at most {longest} tokens'
+    )
   return TextModel(settings, folder, network, open_tokenizer(folder, network.config.vocab))
 
 
@@ -106,6 +111,15 @@ def open_tokenizer(folder: Path, rows: int | None = None) -> PreTrainedTokenizer
 
   Raises: UserError if there is none with a tokenizer.json, or if the table lacks one of its tokens.
   """
+  files = [file for name in hf.TOKENIZER_FILES if (file := Path(folder) / name).exists()]
+  tokenizer = _tokenizer(folder, rows, tuple((f.name, f.stat().st_mtime_ns) for f in files))
+  tokenizer.backend_tokenizer.no_truncation()
+  tokenizer.backend_tokenizer.no_padding()
+  return tokenizer
+
+
+@functools.lru_cache(maxsize=4)  # opening a large one takes seconds, and several stages do it
+def _tokenizer(folder: Path, rows: int | None, files: tuple) -> PreTrainedTokenizerFast:
   from transformers import AutoTokenizer  # imported late: it imports torch where that is installed
 
   try:
@@ -123,8 +137,6 @@ def open_tokenizer(folder: Path, rows: int | None = None) -> PreTrainedTokenizer
       'tokenizer that the model was trained with, or resize the table and train its new rows'
     )
   tokenizer.model_max_length = 1 << 30
-  tokenizer.backend_tokenizer.no_truncation()
-  tokenizer.backend_tokenizer.no_padding()
   return tokenizer
 
 

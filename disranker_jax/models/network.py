@@ -84,6 +84,10 @@ class Network:
     init = functools.partial(module.init, method='everything')
     return dict(jax.jit(init)(key, *(zeros_BT for _ in self.family.inputs)))
 
+  def shapes(self) -> dict:
+    """The shapes of `init`'s variables; treat them as read-only, because they are cached."""
+    return _shapes(self)
+
   def hidden(self, variables: dict, batch: dict) -> jax.Array:
     """Final hidden states [B, T, D] in activation dtype; with `states` those of all layers."""
     if offset := self.family.position_offset(self.config):
@@ -148,7 +152,7 @@ class Network:
 
   def count_params(self) -> int:
     """The number of base parameters, without LoRA."""
-    shapes = jax.eval_shape(self.init, jax.random.key(0))['params']
+    shapes = self.shapes()['params']
     return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
 
 
@@ -200,6 +204,11 @@ def pick(hidden_BTD: jax.Array, index_AX: jax.Array) -> jax.Array:
   return jnp.take_along_axis(hidden_AYD, index_AX[:, :, None], axis=1)
 
 
+@functools.lru_cache(maxsize=64)  # tracing a network takes tenths of a second
+def _shapes(network: Network) -> dict:
+  return jax.eval_shape(network.init, jax.random.key(0))
+
+
 def from_hf(
   folder: str | pathlib.Path, *, layers: Sequence[int] | None = None, **options
 ) -> Network:
@@ -214,7 +223,8 @@ def from_hf(
     wrong = [i for i in layers if not 0 <= i < config.layers]
     if wrong or not layers or len(set(layers)) < len(layers):
       raise UserError(
-        f'layers {list(layers)}: pick different ones from 0..{config.layers - 1} of {folder}'
+        f'layers={list(layers)}: {folder} has the layers 0 to {config.layers - 1}; name different '
+        'ones of them, or () for all'
       )
     config = dataclasses.replace(config, layers=len(layers))
   return Network(config, **options)

@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import os
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import Stopped, UserError
 from disranker_jax.models import files
 from disranker_jax.pipeline import inputs as outside
-from disranker_jax.pipeline import manifest, systems
+from disranker_jax.pipeline import manifest, opening, systems
+from disranker_jax.pipeline.estimate import Estimate
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import clock, say
 from disranker_jax.stages import earlier, prepare
@@ -29,6 +31,7 @@ def run(
   stages: Sequence[str] | None = None,
   rerun: Sequence[str] = (),
   reuse: Sequence[str | Path] = (),
+  estimate: bool = False,
 ) -> None:
   """Runs the stages that are not done; nothing runs if one of them is stale.
 
@@ -36,6 +39,7 @@ def run(
   rerun   stages to run again, with all that follow from them
   reuse   workdirs of other runs; a stage that they finished from the same settings and inputs is
           taken from there
+  estimate  whether to say before the first stage what time and memory they will take
 
   Raises: UserError before the first step for everything that can be checked, Stopped after SIGTERM
   or Ctrl-C.
@@ -50,9 +54,15 @@ def run(
   pipeline = Pipeline(Run(config, workdir, sharding.make_mesh(config.mesh)), stages or (), rerun)
   donors = [donor(pipeline.run, Path(folder).absolute()) for folder in reuse]
   pipeline.check()
+  opened = opening.everything(pipeline.run, pipeline.to_open(donors))
   lock = processes.first_alone('begin', pipeline.open_workdir)
   with lock or contextlib.nullcontext():
-    pipeline.run_stages(donors)
+    pipeline.run_stages(donors, estimates(pipeline.run, opened) if estimate else None)
+
+
+def estimates(run: Run, opened: Sequence[opening.Opened]) -> Estimate | None:
+  """The estimate for the models to come, in the first process."""
+  return Estimate(run, opened) if opened and processes.is_first() else None
 
 
 def donor(run: Run, folder: Path) -> Run:
@@ -102,6 +112,33 @@ class Pipeline:
     for stage in systems.preceding(self.listed, [s.name for s in self.chosen]):
       self.refuse_stale(stage, self.state(stage, self.again))
 
+  def to_open(self, donors: Sequence[Run]) -> list[Stage]:
+    """The chosen stages that are not done, neither here nor by a donor with the same settings."""
+    found = []
+    for stage in self.chosen:
+      state = self.state(stage, self.again)
+      others = [manifest.read(other.folder(stage.name)) for other in donors]
+      taken = any(m and m['status'] == 'done' and m['config'] == state.wanted for m in others)
+      if not state.is_done and not taken:
+        found.append(stage)
+    return found
+
+  def look_at_records(self, estimate: Estimate | None) -> None:
+    """Says the time that the stages to come take, once the records are prepared.
+
+    Raises: UserError where the records teach one of the stages nothing.
+    """
+    prepared = self.run.folder('prepare')
+    if 'prepare' not in self.run.config.stages or not (manifest.read(prepared) or {}).get(
+      'results'
+    ):
+      return
+    for stage in self.chosen:
+      if not self.state(stage).is_done:
+        stage.check_records(self.run)
+    if estimate:
+      estimate.say_time()
+
   def open_workdir(self):
     """Locks the workdir, removes stages that run again, and saves the config; the lock's file."""
     self.run.workdir.mkdir(parents=True, exist_ok=True)
@@ -119,10 +156,15 @@ class Pipeline:
     else:
       shutil.rmtree(folder, ignore_errors=True)
 
-  def run_stages(self, donors: Sequence[Run]) -> None:
+  def run_stages(self, donors: Sequence[Run], estimate: Estimate | None = None) -> None:
     """Runs what is not done, then shows the results."""
-    ran = False
+    ran = looked = False
+    if estimate:
+      estimate.say_memory()
     for stage in self.chosen:
+      if stage.name != 'prepare' and not looked:
+        self.look_at_records(estimate)
+        looked = True
       processes.first_alone(f'take {stage.name}', lambda s=stage: self.take(s, donors))
       ran |= self.run_stage(stage)
     if not ran:
@@ -203,11 +245,14 @@ class Pipeline:
     position = f'{[s.name for s in self.chosen].index(stage.name) + 1}/{len(self.chosen)}'
     say(f'{stage.name} ({position}): {"continues" if state.before else "starts"}')
     record = manifest.Manifest(folder, stage.name, state.wanted, state.inputs)
+    processes.asked()  # what was asked before counts no more
     try:
       results = stage.execute(self.run)
-    except (Stopped, KeyboardInterrupt):
+    except (Stopped, KeyboardInterrupt) as e:
       record.stopped()
-      raise
+      if isinstance(e, Stopped):  # in every process
+        processes.barrier(f'{stage.name} is stopped')
+      raise Stopped(stopped(stage, self.run), getattr(e, 'interrupted', True)) from None
     except UserError:
       record.stopped()
       if processes.is_first():
@@ -216,7 +261,19 @@ class Pipeline:
     record.finished(results)
     processes.barrier(f'{stage.name} is done')
     say(f'{stage.name} ({position}): done in {clock(record.value["wall_s"])}')
+    number = processes.asked()
+    if processes.any_of(number != 0):
+      left = 'the same command continues with the next stage'
+      raise Stopped(f'stopped; {stage.name} is done; {left}', number == signal.SIGINT)
     return True
+
+
+def stopped(stage: Stage, run: Run) -> str:
+  """What is said when a stage was asked to stop: what is on disk, and how to continue."""
+  kept = stage.kept(run)
+  if not kept:
+    return f'{stage.name}: stopped before any of it was saved; the same command starts it again'
+  return f'{stage.name}: stopped; {kept}; the same command continues from there'
 
 
 def locked(workdir: Path):

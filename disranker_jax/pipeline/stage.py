@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from disranker_jax.config.settings import Section
+from disranker_jax.models.load import TextModel, open_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,28 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
+class Use:
+  """A model that a stage trains or runs.
+
+  label  what the stage calls it: its role, or a row of the result table
+  role   the section of the config that describes it
+  open   opens it, without parameters
+  rows   rows of the batches that it computes
+  kinds  the kinds of records that it reads; by default those of the stage
+  pairs  it scores no more pairs than this; 0: all
+  times  how often it reads them
+  """
+
+  label: str
+  role: str
+  open: Callable[[], TextModel]
+  rows: int
+  kinds: tuple[str, ...] = ()
+  pairs: int = 0
+  times: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
   """A function of the config and of earlier stages' folders that writes one folder.
 
@@ -35,6 +58,9 @@ class Stage:
   check         tests relations between settings; raises UserError
   role          the model that it trains or runs: 'teacher', 'student' or ''
   models        the roles whose models it opens; by default `role`
+  uses          config -> the models that it opens and what it does with them; by default `role`
+  check_models  tests relations between opened models: (config, {label: model}); raises UserError
+  check_records  tests the prepared records, as soon as there are any: run; raises UserError
   reads_stages  earlier stages whose output it uses, if they are in config.stages
   requires      config -> {what requires them: stages that must be in config.stages}; by default a
                 stage with a model requires prepare
@@ -46,6 +72,7 @@ class Stage:
                 stage continues
   head          config -> the head that its network has
   task          of a training stage: (config, network) -> train.Task
+  kept          what of it is on disk, as text, '' for nothing; by default the last saved step
   scores_records  whether it scores all records that it reads
   starts_anew   whether its model starts from the pretrained one, whatever `init_from` says
   paper_rows    the size of the paper's data for it, which `disranker plan` uses
@@ -59,6 +86,9 @@ class Stage:
   check: Callable[[ConfigDict], None] = lambda config: None
   role: str = ''
   models: tuple[str, ...] = ()
+  uses: Callable[[ConfigDict], tuple[Use, ...]] | None = None
+  check_models: Callable[[ConfigDict, Mapping[str, TextModel]], None] = lambda config, models: None
+  check_records: Callable[[Run], None] = lambda run: None
   reads_stages: tuple[str, ...] = ()
   requires: Callable[[ConfigDict], Mapping[str, tuple[str, ...]]] | None = None
   reads_records: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
@@ -66,6 +96,7 @@ class Stage:
   is_complete: Callable[[Run], bool] = lambda run: True
   head: Callable[[ConfigDict], str] = lambda config: 'rank'
   task: Callable | None = None
+  kept: Callable[[Run], str] | None = None
   scores_records: bool = False
   starts_anew: bool = False
   paper_rows: int = 0
@@ -77,8 +108,25 @@ class Stage:
     object.__setattr__(self, 'section', self.section or self.name)
     object.__setattr__(self, 'models', models)
     object.__setattr__(self, 'requires', self.requires or (lambda config: requires))
+    object.__setattr__(self, 'uses', self.uses or self._own_model)
+    object.__setattr__(self, 'kept', self.kept or self._saved_step)
 
   @property
   def sections(self) -> tuple[str, ...]:
     """The parts of the config that its result depends on."""
     return ('seed', *self.models, self.section) if self.models else (self.section,)
+
+  def _own_model(self, config: ConfigDict) -> tuple[Use, ...]:
+    if not self.role:
+      return ()
+    settings, rows = config[self.role], config[self.section].batch_rows
+    return (Use(self.role, self.role, lambda: open_model(settings, self.head(config)), rows),)
+
+  def _saved_step(self, run: Run) -> str:
+    step = max(saved_steps(run.folder(self.name) / 'checkpoints'), default=0)
+    return f'step {step} is saved' if step else ''
+
+
+def saved_steps(checkpoints: Path) -> list[int]:
+  """The saved steps of a training stage; one that is being saved has another name."""
+  return [int(folder.name) for folder in checkpoints.glob('*') if folder.name.isdigit()]

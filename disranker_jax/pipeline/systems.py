@@ -34,10 +34,7 @@ ROLES: dict[str, dict[str, Section]] = {
       **model(model='mistralai/Mistral-7B-v0.1', remat='full'),
       **teacher.SETTINGS,
     },
-    'student': model(
-      model='google-bert/bert-base-multilingual-cased', layers=(0, 2, 4, 6, 8, 10),
-      scan_layers=False,
-    ),
+    'student': model(model='google-bert/bert-base-multilingual-cased', scan_layers=False),
   },
 }  # fmt: skip
 

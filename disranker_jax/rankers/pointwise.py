@@ -110,6 +110,7 @@ class PointwiseRanker:
     self.compiled = self._ready = None
     self.seconds = self.idle = 0.0  # the device computes; it waits for the next batch
     self.pairs = self.tokens = self.places = 0  # of this process's blocks; places include padding
+    self.scored = 0  # pairs of finished batches
 
   def __call__(self, groups: Iterable[Group]) -> Iterator[tuple[Group, np.ndarray]]:
     """See Ranker. Raises: UserError if a score is not finite."""
@@ -205,6 +206,7 @@ class PointwiseRanker:
     self._ready = ready
     if flags['broken']:
       raise UserError('the model gives scores that are not finite; its parameters are broken')
+    self.scored += sum(map(len, placed))
     for keys, block in zip(placed, np.split(scores, self._own), strict=False):
       for (group, n), score in zip(keys, block.tolist(), strict=False):
         group.put(n, score)
@@ -224,6 +226,15 @@ class PointwiseRanker:
 
     with jax.set_mesh(self.mesh):
       return jax.jit(step, out_shardings=(rows, everywhere)).lower(variables, batch, flags)
+
+  @property
+  def positions(self) -> int:
+    """Tokens that a batch of this process holds, padding included."""
+    return self._own * self.shape.rows * self.row_len
+
+  def work(self) -> tuple[int, float]:
+    """(pairs scored so far, the seconds that they took without compiling), for Progress."""
+    return self.scored, self.seconds + self.idle
 
   @property
   def ms_per_pair(self) -> float:

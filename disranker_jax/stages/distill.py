@@ -20,11 +20,11 @@ from disranker_jax.data.scored_groups import ScoredGroups, Selected
 from disranker_jax.errors import UserError
 from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline import manifest
-from disranker_jax.pipeline.stage import Run, Stage
+from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
 from disranker_jax.rankers.pointwise import score_fn
 from disranker_jax.stages import earlier, prepare, roles, score, sft
-from disranker_jax.stages.distill_hidden import HiddenStates, open_hidden
+from disranker_jax.stages.distill_hidden import HiddenStates, check_hidden, open_hidden
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
 from disranker_jax.training.settings import GROUPS, training
@@ -68,13 +68,8 @@ def draw(size: int, record: tuple[Group, np.ndarray], rng) -> tuple[Group, np.nd
 
 
 def task(config, network, hidden: HiddenStates | None = None) -> train.Task:
-  """What is computed, of which shapes."""
+  """What is computed, of which shapes; without `hidden` all but the term on hidden states."""
   c = config.distill
-  if c.hidden_weight and hidden is None:
-    raise UserError(
-      "config.distill.hidden_weight: needs the teacher's network, which this command does not "
-      'open; set it to 0'
-    )
   shape = batches.Shape(c.batch_rows, config.student.row_len, c.group_size)
   score_alone = score_fn(network)
   score = hidden or (lambda variables, batch: (score_alone(variables, batch), 0.0))
@@ -167,6 +162,11 @@ def job(
 ) -> tuple[train.Job, OfflineFeed]:
   """The stage on queries with the student's targets."""
   prompt = student.prompt()
+  if run.config.distill.hidden_weight and hidden is None:
+    raise UserError(
+      "config.distill.hidden_weight: needs the teacher's network, which this command does not "
+      'open; set it to 0'
+    )
 
   def encode(record):
     group, target_N = record
@@ -182,15 +182,34 @@ def job(
 def execute(run: Run) -> dict:
   c = run.config.distill
   student = roles.open_role(run.config, 'student')
-  if c.hard_label_weight and 'judgements' in reads(run.config):
-    hard = losses.choose(losses.ON_LABELS, c.hard_loss, 'distill.hard_loss')
-    sft.check_labels(prepare.records(run, 'judgements'), hard, 'distill.hard_loss')
   scored, results = open_targets(run)
   variables = roles.trained(run, 'student', student, (c.init_from,) if c.init_from else ())
   hidden, more = open_hidden(run, student) if c.hidden_weight else (None, {})
   todo, feed = job(run, student, scored, hidden)
   train.fit(todo, feed, variables | more, run.mesh)
   return {'steps': todo.steps, 'rows': len(scored)} | results
+
+
+def check_records(run) -> None:
+  """Raises: UserError if hard labels, or other teachers' scores, have nothing to learn from."""
+  c = run.config.distill
+  if c.hard_label_weight and 'judgements' in reads(run.config):
+    hard = losses.choose(losses.ON_LABELS, c.hard_loss, 'distill.hard_loss')
+    sft.check_labels(prepare.records(run, 'judgements'), hard, 'distill.hard_loss')
+  if run.config.data.teachers:
+    normalizer(open_scored(run).facts, c.normalize_scores)
+
+
+def uses(config) -> tuple[Use, ...]:
+  """The student, and the teacher if its hidden states are learned."""
+  rows = config.distill.batch_rows
+  roles_of = ('student', 'teacher') if config.distill.hidden_weight else ('student',)
+  return tuple(Use(r, r, functools.partial(roles.open_role, config, r), rows) for r in roles_of)
+
+
+def check_models(config, models) -> None:
+  if config.distill.hidden_weight:
+    check_hidden(config, models['teacher'], models['student'])
 
 
 SETTINGS = {
@@ -261,5 +280,6 @@ def check(config) -> None:
 STAGE = Stage(
   'distill', "the student learns the teacher's scores", execute, SETTINGS, check=check,
   role='student', reads_stages=('prepare', 'score', 'student_sft'), requires=requires,
-  reads_records=reads, task=task, paper_rows=46_814_775,
+  reads_records=reads, task=task, uses=uses, check_models=check_models,
+  check_records=check_records, paper_rows=46_814_775,
 )  # fmt: skip

@@ -47,21 +47,13 @@ class HiddenStates:
 
 
 def open_hidden(run, student: TextModel) -> tuple[HiddenStates, dict]:
-  """What the stage computes, and the variables that it needs besides the student's.
-
-  Raises: UserError for a teacher whose layers cannot be compared with the student's.
-  """
-  network, variables = _open_teacher(run, student)
-  ours, theirs = student.network.config, network.config
-  chosen = tuple(run.config.distill.hidden_layers)
-  if chosen and len(chosen) != ours.layers + 1:
-    raise UserError(
-      f'config.distill.hidden_layers={chosen}: must be {ours.layers + 1} numbers, one for the '
-      "student's embeddings and one for each of its layers"
-    )
-  pairs = tuple((m, n) for m, n in enumerate(chosen) if n >= 0) if chosen else None
-  losses.layer_pairs(pairs, ours.layers, theirs.layers)  # raises for wrong pairs, before any step
+  """What the stage computes, and the variables that it needs besides the student's."""
+  teacher = roles.open_role(run.config, 'teacher')
+  pairs = check_hidden(run.config, teacher, student)
+  variables = roles.trained(run, 'teacher', teacher, ROWS['teacher'].stages(run.config))
+  network, variables = merged(teacher.network, variables)
   more = {'teacher': variables['params']}
+  ours, theirs = student.network.config, network.config
   if ours.width != theirs.width:
     key = jax.random.key(run.config.seed + run.config.student.seed)
     start_DD = jax.random.normal(key, (ours.width, theirs.width)) / ours.width**0.5
@@ -70,21 +62,30 @@ def open_hidden(run, student: TextModel) -> tuple[HiddenStates, dict]:
   return HiddenStates(*both, pairs), more
 
 
-def _open_teacher(run, student: TextModel) -> tuple[Network, dict]:
-  """The trained teacher, its adapters merged."""
-  if run.config.data.teachers:
+def check_hidden(config, teacher: TextModel, student: TextModel):
+  """The pairs of layers that are compared; see losses.layer_pairs.
+
+  Raises: UserError for a teacher whose layers cannot be compared with the student's.
+  """
+  if config.data.teachers:
     raise UserError(f'{KEY}: data.teachers give scores and no hidden states; set it to 0')
-  teacher = roles.open_role(run.config, 'teacher')
   for role, model in (('teacher', teacher), ('student', student)):
     if not model.network.family.layer_states:
       name = model.settings.model
       raise UserError(f'{KEY}: the {role} must be an encoder, and {name!r} is not; set it to 0')
   if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
     raise UserError(f'{KEY}: teacher and student have different tokens; set it to 0')
-  variables = roles.trained(run, 'teacher', teacher, ROWS['teacher'].stages(run.config))
-  network, variables = merged(teacher.network, variables)
-  if network.lora_rank:
+  if teacher.network.lora_rank and config.teacher.param_dtype != 'float32':
     raise UserError(
       f'{KEY}: adapters of bf16 kernels cannot be merged; set config.teacher.param_dtype=float32'
     )
-  return network, variables
+  ours, theirs = student.network.config, teacher.network.config
+  chosen = tuple(config.distill.hidden_layers)
+  if chosen and len(chosen) != ours.layers + 1:
+    raise UserError(
+      f'config.distill.hidden_layers={chosen}: must be {ours.layers + 1} numbers, one for the '
+      "student's embeddings and one for each of its layers"
+    )
+  pairs = tuple((m, n) for m, n in enumerate(chosen) if n >= 0) if chosen else None
+  losses.layer_pairs(pairs, ours.layers, theirs.layers)  # raises for wrong pairs
+  return pairs

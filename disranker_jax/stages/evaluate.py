@@ -15,11 +15,11 @@ from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics, runs
 from disranker_jax.pipeline import manifest
-from disranker_jax.pipeline.stage import Run, Stage
+from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
 from disranker_jax.report import tables
 from disranker_jax.stages import prepare, teacher
-from disranker_jax.stages.result_rows import ROWS, Row, given_rows
+from disranker_jax.stages.result_rows import ROWS, Row, given_rows, read_given
 
 
 def rows_of(config) -> dict[str, Row]:
@@ -40,7 +40,7 @@ def execute(run: Run) -> dict:
   folder = run.folder('evaluate')
   # Every process lists the finished rows before the first one writes.
   rows = rows_of(run.config)
-  results = {name: kept(run, row) for name, row in rows.items()}
+  results = {name: filled(run, row) for name, row in rows.items()}
   processes.barrier('evaluate: looked')
   for name in [n for n, done in results.items() if done is None]:
     ranking, facts = rows[name].rank(run, rows[name], groups)
@@ -63,7 +63,7 @@ def execute(run: Run) -> dict:
   return results
 
 
-def kept(run: Run, row: Row) -> dict | None:
+def filled(run: Run, row: Row) -> dict | None:
   """The results of a row that was filled before from the same settings and inputs, else None."""
   file = run.folder('evaluate') / f'{row.name}.json'
   done = json.loads(file.read_text()) if file.exists() else {}
@@ -90,7 +90,14 @@ def is_complete(run: Run) -> bool:
   file, rows = run.folder('evaluate') / 'results.json', rows_of(run.config)
   if not file.exists() or list(json.loads(file.read_text())) != list(rows):
     return False
-  return all(kept(run, row) is not None for row in rows.values())
+  return all(filled(run, row) is not None for row in rows.values())
+
+
+def kept(run: Run) -> str:
+  """How many rows of the table are finished."""
+  rows = rows_of(run.config)
+  done = sum(filled(run, row) is not None for row in rows.values())
+  return f'{done} of {len(rows)} rows are done' if done else ''
 
 
 def all_of(source) -> Iterator[Group]:
@@ -115,6 +122,18 @@ def merge_per_query(folder, names: list[str]) -> None:
   text = ','.join(['query_id', 'model', *empty]) + '\n'
   text += ''.join((folder / f'{name}.csv').read_text(encoding='utf-8') for name in names)
   (folder / 'per_query.csv').write_text(text, encoding='utf-8')
+
+
+def check_records(run: Run) -> None:
+  """Raises: UserError if a run from elsewhere has nothing of the test: before anything trains."""
+  queries = {group.query_id for group in prepare.records(run, 'test')}
+  for name, address in run.config.evaluate.runs.items():
+    read_given(name, address, queries)
+
+
+def uses(config) -> tuple[Use, ...]:
+  """The models of the rows."""
+  return tuple(row.use(config) for row in rows_of(config) if row.role)
 
 
 SETTINGS = {
@@ -148,5 +167,6 @@ STAGE = Stage(
   'evaluate', 'every model ranks the held-out queries', execute, SETTINGS, check=check,
   has_parts=True, is_complete=is_complete,
   models=('teacher', 'student'), reads_stages=('prepare', 'cpt', 'sft', 'student_sft', 'distill'),
-  reads_records=lambda config: ('test',),
+  reads_records=lambda config: ('test',), kept=kept, uses=uses,
+  check_records=check_records,
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import glob
 import os
 import shutil
 import tempfile
@@ -15,12 +16,14 @@ from disranker_jax.exporting import card, formats, licence, parity, serving, voc
 from disranker_jax.exporting.licence import Origin
 from disranker_jax.models import hf, weights
 from disranker_jax.models.load import open_tokenizer
-from disranker_jax.pipeline.stage import Run, Stage
+from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
 from disranker_jax.rankers import pointwise
 from disranker_jax.report import facts
 from disranker_jax.stages import evaluate, prepare
 from disranker_jax.stages.result_rows import ROWS, load
+
+READERS = 3  # libraries that read a folder, if all are installed
 
 
 def execute(run: Run) -> dict:
@@ -64,6 +67,12 @@ def measured(run, folder: Path) -> list[dict]:
       f'{row["p95_ms"]:.1f} ms)'
     )
   return rows
+
+
+def kept(run) -> str:
+  """Which models have their final folder."""
+  done = [name for name in run.config.export.models if (run.folder('export') / name).exists()]
+  return f'{" and ".join(done)} exported' if done else ''
 
 
 def save(run, model, variables, folder: Path):
@@ -207,6 +216,13 @@ SETTINGS = {
 }  # fmt: skip
 
 
+def uses(config) -> tuple[Use, ...]:
+  """The models that are exported. Each one and all its readers score the pairs of the check."""
+  c = config.export
+  work = {'kinds': ('test',), 'pairs': c.parity_pairs, 'times': 1 + READERS + len(c.formats)}
+  return tuple(dataclasses.replace(ROWS[name].use(config), **work) for name in c.models)
+
+
 def requires(config) -> dict[str, tuple[str, ...]]:
   """The student models need the stage that trains them; a teacher may be exported untrained."""
   trained = [
@@ -216,6 +232,11 @@ def requires(config) -> dict[str, tuple[str, ...]]:
 
 
 def check(config) -> None:
+  source = config.export.vocabulary
+  if source not in ('', 'data') and not glob.glob(source):
+    raise UserError(
+      f"config.export.vocabulary={source!r}: no such file; name a file of documents, 'data', or ''"
+    )
   if 'teacher' in config.export.models and config.teacher.scorer == 'score_head+query_likelihood':
     raise UserError(
       "config.export.models: a teacher with scorer 'score_head+query_likelihood' has two heads, as "
@@ -226,6 +247,6 @@ def check(config) -> None:
 
 STAGE = Stage(
   'export', 'the student for other programs', execute, SETTINGS, check=check,
-  models=('teacher', 'student'), requires=requires,
+  models=('teacher', 'student'), requires=requires, kept=kept, uses=uses,
   reads_stages=('prepare', 'cpt', 'sft', 'student_sft', 'distill', 'evaluate'),
 )  # fmt: skip

@@ -104,6 +104,14 @@ def take(run, donors) -> None:
         break
 
 
+def kept(run) -> str:
+  """Which kinds of records are prepared, wholly or in part."""
+  folder = run.folder('prepare')
+  done = [kind for kind in kinds(run.config) if (folder / kind / 'prepared.json').exists()]
+  begun = any(folder.glob('.*.partial/journal.json'))
+  return ', '.join([*done, *(['a part of the next kind'] if begun else [])])
+
+
 def address(config, kind: str) -> str:
   """The address of a kind's records. Raises: UserError if the config has none."""
   source = kind
@@ -253,4 +261,4 @@ def check(config) -> None:
     )
 
 
-STAGE = Stage('prepare', 'reads the sources', execute, SETTINGS, 'data', check)
+STAGE = Stage('prepare', 'reads the sources', execute, SETTINGS, 'data', check, kept=kept)

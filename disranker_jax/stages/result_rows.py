@@ -6,7 +6,7 @@ reports and ablations read everything that they know about a row from here.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import documents, metrics
 from disranker_jax.models.load import TextModel
-from disranker_jax.pipeline.stage import Run
+from disranker_jax.pipeline.stage import Run, Use
 from disranker_jax.progress import Progress
 from disranker_jax.stages import roles
 
@@ -65,6 +65,15 @@ class Row:
     if not self.trained_by or not self.needs_training(config):
       return True
     return self.trained_by in config.stages
+
+  def open_model(self, config: ConfigDict) -> TextModel:
+    """The row's model, without parameters."""
+    return self.open(config) if self.open else roles.open_role(config, self.role)
+
+  def use(self, config: ConfigDict) -> Use:
+    """What a stage that scores with the row's model declares; see Stage.uses."""
+    rows = config.evaluate.batch_rows
+    return Use(self.name, self.role, lambda: self.open_model(config), rows)
 
   @property
   def needs(self) -> tuple[str, ...]:
@@ -145,15 +154,7 @@ def given_run(run: Run, row: Row, groups) -> Ranking:
   """
   address = run.config.evaluate.runs[row.name]
   pool = {g.query_id: {d.doc_id for d in g.docs} for g in groups}
-  given: dict[str, dict[str, float]] = {}
-  for query_id, doc_id, score in sources.read(address, sources.SCORES):
-    if query_id in pool:
-      given.setdefault(query_id, {})[doc_id] = score
-  if not given:
-    raise UserError(
-      f'config.evaluate.runs.{row.name}: {address} has none of the test queries; name a run of '
-      f'them, whose query ids are such as {groups[0].query_id!r}'
-    )
+  given = read_given(row.name, address, pool)
   ranking = documents.only(given, pool)
   of_queries = sum(len(pool[query_id]) for query_id in ranking)
   found, every = (sum(map(len, each.values())) for each in (ranking, given))
@@ -166,10 +167,24 @@ def given_run(run: Run, row: Row, groups) -> Ranking:
   return ranking, {'note': f'{address}: {note}'} if note else {}
 
 
+def read_given(name: str, address: str, queries: Collection[str]) -> metrics.Run:
+  """The scores of a run from elsewhere for the test queries. Raises: UserError if it has none."""
+  given: dict[str, dict[str, float]] = {}
+  for query_id, doc_id, score in sources.read(address, sources.SCORES):
+    if query_id in queries:
+      given.setdefault(query_id, {})[doc_id] = score
+  if not given:
+    raise UserError(
+      f'config.evaluate.runs.{name}: {address} has none of the test queries; name a run of them, '
+      f'whose query ids are such as {next(iter(queries))!r}'
+    )
+  return given
+
+
 def load(run: Run, name: str) -> tuple[TextModel, dict, str]:
   """(model, trained variables, way of scoring) of a row that has a model."""
   row = ROWS[name]
-  model = row.open(run.config) if row.open else roles.open_role(run.config, row.role)
+  model = row.open_model(run.config)
   return model, roles.trained(run, row.role, model, row.stages(run.config)), model.scorer
 
 
@@ -183,7 +198,8 @@ def score_all(name: str, scorer, groups) -> metrics.Run:
   """Every group's scores, in every process; each scores its share of the groups."""
   scores_by_group = [np.zeros(len(g.docs), np.float32) for g in groups]
   own = range(jax.process_index(), len(groups), jax.process_count())
-  with Progress(f'evaluate {name}', len(own), 'pairs') as progress:
+  pairs = sum(len(groups[i].docs) for i in own)
+  with Progress(f'evaluate {name}', len(own), 'pairs', 0, pairs, scorer.work) as progress:
     scored = scorer(groups[i] for i in own)
     for done, (i, (_, scores)) in enumerate(zip(own, scored, strict=True), 1):
       scores_by_group[i] = scores

@@ -1,6 +1,6 @@
-"""The teacher scores the unlabeled pairs, shard by shard; a finished shard is never scored again.
+"""The teacher scores the unlabeled pairs; what is scored is written about once a minute.
 
-A restart, on any number of processes and devices, scores the shards that are missing or damaged. An
+A restart, on any number of processes and devices, scores the queries that no shard holds. An
 audit at the end checks that every pair has exactly one finite score.
 """
 
@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -23,11 +24,15 @@ from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import score_statistics
+from disranker_jax.rankers import shards as shards_of
 from disranker_jax.rankers.score_statistics import together
 from disranker_jax.rankers.shards import Shards
 from disranker_jax.stages import earlier, prepare, result_rows, roles, teacher
 
 SAMPLE = 200  # queries that the estimate of the work reads
+# Batches of a unit, see shards.units, and how full they are. Fewer batches lose less when a run is
+# killed. What is over the brim would be a batch of its own, almost empty.
+UNIT_BATCHES, UNIT_FILL = 5, 0.93
 
 
 def execute(run: Run) -> dict:
@@ -40,7 +45,7 @@ def execute(run: Run) -> dict:
     groups = open_chosen(run, kind)
     shards = open_shards(run, kind, len(groups), made)
     processes.first_alone('folder', lambda s=shards: s.folder.mkdir(parents=True, exist_ok=True))
-    score_missing(f'score {kind}', groups, shards, scorer)
+    score_missing(f'score {kind}', groups, shards, scorer, c)
     processes.barrier(f'{kind} are scored')
   say(f'score: {speed(scorer)}')
   by_kind = processes.first_alone('audit', lambda: finish(run)) or {}
@@ -67,49 +72,72 @@ def maker(run, teacher) -> dict:
 
 
 def open_shards(run, kind: str, queries: int, made: dict | None = None) -> Shards:
-  return Shards(
-    run.folder('score') / 'shards' / kind, queries, run.config.score.shard_queries, made
+  return Shards(run.folder('score') / 'shards' / kind, queries, made)
+
+
+def score_missing(label: str, groups: Sequence[Group], shards: Shards, scorer, c) -> None:
+  """Scores the queries that are missing; each of several processes takes its share of them."""
+  missing = agreed(processes.first_alone(f'{label}: look', shards.missing) or [])
+  if not missing:
+    return
+  per_query = measured(groups, scorer.prompt)
+  size = c.unit_queries or unit_size(per_query.tokens, scorer.positions)
+  todo = sum(map(len, missing))
+  say(
+    f'{label}: about {todo * per_query.pairs:,.0f} pairs, {todo * per_query.tokens:,.0f} tokens, '
+    f'of {todo:,} of {len(groups):,} queries'
   )
-
-
-def score_missing(label: str, groups: Sequence[Group], shards: Shards, scorer) -> None:
-  """Scores the shards that are missing; each of several processes takes its share of them."""
-  listed = processes.first_alone(f'{label}: look', shards.missing) or []
-  # Process 0's list for all: what each process sees changes as others finish.
-  missing = np.flatnonzero(processes.broadcast(np.isin(range(len(shards)), listed))).tolist()
-  own = missing[jax.process_index() :: jax.process_count()]
-  if missing:
-    say(f'{label}: {estimate(groups, shards, missing, scorer.prompt)}')
-
-  def part(shard):
-    return (groups[i] for i in shards.span(shard))
-
-  done, rows = len(groups) - sum(len(shards.span(s)) for s in own), []
-  with Progress(label, len(groups), 'pairs', done) as progress:
-    for shard, group, scores in scorer.parts((s, part(s)) for s in own):
-      rows.append((group, scores))
+  listed = shards_of.units(missing, size)
+  # Neighbours go to one process, which writes them as one shard.
+  own = [listed[i] for i in np.array_split(range(len(listed)), jax.process_count())[
+    jax.process_index()]]  # fmt: skip
+  count = sum(map(len, own))
+  done = len(groups) - count
+  with (
+    shards_of.Writer(shards, c.shard_seconds) as writer,
+    Progress(label, len(groups), 'pairs', done, count * per_query.pairs, scorer.work) as progress,
+  ):
+    for unit, group, scores in scorer.parts((unit, (groups[i] for i in unit)) for unit in own):
+      writer.add(unit, (group, scores))
       done += 1
       progress.update(done, len(scores))
-      if len(rows) == len(shards.span(shard)):
-        shards.write(shard, rows)
-        rows = []
 
 
-def estimate(groups: Sequence[Group], shards: Shards, missing: list[int], prompt) -> str:
-  """Pairs and tokens to score, extrapolated from SAMPLE queries of the missing shards."""
-  total = sum(len(shards.span(s)) for s in missing)
-  picks = np.unique(np.linspace(0, total - 1, min(SAMPLE, total)).astype(int)).tolist()
-  # Only the last shard may be smaller, and it is the last one here too.
-  places = [shards.span(missing[j // shards.size])[j % shards.size] for j in picks]
-  sample = [groups[i] for i in places]
-  pairs = sum(len(g.docs) for g in sample)
+def agreed(spans: list[range]) -> list[range]:
+  """Process 0's ranges, in every process: what each one sees changes as others finish."""
+  bounds = np.array([(span.start, span.stop) for span in spans], np.int64).reshape(-1, 2)
+  count = int(processes.broadcast(np.array(len(bounds))))
+  if not count:
+    return []
+  shared = processes.broadcast(bounds if len(bounds) == count else np.zeros((count, 2), np.int64))
+  return [range(*pair) for pair in shared.tolist()]
+
+
+class PerQuery(NamedTuple):
+  """Mean work of a query."""
+
+  pairs: float
+  tokens: float
+
+
+def measured(groups: Sequence[Group], prompt) -> PerQuery:
+  """The mean of SAMPLE queries, the same ones whenever it is called."""
+  picks = np.unique(np.linspace(0, len(groups) - 1, min(SAMPLE, len(groups))).astype(int)).tolist()
+  sample = [groups[i] for i in picks]
   tokens = sum(len(d) for g in sample for d in prompt.encode(g.query, g.docs))
-  about = '' if len(picks) == total else 'about '
-  each = total / len(picks)
-  return (
-    f'{about}{pairs * each:,.0f} pairs, {tokens * each:,.0f} tokens, in {len(missing)} of '
-    f'{len(shards)} shards'
-  )
+  return PerQuery(sum(len(g.docs) for g in sample) / len(sample), tokens / len(sample))
+
+
+def unit_size(tokens: float, positions: int) -> int:
+  """Queries of `tokens` tokens that fill UNIT_BATCHES batches, the last one almost."""
+  return max(1, int(UNIT_BATCHES * UNIT_FILL * positions / max(tokens, 1)))
+
+
+def kept(run) -> str:
+  """How many queries have scores on disk."""
+  kinds = [(kind, len(prepare.records(run, kind))) for kind in reads(run.config)]
+  done = sum(open_shards(run, kind, count).kept() for kind, count in kinds)
+  return f'{done:,} of {sum(count for _, count in kinds):,} queries are scored' if done else ''
 
 
 def padding(scorer) -> float:
@@ -125,7 +153,7 @@ def idle(scorer) -> float:
 
 def speed(scorer) -> str:
   if not scorer.seconds:
-    return 'all shards were there'
+    return 'all scores were there'
   rate = scorer.tokens / (scorer.seconds + scorer.idle)
   return (
     f'{rate:,.0f} tokens/s, {padding(scorer):.1%} padding, '
@@ -231,8 +259,8 @@ def scored_part(run, kind: str) -> tuple[int, Callable[[int], Scored]]:
 def loaded(shards: Shards) -> tuple[np.ndarray, np.ndarray]:
   """(all scores in order, [0, where each query's scores end])."""
   scores, sizes = [], []
-  for shard in range(len(shards)):
-    table = shards.read(shard)
+  for shard in shards.found():
+    table = shard.read()
     scores.append(table.column('score').to_numpy())
     queries = itertools.groupby(table.column('query_id').to_pylist())
     sizes += [len(list(rows)) for _, rows in queries]
@@ -247,10 +275,14 @@ SETTINGS = {
     "Which documents: 'spread' takes geometrically spaced ranks (of 100 with group_size 8: 1, 2, "
     "4, 7, 14, 27, 52, 100); 'top' the first stage's best.",
   ),
-  'shard_queries': Key(
-    1000, at_least(1),
-    'Queries per shard, the unit of work that is never repeated. The last batch of a shard is half '
-    'empty on average, so a shard should make ten batches or more.',
+  'shard_seconds': Key(
+    60.0, at_least(0), 'Finished scores are written so often, each time as one shard.',
+    affects_results=False,
+  ),
+  'unit_queries': Key(
+    0, at_least(0),
+    'Queries whose documents share batches; what is finished of them is written together. The last '
+    f'batch is not full, so fewer queries take longer. 0: as many as fill {UNIT_BATCHES} batches.',
   ),
   'workers': Key(
     0, at_least(0),
@@ -288,5 +320,6 @@ def check(config) -> None:
 STAGE = Stage(
   'score', 'the teacher scores unlabeled pairs', execute, SETTINGS, check=check, role='teacher',
   reads_stages=('prepare', 'cpt', 'sft'), reads_records=reads,
-  head=lambda config: HEADS[config.teacher.scorer], scores_records=True, paper_rows=46_814_775,
+  head=lambda config: HEADS[config.teacher.scorer], kept=kept, scores_records=True,
+  paper_rows=46_814_775,
 )  # fmt: skip

@@ -93,11 +93,15 @@ def job(run, side: TextModel, stage: str = 'sft') -> tuple[train.Job, OfflineFee
 
 def on_labels(run, stage: str, side, variables) -> dict:
   """Trains one side."""
-  loss = losses.choose(losses.ON_LABELS, run.config[stage].loss, f'{stage}.loss')
-  check_labels(prepare.records(run, 'judgements'), loss, f'{stage}.loss')
   todo, feed = job(run, side, stage)
   train.fit(todo, feed, variables, run.mesh)
   return {'steps': todo.steps, 'rows': len(prepare.records(run, 'judgements'))}
+
+
+def check_records(run, stage: str = 'sft') -> None:
+  """Raises: UserError if the stage's loss has nothing to learn from."""
+  loss = losses.choose(losses.ON_LABELS, run.config[stage].loss, f'{stage}.loss')
+  check_labels(prepare.records(run, 'judgements'), loss, f'{stage}.loss')
 
 
 LABELS: Section = {
@@ -120,5 +124,5 @@ STAGE = Stage(
   'sft', 'the teacher learns to rank from labels', execute, settings={**training(), **LABELS},
   check=check, role='teacher', reads_stages=('prepare', 'cpt'),
   reads_records=lambda config: ('judgements',), head=lambda config: HEADS[config.teacher.scorer],
-  task=task, paper_rows=796_095,
+  task=task, check_records=check_records, paper_rows=796_095,
 )  # fmt: skip

@@ -27,5 +27,6 @@ STAGE = Stage(
   NAME, 'the student learns from labels alone', execute,
   settings={**training(epochs=2.0, learning_rate=2e-5), **sft.LABELS}, check=check,
   role='student', reads_stages=('prepare',), reads_records=lambda config: ('judgements',),
-  task=functools.partial(sft.task, stage=NAME), starts_anew=True, paper_rows=796_095,
+  task=functools.partial(sft.task, stage=NAME), starts_anew=True,
+  check_records=functools.partial(sft.check_records, stage=NAME), paper_rows=796_095,
 )  # fmt: skip

@@ -142,3 +142,25 @@ def check_wandb(project: str) -> None:
     raise UserError(
       f"config.wandb_project={project!r}: wandb is not installed: pip install wandb, or set ''"
     )
+
+
+def check_login(project: str) -> None:
+  """Asks for a Weights & Biases key where it is missing, rather than after hours of work.
+
+  Raises: UserError if nobody can be asked.
+  """
+  if not project or os.environ.get('WANDB_MODE') in ('offline', 'disabled', 'dryrun'):
+    return
+  import wandb
+
+  try:
+    known = wandb.login()
+  except Exception as e:  # wandb's exceptions change between releases
+    known, reason = False, f' ({" ".join(str(e).split())[:200]})'
+  else:
+    reason = ''
+  if not known:
+    raise UserError(
+      f"config.wandb_project={project!r}: not logged in{reason}: run 'wandb login', set "
+      "WANDB_MODE=offline, or set ''"
+    )

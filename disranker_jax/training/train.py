@@ -141,6 +141,7 @@ class Program:
     spread = NamedSharding(mesh, PartitionSpec(sharding.AXES))
     flag = jax.ShapeDtypeStruct((mesh.size,), bool, sharding=spread)
     self.flags = {'stop': flag, 'failed': flag}
+    self._loss = loss
     self._step = functools.partial(train_step, loss, self.tx, settings.skip_step_norm_ratio)
 
   def _start(self, trained):
@@ -151,6 +152,13 @@ class Program:
     """The state before the first step, created sharded."""
     where = jax.tree.map(lambda x: x.sharding, self.state)
     return jax.jit(self._start, out_shardings=where)(trained)
+
+  def trace_gradients(self):
+    """The gradients alone, traced: the part of a step that holds the most at a time."""
+    with jax.set_mesh(self.mesh):
+      return jax.jit(functools.partial(gradients, self._loss)).trace(
+        self.trained, self.frozen, self.batches
+      )
 
   def lower(self):
     """The step, traced: `.compile()` gives what is called with (trained, state, ...)."""

@@ -19,7 +19,10 @@ STAGE_FOLDERS = (
 )  # fmt: skip
 TRAINING = ('cpt', 'sft', 'student_sft', 'distill')
 # Fewer queries than configs/tiny.py has: what is tested is the way through.
-SMALLER = {'data.limit.judgements': 16, 'data.limit.candidates': 16, 'data.limit.test': 6}
+SMALLER = {
+  'data.limit.judgements': 16, 'data.limit.candidates': 16, 'data.limit.test': 6,
+  'score.shard_seconds': 0.0,  # a shard for each unit of queries
+}  # fmt: skip
 STEPS = 6  # of every training stage
 
 

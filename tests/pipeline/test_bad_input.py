@@ -66,7 +66,15 @@ class TestBadInput:
       config.stages = ('prepare', stage)
     message = helpers.refused(config, tmp_path / 'run')
     assert message.startswith(f'config.{stage}.loss: 0 usable pairs: none of the 6 queries')
-    assert not list((tmp_path / 'run' / stage).glob('checkpoints/*'))
+    assert not (tmp_path / 'run' / stage).exists()
+
+  def test_labels_are_looked_at_before_the_first_model_is_trained(self, tmp_path):
+    config, _ = self.config(tmp_path, [row | {'label': 1} for row in JUDGEMENTS])
+    with config.unlocked():
+      config.stages = ('prepare', 'cpt', 'student_sft')
+    message = helpers.refused(config, tmp_path / 'run')
+    assert message.startswith('config.student_sft.loss: 0 usable pairs')
+    assert not (tmp_path / 'run' / 'cpt').exists()
 
   def test_losses_on_single_documents_may_learn_from_labels_without_pairs(self, caplog):
     docs = [Document(f'd{i}', 't', '', label=1) for i in range(3)]
@@ -163,8 +171,7 @@ class TestBadInput:
     config, _ = self.config(tmp_path, JUDGEMENTS, student__model=str(folder))
     message = helpers.refused(config, tmp_path / 'run')
     assert str(folder) in message and name in message
-    assert not (tmp_path / 'run' / 'student_sft').exists()
-    assert helpers.load(tmp_path / 'run' / 'data' / 'manifest.json')['status'] == 'done'
+    assert not (tmp_path / 'run').exists()
 
   def test_a_workdir_that_is_a_file_is_left_alone(self, tmp_path):
     (tmp_path / 'run').write_text('mine')

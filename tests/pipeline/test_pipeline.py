@@ -390,7 +390,8 @@ class TestStopped:
     asked = stop('SIGTERM', 'cpt', 3)
     assert asked.returncode == 0 and 'Traceback' not in asked.stderr
     last = asked.stderr.splitlines()[-1]
-    assert 'cpt: stopped at step' in last and 'the same command continues from there' in last
+    saved = max(int(p.name) for p in (workdir / 'cpt' / 'checkpoints').glob('[0-9]'))
+    assert last == f'cpt: stopped; step {saved} is saved; the same command continues from there'
     for stage, count in kills:
       assert stop('SIGKILL', stage, count).returncode == -9
     capsys.readouterr()
@@ -407,6 +408,34 @@ class TestStopped:
     for name in ('student', 'teacher'):
       file = f'export/{name}/model.safetensors'
       assert (workdir / file).read_bytes() == (done / file).read_bytes()
+
+  def test_ctrl_c_keeps_the_scores_of_few_queries_and_says_how_many(self, done, tmp_path):
+    workdir, changes = tmp_path / 'run', {'score__unit_queries': 2}
+    runner.run(helpers.config(**changes), workdir, stages=['prepare', 'cpt', 'sft'])
+    arguments = INTERRUPTED, 'SIGINT', 'score', 2, *helpers.flags(workdir, **changes)
+    process = helpers.command(*arguments, '--stages=score')
+    assert process.returncode == 130 and 'Traceback' not in process.stderr
+    last = process.stderr.splitlines()[-1]
+    said = re.fullmatch(
+      r'score: stopped; (\d+) of 32 queries are scored; the same command continues from there', last
+    )
+    shards = workdir / 'score' / 'shards'
+    kept = {f: f.stat().st_mtime_ns for f in shards.rglob('*.parquet')}
+    queries = sum(helpers.load(f)['queries'] for f in shards.rglob('_*.json'))
+    assert 4 <= int(said[1]) == queries < 32
+    runner.run(helpers.config(**changes), workdir, stages=['score'])
+    assert {f: f.stat().st_mtime_ns for f in kept} == kept
+    whole = tmp_path / 'whole'
+    shutil.copytree(workdir, whole)
+    shutil.rmtree(whole / 'score')
+    runner.run(helpers.config(**changes), whole, stages=['score'])
+    for name in ('stats.json', 'teacher.run.gz'):
+      assert (whole / 'score' / name).read_bytes() == (workdir / 'score' / name).read_bytes()
+    # In other units a score may differ in its last bits, and in no more.
+    ours, theirs = (helpers.load(w / 'score' / 'stats.json') for w in (workdir, done))
+    for kind, stats in ours.items():
+      assert stats['pairs'] == theirs[kind]['pairs']
+      assert stats['mean'] == pytest.approx(theirs[kind]['mean'], rel=1e-5)
 
 
 def _losses(file) -> list[tuple[int, float]]:

@@ -20,7 +20,7 @@ STAGES = ('prepare', 'cpt', 'sft')
 
 def options(**more):
   return {
-    'score__shard_queries': 1, 'score__batch_rows': 4, 'data__limit__candidates': 200, **more
+    'score__unit_queries': 1, 'score__batch_rows': 4, 'data__limit__candidates': 200, **more
   }  # fmt: skip
 
 

@@ -85,7 +85,8 @@ def find(topology: str) -> Slice:
 
 def names() -> str:
   """All usual slices, for messages."""
-  return '; '.join(f'{c.name}:{", ".join(c.slices)}' for c in CHIPS.values())
+  slices = '; '.join(f'{c.name}:{", ".join(c.slices)}' for c in CHIPS.values())
+  return f'{slices}; gpu:COUNTxGIB, such as gpu:1x24'
 
 
 def prepare() -> None:

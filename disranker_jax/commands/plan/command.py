@@ -1,10 +1,15 @@
-"""Estimates what a stage takes on a TPU slice: memory, traffic, time, chip-hours: `disranker plan`.
+"""Estimates what stages take: `disranker plan`.
 
-The stage's real step is compiled for the slice by the TPU's own compiler; no TPU is needed.
+Without --topology it is about this machine: memory, and time from a short measurement. With
+gpu:COUNTxGIB it is about the memory of GPUs, which need not be there. With a TPU slice, the stage's
+real step is compiled for it by the TPU's own compiler: memory, traffic, time and chip-hours; no TPU
+is needed.
 """
 
+import json
+
 from disranker_jax.commands.common import Parser, load_config, prepare_absl
-from disranker_jax.commands.plan import chips
+from disranker_jax.commands.plan import chips, machine
 from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
 
@@ -12,12 +17,15 @@ from disranker_jax.errors import UserError
 def parser() -> Parser:
   out = Parser(
     'plan', __doc__,
-    '--config configs/disranker_mistral_7b.py --stage cpt --topology v5e:4x4',
+    '--config configs/quickstart.py --topology gpu:1x24',
   )  # fmt: skip
   out.add_config()
   add = out.add_argument_group('plan').add_argument
-  add('--stage', required=True, help='a stage that trains or scores, such as cpt')
-  add('--topology', required=True, help='chips and their grid, e.g. v5e:4x4 or v5p:2x2x2')
+  add('--stage', default='', help=(
+    'a stage that trains or scores, such as cpt; by default all, not on a TPU'))  # fmt: skip
+  add('--topology', default='', help=(
+    'TPU chips and their grid, e.g. v5e:4x4 or v5p:2x2x2; GPUs and the memory of each in GiB, e.g. '
+    'gpu:1x24; by default this machine'))  # fmt: skip
   add('--rows', type=int, default=0, help="rows of the stage's data; 0: as many as the paper has")
   add('--pair-tokens', type=int, default=0, help=(
     'tokens of a query with one document; 0: as many as the config allows'))  # fmt: skip
@@ -29,16 +37,42 @@ def main(argv: list[str] | None = None) -> None:
   args = parser().parse_args(argv)
   if args.rows < 0 or args.pair_tokens < 0:
     raise UserError('--rows and --pair-tokens: must be 0 or more')
-  where = chips.find(args.topology)
-  chips.prepare()
+  gpus = machine.gpus(args.topology)
+  if gpus:
+    machine.prepare(gpus)
+  elif args.topology:
+    where = chips.find(args.topology)
+    if not args.stage:
+      raise UserError('--stage: is missing; on a TPU slice one stage is planned at a time')
+    chips.prepare()
   runtime.prepare()
   prepare_absl()
   config = load_config(args.config, args.overrides)
   from disranker_jax.pipeline import systems
 
   planned = [s.name for s in systems.stages(config) if s.task or s.scores_records]
-  if args.stage not in planned:
+  if args.stage and args.stage not in planned:
     raise UserError(f'--stage {args.stage}: choose of {", ".join(planned)}')
+  if gpus or not args.topology:
+    on_machine(args, config, gpus)
+  else:
+    on_slice(args, config, where)
+
+
+def on_machine(args, config, gpus: machine.Machine | None) -> None:
+  """Prints the plan for GPUs, or for this machine."""
+  from disranker_jax.commands.plan import local
+
+  where = gpus or local.here()
+  names = [args.stage] if args.stage else local.planned(config)
+  answers = local.plan(config, names, where, args.rows, args.pair_tokens)
+  print(local.text(where, answers))
+  if args.json:
+    print(json.dumps(answers))
+
+
+def on_slice(args, config, where: chips.Slice) -> None:
+  """Prints the plan for a TPU slice."""
   devices = chips.devices(where)
   from disranker_jax.commands.plan import report
   from disranker_jax.devices import sharding

@@ -7,9 +7,10 @@ import re
 
 import jax
 
-from disranker_jax.commands.plan import chips, flops, hlo, stages
+from disranker_jax.commands.plan import chips, hlo, stages
 from disranker_jax.devices import memory, sharding
 from disranker_jax.devices.memory import size
+from disranker_jax.models import flops
 from disranker_jax.pipeline import systems
 
 
@@ -30,7 +31,7 @@ class Cost:
 def compile_step(step: stages.Step, where: chips.Slice) -> Cost:
   """Compiles with the devices' own compiler; running out of memory is a result, not an error."""
   try:
-    compiled = step.lowered.compile()
+    compiled = step.lower().compile()
   except jax.errors.JaxRuntimeError as e:
     used = exhausted(str(e))
     if used is None:

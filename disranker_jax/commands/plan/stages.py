@@ -1,24 +1,16 @@
 """A stage's real step on shapes instead of arrays: no weights, tokenizer, data or device."""
 
 import copy
-import dataclasses
 import json
 import pathlib
 import tempfile
 
-import jax
-import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from disranker_jax.devices import sharding
-from disranker_jax.devices.memory import per_device
 from disranker_jax.errors import UserError
 from disranker_jax.models import load, tiny, weights
-from disranker_jax.models.network import Network
-from disranker_jax.pipeline import systems
-from disranker_jax.rankers import pointwise
-from disranker_jax.training import train
+from disranker_jax.pipeline import steps, systems
+from disranker_jax.pipeline.steps import Step
 
 # From the published config.json files of the paper's two models.
 PUBLISHED = {
@@ -36,72 +28,35 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-  """One traced step of a stage, the bytes that it holds per device, and its batch."""
+def trace(config: ConfigDict, name: str, mesh, platform: str = '') -> Step:
+  """The step that the stage would run on this mesh.
 
-  network: Network
-  lowered: object  # jax.stages.Lowered, for devices that can only compile
-  held: dict[str, int]  # by part
-  batch: dict  # shapes of one micro-batch
-  trained: str | None  # see flops.count
-  accumulate: int = 1
-
-
-def trace(config: ConfigDict, name: str, mesh) -> Step:
-  """The step that the stage would run on this mesh."""
+  `platform` is that of the devices which the mesh stands for, by default its own.
+  """
   stage = systems.find(name, config.system)
-  settings = _resolved(config[stage.role], mesh)
+  if len(stage.uses(config)) > 1:
+    raise UserError(
+      f'--stage {name}: also runs {stage.uses(config)[1].label}, which the plan leaves out; set '
+      'config.distill.hidden_weight=0'
+    )
+  settings = _resolved(config[stage.role], mesh, platform)
   with tempfile.TemporaryDirectory() as scratch:
     folder = config_folder(settings.model, pathlib.Path(scratch))
     network = load.open_network(folder, settings, stage.head(config))
-  variables = _variables(network, settings.param_dtype)
-  if stage.task is None:
-    return _scoring(config, network, variables, mesh)
-  return _training(config[name], stage.task(config, network), network, variables, mesh)
+  if stage.task:
+    return steps.training(config, stage, network, mesh)
+  rows, kind = config[name].batch_rows, config.teacher.scorer
+  return steps.scoring(settings, network, kind, rows, mesh)
 
 
-def _training(c: ConfigDict, task: train.Task, network: Network, variables: dict, mesh) -> Step:
-  batch = task.shape.block(c.data_shards).zeros(c.data_shards)
-  steps = c.max_steps or 1000  # only the schedule depends on it
-  program = train.Program(task.loss, c, steps, variables, batch, c.data_shards, mesh)
-  held = {
-    'parameters': per_device((program.trained, program.frozen)),
-    'moments': per_device(program.state),
-    'batch': per_device(program.batches),
-  }
-  return Step(network, program.lower(), held, batch, c.trainable, c.gradient_accumulation_steps)
-
-
-def _scoring(config, network: Network, variables: dict, mesh) -> Step:
-  network, variables = load.merged(network, variables)
-  rows, row_len, kind = config.score.batch_rows, config.teacher.row_len, config.teacher.scorer
-  scorer = pointwise.PointwiseRanker(network, None, None, mesh, rows, row_len, kind)
-  batch = scorer.shape.zeros(scorer.blocks)
-  where = sharding.batch_shardings(batch, mesh, scorer.blocks)
-  shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where[k]) for k, v in batch.items()}
-  spread = NamedSharding(mesh, PartitionSpec(sharding.AXES))
-  flags = {k: jax.ShapeDtypeStruct((mesh.size,), bool, sharding=spread) for k in ('more', 'stop')}
-  variables = sharding.abstract(variables, mesh)
-  held = {'parameters': per_device(variables), 'batch': per_device(shapes)}
-  return Step(network, scorer.lower(variables, shapes, flags), held, batch, None)
-
-
-def _resolved(side, mesh):
+def _resolved(side, mesh, platform: str = ''):
   """A model's settings with 'auto' resolved for the mesh's devices, not for this machine."""
   side = copy.deepcopy(side)
-  platform = mesh.devices.flat[0].platform
+  platform = platform or mesh.devices.flat[0].platform
   side.precision = load.precision(side.precision, platform)
   if side.attention == 'auto':
     side.attention = 'splash' if platform == 'tpu' and side.precision != 'float32' else 'xla'
   return side
-
-
-def _variables(network: Network, dtype: str) -> dict:
-  """Shapes of the variables, base parameters in the dtype in which they are loaded."""
-  shapes = dict(jax.eval_shape(network.init, jax.random.key(0)))
-  cast = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype))  # noqa: E731
-  return shapes | {'params': jax.tree.map(cast, shapes['params'])}
 
 
 def config_folder(name: str, scratch: pathlib.Path) -> pathlib.Path:

@@ -8,7 +8,6 @@ beyond that is stated separately.
 import dataclasses
 import re
 
-import jax
 import numpy as np
 
 from disranker_jax.models.network import logprob_chunk
@@ -44,7 +43,7 @@ def count(network, batch: dict, trained: str | None = None) -> Flops:
 
   `trained` is a regular expression over the trained parameters' paths; None is scoring.
   """
-  sizes = {k: v.size for k, v in flatten(jax.eval_shape(network.init, jax.random.key(0))).items()}
+  sizes = {k: v.size for k, v in flatten(network.shapes()).items()}
   is_trained = {k: trained is not None and bool(re.search(trained, k)) for k in sizes}
   # Gradients flow down to the lowest trained part; layers of a scan are not distinguished.
   below = any(t for k, t in is_trained.items() if not _is_head(k, network))

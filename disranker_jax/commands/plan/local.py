@@ -1,0 +1,82 @@
+"""Whether the stages fit this machine, or GPUs of a given memory, and how long they take here.
+
+Memory is computed from the traced step, so that GPUs can be planned without one. Time needs a
+measurement, so it is known for this machine only.
+"""
+
+import resource
+
+import jax
+from ml_collections import ConfigDict
+
+from disranker_jax.commands.plan import report, stages
+from disranker_jax.commands.plan.machine import Machine
+from disranker_jax.devices import memory, sharding, speed
+from disranker_jax.devices.memory import size
+from disranker_jax.models import flops
+from disranker_jax.pipeline import estimate, manifest, systems
+
+
+def here() -> Machine:
+  """The devices of this process."""
+  platform = jax.default_backend()
+  rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+  limit, count = memory.limit(), jax.device_count()
+  return Machine(manifest.device(), platform, count, limit, rss * (platform == 'cpu'), True)
+
+
+def plan(config: ConfigDict, names: list[str], machine: Machine, rows: int, tokens: int) -> list:
+  """An answer per stage, as `--json` prints them; `rows` and `tokens` as in report.plan."""
+  mesh = sharding.make_mesh(config.mesh)
+  return [_stage(config, name, machine, mesh, rows, tokens) for name in names]
+
+
+def planned(config: ConfigDict) -> list[str]:
+  """The listed stages that have a step."""
+  return [s.name for s in systems.listed(config) if s.task or s.scores_records]
+
+
+def _stage(config, name: str, machine: Machine, mesh, rows: int, tokens: int) -> dict:
+  step = stages.trace(config, name, mesh, machine.platform)
+  held = {k: n for k, n in step.held.items() if k != 'batch'}
+  parts = held | {'activations': estimate.live(step) // sharding.parts(mesh)}
+  # A CPU's devices share its memory.
+  shared = mesh.size if machine.platform == 'cpu' else 1
+  needed = machine.before + shared * (sum(parts.values()) + step.held['batch'])
+  answer = {
+    'stage': name,
+    'topology': machine.name,
+    'devices': machine.size,
+    'mesh': dict(mesh.shape),
+    'fits': machine.limit is None or needed <= machine.limit,
+    'bytes_per_device': needed,
+    'limit_bytes': machine.limit,
+    'memory': parts,
+  }
+  if not answer['fits']:
+    answer['try'] = [*report.remedies(config, name, machine, mesh)[:-1], 'a smaller model']
+  if machine.measured:
+    kind = 'training' if step.trained else 'scoring'
+    peak = speed.matmul_typical(step.network.precision, mesh) * estimate.EFFICIENCY[kind]
+    seconds = flops.count(step.network, step.batch, step.trained).hardware * step.accumulate / peak
+    answer |= report.work(config, name, machine, step, seconds, rows, tokens)
+  return answer
+
+
+def text(machine: Machine, answers: list[dict]) -> str:
+  """A line per stage."""
+  limit = f', {size(machine.limit)} of memory each' if machine.limit else ''
+  lines = [f'{machine.name}{limit}; estimates without compiling']
+  for a in answers:
+    verdict = 'fits' if a['fits'] else 'does NOT fit'
+    parts = ', '.join(f'{k} {size(n)}' for k, n in a['memory'].items())
+    lines.append(f'{a["stage"]:12}{verdict}: {size(a["bytes_per_device"])} ({parts})')
+    if 'hours' in a:
+      lines.append(
+        f'{"":12}about {a["tokens_per_s"]:,.0f} tokens/s, {a["pairs_per_s"]:,.1f} pairs/s of '
+        f'{a["pair_tokens"]} tokens, {a["hours"]:,.1f} h: {a["steps"]:,} steps, {a["rows"]:,} rows '
+        f'({a["rows_from"]}), {a["epochs"]:g} epochs'
+      )
+    if not a['fits']:
+      lines.append(f'{"":12}try {"; or ".join(a["try"])}')
+  return '\n'.join(lines)

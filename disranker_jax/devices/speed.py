@@ -1,0 +1,42 @@
+"""How fast the devices multiply matrices: a measurement of a second or less."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+PEAK_S = 0.25  # seconds of matrix products for the peak
+TYPICAL_S = 1.0  # and for the speed that other work on the machine leaves
+PEAK_SIZE = {'cpu': 2048}  # rows and columns of the product; 8192 on an accelerator
+
+
+def matmul_peak(precision: str, mesh) -> float:
+  """Best FLOP/s of a large square product in the models' precision, on all devices."""
+  return max(flops / seconds for flops, seconds in _products(precision, mesh, PEAK_S))
+
+
+def matmul_typical(precision: str, mesh) -> float:
+  """Mean FLOP/s of the same product."""
+  flops, seconds = zip(*_products(precision, mesh, TYPICAL_S), strict=True)
+  return sum(flops) / sum(seconds)
+
+
+def _products(precision: str, mesh, most_s: float) -> list[tuple[float, float]]:
+  """(FLOPs on all devices, seconds) of products, until `most_s` seconds are over."""
+  cpu = jax.default_backend() == 'cpu'
+  size = PEAK_SIZE.get(jax.default_backend(), 8192)
+  dtype = jnp.float32 if precision == 'float32' else jnp.bfloat16
+  out = jnp.bfloat16 if precision == 'bfloat16' else jnp.float32
+  exact = jax.lax.Precision.HIGHEST if precision == 'float32' else None
+  product = jax.jit(lambda x, y: jnp.matmul(x, y, precision=exact, preferred_element_type=out))
+  x, y = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in (0, 1))
+  jax.block_until_ready(product(x, y))
+  times = 1 if cpu else 20
+  # A CPU's virtual devices share its cores.
+  each = times * 2.0 * size**3 * (1 if cpu else mesh.size)
+  found, end = [], time.perf_counter() + most_s
+  while not found or time.perf_counter() < end:
+    begin = time.perf_counter()
+    jax.block_until_ready([product(x, y) for _ in range(times)])
+    found.append((each, time.perf_counter() - begin))
+  return found

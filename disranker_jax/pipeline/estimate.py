@@ -1,0 +1,165 @@
+"""What the stages to come will take: time, from a short measurement on this machine, and memory.
+
+Time is FLOPs by the speed of a large matrix product and the share of it that a step reaches. Memory
+is what a step holds and what its traced program computes. Nothing is compiled but the product.
+"""
+
+import dataclasses
+import functools
+import math
+import resource
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from disranker_jax.data import batches
+from disranker_jax.data.records import Click, Group
+from disranker_jax.devices import memory, sharding, speed
+from disranker_jax.models import flops
+from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline.opening import Opened
+from disranker_jax.pipeline.stage import Run, saved_steps
+from disranker_jax.pipeline.steps import Step
+from disranker_jax.progress import clock, say
+from disranker_jax.stages import prepare
+
+SAMPLE = 64  # records whose texts are tokenised
+FULL = 0.92  # of a batch's positions hold a token
+# Share of the product's speed that a step reaches (docs/performance.md has measurements), and the
+# seconds that a model takes to load and to compile.
+EFFICIENCY = {'training': 0.45, 'scoring': 0.55}
+START_S = {'training': 8.0, 'scoring': 3.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """What one stage takes: seconds and bytes of this process, and how much work that is."""
+
+  stage: str
+  seconds: float
+  bytes: int
+  work: str
+
+
+class Estimate:
+  """The estimate for the models of the stages to come, in one process."""
+
+  def __init__(self, run: Run, opened: Sequence[Opened]):
+    self._run, self._opened = run, opened
+    # What a process on a CPU holds before the first stage, the libraries; devices start empty.
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    self._before = before if jax.default_backend() == 'cpu' else 0
+
+  @functools.cached_property
+  def _peaks(self) -> dict[str, float]:
+    """FLOP/s by precision."""
+    names = {one.model.network.precision for one in self._opened}
+    return {name: speed.matmul_typical(name, self._run.mesh) for name in sorted(names)}
+
+  @functools.cached_property
+  def bytes_of(self) -> list[int]:
+    """Per model, the most bytes that its step takes."""
+    split = sharding.parts(self._run.mesh)
+    return [
+      self._before + memory.of_process(sum(one.step.held.values()) + live(one.step) // split)
+      for one in self._opened
+    ]
+
+  def say_memory(self) -> None:
+    """One line, and one more for each stage that will probably not fit."""
+    most: dict[str, int] = {}
+    for one, needed in zip(self._opened, self.bytes_of, strict=True):
+      most[one.stage.name] = max(needed, most.get(one.stage.name, 0))
+    limit = memory.limit()
+    here = f', of {gib(limit)}' if limit else ''
+    listed = ', '.join(f'{name} {gib(needed)}' for name, needed in most.items())
+    say(f'estimate: memory of a device{here}: {listed}')
+    for name, needed in most.items():
+      if limit and needed > limit:
+        say(
+          f'warning: {name} will probably not fit into {gib(limit)}: lower config.{name}.'
+          "batch_rows or the model's row_len, set its remat=full or param_dtype=bfloat16, or train "
+          'adapters (lora_rank)'
+        )
+
+  def say_time(self) -> None:
+    """A table of the stages, once the data are prepared."""
+    costs = self.costs()
+    if not costs:
+      return
+    rates = ', '.join(f'{peak / 1e9:,.0f} GFLOP/s in {name}' for name, peak in self._peaks.items())
+    say(f'estimate for {manifest.device()} (matrix products: {rates}):')
+    for cost in [*costs, whole(costs)]:
+      say(f'  {cost.stage:12}{clock(cost.seconds):>8}  {gib(cost.bytes):>9}  {cost.work}'.rstrip())
+
+  def costs(self) -> list[Cost]:
+    """One per stage, in order."""
+    by_stage: dict[str, list[Cost]] = {}
+    for one, needed in zip(self._opened, self.bytes_of, strict=True):
+      by_stage.setdefault(one.stage.name, []).append(self._cost(one, needed))
+    return [
+      Cost(name, sum(c.seconds for c in costs), max(c.bytes for c in costs),
+           ', '.join(c.work for c in costs[:1]) + f', {len(costs)} models' * (len(costs) > 1))
+      for name, costs in by_stage.items()
+    ]  # fmt: skip
+
+  def _cost(self, one: Opened, needed: int) -> Cost:
+    kind = 'training' if one.step.trained else 'scoring'
+    count, work = steps_of(self._run, one)
+    network = one.step.network
+    if network.attention == 'auto':
+      kernel = 'splash' if jax.default_backend() == 'tpu' else 'xla'
+      network = dataclasses.replace(network, attention=kernel)
+    step = flops.count(network, one.step.batch, one.step.trained) * one.step.accumulate
+    peak = self._peaks[one.model.network.precision] * EFFICIENCY[kind]
+    return Cost(one.stage.name, START_S[kind] + count * step.hardware / peak, needed, work)
+
+
+def whole(costs: Sequence[Cost]) -> Cost:
+  return Cost('in all', sum(c.seconds for c in costs), max(c.bytes for c in costs), '')
+
+
+def gib(count: int) -> str:
+  """As many digits as an estimate deserves."""
+  return f'{count / 2**30:.1f} GiB'
+
+
+def live(step: Step) -> int:
+  """The most bytes of values that a step computes, over all devices."""
+  return memory.live(step.trace().jaxpr.jaxpr)
+
+
+def steps_of(run: Run, one: Opened) -> tuple[float, str]:
+  """(steps to come, what they do) of a model, from the prepared records."""
+  config = run.config[one.stage.section]
+  kinds = one.use.kinds or one.stage.reads_records(run.config)
+  queries, pairs, tokens = 0, 0.0, 0.0
+  for records in filter(len, (prepare.records(run, kind) for kind in kinds)):
+    picks = np.unique(np.linspace(0, len(records) - 1, min(SAMPLE, len(records))).astype(int))
+    counted = [lengths(one, records[i], config.get('group_size', 0)) for i in picks.tolist()]
+    each = len(records) / len(counted)
+    queries += len(records)
+    pairs += each * sum(map(len, counted))
+    tokens += each * sum(map(sum, counted))
+  if not tokens:
+    return 0, 'nothing'
+  places = one.step.batch['tokens_BT'].size * FULL
+  if not one.step.trained:
+    share = min(1.0, one.use.pairs / pairs) if one.use.pairs else 1.0
+    return math.ceil(tokens * share / places) * one.use.times, f'{pairs * share:,.0f} pairs'
+  fit = min(places * queries / tokens, one.step.batch['mask_GN'].shape[0]) * one.step.accumulate
+  steps = max(1, round(config.epochs * queries / fit))
+  steps = min(steps, config.max_steps or steps)
+  saved = max(saved_steps(run.folder(one.stage.name) / 'checkpoints'), default=0)
+  done = f', from step {saved} on' if saved else ''
+  return max(0, steps - saved), f'{steps:,} steps{done}'
+
+
+def lengths(one: Opened, record: Click | Group, size: int) -> list[int]:
+  """Tokens of each document of a record that the model reads; at most `size` of them, 0: all."""
+  prompt = one.model.prompt()
+  if isinstance(record, Click):
+    return [len(doc) for doc in batches.encode_click(prompt, record).docs]
+  docs = [doc for doc in record.docs if doc.in_pool or one.step.trained]
+  return [len(doc) for doc in prompt.encode(record.query, docs[: size or len(docs)])]

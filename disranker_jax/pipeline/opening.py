@@ -1,0 +1,144 @@
+"""Opens everything that the stages to come need, before the first of them starts.
+
+An error in a name or a size costs seconds here; at its own stage it would cost the hours before it.
+No parameters are read and nothing is computed.
+"""
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Iterator, Sequence
+
+from ml_collections import ConfigDict
+
+from disranker_jax.devices import memory, processes
+from disranker_jax.errors import UserError
+from disranker_jax.models import hf
+from disranker_jax.models.load import TextModel
+from disranker_jax.pipeline import steps
+from disranker_jax.pipeline.stage import Run, Stage, Use, saved_steps
+from disranker_jax.progress import say
+from disranker_jax.training import logs
+
+# Checkpoints of a stage that are on disk at a time: two, and one that is being written.
+KEPT = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """A model of a stage, and the step that the stage runs with it."""
+
+  stage: Stage
+  use: Use
+  model: TextModel
+  step: steps.Step
+
+
+def everything(run: Run, stages: Sequence[Stage]) -> list[Opened]:
+  """Opens the models of the stages and checks what they will meet; the same in every process.
+
+  Raises: UserError that names the key of the config, in every process if one of them fails.
+  """
+  opened, error = [], None
+  try:
+    opened = [one for stage in stages for one in models_of(run, stage)]
+    refuse_too_large(run, opened)
+    if processes.is_first():
+      refuse_full_disk(run, opened)
+      if any(stage.task for stage in stages):
+        logs.check_login(run.config.wandb_project)
+  except UserError as e:
+    error = e
+  if processes.any_of(error is not None):
+    raise error or UserError('another process cannot open the models; see its message')
+  describe(opened)
+  return opened
+
+
+def models_of(run: Run, stage: Stage) -> list[Opened]:
+  """The models that a stage opens."""
+  config, found = run.config, {}
+  for use in stage.uses(config):
+    with naming(config, use.role):
+      model = use.open()
+      hf.check(model.folder, model.network, list(config[use.role].layers) or None)
+      model.prompt()
+    found[use.label] = use, model
+  stage.check_models(config, {label: model for label, (_, model) in found.items()})
+  return [
+    Opened(stage, use, model, step_of(run, stage, use, model)) for use, model in found.values()
+  ]
+
+
+def step_of(run: Run, stage: Stage, use: Use, model: TextModel) -> steps.Step:
+  """What the stage runs with the model: it trains its own and scores with any other."""
+  config = run.config
+  try:
+    if stage.task and use.role == stage.role:
+      return steps.training(config, stage, model.network, run.mesh)
+    return steps.scoring(config[use.role], model.network, model.scorer, use.rows, run.mesh)
+  except UserError as e:
+    section = stage.section if 'batch_rows' in config[stage.section] else 'evaluate'
+    raise UserError(f'config.{section}.{e}') from e
+
+
+@contextlib.contextmanager
+def naming(config: ConfigDict, role: str) -> Iterator[None]:
+  """Adds to an error which key of the config it is about: by default the model's name."""
+  try:
+    yield
+  except UserError as e:
+    key, text = str(e).partition('=')[0], str(e)
+    if text.startswith('config.'):
+      raise
+    if key in config[role]:
+      raise UserError(f'config.{role}.{text}') from e
+    raise UserError(f'config.{role}.model={config[role].model!r}: {text}') from e
+
+
+def describe(opened: Sequence[Opened]) -> None:
+  """One line per model: its name, how many of its layers are used, its size."""
+  said = set()
+  for one in opened:
+    settings, network = one.model.settings, one.model.network
+    if one.use.role in said:
+      continue
+    said.add(one.use.role)
+    have = hf.open_config(one.model.folder).layers
+    some = f'{network.config.layers} of its {have}' if settings.layers else f'all {have}'
+    size = network.count_params() / 1e6
+    say(f'{one.use.role}: {settings.model}, {some} layers, {size:,.1f}M parameters')
+
+
+def refuse_too_large(run: Run, opened: Sequence[Opened]) -> None:
+  """Raises: UserError if parameters and moments alone exceed the memory."""
+  limit = memory.limit()
+  for one in opened:
+    held = {k: n for k, n in one.step.held.items() if k != 'batch'}
+    needed = memory.of_process(sum(held.values()))
+    if limit and needed > limit:
+      lower = 'set optimizer=adafactor or train adapters (lora_rank, trainable)'
+      lower = f'{lower}, ' if one.step.trained else ''
+      raise UserError(
+        f'config.{one.use.role}.model={one.model.settings.model!r}: {one.stage.name} needs '
+        f'{memory.listed(held)} per device, before activations, and this machine has '
+        f'{memory.size(limit)}; {lower}set param_dtype=bfloat16, raise config.mesh.fsdp on several '
+        'devices, or take a smaller model'
+      )
+
+
+def refuse_full_disk(run: Run, opened: Sequence[Opened]) -> None:
+  """Raises: UserError if the disk of the workdir has no room for the checkpoints to come."""
+  needed = 0
+  for one in opened:
+    there = len(saved_steps(run.folder(one.stage.name) / 'checkpoints'))
+    needed += one.step.saved * max(KEPT - there, 0)
+  place = next(p for p in [run.workdir, *run.workdir.parents] if p.exists())
+  free = shutil.disk_usage(place).free
+  if needed > free:
+    names = ', '.join(dict.fromkeys(o.stage.name for o in opened if o.step.saved))
+    raise UserError(
+      f'--workdir {run.workdir}: has {memory.size(free)} free, and the checkpoints of {names} need '
+      f'{memory.size(needed)}; free some, write elsewhere (--workdir), or train fewer parameters '
+      '(lora_rank, trainable)'
+    )

@@ -1,0 +1,86 @@
+"""The steps that a stage runs, on shapes instead of arrays: no parameters, no data.
+
+They are what can be known before a stage starts: whether settings, model and mesh fit each other,
+the bytes that it holds and the FLOPs that it takes.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from disranker_jax.devices import sharding
+from disranker_jax.devices.memory import per_device
+from disranker_jax.models import load
+from disranker_jax.models.network import Network
+from disranker_jax.pipeline.stage import Stage
+from disranker_jax.rankers import pointwise
+from disranker_jax.training import train
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """One step of a stage, the bytes that it holds per device, and its batch."""
+
+  network: Network
+  trace: Callable  # () -> jax.stages.Traced of what holds the most: `.jaxpr`
+  lower: Callable  # () -> jax.stages.Lowered of the whole step
+  held: dict[str, int]  # by part
+  batch: dict  # shapes of one micro-batch
+  trained: str | None  # see flops.count
+  accumulate: int = 1
+  saved: int = 0  # bytes of a checkpoint, over all devices
+
+
+def training(config: ConfigDict, stage: Stage, network: Network, mesh) -> Step:
+  """The step of a stage that trains a network.
+
+  Raises: UserError where batch, mesh and trained parameters do not fit each other.
+  """
+  c, task = config[stage.name], stage.task(config, network)
+  variables = _variables(network, config[stage.role].param_dtype)
+  batch = task.shape.block(c.data_shards).zeros(c.data_shards)
+  steps = c.max_steps or 1000  # only the schedule depends on it
+  program = train.Program(task.loss, c, steps, variables, batch, c.data_shards, mesh)
+  held = {
+    'parameters': per_device((program.trained, program.frozen)),
+    'moments': per_device(program.state),
+    'batch': per_device(program.batches),
+  }
+  saved = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((program.trained, program.state)))
+  return Step(
+    network, program.trace_gradients, program.lower, held, batch, c.trainable,
+    c.gradient_accumulation_steps, saved,
+  )  # fmt: skip
+
+
+def scoring(settings: ConfigDict, network: Network, kind: str, rows: int, mesh) -> Step:
+  """The step of a ranker that scores by `kind` in batches of `rows` rows."""
+  network, variables = load.merged(network, _variables(network, settings.param_dtype))
+  scorer = pointwise.PointwiseRanker(network, None, None, mesh, rows, settings.row_len, kind)
+  batch = scorer.shape.zeros(scorer.blocks)
+  where = sharding.batch_shardings(batch, mesh, scorer.blocks)
+  shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where[k]) for k, v in batch.items()}
+  spread = NamedSharding(mesh, PartitionSpec(sharding.AXES))
+  flags = {k: jax.ShapeDtypeStruct((mesh.size,), bool, sharding=spread) for k in ('more', 'stop')}
+  variables = sharding.abstract(variables, mesh)
+  held = {'parameters': per_device(variables), 'batch': per_device(shapes)}
+
+  def lower():
+    return scorer.lower(variables, shapes, flags)
+
+  def trace():
+    with jax.set_mesh(mesh):
+      return jax.jit(pointwise.score_fn(network, kind)).trace(variables, shapes)
+
+  return Step(network, trace, lower, held, batch, None)
+
+
+def _variables(network: Network, dtype: str) -> dict:
+  """Shapes of the variables, base parameters in the dtype in which they are loaded."""
+  shapes = dict(network.shapes())
+  cast = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype))  # noqa: E731
+  return shapes | {'params': jax.tree.map(cast, shapes['params'])}

@@ -1,0 +1,77 @@
+"""The time left that a progress line shows, by a clock of the test's own."""
+
+import re
+
+import pytest
+
+from disranker_jax import progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """A clock that stands still; `clock[0]` is the time."""
+  time = [0.0]
+  monkeypatch.setattr(progress.time, 'monotonic', lambda: time[0])
+  return time
+
+
+def seconds_left(capsys) -> list[int]:
+  """What the lines printed so far say, in seconds."""
+  said = re.findall(r'(\d+)m(\d+)s left', capsys.readouterr().err)
+  return [60 * int(m) + int(s) for m, s in said]
+
+
+def test_the_compiler_and_queries_of_one_batch_do_not_distort_the_time_left(clock, capsys):
+  # 40 queries of 25 documents in 10 batches of 20 s; before the first one the compiler takes 60 s.
+  done = [0]
+
+  def work():
+    return 100 * done[0], 20.0 * done[0]
+
+  with progress.Progress('evaluate', 40, 'pairs', 0, 1000, work) as shown:
+    clock[0] = 60.0
+    for batch in range(10):
+      clock[0] += 20.0
+      done[0] += 1
+      for query in range(4):
+        shown.update(4 * batch + query + 1, 25)
+  # The last query has a line of its own.
+  assert seconds_left(capsys) == [180, 160, 140, 120, 100, 80, 60, 40, 20, 0, 0]
+
+
+def test_queries_with_many_documents_count_as_more_work(clock, capsys):
+  sizes, done = [10] * 50 + [190] * 50, [0]
+  with progress.Progress(
+    'score', 100, 'pairs', 0, sum(sizes), lambda: (done[0], clock[0])
+  ) as shown:
+    for query, size in enumerate(sizes):
+      clock[0] += size / 10
+      done[0] += size
+      shown.update(query + 1, size)
+  left = seconds_left(capsys)
+  assert left == sorted(left, reverse=True)
+  assert left[0] == pytest.approx(sum(sizes) / 10, rel=0.05)
+
+
+def test_work_of_an_earlier_pass_is_not_that_of_this_one(clock, capsys):
+  done = [500]  # the judged queries, with the same model
+  with progress.Progress('score', 10, 'pairs', 0, 100, lambda: (done[0], done[0] / 1.0)) as shown:
+    clock[0], done[0] = 20.0, 520
+    shown.update(2, 20)
+  assert seconds_left(capsys) == [80]
+
+
+def test_steps_of_training_are_equally_long_and_those_of_before_do_not_count(clock, capsys):
+  with progress.Progress('sft', 20, 'pairs', 10) as shown:
+    for step in (11, 12, 13):
+      clock[0] += 10.0
+      shown.update(step, 64)
+  assert seconds_left(capsys) == [90, 80, 70]
+
+
+def test_a_slow_first_step_does_not_distort_the_time_left_for_long(clock, capsys):
+  with progress.Progress('sft', 20, 'pairs') as shown:
+    for step, seconds in enumerate((100.0, 10.0, 10.0), 1):
+      clock[0] += seconds
+      shown.update(step, 64)
+  assert seconds_left(capsys) == [1900, 180, 170]
