@@ -133,7 +133,7 @@ def check_records(run: Run) -> None:
 
 def uses(config) -> tuple[Use, ...]:
   """The models of the rows."""
-  return tuple(row.use(config) for row in rows_of(config) if row.role)
+  return tuple(row.use(config) for row in rows_of(config).values() if row.role)
 
 
 SETTINGS = {
