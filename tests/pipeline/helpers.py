@@ -73,9 +73,10 @@ def load(file: pathlib.Path):
 
 
 def metrics(workdir: pathlib.Path) -> dict:
-  """results.json without the one value that is measured by a clock."""
+  """results.json without titles and the one value that is measured by a clock."""
   results = load(workdir / 'evaluate' / 'results.json')
-  return {m: {k: v for k, v in row.items() if k != 'ms_per_pair'} for m, row in results.items()}
+  left_out = ('title', 'ms_per_pair')
+  return {m: {k: v for k, v in row.items() if k not in left_out} for m, row in results.items()}
 
 
 def write_jsonl(file: pathlib.Path, rows) -> pathlib.Path:
