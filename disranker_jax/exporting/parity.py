@@ -168,9 +168,8 @@ def ndcg_mean(run: metrics.Run, groups: list[Group]) -> float:
   """Mean nDCG over the groups with a label above 0; 0 if there are none."""
   values = []
   for group in groups:
-    grades = {d.doc_id: d.label for d in group.docs if d.label >= 0}
-    if any(grades.values()):
-      values.append(metrics.ndcg(run[group.query_id], grades, DEPTH))
+    if any(group.grades.values()):
+      values.append(metrics.ndcg(run[group.query_id], group.grades, DEPTH))
   return float(np.mean(values)) if values else 0.0
 
 
