@@ -83,7 +83,8 @@ def chosen(groups: Iterable[Group], pairs: int, prompt) -> list[Group]:
 
   Too long queries are skipped: we cut the query before the document, other libraries after it.
   """
-  limit = min(prompt.max_query_len, (prompt.max_len - 3) // 2)
+  # RoBERTa has the most special tokens around a pair, four.
+  limit = min(prompt.max_query_len, (prompt.max_len - 4) // 2)
   taken, count = [], 0
   for group in groups:
     if len(prompt.tokenizer(group.query, add_special_tokens=False)['input_ids']) > limit:
