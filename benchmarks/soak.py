@@ -33,9 +33,8 @@ from disranker_jax.progress import clock, say
 CHECK_EVERY = 10
 SETTLE = 0.2  # share of the duration after which the server's memory should be stable
 GROWTH_BYTES = 200 << 20  # caches and fragmentation; a leak exceeds it within an hour
-PEAK_BYTES = (
-  1 << 30
-)  # above an idle server: 8 times what its requests may hold, and one parsed body
+# Above an idle server: 8 times what its requests may hold, and one parsed body.
+PEAK_BYTES = 1 << 30
 HEALTH_S = 5.0  # for an answer of /health
 ANSWERED = 0.5  # share of good requests that must be answered beside hostile ones, the rest is 429
 

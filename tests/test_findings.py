@@ -120,4 +120,4 @@ def test_the_power_of_the_test_is_told_for_the_difference_to_the_first_stage():
   # with 39 degrees of freedom reaches 2.0227 + .8512 of them.
   assert said.startswith('40 queries show a true difference of 0.023 nDCG@5 to BM25 in 80 % of')
   # (1.96 + .8416)^2 * .0513^2 / .05^2 = 8.05, and 11 by Student's t.
-  assert said.endswith('one of +0.050 needs about 11')
+  assert said.endswith('one of +0.050 needs about 11 queries')

@@ -16,6 +16,7 @@ from disranker_jax.training import optimizer
 
 DECODER = DecoderConfig(vocab=512, width=128, ffn=256, layers=3, heads=4, kv_heads=2, head_dim=32)
 ENCODER = BertConfig(vocab=512, width=128, ffn=256, layers=3, heads=4)
+NARROW = dataclasses.replace(ENCODER, model_type='electra', embed_width=64)
 WAYS = (
   (DECODER, 'rank', 'none', 0, None),
   (DECODER, 'lm', 'none', 0, None),
@@ -29,6 +30,8 @@ WAYS = (
   (ENCODER, 'rank', 'none', 0, None),
   (ENCODER, 'rank', 'full', 0, '.*'),
   (ENCODER, 'rank', 'dots', 0, '.*'),
+  (NARROW, 'rank', 'none', 0, None),
+  (NARROW, 'rank', 'full', 0, '.*'),
 )
 
 

@@ -202,6 +202,9 @@ def test_gpus_are_named_by_their_count_and_memory(monkeypatch):
   two = machine.gpus('gpu:2x80')
   assert (two.size, two.limit, two.platform) == (2, 40 * GIB, 'gpu')
   assert machine.gpus('v5e:2x2') is None and machine.gpus('gpu:0x80') is None
+  monkeypatch.setenv('XLA_CLIENT_MEM_FRACTION', '90%')
+  with pytest.raises(UserError, match='XLA_CLIENT_MEM_FRACTION=90%: is not a number'):
+    machine.gpus('gpu:1x24')
 
 
 def test_a_plan_for_a_gpu_is_in_its_precision_and_says_what_to_try():

@@ -8,6 +8,7 @@ from disranker_jax import config as configs
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
+from disranker_jax.pipeline import seeds
 from disranker_jax.stages import result_rows
 
 
@@ -108,3 +109,12 @@ def test_a_given_run_may_not_have_the_name_of_a_row(monkeypatch):
   config.evaluate.runs = {'teacher': 'trec:a.run'}
   with pytest.raises(UserError, match=r'config\.evaluate\.runs\.teacher: is the name'):
     configs.check(config)
+
+
+def test_another_seed_repeats_the_rows_that_it_changes():
+  """The earlier run's student is a row of its own, which no training of this run changes."""
+  config = configs.defaults()
+  config.student.init_from = 'runs/before'
+  changed = seeds.with_seed(config, 7)
+  assert set(changed.evaluate.models) == {'student_sft', 'student'}
+  assert changed.student.seed == 7

@@ -127,7 +127,7 @@ def mapping_of(name: str, check: Check) -> Check:
   """A dict of texts whose names match the pattern `name` and whose values pass a check."""
 
   def accepts(values) -> bool:
-    right = all(re.fullmatch(name, key) and isinstance(key, str) for key in values)
+    right = all(isinstance(key, str) and re.fullmatch(name, key) for key in values)
     return right and all(isinstance(v, str) and check.accepts(v) for v in values.values())
 
   return Check(f'names ({name}) with {check.allowed} each', accepts)

@@ -3,15 +3,17 @@
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from disranker_jax.data.records import Click, Group
 from disranker_jax.errors import UserError
 
-# How ids name their topic: the part before the first separator, or before the last one.
-TOPIC_IDS = tuple(
-  p.format(s) for s in ('-', '_', r'\.', ':', '/') for p in ('^[^{}]+', '^.*(?={})')
-)
+# How query ids usually name their topic: the part before the first separator (SESSION-3, TOPIC_3,
+# 12:3, 12/3, 12.3) or before the last one, and the digits or letters at the beginning (12a, cat1).
+ID_PATTERNS = (
+  *(p.format(s) for s in '-_:/' for p in ('^[^{}]+', '^.*(?={})')),
+  '^[^.]+', r'^.*(?=\.)', r'^\d+', r'^\D+',
+)  # fmt: skip
 
 
 def normalized(query: str) -> str:
@@ -104,17 +106,18 @@ def topics(tests: Iterable[Group], judged: Iterable[Group]) -> list[tuple[list[s
   return [side for side in sides.values() if side[1]]
 
 
-def topic_ids(topics: Sequence[Iterable[str]], others: Iterable[str]) -> str:
-  """An expression by which the ids of each topic match alike, for `holdout_by`; '' if none does.
+def patterns(groups: Sequence[Iterable[str]], queries: Iterable[str]) -> list[str]:
+  """The ID_PATTERNS that keep each group of query ids together and different groups apart.
 
-  It tells all topics apart, and does not match all `others` (ids of any queries) alike.
+  The one that makes the most clusters of `queries` is first. A pattern that puts all of them into
+  one cluster is left out.
   """
-  by_count: Mapping[int, str] = {}
-  others = list(others)
-  for by in reversed(TOPIC_IDS):
-    found = [set(clusters(ids, by)) for ids in topics]
-    apart = len(set().union(*found)) == len(topics)
-    count = len(set(clusters(others, by)))
-    if apart and all(len(same) == 1 for same in found) and (count > 1 or len(others) < 2):
-      by_count[count] = by
-  return by_count[max(by_count)] if by_count else ''
+  found: dict[str, int] = {}
+  queries = list(queries)
+  for by in ID_PATTERNS:
+    names = [set(clusters(ids, by)) for ids in groups]
+    are_apart = len(set().union(*names)) == len(names)
+    count = len(set(clusters(queries, by)))
+    if are_apart and all(len(each) == 1 for each in names) and (count > 1 or len(queries) < 2):
+      found[by] = count
+  return sorted(found, key=lambda by: -found[by])

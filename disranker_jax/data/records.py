@@ -62,6 +62,11 @@ class Group:
   query: str
   docs: tuple[Document, ...]
 
+  @property
+  def grades(self) -> dict[str, int]:
+    """{doc_id: label} of the judged documents, as metrics take them."""
+    return {doc.doc_id: doc.label for doc in self.docs if doc.label != UNJUDGED}
+
 
 DOCUMENT_FIELDS = tuple(Document.__dataclass_fields__)
 

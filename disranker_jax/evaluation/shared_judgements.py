@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from disranker_jax.data.holdout import clusters
+from disranker_jax.data.holdout import ID_PATTERNS, clusters, patterns
 from disranker_jax.evaluation.metrics import Qrels
 
 FEWEST = 3  # judged documents of a query; one or two in common may be chance
@@ -18,8 +18,6 @@ FIT = 0.9  # of the queries that a pattern puts together, those that share judge
 # Related queries: pairs that are enough to tell, how often they share a relevant document, and how
 # many times more often than other queries.
 MANY, OFTEN, LIFT = 10, 0.25, 5
-# Usual forms of query ids: SESSION-3, TOPIC_3, 12.3, 12:3, 12/3, 12a.
-PATTERNS = ('^[^-]+', '^[^_]+', '^[^.]+', '^[^:]+', '^[^/]+', '^.+(?=[-_.:/])', r'^\d+', r'^\D+')
 
 Judgements = frozenset[tuple[str, int]]  # (document, grade)
 
@@ -86,16 +84,9 @@ def suggested(queries: Sequence[str], groups: Sequence[Sequence[str]]) -> str:
 
   A pattern may add a few queries, 1 - FIT of its own, whose judgements differ from their group's.
   """
-  group_of = {query: i for i, group in enumerate(groups) for query in group}
-  for pattern in PATTERNS:
-    members: dict[str, list[str]] = defaultdict(list)
-    for query, cluster in zip(queries, clusters(queries, pattern), strict=True):
-      members[cluster].append(query)
-    several = [each for each in members.values() if len(each) > 1]
-    known = [[group_of[query] for query in each if query in group_of] for each in several]
-    count = sum(map(len, known))
-    is_whole = count == len(group_of) and count >= FIT * sum(map(len, several))
-    if is_whole and [len(set(each)) for each in known] == [1] * len(groups):
+  for pattern in patterns(groups, queries):
+    sizes = [size for size in Counter(clusters(queries, pattern)).values() if size > 1]
+    if len(sizes) == len(groups) and sum(map(len, groups)) >= FIT * sum(sizes):
       return pattern
   return ''
 
@@ -121,7 +112,7 @@ def related(qrels: Qrels) -> Related | None:
   queries = list(qrels)
   relevant = [{doc for doc in qrels[query].items() if doc[1] > 0} for query in queries]
   half = len(queries) // 2
-  for pattern in PATTERNS:
+  for pattern in ID_PATTERNS:
     of_Q = clusters(queries, pattern)
     at: dict[str, int] = {}
     inside, outside = [], []

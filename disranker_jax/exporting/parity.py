@@ -83,7 +83,8 @@ def chosen(groups: Iterable[Group], pairs: int, prompt) -> list[Group]:
 
   Too long queries are skipped: we cut the query before the document, other libraries after it.
   """
-  limit = min(prompt.max_query_len, (prompt.max_len - 3) // 2)
+  # RoBERTa has the most special tokens around a pair, four.
+  limit = min(prompt.max_query_len, (prompt.max_len - 4) // 2)
   taken, count = [], 0
   for group in groups:
     if len(prompt.tokenizer(group.query, add_special_tokens=False)['input_ids']) > limit:
@@ -168,9 +169,8 @@ def ndcg_mean(run: metrics.Run, groups: list[Group]) -> float:
   """Mean nDCG over the groups with a label above 0; 0 if there are none."""
   values = []
   for group in groups:
-    grades = {d.doc_id: d.label for d in group.docs if d.label >= 0}
-    if any(grades.values()):
-      values.append(metrics.ndcg(run[group.query_id], grades, DEPTH))
+    if any(group.grades.values()):
+      values.append(metrics.ndcg(run[group.query_id], group.grades, DEPTH))
   return float(np.mean(values)) if values else 0.0
 
 

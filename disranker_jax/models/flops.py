@@ -46,7 +46,7 @@ def count(network, batch: dict, trained: str | None = None) -> Flops:
   sizes = {k: v.size for k, v in flatten(network.shapes()).items()}
   is_trained = {k: trained is not None and bool(re.search(trained, k)) for k in sizes}
   # Gradients flow down to the lowest trained part; layers of a scan are not distinguished.
-  below = any(t for k, t in is_trained.items() if not _is_head(k, network))
+  below = any(t for k, t in is_trained.items() if not _is_head(k))
   total = Flops(0.0)
   for path, size in sizes.items():
     uses = _uses(path, network, batch)
@@ -96,7 +96,8 @@ def _uses(path: str, network, batch: dict) -> int:
     return blocks * -(-count // chunk) * chunk
   if not re.search(r'(kernel|lora_a|lora_b)$', path):
     return 0  # looked up, or applied element by element
-  return batch['tokens_BT'].size if 'blocks/' in path else batch['index_AX'].size
+  is_of_token = re.search('blocks/|widen/', path)  # widen: of embeddings that are narrower
+  return batch['tokens_BT'].size if is_of_token else batch['index_AX'].size
 
 
 def _is_vocabulary(path: str, network) -> bool:
@@ -106,8 +107,8 @@ def _is_vocabulary(path: str, network) -> bool:
   return path == f'params/{network.family.logits_path(network.config)}'
 
 
-def _is_head(path: str, network) -> bool:
-  return 'blocks/' not in path and not re.search(r'embed|words|places|types', path)
+def _is_head(path: str) -> bool:
+  return not re.search(r'blocks/|embed|words|places|types|widen/', path)
 
 
 def _is_again(path: str, network) -> bool:

@@ -49,5 +49,6 @@ def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
 
 
 def students() -> list[str]:
-  """The rows whose model is a student."""
-  return [row.name for row in result_rows.ROWS.values() if row.role == 'student']
+  """The rows whose model is a student that the run trains."""
+  rows = result_rows.ROWS.values()
+  return [row.name for row in rows if row.role == 'student' and row.trained_by]

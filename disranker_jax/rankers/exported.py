@@ -13,9 +13,7 @@ import numpy as np
 from disranker_jax.data.records import Group
 from disranker_jax.rankers import backends, loaded
 
-PART_PAIRS = (
-  2000  # pairs of a part on one device: enough batches that a half-empty one costs little
-)
+PART_PAIRS = 2000  # of a part on one device: enough batches that a half-empty one costs little
 BATCH_TOKENS = 16_384  # of one accelerator
 
 

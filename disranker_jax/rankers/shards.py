@@ -103,9 +103,8 @@ class Shards:
     """
     whole = [shard for shard in self.found() if self._is_whole(shard)]
     names = {file.name for shard in whole for file in (shard.file, shard.note_file)}
-    for file in sorted(
-      self.folder.glob('*'), key=lambda f: f.suffix != '.json'
-    ):  # notes first: a shard without one does not count
+    # Notes first: a shard without one does not count.
+    for file in sorted(self.folder.glob('*'), key=lambda f: f.suffix != '.json'):
       if file.is_file() and file.name not in names:
         file.unlink()
     ends = [0, *(shard.span.stop for shard in whole)]

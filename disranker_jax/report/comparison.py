@@ -6,7 +6,6 @@ from typing import NamedTuple
 from disranker_jax import escaping
 from disranker_jax.evaluation.documents import RULES
 from disranker_jax.evaluation.metrics import METRICS, title
-from disranker_jax.evaluation.power import POWER
 from disranker_jax.report import tables
 from disranker_jax.report.tables import chance, decimals, drawn
 
@@ -200,20 +199,12 @@ def power(result: dict) -> list[str]:
       continue
     metric = MAIN if MAIN in differences else next(iter(differences))
     cell = differences[metric]
-    what = f'Power: {name}, {title(metric)}: '
-    if math.isnan(cell['needed']):
-      out.append(f'{what}unknown, as no query differs from {result["baseline"]}.')
-      continue
-    unit = 'queries' if result['clusters'] == result['queries'] else 'clusters'
-    sentence = (
-      f'{what}{result["clusters"]:,} {unit} show a true difference of '
-      f'{number(cell["detectable"], metric)} in {100 * POWER:g} % of cases (p < {alpha(result)}, '
-      'one test)'
-    )
-    if math.isfinite(cell['needed']):
-      value = number(cell['value'], metric, '+')
-      sentence += f'; one of {value} needs about {cell["needed"]:,.0f} {unit}'
-    out.append(sentence + '.')
+    said = f'unknown, as no query differs from {result["baseline"]}'
+    if not math.isnan(cell['needed']):
+      unit = 'queries' if result['clusters'] == result['queries'] else 'clusters'
+      digits = decimals(metric, DIGITS)
+      said = tables.power(cell, result['clusters'], unit, digits, level=result['level'])
+    out.append(f'Power: {name}, {title(metric)}: {said}.')
   return out
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +47,7 @@ class Facts:
 
   def labels(self) -> dict[tuple[str, str], int]:
     """{(query_id, doc_id): label} of the judged test pairs."""
-    return {(q, d.doc_id): d.label for q, g in self.tests.items() for d in g.docs if d.label >= 0}
+    return {(q, d): grade for q, group in self.tests.items() for d, grade in group.grades.items()}
 
   def title(self, row: str) -> str:
     """The title of a row of the result table."""
@@ -63,7 +62,7 @@ class Facts:
   @functools.cached_property
   def shared(self) -> shared_judgements.Shared:
     """The test queries that share judgements, such as those of one topic."""
-    return shared_judgements.find(judgements(self.tests.values()))
+    return shared_judgements.find({q: group.grades for q, group in self.tests.items()})
 
   @functools.cached_property
   def clusters_Q(self) -> list[str]:
@@ -111,11 +110,6 @@ def gather(run) -> Facts:
     seeds=read_seeds(run, results),
     device=(manifest.read(evaluated) or {}).get('device', 'an unknown device'),
   )
-
-
-def judgements(groups: Iterable[Group]) -> dict[str, dict[str, int]]:
-  """{query_id: {doc_id: grade}} of the judged documents."""
-  return {g.query_id: {d.doc_id: d.label for d in g.docs if d.label >= 0} for g in groups}
 
 
 def read_results(run) -> dict[str, dict]:

@@ -35,7 +35,12 @@ class Comparison(NamedTuple):
 
 def sentences(facts: Facts) -> list[str]:
   """All that is said about the results, beside warnings."""
-  return [*map(str, comparisons(facts)), *power(facts), *seeds(facts), *served(facts)]
+  return [*map(str, comparisons(facts)), *others(facts)]
+
+
+def others(facts: Facts) -> list[str]:
+  """The sentences that are not comparisons."""
+  return [*power(facts), *seeds(facts), *served(facts)]
 
 
 def comparisons(facts: Facts) -> list[Comparison]:
@@ -55,13 +60,8 @@ def power(facts: Facts) -> list[str]:
   if not cell or math.isnan(cell['needed']):
     return []
   unit = 'queries' if facts.clusters == len(facts.clusters_Q) else 'clusters of queries'
-  said = (
-    f'{facts.clusters:,} {unit} show a true difference of {cell["detectable"]:.{DIGITS}f} '
-    f'{metrics.title(MAIN)} to {facts.title(FIRST_STAGE)} in 80 % of cases'
-  )
-  if math.isfinite(cell['needed']):
-    said += f'; one of {cell["value"]:+.{DIGITS}f} needs about {cell["needed"]:,.0f}'
-  return [said]
+  of = f' {metrics.title(MAIN)} to {facts.title(FIRST_STAGE)}'
+  return [tables.power(cell, facts.clusters, unit, DIGITS, of=of)]
 
 
 def seeds(facts: Facts) -> list[str]:
@@ -73,8 +73,7 @@ def seeds(facts: Facts) -> list[str]:
     said.append(
       f'{facts.title(row)} with seeds {", ".join(map(str, by_seed))}: {metrics.title(MAIN)} '
       f'{", ".join(f"{value:.{DIGITS}f}" for value in values)} (mean {mean:.{DIGITS}f}, range '
-      f'{spread:.{DIGITS}f}); '
-      f'the table has seed {next(iter(by_seed))}'
+      f'{spread:.{DIGITS}f}); the table has seed {next(iter(by_seed))}'
     )
   return said
 

@@ -39,7 +39,7 @@ def render(run, gathered: Facts) -> str:
     about=about(gathered),
     tiles=tiles.tiles(gathered),
     sentences=findings.comparisons(gathered),
-    more=findings.sentences(gathered)[len(findings.comparisons(gathered)) :],
+    more=findings.others(gathered),
     warnings=findings.warnings(gathered),
     seeds_vary=bool(gathered.seeds),
     relevant=run.config.evaluate.min_relevance,

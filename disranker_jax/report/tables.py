@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from disranker_jax import escaping
+from disranker_jax.evaluation import significance
+from disranker_jax.evaluation.power import POWER
 
 
 def number(value, digits: int, sign: str = '') -> str:
@@ -61,6 +63,24 @@ def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def drawn(queries: int, clusters: int) -> str:
   """What intervals and tests resample: 'queries', or '48 clusters of queries'."""
   return 'queries' if clusters == queries else f'{clusters} clusters of queries'
+
+
+def power(
+  cell: Mapping[str, float], count: int, unit: str, digits: int, *, of: str = '',
+  level: float = significance.LEVEL,
+) -> str:  # fmt: skip
+  """What a difference of Table.differences says about the size of the test.
+
+  The test drew `count` units, such as 'queries'; `of` follows the number, such as ' nDCG@5'.
+  """
+  said = (
+    f'{count:,} {unit} show a true difference of {number(cell["detectable"], digits)}{of} in '
+    f'{100 * POWER:g} % of cases (p < {1 - level:.3g}, one test)'
+  )
+  if not math.isfinite(cell['needed']):
+    return said
+  value = number(cell['value'], digits, '+')
+  return f'{said}; one of {value} needs about {cell["needed"]:,.0f} {unit}'
 
 
 def plain(value):

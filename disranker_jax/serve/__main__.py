@@ -29,8 +29,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     help='auto: 8-bit ONNX Runtime on a CPU, JAX on an accelerator',
   )  # fmt: skip
   parser.add_argument('--name', default='', help="the model's name in responses; default: folder")
-  parser.add_argument('--docs', type=Path, help='collection for the search page: JSON lines of '
-                      'doc_id, title, summary; default: the Python documentation')  # fmt: skip
+  parser.add_argument(
+    '--docs', metavar='ADDRESS',
+    help='collection for the search page: JSON lines of doc_id, title, summary, or an address such '
+    'as trec:DIR; default: python_docs:',
+  )  # fmt: skip
   parser.add_argument('--no-search', action='store_true', help='no search on the page')
   parser.add_argument('--max-texts', type=int, default=1000, help='per request')
   parser.add_argument(
@@ -120,13 +123,13 @@ def access_of(args: argparse.Namespace):
   return access.Access(token, tuple(args.cors_allow_origin), hosts)
 
 
-def documents(file: Path | None):
+def documents(address: str | None):
   """A function that reads the collection of the search page."""
 
   def read():
-    from disranker_jax.data import python_docs, sources
+    from disranker_jax.data import sources
 
-    return sources.documents(file) if file else python_docs.documents()
+    return sources.documents(address or 'python_docs:')
 
   return read
 

@@ -242,8 +242,8 @@ SETTINGS = {
   ),
   'init_from': Key(
     '', one_of('', 'student_sft'),
-    "Start from the pretrained student, or that of student.init_from ('') or from the fine-tuned "
-    'one.',
+    "What the student starts from: '' is the pretrained one, or that of student.init_from; "
+    "'student_sft' is the one that learned from labels.",
   ),
   'earlier_runs': Key(
     (), list_of(text('a workdir', empty=False), distinct=True),

@@ -1,4 +1,4 @@
-"""Fills the rows of the result table (rows.py) on the held-out queries.
+"""Fills the rows of the result table (result_rows.py) on the held-out queries.
 
 Every row re-ranks the same documents. Its run is written in TREC format, with its metrics per query
 and their means.
@@ -6,7 +6,6 @@ and their means.
 
 import csv
 import json
-from collections.abc import Iterator
 
 from disranker_jax import escaping
 from disranker_jax.config.settings import Key, at_least, between, list_of, mapping_of, one_of
@@ -34,8 +33,8 @@ def execute(run: Run) -> dict:
   Each row is kept until what it was made from changes, so another row costs only itself.
   """
   tests = prepare.records(run, 'test')
-  groups = [to_rerank(tests[i]) for i in range(len(tests))]
-  qrels = {g.query_id: {d.doc_id: d.label for d in g.docs if d.label >= 0} for g in all_of(tests)}
+  groups = [to_rerank(group) for group in tests]
+  qrels = {group.query_id: group.grades for group in tests}
   pool = {g.query_id: [d.doc_id for d in g.docs] for g in groups}
   folder = run.folder('evaluate')
   # Every process lists the finished rows before the first one writes.
@@ -100,10 +99,6 @@ def kept(run: Run) -> str:
   return f'{done} of {len(rows)} rows are done' if done else ''
 
 
-def all_of(source) -> Iterator[Group]:
-  return (source[i] for i in range(len(source)))
-
-
 def to_rerank(group: Group) -> Group:
   """The query with the documents that are to be re-ranked."""
   return Group(group.query_id, group.query, tuple(d for d in group.docs if d.in_pool))
@@ -145,7 +140,7 @@ SETTINGS = {
   'runs': Key(
     {}, mapping_of('[A-Za-z0-9_.-]+', prepare.ADDRESS),
     "More rows: rankings of the test queries from elsewhere, such as {'production': "
-    "'trec:production.run'}. Documents that they lack come last.", affects_results=False,
+    "'trec:production.run'}. A document that they lack ranks last.", affects_results=False,
   ),
   'min_relevance': Key(
     1, between(1, 1000), 'Lowest grade that MRR, MAP and recall count as relevant.'

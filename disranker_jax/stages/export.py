@@ -58,7 +58,7 @@ def measured(run, folder: Path) -> list[dict]:
   """What requests for the test queries get from the folder (serving.measure)."""
   tests = prepare.records(run, 'test')
   groups = [tests[i] for i in range(min(len(tests), serving.QUERIES))]
-  qrels = {g.query_id: {d.doc_id: d.label for d in g.docs if d.label >= 0} for g in groups}
+  qrels = {group.query_id: group.grades for group in groups}
   rows = serving.measure(folder, [evaluate.to_rerank(group) for group in groups], qrels)
   for row in rows:
     say(
@@ -114,9 +114,7 @@ def texts(run):
       yield from (doc.title, doc.summary)
     return
   for kind in prepare.kinds(run.config):
-    records = prepare.records(run, kind)
-    for i in range(len(records)):
-      record = records[i]
+    for record in prepare.records(run, kind):
       yield record.query
       for doc in (record,) if kind == 'clicks' else record.docs:
         yield from (doc.title, doc.summary)
@@ -140,8 +138,7 @@ def held_out(run):
   """Queries with documents: the run's test set, else other prepared ones, else python_docs."""
   for kind in ('test', 'judgements', 'candidates'):
     if 'prepare' in run.config.stages and kind in prepare.kinds(run.config):
-      records = prepare.records(run, kind)
-      return (records[i] for i in range(len(records)))
+      return iter(prepare.records(run, kind))
   return python_docs.groups('test')
 
 

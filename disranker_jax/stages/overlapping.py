@@ -71,8 +71,9 @@ def count_topics(config, tests: Records, judged: Records) -> dict:
   topics = holdout.topics(others, judged)
   count = sum(len(on_test) for on_test, _ in topics)
   ids = [group.query_id for group in tests]
-  by = holdout.topic_ids([[*a, *b] for a, b in topics], ids) if topics else ''
+  by = ''
   if topics:
+    by = next(iter(holdout.patterns([[*a, *b] for a, b in topics], ids)), '')
     say(f'prepare: {topics_line(config, topics, by)}')
   return {'same_judgements': count, 'holdout_by': by}
 

@@ -107,7 +107,7 @@ def take(run, donors) -> None:
 def kept(run) -> str:
   """Which kinds of records are prepared, wholly or in part."""
   folder = run.folder('prepare')
-  done = [kind for kind in kinds(run.config) if (folder / kind / 'prepared.json').exists()]
+  done = [kind for kind in kinds(run.config) if (folder / kind / store.RESULT).exists()]
   begun = any(folder.glob('.*.partial/journal.json'))
   return ', '.join([*done, *(['a part of the next kind'] if begun else [])])
 

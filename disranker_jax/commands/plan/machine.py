@@ -4,6 +4,8 @@ import dataclasses
 import os
 import re
 
+from disranker_jax.errors import UserError
+
 GIB = 2**30
 # What sets the share of a GPU's memory that JAX takes at its start; the first is the new name.
 FRACTIONS = ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION')
@@ -30,12 +32,19 @@ class Machine:
 
 
 def gpus(topology: str) -> Machine | None:
-  """GPUs by `gpu:COUNTxGIB`, such as gpu:1x24; None for another name."""
+  """GPUs by `gpu:COUNTxGIB`, such as gpu:1x24; None for another name.
+
+  Raises: UserError if the variable with the share of the memory is not a number.
+  """
   match = re.fullmatch(r'gpu:(\d+)x(\d+)', topology)
   if not match or 0 in (count := int(match[1]), each := int(match[2])):
     return None
   name = next((name for name in FRACTIONS if os.environ.get(name)), FRACTIONS[1])
-  share = float(os.environ.get(name) or USUAL_FRACTION)
+  try:
+    share = float(os.environ.get(name) or USUAL_FRACTION)
+  except ValueError:
+    what = 'is not a number; write the share of the memory that JAX takes, such as .75'
+    raise UserError(f'{name}={os.environ[name]}: {what}') from None
   text = f'{count} GPU{"s" * (count > 1)} of {each} GiB, of which JAX takes {share:.0%} ({name})'
   return Machine(text, 'gpu', count, int(share * each * GIB))
 

@@ -42,7 +42,7 @@ class BertConfig:
     return self.width // self.heads
 
 
-def _dense(theirs: str, ours: str) -> dict[str, str]:
+def linear(theirs: str, ours: str) -> dict[str, str]:
   return {f'{theirs}.weight': f'{ours}/kernel', f'{theirs}.bias': f'{ours}/bias'}
 
 
@@ -59,16 +59,16 @@ def tensors(prefix: str, dense: str, out: str) -> dict[str, str]:
     f'{embeddings}.position_embeddings.weight': 'places/embedding',
     f'{embeddings}.token_type_embeddings.weight': 'types/embedding',
     **_norm(f'{embeddings}.LayerNorm', 'embed_norm'),
-    **_dense(f'{layer}.attention.self.query', 'blocks/q'),
-    **_dense(f'{layer}.attention.self.key', 'blocks/k'),
-    **_dense(f'{layer}.attention.self.value', 'blocks/v'),
-    **_dense(f'{layer}.attention.output.dense', 'blocks/o'),
+    **linear(f'{layer}.attention.self.query', 'blocks/q'),
+    **linear(f'{layer}.attention.self.key', 'blocks/k'),
+    **linear(f'{layer}.attention.self.value', 'blocks/v'),
+    **linear(f'{layer}.attention.output.dense', 'blocks/o'),
     **_norm(f'{layer}.attention.output.LayerNorm', 'blocks/attn_norm'),
-    **_dense(f'{layer}.intermediate.dense', 'blocks/up'),
-    **_dense(f'{layer}.output.dense', 'blocks/down'),
+    **linear(f'{layer}.intermediate.dense', 'blocks/up'),
+    **linear(f'{layer}.output.dense', 'blocks/down'),
     **_norm(f'{layer}.output.LayerNorm', 'blocks/mlp_norm'),
-    **_dense(dense, 'pooler'),
-    **_dense(out, 'classifier'),
+    **linear(dense, 'pooler'),
+    **linear(out, 'classifier'),
   }
 
 

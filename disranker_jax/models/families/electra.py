@@ -1,6 +1,6 @@
 """ELECTRA's discriminator: BERT with narrower embeddings and a head of its own."""
 
-from disranker_jax.models.families.bert import Bert, BertConfig, _dense, tensors
+from disranker_jax.models.families.bert import Bert, BertConfig, linear, tensors
 
 
 class Electra(Bert):
@@ -10,7 +10,7 @@ class Electra(Bert):
   head = ('classifier.dense', 'classifier.out_proj')
   head_act = 'gelu'
 
-  tensors = tensors(prefix, *head) | _dense('electra.embeddings_project', 'widen')
+  tensors = tensors(prefix, *head) | linear('electra.embeddings_project', 'widen')
   ignored = r'discriminator_predictions\.|generator_(predictions|lm_head)\.|.*position_ids$'
 
   title = 'ELECTRA cross-encoder'
