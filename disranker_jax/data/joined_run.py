@@ -56,7 +56,7 @@ class JoinedRun:
     )
     for row in texts.queries_and_documents(source, scratch / 'source'):
       if isinstance(row, Text):
-        self._by_doc.add(row.doc_id, row)
+        self._by_doc.add(row.doc_id, ('text', *row))
       else:
         self._by_query.add(row[0], row[1])
     bad_rows = BadRows()
@@ -80,7 +80,8 @@ class JoinedRun:
         if isinstance(entry, str):
           query = self._only_one(query_id, query, entry)
         else:
-          lines.append(entry)
+          number, fields = entry
+          lines.append((number, collection.Line(*fields)))
       if not lines:
         self.other_queries += 1
         continue
@@ -92,7 +93,7 @@ class JoinedRun:
         self.no_query.add(f'{lines[0][1].file}:{lines[0][1].number}, {query_id!r}')
       for position, line in enumerate(ranked.values()):
         if query is not None and position < self._depth:
-          self._by_doc.add(line.doc_id, (order, position, query_id, line.number))
+          self._by_doc.add(line.doc_id, ('wanted', order, position, query_id, line.number))
         else:
           self._by_order.add((order, position), line.doc_id)
 
@@ -107,11 +108,11 @@ class JoinedRun:
     """Adds the texts of the documents that are re-ranked."""
     for doc_id, entries in itertools.groupby(self._by_doc, key=lambda pair: pair[0]):
       found = Texts(doc_id)
-      for _, entry in entries:
-        if isinstance(entry, Text):
-          found.add(entry)
+      for _, (kind, *fields) in entries:  # a spool gives plain tuples back
+        if kind == 'text':
+          found.add(Text(*fields))
           continue
-        order, position, query_id, number = entry
+        order, position, query_id, number = fields
         text = found.of(query_id)
         if text is None:
           self.no_text.add(f'{self._run}:{number}, {doc_id!r}')
