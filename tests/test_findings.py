@@ -5,6 +5,7 @@ import types
 
 import pytest
 
+from disranker_jax.data.records import Document, Group
 from disranker_jax.evaluation import shared_judgements
 from disranker_jax.report import findings, intervals
 from disranker_jax.stages import result_rows
@@ -21,7 +22,8 @@ def facts_of(values: dict[str, list[float]], **results):
   }
   found = {name: {'ndcg@5': sum(v) / len(v)} | results.get(name, {}) for name, v in values.items()}
   return types.SimpleNamespace(
-    rows=rows, results=found, overlap={}, intervals=intervals.analyse(rows), cluster='',
+    rows=rows, results=found, overlap={}, related=None, tests={}, cluster='',
+    intervals=intervals.analyse(rows),
     shared=NOBODY,
     clusters=len(next(iter(values.values()))), clusters_Q=list(next(iter(rows.values()))),
     title=functools.partial(result_rows.title, results=found),
@@ -86,6 +88,25 @@ def test_what_training_has_of_the_test_is_told():
 def test_how_a_row_was_made_is_told_with_its_own_title():
   facts = facts_of({'bm25': [0.5] * 40}, bm25={'title': 'first stage', 'note': '3 of 9 come last'})
   assert findings.warnings(facts) == ['first stage: 3 of 9 come last']
+
+
+def test_queries_that_look_like_those_of_topics_are_a_warning_with_what_to_type():
+  facts = facts_of({'bm25': [0.5] * 40})
+  facts.related = shared_judgements.Related('^[^-]+', 0.61, 0.004)
+  [said] = findings.related(facts)
+  assert '61 % of pairs, others 0 %' in said
+  assert said.endswith("--config.report.cluster='^[^-]+' --rerun=report")
+  facts.cluster = '^[^-]+'
+  assert not findings.related(facts)
+
+
+def test_pairs_and_queries_that_tell_nothing_are_counted():
+  facts = facts_of({'bm25': [0.5] * 40}, bm25={'queries_without_relevant': 7, 'queries': 40})
+  docs = [Document('a', 'a', '', 1), Document('b', 'b', ''), Document('c', 'c', '', in_pool=False)]
+  facts.tests = {'q': Group('q', 'q', tuple(docs))}
+  first, second = findings.unjudged(facts)
+  assert first.startswith('7 of 40 test queries have no relevant document')
+  assert second.startswith('1 of 2 test pairs are not judged')
 
 
 class TestTogether:

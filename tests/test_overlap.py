@@ -144,21 +144,25 @@ def topic_rows(topics, queries):
 
 def test_a_split_through_topics_is_told_with_an_expression_that_prevents_it(tmp_path, capsys):
   log = topic_rows(range(12), range(4))
-  found, said = prepared(tmp_path, capsys, log, log, holdout=0.4)
+  with pytest.raises(UserError, match=r"labels would be learned; set .*holdout_by='\^\[\^-\]\+'"):
+    prepared(tmp_path, capsys, log, log, holdout=0.4)
+  found, said = prepared(tmp_path, capsys, log, log, holdout=0.4, allow_overlap=1.0)
   split = found['judgements']
   assert split['queries'] == 0 and split['same_judgements'] > 10
   assert split['holdout_by'] == '^[^-]+'
   assert f'{split["same_judgements"]} test queries have the same relevant documents' in said
-  assert "config.data.holdout_by='^[^-]+'" in said
+  assert "the ids of a topic have the same match of '^[^-]+'" in said
   found, said = prepared(tmp_path, capsys, log, log, holdout=0.4, holdout_by='^[^-]+')
   assert found['judgements']['same_judgements'] == 0 and 'relevant documents' not in said
 
 
 def test_topics_in_two_files_are_told_too(tmp_path, capsys):
   judged, tests = topic_rows(range(12), (0, 1)), topic_rows(range(10, 20), (2, 3))
-  found, said = prepared(tmp_path, capsys, judged, tests)
+  with pytest.raises(UserError, match=r'keep queries whose ids have the same match .* in one file'):
+    prepared(tmp_path, capsys, judged, tests)
+  found, said = prepared(tmp_path, capsys, judged, tests, allow_overlap=0.3)
   assert found['judgements']['same_judgements'] == 4
-  assert 'of 2 topics, such as 10-2 and 10-0' in said and 'in one file' in said
+  assert 'of 2 topics, such as 10-2 and 10-0' in said
 
 
 def test_clicks_of_excluded_queries_are_left_out_whatever_their_case(tmp_path):

@@ -186,7 +186,10 @@ class TestPage:
       numbers = [tiles.number(cell[k], sign='+') for k in ('value', 'low', 'high')]
       sentence = re.search(rf'Distilled student against {title} : (.*?)\)', parsed.text).group(1)
       assert [n in sentence for n in numbers] == [True] * 3
-      assert sentence.endswith(tables.chance(cell['p_holm'], 3))
+      p, p_holm = (tables.chance(cell[name], 3) for name in ('p', 'p_holm'))
+      assert sentence.endswith(
+        f"p {p}; {p_holm} with Holm's correction for the 10 tests of this page"
+      )
 
 
 class TestLessThanAll:

@@ -87,6 +87,7 @@ class TestGivenRun:
     text = 'q Q0 c 1 -5 x\nq Q0 other 2 -6 x\nq Q0 a 3 -7 x\nnot_a_test_query Q0 a 1 1 x\n'
     ranking, facts = self.ranked(tmp_path, groups, text)
     assert order(ranking, 'q') == ['c', 'a'] and set(ranking) == {'q'}
+    assert 'compare --documents common' in facts['note']
     for part in (
       '1 of 3 documents are not in it and rank last',
       '1 of its documents are not among those that all rows rank',

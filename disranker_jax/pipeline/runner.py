@@ -143,6 +143,8 @@ class Pipeline:
     """Locks the workdir, removes stages that run again, and saves the config; the lock's file."""
     self.run.workdir.mkdir(parents=True, exist_ok=True)
     lock = locked(self.run.workdir)
+    if begun := [name for name in self.again if manifest.read(self.run.folder(name))]:
+      say(f'--rerun: deletes {", ".join(begun)} in {self.run.workdir}')
     for name in self.again:  # only now: a run that is refused deletes nothing
       self.remove(name)
     configs.save(self.run.config, self.run.workdir / 'config.json')
@@ -204,7 +206,8 @@ class Pipeline:
       more = f' (and {len(state.changes) - 3} more)' if len(state.changes) > 3 else ''
       raise UserError(
         f'{self.run.folder(stage.name)} is stale: {"; ".join(state.changes[:3])}{more}. '
-        f'Do it again with --rerun={stage.name}, or give another --workdir'
+        f'Do it again with --rerun={stage.name}{self.also(stage)}, or keep it: give another '
+        f'--workdir, and --reuse={self.run.workdir} to take the stages that have not changed'
       )
     running = [s.name for s in self.chosen]
     missing = [name for name in state.missing if name not in running]
@@ -215,6 +218,12 @@ class Pipeline:
         f'stage {stage.name} needs {", ".join(missing)}, not done in {self.run.workdir}: '
         f'run with --stages={",".join([*missing, stage.name])}'
       )
+
+  def also(self, stage: Stage) -> str:
+    """Which finished stages a repetition of a stage deletes and repeats too, as text."""
+    names = [name for name in systems.following(self.listed, [stage.name]) if name != stage.name]
+    done = [name for name in names if manifest.read(self.run.folder(name))]
+    return f' (which also deletes and repeats {", ".join(done)})' if done else ''
 
   def take(self, stage: Stage, donors: Sequence[Run]) -> None:
     """Links a stage that has not started from the first run that did the same."""

@@ -65,6 +65,11 @@ class Facts:
     return shared_judgements.find({q: group.grades for q, group in self.tests.items()})
 
   @functools.cached_property
+  def related(self) -> shared_judgements.Related | None:
+    """An expression on query ids whose clusters often have the same relevant documents."""
+    return shared_judgements.related({q: group.grades for q, group in self.tests.items()})
+
+  @functools.cached_property
   def clusters_Q(self) -> list[str]:
     """The cluster of each query: by the config's expression, else by shared judgements."""
     queries = list(next(iter(self.rows.values()), ()))

@@ -4,6 +4,7 @@ The terminal, report.md, summary.json and the page show the same sentences.
 """
 
 import math
+import shlex
 from typing import NamedTuple
 
 from disranker_jax.data import overlap
@@ -25,11 +26,14 @@ class Comparison(NamedTuple):
   value: str
   interval: str
   p: str
+  p_holm: str
+  tests: int
 
   def __str__(self) -> str:
     return (
       f'{self.row} against {self.baseline}: {self.value} {metrics.title(MAIN)} '
-      f'(95 % interval {self.interval}, corrected p {self.p})'
+      f"(95 % interval {self.interval}, p {self.p}; {self.p_holm} with Holm's correction for the "
+      f'{self.tests} tests of the report)'
     )
 
 
@@ -49,8 +53,11 @@ def comparisons(facts: Facts) -> list[Comparison]:
   for baseline in baselines(list(facts.results)):
     if cell := facts.intervals.differences.get((baseline, STUDENT, MAIN)):
       value = tables.number(cell['value'], DIGITS, '+')
-      interval, p = tables.span(cell, DIGITS, '+'), tables.chance(cell['p_holm'], DIGITS)
-      found.append(Comparison(facts.title(STUDENT), facts.title(baseline), value, interval, p))
+      interval = tables.span(cell, DIGITS, '+')
+      p, p_holm = (tables.chance(cell[name], DIGITS) for name in ('p', 'p_holm'))
+      names = facts.title(STUDENT), facts.title(baseline)
+      count = len(facts.intervals.differences)
+      found.append(Comparison(*names, value, interval, p, p_holm, count))
   return found
 
 
@@ -97,7 +104,10 @@ def served(facts: Facts) -> list[str]:
 
 def warnings(facts: Facts) -> list[str]:
   """What a reader must know before deciding anything by the numbers."""
-  return [*missed(facts), *overlaps(facts), *notes(facts), *together(facts), *few(facts)]
+  return [
+    *missed(facts), *overlaps(facts), *related(facts), *together(facts), *few(facts),
+    *notes(facts), *unjudged(facts),
+  ]  # fmt: skip
 
 
 def missed(facts: Facts) -> list[str]:
@@ -152,6 +162,37 @@ def together(facts: Facts) -> list[str]:
     use = f'; use {setting}' if setting else ''
     return [f'{where}; {facts.cluster!r} separates {split} of their groups, so p is too small{use}']
   return []
+
+
+def related(facts: Facts) -> list[str]:
+  """Whether queries look like those of topics, although each has judgements of its own."""
+  found = facts.related
+  if facts.cluster or facts.shared.pattern or not found:
+    return []
+  return [
+    f'queries whose ids match {found.pattern!r} alike often have the same relevant documents '
+    f'({100 * found.inside:.0f} % of pairs, others {100 * found.outside:.0f} %); if they are '
+    f'topics or sessions, intervals are too narrow and p is too small: use '
+    f'--config.report.cluster={shlex.quote(found.pattern)} --rerun=report'
+  ]
+
+
+def unjudged(facts: Facts) -> list[str]:
+  """Test queries and pairs that tell nothing."""
+  results = next(iter(facts.results.values()), {})
+  said = []
+  if none := results.get('queries_without_relevant'):
+    said.append(
+      f'{none:,} of {results["queries"]:,} test queries have no relevant document, so their nDCG '
+      'and MRR are 0 in every row'
+    )
+  labels = [d.label for group in facts.tests.values() for d in group.docs if d.in_pool]
+  if count := sum(label < 0 for label in labels):
+    said.append(
+      f'{count:,} of {len(labels):,} test pairs are not judged; they count as not relevant in nDCG '
+      'and MRR, and not at all in PNR'
+    )
+  return said
 
 
 def few(facts: Facts) -> list[str]:

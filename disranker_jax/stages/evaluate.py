@@ -121,7 +121,12 @@ def merge_per_query(folder, names: list[str]) -> None:
 
 def check_records(run: Run) -> None:
   """Raises: UserError if a run from elsewhere has nothing of the test: before anything trains."""
-  queries = {group.query_id for group in prepare.records(run, 'test')}
+  queries, ranks = set(), 0
+  for group in prepare.records(run, 'test'):
+    queries.add(group.query_id)
+    ranks += any(doc.rank for doc in group.docs)
+  if not ranks and 'bm25' in run.config.evaluate.models:
+    say('evaluate: the test has no first-stage ranks, so its first row will be BM25, computed here')
   for name, address in run.config.evaluate.runs.items():
     read_given(name, address, queries)
 

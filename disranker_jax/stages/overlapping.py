@@ -26,6 +26,7 @@ def count(config, tests: Records, kinds: Mapping[str, Records]) -> dict[str, dic
       say(f'prepare: {line}')
     if kind == 'judgements':
       found[kind] |= count_topics(config, tests, records)
+      refuse_topics(config, found[kind])
   for kind, counts in found.items():
     if is_labelled(config, kind):
       refuse(config, kind, counts)
@@ -63,6 +64,25 @@ def refuse(config, kind: str, counts: dict[str, int]) -> None:
   )
 
 
+def refuse_topics(config, counts: dict) -> None:
+  """Raises: UserError if the topics of the test are learned."""
+  share, data = counts['same_judgements'] / max(counts['of_queries'], 1), config.data
+  if share <= data.allow_overlap:
+    return
+  by = counts['holdout_by']
+  fix = 'keep each topic on one side'
+  if by and data.holdout:
+    fix = f"set config.data.holdout_by='{by}'"
+  elif by:
+    fix = f'keep queries whose ids have the same match of {by!r} in one file'
+  raise UserError(
+    f'config.data.test={data.test!r}: {counts["same_judgements"]:,} of its '
+    f'{counts["of_queries"]:,} queries ({share:.0%}) have the same relevant documents and grades '
+    f'as judged queries, so their labels would be learned; {fix} (docs/data.md); '
+    f'config.data.allow_overlap={data.allow_overlap:g} is the share that is allowed'
+  )
+
+
 def count_topics(config, tests: Records, judged: Records) -> dict:
   """Test queries with the same relevant documents and grades as a judged query of another text."""
   texts = {holdout.normalized(group.query) for group in tests}
@@ -74,20 +94,16 @@ def count_topics(config, tests: Records, judged: Records) -> dict:
   by = ''
   if topics:
     by = next(iter(holdout.patterns([[*a, *b] for a, b in topics], ids)), '')
-    say(f'prepare: {topics_line(config, topics, by)}')
+    say(f'prepare: {topics_line(topics, by)}')
   return {'same_judgements': count, 'holdout_by': by}
 
 
-def topics_line(config, topics: Sequence[tuple[Iterable[str], Iterable[str]]], by: str) -> str:
-  """What is shared, with an example, and how to keep it together."""
+def topics_line(topics: Sequence[tuple[Iterable[str], Iterable[str]]], by: str) -> str:
+  """What is shared, with an example, and what the ids of a topic have in common."""
   count = sum(len(list(on_test)) for on_test, _ in topics)
   [first, *_], [second, *_] = topics[0]
   line = (
     f'{count:,} test queries have the same relevant documents and grades as judged queries of '
-    f'{len(topics):,} topics, such as {first} and {second}: their labels are learned; '
+    f'{len(topics):,} topics, such as {first} and {second}: their labels are learned'
   )
-  if not by:
-    return line + 'keep each topic on one side, with the topic in its query ids (docs/data.md)'
-  if not config.data.holdout:
-    return line + f'keep each topic in one file (their ids have the same match of {by!r})'
-  return line + f"config.data.holdout_by='{by}' keeps each topic on one side"
+  return f'{line}; the ids of a topic have the same match of {by!r}' if by else line

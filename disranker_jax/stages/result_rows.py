@@ -164,7 +164,10 @@ def given_run(run: Run, row: Row, groups) -> Ranking:
     (len(groups) - len(ranking), f'of {len(groups):,} queries are not in it and count as 0'),
   )
   note = '; '.join(f'{count:,} {what}' for count, what in counts if count)
-  return ranking, {'note': f'{address}: {note}'} if note else {}
+  if not note:
+    return ranking, {}
+  only = 'disranker compare --documents common compares only what all runs have'
+  return ranking, {'note': f'{address}: {note}; {only}'}
 
 
 def read_given(name: str, address: str, queries: Collection[str]) -> metrics.Run:
