@@ -56,7 +56,7 @@ def test_an_unknown_slice_is_an_error_that_names_the_others(name):
 
 def test_without_the_compiler_it_says_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, 'libtpu', None)
-  with pytest.raises(UserError, match=r"pip install 'disranker_jax\[tpu\]'"):
+  with pytest.raises(UserError, match=r"pip install -e '.\[tpu\]'"):
     chips.devices(chips.find('v5e:4x4'))
 
 
