@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import json
+import shutil
 import socket
 import threading
 import time
@@ -176,9 +177,10 @@ class TestBodies:
     assert client.post('/predict', json={'inputs': ['q', 'a']}).status_code == 200
 
   def test_a_tokenizer_that_panics_is_500_and_the_next_request_is_served(
-    self, serving, prompt, model
+    self, serving, prompt, model, tmp_path
   ):
-    tokenizer = open_tokenizer(model)
+    # Of a folder of its own: tokenizers are kept and shared.
+    tokenizer = open_tokenizer(shutil.copytree(model, tmp_path / 'model'))
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex('(x+x+)+y'), 'isolated')
     bad = dataclasses.replace(prompt, tokenizer=tokenizer)
     client = serving.start(lambda: loaded.LoadedRanker(bad, Stub())).client
