@@ -28,7 +28,7 @@ def outside(config, stage: Stage, workdir: Path) -> dict[str, str | None]:
     folder = Path(config[role].model)
     if config[role].model and folder.is_dir():
       found[f'{role}.model'] = files(sorted(folder.iterdir()))
-    if config[role].init_from and not stage.starts_anew:
+    if config[role].init_from and not stage.ignores_init_from:
       found[f'{role}.init_from'] = earlier.fingerprint(config, workdir, role)
   if stage.name == 'distill' and config.distill.earlier_runs:
     found['distill.earlier_runs'] = earlier.scores_fingerprint(config)

@@ -74,7 +74,7 @@ class Stage:
   task          of a training stage: (config, network) -> train.Task
   kept          what of it is on disk, as text, '' for nothing; by default the last saved step
   scores_records  whether it scores all records that it reads
-  starts_anew   whether its model starts from the pretrained one, whatever `init_from` says
+  ignores_init_from  whether its model starts from the pretrained one, whatever `init_from` says
   paper_rows    the size of the paper's data for it, which `disranker plan` uses
   """
 
@@ -98,7 +98,7 @@ class Stage:
   task: Callable | None = None
   kept: Callable[[Run], str] | None = None
   scores_records: bool = False
-  starts_anew: bool = False
+  ignores_init_from: bool = False
   paper_rows: int = 0
 
   def __post_init__(self):

@@ -229,7 +229,7 @@ ROWS = {
     Row('zero_shot', 'zero-shot LLM', model_scores, 'teacher', roles.open_zero_shot),
     Row(
       'student_sft', 'student, labels only', model_scores, 'student',
-      open=functools.partial(roles.open_anew, role='student'),
+      open=functools.partial(roles.open_pretrained, role='student'),
       stages=lambda config: ('student_sft',), trained_by='student_sft', is_baseline=True,
       improves_on=('bm25',),
     ),

@@ -37,7 +37,7 @@ def open_zero_shot(config: ConfigDict) -> TextModel:
   return dataclasses.replace(model, network=dataclasses.replace(model.network, head='lm'))
 
 
-def open_anew(config: ConfigDict, role: str) -> TextModel:
+def open_pretrained(config: ConfigDict, role: str) -> TextModel:
   """The model of a role, to start from the pretrained parameters whatever `init_from` says."""
   settings = config[role].copy_and_resolve_references()
   settings.init_from = ''

@@ -15,7 +15,7 @@ NAME = 'student_sft'
 
 def execute(run: Run) -> dict:
   """Trains the student from its pretrained parameters: an earlier run's know more than labels."""
-  student = roles.open_anew(run.config, 'student')
+  student = roles.open_pretrained(run.config, 'student')
   return sft.on_labels(run, NAME, student, roles.trained(run, 'student', student, ()))
 
 
@@ -27,6 +27,6 @@ STAGE = Stage(
   NAME, 'the student learns from labels alone', execute,
   settings={**training(epochs=2.0, learning_rate=2e-5), **sft.LABELS}, check=check,
   role='student', reads_stages=('prepare',), reads_records=lambda config: ('judgements',),
-  task=functools.partial(sft.task, stage=NAME), starts_anew=True,
+  task=functools.partial(sft.task, stage=NAME), ignores_init_from=True,
   check_records=functools.partial(sft.check_records, stage=NAME), paper_rows=796_095,
 )  # fmt: skip
