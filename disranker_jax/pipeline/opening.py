@@ -34,14 +34,16 @@ class Opened:
   step: steps.Step
 
 
-def everything(run: Run, stages: Sequence[Stage]) -> list[Opened]:
+def everything(run: Run, stages: Sequence[Stage], rerun: Sequence[str] = ()) -> list[Opened]:
   """Opens the models of the stages and checks what they will meet; the same in every process.
+
+  Models whose part of a stage is done are left out, unless `rerun` names the stage.
 
   Raises: UserError that names the key of the config, in every process if one of them fails.
   """
   opened, error = [], None
   try:
-    opened = [one for stage in stages for one in models_of(run, stage)]
+    opened = [one for stage in stages for one in models_of(run, stage, stage.name in rerun)]
     refuse_too_large(run, opened)
     if processes.is_first():
       refuse_full_disk(run, opened)
@@ -55,10 +57,12 @@ def everything(run: Run, stages: Sequence[Stage]) -> list[Opened]:
   return opened
 
 
-def models_of(run: Run, stage: Stage) -> list[Opened]:
-  """The models that a stage opens."""
+def models_of(run: Run, stage: Stage, again: bool = False) -> list[Opened]:
+  """The models that a stage opens; `again`: also those whose part of it is done."""
   config, found = run.config, {}
   for use in stage.uses(config):
+    if use.is_done(run) and not again:
+      continue
     with naming(config, use.role):
       model = use.open()
       hf.check(model.folder, model.network, list(config[use.role].layers) or None)

@@ -35,6 +35,7 @@ class Use:
   kinds  the kinds of records that it reads; by default those of the stage
   pairs  it scores no more pairs than this; 0: all
   times  how often it reads them
+  is_done  whether its part of the stage is done already
   """
 
   label: str
@@ -44,6 +45,7 @@ class Use:
   kinds: tuple[str, ...] = ()
   pairs: int = 0
   times: int = 1
+  is_done: Callable[[Run], bool] = lambda run: False
 
 
 @dataclasses.dataclass(frozen=True)

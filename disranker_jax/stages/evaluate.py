@@ -5,6 +5,7 @@ and their means.
 """
 
 import csv
+import dataclasses
 import json
 
 from disranker_jax import escaping
@@ -133,7 +134,11 @@ def check_records(run: Run) -> None:
 
 def uses(config) -> tuple[Use, ...]:
   """The models of the rows."""
-  return tuple(row.use(config) for row in rows_of(config).values() if row.role)
+  return tuple(
+    dataclasses.replace(row.use(config), is_done=lambda run, r=row: filled(run, r) is not None)
+    for row in rows_of(config).values()
+    if row.role
+  )
 
 
 SETTINGS = {

@@ -255,6 +255,7 @@ class TestAgain:
     assert scored == {'production.run'}
     said = capsys.readouterr()
     assert '5 of 6 queries are not in it and count as 0' in said.err + said.out
+    assert 'M parameters' not in said.err  # no model is opened for rows that are kept
     results = helpers.metrics(copy)
     assert 0 < results['production']['ndcg@5'] < results['student']['ndcg@5']
     # The same address with other contents is another row.
