@@ -38,6 +38,8 @@ def execute(run: Run) -> dict:
   qrels = {group.query_id: group.grades for group in tests}
   pool = {g.query_id: [d.doc_id for d in g.docs] for g in groups}
   folder = run.folder('evaluate')
+  # The first process has written the stage's manifest, which tells what rows are made from.
+  processes.barrier('evaluate: begins')
   # Every process lists the finished rows before the first one writes.
   rows = rows_of(run.config)
   results = {name: filled(run, row) for name, row in rows.items()}
