@@ -82,12 +82,14 @@ def clusters(query_ids: Iterable[str], by: str) -> list[str]:
   return [cluster(query_id, by) for query_id in query_ids]
 
 
-def relevant(group: Group) -> frozenset[tuple[str, int]] | None:
-  """(doc_id, label) of the query's relevant documents: the same set means the same topic.
+def relevant(group: Group) -> frozenset[tuple[str, str, int]] | None:
+  """(doc_id, title, label) of the query's relevant documents: the same set means the same topic.
+
+  Ids alone are not enough where each query numbers its documents.
 
   None for fewer than two: unrelated queries may have one relevant document in common.
   """
-  found = frozenset((doc.doc_id, doc.label) for doc in group.docs if doc.label > 0)
+  found = frozenset((d.doc_id, d.title, d.label) for d in group.docs if d.label > 0)
   return found if len(found) > 1 else None
 
 

@@ -102,6 +102,9 @@ WORDS = [
 def own_rows(kind: str, queries: int = 6, documents: int = 4) -> list[dict]:
   """A small made-up search log; the page whose title is the query's word has the best label."""
   rows = []
+  page = (
+    't' if kind == 'test' else 'd'
+  )  # with the same documents, test and labels would be of one topic
   for i in range(queries):
     word = WORDS[i % len(WORDS)]
     # A test of the queries that are learned is refused.
@@ -112,7 +115,7 @@ def own_rows(kind: str, queries: int = 6, documents: int = 4) -> list[dict]:
     for j in range(documents):
       title = WORDS[(i + j) % len(WORDS)]
       row = {
-        'query_id': f'{kind}{i}', 'query': query, 'doc_id': f'd{j}', 'title': title,
+        'query_id': f'{kind}{i}', 'query': query, 'doc_id': f'{page}{j}', 'title': title,
         'summary': f'Opens or closes a {title}.', 'rank': documents - j,
       }  # fmt: skip
       rows.append(row if kind == 'candidates' else row | {'label': 4 if j == 0 else j % 2})
