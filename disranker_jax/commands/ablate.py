@@ -224,9 +224,9 @@ def other_documents(ablation: Ablation, results: dict[str, Results]) -> str:
   }
   if all(of_Q == counts[ablation.against] for of_Q in counts.values()):
     return ''
-  told = ', '.join(f'{name} {sum(of_Q):,.0f}' for name, of_Q in counts.items())
+  pairs = ', '.join(f'{name} {sum(of_Q):,.0f}' for name, of_Q in counts.items())
   return (
-    f'The rows rank different documents (query-document pairs: {told}), so their PNR is of '
+    f'The rows rank different documents (query-document pairs: {pairs}), so their PNR is of '
     'different pairs and does not compare them.'
   )
 

@@ -278,7 +278,7 @@ class Pipeline:
 
 
 def stopped(stage: Stage, run: Run) -> str:
-  """What is said when a stage was asked to stop: what is on disk, and how to continue."""
+  """The message of a stage that was asked to stop: what is on disk, and how to continue."""
   kept = stage.kept(run)
   if not kept:
     return f'{stage.name}: stopped before any of it was saved; the same command starts it again'

@@ -38,7 +38,7 @@ class Comparison(NamedTuple):
 
 
 def sentences(facts: Facts) -> list[str]:
-  """All that is said about the results, beside warnings."""
+  """The sentences about the results; `warnings` are apart."""
   return [*map(str, comparisons(facts)), *others(facts)]
 
 

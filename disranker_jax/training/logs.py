@@ -147,7 +147,7 @@ def check_wandb(project: str) -> None:
 def check_login(project: str) -> None:
   """Asks for a Weights & Biases key where it is missing, rather than after hours of work.
 
-  Raises: UserError if nobody can be asked.
+  Raises: UserError if there is no terminal to ask at.
   """
   if not project or os.environ.get('WANDB_MODE') in ('offline', 'disabled', 'dryrun'):
     return
