@@ -34,8 +34,8 @@ def may_see(segments, causal, window):
   if causal:
     allowed = allowed & (s <= t)
   if window is not None:
-    # W keys, the query's own among them: t - W + 1 is in, t - W is out.
-    allowed = allowed & (s > t - window)
+    # W keys, the query's own among them: t - W + 1 is in, t - W is out. Later ones alike.
+    allowed = allowed & (s > t - window) & (s < t + window)
   return allowed
 
 

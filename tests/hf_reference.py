@@ -27,6 +27,15 @@ DECODERS = {
     'max_window_layers': 0,
     'rope_parameters': {'rope_type': 'default', 'rope_theta': 500.0},
   },
+  # A window in the last two of three layers.
+  'local_global': {
+    'num_attention_heads': 6,
+    'hidden_size': 48,
+    'num_key_value_heads': 3,
+    'use_sliding_window': True,
+    'sliding_window': 5,
+    'max_window_layers': 1,
+  },
   'qwen3': {'num_key_value_heads': 2, 'head_dim': 12, 'num_attention_heads': 6},
   # Frequencies on both sides of the original context's limits, within a few tokens.
   'llama3': {
@@ -57,7 +66,11 @@ DECODERS = {
 }
 
 
-TYPES = {'llama3': 'llama', 'linear': 'llama'}  # the others are called as their type
+TYPES = {
+  'llama3': 'llama',
+  'linear': 'llama',
+  'local_global': 'qwen2',
+}  # the others are called as their type
 
 
 def config(kind, **overrides):

@@ -111,7 +111,7 @@ def test_splash_in_bf16_is_as_close_to_fp32_as_xla_in_bf16():
 
 
 @pytest.mark.parametrize('kernel', KERNELS)
-@pytest.mark.parametrize('causal, window', [(True, None), (True, 20), (False, None)])
+@pytest.mark.parametrize('causal, window', [(True, None), (True, 20), (False, None), (False, 20)])
 def test_packed_rows_equal_separate_rows(kernel, causal, window):
   lengths = (37, 1, 64, 55)
   T, starts = 160, np.cumsum((0, *lengths))

@@ -39,9 +39,9 @@ def test_hidden_states_and_logits_match_transformers(kind, tmp_path):
 
 def test_the_window_is_shorter_than_the_parity_sequences_and_matters():
   model, variables = _tiny()
-  assert model.config.window == 4
+  assert {kind.window for kind in model.config.kinds} == {4}
   batch = reference.rows(reference.sequences((12,)))
-  full = dataclasses.replace(model, config=dataclasses.replace(model.config, window=None))
+  full = dataclasses.replace(model, config=dataclasses.replace(model.config, kinds=()))
   ours, theirs = (jax.jit(m.hidden)(variables, batch) for m in (model, full))
   apart = np.abs(ours - theirs)[0].max(-1)
   assert apart[:4].max() < 1e-5 < 1e-2 < apart[4:].min()
@@ -75,8 +75,9 @@ def test_a_token_reaches_later_positions_of_its_own_segment_only():
   assert reached.tolist() == [False] * 8 + [True] * 4 + [False] * 2
 
 
-def test_remat_and_unrolled_layers_change_nothing_but_cost():
-  model, variables = _tiny('llama', lora_rank=2)
+@pytest.mark.parametrize('kind', ['llama', 'local_global'])
+def test_remat_and_unrolled_layers_change_nothing_but_cost(kind):
+  model, variables = _tiny(kind, lora_rank=2)
   batch = reference.rows(reference.sequences((8, 5)))
 
   def value_and_grad(**options):
@@ -129,7 +130,7 @@ def test_config_survives_the_trip_and_old_keys_are_read():
     assert hash(config) == hash(dataclasses.replace(config))
   old = reference.config('mistral').to_dict() | {'rope_theta': 7.0, 'rope_scaling': None}
   del old['rope_parameters'], old['head_dim']
-  assert families.from_hf(old).rope.theta == 7.0
+  assert families.from_hf(old).kinds[0].rope.theta == 7.0
   assert families.from_hf(old).head_dim == 8
 
 
@@ -168,11 +169,28 @@ def test_qwen3_has_heads_of_128_unless_told():
 
 def test_qwen2_uses_its_window_only_where_told():
   config = reference.config('qwen2').to_dict()
-  assert families.from_hf(config).window == 5
-  assert families.from_hf(config | {'use_sliding_window': False}).window is None
-  assert families.from_hf(config | {'max_window_layers': 3}).window is None
-  with pytest.raises(UserError, match='max_window_layers 1 of 3'):
-    families.from_hf(config | {'max_window_layers': 1})
+  old = config | {'layer_types': None}  # before transformers 5
+
+  def windows(**changes):
+    return [kind.window for kind in families.from_hf(old | changes).kinds]
+
+  assert [kind.window for kind in families.from_hf(config).kinds] == [5, 5, 5]
+  assert windows() == [5, 5, 5]
+  assert windows(use_sliding_window=False) == [None] * 3
+  assert windows(max_window_layers=3) == [None] * 3
+  assert windows(max_window_layers=1) == [None, 5, 5]
+  with pytest.raises(UserError, match='layer_types has chunked_attention: only full_attention'):
+    families.from_hf(config | {'layer_types': ['chunked_attention'] * 3})
+
+
+def test_a_student_keeps_the_kinds_of_its_layers():
+  config = families.from_hf(reference.config('local_global').to_dict())
+  kept = families.find('qwen2').take(config, [2, 0])
+  assert [kind.window for kind in kept.kinds] == [5, None]
+  assert families.find('qwen2').to_hf(kept)['layer_types'] == [
+    'sliding_attention',
+    'full_attention',
+  ]
 
 
 def test_smollm2_matches_transformers():

@@ -69,7 +69,7 @@ def test_a_small_file_becomes_a_model_folder(tmp_path):
   module.convert(tmp_path / 'x.gguf', tmp_path / 'hf')
   model = network.from_hf(tmp_path / 'hf', head='lm')
   config = model.config
-  assert (config.rope.theta, config.norm_eps, config.tied) == (5000.0, 1e-5, True)
+  assert (config.kinds[0].rope.theta, config.norm_eps, config.tied) == (5000.0, 1e-5, True)
   # Not padded with the end token, although the file says so.
   assert (config.bos_id, config.eos_id, config.pad_id) == (1, 2, 0)
   params = hf.load(tmp_path / 'hf', model, jax.random.key(0))['params']

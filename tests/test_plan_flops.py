@@ -11,6 +11,7 @@ from disranker_jax.data.batches import Shape
 from disranker_jax.models import families, flops, network, tree
 from disranker_jax.models.families.bert import BertConfig
 from disranker_jax.models.families.decoder import DecoderConfig
+from disranker_jax.models.kinds import Kind
 from disranker_jax.models.network import Network
 from disranker_jax.training import optimizer
 
@@ -21,7 +22,7 @@ WAYS = (
   (DECODER, 'rank', 'none', 0, None),
   (DECODER, 'lm', 'none', 0, None),
   (dataclasses.replace(DECODER, tied=True), 'lm', 'none', 0, '.*'),
-  (dataclasses.replace(DECODER, window=100), 'rank', 'full', 0, '.*'),
+  (dataclasses.replace(DECODER, kinds=(Kind(100),) * 3), 'rank', 'full', 0, '.*'),
   (DECODER, 'lm', 'full', 0, '.*'),
   (DECODER, 'lm', 'dots', 0, '.*'),
   (DECODER, 'rank', 'full', 4, 'lora/.*|score'),

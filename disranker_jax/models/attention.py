@@ -47,8 +47,9 @@ def attention_mask(
   """True where a query attends to a key, [B, T, S]: same segment, not later, within the window.
 
   Query t is at slot `start + t` of the row, key s at slot s. A window of W keeps W keys, including
-  the query's own (as in Hugging Face Mistral). Padding is segment 0 and attends to padding, so that
-  no softmax is over an empty set; its values are never read.
+  the query's own (as in Hugging Face Mistral), and without causality also W - 1 later ones. Padding
+  is segment 0 and attends to padding, so that no softmax is over an empty set; its values are never
+  read.
   """
   mask_BTS = segments_BT[:, :, None] == segments_BS[:, None, :]
   query_T1 = start + jnp.arange(segments_BT.shape[1])[:, None]
@@ -57,6 +58,8 @@ def attention_mask(
     mask_BTS &= (key_1S <= query_T1)[None]
   if window is not None:
     mask_BTS &= (query_T1 - key_1S < window)[None]
+    if not causal:
+      mask_BTS &= (key_1S - query_T1 < window)[None]
   return mask_BTS
 
 
@@ -70,11 +73,14 @@ def attend(
   segments_BS: jax.Array,
   causal: bool,
   window: int | None = None,
+  scale: float | None = None,
   start: int | jax.Array = 0,
   precision: str = 'float32',
   kernel: str = 'xla',
 ) -> jax.Array:
   """Grouped-query attention over packed rows, [B, T, H, E], masked by `attention_mask`.
+
+  `scale` multiplies the products of queries and keys; None: E^-1/2.
 
   Queries against a cache (`start` is not the number 0, or S != T) always use 'xla': they are few,
   and so [B, H, T, S] is small.
@@ -82,18 +88,23 @@ def attend(
   Raises: UserError for a kernel that does not run on this platform or in this precision.
   """
   T, S = q_BTHE.shape[1], k_BSKE.shape[1]
+  scale = q_BTHE.shape[3] ** -0.5 if scale is None else scale
   mesh = _mesh(q_BTHE)
   kernel = _choose(kernel, _platform(mesh), precision)
   whole = isinstance(start, int) and start == 0 and S == T
   if kernel == 'xla' or not whole:
     mask_BTS = attention_mask(segments_BT, segments_BS, causal=causal, window=window, start=start)
-    return _attend_xla(q_BTHE, k_BSKE, v_BSKE, mask_BTS, precision)
+    return _attend_xla(q_BTHE, k_BSKE, v_BSKE, mask_BTS, scale, precision)
   if window is not None and window >= T:
     window = None
   if kernel == 'cudnn':
-    return _attend_cudnn(q_BTHE, k_BSKE, v_BSKE, segments_BT, causal, window)
+    return _attend_cudnn(q_BTHE, k_BSKE, v_BSKE, segments_BT, causal, window, scale)
   run = functools.partial(
-    _attend_splash, causal=causal, window=window, interpret=kernel == 'splash_interpret'
+    _attend_splash,
+    causal=causal,
+    window=window,
+    scale=scale,
+    interpret=kernel == 'splash_interpret',
   )
   return _on_each_device(run, mesh, q_BTHE, k_BSKE, v_BSKE, segments_BT)
 
@@ -129,13 +140,13 @@ def _choose(kernel, platform, precision):
   return kernel
 
 
-@functools.partial(jax.checkpoint, static_argnums=4)
-def _attend_xla(q_BTHE, k_BSKE, v_BSKE, mask_BTS, precision):
+@functools.partial(jax.checkpoint, static_argnums=(4, 5))
+def _attend_xla(q_BTHE, k_BSKE, v_BSKE, mask_BTS, scale, precision):
   """Attention whose [B, H, T, S] weights are recomputed in the backward pass."""
   B, T, H, E = q_BTHE.shape
   K = k_BSKE.shape[2]
   q_BTKGE = q_BTHE.reshape(B, T, K, H // K, E)
-  logits = contract('btkge,bske->bkgts', q_BTKGE, k_BSKE, precision, jnp.float32) * E**-0.5
+  logits = contract('btkge,bske->bkgts', q_BTKGE, k_BSKE, precision, jnp.float32) * scale
   logits = jnp.where(mask_BTS[:, None, None], logits, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(logits, axis=-1).astype(v_BSKE.dtype)
   return contract('bkgts,bske->btkge', weights, v_BSKE, precision).reshape(B, T, H, E)
@@ -148,7 +159,7 @@ def _pad(q, k, v, segments, length):
   return q, k, v, jnp.pad(segments, pads[:2], constant_values=-1)
 
 
-def _attend_cudnn(q_BTHE, k_BTKE, v_BTKE, segments_BT, causal, window):
+def _attend_cudnn(q_BTHE, k_BTKE, v_BTKE, segments_BT, causal, window, scale):
   """Attention by cuDNN, with the segments as a bias."""
   T = q_BTHE.shape[1]
   # Backward passes with a bias fail for odd lengths, and some give NaN where T % 128 is 64
@@ -157,8 +168,9 @@ def _attend_cudnn(q_BTHE, k_BTKE, v_BTKE, segments_BT, causal, window):
   # cuDNN combines a bias with causality only, so a window is part of the bias.
   windowed = window is not None
   mask = attention_mask(segments, segments, causal=causal and windowed, window=window)
+  causal = causal and not windowed
   out = jax.nn.dot_product_attention(
-    q, k, v, mask=mask[:, None], is_causal=causal and not windowed, implementation='cudnn'
+    q, k, v, mask=mask[:, None], is_causal=causal, scale=scale, implementation='cudnn'
   )
   return out[:, :T]
 
@@ -190,14 +202,14 @@ def _on_each_device(run, mesh, q_BTHE, k_BTKE, v_BTKE, segments_BT):
   )(q_BTHE, k_BTKE, v_BTKE, segments_BT)
 
 
-def _attend_splash(q_BTHE, k_BTKE, v_BTKE, segments_BT, *, causal, window, interpret):
+def _attend_splash(q_BTHE, k_BTKE, v_BTKE, segments_BT, *, causal, window, scale, interpret):
   """Attention of one device's rows and heads by the multi-query kernel, mapped over rows and K."""
   B, T, H, E = q_BTHE.shape
   K = k_BTKE.shape[2]
   count = -(-T // MAX_BLOCK)
   block = -(-T // (count * LANES)) * LANES
   # The kernel does not scale; in bf16 the scale would be rounded first.
-  q_BTHE = (q_BTHE.astype(jnp.float32) * E**-0.5).astype(q_BTHE.dtype)
+  q_BTHE = (q_BTHE.astype(jnp.float32) * scale).astype(q_BTHE.dtype)
   q, k, v, segments = _pad(q_BTHE, k_BTKE, v_BTKE, segments_BT, count * block)
   kernel = _splash_kernel(count * block, block, H // K, causal, window, interpret)
   ids = splash.SegmentIds(segments, segments)
@@ -225,7 +237,7 @@ def _splash_kernel(length, block, group, causal, window, interpret):
 def _splash_mask(length, group, causal, window):
   shape = (length, length)
   if window is not None:
-    mask = splash.LocalMask(shape, (window - 1, 0 if causal else None), 0)
+    mask = splash.LocalMask(shape, (window - 1, 0 if causal else window - 1), 0)
   else:
     mask = splash.CausalMask(shape) if causal else splash.FullMask(shape)
   return splash.MultiHeadMask([mask] * group)

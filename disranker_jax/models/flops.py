@@ -10,6 +10,7 @@ import re
 
 import numpy as np
 
+from disranker_jax.models.kinds import Kind
 from disranker_jax.models.network import logprob_chunk
 from disranker_jax.models.tree import flatten
 
@@ -71,11 +72,10 @@ def filled(batch: dict) -> dict:
 def _attention(network, batch: dict, backward: bool) -> Flops:
   c = network.config
   rows, length = batch['tokens_BT'].shape
-  product = 2.0 * c.layers * rows * c.heads * c.head_dim  # per pair of positions
-  full = seen = length * length
-  if network.family.causal:
-    window = min(c.window or length, length)
-    seen = window * (window + 1) // 2 + (length - window) * window
+  product = 2.0 * rows * c.heads * c.head_dim  # per pair of positions and layer
+  kinds = getattr(c, 'kinds', (Kind(),) * c.layers)
+  full = c.layers * length * length
+  seen = sum(kind.pairs(length, network.family.causal) for kind in kinds)
   again = 0
   if backward:
     again = AGAIN[network.attention] + 2 * (network.remat == 'full')

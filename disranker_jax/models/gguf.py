@@ -9,6 +9,7 @@ import numpy as np
 from disranker_jax.errors import UserError
 from disranker_jax.models import hf, tree
 from disranker_jax.models.families.decoder import DecoderConfig
+from disranker_jax.models.kinds import Kind
 from disranker_jax.models.network import Network
 from disranker_jax.models.rope import Rope
 
@@ -76,6 +77,7 @@ def _config(meta, tied):
   eos = meta('tokenizer.ggml.eos_token_id')
   if meta('llama.rope.scaling.type', 'none') != 'none':
     raise UserError(f'{meta.path}: rope scaling is not supported')
+  rotary = Rope(float(meta('llama.rope.freq_base', 10000.0)))
   return DecoderConfig(
     vocab=len(tokens),
     width=width,
@@ -85,7 +87,7 @@ def _config(meta, tied):
     kv_heads=meta('llama.attention.head_count_kv', heads),
     head_dim=meta('llama.attention.key_length', width // heads),
     model_type='llama',
-    rope=Rope(float(meta('llama.rope.freq_base', 10000.0))),
+    kinds=(Kind(rope=rotary),) * meta('llama.block_count'),
     # Stored as float32; this restores the decimal number that it was written from.
     norm_eps=float(f'{meta("llama.attention.layer_norm_rms_epsilon"):.6g}'),
     tied=tied,

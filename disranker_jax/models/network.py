@@ -226,5 +226,5 @@ def from_hf(
         f'layers={list(layers)}: {folder} has the layers 0 to {config.layers - 1}; name different '
         'ones of them, or () for all'
       )
-    config = dataclasses.replace(config, layers=len(layers))
+    config = families.find(config.model_type).take(config, layers)
   return Network(config, **options)

@@ -6,6 +6,8 @@ encoder that reads a query and a document as one pair and has a single relevance
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from disranker_jax.data.prompts import PairPrompt, TextPrompt
@@ -106,6 +108,11 @@ class Family:
   def to_hf(self, config: Config) -> dict:
     """The Hugging Face config dict of the same network, without architecture and labels."""
     raise NotImplementedError
+
+  def take(self, config: Config, layers: Sequence[int]) -> Config:
+    """The config of a student that keeps these layers, in this order."""
+    kinds = {'kinds': tuple(config.kinds[i] for i in layers)} if hasattr(config, 'kinds') else {}
+    return dataclasses.replace(config, layers=len(layers), **kinds)
 
   def module(self, config: Config, *, head: str, states: bool, **options) -> nn.Module:
     """The Flax module; `options` are Network's precision, LoRA, remat, scan, attention, sequence.

@@ -5,6 +5,7 @@ of decoder is a module of its own, which says how its config differs.
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -12,9 +13,10 @@ import jax.numpy as jnp
 
 from disranker_jax.data.prompts import TextPrompt
 from disranker_jax.errors import UserError
-from disranker_jax.models import attention, layers, rope
+from disranker_jax.models import attention, kinds, layers, rope
 from disranker_jax.models.families.base import Family
-from disranker_jax.models.rope import UNSCALED, Rope, rotate
+from disranker_jax.models.kinds import Kind, Kinds
+from disranker_jax.models.rope import rotate
 
 USE = """It scores text as `disranker_jax.template` in `config.json` has it; `transformers`
 loads it as `{architecture}`. Scores are raw: any real number, larger is better.
@@ -33,9 +35,8 @@ class DecoderConfig:
   kv_heads: int
   head_dim: int
   model_type: str = 'mistral'
-  rope: Rope = UNSCALED
+  kinds: Kinds = ()  # of each layer; (): `Kind()` for all
   norm_eps: float = 1e-6
-  window: int | None = None
   qkv_bias: bool = False
   out_bias: bool = False
   qk_norm: bool = False  # of each head's queries and keys, before the rotation
@@ -44,6 +45,10 @@ class DecoderConfig:
   bos_id: int | None = None
   eos_id: int | tuple[int, ...] | None = None
   pad_id: int | None = None
+
+  def __post_init__(self):
+    if not self.kinds:
+      object.__setattr__(self, 'kinds', (Kind(),) * self.layers)
 
 
 TENSORS = {
@@ -67,7 +72,7 @@ TENSORS = {
 class Decoder(Family):
   """A causal language model; its score is read at the last token.
 
-  A type of decoder sets `architecture`, `own_fields` and `own_keys`.
+  A type of decoder sets `architecture`, and what differs: `own_fields`, `own_keys`, `layer_kinds`.
   """
 
   causal = True
@@ -84,12 +89,19 @@ class Decoder(Family):
   served = False
   prompt_settings = ('template', 'scorer')
 
+  def layer_kinds(self, config: dict) -> Kinds:
+    """The kinds of the layers, by default the same for all, without a window.
+
+    Raises: UserError for options that the network does not compute.
+    """
+    return (Kind(rope=rope.from_hf(config)),) * config['num_hidden_layers']
+
   def own_fields(self, config: dict) -> dict:
     """The fields of DecoderConfig that this type reads in its own way.
 
     Raises: UserError for options that the network does not compute.
     """
-    raise NotImplementedError
+    return {}
 
   def own_keys(self, config: DecoderConfig) -> dict:
     """The keys of config.json that only this type has; the reverse of `own_fields`."""
@@ -108,7 +120,7 @@ class Decoder(Family):
       kv_heads=config.get('num_key_value_heads') or heads,
       head_dim=config.get('head_dim') or config['hidden_size'] // heads,
       model_type=config['model_type'],
-      rope=rope.from_hf(config),
+      kinds=self.layer_kinds(config),
       norm_eps=config['rms_norm_eps'],
       tied=bool(config.get('tie_word_embeddings', False)),
       max_positions=config.get('max_position_embeddings', DecoderConfig.max_positions),
@@ -131,7 +143,7 @@ class Decoder(Family):
       'head_dim': c.head_dim,
       'hidden_act': 'silu',
       'rms_norm_eps': c.norm_eps,
-      **c.rope.to_hf(),
+      **c.kinds[0].rope.to_hf(),
       'max_position_embeddings': c.max_positions,
       'tie_word_embeddings': c.tied,
       'initializer_range': 0.02,
@@ -191,8 +203,11 @@ class Block(nn.Module):
   sequence: bool
 
   @nn.compact
-  def __call__(self, x_BTD, cache, segments_BT, segments_BS, angles, start):
-    """One layer; `cache` is None or {'k', 'v': [B, S, K, E]}, filled from slot `start` on."""
+  def __call__(self, x_BTD, cache, kind, segments_BT, segments_BS, angles, start):
+    """One layer, of the kind with this number in `kinds.distinct`.
+
+    `cache` is None or {'k', 'v': [B, S, K, E]}, filled from slot `start` on.
+    """
     c = self.config
 
     def linear(features, name, use_bias=False):
@@ -208,6 +223,7 @@ class Block(nn.Module):
     if c.qk_norm:
       q_BTHE = layers.RMSNorm(c.norm_eps, name='q_norm')(q_BTHE)
       k_BSKE = layers.RMSNorm(c.norm_eps, name='k_norm')(k_BSKE)
+    angles = kinds.of_layer(kind, angles)
     q_BTHE, k_BSKE = rotate(q_BTHE, angles), rotate(k_BSKE, angles)
     v_BSKE = heads('v', c.kv_heads, h_BTD)
     if cache is not None:
@@ -217,10 +233,11 @@ class Block(nn.Module):
       cache = {'k': k_BSKE, 'v': v_BSKE}
     # A Python number tells `attend` that this is not decoding.
     start = 0 if cache is None else start
-    out_BTHE = attention.attend(
-      q_BTHE, k_BSKE, v_BSKE, segments_BT=segments_BT, segments_BS=segments_BS, causal=True,
-      window=c.window, start=start, precision=self.precision, kernel=self.attention,
+    attend = functools.partial(
+      attention.attend, segments_BT=segments_BT, segments_BS=segments_BS, causal=True, start=start,
+      precision=self.precision, kernel=self.attention,
     )  # fmt: skip
+    out_BTHE = kinds.by_window(c.kinds, kind, attend, q_BTHE, k_BSKE, v_BSKE)
     x_BTD += linear(c.width, 'o', c.out_bias)(out_BTHE.reshape(*x_BTD.shape[:2], -1))
     h_BTD = layers.RMSNorm(c.norm_eps, name='mlp_norm')(x_BTD)
     gate_BTF = linear(c.ffn, 'gate')(h_BTD)
@@ -249,7 +266,7 @@ class DecoderModule(nn.Module):
     c = self.config
     self.embed = layers.Embed(c.vocab, c.width, self.precision)
     self.blocks = layers.scanned(
-      Block, c.layers, self.remat, self.scan, in_axes=(0, *(nn.broadcast,) * 4)
+      Block, c.layers, self.remat, self.scan, in_axes=(0, 0, *(nn.broadcast,) * 4)
     )(c, self.precision, self.lora_rank, self.lora_alpha, self.attention, self.sequence)
     self.norm = layers.RMSNorm(c.norm_eps)
     if self.head != 'lm':
@@ -267,9 +284,11 @@ class DecoderModule(nn.Module):
     return self._run(tokens_BT, positions_BT, cache, segments_BT, segments_BS, start)
 
   def _run(self, tokens_BT, positions_BT, cache, segments_BT, segments_BS, start):
-    angles = self.config.rope.angles(positions_BT, self.config.head_dim)
+    c = self.config
+    angles = kinds.angles(c.kinds, positions_BT, c.head_dim)
     x_BTD = layers.constrain(self.embed(tokens_BT), self.sequence)
-    x_BTD, cache = self.blocks(x_BTD, cache, segments_BT, segments_BS, angles, start)
+    kind_L = jnp.asarray(kinds.numbers(c.kinds))
+    x_BTD, cache = self.blocks(x_BTD, cache, kind_L, segments_BT, segments_BS, angles, start)
     return self.norm(x_BTD), cache
 
   def logits(self, hidden_PD):

@@ -1,7 +1,9 @@
 """Mistral: no biases, a window in every layer."""
 
 from disranker_jax.errors import UserError
+from disranker_jax.models import rope
 from disranker_jax.models.families.decoder import Decoder, DecoderConfig
+from disranker_jax.models.kinds import Kind, Kinds, window_of
 
 
 class Mistral(Decoder):
@@ -10,7 +12,11 @@ class Mistral(Decoder):
   def own_fields(self, config: dict) -> dict:
     if config.get('attention_bias'):
       raise UserError('attention_bias true is not part of Mistral')
-    return {'window': config.get('sliding_window')}
+    return {}
+
+  def layer_kinds(self, config: dict) -> Kinds:
+    window = config.get('sliding_window')
+    return (Kind(window, rope.from_hf(config)),) * config['num_hidden_layers']
 
   def own_keys(self, config: DecoderConfig) -> dict:
-    return {'sliding_window': config.window}
+    return {'sliding_window': window_of(config.kinds)}

@@ -1,36 +1,33 @@
-"""Qwen2: biases of queries, keys and values; a window in every layer or in none."""
+"""Qwen2: biases of queries, keys and values; a window in the last layers, in all or in none."""
 
-from disranker_jax.errors import UserError
+from disranker_jax.models import kinds, rope
 from disranker_jax.models.families.decoder import Decoder, DecoderConfig
+from disranker_jax.models.kinds import Kind, Kinds
 
 
 class Qwen2(Decoder):
   architecture = 'Qwen2'
 
+  def layer_kinds(self, config: dict) -> Kinds:
+    rotary, count = rope.from_hf(config), config['num_hidden_layers']
+    window = config.get('sliding_window') if config.get('use_sliding_window') else None
+    # transformers derives the one from the other; files written before version 5 have no types.
+    first = config.get('max_window_layers', 28)
+    types = config.get('layer_types') or [
+      kinds.SLIDING if window and i >= first else kinds.FULL for i in range(count)
+    ]
+    full = Kind(rope=rotary)
+    sliding = Kind(window, rotary)
+    return kinds.from_types(types, full_attention=full, sliding_attention=sliding)
+
   def own_fields(self, config: dict) -> dict:
-    return {'qkv_bias': True, 'window': window(config)}
+    return {'qkv_bias': True}
 
   def own_keys(self, config: DecoderConfig) -> dict:
-    return window_keys(config)
-
-
-def window_keys(config: DecoderConfig) -> dict:
-  """The keys of config.json that say where the window is."""
-  return {
-    'sliding_window': config.window,
-    'use_sliding_window': config.window is not None,
-    'max_window_layers': 0,
-  }
-
-
-def window(config: dict) -> int | None:
-  """The window of all layers, or None. Raises: UserError if only some layers have it."""
-  first, count = config.get('max_window_layers', 28), config['num_hidden_layers']
-  if not config.get('use_sliding_window') or config.get('sliding_window') is None or first >= count:
-    return None
-  if first > 0:
-    raise UserError(
-      f'max_window_layers {first} of {count} layers mixes full and sliding attention, which is '
-      'not supported: set use_sliding_window to false for inputs shorter than the window'
-    )
-  return config['sliding_window']
+    types = kinds.to_types(config.kinds)
+    return {
+      'sliding_window': kinds.window_of(config.kinds),
+      'use_sliding_window': kinds.SLIDING in types,
+      'max_window_layers': types.index(kinds.SLIDING) if kinds.SLIDING in types else len(types),
+      'layer_types': types,
+    }
