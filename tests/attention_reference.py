@@ -24,7 +24,7 @@ def some_segments(B, T, padding=9, seed=0):
 
 
 def attend(qkv, segments, **options):
-  return attention.attend(*qkv, segments_BT=segments, segments_BS=segments, **options)
+  return attention.attend(*qkv, segments_BT=segments, **options)
 
 
 def may_see(segments, causal, window):

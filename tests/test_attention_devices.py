@@ -120,7 +120,7 @@ kept = jax.checkpoint_policies.save_only_these_names(layers.SAVED)
 for kernel in ('splash', 'xla'):
   @functools.partial(jax.checkpoint, policy=kept)
   def loss(q, k, v, s):
-    out = attention.attend(q, k, v, segments_BT=s, segments_BS=s, causal=True, window=512,
+    out = attention.attend(q, k, v, segments_BT=s, causal=True, window=512,
                            precision='bfloat16', kernel=kernel)
     return jnp.sum(out.astype(jnp.float32) ** 2)
   with jax.set_mesh(mesh):

@@ -3,11 +3,9 @@
 import hf_reference as reference
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from disranker_jax.errors import UserError
-from disranker_jax.models import generate as module
 from disranker_jax.models.generate import generate
 from disranker_jax.models.network import Network
 
@@ -56,15 +54,35 @@ def test_sampling_repeats_with_its_seed_and_differs_without(tiny):
   assert draw(3, top_p=0.0) == generate(model, variables, prompts, max_new=8, eos_id=-1)
 
 
-def test_nucleus_keeps_the_smallest_set_that_reaches_top_p():
-  logits = jnp.log(jnp.array([[0.1, 0.5, 0.15, 0.25]]))
+def test_samples_of_a_prompt_are_those_of_the_prompt_repeated(tiny):
+  model, variables = tiny
+  prompts = reference.sequences((4, 6))
+  options = {'max_new': 5, 'eos_id': -1, 'temperature': 1.2, 'top_p': 0.9}
+  shared = generate(model, variables, prompts, samples=3, **options)
+  repeated = [prompt for prompt in prompts for _ in range(3)]
+  assert shared == generate(model, variables, repeated, **options)
+  assert len({tuple(row) for row in shared}) > 2
 
-  def kept(p):
-    return np.isfinite(module._nucleus(logits, p))[0].tolist()
 
-  assert kept(0.5) == [False, True, False, False]
-  assert kept(0.51) == [False, True, False, True]
-  assert kept(1.0) == [True] * 4
+def test_a_row_does_not_depend_on_later_rows_or_their_length(tiny):
+  model, variables = tiny
+  prompts = reference.sequences((4, 6, 40))
+  options = {'max_new': 5, 'eos_id': -1, 'temperature': 1.2, 'top_p': 0.9}
+  together = generate(model, variables, prompts, **options)
+  assert generate(model, variables, prompts[:2], **options) == together[:2]
+
+
+@pytest.mark.parametrize('precision', ['bfloat16', 'bfloat16_dots'])
+def test_greedy_in_bf16_is_the_argmax_of_the_forward_pass_in_bf16(precision):
+  model, variables = reference.network('local_global', 6.0, head='lm', precision=precision)
+  prompts = reference.sequences((9, 3))
+  ours = generate(model, variables, prompts, max_new=4, eos_id=-1)
+  for prompt, got in zip(prompts, ours, strict=True):
+    ids = [*prompt, *got]
+    hidden = jax.jit(model.hidden)(variables, reference.rows([ids]))[0, len(prompt) - 1 : -1]
+    logits = model.module.apply(variables, hidden, method='logits')
+    chosen = jnp.take_along_axis(logits, jnp.array(got)[:, None], axis=-1)[:, 0]
+    assert (logits.max(-1) - chosen).max() <= 0.02 * jnp.abs(logits).max()
 
 
 def test_wrong_head_and_empty_prompts_are_refused(tiny):

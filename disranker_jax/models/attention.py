@@ -66,15 +66,13 @@ def attention_mask(
 @jax.named_scope('attend')
 def attend(
   q_BTHE: jax.Array,
-  k_BSKE: jax.Array,
-  v_BSKE: jax.Array,
+  k_BTKE: jax.Array,
+  v_BTKE: jax.Array,
   *,
   segments_BT: jax.Array,
-  segments_BS: jax.Array,
   causal: bool,
   window: int | None = None,
   scale: float | None = None,
-  start: int | jax.Array = 0,
   precision: str = 'float32',
   kernel: str = 'xla',
 ) -> jax.Array:
@@ -82,23 +80,19 @@ def attend(
 
   `scale` multiplies the products of queries and keys; None: E^-1/2.
 
-  Queries against a cache (`start` is not the number 0, or S != T) always use 'xla': they are few,
-  and so [B, H, T, S] is small.
-
   Raises: UserError for a kernel that does not run on this platform or in this precision.
   """
-  T, S = q_BTHE.shape[1], k_BSKE.shape[1]
+  T = q_BTHE.shape[1]
   scale = q_BTHE.shape[3] ** -0.5 if scale is None else scale
   mesh = _mesh(q_BTHE)
   kernel = _choose(kernel, _platform(mesh), precision)
-  whole = isinstance(start, int) and start == 0 and S == T
-  if kernel == 'xla' or not whole:
-    mask_BTS = attention_mask(segments_BT, segments_BS, causal=causal, window=window, start=start)
-    return _attend_xla(q_BTHE, k_BSKE, v_BSKE, mask_BTS, scale, precision)
+  if kernel == 'xla':
+    mask_BTT = attention_mask(segments_BT, segments_BT, causal=causal, window=window)
+    return _attend_xla(q_BTHE, k_BTKE, v_BTKE, mask_BTT, scale, precision)
   if window is not None and window >= T:
     window = None
   if kernel == 'cudnn':
-    return _attend_cudnn(q_BTHE, k_BSKE, v_BSKE, segments_BT, causal, window, scale)
+    return _attend_cudnn(q_BTHE, k_BTKE, v_BTKE, segments_BT, causal, window, scale)
   run = functools.partial(
     _attend_splash,
     causal=causal,
@@ -106,7 +100,36 @@ def attend(
     scale=scale,
     interpret=kernel == 'splash_interpret',
   )
-  return _on_each_device(run, mesh, q_BTHE, k_BSKE, v_BSKE, segments_BT)
+  return _on_each_device(run, mesh, q_BTHE, k_BTKE, v_BTKE, segments_BT)
+
+
+@jax.named_scope('attend_cached')
+def attend_cached(
+  q_BTHE: jax.Array,
+  k_BKSE: jax.Array,
+  v_BKSE: jax.Array,
+  *,
+  segments_BS: jax.Array,
+  start: jax.Array,
+  window: int | None = None,
+  scale: float | None = None,
+  precision: str = 'float32',
+) -> jax.Array:
+  """Causal attention of the few queries in the slots from `start` on to a cache, [B, T, H, E].
+
+  The cache has heads before slots, because then the two dots need no transpose of it.
+  """
+  B, T, H, E = q_BTHE.shape
+  K = k_BKSE.shape[1]
+  scale = E**-0.5 if scale is None else scale
+  segments_BT = jax.lax.dynamic_slice_in_dim(segments_BS, start, T, axis=1)
+  mask_BTS = attention_mask(segments_BT, segments_BS, causal=True, window=window, start=start)
+  q_BKTGE = q_BTHE.reshape(B, T, K, H // K, E).swapaxes(1, 2)
+  logits = contract('bktge,bkse->bktgs', q_BKTGE, k_BKSE, precision, jnp.float32) * scale
+  logits = jnp.where(mask_BTS[:, None, :, None], logits, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(logits, axis=-1).astype(v_BKSE.dtype)
+  out = contract('bktgs,bkse->bktge', weights, v_BKSE, precision)
+  return out.swapaxes(1, 2).reshape(B, T, H, E)
 
 
 def _mesh(x):
@@ -141,15 +164,15 @@ def _choose(kernel, platform, precision):
 
 
 @functools.partial(jax.checkpoint, static_argnums=(4, 5))
-def _attend_xla(q_BTHE, k_BSKE, v_BSKE, mask_BTS, scale, precision):
-  """Attention whose [B, H, T, S] weights are recomputed in the backward pass."""
+def _attend_xla(q_BTHE, k_BTKE, v_BTKE, mask_BTT, scale, precision):
+  """Attention whose [B, H, T, T] weights are recomputed in the backward pass."""
   B, T, H, E = q_BTHE.shape
-  K = k_BSKE.shape[2]
+  K = k_BTKE.shape[2]
   q_BTKGE = q_BTHE.reshape(B, T, K, H // K, E)
-  logits = contract('btkge,bske->bkgts', q_BTKGE, k_BSKE, precision, jnp.float32) * scale
-  logits = jnp.where(mask_BTS[:, None, None], logits, jnp.finfo(jnp.float32).min)
-  weights = jax.nn.softmax(logits, axis=-1).astype(v_BSKE.dtype)
-  return contract('bkgts,bske->btkge', weights, v_BSKE, precision).reshape(B, T, H, E)
+  logits = contract('btkge,bske->bkgts', q_BTKGE, k_BTKE, precision, jnp.float32) * scale
+  logits = jnp.where(mask_BTT[:, None, None], logits, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(logits, axis=-1).astype(v_BTKE.dtype)
+  return contract('bkgts,bske->btkge', weights, v_BTKE, precision).reshape(B, T, H, E)
 
 
 def _pad(q, k, v, segments, length):

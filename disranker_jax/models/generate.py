@@ -1,4 +1,4 @@
-"""Text generation with a decoder and a key-value cache."""
+"""Text generation with a decoder and a key-value cache; the loop over tokens runs on the device."""
 
 import functools
 from collections.abc import Iterable
@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from disranker_jax.errors import UserError
+from disranker_jax.models import kinds, layers, sampling, tree
 from disranker_jax.models.network import Network
 
-SLOT_MULTIPLE = 64  # cache lengths are rounded up to this, so that few shapes are compiled
+# Lengths of prompts and of caches are rounded up to these, so that few shapes are compiled. The
+# prefill computes its padding; the loop over tokens takes longer to compile.
+PROMPT_MULTIPLE, CACHE_MULTIPLE = 16, 64
 
 
 def generate(
@@ -22,12 +25,15 @@ def generate(
   eos_id: int | Iterable[int] | None = None,
   temperature: float = 0.0,
   top_p: float = 1.0,
+  samples: int = 1,
   seed: int = 0,
 ) -> list[list[int]]:
   """New token ids for each prompt's ids, without the prompt.
 
   Greedy at temperature 0, else sampled from the smallest set of tokens with probability `top_p`.
-  A row ends with its first `eos_id` (an id or several; the config's by default) or at `max_new`.
+  With `samples` there are so many rows for each prompt, one behind the other; they share its
+  prefill. A row ends with its first `eos_id` (an id or several; the config's by default) or at
+  `max_new`. A row's draws depend on `seed` and on its place, not on the other rows.
 
   Raises: UserError for a network without a head='lm', and for empty prompts.
   """
@@ -36,68 +42,129 @@ def generate(
   if not prompts or not all(prompts):
     raise UserError('generation needs at least one prompt, and no empty ones')
   eos_id = network.config.eos_id if eos_id is None else eos_id
-  stops = set(eos_id) if isinstance(eos_id, (tuple, list, set)) else {eos_id}
-  tokens_BT, segments_BS = _left_pad(prompts, max_new)
-  cache = network.module.empty_cache(*segments_BS.shape)
-  key, settings = jax.random.key(seed), jnp.array([temperature, top_p], jnp.float32)
-  step = functools.partial(_step, network, temperature > 0)
-  out, start = [[] for _ in prompts], 0
-  alive = [True] * len(prompts)
-  for _ in range(max_new):
-    key, now = jax.random.split(key)
-    next_B, cache = step(variables, cache, tokens_BT, segments_BS, start, now, settings)
-    start += tokens_BT.shape[1]
-    for row, token in enumerate(np.asarray(next_B).tolist()):
-      if alive[row]:
-        out[row].append(token)
-        alive[row] = token not in stops
-    if not any(alive):
-      break
-    tokens_BT = next_B[:, None]
-  return out
+  stops = sorted(set(eos_id)) if isinstance(eos_id, (tuple, list, set)) else [eos_id]
+  stops = jnp.array([-1 if stop is None else stop for stop in stops], jnp.int32)
+  tokens_BT, segments_BT = _left_pad(prompts)
+  slots = -(-(tokens_BT.shape[1] + max_new) // CACHE_MULTIPLE) * CACHE_MULTIPLE
+  last_BD, caches = _prefill(network, slots, samples, variables, tokens_BT, segments_BT)
+  segments_BT = np.repeat(segments_BT, samples, axis=0)
+  segments_BS = np.pad(segments_BT, ((0, 0), (0, slots - segments_BT.shape[1])), constant_values=1)
+  out_BN, _ = _continue(
+    network, temperature > 0, slots - tokens_BT.shape[1], variables, caches, last_BD, segments_BS,
+    max_new, stops, jax.random.key(seed), jnp.array([temperature, top_p], jnp.float32),
+  )  # fmt: skip
+  return [row[: _length(row, stops)].tolist() for row in np.asarray(out_BN)[:, :max_new]]
 
 
-def _left_pad(prompts, max_new):
+def _left_pad(prompts):
   """Right-aligns prompts, so that every row's next token has the same slot."""
-  longest = -(-max(map(len, prompts)) // SLOT_MULTIPLE) * SLOT_MULTIPLE
-  room = -(-(longest + max_new) // SLOT_MULTIPLE) * SLOT_MULTIPLE
+  longest = -(-max(map(len, prompts)) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
   tokens_BT = np.zeros((len(prompts), longest), np.int32)
-  segments_BS = np.ones((len(prompts), room), np.int32)
+  segments_BT = np.zeros((len(prompts), longest), np.int32)
   for row, prompt in enumerate(prompts):
     tokens_BT[row, longest - len(prompt) :] = prompt
-    segments_BS[row, : longest - len(prompt)] = 0
-  return jnp.asarray(tokens_BT), jnp.asarray(segments_BS)
+    segments_BT[row, longest - len(prompt) :] = 1
+  return tokens_BT, segments_BT
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def _step(network, sample, variables, cache, tokens_BT, segments_BS, start, key, settings):
-  """The next token of every row, and the cache with tokens_BT in the slots from `start` on."""
-  pads_B1 = jnp.sum(segments_BS == 0, axis=1, keepdims=True)
-  slots_1T = (start + jnp.arange(tokens_BT.shape[1]))[None]
-  hidden_BTD, cache = network.module.apply(
-    variables,
-    tokens_BT,
-    jnp.maximum(slots_1T - pads_B1, 0),
-    cache,
-    segments_BS,
-    start,
-    method='decode',
+def _length(row, stops):
+  """How many tokens a row has: up to its first end token."""
+  ends = np.isin(row, np.asarray(stops))
+  return int(ends.argmax()) + 1 if ends.any() else len(row)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _prefill(network, slots, samples, variables, tokens_BT, segments_BT):
+  """The last hidden state of each row, and each layer's cache with room for `slots`."""
+  T = tokens_BT.shape[1]
+  pads_B1 = T - jnp.sum(segments_BT, axis=1, keepdims=True)
+  positions_BT = jnp.maximum(jnp.arange(T)[None] - pads_B1, 0)
+  hidden_BTD, cache = network.module.clone(keep=True).apply(
+    variables, tokens_BT, segments_BT, positions_BT, method='prefill'
   )
-  logits_BV = network.module.apply(variables, hidden_BTD[:, -1], method='logits')
-  if not sample:
-    return jnp.argmax(logits_BV, axis=-1), cache
-  temperature, top_p = settings
-  logits_BV = _nucleus(logits_BV / temperature, top_p)
-  return jax.random.categorical(key, logits_BV), cache
+
+  def of_layer(x_BKTE):
+    x_BKSE = jnp.pad(x_BKTE, ((0, 0), (0, 0), (0, slots - T), (0, 0)))
+    return layers.constrain(jnp.repeat(x_BKSE, samples, axis=0))
+
+  # One array for each layer: a stack would be copied for each token that is added to it.
+  each = [{name: of_layer(x[i]) for name, x in cache.items()} for i in range(network.config.layers)]
+  return jnp.repeat(hidden_BTD[:, -1], samples, axis=0), each
 
 
-def _nucleus(logits_BV, top_p):
-  """Logits, with those outside the most likely `top_p` of the mass at minus infinity."""
-  order_BV = jnp.argsort(-logits_BV, axis=-1)
-  sorted_BV = jnp.take_along_axis(jax.nn.softmax(logits_BV, axis=-1), order_BV, axis=-1)
-  # The mass before a token, so that the token which reaches `top_p` is kept; the likeliest token
-  # is kept even at 0.
-  keep_BV = jnp.cumsum(sorted_BV, axis=-1) - sorted_BV < top_p
-  keep_BV = keep_BV.at[:, 0].set(True)
-  keep_BV = jnp.take_along_axis(keep_BV, jnp.argsort(order_BV, axis=-1), axis=-1)
-  return jnp.where(keep_BV, logits_BV, -jnp.inf)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+def _continue(
+  network, sample, room, variables, caches, last_BD, segments_BS, max_new, stops, key, settings
+):
+  """Up to `max_new` tokens after each row's last hidden state, in an array [B, room].
+
+  What is behind a row's end token has no meaning.
+  """
+  rows, slots = segments_BS.shape
+  pads_B1 = jnp.sum(segments_BS == 0, axis=1, keepdims=True)
+  body, head = _operands(network, variables)
+  keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(rows))
+
+  def chosen(number, hidden_BD):
+    logits_BV = network.module.apply(head, hidden_BD, method='logits')
+    if not sample:
+      return sampling.likeliest(logits_BV)
+    now_B = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_B)
+    return sampling.drawn(logits_BV, now_B, *settings)
+
+  def goes_on(state):
+    number, _, done_B, _, _ = state
+    return (number < max_new) & ~done_B.all()
+
+  def one_token(state):
+    number, out_BN, done_B, hidden_BD, caches = state
+    token_B = chosen(number, hidden_BD)
+    out_BN = jax.lax.dynamic_update_slice(out_BN, token_B[:, None], (0, number))
+    done_B |= jnp.isin(token_B, stops)
+    slot = slots - room + number
+    hidden_BTD, caches = _advance(
+      network, variables, body, token_B[:, None], slot - pads_B1, caches, segments_BS, slot
+    )
+    return number + 1, out_BN, done_B, hidden_BTD[:, 0], caches
+
+  out_BN = jnp.zeros((rows, room), jnp.int32)
+  start = (jnp.int32(0), out_BN, jnp.zeros(rows, bool), last_BD, caches)
+  _, out_BN, _, _, caches = jax.lax.while_loop(goes_on, one_token, start)
+  # The caches are returned so that the loop can work in the memory of those that it was given.
+  return out_BN, caches
+
+
+def _operands(network, variables):
+  """(each layer's variables, the variables that logits need), in the dtype that dots read.
+
+  They are cut and cast here, once: in the loop they would be for each token.
+  """
+  dtype = layers.operand_dtype(network.precision)
+
+  def cast(path, x):
+    return x.astype(dtype) if path.endswith(('kernel', 'lora_a', 'lora_b', 'embedding')) else x
+
+  blocks = {kind: tree.flatten(x['blocks']) for kind, x in variables.items() if 'blocks' in x}
+  each = [
+    {
+      kind: tree.unflatten({path: cast(path, x[i]) for path, x in flat.items()})
+      for kind, flat in blocks.items()
+    }
+    for i in range(network.config.layers)
+  ]
+  path = network.family.logits_path(network.config)
+  name, leaf = path.split('/')
+  table = variables['params'][name][leaf]
+  return each, {'params': {name: {leaf: cast(path, table)}}}
+
+
+def _advance(network, variables, body, tokens_BT, positions_BT, caches, segments_BS, start):
+  """Hidden states of the tokens in the slots from `start` on, and the caches with them added."""
+  module, c = network.module, network.config
+  x_BTD = module.apply(variables, tokens_BT, method='embedded')
+  angles = kinds.angles(c.kinds, positions_BT, c.head_dim)
+  out = []
+  for number, layer, cache in zip(kinds.numbers(c.kinds).tolist(), body, caches, strict=True):
+    x_BTD, cache = module.block.apply(layer, x_BTD, number, segments_BS, angles, cache, start)
+    out.append(cache)
+  return module.apply(variables, x_BTD, method='normed'), out

@@ -66,14 +66,16 @@ def angles(kinds: Kinds, positions_BT: jax.Array, head_dim: int) -> tuple[jax.Ar
   return tuple(jnp.stack(parts) for parts in zip(*(pair or still for pair in each), strict=True))
 
 
-def of_layer(number: jax.Array, angles: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def of_layer(
+  number: int | jax.Array, angles: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
   """The [B, T, E/2] angles of a layer, from those of all kinds."""
   if len(angles[0]) == 1:
     return tuple(a[0] for a in angles)
   return tuple(jax.lax.dynamic_index_in_dim(a, number, keepdims=False) for a in angles)
 
 
-def by_window(kinds: Kinds, number: jax.Array, attend: Callable, *arrays) -> jax.Array:
+def by_window(kinds: Kinds, number: int | jax.Array, attend: Callable, *arrays) -> jax.Array:
   """`attend(*arrays, window=W)` with the window W of the layer's kind, computed for no other one.
 
   W is a Python number in `attend`: kernels compile a window into their mask.
@@ -82,6 +84,8 @@ def by_window(kinds: Kinds, number: jax.Array, attend: Callable, *arrays) -> jax
   choices = list(dict.fromkeys(windows))
   if len(choices) == 1:
     return attend(*arrays, window=choices[0])
+  if isinstance(number, int):
+    return attend(*arrays, window=windows[number])
 
   def branch(window):
     return lambda *arrays: attend(*arrays, window=window)

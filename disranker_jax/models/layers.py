@@ -39,6 +39,11 @@ def activation_dtype(precision: str) -> jnp.dtype:
   return ACTIVATIONS[precision]
 
 
+def operand_dtype(precision: str) -> jnp.dtype:
+  """The dtype in which `contract` multiplies: arrays that only it reads may be kept in it."""
+  return jnp.float32 if precision == 'float32' else jnp.bfloat16
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _bf16_einsum(eqn, out_dtype, x, y):
   return jnp.einsum(

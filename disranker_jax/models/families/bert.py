@@ -184,7 +184,7 @@ class Block(nn.Module):
     shape = (*x_BTD.shape[:2], c.heads, c.head_dim)
     q, k, v = (linear(c.width, name)(x_BTD).reshape(shape) for name in 'qkv')
     out_BTHE = attention.attend(
-      q, k, v, segments_BT=segments_BT, segments_BS=segments_BT, causal=False,
+      q, k, v, segments_BT=segments_BT, causal=False,
       precision=self.precision, kernel=self.attention,
     )  # fmt: skip
     x_BTD += linear(c.width, 'o')(out_BTHE.reshape(x_BTD.shape))

@@ -201,12 +201,14 @@ class Block(nn.Module):
   lora_alpha: float
   attention: str
   sequence: bool
+  keep: bool
 
   @nn.compact
-  def __call__(self, x_BTD, cache, kind, segments_BT, segments_BS, angles, start):
+  def __call__(self, x_BTD, kind, segments_BS, angles, cache=None, start=0):
     """One layer, of the kind with this number in `kinds.distinct`.
 
-    `cache` is None or {'k', 'v': [B, S, K, E]}, filled from slot `start` on.
+    `cache` is None, or the keys and values {'k', 'v': [B, K, S, E]} of all slots, to which those of
+    x_BTD are added from slot `start` on. With `cache`, or `keep`, it returns keys and values too.
     """
     c = self.config
 
@@ -219,30 +221,36 @@ class Block(nn.Module):
       return out.reshape(*out.shape[:2], count, c.head_dim)
 
     h_BTD = layers.RMSNorm(c.norm_eps, name='attn_norm')(x_BTD)
-    q_BTHE, k_BSKE = heads('q', c.heads, h_BTD), heads('k', c.kv_heads, h_BTD)
+    q_BTHE, k_BTKE = heads('q', c.heads, h_BTD), heads('k', c.kv_heads, h_BTD)
     if c.qk_norm:
       q_BTHE = layers.RMSNorm(c.norm_eps, name='q_norm')(q_BTHE)
-      k_BSKE = layers.RMSNorm(c.norm_eps, name='k_norm')(k_BSKE)
+      k_BTKE = layers.RMSNorm(c.norm_eps, name='k_norm')(k_BTKE)
     angles = kinds.of_layer(kind, angles)
-    q_BTHE, k_BSKE = rotate(q_BTHE, angles), rotate(k_BSKE, angles)
-    v_BSKE = heads('v', c.kv_heads, h_BTD)
-    if cache is not None:
+    q_BTHE, k_BTKE = rotate(q_BTHE, angles), rotate(k_BTKE, angles)
+    v_BTKE = heads('v', c.kv_heads, h_BTD)
+    if self.keep or cache is not None:
+      dtype = layers.operand_dtype(self.precision)
+      new = {'k': k_BTKE, 'v': v_BTKE}
+      new = {name: x.astype(dtype).swapaxes(1, 2) for name, x in new.items()}
+    if cache is None:
+      attend = functools.partial(
+        attention.attend, segments_BT=segments_BS, causal=True, precision=self.precision,
+        kernel=self.attention,
+      )  # fmt: skip
+      out_BTHE = kinds.by_window(c.kinds, kind, attend, q_BTHE, k_BTKE, v_BTKE)
+    else:
       write = jax.lax.dynamic_update_slice_in_dim
-      k_BSKE = write(cache['k'], k_BSKE, start, axis=1)
-      v_BSKE = write(cache['v'], v_BSKE, start, axis=1)
-      cache = {'k': k_BSKE, 'v': v_BSKE}
-    # A Python number tells `attend` that this is not decoding.
-    start = 0 if cache is None else start
-    attend = functools.partial(
-      attention.attend, segments_BT=segments_BT, segments_BS=segments_BS, causal=True, start=start,
-      precision=self.precision, kernel=self.attention,
-    )  # fmt: skip
-    out_BTHE = kinds.by_window(c.kinds, kind, attend, q_BTHE, k_BSKE, v_BSKE)
+      new = {name: write(cache[name], x, start, axis=2) for name, x in new.items()}
+      attend = functools.partial(
+        attention.attend_cached, segments_BS=segments_BS, start=start, precision=self.precision
+      )
+      out_BTHE = kinds.by_window(c.kinds, kind, attend, q_BTHE, new['k'], new['v'])
     x_BTD += linear(c.width, 'o', c.out_bias)(out_BTHE.reshape(*x_BTD.shape[:2], -1))
     h_BTD = layers.RMSNorm(c.norm_eps, name='mlp_norm')(x_BTD)
     gate_BTF = linear(c.ffn, 'gate')(h_BTD)
     x_BTD += linear(c.width, 'down')(nn.silu(gate_BTF) * linear(c.ffn, 'up')(h_BTD))
-    return layers.constrain(x_BTD, self.sequence), cache
+    kept = new if self.keep or cache is not None else None
+    return layers.constrain(x_BTD, self.sequence), kept
 
 
 class DecoderModule(nn.Module):
@@ -261,13 +269,24 @@ class DecoderModule(nn.Module):
   head: str = 'rank'
   attention: str = 'xla'
   sequence: bool = False
+  keep: bool = False
+
+  @property
+  def block(self) -> Block:
+    """A layer on its own, for parameters that are not stacked."""
+    return Block(self.config, *self._options())
+
+  def _options(self):
+    return (
+      self.precision, self.lora_rank, self.lora_alpha, self.attention, self.sequence, self.keep
+    )  # fmt: skip
 
   def setup(self):
     c = self.config
     self.embed = layers.Embed(c.vocab, c.width, self.precision)
     self.blocks = layers.scanned(
-      Block, c.layers, self.remat, self.scan, in_axes=(0, 0, *(nn.broadcast,) * 4)
-    )(c, self.precision, self.lora_rank, self.lora_alpha, self.attention, self.sequence)
+      Block, c.layers, self.remat, self.scan, in_axes=(0, *(nn.broadcast,) * 2)
+    )(c, *self._options())
     self.norm = layers.RMSNorm(c.norm_eps)
     if self.head != 'lm':
       self.score_head = layers.Linear(1, name='score')
@@ -276,20 +295,23 @@ class DecoderModule(nn.Module):
 
   def __call__(self, tokens_BT, segments_BT, positions_BT):
     """Hidden states [B, T, D] after the final norm; segment 0 is padding, positions per segment."""
-    return self._run(tokens_BT, positions_BT, None, segments_BT, segments_BT, 0)[0]
+    return self.prefill(tokens_BT, segments_BT, positions_BT)[0]
 
-  def decode(self, tokens_BT, positions_BT, cache, segments_BS, start):
-    """Hidden states of T new tokens in the slots from `start` on, and the updated cache."""
-    segments_BT = jax.lax.dynamic_slice_in_dim(segments_BS, start, tokens_BT.shape[1], axis=1)
-    return self._run(tokens_BT, positions_BT, cache, segments_BT, segments_BS, start)
-
-  def _run(self, tokens_BT, positions_BT, cache, segments_BT, segments_BS, start):
+  def prefill(self, tokens_BT, segments_BT, positions_BT):
+    """The same, and with `keep` the keys and values {'k', 'v': [L, B, K, T, E]}, else None."""
     c = self.config
     angles = kinds.angles(c.kinds, positions_BT, c.head_dim)
-    x_BTD = layers.constrain(self.embed(tokens_BT), self.sequence)
     kind_L = jnp.asarray(kinds.numbers(c.kinds))
-    x_BTD, cache = self.blocks(x_BTD, cache, kind_L, segments_BT, segments_BS, angles, start)
+    x_BTD, cache = self.blocks(self.embedded(tokens_BT), kind_L, segments_BT, angles)
     return self.norm(x_BTD), cache
+
+  def embedded(self, tokens_BT):
+    """What the first layer gets."""
+    return layers.constrain(self.embed(tokens_BT), self.sequence)
+
+  def normed(self, x_BTD):
+    """Final hidden states, from what the last layer gives."""
+    return self.norm(x_BTD)
 
   def logits(self, hidden_PD):
     """Next-token logits [P, V] fp32; gather positions first, since [B, T, V] is large."""
@@ -308,10 +330,3 @@ class DecoderModule(nn.Module):
     score = self.score(hidden_PD) if self.head != 'lm' else None
     logits = self.logits(hidden_PD) if self.head != 'rank' else None
     return score, logits
-
-  def empty_cache(self, rows, slots):
-    """An empty cache of keys and values: {'k', 'v': [L, B, S, K, E]}."""
-    c = self.config
-    shape = (c.layers, rows, slots, c.kv_heads, c.head_dim)
-    dtype = layers.activation_dtype(self.precision)
-    return {'k': jnp.zeros(shape, dtype), 'v': jnp.zeros(shape, dtype)}
