@@ -237,19 +237,18 @@ def test_auto_is_splash_when_the_mesh_is_of_tpus_whatever_the_host(
   assert 'custom_call @tpu' not in lowered('cpu').as_text()
 
 
-def test_queries_against_a_cache_are_computed_by_xla():
-  q, k, v = reference.qkv(T=12)
-  segments = np.ones((1, 12), int)
-  for count, start in ((4, 8), (12, jnp.int32(0)), (4, 0)):
-    options = {
-      'segments_BT': segments[:, :count], 'segments_BS': segments, 'causal': True, 'start': start,
-    }  # fmt: skip
-    run = functools.partial(attention.attend, q[:, :count], k, v, **options)
-    np.testing.assert_array_equal(run(kernel='splash_interpret'), run(kernel='xla'))
-    assert 'pallas_call' not in str(
-      jax.make_jaxpr(lambda run=run: run(kernel='splash_interpret'))()
-    )
-  assert 'pallas_call' in _jaxpr((q, k, v), segments, causal=True, kernel='splash_interpret')
+@pytest.mark.parametrize('window', [None, 3, 40])
+@pytest.mark.parametrize('count', [1, 2])
+def test_queries_against_a_cache_see_the_slots_before_them(window, count):
+  q, k, v = reference.qkv(2, 12, 4, 2, 8)
+  segments = jnp.array([[0] * 3 + [1] * 9, [1] * 12])
+  whole = reference.attend((q, k, v), segments, causal=True, window=window)
+  # Slots behind the queries may hold anything.
+  k, v = (x.at[:, 7 + count :].set(9.0).swapaxes(1, 2) for x in (k, v))
+  out = attention.attend_cached(
+    q[:, 7 : 7 + count], k, v, segments_BS=segments, start=jnp.int32(7), window=window
+  )
+  np.testing.assert_allclose(out, whole[:, 7 : 7 + count], atol=2e-6)
 
 
 # Through the networks

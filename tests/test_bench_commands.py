@@ -71,6 +71,23 @@ def test_training_beside_torch(capsys, workdir):
   assert 'waiting' in found
 
 
+def test_generation_alone(capsys):
+  argv = ['--model=tiny-decoder', '--prompts=3', '--prompt-len=9', '--new=4', '--rounds=1']
+  command.main(['generate', *argv, '--samples=2', '--no-torch', '--json'])
+  found = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert list(found['sides']) == ['ours'] and found['tokens_per_s'] > 0
+  assert found['step_s'] * found['tokens_per_s'] == pytest.approx(6, rel=1e-4)  # rows
+
+
+@pytest.mark.slow
+def test_generation_beside_transformers(capsys):
+  pytest.importorskip('torch')
+  argv = ['--model=tiny-decoder', '--prompts=3', '--prompt-len=9', '--new=4', '--rounds=1']
+  command.main(['generate', *argv, '--temperature=1', '--top-p=.9', '--json'])
+  found = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert all(found[f'ratio_to_{name}'] > 0 for name in _compare.TORCH)
+
+
 def test_scoring_alone_and_a_variant(capsys, workdir):
   other = '--config.student.precision=bfloat16_dots OMP_NUM_THREADS=1'
   found = answer(
