@@ -1,19 +1,19 @@
 """Prompts: encode a query and a document as the token ids that a model reads, cut to length.
 
 The input of a decoder always ends in `</s>`, that of BERT in `[SEP]`. If the text is too long, the
-summary is cut first, then the title. The first tokens of the query are never cut.
+summary is cut first, then the title. The first tokens of the query are never cut. `[SEP]` or `</s>`
+inside a query or a document is text; only a template can name special tokens.
 """
 
-import contextlib
 import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from disranker_jax.data import wordpiece
+from disranker_jax.data import tokenising, wordpiece
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 
@@ -117,7 +117,7 @@ class PairPrompt:
 
   def lengths(self, query: str, docs: Sequence[Document]) -> list[dict[str, int]]:
     """Numbers of tokens before cutting, per document: input, query, title, summary."""
-    query_len = len(self.tokenizer(query, add_special_tokens=False)['input_ids'])
+    query_len = len(tokenising.text_ids(self.tokenizer, [query])[0])
     rows = [{'title': doc.title, 'summary': doc.summary} for doc in docs]
     lengths = _field_lengths(self.tokenizer, '{title} : {summary}', rows)
     special = sum(map(len, self.frame[:3]))
@@ -127,15 +127,10 @@ class PairPrompt:
 
   def _ids(self, texts: list[str], chars: int) -> list[tuple[list[int], bool]]:
     """As `_until_enough` needs it: token ids of the first `chars` characters."""
-    # The Rust tokenizer itself: the call of transformers changes its state and takes twice as long.
-    with panics():
-      rows = self.tokenizer.backend_tokenizer.encode_batch_fast(
-        [text[:chars] for text in texts], add_special_tokens=False
-      )
+    rows = tokenising.text_ids(self.tokenizer, [text[:chars] for text in texts])
     need = self.max_len + UNSURE_TOKENS
     return [
-      (row.ids, len(text) <= chars or len(row.ids) >= need)
-      for text, row in zip(texts, rows, strict=True)
+      (ids, len(text) <= chars or len(ids) >= need) for text, ids in zip(texts, rows, strict=True)
     ]
 
 
@@ -186,13 +181,8 @@ class TextPrompt:
 
     A field of more characters loses its middle: its first tokens stay, and what follows its end.
     """
-    texts, spans = zip(
-      *(render(self.template, {k: _ends(v, chars) for k, v in row.items()}) for row in rows),
-      strict=True,
-    )
-    # The Rust tokenizer itself, as in PairPrompt.
-    with panics():
-      tokens = self.tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    shortened = [{k: _ends(v, chars) for k, v in row.items()} for row in rows]
+    tokens, spans = _filled(self.tokenizer, self.template, shortened)
 
     def enough(row, each, span) -> bool:
       shortened = [span[k][0] for k, v in row.items() if len(v) > span[k][1] - span[k][0]]
@@ -283,21 +273,6 @@ def _until_enough(tokenise: Callable, texts: list, max_len: int) -> list:
   return results
 
 
-@contextlib.contextmanager
-def panics() -> Iterator[None]:
-  """Turns a panic of the tokenizer, which is no Exception, into a UserError.
-
-  Its search for a pattern gives up after a fraction of a second if the pattern suits no text.
-  """
-  try:
-    yield
-  except BaseException as error:
-    if type(error).__name__ != 'PanicException':
-      raise
-    what = ' '.join(str(error).split())[:200]
-    raise UserError(f'the tokenizer gives up ({what}); use a model with another one') from error
-
-
 def _ends(text: str, chars: int) -> str:
   """A text of more than about `chars` characters without its middle."""
   return text if len(text) <= chars + TAIL_CHARS else text[:chars] + text[-TAIL_CHARS:]
@@ -315,15 +290,24 @@ def _field_lengths(tokenizer, template: str, rows: list[dict[str, str]]) -> list
   """Numbers of tokens per filled template: of each field, and `input` without special tokens."""
   if not rows:
     return []
-  texts, spans = zip(*(render(template, row) for row in rows), strict=True)
-  with panics():
-    out = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
   lengths = []
-  for ids, offsets, span in zip(out['input_ids'], out['offset_mapping'], spans, strict=True):
-    fields = _in_fields(np.array(offsets), span)
+  for row, span in zip(*_filled(tokenizer, template, rows), strict=True):
+    fields = _in_fields(np.array(row.offsets), span)
     lengths.append({name: int(inside.sum()) for name, inside in fields.items()})
-    lengths[-1]['input'] = len(ids)
+    lengths[-1]['input'] = len(row)
   return lengths
+
+
+def _filled(tokenizer, template: str, rows: list[dict[str, str]]) -> tuple[list, Sequence[dict]]:
+  """The tokens of each filled template, and the spans of its fields among their offsets.
+
+  The template's control tokens are those of the tokenizer, those in the fields are text.
+  """
+  template = tokenising.marked(tokenizer.backend_tokenizer, template)
+  texts, spans = zip(*(render(template, row) for row in rows), strict=True)
+  reader = tokenising.plain(tokenizer.backend_tokenizer).backend
+  with tokenising.panics():
+    return reader.encode_batch(list(texts), add_special_tokens=False), spans
 
 
 def _in_fields(offsets: np.ndarray, spans: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:

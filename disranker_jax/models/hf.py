@@ -360,6 +360,9 @@ def _fit_tokenizer(folder, family, model_config):
     # Generic tokenizer classes leave token types out, which changes the scores without an error.
     names = config.setdefault('model_input_names', [])
     names += [name for name in family.tokenizer_inputs if name not in names]
+  if family.served:
+    # transformers, and what uses it, then reads `[SEP]` in a text as text, as the prompts here do.
+    config['split_special_tokens'] = True
   vocab = tokenizer['model'].get('vocab')
   tokens = {i: token for token, i in vocab.items()} if isinstance(vocab, dict) else {}
   tokens |= {token['id']: token['content'] for token in tokenizer.get('added_tokens', ())}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import students
 import tokenizers
+import transformers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 import disranker_jax
@@ -108,6 +109,19 @@ def test_a_pair_is_framed_as_the_tokenizer_frames_it(relative):
   theirs = student.prompt.tokenizer('join', 'the strings', return_token_type_ids=True)
   assert ours.ids.tolist() == theirs['input_ids']
   assert ours.types.tolist() == theirs['token_type_ids']
+
+
+def test_transformers_reads_names_of_special_tokens_in_a_text_as_we_do(relative):
+  student, folder = relative
+  # The Unigram of XLM-RoBERTa has `</s>` in its own vocabulary, where transformers finds it.
+  names = {'roberta': '</s> <mask>', 'xlm-roberta': 'none', 'electra': '[SEP] [CLS]'}
+  text = f'a {names[student.network.config.model_type]} b'
+  ours, theirs = (
+    load.open_tokenizer(folder),
+    transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+  )
+  [pair] = student.network.family.prompt(ours, 64, 32).encode_texts(text, [text])
+  assert pair.ids.tolist() == theirs(text, text)['input_ids']
 
 
 def test_special_tokens_in_a_text_that_is_cut_stay(relative):
