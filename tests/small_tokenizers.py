@@ -14,6 +14,7 @@ from tokenizers import (
   processors,
   trainers,
 )
+from transformers import PreTrainedTokenizerFast
 
 TEXTS = [str(getattr(str, name).__doc__) for name in sorted(dir(str))]
 VOCABULARY = 300
@@ -99,6 +100,11 @@ def framed(tokenizer: Tokenizer, single: str, pair: str) -> Tokenizer:
     single=single, pair=pair, special_tokens=[(n, tokenizer.token_to_id(n)) for n in names]
   )
   return tokenizer
+
+
+def opened(tokenizer: Tokenizer, **special) -> PreTrainedTokenizerFast:
+  """The tokenizer as transformers opens it; `special` has eos_token and the like."""
+  return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 def write(folder: Path, tokenizer: Tokenizer, **config) -> Path:

@@ -4,7 +4,6 @@ import random
 
 import pytest
 import small_tokenizers as small
-from transformers import PreTrainedTokenizerFast
 
 import disranker_jax
 from disranker_jax.data import tokenising
@@ -22,9 +21,9 @@ PIECES = ('a', 's', ' ', '  ', '\n', '\n\n', 'the', 'string', '<', '/', 's', '>'
           'SEP', 'é', '中', '🦊', '.', 'Return a copy')  # fmt: skip
 
 
-def opened(kind: str) -> PreTrainedTokenizerFast:
+def opened(kind: str):
   make, config = KINDS[kind]
-  return PreTrainedTokenizerFast(tokenizer_object=make(), **config)
+  return small.opened(make(), **config)
 
 
 @pytest.fixture(scope='module', params=KINDS)
@@ -72,9 +71,7 @@ def test_the_tokenizer_itself_stays_as_it_was(tokenizer):
 
 
 def test_added_words_and_runs_of_blanks_are_no_control_tokens():
-  tokenizer = PreTrainedTokenizerFast(
-    tokenizer_object=small.byte_bpe(words=('covid-19', 'C++')), eos_token='<|endoftext|>'
-  )
+  tokenizer = small.opened(small.byte_bpe(words=('covid-19', 'C++')))
   for word in ('covid-19', 'C++', '\n\n'):
     [ids] = tokenising.text_ids(tokenizer, [word])
     assert ids == [tokenizer.convert_tokens_to_ids(word)]
@@ -116,7 +113,7 @@ def test_control_tokens_of_a_template_stay_and_those_of_a_field_do_not():
 def test_a_pair_has_only_the_special_tokens_of_its_frame(kind, pair, length):
   make, config = KINDS[kind]
   inner = small.framed(make(), pair.partition(' $B')[0], pair)
-  tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **config)
+  tokenizer = small.opened(inner, **config)
   prompt = PairPrompt(tokenizer, 64, 24)
   text = ' '.join(['a', *control(tokenizer), 'the']) + ' string' * length
   [encoded] = prompt.encode(text, [Document('d', text, text)])

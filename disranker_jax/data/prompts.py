@@ -63,13 +63,19 @@ class PairPrompt:
   max_len: int
   max_query_len: int
 
+  def __post_init__(self):
+    self.frame  # noqa: B018 (raises an error here rather than at the first text)
+
   @functools.cached_property
   def frame(self) -> tuple[list[int], list[int], list[int], tuple[int, int]]:
     """Special tokens before the query, before and after the text; types of query and text."""
-    pair = self.tokenizer.backend_tokenizer.encode('a', 'b')
+    pair = tokenising.plain(self.tokenizer.backend_tokenizer).backend.encode('a', 'b')
     of = pair.sequence_ids
     if of[0] is not None or 0 not in of or 1 not in of:
-      raise UserError('student tokenizer: does not begin a pair of texts with a special token')
+      raise UserError(
+        'the tokenizer does not begin a pair of texts with a special token, where the score is '
+        'read; its tokenizer.json needs a post_processor, such as [CLS] $A [SEP] $B [SEP]'
+      )
     first, second = of.index(0), of.index(1)
     middle, last = first + of.count(0), second + of.count(1)
     types = pair.type_ids[first], pair.type_ids[second]
@@ -138,6 +144,8 @@ class PairPrompt:
 class TextPrompt:
   """Decoder: `<s> TEMPLATE </s>`; the scored position is the final `</s>`.
 
+  What stands for `<s>` and `</s>` is the tokenizer's own matter: see `ends`.
+
   `template` orders the fields, as in '{query} : {title} : {summary}'; `{{` and `}}` are braces in
   the text. `predict` is what a language model predicts: 'query', or 'document' for title and
   summary. `Encoded.predict` is the span of these tokens.
@@ -154,8 +162,31 @@ class TextPrompt:
       raise UserError(
         f'teacher template {self.template!r}: must have {{query}}, {{title}} and {{summary}} once'
       )
-    if self.tokenizer.eos_token_id is None:
-      raise UserError('teacher tokenizer: has no end-of-sequence token to score at')
+    start, end = self.ends
+    literals = dict.fromkeys(FIELDS, '')
+    fixed = len(start + end) + len(_filled(self.tokenizer, self.template, [literals])[0][0])
+    if fixed > self.max_len:
+      raise UserError(f'max_len={self.max_len}: the template alone has {fixed} tokens; raise it')
+
+  @functools.cached_property
+  def ends(self) -> tuple[list[int], list[int]]:
+    """The special tokens at the start and at the end; the last one is the scored position.
+
+    They are those that the tokenizer's post-processor puts around a text. Where it puts none, the
+    start is the token that the tokenizer calls `bos_token`, if any, and the end its `eos_token`.
+    """
+    text = tokenising.plain(self.tokenizer.backend_tokenizer).backend.encode('a')
+    inside = [i for i, sequence in enumerate(text.sequence_ids) if sequence == 0]
+    start, end = ([], []) if not inside else (text.ids[: inside[0]], text.ids[inside[-1] + 1 :])
+    bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+    if not start and not end and bos is not None:
+      start = [bos]
+    if not end and eos is None:
+      raise UserError(
+        'the tokenizer has no end-of-sequence token to score at; name one as eos_token in its '
+        'tokenizer_config.json'
+      )
+    return start, end or [eos]
 
   def encode(self, query: str, docs: Sequence[Document]) -> list[Encoded]:
     return self.encode_many([(query, docs)])[0]
@@ -199,13 +230,12 @@ class TextPrompt:
   def lengths(self, query: str, docs: Sequence[Document]) -> list[dict[str, int]]:
     """Numbers of tokens before cutting, per document: input, query, title, summary."""
     rows = [{'query': query, 'title': doc.title, 'summary': doc.summary} for doc in docs]
-    special = 1 + (self.tokenizer.bos_token_id is not None)
+    special = sum(map(len, self.ends))
     lengths = _field_lengths(self.tokenizer, self.template, rows)
     return [row | {'input': row['input'] + special} for row in lengths]
 
   def _assemble(self, rows, spans: Sequence[dict[str, tuple[int, int]]]) -> list[Encoded]:
     """Cuts the texts and adds both ends; one array for all texts, because most are short."""
-    bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
     lengths = np.array([len(row) for row in rows])
     ids = np.fromiter(itertools.chain.from_iterable(row.ids for row in rows), np.int32)
     last = np.fromiter((stop for row in rows for _, stop in row.offsets), np.int64) - 1
@@ -213,9 +243,9 @@ class TextPrompt:
     bounds = np.array([[span[f] for f in FIELDS] for span in spans])[owner]
     inside = (last[:, None] >= bounds[..., 0]) & (last[:, None] < bounds[..., 1])
     field = dict(zip(FIELDS, inside.T, strict=True))
-    keep = self._kept(field, lengths, owner, room=self.max_len - len(bos) - 1)
+    keep = self._kept(field, lengths, owner, room=self.max_len - sum(map(len, self.ends)))
     target = field['query'] if self.predict == 'query' else field['title'] | field['summary']
-    return self._ended(ids[keep], target[keep], owner[keep], len(rows), bos)
+    return self._ended(ids[keep], target[keep], owner[keep], len(rows))
 
   def _kept(self, field, lengths, owner, room: int) -> np.ndarray:
     """A mask of the tokens to keep: cuts the query, then the fields until all fit into `room`."""
@@ -230,16 +260,18 @@ class TextPrompt:
       keep &= ~mine | (rank < (count - excess)[owner])
     return keep
 
-  def _ended(self, ids, target, owner, count: int, bos: list[int]) -> list[Encoded]:
+  def _ended(self, ids, target, owner, count: int) -> list[Encoded]:
     """Adds both ends to the kept tokens; `target` marks the tokens to predict."""
     lengths = np.bincount(owner, minlength=count)
-    stops = np.cumsum(lengths + len(bos) + 1)
-    starts = stops - lengths - len(bos) - 1
-    where = np.arange(len(ids)) + owner * (len(bos) + 1) + len(bos)
-    whole = np.full(stops[-1], self.tokenizer.eos_token_id, np.int32)
+    before, after = self.ends
+    special = len(before) + len(after)
+    stops = np.cumsum(lengths + special)
+    starts = stops - lengths - special
+    where = np.arange(len(ids)) + owner * special + len(before)
+    whole = np.empty(stops[-1], np.int32)
     whole[where] = ids
-    if bos:
-      whole[starts] = bos
+    whole[starts[:, None] + np.arange(len(before))] = before
+    whole[stops[:, None] + np.arange(-len(after), 0)] = after
     at = where - starts[owner]
     known = target & (at > 0)  # without a start token, nothing predicts the first token
     per_text = np.bincount(owner[known], minlength=count)
@@ -249,8 +281,8 @@ class TextPrompt:
     encoded = []
     for start, stop, n, end in np.stack([starts, stops, per_text, ends], 1).tolist():
       span = (int(at[end - n]), int(at[end - 1]) + 1) if n else (0, 0)
-      if n and self.predict == 'document' and span[1] == stop - start - 1:
-        span = (span[0], stop - start)  # the end of a document is predicted too
+      if n and self.predict == 'document' and span[1] == stop - start - len(after):
+        span = (span[0], span[1] + 1)  # the end of a document is predicted too
       anchor = stop - start - 1
       encoded.append(Encoded(whole[start:stop], types[: stop - start], anchor, predict=span))
     return encoded

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 SPAWN = multiprocessing.get_context('spawn')  # fork is unsafe with the threads of JAX
 # The attributes of a tokenizer that prompts use.
-NEEDED = ('backend_tokenizer', 'bos_token_id', 'eos_token_id', 'cls_token_id', 'sep_token_id')
+NEEDED = ('backend_tokenizer', 'bos_token_id', 'eos_token_id')
 PAIRS = 256  # per piece of work: enough to make the transfer cheap
 # Added tokens that a tokenizer does not declare as special are control tokens too if they have one
 # of these characters, as `<think>` and `|||EMAIL|||`. The others are words and runs of blanks.
