@@ -17,24 +17,7 @@ from disranker_jax.models.network import Network
 KEY = jax.random.key(0)
 
 
-def _saved(folder, kind='bert', **options):
-  """A random ranker saved to a folder; returns it and its variables."""
-  model, variables = reference.network(kind, **options)
-  wave = lambda x: 0.1 * np.sin(np.arange(x.size, dtype=np.float32)).reshape(x.shape)  # noqa: E731
-  variables = jax.tree.map(lambda x: x + wave(x), variables)
-  hf.save(folder, model, variables)
-  return model, variables
-
-
-def _edit(folder, change):
-  path = folder / 'model.safetensors'
-  tensors = load_file(path)
-  save_file(change(tensors) or tensors, path)
-
-
-def _assert_equal(ours, theirs):
-  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+_saved, _edit, _assert_equal = reference.saved, reference.edit, reference.assert_equal
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,7 @@ class Bert(Family):
     # Files that were converted from TensorFlow, such as the original BERTs, have gamma and beta.
     name = re.sub(r'LayerNorm\.gamma$', 'LayerNorm.weight', name)
     name = re.sub(r'LayerNorm\.beta$', 'LayerNorm.bias', name)
+    name = super().canonical(name)
     bare = ('embeddings', 'encoder.', 'pooler.')
     return f'{self.prefix}.{name}' if name.startswith(bare) else name
 
