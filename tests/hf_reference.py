@@ -55,6 +55,7 @@ DECODERS = {
     'layer_norm_eps': 1e-5,
   },
   'electra': {'max_position_embeddings': 40, 'embedding_size': 20},
+  'distilbert': {'max_position_embeddings': 40, 'hidden_dim': 48},
 }
 
 

@@ -32,6 +32,7 @@ _saved, _edit, _assert_equal = reference.saved, reference.edit, reference.assert
     ('llama3', 'lm'),
     ('roberta', 'rank'),
     ('electra', 'rank'),
+    ('distilbert', 'rank'),
   ],
 )
 def test_round_trip_is_bit_equal(kind, head, tmp_path):
@@ -221,6 +222,7 @@ def test_a_shallow_student_takes_the_named_layers(tmp_path):
     ('roberta', 2),
     ('xlm-roberta', 0),
     ('electra', 2),
+    ('distilbert', 2),
   ],
 )
 def test_torch_loads_what_we_save_and_gives_our_scores(kind, rank, tmp_path):
@@ -229,7 +231,7 @@ def test_torch_loads_what_we_save_and_gives_our_scores(kind, rank, tmp_path):
 
   model, variables = _saved(tmp_path, kind, lora_rank=rank)
   batch = reference.rows(reference.sequences((9, 6, 3)))
-  is_encoder = kind in ('bert', 'roberta', 'xlm-roberta', 'electra')
+  is_encoder = not model.family.causal
   if is_encoder:
     # Padding has the model's own id, and no text has it: RoBERTa finds positions by it.
     pad, ids = model.config.pad_id, batch['tokens_BT']

@@ -19,6 +19,7 @@ KEY = jax.random.key(0)
 WRAPPED = {
   'bert': ('model.', 'module.', 'model.module.'),
   'roberta': ('model.', 'module.'),
+  'distilbert': ('model.',),
   'electra': ('base_model.', 'base_model.model.'),
   'mistral': ('language_model.', 'module.'),
   'qwen3': ('language_model.', 'model.language_model.'),
@@ -34,7 +35,7 @@ def test_the_names_of_a_model_that_is_part_of_another_are_understood(kind, prefi
   assert_equal(hf.load(tmp_path, model, KEY), variables)
 
 
-@pytest.mark.parametrize('kind', ['bert', 'roberta', 'electra', 'llama', 'qwen2'])
+@pytest.mark.parametrize('kind', ['bert', 'roberta', 'electra', 'distilbert', 'llama', 'qwen2'])
 @pytest.mark.parametrize('wrapper', ['', 'model.', 'language_model.', 'model.language_model.'])
 def test_bare_names_are_understood(kind, wrapper, tmp_path):
   """Of a base model alone; the wrapper stands where the family's own prefix is elsewhere."""
@@ -76,7 +77,7 @@ def test_a_head_of_words_is_read_where_it_is_not_the_embeddings(tied, present, h
     assert_equal(loaded[name], jax.tree.map(np.asarray, variables['params'][name]))
 
 
-@pytest.mark.parametrize('kind', ['bert', 'roberta', 'electra', 'qwen3'])
+@pytest.mark.parametrize('kind', ['bert', 'roberta', 'electra', 'distilbert', 'qwen3'])
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
 def test_half_precision_in_several_files_is_read(kind, dtype, tmp_path):
   model, variables = saved(tmp_path, kind)

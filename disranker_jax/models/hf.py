@@ -65,8 +65,9 @@ def read_config(folder: str | pathlib.Path) -> dict:
   except (ValueError, OSError, RecursionError) as error:
     raise UserError(f'{path} cannot be read: {error}') from None
   try:
-    if raw.get('num_hidden_layers', 0) > MAX_LAYERS:
-      raise ValueError(f'num_hidden_layers is {raw["num_hidden_layers"]}, more than {MAX_LAYERS}')
+    for key in ('num_hidden_layers', 'n_layers'):
+      if raw.get(key, 0) > MAX_LAYERS:
+        raise ValueError(f'{key} is {raw[key]}, more than {MAX_LAYERS}')
     model_type = raw['model_type']
     families.find(model_type)
     import transformers  # takes seconds to import, and half the callers never need it
@@ -368,11 +369,10 @@ def _fit_tokenizer(folder, family, model_config):
   if not all(path.exists() for path in paths):
     return
   tokenizer, config = (json.loads(path.read_text(encoding='utf-8')) for path in paths)
-  if 'token_type_ids' in family.tokenizer_inputs:
-    # Generic tokenizer classes leave token types out, which changes the scores without an error.
-    names = config.setdefault('model_input_names', [])
-    names += [name for name in family.tokenizer_inputs if name not in names]
   if family.served:
+    # Generic tokenizer classes leave token types out, which changes the scores without an error.
+    # Others make them where the model has none.
+    config['model_input_names'] = list(family.tokenizer_inputs)
     # transformers, and what uses it, then reads `[SEP]` in a text as text, as the prompts here do.
     config['split_special_tokens'] = True
   vocab = tokenizer['model'].get('vocab')
