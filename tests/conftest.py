@@ -32,7 +32,7 @@ HEAVY = (
   'test_bench_*.py',
   'test_attention*.py',
   'test_network.py',
-  'test_hf.py',
+  'test_hf*.py',
   'test_hostile_*.py',
   'test_train.py',
   'exporting/*',

@@ -5,8 +5,9 @@ import functools
 import jax
 import numpy as np
 import transformers
+from safetensors.numpy import load_file, save_file
 
-from disranker_jax.models import families
+from disranker_jax.models import families, hf
 from disranker_jax.models.network import Network
 
 SMALL = {
@@ -63,6 +64,7 @@ DECODERS = {
     'layer_norm_eps': 1e-5,
   },
   'electra': {'max_position_embeddings': 40, 'embedding_size': 20},
+  'distilbert': {'max_position_embeddings': 40, 'hidden_dim': 48},
 }
 
 
@@ -104,6 +106,26 @@ def network(kind='mistral', scale=1.0, **options):
   out = Network(families.from_hf(settings), **options)
   variables = jax.tree.map(np.asarray, jax.jit(out.init)(jax.random.key(0)))
   return out, jax.tree.map(lambda x: x * np.float32(scale) if x.ndim > 1 else x, variables)
+
+
+def saved(folder, kind='bert', **options):
+  """A random ranker saved to a folder; returns it and its variables."""
+  model, variables = network(kind, **options)
+  wave = lambda x: 0.1 * np.sin(np.arange(x.size, dtype=np.float32)).reshape(x.shape)  # noqa: E731
+  variables = jax.tree.map(lambda x: x + wave(x), variables)
+  hf.save(folder, model, variables)
+  return model, variables
+
+
+def edit(folder, change):
+  path = folder / 'model.safetensors'
+  tensors = load_file(path)
+  save_file(change(tensors) or tensors, path)
+
+
+def assert_equal(ours, theirs):
+  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def sequences(lengths, vocab=61, seed=0):

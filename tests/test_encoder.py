@@ -15,7 +15,7 @@ def _types(ids):
   return [[0] * (len(x) // 2) + [1] * (len(x) - len(x) // 2) for x in ids]
 
 
-KINDS = ('bert', 'roberta', 'xlm-roberta', 'electra')
+KINDS = ('bert', 'roberta', 'xlm-roberta', 'electra', 'distilbert')
 
 
 def _has_types(kind):

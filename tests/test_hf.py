@@ -17,24 +17,7 @@ from disranker_jax.models.network import Network
 KEY = jax.random.key(0)
 
 
-def _saved(folder, kind='bert', **options):
-  """A random ranker saved to a folder; returns it and its variables."""
-  model, variables = reference.network(kind, **options)
-  wave = lambda x: 0.1 * np.sin(np.arange(x.size, dtype=np.float32)).reshape(x.shape)  # noqa: E731
-  variables = jax.tree.map(lambda x: x + wave(x), variables)
-  hf.save(folder, model, variables)
-  return model, variables
-
-
-def _edit(folder, change):
-  path = folder / 'model.safetensors'
-  tensors = load_file(path)
-  save_file(change(tensors) or tensors, path)
-
-
-def _assert_equal(ours, theirs):
-  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+_saved, _edit, _assert_equal = reference.saved, reference.edit, reference.assert_equal
 
 
 @pytest.mark.parametrize(
@@ -49,6 +32,7 @@ def _assert_equal(ours, theirs):
     ('llama3', 'lm'),
     ('roberta', 'rank'),
     ('electra', 'rank'),
+    ('distilbert', 'rank'),
   ],
 )
 def test_round_trip_is_bit_equal(kind, head, tmp_path):
@@ -238,6 +222,7 @@ def test_a_shallow_student_takes_the_named_layers(tmp_path):
     ('roberta', 2),
     ('xlm-roberta', 0),
     ('electra', 2),
+    ('distilbert', 2),
   ],
 )
 def test_torch_loads_what_we_save_and_gives_our_scores(kind, rank, tmp_path):
@@ -246,7 +231,7 @@ def test_torch_loads_what_we_save_and_gives_our_scores(kind, rank, tmp_path):
 
   model, variables = _saved(tmp_path, kind, lora_rank=rank)
   batch = reference.rows(reference.sequences((9, 6, 3)))
-  is_encoder = kind in ('bert', 'roberta', 'xlm-roberta', 'electra')
+  is_encoder = not model.family.causal
   if is_encoder:
     # Padding has the model's own id, and no text has it: RoBERTa finds positions by it.
     pad, ids = model.config.pad_id, batch['tokens_BT']

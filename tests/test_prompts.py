@@ -5,12 +5,13 @@ import re
 
 import numpy as np
 import pytest
+import small_tokenizers as small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from disranker_jax.config import check, defaults
-from disranker_jax.data import prompts
+from disranker_jax.data import prompts, tokenising
 from disranker_jax.data.prompts import PairPrompt, TextPrompt, document_text
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
@@ -58,9 +59,16 @@ def counts(tokenizer, ids):
 
 
 @pytest.mark.parametrize('text', ['a [SEP] b', '[CLS]', '[PAD] [MASK] [UNK]', '</s> <s> a <unk>'])
-def test_names_of_special_tokens_in_a_text_are_read_as_transformers_reads_them(bert, text):
+def test_names_of_special_tokens_in_a_text_are_text(bert, mistral, text):
+  special = set(bert.all_special_ids)
   encoded = one(PairPrompt(bert, 64, 32), text, 'title', text)
-  assert encoded.ids.tolist() == bert(text, f'title : {text}')['input_ids']
+  assert [i for i in encoded.ids.tolist() if i in special] == [
+    bert.cls_token_id, bert.sep_token_id, bert.sep_token_id
+  ]  # fmt: skip
+  assert bert.decode(encoded.ids, skip_special_tokens=True).count('[') == 2 * text.count('[')
+  encoded = one(TextPrompt(mistral, 256, 64, PAPER), text, text, text)
+  assert mistral.decode(encoded.ids) == f'<s>{text} : {text} : {text}</s>'
+  assert set(encoded.ids[1:-1]).isdisjoint(mistral.all_special_ids)
 
 
 @few_examples
@@ -200,29 +208,32 @@ def test_tokenising_only_the_start_of_a_text_changes_no_token(
 
 
 @pytest.mark.parametrize('length', [10_000, 1_000_000])
-def test_the_work_for_a_long_text_of_words_does_not_grow_with_it(bert, mistral, length):
+def test_the_work_for_a_long_text_of_words_does_not_grow_with_it(
+  bert, mistral, length, monkeypatch
+):
   seen = []
 
   class Counting:
-    def __init__(self, tokenizer):
-      self.tokenizer, self.backend_tokenizer = tokenizer, self
+    def __init__(self, backend):
+      self.backend = backend
 
     def __getattr__(self, name):
-      backend = self.tokenizer.backend_tokenizer
-      return getattr(backend if hasattr(backend, name) else self.tokenizer, name)
+      return getattr(self.backend, name)
 
     def encode_batch(self, texts, **options):
       seen.append(sum(map(len, texts)))
-      return self.tokenizer.backend_tokenizer.encode_batch(texts, **options)
+      return self.backend.encode_batch(texts, **options)
 
     encode_batch_fast = encode_batch
 
-    def encode(self, *pair):
-      return self.tokenizer.backend_tokenizer.encode(*pair)
+  def counting(backend):
+    return plain(backend)._replace(backend=Counting(plain(backend).backend))
 
-  summary = 'some words and names ' * (length // 21)
-  one(PairPrompt(Counting(bert), 64, 16), 'q', 't', summary)
-  one(TextPrompt(Counting(mistral), 64, 16, PAPER), 'q', 't', summary)
+  plain = tokenising.plain
+  both = PairPrompt(bert, 64, 16), TextPrompt(mistral, 64, 16, PAPER)
+  monkeypatch.setattr(tokenising, 'plain', counting)
+  for prompt in both:
+    one(prompt, 'q', 't', 'some words and names ' * (length // 21))
   assert len(seen) == 2 and max(seen) < 2_000
 
 
@@ -346,18 +357,87 @@ def test_a_template_without_each_field_once_is_refused(mistral, template):
     TextPrompt(mistral, 64, 16, template)
 
 
-def test_a_tokenizer_without_an_end_is_refused(mistral):
-  class Endless:
-    eos_token_id = None
-
-  with pytest.raises(UserError, match='no end-of-sequence token'):
-    TextPrompt(Endless, 64, 16, PAPER)
+def test_a_tokenizer_without_an_end_is_refused():
+  tokenizer = small.opened(small.byte_bpe())
+  with pytest.raises(UserError, match=r'no end-of-sequence token.*eos_token'):
+    TextPrompt(tokenizer, 64, 16, PAPER)
 
 
-def test_without_a_start_token_the_first_token_is_not_predicted(mistral):
-  tokenizer = AutoTokenizer.from_pretrained(mistral.name_or_path)
-  tokenizer.bos_token = None  # as Qwen2's
+def test_without_a_start_token_the_first_token_is_not_predicted():
+  # As Qwen2's, which pads with its end.
+  end = '<|endoftext|>'
+  tokenizer = small.opened(small.byte_bpe(), eos_token=end, pad_token=end)
   encoded = one(TextPrompt(tokenizer, 64, 16, '{title} : {summary} : {query}'), 'q', 'a b', 'c')
-  assert tokenizer.decode(encoded.ids) == 'a b : c : q</s>'
+  assert tokenizer.decode(encoded.ids) == f'a b : c : q{end}'
   assert encoded.predict[0] == 1  # no token before it could predict it
   assert spelt(tokenizer, encoded) == ' b : c'
+
+
+@pytest.mark.parametrize(
+  'make, special, frame, expected',
+  [
+    (small.unigram, {'eos_token': '</s>'}, '<s> $A', '<s> {} </s>'),
+    (small.unigram, {}, '<s> $A </s>', '<s> {} </s>'),
+    (small.unigram, {'bos_token': '<s>', 'eos_token': '</s>'}, '', '<s> {} </s>'),
+    (small.byte_bpe, {'bos_token': '<|im_start|>', 'eos_token': '<|im_end|>'}, '', None),
+    (small.byte_bpe, {'eos_token': '<|im_end|>'}, '', '{} <|im_end|>'),
+    (small.byte_bpe, {'eos_token': '<|im_end|>'}, '$A', '{} <|im_end|>'),
+    (small.byte_bpe, {'eos_token': '<|im_end|>'}, '<|im_start|> <|im_start|> $A', None),
+    (small.byte_bpe, {}, '$A <|im_end|> <|endoftext|>', '{} <|im_end|> <|endoftext|>'),
+    (small.wordpiece, {'unk_token': '[UNK]'}, '[CLS] $A [SEP]', '[CLS] {} [SEP]'),
+  ],
+)
+@pytest.mark.parametrize('summary', ['the string', 'string ' * 90])
+def test_both_ends_of_a_decoders_text_are_those_of_its_tokenizer(
+  make, special, frame, expected, summary
+):
+  inner = small.framed(make(), frame, f'{frame} $B') if frame else make()
+  tokenizer = small.opened(inner, **special)
+  if expected is None:
+    starts = frame.removesuffix(' $A') or special['bos_token']
+    expected = f'{starts} {{}} {special["eos_token"]}'
+  prompt = TextPrompt(tokenizer, 64, 16, '{query} {title} {summary}')
+  encoded = one(prompt, 'return a', 'the', summary)
+  tokens = tokenizer.convert_ids_to_tokens(encoded.ids.tolist())
+  before, after = (part.split() for part in expected.split('{}'))
+  assert tokens[: len(before)] == before and tokens[len(tokens) - len(after) :] == after
+  assert encoded.anchor == len(encoded) - 1 <= 63
+  known = {*before, *after}
+  assert not known & set(tokens[len(before) : len(tokens) - len(after)])
+  # The document's last token and the first one of the end are predicted.
+  assert encoded.predict[1] == len(encoded) - len(after) + 1
+  assert tokens[encoded.predict[1] - 1] == after[0]
+  assert prompt.lengths('return a', [Document('d', 'the', 'a')])[0]['input'] == len(
+    one(prompt, 'return a', 'the', 'a')
+  )
+
+
+@pytest.mark.parametrize(
+  'make, pair, segments',
+  [
+    (small.unigram, '<s> $A </s> </s> $B </s>', {0}),
+    (small.byte_bpe, '<|im_start|> $A <|im_end|> $B <|im_end|>', {0}),
+    (small.wordpiece, '[CLS] $A [SEP] $B:1 [SEP]:1', {0, 1}),
+    (small.wordpiece, '[CLS] $A $B', {0}),
+  ],
+)
+def test_a_pair_has_the_frame_of_its_tokenizer(make, pair, segments):
+  tokenizer = small.opened(small.framed(make(), pair.partition(' $B')[0], pair))
+  encoded = one(PairPrompt(tokenizer, 64, 16), 'return a', 'the', 'string')
+  theirs = tokenizer('return a', 'the : string', return_token_type_ids=True)
+  assert encoded.ids.tolist() == theirs['input_ids']
+  assert encoded.types.tolist() == theirs['token_type_ids'] and set(encoded.types) == segments
+
+
+@pytest.mark.parametrize('make', [small.unigram, small.byte_bpe, small.wordpiece])
+def test_an_encoders_tokenizer_without_a_frame_is_refused_before_the_first_text(make):
+  tokenizer = small.opened(make(), unk_token=None)
+  with pytest.raises(UserError, match='needs a post_processor'):
+    PairPrompt(tokenizer, 64, 16)
+
+
+def test_a_template_that_leaves_no_room_is_refused(mistral):
+  with pytest.raises(UserError, match=r'^max_len=16: the template alone has \d+ tokens'):
+    TextPrompt(
+      mistral, 16, 8, '{query} is answered by this page or by none of them: {title} {summary}'
+    )

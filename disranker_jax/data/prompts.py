@@ -1,19 +1,19 @@
 """Prompts: encode a query and a document as the token ids that a model reads, cut to length.
 
 The input of a decoder always ends in `</s>`, that of BERT in `[SEP]`. If the text is too long, the
-summary is cut first, then the title. The first tokens of the query are never cut.
+summary is cut first, then the title. The first tokens of the query are never cut. `[SEP]` or `</s>`
+inside a query or a document is text; only a template can name special tokens.
 """
 
-import contextlib
 import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from disranker_jax.data import wordpiece
+from disranker_jax.data import tokenising, wordpiece
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 
@@ -63,13 +63,19 @@ class PairPrompt:
   max_len: int
   max_query_len: int
 
+  def __post_init__(self):
+    self.frame  # noqa: B018 (raises an error here rather than at the first text)
+
   @functools.cached_property
   def frame(self) -> tuple[list[int], list[int], list[int], tuple[int, int]]:
     """Special tokens before the query, before and after the text; types of query and text."""
-    pair = self.tokenizer.backend_tokenizer.encode('a', 'b')
+    pair = tokenising.plain(self.tokenizer.backend_tokenizer).backend.encode('a', 'b')
     of = pair.sequence_ids
     if of[0] is not None or 0 not in of or 1 not in of:
-      raise UserError('student tokenizer: does not begin a pair of texts with a special token')
+      raise UserError(
+        'the tokenizer does not begin a pair of texts with a special token, where the score is '
+        'read; its tokenizer.json needs a post_processor, such as [CLS] $A [SEP] $B [SEP]'
+      )
     first, second = of.index(0), of.index(1)
     middle, last = first + of.count(0), second + of.count(1)
     types = pair.type_ids[first], pair.type_ids[second]
@@ -117,7 +123,7 @@ class PairPrompt:
 
   def lengths(self, query: str, docs: Sequence[Document]) -> list[dict[str, int]]:
     """Numbers of tokens before cutting, per document: input, query, title, summary."""
-    query_len = len(self.tokenizer(query, add_special_tokens=False)['input_ids'])
+    query_len = len(tokenising.text_ids(self.tokenizer, [query])[0])
     rows = [{'title': doc.title, 'summary': doc.summary} for doc in docs]
     lengths = _field_lengths(self.tokenizer, '{title} : {summary}', rows)
     special = sum(map(len, self.frame[:3]))
@@ -127,21 +133,18 @@ class PairPrompt:
 
   def _ids(self, texts: list[str], chars: int) -> list[tuple[list[int], bool]]:
     """As `_until_enough` needs it: token ids of the first `chars` characters."""
-    # The Rust tokenizer itself: the call of transformers changes its state and takes twice as long.
-    with panics():
-      rows = self.tokenizer.backend_tokenizer.encode_batch_fast(
-        [text[:chars] for text in texts], add_special_tokens=False
-      )
+    rows = tokenising.text_ids(self.tokenizer, [text[:chars] for text in texts])
     need = self.max_len + UNSURE_TOKENS
     return [
-      (row.ids, len(text) <= chars or len(row.ids) >= need)
-      for text, row in zip(texts, rows, strict=True)
+      (ids, len(text) <= chars or len(ids) >= need) for text, ids in zip(texts, rows, strict=True)
     ]
 
 
 @dataclasses.dataclass(frozen=True)
 class TextPrompt:
   """Decoder: `<s> TEMPLATE </s>`; the scored position is the final `</s>`.
+
+  What stands for `<s>` and `</s>` is the tokenizer's own matter: see `ends`.
 
   `template` orders the fields, as in '{query} : {title} : {summary}'; `{{` and `}}` are braces in
   the text. `predict` is what a language model predicts: 'query', or 'document' for title and
@@ -159,8 +162,31 @@ class TextPrompt:
       raise UserError(
         f'teacher template {self.template!r}: must have {{query}}, {{title}} and {{summary}} once'
       )
-    if self.tokenizer.eos_token_id is None:
-      raise UserError('teacher tokenizer: has no end-of-sequence token to score at')
+    start, end = self.ends
+    literals = dict.fromkeys(FIELDS, '')
+    fixed = len(start + end) + len(_filled(self.tokenizer, self.template, [literals])[0][0])
+    if fixed > self.max_len:
+      raise UserError(f'max_len={self.max_len}: the template alone has {fixed} tokens; raise it')
+
+  @functools.cached_property
+  def ends(self) -> tuple[list[int], list[int]]:
+    """The special tokens at the start and at the end; the last one is the scored position.
+
+    They are those that the tokenizer's post-processor puts around a text. Where it puts none, the
+    start is the token that the tokenizer calls `bos_token`, if any, and the end its `eos_token`.
+    """
+    text = tokenising.plain(self.tokenizer.backend_tokenizer).backend.encode('a')
+    inside = [i for i, sequence in enumerate(text.sequence_ids) if sequence == 0]
+    start, end = ([], []) if not inside else (text.ids[: inside[0]], text.ids[inside[-1] + 1 :])
+    bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+    if not start and not end and bos is not None:
+      start = [bos]
+    if not end and eos is None:
+      raise UserError(
+        'the tokenizer has no end-of-sequence token to score at; name one as eos_token in its '
+        'tokenizer_config.json'
+      )
+    return start, end or [eos]
 
   def encode(self, query: str, docs: Sequence[Document]) -> list[Encoded]:
     return self.encode_many([(query, docs)])[0]
@@ -186,13 +212,8 @@ class TextPrompt:
 
     A field of more characters loses its middle: its first tokens stay, and what follows its end.
     """
-    texts, spans = zip(
-      *(render(self.template, {k: _ends(v, chars) for k, v in row.items()}) for row in rows),
-      strict=True,
-    )
-    # The Rust tokenizer itself, as in PairPrompt.
-    with panics():
-      tokens = self.tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    shortened = [{k: _ends(v, chars) for k, v in row.items()} for row in rows]
+    tokens, spans = _filled(self.tokenizer, self.template, shortened)
 
     def enough(row, each, span) -> bool:
       shortened = [span[k][0] for k, v in row.items() if len(v) > span[k][1] - span[k][0]]
@@ -209,13 +230,12 @@ class TextPrompt:
   def lengths(self, query: str, docs: Sequence[Document]) -> list[dict[str, int]]:
     """Numbers of tokens before cutting, per document: input, query, title, summary."""
     rows = [{'query': query, 'title': doc.title, 'summary': doc.summary} for doc in docs]
-    special = 1 + (self.tokenizer.bos_token_id is not None)
+    special = sum(map(len, self.ends))
     lengths = _field_lengths(self.tokenizer, self.template, rows)
     return [row | {'input': row['input'] + special} for row in lengths]
 
   def _assemble(self, rows, spans: Sequence[dict[str, tuple[int, int]]]) -> list[Encoded]:
     """Cuts the texts and adds both ends; one array for all texts, because most are short."""
-    bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
     lengths = np.array([len(row) for row in rows])
     ids = np.fromiter(itertools.chain.from_iterable(row.ids for row in rows), np.int32)
     last = np.fromiter((stop for row in rows for _, stop in row.offsets), np.int64) - 1
@@ -223,9 +243,9 @@ class TextPrompt:
     bounds = np.array([[span[f] for f in FIELDS] for span in spans])[owner]
     inside = (last[:, None] >= bounds[..., 0]) & (last[:, None] < bounds[..., 1])
     field = dict(zip(FIELDS, inside.T, strict=True))
-    keep = self._kept(field, lengths, owner, room=self.max_len - len(bos) - 1)
+    keep = self._kept(field, lengths, owner, room=self.max_len - sum(map(len, self.ends)))
     target = field['query'] if self.predict == 'query' else field['title'] | field['summary']
-    return self._ended(ids[keep], target[keep], owner[keep], len(rows), bos)
+    return self._ended(ids[keep], target[keep], owner[keep], len(rows))
 
   def _kept(self, field, lengths, owner, room: int) -> np.ndarray:
     """A mask of the tokens to keep: cuts the query, then the fields until all fit into `room`."""
@@ -240,16 +260,18 @@ class TextPrompt:
       keep &= ~mine | (rank < (count - excess)[owner])
     return keep
 
-  def _ended(self, ids, target, owner, count: int, bos: list[int]) -> list[Encoded]:
+  def _ended(self, ids, target, owner, count: int) -> list[Encoded]:
     """Adds both ends to the kept tokens; `target` marks the tokens to predict."""
     lengths = np.bincount(owner, minlength=count)
-    stops = np.cumsum(lengths + len(bos) + 1)
-    starts = stops - lengths - len(bos) - 1
-    where = np.arange(len(ids)) + owner * (len(bos) + 1) + len(bos)
-    whole = np.full(stops[-1], self.tokenizer.eos_token_id, np.int32)
+    before, after = self.ends
+    special = len(before) + len(after)
+    stops = np.cumsum(lengths + special)
+    starts = stops - lengths - special
+    where = np.arange(len(ids)) + owner * special + len(before)
+    whole = np.empty(stops[-1], np.int32)
     whole[where] = ids
-    if bos:
-      whole[starts] = bos
+    whole[starts[:, None] + np.arange(len(before))] = before
+    whole[stops[:, None] + np.arange(-len(after), 0)] = after
     at = where - starts[owner]
     known = target & (at > 0)  # without a start token, nothing predicts the first token
     per_text = np.bincount(owner[known], minlength=count)
@@ -259,8 +281,8 @@ class TextPrompt:
     encoded = []
     for start, stop, n, end in np.stack([starts, stops, per_text, ends], 1).tolist():
       span = (int(at[end - n]), int(at[end - 1]) + 1) if n else (0, 0)
-      if n and self.predict == 'document' and span[1] == stop - start - 1:
-        span = (span[0], stop - start)  # the end of a document is predicted too
+      if n and self.predict == 'document' and span[1] == stop - start - len(after):
+        span = (span[0], span[1] + 1)  # the end of a document is predicted too
       anchor = stop - start - 1
       encoded.append(Encoded(whole[start:stop], types[: stop - start], anchor, predict=span))
     return encoded
@@ -283,21 +305,6 @@ def _until_enough(tokenise: Callable, texts: list, max_len: int) -> list:
   return results
 
 
-@contextlib.contextmanager
-def panics() -> Iterator[None]:
-  """Turns a panic of the tokenizer, which is no Exception, into a UserError.
-
-  Its search for a pattern gives up after a fraction of a second if the pattern suits no text.
-  """
-  try:
-    yield
-  except BaseException as error:
-    if type(error).__name__ != 'PanicException':
-      raise
-    what = ' '.join(str(error).split())[:200]
-    raise UserError(f'the tokenizer gives up ({what}); use a model with another one') from error
-
-
 def _ends(text: str, chars: int) -> str:
   """A text of more than about `chars` characters without its middle."""
   return text if len(text) <= chars + TAIL_CHARS else text[:chars] + text[-TAIL_CHARS:]
@@ -315,15 +322,24 @@ def _field_lengths(tokenizer, template: str, rows: list[dict[str, str]]) -> list
   """Numbers of tokens per filled template: of each field, and `input` without special tokens."""
   if not rows:
     return []
-  texts, spans = zip(*(render(template, row) for row in rows), strict=True)
-  with panics():
-    out = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
   lengths = []
-  for ids, offsets, span in zip(out['input_ids'], out['offset_mapping'], spans, strict=True):
-    fields = _in_fields(np.array(offsets), span)
+  for row, span in zip(*_filled(tokenizer, template, rows), strict=True):
+    fields = _in_fields(np.array(row.offsets), span)
     lengths.append({name: int(inside.sum()) for name, inside in fields.items()})
-    lengths[-1]['input'] = len(ids)
+    lengths[-1]['input'] = len(row)
   return lengths
+
+
+def _filled(tokenizer, template: str, rows: list[dict[str, str]]) -> tuple[list, Sequence[dict]]:
+  """The tokens of each filled template, and the spans of its fields among their offsets.
+
+  The template's control tokens are those of the tokenizer, those in the fields are text.
+  """
+  template = tokenising.marked(tokenizer.backend_tokenizer, template)
+  texts, spans = zip(*(render(template, row) for row in rows), strict=True)
+  reader = tokenising.plain(tokenizer.backend_tokenizer).backend
+  with tokenising.panics():
+    return reader.encode_batch(list(texts), add_special_tokens=False), spans
 
 
 def _in_fields(offsets: np.ndarray, spans: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:

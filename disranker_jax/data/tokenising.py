@@ -1,28 +1,133 @@
-"""Tokenises groups ahead of their use, in a thread or in worker processes.
+"""Tokenises texts as texts, and groups ahead of their use, in a thread or in worker processes.
 
 The tokenizer is written in Rust and uses all cores from one thread. Processes help if a fast
 accelerator waits for the Python code around the tokenizer.
+
+A tokenizer's control tokens, such as `[SEP]`, `</s>` and `<|im_end|>`, stand for the parts of an
+input. A query or a document that contains the name of one must not become such a part.
 """
+
+from __future__ import annotations
 
 import atexit
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
+import functools
+import json
 import multiprocessing
 import os
 import queue
+import re
+import secrets
 import signal
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from disranker_jax.data.prompts import Encoded
+from tokenizers import Tokenizer
+
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 
+if TYPE_CHECKING:
+  from disranker_jax.data.prompts import Encoded
+
 SPAWN = multiprocessing.get_context('spawn')  # fork is unsafe with the threads of JAX
 # The attributes of a tokenizer that prompts use.
-NEEDED = ('backend_tokenizer', 'bos_token_id', 'eos_token_id', 'cls_token_id', 'sep_token_id')
+NEEDED = ('backend_tokenizer', 'bos_token_id', 'eos_token_id')
 PAIRS = 256  # per piece of work: enough to make the transfer cheap
+# Added tokens that a tokenizer does not declare as special are control tokens too if they have one
+# of these characters, as `<think>` and `|||EMAIL|||`. The others are words and runs of blanks.
+MARKS = frozenset('<>[]{}|')
+
+
+class Plain(NamedTuple):
+  """A tokenizer that finds no control token in a text, and the names by which it knows them."""
+
+  backend: Tokenizer
+  names: dict[str, str]  # {control token: its name in `backend`}
+
+
+@functools.lru_cache(maxsize=4)  # a large one takes seconds
+def plain(backend: Tokenizer) -> Plain:
+  """A copy of a Rust tokenizer in which control tokens have names that no text contains.
+
+  Their ids stay, and every other text has the same tokens. `encode_special_tokens` of the library
+  is not enough. It skips special tokens only, not added ones such as `<think>`. And a model whose
+  own vocabulary has `</s>`, such as a Unigram, still finds it.
+  """
+  raw = json.loads(backend.to_str())
+  model = raw['model']
+  control = [t for t in raw['added_tokens'] if t['special'] or _is_marked(t['content'])]
+  names = {token['content']: _secret() for token in control}
+  for token in control:
+    token['content'] = names[token['content']]
+  vocab = model.get('vocab', {})
+  if isinstance(vocab, dict):
+    model['vocab'] = {names.get(token, token): i for token, i in vocab.items()}
+  else:
+    model['vocab'] = [[names.get(token, token), score] for token, score in vocab]
+  if 'merges' in model:
+    pairs = (m.split(' ', 1) if isinstance(m, str) else m for m in model['merges'])
+    model['merges'] = [(a, b) for a, b in pairs if names.keys().isdisjoint((a, b, a + b))]
+  if model.get('unk_token') in names:
+    model['unk_token'] = names[model['unk_token']]
+  copy = Tokenizer.from_str(json.dumps(raw | {'truncation': None, 'padding': None}))
+  return Plain(copy, names)
+
+
+def _is_marked(token: str) -> bool:
+  return len(token) > 1 and not MARKS.isdisjoint(token)
+
+
+def _secret() -> str:
+  """32 letters that nobody can guess; of them no tokenizer makes anything else."""
+  return ''.join(secrets.choice('ghijklmnopqrstuvwxyz') for _ in range(32))
+
+
+def text_ids(tokenizer, texts: Sequence[str]) -> list[list[int]]:
+  """Token ids of each text, without special tokens; names of control tokens are text.
+
+  `tokenizer` is one of transformers. Thread-safe. Raises: UserError if it gives up.
+  """
+  with panics():
+    rows = plain(tokenizer.backend_tokenizer).backend.encode_batch_fast(
+      list(texts), add_special_tokens=False
+    )
+  return [row.ids for row in rows]
+
+
+@functools.lru_cache(maxsize=64)
+def marked(backend: Tokenizer, literal: str) -> str:
+  """A text of the program's own, in which control tokens are meant, for `plain(backend)`."""
+  names = plain(backend).names
+  longest_first = sorted(names, key=len, reverse=True)
+  pattern = '|'.join(map(re.escape, longest_first)) or '(?!)'
+  return re.sub(pattern, lambda match: names[match[0]], literal)
+
+
+def name_control_tokens(tokenizer, texts: Sequence[str]) -> list[bool]:
+  """Whether programs that read every text by `tokenizer` itself find control tokens in it."""
+  with panics():
+    rows = tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+  return [row.ids != ids for row, ids in zip(rows, text_ids(tokenizer, texts), strict=True)]
+
+
+@contextlib.contextmanager
+def panics() -> Iterator[None]:
+  """Turns a panic of the tokenizer, which is no Exception, into a UserError.
+
+  Its search for a pattern gives up after a fraction of a second if the pattern suits no text.
+  """
+  try:
+    yield
+  except BaseException as error:
+    if type(error).__name__ != 'PanicException':
+      raise
+    what = ' '.join(str(error).split())[:200]
+    raise UserError(f'the tokenizer gives up ({what}); use a model with another one') from error
 
 
 class Encoder:

@@ -11,6 +11,8 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 
+from disranker_jax.data import tokenising
+
 LOOK_BACK = 100  # characters before the wanted length in which a place to cut is searched
 
 
@@ -29,10 +31,9 @@ def reads(tokenizer) -> bool:
 def first_ids(tokenizer, texts: Sequence[str], count: int, chars: int) -> list[list[int]]:
   """Token ids of each text: at least the first `count`, or all; reads about `chars` at a time.
 
-  No special tokens are added. Thread-safe.
+  No special tokens are added, and names of control tokens are text. Thread-safe.
   """
-  # The Rust tokenizer itself: the call of transformers changes its state and takes twice as long.
-  backend = tokenizer.backend_tokenizer
+  backend = tokenising.plain(tokenizer.backend_tokenizer).backend
   ends = None
   ids, at, todo = [[] for _ in texts], [0] * len(texts), range(len(texts))
   while todo:
@@ -40,17 +41,20 @@ def first_ids(tokenizer, texts: Sequence[str], count: int, chars: int) -> list[l
     for i in todo:
       stop = at[i] + chars
       if stop < len(texts[i]):
-        ends = ends or _ends(
-          ''.join(t.content for t in backend.get_added_tokens_decoder().values())
-        )
+        ends = ends or _ends(_marks(backend))
         stop = _cut(texts[i], at[i], stop, ends)
       pieces.append(texts[i][at[i] : stop])
       at[i] = stop
-    rows = backend.encode_batch_fast(pieces, add_special_tokens=False)
-    for i, row in zip(todo, rows, strict=True):
-      ids[i] = ids[i] + row.ids if ids[i] else row.ids
+    for i, row in zip(todo, tokenising.text_ids(tokenizer, pieces), strict=True):
+      ids[i] = ids[i] + row if ids[i] else row
     todo = [i for i in todo if len(ids[i]) < count and at[i] < len(texts[i])]
   return ids
+
+
+def _marks(backend) -> str:
+  """What is neither a letter nor a digit in the tokenizer's added tokens."""
+  added = ''.join(token.content for token in backend.get_added_tokens_decoder().values())
+  return ''.join(sorted({c for c in added if not c.isalnum()}))
 
 
 def _cut(text: str, start: int, stop: int, ends: re.Pattern) -> int:

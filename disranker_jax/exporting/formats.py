@@ -50,8 +50,10 @@ def build_onnx(folder: Path, name: str) -> onnx.ModelProto:
   Raises: UserError if the family has no such format, or if the folder lacks a tensor.
   """
   refuse_missing(folder, name)
+  kind = family(folder)
+  by_name = {kind.canonical(name): value for name, value in tensors(folder).items()}
   try:
-    return family(folder).onnx(name, hf.read_config(folder), tensors(folder))
+    return kind.onnx(name, hf.read_config(folder), by_name)
   except KeyError as e:
     raise UserError(f'{folder}: has no tensor {e}; name an exported student') from None
 

@@ -38,8 +38,9 @@ class Bert:
 
   def __post_init__(self):
     self.nodes, self.constants = [], {}
-    self.width, self.heads = self.config['hidden_size'], self.config['num_attention_heads']
-    self.layers = self.config['num_hidden_layers']
+    self.sizes = self.family.from_hf(self.config)
+    self.width, self.heads, self.layers = self.sizes.width, self.sizes.heads, self.sizes.layers
+    self.names = {path: name for name, path in self.family.tensors.items()}
 
   # Pieces
 
@@ -55,6 +56,11 @@ class Bert:
     name = name or f'{value.dtype}_{list(value.shape)}_{"_".join(map(str, value.ravel()))}'
     self.constants[name] = numpy_helper.from_array(value, name)
     return name
+
+  def name(self, path: str, layer: int = 0) -> str:
+    """The Hugging Face name of a module, from the path of ours."""
+    last = next(end for end in ('kernel', 'scale', 'embedding') if f'{path}/{end}' in self.names)
+    return self.names[f'{path}/{last}'].format(layer).removesuffix('.weight')
 
   def tensor(self, name: str) -> np.ndarray:
     return np.asarray(self.tensors[name], np.float32)
@@ -73,7 +79,7 @@ class Bert:
   def norm(self, x: str, name: str) -> str:
     """Layer norm in fp32."""
     parts = [self.constant(self.tensor(f'{name}.{n}'), f'{name}.{n}') for n in WEIGHT_BIAS]
-    epsilon = self.config.get('layer_norm_eps', 1e-12)
+    epsilon = self.sizes.norm_eps
     x = self.op('LayerNormalization', self.cast(x, np.float32), *parts, epsilon=epsilon)
     return self.cast(x, self.dtype)
 
@@ -84,7 +90,7 @@ class Bert:
     return self.op('Add', out, self.constant(bias, f'{names[0]}.bias'))
 
   def act(self, x: str) -> str:
-    name = self.config.get('hidden_act', 'gelu')
+    name = self.sizes.act
     if name == 'relu':
       return self.op('Relu', x)
     return self.op('Gelu', x, approximate='none' if name == 'gelu' else 'tanh')
@@ -94,25 +100,26 @@ class Bert:
   def embeddings(self) -> str:
     zero, one = self.constant(np.int64(0)), self.constant(np.int64(1))
     places = self.op('Range', zero, self.op('Squeeze', self.length), one)
-    if offset := self.family.position_offset(self.family.from_hf(self.config)):
+    if offset := self.family.position_offset(self.sizes):
       places = self.op('Add', places, self.constant(np.int64(offset)))
+    tables = {'words': 'input_ids', 'types': '', 'places': places}
     if 'token_type_ids' in self.family.tokenizer_inputs:
-      types = 'token_type_ids'
+      tables['types'] = 'token_type_ids'
+    elif self.sizes.types:
+      tables['types'] = self.op('Mul', 'input_ids', zero)
     else:
-      types = self.op('Mul', 'input_ids', zero)
+      del tables['types']
     total = ''
-    for kind, ids in (
-      ('word', 'input_ids'), ('token_type', types), ('position', places),
-    ):  # fmt: skip
-      name = f'{self.family.prefix}.embeddings.{kind}_embeddings.weight'
+    for path, ids in tables.items():
+      name = f'{self.name(path)}.weight'
       rows = self.op('Gather', self.constant(self.tensor(name).astype(self.dtype), name), ids)
       total = self.op('Add', total, rows) if total else rows
-    embed = self.config.get('embedding_size') or self.width
+    embed = self.sizes.embed_width or self.width
     total = self.op('Reshape', total, self.constant(np.int64([-1, embed])))
-    total = self.norm(total, f'{self.family.prefix}.embeddings.LayerNorm')
+    total = self.norm(total, self.name('embed_norm'))
     if embed == self.width:
       return total
-    return Bert.linear(self, total, f'{self.family.prefix}.embeddings_project')
+    return Bert.linear(self, total, self.name('widen'))
 
   def mask(self) -> str:
     """The bias that masks padding in attention's logits: fp32 [batch, 1, 1, length]."""
@@ -147,23 +154,23 @@ class Bert:
     shape = self.op('Concat', self.batch, self.constant(np.int64([-1, self.width])), axis=0)
     return self.op('Gather', self.op('Reshape', x, shape), self.constant(np.int64(0)), axis=1)
 
-  def feed_forward(self, x: str, name: str) -> str:
-    h = self.act(self.linear(x, f'{name}.intermediate.dense'))
-    return self.linear(h, f'{name}.output.dense')
+  def feed_forward(self, x: str, layer: int) -> str:
+    h = self.act(self.linear(x, self.name('blocks/up', layer)))
+    return self.linear(h, self.name('blocks/down', layer))
 
   def block(self, x: str, layer: int) -> str:
     """One post-norm layer; the last one computes only the first position, which attends to all."""
-    name = f'{self.family.prefix}.encoder.layer.{layer}'
-    names = [f'{name}.attention.self.{n}' for n in ('query', 'key', 'value')]
+    names = [self.name(f'blocks/{n}', layer) for n in 'qkv']
     if layer == self.layers - 1:
       k, v = self.split(self.linear(x, *names[1:]), 2)
       x = self.first(x)
       out = self.attend(self.linear(x, names[0]), k, v, self.constant(np.int64([1])))
     else:
       out = self.attend(*self.split(self.linear(x, *names), 3), self.length)
-    out = self.linear(out, f'{name}.attention.output.dense')
-    x = self.norm(self.op('Add', out, x), f'{name}.attention.output.LayerNorm')
-    return self.norm(self.op('Add', self.feed_forward(x, name), x), f'{name}.output.LayerNorm')
+    out = self.linear(out, self.name('blocks/o', layer))
+    x = self.norm(self.op('Add', out, x), self.name('blocks/attn_norm', layer))
+    out = self.feed_forward(x, layer)
+    return self.norm(self.op('Add', out, x), self.name('blocks/mlp_norm', layer))
 
   def head(self, x: str) -> None:
     """The head's two layers, in fp32, of [batch, width]."""
@@ -172,7 +179,7 @@ class Bert:
     for name in (dense, out):
       parts = [self.constant(self.tensor(f'{name}.{n}'), f'{name}.{n}') for n in WEIGHT_BIAS]
       if name == out:
-        x = self.op('Tanh', x) if self.family.head_act == 'tanh' else self.op('Gelu', x)
+        x = self.op(self.family.head_act.capitalize(), x)
       x = self.op('Gemm', x, *parts, transB=1)
     self.nodes[-1].output[0] = 'logits'
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import disranker_jax
+from disranker_jax.data import tokenising
 from disranker_jax.data.prompts import document_text
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
@@ -82,14 +83,21 @@ def chosen(groups: Iterable[Group], pairs: int, prompt) -> list[Group]:
   """The first groups with up to `pairs` pairs in all, and the hard ones.
 
   Too long queries are skipped: we cut the query before the document, other libraries after it.
+  Texts with the name of a special token are skipped too: it is text here, a special token there.
   """
   # RoBERTa has the most special tokens around a pair, four.
   limit = min(prompt.max_query_len, (prompt.max_len - 4) // 2)
   taken, count = [], 0
   for group in groups:
-    if len(prompt.tokenizer(group.query, add_special_tokens=False)['input_ids']) > limit:
+    tokenizer = prompt.tokenizer
+    if len(tokenising.text_ids(tokenizer, [group.query])[0]) > limit:
       continue
-    taken.append(dataclasses.replace(group, docs=group.docs[: max(2, pairs - count)]))
+    docs = group.docs[: max(2, pairs - count)]
+    named = tokenising.name_control_tokens(tokenizer, [group.query, *map(document_text, docs)])
+    docs = tuple(doc for doc, skip in zip(docs, named[1:], strict=True) if not skip)
+    if named[0] or not docs:
+      continue
+    taken.append(dataclasses.replace(group, docs=docs))
     count += len(taken[-1].docs)
     if count >= pairs:
       break

@@ -49,7 +49,7 @@ def peaks(family, config: dict, tensors: dict) -> dict[str, np.ndarray]:
     helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs
   )
   rng = np.random.default_rng(0)
-  ids = rng.integers(0, config['vocab_size'], (SAMPLES, SAMPLE_LEN))
+  ids = rng.integers(0, bert.sizes.vocab, (SAMPLES, SAMPLE_LEN))
   types = np.repeat([[0, 1]], SAMPLE_LEN // 2, 1).repeat(SAMPLES, 0)
   arrays = dict(zip(graph.INPUTS, (ids, np.ones_like(ids), types), strict=True))
   feeds = {name: arrays[name] for name in family.tokenizer_inputs}
@@ -97,21 +97,21 @@ class Quantised(Bert):
     kept[top] = 0
     source, norm = self.norms[x]
     parts = [self.constant(self.tensor(f'{norm}.{n}') * kept, f'{name}.{n}') for n in WEIGHT_BIAS]
-    epsilon = self.config.get('layer_norm_eps', 1e-12)
+    epsilon = self.sizes.norm_eps
     rest = self.op('LayerNormalization', source, *parts, epsilon=epsilon)
     exact = self.op('Gather', x, self.constant(np.int64(top)), axis=-1)
     return self.product(rest, kernel * kept[:, None], bias, name, exact, kernel[top])
 
-  def feed_forward(self, x, name):
+  def feed_forward(self, x, layer):
     """Units are independent sums, so the ones that become large can be computed apart, in fp32."""
-    up, down = f'{name}.intermediate.dense', f'{name}.output.dense'
+    up, down = self.name('blocks/up', layer), self.name('blocks/down', layer)
     (up_kernel, up_bias), (down_kernel, down_bias) = self.weights(up), self.weights(down)
     top = self.largest(down, EXACT_UNITS)
     rest = np.setdiff1d(np.arange(len(down_kernel)), top)
     h = self.act(self.of_norm(x, up_kernel[:, rest], up_bias[rest], up))
     exact = self.op('MatMul', x, self.constant(up_kernel[:, top], f'{up}.exact'))
     exact = self.act(self.op('Add', exact, self.constant(up_bias[top], f'{up}.exact_bias')))
-    below = 0 if self.config.get('hidden_act') == 'relu' else BELOW
+    below = 0 if self.sizes.act == 'relu' else BELOW
     return self.product(h, down_kernel[rest], down_bias, down, exact, down_kernel[top], below)
 
   def largest(self, layer: str, share: float) -> np.ndarray:

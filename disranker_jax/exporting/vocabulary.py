@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from disranker_jax.data import tokenising
 from disranker_jax.errors import UserError
 from disranker_jax.models import hf, tree
 from disranker_jax.models.network import Network
@@ -23,7 +24,7 @@ BATCH = 1000
 
 def used(tokenizer_folder: Path, texts: Iterable[str]) -> set[int]:
   """The ids of every token that occurs in the texts."""
-  tokenizer = open_wordpiece(tokenizer_folder)[1]
+  tokenizer = tokenising.plain(open_wordpiece(tokenizer_folder)[1]).backend
   seen, waiting = set(), []
 
   def count():

@@ -65,8 +65,9 @@ def read_config(folder: str | pathlib.Path) -> dict:
   except (ValueError, OSError, RecursionError) as error:
     raise UserError(f'{path} cannot be read: {error}') from None
   try:
-    if raw.get('num_hidden_layers', 0) > MAX_LAYERS:
-      raise ValueError(f'num_hidden_layers is {raw["num_hidden_layers"]}, more than {MAX_LAYERS}')
+    for key in ('num_hidden_layers', 'n_layers'):
+      if raw.get(key, 0) > MAX_LAYERS:
+        raise ValueError(f'{key} is {raw[key]}, more than {MAX_LAYERS}')
     model_type = raw['model_type']
     families.find(model_type)
     import transformers  # takes seconds to import, and half the callers never need it
@@ -126,33 +127,45 @@ def stack(network: Network, tensors: dict) -> dict:
 
 
 def weight_files(folder: str | pathlib.Path) -> list[pathlib.Path]:
-  """The safetensors files that a model folder should have; they may be missing."""
+  """The safetensors files that a model folder should have; they may be missing.
+
+  As in transformers, one whole file counts more than the index of several.
+  """
   folder = pathlib.Path(folder)
   index = folder / 'model.safetensors.index.json'
+  whole = folder / 'model.safetensors'
   if not index.exists():
-    return [folder / 'model.safetensors']
+    return [whole]
   try:
     names = list(json.loads(index.read_text())['weight_map'].values())
     if strange := [name for name in names if not contents.is_name(name)]:
       raise ValueError(f'{strange[0]!r:.200} is not the name of a file in the folder')
-    return [folder / name for name in sorted(set(names))]
+    return [whole] if whole.exists() else [folder / name for name in sorted(set(names))]
   except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
     raise UserError(f'{index} is not a safetensors index: {error!r}') from None
 
 
 def _open_all(folder, stack):
   """Opens the safetensors of a folder: a list of (file name, open file)."""
-  files = []
-  for path in weight_files(folder):
-    if not path.exists():
-      torch_file = path.with_name('pytorch_model.bin').exists()
-      hint = ': convert pytorch_model.bin to safetensors first' if torch_file else ''
-      raise UserError(f'{path} is missing{hint}')
+  files, paths = [], weight_files(folder)
+  if missing := [path for path in paths if not path.exists()]:
+    others = ', '.join(path.name for path in missing[1:])
+    raise UserError(f'{missing[0]} is missing{", and " * bool(others)}{others}{_hint(missing[0])}')
+  for path in paths:
     try:
       files.append((path.name, stack.enter_context(safe_open(path, 'np'))))
     except (SafetensorError, OSError) as error:
       raise UserError(f'{path} is truncated or corrupt, fetch it again: {error}') from None
   return files
+
+
+def _hint(missing: pathlib.Path) -> str:
+  """What to do about a file that is missing, if its neighbours tell."""
+  if missing.with_name('pytorch_model.bin').exists():
+    return ': convert pytorch_model.bin to safetensors first'
+  if any(missing.parent.glob('model-*-of-*.safetensors')):
+    return ': fetch all files of the model again, model.safetensors.index.json among them'
+  return ''
 
 
 def _match(files, rows, network, all_layers):
@@ -356,10 +369,12 @@ def _fit_tokenizer(folder, family, model_config):
   if not all(path.exists() for path in paths):
     return
   tokenizer, config = (json.loads(path.read_text(encoding='utf-8')) for path in paths)
-  if 'token_type_ids' in family.tokenizer_inputs:
+  if family.served:
     # Generic tokenizer classes leave token types out, which changes the scores without an error.
-    names = config.setdefault('model_input_names', [])
-    names += [name for name in family.tokenizer_inputs if name not in names]
+    # Others make them where the model has none.
+    config['model_input_names'] = list(family.tokenizer_inputs)
+    # transformers, and what uses it, then reads `[SEP]` in a text as text, as the prompts here do.
+    config['split_special_tokens'] = True
   vocab = tokenizer['model'].get('vocab')
   tokens = {i: token for token, i in vocab.items()} if isinstance(vocab, dict) else {}
   tokens |= {token['id']: token['content'] for token in tokenizer.get('added_tokens', ())}

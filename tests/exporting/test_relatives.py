@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import students
 import tokenizers
+import transformers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 import disranker_jax
@@ -20,6 +21,7 @@ CONFIGS = {
   'roberta': {'pad_token_id': 1, 'type_vocab_size': 1},
   'xlm-roberta': {'pad_token_id': 1, 'type_vocab_size': 1, 'layer_norm_eps': 1e-5},
   'electra': {'pad_token_id': 0, 'type_vocab_size': 2, 'embedding_size': 16},
+  'distilbert': {'pad_token_id': 0, 'dim': 32, 'hidden_dim': 64, 'n_layers': 2, 'n_heads': 4},
 }
 
 
@@ -56,7 +58,7 @@ def relative(request, tmp_path_factory):
   sizes = tiny.SIZES | {'vocab_size': tiny.VOCABULARY, 'max_position_embeddings': 80}
   config = {'model_type': request.param, 'hidden_act': 'gelu', **sizes, **CONFIGS[request.param]}
   (base / 'config.json').write_text(json.dumps(config))
-  if request.param == 'electra':
+  if request.param in ('electra', 'distilbert'):
     tiny.write_tokenizer(base, bert=True)
   else:
     write_tokenizer(base, request.param)
@@ -108,6 +110,19 @@ def test_a_pair_is_framed_as_the_tokenizer_frames_it(relative):
   theirs = student.prompt.tokenizer('join', 'the strings', return_token_type_ids=True)
   assert ours.ids.tolist() == theirs['input_ids']
   assert ours.types.tolist() == theirs['token_type_ids']
+
+
+def test_transformers_reads_names_of_special_tokens_in_a_text_as_we_do(relative):
+  student, folder = relative
+  # The Unigram of XLM-RoBERTa has `</s>` in its own vocabulary, where transformers finds it.
+  names = {'roberta': '</s> <mask>', 'xlm-roberta': 'none'}
+  text = f'a {names.get(student.network.config.model_type, "[SEP] [CLS]")} b'
+  ours, theirs = (
+    load.open_tokenizer(folder),
+    transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+  )
+  [pair] = student.network.family.prompt(ours, 64, 32).encode_texts(text, [text])
+  assert pair.ids.tolist() == theirs(text, text)['input_ids']
 
 
 def test_special_tokens_in_a_text_that_is_cut_stay(relative):

@@ -6,6 +6,7 @@ A new family is one module with a subclass of `Family` (see base.py), and one li
 from disranker_jax.errors import UserError
 from disranker_jax.models.families.base import Config, Family
 from disranker_jax.models.families.bert import Bert
+from disranker_jax.models.families.distilbert import DistilBert
 from disranker_jax.models.families.electra import Electra
 from disranker_jax.models.families.llama import Llama
 from disranker_jax.models.families.mistral import Mistral
@@ -15,6 +16,7 @@ from disranker_jax.models.families.roberta import Roberta
 
 FAMILIES: dict[str, Family] = {
   'bert': Bert(),
+  'distilbert': DistilBert(),
   'electra': Electra(),
   'llama': Llama(),
   'mistral': Mistral(),

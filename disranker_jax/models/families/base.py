@@ -7,6 +7,7 @@ encoder that reads a query and a document as one pair and has a single relevance
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -31,6 +32,8 @@ PAIR_SCORES = """
 The document is `title : summary`. Scores are raw: any real number, larger is better. The model was
 trained on pairs of at most {max_len} tokens, of which at most {max_query_len} are the query's.
 """
+# What programs put before the names of a model's tensors when it is a part of something larger.
+WRAPPERS = ('model.', 'language_model.', 'module.', 'base_model.')
 
 
 class Config(Protocol):
@@ -61,6 +64,7 @@ class Family:
     layer_states   whether the module can return the hidden states of all layers
   Hugging Face folders
     architecture   prefix of the class names in transformers, as in BertForSequenceClassification
+    prefix         first part of the names of all tensors but the heads', which bare files lack
     tensors        {Hugging Face name: our path}; '{}' is the layer. The tensors of a path below
                    'blocks' are stacked, and those of a path that ends in 'kernel' are transposed
     fresh          prefixes of our paths that a base model's file may lack; they start at random
@@ -84,6 +88,7 @@ class Family:
   layer_states = False
 
   architecture = ''
+  prefix = ''
   tensors: ClassVar[dict[str, str]] = {}
   fresh: tuple[str, ...] = ()
   ignored = ''
@@ -152,8 +157,16 @@ class Family:
   # Hugging Face folders
 
   def canonical(self, name: str) -> str:
-    """The name in `tensors` of a tensor that older or bare files call `name`."""
-    return name
+    """The name in `tensors` of a tensor that older, bare or larger files call `name`."""
+    bare = name
+    while True:
+      for known in (bare, f'{self.prefix}.{bare}'):
+        if re.sub(r'\.\d+\.', '.{}.', known) in self.tensors:
+          return known
+      wrapper = next((each for each in WRAPPERS if bare.startswith(each)), None)
+      if not wrapper:
+        return name
+      bare = bare.removeprefix(wrapper)
 
   def scoring_config(self, config: dict) -> dict:
     """The Hugging Face config as a model that gives one score needs it."""

@@ -30,7 +30,7 @@ class BertConfig:
   layers: int
   heads: int
   max_positions: int = 512
-  types: int = 2
+  types: int = 2  # 0: the network has no token types
   norm_eps: float = 1e-12
   act: str = 'gelu'
   pad_id: int = 0
@@ -46,7 +46,7 @@ def linear(theirs: str, ours: str) -> dict[str, str]:
   return {f'{theirs}.weight': f'{ours}/kernel', f'{theirs}.bias': f'{ours}/bias'}
 
 
-def _norm(theirs: str, ours: str) -> dict[str, str]:
+def norm(theirs: str, ours: str) -> dict[str, str]:
   return {f'{theirs}.weight': f'{ours}/scale', f'{theirs}.bias': f'{ours}/bias'}
 
 
@@ -58,15 +58,15 @@ def tensors(prefix: str, dense: str, out: str) -> dict[str, str]:
     f'{embeddings}.word_embeddings.weight': 'words/embedding',
     f'{embeddings}.position_embeddings.weight': 'places/embedding',
     f'{embeddings}.token_type_embeddings.weight': 'types/embedding',
-    **_norm(f'{embeddings}.LayerNorm', 'embed_norm'),
+    **norm(f'{embeddings}.LayerNorm', 'embed_norm'),
     **linear(f'{layer}.attention.self.query', 'blocks/q'),
     **linear(f'{layer}.attention.self.key', 'blocks/k'),
     **linear(f'{layer}.attention.self.value', 'blocks/v'),
     **linear(f'{layer}.attention.output.dense', 'blocks/o'),
-    **_norm(f'{layer}.attention.output.LayerNorm', 'blocks/attn_norm'),
+    **norm(f'{layer}.attention.output.LayerNorm', 'blocks/attn_norm'),
     **linear(f'{layer}.intermediate.dense', 'blocks/up'),
     **linear(f'{layer}.output.dense', 'blocks/down'),
-    **_norm(f'{layer}.output.LayerNorm', 'blocks/mlp_norm'),
+    **norm(f'{layer}.output.LayerNorm', 'blocks/mlp_norm'),
     **linear(dense, 'pooler'),
     **linear(out, 'classifier'),
   }
@@ -150,6 +150,7 @@ class Bert(Family):
     # Files that were converted from TensorFlow, such as the original BERTs, have gamma and beta.
     name = re.sub(r'LayerNorm\.gamma$', 'LayerNorm.weight', name)
     name = re.sub(r'LayerNorm\.beta$', 'LayerNorm.bias', name)
+    name = super().canonical(name)
     bare = ('embeddings', 'encoder.', 'pooler.')
     return f'{self.prefix}.{name}' if name.startswith(bare) else name
 
@@ -217,7 +218,8 @@ class BertModule(nn.Module):
     embed = c.embed_width or c.width
     self.words = layers.Embed(c.vocab, embed, self.precision)
     self.places = layers.Embed(c.max_positions, embed, self.precision)
-    self.types = layers.Embed(c.types, embed, self.precision)
+    if c.types:
+      self.types = layers.Embed(c.types, embed, self.precision)
     if embed != c.width:
       self.widen = layers.Linear(c.width, True, self.precision)
     self.embed_norm = layers.LayerNorm(c.norm_eps)
@@ -228,10 +230,10 @@ class BertModule(nn.Module):
     self.pooler = layers.Linear(c.width, use_bias=True)
     self.classifier = layers.Linear(1, use_bias=True)
 
-  def __call__(self, tokens_BT, segments_BT, positions_BT, types_BT):
+  def __call__(self, tokens_BT, segments_BT, positions_BT, types_BT=None):
     """Hidden states [B, T, D]; segment 0 is padding, positions start at 0 in each segment."""
-    x_BTD = self.words(tokens_BT) + self.places(positions_BT) + self.types(types_BT)
-    x_BTD = self.embed_norm(x_BTD)
+    x_BTD = self.words(tokens_BT) + self.places(positions_BT)
+    x_BTD = self.embed_norm(x_BTD if types_BT is None else x_BTD + self.types(types_BT))
     if x_BTD.shape[-1] != self.config.width:
       x_BTD = self.widen(x_BTD)
     x_BTD = layers.constrain(x_BTD, self.sequence)
@@ -243,6 +245,6 @@ class BertModule(nn.Module):
     act = ACTS.get(self.head_act, jnp.tanh)
     return self.classifier(act(self.pooler(hidden_PD.astype(jnp.float32))))[:, 0]
 
-  def everything(self, tokens_BT, segments_BT, positions_BT, types_BT):
+  def everything(self, *inputs):
     """Touches every parameter once, for init."""
-    return self.score(self(tokens_BT, segments_BT, positions_BT, types_BT)[:, 0])
+    return self.score(self(*inputs)[:, 0])

@@ -79,6 +79,7 @@ class Decoder(Family):
   pre_norm = True
   heads = ('rank', 'lm', 'both')
 
+  prefix = 'model'
   tensors = TENSORS
   fresh = ('score/',)
   ignored = r'lm_head\.weight$|score\.weight$'  # the head that is not in use
@@ -169,10 +170,6 @@ class Decoder(Family):
     predict: str = 'document',
   ) -> TextPrompt:
     return TextPrompt(tokenizer, max_len, max_query_len, template, predict)
-
-  def canonical(self, name: str) -> str:
-    bare = name.startswith(('layers.', 'embed_tokens.', 'norm.'))
-    return f'model.{name}' if bare else name
 
   def scoring_config(self, config: dict) -> dict:
     """With a padding token that is not the end token.

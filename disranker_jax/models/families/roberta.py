@@ -15,9 +15,6 @@ class RobertaModule(BertModule):
   def __call__(self, tokens_BT, segments_BT, positions_BT):
     return super().__call__(tokens_BT, segments_BT, positions_BT, jnp.zeros_like(tokens_BT))
 
-  def everything(self, tokens_BT, segments_BT, positions_BT):
-    return self.score(self(tokens_BT, segments_BT, positions_BT)[:, 0])
-
 
 @dataclasses.dataclass(frozen=True)
 class Roberta(Bert):
