@@ -54,6 +54,27 @@ DECODERS = {
     'head_dim': 8,
     'rope_parameters': {'rope_type': 'linear', 'rope_theta': 100.0, 'factor': 3.0},
   },
+  'gemma': {
+    'hidden_size': 48,
+    'num_attention_heads': 3,
+    'num_key_value_heads': 1,
+    'head_dim': 32,
+    'rope_parameters': {'rope_type': 'default', 'rope_theta': 500.0},
+  },
+  # The sixth layer of seven is global. Neither scale is head_dim^-1/2, and the rotations differ.
+  'gemma3': {
+    'hidden_size': 48,
+    'num_hidden_layers': 7,
+    'num_attention_heads': 3,
+    'num_key_value_heads': 1,
+    'head_dim': 32,
+    'query_pre_attn_scalar': 50,
+    'sliding_window': 9,
+    'rope_parameters': {
+      'full_attention': {'rope_type': 'linear', 'factor': 8.0, 'rope_theta': 5000.0},
+      'sliding_attention': {'rope_type': 'default', 'rope_theta': 300.0},
+    },
+  },
   'bert': {'max_position_embeddings': 40},
   'roberta': {'max_position_embeddings': 40, 'type_vocab_size': 1, 'pad_token_id': 1},
   'xlm-roberta': {
@@ -70,6 +91,7 @@ TYPES = {
   'llama3': 'llama',
   'linear': 'llama',
   'local_global': 'qwen2',
+  'gemma3': 'gemma3_text',
 }  # the others are called as their type
 
 
@@ -80,14 +102,13 @@ def config(kind, **overrides):
 
 
 def model(kind, head, seed=0, **overrides):
-  """A random torch model; `head` is SequenceClassification, CausalLM or Model."""
+  """A random torch model; `head` is SequenceClassification or CausalLM."""
   import torch
 
   labels = {'num_labels': 1} if head == 'SequenceClassification' else {}
   settings = config(kind, **labels, **overrides)
   settings._attn_implementation = 'eager'
-  name = families.find(TYPES.get(kind, kind)).architecture
-  name += 'Model' if head == 'Model' else f'For{head}'
+  name = families.find(TYPES.get(kind, kind)).class_name(head)
   torch.manual_seed(seed)
   out = getattr(transformers, name)(settings).eval()
   for path, weight in out.named_parameters():

@@ -11,7 +11,7 @@ import pytest
 from disranker_jax.errors import UserError
 from disranker_jax.models import families, hf, network, rope, weights
 
-KINDS = ('mistral', 'llama', 'qwen2', 'qwen3', 'llama3', 'linear')
+KINDS = ('mistral', 'llama', 'qwen2', 'qwen3', 'llama3', 'linear', 'gemma', 'gemma3')
 
 
 def _tiny(kind='mistral', **options):
@@ -75,7 +75,7 @@ def test_a_token_reaches_later_positions_of_its_own_segment_only():
   assert reached.tolist() == [False] * 8 + [True] * 4 + [False] * 2
 
 
-@pytest.mark.parametrize('kind', ['llama', 'local_global'])
+@pytest.mark.parametrize('kind', ['llama', 'gemma3'])
 def test_remat_and_unrolled_layers_change_nothing_but_cost(kind):
   model, variables = _tiny(kind, lora_rank=2)
   batch = reference.rows(reference.sequences((8, 5)))
@@ -86,11 +86,7 @@ def test_remat_and_unrolled_layers_change_nothing_but_cost(kind):
 
   expected = value_and_grad()
   for options in ({'remat': 'full'}, {'remat': 'full', 'scan': False}):
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-      value_and_grad(**options),
-      expected,
-    )
+    jax.tree.map(reference.assert_close, value_and_grad(**options), expected)
   with pytest.raises(UserError, match="remat 'some'"):
     value_and_grad(remat='some')
 
@@ -110,7 +106,7 @@ def test_low_precision_stays_near_fp32(precision):
   'changes, message',
   [
     ({'model_type': 'gpt2'}, "model_type 'gpt2'"),
-    ({'hidden_act': 'gelu'}, "hidden_act 'gelu'"),
+    ({'hidden_act': 'gelu'}, "activation 'gelu' is not supported: decoders have one of silu, gelu"),
     ({'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1e4}}, "rope scaling 'yarn'"),
     ({'rope_scaling': {'type': 'linear'}}, "rope scaling 'linear': factor is None"),
     ({'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}}, 'low_freq_factor, .* is missing'),
@@ -155,7 +151,8 @@ def test_frequencies_are_those_of_transformers(scaling):
   theirs = transformers.LlamaConfig(head_dim=128, rope_parameters=keys)
   ours = rope.from_hf(theirs.to_dict()).frequencies(128)
   expected = LlamaRotaryEmbedding(theirs).inv_freq.numpy()
-  np.testing.assert_allclose(ours, expected, rtol=2e-6)
+  # At most the last bit: 500 positions later it is 3e-5 radians.
+  np.testing.assert_allclose(ours, expected, rtol=1.2e-7)
   # Files of before transformers 5 have theta at the top and the rest in rope_scaling.
   old = {'rope_theta': 500000.0, 'rope_scaling': scaling}
   assert rope.from_hf(old) == rope.from_hf(theirs.to_dict())

@@ -20,8 +20,8 @@ KEY = jax.random.key(0)
 def _saved(folder, kind='bert', **options):
   """A random ranker saved to a folder; returns it and its variables."""
   model, variables = reference.network(kind, **options)
-  wave = lambda x: 0.1 * np.sin(np.arange(x.size, dtype=np.float32)).reshape(x.shape)  # noqa: E731
-  variables = jax.tree.map(lambda x: x + wave(x), variables)
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape).astype(x.dtype), variables)
   hf.save(folder, model, variables)
   return model, variables
 
@@ -47,6 +47,8 @@ def _assert_equal(ours, theirs):
     ('qwen2', 'rank'),
     ('qwen3', 'rank'),
     ('llama3', 'lm'),
+    ('gemma', 'lm'),
+    ('gemma3', 'rank'),
     ('roberta', 'rank'),
     ('electra', 'rank'),
   ],
@@ -235,6 +237,8 @@ def test_a_shallow_student_takes_the_named_layers(tmp_path):
     ('qwen2', 2),
     ('qwen3', 2),
     ('llama3', 0),
+    ('gemma', 2),
+    ('gemma3', 2),
     ('roberta', 2),
     ('xlm-roberta', 0),
     ('electra', 2),

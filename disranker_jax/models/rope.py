@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from disranker_jax.errors import UserError
 
@@ -28,14 +29,16 @@ class Rope:
   high: float = 4.0
   original: int = 8192
 
-  def frequencies(self, head_dim: int) -> jax.Array:
+  def frequencies(self, head_dim: int) -> np.ndarray:
     """[E/2] fp32, in radians per position."""
-    frequency_E = self.theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    # Rounded where transformers rounds, since the last bit is 3e-5 radians after 500 positions.
+    exponent_E = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequency_E = 1 / (self.theta ** exponent_E.astype(np.float64)).astype(np.float32)
     if self.scaling == 'linear':
       frequency_E = frequency_E / self.factor
     if self.scaling == 'llama3':
       turns_E = self.original * frequency_E / (2 * math.pi)  # within the original context
-      share_E = jnp.clip((turns_E - self.low) / (self.high - self.low), 0, 1)
+      share_E = np.clip((turns_E - self.low) / (self.high - self.low), 0, 1)
       frequency_E = frequency_E * (share_E + (1 - share_E) / self.factor)
     return frequency_E
 
@@ -66,11 +69,14 @@ class Rope:
 UNSCALED = Rope()
 
 
-def from_hf(config: dict) -> Rope:
-  """The rotary positions of a config.json. Raises: UserError for scalings that are not computed."""
+def from_hf(config: dict, theta: float = Rope.theta) -> Rope:
+  """The rotary positions of a config.json, whose default for `rope_theta` is `theta`.
+
+  Raises: UserError for scalings that are not computed.
+  """
   new, old = config.get('rope_parameters') or {}, config.get('rope_scaling') or {}
   # transformers 5 keeps everything in rope_parameters; earlier files have theta at the top.
-  theta = float(new.get('rope_theta') or config.get('rope_theta') or Rope.theta)
+  theta = float(new.get('rope_theta') or config.get('rope_theta') or theta)
   for rope in (new, old, config):
     kind = rope.get('rope_type', rope.get('type', 'default'))
     if kind not in SCALINGS:

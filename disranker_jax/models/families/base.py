@@ -155,6 +155,10 @@ class Family:
     """The name in `tensors` of a tensor that older or bare files call `name`."""
     return name
 
+  def class_name(self, task: str) -> str:
+    """The class of transformers for a task, such as BertForSequenceClassification."""
+    return f'{self.architecture}For{task}'
+
   def scoring_config(self, config: dict) -> dict:
     """The Hugging Face config as a model that gives one score needs it."""
     return config
