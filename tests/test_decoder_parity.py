@@ -9,6 +9,7 @@ from disranker_jax.models import hf, network, tree
 from disranker_jax.models.generate import generate
 
 KINDS = ('mistral', 'llama', 'local_global', 'qwen3', 'llama3', 'gemma', 'gemma3')
+KINDS += ('smollm3', 'ministral', 'ministral3')
 LENGTHS = 301, 37  # longer than each window by far
 
 
@@ -68,9 +69,9 @@ def test_scores_and_gradients_of_a_rank_loss_match_transformers(kind, tmp_path):
     np.testing.assert_allclose(np.squeeze(slope), np.squeeze(each), atol=scale, err_msg=path)
 
 
-@pytest.mark.parametrize('kind', ['gemma', 'gemma3'])
+@pytest.mark.parametrize('kind', ['gemma3', 'smollm3'])
 def test_greedy_text_is_that_of_transformers(kind, tmp_path):
-  theirs, model, variables = _theirs(kind, 'CausalLM', tmp_path)
+  theirs, model, variables = _theirs(kind, 'CausalLM', tmp_path, seed=2)
   import torch
 
   prompts = reference.sequences((70, 5))  # longer and shorter than the window
@@ -80,4 +81,4 @@ def test_greedy_text_is_that_of_transformers(kind, tmp_path):
       torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None
     )
     assert got == out[0, len(prompt) :].tolist()
-    assert len(set(got)) > 3
+  assert len({token for row in ours for token in row}) > 4

@@ -10,10 +10,11 @@ from disranker_jax.models.families.electra import Electra
 from disranker_jax.models.families.gemma import Gemma
 from disranker_jax.models.families.gemma3 import Gemma3
 from disranker_jax.models.families.llama import Llama
-from disranker_jax.models.families.mistral import Mistral
+from disranker_jax.models.families.mistral import Ministral, Ministral3, Mistral
 from disranker_jax.models.families.qwen2 import Qwen2
 from disranker_jax.models.families.qwen3 import Qwen3
 from disranker_jax.models.families.roberta import Roberta
+from disranker_jax.models.families.smollm3 import SmolLM3
 
 TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 FAMILIES: dict[str, Family] = {
@@ -22,15 +23,18 @@ FAMILIES: dict[str, Family] = {
   'gemma': Gemma(),
   'gemma3_text': Gemma3(),
   'llama': Llama(),
+  'ministral': Ministral(),
+  'ministral3': Ministral3(),
   'mistral': Mistral(),
   'qwen2': Qwen2(),
   'qwen3': Qwen3(),
   'roberta': Roberta(),
+  'smollm3': SmolLM3(),
   'xlm-roberta': Roberta('xlm-roberta', 'XLMRoberta'),
 }
 
 # Models of images and text: the type of their `text_config` if it does not say.
-WITH_IMAGES = {'gemma3': 'gemma3_text'}
+WITH_IMAGES = {'gemma3': 'gemma3_text', 'mistral3': 'mistral'}
 
 
 def of_text(config: dict) -> dict:

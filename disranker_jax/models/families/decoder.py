@@ -95,7 +95,8 @@ class Decoder(Family):
 
   tensors = TENSORS
   fresh = ('score/',)
-  ignored = r'lm_head\.weight$|score\.weight$'  # the head that is not in use
+  # The head that is not in use, and what reads images.
+  ignored = r'lm_head\.weight$|score\.weight$|(model\.)?(vision_tower|multi_modal_projector)\.'
 
   title = 'decoder'
   usage = USE

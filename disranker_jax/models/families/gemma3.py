@@ -24,8 +24,6 @@ class Gemma3(Gemma):
     LAYER + 'pre_feedforward_layernorm.weight': 'blocks/mlp_norm/scale',
     LAYER + 'post_feedforward_layernorm.weight': 'blocks/mlp_post_norm/scale',
   }
-  # Larger models read images too.
-  ignored = rf'{Gemma.ignored}|(model\.)?(vision_tower|multi_modal_projector)\.'
 
   def class_name(self, task: str) -> str:
     # The other Gemma3ForSequenceClassification reads images.
