@@ -37,6 +37,8 @@ HEAVY = (
   'test_train.py',
   'exporting/*',
   'test_decoder.py',
+  'test_decoder_parity.py',
+  'test_gemma.py',
   'serve/test_command.py',
   'serve/test_bench.py',
   'test_api.py',

@@ -55,6 +55,62 @@ DECODERS = {
     'head_dim': 8,
     'rope_parameters': {'rope_type': 'linear', 'rope_theta': 100.0, 'factor': 3.0},
   },
+  'gemma': {
+    'hidden_size': 48,
+    'num_attention_heads': 3,
+    'num_key_value_heads': 1,
+    'head_dim': 32,
+    'rope_parameters': {'rope_type': 'default', 'rope_theta': 500.0},
+  },
+  # The sixth layer of seven is global. Neither scale is head_dim^-1/2, and the rotations differ.
+  'gemma3': {
+    'hidden_size': 48,
+    'num_hidden_layers': 7,
+    'num_attention_heads': 3,
+    'num_key_value_heads': 1,
+    'head_dim': 32,
+    'query_pre_attn_scalar': 50,
+    'sliding_window': 9,
+    'rope_parameters': {
+      'full_attention': {'rope_type': 'linear', 'factor': 8.0, 'rope_theta': 5000.0},
+      'sliding_attention': {'rope_type': 'default', 'rope_theta': 300.0},
+    },
+  },
+  # Local layers are those without rotary positions: 3 and 5 of five.
+  'smollm3': {
+    'hidden_size': 48,
+    'num_hidden_layers': 5,
+    'num_attention_heads': 3,
+    'num_key_value_heads': 1,
+    'no_rope_layers': [1, 1, 0, 1, 0],
+    'use_sliding_window': True,
+    'sliding_window': 7,
+    'bos_token_id': 1,
+    'eos_token_id': 2,
+    'rope_parameters': {'rope_type': 'default', 'rope_theta': 500.0},
+  },
+  'ministral': {
+    'num_key_value_heads': 2,
+    'head_dim': 16,
+    'num_attention_heads': 6,
+    'sliding_window': 6,
+    'layer_types': ['sliding_attention', 'full_attention', 'sliding_attention'],
+  },
+  'ministral3': {
+    'num_key_value_heads': 2,
+    'head_dim': 16,
+    'rope_parameters': {
+      'rope_type': 'yarn',
+      'rope_theta': 500.0,
+      'factor': 16.0,
+      'original_max_position_embeddings': 400,
+      'beta_fast': 32.0,
+      'beta_slow': 1.0,
+      'mscale': 1.0,
+      'mscale_all_dim': 0.5,
+      'llama_4_scaling_beta': 0.1,
+    },
+  },
   'bert': {'max_position_embeddings': 40},
   'roberta': {'max_position_embeddings': 40, 'type_vocab_size': 1, 'pad_token_id': 1},
   'xlm-roberta': {
@@ -72,6 +128,7 @@ TYPES = {
   'llama3': 'llama',
   'linear': 'llama',
   'local_global': 'qwen2',
+  'gemma3': 'gemma3_text',
 }  # the others are called as their type
 
 
@@ -82,14 +139,13 @@ def config(kind, **overrides):
 
 
 def model(kind, head, seed=0, **overrides):
-  """A random torch model; `head` is SequenceClassification, CausalLM or Model."""
+  """A random torch model; `head` is SequenceClassification or CausalLM."""
   import torch
 
   labels = {'num_labels': 1} if head == 'SequenceClassification' else {}
   settings = config(kind, **labels, **overrides)
   settings._attn_implementation = 'eager'
-  name = families.find(TYPES.get(kind, kind)).architecture
-  name += 'Model' if head == 'Model' else f'For{head}'
+  name = families.find(TYPES.get(kind, kind)).class_name(head)
   torch.manual_seed(seed)
   out = getattr(transformers, name)(settings).eval()
   for path, weight in out.named_parameters():
@@ -111,8 +167,8 @@ def network(kind='mistral', scale=1.0, **options):
 def saved(folder, kind='bert', **options):
   """A random ranker saved to a folder; returns it and its variables."""
   model, variables = network(kind, **options)
-  wave = lambda x: 0.1 * np.sin(np.arange(x.size, dtype=np.float32)).reshape(x.shape)  # noqa: E731
-  variables = jax.tree.map(lambda x: x + wave(x), variables)
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape).astype(x.dtype), variables)
   hf.save(folder, model, variables)
   return model, variables
 

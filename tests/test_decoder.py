@@ -11,7 +11,8 @@ import pytest
 from disranker_jax.errors import UserError
 from disranker_jax.models import families, hf, network, rope, weights
 
-KINDS = ('mistral', 'llama', 'qwen2', 'qwen3', 'llama3', 'linear')
+KINDS = ('mistral', 'llama', 'qwen2', 'qwen3', 'llama3', 'linear', 'gemma', 'gemma3')
+KINDS += ('smollm3', 'ministral', 'ministral3')
 
 
 def _tiny(kind='mistral', **options):
@@ -75,7 +76,7 @@ def test_a_token_reaches_later_positions_of_its_own_segment_only():
   assert reached.tolist() == [False] * 8 + [True] * 4 + [False] * 2
 
 
-@pytest.mark.parametrize('kind', ['llama', 'local_global'])
+@pytest.mark.parametrize('kind', ['llama', 'gemma3'])
 def test_remat_and_unrolled_layers_change_nothing_but_cost(kind):
   model, variables = _tiny(kind, lora_rank=2)
   batch = reference.rows(reference.sequences((8, 5)))
@@ -86,11 +87,7 @@ def test_remat_and_unrolled_layers_change_nothing_but_cost(kind):
 
   expected = value_and_grad()
   for options in ({'remat': 'full'}, {'remat': 'full', 'scan': False}):
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-      value_and_grad(**options),
-      expected,
-    )
+    jax.tree.map(reference.assert_close, value_and_grad(**options), expected)
   with pytest.raises(UserError, match="remat 'some'"):
     value_and_grad(remat='some')
 
@@ -110,8 +107,8 @@ def test_low_precision_stays_near_fp32(precision):
   'changes, message',
   [
     ({'model_type': 'gpt2'}, "model_type 'gpt2'"),
-    ({'hidden_act': 'gelu'}, "hidden_act 'gelu'"),
-    ({'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1e4}}, "rope scaling 'yarn'"),
+    ({'hidden_act': 'gelu'}, "activation 'gelu' is not supported: decoders have one of silu, gelu"),
+    ({'rope_parameters': {'rope_type': 'longrope', 'rope_theta': 1e4}}, "rope scaling 'longrope'"),
     ({'rope_scaling': {'type': 'linear'}}, "rope scaling 'linear': factor is None"),
     ({'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}}, 'low_freq_factor, .* is missing'),
     ({'mlp_bias': True}, 'mlp_bias'),
@@ -139,6 +136,11 @@ def test_config_survives_the_trip_and_old_keys_are_read():
   [
     {'rope_type': 'default'},
     {'rope_type': 'linear', 'factor': 8.0},
+    {'rope_type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 32768},
+    {
+      'rope_type': 'yarn', 'factor': 16.0, 'original_max_position_embeddings': 16384,
+      'mscale': 1.0, 'mscale_all_dim': 0.7, 'beta_fast': 20.0, 'beta_slow': 2.0,
+    },
     # Llama 3.1 and 3.2, on 64 frequencies.
     *({
       'rope_type': 'llama3', 'factor': factor, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0,
@@ -154,8 +156,11 @@ def test_frequencies_are_those_of_transformers(scaling):
   keys = scaling | {'rope_theta': 500000.0}
   theirs = transformers.LlamaConfig(head_dim=128, rope_parameters=keys)
   ours = rope.from_hf(theirs.to_dict()).frequencies(128)
-  expected = LlamaRotaryEmbedding(theirs).inv_freq.numpy()
-  np.testing.assert_allclose(ours, expected, rtol=2e-6)
+  module = LlamaRotaryEmbedding(theirs)
+  expected = module.inv_freq.numpy()
+  assert rope.from_hf(theirs.to_dict()).amplitude == pytest.approx(module.attention_scaling)
+  # At most the last bit: 500 positions later it is 3e-5 radians.
+  np.testing.assert_allclose(ours, expected, rtol=1.2e-7)
   # Files of before transformers 5 have theta at the top and the rest in rope_scaling.
   old = {'rope_theta': 500000.0, 'rope_scaling': scaling}
   assert rope.from_hf(old) == rope.from_hf(theirs.to_dict())
@@ -165,6 +170,23 @@ def test_qwen3_has_heads_of_128_unless_told():
   config = reference.config('qwen3').to_dict()
   assert families.from_hf(config).head_dim == 12
   assert families.from_hf(config | {'head_dim': None}).head_dim == 128
+
+
+def test_ministral3_reads_no_texts_behind_its_original_context():
+  """Its queries grow there."""
+  config = reference.config('ministral3').to_dict()
+  assert families.from_hf(config).max_positions == 400
+  whole = {'model_type': 'mistral3', 'text_config': config}
+  assert families.from_hf(whole) == families.from_hf(config)
+
+
+def test_every_fourth_layer_of_smollm3_has_no_rotary_positions():
+  config = reference.config('smollm3').to_dict() | {'use_sliding_window': False}
+  del config['no_rope_layers'], config['layer_types']
+  rotates = [kind.rope is not None for kind in families.from_hf(config).kinds]
+  assert rotates == [True, True, True, False, True]
+  student = families.find('smollm3').take(families.from_hf(config), [3])
+  assert families.from_hf(families.find('smollm3').to_hf(student)) == student
 
 
 def test_qwen2_uses_its_window_only_where_told():

@@ -161,7 +161,7 @@ def exported(run):
 def test_an_unknown_type_is_refused_with_the_list_of_families(tmp_path):
   (tmp_path / 'config.json').write_text('{"model_type": "nonesuch"}')
   with pytest.raises(
-    UserError, match=r"config\.json.*'nonesuch'.*bert, distilbert, electra, llama"
+    UserError, match=r"config\.json.*'nonesuch'.*bert, distilbert, electra, .*llama, .*mistral"
   ):
     from_hf(tmp_path)
 

@@ -55,6 +55,8 @@ class Row(NamedTuple):
 def read_config(folder: str | pathlib.Path) -> dict:
   """config.json of a model folder as a dict, with transformers' defaults if it knows the type.
 
+  Of a model that reads images too it is the config of the text model.
+
   Raises: UserError for a file that is missing or broken, or of an unsupported `model_type`.
   """
   path = pathlib.Path(folder) / 'config.json'
@@ -65,6 +67,7 @@ def read_config(folder: str | pathlib.Path) -> dict:
   except (ValueError, OSError, RecursionError) as error:
     raise UserError(f'{path} cannot be read: {error}') from None
   try:
+    raw = families.of_text(raw)
     for key in ('num_hidden_layers', 'n_layers'):
       if raw.get(key, 0) > MAX_LAYERS:
         raise ValueError(f'{key} is {raw[key]}, more than {MAX_LAYERS}')
@@ -350,9 +353,9 @@ def _config(network, dtype):
   family = network.family
   config = family.to_hf(network.config)
   if network.head == 'lm':
-    return {'architectures': [f'{family.architecture}ForCausalLM'], 'dtype': dtype} | config
+    return {'architectures': [family.class_name('CausalLM')], 'dtype': dtype} | config
   return {
-    'architectures': [f'{family.architecture}ForSequenceClassification'],
+    'architectures': [family.class_name('SequenceClassification')],
     'dtype': dtype,
     # TEI needs both maps, with one entry; 'num_labels' is for people who read the file.
     'num_labels': 1,

@@ -109,6 +109,14 @@ def to_types(kinds: Kinds) -> list[str]:
   return [SLIDING if kind.window else FULL for kind in kinds]
 
 
+def ropes(kinds: Kinds) -> list[Rope]:
+  """The different rotary positions, in the order of the layers; the usual ones if there are none.
+
+  A config.json needs some even for layers that do not use them.
+  """
+  return list(dict.fromkeys(kind.rope for kind in kinds if kind.rope)) or [UNSCALED]
+
+
 def window_of(kinds: Kinds) -> int | None:
   """The window of the layers that have one. Raises: UserError if there are different ones."""
   windows = {kind.window for kind in kinds if kind.window}

@@ -151,15 +151,21 @@ class Embed(nn.Module):
 
 
 class RMSNorm(nn.Module):
-  """Root-mean-square norm in fp32; the result has the input's dtype."""
+  """Root-mean-square norm in fp32; the result has the input's dtype.
+
+  It multiplies by `scale + offset`. Gemma's offset is 1: the parameter stays what its files hold,
+  near 0, where bf16 is finer than near 1.
+  """
 
   eps: float
+  offset: float = 0.0
 
   @nn.compact
   def __call__(self, x):
-    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
+    scale = self.param('scale', nn.initializers.constant(1 - self.offset), (x.shape[-1],))
     wide = x.astype(jnp.float32)
     wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+    scale = scale.astype(jnp.float32) + self.offset
     return (wide * _last_axis(scale, wide)).astype(x.dtype)
 
 

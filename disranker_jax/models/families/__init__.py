@@ -8,23 +8,44 @@ from disranker_jax.models.families.base import Config, Family
 from disranker_jax.models.families.bert import Bert
 from disranker_jax.models.families.distilbert import DistilBert
 from disranker_jax.models.families.electra import Electra
+from disranker_jax.models.families.gemma import Gemma
+from disranker_jax.models.families.gemma3 import Gemma3
 from disranker_jax.models.families.llama import Llama
-from disranker_jax.models.families.mistral import Mistral
+from disranker_jax.models.families.mistral import Ministral, Ministral3, Mistral
 from disranker_jax.models.families.qwen2 import Qwen2
 from disranker_jax.models.families.qwen3 import Qwen3
 from disranker_jax.models.families.roberta import Roberta
+from disranker_jax.models.families.smollm3 import SmolLM3
 
+TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 FAMILIES: dict[str, Family] = {
   'bert': Bert(),
   'distilbert': DistilBert(),
   'electra': Electra(),
+  'gemma': Gemma(),
+  'gemma3_text': Gemma3(),
   'llama': Llama(),
+  'ministral': Ministral(),
+  'ministral3': Ministral3(),
   'mistral': Mistral(),
   'qwen2': Qwen2(),
   'qwen3': Qwen3(),
   'roberta': Roberta(),
+  'smollm3': SmolLM3(),
   'xlm-roberta': Roberta('xlm-roberta', 'XLMRoberta'),
 }
+
+# Models of images and text: the type of their `text_config` if it does not say.
+WITH_IMAGES = {'gemma3': 'gemma3_text', 'mistral3': 'mistral'}
+
+
+def of_text(config: dict) -> dict:
+  """The config of the text model alone, from that of a model which may read images too."""
+  inner = config.get('text_config')
+  if config.get('model_type') not in WITH_IMAGES or not isinstance(inner, dict):
+    return config
+  ids = {name: config[name] for name in TOKEN_IDS if config.get(name) is not None}
+  return {'model_type': WITH_IMAGES[config['model_type']]} | inner | ids
 
 
 def find(model_type: str | None) -> Family:
@@ -40,4 +61,5 @@ def from_hf(config: dict) -> Config:
 
   Raises: UserError for an unknown `model_type` and for options that the family does not compute.
   """
+  config = of_text(config)
   return find(config.get('model_type')).from_hf(config)

@@ -168,6 +168,10 @@ class Family:
         return name
       bare = bare.removeprefix(wrapper)
 
+  def class_name(self, task: str) -> str:
+    """The class of transformers for a task, such as BertForSequenceClassification."""
+    return f'{self.architecture}For{task}'
+
   def scoring_config(self, config: dict) -> dict:
     """The Hugging Face config as a model that gives one score needs it."""
     return config

@@ -23,6 +23,13 @@ loads it as `{architecture}`. Scores are raw: any real number, larger is better.
 """
 
 
+# By their names in config.json.
+ACTIVATIONS = {
+  'silu': nn.silu,
+  'gelu_pytorch_tanh': functools.partial(nn.gelu, approximate=True),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
   """Sizes and constants of a decoder; hashable, so that it can be static under jit."""
@@ -36,10 +43,15 @@ class DecoderConfig:
   head_dim: int
   model_type: str = 'mistral'
   kinds: Kinds = ()  # of each layer; (): `Kind()` for all
+  activation: str = 'silu'  # of the gate: a key of ACTIVATIONS
   norm_eps: float = 1e-6
+  norm_offset: float = 0.0  # added to the weights of norms
+  post_norms: bool = False  # of what attention and feed-forward add to the stream
   qkv_bias: bool = False
   out_bias: bool = False
   qk_norm: bool = False  # of each head's queries and keys, before the rotation
+  query_scale: float | None = None  # of products of queries and keys; None: head_dim^-1/2
+  embed_scale: float = 1.0
   tied: bool = False
   max_positions: int = 32768
   bos_id: int | None = None
@@ -67,12 +79,14 @@ TENSORS = {
   'lm_head.weight': 'lm_head/kernel',
   'score.weight': 'score/kernel',
 }
+QK_NORMS = {f'model.layers.{{}}.self_attn.{n}_norm.weight': f'blocks/{n}_norm/scale' for n in 'qk'}
 
 
 class Decoder(Family):
   """A causal language model; its score is read at the last token.
 
-  A type of decoder sets `architecture`, and what differs: `own_fields`, `own_keys`, `layer_kinds`.
+  A type of decoder sets `architecture`, and what differs: `own_fields`, `own_keys`, `layer_kinds`,
+  `activation`.
   """
 
   causal = True
@@ -82,7 +96,8 @@ class Decoder(Family):
   prefix = 'model'
   tensors = TENSORS
   fresh = ('score/',)
-  ignored = r'lm_head\.weight$|score\.weight$'  # the head that is not in use
+  # The head that is not in use, and what reads images.
+  ignored = r'lm_head\.weight$|score\.weight$|(model\.)?(vision_tower|multi_modal_projector)\.'
 
   title = 'decoder'
   usage = USE
@@ -97,6 +112,10 @@ class Decoder(Family):
     """
     return (Kind(rope=rope.from_hf(config)),) * config['num_hidden_layers']
 
+  def activation(self, config: dict) -> str:
+    """The name of the gate's activation."""
+    return config.get('hidden_act', 'silu')
+
   def own_fields(self, config: dict) -> dict:
     """The fields of DecoderConfig that this type reads in its own way.
 
@@ -109,7 +128,11 @@ class Decoder(Family):
     raise NotImplementedError
 
   def from_hf(self, config: dict) -> DecoderConfig:
-    _refuse_unsupported(config)
+    if (activation := self.activation(config)) not in ACTIVATIONS:
+      known = ', '.join(ACTIVATIONS)
+      raise UserError(f'activation {activation!r} is not supported: decoders have one of {known}')
+    if config.get('mlp_bias'):
+      raise UserError('mlp_bias true is not supported: the feed-forward kernels have no bias here')
     heads = config['num_attention_heads']
     eos = config.get('eos_token_id')
     fields = dict(
@@ -122,6 +145,7 @@ class Decoder(Family):
       head_dim=config.get('head_dim') or config['hidden_size'] // heads,
       model_type=config['model_type'],
       kinds=self.layer_kinds(config),
+      activation=activation,
       norm_eps=config['rms_norm_eps'],
       tied=bool(config.get('tie_word_embeddings', False)),
       max_positions=config.get('max_position_embeddings', DecoderConfig.max_positions),
@@ -142,9 +166,9 @@ class Decoder(Family):
       'num_attention_heads': c.heads,
       'num_key_value_heads': c.kv_heads,
       'head_dim': c.head_dim,
-      'hidden_act': 'silu',
+      'hidden_act': c.activation,
       'rms_norm_eps': c.norm_eps,
-      **c.kinds[0].rope.to_hf(),
+      **kinds.ropes(c.kinds)[0].to_hf(),
       'max_position_embeddings': c.max_positions,
       'tie_word_embeddings': c.tied,
       'initializer_range': 0.02,
@@ -182,13 +206,6 @@ class Decoder(Family):
     return config | {'pad_token_id': next(i for i in pads if i is not None and i not in eos)}
 
 
-def _refuse_unsupported(config: dict) -> None:
-  if config.get('hidden_act', 'silu') != 'silu':
-    raise UserError(f"hidden_act {config['hidden_act']!r} is not supported: decoders use 'silu'")
-  if config.get('mlp_bias'):
-    raise UserError('mlp_bias true is not supported: the feed-forward kernels have no bias here')
-
-
 class Block(nn.Module):
   """One pre-norm layer: grouped-query attention, then a gated feed-forward."""
 
@@ -217,11 +234,16 @@ class Block(nn.Module):
       out = linear(count * c.head_dim, name, c.qkv_bias)(h_BTD)
       return out.reshape(*out.shape[:2], count, c.head_dim)
 
-    h_BTD = layers.RMSNorm(c.norm_eps, name='attn_norm')(x_BTD)
+    def norm(name, h):
+      return layers.RMSNorm(c.norm_eps, c.norm_offset, name=name)(h)
+
+    def add(name, h_BTD):
+      return x_BTD + (norm(name, h_BTD) if c.post_norms else h_BTD)
+
+    h_BTD = norm('attn_norm', x_BTD)
     q_BTHE, k_BTKE = heads('q', c.heads, h_BTD), heads('k', c.kv_heads, h_BTD)
     if c.qk_norm:
-      q_BTHE = layers.RMSNorm(c.norm_eps, name='q_norm')(q_BTHE)
-      k_BTKE = layers.RMSNorm(c.norm_eps, name='k_norm')(k_BTKE)
+      q_BTHE, k_BTKE = norm('q_norm', q_BTHE), norm('k_norm', k_BTKE)
     angles = kinds.of_layer(kind, angles)
     q_BTHE, k_BTKE = rotate(q_BTHE, angles), rotate(k_BTKE, angles)
     v_BTKE = heads('v', c.kv_heads, h_BTD)
@@ -231,21 +253,23 @@ class Block(nn.Module):
       new = {name: x.astype(dtype).swapaxes(1, 2) for name, x in new.items()}
     if cache is None:
       attend = functools.partial(
-        attention.attend, segments_BT=segments_BS, causal=True, precision=self.precision,
-        kernel=self.attention,
+        attention.attend, segments_BT=segments_BS, causal=True, scale=c.query_scale,
+        precision=self.precision, kernel=self.attention,
       )  # fmt: skip
       out_BTHE = kinds.by_window(c.kinds, kind, attend, q_BTHE, k_BTKE, v_BTKE)
     else:
       write = jax.lax.dynamic_update_slice_in_dim
       new = {name: write(cache[name], x, start, axis=2) for name, x in new.items()}
       attend = functools.partial(
-        attention.attend_cached, segments_BS=segments_BS, start=start, precision=self.precision
-      )
+        attention.attend_cached, segments_BS=segments_BS, start=start, scale=c.query_scale,
+        precision=self.precision,
+      )  # fmt: skip
       out_BTHE = kinds.by_window(c.kinds, kind, attend, q_BTHE, new['k'], new['v'])
-    x_BTD += linear(c.width, 'o', c.out_bias)(out_BTHE.reshape(*x_BTD.shape[:2], -1))
-    h_BTD = layers.RMSNorm(c.norm_eps, name='mlp_norm')(x_BTD)
-    gate_BTF = linear(c.ffn, 'gate')(h_BTD)
-    x_BTD += linear(c.width, 'down')(nn.silu(gate_BTF) * linear(c.ffn, 'up')(h_BTD))
+    h_BTD = linear(c.width, 'o', c.out_bias)(out_BTHE.reshape(*x_BTD.shape[:2], -1))
+    x_BTD = add('attn_post_norm', h_BTD)
+    h_BTD = norm('mlp_norm', x_BTD)
+    gate_BTF = ACTIVATIONS[c.activation](linear(c.ffn, 'gate')(h_BTD))
+    x_BTD = add('mlp_post_norm', linear(c.width, 'down')(gate_BTF * linear(c.ffn, 'up')(h_BTD)))
     kept = new if self.keep or cache is not None else None
     return layers.constrain(x_BTD, self.sequence), kept
 
@@ -284,7 +308,7 @@ class DecoderModule(nn.Module):
     self.blocks = layers.scanned(
       Block, c.layers, self.remat, self.scan, in_axes=(0, *(nn.broadcast,) * 2)
     )(c, *self._options())
-    self.norm = layers.RMSNorm(c.norm_eps)
+    self.norm = layers.RMSNorm(c.norm_eps, c.norm_offset)
     if self.head != 'lm':
       self.score_head = layers.Linear(1, name='score')
     if self.head != 'rank' and not c.tied:
@@ -303,8 +327,11 @@ class DecoderModule(nn.Module):
     return self.norm(x_BTD), cache
 
   def embedded(self, tokens_BT):
-    """What the first layer gets."""
-    return layers.constrain(self.embed(tokens_BT), self.sequence)
+    """What the first layer gets: the vectors of tokens, scaled as the model was trained."""
+    x_BTD = self.embed(tokens_BT)
+    # transformers rounds the factor to the type of the weights: bf16 has 25.25 for 640^1/2.
+    x_BTD *= jnp.asarray(self.config.embed_scale, x_BTD.dtype)
+    return layers.constrain(x_BTD, self.sequence)
 
   def normed(self, x_BTD):
     """Final hidden states, from what the last layer gives."""

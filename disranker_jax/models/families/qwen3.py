@@ -9,9 +9,7 @@ from disranker_jax.models.families.qwen2 import Qwen2
 
 class Qwen3(Qwen2):
   architecture = 'Qwen3'
-  tensors: ClassVar[dict[str, str]] = decoder.TENSORS | {
-    f'model.layers.{{}}.self_attn.{n}_norm.weight': f'blocks/{n}_norm/scale' for n in 'qk'
-  }
+  tensors: ClassVar[dict[str, str]] = decoder.TENSORS | decoder.QK_NORMS
 
   def own_fields(self, config: dict) -> dict:
     bias = bool(config.get('attention_bias', False))
