@@ -6,7 +6,7 @@ First InfoNCE on labels: each query's best-labelled documents against the others
 the teacher's order of documents from all depths of the first stage
 (--config.distill.loss=adr_mse for the paper's other choice). Only the order counts, so scores are
 not normalised; no hard-label term. Sizes are the quickstart's. configs/ablations/two_stages.py
-compares both recipes.
+compares both recipes. configs/rank_distillm_msmarco.py has the sizes of the paper.
 """
 
 import pathlib
