@@ -55,6 +55,7 @@ HEAVY = (
   'test_tokenising.py',
   'test_prepare_command.py',
   'test_gguf.py',
+  'test_gguf_families.py',
   'test_pool.py',
   'test_generate.py',
   'test_shared_collections.py',

@@ -89,10 +89,10 @@ def test_files_it_cannot_convert_are_refused(tmp_path):
   extra = {'blk.0.attn_sinks.weight': np.zeros(HEADS, np.float32)}
   fewer = {n: x for n, x in _tensors().items() if n != 'blk.1.ffn_up.weight'}
   for name, tensors, options, message in (
-    ('arch', _tensors(), {'arch': 'qwen2'}, "architecture 'qwen2'"),
-    ('pre', _tensors(), {'pre': 'llama-bpe'}, "pre-tokenizer 'llama-bpe'"),
+    ('arch', _tensors(), {'arch': 'gptneox'}, "architecture 'gptneox'"),
+    ('pre', _tensors(), {'pre': 'jais'}, "pre-tokenizer 'jais'"),
     ('extra', _tensors() | extra, {}, 'attn_sinks'),
-    ('fewer', fewer, {}, 'blocks/up/kernel'),
+    ('fewer', fewer, {}, 'blk.1.ffn_up.weight'),
   ):
     _write(tmp_path / f'{name}.gguf', tensors, **options)
     with pytest.raises(UserError, match=message):

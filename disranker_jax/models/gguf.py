@@ -1,169 +1,201 @@
-"""Converts a llama.cpp file (GGUF) of the Llama family to a Hugging Face model folder."""
+"""Converts a llama.cpp file (GGUF) of a decoder to a Hugging Face model folder."""
 
-import json
 import pathlib
 import tempfile
 
 import numpy as np
 
 from disranker_jax.errors import UserError
-from disranker_jax.models import hf, tree
-from disranker_jax.models.families.decoder import DecoderConfig
-from disranker_jax.models.kinds import Kind
+from disranker_jax.models import families, gguf_tokenizer, hf, tree
 from disranker_jax.models.network import Network
 from disranker_jax.models.rope import Rope
 
-# GGUF name -> our path; '{}' is the layer.
-TENSORS = {
-  'token_embd.weight': 'embed/embedding',
-  'output_norm.weight': 'norm/scale',
-  'output.weight': 'lm_head/kernel',
-  'blk.{}.attn_norm.weight': 'blocks/attn_norm/scale',
-  'blk.{}.ffn_norm.weight': 'blocks/mlp_norm/scale',
-  'blk.{}.attn_q.weight': 'blocks/q/kernel',
-  'blk.{}.attn_k.weight': 'blocks/k/kernel',
-  'blk.{}.attn_v.weight': 'blocks/v/kernel',
-  'blk.{}.attn_output.weight': 'blocks/o/kernel',
-  'blk.{}.ffn_gate.weight': 'blocks/gate/kernel',
-  'blk.{}.ffn_up.weight': 'blocks/up/kernel',
-  'blk.{}.ffn_down.weight': 'blocks/down/kernel',
+# The `model_type` of an architecture. Mistral's files are those of 'llama'.
+TYPES = {
+  'llama': 'llama',
+  'qwen2': 'qwen2',
+  'qwen3': 'qwen3',
+  'gemma': 'gemma',
+  'gemma3': 'gemma3_text',
 }
-CONTROL = 3  # token type of special tokens
+ROPE_FACTORS = 'rope_freqs.weight'  # Llama 3's scaling, by which frequencies are divided
 
 
-def convert(path: str | pathlib.Path, folder: str | pathlib.Path) -> None:
+def convert(path: str | pathlib.Path, folder: str | pathlib.Path) -> str:
   """Writes `folder` (config.json, fp32 model.safetensors, tokenizer) from a GGUF file.
 
-  Weights are dequantised exactly as llama.cpp does, and rows of q and k are reordered from
-  interleaved to rotate-half.
+  Returns the licence that the file states, '' if it states none.
+
+  Weights are dequantised exactly as llama.cpp does. Its rows of q and k are reordered where it has
+  rotary pairs side by side, and its norms are stored as Hugging Face does.
 
   Raises: UserError for another architecture, tokenizer or tensor set.
   """
   import gguf  # only conversion needs it
 
-  try:
-    reader = gguf.GGUFReader(path)
-  except (ValueError, OSError, IndexError) as error:
-    raise UserError(f'{path} is not a readable GGUF file: {error}') from None
-  meta = _Metadata(reader, path)
-  if meta('general.architecture') != 'llama' or meta('tokenizer.ggml.model') != 'gpt2':
-    raise UserError(
-      f'{path}: architecture {meta("general.architecture")!r} with tokenizer '
-      f"{meta('tokenizer.ggml.model')!r} is not supported: only 'llama' with 'gpt2' (byte BPE)"
-    )
-  config = _config(meta, tied=all(t.name != 'output.weight' for t in reader.tensors))
-  params = _params(reader, config, path)
   with tempfile.TemporaryDirectory() as scratch:
-    _tokenizer(meta, pathlib.Path(scratch), config)
-    hf.save(folder, Network(config, head='lm'), {'params': params}, tokenizer_folder=scratch)
+    try:
+      reader = gguf.GGUFReader(path)
+      meta = Metadata(reader)
+      tensors = {tensor.name: tensor for tensor in reader.tensors}
+      network = Network(families.from_hf(_config(meta, tensors)), head='lm')
+      gguf_tokenizer.write(meta, pathlib.Path(scratch), network.config)
+      params = _params(tensors, network, meta)
+    except UserError as error:
+      raise UserError(f'{path}: {error}') from None
+    except Exception as error:  # of the parsers, which raise many types for a damaged file
+      reason = ' '.join(str(error).split())[:200] or type(error).__name__
+      raise UserError(f'{path} is not a readable GGUF file: {reason}') from None
+    hf.save(folder, network, {'params': params}, tokenizer_folder=scratch)
+  return str(meta('general.license', ''))
 
 
-class _Metadata:
-  def __init__(self, reader, path):
-    self.fields, self.path = reader.fields, path
+class Metadata:
+  """The metadata of a file by name."""
+
+  def __init__(self, reader):
+    self.fields = reader.fields
+    self.architecture = self('general.architecture')
+    if self.architecture not in TYPES:
+      known = ', '.join(TYPES)
+      raise UserError(f'architecture {self.architecture!r} is not supported: only {known} are')
 
   def __call__(self, name, *default):
     if name in self.fields:
       return self.fields[name].contents()
     if default:
       return default[0]
-    raise UserError(f'{self.path}: metadata {name} is missing')
+    raise UserError(f'metadata {name} is missing')
+
+  def own(self, name, *default):
+    """What has the architecture's name before it."""
+    value = self(f'{self.architecture}.{name}', *default)
+    if isinstance(value, list):
+      raise UserError(f'{name} differs between layers, which is not supported')
+    return value
 
 
-def _config(meta, tied):
-  heads = meta('llama.attention.head_count')
-  width = meta('llama.embedding_length')
-  tokens = meta('tokenizer.ggml.tokens')
+def _config(meta, tensors) -> dict:
+  """The config.json that the file was written from, as far as it says."""
+  heads, width = meta.own('attention.head_count'), meta.own('embedding_length')
+  head_dim = meta.own('attention.key_length', width // heads)
+  for name in ('attention.value_length', 'rope.dimension_count'):
+    if meta.own(name, head_dim) != head_dim:
+      raise UserError(f'{name} is {meta.own(name)}, not the size of a head, {head_dim}')
   eos = meta('tokenizer.ggml.eos_token_id')
-  if meta('llama.rope.scaling.type', 'none') != 'none':
-    raise UserError(f'{meta.path}: rope scaling is not supported')
-  rotary = Rope(float(meta('llama.rope.freq_base', 10000.0)))
-  return DecoderConfig(
-    vocab=len(tokens),
-    width=width,
-    ffn=meta('llama.feed_forward_length'),
-    layers=meta('llama.block_count'),
-    heads=heads,
-    kv_heads=meta('llama.attention.head_count_kv', heads),
-    head_dim=meta('llama.attention.key_length', width // heads),
-    model_type='llama',
-    kinds=(Kind(rope=rotary),) * meta('llama.block_count'),
+  pads = [meta(f'tokenizer.ggml.{name}_token_id', None) for name in ('padding', 'unknown')]
+  if 'token_embd.weight' not in tensors:
+    raise UserError('tensor token_embd.weight is missing')
+  if meta.own('block_count') > hf.MAX_LAYERS:
+    raise UserError(f'block_count is {meta.own("block_count")}, more than {hf.MAX_LAYERS}')
+  config = {
+    'model_type': TYPES[meta.architecture],
+    'vocab_size': int(tensors['token_embd.weight'].shape[-1]),
+    'hidden_size': width,
+    'intermediate_size': meta.own('feed_forward_length'),
+    'num_hidden_layers': meta.own('block_count'),
+    'num_attention_heads': heads,
+    'num_key_value_heads': meta.own('attention.head_count_kv', heads),
+    'head_dim': head_dim,
     # Stored as float32; this restores the decimal number that it was written from.
-    norm_eps=float(f'{meta("llama.attention.layer_norm_rms_epsilon"):.6g}'),
-    tied=tied,
-    max_positions=meta('llama.context_length'),
+    'rms_norm_eps': float(f'{meta.own("attention.layer_norm_rms_epsilon"):.6g}'),
+    'tie_word_embeddings': 'output.weight' not in tensors,
+    'attention_bias': 'blk.0.attn_output.bias' in tensors,
+    'max_position_embeddings': meta.own('context_length'),
     # SmolLM2's base model has <|endoftext|> for both. This file's model is tuned for chat, and its
     # sequences start with <|im_start|> and end with <|im_end|>.
-    bos_id=meta('tokenizer.ggml.bos_token_id'),
-    eos_id=eos,
+    'bos_token_id': meta('tokenizer.ggml.bos_token_id', None),
+    'eos_token_id': eos,
     # Files often pad with eos; then code that looks for the last token cannot find a real eos.
-    pad_id=next(i for i in (meta('tokenizer.ggml.unknown_token_id', 0), 0, 1) if i != eos),
-  )
+    'pad_token_id': next(i for i in (*pads, 0, 1) if i not in (None, eos)),
+    'rope_theta': float(meta.own('rope.freq_base', 10000.0)),
+    'rope_scaling': _scaling(meta, tensors, head_dim),
+  }
+  return config | (_of_gemma3(meta, config) if meta.architecture == 'gemma3' else {})
 
 
-def _params(reader, config, path):
+def _of_gemma3(meta, config) -> dict:
+  """What llama.cpp knows without the file: the pattern of layers, and the scale of the 27B."""
+  is_27b = config['num_hidden_layers'] == 62
+  return {
+    'sliding_window': meta.own('attention.sliding_window'),
+    'sliding_window_pattern': meta.own('attention.sliding_window_pattern', 6),
+    'rope_local_base_freq': float(meta.own('rope.freq_base_swa', 10000.0)),
+    'query_pre_attn_scalar': (
+      config['hidden_size'] // config['num_attention_heads'] if is_27b else config['head_dim']
+    ),
+    'final_logit_softcapping': meta.own('final_logit_softcapping', None),
+  }
+
+
+def _scaling(meta, tensors, head_dim: int) -> dict | None:
+  """`rope_scaling` of config.json."""
+  kind = meta.own('rope.scaling.type', 'none')
+  if ROPE_FACTORS in tensors:
+    return _llama3(meta, tensors[ROPE_FACTORS].data, head_dim)
+  if kind == 'none':
+    return None
+  if kind != 'linear':
+    raise UserError(f'rope scaling {kind!r} is not supported: only linear and that of Llama 3 are')
+  return {'rope_type': 'linear', 'factor': float(meta.own('rope.scaling.factor'))}
+
+
+def _llama3(meta, factors_E, head_dim: int) -> dict:
+  """Llama 3's scaling, of which the file has only the result.
+
+  Its other three numbers are the same in all of its versions; others are refused.
+  """
+  theta = float(meta.own('rope.freq_base', 10000.0))
+  rope = Rope(theta, 'llama3', float(np.max(factors_E)))
+  expected_E = Rope(theta).frequencies(head_dim) / rope.frequencies(head_dim)
+  if expected_E.shape != factors_E.shape or not np.allclose(expected_E, factors_E, rtol=1e-4):
+    raise UserError(f'{ROPE_FACTORS} is not of the rope scaling of Llama 3')
+  return rope.to_hf()['rope_scaling']
+
+
+def _params(tensors, network, meta) -> dict:
+  """The parameters, from all tensors of the file."""
   import gguf
 
-  flat, unknown = {}, []
-  paths = {
-    t.replace('{}', str(i)): (p, i) for t, p in TENSORS.items() for i in range(config.layers)
-  }
-  for tensor in reader.tensors:
-    if tensor.name not in paths:
-      unknown.append(tensor.name)
-      continue
-    where, layer = paths[tensor.name]
-    value = np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
-    if where in ('blocks/q/kernel', 'blocks/k/kernel'):
-      value = _rotate_half_order(value, config.head_dim)
-    value = value.T if where.endswith('/kernel') else value
-    if where.startswith('blocks/'):
-      flat.setdefault(where, np.full((config.layers, *value.shape), np.nan, np.float32))
-      flat[where][layer] = value
-    else:
-      flat[where] = value
-  needed = set(TENSORS.values()) - ({'lm_head/kernel'} if config.tied else set())
-  missing = sorted(needed - set(flat)) + [p for p, x in flat.items() if np.isnan(x).any()]
+  rows = hf.tensor_rows(network)
+  names = _names(rows, meta, network.config.layers)
+  unknown = sorted(set(tensors) - set(names.values()) - {ROPE_FACTORS})
+  missing = sorted(set(names.values()) - set(tensors))
   if unknown or missing:
-    raise UserError(f'{path}: unknown tensors {unknown}, missing or incomplete {missing}')
+    raise UserError(f'unknown tensors {unknown}, missing {missing}')
+  flat = {}
+  for name, row in rows.items():
+    tensor = tensors[names[name]]
+    value = np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
+    if value.shape != row.shape:
+      raise UserError(f'{tensor.name} is {list(value.shape)}, expected {list(row.shape)}')
+    if meta.architecture == 'llama' and row.path.startswith(('blocks/q/', 'blocks/k/')):
+      value = _rotate_half_order(value, network.config.head_dim)
+    if row.path.endswith('norm/scale'):
+      value = value - np.float32(network.config.norm_offset)  # the file has what is multiplied
+    value = value.T if row.path.endswith('/kernel') else value
+    if row.layer is None:
+      flat[row.path] = value
+    else:
+      shape = (network.config.layers, *value.shape)
+      flat.setdefault(row.path, np.empty(shape, np.float32))[row.layer] = value
   return tree.unflatten(flat)
+
+
+def _names(rows, meta, layers: int) -> dict[str, str]:
+  """{Hugging Face name: name in the file} of the network's tensors."""
+  import gguf
+
+  kind = next(k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == meta.architecture)
+  table = gguf.get_tensor_name_map(kind, layers)
+  names = {}
+  for name in rows:
+    base, _, ending = name.rpartition('.')
+    names[name] = f'{table.get_name(base)}.{ending}'
+  return names
 
 
 def _rotate_half_order(rows, head_dim):
   """llama.cpp stores rotary pairs side by side; Hugging Face half a head apart."""
-  pairs = rows.reshape(-1, head_dim // 2, 2, rows.shape[-1])
+  pairs = rows.reshape(-1, head_dim // 2, 2, *rows.shape[1:])
   return pairs.swapaxes(1, 2).reshape(rows.shape)
-
-
-def _tokenizer(meta, folder, config):
-  from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-  tokens, types = meta('tokenizer.ggml.tokens'), meta('tokenizer.ggml.token_type')
-  merges = [tuple(m.split(' ')) for m in meta('tokenizer.ggml.merges')]
-  pre = meta('tokenizer.ggml.pre', 'default')
-  if pre != 'smollm':
-    raise UserError(f"{meta.path}: pre-tokenizer {pre!r} is not supported: only 'smollm' is")
-  tokenizer = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges))
-  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-    [
-      pre_tokenizers.Digits(individual_digits=True),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-    ]
-  )
-  tokenizer.decoder = decoders.ByteLevel()
-  special = [t for t, kind in zip(tokens, types, strict=True) if kind == CONTROL]
-  tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
-  tokenizer.save(str(folder / 'tokenizer.json'))
-  settings = {
-    'tokenizer_class': 'PreTrainedTokenizerFast',
-    'model_max_length': config.max_positions,
-    'clean_up_tokenization_spaces': False,
-    'bos_token': tokens[config.bos_id],
-    'eos_token': tokens[config.eos_id],
-    'unk_token': tokens[meta('tokenizer.ggml.unknown_token_id', 0)],
-    'pad_token': tokens[config.pad_id],
-  }
-  template = meta('tokenizer.chat_template', None)
-  settings |= {'chat_template': template} if template else {}
-  text = json.dumps(settings, indent=2, ensure_ascii=False)
-  (folder / 'tokenizer_config.json').write_text(text + '\n', encoding='utf-8')

