@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from disranker_jax.data.prompts import TextPrompt
+from disranker_jax.data.prompts import PairPrompt, TextPrompt
 from disranker_jax.errors import UserError
 from disranker_jax.models import attention, layers, rope
 from disranker_jax.models.families.base import Family
@@ -83,7 +83,7 @@ class Decoder(Family):
   usage = USE
   readers = ('transformers-tokens',)
   served = False
-  prompt_settings = ('template', 'scorer')
+  prompt_settings = ('template', 'scorer', 'pairs')
 
   def own_fields(self, config: dict) -> dict:
     """The fields of DecoderConfig that this type reads in its own way.
@@ -156,7 +156,9 @@ class Decoder(Family):
     *,
     template: str = '',
     predict: str = 'document',
-  ) -> TextPrompt:
+  ) -> TextPrompt | PairPrompt:
+    if not template:
+      return PairPrompt(tokenizer, max_len, max_query_len, scored='last')
     return TextPrompt(tokenizer, max_len, max_query_len, template, predict)
 
   def scoring_config(self, config: dict) -> dict:
