@@ -47,6 +47,8 @@ HEAVY = (
   'test_losses_peers.py',
   'test_python_docs.py',
   'test_rerank.py',
+  'test_rerankers.py',
+  'test_control_tokens.py',
   'test_rerank_run.py',
   'test_irds.py',
   'test_tiny.py',

@@ -32,7 +32,8 @@ def parse_args(argv=None) -> argparse.Namespace:
   )
   parser = Parser('rerank', __doc__, example)
   add = parser.add_argument
-  add('--model', required=True, type=Path, metavar='DIR', help='an exported model folder')
+  add('--model', required=True, type=Path, metavar='DIR', help=(
+    'an exported model folder, or the folder or the name of a ready reranker'))  # fmt: skip
   add('--depth', type=int, metavar='N', help=(
     'documents that the model ranks, the first of the run or of BM25; 0: all. Default: all of a '
     f'run; for --query all of up to {RANK_ALL:,} documents, {FIRST_STAGE} of more'))  # fmt: skip
@@ -135,6 +136,9 @@ def one_query(args: argparse.Namespace) -> None:
 def main(argv=None) -> None:
   args = parse_args(argv)
   runtime.prepare()
+  from disranker_jax.rankers import loaded
+
+  args.model = loaded.locate(args.model)
   if args.run is None:
     one_query(args)
     return

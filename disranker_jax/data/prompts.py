@@ -53,7 +53,7 @@ def document_text(doc: Document) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class PairPrompt:
-  """BERT: `[CLS] query [SEP] title : summary [SEP]`; the scored position is `[CLS]`.
+  """BERT: `[CLS] query [SEP] title : summary [SEP]`; `scored` is 'first', `[CLS]`, or 'last'.
 
   Where special tokens stand, and which types tokens have, is the tokenizer's own matter: RoBERTa
   reads `<s> query </s></s> title : summary </s>`.
@@ -62,6 +62,8 @@ class PairPrompt:
   tokenizer: object
   max_len: int
   max_query_len: int
+  scored: str = 'first'
+  typed: bool = True  # False: every token has type 0, whatever the tokenizer says
 
   def __post_init__(self):
     self.frame  # noqa: B018 (raises an error here rather than at the first text)
@@ -71,7 +73,7 @@ class PairPrompt:
     """Special tokens before the query, before and after the text; types of query and text."""
     pair = tokenising.plain(self.tokenizer.backend_tokenizer).backend.encode('a', 'b')
     of = pair.sequence_ids
-    if of[0] is not None or 0 not in of or 1 not in of:
+    if 0 not in of or 1 not in of or (self.scored == 'first' and of[0] is not None):
       raise UserError(
         'the tokenizer does not begin a pair of texts with a special token, where the score is '
         'read; its tokenizer.json needs a post_processor, such as [CLS] $A [SEP] $B [SEP]'
@@ -119,7 +121,9 @@ class PairPrompt:
     ids = np.array([*head, *text_ids[:room], *after], np.int32)
     types = np.full(len(ids), text_type, np.int32)
     types[: len(head)] = query_type
-    return Encoded(ids, types, anchor=0, cut=len(text_ids) > room or len(query_ids) > limit)
+    types *= self.typed
+    anchor = 0 if self.scored == 'first' else len(ids) - 1
+    return Encoded(ids, types, anchor, cut=len(text_ids) > room or len(query_ids) > limit)
 
   def lengths(self, query: str, docs: Sequence[Document]) -> list[dict[str, int]]:
     """Numbers of tokens before cutting, per document: input, query, title, summary."""

@@ -22,6 +22,7 @@ ONNX = {
 FORMATS = (*ONNX, 'stablehlo')
 # A protobuf file cannot exceed 2 GiB; from half of that the tensors go into a second file.
 INSIDE_BYTES = 1 << 30
+READY_LEN = 1024  # tokens of a pair; some tables have 8,192 or more positions
 
 
 def write(folder: Path, names) -> None:
@@ -129,8 +130,25 @@ def family(folder: Path) -> families.Family:
 
 
 def lengths(folder: Path, max_len: int = 0) -> dict[str, int]:
-  """max_len and max_query_len that the model was trained with (config.json), or another max_len."""
+  """max_len and max_query_len that the model was trained with (config.json), or another max_len.
+
+  A model from elsewhere, which records none, reads what its tokenizer allows, up to READY_LEN
+  tokens. Its query may have half of them, because others cut the longer of the two.
+  """
   trained = config(folder).get('disranker_jax', {})
   most = family(folder).max_len(hf.open_config(folder))
-  max_len = max_len or min(trained.get('max_len', most), most)
-  return {'max_len': max_len, 'max_query_len': min(trained.get('max_query_len', 64), max_len - 4)}
+  if not max_len:
+    max_len = trained.get('max_len') or min(tokenizer_length(folder), READY_LEN)
+  max_len = min(max_len, most)
+  query = trained.get('max_query_len') or max(64, max_len // 2)
+  return {'max_len': max_len, 'max_query_len': min(query, max_len - 4)}
+
+
+def tokenizer_length(folder: Path) -> int:
+  """The most tokens by the folder's tokenizer_config.json; READY_LEN if it does not say."""
+  path = folder / 'tokenizer_config.json'
+  try:
+    said = json.loads(path.read_text(encoding='utf-8')).get('model_max_length')
+  except (OSError, ValueError, AttributeError, RecursionError):
+    return READY_LEN
+  return int(said) if isinstance(said, (int, float)) and said >= 8 else READY_LEN

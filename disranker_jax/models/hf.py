@@ -216,6 +216,16 @@ def check(folder: str | pathlib.Path, network: Network, layers: Sequence[int] | 
     _matched(folder, tensor_rows(network, layers), network, layers, stack)
 
 
+def lacking(folder: str | pathlib.Path, network: Network) -> list[str]:
+  """The tensors of the head that a folder lacks, and that `load` makes at random."""
+  family = network.family
+  head = [n for n, row in tensor_rows(network).items() if row.path.startswith(family.fresh)]
+  with contextlib.ExitStack() as stack:
+    files = _open_all(folder, stack)
+    held = {family.canonical(raw) for _, file in files for raw in file.keys()}  # noqa: SIM118
+  return [name for name in head if name not in held]
+
+
 def _matched(folder, rows, network, layers, stack) -> dict:
   """Where each of `rows` is: {name: (open file, raw name)}. Raises: UserError, see `load`."""
   all_layers = network.config.layers if layers is None else open_config(folder).layers

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from disranker_jax.data.prompts import PairPrompt, TextPrompt
 from disranker_jax.devices import processor, sharding
 from disranker_jax.errors import UserError
-from disranker_jax.models import hf, tree, weights
+from disranker_jax.models import hf, rerankers, tree, weights
 from disranker_jax.models.network import Network, from_hf
 
 if TYPE_CHECKING:
@@ -48,10 +48,11 @@ class TextModel:
     s = self.settings
     if predict is None:
       predict = 'query' if 'query_likelihood' in self.scorer else 'document'
-    template = s.get('template', '')
-    return self.network.family.prompt(
+    template = '' if s.get('pairs') else s.get('template', '')
+    prompt = self.network.family.prompt(
       self.tokenizer, s.max_len, s.max_query_len, template=template, predict=predict
     )
+    return rerankers.as_trained(prompt, self.folder)
 
   def pretrained(self, seed: int, mesh: jax.sharding.Mesh) -> dict:
     """The folder's parameters on the mesh.
@@ -79,13 +80,26 @@ def open_model(settings: ConfigDict, head: str = '') -> TextModel:
   """
   folder = weights.find(settings.model)
   head = head or HEADS[settings.get('scorer', 'score_head')]
+  if head != 'lm':
+    rerankers.check(folder)
   network = open_network(folder, settings, head)
+  if settings.get('ready'):
+    refuse_headless(folder, network)
   longest = network.family.max_len(network.config)
   if settings.max_len > longest:
     raise UserError(
       f'max_len={settings.max_len}: {settings.model!r} reads at most {longest} tokens'
     )
   return TextModel(settings, folder, network, open_tokenizer(folder, network.config.vocab))
+
+
+def refuse_headless(folder: Path, network: Network) -> None:
+  """Raises: UserError if the folder lacks a part of the head that gives the score."""
+  if missing := hf.lacking(folder, network):
+    raise UserError(
+      f'{folder}: has no head of its own that gives a score ({", ".join(missing)} missing); name a '
+      'reranker, or train the head with labels'
+    )
 
 
 def open_network(folder: Path, settings: ConfigDict, head: str = 'rank') -> Network:

@@ -15,7 +15,9 @@ from disranker_jax.data.prompts import Encoded, PairPrompt, TextPrompt
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 from disranker_jax.exporting import formats
-from disranker_jax.models import hf
+from disranker_jax.models import hf, rerankers, weights
+from disranker_jax.models.load import open_tokenizer, refuse_headless
+from disranker_jax.models.network import from_hf
 from disranker_jax.rankers import backends
 
 # A text as people have it: a string, (title, summary), {'title': ..., 'summary': ...}, or an object
@@ -35,7 +37,7 @@ def load(
     # [(0, 3.1)]
 
   Args:
-    folder: a model folder that the stage `export` wrote.
+    folder: a model folder that the stage `export` wrote, a ready reranker's folder, or its name.
     backend: 'onnx' (ONNX Runtime on the CPU), 'onnx-int8' (8-bit kernels), 'jax' (any device), or
       'auto': 'jax' on an accelerator and for decoders, else 'onnx', which starts sooner.
     max_len: tokens per pair, if not the number that the model was trained with.
@@ -44,13 +46,20 @@ def load(
   Raises:
     UserError: the folder is not an exported model, or an argument does not fit it.
   """
-  folder = Path(folder)
+  folder = locate(folder)
   check(folder)
   longest = formats.family(folder).max_len(hf.open_config(folder))
   if max_len is not None and not 5 <= max_len <= longest:
     raise UserError(f'max_len {max_len}: {folder} takes from 5 to {longest} tokens')
   prompt = open_prompt(folder, max_len or 0)  # first, because the backend may compile for long
   return LoadedRanker(prompt, backends.open_backend(folder, backend, max_len or 0, fast))
+
+
+def locate(name: str | Path) -> Path:
+  """The folder of a path, or of a model's name. Raises: UserError if no model has the name."""
+  if Path(name).exists() or str(name).startswith(('/', '.', '~')):
+    return Path(name).expanduser()
+  return weights.find(name)
 
 
 def check(folder: Path) -> dict:
@@ -63,6 +72,7 @@ def check(folder: Path) -> dict:
   for file in hf.weight_files(folder):
     if not file.is_file():
       raise UserError(f'{file} is missing; name an exported model folder')
+  rerankers.check(folder)
   config = hf.read_config(folder)
   architecture = (config.get('architectures') or [config['model_type']])[0]
   classifier = architecture.endswith('ForSequenceClassification') and len(config['id2label']) == 1
@@ -71,20 +81,21 @@ def check(folder: Path) -> dict:
       f'{folder}: {architecture} is not a sequence classifier with one label; name an exported '
       'model folder'
     )
+  if classifier:
+    refuse_headless(folder, from_hf(folder))
   return config
 
 
 def open_prompt(folder: Path, max_len: int = 0) -> PairPrompt | TextPrompt:
   """How the exported model reads a query and a text."""
-  from disranker_jax.models.load import open_tokenizer
-
   tokenizer = open_tokenizer(folder, hf.open_config(folder).vocab)
   lengths = formats.lengths(folder, max_len)
   recorded = backends.exported(folder)
   predict = 'query' if recorded.get('scorer') == 'query_likelihood' else 'document'
-  template = recorded.get('template', '')
+  template = '' if recorded.get('pairs') else recorded.get('template', '')
   family = formats.family(folder)
-  return family.prompt(tokenizer, **lengths, template=template, predict=predict)
+  prompt = family.prompt(tokenizer, **lengths, template=template, predict=predict)
+  return rerankers.as_trained(prompt, folder)
 
 
 class LoadedRanker:

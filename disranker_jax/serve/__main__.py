@@ -21,7 +21,8 @@ TOKEN_ENV = 'DISRANKER_TOKEN'
 
 def parse_args(argv=None) -> argparse.Namespace:
   parser = Parser('serve', __doc__, '--model runs/quickstart/export/student --port 8080')
-  parser.add_argument('--model', required=True, type=Path, help='an exported model folder')
+  parser.add_argument('--model', required=True, type=Path, help=(
+    'an exported model folder, or the folder or the name of a ready reranker'))  # fmt: skip
   parser.add_argument('--host', default='127.0.0.1', help='address to listen on')
   parser.add_argument('--port', type=int, default=8080, help='port; 0: any free one')
   parser.add_argument(
@@ -80,6 +81,7 @@ def service(args: argparse.Namespace):
   from disranker_jax.serve.page import Search
 
   may_call = access_of(args)
+  args.model = loaded.locate(args.model)
   loaded.check(args.model)
   if not formats.family(args.model).served:
     raise UserError(f'--model {args.model}: is a decoder; name an exported student')

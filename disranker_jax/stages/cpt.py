@@ -12,6 +12,7 @@ from disranker_jax import escaping
 from disranker_jax.config.settings import Key, at_least, one_of
 from disranker_jax.data import batches
 from disranker_jax.devices import processes
+from disranker_jax.errors import UserError
 from disranker_jax.models.generate import generate
 from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.pipeline.stage import Run, Stage
@@ -84,6 +85,11 @@ def write_samples(run, teacher, variables, clicks) -> None:
 
 
 def check(config) -> None:
+  if config.teacher.pairs:
+    raise UserError(
+      'config.teacher.pairs: a pair has no place for what cpt learns to write; take cpt out of '
+      'config.stages, or set pairs=False'
+    )
   if config.cpt.predict == 'query':
     why = "config.cpt.predict='query' predicts the query from the document"
     check_template('teacher.template', config.teacher.template, why)

@@ -236,8 +236,10 @@ ROWS = {
     Row(
       'teacher', 'teacher', model_scores, 'teacher', stages=lambda config: ('cpt', 'sft'),
       trained_by='sft', improves_on=('bm25', 'zero_shot', 'student_sft'),
-      needs_training=lambda config: (
-        'query_likelihood' not in config.teacher.scorer and not config.teacher.init_from
+      needs_training=lambda config: not (
+        config.teacher.ready
+        or config.teacher.init_from
+        or 'query_likelihood' in config.teacher.scorer
       ),
     ),
     Row(

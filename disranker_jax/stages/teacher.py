@@ -1,6 +1,6 @@
 """The settings that only a teacher has: how a decoder scores, and what it reads."""
 
-from disranker_jax.config.settings import Key, Section, one_of, template
+from disranker_jax.config.settings import Key, Section, boolean, one_of, template
 from disranker_jax.data.prompts import template_fields
 from disranker_jax.errors import UserError
 
@@ -12,6 +12,17 @@ SETTINGS: Section = {
     "'query_likelihood', the mean log-probability of the query given the document (the template "
     "has to end in the query); 'score_head+query_likelihood', their sum, which starts as the "
     'zero-shot ranker and learns from there.',
+  ),
+  'ready': Key(
+    False, boolean(),
+    'The model is a reranker with a head of its own, and scores as it is: no stage trains it. '
+    'False: `sft` trains it, from its own head if it has one.',
+  ),
+  'pairs': Key(
+    False, boolean(),
+    "A decoder reads the query and 'title : summary' as its tokenizer joins a pair, and its score "
+    'is read at the last token, as in LLM rerankers that are sequence classifiers; False: it reads '
+    'the template.',
   ),
   'template': Key('{query} : {title} : {summary}', template(), "A decoder's input."),
   'zero_shot_template': Key(
@@ -31,8 +42,23 @@ def check_template(key: str, value: str, why: str) -> None:
 
 
 def check_scorer(config) -> None:
-  """Raises: UserError for a likelihood of queries that do not follow their documents."""
+  """Raises: UserError for a likelihood of queries that do not follow their documents.
+
+  And for a ready reranker that a stage would train, or that would score without its head.
+  """
   scorer = config.teacher.scorer
+  for key in ('ready', 'pairs'):
+    if config.teacher[key] and scorer != 'score_head':
+      raise UserError(
+        f'config.teacher.{key}: is for a score head, and config.teacher.scorer={scorer!r} reads '
+        "next-token logits; set scorer='score_head'"
+      )
+  trained = [stage for stage in ('cpt', 'sft') if stage in config.stages]
+  if config.teacher.ready and trained:
+    raise UserError(
+      f'config.teacher.ready: the model scores as it is, and config.stages lists {trained[-1]}, '
+      'which would train it; take the stage out, or set ready=False'
+    )
   if 'query_likelihood' in scorer:
     why = f'config.teacher.scorer={scorer!r} scores the query after the document'
     check_template('teacher.template', config.teacher.template, why)

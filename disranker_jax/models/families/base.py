@@ -151,7 +151,10 @@ class Family:
     template: str = '',
     predict: str = 'document',
   ) -> PairPrompt | TextPrompt:
-    """What turns a query and a document into tokens; `template` and `predict` are TextPrompt's."""
+    """What turns a query and a document into tokens; `template` and `predict` are TextPrompt's.
+
+    Without a template a decoder reads both as its tokenizer joins a pair.
+    """
     return PairPrompt(tokenizer, max_len, max_query_len)
 
   # Hugging Face folders

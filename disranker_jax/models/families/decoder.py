@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from disranker_jax.data.prompts import TextPrompt
+from disranker_jax.data.prompts import PairPrompt, TextPrompt
 from disranker_jax.errors import UserError
 from disranker_jax.models import attention, kinds, layers, rope
 from disranker_jax.models.families.base import Family
@@ -103,7 +103,7 @@ class Decoder(Family):
   usage = USE
   readers = ('transformers-tokens',)
   served = False
-  prompt_settings = ('template', 'scorer')
+  prompt_settings = ('template', 'scorer', 'pairs')
 
   def layer_kinds(self, config: dict) -> Kinds:
     """The kinds of the layers, by default the same for all, without a window.
@@ -192,7 +192,9 @@ class Decoder(Family):
     *,
     template: str = '',
     predict: str = 'document',
-  ) -> TextPrompt:
+  ) -> TextPrompt | PairPrompt:
+    if not template:
+      return PairPrompt(tokenizer, max_len, max_query_len, scored='last')
     return TextPrompt(tokenizer, max_len, max_query_len, template, predict)
 
   def scoring_config(self, config: dict) -> dict:
