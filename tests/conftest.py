@@ -55,6 +55,7 @@ HEAVY = (
   'test_gguf.py',
   'test_pool.py',
   'test_generate.py',
+  'test_contracts.py',
   'test_shared_collections.py',
 )
 # Why an optional package may be missing, for the reasons of skipped tests.
