@@ -56,6 +56,7 @@ HEAVY = (
   'test_pool.py',
   'test_generate.py',
   'test_contracts.py',
+  'test_label_logits.py',
   'test_shared_collections.py',
 )
 # Why an optional package may be missing, for the reasons of skipped tests.
