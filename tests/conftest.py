@@ -30,6 +30,7 @@ HEAVY = (
   'test_plan*.py',
   'test_opening.py',
   'test_bench_*.py',
+  'test_llm_ranker.py',
   'test_attention*.py',
   'test_network.py',
   'test_hf.py',

@@ -200,6 +200,17 @@ def check(folder: str | pathlib.Path, network: Network, layers: Sequence[int] | 
     _matched(folder, tensor_rows(network, layers), network, layers, stack)
 
 
+def lacking(folder: str | pathlib.Path, network: Network) -> list[str]:
+  """The parameters that a folder lacks and that would start at random, such as a head.
+
+  Raises: UserError as `load` does.
+  """
+  rows = tensor_rows(network)
+  with contextlib.ExitStack() as stack:
+    matched = _matched(folder, rows, network, None, stack)
+  return [row.path for name, row in rows.items() if name not in matched]
+
+
 def _matched(folder, rows, network, layers, stack) -> dict:
   """Where each of `rows` is: {name: (open file, raw name)}. Raises: UserError, see `load`."""
   all_layers = network.config.layers if layers is None else open_config(folder).layers
