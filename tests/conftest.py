@@ -31,6 +31,7 @@ HEAVY = (
   'test_opening.py',
   'test_bench_*.py',
   'test_llm_ranker.py',
+  'test_llm_rank.py',
   'test_attention*.py',
   'test_network.py',
   'test_hf.py',

@@ -75,6 +75,11 @@ class Contract:
     """The number of documents that a prompt can have."""
     return len(self.labels) if self.several else 1
 
+  @property
+  def reads_instruction(self) -> bool:
+    """Whether it has a place for an instruction."""
+    return any('instruction' in fields(text) for text in (*self.pieces, self.system))
+
   def identifier(self, number: int) -> str:
     """What names a document in the prompt: its label without blanks."""
     return self.labels[number].strip()

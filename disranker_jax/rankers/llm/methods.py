@@ -183,7 +183,16 @@ def contract_of(method: Method, name: str = '', **changes) -> Contract:
   return found
 
 
-def fitted(options: Options, longest: int) -> Options:
-  """Options with a window no larger than any query, since memory grows with the window."""
-  window = max(2, min(options.window, longest))
-  return dataclasses.replace(options, window=window, stride=min(options.stride, window))
+def window_of(contract: Contract) -> int:
+  """The default window: that of Options, or as many documents as the contract has labels."""
+  return min(Options.window, contract.most) if contract.several else Options.window
+
+
+def check_size(method: Method, options: Options, contract: Contract) -> None:
+  """Raises: UserError if prompts have more documents than the contract has labels."""
+  docs = method.docs(options)
+  if docs > contract.most:
+    raise UserError(
+      f'contract {contract.name!r}: a prompt has at most {contract.most} documents, not {docs}; '
+      'take a smaller window or fewer children, or a contract with more labels'
+    )

@@ -21,6 +21,7 @@ from disranker_jax.rankers.llm.asking import Docs
 from disranker_jax.rankers.llm.methods import Method, Options
 
 ROW_MULTIPLE = 64  # rows are as long as the longest prompt, rounded up to this
+SEQUENTIAL_UNIT = 64  # queries that share batches where each has few prompts at a time
 ANSWERING = {
   'labels': batches.LabelLogits, 'permutation': batches.PermutedLabels, 'text': batches.Texts,
 }  # fmt: skip
@@ -57,6 +58,13 @@ class Plan:
   def head(self) -> str:
     """The head that the network needs."""
     return 'rank' if self.contract.formula == 'head' else 'lm'
+
+  def fitted(self, longest: int) -> 'Plan':
+    """With a window no larger than any query, since memory grows with the window."""
+    o = self.options
+    window = max(2, min(o.window, longest))
+    options = dataclasses.replace(o, window=window, stride=min(o.stride, window))
+    return dataclasses.replace(self, options=options)
 
   def to_dict(self) -> dict:
     """For fingerprints: all that changes a score."""
@@ -175,12 +183,25 @@ class LLMRanker:
     docs = [group.docs[i] for i in places(group)]
     return self.prompt.encode_many([(group.query, [docs[i] for i in each]) for each in asked])
 
-  def expected(self, group: Group) -> tuple[float, float]:
-    """(prompts, tokens) of a query, about."""
+  def parts(
+    self, parts: Iterable[tuple[object, Iterable[Group]]]
+  ) -> Iterator[tuple[object, Group, np.ndarray, dict[str, int]]]:
+    """As `ranked`: (part, group, scores_N, counts)."""
+    for part, group, ranked in self.ranked(parts):
+      yield part, group, ranked.scores, ranked.counts
+
+  @property
+  def least_unit(self) -> int:
+    """Queries that are ranked together, at least: prompts of a sort follow one another."""
+    return SEQUENTIAL_UNIT if self.plan.method.gives == 'order' else 1
+
+  def tokens_of(self, group: Group) -> float:
+    """Tokens that ranking a query takes, about."""
     docs = [group.docs[i] for i in places(group)][: self.prompt.docs]
-    [encoded] = self.prompt.encode_many([(group.query, docs)]) if docs else [()]
-    prompts = self.plan.method.prompts(len(group.docs), self.plan.options)
-    return prompts, prompts * len(encoded)
+    if not docs:
+      return 0.0
+    [encoded] = self.prompt.encode_many([(group.query, docs)])
+    return self.plan.method.prompts(len(group.docs), self.plan.options) * len(encoded)
 
   def work(self) -> tuple[int, float]:
     """(documents ranked so far, the devices' seconds), for Progress."""
