@@ -1,4 +1,4 @@
-"""Rank-DistiLLM at its paper's size: ELECTRA-base learns MS MARCO's labels, then RankZephyr's order.
+"""Rank-DistiLLM at the size of its paper: MS MARCO labels, then the order that RankZephyr gives.
 
   disranker run --config configs/rank_distillm_msmarco.py --workdir /bucket/run \
     --config.data.test='ir_datasets:msmarco-passage/trec-dl-2020/judged?run=data/dl20.run.gz'

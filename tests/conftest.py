@@ -30,6 +30,8 @@ HEAVY = (
   'test_plan*.py',
   'test_opening.py',
   'test_bench_*.py',
+  'test_llm_ranker.py',
+  'test_llm_rank.py',
   'test_attention*.py',
   'test_network.py',
   'test_hf*.py',
@@ -60,6 +62,8 @@ HEAVY = (
   'test_gguf_families.py',
   'test_pool.py',
   'test_generate.py',
+  'test_contracts.py',
+  'test_label_logits.py',
   'test_shared_collections.py',
 )
 # Why an optional package may be missing, for the reasons of skipped tests.

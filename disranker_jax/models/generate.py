@@ -27,13 +27,15 @@ def generate(
   top_p: float = 1.0,
   samples: int = 1,
   seed: int = 0,
+  at_least: int = 0,
 ) -> list[list[int]]:
   """New token ids for each prompt's ids, without the prompt.
 
   Greedy at temperature 0, else sampled from the smallest set of tokens with probability `top_p`.
   With `samples` there are so many rows for each prompt, one behind the other; they share its
   prefill. A row ends with its first `eos_id` (an id or several; the config's by default) or at
-  `max_new`. A row's draws depend on `seed` and on its place, not on the other rows.
+  `max_new`. A row's draws depend on `seed` and on its place, not on the other rows. Prompts are
+  padded to `at_least` tokens, so that calls have the same shape.
 
   Raises: UserError for a network without a head='lm', and for empty prompts.
   """
@@ -44,11 +46,10 @@ def generate(
   eos_id = network.config.eos_id if eos_id is None else eos_id
   stops = sorted(set(eos_id)) if isinstance(eos_id, (tuple, list, set)) else [eos_id]
   stops = jnp.array([-1 if stop is None else stop for stop in stops], jnp.int32)
-  tokens_BT, segments_BT = _left_pad(prompts)
-  slots = -(-(tokens_BT.shape[1] + max_new) // CACHE_MULTIPLE) * CACHE_MULTIPLE
-  last_BD, caches = _prefill(network, slots, samples, variables, tokens_BT, segments_BT)
-  segments_BT = np.repeat(segments_BT, samples, axis=0)
-  segments_BS = np.pad(segments_BT, ((0, 0), (0, slots - segments_BT.shape[1])), constant_values=1)
+  tokens_BT, segments_BT = left_pad(prompts, at_least)
+  slots = slots_for(tokens_BT.shape[1] + max_new)
+  last_BD, caches = prefill(network, slots, samples, variables, tokens_BT, segments_BT)
+  segments_BS = with_room(np.repeat(segments_BT, samples, axis=0), slots)
   out_BN, _ = _continue(
     network, temperature > 0, slots - tokens_BT.shape[1], variables, caches, last_BD, segments_BS,
     max_new, stops, jax.random.key(seed), jnp.array([temperature, top_p], jnp.float32),
@@ -56,15 +57,26 @@ def generate(
   return [row[: _length(row, stops)].tolist() for row in np.asarray(out_BN)[:, :max_new]]
 
 
-def _left_pad(prompts):
-  """Right-aligns prompts, so that every row's next token has the same slot."""
-  longest = -(-max(map(len, prompts)) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+def left_pad(prompts: list[list[int]], at_least: int = 0) -> tuple[np.ndarray, np.ndarray]:
+  """(tokens_BT, segments_BT) of right-aligned prompts, so that all continue in the same slot."""
+  longest = -(-max(at_least, *map(len, prompts)) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
   tokens_BT = np.zeros((len(prompts), longest), np.int32)
   segments_BT = np.zeros((len(prompts), longest), np.int32)
   for row, prompt in enumerate(prompts):
     tokens_BT[row, longest - len(prompt) :] = prompt
     segments_BT[row, longest - len(prompt) :] = 1
   return tokens_BT, segments_BT
+
+
+def slots_for(tokens: int) -> int:
+  """The slots of a cache that holds so many tokens."""
+  return -(-tokens // CACHE_MULTIPLE) * CACHE_MULTIPLE
+
+
+def with_room(segments_BT: np.ndarray, slots: int) -> np.ndarray:
+  """The segments of a cache [B, slots] in which a text follows each prompt."""
+  room = slots - segments_BT.shape[1]
+  return np.pad(segments_BT, ((0, 0), (0, room)), constant_values=1)
 
 
 def _length(row, stops):
@@ -74,7 +86,7 @@ def _length(row, stops):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _prefill(network, slots, samples, variables, tokens_BT, segments_BT):
+def prefill(network, slots, samples, variables, tokens_BT, segments_BT):
   """The last hidden state of each row, and each layer's cache with room for `slots`."""
   T = tokens_BT.shape[1]
   pads_B1 = T - jnp.sum(segments_BT, axis=1, keepdims=True)
@@ -102,7 +114,7 @@ def _continue(
   """
   rows, slots = segments_BS.shape
   pads_B1 = jnp.sum(segments_BS == 0, axis=1, keepdims=True)
-  body, head = _operands(network, variables)
+  body, head = operands(network, variables)
   keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(rows))
 
   def chosen(number, hidden_BD):
@@ -122,7 +134,7 @@ def _continue(
     out_BN = jax.lax.dynamic_update_slice(out_BN, token_B[:, None], (0, number))
     done_B |= jnp.isin(token_B, stops)
     slot = slots - room + number
-    hidden_BTD, caches = _advance(
+    hidden_BTD, caches = advance(
       network, variables, body, token_B[:, None], slot - pads_B1, caches, segments_BS, slot
     )
     return number + 1, out_BN, done_B, hidden_BTD[:, 0], caches
@@ -134,7 +146,7 @@ def _continue(
   return out_BN, caches
 
 
-def _operands(network, variables):
+def operands(network, variables):
   """(each layer's variables, the variables that logits need), in the dtype that dots read.
 
   They are cut and cast here, once: in the loop they would be for each token.
@@ -158,7 +170,7 @@ def _operands(network, variables):
   return each, {'params': {name: {leaf: cast(path, table)}}}
 
 
-def _advance(network, variables, body, tokens_BT, positions_BT, caches, segments_BS, start):
+def advance(network, variables, body, tokens_BT, positions_BT, caches, segments_BS, start):
   """Hidden states of the tokens in the slots from `start` on, and the caches with them added."""
   module, c = network.module, network.config
   x_BTD = module.apply(variables, tokens_BT, method='embedded')

@@ -104,6 +104,28 @@ class Network:
     scores_P = self.score_at(variables, self.hidden(variables, batch), batch['index_AX'])
     return jnp.where(batch['mask_GN'], scores_P.reshape(batch['mask_GN'].shape), 0.0)
 
+  def label_logits(
+    self,
+    variables: dict,
+    hidden_BTD: jax.Array,
+    index_AX: jax.Array,
+    label_ids_C: Sequence[int],
+  ) -> jax.Array:
+    """Next-token logits [A * X, C] fp32 of a few tokens at positions of blocks.
+
+    Only the rows of these tokens are taken from the vocabulary's table, and the sums are fp32
+    under every precision, because scores are differences of logits that are close together.
+    """
+    name, leaf = self.family.logits_path(self.config).split('/')
+    table = variables['params'][name][leaf]
+    ids_C = jnp.asarray(label_ids_C, jnp.int32)
+    rows_CD = jnp.take(table, ids_C, axis=0) if self.config.tied else jnp.take(table, ids_C, 1).T
+    picked_PD = pick(hidden_BTD, index_AX).reshape(-1, hidden_BTD.shape[-1])
+    return jnp.einsum(
+      'pd,cd->pc', picked_PD.astype(jnp.float32), rows_CD.astype(jnp.float32),
+      precision=jax.lax.Precision.HIGHEST,
+    )  # fmt: skip
+
   def logprobs(
     self,
     variables: dict,

@@ -10,6 +10,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +102,7 @@ class PointwiseRanker:
   scorer: str = 'score_head'
   watchdog_s: float = 0.0
   workers: int = 0  # processes that tokenise; 0: a thread of this one
+  least_unit: ClassVar[int] = 1  # queries that are scored together, at least
 
   def __post_init__(self):
     parts = sharding.parts(self.mesh)
@@ -226,6 +228,10 @@ class PointwiseRanker:
 
     with jax.set_mesh(self.mesh):
       return jax.jit(step, out_shardings=(rows, everywhere)).lower(variables, batch, flags)
+
+  def tokens_of(self, group: Group) -> int:
+    """Tokens that scoring a query takes."""
+    return sum(map(len, self.prompt.encode(group.query, group.docs)))
 
   @property
   def positions(self) -> int:

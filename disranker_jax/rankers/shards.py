@@ -125,10 +125,14 @@ class Shards:
     return not problem
 
   def write(self, span: range, scored) -> None:
-    """Stores the (group, scores) of some consecutive queries, atomically."""
+    """Stores the (group, scores) of some consecutive queries, atomically.
+
+    A third value, a dict of counts for the query, goes into the note.
+    """
     shard = Shard(self.folder, f'{span.start:09d}-{span.stop:09d}', span)
     columns = {'query_id': [], 'doc_id': [], 'score': []}
-    for group, scores in scored:
+    counted = [counts for _, _, *more in scored for counts in more]
+    for group, scores, *_ in scored:
       columns['query_id'] += [group.query_id] * len(group.docs)
       columns['doc_id'] += [d.doc_id for d in group.docs]
       columns['score'] += scores.tolist()
@@ -140,6 +144,7 @@ class Shards:
       'rows': len(columns['score']),
       'sha256': hashlib.sha256(content).hexdigest(),
       'made': self.made,
+      **({'counts': counted} if counted else {}),
     }
     put(shard.file, content)
     put(shard.note_file, (json.dumps(note, indent=1) + '\n').encode())
@@ -149,6 +154,10 @@ class Shards:
     for shard in self.found():
       table = shard.read()
       yield from zip(*(table.column(c).to_pylist() for c in SCHEMA.names), strict=True)
+
+  def counts(self) -> list[dict[str, int]]:
+    """The counts of all queries in order, where their scores came with some."""
+    return [counts for shard in self.found() for counts in shard.note().get('counts', ())]
 
   def audit(self, pairs_of) -> np.ndarray:
     """All scores in order, after a check that every pair has exactly one finite score.
@@ -221,7 +230,7 @@ class Writer:
       self._flush()
 
   def add(self, unit: range, scored: tuple) -> None:
-    """Takes the next query of a unit as (group, scores)."""
+    """Takes the next query of a unit as (group, scores), perhaps with counts."""
     self._current.append(scored)
     if len(self._current) < len(unit):
       return

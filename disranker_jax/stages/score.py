@@ -76,12 +76,15 @@ def open_shards(run, kind: str, queries: int, made: dict | None = None) -> Shard
 
 
 def score_missing(label: str, groups: Sequence[Group], shards: Shards, scorer, c) -> None:
-  """Scores the queries that are missing; each of several processes takes its share of them."""
+  """Scores the queries that are missing; each of several processes takes its share of them.
+
+  `scorer` is a PointwiseRanker or an LLMRanker, `c` has `unit_queries` and `shard_seconds`.
+  """
   missing = agreed(processes.first_alone(f'{label}: look', shards.missing) or [])
   if not missing:
     return
-  per_query = measured(groups, scorer.prompt)
-  size = c.unit_queries or unit_size(per_query.tokens, scorer.positions)
+  per_query = measured(groups, scorer.tokens_of)
+  size = c.unit_queries or max(scorer.least_unit, unit_size(per_query.tokens, scorer.positions))
   todo = sum(map(len, missing))
   say(
     f'{label}: about {todo * per_query.pairs:,.0f} pairs, {todo * per_query.tokens:,.0f} tokens, '
@@ -97,8 +100,9 @@ def score_missing(label: str, groups: Sequence[Group], shards: Shards, scorer, c
     shards_of.Writer(shards, c.shard_seconds) as writer,
     Progress(label, len(groups), 'pairs', done, count * per_query.pairs, scorer.work) as progress,
   ):
-    for unit, group, scores in scorer.parts((unit, (groups[i] for i in unit)) for unit in own):
-      writer.add(unit, (group, scores))
+    parts = ((unit, (groups[i] for i in unit)) for unit in own)
+    for unit, group, scores, *counts in scorer.parts(parts):
+      writer.add(unit, (group, scores, *counts))
       done += 1
       progress.update(done, len(scores))
 
@@ -120,11 +124,11 @@ class PerQuery(NamedTuple):
   tokens: float
 
 
-def measured(groups: Sequence[Group], prompt) -> PerQuery:
+def measured(groups: Sequence[Group], tokens_of: Callable[[Group], float]) -> PerQuery:
   """The mean of SAMPLE queries, the same ones whenever it is called."""
   picks = np.unique(np.linspace(0, len(groups) - 1, min(SAMPLE, len(groups))).astype(int)).tolist()
   sample = [groups[i] for i in picks]
-  tokens = sum(len(d) for g in sample for d in prompt.encode(g.query, g.docs))
+  tokens = sum(map(tokens_of, sample))
   return PerQuery(sum(len(g.docs) for g in sample) / len(sample), tokens / len(sample))
 
 

@@ -1,0 +1,161 @@
+"""The work of `disranker llm-rank`: queries in units, which are on disk when they are done."""
+
+import argparse
+import hashlib
+import itertools
+import json
+import shutil
+import types
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from disranker_jax.data import contents, sources, store
+from disranker_jax.data.records import BadRows, Group, listed
+from disranker_jax.devices import sharding
+from disranker_jax.errors import UserError
+from disranker_jax.evaluation import runs
+from disranker_jax.models import weights
+from disranker_jax.pipeline import manifest
+from disranker_jax.progress import say
+from disranker_jax.rankers.llm import costs, methods
+from disranker_jax.rankers.llm.ranker import LLMRanker, Plan, open_for
+from disranker_jax.rankers.shards import Shards
+from disranker_jax.stages import score
+
+VERSION = 1  # of the unfinished work
+BATCH_TOKENS = {'cpu': 4096}  # of a device; ELSEWHERE on others
+ELSEWHERE = 16_384
+SHARD_SECONDS = 60.0  # finished queries are written so often
+
+
+def rank(args: argparse.Namespace) -> None:
+  """Writes the run and its costs. Raises: UserError, Stopped, KeyboardInterrupt."""
+  plan = plan_of(args)
+  opening = {'precision': args.precision, 'param_dtype': args.param_dtype}
+  open_for(plan.fitted(args.depth or 2), args.model, **opening)  # before the data are read
+  work = Work(args, plan)
+  try:
+    rank_on(args, plan, work, opening)
+  except UserError:
+    work.leave()
+    raise
+  shutil.rmtree(work.folder)
+
+
+def rank_on(args: argparse.Namespace, plan: Plan, work: 'Work', opening: dict) -> None:
+  """Ranks what is missing, and writes the run when all is there."""
+  groups = work.groups()
+  plan = plan.fitted(max((len(group.docs) for group in groups), default=0))
+  model, prompt = open_for(plan, args.model, **opening)
+  say(
+    f'llm-rank: {plan.method.title}, contract {plan.contract.name}; a prompt has at most '
+    f'{prompt.docs} documents and {prompt.max_len:,} tokens'
+  )
+  shards = Shards(work.folder / 'shards', len(groups), {'precision': model.network.precision})
+  shards.folder.mkdir(exist_ok=True)
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': args.shard, 'model': 1})
+  tokens = args.batch_tokens or BATCH_TOKENS.get(jax.default_backend(), ELSEWHERE)
+  rows = max(1, tokens // plan.row_len(prompt)) * mesh.size
+  ranker = LLMRanker(plan, model.network, model.pretrained(0, mesh), prompt, mesh, rows)
+  settings = types.SimpleNamespace(unit_queries=0, shard_seconds=SHARD_SECONDS)
+  score.score_missing('llm-rank', groups, shards, ranker, settings)
+  finish(args, plan, groups, shards, ranker)
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+  """What the flags ask for. Raises: UserError."""
+  method = methods.find(args.method)
+  changes = {'instruction': args.instruction} if args.instruction is not None else {}
+  changes |= {'chat': True} if args.chat else {}
+  contract = methods.contract_of(method, args.contract, **changes)
+  if args.instruction is not None and not contract.reads_instruction:
+    raise UserError(f'--instruction: contract {contract.name!r} has no {{instruction}}')
+  window = args.window or methods.window_of(contract)
+  options = methods.Options(
+    window, args.stride or max(1, window // 2), args.passes, args.top, args.children
+  )
+  methods.check_size(method, options, contract)
+  return Plan(method, contract, options, args.query_tokens, args.doc_tokens)
+
+
+class Work:
+  """The data and the finished queries of a call, on disk beside the output until all are done."""
+
+  def __init__(self, args: argparse.Namespace, plan: Plan):
+    out = args.out.absolute()
+    self.folder = out.with_name(f'.{out.name}.partial')
+    self._args, note = args, self.folder / 'note.json'
+    digest = self._digest(plan)
+    before = json.loads(note.read_text()) if note.is_file() else {}
+    if before.get('digest') != digest:
+      if self.folder.exists():
+        say(f'llm-rank: an input or a flag has changed since {self.folder} was begun; starts again')
+        shutil.rmtree(self.folder)
+      self.folder.mkdir()
+      manifest.write_json(note, {'digest': digest})
+
+  def _digest(self, plan: Plan) -> str:
+    """Identifies the call: the contents of its inputs, and all flags that change a score."""
+    args = self._args
+    folder = weights.find(args.model)
+    files = sorted(f for f in folder.rglob('*') if f.is_file() and f.name != 'README.md')
+    model = [[str(f.relative_to(folder)), contents.digest(f)] for f in files]
+    settings = [args.kind, args.depth, args.precision, args.param_dtype, args.batch_tokens]
+    value = [model, sources.fingerprint(args.source), plan.to_dict(), settings, VERSION]
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+  def groups(self) -> Sequence[Group]:
+    """The queries with the documents to rank, prepared once. Raises: UserError without any."""
+    args, folder = self._args, self.folder / 'data'
+    if not folder.exists():
+      bad_rows = BadRows()
+      found = sources.read(args.source, args.kind, depth=args.depth, bad_rows=bad_rows)
+      count = store.write(args.kind, map(to_rank, found), folder)
+      for note in listed(bad_rows.notes):
+        say(f'{args.source}: {note}')
+      say(f'llm-rank: {count:,} queries of {args.source}')
+    return store.open(args.kind, folder)
+
+  def leave(self) -> None:
+    """Removes the folder if no query is finished."""
+    if not any(self.folder.glob('shards/*')):
+      shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def to_rank(group: Group) -> Group:
+  """The query with the documents that are to be ranked, as the stage evaluate has them."""
+  return Group(group.query_id, group.query, tuple(doc for doc in group.docs if doc.in_pool))
+
+
+def finish(
+  args: argparse.Namespace, plan: Plan, groups: Sequence[Group], shards: Shards, ranker: LLMRanker
+) -> None:
+  """Writes the run, and OUT.json. Raises: UserError if a score is missing."""
+
+  def pairs_of(i: int) -> tuple[str, list[str]]:
+    return groups[i].query_id, [doc.doc_id for doc in groups[i].docs]
+
+  shards.audit(pairs_of)
+  counts = shards.counts()
+  queries = itertools.groupby(shards.rows(), key=lambda row: row[0])
+  scored = ((query, {doc: score for _, doc, score in rows}) for query, rows in queries)
+  partial = args.out.with_name(f'.{args.out.name}.partial') / f'run{args.out.suffix}'
+  runs.write_run(partial, scored, plan.method.name)
+  partial.replace(args.out)
+  found = {'method': plan.method.name, 'contract': plan.contract.name, 'model': str(args.model)}
+  found |= {'scores': plan.method.gives} | costs.summary(counts)
+  if ranker.queries == len(groups):  # else another call has ranked some of them
+    found['ms_per_query'] = ranker.ms_per_query
+  names = (group.query_id for group in groups)
+  found |= {'plan': plan.to_dict(), 'per_query': dict(zip(names, counts, strict=True))}
+  side = costs_file(args.out)
+  manifest.write_json(side, found)
+  say(f'{args.out}: {len(groups):,} queries; {costs.told(found)}; {side} has more')
+
+
+def costs_file(out: Path) -> Path:
+  """OUT.json, without the .gz of the run."""
+  stem = out.name.removesuffix('.gz')
+  return out.with_name(f'{stem}.json')
