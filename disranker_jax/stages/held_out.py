@@ -189,7 +189,9 @@ class Ranking:
     self._forward = Forward(own, self._documents(model.prompt()), shape, run.mesh)
     self.batches = self._forward.batches
     self.queries = len({group.query for group, *_ in (*self._judged, *self._learned)})
-    self.made_of = manifest.digest([[g.query, sorted(g.grades.items())] for g in judged])
+    self.labelled = len(judged)
+    graded = [[g.query, sorted(g.grades.items())] for g in judged]
+    self.made_of = manifest.digest(graded) if judged else ''
     has_teacher = any(teacher_N is not None for _, teacher_N in learned)
     self.names = (NDCG, PNR) * bool(judged) + (LOSS,) * bool(learned) + (TAU,) * has_teacher
 
@@ -258,7 +260,7 @@ class MeanLoss:
   """
 
   names = (LOSS,)
-  made_of = ''
+  labelled, made_of = 0, ''
 
   def __init__(self, run, loss: Callable, documents: Sequence[EncodedGroup], shape: Shape):
     pairs = ((document, i) for i, document in enumerate(documents))

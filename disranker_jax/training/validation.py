@@ -35,12 +35,14 @@ class Measure(Protocol):
 
   names    of the values, the first one decides; see TITLES
   queries  how many there are
-  made_of  a fingerprint of the queries whose rankings are measured, '' if there are none
+  labelled  how many of them have labels, by which rankings are measured
+  made_of  a fingerprint of these, '' if there are none
   batches  how many batches it computes
   """
 
   names: tuple[str, ...]
   queries: int
+  labelled: int
   made_of: str
   batches: int
 
@@ -164,8 +166,9 @@ class Validation:
     return {
       'steps': last,
       'validation': {
-        'queries': self.measure.queries, 'made_of': self.measure.made_of, 'step': step,
-        'best_step': self.best, 'metric': self.main, 'seconds': round(self.seconds, 1), **values,
+        'queries': self.measure.queries, 'labelled': self.measure.labelled,
+        'made_of': self.measure.made_of, 'step': step, 'best_step': self.best,
+        'metric': self.main, 'seconds': round(self.seconds, 1), **values,
       }
     }  # fmt: skip
 
