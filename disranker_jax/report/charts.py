@@ -30,6 +30,7 @@ INK, SOFT, LINE, ACCENT, PAPER = (NAMES[n] for n in ('ink', 'soft', 'line', 'acc
 CLEAR = {'facecolor': PAPER, 'edgecolor': 'none', 'pad': 0.8}  # behind text on lines
 WIDTH = 4.6  # inches; at 72 points per inch about the width of a phone
 POINTS = 2000  # most marks or vertices of a chart, which bound the size of the page
+SPAN = 0.1  # least height of the panel of held-out rankings
 SMOOTH = 0.9  # weight of the past in the mean of the loss
 FEWEST = 20  # documents of a label for a histogram; fewer are drawn one by one
 STYLE = {
@@ -225,7 +226,7 @@ def curve(stage: str, steps: list[dict]) -> Markup:
     tops = [high, float(smooth.max()) * 1.05, low + 1e-6]
     if held_loss:
       axis.plot(*points(held_loss), 'o-', color=INK, linewidth=1.4, markersize=4, label='held out')
-      axis.legend(loc='upper right', frameon=False, fontsize=9, labelcolor=INK)
+      legend(axis)
       tops.append(max(held_loss.values()) * 1.05)
     axis.set_ylim(low, max(tops))
     axis.grid(axis='y', linewidth=0.6)
@@ -233,7 +234,10 @@ def curve(stage: str, steps: list[dict]) -> Markup:
       for (name, values), mark in zip(rankings.items(), ('o-', 's--'), strict=False):
         colour = {'color': INK, 'linewidth': 1.4, 'markersize': 4}
         below.plot(*points(values), mark, label=TITLES[name], **colour)
-      below.legend(loc='best', frameon=False, fontsize=9, labelcolor=INK)
+      legend(below)
+      low, high = below.get_ylim()
+      if high - low < SPAN:  # a change within the noise must not fill the panel
+        below.set_ylim((low + high - SPAN) / 2, (low + high + SPAN) / 2)
       below.set(ylabel='held out')
       below.grid(axis='y', linewidth=0.6)
     last = axis if below is None else below
@@ -245,6 +249,12 @@ def curve(stage: str, steps: list[dict]) -> Markup:
     _, of_name = points(values)
     alt += f'; held-out {TITLES[name]} from {of_name[0]:.3g} to {of_name[-1]:.3g}'
   return drawn(3.7 if rankings else 2.3, draw, alt, 2 if rankings else 1)
+
+
+def legend(axis) -> None:
+  """The names of an axis's lines, above it on the right, where no line is."""
+  style = {'frameon': False, 'fontsize': 9, 'labelcolor': INK, 'ncols': 2, 'borderaxespad': 0}
+  axis.legend(loc='lower right', bbox_to_anchor=(1, 1), **style)
 
 
 def points(values: dict[int, float]) -> tuple[list[int], list[float]]:

@@ -227,11 +227,11 @@ def fit(job: Job, feed: Feed, variables: dict, mesh, validation: Validation | No
         flags = sharding.flags(mesh, stop=bool(request), failed=report.failure is not None)
         trained, state, metrics = compiled(trained, state, frozen, drawn, flags)
         step += 1
-        stop = report.late(step, names, metrics) or (bool(request) and jax.process_count() == 1)
-        is_best = False
+        stop, is_best = report.late(step, names, metrics), False
         if validation and validation.is_due(step):
           stop |= report.now(validation.take(step, tree.unflatten(trained | frozen)))
           is_best = validation.keeps_best and validation.best == step
+        stop |= bool(request) and jax.process_count() == 1
         watchdog.beat()
         ends = step == job.steps or bool(validation and validation.is_over)
         if step % c.save_every == 0 or ends or stop or is_best:
