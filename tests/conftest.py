@@ -35,6 +35,8 @@ HEAVY = (
   'test_hf.py',
   'test_hostile_*.py',
   'test_train.py',
+  'test_validation.py',
+  'test_held_out.py',
   'exporting/*',
   'test_decoder.py',
   'serve/test_command.py',
