@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from disranker_jax import config as configs
 from disranker_jax.config import defaults
 from disranker_jax.data import batches
 from disranker_jax.data.holdout import Holdout, normalized
@@ -154,8 +155,30 @@ def test_a_decision_without_queries_to_decide_by_is_an_error(judged, key, value)
   groups = judged([group(i) for i in range(60)])
   run = make_run()
   run.config.sft.validation[key] = value
-  with pytest.raises(UserError, match=rf'config.sft.validation.{key}={value}.*10 are needed'):
+  wanted = rf'config.sft.validation.{key}={value}.*10 are needed'
+  with pytest.raises(UserError, match=wanted):
     held_out.split(run, 'sft', groups)
+  with pytest.raises(UserError, match=wanted):  # before the stages before it
+    sft.check_records(run)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'sft.validation.metric': 'tau'}, r"sft.validation.metric='tau'.*loss, ndcg@5, pnr"),
+    ({'cpt.validation.metric': 'pnr'}, r"cpt.validation.metric='pnr': .*choose of loss"),
+    (
+      {'validation.share': 0.0, 'student_sft.validation.patience': 3},
+      r'student_sft.validation.patience=3: config.validation.share=0',
+    ),
+  ],
+)
+def test_what_cannot_be_decided_is_an_error_of_the_config(changes, message):
+  c = defaults()
+  c.teacher.model, c.student.model = 'tiny-decoder', 'tiny-encoder'
+  c.update_from_flattened_dict(changes)
+  with pytest.raises(UserError, match=message):
+    configs.check(c)
 
 
 def test_a_share_that_leaves_nothing_to_learn_is_an_error(judged):

@@ -98,6 +98,7 @@ def write_samples(run, teacher, variables, clicks) -> None:
 
 
 def check(config) -> None:
+  held_out.check(config, 'cpt', ('loss',))
   if config.cpt.predict == 'query':
     why = "config.cpt.predict='query' predicts the query from the document"
     check_template('teacher.template', config.teacher.template, why)
@@ -116,5 +117,6 @@ STAGE = Stage(
     ),
   },
   check=check, role='teacher', reads_stages=('prepare',), reads_records=lambda config: ('clicks',),
+  check_records=lambda run: held_out.check_records(run, 'cpt', 'clicks'),
   head=lambda config: 'lm', task=task, paper_rows=59_579_125,
 )  # fmt: skip

@@ -25,6 +25,7 @@ from disranker_jax.progress import say
 from disranker_jax.rankers.pointwise import score_fn
 from disranker_jax.stages import earlier, held_out, prepare, roles, score, sft
 from disranker_jax.stages.distill_hidden import HiddenStates, check_hidden, open_hidden
+from disranker_jax.stages.held_out import LOSS, NDCG, PNR, TAU
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
 from disranker_jax.training.settings import GROUPS, training
@@ -223,6 +224,7 @@ def check_records(run) -> None:
   if c.hard_label_weight and 'judgements' in reads(run.config):
     hard = losses.choose(losses.ON_LABELS, c.hard_loss, 'distill.hard_loss')
     sft.check_labels(prepare.records(run, 'judgements'), hard, 'distill.hard_loss')
+  held_out.check_records(run, 'distill', 'candidates')
   if run.config.data.teachers:
     normalizer(open_scored(run).facts, c.normalize_scores)
 
@@ -300,6 +302,7 @@ def check(config) -> None:
       f'config.distill.init_from={config.distill.init_from!r}: replaces the parameters of '
       "config.student.init_from; set one of the two to ''"
     )
+  held_out.check(config, 'distill', (LOSS, NDCG, PNR, TAU))
   losses.choose(losses.ON_SCORES, config.distill.loss, 'distill.loss')
   losses.choose(losses.ON_LABELS, config.distill.hard_loss, 'distill.hard_loss')
 

@@ -28,6 +28,8 @@ from disranker_jax.training.settings import LEAST
 from disranker_jax.training.validation import LOSS, Forward, Measure, Validation
 
 NDCG, PNR, TAU = 'ndcg@5', 'pnr', 'tau'
+# Keys of a stage's validation that are of no use without one.
+DECISIONS = ('keep_best', 'patience', 'every', 'metric')
 
 
 class Subset(Sequence):
@@ -64,15 +66,11 @@ def split(run, stage: str, records: Sequence, *, query: Callable = lambda record
   """
   c = run.config.validation
   if not c.share:
-    needed(run, stage, 'config.validation.share=0 holds out no query')
     return Split(records, [])
   held, firsts = find(run, (query(record) for record in counted(stage, records)))
   kept = Subset(records, np.delete(np.arange(len(records)), held))
   if len(firsts) < LEAST:
-    why = (
-      f'{len(firsts)} of its {len(records):,} {what(stage)} are held out by config.validation.'
-      f'share={c.share:g}, and {LEAST} are needed; raise it'
-    )
+    why = too_few(run, stage, len(firsts), len(records))
     needed(run, stage, why)
     say(f'{stage}: no validation: {why}')
     return Split(records if on_labels(stage) else kept, [])
@@ -97,6 +95,39 @@ def find(run, queries: Iterable[Click | Group]) -> tuple[list[int], list[int]]:
   return held, [firsts[key] for key in sorted(firsts)]
 
 
+def too_few(run, stage: str, found: int, records: int) -> str:
+  return (
+    f'{found} of its {records:,} {what(stage)} are held out by config.validation.share='
+    f'{run.config.validation.share:g}, and {LEAST} are needed; raise it'
+  )
+
+
+def check_records(run, stage: str, kind: str) -> None:
+  """Raises: UserError before the first stage if one that decides by a validation has none."""
+  c, share = run.config[stage].validation, run.config.validation.share
+  if share and any(c[name] for name in DECISIONS):
+    records = prepare.records(run, kind)
+    if len(firsts := find(run, records)[1]) < LEAST:
+      needed(run, stage, too_few(run, stage, len(firsts), len(records)))
+
+
+def check(config, stage: str, names: Sequence[str] = (LOSS, NDCG, PNR)) -> None:
+  """Raises: UserError if a stage shall decide by a value that it does not measure, or by none."""
+  c = config[stage].validation
+  if c.metric and c.metric not in names:
+    raise UserError(
+      f'config.{stage}.validation.metric={c.metric!r}: is not measured here; choose of '
+      f'{", ".join(names)}'
+    )
+  if not config.validation.share:
+    for name in DECISIONS:
+      if c[name]:
+        raise UserError(
+          f'config.{stage}.validation.{name}={c[name]!r}: config.validation.share=0 holds out no '
+          'query to decide by; raise it'
+        )
+
+
 def on_labels(stage: str) -> bool:
   return stage in ('sft', 'student_sft')
 
@@ -115,7 +146,7 @@ def counted(stage: str, records: Sequence) -> Iterator:
 def needed(run, stage: str, why: str) -> None:
   """Raises: UserError if settings of the stage decide by a validation that there is not."""
   c = run.config[stage].validation
-  for name in ('keep_best', 'patience', 'every', 'metric'):
+  for name in DECISIONS:
     if c[name]:
       raise UserError(f'config.{stage}.validation.{name}={c[name]!r}: {stage}: {why}')
 

@@ -124,6 +124,7 @@ def check_records(run, stage: str = 'sft') -> None:
   """Raises: UserError if the stage's loss has nothing to learn from."""
   loss = losses.choose(losses.ON_LABELS, run.config[stage].loss, f'{stage}.loss')
   check_labels(prepare.records(run, 'judgements'), loss, f'{stage}.loss')
+  held_out.check_records(run, stage, 'judgements')
 
 
 LABELS: Section = {
@@ -139,6 +140,7 @@ LABELS: Section = {
 def check(config) -> None:
   """Raises: UserError for an unknown loss and for a scorer that the template does not fit."""
   losses.choose(losses.ON_LABELS, config.sft.loss, 'sft.loss')
+  held_out.check(config, 'sft')
   teacher.check_scorer(config)
 
 
