@@ -37,6 +37,8 @@ HEAVY = (
   'test_hf*.py',
   'test_hostile_*.py',
   'test_train.py',
+  'test_validation.py',
+  'test_held_out.py',
   'exporting/*',
   'test_decoder.py',
   'test_decoder_parity.py',

@@ -23,6 +23,7 @@ def facts_of(values: dict[str, list[float]], **results):
   found = {name: {'ndcg@5': sum(v) / len(v)} | results.get(name, {}) for name, v in values.items()}
   return types.SimpleNamespace(
     rows=rows, results=found, overlap={}, related=None, tests={}, cluster='',
+    validation={}, best={}, logs={}, seeds={}, served={},
     intervals=intervals.analyse(rows),
     shared=NOBODY,
     clusters=len(next(iter(values.values()))), clusters_Q=list(next(iter(rows.values()))),
@@ -142,3 +143,77 @@ def test_the_power_of_the_test_is_told_for_the_difference_to_the_first_stage():
   assert said.startswith('40 queries show a true difference of 0.023 nDCG@5 to BM25 in 80 % of')
   # (1.96 + .8416)^2 * .0513^2 / .05^2 = 8.05, and 11 by Student's t.
   assert said.endswith('one of +0.050 needs about 11 queries')
+
+
+def held_out(made_of: str = 'abc', **by_stage):
+  return {
+    stage: {'ndcg@5': value, 'labelled': 24, 'made_of': made_of}
+    for stage, value in by_stage.items()
+  }
+
+
+def test_a_teacher_that_only_the_held_out_queries_show_to_be_no_better_is_a_warning():
+  facts = facts_of({'student_sft': [0.5] * 40, 'teacher': [0.6] * 40})
+  facts.validation = held_out(student_sft=0.71, sft=0.70)
+  [warning] = findings.missed_held_out(facts)
+  assert warning.startswith(
+    'teacher ranks the 24 held-out training queries no better than student, labels only: '
+    'nDCG@5 0.700 against 0.710'
+  )
+  facts.validation = held_out(student_sft=0.69, sft=0.70)
+  assert not findings.missed_held_out(facts)
+  [sentence] = findings.held_out(facts)
+  assert 'student, labels only 0.690, teacher 0.700' in sentence and '24 held-out' in sentence
+
+
+def test_what_the_test_shows_is_not_said_again_of_the_held_out_queries():
+  facts = facts_of({'student_sft': [0.5] * 40, 'teacher': [0.4] * 40})
+  facts.validation = held_out(student_sft=0.71, sft=0.70)
+  assert not findings.missed_held_out(facts) and len(findings.missed(facts)) == 1
+
+
+def test_values_of_different_queries_are_not_compared():
+  facts = facts_of({'student_sft': [0.5] * 40, 'teacher': [0.6] * 40})
+  facts.validation = held_out(student_sft=0.8) | held_out('other', sft=0.7)
+  assert not findings.missed_held_out(facts) and not findings.held_out(facts)
+
+
+def test_the_exported_student_is_named_with_the_reason():
+  facts = facts_of({'student_sft': [0.5] * 40, 'student': [0.6] * 40})
+  assert not findings.best(facts)
+  facts.best = {'row': 'student_sft', 'why': 'nDCG@5 0.700 on 24 held-out queries'}
+  assert findings.best(facts) == [
+    'export/student is the student, labels only: nDCG@5 0.700 on 24 held-out queries'
+  ]
+
+
+def log(training: list[float], held_out: dict[int, float]) -> list[dict]:
+  """The rows of a metrics.jsonl."""
+  return [
+    {'step': step, 'loss': loss} | ({'validation/loss': held_out[step]} if step in held_out else {})
+    for step, loss in enumerate(training, 1)
+  ]
+
+
+FALLING, RISING = [1 - i / 50 for i in range(40)], [0.2 + i / 50 for i in range(40)]
+
+
+@pytest.mark.parametrize(
+  ('training', 'values', 'is_said'),
+  [
+    (FALLING, {10: 0.8, 20: 0.6, 30: 0.7, 40: 0.9}, True),
+    (FALLING, {10: 0.8, 20: 0.6, 30: 0.62, 40: 0.61}, False),  # by less than the noise
+    (FALLING, {10: 0.8, 20: 0.7, 30: 0.6, 40: 0.5}, False),
+    (RISING, {10: 0.8, 20: 0.6, 30: 0.7, 40: 0.9}, False),  # it diverges, which is no memory
+    (FALLING, {20: 0.6, 40: 0.9}, False),  # two values are no trend
+  ],
+)
+def test_a_held_out_loss_that_rises_while_the_training_loss_falls_is_a_warning(
+  training, values, is_said
+):
+  facts = facts_of({'student': [0.6] * 40})
+  facts.logs = {'distill': log(training, values)}
+  said = findings.memorised(facts)
+  assert bool(said) == is_said
+  if is_said:
+    assert 'from 0.6 at step 20 to 0.9 at step 40' in said[0] and 'distill.epochs' in said[0]

@@ -115,6 +115,32 @@ class TestTogether:
     assert np.abs(np.subtract(losses, offline)).min() > 0.01
 
 
+class TestValidation:
+  def test_all_measure_the_same_and_take_the_decisions_of_one(self, tmp_path):
+    """What is measured gets worse, so step 1 is the best and patience ends after step 3."""
+    choice = {'every': 1, 'patience': 2, 'keep_best': True}
+    train(tmp_path / 'one', count=1, devices=4, validation=choice)
+    train(tmp_path / 'two', validation=choice)
+    assert_same(tmp_path / 'two', tmp_path / 'one', steps=3)
+    values = [held_out_values(tmp_path / name / 'job') for name in ('one', 'two')]
+    assert len(values[0]) == 3 and values[0] == sorted(values[0], reverse=True)
+    np.testing.assert_allclose(*values, rtol=1e-4)
+    best = trainer.saved(tmp_path / 'two/job', 1)
+    result = trainer.saved(tmp_path / 'two/job', 3)
+    for name in (n for n in best if n.startswith('params')):
+      np.testing.assert_array_equal(result[name], best[name])
+    # Process 1 takes the values of process 0, which alone reads them: nothing is trained.
+    taken = len(trainer.taken(tmp_path / 'two'))
+    train(tmp_path / 'two', validation=choice)
+    assert len(trainer.losses(tmp_path / 'two/job')) == 3
+    assert len(trainer.taken(tmp_path / 'two')) == taken
+
+
+def held_out_values(folder) -> list[float]:
+  lines = map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
+  return [line['validation/ndcg@5'] for line in lines]
+
+
 class TestAskedToStop:
   """SIGTERM to one of two: both save the same step and end with 0; then they go on."""
 

@@ -343,3 +343,14 @@ class TestCharts:
     points = np.random.default_rng(0).random((50_000, 3))
     assert len(charts.scatter('m', points, 0.5, 1)) < 500_000
     assert len(charts.gains('m', np.linspace(1, -1, 50_000).tolist())) < 500_000
+
+
+def test_a_curve_shows_held_out_values_where_there_are_any():
+  steps = [{'step': i, 'loss': 1 / i} for i in range(1, 31)]
+  plain = str(charts.curve('cpt', steps))
+  assert 'held' not in plain
+  for i in (15, 30):
+    steps[i - 1] |= {'validation/loss': 0.3 + i / 100, 'validation/tau': i / 60}
+  shown = str(charts.curve('distill', steps))
+  assert 'held-out loss from 0.45 to 0.6; held-out tau from 0.25 to 0.5' in shown
+  assert 'held out' in shown and 'training' in shown

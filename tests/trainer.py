@@ -28,12 +28,13 @@ from disranker_jax.errors import Stopped, UserError
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
 from disranker_jax.training.settings import defaults as training_settings
+from disranker_jax.training.validation import Forward, Validation
 
 VOCAB, WIDTH, QUERIES = 64, 16, 40
 DEFAULTS = {
   'steps': 8, 'save_every': 2, 'blocks': 4, 'mesh': {'data': -1, 'fsdp': 1, 'model': 1},
   'watchdog_s': 0.0, 'heartbeat_s': 60, 'leave_s': 60,
-  'wide': 1, 'settings': {}, 'bombs': [], 'record': '', 'on_policy': False,
+  'wide': 1, 'settings': {}, 'bombs': [], 'record': '', 'on_policy': False, 'validation': {},
 }  # fmt: skip
 
 
@@ -112,6 +113,37 @@ def job(spec: dict, source, mesh) -> tuple[train.Job, OfflineFeed]:
   todo = train.Job('test', folder, loss, settings, spec['steps'], 'pairs', watchdog_s)
   feed = OnPolicyFeed if spec['on_policy'] else OfflineFeed
   return todo, feed(data, mesh, settings.gradient_accumulation_steps)
+
+
+class HeldOut:
+  """The loss on some queries that are not in the data, as a value of which more is better.
+
+  So every step that learns is one without gain.
+  """
+
+  names, queries, labelled, made_of = ('ndcg@5',), 6, 0, ''
+
+  def __init__(self, mesh):
+    pairs = (encode(QUERIES + i) for i in range(self.queries))
+    documents = [
+      (batches.EncodedGroup([doc], pair.labels[n : n + 1], pair.teacher[n : n + 1], pair.name), n)
+      for pair in pairs
+      for n, doc in enumerate(pair.docs)
+    ]
+    shape = batches.Shape(rows=4, row_len=32, docs=1)
+    self._forward = Forward(lambda *arguments: loss(*arguments)[:2], documents, shape, mesh)
+    self.batches = self._forward.batches
+
+  def __call__(self, variables):
+    sums = np.sum([found for _, found in self._forward(variables)], axis=0)
+    return {'ndcg@5': sums[0] / sums[1]}
+
+
+def validation(spec: dict, todo: train.Job, mesh) -> Validation | None:
+  """The validation that a spec asks for."""
+  todo.settings.validation.update(spec['validation'])
+  used = bool(spec['validation'])
+  return Validation('test', HeldOut(mesh), todo.settings, todo.steps) if used else None
 
 
 def record(file: Path) -> None:
@@ -207,7 +239,9 @@ def main(spec: dict) -> None:
   mesh = sharding.make_mesh(spec['mesh'])
   with guarded():
     try:
-      train.fit(*job(spec, source, mesh), variables(spec['wide']), mesh)
+      todo, feed = job(spec, source, mesh)
+      checked = validation(spec, todo, mesh)
+      train.fit(todo, feed, variables(spec['wide']), mesh, checked)
     except Stopped as e:
       print(e, file=sys.stderr)
   if spec['record']:

@@ -36,6 +36,7 @@ RENAMED = {
 def run_settings(system: str) -> Section:
   """The keys that belong to no stage, model or data."""
   from disranker_jax.pipeline import systems
+  from disranker_jax.training.settings import HELD_OUT
 
   names = tuple(stage.name for stage in systems.SYSTEMS[system])
   return {
@@ -56,6 +57,7 @@ def run_settings(system: str) -> Section:
         ('model', 1, 'Devices of tensor parallelism.'),
       )
     },
+    'validation': HELD_OUT,
     'watchdog_s': Key(
       1800.0, at_least(0),
       'With several processes: seconds without a step after which a process gives up waiting for '

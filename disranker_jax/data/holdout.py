@@ -21,6 +21,11 @@ def normalized(query: str) -> str:
   return ' '.join(query.split()).casefold()
 
 
+def place(key: str) -> float:
+  """Where a key is between 0 and 1, by its hash."""
+  return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
+
+
 @dataclasses.dataclass(frozen=True)
 class Holdout:
   """Selects the queries of one side (training or test) by a hash of the query.
@@ -39,8 +44,7 @@ class Holdout:
 
   def __call__(self, record: Click | Group) -> bool:
     key = cluster(record.query_id, self.by) if self.by else normalized(record.query)
-    place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
-    return ((place + self.fold * self.share) % 1 < self.share) == self.test
+    return ((place(key) + self.fold * self.share) % 1 < self.share) == self.test
 
 
 class OutsideTest:

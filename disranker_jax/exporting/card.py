@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from disranker_jax import escaping
 from disranker_jax.exporting import formats, licence, parity
 from disranker_jax.exporting.licence import Origin
 from disranker_jax.pipeline import manifest
@@ -25,12 +26,12 @@ score(params, input_ids, attention_mask, token_type_ids)  # int32 [batch, length
 
 def write(
   folder: Path, names, rows: list[parity.Row], results: dict, made: dict, base: Origin,
-  teacher: Origin | None = None, license: str = '',
+  teacher: Origin | None = None, license: str = '', which: str = '',
 ) -> None:  # fmt: skip
   """Writes README.md from parity rows, the result table and what the model was made from.
 
   `made` is the run's record; `base` and `teacher` are the pretrained models; `license` is
-  config.export.license.
+  config.export.license; `which` says which model of the run it is.
   """
   config, name = formats.config(folder), folder.name.removeprefix('.')
   family = formats.family(folder)
@@ -40,6 +41,7 @@ def write(
     f'# {name}\n',
     f'A {family.title} that ranks documents for a query, made by '
     f'disranker_jax {made["versions"]["disranker_jax"]}.\n',
+    *([f'It is the {escaping.markdown(which)}.\n'] if which else []),
     '## Use\n',
     family.usage.format(architecture=config['architectures'][0], **facts),
     *(files(names) if names else ()),

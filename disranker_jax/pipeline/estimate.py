@@ -23,6 +23,8 @@ from disranker_jax.pipeline.stage import Run, saved_steps
 from disranker_jax.pipeline.steps import Step
 from disranker_jax.progress import clock, say
 from disranker_jax.stages import prepare
+from disranker_jax.training.settings import LEAST
+from disranker_jax.training.validation import STEP, interval
 
 SAMPLE = 64  # records whose texts are tokenised
 FULL = 0.92  # of a batch's positions hold a token
@@ -149,11 +151,32 @@ def steps_of(run: Run, one: Opened) -> tuple[float, str]:
     share = min(1.0, one.use.pairs / pairs) if one.use.pairs else 1.0
     return math.ceil(tokens * share / places) * one.use.times, f'{pairs * share:,.0f} pairs'
   fit = min(places * queries / tokens, one.step.batch['mask_GN'].shape[0]) * one.step.accumulate
-  steps = max(1, round(config.epochs * queries / fit))
+  held_out = run.config.validation.share * queries
+  steps = max(1, round(config.epochs * (queries - held_out) / fit))
   steps = min(steps, config.max_steps or steps)
   saved = max(saved_steps(run.folder(one.stage.name) / 'checkpoints'), default=0)
   done = f', from step {saved} on' if saved else ''
-  return max(0, steps - saved), f'{steps:,} steps{done}'
+  checks, work = validations(run.config, config, held_out, tokens / pairs / places, steps)
+  to_come = max(0, steps - saved)
+  said = f', {checks} validations' if checks else ''
+  return to_come + work * to_come / steps, f'{steps:,} steps{said}{done}'
+
+
+def validations(whole, config, held_out: float, batches: float, steps: int) -> tuple[int, float]:
+  """(how often a stage validates, the work of it in steps of training).
+
+  Args:
+    whole, config: the whole config and the stage's section.
+    held_out: queries that are held out.
+    batches: that one document takes.
+  """
+  if held_out < LEAST:
+    return 0, 0.0
+  c = whole.validation
+  documents = c.documents if 'group_size' in config else 1  # clicks have one
+  each = math.ceil(min(held_out, c.max_queries) * documents * batches)
+  checks = math.ceil(steps / interval(config, steps, each))
+  return checks, checks * each / (STEP * config.gradient_accumulation_steps)
 
 
 def lengths(one: Opened, record: Click | Group, size: int) -> list[int]:

@@ -20,7 +20,8 @@ from disranker_jax.pipeline.stage import Run, Stage, Use, saved_steps
 from disranker_jax.progress import say
 from disranker_jax.training import logs
 
-# Checkpoints of a stage that are on disk at a time: two, and one that is being written.
+# Checkpoints of a stage that are on disk at a time: two, and one that is being written. With
+# validation.keep_best there is one more, the best one.
 KEPT = 3
 
 
@@ -136,7 +137,8 @@ def refuse_full_disk(run: Run, opened: Sequence[Opened]) -> None:
   needed = 0
   for one in opened:
     there = len(saved_steps(run.folder(one.stage.name) / 'checkpoints'))
-    needed += one.step.saved * max(KEPT - there, 0)
+    best = 1 if one.step.trained and run.config[one.stage.name].validation.keep_best else 0
+    needed += one.step.saved * max(KEPT + best - there, 0)
   place = next(p for p in [run.workdir, *run.workdir.parents] if p.exists())
   free = shutil.disk_usage(place).free
   if needed > free:

@@ -116,7 +116,8 @@ class Stage:
   @property
   def sections(self) -> tuple[str, ...]:
     """The parts of the config that its result depends on."""
-    return ('seed', *self.models, self.section) if self.models else (self.section,)
+    held_out = ('validation',) if self.task else ()
+    return ('seed', *self.models, *held_out, self.section) if self.models else (self.section,)
 
   def _own_model(self, config: ConfigDict) -> tuple[Use, ...]:
     if not self.role:

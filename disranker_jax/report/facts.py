@@ -43,6 +43,8 @@ class Facts:
   device: str  # that evaluated the rows
   overlap: dict[str, dict]  # {kind: how much of the test is among the training data}
   served: dict[str, list[dict]]  # {model: what requests to its exported folder get}
+  validation: dict[str, dict]  # {stage: its held-out values}
+  best: dict[str, str]  # which student is exported as the best one, and why
   seeds: dict[str, dict[int, float]]  # {row: {the student's seed: value of the main metric}}
 
   def labels(self) -> dict[tuple[str, str], int]:
@@ -112,6 +114,12 @@ def gather(run) -> Facts:
     cluster=configs.cluster(run.config),
     overlap=stage_results(run, 'prepare').get('overlap', {}),
     served=stage_results(run, 'export').get('served', {}),
+    validation={
+      stage.name: found
+      for stage in declared(run)
+      if (found := stage_results(run, stage.name).get('validation'))
+    },
+    best=stage_results(run, 'export').get('best', {}),
     seeds=read_seeds(run, results),
     device=(manifest.read(evaluated) or {}).get('device', 'an unknown device'),
   )

@@ -12,10 +12,13 @@ from disranker_jax.evaluation import metrics
 from disranker_jax.report import tables
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.intervals import MAIN, baselines
+from disranker_jax.stages.best_student import comparable
 from disranker_jax.stages.result_rows import FIRST_STAGE, ROWS, STUDENT
+from disranker_jax.training.validation import LOSS, of_steps
 
 FEW = 30  # queries, or clusters of them, below which a bootstrap interval is too narrow
 DIGITS = 3  # of nDCG and p
+RISE = 1.05  # a held-out loss that ends this many times above its lowest value has risen
 
 
 class Comparison(NamedTuple):
@@ -44,7 +47,7 @@ def sentences(facts: Facts) -> list[str]:
 
 def others(facts: Facts) -> list[str]:
   """The sentences that are not comparisons."""
-  return [*power(facts), *seeds(facts), *served(facts)]
+  return [*power(facts), *held_out(facts), *best(facts), *seeds(facts), *served(facts)]
 
 
 def comparisons(facts: Facts) -> list[Comparison]:
@@ -69,6 +72,36 @@ def power(facts: Facts) -> list[str]:
   unit = 'queries' if facts.clusters == len(facts.clusters_Q) else 'clusters of queries'
   of = f' {metrics.title(MAIN)} to {facts.title(FIRST_STAGE)}'
   return [tables.power(cell, facts.clusters, unit, DIGITS, of=of)]
+
+
+def trained(facts: Facts) -> dict[str, dict]:
+  """{row: held-out values} of the trained models, if they are of the same labelled queries."""
+  found = {
+    name: facts.validation[row.trained_by]
+    for name, row in ROWS.items()
+    if row.trained_by in facts.validation
+  }
+  return comparable({name: values for name, values in found.items() if MAIN in values})
+
+
+def held_out(facts: Facts) -> list[str]:
+  """How the trained models rank the training queries that are held out."""
+  values = trained(facts)
+  if not values:
+    return []
+  listed = ', '.join(f'{facts.title(n)} {v[MAIN]:.{DIGITS}f}' for n, v in values.items())
+  queries = next(iter(values.values()))['labelled']
+  return [
+    f'{metrics.title(MAIN)} on {queries} held-out training queries, for validation (a few '
+    f'documents of each): {listed}'
+  ]
+
+
+def best(facts: Facts) -> list[str]:
+  """Which student was exported."""
+  if not facts.best:
+    return []
+  return [f'export/{STUDENT} is the {facts.title(facts.best["row"])}: {facts.best["why"]}']
 
 
 def seeds(facts: Facts) -> list[str]:
@@ -105,8 +138,8 @@ def served(facts: Facts) -> list[str]:
 def warnings(facts: Facts) -> list[str]:
   """What a reader must know before deciding anything by the numbers."""
   return [
-    *missed(facts), *overlaps(facts), *related(facts), *together(facts), *few(facts),
-    *notes(facts), *unjudged(facts),
+    *missed(facts), *missed_held_out(facts), *memorised(facts), *overlaps(facts),
+    *related(facts), *together(facts), *few(facts), *notes(facts), *unjudged(facts),
   ]  # fmt: skip
 
 
@@ -127,6 +160,49 @@ def missed(facts: Facts) -> list[str]:
           'docs/choose.md says what to try'
         )
   return found
+
+
+def missed_held_out(facts: Facts) -> list[str]:
+  """The same of trained rows on held-out training queries, where the test does not show it."""
+  values, found = trained(facts), []
+  for name, of_row in values.items():
+    for other in ROWS[name].improves_on:
+      if other not in values or of_row[MAIN] > values[other][MAIN]:
+        continue
+      tested = facts.results.get(name), facts.results.get(other)
+      if all(tested) and float(tested[0][MAIN]) <= float(tested[1][MAIN]):
+        continue
+      found.append(
+        f'{facts.title(name)} ranks the {of_row["labelled"]} held-out training queries no better '
+        f'than {facts.title(other)}: {metrics.title(MAIN)} {of_row[MAIN]:.{DIGITS}f} against '
+        f'{values[other][MAIN]:.{DIGITS}f}; docs/results.md says what limits a student'
+      )
+  return found
+
+
+def memorised(facts: Facts) -> list[str]:
+  """The stages whose held-out loss rises while the training loss falls."""
+  found = []
+  for stage, rows in facts.logs.items():
+    losses = {step: v[LOSS] for step, v in of_steps(rows).items() if LOSS in v}
+    if len(losses) < 3:
+      continue
+    least, last = min(losses, key=lambda step: losses[step]), max(losses)
+    if losses[last] <= RISE * losses[least] or loss_around(rows, last) >= loss_around(rows, least):
+      continue
+    found.append(
+      f'{stage} memorises its data: the held-out loss rises from {losses[least]:.4g} at step '
+      f'{least} to {losses[last]:.4g} at step {last} while the training loss falls; give more '
+      f'queries, lower config.{stage}.epochs, or set config.{stage}.validation.keep_best=True'
+    )
+  return found
+
+
+def loss_around(rows: list[dict], step: int) -> float:
+  """The mean training loss of a tenth of the steps, up to a step."""
+  size = max(1, len(rows) // 10)
+  values = [row['loss'] for row in rows if step - size < row['step'] <= step]
+  return sum(values) / max(len(values), 1)
 
 
 def overlaps(facts: Facts) -> list[str]:

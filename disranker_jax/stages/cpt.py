@@ -17,7 +17,7 @@ from disranker_jax.models.generate import generate
 from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.rankers.pointwise import predicted_per_row
-from disranker_jax.stages import prepare, roles
+from disranker_jax.stages import held_out, prepare, roles
 from disranker_jax.stages.teacher import check_template
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
@@ -41,23 +41,37 @@ def task(config, network) -> train.Task:
   return train.Task(functools.partial(next_token_loss, network), shape)
 
 
-def job(run, teacher: TextModel) -> tuple[train.Job, OfflineFeed]:
-  """The stage on the prepared clicks."""
-  encode = functools.partial(batches.encode_click, teacher.prompt(predict=run.config.cpt.predict))
-  computed, clicks = task(run.config, teacher.network), prepare.records(run, 'clicks')
-  return roles.job(run, 'cpt', computed, clicks, encode, unit='clicks')
+def encoder(run, teacher: TextModel):
+  """click -> what the model reads and predicts."""
+  return functools.partial(batches.encode_click, teacher.prompt(predict=run.config.cpt.predict))
+
+
+def job(run, teacher: TextModel, clicks=None) -> tuple[train.Job, OfflineFeed]:
+  """The stage on some clicks; None: all prepared ones."""
+  clicks = prepare.records(run, 'clicks') if clicks is None else clicks
+  computed = task(run.config, teacher.network)
+  return roles.job(run, 'cpt', computed, clicks, encoder(run, teacher), unit='clicks')
+
+
+def measure(run, teacher: TextModel, clicks) -> held_out.MeanLoss | None:
+  """The loss on held-out clicks; None without any."""
+  computed, encode = task(run.config, teacher.network), encoder(run, teacher)
+  documents = [encode(click) for click in clicks]
+  return held_out.MeanLoss(run, computed.loss, documents, computed.shape) if clicks else None
 
 
 def execute(run: Run) -> dict:
   c = run.config.cpt
   teacher = open_model(run.config.teacher, 'lm')
   variables = roles.trained(run, 'teacher', teacher, ())
-  todo, feed = job(run, teacher)
-  variables = train.fit(todo, feed, variables, run.mesh)
   clicks = prepare.records(run, 'clicks')
+  split = held_out.split(run, 'cpt', clicks)
+  todo, feed = job(run, teacher, split.learned)
+  checked = held_out.validation('cpt', todo, measure(run, teacher, split.measured))
+  variables = train.fit(todo, feed, variables, run.mesh, checked)
   if c.samples:
     write_samples(run, teacher, variables, [clicks[i] for i in range(min(c.samples, len(clicks)))])
-  return {'steps': todo.steps, 'rows': len(clicks)}
+  return {'rows': len(split.learned)} | held_out.results(todo, checked)
 
 
 def write_samples(run, teacher, variables, clicks) -> None:
@@ -90,6 +104,7 @@ def check(config) -> None:
       'config.teacher.pairs: a pair has no place for what cpt learns to write; take cpt out of '
       'config.stages, or set pairs=False'
     )
+  held_out.check(config, 'cpt', ('loss',))
   if config.cpt.predict == 'query':
     why = "config.cpt.predict='query' predicts the query from the document"
     check_template('teacher.template', config.teacher.template, why)
@@ -108,5 +123,6 @@ STAGE = Stage(
     ),
   },
   check=check, role='teacher', reads_stages=('prepare',), reads_records=lambda config: ('clicks',),
+  check_records=lambda run: held_out.check_records(run, 'cpt', 'clicks'),
   head=lambda config: 'lm', task=task, paper_rows=59_579_125,
 )  # fmt: skip

@@ -23,8 +23,9 @@ from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
 from disranker_jax.rankers.pointwise import score_fn
-from disranker_jax.stages import earlier, prepare, roles, score, sft
+from disranker_jax.stages import earlier, held_out, prepare, roles, score, sft
 from disranker_jax.stages.distill_hidden import HiddenStates, check_hidden, open_hidden
+from disranker_jax.stages.held_out import LOSS, NDCG, PNR, TAU
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
 from disranker_jax.training.settings import GROUPS, training
@@ -38,6 +39,22 @@ def distillation_loss(score, c, variables, batch):
     c: config.distill.
   """
   scores_GN, gap = score(variables, batch)
+  soft_G, hard_G, valid_G = per_group(c, scores_GN, batch)
+  weight = jnp.sum(valid_G)
+  metrics = {
+    'soft': jnp.sum(soft_G) / jnp.maximum(weight, 1),
+    'hard': jnp.sum(hard_G) / jnp.maximum(weight, 1),
+    'examples': jnp.sum(batch['mask_GN']),
+  }
+  total = jnp.sum(soft_G + c.hard_label_weight * hard_G)
+  if c.hidden_weight:
+    metrics['hidden'] = gap
+    total += c.hidden_weight * gap * weight
+  return total, weight, metrics
+
+
+def per_group(c, scores_GN, batch):
+  """(soft_G, hard_G, valid_G): the two losses on scores, and which queries count."""
   labels_GN, mask_GN = batch['labels_GN'], batch['mask_GN']
   # hard_label_margin is for the hard loss only.
   soft = losses.choose(losses.ON_SCORES, c.loss, 'distill.loss', beta=c.beta)
@@ -46,17 +63,7 @@ def distillation_loss(score, c, variables, batch):
     losses.ON_LABELS, c.hard_loss, 'distill.hard_loss', margin=c.hard_label_margin
   )
   hard_G, _ = hard(scores_GN, labels_GN, mask_GN & (labels_GN >= 0))
-  weight = jnp.sum(valid_G)
-  metrics = {
-    'soft': jnp.sum(soft_G) / jnp.maximum(weight, 1),
-    'hard': jnp.sum(hard_G) / jnp.maximum(weight, 1),
-    'examples': jnp.sum(mask_GN),
-  }
-  total = jnp.sum(soft_G + c.hard_label_weight * hard_G)
-  if c.hidden_weight:
-    metrics['hidden'] = gap
-    total += c.hidden_weight * gap * weight
-  return total, weight, metrics
+  return soft_G, hard_G, valid_G
 
 
 def draw(size: int, record: tuple[Group, np.ndarray], rng) -> tuple[Group, np.ndarray]:
@@ -179,15 +186,36 @@ def job(
   return roles.job(run, 'distill', computed, scored, encode, choose)
 
 
+def measure(run, student: TextModel, scored: Sequence) -> held_out.Ranking | None:
+  """The held-out loss and tau to the teacher, and how labelled queries are ranked.
+
+  The term on hidden states is not part of it. None without any held-out query.
+  """
+  c, judged = run.config.distill, held_out.labelled(run)
+
+  def loss(scores_GN, batch):
+    soft_G, hard_G, valid_G = per_group(c, scores_GN, batch)
+    return jnp.sum(soft_G + c.hard_label_weight * hard_G), jnp.sum(valid_G)
+
+  # Of so many documents as in training; the same ones whenever the stage is continued.
+  rngs = (np.random.default_rng(i) for i in range(len(scored)))
+  learned = [draw(c.group_size, *one) for one in zip(scored, rngs, strict=True)]
+  if not (judged or learned):
+    return None
+  return held_out.Ranking(run, student, c.batch_rows, judged, learned, loss)
+
+
 def execute(run: Run) -> dict:
   c = run.config.distill
   student = roles.open_role(run.config, 'student')
   scored, results = open_targets(run)
+  split = held_out.split(run, 'distill', scored, query=lambda record: record[0])
   variables = roles.trained(run, 'student', student, (c.init_from,) if c.init_from else ())
   hidden, more = open_hidden(run, student) if c.hidden_weight else (None, {})
-  todo, feed = job(run, student, scored, hidden)
-  train.fit(todo, feed, variables | more, run.mesh)
-  return {'steps': todo.steps, 'rows': len(scored)} | results
+  todo, feed = job(run, student, split.learned, hidden)
+  checked = held_out.validation('distill', todo, measure(run, student, split.measured))
+  train.fit(todo, feed, variables | more, run.mesh, checked)
+  return {'rows': len(split.learned)} | held_out.results(todo, checked) | results
 
 
 def check_records(run) -> None:
@@ -196,6 +224,7 @@ def check_records(run) -> None:
   if c.hard_label_weight and 'judgements' in reads(run.config):
     hard = losses.choose(losses.ON_LABELS, c.hard_loss, 'distill.hard_loss')
     sft.check_labels(prepare.records(run, 'judgements'), hard, 'distill.hard_loss')
+  held_out.check_records(run, 'distill', 'candidates')
   if run.config.data.teachers:
     normalizer(open_scored(run).facts, c.normalize_scores)
 
@@ -273,6 +302,7 @@ def check(config) -> None:
       f'config.distill.init_from={config.distill.init_from!r}: replaces the parameters of '
       "config.student.init_from; set one of the two to ''"
     )
+  held_out.check(config, 'distill', (LOSS, NDCG, PNR, TAU))
   losses.choose(losses.ON_SCORES, config.distill.loss, 'distill.loss')
   losses.choose(losses.ON_LABELS, config.distill.hard_loss, 'distill.hard_loss')
 

@@ -20,33 +20,45 @@ from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
 from disranker_jax.rankers import pointwise
 from disranker_jax.report import facts
-from disranker_jax.stages import evaluate, prepare
-from disranker_jax.stages.result_rows import ROWS, load
+from disranker_jax.stages import best_student, evaluate, prepare
+from disranker_jax.stages.best_student import Choice
+from disranker_jax.stages.result_rows import ROWS, STUDENT, load
 
 READERS = 3  # libraries that read a folder, if all are installed
+BEST = 'best'  # the student that ranks held-out queries best; its folder is export/student
 
 
 def execute(run: Run) -> dict:
-  """Writes export/<model> for each model in config.export.models, with adapters merged.
+  """Writes a folder below export/ for each model in config.export.models, with adapters merged.
 
   A folder gets its final name only after every installed reader gave the model's scores.
   """
-  c = run.config.export
-  folders, served = {}, {}
-  for name in c.models:
-    model, variables, _ = load(run, name)
-    folder = run.folder('export') / name
-    folders[name] = str(folder.relative_to(run.workdir))
-    unchecked = folder.with_name(f'.{name}')
+  folders, served, best = {}, {}, {}
+  for name in run.config.export.models:
+    choice = best_student.choose(run) if name == BEST else Choice(name, '')
+    row, folder = choice.row, run.folder('export') / folder_of(name)
+    if choice.why:
+      best = {'row': row, 'why': choice.why}
+      say(f'export: {folder.name}/ is the {choice.text}')
+    model, variables, _ = load(run, row)
+    folders[folder.name] = str(folder.relative_to(run.workdir))
+    unchecked = folder.with_name(f'.{folder.name}')
     model, variables = save(run, model, variables, unchecked)
     groups, reference = scored(run, model, variables)
-    origins = origins_of(run, name, model)
-    finishing = functools.partial(finish, run, model, unchecked, folder, groups, reference, origins)
-    processes.first_alone(f'export of {name}', finishing)
-    if ROWS[name].role == 'student' and is_tested(run):
+    origins = origins_of(run, row, model)
+    finishing = functools.partial(
+      finish, run, model, unchecked, folder, groups, reference, origins, choice
+    )
+    processes.first_alone(f'export of {row}', finishing)
+    if ROWS[row].role == 'student' and is_tested(run):
       measuring = functools.partial(measured, run, folder)
-      served[name] = processes.first_alone(f'requests to {name}', measuring)
-  return {'folders': folders, 'served': served}
+      served[row] = processes.first_alone(f'requests to {row}', measuring)
+  return {'folders': folders, 'served': served, 'best': best}
+
+
+def folder_of(name: str) -> str:
+  """The folder of an entry of config.export.models."""
+  return STUDENT if name == BEST else name
 
 
 def is_tested(run) -> bool:
@@ -71,7 +83,8 @@ def measured(run, folder: Path) -> list[dict]:
 
 def kept(run) -> str:
   """Which models have their final folder."""
-  done = [name for name in run.config.export.models if (run.folder('export') / name).exists()]
+  names = map(folder_of, run.config.export.models)
+  done = [name for name in names if (run.folder('export') / name).exists()]
   return f'{" and ".join(done)} exported' if done else ''
 
 
@@ -155,7 +168,9 @@ def origins_of(run, name: str, model) -> tuple[Origin, Origin | None]:
   return base, licence.of(teacher, folder)
 
 
-def finish(run, model, unchecked: Path, folder: Path, groups, reference, origins) -> None:
+def finish(
+  run, model, unchecked: Path, folder: Path, groups, reference, origins, choice: Choice
+) -> None:
   """Adds formats, compares every reader's scores, writes the card, and renames the folder."""
   c = run.config.export
   names = [name for name in c.formats if name in model.network.family.formats]
@@ -172,15 +187,17 @@ def finish(run, model, unchecked: Path, folder: Path, groups, reference, origins
       'set config.export.license to the licence of your model'
     )
   results, made = facts.read_results(run), card.made(run)
-  card.write(unchecked, names, rows, results, made, base, teacher, c.license)
+  which = choice.text if choice.why else ROWS[choice.row].title
+  card.write(unchecked, names, rows, results, made, base, teacher, c.license, which)
   shutil.rmtree(folder, ignore_errors=True)
   os.replace(unchecked, folder)
 
 
 SETTINGS = {
   'models': Key(
-    ('student',), list_of(one_of(*(r.name for r in ROWS.values() if r.trained_by)), distinct=True),
-    'The trained models that are exported.',
+    (BEST,), list_of(one_of(BEST, *(r.name for r in ROWS.values() if r.trained_by)), distinct=True),
+    "The trained models that are exported: 'best' is the student that ranks held-out queries best, "
+    "in export/student; 'student' is the distilled one.",
   ),
   'dtype': Key(
     'float32', one_of('float32', 'bfloat16', 'float16'),
@@ -217,11 +234,16 @@ def uses(config) -> tuple[Use, ...]:
   """The models that are exported. Each one and all its readers score the pairs of the check."""
   c = config.export
   work = {'kinds': ('test',), 'pairs': c.parity_pairs, 'times': 1 + READERS + len(c.formats)}
-  return tuple(dataclasses.replace(ROWS[name].use(config), **work) for name in c.models)
+  # The students of a run are equally large, so the first may stand for the best.
+  best = [row.name for row in best_student.candidates(config)[:1]]
+  names = [n for name in c.models for n in (best if name == BEST else [name])]
+  return tuple(dataclasses.replace(ROWS[name].use(config), **work) for name in names)
 
 
 def requires(config) -> dict[str, tuple[str, ...]]:
   """The student models need the stage that trains them; a teacher may be exported untrained."""
+  if BEST in config.export.models and not best_student.candidates(config):
+    return {'export of the best student': (ROWS[STUDENT].trained_by,)}
   trained = [
     row for row in ROWS.values() if row.name in config.export.models and row.role == 'student'
   ]
@@ -233,6 +255,11 @@ def check(config) -> None:
   if source not in ('', 'data') and not glob.glob(source):
     raise UserError(
       f"config.export.vocabulary={source!r}: no such file; name a file of documents, 'data', or ''"
+    )
+  if BEST in config.export.models and STUDENT in config.export.models:
+    raise UserError(
+      f'config.export.models: {BEST!r} and {STUDENT!r} are both written to export/{STUDENT}; list '
+      'one of them'
     )
   if 'teacher' in config.export.models and config.teacher.scorer == 'score_head+query_likelihood':
     raise UserError(

@@ -17,7 +17,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.models.load import HEADS, TextModel
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.rankers.pointwise import score_fn, score_shape
-from disranker_jax.stages import prepare, roles, teacher
+from disranker_jax.stages import held_out, prepare, roles, teacher
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
 from disranker_jax.training.settings import GROUPS, training
@@ -78,30 +78,53 @@ def task(config, network, stage: str = 'sft') -> train.Task:
   c = config[stage]
   scorer = config.teacher.scorer if stage == 'sft' else 'score_head'
   row_len = config.teacher.row_len if stage == 'sft' else config.student.row_len
-  per_group = losses.choose(losses.ON_LABELS, c.loss, f'{stage}.loss', margin=c.margin)
-  loss = functools.partial(label_loss, score_fn(network, scorer), per_group)
+  loss = functools.partial(label_loss, score_fn(network, scorer), per_group_of(c, stage))
   return train.Task(loss, score_shape(scorer, c.batch_rows, row_len, c.group_size))
 
 
-def job(run, side: TextModel, stage: str = 'sft') -> tuple[train.Job, OfflineFeed]:
-  """The stage on the judged queries."""
+def job(run, side: TextModel, stage: str = 'sft', judged=None) -> tuple[train.Job, OfflineFeed]:
+  """The stage on some judged queries; None: all prepared ones."""
   encode = functools.partial(batches.encode_group, side.prompt())
   choose = functools.partial(draw, run.config[stage].group_size)
-  computed, judgements = task(run.config, side.network, stage), prepare.records(run, 'judgements')
-  return roles.job(run, stage, computed, judgements, encode, choose)
+  judged = prepare.records(run, 'judgements') if judged is None else judged
+  return roles.job(run, stage, task(run.config, side.network, stage), judged, encode, choose)
+
+
+def measure(run, side: TextModel, stage: str) -> held_out.Ranking | None:
+  """How the held-out labelled queries are ranked, and the loss on them; None without any."""
+  c = run.config[stage]
+  judged = held_out.labelled(run)
+  per_group = per_group_of(c, stage)
+
+  def loss(scores_GN, batch):
+    loss_G, valid_G = per_group(scores_GN, batch['labels_GN'], batch['mask_GN'])
+    return jnp.sum(loss_G), jnp.sum(valid_G)
+
+  # Of so many documents as in training, because some losses depend on their number.
+  learned = [(held_out.sampled(group, c.group_size), None) for group in judged]
+  return held_out.Ranking(run, side, c.batch_rows, judged, learned, loss) if judged else None
+
+
+def per_group_of(c, stage: str) -> Callable:
+  """The loss per query of a section with labels."""
+  return losses.choose(losses.ON_LABELS, c.loss, f'{stage}.loss', margin=c.margin)
 
 
 def on_labels(run, stage: str, side, variables) -> dict:
   """Trains one side."""
-  todo, feed = job(run, side, stage)
-  train.fit(todo, feed, variables, run.mesh)
-  return {'steps': todo.steps, 'rows': len(prepare.records(run, 'judgements'))}
+  split = held_out.split(run, stage, prepare.records(run, 'judgements'))
+  todo, feed = job(run, side, stage, split.learned)
+  found = measure(run, side, stage) if split.measured else None
+  checked = held_out.validation(stage, todo, found)
+  train.fit(todo, feed, variables, run.mesh, checked)
+  return {'rows': len(split.learned)} | held_out.results(todo, checked)
 
 
 def check_records(run, stage: str = 'sft') -> None:
   """Raises: UserError if the stage's loss has nothing to learn from."""
   loss = losses.choose(losses.ON_LABELS, run.config[stage].loss, f'{stage}.loss')
   check_labels(prepare.records(run, 'judgements'), loss, f'{stage}.loss')
+  held_out.check_records(run, stage, 'judgements')
 
 
 LABELS: Section = {
@@ -117,6 +140,7 @@ LABELS: Section = {
 def check(config) -> None:
   """Raises: UserError for an unknown loss and for a scorer that the template does not fit."""
   losses.choose(losses.ON_LABELS, config.sft.loss, 'sft.loss')
+  held_out.check(config, 'sft')
   teacher.check_scorer(config)
 
 

@@ -7,7 +7,7 @@ import functools
 
 from disranker_jax import losses
 from disranker_jax.pipeline.stage import Run, Stage
-from disranker_jax.stages import roles, sft
+from disranker_jax.stages import held_out, roles, sft
 from disranker_jax.training.settings import training
 
 NAME = 'student_sft'
@@ -20,6 +20,7 @@ def execute(run: Run) -> dict:
 
 
 def check(config) -> None:
+  held_out.check(config, NAME)
   losses.choose(losses.ON_LABELS, config.student_sft.loss, 'student_sft.loss')
 
 

@@ -40,10 +40,25 @@ def context() -> ocp.Context:
   return made
 
 
-class Checkpoints:
-  """The two newest checkpoints of a training stage; a context manager."""
+class Newest:
+  """The policy which checkpoints stay: the two newest, and the best one if a stage keeps it."""
 
-  def __init__(self, folder: Path):
+  def __init__(self, validation):
+    self._validation = validation
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    best = self._validation.best if self._validation and self._validation.keeps_best else 0
+    newest = sorted(c.step for c in checkpoints)[-2:]
+    return [c.step in newest or c.step == best for c in checkpoints]
+
+
+class Checkpoints:
+  """The two newest checkpoints of a training stage, and its best one; a context manager.
+
+  `validation` says which is the best one, if it is kept; see training/validation.py.
+  """
+
+  def __init__(self, folder: Path, validation=None):
     self._folder = folder.absolute()
     self._sealer = concurrent.futures.ThreadPoolExecutor(1)
     self._sealed = None
@@ -51,7 +66,7 @@ class Checkpoints:
       self._folder,
       context=context(),
       save_decision_policy=ocp.training.save_decision_policies.InitialSavePolicy(),
-      preservation_policy=ocp.training.preservation_policies.LatestN(2),
+      preservation_policy=Newest(validation),
       cleanup_tmp_directories=True,
     )
 
@@ -104,6 +119,11 @@ class Checkpoints:
       processes.first_alone(f'step {step} is set aside', aside)
       self._orbax.reload()
     return 0, None, None
+
+  def load(self, step: int, mesh):
+    """The parameters of one step; None if any process cannot read them."""
+    folder = self._folder / str(step)
+    return attempt(functools.partial(load_step, folder, mesh), folder, 'params/')[0]
 
   def _set_aside(self, step: int) -> None:
     """Moves a step that cannot be read to `unreadable/`, so that it can be written again."""

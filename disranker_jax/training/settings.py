@@ -8,6 +8,7 @@ from disranker_jax.config.settings import (
   above,
   at_least,
   between,
+  boolean,
   build,
   one_of,
   regex,
@@ -15,6 +16,40 @@ from disranker_jax.config.settings import (
   with_defaults,
 )
 
+LEAST = 10  # held-out queries; fewer say nothing
+# What is held out, for all training stages: their values can be compared.
+HELD_OUT: Section = {
+  'share': Key(
+    0.05, share(below_one=True),
+    'Share of the queries, by a hash of the text, that no stage learns from: they are for '
+    'validation. 0: none.',
+  ),
+  'max_queries': Key(
+    100, between(LEAST, 100_000), 'Held-out queries that a stage measures, at most.'
+  ),
+  'documents': Key(
+    10, between(2, 10_000),
+    'Documents of a held-out query that are ranked: one of each grade, the rest random.',
+  ),
+}  # fmt: skip
+# What a training stage does with it.
+VALIDATION: Section = {
+  'every': Key(
+    0, at_least(0),
+    'Steps between validations; 0: 2 to 20 in all, for about 5 % of the time of training.',
+  ),
+  'metric': Key(
+    '', one_of('', 'loss', 'ndcg@5', 'pnr', 'tau'),
+    "Which held-out value decides: '' is ndcg@5 where there are labels, else the loss.",
+  ),
+  'keep_best': Key(
+    False, boolean(),
+    'The result is the checkpoint of the best validation, not the last one. It is kept on disk.',
+  ),
+  'patience': Key(
+    0, at_least(0), 'Stop after so many validations without gain; 0: never. With keep_best.'
+  ),
+}  # fmt: skip
 # A batch is `batch_rows` rows of `row_len` packed tokens.
 SETTINGS: Section = {
   'epochs': Key(1.0, at_least(0), "Passes over the stage's data; may be a fraction."),
@@ -54,6 +89,7 @@ SETTINGS: Section = {
     "Regular expression over parameter paths, such as 'lora/.*' or 'params/blocks/.*'.",
   ),
   'save_every': Key(500, at_least(1), 'Steps between checkpoints.', affects_results=False),
+  'validation': VALIDATION,
 }  # fmt: skip
 # Stages that draw some documents of each query.
 GROUPS: Section = {

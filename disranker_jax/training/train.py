@@ -19,6 +19,7 @@ from disranker_jax.training import optimizer
 from disranker_jax.training.checkpoint import Checkpoints
 from disranker_jax.training.feed import Feed
 from disranker_jax.training.logs import Logs
+from disranker_jax.training.validation import Validation, shown
 
 # A step is bad if its loss or gradient is not finite, or if its gradient norm is more than
 # `skip_step_norm_ratio` times the running mean over this many steps. It changes nothing.
@@ -169,14 +170,15 @@ class Program:
       return step.lower(self.trained, self.state, self.frozen, self.batches, self.flags)
 
 
-def fit(job: Job, feed: Feed, variables: dict, mesh) -> dict:
+def fit(job: Job, feed: Feed, variables: dict, mesh, validation: Validation | None = None) -> dict:
   """Trains to `job.steps`, from the last checkpoint if there is one.
 
   Args:
     feed: the batches; see feed.Feed.
     variables: the parameters to start from; they are donated.
+    validation: the stage's; afterwards it has the values. None: nothing is held out.
 
-  Returns: the trained variables.
+  Returns: the trained variables; those of the best step with `keep_best`.
 
   Raises: Stopped after SIGTERM or Ctrl-C, and UserError after three bad steps in a row or without
     enough device memory. The folder then holds the checkpoints from which the same command
@@ -192,13 +194,15 @@ def fit(job: Job, feed: Feed, variables: dict, mesh) -> dict:
   )
   with (
     memory.limited(job.label, lambda: memory.parts(program, program.compiled), lower),
-    Checkpoints(job.folder / 'checkpoints') as checkpoints,
+    Checkpoints(job.folder / 'checkpoints', validation) as checkpoints,
     processes.StopRequest() as request,
     processes.Watchdog(job.label, job.watchdog_s) as watchdog,
   ):
     trained, frozen = (sharding.put(x, mesh) for x in optimizer.split(variables, c.trainable))
     del variables
     step, params, saved = restore(checkpoints, program, feed)
+    if validation:
+      validation.restore(job.folder, step)
     if step:
       trained, state = params, saved
       say(f'{job.label} continues from step {step}')
@@ -212,7 +216,7 @@ def fit(job: Job, feed: Feed, variables: dict, mesh) -> dict:
     ):
       # Reads metrics one step late, so that the device does not wait for the host.
       report = Report(job.label, logs, progress)
-      while step < job.steps:
+      while step < job.steps and not (validation and validation.is_over):
         try:
           drawn, names = feed.next(tree.unflatten(trained | frozen))
         except UserError as e:
@@ -223,18 +227,34 @@ def fit(job: Job, feed: Feed, variables: dict, mesh) -> dict:
         flags = sharding.flags(mesh, stop=bool(request), failed=report.failure is not None)
         trained, state, metrics = compiled(trained, state, frozen, drawn, flags)
         step += 1
-        stop = report.late(step, names, metrics) or (bool(request) and jax.process_count() == 1)
+        stop, is_best = report.late(step, names, metrics), False
+        if validation and validation.is_due(step):
+          stop |= report.now(validation.take(step, tree.unflatten(trained | frozen)))
+          is_best = validation.keeps_best and validation.best == step
+        stop |= bool(request) and jax.process_count() == 1
         watchdog.beat()
-        if step % c.save_every == 0 or step == job.steps or stop:
-          report.now()
+        ends = step == job.steps or bool(validation and validation.is_over)
+        if step % c.save_every == 0 or ends or stop or is_best:
+          stop |= report.now()
           logs.sync()
           place = state | {'positions_A': feed.positions()}
+          if ends and validation and validation.keeps_best and validation.best not in (0, step):
+            trained = best_of(checkpoints, validation.best, trained, mesh)
           checkpoints.save(step, tree.unflatten(trained), place)
-        if stop and step < job.steps:
+        if stop and not ends:
           checkpoints.wait()
           raise request.stopped(f'{job.label}: stopped at step {step} of {job.steps}')
       checkpoints.wait()
   return tree.unflatten(trained | frozen)
+
+
+def best_of(checkpoints: Checkpoints, step: int, trained: dict, mesh) -> dict:
+  """The parameters of the best step, to be saved as the last ones; these if it is damaged."""
+  checkpoints.wait()
+  if best := checkpoints.load(step, mesh):
+    return tree.flatten(best)
+  say(f'the best checkpoint, step {step}, cannot be read; the last one is used')
+  return trained
 
 
 def restore(checkpoints: Checkpoints, program: Program, feed: Feed):
@@ -257,6 +277,7 @@ class Report:
     self._first = True
     self.failure: UserError | None = None  # of this process, until all processes know of it
     self._waiting = None
+    self._shown: dict[str, float] = {}  # the last held-out values
     self._bad: list[list[str]] = []
 
   def late(self, step: int, names: list[str], metrics: dict) -> bool:
@@ -265,8 +286,8 @@ class Report:
     self._waiting = step, names, metrics
     return stop
 
-  def now(self) -> bool:
-    """Reports the waiting step; blocks until the device has finished it."""
+  def now(self, held_out: dict[str, float] | None = None) -> bool:
+    """Reports the waiting step, with what was measured after it; blocks until it is finished."""
     if self._waiting is None:
       return False
     (step, names, metrics), self._waiting = self._waiting, None
@@ -275,8 +296,11 @@ class Report:
       raise self.failure or UserError('another process stopped with an error; see its message')
     stop = bool(values.pop('stop'))
     examples, bad = int(values.pop('examples')), int(values.pop('bad'))
+    if held_out:
+      values |= held_out
+      self._shown = shown(held_out)
     self._logs.write(step, examples, values)
-    self._progress.update(step, examples, loss=values['loss'])
+    self._progress.update(step, examples, loss=values['loss'], **self._shown)
     if self._first:
       self._first = False
       say(memory.measured(self._label))

@@ -1,0 +1,60 @@
+"""Which student of a run is the best: the one that ranks held-out labelled queries better.
+
+They are training queries that no stage learned from (held_out.py), not the test's, whose results
+would be too good if they decided.
+"""
+
+import dataclasses
+
+from disranker_jax.pipeline import manifest
+from disranker_jax.stages.held_out import NDCG
+from disranker_jax.stages.result_rows import ROWS, STUDENT, Row
+from disranker_jax.training.validation import TITLES
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """A student, by its row of the result table, and the reason in words."""
+
+  row: str
+  why: str
+
+  @property
+  def text(self) -> str:
+    return f'{ROWS[self.row].title}: {self.why}'
+
+
+def candidates(config) -> list[Row]:
+  """The students that the config trains; of equal ones the first is taken, the distilled one."""
+  rows = [row for row in ROWS.values() if row.role == ROWS[STUDENT].role and row.trained_by]
+  rows = [row for row in rows if row.trained_by in config.stages]
+  return sorted(rows, key=lambda row: row.name != STUDENT)
+
+
+def choose(run) -> Choice:
+  """The best student of the finished stages."""
+  first, *others = candidates(run.config)
+  if not others:
+    return Choice(first.name, 'the only student that this run trains')
+  values = comparable({row.name: validated(run, row.trained_by) for row in (first, *others)})
+  if not values:
+    return Choice(first.name, 'taken without a comparison, for want of held-out labelled queries')
+  best = max(values, key=lambda name: values[name][NDCG])
+  listed = ', '.join(
+    f'{ROWS[name].title} {values[name][NDCG]:.3f}' for name in values if name != best
+  )
+  metric, queries = TITLES[NDCG], values[best]['labelled']
+  return Choice(best, f'{metric} {values[best][NDCG]:.3f} on {queries} held-out queries ({listed})')
+
+
+def validated(run, stage: str) -> dict:
+  """The held-out values of a finished stage; {} without any."""
+  done = manifest.read(run.folder(stage)) or {}
+  return done.get('results', {}).get('validation', {})
+
+
+def comparable(values: dict[str, dict]) -> dict[str, dict]:
+  """The held-out values if all are of the same labelled queries, else {}."""
+  queries = {found.get('made_of') for found in values.values()}
+  is_same = len(queries) == 1 and all(queries) and all(NDCG in v for v in values.values())
+  return values if is_same else {}

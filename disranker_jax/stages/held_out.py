@@ -1,0 +1,313 @@
+"""The queries that no training stage learns from, and what each stage measures on them.
+
+A query is held out by a hash of its text, or of what `data.holdout_by` matches in its id. So the
+sides do not depend on the order of the data, all stages hold out the same queries, and students and
+teacher are compared on the same labelled ones. Test queries are never among them: they are not
+among the records of training stages.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from disranker_jax.data import batches
+from disranker_jax.data.batches import EncodedGroup, Shape
+from disranker_jax.data.holdout import cluster, normalized, place
+from disranker_jax.data.records import UNJUDGED, Click, Document, Group
+from disranker_jax.errors import UserError
+from disranker_jax.evaluation import metrics
+from disranker_jax.models.load import TextModel
+from disranker_jax.pipeline import manifest
+from disranker_jax.progress import Count, say
+from disranker_jax.rankers.pointwise import score_fn, score_shape
+from disranker_jax.stages import prepare
+from disranker_jax.training.settings import LEAST
+from disranker_jax.training.validation import LOSS, Forward, Measure, Validation
+
+NDCG, PNR, TAU = 'ndcg@5', 'pnr', 'tau'
+# Keys of a stage's validation that are of no use without one.
+DECISIONS = ('keep_best', 'patience', 'every', 'metric')
+
+
+class Subset(Sequence):
+  """Some records of a source, by their indices."""
+
+  def __init__(self, source: Sequence, kept: np.ndarray):
+    self._source, self._kept = source, kept
+
+  def __len__(self) -> int:
+    return len(self._kept)
+
+  def __getitem__(self, i: int):
+    return self._source[int(self._kept[i])]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """The records of a stage: those that it learns, and those that it measures."""
+
+  learned: Sequence
+  measured: list
+
+
+def split(run, stage: str, records: Sequence, *, query: Callable = lambda record: record) -> Split:
+  """Holds out a share of a stage's records, with at most `validation.max_queries` to measure.
+
+  A stage that finds too few of them measures nothing, and says so. If it is a stage on labels, it
+  then learns from all; other stages leave out what stages on labels may measure.
+
+  Args:
+    query: record -> the click or group with its query.
+
+  Raises: UserError for too few queries where the config needs a validation.
+  """
+  c = run.config.validation
+  if not c.share:
+    return Split(records, [])
+  held, firsts = find(run, (query(record) for record in counted(stage, records)))
+  kept = Subset(records, np.delete(np.arange(len(records)), held))
+  if len(firsts) < LEAST:
+    why = too_few(run, stage, len(firsts), len(records))
+    needed(run, stage, why)
+    say(f'{stage}: no validation: {why}')
+    return Split(records if on_labels(stage) else kept, [])
+  if not kept:
+    raise UserError(f'config.validation.share={c.share:g}: holds out all records of {stage}')
+  measured = [records[i] for i in firsts[: c.max_queries]]
+  say(
+    f'{stage}: {len(held):,} of {len(records):,} {what(stage)} are held out for validation, '
+    f'{len(measured):,} are measured'
+  )
+  return Split(kept, measured)
+
+
+def find(run, queries: Iterable[Click | Group]) -> tuple[list[int], list[int]]:
+  """(indices of what is held out, the first index of each query of these by the hash)."""
+  where, held, firsts = placer(run), [], {}
+  for i, record in enumerate(queries):
+    if (at := where(record)) < run.config.validation.share:
+      held.append(i)
+      # Each query once: a click log repeats its frequent ones.
+      firsts.setdefault((at, normalized(record.query)), i)
+  return held, [firsts[key] for key in sorted(firsts)]
+
+
+def too_few(run, stage: str, found: int, records: int) -> str:
+  return (
+    f'{found} of its {records:,} {what(stage)} are held out by config.validation.share='
+    f'{run.config.validation.share:g}, and {LEAST} are needed; raise it'
+  )
+
+
+def check_records(run, stage: str, kind: str) -> None:
+  """Raises: UserError before the first stage if one that decides by a validation has none."""
+  c, share = run.config[stage].validation, run.config.validation.share
+  if share and any(c[name] for name in DECISIONS):
+    records = prepare.records(run, kind)
+    if len(firsts := find(run, records)[1]) < LEAST:
+      needed(run, stage, too_few(run, stage, len(firsts), len(records)))
+
+
+def check(config, stage: str, names: Sequence[str] = (LOSS, NDCG, PNR)) -> None:
+  """Raises: UserError if a stage shall decide by a value that it does not measure, or by none."""
+  c = config[stage].validation
+  if c.metric and c.metric not in names:
+    raise UserError(
+      f'config.{stage}.validation.metric={c.metric!r}: is not measured here; choose of '
+      f'{", ".join(names)}'
+    )
+  if not config.validation.share:
+    for name in DECISIONS:
+      if c[name]:
+        raise UserError(
+          f'config.{stage}.validation.{name}={c[name]!r}: config.validation.share=0 holds out no '
+          'query to decide by; raise it'
+        )
+
+
+def on_labels(stage: str) -> bool:
+  return stage in ('sft', 'student_sft')
+
+
+def what(stage: str) -> str:
+  return 'clicks' if stage == 'cpt' else 'queries'
+
+
+def counted(stage: str, records: Sequence) -> Iterator:
+  with Count(f'{stage}: held-out queries', 'records') as progress:
+    for record in records:
+      progress.add(1)
+      yield record
+
+
+def needed(run, stage: str, why: str) -> None:
+  """Raises: UserError if settings of the stage decide by a validation that there is not."""
+  c = run.config[stage].validation
+  for name in DECISIONS:
+    if c[name]:
+      raise UserError(f'config.{stage}.validation.{name}={c[name]!r}: {stage}: {why}')
+
+
+def placer(run) -> Callable[[Click | Group], float]:
+  """The place of a query between 0 and 1; those below `validation.share` are held out.
+
+  With `data.holdout_by` queries of one topic or session stay together. Clicks have no ids: theirs
+  are found by the texts of the labelled queries.
+  """
+  by, known = run.config.data.holdout_by, {}
+
+  def own(record: Click | Group) -> float:
+    if by and isinstance(record, Group):
+      return salted(cluster(record.query_id, by))
+    return salted(normalized(record.query))
+
+  if by and 'judgements' in prepare.kinds(run.config):
+    known = {normalized(g.query): own(g) for g in prepare.records(run, 'judgements')}
+  return lambda record: known.get(normalized(record.query), own(record)) if known else own(record)
+
+
+def salted(key: str) -> float:
+  """Other places than those by which `data.holdout` chooses the test."""
+  return place(f'validation\n{key}')
+
+
+def labelled(run) -> list[Group]:
+  """The labelled queries that every stage ranks, with the documents that it ranks.
+
+  Empty if there are too few, or if no listed stage learns from labels.
+  """
+  c = run.config.validation
+  if not c.share or 'judgements' not in prepare.kinds(run.config):
+    return []
+  records = prepare.records(run, 'judgements')
+  _, firsts = find(run, records)
+  if len(firsts) < LEAST:
+    return []
+  return [sampled(records[i], c.documents) for i in firsts[: c.max_queries]]
+
+
+def sampled(group: Group, size: int) -> Group:
+  """The query with at most `size` documents, the same ones in every stage."""
+  rng = np.random.default_rng(int(salted(normalized(group.query)) * 2**32))
+  picks = batches.sample(group, size, rng)
+  return dataclasses.replace(group, docs=tuple(group.docs[i] for i in picks))
+
+
+class Ranking:
+  """The held-out loss of a stage that scores documents, and how it ranks; a Measure.
+
+  Args:
+    judged: labelled queries, for nDCG and PNR.
+    learned: (query, the teacher's scores of its documents or None), for the loss and tau.
+    loss: (scores_GN, {labels_GN, teacher_GN, mask_GN}) -> (sum, weight).
+  """
+
+  def __init__(self, run, model: TextModel, rows: int, judged, learned, loss: Callable):
+    self._slots: dict[tuple[str, str, str], int] = {}  # every pair is scored once
+    self._judged = [(group, self._places(group)) for group in judged]
+    self._learned = [(group, self._places(group), teacher_N) for group, teacher_N in learned]
+    self._loss = jax.jit(loss)
+    network, scorer = model.network, model.scorer
+    scores, collections = score_fn(network, scorer), tuple(network.shapes())
+
+    def own(variables, batch):  # others are the teacher's hidden states
+      return scores({k: variables[k] for k in collections}, batch)
+
+    shape = score_shape(scorer, rows, model.settings.row_len)
+    self._forward = Forward(own, self._documents(model.prompt()), shape, run.mesh)
+    self.batches = self._forward.batches
+    self.queries = len({group.query for group, *_ in (*self._judged, *self._learned)})
+    self.labelled = len(judged)
+    graded = [[g.query, sorted(g.grades.items())] for g in judged]
+    self.made_of = manifest.digest(graded) if judged else ''
+    has_teacher = any(teacher_N is not None for _, teacher_N in learned)
+    self.names = (NDCG, PNR) * bool(judged) + (LOSS,) * bool(learned) + (TAU,) * has_teacher
+
+  def _places(self, group: Group) -> np.ndarray:
+    pairs = [(group.query, d.title, d.summary) for d in group.docs]
+    return np.array([self._slots.setdefault(p, len(self._slots)) for p in pairs], np.int64)
+
+  def _documents(self, prompt) -> Iterator[tuple[EncodedGroup, int]]:
+    for (query, title, summary), slot in self._slots.items():
+      [encoded] = prompt.encode(query, (Document('', title, summary),))
+      yield EncodedGroup.alone(encoded, query), slot
+
+  def __call__(self, variables: dict) -> dict[str, float]:
+    scores = np.zeros(len(self._slots), np.float32)
+    for keys, scores_GN in self._forward(variables):
+      for row, slot in keys:
+        scores[slot] = scores_GN[row, 0]
+    values = ranked(scores, self._judged) if self._judged else {}
+    if self._learned:
+      total, weight = self._loss(*padded(scores, self._learned))
+      values |= {LOSS: float(total) / float(weight) if weight else float('nan')}
+      values |= {TAU: agreement(scores, self._learned)} if TAU in self.names else {}
+    return values
+
+
+def ranked(scores: np.ndarray, judged) -> dict[str, float]:
+  """nDCG@5 and PNR of the labelled queries."""
+  run = {
+    str(i): {d.doc_id: float(s) for d, s in zip(group.docs, scores[places], strict=True)}
+    for i, (group, places) in enumerate(judged)
+  }
+  qrels = {str(i): group.grades for i, (group, _) in enumerate(judged)}
+  found = metrics.summary(metrics.per_query(run, qrels, names=(PNR, NDCG)))
+  return {NDCG: found[NDCG], PNR: found[PNR]}
+
+
+def agreement(scores: np.ndarray, learned) -> float:
+  """Kendall's tau to the teacher, a mean over queries."""
+  ours, theirs = {}, {}
+  for i, (_, places, teacher_N) in enumerate(learned):
+    ours[str(i)] = dict(enumerate(scores[places].tolist()))
+    theirs[str(i)] = dict(enumerate(teacher_N.tolist()))
+  return metrics.mean_tau(ours, theirs)
+
+
+def padded(scores: np.ndarray, learned) -> tuple[jnp.ndarray, dict]:
+  """(scores_GN, the rest of a batch that a loss on scores needs)."""
+  shape = len(learned), max(len(places) for _, places, _ in learned)
+  scores_GN, teacher_GN = np.zeros((2, *shape), np.float32)
+  labels_GN, mask_GN = np.full(shape, UNJUDGED, np.float32), np.zeros(shape, bool)
+  for g, (group, places, teacher_N) in enumerate(learned):
+    n = len(places)
+    scores_GN[g, :n], mask_GN[g, :n] = scores[places], True
+    labels_GN[g, :n] = [d.label for d in group.docs]
+    teacher_GN[g, :n] = 0.0 if teacher_N is None else teacher_N
+  batch = {'labels_GN': labels_GN, 'teacher_GN': teacher_GN, 'mask_GN': mask_GN}
+  return jnp.asarray(scores_GN), {k: jnp.asarray(v) for k, v in batch.items()}
+
+
+class MeanLoss:
+  """The held-out loss of a stage whose loss is a sum over documents; a Measure.
+
+  Args:
+    loss: (variables, batch) -> (sum, weight, metrics), as in train.Task.
+    documents: groups of one document.
+  """
+
+  names = (LOSS,)
+  labelled, made_of = 0, ''
+
+  def __init__(self, run, loss: Callable, documents: Sequence[EncodedGroup], shape: Shape):
+    pairs = ((document, i) for i, document in enumerate(documents))
+    self._forward = Forward(lambda *arguments: loss(*arguments)[:2], pairs, shape, run.mesh)
+    self.batches, self.queries = self._forward.batches, len(documents)
+
+  def __call__(self, variables: dict) -> dict[str, float]:
+    sums = np.sum([found for _, found in self._forward(variables)], axis=0, dtype=np.float64)
+    return {LOSS: float(sums[0] / sums[1]) if sums[1] else float('nan')}
+
+
+def validation(stage: str, job, measure: Measure | None) -> Validation | None:
+  """The validation of a stage's job; None if it measures nothing."""
+  return Validation(stage, measure, job.settings, job.steps) if measure else None
+
+
+def results(todo, checked: Validation | None) -> dict:
+  """The results of a training stage for its manifest."""
+  return {'steps': todo.steps} | (checked.results() if checked else {})
