@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from disranker_jax.data.contracts import OF_DOCUMENT, Contract, parts
-from disranker_jax.data.prompts import Encoded, panics
+from disranker_jax.data.prompts import Encoded
+from disranker_jax.data.tokenising import panics
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 
