@@ -9,8 +9,8 @@ import numpy as np
 
 from disranker_jax.data.contracts import OF_DOCUMENT, Contract, parts
 from disranker_jax.data.prompts import Encoded
-from disranker_jax.data.tokenising import panics
 from disranker_jax.data.records import Document
+from disranker_jax.data.tokenising import panics
 from disranker_jax.errors import UserError
 
 # Of a long text only the start is tokenised: enough for the tokens that are kept.
