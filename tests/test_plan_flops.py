@@ -13,10 +13,15 @@ from disranker_jax.models.families.bert import BertConfig
 from disranker_jax.models.families.decoder import DecoderConfig
 from disranker_jax.models.kinds import Kind
 from disranker_jax.models.network import Network
+from disranker_jax.models.rope import Rope
 from disranker_jax.training import optimizer
 
 DECODER = DecoderConfig(vocab=512, width=128, ffn=256, layers=3, heads=4, kv_heads=2, head_dim=32)
 ENCODER = BertConfig(vocab=512, width=128, ffn=256, layers=3, heads=4)
+GEMMA = dataclasses.replace(
+  DECODER, model_type='gemma3_text', post_norms=True, qk_norm=True, tied=True, kv_heads=1,
+  kinds=(Kind(100, Rope(10.0)), Kind(), Kind(100, Rope(10.0))),
+)  # fmt: skip
 NARROW = dataclasses.replace(ENCODER, model_type='electra', embed_width=64)
 WAYS = (
   (DECODER, 'rank', 'none', 0, None),
@@ -31,6 +36,9 @@ WAYS = (
   (ENCODER, 'rank', 'none', 0, None),
   (ENCODER, 'rank', 'full', 0, '.*'),
   (ENCODER, 'rank', 'dots', 0, '.*'),
+  # A norm after a layer's last product needs its value again.
+  (GEMMA, 'rank', 'full', 0, '.*'),
+  (GEMMA, 'lm', 'dots', 4, 'lora/.*'),
   (NARROW, 'rank', 'none', 0, None),
   (NARROW, 'rank', 'full', 0, '.*'),
 )
@@ -45,9 +53,11 @@ def dot_flops(jaxpr, times=1) -> int:
       inner = math.prod(e.invars[0].aval.shape[i] for i in contracted)
       total += times * 2 * math.prod(e.outvars[0].aval.shape) * inner
     again = times * (e.params['length'] if e.primitive.name == 'scan' else 1)
+    each = [0]
     for value in jax.tree.leaves(list(e.params.values()), is_leaf=lambda x: hasattr(x, 'jaxpr')):
       inside = getattr(value, 'jaxpr', value)
-      total += dot_flops(inside, again) if hasattr(inside, 'eqns') else 0
+      each.append(dot_flops(inside, again) if hasattr(inside, 'eqns') else 0)
+    total += max(each) if e.primitive.name == 'cond' else sum(each)  # of branches one is taken
   return total
 
 

@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import hf_reference as reference
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,8 @@ from disranker_jax.data import batches
 from disranker_jax.data.records import Click, Document, Group
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
-from disranker_jax.models import load, tree
+from disranker_jax.models import families, hf, load, tiny, tree
+from disranker_jax.models.network import Network
 from disranker_jax.models.settings import defaults as model_settings
 from disranker_jax.rankers import pointwise
 from disranker_jax.stages import cpt, distill, roles, sft
@@ -188,6 +191,17 @@ def host_variables(side):
   return jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, variables)
 
 
+@functools.cache
+def decoder(kind: str) -> Path:
+  """The folder of a small random decoder of another type, with the tokenizer of 'tiny-decoder'."""
+  folder = Path(tempfile.mkdtemp())
+  tiny.write_tokenizer(folder, bert=False)
+  ids = {'vocab_size': tiny.VOCABULARY, 'bos_token_id': 1, 'eos_token_id': 2}
+  network = Network(families.from_hf(reference.config(kind, **ids).to_dict()), head='lm')
+  hf.save(folder / 'model', network, network.init(jax.random.key(0)), tokenizer_folder=folder)
+  return folder / 'model'
+
+
 def settings(**changes):
   """A config of tiny models, whose stages take steps that can be told apart."""
   c = config.defaults()
@@ -206,6 +220,8 @@ def settings(**changes):
     stage.update({'data_shards': DEVICES, 'save_every': 100, 'max_steps': STEPS})
     stage.update({k: v for k, v in changes.items() if k in stage})
   c.teacher.update({k: v for k, v in changes.items() if k in c.teacher})
+  if 'kind' in changes:
+    c.teacher.model = str(decoder(changes['kind']))
   c.sft.update(group_size=4, margin=1.0)
   c.distill.update(group_size=4, hard_label_weight=1.0, hard_label_margin=1.0)
   return c
@@ -311,6 +327,7 @@ SLOW += [
   ('cpt', (2, 2, 2), {'gradient_accumulation_steps': 2}),
 ]
 SLOW += [('cpt', (2, 1, 4), {'shard_sequence': True})]
+SLOW += [('sft', (2, 2, 2), {'kind': 'gemma3'})]  # one key head, which no axis divides
 SLOW += [('sft', (1, 4, 2), {'optimizer': 'adafactor', 'adam_mu_dtype': 'bfloat16'})]
 
 

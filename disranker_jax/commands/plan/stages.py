@@ -68,7 +68,7 @@ def config_folder(name: str, scratch: pathlib.Path) -> pathlib.Path:
   local = pathlib.Path(name).expanduser()
   if (local / 'config.json').exists():
     return local
-  if name in tiny.CONFIGS or name in weights.KNOWN:
+  if name in tiny.CONFIGS or name in weights.KNOWN or local.suffix == weights.GGUF:
     return weights.find(name)
   import huggingface_hub
 
