@@ -412,6 +412,19 @@ def test_both_ends_of_a_decoders_text_are_those_of_its_tokenizer(
   )
 
 
+def test_without_an_end_the_templates_last_token_is_scored_and_never_cut():
+  template = '<|im_start|>{query}\n{title} {summary}<|im_end|>\n<|im_start|>x'
+  tokenizer = small.opened(small.byte_bpe())
+  prompt = TextPrompt(tokenizer, 48, 16, template, with_end=False)
+  texts = 'return a', 'the', 'string ' * 90
+  for short in (True, False):
+    encoded = one(prompt, *(text[:6] if short else text for text in texts))
+    shown = tokenizer.decode(encoded.ids)
+    assert shown.startswith('<|im_start|>return') and shown.endswith('<|im_end|>\n<|im_start|>x')
+    assert encoded.anchor == len(encoded) - 1 and (len(encoded) == 48) == (not short)
+    assert 'end' not in tokenizer.decode(encoded.ids[slice(*encoded.predict)])
+
+
 @pytest.mark.parametrize(
   'make, pair, segments',
   [

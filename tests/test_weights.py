@@ -3,7 +3,9 @@
 import hashlib
 import io
 import json
+import re
 import zipfile
+from pathlib import Path
 
 import hf_reference as reference
 import huggingface_hub
@@ -11,7 +13,7 @@ import pytest
 
 from disranker_jax.commands import weights as command
 from disranker_jax.errors import UserError
-from disranker_jax.models import weights
+from disranker_jax.models import families, weights
 
 
 @pytest.fixture(autouse=True)
@@ -245,3 +247,27 @@ def test_a_hub_cache_that_cannot_be_written_names_hf_home(monkeypatch):
   monkeypatch.setattr(huggingface_hub.HfApi, 'model_info', lambda *_, **__: None)
   with pytest.raises(UserError, match='set HF_HOME'):
     weights.find('some/model')
+
+
+def listed() -> dict[str, tuple[str, str]]:
+  """{short name: (hub id, family)} of the table in docs/models.md."""
+  text = (Path(__file__).parents[1] / 'docs' / 'models.md').read_text(encoding='utf-8')
+  rows = re.findall(r'^\| `([^`]+)` \| `([^`]+/[^`]+)` \| `([^`]+)` \|', text, re.MULTILINE)
+  return {name: (hub_id, family) for name, hub_id, family in rows}
+
+
+def test_the_documentation_lists_every_short_name():
+  known = weights.NAMES | {name: each.hub_id for name, each in weights.KNOWN.items()}
+  assert {name: hub_id for name, (hub_id, _) in listed().items()} == known
+  assert {family for _, family in listed().values()} <= families.FAMILIES.keys()
+
+
+def test_a_short_name_is_its_hub_id_unless_there_is_such_a_folder(tmp_path, monkeypatch):
+  asked = []
+  monkeypatch.setattr(weights, '_from_hub', lambda name, known: asked.append(name) or tmp_path)
+  monkeypatch.chdir(tmp_path)
+  assert weights.find('bge-reranker-base') == tmp_path and asked == ['BAAI/bge-reranker-base']
+  assert weights.hub_id('bge-reranker-base', tmp_path) == 'BAAI/bge-reranker-base'
+  (tmp_path / 'bge-reranker-base').mkdir()
+  (tmp_path / 'bge-reranker-base' / 'config.json').write_text('{}')
+  assert weights.find('bge-reranker-base') == Path('bge-reranker-base') and len(asked) == 1

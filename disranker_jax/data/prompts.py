@@ -160,6 +160,7 @@ class TextPrompt:
   max_query_len: int
   template: str
   predict: str = 'document'
+  with_end: bool = True  # False: the scored position is the template's last token
 
   def __post_init__(self):
     if sorted(template_fields(self.template)) != ['query', 'summary', 'title']:
@@ -174,7 +175,7 @@ class TextPrompt:
 
   @functools.cached_property
   def ends(self) -> tuple[list[int], list[int]]:
-    """The special tokens at the start and at the end; the last one is the scored position.
+    """The special tokens at the start and at the end; the last token is the scored position.
 
     They are those that the tokenizer's post-processor puts around a text. Where it puts none, the
     start is the token that the tokenizer calls `bos_token`, if any, and the end its `eos_token`.
@@ -185,6 +186,8 @@ class TextPrompt:
     bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
     if not start and not end and bos is not None:
       start = [bos]
+    if not self.with_end:
+      return start, []
     if not end and eos is None:
       raise UserError(
         'the tokenizer has no end-of-sequence token to score at; name one as eos_token in its '
@@ -285,7 +288,7 @@ class TextPrompt:
     encoded = []
     for start, stop, n, end in np.stack([starts, stops, per_text, ends], 1).tolist():
       span = (int(at[end - n]), int(at[end - 1]) + 1) if n else (0, 0)
-      if n and self.predict == 'document' and span[1] == stop - start - len(after):
+      if n and after and self.predict == 'document' and span[1] == stop - start - len(after):
         span = (span[0], span[1] + 1)  # the end of a document is predicted too
       anchor = stop - start - 1
       encoded.append(Encoded(whole[start:stop], types[: stop - start], anchor, predict=span))

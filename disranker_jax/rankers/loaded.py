@@ -92,9 +92,9 @@ def open_prompt(folder: Path, max_len: int = 0) -> PairPrompt | TextPrompt:
   lengths = formats.lengths(folder, max_len)
   recorded = backends.exported(folder)
   predict = 'query' if recorded.get('scorer') == 'query_likelihood' else 'document'
-  template = '' if recorded.get('pairs') else recorded.get('template', '')
+  options = {'template': recorded.get('template', ''), 'reads': recorded.get('input', 'template')}
   family = formats.family(folder)
-  prompt = family.prompt(tokenizer, **lengths, template=template, predict=predict)
+  prompt = family.prompt(tokenizer, **lengths, predict=predict, **options)
   return rerankers.as_trained(prompt, folder)
 
 

@@ -99,10 +99,10 @@ def write_samples(run, teacher, variables, clicks) -> None:
 
 
 def check(config) -> None:
-  if config.teacher.pairs:
+  if config.teacher.input != 'template':
     raise UserError(
-      'config.teacher.pairs: a pair has no place for what cpt learns to write; take cpt out of '
-      'config.stages, or set pairs=False'
+      f'config.teacher.input={config.teacher.input!r}: cpt learns to write the template and its '
+      "end; take cpt out of config.stages, or set input='template'"
     )
   held_out.check(config, 'cpt', ('loss',))
   if config.cpt.predict == 'query':

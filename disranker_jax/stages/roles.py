@@ -28,7 +28,7 @@ def open_zero_shot(config: ConfigDict) -> TextModel:
   settings = config.teacher.copy_and_resolve_references()
   template = settings.zero_shot_template or settings.template
   settings.update({'scorer': 'query_likelihood', 'template': template, 'init_from': ''})
-  settings.update({'ready': False, 'pairs': False})
+  settings.update({'ready': False, 'input': 'template'})
   model = models.open_model(settings, 'rank')
   if 'lm' not in model.network.family.heads:
     raise UserError(

@@ -18,11 +18,12 @@ SETTINGS: Section = {
     'The model is a reranker with a head of its own, and scores as it is: no stage trains it. '
     'False: `sft` trains it, from its own head if it has one.',
   ),
-  'pairs': Key(
-    False, boolean(),
-    "A decoder reads the query and 'title : summary' as its tokenizer joins a pair, and its score "
-    'is read at the last token, as in LLM rerankers that are sequence classifiers; False: it reads '
-    'the template.',
+  'input': Key(
+    'template', one_of('template', 'prompt', 'pair'),
+    "What a decoder with a score head reads: 'template', the template and an end token, where the "
+    "score is read; 'prompt', the template alone, with the score at its last token; 'pair', the "
+    "query and 'title : summary' as its tokenizer joins two texts. Ready LLM rerankers need one of "
+    'the last two.',
   ),
   'template': Key('{query} : {title} : {summary}', template(), "A decoder's input."),
   'zero_shot_template': Key(
@@ -47,11 +48,12 @@ def check_scorer(config) -> None:
   And for a ready reranker that a stage would train, or that would score without its head.
   """
   scorer = config.teacher.scorer
-  for key in ('ready', 'pairs'):
-    if config.teacher[key] and scorer != 'score_head':
+  for key, default in (('ready', False), ('input', 'template')):
+    value = config.teacher[key]
+    if value != default and scorer != 'score_head':
       raise UserError(
-        f'config.teacher.{key}: is for a score head, and config.teacher.scorer={scorer!r} reads '
-        "next-token logits; set scorer='score_head'"
+        f'config.teacher.{key}={value!r}: is for a score head, and config.teacher.scorer='
+        f"{scorer!r} reads next-token logits; set scorer='score_head'"
       )
   trained = [stage for stage in ('cpt', 'sft') if stage in config.stages]
   if config.teacher.ready and trained:

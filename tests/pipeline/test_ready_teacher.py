@@ -23,12 +23,12 @@ def config(folder, tmp_path, **changes):
   return helpers.config(**helpers.own_data(tmp_path), **ready | changes)
 
 
-@pytest.mark.parametrize('kind, pairs', [('bert', False), ('qwen3', True)])
-def test_it_scores_as_sentence_transformers_does_and_a_student_learns_it(kind, pairs, tmp_path):
+@pytest.mark.parametrize('kind, reads', [('bert', 'template'), ('qwen3', 'pair')])
+def test_it_scores_as_sentence_transformers_does_and_a_student_learns_it(kind, reads, tmp_path):
   torch = pytest.importorskip('torch')
   cross_encoder = pytest.importorskip('sentence_transformers').CrossEncoder
   folder = transformers_folder(tmp_path / 'ready', kind)
-  c = config(folder, tmp_path, teacher__pairs=pairs, export__models=('student', 'teacher'))
+  c = config(folder, tmp_path, teacher__input=reads, export__models=('student', 'teacher'))
   workdir = tmp_path / 'run'
   runner.run(c, workdir)
   candidates = list(store.open('candidates', workdir / 'data' / 'candidates'))

@@ -150,10 +150,11 @@ class Family:
     *,
     template: str = '',
     predict: str = 'document',
+    reads: str = 'template',
   ) -> PairPrompt | TextPrompt:
     """What turns a query and a document into tokens; `template` and `predict` are TextPrompt's.
 
-    Without a template a decoder reads both as its tokenizer joins a pair.
+    `reads` is config.teacher.input. Without a template a decoder reads a pair.
     """
     return PairPrompt(tokenizer, max_len, max_query_len)
 

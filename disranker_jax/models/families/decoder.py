@@ -103,7 +103,7 @@ class Decoder(Family):
   usage = USE
   readers = ('transformers-tokens',)
   served = False
-  prompt_settings = ('template', 'scorer', 'pairs')
+  prompt_settings = ('template', 'scorer', 'input')
 
   def layer_kinds(self, config: dict) -> Kinds:
     """The kinds of the layers, by default the same for all, without a window.
@@ -192,10 +192,13 @@ class Decoder(Family):
     *,
     template: str = '',
     predict: str = 'document',
+    reads: str = 'template',
   ) -> TextPrompt | PairPrompt:
-    if not template:
+    if reads == 'pair' or not template:
       return PairPrompt(tokenizer, max_len, max_query_len, scored='last')
-    return TextPrompt(tokenizer, max_len, max_query_len, template, predict)
+    return TextPrompt(
+      tokenizer, max_len, max_query_len, template, predict, with_end=reads == 'template'
+    )
 
   def scoring_config(self, config: dict) -> dict:
     """With a padding token that is not the end token.
