@@ -174,6 +174,8 @@ FREE = {
   'teacher.init_from': ['no such value ('], 'student.init_from': ['no such value ('],
   'distill.earlier_runs': [('no such value',)],
   'export.vocabulary': ['no such value ('],
+  'score.prompts.instruction': ['no such value ('],
+  'evaluate.prompts.instruction': ['no such value ('],
   'sft.margin': [-3.0], 'student_sft.margin': [-3.0], 'distill.hard_label_margin': [-3.0],
   'data.negatives.margin': [-3.0],
 }  # fmt: skip

@@ -30,6 +30,10 @@ def outside(config, stage: Stage, workdir: Path) -> dict[str, str | None]:
       found[f'{role}.model'] = files(sorted(folder.iterdir()))
     if config[role].init_from and not stage.ignores_init_from:
       found[f'{role}.init_from'] = earlier.fingerprint(config, workdir, role)
+  if stage.name == 'score' and config.score.method:
+    contract = Path(config.score.prompts.contract).expanduser()
+    if contract.suffix == '.json':
+      found['score.prompts.contract'] = files([contract])
   if stage.name == 'distill' and config.distill.earlier_runs:
     found['distill.earlier_runs'] = earlier.scores_fingerprint(config)
   return found

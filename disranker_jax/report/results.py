@@ -36,13 +36,32 @@ def rows(results: Mapping[str, Mapping], means: Means) -> list[list[str]]:
   return table
 
 
+# What LLM rankers have: the fact, its column, its decimals.
+COSTS = (
+  ('prompts_per_query', 'prompts', 1), ('tokens_per_query', 'tokens', 0),
+  ('ms_per_query', 'ms per query', 0), ('conflict_rate', 'conflicts', 3), ('tie_rate', 'ties', 3),
+  ('fault_rate', 'malformed', 3),
+)  # fmt: skip
+
+
+def with_costs(results: Mapping[str, Mapping], means: Means) -> tuple[list, list]:
+  """(columns, cells); with columns of costs per query if a row ranks by prompts."""
+  head, table = heads(means), rows(results, means)
+  for key, column, digits in COSTS:
+    if any(key in values for values in results.values()):
+      head.append(column)
+      for cells, values in zip(table, results.values(), strict=True):
+        cells.append(tables.number(values[key], digits) if key in values else '')
+  return head, table
+
+
 def text(results: Mapping[str, Mapping], means: Means) -> str:
   """The table for a terminal."""
-  return tables.aligned(heads(means), rows(results, means))
+  return tables.aligned(*with_costs(results, means))
 
 
 def markdown(results: Mapping[str, Mapping], means: Means) -> str:
-  return tables.markdown(heads(means), rows(results, means))
+  return tables.markdown(*with_costs(results, means))
 
 
 def differences(found: list[Mapping]) -> str:

@@ -17,14 +17,16 @@ from disranker_jax.evaluation import metrics, runs
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
+from disranker_jax.rankers.llm.methods import METHODS
 from disranker_jax.report import tables
-from disranker_jax.stages import prepare, teacher
+from disranker_jax.stages import prepare, prompting, teacher
 from disranker_jax.stages.result_rows import ROWS, Row, given_rows, read_given
 
 
 def rows_of(config) -> dict[str, Row]:
-  """The rows that this config can fill, by name: those whose stage it lists, and given runs."""
-  rows = [*(ROWS[name] for name in config.evaluate.models), *given_rows(config)]
+  """The rows that this config can fill, by name: those whose stage it lists, and all others."""
+  rows = [*(ROWS[name] for name in config.evaluate.models), *prompting.rows(config)]
+  rows += given_rows(config)
   return {row.name: row for row in rows if row.is_available(config)}
 
 
@@ -149,6 +151,12 @@ SETTINGS = {
     tuple(ROWS), list_of(one_of(*ROWS), distinct=True),
     'The rows of the result table.', affects_results=False,
   ),
+  'rankers': Key(
+    (), list_of(one_of(*METHODS), distinct=True),
+    "More rows: the pretrained teacher ranks by prompts, such as ('yes_no', 'prp_allpair', "
+    "'listwise'); docs/llm_rankers.md has the methods.", affects_results=False,
+  ),
+  'prompts': prompting.settings(affects_results=False),
   'runs': Key(
     {}, mapping_of('[A-Za-z0-9_.-]+', prepare.ADDRESS),
     "More rows: rankings of the test queries from elsewhere, such as {'production': "
@@ -162,8 +170,9 @@ SETTINGS = {
 
 def check(config) -> None:
   for name in config.evaluate.runs:
-    if name in ROWS:
+    if name in (*ROWS, *config.evaluate.rankers):
       raise UserError(f'config.evaluate.runs.{name}: is the name of another row; choose a new one')
+  prompting.check_rows(config)
   if 'zero_shot' in config.evaluate.models:
     why = 'the zero_shot row of config.evaluate.models scores the query after the document'
     template = config.teacher.zero_shot_template

@@ -37,6 +37,7 @@ class Row:
   stages       the stages whose parameters overlay the pretrained ones, in order
   trained_by   the stage that trains the row's model; '' if it is not trained
   needs_training  False where the row ranks even if `trained_by` does not run
+  used         replaces what `use` returns
   reads        config -> the fingerprint of what it reads itself, beside records and parameters
   improves_on  the rows that it should rank better than; the report warns where it does not
   exists       False where a config has no such row
@@ -52,6 +53,7 @@ class Row:
   stages: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
   trained_by: str = ''
   needs_training: Callable[[ConfigDict], bool] = lambda config: True
+  used: Callable[[ConfigDict], Use] | None = None
   reads: Callable[[ConfigDict], object] = lambda config: None
   improves_on: tuple[str, ...] = ()
   exists: Callable[[ConfigDict], bool] = lambda config: True
@@ -72,6 +74,8 @@ class Row:
 
   def use(self, config: ConfigDict) -> Use:
     """What a stage that scores with the row's model declares; see Stage.uses."""
+    if self.used:
+      return self.used(config)
     rows = config.evaluate.batch_rows
     return Use(self.name, self.role, lambda: self.open_model(config), rows)
 

@@ -4,6 +4,7 @@ A restart, on any number of processes and devices, scores the queries that no sh
 audit at the end checks that every pair has exactly one finite score.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -19,15 +20,17 @@ from disranker_jax.data.scored_groups import Scored, ScoredGroups
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
-from disranker_jax.models.load import HEADS
+from disranker_jax.models.load import HEADS, open_model
 from disranker_jax.pipeline import manifest
-from disranker_jax.pipeline.stage import Run, Stage
+from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import score_statistics
 from disranker_jax.rankers import shards as shards_of
+from disranker_jax.rankers.llm import costs
+from disranker_jax.rankers.llm.methods import METHODS
 from disranker_jax.rankers.score_statistics import together
 from disranker_jax.rankers.shards import Shards
-from disranker_jax.stages import earlier, prepare, result_rows, roles, teacher
+from disranker_jax.stages import earlier, prepare, prompting, result_rows, roles, teacher
 
 SAMPLE = 200  # queries that the estimate of the work reads
 # Batches of a unit, see shards.units, and how full they are. Fewer batches lose less when a run is
@@ -37,9 +40,7 @@ UNIT_BATCHES, UNIT_FILL = 5, 0.93
 
 def execute(run: Run) -> dict:
   c = run.config.score
-  model, variables, kind = result_rows.load(run, 'teacher')
-  scorer = roles.scorer(run, model, variables, kind, rows=c.batch_rows, workers=c.workers)
-  del variables  # the scorer has them, perhaps merged
+  model, scorer = open_scorer(run)
   made = maker(run, model)
   for kind in reads(run.config):
     groups = open_chosen(run, kind)
@@ -50,13 +51,35 @@ def execute(run: Run) -> dict:
   say(f'score: {speed(scorer)}')
   by_kind = processes.first_alone('audit', lambda: finish(run)) or {}
   results = {'pairs': sum(s['pairs'] for s in by_kind.values()), 'ms_per_pair': scorer.ms_per_pair}
+  results |= prompt_costs(run) if c.method else {}
   return results | {'padding': padding(scorer), 'idle': idle(scorer)}
+
+
+def open_scorer(run):
+  """(the teacher's model, what scores with it)."""
+  c = run.config.score
+  if c.method:
+    todo = prompting.plan(run.config, 'score', c.method)
+    scorer = prompting.ranker(run, todo, 'score', prompting.stages(todo))
+    return prompting.open_model(run.config, todo), scorer
+  model, variables, kind = result_rows.load(run, 'teacher')
+  return model, roles.scorer(run, model, variables, kind, rows=c.batch_rows, workers=c.workers)
+
+
+def trained_by(config) -> list[str]:
+  """The stages of the run whose parameters score."""
+  if config.score.method:
+    stages = prompting.stages(prompting.plan(config, 'score', config.score.method))
+  else:
+    stages = result_rows.ROWS['teacher'].stages(config)
+  return [stage for stage in stages if stage in config.stages]
 
 
 def maker(run, teacher) -> dict:
   """What a score depends on apart from the pair: in every shard's note."""
-  c = run.config.teacher
-  trained = [s for s in result_rows.ROWS['teacher'].stages(run.config) if s in run.config.stages]
+  c, method = run.config.teacher, run.config.score.method
+  trained = trained_by(run.config)
+  plan = prompting.plan(run.config, 'score', method).to_dict() if method else {}
   start = c.init_from and earlier.fingerprint(run.config, run.workdir, 'teacher')
   tokenizer = teacher.tokenizer.backend_tokenizer.to_str().encode()
   return {
@@ -68,7 +91,18 @@ def maker(run, teacher) -> dict:
     'precision': teacher.network.precision,
     'scorer': c.scorer,
     'tokenizer': hashlib.sha256(tokenizer).hexdigest()[:16],
+    **({'prompts': manifest.digest(plan)} if plan else {}),
   }
+
+
+def prompt_costs(run) -> dict[str, float]:
+  """What the prompts of all queries cost, if an LLM ranker scored them."""
+  found = costs.summary(
+    counts for kind in reads(run.config)
+    for counts in open_shards(run, kind, len(open_chosen(run, kind))).counts()
+  )  # fmt: skip
+  say(f'score: {costs.told(found)}')
+  return {k: v for k, v in found.items() if k not in ('queries', 'documents')}
 
 
 def open_shards(run, kind: str, queries: int, made: dict | None = None) -> Shards:
@@ -273,6 +307,12 @@ def loaded(shards: Shards) -> tuple[np.ndarray, np.ndarray]:
 
 SETTINGS = {
   'batch_rows': Key(64, at_least(1), 'Rows of teacher.row_len tokens per batch.'),
+  'method': Key(
+    '', one_of('', *METHODS),
+    "The teacher's scores: '' is teacher.scorer; else its language model ranks by prompts, such as "
+    "'prp_allpair_soft' (docs/llm_rankers.md says which losses fit).",
+  ),
+  'prompts': prompting.settings(affects_results=True),
   'group_size': Key(0, at_least(0), 'Documents per query that are scored; 0: all.'),
   'ranks': Key(
     'spread', one_of('spread', 'top'),
@@ -319,11 +359,20 @@ def check(config) -> None:
       'out'
     )
   teacher.check_scorer(config)
+  prompting.check_scores(config)
+
+
+def uses(config) -> tuple[Use, ...]:
+  """The teacher as it scores."""
+  if config.score.method:
+    return (prompting.use(config, 'score', config.score.method, 'teacher'),)
+  open_it = functools.partial(open_model, config.teacher, HEADS[config.teacher.scorer])
+  return (Use('teacher', 'teacher', open_it, config.score.batch_rows),)
 
 
 STAGE = Stage(
   'score', 'the teacher scores unlabeled pairs', execute, SETTINGS, check=check, role='teacher',
   reads_stages=('prepare', 'cpt', 'sft'), reads_records=reads,
-  head=lambda config: HEADS[config.teacher.scorer], kept=kept, scores_records=True,
+  head=lambda config: HEADS[config.teacher.scorer], kept=kept, uses=uses, scores_records=True,
   paper_rows=46_814_775,
 )  # fmt: skip

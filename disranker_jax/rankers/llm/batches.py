@@ -27,6 +27,7 @@ class Work:
   """What the devices have done; `seconds` are those of the devices."""
 
   seconds: float = 0.0
+  idle: float = 0.0  # seconds that the devices waited for a batch
   prompts: int = 0
   tokens: int = 0
   places: int = 0  # positions of batches, padding included
@@ -36,6 +37,7 @@ class Work:
     """Counts a batch that has just ended; batches that overlap are not counted twice."""
     now = time.monotonic()
     self.seconds += now - max(begun, self._ready)
+    self.idle += max(0.0, begun - self._ready) if self._ready else 0.0
     self._ready = now
     self.prompts += prompts
     self.tokens += tokens

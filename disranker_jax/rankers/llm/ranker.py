@@ -93,14 +93,15 @@ def open_for(plan: Plan, name: str | Path, **settings) -> tuple[TextModel, Contr
     )
   prompt = plan.prompt(model.tokenizer)
   network = dataclasses.replace(model.network, head=plan.head)
-  check(plan, prompt, network, folder)
+  check_length(plan, prompt, network, folder)
+  check_head(plan, network, folder)
   longest = plan.row_len(prompt)
   model.settings.update({'max_len': longest, 'row_len': longest})
   return dataclasses.replace(model, network=network), prompt
 
 
-def check(plan: Plan, prompt: ContractPrompt, network, folder: Path) -> None:
-  """Raises: UserError for a model whose context is too short, or which lacks a head."""
+def check_length(plan: Plan, prompt: ContractPrompt, network, folder: Path) -> None:
+  """Raises: UserError for a model whose context is too short."""
   most = network.family.max_len(network.config)
   if prompt.max_len > most:
     docs = f'{prompt.docs} documents' if prompt.docs > 1 else 'a document'
@@ -109,6 +110,10 @@ def check(plan: Plan, prompt: ContractPrompt, network, folder: Path) -> None:
       f'{folder}: reads at most {most:,} tokens, but a prompt with {docs} of {plan.doc_tokens} '
       f'tokens can have {prompt.max_len:,}; lower {smaller}'
     )
+
+
+def check_head(plan: Plan, network, folder: Path) -> None:
+  """Raises: UserError for a folder that lacks the head that the contract reads."""
   if plan.head == 'rank' and hf.lacking(folder, network):
     raise UserError(
       f'{folder}: has no trained head (score.weight), which contract {plan.contract.name!r} '
@@ -145,6 +150,7 @@ class LLMRanker:
     kind = ANSWERING[plan.method.reads]
     self._answering = kind(self.network, variables, prompt, mesh, rows, *more)
     self.scored = self.queries = 0
+    self.counts: list[dict[str, int]] = []  # of each query that is ranked
 
   def __call__(self, groups: Iterable[Group]) -> Iterator[tuple[Group, np.ndarray]]:
     """See Ranker."""
@@ -172,7 +178,9 @@ class LLMRanker:
         for query in run(groups):
           self.scored += len(query.group.docs)
           self.queries += 1
-          yield part, query.group, _ranked(query)
+          ranked = _ranked(query)
+          self.counts.append(ranked.counts)
+          yield part, query.group, ranked
         if request:
           raise request.stopped('ranking: stopped')
 
@@ -211,6 +219,11 @@ class LLMRanker:
   def seconds(self) -> float:
     """The devices' time, without compiling."""
     return self._answering.work.seconds
+
+  @property
+  def idle(self) -> float:
+    """Seconds that the devices waited for a batch."""
+    return self._answering.work.idle
 
   @property
   def tokens(self) -> int:

@@ -1,0 +1,192 @@
+"""LLM rankers in a run: the teacher's pretrained model as a row of the table, or as the scorer.
+
+`evaluate.rankers` names methods that become rows, `score.method` the one that gives the teacher's
+scores. Both stages have the same settings of prompts.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from disranker_jax import losses
+from disranker_jax.config.settings import Check, Key, Section, at_least, boolean, text
+from disranker_jax.data.named_contracts import NAMED
+from disranker_jax.data.records import Group
+from disranker_jax.devices import sharding
+from disranker_jax.errors import UserError
+from disranker_jax.models.load import TextModel
+from disranker_jax.pipeline.stage import Run, Use
+from disranker_jax.rankers.llm import costs, methods
+from disranker_jax.rankers.llm import ranker as rankers
+from disranker_jax.rankers.llm.methods import METHODS, Options
+from disranker_jax.rankers.llm.ranker import LLMRanker, Plan
+from disranker_jax.stages import result_rows, roles
+from disranker_jax.stages.result_rows import Ranking, Row
+
+
+def is_contract(name: str) -> bool:
+  return name in ('', *NAMED) or name.endswith('.json')
+
+
+PROMPTS: Section = {
+  'contract': Key(
+    '', Check("a contract's name, FILE.json, or ''", is_contract),
+    "The prompt, by name or as FILE.json; '': the method's own (docs/llm_rankers.md).",
+  ),
+  'instruction': Key('', text('an instruction'), "The contract's instruction; '': its own."),
+  'chat': Key(False, boolean(), "Frame the prompt by the tokenizer's chat template."),
+  'query_tokens': Key(64, at_least(1), 'Longer queries lose their end.'),
+  'doc_tokens': Key(128, at_least(1), 'Longer documents lose their end.'),
+  'window': Key(20, at_least(2), 'Documents of a listwise prompt.'),
+  'stride': Key(10, at_least(1), 'How far apart windows begin.'),
+  'passes': Key(1, at_least(1), 'Passes of windows.'),
+  'top': Key(10, at_least(1), 'Documents that a sort brings into order.'),
+  'children': Key(3, at_least(2), 'Documents that a setwise prompt compares with another one.'),
+}  # fmt: skip
+# Losses that learn the values of scores, or their differences, and not only the order.
+OF_VALUES = ('hybrid', 'point_mse', 'margin_mse')
+
+
+def settings(*, affects_results: bool) -> Section:
+  """The section; rows of the table fingerprint their own settings."""
+  return {
+    name: dataclasses.replace(key, affects_results=affects_results) for name, key in PROMPTS.items()
+  }
+
+
+def plan(config: ConfigDict, section: str, name: str) -> Plan:
+  """What a method does with the settings of config.SECTION.prompts. Raises: UserError."""
+  c = config[section].prompts
+  try:
+    method = methods.find(name)
+    changes = {'instruction': c.instruction} if c.instruction else {}
+    changes |= {'chat': True} if c.chat else {}
+    own = method.contract if section == 'evaluate' and not fits(method, c.contract) else c.contract
+    contract = methods.contract_of(method, own, **changes)
+    options = Options(**{f.name: c[f.name] for f in dataclasses.fields(Options)})
+    methods.check_size(method, options, contract)
+  except UserError as error:
+    raise UserError(f'config.{section}.prompts: {error}') from None
+  return Plan(method, contract, options, c.query_tokens, c.doc_tokens)
+
+
+def fits(method: methods.Method, contract: str) -> bool:
+  """Whether a contract of the config is for this one of several rankers."""
+  if not contract:
+    return True
+  try:
+    methods.contract_of(method, contract)
+  except UserError:
+    return False
+  return True
+
+
+def stages(todo: Plan) -> tuple[str, ...]:
+  """The stages whose parameters it reads: sft trains a head, but not the language model."""
+  return ('cpt', 'sft') if todo.head == 'rank' else ('cpt',)
+
+
+def open_model(config: ConfigDict, todo: Plan) -> TextModel:
+  """The teacher's model for a plan, without parameters. Raises: UserError if it cannot do it."""
+  if todo.head == 'rank':
+    model = roles.open_role(config, 'teacher')
+  else:
+    model = roles.open_zero_shot(config)
+  rankers.check_length(todo, todo.prompt(model.tokenizer), model.network, model.folder)
+  return model
+
+
+def use(config: ConfigDict, section: str, name: str, label: str) -> Use:
+  """What a stage declares that ranks with it; prompts of several documents are read repeatedly."""
+  todo = plan(config, section, name)
+  n = max(2, todo.options.window)
+  times = todo.method.prompts(n, todo.options) * todo.method.docs(todo.options) / n
+  rows = config[section].batch_rows
+  open_it = functools.partial(open_model, config, todo)
+  return Use(label, 'teacher', open_it, rows, times=max(1, round(times)))
+
+
+def ranker(run: Run, todo: Plan, section: str, trained: Sequence[str]) -> LLMRanker:
+  """The ranker, in batches of as many tokens as the section's `batch_rows` rows have."""
+  model = open_model(run.config, todo)
+  variables = roles.trained(run, 'teacher', model, tuple(trained))
+  prompt = todo.prompt(model.tokenizer)
+  tokens = run.config[section].batch_rows * run.config.teacher.row_len
+  parts = sharding.parts(run.mesh)
+  rows = max(1, tokens // todo.row_len(prompt) // parts) * parts
+  return LLMRanker(todo, model.network, variables, prompt, run.mesh, rows)
+
+
+def rows(config: ConfigDict) -> list[Row]:
+  """The rows of config.evaluate.rankers."""
+  return [
+    Row(
+      name, f'{METHODS[name].title} ({Path(config.teacher.model).name})', rank, 'teacher',
+      open=lambda config, name=name: open_model(config, plan(config, 'evaluate', name)),
+      reads=lambda config, name=name: plan(config, 'evaluate', name).to_dict(),
+      used=lambda config, name=name: use(config, 'evaluate', name, name),
+    )
+    for name in config.evaluate.rankers
+  ]  # fmt: skip
+
+
+def rank(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
+  """The pretrained teacher ranks by a method; the facts are what it cost."""
+  todo = plan(run.config, 'evaluate', row.name)
+  todo = todo.fitted(max((len(group.docs) for group in groups), default=0))
+  made = ranker(run, todo, 'evaluate', ())
+  ranking = result_rows.score_all(row.name, made, groups)
+  found = costs.summary(made.counts)
+  facts = result_rows.facts(made) | {'ms_per_query': made.ms_per_query, 'note': costs.told(found)}
+  left_out = ('queries', 'documents')
+  return ranking, facts | {k: v for k, v in found.items() if k not in left_out}
+
+
+def check_rows(config: ConfigDict) -> None:
+  """Raises: UserError for rankers whose settings do not fit together."""
+  for name in config.evaluate.rankers:
+    if plan(config, 'evaluate', name).head == 'rank':
+      raise UserError(
+        f'config.evaluate.rankers: {name!r} reads a linear head, which a pretrained teacher lacks; '
+        "evaluate it with 'disranker llm-rank', or train a teacher with a score head"
+      )
+  contract, names = config.evaluate.prompts.contract, config.evaluate.rankers
+  if contract and not any(fits(METHODS[name], contract) for name in names):
+    raise UserError(
+      f'config.evaluate.prompts.contract={contract!r}: fits none of config.evaluate.rankers; set '
+      "it to ''"
+    )
+
+
+def check_scores(config: ConfigDict) -> None:
+  """Raises: UserError for a method whose scores are not what the later stages expect."""
+  name = config.score.method
+  if not name:
+    return
+  todo = plan(config, 'score', name)
+  key = f'config.score.method={name!r}'
+  if todo.head != 'rank' and 'sft' in config.stages:
+    raise UserError(
+      f'{key}: reads the answers of the language model, which sft does not train; take sft out of '
+      'config.stages'
+    )
+  if todo.head == 'rank' and 'score_head' not in config.teacher.scorer:
+    raise UserError(f"{key}: reads the linear head; set config.teacher.scorer='score_head'")
+  loss = config.distill.loss.partition('?')[0]
+  if 'distill' not in config.stages or loss not in OF_VALUES:
+    return
+  gives = todo.method.gives
+  if gives == 'order':
+    orders = ', '.join(name for name in losses.ON_SCORES if name not in OF_VALUES)
+    raise UserError(
+      f'{key}: gives positions, and config.distill.loss={loss!r} learns their distances, which '
+      f'mean nothing; choose of {orders}'
+    )
+  if gives in ('points', 'window') and config.distill.normalize_scores != 'query':
+    raise UserError(
+      f'{key}: gives scores that cannot be compared between queries; set '
+      "config.distill.normalize_scores='query', or config.distill.loss='ranknet'"
+    )

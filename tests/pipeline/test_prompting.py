@@ -1,0 +1,126 @@
+"""LLM rankers in whole runs: as rows of the table, and as the teacher of a student."""
+
+import json
+
+import helpers
+import llm_models
+import pytest
+
+from disranker_jax.pipeline import runner
+from disranker_jax.rankers.llm import ranker
+
+PROMPTS = {'query_tokens': 8, 'doc_tokens': 12, 'window': 4, 'stride': 2, 'top': 3}
+
+LIKELIHOOD = {
+  'teacher__scorer': 'query_likelihood', 'teacher__template': '{title} {summary} {query}',
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+  return str(llm_models.write(tmp_path_factory.mktemp('llm') / 'chat-model'))
+
+
+def config(model, section, **changes):
+  prompts = {f'{section}__prompts__{name}': value for name, value in PROMPTS.items()}
+  return helpers.config(teacher__model=model, **prompts | changes)
+
+
+class TestRows:
+  STAGES = ('prepare', 'evaluate', 'report')
+
+  def config(self, model, *rankers, **changes):
+    return config(
+      model, 'evaluate', stages=self.STAGES, evaluate__models=('random', 'bm25'),
+      evaluate__rankers=rankers, **changes,
+    )  # fmt: skip
+
+  def test_each_has_metrics_and_costs_and_is_kept(self, model, tmp_path, monkeypatch):
+    workdir, names = tmp_path / 'run', ('yes_no', 'prp_allpair', 'listwise')
+    runner.run(self.config(model, *names), workdir)
+    results = helpers.load(workdir / 'evaluate' / 'results.json')
+    assert list(results) == ['random', 'bm25', *names]
+    run = (workdir / 'evaluate' / 'prp_allpair.run').read_text().split('\n')
+    sizes = {}
+    for line in filter(None, run):
+      sizes[line.split()[0]] = sizes.get(line.split()[0], 0) + 1
+    pairs = sum(n * (n - 1) for n in sizes.values()) / len(sizes)
+    assert results['prp_allpair']['prompts_per_query'] == pairs
+    assert results['yes_no']['prompts_per_query'] == sum(sizes.values()) / len(sizes)
+    assert results['yes_no']['title'] == 'pointwise yes/no (chat-model)'
+    assert 0 <= results['prp_allpair']['conflict_rate'] <= 1
+    assert all(results[name]['ms_per_query'] > 0 for name in names)
+    text = (workdir / 'report' / 'report.md').read_text()
+    [head] = [line for line in text.splitlines() if line.startswith('| model | PNR')]
+    assert '| prompts | tokens | ms per query | conflicts | ties |' in head
+
+    # A row more costs only itself, and other windows cost only the rows that have some.
+    ranked, seen = ranker.LLMRanker.ranked, []
+
+    def watched(self, parts):
+      seen.append(self.plan.method.name)
+      return ranked(self, parts)
+
+    monkeypatch.setattr(ranker.LLMRanker, 'ranked', watched)
+    runner.run(self.config(model, *names, 'setwise'), workdir)
+    assert seen == ['setwise']
+    assert helpers.load(workdir / 'evaluate' / 'results.json')['listwise'] == results['listwise']
+
+  @pytest.mark.parametrize(
+    'changes, message',
+    [
+      ({'evaluate__prompts__stride': 9}, 'config.evaluate.prompts: stride: is 9; must be at most'),
+      ({'evaluate__prompts__contract': 'yes_no'}, 'fits none of config.evaluate.rankers'),
+      ({'evaluate__prompts__window': 21}, 'at most 20 documents, not 21'),
+      ({'evaluate__prompts__doc_tokens': 2000}, 'lower window or doc_tokens'),
+      ({'evaluate__runs': {'listwise': 'trec:a.run'}}, 'is the name of another row'),
+    ],
+  )
+  def test_what_does_not_fit_is_told_before_the_first_stage(
+    self, model, tmp_path, changes, message
+  ):
+    found = helpers.refused(self.config(model, 'listwise', **changes), tmp_path / 'run')
+    assert message in found and 'config.' in found
+    assert not (tmp_path / 'run' / 'evaluate').exists()
+
+  def test_a_teacher_without_the_labels_is_told_too(self, tmp_path):
+    found = helpers.refused(self.config('tiny-decoder', 'yes_no'), tmp_path / 'run')
+    assert "config.teacher.model='tiny-decoder': contract 'yes_no': the label ' Yes'" in found
+
+  def test_a_head_that_is_not_trained_is_told(self, model, tmp_path):
+    found = helpers.refused(self.config(model, 'rankllama_v1'), tmp_path / 'run')
+    assert "config.evaluate.rankers: 'rankllama_v1' reads a linear head" in found
+
+
+class TestTeacher:
+  STAGES = ('prepare', 'score', 'distill', 'evaluate')
+
+  def config(self, model, method, **changes):
+    options = {'stages': self.STAGES, 'evaluate__models': ('student',), 'score__method': method}
+    return config(model, 'score', **options | changes)
+
+  def test_a_student_learns_from_soft_points(self, model, tmp_path):
+    workdir = tmp_path / 'run'
+    runner.run(self.config(model, 'prp_allpair_soft', distill__normalize_scores='query'), workdir)
+    done = helpers.load(workdir / 'score' / 'manifest.json')['results']
+    assert done['prompts'] > 0 and 0 <= done['conflict_rate'] <= 1
+    stats = helpers.load(workdir / 'score' / 'stats.json')
+    # The points of a query are its pairs: their mean is (n - 1) / 2.
+    for note in (workdir / 'score' / 'shards' / 'candidates').glob('_*.json'):
+      counts = json.loads(note.read_text())['counts']
+      assert sum(c['prompts'] for c in counts) == sum(2 * c['pairs'] for c in counts)
+    assert stats['candidates']['mean'] > 0
+    assert 'student' in helpers.load(workdir / 'evaluate' / 'results.json')
+
+  @pytest.mark.parametrize(
+    'method, changes, message',
+    [
+      ('prp_heapsort', {}, "gives positions, and config.distill.loss='hybrid' learns their"),
+      ('listwise', {}, "set config.distill.normalize_scores='query'"),
+      ('yes_no', {'stages': ('prepare', 'sft', 'score')}, 'take sft out of config.stages'),
+      ('yes_no', {'score__prompts__contract': 'prp'}, 'needs one with one document per prompt'),
+      ('rankllama_paper', LIKELIHOOD, "set config.teacher.scorer='score_head'"),
+    ],
+  )
+  def test_what_does_not_fit_is_told(self, model, tmp_path, method, changes, message):
+    assert message in helpers.refused(self.config(model, method, **changes), tmp_path / 'run')
