@@ -108,19 +108,11 @@ def test_the_weight_with_the_best_rankings_is_taken_not_that_with_the_lowest_los
   assert hard_label_trials.kept(run) == 'step 4 is saved'
 
 
-@pytest.mark.parametrize(
-  ('changes', 'message'),
-  [
-    ({'hard_label_weight': 0.5}, 'replaces config.distill.hard_label_weight=0.5'),
-    ({}, 'list a stage that reads judgements'),
-  ],
-)
-def test_weights_without_anything_to_choose_by_are_an_error(changes, message):
+def test_weights_without_anything_to_choose_by_are_an_error():
   config = with_weights().config
-  config.stages = ('prepare', 'distill')
-  config.score.judgements = False
-  config.distill.update(changes)
-  with pytest.raises(UserError, match=message):
+  hard_label_trials.check(config)
+  config.stages, config.score.judgements = ('prepare', 'distill'), False
+  with pytest.raises(UserError, match='list a stage that reads judgements'):
     hard_label_trials.check(config)
 
 

@@ -266,7 +266,7 @@ SETTINGS = {
   'hard_label_weights': Key(
     (), list_of(at_least(0), like=0.0, distinct=True),
     'Weights to choose from, such as 0,0.5,1,2: one whole training for each, and the one that '
-    'ranks held-out labelled queries best is taken. (): hard_label_weight.',
+    'ranks held-out labelled queries best is taken. They replace hard_label_weight; (): none.',
   ),
   'hard_loss': Key(
     'pairwise_hinge', text('a loss on labels'), 'Loss of that term; the same names as in sft.loss.'

@@ -80,10 +80,6 @@ def check(config) -> None:
   c = config.distill
   if not c.hard_label_weights:
     return
-  if c.hard_label_weight:
-    raise UserError(
-      f'{KEY}: replaces config.distill.hard_label_weight={c.hard_label_weight:g}; set that to 0'
-    )
   if not config.validation.share or 'judgements' not in prepare.kinds(config):
     raise UserError(
       f'{KEY}: are chosen on held-out labelled queries; set config.validation.share above 0 and '
