@@ -1,5 +1,6 @@
 """Which queries are held out, and that their values are those that other code computes."""
 
+import functools
 import math
 import pathlib
 import random
@@ -20,7 +21,14 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
 from disranker_jax.models import load
 from disranker_jax.rankers.pointwise import PointwiseRanker
-from disranker_jax.stages import best_student, cpt, distill, export, held_out, prepare, roles, sft
+from disranker_jax.stages import (
+  cpt,
+  distill,
+  held_out,
+  prepare,
+  roles,
+  sft,
+)
 
 MESH = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1})
 WORDS = ['list', 'file', 'string', 'path', 'number', 'thread', 'socket', 'parser', 'queue']
@@ -260,6 +268,18 @@ def test_the_loss_and_tau_of_distillation_are_of_held_out_scores(judged, student
   assert found['ndcg@5'] == pytest.approx(labels_only(variables)['ndcg@5'], abs=1e-6)
 
 
+def logprobs_of(network, variables, tokens_BT, length, where_AP, real_AP):
+  """The log-probabilities of the tokens after some positions of one text, which is padded."""
+  positions_BT = jnp.arange(tokens_BT.shape[1])[None]
+  batch = {
+    'tokens_BT': tokens_BT, 'types_BT': jnp.zeros_like(tokens_BT), 'positions_BT': positions_BT,
+    'segments_BT': (positions_BT < length).astype(jnp.int32),
+  }  # fmt: skip
+  next_AP = jnp.take_along_axis(tokens_BT, where_AP + 1, axis=1)
+  hidden_BTD = network.hidden(variables, batch)
+  return network.logprobs(variables, hidden_BTD, where_AP, next_AP, real_AP)
+
+
 def test_the_loss_on_clicks_is_the_mean_over_all_their_tokens():
   run = make_run()
   teacher = load.open_model(run.config.teacher, 'lm')
@@ -268,78 +288,17 @@ def test_the_loss_on_clicks_is_the_mean_over_all_their_tokens():
     Click(f'open a {w}', w, f'a {w} is opened ' * (i % 3 + 1)) for i, w in enumerate(WORDS[:4])
   ]
   found = cpt.measure(run, teacher, clicks)(variables)
+  logprobs = jax.jit(functools.partial(logprobs_of, teacher.network))
   total = tokens = 0.0
   for click in clicks:
-    encoded = cpt.encoder(run, teacher)(click)
-    [doc] = encoded.docs
-    batch = {'tokens_BT': doc.ids[None], 'types_BT': doc.types[None]}
-    batch |= {'positions_BT': np.arange(len(doc))[None], 'segments_BT': np.ones((1, len(doc)))}
-    batch = {k: jnp.asarray(v, jnp.int32) for k, v in batch.items()}
-    hidden_BTD = teacher.network.hidden(variables, batch)
-    start, stop = doc.predict
-    where = jnp.arange(start - 1, stop - 1)[None]
-    logprobs = teacher.network.logprobs(
-      variables, hidden_BTD, where, batch['tokens_BT'][:, start:stop], jnp.ones_like(where, bool)
-    )
-    total, tokens = total - float(logprobs.sum()), tokens + stop - start
+    [doc] = cpt.encoder(run, teacher)(click).docs
+    row, where = np.zeros((2, 1, 48), np.int32)
+    row[0, : len(doc)], (start, stop) = doc.ids, doc.predict
+    where[0, : stop - start] = np.arange(start - 1, stop - 1)
+    real = np.arange(48)[None] < stop - start
+    values = np.asarray(logprobs(variables, row, len(doc), where, real))
+    total, tokens = total - values[real].sum(), tokens + stop - start
   assert found['loss'] == pytest.approx(total / tokens, rel=1e-4)
-
-
-# The best student
-
-
-def values(ndcg: float, made_of: str = 'abc') -> dict:
-  return {'ndcg@5': ndcg, 'labelled': 24, 'queries': 40, 'made_of': made_of}
-
-
-def choose(monkeypatch, stages=('student_sft', 'distill'), **found):
-  monkeypatch.setattr(best_student, 'validated', lambda run, stage: found.get(stage, {}))
-  c = defaults()
-  c.stages = stages
-  return best_student.choose(types.SimpleNamespace(config=c))
-
-
-def test_the_student_with_the_better_held_out_rankings_is_the_best(monkeypatch):
-  choice = choose(monkeypatch, student_sft=values(0.7), distill=values(0.65))
-  assert choice.row == 'student_sft'
-  assert choice.why == 'nDCG@5 0.700 on 24 held-out queries (distilled student 0.650)'
-  assert choose(monkeypatch, student_sft=values(0.6), distill=values(0.65)).row == 'student'
-  assert choose(monkeypatch, student_sft=values(0.6), distill=values(0.6)).row == 'student'
-
-
-@pytest.mark.parametrize(
-  'found',
-  [
-    {},
-    {'student_sft': values(0.7)},
-    {'student_sft': values(0.7), 'distill': values(0.6, 'others')},
-    {'student_sft': values(0.7, ''), 'distill': values(0.6, '')},
-  ],
-)
-def test_without_values_of_the_same_queries_it_is_the_distilled_one(monkeypatch, found):
-  choice = choose(monkeypatch, **found)
-  assert choice.row == 'student' and 'without a comparison' in choice.why
-
-
-def test_the_only_student_is_the_best(monkeypatch):
-  assert choose(monkeypatch, stages=('student_sft',)).row == 'student_sft'
-
-
-def test_best_and_student_are_one_folder():
-  c = defaults()
-  c.export.models = ('best', 'student')
-  with pytest.raises(UserError, match='both written to export/student'):
-    export.check(c)
-  assert [export.folder_of(n) for n in ('best', 'student_sft')] == ['student', 'student_sft']
-
-
-def test_an_export_without_a_student_to_choose_names_the_stage_that_it_needs():
-  c = defaults()
-  c.stages = ('prepare', 'export')
-  assert export.requires(c) == {'export of the best student': ('distill',)}
-  c.stages = ('prepare', 'student_sft', 'export')
-  assert export.requires(c) == {}
-  assert [use.label for use in export.uses(c)] == ['student_sft']
 
 
 def test_a_measured_loss_of_nothing_is_no_number(judged, student):
@@ -356,3 +315,15 @@ def test_documents_of_a_query_hold_every_grade():
     assert {d.label for d in drawn.docs} == {0, 1, 2} and len(drawn.docs) == 4
     assert drawn == held_out.sampled(group(i, docs=12), 4)
     assert batches.sample(drawn, 4, np.random.default_rng(0)).tolist() == [0, 1, 2, 3]
+
+
+def test_a_stage_with_few_records_leaves_out_the_labelled_queries_that_others_measure(judged):
+  groups = judged([group(i) for i in range(600)])
+  texts = {normalized(g.query) for g in held_out.labelled(make_run())}
+  few = [Click(g.query, 'title', 'text') for g in groups if normalized(g.query) in texts][:5]
+  few += [Click(f'query {i}', 'title', 'text') for i in range(20)]
+  split = held_out.split(make_run(), 'cpt', few)
+  assert not split.measured
+  assert not texts & {normalized(click.query) for click in split.learned}
+  judged([group(i) for i in range(20)])
+  assert len(held_out.split(make_run(), 'cpt', few).learned) == 25

@@ -159,7 +159,9 @@ def steps_of(run: Run, one: Opened) -> tuple[float, str]:
   checks, work = validations(run.config, config, held_out, tokens / pairs / places, steps)
   to_come = max(0, steps - saved)
   said = f', {checks} validations' if checks else ''
-  return to_come + work * to_come / steps, f'{steps:,} steps{said}{done}'
+  trials = len(config.get('hard_label_weights', ())) or 1
+  often = f'{trials} times ' if trials > 1 else ''
+  return trials * (to_come + work * to_come / steps), f'{often}{steps:,} steps{said}{done}'
 
 
 def validations(whole, config, held_out: float, batches: float, steps: int) -> tuple[int, float]:

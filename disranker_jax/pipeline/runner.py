@@ -317,7 +317,7 @@ def remove_if_empty(folder: Path) -> None:
   if any(folder.glob('*/prepared.json')) or any(folder.glob('.*.partial/journal.json')):
     # Each kind of prepared data knows what it was made from.
     (folder / 'manifest.json').unlink(missing_ok=True)
-  elif not any((folder / kept).exists() for kept in ('checkpoints', 'shards')):
+  elif not any((folder / kept).exists() for kept in ('checkpoints', 'shards', 'trials')):
     shutil.rmtree(folder, ignore_errors=True)
   if {p.name for p in folder.parent.iterdir()} <= {'config.json', '.lock'}:
     shutil.rmtree(folder.parent)

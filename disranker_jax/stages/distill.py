@@ -5,8 +5,10 @@ the labels of judged queries, which arXiv:2302.04112 finds critical, and one on 
 (TinyBERT), where teacher and student read the same tokens.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +25,7 @@ from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
 from disranker_jax.rankers.pointwise import score_fn
-from disranker_jax.stages import earlier, held_out, prepare, roles, score, sft
+from disranker_jax.stages import earlier, hard_label_trials, held_out, prepare, roles, score, sft
 from disranker_jax.stages.distill_hidden import HiddenStates, check_hidden, open_hidden
 from disranker_jax.stages.held_out import LOSS, NDCG, PNR, TAU
 from disranker_jax.training import train
@@ -206,25 +208,37 @@ def measure(run, student: TextModel, scored: Sequence) -> held_out.Ranking | Non
 
 
 def execute(run: Run) -> dict:
-  c = run.config.distill
   student = roles.open_role(run.config, 'student')
   scored, results = open_targets(run)
   split = held_out.split(run, 'distill', scored, query=lambda record: record[0])
+  found = {}
+  for weight, (one, folder) in hard_label_trials.runs(run).items():
+    if one is not run:
+      say(f'distill: hard_label_weight={weight:g}')
+    found[weight] = train_one(one, folder, student, split)
+  return {'rows': len(split.learned)} | hard_label_trials.best(run, found) | results
+
+
+def train_one(run: Run, folder: Path, student: TextModel, split: held_out.Split) -> dict:
+  """Trains the student in a folder; returns the results."""
+  c = run.config.distill
   variables = roles.trained(run, 'student', student, (c.init_from,) if c.init_from else ())
   hidden, more = open_hidden(run, student) if c.hidden_weight else (None, {})
   todo, feed = job(run, student, split.learned, hidden)
+  todo = dataclasses.replace(todo, folder=folder)
   checked = held_out.validation('distill', todo, measure(run, student, split.measured))
   train.fit(todo, feed, variables | more, run.mesh, checked)
-  return {'rows': len(split.learned)} | held_out.results(todo, checked) | results
+  return held_out.results(todo, checked)
 
 
 def check_records(run) -> None:
   """Raises: UserError if hard labels, or other teachers' scores, have nothing to learn from."""
   c = run.config.distill
-  if c.hard_label_weight and 'judgements' in reads(run.config):
+  if has_hard_labels(run.config) and 'judgements' in reads(run.config):
     hard = losses.choose(losses.ON_LABELS, c.hard_loss, 'distill.hard_loss')
     sft.check_labels(prepare.records(run, 'judgements'), hard, 'distill.hard_loss')
   held_out.check_records(run, 'distill', 'candidates')
+  hard_label_trials.check_records(run)
   if run.config.data.teachers:
     normalizer(open_scored(run).facts, c.normalize_scores)
 
@@ -248,6 +262,11 @@ SETTINGS = {
   'beta': Key(0.4, at_least(0), "Weight of Margin-MSE in the 'hybrid' loss."),
   'hard_label_weight': Key(
     0.0, at_least(0), 'Weight of the term on the labels of judged queries; 0: none.'
+  ),
+  'hard_label_weights': Key(
+    (), list_of(at_least(0), like=0.0, distinct=True),
+    'Weights to choose from, such as 0,0.5,1,2: one whole training for each, and the one that '
+    'ranks held-out labelled queries best is taken. They replace hard_label_weight; (): none.',
   ),
   'hard_loss': Key(
     'pairwise_hinge', text('a loss on labels'), 'Loss of that term; the same names as in sft.loss.'
@@ -282,10 +301,14 @@ SETTINGS = {
 }  # fmt: skip
 
 
+def has_hard_labels(config) -> bool:
+  return any(hard_label_trials.weights(config))
+
+
 def reads(config) -> tuple[str, ...]:
   """Judged queries too if they have teacher scores; data/scored_groups.py has the rule."""
   other = config.data.teachers
-  judged = config.distill.hard_label_weight if other else config.score.judgements
+  judged = has_hard_labels(config) if other else config.score.judgements
   return ('candidates', 'judgements') if judged else ('candidates',)
 
 
@@ -302,6 +325,7 @@ def check(config) -> None:
       f'config.distill.init_from={config.distill.init_from!r}: replaces the parameters of '
       "config.student.init_from; set one of the two to ''"
     )
+  hard_label_trials.check(config)
   held_out.check(config, 'distill', (LOSS, NDCG, PNR, TAU))
   losses.choose(losses.ON_SCORES, config.distill.loss, 'distill.loss')
   losses.choose(losses.ON_LABELS, config.distill.hard_loss, 'distill.hard_loss')
@@ -311,5 +335,5 @@ STAGE = Stage(
   'distill', "the student learns the teacher's scores", execute, SETTINGS, check=check,
   role='student', reads_stages=('prepare', 'score', 'student_sft'), requires=requires,
   reads_records=reads, task=task, uses=uses, check_models=check_models,
-  check_records=check_records, paper_rows=46_814_775,
+  check_records=check_records, kept=hard_label_trials.kept, paper_rows=46_814_775,
 )  # fmt: skip

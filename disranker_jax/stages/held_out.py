@@ -56,8 +56,8 @@ class Split:
 def split(run, stage: str, records: Sequence, *, query: Callable = lambda record: record) -> Split:
   """Holds out a share of a stage's records, with at most `validation.max_queries` to measure.
 
-  A stage that finds too few of them measures nothing, and says so. If it is a stage on labels, it
-  then learns from all; other stages leave out what stages on labels may measure.
+  A stage that finds too few of them measures nothing, and says so. It then learns from all, unless
+  there are enough labelled queries by which others are compared.
 
   Args:
     query: record -> the click or group with its query.
@@ -73,7 +73,7 @@ def split(run, stage: str, records: Sequence, *, query: Callable = lambda record
     why = too_few(run, stage, len(firsts), len(records))
     needed(run, stage, why)
     say(f'{stage}: no validation: {why}')
-    return Split(records if on_labels(stage) else kept, [])
+    return Split(kept if labelled(run) else records, [])
   if not kept:
     raise UserError(f'config.validation.share={c.share:g}: holds out all records of {stage}')
   measured = [records[i] for i in firsts[: c.max_queries]]
@@ -126,10 +126,6 @@ def check(config, stage: str, names: Sequence[str] = (LOSS, NDCG, PNR)) -> None:
           f'config.{stage}.validation.{name}={c[name]!r}: config.validation.share=0 holds out no '
           'query to decide by; raise it'
         )
-
-
-def on_labels(stage: str) -> bool:
-  return stage in ('sft', 'student_sft')
 
 
 def what(stage: str) -> str:

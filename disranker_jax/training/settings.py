@@ -22,7 +22,8 @@ HELD_OUT: Section = {
   'share': Key(
     0.05, share(below_one=True),
     'Share of the queries, by a hash of the text, that no stage learns from: they are for '
-    'validation. 0: none.',
+    'validation. 0: none. docs/results.md says what the curves tell about data, optimisation and '
+    'capacity.',
   ),
   'max_queries': Key(
     100, between(LEAST, 100_000), 'Held-out queries that a stage measures, at most.'
@@ -47,7 +48,9 @@ VALIDATION: Section = {
     'The result is the checkpoint of the best validation, not the last one. It is kept on disk.',
   ),
   'patience': Key(
-    0, at_least(0), 'Stop after so many validations without gain; 0: never. With keep_best.'
+    0, at_least(0),
+    'Stop after so many validations without gain; 0: never. The last checkpoint is then not the '
+    'best one, so set keep_best too.',
   ),
 }  # fmt: skip
 # A batch is `batch_rows` rows of `row_len` packed tokens.
