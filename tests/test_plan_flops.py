@@ -60,7 +60,7 @@ def step_of(network, batch, trained):
     if network.head == 'lm':
       predicted = batch['index_AP'], batch['targets_AP'], batch['owner_AP'] >= 0
       return network.logprobs(variables, hidden, *predicted).sum()
-    return network.score_at(variables, hidden, batch['index_AX']).sum()
+    return network.score_at(variables, hidden, batch).sum()
 
   shapes = jax.eval_shape(network.init, jax.random.key(0))
   split = optimizer.split(shapes, trained) if trained else ({}, tree.flatten(shapes))

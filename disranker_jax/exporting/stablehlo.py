@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from disranker_jax.models import hf
+from disranker_jax.models import tensors
 from disranker_jax.models.families import Family
 from disranker_jax.models.network import Network, from_hf
 
@@ -29,9 +29,9 @@ def write(folder: Path) -> None:
   network = from_hf(folder, attention='xla')
   dtype = json.loads((folder / 'config.json').read_text())['dtype']
   shapes = {
-    name: jax.ShapeDtypeStruct(row.shape, dtype) for name, row in hf.tensor_rows(network).items()
+    name: jax.ShapeDtypeStruct(row.shape, dtype) for name, row in tensors.rows_of(network).items()
   }
-  prepare = jax.jit(lambda tensors: hf.stack(network, tensors))
+  prepare = jax.jit(lambda by_name: tensors.stack(network, by_name))
   params = jax.eval_shape(prepare, shapes)
   ids = jax.ShapeDtypeStruct(export.symbolic_shape('batch, length'), jnp.int32)
   score = jax.jit(lambda params, *arrays: scores(network, params, *arrays))

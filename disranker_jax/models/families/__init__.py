@@ -9,6 +9,7 @@ from disranker_jax.models.families.bert import Bert
 from disranker_jax.models.families.electra import Electra
 from disranker_jax.models.families.llama import Llama
 from disranker_jax.models.families.mistral import Mistral
+from disranker_jax.models.families.modernbert import ModernBert
 from disranker_jax.models.families.qwen2 import Qwen2
 from disranker_jax.models.families.qwen3 import Qwen3
 from disranker_jax.models.families.roberta import Roberta
@@ -18,6 +19,7 @@ FAMILIES: dict[str, Family] = {
   'electra': Electra(),
   'llama': Llama(),
   'mistral': Mistral(),
+  'modernbert': ModernBert(),
   'qwen2': Qwen2(),
   'qwen3': Qwen3(),
   'roberta': Roberta(),
