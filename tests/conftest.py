@@ -37,6 +37,7 @@ HEAVY = (
   'test_train.py',
   'exporting/*',
   'test_decoder.py',
+  'test_modernbert.py',
   'serve/test_command.py',
   'serve/test_bench.py',
   'test_api.py',

@@ -295,7 +295,7 @@ def _tensors(network, flat, dtype):
       if isinstance(value, jax.Array) and not value.is_fully_addressable:
         value = multihost_utils.process_allgather(value, tiled=True)
       held.append(np.asarray(value).T if path.endswith('/kernel') else np.asarray(value))
-    yield name, np.concatenate(held) if len(held) > 1 else np.ascontiguousarray(held[0])
+    yield name, np.ascontiguousarray(np.concatenate(held) if len(held) > 1 else held[0])
 
 
 def _config(network, dtype):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from disranker_jax.errors import UserError
-from disranker_jax.models import families, hf
+from disranker_jax.models import families, hf, tensors
 from disranker_jax.models.attention import check_kernel
 from disranker_jax.models.layers import activation_dtype, constrain
 from disranker_jax.models.pooling import POOLINGS, pick
@@ -153,9 +153,8 @@ class Network:
     return params | {name: self.merge_lora(params[name], lora[name]) for name in lora}
 
   def count_params(self) -> int:
-    """The number of base parameters, without LoRA."""
-    shapes = self.shapes()['params']
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+    """The number of base parameters that a file of the model has, without LoRA."""
+    return sum(math.prod(row.shape) for row in tensors.rows_of(self).values())
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
