@@ -52,6 +52,13 @@ def test_every_token_of_a_document_has_an_equal_gradient_and_padding_none():
       np.testing.assert_allclose(slope_BT[row, own], expected, rtol=1e-6)
 
 
+def test_padding_does_not_count_whatever_its_positions_are():
+  row = {'positions_BT': np.arange(8)[None], 'segments_BT': (np.arange(8) < 3)[None].astype(int)}
+  row |= {'index_AX': np.array([[0]]), 'mask_GN': np.ones((1, 1), bool)}
+  hidden = jnp.arange(8.0)[None, :, None]
+  assert float(pooling.mean(hidden, row)[0, 0, 0]) == 1.0
+
+
 def test_the_mean_of_low_precision_states_is_exact():
   batch = two_blocks()
   hidden = jnp.full((*batch['tokens_BT'].shape, 1), 1.0078125, jnp.bfloat16)

@@ -56,8 +56,8 @@ def scores(network: Network, params: dict, *arrays_BT: jax.Array) -> jax.Array:
   batch = dict(zip(names, arrays_BT, strict=True))
   B, T = batch['tokens_BT'].shape
   batch['positions_BT'] = jnp.broadcast_to(jnp.arange(T), (B, T))
-  hidden_BTD = network.hidden({'params': params}, batch)
-  return network.module.apply({'params': params}, hidden_BTD[:, 0], method='score')
+  batch |= {'index_AX': (jnp.arange(B) * T)[None], 'mask_GN': jnp.ones((B, 1), bool)}
+  return network.scores({'params': params}, batch)[:, 0]
 
 
 def load(folder: Path):

@@ -33,15 +33,17 @@ def mean(hidden_BTD: jax.Array, batch: dict) -> jax.Array:
   own_AX = jnp.take_along_axis(first_AY, index_AX, axis=1)
   own_AX = jnp.where(batch['mask_GN'].reshape(blocks, -1), own_AX, places)
 
-  def of_block(hidden_YD, first_Y, own_X):
+  real_AY = batch['segments_BT'].reshape(blocks, -1) > 0
+
+  def of_block(hidden_YD, first_Y, real_Y, own_X):
     # Places beyond the end are dropped; tokens of no document go to an additional one.
     document_Y = jnp.full(places, docs).at[own_X].set(jnp.arange(docs), mode='drop')
-    owner_Y = document_Y[first_Y]
+    owner_Y = jnp.where(real_Y, document_Y[first_Y], docs)
     total_XD = jax.ops.segment_sum(hidden_YD, owner_Y, docs + 1)[:docs]
     count_X = jax.ops.segment_sum(jnp.ones(places), owner_Y, docs + 1)[:docs]
     return total_XD / jnp.maximum(count_X, 1)[:, None]
 
-  return jax.vmap(of_block)(hidden_AYD, first_AY, own_AX)
+  return jax.vmap(of_block)(hidden_AYD, first_AY, real_AY, own_AX)
 
 
 POOLINGS = {'token': token, 'mean': mean}

@@ -98,7 +98,7 @@ class ModernBert(Family):
 
   title = 'ModernBERT cross-encoder'
   usage = CROSS_ENCODER_USE + PAIR_SCORES
-  formats = ('stablehlo',)
+  formats = ('onnx', 'onnx_fp16', 'onnx_int8', 'stablehlo')
   readers = ('disranker_jax.load', 'transformers', 'sentence-transformers')
 
   def from_hf(self, config: dict) -> ModernBertConfig:
@@ -173,6 +173,14 @@ class ModernBert(Family):
   def canonical(self, name: str) -> str:
     bare = name.startswith(('embeddings.', 'layers.', 'final_norm.'))
     return f'model.{name}' if bare else name
+
+  def onnx(self, name: str, config: dict, tensors: dict):
+    # Imported late: only an export needs onnx.
+    from disranker_jax.exporting import graph, modernbert, quantised
+
+    if name == 'onnx_int8':
+      return quantised.build(modernbert.ModernBert, self, config, tensors)
+    return modernbert.ModernBert(self, config, tensors, graph.DTYPES[name]).model()
 
 
 def _refuse_unsupported(config: dict) -> None:
