@@ -38,6 +38,7 @@ HEAVY = (
   'exporting/*',
   'test_decoder.py',
   'test_modernbert.py',
+  'test_modules.py',
   'serve/test_command.py',
   'serve/test_bench.py',
   'test_api.py',

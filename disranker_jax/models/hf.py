@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 
 from disranker_jax.data import contents
 from disranker_jax.errors import UserError
-from disranker_jax.models import families
+from disranker_jax.models import families, modules
 from disranker_jax.models.files import replacing, write_tensors
-from disranker_jax.models.tensors import Part, constants, parts, rows_of
+from disranker_jax.models.tensors import InMemory, Part, constants, parts, rows_of
 from disranker_jax.models.tree import flatten, unflatten
 
 if TYPE_CHECKING:
@@ -47,8 +47,24 @@ FLOATS = ('F64', 'F32', 'F16', 'BF16')
 def read_config(folder: str | pathlib.Path) -> dict:
   """config.json of a model folder as a dict, with transformers' defaults if it knows the type.
 
+  If the folder has its head in modules of sentence-transformers, the dict describes that head too.
+
   Raises: UserError for a file that is missing or broken, or of an unsupported `model_type`.
   """
+  config = _network_config(folder)
+  if found := modules.head(folder):
+    family = families.find(config['model_type'])
+    config |= modules.classifier(found, family.head_modules, config)
+  return config
+
+
+def head_tensors(folder: str | pathlib.Path) -> dict[str, np.ndarray]:
+  """The tensors in modules of sentence-transformers, by Hugging Face name; usually none."""
+  found = modules.head(folder)
+  return modules.tensors(found, bool(read_config(folder).get('norm_bias'))) if found else {}
+
+
+def _network_config(folder) -> dict:
   path = pathlib.Path(folder) / 'config.json'
   try:
     raw = json.loads(path.read_text(encoding='utf-8'))
@@ -114,6 +130,8 @@ def _open_all(folder, stack):
       files.append((path.name, stack.enter_context(safe_open(path, 'np'))))
     except (SafetensorError, OSError) as error:
       raise UserError(f'{path} is truncated or corrupt, fetch it again: {error}') from None
+  if tensors := head_tensors(folder):
+    files.append(('modules.json', InMemory(tensors)))
   return files
 
 

@@ -99,3 +99,32 @@ class Part:
   def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
     first, *others = index
     return self.view[(slice(self.start + first.start, self.start + first.stop), *others)]
+
+
+class InMemory:
+  """Arrays as an open safetensors file has them."""
+
+  def __init__(self, arrays: dict[str, np.ndarray]):
+    self.arrays = arrays
+
+  def keys(self):
+    return self.arrays.keys()
+
+  def get_slice(self, name: str) -> Slice:
+    return Slice(self.arrays[name])
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+  """An fp32 array as a tensor of a safetensors file."""
+
+  array: np.ndarray
+
+  def get_shape(self):
+    return list(self.array.shape)
+
+  def get_dtype(self):
+    return 'F32'
+
+  def __getitem__(self, index):
+    return self.array[index]

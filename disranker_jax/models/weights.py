@@ -22,7 +22,10 @@ from disranker_jax.errors import UserError
 from disranker_jax.models import files, hf, tiny
 from disranker_jax.progress import say
 
-HUB_FILES = ('*.json', '*.txt', '*.model', '*.jinja', 'model*.safetensors', 'README.md')
+HUB_FILES = (
+  '*.json', '*.txt', '*.model', '*.jinja', 'model*.safetensors', 'README.md',
+  '[0-9]_*/model.safetensors',  # of modules (modules.py)
+)  # fmt: skip
 HUB_TIMEOUT_S = 5
 MODEL_FILES = ('config.json', 'model.safetensors', *hf.TOKENIZER_FILES)
 

@@ -68,6 +68,7 @@ class Family:
                    that lacks a norm; this value fills their place in the stack of layers
     fresh          prefixes of our paths that a base model's file may lack; they start at random
     ignored        regular expression of tensors that are heads of other tasks
+    head_modules   the head as a list of kinds of sentence-transformers' modules (see modules.py)
   Exports
     title          what the model card calls the model
     usage          the card's section on use, with {name}, {query}, {architecture}, {max_len},
@@ -91,6 +92,7 @@ class Family:
   absent: ClassVar[dict[str, float]] = {}
   fresh: tuple[str, ...] = ()
   ignored = ''
+  head_modules: tuple[str, ...] = ()
 
   title = 'cross-encoder'
   usage = SERVE_USE + PAIR_SCORES

@@ -95,6 +95,7 @@ class ModernBert(Family):
   }
   fresh = ('classifier/', 'dense/', 'head_norm/')
   ignored = r'decoder\.'
+  head_modules = ('Pooling', 'Dense', 'LayerNorm', 'Dense')
 
   title = 'ModernBERT cross-encoder'
   usage = CROSS_ENCODER_USE + PAIR_SCORES
