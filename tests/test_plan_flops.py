@@ -11,6 +11,7 @@ from disranker_jax.data.batches import Shape
 from disranker_jax.models import families, flops, network, tree
 from disranker_jax.models.families.bert import BertConfig
 from disranker_jax.models.families.decoder import DecoderConfig
+from disranker_jax.models.families.modernbert import ModernBertConfig
 from disranker_jax.models.kinds import Kind
 from disranker_jax.models.network import Network
 from disranker_jax.training import optimizer
@@ -18,6 +19,10 @@ from disranker_jax.training import optimizer
 DECODER = DecoderConfig(vocab=512, width=128, ffn=256, layers=3, heads=4, kv_heads=2, head_dim=32)
 ENCODER = BertConfig(vocab=512, width=128, ffn=256, layers=3, heads=4)
 NARROW = dataclasses.replace(ENCODER, model_type='electra', embed_width=64)
+MODERN = ModernBertConfig(
+  vocab=512, width=128, ffn=192, layers=4, heads=4,
+  kinds=(Kind(), Kind(65), Kind(65), Kind()), pooling='mean',
+)  # fmt: skip
 WAYS = (
   (DECODER, 'rank', 'none', 0, None),
   (DECODER, 'lm', 'none', 0, None),
@@ -33,6 +38,9 @@ WAYS = (
   (ENCODER, 'rank', 'dots', 0, '.*'),
   (NARROW, 'rank', 'none', 0, None),
   (NARROW, 'rank', 'full', 0, '.*'),
+  (MODERN, 'rank', 'none', 0, None),
+  (MODERN, 'rank', 'full', 0, '.*'),
+  (MODERN, 'rank', 'dots', 4, 'lora/.*|classifier'),
 )
 
 
@@ -44,6 +52,9 @@ def dot_flops(jaxpr, times=1) -> int:
       (contracted, _), _ = e.params['dimension_numbers']
       inner = math.prod(e.invars[0].aval.shape[i] for i in contracted)
       total += times * 2 * math.prod(e.outvars[0].aval.shape) * inner
+    if e.primitive.name == 'cond':  # of its branches one is run: those of attention cost the same
+      total += times * max(dot_flops(branch.jaxpr) for branch in e.params['branches'])
+      continue
     again = times * (e.params['length'] if e.primitive.name == 'scan' else 1)
     for value in jax.tree.leaves(list(e.params.values()), is_leaf=lambda x: hasattr(x, 'jaxpr')):
       inside = getattr(value, 'jaxpr', value)
