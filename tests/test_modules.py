@@ -142,16 +142,15 @@ def edit(file, **changes):
   [
     ('1_Pooling', {'pooling_mode': 'max'}, "pooling_mode 'max' is neither cls nor mean"),
     ('1_Pooling', {'pooling_mode': ['cls', 'mean']}, 'is neither cls nor mean'),
-    ('2_Dense', {'out_features': 7}, 'out_features is not 24'),
-    ('2_Dense', {'activation_function': 'torch.nn.modules.activation.SiLU'}, 'SiLU.* not supp'),
-    ('2_Dense', {'activation_function': 'torch.nn.modules.activation.Tanh'}, 'neither GELU nor'),
-    ('2_Dense', {'use_residual': True}, 'use_residual is unsupported'),
-    ('4_Dense', {'out_features': 3}, 'scores are one number'),
-    (
-      '4_Dense', {'activation_function': 'torch.nn.modules.activation.ReLU'},
-      'activation_function is not Identity',
-    ),
-    ('.', {'norm_eps': 1e-3}, r'divides with 1e-05, the network with 0\.001'),
+    ('2_Dense', {'out_features': 7}, 'out_features 7 is not 24'),
+    ('2_Dense', {'module_output_name': 'other'}, "'other' is not sentence_embedding"),
+    ('2_Dense', {'activation_function': 'torch.nn.modules.activation.SiLU'}, 'SiLU.* is not gelu'),
+    ('2_Dense', {'activation_function': ['x']}, 'is not gelu or relu'),
+    ('2_Dense', {'use_residual': True}, 'use_residual is not supported'),
+    ('3_LayerNorm', {'dimension': 7}, 'dimension is not 24'),
+    ('4_Dense', {'out_features': 3}, 'out_features 3 is not 1'),
+    ('4_Dense', {'activation_function': 'torch.nn.modules.activation.ReLU'}, 'is not identity'),
+    ('.', {'norm_eps': 1e-3}, r'its epsilon is 1e-05, that of the network 0\.001'),
   ],
 )  # fmt: skip
 def test_modules_that_compute_something_else_are_refused(ettin, tmp_path, file, changes, message):
@@ -191,7 +190,7 @@ def test_a_text_before_each_pair_is_refused(ettin, tmp_path):
   folder = shutil.copytree(ettin, tmp_path / 'm')
   settings = {'prompts': {'web': 'Rank the page: '}, 'default_prompt_name': 'web'}
   edit(folder / 'config_sentence_transformers.json', **settings)
-  with pytest.raises(UserError, match=r"the prompt 'Rank the page: ' before texts"):
+  with pytest.raises(UserError, match=r"the prompt 'web' before each text"):
     network.from_hf(folder)
 
 
@@ -211,7 +210,10 @@ def test_missing_and_broken_files_are_named(ettin, tmp_path):
   model = network.from_hf(folder)
   weights = folder / '2_Dense' / 'model.safetensors'
   weights.write_bytes(weights.read_bytes()[:50])
-  with pytest.raises(UserError, match=r'2_Dense/model\.safetensors is truncated'):
+  with pytest.raises(UserError, match=r'2_Dense/model\.safetensors is damaged'):
+    hf.load(folder, model, jax.random.key(0))
+  shutil.copyfile(ettin / '3_LayerNorm' / 'model.safetensors', weights)
+  with pytest.raises(UserError, match=r'2_Dense/model\.safetensors .* lacks a tensor'):
     hf.load(folder, model, jax.random.key(0))
   weights.unlink()
   with pytest.raises(UserError, match=r'2_Dense/model\.safetensors is missing'):

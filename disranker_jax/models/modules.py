@@ -15,14 +15,14 @@ from safetensors import SafetensorError, safe_open
 from disranker_jax.data import contents
 from disranker_jax.errors import UserError
 
-# Activations by the names of their torch classes: our names; '' for none.
+# Activations by the names of their torch classes.
 ACTIVATIONS = {
-  'torch.nn.modules.linear.Identity': '',
+  'torch.nn.modules.linear.Identity': 'identity',
   'torch.nn.modules.activation.GELU': 'gelu',
   'torch.nn.modules.activation.ReLU': 'relu',
-  'torch.nn.modules.activation.Tanh': 'tanh',
 }
 OLD_POOLING = {'pooling_mode_cls_token': 'cls', 'pooling_mode_mean_tokens': 'mean'}
+STORED = {'Dense': 'linear', 'LayerNorm': 'norm'}  # first part of the names of tensors
 NORM_EPS = 1e-5  # of LayerNorm modules, which do not store it
 
 
@@ -34,23 +34,29 @@ class Module:
   folder: Path
   config: dict
 
-  def tensors(self) -> dict[str, np.ndarray]:
-    """Its tensors in fp32, by name."""
-    file = self.folder / 'model.safetensors'
+  def tensors(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """These tensors in fp32, by name. Raises: UserError for a missing one or another shape."""
+    file, out = self.folder / 'model.safetensors', {}
     if not file.is_file():
       raise UserError(f'{file} is missing: fetch the model again')
     try:
       with safe_open(file, 'np') as opened:
-        return {name: opened.get_tensor(name).astype(np.float32) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+        for name, shape in shapes.items():
+          out[name] = opened.get_tensor(f'{STORED[self.kind]}.{name}').astype(np.float32)
+          if out[name].shape != shape:
+            raise UserError(f'{file}: {name} is {out[name].shape}, expected {shape}')
     except (SafetensorError, OSError, TypeError, ValueError) as error:
-      raise UserError(f'{file} is truncated or corrupt, fetch it again: {error}') from None
+      raise UserError(f'{file} is damaged or lacks a tensor, fetch it again: {error}') from None
+    return out
 
-  def activation(self) -> str:
-    """The name of a Dense module's activation. Raises: UserError for one that is not known."""
+  def activation(self) -> str | None:
+    """The name of a Dense module's activation, None if it is not one of ACTIVATIONS."""
     name = self.config.get('activation_function', 'torch.nn.modules.activation.Tanh')
-    if name not in ACTIVATIONS:
-      raise UserError(f'{self.folder}/config.json: activation_function {name!r} is not supported')
-    return ACTIVATIONS[name]
+    return ACTIVATIONS.get(name) if isinstance(name, str) else None
+
+  def has_bias(self) -> bool:
+    """Whether a Dense module has a bias."""
+    return bool(self.config.get('bias', True))
 
 
 def head(folder: str | Path) -> list[Module]:
@@ -72,55 +78,67 @@ def head(folder: str | Path) -> list[Module]:
     raise UserError(f'{folder}/modules.json: the first module must be a Transformer in the folder')
   if [module.kind for module in others] in ([], ['LogitScore']):
     return []  # the network's own head, or that of a language model
-  if prompt := (settings.get('prompts') or {}).get(settings.get('default_prompt_name')):
-    raise UserError(f'{folder}: the prompt {prompt!r:.80} before texts is not supported')
+  if prompt := settings.get('default_prompt_name'):
+    raise UserError(f'{folder}: the prompt {prompt!r:.80} before each text is not supported')
   return others
 
 
 def classifier(modules: list[Module], kinds: tuple[str, ...], config: dict) -> dict:
-  """The head as keys of the network's config; `kinds` are the modules that its family computes.
+  """The head as ModernBERT's keys of config.json; `kinds` are the modules that a family computes.
 
   Raises: UserError for modules that compute something else.
   """
   found = [module.kind for module in modules]
   if found != list(kinds):
     place, model_type = modules[0].folder.parent / 'modules.json', config['model_type']
-    computed = (
-      f'those of a {model_type} model are {", ".join(kinds)}'
-      if kinds
-      else (f'a {model_type} model has its own head only')
-    )
+    computed = f'those of a {model_type} model are {", ".join(kinds)}'
+    if not kinds:
+      computed = f'a {model_type} model has its own head only'
     raise UserError(f'{place}: the modules {", ".join(found)} are not supported: {computed}')
   pooling, dense, norm, last = modules
-  width = config['hidden_size']
-  mode = pooling.config.get('pooling_mode') or [
-    name for key, name in OLD_POOLING.items() if pooling.config.get(key)
-  ]
-  mode = mode[0] if isinstance(mode, list) and len(mode) == 1 else mode
-  wanted = (
-    (pooling, mode in ('cls', 'mean'), f'pooling_mode {mode!r} is neither cls nor mean'),
-    (dense, dense.config.get('out_features') == width, f'out_features is not {width}'),
-    (dense, dense.activation() not in ('', 'tanh'), 'activation_function is neither GELU nor ReLU'),
-    (norm, norm.config.get('dimension') == width, f'dimension is not {width}'),
-    (
-      norm, config.get('norm_eps', NORM_EPS) == NORM_EPS,
-      f'divides with {NORM_EPS}, the network with {config.get("norm_eps")}',
-    ),
-    (last, last.config.get('out_features') == 1, 'out_features is not 1: scores are one number'),
-    (last, last.activation() == '', 'activation_function is not Identity'),
-    (last, last.config.get('module_output_name') == 'scores', 'module_output_name is not scores'),
-    *((m, not m.config.get('use_residual'), 'use_residual is unsupported') for m in (dense, last)),
-  )  # fmt: skip
-  for module, fits, problem in wanted:
-    if not fits:
-      raise UserError(f'{module.folder}/config.json: {problem}')
+  mode = _pooling(pooling.config)
+  _check_pooling_and_norm(pooling, mode, norm, config)
+  _check_dense(dense, 'sentence_embedding', config['hidden_size'], ('gelu', 'relu'))
+  _check_dense(last, 'scores', 1, ('identity',))
   return {
     'architectures': ['ModernBertForSequenceClassification'],
     'id2label': {0: 'LABEL_0'},
     'classifier_pooling': mode,
-    'classifier_bias': bool(dense.config.get('bias', True)),
+    'classifier_bias': dense.has_bias(),
     'classifier_activation': dense.activation(),
   }
+
+
+def _pooling(config: dict):
+  """The mode of a Pooling module, as now and as earlier versions wrote it."""
+  mode = config.get('pooling_mode') or [k for k in OLD_POOLING if config.get(k)]
+  mode = mode[0] if isinstance(mode, list) and len(mode) == 1 else mode
+  return OLD_POOLING.get(mode, mode) if isinstance(mode, str) else mode
+
+
+def _check_pooling_and_norm(pooling: Module, mode, norm: Module, config: dict) -> None:
+  if mode not in ('cls', 'mean'):
+    raise UserError(f'{pooling.folder}/config.json: pooling_mode {mode!r} is neither cls nor mean')
+  if norm.config.get('dimension') != config['hidden_size']:
+    raise UserError(f'{norm.folder}/config.json: dimension is not {config["hidden_size"]}')
+  if (eps := config.get('norm_eps', NORM_EPS)) != NORM_EPS:
+    raise UserError(f'{norm.folder}: its epsilon is {NORM_EPS}, that of the network {eps}')
+
+
+def _check_dense(module: Module, output: str, size: int, activations: tuple[str, ...]) -> None:
+  c = module.config
+  name = c.get('module_output_name') or c.get('module_input_name', 'sentence_embedding')
+  problem = (
+    (name != output and f'module_output_name {name!r} is not {output}')
+    or (c.get('out_features') != size and f'out_features {c.get("out_features")!r} is not {size}')
+    or (c.get('use_residual') and 'use_residual is not supported')
+    or (
+      module.activation() not in activations
+      and f'activation_function {c.get("activation_function")!r} is not {" or ".join(activations)}'
+    )
+  )
+  if problem:
+    raise UserError(f'{module.folder}/config.json: {problem}')
 
 
 def _read(file: Path, kind: type):
@@ -158,13 +176,16 @@ def tensors(modules: list[Module], has_norm_bias: bool) -> dict[str, np.ndarray]
   classifier's bias: w (x + b) + c = w x + (w b + c).
   """
   _, dense, norm, last = modules
-  norm_tensors, score = norm.tensors(), last.tensors()
-  kernel = score['linear.weight']
-  bias = score.get('linear.bias', np.zeros(len(kernel), np.float32))
-  out = {f'head.dense.{name.rpartition(".")[2]}': value for name, value in dense.tensors().items()}
-  out['head.norm.weight'] = norm_tensors['norm.weight']
-  if has_norm_bias:
-    out['head.norm.bias'] = norm_tensors['norm.bias']
-  else:
-    bias = bias + kernel.astype(np.float64) @ norm_tensors['norm.bias']
-  return out | {'classifier.weight': kernel, 'classifier.bias': bias.astype(np.float32)}
+  size = norm.config['dimension']
+  out = dense.tensors({'weight': (size, size)} | ({'bias': (size,)} if dense.has_bias() else {}))
+  scales = norm.tensors({'weight': (size,), 'bias': (size,)})
+  score = last.tensors({'weight': (1, size)} | ({'bias': (1,)} if last.has_bias() else {}))
+  bias = score.get('bias', np.zeros(1, np.float32))
+  if not has_norm_bias:
+    bias = (bias + score['weight'].astype(np.float64) @ scales.pop('bias')).astype(np.float32)
+  return {
+    **{f'head.dense.{name}': value for name, value in out.items()},
+    **{f'head.norm.{name}': value for name, value in scales.items()},
+    'classifier.weight': score['weight'],
+    'classifier.bias': bias,
+  }
