@@ -43,6 +43,8 @@ HEAVY = (
   'test_decoder.py',
   'test_decoder_parity.py',
   'test_gemma.py',
+  'test_modernbert.py',
+  'test_modules.py',
   'serve/test_command.py',
   'serve/test_bench.py',
   'test_api.py',

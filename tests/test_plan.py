@@ -376,6 +376,8 @@ def test_a_model_is_known_by_its_published_sizes_without_weights(tmp_path, monke
   [
     ('mistralai/Mistral-7B-v0.1', 'lm', 7242),
     ('google-bert/bert-base-multilingual-cased', 'rank', 178),
+    ('Qwen/Qwen3-4B', 'lm', 4022),
+    ('answerdotai/ModernBERT-base', 'rank', 149.6),
   ],
 )
 def test_published_sizes_make_models_of_the_published_size(model, head, millions):

@@ -11,6 +11,7 @@ from disranker_jax.data.batches import Shape
 from disranker_jax.models import families, flops, network, tree
 from disranker_jax.models.families.bert import BertConfig
 from disranker_jax.models.families.decoder import DecoderConfig
+from disranker_jax.models.families.modernbert import ModernBertConfig
 from disranker_jax.models.kinds import Kind
 from disranker_jax.models.network import Network
 from disranker_jax.models.rope import Rope
@@ -23,6 +24,10 @@ GEMMA = dataclasses.replace(
   kinds=(Kind(100, Rope(10.0)), Kind(), Kind(100, Rope(10.0))),
 )  # fmt: skip
 NARROW = dataclasses.replace(ENCODER, model_type='electra', embed_width=64)
+MODERN = ModernBertConfig(
+  vocab=512, width=128, ffn=192, layers=4, heads=4,
+  kinds=(Kind(), Kind(65), Kind(65), Kind()), pooling='mean',
+)  # fmt: skip
 WAYS = (
   (DECODER, 'rank', 'none', 0, None),
   (DECODER, 'lm', 'none', 0, None),
@@ -41,6 +46,9 @@ WAYS = (
   (GEMMA, 'lm', 'dots', 4, 'lora/.*'),
   (NARROW, 'rank', 'none', 0, None),
   (NARROW, 'rank', 'full', 0, '.*'),
+  (MODERN, 'rank', 'none', 0, None),
+  (MODERN, 'rank', 'full', 0, '.*'),
+  (MODERN, 'rank', 'dots', 4, 'lora/.*|classifier'),
 )
 
 
@@ -52,6 +60,9 @@ def dot_flops(jaxpr, times=1) -> int:
       (contracted, _), _ = e.params['dimension_numbers']
       inner = math.prod(e.invars[0].aval.shape[i] for i in contracted)
       total += times * 2 * math.prod(e.outvars[0].aval.shape) * inner
+    if e.primitive.name == 'cond':  # of its branches one is run: those of attention cost the same
+      total += times * max(dot_flops(branch.jaxpr) for branch in e.params['branches'])
+      continue
     again = times * (e.params['length'] if e.primitive.name == 'scan' else 1)
     each = [0]
     for value in jax.tree.leaves(list(e.params.values()), is_leaf=lambda x: hasattr(x, 'jaxpr')):
@@ -70,7 +81,7 @@ def step_of(network, batch, trained):
     if network.head == 'lm':
       predicted = batch['index_AP'], batch['targets_AP'], batch['owner_AP'] >= 0
       return network.logprobs(variables, hidden, *predicted).sum()
-    return network.score_at(variables, hidden, batch['index_AX']).sum()
+    return network.score_at(variables, hidden, batch).sum()
 
   shapes = jax.eval_shape(network.init, jax.random.key(0))
   split = optimizer.split(shapes, trained) if trained else ({}, tree.flatten(shapes))

@@ -60,14 +60,15 @@ def build_onnx(folder: Path, name: str) -> onnx.ModelProto:
 
 
 def tensors(folder: Path) -> dict[str, np.ndarray]:
-  """Every tensor of the folder's safetensors in fp32, by its Hugging Face name."""
-  by_name = {}
+  """Every tensor of the folder in fp32, by its Hugging Face name as exports have it."""
+  by_name, canonical = hf.head_tensors(folder), family(folder).canonical
   for file in hf.weight_files(folder):
     if not file.exists():
       raise UserError(f'{file} is missing: an exported model folder is needed')
     try:
       with safe_open(file, 'np') as opened:
-        by_name |= {name: opened.get_tensor(name).astype(np.float32) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+        for name in opened.keys():  # noqa: SIM118 (not a dict)
+          by_name[canonical(name)] = opened.get_tensor(name).astype(np.float32)
     except (SafetensorError, OSError, TypeError, ValueError) as error:
       raise UserError(f'{file} is truncated or corrupt, fetch it again: {error}') from None
   return by_name

@@ -1,4 +1,4 @@
-"""A cross-encoder of BERT's kind as an ONNX graph, from the tensors of its Hugging Face folder.
+"""A cross-encoder as an ONNX graph, from the tensors of its Hugging Face folder; BERT's own graph.
 
 Inputs: input_ids, attention_mask and, where the family has token types, token_type_ids, int64
 [batch, length], both sizes dynamic. Output:
@@ -24,11 +24,17 @@ DTYPES = {'onnx': np.float32, 'onnx_fp16': np.float16}  # of each format
 
 
 @dataclasses.dataclass
-class Bert:
+class Encoder:
   """The graph while it is being built: nodes in order and constants by name.
 
   `family` is that of the model, `config` the folder's config.json, `tensors` its safetensors by
   Hugging Face name. `dtype` is float32, or float16 with softmax, norms and the head in fp32.
+
+  A kind of encoder is a subclass with
+    embeddings()          the states that the first layer reads
+    block(x, layer)       one layer
+    units(layer), combine(parts)  what `feed_forward` is made of
+    head(x)               the score, the last node
   """
 
   family: families.Family
@@ -40,7 +46,6 @@ class Bert:
     self.nodes, self.constants = [], {}
     self.sizes = self.family.from_hf(self.config)
     self.width, self.heads, self.layers = self.sizes.width, self.sizes.heads, self.sizes.layers
-    self.names = {path: name for name, path in self.family.tensors.items()}
 
   # Pieces
 
@@ -56,11 +61,6 @@ class Bert:
     name = name or f'{value.dtype}_{list(value.shape)}_{"_".join(map(str, value.ravel()))}'
     self.constants[name] = numpy_helper.from_array(value, name)
     return name
-
-  def name(self, path: str, layer: int = 0) -> str:
-    """The Hugging Face name of a module, from the path of ours."""
-    last = next(end for end in ('kernel', 'scale', 'embedding') if f'{path}/{end}' in self.names)
-    return self.names[f'{path}/{last}'].format(layer).removesuffix('.weight')
 
   def tensor(self, name: str) -> np.ndarray:
     return np.asarray(self.tensors[name], np.float32)
@@ -79,23 +79,110 @@ class Bert:
   def norm(self, x: str, name: str) -> str:
     """Layer norm in fp32."""
     parts = [self.constant(self.tensor(f'{name}.{n}'), f'{name}.{n}') for n in WEIGHT_BIAS]
-    epsilon = self.sizes.norm_eps
-    x = self.op('LayerNormalization', self.cast(x, np.float32), *parts, epsilon=epsilon)
+    x = self.op('LayerNormalization', self.cast(x, np.float32), *parts, epsilon=self.sizes.norm_eps)
     return self.cast(x, self.dtype)
 
   def linear(self, x: str, *names: str) -> str:
     """x W + b of one linear layer, or of several side by side."""
     kernel, bias = (a.astype(self.dtype) for a in self.weights(*names))
     out = self.op('MatMul', x, self.constant(kernel, f'{names[0]}.kernel'))
-    return self.op('Add', out, self.constant(bias, f'{names[0]}.bias'))
+    return self.op('Add', out, self.constant(bias, f'{names[0]}.bias')) if bias.any() else out
 
-  def act(self, x: str) -> str:
-    name = self.sizes.act
+  def act(self, x: str, name: str = '') -> str:
+    """The function of a feed-forward, or the one with this name."""
+    name = name or self.sizes.act
     if name == 'relu':
       return self.op('Relu', x)
     return self.op('Gelu', x, approximate='none' if name == 'gelu' else 'tanh')
 
   # The network
+
+  def mask(self) -> str:
+    """The bias that masks padding in attention's logits: fp32 [batch, 1, 1, length]."""
+    padded = self.op('Equal', 'attention_mask', self.constant(np.int64(0)))
+    out = self.op('Where', padded, *(self.constant(np.float32(v)) for v in (MASKED, 0)))
+    return self.op('Unsqueeze', out, self.constant(np.int64([1, 2])))
+
+  def heads_of(self, x: str, length: str, *order: int) -> str:
+    """[batch * length, width] as [batch, length, heads, head size], transposed."""
+    sizes = self.constant(np.int64([self.heads, self.width // self.heads]))
+    shape = self.op('Concat', self.batch, length, sizes, axis=0)
+    return self.op('Transpose', self.op('Reshape', x, shape), perm=order)
+
+  def queries(self, q: str, length: str) -> str:
+    """[batch, heads, length, head size]."""
+    return self.heads_of(q, length, 0, 2, 1, 3)
+
+  def keys(self, k: str) -> str:
+    """[batch, heads, head size, length]."""
+    return self.heads_of(k, self.length, 0, 2, 3, 1)
+
+  def attend(self, q: str, k: str, v: str, length: str, bias: str = '') -> str:
+    """Attention of `length` queries per text to all of its tokens that `bias` does not mask."""
+    logits = self.op('MatMul', self.queries(q, length), self.keys(k))
+    scale = self.constant(self.dtype((self.width // self.heads) ** -0.5))
+    logits = self.cast(self.op('Mul', logits, scale), np.float32)
+    logits = self.op('Add', logits, bias or self.bias)
+    weights = self.cast(self.op('Softmax', logits, axis=-1), self.dtype)
+    out = self.op('MatMul', weights, self.heads_of(v, self.length, 0, 2, 1, 3))
+    out = self.op('Transpose', out, perm=(0, 2, 1, 3))
+    return self.op('Reshape', out, self.constant(np.int64([-1, self.width])))
+
+  def split(self, x: str, parts: int, size: int = 0) -> list[str]:
+    """The last axis in equal parts, of the model's width if no size is given."""
+    sizes = self.constant(np.int64([size or self.width] * parts))
+    return self.op('Split', x, sizes, outputs=parts, axis=-1)
+
+  def first(self, x: str) -> str:
+    """[batch * length, width] at each text's first position: [batch, width]."""
+    shape = self.op('Concat', self.batch, self.constant(np.int64([-1, self.width])), axis=0)
+    return self.op('Gather', self.op('Reshape', x, shape), self.constant(np.int64(0)), axis=1)
+
+  def feed_forward(self, x: str, layer: int) -> str:
+    """The feed-forward of a layer."""
+    ups, down = self.units(layer)
+    parts = [self.linear(x, *ups)]
+    if len(ups) > 1:
+      parts = self.split(parts[0], len(ups), self.sizes.ffn)
+    return self.linear(self.combine(parts), down)
+
+  def prepare(self) -> None:
+    """Adds what all layers need."""
+
+  def model(self) -> onnx.ModelProto:
+    """The whole graph; call it once per instance."""
+    self.batch = self.op('Shape', 'input_ids', start=0, end=1)
+    self.length = self.op('Shape', 'input_ids', start=1, end=2)
+    self.bias = self.mask()
+    self.prepare()
+    x = self.embeddings()
+    for layer in range(self.layers):
+      x = self.block(x, layer)
+    self.head(x)
+    inputs = [
+      helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ['batch', 'length'])
+      for name in self.family.tokenizer_inputs
+    ]
+    outputs = [helper.make_tensor_value_info('logits', onnx.TensorProto.FLOAT, ['batch', 1])]
+    constants = list(self.constants.values())
+    graph = helper.make_graph(self.nodes, 'cross_encoder', inputs, outputs, constants)
+    opsets = [helper.make_opsetid('', OPSET), helper.make_opsetid('com.microsoft', 1)]
+    return helper.make_model(
+      graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name='disranker_jax'
+    )
+
+
+class Bert(Encoder):
+  """BERT's graph: embeddings of words, types and positions, post-norm layers."""
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.names = {path: name for name, path in self.family.tensors.items()}
+
+  def name(self, path: str, layer: int = 0) -> str:
+    """The Hugging Face name of a module, from the path of ours."""
+    last = next(end for end in ('kernel', 'scale', 'embedding') if f'{path}/{end}' in self.names)
+    return self.names[f'{path}/{last}'].format(layer).removesuffix('.weight')
 
   def embeddings(self) -> str:
     zero, one = self.constant(np.int64(0)), self.constant(np.int64(1))
@@ -119,44 +206,15 @@ class Bert:
     total = self.norm(total, self.name('embed_norm'))
     if embed == self.width:
       return total
-    return Bert.linear(self, total, self.name('widen'))
+    return Encoder.linear(self, total, self.name('widen'))
 
-  def mask(self) -> str:
-    """The bias that masks padding in attention's logits: fp32 [batch, 1, 1, length]."""
-    padded = self.op('Equal', 'attention_mask', self.constant(np.int64(0)))
-    out = self.op('Where', padded, *(self.constant(np.float32(v)) for v in (MASKED, 0)))
-    return self.op('Unsqueeze', out, self.constant(np.int64([1, 2])))
+  def units(self, layer: int) -> tuple[list[str], str]:
+    """(the linear layers that make a feed-forward's units, the one that reads them)."""
+    return [self.name('blocks/up', layer)], self.name('blocks/down', layer)
 
-  def heads_of(self, x: str, length: str, *order: int) -> str:
-    """[batch * length, width] as [batch, length, heads, head size], transposed."""
-    sizes = self.constant(np.int64([self.heads, self.width // self.heads]))
-    shape = self.op('Concat', self.batch, length, sizes, axis=0)
-    return self.op('Transpose', self.op('Reshape', x, shape), perm=order)
-
-  def attend(self, q: str, k: str, v: str, length: str) -> str:
-    """Attention of `length` queries per text to all of its tokens."""
-    logits = self.op(
-      'MatMul', self.heads_of(q, length, 0, 2, 1, 3), self.heads_of(k, self.length, 0, 2, 3, 1)
-    )
-    scale = self.constant(self.dtype((self.width // self.heads) ** -0.5))
-    logits = self.op('Add', self.cast(self.op('Mul', logits, scale), np.float32), self.bias)
-    weights = self.cast(self.op('Softmax', logits, axis=-1), self.dtype)
-    out = self.op('MatMul', weights, self.heads_of(v, self.length, 0, 2, 1, 3))
-    out = self.op('Transpose', out, perm=(0, 2, 1, 3))
-    return self.op('Reshape', out, self.constant(np.int64([-1, self.width])))
-
-  def split(self, x: str, parts: int) -> list[str]:
-    sizes = self.constant(np.int64([self.width] * parts))
-    return self.op('Split', x, sizes, outputs=parts, axis=-1)
-
-  def first(self, x: str) -> str:
-    """[batch * length, width] at each text's first position: [batch, width]."""
-    shape = self.op('Concat', self.batch, self.constant(np.int64([-1, self.width])), axis=0)
-    return self.op('Gather', self.op('Reshape', x, shape), self.constant(np.int64(0)), axis=1)
-
-  def feed_forward(self, x: str, layer: int) -> str:
-    h = self.act(self.linear(x, self.name('blocks/up', layer)))
-    return self.linear(h, self.name('blocks/down', layer))
+  def combine(self, parts: list[str]) -> str:
+    """The units from the outputs of those layers."""
+    return self.act(parts[0])
 
   def block(self, x: str, layer: int) -> str:
     """One post-norm layer; the last one computes only the first position, which attends to all."""
@@ -182,24 +240,3 @@ class Bert:
         x = self.op(self.family.head_act.capitalize(), x)
       x = self.op('Gemm', x, *parts, transB=1)
     self.nodes[-1].output[0] = 'logits'
-
-  def model(self) -> onnx.ModelProto:
-    """The whole graph; call it once per instance."""
-    self.batch = self.op('Shape', 'input_ids', start=0, end=1)
-    self.length = self.op('Shape', 'input_ids', start=1, end=2)
-    self.bias = self.mask()
-    x = self.embeddings()
-    for layer in range(self.layers):
-      x = self.block(x, layer)
-    self.head(x)
-    inputs = [
-      helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ['batch', 'length'])
-      for name in self.family.tokenizer_inputs
-    ]
-    outputs = [helper.make_tensor_value_info('logits', onnx.TensorProto.FLOAT, ['batch', 1])]
-    constants = list(self.constants.values())
-    graph = helper.make_graph(self.nodes, 'cross_encoder', inputs, outputs, constants)
-    opsets = [helper.make_opsetid('', OPSET), helper.make_opsetid('com.microsoft', 1)]
-    return helper.make_model(
-      graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name='disranker_jax'
-    )

@@ -15,7 +15,7 @@ import onnxruntime
 from onnx import helper
 
 from disranker_jax.exporting import graph
-from disranker_jax.exporting.graph import WEIGHT_BIAS, Bert
+from disranker_jax.exporting.graph import WEIGHT_BIAS, Encoder
 
 EXACT_CHANNELS = 1 / 24  # share of the width that stays in fp32 after a norm
 EXACT_UNITS = 1 / 48  # share of a feed-forward's units that stays in fp32
@@ -25,7 +25,7 @@ SAMPLES, SAMPLE_LEN = 64, 64
 
 
 @dataclasses.dataclass
-class Peaks(Bert):
+class Peaks(Encoder):
   """The fp32 graph, which also records the input of each linear layer: `reads`, {layer: tensor}."""
 
   def __post_init__(self):
@@ -37,19 +37,24 @@ class Peaks(Bert):
     return super().linear(x, *names)
 
 
-def peaks(family, config: dict, tensors: dict) -> dict[str, np.ndarray]:
+def of(kind: type[Encoder], mixin: type[Encoder]) -> type[Encoder]:
+  """The graph of a kind of encoder as `Peaks` or `Quantised` builds it."""
+  return type(f'{mixin.__name__}{kind.__name__}', (mixin, kind), {})
+
+
+def peaks(kind: type[Encoder], family, config: dict, tensors: dict) -> dict[str, np.ndarray]:
   """{linear layer: largest absolute value of each input channel}, on random tokens.
 
   Which channels are large depends on the weights and not on the text, so no data is needed.
   """
-  bert = Peaks(family, config, tensors)
-  model = bert.model()
-  outputs = sorted(set(bert.reads.values()))
+  encoder = of(kind, Peaks)(family, config, tensors)
+  model = encoder.model()
+  outputs = sorted(set(encoder.reads.values()))
   model.graph.output.extend(
     helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs
   )
   rng = np.random.default_rng(0)
-  ids = rng.integers(0, bert.sizes.vocab, (SAMPLES, SAMPLE_LEN))
+  ids = rng.integers(0, encoder.sizes.vocab, (SAMPLES, SAMPLE_LEN))
   types = np.repeat([[0, 1]], SAMPLE_LEN // 2, 1).repeat(SAMPLES, 0)
   arrays = dict(zip(graph.INPUTS, (ids, np.ones_like(ids), types), strict=True))
   feeds = {name: arrays[name] for name in family.tokenizer_inputs}
@@ -57,11 +62,11 @@ def peaks(family, config: dict, tensors: dict) -> dict[str, np.ndarray]:
     model.SerializeToString(), providers=['CPUExecutionProvider']
   )
   values = dict(zip(outputs, session.run(outputs, feeds), strict=True))
-  return {layer: np.abs(values[name]).max(0) for layer, name in bert.reads.items()}
+  return {layer: np.abs(values[name]).max(0) for layer, name in encoder.reads.items()}
 
 
 @dataclasses.dataclass
-class Quantised(Bert):
+class Quantised(Encoder):
   """The 8-bit graph; `peaks` decides which channels stay in fp32."""
 
   peaks: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -77,8 +82,9 @@ class Quantised(Bert):
 
   def first(self, x):
     out = super().first(x)
-    source, name = self.norms[x]
-    self.norms[out] = super().first(source), name
+    if x in self.norms:
+      source, name = self.norms[x]
+      self.norms[out] = super().first(source), name
     return out
 
   def linear(self, x, *names):
@@ -97,22 +103,37 @@ class Quantised(Bert):
     kept[top] = 0
     source, norm = self.norms[x]
     parts = [self.constant(self.tensor(f'{norm}.{n}') * kept, f'{name}.{n}') for n in WEIGHT_BIAS]
-    epsilon = self.sizes.norm_eps
-    rest = self.op('LayerNormalization', source, *parts, epsilon=epsilon)
+    rest = self.op('LayerNormalization', source, *parts, epsilon=self.sizes.norm_eps)
     exact = self.op('Gather', x, self.constant(np.int64(top)), axis=-1)
     return self.product(rest, kernel * kept[:, None], bias, name, exact, kernel[top])
 
   def feed_forward(self, x, layer):
     """Units are independent sums, so the ones that become large can be computed apart, in fp32."""
-    up, down = self.name('blocks/up', layer), self.name('blocks/down', layer)
-    (up_kernel, up_bias), (down_kernel, down_bias) = self.weights(up), self.weights(down)
+    ups, down = self.units(layer)
+    ups_weights, (down_kernel, down_bias) = [self.weights(up) for up in ups], self.weights(down)
     top = self.largest(down, EXACT_UNITS)
     rest = np.setdiff1d(np.arange(len(down_kernel)), top)
-    h = self.act(self.of_norm(x, up_kernel[:, rest], up_bias[rest], up))
-    exact = self.op('MatMul', x, self.constant(up_kernel[:, top], f'{up}.exact'))
-    exact = self.act(self.op('Add', exact, self.constant(up_bias[top], f'{up}.exact_bias')))
-    below = 0 if self.sizes.act == 'relu' else BELOW
+
+    def sides(units):
+      """(kernel, bias) of these units in all layers that make them, side by side."""
+      kernels, biases = zip(*((k[:, units], b[units]) for k, b in ups_weights), strict=True)
+      return np.concatenate(kernels, axis=1), np.concatenate(biases)
+
+    def combined(x, units):
+      return self.combine(self.split(x, len(ups), len(units)) if len(ups) > 1 else [x])
+
+    h = combined(self.of_norm(x, *sides(rest), ups[0]), rest)
+    kernel, bias = sides(top)
+    exact = self.op('MatMul', x, self.constant(kernel, f'{ups[0]}.exact'))
+    exact = combined(self.op('Add', exact, self.constant(bias, f'{ups[0]}.exact_bias')), top)
+    below = self.steps_below()
     return self.product(h, down_kernel[rest], down_bias, down, exact, down_kernel[top], below)
+
+  def steps_below(self) -> int:
+    """How many of 255 steps are for units below 0."""
+    if len(self.units(0)[0]) > 1:  # products of two layers have either sign
+      return 128
+    return 0 if self.sizes.act == 'relu' else BELOW
 
   def largest(self, layer: str, share: float) -> np.ndarray:
     """The indices of the largest channels that a layer reads, sorted."""
@@ -144,6 +165,7 @@ class Quantised(Bert):
     return self.op('Mul', self.op('Gemm', extra, rows, out), peak)
 
 
-def build(family, config: dict, tensors: dict) -> onnx.ModelProto:
-  """The 8-bit ONNX model of a folder's config and tensors, of a family of BERT's kind."""
-  return Quantised(family, config, tensors, peaks=peaks(family, config, tensors)).model()
+def build(kind: type[Encoder], family, config: dict, tensors: dict) -> onnx.ModelProto:
+  """The 8-bit ONNX model of a folder's config and tensors, of a kind of encoder."""
+  found = peaks(kind, family, config, tensors)
+  return of(kind, Quantised)(family, config, tensors, peaks=found).model()

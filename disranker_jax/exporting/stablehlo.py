@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from disranker_jax.models import hf
+from disranker_jax.models import tensors
 from disranker_jax.models.families import Family
 from disranker_jax.models.network import Network, from_hf
 
@@ -29,9 +29,9 @@ def write(folder: Path) -> None:
   network = from_hf(folder, attention='xla')
   dtype = json.loads((folder / 'config.json').read_text())['dtype']
   shapes = {
-    name: jax.ShapeDtypeStruct(row.shape, dtype) for name, row in hf.tensor_rows(network).items()
+    name: jax.ShapeDtypeStruct(row.shape, dtype) for name, row in tensors.rows_of(network).items()
   }
-  prepare = jax.jit(lambda tensors: hf.stack(network, tensors))
+  prepare = jax.jit(lambda by_name: tensors.stack(network, by_name))
   params = jax.eval_shape(prepare, shapes)
   ids = jax.ShapeDtypeStruct(export.symbolic_shape('batch, length'), jnp.int32)
   score = jax.jit(lambda params, *arrays: scores(network, params, *arrays))
@@ -56,8 +56,8 @@ def scores(network: Network, params: dict, *arrays_BT: jax.Array) -> jax.Array:
   batch = dict(zip(names, arrays_BT, strict=True))
   B, T = batch['tokens_BT'].shape
   batch['positions_BT'] = jnp.broadcast_to(jnp.arange(T), (B, T))
-  hidden_BTD = network.hidden({'params': params}, batch)
-  return network.module.apply({'params': params}, hidden_BTD[:, 0], method='score')
+  batch |= {'index_AX': (jnp.arange(B) * T)[None], 'mask_GN': jnp.ones((B, 1), bool)}
+  return network.scores({'params': params}, batch)[:, 0]
 
 
 def load(folder: Path):

@@ -9,6 +9,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.models import families, gguf_tokenizer, hf, tree
 from disranker_jax.models.network import Network
 from disranker_jax.models.rope import Rope
+from disranker_jax.models.tensors import rows_of
 
 # The `model_type` of an architecture. Mistral's files are those of 'llama'.
 TYPES = {
@@ -157,7 +158,7 @@ def _params(tensors, network, meta) -> dict:
   """The parameters, from all tensors of the file."""
   import gguf
 
-  rows = hf.tensor_rows(network)
+  rows = rows_of(network)
   names = _names(rows, meta, network.config.layers)
   unknown = sorted(set(tensors) - set(names.values()) - {ROPE_FACTORS})
   missing = sorted(set(names.values()) - set(tensors))
@@ -165,20 +166,21 @@ def _params(tensors, network, meta) -> dict:
     raise UserError(f'unknown tensors {unknown}, missing {missing}')
   flat = {}
   for name, row in rows.items():
+    [path] = row.paths  # of decoders
     tensor = tensors[names[name]]
     value = np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
     if value.shape != row.shape:
       raise UserError(f'{tensor.name} is {list(value.shape)}, expected {list(row.shape)}')
-    if meta.architecture == 'llama' and row.path.startswith(('blocks/q/', 'blocks/k/')):
+    if meta.architecture == 'llama' and path.startswith(('blocks/q/', 'blocks/k/')):
       value = _rotate_half_order(value, network.config.head_dim)
-    if row.path.endswith('norm/scale'):
+    if path.endswith('norm/scale'):
       value = value - np.float32(network.config.norm_offset)  # the file has what is multiplied
-    value = value.T if row.path.endswith('/kernel') else value
+    value = value.T if path.endswith('/kernel') else value
     if row.layer is None:
-      flat[row.path] = value
+      flat[path] = value
     else:
       shape = (network.config.layers, *value.shape)
-      flat.setdefault(row.path, np.empty(shape, np.float32))[row.layer] = value
+      flat.setdefault(path, np.empty(shape, np.float32))[row.layer] = value
   return tree.unflatten(flat)
 
 

@@ -9,10 +9,9 @@ import pathlib
 import re
 import shutil
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
@@ -20,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 
 from disranker_jax.data import contents
 from disranker_jax.errors import UserError
-from disranker_jax.models import families
+from disranker_jax.models import families, modules
 from disranker_jax.models.files import replacing, write_tensors
+from disranker_jax.models.tensors import InMemory, Part, constants, parts, rows_of
 from disranker_jax.models.tree import flatten, unflatten
 
 if TYPE_CHECKING:
@@ -44,21 +44,28 @@ MAX_LAYERS = 1000  # before a file is opened, there is a list of all tensors of 
 FLOATS = ('F64', 'F32', 'F16', 'BF16')
 
 
-class Row(NamedTuple):
-  """Where one tensor of the file goes."""
-
-  path: str
-  layer: int | None  # index in our stack
-  shape: tuple[int, ...]  # as the file has it
-
-
 def read_config(folder: str | pathlib.Path) -> dict:
   """config.json of a model folder as a dict, with transformers' defaults if it knows the type.
 
-  Of a model that reads images too it is the config of the text model.
+  Of a model that reads images too it is the config of the text model. If the folder has its head in
+  modules of sentence-transformers, the dict describes that head too.
 
   Raises: UserError for a file that is missing or broken, or of an unsupported `model_type`.
   """
+  config = _network_config(folder)
+  if found := modules.head(folder):
+    family = families.find(config['model_type'])
+    config |= modules.classifier(found, family.head_modules, config)
+  return config
+
+
+def head_tensors(folder: str | pathlib.Path) -> dict[str, np.ndarray]:
+  """The tensors in modules of sentence-transformers, by Hugging Face name; usually none."""
+  found = modules.head(folder)
+  return modules.tensors(found, bool(read_config(folder).get('norm_bias'))) if found else {}
+
+
+def _network_config(folder) -> dict:
   path = pathlib.Path(folder) / 'config.json'
   try:
     raw = json.loads(path.read_text(encoding='utf-8'))
@@ -99,36 +106,6 @@ def open_config(folder: str | pathlib.Path) -> families.Config:
     raise UserError(f'{folder}/config.json is not a model config: {error}') from None
 
 
-def tensor_rows(network: Network, layers: Sequence[int] | None = None) -> dict[str, Row]:
-  """Every tensor of the network as {Hugging Face name: Row}; see `load` for `layers`."""
-  shapes = flatten(network.shapes()['params'])
-  layers = range(network.config.layers) if layers is None else layers
-  rows, todo = {}, set(shapes)
-  for template, path in network.family.tensors.items():
-    if path not in shapes:
-      continue
-    todo.discard(path)
-    stacked = '{}' in template
-    shape = shapes[path].shape[1:] if stacked else shapes[path].shape
-    shape = shape[::-1] if path.endswith('/kernel') else shape
-    for ours, theirs in enumerate(layers if stacked else (None,)):
-      rows[template.format(theirs)] = Row(path, ours if stacked else None, shape)
-  assert not todo, f'no Hugging Face name for {sorted(todo)}'
-  return rows
-
-
-def stack(network: Network, tensors: dict) -> dict:
-  """The network's params, from all of its tensors by Hugging Face name; can be traced."""
-  layers = {}
-  for name, row in tensor_rows(network).items():
-    value = tensors[name].astype(np.float32)
-    layers.setdefault(row.path, []).append(value.T if row.path.endswith('/kernel') else value)
-    stacked = row.layer is not None
-    if stacked and row.layer == network.config.layers - 1:
-      layers[row.path] = [jnp.stack(layers[row.path])]
-  return unflatten({path: value for path, [value] in layers.items()})
-
-
 def weight_files(folder: str | pathlib.Path) -> list[pathlib.Path]:
   """The safetensors files that a model folder should have; they may be missing.
 
@@ -159,6 +136,8 @@ def _open_all(folder, stack):
       files.append((path.name, stack.enter_context(safe_open(path, 'np'))))
     except (SafetensorError, OSError) as error:
       raise UserError(f'{path} is truncated or corrupt, fetch it again: {error}') from None
+  if tensors := head_tensors(folder):
+    files.append(('modules.json', InMemory(tensors)))
   return files
 
 
@@ -193,7 +172,7 @@ def _match(files, rows, network, all_layers):
       elif dtype not in FLOATS:
         problems.append(f'type of {raw}: {dtype}, expected a float')
       sources[canonical] = (file, raw)
-  missing = [n for n in rows if n not in sources and not rows[n].path.startswith(family.fresh)]
+  missing = [n for n in rows if n not in sources and not rows[n].paths[0].startswith(family.fresh)]
   return sources, problems + [f'missing: {name}' for name in missing]
 
 
@@ -213,13 +192,13 @@ def check(folder: str | pathlib.Path, network: Network, layers: Sequence[int] | 
   Raises: UserError as `load` does.
   """
   with contextlib.ExitStack() as stack:
-    _matched(folder, tensor_rows(network, layers), network, layers, stack)
+    _matched(folder, rows_of(network, layers), network, layers, stack)
 
 
 def lacking(folder: str | pathlib.Path, network: Network) -> list[str]:
   """The tensors of the head that a folder lacks, and that `load` makes at random."""
   family = network.family
-  head = [n for n, row in tensor_rows(network).items() if row.path.startswith(family.fresh)]
+  head = [n for n, row in rows_of(network).items() if row.paths[0].startswith(family.fresh)]
   with contextlib.ExitStack() as stack:
     files = _open_all(folder, stack)
     held = {family.canonical(raw) for _, file in files for raw in file.keys()}  # noqa: SIM118
@@ -254,13 +233,14 @@ def load(
   Raises: UserError with every tensor that is unknown, missing, set twice, or of another shape, or
   with the name of a truncated file.
   """
-  rows = tensor_rows(network, layers)
+  rows = rows_of(network, layers)
   shapes = network.shapes()['params']
-  flat_shapes, sources, flat = flatten(shapes), {}, {}
+  flat_shapes, sources, flat = flatten(shapes), constants(network, layers), {}
   with contextlib.ExitStack() as stack:
     matched = _matched(folder, rows, network, layers, stack)
     for name, (file, raw) in matched.items():
-      sources.setdefault(rows[name].path, {})[rows[name].layer] = file.get_slice(raw)
+      for path, start, _ in parts(network, rows[name]):
+        sources.setdefault(path, {})[rows[name].layer] = Part(file.get_slice(raw), start)
     for path, views in sources.items():
       shape = flat_shapes[path].shape
       read = functools.partial(_read, views, path.endswith('/kernel'), shape, dtype)
@@ -350,13 +330,15 @@ def save(
 
 def _tensors(network, flat, dtype):
   """(Hugging Face name, tensor on the host) one by one, a layer at a time."""
-  for name, row in tensor_rows(network).items():
-    value = flat[row.path] if row.layer is None else flat[row.path][row.layer]
-    value = value.astype(dtype)
-    if isinstance(value, jax.Array) and not value.is_fully_addressable:
-      value = multihost_utils.process_allgather(value, tiled=True)
-    value = np.asarray(value)
-    yield name, np.ascontiguousarray(value.T if row.path.endswith('/kernel') else value)
+  for name, row in rows_of(network).items():
+    held = []
+    for path in row.paths:
+      value = flat[path] if row.layer is None else flat[path][row.layer]
+      value = value.astype(dtype)
+      if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        value = multihost_utils.process_allgather(value, tiled=True)
+      held.append(np.asarray(value).T if path.endswith('/kernel') else np.asarray(value))
+    yield name, np.ascontiguousarray(np.concatenate(held) if len(held) > 1 else held[0])
 
 
 def _config(network, dtype):

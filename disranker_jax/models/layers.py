@@ -173,15 +173,18 @@ class LayerNorm(nn.Module):
   """Layer norm in fp32; the result has the input's dtype."""
 
   eps: float
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x):
     scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
-    bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
     wide = x.astype(jnp.float32)
     wide -= jnp.mean(wide, axis=-1, keepdims=True)
     wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
-    return (wide * _last_axis(scale, wide) + _last_axis(bias, wide)).astype(x.dtype)
+    wide *= _last_axis(scale, wide)
+    if self.use_bias:
+      wide += _last_axis(self.param('bias', nn.initializers.zeros, (x.shape[-1],)), wide)
+    return wide.astype(x.dtype)
 
 
 def constrain(x: jax.Array, sequence: bool = False) -> jax.Array:

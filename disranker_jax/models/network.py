@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from disranker_jax.errors import UserError
-from disranker_jax.models import families, hf
+from disranker_jax.models import families, hf, tensors
 from disranker_jax.models.attention import check_kernel
 from disranker_jax.models.layers import activation_dtype, constrain
+from disranker_jax.models.pooling import POOLINGS, pick
 
 LOGPROB_CHUNK = 256
 
@@ -94,14 +95,15 @@ class Network:
       batch = batch | {'positions_BT': batch['positions_BT'] + offset}
     return self.module.apply(variables, *(batch[key] for key in self.family.inputs))
 
-  def score_at(self, variables: dict, hidden_BTD: jax.Array, index_AX: jax.Array) -> jax.Array:
-    """Scores [A * X] fp32 of the hidden states at positions of blocks."""
-    picked_PD = pick(hidden_BTD, index_AX).reshape(-1, hidden_BTD.shape[-1])
-    return self.module.apply(variables, picked_PD, method='score')
+  def score_at(self, variables: dict, hidden_BTD: jax.Array, batch: dict) -> jax.Array:
+    """Scores [A * X] fp32 of the documents of a batch, from the batch's hidden states."""
+    pooled_AXD = POOLINGS[self.family.pooling(self.config)](hidden_BTD, batch)
+    pooled_PD = pooled_AXD.reshape(-1, hidden_BTD.shape[-1])
+    return self.module.apply(variables, pooled_PD, method='score')
 
   def scores(self, variables: dict, batch: dict) -> jax.Array:
     """Relevance scores [G, N] fp32, 0 where mask_GN is False."""
-    scores_P = self.score_at(variables, self.hidden(variables, batch), batch['index_AX'])
+    scores_P = self.score_at(variables, self.hidden(variables, batch), batch)
     return jnp.where(batch['mask_GN'], scores_P.reshape(batch['mask_GN'].shape), 0.0)
 
   def label_logits(
@@ -173,9 +175,8 @@ class Network:
     return params | {name: self.merge_lora(params[name], lora[name]) for name in lora}
 
   def count_params(self) -> int:
-    """The number of base parameters, without LoRA."""
-    shapes = self.shapes()['params']
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+    """The number of base parameters that a file of the model has, without LoRA."""
+    return sum(math.prod(row.shape) for row in tensors.rows_of(self).values())
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -214,16 +215,6 @@ def logprob_chunk(blocks: int, count: int) -> int:
   and its gradient for each chunk.
   """
   return max(1, min(count, LOGPROB_CHUNK if blocks == 1 else 2 * LOGPROB_CHUNK))
-
-
-def pick(hidden_BTD: jax.Array, index_AX: jax.Array) -> jax.Array:
-  """Hidden states [A, X, D] at positions of each block's flattened rows.
-
-  It gathers inside blocks, so that a device with whole blocks needs no rows of other devices.
-  """
-  blocks, width = index_AX.shape[0], hidden_BTD.shape[-1]
-  hidden_AYD = hidden_BTD.reshape(blocks, -1, width)
-  return jnp.take_along_axis(hidden_AYD, index_AX[:, :, None], axis=1)
 
 
 @functools.lru_cache(maxsize=64)  # tracing a network takes tenths of a second

@@ -22,7 +22,10 @@ from disranker_jax.errors import UserError
 from disranker_jax.models import files, hf, tiny
 from disranker_jax.progress import say
 
-HUB_FILES = ('*.json', '*.txt', '*.model', '*.jinja', 'model*.safetensors', 'README.md')
+HUB_FILES = (
+  '*.json', '*.txt', '*.model', '*.jinja', 'model*.safetensors', 'README.md',
+  '[0-9]_*/model.safetensors',  # of modules (modules.py)
+)  # fmt: skip
 HUB_TIMEOUT_S = 5
 MODEL_FILES = ('config.json', 'model.safetensors', *hf.TOKENIZER_FILES)
 
@@ -84,12 +87,18 @@ NAMES = {
   'llama-3.2-1b': 'meta-llama/Llama-3.2-1B',
   'qwen2.5-0.5b': 'Qwen/Qwen2.5-0.5B',
   'qwen3-0.6b': 'Qwen/Qwen3-0.6B-Base',
+  'qwen3-4b': 'Qwen/Qwen3-4B-Base',
+  'gemma-3-270m': 'google/gemma-3-270m',
+  'smollm3-3b': 'HuggingFaceTB/SmolLM3-3B-Base',
   'bert-base': 'google-bert/bert-base-uncased',
   'bert-multilingual': 'google-bert/bert-base-multilingual-cased',
   'distilbert': 'distilbert/distilbert-base-uncased',
   'roberta-base': 'FacebookAI/roberta-base',
   'xlm-roberta-base': 'FacebookAI/xlm-roberta-base',
   'electra-base': 'google/electra-base-discriminator',
+  'modernbert-base': 'answerdotai/ModernBERT-base',
+  'ettin-150m': 'jhu-clsp/ettin-encoder-150m',
+  'mmbert-base': 'jhu-clsp/mmBERT-base',
   'minilm-l12': 'sentence-transformers/all-MiniLM-L12-v2',
   'ms-marco-minilm-l6': 'cross-encoder/ms-marco-MiniLM-L6-v2',
   'ms-marco-minilm-l12': 'cross-encoder/ms-marco-MiniLM-L12-v2',
@@ -97,6 +106,8 @@ NAMES = {
   'bge-reranker-base': 'BAAI/bge-reranker-base',
   'bge-reranker-large': 'BAAI/bge-reranker-large',
   'bge-reranker-v2-m3': 'BAAI/bge-reranker-v2-m3',
+  'gte-reranker-modernbert': 'Alibaba-NLP/gte-reranker-modernbert-base',
+  'ettin-reranker-150m': 'cross-encoder/ettin-reranker-150m-v1',
   'qwen3-reranker-0.6b': 'tomaarsen/Qwen3-Reranker-0.6B-seq-cls',
 }
 

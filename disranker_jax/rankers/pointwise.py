@@ -40,7 +40,7 @@ def score_fn(network, scorer: str = 'score_head') -> Callable:
     if 'query_likelihood' in scorer:
       total_GN += mean_logprob(network, variables, hidden_BTD, batch)
     if 'score_head' in scorer:
-      scores_P = network.score_at(variables, hidden_BTD, batch['index_AX'])
+      scores_P = network.score_at(variables, hidden_BTD, batch)
       total_GN += scores_P.reshape(total_GN.shape)
     return total_GN
 

@@ -42,7 +42,7 @@ class HiddenStates:
       layer_map=self.pairs,
       projection_DD=variables.get('hidden', {}).get('projection'),
     )
-    scores_P = self.student.score_at(own, ours_LBTD[-1], batch['index_AX'])
+    scores_P = self.student.score_at(own, ours_LBTD[-1], batch)
     return scores_P.reshape(batch['mask_GN'].shape), gap
 
 

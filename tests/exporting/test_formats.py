@@ -90,7 +90,9 @@ class TestInt8:
     config, tensors = hf.read_config(exported), formats.tensors(exported)
     tensors['bert.embeddings.LayerNorm.weight'] = tensors['bert.embeddings.LayerNorm.weight'].copy()
     tensors['bert.embeddings.LayerNorm.weight'][5] *= 50
-    peaks = quantised.peaks(BERT, config, tensors)['bert.encoder.layer.0.attention.self.query']
+    peaks = quantised.peaks(graph.Bert, BERT, config, tensors)[
+      'bert.encoder.layer.0.attention.self.query'
+    ]
     assert peaks.argmax() == 5
 
   def test_a_huge_channel_costs_the_others_nothing(self, student, exported, texts):
@@ -106,7 +108,7 @@ class TestInt8:
     inputs, scores = arrays(texts, 64), {}
     for kind, model in (
       ('fp32', graph.Bert(BERT, config, tensors).model()),
-      ('int8', quantised.build(BERT, config, tensors)),
+      ('int8', quantised.build(graph.Bert, BERT, config, tensors)),
     ):
       [scores[kind]] = session_of(model).run(None, inputs)
     assert np.abs(scores['int8'] - scores['fp32']).max() < 0.2 * scores['fp32'].std()

@@ -12,7 +12,7 @@ from disranker_jax.models import load, tiny, weights
 from disranker_jax.pipeline import steps, systems
 from disranker_jax.pipeline.steps import Step
 
-# From the published config.json files of the paper's two models.
+# From the published config.json files of the models in configs/.
 PUBLISHED = {
   'mistralai/Mistral-7B-v0.1': {
     'model_type': 'mistral', 'vocab_size': 32000, 'hidden_size': 4096, 'intermediate_size': 14336,
@@ -24,6 +24,18 @@ PUBLISHED = {
     'model_type': 'bert', 'vocab_size': 119547, 'hidden_size': 768, 'intermediate_size': 3072,
     'num_hidden_layers': 12, 'num_attention_heads': 12, 'max_position_embeddings': 512,
     'type_vocab_size': 2, 'layer_norm_eps': 1e-12, 'pad_token_id': 0,
+  },
+  'Qwen/Qwen3-4B': {
+    'model_type': 'qwen3', 'vocab_size': 151936, 'hidden_size': 2560, 'intermediate_size': 9728,
+    'num_hidden_layers': 36, 'num_attention_heads': 32, 'num_key_value_heads': 8, 'head_dim': 128,
+    'max_position_embeddings': 40960, 'rms_norm_eps': 1e-6, 'rope_theta': 1000000.0,
+    'tie_word_embeddings': True, 'bos_token_id': 151643, 'eos_token_id': 151645,
+  },
+  'answerdotai/ModernBERT-base': {
+    'model_type': 'modernbert', 'vocab_size': 50368, 'hidden_size': 768, 'intermediate_size': 1152,
+    'num_hidden_layers': 22, 'num_attention_heads': 12, 'max_position_embeddings': 8192,
+    'global_attn_every_n_layers': 3, 'local_attention': 128, 'global_rope_theta': 160000.0,
+    'local_rope_theta': 10000.0, 'classifier_pooling': 'mean', 'pad_token_id': 50283,
   },
 }  # fmt: skip
 

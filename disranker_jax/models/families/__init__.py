@@ -12,6 +12,7 @@ from disranker_jax.models.families.gemma import Gemma
 from disranker_jax.models.families.gemma3 import Gemma3
 from disranker_jax.models.families.llama import Llama
 from disranker_jax.models.families.mistral import Ministral, Ministral3, Mistral
+from disranker_jax.models.families.modernbert import ModernBert
 from disranker_jax.models.families.qwen2 import Qwen2
 from disranker_jax.models.families.qwen3 import Qwen3
 from disranker_jax.models.families.roberta import Roberta
@@ -28,6 +29,7 @@ FAMILIES: dict[str, Family] = {
   'ministral': Ministral(),
   'ministral3': Ministral3(),
   'mistral': Mistral(),
+  'modernbert': ModernBert(),
   'qwen2': Qwen2(),
   'qwen3': Qwen3(),
   'roberta': Roberta(),

@@ -66,9 +66,13 @@ class Family:
     architecture   prefix of the class names in transformers, as in BertForSequenceClassification
     prefix         first part of the names of all tensors but the heads', which bare files lack
     tensors        {Hugging Face name: our path}; '{}' is the layer. The tensors of a path below
-                   'blocks' are stacked, and those of a path that ends in 'kernel' are transposed
+                   'blocks' are stacked, and those of a path that ends in 'kernel' are transposed.
+                   Several paths are parameters that one tensor holds, on its first axis
+    absent         {Hugging Face name: value} of tensors that no file has, for example of a layer
+                   that lacks a norm; this value fills their place in the stack of layers
     fresh          prefixes of our paths that a base model's file may lack; they start at random
     ignored        regular expression of tensors that are heads of other tasks
+    head_modules   the head as a list of kinds of sentence-transformers' modules (see modules.py)
   Exports
     title          what the model card calls the model
     usage          the card's section on use, with {name}, {query}, {architecture}, {max_len},
@@ -89,9 +93,11 @@ class Family:
 
   architecture = ''
   prefix = ''
-  tensors: ClassVar[dict[str, str]] = {}
+  tensors: ClassVar[dict[str, str | tuple[str, ...]]] = {}
+  absent: ClassVar[dict[str, float]] = {}
   fresh: tuple[str, ...] = ()
   ignored = ''
+  head_modules: tuple[str, ...] = ()
 
   title = 'cross-encoder'
   usage = SERVE_USE + PAIR_SCORES
@@ -129,6 +135,10 @@ class Family:
       everything(*inputs): touches each parameter once, for init
     """
     raise NotImplementedError
+
+  def pooling(self, config: Config) -> str:
+    """Which hidden state of a document the score is computed from: a key of pooling.POOLINGS."""
+    return 'token'
 
   def position_offset(self, config: Config) -> int:
     """The position of a text's first token; a batch counts from 0."""

@@ -159,7 +159,7 @@ class Bert(Family):
     from disranker_jax.exporting import graph, quantised
 
     if name == 'onnx_int8':
-      return quantised.build(self, config, tensors)
+      return quantised.build(graph.Bert, self, config, tensors)
     return graph.Bert(self, config, tensors, graph.DTYPES[name]).model()
 
 
