@@ -69,18 +69,22 @@ def _is_classifier(config: dict) -> bool:
 
 
 def _check_modules(folder: Path, cross_encoder: dict, text: dict) -> None:
-  """Raises: UserError for a CrossEncoder with a head of its own modules."""
+  """Raises: UserError for a CrossEncoder that reads its score from next-token logits.
+
+  Heads of Pooling, Dense and LayerNorm modules are read and checked in modules.py.
+  """
   if cross_encoder.get('model_type') != 'CrossEncoder':
     return
   modules = _read(folder / 'modules.json', [])
   kinds = [str(module.get('type', '')).rpartition('.')[2] for module in modules]
   others = [kind for kind in kinds if kind != 'Transformer']
   task = text.get('transformer_task', TASK)
-  if others or task != TASK:
+  if 'LogitScore' in others or (not others and task != TASK):
     what = ', '.join(others) or task
     raise UserError(
-      f'{folder}: its score comes from another head than a classifier on one token ({what} in '
-      'modules.json and sentence_bert_config.json), which is not supported'
+      f'{folder}: its score comes from another head than a classifier ({what} in modules.json and '
+      'sentence_bert_config.json), which is not supported here; `disranker llm-rank` reads logits '
+      'of words'
     )
 
 
