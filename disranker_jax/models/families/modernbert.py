@@ -262,7 +262,7 @@ class Block(nn.Module):
     q, k, v = (linear(c.width, n, c.attention_bias)(h_BTD).reshape(shape) for n in 'qkv')
     angles = kinds.of_layer(kind, angles)
     attend = functools.partial(
-      attention.attend, segments_BT=segments_BT, segments_BS=segments_BT, causal=False,
+      attention.attend, segments_BT=segments_BT, causal=False,
       precision=self.precision, kernel=self.attention,
     )  # fmt: skip
     q, k = rope.rotate(q, angles), rope.rotate(k, angles)
