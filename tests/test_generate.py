@@ -15,8 +15,14 @@ def tiny():
   return reference.network('mistral', 6.0, head='lm')
 
 
-def test_greedy_with_cache_is_the_argmax_of_the_full_forward_repeated(tiny):
-  model, variables = tiny
+# One of each type of decoder; local_global is a Qwen2 with a window in some layers.
+KINDS = ('mistral', 'llama', 'local_global', 'qwen3', 'gemma', 'gemma3', 'smollm3', 'ministral')
+KINDS += ('ministral3',)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_greedy_with_cache_is_the_argmax_of_the_full_forward_repeated(kind):
+  model, variables = reference.network(kind, 6.0, head='lm')
   prompts = reference.sequences((5, 2, 9))
   ours = generate(model, variables, prompts, max_new=7, eos_id=-1)
   forward = jax.jit(model.hidden)
