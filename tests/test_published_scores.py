@@ -65,10 +65,10 @@ def test_the_token_ids_of_a_pair():
 
 CHAT = (
   '<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and '
-  'the Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
-  '<Instruct>: Given a web search query, retrieve relevant passages that answer the query.\n'
-  '<Query>: {query}\n<Document>: {title}{summary}<|im_end|>\n<|im_start|>assistant\n'
-  '<think>\n\n</think>\n\n'
+  'the Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n'
+  '<|im_start|>user\n<Instruct>: Given a web search query, retrieve relevant passages that '
+  'answer the query.\n<Query>: {query}\n<Document>: {title}{summary}<|im_end|>\n'
+  '<|im_start|>assistant\n<think>\n\n</think>\n\n'
 )
 
 
