@@ -70,6 +70,12 @@ def test_the_tokenizer_itself_stays_as_it_was(tokenizer):
     assert backend.encode(name, add_special_tokens=False).ids[-1] == i
 
 
+def test_two_copies_of_a_tokenizer_have_the_same_names(tokenizer):
+  """Several threads may each make the first one."""
+  uncached = tokenising.plain.__wrapped__
+  assert uncached(tokenizer.backend_tokenizer).names == uncached(tokenizer.backend_tokenizer).names
+
+
 def test_added_words_and_runs_of_blanks_are_no_control_tokens():
   tokenizer = small.opened(small.byte_bpe(words=('covid-19', 'C++')))
   for word in ('covid-19', 'C++', '\n\n'):

@@ -15,6 +15,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import multiprocessing
 import os
@@ -41,6 +42,8 @@ PAIRS = 256  # per piece of work: enough to make the transfer cheap
 # Added tokens that a tokenizer does not declare as special are control tokens too if they have one
 # of these characters, as `<think>` and `|||EMAIL|||`. The others are words and runs of blanks.
 MARKS = frozenset('<>[]{}|')
+KEY = secrets.token_bytes(32)
+LETTERS = str.maketrans('0123456789abcdef', 'ghijklmnopqrstuv')
 
 
 class Plain(NamedTuple):
@@ -61,7 +64,7 @@ def plain(backend: Tokenizer) -> Plain:
   raw = json.loads(backend.to_str())
   model = raw['model']
   control = [t for t in raw['added_tokens'] if t['special'] or _is_marked(t['content'])]
-  names = {token['content']: _secret() for token in control}
+  names = {token['content']: _secret(token['content']) for token in control}
   for token in control:
     token['content'] = names[token['content']]
   vocab = model.get('vocab', {})
@@ -82,9 +85,13 @@ def _is_marked(token: str) -> bool:
   return len(token) > 1 and not MARKS.isdisjoint(token)
 
 
-def _secret() -> str:
-  """32 letters that nobody can guess; of them no tokenizer makes anything else."""
-  return ''.join(secrets.choice('ghijklmnopqrstuvwxyz') for _ in range(32))
+def _secret(token: str) -> str:
+  """32 letters that nobody can guess, the same for all copies that this process makes.
+
+  Letters, because no normaliser makes anything else of them.
+  """
+  digest = hashlib.blake2b(token.encode('utf-8', 'surrogatepass'), key=KEY, digest_size=16)
+  return digest.hexdigest().translate(LETTERS)
 
 
 def text_ids(tokenizer, texts: Sequence[str]) -> list[list[int]]:

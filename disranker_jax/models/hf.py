@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from disranker_jax.data import contents
 from disranker_jax.errors import UserError
-from disranker_jax.models import families, modules
+from disranker_jax.models import families, modules, tokenizer_files
 from disranker_jax.models.files import replacing, write_tensors
 from disranker_jax.models.tensors import InMemory, Part, constants, parts, rows_of
 from disranker_jax.models.tree import flatten, unflatten
@@ -325,7 +325,7 @@ def save(
       for name in TOKENIZER_FILES:
         if (pathlib.Path(tokenizer_folder) / name).exists():
           shutil.copyfile(pathlib.Path(tokenizer_folder) / name, temporary / name)
-      _fit_tokenizer(temporary, network.family, config)
+      tokenizer_files.fit(temporary, network.family, config)
 
 
 def _tensors(network, flat, dtype):
@@ -356,30 +356,3 @@ def _config(network, dtype):
     # Without it sentence-transformers puts a sigmoid on the score.
     'sentence_transformers': {'activation_fn': 'torch.nn.modules.linear.Identity'},
   } | family.scoring_config(config)
-
-
-def _fit_tokenizer(folder, family, model_config):
-  """Adapts the copied tokenizer to the model: padding, maximum length, token types."""
-  paths = folder / 'tokenizer.json', folder / 'tokenizer_config.json'
-  if not all(path.exists() for path in paths):
-    return
-  tokenizer, config = (json.loads(path.read_text(encoding='utf-8')) for path in paths)
-  if family.served:
-    # Generic tokenizer classes leave token types out, which changes the scores without an error.
-    # Others make them where the model has none.
-    config['model_input_names'] = list(family.tokenizer_inputs)
-    # transformers, and what uses it, then reads `[SEP]` in a text as text, as the prompts here do.
-    config['split_special_tokens'] = True
-  vocab = tokenizer['model'].get('vocab')
-  tokens = {i: token for token, i in vocab.items()} if isinstance(vocab, dict) else {}
-  tokens |= {token['id']: token['content'] for token in tokenizer.get('added_tokens', ())}
-  if model_config.get('pad_token_id') in tokens:
-    config['pad_token'] = tokens[model_config['pad_token_id']]
-  if max_len := model_config.get('disranker_jax', {}).get('max_len'):
-    # Clients cut texts at the tokenizer's maximum length.
-    config['model_max_length'] = max_len
-  if tokenizer.get('padding') or tokenizer.get('truncation'):
-    # Left there by another task; readers of this file alone would apply its lengths.
-    tokenizer |= {'padding': None, 'truncation': None}
-    paths[0].write_text(json.dumps(tokenizer, ensure_ascii=False) + '\n', encoding='utf-8')
-  paths[1].write_text(json.dumps(config, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
