@@ -142,6 +142,15 @@ def test_a_frequent_query_is_measured_once_and_learned_never(judged):
   assert not set(measured) & {click.query for click in split.learned}
 
 
+def test_the_measured_queries_do_not_depend_on_how_many_are_held_in_memory(judged, monkeypatch):
+  groups = judged([group(i) for i in range(1500)])
+  wanted = held_out.labelled(make_run(share=0.3, max_queries=12))
+  monkeypatch.setattr(held_out, 'MANY', 2)
+  assert held_out.labelled(make_run(share=0.3, max_queries=12)) == wanted and len(wanted) == 12
+  split = held_out.split(make_run(share=0.3, max_queries=12), 'sft', groups)
+  assert [g.query_id for g in split.measured] == [g.query_id for g in wanted]
+
+
 def test_too_few_queries_are_all_learned_and_one_line_says_so(judged, capsys):
   groups = judged([group(i) for i in range(60)])
   split = held_out.split(make_run(), 'sft', groups)
