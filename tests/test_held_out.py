@@ -142,6 +142,15 @@ def test_a_frequent_query_is_measured_once_and_learned_never(judged):
   assert not set(measured) & {click.query for click in split.learned}
 
 
+def test_the_measured_queries_do_not_depend_on_how_many_are_held_in_memory(judged, monkeypatch):
+  groups = judged([group(i) for i in range(1500)])
+  wanted = held_out.labelled(make_run(share=0.3, max_queries=12))
+  monkeypatch.setattr(held_out, 'MANY', 2)
+  assert held_out.labelled(make_run(share=0.3, max_queries=12)) == wanted and len(wanted) == 12
+  split = held_out.split(make_run(share=0.3, max_queries=12), 'sft', groups)
+  assert [g.query_id for g in split.measured] == [g.query_id for g in wanted]
+
+
 def test_too_few_queries_are_all_learned_and_one_line_says_so(judged, capsys):
   groups = judged([group(i) for i in range(60)])
   split = held_out.split(make_run(), 'sft', groups)
@@ -262,6 +271,9 @@ def test_the_loss_and_tau_of_distillation_are_of_held_out_scores(judged, student
     for x, (_, t) in zip(ours, scored, strict=True)
   ]
   assert found['tau'] == pytest.approx(np.mean(taus), abs=1e-6)
+  # What the term on hidden states adds to the variables is not read.
+  more = variables | {'teacher': variables['params'], 'hidden': {'projection': np.eye(2)}}
+  assert distill.measure(run, side, scored)(more) == found
   # The labelled queries are those of the other student, so the two can be compared.
   labels_only = sft.measure(run, side, 'student_sft')
   assert distill.measure(run, side, scored).made_of == labels_only.made_of

@@ -11,8 +11,10 @@ import pytest
 import test_train
 from ml_collections import ConfigDict
 
+from disranker_jax.config import defaults
 from disranker_jax.devices import sharding
 from disranker_jax.errors import Stopped, UserError
+from disranker_jax.pipeline import estimate
 from disranker_jax.training import logs, train, validation
 from disranker_jax.training.checkpoint import load_params
 from disranker_jax.training.settings import defaults as training_settings
@@ -200,3 +202,14 @@ def test_the_progress_line_shows_held_out_values_beside_the_loss(path, tmp_path,
   fit(tmp_path, path[4])
   last = [line for line in capsys.readouterr().err.splitlines() if '8/8' in line][-1]
   assert ' nDCG@5 -' in last and ' held-out loss ' in last
+
+
+def test_the_estimate_counts_what_the_loop_validates():
+  c = defaults()
+  checks, work = estimate.validations(c, c.distill, 24.0, 0.03, 87)
+  every = validation.interval(c.distill, 87, 8)  # 24 queries of 10 documents, 0.03 batches each
+  assert checks == sum(step % every == 0 or step == 87 for step in range(1, 88))
+  assert work == pytest.approx(checks * 8 / 3)
+  checks, work = estimate.validations(c, c.cpt, 24.0, 0.03, 87)  # one batch: a click is a document
+  assert checks > 10 and work == pytest.approx(checks / 3)
+  assert estimate.validations(c, c.distill, 9.0, 0.03, 87) == (0, 0.0)

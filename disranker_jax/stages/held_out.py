@@ -28,6 +28,7 @@ from disranker_jax.training.settings import LEAST
 from disranker_jax.training.validation import LOSS, Forward, Measure, Validation
 
 NDCG, PNR, TAU = 'ndcg@5', 'pnr', 'tau'
+MANY = 20  # times the queries that are measured: no more are held in memory
 # Keys of a stage's validation that are of no use without one.
 DECISIONS = ('keep_best', 'patience', 'every', 'metric')
 
@@ -68,7 +69,7 @@ def split(run, stage: str, records: Sequence, *, query: Callable = lambda record
   if not c.share:
     return Split(records, [])
   held, firsts = find(run, (query(record) for record in counted(stage, records)))
-  kept = Subset(records, np.delete(np.arange(len(records)), held))
+  kept = Subset(records, np.delete(np.arange(len(records), dtype=np.int32), held))
   if len(firsts) < LEAST:
     why = too_few(run, stage, len(firsts), len(records))
     needed(run, stage, why)
@@ -76,7 +77,7 @@ def split(run, stage: str, records: Sequence, *, query: Callable = lambda record
     return Split(kept if labelled(run) else records, [])
   if not kept:
     raise UserError(f'config.validation.share={c.share:g}: holds out all records of {stage}')
-  measured = [records[i] for i in firsts[: c.max_queries]]
+  measured = [records[i] for i in firsts]
   say(
     f'{stage}: {len(held):,} of {len(records):,} {what(stage)} are held out for validation, '
     f'{len(measured):,} are measured'
@@ -85,14 +86,16 @@ def split(run, stage: str, records: Sequence, *, query: Callable = lambda record
 
 
 def find(run, queries: Iterable[Click | Group]) -> tuple[list[int], list[int]]:
-  """(indices of what is held out, the first index of each query of these by the hash)."""
-  where, held, firsts = placer(run), [], {}
+  """(indices of what is held out, an index of each query that is measured, by the hash)."""
+  c, where, held, firsts = run.config.validation, placer(run), [], {}
   for i, record in enumerate(queries):
-    if (at := where(record)) < run.config.validation.share:
+    if (at := where(record)) < c.share:
       held.append(i)
       # Each query once: a click log repeats its frequent ones.
       firsts.setdefault((at, normalized(record.query)), i)
-  return held, [firsts[key] for key in sorted(firsts)]
+      if len(firsts) > MANY * c.max_queries:
+        firsts = {key: firsts[key] for key in sorted(firsts)[: c.max_queries]}
+  return held, [firsts[key] for key in sorted(firsts)[: c.max_queries]]
 
 
 def too_few(run, stage: str, found: int, records: int) -> str:
@@ -182,7 +185,7 @@ def labelled(run) -> list[Group]:
   _, firsts = find(run, records)
   if len(firsts) < LEAST:
     return []
-  return [sampled(records[i], c.documents) for i in firsts[: c.max_queries]]
+  return [sampled(records[i], c.documents) for i in firsts]
 
 
 def sampled(group: Group, size: int) -> Group:
