@@ -20,7 +20,10 @@ from disranker_jax.rankers.llm import batches, scheduler
 from disranker_jax.rankers.llm.asking import Docs
 from disranker_jax.rankers.llm.methods import Method, Options
 
-ROW_MULTIPLE = 64  # rows are as long as the longest prompt, rounded up to this
+ROW_MULTIPLE = 64  # the length of rows is rounded up to this
+# Rows hold two of the longest prompts, up to this length: rows of one are a quarter padding, and
+# longer ones cost more attention.
+LONG_ROW = 1024
 SEQUENTIAL_UNIT = 64  # queries that share batches where each has few prompts at a time
 ANSWERING = {
   'labels': batches.LabelLogits, 'permutation': batches.PermutedLabels, 'text': batches.Texts,
@@ -52,7 +55,8 @@ class Plan:
 
   def row_len(self, prompt: ContractPrompt) -> int:
     """Tokens of a row."""
-    return -(-prompt.max_len // ROW_MULTIPLE) * ROW_MULTIPLE
+    two = min(2 * prompt.max_len, max(prompt.max_len, LONG_ROW))
+    return -(-two // ROW_MULTIPLE) * ROW_MULTIPLE
 
   @property
   def head(self) -> str:
