@@ -6,7 +6,15 @@ import itertools
 import numpy as np
 import pytest
 
-from disranker_jax.rankers.llm import asking, heap, listwise, pairwise, pointwise, setwise
+from disranker_jax.rankers.llm import (
+  asking,
+  heap,
+  listwise,
+  methods,
+  pairwise,
+  pointwise,
+  setwise,
+)
 
 SIZES = (0, 1, 2, 3, 4, 5, 20, 21)
 
@@ -336,3 +344,18 @@ def test_the_heap_asks_for_a_parent_with_its_children():
   with pytest.raises(StopIteration) as end:
     next(steps)
   assert end.value.value == list(range(11)) and max(asked) == 5
+
+
+@pytest.mark.parametrize('n', [8, 20, 100])
+@pytest.mark.parametrize(
+  'name', ['prp_allpair', 'prp_heapsort', 'prp_sliding', 'setwise_heapsort', 'setwise_bubblesort']
+)
+def test_the_expected_number_of_prompts_is_about_right(name, n):
+  method, options = methods.find(name), methods.Options()
+  rng = np.random.default_rng(0)
+  kind = 'pair' if name.startswith('prp') else 'labels'
+  counts = [
+    len(run(method.steps(n, options, None), rng.normal(-np.arange(n), n / 4), kind)[1])
+    for _ in range(50)
+  ]
+  assert method.prompts(n, options) == pytest.approx(np.mean(counts), rel=0.25, abs=2)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +153,24 @@ def test_the_module_is_the_same_command():
   command = [sys.executable, '-m', 'disranker_jax.llm_rank', '--method', 'none', '--model', 'x']
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 2 and done.stderr.startswith('error: --source: is missing')
+
+
+@pytest.mark.parametrize(
+  'name, more', [('prp_allpair_soft', []), ('listwise_permutation', ['--shard', '2'])]
+)
+def test_several_devices_give_the_same(model, rows, tmp_path, name, more):
+  one = call(model, rows, tmp_path / 'one.run', name)
+  flags = {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+  command = [
+    sys.executable, '-m', 'disranker_jax.llm_rank', '--model', model, '--method', name,
+    '--source', rows, '--out', tmp_path / 'two.run', '--doc-tokens', '16', '--query-tokens', '8',
+    '--batch-tokens', '512', '--precision', 'float32', *more,
+  ]  # fmt: skip
+  subprocess.run(list(map(str, command)), env=os.environ | flags, check=True, cwd=ROOT)
+  two = runs.read_run(tmp_path / 'two.run')
+  assert one.keys() == two.keys()
+  for query, scores in one.items():
+    assert two[query] == pytest.approx(scores, abs=2e-4)
 
 
 class TestRefused:

@@ -49,7 +49,7 @@ class ContractPrompt:
         f'contract {self.contract.name!r}: a prompt has at most {self.contract.most} documents, '
         f'not {self.docs}; take a smaller window, or a contract with more labels'
       )
-    assert self.framed  # a missing chat template is an error now
+    _ = self.framed  # so that a missing chat template is an error now
 
   @functools.cached_property
   def framed(self) -> list[list[tuple[str, str]]]:

@@ -38,13 +38,15 @@ PROMPTS: Section = {
   ),
   'instruction': Key('', text('an instruction'), "The contract's instruction; '': its own."),
   'chat': Key(False, boolean(), "Frame the prompt by the tokenizer's chat template."),
-  'query_tokens': Key(64, at_least(1), 'Longer queries lose their end.'),
-  'doc_tokens': Key(128, at_least(1), 'Longer documents lose their end.'),
-  'window': Key(20, at_least(2), 'Documents of a listwise prompt.'),
-  'stride': Key(10, at_least(1), 'How far apart windows begin.'),
-  'passes': Key(1, at_least(1), 'Passes of windows.'),
-  'top': Key(10, at_least(1), 'Documents that a sort brings into order.'),
-  'children': Key(3, at_least(2), 'Documents that a setwise prompt compares with another one.'),
+  'query_tokens': Key(Plan.query_tokens, at_least(1), 'Longer queries lose their end.'),
+  'doc_tokens': Key(Plan.doc_tokens, at_least(1), 'Longer documents lose their end.'),
+  'window': Key(Options.window, at_least(2), 'Documents of a listwise prompt.'),
+  'stride': Key(Options.stride, at_least(1), 'How far apart windows begin.'),
+  'passes': Key(Options.passes, at_least(1), 'Passes of windows.'),
+  'top': Key(Options.top, at_least(1), 'Documents that a sort brings into order.'),
+  'children': Key(
+    Options.children, at_least(2), 'Documents that a setwise prompt compares with another one.'
+  ),
 }  # fmt: skip
 # Losses that learn the values of scores, or their differences, and not only the order.
 OF_VALUES = ('hybrid', 'point_mse', 'margin_mse')
@@ -91,6 +93,7 @@ def stages(todo: Plan) -> tuple[str, ...]:
 
 def open_model(config: ConfigDict, todo: Plan) -> TextModel:
   """The teacher's model for a plan, without parameters. Raises: UserError if it cannot do it."""
+  rankers.check_processes()
   if todo.head == 'rank':
     model = roles.open_role(config, 'teacher')
   else:

@@ -96,12 +96,22 @@ def maker(run, teacher) -> dict:
 
 
 def prompt_costs(run) -> dict[str, float]:
-  """What the prompts of all queries cost, if an LLM ranker scored them."""
+  """What the prompts of all queries cost, if an LLM ranker scored them.
+
+  Raises: UserError if it ties so many documents that there is little to learn.
+  """
   found = costs.summary(
     counts for kind in reads(run.config)
     for counts in open_shards(run, kind, len(open_chosen(run, kind))).counts()
   )  # fmt: skip
   say(f'score: {costs.told(found)}')
+  c = run.config.score
+  if found['tie_rate'] > c.max_tied_share:
+    raise UserError(
+      f'config.score.method={c.method!r}: gives the same score to {found["tie_rate"]:.0%} of the '
+      f'pairs of one query (config.score.max_tied_share={c.max_tied_share:g}); take a larger '
+      "model or another method, such as 'prp_allpair_soft'"
+    )
   return {k: v for k, v in found.items() if k not in ('queries', 'documents')}
 
 

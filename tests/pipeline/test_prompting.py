@@ -3,9 +3,13 @@
 import json
 
 import helpers
+import jax
 import llm_models
 import pytest
 
+from disranker_jax.commands.plan import stages
+from disranker_jax.devices import sharding
+from disranker_jax.errors import UserError
 from disranker_jax.pipeline import runner
 from disranker_jax.rankers.llm import ranker
 
@@ -111,6 +115,19 @@ class TestTeacher:
       assert sum(c['prompts'] for c in counts) == sum(2 * c['pairs'] for c in counts)
     assert stats['candidates']['mean'] > 0
     assert 'student' in helpers.load(workdir / 'evaluate' / 'results.json')
+
+  def test_points_that_are_mostly_tied_are_refused(self, model, tmp_path):
+    config = self.config(
+      model, 'prp_allpair', stages=('prepare', 'score'), score__max_tied_share=0.0
+    )
+    found = helpers.refused(config, tmp_path / 'run')
+    assert "config.score.method='prp_allpair': gives the same score to" in found
+    assert (tmp_path / 'run' / 'score' / 'teacher.run.gz').exists()
+
+  def test_a_plan_says_that_it_leaves_prompts_out(self, model):
+    mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1}, jax.devices()[:1])
+    with pytest.raises(UserError, match="='yes_no' ranks by prompts"):
+      stages.trace(self.config(model, 'yes_no'), 'score', mesh)
 
   @pytest.mark.parametrize(
     'method, changes, message',

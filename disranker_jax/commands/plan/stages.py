@@ -51,6 +51,11 @@ def trace(config: ConfigDict, name: str, mesh, platform: str = '') -> Step:
       f'--stage {name}: also runs {stage.uses(config)[1].label}, which the plan leaves out; set '
       'config.distill.hidden_weight=0'
     )
+  if name == 'score' and config.score.method:
+    raise UserError(
+      f'--stage score: config.score.method={config.score.method!r} ranks by prompts, whose lengths '
+      "need the tokenizer, which a plan does not have; set it to ''"
+    )
   settings = _resolved(config[stage.role], mesh, platform)
   with tempfile.TemporaryDirectory() as scratch:
     folder = config_folder(settings.model, pathlib.Path(scratch))

@@ -47,8 +47,8 @@ class Work:
 class LabelLogits:
   """The logits of the labels at the last position of each prompt: float32 [C].
 
-  Prompts are packed into `rows` rows of `row_len` tokens. `head` reads the model's linear head
-  instead.
+  Prompts are packed into `rows` rows of `row_len` tokens. A contract with the formula 'head' reads
+  the score of the model's linear head instead, as [1].
   """
 
   def __init__(self, network, variables, prompt: ContractPrompt, mesh, rows: int, row_len: int):

@@ -1,6 +1,7 @@
 """The methods by name: which algorithm, which contract, and what its scores are good for."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 from disranker_jax.data import named_contracts
@@ -77,9 +78,10 @@ def _pairs(name: str, title: str, gives: str, steps, prompts) -> Method:
   return Method(name, title, 'prp', gives, lambda o: 2, lambda n, o, c: steps(n, o), prompts)
 
 
-def _sorted_pairs(n: int, o: Options) -> float:
-  """Prompts of a heapsort by pairs, from a useful first stage."""
-  return 2 * (n + 2 * min(o.top, n) * max(n, 2).bit_length())
+def _sifts(n: int, o: Options, arity: int) -> float:
+  """Nodes that a heapsort passes after the heap is built, about; the heap shrinks meanwhile."""
+  top = min(o.top, n)
+  return top * (1 - top / (2 * n)) * math.log(n, arity) if n > 1 else 0.0
 
 
 def _windows(n: int, o: Options) -> float:
@@ -113,7 +115,8 @@ METHODS = {
     ),
     _pairs(
       'prp_heapsort', 'PRP, heapsort', 'order',
-      lambda n, o: pairwise.heapsort(n, o.top), _sorted_pairs,
+      lambda n, o: pairwise.heapsort(n, o.top),
+      lambda n, o: 2 * (1.5 * n + 1.4 * _sifts(n, o, 2)),
     ),
     _pairs(
       'prp_sliding', 'PRP, sliding', 'order',
@@ -127,12 +130,12 @@ METHODS = {
     Method(
       'setwise_heapsort', 'setwise heapsort', 'setwise', 'order', lambda o: o.children + 1,
       lambda n, o, c: setwise.heapsort(n, o.top, o.children),
-      lambda n, o: n / o.children + min(o.top, n) * 4,
+      lambda n, o: n / o.children + _sifts(n, o, o.children),
     ),
     Method(
       'setwise_bubblesort', 'setwise bubblesort', 'setwise', 'order', lambda o: o.children + 1,
       lambda n, o, c: setwise.bubblesort(n, o.top, o.children),
-      lambda n, o: min(o.top, n) * n / o.children,
+      lambda n, o: sum(math.ceil((n - 1 - i) / o.children) for i in range(min(o.top, n))),
     ),
     Method(
       'listwise', 'listwise, label logits', 'listwise', 'window', lambda o: o.window,

@@ -20,7 +20,10 @@ from disranker_jax.rankers.llm import batches, scheduler
 from disranker_jax.rankers.llm.asking import Docs
 from disranker_jax.rankers.llm.methods import Method, Options
 
-ROW_MULTIPLE = 64  # rows are as long as the longest prompt, rounded up to this
+ROW_MULTIPLE = 64  # the length of rows is rounded up to this
+# Rows hold two of the longest prompts, up to this length: rows of one are a quarter padding, and
+# longer ones cost more attention.
+LONG_ROW = 1024
 SEQUENTIAL_UNIT = 64  # queries that share batches where each has few prompts at a time
 ANSWERING = {
   'labels': batches.LabelLogits, 'permutation': batches.PermutedLabels, 'text': batches.Texts,
@@ -47,12 +50,13 @@ class Plan:
     docs = self.method.docs(self.options)
     made = ContractPrompt(self.contract, tokenizer, docs, self.query_tokens, self.doc_tokens)
     if self.method.reads != 'text':
-      assert len(made.label_ids) >= 0  # labels of several tokens are an error now
+      _ = made.label_ids  # so that labels of several tokens are an error now
     return made
 
   def row_len(self, prompt: ContractPrompt) -> int:
     """Tokens of a row."""
-    return -(-prompt.max_len // ROW_MULTIPLE) * ROW_MULTIPLE
+    two = min(2 * prompt.max_len, max(prompt.max_len, LONG_ROW))
+    return -(-two // ROW_MULTIPLE) * ROW_MULTIPLE
 
   @property
   def head(self) -> str:
@@ -100,6 +104,15 @@ def open_for(plan: Plan, name: str | Path, **settings) -> tuple[TextModel, Contr
   return dataclasses.replace(model, network=network), prompt
 
 
+def check_processes() -> None:
+  """Raises: UserError in one of several processes, which would have to step together."""
+  if jax.process_count() > 1:
+    raise UserError(
+      "LLM rankers run in one process: rank with 'disranker llm-rank' on one machine, and read the "
+      'run with config.evaluate.runs or config.data.teachers'
+    )
+
+
 def check_length(plan: Plan, prompt: ContractPrompt, network, folder: Path) -> None:
   """Raises: UserError for a model whose context is too short."""
   most = network.family.max_len(network.config)
@@ -134,15 +147,14 @@ class LLMRanker:
 
   `rows` is the number of rows of a batch, which have as many tokens as the longest prompt.
 
-  Raises: UserError in one of several processes, which do not step together here.
+  Raises: UserError in one of several processes.
   """
 
   def __init__(
     self, plan: Plan, network, variables, prompt: ContractPrompt, mesh, rows: int,
     live: int = scheduler.LIVE,
   ):  # fmt: skip
-    if jax.process_count() > 1:
-      raise UserError('LLM rankers run in one process; start one, and split the queries by hosts')
+    check_processes()
     self.network, variables = merged(network, variables)
     self.plan, self.prompt, self._live = plan, prompt, live
     self.rows, self.row_len = rows, plan.row_len(prompt)
