@@ -20,6 +20,7 @@ pytestmark = [
 ]
 
 PAPER = 'configs/disranker_mistral_7b.py'
+TODAY = 'configs/qwen3_modernbert.py'
 GENERATIONS = [
   (PAPER, 'distill', 'v5e:4x4'),
   (PAPER, 'score', 'v5p:2x2x2'),
@@ -34,6 +35,7 @@ SLICES = [
   (PAPER, 'cpt', 'v5e:4x4'),
   (PAPER, 'cpt', 'v6e:4x4'),
   (PAPER, 'sft', 'v5p:2x2x4'),
+  *((TODAY, s, 'v5e:8x8') for s in ('cpt', 'sft', 'score', 'student_sft', 'distill')),
   ('configs/own_data.py', 'cpt', 'v5p:2x2x4'),
   ('configs/own_data.py', 'sft', 'v5p:2x2x4'),
   ('configs/own_data.py', 'score', 'v5p:2x2x4'),

@@ -4,6 +4,7 @@ import json
 
 import jax
 import numpy as np
+import onnx
 import pytest
 import students
 import tokenizers
@@ -125,6 +126,15 @@ def test_every_reader_and_format_gives_the_networks_scores(relative):
   for row in rows:
     if row.precision == 'float32':
       assert row.max_difference < 1e-4 * max(scale, 1), row
+
+
+def test_the_kernels_of_all_layers_are_8_bits(relative):
+  student, folder = relative
+  model = onnx.load(folder / formats.ONNX['onnx_int8'])
+  count = [c.data_type for c in model.graph.initializer].count(onnx.TensorProto.INT8)
+  # The last layer's queries are apart where only `[CLS]` is computed.
+  first_only = getattr(student.network.config, 'pooling', 'cls') == 'cls'
+  assert count == 4 * student.network.config.layers + first_only
 
 
 def test_a_pair_is_framed_as_the_tokenizer_frames_it(relative):

@@ -55,8 +55,8 @@ class ModernBertConfig:
     return self.width // self.heads
 
 
-def _both(theirs: str, *ours: str) -> dict[str, str | tuple[str, ...]]:
-  """The kernel and bias of one tensor of the file, which may hold several of ours."""
+def _linear(theirs: str, *ours: str) -> dict[str, str | tuple[str, ...]]:
+  """The kernel and bias of a linear layer of the file, which may be several layers here."""
   names = {'weight': 'kernel', 'bias': 'bias'}
   return {
     f'{theirs}.{part}': tuple(f'{path}/{own}' for path in ours) for part, own in names.items()
@@ -78,15 +78,15 @@ class ModernBert(Family):
     'model.embeddings.tok_embeddings.weight': 'words/embedding',
     **_norm('model.embeddings.norm', 'embed_norm'),
     **_norm('model.layers.{}.attn_norm', 'blocks/attn_norm'),
-    **_both('model.layers.{}.attn.Wqkv', 'blocks/q', 'blocks/k', 'blocks/v'),
-    **_both('model.layers.{}.attn.Wo', 'blocks/o'),
+    **_linear('model.layers.{}.attn.Wqkv', 'blocks/q', 'blocks/k', 'blocks/v'),
+    **_linear('model.layers.{}.attn.Wo', 'blocks/o'),
     **_norm('model.layers.{}.mlp_norm', 'blocks/mlp_norm'),
-    **_both('model.layers.{}.mlp.Wi', 'blocks/gate', 'blocks/up'),
-    **_both('model.layers.{}.mlp.Wo', 'blocks/down'),
+    **_linear('model.layers.{}.mlp.Wi', 'blocks/gate', 'blocks/up'),
+    **_linear('model.layers.{}.mlp.Wo', 'blocks/down'),
     **_norm('model.final_norm', 'final_norm'),
-    **_both('head.dense', 'dense'),
+    **_linear('head.dense', 'dense'),
     **_norm('head.norm', 'head_norm'),
-    **_both('classifier', 'classifier'),
+    **_linear('classifier', 'classifier'),
   }
   # The first layer reads the norm of the embeddings and has none of its own.
   absent: ClassVar[dict[str, float]] = {
