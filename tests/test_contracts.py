@@ -285,6 +285,7 @@ class TestFiles:
       ({'pieces': ['{query} {document}}']}, 'write {{ or }} for a brace'),
       ({'formula': 'difference'}, "formula 'difference' needs 2, not 1"),
       ({'pieces': ['{query} {documents}']}, 'no document: add {document} to item'),
+      ({'formula': 'likelihood', 'labels': []}, 'the prompt has to end in {query}'),
       ({'system': 'x'}, 'a system message needs chat true'),
       ({'labels': [' Yes', ' Yes'], 'formula': 'difference'}, 'two are equal'),
     ],

@@ -8,10 +8,12 @@ import llm_models
 import numpy as np
 import pytest
 
+from disranker_jax.data.prompts import TextPrompt
 from disranker_jax.data.records import Document, Group
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models import hf, network
+from disranker_jax.rankers import pointwise
 from disranker_jax.rankers.llm import methods, ranker
 from disranker_jax.rankers.llm.methods import METHODS, Options
 
@@ -149,6 +151,18 @@ def test_free_decoding_is_repaired_and_counted(folder, mesh):
     faults = sum(counts.get(kind, 0) for kind in ('wrong_format', 'repetition', 'missing'))
     # A random model writes nothing of use.
     assert faults == counts.get('answers', 0) == counts['prompts']
+
+
+def test_the_query_likelihood_is_that_of_the_pointwise_ranker(folder, mesh):
+  made = opened(folder, mesh, 'query_likelihood')
+  text = TextPrompt(made.prompt.tokenizer, 128, 8, '{title} : {summary} : {query}', 'query')
+  variables = made._answering._variables
+  likelihood = pointwise.PointwiseRanker(
+    made.network, variables, text, mesh, 4, 128, 'query_likelihood'
+  )
+  theirs = [scores for _, scores in likelihood(GROUPS)]
+  for (_, ours), expected in zip(made(GROUPS), theirs, strict=True):
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize('name', ['rankllama_v1', 'rankllama_tevatron', 'rankllama_paper'])

@@ -88,11 +88,13 @@ def check(args: argparse.Namespace) -> None:
 def listed() -> str:
   """The methods and contracts, a line each."""
   from disranker_jax.data.named_contracts import NAMED
-  from disranker_jax.rankers.llm.methods import METHODS
+  from disranker_jax.rankers.llm.methods import GIVES, METHODS
 
   width = max(map(len, METHODS))
   lines = ['method, contract, scores:']
   lines += [f'  {m.name:{width}}  {m.contract:{width}}  {m.gives}' for m in METHODS.values()]
+  lines += ['scores, and how a student learns from them:']
+  lines += [f'  {name:{width}}  {use}' for name, use in GIVES.items()]
   lines += ['contracts, documents per prompt, labels:']
   for contract in NAMED.values():
     labels = ' '.join(contract.labels[:6]) + (' ...' if len(contract.labels) > 6 else '')

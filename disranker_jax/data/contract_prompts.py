@@ -93,13 +93,14 @@ class ContractPrompt:
   def encode_many(self, requests: Sequence[Request]) -> list[Encoded]:
     """One prompt for each query with its documents; thread-safe."""
     encoded = []
-    for ids, cut in self._joined(requests):
+    for ids, cut, predicted in self._joined(requests):
       array = np.array(ids, np.int32)
-      encoded.append(Encoded(array, np.zeros_like(array), len(array) - 1, cut=cut))
+      span = (len(array) - predicted, len(array)) if predicted else (0, 0)
+      encoded.append(Encoded(array, np.zeros_like(array), len(array) - 1, span, cut))
     return encoded
 
-  def _joined(self, requests: Sequence[Request]) -> list[tuple[list[int], bool]]:
-    """(ids, whether a text was cut) of each prompt."""
+  def _joined(self, requests: Sequence[Request]) -> list[tuple[list[int], bool, int]]:
+    """(ids, whether a text was cut, how many tokens at the end are predicted) of each prompt."""
     rendered = [self._render(query, docs) for query, docs in requests]
     flat = [piece for pieces in rendered for piece in pieces]
     tokens = iter(tokenised(self.tokenizer, flat))
@@ -142,7 +143,7 @@ class ContractPrompt:
     text = titled if field == 'document' else getattr(doc, field)
     return self.contract.clean(text[: _chars(self.doc_tokens)])
 
-  def _assembled(self, tokens: list['Tokens'], rendered) -> tuple[list[int], bool]:
+  def _assembled(self, tokens: list['Tokens'], rendered) -> tuple[list[int], bool, int]:
     """The ids of a prompt: start and end tokens added, fields cut."""
     owners = [_owners(each, spans) for each, (_, spans) in zip(tokens, rendered, strict=True)]
     all_ids = np.concatenate([each.ids for each in tokens])
@@ -158,7 +159,8 @@ class ContractPrompt:
       if first and bos is not None and own[:1] != [bos]:
         ids.append(bos)
       ids += own
-    return ids + ends, not keep.all()
+    predicted = int((owner[keep] == QUERY).sum()) if self.contract.formula == 'likelihood' else 0
+    return ids + ends, not keep.all(), min(predicted, len(ids) - 1)
 
   def _kept(self, owner: np.ndarray, query_tokens: int, doc_tokens: int) -> np.ndarray:
     """A mask without the ends of long fields."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from disranker_jax.errors import UserError
 
-FORMULAS = ('difference', 'raw', 'expectation', 'labels', 'head')
+FORMULAS = ('difference', 'raw', 'expectation', 'labels', 'head', 'likelihood')
 BOS = ('one', 'each', 'none')
 OF_QUERY = ('query', 'instruction', 'count')
 OF_DOCUMENT = ('document', 'title', 'summary')
@@ -36,7 +36,8 @@ class Contract:
                {documents} the i-th label names the i-th document
   formula      'difference': logit of the first label minus that of the second; 'raw': logit of
                the only label; 'expectation': mean of 0, 1, 2 ... under the softmax of the labels;
-               'labels': the logits; 'head': the model's linear head, without labels
+               'labels': the logits; 'head': the model's linear head, without labels; 'likelihood':
+               mean log-probability of the query's tokens, which end the prompt, without labels
   bos          the start token: 'one' at the start, 'each' before every piece, 'none'
   eos          whether the prompt ends in the end token
   chat         whether the tokenizer's chat template frames the pieces as the user's message
@@ -143,11 +144,15 @@ def _problems(c: Contract):
     yield "{documents} needs formula 'labels' and a label for each document, two or more"
   if len(set(c.labels)) < len(c.labels):
     yield 'labels: two are equal; write different ones'
-  least = {'difference': 2, 'raw': 1, 'head': 0}
+  least = {'difference': 2, 'raw': 1, 'head': 0, 'likelihood': 0}
   if not c.several and c.formula in least and len(c.labels) != least[c.formula]:
     yield f'labels: formula {c.formula!r} needs {least[c.formula]}, not {len(c.labels)}'
   if not c.several and c.formula == 'labels':
-    yield "formula 'labels' is for {documents}; use 'difference', 'raw', 'expectation' or 'head'"
+    others = ', '.join(map(repr, (f for f in FORMULAS if f != 'labels')))
+    yield f"formula 'labels' is for {{documents}}; use one of {others}"
+  last = parts(c.pieces[-1] + c.answer)[-1] if c.pieces else ('', '')
+  if c.formula == 'likelihood' and (last[1] != 'query' or used.count('query') > 1 or c.chat):
+    yield "formula 'likelihood': the prompt has to end in {query}, its only place, without chat"
   if c.formula == 'expectation' and len(c.labels) < 2:
     yield "labels: formula 'expectation' needs two or more"
 

@@ -54,6 +54,8 @@ CONTRACTS = (
     labels=('0', '1', '2', '3', '4'),
     formula='expectation',
   ),
+  # The zero-shot row of a run reads the same by default.
+  Contract('query_likelihood', ('{title} : {summary} : {query}',), formula='likelihood'),
   Contract(
     'qwen3_reranker',
     (

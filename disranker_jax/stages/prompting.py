@@ -188,7 +188,8 @@ def check_scores(config: ConfigDict) -> None:
       f'{key}: gives positions, and config.distill.loss={loss!r} learns their distances, which '
       f'mean nothing; choose of {orders}'
     )
-  if gives in ('points', 'window') and config.distill.normalize_scores != 'query':
+  apart = gives in ('likelihood', 'points', 'window') and loss != 'margin_mse'
+  if apart and config.distill.normalize_scores != 'query':
     raise UserError(
       f'{key}: gives scores that cannot be compared between queries; set '
       "config.distill.normalize_scores='query', or config.distill.loss='ranknet'"

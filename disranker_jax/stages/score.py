@@ -60,6 +60,7 @@ def open_scorer(run):
   c = run.config.score
   if c.method:
     todo = prompting.plan(run.config, 'score', c.method)
+    todo = todo.fitted(c.group_size) if c.group_size else todo
     scorer = prompting.ranker(run, todo, 'score', prompting.stages(todo))
     return prompting.open_model(run.config, todo), scorer
   model, variables, kind = result_rows.load(run, 'teacher')

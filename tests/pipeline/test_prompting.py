@@ -134,6 +134,7 @@ class TestTeacher:
     [
       ('prp_heapsort', {}, "gives positions, and config.distill.loss='hybrid' learns their"),
       ('listwise', {}, "set config.distill.normalize_scores='query'"),
+      ('query_likelihood', {}, "set config.distill.normalize_scores='query'"),
       ('yes_no', {'stages': ('prepare', 'sft', 'score')}, 'take sft out of config.stages'),
       ('yes_no', {'score__prompts__contract': 'prp'}, 'needs one with one document per prompt'),
       ('rankllama_paper', LIKELIHOOD, "set config.teacher.scorer='score_head'"),

@@ -20,6 +20,7 @@ from disranker_jax.devices import memory, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models.generate import PROMPT_MULTIPLE, generate
 from disranker_jax.models.permutations import Permutations
+from disranker_jax.rankers.pointwise import mean_logprob, predicted_per_row
 
 
 @dataclasses.dataclass
@@ -47,17 +48,17 @@ class Work:
 class LabelLogits:
   """The logits of the labels at the last position of each prompt: float32 [C].
 
-  Prompts are packed into `rows` rows of `row_len` tokens. A contract with the formula 'head' reads
-  the score of the model's linear head instead, as [1].
+  Prompts are packed into `rows` rows of `row_len` tokens. The formulas 'head' and 'likelihood' give
+  one value instead: the score of the linear head, or the mean log-probability of the query.
   """
 
   def __init__(self, network, variables, prompt: ContractPrompt, mesh, rows: int, row_len: int):
     self._network, self._variables, self._mesh = network, variables, mesh
-    self._head = prompt.contract.formula == 'head'
-    self._labels = () if self._head else tuple(prompt.label_ids)
+    self._formula, self._labels = prompt.contract.formula, tuple(prompt.label_ids)
+    predicted = predicted_per_row('query', row_len) if self._formula == 'likelihood' else 0
     parts = sharding.parts(mesh)
     self.blocks = 1 if rows % parts else parts
-    self._shape = Shape(rows, row_len, 1).block(self.blocks)
+    self._shape = Shape(rows, row_len, 1, predicted).block(self.blocks)
     self._pool, self._capacity = Pool(self._shape), rows * row_len
     self._compiled, self.work = None, Work()
 
@@ -109,7 +110,9 @@ class LabelLogits:
 
     def step(variables, batch):
       hidden_BTD, index_AX = network.hidden(variables, batch), batch['index_AX']
-      if self._head:
+      if self._formula == 'likelihood':
+        return mean_logprob(network, variables, hidden_BTD, batch).reshape(*index_AX.shape, 1)
+      if self._formula == 'head':
         return network.score_at(variables, hidden_BTD, index_AX).reshape(*index_AX.shape, 1)
       logits_PC = network.label_logits(variables, hidden_BTD, index_AX, self._labels)
       return logits_PC.reshape(*index_AX.shape, len(self._labels))

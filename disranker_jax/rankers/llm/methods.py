@@ -61,15 +61,16 @@ class Method:
 # What scores are, and how a student learns from them (distill.loss, distill.normalize_scores).
 GIVES = {
   'odds': "log-odds, grades or logits: loss 'hybrid'",
+  'likelihood': "log-likelihoods: loss 'hybrid' with normalize_scores 'query', or 'margin_mse'",
   'points': "points: loss 'hybrid' with normalize_scores 'query', or 'ranknet'",
   'window': "log-probabilities of a window: loss 'listwise_kl'",
   'order': "positions: loss 'ranknet' or 'adr_mse'; never 'point_mse' or 'margin_mse'",
 }
 
 
-def _pointwise(name: str, title: str) -> Method:
+def _pointwise(name: str, title: str, gives: str = 'odds') -> Method:
   return Method(
-    name, title, name, 'odds', lambda o: 1, lambda n, o, c: pointwise.each_alone(n, c.formula),
+    name, title, name, gives, lambda o: 1, lambda n, o, c: pointwise.each_alone(n, c.formula),
     lambda n, o: n,
   )  # fmt: skip
 
@@ -99,6 +100,7 @@ METHODS = {
   for method in (
     _pointwise('yes_no', 'pointwise yes/no'),
     _pointwise('graded', 'pointwise grades'),
+    _pointwise('query_likelihood', 'query likelihood', 'likelihood'),
     _pointwise('qwen3_reranker', 'Qwen3-Reranker'),
     _pointwise('mxbai_v2', 'mxbai-rerank-v2'),
     _pointwise('bge_gemma', 'bge-reranker-v2-gemma'),

@@ -15,7 +15,7 @@ def difference(logits_C: np.ndarray) -> float:
 
 
 def raw(logits_C: np.ndarray) -> float:
-  """The logit of the only label, or the score of a linear head."""
+  """The only value: the logit of a label, the score of a linear head, or a log-likelihood."""
   return float(logits_C[0])
 
 
@@ -26,7 +26,9 @@ def expectation(logits_C: np.ndarray) -> float:
   return float(weights_C @ np.arange(len(values_C)) / weights_C.sum())
 
 
-FORMULAS = {'difference': difference, 'raw': raw, 'head': raw, 'expectation': expectation}
+FORMULAS = {
+  'difference': difference, 'raw': raw, 'head': raw, 'likelihood': raw, 'expectation': expectation,
+}  # fmt: skip
 
 
 def each_alone(n: int, formula: str) -> Steps:
