@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from disranker_jax.data import tokenising
 from disranker_jax.data.contracts import OF_DOCUMENT, Contract, parts
 from disranker_jax.data.prompts import Encoded
 from disranker_jax.data.records import Document
@@ -85,7 +86,7 @@ class ContractPrompt:
     """The tokens between two labels of an answer."""
     answered = self._tail + self.contract.labels[0]
     [start], [whole], [alone] = (
-      text_ids(self.tokenizer, [text])
+      literal_ids(self.tokenizer, [text])
       for text in (answered, answered + self.contract.separator, self.contract.separator)
     )
     return whole[len(start) :] if whole[: len(start)] == start else alone
@@ -102,7 +103,7 @@ class ContractPrompt:
   def _joined(self, requests: Sequence[Request]) -> list[tuple[list[int], bool, int]]:
     """(ids, whether a text was cut, how many tokens at the end are predicted) of each prompt."""
     rendered = [self._render(query, docs) for query, docs in requests]
-    flat = [piece for pieces in rendered for piece in pieces]
+    flat = [text for pieces in rendered for text, _ in pieces]
     tokens = iter(tokenised(self.tokenizer, flat))
     return [self._assembled(list(itertools.islice(tokens, len(r))), r) for r in rendered]
 
@@ -112,7 +113,7 @@ class ContractPrompt:
     line = c.instruction_line.replace('{instruction}', c.instruction) if c.instruction else ''
     query = query[: _chars(self.query_tokens)]
     for piece in self.framed:
-      out = Rendering()
+      out = Rendering(self.tokenizer.backend_tokenizer)
       for literal, field in piece:
         out.add(literal)
         if field == 'query':
@@ -199,14 +200,16 @@ class ContractPrompt:
 
 
 class Rendering:
-  """A text under construction, with the spans of its fields."""
+  """A text under construction, and the spans of its fields; its literals have control tokens."""
 
-  def __init__(self):
-    self.text, self.spans = '', []
+  def __init__(self, backend):
+    self._backend, self.text, self.spans = backend, '', []
 
   def add(self, text: str, owner: int | None = None) -> None:
     """Appends a literal, or the text of a field."""
-    if owner is not None:
+    if owner is None:
+      text = tokenising.marked(self._backend, text)
+    else:
       self.spans.append((len(self.text), len(self.text) + len(text), owner))
     self.text += text
 
@@ -219,55 +222,22 @@ class Tokens:
   last: np.ndarray
 
 
-def tokenised(tokenizer, rendered: Sequence[tuple[str, list[Span]]]) -> list[Tokens]:
-  """The tokens of texts, in which no span of a field gives a control token.
-
-  A text that would give one is split inside it and tokenised in parts, so any tokenizer can be used
-  and all other texts are read as the tokenizer alone reads them.
-  """
-  control, backend = _control(tokenizer), tokenizer.backend_tokenizer
+def tokenised(tokenizer, texts: Sequence[str]) -> list[Tokens]:
+  """The tokens of texts; only names that `tokenising.marked` gives are control tokens."""
+  reader = tokenising.plain(tokenizer.backend_tokenizer).backend
   with panics():
-    rows = backend.encode_batch([text for text, _ in rendered], add_special_tokens=False)
-  out = []
-  for (text, spans), row in zip(rendered, rows, strict=True):
-    cuts, found = [(0, row)], _forged(control, [(0, row)], spans)
-    while found:
-      edges = sorted({0, len(text), *(start for start, _ in cuts), *found})
-      bounds = list(itertools.pairwise(edges))
-      with panics():
-        again = backend.encode_batch([text[a:b] for a, b in bounds], add_special_tokens=False)
-      cuts = [(a, each) for (a, _), each in zip(bounds, again, strict=True)]
-      found = _forged(control, cuts, spans)
-    ids = np.array([i for _, each in cuts for i in each.ids], np.int64)
-    last = np.array([a + end - 1 for a, each in cuts for _, end in each.offsets], np.int64)
-    out.append(Tokens(ids, last))
-  return out
+    rows = reader.encode_batch(list(texts), add_special_tokens=False)
+  return [
+    Tokens(np.array(row.ids, np.int64), np.array([end - 1 for _, end in row.offsets], np.int64))
+    for row in rows
+  ]
 
 
-def text_ids(tokenizer, texts: Sequence[str]) -> list[list[int]]:
+def literal_ids(tokenizer, texts: Sequence[str]) -> list[list[int]]:
   """The token ids of texts that are written by us: control tokens in them are control tokens."""
   with panics():
     rows = tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
   return [row.ids for row in rows]
-
-
-def _forged(control: frozenset[int], cuts, spans: list[Span]) -> set[int]:
-  """Where to split a text so that fields give no control tokens."""
-  found = set()
-  for base, row in cuts:
-    if control.isdisjoint(row.ids):
-      continue
-    for token, (start, end) in zip(row.ids, row.offsets, strict=True):
-      inside = any(a < base + end and base + start < b for a, b, _ in spans)
-      if token in control and inside and end - start > 1:
-        found.add(base + start + 1)
-  return found
-
-
-def _control(tokenizer) -> frozenset[int]:
-  """The ids of the added tokens, special or not, that are no runs of blanks."""
-  added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
-  return frozenset(i for i, token in added.items() if len(token.content.strip()) > 1)
 
 
 def _owners(tokens: Tokens, spans: list[Span]) -> np.ndarray:
