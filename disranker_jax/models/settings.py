@@ -19,7 +19,10 @@ SETTINGS: Section = {
   'seed': Key(
     0, at_least(0), "Added to config.seed in this model's stages: another student of one teacher."
   ),
-  'model': Key('', text('a local folder, a Hugging Face name, or a .gguf file of a decoder'), 'The pretrained model.'),
+  'model': Key(
+    '', text('a local folder, a Hugging Face name, or a .gguf file of a decoder'),
+    'The pretrained model (docs/models.md).',
+  ),
   'init_from': Key(
     '', text('a workdir'),
     'Workdir of an earlier run of the same model, whose trained parameters it starts from '
