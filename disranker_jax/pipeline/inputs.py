@@ -1,11 +1,11 @@
-"""Fingerprints of a stage's inputs outside the workdir: source files and local model folders."""
+"""Fingerprints of a stage's inputs outside the workdir: source files, model folders, prompts."""
 
 from pathlib import Path
 
 from disranker_jax.data import contents, sources
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
-from disranker_jax.stages import earlier, prepare
+from disranker_jax.stages import earlier, prepare, prompting
 
 
 def outside(config, stage: Stage, workdir: Path) -> dict[str, str | None]:
@@ -31,9 +31,9 @@ def outside(config, stage: Stage, workdir: Path) -> dict[str, str | None]:
     if config[role].init_from and not stage.ignores_init_from:
       found[f'{role}.init_from'] = earlier.fingerprint(config, workdir, role)
   if stage.name == 'score' and config.score.method:
-    contract = Path(config.score.prompts.contract).expanduser()
-    if contract.suffix == '.json':
-      found['score.prompts.contract'] = files([contract])
+    # With the text of the contract, which may be in a file.
+    plan = prompting.plan(config, 'score', config.score.method)
+    found['score.method'] = manifest.digest(plan.to_dict())
   if stage.name == 'distill' and config.distill.earlier_runs:
     found['distill.earlier_runs'] = earlier.scores_fingerprint(config)
   return found

@@ -156,7 +156,7 @@ SETTINGS = {
     "More rows: the pretrained teacher ranks by prompts, such as ('yes_no', 'prp_allpair', "
     "'listwise'); docs/llm_rankers.md has the methods.", affects_results=False,
   ),
-  'prompts': prompting.settings(affects_results=False),
+  'prompts': prompting.PROMPTS,
   'runs': Key(
     {}, mapping_of('[A-Za-z0-9_.-]+', prepare.ADDRESS),
     "More rows: rankings of the test queries from elsewhere, such as {'production': "

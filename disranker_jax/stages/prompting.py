@@ -31,7 +31,7 @@ def is_contract(name: str) -> bool:
   return name in ('', *NAMED) or name.endswith('.json')
 
 
-PROMPTS: Section = {
+KEYS: Section = {
   'contract': Key(
     '', Check("a contract's name, FILE.json, or ''", is_contract),
     "The prompt, by name or as FILE.json; '': the method's own (docs/llm_rankers.md).",
@@ -48,15 +48,12 @@ PROMPTS: Section = {
     Options.children, at_least(2), 'Documents that a setwise prompt compares with another one.'
   ),
 }  # fmt: skip
+# The fingerprint of a plan tells what changes a score, so no key makes a stage stale by itself.
+PROMPTS: Section = {
+  name: dataclasses.replace(key, affects_results=False) for name, key in KEYS.items()
+}
 # Losses that learn the values of scores, or their differences, and not only the order.
 OF_VALUES = ('hybrid', 'point_mse', 'margin_mse')
-
-
-def settings(*, affects_results: bool) -> Section:
-  """The section; rows of the table fingerprint their own settings."""
-  return {
-    name: dataclasses.replace(key, affects_results=affects_results) for name, key in PROMPTS.items()
-  }
 
 
 def plan(config: ConfigDict, section: str, name: str) -> Plan:

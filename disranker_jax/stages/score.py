@@ -321,9 +321,9 @@ SETTINGS = {
   'method': Key(
     '', one_of('', *METHODS),
     "The teacher's scores: '' is teacher.scorer; else its language model ranks by prompts, such as "
-    "'prp_allpair_soft' (docs/llm_rankers.md says which losses fit).",
-  ),
-  'prompts': prompting.settings(affects_results=True),
+    "'prp_allpair_soft' (docs/llm_rankers.md says which losses fit).", affects_results=False,
+  ),  # an input of the stage tells method and prompts, see pipeline/inputs.py
+  'prompts': prompting.PROMPTS,
   'group_size': Key(0, at_least(0), 'Documents per query that are scored; 0: all.'),
   'ranks': Key(
     'spread', one_of('spread', 'top'),

@@ -10,7 +10,7 @@ import pytest
 from disranker_jax.commands.plan import stages
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
-from disranker_jax.pipeline import runner
+from disranker_jax.pipeline import inputs, manifest, runner, systems
 from disranker_jax.rankers.llm import ranker
 
 PROMPTS = {'query_tokens': 8, 'doc_tokens': 12, 'window': 4, 'stride': 2, 'top': 3}
@@ -115,6 +115,20 @@ class TestTeacher:
       assert sum(c['prompts'] for c in counts) == sum(2 * c['pairs'] for c in counts)
     assert stats['candidates']['mean'] > 0
     assert 'student' in helpers.load(workdir / 'evaluate' / 'results.json')
+    changed = self.config(
+      model, 'prp_allpair_soft', distill__normalize_scores='query', score__prompts__doc_tokens=11
+    )
+    assert 'its input score.method has changed' in helpers.refused(changed, workdir)
+
+  def test_settings_of_prompts_that_are_not_used_make_nothing_stale(self, model):
+    plain, other = (self.config(model, '', score__prompts__doc_tokens=n) for n in (11, 12))
+    stage = systems.find('score', 'disranker')
+    found = [
+      (manifest.settings_of(c, stage.sections), inputs.outside(c, stage, None))
+      for c in (plain, other)
+    ]
+    assert found[0] == found[1]
+    assert not [key for key in found[0][0] if key.startswith(('score.method', 'score.prompts'))]
 
   def test_points_that_are_mostly_tied_are_refused(self, model, tmp_path):
     config = self.config(
