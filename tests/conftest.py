@@ -37,7 +37,7 @@ HEAVY = (
   'test_train.py',
   'exporting/*',
   'test_decoder.py',
-  'test_modernbert.py',
+  'test_modernbert*.py',
   'test_modules.py',
   'serve/test_command.py',
   'serve/test_bench.py',
