@@ -11,9 +11,9 @@ parameters; the student is all of ModernBERT-base, 22 layers and 150 million par
 student takes groups of three layers, so that global and local attention alternate as before:
 --config.student.layers="(0,1,2,9,10,11,18,19,20)".
 
-Hardware: planned for v5e:8x8 (disranker plan): 4.3 GiB per chip in cpt, 2.7 in sft, 1.4 in distill,
-of 16; about 2,400 chip-hours for the paper's numbers of rows at 512 tokens, almost all of them for
-cpt, scoring not included. This config has not been run at that size.
+Hardware: planned for v5e:8x8 (disranker plan): 4.3 GiB per chip in cpt, 2.7 in sft, .4 in score,
+1.4 in distill, of 16; about 2,800 chip-hours for the paper's numbers of rows at 512 tokens, 2,300
+of them for cpt and 430 for score. This config has not been run at that size.
 """
 
 from disranker_jax.config import defaults

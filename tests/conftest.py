@@ -43,7 +43,7 @@ HEAVY = (
   'test_decoder.py',
   'test_decoder_parity.py',
   'test_gemma.py',
-  'test_modernbert.py',
+  'test_modernbert*.py',
   'test_modules.py',
   'serve/test_command.py',
   'serve/test_bench.py',

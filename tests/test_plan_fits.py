@@ -35,7 +35,7 @@ SLICES = [
   (PAPER, 'cpt', 'v5e:4x4'),
   (PAPER, 'cpt', 'v6e:4x4'),
   (PAPER, 'sft', 'v5p:2x2x4'),
-  *((TODAY, s, 'v5e:8x8') for s in ('cpt', 'sft', 'distill')),
+  *((TODAY, s, 'v5e:8x8') for s in ('cpt', 'sft', 'score', 'distill')),
   ('configs/own_data.py', 'cpt', 'v5p:2x2x4'),
   ('configs/own_data.py', 'sft', 'v5p:2x2x4'),
   ('configs/own_data.py', 'score', 'v5p:2x2x4'),
