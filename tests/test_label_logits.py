@@ -15,7 +15,7 @@ from disranker_jax.data.records import Document
 from disranker_jax.models import hf, network
 from disranker_jax.models.load import open_tokenizer
 
-KINDS = ('mistral', 'llama', 'qwen2', 'qwen3', 'llama3')
+KINDS = ('mistral', 'llama', 'qwen2', 'qwen3', 'llama3', 'gemma', 'gemma3', 'smollm3')
 LABELS = (7, 3, 60)
 
 
