@@ -295,11 +295,13 @@ def save(
   tokenizer_folder: str | pathlib.Path | None = None,
   extra_config: dict | None = None,
   dtype: str = 'float32',
+  typed: bool = True,
 ) -> None:
   """Writes a folder that transformers, sentence-transformers, TEI and vLLM load; LoRA is merged.
 
   A 'rank' head becomes XForSequenceClassification with one label, an 'lm' head XForCausalLM. The
-  folder appears whole or not at all, and replaces an older model folder of that name.
+  folder appears whole or not at all, and replaces an older model folder of that name. `typed` is
+  False if the model reads no token types (see PairPrompt).
 
   Raises: UserError if the folder holds something else than a model.
   """
@@ -325,7 +327,7 @@ def save(
       for name in TOKENIZER_FILES:
         if (pathlib.Path(tokenizer_folder) / name).exists():
           shutil.copyfile(pathlib.Path(tokenizer_folder) / name, temporary / name)
-      tokenizer_files.fit(temporary, network.family, config)
+      tokenizer_files.fit(temporary, network.family, config, typed)
 
 
 def _tensors(network, flat, dtype):

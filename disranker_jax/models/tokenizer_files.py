@@ -6,8 +6,11 @@ from pathlib import Path
 from disranker_jax.models.families.base import Family
 
 
-def fit(folder: Path, family: Family, model_config: dict) -> None:
-  """Adapts the files to the model: padding, maximum length, token types, names in texts."""
+def fit(folder: Path, family: Family, model_config: dict, typed: bool = True) -> None:
+  """Adapts the files to the model: padding, maximum length, token types, names in texts.
+
+  `typed` is False for a model that was trained without token types.
+  """
   paths = folder / 'tokenizer.json', folder / 'tokenizer_config.json'
   if not all(path.exists() for path in paths):
     return
@@ -15,7 +18,8 @@ def fit(folder: Path, family: Family, model_config: dict) -> None:
   if family.served:
     # Generic tokenizer classes leave token types out, which changes the scores without an error.
     # Others make them where the model has none.
-    config['model_input_names'] = list(family.tokenizer_inputs)
+    names = [n for n in family.tokenizer_inputs if typed or n != 'token_type_ids']
+    config['model_input_names'] = names
     # transformers, and what uses it, then reads `[SEP]` in a text as text, as the prompts here do.
     config['split_special_tokens'] = True
   vocab = tokenizer['model'].get('vocab')

@@ -112,6 +112,7 @@ def save(run, model, variables, folder: Path):
     hf.save(
       folder, network, variables, tokenizer_folder=tokenizer,
       extra_config={'disranker_jax': extra}, dtype=c.dtype,
+      typed=getattr(model.prompt(), 'typed', True),
     )  # fmt: skip
   processes.barrier('exported, not checked yet')
   return dataclasses.replace(model, network=network, tokenizer=open_tokenizer(folder)), variables
