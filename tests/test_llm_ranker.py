@@ -1,6 +1,8 @@
 """LLM rankers on small random models: batches, decoding, heads, and models that do not fit."""
 
 import dataclasses
+import json
+import shutil
 
 import hf_reference as reference
 import jax
@@ -12,7 +14,7 @@ from disranker_jax.data.prompts import TextPrompt
 from disranker_jax.data.records import Document, Group
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
-from disranker_jax.models import hf, network
+from disranker_jax.models import hf, network, rerankers
 from disranker_jax.rankers import pointwise
 from disranker_jax.rankers.llm import methods, ranker
 from disranker_jax.rankers.llm.methods import METHODS, Options
@@ -234,6 +236,18 @@ class TestWhatDoesNotFit:
       methods.contract_of(methods.find('first'), 'yes_no')
     with pytest.raises(UserError, match="'setwise': has no separator"):
       methods.contract_of(methods.find('listwise_permutation'), 'setwise')
+
+
+def test_a_reranker_whose_score_is_a_difference_of_logits_is_opened(folder, tmp_path):
+  """sentence-transformers writes LogitScore beside the language model that this ranker reads."""
+  saved = shutil.copytree(folder, tmp_path / 'm')
+  (saved / 'config_sentence_transformers.json').write_text('{"model_type": "CrossEncoder"}')
+  rows = [{'path': '', 'type': 'x.Transformer'}, {'path': '1_LogitScore', 'type': 'x.LogitScore'}]
+  (saved / 'modules.json').write_text(json.dumps(rows))
+  with pytest.raises(UserError, match='`disranker llm-rank` reads logits'):
+    rerankers.check(saved)
+  model, _ = ranker.open_for(plan_of('yes_no'), saved)
+  assert model.network.head == 'lm'
 
 
 def test_the_labels_of_a_sequence_classifier_are_a_difference_of_rows(folder, mesh, tmp_path):

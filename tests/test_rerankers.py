@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from ready_rerankers import transformers_folder
@@ -10,7 +11,7 @@ import disranker_jax
 from disranker_jax.commands import rerank
 from disranker_jax.errors import UserError
 from disranker_jax.exporting import formats
-from disranker_jax.models import rerankers
+from disranker_jax.models import hf, network, rerankers
 from disranker_jax.serve import __main__ as serve
 
 torch = pytest.importorskip('torch')
@@ -99,6 +100,31 @@ def test_an_activation_may_not_change_the_order(file, key, tmp_path):
   rerankers.check(folder)
 
 
+@pytest.mark.parametrize(
+  'file, values, said',
+  [
+    ('config.json', {'architectures': 5}, ''),
+    ('config.json', {'id2label': 5}, 'with one label'),
+    ('config.json', {'id2label': None, 'num_labels': 'x'}, 'with one label'),
+    ('config.json', {'sentence_transformers': [1]}, ''),
+    ('config_sentence_transformers.json', {'activation_fn': 5}, ''),
+    ('modules.json', [5], ''),
+  ],
+)
+def test_values_of_other_types_are_no_crash(file, values, said, tmp_path):
+  folder = transformers_folder(tmp_path, 'bert')
+  (folder / 'config_sentence_transformers.json').write_text('{"model_type": "CrossEncoder"}')
+  (folder / 'modules.json').write_text('[]')
+  before = json.loads((folder / file).read_text())
+  changed = before | values if isinstance(values, dict) else values
+  (folder / file).write_text(json.dumps(changed))
+  if not said:
+    rerankers.check(folder)
+    return
+  with pytest.raises(UserError, match=said):
+    rerankers.check(folder)
+
+
 def test_several_labels_are_refused(tmp_path):
   folder = transformers_folder(tmp_path, 'bert', labels=3)
   for attempt in (rerankers.check, disranker_jax.load):
@@ -128,6 +154,18 @@ def test_a_classifier_without_its_head_is_refused(tmp_path):
   save_file(tensors, folder / 'model.safetensors')
   with pytest.raises(UserError, match=r'no head of its own that gives a score \(score\.weight'):
     disranker_jax.load(folder)
+
+
+def test_a_model_without_token_types_is_saved_as_one(tmp_path):
+  folder, encoder = written(tmp_path, 'electra')
+  model = network.from_hf(folder)
+  variables = hf.load(folder, model, jax.random.key(0))
+  hf.save(tmp_path / 'again', model, variables, tokenizer_folder=folder, typed=False)
+  again = CrossEncoder(str(tmp_path / 'again'), device='cpu')
+  expected = raw(encoder)
+  np.testing.assert_allclose(raw(again), expected, atol=1e-4)
+  ours = disranker_jax.load(tmp_path / 'again', 'jax').score([(QUERY, text) for text in TEXTS])
+  np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 
 def test_the_commands_take_one(tmp_path, capsys):

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from disranker_jax.data.prompts import PairPrompt, TextPrompt
 from disranker_jax.devices import processor, sharding
 from disranker_jax.errors import UserError
-from disranker_jax.models import hf, rerankers, tree, weights
+from disranker_jax.models import families, hf, rerankers, tree, weights
 from disranker_jax.models.network import Network, from_hf
 
 if TYPE_CHECKING:
@@ -91,6 +91,12 @@ def open_model(settings: ConfigDict, head: str = '') -> TextModel:
       f'max_len={settings.max_len}: {settings.model!r} reads at most {longest} tokens'
     )
   return TextModel(settings, folder, network, open_tokenizer(folder, network.config.vocab))
+
+
+def is_language_model(name: str | Path) -> bool:
+  """Whether a model can compute next-token logits. Raises: UserError as `open_model` does."""
+  config = hf.open_config(weights.find(name))
+  return 'lm' in families.find(config.model_type).heads
 
 
 def refuse_headless(folder: Path, network: Network) -> None:

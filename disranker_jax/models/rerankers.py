@@ -33,8 +33,9 @@ def check(folder: str | Path) -> None:
   """
   folder = Path(folder)
   config, cross_encoder, text = (_read(folder / name) for name in FILES)
-  if _is_classifier(config):
-    labels = len(config.get('id2label') or range(config.get('num_labels', 2)))
+  if is_classifier(config):
+    names = config.get('id2label')
+    labels = len(names) if names and isinstance(names, dict) else config.get('num_labels', 2)
     if labels != 1:
       raise UserError(
         f'{folder}: is not a sequence classifier with one label, it has {labels}; use a reranker '
@@ -57,15 +58,20 @@ def as_trained(prompt, folder: str | Path):
   Generic tokenizers make no token types unless `model_input_names` says so, and transformers then
   computes with type 0. A base model has no head yet, and gets types.
   """
-  if not isinstance(prompt, PairPrompt) or not _is_classifier(_read(Path(folder) / FILES[0])):
+  if not isinstance(prompt, PairPrompt) or not is_classifier(_read(Path(folder) / FILES[0])):
     return prompt
   typed = 'token_type_ids' in prompt.tokenizer.model_input_names
   return prompt if typed else dataclasses.replace(prompt, typed=False)
 
 
-def _is_classifier(config: dict) -> bool:
-  architectures = config.get('architectures') or ['']
-  return str(architectures[0]).endswith('ForSequenceClassification')
+def architecture(config: dict) -> str:
+  """The first class that config.json names; '' if it names none."""
+  names = config.get('architectures')
+  return str(names[0]) if names and isinstance(names, list) else ''
+
+
+def is_classifier(config: dict) -> bool:
+  return architecture(config).endswith('ForSequenceClassification')
 
 
 def _check_modules(folder: Path, cross_encoder: dict, text: dict) -> None:
@@ -76,7 +82,8 @@ def _check_modules(folder: Path, cross_encoder: dict, text: dict) -> None:
   if cross_encoder.get('model_type') != 'CrossEncoder':
     return
   modules = _read(folder / 'modules.json', [])
-  kinds = [str(module.get('type', '')).rpartition('.')[2] for module in modules]
+  rows = [module for module in modules if isinstance(module, dict)]
+  kinds = [str(module.get('type', '')).rpartition('.')[2] for module in rows]
   others = [kind for kind in kinds if kind != 'Transformer']
   task = text.get('transformer_task', TASK)
   if 'LogitScore' in others or (not others and task != TASK):
@@ -90,12 +97,13 @@ def _check_modules(folder: Path, cross_encoder: dict, text: dict) -> None:
 
 def _activation(config: dict, cross_encoder: dict) -> str:
   """The class that sentence-transformers puts on the score; '' for its default, a sigmoid."""
+  own = config.get('sentence_transformers')
   names = (
     cross_encoder.get('activation_fn'),
-    (config.get('sentence_transformers') or {}).get('activation_fn'),
+    own.get('activation_fn') if isinstance(own, dict) else None,
     config.get('sbert_ce_default_activation_function'),
   )
-  named = next((name for name in names if name), '')
+  named = next((name for name in names if name and isinstance(name, str)), '')
   return named if named.startswith('torch.') else ''  # it imports no other code either
 
 

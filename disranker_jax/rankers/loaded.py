@@ -74,12 +74,11 @@ def check(folder: Path) -> dict:
       raise UserError(f'{file} is missing; name an exported model folder')
   rerankers.check(folder)
   config = hf.read_config(folder)
-  architecture = (config.get('architectures') or [config['model_type']])[0]
-  classifier = architecture.endswith('ForSequenceClassification') and len(config['id2label']) == 1
+  classifier = rerankers.is_classifier(config)
   if not classifier and 'template' not in config.get('disranker_jax', {}):
+    what = rerankers.architecture(config) or config['model_type']
     raise UserError(
-      f'{folder}: {architecture} is not a sequence classifier with one label; name an exported '
-      'model folder'
+      f'{folder}: {what} is not a sequence classifier with one label; name an exported model folder'
     )
   if classifier:
     refuse_headless(folder, from_hf(folder))

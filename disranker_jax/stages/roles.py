@@ -1,7 +1,5 @@
 """The models of a run, teacher and student: opening them, and where their parameters come from."""
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
 from disranker_jax.data import batches
@@ -29,13 +27,12 @@ def open_zero_shot(config: ConfigDict) -> TextModel:
   template = settings.zero_shot_template or settings.template
   settings.update({'scorer': 'query_likelihood', 'template': template, 'init_from': ''})
   settings.update({'ready': False, 'input': 'template'})
-  model = models.open_model(settings, 'rank')
-  if 'lm' not in model.network.family.heads:
+  if not models.is_language_model(settings.model):
     raise UserError(
       "config.evaluate.models: 'zero_shot' ranks by the likelihood of the query, which "
       f'{settings.model!r} does not compute; leave it out'
     )
-  return dataclasses.replace(model, network=dataclasses.replace(model.network, head='lm'))
+  return models.open_model(settings, 'lm')
 
 
 def open_pretrained(config: ConfigDict, role: str) -> TextModel:

@@ -113,9 +113,7 @@ class LabelLogits:
       if self._formula == 'likelihood':
         return mean_logprob(network, variables, hidden_BTD, batch).reshape(*index_AX.shape, 1)
       if self._formula == 'head':
-        return network.score_at(variables, hidden_BTD, {'index_AX': index_AX}).reshape(
-          *index_AX.shape, 1
-        )
+        return network.score_at(variables, hidden_BTD, batch).reshape(*index_AX.shape, 1)
       logits_PC = network.label_logits(variables, hidden_BTD, index_AX, self._labels)
       return logits_PC.reshape(*index_AX.shape, len(self._labels))
 

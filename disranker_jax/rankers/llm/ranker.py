@@ -14,7 +14,7 @@ from disranker_jax.data.records import Group
 from disranker_jax.devices import memory, processes
 from disranker_jax.errors import UserError
 from disranker_jax.models import hf, weights
-from disranker_jax.models.load import TextModel, merged, open_model
+from disranker_jax.models.load import TextModel, is_language_model, merged, open_model
 from disranker_jax.models.settings import defaults as model_settings
 from disranker_jax.rankers.llm import batches, scheduler
 from disranker_jax.rankers.llm.asking import Docs
@@ -89,19 +89,16 @@ def open_for(plan: Plan, name: str | Path, **settings) -> tuple[TextModel, Contr
   folder = weights.find(name)
   # The lengths follow from the prompt, which needs the tokenizer.
   opening = model_settings(model=str(folder), max_len=8, row_len=8, **settings)
-  model = open_model(opening, 'rank')
-  if 'lm' not in model.network.family.heads:
-    raise UserError(
-      f'{folder}: is a {model.network.config.model_type} model, which answers no prompts; name a '
-      'decoder'
-    )
+  if not is_language_model(folder):
+    model_type = hf.open_config(folder).model_type
+    raise UserError(f'{folder}: is a {model_type} model, which answers no prompts; name a decoder')
+  model = open_model(opening, plan.head)
   prompt = plan.prompt(model.tokenizer)
-  network = dataclasses.replace(model.network, head=plan.head)
-  check_length(plan, prompt, network, folder)
-  check_head(plan, network, folder)
+  check_length(plan, prompt, model.network, folder)
+  check_head(plan, model.network, folder)
   longest = plan.row_len(prompt)
   model.settings.update({'max_len': longest, 'row_len': longest})
-  return dataclasses.replace(model, network=network), prompt
+  return model, prompt
 
 
 def check_processes() -> None:
