@@ -205,6 +205,15 @@ def test_a_head_that_another_family_has_is_refused_by_its_name(ettin, tmp_path):
     network.from_hf(folder)
 
 
+def test_an_embedding_model_of_an_early_version_has_no_head(ettin, tmp_path):
+  """Before version 2 sentence-transformers wrote modules.json alone."""
+  folder = shutil.copytree(ettin, tmp_path / 'm')
+  (folder / 'config_sentence_transformers.json').unlink()
+  assert not modules.head(folder)
+  bare = network.from_hf(folder)
+  assert {'head.dense.weight', 'classifier.weight'} <= set(hf.lacking(folder, bare))
+
+
 def test_missing_and_broken_files_are_named(ettin, tmp_path):
   folder = shutil.copytree(ettin, tmp_path / 'm')
   model = network.from_hf(folder)

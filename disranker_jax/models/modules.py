@@ -69,7 +69,9 @@ def head(folder: str | Path) -> list[Module]:
   folder = Path(folder)
   if not (folder / 'modules.json').is_file():
     return []
-  settings = _read(folder / 'config_sentence_transformers.json', dict)
+  file = folder / 'config_sentence_transformers.json'
+  # Embedding models from before version 2 of the library lack the file.
+  settings = _read(file, dict) if file.is_file() else {}
   if settings.get('model_type') != 'CrossEncoder':
     return []
   rows = _read(folder / 'modules.json', list)
