@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from disranker_jax import config as configs
 from disranker_jax.errors import UserError
-from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline import inputs, manifest
 from disranker_jax.pipeline.manifest import Manifest
 
 scalars = st.none() | st.booleans() | st.integers(-99, 99) | st.text(max_size=5)
@@ -40,6 +40,29 @@ class TestDigest:
 
   def test_it_is_a_short_name_for_files_and_tables(self):
     assert manifest.digest({'a': 1}).isalnum() and len(manifest.digest({'a': 1})) == 16
+
+
+class TestModelFiles:
+  """What a stage's fingerprint of a local model is made from."""
+
+  def test_a_file_of_llama_cpp_is_the_model(self, tmp_path):
+    file = tmp_path / 'model.gguf'
+    assert inputs.model_files(file) == []
+    file.write_bytes(b'weights')
+    assert inputs.model_files(file) == [file]
+    before = inputs.files([file])
+    file.write_bytes(b'others')
+    assert inputs.files(inputs.model_files(file)) != before
+
+  def test_the_head_of_a_folder_is_a_part_of_it(self, tmp_path):
+    head = tmp_path / '2_Dense' / 'model.safetensors'
+    head.parent.mkdir()
+    (tmp_path / 'config.json').write_text('{}')
+    without = inputs.files(inputs.model_files(tmp_path))
+    head.write_bytes(b'head')
+    first = inputs.files(inputs.model_files(tmp_path))
+    head.write_bytes(b'another')
+    assert len({without, first, inputs.files(inputs.model_files(tmp_path))}) == 3
 
 
 class TestAsked:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from disranker_jax.data import contents, sources
+from disranker_jax.models import weights
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.stages import earlier, prepare, prompting
@@ -25,9 +26,8 @@ def outside(config, stage: Stage, workdir: Path) -> dict[str, str | None]:
     if data := earlier.data_fingerprint(config, workdir):
       found[earlier.DATA] = data
   for role in stage.models:
-    folder = Path(config[role].model)
-    if config[role].model and folder.is_dir():
-      found[f'{role}.model'] = files(sorted(folder.iterdir()))
+    if config[role].model and (paths := model_files(Path(config[role].model).expanduser())):
+      found[f'{role}.model'] = files(paths)
     if config[role].init_from and not stage.ignores_init_from:
       found[f'{role}.init_from'] = earlier.fingerprint(config, workdir, role)
   if stage.name == 'score' and config.score.method:
@@ -37,6 +37,15 @@ def outside(config, stage: Stage, workdir: Path) -> dict[str, str | None]:
   if stage.name == 'distill' and config.distill.earlier_runs:
     found['distill.earlier_runs'] = earlier.scores_fingerprint(config)
   return found
+
+
+def model_files(path: Path) -> list[Path]:
+  """What a local model is read from: its folder, with the heads in it, or a llama.cpp file."""
+  if path.suffix == weights.GGUF and path.is_file():
+    return [path]
+  if not path.is_dir():
+    return []
+  return [*sorted(path.iterdir()), *sorted(path.glob('[0-9]_*/model.safetensors'))]
 
 
 def files(paths: list[Path]) -> str:
