@@ -101,5 +101,6 @@ def refuse_collapsed(kind: str, stats: dict, settings) -> None:
   if what:
     raise UserError(
       f"the teacher's scores of the {kind} have collapsed: {what}; see score/stats.json. Look at "
-      'the losses of cpt and sft (a learning rate too high?), or allow it with that setting'
+      'the losses of cpt and sft (a learning rate too high?), with config.score.method at the '
+      'model and its prompt, or allow it with that setting'
     )

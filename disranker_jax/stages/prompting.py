@@ -173,6 +173,12 @@ def check_scores(config: ConfigDict) -> None:
       f'{key}: reads the answers of the language model, which sft does not train; take sft out of '
       'config.stages'
     )
+  if todo.head != 'rank' and config.teacher.init_from:
+    raise UserError(
+      f'{key}: reads the pretrained language model of config.teacher.model, and '
+      f'config.teacher.init_from={config.teacher.init_from!r} would have no effect; set it to '
+      "'', or the method to ''"
+    )
   if todo.head == 'rank' and 'score_head' not in config.teacher.scorer:
     raise UserError(f"{key}: reads the linear head; set config.teacher.scorer='score_head'")
   loss = config.distill.loss.partition('?')[0]

@@ -151,6 +151,7 @@ class TestTeacher:
       ('query_likelihood', {}, "set config.distill.normalize_scores='query'"),
       ('yes_no', {'stages': ('prepare', 'sft', 'score')}, 'take sft out of config.stages'),
       ('yes_no', {'score__prompts__contract': 'prp'}, 'needs one with one document per prompt'),
+      ('yes_no', {'teacher__init_from': 'old'}, "init_from='old' would have no effect"),
       ('rankllama_paper', LIKELIHOOD, "set config.teacher.scorer='score_head'"),
     ],
   )
