@@ -179,6 +179,27 @@ def test_a_decision_without_queries_to_decide_by_is_an_error(judged, key, value)
     sft.check_records(run)
 
 
+def test_the_kinds_that_a_stage_learns_count_together(judged, monkeypatch):
+  groups = judged([group(i) for i in range(300)])
+  run = make_run(share=0.1)
+  run.config.distill.validation.keep_best = True
+  kinds = {'candidates': groups[:40], 'judgements': groups[40:]}
+  monkeypatch.setattr(prepare, 'records', lambda run, kind: kinds[kind])
+  held_out.check_records(run, 'distill', 'candidates', 'judgements')
+  with pytest.raises(UserError, match='of its 40 queries are held out'):
+    held_out.check_records(run, 'distill', 'candidates')
+
+
+def test_a_ranking_decides_only_where_labelled_queries_are_held_out(judged, monkeypatch):
+  judged([group(i) for i in range(600)])
+  run = make_run(share=0.1)
+  run.config.distill.validation.metric = 'ndcg@5'
+  held_out.check_records(run, 'distill', 'candidates')
+  monkeypatch.setattr(prepare, 'kinds', lambda config, stages=None: ['candidates'])
+  with pytest.raises(UserError, match=r"metric='ndcg@5': fewer than 10 labelled"):
+    held_out.check_records(run, 'distill', 'candidates')
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [

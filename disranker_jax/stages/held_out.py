@@ -7,6 +7,7 @@ among the records of training stages.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
@@ -105,13 +106,20 @@ def too_few(run, stage: str, found: int, records: int) -> str:
   )
 
 
-def check_records(run, stage: str, kind: str) -> None:
+def check_records(run, stage: str, *kinds: str) -> None:
   """Raises: UserError before the first stage if one that decides by a validation has none."""
   c, share = run.config[stage].validation, run.config.validation.share
-  if share and any(c[name] for name in DECISIONS):
-    records = prepare.records(run, kind)
-    if len(firsts := find(run, records)[1]) < LEAST:
-      needed(run, stage, too_few(run, stage, len(firsts), len(records)))
+  if not share or not any(c[name] for name in DECISIONS):
+    return
+  parts = [prepare.records(run, kind) for kind in kinds]
+  if len(firsts := find(run, itertools.chain(*parts))[1]) < LEAST:
+    needed(run, stage, too_few(run, stage, len(firsts), sum(map(len, parts))))
+  if c.metric in (NDCG, PNR) and not labelled(run):
+    raise UserError(
+      f'config.{stage}.validation.metric={c.metric!r}: fewer than {LEAST} labelled queries are '
+      'held out; raise config.validation.share, list a stage that reads judgements, or choose '
+      "'loss'"
+    )
 
 
 def check(config, stage: str, names: Sequence[str] = (LOSS, NDCG, PNR)) -> None:
