@@ -251,6 +251,11 @@ class TestLabels:
     with pytest.raises(UserError, match='wants a chat template, which this tokenizer lacks'):
       ContractPrompt(named_contracts.find('first'), bare, docs=2)
 
+  def test_an_end_token_that_the_tokenizer_lacks_is_refused(self, tokenizers):
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizers['bytes'].backend_tokenizer)
+    with pytest.raises(UserError, match="'rankllama_paper': ends in an end token"):
+      ContractPrompt(named_contracts.find('rankllama_paper'), bare)
+
   def test_the_separator_is_what_follows_a_label(self, tokenizer):
     prompt = self.prompt(tokenizer, 'listwise', docs=2)
     whole = ids(tokenizer, 'Ranking: [A] > [')

@@ -35,7 +35,7 @@ class ContractPrompt:
     docs: the most documents of a prompt.
     query_tokens, doc_tokens: longer queries and documents lose their ends.
 
-  Raises: UserError for a chat template that is missing or does not fit.
+  Raises: UserError for a chat template or an end token that is missing or does not fit.
   """
 
   contract: Contract
@@ -49,6 +49,11 @@ class ContractPrompt:
       raise UserError(
         f'contract {self.contract.name!r}: a prompt has at most {self.contract.most} documents, '
         f'not {self.docs}; take a smaller window, or a contract with more labels'
+      )
+    if self.contract.eos and self.tokenizer.eos_token_id is None:
+      raise UserError(
+        f'contract {self.contract.name!r}: ends in an end token, which this tokenizer lacks; name '
+        'one as eos_token in its tokenizer_config.json, or take another contract'
       )
     _ = self.framed  # so that a missing chat template is an error now
 

@@ -160,6 +160,19 @@ def check_rows(config: ConfigDict) -> None:
       "it to ''"
     )
 
+  check_instruction(config, 'evaluate', [plan(config, 'evaluate', name) for name in names])
+
+
+def check_instruction(config: ConfigDict, section: str, plans: Sequence[Plan]) -> None:
+  """Raises: UserError for an instruction that no prompt has a place for."""
+  text = config[section].prompts.instruction
+  if text and plans and not any(todo.contract.reads_instruction for todo in plans):
+    names = ', '.join(dict.fromkeys(todo.contract.name for todo in plans))
+    raise UserError(
+      f'config.{section}.prompts.instruction={text!r}: {names} has no {{instruction}}; set it to '
+      "'', or take another contract"
+    )
+
 
 def check_scores(config: ConfigDict) -> None:
   """Raises: UserError for a method whose scores are not what the later stages expect."""
@@ -167,6 +180,7 @@ def check_scores(config: ConfigDict) -> None:
   if not name:
     return
   todo = plan(config, 'score', name)
+  check_instruction(config, 'score', [todo])
   key = f'config.score.method={name!r}'
   if todo.head != 'rank' and 'sft' in config.stages:
     raise UserError(

@@ -75,6 +75,7 @@ class TestRows:
     [
       ({'evaluate__prompts__stride': 9}, 'config.evaluate.prompts: stride: is 9; must be at most'),
       ({'evaluate__prompts__contract': 'yes_no'}, 'fits none of config.evaluate.rankers'),
+      ({'evaluate__prompts__instruction': 'find'}, 'listwise has no {instruction}'),
       ({'evaluate__prompts__window': 21}, 'at most 20 documents, not 21'),
       ({'evaluate__prompts__doc_tokens': 2000}, 'lower window or doc_tokens'),
       ({'evaluate__runs': {'listwise': 'trec:a.run'}}, 'is the name of another row'),
@@ -151,6 +152,7 @@ class TestTeacher:
       ('query_likelihood', {}, "set config.distill.normalize_scores='query'"),
       ('yes_no', {'stages': ('prepare', 'sft', 'score')}, 'take sft out of config.stages'),
       ('yes_no', {'score__prompts__contract': 'prp'}, 'needs one with one document per prompt'),
+      ('yes_no', {'score__prompts__instruction': 'find'}, 'yes_no has no {instruction}'),
       ('yes_no', {'teacher__init_from': 'old'}, "init_from='old' would have no effect"),
       ('rankllama_paper', LIKELIHOOD, "set config.teacher.scorer='score_head'"),
     ],
