@@ -72,6 +72,17 @@ def test_commands_share_stages_and_seed_only_students(tmp_path, capsys):
   assert [f'--config.student.seed={n}' in students[2] for n in (0, 1)] == [False, True]
 
 
+def test_no_row_of_a_table_ranks_by_prompts(tmp_path):
+  file = write(tmp_path, '"""T."""\nROWS = {"mine": ("student", {})}')
+  rankers = '--config.evaluate.rankers=yes_no,prp_allpair'
+  args = ablate.parse_args([str(file), '--config', TINY, rankers])
+  assert args.base.evaluate.rankers == ('yes_no', 'prp_allpair')
+  changes = ablate.settings(args, ablate.load(file).rows[0], 0, 0)
+  typed = ablate.command(args, changes, tmp_path, [])
+  again = ablate.parse_args([str(file), '--config', TINY, *typed[2:]])
+  assert again.base.evaluate.rankers == ()
+
+
 def results(scores_SQ, pairs_SQ2):
   """What runs of some seeds gave, as evaluation writes it."""
   row = ablate.Results(device='cpu')

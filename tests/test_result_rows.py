@@ -116,6 +116,9 @@ def test_another_seed_repeats_the_rows_that_it_changes():
   """The earlier run's student is a row of its own, which no training of this run changes."""
   config = configs.defaults()
   config.student.init_from = 'runs/before'
+  config.evaluate.rankers, config.evaluate.runs = ('yes_no',), {'other': 'trec:a.run'}
+  config.evaluate.prompts.contract = 'yes_no'
   changed = seeds.with_seed(config, 7)
   assert set(changed.evaluate.models) == {'student_sft', 'student'}
+  assert not changed.evaluate.rankers and not changed.evaluate.runs
   assert changed.student.seed == 7

@@ -105,6 +105,8 @@ def load(file: Path, wanted: Sequence[str] = ()) -> Ablation:
 def settings(args: argparse.Namespace, row: Row, seed: int, fold: int) -> dict[str, object]:
   """What one run changes in the base config. Raises: UserError for unknown keys."""
   changes = dict(row.changes) | {'evaluate.models': (row.model,), 'data.fold': fold}
+  if args.base.evaluate.rankers:
+    changes['evaluate.rankers'] = ()  # they cost much, and an ablation reads one row
   if is_seeded(row.model):
     changes['student.seed'] = seed
   needed = ('prepare', *ROWS[row.model].needs, 'evaluate')
@@ -122,8 +124,10 @@ def is_seeded(model: str) -> bool:
 
 
 def command(args: argparse.Namespace, changes: dict, workdir: Path, donors: list[Path]) -> list:
-  """The arguments of `disranker run`; a row's changes come last, so they override the base's."""
-  flags = list(args.overrides)
+  """The arguments of `disranker run`; a row's changes replace the base's."""
+  # A second flag of a list would add to the first one.
+  flags = [f for f in args.overrides
+           if f.partition('=')[0].removeprefix('--config.') not in changes]  # fmt: skip
   for key, value in changes.items():
     plain = key in ('stages', 'evaluate.models', 'export.models')  # lists of words
     flags.append(f'--config.{key}={",".join(value) if plain else value}')

@@ -42,7 +42,8 @@ def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
   stages = systems.preceding(systems.listed(config), [*trained, 'evaluate'])
   changed.update({'stages': tuple(s.name for s in stages)})
   changed.student.seed = seed
-  changed.evaluate.models = tuple(rows)
+  # Rows that do not depend on the seed are those of WORKDIR; LLM rankers take the longest.
+  changed.evaluate.models, changed.evaluate.rankers = tuple(rows), ()
   changed.evaluate.runs = {}
   configs.check(changed)
   return changed

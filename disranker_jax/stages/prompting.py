@@ -154,7 +154,7 @@ def check_rows(config: ConfigDict) -> None:
         "evaluate it with 'disranker llm-rank', or train a teacher with a score head"
       )
   contract, names = config.evaluate.prompts.contract, config.evaluate.rankers
-  if contract and not any(fits(METHODS[name], contract) for name in names):
+  if contract and names and not any(fits(METHODS[name], contract) for name in names):
     raise UserError(
       f'config.evaluate.prompts.contract={contract!r}: fits none of config.evaluate.rankers; set '
       "it to ''"
