@@ -38,7 +38,7 @@ def choose(run) -> Choice:
     return Choice(first.name, 'the only student that this run trains')
   values = comparable({row.name: validated(run, row.trained_by) for row in (first, *others)})
   if not values:
-    return Choice(first.name, 'taken without a comparison, for want of held-out labelled queries')
+    return Choice(first.name, 'taken without a comparison: too few held-out labelled queries')
   best = max(values, key=lambda name: values[name][NDCG])
   listed = ', '.join(
     f'{ROWS[name].title} {values[name][NDCG]:.3f}' for name in values if name != best

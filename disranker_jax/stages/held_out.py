@@ -123,7 +123,7 @@ def check_records(run, stage: str, *kinds: str) -> None:
 
 
 def check(config, stage: str, names: Sequence[str] = (LOSS, NDCG, PNR)) -> None:
-  """Raises: UserError if a stage shall decide by a value that it does not measure, or by none."""
+  """Raises: UserError if a stage is to decide by a value that it does not measure."""
   c = config[stage].validation
   if c.metric and c.metric not in names:
     raise UserError(
@@ -151,7 +151,7 @@ def counted(stage: str, records: Sequence) -> Iterator:
 
 
 def needed(run, stage: str, why: str) -> None:
-  """Raises: UserError if settings of the stage decide by a validation that there is not."""
+  """Raises: UserError if a setting of the stage needs the validation that it lacks."""
   c = run.config[stage].validation
   for name in DECISIONS:
     if c[name]:

@@ -17,7 +17,7 @@ from disranker_jax.data.named_contracts import NAMED
 from disranker_jax.data.records import Group
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
-from disranker_jax.models.load import TextModel
+from disranker_jax.models.load import TextModel, is_language_model
 from disranker_jax.pipeline.stage import Run, Use
 from disranker_jax.rankers.llm import costs, methods
 from disranker_jax.rankers.llm import ranker as rankers
@@ -91,6 +91,12 @@ def stages(todo: Plan) -> tuple[str, ...]:
 def open_model(config: ConfigDict, todo: Plan) -> TextModel:
   """The teacher's model for a plan, without parameters. Raises: UserError if it cannot do it."""
   rankers.check_processes()
+  if not is_language_model(config.teacher.model):
+    raise UserError(
+      f'config.teacher.model={config.teacher.model!r}: answers no prompts, as method '
+      f'{todo.method.name!r} needs it; name a decoder, or take the method out of '
+      'config.evaluate.rankers and config.score.method'
+    )
   if todo.head == 'rank':
     model = roles.open_role(config, 'teacher')
   else:

@@ -92,6 +92,10 @@ class TestRows:
     found = helpers.refused(self.config('tiny-decoder', 'yes_no'), tmp_path / 'run')
     assert "config.teacher.model='tiny-decoder': contract 'yes_no': the label ' Yes'" in found
 
+  def test_a_teacher_that_is_no_decoder_is_told_too(self, tmp_path):
+    found = helpers.refused(self.config('tiny-encoder', 'yes_no'), tmp_path / 'run')
+    assert "config.teacher.model='tiny-encoder'" in found and 'answers no prompts' in found
+
   def test_a_head_that_is_not_trained_is_told(self, model, tmp_path):
     found = helpers.refused(self.config(model, 'rankllama_v1'), tmp_path / 'run')
     assert "config.evaluate.rankers: 'rankllama_v1' reads a linear head" in found
