@@ -5,7 +5,7 @@ from pathlib import Path
 from disranker_jax.data import contents, sources
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
-from disranker_jax.stages import earlier, prepare
+from disranker_jax.stages import documents, earlier, prepare
 
 
 def outside(config, stage: Stage, workdir: Path) -> dict[str, str | None]:
@@ -24,6 +24,13 @@ def outside(config, stage: Stage, workdir: Path) -> dict[str, str | None]:
       found['data.teachers'] = manifest.digest(prints)
     if data := earlier.data_fingerprint(config, workdir):
       found[earlier.DATA] = data
+  if stage.name == 'generate':
+    addresses = {'data.documents': documents.address(config)}
+    if config.generate.examples and config.generate.shots:
+      addresses['generate.examples'] = documents.examples_address(config)
+    found |= {k: manifest.digest(sources.fingerprint(a)) for k, a in addresses.items()}
+    if Path(config.generate.model).is_dir() and config.generate.model:
+      found['generate.model'] = files(sorted(Path(config.generate.model).iterdir()))
   for role in stage.models:
     folder = Path(config[role].model)
     if config[role].model and folder.is_dir():

@@ -152,6 +152,8 @@ def held_out(run):
   for kind in ('test', 'judgements', 'candidates'):
     if 'prepare' in run.config.stages and kind in prepare.kinds(run.config):
       return iter(prepare.records(run, kind))
+  if 'generate' in run.config.stages:
+    return iter(prepare.records(run, prepare.GENERATED))
   return python_docs.groups('test')
 
 
@@ -272,5 +274,5 @@ def check(config) -> None:
 STAGE = Stage(
   'export', 'the student for other programs', execute, SETTINGS, check=check,
   models=('teacher', 'student'), requires=requires, kept=kept, uses=uses,
-  reads_stages=('prepare', 'cpt', 'sft', 'student_sft', 'distill', 'evaluate'),
+  reads_stages=('prepare', 'cpt', 'sft', 'generate', 'student_sft', 'distill', 'evaluate'),
 )  # fmt: skip
