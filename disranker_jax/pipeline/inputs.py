@@ -27,7 +27,7 @@ def outside(config, stage: Stage, workdir: Path) -> dict[str, str | None]:
   if stage.name == 'generate':
     addresses = {'data.documents': documents.address(config)}
     if config.generate.examples and config.generate.shots:
-      addresses['generate.examples'] = documents.examples_address(config)
+      addresses['generate.examples'] = config.generate.examples
     found |= {k: manifest.digest(sources.fingerprint(a)) for k, a in addresses.items()}
     if Path(config.generate.model).is_dir() and config.generate.model:
       found['generate.model'] = files(sorted(Path(config.generate.model).iterdir()))

@@ -1,7 +1,5 @@
 """The documents that queries are written from and found among."""
 
-from pathlib import Path
-
 from disranker_jax.data import sources
 from disranker_jax.data.holdout import place
 from disranker_jax.data.records import Document
@@ -46,9 +44,3 @@ def chosen(config, docs: list[Document]) -> list[Document]:
     return docs
   order = sorted(range(len(docs)), key=lambda i: place(f'{config.seed} {docs[i].doc_id}'))
   return [docs[i] for i in sorted(order[:most])]
-
-
-def examples_address(config) -> str:
-  """The examples as an address of rows; a path is one of JSON lines."""
-  value = config.generate.examples
-  return f'jsonl:{value}' if value and Path(value).is_file() else value

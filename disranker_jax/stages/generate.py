@@ -257,7 +257,7 @@ SETTINGS = {
     'The prompt, which ends in the query that is to be written; an instruction may stand in it.',
   ),
   'examples': Key(
-    '', text('an address of clicks'),
+    '', prepare.ADDRESS,
     "Rows with query, title and summary, such as 'jsonl:examples.jsonl': the prompt begins with "
     "the first ones. '': three built-in ones, of a garden, a shop and a study.",
   ),
@@ -304,7 +304,7 @@ def check(config) -> None:
       f'config.generate.samples={c.samples}: are equal with config.generate.temperature=0; raise it'
     )
   if c.examples and c.shots:
-    sources.split(documents.examples_address(config), 'config.generate.examples')
+    sources.split(c.examples, 'examples')
   if config.data.teachers:
     raise UserError(
       "config.data.teachers: has no scores of generated queries; take 'generate' out of "

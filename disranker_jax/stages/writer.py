@@ -16,7 +16,7 @@ from disranker_jax.devices import memory, processes
 from disranker_jax.errors import UserError
 from disranker_jax.models.generate import generate
 from disranker_jax.models.load import TextModel, open_model
-from disranker_jax.stages import documents, roles
+from disranker_jax.stages import roles
 
 MIN_NEW = 2  # many models begin with an empty line
 PLACEHOLDER = 'x'  # the query whose place in the prompt is looked for
@@ -36,15 +36,9 @@ def open_writer(config) -> TextModel:
     settings.update({'model': c.model, 'layers': (), 'lora_rank': 0, 'init_from': ''})
   try:
     model = open_model(settings, 'lm')
-    if 'lm' not in model.network.family.heads:
-      key = 'generate.model' if c.model else 'teacher.model'
-      raise UserError(
-        f'config.{key}={settings.model!r}: writes no text; name a decoder in config.generate.model'
-      )
     model.prompt()
   except UserError as e:
-    text = str(e)
-    raise UserError(f'config.generate.{text}' if text.startswith('max_len=') else text) from e
+    raise UserError(named(c, settings.model, str(e))) from e
   longest = model.network.family.max_len(model.network.config)
   if c.max_len + c.max_new > longest:
     raise UserError(
@@ -54,12 +48,22 @@ def open_writer(config) -> TextModel:
   return model
 
 
+def named(c, model: str, text: str) -> str:
+  """An error of opening the writer, with the key of the config that it is about."""
+  if text.startswith('max_len='):
+    return f'config.generate.{text}'
+  key = 'generate.model' if c.model else 'teacher.model'
+  if text.startswith("head 'lm'"):
+    text = f'writes no text ({text}); name a decoder in config.generate.model'
+  return f'config.{key}={model!r}: {text}'
+
+
 def examples(config) -> Sequence[Click]:
   """The examples of the prompt. Raises: UserError if there are none at their address."""
   c = config.generate
   if not c.examples or not c.shots:
     return query_prompt.EXAMPLES[: c.shots]
-  return _examples(documents.examples_address(config), c.shots)
+  return _examples(c.examples, c.shots)
 
 
 @functools.lru_cache(maxsize=4)

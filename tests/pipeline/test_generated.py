@@ -233,7 +233,8 @@ def test_fewer_documents_than_candidates_and_empty_ones(tmp_path, copies, capsys
     ({'generate__max_len': 8, 'generate__shots': 3}, 'config.generate.max_len=8'),
     ({'generate__max_len': 510}, 'generate.max_len=510: with max_new=6'),
     ({'generate__model': 'tiny-encoder'}, "config.generate.model='tiny-encoder': writes no text"),
-    ({'generate__examples': 'nowhere.jsonl', 'generate__shots': 1}, 'nowhere.jsonl'),
+    ({'generate__examples': 'jsonl:nowhere.jsonl', 'generate__shots': 1}, 'nowhere.jsonl'),
+    ({'generate__examples': 'judgements:', 'generate__shots': 1}, 'is not an address of examples'),
     ({'data__teachers': ('jsonl:scores.jsonl',)}, 'data.teachers'),
   ],
 )
@@ -246,3 +247,17 @@ def test_settings_that_cannot_work_are_refused_first(changes, said, tmp_path):
 def test_a_run_without_the_stage_has_no_generated_queries():
   c = helpers.config()
   assert 'generate' not in c.stages and 'candidates' in prepare.kinds(c)
+
+
+def test_without_any_judged_query_there_is_a_student_and_a_report(tmp_path, copies):
+  stages = ('prepare', 'generate', 'score', 'distill', 'export', 'report')
+  c = config(tmp_path, stages=stages, data__test='', export__models=('best',), export__formats=())
+  c.data.judgements = c.data.clicks = ''
+  examples = helpers.write_jsonl(tmp_path / 'examples.jsonl', helpers.own_rows('clicks'))
+  c.generate.update(examples=f'jsonl:{examples}', shots=2, max_len=200)
+  workdir = tmp_path / 'run'
+  runner.run(c, workdir, estimate=True)
+  prompt = writer.open_writer(c).settings.template
+  assert prompt.startswith('list: Returns a list to the caller.\nSearch query: how to open a list')
+  assert (workdir / 'export' / 'student' / 'model.safetensors').is_file()
+  assert (workdir / 'report' / 'index.html').is_file()
