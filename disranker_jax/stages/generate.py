@@ -26,7 +26,7 @@ from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import shards as shards_of
 from disranker_jax.rankers.shards import Shards
-from disranker_jax.stages import documents, prepare, writer
+from disranker_jax.stages import documents, earlier, prepare, writer
 from disranker_jax.stages.score import agreed
 from disranker_jax.stages.teacher import check_template
 
@@ -62,10 +62,13 @@ def shards_made(run, docs: Sequence[Document]) -> Shards:
   model = writer.open_writer(run.config)
   tokenizer = model.tokenizer.backend_tokenizer.to_str().encode()
   every = json.dumps([(doc.doc_id, doc.title, doc.summary) for doc in docs])
-  trained = writer.trained_by(run.config)
+  trained, start = writer.trained_by(run.config), model.settings.init_from
   made = {
     'model': model.settings.model,
-    'parameters': [manifest.read(run.folder(stage))['fingerprint'] for stage in trained],
+    'parameters': [
+      *([earlier.fingerprint(run.config, run.workdir, 'teacher')] if start else []),
+      *(manifest.read(run.folder(stage))['fingerprint'] for stage in trained),
+    ],
     'precision': model.network.precision,
     'tokenizer': digest(tokenizer),
     'prompt': digest(model.settings.template.encode()),
@@ -128,6 +131,7 @@ def finish(run: Run, every: Sequence[Document], docs: Sequence[Document]) -> dic
     'documents': len(docs),
     'texts': texts,
     'left_out': told,
+    'filtered_by': {name: c[name] for name in FILTERING},
     prepare.GENERATED: {'rows': count, 'fingerprint': print_of},
   }
 
@@ -244,12 +248,20 @@ def kept(run: Run) -> str:
   return f'{done:,} of {len(docs):,} documents have their texts' if done else ''
 
 
+def is_complete(run: Run) -> bool:
+  """Whether the finished stage filtered with the settings of now."""
+  results = (manifest.read(run.folder('generate')) or {}).get('results', {})
+  return results.get('filtered_by') == {name: run.config.generate[name] for name in FILTERING}
+
+
 def uses(config) -> tuple[Use, ...]:
   rows = config.generate.batch_rows * config.generate.samples
   opened = lambda: writer.open_writer(config)  # noqa: E731
   return (Use('writer', 'teacher', opened, rows, tokens=tokens),)
 
 
+# Settings of `finish` alone: after a change the stage goes on with the texts that it has.
+FILTERING = ('ends', 'max_words', 'depth', 'found_within')
 WRITING = ('max_len', 'max_new', 'samples', 'temperature', 'top_p', 'batch_rows')
 SETTINGS = {
   'template': Key(
@@ -270,8 +282,11 @@ SETTINGS = {
   'ends': Key(
     'line', one_of('line', 'sentence'),
     "A query ends with its line, or with its first sentence: for a model that goes on writing.",
+    affects_results=False,
   ),
-  'max_words': Key(20, at_least(1), 'Words of a query; longer ones are left out.'),
+  'max_words': Key(
+    20, at_least(1), 'Words of a query; longer ones are left out.', affects_results=False
+  ),
   'documents': Key(
     0, at_least(0), 'Queries are written from so many documents, chosen by a hash; 0: from all.'
   ),
@@ -279,10 +294,14 @@ SETTINGS = {
   'temperature': Key(0.7, at_least(0), 'Of sampling; 0: always the likeliest token.'),
   'top_p': Key(0.9, between(0, 1), 'Tokens are drawn from the likeliest with so much probability.'),
   'batch_rows': Key(16, at_least(1), 'Documents whose queries are written together.'),
-  'depth': Key(20, at_least(2), 'Documents that BM25 finds per query, its own one included.'),
+  'depth': Key(
+    20, at_least(2), 'Documents that BM25 finds per query, its own one included.',
+    affects_results=False,
+  ),
   'found_within': Key(
     20, at_least(0),
     'A query is kept only if BM25 ranks its own document so high or better; 0: every query.',
+    affects_results=False,
   ),
   'shown': Key(
     40, at_least(0), 'Documents whose queries are listed in samples.md.', affects_results=False
@@ -321,5 +340,5 @@ STAGE = Stage(
   'generate', 'the decoder writes queries from documents', execute, SETTINGS, check=check,
   role='teacher', reads_stages=('prepare', 'cpt'), uses=uses, check_records=check_records,
   reads_records=lambda config: ('test',) if 'evaluate' in config.stages else (),
-  head=lambda config: 'lm', kept=kept, has_parts=True, optional=True,
+  head=lambda config: 'lm', kept=kept, is_complete=is_complete, has_parts=True, optional=True,
 )  # fmt: skip

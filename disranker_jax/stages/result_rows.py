@@ -81,7 +81,7 @@ class Row:
     from disranker_jax.pipeline import systems  # which imports the stages
 
     before = systems.preceding(systems.SYSTEMS['disranker'], [self.trained_by])
-    return tuple(stage.name for stage in before if stage.name != 'prepare' and not stage.optional)
+    return tuple(stage.name for stage in before if stage.name != 'prepare')
 
 
 def random_order(run: Run, row: Row, groups) -> Ranking:

@@ -190,6 +190,22 @@ def test_a_finished_shard_is_not_written_again_and_a_broken_one_is(tmp_path, cop
   assert repr(records(workdir)) == repr(groups)  # unknown scores are NaN
 
 
+def test_other_filters_take_the_texts_that_are_there(tmp_path, copies, monkeypatch):
+  c, workdir, stages = config(tmp_path), tmp_path / 'run', ['prepare', 'generate', 'score']
+  runner.run(c, workdir, stages=stages)
+  wanted, before = shards(workdir), len(records(workdir))
+  monkeypatch.setattr(writer, 'generate', None)
+  c.generate.update(max_words=5, found_within=3, depth=4)
+  message = helpers.refused(c, workdir, stages=stages)
+  assert 'its input generate has changed' in message and '--rerun=score' in message
+  assert shards(workdir) == wanted
+  groups = records(workdir)
+  assert 0 < len(groups) < before
+  assert all(len(group.query.split()) <= 5 and len(group.docs) == 4 for group in groups)
+  assert all(0 < doc.rank <= 3 for group in groups for doc in group.docs if doc.label)
+  runner.run(c, workdir, stages=stages, rerun=['score'])
+
+
 def test_other_documents_are_another_input(tmp_path, copies):
   c, workdir = config(tmp_path), tmp_path / 'run'
   runner.run(c, workdir, stages=['prepare', 'generate'])
