@@ -4,10 +4,13 @@ import gzip
 import random
 import re
 
+import gang
 import helpers
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from disranker_jax import config as configs
 from disranker_jax.data import holdout, query_filters, store
 from disranker_jax.data.records import Document, Group
 from disranker_jax.pipeline import runner
@@ -145,16 +148,7 @@ def test_killed_while_it_writes_it_goes_on_and_the_texts_are_the_same(tmp_path):
   wanted = shards(undisturbed)
   assert len(wanted) == 2 * DOCUMENTS / 4
   workdir = tmp_path / 'killed'
-  changes = {
-    path.replace('.', '__'): value
-    for path, value in runner.configs.flatten(c).items()
-    if value != runner.configs.flatten(helpers.config())[path]
-  }
-  changes |= {
-    'stages': 'prepare,generate,score,distill,evaluate',
-    'evaluate__models': 'bm25,student',
-  }
-  flags = [*helpers.flags(workdir, **changes), '--stages=prepare,generate']
+  flags = command_line(c, workdir)
   bomb = helpers.ROOT / 'tests' / 'pipeline' / 'interrupted.py'
   killed = helpers.command(bomb, 'SIGKILL', 'generate', 2, *flags)
   assert killed.returncode == -9, killed.stderr
@@ -164,6 +158,31 @@ def test_killed_while_it_writes_it_goes_on_and_the_texts_are_the_same(tmp_path):
     str(undisturbed), str(workdir)
   )
   assert shards(workdir) == wanted
+
+
+def command_line(c, workdir) -> list[str]:
+  """The flags that mean a config, for the stages up to generate."""
+  usual = configs.flatten(helpers.config())
+  changed = {path: value for path, value in configs.flatten(c).items() if value != usual[path]}
+  joined = {k: ','.join(v) if isinstance(v, list) else v for k, v in changed.items()}
+  changes = {path.replace('.', '__'): value for path, value in joined.items()}
+  return [*helpers.flags(workdir, **changes), '--stages=prepare,generate']
+
+
+def test_two_processes_write_the_texts_that_one_writes(tmp_path):
+  found = []
+  for count in (1, 2):
+    folder = tmp_path / str(count)
+    folder.mkdir()
+    arguments = command_line(config(folder), folder / 'run')
+    ended = gang.run(folder, ['-m', 'disranker_jax.main', *arguments], count, 4 // count)
+    assert (
+      set(ended) == {2}
+      and 'queries that were written is left' in (folder / 'process.0.log').read_text()
+    )
+    files = sorted((folder / 'run' / 'generate' / 'shards').glob('*.parquet'))
+    found.append([row for file in files for row in pq.read_table(file).to_pylist()])
+  assert found[0] == found[1] and len(found[0]) == 3 * DOCUMENTS
 
 
 def shards(workdir) -> dict[str, bytes]:
