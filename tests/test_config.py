@@ -83,7 +83,9 @@ class TestCheck:
     assert f'--config configs/{file.name}' in module['__doc__']
     assert common.read_config_file(file).name == file.stem
 
-  @pytest.mark.parametrize('file', ['quickstart', 'python_docs', 'own_data', 'tiny'])
+  @pytest.mark.parametrize(
+    'file', ['quickstart', 'python_docs', 'own_data', 'own_documents', 'tiny']
+  )
   def test_the_configs_that_people_start_from_are_there(self, file):
     assert file in [f.stem for f in FILES]
 
@@ -172,6 +174,7 @@ FREE = {
   'name': ['no such value ('],
   'teacher.model': ['no such value ('], 'student.model': ['no such value ('],
   'teacher.init_from': ['no such value ('], 'student.init_from': ['no such value ('],
+  'generate.model': ['no such value ('],
   'distill.earlier_runs': [('no such value',)],
   'export.vocabulary': ['no such value ('],
   'score.prompts.instruction': ['no such value ('],

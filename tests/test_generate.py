@@ -78,6 +78,27 @@ def test_a_row_does_not_depend_on_later_rows_or_their_length(tiny):
   assert generate(model, variables, prompts[:2], **options) == together[:2]
 
 
+def test_draws_belong_to_a_prompts_number_not_to_its_place(tiny):
+  model, variables = tiny
+  first, second = reference.sequences((4, 6))
+  options = {'max_new': 5, 'eos_id': -1, 'temperature': 1.2, 'samples': 2, 'at_least': 16}
+  there = generate(model, variables, [first, second], numbers=[7, 2**32 - 1], **options)
+  back = generate(model, variables, [second, first], numbers=[2**32 - 1, 7], **options)
+  assert back == [*there[2:], *there[:2]]
+  others = generate(model, variables, [first, second], numbers=[8, 9], **options)
+  assert all(a != b for a, b in zip(there, others, strict=True))
+
+
+def test_no_row_ends_before_min_new_tokens(tiny):
+  model, variables = tiny
+  prompts = reference.sequences((5, 2, 9))
+  free = generate(model, variables, prompts, max_new=5, eos_id=-1)
+  stops = {row[0] for row in free} | {row[1] for row in free}
+  assert {len(row) for row in generate(model, variables, prompts, max_new=5, eos_id=stops)} == {1}
+  late = generate(model, variables, prompts, max_new=5, eos_id=stops, min_new=3)
+  assert all(not stops & set(row[:3]) and len(row) > 3 for row in late)
+
+
 @pytest.mark.parametrize('precision', ['bfloat16', 'bfloat16_dots'])
 def test_greedy_in_bf16_is_the_argmax_of_the_forward_pass_in_bf16(precision):
   model, variables = reference.network('local_global', 6.0, head='lm', precision=precision)

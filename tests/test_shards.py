@@ -116,7 +116,7 @@ def test_a_pair_too_few_too_many_or_of_another_query_fails_the_audit(store):
     lambda i: ('q0', pairs_of(i)[1]),
     lambda i: (f'q{i}', [*pairs_of(i)[1], 'more']),
   ):
-    with pytest.raises(UserError, match=r'are not the .* pairs that were to be scored'):
+    with pytest.raises(UserError, match=r'are not the .* pairs of query_id and doc_id'):
       store.audit(wrong)
   store.write(SPANS[1], [(GROUPS[i], np.full(len(GROUPS[i].docs), np.nan)) for i in SPANS[1]])
   with pytest.raises(UserError, match=r'003-000000006\.parquet: has scores that are not finite'):

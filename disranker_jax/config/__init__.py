@@ -39,6 +39,7 @@ def run_settings(system: str) -> Section:
   from disranker_jax.training.settings import HELD_OUT
 
   names = tuple(stage.name for stage in systems.SYSTEMS[system])
+  usual = tuple(stage.name for stage in systems.SYSTEMS[system] if not stage.optional)
   return {
     'name': Key(
       'disranker', text('a name', empty=False),
@@ -48,7 +49,7 @@ def run_settings(system: str) -> Section:
     'system': Key(
       system, one_of(*systems.SYSTEMS), 'Which system is trained; it decides the stages.'
     ),
-    'stages': Key(names, list_of(one_of(*names), distinct=True), 'The stages that the run has.'),
+    'stages': Key(usual, list_of(one_of(*names), distinct=True), 'The stages that the run has.'),
     'mesh': {
       axis: Key(size, settings.Check('1 or more, or -1', lambda n: n >= 1 or n == -1), comment)
       for axis, size, comment in (

@@ -1,11 +1,12 @@
 """Text generation with a decoder and a key-value cache; the loop over tokens runs on the device."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from disranker_jax.errors import UserError
 from disranker_jax.models import kinds, layers, sampling, tree
@@ -28,14 +29,18 @@ def generate(
   samples: int = 1,
   seed: int = 0,
   at_least: int = 0,
+  min_new: int = 0,
+  numbers: Sequence[int] | None = None,
 ) -> list[list[int]]:
   """New token ids for each prompt's ids, without the prompt.
 
   Greedy at temperature 0, else sampled from the smallest set of tokens with probability `top_p`.
   With `samples` there are so many rows for each prompt, one behind the other; they share its
-  prefill. A row ends with its first `eos_id` (an id or several; the config's by default) or at
-  `max_new`. A row's draws depend on `seed` and on its place, not on the other rows. Prompts are
-  padded to `at_least` tokens, so that calls have the same shape.
+  prefill. A row ends with its first `eos_id` (an id or several; the config's by default), which is
+  none of its first `min_new` tokens, or at `max_new`. A row's draws depend on `seed` and on its
+  prompt's number in `numbers` (below 2**32), by default its place, not on the other rows. Prompts
+  are padded to `at_least` tokens, so that calls have the same shape. Of several processes all make
+  the same call and get the same rows.
 
   Raises: UserError for a network without a head='lm', and for empty prompts.
   """
@@ -50,11 +55,21 @@ def generate(
   slots = slots_for(tokens_BT.shape[1] + max_new)
   last_BD, caches = prefill(network, slots, samples, variables, tokens_BT, segments_BT)
   segments_BS = with_room(np.repeat(segments_BT, samples, axis=0), slots)
+  numbers = np.arange(len(prompts)) if numbers is None else np.asarray(numbers)
+  numbers_B = (numbers[:, None] * samples + np.arange(samples)).astype(np.uint32).reshape(-1)
+  settings = jnp.array([temperature, top_p], jnp.float32)
   out_BN, _ = _continue(
     network, temperature > 0, slots - tokens_BT.shape[1], variables, caches, last_BD, segments_BS,
-    max_new, stops, jax.random.key(seed), jnp.array([temperature, top_p], jnp.float32),
+    min_new, max_new, stops, jax.random.key(seed), numbers_B, settings,
   )  # fmt: skip
-  return [row[: _length(row, stops)].tolist() for row in np.asarray(out_BN)[:, :max_new]]
+  rows_BN = on_host(out_BN)[:, :max_new]
+  return [row[: _length(row, stops)].tolist() for row in rows_BN]
+
+
+def on_host(x: jax.Array) -> np.ndarray:
+  """An array's values in every process."""
+  whole = x.is_fully_addressable or x.is_fully_replicated
+  return np.asarray(x) if whole else multihost_utils.process_allgather(x, tiled=True)
 
 
 def left_pad(prompts: list[list[int]], at_least: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -106,8 +121,9 @@ def prefill(network, slots, samples, variables, tokens_BT, segments_BT):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
 def _continue(
-  network, sample, room, variables, caches, last_BD, segments_BS, max_new, stops, key, settings
-):
+  network, sample, room, variables, caches, last_BD, segments_BS, min_new, max_new, stops, key,
+  numbers_B, settings,
+):  # fmt: skip
   """Up to `max_new` tokens after each row's last hidden state, in an array [B, room].
 
   What is behind a row's end token has no meaning.
@@ -115,10 +131,12 @@ def _continue(
   rows, slots = segments_BS.shape
   pads_B1 = jnp.sum(segments_BS == 0, axis=1, keepdims=True)
   body, head = operands(network, variables)
-  keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(rows))
+  keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(numbers_B)
 
   def chosen(number, hidden_BD):
     logits_BV = network.module.apply(head, hidden_BD, method='logits')
+    ends_V = jnp.zeros(logits_BV.shape[-1], bool).at[stops].set(True, mode='drop')
+    logits_BV = jnp.where((number < min_new) & ends_V[None], -jnp.inf, logits_BV)
     if not sample:
       return sampling.likeliest(logits_BV)
     now_B = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_B)

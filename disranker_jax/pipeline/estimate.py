@@ -22,7 +22,7 @@ from disranker_jax.pipeline.opening import Opened
 from disranker_jax.pipeline.stage import Run, saved_steps
 from disranker_jax.pipeline.steps import Step
 from disranker_jax.progress import clock, say
-from disranker_jax.stages import prepare
+from disranker_jax.stages import generate, prepare
 from disranker_jax.training.settings import LEAST
 from disranker_jax.training.validation import STEP, interval
 
@@ -136,8 +136,11 @@ def steps_of(run: Run, one: Opened) -> tuple[float, str]:
   """(steps to come, what they do) of a model, from the prepared records."""
   config = run.config[one.stage.section]
   kinds = one.use.kinds or one.stage.reads_records(run.config)
+  if one.use.tokens:
+    computed, said = one.use.tokens(run)
+    return math.ceil(computed / (one.step.batch['tokens_BT'].size * FULL)), said
   queries, pairs, tokens = 0, 0.0, 0.0
-  for records in filter(len, (prepare.records(run, kind) for kind in kinds)):
+  for records in filter(len, (expected(run, kind) for kind in kinds)):
     picks = np.unique(np.linspace(0, len(records) - 1, min(SAMPLE, len(records))).astype(int))
     counted = [lengths(one, records[i], config.get('group_size', 0)) for i in picks.tolist()]
     each = len(records) / len(counted)
@@ -162,6 +165,13 @@ def steps_of(run: Run, one: Opened) -> tuple[float, str]:
   trials = len(config.get('hard_label_weights', ())) or 1
   often = f'{trials} times ' if trials > 1 else ''
   return trials * (to_come + work * to_come / steps), f'{often}{steps:,} steps{said}{done}'
+
+
+def expected(run: Run, kind: str) -> Sequence[Click | Group]:
+  """The records of a kind; as many as there can be of those that are not yet generated."""
+  if kind == prepare.GENERATED and not (run.folder('generate') / 'candidates').exists():
+    return generate.Expected(run.config)
+  return prepare.records(run, kind)
 
 
 def validations(whole, config, held_out: float, batches: float, steps: int) -> tuple[int, float]:

@@ -6,7 +6,7 @@ from disranker_jax.data import contents, sources
 from disranker_jax.models import weights
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
-from disranker_jax.stages import earlier, prepare, prompting
+from disranker_jax.stages import documents, earlier, prepare, prompting
 
 
 def outside(config, stage: Stage, workdir: Path) -> dict[str, str | None]:
@@ -25,6 +25,13 @@ def outside(config, stage: Stage, workdir: Path) -> dict[str, str | None]:
       found['data.teachers'] = manifest.digest(prints)
     if data := earlier.data_fingerprint(config, workdir):
       found[earlier.DATA] = data
+  if stage.name == 'generate':
+    addresses = {'data.documents': documents.address(config)}
+    if config.generate.examples and config.generate.shots:
+      addresses['generate.examples'] = config.generate.examples
+    found |= {k: manifest.digest(sources.fingerprint(a)) for k, a in addresses.items()}
+    if Path(config.generate.model).is_dir() and config.generate.model:
+      found['generate.model'] = files(sorted(Path(config.generate.model).iterdir()))
   for role in stage.models:
     if config[role].model and (paths := model_files(Path(config[role].model).expanduser())):
       found[f'{role}.model'] = files(paths)

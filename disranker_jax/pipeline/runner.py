@@ -129,9 +129,7 @@ class Pipeline:
     Raises: UserError where the records teach one of the stages nothing.
     """
     prepared = self.run.folder('prepare')
-    if 'prepare' not in self.run.config.stages or not (manifest.read(prepared) or {}).get(
-      'results'
-    ):
+    if 'prepare' not in self.run.config.stages or 'results' not in (manifest.read(prepared) or {}):
       return
     for stage in self.chosen:
       if not self.state(stage).is_done:

@@ -36,6 +36,7 @@ class Use:
   pairs  it scores no more pairs than this; 0: all
   times  how often it reads them
   is_done  whether its part of the stage is done already
+  tokens  run -> (tokens that it computes, what it does), if it does not score records
   """
 
   label: str
@@ -46,6 +47,7 @@ class Use:
   pairs: int = 0
   times: int = 1
   is_done: Callable[[Run], bool] = lambda run: False
+  tokens: Callable[[Run], tuple[float, str]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Stage:
   kept          what of it is on disk, as text, '' for nothing; by default the last saved step
   scores_records  whether it scores all records that it reads
   ignores_init_from  whether its model starts from the pretrained one, whatever `init_from` says
+  optional      whether a config has to list it, as a run usually does without it
   paper_rows    the size of the paper's data for it, which `disranker plan` uses
   """
 
@@ -101,6 +104,7 @@ class Stage:
   kept: Callable[[Run], str] | None = None
   scores_records: bool = False
   ignores_init_from: bool = False
+  optional: bool = False
   paper_rows: int = 0
 
   def __post_init__(self):

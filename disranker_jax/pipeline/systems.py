@@ -13,6 +13,7 @@ from disranker_jax.stages import (
   distill,
   evaluate,
   export,
+  generate,
   prepare,
   report,
   score,
@@ -23,8 +24,8 @@ from disranker_jax.stages import (
 
 SYSTEMS: dict[str, tuple[Stage, ...]] = {
   'disranker': (
-    prepare.STAGE, cpt.STAGE, sft.STAGE, score.STAGE, student_sft.STAGE, distill.STAGE,
-    evaluate.STAGE, export.STAGE, report.STAGE,
+    prepare.STAGE, cpt.STAGE, sft.STAGE, generate.STAGE, score.STAGE, student_sft.STAGE,
+    distill.STAGE, evaluate.STAGE, export.STAGE, report.STAGE,
   ),
 }  # fmt: skip
 # The models of each system: sections of the config.

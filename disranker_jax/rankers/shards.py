@@ -1,10 +1,11 @@
-"""Scored pairs on disk: Parquet shards, each with a note about its content and origin.
+"""What models compute, on disk: Parquet shards, each with a note about its content and origin.
 
-A shard holds query_id, doc_id and score of consecutive queries, in their order. Its name says
-which: `000000120-000000432.parquet` has queries 120 to 431. Its note (`_000000120-000000432.json`)
-has the number of rows, the sha256 and what made the scores (model, precision, tokenizer). Both are
-written atomically, the note last, so a shard with a note is done. Every read checks the shard
-against its note. Shards may have any sizes: readers need only that together they hold every query.
+A shard holds the rows of consecutive items, in their order: the scored pairs of queries, or the
+texts written from documents (`Format`). Its name says which: `000000120-000000432.parquet` has
+items 120 to 431. Its note (`_000000120-000000432.json`) has the number of rows, the sha256 and what
+made them (model, precision, tokenizer). Both are written atomically, the note last, so a shard with
+a note is done. Every read checks the shard against its note. Shards may have any sizes: readers
+need only that together they hold every item.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +24,54 @@ import pyarrow.parquet as pq
 from disranker_jax.errors import Stopped, UserError
 from disranker_jax.progress import say
 
-SCHEMA = pa.schema([('query_id', pa.string()), ('doc_id', pa.string()), ('score', pa.float32())])
 NAME = re.compile(r'(\d{9})-(\d{9})')
 
 
 @dataclasses.dataclass(frozen=True)
+class Format:
+  """What the shards of a folder hold.
+
+  schema  the columns
+  rows    an item -> its rows
+  items   what the items are called, and the key of their number in notes
+  what    what the rows are called
+  stage   the stage that computes them
+  """
+
+  schema: pa.Schema
+  rows: Callable[[tuple], Iterable[tuple]]
+  items: str
+  what: str
+  stage: str
+
+  @property
+  def again(self) -> str:
+    """How to compute the rows again, for errors."""
+    return f'do the {self.what} again with --rerun={self.stage}'
+
+
+def scored_rows(scored: tuple) -> Iterable[tuple[str, str, float]]:
+  """The rows of (group, scores)."""
+  group, scores = scored
+  return (
+    (group.query_id, d.doc_id, score) for d, score in zip(group.docs, scores.tolist(), strict=True)
+  )
+
+
+SCORES = Format(
+  pa.schema([('query_id', pa.string()), ('doc_id', pa.string()), ('score', pa.float32())]),
+  scored_rows, 'queries', 'scores', 'score',
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
 class Shard:
-  """The scored pairs of some consecutive queries."""
+  """The rows of some consecutive items."""
 
   folder: Path
   name: str
-  span: range  # of queries, by index
+  span: range  # of items, by index
+  format: Format
 
   @property
   def file(self) -> Path:
@@ -48,7 +86,7 @@ class Shard:
     """The note; None if it is missing or unreadable."""
     try:
       note = json.loads(self.note_file.read_text())
-      return note if {'queries', 'rows', 'sha256', 'made'} <= note.keys() else None
+      return note if {self.format.items, 'rows', 'sha256', 'made'} <= note.keys() else None
     except (OSError, ValueError, AttributeError):
       return None
 
@@ -65,37 +103,39 @@ class Shard:
   def read(self) -> pa.Table:
     """The rows. Raises: UserError if the file differs from its note."""
     if problem := self.problem():
-      raise UserError(f'{self.file}: {problem}; do the scores again with --rerun=score')
-    return pq.read_table(self.file, schema=SCHEMA)
+      raise UserError(f'{self.file}: {problem}; {self.format.again}')
+    return pq.read_table(self.file, schema=self.format.schema)
 
 
 class Shards:
-  """A folder of the scored pairs of `queries` queries.
+  """A folder of the rows of `count` items.
 
   Args:
-    made: what the scores come from: {'model': ..., ...}; shards with another origin are refused.
+    made: what the rows come from: {'model': ..., ...}; shards with another origin are refused.
   """
 
-  def __init__(self, folder: Path, queries: int, made: dict | None = None):
-    self.folder, self.queries, self.made = folder, queries, made
+  def __init__(self, folder: Path, count: int, made: dict | None = None, format: Format = SCORES):
+    self.folder, self.count, self.made, self.format = folder, count, made, format
 
   def found(self) -> list[Shard]:
-    """The shards that have a note, in order; of two that share queries, the first one."""
+    """The shards that have a note, in order; of two that share items, the first one."""
     names = (NAME.fullmatch(file.stem[1:]) for file in self.folder.glob('_*.json'))
-    shards = [Shard(self.folder, m[0], range(int(m[1]), int(m[2]))) for m in names if m]
+    shards = [
+      Shard(self.folder, m[0], range(int(m[1]), int(m[2])), self.format) for m in names if m
+    ]
     kept, end = [], 0
     for shard in sorted(shards, key=lambda s: (s.span.start, -s.span.stop)):
-      if end <= shard.span.start < shard.span.stop <= self.queries and shard.note():
+      if end <= shard.span.start < shard.span.stop <= self.count and shard.note():
         kept.append(shard)
         end = shard.span.stop
     return kept
 
   def kept(self) -> int:
-    """How many queries have scores on disk, by the notes alone."""
+    """How many items are on disk, by the notes alone."""
     return sum(len(shard.span) for shard in self.found())
 
   def missing(self) -> list[range]:
-    """The queries without scores, as ranges in order; reads every finished shard.
+    """The items that are not on disk, as ranges in order; reads every finished shard.
 
     Shards that differ from their notes are reported and deleted, as is what no note names.
 
@@ -108,7 +148,7 @@ class Shards:
       if file.is_file() and file.name not in names:
         file.unlink()
     ends = [0, *(shard.span.stop for shard in whole)]
-    starts = [*(shard.span.start for shard in whole), self.queries]
+    starts = [*(shard.span.start for shard in whole), self.count]
     return [range(a, b) for a, b in zip(ends, starts, strict=True) if a < b]
 
   def _is_whole(self, shard: Shard) -> bool:
@@ -116,32 +156,29 @@ class Shards:
     if self.made is not None and note['made'] != self.made:
       differs = [k for k in self.made if note['made'].get(k) != self.made[k]]
       raise UserError(
-        f'{shard.file}: was made with another {", ".join(differs) or "model"}; '
-        'do the scores again with --rerun=score'
+        f'{shard.file}: was made with another {", ".join(differs) or "model"}; {self.format.again}'
       )
     problem = shard.problem()
     if problem:
-      say(f'{shard.file} {problem}: it is scored again')
+      say(f'{shard.file} {problem}: its {self.format.what} are computed again')
     return not problem
 
-  def write(self, span: range, scored) -> None:
-    """Stores the (group, scores) of some consecutive queries, atomically.
+  def write(self, span: range, items: Sequence[tuple]) -> None:
+    """Stores some consecutive items, atomically.
 
-    A third value, a dict of counts for the query, goes into the note.
+    An item is what `format.rows` takes; one more value, a dict of counts, goes into the note.
     """
-    shard = Shard(self.folder, f'{span.start:09d}-{span.stop:09d}', span)
-    columns = {'query_id': [], 'doc_id': [], 'score': []}
-    counted = [counts for _, _, *more in scored for counts in more]
-    for group, scores, *_ in scored:
-      columns['query_id'] += [group.query_id] * len(group.docs)
-      columns['doc_id'] += [d.doc_id for d in group.docs]
-      columns['score'] += scores.tolist()
+    shard = Shard(self.folder, f'{span.start:09d}-{span.stop:09d}', span, self.format)
+    counted = [item[-1] for item in items if isinstance(item[-1], dict)]
+    rows = [row for item in items for row in self.format.rows(item[:2])]
+    columns = dict(zip(self.format.schema.names, zip(*rows, strict=True), strict=False))
+    columns = {name: list(columns.get(name, ())) for name in self.format.schema.names}
     buffer = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns, SCHEMA), buffer)
+    pq.write_table(pa.table(columns, self.format.schema), buffer)
     content = buffer.getvalue().to_pybytes()
     note = {
-      'queries': len(scored),
-      'rows': len(columns['score']),
+      self.format.items: len(items),
+      'rows': len(rows),
       'sha256': hashlib.sha256(content).hexdigest(),
       'made': self.made,
       **({'counts': counted} if counted else {}),
@@ -149,15 +186,31 @@ class Shards:
     put(shard.file, content)
     put(shard.note_file, (json.dumps(note, indent=1) + '\n').encode())
 
-  def rows(self) -> Iterator[tuple[str, str, float]]:
-    """(query_id, doc_id, score) of all shards, in order."""
+  def rows(self) -> Iterator[tuple]:
+    """The rows of all shards, in order; of scores (query_id, doc_id, score)."""
     for shard in self.found():
-      table = shard.read()
-      yield from zip(*(table.column(c).to_pylist() for c in SCHEMA.names), strict=True)
+      yield from _rows(shard.read())
 
   def counts(self) -> list[dict[str, int]]:
     """The counts of all queries in order, where their scores came with some."""
     return [counts for shard in self.found() for counts in shard.note().get('counts', ())]
+
+  def whole(self) -> Iterator[tuple[Shard, pa.Table]]:
+    """Every shard with its rows, in order.
+
+    Raises: UserError if the shards do not hold all items, or if one is not what was written.
+    """
+    end = 0
+    for shard in [*self.found(), None]:
+      start = shard.span.start if shard else self.count
+      if start != end:
+        raise UserError(
+          f'{self.folder}: no shard holds the {self.format.items} {end:,} to {start - 1:,} '
+          '(counted from 0); run the same command again'
+        )
+      if shard:
+        yield shard, shard.read()
+        end = shard.span.stop
 
   def audit(self, pairs_of) -> np.ndarray:
     """All scores in order, after a check that every pair has exactly one finite score.
@@ -167,40 +220,34 @@ class Shards:
 
     Raises: UserError naming the shard that fails.
     """
-    scores, end = [np.zeros(0, np.float32)], 0
-    for shard in [*self.found(), None]:
-      start = shard.span.start if shard else self.queries
-      if start != end:
-        raise UserError(
-          f'{self.folder}: no shard holds the queries {end:,} to {start - 1:,} (counted from 0); '
-          'run the same command again'
-        )
-      if shard:
-        scores.append(_audited(shard, pairs_of))
-        end = shard.span.stop
+    scores = [np.zeros(0, np.float32)]
+    for shard, table in self.whole():
+      audit_keys(shard, table, [(q, d) for q, docs in map(pairs_of, shard.span) for d in docs])
+      values = table.column('score').to_numpy()
+      if not np.isfinite(values).all():
+        raise UserError(f'{shard.file}: has scores that are not finite; --rerun=score')
+      scores.append(values)
     return np.concatenate(scores)
 
 
-def _audited(shard: Shard, pairs_of) -> np.ndarray:
-  table = shard.read()
-  expected = [(q, d) for q, docs in map(pairs_of, shard.span) for d in docs]
-  stored = zip(table.column('query_id').to_pylist(), table.column('doc_id').to_pylist(),
-              strict=True)  # fmt: skip
-  if expected != list(stored):
+def audit_keys(shard: Shard, table: pa.Table, expected: list[tuple]) -> None:
+  """Raises: UserError if the first two columns of a shard are not what had to be computed."""
+  names = table.column_names[:2]
+  if expected != list(zip(*(table.column(name).to_pylist() for name in names), strict=True)):
     raise UserError(
-      f'{shard.file}: its {table.num_rows} rows are not the {len(expected)} pairs that '
-      'were to be scored; do it again with --rerun=score'
+      f'{shard.file}: its {table.num_rows} rows are not the {len(expected)} pairs of '
+      f'{" and ".join(names)} that were to be computed; {shard.format.again}'
     )
-  values = table.column('score').to_numpy()
-  if not np.isfinite(values).all():
-    raise UserError(f'{shard.file}: has scores that are not finite; --rerun=score')
-  return values
+
+
+def _rows(table: pa.Table) -> Iterator[tuple]:
+  return zip(*(column.to_pylist() for column in table.columns), strict=True)
 
 
 def units(missing: Sequence[range], size: int) -> list[range]:
-  """The missing queries in units of `size`, which begin at multiples of it.
+  """The missing items in units of `size`, which begin at multiples of it.
 
-  The documents of a unit are packed together and with no others. So a score is the same to the last
+  What a unit needs is computed together and with nothing else. So a score is the same to the last
   bit whatever was scored before, in which shard and by which process.
   """
   starts = (range(r.start - r.start % size, r.stop, size) for r in missing)
@@ -229,12 +276,12 @@ class Writer:
     if kind is None or issubclass(kind, Stopped | KeyboardInterrupt):
       self._flush()
 
-  def add(self, unit: range, scored: tuple) -> None:
-    """Takes the next query of a unit as (group, scores), perhaps with counts."""
-    self._current.append(scored)
+  def add(self, unit: range, item: tuple) -> None:
+    """Takes the next item of a unit, as `Shards.write` has them."""
+    self._current.append(item)
     if len(self._current) < len(unit):
       return
-    if self._span.stop != unit.start:  # the queries between are in another shard
+    if self._span.stop != unit.start:  # the items between are in another shard
       self._flush()
     self._span = range(self._span.start if self._rows else unit.start, unit.stop)
     self._rows, self._current = [*self._rows, *self._current], []

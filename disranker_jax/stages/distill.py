@@ -25,7 +25,16 @@ from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
 from disranker_jax.rankers.pointwise import score_fn
-from disranker_jax.stages import earlier, hard_label_trials, held_out, prepare, roles, score, sft
+from disranker_jax.stages import (
+  earlier,
+  hard_label_trials,
+  held_out,
+  mixed,
+  prepare,
+  roles,
+  score,
+  sft,
+)
 from disranker_jax.stages.distill_hidden import HiddenStates, check_hidden, open_hidden
 from disranker_jax.stages.held_out import LOSS, NDCG, PNR, TAU
 from disranker_jax.training import train
@@ -125,8 +134,9 @@ def open_targets(run) -> tuple[ScoredGroups, dict]:
   c = run.config.distill
   scored = open_scored(run)
   targets, numbers = normalizer(scored.facts, c.normalize_scores)
-  parts: list = [Selected(scored, range(len(scored)), targets)]
-  results: dict = {'standardised_by': numbers} if numbers else {}
+  own, results = mixed.indices(run, reads(run.config), scored)
+  parts: list = [Selected(scored, own, targets)]
+  results |= {'standardised_by': numbers} if numbers else {}
   again = judged_texts(run) if c.earlier_runs else set()
   for folder in c.earlier_runs:
     other = earlier.opened('distill.earlier_runs', folder)
@@ -151,8 +161,8 @@ def judged_texts(run) -> set[str]:
 
 def unrepeated(other, scored: ScoredGroups, again: set[str]) -> Sequence[int]:
   """The indices of an earlier run's scored queries without the judged ones in `again`."""
-  judged = len(scored) - len(prepare.records(other, 'candidates'))
-  first = len(scored) - judged  # candidates come first
+  kinds = [kind for kind in reads(other.config) if kind != 'judgements']
+  first = sum(len(prepare.records(other, kind)) for kind in kinds)  # these come first
   left = [i for i in range(first, len(scored)) if normalized(scored[i][0].query) not in again]
   return range(first) if not left else [*range(first), *left]
 
@@ -237,7 +247,9 @@ def check_records(run) -> None:
   if has_hard_labels(run.config) and 'judgements' in reads(run.config):
     hard = losses.choose(losses.ON_LABELS, c.hard_loss, 'distill.hard_loss')
     sft.check_labels(prepare.records(run, 'judgements'), hard, 'distill.hard_loss')
-  held_out.check_records(run, 'distill', *reads(run.config))
+  # Generated queries are not there yet; where they are learned, held-out ones may be among them.
+  if prepare.GENERATED not in reads(run.config):
+    held_out.check_records(run, 'distill', *reads(run.config))
   hard_label_trials.check_records(run)
   if run.config.data.teachers:
     normalizer(open_scored(run).facts, c.normalize_scores)
@@ -293,6 +305,16 @@ SETTINGS = {
     "What the student starts from: '' is the pretrained one, or that of student.init_from; "
     "'student_sft' is the one that learned from labels.",
   ),
+  'generated_weight': Key(
+    1.0, at_least(0),
+    'How often each generated query is learned where one of a real log is learned once; 0.5: every '
+    'second one, chosen by a hash.',
+  ),
+  'generated_within': Key(
+    0, at_least(0),
+    'A generated query is learned only if the teacher ranks its own document so high or better '
+    'among those that it scores; 0: every query.',
+  ),
   'earlier_runs': Key(
     (), list_of(text('a workdir', empty=False), distinct=True),
     'Workdirs of earlier runs whose scored queries are learned too; nothing of theirs is prepared '
@@ -309,7 +331,8 @@ def reads(config) -> tuple[str, ...]:
   """Judged queries too if they have teacher scores; data/scored_groups.py has the rule."""
   other = config.data.teachers
   judged = has_hard_labels(config) if other else config.score.judgements
-  return ('candidates', 'judgements') if judged else ('candidates',)
+  kinds = ('candidates',) if other else score.reads(config)
+  return (*(kind for kind in kinds if kind != 'judgements'), *(('judgements',) if judged else ()))
 
 
 def requires(config) -> dict[str, tuple[str, ...]]:
@@ -333,7 +356,7 @@ def check(config) -> None:
 
 STAGE = Stage(
   'distill', "the student learns the teacher's scores", execute, SETTINGS, check=check,
-  role='student', reads_stages=('prepare', 'score', 'student_sft'), requires=requires,
+  role='student', reads_stages=('prepare', 'generate', 'score', 'student_sft'), requires=requires,
   reads_records=reads, task=task, uses=uses, check_models=check_models,
   check_records=check_records, kept=hard_label_trials.kept, paper_rows=46_814_775,
 )  # fmt: skip

@@ -149,11 +149,17 @@ def scored(run, model, variables):
 
 
 def held_out(run):
-  """Queries with documents: the run's test set, else other prepared ones, else python_docs."""
-  for kind in ('test', 'judgements', 'candidates'):
-    if 'prepare' in run.config.stages and kind in prepare.kinds(run.config):
-      return iter(prepare.records(run, kind))
-  return python_docs.groups('test')
+  """Queries with documents: the run's test set, else others of the run, else python_docs."""
+  kind = held_out_kind(run.config)
+  return iter(prepare.records(run, kind)) if kind else python_docs.groups('test')
+
+
+def held_out_kind(config) -> str:
+  """The kind of records whose pairs every reader scores; '' if the run has none."""
+  prepared = prepare.kinds(config) if 'prepare' in config.stages else []
+  generated = (prepare.GENERATED,) if 'generate' in config.stages else ()
+  kinds = [kind for kind in ('test', 'judgements', 'candidates') if kind in prepared]
+  return next(iter((*kinds, *generated)), '')
 
 
 def origins_of(run, name: str, model) -> tuple[Origin, Origin | None]:
@@ -234,7 +240,9 @@ SETTINGS = {
 def uses(config) -> tuple[Use, ...]:
   """The models that are exported. Each one and all its readers score the pairs of the check."""
   c = config.export
-  work = {'kinds': ('test',), 'pairs': c.parity_pairs, 'times': 1 + READERS + len(c.formats)}
+  kind = held_out_kind(config)
+  work = {'kinds': (kind,) if kind else (), 'pairs': c.parity_pairs}
+  work['times'] = 1 + READERS + len(c.formats)
   # The students of a run are equally large, so the first may stand for the best.
   best = [row.name for row in best_student.candidates(config)[:1]]
   names = [n for name in c.models for n in (best if name == BEST else [name])]
@@ -273,5 +281,5 @@ def check(config) -> None:
 STAGE = Stage(
   'export', 'the student for other programs', execute, SETTINGS, check=check,
   models=('teacher', 'student'), requires=requires, kept=kept, uses=uses,
-  reads_stages=('prepare', 'cpt', 'sft', 'student_sft', 'distill', 'evaluate'),
+  reads_stages=('prepare', 'cpt', 'sft', 'generate', 'student_sft', 'distill', 'evaluate'),
 )  # fmt: skip

@@ -27,6 +27,10 @@ from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 from disranker_jax.stages import earlier, overlapping
 
+# The kind of the queries that the stage `generate` writes, and the address of candidates that are
+# only these.
+GENERATED, GENERATED_ADDRESS = 'generated', 'generated:'
+
 
 def kinds(config, stages=None) -> list[str]:
   """The kinds of records that some stages (None: all that the config lists) read.
@@ -174,14 +178,18 @@ def outside_test(run) -> OutsideTest:
 
 
 def records(run, kind: str):
-  """The prepared records of a kind, by index."""
+  """The prepared records of a kind, by index; those of GENERATED are made by another stage."""
+  if kind == GENERATED:
+    return store.open('candidates', run.folder('generate') / 'candidates')
   return store.open(kind, run.folder('prepare') / kind)
 
 
 def is_address(value: str) -> bool:
   if value.startswith('judgements:'):
     return clicks.ADDRESS.fullmatch(value) is not None
-  return not value or (value.partition(':')[0] in sources.SCHEMES and ':' in value)
+  return value in ('', GENERATED_ADDRESS) or (
+    value.partition(':')[0] in sources.SCHEMES and ':' in value
+  )
 
 
 ADDRESS = Check(
@@ -195,7 +203,14 @@ SETTINGS: Section = {
   ),
   'judgements': Key('python_docs:', ADDRESS, 'Labeled queries, read by sft and student_sft.'),
   'candidates': Key(
-    'python_docs:', ADDRESS, 'Unlabeled queries with documents, read by score and distill.'
+    'python_docs:', ADDRESS,
+    "Unlabeled queries with documents, read by score and distill; 'generated:': only those that "
+    'the stage generate writes.',
+  ),
+  'documents': Key(
+    '', ADDRESS,
+    "Documents that generate writes queries from; '': those of the candidates' address.",
+    affects_results=False,  # the stage that reads them has them among its inputs
   ),
   'test': Key('python_docs:', ADDRESS, 'Held-out labeled queries, read by evaluate.'),
   'teachers': Key(
@@ -249,6 +264,14 @@ SETTINGS: Section = {
 
 def check(config) -> None:
   """Raises: UserError for data settings that contradict each other."""
+  for key in ('clicks', 'judgements', 'test', 'documents'):
+    if config.data[key] == GENERATED_ADDRESS:
+      raise UserError(f'config.data.{key}={GENERATED_ADDRESS!r}: only candidates can be generated')
+  if config.data.candidates == GENERATED_ADDRESS and 'generate' not in config.stages:
+    raise UserError(
+      f'config.data.candidates={GENERATED_ADDRESS!r}: needs the stage generate; add it to '
+      'config.stages, before score'
+    )
   negatives = config.data.negatives
   if negatives.max_rank < negatives.min_rank:
     raise UserError(

@@ -287,8 +287,9 @@ def stats(run) -> dict[str, dict]:
 
 def write_run(run) -> None:
   """The teacher's ranking of the candidates as a TREC run, `teacher.run.gz`."""
-  shards = open_shards(run, 'candidates', len(prepare.records(run, 'candidates')))
-  queries = itertools.groupby(shards.rows(), key=lambda row: row[0])
+  kinds = [kind for kind in reads(run.config) if kind != 'judgements']
+  rows = (open_shards(run, kind, len(prepare.records(run, kind))).rows() for kind in kinds)
+  queries = itertools.groupby(itertools.chain.from_iterable(rows), key=lambda row: row[0])
   scored = ((query, {doc: score for _, doc, score in rows}) for query, rows in queries)
   runs.write_run(run.folder('score') / 'teacher.run.gz', scored, 'teacher')
 
@@ -359,8 +360,12 @@ SETTINGS = {
 
 
 def reads(config) -> tuple[str, ...]:
-  """The kinds of records that are scored."""
-  return ('candidates', 'judgements') if config.score.judgements else ('candidates',)
+  """The kinds of records that are scored, in the order in which distillation has them."""
+  return (
+    *(('candidates',) if config.data.candidates != prepare.GENERATED_ADDRESS else ()),
+    *((prepare.GENERATED,) if 'generate' in config.stages else ()),
+    *(('judgements',) if config.score.judgements else ()),
+  )
 
 
 def check(config) -> None:
@@ -383,7 +388,7 @@ def uses(config) -> tuple[Use, ...]:
 
 STAGE = Stage(
   'score', 'the teacher scores unlabeled pairs', execute, SETTINGS, check=check, role='teacher',
-  reads_stages=('prepare', 'cpt', 'sft'), reads_records=reads,
+  reads_stages=('prepare', 'cpt', 'sft', 'generate'), reads_records=reads,
   head=lambda config: HEADS[config.teacher.scorer], kept=kept, uses=uses, scores_records=True,
   paper_rows=46_814_775,
 )  # fmt: skip

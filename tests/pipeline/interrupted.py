@@ -1,7 +1,8 @@
 """The command line with a bomb in it: `python interrupted.py SIGNAL STAGE COUNT FLAGS...`.
 
 The process sends itself SIGNAL right after STAGE wrote line COUNT of its metrics.jsonl (or, for
-`score`, shard COUNT), so a test stops it at one exact point on a machine of any speed.
+`score` and `generate`, shard COUNT), so a test stops it at one exact point on a machine of any
+speed.
 """
 
 import functools
@@ -32,7 +33,7 @@ def exploding(write, matches, count: int, number: int):
 if __name__ == '__main__':
   name, stage, count, *flags = sys.argv[1:]
   bomb = {'count': int(count), 'number': signal.Signals[name]}
-  if stage == 'score':
+  if stage in ('score', 'generate'):
     shards.Shards.write = exploding(shards.Shards.write, lambda *_: True, **bomb)
   else:
     logs.MetricsLog.write = exploding(

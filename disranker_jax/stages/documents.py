@@ -1,0 +1,46 @@
+"""The documents that queries are written from and found among."""
+
+from disranker_jax.data import sources
+from disranker_jax.data.holdout import place
+from disranker_jax.data.records import Document
+from disranker_jax.errors import UserError
+from disranker_jax.progress import say
+from disranker_jax.stages import prepare
+
+LEAST = 2  # a query with one document has no order to learn
+
+
+def address(config) -> str:
+  """Where the documents are. Raises: UserError if the config does not say it."""
+  c = config.data
+  found = c.documents or ('' if c.candidates == prepare.GENERATED_ADDRESS else c.candidates)
+  if not found:
+    raise UserError(
+      'config.data.documents: is empty, but generate writes queries from documents; give an '
+      "address, such as 'jsonl:documents.jsonl'"
+    )
+  return found
+
+
+def read(config) -> list[Document]:
+  """All documents with a text, in order. Raises: UserError for fewer than LEAST."""
+  where = address(config)
+  every = sources.documents(where)
+  found = [doc for doc in every if doc.title.strip() or doc.summary.strip()]
+  if len(found) < LEAST:
+    raise UserError(
+      f'config.data.documents={where!r}: has {len(found)} documents with a text (of '
+      f'{len(every)}); a ranker learns from {LEAST} or more'
+    )
+  if empty := len(every) - len(found):
+    say(f'generate: {empty:,} of {len(every):,} documents have no text and are left out')
+  return found
+
+
+def chosen(config, docs: list[Document]) -> list[Document]:
+  """The documents that queries are written from: `generate.documents` of them, by a hash."""
+  most = config.generate.documents
+  if not most or most >= len(docs):
+    return docs
+  order = sorted(range(len(docs)), key=lambda i: place(f'{config.seed} {docs[i].doc_id}'))
+  return [docs[i] for i in sorted(order[:most])]

@@ -1,0 +1,344 @@
+"""The decoder writes queries from documents; the first stage finds candidates for them.
+
+For a collection without a query log: InPars (arXiv:2202.05144), Promptagator (arXiv:2209.11755) and
+GPL (arXiv:2112.07577) train rankers on such queries. What is written is stored about once a minute,
+so a restart writes what is missing. The filters and the first stage then run over all of it.
+"""
+
+import contextlib
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from disranker_jax import escaping
+from disranker_jax.config.settings import Key, at_least, between, one_of, template, text
+from disranker_jax.data import sources, store
+from disranker_jax.data.first_stage import BM25
+from disranker_jax.data.query_filters import REASONS, Filters, first_sentence, tidy
+from disranker_jax.data.records import Document, Group
+from disranker_jax.devices import processes
+from disranker_jax.errors import UserError
+from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline.stage import Run, Stage, Use
+from disranker_jax.progress import Progress, say
+from disranker_jax.rankers import shards as shards_of
+from disranker_jax.rankers.shards import Shards
+from disranker_jax.stages import documents, earlier, prepare, writer
+from disranker_jax.stages.score import agreed
+from disranker_jax.stages.teacher import check_template
+
+DECODING = 8  # a generated token takes as long as so many tokens that are read
+FORMAT = shards_of.Format(
+  pa.schema([
+    ('doc_id', pa.string()), ('sample', pa.int32()), ('text', pa.string()), ('ended', pa.bool_()),
+  ]),
+  lambda item: [(item[0].doc_id, i, *one) for i, one in enumerate(item[1])],
+  'documents', 'texts', 'generate',
+)  # fmt: skip
+
+
+def execute(run: Run) -> dict:
+  c, every = run.config.generate, documents.read(run.config)
+  docs = documents.chosen(run.config, every)
+  shards = open_shards(run, len(docs))
+  processes.first_alone('folder', lambda: shards.folder.mkdir(parents=True, exist_ok=True))
+  missing = agreed(processes.first_alone('generate: look', shards_made(run, docs).missing) or [])
+  if missing:
+    write_missing(run, docs, missing)
+  processes.barrier('all texts are written')
+  say(f'generate: {len(docs) * c.samples:,} texts from {len(docs):,} documents')
+  return processes.first_alone('filters', lambda: finish(run, every, docs)) or {}
+
+
+def open_shards(run, count: int, made: dict | None = None) -> Shards:
+  return Shards(run.folder('generate') / 'shards', count, made, FORMAT)
+
+
+def shards_made(run, docs: Sequence[Document]) -> Shards:
+  """The shards, with what a text depends on apart from its document: in every shard's note."""
+  model = writer.open_writer(run.config)
+  tokenizer = model.tokenizer.backend_tokenizer.to_str().encode()
+  every = json.dumps([(doc.doc_id, doc.title, doc.summary) for doc in docs])
+  trained, start = writer.trained_by(run.config), model.settings.init_from
+  made = {
+    'model': model.settings.model,
+    'parameters': [
+      *([earlier.fingerprint(run.config, run.workdir, 'teacher')] if start else []),
+      *(manifest.read(run.folder(stage))['fingerprint'] for stage in trained),
+    ],
+    'precision': model.network.precision,
+    'tokenizer': digest(tokenizer),
+    'prompt': digest(model.settings.template.encode()),
+    'documents': digest(every.encode()),
+    'seed': run.config.seed,
+    **{name: run.config.generate[name] for name in WRITING},
+  }
+  return open_shards(run, len(docs), made)
+
+
+def digest(content: bytes) -> str:
+  return hashlib.sha256(content).hexdigest()[:16]
+
+
+def write_missing(run: Run, docs: Sequence[Document], missing: Sequence[range]) -> None:
+  """Writes the texts of the documents that are in no shard; process 0 stores them."""
+  c, shards = run.config.generate, shards_made(run, docs)
+  model = writer.open_writer(run.config)
+  write = writer.QueryWriter(
+    model, writer.variables(run, model), run.mesh, c, run.config.seed, run.config.watchdog_s
+  )
+  units = shards_of.units(missing, c.batch_rows)
+  done = len(docs) - sum(map(len, units))
+  first = processes.is_first()
+  storing = shards_of.Writer(shards, c.shard_seconds) if first else contextlib.nullcontext()
+  with storing as stored, Progress('generate', len(docs), 'texts', done) as progress:
+    for unit, doc, texts in write(docs, units):
+      if first:
+        stored.add(unit, (doc, texts))
+      done += 1
+      progress.update(done, len(texts))
+  say(f'generate: {write.tokens / max(write.seconds, 1e-9):,.0f} tokens/s')
+
+
+def finish(run: Run, every: Sequence[Document], docs: Sequence[Document]) -> dict:
+  """Filters the texts, finds candidates, and writes them as prepared records.
+
+  Raises: UserError if no query is left.
+  """
+  c, folder = run.config.generate, run.folder('generate')
+  filters = Filters(test_queries(run), c.max_words)
+  found = list(filtered(run, filters, docs))
+  groups = list(grouped(run, filters, every, found))
+  told = filters.told()
+  texts = len(docs) * c.samples
+  lost = ', '.join(f'{count:,} {why}' for why, count in told.items())
+  say(f'generate: {len(groups):,} of {texts:,} queries are kept' + (f'; {lost}' if lost else ''))
+  write_samples(run, docs, found, groups)
+  if not groups:
+    raise UserError(
+      f'{documents.address(run.config)}: none of the {texts:,} queries that were written is left '
+      f'({lost}); read {folder / "samples.md"}, then change config.generate.template, examples or '
+      'model, or set found_within=0 to keep queries whose page BM25 does not find'
+    )
+  lines = (f'{group.query_id}\t{group.query}\n' for group in groups)
+  (folder / 'queries.tsv').write_text(''.join(lines), encoding='utf-8')
+  count = store.write('candidates', groups, folder / 'candidates')
+  print_of = store.fingerprint(folder / 'candidates')
+  return {
+    'documents': len(docs),
+    'texts': texts,
+    'left_out': told,
+    'filtered_by': {name: c[name] for name in FILTERING},
+    prepare.GENERATED: {'rows': count, 'fingerprint': print_of},
+  }
+
+
+def test_queries(run: Run) -> list[str]:
+  """The texts of the test queries, which must not be learned."""
+  tests = 'test' in prepare.kinds(run.config)
+  return [group.query for group in prepare.records(run, 'test')] if tests else []
+
+
+def filtered(run: Run, filters: Filters, docs) -> Iterator[tuple[Document, int, str, str]]:
+  """(document, number of the sample, query, why it is left out) of all texts, after an audit."""
+  samples = run.config.generate.samples
+  for shard, table in open_shards(run, len(docs)).whole():
+    expected = [(docs[i].doc_id, sample) for i in shard.span for sample in range(samples)]
+    shards_of.audit_keys(shard, table, expected)
+    owners = (docs[i] for i in shard.span for _ in range(samples))
+    texts, ended = (table.column(name).to_pylist() for name in ('text', 'ended'))
+    numbers = table.column('sample').to_pylist()
+    for doc, number, each, is_whole in zip(owners, numbers, texts, ended, strict=True):
+      query = tidy(each)
+      if run.config.generate.ends == 'sentence':
+        query, is_whole = first_sentence(query, is_whole)
+      yield doc, number, query, filters.reason(doc, query, is_whole)
+
+
+def grouped(run: Run, filters: Filters, every: Sequence[Document], found) -> Iterator[Group]:
+  """The kept queries with the first stage's documents, if their own is among the best of these.
+
+  A query's own document has label 1, the others 0. Where fewer documents share a word with the
+  query, others fill the list up.
+  """
+  c, index = run.config.generate, BM25(every)
+  places = {doc.doc_id: i for i, doc in enumerate(every)}
+  kept = [(doc, number, query) for doc, number, query, why in found if not why]
+  depth = max(c.depth, c.found_within)
+  ranked = index.each((query for _, _, query in kept), depth)
+  for (doc, number, query), hits in zip(kept, ranked, strict=True):
+    own = places[doc.doc_id]
+    rank = next((r for r, (i, _) in enumerate(hits, 1) if i == own), 0)
+    if c.found_within and not 0 < rank <= c.found_within:
+      filters.not_found()
+      continue
+    scored = {i: (r, score) for r, (i, score) in enumerate(hits[: c.depth], 1)}
+    chosen = list(dict.fromkeys([*scored, own]))
+    if len(chosen) > c.depth:
+      chosen.remove(list(scored)[-1])
+    chosen += fillers(f'{run.config.seed} {doc.doc_id} {number}', len(every), chosen, c.depth)
+    docs = [labelled(every[i], i == own, *scored.get(i, (0, float('nan')))) for i in chosen]
+    yield Group(f'{doc.doc_id}#{number}', query, tuple(docs))
+
+
+def fillers(seed: str, count: int, chosen: Sequence[int], depth: int) -> list[int]:
+  """Random other documents, up to `depth` in all; the same ones for the same seed."""
+  wanted = min(depth, count) - len(chosen)
+  picks = random.Random(seed).sample(range(count), min(count, depth)) if wanted > 0 else []
+  return [i for i in picks if i not in chosen][: max(wanted, 0)]
+
+
+def labelled(doc: Document, is_own: bool, rank: int, score: float) -> Document:
+  return Document(doc.doc_id, doc.title, doc.summary, int(is_own), rank, score)
+
+
+def own_document(group: Group) -> str:
+  """The id of the document that a generated query was written from."""
+  return group.query_id.rpartition('#')[0]
+
+
+def write_samples(run: Run, docs, found, groups: Sequence[Group]) -> None:
+  """samples.md: what was written from some documents, and what became of it."""
+  kept = {group.query_id for group in groups}
+  step = max(1, len(docs) // max(run.config.generate.shown, 1))
+  shown = {doc.doc_id for doc in docs[::step][: run.config.generate.shown]}
+  lines, last = ['# Queries that the model wrote', ''], None
+  for doc, number, query, why in found:
+    if doc.doc_id not in shown:
+      continue
+    if doc is not last:
+      lines.append(f'- {escaping.code(doc.title)}: {escaping.code(doc.summary[:200])}')
+    last = doc
+    left = why or ('' if f'{doc.doc_id}#{number}' in kept else REASONS[-1])
+    lines.append(f'  - {escaping.code(query)}' + (f' (left out: {left})' if left else ''))
+  (run.folder('generate') / 'samples.md').write_text('\n'.join(lines) + '\n', encoding='utf-8')
+
+
+class Expected(Sequence[Group]):
+  """As many queries as generation can give, with documents as long, for estimates before it."""
+
+  def __init__(self, config):
+    self._docs = documents.read(config)
+    self._depth = config.generate.depth
+    self._count = len(documents.chosen(config, self._docs)) * config.generate.samples
+
+  def __len__(self) -> int:
+    return self._count
+
+  def __getitem__(self, i: int) -> Group:
+    picks = (self._docs[(i + k) % len(self._docs)] for k in range(self._depth))
+    docs = tuple(labelled(doc, k == 0, k + 1, 0.0) for k, doc in enumerate(picks))
+    return Group(f'{i}', docs[0].title or docs[0].summary[:60], docs)
+
+
+def tokens(run: Run) -> tuple[float, str]:
+  """(tokens that the stage computes, what it does), for the estimate."""
+  c, docs = run.config.generate, documents.chosen(run.config, documents.read(run.config))
+  count = len(docs) * c.samples
+  return len(docs) * c.max_len + count * c.max_new * DECODING, f'{count:,} queries'
+
+
+def kept(run: Run) -> str:
+  """From how many documents there are texts on disk."""
+  docs = documents.chosen(run.config, documents.read(run.config))
+  done = open_shards(run, len(docs)).kept()
+  return f'{done:,} of {len(docs):,} documents have their texts' if done else ''
+
+
+def is_complete(run: Run) -> bool:
+  """Whether the finished stage filtered with the settings of now."""
+  results = (manifest.read(run.folder('generate')) or {}).get('results', {})
+  return results.get('filtered_by') == {name: run.config.generate[name] for name in FILTERING}
+
+
+def uses(config) -> tuple[Use, ...]:
+  rows = config.generate.batch_rows * config.generate.samples
+  opened = lambda: writer.open_writer(config)  # noqa: E731
+  return (Use('writer', 'teacher', opened, rows, tokens=tokens),)
+
+
+# Settings of `finish` alone: after a change the stage goes on with the texts that it has.
+FILTERING = ('ends', 'max_words', 'depth', 'found_within')
+WRITING = ('max_len', 'max_new', 'samples', 'temperature', 'top_p', 'batch_rows')
+SETTINGS = {
+  'template': Key(
+    '{title}: {summary}\nSearch query: {query}', template(),
+    'The prompt, which ends in the query that is to be written; an instruction may stand in it.',
+  ),
+  'examples': Key(
+    '', prepare.ADDRESS,
+    "Rows with query, title and summary, such as 'jsonl:examples.jsonl': the prompt begins with "
+    "the first ones. '': three built-in ones, of a garden, a shop and a study.",
+  ),
+  'shots': Key(3, at_least(0), 'Examples in the prompt; 0: none.'),
+  'model': Key(
+    '', text('a model'), "A decoder that writes in place of the teacher's model; '': the teacher's."
+  ),
+  'max_len': Key(384, at_least(8), 'Tokens of the prompt; longer documents are cut.'),
+  'max_new': Key(32, at_least(1), 'Tokens of a query; one that does not end in these is left out.'),
+  'ends': Key(
+    'line', one_of('line', 'sentence'),
+    "A query ends with its line, or with its first sentence: for a model that goes on writing.",
+    affects_results=False,
+  ),
+  'max_words': Key(
+    20, at_least(1), 'Words of a query; longer ones are left out.', affects_results=False
+  ),
+  'documents': Key(
+    0, at_least(0), 'Queries are written from so many documents, chosen by a hash; 0: from all.'
+  ),
+  'samples': Key(1, at_least(1), 'Queries that are written from each document.'),
+  'temperature': Key(0.7, at_least(0), 'Of sampling; 0: always the likeliest token.'),
+  'top_p': Key(0.9, between(0, 1), 'Tokens are drawn from the likeliest with so much probability.'),
+  'batch_rows': Key(16, at_least(1), 'Documents whose queries are written together.'),
+  'depth': Key(
+    20, at_least(2), 'Documents that BM25 finds per query, its own one included.',
+    affects_results=False,
+  ),
+  'found_within': Key(
+    20, at_least(0),
+    'A query is kept only if BM25 ranks its own document so high or better; 0: every query.',
+    affects_results=False,
+  ),
+  'shown': Key(
+    40, at_least(0), 'Documents whose queries are listed in samples.md.', affects_results=False
+  ),
+  'shard_seconds': Key(
+    60.0, at_least(0), 'What is written is stored so often, each time as one shard.',
+    affects_results=False,
+  ),
+}  # fmt: skip
+
+
+def check(config) -> None:
+  documents.address(config)
+  why = 'generate writes the query from the document'
+  check_template('generate.template', config.generate.template, why)
+  c = config.generate
+  if c.samples > 1 and not c.temperature:
+    raise UserError(
+      f'config.generate.samples={c.samples}: are equal with config.generate.temperature=0; raise it'
+    )
+  if c.examples and c.shots:
+    sources.split(c.examples, 'examples')
+  if config.data.teachers:
+    raise UserError(
+      "config.data.teachers: has no scores of generated queries; take 'generate' out of "
+      "config.stages, or set teachers=() and list 'score'"
+    )
+
+
+def check_records(run: Run) -> None:
+  """Raises: UserError before the first model is run, for documents that cannot be used."""
+  documents.read(run.config)
+
+
+STAGE = Stage(
+  'generate', 'the decoder writes queries from documents', execute, SETTINGS, check=check,
+  role='teacher', reads_stages=('prepare', 'cpt'), uses=uses, check_records=check_records,
+  reads_records=lambda config: ('test',) if 'evaluate' in config.stages else (),
+  head=lambda config: 'lm', kept=kept, is_complete=is_complete, has_parts=True, optional=True,
+)  # fmt: skip

@@ -1,0 +1,170 @@
+"""The decoder that writes queries: its prompt, and batches of documents on all devices."""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from disranker_jax.data import query_prompt, sources
+from disranker_jax.data.records import Click, Document
+from disranker_jax.devices import memory, processes
+from disranker_jax.errors import UserError
+from disranker_jax.models.generate import generate
+from disranker_jax.models.load import TextModel, open_model
+from disranker_jax.stages import roles
+
+MIN_NEW = 2  # many models begin with an empty line
+PLACEHOLDER = 'x'  # the query whose place in the prompt is looked for
+Written = list[tuple[str, bool]]  # the texts from one document, and whether the model ended each
+
+
+def open_writer(config) -> TextModel:
+  """The teacher's model, or that of `generate.model`, with the prompt for writing; no parameters.
+
+  Raises: UserError that names the key of the config.
+  """
+  c, settings = config.generate, config.teacher.copy_and_resolve_references()
+  settings.update({'scorer': 'query_likelihood', 'ready': False, 'pairs': False})
+  settings.update({'max_len': c.max_len, 'max_query_len': 1})
+  settings.template = query_prompt.few_shot(c.template, examples(config))
+  if c.model:
+    settings.update({'model': c.model, 'layers': (), 'lora_rank': 0, 'init_from': ''})
+  try:
+    model = open_model(settings, 'lm')
+    model.prompt()
+  except UserError as e:
+    raise UserError(named(c, settings.model, str(e))) from e
+  longest = model.network.family.max_len(model.network.config)
+  if c.max_len + c.max_new > longest:
+    raise UserError(
+      f'config.generate.max_len={c.max_len}: with max_new={c.max_new} more than {longest} tokens, '
+      f'which is all that {settings.model!r} reads'
+    )
+  return model
+
+
+def named(c, model: str, text: str) -> str:
+  """An error of opening the writer, with the key of the config that it is about."""
+  if text.startswith('max_len='):
+    return f'config.generate.{text}'
+  key = 'generate.model' if c.model else 'teacher.model'
+  if text.startswith("head 'lm'"):
+    text = f'writes no text ({text}); name a decoder in config.generate.model'
+  return f'config.{key}={model!r}: {text}'
+
+
+def examples(config) -> Sequence[Click]:
+  """The examples of the prompt. Raises: UserError if there are none at their address."""
+  c = config.generate
+  if not c.examples or not c.shots:
+    return query_prompt.EXAMPLES[: c.shots]
+  return _examples(c.examples, c.shots)
+
+
+@functools.lru_cache(maxsize=4)
+def _examples(address: str, shots: int) -> tuple[Click, ...]:
+  found = tuple(itertools.islice(sources.read(address, 'clicks'), shots))
+  if len(found) < shots:
+    raise UserError(
+      f'config.generate.examples={address!r}: has {len(found)} examples; lower '
+      f'config.generate.shots={shots}'
+    )
+  return found
+
+
+def variables(run, model: TextModel) -> dict:
+  """The writer's parameters: those of cpt if it learned to write queries, else pretrained ones."""
+  return roles.trained(run, 'teacher', model, trained_by(run.config))
+
+
+def trained_by(config) -> tuple[str, ...]:
+  """The stages whose parameters the writer has."""
+  learned = 'cpt' in config.stages and config.cpt.predict == 'query' and not config.generate.model
+  return ('cpt',) if learned else ()
+
+
+def prompts(model: TextModel, docs: Sequence[Document]) -> list[list[int]]:
+  """The token ids before the query's place, for each document."""
+  encoded = model.prompt().encode_many([(PLACEHOLDER, [doc]) for doc in docs])
+  return [one.ids[: one.predict[0]].tolist() for [one] in encoded]
+
+
+def ends(model: TextModel) -> set[int]:
+  """The tokens that end a query: the model's own end tokens, and all with a line break."""
+  own = {model.tokenizer.eos_token_id, model.network.config.eos_id}
+  flat = {i for end in own for i in (end if isinstance(end, tuple | list) else (end,))} - {None}
+  decode = model.tokenizer.backend_tokenizer.decode
+  return flat | {i for i in range(len(model.tokenizer)) if '\n' in decode([i])}
+
+
+@dataclasses.dataclass
+class QueryWriter:
+  """Writes `samples` texts from each document, in batches of `rows` documents.
+
+  All processes compute every batch together. A text depends on the seed, the document's id and its
+  prompt; batches are always full and of one shape, so it does not depend on a restart.
+  """
+
+  model: TextModel
+  variables: dict
+  mesh: jax.sharding.Mesh
+  c: object  # config.generate
+  seed: int
+  watchdog_s: float = 0.0
+  tokens: int = 0
+  seconds: float = 0.0
+
+  def __call__(
+    self, docs: Sequence[Document], units: Iterable[range]
+  ) -> Iterator[tuple[range, Document, Written]]:
+    """(unit, document, its texts) for the documents of each unit, in order.
+
+    Raises: Stopped after SIGTERM or Ctrl-C, UserError without enough device memory.
+    """
+    every = prompts(self.model, docs)
+    longest, stops = max(map(len, every)), ends(self.model)
+    lower = (
+      f'lower config.generate.batch_rows (now {self.c.batch_rows}), samples or max_len, set '
+      'config.teacher.param_dtype=bfloat16, or raise config.mesh.fsdp'
+    )
+    needs = {'parameters': memory.per_device(self.variables)}
+    with (
+      memory.limited('writing queries', lambda: needs, lower),
+      processes.StopRequest() as request,
+      processes.Watchdog('writing queries', self.watchdog_s) as watchdog,
+    ):
+      for unit in units:
+        if processes.any_of(bool(request)):
+          raise request.stopped('generate: stopped')
+        texts = self._write([every[i] for i in unit], [docs[i] for i in unit], longest, stops)
+        watchdog.beat()
+        for i, written in zip(unit, texts, strict=True):
+          yield unit, docs[i], written
+
+  def _write(self, ids, docs, longest: int, stops: set[int]) -> list[Written]:
+    c, begun = self.c, time.monotonic()
+    filling = c.batch_rows - len(ids)  # with prompts of one token
+    with jax.set_mesh(self.mesh):
+      rows = generate(
+        self.model.network, self.variables, ids + [[0]] * filling, max_new=c.max_new,
+        eos_id=stops, temperature=c.temperature, top_p=c.top_p, samples=c.samples, seed=self.seed,
+        at_least=longest, min_new=MIN_NEW, numbers=[*map(number, docs), *[0] * filling],
+      )  # fmt: skip
+    rows = rows[: len(ids) * c.samples]
+    self.seconds += time.monotonic() - begun
+    self.tokens += sum(map(len, rows))
+    decoded = self.model.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    ended = [row[-1] in stops for row in rows]
+    pairs = list(zip(decoded, ended, strict=True))
+    return [pairs[i : i + c.samples] for i in range(0, len(pairs), c.samples)]
+
+
+def number(doc: Document) -> int:
+  """A document's number for `generate`: its draws do not depend on its place."""
+  digest = hashlib.sha256(doc.doc_id.encode('utf-8', 'surrogatepass')).digest()
+  return int(np.frombuffer(digest[:4], '<u4')[0])

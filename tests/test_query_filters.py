@@ -1,0 +1,90 @@
+"""Generated queries: which are kept, why others are not, and the prompt before them."""
+
+import pytest
+
+from disranker_jax.data import query_filters, query_prompt
+from disranker_jax.data.prompts import render
+from disranker_jax.data.query_filters import Filters, tidy
+from disranker_jax.data.records import Click, Document
+
+DOC = Document('d', 'Apple trees', 'Prune them in winter. Подрезка')
+CHINESE = Document('c', '苹果树', '冬天修剪')
+DIGITS = Document('n', '4711', '0815 42')
+
+
+@pytest.mark.parametrize(
+  'doc, query, ended, why',
+  [
+    (DOC, 'when to prune apples', True, ''),
+    (DOC, '...', True, query_filters.EMPTY),
+    (DOC, '', True, query_filters.EMPTY),
+    (DOC, 'prune \ufffd now', True, query_filters.BROKEN),
+    (DOC, 'when to prune', False, query_filters.LONG),
+    (DOC, 'a b c d e f', True, query_filters.LONG),
+    (DOC, 'APPLE  trees!', True, query_filters.TITLE),
+    (DOC, '苹果树', True, query_filters.SCRIPT),
+    (DOC, 'Подрезка яблонь', True, ''),
+    (CHINESE, '修剪', True, ''),
+    (CHINESE, 'when to prune', True, query_filters.SCRIPT),
+    (DIGITS, '42', True, ''),
+    (DIGITS, 'forty two', True, query_filters.SCRIPT),
+    (DOC, 'How are trees PRUNED', True, query_filters.TEST),
+  ],
+)
+def test_each_fault_has_its_reason(doc, query, ended, why):
+  filters = Filters(['how are trees pruned?'], max_words=5)
+  assert filters.reason(doc, query, ended) == why
+  assert filters.told() == ({why: 1} if why else {})
+
+
+def test_a_query_is_kept_once_whatever_its_case_and_punctuation_and_counts_add_up():
+  filters = Filters([], max_words=5)
+  other = Document('e', 'Pear trees', 'Prune in winter.')
+  found = [filters.reason(doc, 'Prune in winter', True) for doc in (DOC, other)]
+  found += [filters.reason(other, 'prune, in WINTER?', True), filters.reason(other, '', True)]
+  assert found == ['', query_filters.DUPLICATE, query_filters.DUPLICATE, query_filters.EMPTY]
+  filters.not_found()
+  assert filters.told() == {
+    query_filters.EMPTY: 1, query_filters.DUPLICATE: 2, query_filters.NOT_FOUND: 1,
+  }  # fmt: skip
+  assert filters.counts.total() == 4
+
+
+@pytest.mark.parametrize(
+  'text, query',
+  [
+    (' "when to prune"\nmore', 'when to prune'),
+    ('when   to\tprune', 'when to prune'),
+    ('a tool. It is old.\nb', 'a tool. It is old.'),
+    ('\n\n a\nb', 'a'),
+    ('  \n ', ''),
+  ],
+)
+def test_the_first_line_without_quotes_is_the_query(text, query):
+  assert tidy(text) == query
+
+
+@pytest.mark.parametrize(
+  'text, query, ended',
+  [
+    ('a tool in os.path. It is', 'a tool in os.path', True),
+    ('a tool in os.path and', 'a tool in os.path and', False),
+    ('Is it? "Yes', 'Is it', True),
+    ('a tool.', 'a tool', True),
+    ('... then', '... then', False),
+  ],
+)
+def test_a_query_may_end_with_its_first_sentence(text, query, ended):
+  assert query_filters.first_sentence(text, False) == (query, ended)
+  assert query_filters.first_sentence(text, True) == (query, True)
+
+
+def test_examples_stand_before_the_document_with_their_braces_as_text():
+  example = Click('use {x}', 'a {title}', ' '.join(f'w{i}' for i in range(100)))
+  template = query_prompt.few_shot('{title}: {summary}\nQuery: {query}', [example])
+  text, spans = render(template, {'title': 't', 'summary': 's', 'query': 'q'})
+  first, _, second = text.partition('\n\n')
+  words = ' '.join(f'w{i}' for i in range(query_prompt.WORDS))
+  assert first == f'a {{title}}: {words}\nQuery: use {{x}}'
+  assert second == 't: s\nQuery: q' and spans['query'][1] == len(text)
+  assert query_prompt.few_shot('{title}', []) == '{title}'
