@@ -29,7 +29,7 @@ def open_writer(config) -> TextModel:
   Raises: UserError that names the key of the config.
   """
   c, settings = config.generate, config.teacher.copy_and_resolve_references()
-  settings.update({'scorer': 'query_likelihood', 'ready': False, 'pairs': False})
+  settings.update({'scorer': 'query_likelihood', 'ready': False, 'input': 'template'})
   settings.update({'max_len': c.max_len, 'max_query_len': 1})
   settings.template = query_prompt.few_shot(c.template, examples(config))
   if c.model:
