@@ -183,7 +183,7 @@ def test_the_exported_student_is_named_with_the_reason():
   assert not findings.best(facts)
   facts.best = {'row': 'student_sft', 'why': 'nDCG@5 0.700 on 24 held-out queries'}
   assert findings.best(facts) == [
-    'export/student is the student, labels only: nDCG@5 0.700 on 24 held-out queries'
+    'exported to export/student is the student, labels only: nDCG@5 0.700 on 24 held-out queries'
   ]
 
 

@@ -92,8 +92,8 @@ def held_out(facts: Facts) -> list[str]:
   listed = ', '.join(f'{facts.title(n)} {v[MAIN]:.{DIGITS}f}' for n, v in values.items())
   queries = next(iter(values.values()))['labelled']
   return [
-    f'{metrics.title(MAIN)} on {queries} held-out training queries, for validation (a few '
-    f'documents of each): {listed}'
+    f'on {queries} held-out training queries, for validation (a few documents of each): '
+    f'{metrics.title(MAIN)} {listed}'
   ]
 
 
@@ -101,7 +101,9 @@ def best(facts: Facts) -> list[str]:
   """Which student was exported."""
   if not facts.best:
     return []
-  return [f'export/{STUDENT} is the {facts.title(facts.best["row"])}: {facts.best["why"]}']
+  return [
+    f'exported to export/{STUDENT} is the {facts.title(facts.best["row"])}: {facts.best["why"]}'
+  ]
 
 
 def seeds(facts: Facts) -> list[str]:
