@@ -111,6 +111,12 @@ DECODERS = {
       'llama_4_scaling_beta': 0.1,
     },
   },
+  'phi3': {
+    'num_attention_heads': 6,
+    'num_key_value_heads': 2,
+    'hidden_size': 48,
+    'sliding_window': 6,
+  },
   'bert': {'max_position_embeddings': 40},
   'roberta': {'max_position_embeddings': 40, 'type_vocab_size': 1, 'pad_token_id': 1},
   'xlm-roberta': {

@@ -12,7 +12,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.models import families, hf, network, rope, weights
 
 KINDS = ('mistral', 'llama', 'qwen2', 'qwen3', 'llama3', 'linear', 'gemma', 'gemma3')
-KINDS += ('smollm3', 'ministral', 'ministral3')
+KINDS += ('smollm3', 'ministral', 'ministral3', 'phi3')
 
 
 def _tiny(kind='mistral', **options):

@@ -5,11 +5,11 @@ import jax
 import numpy as np
 import pytest
 
-from disranker_jax.models import hf, network, tree
+from disranker_jax.models import hf, network, tensors, tree
 from disranker_jax.models.generate import generate
 
 KINDS = ('mistral', 'llama', 'local_global', 'qwen3', 'llama3', 'gemma', 'gemma3')
-KINDS += ('smollm3', 'ministral', 'ministral3')
+KINDS += ('smollm3', 'ministral', 'ministral3', 'phi3')
 LENGTHS = 301, 37  # longer than each window by far
 
 
@@ -58,15 +58,13 @@ def test_scores_and_gradients_of_a_rank_loss_match_transformers(kind, tmp_path):
   slopes, ours = jax.jit(jax.grad(loss, has_aux=True))(variables)
   reference.assert_close(ours, scores.detach().numpy())
   slopes = tree.flatten(slopes['params'])
-  wanted = {name: value.grad for name, value in theirs.named_parameters()}
-  names = {ours: name for name, ours in model.family.tensors.items()}
+  grads = {name: value.grad.numpy() for name, value in theirs.named_parameters()}
+  wanted = tree.flatten(tensors.stack(model, grads))
+  assert slopes.keys() == wanted.keys()
   for path, slope in slopes.items():
-    layers = range(model.config.layers) if 'blocks' in path else [0]
-    each = [wanted[names[path].format(i)].numpy() for i in layers]
-    each = np.stack([x.T if path.endswith('kernel') else x for x in each])
     # A key's bias changes no attention, so its gradient is rounding.
-    scale = 1e-3 * np.abs(each).max() + 1e-6
-    np.testing.assert_allclose(np.squeeze(slope), np.squeeze(each), atol=scale, err_msg=path)
+    scale = 1e-3 * np.abs(wanted[path]).max() + 1e-6
+    np.testing.assert_allclose(slope, wanted[path], atol=scale, err_msg=path)
 
 
 @pytest.mark.parametrize('kind', ['gemma3', 'smollm3'])

@@ -17,7 +17,7 @@ def tiny():
 
 # One of each type of decoder; local_global is a Qwen2 with a window in some layers.
 KINDS = ('mistral', 'llama', 'local_global', 'qwen3', 'gemma', 'gemma3', 'smollm3', 'ministral')
-KINDS += ('ministral3',)
+KINDS += ('ministral3', 'phi3')
 
 
 @pytest.mark.parametrize('kind', KINDS)

@@ -226,6 +226,7 @@ def test_a_shallow_student_takes_the_named_layers(tmp_path):
     ('smollm3', 2),
     ('ministral', 2),
     ('ministral3', 2),
+    ('phi3', 2),
     ('roberta', 2),
     ('xlm-roberta', 2),
     ('electra', 2),

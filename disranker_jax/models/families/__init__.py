@@ -13,6 +13,7 @@ from disranker_jax.models.families.gemma3 import Gemma3
 from disranker_jax.models.families.llama import Llama
 from disranker_jax.models.families.mistral import Ministral, Ministral3, Mistral
 from disranker_jax.models.families.modernbert import ModernBert
+from disranker_jax.models.families.phi3 import Phi3
 from disranker_jax.models.families.qwen2 import Qwen2
 from disranker_jax.models.families.qwen3 import Qwen3
 from disranker_jax.models.families.roberta import Roberta
@@ -30,6 +31,7 @@ FAMILIES: dict[str, Family] = {
   'ministral3': Ministral3(),
   'mistral': Mistral(),
   'modernbert': ModernBert(),
+  'phi3': Phi3(),
   'qwen2': Qwen2(),
   'qwen3': Qwen3(),
   'roberta': Roberta(),
