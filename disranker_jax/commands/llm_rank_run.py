@@ -152,7 +152,7 @@ def finish(
   found |= {'plan': plan.to_dict(), 'per_query': dict(zip(names, counts, strict=True))}
   side = costs_file(args.out)
   manifest.write_json(side, found)
-  say(f'{args.out}: {len(groups):,} queries; {costs.told(found)}; {side} has more')
+  say(f'{args.out}: {len(groups):,} queries; {costs.as_text(found)}; {side} has more')
 
 
 def costs_file(out: Path) -> Path:

@@ -112,9 +112,9 @@ def finish(run: Run, every: Sequence[Document], docs: Sequence[Document]) -> dic
   filters = Filters(test_queries(run), c.max_words)
   found = list(filtered(run, filters, docs))
   groups = list(grouped(run, filters, every, found))
-  told = filters.told()
+  counts = filters.counts()
   texts = len(docs) * c.samples
-  lost = ', '.join(f'{count:,} {why}' for why, count in told.items())
+  lost = ', '.join(f'{count:,} {why}' for why, count in counts.items())
   say(f'generate: {len(groups):,} of {texts:,} queries are kept' + (f'; {lost}' if lost else ''))
   write_samples(run, docs, found, groups)
   if not groups:
@@ -130,7 +130,7 @@ def finish(run: Run, every: Sequence[Document], docs: Sequence[Document]) -> dic
   return {
     'documents': len(docs),
     'texts': texts,
-    'left_out': told,
+    'left_out': counts,
     'filtered_by': {name: c[name] for name in FILTERING},
     prepare.GENERATED: {'rows': count, 'fingerprint': print_of},
   }

@@ -146,7 +146,10 @@ def rank(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   made = ranker(run, todo, 'evaluate', ())
   ranking = result_rows.score_all(row.name, made, groups)
   found = costs.summary(made.counts)
-  facts = result_rows.facts(made) | {'ms_per_query': made.ms_per_query, 'note': costs.told(found)}
+  facts = result_rows.facts(made) | {
+    'ms_per_query': made.ms_per_query,
+    'note': costs.as_text(found),
+  }
   left_out = ('queries', 'documents')
   return ranking, facts | {k: v for k, v in found.items() if k not in left_out}
 

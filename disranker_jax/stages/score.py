@@ -105,7 +105,7 @@ def prompt_costs(run) -> dict[str, float]:
     counts for kind in reads(run.config)
     for counts in open_shards(run, kind, len(open_chosen(run, kind))).counts()
   )  # fmt: skip
-  say(f'score: {costs.told(found)}')
+  say(f'score: {costs.as_text(found)}')
   c = run.config.score
   if found['tie_rate'] > c.max_tied_share:
     raise UserError(

@@ -36,7 +36,7 @@ def summary(counted: Iterable[Mapping[str, int]]) -> dict[str, float]:
   return found
 
 
-def told(costs: Mapping[str, float]) -> str:
+def as_text(costs: Mapping[str, float]) -> str:
   """The costs as one line for a person."""
   prompts, tokens = costs['prompts_per_query'], costs['tokens_per_query']
   parts = [f'{prompts:,.1f} prompts and {tokens:,.0f} tokens per query']
