@@ -34,7 +34,7 @@ DIGITS = Document('n', '4711', '0815 42')
 def test_each_fault_has_its_reason(doc, query, ended, why):
   filters = Filters(['how are trees pruned?'], max_words=5)
   assert filters.reason(doc, query, ended) == why
-  assert filters.counts() == ({why: 1} if why else {})
+  assert filters.by_reason() == ({why: 1} if why else {})
 
 
 def test_a_query_is_kept_once_whatever_its_case_and_punctuation_and_counts_add_up():
@@ -44,7 +44,7 @@ def test_a_query_is_kept_once_whatever_its_case_and_punctuation_and_counts_add_u
   found += [filters.reason(other, 'prune, in WINTER?', True), filters.reason(other, '', True)]
   assert found == ['', query_filters.DUPLICATE, query_filters.DUPLICATE, query_filters.EMPTY]
   filters.not_found()
-  assert filters.counts() == {
+  assert filters.by_reason() == {
     query_filters.EMPTY: 1, query_filters.DUPLICATE: 2, query_filters.NOT_FOUND: 1,
   }  # fmt: skip
   assert filters.counts.total() == 4

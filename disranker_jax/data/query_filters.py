@@ -67,7 +67,7 @@ class Filters:
     self.counts[''] -= 1
     self.counts[NOT_FOUND] += 1
 
-  def counts(self) -> dict[str, int]:
+  def by_reason(self) -> dict[str, int]:
     """{reason: how many} in the order of REASONS, without zeros."""
     return {why: self.counts[why] for why in REASONS if self.counts[why]}
 

@@ -112,7 +112,7 @@ def finish(run: Run, every: Sequence[Document], docs: Sequence[Document]) -> dic
   filters = Filters(test_queries(run), c.max_words)
   found = list(filtered(run, filters, docs))
   groups = list(grouped(run, filters, every, found))
-  counts = filters.counts()
+  counts = filters.by_reason()
   texts = len(docs) * c.samples
   lost = ', '.join(f'{count:,} {why}' for why, count in counts.items())
   say(f'generate: {len(groups):,} of {texts:,} queries are kept' + (f'; {lost}' if lost else ''))
