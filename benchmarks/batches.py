@@ -93,7 +93,10 @@ def padding(args, config) -> None:
     shape = pointwise.score_shape(c.teacher.scorer, c.score.batch_rows, c.teacher.row_len)
     for kind in score.reads(c) if 'score' in c.stages else ():
       chosen = score.open_chosen(run, kind)
-      tokens = score.measured(chosen, teacher.prompt()).tokens
+      prompt = teacher.prompt()
+      tokens = score.measured(
+        chosen, lambda g, p=prompt: sum(map(len, p.encode(g.query, g.docs)))
+      ).tokens
       size = c.score.unit_queries or score.unit_size(tokens, shape.rows * shape.row_len)
       parts += [[chosen[i] for i in u] for u in units([range(len(chosen))], size)]
     rows['score'] = scored(teacher.prompt(), shape, parts)

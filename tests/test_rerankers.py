@@ -137,7 +137,9 @@ def test_a_head_of_other_modules_is_refused(tmp_path):
   modules = json.loads((folder / 'modules.json').read_text())
   pooling = {'idx': 1, 'name': '1', 'path': '1_Pooling', 'type': 'sentence_transformers.x.Pooling'}
   (folder / 'modules.json').write_text(json.dumps([*modules, pooling]))
-  with pytest.raises(UserError, match=r'another head.*\(Pooling in modules\.json'):
+  with pytest.raises(
+    UserError, match='modules Pooling are not supported: a bert model has its own'
+  ):
     disranker_jax.load(folder)
   (folder / 'modules.json').write_text(json.dumps(modules))
   change(folder / 'sentence_bert_config.json', transformer_task='text-generation')
