@@ -155,6 +155,7 @@ def test_the_module_is_the_same_command():
   assert done.returncode == 2 and done.stderr.startswith('error: --source: is missing')
 
 
+@pytest.mark.slow  # a process for each number of devices
 @pytest.mark.parametrize(
   'name, more', [('prp_allpair_soft', []), ('listwise_permutation', ['--shard', '2'])]
 )

@@ -362,6 +362,7 @@ def on_a_mesh(file):
       )
 
 
+@pytest.mark.slow  # a process of its own with four devices
 def test_a_mesh_with_a_model_axis_gives_the_same_scores_and_gradients(tmp_path):
   program = (
     'import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import conftest; '

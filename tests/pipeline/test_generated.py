@@ -169,6 +169,7 @@ def command_line(c, workdir) -> list[str]:
   return [*helpers.flags(workdir, **changes), '--stages=prepare,generate']
 
 
+@pytest.mark.slow  # three processes that compile
 def test_two_processes_write_the_texts_that_one_writes(tmp_path):
   found = []
   for count in (1, 2):
