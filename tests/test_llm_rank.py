@@ -77,12 +77,12 @@ def test_costs_are_beside_the_run(model, rows, tmp_path):
   out = tmp_path / 'out.run.gz'
   found = call(model, rows, out)
   assert gzip.decompress(out.read_bytes()).decode().split()[5] == 'prp_allpair'
-  told = costs(out)
+  spent = costs(out)
   prompts = sum(len(docs) * (len(docs) - 1) for docs in found.values())
-  assert told['prompts'] == prompts == sum(c['prompts'] for c in told['per_query'].values())
-  assert told['queries'] == 12 and told['prompts_per_query'] == prompts / 12
-  assert 0 <= told['conflict_rate'] <= 1 and 0 <= told['tie_rate'] <= 1
-  assert told['ms_per_query'] > 0 and told['per_query']['q0']['prompts'] == 0
+  assert spent['prompts'] == prompts == sum(c['prompts'] for c in spent['per_query'].values())
+  assert spent['queries'] == 12 and spent['prompts_per_query'] == prompts / 12
+  assert 0 <= spent['conflict_rate'] <= 1 and 0 <= spent['tie_rate'] <= 1
+  assert spent['ms_per_query'] > 0 and spent['per_query']['q0']['prompts'] == 0
   assert sorted(p.name for p in tmp_path.iterdir()) == ['out.run.gz', 'out.run.json', 'rows.jsonl']
 
 

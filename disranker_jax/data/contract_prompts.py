@@ -171,9 +171,9 @@ class ContractPrompt:
   def _kept(self, owner: np.ndarray, query_tokens: int, doc_tokens: int) -> np.ndarray:
     """A mask without the ends of long fields."""
     keep = np.ones(len(owner), bool)
-    for who in np.unique(owner[owner != UNCUT]):
-      most = query_tokens if who <= QUERY else doc_tokens
-      keep[np.flatnonzero(owner == who)[most:]] = False
+    for field in np.unique(owner[owner != UNCUT]):
+      most = query_tokens if field <= QUERY else doc_tokens
+      keep[np.flatnonzero(owner == field)[most:]] = False
     return keep
 
   @functools.cached_property

@@ -86,7 +86,7 @@ def _is_marked(token: str) -> bool:
 
 
 def _secret(token: str) -> str:
-  """32 letters that nobody can guess, the same for all copies that this process makes.
+  """32 letters that cannot be guessed, the same for all copies that this process makes.
 
   Letters, because no normaliser makes anything else of them.
   """

@@ -58,8 +58,8 @@ class Split:
 def split(run, stage: str, records: Sequence, *, query: Callable = lambda record: record) -> Split:
   """Holds out a share of a stage's records, with at most `validation.max_queries` to measure.
 
-  A stage that finds too few of them measures nothing, and says so. It then learns from all, unless
-  there are enough labelled queries by which others are compared.
+  A stage that finds too few of them measures nothing and prints a line. It then learns from all,
+  unless there are enough labelled queries by which others are compared.
 
   Args:
     query: record -> the click or group with its query.

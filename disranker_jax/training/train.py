@@ -187,13 +187,8 @@ def fit(job: Job, feed: Feed, variables: dict, mesh, validation: Validation | No
   c = job.settings
   program = Program(job.loss, c, job.steps, variables, feed.shapes(), feed.blocks, mesh)
   job.folder.mkdir(parents=True, exist_ok=True)
-  lower = (
-    f'lower config.{job.label}.batch_rows (now {c.batch_rows}; gradient_accumulation_steps keeps '
-    "the update's size) or the model's row_len, set its remat=full or param_dtype=bfloat16, or "
-    'raise config.mesh.fsdp'
-  )
   with (
-    memory.limited(job.label, lambda: memory.parts(program, program.compiled), lower),
+    memory.limited(job.label, lambda: memory.parts(program, program.compiled), needs_less(job)),
     Checkpoints(job.folder / 'checkpoints', validation) as checkpoints,
     processes.StopRequest() as request,
     processes.Watchdog(job.label, job.watchdog_s) as watchdog,
@@ -246,6 +241,15 @@ def fit(job: Job, feed: Feed, variables: dict, mesh, validation: Validation | No
           raise request.stopped(f'{job.label}: stopped at step {step} of {job.steps}')
       checkpoints.wait()
   return tree.unflatten(trained | frozen)
+
+
+def needs_less(job: Job) -> str:
+  """What makes a step fit into memory."""
+  return (
+    f'lower config.{job.label}.batch_rows (now {job.settings.batch_rows}; '
+    "gradient_accumulation_steps keeps the update's size) or the model's row_len, set its "
+    'remat=full or param_dtype=bfloat16, or raise config.mesh.fsdp'
+  )
 
 
 def best_of(checkpoints: Checkpoints, step: int, trained: dict, mesh) -> dict:
