@@ -92,6 +92,12 @@ class TestChoose:
     assert groups[0].grades == {'a': 0, 'b': 2} and len(groups[0].docs) == 3
     assert choose(run).queries == FEWEST
 
+  def test_keeps_the_judged_documents_where_the_candidates_are_others(self, run):
+    run.records['judgements'] = [judged_group(i) for i in range(FEWEST)]
+    run.records['candidates'] = [group(i, ('c9', UNJUDGED, 1, 3.0)) for i in range(FEWEST)]
+    groups = fused_rows.first_stage_of(run.run, run.records['judgements'])
+    assert [[d.doc_id for d in g.docs] for g in groups] == [['a', 'b', 'c']] * FEWEST
+
   @pytest.mark.parametrize(('scored', 'signal'), [(True, 'scores'), (False, 'ranks')])
   def test_uses_scores_only_where_all_have_them(self, run, scored, signal):
     groups = [judged_group(i) for i in range(FEWEST)]

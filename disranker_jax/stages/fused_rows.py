@@ -1,7 +1,7 @@
 """The best student fused with the first stage: rows of the result table, and the exported weight.
 
 The weight is chosen on held-out training queries (held_out.py), never on test queries. Their
-documents are those that the first stage found, from the candidates of the query if it has any,
+documents are those that the first stage found, those of the query's candidates where they are known,
 because judged documents alone are another pool than the one that is re-ranked.
 """
 
@@ -101,14 +101,19 @@ def choose(run, name: str, signal: str, loaded=None) -> Fusion | None:
 
 
 def first_stage_of(run, labelled: Sequence[Group]) -> list[Group]:
-  """The queries with the documents that the first stage found and their labels, where known."""
+  """The queries with the documents that the first stage found and their labels, where known.
+
+  They are the documents of the query's candidates, if these have a judged one.
+  """
   texts = {normalized(group.query): group for group in labelled}
   found: dict[str, Group] = {}
   if texts and 'candidates' in prepare.kinds(run.config):
     for group in held_out.counted('fusion', prepare.records(run, 'candidates')):
       text = normalized(group.query)
       if text in texts and signal_of([group]):
-        found.setdefault(text, with_labels(group, texts[text]))
+        labelled_group = with_labels(group, texts[text])
+        if labelled_group.grades:
+          found.setdefault(text, labelled_group)
   groups = (found.get(text, group) for text, group in texts.items())
   return [retrieved(group) for group in groups if signal_of([group])]
 

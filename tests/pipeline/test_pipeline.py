@@ -237,7 +237,7 @@ class TestAgain:
     assert helpers.metrics(copy) == result  # the same seed, the same student
     # What distill does not change is not scored again.
     scored = {f.name for f in (copy / 'evaluate').glob('*.run') if is_new(before, copy, f)}
-    assert scored == {'student.run'}
+    assert scored == {'student.run', 'fused.run', 'fused_ranks.run'}
 
   def test_other_rows_cost_only_themselves_and_make_nothing_stale(self, done, tmp_path, capsys):
     copy = shutil.copytree(done, tmp_path / 'copy')
