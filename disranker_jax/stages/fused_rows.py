@@ -1,7 +1,7 @@
 """The best student fused with the first stage: rows of the result table, and the exported weight.
 
 The weight is chosen on held-out training queries (held_out.py), never on test queries. Their
-documents are those that the first stage found, those of the query's candidates where they are known,
+documents are those that the first stage found: the candidates of the query where they are known,
 because judged documents alone are another pool than the one that is re-ranked.
 """
 
