@@ -59,6 +59,13 @@ class TestMethods:
     assert fused == pytest.approx({'a': 1 / 61 + 1 / 62, 'b': 1 / 61})
 
   @pytest.mark.parametrize('method', ['scores', 'zscores'])
+  def test_the_only_document_that_a_side_found_is_above_those_that_it_lacks(self, method):
+    equal = dict.fromkeys('abc', 1.0)
+    assert fusion.convex(equal, {'b': 7.0}, 0.4, method) == {'a': 0.0, 'b': 0.6, 'c': 0.0}
+    found = fusion.convex(equal, {'b': 7.0, 'c': 7.0}, 0.4, method)
+    assert found == {'a': 0.0, 'b': 0.6, 'c': 0.6}
+
+  @pytest.mark.parametrize('method', ['scores', 'zscores'])
   def test_one_document_and_equal_scores_decide_nothing(self, method):
     assert fusion.convex({'a': 3.0}, {'a': 9.0}, 0.5, method) == {'a': 0.0}
     equal = dict.fromkeys(MODEL, 0.1)

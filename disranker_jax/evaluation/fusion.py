@@ -9,14 +9,15 @@ With weights that add up to 1, sums of scaled scores are the convex combination 
 Analysis of Fusion Functions for Hybrid Retrieval", TOIS 2023): shifts and positive factors of a
 ranking's scores change nothing. If all scores of a query are equal, they are scaled to 0.
 
-A document that a ranking lacks gets what its last document gets; by ranks it gets 0. Documents are
-named by any key, such as an id or an index.
+A document that a ranking lacks gets what its last document gets; by ranks it gets 0. If the scores
+of all others are equal, they get 1 and it gets 0. Documents are named by any key, such as an id or
+an index.
 """
 
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 from disranker_jax.errors import UserError
@@ -67,11 +68,21 @@ def fuse(
   fused: dict[Hashable, float] = dict.fromkeys((doc for r in rankings for doc in r), 0.0)
   for ranking, weight in zip(rankings, weights, strict=True):
     if ranking:
-      values = METHODS[method](ranking)
-      lacking = 0.0 if method == 'ranks' else min(values.values())
-      for doc in fused:
-        fused[doc] += weight * values.get(doc, lacking)
+      for doc, value in addends(ranking, fused, method).items():
+        fused[doc] += weight * value
   return fused
+
+
+def addends(ranking: Scores, docs: Collection[Hashable], method: str) -> dict[Hashable, float]:
+  """What a ranking adds to each document before it is weighted, to those that it lacks, too."""
+  values = METHODS[method](ranking)
+  lowest, highest = min(values.values()), max(values.values())
+  if method == 'ranks':
+    lowest = 0.0
+  elif lowest == highest and len(values) < len(docs):
+    # All that it says is which documents it found.
+    return {doc: float(doc in values) for doc in docs}
+  return {doc: values.get(doc, lowest) for doc in docs}
 
 
 def fuse_runs(
