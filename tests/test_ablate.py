@@ -72,6 +72,14 @@ def test_commands_share_stages_and_seed_only_students(tmp_path, capsys):
   assert [f'--config.student.seed={n}' in students[2] for n in (0, 1)] == [False, True]
 
 
+def test_a_fusion_of_the_student_needs_its_stages_and_has_its_seed(tmp_path):
+  file = write(tmp_path, '"""T."""\nROWS = {"a": ("fused", {}), "b": ("bm25", {})}')
+  args = ablate.parse_args([str(file), '--config', TINY])
+  fused, bm25 = (ablate.settings(args, row, 3, 0) for row in ablate.load(file).rows)
+  assert fused['student.seed'] == 3 and 'student.seed' not in bm25
+  assert {'student_sft', 'distill'} <= set(fused['stages']) and 'distill' not in bm25['stages']
+
+
 def test_no_row_of_a_table_ranks_by_prompts(tmp_path):
   file = write(tmp_path, '"""T."""\nROWS = {"mine": ("student", {})}')
   rankers = '--config.evaluate.rankers=yes_no,prp_allpair'

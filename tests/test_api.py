@@ -19,6 +19,7 @@ import disranker_jax
 from disranker_jax.commands import rerank
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
+from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.exporting import formats, parity
 from disranker_jax.models import hf, tiny
 from disranker_jax.models.load import open_model
@@ -292,3 +293,66 @@ class TestDecoder:
     assert np.std(expected) > 0.01
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)
     assert ranker.score([(QUERY, 'zip')])[0] == pytest.approx(scores[2], abs=1e-5)
+
+
+class TestFirstStage:
+  """Ranking by the model and the first stage together."""
+
+  @pytest.fixture
+  def by_length(self, ranker):
+    """A ranker whose scores are lengths in tokens, with a recorded weight of .75."""
+    how = Fusion(0.75, 'ranks', 30, 0.7, 0.6, 0.5)
+    return loaded.LoadedRanker(ranker.prompt, Lengths(), how)
+
+  def test_scores_are_the_weighted_sum_of_both_sides(self, by_length):
+    texts = ['len', 'len len', 'len len len']
+    lengths = dict(by_length.rank('len', texts))
+    step = lengths[1] - lengths[0]
+    assert lengths[2] - lengths[1] == step > 0  # so they are scaled to 0, .5, 1
+    found = dict(by_length.rank('len', texts, first_scores=[20.0, 0.0, 10.0]))
+    assert found == pytest.approx({0: 0.25, 1: 0.375, 2: 0.75 + 0.125})
+    found = dict(by_length.rank('len', texts, first_scores=[20.0, 0.0, 10.0], fuse=0.5))
+    assert found == pytest.approx({0: 0.5, 1: 0.25, 2: 0.75})
+    # None is a text that the first stage did not find: it counts as its last one.
+    found = dict(by_length.rank('len', texts, first_scores=np.array([20.0, 0.0, 0.0]), fuse=0.5))
+    assert dict(by_length.rank('len', texts, first_scores=[20, 0, None], fuse=0.5)) == found
+
+  def test_ranks_are_scaled_as_reciprocals(self, by_length):
+    found = by_length.rank('len', ['len', 'len len', 'x ' * 9], 2, first_ranks=[1, 2, 3], fuse=0)
+    middle = (1 / 62 - 1 / 63) / (1 / 61 - 1 / 63)
+    assert [i for i, _ in found] == [0, 1]
+    assert [score for _, score in found] == pytest.approx([1.0, middle])
+
+  def test_weight_1_is_the_order_of_the_model(self, ranker):
+    plain = [i for i, _ in ranker.rank(QUERY, TEXTS[:5])]
+    first = [5.0, 4.0, 3.0, 2.0, 1.0]
+    assert [i for i, _ in ranker.rank(QUERY, TEXTS[:5], first_scores=first, fuse=1)] == plain
+
+  @pytest.mark.parametrize(
+    ('arguments', 'what'),
+    [
+      ({'first_scores': [1.0]}, 'first_scores: has 1 values for 2 texts'),
+      ({'first_ranks': [0, 1]}, r'first_ranks\[0\]: must be an integer of 1 or more'),
+      ({'first_scores': [1.0, float('inf')]}, r'first_scores\[1\]: must be a finite number'),
+      ({'first_scores': [1, 2], 'first_ranks': [1, 2]}, 'cannot be used with first_ranks'),
+      ({'first_scores': [1, 2], 'fuse': 1.5}, 'fuse: must be a number from 0'),
+      ({'fuse': 0.5}, 'fuse: there is nothing to fuse with'),
+      ({'first_scores': [1, 2]}, 'fuse: the model folder has no weight'),
+    ],
+  )
+  def test_wrong_arguments_are_named(self, ranker, arguments, what):
+    with pytest.raises(UserError, match=what):
+      ranker.rank(QUERY, TEXTS[:2], **arguments)
+
+  def test_the_weight_is_read_from_the_folder(self, model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / 'student')
+    config = json.loads((folder / 'config.json').read_text())
+    how = Fusion(0.65, 'scores', 24, 0.7, 0.6, 0.5)
+    for recorded in (how.to_dict(), {'weight': 'much'}):
+      config['disranker_jax']['fusion'] = recorded
+      (folder / 'config.json').write_text(json.dumps(config))
+      if recorded['weight'] == 0.65:
+        assert loaded.load(folder).fusion == how
+      else:
+        with pytest.raises(UserError, match=r'config\.json: fusion is damaged'):
+          loaded.load(folder)

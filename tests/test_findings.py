@@ -7,6 +7,7 @@ import pytest
 
 from disranker_jax.data.records import Document, Group
 from disranker_jax.evaluation import shared_judgements
+from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.report import findings, intervals
 from disranker_jax.stages import result_rows
 
@@ -21,10 +22,11 @@ def facts_of(values: dict[str, list[float]], **results):
     for name, of_row in values.items()
   }
   found = {name: {'ndcg@5': sum(v) / len(v)} | results.get(name, {}) for name, v in values.items()}
+  against = {name: of_row['against'] for name, of_row in found.items() if 'against' in of_row}
   return types.SimpleNamespace(
     rows=rows, results=found, overlap={}, related=None, tests={}, cluster='',
     validation={}, best={}, logs={}, seeds={}, served={},
-    intervals=intervals.analyse(rows),
+    intervals=intervals.analyse(rows, against=against),
     shared=NOBODY,
     clusters=len(next(iter(values.values()))), clusters_Q=list(next(iter(rows.values()))),
     title=functools.partial(result_rows.title, results=found),
@@ -63,6 +65,28 @@ def test_the_student_is_compared_with_production_as_with_a_baseline():
   assert [each.baseline for each in said] == ['BM25', 'production']
   # Two in three queries gain .06 or .07, one gains .05.
   assert str(said[1]).startswith('distilled student against production: +0.060 nDCG@5 (95 % ')
+
+
+def test_the_student_with_the_first_stage_is_compared_with_both_and_its_weight_is_said():
+  how = Fusion(0.65, 'scores', 24, 0.7, 0.6, 0.5)
+  student, together = ([x + 0.01 * (i % 3) for i in range(40)] for x in (0.5, 0.6))
+  facts = facts_of(
+    {'bm25': [0.4] * 40, 'student': student, 'fused': together},
+    fused={
+      'title': 'distilled student + BM25', 'against': ['bm25', 'student'],
+      'fusion': how.to_dict() | {'row': 'student'},
+    },
+  )  # fmt: skip
+  said = [str(each) for each in findings.comparisons(facts)]
+  assert [each.split(': ')[0] for each in said] == [
+    'distilled student against BM25',
+    'distilled student + BM25 against BM25',
+    'distilled student + BM25 against distilled student',
+  ]
+  assert '+0.100 nDCG@5' in said[2]
+  [text] = findings.fused(facts)
+  assert text.startswith("distilled student + BM25: weight 0.65 of the model's scores")
+  assert not findings.fused(facts_of({'bm25': [0.4] * 40}))
 
 
 @pytest.mark.parametrize(

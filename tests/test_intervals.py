@@ -62,6 +62,15 @@ class TestIntervals:
       ('student_sft', 'teacher'), ('student_sft', 'student'),
     ]  # fmt: skip
 
+  def test_a_row_may_name_the_rows_that_it_is_tested_against(self):
+    models = ('random', 'bm25', 'student_sft', 'student', 'fused', 'fused_ranks')
+    against = {'fused': ['bm25', 'student'], 'fused_ranks': [], 'gone': ['bm25']}
+    plain = intervals.compared(models[:4])
+    assert intervals.compared(models, against) == [*plain, ('bm25', 'fused'), ('student', 'fused')]
+    values = rows_of({m: np.random.default_rng(2).random(9) for m in models})
+    found = intervals.analyse(values, samples=100, against=against).differences
+    assert ('student', 'fused', 'ndcg@5') in found and ('student_sft', 'fused', 'pnr') not in found
+
   def test_corrected_p_are_larger_and_equal_models_do_not_differ(self):
     rng = np.random.default_rng(1)
     bm25 = rng.random(40)

@@ -10,9 +10,11 @@ from safetensors.numpy import load_file, save_file
 
 from disranker_jax.commands import rerank
 from disranker_jax.data import store
+from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
-from disranker_jax.evaluation import metrics
+from disranker_jax.evaluation import fusion, metrics
+from disranker_jax.evaluation.fusion import Fusion
 
 QUERY = 'return a list of names'
 DOCS = [
@@ -97,6 +99,44 @@ class TestCommand:
     assert lines.splitlines()[0].startswith('  1. ')
     assert lines.splitlines()[0].endswith(best.doc_id)
     assert 'Return the number of items in a container.' in lines
+
+
+class TestFuse:
+  def rows(self, model, docs, capsys, *more):
+    common = '--model', model, '--query', QUERY, '--docs', docs, '--json', '--top', 0
+    return {row['doc_id']: row['score'] for row in json.loads(output(capsys, *common, *more))}
+
+  @pytest.mark.parametrize('more', [(), ('--depth', 3)])
+  def test_scores_of_bm25_and_the_model_are_scaled_and_added_up(self, model, docs, capsys, more):
+    alone = self.rows(model, docs, capsys, *more)
+    bm25 = {DOCS[i].doc_id: score for i, score in BM25(DOCS).top([QUERY], 5)[0]}
+    assert len(bm25) == 2  # the other three documents share no word with the query
+    found = self.rows(model, docs, capsys, '--fuse', '.3', *more)
+    assert found == pytest.approx(fusion.convex(alone, bm25, 0.3), abs=1e-5)
+    assert list(found) == sorted(found, key=found.get, reverse=True)
+
+  def test_the_weight_is_that_of_the_folder_and_is_said(self, model, docs, capsys, tmp_path):
+    folder = shutil.copytree(model, tmp_path / 'student')
+    config = json.loads((folder / 'config.json').read_text())
+    config['disranker_jax']['fusion'] = Fusion(0.3, 'scores', 24, 0.7, 0.6, 0.5).to_dict()
+    (folder / 'config.json').write_text(json.dumps(config))
+    wanted = self.rows(model, docs, capsys, '--fuse', '.3')
+    rerank.main(['--model', str(folder), '--query', QUERY, '--docs', str(docs), '--json', '--fuse'])
+    said = capsys.readouterr()
+    assert {r['doc_id']: r['score'] for r in json.loads(said.out)} == pytest.approx(wanted)
+    assert 'chosen on 24 held-out training queries' in said.err
+
+  @pytest.mark.parametrize(
+    ('flags', 'what'),
+    [
+      (['--fuse'], '--fuse: the model folder has no weight'),
+      (['--fuse', 'x'], '--fuse x: write a number'),
+      (['--fuse', '1.5'], '--fuse: must be a number from 0'),
+      (['--fuse', 'nan'], '--fuse: must be a number from 0'),
+    ],
+  )
+  def test_a_wrong_or_missing_weight_is_named(self, model, docs, flags, what):
+    assert what in refused('--model', model, '--query', QUERY, '--docs', docs, *flags)
 
 
 class TestDocuments:

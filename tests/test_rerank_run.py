@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ from disranker_jax.data import store
 from disranker_jax.data.records import Document, Group
 from disranker_jax.data.sources import read
 from disranker_jax.errors import Stopped, UserError
-from disranker_jax.evaluation import runs
+from disranker_jax.evaluation import fusion, runs
+from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.rankers import exported
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +101,28 @@ class TestScores:
     found = runs.read_run(folder / 'j.run')
     for query_id, scores in rerun(model, folder).items():
       assert found[query_id] == pytest.approx(scores, abs=1e-4)
+
+  def test_are_fused_with_those_of_the_run(self, model, folder):
+    alone, found = rerun(model, folder), rerun(model, folder, '--fuse', '.4')
+    first = runs.read_run(folder / 'first.run')
+    for query_id, scores in alone.items():
+      wanted = fusion.convex(scores, first[query_id], 0.4)
+      assert found[query_id] == pytest.approx(wanted, abs=1e-5)
+    # Only what the model ranks is scaled; the rest stays behind in its order.
+    found = rerun(model, folder, '--fuse', '.4', '--depth', '2')['q1']
+    top = {doc: found[doc] for doc in ('d1', 'd2')}
+    wanted = fusion.convex({doc: alone['q1'][doc] for doc in top}, {'d1': 9, 'd2': 8}, 0.4)
+    assert top == pytest.approx(wanted, abs=1e-5) and list(found)[2:] == ['d3', 'd4']
+
+  def test_are_fused_with_ranks_where_the_weight_is_for_ranks(self, model, folder, tmp_path):
+    own = shutil.copytree(model, tmp_path / 'own')
+    config = json.loads((own / 'config.json').read_text())
+    config['disranker_jax']['fusion'] = Fusion(0.4, 'ranks', 24).to_dict()
+    (own / 'config.json').write_text(json.dumps(config))
+    found = rerun(own, folder, '--fuse')['q1']
+    ranks = {'d1': 1 / 61, 'd2': 1 / 62, 'd3': 1 / 63, 'd4': 1 / 64}
+    wanted = fusion.convex(rerun(model, folder)['q1'], ranks, 0.4)
+    assert found == pytest.approx(wanted, abs=1e-5)
 
   def test_gzip_in_and_out(self, model, folder):
     plain = rerun(model, folder)

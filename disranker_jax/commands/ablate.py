@@ -120,7 +120,7 @@ def settings(args: argparse.Namespace, row: Row, seed: int, fold: int) -> dict[s
 
 def is_seeded(model: str) -> bool:
   """Whether the model depends on the student's seed."""
-  return ROWS[model].role == 'student'
+  return any(ROWS[name].role == 'student' for name in (model, *ROWS[model].fuses))
 
 
 def command(args: argparse.Namespace, changes: dict, workdir: Path, donors: list[Path]) -> list:

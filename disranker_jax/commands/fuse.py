@@ -1,54 +1,27 @@
 """Fuses TREC runs into one ranking: `disranker fuse RUN RUN... --out FILE`.
 
-A document's fused score is a weighted sum over the runs, per query:
-  ranks   1 / (60 + rank): reciprocal rank fusion (Cormack et al., 2009), for any score scales
-  scores  the score, scaled to 0..1 over the query's documents (min-max)
+A document's fused score is a weighted sum over the runs, per query. --method says what is added up:
+  ranks    1 / (60 + rank): reciprocal rank fusion (Cormack et al., 2009), for any score scales
+  scores   the score, scaled to 0..1 over the query's documents (min-max)
+  zscores  the score, scaled to mean 0 and standard deviation 1 over the query's documents
 
-The runs must rank the same documents for the same queries, so that the fused run can be compared
-with them: `disranker compare`.
+--choose-on QRELS takes the weights of two runs that rank the judged queries best (nDCG@5): use the
+judgements of training queries, never those of the queries on which you report results.
+
+A document that a run lacks counts as its last one, by ranks as 0, and is counted in a message.
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from disranker_jax.commands.common import Parser
 from disranker_jax.data.records import BadRows, listed
 from disranker_jax.errors import UserError
-from disranker_jax.evaluation.metrics import Run, ranked
-from disranker_jax.evaluation.runs import read_run, write_run
+from disranker_jax.evaluation import fusion, metrics
+from disranker_jax.evaluation.metrics import Run
+from disranker_jax.evaluation.runs import read_qrels, read_run, write_run
 from disranker_jax.progress import say
-
-K = 60  # the paper's constant, and the default of search engines that offer this fusion
-
-Scores = Mapping[str, float]
-
-
-def by_ranks(scores: Scores) -> dict[str, float]:
-  """{doc_id: 1 / (K + rank)}, ranks from 1."""
-  return {doc: 1 / (K + rank) for rank, doc in enumerate(ranked(scores), 1)}
-
-
-def by_scores(scores: Scores) -> dict[str, float]:
-  """{doc_id: score} scaled to 0..1; all 0 if all scores are equal."""
-  low, high = min(scores.values()), max(scores.values())
-  return {doc: (score - low) / ((high - low) or 1) for doc, score in scores.items()}
-
-
-METHODS: dict[str, Callable[[Scores], dict[str, float]]] = {'ranks': by_ranks, 'scores': by_scores}
-
-
-def fuse(
-  runs: Sequence[Run], weights: Sequence[float] | None = None, method: str = 'ranks'
-) -> dict[str, dict[str, float]]:
-  """{query_id: {doc_id: fused score}}; `weights` default to 1 for every run."""
-  fused: dict[str, dict[str, float]] = {}
-  for run, weight in zip(runs, weights or [1.0] * len(runs), strict=True):
-    for query, scores in run.items():
-      sums = fused.setdefault(query, {})
-      for doc, value in METHODS[method](scores).items():
-        sums[doc] = sums.get(doc, 0.0) + weight * value
-  return fused
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -56,11 +29,17 @@ def parse_args(argv=None) -> argparse.Namespace:
   add = parser.add_argument
   add('runs', nargs='+', type=Path, metavar='RUN', help='two or more TREC runs, plain or gzip')
   add('--out', required=True, type=Path, metavar='FILE', help='the fused run; gzip if FILE.gz')
-  add('--method', choices=METHODS, default='ranks', help='what is added up')
+  add('--method', choices=fusion.METHODS, default='ranks', help='what is added up')
   add('--weights', metavar='W,W,...', help='a weight per run, such as 2,1 (default: 1 each)')
+  add('--choose-on', type=Path, metavar='QRELS', help=(
+    'choose the weights of two runs by judgements of training queries'))  # fmt: skip
   args = parser.parse_args(argv)
   if len(args.runs) < 2:
     raise UserError('nothing to fuse: name two or more runs')
+  if args.choose_on and args.weights:
+    raise UserError('--choose-on: chooses the weights; leave --weights out')
+  if args.choose_on and len(args.runs) > 2:
+    raise UserError('--choose-on: chooses the weights of two runs; name two, or give --weights')
   args.weights = parse_weights(args.weights, len(args.runs))
   return args
 
@@ -79,14 +58,46 @@ def parse_weights(text: str | None, runs: int) -> list[float]:
   return weights
 
 
-def check_pairs(files: Sequence[Path], runs: Sequence[Run]) -> None:
-  """Raises: UserError that names a document which one run has and another lacks."""
-  pairs = [{(query, doc) for query, docs in run.items() for doc in docs} for run in runs]
-  for file, of_run in zip(files, pairs, strict=True):
-    if odd := of_run ^ pairs[0]:
-      query, doc = min(odd)
-      holder, other = (file, files[0]) if (query, doc) in of_run else (files[0], file)
-      raise UserError(f'{other}: lacks document {doc!r} of query {query!r}, which {holder} has')
+def report_lacking(files: Sequence[Path], runs: Sequence[Run]) -> None:
+  """Prints what each run lacks of the others. Raises: UserError if runs share no query."""
+  every: dict[str, set[str]] = {}
+  for run in runs:
+    for query, docs in run.items():
+      every.setdefault(query, set()).update(docs)
+  for file, run in zip(files, runs, strict=True):
+    if not any(query in other for other in runs if other is not run for query in run):
+      raise UserError(f'{file}: shares no query with the other runs; fuse runs of the same queries')
+    queries = sum(query not in run for query in every)
+    docs = sum(len(every[query]) - len(of_query) for query, of_query in run.items())
+    if queries:
+      say(f'{file}: lacks {queries:,} of {len(every):,} queries, which the other runs rank alone')
+    if docs:
+      total = sum(len(every[query]) for query in run)
+      say(f'{file}: lacks {docs:,} of {total:,} documents of its queries; they count as its last')
+
+
+def chosen(
+  qrels_file: Path, files: Sequence[Path], runs: Sequence[Run], method: str
+) -> list[float]:
+  """The weights of two runs that rank the judged queries best. Raises: UserError without any."""
+  bad_rows = BadRows()
+  qrels = read_qrels(qrels_file, bad_rows)
+  for note in listed(bad_rows.notes):
+    say(f'{qrels_file}: {note}')
+  found = {q: grades for q, grades in qrels.items() if any(q in run for run in runs)}
+  found = {q: grades for q, grades in found.items() if metrics.count_relevant(grades, 1)}
+  if not found:
+    raise UserError(
+      f'--choose-on={qrels_file}: has no query of the runs with a relevant document; the runs must '
+      'rank the judged training queries too'
+    )
+  weight, values = fusion.choose(*runs, found, method)
+  say(
+    f'{files[0]} has weight {weight:g}, {files[1]} {1 - weight:.2g}: '
+    f'{metrics.title(fusion.METRIC)} {values[weight]:.4f} on {len(found):,} queries of '
+    f'{qrels_file} (alone {values[1.0]:.4f} and {values[0.0]:.4f}); report results on other queries'
+  )
+  return [weight, 1 - weight]
 
 
 def main(argv=None) -> None:
@@ -97,8 +108,10 @@ def main(argv=None) -> None:
     runs.append(read_run(file, bad_rows))
     for note in listed(bad_rows.notes):
       say(f'{file}: {note}')
-  check_pairs(args.runs, runs)
-  fused = fuse(runs, args.weights, args.method)
+  report_lacking(args.runs, runs)
+  if args.choose_on:
+    args.weights = chosen(args.choose_on, args.runs, runs, args.method)
+  fused = fusion.fuse_runs(runs, args.weights, args.method)
   try:
     write_run(args.out, fused, 'fused')
   except OSError as error:

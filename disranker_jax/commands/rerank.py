@@ -4,7 +4,8 @@
   --run FILE     re-ranks a first stage's run with the texts of --source, and writes --out. The same
                  command continues what was stopped. Memory does not grow with the run.
 
-Scores are raw: any real number, larger is better.
+Scores are raw: any real number, larger is better. With --fuse they are fused with those of the
+first stage, the run's or BM25's, and are from 0 to 1.
 """
 
 import argparse
@@ -12,15 +13,22 @@ import json
 import sys
 import textwrap
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import disranker_jax
 from disranker_jax import escaping
 from disranker_jax.commands.common import Parser
 from disranker_jax.devices import runtime
 from disranker_jax.errors import Stopped, UserError
+from disranker_jax.progress import say
+
+if TYPE_CHECKING:
+  from disranker_jax.evaluation.fusion import Fusion
 
 FIRST_STAGE = 50
+CARD = 'card'  # --fuse without a weight
 RANK_ALL = 1000  # documents that one query ranks without a first stage
 OF_QUERY = ('docs', 'top', 'json')
 OF_RUN = ('source', 'out', 'missing')
@@ -40,6 +48,9 @@ def parse_args(argv=None) -> argparse.Namespace:
   add('--backend', default='auto', choices=('auto', 'onnx-int8', 'onnx', 'jax'), help=(
     'auto: ONNX Runtime on a CPU, JAX on all accelerators of this machine'))  # fmt: skip
   add('--fast', action='store_true', help='8 bits on a CPU, bfloat16 on an accelerator')
+  add('--fuse', nargs='?', const=CARD, metavar='W', help=(
+    "rank by the model and the first stage together; W is the model's weight, 0 to 1, by default "
+    'the one that the export chose'))  # fmt: skip
   add = parser.add_argument_group('one query').add_argument
   add('--query', help='what to search for')
   add('--docs', metavar='ADDRESS', help=(
@@ -79,18 +90,49 @@ def check(args: argparse.Namespace) -> None:
     )
 
 
-def first_stage(query: str, docs, depth: int):
-  """The documents that BM25 ranks highest, best first."""
+def fusion_of(model: Path, text: str | None) -> 'Fusion | None':
+  """How --fuse fuses; None without it. Raises: UserError for a wrong or missing weight."""
+  from disranker_jax.rankers import loaded
+
+  if text is None:
+    return None
+  weight = None
+  if text != CARD:
+    try:
+      weight = float(text)
+    except ValueError:
+      raise UserError(f'--fuse {text}: write a number from 0 to 1, or nothing') from None
+  recorded = loaded.fusion_of(model)
+  found = loaded.weighted(recorded, weight, '--fuse')
+  if weight is None:
+    say(f'--fuse: {found.text}')
+  return found
+
+
+def first_stage(query: str, docs, depth: int) -> dict[str, float]:
+  """{doc_id: score} of the documents that BM25 ranks highest, best first."""
   from disranker_jax.data.first_stage import BM25
 
-  return [docs[i] for i, _ in BM25(docs).top([query], depth)[0]]
+  return {docs[i].doc_id: score for i, score in BM25(docs).top([query], depth)[0]}
 
 
-def rank(model: Path, query: str, docs, **options) -> list[tuple[object, float]]:
-  """(document, raw score), best first; ties by descending document id, as in evaluation."""
+def rank(
+  model: Path, query: str, docs, first: Mapping[str, float] | None = None,
+  fusion: 'Fusion | None' = None, **options,
+) -> list[tuple[object, float]]:  # fmt: skip
+  """(document, score), best first; ties by descending document id, as in evaluation.
+
+  With `fusion` the scores are fused with those of `first`, or with its ranks.
+  """
   docs = sorted(docs, key=lambda doc: doc.doc_id, reverse=True)
   ranker = disranker_jax.load(model, **options)
-  return [(docs[i], score) for i, score in ranker.rank(query, docs)]
+  given = {}
+  if fusion is not None:
+    ranks = {doc_id: rank for rank, doc_id in enumerate(first, 1)}
+    known = ranks if fusion.signal == 'ranks' else first
+    given = {f'first_{fusion.signal}': [known.get(doc.doc_id) for doc in docs]}
+    given |= {'fuse': fusion.weight}
+  return [(docs[i], score) for i, score in ranker.rank(query, docs, **given)]
 
 
 def show(ranked, first: dict[str, int] | None) -> None:
@@ -108,12 +150,17 @@ def one_query(args: argparse.Namespace) -> None:
   from disranker_jax.rankers import loaded
 
   loaded.check(args.model)
+  fusion = fusion_of(args.model, args.fuse)
   docs = sources.documents(args.docs or 'python_docs:')
   count, depth = len(docs), args.depth
   if depth is None:
     depth = FIRST_STAGE if count > RANK_ALL else 0
+  first: dict[str, float] = {}
+  if depth or fusion:
+    first = first_stage(args.query, docs, depth or count)
   if depth:
-    docs = first_stage(args.query, docs, depth)
+    by_id = {doc.doc_id: doc for doc in docs}
+    docs = [by_id[doc_id] for doc_id in first]
     if not docs:
       raise UserError(
         f'none of the {count:,} documents shares a word with {args.query!r}; try other words, '
@@ -122,7 +169,7 @@ def one_query(args: argparse.Namespace) -> None:
   begin = time.monotonic()
   options = {'backend': args.backend, 'fast': args.fast}
   top = 10 if args.top is None else args.top
-  ranked = rank(args.model, args.query, docs, **options)[: top or None]
+  ranked = rank(args.model, args.query, docs, first, fusion, **options)[: top or None]
   if args.json:
     rows = [{'doc_id': d.doc_id, 'score': s, 'rank': i} for i, (d, s) in enumerate(ranked, 1)]
     print(json.dumps(rows, indent=2))
@@ -146,7 +193,7 @@ def main(argv=None) -> None:
 
   job = rerank_run.Job(
     args.model, args.run.expanduser(), args.source, args.out.expanduser(), args.depth or 0,
-    args.missing or 'error', args.backend, args.fast,
+    args.missing or 'error', args.backend, args.fast, fusion_of(args.model, args.fuse),
   )  # fmt: skip
   try:
     rerank_run.rerank(job)

@@ -18,7 +18,8 @@ import numpy as np
 from disranker_jax.data import contents, sources
 from disranker_jax.data.joined_run import JoinedRun, Listed
 from disranker_jax.errors import Stopped, UserError
-from disranker_jax.evaluation import runs
+from disranker_jax.evaluation import fusion, runs
+from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import exported, loaded
 
@@ -36,6 +37,7 @@ class Job(NamedTuple):
   missing: str
   backend: str
   fast: bool
+  fusion: Fusion | None = None
 
   def digest(self) -> str:
     """Identifies the job: the contents of its inputs, and all settings that change the result."""
@@ -43,6 +45,7 @@ class Job(NamedTuple):
     inputs = [[str(f.relative_to(self.model)), contents.digest(f)] for f in files]
     inputs += [contents.digest(self.run), sources.fingerprint(self.source)]
     value = [inputs, self.depth, self.missing, self.backend, self.fast, VERSION]
+    value += [self.fusion.weight, self.fusion.signal] if self.fusion else []
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
@@ -107,6 +110,7 @@ class Work:
     self.scratch = self.folder / 'scratch'
     self._out, self._tag = out, '_'.join(job.model.resolve().name.split()) or 'rerank'
     self._note, self._lines = self.folder / 'note.json', self.folder / 'run'
+    self._fusion = job.fusion
     self._digest = job.digest()
     self.queries, size = self._before()
     shutil.rmtree(self.scratch, ignore_errors=True)
@@ -148,7 +152,7 @@ class Work:
     count = 0
     with self._lines.open('ab') as file:
       for listed, scores in part:
-        ranking = full_ranking(listed, scores)
+        ranking = full_ranking(listed, scores, self._fusion)
         file.write(runs.lines_of(listed.group.query_id, ranking, self._tag))
         count += 1
       file.flush()
@@ -194,9 +198,16 @@ def divided(joined: JoinedRun, done: int, pairs: int) -> Iterator[list[Listed]]:
       part, size = [], 0
 
 
-def full_ranking(listed: Listed, scores: np.ndarray) -> dict[str, float]:
-  """{doc_id: score} with the documents that were not scored below all others, in their order."""
-  docs = [doc.doc_id for doc in listed.group.docs]
-  ranking = dict(zip(docs, map(float, scores), strict=True))
+def full_ranking(listed: Listed, scores: np.ndarray, how: Fusion | None = None) -> dict[str, float]:
+  """{doc_id: score} with the documents that were not scored below all others, in their order.
+
+  With `how` the scores are fused with those of the run, or with its ranks.
+  """
+  docs = listed.group.docs
+  ranking = {doc.doc_id: score for doc, score in zip(docs, scores.tolist(), strict=True)}
+  if how is not None:
+    ranks = fusion.of_ranks({doc.doc_id: doc.rank for doc in docs})
+    first = ranks if how.signal == 'ranks' else {doc.doc_id: doc.score for doc in docs}
+    ranking = fusion.convex(ranking, first, how.weight)
   floor = min(ranking.values(), default=0.0)
   return ranking | {doc: floor - i for i, doc in enumerate(listed.behind, 1)}

@@ -20,7 +20,10 @@ from disranker_jax.progress import say
 
 @dataclasses.dataclass(frozen=True)
 class Listed:
-  """A query of the run: the documents to re-rank, and the ids of the others; both best first."""
+  """A query of the run: the documents to re-rank, and the ids of the others; both best first.
+
+  The documents have the rank and the score of the run.
+  """
 
   group: Group
   behind: tuple[str, ...]
@@ -93,7 +96,8 @@ class JoinedRun:
         self.no_query.add(f'{lines[0][1].file}:{lines[0][1].number}, {query_id!r}')
       for position, line in enumerate(ranked.values()):
         if query is not None and position < self._depth:
-          self._by_doc.add(line.doc_id, ('wanted', order, position, query_id, line.number))
+          wanted = ('wanted', order, position, query_id, line.number, line.score)
+          self._by_doc.add(line.doc_id, wanted)
         else:
           self._by_order.add((order, position), line.doc_id)
 
@@ -112,7 +116,7 @@ class JoinedRun:
         if kind == 'text':
           found.add(Text(*fields))
           continue
-        order, position, query_id, number = fields
+        order, position, query_id, number, score = fields
         text = found.of(query_id)
         if text is None:
           self.no_text.add(f'{self._run}:{number}, {doc_id!r}')
@@ -120,12 +124,16 @@ class JoinedRun:
         else:
           self.pairs += 1
           self.blank += not ''.join(text).strip()
-          self._by_order.add((order, position), (doc_id, *text))
+          self._by_order.add((order, position), (doc_id, *text, score))
 
   def __iter__(self) -> Iterator[Listed]:
     for _, entries in itertools.groupby(self._by_order, key=lambda pair: pair[0][0]):
       (_, (query_id, query)), *docs = entries
-      with_text = tuple(Document(*doc) for _, doc in docs if not isinstance(doc, str))
+      with_text = tuple(
+        Document(*doc[:3], rank=position + 1, score=doc[3])
+        for (_, position), doc in docs
+        if not isinstance(doc, str)
+      )
       behind = tuple(doc for _, doc in docs if isinstance(doc, str))
       yield Listed(Group(query_id, query, with_text), behind)
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from disranker_jax import escaping
+from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.exporting import formats, licence, parity
 from disranker_jax.exporting.licence import Origin
 from disranker_jax.pipeline import manifest
@@ -47,6 +48,8 @@ def write(
     *(files(names) if names else ()),
     *([STABLEHLO_USE.format(**facts)] if 'stablehlo' in names else ()),
   ]
+  if recorded := config.get('disranker_jax', {}).get('fusion'):
+    parts += ['## With the first stage\n', fused(Fusion.from_dict(recorded, str(folder)), name)]
   if results:
     first = next(iter(results.values()))
     parts += [
@@ -60,6 +63,27 @@ def write(
     '## Made from\n', '```json\n' + json.dumps(made, indent=2) + '\n```\n',
   ]  # fmt: skip
   (folder / 'README.md').write_text('\n'.join(parts), encoding='utf-8')
+
+
+FUSED_USE = """```python
+import disranker_jax
+
+ranker = disranker_jax.load('{name}')
+ranker.rank(query, texts, first_{signal}=[...])  # the first stage's, one per text, None: not found
+```
+
+On the command line: `disranker rerank --fuse`; over HTTP: the field `first_{signal}` of a request.
+"""
+
+
+def fused(how: Fusion, name: str) -> str:
+  """What the recorded weight means, and how it is used."""
+  said = escaping.markdown(how.text[0].upper() + how.text[1:])
+  about = (
+    'The model and the first stage (such as BM25) may be fused: per query, the scores of both are '
+    f'scaled to 0..1 (min-max) and added up. {said}.'
+  )
+  return f'{about}\n\n{FUSED_USE.format(name=name, signal=how.signal)}'
 
 
 def files(names) -> list[str]:

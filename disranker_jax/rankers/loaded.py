@@ -14,6 +14,8 @@ import numpy as np
 from disranker_jax.data.prompts import Encoded, PairPrompt, TextPrompt
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
+from disranker_jax.evaluation import fusion
+from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.exporting import formats
 from disranker_jax.models import hf, rerankers, weights
 from disranker_jax.models.load import open_tokenizer, refuse_headless
@@ -52,7 +54,8 @@ def load(
   if max_len is not None and not 5 <= max_len <= longest:
     raise UserError(f'max_len {max_len}: {folder} takes from 5 to {longest} tokens')
   prompt = open_prompt(folder, max_len or 0)  # first, because the backend may compile for long
-  return LoadedRanker(prompt, backends.open_backend(folder, backend, max_len or 0, fast))
+  opened = backends.open_backend(folder, backend, max_len or 0, fast)
+  return LoadedRanker(prompt, opened, fusion_of(folder))
 
 
 def locate(name: str | Path) -> Path:
@@ -60,6 +63,24 @@ def locate(name: str | Path) -> Path:
   if Path(name).exists() or str(name).startswith(('/', '.', '~')):
     return Path(name).expanduser()
   return weights.find(name)
+
+
+def fusion_of(folder: Path) -> Fusion | None:
+  """How to fuse with the first stage, if the export recorded it. Raises: UserError."""
+  recorded = backends.exported(folder).get('fusion')
+  return None if recorded is None else Fusion.from_dict(recorded, f'{folder}/config.json')
+
+
+def weighted(recorded: Fusion | None, weight: float | None, where: str) -> Fusion:
+  """The recorded fusion, with another weight if one is given. Raises: UserError without both."""
+  if weight is not None:
+    return Fusion(fusion.check_weight(weight, where), recorded.signal if recorded else 'scores')
+  if recorded is None:
+    raise UserError(
+      f'{where}: the model folder has no weight for the first stage, because the run had no '
+      f'training queries with first-stage ranks; give one, such as {fusion.DEFAULT:g}'
+    )
+  return recorded
 
 
 def check(folder: Path) -> dict:
@@ -108,26 +129,43 @@ class LoadedRanker:
   Methods may be called from several threads. Other numbers or lengths of texts compile nothing.
   """
 
-  def __init__(self, prompt: PairPrompt | TextPrompt, backend):
-    self.prompt, self.backend = prompt, backend
+  def __init__(self, prompt: PairPrompt | TextPrompt, backend, fusion: Fusion | None = None):
+    self.prompt, self.backend, self.fusion = prompt, backend, fusion
     self._pool = concurrent.futures.ThreadPoolExecutor(backend.workers, 'score')
 
   def rank(
-    self, query: str, texts: Iterable[Text], top: int | None = None
+    self,
+    query: str,
+    texts: Iterable[Text],
+    top: int | None = None,
+    *,
+    first_scores: Sequence[float | None] | None = None,
+    first_ranks: Sequence[int | None] | None = None,
+    fuse: float | None = None,
   ) -> list[tuple[int, float]]:
     """(index in `texts`, score) of the `top` best texts (None: all), best first.
 
     Equal scores are ordered by index. Scores are raw: any real number, larger is better.
 
+    With `first_scores` or `first_ranks`, the first stage's scores or ranks (1 = best) of the texts,
+    None for a text that it did not find, the order is by fused scores: see evaluation/fusion.py.
+    `fuse` is the model's weight, 0 to 1; None: the one that the export recorded.
+
     Raises:
       TypeError: the query is not a string, or a text is not a `Text`.
-      UserError: `top` is negative, or the model's parameters are broken.
+      UserError: `top` is negative, an argument of the fusion is wrong, the folder has no weight, or
+        the model's parameters are broken.
     """
     if top is not None and top < 0:
       raise UserError(f'top {top}: must be 0 or more')
     if isinstance(texts, (str, Mapping)):
       raise TypeError(f'texts must be a list of texts, not one {type(texts).__name__}')
+    texts = list(texts)
+    first = first_stage(len(texts), first_scores, first_ranks, fuse)
+    how = None if first is None else weighted(self.fusion, fuse, 'fuse')
     scores = self.score((query, text) for text in texts)
+    if how is not None:
+      scores = fused(scores, first, how.weight)
     return [(i, float(scores[i])) for i in order(scores)[:top]]
 
   def score(self, pairs: Iterable[tuple[str, Text]]) -> np.ndarray:
@@ -165,6 +203,32 @@ class LoadedRanker:
     for query, group in itertools.groupby(pairs, key=lambda pair: pair[0]):
       encoded += prompt.encode_texts(query, [text for _, text in group], **options)
     return encoded
+
+
+def first_stage(
+  count: int, scores: Sequence | None, ranks: Sequence | None, fuse: float | None
+) -> dict[int, float] | None:
+  """{index: first-stage score} of `count` texts; None if there is nothing to fuse with.
+
+  Raises: UserError naming `first_scores`, `first_ranks` or `fuse` if it is wrong.
+  """
+  if fuse is not None:
+    fusion.check_weight(fuse, 'fuse')
+  if scores is not None and ranks is not None:
+    raise UserError('first_scores: cannot be used with first_ranks; give one of them')
+  if scores is not None:
+    return fusion.check_signal(scores, count, 'first_scores', 'scores')
+  if ranks is not None:
+    return fusion.check_signal(ranks, count, 'first_ranks', 'ranks')
+  if fuse is not None:
+    raise UserError('fuse: there is nothing to fuse with; give first_scores or first_ranks')
+  return None
+
+
+def fused(scores: np.ndarray, first: Mapping[int, float], weight: float) -> np.ndarray:
+  """The fused scores of one query's texts: float64, from 0 to 1."""
+  values = fusion.convex(dict(enumerate(scores.tolist())), first, weight)
+  return np.array([values[i] for i in range(len(scores))], np.float64)
 
 
 def as_pair(pair, index: int) -> tuple[str, str | Document]:

@@ -59,7 +59,10 @@ class Facts:
   def intervals(self) -> Intervals:
     """Means and differences of the rows with intervals; empty if there are too few queries."""
     rows = {name: values for name, values in self.rows.items() if name in self.results}
-    return intervals.analyse(rows, clusters_Q=self.clusters_Q)
+    against = {
+      name: of_row['against'] for name, of_row in self.results.items() if 'against' in of_row
+    }
+    return intervals.analyse(rows, clusters_Q=self.clusters_Q, against=against)
 
   @functools.cached_property
   def shared(self) -> shared_judgements.Shared:

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 from disranker_jax.data import overlap
 from disranker_jax.evaluation import metrics
+from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.report import tables
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.intervals import MAIN, baselines
 from disranker_jax.stages.best_student import comparable
-from disranker_jax.stages.result_rows import FIRST_STAGE, ROWS, STUDENT
+from disranker_jax.stages.result_rows import FIRST_STAGE, FUSED, ROWS, STUDENT
 from disranker_jax.training.validation import LOSS, of_steps
 
 FEW = 30  # queries, or clusters of them, below which a bootstrap interval is too narrow
@@ -47,18 +48,22 @@ def sentences(facts: Facts) -> list[str]:
 
 def others(facts: Facts) -> list[str]:
   """The sentences that are not comparisons."""
-  return [*power(facts), *held_out(facts), *best(facts), *seeds(facts), *served(facts)]
+  return [
+    *power(facts), *held_out(facts), *fused(facts), *best(facts), *seeds(facts), *served(facts),
+  ]  # fmt: skip
 
 
 def comparisons(facts: Facts) -> list[Comparison]:
-  """The student against each baseline."""
+  """The student against each baseline; its fusion with the first stage against both."""
   found = []
-  for baseline in baselines(list(facts.results)):
-    if cell := facts.intervals.differences.get((baseline, STUDENT, MAIN)):
+  pairs = [(baseline, STUDENT) for baseline in baselines(list(facts.results))]
+  pairs += [(other, FUSED) for other in facts.results.get(FUSED, {}).get('against', ())]
+  for baseline, row in pairs:
+    if cell := facts.intervals.differences.get((baseline, row, MAIN)):
       value = tables.number(cell['value'], DIGITS, '+')
       interval = tables.span(cell, DIGITS, '+')
       p, p_holm = (tables.chance(cell[name], DIGITS) for name in ('p', 'p_holm'))
-      names = facts.title(STUDENT), facts.title(baseline)
+      names = facts.title(row), facts.title(baseline)
       count = len(facts.intervals.differences)
       found.append(Comparison(*names, value, interval, p, p_holm, count))
   return found
@@ -95,6 +100,14 @@ def held_out(facts: Facts) -> list[str]:
     f'on {queries} held-out training queries, for validation (a few documents of each): '
     f'{metrics.title(MAIN)} {listed}'
   ]
+
+
+def fused(facts: Facts) -> list[str]:
+  """The weight of the student fused with the first stage, and by which queries it was chosen."""
+  found = facts.results.get(FUSED, {}).get('fusion')
+  if not found:
+    return []
+  return [f'{facts.title(FUSED)}: {Fusion.from_dict(found, "evaluate/results.json").text}']
 
 
 def best(facts: Facts) -> list[str]:

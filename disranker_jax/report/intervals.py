@@ -35,12 +35,16 @@ class Intervals(NamedTuple):
 
 
 def analyse(
-  rows: Rows, samples: int = significance.SAMPLES, clusters_Q: Sequence[str] | None = None
+  rows: Rows,
+  samples: int = significance.SAMPLES,
+  clusters_Q: Sequence[str] | None = None,
+  against: Mapping[str, Sequence[str]] | None = None,
 ) -> Intervals:
   """All statistics, from one table; empty if there are fewer than two queries or clusters.
 
   clusters_Q has the cluster of each query of the first row; queries of one cluster are drawn
-  together (None: every query by itself). A query that a model lacks counts 0.
+  together (None: every query by itself). A query that a model lacks counts 0. A row that `against`
+  has is tested against the rows that it names, not against all baselines.
   """
   queries = list(next(iter(rows.values()), ()))
   of_Q = queries if clusters_Q is None else clusters_Q
@@ -50,7 +54,7 @@ def analyse(
   table = Table(cells, of_Q, samples)
   pairs = {
     (baseline, model, metric): ((model, metric), (baseline, metric))
-    for baseline, model in compared(list(rows))
+    for baseline, model in compared(list(rows), against or {})
     for metric in TESTED
   }
   return Intervals({c: table.mean(c) for c in cells}, table.differences(pairs), kept(table))
@@ -61,14 +65,19 @@ def baselines(models: Sequence[str]) -> list[str]:
   return [name for name in models if name in BASELINES or name not in ROWS]
 
 
-def compared(models: Sequence[str]) -> list[tuple[str, str]]:
-  """(baseline, model) of every tested pair, each once."""
+def compared(
+  models: Sequence[str], against: Mapping[str, Sequence[str]] | None = None
+) -> list[tuple[str, str]]:
+  """(baseline, model) of every tested pair, each once; `against` as in `analyse`."""
   pairs: list[tuple[str, str]] = []
+  others = against or {}
   for baseline in baselines(models):
     for model in models:
       is_new = model != baseline and (model, baseline) not in pairs
-      if is_new and not is_floor(model):
+      if is_new and not is_floor(model) and model not in others:
         pairs.append((baseline, model))
+  for model, named in others.items():
+    pairs += [(other, model) for other in named if model in models and other in models]
   return pairs
 
 

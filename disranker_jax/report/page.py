@@ -108,9 +108,9 @@ def table_rows(gathered: Facts, spread: Intervals) -> list[dict[str, Any]]:
 
 
 def difference_tables(gathered: Facts, spread: Intervals) -> list[dict[str, Any]]:
-  """One table per baseline: {title, columns, rows: [{title, is_student, cells}]}."""
+  """{title, columns, rows: [{title, is_student, cells}]} of each row that is tested against."""
   made = []
-  for baseline in intervals.baselines(list(gathered.results)):
+  for baseline in dict.fromkeys(baseline for baseline, _, _ in spread.differences):
     models = dict.fromkeys(m for b, m, _ in spread.differences if b == baseline)
     lines = []
     for model in models:

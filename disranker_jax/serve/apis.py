@@ -17,8 +17,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from disranker_jax.errors import UserError
+from disranker_jax.evaluation import fusion
+from disranker_jax.rankers import loaded
 from disranker_jax.rankers.loaded import order
 from disranker_jax.serve.errors import Refused
+
+
+class FirstStage(NamedTuple):
+  """What a request says of the first stage: scores of its texts, and the model's weight or None."""
+
+  scores: dict[int, float]
+  weight: float | None = None
 
 
 @dataclasses.dataclass
@@ -29,6 +39,7 @@ class ScoreRequest:
   answer: Callable
   truncate: bool = True
   limits: dict[str, int] = dataclasses.field(default_factory=dict)  # LoadedRanker.encode's
+  first: FirstStage | None = None
 
 
 # Checks of a body
@@ -99,6 +110,24 @@ def raw_scores(body: dict) -> bool:
   return get(body, 'raw_scores', bool, not activation)
 
 
+def first_stage(body: dict, count: int) -> FirstStage | None:
+  """The optional fields `first_scores`, `first_ranks` and `fuse` of a request for `count` texts."""
+  scores, ranks = (get(body, name, list, None) for name in FIRST)
+  try:
+    found = loaded.first_stage(count, scores, ranks, body.get(FUSE))
+  except UserError as e:
+    raise invalid(str(e)) from None
+  return None if found is None else FirstStage(found, body.get(FUSE))
+
+
+def weight(value) -> float:
+  """The model's weight, from 0 to 1."""
+  try:
+    return fusion.check_weight(value, FUSE)
+  except UserError as e:
+    raise invalid(str(e)) from None
+
+
 def shown(scores, raw: bool) -> list[float]:
   """The scores as clients see them: raw, or between 0 and 1 by a sigmoid.
 
@@ -113,7 +142,9 @@ def shown(scores, raw: bool) -> list[float]:
 
 def tei_rerank(body: dict, model: str) -> ScoreRequest:
   """`texts` for one query, answered best first."""
-  docs, raw = texts(body, 'texts'), raw_scores(body)
+  docs = texts(body, 'texts')
+  first = first_stage(body, len(docs))
+  raw = raw_scores(body) or first is not None  # fused scores are between 0 and 1
   echoed = docs if get(body, 'return_text', bool, False) else None
 
   def answer(scores, tokens):
@@ -123,7 +154,7 @@ def tei_rerank(body: dict, model: str) -> ScoreRequest:
 
   truncate = get(body, 'truncate', bool, True)
   search = query(body)
-  return ScoreRequest([(search, doc) for doc in docs], answer, truncate)
+  return ScoreRequest([(search, doc) for doc in docs], answer, truncate, first=first)
 
 
 def tei_predict(body: dict, model: str) -> ScoreRequest:
@@ -148,7 +179,8 @@ def cohere_rerank(body: dict, model: str) -> ScoreRequest:
   """`documents` for one query, best first; serves Cohere's, Jina's and vLLM's clients."""
   docs, top = texts(body, 'documents'), count(body, 'top_n', 1)
   echoed = docs if get(body, 'return_documents', bool, False) else None
-  raw = raw_scores(body)
+  first = first_stage(body, len(docs))
+  raw = raw_scores(body) or first is not None
   get(body, 'model', str, '')
 
   def answer(scores, tokens):
@@ -165,7 +197,7 @@ def cohere_rerank(body: dict, model: str) -> ScoreRequest:
     }
 
   search, truncate = query(body), get(body, 'truncation', bool, True)
-  return ScoreRequest([(search, doc) for doc in docs], answer, truncate)
+  return ScoreRequest([(search, doc) for doc in docs], answer, truncate, first=first)
 
 
 def vllm_score(body: dict, model: str) -> ScoreRequest:
@@ -233,6 +265,9 @@ APIS = {
   '/v1/score': Api(vllm_score, vllm_error),
 }
 
+# Fields of requests that fuse the model with the first stage.
+FIRST, FUSE = ('first_scores', 'first_ranks'), 'fuse'
+
 # Fields that change scores in other servers, with the only value that is supported here besides
 # null: the one that changes nothing.
 FIXED = {
@@ -267,6 +302,10 @@ def read(path: str, body: dict, model: str, most: int) -> ScoreRequest:
     value = body.get(name)
     if value is not None and (value.lower() if isinstance(value, str) else value) != fixed:
       raise invalid(f'`{name}` is not supported; leave it out, or send {json.dumps(fixed)}')
+  if APIS[path].parse in (tei_predict, vllm_score):
+    for name in (*FIRST, FUSE):
+      if body.get(name) is not None:
+        raise invalid(f'`{name}` is not supported here; send it to /rerank')
   request = APIS[path].parse(body, model)
   request.limits = {
     'max_text_tokens': count(body, 'max_tokens_per_doc', 1),

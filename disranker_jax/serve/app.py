@@ -17,6 +17,8 @@ from starlette.routing import Route
 
 from disranker_jax import __version__
 from disranker_jax.data.prompts import CHARS_PER_TOKEN, Encoded
+from disranker_jax.errors import UserError
+from disranker_jax.rankers import loaded
 from disranker_jax.serve import access, apis, bodies, page
 from disranker_jax.serve.access import Access
 from disranker_jax.serve.admission import TEXT_BYTES, Admission, Visit
@@ -121,6 +123,7 @@ class Service:
     count, most = len(request.pairs), self.limits.texts
     if count > most:
       raise apis.too_many(count, most)
+    weight = self._weight(request.first)
     visit.hold(count * TEXT_BYTES)
     begin = time.perf_counter()
     characters = sum(len(text) for _, text in request.pairs)
@@ -149,7 +152,19 @@ class Service:
       'x-compute-characters': str(characters),
       'x-truncated': str(truncated),
     }
-    return request.answer(job.scores, job.tokens), headers
+    scores = job.scores
+    if request.first is not None:
+      scores = loaded.fused(scores, request.first.scores, weight)
+    return request.answer(scores, job.tokens), headers
+
+  def _weight(self, first: apis.FirstStage | None) -> float:
+    """The model's weight. Raises: Refused if neither the request nor the folder has one."""
+    if first is None:
+      return 1.0
+    try:
+      return loaded.weighted(self.ranker.fusion, first.weight, 'fuse').weight
+    except UserError as e:
+      raise apis.invalid(str(e)) from None
 
   def info(self) -> dict:
     """The response of TEI's `/info`."""

@@ -27,11 +27,15 @@ class Asked(NamedTuple):
 
   query: str
   raw: bool  # scores without a sigmoid
+  fuse: bool | float = False  # with BM25: by the weight of the model folder, or by this one
 
 
 def read(body: dict) -> Asked:
   """The fields of `/search`. Raises: Refused if one of them is wrong."""
-  return Asked(apis.query(body), apis.raw_scores(body))
+  fuse = body.get(apis.FUSE)
+  if fuse is not None and not isinstance(fuse, bool):
+    apis.weight(fuse)
+  return Asked(apis.query(body), apis.raw_scores(body), False if fuse is None else fuse)
 
 
 class Search:
@@ -55,8 +59,11 @@ class Search:
     texts = [document_text(doc) for doc in docs]
     pairs = [(asked.query, text) for text in texts]
     request = apis.ScoreRequest(pairs, lambda scores, _: scores)
+    if asked.fuse is not False:
+      weight = None if asked.fuse is True else asked.fuse
+      request.first = apis.FirstStage({i: score for i, (_, score) in enumerate(hits)}, weight)
     raw, headers = await service.score(request, visit)
-    scores = apis.shown(raw, asked.raw)
+    scores = apis.shown(raw, asked.raw or request.first is not None)
     rank = {index: n for n, index in enumerate(order(raw), 1)}
     results = [
       {
@@ -78,6 +85,7 @@ def show(service):
 
   async def endpoint(_: Request) -> HTMLResponse:
     options = {'search': bool(service.search), 'token': bool(service.access.token)}
+    options |= {'fuse': bool(service.ranker and service.ranker.fusion)}
     attributes = ' '.join(f'data-{k}="{str(v).lower()}"' for k, v in options.items())
     return HTMLResponse(TEMPLATE.replace('<body>', f'<body {attributes}>', 1), headers=HEADERS)
 

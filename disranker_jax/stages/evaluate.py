@@ -20,7 +20,7 @@ from disranker_jax.progress import say
 from disranker_jax.rankers.llm.methods import METHODS
 from disranker_jax.report import tables
 from disranker_jax.stages import prepare, prompting, teacher
-from disranker_jax.stages.result_rows import ROWS, Row, given_rows, read_given
+from disranker_jax.stages.result_rows import ROWS, Lacking, Row, given_rows, read_given
 
 
 def rows_of(config) -> dict[str, Row]:
@@ -33,7 +33,8 @@ def rows_of(config) -> dict[str, Row]:
 def execute(run: Run) -> dict:
   """<row>.run, <row>.json, per_query.csv and results.json for the rows that the config names.
 
-  Each row is kept until what it was made from changes, so another row costs only itself.
+  Each row is kept until what it was made from changes, so another row costs only itself. A row for
+  which the records lack something is left out, with a message.
   """
   tests = prepare.records(run, 'test')
   groups = [to_rerank(group) for group in tests]
@@ -47,7 +48,13 @@ def execute(run: Run) -> dict:
   results = {name: filled(run, row) for name, row in rows.items()}
   processes.barrier('evaluate: looked')
   for name in [n for n, done in results.items() if done is None]:
-    ranking, facts = rows[name].rank(run, rows[name], groups)
+    try:
+      ranking, facts = rows[name].rank(run, rows[name], groups)
+    except Lacking as lacking:
+      results[name] = {}
+      write_row(run, rows[name], {})
+      say(f'evaluate {name}: left out: {lacking}')
+      continue
     least = run.config.evaluate.min_relevance
     values = metrics.per_query(ranking, qrels, least, pool=pool)
     facts = {'title': rows[name].title} | facts
@@ -55,20 +62,30 @@ def execute(run: Run) -> dict:
     if processes.is_first():
       runs.write_run(folder / f'{name}.run', ranking, name)
       write_per_query(folder / f'{name}.csv', name, values)
-      done = {'made_from': made_from(run, rows[name]), 'results': results[name]}
-      manifest.write_json(folder / f'{name}.json', done)
+    write_row(run, rows[name], results[name])
     say(f'evaluate {name}: nDCG@5 {results[name]["ndcg@5"]:.3f}')
     if note := results[name].get('note'):
       say(f'evaluate {name}: {note}')
     processes.barrier(f'{name} is evaluated')
+  results = {name: found for name, found in results.items() if found}
   if processes.is_first():
     merge_per_query(folder, list(results))
     manifest.write_json(folder / 'results.json', results)
   return results
 
 
+def write_row(run: Run, row: Row, results: dict) -> None:
+  """<row>.json, which says that the row is done; without results it is left out."""
+  if processes.is_first():
+    done = {'made_from': made_from(run, row), 'results': results}
+    manifest.write_json(run.folder('evaluate') / f'{row.name}.json', done)
+
+
 def filled(run: Run, row: Row) -> dict | None:
-  """The results of a row that was filled before from the same settings and inputs, else None."""
+  """The results of a row that was filled before from the same settings and inputs, else None.
+
+  They are empty if the records lack what the row needs.
+  """
   file = run.folder('evaluate') / f'{row.name}.json'
   done = json.loads(file.read_text()) if file.exists() else {}
   return done['results'] if done.get('made_from') == made_from(run, row) else None
@@ -92,9 +109,10 @@ def made_from(run: Run, row: Row) -> str:
 def is_complete(run: Run) -> bool:
   """Whether results.json has the config's rows, and each is still good."""
   file, rows = run.folder('evaluate') / 'results.json', rows_of(run.config)
-  if not file.exists() or list(json.loads(file.read_text())) != list(rows):
+  found = {name: filled(run, row) for name, row in rows.items()}
+  if not file.exists() or None in found.values():
     return False
-  return all(filled(run, row) is not None for row in rows.values())
+  return list(json.loads(file.read_text())) == [name for name, of_row in found.items() if of_row]
 
 
 def kept(run: Run) -> str:

@@ -12,6 +12,7 @@ from disranker_jax.config.settings import Check, Key, above, between, list_of, o
 from disranker_jax.data import python_docs
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
+from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.exporting import card, formats, licence, parity, serving, vocabulary
 from disranker_jax.exporting.licence import Origin
 from disranker_jax.models import hf, weights
@@ -20,7 +21,7 @@ from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
 from disranker_jax.rankers import pointwise
 from disranker_jax.report import facts
-from disranker_jax.stages import best_student, evaluate, prepare
+from disranker_jax.stages import best_student, evaluate, fused_rows, prepare
 from disranker_jax.stages.best_student import Choice
 from disranker_jax.stages.result_rows import ROWS, STUDENT, load
 
@@ -40,17 +41,19 @@ def execute(run: Run) -> dict:
     if choice.why:
       best = {'row': row, 'why': choice.why}
       say(f'export: {folder.name}/ is the {choice.text}')
-    model, variables, _ = load(run, row)
+    is_student = ROWS[row].role == 'student'
+    model, variables, kind = load(run, row)
+    how = fused_rows.of_export(run, row, (model, variables, kind)) if is_student else None
     folders[folder.name] = str(folder.relative_to(run.workdir))
     unchecked = folder.with_name(f'.{folder.name}')
-    model, variables = save(run, model, variables, unchecked)
+    model, variables = save(run, model, variables, unchecked, how)
     groups, reference = scored(run, model, variables)
     origins = origins_of(run, row, model)
     finishing = functools.partial(
       finish, run, model, unchecked, folder, groups, reference, origins, choice
     )
     processes.first_alone(f'export of {row}', finishing)
-    if ROWS[row].role == 'student' and is_tested(run):
+    if is_student and is_tested(run):
       measuring = functools.partial(measured, run, folder)
       served[row] = processes.first_alone(f'requests to {row}', measuring)
   return {'folders': folders, 'served': served, 'best': best}
@@ -88,15 +91,17 @@ def kept(run) -> str:
   return f'{" and ".join(done)} exported' if done else ''
 
 
-def save(run, model, variables, folder: Path):
+def save(run, model, variables, folder: Path, how: Fusion | None = None):
   """Writes tensors, config and tokenizer; returns (model, variables) as written.
 
+  `how` is recorded for those who fuse the model with the first stage.
   They differ from the arguments if config.export.vocabulary reduces the vocabulary.
   """
   c = run.config.export
   s = model.settings
   extra = {'max_len': s.max_len, 'max_query_len': s.max_query_len}
   extra |= {'from': weights.origin(model.folder)}
+  extra |= {'fusion': how.to_dict()} if how else {}
   network = model.network
   family = network.family
   extra |= {name: s[name] for name in family.prompt_settings}

@@ -184,6 +184,14 @@ def salted(key: str) -> float:
 def labelled(run) -> list[Group]:
   """The labelled queries that every stage ranks, with the documents that it ranks.
 
+  Empty as `judged` is.
+  """
+  return [sampled(group, run.config.validation.documents) for group in judged(run)]
+
+
+def judged(run) -> list[Group]:
+  """The labelled queries that no stage learns from, with all their documents.
+
   Empty if there are too few, or if no listed stage learns from labels.
   """
   c = run.config.validation
@@ -193,7 +201,7 @@ def labelled(run) -> list[Group]:
   _, firsts = find(run, records)
   if len(firsts) < LEAST:
     return []
-  return [sampled(records[i], c.documents) for i in firsts]
+  return [records[i] for i in firsts]
 
 
 def sampled(group: Group, size: int) -> Group:

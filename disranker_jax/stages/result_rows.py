@@ -26,17 +26,24 @@ from disranker_jax.stages import roles
 Ranking = tuple[metrics.Run, dict]  # the run, and facts such as parameters and ms_per_pair
 
 
+class Lacking(Exception):
+  """What the records lack for a row, which is then left out of the table."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
   """One line of the result table.
 
   title        in tables; the fact 'title' of `rank` overrides it
-  rank         (run, row, groups) -> (ranking, facts); the fact 'note' is shown under the table
+  rank         (run, row, groups) -> (ranking, facts); the fact 'note' is shown under the table, and
+               'against' are the rows that it is tested against instead of all baselines; raises
+               Lacking
   role         whose model ranks: 'teacher', 'student', or '' for no model
   open         opens that model, if it is not just the role's
   stages       the stages whose parameters overlay the pretrained ones, in order
   trained_by   the stage that trains the row's model; '' if it is not trained
   needs_training  False where the row ranks even if `trained_by` does not run
+  fuses        the rows whose rankings it may fuse
   used         replaces what `use` returns
   reads        config -> the fingerprint of what it reads itself, beside records and parameters
   improves_on  the rows that it should rank better than; the report warns where it does not
@@ -53,6 +60,7 @@ class Row:
   stages: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
   trained_by: str = ''
   needs_training: Callable[[ConfigDict], bool] = lambda config: True
+  fuses: tuple[str, ...] = ()
   used: Callable[[ConfigDict], Use] | None = None
   reads: Callable[[ConfigDict], object] = lambda config: None
   improves_on: tuple[str, ...] = ()
@@ -84,7 +92,8 @@ class Row:
     """The stages that it needs beside data and evaluation, in order."""
     from disranker_jax.pipeline import systems  # which imports the stages
 
-    before = systems.preceding(systems.SYSTEMS['disranker'], [self.trained_by])
+    trained_by = [self.trained_by, *(ROWS[name].trained_by for name in self.fuses)]
+    before = systems.preceding(systems.SYSTEMS['disranker'], trained_by)
     return tuple(stage.name for stage in before if stage.name != 'prepare')
 
 
@@ -220,6 +229,18 @@ def facts(scorer) -> dict:
   return {'parameters': scorer.network.count_params(), 'ms_per_pair': scorer.ms_per_pair}
 
 
+def fused(run: Run, row: Row, groups) -> Ranking:
+  """The best student fused with the first stage."""
+  from disranker_jax.stages import fused_rows  # which imports this module
+
+  return fused_rows.rank(run, row, groups)
+
+
+def listed_students(config: ConfigDict) -> tuple[str, ...]:
+  """The listed stages that train a student of the run."""
+  return tuple(stage for stage in ('student_sft', 'distill') if stage in config.stages)
+
+
 def student_stages(config: ConfigDict) -> tuple[str, ...]:
   start = config.distill.init_from
   return (start, 'distill') if start else ('distill',)
@@ -254,11 +275,20 @@ ROWS = {
       'student', 'distilled student', model_scores, 'student', stages=student_stages,
       trained_by='distill', improves_on=('bm25', 'student_sft', 'previous'),
     ),
+    Row(
+      'fused', 'student + first stage', fused, stages=listed_students,
+      exists=lambda config: bool(listed_students(config)), fuses=('student_sft', 'student'),
+    ),
+    Row(
+      'fused_ranks', 'student + first stage, by ranks', fused, stages=listed_students,
+      exists=lambda config: bool(listed_students(config)), fuses=('student_sft', 'student'),
+    ),
   )
 }  # fmt: skip
 BASELINES = tuple(row.name for row in ROWS.values() if row.is_baseline)
 # The rows that the report's tiles and sentences compare, and the order of models in its charts.
 FIRST_STAGE, STUDENT, TEACHER = 'bm25', 'student', 'teacher'
+FUSED, FUSED_RANKS = 'fused', 'fused_ranks'
 MODELS = ('student', 'student_sft', 'teacher', 'zero_shot')
 TRAINED = tuple(name for name in MODELS if ROWS[name].trained_by)
 

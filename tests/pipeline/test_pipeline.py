@@ -16,7 +16,8 @@ from disranker_jax.errors import UserError
 from disranker_jax.models import weights
 from disranker_jax.pipeline import runner, seeds
 
-MODELS = ('random', 'bm25', 'zero_shot', 'student_sft', 'teacher', 'student')
+SCORING = ('zero_shot', 'student_sft', 'teacher', 'student')
+MODELS = ('random', 'bm25', *SCORING, 'fused', 'fused_ranks')
 METRICS = ('pnr', 'ndcg@5', 'ndcg@10', 'mrr@10', 'queries', 'pairs')
 INTERRUPTED = helpers.ROOT / 'tests' / 'pipeline' / 'interrupted.py'
 
@@ -125,7 +126,7 @@ class TestWholeRun:
     assert all(set(METRICS) <= set(m) for m in summary['models'].values())
     assert set(summary['stages']) == set(defaults().stages) - {'report'}
     assert all(summary['stages'][s]['steps'] == helpers.STEPS for s in helpers.TRAINING)
-    assert {row['model'] for row in summary['latency']} == set(MODELS) - {'random', 'bm25'}
+    assert {row['model'] for row in summary['latency']} == set(SCORING)
 
   def test_the_exported_student_is_measured_in_requests_for_the_test_queries(self, done):
     summary = helpers.load(done / 'report' / 'summary.json')
@@ -236,7 +237,7 @@ class TestAgain:
     assert helpers.metrics(copy) == result  # the same seed, the same student
     # What distill does not change is not scored again.
     scored = {f.name for f in (copy / 'evaluate').glob('*.run') if is_new(before, copy, f)}
-    assert scored == {'student.run'}
+    assert scored == {'student.run', 'fused.run', 'fused_ranks.run'}
 
   def test_other_rows_cost_only_themselves_and_make_nothing_stale(self, done, tmp_path, capsys):
     copy = shutil.copytree(done, tmp_path / 'copy')

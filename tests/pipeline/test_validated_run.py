@@ -7,7 +7,7 @@ import disranker_jax
 from disranker_jax.data import holdout, store
 from disranker_jax.evaluation import runs
 from disranker_jax.pipeline import runner
-from disranker_jax.stages import held_out
+from disranker_jax.stages import fused_rows, held_out
 from disranker_jax.training import train
 
 STAGES = ('prepare', 'student_sft', 'distill', 'evaluate', 'export', 'report')
@@ -44,7 +44,7 @@ def done(tmp_path_factory):
   config = helpers.config(
     **data, stages=STAGES, data__teachers=(teacher,), data__limit__judgements=0,
     data__limit__candidates=0, data__limit__test=0, distill__hard_label_weight=0.0,
-    evaluate__models=('bm25', 'student_sft', 'student'), evaluate__min_relevance=1,
+    evaluate__models=('bm25', 'student_sft', 'student', 'fused'), evaluate__min_relevance=1,
     export__models=('best',), export__formats=(), student_sft__max_steps=40, distill__max_steps=20,
   )  # fmt: skip
   late = train.Report.late
@@ -55,6 +55,7 @@ def done(tmp_path_factory):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(train.Report, 'late', noted)
+    patch.setattr(fused_rows, 'FEWEST', 10)
     runner.run(config, folder / 'run')
   return folder / 'run', learned
 
@@ -103,6 +104,28 @@ def test_the_student_that_ranks_them_better_is_exported_and_named(done):
   scores = ranker.score([(group.query, f'{d.title} : {d.summary}') for d in group.docs])
   wanted = [ranked[group.query_id][d.doc_id] for d in group.docs]
   assert list(scores) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_the_weight_of_the_fused_row_is_exported_and_gives_its_scores(done):
+  workdir, _ = done
+  row = results(workdir, 'evaluate')['fused']
+  how, best = row['fusion'], results(workdir, 'export')['best']['row']
+  assert how['row'] == best and how['signal'] == 'ranks' and row['against'] == ['bm25', best]
+  # The first stage's order is the reverse of the labels', and the weight is not of the test.
+  assert how['queries'] == results(workdir, 'distill')['validation']['labelled']
+  assert how['fused'] >= max(how['model'], how['first_stage'])
+  ranker = disranker_jax.load(workdir / 'export/student')
+  assert ranker.fusion.to_dict() == {k: v for k, v in how.items() if k != 'row'}
+  ranked = runs.read_run(workdir / 'evaluate' / 'fused.run')
+  [group, *_] = store.open('test', workdir / 'data' / 'test')
+  texts = [f'{d.title} : {d.summary}' for d in group.docs]
+  found = ranker.rank(group.query, texts, first_ranks=[d.rank for d in group.docs])
+  wanted = ranked[group.query_id]
+  assert {group.docs[i].doc_id: score for i, score in found} == pytest.approx(wanted, abs=1e-3)
+  card = (workdir / 'export/student/README.md').read_text()
+  assert '## With the first stage' in card and f'on {how["queries"]} held-out' in card
+  report = (workdir / 'report/report.md').read_text()
+  assert f'weight {how["weight"]:g} of the model' in report
 
 
 def test_the_logs_and_the_page_have_the_values(done):

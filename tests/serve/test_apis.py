@@ -1,10 +1,13 @@
 """Each API: the model's own scores in the API's own format, and its own errors."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 
+from disranker_jax.evaluation import fusion
+from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.exporting import formats, graph
 from disranker_jax.serve import apis
 
@@ -75,6 +78,64 @@ class TestTei:
       'reranker': {'id2label': {'0': 'LABEL_0'}, 'label2id': {'LABEL_0': 0}}
     }
     assert info['max_input_length'] == 64 and info['max_client_batch_size'] == 1000
+
+
+class TestFirstStage:
+  FIRST = (0.0, 30.0, None, 15.0)
+
+  def wanted(self, raw, weight):
+    first = {i: value for i, value in enumerate(self.FIRST) if value is not None}
+    return fusion.convex(dict(enumerate(raw.tolist())), first, weight)
+
+  def test_tei_gets_fused_scores_best_first(self, post, raw):
+    rows = post('/rerank', query=QUERY, texts=TEXTS, first_scores=self.FIRST, fuse=0.4)
+    assert {r['index']: r['score'] for r in rows} == close(self.wanted(raw, 0.4))
+    assert [r['score'] for r in rows] == sorted((r['score'] for r in rows), reverse=True)
+    again = post('/rerank', query=QUERY, texts=TEXTS, first_scores=self.FIRST, fuse=0.4,
+                 raw_scores=True)  # fmt: skip
+    assert again == rows
+
+  @pytest.mark.parametrize('path', ['/v1/rerank', '/v2/rerank', '/rerank'])
+  def test_cohere_too_and_ranks_are_taken(self, post, path, raw):
+    body = {'query': QUERY, 'documents': TEXTS, 'first_ranks': [3, 1, None, 2], 'fuse': 0.4}
+    results = post(path, **body)['results']
+    ranks = {0: 1 / 63, 1: 1 / 61, 3: 1 / 62}
+    wanted = fusion.convex(dict(enumerate(raw.tolist())), ranks, 0.4)
+    assert {r['index']: r['relevance_score'] for r in results} == close(wanted)
+
+  def test_the_weight_of_the_folder_is_the_default(self, server, post, raw, monkeypatch):
+    monkeypatch.setattr(server.service.ranker, 'fusion', Fusion(0.4, 'scores', 24))
+    rows = post('/rerank', query=QUERY, texts=TEXTS, first_scores=self.FIRST)
+    assert {r['index']: r['score'] for r in rows} == close(self.wanted(raw, 0.4))
+
+  def test_scores_inside_the_texts_are_ignored_as_other_fields_are(self, post):
+    plain = post('/rerank', query=QUERY, texts=TEXTS)
+    texts = [{'text': t, 'score': i, 'rank': i} for i, t in enumerate(TEXTS)]
+    assert post('/rerank', query=QUERY, texts=texts) == plain
+    assert post('/rerank', query=QUERY, texts=TEXTS, first_scores=None, fuse=None) == plain
+
+  @pytest.mark.parametrize(
+    ('path', 'fields', 'what'),
+    [
+      ('/rerank', {'first_scores': [1, 2]}, 'first_scores: has 2 values for 4 texts'),
+      ('/rerank', {'first_scores': [1, 2, 'x', 4]}, 'first_scores[2]: must be a finite number'),
+      ('/rerank', {'first_scores': 'x'}, '`first_scores` must be a list'),
+      ('/rerank', {'first_ranks': [1, 2, 3, 0]}, 'first_ranks[3]: must be an integer of 1'),
+      ('/rerank', {'first_ranks': [1, 2, 3, 4], 'fuse': 2}, 'fuse: must be a number from 0'),
+      ('/rerank', {'fuse': 0.5}, 'fuse: there is nothing to fuse with'),
+      ('/rerank', {'first_ranks': [1, 2, 3, 4]}, 'fuse: the model folder has no weight'),
+      ('/score', {'first_scores': [1, 2, 3, 4]}, '`first_scores` is not supported here'),
+    ],
+  )
+  def test_what_is_wrong_is_named(self, server, path, fields, what):
+    texts = {'queries': QUERY, 'documents': TEXTS} if path == '/score' else {'texts': TEXTS}
+    response = server.client.post(path, json={'query': QUERY, **texts, **fields})
+    assert response.status_code == 422 and what in response.text
+
+  def test_a_number_that_json_lacks_is_refused(self, server):
+    body = json.dumps({'query': QUERY, 'texts': TEXTS, 'first_scores': [1.0, 2.0, 3.0, math.nan]})
+    headers = {'content-type': 'application/json'}
+    assert server.client.post('/rerank', content=body, headers=headers).status_code == 422
 
 
 class TestCohereAndJina:

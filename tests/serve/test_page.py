@@ -10,6 +10,9 @@ import subprocess
 
 import pytest
 
+from disranker_jax.evaluation import fusion
+from disranker_jax.evaluation.fusion import Fusion
+
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
 needs_browser = pytest.mark.skipif(not CHROMIUM, reason='chromium is not installed')
 
@@ -98,3 +101,23 @@ def test_search_gives_a_sigmoid_or_raw_scores_as_every_route_does(server, answer
 def test_search_without_words_or_results(server):
   assert server.client.post('/search', json={'query': ' '}).status_code == 400
   assert server.client.post('/search', json={'query': 'zzzz'}).json()['results'] == []
+
+
+def test_search_is_fused_with_bm25_on_request(server, answer, monkeypatch):
+  body = {'query': 'a list names', 'fuse': 0.3}
+  found = server.client.post('/search', json=body).json()['results']
+  wanted = fusion.convex(
+    {d['doc_id']: d['score'] for d in answer}, {d['doc_id']: d['bm25'] for d in answer}, 0.3
+  )
+  assert {d['doc_id']: d['score'] for d in found} == pytest.approx(wanted, abs=1e-5)
+  assert [d['doc_id'] for d in found] == [d['doc_id'] for d in answer]  # BM25's order
+  best = sorted(found, key=lambda d: -d['score'])
+  assert [d['rank'] for d in best] == list(range(1, 1 + len(best)))
+
+  refused = server.client.post('/search', json=body | {'fuse': True})
+  assert refused.status_code == 422 and 'has no weight' in refused.text
+  assert server.client.post('/search', json=body | {'fuse': 'x'}).status_code == 422
+  assert 'data-fuse="false"' in server.client.get('/').text
+  monkeypatch.setattr(server.service.ranker, 'fusion', Fusion(0.3, 'scores', 24))
+  assert server.client.post('/search', json=body | {'fuse': True}).json()['results'] == found
+  assert 'data-fuse="true"' in server.client.get('/').text
