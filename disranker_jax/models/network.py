@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from disranker_jax.errors import UserError
 from disranker_jax.models import families, hf, tensors
-from disranker_jax.models.attention import check_kernel
+from disranker_jax.models.attention import Tree, check_kernel
 from disranker_jax.models.layers import activation_dtype, constrain
 from disranker_jax.models.pooling import POOLINGS, pick
 
@@ -41,6 +41,7 @@ class Network:
   scan: bool = True
   attention: str = 'xla'
   sequence: bool = False
+  share_prefixes: bool = True  # where it can, see `shares`
   states: bool = False  # `hidden` gives all layers, embeddings first: [L + 1, B, T, D]
 
   def __post_init__(self):
@@ -89,10 +90,23 @@ class Network:
     """The shapes of `init`'s variables; treat them as read-only, because they are cached."""
     return _shapes(self)
 
+  def shares(self, longest: int) -> bool:
+    """Whether texts of up to `longest` tokens can share their first tokens in a row.
+
+    A layer with a shorter window would have to tell how far tokens are apart, which positions in
+    the row no longer say.
+    """
+    windows = [kind.window for kind in getattr(self.config, 'kinds', ()) if kind.window]
+    whole = self.family.causal and self.family.pooling(self.config) == 'token'
+    return self.share_prefixes and whole and longest <= min(windows, default=longest)
+
   def hidden(self, variables: dict, batch: dict) -> jax.Array:
     """Final hidden states [B, T, D] in activation dtype; with `states` those of all layers."""
     if offset := self.family.position_offset(self.config):
       batch = batch | {'positions_BT': batch['positions_BT'] + offset}
+    if 'parents_BT' in batch:
+      tree = Tree(batch['segments_BT'], batch['parents_BT'])
+      batch = batch | {'segments_BT': tree}
     return self.module.apply(variables, *(batch[key] for key in self.family.inputs))
 
   def score_at(self, variables: dict, hidden_BTD: jax.Array, batch: dict) -> jax.Array:

@@ -59,6 +59,11 @@ SETTINGS: Section = {
     'Shard the positions of a row over mesh.model between layers: for long rows on a model axis.',
     affects_results=False,
   ),
+  'share_prefixes': Key(
+    True, boolean(),
+    'While a decoder scores, the documents of a query share the first tokens of their prompts in a '
+    'row, where that saves 5 % of the tokens (docs/performance.md).', affects_results=False,
+  ),
   'lora_rank': Key(0, at_least(0), 'Rank of LoRA adapters; 0: none.'),
   'lora_alpha': Key(32.0, above(0), 'Adapters are scaled by lora_alpha / lora_rank.'),
   'max_len': Key(256, at_least(8), 'Tokens of a query with one document, special tokens included.'),
