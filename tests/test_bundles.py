@@ -15,7 +15,7 @@ from test_llm_ranker import make_groups, opened, results
 from disranker_jax.data import bundles, pool
 from disranker_jax.data.batches import Shape
 from disranker_jax.data.bundles import Bundle, Limits
-from disranker_jax.data.prompts import Encoded
+from disranker_jax.data.encoded import Encoded
 from disranker_jax.devices import sharding
 from disranker_jax.models import attention, families, load, network, tiny
 from disranker_jax.models.kinds import Kind

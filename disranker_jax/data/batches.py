@@ -33,7 +33,7 @@ import grain
 import numpy as np
 
 from disranker_jax.data.bundles import Bundle
-from disranker_jax.data.prompts import Encoded
+from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.records import UNJUDGED, Click, Document, Group
 from disranker_jax.errors import UserError
 
@@ -83,7 +83,7 @@ class EncodedGroup:
   @property
   def predicted(self) -> int:
     """The number of tokens that a language model predicts."""
-    return sum(stop - start for start, stop in (doc.predict for doc in self.docs))
+    return sum(doc.predictions for doc in self.docs)
 
 
 def first_fit(lengths: list[int], free: list[int]) -> list[tuple[int, int]] | None:
@@ -210,13 +210,12 @@ def lay_out(groups: list[EncodedGroup], places: list[Place], shape: Shape) -> di
   batch['labels_GN'].reshape(-1)[slots] = np.concatenate([group.labels for group in groups])
   batch['teacher_GN'].reshape(-1)[slots] = np.concatenate([group.teacher for group in groups])
   if s.predicted:
-    spans = np.array([doc.predict for doc in docs])
-    counts = spans[:, 1] - spans[:, 0]
-    predicted, _ = _spread(spans[:, 0], counts)
-    of_doc = np.repeat(np.arange(len(docs)), counts)
+    positions, targets = zip(*(doc.predicted for doc in docs), strict=True)
+    counts, predicted = list(map(len, positions)), np.concatenate(positions)
     # The position before a token predicts it.
-    batch['index_AP'][0, : len(predicted)] = at(predicted - 1, of_doc)
-    batch['targets_AP'][0, : len(predicted)] = batch['tokens_BT'].reshape(-1)[at(predicted, of_doc)]
+    before = at(predicted - 1, np.repeat(np.arange(len(docs)), counts))
+    batch['index_AP'][0, : len(predicted)] = before
+    batch['targets_AP'][0, : len(predicted)] = np.concatenate(targets)
     batch['owner_AP'][0, : len(predicted)] = np.repeat(slots, counts)
   return batch
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from disranker_jax.data.prompts import Encoded
+from disranker_jax.data.encoded import Encoded
 
 # Texts of a query stay apart unless bundles save this share of their tokens, because bundles fill
 # rows a little worse. docs/performance.md has the measurement.
@@ -37,7 +37,7 @@ class Bundle:
   @property
   def predicted(self) -> int:
     """The number of tokens that a language model predicts."""
-    return sum(stop - start for start, stop in (doc.predict for doc in self.docs))
+    return sum(doc.predictions for doc in self.docs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _cuts(docs: Sequence[Encoded], limits: Limits) -> list[int]:
   The least number of tokens of the first texts is computed from that of fewer texts.
   """
   lengths = [len(doc) for doc in docs]
-  predicted = [doc.predict[1] - doc.predict[0] for doc in docs]
+  predicted = [doc.predictions for doc in docs]
   same = [0, *(_shared(a, b) for a, b in itertools.pairwise(docs))]
   least, before = [0], [0]
   for stop in range(1, len(docs) + 1):

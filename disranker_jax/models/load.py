@@ -122,6 +122,8 @@ def open_network(folder: Path, settings: ConfigDict, head: str = 'rank') -> Netw
     attention=settings.attention,
     sequence=settings.shard_sequence,
     share_prefixes=settings.share_prefixes,
+    bidirectional=settings.bidirectional,
+    pooling=settings.pooling,
   )
 
 

@@ -60,6 +60,11 @@ class Network:
     return families.find(self.config.model_type)
 
   @property
+  def causal(self) -> bool:
+    """Whether positions attend to earlier ones only."""
+    return self.family.is_causal(self.config)
+
+  @property
   def module(self) -> nn.Module:
     """The Flax module; parameters live outside it."""
     return self.family.module(
@@ -97,7 +102,7 @@ class Network:
     the row no longer say.
     """
     windows = [kind.window for kind in getattr(self.config, 'kinds', ()) if kind.window]
-    whole = self.family.causal and self.family.pooling(self.config) == 'token'
+    whole = self.causal and self.family.pooling(self.config) == 'token'
     return self.share_prefixes and whole and longest <= min(windows, default=longest)
 
   def hidden(self, variables: dict, batch: dict) -> jax.Array:
@@ -237,15 +242,29 @@ def _shapes(network: Network) -> dict:
 
 
 def from_hf(
-  folder: str | pathlib.Path, *, layers: Sequence[int] | None = None, **options
+  folder: str | pathlib.Path,
+  *,
+  layers: Sequence[int] | None = None,
+  bidirectional: bool = False,
+  pooling: str = '',
+  **options,
 ) -> Network:
   """The network of a Hugging Face model folder; `options` are fields of Network.
 
-  `layers` lists the folder's layers that a shallow student keeps.
+  `layers` lists the folder's layers that a shallow student keeps. `bidirectional` and `pooling`
+  change a decoder; without them it is what the folder says.
 
   Raises: UserError for a model that is not supported, and for layers that it does not have.
   """
   config = hf.open_config(folder)
+  changes = ({'causal': False} if bidirectional else {}) | ({'pooling': pooling} if pooling else {})
+  if changes and 'lm' not in families.find(config.model_type).heads:
+    raise UserError(
+      f'{folder}: bidirectional and pooling are for decoders, and it is a {config.model_type} '
+      'model; leave them out'
+    )
+  if changes:
+    config = dataclasses.replace(config, **changes)
   if layers is not None:
     wrong = [i for i in layers if not 0 <= i < config.layers]
     if wrong or not layers or len(set(layers)) < len(layers):

@@ -14,6 +14,7 @@ from disranker_jax.config.settings import (
   text,
   with_defaults,
 )
+from disranker_jax.models.pooling import POOLINGS
 
 SETTINGS: Section = {
   'seed': Key(
@@ -53,6 +54,16 @@ SETTINGS: Section = {
     'auto', one_of('auto', 'xla', 'splash', 'cudnn'),
     "Attention kernel: 'splash' is for TPUs, 'cudnn' for GPUs; 'auto' takes the best one here.",
     affects_results=False,
+  ),
+  'bidirectional': Key(
+    False, boolean(),
+    "Every position of a decoder attends to the whole text, as in LLM2Vec; cpt with objective="
+    "'masked' teaches it to (docs/llm_rankers.md).",
+  ),
+  'pooling': Key(
+    '', one_of('', *POOLINGS),
+    "What a decoder's score is computed from: 'token', the last token; 'mean' of all tokens; '': "
+    'as its folder says, else the last token.',
   ),
   'shard_sequence': Key(
     False, boolean(),

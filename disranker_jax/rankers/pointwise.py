@@ -19,8 +19,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from disranker_jax.data.batches import Shape, join
 from disranker_jax.data.bundles import Bundle, bundles
+from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.pool import limits, pack
-from disranker_jax.data.prompts import Encoded
 from disranker_jax.data.records import Group
 from disranker_jax.data.tokenising import Encoder
 from disranker_jax.devices import memory, processes, sharding
@@ -110,7 +110,7 @@ class PointwiseRanker:
     parts = sharding.parts(self.mesh)
     self.blocks = 1 if self.rows % parts else parts
     shape = score_shape(self.scorer, self.rows, self.row_len).block(self.blocks)
-    shares = self.network.shares(self.prompt.max_len)
+    shares = self.network.shares(self.row_len)
     self.shape = dataclasses.replace(shape, shares=shares)
     self._own = len(sharding.own_blocks(self.mesh, self.blocks))
     self.compiled = self._ready = None

@@ -16,8 +16,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from disranker_jax.data.batches import Shape, join
 from disranker_jax.data.bundles import Bundle, bundles
 from disranker_jax.data.contract_prompts import ContractPrompt
+from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.pool import Pool
-from disranker_jax.data.prompts import Encoded
 from disranker_jax.devices import memory, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models.generate import PROMPT_MULTIPLE, generate

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-from disranker_jax.data.prompts import Encoded
+from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.records import Group
 from disranker_jax.rankers.llm.asking import Docs, Outcome, Steps
 
