@@ -3,7 +3,6 @@
 import json
 
 import helpers
-import numpy as np
 
 from disranker_jax.pipeline import runner
 
@@ -12,13 +11,13 @@ def test_it_learns_from_hidden_tokens_and_labels_and_is_exported(tmp_path):
   config = helpers.config(
     stages=('prepare', 'cpt', 'sft', 'score', 'evaluate', 'export'), export__models=('teacher',),
     evaluate__models=('zero_shot', 'teacher'), teacher__bidirectional=True,
-    teacher__pooling='mean', cpt__objective='masked', cpt__mask_share=0.3, cpt__max_steps=30,
-    cpt__epochs=0.0, cpt__learning_rate=0.01, validation__share=0.0,
+    teacher__pooling='mean', cpt__objective='masked', cpt__mask_share=0.3,
+    cpt__learning_rate=0.01, validation__share=0.0,
   )  # fmt: skip
   runner.run(config, tmp_path)
   rows = [json.loads(line) for line in (tmp_path / 'cpt' / 'metrics.jsonl').open()]
   losses = [row['loss'] for row in rows if 'loss' in row]
-  assert len(losses) == 30 and np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.3
+  assert losses[-1] < losses[0] - 0.5
   assert not (tmp_path / 'cpt' / 'samples.md').exists()
   folder = tmp_path / 'export' / 'teacher'
   assert json.loads((folder / 'config.json').read_text())['use_bidirectional_attention'] is True
