@@ -192,7 +192,7 @@ def tiny_config(**changes):
       {**MASKED, 'teacher.scorer': 'query_likelihood', 'teacher.template': QUERY_LAST},
       'a bidirectional model sees the query',
     ),
-    ({**MASKED, 'stages': "('generate',)"}, 'writes no text'),
+    ({**MASKED, 'stages': "('prepare','generate','score')"}, 'writes no text'),
     ({**MASKED, 'stages': "('prepare','cpt','score')", 'score.method': 'yes_no'}, 'take cpt out'),
   ],
 )

@@ -177,12 +177,16 @@ class Network:
       index_AC, targets_AC, real_AC = arrays
       return unless_empty(of_chunk, real_AC.any(), (head, hidden_BTD), (index_AC, targets_AC))
 
-    name, _ = self.family.logits_path(self.config).split('/')
-    head = {'params': {name: variables['params'][name]}}
+    head = self.vocabulary(variables)
     with jax.named_scope('logprobs'):
       out = jax.lax.map(one_chunk, (chunks(index_AP), chunks(targets_AP), chunks(real_AP)))
     out_AP = out.swapaxes(0, 1).reshape(blocks, -1)[:, :count]
     return jnp.where(real_AP, out_AP, 0.0)
+
+  def vocabulary(self, variables: dict) -> dict:
+    """The variables that the module's `logits` needs."""
+    name, _ = self.family.logits_path(self.config).split('/')
+    return {'params': {name: variables['params'][name]}}
 
   def merge_lora(self, params: dict, lora: dict) -> dict:
     """The base params with the low-rank updates added to their kernels: the tree without LoRA."""

@@ -37,16 +37,20 @@ def score_fn(network, scorer: str = 'score_head') -> Callable:
   """
 
   def scores(variables, batch):
-    hidden_BTD = network.hidden(variables, batch)
-    total_GN = jnp.zeros(batch['mask_GN'].shape, jnp.float32)
-    if 'query_likelihood' in scorer:
-      total_GN += mean_logprob(network, variables, hidden_BTD, batch)
-    if 'score_head' in scorer:
-      scores_P = network.score_at(variables, hidden_BTD, batch)
-      total_GN += scores_P.reshape(total_GN.shape)
-    return total_GN
+    return score_hidden(network, scorer, variables, network.hidden(variables, batch), batch)
 
   return scores
+
+
+def score_hidden(network, scorer: str, variables, hidden_BTD, batch) -> jax.Array:
+  """Scores [G, N] fp32 from a batch's hidden states; `scorer` as in `score_fn`."""
+  total_GN = jnp.zeros(batch['mask_GN'].shape, jnp.float32)
+  if 'query_likelihood' in scorer:
+    total_GN += mean_logprob(network, variables, hidden_BTD, batch)
+  if 'score_head' in scorer:
+    scores_P = network.score_at(variables, hidden_BTD, batch)
+    total_GN += scores_P.reshape(total_GN.shape)
+  return total_GN
 
 
 def mean_logprob(network, variables, hidden_BTD, batch) -> jax.Array:
