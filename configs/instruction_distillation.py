@@ -20,5 +20,5 @@ def get_config():
   c.score.update(method='prp_allpair_soft', group_size=5, judgements=False, max_tied_share=1.0)
   c.score.prompts.update(query_tokens=20, doc_tokens=48)
   c.distill.update(loss='ranknet', normalize_scores='', hard_label_weight=0.0, init_from='')
-  c.evaluate.models = ('bm25', 'distilled')
+  c.evaluate.models = ('bm25', 'student')
   return c

@@ -17,5 +17,5 @@ import runpy
 
 def get_config():
   c = runpy.run_path(str(pathlib.Path(__file__).with_name('quickstart.py')))['get_config']()
-  c.sft.update(loss='perplexity_nce?temperature=0.1', lm_weight=1.0, kl_weight=1.0)
+  c.sft.update(loss='perplexity_nce', lm_weight=1.0, kl_weight=1.0)
   return c
