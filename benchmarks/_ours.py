@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from benchmarks._work import Work
-from disranker_jax.data.batches import EncodedGroup, join
+from disranker_jax.data.batches import join
 from disranker_jax.data.pool import pack
 from disranker_jax.devices import memory, processor, sharding, speed
 from disranker_jax.models import flops, tree
@@ -132,9 +132,9 @@ class Score:
     list(self._scorer([self._groups[0]]))
     took = time.perf_counter() - begin
     docs = (
-      (EncodedGroup.alone(doc, group.query_id), None)
+      (bundle, numbers)
       for group in (self._groups[i] for i in range(self._queries))
-      for doc in self._scorer.prompt.encode(group.query, group.docs)
+      for bundle, numbers in self._scorer.bundles(group)
     )
     block = next(pack(docs, self._scorer.shape))[1]
     batch = join([block] * self._scorer.blocks)

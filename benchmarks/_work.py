@@ -21,7 +21,7 @@ import numpy as np
 from disranker_jax.commands.common import Parser, load_config, positive, prepare_absl
 from disranker_jax.commands.plan import stages as plans
 from disranker_jax.data import batches, preparing, sources
-from disranker_jax.data.prompts import Encoded
+from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.records import Group
 from disranker_jax.data.scored_groups import ScoredGroups
 from disranker_jax.devices import runtime, sharding

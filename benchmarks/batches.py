@@ -17,6 +17,7 @@ import numpy as np
 
 from disranker_jax.commands.common import Parser, load_config, prepare_absl
 from disranker_jax.data import batches, pool
+from disranker_jax.data.bundles import Bundle
 from disranker_jax.data.tokenising import Encoder
 from disranker_jax.devices import runtime, sharding
 from disranker_jax.pipeline import systems
@@ -66,7 +67,7 @@ def training(run, stage: str, side, draw=None, predict=None):
 def documents(encoded):
   for (key, _), _, docs in encoded:
     for doc in docs:
-      yield batches.EncodedGroup.alone(doc), key
+      yield Bundle.alone(doc), [key]
 
 
 def scored(prompt, shape, parts):

@@ -72,6 +72,14 @@ def info_nce(s, y):
   return mean(-np.log(p) for p, v in zip(softmax(s), y, strict=True) if v == max(y))
 
 
+def perplexity_nce(s, y, temperature=0.001):
+  if not pairs(y):
+    return None
+  z = [np.exp(min(v, 0)) / temperature for v in s]
+  total = max(z) + np.log(sum(np.exp(v - max(z)) for v in z))
+  return mean(total - v for v, grade in zip(z, y, strict=True) if grade == max(y))
+
+
 def softmax_ce(s, y):
   y = [max(v, 0.0) for v in y]
   if not pairs(y):

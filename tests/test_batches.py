@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from disranker_jax.data import batches
 from disranker_jax.data.batches import EncodedGroup, Packer, Shape
-from disranker_jax.data.prompts import Encoded
+from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.records import UNJUDGED, Click, Document, Group
 from disranker_jax.errors import UserError
 

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import _ours, _work
 from disranker_jax.data import batches
-from disranker_jax.data.prompts import Encoded
+from disranker_jax.data.encoded import Encoded
 from disranker_jax.devices import speed
 from disranker_jax.errors import UserError
 from disranker_jax.models import hf, tiny

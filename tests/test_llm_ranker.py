@@ -85,7 +85,8 @@ def test_prompts_and_tokens_are_counted(folder, mesh):
   counts = [ranked.counts for _, _, ranked in made.ranked([(None, GROUPS)])]
   assert [c['prompts'] for c in counts] == [12, 0, 0, 30, 2]
   work = made._answering.work
-  assert work.prompts == 44 and work.tokens == sum(c['tokens'] for c in counts)
+  # What prompts share is computed once.
+  assert work.prompts == 44 and work.tokens < sum(c['tokens'] for c in counts)
   assert work.places % (4 * made.row_len) == 0 and work.places >= work.tokens
 
 

@@ -17,8 +17,8 @@ class Oracle:
   def __init__(self, size):
     self.size, self.log, self._waiting = size, [], []
 
-  def add(self, encoded, docs, key):
-    self._waiting.append((encoded, key))
+  def add(self, prompts, docs, keys):
+    self._waiting += zip(prompts, keys, strict=True)
 
   def __len__(self):
     return len(self._waiting)

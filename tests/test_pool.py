@@ -7,24 +7,25 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_batches import check_documents, group, sequence
+from test_batches import check_documents, sequence
 
 from benchmarks import batches as bench
 from disranker_jax.data import pool
-from disranker_jax.data.batches import EncodedGroup, Shape
+from disranker_jax.data.batches import Shape
+from disranker_jax.data.bundles import Bundle
 from disranker_jax.errors import UserError
 
 examples = settings(max_examples=60, deadline=None)
 SHAPE = Shape(rows=3, row_len=32, docs=1)
 
 
-def documents(lengths, predict=lambda n: (0, 0)) -> list[EncodedGroup]:
+def documents(lengths, predict=lambda n: (0, 0)) -> list[Bundle]:
   made = [sequence(n, predict=predict(n), seed=i) for i, n in enumerate(lengths)]
-  return [EncodedGroup([doc], np.zeros(1), np.zeros(1), str(i)) for i, doc in enumerate(made)]
+  return [Bundle.alone(doc, str(i)) for i, doc in enumerate(made)]
 
 
 def packed(groups, shape=SHAPE) -> list[tuple[list[int], dict]]:
-  return list(pool.pack(((group, i) for i, group in enumerate(groups)), shape))
+  return list(pool.pack(((bundle, [i]) for i, bundle in enumerate(groups)), shape))
 
 
 def drawn(count, seed=0, low=10, high=48) -> list[int]:
@@ -113,7 +114,7 @@ def test_the_pool_holds_at_most_a_batch_and_its_reserve():
   def watched():
     for i, one in enumerate(documents(drawn(2000))):
       taken.append(i)
-      yield one, i
+      yield one, [i]
 
   shape, out = Shape(4, 96, 1), 0
   for keys, _ in pool.pack(watched(), shape):
@@ -132,7 +133,8 @@ def test_the_same_documents_are_packed_in_the_same_way():
 @pytest.mark.parametrize('length, predict', [(33, (0, 0)), (30, (1, 30))])
 def test_a_document_for_which_no_batch_has_room_is_named_by_its_query(length, predict):
   shape = Shape(rows=2, row_len=32, docs=1, predicted=14)
-  groups = [group(20, name='small'), group(length, name='Q7', predict=predict)]
+  long = sequence(length, predict=predict)
+  groups = [Bundle.alone(sequence(20), 'small'), Bundle.alone(long, 'Q7')]
   with pytest.raises(UserError, match=f"'Q7': its 1 documents .{length} tokens"):
     packed(groups, shape)
 

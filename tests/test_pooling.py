@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from disranker_jax.data.batches import EncodedGroup, Packer, Shape, join
-from disranker_jax.data.prompts import Encoded
+from disranker_jax.data.encoded import Encoded
 from disranker_jax.models import pooling
 
 

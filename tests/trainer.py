@@ -22,7 +22,7 @@ from orbax.checkpoint import v1 as ocp
 
 from disranker_jax.commands.common import guarded
 from disranker_jax.data import batches
-from disranker_jax.data.prompts import Encoded
+from disranker_jax.data.encoded import Encoded
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import Stopped, UserError
 from disranker_jax.training import train

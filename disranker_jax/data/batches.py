@@ -2,7 +2,8 @@
 
 Each stage has one static shape, so one compile: a batch takes queries until the next one does not
 fit. Each document is a segment of a row (`segments_BT` counts from 1, 0 is padding; positions
-restart with each document), and an index gives the position of each document's score.
+restart with each document), and an index gives the position of each document's score. Documents
+that begin with the same tokens can share these: such a beginning is a segment of its own.
 
 A batch is one or more blocks (config key data_shards). Block a is packed from every A-th query from
 a on, independently of the other blocks. So batches do not depend on the number of hosts and devices
@@ -12,6 +13,8 @@ devices, because indices count from the start of a block. Blocks are joined on t
 Shapes: A blocks, B rows, T positions, at most G queries, at most N documents per query, at most P
 predicted tokens (B, G and P are totals of all blocks). Keys of a batch:
   tokens_BT segments_BT positions_BT types_BT   int32
+  parents_BT      int32, where the shape shares: the segment with the beginning of this one's
+                  document; 0: the whole document is here
   mask_GN         bool, a real document
   labels_GN       float32, its grade, UNJUDGED (-1) if it has none
   teacher_GN      float32, the teacher's score, 0 if there is none
@@ -24,11 +27,13 @@ predicted tokens (B, G and P are totals of all blocks). Keys of a batch:
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import grain
 import numpy as np
 
-from disranker_jax.data.prompts import Encoded
+from disranker_jax.data.bundles import Bundle
+from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.records import UNJUDGED, Click, Document, Group
 from disranker_jax.errors import UserError
 
@@ -43,6 +48,7 @@ class Shape:
   row_len: int  # T
   docs: int  # N
   predicted: int = 0  # P per row; 0: scores only
+  shares: bool = False  # documents may share their first tokens
 
   @property
   def groups(self) -> int:
@@ -77,7 +83,7 @@ class EncodedGroup:
   @property
   def predicted(self) -> int:
     """The number of tokens that a language model predicts."""
-    return sum(stop - start for start, stop in (doc.predict for doc in self.docs))
+    return sum(doc.predictions for doc in self.docs)
 
 
 def first_fit(lengths: list[int], free: list[int]) -> list[tuple[int, int]] | None:
@@ -140,11 +146,11 @@ class Packer:
 
   def batch(self) -> dict[str, np.ndarray]:
     """The arrays that the module docstring describes."""
-    starts = [(row, self.shape.row_len - room) for row, room in self._places]
-    return lay_out(self.groups, starts, self.shape)
+    places = [Place(row, self.shape.row_len - room) for row, room in self._places]
+    return lay_out(self.groups, places, self.shape)
 
 
-def unfit(group: EncodedGroup, shape: Shape) -> UserError:
+def unfit(group: EncodedGroup | Bundle, shape: Shape) -> UserError:
   """The error for a group that does not fit into an empty batch."""
   return UserError(
     f'query {group.name!r}: its {len(group.docs)} documents ({sum(map(len, group.docs))} tokens) '
@@ -152,42 +158,84 @@ def unfit(group: EncodedGroup, shape: Shape) -> UserError:
   )
 
 
-def lay_out(groups: list[EncodedGroup], places: list[tuple[int, int]], shape: Shape) -> dict:
-  """A block as the module docstring describes it; `places` is (row, start) of each document."""
+class Place(NamedTuple):
+  """Where a document's own tokens are in a block, and its first `shared` ones, if any."""
+
+  row: int
+  start: int
+  shared: int = 0
+  prefix: int = 0  # where in the row the shared ones start
+
+
+class Piece(NamedTuple):
+  """Consecutive tokens of a document that are a segment: its tokens `first` to `stop`."""
+
+  doc: Encoded
+  first: int
+  stop: int
+  flat: int  # where they start in the block's flattened rows
+  segment: int
+  parent: int
+
+
+def lay_out(groups: list[EncodedGroup], places: list[Place], shape: Shape) -> dict:
+  """A block as the module docstring describes it; `places` has each document's."""
   s, batch = shape, _without(shape)
   docs = [doc for group in groups for doc in group.docs]
   if not docs:
     return batch
   slots = [g * s.docs + n for g, group in enumerate(groups) for n in range(len(group.docs))]
-  rows, starts = np.array(places).T
-  flat = rows * s.row_len + starts
-  lengths = np.array([len(doc) for doc in docs])
+  pieces = _pieces(docs, places, s)
+  first, stop, flat, segments, parents = np.array([piece[1:] for piece in pieces]).T
+  lengths = stop - first
   where, within = _spread(flat, lengths)
-  used, segments = [0] * s.rows, []
-  for row in rows.tolist():
-    used[row] += 1
-    segments.append(used[row])
   values = {
-    'tokens_BT': np.concatenate([doc.ids for doc in docs]),
-    'types_BT': np.concatenate([doc.types for doc in docs]),
-    'positions_BT': within,
+    'tokens_BT': np.concatenate([p.doc.ids[p.first : p.stop] for p in pieces]),
+    'types_BT': np.concatenate([p.doc.types[p.first : p.stop] for p in pieces]),
+    'positions_BT': within + np.repeat(first, lengths),
     'segments_BT': np.repeat(segments, lengths),
+    **({'parents_BT': np.repeat(parents, lengths)} if s.shares else {}),
   }
   for key, value in values.items():
     batch[key].reshape(-1)[where] = value
-  batch['index_AX'][0, slots] = flat + [doc.anchor for doc in docs]
+  rows, starts, shared, prefixes = np.array(places).T
+
+  def at(token, n=slice(None)):
+    """The position in the block of tokens of the documents n, by their numbers in them."""
+    column = np.where(token < shared[n], prefixes[n] + token, starts[n] + token - shared[n])
+    return rows[n] * s.row_len + column
+
+  batch['index_AX'][0, slots] = at(np.array([doc.anchor for doc in docs]))
   batch['mask_GN'].reshape(-1)[slots] = True
   batch['labels_GN'].reshape(-1)[slots] = np.concatenate([group.labels for group in groups])
   batch['teacher_GN'].reshape(-1)[slots] = np.concatenate([group.teacher for group in groups])
   if s.predicted:
-    spans = np.array([doc.predict for doc in docs])
-    counts = spans[:, 1] - spans[:, 0]
+    positions, targets = zip(*(doc.predicted for doc in docs), strict=True)
+    counts, predicted = list(map(len, positions)), np.concatenate(positions)
     # The position before a token predicts it.
-    before, _ = _spread(flat + spans[:, 0] - 1, counts)
-    batch['index_AP'][0, : len(before)] = before
-    batch['targets_AP'][0, : len(before)] = batch['tokens_BT'].reshape(-1)[before + 1]
-    batch['owner_AP'][0, : len(before)] = np.repeat(slots, counts)
+    before = at(predicted - 1, np.repeat(np.arange(len(docs)), counts))
+    batch['index_AP'][0, : len(predicted)] = before
+    batch['targets_AP'][0, : len(predicted)] = np.concatenate(targets)
+    batch['owner_AP'][0, : len(predicted)] = np.repeat(slots, counts)
   return batch
+
+
+def _pieces(docs: list[Encoded], places: list[Place], shape: Shape) -> list[Piece]:
+  """The segments of a block; those of a row are numbered in order, from 1."""
+  used, prefixes, pieces = [0] * shape.rows, {}, []
+
+  def add(doc, first, stop, row, start, parent):
+    used[row] += 1
+    pieces.append(Piece(doc, first, stop, row * shape.row_len + start, used[row], parent))
+
+  for doc, place in zip(docs, places, strict=True):
+    prefix = place.row, place.prefix
+    if place.shared and prefix not in prefixes:
+      add(doc, 0, place.shared, *prefix, 0)
+      prefixes[prefix] = used[place.row]
+    parent = prefixes[prefix] if place.shared else 0
+    add(doc, place.shared, len(doc), place.row, place.start, parent)
+  return pieces
 
 
 def _spread(starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -201,6 +249,7 @@ def _without(s: Shape) -> dict[str, np.ndarray]:
   tokens, segments, positions, types = np.zeros((4, s.rows, s.row_len), np.int32)
   batch = {
     'tokens_BT': tokens, 'segments_BT': segments, 'positions_BT': positions, 'types_BT': types,
+    **({'parents_BT': np.zeros_like(tokens)} if s.shares else {}),
     'index_AX': np.zeros((1, s.groups * s.docs), np.int32),
     'mask_GN': np.zeros((s.groups, s.docs), bool),
     'labels_GN': np.full((s.groups, s.docs), UNJUDGED, np.float32),

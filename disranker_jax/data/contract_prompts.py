@@ -9,7 +9,7 @@ import numpy as np
 
 from disranker_jax.data import tokenising
 from disranker_jax.data.contracts import OF_DOCUMENT, Contract, parts
-from disranker_jax.data.prompts import Encoded
+from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.records import Document
 from disranker_jax.data.tokenising import panics
 from disranker_jax.errors import UserError

@@ -1,21 +1,22 @@
-"""Packs documents into batches for scoring, out of order, so that rows are almost full.
+"""Packs bundles of documents into batches for scoring, out of order, so that rows are almost full.
 
 The score of a document does not depend on other documents, so any order is allowed. A row starts
-with the documents that have waited longest and ends with the one or two documents of the pool that
-fill it best. So no document waits forever, and rows have almost no padding.
+with the bundles that have waited longest and ends with the one or two bundles of the pool that fill
+it best. So no bundle waits forever, and rows have almost no padding.
 """
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from disranker_jax.data.batches import EncodedGroup, Shape, lay_out, unfit
+from disranker_jax.data.batches import EncodedGroup, Place, Shape, lay_out, unfit
+from disranker_jax.data.bundles import Bundle, Limits
 
 # Rows of tokens in the pool beyond those of a batch; with fewer, rows have more padding.
 CHOICE = 64
 
 
 class Pool:
-  """Collects documents, each with a key of the caller, and packs them into batches.
+  """Collects bundles, each with the caller's keys of its documents, and packs them into batches.
 
   Args:
     shape: the shape of a batch; every group in it is one document.
@@ -24,29 +25,34 @@ class Pool:
   def __init__(self, shape: Shape):
     self.shape = shape
     self.tokens = 0
-    self._waiting = collections.OrderedDict()  # number -> (group, key), oldest first
+    self._waiting = collections.OrderedDict()  # number -> (bundle, keys), oldest first
     self._of_length = [collections.deque() for _ in range(shape.row_len + 1)]  # numbers
-    self._lengths = 0  # bit n is set if there is a document of n tokens
+    self._lengths = 0  # bit n is set if there is a bundle of n tokens
     self._numbers = 0
 
   def __len__(self) -> int:
     return len(self._waiting)
 
   @property
+  def limits(self) -> Limits:
+    """What fits into a row."""
+    return limits(self.shape)
+
+  @property
   def ready(self) -> bool:
-    """Whether the pool has enough documents for a well-filled batch."""
+    """Whether the pool has enough bundles for a well-filled batch."""
     return self.tokens >= (self.shape.rows + CHOICE) * self.shape.row_len
 
-  def add(self, group: EncodedGroup, key) -> None:
-    """Adds a group of one document. Raises: UserError if it does not fit into a batch."""
-    [doc], s = group.docs, self.shape
-    if len(doc) > s.row_len or (s.predicted and group.predicted > s.predicted * s.rows):
-      raise unfit(group, s)
-    self._waiting[self._numbers] = group, key
-    self._of_length[len(doc)].append(self._numbers)
-    self._lengths |= 1 << len(doc)
+  def add(self, bundle: Bundle, keys: Sequence) -> None:
+    """Adds a bundle. Raises: UserError if it does not fit into a batch."""
+    length, s = len(bundle), self.shape
+    if length > s.row_len or (s.predicted and bundle.predicted > s.predicted * s.rows):
+      raise unfit(bundle, s)
+    self._waiting[self._numbers] = bundle, keys
+    self._of_length[length].append(self._numbers)
+    self._lengths |= 1 << length
     self._numbers += 1
-    self.tokens += len(doc)
+    self.tokens += length
 
   def batch(self) -> tuple[list, dict]:
     """(keys of the documents in order, the arrays of data/batches.py)."""
@@ -62,16 +68,16 @@ class Pool:
     return filling.keys, filling.batch()
 
   def _next(self, room: int) -> tuple[int, ...]:
-    """The lengths of the next documents for a row with this room; () if none fits."""
+    """The lengths of the next bundles for a row with this room; () if none fits."""
     if not self._waiting:
       return ()
     if room == self.shape.row_len or room > 2 * (self._lengths.bit_length() - 1):
-      group, _ = next(iter(self._waiting.values()))
-      return (len(group.docs[0]),)
+      bundle, _ = next(iter(self._waiting.values()))
+      return (len(bundle),)
     return self._best(room)
 
   def _best(self, room: int) -> tuple[int, ...]:
-    """The lengths of the one or two documents that fill the room best, longest first."""
+    """The lengths of the one or two bundles that fill the room best, longest first."""
     best, chosen = 0, ()
     firsts = fitting = self._lengths & ((2 << room) - 1)
     while firsts and best < room:
@@ -97,11 +103,16 @@ class Pool:
     self.tokens -= length
 
 
-def pack(documents: Iterable[tuple[EncodedGroup, object]], shape: Shape) -> Iterator:
-  """Packs all documents; yields (keys of its documents, batch)."""
+def limits(shape: Shape) -> Limits:
+  """What a row of batches of this shape can hold."""
+  return Limits(shape.row_len, min(shape.groups, max(1, shape.row_len // 16)), shape.predicted)
+
+
+def pack(documents: Iterable[tuple[Bundle, Sequence]], shape: Shape) -> Iterator:
+  """Packs all bundles, given with the keys of their documents; yields (keys in order, batch)."""
   pool = Pool(shape)
-  for group, key in documents:
-    pool.add(group, key)
+  for bundle, keys in documents:
+    pool.add(bundle, keys)
     while pool.ready:
       yield pool.batch()
   while len(pool):
@@ -115,16 +126,21 @@ class Filling:
     self.shape = shape
     self.keys, self._groups, self._places, self._predicted = [], [], [], 0
 
-  def take(self, waiting, row: int, start: int) -> bool:
-    """Places a document; False if the batch has no room for its scores or predicted tokens."""
-    (group, key), s = waiting, self.shape
-    total = self._predicted + group.predicted
-    if len(self._groups) == s.groups or (s.predicted and total > s.predicted * s.rows):
+  def take(self, waiting: tuple[Bundle, Sequence], row: int, start: int) -> bool:
+    """Places a bundle; False if the batch has no room for its scores or predicted tokens."""
+    (bundle, keys), s = waiting, self.shape
+    total = self._predicted + bundle.predicted
+    if len(self._groups) + len(bundle.docs) > s.groups or (
+      s.predicted and total > s.predicted * s.rows
+    ):
       return False
     self._predicted = total
-    self.keys.append(key)
-    self._groups.append(group)
-    self._places.append((row, start))
+    self.keys += keys
+    shared, own = bundle.shared, start + bundle.shared
+    for doc in bundle.docs:
+      self._groups.append(EncodedGroup.alone(doc, bundle.name))
+      self._places.append(Place(row, own, shared, start))
+      own += len(doc) - shared
     return True
 
   def batch(self) -> dict:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from disranker_jax.data import tokenising, wordpiece
+from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 
@@ -30,20 +31,6 @@ FIELDS = ('query', 'title', 'summary')
 PART = re.compile(
   r'(?P<brace>\{\{|\}\})|\{(?P<field>\w+)\}|(?P<text>[^{}]+)|(?P<other>\{[^{}]*\}?|\})'
 )  # of a template
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Encoded:
-  """One sequence: ids_T, types_T (0/1 of BERT), scored position, span that the LM predicts."""
-
-  ids: np.ndarray
-  types: np.ndarray
-  anchor: int
-  predict: tuple[int, int] = (0, 0)
-  cut: bool = False  # whether text was cut; set by PairPrompt only
-
-  def __len__(self) -> int:
-    return len(self.ids)
 
 
 def document_text(doc: Document) -> str:

@@ -33,7 +33,7 @@ from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 
 if TYPE_CHECKING:
-  from disranker_jax.data.prompts import Encoded
+  from disranker_jax.data.encoded import Encoded
 
 SPAWN = multiprocessing.get_context('spawn')  # fork is unsafe with the threads of JAX
 # The attributes of a tokenizer that prompts use.

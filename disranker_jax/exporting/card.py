@@ -7,6 +7,7 @@ from disranker_jax import escaping
 from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.exporting import formats, licence, parity
 from disranker_jax.exporting.licence import Origin
+from disranker_jax.models import hf
 from disranker_jax.pipeline import manifest
 from disranker_jax.report import tables
 from disranker_jax.report.results import markdown as result_table
@@ -36,6 +37,7 @@ def write(
   """
   config, name = formats.config(folder), folder.name.removeprefix('.')
   family = formats.family(folder)
+  usage = family.usage_of(hf.open_config(folder))
   facts = formats.lengths(folder) | {'name': name, 'query': parity.QUERY}
   parts = [
     licence.metadata(base, license),
@@ -44,7 +46,7 @@ def write(
     f'disranker_jax {made["versions"]["disranker_jax"]}.\n',
     *([f'It is the {escaping.markdown(which)}.\n'] if which else []),
     '## Use\n',
-    family.usage.format(architecture=config['architectures'][0], **facts),
+    usage.format(architecture=config['architectures'][0], **facts),
     *(files(names) if names else ()),
     *([STABLEHLO_USE.format(**facts)] if 'stablehlo' in names else ()),
   ]

@@ -20,6 +20,7 @@ from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
 from disranker_jax.exporting import formats
+from disranker_jax.models import hf
 
 DEPTH = 5  # of nDCG
 ROWS = 16  # of a StableHLO call
@@ -198,7 +199,7 @@ def readers(folder: Path, names) -> list[Reader]:
   """The family's readers whose packages are installed, and one for each format."""
   names_here = [
     name
-    for name in formats.family(folder).readers
+    for name in formats.family(folder).readers_of(hf.open_config(folder))
     if all(importlib.util.find_spec(package) for package in READERS[name].packages)
   ]
   kinds = {'stablehlo': stablehlo} | {n: onnx_runtime(n) for n in formats.ONNX}
@@ -212,6 +213,12 @@ def pairs(group: Group) -> list[tuple[str, str]]:
 def python_api(folder: Path, prompt) -> Callable:
   ranker = disranker_jax.load(folder)
   return lambda group: ranker.score(pairs(group))
+
+
+def python_api_documents(folder: Path, prompt) -> Callable:
+  """The same with titles and summaries, which a decoder's template has apart."""
+  ranker = disranker_jax.load(folder)
+  return lambda group: ranker.score([(group.query, doc) for doc in group.docs])
 
 
 def tokenised(folder: Path, tensors: str) -> Callable:
@@ -281,6 +288,7 @@ def sentence_transformers(folder: Path, prompt) -> Callable:
 # Other libraries, by the names that families use.
 READERS = {
   'disranker_jax.load': Reader('disranker_jax.load', python_api),
+  'disranker_jax.load-documents': Reader('disranker_jax.load', python_api_documents),
   'transformers': Reader('transformers', transformers, ('torch',)),
   'transformers-tokens': Reader('transformers', transformers_tokens, ('torch',)),
   'sentence-transformers': Reader(

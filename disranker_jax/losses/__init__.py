@@ -34,6 +34,7 @@ from disranker_jax.losses.listwise import (
   info_nce,
   lambda_loss,
   listwise_kl,
+  perplexity_nce,
   softmax_ce,
 )
 from disranker_jax.losses.pairwise import pairwise_hinge, ranknet
@@ -46,6 +47,7 @@ ON_LABELS = {
   'lambda_loss': lambda_loss,
   'approx_ndcg': approx_ndcg,
   'info_nce': info_nce,
+  'perplexity_nce': perplexity_nce,
   'softmax_ce': softmax_ce,
   'listwise_kl': listwise_kl,
   'pointwise_ce': pointwise_ce,

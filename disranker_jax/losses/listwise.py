@@ -39,6 +39,26 @@ def info_nce(scores_GN, targets_GN, mask_GN):
 
 
 @ranking_loss
+def perplexity_nce(scores_GN, targets_GN, mask_GN, *, temperature=0.001):
+  """`info_nce` of the inverse perplexities exp(s) / temperature: TSRankGPT's contrastive term.
+
+  Args:
+    scores_GN: mean log-probabilities, such as the scorer 'query_likelihood' gives; a score above 0
+      counts as 0.
+    targets_GN: labels; all documents with a query's highest label are positives.
+
+  Example:
+    >>> scores_GN, labels_GN = jnp.array([[-2.3, -1.9, -3.1]]), jnp.array([[1.0, 0.0, 0.0]])
+    >>> mask_GN = jnp.ones((1, 3), bool)
+    >>> loss = perplexity_nce(scores_GN, labels_GN, mask_GN)  # or loss='perplexity_nce'
+
+  Reference: RankingGPT (Zhang et al., 2023, arXiv:2311.16720).
+  """
+  inverse_GN = jnp.exp(jnp.minimum(scores_GN, 0.0)) / temperature
+  return info_nce.per_group(inverse_GN, targets_GN, mask_GN)
+
+
+@ranking_loss
 def softmax_ce(scores_GN, targets_GN, mask_GN):
   """-sum_i p_i log softmax(s)_i with p_i = y_i / sum_j y_j: RankT5's softmax loss.
 

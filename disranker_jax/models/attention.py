@@ -13,6 +13,7 @@ On several devices 'splash' needs a mesh: set by `jax.set_mesh`, or of the array
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,21 @@ KERNELS = ('xla', 'splash', 'cudnn', 'auto', 'splash_interpret')
 
 LANES = 128  # Splash's blocks are multiples of a TPU vector register's lanes.
 MAX_BLOCK = 512
+NOWHERE = -2  # the id of a segment that no key has
+
+
+class Tree(NamedTuple):
+  """Segments of which some go on where another one, their parent, ends.
+
+  A position attends to its own segment and to all of the parent's, which comes before it in the
+  row. It is for scoring causal models that have no window, or a longer one than any text.
+  """
+
+  segments_BT: jax.Array
+  parents_BT: jax.Array  # 0: none
+
+
+Segments = jax.Array | Tree
 
 
 def check_kernel(kernel: str) -> None:
@@ -37,7 +53,7 @@ def check_kernel(kernel: str) -> None:
 
 
 def attention_mask(
-  segments_BT: jax.Array,
+  segments_BT: Segments,
   segments_BS: jax.Array,
   *,
   causal: bool,
@@ -49,9 +65,15 @@ def attention_mask(
   Query t is at slot `start + t` of the row, key s at slot s. A window of W keeps W keys, including
   the query's own (as in Hugging Face Mistral), and without causality also W - 1 later ones. Padding
   is segment 0 and attends to padding, so that no softmax is over an empty set; its values are never
-  read.
+  read. In a `Tree` a query attends to its parent segment too, and no window is applied.
   """
+  parents_BT = None
+  if isinstance(segments_BT, Tree):
+    (segments_BT, parents_BT), window = segments_BT, None
   mask_BTS = segments_BT[:, :, None] == segments_BS[:, None, :]
+  if parents_BT is not None:
+    is_child_BT1 = (parents_BT > 0)[:, :, None]
+    mask_BTS |= is_child_BT1 & (parents_BT[:, :, None] == segments_BS[:, None, :])
   query_T1 = start + jnp.arange(segments_BT.shape[1])[:, None]
   key_1S = jnp.arange(segments_BS.shape[1])[None, :]
   if causal:
@@ -63,13 +85,18 @@ def attention_mask(
   return mask_BTS
 
 
+def own(segments_BT: Segments) -> jax.Array:
+  """The segment of each position."""
+  return segments_BT.segments_BT if isinstance(segments_BT, Tree) else segments_BT
+
+
 @jax.named_scope('attend')
 def attend(
   q_BTHE: jax.Array,
   k_BTKE: jax.Array,
   v_BTKE: jax.Array,
   *,
-  segments_BT: jax.Array,
+  segments_BT: Segments,
   causal: bool,
   window: int | None = None,
   scale: float | None = None,
@@ -87,9 +114,9 @@ def attend(
   mesh = _mesh(q_BTHE)
   kernel = _choose(kernel, _platform(mesh), precision)
   if kernel == 'xla':
-    mask_BTT = attention_mask(segments_BT, segments_BT, causal=causal, window=window)
+    mask_BTT = attention_mask(segments_BT, own(segments_BT), causal=causal, window=window)
     return _attend_xla(q_BTHE, k_BTKE, v_BTKE, mask_BTT, scale, precision)
-  if window is not None and window >= T:
+  if window is not None and (window >= T or isinstance(segments_BT, Tree)):
     window = None
   if kernel == 'cudnn':
     return _attend_cudnn(q_BTHE, k_BTKE, v_BTKE, segments_BT, causal, window, scale)
@@ -179,7 +206,8 @@ def _pad(q, k, v, segments, length):
   """Rows padded to [B, length, ...] with a segment that neither tokens nor padding attend to."""
   pads = [(0, 0), (0, length - q.shape[1]), (0, 0), (0, 0)]
   q, k, v = (jnp.pad(x, pads) for x in (q, k, v))
-  return q, k, v, jnp.pad(segments, pads[:2], constant_values=-1)
+  padded = functools.partial(jnp.pad, pad_width=pads[:2], constant_values=-1)
+  return q, k, v, jax.tree.map(padded, segments)
 
 
 def _attend_cudnn(q_BTHE, k_BTKE, v_BTKE, segments_BT, causal, window, scale):
@@ -190,7 +218,7 @@ def _attend_cudnn(q_BTHE, k_BTKE, v_BTKE, segments_BT, causal, window, scale):
   q, k, v, segments = _pad(q_BTHE, k_BTKE, v_BTKE, segments_BT, -(-T // LANES) * LANES)
   # cuDNN combines a bias with causality only, so a window is part of the bias.
   windowed = window is not None
-  mask = attention_mask(segments, segments, causal=causal and windowed, window=window)
+  mask = attention_mask(segments, own(segments), causal=causal and windowed, window=window)
   causal = causal and not windowed
   out = jax.nn.dot_product_attention(
     q, k, v, mask=mask[:, None], is_causal=causal, scale=scale, implementation='cudnn'
@@ -234,22 +262,42 @@ def _attend_splash(q_BTHE, k_BTKE, v_BTKE, segments_BT, *, causal, window, scale
   # The kernel does not scale; in bf16 the scale would be rounded first.
   q_BTHE = (q_BTHE.astype(jnp.float32) * scale).astype(q_BTHE.dtype)
   q, k, v, segments = _pad(q_BTHE, k_BTKE, v_BTKE, segments_BT, count * block)
-  kernel = _splash_kernel(count * block, block, H // K, causal, window, interpret)
-  ids = splash.SegmentIds(segments, segments)
   # [B, K, G, T, E] against [B, K, T, E].
   q = q.reshape(B, -1, K, H // K, E).transpose(0, 2, 3, 1, 4)
   k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
-  out = jax.vmap(jax.vmap(kernel, in_axes=(0, 0, 0, None)))(q, k, v, ids)
+
+  def run(ids_BT, causal, residuals=False):
+    """Attention of positions with these ids to those of the segments with the same."""
+    kernel = _splash_kernel(count * block, block, H // K, causal, window, interpret, residuals)
+    ids = splash.SegmentIds(ids_BT, own(segments))
+    return jax.vmap(jax.vmap(kernel, in_axes=(0, 0, 0, None)))(q, k, v, ids)
+
+  if isinstance(segments, Tree):
+    # The kernel knows one segment per position, so the parent's part is computed by itself.
+    itself = run(segments.segments_BT, causal, residuals=True)
+    parents_BT = jnp.where(segments.parents_BT > 0, segments.parents_BT, NOWHERE)
+    out = _together(itself, run(parents_BT, causal=False, residuals=True))
+  else:
+    out = run(segments, causal)
   return out.transpose(0, 3, 1, 2, 4).reshape(B, -1, H, E)[:, :T]
 
 
-def _splash_kernel(length, block, group, causal, window, interpret):
+def _together(first, second):
+  """Attention to two sets of keys, from that to each of them: (values, (logsumexp,))."""
+  (first, (first_sum,)), (second, (second_sum,)) = first, second
+  share = jax.nn.sigmoid(first_sum - second_sum)[..., None]
+  both = share * first.astype(jnp.float32) + (1 - share) * second.astype(jnp.float32)
+  return both.astype(first.dtype)
+
+
+def _splash_kernel(length, block, group, causal, window, interpret, residuals=False):
   """Splash attention of `group` query heads [G, T, E] to one key/value head [T, E]."""
   sizes = {f'block_{name}': block for name in ('q', 'kv', 'q_dkv', 'kv_dkv', 'q_dq', 'kv_dq')}
   return splash.make_splash_mqa_single_device(
     _splash_mask(length, group, causal, window),
     block_sizes=splash.BlockSizes(**sizes),
     residual_checkpoint_name=SAVED,
+    save_residuals=residuals,
     interpret=interpret,
   )
 

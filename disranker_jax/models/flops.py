@@ -75,7 +75,7 @@ def _attention(network, batch: dict, backward: bool) -> Flops:
   product = 2.0 * rows * c.heads * c.head_dim  # per pair of positions and layer
   kinds = getattr(c, 'kinds', (Kind(),) * c.layers)
   full = c.layers * length * length
-  seen = sum(kind.pairs(length, network.family.causal) for kind in kinds)
+  seen = sum(kind.pairs(length, network.causal) for kind in kinds)
   again = 0
   if backward:
     again = AGAIN[network.attention] + 2 * (network.remat == 'full')

@@ -42,10 +42,12 @@ def generate(
   are padded to `at_least` tokens, so that calls have the same shape. Of several processes all make
   the same call and get the same rows.
 
-  Raises: UserError for a network without a head='lm', and for empty prompts.
+  Raises: UserError for a network that is not causal or without a head='lm', and for empty prompts.
   """
   if network.head != 'lm':
     raise UserError("generation needs a decoder with head='lm'")
+  if not network.causal:
+    raise UserError('a bidirectional model writes no text: it would have to see what follows')
   if not prompts or not all(prompts):
     raise UserError('generation needs at least one prompt, and no empty ones')
   eos_id = network.config.eos_id if eos_id is None else eos_id

@@ -121,6 +121,9 @@ def open_network(folder: Path, settings: ConfigDict, head: str = 'rank') -> Netw
     head=head,
     attention=settings.attention,
     sequence=settings.shard_sequence,
+    share_prefixes=settings.share_prefixes,
+    bidirectional=settings.bidirectional,
+    pooling=settings.pooling,
   )
 
 

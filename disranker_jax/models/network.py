@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from disranker_jax.errors import UserError
 from disranker_jax.models import families, hf, tensors
-from disranker_jax.models.attention import check_kernel
+from disranker_jax.models.attention import Tree, check_kernel
 from disranker_jax.models.layers import activation_dtype, constrain
 from disranker_jax.models.pooling import POOLINGS, pick
 
@@ -41,6 +41,7 @@ class Network:
   scan: bool = True
   attention: str = 'xla'
   sequence: bool = False
+  share_prefixes: bool = True  # where it can, see `shares`
   states: bool = False  # `hidden` gives all layers, embeddings first: [L + 1, B, T, D]
 
   def __post_init__(self):
@@ -57,6 +58,11 @@ class Network:
   @property
   def family(self) -> families.Family:
     return families.find(self.config.model_type)
+
+  @property
+  def causal(self) -> bool:
+    """Whether positions attend to earlier ones only."""
+    return self.family.is_causal(self.config)
 
   @property
   def module(self) -> nn.Module:
@@ -89,10 +95,23 @@ class Network:
     """The shapes of `init`'s variables; treat them as read-only, because they are cached."""
     return _shapes(self)
 
+  def shares(self, longest: int) -> bool:
+    """Whether texts of up to `longest` tokens can share their first tokens in a row.
+
+    A layer with a shorter window would have to tell how far tokens are apart, which positions in
+    the row no longer say.
+    """
+    windows = [kind.window for kind in getattr(self.config, 'kinds', ()) if kind.window]
+    whole = self.causal and self.family.pooling(self.config) == 'token'
+    return self.share_prefixes and whole and longest <= min(windows, default=longest)
+
   def hidden(self, variables: dict, batch: dict) -> jax.Array:
     """Final hidden states [B, T, D] in activation dtype; with `states` those of all layers."""
     if offset := self.family.position_offset(self.config):
       batch = batch | {'positions_BT': batch['positions_BT'] + offset}
+    if 'parents_BT' in batch:
+      tree = Tree(batch['segments_BT'], batch['parents_BT'])
+      batch = batch | {'segments_BT': tree}
     return self.module.apply(variables, *(batch[key] for key in self.family.inputs))
 
   def score_at(self, variables: dict, hidden_BTD: jax.Array, batch: dict) -> jax.Array:
@@ -158,12 +177,16 @@ class Network:
       index_AC, targets_AC, real_AC = arrays
       return unless_empty(of_chunk, real_AC.any(), (head, hidden_BTD), (index_AC, targets_AC))
 
-    name, _ = self.family.logits_path(self.config).split('/')
-    head = {'params': {name: variables['params'][name]}}
+    head = self.vocabulary(variables)
     with jax.named_scope('logprobs'):
       out = jax.lax.map(one_chunk, (chunks(index_AP), chunks(targets_AP), chunks(real_AP)))
     out_AP = out.swapaxes(0, 1).reshape(blocks, -1)[:, :count]
     return jnp.where(real_AP, out_AP, 0.0)
+
+  def vocabulary(self, variables: dict) -> dict:
+    """The variables that the module's `logits` needs."""
+    name, _ = self.family.logits_path(self.config).split('/')
+    return {'params': {name: variables['params'][name]}}
 
   def merge_lora(self, params: dict, lora: dict) -> dict:
     """The base params with the low-rank updates added to their kernels: the tree without LoRA."""
@@ -223,15 +246,29 @@ def _shapes(network: Network) -> dict:
 
 
 def from_hf(
-  folder: str | pathlib.Path, *, layers: Sequence[int] | None = None, **options
+  folder: str | pathlib.Path,
+  *,
+  layers: Sequence[int] | None = None,
+  bidirectional: bool = False,
+  pooling: str = '',
+  **options,
 ) -> Network:
   """The network of a Hugging Face model folder; `options` are fields of Network.
 
-  `layers` lists the folder's layers that a shallow student keeps.
+  `layers` lists the folder's layers that a shallow student keeps. `bidirectional` and `pooling`
+  change a decoder; without them it is what the folder says.
 
   Raises: UserError for a model that is not supported, and for layers that it does not have.
   """
   config = hf.open_config(folder)
+  changes = ({'causal': False} if bidirectional else {}) | ({'pooling': pooling} if pooling else {})
+  if changes and 'lm' not in families.find(config.model_type).heads:
+    raise UserError(
+      f'{folder}: bidirectional and pooling are for decoders, and it is a {config.model_type} '
+      'model; leave them out'
+    )
+  if changes:
+    config = dataclasses.replace(config, **changes)
   if layers is not None:
     wrong = [i for i in layers if not 0 <= i < config.layers]
     if wrong or not layers or len(set(layers)) < len(layers):

@@ -24,26 +24,35 @@ def mean(hidden_BTD: jax.Array, batch: dict) -> jax.Array:
 
   All tokens of the segment count, special ones too. Sums stay inside blocks, as in `pick`.
   """
-  index_AX = batch['index_AX']
-  blocks, docs = index_AX.shape
+  blocks, docs = batch['index_AX'].shape
   hidden_AYD = hidden_BTD.reshape(blocks, -1, hidden_BTD.shape[-1]).astype(jnp.float32)
-  places = hidden_AYD.shape[1]
-  # A document is found by the place of its first token, because positions start at 0 there.
-  first_AY = jnp.arange(places)[None] - batch['positions_BT'].reshape(blocks, -1)
-  own_AX = jnp.take_along_axis(first_AY, index_AX, axis=1)
-  own_AX = jnp.where(batch['mask_GN'].reshape(blocks, -1), own_AX, places)
 
-  real_AY = batch['segments_BT'].reshape(blocks, -1) > 0
-
-  def of_block(hidden_YD, first_Y, real_Y, own_X):
-    # Places beyond the end are dropped; tokens of no document go to an additional one.
-    document_Y = jnp.full(places, docs).at[own_X].set(jnp.arange(docs), mode='drop')
-    owner_Y = jnp.where(real_Y, document_Y[first_Y], docs)
+  def of_block(hidden_YD, owner_Y):
     total_XD = jax.ops.segment_sum(hidden_YD, owner_Y, docs + 1)[:docs]
-    count_X = jax.ops.segment_sum(jnp.ones(places), owner_Y, docs + 1)[:docs]
+    count_X = jax.ops.segment_sum(jnp.ones(len(owner_Y)), owner_Y, docs + 1)[:docs]
     return total_XD / jnp.maximum(count_X, 1)[:, None]
 
-  return jax.vmap(of_block)(hidden_AYD, first_AY, real_AY, own_AX)
+  return jax.vmap(of_block)(hidden_AYD, owners(batch))
+
+
+def owners(batch: dict) -> jax.Array:
+  """The document in its block of each position, [A, Y]; X where there is none."""
+  index_AX = batch['index_AX']
+  blocks, docs = index_AX.shape
+  positions_AY = batch['positions_BT'].reshape(blocks, -1)
+  places = positions_AY.shape[1]
+  # A document is found by the place of its first token, because positions start at 0 there.
+  first_AY = jnp.arange(places)[None] - positions_AY
+  own_AX = jnp.take_along_axis(first_AY, index_AX, axis=1)
+  own_AX = jnp.where(batch['mask_GN'].reshape(blocks, -1), own_AX, places)
+  real_AY = batch['segments_BT'].reshape(blocks, -1) > 0
+
+  def of_block(first_Y, real_Y, own_X):
+    # Places beyond the end are dropped; tokens of no document go to an additional one.
+    document_Y = jnp.full(places, docs).at[own_X].set(jnp.arange(docs), mode='drop')
+    return jnp.where(real_Y, document_Y[first_Y], docs)
+
+  return jax.vmap(of_block)(first_AY, real_AY, own_AX)
 
 
 POOLINGS = {'token': token, 'mean': mean}

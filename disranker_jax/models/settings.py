@@ -14,6 +14,7 @@ from disranker_jax.config.settings import (
   text,
   with_defaults,
 )
+from disranker_jax.models.pooling import POOLINGS
 
 SETTINGS: Section = {
   'seed': Key(
@@ -54,10 +55,25 @@ SETTINGS: Section = {
     "Attention kernel: 'splash' is for TPUs, 'cudnn' for GPUs; 'auto' takes the best one here.",
     affects_results=False,
   ),
+  'bidirectional': Key(
+    False, boolean(),
+    "Every position of a decoder attends to the whole text, as in LLM2Vec; cpt with objective="
+    "'masked' teaches it to (docs/llm_rankers.md).",
+  ),
+  'pooling': Key(
+    '', one_of('', *POOLINGS),
+    "What a decoder's score is computed from: 'token', the last token; 'mean' of all tokens; '': "
+    'as its folder says, else the last token.',
+  ),
   'shard_sequence': Key(
     False, boolean(),
     'Shard the positions of a row over mesh.model between layers: for long rows on a model axis.',
     affects_results=False,
+  ),
+  'share_prefixes': Key(
+    True, boolean(),
+    'While a decoder scores, the documents of a query share the first tokens of their prompts in a '
+    'row, where that saves 5 % of the tokens (docs/performance.md).', affects_results=False,
   ),
   'lora_rank': Key(0, at_least(0), 'Rank of LoRA adapters; 0: none.'),
   'lora_alpha': Key(32.0, above(0), 'Adapters are scaled by lora_alpha / lora_rank.'),

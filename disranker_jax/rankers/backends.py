@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from disranker_jax.data.batches import EncodedGroup, Packer
-from disranker_jax.data.prompts import Encoded
+from disranker_jax.data.encoded import Encoded
 from disranker_jax.errors import UserError
 from disranker_jax.exporting import formats
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from disranker_jax.data.prompts import Encoded, PairPrompt, TextPrompt
+from disranker_jax.data.encoded import Encoded
+from disranker_jax.data.prompts import PairPrompt, TextPrompt
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import fusion

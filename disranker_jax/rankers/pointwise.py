@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from disranker_jax.data.batches import EncodedGroup, Shape, join
-from disranker_jax.data.pool import pack
+from disranker_jax.data.batches import Shape, join
+from disranker_jax.data.bundles import Bundle, bundles
+from disranker_jax.data.encoded import Encoded
+from disranker_jax.data.pool import limits, pack
 from disranker_jax.data.records import Group
 from disranker_jax.data.tokenising import Encoder
 from disranker_jax.devices import memory, processes, sharding
@@ -35,16 +37,20 @@ def score_fn(network, scorer: str = 'score_head') -> Callable:
   """
 
   def scores(variables, batch):
-    hidden_BTD = network.hidden(variables, batch)
-    total_GN = jnp.zeros(batch['mask_GN'].shape, jnp.float32)
-    if 'query_likelihood' in scorer:
-      total_GN += mean_logprob(network, variables, hidden_BTD, batch)
-    if 'score_head' in scorer:
-      scores_P = network.score_at(variables, hidden_BTD, batch)
-      total_GN += scores_P.reshape(total_GN.shape)
-    return total_GN
+    return score_hidden(network, scorer, variables, network.hidden(variables, batch), batch)
 
   return scores
+
+
+def score_hidden(network, scorer: str, variables, hidden_BTD, batch) -> jax.Array:
+  """Scores [G, N] fp32 from a batch's hidden states; `scorer` as in `score_fn`."""
+  total_GN = jnp.zeros(batch['mask_GN'].shape, jnp.float32)
+  if 'query_likelihood' in scorer:
+    total_GN += mean_logprob(network, variables, hidden_BTD, batch)
+  if 'score_head' in scorer:
+    scores_P = network.score_at(variables, hidden_BTD, batch)
+    total_GN += scores_P.reshape(total_GN.shape)
+  return total_GN
 
 
 def mean_logprob(network, variables, hidden_BTD, batch) -> jax.Array:
@@ -107,7 +113,9 @@ class PointwiseRanker:
   def __post_init__(self):
     parts = sharding.parts(self.mesh)
     self.blocks = 1 if self.rows % parts else parts
-    self.shape = score_shape(self.scorer, self.rows, self.row_len).block(self.blocks)
+    shape = score_shape(self.scorer, self.rows, self.row_len).block(self.blocks)
+    shares = self.network.shares(self.row_len)
+    self.shape = dataclasses.replace(shape, shares=shares)
     self._own = len(sharding.own_blocks(self.mesh, self.blocks))
     self.compiled = self._ready = None
     self.seconds = self.idle = 0.0  # the device computes; it waits for the next batch
@@ -163,11 +171,19 @@ class PointwiseRanker:
       yield from pack(self._documents(encoded, waiting), self.shape)
 
   def _documents(self, encoded, waiting: collections.deque):
-    """Every document as a group by itself, since its score depends on no other document."""
     for (_, part), group, docs in encoded:
       waiting.append(Waiting(part, group))
-      for n, doc in enumerate(docs):
-        yield EncodedGroup.alone(doc, group.query_id), (waiting[-1], n)
+      for bundle, numbers in self.bundles(group, docs):
+        yield bundle, [(waiting[-1], n) for n in numbers]
+
+  def bundles(
+    self, group: Group, docs: list[Encoded] | None = None
+  ) -> list[tuple[Bundle, list[int]]]:
+    """What is packed of a query, with the documents' numbers; `docs` are their tokens if known."""
+    docs = self.prompt.encode(group.query, group.docs) if docs is None else docs
+    if self.shape.shares:
+      return bundles(docs, limits(self.shape), group.query_id)
+    return [(Bundle.alone(doc, group.query_id), [n]) for n, doc in enumerate(docs)]
 
   def _memory(self) -> dict[str, int]:
     """Expected bytes per device, as for memory.limited."""
@@ -231,7 +247,7 @@ class PointwiseRanker:
 
   def tokens_of(self, group: Group) -> int:
     """Tokens that scoring a query takes."""
-    return sum(map(len, self.prompt.encode(group.query, group.docs)))
+    return sum(len(bundle) for bundle, _ in self.bundles(group))
 
   @property
   def positions(self) -> int:

@@ -16,7 +16,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from disranker_jax import __version__
-from disranker_jax.data.prompts import CHARS_PER_TOKEN, Encoded
+from disranker_jax.data.encoded import Encoded
+from disranker_jax.data.prompts import CHARS_PER_TOKEN
 from disranker_jax.errors import UserError
 from disranker_jax.rankers import loaded
 from disranker_jax.serve import access, apis, bodies, page

@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 
-from disranker_jax.data.prompts import Encoded
+from disranker_jax.data.encoded import Encoded
 from disranker_jax.rankers import backends
 from disranker_jax.serve.errors import Refused
 

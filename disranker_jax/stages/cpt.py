@@ -1,16 +1,21 @@
 """Continued pre-training: the decoder learns to write the page that a query's user clicked.
 
 Paper section 3.1: the query is the prompt; the loss is on title and summary. `predict = 'query'`
-swaps the two, as a warm start for a likelihood scorer.
+swaps the two, as a warm start for a likelihood scorer. `objective = 'masked'` hides tokens of the
+whole text instead, which a bidirectional decoder learns to name (LLM2Vec).
 """
 
+import dataclasses
 import functools
 
 import jax.numpy as jnp
+import numpy as np
 
 from disranker_jax import escaping
-from disranker_jax.config.settings import Key, at_least, one_of
+from disranker_jax.config.settings import Key, at_least, one_of, share, text
 from disranker_jax.data import batches
+from disranker_jax.data.masking import RULES, masking
+from disranker_jax.data.records import Click
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.models.generate import generate
@@ -37,25 +42,46 @@ def next_token_loss(network, variables, batch):
 def task(config, network) -> train.Task:
   """The loss and the batch shape of the stage."""
   c, row_len = config.cpt, config.teacher.row_len
-  shape = batches.Shape(c.batch_rows, row_len, 1, predicted_per_row(c.predict, row_len))
+  predict = 'query' if c.objective == 'masked' else c.predict  # half of a row is enough
+  shape = batches.Shape(c.batch_rows, row_len, 1, predicted_per_row(predict, row_len))
   return train.Task(functools.partial(next_token_loss, network), shape)
 
 
 def encoder(run, teacher: TextModel):
-  """click -> what the model reads and predicts."""
-  return functools.partial(batches.encode_click, teacher.prompt(predict=run.config.cpt.predict))
+  """click -> what the model reads and predicts; for masked tokens (click, seed) -> it."""
+  c = run.config.cpt
+  plain = functools.partial(batches.encode_click, teacher.prompt(predict=c.predict))
+  if c.objective != 'masked':
+    return plain
+  vocabulary = teacher.network.config.vocab
+  hide = masking(teacher.tokenizer, vocabulary, c.mask_token, c.mask_share, c.mask_rule)
+
+  def masked(drawn: tuple[Click, int]) -> batches.EncodedGroup:
+    click, seed = drawn
+    group = plain(click)
+    return dataclasses.replace(group, docs=[hide(group.docs[0], np.random.default_rng(seed))])
+
+  return masked
+
+
+def draw(click: Click, rng: np.random.Generator) -> tuple[Click, int]:
+  """The click with a seed of the tokens to hide, a new one in each epoch."""
+  return click, int(rng.integers(2**32))
 
 
 def job(run, teacher: TextModel, clicks=None) -> tuple[train.Job, OfflineFeed]:
   """The stage on some clicks; None: all prepared ones."""
   clicks = prepare.records(run, 'clicks') if clicks is None else clicks
   computed = task(run.config, teacher.network)
-  return roles.job(run, 'cpt', computed, clicks, encoder(run, teacher), unit='clicks')
+  choose = draw if run.config.cpt.objective == 'masked' else None
+  return roles.job(run, 'cpt', computed, clicks, encoder(run, teacher), choose, unit='clicks')
 
 
 def measure(run, teacher: TextModel, clicks) -> held_out.MeanLoss | None:
   """The loss on held-out clicks; None without any."""
   computed, encode = task(run.config, teacher.network), encoder(run, teacher)
+  if run.config.cpt.objective == 'masked':
+    clicks = [(click, i) for i, click in enumerate(clicks)]
   documents = [encode(click) for click in clicks]
   return held_out.MeanLoss(run, computed.loss, documents, computed.shape) if clicks else None
 
@@ -69,7 +95,7 @@ def execute(run: Run) -> dict:
   todo, feed = job(run, teacher, split.learned)
   checked = held_out.validation('cpt', todo, measure(run, teacher, split.measured))
   variables = train.fit(todo, feed, variables, run.mesh, checked)
-  if c.samples:
+  if c.samples and c.objective != 'masked':
     write_samples(run, teacher, variables, [clicks[i] for i in range(min(c.samples, len(clicks)))])
   return {'rows': len(split.learned)} | held_out.results(todo, checked)
 
@@ -105,6 +131,12 @@ def check(config) -> None:
       "end; take cpt out of config.stages, or set input='template'"
     )
   held_out.check(config, 'cpt', ('loss',))
+  if config.teacher.bidirectional != (config.cpt.objective == 'masked'):
+    raise UserError(
+      f'config.cpt.objective={config.cpt.objective!r} does not fit config.teacher.bidirectional='
+      f'{config.teacher.bidirectional}: a model that sees the whole text learns from hidden tokens '
+      "(objective='masked', bidirectional=True), one that does not from the next one"
+    )
   if config.cpt.predict == 'query':
     why = "config.cpt.predict='query' predicts the query from the document"
     check_template('teacher.template', config.teacher.template, why)
@@ -117,6 +149,17 @@ STAGE = Stage(
     'predict': Key(
       'document', one_of('document', 'query'),
       "What is learned: 'document', the paper's query -> title + summary, or 'query', the reverse.",
+    ),
+    'objective': Key(
+      'next_token', one_of('next_token', 'masked'),
+      "'next_token', or 'masked': hidden tokens of query, title and summary, each predicted at the "
+      'position before it, for a bidirectional teacher (LLM2Vec).',
+    ),
+    'mask_token': Key('_', text('a token', empty=False), 'What stands for a hidden token.'),
+    'mask_share': Key(0.2, share(), 'Of the tokens, how many are chosen.'),
+    'mask_rule': Key(
+      'bert', one_of(*RULES),
+      "'bert' hides 80 % of the chosen tokens and replaces 10 %; 'all' hides all of them.",
     ),
     'samples': Key(
       4, at_least(0), 'Clicks whose continuation is written to samples.md afterwards.'

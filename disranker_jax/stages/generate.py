@@ -322,6 +322,11 @@ def check(config) -> None:
     raise UserError(
       f'config.generate.samples={c.samples}: are equal with config.generate.temperature=0; raise it'
     )
+  if config.teacher.bidirectional:
+    raise UserError(
+      "config.teacher.bidirectional: such a model writes no text; take 'generate' out of "
+      'config.stages, or set bidirectional=False'
+    )
   if c.examples and c.shots:
     sources.split(c.examples, 'examples')
   if config.data.teachers:

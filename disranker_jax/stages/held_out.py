@@ -16,6 +16,7 @@ import numpy as np
 
 from disranker_jax.data import batches
 from disranker_jax.data.batches import EncodedGroup, Shape
+from disranker_jax.data.bundles import Bundle
 from disranker_jax.data.holdout import cluster, normalized, place
 from disranker_jax.data.records import UNJUDGED, Click, Document, Group
 from disranker_jax.errors import UserError
@@ -245,10 +246,10 @@ class Ranking:
     pairs = [(group.query, d.title, d.summary) for d in group.docs]
     return np.array([self._slots.setdefault(p, len(self._slots)) for p in pairs], np.int64)
 
-  def _documents(self, prompt) -> Iterator[tuple[EncodedGroup, int]]:
+  def _documents(self, prompt) -> Iterator[tuple[Bundle, list[int]]]:
     for (query, title, summary), slot in self._slots.items():
       [encoded] = prompt.encode(query, (Document('', title, summary),))
-      yield EncodedGroup.alone(encoded, query), slot
+      yield Bundle.alone(encoded, query), [slot]
 
   def __call__(self, variables: dict) -> dict[str, float]:
     scores = np.zeros(len(self._slots), np.float32)
@@ -309,7 +310,7 @@ class MeanLoss:
   labelled, made_of = 0, ''
 
   def __init__(self, run, loss: Callable, documents: Sequence[EncodedGroup], shape: Shape):
-    pairs = ((document, i) for i, document in enumerate(documents))
+    pairs = ((Bundle(d.docs, name=d.name), [i]) for i, d in enumerate(documents))
     self._forward = Forward(lambda *arguments: loss(*arguments)[:2], pairs, shape, run.mesh)
     self.batches, self.queries = self._forward.batches, len(documents)
 

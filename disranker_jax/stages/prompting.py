@@ -196,6 +196,11 @@ def check_scores(config: ConfigDict) -> None:
       f'{key}: reads the answers of the language model, which sft does not train; take sft out of '
       'config.stages'
     )
+  if todo.head != 'rank' and config.teacher.bidirectional and 'cpt' in config.stages:
+    raise UserError(
+      f'{key}: reads next-token logits, and cpt trains a bidirectional model; take cpt out of '
+      'config.stages, or set config.teacher.bidirectional=False'
+    )
   if todo.head != 'rank' and config.teacher.init_from:
     raise UserError(
       f'{key}: reads the pretrained language model of config.teacher.model, and '

@@ -26,7 +26,7 @@ def open_zero_shot(config: ConfigDict) -> TextModel:
   settings = config.teacher.copy_and_resolve_references()
   template = settings.zero_shot_template or settings.template
   settings.update({'scorer': 'query_likelihood', 'template': template, 'init_from': ''})
-  settings.update({'ready': False, 'input': 'template'})
+  settings.update({'ready': False, 'input': 'template', 'bidirectional': False})
   if not models.is_language_model(settings.model):
     raise UserError(
       "config.evaluate.models: 'zero_shot' ranks by the likelihood of the query, which "

@@ -17,7 +17,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.models.load import HEADS, TextModel
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.rankers.pointwise import score_fn, score_shape
-from disranker_jax.stages import held_out, prepare, roles, teacher
+from disranker_jax.stages import held_out, language_terms, prepare, roles, teacher
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
 from disranker_jax.training.settings import GROUPS, training
@@ -25,14 +25,18 @@ from disranker_jax.training.settings import GROUPS, training
 
 def label_loss(scores, per_group, variables, batch):
   """A loss on labels over a batch's queries: (sum, valid queries, metrics)."""
-  scores_GN = scores(variables, batch)
+  loss_G, valid_G, metrics = of_scores(per_group, scores(variables, batch), batch)
+  return jnp.sum(loss_G), jnp.sum(valid_G), metrics
+
+
+def of_scores(per_group, scores_GN, batch):
+  """A loss on labels per query: (loss_G, valid_G, metrics)."""
   labels_GN, mask_GN = batch['labels_GN'], batch['mask_GN']
   loss_G, valid_G = per_group(scores_GN, labels_GN, mask_GN)
   better_GNN = losses.preferred(labels_GN, mask_GN)
   right_GNN = better_GNN & (losses.differences(scores_GN) > 0)
   accuracy = jnp.sum(right_GNN) / jnp.maximum(jnp.sum(better_GNN), 1)
-  metrics = {'pair_accuracy': accuracy, 'examples': jnp.sum(mask_GN)}
-  return jnp.sum(loss_G), jnp.sum(valid_G), metrics
+  return loss_G, valid_G, {'pair_accuracy': accuracy, 'examples': jnp.sum(mask_GN)}
 
 
 def check_labels(judged: Sequence[Group], per_group: Callable, key: str) -> None:
@@ -78,7 +82,11 @@ def task(config, network, stage: str = 'sft') -> train.Task:
   c = config[stage]
   scorer = config.teacher.scorer if stage == 'sft' else 'score_head'
   row_len = config.teacher.row_len if stage == 'sft' else config.student.row_len
-  loss = functools.partial(label_loss, score_fn(network, scorer), per_group_of(c, stage))
+  per_group = per_group_of(c, stage)
+  loss = functools.partial(label_loss, score_fn(network, scorer), per_group)
+  if stage == 'sft' and language_terms.are_used(c):
+    on_labels = functools.partial(of_scores, per_group)
+    loss = language_terms.LanguageTerms(network, scorer, on_labels, c.lm_weight, c.kl_weight)
   return train.Task(loss, score_shape(scorer, c.batch_rows, row_len, c.group_size))
 
 
@@ -116,6 +124,8 @@ def on_labels(run, stage: str, side, variables) -> dict:
   todo, feed = job(run, side, stage, split.learned)
   found = measure(run, side, stage) if split.measured else None
   checked = held_out.validation(stage, todo, found)
+  if stage == 'sft' and run.config.sft.kl_weight:
+    variables = variables | language_terms.reference(variables, run.config.sft.trainable)
   train.fit(todo, feed, variables, run.mesh, checked)
   return {'rows': len(split.learned)} | held_out.results(todo, checked)
 
@@ -142,10 +152,12 @@ def check(config) -> None:
   losses.choose(losses.ON_LABELS, config.sft.loss, 'sft.loss')
   held_out.check(config, 'sft')
   teacher.check_scorer(config)
+  language_terms.check(config)
 
 
 STAGE = Stage(
-  'sft', 'the teacher learns to rank from labels', execute, settings={**training(), **LABELS},
+  'sft', 'the teacher learns to rank from labels', execute,
+  settings={**training(), **LABELS, **language_terms.SETTINGS},
   check=check, role='teacher', reads_stages=('prepare', 'cpt'),
   reads_records=lambda config: ('judgements',), head=lambda config: HEADS[config.teacher.scorer],
   task=task, check_records=check_records, paper_rows=796_095,

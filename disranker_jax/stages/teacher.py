@@ -61,6 +61,11 @@ def check_scorer(config) -> None:
       f'config.teacher.ready: the model scores as it is, and config.stages lists {trained[-1]}, '
       'which would train it; take the stage out, or set ready=False'
     )
+  if 'query_likelihood' in scorer and config.teacher.bidirectional:
+    raise UserError(
+      f'config.teacher.scorer={scorer!r}: a bidirectional model sees the query whose probability '
+      "it gives; set scorer='score_head', or bidirectional=False"
+    )
   if 'query_likelihood' in scorer:
     why = f'config.teacher.scorer={scorer!r} scores the query after the document'
     check_template('teacher.template', config.teacher.template, why)

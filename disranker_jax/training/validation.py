@@ -8,7 +8,7 @@ so a run that is continued takes the same ones.
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from disranker_jax.data.batches import EncodedGroup, Shape, join
+from disranker_jax.data.batches import Shape, join
+from disranker_jax.data.bundles import Bundle
 from disranker_jax.data.pool import pack
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import UserError
@@ -55,12 +56,12 @@ class Forward:
 
   Args:
     function: (variables, batch) -> arrays. The results are the same in every process.
-    documents: (key, group of one document), the same in every process.
+    documents: (bundle, keys of its documents), the same in every process.
     shape: of a batch, over all devices.
   """
 
   def __init__(
-    self, function: Callable, documents: Iterable[tuple[EncodedGroup, object]], shape: Shape, mesh
+    self, function: Callable, documents: Iterable[tuple[Bundle, Sequence]], shape: Shape, mesh
   ):
     parts = sharding.parts(mesh)
     self._mesh, self._parts = mesh, 1 if shape.rows % parts else parts

@@ -136,6 +136,10 @@ class Family:
     """
     raise NotImplementedError
 
+  def is_causal(self, config: Config) -> bool:
+    """Whether positions of this model attend to earlier ones only."""
+    return self.causal
+
   def pooling(self, config: Config) -> str:
     """Which hidden state of a document the score is computed from: a key of pooling.POOLINGS."""
     return 'token'
@@ -197,6 +201,14 @@ class Family:
     return ('input_ids', *types, 'attention_mask')
 
   # Exports
+
+  def readers_of(self, config: Config) -> tuple[str, ...]:
+    """The `readers` that compute this model's scores."""
+    return self.readers
+
+  def usage_of(self, config: Config) -> str:
+    """The `usage` of this model."""
+    return self.usage
 
   def onnx(self, name: str, config: dict, tensors: dict[str, np.ndarray]) -> onnx.ModelProto:
     """The ONNX model of a format in `formats`, from config.json and fp32 tensors by name.

@@ -6,16 +6,18 @@ All are `scheduler.Answering`. Each has one static shape, so it compiles once.
 import collections
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from disranker_jax.data.batches import EncodedGroup, Shape, join
+from disranker_jax.data.batches import Shape, join
+from disranker_jax.data.bundles import Bundle, bundles
 from disranker_jax.data.contract_prompts import ContractPrompt
+from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.pool import Pool
-from disranker_jax.data.prompts import Encoded
 from disranker_jax.devices import memory, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models.generate import PROMPT_MULTIPLE, generate
@@ -58,12 +60,18 @@ class LabelLogits:
     predicted = predicted_per_row('query', row_len) if self._formula == 'likelihood' else 0
     parts = sharding.parts(mesh)
     self.blocks = 1 if rows % parts else parts
-    self._shape = Shape(rows, row_len, 1, predicted).block(self.blocks)
+    shares = network.shares(prompt.max_len)
+    self._shape = Shape(rows, row_len, 1, predicted, shares).block(self.blocks)
     self._pool, self._capacity = Pool(self._shape), rows * row_len
     self._compiled, self.work = None, Work()
 
-  def add(self, encoded: Encoded, docs: int, key: Any) -> None:
-    self._pool.add(EncodedGroup.alone(encoded), key)
+  def add(self, prompts: Sequence[Encoded], docs: Sequence[int], keys: Sequence[Any]) -> None:
+    if self._shape.shares:
+      for bundle, numbers in bundles(prompts, self._pool.limits):
+        self._pool.add(bundle, [keys[i] for i in numbers])
+    else:
+      for encoded, key in zip(prompts, keys, strict=True):
+        self._pool.add(Bundle.alone(encoded), [key])
 
   def __len__(self) -> int:
     return len(self._pool)
@@ -130,8 +138,9 @@ class Decoded:
     self._waiting: collections.deque = collections.deque()
     self.work = Work()
 
-  def add(self, encoded: Encoded, docs: int, key: Any) -> None:
-    self._waiting.append((encoded.ids.tolist(), docs, key))
+  def add(self, prompts: Sequence[Encoded], docs: Sequence[int], keys: Sequence[Any]) -> None:
+    for encoded, count, key in zip(prompts, docs, keys, strict=True):
+      self._waiting.append((encoded.ids.tolist(), count, key))
 
   def __len__(self) -> int:
     return len(self._waiting)

@@ -9,7 +9,7 @@ import numpy as np
 
 from disranker_jax.data.contract_prompts import ContractPrompt
 from disranker_jax.data.contracts import Contract
-from disranker_jax.data.prompts import Encoded
+from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.records import Group
 from disranker_jax.devices import memory, processes
 from disranker_jax.errors import UserError
@@ -124,6 +124,11 @@ def check_length(plan: Plan, prompt: ContractPrompt, network, folder: Path) -> N
 
 def check_head(plan: Plan, network, folder: Path) -> None:
   """Raises: UserError for a folder that lacks the head that the contract reads."""
+  if plan.head == 'lm' and not network.causal:
+    raise UserError(
+      f'{folder}: is bidirectional, so it has no next-token logits, which contract '
+      f'{plan.contract.name!r} reads; name a causal model'
+    )
   if plan.head == 'rank' and hf.lacking(folder, network):
     raise UserError(
       f'{folder}: has no trained head (score.weight), which contract {plan.contract.name!r} '

@@ -7,10 +7,10 @@ queries are in progress.
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-from disranker_jax.data.prompts import Encoded
+from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.records import Group
 from disranker_jax.rankers.llm.asking import Docs, Outcome, Steps
 
@@ -20,8 +20,8 @@ LIVE = 256  # queries in progress, at most
 class Answering(Protocol):
   """Answers prompts in batches of a fixed shape."""
 
-  def add(self, encoded: Encoded, docs: int, key: Any) -> None:
-    """Takes a prompt with `docs` documents."""
+  def add(self, prompts: Sequence[Encoded], docs: Sequence[int], keys: Sequence[Any]) -> None:
+    """Takes prompts that a query asks at once, each with its number of documents."""
 
   def __len__(self) -> int:
     """The number of prompts that wait."""
@@ -121,9 +121,11 @@ class Scheduler:
     """Adds the prompts that a query waits for; goes on by itself where all answers are known."""
     while query.outcome is None:
       if needed := query.needed():
-        for docs, encoded in zip(needed, self.encode(query.group, needed), strict=True):
+        prompts = self.encode(query.group, needed)
+        for encoded in prompts:
           query.counts.update(prompts=1, tokens=len(encoded), cut=encoded.cut)
-          self.answering.add(encoded, len(docs), (query, docs))
+        keys = [(query, docs) for docs in needed]
+        self.answering.add(prompts, [len(docs) for docs in needed], keys)
         return
       query.resume()
 
