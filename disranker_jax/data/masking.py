@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from disranker_jax.data.prompts import Encoded
+from disranker_jax.data.encoded import Encoded
 from disranker_jax.errors import UserError
 
 # Of the chosen tokens BERT hides 80 %, replaces 10 % by random ones, and leaves 10 %.
