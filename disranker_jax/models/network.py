@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from disranker_jax.errors import UserError
 from disranker_jax.models import families, hf, tensors
-from disranker_jax.models.attention import check_kernel
+from disranker_jax.models.attention_choice import check_kernel
 from disranker_jax.models.layers import activation_dtype, constrain
 from disranker_jax.models.pooling import POOLINGS, pick
 
