@@ -2,6 +2,8 @@
 
 import itertools
 import runpy
+import sys
+import time
 from pathlib import Path
 
 import bench_data
@@ -9,10 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import _ours, _work
+from benchmarks import _ours, _power, _work
 from disranker_jax.data import batches
 from disranker_jax.data.prompts import Encoded
-from disranker_jax.devices import speed
+from disranker_jax.devices import sharding, speed
 from disranker_jax.errors import UserError
 from disranker_jax.models import hf, tiny
 from disranker_jax.models.network import from_hf
@@ -186,6 +188,28 @@ class TestRandomTokens:
     row = side.turn()
     assert row['pairs'] and row['tokens'] == 24 * row['pairs']
 
+  @pytest.mark.parametrize('stage', ['score', 'distill'])
+  def test_parameters_are_created_without_an_fp32_copy_of_the_model(
+    self, prepared, monkeypatch, stage
+  ):
+    role = 'student' if stage == 'distill' else 'teacher'
+    side = work_on(prepared, stage, tokens=24, **{f'{role}.param_dtype': 'bfloat16'}).open_side()
+    mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1}, jax.devices()[:1])
+    whole = sum(x.size for x in jax.tree.leaves(side.network.shapes()))
+    largest = max(x.size for x in jax.tree.leaves(side.network.shapes()))
+    monkeypatch.setattr(_work, 'PART', largest)
+    programs = [create.lower(jax.random.key(0)).compile() for create in side.creators(mesh)]
+    analyses = [p.memory_analysis() for p in programs]
+    assert sum(a.output_size_in_bytes for a in analyses) == pytest.approx(2 * whole, rel=0.05)
+    # Random bits and fp32 values of one part; all at once would be 4 bytes of every value.
+    most = max(a.temp_size_in_bytes for a in analyses)
+    assert most < 4 * whole and most <= 12 * largest
+    made = side.pretrained(0, mesh)
+    assert {x.dtype.name for x in jax.tree.leaves(made['params'])} == {'bfloat16'}
+    # The values are those of the network's own start.
+    own = jax.jit(side.network.init)(jax.random.key(0))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(a.dtype)), dict(made), own)
+
   def test_no_weights_and_no_tokenizer_are_looked_for(self, prepared, monkeypatch):
     monkeypatch.setattr(
       'disranker_jax.models.weights.find', lambda name: pytest.fail('was looked for')
@@ -250,3 +274,54 @@ def test_a_part_is_padded_to_its_longest():
   assert [lengths[i] for i in order] == sorted(lengths)
   assert [p.mask is None for p in some] == [False, False, True]
   assert torch_side.counted(found, some) == {'tokens': 28, 'places': 8 + 14 + 9}
+
+
+def test_parts_are_in_order_and_not_too_large():
+  sizes = {'a': 3, 'b': 9, 'c': 2, 'd': 2, 'e': 1}
+  assert list(_work.parts(sizes, 5)) == [['a'], ['b'], ['c', 'd', 'e']]
+  assert list(_work.parts({}, 5)) == []
+
+
+class TestWindow:
+  def steps(self, monkeypatch, accelerator, each_s):
+    now = [0.0]
+    monkeypatch.setattr(_work.time, 'perf_counter', lambda: now[0])
+    window, done = _work.Window(4, accelerator), 0
+    while window(done):
+      done, now[0] = done + 1, now[0] + each_s
+    return done
+
+  def test_a_cpu_does_its_steps(self, monkeypatch):
+    assert self.steps(monkeypatch, False, 0.01) == self.steps(monkeypatch, False, 9.0) == 4
+
+  def test_an_accelerator_works_for_two_seconds_at_least(self, monkeypatch):
+    assert self.steps(monkeypatch, True, 0.125) == 16
+    assert self.steps(monkeypatch, True, 9.0) == 4
+
+
+@pytest.mark.parametrize('kind', ['Train', 'Score'])
+def test_a_turn_goes_on_until_its_window_ends(kind, prepared, monkeypatch):
+  side = getattr(_ours, kind)(work_on(prepared, 'sft' if kind == 'Train' else 'score'), 1)
+  side.start()
+  short = side.turn()
+  monkeypatch.setattr(_ours, 'Window', lambda steps, accelerator: lambda done: done < 3)
+  long = side.turn()
+  if kind == 'Train':
+    assert (short['steps'], long['steps']) == (1, 3)
+  assert 2 * short['tokens'] < long['tokens']
+  if kind == 'Score':
+    assert 0 < long['busy_s'] <= long['seconds']
+
+
+class TestPower:
+  def test_watts_are_the_mean_of_each_gpu_added_up(self):
+    lines = "print('0, 300.0\\n1, 100.0\\n0, 500.0\\n1, [N/A]\\n0, 4', end='', flush=True)"
+    with _power.Meter([sys.executable, '-c', f'{lines}; import time; time.sleep(60)']) as meter:
+      time.sleep(2)  # as long as the command needs to start
+    assert meter.facts() == {'watts': 400.0 + 100.0}  # without the line that was cut
+
+  def test_nothing_is_known_without_nvidia_smi(self, monkeypatch):
+    monkeypatch.setenv('PATH', '')
+    with _power.Meter() as meter:
+      pass
+    assert meter.facts() == {}

@@ -70,9 +70,11 @@ def attend(
   _, T, _, E = q_BTHE.shape
   scale = E**-0.5 if scale is None else scale
   mesh = _mesh(q_BTHE)
-  kernel, reason = attention_choice.choose(kernel, attention_choice.device_of(mesh), precision, E)
-  if reason:
-    attention_choice.tell(reason)
+  if kernel != 'xla':  # looking at the devices starts a backend, and shapes need none
+    device = attention_choice.device_of(mesh)
+    kernel, reason = attention_choice.choose(kernel, device, precision, E)
+    if reason:
+      attention_choice.tell(reason)
   if kernel == 'xla':
     mask_BTT = attention_mask(segments_BT, segments_BT, causal=causal, window=window)
     return _attend_xla(q_BTHE, k_BTKE, v_BTKE, mask_BTT, scale, precision)

@@ -219,7 +219,9 @@ def logprob_chunk(blocks: int, count: int) -> int:
 
 @functools.lru_cache(maxsize=64)  # tracing a network takes tenths of a second
 def _shapes(network: Network) -> dict:
-  return jax.eval_shape(network.init, jax.random.key(0))
+  # The key is made inside, because an array would start a backend.
+  seed = jax.ShapeDtypeStruct((), jnp.uint32)
+  return jax.eval_shape(lambda seed: network.init(jax.random.key(seed)), seed)
 
 
 def from_hf(
