@@ -98,8 +98,9 @@ def _lora(stage: str) -> tuple[str, ...]:
   return ('--config.teacher.lora_rank=16', f'--config.{stage}.trainable=lora|score')
 
 
-def _student(stage: str, peers: str = 'none') -> tuple[str, ...]:
-  return _train(stage, 256, f'--config.{stage}.batch_rows=64', '--no-checkpoint', peers=peers)
+def _student(stage: str, peers: str = 'none', scan: bool = False) -> tuple[str, ...]:
+  return _train(stage, 256, f'--config.{stage}.batch_rows=64', '--no-checkpoint',
+                f'--config.student.scan_layers={scan}', peers=peers)  # fmt: skip
 
 
 LATENCY = (
@@ -176,6 +177,8 @@ ROWS: tuple[Row, ...] = (
   ),
   Row('sft_lora_dots', "7B sft, LoRA; remat='dots'",
       _teacher('sft', 128, *_lora('sft'), DOTS, '--no-checkpoint'), 'tokens', base='sft_lora'),
+  Row('distill_scan', "distill; the layers are a loop, which compiles faster",
+      _student('distill', scan=True), 'tokens', base='distill'),
   *(_flagged(SFT, name) for name in FLAGS),
   *(_flagged(SCORE, name) for name in ('triton', 'cublas')),
   Row('checkpoint', '7B sft with a checkpoint of all parameters',

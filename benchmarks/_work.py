@@ -19,9 +19,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from benchmarks import _random_data
 from disranker_jax.commands.common import Parser, load_config, positive, prepare_absl
 from disranker_jax.commands.plan import stages as plans
-from disranker_jax.data import batches, preparing, sources
+from disranker_jax.data import batches, preparing
 from disranker_jax.data.prompts import Encoded
 from disranker_jax.data.records import Group
 from disranker_jax.data.scored_groups import ScoredGroups
@@ -75,11 +76,11 @@ def prepared(args: argparse.Namespace) -> Iterator['Work']:
 
 
 def open_work(args: argparse.Namespace, folder: Path) -> 'Work':
-  config = copy.deepcopy(args.config)
-  if args.tokens:  # texts are not read, so any source will do
-    config.data.update(dict.fromkeys(sources.KINDS, 'python_docs:'), teachers=(), holdout=0.0)
+  config, folder = copy.deepcopy(args.config), folder.absolute()
+  if args.tokens:  # texts are not read
+    config.data.update(_random_data.addresses(folder / 'random'), teachers=(), holdout=0.0)
     config.data.negatives.count = 0
-  return Work(config, args.stage, folder.absolute(), args.tokens)
+  return Work(config, args.stage, folder, args.tokens)
 
 
 @dataclasses.dataclass(frozen=True)

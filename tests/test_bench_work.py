@@ -5,14 +5,15 @@ import runpy
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import bench_data
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import _ours, _power, _work
-from disranker_jax.data import batches
+from benchmarks import _ours, _power, _random_data, _work
+from disranker_jax.data import batches, python_docs
 from disranker_jax.data.prompts import Encoded
 from disranker_jax.devices import sharding, speed
 from disranker_jax.errors import UserError
@@ -217,6 +218,22 @@ class TestRandomTokens:
     changes = {'teacher.model': 'mistralai/Mistral-7B-v0.1', 'teacher.precision': 'bfloat16'}
     side = work_on(prepared, 'score', tokens=32, **changes).open_side()
     assert side.network.config.width == 4096 and side.tokenizer is None
+
+  @pytest.mark.parametrize('stage', ['cpt', 'distill', 'evaluate'])
+  def test_no_texts_are_prepared(self, tmp_path, monkeypatch, stage):
+    for name in ('groups', 'clicks'):
+      monkeypatch.setattr(python_docs, name, lambda *_: pytest.fail('reads the documentation'))
+    config = runpy.run_path(str(TINY))['get_config']()
+    args = SimpleNamespace(config=config, tokens=24, stage=stage)
+    work = _work.open_work(args, tmp_path)
+    work.prepare()
+    side = work.open_side()
+    if stage == 'evaluate':
+      assert len(work.groups()[0].docs) == _random_data.DOCUMENTS
+    else:
+      found = next(_work.steps(work.job(side)[1]))
+      assert {len(s.ids) for s in found} == {24}
+      assert stage == 'cpt' or len({s.label for s in found}) > 1
 
   def test_more_than_a_row_holds_is_refused(self, prepared):
     work = work_on(prepared, 'cpt', tokens=65)

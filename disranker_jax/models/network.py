@@ -80,8 +80,9 @@ class Network:
     Compiled as one program, which drops the forward pass that Flax creates parameters by.
     """
     zeros_BT = jnp.zeros((1, 2), jnp.int32)
-    # Shapes of parameters are also needed where the attention kernel cannot run.
-    module = dataclasses.replace(self, attention='xla', states=False).module
+    # Shapes of parameters are also needed where the attention kernel cannot run. A loop over the
+    # layers has the same parameters as unrolled ones and compiles in half the time.
+    module = dataclasses.replace(self, attention='xla', states=False, scan=True).module
     init = functools.partial(module.init, method='everything')
     return dict(jax.jit(init)(key, *(zeros_BT for _ in self.family.inputs)))
 
