@@ -246,7 +246,9 @@ class RandomSide(TextModel):
       dtypes = {p: self.settings.param_dtype if p.startswith('params/') else None for p in paths}
       return {p: made[p].astype(dtypes[p] or made[p].dtype) for p in paths}
 
-    for paths in parts({path: x.size for path, x in shapes.items()}, PART):
+    # The largest first, when there is nothing else yet.
+    sizes = sorted(((path, x.size) for path, x in shapes.items()), key=lambda row: -row[1])
+    for paths in parts(dict(sizes), PART):
       yield jax.jit(functools.partial(create, paths), out_shardings={p: where[p] for p in paths})
 
 
