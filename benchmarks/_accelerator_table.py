@@ -42,7 +42,7 @@ def line(row: Row, records: dict[str, dict | None], computed: float | None) -> l
   record = records.get(row.name)
   if not is_measured(record):
     unit = 'pairs/s' if row.kind == 'pairs' else 'tokens/s'
-    figure = f'*planned*: {computed:,.0f} {unit}' if computed else '*planned*'
+    figure = f'planned: {computed:,.0f} {unit}' if computed else 'planned'
     return [row.what, '', figure, '', '', '', '', '', record['reason'] if record else 'not run']
   cells = {'latency': latency, 'start': start, 'run': whole}.get(row.kind, rates)
   return [row.what, record['device'], *cells(row, record, records)]

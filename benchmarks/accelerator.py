@@ -136,8 +136,8 @@ def main(argv) -> None:
   chosen = [row for row in _rows.ROWS if row.name in (args.rows or [r.name for r in _rows.ROWS])]
   if args.list:
     for row in chosen:
-      env = ' '.join(f'{k}={v!r}' for k, v in row.env)
-      print(f'{row.name}: {env} disranker {" ".join(row.command("DIR", args.small))}')
+      env = ''.join(f'{k}={v!r} ' for k, v in row.env)
+      print(f'{row.name}: {env}disranker {" ".join(row.command("DIR", args.small))}')
     return
   kind = device_kind()
   if not (kind or args.small):
@@ -152,7 +152,7 @@ def main(argv) -> None:
       say(f'{row.name}: is measured already, in {results.file}')
       continue
     left = end - time.monotonic()
-    if reason := row.missing():
+    if reason := row.missing(args.small):
       found = {'status': 'skipped', 'reason': reason}
     elif left < LEAST_S:
       found = {'status': 'skipped', 'reason': f'the budget of {args.budget} s is used up'}

@@ -72,7 +72,7 @@ def main(argv) -> None:
   if args.random:
     args.model = _student.write(load_config(args.config, args.overrides), args.random)
   loaded.check(args.model)  # here, because an error in the process of a system has a traceback
-  make = _texts.full if args.full else _texts.natural
+  make = _texts.made if args.random else _texts.full if args.full else _texts.natural
   requests = make(args.queries, args.depth)
   with contextlib.ExitStack() as stack:
     systems = {name: _baselines.Apart(name, args.model, args.max_len) for name in args.systems}
