@@ -65,8 +65,8 @@ def summary(rows: list[dict], facts: dict) -> dict:
     # Without the wait for the first batch and after the last one, where it is known.
     step_s = statistics.median(r.get('busy_s', r['seconds']) / r['steps'] for r in rows)
     out |= {'peak_flops': peak, 'mfu': mfu(facts['flops'], step_s, peak)}
-  if 'watts' in rows[0]:
-    out['watts'] = statistics.median(r['watts'] for r in rows)
+  if watts := [r['watts'] for r in rows if 'watts' in r]:  # a short turn may have no sample
+    out['watts'] = statistics.median(watts)
     if 'pairs_per_s' in out:
       out['pairs_per_kwh'] = out['pairs_per_s'] / out['watts'] * JOULES_PER_KWH
   return out | facts

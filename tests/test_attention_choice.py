@@ -3,6 +3,7 @@
 import types
 
 import attention_reference as reference
+import hf_reference
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +12,11 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
-from disranker_jax.models import attention, attention_choice, layers
+from disranker_jax.models import attention, attention_choice, families, layers
 from disranker_jax.models.attention_choice import Device, choose
+from disranker_jax.models.families.modernbert import ModernBertConfig
+from disranker_jax.models.kinds import Kind
+from disranker_jax.models.network import Network
 
 AMPERE, HOPPER, BLACKWELL = (Device('cuda', n) for n in ((8, 0), (9, 0), (10, 0)))
 
@@ -126,3 +130,25 @@ def test_remat_dots_keeps_what_cudnn_computed(monkeypatch, remat, calls):
   traced = str(jax.make_jaxpr(jax.grad(lambda *x: jnp.sum(jnp.sin(attend(*x)))))(q, k, v))
   assert traced.count('dot_product_attention_fwd_wrapper') == calls
   assert traced.count('dot_product_attention_bwd_wrapper') == 1
+
+
+@pytest.mark.parametrize('kind', [*hf_reference.DECODERS, 'modernbert'])
+def test_cudnn_gets_bf16_of_every_family(monkeypatch, kind):
+  """It refuses fp32, and 'auto' must not choose what fails."""
+  got = []
+
+  def attend(q, k, v, **options):
+    got.append({x.dtype.name for x in (q, k, v)})
+    return jnp.zeros_like(q)
+
+  monkeypatch.setattr(attention, 'attend', attend)
+  if kind == 'modernbert':
+    config = ModernBertConfig(
+      vocab=61, width=32, ffn=48, layers=2, heads=4, kinds=(Kind(), Kind(5)), pooling='mean'
+    )
+  else:
+    config = families.from_hf(hf_reference.config(kind).to_dict())
+  network = Network(config, precision='bfloat16', attention='auto')
+  batch, _ = hf_reference.packed(hf_reference.sequences((9, 4)), length=24)
+  jax.eval_shape(network.hidden, network.shapes(), batch)
+  assert got and all(types == {'bfloat16'} for types in got)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import _ours, _power, _random_data, _work
+from benchmarks import _compare, _ours, _power, _random_data, _work
 from disranker_jax.data import batches, python_docs
 from disranker_jax.data.prompts import Encoded
 from disranker_jax.devices import sharding, speed
@@ -356,3 +356,35 @@ class TestPower:
     with _power.Meter() as meter:
       pass
     assert meter.facts() == {}
+
+
+class Device:
+  """One that counts its bytes, as accelerators do."""
+
+  def __init__(self, *peaks):
+    self.peaks = list(peaks)
+
+  def memory_stats(self):
+    return {'peak_bytes_in_use': self.peaks.pop(0)} if self.peaks else None
+
+
+def test_the_peak_is_read_after_each_phase_where_the_device_counts(monkeypatch):
+  device = Device(7, 9, 11)
+  monkeypatch.setattr(_ours.jax, 'local_devices', lambda: [device])
+  assert _ours.peak_after('loading') == {'loading_peak_bytes': 7}
+  assert _ours.peak_after('compiling') == {'compiling_peak_bytes': 9}
+  assert _ours.used()['device_bytes'] == 11
+  assert _ours.peak_after('loading') == {}
+
+
+def test_the_table_has_a_column_for_each_phase_that_is_known():
+  side = {
+    'tokens_per_s': 1.0,
+    'compiled_bytes': 2e9,
+    'loading_peak_bytes': 3e9,
+    'memory_bytes': 4e9,
+  }
+  answer = {'bench': 'train', 'stage': 'sft', 'config': 'c', 'texts': 't', 'device': 'd'}
+  answer |= {'rounds': 1, 'precision': 'bfloat16', 'peak_flops': 1e9, 'sides': {'ours': side}}
+  head, _, row = _compare.text(answer).splitlines()[1:]
+  assert 'step GB | loading GB | memory GB' in head and '2.00 | 3.00 | 4.00' in row
