@@ -26,6 +26,7 @@ def text(rows: Sequence[Row], records: dict[str, dict | None]) -> str:
   known = [record for record in records.values() if is_measured(record)]
   about = sorted({f'commit {r["commit"] or "unknown"}, {r["date"]}' for r in known})
   head = 'Measured with ' + '; '.join(about) if about else 'Nothing is measured'
+  head += '. Tiny models: the figures show only that the rows work' if small else ''
   note = (
     f'Planned figures are computed: FLOPs at {EFFICIENCY["pairs"]:.0%} (scoring) or '
     f'{EFFICIENCY["tokens"]:.0%} (training) of {PEAK / 1e12:.0f} TFLOP/s.'

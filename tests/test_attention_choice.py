@@ -18,6 +18,7 @@ from disranker_jax.models.families.modernbert import ModernBertConfig
 from disranker_jax.models.kinds import Kind
 from disranker_jax.models.network import Network
 
+ONE = {'data': 1, 'fsdp': 1, 'model': 1}
 AMPERE, HOPPER, BLACKWELL = (Device('cuda', n) for n in ((8, 0), (9, 0), (10, 0)))
 
 
@@ -109,9 +110,11 @@ def test_amds_gpus_and_absent_ones_are_not_nvidias(monkeypatch, version, kind, e
 
 def test_a_mesh_of_tpus_is_one_of_tpus_on_any_host():
   assert attention_choice.device_of(mesh_of('tpu', 'TPU v5e')) == Device('tpu')
-  assert attention_choice.device_of(jax.sharding.AbstractMesh((), ())) == Device(
-    jax.default_backend()
-  )
+
+
+@pytest.mark.parametrize('mesh', [AbstractMesh((), ()), sharding.make_mesh(ONE, jax.devices()[:1])])
+def test_other_meshes_are_of_this_process(mesh):
+  assert attention_choice.device_of(mesh) == Device(jax.default_backend())
 
 
 @pytest.mark.parametrize(('remat', 'calls'), [('none', 1), ('dots', 1), ('full', 2)])

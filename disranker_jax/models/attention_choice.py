@@ -114,7 +114,7 @@ def choose(kernel: str, device: Device, precision: str, head_dim: int) -> tuple[
 def device_of(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Device:
   """The kind of a mesh's devices, or of this process's if the mesh does not say."""
   # The mesh has priority: a step may be compiled for a TPU on a host that has none.
-  kind = mesh.abstract_device
+  kind = getattr(mesh, 'abstract_mesh', mesh).abstract_device
   platform = kind.platform if kind else jax.default_backend()
   if platform != 'gpu':
     return Device(platform)
