@@ -93,6 +93,8 @@ def run(row: _rows.Row, folder: Path, small: bool, limit_s: float) -> dict:
   begin = time.monotonic()
   with (folder / 'output.txt').open('w') as output, (folder / 'log.txt').open('w') as log:
     more = {k: f'{os.environ.get(k, "")} {v}'.strip() for k, v in row.env}
+    if small:
+      more['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'  # compiling is most of the time
     status, reason = finished(command, limit_s, os.environ | more, output, log)
   seconds = time.monotonic() - begin
   answer = {}
