@@ -3,9 +3,11 @@
 Every system starts from text, as a request does, and uses all cores.
 """
 
+import argparse
 import concurrent.futures
 import importlib.util
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +15,14 @@ from pathlib import Path
 import numpy as np
 
 import disranker_jax
+from disranker_jax.commands.common import words
 from disranker_jax.devices import runtime
 from disranker_jax.exporting import formats
 
 OURS = ('ours onnx-int8', 'ours onnx', 'ours jax')
 OTHERS = ('sentence-transformers bf16', 'sentence-transformers fp32', 'onnxruntime fp32')
+# For an accelerator: transformers on the GPU, if there is one.
+EAGER, COMPILED = 'torch bf16', 'torch bf16 compiled'
 
 
 def installed() -> list[str]:
@@ -26,10 +31,20 @@ def installed() -> list[str]:
   return [*OURS, *(n for n in OTHERS if there or not n.startswith('sentence'))]
 
 
+def checked(names: str) -> list[str]:
+  """The systems of a comma-separated list, as an argparse type."""
+  known = (*OURS, *OTHERS, EAGER, COMPILED)
+  if unknown := [name for name in words(names) if name not in known]:
+    raise argparse.ArgumentTypeError(f'{unknown[0]!r} is unknown; there are {", ".join(known)}')
+  return words(names)
+
+
 def open_system(name: str, folder: Path, max_len: int = 0) -> Callable:
   """The function (query, texts) -> scores; `max_len` replaces the model's own limit."""
   if name.startswith('ours'):
     return ours(folder, name.removeprefix('ours '), max_len)
+  if name in (EAGER, COMPILED):
+    return transformer(folder, name == COMPILED, max_len)
   if name.startswith('sentence'):
     return cross_encoder(folder, name.endswith('bf16'), max_len)
   return plain_onnx(folder, max_len)
@@ -55,6 +70,7 @@ class Apart:
 
 def _open(*arguments) -> None:
   global _system  # one per process
+  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # systems share the device
   runtime.prepare()
   _system = open_system(*arguments)
 
@@ -84,6 +100,28 @@ def cross_encoder(folder: Path, bf16: bool, max_len: int) -> Callable:
 
   def score(query, texts):
     return model.predict([(query, t) for t in texts], show_progress_bar=False)
+
+  return score
+
+
+def transformer(folder: Path, compiled: bool, max_len: int) -> Callable:
+  """transformers in bf16 on the GPU if there is one: a call pads its texts to the longest."""
+  import torch
+  from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+  model = AutoModelForSequenceClassification.from_pretrained(
+    folder, dtype=torch.bfloat16, attn_implementation='sdpa', trust_remote_code=False
+  ).to(device).eval()  # fmt: skip
+  run = torch.compile(model) if compiled else model
+  options = {'truncation': True, 'padding': True, 'return_tensors': 'pt'}
+  options['max_length'] = formats.lengths(folder, max_len)['max_len']
+
+  @torch.inference_mode()
+  def score(query, texts):
+    feeds = tokenizer([query] * len(texts), list(texts), **options).to(device)
+    return run(**feeds).logits[:, 0].float().cpu().numpy()
 
   return score
 

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from benchmarks import _figures, _work, _worker
-from disranker_jax.commands.common import Parser, load_config, positive
+from disranker_jax.commands.common import Parser, load_config, positive, words
 from disranker_jax.errors import UserError
 from disranker_jax.report import tables
 
@@ -20,7 +20,10 @@ def parser(name: str, doc: str, stages: tuple[str, ...], steps: int) -> Parser:
   out = _work.parser(name, doc, stages)
   add = out.add_argument_group('sides').add_argument
   add('--steps', type=positive, default=steps, help='full batches per turn')
-  add('--no-torch', action='store_true', help='measure only ours and its variants')
+  add_peers(add, TORCH + CROSS_ENCODER * (name == 'score'))
+  if name == 'train':
+    add('--no-checkpoint', action='store_true', help=(
+      'do not write the two checkpoints that show how long training waits for one'))  # fmt: skip
   add('--variant', action='append', default=[], metavar='WORDS', help=(
     'one more side: ours with other settings, --variant="--config.KEY=VALUE ..." or, for the '
     'environment, --variant="KEY=VALUE ..." with KEY in capitals; may be repeated'))  # fmt: skip
@@ -30,6 +33,13 @@ def parser(name: str, doc: str, stages: tuple[str, ...], steps: int) -> Parser:
   add('--apart', action='store_true', help=(
     'start a process per turn and side, for a device that cannot hold all sides'))  # fmt: skip
   return out
+
+
+def add_peers(add, names: tuple[str, ...]) -> None:
+  """Adds the flag that selects the sides beside ours."""
+  add('--peers', type=words, metavar='A,B', help=(
+    f'what ours is compared with: some of {", ".join(names)}, or none; all if it is not given'
+  ))  # fmt: skip
 
 
 def parse(parser: Parser, argv: list[str]) -> argparse.Namespace:
@@ -55,13 +65,21 @@ def parse(parser: Parser, argv: list[str]) -> argparse.Namespace:
 
 
 def peers(args: argparse.Namespace, names: tuple[str, ...]) -> list[str]:
-  """The sides beside ours."""
-  if args.no_torch:
+  """The sides beside ours, in the order of `names`.
+
+  Raises: UserError for an unknown peer, or one whose package is not installed.
+  """
+  if args.peers == ['none']:
     return []
+  if unknown := [n for n in args.peers or () if n not in names]:
+    raise UserError(f'--peers: {unknown[0]!r} is not a peer here; there are {", ".join(names)}, '
+                    'or none alone')  # fmt: skip
   if not importlib.util.find_spec('torch'):
-    raise UserError('torch, the peer, is not installed; measure without it with --no-torch')
+    raise UserError('torch, the peer, is not installed; measure without it with --peers none')
   there = importlib.util.find_spec('sentence_transformers') is not None
-  return [n for n in names if there or n not in CROSS_ENCODER]
+  if not there and (asked := [n for n in args.peers or () if n in CROSS_ENCODER]):
+    raise UserError(f'--peers: {asked[0]!r} needs sentence-transformers, which is not installed')
+  return [n for n in names if n in (args.peers or names) and (there or n not in CROSS_ENCODER)]
 
 
 def run(bench: str, args: argparse.Namespace, argv: list[str], names: tuple[str, ...]) -> None:
@@ -90,7 +108,8 @@ def open_side(args: argparse.Namespace, ours: str, name: str, folder: Path):
   if name == 'ours':
     from benchmarks import _ours
 
-    return getattr(_ours, ours)(work, args.steps)
+    options = {'checkpoint': False} if getattr(args, 'no_checkpoint', False) else {}
+    return getattr(_ours, ours)(work, args.steps, **options)
   if name in CROSS_ENCODER:
     from benchmarks import _cross_encoder
 
@@ -114,18 +133,30 @@ COLUMNS = {
   'waiting': ('waiting', '{:.1%}'),
   'compile_s': ('compile s', '{:.1f}'),
   'checkpoint_stall_s': ('save stalls s', '{:.2f}'),
+  'pairs_per_kwh': ('pairs per kWh', '{:,.0f}'),
+}
+
+
+# GB: what the compiler says that the step holds; the device's peak up to the end of each phase.
+MEMORY = {
+  'compiled_bytes': 'step GB',
+  'loading_peak_bytes': 'loading GB',
+  'compiling_peak_bytes': 'compiling GB',
+  'memory_bytes': 'memory GB',
 }
 
 
 def text(answer: dict) -> str:
   """A line about what was measured, and a table with a row per side."""
   shown = {k: v for k, v in COLUMNS.items() if any(k in side for side in answer['sides'].values())}
-  heads = ['side', *(head for head, _ in shown.values()), 'memory GB', 'ours is faster']
+  memory = {k: head for k, head in MEMORY.items()
+            if any(k in side for side in answer['sides'].values())}  # fmt: skip
+  heads = ['side', *(head for head, _ in shown.values()), *memory.values(), 'ours is faster']
   heads.append('in CPU time')
   rows = []
   for name, side in answer['sides'].items():
     row = [name, *(form.format(side[k]) if k in side else '' for k, (_, form) in shown.items())]
-    row.append(f'{side["memory_bytes"] / 1e9:.2f}' if 'memory_bytes' in side else '')
+    row += [f'{side[k] / 1e9:.2f}' if k in side else '' for k in memory]
     for key in ('first_is_faster', 'first_is_cheaper'):
       spread = side.get(key)
       row.append('{median:.2f} ({low:.2f} to {high:.2f})'.format(**spread) if spread else '')

@@ -8,7 +8,7 @@ import resource
 import torch
 from sentence_transformers import CrossEncoder
 
-from benchmarks._torch import DEVICE, kind, timed
+from benchmarks._torch import DEVICE, kind, repeated
 from benchmarks._work import Work
 from disranker_jax.data.prompts import document_text
 from disranker_jax.errors import UserError
@@ -47,10 +47,10 @@ class Score:
   def turn(self) -> dict:
     groups = self._groups.take(self._queries)
     lengths = [len(doc) for g in groups for doc in self._prompt.encode(g.query, g.docs)]
-    took = timed(lambda: self._predict(groups))
+    took, done = repeated(1, lambda _: self._predict(groups))
     # Tokens are counted as ours are, so ratios are of the same pairs; its padding is unknown.
-    count = {'tokens': sum(lengths), 'places': sum(lengths), 'pairs': len(lengths)}
-    return count | took | {'steps': self._steps}
+    tokens, pairs = done * sum(lengths), done * len(lengths)
+    return {'tokens': tokens, 'places': tokens, 'pairs': pairs, 'steps': self._steps * done} | took
 
   def end(self) -> dict:
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -9,6 +9,8 @@ import statistics
 
 import numpy as np
 
+JOULES_PER_KWH = 3.6e6
+
 
 def rate(row: dict, what: str = 'tokens', by: str = 'seconds') -> float:
   """`what` per second of a turn."""
@@ -60,7 +62,13 @@ def summary(rows: list[dict], facts: dict) -> dict:
     out['waiting'] = sum(r['idle_s'] for r in rows) / sum(r['seconds'] for r in rows)
   if 'peak_flops' in rows[0]:
     peak = statistics.median(r['peak_flops'] for r in rows)
-    out |= {'peak_flops': peak, 'mfu': mfu(facts['flops'], out['step_s'], peak)}
+    # Without the wait for the first batch and after the last one, where it is known.
+    step_s = statistics.median(r.get('busy_s', r['seconds']) / r['steps'] for r in rows)
+    out |= {'peak_flops': peak, 'mfu': mfu(facts['flops'], step_s, peak)}
+  if watts := [r['watts'] for r in rows if 'watts' in r]:  # a short turn may have no sample
+    out['watts'] = statistics.median(watts)
+    if 'pairs_per_s' in out:
+      out['pairs_per_kwh'] = out['pairs_per_s'] / out['watts'] * JOULES_PER_KWH
   return out | facts
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from benchmarks._work import Work
+from benchmarks import _power as power
+from benchmarks._work import Window, Work
 from disranker_jax.data.batches import join
 from disranker_jax.data.pool import pack
 from disranker_jax.devices import memory, processor, sharding, speed
@@ -24,8 +25,8 @@ from disranker_jax.training.checkpoint import Checkpoints
 class Train:
   """A training stage: turns of steps in the order of `train.fit`, without its logs."""
 
-  def __init__(self, work: Work, steps: int):
-    self._work, self._steps = work, steps
+  def __init__(self, work: Work, steps: int, checkpoint: bool = True):
+    self._work, self._steps, self._checkpoint = work, steps, checkpoint
 
   def start(self) -> dict:
     """Compiles and runs the first step; returns the facts of this side."""
@@ -33,7 +34,8 @@ class Train:
     self._mesh = sharding.make_mesh(config.mesh)
     self._side = self._work.open_side()
     job, self._feed = self._work.job(self._side, self._mesh)
-    variables = self._side.pretrained(config.seed, self._mesh)
+    variables = jax.block_until_ready(self._side.pretrained(config.seed, self._mesh))
+    peaks = peak_after('loading')
     program = train.Program(
       job.loss, settings, job.steps, variables, self._feed.shapes(), self._feed.blocks, self._mesh
     )
@@ -45,6 +47,7 @@ class Train:
     begin = time.perf_counter()
     self.compiled = program.lower().compile()
     compile_s = time.perf_counter() - begin
+    peaks |= peak_after('compiling')
     self._flags = sharding.flags(self._mesh, stop=False, failed=False)
     self._waiter = concurrent.futures.ThreadPoolExecutor(1)
     self._drawn = self._feed.next()[0]
@@ -52,13 +55,17 @@ class Train:
     begin = time.perf_counter()
     loss = self.warm()['loss']
     first_step_s = time.perf_counter() - begin
-    return described(self._mesh, self._side) | {
-      'compile_s': compile_s,
-      'first_step_s': first_step_s,
-      'first_loss': loss,
-      'compiled_bytes': memory.peak(self.compiled.memory_analysis()),
-      'flops': count * settings.gradient_accumulation_steps,
-    }
+    return (
+      described(self._mesh, self._side)
+      | peaks
+      | {
+        'compile_s': compile_s,
+        'first_step_s': first_step_s,
+        'first_loss': loss,
+        'compiled_bytes': memory.peak(self.compiled.memory_analysis()),
+        'flops': count * settings.gradient_accumulation_steps,
+      }
+    )
 
   def _begin(self) -> tuple[list[dict], dict]:
     """Dispatches the waiting batches; returns them and the metrics of the step."""
@@ -76,10 +83,12 @@ class Train:
 
   def turn(self) -> dict:
     """Runs some steps; the next step's batches are read meanwhile, as in a run."""
+    window = Window(self._steps, on_accelerator())
     begin = last = time.perf_counter()
     cpu = time.process_time()
-    batches, flight, idle = [], None, 0.0
-    for _ in range(self._steps):
+    batches, flight, idle, done = [], None, 0.0, 0
+    while window(done):
+      done += 1
       step_begin = time.perf_counter()
       drawn, metrics = self._begin()
       batches += drawn
@@ -94,12 +103,14 @@ class Train:
     places = sum(b['segments_BT'].size for b in batches)
     peak = speed.matmul_peak(self._side.network.precision, self._mesh)
     return {
-      'seconds': seconds, 'steps': self._steps, 'tokens': tokens, 'places': places,
+      'seconds': seconds, 'steps': done, 'tokens': tokens, 'places': places,
       'idle_s': idle, 'cpu_s': cpu_s, 'peak_flops': peak,
     }  # fmt: skip
 
   def end(self) -> dict:
     """Memory, and how long the loop waits for a checkpoint: the second of two."""
+    if not self._checkpoint:
+      return used()
     state = self._state | {'positions_A': self._feed.positions()}
     params = tree.unflatten(self._trained)
     with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder) / 'c') as checkpoints:
@@ -122,7 +133,8 @@ class Score:
     config, stage = self._work.config, self._work.stage
     self._mesh = sharding.make_mesh(config.mesh)
     side = self._work.open_side()
-    variables = side.pretrained(config.seed, self._mesh)
+    variables = jax.block_until_ready(side.pretrained(config.seed, self._mesh))
+    peaks = peak_after('loading')
     rows, run = config[stage].batch_rows, self._work.run(self._mesh)
     self._scorer = roles.scorer(run, side, variables, self._work.scorer, rows=rows)
     self._groups = self._work.groups()
@@ -131,6 +143,7 @@ class Score:
     begin = time.perf_counter()
     list(self._scorer([self._groups[0]]))
     took = time.perf_counter() - begin
+    peaks |= peak_after('compiling')
     docs = (
       (bundle, numbers)
       for group in (self._groups[i] for i in range(self._queries))
@@ -139,10 +152,15 @@ class Score:
     block = next(pack(docs, self._scorer.shape))[1]
     batch = join([block] * self._scorer.blocks)
     self._places = batch['tokens_BT'].size
-    return described(self._mesh, side) | {
-      'compile_s': took - self._scorer.seconds,
-      'flops': model_flops(self._scorer.network, batch),
-    }
+    return (
+      described(self._mesh, side)
+      | peaks
+      | {
+        'compile_s': took - self._scorer.seconds,
+        'compiled_bytes': memory.peak(self.compiled.memory_analysis()),
+        'flops': model_flops(self._scorer.network, batch),
+      }
+    )
 
   @property
   def compiled(self):
@@ -155,19 +173,26 @@ class Score:
     return {}
 
   def turn(self) -> dict:
-    groups, scorer = self._groups.take(self._queries), self._scorer
+    scorer = self._scorer
     scorer.seconds = scorer.idle = 0.0
     scorer.pairs = scorer.tokens = scorer.places = 0
-    begin, cpu = time.perf_counter(), time.process_time()
-    for _ in scorer(groups):
-      pass
-    seconds, cpu_s = time.perf_counter() - begin, time.process_time() - cpu
-    return {
+    with power.Meter() as meter:
+      begin, cpu = time.perf_counter(), time.process_time()
+      for _ in scorer(self._stream()):
+        pass
+      seconds, cpu_s = time.perf_counter() - begin, time.process_time() - cpu
+    return meter.facts() | {
       'seconds': seconds, 'steps': scorer.places / self._places, 'tokens': scorer.tokens,
       'places': scorer.places, 'pairs': scorer.pairs, 'idle_s': seconds - scorer.seconds,
-      'cpu_s': cpu_s,
+      'busy_s': scorer.seconds + scorer.idle, 'cpu_s': cpu_s,
       'peak_flops': speed.matmul_peak(scorer.network.precision, self._mesh),
     }  # fmt: skip
+
+  def _stream(self):
+    window, done = Window(1, on_accelerator()), 0
+    while window(done):
+      yield from self._groups.take(self._queries)
+      done += 1
 
   def end(self) -> dict:
     return used()
@@ -198,6 +223,19 @@ def device_kind() -> str:
   """The accelerator's kind, or the processor with its cores."""
   kind = jax.devices()[0].device_kind
   return kind if jax.default_backend() != 'cpu' else f'cpu: {processor.described()}'
+
+
+def on_accelerator() -> bool:
+  return jax.default_backend() != 'cpu'
+
+
+def peak_after(phase: str) -> dict[str, int]:
+  """The most bytes that the first device has held up to the end of a phase, if it counts them.
+
+  The count cannot be reset, so a later phase shows only what exceeds the earlier ones.
+  """
+  peak = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+  return {f'{phase}_peak_bytes': peak} if peak else {}
 
 
 def used() -> dict:

@@ -36,6 +36,13 @@ def full(count: int, depth: int = 20) -> list[Request]:
           for r in natural(count, depth)]  # fmt: skip
 
 
+def made(count: int, depth: int = 20) -> list[Request]:
+  """Requests of made-up words, longer than any model reads, for students with random weights."""
+  long = ' '.join(f'word{i % 97} list of names' for i in range(600))
+  texts = tuple(f'text{n} {long}' for n in range(depth))
+  return [Request(f'query {i} about names', texts, (1, *[0] * (depth - 1))) for i in range(count)]
+
+
 def ndcg(requests: list[Request], scores: list[np.ndarray], depth: int = 5) -> float:
   """Mean nDCG by the requests' own grades."""
   values = []

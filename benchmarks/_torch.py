@@ -195,9 +195,10 @@ class Train(Timed):
   def turn(self) -> dict:
     todo = [next(self._todo) for _ in range(self._steps)]
     ready = [(sequences, *parts(sequences, self._size)) for sequences in todo]
-    row = timed(lambda: [self._step(*one) for one in ready])
-    row |= counted(itertools.chain(*todo), [p for _, some, _ in ready for p in some])
-    return row | {'steps': self._steps}
+    row, done = repeated(self._steps, lambda i: self._step(*ready[i % len(ready)]))
+    ran = [ready[i % len(ready)] for i in range(done)]
+    row |= counted(itertools.chain(*(s for s, _, _ in ran)), [p for _, ps, _ in ran for p in ps])
+    return row | {'steps': done}
 
   def _step(self, sequences, some, order) -> None:
     self._optimizer.zero_grad(set_to_none=True)
@@ -252,12 +253,14 @@ class Score(Timed):
   def turn(self) -> dict:
     sequences = self._encoded(self._groups.take(self._queries))
     some, _ = parts(sequences, self._size)
-    row = timed(lambda: self._run(some)) | counted(sequences, some)
-    return row | {'steps': self._steps, 'pairs': len(sequences)}
+    row, done = repeated(1, lambda _: self._run(some))
+    row |= {k: n * done for k, n in counted(sequences, some).items()}
+    return row | {'steps': self._steps * done, 'pairs': len(sequences) * done}
 
   @torch.inference_mode()
   def _run(self, some: list[Part]) -> list[torch.Tensor]:
-    return [self._network.scores(part, self._work.scorer).float().cpu() for part in some]
+    scores = [self._network.scores(part, self._work.scorer).float() for part in some]
+    return [x.cpu() for x in scores]  # at the end, so that the GPU does not wait for each part
 
 
 def encoded(doc) -> Sequence:
@@ -272,7 +275,7 @@ def trainable(work: Work, bf16: bool) -> Network:
   whole = bool(re.search(pattern, 'params/blocks/q/kernel'))
   if not whole and not side.lora_rank:
     raise UserError(
-      f'trainable={pattern!r}: torch trains all parameters or the adapters; pass --no-torch'
+      f'trainable={pattern!r}: torch trains all parameters or the adapters; pass --peers none'
     )
   low = bf16 and side.lora_rank and not whole
   network = Network(
@@ -343,6 +346,19 @@ def timed(work: Callable) -> dict[str, float]:
   if DEVICE == 'cuda':
     torch.cuda.synchronize()
   return {'seconds': time.perf_counter() - begin, 'cpu_s': time.process_time() - cpu}
+
+
+def repeated(steps: int, work: Callable[[int], None]) -> tuple[dict[str, float], int]:
+  """(`timed`, how often) of work that is repeated as long as a turn lasts."""
+  window, done = _work.Window(steps, DEVICE == 'cuda'), 0
+
+  def run():
+    nonlocal done
+    while window(done):
+      work(done)
+      done += 1
+
+  return timed(run), done
 
 
 def kind() -> str:

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,15 +19,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from benchmarks import _random_data
 from disranker_jax.commands.common import Parser, load_config, positive, prepare_absl
 from disranker_jax.commands.plan import stages as plans
-from disranker_jax.data import batches, preparing, sources
+from disranker_jax.data import batches, preparing
 from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.records import Group
 from disranker_jax.data.scored_groups import ScoredGroups
 from disranker_jax.devices import runtime, sharding
 from disranker_jax.errors import UserError
-from disranker_jax.models import load
+from disranker_jax.models import load, tree
 from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.stage import Run
@@ -36,6 +38,8 @@ from disranker_jax.training.feed import OfflineFeed
 
 TRAINING = tuple(systems.training_stages())
 SCORING = ('score', 'evaluate')  # the teacher on candidates, the student on test queries
+WINDOW_S = 2.0  # of a turn on an accelerator; a short one is mostly its start and its end
+PART = 1 << 28  # random parameters that are created at a time
 SAMPLE = 64  # queries that estimate the tokens per query of a scoring turn
 
 
@@ -72,11 +76,11 @@ def prepared(args: argparse.Namespace) -> Iterator['Work']:
 
 
 def open_work(args: argparse.Namespace, folder: Path) -> 'Work':
-  config = copy.deepcopy(args.config)
-  if args.tokens:  # texts are not read, so any source will do
-    config.data.update(dict.fromkeys(sources.KINDS, 'python_docs:'), teachers=(), holdout=0.0)
+  config, folder = copy.deepcopy(args.config), folder.absolute()
+  if args.tokens:  # texts are not read
+    config.data.update(_random_data.addresses(folder / 'random'), teachers=(), holdout=0.0)
     config.data.negatives.count = 0
-  return Work(config, args.stage, folder.absolute(), args.tokens)
+  return Work(config, args.stage, folder, args.tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,16 +226,53 @@ class RandomSide(TextModel):
     return RandomPrompt(self.tokens, network.config.vocab, network.family.causal, predict)
 
   def pretrained(self, seed: int, mesh) -> dict:
-    """Random variables, initialised sharded and in `param_dtype`."""
+    """Random variables, created sharded and in `param_dtype`, a few of them at a time."""
+    key, flat = jax.random.key(seed), {}
+    for create in self.creators(mesh):
+      flat |= create(key)
+    return tree.unflatten(flat)
 
-    def init(key):
-      variables = dict(self.network.init(key))
-      cast = lambda x: x.astype(self.settings.param_dtype)  # noqa: E731
-      return variables | {'params': jax.tree.map(cast, variables['params'])}
+  def creators(self, mesh) -> Iterator[jax.stages.Wrapped]:
+    """Functions of a key that each create some of the variables: {path: array}.
 
-    key = jax.random.key(seed)
-    where = sharding.shardings(jax.eval_shape(init, key), mesh)
-    return jax.jit(init, out_shardings=where)(key)
+    Networks create parameters in fp32; with all of them at once, that copy is larger than a step.
+    """
+    init = jax.jit(self.network.init)  # traced once for all of them
+    shapes = tree.flatten(self.network.shapes())
+    where = tree.flatten(sharding.shardings(self.network.shapes(), mesh))
+
+    def create(paths, key):
+      made = tree.flatten(init(key))
+      dtypes = {p: self.settings.param_dtype if p.startswith('params/') else None for p in paths}
+      return {p: made[p].astype(dtypes[p] or made[p].dtype) for p in paths}
+
+    # The largest first, when there is nothing else yet.
+    sizes = sorted(((path, x.size) for path, x in shapes.items()), key=lambda row: -row[1])
+    for paths in parts(dict(sizes), PART):
+      yield jax.jit(functools.partial(create, paths), out_shardings={p: where[p] for p in paths})
+
+
+def parts(sizes: dict[str, int], most: int) -> Iterator[list[str]]:
+  """Lists of names, in order, whose sizes add up to at most `most`, or of one name."""
+  some, total = [], 0
+  for name, size in sizes.items():
+    if some and total + size > most:
+      yield some
+      some, total = [], 0
+    some.append(name)
+    total += size
+  if some:
+    yield some
+
+
+class Window:
+  """Whether a turn goes on: until its steps are done, on an accelerator for WINDOW_S at least."""
+
+  def __init__(self, steps: int, accelerator: bool):
+    self._steps, self._end = steps, time.perf_counter() + WINDOW_S * accelerator
+
+  def __call__(self, done: int) -> bool:
+    return done < self._steps or time.perf_counter() < self._end
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

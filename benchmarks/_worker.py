@@ -13,18 +13,21 @@ import sys
 import time
 from pathlib import Path
 
+from disranker_jax.commands.plan.machine import FRACTIONS
 from disranker_jax.errors import UserError
+
+ALONE_FRACTION = '.9'  # of a GPU's memory; its libraries need the rest
 
 
 class Worker:
   """The parent's end: starts the process, sends requests, ends it; a context manager."""
 
-  def __init__(self, bench: str, name: str, argv: list[str], folder: Path, env=None):
+  def __init__(self, bench: str, name: str, argv: list[str], folder: Path, env=None, alone=True):
     self.name, self.begin = name, time.perf_counter()
     command = [sys.executable, '-m', 'benchmarks._worker', bench, name, str(folder), *argv]
     self._process = subprocess.Popen(
       command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-      env=environment(name) | (env or {}),
+      env=environment(name, alone) | (env or {}),
     )  # fmt: skip
 
   def __enter__(self):
@@ -68,10 +71,16 @@ def variant(name: str) -> tuple[list[str], dict[str, str]]:
   return changes, {key: value for key, value in pairs if key.isupper()}
 
 
-def environment(name: str) -> dict[str, str]:
-  """The environment of a side: huge pages for every side, no preallocated device memory."""
+def environment(name: str, alone: bool) -> dict[str, str]:
+  """The environment of a side: huge pages, and how it takes a GPU's memory.
+
+  A side that is alone takes most of the memory at its start: piece by piece it would fragment.
+  Several sides at a time take what they need.
+  """
   env = os.environ | {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
-  env.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  env.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'true' if alone else 'false')
+  if alone and not any(env.get(key) for key in FRACTIONS):
+    env[FRACTIONS[1]] = ALONE_FRACTION
   if not is_ours(name):  # its batches come from code that imports jax
     env['JAX_PLATFORMS'] = 'cpu'
   return env | variant(name)[1]
@@ -95,7 +104,8 @@ def in_turn(bench: str, names, argv, folder: Path, rounds: int, apart: bool) -> 
   with contextlib.ExitStack() as stack:
     workers = []
     for name in names:
-      workers.append(stack.enter_context(Worker(bench, name, argv, folder)))
+      alone = len(names) == 1
+      workers.append(stack.enter_context(Worker(bench, name, argv, folder, alone=alone)))
       _begin(workers[-1], facts)
     for _ in range(rounds):
       for worker in workers:

@@ -31,7 +31,7 @@ def parse_args(argv) -> argparse.Namespace:
   add('--top-p', type=float, default=1.0, help='mass of the tokens that are drawn from')
   add('--precision', default='auto', help='ours: auto, float32, bfloat16_dots or bfloat16')
   add('--rounds', type=positive, default=3, help='turns of each side, whose median is shown')
-  add('--no-torch', action='store_true', help='measure only ours')
+  _compare.add_peers(add, _compare.TORCH)
   add('--json', action='store_true', help='also print the answer as one last line of JSON')
   return parser.parse_args(argv)
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import _baselines, _texts
-from disranker_jax.commands.common import Parser, words
+from benchmarks import _baselines, _student, _texts
+from disranker_jax.commands.common import Parser, load_config
 from disranker_jax.devices import runtime
+from disranker_jax.errors import UserError
 from disranker_jax.rankers import loaded
 from disranker_jax.report import tables
 
@@ -20,17 +21,24 @@ from disranker_jax.report import tables
 def parse_args(argv) -> argparse.Namespace:
   parser = Parser('bench latency', __doc__, '--model runs/quickstart/export/student')
   add = parser.add_argument_group('latency').add_argument
-  add('--model', required=True, type=Path, metavar='DIR', help='an exported student')
+  add('--model', type=Path, metavar='DIR', help='an exported student')
+  parser.add_config()
+  add('--random', type=Path, metavar='DIR', help=(
+    "instead of --model: a random student of --config's sizes, written to DIR"))  # fmt: skip
   add('--queries', type=int, default=50, help='held-out queries to score')
   add('--depth', type=int, default=20, help='texts per query')
   add('--max-len', type=int, default=0, help="tokens; 0: the model's own limit")
   add('--full', action='store_true', help='texts as long as the model reads')
   add('--rounds', type=int, default=3, help='rounds, of which the best counts')
   add(
-    '--systems', type=words, default=_baselines.installed(), metavar='A,B', help='what to measure'
-  )
+    '--systems', type=_baselines.checked, default=_baselines.installed(), metavar='A,B',
+    help='what to measure',
+  )  # fmt: skip
   add('--json', type=Path, metavar='FILE', help='also write the rows as JSON')
-  return parser.parse_args(argv)
+  args = parser.parse_args(argv)
+  if bool(args.model) == bool(args.random):
+    raise UserError('name a student: --model DIR, or --config FILE with --random DIR')
+  return args
 
 
 def measure(systems: dict, requests: list, rounds: int) -> dict[str, dict]:
@@ -61,8 +69,10 @@ def measure(systems: dict, requests: list, rounds: int) -> dict[str, dict]:
 def main(argv) -> None:
   args = parse_args(argv)
   runtime.prepare()
+  if args.random:
+    args.model = _student.write(load_config(args.config, args.overrides), args.random)
   loaded.check(args.model)  # here, because an error in the process of a system has a traceback
-  make = _texts.full if args.full else _texts.natural
+  make = _texts.made if args.random else _texts.full if args.full else _texts.natural
   requests = make(args.queries, args.depth)
   with contextlib.ExitStack() as stack:
     systems = {name: _baselines.Apart(name, args.model, args.max_len) for name in args.systems}

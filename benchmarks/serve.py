@@ -16,7 +16,7 @@ import urllib.request
 from pathlib import Path
 
 from benchmarks import _baselines, _load, _texts
-from disranker_jax.commands.common import Parser, words
+from disranker_jax.commands.common import Parser
 from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
 from disranker_jax.rankers import loaded
@@ -35,8 +35,9 @@ def parse_args(argv) -> argparse.Namespace:
   add('--depth', type=int, default=20, help='texts per request')
   add('--full', action='store_true', help='texts as long as the model reads')
   add(
-    '--systems', type=words, default=_baselines.installed(), metavar='A,B', help='what to measure'
-  )
+    '--systems', type=_baselines.checked, default=_baselines.installed(), metavar='A,B',
+    help='what to measure',
+  )  # fmt: skip
   add('--json', type=Path, metavar='FILE', help='also write the rows as JSON')
   return parser.parse_args(argv)
 

@@ -14,9 +14,10 @@ Hardware: full fine-tuning keeps 12 bytes per parameter in fp32 with Adam, 87 GB
 an 8 x 80 GB node (--config.mesh.fsdp=8 --config.mesh.data=1) or a TPU slice. Planned for v5e:8x8
 (disranker plan): 4.7 GiB per chip in cpt, 4.4 in sft, 0.9 in score, 0.8 in distill, of 16; about
 2,400 chip-hours for the paper's rows at 256 tokens. By plan cpt, the largest stage, also fits
-v5e:4x4 and v6e:4x4, and sft fits v5p:2x2x4. launch/README.md is the guide. At half of an H100's
-peak, scoring the paper's 46.8M pairs of 128 to 256 tokens takes about 47 to 94 H100-hours. This
-config has not been run at that size yet.
+v5e:4x4 and v6e:4x4, and sft fits v5p:2x2x4. launch/README.md is the guide. On an H200 the teacher
+scored 319 pairs of 128 tokens per second, measured with random weights: 40.8 H200-hours for the
+paper's 46.8M pairs, at an example price of $3 per hour $122 (docs/performance.md). At 256 tokens it
+is planned at 107 hours. This config has not been run at that size yet.
 """
 
 from disranker_jax.config import defaults

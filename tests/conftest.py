@@ -30,6 +30,7 @@ HEAVY = (
   'test_plan*.py',
   'test_opening.py',
   'test_bench_*.py',
+  'test_no_backend.py',
   'test_llm_ranker.py',
   'test_llm_rank.py',
   'test_attention*.py',

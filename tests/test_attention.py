@@ -12,10 +12,12 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
-from disranker_jax.models import attention, layers
+from disranker_jax.models import attention, attention_choice, layers
+from disranker_jax.models.attention_choice import Device
 
 KERNELS = ('xla', 'splash_interpret')  # what a CPU can run
 ON_GPU = jax.default_backend() == 'gpu'
+HOPPER = Device('cuda', (9, 0))
 
 
 # The rule
@@ -140,7 +142,7 @@ def test_what_is_asked_of_cudnn_is_the_same_attention(monkeypatch, causal, windo
     return plain(*arrays, **options)
 
   monkeypatch.setattr(jax.nn, 'dot_product_attention', instead)
-  monkeypatch.setattr(attention, '_platform', lambda mesh: 'gpu')
+  monkeypatch.setattr(attention_choice, 'device_of', lambda mesh: HOPPER)
   qkv, segments = reference.qkv(2, 99, 4, 2, 64), reference.some_segments(2, 99)
   options = {'causal': causal, 'window': window}
   cudnn = reference.values_and_gradients(
@@ -181,14 +183,16 @@ def _jaxpr(qkv, segments, **options):
   'kernel, platform, precision, message',
   [
     ('flash', 'cpu', 'float32', "'flash' is unknown: use one of xla, splash, cudnn, auto"),
-    ('splash', 'cpu', 'bfloat16', "needs a TPU .* 'bfloat16' on a cpu: use 'auto'"),
+    ('splash', 'cpu', 'bfloat16', "needs a TPU .* 'bfloat16' on a cpu device, heads of 8: use"),
     ('splash', 'tpu', 'float32', "precision 'bfloat16', and this is 'float32' on a tpu"),
-    ('cudnn', 'cpu', 'bfloat16', "NVIDIA GPU .* 'bfloat16' on a cpu: use 'auto'"),
-    ('cudnn', 'gpu', 'bfloat16_dots', "precision 'bfloat16', and this is 'bfloat16_dots'"),
+    ('cudnn', 'cpu', 'bfloat16', "NVIDIA GPU.* 'bfloat16' on a cpu device, heads of 8: use"),
+    ('cudnn', 'rocm', 'bfloat16', "NVIDIA GPU.* 'bfloat16' on a rocm device"),
+    ('cudnn', 'cuda', 'bfloat16_dots', "precision 'bfloat16'.*this is 'bfloat16_dots'"),
   ],
 )
 def test_kernels_that_cannot_run_are_refused(monkeypatch, kernel, platform, precision, message):
-  monkeypatch.setattr(attention, '_platform', lambda mesh: platform)
+  device = Device(platform, (9, 0) if platform == 'cuda' else ())
+  monkeypatch.setattr(attention_choice, 'device_of', lambda mesh: device)
   with pytest.raises(UserError, match=message):
     reference.attend(
       reference.qkv(), np.ones((1, 10), int), causal=True, kernel=kernel, precision=precision

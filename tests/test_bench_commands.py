@@ -73,7 +73,7 @@ def test_training_beside_torch(capsys, workdir):
 
 def test_generation_alone(capsys):
   argv = ['--model=tiny-decoder', '--prompts=3', '--prompt-len=9', '--new=4', '--rounds=1']
-  command.main(['generate', *argv, '--samples=2', '--no-torch', '--json'])
+  command.main(['generate', *argv, '--samples=2', '--peers=none', '--json'])
   found = json.loads(capsys.readouterr().out.splitlines()[-1])
   assert list(found['sides']) == ['ours'] and found['tokens_per_s'] > 0
   assert found['step_s'] * found['tokens_per_s'] == pytest.approx(6, rel=1e-4)  # rows
@@ -91,7 +91,7 @@ def test_generation_beside_transformers(capsys):
 def test_scoring_alone_and_a_variant(capsys, workdir):
   other = '--config.student.precision=bfloat16_dots OMP_NUM_THREADS=1'
   found = answer(
-    capsys, workdir, 'score', *LEAST, '--stage=evaluate', '--steps=1', '--no-torch',
+    capsys, workdir, 'score', *LEAST, '--stage=evaluate', '--steps=1', '--peers=none',
     f'--variant={other}',
   )  # fmt: skip
   assert found['ratio_to_torch_fp32'] is None and list(found['sides']) == ['ours', other]
@@ -160,8 +160,9 @@ class TestWorker:
     calls = []
 
     class Fake:
-      def __init__(self, bench, name, argv, folder, env=None):
+      def __init__(self, bench, name, argv, folder, env=None, alone=True):
         self.name = name
+        calls.append((name, 'alone' if alone else 'beside others'))
 
       def __enter__(self):
         return self
@@ -185,7 +186,27 @@ class TestWorker:
   def test_apart_a_side_ends_before_the_next_starts(self, monkeypatch, tmp_path):
     calls = self.turns(monkeypatch, {})
     _worker.in_turn('train', ['ours', 'torch'], [], tmp_path, 1, apart=True)
-    assert [what for _, what in calls] == ['start', 'warm', 'turn', 'end', 'gone'] * 2
+    assert [what for _, what in calls] == ['alone', 'start', 'warm', 'turn', 'end', 'gone'] * 2
+
+  def test_sides_at_the_same_time_share_the_memory(self, monkeypatch, tmp_path):
+    calls = self.turns(monkeypatch, {})
+    _worker.in_turn('train', ['ours', 'torch'], [], tmp_path, 1, apart=False)
+    _worker.in_turn('train', ['ours'], [], tmp_path, 1, apart=False)
+    assert [w for _, w in calls if w in ('alone', 'beside others')] == ['beside others'] * 2 + [
+      'alone'
+    ]
+
+  def test_a_side_that_is_alone_takes_the_memory_at_its_start(self, monkeypatch):
+    for name in ('PREALLOCATE', 'MEM_FRACTION'):
+      monkeypatch.delenv(f'XLA_PYTHON_CLIENT_{name}', raising=False)
+    monkeypatch.delenv('XLA_CLIENT_MEM_FRACTION', raising=False)
+    alone, beside = (_worker.environment('ours', alone) for alone in (True, False))
+    assert alone['XLA_PYTHON_CLIENT_PREALLOCATE'] == 'true'
+    assert alone['XLA_PYTHON_CLIENT_MEM_FRACTION'] == '.9'
+    assert beside['XLA_PYTHON_CLIENT_PREALLOCATE'] == 'false'
+    # JAX refuses both names of the fraction together.
+    monkeypatch.setenv('XLA_CLIENT_MEM_FRACTION', '.8')
+    assert 'XLA_PYTHON_CLIENT_MEM_FRACTION' not in _worker.environment('ours', True)
 
   @pytest.mark.parametrize('when', ['start', 'warm', 'turn'])
   def test_a_peer_that_fails_is_left_out(self, monkeypatch, tmp_path, when):
@@ -205,8 +226,10 @@ class TestWorker:
     flags, changed = _worker.variant(name)
     assert flags == ['--config.student.scan_layers=True']
     assert changed == {'XLA_FLAGS': '--xla_a=1 --xla_b=2'}
-    assert _worker.environment(name)['XLA_FLAGS'] == '--xla_a=1 --xla_b=2'
-    platforms = [_worker.environment(n)['JAX_PLATFORMS'] for n in ('ours', name, 'torch_fp32')]
+    assert _worker.environment(name, True)['XLA_FLAGS'] == '--xla_a=1 --xla_b=2'
+    platforms = [
+      _worker.environment(n, True)['JAX_PLATFORMS'] for n in ('ours', name, 'torch_fp32')
+    ]
     assert platforms == ['cuda', 'cuda', 'cpu']
 
   def test_a_process_that_ends_says_so(self, tmp_path):
@@ -217,5 +240,34 @@ class TestWorker:
 def test_peers_need_torch(monkeypatch):
   args = train.parse_args([f'--config={TINY}'])
   monkeypatch.setattr(_compare.importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(UserError, match='--no-torch'):
+  with pytest.raises(UserError, match='--peers none'):
     _compare.peers(args, _compare.TORCH)
+  args.peers = ['none']
+  assert _compare.peers(args, _compare.TORCH) == []
+
+
+class TestPeers:
+  def chosen(self, monkeypatch, *argv, names=_compare.TORCH, installed=('torch',)):
+    find = lambda name: name in installed or None  # noqa: E731
+    monkeypatch.setattr(_compare.importlib.util, 'find_spec', find)
+    return _compare.peers(train.parse_args([f'--config={TINY}', *argv]), names)
+
+  def test_all_that_are_installed_if_none_is_named(self, monkeypatch):
+    both = ('torch', 'sentence_transformers')
+    names = _compare.TORCH + _compare.CROSS_ENCODER
+    assert self.chosen(monkeypatch, names=names) == list(_compare.TORCH)
+    assert self.chosen(monkeypatch, names=names, installed=both) == list(names)
+
+  def test_one_can_be_left_out(self, monkeypatch):
+    assert self.chosen(monkeypatch, '--peers=torch_bf16') == ['torch_bf16']
+
+  def test_an_unknown_one_is_refused_with_the_list(self, monkeypatch):
+    with pytest.raises(UserError, match="'torch_fp8' is not a peer here; there are torch_fp32, to"):
+      self.chosen(monkeypatch, '--peers=torch_bf16,torch_fp8')
+    with pytest.raises(UserError, match="'none' is not a peer here"):
+      self.chosen(monkeypatch, '--peers=torch_bf16,none')
+
+  def test_one_whose_package_is_missing_is_refused(self, monkeypatch):
+    names = _compare.TORCH + _compare.CROSS_ENCODER
+    with pytest.raises(UserError, match='needs sentence-transformers'):
+      self.chosen(monkeypatch, '--peers=cross_encoder_bf16', names=names)

@@ -53,6 +53,21 @@ def test_pairs_are_counted_where_there_are_some():
   assert 'pairs_per_s' not in _figures.summary([turn(2.0)], {})
 
 
+def test_mfu_is_of_the_time_in_which_batches_were_computed():
+  rows = [turn(2.0, busy_s=1.0, peak_flops=40.0)]
+  found = _figures.summary(rows, {'flops': 8.0})
+  assert found['tokens_per_s'] == 50 and found['step_s'] == 1.0
+  # 8 FLOPs in each of two steps, half a second long, where 20 were possible.
+  assert found['mfu'] == pytest.approx(0.4)
+
+
+def test_pairs_per_kilowatt_hour():
+  found = _figures.summary([turn(2.0, pairs=50, watts=w) for w in (400.0, 500.0, 900.0)], {})
+  assert found['watts'] == 500
+  assert found['pairs_per_kwh'] == pytest.approx(25 * 3600 * 1000 / 500)
+  assert 'pairs_per_kwh' not in _figures.summary([turn(2.0, pairs=50)], {})
+
+
 def test_the_answer_has_both_ratios_also_where_torch_has_not_run():
   facts = {'ours': {'device': 'x'}, 'torch_fp32': {'failed': 'out of memory'}}
   found = _figures.answer({'ours': OURS, 'torch_fp32': []}, facts)

@@ -1,18 +1,22 @@
 """Benches give all sides the same work: what torch gets is what our batches hold."""
 
 import itertools
+import json
 import runpy
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import bench_data
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import _ours, _work
-from disranker_jax.data import batches
+from benchmarks import _compare, _ours, _power, _random_data, _work
+from disranker_jax.data import batches, python_docs
 from disranker_jax.data.encoded import Encoded
-from disranker_jax.devices import speed
+from disranker_jax.devices import sharding, speed
 from disranker_jax.errors import UserError
 from disranker_jax.models import hf, tiny
 from disranker_jax.models.network import from_hf
@@ -111,6 +115,16 @@ def small_products(monkeypatch):
 
 
 LORA = {'cpt.gradient_accumulation_steps': 2, 'teacher.lora_rank': 4, 'cpt.trainable': 'lora/.*'}
+
+
+@pytest.fixture
+def optimised(monkeypatch):
+  """Programs are compiled as in a run."""
+  jax.config.update('jax_disable_most_optimizations', False)
+  yield monkeypatch
+  jax.config.update('jax_disable_most_optimizations', True)
+
+
 STAGES = [
   ('cpt', {}),
   pytest.param('cpt', LORA, marks=pytest.mark.slow),
@@ -186,6 +200,31 @@ class TestRandomTokens:
     row = side.turn()
     assert row['pairs'] and row['tokens'] == 24 * row['pairs']
 
+  def test_parameters_are_created_without_an_fp32_copy_of_the_model(
+    self, prepared, tmp_path, optimised
+  ):
+    sizes = {'hidden_size': 128, 'intermediate_size': 512, 'num_hidden_layers': 12}
+    config = tiny.CONFIGS['tiny-decoder'] | sizes
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    changes = {'teacher.model': str(tmp_path), 'teacher.param_dtype': 'bfloat16'}
+    side = work_on(prepared, 'score', tokens=24, **changes).open_side()
+    mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1}, jax.devices()[:1])
+    shapes = [x.size for x in jax.tree.leaves(side.network.shapes())]
+    optimised.setattr(_work, 'PART', max(shapes))
+    programs = [create.lower(jax.random.key(0)).compile() for create in side.creators(mesh)]
+    analyses = [program.memory_analysis() for program in programs]
+    assert sum(a.output_size_in_bytes for a in analyses) == pytest.approx(2 * sum(shapes), rel=0.01)
+    # The fp32 values of one part, and the random bits of one layer of it.
+    assert max(a.temp_size_in_bytes for a in analyses) < 6 * max(shapes) < 4 * sum(shapes) / 2
+
+  def test_parameters_are_those_of_the_network(self, prepared):
+    side = work_on(
+      prepared, 'distill', tokens=24, **{'student.param_dtype': 'bfloat16'}
+    ).open_side()
+    made = side.pretrained(0, sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1}))
+    own = jax.jit(side.network.init)(jax.random.key(0))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype('bfloat16')), made, own)
+
   def test_no_weights_and_no_tokenizer_are_looked_for(self, prepared, monkeypatch):
     monkeypatch.setattr(
       'disranker_jax.models.weights.find', lambda name: pytest.fail('was looked for')
@@ -193,6 +232,22 @@ class TestRandomTokens:
     changes = {'teacher.model': 'mistralai/Mistral-7B-v0.1', 'teacher.precision': 'bfloat16'}
     side = work_on(prepared, 'score', tokens=32, **changes).open_side()
     assert side.network.config.width == 4096 and side.tokenizer is None
+
+  @pytest.mark.parametrize('stage', ['cpt', 'distill', 'evaluate'])
+  def test_no_texts_are_prepared(self, tmp_path, monkeypatch, stage):
+    for name in ('groups', 'clicks'):
+      monkeypatch.setattr(python_docs, name, lambda *_: pytest.fail('reads the documentation'))
+    config = runpy.run_path(str(TINY))['get_config']()
+    args = SimpleNamespace(config=config, tokens=24, stage=stage)
+    work = _work.open_work(args, tmp_path)
+    work.prepare()
+    side = work.open_side()
+    if stage == 'evaluate':
+      assert len(work.groups()[0].docs) == _random_data.DOCUMENTS
+    else:
+      found = next(_work.steps(work.job(side)[1]))
+      assert {len(s.ids) for s in found} == {24}
+      assert stage == 'cpt' or len({s.label for s in found}) > 1
 
   def test_more_than_a_row_holds_is_refused(self, prepared):
     work = work_on(prepared, 'cpt', tokens=65)
@@ -250,3 +305,86 @@ def test_a_part_is_padded_to_its_longest():
   assert [lengths[i] for i in order] == sorted(lengths)
   assert [p.mask is None for p in some] == [False, False, True]
   assert torch_side.counted(found, some) == {'tokens': 28, 'places': 8 + 14 + 9}
+
+
+def test_parts_are_in_order_and_not_too_large():
+  sizes = {'a': 3, 'b': 9, 'c': 2, 'd': 2, 'e': 1}
+  assert list(_work.parts(sizes, 5)) == [['a'], ['b'], ['c', 'd', 'e']]
+  assert list(_work.parts({}, 5)) == []
+
+
+class TestWindow:
+  def steps(self, monkeypatch, accelerator, each_s):
+    now = [0.0]
+    monkeypatch.setattr(_work.time, 'perf_counter', lambda: now[0])
+    window, done = _work.Window(4, accelerator), 0
+    while window(done):
+      done, now[0] = done + 1, now[0] + each_s
+    return done
+
+  def test_a_cpu_does_its_steps(self, monkeypatch):
+    assert self.steps(monkeypatch, False, 0.01) == self.steps(monkeypatch, False, 9.0) == 4
+
+  def test_an_accelerator_works_for_two_seconds_at_least(self, monkeypatch):
+    assert self.steps(monkeypatch, True, 0.125) == 16
+    assert self.steps(monkeypatch, True, 9.0) == 4
+
+
+@pytest.mark.parametrize('kind', ['Train', 'Score'])
+def test_a_turn_goes_on_until_its_window_ends(kind, prepared, monkeypatch):
+  side = getattr(_ours, kind)(work_on(prepared, 'sft' if kind == 'Train' else 'score'), 1)
+  side.start()
+  short = side.turn()
+  monkeypatch.setattr(_ours, 'Window', lambda steps, accelerator: lambda done: done < 3)
+  long = side.turn()
+  if kind == 'Train':
+    assert (short['steps'], long['steps']) == (1, 3)
+  assert 2 * short['tokens'] < long['tokens']
+  if kind == 'Score':
+    assert 0 < long['busy_s'] <= long['seconds']
+
+
+class TestPower:
+  def test_watts_are_the_mean_of_each_gpu_added_up(self):
+    lines = "print('0, 300.0\\n1, 100.0\\n0, 500.0\\n1, [N/A]\\n0, 4', end='', flush=True)"
+    with _power.Meter([sys.executable, '-c', f'{lines}; import time; time.sleep(60)']) as meter:
+      time.sleep(2)  # as long as the command needs to start
+    assert meter.facts() == {'watts': 400.0 + 100.0}  # without the line that was cut
+
+  def test_nothing_is_known_without_nvidia_smi(self, monkeypatch):
+    monkeypatch.setenv('PATH', '')
+    with _power.Meter() as meter:
+      pass
+    assert meter.facts() == {}
+
+
+class Device:
+  """One that counts its bytes, as accelerators do."""
+
+  def __init__(self, *peaks):
+    self.peaks = list(peaks)
+
+  def memory_stats(self):
+    return {'peak_bytes_in_use': self.peaks.pop(0)} if self.peaks else None
+
+
+def test_the_peak_is_read_after_each_phase_where_the_device_counts(monkeypatch):
+  device = Device(7, 9, 11)
+  monkeypatch.setattr(_ours.jax, 'local_devices', lambda: [device])
+  assert _ours.peak_after('loading') == {'loading_peak_bytes': 7}
+  assert _ours.peak_after('compiling') == {'compiling_peak_bytes': 9}
+  assert _ours.used()['device_bytes'] == 11
+  assert _ours.peak_after('loading') == {}
+
+
+def test_the_table_has_a_column_for_each_phase_that_is_known():
+  side = {
+    'tokens_per_s': 1.0,
+    'compiled_bytes': 2e9,
+    'loading_peak_bytes': 3e9,
+    'memory_bytes': 4e9,
+  }
+  answer = {'bench': 'train', 'stage': 'sft', 'config': 'c', 'texts': 't', 'device': 'd'}
+  answer |= {'rounds': 1, 'precision': 'bfloat16', 'peak_flops': 1e9, 'sides': {'ours': side}}
+  head, _, row = _compare.text(answer).splitlines()[1:]
+  assert 'step GB | loading GB | memory GB' in head and '2.00 | 3.00 | 4.00' in row

@@ -360,6 +360,14 @@ def test_auto_is_meant_for_the_slice_and_not_for_this_machine():
   assert stages._resolved(side, Mesh).attention == 'xla'
 
 
+@pytest.mark.parametrize('kernel', ['auto', 'cudnn'])
+def test_a_gpu_is_planned_with_xlas_attention_because_cudnn_cannot_be_traced(kernel):
+  side = settings().teacher
+  side.attention = kernel
+  resolved = stages._resolved(side, None, 'gpu')
+  assert (resolved.precision, resolved.attention) == ('bfloat16', 'xla')
+
+
 def test_a_model_is_known_by_its_published_sizes_without_weights(tmp_path, monkeypatch):
   monkeypatch.setenv('HF_HUB_OFFLINE', '1')
   for name in ('mistralai/Mistral-7B-v0.1', '/bucket/models/Mistral-7B-v0.1'):

@@ -136,3 +136,22 @@ def test_model_flops_of_the_7b_are_6_n_and_halved_attention():
   count = flops.count(network, batch, '.*')
   assert count.model == pytest.approx(1024 * 6 * matrices + attention)
   assert flops.count(dataclasses.replace(network, remat='none'), batch, '.*').model == count.model
+
+
+@pytest.mark.parametrize(
+  ('model', 'pairs'),
+  [
+    (DECODER, 0),  # causality's blocks are skipped
+    (dataclasses.replace(DECODER, kinds=(Kind(100),) * 3), 3),  # a window is part of the mask
+    (dataclasses.replace(DECODER, kinds=(Kind(500),) * 3), 0),  # wider than the row
+    (ENCODER, 0),
+  ],
+)
+def test_cudnn_computes_what_only_the_window_masks(model, pairs):
+  network = Network(model, attention='cudnn')
+  batch = Shape(2, 256, 1).zeros()
+  seen = sum(min(i + 1, 100) for i in range(256))
+  masked = 2 * 2.0 * 2 * 128 * pairs * (256 * 256 - seen)
+  assert flops.count(network, batch).masked == masked
+  # Forward and backward pass have 6 products, and the scores are computed again.
+  assert flops.count(network, batch, '.*').masked == masked / 2 * 7

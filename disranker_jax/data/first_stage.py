@@ -1,8 +1,11 @@
 """The built-in first stage, BM25: finds the candidates that a ranker re-ranks."""
 
+import contextlib
 import functools
+import importlib
 import itertools
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -13,11 +16,27 @@ QUERIES_AT_ONCE = 1000
 
 @functools.cache
 def library():
-  """bm25s, imported late: its import computes with jax, and processes must join before that."""
-  import bm25s
+  """bm25s without jax: at its import it would compute with it, and so take the accelerator.
+
+  A process that only reads data must leave the device to others, and several processes must join
+  before any of them uses a device. The scores here need no jax.
+  """
+  with _hidden('jax.lax'):
+    import bm25s
 
   logging.getLogger('bm25s').setLevel(logging.WARNING)
   return bm25s
+
+
+@contextlib.contextmanager
+def _hidden(module: str) -> Iterator[None]:
+  """Makes imports of a module fail, as if it were not installed."""
+  held = importlib.import_module(module)
+  sys.modules[module] = None
+  try:
+    yield
+  finally:
+    sys.modules[module] = held
 
 
 class HasText(Protocol):

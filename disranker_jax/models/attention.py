@@ -1,13 +1,6 @@
 """Grouped-query attention over packed rows: its mask and the kernels that compute it.
 
-Kernels, all with the meaning of `attention_mask`:
-  'xla'     einsum, softmax, einsum: runs everywhere at any length; allocates [B, H, T, S]
-  'splash'  Pallas' flash attention for TPU, not in 'float32': allocates only a block of that, and
-            skips the blocks that causality or the window masks
-  'cudnn'   cuDNN's flash attention for NVIDIA GPUs, bf16 only; segments are a bf16 mask
-            [B, 1, T, S], since the public interface has no segments
-  'auto'    'splash' where it runs, 'xla' elsewhere
-  'splash_interpret'  'splash' in Pallas' interpreter, on any device: slow, for tests
+Every kernel of `attention_choice` has the meaning of `attention_mask`.
 On several devices 'splash' needs a mesh: set by `jax.set_mesh`, or of the arrays.
 """
 
@@ -22,10 +15,8 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from disranker_jax.errors import UserError
+from disranker_jax.models import attention_choice
 from disranker_jax.models.layers import SAVED, contract
-
-KERNELS = ('xla', 'splash', 'cudnn', 'auto', 'splash_interpret')
 
 LANES = 128  # Splash's blocks are multiples of a TPU vector register's lanes.
 MAX_BLOCK = 512
@@ -44,12 +35,6 @@ class Tree(NamedTuple):
 
 
 Segments = jax.Array | Tree
-
-
-def check_kernel(kernel: str) -> None:
-  """Raises UserError if there is no such kernel."""
-  if kernel not in KERNELS:
-    raise UserError(f'attention {kernel!r} is unknown: use one of {", ".join(KERNELS)}')
 
 
 def attention_mask(
@@ -109,10 +94,14 @@ def attend(
 
   Raises: UserError for a kernel that does not run on this platform or in this precision.
   """
-  T = q_BTHE.shape[1]
-  scale = q_BTHE.shape[3] ** -0.5 if scale is None else scale
+  _, T, _, E = q_BTHE.shape
+  scale = E**-0.5 if scale is None else scale
   mesh = _mesh(q_BTHE)
-  kernel = _choose(kernel, _platform(mesh), precision)
+  if kernel != 'xla':  # looking at the devices starts a backend, and shapes need none
+    device = attention_choice.device_of(mesh)
+    kernel, reason = attention_choice.choose(kernel, device, precision, E)
+    if reason:
+      attention_choice.tell(reason)
   if kernel == 'xla':
     mask_BTT = attention_mask(segments_BT, own(segments_BT), causal=causal, window=window)
     return _attend_xla(q_BTHE, k_BTKE, v_BTKE, mask_BTT, scale, precision)
@@ -163,31 +152,6 @@ def _mesh(x):
   """The mesh that is set, else the array's; an empty one if there is neither."""
   mesh = jax.sharding.get_abstract_mesh()
   return mesh if mesh.axis_names else jax.typeof(x).sharding.mesh
-
-
-def _platform(mesh):
-  # The mesh has priority: a step may be compiled for a TPU on a host that has none.
-  return mesh.abstract_device.platform if mesh.abstract_device else jax.default_backend()
-
-
-def _choose(kernel, platform, precision):
-  """The kernel to run, with 'auto' resolved."""
-  check_kernel(kernel)
-  # Splash has no precision option: on a TPU its dots of fp32 arrays are bf16 passes.
-  fits = platform == 'tpu' and precision != 'float32'
-  if kernel == 'auto':
-    return 'splash' if fits else 'xla'
-  if kernel == 'splash' and not fits:
-    raise UserError(
-      "attention 'splash' needs a TPU and precision 'bfloat16', and this is "
-      f"{precision!r} on a {platform}: use 'auto' or 'xla'"
-    )
-  if kernel == 'cudnn' and (platform != 'gpu' or precision != 'bfloat16'):
-    raise UserError(
-      "attention 'cudnn' needs an NVIDIA GPU and precision 'bfloat16', and this is "
-      f"{precision!r} on a {platform}: use 'auto' or 'xla'"
-    )
-  return kernel
 
 
 @functools.partial(jax.checkpoint, static_argnums=(4, 5))

@@ -15,6 +15,7 @@ from disranker_jax.models.network import logprob_chunk
 from disranker_jax.models.tree import flatten
 
 # Attention products (of two forward, four backward) that a kernel's backward pass recomputes.
+# 'auto' is none of them: resolve it first, with attention_choice.choose.
 AGAIN = {'xla': 1, 'cudnn': 1, 'splash': 3}
 
 
@@ -74,7 +75,6 @@ def _attention(network, batch: dict, backward: bool) -> Flops:
   rows, length = batch['tokens_BT'].shape
   product = 2.0 * rows * c.heads * c.head_dim  # per pair of positions and layer
   kinds = getattr(c, 'kinds', (Kind(),) * c.layers)
-  full = c.layers * length * length
   seen = sum(kind.pairs(length, network.causal) for kind in kinds)
   again = 0
   if backward:
@@ -82,10 +82,20 @@ def _attention(network, batch: dict, backward: bool) -> Flops:
     if network.attention == 'xla' and network.remat == 'dots':
       again = 0  # what it would recompute is among the saved dots
   products = 2 + 4 * backward
-  masked = full - seen if network.attention == 'xla' else 0
+  masked = sum(computed(kind, length, network) for kind in kinds) - seen
   return Flops(
     product * seen * products, product * seen * again, product * masked * (products + again)
   )
+
+
+def computed(kind: Kind, length: int, network) -> int:
+  """How many of a row's length^2 pairs of query and key a layer's kernel computes."""
+  causal = network.causal
+  if network.attention == 'splash':
+    return kind.pairs(length, causal)
+  # cuDNN skips what causality masks; a window is part of the mask that it adds.
+  whole = (kind.window or length) >= length
+  return Kind().pairs(length, causal and whole and network.attention == 'cudnn')
 
 
 def _uses(path: str, network, batch: dict) -> int:

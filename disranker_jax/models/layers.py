@@ -205,6 +205,18 @@ def constrain(x: jax.Array, sequence: bool = False) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec)
 
 
+def keeps_dots(primitive, *arrays, **options) -> bool:
+  """The policy of `remat='dots'`: the backward pass has the results of all dot products.
+
+  Those of cuDNN's attention have no name, because the public interface does not return what its
+  backward pass needs.
+  """
+  return 'dot_product_attention_fwd' in primitive.name or _named(primitive, *arrays, **options)
+
+
+_named = jax.checkpoint_policies.save_only_these_names(SAVED)
+
+
 def scanned(
   block: type[nn.Module], length: int, remat: str, scan: bool, in_axes: tuple
 ) -> Callable[..., nn.Module]:
@@ -215,8 +227,7 @@ def scanned(
   if remat not in ('none', 'dots', 'full'):
     raise UserError(f"remat {remat!r} is unknown: use 'none', 'dots' or 'full'")
   if remat != 'none':
-    policies = jax.checkpoint_policies
-    policy = policies.save_only_these_names(SAVED) if remat == 'dots' else None
+    policy = keeps_dots if remat == 'dots' else None
     block = nn.remat(block, prevent_cse=not scan, policy=policy)
   return nn.scan(
     block,

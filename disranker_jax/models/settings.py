@@ -52,7 +52,8 @@ SETTINGS: Section = {
   ),
   'attention': Key(
     'auto', one_of('auto', 'xla', 'splash', 'cudnn'),
-    "Attention kernel: 'splash' is for TPUs, 'cudnn' for GPUs; 'auto' takes the best one here.",
+    "Attention kernel: 'splash' is for TPUs, 'cudnn' for NVIDIA GPUs, both in bfloat16; 'auto' is "
+    "the one of this device, 'xla' where it does not run (models/attention_choice.py).",
     affects_results=False,
   ),
   'bidirectional': Key(

@@ -174,6 +174,12 @@ def license_of(name: str) -> str:
   return known.license if known else ''
 
 
+def unpacked(name: str) -> pathlib.Path | None:
+  """The folder of a known model in the cache; None if it would have to be fetched."""
+  short, known = _known(name)
+  return _unpacked(short) if known and _is_usable(_unpacked(short), known) else None
+
+
 def _known(name):
   for short, known in KNOWN.items():
     if name in (short, known.hub_id):

@@ -16,7 +16,7 @@ import numpy as np
 from disranker_jax.data import batches
 from disranker_jax.data.records import Click, Group
 from disranker_jax.devices import memory, sharding, speed
-from disranker_jax.models import flops
+from disranker_jax.models import attention_choice, flops
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.opening import Opened
 from disranker_jax.pipeline.stage import Run, saved_steps
@@ -111,7 +111,8 @@ class Estimate:
     count, work = steps_of(self._run, one)
     network = one.step.network
     if network.attention == 'auto':
-      kernel = 'splash' if jax.default_backend() == 'tpu' else 'xla'
+      where, size = attention_choice.device_of(self._run.mesh), network.config.head_dim
+      kernel, _ = attention_choice.choose('auto', where, network.precision, size)
       network = dataclasses.replace(network, attention=kernel)
     step = flops.count(network, one.step.batch, one.step.trained) * one.step.accumulate
     peak = self._peaks[one.model.network.precision] * EFFICIENCY[kind]

@@ -8,7 +8,7 @@ import tempfile
 from ml_collections import ConfigDict
 
 from disranker_jax.errors import UserError
-from disranker_jax.models import load, tiny, weights
+from disranker_jax.models import attention_choice, load, tiny, weights
 from disranker_jax.pipeline import steps, systems
 from disranker_jax.pipeline.steps import Step
 
@@ -71,8 +71,10 @@ def _resolved(side, mesh, platform: str = ''):
   side = copy.deepcopy(side)
   platform = platform or mesh.devices.flat[0].platform
   side.precision = load.precision(side.precision, platform)
-  if side.attention == 'auto':
-    side.attention = 'splash' if platform == 'tpu' and side.precision != 'float32' else 'xla'
+  # cuDNN's calls cannot be traced without a GPU; XLA's attention needs more memory.
+  if side.attention == 'auto' or (platform, side.attention) == ('gpu', 'cudnn'):
+    where = attention_choice.Device(platform)
+    side.attention, _ = attention_choice.choose('auto', where, side.precision, head_dim=0)
   return side
 
 
