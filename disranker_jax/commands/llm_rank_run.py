@@ -80,6 +80,15 @@ def plan_of(args: argparse.Namespace) -> Plan:
   return Plan(method, contract, options, args.query_tokens, args.doc_tokens)
 
 
+def _noted(note: Path) -> str:
+  """The digest in a note; '' if there is none that can be read."""
+  try:
+    found = json.loads(note.read_text())
+  except (OSError, ValueError):
+    return ''
+  return found.get('digest', '') if isinstance(found, dict) else ''
+
+
 class Work:
   """The data and the finished queries of a call, on disk beside the output until all are done."""
 
@@ -88,10 +97,12 @@ class Work:
     self.folder = out.with_name(f'.{out.name}.partial')
     self._args, note = args, self.folder / 'note.json'
     digest = self._digest(plan)
-    before = json.loads(note.read_text()) if note.is_file() else {}
-    if before.get('digest') != digest:
+    if _noted(note) != digest:
       if self.folder.exists():
-        say(f'llm-rank: an input or a flag has changed since {self.folder} was begun; starts again')
+        say(
+          f'llm-rank: an input or a flag has changed since {self.folder} was begun, or its '
+          'note.json is broken; starts again'
+        )
         shutil.rmtree(self.folder)
       self.folder.mkdir()
       manifest.write_json(note, {'digest': digest})
