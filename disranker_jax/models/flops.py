@@ -10,6 +10,7 @@ import re
 
 import numpy as np
 
+from disranker_jax.models import eight_bits
 from disranker_jax.models.kinds import Kind
 from disranker_jax.models.network import logprob_chunk
 from disranker_jax.models.tree import flatten
@@ -25,24 +26,29 @@ class Flops:
   model: float
   recomputed: float = 0.0  # in the backward pass, to save memory
   masked: float = 0.0  # attention scores that the causal mask discards
+  in_8_bits: float = 0.0  # of `model`
 
   @property
   def hardware(self) -> float:
     return self.model + self.recomputed + self.masked
 
+  def seconds(self, peak: float, peak_8_bits: float) -> float:
+    """The time that it takes at so many FLOP/s."""
+    return (self.hardware - self.in_8_bits) / peak + self.in_8_bits / peak_8_bits
+
   def __mul__(self, times: int) -> 'Flops':
-    return Flops(self.model * times, self.recomputed * times, self.masked * times)
+    return Flops(*(value * times for value in dataclasses.astuple(self)))
 
   def __add__(self, other: 'Flops') -> 'Flops':
-    return Flops(
-      self.model + other.model, self.recomputed + other.recomputed, self.masked + other.masked
-    )
+    pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+    return Flops(*(a + b for a, b in pairs))
 
 
-def count(network, batch: dict, trained: str | None = None) -> Flops:
+def count(network, batch: dict, trained: str | None = None, in_8_bits: bool = False) -> Flops:
   """FLOPs of a step on one batch of these shapes.
 
-  `trained` is a regular expression over the trained parameters' paths; None is scoring.
+  `trained` is a regular expression over the trained parameters' paths; None is scoring, whose
+  products with the layers' kernels can be `in_8_bits`.
   """
   sizes = {k: v.size for k, v in flatten(network.shapes()).items()}
   is_trained = {k: trained is not None and bool(re.search(trained, k)) for k in sizes}
@@ -55,7 +61,8 @@ def count(network, batch: dict, trained: str | None = None) -> Flops:
     # The gradients of a product's input and of its weights each cost as much as the product.
     model = forward * (1 + (trained is not None and below) + is_trained[path])
     again = trained is not None and below and _is_again(path, network)
-    total += Flops(model, forward if again else 0.0)
+    small = in_8_bits and eight_bits.KERNELS.fullmatch(path.removeprefix('params/'))
+    total += Flops(model, forward if again else 0.0, 0.0, forward if small else 0.0)
   return total + _attention(network, batch, trained is not None and below)
 
 

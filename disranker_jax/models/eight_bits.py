@@ -1,0 +1,136 @@
+"""Kernels and activations in 8 bits: products of scoring that take half the time and memory.
+
+A kernel is rounded once and has a scale for each output channel. An activation is rounded before
+each product and has a scale for each token, so that a score depends on no other text of its batch.
+Products are summed in int32 or fp32, and the scales are multiplied in fp32. Norms, softmax,
+embeddings, heads and LoRA adapters keep their precision.
+
+Scales are in a collection of their own, 'scales', beside 'params': `blocks/q/kernel` [L, in, out]
+has `blocks/q/scale` [L, 1, out]. A kernel's dtype tells `Linear` how to multiply.
+"""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from disranker_jax.errors import UserError
+from disranker_jax.models import tree
+
+KERNELS = re.compile(r'blocks/.*kernel')
+LEAST = 1e-30  # of a channel or token: one of zeros needs a scale that can divide
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """Numbers of 8 bits: their dtype, the largest one, and the dtype in which products are summed."""
+
+  name: str
+  dtype: jnp.dtype
+  largest: float
+  sums: jnp.dtype
+
+
+FORMATS = {
+  f.name: f
+  for f in (
+    Format('int8', jnp.dtype(jnp.int8), 127.0, jnp.dtype(jnp.int32)),
+    Format('fp8', jnp.dtype(jnp.float8_e4m3fn), 448.0, jnp.dtype(jnp.float32)),
+  )
+}
+NAMES = ('', *FORMATS)  # of the setting; '' leaves a model as it is
+
+
+def is_small(x: jax.Array) -> bool:
+  """Whether an array holds 8-bit numbers."""
+  return any(x.dtype == f.dtype for f in FORMATS.values())
+
+
+def rounded(x: jax.Array, form: Format, axis: int) -> tuple[jax.Array, jax.Array]:
+  """(8-bit numbers, scale in fp32) of an array: x is about numbers * scale.
+
+  There is one scale for all values along `axis`, which keeps length 1. A value that is not finite
+  makes its scale nan or infinite, so that results show it.
+  """
+  wide = x.astype(jnp.float32)
+  largest = jnp.max(jnp.abs(wide), axis=axis, keepdims=True)
+  largest = jnp.maximum(largest, LEAST)
+  steps = wide * (form.largest / largest)
+  if form.dtype == jnp.int8:
+    steps = jnp.round(steps)
+  return steps.astype(form.dtype), largest / form.largest
+
+
+def product(x: jax.Array, kernel: jax.Array, scale: jax.Array, out_dtype) -> jax.Array:
+  """x W, summed over the last axis of x: [..., in] by an 8-bit kernel [in, out] gives [..., out].
+
+  `scale` [1, out] is the kernel's.
+  """
+  form = next(f for f in FORMATS.values() if f.dtype == kernel.dtype)
+  small, of_token = rounded(x, form, -1)
+  # The precision matters for fp8 on a GPU, which otherwise keeps fewer bits of its sums.
+  sums = jax.lax.dot_general(
+    small, kernel, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=form.sums,
+    precision=None if form.dtype == jnp.int8 else jax.lax.Precision.HIGHEST,
+  )  # fmt: skip
+  of_channel = scale.reshape((1,) * (x.ndim - 1) + (-1,))
+  return (sums.astype(jnp.float32) * of_token * of_channel).astype(out_dtype)
+
+
+def quantised(variables: dict, name: str) -> dict:
+  """The variables with the kernels of the layers in 8 bits; `name` is a key of FORMATS, or ''.
+
+  Of arrays or of shapes. Each array that is replaced is deleted, so that a device never holds the
+  whole model twice.
+  """
+  if not name:
+    return variables
+  flat, scales = tree.flatten(variables['params']), {}
+  for path, kernel in flat.items():
+    if KERNELS.fullmatch(path):
+      small, scale = _of_kernel(kernel, FORMATS[name])
+      flat[path], scales[f'{path.removesuffix("kernel")}scale'] = small, scale
+  return variables | {'params': tree.unflatten(flat), 'scales': tree.unflatten(scales)}
+
+
+def _of_kernel(kernel, form: Format):
+  """(8-bit numbers, scale) of stacked kernels [L, in, out], sharded as they are."""
+  rounding = functools.partial(rounded, form=form, axis=-2)
+  if isinstance(kernel, jax.ShapeDtypeStruct):
+    return jax.eval_shape(rounding, kernel)
+  where = kernel.sharding if isinstance(kernel, jax.Array) else None
+  if isinstance(where, NamedSharding):
+    where = where, NamedSharding(where.mesh, PartitionSpec())
+  else:
+    where = None
+  made = jax.block_until_ready(jax.jit(rounding, out_shardings=where)(kernel))
+  if isinstance(kernel, jax.Array):
+    kernel.delete()
+  return made
+
+
+def check_device(key: str, name: str, device: jax.Device) -> None:
+  """Raises: UserError for a value `name` of the setting `key` that a device does not multiply.
+
+  A CPU multiplies all formats, for tests and trials; fp8 slowly.
+  """
+  if name != 'fp8' or device.platform == 'cpu':
+    return
+  kind = device.device_kind
+  if device.platform == 'gpu':
+    # A number such as 8.9 on NVIDIA's GPUs. AMD's have another name, and another kind of fp8.
+    capability = re.fullmatch(r'(\d+)\.(\d+)', str(getattr(device, 'compute_capability', '')))
+    if capability and tuple(map(int, capability.groups())) >= (8, 9):
+      return
+    needs = 'an NVIDIA GPU of compute capability 8.9 or higher (Ada, Hopper, Blackwell)'
+  else:
+    number = re.search(r'\d+', kind)
+    if number and int(number[0]) >= 7:
+      return
+    needs = 'a TPU v7 or newer'
+  raise UserError(
+    f"{key}='fp8': {kind} does not multiply fp8, which needs {needs}; set it to 'int8'"
+  )
