@@ -7,6 +7,8 @@ import helpers
 import pytest
 
 from disranker_jax.pipeline import runner
+from disranker_jax.pipeline.stage import Run
+from disranker_jax.report import facts, findings
 
 STAGES = ['prepare', 'cpt', 'sft', 'score']
 # A random model of two narrow layers is no teacher; its order changes more than a real one's.
@@ -30,7 +32,7 @@ def scored(tmp_path_factory):
   return workdir
 
 
-def test_manifest_notes_and_report_say_how_it_scored(scored, tmp_path):
+def test_manifest_notes_and_report_say_how_it_scored(scored):
   manifest = helpers.load(scored / 'score' / 'manifest.json')
   assert manifest['inputs']['score.quantize'] == 'int8'
   found = manifest['results']['quantised']
@@ -38,10 +40,8 @@ def test_manifest_notes_and_report_say_how_it_scored(scored, tmp_path):
   assert 0.5 < found['tau'] <= 1 and found['pairs'] > 100
   notes = [json.loads(text) for name, text in shards(scored).items() if name.endswith('.json')]
   assert notes and all(note['made']['quantize'] == 'int8' for note in notes)
-  copy = shutil.copytree(scored, tmp_path / 'run')
-  runner.run(helpers.config(**options(stages=(*STAGES, 'report'))), copy, stages=['report'])
-  summary = helpers.load(copy / 'report' / 'summary.json')
-  [sentence] = [s for s in summary['sentences'] if 'int8' in s]
+  gathered = facts.gather(Run(helpers.config(**options()), scored, None))
+  [sentence] = [s for s in findings.sentences(gathered) if 'int8' in s]
   assert sentence.startswith(f"the teacher scored in int8: Kendall's tau {found['tau']:.4f}")
 
 
