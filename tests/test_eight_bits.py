@@ -38,6 +38,12 @@ def steps_of(x, axis, name):
   return (x / scale).astype(ml_dtypes.float8_e4m3fn).astype(np.float64), scale
 
 
+def kernel_of(w, name):
+  """(numbers, scale) of one kernel [in, out], for `product`."""
+  small, scale = eight_bits.kernels(jnp.asarray(w)[None], FORMATS[name])
+  return small[0], scale[0]
+
+
 # The arithmetic
 
 
@@ -53,23 +59,51 @@ def test_numbers_are_the_nearest_steps_of_the_largest_value(name, axis):
   assert np.abs(wanted).max(axis).min() == FORMATS[name].largest
 
 
+@pytest.mark.parametrize('size, block', [(256, 128), (48, 16), (7, 1), (6, 2)])
+def test_mixing_is_an_orthogonal_matrix_in_blocks_and_spreads_outliers(size, block):
+  x, w = random(5, size), random(size, 3, seed=1)
+  exact = jax.lax.Precision.HIGHEST
+  left, right = eight_bits.mixed(jnp.asarray(x), -1, exact), eight_bits.mixed(w, -2, exact)
+  np.testing.assert_allclose(left @ right, block * (x @ w), rtol=1e-3, atol=1e-3 * block)
+  one = np.zeros((1, size), np.float32)
+  one[0, -1] = 3.0  # in the last block only, all of it alike
+  found = np.asarray(eight_bits.mixed(jnp.asarray(one), -1))[0]
+  np.testing.assert_array_equal(np.abs(found), [0.0] * (size - block) + [3.0] * block)
+
+
 @formats
 @pytest.mark.parametrize('rows', [(6,), (2, 5)])
 def test_a_product_is_that_of_the_steps_summed_exactly(name, rows):
-  x, w = random(*rows, 300), random(300, 8, seed=1) * np.float32(0.02)
-  kernel, scale = eight_bits.rounded(jnp.asarray(w), FORMATS[name], -2)
+  x, w = random(*rows, 320), random(320, 8, seed=1) * np.float32(0.02)
+  kernel, scale = kernel_of(w, name)
   found = jax.jit(eight_bits.product, static_argnums=3)(x, kernel, scale, 'float32')
-  (xs, of_token), (ws, of_channel) = steps_of(x, -1, name), steps_of(w, -2, name)
-  sums = xs @ ws
-  np.testing.assert_allclose(found, sums * of_token * of_channel, rtol=2e-5, atol=1e-6)
+  if name == 'int8':
+    mixed = eight_bits.mixed(jnp.asarray(x), -1)
+    other = eight_bits.mixed(jnp.asarray(w), 0, jax.lax.Precision.HIGHEST) / 64
+    (xs, of_token), (ws, of_channel) = steps_of(mixed, -1, name), steps_of(other, -2, name)
+  else:
+    (xs, of_token), (ws, of_channel) = steps_of(x, -1, name), steps_of(w, -2, name)
+  wanted = (xs @ ws) * of_token * of_channel
+  np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
   assert np.abs(found - x @ w).max() < 0.05 * np.abs(x @ w).max()
 
 
+def test_an_outlier_costs_the_other_values_little():
+  x, w = random(64, 256), random(256, 16, seed=1)
+  x[:, 7] *= 200
+  exact = x @ w
+  found = eight_bits.product(jnp.asarray(x), *kernel_of(w, 'int8'), 'float32')
+  plain = eight_bits.rounded(jnp.asarray(x), FORMATS['int8'], -1)
+  alone = (np.asarray(plain[0], np.float32) * plain[1]) @ w  # the kernel in full precision
+  assert np.abs(found - exact).mean() < 0.5 * np.abs(alone - exact).mean()
+
+
 def test_integer_sums_do_not_overflow_or_round():
-  x, w = jnp.ones((1, 40_000)), jnp.ones((40_000, 1))
-  kernel, scale = eight_bits.rounded(w, FORMATS['int8'], -2)
-  found = eight_bits.product(x.at[0, 0].set(0.0), kernel, scale, 'float32')
-  assert found.item() == pytest.approx(39_999, rel=1e-7)  # a sum in bfloat16 would be 256
+  x = jnp.ones((1, 40_000))
+  ones, unit = jnp.ones((40_000, 1), jnp.int8), jnp.ones((1, 1))
+  found = eight_bits.product(x, 127 * ones, unit / 127, 'float32')
+  # The mixed ones are 64 in every 64th place: 625 of them, which are 127 steps each.
+  assert found.item() == pytest.approx(64 * 625, rel=1e-6)
 
 
 @formats
@@ -79,8 +113,7 @@ def test_a_channel_and_a_token_of_zeros_give_zeros_and_change_no_others(name):
   empty_x[2], empty_w[:, 3] = 0, 0
 
   def product(x, w):
-    return np.asarray(eight_bits.product(jnp.asarray(x), *eight_bits.rounded(
-      jnp.asarray(w), FORMATS[name], -2), 'float32'))  # fmt: skip
+    return np.asarray(eight_bits.product(jnp.asarray(x), *kernel_of(w, name), 'float32'))
 
   whole, found = product(x, w), product(empty_x, empty_w)
   assert not found[2].any() and not found[:, 3].any()
@@ -91,11 +124,11 @@ def test_a_channel_and_a_token_of_zeros_give_zeros_and_change_no_others(name):
 @formats
 def test_each_channel_and_each_token_has_a_scale_of_its_own(name):
   x, w = random(4, 64), random(64, 6, seed=1)
-  kernel, scale = eight_bits.rounded(jnp.asarray(w), FORMATS[name], -2)
+  kernel, scale = kernel_of(w, name)
   large_w, large_x = w.copy(), x.copy()
   large_w[:, 0] *= 1000
   large_x[0] *= 1000
-  large, large_scale = eight_bits.rounded(jnp.asarray(large_w), FORMATS[name], -2)
+  large, large_scale = kernel_of(large_w, name)
   np.testing.assert_array_equal(large[:, 1:], kernel[:, 1:])
   plain = eight_bits.product(jnp.asarray(x), kernel, scale, 'float32')
   found = eight_bits.product(jnp.asarray(large_x), large, large_scale, 'float32')
@@ -107,11 +140,11 @@ def test_each_channel_and_each_token_has_a_scale_of_its_own(name):
 def test_what_is_not_finite_is_not_hidden(name, broken):
   x, w = random(4, 16), random(16, 6, seed=1)
   x[1, 5] = broken
-  kernel, scale = eight_bits.rounded(jnp.asarray(w), FORMATS[name], -2)
+  kernel, scale = kernel_of(w, name)
   found = np.asarray(eight_bits.product(jnp.asarray(x), kernel, scale, 'float32'))
   assert not np.isfinite(found[1]).any() and np.isfinite(found[[0, 2, 3]]).all()
   w[3, 2] = broken
-  kernel, scale = eight_bits.rounded(jnp.asarray(w), FORMATS[name], -2)
+  kernel, scale = kernel_of(w, name)
   found = np.asarray(eight_bits.product(jnp.asarray(random(4, 16)), kernel, scale, 'float32'))
   assert not np.isfinite(found[:, 2]).any() and np.isfinite(np.delete(found, 2, 1)).all()
 
@@ -187,6 +220,8 @@ def test_only_the_kernels_of_the_layers_are_rounded_and_the_old_ones_are_deleted
       scale = flat[path.replace('params', 'scales').replace('kernel', 'scale')]
       assert scale.shape == (3, 1, old.shape[-1])
       near = np.asarray(flat[path], np.float32) * scale
+      if name == 'int8':
+        near = eight_bits.mixed(near, -2, jax.lax.Precision.HIGHEST)  # twice is the identity
       np.testing.assert_allclose(near, old, atol=np.abs(old).max() / 20)
     else:
       np.testing.assert_array_equal(flat[path], old)

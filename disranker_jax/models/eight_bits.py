@@ -5,16 +5,22 @@ each product and has a scale for each token, so that a score depends on no other
 Products are summed in int32 or fp32, and the scales are multiplied in fp32. Norms, softmax,
 embeddings, heads and LoRA adapters keep their precision.
 
+Before they are rounded to int8, the values of a kernel and of an activation are mixed in blocks of
+their common axis, by a Hadamard matrix. The product stays the same, and large values are spread
+over their block instead of taking the steps of all others (QuaRot, Ashkboos et al., 2024).
+
 Scales are in a collection of their own, 'scales', beside 'params': `blocks/q/kernel` [L, in, out]
 has `blocks/q/scale` [L, 1, out]. A kernel's dtype tells `Linear` how to multiply.
 """
 
 import dataclasses
 import functools
+import math
 import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from disranker_jax.errors import UserError
@@ -22,23 +28,30 @@ from disranker_jax.models import tree
 
 KERNELS = re.compile(r'blocks/.*kernel')
 LEAST = 1e-30  # of a channel or token: one of zeros needs a scale that can divide
+BLOCK = 128  # values that are mixed, at most; larger blocks gain little and take longer
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-  """Numbers of 8 bits: their dtype, the largest one, and the dtype in which products are summed."""
+  """Numbers of 8 bits.
+
+  largest  the largest number
+  sums     the dtype in which products are summed
+  mixes    whether values are mixed before they are rounded
+  """
 
   name: str
   dtype: jnp.dtype
   largest: float
   sums: jnp.dtype
+  mixes: bool
 
 
 FORMATS = {
   f.name: f
   for f in (
-    Format('int8', jnp.dtype(jnp.int8), 127.0, jnp.dtype(jnp.int32)),
-    Format('fp8', jnp.dtype(jnp.float8_e4m3fn), 448.0, jnp.dtype(jnp.float32)),
+    Format('int8', jnp.dtype(jnp.int8), 127.0, jnp.dtype(jnp.int32), True),
+    Format('fp8', jnp.dtype(jnp.float8_e4m3fn), 448.0, jnp.dtype(jnp.float32), False),
   )
 }
 NAMES = ('', *FORMATS)  # of the setting; '' leaves a model as it is
@@ -64,13 +77,40 @@ def rounded(x: jax.Array, form: Format, axis: int) -> tuple[jax.Array, jax.Array
   return steps.astype(form.dtype), largest / form.largest
 
 
+def hadamard(size: int) -> np.ndarray:
+  """A symmetric matrix of 1 and -1 whose square is `size` times the identity; a power of two."""
+  if size == 1:
+    return np.ones((1, 1), np.float32)
+  half = hadamard(size // 2)
+  return np.block([[half, half], [half, -half]])
+
+
+def mixed(x: jax.Array, axis: int, precision: jax.lax.Precision | None = None) -> jax.Array:
+  """x in fp32, each block of values along `axis` multiplied by `hadamard`.
+
+  A block has up to BLOCK values, a power of two that divides the axis. Without a precision x is
+  read in bf16, whose error is far below that of 8 bits.
+  """
+  size = math.gcd(x.shape[axis], BLOCK)
+  if size == 1:
+    return x.astype(jnp.float32)
+  dtype = jnp.float32 if precision else jnp.bfloat16
+  last = jnp.moveaxis(x.astype(dtype), axis, -1)
+  blocks = last.reshape(*last.shape[:-1], -1, size)
+  out = jax.lax.dot_general(
+    blocks, jnp.asarray(hadamard(size), dtype), (((blocks.ndim - 1,), (0,)), ((), ())),
+    precision=precision, preferred_element_type=jnp.float32,
+  )  # fmt: skip
+  return jnp.moveaxis(out.reshape(last.shape), -1, axis)
+
+
 def product(x: jax.Array, kernel: jax.Array, scale: jax.Array, out_dtype) -> jax.Array:
   """x W, summed over the last axis of x: [..., in] by an 8-bit kernel [in, out] gives [..., out].
 
   `scale` [1, out] is the kernel's.
   """
   form = next(f for f in FORMATS.values() if f.dtype == kernel.dtype)
-  small, of_token = rounded(x, form, -1)
+  small, of_token = rounded(mixed(x, -1) if form.mixes else x, form, -1)
   # The precision matters for fp8 on a GPU, which otherwise keeps fewer bits of its sums.
   sums = jax.lax.dot_general(
     small, kernel, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=form.sums,
@@ -96,9 +136,21 @@ def quantised(variables: dict, name: str) -> dict:
   return variables | {'params': tree.unflatten(flat), 'scales': tree.unflatten(scales)}
 
 
+def kernels(stacked: jax.Array, form: Format) -> tuple[jax.Array, jax.Array]:
+  """(8-bit numbers, scale in fp32) of stacked kernels [L, in, out], for `product`."""
+
+  def one(kernel):  # at a time, since mixing needs memory for a copy in fp32
+    if form.mixes:
+      size = math.gcd(kernel.shape[0], BLOCK)
+      kernel = mixed(kernel, 0, jax.lax.Precision.HIGHEST) / size
+    return rounded(kernel, form, 0)
+
+  return jax.lax.map(one, stacked)
+
+
 def _of_kernel(kernel, form: Format):
   """(8-bit numbers, scale) of stacked kernels [L, in, out], sharded as they are."""
-  rounding = functools.partial(rounded, form=form, axis=-2)
+  rounding = functools.partial(kernels, form=form)
   if isinstance(kernel, jax.ShapeDtypeStruct):
     return jax.eval_shape(rounding, kernel)
   where = kernel.sharding if isinstance(kernel, jax.Array) else None
