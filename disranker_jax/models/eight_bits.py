@@ -85,6 +85,11 @@ def hadamard(size: int) -> np.ndarray:
   return np.block([[half, half], [half, -half]])
 
 
+def block(length: int, form: Format) -> int:
+  """How many values of an axis are mixed; 1 for none."""
+  return math.gcd(length, BLOCK) if form.mixes else 1
+
+
 def mixed(x: jax.Array, axis: int, precision: jax.lax.Precision | None = None) -> jax.Array:
   """x in fp32, each block of values along `axis` multiplied by `hadamard`.
 
@@ -141,7 +146,7 @@ def kernels(stacked: jax.Array, form: Format) -> tuple[jax.Array, jax.Array]:
 
   def one(kernel):  # at a time, since mixing needs memory for a copy in fp32
     if form.mixes:
-      size = math.gcd(kernel.shape[0], BLOCK)
+      size = block(kernel.shape[0], form)
       kernel = mixed(kernel, 0, jax.lax.Precision.HIGHEST) / size
     return rounded(kernel, form, 0)
 

@@ -27,10 +27,11 @@ class Flops:
   recomputed: float = 0.0  # in the backward pass, to save memory
   masked: float = 0.0  # attention scores that the causal mask discards
   in_8_bits: float = 0.0  # of `model`
+  mixed: float = 0.0  # for them, see eight_bits.mixed
 
   @property
   def hardware(self) -> float:
-    return self.model + self.recomputed + self.masked
+    return self.model + self.recomputed + self.masked + self.mixed
 
   def seconds(self, peak: float, peak_8_bits: float) -> float:
     """The time that it takes at so many FLOP/s."""
@@ -44,13 +45,14 @@ class Flops:
     return Flops(*(a + b for a, b in pairs))
 
 
-def count(network, batch: dict, trained: str | None = None, in_8_bits: bool = False) -> Flops:
+def count(network, batch: dict, trained: str | None = None, quantize: str = '') -> Flops:
   """FLOPs of a step on one batch of these shapes.
 
-  `trained` is a regular expression over the trained parameters' paths; None is scoring, whose
-  products with the layers' kernels can be `in_8_bits`.
+  `trained` is a regular expression over the trained parameters' paths; None is scoring, in which
+  the layers' kernels can be of an 8-bit format, `quantize`.
   """
-  sizes = {k: v.size for k, v in flatten(network.shapes()).items()}
+  shapes = flatten(network.shapes())
+  sizes = {k: v.size for k, v in shapes.items()}
   is_trained = {k: trained is not None and bool(re.search(trained, k)) for k in sizes}
   # Gradients flow down to the lowest trained part; layers of a scan are not distinguished.
   below = any(t for k, t in is_trained.items() if not _is_head(k))
@@ -61,8 +63,11 @@ def count(network, batch: dict, trained: str | None = None, in_8_bits: bool = Fa
     # The gradients of a product's input and of its weights each cost as much as the product.
     model = forward * (1 + (trained is not None and below) + is_trained[path])
     again = trained is not None and below and _is_again(path, network)
-    small = in_8_bits and eight_bits.KERNELS.fullmatch(path.removeprefix('params/'))
-    total += Flops(model, forward if again else 0.0, 0.0, forward if small else 0.0)
+    total += Flops(model, forward if again else 0.0)
+    if quantize and eight_bits.KERNELS.fullmatch(path.removeprefix('params/')):
+      block = eight_bits.block(shapes[path].shape[-2], eight_bits.FORMATS[quantize])
+      extra = forward * block / shapes[path].shape[-1] if block > 1 else 0.0
+      total += Flops(0.0, in_8_bits=forward, mixed=extra)
   return total + _attention(network, batch, trained is not None and below)
 
 

@@ -45,7 +45,7 @@ class Step:
     if network.attention == 'auto':
       kernel = 'splash' if jax.default_backend() == 'tpu' else 'xla'
       network = dataclasses.replace(network, attention=kernel)
-    count = flops.count(network, self.batch, self.trained, in_8_bits=bool(self.quantize))
+    count = flops.count(network, self.batch, self.trained, quantize=self.quantize)
     return count * self.accumulate
 
 

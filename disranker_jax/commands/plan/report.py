@@ -112,7 +112,7 @@ def saving(step: stages.Step, peak: float, peak_8_bits: float) -> dict:
       'parameters': parameters,
       'parameters_before': parameters + step.held[GATE],
       'compute_s': step.flops.seconds(peak, peak_8_bits),
-      'compute_s_before': step.flops.seconds(peak, peak),
+      'compute_s_before': dataclasses.replace(step.flops, mixed=0.0).seconds(peak, peak),
     }
   }
 
@@ -213,9 +213,12 @@ def text(answer: dict) -> str:
     ('', ', '.join(f'{k} {size(n)}' for k, n in answer['memory'].items() if n)),
   ]  # fmt: skip
   f = answer['flops']
-  beyond = f['recomputed'] + f['masked']
+  beyond = f['recomputed'] + f['masked'] + f['mixed']
   lines.append(
-    ('FLOPs per step', f'{f["model"]:.3g}, and {beyond:.3g} recomputed or masked, over all layers')
+    (
+      'FLOPs per step',
+      f'{f["model"]:.3g}, and {beyond:.3g} recomputed, masked or for 8 bits, over all layers',
+    )
   )
   if not answer['fits']:
     lines.append(('try', '; or '.join(answer['try'])))
