@@ -214,10 +214,11 @@ def text(answer: dict) -> str:
   ]  # fmt: skip
   f = answer['flops']
   beyond = f['recomputed'] + f['masked'] + f['mixed']
+  also = 'masked or mixed for 8 bits' if f['mixed'] else 'recomputed or masked'
   lines.append(
     (
       'FLOPs per step',
-      f'{f["model"]:.3g}, and {beyond:.3g} recomputed, masked or for 8 bits, over all layers',
+      f'{f["model"]:.3g}, and {beyond:.3g} {also}, over all layers',
     )
   )
   if not answer['fits']:
