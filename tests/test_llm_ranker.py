@@ -56,11 +56,11 @@ def plan_of(name, **options):
   return ranker.Plan(method, methods.contract_of(method), options, 8, 12)
 
 
-def opened(folder, mesh, name, rows=4, live=256, precision='float32', **options):
+def opened(folder, mesh, name, rows=4, live=256, precision='float32', quantize='', **options):
   plan = plan_of(name, **options)
   model, prompt = ranker.open_for(plan, folder, precision=precision)
   variables = model.pretrained(0, mesh)
-  return ranker.LLMRanker(plan, model.network, variables, prompt, mesh, rows, live)
+  return ranker.LLMRanker(plan, model.network, variables, prompt, mesh, rows, live, quantize)
 
 
 def results(found):
@@ -266,3 +266,16 @@ def test_the_labels_of_a_sequence_classifier_are_a_difference_of_rows(folder, me
   prompt = plan.prompt(odds.prompt.tokenizer)
   [(_, found)] = ranker.LLMRanker(plan, net, {'params': params}, prompt, mesh, 4)([GROUPS[3]])
   np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max() + 1e-5)
+
+
+@pytest.mark.parametrize('name', ['yes_no', 'listwise'])
+def test_with_kernels_of_8_bits_it_ranks_nearly_alike(folder, mesh, name):
+  """By logits, and by text from a cache."""
+  full, small = (
+    {g.query_id: s for g, s in opened(folder, mesh, name, quantize=q)(GROUPS)} for q in ('', 'int8')
+  )
+  if name == 'listwise':
+    assert all(sorted(small[q]) == sorted(full[q]) for q in full)
+    return
+  every, others = (np.concatenate(list(scores.values())) for scores in (full, small))
+  assert 1e-5 < np.abs(others - every).max() < 0.2 * np.ptp(every)
