@@ -136,7 +136,10 @@ class Score:
     variables = jax.block_until_ready(side.pretrained(config.seed, self._mesh))
     peaks = peak_after('loading')
     rows, run = config[stage].batch_rows, self._work.run(self._mesh)
-    self._scorer = roles.scorer(run, side, variables, self._work.scorer, rows=rows)
+    quantize = config.score.quantize if stage == 'score' else ''
+    self._scorer = roles.scorer(
+      run, side, variables, self._work.scorer, rows=rows, quantize=quantize
+    )
     self._groups = self._work.groups()
     places = self._steps * rows * side.settings.row_len
     self._queries = self._groups.queries(self._scorer.prompt, places)

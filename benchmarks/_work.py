@@ -32,7 +32,7 @@ from disranker_jax.models import load, tree
 from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.stage import Run
-from disranker_jax.stages import cpt, distill, prepare, score, sft
+from disranker_jax.stages import chosen, cpt, distill, prepare, score, sft
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
 
@@ -156,7 +156,7 @@ class Groups:
 
   def __getitem__(self, i: int) -> Group:
     group = self._source[i % len(self._source)]
-    return score.chosen(group, self._config) if self._config else group
+    return chosen.chosen(group, self._config) if self._config else group
 
   def queries(self, prompt, places: int) -> int:
     """The number of queries whose tokens nearly fill `places` positions."""

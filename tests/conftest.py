@@ -60,6 +60,7 @@ HEAVY = (
   'test_irds.py',
   'test_tiny.py',
   'test_encoder.py',
+  'test_eight_bits.py',
   'test_families.py',
   'test_tokenising.py',
   'test_prepare_command.py',

@@ -56,11 +56,11 @@ def plan_of(name, **options):
   return ranker.Plan(method, methods.contract_of(method), options, 8, 12)
 
 
-def opened(folder, mesh, name, rows=4, live=256, precision='float32', **options):
+def opened(folder, mesh, name, rows=4, live=256, precision='float32', quantize='', **options):
   plan = plan_of(name, **options)
   model, prompt = ranker.open_for(plan, folder, precision=precision)
   variables = model.pretrained(0, mesh)
-  return ranker.LLMRanker(plan, model.network, variables, prompt, mesh, rows, live)
+  return ranker.LLMRanker(plan, model.network, variables, prompt, mesh, rows, live, quantize)
 
 
 def results(found):
@@ -267,3 +267,12 @@ def test_the_labels_of_a_sequence_classifier_are_a_difference_of_rows(folder, me
   prompt = plan.prompt(odds.prompt.tokenizer)
   [(_, found)] = ranker.LLMRanker(plan, net, {'params': params}, prompt, mesh, 4)([GROUPS[3]])
   np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max() + 1e-5)
+
+
+def test_with_kernels_of_8_bits_the_scores_are_close_but_not_the_same(folder, mesh):
+  full, small = (
+    np.concatenate([scores for _, scores in opened(folder, mesh, 'yes_no', quantize=q)(GROUPS)])
+    for q in ('', 'int8')
+  )
+  # Matrices six times as large as usual make the differences larger too.
+  assert np.abs(small - full).max() > 1e-5 and np.corrcoef(small, full)[0, 1] > 0.8

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from disranker_jax.config import defaults
 from disranker_jax.data.records import UNJUDGED, Document, Group
-from disranker_jax.stages import score
+from disranker_jax.stages import chosen
 
 
 def ranks(labels, **settings) -> list[int]:
@@ -16,7 +16,7 @@ def ranks(labels, **settings) -> list[int]:
   docs = [Document(f'd{r}', 'title', 'text', label, r, 0.0) for r, label in enumerate(labels, 1)]
   c = defaults().score
   c.update(settings)
-  group = score.chosen(Group('q', 'query', tuple(reversed(docs))), c)
+  group = chosen.chosen(Group('q', 'query', tuple(reversed(docs))), c)
   return [doc.rank for doc in group.docs]
 
 
@@ -45,6 +45,6 @@ def test_all_are_scored_where_there_are_no_more(how, size):
 def test_spread_takes_so_many_from_the_first_to_the_last_and_none_twice(data):
   count = data.draw(st.integers(2, 2000))
   size = data.draw(st.integers(2, min(count, 300)))
-  places = score.spread(count, size)
+  places = chosen.spread(count, size)
   assert len(places) == size and places[0] == 0 and places[-1] == count - 1
   assert all(a < b for a, b in itertools.pairwise(places))

@@ -8,10 +8,18 @@ import jax.numpy as jnp
 PEAK_S = 0.25  # seconds of matrix products for the peak
 TYPICAL_S = 1.0  # and for the speed that other work on the machine leaves
 PEAK_SIZE = {'cpu': 2048}  # rows and columns of the product; 8192 on an accelerator
+# The dtypes of operands and of the result, by precision or 8-bit format.
+OPERANDS = {
+  'float32': (jnp.float32, jnp.float32),
+  'bfloat16': (jnp.bfloat16, jnp.bfloat16),
+  'bfloat16_dots': (jnp.bfloat16, jnp.float32),
+  'int8': (jnp.int8, jnp.int32),
+  'fp8': (jnp.float8_e4m3fn, jnp.float32),
+}
 
 
 def matmul_peak(precision: str, mesh) -> float:
-  """Best FLOP/s of a large square product in the models' precision, on all devices."""
+  """Best FLOP/s of a large square product in a key of OPERANDS, on all devices."""
   return max(flops / seconds for flops, seconds in _products(precision, mesh, PEAK_S))
 
 
@@ -25,11 +33,10 @@ def _products(precision: str, mesh, most_s: float) -> list[tuple[float, float]]:
   """(FLOPs on all devices, seconds) of products, until `most_s` seconds are over."""
   cpu = jax.default_backend() == 'cpu'
   size = PEAK_SIZE.get(jax.default_backend(), 8192)
-  dtype = jnp.float32 if precision == 'float32' else jnp.bfloat16
-  out = jnp.bfloat16 if precision == 'bfloat16' else jnp.float32
-  exact = jax.lax.Precision.HIGHEST if precision == 'float32' else None
+  dtype, out = OPERANDS[precision]
+  exact = None if precision.startswith(('bfloat16', 'int8')) else jax.lax.Precision.HIGHEST
   product = jax.jit(lambda x, y: jnp.matmul(x, y, precision=exact, preferred_element_type=out))
-  x, y = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in (0, 1))
+  x, y = (jax.random.normal(jax.random.key(i), (size, size)).astype(dtype) for i in (0, 1))
   jax.block_until_ready(product(x, y))
   times = 1 if cpu else 20
   # A CPU's virtual devices share its cores.

@@ -10,6 +10,7 @@ import re
 
 import numpy as np
 
+from disranker_jax.models import eight_bits
 from disranker_jax.models.kinds import Kind
 from disranker_jax.models.network import logprob_chunk
 from disranker_jax.models.tree import flatten
@@ -26,26 +27,33 @@ class Flops:
   model: float
   recomputed: float = 0.0  # in the backward pass, to save memory
   masked: float = 0.0  # attention scores that the causal mask discards
+  in_8_bits: float = 0.0  # of `model`
+  mixed: float = 0.0  # for them, see eight_bits.mixed
 
   @property
   def hardware(self) -> float:
-    return self.model + self.recomputed + self.masked
+    return self.model + self.recomputed + self.masked + self.mixed
+
+  def seconds(self, peak: float, peak_8_bits: float) -> float:
+    """The time that it takes at so many FLOP/s."""
+    return (self.hardware - self.in_8_bits) / peak + self.in_8_bits / peak_8_bits
 
   def __mul__(self, times: int) -> 'Flops':
-    return Flops(self.model * times, self.recomputed * times, self.masked * times)
+    return Flops(*(value * times for value in dataclasses.astuple(self)))
 
   def __add__(self, other: 'Flops') -> 'Flops':
-    return Flops(
-      self.model + other.model, self.recomputed + other.recomputed, self.masked + other.masked
-    )
+    pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+    return Flops(*(a + b for a, b in pairs))
 
 
-def count(network, batch: dict, trained: str | None = None) -> Flops:
+def count(network, batch: dict, trained: str | None = None, quantize: str = '') -> Flops:
   """FLOPs of a step on one batch of these shapes.
 
-  `trained` is a regular expression over the trained parameters' paths; None is scoring.
+  `trained` is a regular expression over the trained parameters' paths; None is scoring, in which
+  the layers' kernels can be of an 8-bit format, `quantize`.
   """
-  sizes = {k: v.size for k, v in flatten(network.shapes()).items()}
+  shapes = flatten(network.shapes())
+  sizes = {k: v.size for k, v in shapes.items()}
   is_trained = {k: trained is not None and bool(re.search(trained, k)) for k in sizes}
   # Gradients flow down to the lowest trained part; layers of a scan are not distinguished.
   below = any(t for k, t in is_trained.items() if not _is_head(k))
@@ -57,6 +65,10 @@ def count(network, batch: dict, trained: str | None = None) -> Flops:
     model = forward * (1 + (trained is not None and below) + is_trained[path])
     again = trained is not None and below and _is_again(path, network)
     total += Flops(model, forward if again else 0.0)
+    if quantize and eight_bits.KERNELS.fullmatch(path.removeprefix('params/')):
+      block = eight_bits.block(shapes[path].shape[-2], eight_bits.FORMATS[quantize])
+      extra = forward * block / shapes[path].shape[-1] if block > 1 else 0.0
+      total += Flops(0.0, in_8_bits=forward, mixed=extra)
   return total + _attention(network, batch, trained is not None and below)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from disranker_jax.errors import UserError
-from disranker_jax.models import kinds, layers, sampling, tree
+from disranker_jax.models import eight_bits, kinds, layers, sampling, tree
 from disranker_jax.models.network import Network
 
 # Lengths of prompts and of caches are rounded up to these, so that few shapes are compiled. The
@@ -169,12 +169,14 @@ def _continue(
 def operands(network, variables):
   """(each layer's variables, the variables that logits need), in the dtype that dots read.
 
-  They are cut and cast here, once: in the loop they would be for each token.
+  They are cut and cast here, once: in the loop they would be for each token. Kernels of 8 bits stay
+  as they are.
   """
   dtype = layers.operand_dtype(network.precision)
 
   def cast(path, x):
-    return x.astype(dtype) if path.endswith(('kernel', 'lora_a', 'lora_b', 'embedding')) else x
+    is_read = path.endswith(('kernel', 'lora_a', 'lora_b', 'embedding'))
+    return x.astype(dtype) if is_read and not eight_bits.is_small(x) else x
 
   blocks = {kind: tree.flatten(x['blocks']) for kind, x in variables.items() if 'blocks' in x}
   each = [

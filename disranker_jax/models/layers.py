@@ -25,6 +25,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from disranker_jax.errors import UserError
+from disranker_jax.models import eight_bits
 
 # The checkpoint name of dot products' results: `remat='dots'` keeps these.
 SAVED = 'dot'
@@ -106,7 +107,8 @@ class Linear(nn.Module):
 
   A (random) and B (zeros) are in the collection 'lora', so that the 'params' tree is the same with
   and without LoRA, and each can be differentiated, sharded and saved without the other.
-  kernel [in, features], bias [features], lora_a [in, rank], lora_b [rank, features].
+  kernel [in, features], bias [features], lora_a [in, rank], lora_b [rank, features]. A kernel of 8
+  bits has its scale [1, features] in the collection 'scales', see eight_bits.py.
   """
 
   features: int
@@ -122,7 +124,12 @@ class Linear(nn.Module):
     fan_in, rank = x.shape[-1], self.lora_rank
     rows = 'xyz'[: x.ndim - 1]
     dot = functools.partial(contract, precision=self.precision, out_dtype=self.out_dtype)
-    out = dot(f'{rows}i,io->{rows}o', x, self.param('kernel', init, (fan_in, self.features)))
+    kernel = self.param('kernel', init, (fan_in, self.features))
+    if eight_bits.is_small(kernel):
+      out_dtype = self.out_dtype or activation_dtype(self.precision)
+      out = eight_bits.product(x, kernel, self.get_variable('scales', 'scale'), out_dtype)
+    else:
+      out = dot(f'{rows}i,io->{rows}o', x, kernel)
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,))
       out += _last_axis(bias.astype(out.dtype), out)
@@ -231,7 +238,7 @@ def scanned(
     block = nn.remat(block, prevent_cse=not scan, policy=policy)
   return nn.scan(
     block,
-    variable_axes={'params': 0, 'lora': 0},
+    variable_axes={'params': 0, 'lora': 0, 'scales': 0},
     split_rngs={'params': True},
     in_axes=in_axes,
     length=length,

@@ -16,7 +16,7 @@ import numpy as np
 from disranker_jax.data import batches
 from disranker_jax.data.records import Click, Group
 from disranker_jax.devices import memory, sharding, speed
-from disranker_jax.models import attention_choice, flops
+from disranker_jax.models import attention_choice
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.opening import Opened
 from disranker_jax.pipeline.stage import Run, saved_steps
@@ -57,6 +57,7 @@ class Estimate:
   def _peaks(self) -> dict[str, float]:
     """FLOP/s by precision."""
     names = {one.model.network.precision for one in self._opened}
+    names |= {one.step.quantize for one in self._opened if one.step.quantize}
     return {name: speed.matmul_typical(name, self._run.mesh) for name in sorted(names)}
 
   @functools.cached_property
@@ -109,14 +110,15 @@ class Estimate:
   def _cost(self, one: Opened, needed: int) -> Cost:
     kind = 'training' if one.step.trained else 'scoring'
     count, work = steps_of(self._run, one)
-    network = one.step.network
+    network, precision = one.step.network, one.model.network.precision
     if network.attention == 'auto':
       where, size = attention_choice.device_of(self._run.mesh), network.config.head_dim
       kernel, _ = attention_choice.choose('auto', where, network.precision, size)
       network = dataclasses.replace(network, attention=kernel)
-    step = flops.count(network, one.step.batch, one.step.trained) * one.step.accumulate
-    peak = self._peaks[one.model.network.precision] * EFFICIENCY[kind]
-    return Cost(one.stage.name, START_S[kind] + count * step.hardware / peak, needed, work)
+    step = dataclasses.replace(one.step, network=network).flops
+    names = precision, one.step.quantize or precision
+    each = step.seconds(*(self._peaks[name] * EFFICIENCY[kind] for name in names))
+    return Cost(one.stage.name, START_S[kind] + count * each, needed, work)
 
 
 def whole(costs: Sequence[Cost]) -> Cost:

@@ -41,6 +41,8 @@ def outside(config, stage: Stage, workdir: Path) -> dict[str, str | None]:
     # With the text of the contract, which may be in a file.
     plan = prompting.plan(config, 'score', config.score.method)
     found['score.method'] = manifest.digest(plan.to_dict())
+  if stage.name == 'score' and config.score.quantize:
+    found['score.quantize'] = config.score.quantize
   if stage.name == 'distill' and config.distill.earlier_runs:
     found['distill.earlier_runs'] = earlier.scores_fingerprint(config)
   return found

@@ -81,7 +81,8 @@ def step_of(run: Run, stage: Stage, use: Use, model: TextModel) -> steps.Step:
   try:
     if stage.task and use.role == stage.role:
       return steps.training(config, stage, model.network, run.mesh)
-    return steps.scoring(config[use.role], model.network, model.scorer, use.rows, run.mesh)
+    settings, kind = config[use.role], model.scorer
+    return steps.scoring(settings, model.network, kind, use.rows, run.mesh, use.quantize)
   except UserError as e:
     section = stage.section if 'batch_rows' in config[stage.section] else 'evaluate'
     raise UserError(f'config.{section}.{e}') from e

@@ -37,6 +37,7 @@ class Use:
   times  how often it reads them
   is_done  whether its part of the stage is done already
   tokens  run -> (tokens that it computes, what it does), if it does not score records
+  quantize  the 8-bit format in which it multiplies, '' for none
   """
 
   label: str
@@ -48,6 +49,7 @@ class Use:
   times: int = 1
   is_done: Callable[[Run], bool] = lambda run: False
   tokens: Callable[[Run], tuple[float, str]] | None = None
+  quantize: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,11 +14,14 @@ from ml_collections import ConfigDict
 
 from disranker_jax.devices import sharding
 from disranker_jax.devices.memory import per_device
-from disranker_jax.models import load
+from disranker_jax.models import eight_bits, flops, load
 from disranker_jax.models.network import Network
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.rankers import pointwise
 from disranker_jax.training import train
+
+# The part of `Step.held` that is needed only until a model is in 8 bits.
+GATE = 'full precision'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,17 @@ class Step:
   trained: str | None  # see flops.count
   accumulate: int = 1
   saved: int = 0  # bytes of a checkpoint, over all devices
+  quantize: str = ''  # the 8-bit format of the layers' products, '' for none
+
+  @property
+  def flops(self) -> flops.Flops:
+    """FLOPs of the whole step on all devices."""
+    network = self.network
+    if network.attention == 'auto':
+      kernel = 'splash' if jax.default_backend() == 'tpu' else 'xla'
+      network = dataclasses.replace(network, attention=kernel)
+    count = flops.count(network, self.batch, self.trained, quantize=self.quantize)
+    return count * self.accumulate
 
 
 def training(config: ConfigDict, stage: Stage, network: Network, mesh) -> Step:
@@ -57,17 +71,25 @@ def training(config: ConfigDict, stage: Stage, network: Network, mesh) -> Step:
   )  # fmt: skip
 
 
-def scoring(settings: ConfigDict, network: Network, kind: str, rows: int, mesh) -> Step:
-  """The step of a ranker that scores by `kind` in batches of `rows` rows."""
-  network, variables = load.merged(network, _variables(network, settings.param_dtype))
+def scoring(
+  settings: ConfigDict, network: Network, kind: str, rows: int, mesh, quantize: str = ''
+) -> Step:
+  """The step of a ranker that scores by `kind` in batches of `rows` rows.
+
+  In 8 bits, `held` has what the parameters take more while they are in full precision.
+  """
+  network, full = load.merged(network, _variables(network, settings.param_dtype))
+  variables = eight_bits.quantised(full, quantize)
   scorer = pointwise.PointwiseRanker(network, None, None, mesh, rows, settings.row_len, kind)
   batch = scorer.shape.zeros(scorer.blocks)
   where = sharding.batch_shardings(batch, mesh, scorer.blocks)
   shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where[k]) for k, v in batch.items()}
   spread = NamedSharding(mesh, PartitionSpec(sharding.AXES))
   flags = {k: jax.ShapeDtypeStruct((mesh.size,), bool, sharding=spread) for k in ('more', 'stop')}
-  variables = sharding.abstract(variables, mesh)
+  variables, full = sharding.abstract(variables, mesh), sharding.abstract(full, mesh)
   held = {'parameters': per_device(variables), 'batch': per_device(shapes)}
+  if quantize:
+    held[GATE] = per_device(full) - held['parameters']
 
   def lower():
     return scorer.lower(variables, shapes, flags)
@@ -76,7 +98,7 @@ def scoring(settings: ConfigDict, network: Network, kind: str, rows: int, mesh) 
     with jax.set_mesh(mesh):
       return jax.jit(pointwise.score_fn(network, kind)).trace(variables, shapes)
 
-  return Step(network, trace, lower, held, batch, None)
+  return Step(network, trace, lower, held, batch, None, quantize=quantize)
 
 
 def _variables(network: Network, dtype: str) -> dict:

@@ -154,7 +154,8 @@ class Shards:
   def _is_whole(self, shard: Shard) -> bool:
     note = shard.note()
     if self.made is not None and note['made'] != self.made:
-      differs = [k for k in self.made if note['made'].get(k) != self.made[k]]
+      made, now = note['made'], self.made
+      differs = [k for k in sorted(made.keys() | now.keys()) if made.get(k) != now.get(k)]
       raise UserError(
         f'{shard.file}: was made with another {", ".join(differs) or "model"}; {self.format.again}'
       )

@@ -45,6 +45,7 @@ class Facts:
   served: dict[str, list[dict]]  # {model: what requests to its exported folder get}
   validation: dict[str, dict]  # {stage: its held-out values}
   best: dict[str, str]  # which student is exported as the best one, and why
+  quantised: dict  # the 8-bit format in which the teacher scored, and what the gate found
   seeds: dict[str, dict[int, float]]  # {row: {the student's seed: value of the main metric}}
 
   def labels(self) -> dict[tuple[str, str], int]:
@@ -123,6 +124,7 @@ def gather(run) -> Facts:
       if (found := stage_results(run, stage.name).get('validation'))
     },
     best=stage_results(run, 'export').get('best', {}),
+    quantised=stage_results(run, 'score').get('quantised', {}),
     seeds=read_seeds(run, results),
     device=(manifest.read(evaluated) or {}).get('device', 'an unknown device'),
   )

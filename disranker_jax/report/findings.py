@@ -13,6 +13,7 @@ from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.report import tables
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.intervals import MAIN, baselines
+from disranker_jax.stages import quantise_gate
 from disranker_jax.stages.best_student import comparable
 from disranker_jax.stages.result_rows import FIRST_STAGE, FUSED, ROWS, STUDENT
 from disranker_jax.training.validation import LOSS, of_steps
@@ -48,9 +49,8 @@ def sentences(facts: Facts) -> list[str]:
 
 def others(facts: Facts) -> list[str]:
   """The sentences that are not comparisons."""
-  return [
-    *power(facts), *held_out(facts), *fused(facts), *best(facts), *seeds(facts), *served(facts),
-  ]  # fmt: skip
+  said = [*power(facts), *held_out(facts), *fused(facts), *best(facts), *seeds(facts)]
+  return [*said, *served(facts), *quantised(facts)]
 
 
 def comparisons(facts: Facts) -> list[Comparison]:
@@ -117,6 +117,15 @@ def best(facts: Facts) -> list[str]:
   return [
     f'exported to export/{STUDENT} is the {facts.title(facts.best["row"])}: {facts.best["why"]}'
   ]
+
+
+def quantised(facts: Facts) -> list[str]:
+  """That the teacher scored in 8 bits, and what the gate found."""
+  found = facts.quantised
+  if not found:
+    return []
+  gate = quantise_gate.as_text(found) if 'tau' in found else 'not compared with full precision'
+  return [f'the teacher scored in {found["format"]}: {gate}']
 
 
 def seeds(facts: Facts) -> list[str]:

@@ -115,7 +115,9 @@ def use(config: ConfigDict, section: str, name: str, label: str) -> Use:
   return Use(label, 'teacher', open_it, rows, times=max(1, round(times)))
 
 
-def ranker(run: Run, todo: Plan, section: str, trained: Sequence[str]) -> LLMRanker:
+def ranker(
+  run: Run, todo: Plan, section: str, trained: Sequence[str], quantize: str = ''
+) -> LLMRanker:
   """The ranker, in batches of as many tokens as the section's `batch_rows` rows have."""
   model = open_model(run.config, todo)
   variables = roles.trained(run, 'teacher', model, tuple(trained))
@@ -123,7 +125,7 @@ def ranker(run: Run, todo: Plan, section: str, trained: Sequence[str]) -> LLMRan
   tokens = run.config[section].batch_rows * run.config.teacher.row_len
   parts = sharding.parts(run.mesh)
   rows = max(1, tokens // todo.row_len(prompt) // parts) * parts
-  return LLMRanker(todo, model.network, variables, prompt, run.mesh, rows)
+  return LLMRanker(todo, model.network, variables, prompt, run.mesh, rows, quantize=quantize)
 
 
 def rows(config: ConfigDict) -> list[Row]:
@@ -144,7 +146,7 @@ def rank(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   todo = plan(run.config, 'evaluate', row.name)
   todo = todo.fitted(max((len(group.docs) for group in groups), default=0))
   made = ranker(run, todo, 'evaluate', ())
-  ranking = result_rows.score_all(row.name, made, groups)
+  ranking = result_rows.score_all(f'evaluate {row.name}', made, groups)
   found = costs.summary(made.counts)
   facts = result_rows.facts(made) | {
     'ms_per_query': made.ms_per_query,

@@ -207,15 +207,15 @@ def load(run: Run, name: str) -> tuple[TextModel, dict, str]:
 def model_scores(run: Run, row: Row, groups) -> Ranking:
   """A model of the run: the pretrained teacher, or a trained teacher or student."""
   ranker = roles.scorer(run, *load(run, row.name), rows=run.config.evaluate.batch_rows)
-  return score_all(row.name, ranker, groups), facts(ranker)
+  return score_all(f'evaluate {row.name}', ranker, groups), facts(ranker)
 
 
-def score_all(name: str, scorer, groups) -> metrics.Run:
+def score_all(label: str, scorer, groups) -> metrics.Run:
   """Every group's scores, in every process; each scores its share of the groups."""
   scores_by_group = [np.zeros(len(g.docs), np.float32) for g in groups]
   own = range(jax.process_index(), len(groups), jax.process_count())
   pairs = sum(len(groups[i].docs) for i in own)
-  with Progress(f'evaluate {name}', len(own), 'pairs', 0, pairs, scorer.work) as progress:
+  with Progress(label, len(own), 'pairs', 0, pairs, scorer.work) as progress:
     scored = scorer(groups[i] for i in own)
     for done, (i, (_, scores)) in enumerate(zip(own, scored, strict=True), 1):
       scores_by_group[i] = scores

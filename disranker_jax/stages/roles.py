@@ -4,8 +4,8 @@ from ml_collections import ConfigDict
 
 from disranker_jax.data import batches
 from disranker_jax.errors import UserError
+from disranker_jax.models import eight_bits, tree
 from disranker_jax.models import load as models
-from disranker_jax.models import tree
 from disranker_jax.models.load import TextModel
 from disranker_jax.rankers.pointwise import PointwiseRanker
 from disranker_jax.stages import earlier
@@ -79,10 +79,21 @@ def job(
 
 
 def scorer(
-  run, model: TextModel, variables: dict, kind: str, *, rows: int, workers: int = 0
+  run,
+  model: TextModel,
+  variables: dict,
+  kind: str,
+  *,
+  rows: int,
+  workers: int = 0,
+  quantize: str = '',
 ) -> PointwiseRanker:
-  """A ranker that scores by `kind` in batches of `rows` packed rows: `scorer(run, *load(...))`."""
+  """A ranker that scores by `kind` in batches of `rows` packed rows: `scorer(run, *load(...))`.
+
+  With `quantize` its kernels are of 8 bits, and those of `variables` are deleted.
+  """
   network, variables = models.merged(model.network, variables)
+  variables = eight_bits.quantised(variables, quantize)
   row_len, watchdog_s = model.settings.row_len, run.config.watchdog_s
   return PointwiseRanker(
     network, variables, model.prompt(), run.mesh, rows, row_len, kind, watchdog_s, workers

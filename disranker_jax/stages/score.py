@@ -4,6 +4,7 @@ A restart, on any number of processes and devices, scores the queries that no sh
 audit at the end checks that every pair has exactly one finite score.
 """
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -20,6 +21,7 @@ from disranker_jax.data.scored_groups import Scored, ScoredGroups
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
+from disranker_jax.models import eight_bits
 from disranker_jax.models.load import HEADS, open_model
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use
@@ -30,7 +32,16 @@ from disranker_jax.rankers.llm import costs
 from disranker_jax.rankers.llm.methods import METHODS
 from disranker_jax.rankers.score_statistics import together
 from disranker_jax.rankers.shards import Shards
-from disranker_jax.stages import earlier, prepare, prompting, result_rows, roles, teacher
+from disranker_jax.stages import (
+  earlier,
+  prepare,
+  prompting,
+  quantise_gate,
+  result_rows,
+  roles,
+  teacher,
+)
+from disranker_jax.stages.chosen import Chosen
 
 SAMPLE = 200  # queries that the estimate of the work reads
 # Batches of a unit, see shards.units, and how full they are. Fewer batches lose less when a run is
@@ -39,9 +50,14 @@ UNIT_BATCHES, UNIT_FILL = 5, 0.93
 
 
 def execute(run: Run) -> dict:
-  c = run.config.score
-  model, scorer = open_scorer(run)
-  made = maker(run, model)
+  c, gate = run.config.score, {}
+  [use] = uses(run.config)
+  made = maker(run, use.open())
+  if c.quantize:
+    kinds = {kind: open_chosen(run, kind) for kind in gate_kinds(run.config)}
+    scorer, gate = quantise_gate.opened(run, made, kinds, functools.partial(open_scorer, run))
+  else:
+    scorer = open_scorer(run)
   for kind in reads(run.config):
     groups = open_chosen(run, kind)
     shards = open_shards(run, kind, len(groups), made)
@@ -52,19 +68,25 @@ def execute(run: Run) -> dict:
   by_kind = processes.first_alone('audit', lambda: finish(run)) or {}
   results = {'pairs': sum(s['pairs'] for s in by_kind.values()), 'ms_per_pair': scorer.ms_per_pair}
   results |= prompt_costs(run) if c.method else {}
+  results |= {'quantised': {'format': c.quantize, **gate}} if c.quantize else {}
   return results | {'padding': padding(scorer), 'idle': idle(scorer)}
 
 
-def open_scorer(run):
-  """(the teacher's model, what scores with it)."""
+def open_scorer(run, quantize: str = ''):
+  """What scores with the teacher's parameters, its kernels in an 8-bit format or not."""
   c = run.config.score
   if c.method:
     todo = prompting.plan(run.config, 'score', c.method)
     todo = todo.fitted(c.group_size) if c.group_size else todo
-    scorer = prompting.ranker(run, todo, 'score', prompting.stages(todo))
-    return prompting.open_model(run.config, todo), scorer
-  model, variables, kind = result_rows.load(run, 'teacher')
-  return model, roles.scorer(run, model, variables, kind, rows=c.batch_rows, workers=c.workers)
+    return prompting.ranker(run, todo, 'score', prompting.stages(todo), quantize)
+  loaded = result_rows.load(run, 'teacher')
+  return roles.scorer(run, *loaded, rows=c.batch_rows, workers=c.workers, quantize=quantize)
+
+
+def gate_kinds(config) -> list[str]:
+  """The kinds of records that the gate before a pass in 8 bits reads: also labels, if any."""
+  judged = [kind for kind in prepare.kinds(config) if kind == 'judgements']
+  return list(dict.fromkeys((*reads(config), *judged)))
 
 
 def trained_by(config) -> list[str]:
@@ -93,6 +115,7 @@ def maker(run, teacher) -> dict:
     'scorer': c.scorer,
     'tokenizer': hashlib.sha256(tokenizer).hexdigest()[:16],
     **({'prompts': manifest.digest(plan)} if plan else {}),
+    **({'quantize': run.config.score.quantize} if run.config.score.quantize else {}),
   }
 
 
@@ -210,45 +233,6 @@ def speed(scorer) -> str:
   )
 
 
-def chosen(group: Group, c) -> Group:
-  """The query with c.group_size of its documents; all if group_size is 0.
-
-  Documents are in the first stage's order, best-labelled ones first. `c.ranks = 'top'` takes the
-  first of them, 'spread' some of every depth.
-  """
-  if not c.group_size or len(group.docs) <= c.group_size:
-    return group
-  best = max(d.label for d in group.docs)
-  last = len(group.docs) + 1
-  docs = sorted(group.docs, key=lambda d: (d.label != best, d.rank or last))
-  places = spread(len(docs), c.group_size) if c.ranks == 'spread' else range(c.group_size)
-  return Group(group.query_id, group.query, tuple(docs[i] for i in places))
-
-
-def spread(count: int, size: int) -> list[int]:
-  """`size` of `count` places, geometrically spaced from the first to the last.
-
-  The best documents of a first stage teach good from better, the deep ones good from bad.
-  """
-  places = []
-  for place in np.geomspace(1, count, size):
-    places.append(max(round(place), places[-1] + 1) if places else 1)
-  return [place - 1 for place in places]
-
-
-class Chosen(Sequence[Group]):
-  """Prepared queries with the documents that are scored; audit and distillation read the same."""
-
-  def __init__(self, groups: Sequence[Group], c):
-    self._groups, self._config = groups, c
-
-  def __len__(self) -> int:
-    return len(self._groups)
-
-  def __getitem__(self, i: int) -> Group:
-    return chosen(self._groups[i], self._config)
-
-
 def open_chosen(run, kind: str) -> Chosen:
   return Chosen(prepare.records(run, kind), run.config.score)
 
@@ -345,6 +329,12 @@ SETTINGS = {
     'Processes that tokenize; 0: a thread of this process (docs/data.md has measurements).',
     affects_results=False,
   ),
+  'quantize': Key(
+    '', one_of(*eight_bits.NAMES),
+    "Multiply in 8 bits: 'int8', or 'fp8' where the device has it (docs/scale.md says which to "
+    "take); '': in teacher.precision. A gate compares the two first.", affects_results=False,
+  ),  # an input of the stage tells it, see pipeline/inputs.py
+  'quantize_gate': quantise_gate.SETTINGS,
   'min_std': Key(
     1e-3, at_least(0), 'A smaller standard deviation of all scores is an error: they collapsed.'
   ),
@@ -380,10 +370,18 @@ def check(config) -> None:
 
 def uses(config) -> tuple[Use, ...]:
   """The teacher as it scores."""
-  if config.score.method:
-    return (prompting.use(config, 'score', config.score.method, 'teacher'),)
-  open_it = functools.partial(open_model, config.teacher, HEADS[config.teacher.scorer])
-  return (Use('teacher', 'teacher', open_it, config.score.batch_rows),)
+  c = config.score
+  if c.method:
+    use = prompting.use(config, 'score', c.method, 'teacher')
+  else:
+    open_it = functools.partial(open_model, config.teacher, HEADS[config.teacher.scorer])
+    use = Use('teacher', 'teacher', open_it, c.batch_rows)
+
+  def checked():
+    eight_bits.check_device('config.score.quantize', c.quantize, jax.local_devices()[0])
+    return use.open()
+
+  return (dataclasses.replace(use, open=checked, quantize=c.quantize),)
 
 
 STAGE = Stage(

@@ -21,6 +21,7 @@ class Chip:
 
   name: str
   peak: float  # bf16 FLOP/s
+  peak_int8: float  # the same as `peak` where Google publishes no other one
   hbm_bytes: int
   hbm_rate: float  # bytes/s
   link_rate: float  # bytes/s
@@ -39,10 +40,10 @@ _CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8'
 CHIPS = {
   c.name: c
   for c in (
-    Chip('v4', 275e12, 32 * GIB, 1228e9, 50e9, 3, 0.5, _CUBES),
-    Chip('v5e', 197e12, 16 * GIB, 819e9, 50e9, 2, 0.6, _FLAT),
-    Chip('v5p', 459e12, 95 * GIB, 2765e9, 100e9, 3, 0.6, _CUBES),
-    Chip('v6e', 918e12, 32 * GIB, 1640e9, 100e9, 2, 0.5, _FLAT),
+    Chip('v4', 275e12, 275e12, 32 * GIB, 1228e9, 50e9, 3, 0.5, _CUBES),
+    Chip('v5e', 197e12, 393e12, 16 * GIB, 819e9, 50e9, 2, 0.6, _FLAT),
+    Chip('v5p', 459e12, 459e12, 95 * GIB, 2765e9, 100e9, 3, 0.6, _CUBES),
+    Chip('v6e', 918e12, 1836e12, 32 * GIB, 1640e9, 100e9, 2, 0.5, _FLAT),
   )
 }
 

@@ -13,7 +13,6 @@ from disranker_jax.commands.plan import report, stages
 from disranker_jax.commands.plan.machine import Machine
 from disranker_jax.devices import memory, sharding, speed
 from disranker_jax.devices.memory import size
-from disranker_jax.models import flops
 from disranker_jax.pipeline import estimate, manifest, systems
 
 
@@ -57,9 +56,10 @@ def _stage(config, name: str, machine: Machine, mesh, rows: int, tokens: int) ->
     answer['try'] = [*report.remedies(config, name, machine, mesh)[:-1], 'a smaller model']
   if machine.measured:
     kind = 'training' if step.trained else 'scoring'
-    peak = speed.matmul_typical(step.network.precision, mesh) * estimate.EFFICIENCY[kind]
-    seconds = flops.count(step.network, step.batch, step.trained).hardware * step.accumulate / peak
-    answer |= report.work(config, name, machine, step, seconds, rows, tokens)
+    names = step.network.precision, step.quantize or step.network.precision
+    peaks = [speed.matmul_typical(n, mesh) * estimate.EFFICIENCY[kind] for n in names]
+    answer |= report.work(config, name, machine, step, step.flops.seconds(*peaks), rows, tokens)
+    answer |= report.saving(step, *peaks)
   return answer
 
 
@@ -77,6 +77,8 @@ def text(machine: Machine, answers: list[dict]) -> str:
         f'{a["pair_tokens"]} tokens, {a["hours"]:,.1f} h: {a["steps"]:,} steps, {a["rows"]:,} rows '
         f'({a["rows_from"]}), {a["epochs"]:g} epochs'
       )
+    if 'in_8_bits' in a:
+      lines.append(f'{"":12}{report.saved(a["in_8_bits"])}')
     if not a['fits']:
       lines.append(f'{"":12}try {"; or ".join(a["try"])}')
   return '\n'.join(lines)

@@ -11,7 +11,9 @@ from disranker_jax.commands.plan import chips, hlo, stages
 from disranker_jax.devices import memory, sharding
 from disranker_jax.devices.memory import size
 from disranker_jax.models import flops
+from disranker_jax.models.flops import Flops
 from disranker_jax.pipeline import systems
+from disranker_jax.pipeline.steps import GATE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,9 @@ def compile_step(step: stages.Step, where: chips.Slice) -> Cost:
   analysis = compiled.memory_analysis()
   used, held = memory.peak(analysis), dict(step.held)
   # The compiler keeps only those arrays of a batch that the step reads.
-  rest = sum(n for part, n in held.items() if part != 'batch')
+  # Scoring in 8 bits begins with the parameters in full precision.
+  used += held.get(GATE, 0)
+  rest = sum(n for part, n in held.items() if part not in ('batch', GATE))
   held['batch'] = max(0, analysis.argument_size_in_bytes - rest)
   moved = hlo.Program(compiled.as_text()).moved(where.size)
   return Cost(used <= where.chip.hbm_bytes, used, held, moved)
@@ -64,7 +68,7 @@ def plan(config, stage: str, where: chips.Slice, mesh, rows: int = 0, pair_token
   """
   step = stages.trace(config, stage, mesh)
   cost = compile_step(step, where)
-  count = flops.count(step.network, step.batch, step.trained) * step.accumulate
+  count = step.flops
   answer = {
     'stage': stage,
     'topology': where.name,
@@ -80,6 +84,8 @@ def plan(config, stage: str, where: chips.Slice, mesh, rows: int = 0, pair_token
   if not cost.fits:
     return answer | {'try': remedies(config, stage, where, mesh)}
   seconds = times(count, cost.moved, where)
+  peaks = [where.size * peak for peak in (where.chip.peak, where.chip.peak_int8)]
+  reached = [peak * where.chip.efficiency for peak in peaks]
   answer |= {
     'collectives': {
       kind: {'count': cost.moved.counts[kind], 'bytes': cost.moved.bytes[kind]}
@@ -88,17 +94,44 @@ def plan(config, stage: str, where: chips.Slice, mesh, rows: int = 0, pair_token
     'hbm_traffic': cost.moved.hbm,
     'seconds': seconds,
     'bound': max((k for k in seconds if k != 'step'), key=seconds.get),
-    'mfu': count.model / (seconds['step'] * where.size * where.chip.peak),
+    'mfu': Flops(count.model, in_8_bits=count.in_8_bits).seconds(*peaks) / seconds['step'],
     'hints': hints(config, stage, mesh),
   }
+  answer |= saving(step, *reached)
   return answer | work(config, stage, where, step, seconds['step'], rows, pair_tokens)
+
+
+def saving(step: stages.Step, peak: float, peak_8_bits: float) -> dict:
+  """What scoring in 8 bits saves, under 'in_8_bits'; {} for other steps. Peaks as for seconds."""
+  if not step.quantize:
+    return {}
+  parameters = step.held['parameters']
+  return {
+    'in_8_bits': {
+      'format': step.quantize,
+      'parameters': parameters,
+      'parameters_before': parameters + step.held[GATE],
+      'compute_s': step.flops.seconds(peak, peak_8_bits),
+      'compute_s_before': dataclasses.replace(step.flops, mixed=0.0).seconds(peak, peak),
+    }
+  }
+
+
+def saved(s: dict) -> str:
+  """What 8 bits save, in a line."""
+  times = s['compute_s_before'] / s['compute_s']
+  return (
+    f'{s["format"]}: parameters {size(s["parameters"])} instead of {size(s["parameters_before"])}, '
+    f'compute {s["compute_s"]:.3g} s instead of {s["compute_s_before"]:.3g} s ({times:.2f} times '
+    'as fast)'
+  )
 
 
 def times(count: flops.Flops, moved: hlo.Moved, where: chips.Slice) -> dict[str, float]:
   """Seconds of a step: the slowest of its three parts, assuming that they overlap perfectly."""
   chip = where.chip
   parts = {
-    'compute': count.hardware / (where.size * chip.peak * chip.efficiency),
+    'compute': count.seconds(chip.peak, chip.peak_int8) / (where.size * chip.efficiency),
     'hbm': moved.hbm / chip.hbm_rate,
     'ici': sum(moved.bytes.values()) / where.ici_rate if where.size > 1 else 0.0,
   }
@@ -180,9 +213,13 @@ def text(answer: dict) -> str:
     ('', ', '.join(f'{k} {size(n)}' for k, n in answer['memory'].items() if n)),
   ]  # fmt: skip
   f = answer['flops']
-  beyond = f['recomputed'] + f['masked']
+  beyond = f['recomputed'] + f['masked'] + f['mixed']
+  also = 'masked or mixed for 8 bits' if f['mixed'] else 'recomputed or masked'
   lines.append(
-    ('FLOPs per step', f'{f["model"]:.3g}, and {beyond:.3g} recomputed or masked, over all layers')
+    (
+      'FLOPs per step',
+      f'{f["model"]:.3g}, and {beyond:.3g} {also}, over all layers',
+    )
   )
   if not answer['fits']:
     lines.append(('try', '; or '.join(answer['try'])))
@@ -204,6 +241,7 @@ def _speed(answer: dict) -> list[tuple[str, str]]:
               f'{answer["pair_tokens"]} tokens, MFU {answer["mfu"]:.0%}'),
     ('cost', f'{answer["chip_hours"]:,.0f} chip-hours, {answer["hours"]:,.1f} h: '
              f'{answer["steps"]:,} steps, {rows}'),
+    *([('8 bits', saved(answer['in_8_bits']))] if 'in_8_bits' in answer else []),
     *(('hint', hint) for hint in answer['hints']),
   ]  # fmt: skip
 

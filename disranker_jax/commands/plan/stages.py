@@ -8,7 +8,7 @@ import tempfile
 from ml_collections import ConfigDict
 
 from disranker_jax.errors import UserError
-from disranker_jax.models import attention_choice, load, tiny, weights
+from disranker_jax.models import attention_choice, eight_bits, load, tiny, weights
 from disranker_jax.pipeline import steps, systems
 from disranker_jax.pipeline.steps import Step
 
@@ -62,8 +62,9 @@ def trace(config: ConfigDict, name: str, mesh, platform: str = '') -> Step:
     network = load.open_network(folder, settings, stage.head(config))
   if stage.task:
     return steps.training(config, stage, network, mesh)
-  rows, kind = config[name].batch_rows, config.teacher.scorer
-  return steps.scoring(settings, network, kind, rows, mesh)
+  rows, kind, quantize = config[name].batch_rows, config.teacher.scorer, config.score.quantize
+  eight_bits.check_device('config.score.quantize', quantize, mesh.devices.flat[0])
+  return steps.scoring(settings, network, kind, rows, mesh, quantize)
 
 
 def _resolved(side, mesh, platform: str = ''):

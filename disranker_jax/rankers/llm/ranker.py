@@ -13,7 +13,7 @@ from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.records import Group
 from disranker_jax.devices import memory, processes
 from disranker_jax.errors import UserError
-from disranker_jax.models import hf, weights
+from disranker_jax.models import eight_bits, hf, weights
 from disranker_jax.models.load import TextModel, is_language_model, merged, open_model
 from disranker_jax.models.settings import defaults as model_settings
 from disranker_jax.rankers.llm import batches, scheduler
@@ -147,17 +147,19 @@ class Ranked:
 class LLMRanker:
   """Ranks groups by prompts; a `Ranker` with the interface of PointwiseRanker.
 
-  `rows` is the number of rows of a batch, which have as many tokens as the longest prompt.
+  `rows` is the number of rows of a batch, which have as many tokens as the longest prompt. With
+  `quantize` kernels are of 8 bits, and those of `variables` are deleted.
 
   Raises: UserError in one of several processes.
   """
 
   def __init__(
     self, plan: Plan, network, variables, prompt: ContractPrompt, mesh, rows: int,
-    live: int = scheduler.LIVE,
+    live: int = scheduler.LIVE, quantize: str = '',
   ):  # fmt: skip
     check_processes()
     self.network, variables = merged(network, variables)
+    variables = eight_bits.quantised(variables, quantize)
     self.plan, self.prompt, self._live = plan, prompt, live
     self.rows, self.row_len = rows, plan.row_len(prompt)
     more = (self.row_len,) if plan.method.reads == 'labels' else ()
