@@ -25,7 +25,7 @@ def facts_of(values: dict[str, list[float]], **results):
   against = {name: of_row['against'] for name, of_row in found.items() if 'against' in of_row}
   return types.SimpleNamespace(
     rows=rows, results=found, overlap={}, related=None, tests={}, cluster='',
-    validation={}, best={}, logs={}, seeds={}, served={},
+    validation={}, tried={}, best={}, logs={}, seeds={}, served={},
     intervals=intervals.analyse(rows, against=against),
     shared=NOBODY,
     clusters=len(next(iter(values.values()))), clusters_Q=list(next(iter(rows.values()))),
@@ -241,3 +241,14 @@ def test_a_held_out_loss_that_rises_while_the_training_loss_falls_is_a_warning(
   assert bool(said) == is_said
   if is_said:
     assert 'from 0.6 at step 20 to 0.9 at step 40' in said[0] and 'distill.epochs' in said[0]
+
+
+def test_the_chosen_weight_of_hard_labels_is_said_with_those_that_were_tried():
+  facts = facts_of({'student': [0.5]})
+  facts.tried = {'0': 0.51, '0.5': 0.62, '1': 0.62}
+  assert findings.hard_labels(facts) == [
+    'distill has hard_label_weight=0.5, the best on held-out training queries (nDCG@5 by weight: '
+    '0: 0.510, 0.5: 0.620, 1: 0.620)'
+  ]
+  facts.tried = {}
+  assert findings.hard_labels(facts) == []

@@ -44,6 +44,9 @@ class Facts:
   overlap: dict[str, dict]  # {kind: how much of the test is among the training data}
   served: dict[str, list[dict]]  # {model: what requests to its exported folder get}
   validation: dict[str, dict]  # {stage: its held-out values}
+  tried: dict[
+    str, float
+  ]  # {weight of the hard labels: nDCG@5 of held-out queries}, if several were
   best: dict[str, str]  # which student is exported as the best one, and why
   quantised: dict  # the 8-bit format in which the teacher scored, and what the gate found
   seeds: dict[str, dict[int, float]]  # {row: {the student's seed: value of the main metric}}
@@ -123,6 +126,7 @@ def gather(run) -> Facts:
       for stage in declared(run)
       if (found := stage_results(run, stage.name).get('validation'))
     },
+    tried=stage_results(run, 'distill').get('tried', {}),
     best=stage_results(run, 'export').get('best', {}),
     quantised=stage_results(run, 'score').get('quantised', {}),
     seeds=read_seeds(run, results),

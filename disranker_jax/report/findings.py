@@ -49,8 +49,8 @@ def sentences(facts: Facts) -> list[str]:
 
 def others(facts: Facts) -> list[str]:
   """The sentences that are not comparisons."""
-  said = [*power(facts), *held_out(facts), *fused(facts), *best(facts), *seeds(facts)]
-  return [*said, *served(facts), *quantised(facts)]
+  said = [*power(facts), *held_out(facts), *hard_labels(facts), *fused(facts), *best(facts)]
+  return [*said, *seeds(facts), *served(facts), *quantised(facts)]
 
 
 def comparisons(facts: Facts) -> list[Comparison]:
@@ -108,6 +108,18 @@ def fused(facts: Facts) -> list[str]:
   if not found:
     return []
   return [f'{facts.title(FUSED)}: {Fusion.from_dict(found, "evaluate/results.json").text}']
+
+
+def hard_labels(facts: Facts) -> list[str]:
+  """Which weight of the hard labels was chosen."""
+  if not facts.tried:
+    return []
+  chosen = max(facts.tried, key=facts.tried.__getitem__)  # the first of equal ones, as in the stage
+  listed = ', '.join(f'{weight}: {value:.{DIGITS}f}' for weight, value in facts.tried.items())
+  return [
+    f'distill has hard_label_weight={chosen}, the best on held-out training queries '
+    f'({metrics.title(MAIN)} by weight: {listed})'
+  ]
 
 
 def best(facts: Facts) -> list[str]:
