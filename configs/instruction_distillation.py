@@ -4,8 +4,8 @@
 
 The pretrained LLM answers the prompts of every pair of a query's documents in both orders (PRP,
 all pairs); no stage trains it, and labels are only used to test. The student is the encoder of
-configs/quickstart.py; --config.student.model=smollm2-135m is the same LLM as a pointwise ranker, as
-in the source. A 135M model is next to chance at such prompts: take a chat model of 1B or more.
+configs/quickstart.py; in the source it is the same LLM as a pointwise ranker. A 135M model is next
+to chance at such prompts: take a chat model of 1B or more.
 
 Sun et al. 2023, arXiv:2311.01555: a teacher with 20 documents, RankNet on its order.
 """

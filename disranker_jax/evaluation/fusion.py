@@ -117,7 +117,8 @@ def choose(
     found[weight] = math.fsum(of_queries) / max(len(of_queries), 1)
   best = max(found.values())
   equal = [weight for weight, mean in found.items() if math.isclose(mean, best, abs_tol=1e-9)]
-  return min(equal, key=lambda weight: (abs(weight - DEFAULT), weight)), found
+  # Rounded, because .7 is a little nearer to .5 than .3 is.
+  return min(equal, key=lambda weight: (round(abs(weight - DEFAULT), 6), weight)), found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ def mean(hidden_BTD: jax.Array, batch: dict) -> jax.Array:
 
   def of_block(hidden_YD, owner_Y):
     total_XD = jax.ops.segment_sum(hidden_YD, owner_Y, docs + 1)[:docs]
-    count_X = jax.ops.segment_sum(jnp.ones(len(owner_Y)), owner_Y, docs + 1)[:docs]
+    count_X = jax.ops.segment_sum(jnp.ones_like(owner_Y, jnp.float32), owner_Y, docs + 1)[:docs]
     return total_XD / jnp.maximum(count_X, 1)[:, None]
 
   return jax.vmap(of_block)(hidden_AYD, owners(batch))
