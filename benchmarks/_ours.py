@@ -17,7 +17,7 @@ from disranker_jax.data.pool import pack
 from disranker_jax.devices import memory, processor, sharding, speed
 from disranker_jax.models import flops, tree
 from disranker_jax.models.load import TextModel
-from disranker_jax.stages import roles
+from disranker_jax.stages import roles, sft
 from disranker_jax.training import optimizer, train
 from disranker_jax.training.checkpoint import Checkpoints
 
@@ -35,6 +35,8 @@ class Train:
     self._side = self._work.open_side()
     job, self._feed = self._work.job(self._side, self._mesh)
     variables = jax.block_until_ready(self._side.pretrained(config.seed, self._mesh))
+    if self._work.stage == 'sft':
+      variables |= sft.task(config, self._side.network).frozen(variables)
     peaks = peak_after('loading')
     program = train.Program(
       job.loss, settings, job.steps, variables, self._feed.shapes(), self._feed.blocks, self._mesh

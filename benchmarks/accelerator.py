@@ -12,6 +12,7 @@ import datetime
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,8 +73,15 @@ class Results:
   def __init__(self, folder: Path):
     folder.mkdir(parents=True, exist_ok=True)
     self.file = folder / 'rows.jsonl'
-    lines = self.file.read_text().splitlines() if self.file.exists() else []
-    self._rows = [json.loads(line) for line in lines]
+    text = self.file.read_text() if self.file.exists() else ''
+    self._rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+      try:
+        self._rows.append(json.loads(line))
+      except ValueError:
+        say(f'{self.file}:{number}: cannot be read; skipped, so its row is measured again')
+    if text and not text.endswith('\n'):
+      self.file.write_text(f'{text}\n')
 
   def add(self, row: dict) -> None:
     self._rows.append(row)
@@ -88,6 +96,7 @@ class Results:
 
 def run(row: _rows.Row, folder: Path, small: bool, limit_s: float) -> dict:
   """{'status', 'reason', 'seconds', 'answer'} of a row; its output and log are in its folder."""
+  shutil.rmtree(folder / 'run', ignore_errors=True)  # a whole run would continue an earlier one
   folder.mkdir(parents=True, exist_ok=True)
   command = [sys.executable, '-m', 'disranker_jax.commands', *row.command(str(folder), small)]
   begin = time.monotonic()

@@ -227,3 +227,15 @@ def test_a_small_row_is_measured(tmp_path, capsys, monkeypatch):
   record = json.loads((tmp_path / 'rows.jsonl').read_text())
   assert record['status'] == 'measured', record['reason']
   assert record['answer']['tokens_per_s'] > 0 and 'tokens/s' in capsys.readouterr().out
+
+
+def test_a_line_that_was_cut_is_skipped_and_the_next_one_is_whole(tmp_path, capsys):
+  results = accelerator.Results(tmp_path)
+  results.add({'row': 'sft', 'status': 'measured'})
+  with results.file.open('a') as file:
+    file.write('{"row": "cpt", "sta')
+  again = accelerator.Results(tmp_path)
+  assert 'rows.jsonl:2: cannot be read; skipped' in capsys.readouterr().err
+  again.add({'row': 'cpt', 'status': 'measured'})
+  third = accelerator.Results(tmp_path)
+  assert third.last('sft') and third.last('cpt')

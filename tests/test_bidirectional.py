@@ -1,5 +1,6 @@
 """Bidirectional decoders (LLM2Vec): what they see, masked tokens, where they can be used."""
 
+import functools
 import json
 
 import jax
@@ -12,6 +13,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.models import flops, hf, load, network, tiny
 from disranker_jax.models.generate import generate
 from disranker_jax.models.settings import defaults as model_settings
+from disranker_jax.stages import roles
 
 SPECIAL = frozenset({1, 2})
 
@@ -197,5 +199,64 @@ def tiny_config(**changes):
   ],
 )
 def test_what_does_not_fit_is_refused(changes, message):
+  with pytest.raises(UserError, match=message):
+    tiny_config(**changes)
+
+
+def test_a_folder_that_is_bidirectional_gives_no_likelihood(folder, tmp_path):
+  net = network.from_hf(folder, head='both', bidirectional=True)
+  hf.save(tmp_path / 'out', net, net.init(jax.random.key(0)), tokenizer_folder=folder)
+  made = model_settings(model=str(tmp_path / 'out'), max_len=40, row_len=40)
+  made.update({'scorer': 'query_likelihood', 'template': QUERY_LAST})
+  with pytest.raises(UserError, match='is bidirectional, so it sees the query'):
+    load.open_model(made)
+  made.scorer = 'score_head'
+  assert not load.open_model(made).network.causal
+
+
+def test_gemma_is_refused_before_anything_is_trained(tmp_path):
+  import transformers
+
+  sizes = {'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 2}
+  made = transformers.GemmaConfig(**sizes, num_attention_heads=4, num_key_value_heads=1, head_dim=8)
+  (tmp_path / 'config.json').write_text(json.dumps(made.to_dict()))
+  assert network.from_hf(tmp_path).causal
+  with pytest.raises(UserError, match='bidirectional is not supported for gemma'):
+    network.from_hf(tmp_path, bidirectional=True)
+
+
+@pytest.mark.parametrize('trainable, fits', [('lora', False), ('lora|score', True), ('.*', True)])
+def test_a_head_that_would_stay_random_is_an_error(folder, trainable, fits):
+  config = tiny_config(**{'teacher.lora_rank': 2, 'sft.trainable': trainable})
+  config.teacher.model = str(folder)
+  check = functools.partial(roles.check_head, config, 'sft', 'teacher')
+  if fits:
+    check(load.open_model(config.teacher))
+  else:
+    with pytest.raises(UserError, match=r"sft.trainable='lora': leaves .*; write 'lora\|score'"):
+      check(load.open_model(config.teacher))
+
+
+def test_a_decoder_is_no_student(folder):
+  with pytest.raises(UserError, match='is a decoder, and a student is an encoder'):
+    roles.check_student(load.open_model(model_settings(model=str(folder), max_len=40, row_len=40)))
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'teacher.ready': True, 'teacher.pooling': 'mean'}, 'would change a ready reranker'),
+    (
+      {
+        'teacher.scorer': 'query_likelihood',
+        'teacher.template': QUERY_LAST,
+        'teacher.pooling': 'mean',
+      },
+      'is for a score head',
+    ),
+    ({**MASKED, 'cpt.mask_share': 0.9}, 'cpt.mask_share'),
+  ],
+)
+def test_settings_without_effect_are_refused(changes, message):
   with pytest.raises(UserError, match=message):
     tiny_config(**changes)

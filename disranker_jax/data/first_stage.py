@@ -1,11 +1,11 @@
 """The built-in first stage, BM25: finds the candidates that a ranker re-ranks."""
 
 import contextlib
-import functools
 import importlib
 import itertools
 import logging
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -14,15 +14,20 @@ import numpy as np
 QUERIES_AT_ONCE = 1000
 
 
-@functools.cache
+LOADING = threading.Lock()
+
+
 def library():
   """bm25s without jax: at its import it would compute with it, and so take the accelerator.
 
   A process that only reads data must leave the device to others, and several processes must join
   before any of them uses a device. The scores here need no jax.
   """
-  with _hidden('jax.lax'):
-    import bm25s
+  with LOADING:  # while it loads, no other import of jax.lax succeeds
+    if 'bm25s' in sys.modules:
+      return sys.modules['bm25s']
+    with _hidden('jax.lax'):
+      import bm25s
 
   logging.getLogger('bm25s').setLevel(logging.WARNING)
   return bm25s

@@ -167,7 +167,7 @@ class Fusion:
     except (TypeError, KeyError):
       is_good = False
     if not is_good:
-      raise UserError(f'{where}: fusion is damaged; export the model again, or give a weight')
+      raise UserError(f'{where}: fusion is damaged; export the model again')
     return found
 
 

@@ -83,6 +83,11 @@ def open_model(settings: ConfigDict, head: str = '') -> TextModel:
   if head != 'lm':
     rerankers.check(folder)
   network = open_network(folder, settings, head)
+  if 'query_likelihood' in settings.get('scorer', '') and not network.causal:
+    raise UserError(
+      f'{folder}: is bidirectional, so it sees the query whose probability scorer='
+      f"{settings.scorer!r} needs; name a causal model, or set scorer='score_head'"
+    )
   if settings.get('ready'):
     refuse_headless(folder, network)
   longest = network.family.max_len(network.config)

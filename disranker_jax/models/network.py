@@ -271,6 +271,10 @@ def from_hf(
       f'{folder}: bidirectional and pooling are for decoders, and it is a {config.model_type} '
       'model; leave them out'
     )
+  if bidirectional and not families.find(config.model_type).can_be_bidirectional:
+    raise UserError(
+      f'{folder}: bidirectional is not supported for {config.model_type}; take another decoder'
+    )
   if changes:
     config = dataclasses.replace(config, **changes)
   if layers is not None:

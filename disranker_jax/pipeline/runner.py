@@ -21,7 +21,7 @@ from disranker_jax.pipeline import manifest, opening, systems
 from disranker_jax.pipeline.estimate import Estimate
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import clock, say
-from disranker_jax.stages import earlier, prepare
+from disranker_jax.stages import earlier, prepare, quantise_gate
 from disranker_jax.stages import report as report_stage
 
 
@@ -316,6 +316,9 @@ def remove_if_empty(folder: Path) -> None:
     # Each kind of prepared data knows what it was made from.
     (folder / 'manifest.json').unlink(missing_ok=True)
   elif not any((folder / kept).exists() for kept in ('checkpoints', 'shards', 'trials')):
-    shutil.rmtree(folder, ignore_errors=True)
+    if (folder / quantise_gate.FILE).exists():  # what a gate measured counts with other limits too
+      (folder / 'manifest.json').unlink(missing_ok=True)
+    else:
+      shutil.rmtree(folder, ignore_errors=True)
   if {p.name for p in folder.parent.iterdir()} <= {'config.json', '.lock'}:
     shutil.rmtree(folder.parent)

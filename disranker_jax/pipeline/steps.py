@@ -56,6 +56,7 @@ def training(config: ConfigDict, stage: Stage, network: Network, mesh) -> Step:
   """
   c, task = config[stage.name], stage.task(config, network)
   variables = _variables(network, config[stage.role].param_dtype)
+  variables |= jax.eval_shape(task.frozen, variables)
   batch = task.shape.block(c.data_shards).zeros(c.data_shards)
   steps = c.max_steps or 1000  # only the schedule depends on it
   program = train.Program(task.loss, c, steps, variables, batch, c.data_shards, mesh)
@@ -80,7 +81,9 @@ def scoring(
   """
   network, full = load.merged(network, _variables(network, settings.param_dtype))
   variables = eight_bits.quantised(full, quantize)
-  scorer = pointwise.PointwiseRanker(network, None, None, mesh, rows, settings.row_len, kind)
+  scorer = pointwise.PointwiseRanker(
+    network, None, None, mesh, rows, settings.row_len, kind, longest=settings.max_len
+  )
   batch = scorer.shape.zeros(scorer.blocks)
   where = sharding.batch_shardings(batch, mesh, scorer.blocks)
   shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where[k]) for k, v in batch.items()}

@@ -78,8 +78,8 @@ def weighted(recorded: Fusion | None, weight: float | None, where: str) -> Fusio
     return Fusion(fusion.check_weight(weight, where), recorded.signal if recorded else 'scores')
   if recorded is None:
     raise UserError(
-      f'{where}: the model folder has no weight for the first stage, because the run had no '
-      f'training queries with first-stage ranks; give one, such as {fusion.DEFAULT:g}'
+      f'{where}: the model folder records no weight for the first stage; give one, such as '
+      f'{fusion.DEFAULT:g}'
     )
   return recorded
 

@@ -108,13 +108,14 @@ class PointwiseRanker:
   scorer: str = 'score_head'
   watchdog_s: float = 0.0
   workers: int = 0  # processes that tokenise; 0: a thread of this one
+  longest: int = 0  # tokens of a text, at most; 0: those of a row
   least_unit: ClassVar[int] = 1  # queries that are scored together, at least
 
   def __post_init__(self):
     parts = sharding.parts(self.mesh)
     self.blocks = 1 if self.rows % parts else parts
     shape = score_shape(self.scorer, self.rows, self.row_len).block(self.blocks)
-    shares = self.network.shares(self.row_len)
+    shares = self.network.shares(self.longest or self.row_len)
     self.shape = dataclasses.replace(shape, shares=shares)
     self._own = len(sharding.own_blocks(self.mesh, self.blocks))
     self.compiled = self._ready = None

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from disranker_jax import escaping
-from disranker_jax.config.settings import Key, at_least, one_of, share, text
+from disranker_jax.config.settings import Key, at_least, between, one_of, text
 from disranker_jax.data import batches
 from disranker_jax.data.masking import RULES, masking
 from disranker_jax.data.records import Click
@@ -42,6 +42,12 @@ def next_token_loss(network, variables, batch):
 def task(config, network) -> train.Task:
   """The loss and the batch shape of the stage."""
   c, row_len = config.cpt, config.teacher.row_len
+  if network.causal == (c.objective == 'masked'):
+    what = 'causal' if network.causal else 'bidirectional'
+    raise UserError(
+      f"objective={c.objective!r}: does not fit a {what} model; 'masked' is for bidirectional "
+      "ones, 'next_token' for causal ones"
+    )
   predict = 'query' if c.objective == 'masked' else c.predict  # half of a row is enough
   shape = batches.Shape(c.batch_rows, row_len, 1, predicted_per_row(predict, row_len))
   return train.Task(functools.partial(next_token_loss, network), shape)
@@ -142,6 +148,15 @@ def check(config) -> None:
     check_template('teacher.template', config.teacher.template, why)
 
 
+def check_models(config, models) -> None:
+  """Raises: UserError for a token that cannot stand for a hidden one."""
+  c = config.cpt
+  for model in models.values():
+    if c.objective == 'masked':
+      vocabulary = model.network.config.vocab
+      masking(model.tokenizer, vocabulary, c.mask_token, c.mask_share, c.mask_rule)
+
+
 STAGE = Stage(
   'cpt', 'the teacher reads clicks (continued pre-training)', execute,
   settings={
@@ -156,16 +171,18 @@ STAGE = Stage(
       'position before it, for a bidirectional teacher (LLM2Vec).',
     ),
     'mask_token': Key('_', text('a token', empty=False), 'What stands for a hidden token.'),
-    'mask_share': Key(0.2, share(), 'Of the tokens, how many are chosen.'),
+    'mask_share': Key(0.2, between(0, 0.5), 'Of the tokens, how many are chosen.'),
     'mask_rule': Key(
       'bert', one_of(*RULES),
       "'bert' hides 80 % of the chosen tokens and replaces 10 %; 'all' hides all of them.",
     ),
     'samples': Key(
-      4, at_least(0), 'Clicks whose continuation is written to samples.md afterwards.'
+      4, at_least(0),
+      'Clicks whose continuation is written to samples.md, unless tokens are masked.',
     ),
   },
-  check=check, role='teacher', reads_stages=('prepare',), reads_records=lambda config: ('clicks',),
+  check=check, check_models=check_models, role='teacher', reads_stages=('prepare',),
+  reads_records=lambda config: ('clicks',),
   check_records=lambda run: held_out.check_records(run, 'cpt', 'clicks'),
   head=lambda config: 'lm', task=task, paper_rows=59_579_125,
 )  # fmt: skip

@@ -263,6 +263,7 @@ def uses(config) -> tuple[Use, ...]:
 
 
 def check_models(config, models) -> None:
+  roles.check_student(models['student'])
   if config.distill.hidden_weight:
     check_hidden(config, models['teacher'], models['student'])
 

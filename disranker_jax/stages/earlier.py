@@ -19,7 +19,9 @@ from disranker_jax.training import checkpoint
 
 ROLES = ('teacher', 'student')
 # Settings that decide which parameters a model has, and what its adapters are multiplied by.
-SAME = ('model', 'layers', 'lora_rank', 'lora_alpha')
+SAME = ('model', 'layers', 'lora_rank', 'lora_alpha', 'bidirectional', 'pooling')
+# What settings are in a run that was made before they existed.
+OLDER = {'bidirectional': False, 'pooling': ''}
 NOTE = 'start.json'
 DATA = 'data of earlier runs'  # an input of prepare, which looks for the test's queries there
 
@@ -115,7 +117,7 @@ def _note(workdir: Path, role: str) -> dict | None:
 
 def _fingerprint(config, donor: Run, role: str) -> str:
   key = f'config.{role}.init_from={config[role].init_from!r}'
-  theirs = donor.config.get(role, {})
+  theirs = OLDER | dict(donor.config.get(role, {}))
   for name in SAME:
     ours = list(config[role][name]) if name == 'layers' else config[role][name]
     if name not in theirs or ours != (list(theirs[name]) if name == 'layers' else theirs[name]):
@@ -128,7 +130,7 @@ def _fingerprint(config, donor: Run, role: str) -> str:
     note = _note(donor.workdir, role)  # missing if --reuse took all of its stages
     made.append(note['fingerprint'] if note else fingerprint(donor.config, donor.workdir, role))
     if made[0] is None:
-      raise UserError(f'{key}: started from {theirs.init_from}, which does not exist any more')
+      raise UserError(f'{key}: started from {theirs["init_from"]}, which does not exist any more')
   elif not stages:
     raise UserError(f'{key}: trained no {role}; its stages are {", ".join(donor.config.stages)}')
   for stage in stages:

@@ -82,11 +82,15 @@ def choose(run, name: str, signal: str, loaded=None) -> Fusion | None:
   signal = 'ranks' if 'ranks' in signals else 'scores'
   groups = [group for group in groups if metrics.count_relevant(group.grades, 1)]
   if len(groups) < FEWEST:
-    say(
-      f'fusion: {len(groups)} held-out training queries have first-stage ranks and a relevant '
-      f'document, and {FEWEST} are needed to choose a weight; {fusion.DEFAULT:g} is taken (raise '
-      'config.validation.share)'
-    )
+    if not labelled:
+      why = 'no stage of the run reads judgements, of which some would be held out'
+    else:
+      why = (
+        f'{len(groups)} held-out training queries have first-stage ranks and a relevant document, '
+        f'and {FEWEST} are needed; raise config.validation.share, or give judgements or candidates '
+        'with ranks'
+      )
+    say(f'fusion: no weight can be chosen, so {fusion.DEFAULT:g} is taken: {why}')
     return Fusion(fusion.DEFAULT, signal)
   ranker = roles.scorer(
     run, *(loaded or result_rows.load(run, name)), rows=run.config.evaluate.batch_rows

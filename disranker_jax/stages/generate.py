@@ -322,10 +322,10 @@ def check(config) -> None:
     raise UserError(
       f'config.generate.samples={c.samples}: are equal with config.generate.temperature=0; raise it'
     )
-  if config.teacher.bidirectional:
+  if config.teacher.bidirectional and not c.model:
     raise UserError(
-      "config.teacher.bidirectional: such a model writes no text; take 'generate' out of "
-      'config.stages, or set bidirectional=False'
+      'config.teacher.bidirectional: such a model writes no text; name a causal one in '
+      'config.generate.model, or set bidirectional=False'
     )
   if c.examples and c.shots:
     sources.split(c.examples, 'examples')

@@ -94,11 +94,12 @@ class LanguageTerms:
 def token_weights(batch: dict, valid_G: jax.Array) -> jax.Array:
   """What each position counts, [A, Y]: those with a next token in a best-labelled document.
 
-  They sum to 1 for each valid query.
+  They sum to 1 for each valid query that has a label above 0.
   """
   mask_GN, labels_GN = batch['mask_GN'], batch['labels_GN']
   best_G1 = jnp.max(jnp.where(mask_GN, labels_GN, -jnp.inf), 1, keepdims=True)
-  chosen_GN = mask_GN & (labels_GN == best_G1) & valid_G[:, None]
+  # A document with label 0 is not one that the query should be written for.
+  chosen_GN = mask_GN & (labels_GN == best_G1) & (labels_GN > 0) & valid_G[:, None]
   owner_AY = owners(batch)
   blocks, docs = batch['index_AX'].shape
   chosen_AX = jnp.pad(chosen_GN.reshape(blocks, docs), ((0, 0), (0, 1)))

@@ -60,6 +60,9 @@ def opened(run, made: dict, kinds: Mapping[str, Sequence[Group]], open_scorer: C
       for kind, groups in kinds.items()
       for group in chosen(groups, c.quantize_gate.pairs)
     ]
+    if not sample:
+      say('score: no query has two documents to order, so 8 bits are not compared')
+      return open_scorer(c.quantize), {}
     wanted, full_ms = scored(open_scorer(''), 'in full precision', sample)
     scorer = open_scorer(c.quantize)
     given, ms = scored(scorer, f'in {c.quantize}', sample)

@@ -1,10 +1,12 @@
 """The models of a run, teacher and student: opening them, and where their parameters come from."""
 
+import re
+
 from ml_collections import ConfigDict
 
 from disranker_jax.data import batches
 from disranker_jax.errors import UserError
-from disranker_jax.models import eight_bits, tree
+from disranker_jax.models import eight_bits, hf, tree
 from disranker_jax.models import load as models
 from disranker_jax.models.load import TextModel
 from disranker_jax.rankers.pointwise import PointwiseRanker
@@ -62,6 +64,30 @@ def trained(run, role: str, model: TextModel, stages: tuple[str, ...]) -> dict:
   return tree.unflatten(flat)
 
 
+def check_head(config, stage: str, role: str, model: TextModel) -> None:
+  """Raises: UserError if the head that gives the score would stay at its random start."""
+  network, pattern = model.network, config[stage].trainable
+  paths = tree.flatten(network.shapes()['params'])
+  heads = [path for path in paths if path.startswith(network.family.fresh or ('/',))]
+  if config[role].init_from or not heads or not hf.lacking(model.folder, network):
+    return
+  if not any(re.search(pattern, f'params/{path}') for path in heads):
+    more = f'{pattern}|{heads[0].partition("/")[0]}'
+    raise UserError(
+      f'config.{stage}.trainable={pattern!r}: leaves the head of the score ({", ".join(heads)}) at '
+      f'its random start, since {model.folder} has none; write {more!r}'
+    )
+
+
+def check_student(model: TextModel) -> None:
+  """Raises: UserError for a decoder."""
+  if 'lm' in model.network.family.heads:
+    raise UserError(
+      f'config.student.model: {model.folder} is a decoder, and a student is an encoder '
+      '(docs/models.md has the models)'
+    )
+
+
 def job(
   run, stage: str, task: train.Task, source, encode, draw=None, unit='pairs'
 ) -> tuple[train.Job, OfflineFeed]:
@@ -96,5 +122,14 @@ def scorer(
   variables = eight_bits.quantised(variables, quantize)
   row_len, watchdog_s = model.settings.row_len, run.config.watchdog_s
   return PointwiseRanker(
-    network, variables, model.prompt(), run.mesh, rows, row_len, kind, watchdog_s, workers
+    network,
+    variables,
+    model.prompt(),
+    run.mesh,
+    rows,
+    row_len,
+    kind,
+    watchdog_s,
+    workers,
+    model.settings.max_len,
   )

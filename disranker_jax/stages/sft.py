@@ -84,10 +84,13 @@ def task(config, network, stage: str = 'sft') -> train.Task:
   row_len = config.teacher.row_len if stage == 'sft' else config.student.row_len
   per_group = per_group_of(c, stage)
   loss = functools.partial(label_loss, score_fn(network, scorer), per_group)
+  shape, more = score_shape(scorer, c.batch_rows, row_len, c.group_size), {}
   if stage == 'sft' and language_terms.are_used(c):
     on_labels = functools.partial(of_scores, per_group)
     loss = language_terms.LanguageTerms(network, scorer, on_labels, c.lm_weight, c.kl_weight)
-  return train.Task(loss, score_shape(scorer, c.batch_rows, row_len, c.group_size))
+    if c.kl_weight:
+      more['frozen'] = functools.partial(language_terms.reference, trainable=c.trainable)
+  return train.Task(loss, shape, **more)
 
 
 def job(run, side: TextModel, stage: str = 'sft', judged=None) -> tuple[train.Job, OfflineFeed]:
@@ -124,8 +127,7 @@ def on_labels(run, stage: str, side, variables) -> dict:
   todo, feed = job(run, side, stage, split.learned)
   found = measure(run, side, stage) if split.measured else None
   checked = held_out.validation(stage, todo, found)
-  if stage == 'sft' and run.config.sft.kl_weight:
-    variables = variables | language_terms.reference(variables, run.config.sft.trainable)
+  variables = variables | task(run.config, side.network, stage).frozen(variables)
   train.fit(todo, feed, variables, run.mesh, checked)
   return {'rows': len(split.learned)} | held_out.results(todo, checked)
 
@@ -155,10 +157,15 @@ def check(config) -> None:
   language_terms.check(config)
 
 
+def check_models(config, models) -> None:
+  for model in models.values():
+    roles.check_head(config, 'sft', 'teacher', model)
+
+
 STAGE = Stage(
   'sft', 'the teacher learns to rank from labels', execute,
   settings={**training(), **LABELS, **language_terms.SETTINGS},
-  check=check, role='teacher', reads_stages=('prepare', 'cpt'),
+  check=check, check_models=check_models, role='teacher', reads_stages=('prepare', 'cpt'),
   reads_records=lambda config: ('judgements',), head=lambda config: HEADS[config.teacher.scorer],
   task=task, check_records=check_records, paper_rows=796_095,
 )  # fmt: skip

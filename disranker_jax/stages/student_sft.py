@@ -24,9 +24,16 @@ def check(config) -> None:
   losses.choose(losses.ON_LABELS, config.student_sft.loss, 'student_sft.loss')
 
 
+def check_models(config, models) -> None:
+  for model in models.values():
+    roles.check_student(model)
+    roles.check_head(config, NAME, 'student', model)
+
+
 STAGE = Stage(
   NAME, 'the student learns from labels alone', execute,
   settings={**training(epochs=2.0, learning_rate=2e-5), **sft.LABELS}, check=check,
+  check_models=check_models,
   role='student', reads_stages=('prepare',), reads_records=lambda config: ('judgements',),
   task=functools.partial(sft.task, stage=NAME), ignores_init_from=True,
   check_records=functools.partial(sft.check_records, stage=NAME), paper_rows=796_095,

@@ -55,6 +55,18 @@ def check_scorer(config) -> None:
         f'config.teacher.{key}={value!r}: is for a score head, and config.teacher.scorer='
         f"{scorer!r} reads next-token logits; set scorer='score_head'"
       )
+  for key, default in (('bidirectional', False), ('pooling', '')):
+    value = config.teacher[key]
+    if value != default and config.teacher.ready:
+      raise UserError(
+        f'config.teacher.{key}={value!r}: would change a ready reranker; leave it out, or set '
+        'config.teacher.ready=False'
+      )
+  if config.teacher.pooling and scorer != 'score_head':
+    raise UserError(
+      f'config.teacher.pooling={config.teacher.pooling!r}: is for a score head, and '
+      f"config.teacher.scorer={scorer!r} reads next-token logits; set scorer='score_head'"
+    )
   trained = [stage for stage in ('cpt', 'sft') if stage in config.stages]
   if config.teacher.ready and trained:
     raise UserError(

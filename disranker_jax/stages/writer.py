@@ -30,10 +30,11 @@ def open_writer(config) -> TextModel:
   """
   c, settings = config.generate, config.teacher.copy_and_resolve_references()
   settings.update({'scorer': 'query_likelihood', 'ready': False, 'input': 'template'})
-  settings.update({'max_len': c.max_len, 'max_query_len': 1})
+  settings.update({'max_len': c.max_len, 'max_query_len': 1, 'pooling': ''})
   settings.template = query_prompt.few_shot(c.template, examples(config))
   if c.model:
     settings.update({'model': c.model, 'layers': (), 'lora_rank': 0, 'init_from': ''})
+    settings.bidirectional = False
   try:
     model = open_model(settings, 'lm')
     model.prompt()

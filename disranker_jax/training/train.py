@@ -33,11 +33,13 @@ class Task:
 
   `loss(variables, batch) -> (loss_sum, weight, metrics)`: sums over a batch, so that micro-batches
   add up exactly. `metrics['examples']` is how many examples the batch holds; all other metrics are
-  means over the batch.
+  means over the batch. `frozen(variables)` are the variables that the loss needs besides a model's
+  own, which are never trained.
   """
 
   loss: Callable
   shape: batches.Shape
+  frozen: Callable[[dict], dict] = lambda variables: {}
 
 
 @dataclasses.dataclass(frozen=True)

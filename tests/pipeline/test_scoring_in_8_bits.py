@@ -85,7 +85,7 @@ def test_another_setting_is_refused_and_limits_are_not_one(scored, tmp_path):
   assert shards(copy) == before
 
 
-def test_a_gate_that_fails_stops_before_the_pass(scored, tmp_path):
+def test_a_gate_that_fails_stops_before_the_pass_and_is_kept(scored, tmp_path, capsys):
   copy = shutil.copytree(scored, tmp_path / 'run')
   shutil.rmtree(copy / 'score')
   strict = helpers.config(**options(score__quantize_gate__min_tau=1.0))
@@ -93,3 +93,7 @@ def test_a_gate_that_fails_stops_before_the_pass(scored, tmp_path):
   assert message.startswith("config.score.quantize='int8': Kendall's tau ")
   assert 'outside config.score.quantize_gate.min_tau=1' in message
   assert not list((copy / 'score').glob('shards/*/*.parquet'))
+  # A repetition does not score the sample again.
+  capsys.readouterr()
+  assert helpers.refused(strict, copy, stages=['score']) == message
+  assert 'score a sample' not in capsys.readouterr().err

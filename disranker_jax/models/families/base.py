@@ -58,6 +58,7 @@ class Family:
 
   Network
     causal         positions attend to earlier ones only
+    can_be_bidirectional  config.teacher.bidirectional makes them attend to later ones too
     pre_norm       a layer's last product is added to its input, and no norm follows it
     heads          what the network can end in: 'rank' (a score), 'lm' (next-token logits), 'both'
     inputs         keys of a batch that the Flax module takes, in order
@@ -86,6 +87,7 @@ class Family:
   """
 
   causal = False
+  can_be_bidirectional = False
   pre_norm = False
   heads: tuple[str, ...] = ('rank',)
   inputs: tuple[str, ...] = ('tokens_BT', 'segments_BT', 'positions_BT')

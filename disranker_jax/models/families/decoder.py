@@ -60,6 +60,7 @@ class Decoder(Family):
   """
 
   causal = True
+  can_be_bidirectional = True
   pre_norm = True
   heads = ('rank', 'lm', 'both')
 

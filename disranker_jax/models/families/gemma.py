@@ -8,6 +8,7 @@ GELU = 'gelu_pytorch_tanh'
 
 class Gemma(Decoder):
   architecture = 'Gemma'
+  can_be_bidirectional = False  # transformers halves the windows of such a Gemma 3
 
   def activation(self, config: dict) -> str:
     # The first files say 'gelu', and mean the tanh form that the model was trained with.
@@ -17,7 +18,7 @@ class Gemma(Decoder):
   def own_fields(self, config: dict) -> dict:
     if config.get('use_bidirectional_attention'):
       raise UserError(
-        'use_bidirectional_attention true is not supported: decoders see earlier tokens only'
+        'use_bidirectional_attention true is not supported for Gemma: name a causal model'
       )
     bias = bool(config.get('attention_bias', False))
     return {
