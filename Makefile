@@ -8,12 +8,13 @@ PARALLEL ?= -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 # These need the TPU compiler, but no TPU.
 WITH_LIBTPU = tests/test_plan_fits.py tests/test_attention_devices.py
 
-.PHONY: help quickstart check test test-all test-plan lint clean weights constraints
+.PHONY: help quickstart check test test-more test-all test-plan lint clean weights constraints
 
 help:
 	@echo 'make quickstart   the whole pipeline on real text and weights'
 	@echo 'make check        the edit loop: fast tests and ruff, under 90 seconds on two cores'
 	@echo 'make test         all tests except the slow ones'
+	@echo 'make test-more    a part of the slow ones: rarer cases, in minutes'
 	@echo 'make test-all     all tests'
 	@echo 'make test-plan    whether the run of the paper fits TPU slices, by the TPU compiler; no TPU'
 	@echo 'make lint         ruff'
@@ -30,6 +31,9 @@ check: lint
 
 test: .make/install-test
 	$(BIN)/python -m pytest $(PARALLEL)
+
+test-more: .make/install-test
+	$(BIN)/python -m pytest $(PARALLEL) -m more
 
 test-all: .make/install-test .make/libtpu
 	$(BIN)/python -m pytest $(PARALLEL) -m ''

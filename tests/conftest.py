@@ -7,7 +7,7 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
 import re
-from fnmatch import fnmatch
+from fnmatch import fnmatch, fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -72,6 +72,69 @@ HEAVY = (
   'test_label_logits.py',
   'test_shared_collections.py',
 )
+# `make test-more` has these: whole runs, processes and benches in rarer cases than those of
+# `make test`, and model types that differ little from one that is tested there.
+MORE = (
+  'pipeline/test_pipeline.py::TestStopped::*kills0*',
+  'pipeline/test_pipeline.py::TestOwnData::test_jsonl_files_go_through_every_stage',
+  'pipeline/test_pipeline.py::TestReuse::*',
+  'pipeline/test_pipeline.py::TestSeeds::*',
+  'pipeline/test_generated.py::test_killed_while_it_writes*',
+  'pipeline/test_generated.py::test_without_any_judged_query*',
+  'pipeline/test_hidden.py::*',
+  'pipeline/test_llm2vec.py::*',
+  'pipeline/test_prompting.py::*',
+  'pipeline/test_ready_teacher.py::test_it_scores_as_sentence_transformers*',
+  'pipeline/test_retrain.py::*',
+  'pipeline/test_validated_run.py::*',
+  'exporting/test_relatives.py::test_both_backends*',
+  'exporting/test_relatives.py::*xlm-roberta*',
+  'exporting/test_relatives.py::*electra*',
+  'exporting/test_relatives.py::*modernbert-local*',
+  'serve/test_bench.py::*',
+  'serve/test_command.py::TestMistakes::*',
+  'test_api.py::test_scores_are_the_same_where_jax_has_64_bits',
+  'test_attention.py::test_networks_with_splash*',
+  'test_attention_devices.py::test_splash_under_pmap*',
+  'test_bench_commands.py::*',
+  'test_bench_profile.py::*',
+  'test_cli.py::TestErrors::test_a_workdir_below_a_file_is_one_line*',
+  'test_decoder.py::test_remat_and_unrolled*gemma3*',
+  'test_decoder_parity.py::test_greedy_text*',
+  'test_encoder.py::test_packed_rows_equal_separate_rows*electra*',
+  'test_encoder.py::test_packed_rows_equal_separate_rows*roberta*',
+  'test_generate.py::test_greedy_with_cache*gemma?',
+  'test_generate.py::test_greedy_with_cache*llama*',
+  'test_generate.py::test_greedy_with_cache*ministral*',
+  'test_generate.py::test_greedy_with_cache*phi3*',
+  'test_generate.py::test_greedy_with_cache*qwen*',
+  'test_generate.py::test_greedy_with_cache*smollm3*',
+  'test_gguf.py::test_the_capital_of_france_is_paris',
+  'test_hf.py::*ministral*',
+  'test_hf.py::*phi3*',
+  'test_hf.py::*smollm3*',
+  'test_llm_ranker.py::test_a_query_gets_what_it_gets_alone*listwise_*',
+  'test_losses_peers.py::*',
+  'test_modernbert.py::*irregular*',
+  'test_modernbert.py::test_kernels_and_ways*mean*',
+  'test_modernbert.py::test_lower_precisions*',
+  'test_modules.py::test_other_poolings*',
+  'test_modules.py::test_poolings_of_earlier_versions*',
+  'test_no_backend.py::test_the_parent_of_a_bench*',
+  'test_online.py::TestPromises::*',
+  'test_plan_machine.py::test_several_gpus*',
+  'test_prepare_command.py::test_a_killed_command*',
+  'test_processes.py::TestAskedToStop::*',
+  'test_processes.py::TestBroken::*',
+  'test_python_docs.py::test_packages*',
+  'test_python_docs.py::test_same_in_another_process*',
+  'test_rerank_run.py::TestScores::test_on_the_devices*',
+  'test_rerankers.py::test_raw_scores_are_those_of_sentence_transformers*electra*',
+  'test_rerankers.py::test_raw_scores_are_those_of_sentence_transformers*llama*',
+  'test_rerankers.py::test_older_names*',
+  'test_tokenising.py::test_workers_end*',
+  'test_train.py::test_killed_at_any_moment*',
+)
 # Why an optional package may be missing, for the reasons of skipped tests.
 WHY_MISSING = {
   'torch': 'the extra test installs it on Python 3.11 only; elsewhere: pip install torch',
@@ -88,6 +151,9 @@ def pytest_configure(config):
   for pattern in HEAVY:
     if not any(TESTS.glob(pattern)):
       raise pytest.UsageError(f'{__file__}: HEAVY lists {pattern!r}, which matches no file')
+  for pattern in MORE:
+    if not (TESTS / pattern.partition('::')[0]).is_file():
+      raise pytest.UsageError(f'{__file__}: MORE lists {pattern!r}, whose file does not exist')
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -116,8 +182,17 @@ def model(tmp_path_factory):
   return folder
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by markers
 def pytest_collection_modifyitems(items):
-  """Starts the longest files first; a worker that got one last would end alone with it."""
+  """Marks the tests of MORE, and starts the longest files first.
+
+  A worker that got a long file last would end alone with it.
+  """
+  for item in items:
+    name = f'{item.path.relative_to(TESTS).as_posix()}::{item.nodeid.partition("::")[2]}'
+    if any(fnmatchcase(name, pattern) for pattern in MORE) and 'slow' not in item.keywords:
+      item.add_marker(pytest.mark.more)
+      item.add_marker(pytest.mark.slow)
   items.sort(key=lambda item: rank(item.path))
 
 
