@@ -24,7 +24,7 @@ from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.rankers import pointwise
 from disranker_jax.rankers.shards import units
-from disranker_jax.stages import cpt, distill, evaluate, prepare, roles, score, sft
+from disranker_jax.stages import chosen, cpt, distill, evaluate, prepare, roles, score, sft
 
 BATCHES = 200
 
@@ -46,11 +46,11 @@ def training(run, stage: str, side, draw=None, predict=None):
   """Yields one block's batches of a training stage, over one pass."""
   task = {'cpt': cpt.task, 'sft': sft.task, 'distill': distill.task}.get(
     stage, functools.partial(sft.task, stage='student_sft')
-  )(run.config, None)
+  )(run.config, side.network)
   kinds = {'cpt': ['clicks'], 'distill': score.reads(run.config)}.get(stage, ['judgements'])
   source = list(itertools.chain(*(prepare.records(run, kind) for kind in kinds)))
   if stage == 'distill':
-    source = [score.chosen(group, run.config.score) for group in source]
+    source = [chosen.chosen(group, run.config.score) for group in source]
   one = batches.encode_click if stage == 'cpt' else batches.encode_group
   encode = functools.partial(one, side.prompt(predict=predict))
   c = run.config[stage]

@@ -337,7 +337,7 @@ class TestFirstStage:
       ({'first_scores': [1, 2], 'first_ranks': [1, 2]}, 'cannot be used with first_ranks'),
       ({'first_scores': [1, 2], 'fuse': 1.5}, 'fuse: must be a number from 0'),
       ({'fuse': 0.5}, 'fuse: there is nothing to fuse with'),
-      ({'first_scores': [1, 2]}, 'fuse: the model folder has no weight'),
+      ({'first_scores': [1, 2]}, 'fuse: the model folder records no weight'),
     ],
   )
   def test_wrong_arguments_are_named(self, ranker, arguments, what):

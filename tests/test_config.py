@@ -174,7 +174,7 @@ FREE = {
   'name': ['no such value ('],
   'teacher.model': ['no such value ('], 'student.model': ['no such value ('],
   'teacher.init_from': ['no such value ('], 'student.init_from': ['no such value ('],
-  'generate.model': ['no such value ('],
+  'generate.model': ['no such value ('], 'cpt.mask_token': ['no such value ('],
   'distill.earlier_runs': [('no such value',)],
   'export.vocabulary': ['no such value ('],
   'score.prompts.instruction': ['no such value ('],

@@ -129,7 +129,7 @@ class TestFuse:
   @pytest.mark.parametrize(
     ('flags', 'what'),
     [
-      (['--fuse'], '--fuse: the model folder has no weight'),
+      (['--fuse'], '--fuse: the model folder records no weight'),
       (['--fuse', 'x'], '--fuse x: write a number'),
       (['--fuse', '1.5'], '--fuse: must be a number from 0'),
       (['--fuse', 'nan'], '--fuse: must be a number from 0'),

@@ -22,6 +22,7 @@ from orbax.checkpoint import v1 as ocp
 
 from disranker_jax.commands.common import guarded
 from disranker_jax.data import batches
+from disranker_jax.data.bundles import Bundle
 from disranker_jax.data.encoded import Encoded
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import Stopped, UserError
@@ -126,13 +127,19 @@ class HeldOut:
   def __init__(self, mesh):
     pairs = (encode(QUERIES + i) for i in range(self.queries))
     documents = [
-      (batches.EncodedGroup([doc], pair.labels[n : n + 1], pair.teacher[n : n + 1], pair.name), n)
-      for pair in pairs
-      for n, doc in enumerate(pair.docs)
+      (Bundle.alone(doc, pair.name), [n]) for pair in pairs for n, doc in enumerate(pair.docs)
     ]
     shape = batches.Shape(rows=4, row_len=32, docs=1)
-    self._forward = Forward(lambda *arguments: loss(*arguments)[:2], documents, shape, mesh)
+    self._forward = Forward(self._loss, documents, shape, mesh)
     self.batches = self._forward.batches
+
+  @staticmethod
+  def _loss(variables, batch):
+    # Batches of documents have no labels; those of `encode` are the scored tokens.
+    tokens_AR = batch['tokens_BT'].reshape(len(batch['index_AX']), -1)
+    scored_AX = jnp.take_along_axis(tokens_AR, batch['index_AX'], axis=1)
+    labels_GN = scored_AX.reshape(batch['mask_GN'].shape) / VOCAB
+    return loss(variables, batch | {'labels_GN': labels_GN})[:2]
 
   def __call__(self, variables):
     sums = np.sum([found for _, found in self._forward(variables)], axis=0)

@@ -24,11 +24,10 @@ def library():
   before any of them uses a device. The scores here need no jax.
   """
   with LOADING:  # while it loads, no other import of jax.lax succeeds
-    if 'bm25s' in sys.modules:
-      return sys.modules['bm25s']
-    with _hidden('jax.lax'):
-      import bm25s
-
+    if 'bm25s' not in sys.modules:
+      with _hidden('jax.lax'):
+        importlib.import_module('bm25s')
+  bm25s = sys.modules['bm25s']
   logging.getLogger('bm25s').setLevel(logging.WARNING)
   return bm25s
 

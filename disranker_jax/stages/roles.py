@@ -67,11 +67,13 @@ def trained(run, role: str, model: TextModel, stages: tuple[str, ...]) -> dict:
 def check_head(config, stage: str, role: str, model: TextModel) -> None:
   """Raises: UserError if the head that gives the score would stay at its random start."""
   network, pattern = model.network, config[stage].trainable
-  paths = tree.flatten(network.shapes()['params'])
-  heads = [path for path in paths if path.startswith(network.family.fresh or ('/',))]
+  shapes = network.shapes()
+  fresh = network.family.fresh or ('/',)
+  heads = [path for path in tree.flatten(shapes['params']) if path.startswith(fresh)]
   if config[role].init_from or not heads or not hf.lacking(model.folder, network):
     return
-  if not any(re.search(pattern, f'params/{path}') for path in heads):
+  trained = [path for path in tree.flatten(shapes) if re.search(pattern, path)]
+  if trained and not any(f'params/{path}' in trained for path in heads):
     more = f'{pattern}|{heads[0].partition("/")[0]}'
     raise UserError(
       f'config.{stage}.trainable={pattern!r}: leaves the head of the score ({", ".join(heads)}) at '

@@ -123,7 +123,7 @@ class TestFirstStage:
       ('/rerank', {'first_ranks': [1, 2, 3, 0]}, 'first_ranks[3]: must be an integer of 1'),
       ('/rerank', {'first_ranks': [1, 2, 3, 4], 'fuse': 2}, 'fuse: must be a number from 0'),
       ('/rerank', {'fuse': 0.5}, 'fuse: there is nothing to fuse with'),
-      ('/rerank', {'first_ranks': [1, 2, 3, 4]}, 'fuse: the model folder has no weight'),
+      ('/rerank', {'first_ranks': [1, 2, 3, 4]}, 'fuse: the model folder records no weight'),
       ('/score', {'first_scores': [1, 2, 3, 4]}, '`first_scores` is not supported here'),
     ],
   )
