@@ -9,7 +9,8 @@ import collections
 from collections.abc import Iterable, Iterator, Sequence
 
 from disranker_jax.data.batches import EncodedGroup, Place, Shape, lay_out, unfit
-from disranker_jax.data.bundles import Bundle, Limits
+from disranker_jax.data.bundles import Bundle, Limits, bundles
+from disranker_jax.data.encoded import Encoded
 
 # Rows of tokens in the pool beyond those of a batch; with fewer, rows have more padding.
 CHOICE = 64
@@ -32,11 +33,6 @@ class Pool:
 
   def __len__(self) -> int:
     return len(self._waiting)
-
-  @property
-  def limits(self) -> Limits:
-    """What fits into a row."""
-    return limits(self.shape)
 
   @property
   def ready(self) -> bool:
@@ -103,9 +99,14 @@ class Pool:
     self.tokens -= length
 
 
-def limits(shape: Shape) -> Limits:
-  """What a row of batches of this shape can hold."""
-  return Limits(shape.row_len, min(shape.groups, max(1, shape.row_len // 16)), shape.predicted)
+def bundled(
+  docs: Sequence[Encoded], shape: Shape, name: str = ''
+) -> list[tuple[Bundle, list[int]]]:
+  """A query's texts as bundles that rows can hold, each with its texts' numbers."""
+  if not shape.shares:
+    return [(Bundle.alone(doc, name), [n]) for n, doc in enumerate(docs)]
+  most = min(shape.groups, max(1, shape.row_len // 16))
+  return bundles(docs, Limits(shape.row_len, most, shape.predicted), name)
 
 
 def pack(documents: Iterable[tuple[Bundle, Sequence]], shape: Shape) -> Iterator:

@@ -18,9 +18,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from disranker_jax.data.batches import Shape, join
-from disranker_jax.data.bundles import Bundle, bundles
+from disranker_jax.data.bundles import Bundle
 from disranker_jax.data.encoded import Encoded
-from disranker_jax.data.pool import limits, pack
+from disranker_jax.data.pool import bundled, pack
 from disranker_jax.data.records import Group
 from disranker_jax.data.tokenising import Encoder
 from disranker_jax.devices import memory, processes, sharding
@@ -182,9 +182,7 @@ class PointwiseRanker:
   ) -> list[tuple[Bundle, list[int]]]:
     """What is packed of a query, with the documents' numbers; `docs` are their tokens if known."""
     docs = self.prompt.encode(group.query, group.docs) if docs is None else docs
-    if self.shape.shares:
-      return bundles(docs, limits(self.shape), group.query_id)
-    return [(Bundle.alone(doc, group.query_id), [n]) for n, doc in enumerate(docs)]
+    return bundled(docs, self.shape, group.query_id)
 
   def _memory(self) -> dict[str, int]:
     """Expected bytes per device, as for memory.limited."""

@@ -14,10 +14,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from disranker_jax.data.batches import Shape, join
-from disranker_jax.data.bundles import Bundle, bundles
 from disranker_jax.data.contract_prompts import ContractPrompt
 from disranker_jax.data.encoded import Encoded
-from disranker_jax.data.pool import Pool
+from disranker_jax.data.pool import Pool, bundled
 from disranker_jax.devices import memory, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models.generate import PROMPT_MULTIPLE, generate
@@ -66,12 +65,8 @@ class LabelLogits:
     self._compiled, self.work = None, Work()
 
   def add(self, prompts: Sequence[Encoded], docs: Sequence[int], keys: Sequence[Any]) -> None:
-    if self._shape.shares:
-      for bundle, numbers in bundles(prompts, self._pool.limits):
-        self._pool.add(bundle, [keys[i] for i in numbers])
-    else:
-      for encoded, key in zip(prompts, keys, strict=True):
-        self._pool.add(Bundle.alone(encoded), [key])
+    for bundle, numbers in bundled(prompts, self._shape):
+      self._pool.add(bundle, [keys[i] for i in numbers])
 
   def __len__(self) -> int:
     return len(self._pool)
