@@ -1,0 +1,12 @@
+"""DGR: a decoder that finds pages by writing n-grams of them, taught by a ranker.
+
+Sources: SEAL (arXiv:2204.10628), MINDER (arXiv:2305.16675), LTRGR (arXiv:2306.15222) and DGR
+(arXiv:2402.10769). docs/generative.md has the method.
+
+  pages      the collection as one text of token ids: titles, bodies, pseudo-queries
+  suffixes   the sorted suffixes of that text: which tokens may follow, how often, and where
+  beams      beam search on the device that writes n-grams of the collection only
+  evidence   n-grams -> pages
+  ngrams     the same scores with gradients, for training
+  stages     index, memorise, retrieve, ltrgr, align, search
+"""

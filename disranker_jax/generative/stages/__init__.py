@@ -1,0 +1,1 @@
+"""The stages of DGR, one per file."""
