@@ -22,18 +22,18 @@ def address(config) -> str:
   return found
 
 
-def read(config) -> list[Document]:
-  """All documents with a text, in order. Raises: UserError for fewer than LEAST."""
+def read(config, least: int = LEAST) -> list[Document]:
+  """All documents with a text, in order. Raises: UserError for fewer than `least`."""
   where = address(config)
   every = sources.documents(where)
   found = [doc for doc in every if doc.title.strip() or doc.summary.strip()]
-  if len(found) < LEAST:
+  if len(found) < least:
     raise UserError(
       f'config.data.documents={where!r}: has {len(found)} documents with a text (of '
-      f'{len(every)}); a ranker learns from {LEAST} or more'
+      f'{len(every)}); it takes {least} or more'
     )
   if empty := len(every) - len(found):
-    say(f'generate: {empty:,} of {len(every):,} documents have no text and are left out')
+    say(f'documents: {empty:,} of {len(every):,} documents have no text and are left out')
   return found
 
 

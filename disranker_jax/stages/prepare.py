@@ -27,9 +27,11 @@ from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 from disranker_jax.stages import earlier, overlapping
 
-# The kind of the queries that the stage `generate` writes, and the address of candidates that are
-# only these.
+# Kinds of records that another stage makes: queries that `generate` writes, with the address of
+# candidates that are only these, and what `retrieve` finds.
 GENERATED, GENERATED_ADDRESS = 'generated', 'generated:'
+RETRIEVED = 'retrieved'
+MADE_BY = {GENERATED: 'generate', RETRIEVED: 'retrieve'}
 
 
 def kinds(config, stages=None) -> list[str]:
@@ -178,9 +180,9 @@ def outside_test(run) -> OutsideTest:
 
 
 def records(run, kind: str):
-  """The prepared records of a kind, by index; those of GENERATED are made by another stage."""
-  if kind == GENERATED:
-    return store.open('candidates', run.folder('generate') / 'candidates')
+  """The prepared records of a kind, by index; those of MADE_BY are made by other stages."""
+  if kind in MADE_BY:
+    return store.open('candidates', run.folder(MADE_BY[kind]) / 'candidates')
   return store.open(kind, run.folder('prepare') / kind)
 
 

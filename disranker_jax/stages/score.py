@@ -350,7 +350,12 @@ SETTINGS = {
 
 
 def reads(config) -> tuple[str, ...]:
-  """The kinds of records that are scored, in the order in which distillation has them."""
+  """The kinds of records that are scored, in the order in which distillation has them.
+
+  Where a retriever learns, these are the pages that it found.
+  """
+  if 'retrieve' in config.stages:
+    return (prepare.RETRIEVED,)
   return (
     *(('candidates',) if config.data.candidates != prepare.GENERATED_ADDRESS else ()),
     *((prepare.GENERATED,) if 'generate' in config.stages else ()),
@@ -386,7 +391,7 @@ def uses(config) -> tuple[Use, ...]:
 
 STAGE = Stage(
   'score', 'the teacher scores unlabeled pairs', execute, SETTINGS, check=check, role='teacher',
-  reads_stages=('prepare', 'cpt', 'sft', 'generate'), reads_records=reads,
+  reads_stages=('prepare', 'cpt', 'sft', 'generate', 'retrieve'), reads_records=reads,
   head=lambda config: HEADS[config.teacher.scorer], kept=kept, uses=uses, scores_records=True,
   paper_rows=46_814_775,
 )  # fmt: skip

@@ -1,0 +1,128 @@
+"""What a generative retriever reads and writes: a prompt per view, and the tokens of page texts."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from disranker_jax.config.settings import Check, Key, Section, list_of, one_of
+from disranker_jax.data import tokenising
+from disranker_jax.data.encoded import Encoded
+from disranker_jax.data.prompts import TextPrompt
+from disranker_jax.errors import UserError
+from disranker_jax.generative.records import VIEWS
+from disranker_jax.models.load import TextModel
+
+# Texts are tokenised as they follow a prompt: behind a colon and a blank.
+BEFORE = ':'
+ANY_PROMPT = '{query} : {title} : {summary}'  # which a TextPrompt needs to tell the start token
+
+
+def follows_query(value: str) -> bool:
+  return value.count('{query}') == 1 and not value.rpartition('{query}')[2][-1:].isspace()
+
+
+TEMPLATE = Check('a text with {query} once, and no blank at its end', follows_query)
+SETTINGS: Section = {
+  'views': Key(
+    VIEWS, list_of(one_of(*VIEWS), distinct=True),
+    "How pages are written: their 'title', an n-gram of their 'body', or a 'query' that the stage "
+    'generate wrote from them (a pseudo-query).',
+  ),
+  'title_template': Key('{query}\n\nTitle:', TEMPLATE, 'The prompt before a title.'),
+  'body_template': Key('{query}\n\nText:', TEMPLATE, 'The prompt before an n-gram.'),
+  'query_template': Key('{query}\n\nQuery:', TEMPLATE, 'The prompt before a pseudo-query.'),
+  'length': Key(8, Check('from 2 to 15', lambda n: 2 <= n <= 15), 'Tokens of an n-gram.'),
+  'title_length': Key(
+    12, Check('from 2 to 15', lambda n: 2 <= n <= 15),
+    'Tokens of a title with its end; longer ones are cut.',
+  ),
+  'query_length': Key(
+    15, Check('from 2 to 15', lambda n: 2 <= n <= 15),
+    'Tokens of a pseudo-query with its end; longer ones are cut.',
+  ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+  """The token ids of prompts and of page texts, for one model."""
+
+  model: TextModel
+
+  @property
+  def end(self) -> int:
+    """The token that ends titles and pseudo-queries. Raises: UserError if the model has none."""
+    end = self.model.network.config.eos_id
+    end = end[0] if isinstance(end, tuple | list) else end
+    end = self.model.tokenizer.eos_token_id if end is None else end
+    if end is None:
+      raise UserError('the tokenizer has no end token; name one as eos_token')
+    return end
+
+  def length(self, view: str) -> int:
+    """The most tokens of a view, the end token included."""
+    s = self.model.settings
+    return {'title': s.title_length, 'body': s.length, 'query': s.query_length}[view]
+
+  def __call__(self, query: str, view: str) -> list[int]:
+    """The prompt of a view; a long query is cut at its end."""
+    [ids] = tokenising.text_ids(self.model.tokenizer, [query])
+    before, after = self._around[view]
+    return [*before, *ids[: self.model.settings.max_query_len], *after]
+
+  @functools.cached_property
+  def _around(self) -> dict[str, tuple[list[int], list[int]]]:
+    """(tokens before the query, tokens after it) of each view."""
+    s, tokenizer, found = self.model.settings, self.model.tokenizer, {}
+    start, _ = TextPrompt(tokenizer, s.max_len, s.max_query_len, ANY_PROMPT).ends
+    for view in VIEWS:
+      before, _, after = s[f'{view}_template'].partition('{query}')
+      marked = [
+        tokenising.marked(self.model.tokenizer.backend_tokenizer, x) for x in (before, after)
+      ]
+      before_ids, after_ids = tokenising.text_ids(self.model.tokenizer, marked)
+      found[view] = [*start, *before_ids], after_ids
+    return found
+
+  @property
+  def longest(self) -> int:
+    """Tokens of the longest prompt."""
+    s = self.model.settings
+    return s.max_query_len + max(len(a) + len(b) for a, b in self._around.values())
+
+  def texts(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """The tokens of texts as they follow a prompt: each word with its blank."""
+    [before] = tokenising.text_ids(self.model.tokenizer, [BEFORE])
+    rows = tokenising.text_ids(self.model.tokenizer, [f'{BEFORE} {text}' for text in texts])
+    return [np.array(row[len(before) :], np.int32) for row in rows]
+
+  def encoded(self, query: str, view: str, target: Sequence[int]) -> Encoded:
+    """The prompt and what follows it, which the model learns to write."""
+    prompt = self(query, view)
+    ids = np.array([*prompt, *target], np.int32)
+    return Encoded(ids, np.zeros_like(ids), len(ids) - 1, (len(prompt), len(ids)))
+
+
+def check(config) -> None:
+  """Raises: UserError for lengths that no prompt has room for."""
+  s = config.retriever
+  if not s.views:
+    raise UserError('config.retriever.views: is empty; name at least one view')
+  if 'query' in s.views and 'generate' not in config.stages:
+    raise UserError(
+      "config.retriever.views: has 'query', but no stage writes queries; add 'generate' to "
+      "config.stages, or take 'query' out"
+    )
+
+
+def check_model(model: TextModel) -> None:
+  """Raises: UserError if a prompt with what follows is longer than the model's rows."""
+  prompts = Prompts(model)
+  longest = prompts.longest + max(prompts.length(view) for view in model.settings.views)
+  if longest > model.settings.max_len:
+    raise UserError(
+      f'config.retriever.max_len={model.settings.max_len}: a prompt with what follows has up to '
+      f'{longest} tokens; raise it, or lower max_query_len'
+    )

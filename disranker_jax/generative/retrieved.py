@@ -1,0 +1,70 @@
+"""What a retriever found, on disk: the pages of each query with the n-grams that found them."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+
+from disranker_jax.generative.records import Found, Match, Ngram
+from disranker_jax.rankers.shards import Format, Shards
+
+MATCH = pa.struct([
+  ('view', pa.string()), ('tokens', pa.list_(pa.int32())), ('logprob', pa.float32()),
+  ('lo', pa.int64()), ('hi', pa.int64()), ('weight', pa.float32()), ('coverage', pa.float32()),
+])  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrieved:
+  """The pages of a query, best first, of which only the best matches are kept."""
+
+  query_id: str
+  pages: tuple[tuple[str, Found], ...]  # with their document ids
+
+
+def rows(item: tuple) -> Iterable[tuple]:
+  """The rows of (query_id, ((doc_id, Found), ...)); a query without pages has one row."""
+  query_id, pages = item
+  for doc_id, found in pages:
+    yield query_id, doc_id, found.page, found.score, [plain(match) for match in found.matches]
+  if not pages:
+    yield query_id, '', -1, 0.0, []
+
+
+def plain(match: Match) -> dict:
+  ngram = match.ngram
+  return {
+    'view': ngram.view, 'tokens': list(ngram.tokens), 'logprob': ngram.logprob, 'lo': ngram.lo,
+    'hi': ngram.hi, 'weight': match.weight, 'coverage': match.coverage,
+  }  # fmt: skip
+
+
+def of_plain(row: dict) -> Match:
+  ngram = Ngram(row['view'], tuple(row['tokens']), row['logprob'], row['lo'], row['hi'])
+  return Match(ngram, row['weight'], row['coverage'])
+
+
+FORMAT = Format(
+  pa.schema([
+    ('query_id', pa.string()), ('doc_id', pa.string()), ('page', pa.int64()),
+    ('score', pa.float32()), ('matches', pa.list_(MATCH)),
+  ]),
+  rows, 'queries', 'pages', 'retrieve',
+)  # fmt: skip
+
+
+def read(shards: Shards) -> Iterator[Retrieved]:
+  """The queries of all shards, in order; each shard is checked against its note."""
+  for _, table in shards.whole():
+    last, pages = None, []
+    for query_id, doc_id, page, score, matches in zip(
+      *(table.column(name).to_pylist() for name in FORMAT.schema.names), strict=True
+    ):
+      if last is not None and query_id != last:
+        yield Retrieved(last, tuple(pages))
+        pages = []
+      last = query_id
+      if page >= 0:
+        pages.append((doc_id, Found(page, score, tuple(map(of_plain, matches)))))
+    if last is not None:
+      yield Retrieved(last, tuple(pages))

@@ -1,0 +1,114 @@
+"""Finds the pages of queries: n-grams by beam search, then pages by their n-grams."""
+
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import jax
+
+from disranker_jax.config.settings import Key, Section, above, at_least, between
+from disranker_jax.devices import memory, processes
+from disranker_jax.generative.beams import Searcher, View
+from disranker_jax.generative.evidence import Evidence
+from disranker_jax.generative.pages import Pages
+from disranker_jax.generative.prompts import Prompts
+from disranker_jax.generative.records import Found
+from disranker_jax.generative.suffixes import Suffixes
+from disranker_jax.models.load import TextModel
+
+# How pages are found; the section `retrieve` of the config has these keys.
+SETTINGS: Section = {
+  'beams': Key(10, at_least(1), 'Hypotheses per query and view.'),
+  'unigrams': Key(
+    1000, at_least(0), 'Tokens, the likeliest as the first of an n-gram, that count by themselves.'
+  ),
+  'smoothing': Key(5.0, above(0), 'Added to the counts of n-grams in the collection.'),
+  'exponent': Key(2.0, above(0), 'Of an n-gram\'s weight.'),
+  'coverage': Key(
+    0.8, between(0, 1),
+    'How much less an n-gram counts whose words are in a better one of the same page.',
+  ),
+  'query_bonus': Key(14.0, at_least(0), 'Added to the log-probability of pseudo-queries.'),
+  'most_count': Key(
+    1500, at_least(1), 'N-grams that occur more often find no page; they count in those found.'
+  ),
+  'hits': Key(100, at_least(1), 'Pages per query.'),
+  'batch_rows': Key(16, at_least(1), 'Queries that are searched together.'),
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class Retriever:
+  """Finds pages: `retriever(queries)` gives each query's, best first.
+
+  All processes compute every batch together. Batches are always full, so what a query finds does
+  not depend on the other queries.
+
+  Args:
+    c: the section with SETTINGS.
+  """
+
+  model: TextModel
+  variables: dict
+  pages: Pages
+  suffixes: Suffixes
+  c: object
+  mesh: jax.sharding.Mesh
+  watchdog_s: float = 0.0
+  tokens: int = 0
+  seconds: float = 0.0
+
+  def __post_init__(self):
+    self.prompts = Prompts(self.model)
+    views = [
+      View(view, self.pages.anchor(view), self.prompts.length(view), self.c.beams)
+      for view in self.model.settings.views
+    ]
+    self.evidence = Evidence(self.suffixes, self.pages.starts_P, self.c)
+    self.searcher = Searcher(
+      self.model.network, self.variables, self.suffixes, views, self.pages.end, self.mesh,
+      rows=self.c.batch_rows, prompt_len=self.prompts.longest, unigrams=self.c.unigrams,
+    )  # fmt: skip
+
+  def __call__(
+    self, queries: Sequence[str], units: Iterable[range] | None = None
+  ) -> Iterator[tuple[range, int, list[Found]]]:
+    """(unit, index of the query, its pages) for the queries of each unit, in order.
+
+    A unit has at most `batch_rows` queries. Raises: Stopped after SIGTERM or Ctrl-C, UserError
+    without enough device memory.
+    """
+    rows = self.c.batch_rows
+    if units is None:
+      units = (range(i, min(i + rows, len(queries))) for i in range(0, len(queries), rows))
+    lower = (
+      'lower config.retrieve.batch_rows or beams, or set config.retriever.param_dtype=bfloat16'
+    )
+    needs = {'parameters': memory.per_device(self.variables)}
+    with (
+      memory.limited('retrieval', lambda: needs, lower),
+      processes.StopRequest() as request,
+      processes.Watchdog('retrieval', self.watchdog_s) as watchdog,
+    ):
+      for unit in units:
+        if processes.any_of(bool(request)):
+          raise request.stopped('retrieve: stopped')
+        found = self._search([queries[i] for i in unit])
+        watchdog.beat()
+        for i, pages in zip(unit, found, strict=True):
+          yield unit, i, pages
+
+  def _search(self, queries: Sequence[str]) -> list[list[Found]]:
+    begin = time.monotonic()
+    ngrams, unigrams = [[] for _ in queries], [[] for _ in queries]
+    for view in self.searcher.views:
+      found = self.searcher(view, [self.prompts(query, view.name) for query in queries])
+      for own, more in zip(ngrams, found, strict=True):
+        own += more
+      if view.name == 'body':
+        unigrams = self.searcher.unigrams_of_last
+    self.seconds += time.monotonic() - begin
+    return [
+      self.evidence(own, singles, self.c.hits)
+      for own, singles in zip(ngrams, unigrams, strict=True)
+    ]

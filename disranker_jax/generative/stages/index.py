@@ -1,0 +1,73 @@
+"""The stage that makes the collection searchable: pages as tokens, and their sorted suffixes."""
+
+from disranker_jax.config.settings import Key, Section, at_least
+from disranker_jax.devices import memory, processes
+from disranker_jax.generative import pages as collection
+from disranker_jax.generative import prompts, suffixes
+from disranker_jax.generative.pages import Pages
+from disranker_jax.generative.prompts import Prompts
+from disranker_jax.generative.suffixes import Suffixes
+from disranker_jax.models.load import TextModel, open_model
+from disranker_jax.pipeline.stage import Run, Stage
+from disranker_jax.progress import say
+from disranker_jax.stages import documents, prepare
+from disranker_jax.stages.generate import own_document
+
+
+def open_retriever(config) -> TextModel:
+  """The retriever, without parameters."""
+  return open_model(config.retriever, 'lm')
+
+
+def execute(run: Run) -> dict:
+  return processes.first_alone('index', lambda: build(run)) or {}
+
+
+def build(run) -> dict:
+  """Writes index/; returns counts."""
+  docs = documents.read(run.config, least=1)
+  found = Prompts(open_retriever(run.config))
+  pages, counts = collection.build(docs, pseudo_queries(run), found)
+  collection.say_counts(pages, counts)
+  folder, tokens = run.folder('index'), len(pages.text_N)
+  needs = suffixes.memory(tokens)
+  say(f'index: {memory.listed(needs)} to build and search it')
+  pages.save(folder)
+  order = Suffixes.build(pages.text_N, pages.vocab + 2, window=run.config.index.window)
+  order.save(folder / 'suffixes')
+  return {'pages': len(pages), 'tokens': tokens, **counts}
+
+
+def pseudo_queries(run) -> dict[str, list[str]]:
+  """{doc_id: the queries that were written from the document}."""
+  found: dict[str, list[str]] = {}
+  if 'query' in run.config.retriever.views:
+    most = run.config.index.queries
+    for group in prepare.records(run, prepare.GENERATED):
+      own = found.setdefault(own_document(group), [])
+      if not most or len(own) < most:
+        own.append(group.query)
+  return found
+
+
+def load(run) -> tuple[Pages, Suffixes]:
+  """What the stage wrote."""
+  folder = run.folder('index')
+  return Pages.load(folder), Suffixes.load(folder / 'suffixes')
+
+
+SETTINGS: Section = {
+  'queries': Key(0, at_least(0), 'Pseudo-queries per page; 0: all that generate wrote.'),
+  'window': Key(
+    512, at_least(2),
+    'N-grams that occur more often have their followers in a table; fewer are read from the '
+    'sorted suffixes. It changes the time of a search and not its result.', affects_results=False,
+  ),
+}  # fmt: skip
+
+
+STAGE = Stage(
+  'index', 'pages become searchable by their n-grams', execute, SETTINGS, models=('retriever',),
+  check=prompts.check, uses=lambda config: (), reads_stages=('generate',),
+  requires=lambda config: {},
+)  # fmt: skip

@@ -1,0 +1,240 @@
+"""The stage in which the retriever finds pages for the training queries, with their n-grams.
+
+The teacher then scores these pages, and the stages ltrgr and align learn from them. What is found
+is stored about once a minute, so a restart searches what is missing.
+"""
+
+import contextlib
+import dataclasses
+import statistics
+from collections.abc import Iterator, Sequence
+
+from disranker_jax import escaping
+from disranker_jax.config.settings import Key, Section, at_least
+from disranker_jax.data import store
+from disranker_jax.data.records import UNJUDGED, Group
+from disranker_jax.devices import processes
+from disranker_jax.errors import UserError
+from disranker_jax.evaluation import metrics
+from disranker_jax.generative import prompts, retrieved, retriever
+from disranker_jax.generative.records import Found
+from disranker_jax.generative.retrieved import FORMAT, Retrieved
+from disranker_jax.generative.retriever import Retriever
+from disranker_jax.generative.stages import index
+from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline.stage import Run, Stage, Use
+from disranker_jax.progress import Progress, say
+from disranker_jax.rankers import shards as shards_of
+from disranker_jax.rankers.shards import Shards
+from disranker_jax.stages import documents, prepare, roles
+from disranker_jax.stages.score import agreed
+
+
+def open_it(run, stages: tuple[str, ...] = ('memorise',)) -> Retriever:
+  """The retriever with the parameters that some stages trained, in order."""
+  model = index.open_retriever(run.config)
+  variables = roles.trained(run, 'retriever', model, stages)
+  pages, suffixes = index.load(run)
+  watchdog_s = run.config.watchdog_s
+  return Retriever(model, variables, pages, suffixes, run.config.retrieve, run.mesh, watchdog_s)
+
+
+def queries(run) -> Sequence[Group]:
+  """The labelled training queries, at most `retrieve.queries` of them."""
+  records = prepare.records(run, 'judgements')
+  most = run.config.retrieve.queries
+  return [records[i] for i in range(min(len(records), most or len(records)))]
+
+
+def open_shards(run, count: int, made: dict | None = None) -> Shards:
+  return Shards(run.folder('retrieve') / 'shards', count, made, FORMAT)
+
+
+def maker(run) -> dict:
+  """What the pages of a query depend on apart from the query: in every shard's note."""
+  c, model = run.config.retrieve, run.config.retriever
+  trained = [stage for stage in ('index', 'memorise') if stage in run.config.stages]
+  return {
+    'model': model.model,
+    'parameters': [manifest.read(run.folder(stage))['fingerprint'] for stage in trained],
+    **{name: c[name] for name in (*retriever.SETTINGS, 'matches', 'depth')},
+  }
+
+
+def execute(run: Run) -> dict:
+  groups = queries(run)
+  shards = open_shards(run, len(groups), maker(run))
+  processes.first_alone('folder', lambda: shards.folder.mkdir(parents=True, exist_ok=True))
+  missing = agreed(processes.first_alone('retrieve: look', shards.missing) or [])
+  facts = search_missing(run, groups, shards, missing) if missing else {}
+  processes.barrier('all queries are searched')
+  return (processes.first_alone('retrieve: finish', lambda: finish(run, groups)) or {}) | facts
+
+
+def search_missing(run, groups, shards: Shards, missing: Sequence[range]) -> dict:
+  """Searches the queries that are in no shard; process 0 stores what is found."""
+  c, searching = run.config.retrieve, open_it(run)
+  units = shards_of.units(missing, c.batch_rows)
+  done = len(groups) - sum(map(len, units))
+  first = processes.is_first()
+  storing = shards_of.Writer(shards, c.shard_seconds) if first else contextlib.nullcontext()
+  with storing as stored, Progress('retrieve', len(groups), 'queries', done) as progress:
+    for unit, i, found in searching([group.query for group in groups], units):
+      if first:
+        stored.add(unit, (groups[i].query_id, kept_of(run, searching, found)))
+      done += 1
+      progress.update(done, 1)
+  rate = searching.searcher.tokens / max(searching.seconds, 1e-9)
+  say(f'retrieve: {rate:,.0f} tokens/s in {c.beams} beams')
+  return {'tokens_per_s': rate}
+
+
+def kept_of(run, searching: Retriever, found: Sequence[Found]) -> list[tuple[str, Found]]:
+  """The best pages with their document ids, each with its best matches."""
+  c, ids = run.config.retrieve, searching.pages.doc_ids
+  best = found[: c.depth]
+  return [(ids[p.page], dataclasses.replace(p, matches=p.matches[: c.matches])) for p in best]
+
+
+def finish(run, groups: Sequence[Group]) -> dict:
+  """Writes the pages as prepared records for the teacher; returns how good they are.
+
+  Raises: UserError if nothing was found.
+  """
+  found = list(read(run, groups))
+  texts = {doc.doc_id: doc for doc in documents.read(run.config, least=1)}
+  folder = run.folder('retrieve')
+  records = [group for group in grouped(groups, found, texts) if group.docs]
+  if not records:
+    raise UserError(
+      f'retrieve: no page was found for any of the {len(groups):,} queries; train the stage '
+      'memorise longer, or raise config.retrieve.beams'
+    )
+  count = store.write('candidates', records, folder / 'candidates')
+  write_samples(run, groups, found)
+  scores = [one.pages[0][1].score for one in found if one.pages]
+  ranking = {one.query_id: {doc_id: p.score for doc_id, p in one.pages} for one in found}
+  values = metrics.summary(metrics.per_query(
+    ranking, {g.query_id: g.grades for g in groups}, 1, names=('recall@1', 'recall@20', 'mrr@10'),
+  ))  # fmt: skip
+  say(
+    f'retrieve: {len(groups):,} training queries: recall@1 {values["recall@1"]:.3f}, recall@20 '
+    f'{values["recall@20"]:.3f}'
+  )
+  return {
+    'queries': len(groups),
+    'without_pages': len(groups) - len(records),
+    # By which training divides scores, so that margins mean the same in every collection.
+    'scale': statistics.fmean(scores),
+    **{name: values[name] for name in ('recall@1', 'recall@20', 'mrr@10')},
+    prepare.RETRIEVED: {'rows': count, 'fingerprint': store.fingerprint(folder / 'candidates')},
+  }
+
+
+def read(run, groups: Sequence[Group]) -> Iterator[Retrieved]:
+  """What was found for each query, after a check that the shards have these queries."""
+  shards = open_shards(run, len(groups))
+  for group, one in zip(groups, retrieved.read(shards), strict=True):
+    if one.query_id != group.query_id:
+      raise UserError(
+        f'{shards.folder}: has the query {one.query_id!r} where the records have '
+        f'{group.query_id!r}; {FORMAT.again}'
+      )
+    yield one
+
+
+def grouped(groups, found: Sequence[Retrieved], texts) -> Iterator[Group]:
+  """The queries with the pages that were found, their ranks and scores, and known labels."""
+  for group, one in zip(groups, found, strict=True):
+    docs = tuple(
+      dataclasses.replace(
+        texts[doc_id], label=group.grades.get(doc_id, UNJUDGED), rank=rank, score=page.score
+      )
+      for rank, (doc_id, page) in enumerate(one.pages, 1)
+    )
+    yield Group(group.query_id, group.query, docs)
+
+
+def write_samples(run, groups, found: Sequence[Retrieved]) -> None:
+  """samples.md: for some queries the pages that were found, and the n-grams that found them."""
+  decode = index.open_retriever(run.config).tokenizer.backend_tokenizer.decode
+  step = max(1, len(groups) // max(run.config.retrieve.shown, 1))
+  lines = ['# What the retriever finds for training queries', '']
+  for group, one in list(zip(groups, found, strict=True))[::step][: run.config.retrieve.shown]:
+    lines.append(f'- {escaping.code(group.query)}')
+    for rank, (doc_id, page) in enumerate(one.pages[:5], 1):
+      mark = ' (relevant)' if group.grades.get(doc_id, 0) > 0 else ''
+      lines.append(f'  {rank}. {escaping.code(doc_id)}, {page.score:,.0f}{mark}')
+      for match in page.matches[:4]:
+        ngram = match.ngram
+        lines.append(
+          f'     - {ngram.view}: {escaping.code(decode(list(ngram.tokens)).strip())}, log p '
+          f'{ngram.logprob:.1f}, {ngram.count:,} times, adds {match.weight * match.coverage:,.0f}'
+        )
+  (run.folder('retrieve') / 'samples.md').write_text('\n'.join(lines) + '\n', encoding='utf-8')
+
+
+def kept(run) -> str:
+  """How many queries have their pages on disk."""
+  groups = queries(run)
+  done = open_shards(run, len(groups)).kept()
+  return f'{done:,} of {len(groups):,} queries have their pages' if done else ''
+
+
+class Expected(Sequence[Group]):
+  """As many pages as retrieval can find, for estimates before it."""
+
+  def __init__(self, run):
+    self._docs = documents.read(run.config, least=1)
+    self._groups, self._depth = queries(run), run.config.retrieve.depth
+
+  def __len__(self) -> int:
+    return len(self._groups)
+
+  def __getitem__(self, i: int) -> Group:
+    picks = tuple(self._docs[(i + k) % len(self._docs)] for k in range(self._depth))
+    return Group(f'{i}', self._groups[i].query, picks)
+
+
+def tokens(run: Run) -> tuple[float, str]:
+  """(tokens that are computed, for what), for the estimate."""
+  count = len(queries(run))
+  return count * tokens_per_query(run.config), f'{count:,} queries'
+
+
+def tokens_per_query(config) -> float:
+  """A written token of a beam takes as long as several that are read."""
+  s, c = config.retriever, config.retrieve
+  lengths = {'title': s.title_length, 'body': s.length, 'query': s.query_length}
+  written = sum(lengths[view] for view in s.views) * c.beams
+  return len(s.views) * s.max_query_len + written * DECODING
+
+
+def uses(config) -> tuple[Use, ...]:
+  rows = config.retrieve.batch_rows * config.retrieve.beams
+  return (Use('retriever', 'retriever', lambda: index.open_retriever(config), rows, tokens=tokens),)
+
+
+DECODING = 3  # a written token takes as long as so many tokens that are read
+SETTINGS: Section = {
+  **retriever.SETTINGS,
+  'queries': Key(0, at_least(0), 'Training queries that are searched; 0: all of judgements.'),
+  'depth': Key(20, at_least(2), 'Pages of a query that are kept, and scored by the teacher.'),
+  'matches': Key(40, at_least(1), 'N-grams of a page that are kept, the best ones.'),
+  'shown': Key(
+    20, at_least(0), 'Queries whose pages are listed in samples.md.', affects_results=False
+  ),
+  'shard_seconds': Key(
+    60.0, at_least(0), 'What is found is stored so often, each time as one shard.',
+    affects_results=False,
+  ),
+}  # fmt: skip
+
+
+STAGE = Stage(
+  'retrieve', 'the retriever finds pages for training queries', execute, SETTINGS,
+  check_models=lambda config, models: prompts.check_model(models['retriever']), role='retriever',
+  uses=uses, reads_stages=('prepare', 'index', 'memorise'),
+  requires=lambda config: {'retrieve': ('prepare', 'index')},
+  reads_records=lambda config: ('judgements',), head=lambda config: 'lm', kept=kept,
+)  # fmt: skip
