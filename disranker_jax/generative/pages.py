@@ -139,8 +139,8 @@ def build(
     if doc.title.strip() and 'title' in views:
       room = prompts.length('title') - 1
       counts['with a cut title'] += len(title) > room
-      counts['with the title of another page'] += (key := title[:room].tobytes()) in seen
-      seen.add(key)
+      counts['with the title of another page'] += (cut := title[:room].tobytes()) in seen
+      seen.add(cut)
       page += [[vocab], title[:room], [end]]
     elif 'title' in views:
       counts['without a title'] += 1

@@ -1,0 +1,177 @@
+"""Pages as tokens, prompts, spans and lessons."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from disranker_jax.config import settings
+from disranker_jax.data.records import Document
+from disranker_jax.errors import UserError
+from disranker_jax.generative import pages as collection
+from disranker_jax.generative import prompts as prompting
+from disranker_jax.generative.lessons import Lessons, Teaching
+from disranker_jax.generative.prompts import Prompts
+from disranker_jax.generative.spans import start_weights
+from disranker_jax.models.load import open_model
+from disranker_jax.models.settings import SETTINGS as MODEL
+
+DOCS = (
+  Document('a', 'str count', 'Return the number of times that a substring is found.'),
+  Document('b', 'list sort', 'Sort the list in ascending order and return nothing at all.'),
+  Document('c', '', 'A page without a title.'),
+  Document('d', 'list sort', ''),
+)
+QUERIES = {'a': ['how often is a text found'], 'b': ['order a list', 'sort in place']}
+
+
+def opened(**changes):
+  section = {**MODEL, **prompting.SETTINGS}
+  found = settings.build(section, model='tiny-decoder', max_len=128, row_len=128, **changes)
+  return Prompts(open_model(found, 'lm'))
+
+
+def built(docs=DOCS, queries=QUERIES, **changes):
+  prompts = opened(**changes)
+  return prompts, *collection.build(docs, queries, prompts)
+
+
+def text(prompts, tokens):
+  return prompts.model.tokenizer.decode(list(map(int, tokens)))
+
+
+def test_every_view_of_a_page_is_found_again():
+  prompts, pages, _ = built(title_length=15, query_length=15)
+  page = pages[1]
+  assert text(prompts, page.title[:-1]) == ' list sort'
+  assert text(prompts, page.body) == ' ' + DOCS[1].summary
+  assert page.title[-1] == page.queries[0][-1] == prompts.end
+  full = prompts.texts(['order a list'])[0]
+  assert page.queries[0][:-1].tolist() == full[:14].tolist()
+  assert len(pages[0].queries) == 1 and len(pages[1].queries) == 2 and not pages[2].queries
+
+
+def test_a_page_without_title_or_text_keeps_its_place():
+  prompts, pages, counts = built()
+  assert not len(pages[2].title) and text(prompts, pages[2].body) == ' A page without a title.'
+  assert text(prompts, pages[3].title[:-1]) == ' list sort' and not len(pages[3].body)
+  assert pages[3].of_view('body') == () and pages[2].of_view('title') == ()
+  assert counts['without a title'] == 1 and counts['without a text'] == 1
+  assert counts['with the title of another page'] == 1 and counts['without a pseudo-query'] == 2
+
+
+def test_anchors_stand_before_titles_and_pseudo_queries_only():
+  _, pages, _ = built()
+  assert (pages.text_N == pages.vocab).sum() == 3
+  assert (pages.text_N == pages.vocab + 1).sum() == 3
+  assert (pages.text_N[pages.starts_P[:2]] == pages.vocab).all()
+  # One end per title, body and pseudo-query.
+  assert (pages.text_N == pages.end).sum() == 3 + 4 + 3
+
+
+def test_views_that_are_not_listed_are_not_in_the_text():
+  _, pages, counts = built(views=('title',))
+  assert not (pages.text_N == pages.vocab + 1).any()
+  assert 'without a pseudo-query' not in counts
+
+
+def test_a_long_title_is_cut_with_its_end_and_counted():
+  _, pages, counts = built(title_length=3)
+  assert len(pages[0].title) == 3 and pages[0].title[-1] == pages.end
+  assert counts['with a cut title'] >= 1
+
+
+def test_control_tokens_in_a_page_are_text():
+  prompts = opened()
+  pages, _ = collection.build([Document('x', 'a</s>b', 'before </s> after <s>')], {}, prompts)
+  assert (pages.text_N == prompts.end).sum() == 2
+  assert text(prompts, pages[0].body) == ' before </s> after <s>'
+
+
+def test_pages_are_read_as_they_were_saved(tmp_path):
+  _, pages, _ = built()
+  pages.save(tmp_path)
+  again = collection.Pages.load(tmp_path)
+  assert again.doc_ids == pages.doc_ids and again.end == pages.end
+  for number in range(len(pages)):
+    for view in ('title', 'body', 'query'):
+      for a, b in itertools.zip_longest(again[number].of_view(view), pages[number].of_view(view)):
+        assert a.tolist() == b.tolist()
+  assert again.find(DOCS[1].title, DOCS[1].summary) == 1
+  assert again.find(DOCS[1].title, 'another text') is None
+
+
+def test_a_missing_index_and_an_empty_collection_are_errors(tmp_path):
+  with pytest.raises(UserError, match='has no readable index'):
+    collection.Pages.load(tmp_path)
+  with pytest.raises(UserError, match='has no document'):
+    built(())
+
+
+def test_prompts_differ_by_view_and_cut_the_query_only():
+  prompts = opened(max_query_len=3)
+  long = prompts('one two three four five six', 'title')
+  assert text(prompts, long).endswith('\n\nTitle:')
+  assert len(long) == len(prompts('one two three four', 'title')) <= prompts.longest
+  endings = {view: text(prompts, prompts('a', view)).rpartition('\n')[2] for view in
+             ('title', 'body', 'query')}  # fmt: skip
+  assert endings == {'title': 'Title:', 'body': 'Text:', 'query': 'Query:'}
+
+
+def test_what_follows_a_prompt_is_predicted_and_nothing_else():
+  prompts = opened()
+  target = prompts.texts(['list sort'])[0]
+  encoded = prompts.encoded('how', 'title', target)
+  positions, tokens = encoded.predicted
+  assert tokens.tolist() == target.tolist()
+  assert positions[0] == len(prompts('how', 'title')) and positions[-1] == len(encoded) - 1
+
+
+def test_a_prompt_too_long_for_the_rows_is_an_error():
+  with pytest.raises(UserError, match='retriever.max_len=128.*lower max_query_len'):
+    prompting.check_model(opened(max_query_len=120).model)
+
+
+def test_spans_prefer_words_of_the_query_and_no_stop_words():
+  words = 'the order of a sorted list is then returned to the caller'.split()
+  weights = start_weights(['sorted', 'list', 'is'], words)
+  assert weights.argmax() == words.index('sorted') and np.isclose(weights.sum(), 1)
+  assert weights[words.index('the')] == 0 and weights[words.index('of')] == 0
+  assert not len(start_weights(['a'], []))
+  assert np.allclose(start_weights(['x'], ['the', 'of']), 0.5)  # nothing but stop words
+
+
+def test_a_span_is_an_n_gram_of_the_body_that_starts_a_word():
+  prompts, pages, _ = built(length=4)
+  teaching, rng = Teaching.of(pages, prompts), np.random.default_rng(0)
+  body = pages[1].body.tolist()
+  for _ in range(20):
+    span = teaching.spans.draw('ascending order', pages[1].body, rng).tolist()
+    assert len(span) == 4 and any(body[i : i + 4] == span for i in range(len(body)))
+    assert text(prompts, span).startswith(' ')
+
+
+def test_lessons_have_every_query_in_every_view_and_every_page():
+  lessons = Lessons(4, [('q', 1), ('r', 0)], {'title': 1, 'body': 2}, 3)
+  assert len(lessons) == 2 * 3 + 4 * 3 == len(list(lessons))
+  assert [x.view for x in itertools.islice(lessons, 3)] == ['title', 'body', 'body']
+  assert [x.page for x in lessons][6:] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+  with pytest.raises(IndexError):
+    lessons[18]
+
+
+def test_lessons_of_a_page_never_ask_for_what_they_show():
+  prompts, pages, _ = built()
+  teaching = Teaching.of(pages, prompts)
+  lessons, seen = Lessons(4, [], {}, 1), set()
+  for i, seed in itertools.product(range(4), range(30)):
+    drawn = teaching.draw(lessons[i], np.random.default_rng(seed))
+    own = [text(prompts, q[:-1]).strip() for q in pages[i].queries]
+    seen.add((i, drawn.view))
+    if drawn.view == 'query':
+      assert drawn.query not in own
+    assert len(drawn.target) and drawn.query
+  # The page of a title alone learns it; one without a title has its body.
+  assert {view for i, view in seen if i == 3} == {'title'}
+  assert {view for i, view in seen if i == 2} == {'body'}
+  assert {view for i, view in seen if i == 1} == {'title', 'body', 'query'}
