@@ -25,6 +25,7 @@ COMMANDS = {
   'describe': Command('disranker_jax.commands.describe', 'show what a source holds'),
   'rerank': Command('disranker_jax.commands.rerank', 'rank documents with an exported model'),
   'llm-rank': Command('disranker_jax.commands.llm_rank', 'rank documents with an LLM by prompts'),
+  'search': Command('disranker_jax.commands.search', 'search with a generative retriever'),
   'serve': Command('disranker_jax.serve.__main__', 'serve an exported model over HTTP'),
   'compare': Command('disranker_jax.commands.compare', 'compare TREC runs on judged queries'),
   'fuse': Command('disranker_jax.commands.fuse', 'fuse TREC runs into one ranking'),

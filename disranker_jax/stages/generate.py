@@ -153,8 +153,9 @@ def filtered(run: Run, filters: Filters, docs) -> Iterator[tuple[Document, int, 
     numbers = table.column('sample').to_pylist()
     for doc, number, each, is_whole in zip(owners, numbers, texts, ended, strict=True):
       query = tidy(each)
-      if run.config.generate.ends == 'sentence':
+      if (ends := run.config.generate.ends) != 'line':
         query, is_whole = first_sentence(query, is_whole)
+        is_whole |= ends == 'length'
       yield doc, number, query, filters.reason(doc, query, is_whole)
 
 
@@ -278,10 +279,14 @@ SETTINGS = {
     '', text('a model'), "A decoder that writes in place of the teacher's model; '': the teacher's."
   ),
   'max_len': Key(384, at_least(8), 'Tokens of the prompt; longer documents are cut.'),
-  'max_new': Key(32, at_least(1), 'Tokens of a query; one that does not end in these is left out.'),
+  'max_new': Key(
+    32, at_least(1),
+    "Tokens of a query; one that does not end in these is left out, unless ends='length'.",
+  ),
   'ends': Key(
-    'line', one_of('line', 'sentence'),
-    "A query ends with its line, or with its first sentence: for a model that goes on writing.",
+    'line', one_of('line', 'sentence', 'length'),
+    "A query ends with its line; with its first sentence, for a model that goes on writing; or, "
+    "'length', also where it is cut after max_new tokens.",
     affects_results=False,
   ),
   'max_words': Key(
