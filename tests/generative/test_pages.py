@@ -133,7 +133,20 @@ def test_a_prompt_too_long_for_the_rows_is_an_error():
 
 
 def test_spans_prefer_words_of_the_query_and_no_stop_words():
-  words = 'the order of a sorted list is then returned to the caller'.split()
+  words = [
+    'the',
+    'order',
+    'of',
+    'a',
+    'sorted',
+    'list',
+    'is',
+    'then',
+    'returned',
+    'to',
+    'the',
+    'caller',
+  ]
   weights = start_weights(['sorted', 'list', 'is'], words)
   assert weights.argmax() == words.index('sorted') and np.isclose(weights.sum(), 1)
   assert weights[words.index('the')] == 0 and weights[words.index('of')] == 0
