@@ -128,7 +128,7 @@ def test_what_follows_a_prompt_is_predicted_and_nothing_else():
 
 
 def test_a_prompt_too_long_for_the_rows_is_an_error():
-  with pytest.raises(UserError, match='retriever.max_len=128.*lower max_query_len'):
+  with pytest.raises(UserError, match=r'retriever\.max_len=128.*lower max_query_len'):
     prompting.check_model(opened(max_query_len=120).model)
 
 
