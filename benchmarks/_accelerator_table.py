@@ -122,7 +122,7 @@ def flops_of(row: Row) -> float:
     work = _work.open_work(args, Path(folder))
     network = work.open_side().network
     if bench == 'train':
-      step = steps.training(config, systems.find(args.stage), network, mesh)
+      step = steps.training(config, systems.find(config, args.stage), network, mesh)
     else:
       count = config[args.stage].batch_rows
       step = steps.scoring(work.settings, network, work.scorer, count, mesh)

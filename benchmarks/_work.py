@@ -36,7 +36,7 @@ from disranker_jax.stages import chosen, cpt, distill, prepare, score, sft
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
 
-TRAINING = tuple(systems.training_stages())
+TRAINING = tuple(systems.training_stages(systems.DEFAULT))
 SCORING = ('score', 'evaluate')  # the teacher on candidates, the student on test queries
 WINDOW_S = 2.0  # of a turn on an accelerator; a short one is mostly its start and its end
 PART = 1 << 28  # random parameters that are created at a time
@@ -95,7 +95,8 @@ class Work:
   @property
   def settings(self):
     """The settings of the model that the stage trains or runs."""
-    return self.config[systems.find(self.stage).role or 'student']  # evaluate: the student
+    stage = systems.find(self.config, self.stage)
+    return self.config[stage.role or systems.of(self.config).table.role]  # evaluate: the student
 
   @property
   def scorer(self) -> str:
@@ -104,7 +105,7 @@ class Work:
 
   def kinds(self) -> list[str]:
     """The kinds of records that the stage reads."""
-    kinds = list(systems.find(self.stage).reads_records(self.config))
+    kinds = list(systems.find(self.config, self.stage).reads_records(self.config))
     return kinds if self.stage == 'distill' else kinds[:1]
 
   def run(self, mesh=None) -> Run:

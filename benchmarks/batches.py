@@ -85,8 +85,8 @@ def padding(args, config) -> None:
     c = run.config
     teacher, student = roles.open_role(c, 'teacher'), roles.open_role(c, 'student')
     rows = {}
-    for stage in [s for s in c.stages if s in systems.training_stages()]:
-      side = teacher if systems.find(stage).role == 'teacher' else student
+    for stage in [s for s in c.stages if s in systems.training_stages(c.system)]:
+      side = teacher if systems.find(c, stage).role == 'teacher' else student
       size = c[stage].get('group_size', 0)
       draw = functools.partial(sft.draw, size) if size else None
       rows[stage] = training(run, stage, side, draw, c.cpt.predict if stage == 'cpt' else None)

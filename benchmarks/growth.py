@@ -55,7 +55,7 @@ def open_side(name: str, argv: list[str], folder: Path):
 def points(args: argparse.Namespace, axis: str) -> list[tuple[int, list[str], dict]]:
   """(value, words to add to the command line, environment to add) of each point on an axis."""
   c, side = args.config[args.stage], _work.Work(args.config, args.stage, Path()).settings
-  name = systems.find(args.stage).role
+  name = systems.find(args.config, args.stage).role
   if axis == 'devices':
     flags = os.environ.get('XLA_FLAGS', '')
     return [

@@ -10,6 +10,7 @@ from disranker_jax import config as configs
 from disranker_jax.commands import ablate
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
+from disranker_jax.stages.result_rows import TABLE
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / 'configs' / 'ablations').glob('*.py'))
@@ -24,7 +25,7 @@ def write(folder, text):
 
 @pytest.mark.parametrize('file', FILES, ids=lambda f: f.stem)
 def test_every_row_of_the_committed_tables_is_a_config_that_can_run(file):
-  table = ablate.load(file)
+  table = ablate.load(file, TABLE)
   args = ablate.parse_args([str(file), f'--config={ROOT / "configs" / "quickstart.py"}'])
   seen = set()
   for row in table.rows:
@@ -48,14 +49,14 @@ def test_every_row_of_the_committed_tables_is_a_config_that_can_run(file):
 )
 def test_what_a_file_cannot_say_is_one_line(tmp_path, text, said):
   with pytest.raises(UserError, match=said.replace('(', r'\(')):
-    ablate.load(write(tmp_path, text))
+    ablate.load(write(tmp_path, text), TABLE)
 
 
 def test_a_row_with_an_unknown_key_is_named(tmp_path):
   file = write(tmp_path, '"""T."""\nROWS = {"a": ("student", {"distill.bta": 1})}')
   args = ablate.parse_args([str(file), '--config', TINY])
   with pytest.raises(UserError, match=r'a: config\.distill\.bta: there is no such key'):
-    ablate.settings(args, ablate.load(file).rows[0], 0, 0)
+    ablate.settings(args, ablate.load(file, TABLE).rows[0], 0, 0)
 
 
 def test_commands_share_stages_and_seed_only_students(tmp_path, capsys):
@@ -75,7 +76,7 @@ def test_commands_share_stages_and_seed_only_students(tmp_path, capsys):
 def test_a_fusion_of_the_student_needs_its_stages_and_has_its_seed(tmp_path):
   file = write(tmp_path, '"""T."""\nROWS = {"a": ("fused", {}), "b": ("bm25", {})}')
   args = ablate.parse_args([str(file), '--config', TINY])
-  fused, bm25 = (ablate.settings(args, row, 3, 0) for row in ablate.load(file).rows)
+  fused, bm25 = (ablate.settings(args, row, 3, 0) for row in ablate.load(file, TABLE).rows)
   assert fused['student.seed'] == 3 and 'student.seed' not in bm25
   assert {'student_sft', 'distill'} <= set(fused['stages']) and 'distill' not in bm25['stages']
 
@@ -85,7 +86,7 @@ def test_no_row_of_a_table_ranks_by_prompts(tmp_path):
   rankers = '--config.evaluate.rankers=yes_no,prp_allpair'
   args = ablate.parse_args([str(file), '--config', TINY, rankers])
   assert args.base.evaluate.rankers == ('yes_no', 'prp_allpair')
-  changes = ablate.settings(args, ablate.load(file).rows[0], 0, 0)
+  changes = ablate.settings(args, ablate.load(file, TABLE).rows[0], 0, 0)
   typed = ablate.command(args, changes, tmp_path, [])
   again = ablate.parse_args([str(file), '--config', TINY, *typed[2:]])
   assert again.base.evaluate.rankers == ()
@@ -96,7 +97,7 @@ def results(scores_SQ, pairs_SQ2):
   row = ablate.Results(device='cpu')
   for seed, (scores_Q, pairs_Q2) in enumerate(zip(scores_SQ, pairs_SQ2, strict=True)):
     row.by_seed[seed] = {
-      f'q{q}': dict.fromkeys(ablate.METRICS, score)
+      f'q{q}': dict.fromkeys(TABLE.columns, score)
       | {'concordant': pairs[0], 'discordant': pairs[1] - pairs[0]}
       for q, (score, pairs) in enumerate(zip(scores_Q, pairs_Q2, strict=True))
     }
@@ -110,7 +111,7 @@ def test_seeds_are_averaged_and_rows_compared_over_queries():
   pairs_SQ2 = np.stack([rng.integers(1, 9, (3, 60)), np.full((3, 60), 10)], -1).astype(float)
   rows = [ablate.Row('base', 'bm25', {}), ablate.Row('better', 'student', {})]
   rows.append(ablate.Row('same', 'bm25', {}))
-  table = ablate.Ablation('T', '', tuple(rows), 'base')
+  table = ablate.Ablation('T', '', tuple(rows), 'base', TABLE)
   base = results(base_SQ, pairs_SQ2[:1])
   result = ablate.analyse(
     table, {'base': base, 'better': results(better_SQ, pairs_SQ2), 'same': base}
@@ -137,7 +138,7 @@ def test_seeds_are_averaged_and_rows_compared_over_queries():
 def test_queries_of_one_cluster_are_drawn_together():
   """Ten clusters of six equal queries say as much as ten queries."""
   rng, names = np.random.default_rng(1), ('base', 'other')
-  table = ablate.Ablation('T', '', tuple(ablate.Row(n, 'bm25', {}) for n in names), 'base')
+  table = ablate.Ablation('T', '', tuple(ablate.Row(n, 'bm25', {}) for n in names), 'base', TABLE)
   # The last digit of q10 to q59 and q0 to q9 is the cluster.
   scores = {name: rng.random(10) for name in names}
   pairs = np.ones((1, 60, 2))
@@ -153,7 +154,7 @@ def test_queries_of_one_cluster_are_drawn_together():
 def test_one_cluster_of_all_queries_is_refused_and_the_config_says_what_is_one(
   tmp_path, monkeypatch
 ):
-  table = ablate.Ablation('T', '', (ablate.Row('base', 'bm25', {}),), 'base')
+  table = ablate.Ablation('T', '', (ablate.Row('base', 'bm25', {}),), 'base', TABLE)
   with pytest.raises(UserError, match=r"'\^q' puts all queries into one cluster"):
     ablate.analyse(table, {'base': results(np.ones((1, 3)), np.ones((1, 3, 2)))}, '^q')
   rng = np.random.default_rng(2)
@@ -189,7 +190,9 @@ def test_rows_that_rank_other_documents_are_told(tmp_path, monkeypatch, capsys):
 
 
 def test_rows_over_other_queries_are_refused():
-  table = ablate.Ablation('T', '', (ablate.Row('a', 'bm25', {}), ablate.Row('b', 'bm25', {})), 'a')
+  table = ablate.Ablation(
+    'T', '', (ablate.Row('a', 'bm25', {}), ablate.Row('b', 'bm25', {})), 'a', TABLE
+  )
   pairs = np.ones((1, 3, 2))
   with pytest.raises(UserError, match='b: was evaluated on other queries than a'):
     ablate.analyse(

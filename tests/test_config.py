@@ -159,7 +159,7 @@ class TestCheck:
     assert f'config.{key.replace("__", ".")}={value}' in refused(changed(**{key: value}))
 
 
-KEYS = settings.flatten(configs.sections())
+KEYS = settings.flatten(configs.sections('disranker'))
 # Values that no key of a type allows, by type: the wrong type, sign or range.
 NONSENSE = {
   bool: ['yes', 1, None],
@@ -296,7 +296,7 @@ class TestDefaults:
   def test_training_stages_are_those_with_steps(self):
     config = configs.defaults()
     with_steps = [k for k, v in config.items() if isinstance(v, ConfigDict) and 'epochs' in v]
-    assert sorted(with_steps) == sorted(systems.training_stages())
+    assert sorted(with_steps) == sorted(systems.training_stages('disranker'))
 
 
 class TestSaveAndCompare:

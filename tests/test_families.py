@@ -23,7 +23,8 @@ from disranker_jax.models.attention import attention_mask
 from disranker_jax.models.network import Network, from_hf
 from disranker_jax.pipeline import runner
 from disranker_jax.rankers import backends
-from disranker_jax.stages import result_rows, roles
+from disranker_jax.stages import roles
+from disranker_jax.stages.result_rows import ROWS
 from disranker_jax.training import checkpoint
 
 OFFSET = 2
@@ -228,7 +229,7 @@ def test_formats_that_it_does_not_have_are_left_out_or_refused(exported):
 
 def test_the_python_api_and_the_servers_backend_score_as_the_run_does(run, exported):
   group = next(iter(python_docs.groups('test')))
-  [(_, scores)] = roles.scorer(run, *result_rows.load(run, 'student_sft'), rows=4)([group])
+  [(_, scores)] = roles.scorer(run, *ROWS['student_sft'].load(run), rows=4)([group])
   assert np.std(scores) > 0.01
   assert backends.choose(exported, fast=True) == 'jax'
   ranker = disranker_jax.load(exported)

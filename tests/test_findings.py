@@ -9,7 +9,7 @@ from disranker_jax.data.records import Document, Group
 from disranker_jax.evaluation import shared_judgements
 from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.report import findings, intervals
-from disranker_jax.stages import result_rows
+from disranker_jax.stages.result_rows import TABLE
 
 NOBODY = shared_judgements.Shared((), '')
 
@@ -24,12 +24,12 @@ def facts_of(values: dict[str, list[float]], **results):
   found = {name: {'ndcg@5': sum(v) / len(v)} | results.get(name, {}) for name, v in values.items()}
   against = {name: of_row['against'] for name, of_row in found.items() if 'against' in of_row}
   return types.SimpleNamespace(
-    rows=rows, results=found, overlap={}, related=None, tests={}, cluster='',
+    table=TABLE, rows=rows, results=found, overlap={}, related=None, tests={}, cluster='',
     validation={}, tried={}, best={}, logs={}, seeds={}, served={},
-    intervals=intervals.analyse(rows, against=against),
+    intervals=intervals.analyse(TABLE, rows, against=against),
     shared=NOBODY,
     clusters=len(next(iter(values.values()))), clusters_Q=list(next(iter(rows.values()))),
-    title=functools.partial(result_rows.title, results=found),
+    title=functools.partial(TABLE.row_title, results=found),
   )  # fmt: skip
 
 

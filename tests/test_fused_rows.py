@@ -17,11 +17,12 @@ from disranker_jax.stages import (
   fused_rows,
   held_out,
   prepare,
-  result_rows,
+  result_table,
   roles,
 )
 from disranker_jax.stages.fused_rows import FEWEST
 from disranker_jax.stages.result_rows import FUSED, FUSED_RANKS, ROWS
+from disranker_jax.stages.result_table import Row
 
 
 def group(i: int, *docs: tuple[str, int, int, float], kind: str = 'q') -> Group:
@@ -49,9 +50,9 @@ def run(tmp_path, monkeypatch):
   monkeypatch.setattr(prepare, 'kinds', lambda config, stages=None: list(records))
   monkeypatch.setattr(held_out, 'find', lambda run, found: ([], list(range(len(list(found))))))
   monkeypatch.setattr(best_student, 'choose', lambda run: best_student.Choice('student', 'best'))
-  monkeypatch.setattr(result_rows, 'load', lambda run, name: ('model', {}, 'score_head'))
+  monkeypatch.setattr(Row, 'load', lambda row, run: ('model', {}, 'score_head'))
   monkeypatch.setattr(roles, 'scorer', lambda run, *loaded, rows: loaded[0])
-  monkeypatch.setattr(result_rows, 'score_all', lambda name, scorer, groups: ranking(groups))
+  monkeypatch.setattr(result_table, 'score_all', lambda name, scorer, groups: ranking(groups))
   monkeypatch.setattr(fused_rows, 'ranking_of', lambda run, name, groups: ranking(groups))
   return types.SimpleNamespace(run=made, records=records)
 
@@ -163,4 +164,4 @@ class TestRows:
     assert not ROWS[FUSED].is_available(config)
     config.stages = ('prepare', 'student_sft', 'evaluate')
     assert ROWS[FUSED].is_available(config)
-    assert {'student_sft', 'distill'} <= set(ROWS[FUSED].needs)
+    assert {'student_sft', 'distill'} <= set(ROWS[FUSED].needs('disranker'))

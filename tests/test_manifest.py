@@ -50,19 +50,19 @@ class TestModelFiles:
     assert inputs.model_files(file) == []
     file.write_bytes(b'weights')
     assert inputs.model_files(file) == [file]
-    before = inputs.files([file])
+    before = manifest.files([file])
     file.write_bytes(b'others')
-    assert inputs.files(inputs.model_files(file)) != before
+    assert manifest.files(inputs.model_files(file)) != before
 
   def test_the_head_of_a_folder_is_a_part_of_it(self, tmp_path):
     head = tmp_path / '2_Dense' / 'model.safetensors'
     head.parent.mkdir()
     (tmp_path / 'config.json').write_text('{}')
-    without = inputs.files(inputs.model_files(tmp_path))
+    without = manifest.files(inputs.model_files(tmp_path))
     head.write_bytes(b'head')
-    first = inputs.files(inputs.model_files(tmp_path))
+    first = manifest.files(inputs.model_files(tmp_path))
     head.write_bytes(b'another')
-    assert len({without, first, inputs.files(inputs.model_files(tmp_path))}) == 3
+    assert len({without, first, manifest.files(inputs.model_files(tmp_path))}) == 3
 
 
 class TestAsked:

@@ -185,7 +185,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused(tmp_path, monkeypatc
 def test_memory_that_adapters_need_is_not_that_of_all_parameters(tmp_path):
   run = runner.Run(tiny(teacher__lora_rank=2, sft__trainable='lora|score'), tmp_path, mesh())
   whole = runner.Run(tiny(), tmp_path, mesh())
-  [few], [many] = (opening.models_of(r, systems.find('sft')) for r in (run, whole))
+  [few], [many] = (opening.models_of(r, systems.find(r.config, 'sft')) for r in (run, whole))
   assert 0 < few.step.saved < many.step.saved / 5
   assert few.step.held['parameters'] > many.step.held['parameters']
 

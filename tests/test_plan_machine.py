@@ -49,7 +49,7 @@ def one_device():
 
 def opened(c, *names) -> list[opening.Opened]:
   run = Run(c, Path('/nowhere'), one_device())
-  return [one for name in names for one in opening.models_of(run, systems.find(name))]
+  return [one for name in names for one in opening.models_of(run, systems.find(run.config, name))]
 
 
 # Memory
@@ -107,7 +107,7 @@ def prepared(tmp_path_factory):
 
 def costs(c, workdir, *names) -> dict[str, estimate.Cost]:
   run = Run(c, workdir, one_device())
-  found = [one for name in names for one in opening.models_of(run, systems.find(name))]
+  found = [one for name in names for one in opening.models_of(run, systems.find(run.config, name))]
   return {cost.stage: cost for cost in estimate.Estimate(run, found).costs()}
 
 

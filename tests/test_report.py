@@ -12,6 +12,7 @@ from disranker_jax.commands import rerank
 from disranker_jax.pipeline import manifest
 from disranker_jax.report import results, tables
 from disranker_jax.stages import report, result_rows
+from disranker_jax.stages.result_rows import TABLE
 
 BM25 = {
   'pnr': 3.8299,
@@ -31,8 +32,8 @@ RESULTS = {'bm25': BM25, 'student': STUDENT}
 class TestTables:
   def test_rows_are_rounded_and_empty_where_a_model_has_no_such_value(self):
     means = {'bm25': {'ndcg@5': {'value': 0.54657, 'low': 0.41234, 'high': 0.68751}}}
-    assert results.heads(means)[2:4] == ['nDCG@5', '95 % interval']
-    assert results.rows(RESULTS, means) == [
+    assert results.heads(TABLE, means)[2:4] == ['nDCG@5', '95 % interval']
+    assert results.rows(TABLE, RESULTS, means) == [
       ['BM25', '3.83', '0.5466', '0.412 to 0.688', '0.6145', '0.4500', '', ''],
       ['distilled student', 'inf', '1.0000', '', '1.0000', '1.0000', '22.7M', '0.16'],
     ]
@@ -42,21 +43,21 @@ class TestTables:
     assert len(set(titles)) == len(titles) and all(titles)
 
   def test_columns_line_up_numbers_to_the_right(self):
-    head, rule, *lines = results.text(RESULTS, {}).splitlines()
+    head, rule, *lines = results.text(TABLE, RESULTS, {}).splitlines()
     assert len(lines) == 2 and set(rule) == {'-'}
     assert len(rule) == max(map(len, [head, *lines]))
-    ends = [head.index(name) + len(name) for name in results.heads({})[1:5]]
+    ends = [head.index(name) + len(name) for name in results.heads(TABLE, {})[1:5]]
     for line, pnr in zip(lines, ('3.83', 'inf'), strict=True):
       assert line.index(pnr) + len(pnr) == ends[0]
       assert all(line[end - 1] != ' ' and line[end : end + 1] in ' ' for end in ends)
 
   def test_text_without_results_is_the_heads_alone(self):
-    assert len(results.text({}, {}).splitlines()) == 2
+    assert len(results.text(TABLE, {}, {}).splitlines()) == 2
 
   def test_markdown_rows_have_as_many_cells_as_heads(self):
-    lines = results.markdown(RESULTS, {}).splitlines()
+    lines = results.markdown(TABLE, RESULTS, {}).splitlines()
     assert len(lines) == 4
-    assert {line.count('|') for line in lines} == {len(results.heads({})) + 1}
+    assert {line.count('|') for line in lines} == {len(results.heads(TABLE, {})) + 1}
     assert lines[1] == '|---|' + '---:|' * 6
     assert lines[3].startswith('| distilled student | inf | 1.0000 | 1.0000 |')
 
@@ -114,7 +115,7 @@ class TestReport:
   def test_the_markdown_has_the_table_and_the_stages(self, run):
     assert report.execute(run)['files'] == ['index.html', 'report.md', 'summary.json']
     page = (run.workdir / 'report' / 'report.md').read_text()
-    assert results.markdown({'bm25': BM25}, {}) in page
+    assert results.markdown(TABLE, {'bm25': BM25}, {}) in page
     assert '| sft |' in page and '| distill |' not in page
 
   def test_infinite_and_undefined_metrics_are_written_as_text(self):

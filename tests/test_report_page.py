@@ -15,7 +15,8 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics, runs
 from disranker_jax.pipeline import manifest
 from disranker_jax.report import charts, facts, intervals, page, rankings, tables, tiles
-from disranker_jax.stages import evaluate, report, result_rows
+from disranker_jax.stages import evaluate, report
+from disranker_jax.stages.result_rows import TABLE
 
 EVIL = '<script>alert("&")</script>'
 VOID = {'meta', 'link', 'br', 'img', 'hr', 'input'}
@@ -180,7 +181,7 @@ class TestPage:
 
   def test_the_head_has_the_students_difference_to_bm25_and_to_labels_only(self, whole):
     run, _, parsed = whole
-    found = intervals.analyse(facts.gather(run).rows).differences
+    found = intervals.analyse(TABLE, facts.gather(run).rows).differences
     for baseline, title in (('bm25', 'BM25'), ('student_sft', 'student, labels only')):
       cell = found[baseline, 'student', 'ndcg@5']
       numbers = [tiles.number(cell[k], sign='+') for k in ('value', 'low', 'high')]
@@ -223,7 +224,7 @@ class TestLessThanAll:
   def test_few_models(self, tmp_path, models):
     run = make_run(tmp_path, models)
     _, parsed = written(run)
-    assert result_rows.title(models[0]) in parsed.text
+    assert TABLE.row_title(models[0]) in parsed.text
     assert 'lead' not in parsed.text and 'Against BM25' not in parsed.text
 
   def test_one_query_has_no_intervals(self, tmp_path):
@@ -253,9 +254,9 @@ def test_the_page_says_what_was_drawn_and_when_that_is_few(tmp_path):
   assert 'paired bootstrap over 10 clusters of queries' in text
   values = facts.gather(run).rows
   for by, page_, other in (('', before, text), (r'\d$', text, before)):
-    mean = intervals.analyse(values, clusters_Q=holdout.clusters(values['student'], by)).means[
-      'student', 'ndcg@5'
-    ]
+    mean = intervals.analyse(
+      TABLE, values, clusters_Q=holdout.clusters(values['student'], by)
+    ).means['student', 'ndcg@5']
     assert tiles.span(mean) in page_ and tiles.span(mean) not in other
   run.config.report.cluster = '^q'  # which goes before data.holdout_by; nothing is left to draw
   assert 'The test has only 1 cluster of queries, so there are no intervals' in written(run)[0]
@@ -342,7 +343,7 @@ class TestCharts:
   def test_many_points_do_not_make_a_large_page(self):
     points = np.random.default_rng(0).random((50_000, 3))
     assert len(charts.scatter('m', points, 0.5, 1)) < 500_000
-    assert len(charts.gains('m', np.linspace(1, -1, 50_000).tolist())) < 500_000
+    assert len(charts.gains('nDCG@5', 'm', np.linspace(1, -1, 50_000).tolist())) < 500_000
 
 
 def test_a_curve_shows_held_out_values_where_there_are_any():

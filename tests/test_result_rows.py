@@ -9,7 +9,7 @@ from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
 from disranker_jax.pipeline import seeds
-from disranker_jax.stages import result_rows
+from disranker_jax.stages import result_rows, result_table
 
 
 def group(query_id: str, query: str, *docs: tuple[str, str, int]) -> Group:
@@ -77,7 +77,7 @@ class TestGivenRun:
   def ranked(self, tmp_path, groups, text):
     (tmp_path / 'production.run').write_text(text)
     run = run_with(production=f'trec:{tmp_path}/production.run')
-    [row] = result_rows.given_rows(run.config)
+    [row] = result_table.given_rows(run.config)
     assert row.name == row.title == 'production'
     return row.rank(run, row, groups)
 

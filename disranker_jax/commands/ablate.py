@@ -25,9 +25,8 @@ from disranker_jax.evaluation.table import Table, statistic, sums
 from disranker_jax.pipeline import manifest
 from disranker_jax.progress import say
 from disranker_jax.report import ablations, tables
-from disranker_jax.stages.result_rows import ROWS
+from disranker_jax.stages import result_table
 
-METRICS = ('ndcg@5', 'ndcg@10', 'mrr@10', 'pnr')
 ROUNDING = 1e-9
 
 
@@ -48,6 +47,12 @@ class Ablation:
   text: str
   rows: tuple[Row, ...]
   against: str  # the row that the others are compared with
+  table: result_table.Table  # which has the models
+
+  @property
+  def metrics(self) -> list[str]:
+    """The columns: the main one first, PNR last, whose scale is another."""
+    return sorted(self.table.columns, key=lambda m: (m != self.table.main, m == 'pnr'))
 
 
 @dataclass
@@ -64,7 +69,11 @@ def parse_args(argv=None) -> argparse.Namespace:
   add = parser.add_argument_group('table').add_argument
   add('file', type=Path, metavar='FILE', help='what to compare, e.g. configs/ablations/losses.py')
   add('--row', action='append', default=[], metavar='NAME', help='only this row; may be repeated')
-  add('--seeds', default='0', help="comma-separated seeds of the student's stages")
+  add(
+    '--seeds',
+    default='0',
+    help="comma-separated seeds of the student, or of another system's model",
+  )
   add('--folds', default='0', help='comma-separated folds, where data.holdout splits the queries')
   add(
     '--workdir', type=Path, metavar='DIR', help='of all runs; default: runs/ablations/FILE-CONFIG'
@@ -78,8 +87,11 @@ def parse_args(argv=None) -> argparse.Namespace:
   return args
 
 
-def load(file: Path, wanted: Sequence[str] = ()) -> Ablation:
-  """Reads an ablation file; of its rows all, or those wanted and the one they are compared with."""
+def load(file: Path, table: result_table.Table, wanted: Sequence[str] = ()) -> Ablation:
+  """Reads an ablation file of models of a table.
+
+  Of its rows all, or those wanted and the one they are compared with.
+  """
   if not file.is_file():
     raise UserError(f'{file}: no such file; there are some in configs/ablations')
   try:
@@ -90,8 +102,9 @@ def load(file: Path, wanted: Sequence[str] = ()) -> Ablation:
   if not rows or not content.get('__doc__'):
     raise UserError(f'{file}: needs a docstring and ROWS = {{name: (model, {{key: value}})}}')
   for row in rows:
-    if row.model not in ROWS:
-      raise UserError(f'{file}: {row.name}: model {row.model!r}: there are {", ".join(ROWS)}')
+    if row.model not in table.rows:
+      known = ', '.join(table.rows)
+      raise UserError(f'{file}: {row.name}: model {row.model!r}: there are {known}')
   against = content.get('AGAINST', rows[0].name)
   names = wanted or [row.name for row in rows]
   for name in (against, *names):
@@ -99,17 +112,18 @@ def load(file: Path, wanted: Sequence[str] = ()) -> Ablation:
       raise UserError(f'{file}: no row {name!r}; there are {", ".join(r.name for r in rows)}')
   title, _, text = content['__doc__'].strip().partition('\n')
   kept = tuple(row for row in rows if row.name in (*names, against))
-  return Ablation(title.rstrip('.'), text.strip(), kept, against)
+  return Ablation(title.rstrip('.'), text.strip(), kept, against, table)
 
 
 def settings(args: argparse.Namespace, row: Row, seed: int, fold: int) -> dict[str, object]:
   """What one run changes in the base config. Raises: UserError for unknown keys."""
-  changes = dict(row.changes) | {'evaluate.models': (row.model,), 'data.fold': fold}
-  if args.base.evaluate.rankers:
-    changes['evaluate.rankers'] = ()  # they cost much, and an ablation reads one row
-  if is_seeded(row.model):
-    changes['student.seed'] = seed
-  needed = ('prepare', *ROWS[row.model].needs, 'evaluate')
+  table = result_table.of(args.base)
+  changes = dict(row.changes) | {f'{table.stage}.models': (row.model,), 'data.fold': fold}
+  if args.base[table.stage].get('rankers'):
+    changes[f'{table.stage}.rankers'] = ()  # they cost much, and an ablation reads one row
+  if is_seeded(table, row.model):
+    changes[f'{table.role}.seed'] = seed
+  needed = ('prepare', *table.rows[row.model].needs(args.base.system), table.stage)
   changes.setdefault('stages', tuple(s for s in args.base.stages if s in needed))
   known = configs.flatten(args.base)
   for key in changes:
@@ -118,9 +132,10 @@ def settings(args: argparse.Namespace, row: Row, seed: int, fold: int) -> dict[s
   return changes
 
 
-def is_seeded(model: str) -> bool:
-  """Whether the model depends on the student's seed."""
-  return any(ROWS[name].role == 'student' for name in (model, *ROWS[model].fuses))
+def is_seeded(table: result_table.Table, model: str) -> bool:
+  """Whether the model depends on the seed of the table's subject."""
+  rows = table.rows
+  return any(rows[name].role == table.role for name in (model, *rows[model].fuses))
 
 
 def command(args: argparse.Namespace, changes: dict, workdir: Path, donors: list[Path]) -> list:
@@ -129,7 +144,7 @@ def command(args: argparse.Namespace, changes: dict, workdir: Path, donors: list
   flags = [f for f in args.overrides
            if f.partition('=')[0].removeprefix('--config.') not in changes]  # fmt: skip
   for key, value in changes.items():
-    plain = key in ('stages', 'evaluate.models', 'export.models')  # lists of words
+    plain = key == 'stages' or key.endswith('.models')  # lists of words
     flags.append(f'--config.{key}={",".join(value) if plain else value}')
   reuse = [f'--reuse={",".join(map(str, donors))}'] if donors else []
   where = [f'--config={args.config}', f'--workdir={workdir}']
@@ -154,7 +169,7 @@ def run_all(args: argparse.Namespace, ablation: Ablation) -> dict[str, Results]:
   results = {row.name: Results() for row in ablation.rows}
   donors = [Path(folder) for folder in args.reuse]
   for i, row in enumerate(ablation.rows, 1):
-    seeds = numbers('--seeds', args.seeds) if is_seeded(row.model) else (0,)
+    seeds = numbers('--seeds', args.seeds) if is_seeded(ablation.table, row.model) else (0,)
     for seed in seeds:
       for fold in folds:
         workdir = args.workdir / slug(row.name) / f'seed{seed}-fold{fold}'
@@ -169,15 +184,15 @@ def run_all(args: argparse.Namespace, ablation: Ablation) -> dict[str, Results]:
         if done.returncode:
           raise UserError(f'{row.name}: its run ended with status {done.returncode}; see above')
         donors.append(workdir)
-        read(results[row.name], workdir, row.model, seed)
+        read(results[row.name], workdir / ablation.table.stage, row.model, seed)
   return results
 
 
-def read(results: Results, workdir: Path, model: str, seed: int) -> None:
-  """Adds a run's metrics per query."""
-  rows = read_per_query(workdir / 'evaluate' / 'per_query.csv')[model]
+def read(results: Results, folder: Path, model: str, seed: int) -> None:
+  """Adds the metrics per query of a run, whose rows are in the folder."""
+  rows = read_per_query(folder / 'per_query.csv')[model]
   results.by_seed.setdefault(seed, {}).update(rows)
-  results.device = manifest.read(workdir / 'evaluate')['device']
+  results.device = manifest.read(folder)['device']
 
 
 def analyse(ablation: Ablation, results: dict[str, Results], by: str = '') -> list[dict]:
@@ -191,7 +206,7 @@ def analyse(ablation: Ablation, results: dict[str, Results], by: str = '') -> li
   if len(set(of_Q)) == 1 < len(queries):
     raise UserError(f'{by!r} puts all queries into one cluster; intervals need two or more')
   rows = [{'name': r.name, 'model': r.model, 'metrics': {}} for r in ablation.rows]
-  for metric in METRICS:
+  for metric in ablation.metrics:
     by_seed = {
       name: {seed: sums(values, metric, queries) for seed, values in of_row.by_seed.items()}
       for name, of_row in results.items()
@@ -250,7 +265,7 @@ def slug(name: str) -> str:
 def main(argv=None) -> None:
   args = parse_args(argv)
   check_folds(args)
-  ablation = load(args.file, args.row)
+  ablation = load(args.file, result_table.of(args.base), args.row)
   label = f'{args.file.stem}-{Path(args.config).stem}'
   args.workdir = args.workdir or Path('runs/ablations') / label
   results = run_all(args, ablation)

@@ -225,9 +225,7 @@ def read_config_file(file: str | Path | None):
     raise UserError(f'--config {file}: raises {type(e).__name__}: {one_line(e)}') from e
   if not isinstance(config, ConfigDict):
     raise UserError(f'--config {file}: has no get_config() that returns a ConfigDict')
-  from disranker_jax import config as configs
-
-  if config.get('name') == configs.defaults().name:
+  if config.get('name') == config.get('system'):
     config.name = Path(file).stem  # so that a copy of a config file is another run
   return config
 

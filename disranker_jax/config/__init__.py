@@ -1,8 +1,9 @@
 """The config of a run: a file in configs/ starts from `defaults()` and changes some values.
 
-Every stage declares its own settings (`STAGE.settings`); this module puts them together with those
-of the data, the two models and the run itself. The tree is locked, so a misspelt key is an error
-wherever it is written: in a config file or as `--config.sft.epochs=2` on the command line.
+Every stage declares its own settings (`STAGE.settings`); this module puts together those of the
+stages and models of one system (`config.system`), and those of the run itself. The tree is locked,
+so a misspelt key is an error wherever it is written: in a config file or as
+`--config.sft.epochs=2` on the command line.
 `disranker run --config FILE --explain` prints every key with its value, default and comment.
 """
 
@@ -38,11 +39,12 @@ def run_settings(system: str) -> Section:
   from disranker_jax.pipeline import systems
   from disranker_jax.training.settings import HELD_OUT
 
-  names = tuple(stage.name for stage in systems.SYSTEMS[system])
-  usual = tuple(stage.name for stage in systems.SYSTEMS[system] if not stage.optional)
+  stages = systems.get(system).stages
+  names = tuple(stage.name for stage in stages)
+  usual = tuple(stage.name for stage in stages if not stage.optional)
   return {
     'name': Key(
-      'disranker', text('a name', empty=False),
+      system, text('a name', empty=False),
       "Of the run; the default workdir is runs/NAME. Unless it is set, the config file's name.",
     ),
     'seed': Key(0, at_least(0), 'Of everything random.'),
@@ -73,20 +75,40 @@ def run_settings(system: str) -> Section:
   }  # fmt: skip
 
 
-def sections(system: str = 'disranker') -> Section:
-  """All keys of a system's config, by section."""
+def sections(system: str) -> Section:
+  """All keys of a system's config, by section. Raises: UserError for an unknown system."""
   from disranker_jax.pipeline import systems  # imported late: it imports jax
 
-  found = dict(run_settings(system))
-  stages = systems.SYSTEMS[system]
-  found |= {stage.section: stage.settings for stage in stages if stage.section == 'data'}
-  found |= systems.ROLES[system]
-  found |= {stage.section: stage.settings for stage in stages if stage.settings}
+  found, whole = dict(run_settings(system)), systems.get(system)
+  found |= {stage.section: stage.settings for stage in whole.stages if stage.section == 'data'}
+  found |= {name: role.settings for name, role in whole.roles.items()}
+  found |= {stage.section: stage.settings for stage in whole.stages if stage.settings}
   return found
 
 
+def sections_of(config: ConfigDict) -> Section:
+  """All keys of the system that a config names.
+
+  Raises: UserError for an unknown system, or one whose sections the config does not have.
+  """
+  from disranker_jax.pipeline import systems
+
+  system = config.get('system', systems.DEFAULT)
+  known, has = sections(system), set(config.keys())
+  others = [name for name in systems.SYSTEMS if has == sections(name).keys() != known.keys()]
+  if others:
+    raise UserError(
+      f'config.system={system!r}: the config has the sections of {others[0]!r}; in its file, start '
+      f'from disranker_jax.config.defaults(system={system!r})'
+    )
+  return known
+
+
 def defaults(system: str = 'disranker') -> ConfigDict:
-  """The paper's settings where it gives them (T, beta, lengths), else the field's usual ones."""
+  """The settings that a config file of a system starts from.
+
+  They are the system's paper's where it gives them (T, beta, lengths), else the field's usual ones.
+  """
   return settings.build(sections(system)).lock()
 
 
@@ -98,15 +120,12 @@ def check(config: ConfigDict) -> None:
   from disranker_jax.pipeline import systems
   from disranker_jax.training import logs
 
-  flat = flatten(config)
-  system = flat.get('system', 'disranker')
-  if system not in systems.SYSTEMS:
-    raise UserError(f'config.system={system!r}: must be {", ".join(map(repr, systems.SYSTEMS))}')
-  known = settings.flatten(sections(system))
+  flat, known = flatten(config), settings.flatten(sections_of(config))
   if extra := [path for path in flat if path not in known]:
     raise UserError(f'config.{extra[0]}: {no_such_key(extra[0], known)}')
   if missing := [path for path in known if path not in flat]:
-    raise UserError(f'config.{missing[0]}: is missing; start from disranker_jax.config.defaults()')
+    start = f'disranker_jax.config.defaults(system={config.get("system", systems.DEFAULT)!r})'
+    raise UserError(f'config.{missing[0]}: is missing; start from {start}')
   for path, key in known.items():
     settings.check_value(path, key, flat[path])
   logs.check_wandb(config.wandb_project)
@@ -143,7 +162,7 @@ def explain(config: ConfigDict, section: str = '') -> str:
 
   Raises: UserError for a section that does not exist.
   """
-  known = sections(config.get('system', 'disranker'))
+  known = sections_of(config)
   lines = list(settings.explain(known, flatten(config), section))
   if not lines:
     raise UserError(f'--explain {section}: there is no such section; choose of {", ".join(known)}')
@@ -170,7 +189,7 @@ def cluster(config: ConfigDict) -> str:
 
 def split_lists(config: ConfigDict) -> None:
   """Splits lists of words: `--config.stages=prepare,cpt` arrives as one word with a comma."""
-  for path, key in settings.flatten(sections(config.get('system', 'disranker'))).items():
+  for path, key in settings.flatten(sections_of(config)).items():
     if isinstance(key.default, tuple) and path != 'data.teachers':  # addresses may have commas
       *names, last = path.split('.')
       section = config

@@ -10,7 +10,8 @@ from disranker_jax.exporting.licence import Origin
 from disranker_jax.models import hf
 from disranker_jax.pipeline import manifest
 from disranker_jax.report import tables
-from disranker_jax.report.results import markdown as result_table
+from disranker_jax.report.results import markdown as markdown_of
+from disranker_jax.stages.result_table import Table
 
 STABLEHLO_USE = """```python
 import jax
@@ -27,10 +28,11 @@ score(params, input_ids, attention_mask, token_type_ids)  # int32 [batch, length
 
 
 def write(
-  folder: Path, names, rows: list[parity.Row], results: dict, made: dict, base: Origin,
+  folder: Path, names, rows: list[parity.Row], table: Table, results: dict, made: dict,
+  base: Origin,
   teacher: Origin | None = None, license: str = '', which: str = '',
 ) -> None:  # fmt: skip
-  """Writes README.md from parity rows, the result table and what the model was made from.
+  """Writes README.md from parity rows, results in a table, and what the model was made from.
 
   `made` is the run's record; `base` and `teacher` are the pretrained models; `license` is
   config.export.license; `which` says which model of the run it is.
@@ -57,7 +59,7 @@ def write(
     parts += [
       '## Results\n',
       f'{first["queries"]} held-out queries, {first["pairs"]} pairs re-ranked.\n',
-      result_table(results, {}) + '\n',
+      markdown_of(table, results, {}) + '\n',
     ]
   parts += [
     '## Parity\n', parity_table(rows),

@@ -8,12 +8,14 @@ import importlib.metadata
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
 from disranker_jax import config as configs
 from disranker_jax.config import settings
+from disranker_jax.data import contents
 from disranker_jax.devices import processes, processor
 from disranker_jax.errors import UserError
 
@@ -24,6 +26,11 @@ PACKAGES = ('disranker_jax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'transf
 def digest(value) -> str:
   """A short, stable name for a JSON value."""
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def files(paths: Sequence[Path]) -> str:
+  """A fingerprint of the names and contents of files."""
+  return digest([(p.name, contents.digest(p)) for p in paths if p.is_file()])
 
 
 def write_json(file: Path, value) -> None:

@@ -15,7 +15,7 @@ from disranker_jax.devices import memory, processes
 from disranker_jax.errors import UserError
 from disranker_jax.models import hf
 from disranker_jax.models.load import TextModel
-from disranker_jax.pipeline import steps
+from disranker_jax.pipeline import steps, systems
 from disranker_jax.pipeline.stage import Run, Stage, Use, saved_steps
 from disranker_jax.progress import say
 from disranker_jax.training import logs
@@ -84,7 +84,9 @@ def step_of(run: Run, stage: Stage, use: Use, model: TextModel) -> steps.Step:
     settings, kind = config[use.role], model.scorer
     return steps.scoring(settings, model.network, kind, use.rows, run.mesh, use.quantize)
   except UserError as e:
-    section = stage.section if 'batch_rows' in config[stage.section] else 'evaluate'
+    section = (
+      stage.section if 'batch_rows' in config[stage.section] else systems.of(config).table.stage
+    )
     raise UserError(f'config.{section}.{e}') from e
 
 

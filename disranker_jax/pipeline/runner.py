@@ -151,7 +151,7 @@ class Pipeline:
   def remove(self, name: str) -> None:
     """Removes a stage's folder, or just its manifest if the stage can tell which parts are good."""
     folder = self.run.folder(name)
-    if systems.find(name, self.run.config.system).has_parts and name not in self.rerun:
+    if systems.find(self.run.config, name).has_parts and name not in self.rerun:
       (folder / manifest.FILE).unlink(missing_ok=True)
     else:
       shutil.rmtree(folder, ignore_errors=True)

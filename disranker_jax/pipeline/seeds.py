@@ -1,6 +1,7 @@
-"""The student's stages again with other seeds: how much of a result is the luck of one training.
+"""The trained rows again with other seeds: how much of a result is the luck of one training.
 
-Each seed is a run of its own in WORKDIR/seeds/SEED, which takes the teacher from WORKDIR.
+The seed is that of the model that the result table is about, such as the student. Each seed is a
+run of its own in WORKDIR/seeds/SEED, which takes what does not depend on it from WORKDIR.
 """
 
 from collections.abc import Sequence
@@ -12,15 +13,16 @@ from disranker_jax import config as configs
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline import runner, systems
 from disranker_jax.progress import say
-from disranker_jax.stages import result_rows
+from disranker_jax.stages.result_table import Row, Table
 
 
 def run(config: ConfigDict, workdir: Path, seeds: Sequence[int]) -> None:
-  """Trains and evaluates the students with each seed, then writes the report with all of them.
+  """Trains and evaluates the rows with each seed, then writes the report with all of them.
 
   Raises: as `runner.run`.
   """
-  others = [seed for seed in seeds if seed != config.student.seed]
+  role = systems.of(config).table.role
+  others = [seed for seed in seeds if seed != config[role].seed]
   for i, seed in enumerate(others, 1):
     say(f'seed {seed} ({i}/{len(others)} more)')
     runner.run(with_seed(config, seed), folder(workdir, seed), reuse=[workdir])
@@ -33,23 +35,27 @@ def folder(workdir: Path, seed: int) -> Path:
 
 
 def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
-  """The config of the run that differs in the student's seed and ends with the student's rows."""
-  rows = [r for r in students() if r in config.evaluate.models]
-  if not rows or 'evaluate' not in config.stages:
-    raise UserError('--seeds: the config evaluates no student; add one to config.evaluate.models')
+  """The config of the run that differs in the seed and ends with the rows that depend on it."""
+  table = systems.of(config).table
+  rows = [row for row in seeded(table) if row.name in config[table.stage].models]
+  if not rows or table.stage not in config.stages:
+    raise UserError(
+      f'--seeds: the config evaluates no trained {table.role}; add one to '
+      f'config.{table.stage}.models'
+    )
   changed = config.copy_and_resolve_references()
-  trained = [result_rows.ROWS[row].trained_by for row in rows]
-  stages = systems.preceding(systems.listed(config), [*trained, 'evaluate'])
+  stages = systems.preceding(systems.listed(config), [*(r.trained_by for r in rows), table.stage])
   changed.update({'stages': tuple(s.name for s in stages)})
-  changed.student.seed = seed
+  changed[table.role].seed = seed
   # Rows that do not depend on the seed are those of WORKDIR; LLM rankers take the longest.
-  changed.evaluate.models, changed.evaluate.rankers = tuple(rows), ()
-  changed.evaluate.runs = {}
+  section = changed[table.stage]
+  section.models, section.runs = tuple(row.name for row in rows), {}
+  if 'rankers' in section:
+    section.rankers = ()
   configs.check(changed)
   return changed
 
 
-def students() -> list[str]:
-  """The rows whose model is a student that the run trains."""
-  rows = result_rows.ROWS.values()
-  return [row.name for row in rows if row.role == 'student' and row.trained_by]
+def seeded(table: Table) -> list[Row]:
+  """The rows whose model has the subject's role and is trained by the run."""
+  return [row for row in table.rows.values() if row.role == table.role and row.trained_by]

@@ -25,6 +25,19 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
+class Role:
+  """A model of a system, which a section of the config describes.
+
+  settings  the keys of that section
+  stages    config -> the stages that train it, in order. Those that a run lists overlay the
+            pretrained parameters; a later run may start from them (`init_from`)
+  """
+
+  settings: Section
+  stages: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Use:
   """A model that a stage trains or runs.
 
@@ -62,7 +75,7 @@ class Stage:
   settings      the keys of its section of the config
   section       the section's name, if it is not the stage's
   check         tests relations between settings; raises UserError
-  role          the model that it trains or runs: 'teacher', 'student' or ''
+  role          the model that it trains or runs: a role of the system, or ''
   models        the roles whose models it opens; by default `role`
   uses          config -> the models that it opens and what it does with them; by default `role`
   check_models  tests relations between opened models: (config, {label: model}); raises UserError
@@ -71,6 +84,8 @@ class Stage:
   requires      config -> {what requires them: stages that must be in config.stages}; by default a
                 stage with a model requires prepare
   reads_records config -> the kinds of prepared records that it reads
+  outside       (config, workdir) -> {config key: fingerprint} of what it reads outside the workdir
+                beside its models; None for an earlier run that does not exist any more
   has_parts     whether its folder has parts that know what they were made from: a repetition
                 because of an earlier stage (--rerun) leaves the folder, and the stage keeps the
                 parts that have not changed
@@ -99,6 +114,7 @@ class Stage:
   reads_stages: tuple[str, ...] = ()
   requires: Callable[[ConfigDict], Mapping[str, tuple[str, ...]]] | None = None
   reads_records: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
+  outside: Callable[[ConfigDict, Path], Mapping[str, str | None]] = lambda config, workdir: {}
   has_parts: bool = False
   is_complete: Callable[[Run], bool] = lambda run: True
   head: Callable[[ConfigDict], str] = lambda config: 'rank'

@@ -1,13 +1,17 @@
-"""The stages of each system, in order. A stage names those that it reads in `reads_stages`."""
+"""The systems that the program trains: the stages, models and result table of each.
 
-from collections.abc import Iterable
+`config.system` names one. The stages are in the order in which they run; a stage names those that
+it reads in `reads_stages`.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
 
 from ml_collections import ConfigDict
 
-from disranker_jax.config.settings import Section
 from disranker_jax.errors import UserError
 from disranker_jax.models.settings import model
-from disranker_jax.pipeline.stage import Stage
+from disranker_jax.pipeline.stage import Role, Stage
 from disranker_jax.stages import (
   cpt,
   distill,
@@ -16,53 +20,94 @@ from disranker_jax.stages import (
   generate,
   prepare,
   report,
+  result_rows,
+  roles,
   score,
   sft,
   student_sft,
   teacher,
 )
+from disranker_jax.stages.result_table import Table
 
-SYSTEMS: dict[str, tuple[Stage, ...]] = {
-  'disranker': (
-    prepare.STAGE, cpt.STAGE, sft.STAGE, generate.STAGE, score.STAGE, student_sft.STAGE,
-    distill.STAGE, evaluate.STAGE, export.STAGE, report.STAGE,
+
+@dataclasses.dataclass(frozen=True)
+class System:
+  """A system: its stages in order, its models by their sections of the config, its table."""
+
+  stages: tuple[Stage, ...]
+  roles: Mapping[str, Role]
+  table: Table
+
+
+EVALUATE = evaluate.stage(
+  result_rows.TABLE, models=('teacher', 'student'),
+  reads_stages=('prepare', 'cpt', 'sft', 'student_sft', 'distill'),
+)  # fmt: skip
+REPORT = report.stage(
+  'prepare', 'cpt', 'sft', 'score', 'student_sft', 'distill', 'evaluate', 'export'
+)
+DEFAULT = 'disranker'  # of a config that names none
+SYSTEMS: dict[str, System] = {
+  'disranker': System(
+    stages=(
+      prepare.STAGE, cpt.STAGE, sft.STAGE, generate.STAGE, score.STAGE, student_sft.STAGE,
+      distill.STAGE, EVALUATE, export.STAGE, REPORT,
+    ),
+    roles={
+      'teacher': Role(
+        {**model(model='mistralai/Mistral-7B-v0.1', remat='full'), **teacher.SETTINGS},
+        roles.teacher_stages,
+      ),
+      'student': Role(
+        model(model='google-bert/bert-base-multilingual-cased', scan_layers=False),
+        roles.student_stages,
+      ),
+    },
+    table=result_rows.TABLE,
   ),
 }  # fmt: skip
-# The models of each system: sections of the config.
-ROLES: dict[str, dict[str, Section]] = {
-  'disranker': {
-    'teacher': {
-      **model(model='mistralai/Mistral-7B-v0.1', remat='full'),
-      **teacher.SETTINGS,
-    },
-    'student': model(model='google-bert/bert-base-multilingual-cased', scan_layers=False),
-  },
-}  # fmt: skip
 
 
-def stages(config: ConfigDict) -> tuple[Stage, ...]:
-  """All stages of the config's system."""
-  return SYSTEMS[config.system]
+def get(name: str) -> System:
+  """The system of a name. Raises: UserError."""
+  if name not in SYSTEMS:
+    raise UserError(f'config.system={name!r}: must be {" or ".join(map(repr, SYSTEMS))}')
+  return SYSTEMS[name]
+
+
+def of(config: ConfigDict) -> System:
+  """The system of a config. Raises: UserError."""
+  return get(config.get('system', DEFAULT))
 
 
 def listed(config: ConfigDict) -> list[Stage]:
   """The stages that the config lists, in order."""
-  return [stage for stage in stages(config) if stage.name in config.stages]
+  return [stage for stage in of(config).stages if stage.name in config.stages]
 
 
-def find(name: str, system: str = 'disranker') -> Stage:
-  """The stage of a name. Raises: KeyError."""
-  return {stage.name: stage for stage in SYSTEMS[system]}[name]
+def find(config: ConfigDict, name: str) -> Stage:
+  """The stage of a name in the config's system. Raises: UserError."""
+  known = {stage.name: stage for stage in of(config).stages}
+  if name not in known:
+    raise UserError(
+      f'stage {name!r}: the system {config.system!r} has the stages {", ".join(known)}'
+    )
+  return known[name]
 
 
-def training_stages(system: str = 'disranker') -> list[str]:
+def training_stages(system: str) -> list[str]:
   """Names of the stages that train."""
-  return [stage.name for stage in SYSTEMS[system] if stage.task]
+  return [stage.name for stage in get(system).stages if stage.task]
 
 
 def model_settings(config: ConfigDict, stage: str) -> ConfigDict:
   """The settings of the model that a stage trains or runs."""
-  return config[find(stage, config.system).role]
+  return config[find(config, stage).role]
+
+
+def trained_stages(config: ConfigDict, role: str) -> list[str]:
+  """The listed stages that train a role's model, in order."""
+  return [name for name in of(config).roles[role].stages(config) if name in config.stages]
 
 
 def preceding(all_stages: Iterable[Stage], names: Iterable[str]) -> list[Stage]:

@@ -8,22 +8,23 @@ from disranker_jax.evaluation import metrics
 from disranker_jax.report import plots, tables
 from disranker_jax.report.tables import chance, decimals, number, span
 
-MAIN = 'ndcg@5'  # the table shows its intervals and differences; the JSON has those of all metrics
 DIGITS = 3  # of metrics between 0 and 1
 
 
 def cells(result: dict) -> tuple[list[str], list[list[str]]]:
-  """Heads and rows: the main metric with its interval, the others' values, and the difference."""
-  names = list(result['rows'][0]['metrics'])
-  name = metrics.title(MAIN)
-  heads = ['', name, '95 % interval', *(metrics.title(m) for m in names if m != MAIN)]
+  """Heads and rows: the main metric with its interval, the others' values, and the difference.
+
+  The JSON has intervals and differences of all metrics.
+  """
+  main, *others = result['rows'][0]['metrics']
+  name = metrics.title(main)
+  heads = ['', name, '95 % interval', *map(metrics.title, others)]
   heads += [f'{name} by seed', 'difference', '95 % interval', 'p (Holm)']
   rows = []
   for row in result['rows']:
-    cell = row['metrics'][MAIN]
+    cell = row['metrics'][main]
     line = [row['name'], number(cell['value'], DIGITS), span(cell, DIGITS)]
-    others = {m: other['value'] for m, other in row['metrics'].items() if m != MAIN}
-    line += [number(value, decimals(m, DIGITS)) for m, value in others.items()]
+    line += [number(row['metrics'][m]['value'], decimals(m, DIGITS)) for m in others]
     seeds = cell['by_seed'].values()
     line.append(' '.join(number(v, DIGITS) for v in seeds) if len(seeds) > 1 else '')
     if away := cell.get('difference'):
@@ -32,6 +33,11 @@ def cells(result: dict) -> tuple[list[str], list[list[str]]]:
       line += ['reference', '', '']
     rows.append(line)
   return heads, rows
+
+
+def title_of(result: dict) -> str:
+  """The name of the main metric, the first one."""
+  return metrics.title(next(iter(result['rows'][0]['metrics'])))
 
 
 def text(result: dict) -> str:
@@ -63,7 +69,7 @@ def markdown(result: dict, picture: str) -> str:
   ]
   return '\n'.join([
     f'# {result["title"]}', '', *([result['text'], ''] if result['text'] else []),
-    tables.markdown(heads, rows), '', note(result), '', f'![{metrics.title(MAIN)}]({picture})',
+    tables.markdown(heads, rows), '', note(result), '', f'![{title_of(result)}]({picture})',
     '', f'Made on {result["date"]} on {result["device"]}, jax {result["versions"]["jax"]}, by', '',
     f'    {command}', '', 'Each row is a model of a run with these changes to the config:', '',
     *changes, '',
@@ -76,7 +82,7 @@ def save(folder: Path, label: str, result: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f'{label}.json').write_text(json.dumps(result, indent=1, default=list) + '\n')
     (folder / f'{label}.md').write_text(markdown(result, f'{label}.svg'), encoding='utf-8')
-    means = {row['name']: row['metrics'][MAIN] for row in result['rows']}
-    plots.intervals(means, result['against'], metrics.title(MAIN), folder / f'{label}.svg')
+    means = {row['name']: next(iter(row['metrics'].values())) for row in result['rows']}
+    plots.intervals(means, result['against'], title_of(result), folder / f'{label}.svg')
   except OSError as e:
     raise UserError(f'--out={folder}: cannot be written ({e.strerror})') from None

@@ -83,8 +83,10 @@ def grade_colour(label: int, top: int) -> str:
   return NAMES[f'g{grade(label, top)}']
 
 
-def dots(names: dict[str, str], means: dict[str, dict], highlight: str, baseline: str) -> Markup:
-  """nDCG@5 with its interval, the best model on top; `means` is {model: {value, low, high}}."""
+def dots(
+  metric: str, names: dict[str, str], means: dict[str, dict], highlight: str, baseline: str
+) -> Markup:
+  """A metric with its interval, the best model on top; `means` is {model: {value, low, high}}."""
   order = sorted(means, key=lambda m: means[m]['value'])
 
   def draw(axis):
@@ -100,12 +102,12 @@ def dots(names: dict[str, str], means: dict[str, dict], highlight: str, baseline
       axis.axvline(means[baseline]['value'], color=SOFT, linestyle=':', linewidth=1, zorder=0)
     axis.set_yticks(range(len(order)), [names[m] for m in order])
     axis.tick_params(axis='y', labelcolor=INK, length=0)
-    axis.set(xlabel='nDCG@5', ylim=(-0.5, len(order) - 0.25))
+    axis.set(xlabel=metric, ylim=(-0.5, len(order) - 0.25))
     axis.grid(axis='x', linewidth=0.6)
     axis.spines['left'].set_visible(False)
 
   listed = ', '.join(f'{names[m]} {means[m]["value"]:.3f}' for m in reversed(order))
-  alt = f'nDCG@5 of every model with its 95 % interval: {listed}'
+  alt = f'{metric} of every model with its 95 % interval: {listed}'
   return drawn(0.75 + 0.42 * len(order), draw, alt)
 
 
@@ -163,7 +165,7 @@ def scatter(title: str, points: np.ndarray, tau: float, top: int) -> Markup:
   return drawn(3.4, draw, alt)
 
 
-def gains(title: str, values: list[float]) -> Markup:
+def gains(metric: str, title: str, values: list[float]) -> Markup:
   """One bar per query, from the greatest gain to the greatest loss; `values` are in that order."""
   won, lost = sum(v > 0 for v in values), sum(v < 0 for v in values)
   if len(values) > POINTS:
@@ -176,7 +178,7 @@ def gains(title: str, values: list[float]) -> Markup:
       axis.stairs(part, edges, fill=True, color=NAMES[name])
     axis.axhline(0, color=SOFT, linewidth=0.8)
     limit = max(0.05, float(np.abs(values_Q).max()) * 1.05)
-    axis.set(xlim=(0, 100), ylim=(-limit, limit), ylabel='nDCG@5', xlabel='share of queries, %')
+    axis.set(xlim=(0, 100), ylim=(-limit, limit), ylabel=metric, xlabel='share of queries, %')
     axis.set_title(title)
     style = {'xycoords': 'axes fraction', 'textcoords': 'offset points'}
     axis.annotate(f'{won:,} up', (1, 1), (0, -9), ha='right', color=NAMES['gain'], **style)
@@ -184,7 +186,7 @@ def gains(title: str, values: list[float]) -> Markup:
     axis.grid(axis='y', linewidth=0.6)
 
   alt = (
-    f'Differences of nDCG@5 {title}, query by query from the greatest gain to the greatest loss: '
+    f'Differences of {metric} {title}, query by query from the greatest gain to the greatest loss: '
   )
   alt += f'{won} queries up, {lost} down'
   return drawn(2.6, draw, alt)
@@ -272,9 +274,13 @@ def apart(places: dict[str, float], least: float) -> dict[str, float]:
 
 
 def latency(
-  names: dict[str, str], cost: dict[str, float], means: dict[str, dict], highlight: str
+  metric: str,
+  names: dict[str, str],
+  cost: dict[str, float],
+  means: dict[str, dict],
+  highlight: str,
 ) -> Markup:
-  """nDCG@5 over milliseconds per pair; rankings without a cost are horizontal lines."""
+  """A metric over milliseconds per pair; rankings without a cost are horizontal lines."""
   free = {m: v for m, v in means.items() if m not in cost}
   middle = math.sqrt(min(cost.values()) * max(cost.values()))
   ends = [mean[end] for mean in means.values() for end in ('low', 'high')]
@@ -300,11 +306,11 @@ def latency(
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=30))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda ms, _: f'{ms:g}'))
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.set(xlabel='ms per pair (log scale)', ylabel='nDCG@5')
+    axis.set(xlabel='ms per pair (log scale)', ylabel=metric)
     axis.margins(y=0.12)
     axis.grid(linewidth=0.6)
 
   listed = ', '.join(
     f'{names[m]} {ms:.2g} ms and {means[m]["value"]:.3f}' for m, ms in cost.items()
   )
-  return drawn(3.2, draw, f'nDCG@5 against milliseconds per pair: {listed}')
+  return drawn(3.2, draw, f'{metric} against milliseconds per pair: {listed}')

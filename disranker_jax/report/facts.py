@@ -17,7 +17,8 @@ from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.report import intervals
 from disranker_jax.report.intervals import Intervals
-from disranker_jax.stages import result_rows
+from disranker_jax.stages import result_table
+from disranker_jax.stages.result_table import Table
 
 MOST = 10_000  # records whose texts are measured, evenly spaced if there are more
 TEXTS = ('query', 'title', 'summary')
@@ -28,6 +29,7 @@ class Facts:
   """Everything that the page shows; every part may be empty."""
 
   name: str
+  table: Table  # the system's
   results: dict[str, dict]  # {model: {metric: value}}, in the order of the table
   rows: dict[str, dict[str, dict[str, float]]]  # {model: {query_id: {metric: value}}}
   tests: dict[str, Group]  # the held-out queries
@@ -49,7 +51,7 @@ class Facts:
   ]  # {weight of the hard labels: nDCG@5 of held-out queries}, if several were
   best: dict[str, str]  # which student is exported as the best one, and why
   quantised: dict  # the 8-bit format in which the teacher scored, and what the gate found
-  seeds: dict[str, dict[int, float]]  # {row: {the student's seed: value of the main metric}}
+  seeds: dict[str, dict[int, float]]  # {row: {the seed of its model: value of the main metric}}
 
   def labels(self) -> dict[tuple[str, str], int]:
     """{(query_id, doc_id): label} of the judged test pairs."""
@@ -57,7 +59,7 @@ class Facts:
 
   def title(self, row: str) -> str:
     """The title of a row of the result table."""
-    return result_rows.title(row, self.results)
+    return self.table.row_title(row, self.results)
 
   @functools.cached_property
   def intervals(self) -> Intervals:
@@ -66,7 +68,7 @@ class Facts:
     against = {
       name: of_row['against'] for name, of_row in self.results.items() if 'against' in of_row
     }
-    return intervals.analyse(rows, clusters_Q=self.clusters_Q, against=against)
+    return intervals.analyse(self.table, rows, clusters_Q=self.clusters_Q, against=against)
 
   @functools.cached_property
   def shared(self) -> shared_judgements.Shared:
@@ -99,18 +101,21 @@ class Facts:
 
 def gather(run) -> Facts:
   """Reads what the run's workdir holds."""
-  evaluated, samples = run.folder('evaluate'), run.folder('cpt') / 'samples.md'
-  config, default = configs.flatten(run.config), configs.flatten(configs.defaults())
+  table = result_table.of(run.config)
+  evaluated, samples = run.folder(table.stage), run.folder('cpt') / 'samples.md'
+  config = configs.flatten(run.config)
+  default = configs.flatten(configs.defaults(config['system']))
   results = read_results(run)
-  ranked = [name for name in results if not result_rows.is_floor(name)]
+  ranked = [name for name in results if not table.is_floor(name)]
   files = {model: evaluated / f'{model}.run' for model in ranked}
   per_query = evaluated / 'per_query.csv'
   return Facts(
     name=run.config.name,
+    table=table,
     results=results,
     rows=runs.read_per_query(per_query) if per_query.exists() else {},
     tests=read_tests(run),
-    runs={model: read_run(file) for model, file in files.items() if file.exists()},
+    runs={model: read_run(file, table.stage) for model, file in files.items() if file.exists()},
     logs=read_logs(run),
     stages=read_stages(run),
     titles={stage.name: stage.title for stage in declared(run)},
@@ -136,7 +141,7 @@ def gather(run) -> Facts:
 
 def read_results(run) -> dict[str, dict]:
   """{model: {metric: value}}; infinite values are text."""
-  file = run.folder('evaluate') / 'results.json'
+  file = run.folder(result_table.of(run.config).stage) / 'results.json'
   return json.loads(file.read_text()) if file.exists() else {}
 
 
@@ -147,30 +152,31 @@ def stage_results(run, stage: str) -> dict:
 
 
 def read_seeds(run, results: dict[str, dict]) -> dict[str, dict[int, float]]:
-  """The main metric of the student's rows by seed, where more than one was trained."""
+  """The main metric of the seeded rows by seed, where more than one was trained."""
+  table = result_table.of(run.config)
   found: dict[str, dict[int, float]] = {}
   for folder in sorted((run.workdir / 'seeds').glob('*'), key=lambda f: (len(f.name), f.name)):
-    file = folder / 'evaluate' / 'results.json'
+    file = folder / table.stage / 'results.json'
     for row, values in (json.loads(file.read_text()) if file.exists() else {}).items():
       if row in results:
-        own = {run.config.student.seed: float(results[row][intervals.MAIN])}
-        found.setdefault(row, own)[int(folder.name)] = float(values[intervals.MAIN])
+        own = {run.config[table.role].seed: float(results[row][table.main])}
+        found.setdefault(row, own)[int(folder.name)] = float(values[table.main])
   return found
 
 
-def read_run(file: Path) -> dict[str, dict[str, float]]:
-  """A run that evaluate wrote, best first. Raises: UserError if it is damaged."""
+def read_run(file: Path, stage: str) -> dict[str, dict[str, float]]:
+  """A run that the stage wrote, best first. Raises: UserError if it is damaged."""
   try:
     return runs.read_run(file)
   except UserError as e:
-    raise UserError(f'{e}; or repeat the stage with --rerun=evaluate') from None
+    raise UserError(f'{e}; or repeat the stage with --rerun={stage}') from None
 
 
 def declared(run) -> tuple[Stage, ...]:
   """All stages of the run's system."""
   from disranker_jax.pipeline import systems  # imported late: it imports the report stage
 
-  return systems.stages(run.config)
+  return systems.of(run.config).stages
 
 
 def read_logs(run) -> dict[str, list[dict]]:
@@ -244,11 +250,14 @@ def quarantined(run, kind: str) -> int:
   return before.get('results', {}).get(kind, {}).get('quarantined', 0)
 
 
-def scores_by_label(facts: Facts, models=result_rows.TRAINED) -> dict[str, dict[int, list[float]]]:
-  """{model: {label: scores}} of the judged test pairs, for the models that have a run."""
+def scores_by_label(facts: Facts) -> dict[str, dict[int, list[float]]]:
+  """{model: {label: scores}} of the judged test pairs, for the trained models that have a run.
+
+  Rankings of the whole collection hold few judged pairs, and have none.
+  """
   labels = facts.labels()
   scores: dict[str, dict[int, list[float]]] = {}
-  for model in models:
+  for model in facts.table.trained if facts.table.reranks else ():
     for query, docs in facts.runs.get(model, {}).items():
       for doc, score in docs.items():
         if (query, doc) in labels:

@@ -1,4 +1,4 @@
-"""What the results say, in sentences: the student against each baseline, and warnings.
+"""What the results say, in sentences: the subject of the table against each baseline, and warnings.
 
 The terminal, report.md, summary.json and the page show the same sentences.
 """
@@ -12,10 +12,10 @@ from disranker_jax.evaluation import metrics
 from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.report import tables
 from disranker_jax.report.facts import Facts
-from disranker_jax.report.intervals import MAIN, baselines
+from disranker_jax.report.intervals import baselines
 from disranker_jax.stages import quantise_gate
 from disranker_jax.stages.best_student import comparable
-from disranker_jax.stages.result_rows import FIRST_STAGE, FUSED, ROWS, STUDENT
+from disranker_jax.stages.held_out import NDCG
 from disranker_jax.training.validation import LOSS, of_steps
 
 FEW = 30  # queries, or clusters of them, below which a bootstrap interval is too narrow
@@ -29,6 +29,7 @@ class Comparison(NamedTuple):
   row: str
   baseline: str
   value: str
+  metric: str
   interval: str
   p: str
   p_holm: str
@@ -36,7 +37,7 @@ class Comparison(NamedTuple):
 
   def __str__(self) -> str:
     return (
-      f'{self.row} against {self.baseline}: {self.value} {metrics.title(MAIN)} '
+      f'{self.row} against {self.baseline}: {self.value} {self.metric} '
       f"(95 % interval {self.interval}, p {self.p}; {self.p_holm} with Holm's correction for the "
       f'{self.tests} tests of the report)'
     )
@@ -54,28 +55,30 @@ def others(facts: Facts) -> list[str]:
 
 
 def comparisons(facts: Facts) -> list[Comparison]:
-  """The student against each baseline; its fusion with the first stage against both."""
-  found = []
-  pairs = [(baseline, STUDENT) for baseline in baselines(list(facts.results))]
-  pairs += [(other, FUSED) for other in facts.results.get(FUSED, {}).get('against', ())]
+  """The subject against each baseline; rows with rows of their own to beat against those."""
+  found, table = [], facts.table
+  pairs = [(baseline, table.subject) for baseline in baselines(table, list(facts.results))]
+  pairs += [(o, name) for name, row in facts.results.items() for o in row.get('against', ())]
   for baseline, row in pairs:
-    if cell := facts.intervals.differences.get((baseline, row, MAIN)):
+    if cell := facts.intervals.differences.get((baseline, row, table.main)):
       value = tables.number(cell['value'], DIGITS, '+')
       interval = tables.span(cell, DIGITS, '+')
       p, p_holm = (tables.chance(cell[name], DIGITS) for name in ('p', 'p_holm'))
       names = facts.title(row), facts.title(baseline)
       count = len(facts.intervals.differences)
-      found.append(Comparison(*names, value, interval, p, p_holm, count))
+      metric = metrics.title(table.main)
+      found.append(Comparison(*names, value, metric, interval, p, p_holm, count))
   return found
 
 
 def power(facts: Facts) -> list[str]:
   """Which difference the test queries show, and how many the measured one needs."""
-  cell = facts.intervals.differences.get((FIRST_STAGE, STUDENT, MAIN))
+  table = facts.table
+  cell = facts.intervals.differences.get((table.first_stage, table.subject, table.main))
   if not cell or math.isnan(cell['needed']):
     return []
   unit = 'queries' if facts.clusters == len(facts.clusters_Q) else 'clusters of queries'
-  of = f' {metrics.title(MAIN)} to {facts.title(FIRST_STAGE)}'
+  of = f' {metrics.title(table.main)} to {facts.title(table.first_stage)}'
   return [tables.power(cell, facts.clusters, unit, DIGITS, of=of)]
 
 
@@ -83,10 +86,10 @@ def trained(facts: Facts) -> dict[str, dict]:
   """{row: held-out values} of the trained models, if they are of the same labelled queries."""
   found = {
     name: facts.validation[row.trained_by]
-    for name, row in ROWS.items()
+    for name, row in facts.table.rows.items()
     if row.trained_by in facts.validation
   }
-  return comparable({name: values for name, values in found.items() if MAIN in values})
+  return comparable({name: values for name, values in found.items() if NDCG in values})
 
 
 def held_out(facts: Facts) -> list[str]:
@@ -94,20 +97,22 @@ def held_out(facts: Facts) -> list[str]:
   values = trained(facts)
   if not values:
     return []
-  listed = ', '.join(f'{facts.title(n)} {v[MAIN]:.{DIGITS}f}' for n, v in values.items())
+  listed = ', '.join(f'{facts.title(n)} {v[NDCG]:.{DIGITS}f}' for n, v in values.items())
   queries = next(iter(values.values()))['labelled']
   return [
     f'on {queries} held-out training queries, for validation (a few documents of each): '
-    f'{metrics.title(MAIN)} {listed}'
+    f'{metrics.title(NDCG)} {listed}'
   ]
 
 
 def fused(facts: Facts) -> list[str]:
-  """The weight of the student fused with the first stage, and by which queries it was chosen."""
-  found = facts.results.get(FUSED, {}).get('fusion')
-  if not found:
-    return []
-  return [f'{facts.title(FUSED)}: {Fusion.from_dict(found, "evaluate/results.json").text}']
+  """The weight of each model fused with the first stage, and by which queries it was chosen."""
+  file = f'{facts.table.stage}/results.json'
+  return [
+    f'{facts.title(name)}: {Fusion.from_dict(values["fusion"], file).text}'
+    for name, values in facts.results.items()
+    if values.get('fusion')
+  ]
 
 
 def hard_labels(facts: Facts) -> list[str]:
@@ -118,7 +123,7 @@ def hard_labels(facts: Facts) -> list[str]:
   listed = ', '.join(f'{weight}: {value:.{DIGITS}f}' for weight, value in facts.tried.items())
   return [
     f'distill has hard_label_weight={chosen}, the best on held-out training queries '
-    f'({metrics.title(MAIN)} by weight: {listed})'
+    f'({metrics.title(NDCG)} by weight: {listed})'
   ]
 
 
@@ -126,9 +131,8 @@ def best(facts: Facts) -> list[str]:
   """Which student was exported."""
   if not facts.best:
     return []
-  return [
-    f'exported to export/{STUDENT} is the {facts.title(facts.best["row"])}: {facts.best["why"]}'
-  ]
+  which = facts.title(facts.best['row'])
+  return [f'exported to export/{facts.table.subject} is the {which}: {facts.best["why"]}']
 
 
 def quantised(facts: Facts) -> list[str]:
@@ -141,13 +145,13 @@ def quantised(facts: Facts) -> list[str]:
 
 
 def seeds(facts: Facts) -> list[str]:
-  """How much the students vary from training to training."""
-  said = []
+  """How much the trained rows vary from training to training."""
+  said, metric = [], metrics.title(facts.table.main)
   for row, by_seed in facts.seeds.items():
     values = list(by_seed.values())
     mean, spread = sum(values) / len(values), max(values) - min(values)
     said.append(
-      f'{facts.title(row)} with seeds {", ".join(map(str, by_seed))}: {metrics.title(MAIN)} '
+      f'{facts.title(row)} with seeds {", ".join(map(str, by_seed))}: {metric} '
       f'{", ".join(f"{value:.{DIGITS}f}" for value in values)} (mean {mean:.{DIGITS}f}, range '
       f'{spread:.{DIGITS}f}); the table has seed {next(iter(by_seed))}'
     )
@@ -160,12 +164,12 @@ def served(facts: Facts) -> list[str]:
   for name, rows in facts.served.items():
     for row in rows:
       trained = [
-        values[MAIN] for values in list(facts.rows.get(name, {}).values())[: row['queries']]
+        values[NDCG] for values in list(facts.rows.get(name, {}).values())[: row['queries']]
       ]
       beside = f' (as trained {sum(trained) / len(trained):.{DIGITS}f})' if trained else ''
       said.append(
-        f'{facts.title(name)} as exported, {row["backend"]}: {metrics.title(MAIN)} '
-        f'{row[MAIN]:.{DIGITS}f}{beside} over {row["queries"]} queries; {row["p50_ms"]:.1f} ms per '
+        f'{facts.title(name)} as exported, {row["backend"]}: {metrics.title(NDCG)} '
+        f'{row[NDCG]:.{DIGITS}f}{beside} over {row["queries"]} queries; {row["p50_ms"]:.1f} ms per '
         f'request of {row["documents"]:.0f} documents, 95 % within {row["p95_ms"]:.1f} ms'
       )
   return said
@@ -181,17 +185,17 @@ def warnings(facts: Facts) -> list[str]:
 
 def missed(facts: Facts) -> list[str]:
   """The rows that do not rank better than those that they should improve on."""
-  found = []
+  found, rows, main = [], facts.table.rows, facts.table.main
   for name, results in facts.results.items():
-    for other in ROWS[name].improves_on if name in ROWS else ():
+    for other in rows[name].improves_on if name in rows else ():
       if other not in facts.results:
         continue
-      ours, theirs = float(results[MAIN]), float(facts.results[other][MAIN])
+      ours, theirs = float(results[main]), float(facts.results[other][main])
       if ours <= theirs:
-        cell = facts.intervals.differences.get((other, name, MAIN))
+        cell = facts.intervals.differences.get((other, name, main))
         interval = f', 95 % interval {tables.span(cell, DIGITS, "+")}' if cell else ''
         found.append(
-          f'{facts.title(name)} ranks no better than {facts.title(other)}: {metrics.title(MAIN)} '
+          f'{facts.title(name)} ranks no better than {facts.title(other)}: {metrics.title(main)} '
           f'{ours:.{DIGITS}f} against {theirs:.{DIGITS}f} ({ours - theirs:+.{DIGITS}f}{interval}); '
           'docs/choose.md says what to try'
         )
@@ -200,18 +204,18 @@ def missed(facts: Facts) -> list[str]:
 
 def missed_held_out(facts: Facts) -> list[str]:
   """The same of trained rows on held-out training queries, where the test does not show it."""
-  values, found = trained(facts), []
+  values, found, main = trained(facts), [], facts.table.main
   for name, of_row in values.items():
-    for other in ROWS[name].improves_on:
-      if other not in values or of_row[MAIN] > values[other][MAIN]:
+    for other in facts.table.rows[name].improves_on:
+      if other not in values or of_row[NDCG] > values[other][NDCG]:
         continue
       tested = facts.results.get(name), facts.results.get(other)
-      if all(tested) and float(tested[0][MAIN]) <= float(tested[1][MAIN]):
+      if all(tested) and float(tested[0][main]) <= float(tested[1][main]):
         continue
       found.append(
         f'{facts.title(name)} ranks the {of_row["labelled"]} held-out training queries no better '
-        f'than {facts.title(other)}: {metrics.title(MAIN)} {of_row[MAIN]:.{DIGITS}f} against '
-        f'{values[other][MAIN]:.{DIGITS}f}; docs/results.md says what limits a student'
+        f'than {facts.title(other)}: {metrics.title(NDCG)} {of_row[NDCG]:.{DIGITS}f} against '
+        f'{values[other][NDCG]:.{DIGITS}f}; docs/results.md says what limits a student'
       )
   return found
 
@@ -299,7 +303,7 @@ def unjudged(facts: Facts) -> list[str]:
       'and MRR are 0 in every row'
     )
   labels = [d.label for group in facts.tests.values() for d in group.docs if d.in_pool]
-  if count := sum(label < 0 for label in labels):
+  if facts.table.reranks and (count := sum(label < 0 for label in labels)):
     said.append(
       f'{count:,} of {len(labels):,} test pairs are not judged; they count as not relevant in nDCG '
       'and MRR, and not at all in PNR'

@@ -9,10 +9,10 @@ from markupsafe import Markup
 
 from disranker_jax.evaluation import metrics
 from disranker_jax.progress import clock
-from disranker_jax.report import charts, facts, findings, intervals, rankings, tables, tiles
+from disranker_jax.report import charts, facts, findings, rankings, results, tables, tiles
 from disranker_jax.report.facts import Facts
-from disranker_jax.report.intervals import MAIN, Intervals
-from disranker_jax.stages import result_rows
+from disranker_jax.report.intervals import Intervals
+from disranker_jax.stages.result_table import Table
 
 TEMPLATE = 'page.html'
 ALPHA = 0.05
@@ -42,9 +42,12 @@ def render(run, gathered: Facts) -> str:
     more=findings.others(gathered),
     warnings=findings.warnings(gathered),
     seeds_vary=bool(gathered.seeds),
-    relevant=run.config.evaluate.min_relevance,
+    notes=notes(gathered.table, run.config[gathered.table.stage].min_relevance),
+    reranks=gathered.table.reranks,
+    metric=metrics.title(gathered.table.main),
     results=table_rows(gathered, spread),
-    columns=[metrics.title(m) for m in metrics.COLUMNS],
+    columns=[metrics.title(m) for m in gathered.table.columns],
+    costs=[results.COSTS[name][0] for name in gathered.table.costs],
     has_intervals=bool(spread.means),
     drawn=tables.drawn(queries, gathered.clusters),
     queries=queries,
@@ -54,7 +57,7 @@ def render(run, gathered: Facts) -> str:
     charts=draw(gathered, spread, gained),
     gains=gained,
     contender=gathered.title(gained.model) if gained else '',
-    first_stage=gathered.title(result_rows.FIRST_STAGE),
+    first_stage=gathered.title(gathered.table.first_stage),
     data=gathered.data,
     labels=label_table(gathered),
     legend=legend(gathered),
@@ -84,13 +87,13 @@ def moment(written: str) -> str:
 
 
 def table_rows(gathered: Facts, spread: Intervals) -> list[dict[str, Any]]:
-  """One row per model: {title, is_student, cells: [{value, span, is_best}], parameters, ms}."""
-  results = gathered.results
-  best = {m: max((float(v[m]) for v in results.values()), default=0) for m in metrics.COLUMNS}
+  """One row per model: {title, is_subject, cells: [{value, span, is_best}], costs}."""
+  of, found = gathered.table, gathered.results
+  best = {m: max((float(v[m]) for v in found.values()), default=0) for m in of.columns}
   table = []
-  for model, values in results.items():
+  for model, values in found.items():
     cells = []
-    for metric in metrics.COLUMNS:
+    for metric in of.columns:
       digits, interval = tables.decimals(metric, DIGITS), spread.means.get((model, metric))
       cells.append({
         'value': tiles.number(values[metric], digits),
@@ -99,23 +102,22 @@ def table_rows(gathered: Facts, spread: Intervals) -> list[dict[str, Any]]:
       })  # fmt: skip
     table.append({
       'title': gathered.title(model),
-      'is_student': model == result_rows.STUDENT,
+      'is_subject': model == of.subject,
       'cells': cells,
-      'parameters': tables.short(values['parameters']) if 'parameters' in values else '',
-      'ms': tables.number(values['ms_per_pair'], 2) if 'ms_per_pair' in values else '',
+      'costs': [results.cost(name, values) for name in of.costs],
     })  # fmt: skip
   return table
 
 
 def difference_tables(gathered: Facts, spread: Intervals) -> list[dict[str, Any]]:
-  """{title, columns, rows: [{title, is_student, cells}]} of each row that is tested against."""
+  """{title, columns, rows: [{title, is_subject, cells}]} of each row that is tested against."""
   made = []
   for baseline in dict.fromkeys(baseline for baseline, _, _ in spread.differences):
     models = dict.fromkeys(m for b, m, _ in spread.differences if b == baseline)
     lines = []
     for model in models:
       cells = []
-      for metric in intervals.TESTED:
+      for metric in gathered.table.tested:
         difference = spread.differences[baseline, model, metric]
         digits = tables.decimals(metric, DIGITS)
         cells.append({
@@ -124,29 +126,28 @@ def difference_tables(gathered: Facts, spread: Intervals) -> list[dict[str, Any]
           'p': tables.chance(difference['p_holm'], DIGITS),
           'is_sure': difference['p_holm'] < ALPHA,
         })  # fmt: skip
-      title, is_student = gathered.title(model), model == result_rows.STUDENT
-      lines.append({'title': title, 'is_student': is_student, 'cells': cells})
+      title, is_subject = gathered.title(model), model == gathered.table.subject
+      lines.append({'title': title, 'is_subject': is_subject, 'cells': cells})
     if lines:
-      columns = [metrics.title(m) for m in intervals.TESTED]
+      columns = [metrics.title(m) for m in gathered.table.tested]
       made.append({'title': gathered.title(baseline), 'columns': columns, 'rows': lines})
   return made
 
 
 def draw(gathered: Facts, spread: Intervals, gained) -> dict[str, Any]:
   """The charts by their place on the page; empty where there is nothing to draw."""
-  results = gathered.results
-  names = {model: gathered.title(model) for model in results}
-  means = {model: interval(gathered, spread, model) for model in results}
-  fair = {model: mean for model, mean in means.items() if not result_rows.is_floor(model)}
-  times = {model: results[model].get('ms_per_pair', 0) for model in fair}
+  of, found = gathered.table, gathered.results
+  names = {model: gathered.title(model) for model in found}
+  means = {model: interval(gathered, spread, model) for model in found}
+  fair = {model: mean for model, mean in means.items() if not of.is_floor(model)}
+  times = {model: found[model].get('ms_per_pair', 0) for model in fair}
+  metric = metrics.title(of.main)
   cost = {model: ms for model, ms in times.items() if ms > 0}
   scores = facts.scores_by_label(gathered)
   top = gathered.top_label
   return {
-    'dots': charts.dots(names, means, result_rows.STUDENT, result_rows.FIRST_STAGE)
-    if len(means) > 1
-    else '',
-    'latency': charts.latency(names, cost, fair, result_rows.STUDENT) if cost else '',
+    'dots': charts.dots(metric, names, means, of.subject, of.first_stage) if len(means) > 1 else '',
+    'latency': charts.latency(metric, names, cost, fair, of.subject) if cost else '',
     'histograms': [charts.histogram(gathered.title(m), v, top) for m, v in scores.items()],
     'scatters': scatters(gathered),
     'gains': gain_charts(gathered, gained) if gained else [],
@@ -155,15 +156,33 @@ def draw(gathered: Facts, spread: Intervals, gained) -> dict[str, Any]:
 
 
 def interval(gathered: Facts, spread: Intervals, model: str) -> dict[str, float]:
-  """{value, low, high} of nDCG@5; a point if there are no intervals."""
-  value = float(gathered.results[model][MAIN])
-  return spread.means.get((model, MAIN), {'value': value, 'low': value, 'high': value})
+  """{value, low, high} of the main metric; a point if there are no intervals."""
+  main = gathered.table.main
+  value = float(gathered.results[model][main])
+  return spread.means.get((model, main), {'value': value, 'low': value, 'high': value})
 
 
 def gain_charts(gathered: Facts, gained) -> list[Markup]:
+  metric = metrics.title(gathered.table.main)
   return [
-    charts.gains(f'against {gathered.title(m)}', values) for m, values in gained.others.items()
+    charts.gains(metric, f'against {gathered.title(m)}', values)
+    for m, values in gained.others.items()
   ]
+
+
+def notes(table: Table, relevant: int) -> list[str]:
+  """What a reader must know about the columns."""
+  kinds = {name.partition('@')[0] for name in table.columns}
+  said = ['nDCG has exponential gain.'] if 'ndcg' in kinds else []
+  said += ['PNR: concordant / discordant pairs, pooled over queries.'] if 'pnr' in kinds else []
+  graded = [
+    metrics.METRICS[k].title
+    for k in metrics.METRICS
+    if k in kinds and metrics.METRICS[k].has_threshold
+  ]
+  said += [f'{" and ".join(graded)}: grade {relevant} or higher is relevant.'] if graded else []
+  said += ['ms per pair: model time with full batches.'] if 'ms_per_pair' in table.costs else []
+  return said
 
 
 def legend(gathered: Facts) -> list[dict[str, int]]:
@@ -174,13 +193,9 @@ def legend(gathered: Facts) -> list[dict[str, int]]:
 
 def scatters(gathered: Facts) -> list[Markup]:
   """The students' scores against the teacher's, before and after distillation."""
-  teacher, labels = gathered.runs.get(result_rows.TEACHER), gathered.labels()
-  drawn = []
-  for model in [
-    m
-    for m in result_rows.TRAINED
-    if result_rows.ROWS[m].role == result_rows.ROWS[result_rows.STUDENT].role
-  ]:
+  of, labels = gathered.table, gathered.labels()
+  teacher, drawn = gathered.runs.get(of.teacher), []
+  for model in [name for name in of.trained if of.rows[name].role == of.role]:
     run = gathered.runs.get(model, {})
     points = [
       (score, run[query][doc], labels.get((query, doc), -1))

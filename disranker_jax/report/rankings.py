@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 from disranker_jax.data.records import Document, Group
 from disranker_jax.report.facts import Facts
-from disranker_jax.report.intervals import MAIN, baselines
-from disranker_jax.stages.result_rows import FIRST_STAGE, MODELS, TEACHER
+from disranker_jax.report.intervals import baselines
 
 TOP = 5  # ranks that the main metric counts
 SHOWN = 10  # queries with the greatest gains, and with the greatest losses
@@ -24,47 +23,48 @@ class Gains(NamedTuple):
 
 
 def gains(facts: Facts) -> Gains | None:
-  """The best model's nDCG@5 minus the first stage's, per query; None if one of them is missing."""
-  model = next((m for m in MODELS if m in facts.rows), None)
-  if model is None or FIRST_STAGE not in facts.rows:
+  """The first model's main metric minus the first stage's, per query; None if one is missing."""
+  first = facts.table.first_stage
+  model = next((m for m in facts.table.models if m in facts.rows), None)
+  if model is None or first not in facts.rows:
     return None
-  apart = differences(facts, model, FIRST_STAGE)
+  apart = differences(facts, model, first)
   order = sorted(apart, key=lambda q: (-apart[q], q))
   best = [q for q in order if apart[q] > 0][:SHOWN]
   worst = [q for q in reversed(order) if apart[q] < 0][:SHOWN]
   ends = [[side_by_side(facts, q, model, apart[q]) for q in end] for end in (best, worst)]
   others = {
     other: sorted(differences(facts, model, other).values(), reverse=True)
-    for other in baselines(list(facts.rows))
+    for other in baselines(facts.table, list(facts.rows))
     if other in facts.rows and other != model
   }
   return Gains(model, others, *(list(filter(None, end)) for end in ends))
 
 
 def differences(facts: Facts, model: str, other: str) -> dict[str, float]:
-  """{query_id: nDCG@5 of the model minus that of the other}."""
-  ours, theirs = facts.rows[model], facts.rows[other]
-  return {q: value(ours, q) - value(theirs, q) for q in theirs}
+  """{query_id: main metric of the model minus that of the other}."""
+  return {q: value(facts, model, q) - value(facts, other, q) for q in facts.rows[other]}
 
 
-def value(rows: Mapping[str, Mapping[str, float]], query: str) -> float:
-  return rows.get(query, {}).get(MAIN, 0.0)
+def value(facts: Facts, model: str, query: str) -> float:
+  """The main metric of a model's query; 0 if it lacks the query."""
+  return facts.rows.get(model, {}).get(query, {}).get(facts.table.main, 0.0)
 
 
 def side_by_side(facts: Facts, query: str, model: str, gain: float) -> dict | None:
   """A query's rankings by first stage, teacher and model; None if its texts are missing."""
   group = facts.tests.get(query)
-  names = dict.fromkeys((FIRST_STAGE, TEACHER, model))
+  first = facts.table.first_stage
+  names = dict.fromkeys((first, facts.table.teacher, model))
   names = [n for n in names if query in facts.runs.get(n, {})]
-  if group is None or FIRST_STAGE not in names:
+  if group is None or first not in names:
     return None
-  found = {d: rank for rank, d in enumerate(facts.runs[FIRST_STAGE][query], 1)}
+  found = {d: rank for rank, d in enumerate(facts.runs[first][query], 1)}
   columns = []
   for name in names:
     order = list(facts.runs[name][query])
-    docs = column(order, found, group, facts.top_label, is_first=name == FIRST_STAGE)
-    score = value(facts.rows.get(name, {}), query)
-    columns.append({'title': facts.title(name), 'value': score, 'docs': docs})
+    docs = column(order, found, group, facts.top_label, is_first=name == first)
+    columns.append({'title': facts.title(name), 'value': value(facts, name, query), 'docs': docs})
   return {'query': group.query, 'gain': gain, 'columns': columns}
 
 

@@ -4,64 +4,69 @@ from collections.abc import Mapping
 
 from disranker_jax.evaluation import metrics
 from disranker_jax.report import tables
-from disranker_jax.report.intervals import MAIN
-from disranker_jax.stages.result_rows import title
+from disranker_jax.stages.result_table import Table
 
 Means = Mapping[str, Mapping[str, Mapping[str, float]]]  # {row: {metric: {value, low, high}}}
+# Facts of rows that are columns: the column and its decimals. Those that the table does not name
+# are columns where a row has them, as rows that rank by prompts do.
+COSTS = {
+  'parameters': ('parameters', None), 'ms_per_pair': ('ms per pair', 2),
+  'prompts_per_query': ('prompts', 1), 'tokens_per_query': ('tokens', 0),
+  'ms_per_query': ('ms per query', 0), 'conflict_rate': ('conflicts', 3), 'tie_rate': ('ties', 3),
+  'fault_rate': ('malformed', 3),
+}  # fmt: skip
 
 
-def heads(means: Means) -> list[str]:
+def heads(table: Table, means: Means) -> list[str]:
   """The columns; without intervals there is no column for them."""
   columns = ['model']
-  for metric in metrics.COLUMNS:
+  for metric in table.columns:
     columns.append(metrics.title(metric))
-    if metric == MAIN and means:
+    if metric == table.main and means:
       columns.append('95 % interval')
-  return [*columns, 'parameters', 'ms per pair']
+  return [*columns, *(COSTS[name][0] for name in table.costs)]
 
 
-def rows(results: Mapping[str, Mapping], means: Means) -> list[list[str]]:
+def rows(table: Table, results: Mapping[str, Mapping], means: Means) -> list[list[str]]:
   """The cells, one line per row."""
-  table = []
+  lines = []
   for name, values in results.items():
-    cells = [title(name, results)]
-    for metric in metrics.COLUMNS:
+    cells = [table.row_title(name, results)]
+    for metric in table.columns:
       cells.append(tables.number(values[metric], 2 if metric == 'pnr' else 4))
-      if metric == MAIN and means:
+      if metric == table.main and means:
         interval = means.get(name, {}).get(metric)
         cells.append(tables.span(interval, 3) if interval else '')
-    cells.append(tables.short(values['parameters']) if 'parameters' in values else '')
-    cells.append(tables.number(values['ms_per_pair'], 2) if 'ms_per_pair' in values else '')
-    table.append(cells)
-  return table
+    lines.append([*cells, *(cost(name, values) for name in table.costs)])
+  return lines
 
 
-# What LLM rankers have: the fact, its column, its decimals.
-COSTS = (
-  ('prompts_per_query', 'prompts', 1), ('tokens_per_query', 'tokens', 0),
-  ('ms_per_query', 'ms per query', 0), ('conflict_rate', 'conflicts', 3), ('tie_rate', 'ties', 3),
-  ('fault_rate', 'malformed', 3),
-)  # fmt: skip
+def cost(name: str, values: Mapping) -> str:
+  """A fact of a row as text; '' if it has none."""
+  digits = COSTS[name][1]
+  if name not in values:
+    return ''
+  return tables.short(values[name]) if digits is None else tables.number(values[name], digits)
 
 
-def with_costs(results: Mapping[str, Mapping], means: Means) -> tuple[list, list]:
-  """(columns, cells); with columns of costs per query if a row ranks by prompts."""
-  head, table = heads(means), rows(results, means)
-  for key, column, digits in COSTS:
-    if any(key in values for values in results.values()):
+def with_costs(table: Table, results: Mapping[str, Mapping], means: Means) -> tuple[list, list]:
+  """(columns, cells); with more columns of costs if a row has them."""
+  head, lines = heads(table, means), rows(table, results, means)
+  for name, (column, _) in COSTS.items():
+    if name not in table.costs and any(name in values for values in results.values()):
       head.append(column)
-      for cells, values in zip(table, results.values(), strict=True):
-        cells.append(tables.number(values[key], digits) if key in values else '')
-  return head, table
+      for cells, values in zip(lines, results.values(), strict=True):
+        cells.append(cost(name, values))
+  return head, lines
 
 
-def text(results: Mapping[str, Mapping], means: Means) -> str:
+def text(table: Table, results: Mapping[str, Mapping], means: Means) -> str:
   """The table for a terminal."""
-  return tables.aligned(*with_costs(results, means))
+  return tables.aligned(*with_costs(table, results, means))
 
 
-def markdown(results: Mapping[str, Mapping], means: Means) -> str:
-  return tables.markdown(*with_costs(results, means))
+def markdown(table: Table, results: Mapping[str, Mapping], means: Means) -> str:
+  return tables.markdown(*with_costs(table, results, means))
 
 
 def differences(found: list[Mapping]) -> str:

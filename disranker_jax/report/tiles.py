@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
+from disranker_jax.evaluation import metrics
 from disranker_jax.report import tables
 from disranker_jax.report.facts import Facts
-from disranker_jax.report.intervals import MAIN
-from disranker_jax.stages.result_rows import FIRST_STAGE, STUDENT, TEACHER
+from disranker_jax.report.intervals import baselines
 
 DIGITS = 3  # of nDCG and p
 SPACE = '\N{NO-BREAK SPACE}'
@@ -35,18 +35,26 @@ def percent(share: float) -> str:
 
 
 def tiles(facts: Facts) -> list[Tile]:
-  """Quality of the student, the share it keeps of the teacher's lead, and its speed."""
-  row, intervals = [], facts.intervals
-  student, teacher = (facts.results.get(model) for model in (STUDENT, TEACHER))
-  if student:
-    mean = intervals.means.get((STUDENT, MAIN))
-    what = f'nDCG@5 of the {facts.title(STUDENT)}'
-    row.append(Tile(number(student[MAIN]), what, span(mean) if mean else ''))
+  """Quality of the subject, and what it keeps of the teacher's lead at which speed.
+
+  Without a teacher: how far the subject is above each baseline.
+  """
+  table, intervals, row = facts.table, facts.intervals, []
+  subject, teacher = (facts.results.get(model) for model in (table.subject, table.teacher))
+  metric = metrics.title(table.main)
+  if subject:
+    mean = intervals.means.get((table.subject, table.main))
+    what = f'{metric} of the {facts.title(table.subject)}'
+    row.append(Tile(number(subject[table.main]), what, span(mean) if mean else ''))
   if kept := intervals.kept:
-    what = f"of the teacher's lead over {facts.title(FIRST_STAGE)} kept"
+    what = f"of the teacher's lead over {facts.title(table.first_stage)} kept"
     interval = f'{percent(kept["low"])} to {percent(kept["high"])}'
     row.append(Tile(percent(kept['value']), what, interval))
-  times = [model.get('ms_per_pair', 0) for model in (student, teacher) if model]
+  for baseline in () if table.teacher else baselines(table, list(facts.results)):
+    if cell := intervals.differences.get((baseline, table.subject, table.main)):
+      what = f'{metric} against {facts.title(baseline)}'
+      row.append(Tile(number(cell['value'], sign='+'), what, span(cell, sign='+')))
+  times = [model.get('ms_per_pair', 0) for model in (subject, teacher) if model]
   if len(times) == 2 and all(times):
     what = f'as fast as the teacher: {times[0]:.3g} ms per pair against {times[1]:.3g}'
     row.append(Tile(f'{times[1] / times[0]:.1f} \N{MULTIPLICATION SIGN}', what, ''))

@@ -8,7 +8,8 @@ import dataclasses
 
 from disranker_jax.pipeline import manifest
 from disranker_jax.stages.held_out import NDCG
-from disranker_jax.stages.result_rows import ROWS, STUDENT, Row
+from disranker_jax.stages.result_rows import ROWS, STUDENT
+from disranker_jax.stages.result_table import Row
 from disranker_jax.training.validation import TITLES
 
 

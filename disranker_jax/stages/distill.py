@@ -355,9 +355,17 @@ def check(config) -> None:
   losses.choose(losses.ON_LABELS, config.distill.hard_loss, 'distill.hard_loss')
 
 
+def outside(config, workdir) -> dict[str, str | None]:
+  """The scores of earlier runs."""
+  if not config.distill.earlier_runs:
+    return {}
+  return {'distill.earlier_runs': earlier.scores_fingerprint(config)}
+
+
 STAGE = Stage(
   'distill', "the student learns the teacher's scores", execute, SETTINGS, check=check,
   role='student', reads_stages=('prepare', 'generate', 'score', 'student_sft'), requires=requires,
   reads_records=reads, task=task, uses=uses, check_models=check_models,
-  check_records=check_records, kept=hard_label_trials.kept, paper_rows=46_814_775,
+  check_records=check_records, kept=hard_label_trials.kept, outside=outside,
+  paper_rows=46_814_775,
 )  # fmt: skip

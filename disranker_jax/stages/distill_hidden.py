@@ -13,7 +13,6 @@ from disranker_jax.errors import UserError
 from disranker_jax.models.load import TextModel, merged
 from disranker_jax.models.network import Network
 from disranker_jax.stages import roles
-from disranker_jax.stages.result_rows import ROWS
 
 KEY = 'config.distill.hidden_weight'
 
@@ -50,7 +49,7 @@ def open_hidden(run, student: TextModel) -> tuple[HiddenStates, dict]:
   """What the stage computes, and the variables that it needs besides the student's."""
   teacher = roles.open_role(run.config, 'teacher')
   pairs = check_hidden(run.config, teacher, student)
-  variables = roles.trained(run, 'teacher', teacher, ROWS['teacher'].stages(run.config))
+  variables = roles.trained(run, 'teacher', teacher, roles.teacher_stages(run.config))
   network, variables = merged(teacher.network, variables)
   more = {'teacher': variables['params']}
   ours, theirs = student.network.config, network.config

@@ -17,7 +17,6 @@ from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.training import checkpoint
 
-ROLES = ('teacher', 'student')
 # Settings that decide which parameters a model has, and what its adapters are multiplied by.
 SAME = ('model', 'layers', 'lora_rank', 'lora_alpha', 'bidirectional', 'pooling')
 # What settings are in a run that was made before they existed.
@@ -40,8 +39,10 @@ def exists(folder: str) -> bool:
 
 def named(config) -> Iterator[tuple[str, str]]:
   """(config key, workdir) of each earlier run that a config names."""
-  for role in ROLES:
-    if role in config and config[role].get('init_from'):
+  from disranker_jax.pipeline import systems  # which imports the stages
+
+  for role in systems.of(config).roles:
+    if config.get(role, {}).get('init_from'):
       yield f'{role}.init_from', config[role].init_from
   for folder in config.get('distill', {}).get('earlier_runs', ()):
     yield 'distill.earlier_runs', folder
@@ -91,13 +92,6 @@ def folder_of(workdir: Path, role: str) -> Path:
   return workdir / 'start' / role
 
 
-def trained_stages(run: Run, role: str) -> list[str]:
-  """The stages that trained an earlier run's teacher or student, in order."""
-  from disranker_jax.stages.result_rows import ROWS  # which imports this module
-
-  return [name for name in ROWS[role].stages(run.config) if name in run.config.stages]
-
-
 def fingerprint(config, workdir: Path, role: str) -> str | None:
   """Changes with what the model starts from; None if neither the run nor the links exist.
 
@@ -116,6 +110,8 @@ def _note(workdir: Path, role: str) -> dict | None:
 
 
 def _fingerprint(config, donor: Run, role: str) -> str:
+  from disranker_jax.pipeline import systems  # which imports the stages
+
   key = f'config.{role}.init_from={config[role].init_from!r}'
   theirs = OLDER | dict(donor.config.get(role, {}))
   for name in SAME:
@@ -125,7 +121,7 @@ def _fingerprint(config, donor: Run, role: str) -> str:
       raise UserError(
         f'{key}: has another model: its config.{role}.{name} is {was!r}, here it is {ours!r}'
       )
-  stages, made = trained_stages(donor, role), []
+  stages, made = systems.trained_stages(donor.config, role), []
   if theirs.get('init_from'):
     note = _note(donor.workdir, role)  # missing if --reuse took all of its stages
     made.append(note['fingerprint'] if note else fingerprint(donor.config, donor.workdir, role))
@@ -143,10 +139,12 @@ def _fingerprint(config, donor: Run, role: str) -> str:
 
 def checkpoints(run: Run, role: str) -> list[Path]:
   """Folders of checkpoints with all that a run's model learned, oldest first."""
+  from disranker_jax.pipeline import systems  # which imports the stages
+
   first = []
   if before := run.config[role].get('init_from'):
     first = linked(run, role) or checkpoints(opened(f'{role}.init_from', before), role)
-  return first + [run.folder(s) / 'checkpoints' for s in trained_stages(run, role)]
+  return first + [run.folder(s) / 'checkpoints' for s in systems.trained_stages(run.config, role)]
 
 
 def linked(run: Run, role: str) -> list[Path]:

@@ -1,15 +1,25 @@
-"""Fills the rows of the result table (result_rows.py) on the held-out queries.
+"""The stage that fills a system's result table (result_table.py) on the held-out queries.
 
-Every row re-ranks the same documents. Its run is written in TREC format, with its metrics per query
-and their means.
+The rows re-rank the same documents, or each of them ranks the whole collection. The run of a row is
+written in TREC format, with its metrics per query and their means.
 """
 
 import csv
 import dataclasses
 import json
+from collections.abc import Sequence
+from pathlib import Path
 
 from disranker_jax import escaping
-from disranker_jax.config.settings import Key, at_least, between, list_of, mapping_of, one_of
+from disranker_jax.config.settings import (
+  Key,
+  Section,
+  at_least,
+  between,
+  list_of,
+  mapping_of,
+  one_of,
+)
 from disranker_jax.data.records import Group
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
@@ -17,17 +27,9 @@ from disranker_jax.evaluation import metrics, runs
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
-from disranker_jax.rankers.llm.methods import METHODS
 from disranker_jax.report import tables
-from disranker_jax.stages import prepare, prompting, teacher
-from disranker_jax.stages.result_rows import ROWS, Lacking, Row, given_rows, read_given
-
-
-def rows_of(config) -> dict[str, Row]:
-  """The rows that this config can fill, by name: those whose stage it lists, and all others."""
-  rows = [*(ROWS[name] for name in config.evaluate.models), *prompting.rows(config)]
-  rows += given_rows(config)
-  return {row.name: row for row in rows if row.is_available(config)}
+from disranker_jax.stages import prepare, result_table
+from disranker_jax.stages.result_table import Lacking, Row, Table
 
 
 def execute(run: Run) -> dict:
@@ -36,40 +38,40 @@ def execute(run: Run) -> dict:
   Each row is kept until what it was made from changes, so another row costs only itself. A row for
   which the records lack something is left out, with a message.
   """
-  tests = prepare.records(run, 'test')
-  groups = [to_rerank(group) for group in tests]
+  table, tests = result_table.of(run.config), prepare.records(run, 'test')
+  groups = [to_rerank(group) if table.reranks else group for group in tests]
   qrels = {group.query_id: group.grades for group in tests}
-  pool = {g.query_id: [d.doc_id for d in g.docs] for g in groups}
-  folder = run.folder('evaluate')
+  pool = {g.query_id: [d.doc_id for d in g.docs] for g in groups} if table.reranks else None
+  folder, c = run.folder(table.stage), run.config[table.stage]
   # The first process has written the stage's manifest, which tells what rows are made from.
-  processes.barrier('evaluate: begins')
+  processes.barrier(f'{table.stage}: begins')
   # Every process lists the finished rows before the first one writes.
-  rows = rows_of(run.config)
+  rows = table.rows_of(run.config)
   results = {name: filled(run, row) for name, row in rows.items()}
-  processes.barrier('evaluate: looked')
+  processes.barrier(f'{table.stage}: looked')
   for name in [n for n, done in results.items() if done is None]:
     try:
       ranking, facts = rows[name].rank(run, rows[name], groups)
     except Lacking as lacking:
       results[name] = {}
       write_row(run, rows[name], {})
-      say(f'evaluate {name}: left out: {lacking}')
+      say(f'{table.stage} {name}: left out: {lacking}')
       continue
-    least = run.config.evaluate.min_relevance
-    values = metrics.per_query(ranking, qrels, least, pool=pool)
+    values = metrics.per_query(ranking, qrels, c.min_relevance, table.kept, pool)
     facts = {'title': rows[name].title} | facts
     results[name] = tables.plain(facts | metrics.summary(values))
     if processes.is_first():
       runs.write_run(folder / f'{name}.run', ranking, name)
       write_per_query(folder / f'{name}.csv', name, values)
     write_row(run, rows[name], results[name])
-    say(f'evaluate {name}: nDCG@5 {results[name]["ndcg@5"]:.3f}')
+    value = results[name][table.main]
+    say(f'{table.stage} {name}: {metrics.title(table.main)} {value:.3f}')
     if note := results[name].get('note'):
-      say(f'evaluate {name}: {note}')
+      say(f'{table.stage} {name}: {note}')
     processes.barrier(f'{name} is evaluated')
   results = {name: found for name, found in results.items() if found}
   if processes.is_first():
-    merge_per_query(folder, list(results))
+    merge_per_query(folder, list(results), table.kept)
     manifest.write_json(folder / 'results.json', results)
   return results
 
@@ -78,7 +80,12 @@ def write_row(run: Run, row: Row, results: dict) -> None:
   """<row>.json, which says that the row is done; without results it is left out."""
   if processes.is_first():
     done = {'made_from': made_from(run, row), 'results': results}
-    manifest.write_json(run.folder('evaluate') / f'{row.name}.json', done)
+    manifest.write_json(folder_of(run) / f'{row.name}.json', done)
+
+
+def folder_of(run: Run) -> Path:
+  """The folder of the stage that fills the table of the run's system."""
+  return run.folder(result_table.of(run.config).stage)
 
 
 def filled(run: Run, row: Row) -> dict | None:
@@ -86,16 +93,16 @@ def filled(run: Run, row: Row) -> dict | None:
 
   They are empty if the records lack what the row needs.
   """
-  file = run.folder('evaluate') / f'{row.name}.json'
+  file = folder_of(run) / f'{row.name}.json'
   done = json.loads(file.read_text()) if file.exists() else {}
   return done['results'] if done.get('made_from') == made_from(run, row) else None
 
 
 def made_from(run: Run, row: Row) -> str:
   """A fingerprint of the settings and inputs that a row depends on."""
-  stage = manifest.read(run.folder('evaluate')) or {'config': {}, 'inputs': {}}
-  sections, inputs = {'seed', 'evaluate', row.role}, {'prepare test'}
-  inputs |= {f'{row.role}.model', f'{row.role}.init_from'}
+  stage = manifest.read(folder_of(run)) or {'config': {}, 'inputs': {}}
+  sections = {'seed', result_table.of(run.config).stage, row.role}
+  inputs = {'prepare test', f'{row.role}.model', f'{row.role}.init_from', *row.reads_stages}
   trained = {name: manifest.read(run.folder(name)) for name in row.stages(run.config)}
   return manifest.digest([
     {k: v for k, v in stage['config'].items() if k.split('.')[0] in sections},
@@ -108,7 +115,7 @@ def made_from(run: Run, row: Row) -> str:
 
 def is_complete(run: Run) -> bool:
   """Whether results.json has the config's rows, and each is still good."""
-  file, rows = run.folder('evaluate') / 'results.json', rows_of(run.config)
+  file, rows = folder_of(run) / 'results.json', result_table.of(run.config).rows_of(run.config)
   found = {name: filled(run, row) for name, row in rows.items()}
   if not file.exists() or None in found.values():
     return False
@@ -117,7 +124,7 @@ def is_complete(run: Run) -> bool:
 
 def kept(run: Run) -> str:
   """How many rows of the table are finished."""
-  rows = rows_of(run.config)
+  rows = result_table.of(run.config).rows_of(run.config)
   done = sum(filled(run, row) is not None for row in rows.values())
   return f'{done} of {len(rows)} rows are done' if done else ''
 
@@ -134,9 +141,11 @@ def write_per_query(file, name: str, rows) -> None:
       writer.writerow([escaping.cell(query), name, *values.values()])
 
 
-def merge_per_query(folder, names: list[str]) -> None:
-  """per_query.csv: every model's every query in one table."""
-  empty = metrics.per_query({'': {}}, {'': {}})['']
+def merge_per_query(
+  folder: Path, names: Sequence[str], kept: Sequence[str] = metrics.STANDARD
+) -> None:
+  """per_query.csv: every model's every query in one table, with the metrics `kept`."""
+  empty = metrics.per_query({'': {}}, {'': {}}, names=kept)['']
   text = ','.join(['query_id', 'model', *empty]) + '\n'
   text += ''.join((folder / f'{name}.csv').read_text(encoding='utf-8') for name in names)
   (folder / 'per_query.csv').write_text(text, encoding='utf-8')
@@ -144,63 +153,62 @@ def merge_per_query(folder, names: list[str]) -> None:
 
 def check_records(run: Run) -> None:
   """Raises: UserError if a run from elsewhere has nothing of the test: before anything trains."""
-  queries, ranks = set(), 0
-  for group in prepare.records(run, 'test'):
-    queries.add(group.query_id)
-    ranks += any(doc.rank for doc in group.docs)
-  if not ranks and 'bm25' in run.config.evaluate.models:
-    say('evaluate: the test has no first-stage ranks, so its first row will be BM25, computed here')
-  for name, address in run.config.evaluate.runs.items():
-    read_given(name, address, queries)
+  table = result_table.of(run.config)
+  table.check_records(run)
+  given = run.config[table.stage].runs
+  queries = {group.query_id for group in prepare.records(run, 'test')} if given else ()
+  for name, address in given.items():
+    result_table.read_given(f'{table.stage}.runs.{name}', address, queries)
 
 
 def uses(config) -> tuple[Use, ...]:
   """The models of the rows."""
   return tuple(
     dataclasses.replace(row.use(config), is_done=lambda run, r=row: filled(run, r) is not None)
-    for row in rows_of(config).values()
+    for row in result_table.of(config).rows_of(config).values()
     if row.role
   )
 
 
-SETTINGS = {
-  'batch_rows': Key(64, at_least(1), 'Rows of row_len tokens per batch.'),
-  'models': Key(
-    tuple(ROWS), list_of(one_of(*ROWS), distinct=True),
-    'The rows of the result table.', affects_results=False,
-  ),
-  'rankers': Key(
-    (), list_of(one_of(*METHODS), distinct=True),
-    "More rows: the pretrained teacher ranks by prompts, such as ('yes_no', 'prp_allpair', "
-    "'listwise'); docs/llm_rankers.md has the methods.", affects_results=False,
-  ),
-  'prompts': prompting.PROMPTS,
-  'runs': Key(
-    {}, mapping_of('[A-Za-z0-9_.-]+', prepare.ADDRESS),
-    "More rows: rankings of the test queries from elsewhere, such as {'production': "
-    "'trec:production.run'}. A document that they lack ranks last.", affects_results=False,
-  ),
-  'min_relevance': Key(
-    1, between(1, 1000), 'Lowest grade that MRR, MAP and recall count as relevant.'
-  ),
-}  # fmt: skip
+def settings_of(table: Table) -> Section:
+  """The keys of the stage's section."""
+  return {
+    'batch_rows': Key(64, at_least(1), 'Rows of row_len tokens per batch.'),
+    'models': Key(
+      tuple(table.rows), list_of(one_of(*table.rows), distinct=True),
+      'The rows of the result table.', affects_results=False,
+    ),
+    **table.settings,
+    'runs': Key(
+      {}, mapping_of('[A-Za-z0-9_.-]+', prepare.ADDRESS),
+      "More rows: rankings of the test queries from elsewhere, such as {'production': "
+      "'trec:production.run'}. A document that they lack ranks last.", affects_results=False,
+    ),
+    'min_relevance': Key(
+      1, between(1, 1000), 'Lowest grade that MRR, MAP, recall and hits count as relevant.'
+    ),
+  }  # fmt: skip
 
 
 def check(config) -> None:
-  for name in config.evaluate.runs:
-    if name in (*ROWS, *config.evaluate.rankers):
-      raise UserError(f'config.evaluate.runs.{name}: is the name of another row; choose a new one')
-  prompting.check_rows(config)
-  if 'zero_shot' in config.evaluate.models:
-    why = 'the zero_shot row of config.evaluate.models scores the query after the document'
-    template = config.teacher.zero_shot_template
-    teacher.check_template('teacher.zero_shot_template', template, why)
+  table = result_table.of(config)
+  others = [*table.rows, *(row.name for row in table.more_rows(config))]
+  for name in config[table.stage].runs:
+    if name in others:
+      raise UserError(
+        f'config.{table.stage}.runs.{name}: is the name of another row; choose a new one'
+      )
+  table.check(config)
 
 
-STAGE = Stage(
-  'evaluate', 'every model ranks the held-out queries', execute, SETTINGS, check=check,
-  has_parts=True, is_complete=is_complete,
-  models=('teacher', 'student'), reads_stages=('prepare', 'cpt', 'sft', 'student_sft', 'distill'),
-  reads_records=lambda config: ('test',), kept=kept, uses=uses,
-  check_records=check_records,
-)  # fmt: skip
+def stage(table: Table, **declared) -> Stage:
+  """The stage that fills a table.
+
+  Args:
+    declared: more of what Stage has: the models and the stages that its rows read.
+  """
+  return Stage(
+    table.stage, table.title, execute, settings_of(table), check=check, has_parts=True,
+    is_complete=is_complete, reads_records=lambda config: ('test',), kept=kept, uses=uses,
+    check_records=check_records, **declared,
+  )  # fmt: skip

@@ -23,7 +23,7 @@ from disranker_jax.rankers import pointwise
 from disranker_jax.report import facts
 from disranker_jax.stages import best_student, evaluate, fused_rows, prepare
 from disranker_jax.stages.best_student import Choice
-from disranker_jax.stages.result_rows import ROWS, STUDENT, load
+from disranker_jax.stages.result_rows import ROWS, STUDENT, TABLE
 
 READERS = 3  # libraries that read a folder, if all are installed
 BEST = 'best'  # the student that ranks held-out queries best; its folder is export/student
@@ -42,7 +42,7 @@ def execute(run: Run) -> dict:
       best = {'row': row, 'why': choice.why}
       say(f'export: {folder.name}/ is the {choice.text}')
     is_student = ROWS[row].role == 'student'
-    model, variables, kind = load(run, row)
+    model, variables, kind = ROWS[row].load(run)
     how = fused_rows.of_export(run, row, (model, variables, kind)) if is_student else None
     folders[folder.name] = str(folder.relative_to(run.workdir))
     unchecked = folder.with_name(f'.{folder.name}')
@@ -200,7 +200,7 @@ def finish(
     )
   results, made = facts.read_results(run), card.made(run)
   which = choice.text if choice.why else ROWS[choice.row].title
-  card.write(unchecked, names, rows, results, made, base, teacher, c.license, which)
+  card.write(unchecked, names, rows, TABLE, results, made, base, teacher, c.license, which)
   shutil.rmtree(folder, ignore_errors=True)
   os.replace(unchecked, folder)
 

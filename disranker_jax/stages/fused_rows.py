@@ -15,13 +15,22 @@ from disranker_jax.data.records import Group
 from disranker_jax.evaluation import fusion, metrics, runs
 from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.progress import say
-from disranker_jax.stages import best_student, held_out, prepare, result_rows, roles
-from disranker_jax.stages.result_rows import FIRST_STAGE, FUSED, FUSED_RANKS, ROWS, Lacking
+from disranker_jax.stages import (
+  best_student,
+  evaluate,
+  held_out,
+  prepare,
+  result_rows,
+  result_table,
+  roles,
+)
+from disranker_jax.stages.result_rows import FIRST_STAGE, FUSED, FUSED_RANKS, ROWS
+from disranker_jax.stages.result_table import Lacking, Ranking
 
 FEWEST = 20  # held-out queries by which a weight is chosen
 
 
-def rank(run, row, groups: Sequence[Group]) -> result_rows.Ranking:
+def rank(run, row, groups: Sequence[Group]) -> Ranking:
   """The best student and the first stage, by ranks or by weighted scores. Raises: Lacking."""
   signal = signal_of(groups)
   if not signal:
@@ -50,7 +59,7 @@ def of_export(run, name: str, loaded=None) -> Fusion | None:
   It is the one of the result table, if that has this student.
 
   Args:
-    loaded: what result_rows.load gives for the student.
+    loaded: what Row.load gives for the student.
   """
   done = run.folder('evaluate') / f'{FUSED}.json'
   if is_current(run):
@@ -62,9 +71,9 @@ def of_export(run, name: str, loaded=None) -> Fusion | None:
 
 def is_current(run) -> bool:
   """Whether the row of the result table is made from the stages as they are now."""
-  from disranker_jax.stages import evaluate  # which imports the rows
-
-  return FUSED in evaluate.rows_of(run.config) and evaluate.filled(run, ROWS[FUSED]) is not None
+  return (
+    FUSED in result_rows.TABLE.rows_of(run.config) and evaluate.filled(run, ROWS[FUSED]) is not None
+  )
 
 
 def choose(run, name: str, signal: str, loaded=None) -> Fusion | None:
@@ -92,10 +101,8 @@ def choose(run, name: str, signal: str, loaded=None) -> Fusion | None:
       )
     say(f'fusion: no weight can be chosen, so {fusion.DEFAULT:g} is taken: {why}')
     return Fusion(fusion.DEFAULT, signal)
-  ranker = roles.scorer(
-    run, *(loaded or result_rows.load(run, name)), rows=run.config.evaluate.batch_rows
-  )
-  model = result_rows.score_all('held-out queries', ranker, groups)
+  ranker = roles.scorer(run, *(loaded or ROWS[name].load(run)), rows=run.config.evaluate.batch_rows)
+  model = result_table.score_all('held-out queries', ranker, groups)
   kept = {group.query_id for group in groups}
   qrels = {group.query_id: group.grades for group in labelled if group.query_id in kept}
   weight, values = fusion.choose(model, first_of(groups, signal), qrels)
@@ -152,8 +159,6 @@ def first_of(groups: Iterable[Group], signal: str) -> dict[str, dict[str, float]
 
 def ranking_of(run, name: str, groups: Sequence[Group]) -> metrics.Run:
   """A student's ranking of the test queries: the one of its own row, if that is filled."""
-  from disranker_jax.stages import evaluate  # which imports the rows
-
   if evaluate.filled(run, ROWS[name]) is not None:
     return runs.read_run(run.folder('evaluate') / f'{name}.run')
   return ROWS[name].rank(run, ROWS[name], groups)[0]

@@ -10,6 +10,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -26,7 +27,7 @@ from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import shards as shards_of
 from disranker_jax.rankers.shards import Shards
-from disranker_jax.stages import documents, earlier, prepare, writer
+from disranker_jax.stages import documents, earlier, prepare, result_table, writer
 from disranker_jax.stages.score import agreed
 from disranker_jax.stages.teacher import check_template
 
@@ -346,9 +347,25 @@ def check_records(run: Run) -> None:
   documents.read(run.config)
 
 
+def reads(config) -> tuple[str, ...]:
+  """The test, if the run has one: no query of it is to be written."""
+  return ('test',) if result_table.of(config).stage in config.stages else ()
+
+
+def outside(config, workdir) -> dict[str, str]:
+  """The documents, the examples, and a model of its own."""
+  addresses, c = {'data.documents': documents.address(config)}, config.generate
+  if c.examples and c.shots:
+    addresses['generate.examples'] = c.examples
+  found = {key: manifest.digest(sources.fingerprint(a)) for key, a in addresses.items()}
+  if c.model and Path(c.model).is_dir():
+    found['generate.model'] = manifest.files(sorted(Path(c.model).iterdir()))
+  return found
+
+
 STAGE = Stage(
   'generate', 'the decoder writes queries from documents', execute, SETTINGS, check=check,
   role='teacher', reads_stages=('prepare', 'cpt'), uses=uses, check_records=check_records,
-  reads_records=lambda config: ('test',) if 'evaluate' in config.stages else (),
-  head=lambda config: 'lm', kept=kept, is_complete=is_complete, has_parts=True, optional=True,
+  reads_records=reads, outside=outside, head=lambda config: 'lm', kept=kept,
+  is_complete=is_complete, has_parts=True, optional=True,
 )  # fmt: skip

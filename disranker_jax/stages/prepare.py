@@ -25,7 +25,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
-from disranker_jax.stages import earlier, overlapping
+from disranker_jax.stages import earlier, overlapping, result_table
 
 # Kinds of records that another stage makes: queries that `generate` writes, with the address of
 # candidates that are only these, and what `retrieve` finds.
@@ -43,7 +43,7 @@ def kinds(config, stages=None) -> list[str]:
 
   names = config.stages if stages is None else stages
   read = {
-    kind for s in systems.stages(config) if s.name in names for kind in s.reads_records(config)
+    kind for s in systems.of(config).stages if s.name in names for kind in s.reads_records(config)
   }
   return [kind for kind in sources.KINDS if kind in read]
 
@@ -174,7 +174,8 @@ def outside_test(run) -> OutsideTest:
   if 'test' not in kinds(run.config):
     raise UserError(
       'config.data.holdout_by: clicks have no ids, so the test queries are found by their text, '
-      'but no listed stage reads them; list evaluate, or leave holdout_by empty'
+      f'but no listed stage reads them; list {result_table.of(run.config).stage}, or leave '
+      'holdout_by empty'
     )
   return OutsideTest(records(run, 'test'))
 
@@ -286,4 +287,19 @@ def check(config) -> None:
     )
 
 
-STAGE = Stage('prepare', 'reads the sources', execute, SETTINGS, 'data', check, kept=kept)
+def outside(config, workdir) -> dict[str, str]:
+  """The sources, the scores of other teachers, and the data of earlier runs."""
+  found = {
+    f'data.{k}': manifest.digest(sources.fingerprint(address(config, k))) for k in kinds(config)
+  }
+  if config.data.teachers:
+    prints = [sources.fingerprint(address) for address in config.data.teachers]
+    found['data.teachers'] = manifest.digest(prints)
+  if data := earlier.data_fingerprint(config, workdir):
+    found[earlier.DATA] = data
+  return found
+
+
+STAGE = Stage(
+  'prepare', 'reads the sources', execute, SETTINGS, 'data', check, kept=kept, outside=outside
+)

@@ -23,8 +23,8 @@ from disranker_jax.rankers.llm import costs, methods
 from disranker_jax.rankers.llm import ranker as rankers
 from disranker_jax.rankers.llm.methods import METHODS, Options
 from disranker_jax.rankers.llm.ranker import LLMRanker, Plan
-from disranker_jax.stages import result_rows, roles
-from disranker_jax.stages.result_rows import Ranking, Row
+from disranker_jax.stages import result_table, roles
+from disranker_jax.stages.result_table import Ranking, Row
 
 
 def is_contract(name: str) -> bool:
@@ -146,9 +146,9 @@ def rank(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   todo = plan(run.config, 'evaluate', row.name)
   todo = todo.fitted(max((len(group.docs) for group in groups), default=0))
   made = ranker(run, todo, 'evaluate', ())
-  ranking = result_rows.score_all(f'evaluate {row.name}', made, groups)
+  ranking = result_table.score_all(f'evaluate {row.name}', made, groups)
   found = costs.summary(made.counts)
-  facts = result_rows.facts(made) | {
+  facts = result_table.facts(made) | {
     'ms_per_query': made.ms_per_query,
     'note': costs.as_text(found),
   }
@@ -211,8 +211,10 @@ def check_scores(config: ConfigDict) -> None:
     )
   if todo.head == 'rank' and 'score_head' not in config.teacher.scorer:
     raise UserError(f"{key}: reads the linear head; set config.teacher.scorer='score_head'")
+  if 'distill' not in config.stages:
+    return
   loss = config.distill.loss.partition('?')[0]
-  if 'distill' not in config.stages or loss not in OF_VALUES:
+  if loss not in OF_VALUES:
     return
   gives = todo.method.gives
   if gives == 'order':

@@ -18,7 +18,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
 from disranker_jax.pipeline import manifest
 from disranker_jax.progress import say
-from disranker_jax.stages import result_rows
+from disranker_jax.stages import result_table
 
 FILE = 'quantise_gate.json'
 DEPTH = 5  # of nDCG
@@ -74,7 +74,7 @@ def opened(run, made: dict, kinds: Mapping[str, Sequence[Group]], open_scorer: C
 
 def scored(scorer, how: str, sample: list[Group]) -> tuple[metrics.Run, float]:
   """(the scores, milliseconds per pair)."""
-  ranking = result_rows.score_all(f'score a sample {how}', scorer, sample)
+  ranking = result_table.score_all(f'score a sample {how}', scorer, sample)
   return ranking, scorer.ms_per_pair
 
 

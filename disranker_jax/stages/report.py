@@ -7,10 +7,13 @@ from pathlib import Path
 from disranker_jax import escaping
 from disranker_jax.config.settings import Key, regex
 from disranker_jax.devices import processes
+from disranker_jax.evaluation import metrics
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import clock
 from disranker_jax.report import facts, findings, page, results, tables
+from disranker_jax.stages import result_table
+from disranker_jax.stages.result_table import Table
 
 
 def execute(run: Run) -> dict:
@@ -31,7 +34,7 @@ def write(run) -> dict:
 
 def summarised(run, gathered: facts.Facts) -> dict:
   """What summary.json has: everything that the table and the sentences say, as numbers."""
-  results, spread = gathered.results, gathered.intervals
+  found, spread = gathered.results, gathered.intervals
   means: dict[str, dict] = {}
   for (name, metric), cell in spread.means.items():
     means.setdefault(name, {})[metric] = cell
@@ -41,7 +44,7 @@ def summarised(run, gathered: facts.Facts) -> dict:
   ]
   latency = [
     {'model': name, 'ms_per_pair': values['ms_per_pair'], 'device': gathered.device}
-    for name, values in results.items()
+    for name, values in found.items()
     if 'ms_per_pair' in values
   ]
   queries = len(next(iter(gathered.rows.values()), ()))
@@ -49,10 +52,10 @@ def summarised(run, gathered: facts.Facts) -> dict:
     'computed_on': {
       'test': gathered.config['data.test'],
       'queries': queries,
-      'pairs': max((values['pairs'] for values in results.values()), default=0),
+      'pairs': max((values['pairs'] for values in found.values()), default=0),
       'drawn': tables.drawn(queries, gathered.clusters),
     },
-    'models': results,
+    'models': found,
     'intervals': means,
     'differences': differences,
     'lead_kept': spread.kept,
@@ -69,7 +72,8 @@ def summarised(run, gathered: facts.Facts) -> dict:
 def finished(run) -> dict[str, str]:
   """{stage: when it was finished}, for the stages that a report describes, other seeds' too."""
   folders = {stage: run.folder(stage) for stage in run.config.stages if stage != 'report'}
-  folders |= {str(f.relative_to(run.workdir)): f for f in run.workdir.glob('seeds/*/evaluate')}
+  seeded = run.workdir.glob(f'seeds/*/{result_table.of(run.config).stage}')
+  folders |= {str(f.relative_to(run.workdir)): f for f in seeded}
   stages = {name: manifest.read(folder) for name, folder in folders.items()}
   return {name: m['finished'] for name, m in stages.items() if m and m['status'] == 'done'}
 
@@ -93,18 +97,15 @@ def stage_facts(run) -> dict:
 
 def markdown(run, summary: dict) -> str:
   """report.md: the result table, what it says, and the stages."""
-  lines = [f'# {escaping.markdown(run.config.name)}: results', '']
+  lines, table = (
+    [f'# {escaping.markdown(run.config.name)}: results', ''],
+    result_table.of(run.config),
+  )
   if models := summary['models']:
-    on = summary['computed_on']
     lines += [
-      f'{on["queries"]:,} held-out queries of {escaping.code(on["test"])}, {on["pairs"]:,} '
-      'query-document pairs that every row ranks. nDCG has exponential gain. PNR is pooled over '
-      'all pairs. A query that a run lacks counts 0. For MRR, grade '
-      f'{run.config.evaluate.min_relevance} or higher is relevant. Intervals: bootstrap over '
-      f'{on["drawn"]}. ms per pair is model time with full batches on {device(summary)}. Charts: '
-      'index.html.',
+      about(table, run.config[table.stage].min_relevance, summary),
       '',
-      results.markdown(models, summary['intervals']),
+      results.markdown(table, models, summary['intervals']),
       '',
       *(f'- {escaping.markdown(sentence)}' for sentence in summary['sentences']),
       '',
@@ -131,6 +132,25 @@ def markdown(run, summary: dict) -> str:
   return '\n'.join(lines)
 
 
+def about(table: Table, relevant: int, summary: dict) -> str:
+  """What the rows of the table are of, and what its columns are."""
+  on, kinds = summary['computed_on'], {name.partition('@')[0] for name in table.columns}
+  pairs = f'{on["pairs"]:,} query-document pairs that every row ranks'
+  graded = [m.title for kind, m in metrics.METRICS.items() if m.has_threshold and kind in kinds]
+  said = [
+    f'{on["queries"]:,} held-out queries of {escaping.code(on["test"])}, '
+    f'{pairs if table.reranks else "for which every row ranks the whole collection"}.'
+  ]
+  said += ['nDCG has exponential gain.'] if 'ndcg' in kinds else []
+  said += ['PNR is pooled over all pairs.'] if 'pnr' in kinds else []
+  said += ['A query that a run lacks counts 0.']
+  said += [f'For {" and ".join(graded)}, grade {relevant} or higher is relevant.'] if graded else []
+  said += [f'Intervals: bootstrap over {on["drawn"]}.']
+  if 'ms_per_pair' in table.costs:
+    said += [f'ms per pair is model time with full batches on {device(summary)}.']
+  return ' '.join([*said, 'Charts: index.html.'])
+
+
 def device(summary: dict) -> str:
   """The device that evaluated the models."""
   return next((row['device'] for row in summary['latency']), 'an unknown device')
@@ -138,17 +158,17 @@ def device(summary: dict) -> str:
 
 def show(run) -> None:
   """Prints the result table with what it says, the paths of the outputs, and the next commands."""
-  file = run.folder('report') / 'summary.json'
+  file, table = run.folder('report') / 'summary.json', result_table.of(run.config)
   if is_complete(run) and file.exists():
     summary = json.loads(file.read_text())
-    print('\n' + results.text(summary['models'], summary['intervals']) + '\n')
+    print('\n' + results.text(table, summary['models'], summary['intervals']) + '\n')
     for sentence in summary['sentences']:
       print(escaping.line(sentence))
     for warning in summary['warnings']:
       print(f'warning: {escaping.line(warning)}')
     print()
   elif models := facts.read_results(run):
-    print('\n' + results.text(models, {}) + '\n')
+    print('\n' + results.text(table, models, {}) + '\n')
   for what, name in (('report:', 'index.html'), ('as text:', 'report.md')):
     if (file := run.folder('report') / name).exists():
       print(f'{what:<9}{shown(file)}')
@@ -161,7 +181,8 @@ def show(run) -> None:
 
 def on_own_data(run) -> str:
   """The arguments of `disranker rerank` that use the run's own test data."""
-  address, first = run.config.data.test, run.folder('evaluate') / 'bm25.run'
+  address, table = run.config.data.test, result_table.of(run.config)
+  first = run.folder(table.stage) / f'{table.first_stage}.run'
   if address in ('', 'python_docs:'):
     return shlex.join(['--query', 'run a command and capture its output'])
   if first.exists():
@@ -175,15 +196,19 @@ def shown(path) -> str:
   return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-STAGE = Stage(
-  'report', 'tables and pictures for people', execute, is_complete=is_complete,
-  settings={
-    'cluster': Key(
-      '', regex(empty=True),
-      'Queries whose ids share what this expression matches, such as those of a session, are drawn '
-      "together for intervals and tests; '': as data.holdout_by keeps them together, else those "
-      "that share their judgements; '.+': every query by itself.",
-    ),
-  },
-  reads_stages=('prepare', 'cpt', 'sft', 'score', 'student_sft', 'distill', 'evaluate', 'export'),
-)  # fmt: skip
+SETTINGS = {
+  'cluster': Key(
+    '', regex(empty=True),
+    'Queries whose ids share what this expression matches, such as those of a session, are drawn '
+    "together for intervals and tests; '': as data.holdout_by keeps them together, else those "
+    "that share their judgements; '.+': every query by itself.",
+  ),
+}  # fmt: skip
+
+
+def stage(*reads_stages: str) -> Stage:
+  """The stage that reports on what the named stages wrote."""
+  return Stage(
+    'report', 'tables and pictures for people', execute, SETTINGS, is_complete=is_complete,
+    reads_stages=reads_stages,
+  )  # fmt: skip

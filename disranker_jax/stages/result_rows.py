@@ -1,100 +1,23 @@
-"""The rows of the result table: the name of each, its ranking, and the stages that it needs.
+"""The result table of DisRanker: every row re-ranks the same documents.
 
-A new row is one entry of `ROWS`, with a function if it ranks in a new way. Evaluation, export,
-reports and ablations read everything that they know about a row from here.
+A new row is one entry of `ROWS`, with a function if it ranks in a new way.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Sequence
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from disranker_jax.config.settings import Key, list_of, one_of
 from disranker_jax.data import first_stage as first_stages
-from disranker_jax.data import sources
 from disranker_jax.data.records import Group
-from disranker_jax.devices import processes
-from disranker_jax.errors import UserError
-from disranker_jax.evaluation import documents, metrics
-from disranker_jax.models.load import TextModel
-from disranker_jax.pipeline.stage import Run, Use
-from disranker_jax.progress import Progress
-from disranker_jax.stages import roles
-
-Ranking = tuple[metrics.Run, dict]  # the run, and facts such as parameters and ms_per_pair
-
-
-class Lacking(Exception):
-  """What the records lack for a row, which is then left out of the table."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """One line of the result table.
-
-  title        in tables; the fact 'title' of `rank` overrides it
-  rank         (run, row, groups) -> (ranking, facts); the fact 'note' is shown under the table, and
-               'against' are the rows that it is tested against instead of all baselines; raises
-               Lacking
-  role         whose model ranks: 'teacher', 'student', or '' for no model
-  open         opens that model, if it is not just the role's
-  stages       the stages whose parameters overlay the pretrained ones, in order
-  trained_by   the stage that trains the row's model; '' if it is not trained
-  needs_training  False where the row ranks even if `trained_by` does not run
-  fuses        the rows whose rankings it may fuse
-  used         replaces what `use` returns
-  reads        config -> the fingerprint of what it reads itself, beside records and parameters
-  improves_on  the rows that it should rank better than; the report warns where it does not
-  exists       False where a config has no such row
-  is_baseline  the other rows are tested against it
-  is_floor     a sanity row (random order): left out of significance tests and charts
-  """
-
-  name: str
-  title: str
-  rank: Callable[[Run, 'Row', Sequence[Group]], Ranking]
-  role: str = ''
-  open: Callable[[ConfigDict], TextModel] | None = None
-  stages: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
-  trained_by: str = ''
-  needs_training: Callable[[ConfigDict], bool] = lambda config: True
-  fuses: tuple[str, ...] = ()
-  used: Callable[[ConfigDict], Use] | None = None
-  reads: Callable[[ConfigDict], object] = lambda config: None
-  improves_on: tuple[str, ...] = ()
-  exists: Callable[[ConfigDict], bool] = lambda config: True
-  is_baseline: bool = False
-  is_floor: bool = False
-
-  def is_available(self, config: ConfigDict) -> bool:
-    """Whether the config can fill the row."""
-    if not self.exists(config):
-      return False
-    if not self.trained_by or not self.needs_training(config):
-      return True
-    return self.trained_by in config.stages
-
-  def open_model(self, config: ConfigDict) -> TextModel:
-    """The row's model, without parameters."""
-    return self.open(config) if self.open else roles.open_role(config, self.role)
-
-  def use(self, config: ConfigDict) -> Use:
-    """What a stage that scores with the row's model declares; see Stage.uses."""
-    if self.used:
-      return self.used(config)
-    rows = config.evaluate.batch_rows
-    return Use(self.name, self.role, lambda: self.open_model(config), rows)
-
-  @property
-  def needs(self) -> tuple[str, ...]:
-    """The stages that it needs beside data and evaluation, in order."""
-    from disranker_jax.pipeline import systems  # which imports the stages
-
-    trained_by = [self.trained_by, *(ROWS[name].trained_by for name in self.fuses)]
-    before = systems.preceding(systems.SYSTEMS['disranker'], trained_by)
-    return tuple(stage.name for stage in before if stage.name != 'prepare')
+from disranker_jax.evaluation import metrics
+from disranker_jax.pipeline.stage import Run
+from disranker_jax.progress import say
+from disranker_jax.rankers.llm.methods import METHODS
+from disranker_jax.stages import prepare, prompting, roles, teacher
+from disranker_jax.stages.result_table import Ranking, Row, Table, model_scores
 
 
 def random_order(run: Run, row: Row, groups) -> Ranking:
@@ -151,84 +74,6 @@ def bm25(groups: Sequence[Group]) -> metrics.Run:
   return ranking
 
 
-def given_rows(config: ConfigDict) -> list[Row]:
-  """The rows of config.evaluate.runs."""
-  runs = config.evaluate.runs.to_dict()
-  return [
-    Row(name, name, given_run, reads=lambda config, a=address: sources.fingerprint(a))
-    for name, address in runs.items()
-  ]
-
-
-def given_run(run: Run, row: Row, groups) -> Ranking:
-  """A ranking from elsewhere, of the documents that all rows rank.
-
-  A query that it lacks counts as 0.
-  """
-  address = run.config.evaluate.runs[row.name]
-  pool = {g.query_id: {d.doc_id for d in g.docs} for g in groups}
-  given = read_given(row.name, address, pool)
-  ranking = documents.only(given, pool)
-  of_queries = sum(len(pool[query_id]) for query_id in ranking)
-  found, every = (sum(map(len, each.values())) for each in (ranking, given))
-  counts = (
-    (of_queries - found, f'of {of_queries:,} documents are not in it and rank last'),
-    (every - found, 'of its documents are not among those that all rows rank and are left out'),
-    (len(groups) - len(ranking), f'of {len(groups):,} queries are not in it and count as 0'),
-  )
-  note = '; '.join(f'{count:,} {what}' for count, what in counts if count)
-  if not note:
-    return ranking, {}
-  only = 'disranker compare --documents common compares only what all runs have'
-  return ranking, {'note': f'{address}: {note}; {only}'}
-
-
-def read_given(name: str, address: str, queries: Collection[str]) -> metrics.Run:
-  """The scores of a run from elsewhere for the test queries. Raises: UserError if it has none."""
-  given: dict[str, dict[str, float]] = {}
-  for query_id, doc_id, score in sources.read(address, sources.SCORES):
-    if query_id in queries:
-      given.setdefault(query_id, {})[doc_id] = score
-  if not given:
-    raise UserError(
-      f'config.evaluate.runs.{name}: {address} has none of the test queries; name a run of them, '
-      f'whose query ids are such as {next(iter(queries))!r}'
-    )
-  return given
-
-
-def load(run: Run, name: str) -> tuple[TextModel, dict, str]:
-  """(model, trained variables, way of scoring) of a row that has a model."""
-  row = ROWS[name]
-  model = row.open_model(run.config)
-  return model, roles.trained(run, row.role, model, row.stages(run.config)), model.scorer
-
-
-def model_scores(run: Run, row: Row, groups) -> Ranking:
-  """A model of the run: the pretrained teacher, or a trained teacher or student."""
-  ranker = roles.scorer(run, *load(run, row.name), rows=run.config.evaluate.batch_rows)
-  return score_all(f'evaluate {row.name}', ranker, groups), facts(ranker)
-
-
-def score_all(label: str, scorer, groups) -> metrics.Run:
-  """Every group's scores, in every process; each scores its share of the groups."""
-  scores_by_group = [np.zeros(len(g.docs), np.float32) for g in groups]
-  own = range(jax.process_index(), len(groups), jax.process_count())
-  pairs = sum(len(groups[i].docs) for i in own)
-  with Progress(label, len(own), 'pairs', 0, pairs, scorer.work) as progress:
-    scored = scorer(groups[i] for i in own)
-    for done, (i, (_, scores)) in enumerate(zip(own, scored, strict=True), 1):
-      scores_by_group[i] = scores
-      progress.update(done, len(scores))
-  every = processes.add_up(np.concatenate([np.zeros(0, np.float32), *scores_by_group])).tolist()
-  values = iter(every)
-  return {g.query_id: {d.doc_id: next(values) for d in g.docs} for g in groups}
-
-
-def facts(scorer) -> dict:
-  return {'parameters': scorer.network.count_params(), 'ms_per_pair': scorer.ms_per_pair}
-
-
 def fused(run: Run, row: Row, groups) -> Ranking:
   """The best student fused with the first stage."""
   from disranker_jax.stages import fused_rows  # which imports this module
@@ -239,11 +84,6 @@ def fused(run: Run, row: Row, groups) -> Ranking:
 def listed_students(config: ConfigDict) -> tuple[str, ...]:
   """The listed stages that train a student of the run."""
   return tuple(stage for stage in ('student_sft', 'distill') if stage in config.stages)
-
-
-def student_stages(config: ConfigDict) -> tuple[str, ...]:
-  start = config.distill.init_from
-  return (start, 'distill') if start else ('distill',)
 
 
 ROWS = {
@@ -259,7 +99,7 @@ ROWS = {
       improves_on=('bm25',),
     ),
     Row(
-      'teacher', 'teacher', model_scores, 'teacher', stages=lambda config: ('cpt', 'sft'),
+      'teacher', 'teacher', model_scores, 'teacher', stages=roles.teacher_stages,
       trained_by='sft', improves_on=('bm25', 'zero_shot', 'student_sft'),
       needs_training=lambda config: not (
         config.teacher.ready
@@ -272,7 +112,7 @@ ROWS = {
       exists=lambda config: bool(config.student.init_from),
     ),
     Row(
-      'student', 'distilled student', model_scores, 'student', stages=student_stages,
+      'student', 'distilled student', model_scores, 'student', stages=roles.student_stages,
       trained_by='distill', improves_on=('bm25', 'student_sft', 'previous'),
     ),
     Row(
@@ -285,19 +125,37 @@ ROWS = {
     ),
   )
 }  # fmt: skip
-BASELINES = tuple(row.name for row in ROWS.values() if row.is_baseline)
-# The rows that the report's tiles and sentences compare, and the order of models in its charts.
-FIRST_STAGE, STUDENT, TEACHER = 'bm25', 'student', 'teacher'
-FUSED, FUSED_RANKS = 'fused', 'fused_ranks'
-MODELS = ('student', 'student_sft', 'teacher', 'zero_shot')
-TRAINED = tuple(name for name in MODELS if ROWS[name].trained_by)
+# The fusions of the best student with the first stage.
+FIRST_STAGE, STUDENT, FUSED, FUSED_RANKS = 'bm25', 'student', 'fused', 'fused_ranks'
 
 
-def title(name: str, results: Mapping[str, Mapping] | None = None) -> str:
-  """A row's title: the one in its results, else that of its kind, else its name."""
-  found = (results or {}).get(name, {}).get('title')
-  return found or (ROWS[name].title if name in ROWS else name)
+def check(config: ConfigDict) -> None:
+  """Raises: UserError for rows whose settings do not fit together."""
+  prompting.check_rows(config)
+  if 'zero_shot' in config.evaluate.models:
+    why = 'the zero_shot row of config.evaluate.models scores the query after the document'
+    template = config.teacher.zero_shot_template
+    teacher.check_template('teacher.zero_shot_template', template, why)
 
 
-def is_floor(name: str) -> bool:
-  return name in ROWS and ROWS[name].is_floor
+def check_records(run: Run) -> None:
+  """Says so where the first stage is not that of the test's documents."""
+  if FIRST_STAGE not in run.config.evaluate.models:
+    return
+  if not any(doc.rank for group in prepare.records(run, 'test') for doc in group.docs):
+    say('evaluate: the test has no first-stage ranks, so its first row will be BM25, computed here')
+
+
+TABLE = Table(
+  'evaluate', 'every model ranks the held-out queries', ROWS, first_stage=FIRST_STAGE,
+  subject=STUDENT, teacher='teacher', models=('student', 'student_sft', 'teacher', 'zero_shot'),
+  more_rows=prompting.rows, check=check, check_records=check_records,
+  settings={
+    'rankers': Key(
+      (), list_of(one_of(*METHODS), distinct=True),
+      "More rows: the pretrained teacher ranks by prompts, such as ('yes_no', 'prp_allpair', "
+      "'listwise'); docs/llm_rankers.md has the methods.", affects_results=False,
+    ),
+    'prompts': prompting.PROMPTS,
+  },
+)  # fmt: skip

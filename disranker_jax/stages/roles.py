@@ -1,4 +1,4 @@
-"""The models of a run, teacher and student: opening them, and where their parameters come from."""
+"""The models of a run: opening them, and where their parameters come from."""
 
 import re
 
@@ -16,7 +16,7 @@ from disranker_jax.training.feed import OfflineFeed
 
 
 def open_role(config: ConfigDict, role: str) -> TextModel:
-  """The model of the config's section 'teacher' or 'student', without parameters."""
+  """The model of a role's section of the config, without parameters."""
   return models.open_model(config[role])
 
 
@@ -62,6 +62,25 @@ def trained(run, role: str, model: TextModel, stages: tuple[str, ...]) -> dict:
     # The stage may have trained a head that this model does not have.
     flat |= {k: v for k, v in tree.flatten(saved).items() if k in flat}
   return tree.unflatten(flat)
+
+
+def load(run, role: str) -> tuple[TextModel, dict, str]:
+  """(model, variables, way of scoring) of a role's model as the run has trained it."""
+  from disranker_jax.pipeline import systems  # which imports the stages
+
+  model, stages = open_role(run.config, role), systems.trained_stages(run.config, role)
+  return model, trained(run, role, model, tuple(stages)), model.scorer
+
+
+def teacher_stages(config: ConfigDict) -> tuple[str, ...]:
+  """The stages that train the teacher, in order."""
+  return ('cpt', 'sft')
+
+
+def student_stages(config: ConfigDict) -> tuple[str, ...]:
+  """The stages that train the distilled student, in order."""
+  start = config.distill.init_from
+  return (start, 'distill') if start else ('distill',)
 
 
 def check_head(config, stage: str, role: str, model: TextModel) -> None:

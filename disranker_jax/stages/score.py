@@ -37,7 +37,6 @@ from disranker_jax.stages import (
   prepare,
   prompting,
   quantise_gate,
-  result_rows,
   roles,
   teacher,
 )
@@ -79,7 +78,7 @@ def open_scorer(run, quantize: str = ''):
     todo = prompting.plan(run.config, 'score', c.method)
     todo = todo.fitted(c.group_size) if c.group_size else todo
     return prompting.ranker(run, todo, 'score', prompting.stages(todo), quantize)
-  loaded = result_rows.load(run, 'teacher')
+  loaded = roles.load(run, 'teacher')
   return roles.scorer(run, *loaded, rows=c.batch_rows, workers=c.workers, quantize=quantize)
 
 
@@ -91,11 +90,13 @@ def gate_kinds(config) -> list[str]:
 
 def trained_by(config) -> list[str]:
   """The stages of the run whose parameters score."""
-  if config.score.method:
-    stages = prompting.stages(prompting.plan(config, 'score', config.score.method))
-  else:
-    stages = result_rows.ROWS['teacher'].stages(config)
-  return [stage for stage in stages if stage in config.stages]
+  from disranker_jax.pipeline import systems  # which imports the stages
+
+  trained = systems.trained_stages(config, 'teacher')
+  if not config.score.method:
+    return trained
+  read = prompting.stages(prompting.plan(config, 'score', config.score.method))
+  return [stage for stage in trained if stage in read]
 
 
 def maker(run, teacher) -> dict:
@@ -389,9 +390,19 @@ def uses(config) -> tuple[Use, ...]:
   return (dataclasses.replace(use, open=checked, quantize=c.quantize),)
 
 
+def outside(config, workdir) -> dict[str, str]:
+  """Prompts, with the text of the contract, which may be in a file; the 8-bit format."""
+  c, found = config.score, {}
+  if c.method:
+    found['score.method'] = manifest.digest(prompting.plan(config, 'score', c.method).to_dict())
+  if c.quantize:
+    found['score.quantize'] = c.quantize
+  return found
+
+
 STAGE = Stage(
   'score', 'the teacher scores unlabeled pairs', execute, SETTINGS, check=check, role='teacher',
   reads_stages=('prepare', 'cpt', 'sft', 'generate', 'retrieve'), reads_records=reads,
-  head=lambda config: HEADS[config.teacher.scorer], kept=kept, uses=uses, scores_records=True,
-  paper_rows=46_814_775,
+  head=lambda config: HEADS[config.teacher.scorer], kept=kept, uses=uses, outside=outside,
+  scores_records=True, paper_rows=46_814_775,
 )  # fmt: skip

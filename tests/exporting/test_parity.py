@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.exporting import card, formats, licence, parity
+from disranker_jax.stages.result_rows import TABLE
 
 REAL = Group('q1', 'a list of names', tuple(
   Document(f'd{i}', f'page {i}', 'Return the number of items. ' * i, label=i) for i in range(5)
@@ -105,7 +106,7 @@ def test_the_card_has_use_results_parity_and_origin(student, exported, asked):
   model = {'pnr': 2.5, 'ndcg@5': 0.7, 'ndcg@10': 0.75, 'mrr@10': 0.6, 'queries': 7, 'pairs': 70}
   made = {'versions': {'disranker_jax': '9.9'}, 'inputs': {'distill': 'abc123'}}
   base = licence.Origin('org/base', True, {'license': 'mit'})
-  card.write(exported, formats.FORMATS, rows, {'student': model}, made, base)
+  card.write(exported, formats.FORMATS, rows, TABLE, {'student': model}, made, base)
   text = (exported / 'README.md').read_text()
   found = huggingface_hub.metadata_load(exported / 'README.md')
   assert found['license'] == 'mit' and found['base_model'] == 'org/base'

@@ -127,7 +127,7 @@ class TestTeacher:
 
   def test_settings_of_prompts_that_are_not_used_make_nothing_stale(self, model):
     plain, other = (self.config(model, '', score__prompts__doc_tokens=n) for n in (11, 12))
-    stage = systems.find('score', 'disranker')
+    stage = systems.find(plain, 'score')
     found = [
       (manifest.settings_of(c, stage.sections), inputs.outside(c, stage, None))
       for c in (plain, other)

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
   config = load_config(args.config, args.overrides)
   from disranker_jax.pipeline import systems
 
-  planned = [s.name for s in systems.stages(config) if s.task or s.scores_records]
+  planned = [s.name for s in systems.of(config).stages if s.task or s.scores_records]
   if args.stage and args.stage not in planned:
     raise UserError(f'--stage {args.stage}: choose of {", ".join(planned)}')
   if gpus or not args.topology:

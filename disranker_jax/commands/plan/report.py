@@ -144,7 +144,7 @@ def work(config, stage: str, where, step, step_s: float, rows: int, pair_tokens:
   row_count, row_len = step.batch['tokens_BT'].shape
   length = pair_tokens or side.max_len
   pairs = row_count * max(1, row_len // length) * step.accumulate
-  total = rows or systems.find(stage, config.system).paper_rows
+  total = rows or systems.find(config, stage).paper_rows
   steps = max(1, math.ceil(total * c.get('epochs', 1.0) / pairs))
   steps = min(steps, c.get('max_steps', 0) or steps)
   return {
@@ -162,7 +162,7 @@ def work(config, stage: str, where, step, step_s: float, rows: int, pair_tokens:
 
 def remedies(config, stage: str, where: chips.Slice, mesh) -> list[str]:
   """What to try if it does not fit, the smallest loss of speed first."""
-  declared, c = systems.find(stage, config.system), config[stage]
+  declared, c = systems.find(config, stage), config[stage]
   name, training, options = declared.role, declared.task is not None, []
   side = config[name]
   if mesh.shape['fsdp'] * mesh.shape['model'] < where.size:

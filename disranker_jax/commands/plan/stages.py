@@ -45,7 +45,7 @@ def trace(config: ConfigDict, name: str, mesh, platform: str = '') -> Step:
 
   `platform` is that of the devices which the mesh stands for, by default its own.
   """
-  stage = systems.find(name, config.system)
+  stage = systems.find(config, name)
   if len(stage.uses(config)) > 1:
     raise UserError(
       f'--stage {name}: also runs {stage.uses(config)[1].label}, which the plan leaves out; set '

@@ -1,0 +1,260 @@
+"""The result table of a system: its rows, the stage that fills them, and what reports show.
+
+Evaluation, export, reports, seeds and ablations read everything that they know about rows here.
+`result_rows.py` has the rows of DisRanker.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from disranker_jax.config.settings import Section
+from disranker_jax.data import sources
+from disranker_jax.data.records import Group
+from disranker_jax.devices import processes
+from disranker_jax.errors import UserError
+from disranker_jax.evaluation import documents, metrics
+from disranker_jax.models.load import TextModel
+from disranker_jax.pipeline.stage import Run, Use
+from disranker_jax.progress import Progress
+from disranker_jax.stages import roles
+
+Ranking = tuple[metrics.Run, dict]  # the run, and facts such as parameters and ms_per_pair
+
+
+class Lacking(Exception):
+  """What the records lack for a row, which is then left out of the table."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One line of the result table.
+
+  title        in tables; the fact 'title' of `rank` overrides it
+  rank         (run, row, groups) -> (ranking, facts); the fact 'note' is shown under the table, and
+               'against' are the rows that it is tested against instead of all baselines; raises
+               Lacking
+  role         whose model ranks: a role of the system, or '' for no model
+  open         opens that model, if it is not just the role's
+  stages       the stages whose parameters overlay the pretrained ones, in order
+  reads_stages  earlier stages whose other output it reads
+  trained_by   the stage that trains the row's model; '' if it is not trained
+  needs_training  False where the row ranks even if `trained_by` does not run
+  fuses        the rows whose rankings it may fuse
+  used         replaces what `use` returns
+  reads        config -> the fingerprint of what it reads itself, beside records and parameters
+  improves_on  the rows that it should rank better than; the report warns where it does not
+  exists       False where a config has no such row
+  is_baseline  the other rows are tested against it
+  is_floor     a sanity row (random order): left out of significance tests and charts
+  """
+
+  name: str
+  title: str
+  rank: Callable[[Run, 'Row', Sequence[Group]], Ranking]
+  role: str = ''
+  open: Callable[[ConfigDict], TextModel] | None = None
+  stages: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
+  reads_stages: tuple[str, ...] = ()
+  trained_by: str = ''
+  needs_training: Callable[[ConfigDict], bool] = lambda config: True
+  fuses: tuple[str, ...] = ()
+  used: Callable[[ConfigDict], Use] | None = None
+  reads: Callable[[ConfigDict], object] = lambda config: None
+  improves_on: tuple[str, ...] = ()
+  exists: Callable[[ConfigDict], bool] = lambda config: True
+  is_baseline: bool = False
+  is_floor: bool = False
+
+  def is_available(self, config: ConfigDict) -> bool:
+    """Whether the config can fill the row."""
+    if not self.exists(config):
+      return False
+    if not self.trained_by or not self.needs_training(config):
+      return True
+    return self.trained_by in config.stages
+
+  def open_model(self, config: ConfigDict) -> TextModel:
+    """The row's model, without parameters."""
+    return self.open(config) if self.open else roles.open_role(config, self.role)
+
+  def load(self, run: Run) -> tuple[TextModel, dict, str]:
+    """(model, trained variables, way of scoring) of a row that has a model."""
+    model = self.open_model(run.config)
+    return model, roles.trained(run, self.role, model, self.stages(run.config)), model.scorer
+
+  def use(self, config: ConfigDict) -> Use:
+    """What a stage that scores with the row's model declares; see Stage.uses."""
+    if self.used:
+      return self.used(config)
+    rows = settings_of(config).batch_rows
+    return Use(self.name, self.role, lambda: self.open_model(config), rows)
+
+  def needs(self, system: str) -> tuple[str, ...]:
+    """The stages of the system that it needs beside data and evaluation, in order."""
+    from disranker_jax.pipeline import systems  # which imports the stages
+
+    whole = systems.get(system)
+    trained_by = [self.trained_by, *(whole.table.rows[name].trained_by for name in self.fuses)]
+    before = systems.preceding(whole.stages, [*trained_by, *self.reads_stages])
+    return tuple(stage.name for stage in before if stage.name != 'prepare')
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """The result table of a system.
+
+  stage        the stage that fills it: the name of its folder and of its section of the config
+  title        of that stage
+  rows         all rows by name, in order
+  first_stage  the row of the first stage
+  subject      the row that the report is about; its role is the one whose seed `--seeds` varies
+  teacher      the row from which the subject learns; '': none
+  models       the models in the order of the charts; of those that a run has, the first is shown
+               query by query
+  reranks      True: every row ranks the documents that the test has. False: every row ranks the
+               whole collection, and only the judgements are the same
+  columns      the metrics that are shown; names of evaluation.metrics
+  kept         the metrics that are kept for every query, with all columns
+  main         the column of charts, tiles and sentences
+  tested       the columns whose differences are tested
+  costs        the facts of rows that are columns too, see report.results
+  more_rows    config -> rows that are no fixed part of the table
+  settings     more keys of the stage's section
+  check        config -> tests what rows need; raises UserError
+  check_records  run -> tests the prepared records, as Stage.check_records does
+  """
+
+  stage: str
+  title: str
+  rows: Mapping[str, Row]
+  first_stage: str
+  subject: str
+  teacher: str = ''
+  models: tuple[str, ...] = ()
+  reranks: bool = True
+  columns: tuple[str, ...] = metrics.COLUMNS
+  kept: tuple[str, ...] = metrics.STANDARD
+  main: str = 'ndcg@5'
+  tested: tuple[str, ...] = ('ndcg@5', 'pnr')
+  costs: tuple[str, ...] = ('parameters', 'ms_per_pair')
+  more_rows: Callable[[ConfigDict], Sequence[Row]] = lambda config: ()
+  settings: Section = dataclasses.field(default_factory=dict)
+  check: Callable[[ConfigDict], None] = lambda config: None
+  check_records: Callable[[Run], None] = lambda run: None
+
+  @property
+  def role(self) -> str:
+    """The role of the subject."""
+    return self.rows[self.subject].role
+
+  @property
+  def baselines(self) -> tuple[str, ...]:
+    return tuple(row.name for row in self.rows.values() if row.is_baseline)
+
+  @property
+  def trained(self) -> tuple[str, ...]:
+    """The models that a stage trains, in the order of the charts."""
+    return tuple(name for name in self.models if self.rows[name].trained_by)
+
+  def rows_of(self, config: ConfigDict) -> dict[str, Row]:
+    """The rows that a config can fill, by name: those whose stage it lists, and all others."""
+    rows = [*(self.rows[name] for name in config[self.stage].models), *self.more_rows(config)]
+    rows += given_rows(config)
+    return {row.name: row for row in rows if row.is_available(config)}
+
+  def row_title(self, name: str, results: Mapping[str, Mapping] | None = None) -> str:
+    """A row's title: the one in its results, else that of its kind, else its name."""
+    found = (results or {}).get(name, {}).get('title')
+    return found or (self.rows[name].title if name in self.rows else name)
+
+  def is_floor(self, name: str) -> bool:
+    return name in self.rows and self.rows[name].is_floor
+
+
+def of(config: ConfigDict) -> Table:
+  """The table of the config's system."""
+  from disranker_jax.pipeline import systems  # which imports the stages
+
+  return systems.of(config).table
+
+
+def settings_of(config: ConfigDict) -> ConfigDict:
+  """The section of the stage that fills the table."""
+  return config[of(config).stage]
+
+
+# Ways to rank
+
+
+def model_scores(run: Run, row: Row, groups) -> Ranking:
+  """A model of the run scores the documents: the pretrained one, or a trained one."""
+  ranker = roles.scorer(run, *row.load(run), rows=settings_of(run.config).batch_rows)
+  return score_all(f'{of(run.config).stage} {row.name}', ranker, groups), facts(ranker)
+
+
+def score_all(label: str, scorer, groups) -> metrics.Run:
+  """Every group's scores, in every process; each scores its share of the groups."""
+  scores_by_group = [np.zeros(len(g.docs), np.float32) for g in groups]
+  own = range(jax.process_index(), len(groups), jax.process_count())
+  pairs = sum(len(groups[i].docs) for i in own)
+  with Progress(label, len(own), 'pairs', 0, pairs, scorer.work) as progress:
+    scored = scorer(groups[i] for i in own)
+    for done, (i, (_, scores)) in enumerate(zip(own, scored, strict=True), 1):
+      scores_by_group[i] = scores
+      progress.update(done, len(scores))
+  every = processes.add_up(np.concatenate([np.zeros(0, np.float32), *scores_by_group])).tolist()
+  values = iter(every)
+  return {g.query_id: {d.doc_id: next(values) for d in g.docs} for g in groups}
+
+
+def facts(scorer) -> dict:
+  return {'parameters': scorer.network.count_params(), 'ms_per_pair': scorer.ms_per_pair}
+
+
+def given_rows(config: ConfigDict) -> list[Row]:
+  """The rows of config.STAGE.runs."""
+  return [
+    Row(name, name, given_run, reads=lambda config, a=address: sources.fingerprint(a))
+    for name, address in settings_of(config).runs.to_dict().items()
+  ]
+
+
+def given_run(run: Run, row: Row, groups) -> Ranking:
+  """A ranking from elsewhere; where the rows re-rank, of the documents that all of them rank.
+
+  A query that it lacks counts as 0.
+  """
+  table, address = of(run.config), settings_of(run.config).runs[row.name]
+  pool = {g.query_id: {d.doc_id for d in g.docs} for g in groups}
+  given = read_given(f'{table.stage}.runs.{row.name}', address, pool)
+  ranking = documents.only(given, pool) if table.reranks else given
+  of_queries = sum(len(pool[query_id]) for query_id in ranking)
+  found, every = (sum(map(len, each.values())) for each in (ranking, given))
+  counts = [
+    (of_queries - found, f'of {of_queries:,} documents are not in it and rank last'),
+    (every - found, 'of its documents are not among those that all rows rank and are left out'),
+    (len(groups) - len(ranking), f'of {len(groups):,} queries are not in it and count as 0'),
+  ]
+  note = '; '.join(f'{n:,} {what}' for n, what in counts[0 if table.reranks else 2 :] if n)
+  if not note:
+    return ranking, {}
+  only = '; disranker compare --documents common compares only what all runs have'
+  return ranking, {'note': f'{address}: {note}{only if table.reranks else ""}'}
+
+
+def read_given(key: str, address: str, queries: Collection[str]) -> metrics.Run:
+  """The scores of a run from elsewhere for the test queries. Raises: UserError if it has none."""
+  given: dict[str, dict[str, float]] = {}
+  for query_id, doc_id, score in sources.read(address, sources.SCORES):
+    if query_id in queries:
+      given.setdefault(query_id, {})[doc_id] = score
+  if not given:
+    raise UserError(
+      f'config.{key}: {address} has none of the test queries; name a run of them, '
+      f'whose query ids are such as {next(iter(queries))!r}'
+    )
+  return given
