@@ -40,24 +40,20 @@ def test_the_weights_of_training_are_those_of_search():
 
 @pytest.mark.parametrize('exponent', [0.5, 1.0, 2.0])
 def test_gradients_by_finite_differences(exponent):
-  logprobs = np.array([[-0.4, -2.0, -6.0, -11.0, -20.0, -3.0, -16.0]])
+  logprobs = np.array([-0.4, -2.0, -6.0, -11.0, -20.0, -3.0, -16.0])
   batch = batch_of(
     page=[1, 1, 2, 2, 2, 1, 3], prior=evidence.prior([1, 9, 40, 2, 1, 7, 3], 350_000),
     coverage=[1, 0.6, 1, 0.2, 0.7, 0.4, 1], bonus=[0, 0, 0, 0, 0, 0, 14],
   )  # fmt: skip
 
-  def score(logprobs, page):
-    return ngrams.page_scores(logprobs, batch, 3, exponent)[0, page]
+  @jax.jit
+  def scores(logprobs_N):
+    return ngrams.page_scores(logprobs_N[None], batch, 3, exponent)[0]
 
-  for page in range(3):
-    grads = jax.grad(score)(jnp.array(logprobs, jnp.float32), page)[0]
-    for n in range(logprobs.shape[1]):
-      ends = []
-      for step in (-0.01, 0.01):
-        moved = logprobs.copy()
-        moved[0, n] += step
-        ends.append(float(score(jnp.array(moved, jnp.float32), page)))
-      np.testing.assert_allclose(grads[n], (ends[1] - ends[0]) / 0.02, rtol=2e-2, atol=2e-2)
+  grads_DN = jax.jacobian(scores)(jnp.array(logprobs))
+  for n, step in enumerate(0.01 * np.eye(len(logprobs))):
+    change_D = scores(jnp.array(logprobs + step)) - scores(jnp.array(logprobs - step))
+    np.testing.assert_allclose(grads_DN[:, n], change_D / 0.02, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize('exponent', [0.5, 1.0, 2.0])
@@ -68,7 +64,9 @@ def test_gradients_are_finite_for_every_log_probability(exponent):
   def score(logprobs):
     return ngrams.page_scores(logprobs, batch, 2, exponent).sum()
 
-  value, grads = jax.value_and_grad(score)(jnp.array([[0.0, -1e-6, edge, -200.0, -np.inf]]))
+  value, grads = jax.jit(jax.value_and_grad(score))(
+    jnp.array([[0.0, -1e-6, edge, -200.0, -np.inf]])
+  )
   assert np.isfinite(value) and np.isfinite(grads).all()
 
 
@@ -133,14 +131,15 @@ def test_the_released_lists():
   others = tuple(page(doc, target) for doc, target in teacher.items())
   # The teacher thinks little of a relevant page, or has no score of it.
   relevant = {1: page(1, -9.0, 1), 2: page(2, np.nan, 1)}
+  loss = page_loss(losses.choose(losses.ON_SCORES, C.loss), scale=1000)
+  compute = jax.jit(loss.of_logprobs)
   for _ in range(5):
     scores = {doc: rng.uniform(20, 500) for doc in (1, 2, *teacher)}
     order = sorted(teacher, key=lambda doc: -teacher[doc])
     expected = released([[scores[first], *(scores[doc] for doc in order)] for first in relevant])
     groups = [encoded(Example('q', (first, *others))) for first in relevant.values()]
     logprobs = np.array([[logprob_of(scores[d.ids[-1] - 3]) for d in g.docs] for g in groups])
-    loss = page_loss(losses.choose(losses.ON_SCORES, C.loss), scale=1000)
-    total, queries, _ = loss.of_logprobs(jnp.array(logprobs), jnp.ones((2, 5)), stacked(groups))
+    total, queries, _ = compute(jnp.array(logprobs), jnp.ones((2, 5)), stacked(groups))
     assert queries == 2
     np.testing.assert_allclose(1000 * total / queries, expected, rtol=1e-3)
 
@@ -152,7 +151,7 @@ def test_kept_margins_are_a_loss_of_zero_and_no_gradient():
   loss = page_loss(losses.choose(losses.ON_SCORES, C.loss), scale=1000)
   batch = {k: jnp.asarray(v) for k, v in stacked([group]).items()}
   value = lambda x: loss.of_logprobs(x, jnp.ones_like(x), batch)[0]  # noqa: E731
-  total, grads = jax.value_and_grad(value)(logprobs)
+  total, grads = jax.jit(jax.value_and_grad(value))(logprobs)
   assert total == 0 and not grads.any()
 
 
@@ -170,7 +169,7 @@ def test_pages_without_ngrams_score_zero_and_leave_everything_finite():
   targets, real = loss.targets(batch)
   assert targets[0].tolist() == [9, 5, 4, 1, 0, 0] and real[0].tolist() == [True] * 4 + [False] * 2
   value = lambda x: loss.of_logprobs(x, jnp.ones_like(x), batch)[0]  # noqa: E731
-  total, grads = jax.value_and_grad(value)(logprobs)
+  total, grads = jax.jit(jax.value_and_grad(value))(logprobs)
   assert np.isfinite(total) and np.isfinite(grads).all() and grads.any()
   assert not grads[0, [n for n, doc in enumerate(group.docs) if not doc.predictions]].any()
 

@@ -59,8 +59,9 @@ class Method:
   def task(self, config, network, scale: float = 1.0) -> train.Task:
     """The loss and the batch shape; `scale` is known when the examples are."""
     c, model = self.settings(config), config[ROLE]
-    shares = network.shares(model.row_len)
-    if shares:  # the fast kernel of a TPU has no gradient for texts that share their first tokens
+    # Whatever `share_prefixes` says: it must not decide what is in a batch.
+    shares = dataclasses.replace(network, share_prefixes=True).shares(model.row_len)
+    if shares:  # a TPU's fast kernel has no gradient for texts that share their first tokens
       network = dataclasses.replace(network, attention='xla')
     pages = self.pages(c)
     shape = Shape(
