@@ -68,6 +68,7 @@ HEAVY = (
   'test_gguf_families.py',
   'test_pool.py',
   'test_generate.py',
+  'test_align.py',
   'test_contracts.py',
   'test_label_logits.py',
   'test_shared_collections.py',

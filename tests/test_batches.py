@@ -16,7 +16,7 @@ from disranker_jax.errors import UserError
 
 examples = settings(max_examples=60, deadline=None)
 # Four queries at most; any group made below fits alone, and few fit together.
-SHAPE = Shape(rows=4, row_len=48, docs=3, predicted=24)
+SHAPE = Shape(rows=4, row_len=48, docs=3, predicted=24, values=('double', 'unknown'))
 MAX_LEN = 30
 
 
@@ -50,7 +50,7 @@ def groups_of_any_size(draw):
   for g, size in enumerate(sizes):
     docs = [draw(sequences()) for _ in range(size)]
     known = np.arange(size, dtype=np.float32) + 10 * g + 1
-    groups.append(EncodedGroup(docs, known, -known, f'q{g}'))
+    groups.append(EncodedGroup(docs, known, -known, f'q{g}', {'double': 2 * known}))
   return groups
 
 
@@ -138,10 +138,12 @@ def test_labels_and_scores_are_those_of_their_document_and_neutral_elsewhere(gro
       assert batch['mask_GN'][g].tolist() == [True] * n + [False] * (SHAPE.docs - n)
       np.testing.assert_array_equal(batch['labels_GN'][g, :n], member.labels)
       np.testing.assert_array_equal(batch['teacher_GN'][g, :n], member.teacher)
+      np.testing.assert_array_equal(batch['double_GN'][g, :n], 2 * member.labels)
     absent = ~batch['mask_GN']
     assert absent[len(members) :].all()
     assert (batch['labels_GN'][absent] == UNJUDGED).all()
-    assert not batch['teacher_GN'][absent].any()
+    assert not batch['teacher_GN'][absent].any() and not batch['double_GN'][absent].any()
+    assert not batch['unknown_GN'].any()
     assert not batch['index_AX'][0][absent.reshape(-1)].any()
 
 

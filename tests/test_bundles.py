@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_llm_ranker import make_groups, opened, results
 
 from disranker_jax.data import bundles, pool
-from disranker_jax.data.batches import Shape
+from disranker_jax.data.batches import EncodedGroup, Packer, Shape
 from disranker_jax.data.bundles import Bundle, Limits
 from disranker_jax.data.encoded import Encoded
 from disranker_jax.devices import sharding
@@ -114,6 +114,25 @@ def test_no_bundle_predicts_more_tokens_than_a_row_may():
 # Layout
 
 
+def check_text(batch, slot, doc) -> None:
+  """The scored token's segment, and before it the parent's, are the text."""
+  flat = {k: batch[f'{k}_BT'].reshape(-1) for k in ('tokens', 'positions', 'segments', 'parents')}
+  rows = np.repeat(np.arange(len(batch['tokens_BT'])), batch['tokens_BT'].shape[1])
+  last = batch['index_AX'][0, slot]
+  own = (flat['segments'] == flat['segments'][last]) & (rows == rows[last])
+  parent = flat['parents'][last]
+  prefix = (flat['segments'] == parent) & (rows == rows[last]) & (parent > 0)
+  read = [*flat['tokens'][prefix], *flat['tokens'][own]]
+  places = [*np.flatnonzero(prefix), *np.flatnonzero(own)]
+  assert read == doc.ids.tolist()
+  assert flat['positions'][places].tolist() == list(range(len(doc)))
+  assert places[doc.anchor] == last
+  owned = batch['owner_AP'][0] == slot
+  start, stop = doc.predict
+  assert batch['index_AP'][0][owned].tolist() == places[start - 1 : stop - 1]
+  assert batch['targets_AP'][0][owned].tolist() == doc.ids[start:stop].tolist()
+
+
 @examples
 @given(
   shared=st.integers(0, 12),
@@ -131,26 +150,23 @@ def test_every_text_can_be_read_from_the_rows(shared, sizes, span):
     texts |= dict(zip(keys, docs, strict=True))
     todo.append((Bundle(tuple(docs), shared if len(docs) > 1 else 0), keys))
   for keys, batch in pool.pack(todo, shape):
-    flat = {k: batch[f'{k}_BT'].reshape(-1) for k in ('tokens', 'positions', 'segments', 'parents')}
-    rows = np.repeat(np.arange(3), 48)
     for slot, key in enumerate(keys):
-      doc = texts.pop(key)
       assert batch['mask_GN'][slot, 0]
-      # The scored token's segment, and before it the parent's, are the text.
-      last = batch['index_AX'][0, slot]
-      own = (flat['segments'] == flat['segments'][last]) & (rows == rows[last])
-      parent = flat['parents'][last]
-      prefix = (flat['segments'] == parent) & (rows == rows[last]) & (parent > 0)
-      read = [*flat['tokens'][prefix], *flat['tokens'][own]]
-      places = [*np.flatnonzero(prefix), *np.flatnonzero(own)]
-      assert read == doc.ids.tolist()
-      assert flat['positions'][places].tolist() == list(range(len(doc)))
-      assert places[doc.anchor] == last
-      owned = batch['owner_AP'][0] == slot
-      start, stop = doc.predict
-      assert batch['index_AP'][0][owned].tolist() == places[start - 1 : stop - 1]
-      assert batch['targets_AP'][0][owned].tolist() == doc.ids[start:stop].tolist()
+      check_text(batch, slot, texts.pop(key))
   assert not texts
+
+
+def test_training_shares_first_tokens_within_a_query_only():
+  docs = texts_of(12, 20, 18, 25, 14, 14)
+  groups = [EncodedGroup(docs[i:], *np.zeros((2, 5 - i)), f'q{i}') for i in (0, 2, 3)]
+  shape = Shape(2, 64, 5, predicted=8, shares=True, shortest=4)
+  packer = Packer(shape)
+  assert all(packer.add(group) for group in groups)  # 178 tokens without sharing, and 128 places
+  batch = packer.batch()
+  for g, group in enumerate(groups):
+    for n, doc in enumerate(group.docs):
+      check_text(batch, 5 * g + n, doc)
+  assert (batch['segments_BT'] > 0).sum() == (91 - 4 * 12) + (53 - 2 * 12) + (28 - 12)
 
 
 # Attention

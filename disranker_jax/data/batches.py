@@ -18,6 +18,7 @@ predicted tokens (B, G and P are totals of all blocks). Keys of a batch:
   mask_GN         bool, a real document
   labels_GN       float32, its grade, UNJUDGED (-1) if it has none
   teacher_GN      float32, the teacher's score, 0 if there is none
+  NAME_GN         float32, one for each name in the shape's `values`; 0 if there is none
   index_AX        int32, [A, G / A * N]: position of each document's scored token in the flattened
                   rows of the block
   index_AP        int32, [A, P / A]: position in the block that predicts a token
@@ -26,13 +27,13 @@ predicted tokens (B, G and P are totals of all blocks). Keys of a batch:
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import grain
 import numpy as np
 
-from disranker_jax.data.bundles import Bundle
+from disranker_jax.data.bundles import Bundle, Limits, bundles
 from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.records import UNJUDGED, Click, Document, Group
 from disranker_jax.errors import UserError
@@ -49,11 +50,13 @@ class Shape:
   docs: int  # N
   predicted: int = 0  # P per row; 0: scores only
   shares: bool = False  # documents may share their first tokens
+  values: tuple[str, ...] = ()  # further values of each document
+  shortest: int = 16  # tokens of a document that are its own, where all are short
 
   @property
   def groups(self) -> int:
-    """G: enough for rows full of sequences of 16 tokens, and at least one query."""
-    return max(1, self.rows * self.row_len // (16 * self.docs))
+    """G: enough for rows full of sequences of `shortest` tokens, and at least one query."""
+    return max(1, self.rows * self.row_len // (self.shortest * self.docs))
 
   def block(self, blocks: int) -> 'Shape':
     """The shape of each of `blocks` equal parts."""
@@ -68,12 +71,13 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedGroup:
-  """The documents of a query as token ids, with their labels and teacher scores."""
+  """The documents of a query as token ids, with their labels, teacher scores and other values."""
 
   docs: list[Encoded]
   labels: np.ndarray
   teacher: np.ndarray
   name: str  # for messages
+  values: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   @classmethod
   def alone(cls, doc: Encoded, name: str = '') -> 'EncodedGroup':
@@ -107,6 +111,7 @@ class Packer:
   def __init__(self, shape: Shape):
     self.shape = shape
     self.groups: list[EncodedGroup] = []
+    self._units: list[list[tuple[Bundle, list[int]]]] = []  # what is placed of each group
     self._lengths: list[int] = []
     self._places: list[tuple[int, int]] = []
     self._free = [shape.row_len] * shape.rows
@@ -117,18 +122,26 @@ class Packer:
 
     Raises: UserError if they do not fit into an empty batch either.
     """
-    lengths = [len(d) for d in group.docs]
+    units = self._units_of(group)
+    lengths = [len(bundle) for bundle, _ in units]
     predicted = group.predicted
-    placed = self._place(lengths, predicted)
-    if placed is None:
+    found = self._place(lengths, predicted)
+    if found is None:
       if not self.groups:
         raise unfit(group, self.shape)
       return False
-    self._free, self._places = placed
+    self._free, self._places = found
     self._lengths += lengths
     self._predicted += predicted
     self.groups.append(group)
+    self._units.append(units)
     return True
+
+  def _units_of(self, group: EncodedGroup) -> list[tuple[Bundle, list[int]]]:
+    """What stays together in a row, with the numbers of its documents."""
+    if not self.shape.shares:
+      return [(Bundle.alone(doc, group.name), [n]) for n, doc in enumerate(group.docs)]
+    return bundles(group.docs, Limits(self.shape.row_len, len(group.docs)), group.name)
 
   def _place(self, lengths: list[int], predicted: int):
     """(free, places) with the new sequences; all are placed again if the new ones do not fit."""
@@ -146,7 +159,13 @@ class Packer:
 
   def batch(self) -> dict[str, np.ndarray]:
     """The arrays that the module docstring describes."""
-    places = [Place(row, self.shape.row_len - room) for row, room in self._places]
+    units, places = iter(self._places), []
+    for group, own in zip(self.groups, self._units, strict=True):
+      found: dict[int, Place] = {}
+      for bundle, numbers in own:
+        row, room = next(units)
+        found |= zip(numbers, placed(bundle, row, self.shape.row_len - room), strict=True)
+      places += [found[n] for n in range(len(group.docs))]
     return lay_out(self.groups, places, self.shape)
 
 
@@ -165,6 +184,14 @@ class Place(NamedTuple):
   start: int
   shared: int = 0
   prefix: int = 0  # where in the row the shared ones start
+
+
+def placed(bundle: Bundle, row: int, start: int) -> Iterator[Place]:
+  """The places of a bundle's documents if it starts at a position of a row."""
+  own = start + bundle.shared
+  for doc in bundle.docs:
+    yield Place(row, own, bundle.shared, start)
+    own += len(doc) - bundle.shared
 
 
 class Piece(NamedTuple):
@@ -209,6 +236,9 @@ def lay_out(groups: list[EncodedGroup], places: list[Place], shape: Shape) -> di
   batch['mask_GN'].reshape(-1)[slots] = True
   batch['labels_GN'].reshape(-1)[slots] = np.concatenate([group.labels for group in groups])
   batch['teacher_GN'].reshape(-1)[slots] = np.concatenate([group.teacher for group in groups])
+  for name in s.values:
+    parts = [group.values.get(name, np.zeros(len(group.docs))) for group in groups]
+    batch[f'{name}_GN'].reshape(-1)[slots] = np.concatenate(parts)
   if s.predicted:
     positions, targets = zip(*(doc.predicted for doc in docs), strict=True)
     counts, predicted = list(map(len, positions)), np.concatenate(positions)
@@ -254,6 +284,7 @@ def _without(s: Shape) -> dict[str, np.ndarray]:
     'mask_GN': np.zeros((s.groups, s.docs), bool),
     'labels_GN': np.full((s.groups, s.docs), UNJUDGED, np.float32),
     'teacher_GN': np.zeros((s.groups, s.docs), np.float32),
+    **{f'{name}_GN': np.zeros((s.groups, s.docs), np.float32) for name in s.values},
   }  # fmt: skip
   if s.predicted:
     index, targets = np.zeros((2, 1, s.rows * s.predicted), np.int32)

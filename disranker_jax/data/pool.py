@@ -8,7 +8,7 @@ it best. So no bundle waits forever, and rows have almost no padding.
 import collections
 from collections.abc import Iterable, Iterator, Sequence
 
-from disranker_jax.data.batches import EncodedGroup, Place, Shape, lay_out, unfit
+from disranker_jax.data.batches import EncodedGroup, Shape, lay_out, placed, unfit
 from disranker_jax.data.bundles import Bundle, Limits, bundles
 from disranker_jax.data.encoded import Encoded
 
@@ -137,11 +137,8 @@ class Filling:
       return False
     self._predicted = total
     self.keys += keys
-    shared, own = bundle.shared, start + bundle.shared
-    for doc in bundle.docs:
-      self._groups.append(EncodedGroup.alone(doc, bundle.name))
-      self._places.append(Place(row, own, shared, start))
-      own += len(doc) - shared
+    self._groups += [EncodedGroup.alone(doc, bundle.name) for doc in bundle.docs]
+    self._places += placed(bundle, row, start)
     return True
 
   def batch(self) -> dict:

@@ -55,6 +55,12 @@ def score_hidden(network, scorer: str, variables, hidden_BTD, batch) -> jax.Arra
 
 def mean_logprob(network, variables, hidden_BTD, batch) -> jax.Array:
   """Mean log-probability of each document's predicted tokens: [G, N]; 0 if it has none."""
+  sums_GN, counts_GN = sum_logprobs(network, variables, hidden_BTD, batch)
+  return sums_GN / jnp.maximum(counts_GN, 1)
+
+
+def sum_logprobs(network, variables, hidden_BTD, batch) -> tuple[jax.Array, jax.Array]:
+  """(sum of the log-probabilities, number) of each document's predicted tokens: [G, N] fp32."""
   shape = batch['mask_GN'].shape
   owner_AP = batch['owner_AP']
   real_AP = owner_AP >= 0
@@ -66,7 +72,7 @@ def mean_logprob(network, variables, hidden_BTD, batch) -> jax.Array:
     add = functools.partial(jax.ops.segment_sum, num_segments=slots)
     return jax.vmap(add)(values_AP, jnp.maximum(owner_AP, 0)).reshape(shape)
 
-  return per_document(logprobs_AP) / jnp.maximum(per_document(real_AP.astype(jnp.float32)), 1)
+  return per_document(logprobs_AP), per_document(real_AP.astype(jnp.float32))
 
 
 def score_shape(scorer: str, rows: int, row_len: int, docs: int = 1) -> Shape:

@@ -1,0 +1,213 @@
+"""What the stages align and ltrgr share: a retriever learns to rank the pages that it found."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from disranker_jax.config.settings import Key, Section, at_least, between
+from disranker_jax.data.batches import EncodedGroup, Shape
+from disranker_jax.data.holdout import normalized
+from disranker_jax.data.pool import bundled
+from disranker_jax.data.records import UNJUDGED, Click
+from disranker_jax.errors import UserError
+from disranker_jax.evaluation import metrics
+from disranker_jax.generative.examples import Drawn, Encoder, Example, Material, mean_best
+from disranker_jax.generative.ngrams import VALUES, PageLoss
+from disranker_jax.generative.records import VIEWS
+from disranker_jax.models.load import TextModel, open_model
+from disranker_jax.progress import say
+from disranker_jax.stages import held_out, roles
+from disranker_jax.stages.held_out import LOSS, TAU
+from disranker_jax.training import train
+from disranker_jax.training.feed import OfflineFeed
+from disranker_jax.training.validation import Forward
+
+ROLE = 'retriever'
+# Where the parameters come from, and what else is read.
+READS = ('prepare', 'index', 'memorise', 'retrieve', 'score')
+SHORTEST = 4  # tokens of an n-gram's document that it does not share, where all are short
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """How a stage learns from examples; `c` is its section of the config.
+
+  stage     its name
+  pages     c -> pages of a query in a step, at most
+  rank      c -> the loss on page scores, see PageLoss
+  draw      (c, written, example, rng) -> Drawn; see Material for `written`
+  usable    (c, example) -> whether the example has anything to rank
+  left_out  why an example is not usable, for messages
+  names     of what is measured on held-out queries
+  """
+
+  stage: str
+  pages: Callable
+  rank: Callable
+  draw: Callable
+  usable: Callable
+  left_out: str
+  names: tuple[str, ...]
+
+  def settings(self, config):
+    return config[self.stage]
+
+  def task(self, config, network, scale: float = 1.0) -> train.Task:
+    """The loss and the batch shape; `scale` is known when the examples are."""
+    c, model = self.settings(config), config[ROLE]
+    # Whatever `share_prefixes` says: it must not decide what is in a batch.
+    shares = dataclasses.replace(network, share_prefixes=True).shares(model.row_len)
+    if shares:  # a TPU's fast kernel has no gradient for texts that share their first tokens
+      network = dataclasses.replace(network, attention='xla')
+    pages = self.pages(c)
+    shape = Shape(
+      c.batch_rows, model.row_len, pages * c.ngrams + len(VIEWS), predicted=model.row_len,
+      shares=shares, values=VALUES, shortest=SHORTEST if shares else Shape.shortest,
+    )  # fmt: skip
+    exponent, generation = config.generative.exponent, c.generation
+    return train.Task(PageLoss(network, self.rank(c), pages, scale, exponent, generation), shape)
+
+  def drawing(self, config, material: Material) -> Callable[[Example, np.random.Generator], Drawn]:
+    return functools.partial(self.draw, self.settings(config), material.written)
+
+  def encoder(self, config, material: Material) -> Encoder:
+    return Encoder(material, config.generative, self.settings(config).ngrams)
+
+  def job(
+    self, run, model: TextModel, material: Material, examples: Sequence[Example], scale: float
+  ) -> tuple[train.Job, OfflineFeed]:
+    """The stage on some examples. What is learned of each is drawn again in every epoch."""
+    task = self.task(run.config, model.network, scale)
+    encode, draw = self.encoder(run.config, material), self.drawing(run.config, material)
+    return roles.job(run, self.stage, task, examples, encode, draw, unit='pages')
+
+  def measure(
+    self, run, model: TextModel, material: Material, examples: Sequence[Example], scale: float
+  ) -> 'PageMeasure | None':
+    """The held-out loss; None without any example."""
+    if not examples:
+      return None
+    task = self.task(run.config, model.network, scale)
+    encode, draw = self.encoder(run.config, material), self.drawing(run.config, material)
+    groups = [encode(draw(example, rng_of(example.query))) for example in examples]
+    return PageMeasure(run, task, groups, self.names)
+
+  def execute(self, run) -> dict:
+    """Trains the retriever from the parameters of memorise; results for the manifest."""
+    model = open_model(run.config[ROLE], 'lm')
+    found = open_material(run, model)
+    usable = self.select(run.config, found.examples)
+    split = held_out.split(run, self.stage, usable, query=as_click)
+    scale = mean_best(split.learned, self.settings(run.config).ngrams)
+    todo, feed = self.job(run, model, found, split.learned, scale)
+    measured = self.measure(run, model, found, split.measured, scale)
+    checked = held_out.validation(self.stage, todo, measured)
+    train.fit(todo, feed, roles.trained(run, ROLE, model, ('memorise',)), run.mesh, checked)
+    counts = {'rows': len(split.learned), 'left_out': len(found.examples) - len(usable)}
+    return counts | {'scale': scale} | held_out.results(todo, checked)
+
+  def select(self, config, examples: Sequence[Example]) -> held_out.Subset:
+    """The examples that have something to rank; says how many others there are.
+
+    Raises: UserError if there is none.
+    """
+    c = self.settings(config)
+    kept = [i for i, example in enumerate(examples) if self.usable(c, example)]
+    out = len(examples) - len(kept)
+    if not kept:
+      raise UserError(
+        f'{self.stage}: nothing to learn from: {self.left_out} in any of the {len(examples):,} '
+        'queries; look at the results of the stages retrieve and score, and at the labels of '
+        'config.data.judgements'
+      )
+    if out:
+      say(f'{self.stage}: {out:,} of {len(examples):,} queries are left out: {self.left_out}')
+    return held_out.Subset(examples, np.array(kept, np.int32))
+
+
+def open_material(run, model: TextModel) -> Material:
+  """What the stages before this one have written."""
+  from disranker_jax.generative import retrieved
+
+  return retrieved.material(run, model)
+
+
+def check_records(stage: str, run) -> None:
+  """Raises: UserError before the first stage if this one decides by a validation that it lacks."""
+  held_out.check_records(run, stage, 'judgements')
+
+
+def as_click(example: Example) -> Click:
+  """An example as the held-out queries are chosen by."""
+  return Click(example.query, '', '')
+
+
+def rng_of(query: str) -> np.random.Generator:
+  """The draws of a held-out query, the same at every validation."""
+  return np.random.default_rng(int(held_out.salted(normalized(query)) * 2**32))
+
+
+class PageMeasure:
+  """The held-out loss, and how well the order of pages agrees with the targets; a Measure."""
+
+  labelled, made_of = 0, ''
+
+  def __init__(self, run, task: train.Task, groups: list[EncodedGroup], names: tuple[str, ...]):
+    shape = dataclasses.replace(task.shape, docs=1, values=())
+    self._forward = Forward(task.loss.logprobs, documents(groups, shape), shape, run.mesh)
+    self._batch, self._loss, self._finish = stacked(groups), task.loss, jax.jit(self._values)
+    self.names, self.batches, self.queries = names, self._forward.batches, len(groups)
+
+  def __call__(self, variables: dict) -> dict[str, float]:
+    sums_GN, counts_GN = np.zeros((2, *self._batch['mask_GN'].shape), np.float32)
+    for rows, (sums, counts) in self._forward(variables):
+      for row, place in rows:
+        sums_GN[place], counts_GN[place] = sums[row, 0], counts[row, 0]
+    loss, scores_GD, targets_GD, mask_GD = jax.device_get(self._finish(sums_GN, counts_GN))
+    values = {LOSS: float(loss)}
+    if TAU in self.names:
+      ours, theirs = (
+        {g: dict(enumerate(row[real].tolist())) for g, (row, real) in enumerate(rows)}
+        for rows in (zip(x, mask_GD, strict=True) for x in (scores_GD, targets_GD))
+      )
+      values[TAU] = metrics.mean_tau(ours, theirs)
+    return values
+
+  def _values(self, sums_GN, counts_GN):
+    batch = {key: jnp.asarray(value) for key, value in self._batch.items()}
+    total, queries, _ = self._loss.of_logprobs(sums_GN, counts_GN, batch)
+    return total / queries, self._loss.scores(sums_GN, batch), *self._loss.targets(batch)
+
+
+def documents(groups: list[EncodedGroup], shape: Shape):
+  """(bundle, places of its documents as (query, document)) of all queries."""
+  for g, group in enumerate(groups):
+    for bundle, numbers in bundled(group.docs, shape, group.name):
+      yield bundle, [(g, n) for n in numbers]
+
+
+def stacked(groups: list[EncodedGroup]) -> dict[str, np.ndarray]:
+  """What a batch of all queries knows of its documents, without their tokens."""
+  shape = len(groups), max(len(group.docs) for group in groups)
+  names = ('labels', 'teacher', *VALUES)
+  batch = {f'{name}_GN': np.zeros(shape, np.float32) for name in names}
+  batch |= {'mask_GN': np.zeros(shape, bool), 'labels_GN': np.full(shape, UNJUDGED, np.float32)}
+  for g, group in enumerate(groups):
+    n = len(group.docs)
+    batch['mask_GN'][g, :n] = True
+    rows = {'labels': group.labels, 'teacher': group.teacher, **group.values}
+    for name, values in rows.items():
+      batch[f'{name}_GN'][g, :n] = values
+  return batch
+
+
+SETTINGS: Section = {
+  'ngrams': Key(8, between(1, 1000), 'N-grams of a page that make its score in training, at most.'),
+  'generation': Key(
+    1.0, at_least(0), "Weight of the next-token loss on the relevant page's title, text and query."
+  ),
+}  # fmt: skip
