@@ -44,10 +44,7 @@ def generate(
 
   Raises: UserError for a network that is not causal or without a head='lm', and for empty prompts.
   """
-  if network.head != 'lm':
-    raise UserError("generation needs a decoder with head='lm'")
-  if not network.causal:
-    raise UserError('a bidirectional model writes no text: it would have to see what follows')
+  check_writes(network)
   if not prompts or not all(prompts):
     raise UserError('generation needs at least one prompt, and no empty ones')
   eos_id = network.config.eos_id if eos_id is None else eos_id
@@ -68,6 +65,14 @@ def generate(
   return [row[: _length(row, stops)].tolist() for row in rows_BN]
 
 
+def check_writes(network: Network) -> None:
+  """Raises: UserError for a network that cannot write text."""
+  if network.head != 'lm':
+    raise UserError("generation needs a decoder with head='lm'")
+  if not network.causal:
+    raise UserError('a bidirectional model writes no text: it would have to see what follows')
+
+
 def on_host(x: jax.Array) -> np.ndarray:
   """An array's values in every process."""
   whole = x.is_fully_addressable or x.is_fully_replicated
@@ -76,13 +81,18 @@ def on_host(x: jax.Array) -> np.ndarray:
 
 def left_pad(prompts: list[list[int]], at_least: int = 0) -> tuple[np.ndarray, np.ndarray]:
   """(tokens_BT, segments_BT) of right-aligned prompts, so that all continue in the same slot."""
-  longest = -(-max(at_least, *map(len, prompts)) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+  longest = padded_len(max(at_least, *map(len, prompts)))
   tokens_BT = np.zeros((len(prompts), longest), np.int32)
   segments_BT = np.zeros((len(prompts), longest), np.int32)
   for row, prompt in enumerate(prompts):
     tokens_BT[row, longest - len(prompt) :] = prompt
     segments_BT[row, longest - len(prompt) :] = 1
   return tokens_BT, segments_BT
+
+
+def padded_len(tokens: int) -> int:
+  """The slots of prompts of up to so many tokens."""
+  return -(-tokens // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
 
 
 def slots_for(tokens: int) -> int:
