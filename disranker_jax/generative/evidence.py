@@ -105,7 +105,7 @@ class Evidence:
     suffixes: the collection's text and its suffixes in order, see suffixes.py.
     starts_P: where each page starts in the text.
     settings: smoothing, exponent, coverage, unigrams, query_bonus, most_count; see the section
-      `generative` of the config.
+      `retrieve` of the config.
   """
 
   def __init__(self, suffixes, starts_P: np.ndarray, settings):
@@ -123,6 +123,9 @@ class Evidence:
   ) -> list[Found]:
     """The best pages with at least one of the n-grams, best first, equal ones by number.
 
+    Where no n-gram has a weight, as in a tiny collection or before the model has learned anything,
+    the pages are in the order of their best n-gram's log p, which is then their score.
+
     Args:
       ngrams: what the model wrote, of all views.
       unigrams: (token, log p) of single tokens, which count in places without an n-gram.
@@ -132,7 +135,7 @@ class Evidence:
     most = self._settings.most_count
     text, found = self._locate([pair for pair in weighed if pair[0].count <= most])
     if not found:
-      return []
+      return self._unweighed(ngrams, hits)
     if len(text.pages_U) > PAGES:
       text, found = self._best(text, found)
     tokens_J, owner_J = text.tokens(self._text_N)
@@ -148,6 +151,18 @@ class Evidence:
       Found(int(text.pages_U[u]), float(scores_U[u]), matches)
       for u, matches in zip(best.tolist(), scoring.matches(best), strict=True)
     ]
+
+  def _unweighed(self, ngrams: Sequence[Ngram], hits: int) -> list[Found]:
+    """The pages of n-grams without a weight, by the best one of each page."""
+    best: dict[int, Ngram] = {}
+    most = self._settings.most_count
+    rare = (n for n in ngrams if 0 < n.count <= most and n.logprob > LEAST)
+    for ngram in sorted(rare, key=lambda ngram: (-ngram.logprob, ngram.tokens, ngram.view)):
+      positions = self._suffixes.positions(ngram.lo, ngram.hi)
+      for page in (np.searchsorted(self._starts_P, positions, side='right') - 1).tolist():
+        best.setdefault(page, ngram)
+    order = sorted(best, key=lambda page: (-best[page].logprob, page))[:hits]
+    return [Found(page, best[page].logprob, (Match(best[page], 0.0, 1.0),)) for page in order]
 
   def weighed(self, ngrams: Sequence[Ngram]) -> list[tuple[Ngram, float]]:
     """The n-grams with a weight, each once; one that was given twice has the better log p."""

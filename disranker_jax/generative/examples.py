@@ -101,7 +101,7 @@ class Encoder:
 
   Args:
     material: its prompts and the size of its index.
-    settings: smoothing and query_bonus, see the section `generative` of the config.
+    settings: smoothing and query_bonus, see the section `retrieve` of the config.
     ngrams: of a page, at most.
   """
 

@@ -1,11 +1,18 @@
 """What a retriever found, on disk: the pages of each query with the n-grams that found them."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 
+import numpy as np
 import pyarrow as pa
 
+from disranker_jax.data.records import UNJUDGED, Group
+from disranker_jax.generative.examples import Example, ExamplePage, Material
+from disranker_jax.generative.lessons import Teaching
+from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.records import Found, Match, Ngram
+from disranker_jax.models.load import TextModel
 from disranker_jax.rankers.shards import Format, Shards
 
 MATCH = pa.struct([
@@ -68,3 +75,44 @@ def read(shards: Shards) -> Iterator[Retrieved]:
         pages.append((doc_id, Found(page, score, tuple(map(of_plain, matches)))))
     if last is not None:
       yield Retrieved(last, tuple(pages))
+
+
+def material(run, model: TextModel) -> Material:
+  """What the stages align and ltrgr learn from: found pages, labels and the teacher's scores.
+
+  A relevant page that was not found is an example's last one, without n-grams.
+  """
+  from disranker_jax.generative.stages import index, retrieve  # which import this module
+  from disranker_jax.stages import score
+
+  pages, _ = index.load(run)
+  groups = retrieve.queries(run)
+  scored = score.open_scored(run) if 'score' in run.config.stages else ()
+  targets = {
+    group.query_id: {d.doc_id: float(s) for d, s in zip(group.docs, scores, strict=True)}
+    for group, scores in (scored[i] for i in range(len(scored)))
+  }
+  found = [
+    example(group, one, targets.get(group.query_id, {}))
+    for group, one in zip(groups, retrieve.read(run, groups), strict=True)
+  ]
+  teaching = Teaching.of(pages, Prompts(model))
+
+  def written(query: str, page: ExamplePage, rng: np.random.Generator):
+    return teaching.targets(query, pages.numbers[page.doc_id], rng)
+
+  return Material(found, len(pages.text_N), teaching.prompts, written)
+
+
+def example(group: Group, one: Retrieved, targets: Mapping[str, float]) -> Example:
+  """A query with its pages as they are learned from."""
+  grades = group.grades
+  known = [
+    ExamplePage(doc_id, targets.get(doc_id, math.nan), grades.get(doc_id, UNJUDGED), page.matches)
+    for doc_id, page in one.pages
+  ]
+  lost = grades.keys() - {page.doc_id for page in known}
+  known += [
+    ExamplePage(doc_id, label=grades[doc_id]) for doc_id in sorted(lost) if grades[doc_id] > 0
+  ]
+  return Example(group.query, tuple(known))

@@ -8,11 +8,12 @@ import jax
 
 from disranker_jax.config.settings import Key, Section, above, at_least, between
 from disranker_jax.devices import memory, processes
-from disranker_jax.generative.beams import Searcher, View
+from disranker_jax.generative.beams import Searcher
+from disranker_jax.generative.decoding import View
 from disranker_jax.generative.evidence import Evidence
 from disranker_jax.generative.pages import Pages
 from disranker_jax.generative.prompts import Prompts
-from disranker_jax.generative.records import Found
+from disranker_jax.generative.records import Found, Ngram
 from disranker_jax.generative.suffixes import Suffixes
 from disranker_jax.models.load import TextModel
 
@@ -55,19 +56,19 @@ class Retriever:
   c: object
   mesh: jax.sharding.Mesh
   watchdog_s: float = 0.0
-  tokens: int = 0
+  tokens: int = 0  # that were written in all beams
   seconds: float = 0.0
 
   def __post_init__(self):
     self.prompts = Prompts(self.model)
     views = [
-      View(view, self.pages.anchor(view), self.prompts.length(view), self.c.beams)
+      View(view, self.pages.anchor(view), self.prompts.length(view), self.c.beams, self.c.unigrams)
       for view in self.model.settings.views
     ]
     self.evidence = Evidence(self.suffixes, self.pages.starts_P, self.c)
     self.searcher = Searcher(
       self.model.network, self.variables, self.suffixes, views, self.pages.end, self.mesh,
-      rows=self.c.batch_rows, prompt_len=self.prompts.longest, unigrams=self.c.unigrams,
+      self.c.batch_rows, self.prompts.longest,
     )  # fmt: skip
 
   def __call__(
@@ -84,9 +85,8 @@ class Retriever:
     lower = (
       'lower config.retrieve.batch_rows or beams, or set config.retriever.param_dtype=bfloat16'
     )
-    needs = {'parameters': memory.per_device(self.variables)}
     with (
-      memory.limited('retrieval', lambda: needs, lower),
+      memory.limited('retrieval', self.searcher.needs, lower),
       processes.StopRequest() as request,
       processes.Watchdog('retrieval', self.watchdog_s) as watchdog,
     ):
@@ -99,15 +99,17 @@ class Retriever:
           yield unit, i, pages
 
   def _search(self, queries: Sequence[str]) -> list[list[Found]]:
-    begin = time.monotonic()
-    ngrams, unigrams = [[] for _ in queries], [[] for _ in queries]
-    for view in self.searcher.views:
-      found = self.searcher(view, [self.prompts(query, view.name) for query in queries])
-      for own, more in zip(ngrams, found, strict=True):
-        own += more
-      if view.name == 'body':
-        unigrams = self.searcher.unigrams_of_last
+    begin, unigrams = time.monotonic(), [[] for _ in queries]
+    ngrams: list[list[Ngram]] = [[] for _ in queries]
+    for view in self.model.settings.views:
+      found = self.searcher(view, [self.prompts(query, view) for query in queries])
+      for i, written in enumerate(found):
+        ngrams[i] += written.ngrams
+        unigrams[i] += written.unigrams
     self.seconds += time.monotonic() - begin
+    # Every beam of a full batch is a row that the model reads.
+    steps = sum(map(self.prompts.length, self.model.settings.views))
+    self.tokens += steps * self.c.beams * self.c.batch_rows
     return [
       self.evidence(own, singles, self.c.hits)
       for own, singles in zip(ngrams, unigrams, strict=True)

@@ -11,7 +11,8 @@ from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Group
 from disranker_jax.evaluation import fusion, metrics, runs
 from disranker_jax.generative.stages import index, retrieve
-from disranker_jax.pipeline.inputs import files, model_files
+from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline.inputs import model_files
 from disranker_jax.pipeline.stage import Run, Use
 from disranker_jax.progress import Progress
 from disranker_jax.rankers import loaded
@@ -136,7 +137,10 @@ def searches(config: ConfigDict) -> dict:
 
 def reranker_of(config: ConfigDict) -> list:
   """A fingerprint of the re-ranker."""
-  return [config.search.reranker, files(model_files(loaded.locate(config.search.reranker)))]
+  return [
+    config.search.reranker,
+    manifest.files(model_files(loaded.locate(config.search.reranker))),
+  ]
 
 
 def use(name: str, config: ConfigDict) -> Use:

@@ -10,6 +10,9 @@ from collections.abc import Iterable, Mapping
 from ml_collections import ConfigDict
 
 from disranker_jax.errors import UserError
+from disranker_jax.generative import prompts
+from disranker_jax.generative import rows as search_rows
+from disranker_jax.generative.stages import align, index, ltrgr, memorise, retrieve
 from disranker_jax.models.settings import model
 from disranker_jax.pipeline.stage import Role, Stage
 from disranker_jax.stages import (
@@ -46,6 +49,13 @@ EVALUATE = evaluate.stage(
 REPORT = report.stage(
   'prepare', 'cpt', 'sft', 'score', 'student_sft', 'distill', 'evaluate', 'export'
 )
+SEARCH = evaluate.stage(
+  search_rows.TABLE, models=('retriever',),
+  reads_stages=('prepare', 'index', 'memorise', 'ltrgr', 'align'),
+)  # fmt: skip
+SEARCH_REPORT = report.stage(
+  'prepare', 'cpt', 'generate', 'memorise', 'retrieve', 'score', 'ltrgr', 'align', 'search'
+)
 DEFAULT = 'disranker'  # of a config that names none
 SYSTEMS: dict[str, System] = {
   'disranker': System(
@@ -64,6 +74,23 @@ SYSTEMS: dict[str, System] = {
       ),
     },
     table=result_rows.TABLE,
+  ),
+  'dgr': System(
+    stages=(
+      prepare.STAGE, cpt.STAGE, dataclasses.replace(generate.STAGE, optional=False), index.STAGE,
+      memorise.STAGE, retrieve.STAGE, score.STAGE, ltrgr.STAGE, align.STAGE, SEARCH, SEARCH_REPORT,
+    ),
+    roles={
+      'teacher': Role(
+        {**model(model='mistralai/Mistral-7B-v0.1', remat='full'), **teacher.SETTINGS},
+        lambda config: ('cpt',),
+      ),
+      'retriever': Role(
+        {**model(model='mistralai/Mistral-7B-v0.1', remat='full'), **prompts.SETTINGS},
+        lambda config: ('memorise', 'align'),
+      ),
+    },
+    table=search_rows.TABLE,
   ),
 }  # fmt: skip
 

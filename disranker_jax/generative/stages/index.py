@@ -1,6 +1,7 @@
 """The stage that makes the collection searchable: pages as tokens, and their sorted suffixes."""
 
 from disranker_jax.config.settings import Key, Section, at_least
+from disranker_jax.data import sources
 from disranker_jax.devices import memory, processes
 from disranker_jax.generative import pages as collection
 from disranker_jax.generative import prompts, suffixes
@@ -8,6 +9,7 @@ from disranker_jax.generative.pages import Pages
 from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.suffixes import Suffixes
 from disranker_jax.models.load import TextModel, open_model
+from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 from disranker_jax.stages import documents, prepare
@@ -56,6 +58,12 @@ def load(run) -> tuple[Pages, Suffixes]:
   return Pages.load(folder), Suffixes.load(folder / 'suffixes')
 
 
+def outside(config, workdir) -> dict[str, str]:
+  """The documents."""
+  where = documents.address(config)
+  return {'data.documents': manifest.digest(sources.fingerprint(where))}
+
+
 SETTINGS: Section = {
   'queries': Key(0, at_least(0), 'Pseudo-queries per page; 0: all that generate wrote.'),
   'window': Key(
@@ -68,6 +76,6 @@ SETTINGS: Section = {
 
 STAGE = Stage(
   'index', 'pages become searchable by their n-grams', execute, SETTINGS, models=('retriever',),
-  check=prompts.check, uses=lambda config: (), reads_stages=('generate',),
+  check=prompts.check, uses=lambda config: (), outside=outside, reads_stages=('generate',),
   requires=lambda config: {},
 )  # fmt: skip

@@ -68,14 +68,14 @@ class Method:
       c.batch_rows, model.row_len, pages * c.ngrams + len(VIEWS), predicted=model.row_len,
       shares=shares, values=VALUES, shortest=SHORTEST if shares else Shape.shortest,
     )  # fmt: skip
-    exponent, generation = config.generative.exponent, c.generation
+    exponent, generation = config.retrieve.exponent, c.generation
     return train.Task(PageLoss(network, self.rank(c), pages, scale, exponent, generation), shape)
 
   def drawing(self, config, material: Material) -> Callable[[Example, np.random.Generator], Drawn]:
     return functools.partial(self.draw, self.settings(config), material.written)
 
   def encoder(self, config, material: Material) -> Encoder:
-    return Encoder(material, config.generative, self.settings(config).ngrams)
+    return Encoder(material, config.retrieve, self.settings(config).ngrams)
 
   def job(
     self, run, model: TextModel, material: Material, examples: Sequence[Example], scale: float

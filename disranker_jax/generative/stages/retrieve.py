@@ -84,7 +84,7 @@ def search_missing(run, groups, shards: Shards, missing: Sequence[range]) -> dic
         stored.add(unit, (groups[i].query_id, kept_of(run, searching, found)))
       done += 1
       progress.update(done, 1)
-  rate = searching.searcher.tokens / max(searching.seconds, 1e-9)
+  rate = searching.tokens / max(searching.seconds, 1e-9)
   say(f'retrieve: {rate:,.0f} tokens/s in {c.beams} beams')
   return {'tokens_per_s': rate}
 

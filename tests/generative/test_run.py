@@ -1,0 +1,205 @@
+"""The whole system with tiny models on a small collection of its own."""
+
+import json
+import pathlib
+import runpy
+
+import jax
+import numpy as np
+import pytest
+
+from disranker_jax.commands import search
+from disranker_jax.errors import UserError
+from disranker_jax.pipeline import runner
+
+ROOT = pathlib.Path(__file__).parents[2]
+VERBS = ('open', 'sort', 'count', 'join', 'split', 'copy', 'close', 'find')
+NOUNS = ('file', 'list', 'string', 'socket', 'thread')
+
+
+def collection(folder: pathlib.Path) -> dict[str, str]:
+  """40 pages, a click on each of 30, and two labelled queries of every fifth page."""
+  pages = [
+    {'doc_id': f'{noun}.{verb}', 'title': f'{noun} {verb}',
+     'summary': f'{verb} the {noun} and return what was found in this {noun} {i} times'}
+    for i, (verb, noun) in enumerate((v, n) for v in VERBS for n in NOUNS)
+  ]  # fmt: skip
+
+  def query(page, how):
+    noun, _, verb = page['doc_id'].partition('.')
+    return f'{how} {verb} a {noun}'
+
+  clicks = [{'query': query(p, 'how to'), **{k: p[k] for k in ('title', 'summary')}} for p in pages]
+  judged = [
+    {'query_id': f'{p["doc_id"]}-{how[:3]}', 'query': query(p, how), 'label': 1, **p}
+    for p in pages[::3] for how in ('please', 'can I')
+  ]  # fmt: skip
+  tests = [{'query_id': f't{i}', 'query': query(p, 'quickly'), 'label': 1, **p}
+           for i, p in enumerate(pages[::5])]  # fmt: skip
+  rows = {'documents': pages, 'clicks': clicks, 'judgements': judged, 'test': tests}
+  for name, content in rows.items():
+    (folder / f'{name}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in content))
+  return {name: f'jsonl:{folder / name}.jsonl' for name in rows}
+
+
+def config(folder: pathlib.Path, **changes):
+  """configs/dgr.py with tiny models; changes by dotted key, written with two underscores."""
+  c = runpy.run_path(str(ROOT / 'configs' / 'dgr.py'))['get_config']()
+  c.data.update(collection(folder))
+  for role in ('teacher', 'retriever'):
+    c[role].update(model='tiny-decoder', precision='float32', lora_rank=4, max_len=96, row_len=96)
+  for stage in ('cpt', 'memorise', 'ltrgr', 'align'):
+    c[stage].update(batch_rows=8, max_steps=3, save_every=100)
+  # Enough to find pages by n-grams that weigh something.
+  c.memorise.update(trainable='.*', learning_rate=5e-3, max_steps=0, epochs=12.0)
+  c.generate.update(batch_rows=8, max_new=6)
+  c.retrieve.update(beams=3, batch_rows=8, depth=4, queries=0)
+  c.search.training_queries = 4
+  c.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
+  return c
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+  """(folder of the data, workdir of a finished run)."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('DISRANKER_CACHE', str(tmp_path_factory.mktemp('cache')))
+    data, workdir = tmp_path_factory.mktemp('data'), tmp_path_factory.mktemp('runs') / 'dgr'
+    runner.run(config(data), workdir)
+    yield data, workdir
+
+
+def load(file: pathlib.Path):
+  return json.loads(file.read_text())
+
+
+def test_every_row_searches_the_whole_collection(done):
+  _, workdir = done
+  results = load(workdir / 'search' / 'results.json')
+  assert list(results) == [
+    'bm25', 'memorised', 'ltrgr', 'aligned',
+    'memorised_fused', 'ltrgr_fused', 'aligned_fused',
+  ]  # fmt: skip
+  for row in results.values():
+    assert 0 <= row['hits@1'] <= row['hits@5'] <= row['hits@20'] <= 1
+  found = {line.split()[2] for line in (workdir / 'search' / 'bm25.run').read_text().splitlines()}
+  assert len(found) > 30
+  assert 'training queries' in results['memorised']['note']
+
+
+def test_every_n_gram_that_was_written_is_in_the_collection(done):
+  from disranker_jax.generative.pages import Pages
+  from disranker_jax.generative.retrieved import FORMAT, read
+  from disranker_jax.rankers.shards import Shards
+
+  _, workdir = done
+  pages = Pages.load(workdir / 'index')
+  text = ' '.join(map(str, pages.text_N.tolist()))
+  queries = len({row['query_id'] for row in map(json.loads, (done[0] / 'judgements.jsonl').open())})
+  found = list(read(Shards(workdir / 'retrieve' / 'shards', queries, None, FORMAT)))
+  matches = [m for one in found for _, page in one.pages for m in page.matches]
+  assert len(found) == queries and len(matches) > 50
+  for match in matches:
+    anchor = pages.anchor(match.ngram.view)
+    tokens = [*([] if anchor is None else [anchor]), *match.ngram.tokens]
+    assert f' {" ".join(map(str, tokens))} ' in f' {text} '
+    assert f' {text} '.count(f' {" ".join(map(str, tokens))} ') <= match.ngram.count
+  assert {match.ngram.view for match in matches} == {'title', 'body', 'query'}
+
+
+def test_a_second_call_changes_nothing_and_a_new_row_costs_only_itself(done):
+  data, workdir = done
+  before = {f: f.stat().st_mtime_ns for f in workdir.rglob('*.run')}
+  runner.run(config(data), workdir)
+  assert before == {f: f.stat().st_mtime_ns for f in workdir.rglob('*.run')}
+
+
+def test_retrieval_continues_after_lost_shards_to_the_same_pages(done):
+  data, workdir = done
+  folder = workdir / 'retrieve' / 'shards'
+  files = {f.name: f.read_bytes() for f in folder.glob('*.parquet')}
+  manifest = workdir / 'retrieve' / 'manifest.json'
+  finished = manifest.read_text()
+  note = next(folder.glob('_*.json'))
+  note.unlink()
+  manifest.write_text(finished.replace('"done"', '"running"'))
+  runner.run(config(data), workdir, stages=('retrieve',))
+  assert {f.name: f.read_bytes() for f in folder.glob('*.parquet')} == files
+  assert load(manifest)['fingerprint'] == json.loads(finished)['fingerprint']
+
+
+def test_the_command_shows_pages_and_what_found_them(done, capsys):
+  _, workdir = done
+  arguments = ['--run', str(workdir), '--query', 'how to sort a list', '--top', '3']
+  search.main([*arguments, '--json'])
+  rows = json.loads(capsys.readouterr().out)
+  assert [row['rank'] for row in rows] == [1, 2, 3]
+  assert rows[0]['score'] >= rows[1]['score'] and rows[0]['ngrams']
+  search.main([*arguments, '--ngrams', '--stage', 'memorise'])
+  assert 'log p' in capsys.readouterr().out
+
+
+def test_the_command_says_what_is_wrong_with_a_run(done, tmp_path):
+  with pytest.raises(UserError, match='is not the workdir of a run'):
+    search.main(['--run', str(tmp_path), '--query', 'a'])
+  with pytest.raises(UserError, match='--query: is empty'):
+    search.main(['--run', str(tmp_path), '--query', ' '])
+  (tmp_path / 'config.json').write_text((done[1] / 'config.json').read_text())
+  with pytest.raises(UserError, match='index and memorise is not done'):
+    search.main(['--run', str(tmp_path), '--query', 'a'])
+
+
+def test_the_report_has_the_table_and_no_student(done):
+  _, workdir = done
+  report = (workdir / 'report' / 'report.md').read_text()
+  assert 'retriever, teacher' in report and 'hits@5' in report.lower()
+  page = (workdir / 'report' / 'index.html').read_text()
+  assert 'retriever, teacher, with BM25' in page and 'student' not in page.lower()
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'retriever__views': ()}, r'config\.retriever\.views: is empty'),
+    ({'stages': ('prepare', 'index', 'memorise')}, "has 'query', but no stage writes queries"),
+    ({'retriever__max_len': 20}, 'a prompt with what follows has up to'),
+    ({'retriever__title_template': 'no query'}, 'a text with {query} once'),
+    ({'search__reranker': '/nowhere'}, '/nowhere'),
+  ],
+)
+def test_bad_settings_are_refused_before_anything_runs(tmp_path, changes, message):
+  with pytest.raises(UserError, match=message):
+    runner.run(config(tmp_path, **changes), tmp_path / 'run')
+  assert not (tmp_path / 'run' / 'index').exists()
+
+
+def test_clicks_on_pages_that_are_not_there_are_an_error(done, tmp_path):  # `done`: the cache
+
+  c = config(tmp_path, stages=('prepare', 'cpt', 'generate', 'index', 'memorise'))
+  c.data.update(collection(tmp_path))
+  rows = [json.loads(line) for line in (tmp_path / 'clicks.jsonl').open()]
+  lines = (json.dumps(row | {'title': 'another page'}) + '\n' for row in rows)
+  (tmp_path / 'clicks.jsonl').write_text(''.join(lines))
+  with pytest.raises(UserError, match='none of the clicked pages is in'):
+    runner.run(c, tmp_path / 'run')
+
+
+def test_two_devices_find_the_same_pages(done):
+  if jax.device_count() < 2:
+    pytest.skip('needs two devices')
+  from disranker_jax.devices import sharding
+  from disranker_jax.generative.stages import retrieve
+  from disranker_jax.pipeline.stage import Run
+
+  data, workdir = done
+  queries = [f'how to {verb} a {noun}' for verb in VERBS[:2] for noun in NOUNS]
+  found = []
+  for size in (1, 2):
+    c = config(data)
+    c.mesh.data = size
+    devices = sharding.make_mesh(c.mesh)
+    searching = retrieve.open_it(Run(c, workdir, devices))
+    found.append([pages for _, _, pages in searching(queries)])
+  for one, two in zip(*found, strict=True):
+    assert [p.page for p in one] == [p.page for p in two]
+    assert np.allclose([p.score for p in one], [p.score for p in two], rtol=1e-3)
