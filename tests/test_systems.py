@@ -10,6 +10,7 @@ from disranker_jax import config as configs
 from disranker_jax.commands import ablate
 from disranker_jax.commands.common import load_config
 from disranker_jax.config.settings import Key, at_least
+from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
 from disranker_jax.models.settings import model
@@ -66,6 +67,7 @@ def table() -> Table:
     first_stage='bm25', subject='after', models=('after',), reranks=False, columns=COLUMNS,
     kept=(*COLUMNS, 'recall@10'), main='mrr@10', tested=('mrr@10', 'hits@5'),
     costs=('parameters', 'ms_per_query'),
+    documents=lambda run: {'page12': Document('page12', 'the twelfth page', '')},
   )  # fmt: skip
 
 
@@ -227,6 +229,12 @@ class TestReport:
     assert not re.search(r'<h[23]>[^<]*</h[23]>\s*</section>', page)
     assert 'Loss of learn over 8 steps' in page and 'MRR@10 of every model' in page
     for part in ('every row ranks the whole collection', 'MRR@10 of the finder minus that of'):
+      assert part in page
+    for part in (
+      'the twelfth page',
+      'page13',
+      'title 1',
+    ):  # of the collection, unknown, of the test
       assert part in page
     shown = re.sub(r'<.*?>', ' ', page.partition('<main>')[2].partition('<h2>Data</h2>')[0])
     for part in ('nDCG@5', 'PNR', 'student', 'teacher', 'ms per pair'):
