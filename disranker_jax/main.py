@@ -26,7 +26,8 @@ def parser() -> Parser:
   add('--rerun', type=words, default=[], metavar='A,B', help=(
     'stages to repeat, together with all stages that read their results'))  # fmt: skip
   add('--seeds', type=seeds, default=[], metavar='A,B', help=(
-    "train the student with these seeds too, and report how much the result varies"))  # fmt: skip
+    'train the student, or the model of another system, with these seeds too, and report how much '
+    'the result varies'))  # fmt: skip
   add('--reuse', type=words, default=[], metavar='DIR,DIR', help=(
     'other workdirs: stages that ran there with the same settings are copied'))  # fmt: skip
   add('--no-estimate', action='store_true', help=(
@@ -55,14 +56,14 @@ def main(argv: list[str] | None = None) -> None:
   processes.start()
   from disranker_jax.errors import Stopped
   from disranker_jax.pipeline import runner
-  from disranker_jax.pipeline import seeds as student_seeds
+  from disranker_jax.pipeline import seeds as other_seeds
 
   workdir = Path(args.workdir or Path('runs') / config.name)
   try:
     estimate = not args.no_estimate
     runner.run(config, workdir, args.stages, args.rerun, args.reuse, estimate)
     if args.seeds:
-      student_seeds.run(config, workdir, args.seeds)
+      other_seeds.run(config, workdir, args.seeds)
   except (Stopped, KeyboardInterrupt) as e:
     print(str(e) or 'stopped; the same command continues from there', file=sys.stderr)
     # SIGTERM asks for a clean stop, which is success; Ctrl-C is not.

@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from ir_measures import AP, RR, Judged, R, nDCG
+from ir_measures import AP, RR, Judged, R, Success, nDCG
 
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
@@ -132,6 +132,8 @@ THEIRS = {
   'map@4': 'ap4',
   'recall@2': 'r2',
   'recall@100': 'r100',
+  'hits@1': 's1',
+  'hits@5': 's5',
 }
 
 
@@ -139,6 +141,7 @@ def theirs_of(name, relevant):
   binary = {
     'rr': RR(rel=relevant), 'ap': AP(rel=relevant), 'ap4': AP(rel=relevant) @ 4,
     'r2': R(rel=relevant) @ 2, 'r100': R(rel=relevant) @ 100,
+    's1': Success(rel=relevant) @ 1, 's5': Success(rel=relevant) @ 5,
   }  # fmt: skip
   return binary.get(THEIRS[name], THEIRS[name])
 

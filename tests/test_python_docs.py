@@ -1,6 +1,7 @@
 """The built-in collection: the same everywhere, with disjoint splits and labels by rule."""
 
 import hashlib
+import math
 import os
 import pathlib
 import subprocess
@@ -127,6 +128,31 @@ def test_groups_carry_the_first_stage(groups):
       assert all(doc.in_pool for doc in group.docs)
   assert {doc.label for group in groups['candidates'] for doc in group.docs} == {UNJUDGED}
   assert max(len(group.docs) for group in python_docs.groups('test', depth=3)) == 3
+
+
+def test_for_retrieval_every_query_has_its_own_page_as_the_only_judged_one(groups):
+  for kind in ('judgements', 'test'):
+    found = list(sources.read('python_docs:?judged=page', kind))
+    queries = [page.doc.doc_id for page in python_docs._queries(kind, python_docs.LIBRARY)]
+    assert [group.query_id for group in found] == queries
+    assert {group.query_id for group in groups[kind]} < set(queries)
+    by_rule = {group.query_id: group for group in groups[kind]}
+    for group in found:
+      assert group.grades == {group.query_id: 1}
+      *others, last = group.docs
+      if group.query_id in by_rule:  # BM25 finds the page: the same documents, ranks and scores
+        ranked = [(d.doc_id, d.rank, d.score) for d in by_rule[group.query_id].docs]
+        assert [(d.doc_id, d.rank, d.score) for d in group.docs] == ranked
+        assert all(doc.in_pool for doc in group.docs)
+      else:
+        assert (last.doc_id, last.rank, last.in_pool) == (group.query_id, 0, False)
+        assert math.isnan(last.score) and all(doc.rank and doc.in_pool for doc in others)
+  plain, other = (
+    list(sources.read(f'python_docs:{o}', 'candidates')) for o in ('', '?judged=page')
+  )
+  assert plain == other
+  with pytest.raises(UserError, match='judged=pages is none of rule and page'):
+    list(sources.read('python_docs:?judged=pages', 'test'))
 
 
 def test_own_page_does_not_contain_its_query(groups, pages):

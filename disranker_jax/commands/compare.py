@@ -32,9 +32,9 @@ def parse_args(argv=None) -> argparse.Namespace:
   add(
     '--metrics', default=','.join(metrics.COLUMNS),
     help='comma-separated (%(default)s); there are pnr (pooled), pnr_per_query, ndcg@K, '
-    'ndcg_linear@K, mrr@K, map@K, recall@K, judged@K and gsb@K (delta-GSB by nDCG@K)',
+    'ndcg_linear@K, mrr@K, map@K, recall@K, hits@K, judged@K and gsb@K (delta-GSB by nDCG@K)',
   )  # fmt: skip
-  add('--relevant', type=int, default=1, help='lowest grade that MRR, MAP, recall count')
+  add('--relevant', type=int, default=1, help='lowest grade that MRR, MAP, recall, hits count')
   add('--same', type=float, default=0.0, help='gsb: the same if nDCG is at most this apart')
   add('--verdicts', type=Path, help='human verdicts: CSV or JSONL of query_id, good|same|bad')
   add('--test', choices=TESTS, default='randomisation', help='over queries, paired (%(default)s)')

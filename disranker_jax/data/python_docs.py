@@ -22,6 +22,8 @@ from disranker_jax.errors import UserError
 LIBRARY = (docstrings.LIBRARY,)
 SHARES = {'clicks': 0.35, 'judgements': 0.20, 'candidates': 0.30, 'test': 0.15}
 OWN_PAGE, SAME_SENTENCE, SAME_CLASS, SAME_MODULE, OTHER = 4, 3, 2, 1, 0
+OWN_PAGE_ALONE = 1  # the label where no other page is judged
+JUDGED = RULE, PAGE = 'rule', 'page'
 MIN_QUERY_WORDS = 4
 MIN_REST_CHARS = 40  # of a page without its first sentence, for that to be a query
 MAX_SUMMARY_CHARS = 1000
@@ -57,11 +59,16 @@ def clicks(packages: tuple[str, ...] = LIBRARY) -> Iterator[Click]:
     yield Click(page.sentence, page.doc.title, page.doc.summary)
 
 
-def groups(kind: str, depth: int = 20, packages: tuple[str, ...] = LIBRARY) -> Iterator[Group]:
+def groups(
+  kind: str, depth: int = 20, packages: tuple[str, ...] = LIBRARY, judged: str = RULE
+) -> Iterator[Group]:
   """The queries of a split, each with the top `depth` documents of BM25, their ranks and scores.
 
-  `judgements` and `test` have labels 0..4 and contain only queries whose own page is among these
-  documents; `candidates` are unjudged.
+  `candidates` are unjudged. `judgements` and `test` have labels, by one of JUDGED:
+    RULE  every document has a label 0..4; only the queries whose own page is among the documents
+    PAGE  for retrieval from the whole collection: every query; its own page has label 1 and the
+          other documents none. A page that BM25 does not find follows them, with rank 0, outside of
+          the pool
   """
   if kind not in ('judgements', 'candidates', 'test'):
     raise ValueError(f'no groups of kind {kind!r}')
@@ -70,22 +77,27 @@ def groups(kind: str, depth: int = 20, packages: tuple[str, ...] = LIBRARY) -> I
   ranking = _index(packages).top([page.sentence for page in queries], depth)
   for query, top in zip(queries, ranking, strict=True):
     ranked = [(pages[i], rank, score) for rank, (i, score) in enumerate(top, 1)]
-    if not ranked or (kind != 'candidates' and all(page is not query for page, _, _ in ranked)):
+    is_found = any(page is query for page, _, _ in ranked)
+    if not is_found and (not ranked if kind == 'candidates' else judged != PAGE):
       continue
-    docs = tuple(
+    docs = [
       dataclasses.replace(
         page.doc,
-        label=UNJUDGED if kind == 'candidates' else label(query, page),
+        label=UNJUDGED if kind == 'candidates' else label(query, page, judged),
         rank=rank,
         score=score,
       )
       for page, rank, score in ranked
-    )
-    yield Group(query.doc.doc_id, query.sentence, docs)
+    ]
+    if kind != 'candidates' and not is_found:
+      docs.append(dataclasses.replace(query.doc, label=label(query, query, judged), in_pool=False))
+    yield Group(query.doc.doc_id, query.sentence, tuple(docs))
 
 
-def label(query: Page, page: Page) -> int:
-  """The relevance of `page` for the first sentence of `query`, 0..4."""
+def label(query: Page, page: Page, judged: str = RULE) -> int:
+  """The relevance of `page` for the first sentence of `query`; see `groups`."""
+  if judged == PAGE:
+    return OWN_PAGE_ALONE if page is query else UNJUDGED
   if page.doc.doc_id == query.doc.doc_id:
     return OWN_PAGE
   if page.key == query.key:

@@ -225,11 +225,22 @@ def _row_files(scheme: str, rest: str, want: Want) -> Iterator[Click | Group | S
 
 def packages(rest: str) -> tuple[str, ...]:
   """The packages whose documentation an address of `python_docs:` reads."""
-  path, options = _options('python_docs', rest, ('packages', 'only'))
-  if path:
-    raise UserError(f'python_docs:{rest}: takes no path; write python_docs:?packages=numpy,jax')
+  options = _of_python_docs(rest)
   more, only = (tuple(filter(None, options.get(o, '').split(','))) for o in ('packages', 'only'))
   return (*(only or python_docs.LIBRARY), *more)
+
+
+def _of_python_docs(rest: str) -> dict[str, str]:
+  """The options of an address. Raises: UserError."""
+  path, options = _options('python_docs', rest, ('packages', 'only', 'judged'))
+  if path:
+    raise UserError(f'python_docs:{rest}: takes no path; write python_docs:?packages=numpy,jax')
+  if options.get('judged', python_docs.RULE) not in python_docs.JUDGED:
+    raise UserError(
+      f'python_docs:{rest}: judged={options["judged"]} is none of '
+      f'{" and ".join(python_docs.JUDGED)}; docs/data.md has both'
+    )
+  return options
 
 
 def _version(package: str) -> str:
@@ -243,7 +254,8 @@ def _python_docs(rest: str, want: Want) -> Iterator[Click | Group]:
     return python_docs.clicks(names)
   _no_scores('python_docs', rest, want)
   kind = 'judgements' if want.kind == POOLED else want.kind  # this source labels every document
-  return python_docs.groups(kind, want.depth, names)
+  judged = _of_python_docs(rest).get('judged', python_docs.RULE)
+  return python_docs.groups(kind, want.depth, names, judged)
 
 
 def open_collection(address: str, depth: int = DEPTH) -> collection.Collection | None:

@@ -5,13 +5,13 @@ ordered by document id, the greater id first, as in trec_eval; the order of the 
 A judged query that the run lacks counts as 0. Documents without a judgement have gain 0 and form no
 pairs; documents with a negative grade (spam, in some collections) have gain 0.
 
-A judged document that the run lacks gains nothing in nDCG, MRR, MAP and recall, while the best
-possible ranking has it. PNR counts the pairs of the judged documents of a pool; there it ranks last
-(`pairs`). The pool is the same for all runs of a table, see documents.py.
+A judged document that the run lacks gains nothing in nDCG, MRR, MAP, recall and hits, while the
+best possible ranking has it. PNR counts the pairs of the judged documents of a pool; there it ranks
+last (`pairs`). The pool is the same for all runs of a table, see documents.py.
 
 METRICS lists the names. `@K` cuts the ranking at K documents; without it the whole ranking counts.
-The names of ir_measures work too (`nDCG@10`, `RR`, `AP@100`, `R@10`), but our nDCG has exponential
-gain: ir_measures' nDCG is `ndcg_linear`.
+The names of ir_measures work too (`nDCG@10`, `RR`, `AP@100`, `R@10`, `Success@5`), but our nDCG has
+exponential gain: ir_measures' nDCG is `ndcg_linear`.
 """
 
 import difflib
@@ -97,6 +97,13 @@ def recall(
   return len(hits(scores, grades, depth, relevant)) / max(count_relevant(grades, relevant), 1)
 
 
+def success(
+  scores: Ranking, grades: Mapping[str, int], depth: int | None = None, relevant: int = 1
+) -> float:
+  """1 if a document with at least grade `relevant` is in the top `depth`, else 0 (hits@K)."""
+  return float(bool(hits(scores, grades, depth, relevant)))
+
+
 def judged(scores: Ranking, grades: Mapping[str, int], depth: int | None = None) -> float:
   """The share of the top `depth` that has a judgement; if it is low, other metrics mean little."""
   top = ranked(scores)[:depth]
@@ -140,11 +147,14 @@ METRICS = {
   'mrr': Metric('MRR', reciprocal_rank, has_threshold=True),
   'map': Metric('MAP', average_precision, has_threshold=True),
   'recall': Metric('Recall', recall, has_threshold=True),
+  'hits': Metric(
+    'Hits', success, has_threshold=True, note='share of the queries with a relevant document',
+  ),
   'judged': Metric('Judged', judged, note='share of the ranking that has a judgement'),
   'gsb': Metric('delta-GSB', note='by nDCG@{depth}, equal if at most {same:g} apart'),
   'tau': Metric("Kendall's tau", note='with {teacher}, mean over queries'),
 }  # fmt: skip
-ALIASES = {'rr': 'mrr', 'ap': 'map', 'r': 'recall'}  # ir_measures' names
+ALIASES = {'rr': 'mrr', 'ap': 'map', 'r': 'recall', 'success': 'hits'}  # ir_measures' names
 
 
 def canonical(name: str) -> str:
@@ -247,7 +257,7 @@ def per_query(
   """The metrics of every judged query: {query_id: {metric: value}}, with COUNTS.
 
   Args:
-    relevant: the lowest grade that counts as relevant for MRR, MAP and recall.
+    relevant: the lowest grade that counts as relevant for MRR, MAP, recall and hits.
     pool: the documents of each query whose pairs PNR counts (`pairs`), the same for all runs that
       are compared; default: those of the run.
   """

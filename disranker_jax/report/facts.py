@@ -4,13 +4,14 @@ import dataclasses
 import functools
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from disranker_jax import config as configs
 from disranker_jax.data import holdout, store
-from disranker_jax.data.records import Click, Group
+from disranker_jax.data.records import Click, Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs, shared_judgements
 from disranker_jax.pipeline import manifest
@@ -33,6 +34,7 @@ class Facts:
   results: dict[str, dict]  # {model: {metric: value}}, in the order of the table
   rows: dict[str, dict[str, dict[str, float]]]  # {model: {query_id: {metric: value}}}
   tests: dict[str, Group]  # the held-out queries
+  documents: Mapping[str, Document]  # of the collection, if rows rank all of it
   runs: dict[str, dict[str, dict[str, float]]]  # {model: {query_id: {doc_id: score}}}, best first
   logs: dict[str, list[dict]]  # {stage: steps}
   stages: list[dict]  # manifests, in the order of the stages
@@ -115,6 +117,7 @@ def gather(run) -> Facts:
     results=results,
     rows=runs.read_per_query(per_query) if per_query.exists() else {},
     tests=read_tests(run),
+    documents=table.documents(run),
     runs={model: read_run(file, table.stage) for model, file in files.items() if file.exists()},
     logs=read_logs(run),
     stages=read_stages(run),

@@ -63,13 +63,13 @@ def side_by_side(facts: Facts, query: str, model: str, gain: float) -> dict | No
   columns = []
   for name in names:
     order = list(facts.runs[name][query])
-    docs = column(order, found, group, facts.top_label, is_first=name == first)
+    docs = column(order, found, group, facts, is_first=name == first)
     columns.append({'title': facts.title(name), 'value': value(facts, name, query), 'docs': docs})
   return {'query': group.query, 'gain': gain, 'columns': columns}
 
 
 def column(
-  order: list[str], found: Mapping[str, int], group: Group, top: int, is_first: bool
+  order: list[str], found: Mapping[str, int], group: Group, facts: Facts, is_first: bool
 ) -> list[dict[str, Any]]:
   """The top of a ranking, then the next document with the query's best label.
 
@@ -81,12 +81,12 @@ def column(
   shown: list[dict[str, Any]] = []
   last = 0
   for rank, doc_id in enumerate(order, 1):
-    doc = docs.get(doc_id, Document(doc_id, '', ''))
+    doc = docs.get(doc_id) or facts.documents.get(doc_id) or Document(doc_id, '', '')
     if rank > TOP and not (best > 0 and doc.label == best):
       continue
     moved = found.get(doc_id, rank) - rank
     placed = {'rank': found.get(doc_id, 0) if is_first else rank, 'moved': moved}
-    shown.append(cell(doc, top) | placed | {'gap': bool(shown) and rank > last + 1})
+    shown.append(cell(doc, facts.top_label) | placed | {'gap': bool(shown) and rank > last + 1})
     last = rank
     if rank > TOP:
       break

@@ -52,8 +52,12 @@ def cost(name: str, values: Mapping) -> str:
 def with_costs(table: Table, results: Mapping[str, Mapping], means: Means) -> tuple[list, list]:
   """(columns, cells); with more columns of costs if a row has them."""
   head, lines = heads(table, means), rows(table, results, means)
-  for name, (column, _) in COSTS.items():
-    if name not in table.costs and any(name in values for values in results.values()):
+  more = [name for name in COSTS if name not in table.costs]
+  if 'pnr' not in table.columns:
+    more.remove('tie_rate')  # of the pairs that PNR counts
+  for name in more:
+    column, _ = COSTS[name]
+    if any(name in values for values in results.values()):
       head.append(column)
       for cells, values in zip(lines, results.values(), strict=True):
         cells.append(cost(name, values))

@@ -81,7 +81,7 @@ def split(run, stage: str, records: Sequence, *, query: Callable = lambda record
     raise UserError(f'config.validation.share={c.share:g}: holds out all records of {stage}')
   measured = [records[i] for i in firsts]
   say(
-    f'{stage}: {len(held):,} of {len(records):,} {what(stage)} are held out for validation, '
+    f'{stage}: {len(held):,} of {len(records):,} {what(run, stage)} are held out for validation, '
     f'{len(measured):,} are measured'
   )
   return Split(kept, measured)
@@ -102,7 +102,7 @@ def find(run, queries: Iterable[Click | Group]) -> tuple[list[int], list[int]]:
 
 def too_few(run, stage: str, found: int, records: int) -> str:
   return (
-    f'{found} of its {records:,} {what(stage)} are held out by config.validation.share='
+    f'{found} of its {records:,} {what(run, stage)} are held out by config.validation.share='
     f'{run.config.validation.share:g}, and {LEAST} are needed; raise it'
   )
 
@@ -140,8 +140,12 @@ def check(config, stage: str, names: Sequence[str] = (LOSS, NDCG, PNR)) -> None:
         )
 
 
-def what(stage: str) -> str:
-  return 'clicks' if stage == 'cpt' else 'queries'
+def what(run, stage: str) -> str:
+  """What the records of a stage are called."""
+  from disranker_jax.pipeline import systems  # which imports the stages
+
+  kinds = systems.find(run.config, stage).reads_records(run.config)
+  return 'clicks' if kinds == ('clicks',) else 'queries'
 
 
 def counted(stage: str, records: Sequence) -> Iterator:

@@ -204,18 +204,18 @@ SETTINGS: Section = {
     "Clicks, read by cpt. Without a click log 'judgements:' takes the documents with a label of 1 "
     "or better, 'judgements:?least=3' of 3 or better.",
   ),
-  'judgements': Key('python_docs:', ADDRESS, 'Labeled queries, read by sft and student_sft.'),
+  'judgements': Key('python_docs:', ADDRESS, 'Labeled queries, from which rankers learn.'),
   'candidates': Key(
     'python_docs:', ADDRESS,
-    "Unlabeled queries with documents, read by score and distill; 'generated:': only those that "
-    'the stage generate writes.',
+    "Unlabeled queries with documents, which the teacher scores; 'generated:': only those that the "
+    'stage generate writes.',
   ),
   'documents': Key(
     '', ADDRESS,
     "Documents that generate writes queries from; '': those of the candidates' address.",
     affects_results=False,  # the stage that reads them has them among its inputs
   ),
-  'test': Key('python_docs:', ADDRESS, 'Held-out labeled queries, read by evaluate.'),
+  'test': Key('python_docs:', ADDRESS, 'Held-out labeled queries, of the result table.'),
   'teachers': Key(
     (), list_of(ADDRESS),
     "Addresses of other teachers' scores of the candidates; with them there is no score stage.",

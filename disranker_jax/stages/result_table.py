@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from disranker_jax.config.settings import Section
 from disranker_jax.data import sources
-from disranker_jax.data.records import Group
+from disranker_jax.data.records import Document, Group
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import documents, metrics
@@ -122,6 +122,8 @@ class Table:
   main         the column of charts, tiles and sentences
   tested       the columns whose differences are tested
   costs        the facts of rows that are columns too, see report.results
+  documents    run -> {doc_id: document} of the collection, for examples in the report; by default
+               those of the test alone
   more_rows    config -> rows that are no fixed part of the table
   settings     more keys of the stage's section
   check        config -> tests what rows need; raises UserError
@@ -141,6 +143,7 @@ class Table:
   main: str = 'ndcg@5'
   tested: tuple[str, ...] = ('ndcg@5', 'pnr')
   costs: tuple[str, ...] = ('parameters', 'ms_per_pair')
+  documents: Callable[[Run], Mapping[str, Document]] = lambda run: {}
   more_rows: Callable[[ConfigDict], Sequence[Row]] = lambda config: ()
   settings: Section = dataclasses.field(default_factory=dict)
   check: Callable[[ConfigDict], None] = lambda config: None

@@ -181,7 +181,7 @@ def remedies(config, stage: str, where: chips.Slice, mesh) -> list[str]:
   if not training:
     options += [
       f'--config.{name}.param_dtype=bfloat16',
-      f'--config.score.batch_rows={c.batch_rows // 2}',
+      f'--config.{stage}.batch_rows={c.batch_rows // 2}',
     ]
   if training and c.optimizer == 'adamw':
     options.append(f'--config.{stage}.optimizer=adafactor')

@@ -62,9 +62,9 @@ def trace(config: ConfigDict, name: str, mesh, platform: str = '') -> Step:
     network = load.open_network(folder, settings, stage.head(config))
   if stage.task:
     return steps.training(config, stage, network, mesh)
-  rows, kind, quantize = config[name].batch_rows, config.teacher.scorer, config.score.quantize
-  eight_bits.check_device('config.score.quantize', quantize, mesh.devices.flat[0])
-  return steps.scoring(settings, network, kind, rows, mesh, quantize)
+  [use] = stage.uses(config)
+  eight_bits.check_device(f'config.{name}.quantize', use.quantize, mesh.devices.flat[0])
+  return steps.scoring(settings, network, settings.scorer, use.rows, mesh, use.quantize)
 
 
 def _resolved(side, mesh, platform: str = ''):
