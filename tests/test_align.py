@@ -341,6 +341,16 @@ def test_the_held_out_loss_is_that_of_training(tmp_path):
 # Settings
 
 
+def test_the_tokens_of_a_stage_are_estimated(tmp_path, monkeypatch):
+  run = make_run(tmp_path, ltrgr={'epochs': 2.0})
+  monkeypatch.setattr(prepare, 'records', lambda run, kind: [None] * 40)
+  [use] = align.STAGE.uses(run.config)
+  assert use.tokens(run) == (3 * 40 * (6 * 3 * 7 + 100), '40 queries, 3 times')
+  assert ltrgr.STAGE.uses(run.config)[0].tokens(run)[0] == 2 * 40 * (4 * 3 * 7 + 100)
+  run.config.align.max_steps = 2
+  assert use.tokens(run)[0] == 2 * 8 * 64
+
+
 def test_a_config_is_checked():
   c = configs.defaults('retriever')
   align.STAGE.check(c)

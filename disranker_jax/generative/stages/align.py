@@ -100,5 +100,6 @@ STAGE = Stage(
   check=check, role=ranking.ROLE, reads_stages=ranking.READS,
   requires=lambda config: {NAME: ('prepare', 'retrieve', 'score')},
   reads_records=lambda config: ('judgements',), head=lambda config: 'lm', task=METHOD.task,
+  uses=METHOD.uses,
   check_records=functools.partial(ranking.check_records, NAME),
 )  # fmt: skip

@@ -64,5 +64,6 @@ STAGE = Stage(
   role=ranking.ROLE, reads_stages=ranking.READS[:-1],
   requires=lambda config: {NAME: ('prepare', 'retrieve')},
   reads_records=lambda config: ('judgements',), head=lambda config: 'lm', task=METHOD.task,
+  uses=METHOD.uses,
   check_records=functools.partial(ranking.check_records, NAME),
 )  # fmt: skip

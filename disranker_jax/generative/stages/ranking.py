@@ -19,8 +19,9 @@ from disranker_jax.generative.examples import Drawn, Encoder, Example, Material,
 from disranker_jax.generative.ngrams import VALUES, PageLoss
 from disranker_jax.generative.records import VIEWS
 from disranker_jax.models.load import TextModel, open_model
+from disranker_jax.pipeline.stage import Use
 from disranker_jax.progress import say
-from disranker_jax.stages import held_out, roles
+from disranker_jax.stages import held_out, prepare, roles
 from disranker_jax.stages.held_out import LOSS, TAU
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
@@ -29,6 +30,8 @@ from disranker_jax.training.validation import Forward
 ROLE = 'retriever'
 # Where the parameters come from, and what else is read.
 READS = ('prepare', 'index', 'memorise', 'retrieve', 'score')
+# For the estimate of a stage's time: tokens of an n-gram, and of prompts and texts to write.
+NGRAM, OTHERS = 7, 100
 SHORTEST = 4  # tokens of an n-gram's document that it does not share, where all are short
 
 
@@ -70,6 +73,19 @@ class Method:
     )  # fmt: skip
     exponent, generation = config.retrieve.exponent, c.generation
     return train.Task(PageLoss(network, self.rank(c), pages, scale, exponent, generation), shape)
+
+  def uses(self, config) -> tuple[Use, ...]:
+    """The retriever, and about how many tokens of it the stage learns."""
+    c, settings = self.settings(config), config[ROLE]
+
+    def tokens(run) -> tuple[float, str]:
+      queries = len(prepare.records(run, 'judgements'))
+      total = c.epochs * queries * (self.pages(c) * c.ngrams * NGRAM + OTHERS)
+      step = c.batch_rows * settings.row_len * c.gradient_accumulation_steps
+      total = min(total, c.max_steps * step) if c.max_steps else total
+      return total, f'{queries:,} queries, {c.epochs:g} times'
+
+    return (Use(ROLE, ROLE, lambda: open_model(settings, 'lm'), c.batch_rows, tokens=tokens),)
 
   def drawing(self, config, material: Material) -> Callable[[Example, np.random.Generator], Drawn]:
     return functools.partial(self.draw, self.settings(config), material.written)
