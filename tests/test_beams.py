@@ -1,11 +1,11 @@
 """Constrained beam search against enumeration and the plain forward pass."""
 
+import dataclasses
 import functools
 
 import hf_reference as reference
 import index_texts
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from index_texts import END, QUERY, TITLE, Page
@@ -14,7 +14,7 @@ from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.generative.beams import Searcher
 from disranker_jax.generative.decoding import View
-from disranker_jax.models.network import Network
+from disranker_jax.generative.suffixes import Suffixes
 
 BODY, TITLES = View('body', None, 3, 4), View('title', TITLE, 4, 4)
 QUERIES = View('query', QUERY, 4, 4)
@@ -25,11 +25,12 @@ def mesh(**sizes):
   return sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1} | sizes, jax.devices()[:1])
 
 
-def searcher(
-  pages, views, kind='mistral', *, window=512, rows=2, prompt_len=9, depth=16, **options
-):
+def searcher(pages, views, kind='mistral', *, window=512, rows=2, prompt_len=9, parts=0, **options):
   network, variables = reference.network(kind, 6.0, head='lm', **options)
-  index = index_texts.index(pages, window, depth)
+  index = index_texts.index(pages, window)
+  if parts:
+    index = index.split(index_texts.text(pages)[1], parts)
+  variables = sharding.put(variables, mesh())
   return Searcher(network, variables, index, views, END, mesh(), rows, prompt_len)
 
 
@@ -142,3 +143,153 @@ def plain_search(search, pages, prompt):
     frontier = {n: scores[n] for n in best}
     out |= frontier
   return out
+
+
+def test_lora_counts_and_bf16_scores_are_those_of_the_forward_pass_in_bf16():
+  pages = index_texts.pages(6)
+  search = searcher(pages, [BODY], precision='bfloat16', lora_rank=2)
+  rng = np.random.default_rng(0)
+  lora = jax.tree.map(
+    lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), search.variables['lora']
+  )
+  plain = search('body', PROMPTS[:1])
+  search.variables = search.variables | {'lora': lora}
+  [written] = search('body', PROMPTS[:1])
+  assert plain[0].ngrams[0].logprob != pytest.approx(written.ngrams[0].logprob, abs=0.1)
+  expected = teacher_forced(search, PROMPTS[0], as_dict(written))
+  for ngram in written.ngrams:
+    assert ngram.logprob == pytest.approx(expected[ngram.tokens], rel=0.02, abs=0.1)
+
+
+def test_a_prompt_gets_what_it_gets_alone_in_any_batch_with_any_padding():
+  pages = index_texts.pages(12, seed=2)
+  search = searcher(pages, [BODY, TITLES])
+  for view in ('body', 'title'):
+    together = search(view, PROMPTS)
+    assert together == [search(view, [prompt])[0] for prompt in PROMPTS]
+    assert together == search(view, PROMPTS[::-1])[::-1]
+  longer = searcher(pages, [BODY], rows=4, prompt_len=30)
+  assert_same(search('body', PROMPTS), longer('body', PROMPTS), 1e-4)
+
+
+def test_neither_the_window_nor_parts_change_results():
+  pages = index_texts.pages(12, seed=2)
+  views = [dataclasses.replace(BODY, unigrams=4), TITLES]
+  search = searcher(pages, views)
+  others = [searcher(pages, views, window=2), searcher(pages, views, window=3, parts=3)]
+  for other in others:
+    for view in ('body', 'title'):
+      one, two = search(view, PROMPTS), other(view, PROMPTS)
+      assert_same(one, two)
+      for a, b in zip(one, two, strict=True):
+        assert [t for t, _ in a.unigrams] == [t for t, _ in b.unigrams]
+
+
+def test_unigrams_are_the_likeliest_tokens_of_the_collection():
+  pages = index_texts.pages(5, letters=6)
+  search = searcher(pages, [View('body', None, 1, 2, unigrams=50)])
+  [written] = search('body', PROMPTS[:1])
+  logprobs = teacher_forced(search, PROMPTS[0], index_texts.body_ngrams(pages, 1))
+  expected = sorted(((t, p) for (t,), p in logprobs.items()), key=lambda pair: -pair[1])
+  assert [token for token, _ in written.unigrams] == [token for token, _ in expected]
+  np.testing.assert_allclose([p for _, p in written.unigrams], [p for _, p in expected], atol=1e-4)
+  assert [n.tokens for n in written.ngrams] == [(token,) for token, _ in expected[:2]]
+
+
+EQUAL = [Page((5, 6), (9, 9)), Page((5, 6), (8,)), Page((5, 6, 7), (5, 6)), Page((5,), (7, 5))]
+
+
+def test_titles_that_begin_alike_or_are_equal_are_told_apart_from_texts():
+  search = searcher(EQUAL, [View('title', TITLE, 4, 3)])
+  for written in search('title', PROMPTS[:1]):
+    counts = {ngram.tokens: ngram.count for ngram in written.ngrams}
+    assert counts == {(5, 6, END): 2, (5, 6, 7, END): 1, (5, END): 1}
+    [twice] = [ngram for ngram in written.ngrams if ngram.count == 2]
+    positions = search_positions(twice)
+    assert positions == [0, 7], 'where the anchors of the two titles are'
+
+
+def search_positions(ngram):
+  return index_texts.index(EQUAL).positions(ngram.lo, ngram.hi).tolist()
+
+
+def test_a_title_that_ends_leaves_its_place_to_longer_ones():
+  """With one beam the title that ends at once must not be the end of the search."""
+  search = searcher([Page((5, 6), (9,)), Page((5,), (9,))], [View('title', TITLE, 3, 1)])
+  [written] = search('title', PROMPTS[:1])
+  assert set(as_dict(written)) == {(5, END), (5, 6, END)}
+
+
+def test_titles_that_are_too_long_are_no_results():
+  search = searcher([Page((5, 6, 7), (9,)), Page((8,), (9,))], [View('title', TITLE, 3, 4)])
+  [written] = search('title', PROMPTS[:1])
+  assert [ngram.tokens for ngram in written.ngrams] == [(8, END)]
+
+
+def test_a_collection_of_one_page_has_fewer_ngrams_than_beams():
+  search = searcher([Page((5,), (6, 7))], [View('body', None, 4, 30, unigrams=9), TITLES])
+  [body] = search('body', PROMPTS[:1])
+  assert set(as_dict(body)) == {(5,), (6,), (7,), (6, 7)}
+  assert {token for token, _ in body.unigrams} == {5, 6, 7}
+  assert [ngram.tokens for ngram in search('title', PROMPTS[:1])[0].ngrams] == [(5, END)]
+
+
+def test_equal_scores_have_a_fixed_order():
+  pages = index_texts.pages(6)
+  search = searcher(pages, [BODY])
+  kernel = search.variables['params']['lm_head']['kernel']
+  params = search.variables['params'] | {'lm_head': {'kernel': np.zeros_like(kernel)}}
+  search.variables = search.variables | {'params': params}
+  [written] = search('body', PROMPTS[:1])
+  best = [n.tokens for n in written.ngrams if len(n.tokens) == 1]
+  assert best == sorted(n for n in index_texts.body_ngrams(pages, 1))[: BODY.beams]
+  assert written.ngrams[0].logprob == pytest.approx(-np.log(index_texts.VOCAB))
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'views': [View('query', QUERY, 4, 4)]}, "view 'query': no page of the collection has one"),
+    ({'views': [View('title', TITLE, 16, 4)]}, "view 'title': n-grams of 17 tokens, .* by 16"),
+    ({'views': [View('body', None, 3, 0)]}, 'beams=0'),
+    ({'prompt_len': 10**6}, 'prompts of 1000000 tokens with 3 written ones'),
+    ({'end': 61}, 'end=61 is not a token'),
+    ({'rows': 0}, '0 queries at a time'),
+    ({'suffixes': Suffixes.build(np.array([3, 99]), 100)}, 'a vocabulary of 98, and the model 61'),
+  ],
+)
+def test_what_does_not_go_together_is_refused_before_a_search(changes, message):
+  network, variables = reference.network('mistral', 6.0, head='lm')
+  arguments = {
+    'suffixes': index_texts.index([Page((5,), (6, 7))]), 'views': [BODY], 'end': END,
+    'mesh': mesh(), 'rows': 2, 'prompt_len': 9,
+  }  # fmt: skip
+  with pytest.raises(UserError, match=message):
+    Searcher(network, variables, **arguments | changes)
+
+
+def test_a_network_that_cannot_write_is_refused():
+  network, variables = reference.network('mistral', 6.0)
+  with pytest.raises(UserError, match="head='lm'"):
+    Searcher(network, variables, index_texts.index(EQUAL), [BODY], END, mesh(), 2, 9)
+
+
+def test_prompts_that_do_not_fit_and_broken_models_are_refused():
+  search = searcher(EQUAL, [BODY])
+  with pytest.raises(UserError, match='prompt 1 has 0 tokens'):
+    search('body', [[3], []])
+  with pytest.raises(UserError, match='prompt 0 has 10 tokens, and the search is made for 1 to 9'):
+    search('body', [[3] * 10])
+  assert search('body', []) == []
+  search.variables = jax.tree.map(lambda x: np.full_like(x, np.nan), search.variables)
+  with pytest.raises(UserError, match='log-probabilities are not numbers'):
+    search('body', PROMPTS[:1])
+
+
+def test_the_bytes_on_a_device_are_those_of_the_arrays():
+  search = searcher(EQUAL, [BODY, TITLES])
+  needs = search.needs()
+  assert needs['index'] == sum(x.nbytes for x in search.index)
+  c = search.network.config
+  slots = 16 + 4 - 1  # a padded prompt and a title
+  assert needs['cache'] == 2 * 4 * slots * 2 * c.layers * c.kv_heads * c.head_dim * 4

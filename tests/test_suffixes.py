@@ -156,3 +156,31 @@ def test_memory_is_that_of_the_arrays():
   index = Suffixes.build(text(1000, 4, 0), 4)
   sizes = suffixes.memory(1000)
   assert (sizes['text'], sizes['order']) == (index.text_N.nbytes, index.order_N.nbytes)
+
+
+@pytest.mark.parametrize('parts', [1, 2, 3, 5])
+@pytest.mark.parametrize('window', [2, 512])
+def test_rows_in_parts_add_up_to_those_in_the_whole(parts, window):
+  text_N = text(160, 3, seed=2)
+  starts_P = np.array([0, 1, 2, 100, 150])  # one page has most of the tokens
+  whole = Suffixes.build(text_N, 3, depth=4, window=window)
+  split = whole.split(starts_P, parts)
+  assert len(split) == parts and sum(map(len, split)) == 160 and all(map(len, split))
+  for ngram in [n for length in range(5) for n in ngrams(text_N, length)] + [(0, 7), (7,)]:
+    assert whole.interval(ngram) == tuple(
+      map(sum, zip(*(p.interval(ngram) for p in split), strict=True))
+    )
+  for part in split:
+    for prefix in [(), (1,), (2, 2), (0, 1, 2)]:
+      expected = [(t, *part.interval((*prefix, t))) for t in range(3)]
+      assert part.followers(prefix) == [(t, lo, hi) for t, lo, hi in expected if hi > lo]
+
+
+def test_parts_have_about_as_many_tokens():
+  index = Suffixes.build(text(1000, 3, 0), 3)
+  assert [len(part) for part in index.split(np.arange(0, 1000, 10), 4)] == [250] * 4
+
+
+def test_more_parts_than_pages_are_refused():
+  with pytest.raises(UserError, match='2 pages cannot be split into 3 parts'):
+    Suffixes.build(text(10, 3, 0), 3).split(np.array([0, 4]), 3)

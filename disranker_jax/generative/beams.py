@@ -119,7 +119,7 @@ class Searcher:
     """Bytes on each device: parameters, the index, and the cache of the view with the largest."""
     c = self.network.config
     slot = 2 * c.layers * c.kv_heads * c.head_dim
-    slot *= layers.operand_dtype(self.network.precision).itemsize
+    slot *= np.dtype(layers.operand_dtype(self.network.precision)).itemsize
     rows = self.rows // sharding.parts(self.mesh)
     return {
       'parameters': memory.per_device(self.variables),

@@ -62,9 +62,9 @@ def search(network, plan, variables, index, start, caches, last_BD, segments_RS)
   last_BD  the last hidden state of each prompt
 
   Returns ({name: array}, caches). Arrays are [length, B, M], the beams of each step: `parent` (a
-  beam of the step before), `token`, `score` (-inf: there is no such beam), and `lo` and `hi`, its
-  rows in the whole collection. With an anchor there are also `end_score`, `end_lo` and `end_hi`, of
-  the end token after the beams of the step before. `unigram` and `unigram_score` are [B, U].
+  beam of the step before), `token`, `score` (-inf: there is no such beam) and the rows `lo`, `hi`
+  in the whole collection. With an anchor there are also `end_score`, `end_lo` and `end_hi`, of the
+  end token after the beams of the step before. `unigram` and `unigram_score` are [B, U].
   """
   view, B = plan.view, len(last_BD)
   pads_R1 = jnp.sum(segments_RS == 0, axis=1, keepdims=True)

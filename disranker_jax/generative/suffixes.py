@@ -8,6 +8,7 @@ Letters: N tokens of the text, H heavy prefixes, F followers of heavy prefixes.
 
 import bisect
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ class Suffixes:
 
   Exact for n-grams of up to `depth` tokens.
 
-  text_N, order_N  int32, may be memory-mapped files
+  text_N, order_N  int32, may be memory-mapped files; a part of a text has more text than order
   symbols          tokens are less than this
   window           a prefix with more rows is heavy
   """
@@ -93,7 +94,7 @@ class Suffixes:
     return cls(text_N, order_N, symbols, depth, window, _heavy(text_N, order_N, depth, window))
 
   def __len__(self) -> int:
-    return len(self.text_N)
+    return len(self.order_N)
 
   def interval(self, tokens: Sequence[int]) -> tuple[int, int]:
     """The rows whose suffixes begin with the tokens; (row, row) if none does.
@@ -148,6 +149,29 @@ class Suffixes:
         f'an n-gram of {length} tokens, and the index is sorted by {self.depth}; build it with a '
         'larger depth, or ask for shorter n-grams'
       )
+
+  def split(self, starts_P: np.ndarray, parts: int) -> list['Suffixes']:
+    """Parts of whole pages, with about as many tokens each, to be held by different devices.
+
+    An n-gram's rows in the parts add up to those in the whole, lower and upper bounds alike.
+
+    Raises: UserError for fewer pages than parts.
+    """
+    if parts > len(starts_P):
+      raise UserError(f'a collection of {len(starts_P)} pages cannot be split into {parts} parts')
+    pages = [0]  # the first of each part; every part has one
+    for i in range(1, parts):
+      nearest = int(np.searchsorted(starts_P, i * len(self) / parts))
+      pages.append(min(max(nearest, pages[-1] + 1), len(starts_P) - parts + i))
+    bounds = [*starts_P[pages].tolist(), len(self)]
+    return [self._part(lo, hi) for lo, hi in itertools.pairwise(bounds)]
+
+  def _part(self, lo: int, hi: int) -> 'Suffixes':
+    """The suffixes that begin in a range of positions, in their order."""
+    order = self.order_N[(self.order_N >= lo) & (self.order_N < hi)] - np.int32(lo)
+    text = self.text_N[lo : hi + self.depth]  # all that the order compares
+    heavy = _heavy(text, order, self.depth, self.window)
+    return dataclasses.replace(self, text_N=text, order_N=order, heavy=heavy)
 
   def save(self, folder: str | Path) -> None:
     """Writes the arrays and a note with their digests; replaces the folder."""
@@ -261,7 +285,7 @@ def _runs(text_N, order_N, lo: int, hi: int, depth: int) -> Rows:
 
 def _heavy(text_N, order_N, depth, window) -> Heavy:
   """The followers of all heavy prefixes that are shorter than `depth`, breadth first."""
-  prefixes = [(0, len(text_N), 0)]
+  prefixes = [(0, len(order_N), 0)]
   parts = []
   for lo, hi, length in prefixes:  # grows while it is read
     token, low, wide = _runs(text_N, order_N, lo, hi, length)
