@@ -129,6 +129,42 @@ def test_groups_carry_the_first_stage(groups):
   assert max(len(group.docs) for group in python_docs.groups('test', depth=3)) == 3
 
 
+def test_all_queries_have_their_own_page(groups):
+  for kind in ('judgements', 'test'):
+    every = list(sources.read('python_docs:?queries=all', kind))
+    assert len(every) == len(list(python_docs._queries(kind, python_docs.LIBRARY)))
+    found = [group for group in every if group.docs[-1].rank]
+    assert found == groups[kind] and len(found) < len(every)
+    for group in every:
+      own = [doc for doc in group.docs if doc.label == 4]
+      assert [doc.doc_id for doc in own] == [group.query_id]
+      if not own[0].rank:
+        assert own == [group.docs[-1]] and own[0].in_pool == (kind == 'judgements')
+        assert all(doc.in_pool for doc in group.docs[:-1])
+
+
+def test_several_splits_are_read_as_one(groups):
+  address = 'python_docs:?splits=clicks,candidates&queries=all'
+  got = list(sources.read(address, 'judgements'))
+  clicks = [click.query for click in python_docs.clicks()]
+  assert [group.query for group in got][: len(clicks)] == clicks
+  assert [group.query for group in got][len(clicks) :] == [g.query for g in groups['candidates']]
+
+
+@pytest.mark.parametrize(
+  ('options', 'kind', 'message'),
+  [
+    ('splits=train', 'test', 'no split train; choose of clicks, judgements, candidates, test'),
+    ('queries=some', 'test', 'queries=some: write all, or found'),
+    ('splits=test', 'clicks', 'clicks are one split'),
+    ('split=test', 'test', "cannot use the option 'split=test'"),
+  ],
+)
+def test_wrong_options(options, kind, message):
+  with pytest.raises(UserError, match=message):
+    sources.read(f'python_docs:?{options}', kind)
+
+
 def test_own_page_does_not_contain_its_query(groups, pages):
   clicks = [(c.query, c.summary) for c in python_docs.clicks()]
   # A few docstrings repeat themselves word for word further down.

@@ -57,31 +57,50 @@ def clicks(packages: tuple[str, ...] = LIBRARY) -> Iterator[Click]:
     yield Click(page.sentence, page.doc.title, page.doc.summary)
 
 
-def groups(kind: str, depth: int = 20, packages: tuple[str, ...] = LIBRARY) -> Iterator[Group]:
+def groups(
+  kind: str,
+  depth: int = 20,
+  packages: tuple[str, ...] = LIBRARY,
+  *,
+  splits: tuple[str, ...] = (),
+  unfound: bool = False,
+) -> Iterator[Group]:
   """The queries of a split, each with the top `depth` documents of BM25, their ranks and scores.
 
   `judgements` and `test` have labels 0..4 and contain only queries whose own page is among these
   documents; `candidates` are unjudged.
+
+  Args:
+    splits: those that are read, instead of the one that is called like the kind.
+    unfound: judgements and test have the other queries too. Their own page has no rank. In a test
+      it is not in the pool that is re-ranked.
   """
   if kind not in ('judgements', 'candidates', 'test'):
     raise ValueError(f'no groups of kind {kind!r}')
-  queries = list(_queries(kind, packages))
+  queries = [page for split in splits or (kind,) for page in _queries(split, packages)]
   pages = _pages(packages)
   ranking = _index(packages).top([page.sentence for page in queries], depth)
   for query, top in zip(queries, ranking, strict=True):
-    ranked = [(pages[i], rank, score) for rank, (i, score) in enumerate(top, 1)]
-    if not ranked or (kind != 'candidates' and all(page is not query for page, _, _ in ranked)):
-      continue
     docs = tuple(
-      dataclasses.replace(
-        page.doc,
-        label=UNJUDGED if kind == 'candidates' else label(query, page),
-        rank=rank,
-        score=score,
-      )
-      for page, rank, score in ranked
+      _in_group(kind, query, pages[i], rank=rank, score=score)
+      for rank, (i, score) in enumerate(top, 1)
     )
-    yield Group(query.doc.doc_id, query.sentence, docs)
+    if kind != 'candidates' and all(doc.doc_id != query.doc.doc_id for doc in docs):
+      if not unfound:
+        continue
+      docs += (_in_group(kind, query, query, in_pool=kind != 'test'),)
+    if docs:
+      yield Group(query.doc.doc_id, query.sentence, docs)
+
+
+def _in_group(kind: str, query: Page, page: Page, **known) -> Document:
+  judged = UNJUDGED if kind == 'candidates' else label(query, page)
+  return dataclasses.replace(page.doc, label=judged, **known)
+
+
+def module_words(packages: tuple[str, ...] = LIBRARY) -> dict[str, str]:
+  """{doc_id: the words of its module's name}, such as 'http client' of every page in it."""
+  return {page.doc.doc_id: _words(page.module) for page in _pages(packages)}
 
 
 def label(query: Page, page: Page) -> int:

@@ -225,11 +225,27 @@ def _row_files(scheme: str, rest: str, want: Want) -> Iterator[Click | Group | S
 
 def packages(rest: str) -> tuple[str, ...]:
   """The packages whose documentation an address of `python_docs:` reads."""
-  path, options = _options('python_docs', rest, ('packages', 'only'))
-  if path:
-    raise UserError(f'python_docs:{rest}: takes no path; write python_docs:?packages=numpy,jax')
+  options = _python_docs_options(rest)
   more, only = (tuple(filter(None, options.get(o, '').split(','))) for o in ('packages', 'only'))
   return (*(only or python_docs.LIBRARY), *more)
+
+
+def _python_docs_options(rest: str) -> dict[str, str]:
+  path, options = _options('python_docs', rest, ('packages', 'only', 'splits', 'queries'))
+  if path:
+    raise UserError(f'python_docs:{rest}: takes no path; write python_docs:?packages=numpy,jax')
+  unknown = set(filter(None, options.get('splits', '').split(','))) - set(python_docs.SHARES)
+  if unknown:
+    raise UserError(
+      f'python_docs:{rest}: has no split {", ".join(sorted(unknown))}; choose of '
+      f'{", ".join(python_docs.SHARES)}'
+    )
+  if options.get('queries', 'found') not in ('found', 'all'):
+    raise UserError(
+      f'python_docs:{rest}: queries={options["queries"]}: write all, or found for those whose '
+      'own page BM25 finds'
+    )
+  return options
 
 
 def _version(package: str) -> str:
@@ -240,10 +256,15 @@ def _version(package: str) -> str:
 def _python_docs(rest: str, want: Want) -> Iterator[Click | Group]:
   names = packages(rest)
   if want.kind == 'clicks':
+    if {'splits', 'queries'} & set(_python_docs_options(rest)):
+      raise UserError(f'python_docs:{rest}: clicks are one split; leave out splits and queries')
     return python_docs.clicks(names)
   _no_scores('python_docs', rest, want)
   kind = 'judgements' if want.kind == POOLED else want.kind  # this source labels every document
-  return python_docs.groups(kind, want.depth, names)
+  options = _python_docs_options(rest)
+  splits = tuple(filter(None, options.get('splits', '').split(',')))
+  every = options.get('queries') == 'all'
+  return python_docs.groups(kind, want.depth, names, splits=splits, unfound=every)
 
 
 def open_collection(address: str, depth: int = DEPTH) -> collection.Collection | None:
