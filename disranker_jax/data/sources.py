@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from disranker_jax.data import (
+  bright,
   collection,
   contents,
   field_names,
@@ -140,6 +141,8 @@ def fingerprint(address: str) -> list:
   scheme, rest = split(address)
   if scheme == 'python_docs':
     return [address, platform.python_version(), *map(_version, packages(rest))]
+  if scheme == 'bright':
+    return [address, *([str(file), contents.digest(file)] for file in _task(rest, DEPTH).files)]
   path, _, options = (rest, '', '') if scheme in ROW_READERS else rest.partition('?')
   path = Path(path).expanduser()
   files = sorted(path.iterdir()) if path.is_dir() else sorted(map(Path, glob.glob(str(path))))
@@ -287,6 +290,18 @@ def _dataset(rest: str, depth: int) -> irds.Dataset:
   return irds.Dataset(name, options, depth)
 
 
+def _task(rest: str, depth: int) -> bright.Task:
+  path, options = _options('bright', rest, bright.OPTIONS)
+  if not path:
+    raise UserError('bright: has no folder; write bright:DIR?task=biology')
+  return bright.Task(Path(path).expanduser(), options, depth)
+
+
+def _bright(rest: str, want: Want) -> Iterator[Click | Group]:
+  _no_scores('bright', rest, want)
+  return _collection(_task(rest, want.depth), want)
+
+
 def _trec(rest: str, want: Want) -> Iterator[Click | Group | Score]:
   path, options = _options('trec', rest, trec.OPTIONS)
   path = Path(path).expanduser()
@@ -345,6 +360,7 @@ SCHEMES: dict[str, tuple[Scheme, str]] = {
   'parquet': (functools.partial(_row_files, 'parquet'), 'parquet:data/*.parquet'),
   'trec': (_trec, 'trec:data/nfcorpus?qrels=qrels.txt&pool=run'),
   'ir_datasets': (_ir_datasets, 'ir_datasets:beir/nfcorpus/train'),
+  'bright': (_bright, 'bright:data/BRIGHT?task=biology'),
   'tfds': (_tfds, 'tfds:prepared/candidates'),
 }
 
@@ -352,6 +368,7 @@ SCHEMES: dict[str, tuple[Scheme, str]] = {
 COLLECTIONS: dict[str, Callable[[str, int], collection.Collection]] = {
   'trec': _folder,
   'ir_datasets': _dataset,
+  'bright': _task,
 }
 
 
