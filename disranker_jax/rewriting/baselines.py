@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from disranker_jax.data import python_docs, sources
 from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document
 from disranker_jax.rewriting.queries import Query
@@ -57,6 +58,19 @@ def rm3(
 
 def title(doc: Document) -> str:
   return doc.title
+
+
+def words_at(address: str) -> Callable[[Document], str]:
+  """The words of documents at an address that similar queries have in common, for `nearest`.
+
+  Those of the module in python_docs, because a page's own name is of no use to other queries; the
+  title elsewhere.
+  """
+  scheme, rest = sources.split(address)
+  if scheme != 'python_docs':
+    return title
+  modules = python_docs.module_words(sources.packages(rest))
+  return lambda doc: modules[doc.doc_id]
 
 
 def nearest(

@@ -63,5 +63,11 @@ class TestNearest:
     assert got == ['jumps bird']  # of two documents, and the first of one
 
 
+def test_words_of_python_are_those_of_the_module():
+  page = Document('http.client.HTTPConnection.close', 'http client HTTP Connection close', '')
+  assert baselines.words_at('python_docs:')(page) == 'http client'
+  assert baselines.words_at('trec:anywhere')(page) == page.title
+
+
 def test_best_of_is_the_first_of_the_best():
   assert baselines.best_of(np.array([[0.1, 0.3, 0.3], [2, 1, 0]])).tolist() == [1, 0]
