@@ -4,8 +4,8 @@ Sources: TongSearch QR (arXiv:2506.11603) and GRPO (arXiv:2402.03300); formulas 
 
   queries     queries with their positive documents; how a rewrite becomes what is searched
   rewards     how good a rewrite is: by embeddings, by BM25, by rules
+  embedder    an encoder that gives texts vectors, for the reward by embeddings
   objective   rewards -> advantages; the clipped surrogate, KL, sums over tokens
   baselines   rewrites without a trained model, which a rewriter has to beat
-  bright      the collection BRIGHT, with its excluded documents
-  query_bm25  BM25 on both sides, as BRIGHT's figures are computed with
+  query_bm25  BM25 on both sides, as BRIGHT's figures are computed (data/bright.py reads BRIGHT)
 """

@@ -1,7 +1,8 @@
 """Queries with the documents that answer them, and how a rewrite becomes what is searched."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from disranker_jax.config.settings import Key, at_least
@@ -31,6 +32,15 @@ class Query:
   positives: tuple[Document, ...]
   grades: Mapping[str, int] = dataclasses.field(default_factory=dict)
   excluded: frozenset[str] = frozenset()
+
+  @property
+  def relevant(self) -> dict[str, int]:
+    """{doc_id: label, at least 1} of the positives: the judgements that a search is measured by.
+
+    Where only the pool of a first stage has lower labels, as in python_docs, `grades` would favour
+    that first stage.
+    """
+    return {doc.doc_id: max(doc.label, 1) for doc in self.positives}
 
   @property
   def key(self) -> tuple[str, str]:
@@ -103,6 +113,30 @@ def check_collection(queries: Iterable[Query], documents: Iterable[Document]) ->
           f'query_id {query.query_id!r}: its document {doc.doc_id!r} is not in the collection that '
           'is searched; set config.data.documents to the address of all documents'
         )
+
+
+def found(
+  top: Callable[[Sequence, int], list[list[tuple[int, float]]]],
+  ids: Sequence[str],
+  queries: Sequence[Query],
+  searches: Sequence,
+  depth: int,
+) -> list[dict[str, float]]:
+  """{doc_id: score} of the best `depth` documents, best first, that each query's search finds.
+
+  Its excluded documents are taken out before the ranking is cut.
+
+  Args:
+    top: of an index, such as BM25.top for texts and BM25.top_weighted for weights of words.
+    ids: of the indexed documents, in order.
+    searches: of each query, what `top` reads, see `searched`.
+  """
+  most = depth + max((len(query.excluded) for query in queries), default=0)
+  rankings = []
+  for query, best in zip(queries, top(searches, most), strict=True):
+    kept = ((ids[i], score) for i, score in best if ids[i] not in query.excluded)
+    rankings.append(dict(itertools.islice(kept, depth)))
+  return rankings
 
 
 def searched(query: str, rewrite: str, mode: str = 'append', repeat: int = 2) -> str:

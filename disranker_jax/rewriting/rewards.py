@@ -142,8 +142,9 @@ class Ranking:
     self._own: dict[tuple[str, str], float] = {}
 
   def __call__(self, queries_G: Sequence[Query], rewrites: Sequence[Sequence[str]]) -> np.ndarray:
-    new = {query.key: query for query in queries_G if query.key not in self._own}
-    self._own |= zip(new, self._values(new.values(), [q.text for q in new.values()]), strict=True)
+    new = list({query.key: query for query in queries_G if query.key not in self._own}.values())
+    own = self._values(new, [query.text for query in new])
+    self._own |= {query.key: value for query, value in zip(new, own, strict=True)}
     pairs = [
       (query, queries.searched(query.text, text, self._mode, self._repeat))
       for query, each in zip(queries_G, rewrites, strict=True)
@@ -152,17 +153,17 @@ class Ranking:
     values_GS = np.reshape(self._values(*zip(*pairs, strict=True)), (len(queries_G), -1))
     return values_GS - np.array([[self._own[query.key]] for query in queries_G])
 
-  def _values(self, queries_N, texts: Sequence[str]) -> list[float]:
-    """nDCG of each text as a search of its query; equal texts are searched once."""
-    most = DEPTH + max((len(query.excluded) for query in queries_N), default=0)
+  def _values(self, queries_N: Sequence[Query], texts: Sequence[str]) -> list[float]:
+    """nDCG of each text as a search of its query."""
+    rankings = queries.found(self._top, self._ids, queries_N, texts, DEPTH)
+    pairs = zip(queries_N, rankings, strict=True)
+    return [metrics.ndcg(list(ranking), query.relevant, DEPTH) for query, ranking in pairs]
+
+  def _top(self, texts: Sequence[str], k: int) -> list[list[tuple[int, float]]]:
+    """Equal texts are searched once."""
     different = list(dict.fromkeys(texts))
-    found = dict(zip(different, self._index.top(different, most), strict=True))
-    values = []
-    for query, text in zip(queries_N, texts, strict=True):
-      ids = [name for i, _ in found[text] if (name := self._ids[i]) not in query.excluded]
-      grades = {doc.doc_id: max(doc.label, 1) for doc in query.positives}
-      values.append(metrics.ndcg(ids, grades, DEPTH))
-    return values
+    by_text = dict(zip(different, self._index.top(different, k), strict=True))
+    return [by_text[text] for text in texts]
 
 
 def repetition(queries_G: Sequence[Query], rewrites: Sequence[Sequence[str]]) -> np.ndarray:

@@ -4,6 +4,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from disranker_jax.data import store
+from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline.stage import Run
@@ -33,7 +34,8 @@ class TestReading:
 
   def test_queries_without_a_positive_are_left_out_of_training_and_counted(self, tmp_path, capsys):
     run = run_of(tmp_path, min_relevance=2)
-    assert [query.query_id for query in queries.training(run)] == ['1']
+    (kept,) = queries.training(run)
+    assert kept.relevant == {'a': 2} and kept.grades == {'a': 2, 'b': 1}
     assert '1 of 2 queries have no document with a label of 2 or better' in capsys.readouterr().err
     # A test without them would look better than it is.
     assert [len(query.positives) for query in queries.test(run)] == [1, 0]
@@ -59,6 +61,18 @@ class TestReading:
     queries.check_collection(found, GROUPS[0].docs)
     with pytest.raises(UserError, match=r"query_id '1': its document 'b' .*config.data.documents"):
       queries.check_collection(found, GROUPS[0].docs[:1])
+
+
+def test_excluded_documents_are_removed_before_the_ranking_is_cut():
+  docs = [Document(name, 'red fox', '') for name in 'abcd']
+  asked = [
+    queries.Query(str(i), '', (), excluded=frozenset(ids)) for i, ids in enumerate(('', 'ac'))
+  ]
+  got = queries.found(BM25(docs).top, 'abcd', asked, ['red', 'fox'], 2)
+  assert [list(ranking) for ranking in got] == [['a', 'b'], ['b', 'd']]
+  weighted = queries.found(BM25(docs).top_weighted, 'abcd', asked, [{'red': 2.0}, {'fox': 1.0}], 2)
+  assert [list(ranking) for ranking in weighted] == [['a', 'b'], ['b', 'd']]
+  assert weighted[0]['a'] == pytest.approx(2 * got[0]['a'])
 
 
 class TestSearched:

@@ -7,7 +7,6 @@ from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 from disranker_jax.rewriting import rewards
-from disranker_jax.rewriting.embedder import Embedder
 from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.rewards import Embedding, Ranking, Reward
 
@@ -64,31 +63,6 @@ class TestEmbedding:
       reward(both, [['str split', 'a b', 'join'], ['str', 'c', 'command']])
     fixed = ['cut', 'divide', *(rewards.document_text(doc) for doc in (DOCS[0], DOCS[2]))]
     assert [embed.asked.count(text) for text in fixed] == [1, 1, 1, 1]
-
-
-class TestEmbedder:
-  def test_a_vector_does_not_depend_on_other_texts(self):
-    embed = Embedder('tiny-encoder', 32, 'float32')
-    texts = [f'{"word " * (i % 20)}{i}' for i in range(60)]
-    together = embed(texts)
-    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
-    alone = np.concatenate([embed([text]) for text in texts[:5]])
-    np.testing.assert_allclose(together[:5], alone, atol=1e-5)
-    backwards = embed(texts[::-1] + texts[:1])
-    np.testing.assert_allclose(backwards[:-1][::-1], together, atol=1e-5)
-    assert (backwards[-1] == backwards[-2]).all()
-
-  def test_what_is_cut_is_said_once(self, capsys):
-    embed = Embedder('tiny-encoder', 8, 'float32')
-    embed(['a b c'])
-    assert capsys.readouterr().err == ''
-    embed(['one two three four five six seven eight', 'a'])
-    embed(['one two three four five six seven eight nine'])
-    assert capsys.readouterr().err.count('1 of 2 texts have more than 8 tokens') == 1
-
-  def test_a_decoder_is_refused(self):
-    with pytest.raises(UserError, match='tiny-decoder: is a decoder'):
-      Embedder('tiny-decoder', 32)
 
 
 class TestRanking:

@@ -1,4 +1,4 @@
-"""Vectors and rewards by embeddings are those of sentence-transformers."""
+"""Vectors of texts, and the rewards by them, are those of sentence-transformers."""
 
 import json
 
@@ -55,3 +55,29 @@ def test_other_modules_are_refused(kinds, pooling, message, tmp_path):
   (tmp_path / 'modules.json').write_text(json.dumps(rows))
   with pytest.raises(UserError, match=message):
     Embedder(str(tmp_path), 32)
+
+
+def test_a_vector_does_not_depend_on_other_texts():
+  embed = Embedder('tiny-encoder', 32, 'float32')
+  texts = [f'{"word " * (i % 20)}{i}' for i in range(60)]
+  together = embed(texts)
+  np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+  alone = np.concatenate([embed([text]) for text in texts[:5]])
+  np.testing.assert_allclose(together[:5], alone, atol=1e-5)
+  backwards = embed(texts[::-1] + texts[:1])
+  np.testing.assert_allclose(backwards[:-1][::-1], together, atol=1e-5)
+  assert (backwards[-1] == backwards[-2]).all()
+
+
+def test_what_is_cut_is_said_once(capsys):
+  embed = Embedder('tiny-encoder', 8, 'float32')
+  embed(['a b c'])
+  assert capsys.readouterr().err == ''
+  embed(['one two three four five six seven eight', 'a'])
+  embed(['one two three four five six seven eight nine'])
+  assert capsys.readouterr().err.count('1 of 2 texts have more than 8 tokens') == 1
+
+
+def test_a_decoder_is_refused():
+  with pytest.raises(UserError, match='tiny-decoder: is a decoder'):
+    Embedder('tiny-decoder', 32)
