@@ -151,8 +151,29 @@ def test_for_retrieval_every_query_has_its_own_page_as_the_only_judged_one(group
     list(sources.read(f'python_docs:{o}', 'candidates')) for o in ('', '?judged=page')
   )
   assert plain == other
-  with pytest.raises(UserError, match='judged=pages is none of rule and page'):
+  with pytest.raises(UserError, match='judged=pages is none of rule, page'):
     list(sources.read('python_docs:?judged=pages', 'test'))
+
+
+def test_several_splits_are_read_as_one(groups):
+  address = 'python_docs:?splits=clicks,candidates&judged=page'
+  got = list(sources.read(address, 'judgements'))
+  clicks = [click.query for click in python_docs.clicks()]
+  assert [group.query for group in got][: len(clicks)] == clicks
+  assert [group.query for group in got][len(clicks) :] == [g.query for g in groups['candidates']]
+
+
+@pytest.mark.parametrize(
+  ('options', 'kind', 'message'),
+  [
+    ('splits=train', 'test', 'splits=train is none of clicks, judgements, candidates, test'),
+    ('splits=test', 'clicks', 'clicks are one split'),
+    ('split=test', 'test', "cannot use the option 'split=test'"),
+  ],
+)
+def test_wrong_options(options, kind, message):
+  with pytest.raises(UserError, match=message):
+    sources.read(f'python_docs:?{options}', kind)
 
 
 def test_own_page_does_not_contain_its_query(groups, pages):

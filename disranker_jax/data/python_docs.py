@@ -60,7 +60,12 @@ def clicks(packages: tuple[str, ...] = LIBRARY) -> Iterator[Click]:
 
 
 def groups(
-  kind: str, depth: int = 20, packages: tuple[str, ...] = LIBRARY, judged: str = RULE
+  kind: str,
+  depth: int = 20,
+  packages: tuple[str, ...] = LIBRARY,
+  *,
+  judged: str = RULE,
+  splits: tuple[str, ...] = (),
 ) -> Iterator[Group]:
   """The queries of a split, each with the top `depth` documents of BM25, their ranks and scores.
 
@@ -69,10 +74,11 @@ def groups(
     PAGE  for retrieval from the whole collection: every query; its own page has label 1 and the
           other documents none. A page that BM25 does not find follows them, with rank 0, outside of
           the pool
+  `splits` are read instead of the one that is called like the kind.
   """
   if kind not in ('judgements', 'candidates', 'test'):
     raise ValueError(f'no groups of kind {kind!r}')
-  queries = list(_queries(kind, packages))
+  queries = [page for split in splits or (kind,) for page in _queries(split, packages)]
   pages = _pages(packages)
   ranking = _index(packages).top([page.sentence for page in queries], depth)
   for query, top in zip(queries, ranking, strict=True):
@@ -92,6 +98,11 @@ def groups(
     if kind != 'candidates' and not is_found:
       docs.append(dataclasses.replace(query.doc, label=label(query, query, judged), in_pool=False))
     yield Group(query.doc.doc_id, query.sentence, tuple(docs))
+
+
+def module_words(packages: tuple[str, ...] = LIBRARY) -> dict[str, str]:
+  """{doc_id: the words of its module's name}, such as 'http client' of every page in it."""
+  return {page.doc.doc_id: _words(page.module) for page in _pages(packages)}
 
 
 def label(query: Page, page: Page, judged: str = RULE) -> int:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from disranker_jax.data import (
+  bright,
   collection,
   contents,
   field_names,
@@ -140,6 +141,8 @@ def fingerprint(address: str) -> list:
   scheme, rest = split(address)
   if scheme == 'python_docs':
     return [address, platform.python_version(), *map(_version, packages(rest))]
+  if scheme == 'bright':
+    return [address, *([str(file), contents.digest(file)] for file in _task(rest, DEPTH).files)]
   path, _, options = (rest, '', '') if scheme in ROW_READERS else rest.partition('?')
   path = Path(path).expanduser()
   files = sorted(path.iterdir()) if path.is_dir() else sorted(map(Path, glob.glob(str(path))))
@@ -232,14 +235,15 @@ def packages(rest: str) -> tuple[str, ...]:
 
 def _of_python_docs(rest: str) -> dict[str, str]:
   """The options of an address. Raises: UserError."""
-  path, options = _options('python_docs', rest, ('packages', 'only', 'judged'))
+  path, options = _options('python_docs', rest, ('packages', 'only', 'judged', 'splits'))
   if path:
     raise UserError(f'python_docs:{rest}: takes no path; write python_docs:?packages=numpy,jax')
-  if options.get('judged', python_docs.RULE) not in python_docs.JUDGED:
-    raise UserError(
-      f'python_docs:{rest}: judged={options["judged"]} is none of '
-      f'{" and ".join(python_docs.JUDGED)}; docs/data.md has both'
-    )
+  for name, known in (('judged', python_docs.JUDGED), ('splits', python_docs.SHARES)):
+    if wrong := [part for part in options.get(name, '').split(',') if part and part not in known]:
+      raise UserError(
+        f'python_docs:{rest}: {name}={",".join(wrong)} is none of {", ".join(known)}; docs/data.md '
+        'has them'
+      )
   return options
 
 
@@ -251,11 +255,15 @@ def _version(package: str) -> str:
 def _python_docs(rest: str, want: Want) -> Iterator[Click | Group]:
   names = packages(rest)
   if want.kind == 'clicks':
+    if 'splits' in _of_python_docs(rest):
+      raise UserError(f'python_docs:{rest}: clicks are one split; leave out splits')
     return python_docs.clicks(names)
   _no_scores('python_docs', rest, want)
   kind = 'judgements' if want.kind == POOLED else want.kind  # this source labels every document
-  judged = _of_python_docs(rest).get('judged', python_docs.RULE)
-  return python_docs.groups(kind, want.depth, names, judged)
+  options = _of_python_docs(rest)
+  splits = tuple(filter(None, options.get('splits', '').split(',')))
+  judged = options.get('judged', python_docs.RULE)
+  return python_docs.groups(kind, want.depth, names, judged=judged, splits=splits)
 
 
 def open_collection(address: str, depth: int = DEPTH) -> collection.Collection | None:
@@ -276,6 +284,18 @@ def _dataset(rest: str, depth: int) -> irds.Dataset:
   if not name:
     raise UserError('ir_datasets: has no dataset id; write ir_datasets:ID, see ir-datasets.com')
   return irds.Dataset(name, options, depth)
+
+
+def _task(rest: str, depth: int) -> bright.Task:
+  path, options = _options('bright', rest, bright.OPTIONS)
+  if not path:
+    raise UserError('bright: has no folder; write bright:DIR?task=biology')
+  return bright.Task(Path(path).expanduser(), options, depth)
+
+
+def _bright(rest: str, want: Want) -> Iterator[Click | Group]:
+  _no_scores('bright', rest, want)
+  return _collection(_task(rest, want.depth), want)
 
 
 def _trec(rest: str, want: Want) -> Iterator[Click | Group | Score]:
@@ -336,6 +356,7 @@ SCHEMES: dict[str, tuple[Scheme, str]] = {
   'parquet': (functools.partial(_row_files, 'parquet'), 'parquet:data/*.parquet'),
   'trec': (_trec, 'trec:data/nfcorpus?qrels=qrels.txt&pool=run'),
   'ir_datasets': (_ir_datasets, 'ir_datasets:beir/nfcorpus/train'),
+  'bright': (_bright, 'bright:data/BRIGHT?task=biology'),
   'tfds': (_tfds, 'tfds:prepared/candidates'),
 }
 
@@ -343,6 +364,7 @@ SCHEMES: dict[str, tuple[Scheme, str]] = {
 COLLECTIONS: dict[str, Callable[[str, int], collection.Collection]] = {
   'trec': _folder,
   'ir_datasets': _dataset,
+  'bright': _task,
 }
 
 

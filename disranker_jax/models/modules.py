@@ -85,6 +85,24 @@ def head(folder: str | Path) -> list[Module]:
   return others
 
 
+def embedding(folder: str | Path) -> str:
+  """How an embedding model makes one vector of a text's hidden states: 'cls' or 'mean'.
+
+  'mean' where the folder has no modules.json. Raises: UserError for modules that do more.
+  """
+  file = Path(folder) / 'modules.json'
+  if not file.is_file():
+    return 'mean'
+  found = [_module(Path(folder), row) for row in _read(file, list)]
+  kinds = [module.kind for module in found if module.kind != 'Normalize']
+  if kinds != ['Transformer', 'Pooling']:
+    raise UserError(f'{file}: the modules {", ".join(kinds)} are not supported for embeddings')
+  mode = _pooling(next(module.config for module in found if module.kind == 'Pooling'))
+  if mode not in ('cls', 'mean'):
+    raise UserError(f'{file}: the pooling {mode!r} is neither cls nor mean')
+  return mode
+
+
 def classifier(modules: list[Module], kinds: tuple[str, ...], config: dict) -> dict:
   """The head as ModernBERT's keys of config.json; `kinds` are the modules that a family computes.
 

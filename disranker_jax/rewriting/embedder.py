@@ -1,0 +1,92 @@
+"""An encoder as it comes, without training: one vector per text, for the reward by similarity."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from disranker_jax.data import tokenising
+from disranker_jax.data.batches import Shape
+from disranker_jax.data.bundles import Bundle
+from disranker_jax.data.encoded import Encoded
+from disranker_jax.data.pool import pack
+from disranker_jax.data.prompts import PairPrompt
+from disranker_jax.devices import sharding
+from disranker_jax.errors import UserError
+from disranker_jax.models import modules, pooling
+from disranker_jax.models.load import open_model
+from disranker_jax.models.settings import defaults
+from disranker_jax.progress import say
+
+ROWS = 8  # of a batch; 64 rewrites of 24 tokens are one batch
+MAX_LEN = 256  # tokens of a text with its special tokens, as all-MiniLM-L6-v2 was trained
+
+
+class Embedder:
+  """Texts to vectors of length 1, as sentence-transformers computes them.
+
+  It runs on one device of this process: a reward is computed where the samples are.
+
+  Args:
+    name: an encoder that embeds texts: a folder or a name of docs/models.md. Its vector is that of
+      its first token where its modules.json says so, else the mean of all its tokens.
+    max_len: longer texts are cut; the first time a line says so.
+
+  Raises: UserError for a decoder, and for a longer `max_len` than the model reads.
+  """
+
+  def __init__(self, name: str, max_len: int = MAX_LEN, precision: str = 'auto'):
+    settings = defaults(model=name, max_len=max_len, row_len=max_len, precision=precision)
+    model = open_model(settings, 'rank')
+    if model.network.causal:
+      raise UserError(f'{name}: is a decoder; an encoder embeds texts, such as minilm-l6')
+    self.name, self._tokenizer, self._network = name, model.tokenizer, model.network
+    self._max_len, self._cut = max_len, False
+    before, _, after, _ = PairPrompt(model.tokenizer, max_len, max_len).frame
+    self._ends = before, after
+    self._shape = Shape(ROWS, max_len, 1)
+    mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.local_devices()[:1])
+    self._variables = model.pretrained(0, mesh)
+    mode = modules.embedding(model.folder)
+    self._pooling = pooling.token if mode == 'cls' else pooling.mean
+    self._embed = jax.jit(self._vectors)
+
+  def __call__(self, texts: Sequence[str]) -> np.ndarray:
+    """The vectors of one or more texts: [N, D] fp32. Equal texts are computed once."""
+    places = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    vectors: list[np.ndarray] = [None] * len(places)
+    encoded = ((Bundle.alone(each), [i]) for i, each in enumerate(self._encode(list(places))))
+    for keys, batch in pack(encoded, self._shape):
+      found_XD = np.asarray(self._embed(self._variables, batch))
+      for key, vector in zip(keys, found_XD, strict=False):
+        vectors[key] = vector
+    return np.stack([vectors[places[text]] for text in texts])
+
+  def _encode(self, texts: list[str]) -> list[Encoded]:
+    before, after = self._ends
+    room = self._max_len - len(before) - len(after)
+    rows = tokenising.text_ids(self._tokenizer, texts)
+    if not self._cut and (longer := sum(len(ids) > room for ids in rows)):
+      self._cut = True
+      say(
+        f'{self.name}: {longer} of {len(rows)} texts have more than {self._max_len} tokens; only '
+        'these many are embedded, of later texts too'
+      )
+    return [
+      Encoded(ids := np.array([*before, *row[:room], *after], np.int32), np.zeros_like(ids), 0)
+      for row in rows
+    ]
+
+  def _vectors(self, variables, batch) -> jax.Array:
+    hidden_BTD = self._network.hidden(variables, batch)
+    vectors_XD = self._pooling(hidden_BTD, batch)[0].astype(jnp.float32)
+    norms_X1 = jnp.linalg.norm(vectors_XD, axis=-1, keepdims=True)
+    return vectors_XD / jnp.maximum(norms_X1, 1e-12)
+
+
+@functools.lru_cache(maxsize=2)
+def shared(name: str) -> Embedder:
+  """The embedder of a name, opened once in a process: baselines and rewards use the same."""
+  return Embedder(name)
