@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / 'configs' / 'tiny.py')
 BENCHES = (
   'batches',
+  'beams',
   'data',
   'growth',
   'latency',
@@ -29,6 +30,7 @@ BENCHES = (
   'score',
   'serve',
   'soak',
+  'suffixes',
   'train',
 )
 

@@ -5,7 +5,9 @@ Sources: SEAL (arXiv:2204.10628), MINDER (arXiv:2305.16675), LTRGR (arXiv:2306.1
 
   pages      the collection as one text of token ids: titles, bodies, pseudo-queries
   suffixes   the sorted suffixes of that text: which tokens may follow, how often, and where
-  beams      beam search on the device that writes n-grams of the collection only
+  frontier   the same on the device: the best tokens after the n-grams of a beam
+  decoding   the device program of a search: a prompt's cache in, the beams of all steps out
+  beams      beam search that writes n-grams of the collection only
   evidence   n-grams -> pages
   ngrams     the same scores with gradients, for training
   stages     index, memorise, retrieve, ltrgr, align, search

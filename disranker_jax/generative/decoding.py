@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from disranker_jax.generative import frontier
 from disranker_jax.generative.frontier import Rows, Widths
+from disranker_jax.generative.suffixes import LIGHT
 from disranker_jax.models import generate, layers
 
 
@@ -70,16 +71,19 @@ def search(network, plan, variables, index, start, caches, last_BD, segments_RS)
   pads_R1 = jnp.sum(segments_RS == 0, axis=1, keepdims=True)
   body, head = generate.operands(network, variables)
 
-  def step(rows, score_BM, hidden_RD, number, widths):
+  def step(rows, score_BM, hidden_RD, number, widths, more=()):
     logits_RV = network.module.apply(head, hidden_RD, method='logits')
     logits_BMV = logits_RV.reshape(*score_BM.shape, -1)
-    follow = frontier.candidates(index, rows, len(view.start) + number, widths)
-    scores_SBMC = frontier.scores(follow, logits_BMV, score_BM, plan.end)
-    rows_new, chosen = _choose(plan, follow, rows, scores_SBMC)
-    out = chosen._asdict() | {'lo': rows_new.lo.sum(0), 'hi': rows_new.hi.sum(0)}
+    depth = len(view.start) + number
+    chosen, *single = frontier.choose(
+      index, rows, depth, widths, logits_BMV, score_BM, plan.end, (view.beams, *more)
+    )
+    descend = functools.partial(frontier.descend, index, rows, depth, widths.light)
+    rows, chosen = _with_rows(descend, chosen)
+    out = chosen._asdict() | {'lo': rows.lo.sum(0), 'hi': rows.hi.sum(0)}
     if view.anchor is not None:
-      out |= _ended(plan, follow, rows, score_BM, logits_BMV)
-    return rows_new, chosen, out, (scores_SBMC, follow.token)
+      out |= _ended(plan, descend, score_BM, logits_BMV)
+    return rows, chosen, out, single
 
   def one_token(state, number):
     rows, chosen, caches = state
@@ -94,13 +98,13 @@ def search(network, plan, variables, index, start, caches, last_BD, segments_RS)
 
   rows = Rows(*(jnp.broadcast_to(x[:, None, None], (len(x), B, 1)) for x in start))
   last_BD = layers.constrain(last_BD)
-  rows, chosen, first, scored = step(rows, jnp.zeros((B, 1)), last_BD, 0, plan.first)
+  more = (view.unigrams,) if view.unigrams else ()
+  rows, chosen, first, single = step(rows, jnp.zeros((B, 1)), last_BD, 0, plan.first, more)
   numbers = jnp.arange(1, view.length)
   (_, _, caches), later = jax.lax.scan(one_token, (rows, chosen, caches), numbers)
   arrays = {name: jnp.concatenate([first[name][None], x]) for name, x in later.items()}
-  if view.unigrams:
-    single = frontier.best(*scored, view.unigrams)
-    arrays |= {'unigram': single.token, 'unigram_score': single.score}
+  for best in single:
+    arrays |= {'unigram': best.token, 'unigram_score': best.score}
   # The caches are returned so that the loop can work in the memory of those that it was given.
   return arrays, caches
 
@@ -113,21 +117,20 @@ def _reordered(x_RKSE, parent_BM, plan):
   return jax.lax.dynamic_update_slice_in_dim(x_RKSE, moved, plan.prompt, axis=2)
 
 
-def _choose(plan, follow, rows, scores_SBMC):
+def _with_rows(descend, chosen):
   """The beams that go on, and their rows; a beam that there is not has no rows, and token 0."""
-  chosen = frontier.best(scores_SBMC, follow.token, plan.view.beams)
   is_there = chosen.score > -jnp.inf
   chosen = chosen._replace(token=jnp.where(is_there, chosen.token, 0))
-  new = frontier.descend(follow, rows, chosen.parent, chosen.token)
-  none = Rows(0, 0, -1)
-  return Rows(*(jnp.where(is_there[None], x, no) for x, no in zip(new, none, strict=True))), chosen
+  rows = descend(chosen.parent, chosen.token)
+  none = Rows(0, 0, LIGHT)
+  return Rows(*(jnp.where(is_there[None], x, no) for x, no in zip(rows, none, strict=True))), chosen
 
 
-def _ended(plan, follow, rows, score_BM, logits_BMV):
+def _ended(plan, descend, score_BM, logits_BMV):
   """The beams with the end token, where it follows them."""
   B, M = score_BM.shape
   parent_BM = jnp.broadcast_to(jnp.arange(M), (B, M))
-  new = frontier.descend(follow, rows, parent_BM, jnp.full((B, M), plan.end))
+  new = descend(parent_BM, jnp.full((B, M), plan.end))
   lo, hi = new.lo.sum(0), new.hi.sum(0)
   logprob = logits_BMV[..., plan.end] - jax.nn.logsumexp(logits_BMV, axis=-1)
   score = jnp.where(hi > lo, score_BM + logprob, -jnp.inf)

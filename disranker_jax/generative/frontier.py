@@ -24,6 +24,7 @@ class Index(NamedTuple):
   order_SN: jax.Array
   first_SH: jax.Array
   token_SF: jax.Array
+  low_SF: jax.Array
   wide_SF: jax.Array
   child_SF: jax.Array
 
@@ -40,30 +41,28 @@ class Rows(NamedTuple):
   number: jax.Array
 
 
-class Candidates(NamedTuple):
-  """What follows each beam, [S, B, M, C]: tokens in ascending order, and their rows.
-
-  token  may have several entries, one for each row; -1: the end of the text, or padding
-  wide   how many rows an entry stands for; 0: padding
-  child  the number of the beam and token as a heavy prefix, or LIGHT
-  """
-
-  token: jax.Array
-  wide: jax.Array
-  child: jax.Array
-
-
-PADDING = Candidates(-1, 0, suffixes.LIGHT)
-
-
 class Widths(NamedTuple):
-  """How many candidates are looked at: rows of a light prefix, followers of a heavy one.
+  """How many candidates of a beam are looked at: rows of a light prefix, followers of a heavy one.
 
   0 where all prefixes are of the other kind.
   """
 
   light: int
   heavy: int
+
+  def tiers(self) -> list[int]:
+    """The numbers of a heavy prefix's followers for which there is a program of its own.
+
+    Most steps have no heavy prefix, or none with many followers.
+    """
+    if not self.light:
+      return [self.heavy]
+    between = [self.light * 8**power for power in range(8)]
+    return [
+      0,
+      *(width for width in between if width < self.heavy),
+      *[self.heavy] * (self.heavy > 0),
+    ]
 
 
 class Chosen(NamedTuple):
@@ -93,38 +92,73 @@ def stack(parts: Sequence[Suffixes], slack: int) -> Index:
     padded([p.heavy.first for p in parts], 0, 0),
     *(
       padded([getattr(p.heavy, name) for p in parts], slack, 0)
-      for name in ('token', 'wide', 'child')
+      for name in ('token', 'low', 'wide', 'child')
     ),
   )
 
 
-def candidates(index: Index, rows: Rows, depth: jax.Array | int, widths: Widths) -> Candidates:
-  """What follows the n-grams of `depth` tokens, [S, B, M, C]."""
-  return jax.vmap(lambda index, rows: _candidates(index, rows, depth, widths))(index, rows)
+def choose(
+  index: Index, rows: Rows, depth: jax.Array | int, widths: Widths, logits_BMV: jax.Array,
+  score_BM: jax.Array, barred: int, counts: Sequence[int],
+) -> list[Chosen]:  # fmt: skip
+  """The best tokens after the beams' n-grams of `depth` tokens: for each of `counts`, so many.
+
+  What must not be written is no candidate: what is no token of the model, such as an anchor, and
+  the token `barred`. Log-probabilities are those of the whole vocabulary.
+  """
+  norm_BM1 = jax.nn.logsumexp(logits_BMV, axis=-1, keepdims=True)
+  tiers = widths.tiers()
+
+  def with_heavy(width):
+    def of_part(index, rows):
+      token = _candidates(index, rows, depth, Widths(widths.light, width))
+      score = _scores(token, logits_BMV, norm_BM1, score_BM, barred)
+      return [_best(score, token, count) for count in counts]
+
+    each = jax.vmap(of_part)(index, rows)  # over S
+    return [_merged(x, count) for x, count in zip(each, counts, strict=True)]
+
+  if len(tiers) == 1:
+    return with_heavy(tiers[0])
+  first, last = jax.vmap(_followers)(index, rows)
+  most = jnp.max(last - first)
+  tier = sum((most > width).astype(jnp.int32) for width in tiers[:-1])
+  return jax.lax.switch(tier, [functools.partial(with_heavy, width) for width in tiers])
+
+
+def _followers(index, rows):
+  """Where the followers of heavy prefixes begin and end, [B, M] each; for light ones nowhere."""
+  number = jnp.maximum(rows.number, 0)
+  first, last = index.first_SH[number], index.first_SH[number + 1]
+  return first, jnp.where(rows.number >= 0, last, first)
 
 
 def _candidates(index, rows, depth, widths):
-  """`candidates` of one part."""
+  """The tokens that follow in one part, [B, M, C], ascending.
+
+  A token may have several places, one for each row. -1 stands for the end of the text, and pads.
+  """
   found = []
   if widths.light:
-    is_there = _is_below(rows.hi - rows.lo, widths.light)
-    start_BMC = _pieces(index.order_SN, rows.lo, widths.light)
-    token = jnp.where(is_there, index.text_SN[start_BMC + depth], PADDING.token)
-    found.append((token, is_there.astype(jnp.int32), jnp.full_like(token, PADDING.child)))
+    found.append(_row_tokens(index, rows, depth, widths.light))
   if widths.heavy:
-    number = jnp.maximum(rows.number, 0)
-    first, last = index.first_SH[number], index.first_SH[number + 1]
-    is_there = _is_below(last - first, widths.heavy)
-    arrays = zip((index.token_SF, index.wide_SF, index.child_SF), PADDING, strict=True)
-    found.append([jnp.where(is_there, _pieces(x, first, widths.heavy), no) for x, no in arrays])
+    first, last = _followers(index, rows)
+    token = _pieces(index.token_SF, first, widths.heavy)
+    found.append(jnp.where(_is_below(last - first, widths.heavy), token, -1))
   if len(found) == 1:
-    return Candidates(*found[0])
+    return found[0]
   is_heavy, width = (rows.number >= 0)[..., None], max(widths)
-  columns = zip(*found, PADDING, strict=True)
-  return Candidates(*(
-    jnp.where(is_heavy, _widened(heavy, width, no), _widened(light, width, no))
-    for light, heavy, no in columns
-  ))  # fmt: skip
+  light, heavy = (
+    jnp.pad(x, ((0, 0), (0, 0), (0, width - x.shape[-1])), constant_values=-1) for x in found
+  )
+  return jnp.where(is_heavy, heavy, light)
+
+
+def _row_tokens(index, rows, depth, width):
+  """The tokens after n-grams of `depth` tokens in the first `width` of their rows, -1 behind."""
+  start_BMC = _pieces(index.order_SN, rows.lo, width)
+  is_row = _is_below(rows.hi - rows.lo, width)
+  return jnp.where(is_row, index.text_SN[start_BMC + depth], -1)
 
 
 def _is_below(count_BM, width):
@@ -138,37 +172,16 @@ def _pieces(x_N, start_BM, width):
   return jax.vmap(jax.vmap(piece))(start_BM)
 
 
-def _widened(x, width, value):
-  return jnp.pad(x, ((0, 0), (0, 0), (0, width - x.shape[-1])), constant_values=value)
-
-
-def scores(
-  follow: Candidates, logits_BMV: jax.Array, score_BM: jax.Array, barred: int
-) -> jax.Array:
-  """Scores [S, B, M, C] of the beams with each candidate, -inf for what must not be written.
-
-  That is what is no token of the model, such as an anchor; the token `barred`; a token's further
-  rows. The log-probabilities are those of the whole vocabulary.
-  """
-  norm_BM1 = jax.nn.logsumexp(logits_BMV, axis=-1, keepdims=True)
-
-  def of_part(token):
-    before = jnp.pad(token, ((0, 0), (0, 0), (1, 0)), constant_values=PADDING.token)[..., :-1]
-    is_new = (token != before) & (token >= 0) & (token < logits_BMV.shape[-1]) & (token != barred)
-    logits = jnp.take_along_axis(logits_BMV, jnp.where(is_new, token, 0), axis=-1)
-    return jnp.where(is_new, score_BM[..., None] + (logits - norm_BM1), -jnp.inf)
-
-  return jax.vmap(of_part)(follow.token)
-
-
-def best(score_SBMC: jax.Array, token_SBMC: jax.Array, count: int) -> Chosen:
-  """The `count` best candidates of each query in all parts, each (parent, token) once."""
-  each = jax.vmap(functools.partial(_best, count=count))(score_SBMC, token_SBMC)
-  return Chosen(*(x[0] for x in each)) if len(each.score) == 1 else _merged(each, count)
+def _scores(token, logits_BMV, norm_BM1, score_BM, barred):
+  """Scores [B, M, C] of the beams with each candidate, -inf for what must not be written."""
+  before = jnp.pad(token, ((0, 0), (0, 0), (1, 0)), constant_values=-1)[..., :-1]
+  is_new = (token != before) & (token >= 0) & (token < logits_BMV.shape[-1]) & (token != barred)
+  logits = jnp.take_along_axis(logits_BMV, jnp.where(is_new, token, 0), axis=-1)
+  return jnp.where(is_new, score_BM[..., None] + (logits - norm_BM1), -jnp.inf)
 
 
 def _best(score_BMC, token_BMC, count):
-  """`best` in one part."""
+  """The `count` best candidates of each query in one part."""
   B, M, C = score_BMC.shape
   score, at = jax.lax.top_k(score_BMC.reshape(B, M * C), min(count, M * C))
   token = jnp.take_along_axis(token_BMC.reshape(B, M * C), at, axis=-1)
@@ -178,7 +191,9 @@ def _best(score_BMC, token_BMC, count):
 
 
 def _merged(each, count):
-  """The best of all parts, from the best of each, [S, B, K]."""
+  """The best of all parts, from the best of each, [S, B, K]; each (parent, token) once."""
+  if len(each.score) == 1:
+    return Chosen(*(x[0] for x in each))
   score, *pair = (x.swapaxes(0, 1).reshape(x.shape[1], -1) for x in each)
   score, *pair = jax.lax.sort((-score, *pair), num_keys=3)
   is_again = functools.reduce(jnp.logical_and, (x[:, 1:] == x[:, :-1] for x in pair))
@@ -187,18 +202,48 @@ def _merged(each, count):
   return Chosen(score, *(jnp.take_along_axis(x, at, axis=-1) for x in pair))
 
 
-def descend(follow: Candidates, rows: Rows, parent_BK: jax.Array, token_BK: jax.Array) -> Rows:
-  """The rows of beams with one token more, [S, B, K]."""
+def descend(
+  index: Index, rows: Rows, depth: jax.Array | int, light: int, parent_BK: jax.Array,
+  token_BK: jax.Array,
+) -> Rows:  # fmt: skip
+  """The rows [S, B, K] of beams with one token more; `light` as in Widths."""
   take = jax.vmap(lambda x, at: x[at])  # over B
-  chosen = token_BK[..., None]
 
-  def of_part(follow, rows):
-    token, wide, child = (take(x, parent_BK) for x in follow)
-    lo = take(rows.lo, parent_BK) + jnp.sum(jnp.where(token < chosen, wide, 0), axis=-1)
-    hi = lo + jnp.sum(jnp.where(token == chosen, wide, 0), axis=-1)
-    return Rows(lo, hi, jnp.max(jnp.where(token == chosen, child, suffixes.LIGHT), axis=-1))
+  def of_part(index, rows):
+    rows = Rows(*(take(x, parent_BK) for x in rows))
+    longer = _among_followers(index, rows, token_BK)
+    if not light:
+      return longer
+    token = _row_tokens(index, rows, depth, light)
+    is_row = _is_below(rows.hi - rows.lo, light)
+    lo = rows.lo + jnp.sum(is_row & (token < token_BK[..., None]), axis=-1)
+    hi = lo + jnp.sum(is_row & (token == token_BK[..., None]), axis=-1)
+    by_rows = Rows(lo, hi, jnp.full_like(lo, suffixes.LIGHT))
+    is_heavy = rows.number >= 0
+    return Rows(*(jnp.where(is_heavy, x, y) for x, y in zip(longer, by_rows, strict=True)))
 
-  return jax.vmap(of_part)(follow, rows)
+  return jax.vmap(of_part)(index, rows)
+
+
+def _among_followers(index, rows, token_BK):
+  """The rows of heavy prefixes with one token more, in one part, by binary search."""
+  first, last = _followers(index, rows)
+
+  def halve(_, bounds):
+    lo, hi = bounds
+    middle = (lo + hi) // 2
+    is_less = index.token_SF[middle] < token_BK
+    return (
+      jnp.where((lo < hi) & is_less, middle + 1, lo),
+      jnp.where((lo < hi) & ~is_less, middle, hi),
+    )
+
+  rounds = len(index.token_SF).bit_length()
+  at, _ = jax.lax.fori_loop(0, rounds, halve, (first, last))
+  is_found = (at < last) & (index.token_SF[at] == token_BK)
+  lo = jnp.where(at < last, index.low_SF[at], rows.hi)
+  hi = lo + jnp.where(is_found, index.wide_SF[at], 0)
+  return Rows(lo, hi, jnp.where(is_found, index.child_SF[at], suffixes.LIGHT))
 
 
 def widest(

@@ -27,7 +27,7 @@ BUILD_BYTES = 36  # per token at most while it is built: text, keys, their order
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens, ascending; first rows; numbers of rows
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Heavy:
   """The followers of all prefixes with more than `window` rows, and of the empty one, number 0.
 
@@ -46,7 +46,7 @@ class Heavy:
     return slice(int(self.first[number]), int(self.first[number + 1]))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Suffixes:
   """The order of a text's suffixes by their first `depth` tokens, ties by position.
 
@@ -77,7 +77,7 @@ class Suffixes:
     text_N = np.asarray(text_N)
     if not len(text_N):
       raise UserError('the collection is empty: there are no tokens to index; check its address')
-    if len(text_N) >= LIMIT - depth:
+    if len(text_N) >= LIMIT - depth - window:  # places a little behind the end are counted too
       raise UserError(
         f'the collection has {len(text_N):,} tokens, and an index holds less than {LIMIT:,}; split '
         'the collection'
