@@ -1,0 +1,117 @@
+"""Rows of tables in which every row searches the whole collection: BM25, re-ranked, fused.
+
+`generative/rows.py` and `rewriting/rows.py` have the tables.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+
+from ml_collections import ConfigDict
+
+from disranker_jax.config.settings import Key, Section, at_least, text
+from disranker_jax.data.records import Document, Group
+from disranker_jax.evaluation import fusion, metrics, runs
+from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline.inputs import model_files
+from disranker_jax.pipeline.stage import Run
+from disranker_jax.progress import Progress
+from disranker_jax.rankers import loaded
+from disranker_jax.stages import documents, evaluate, result_table
+from disranker_jax.stages.result_table import Ranking, Row
+
+STAGE = 'search'  # the stage that fills such a table
+
+
+def texts_of(run: Run) -> dict[str, Document]:
+  """{doc_id: document} of the collection."""
+  return {doc.doc_id: doc for doc in documents.read(run.config, least=1)}
+
+
+def per_query(begin: float, count: int) -> float:
+  """Milliseconds per query since `begin`."""
+  return 1000 * (time.monotonic() - begin) / max(count, 1)
+
+
+def ranking_of(run: Run, name: str, groups: Sequence[Group]) -> metrics.Run:
+  """The ranking of another row: the one on disk if it is still good."""
+  row = result_table.of(run.config).rows[name]
+  file = run.folder(STAGE) / f'{name}.run'
+  if name in run.config.search.models and file.exists() and evaluate.filled(run, row) is not None:
+    return runs.read_run(file)
+  return row.rank(run, row, groups)[0]
+
+
+def reranked(base: str, run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
+  """The best pages of another row, ordered by a cross-encoder; the others stay behind them."""
+  c, before, texts = run.config.search, ranking_of(run, base, groups), texts_of(run)
+  ranker, begin, ranking = loaded.load(c.reranker), time.monotonic(), {}
+  with Progress(f'{STAGE} {row.name}', len(groups), 'queries') as progress:
+    for done, group in enumerate(groups, 1):
+      ids = metrics.ranked(before.get(group.query_id, {}))
+      best = ids[: c.rerank]
+      order = ranker.rank(group.query, [texts[doc_id] for doc_id in best]) if best else []
+      ids[: c.rerank] = [best[i] for i, _ in order]
+      ranking[group.query_id] = {doc_id: -float(rank) for rank, doc_id in enumerate(ids)}
+      progress.update(done, 1)
+  return ranking, {'ms_per_query': per_query(begin, len(groups)), 'against': [base]}
+
+
+def fused(base: str, other: str, run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
+  """Two rows by reciprocal ranks."""
+  ids = [group.query_id for group in groups]
+  rankings = (ranking_of(run, name, groups) for name in (base, other))
+  every = [{query_id: found.get(query_id, {}) for query_id in ids} for found in rankings]
+  return fusion.fuse_runs(every, (1.0, 1.0), 'ranks'), {'against': [other, base]}
+
+
+def derived(base: Row, suffix: str, title: str, rank: Callable, reads: Callable, **more) -> Row:
+  """A row that changes the ranking of another one; it depends on all that this one does."""
+  return Row(
+    f'{base.name}_{suffix}', f'{base.title}, {title}', rank, stages=base.stages,
+    reads_stages=base.reads_stages, trained_by=base.trained_by, fuses=(base.name,),
+    reads=lambda config: [base.reads(config), reads(config)], **more,
+  )  # fmt: skip
+
+
+def with_reranker(base: Row) -> Row:
+  """A row re-ranked by `search.reranker`; there is none without one."""
+
+  def reads(config):
+    return [config.search.rerank, fingerprint(config)]
+
+  rank = functools.partial(reranked, base.name)
+  return derived(base, 'reranked', 're-ranked', rank, reads, exists=has_reranker)
+
+
+def with_first_stage(base: Row, first: Row) -> Row:
+  """A row fused with the first stage."""
+  rank = functools.partial(fused, base.name, first.name)
+  return derived(base, 'fused', f'with {first.title}', rank, first.reads)
+
+
+def has_reranker(config: ConfigDict) -> bool:
+  return bool(config.search.reranker)
+
+
+def fingerprint(config: ConfigDict) -> list:
+  """What the re-ranker is."""
+  folder = loaded.locate(config.search.reranker)
+  return [config.search.reranker, manifest.files(model_files(folder))]
+
+
+SETTINGS: Section = {
+  'depth': Key(100, at_least(1), 'Documents that BM25 finds for a query.', affects_results=False),
+  'reranker': Key(
+    '', text('an exported student or a ready reranker'),
+    "Re-ranks the best pages of every row, as a row of its own; '': no such rows.",
+    affects_results=False,
+  ),
+  'rerank': Key(20, at_least(1), 'Pages of a query that it re-ranks.', affects_results=False),
+}  # fmt: skip
+
+
+def check(config: ConfigDict) -> None:
+  """Raises: UserError for a re-ranker that cannot be opened, before anything trains."""
+  if has_reranker(config):
+    loaded.check(loaded.locate(config.search.reranker))
