@@ -53,6 +53,7 @@ HEAVY = (
   'test_online.py',
   'test_losses_peers.py',
   'test_python_docs.py',
+  'test_systems.py',
   'test_rerank.py',
   'test_rerankers.py',
   'test_control_tokens.py',

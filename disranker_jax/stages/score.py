@@ -92,11 +92,9 @@ def trained_by(config) -> list[str]:
   """The stages of the run whose parameters score."""
   from disranker_jax.pipeline import systems  # which imports the stages
 
-  trained = systems.trained_stages(config, 'teacher')
-  if not config.score.method:
-    return trained
-  read = prompting.stages(prompting.plan(config, 'score', config.score.method))
-  return [stage for stage in trained if stage in read]
+  read, method = systems.trained_stages(config, 'teacher'), config.score.method
+  usable = prompting.stages(prompting.plan(config, 'score', method)) if method else read
+  return [stage for stage in read if stage in usable]
 
 
 def maker(run, teacher) -> dict:
@@ -392,12 +390,10 @@ def uses(config) -> tuple[Use, ...]:
 
 def outside(config, workdir) -> dict[str, str]:
   """Prompts, with the text of the contract, which may be in a file; the 8-bit format."""
-  c, found = config.score, {}
+  c, found = config.score, {'score.quantize': config.score.quantize}
   if c.method:
     found['score.method'] = manifest.digest(prompting.plan(config, 'score', c.method).to_dict())
-  if c.quantize:
-    found['score.quantize'] = c.quantize
-  return found
+  return {key: value for key, value in found.items() if value}
 
 
 STAGE = Stage(
