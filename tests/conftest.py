@@ -74,7 +74,11 @@ HEAVY = (
   'test_contracts.py',
   'test_label_logits.py',
   'test_shared_collections.py',
+  'generative/test_run.py',
   'rewriting/test_embedder.py',
+  'rewriting/test_rollouts.py',
+  'rewriting/test_rewrite_stage.py',
+  'rewriting/test_policy_sampling.py',
 )
 # `make test-more` has these: whole runs, processes and benches in rarer cases than those of
 # `make test`, and model types that differ little from one that is tested there.

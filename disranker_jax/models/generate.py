@@ -31,7 +31,8 @@ def generate(
   at_least: int = 0,
   min_new: int = 0,
   numbers: Sequence[int] | None = None,
-) -> list[list[int]]:
+  with_logprobs: bool = False,
+) -> list[list[int]] | tuple[list[list[int]], list[np.ndarray]]:
   """New token ids for each prompt's ids, without the prompt.
 
   Greedy at temperature 0, else sampled from the smallest set of tokens with probability `top_p`.
@@ -42,13 +43,17 @@ def generate(
   are padded to `at_least` tokens, so that calls have the same shape. Of several processes all make
   the same call and get the same rows.
 
+  `with_logprobs` also returns, for each row, the log-probabilities of its tokens under
+  softmax(logits / temperature), of all tokens even if `top_p` excludes some; at temperature 0 under
+  softmax(logits).
+
   Raises: UserError for a network that is not causal or without a head='lm', and for empty prompts.
   """
   check_writes(network)
   if not prompts or not all(prompts):
     raise UserError('generation needs at least one prompt, and no empty ones')
   eos_id = network.config.eos_id if eos_id is None else eos_id
-  stops = sorted(set(eos_id)) if isinstance(eos_id, (tuple, list, set)) else [eos_id]
+  stops = sorted(set(eos_id)) if isinstance(eos_id, Iterable) else [eos_id]
   stops = jnp.array([-1 if stop is None else stop for stop in stops], jnp.int32)
   tokens_BT, segments_BT = left_pad(prompts, at_least)
   slots = slots_for(tokens_BT.shape[1] + max_new)
@@ -57,12 +62,15 @@ def generate(
   numbers = np.arange(len(prompts)) if numbers is None else np.asarray(numbers)
   numbers_B = (numbers[:, None] * samples + np.arange(samples)).astype(np.uint32).reshape(-1)
   settings = jnp.array([temperature, top_p], jnp.float32)
-  out_BN, _ = _continue(
-    network, temperature > 0, slots - tokens_BT.shape[1], variables, caches, last_BD, segments_BS,
-    min_new, max_new, stops, jax.random.key(seed), numbers_B, settings,
+  out_BN, logprobs_BN, _ = _continue(
+    network, temperature > 0, with_logprobs, slots - tokens_BT.shape[1], variables, caches, last_BD,
+    segments_BS, min_new, max_new, stops, jax.random.key(seed), numbers_B, settings,
   )  # fmt: skip
   rows_BN = on_host(out_BN)[:, :max_new]
-  return [row[: _length(row, stops)].tolist() for row in rows_BN]
+  rows = [row[: _length(row, stops)].tolist() for row in rows_BN]
+  if not with_logprobs:
+    return rows
+  return rows, [each[: len(row)] for each, row in zip(on_host(logprobs_BN), rows, strict=True)]
 
 
 def check_writes(network: Network) -> None:
@@ -131,14 +139,15 @@ def prefill(network, slots, samples, variables, tokens_BT, segments_BT):
   return jnp.repeat(hidden_BTD[:, -1], samples, axis=0), each
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
 def _continue(
-  network, sample, room, variables, caches, last_BD, segments_BS, min_new, max_new, stops, key,
-  numbers_B, settings,
+  network, sample, scored, room, variables, caches, last_BD, segments_BS, min_new, max_new, stops,
+  key, numbers_B, settings,
 ):  # fmt: skip
   """Up to `max_new` tokens after each row's last hidden state, in an array [B, room].
 
-  What is behind a row's end token has no meaning.
+  If `scored`, their log-probabilities are in another one. What is behind a row's end token has no
+  meaning.
   """
   rows, slots = segments_BS.shape
   pads_B1 = jnp.sum(segments_BS == 0, axis=1, keepdims=True)
@@ -150,30 +159,34 @@ def _continue(
     ends_V = jnp.zeros(logits_BV.shape[-1], bool).at[stops].set(True, mode='drop')
     logits_BV = jnp.where((number < min_new) & ends_V[None], -jnp.inf, logits_BV)
     if not sample:
-      return sampling.likeliest(logits_BV)
+      return sampling.likeliest(logits_BV), logits_BV
     now_B = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_B)
-    return sampling.drawn(logits_BV, now_B, *settings)
+    return sampling.drawn(logits_BV, now_B, *settings), logits_BV / settings[0]
 
   def goes_on(state):
-    number, _, done_B, _, _ = state
+    number, _, _, done_B, _, _ = state
     return (number < max_new) & ~done_B.all()
 
   def one_token(state):
-    number, out_BN, done_B, hidden_BD, caches = state
-    token_B = chosen(number, hidden_BD)
+    number, out_BN, logprobs_BN, done_B, hidden_BD, caches = state
+    token_B, logits_BV = chosen(number, hidden_BD)
     out_BN = jax.lax.dynamic_update_slice(out_BN, token_B[:, None], (0, number))
+    if scored:
+      now_B1 = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)
+      now_B1 -= jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)
+      logprobs_BN = jax.lax.dynamic_update_slice(logprobs_BN, now_B1, (0, number))
     done_B |= jnp.isin(token_B, stops)
     slot = slots - room + number
     hidden_BTD, caches = advance(
       network, variables, body, token_B[:, None], slot - pads_B1, caches, segments_BS, slot
     )
-    return number + 1, out_BN, done_B, hidden_BTD[:, 0], caches
+    return number + 1, out_BN, logprobs_BN, done_B, hidden_BTD[:, 0], caches
 
-  out_BN = jnp.zeros((rows, room), jnp.int32)
-  start = (jnp.int32(0), out_BN, jnp.zeros(rows, bool), last_BD, caches)
-  _, out_BN, _, _, caches = jax.lax.while_loop(goes_on, one_token, start)
+  out_BN, logprobs_BN = jnp.zeros((rows, room), jnp.int32), jnp.zeros((rows, room * scored))
+  start = (jnp.int32(0), out_BN, logprobs_BN, jnp.zeros(rows, bool), last_BD, caches)
+  _, out_BN, logprobs_BN, _, _, caches = jax.lax.while_loop(goes_on, one_token, start)
   # The caches are returned so that the loop can work in the memory of those that it was given.
-  return out_BN, caches
+  return out_BN, logprobs_BN, caches
 
 
 def operands(network, variables):

@@ -156,11 +156,13 @@ class Network:
     index_AP: jax.Array,
     targets_AP: jax.Array,
     real_AP: jax.Array,
+    temperature: float = 1.0,
   ) -> jax.Array:
     """Log-probabilities [A, P] fp32 of targets at positions of blocks, without holding [P, V].
 
-    The softmax runs over chunks of positions, which the backward pass recomputes. Padding up to P
-    (`real_AP` False) gives 0; it is at the end of each block, and chunks of padding are skipped.
+    They are those of softmax(logits / temperature). The softmax runs over chunks of positions,
+    which the backward pass recomputes. Padding up to P (`real_AP` False) gives 0; it is at the end
+    of each block, and chunks of padding are skipped.
     """
     blocks, count = index_AP.shape
     chunk = logprob_chunk(blocks, count)
@@ -171,7 +173,7 @@ class Network:
 
     def of_chunk(head, hidden_BTD, index_AC, targets_AC):
       hidden_PD = constrain(pick(hidden_BTD, index_AC).reshape(-1, hidden_BTD.shape[-1]))
-      logits_PV = self.module.apply(head, hidden_PD, method='logits')
+      logits_PV = self.module.apply(head, hidden_PD, method='logits') / temperature
       chosen_P = jnp.take_along_axis(logits_PV, targets_AC.reshape(-1, 1), axis=-1)[:, 0]
       return (chosen_P - jax.nn.logsumexp(logits_PV, axis=-1)).reshape(index_AC.shape)
 

@@ -39,9 +39,12 @@ def next_token_loss(network, variables, batch):
   return total, tokens, {'perplexity': perplexity, 'examples': jnp.sum(batch['mask_GN'])}
 
 
-def task(config, network) -> train.Task:
-  """The loss and the batch shape of the stage."""
-  c, row_len = config.cpt, config.teacher.row_len
+def task(config, network, role: str = 'teacher') -> train.Task:
+  """The loss and the batch shape of the stage that trains a role's model."""
+  return _task(config.cpt, network, config[role].row_len)
+
+
+def _task(c, network, row_len: int) -> train.Task:
   if network.causal == (c.objective == 'masked'):
     what = 'causal' if network.causal else 'bidirectional'
     raise UserError(
@@ -53,14 +56,14 @@ def task(config, network) -> train.Task:
   return train.Task(functools.partial(next_token_loss, network), shape)
 
 
-def encoder(run, teacher: TextModel):
+def encoder(run, model: TextModel):
   """click -> what the model reads and predicts; for masked tokens (click, seed) -> it."""
   c = run.config.cpt
-  plain = functools.partial(batches.encode_click, teacher.prompt(predict=c.predict))
+  plain = functools.partial(batches.encode_click, model.prompt(predict=c.predict))
   if c.objective != 'masked':
     return plain
-  vocabulary = teacher.network.config.vocab
-  hide = masking(teacher.tokenizer, vocabulary, c.mask_token, c.mask_share, c.mask_rule)
+  vocabulary = model.network.config.vocab
+  hide = masking(model.tokenizer, vocabulary, c.mask_token, c.mask_share, c.mask_rule)
 
   def masked(drawn: tuple[Click, int]) -> batches.EncodedGroup:
     click, seed = drawn
@@ -75,50 +78,49 @@ def draw(click: Click, rng: np.random.Generator) -> tuple[Click, int]:
   return click, int(rng.integers(2**32))
 
 
-def job(run, teacher: TextModel, clicks=None) -> tuple[train.Job, OfflineFeed]:
+def job(run, model: TextModel, clicks=None) -> tuple[train.Job, OfflineFeed]:
   """The stage on some clicks; None: all prepared ones."""
   clicks = prepare.records(run, 'clicks') if clicks is None else clicks
-  computed = task(run.config, teacher.network)
+  computed = _task(run.config.cpt, model.network, model.settings.row_len)
   choose = draw if run.config.cpt.objective == 'masked' else None
-  return roles.job(run, 'cpt', computed, clicks, encoder(run, teacher), choose, unit='clicks')
+  return roles.job(run, 'cpt', computed, clicks, encoder(run, model), choose, unit='clicks')
 
 
-def measure(run, teacher: TextModel, clicks) -> held_out.MeanLoss | None:
+def measure(run, model: TextModel, clicks) -> held_out.MeanLoss | None:
   """The loss on held-out clicks; None without any."""
-  computed, encode = task(run.config, teacher.network), encoder(run, teacher)
+  computed = _task(run.config.cpt, model.network, model.settings.row_len)
+  encode = encoder(run, model)
   if run.config.cpt.objective == 'masked':
     clicks = [(click, i) for i, click in enumerate(clicks)]
   documents = [encode(click) for click in clicks]
   return held_out.MeanLoss(run, computed.loss, documents, computed.shape) if clicks else None
 
 
-def execute(run: Run) -> dict:
+def execute(role: str, run: Run) -> dict:
   c = run.config.cpt
-  teacher = open_model(run.config.teacher, 'lm')
-  variables = roles.trained(run, 'teacher', teacher, ())
+  model = open_model(run.config[role], 'lm')
+  variables = roles.trained(run, role, model, ())
   clicks = prepare.records(run, 'clicks')
   split = held_out.split(run, 'cpt', clicks)
-  todo, feed = job(run, teacher, split.learned)
-  checked = held_out.validation('cpt', todo, measure(run, teacher, split.measured))
+  todo, feed = job(run, model, split.learned)
+  checked = held_out.validation('cpt', todo, measure(run, model, split.measured))
   variables = train.fit(todo, feed, variables, run.mesh, checked)
   if c.samples and c.objective != 'masked':
-    write_samples(run, teacher, variables, [clicks[i] for i in range(min(c.samples, len(clicks)))])
+    write_samples(run, model, variables, [clicks[i] for i in range(min(c.samples, len(clicks)))])
   return {'rows': len(split.learned)} | held_out.results(todo, checked)
 
 
-def write_samples(run, teacher, variables, clicks) -> None:
+def write_samples(run, model, variables, clicks) -> None:
   """samples.md: for some clicks the prompt, the model's continuation and the real one."""
-  tokenizer, predict = teacher.tokenizer, run.config.cpt.predict
+  tokenizer, predict = model.tokenizer, run.config.cpt.predict
   prompts, truths = [], []
   for click in clicks:
-    encoded = batches.encode_click(teacher.prompt(predict=predict), click).docs[0]
+    encoded = batches.encode_click(model.prompt(predict=predict), click).docs[0]
     start, stop = encoded.predict
     prompts.append(encoded.ids[:start].tolist())
     truths.append(tokenizer.decode(encoded.ids[start:stop], skip_special_tokens=True))
   room = 24 if predict == 'query' else 64
-  outputs = generate(
-    teacher.network, variables, prompts, max_new=room, eos_id=tokenizer.eos_token_id
-  )
+  outputs = generate(model.network, variables, prompts, max_new=room, eos_id=tokenizer.eos_token_id)
   lines = ['# What the model writes after continued pre-training', '']
   for prompt, truth, output in zip(prompts, truths, outputs, strict=True):
     lines += [
@@ -130,22 +132,23 @@ def write_samples(run, teacher, variables, clicks) -> None:
     (run.folder('cpt') / 'samples.md').write_text('\n'.join(lines) + '\n', encoding='utf-8')
 
 
-def check(config) -> None:
-  if config.teacher.input != 'template':
+def check(role: str, config) -> None:
+  settings = config[role]
+  if settings.get('input', 'template') != 'template':
     raise UserError(
-      f'config.teacher.input={config.teacher.input!r}: cpt learns to write the template and its '
+      f'config.{role}.input={settings.input!r}: cpt learns to write the template and its '
       "end; take cpt out of config.stages, or set input='template'"
     )
   held_out.check(config, 'cpt', ('loss',))
-  if config.teacher.bidirectional != (config.cpt.objective == 'masked'):
+  if settings.bidirectional != (config.cpt.objective == 'masked'):
     raise UserError(
-      f'config.cpt.objective={config.cpt.objective!r} does not fit config.teacher.bidirectional='
-      f'{config.teacher.bidirectional}: a model that sees the whole text learns from hidden tokens '
+      f'config.cpt.objective={config.cpt.objective!r} does not fit config.{role}.bidirectional='
+      f'{settings.bidirectional}: a model that sees the whole text learns from hidden tokens '
       "(objective='masked', bidirectional=True), one that does not from the next one"
     )
   if config.cpt.predict == 'query':
     why = "config.cpt.predict='query' predicts the query from the document"
-    check_template('teacher.template', config.teacher.template, why)
+    check_template(f'{role}.template', settings.template, why)
 
 
 def check_models(config, models) -> None:
@@ -157,32 +160,39 @@ def check_models(config, models) -> None:
       masking(model.tokenizer, vocabulary, c.mask_token, c.mask_share, c.mask_rule)
 
 
-STAGE = Stage(
-  'cpt', 'the teacher reads clicks (continued pre-training)', execute,
-  settings={
-    **training(),
-    'predict': Key(
-      'document', one_of('document', 'query'),
-      "What is learned: 'document', the paper's query -> title + summary, or 'query', the reverse.",
-    ),
-    'objective': Key(
-      'next_token', one_of('next_token', 'masked'),
-      "'next_token', or 'masked': hidden tokens of query, title and summary, each predicted at the "
-      'position before it, for a bidirectional teacher (LLM2Vec).',
-    ),
-    'mask_token': Key('_', text('a token', empty=False), 'What stands for a hidden token.'),
-    'mask_share': Key(0.2, between(0, 0.5), 'Of the tokens, how many are chosen.'),
-    'mask_rule': Key(
-      'bert', one_of(*RULES),
-      "'bert' hides 80 % of the chosen tokens and replaces 10 %; 'all' hides all of them.",
-    ),
-    'samples': Key(
-      4, at_least(0),
-      'Clicks whose continuation is written to samples.md, unless tokens are masked.',
-    ),
-  },
-  check=check, check_models=check_models, role='teacher', reads_stages=('prepare',),
-  reads_records=lambda config: ('clicks',),
-  check_records=lambda run: held_out.check_records(run, 'cpt', 'clicks'),
-  head=lambda config: 'lm', task=task, paper_rows=59_579_125,
-)  # fmt: skip
+SETTINGS = {
+  **training(),
+  'predict': Key(
+    'document', one_of('document', 'query'),
+    "What is learned: 'document', the paper's query -> title + summary, or 'query', the reverse.",
+  ),
+  'objective': Key(
+    'next_token', one_of('next_token', 'masked'),
+    "'next_token', or 'masked': hidden tokens of query, title and summary, each predicted at the "
+    'position before it, for a bidirectional teacher (LLM2Vec).',
+  ),
+  'mask_token': Key('_', text('a token', empty=False), 'What stands for a hidden token.'),
+  'mask_share': Key(0.2, between(0, 0.5), 'Of the tokens, how many are chosen.'),
+  'mask_rule': Key(
+    'bert', one_of(*RULES),
+    "'bert' hides 80 % of the chosen tokens and replaces 10 %; 'all' hides all of them.",
+  ),
+  'samples': Key(
+    4, at_least(0),
+    'Clicks whose continuation is written to samples.md, unless tokens are masked.',
+  ),
+}  # fmt: skip
+
+
+def stage(role: str) -> Stage:
+  """The stage that trains a role's decoder."""
+  return Stage(
+    'cpt', f'the {role} reads clicks (continued pre-training)', functools.partial(execute, role),
+    settings=SETTINGS, check=functools.partial(check, role), check_models=check_models, role=role,
+    reads_stages=('prepare',), reads_records=lambda config: ('clicks',),
+    check_records=lambda run: held_out.check_records(run, 'cpt', 'clicks'),
+    head=lambda config: 'lm', task=functools.partial(task, role=role), paper_rows=59_579_125,
+  )  # fmt: skip
+
+
+STAGE = stage('teacher')

@@ -37,7 +37,7 @@ class Feed(Protocol):
     """Batches without queries: a process whose `next` failed takes part in one last step."""
 
   def positions(self) -> jax.Array:
-    """The place in the data, [blocks], saved with every checkpoint."""
+    """The place in the data, [blocks, ...], saved with every checkpoint."""
 
   def seek(self, positions_A: jax.Array) -> None:
     """Continues from what `positions` gave, on any number of processes."""

@@ -55,6 +55,7 @@ class Job:
   watchdog_s: float = 0.0  # see processes.Watchdog
   tensorboard: bool = False  # see logs.Logs
   wandb_project: str = ''
+  lower: str = ''  # what makes a step fit into memory; '': a smaller `batch_rows`, and others
 
 
 def steps(settings, data: batches.Training, rows: int) -> int:
@@ -190,7 +191,9 @@ def fit(job: Job, feed: Feed, variables: dict, mesh, validation: Validation | No
   program = Program(job.loss, c, job.steps, variables, feed.shapes(), feed.blocks, mesh)
   job.folder.mkdir(parents=True, exist_ok=True)
   with (
-    memory.limited(job.label, lambda: memory.parts(program, program.compiled), needs_less(job)),
+    memory.limited(
+      job.label, lambda: memory.parts(program, program.compiled), job.lower or needs_less(job)
+    ),
     Checkpoints(job.folder / 'checkpoints', validation) as checkpoints,
     processes.StopRequest() as request,
     processes.Watchdog(job.label, job.watchdog_s) as watchdog,

@@ -25,7 +25,10 @@ from disranker_jax.progress import say
 
 PREFIX = 'validation/'  # of its values in metrics.jsonl and TensorBoard
 LOSS = 'loss'  # the only value of which less is better
-TITLES = {LOSS: 'loss', 'ndcg@5': 'nDCG@5', 'pnr': 'PNR', 'tau': 'tau'}
+TITLES = {
+  LOSS: 'loss', 'ndcg@5': 'nDCG@5', 'ndcg@10': 'nDCG@10', 'pnr': 'PNR', 'tau': 'tau',
+  'reward': 'reward',
+}  # fmt: skip
 # With `every=0`: the share of the training's work that validation takes, the work of a step in that
 # of a forward pass, and how often it validates.
 COST, STEP, LEAST, MOST = 0.05, 3, 2, 20

@@ -1,0 +1,75 @@
+"""What a rewriter reads, and what of its completion is the rewrite."""
+
+import re
+from collections.abc import Sequence
+
+from disranker_jax.data.prompts import TextPrompt, template_fields
+from disranker_jax.data.records import Document
+from disranker_jax.errors import UserError
+from disranker_jax.models.load import TextModel
+
+# A document whose place in the filled template is looked for.
+PLACEHOLDER = Document('', 'x', '')
+UNCUT = 1 << 16  # tokens: the query is cut before the template is filled
+THOUGHTS = re.compile(r'<think>.*?</think>.*?<answer>(.*?)</answer>', re.DOTALL)
+
+
+class RewritePrompt:
+  """The rewriter's template up to `{title}`: what stands there is written.
+
+  Args:
+    longest: the most tokens of a prompt. The end of a longer query is cut.
+
+  Raises: UserError for a template whose query does not come first, or that leaves it no room.
+  """
+
+  def __init__(self, model: TextModel, longest: int):
+    s = model.settings
+    if template_fields(s.template) != ['query', 'title', 'summary']:
+      raise UserError(
+        f'template={s.template!r}: must have {{query}}, {{title}} and {{summary}} in this order; '
+        'the rewrite is written in the place of {title}'
+      )
+    self._tokenizer, self._template, self.longest = model.tokenizer, s.template, longest
+    _, end = self._filled(s.max_query_len).ends
+    room = longest - len(self._encoded('', s.max_query_len))
+    if room < 1:
+      raise UserError(
+        f'max_len={s.max_len}: leaves no token for a query beside the template and '
+        'config.rewrite.max_new; raise it'
+      )
+    self._query_len = min(s.max_query_len, room)
+    own = model.network.config.eos_id
+    own = own if isinstance(own, tuple | list) else (own,)
+    # The tokens that end a rewrite: the model's own, and the one that cpt taught.
+    self.stops = frozenset({model.tokenizer.eos_token_id, *own, *end[-1:]} - {None})
+
+  def __call__(self, query: str) -> list[int]:
+    """The token ids of a query's prompt."""
+    ids = self._encoded(query, self._query_len)
+    # The template's text can merge with the last token of the query, or not.
+    excess = len(ids) - self.longest
+    return ids if excess <= 0 else self._encoded(query, max(1, self._query_len - excess))
+
+  def _encoded(self, query: str, query_len: int) -> list[int]:
+    [encoded] = self._filled(query_len).encode(query, [PLACEHOLDER])
+    return encoded.ids[: encoded.predict[0]].tolist()
+
+  def _filled(self, query_len: int) -> TextPrompt:
+    return TextPrompt(self._tokenizer, UNCUT, query_len, self._template)
+
+  def texts(self, rows: Sequence[Sequence[int]], think: bool = False) -> list[str]:
+    """The rewrites in completions, '' where there is none."""
+    decoded = self._tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return [rewrite(text, think) for text in decoded]
+
+
+def rewrite(text: str, think: bool) -> str:
+  """The rewrite in a completion's text, on one line.
+
+  With `think` it is what `<answer>` holds after `<think>...</think>`, '' without these tags.
+  """
+  if think:
+    found = THOUGHTS.search(text)
+    text = found[1] if found else ''
+  return ' '.join(text.split())

@@ -1,0 +1,247 @@
+"""The feed of GRPO: prompts -> samples of the current policy -> rewards -> batches (packed.py).
+
+Shapes: A blocks, S samples of a block, N tokens of the longest completion, F facts, M
+micro-batches.
+"""
+
+import dataclasses
+import functools
+import itertools
+import re
+from collections.abc import Callable, Sequence
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from disranker_jax.data import batches
+from disranker_jax.devices import sharding
+from disranker_jax.errors import UserError
+from disranker_jax.rewriting import objective, packed
+from disranker_jax.rewriting.policy import log_probabilities, of_start, policy
+from disranker_jax.rewriting.prompts import RewritePrompt
+from disranker_jax.rewriting.queries import Query
+from disranker_jax.rewriting.rewards import RewardResult
+from disranker_jax.rewriting.sampling import Sampler
+
+WORD = re.compile(r'\w+')
+FAILED_STEPS = 10  # with failures only, after which training ends
+
+
+@dataclasses.dataclass
+class Collapse:
+  """Ends a training that has gone wrong.
+
+  Args:
+    c: the section `rewrite` of the config.
+  """
+
+  c: object
+  steps: int = 0  # in a row with failures only
+
+  def failures(self, failed_GS: np.ndarray, step: int) -> None:
+    """Raises: UserError after FAILED_STEPS steps without a rewrite that has a reward."""
+    self.steps = self.steps + 1 if failed_GS.all() else 0
+    if self.steps >= FAILED_STEPS:
+      raise UserError(
+        f'rewrite: up to step {step} every rewrite of the last {self.steps} steps failed (empty, '
+        f'without a word, or longer than config.rewrite.max_words={self.c.max_words}): the mean '
+        f'reward stays at config.rewrite.failure={self.c.failure:g}. If it was better before, '
+        'lower config.rewrite.learning_rate or raise beta; if not, train cpt first, or raise '
+        'max_new'
+      )
+
+  def divergence(self, kl: float, step: int) -> None:
+    """Raises: UserError if the policy is further than `stop_kl` nats a rewrite from its start."""
+    if self.c.stop_kl and not kl <= self.c.stop_kl:
+      raise UserError(
+        f'rewrite: before step {step} a rewrite is {kl:.3g} nats from what the model was at the '
+        f'start, more than config.rewrite.stop_kl={self.c.stop_kl:g}; lower '
+        'config.rewrite.learning_rate, raise beta, or set max_steps to an earlier step'
+      )
+
+
+class Rollouts:
+  """A training.feed.Feed of samples of the current policy.
+
+  A rollout has `prompts` prompts, in a seeded order, and is the batch of `iterations` updates. With
+  several, what `positions` gives holds the current rollout, so that a resumed run goes on with it.
+
+  Args:
+    c: the section `rewrite` of the config.
+    prompt: the prompt of a query, and the rewrites in completions.
+    reward: see rewards.Reward.
+    sampler: draws `samples` completions of each prompt.
+    shape: of a micro-batch, see packed.shape_of.
+  """
+
+  def __init__(
+    self,
+    c,
+    queries: Sequence[Query],
+    prompt: RewritePrompt,
+    reward: Callable[[Sequence[Query], Sequence[Sequence[str]]], RewardResult],
+    sampler: Sampler,
+    shape: packed.Shape,
+    mesh,
+    seed: int,
+  ):
+    if len(queries) < c.prompts:
+      raise UserError(
+        f'config.rewrite.prompts={c.prompts}: there are only {len(queries)} queries to learn from; '
+        'lower it'
+      )
+    self.blocks, self._mesh, self._c = c.data_shards, mesh, c
+    self._queries, self._prompt, self._reward = queries, prompt, reward
+    self._sampler, self._shape = sampler, shape.block(self.blocks)
+    self._per_block = c.prompts // self.blocks  # prompts of a rollout
+    self._order = grain.MapDataset.range(len(queries)).seed(seed).shuffle().repeat(None)
+    self._own = sharding.own_blocks(mesh, self.blocks)
+    self._collapse = Collapse(c)
+    where = sharding.batch_shardings(self.shapes(), mesh, self.blocks)['targets_AP']
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    logprobs = functools.partial(log_probabilities, sampler.network, c.temperature)
+    self._old = jax.jit(
+      lambda variables, batch: logprobs(policy(variables), batch), out_shardings=where
+    )
+    self._reference = jax.jit(
+      functools.partial(reference, logprobs), out_shardings=(where, everywhere)
+    )
+    self._record: dict[str, np.ndarray] = {}  # of the own blocks
+    self._used = c.iterations  # updates from the last rollout
+    self._open(0)
+
+  def shapes(self) -> dict:
+    return self._shape.zeros(self.blocks)
+
+  def next(self, variables: dict) -> tuple[list[dict], list[str]]:
+    """See training.feed.Feed. Raises: UserError if the policy has collapsed."""
+    if self._used == self._c.iterations:
+      self._draw(variables)
+    if self._placed is None:
+      self._placed = self._place(variables)
+    self._used += 1
+    return self._placed, [query.query_id for block in self._asked for query in block]
+
+  def nothing(self) -> tuple[list[dict], list[str]]:
+    placed = self._put(self._shape.zeros(len(self._own)))
+    return [placed] * self._c.gradient_accumulation_steps, []
+
+  def positions(self) -> jax.Array:
+    """[A, ...]: how many rollouts there were, and with several updates from each the last one."""
+    counts = np.full((len(self._own), 1), self._rollouts, np.int32)
+    parts = [counts]
+    if self._c.iterations > 1:
+      record = self._record or self._empty()
+      parts += [np.full_like(counts, self._used)]
+      parts += [x.reshape(len(self._own), -1).view(np.int32) for x in record.values()]
+    return self._put({'positions_A': np.concatenate(parts, axis=1)})['positions_A']
+
+  def seek(self, positions_A: jax.Array) -> None:
+    own = sharding.own_part(positions_A, self._mesh, self.blocks)
+    self._open(int(own[0, 0]))
+    self._used = self._c.iterations
+    if self._c.iterations > 1:
+      self._used, rest, self._record = int(own[0, 1]), own[:, 2:], {}
+      for name, like in self._empty().items():
+        size = like[0].size
+        values = np.ascontiguousarray(rest[:, :size]).view(like.dtype)
+        self._record[name], rest = values.reshape(like.shape), rest[:, size:]
+
+  def _open(self, rollouts: int) -> None:
+    """Goes on with the last of so many rollouts; block a has every A-th query from a on."""
+    self._rollouts, self._placed = rollouts, None
+    places = (rollouts - 1) * self._per_block + np.arange(self._per_block if rollouts else 0)
+    self._numbers = [
+      [int(self._order[p * self.blocks + b]) for p in places.tolist()] for b in range(self.blocks)
+    ]
+    self._asked = [[self._queries[n] for n in self._numbers[b]] for b in self._own]
+
+  def _draw(self, variables: dict) -> None:
+    """Samples a rollout; every process draws all of it and computes all rewards."""
+    self._open(self._rollouts + 1)
+    step, numbers = self._rollouts, list(itertools.chain(*self._numbers))
+    asked = [self._queries[n] for n in numbers]
+    prompts = [self._prompt(query.text) for query in asked]
+    drawn = self._sampler(policy(variables), prompts, numbers, step)
+    rewrites = [self._prompt.texts([s.ids for s in group], self._c.think) for group in drawn]
+    found = self._reward(asked, rewrites)
+    self._collapse.failures(found.failed_GS, step)
+    cut = [[not sample.ended for sample in group] for group in drawn]
+    pairs = zip(asked, rewrites, strict=True)
+    repeated = [[common(query.text, text) for text in each] for query, each in pairs]
+    facts = np.stack([cut, found.failed_GS, repeated, *found.parts.values()], axis=-1)
+    record = {
+      **packed.tokens_of(drawn, self._c.max_new),
+      'advantages_S': np.asarray(objective.advantages(found.rewards_GS, self._c.scale)),
+      'rewards_S': found.rewards_GS,
+      'facts_SF': facts.astype(np.float32),
+    }
+    by_block = lambda x: x.reshape(self.blocks, -1, *x.shape[2:])[self._own]  # noqa: E731
+    self._record = {name: by_block(x) for name, x in record.items()}
+    self._used = 0
+
+  def _empty(self) -> dict[str, np.ndarray]:
+    """The shapes of a record."""
+    c, samples = self._c, self._per_block * self._c.samples
+    like = {
+      'ids_SN': np.zeros((samples, c.max_new), np.int32),
+      'logprobs_SN': np.zeros((samples, c.max_new), np.float32),
+      'lengths_S': np.zeros(samples, np.int32),
+      'advantages_S': np.zeros(samples, np.float32),
+      'rewards_S': np.zeros(samples, np.float32),
+      'facts_SF': np.zeros((samples, len(self._shape.facts)), np.float32),
+    }
+    places = self._shape.rows * self._shape.predicted
+    like['old_MP'] = np.zeros((c.gradient_accumulation_steps, places), np.float32)
+    return {name: np.repeat(x[None], len(self._own), axis=0) for name, x in like.items()}
+
+  def _place(self, variables: dict) -> list[dict]:
+    """The micro-batches of the last rollout, on the mesh."""
+    c = self._c
+    placed = [
+      self._put(batches.join([self._block(i, m) for i in range(len(self._own))]))
+      for m in range(c.gradient_accumulation_steps)
+    ]
+    with jax.set_mesh(self._mesh):
+      if c.iterations > 1 and 'old_MP' not in self._record:
+        old = [self._old(variables, batch) for batch in placed]
+        parts = [sharding.own_part(x, self._mesh, self.blocks) for x in old]
+        self._record['old_MP'] = np.stack(parts, axis=1)
+      for m, batch in enumerate(placed if c.iterations > 1 else ()):
+        batch |= self._put({'old_AP': self._record['old_MP'][:, m]})
+      if packed.has_reference(c):
+        found = [self._reference(variables, batch) for batch in placed]
+        for batch, (reference_AP, _) in zip(placed, found, strict=True):
+          batch['reference_AP'] = reference_AP
+        if c.stop_kl:
+          kl = sum(float(kl) for _, kl in found) / (c.prompts * c.samples)
+          self._collapse.divergence(kl, self._rollouts)
+    return placed
+
+  def _block(self, own: int, m: int) -> dict[str, np.ndarray]:
+    """An own block of micro-batch m, without the log-probabilities under other parameters."""
+    size, docs = self._shape.prompts, self._shape.docs
+    asked = self._asked[own][m * size : (m + 1) * size]
+    of = slice(m * size * docs, (m + 1) * size * docs)
+    record = {name: x[own, of] for name, x in self._record.items() if name != 'old_MP'}
+    prompts, names = [self._prompt(q.text) for q in asked], [q.query_id for q in asked]
+    return packed.block_of(prompts, names, record, self._shape)
+
+  def _put(self, own: dict) -> dict:
+    return sharding.put_batch(own, self._mesh, self.blocks)
+
+
+def reference(logprobs: Callable, variables: dict, batch: dict):
+  """(log-probabilities [A, P] under the policy of the start, sum of the divergences from it)."""
+  reference_AP = logprobs(of_start(variables), batch)
+  kl_AP = objective.kl(batch['sampled_AP'], reference_AP, 'k3')
+  return reference_AP, jnp.sum(jnp.where(batch['owner_AP'] >= 0, kl_AP, 0.0))
+
+
+def common(query: str, rewrite: str) -> float:
+  """The share of a rewrite's words that the query has too."""
+  words, known = WORD.findall(rewrite.lower()), set(WORD.findall(query.lower()))
+  return sum(word in known for word in words) / max(len(words), 1)

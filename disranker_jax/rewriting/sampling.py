@@ -1,0 +1,90 @@
+"""Samples of a decoder with their log-probabilities, in batches of one shape."""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from disranker_jax.models.generate import generate
+from disranker_jax.models.network import Network
+
+FILLING = [0]  # a prompt that fills a batch up; nobody reads what follows it
+
+
+class Sample(NamedTuple):
+  """A completion: token ids with the end token, if the model wrote one; their log-probabilities."""
+
+  ids: np.ndarray  # [N] int32, at least one
+  logprobs: np.ndarray  # [N] float32, of softmax(logits / temperature)
+  ended: bool  # False: it was cut off at `max_new`
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+  """Draws `samples` completions of each prompt; of several processes all make the same calls.
+
+  The samples of a prompt depend on the parameters, `seed`, the step and the prompt's number, not on
+  the other prompts. With temperature 0 they are greedy.
+
+  Args:
+    stops: the tokens that end a completion.
+    rows: prompts that are written from at a time; fewer are filled up.
+    longest: tokens of the longest prompt there is, so that every batch has the same shape.
+  """
+
+  network: Network
+  mesh: Mesh
+  stops: Collection[int]
+  rows: int
+  longest: int
+  max_new: int
+  samples: int = 1
+  temperature: float = 1.0
+  top_p: float = 1.0
+  seed: int = 0
+
+  def __call__(
+    self, variables: dict, prompts: Sequence[list[int]], numbers: Sequence[int], step: int
+  ) -> list[list[Sample]]:
+    """The samples of each prompt."""
+    variables = gathered(variables, self.mesh)
+    found: list[list[Sample]] = []
+    for first in range(0, len(prompts), self.rows):
+      part = slice(first, first + self.rows)
+      found += self._batch(variables, prompts[part], numbers[part], step)
+    return found
+
+  def _batch(self, variables, prompts, numbers, step: int) -> list[list[Sample]]:
+    filling = self.rows - len(prompts)
+    with jax.set_mesh(self.mesh):
+      rows, logprobs = generate(
+        self.network, variables, [*prompts, *[FILLING] * filling], max_new=self.max_new,
+        eos_id=self.stops, temperature=self.temperature, top_p=self.top_p, samples=self.samples,
+        seed=seed_of(self.seed, step), at_least=self.longest, numbers=[*numbers, *[0] * filling],
+        with_logprobs=True,
+      )  # fmt: skip
+    each = [
+      Sample(np.array(ids, np.int32), logs, ids[-1] in self.stops)
+      for ids, logs in zip(rows, logprobs, strict=True)
+    ]
+    return [each[i : i + self.samples] for i in range(0, len(prompts) * self.samples, self.samples)]
+
+
+def seed_of(seed: int, step: int) -> int:
+  """The seed of a step's draws."""
+  return int(np.random.SeedSequence((seed, step)).generate_state(1)[0] >> 1)
+
+
+def gathered(variables: dict, mesh: Mesh) -> dict:
+  """The variables without sharding over `fsdp`, which would gather them for every token."""
+  if mesh.shape['fsdp'] == 1:
+    return variables
+
+  def whole(x) -> NamedSharding:
+    axes = (None if axis == 'fsdp' else axis for axis in x.sharding.spec)
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+  return jax.jit(lambda x: x, out_shardings=jax.tree.map(whole, variables))(variables)

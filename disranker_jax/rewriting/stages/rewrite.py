@@ -1,0 +1,347 @@
+"""GRPO: the rewriter learns from the rewards of its own rewrites.
+
+Each step samples `samples` rewrites of `prompts` queries, rewards them, and raises the probability
+of those that are better than the others of their query (arXiv:2402.03300; TongSearch QR,
+arXiv:2506.11603). It starts from what cpt trained.
+"""
+
+import math
+from collections.abc import Sequence
+
+from disranker_jax import escaping
+from disranker_jax.config.settings import (
+  Key,
+  above,
+  at_least,
+  between,
+  boolean,
+  finite,
+  one_of,
+  text,
+)
+from disranker_jax.data.first_stage import BM25
+from disranker_jax.data.prompts import template_fields
+from disranker_jax.data.records import Document, Group
+from disranker_jax.devices import processes
+from disranker_jax.errors import UserError
+from disranker_jax.evaluation import metrics
+from disranker_jax.models import weights
+from disranker_jax.models.load import TextModel, open_model
+from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline.stage import Run, Stage, Use
+from disranker_jax.progress import say
+from disranker_jax.rewriting import objective, packed, queries, rewards
+from disranker_jax.rewriting.policy import PolicyLoss, policy
+from disranker_jax.rewriting.prompts import RewritePrompt
+from disranker_jax.rewriting.queries import Query
+from disranker_jax.rewriting.rewriter import Rewriter
+from disranker_jax.rewriting.rollouts import Rollouts
+from disranker_jax.rewriting.sampling import Sampler
+from disranker_jax.stages import held_out, language_terms, prepare, roles
+from disranker_jax.stages.generate import DECODING
+from disranker_jax.training import train
+from disranker_jax.training.settings import VALIDATION, training
+from disranker_jax.training.validation import STEP, described
+
+NDCG, REWARD, DEPTH = 'ndcg@10', 'reward', 10
+
+
+def open_rewriter(config) -> TextModel:
+  return open_model(config.rewriter, 'lm')
+
+
+def longest(config) -> int:
+  """Tokens of the longest prompt there can be."""
+  return config.rewriter.max_len - config.rewrite.max_new
+
+
+def task(config, network) -> train.Task:
+  """The loss and the batch shape of the stage."""
+  return task_of(config, network, packed.shape_of(
+    config.rewrite, network, longest(config), config.rewriter.row_len
+  ))  # fmt: skip
+
+
+def task_of(config, network, shape: packed.Shape) -> train.Task:
+  c, more = config.rewrite, {}
+  if packed.has_reference(c):
+    more['frozen'] = lambda variables: language_terms.reference(variables, c.trainable)
+  return train.Task(PolicyLoss(network, c, shape.facts), shape, **more)
+
+
+def job(
+  run, model: TextModel, learned: Sequence[Query], reward: rewards.Reward
+) -> tuple[train.Job, Rollouts, train.Task]:
+  """The stage on some queries."""
+  config, c = run.config, run.config.rewrite
+  seed = config.seed + config.rewriter.seed
+  prompt = RewritePrompt(model, longest(config))
+  # Queries are shorter than they could be.
+  most = max(len(prompt(query.text)) for query in learned)
+  shape = packed.shape_of(c, model.network, most, config.rewriter.row_len, run.mesh)
+  computed = task_of(config, model.network, shape)
+  sampler = Sampler(
+    model.network, run.mesh, prompt.stops, c.prompts, most, c.max_new, c.samples, c.temperature,
+    c.top_p, seed,
+  )  # fmt: skip
+  feed = Rollouts(c, learned, prompt, reward, sampler, shape, run.mesh, seed)
+  logs = config.tensorboard, config.wandb_project
+  todo = train.Job(
+    'rewrite', run.folder('rewrite'), computed.loss, c, steps(c, len(learned)), 'samples',
+    config.watchdog_s, *logs, lower=(
+      f'lower config.rewrite.prompts (now {c.prompts}) or samples, raise '
+      'gradient_accumulation_steps, set config.rewriter.remat=full or param_dtype=bfloat16, or '
+      'raise config.mesh.fsdp'
+    ),
+  )  # fmt: skip
+  return todo, feed, computed
+
+
+def steps(c, count: int) -> int:
+  """Updates for the configured passes over so many queries; at least one."""
+  wanted = max(1, round(c.epochs * count * c.iterations / c.prompts))
+  return min(wanted, c.max_steps) if c.max_steps else wanted
+
+
+def execute(run: Run) -> dict:
+  config, c = run.config, run.config.rewrite
+  model = open_rewriter(config)
+  every, documents = queries.training(run), queries.collection(config)
+  queries.check_collection(every, documents)
+  split = held_out.split(run, 'rewrite', every, query=as_group)
+  index = BM25(documents)
+  reward = rewards.make(c, documents, index)
+  todo, feed, computed = job(run, model, split.learned, reward)
+  searches = Searches(run, model, split.measured, documents, index, reward)
+  checked = held_out.validation('rewrite', todo, searches if split.measured else None)
+  variables = roles.trained(run, 'rewriter', model, ('cpt',))
+  results = {'rows': len(split.learned)}
+  if checked:
+    results['before'] = searches(variables)
+    say(f'rewrite: before the first step: {described(results["before"])}')
+  variables = train.fit(todo, feed, variables | computed.frozen(variables), run.mesh, checked)
+  some = split.measured or [split.learned[i] for i in range(min(len(split.learned), c.shown))]
+  if some[: c.shown]:  # keep_best can mean that the last ones are of another step
+    Searches(run, model, some[: c.shown], documents, index, reward)(variables)
+  return results | held_out.results(todo, checked)
+
+
+def as_group(query: Query) -> Group:
+  """A query as it is held out."""
+  return Group(query.query_id, query.text, query.positives)
+
+
+class Searches:
+  """How BM25 finds the documents of held-out queries by their likeliest rewrites; a Measure.
+
+  nDCG@10 is of a search in the whole collection. samples.md has the rewrites of the last call.
+  """
+
+  names = (NDCG, REWARD)
+
+  def __init__(
+    self,
+    run: Run,
+    model: TextModel,
+    measured: Sequence[Query],
+    documents: Sequence[Document],
+    index: BM25,
+    reward: rewards.Reward,
+  ):
+    c = run.config.rewrite
+    self._c, self._asked, self._index, self._reward = c, list(measured), index, reward
+    self._ids = [doc.doc_id for doc in documents]
+    self._rewriter = Rewriter.of(model, c, run.mesh, rows=c.prompts * c.samples)
+    self._file = run.folder('rewrite') / 'samples.md'
+    self.queries = self.labelled = len(measured)
+    self.made_of = manifest.digest([[q.text, sorted(q.relevant.items())] for q in measured])
+    # A pass over `rows` queries takes about as long as a step of training.
+    self.batches = STEP * math.ceil(len(measured) / (c.prompts * c.samples))
+
+  def __call__(self, variables: dict) -> dict[str, float]:
+    texts = self._rewriter(policy(variables), [query.text for query in self._asked])
+    found = self._reward(self._asked, [[text] for text in texts]).rewards_GS[:, 0]
+    gains = self._searched(texts)
+    if processes.is_first():
+      self._write(texts, found, gains)
+    return {NDCG: sum(gains) / len(gains), REWARD: float(found.mean())}
+
+  def _searched(self, rewrites: Sequence[str]) -> list[float]:
+    """nDCG@10 of each query with its rewrite."""
+    c, asked = self._c, self._asked
+    pairs = zip(asked, rewrites, strict=True)
+    what = [queries.searched(query.text, text, c.mode, c.repeat) for query, text in pairs]
+    rankings = queries.found(self._index.top, self._ids, asked, what, DEPTH)
+    return [
+      metrics.ndcg(list(ranking), query.relevant, DEPTH)
+      for query, ranking in zip(asked, rankings, strict=True)
+    ]
+
+  def _write(
+    self, rewrites: Sequence[str], values: Sequence[float], gains: Sequence[float]
+  ) -> None:
+    lines = ['# The likeliest rewrites of some queries', '']
+    rows = zip(self._asked, rewrites, values, gains, strict=True)
+    for query, rewrite, value, gain in list(rows)[: self._c.shown]:
+      lines.append(f'- {escaping.code(query.text)}')
+      lines.append(f'  - {escaping.code(rewrite)}: reward {value:.3g}, nDCG@10 {gain:.3g}')
+    self._file.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+
+
+def check(config) -> None:
+  """Raises: UserError for settings that contradict each other."""
+  c, settings = config.rewrite, config.rewriter
+  if template_fields(settings.template) != ['query', 'title', 'summary']:
+    raise UserError(
+      f'config.rewriter.template={settings.template!r}: must have {{query}}, {{title}} and '
+      '{summary} in this order; the rewrite is written in the place of {title}'
+    )
+  if settings.bidirectional:
+    raise UserError('config.rewriter.bidirectional: such a model writes no text; set it to False')
+  if longest(config) < 1:
+    raise UserError(
+      f'config.rewrite.max_new={c.max_new}: must be below config.rewriter.max_len='
+      f'{settings.max_len}, which holds the prompt too'
+    )
+  parts = c.gradient_accumulation_steps * c.data_shards
+  if c.prompts % parts:
+    raise UserError(
+      f'config.rewrite.prompts={c.prompts}: must be a multiple of gradient_accumulation_steps x '
+      f'data_shards = {parts}'
+    )
+  if c.beta and c.kl == 'k1':
+    raise UserError(
+      "config.rewrite.kl='k1': has a gradient of zero on average, so beta would do nothing; write "
+      "'k3' or 'k2', or set beta=0"
+    )
+  if c.think and c.max_new < 32:
+    raise UserError(
+      f'config.rewrite.max_new={c.max_new}: holds no thoughts and an answer (think=True); raise it'
+    )
+  rewards.parse(c.reward)
+  held_out.check(config, 'rewrite', Searches.names)
+
+
+def check_models(config, models) -> None:
+  """Raises: UserError for a template that leaves no room, and for an embedder that is missing."""
+  for model in models.values():
+    try:
+      RewritePrompt(model, longest(config))
+    except UserError as e:
+      raise UserError(f'config.rewriter.{e}') from e
+  if 'embedding' in rewards.parse(config.rewrite.reward):
+    try:
+      weights.find(config.rewrite.embedder)
+    except UserError as e:
+      raise UserError(f'config.rewrite.embedder={config.rewrite.embedder!r}: {e}') from e
+
+
+def check_records(run: Run) -> None:
+  """Raises: UserError, before the first model runs, for documents that cannot be searched."""
+  queries.check_collection(queries.training(run), queries.collection(run.config))
+  held_out.check_records(run, 'rewrite', 'judgements')
+
+
+def uses(config) -> tuple[Use, ...]:
+  rows = config.rewrite.prompts * config.rewrite.samples
+  return (Use('rewriter', 'rewriter', lambda: open_rewriter(config), rows, tokens=tokens),)
+
+
+def tokens(run: Run) -> tuple[float, str]:
+  """(tokens that the stage computes, as tokens of training; what it does), for the estimate."""
+  c = run.config.rewrite
+  count = steps(c, len(prepare.records(run, 'judgements')))
+  samples = c.prompts * c.samples
+  updated = samples * run.config.rewriter.max_len
+  decoded = samples * c.max_new * DECODING / STEP / c.iterations
+  reference = updated / STEP / c.iterations if packed.has_reference(c) else 0
+  return count * (updated + decoded + reference), f'{count:,} steps of {samples} samples'
+
+
+# The batch has all samples, whatever their lengths: rows follow from `prompts` and `samples`.
+BASE = {
+  name: key
+  for name, key in training(
+    learning_rate=1e-6, schedule='constant', warmup_ratio=0.05, save_every=50
+  ).items()
+  if name != 'batch_rows'
+}  # fmt: skip
+SETTINGS = {
+  **BASE,
+  'gradient_accumulation_steps': Key(
+    1, at_least(1), 'Micro-batches into which the prompts of a step are split.'
+  ),
+  'validation': {
+    **VALIDATION,
+    'metric': Key(
+      '', one_of('', *Searches.names),
+      "Which held-out value decides: '' is ndcg@10, of a search by BM25 with the likeliest "
+      "rewrites; 'reward' is their mean reward.",
+    ),
+  },
+  'min_relevance': queries.MIN_RELEVANCE,
+  'prompts': Key(8, at_least(1), 'Queries of a step.'),
+  'samples': Key(8, at_least(2), 'Rewrites that are sampled of each query.'),
+  'max_new': Key(16, at_least(1), 'Tokens of a rewrite; one that has not ended is cut off.'),
+  'temperature': Key(1.0, above(0), 'Of sampling.'),
+  'top_p': Key(
+    1.0, between(0, 1),
+    'Tokens are drawn from the likeliest with so much probability. Below 1 samples are not those '
+    'of the policy whose gradient is taken.',
+  ),
+  'mode': Key(
+    'append', one_of(*queries.MODES),
+    "What is searched: 'append' is the query, `repeat` times, and the rewrite; 'replace' is the "
+    'rewrite alone.',
+  ),
+  'repeat': Key(2, at_least(1), "How often 'append' has the query."),
+  'think': Key(
+    False, boolean(),
+    'The rewrite is what <answer> holds after <think>...</think>; one without them fails.',
+  ),
+  'reward': Key(
+    'embedding', text('a reward', empty=False),
+    "A weighted sum such as 'embedding+0.5*bm25', of: 'embedding', the gain in similarity to the "
+    "query's documents; 'bm25', the gain in their nDCG; 'repetition', minus the share of repeated "
+    'words.',
+  ),
+  'embedder': Key('minilm-l6', text('a model', empty=False), "The encoder of 'embedding'."),
+  'failure': Key(-1.0, finite(), 'The reward of a rewrite without a word, or with too many.'),
+  'max_words': Key(0, at_least(0), 'Words of a rewrite; one with more fails. 0: any number.'),
+  'scale': Key(
+    'group', one_of(*objective.SCALES),
+    "A reward counts by its distance from the mean of its query's, divided by their standard "
+    "deviation ('group'), by that of the whole step ('batch'), or not divided ('none').",
+  ),
+  'aggregate': Key(
+    'token', one_of(*objective.AGGREGATIONS),
+    "The loss is the mean over tokens ('token'), over samples of their means ('sequence'), or over "
+    "samples of their sums, divided by max_new ('constant').",
+  ),
+  'epsilon': Key(0.2, between(0, 1), 'A token counts until its probability fell by this share.'),
+  'epsilon_high': Key(0.2, at_least(0), 'A token counts until its probability rose by this share.'),
+  'beta': Key(
+    0.02, at_least(0),
+    'Weight of the divergence from the model at the start of the stage. 0 saves a forward pass '
+    'and, with stop_kl=0, the copy of the trained parameters.',
+  ),
+  'kl': Key('k3', one_of(*objective.KLS), 'How that divergence is estimated from a token.'),
+  'iterations': Key(
+    1, at_least(1), 'Updates from the same samples. epsilon matters only if there are several.'
+  ),
+  'mask_truncated': Key(False, boolean(), 'Rewrites that were cut off are not learned from.'),
+  'stop_kl': Key(
+    0.0, at_least(0),
+    'Training ends with an error if a rewrite is so many nats from the model at the start; 0: '
+    'never.',
+  ),
+  'shown': Key(
+    20, at_least(0), 'Queries whose rewrites are listed in samples.md.', affects_results=False
+  ),
+}  # fmt: skip
+STAGE = Stage(
+  'rewrite', 'the rewriter learns from the rewards of its rewrites (GRPO)', execute,
+  settings=SETTINGS, check=check, check_models=check_models, check_records=check_records,
+  role='rewriter', reads_stages=('prepare', 'cpt'), reads_records=lambda config: ('judgements',),
+  uses=uses, head=lambda config: 'lm', task=task,
+)  # fmt: skip

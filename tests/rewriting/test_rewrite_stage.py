@@ -1,0 +1,158 @@
+"""The stage on a collection of forty pages: what it checks, writes and measures."""
+
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from disranker_jax.config import defaults, settings
+from disranker_jax.data.first_stage import BM25
+from disranker_jax.data.records import Document
+from disranker_jax.devices import sharding
+from disranker_jax.errors import UserError
+from disranker_jax.models.settings import model
+from disranker_jax.rewriting import queries, rewards
+from disranker_jax.rewriting.queries import Query
+from disranker_jax.rewriting.rewriter import Rewriter
+from disranker_jax.rewriting.stages import rewrite
+from disranker_jax.stages import cpt
+
+MESH = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1})
+PAGES = [
+  Document(f'd{i}', f'str.method{i}', f'Return a copy of number {i}.') for i in range(10, 50)
+]
+
+
+def make_config(**changes) -> ConfigDict:
+  """A config with what the stage reads; the system itself is declared elsewhere."""
+  c = ConfigDict(defaults().to_dict())
+  c.rewriter = settings.build(model(model='tiny-decoder', precision='float32'))
+  c.rewriter.update(max_len=32, max_query_len=16, row_len=64)
+  c.rewriter.template = '{query} : {title} : {summary}'
+  c.rewrite = settings.build(rewrite.SETTINGS)
+  c.rewrite.update(
+    prompts=4, samples=4, max_new=6, reward='bm25', max_steps=3, learning_rate=1e-3, save_every=100
+  )
+  c.rewrite.update(changes)
+  c.stages = ('prepare', 'cpt', 'rewrite')
+  c.validation.share = 0.4
+  c.tensorboard = False
+  return c
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+  asked = [Query(page.doc_id, f'copy of number {page.doc_id[1:]}', (page,)) for page in PAGES]
+  monkeypatch.setattr(queries, 'training', lambda run: asked)
+  monkeypatch.setattr(queries, 'collection', lambda config: PAGES)
+
+  def make(**changes):
+    return types.SimpleNamespace(
+      config=make_config(**changes), mesh=MESH, workdir=tmp_path, folder=lambda s: tmp_path / s
+    )
+
+  (tmp_path / 'rewrite').mkdir()
+  monkeypatch.setattr(rewrite.roles, 'trained', lambda run, role, model, stages: (
+    model.pretrained(0, run.mesh)
+  ))  # fmt: skip
+  return make
+
+
+def letters(queries, rewrites) -> np.ndarray:
+  return np.array([[len(text) for text in each] for each in rewrites], np.float32)
+
+
+def test_it_trains_measures_and_shows_rewrites(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(rewards, 'Ranking', lambda *arguments: letters)
+  results = rewrite.execute(run(reward='bm25+0.1*repetition', beta=0.1))
+  rows = [json.loads(line) for line in (tmp_path / 'rewrite/metrics.jsonl').open()]
+  assert [row['step'] for row in rows] == [1, 2, 3]
+  expected = {'reward', 'reward_std', 'reward_best', 'equal_groups', 'kl', 'entropy', 'length'}
+  expected |= {'cut', 'failures', 'repeated', 'sampler_difference', 'reward_bm25'}
+  assert expected <= rows[0].keys() and np.isfinite([*rows[-1].values()]).all()
+  assert rows[0]['kl'] < 1e-4 < rows[-1]['kl'] and rows[0]['sampler_difference'] < 1e-4
+  assert {'validation/ndcg@10', 'validation/reward'} <= rows[-1].keys()
+  assert 0 < results['before']['ndcg@10'] <= 1 and results['validation']['metric'] == 'ndcg@10'
+  assert results['rows'] + results['validation']['queries'] == len(PAGES)
+  samples = (tmp_path / 'rewrite/samples.md').read_text()
+  assert samples.count('- `copy of number') >= 10 and 'nDCG@10' in samples
+
+
+def test_what_is_measured_is_the_search_with_the_likeliest_rewrite(run, tmp_path):
+  """With rewrites that name the page, every page is found first."""
+  here, index = run(), BM25(PAGES)
+  opened = rewrite.open_rewriter(here.config)
+  reward = rewards.make(here.config.rewrite, PAGES, index)
+  asked = queries.training(here)[:12]
+  measure = rewrite.Searches(here, opened, asked, PAGES, index, reward)
+  measure._rewriter = lambda variables, texts: [f'method{text.split()[-1]}' for text in texts]
+  assert measure({}) == {'ndcg@10': 1.0, 'reward': pytest.approx(0.0)}  # the query finds it too
+  measure._rewriter = lambda variables, texts: ['39 39 39 39'] * len(texts)
+  found = measure({})
+  assert found['ndcg@10'] < 0.9 and found['reward'] < 0
+  assert '`39 39 39 39`' in (tmp_path / 'rewrite/samples.md').read_text()
+
+
+def test_greedy_rewrites_do_not_depend_on_the_batch(run):
+  config = run().config
+  opened = rewrite.open_rewriter(config)
+  variables = opened.pretrained(0, MESH)
+  texts = ['split a string', 'a', 'open a file and read all of its lines']
+  three, one = (Rewriter.of(opened, config.rewrite, MESH, rows) for rows in (3, 1))
+  assert three(variables, texts) == one(variables, texts)
+  query = Query('q', 'a', (PAGES[0],))
+  rewritten = one(variables, ['a'])[0]
+  assert one.searched(variables, [query]) == [queries.searched('a', rewritten, 'append', 2)]
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'prompts': 6, 'gradient_accumulation_steps': 4}, 'prompts=6: must be a multiple .* = 4'),
+    ({'max_new': 32}, 'max_new=32: must be below config.rewriter.max_len=32'),
+    ({'kl': 'k1'}, "kl='k1': has a gradient of zero"),
+    ({'think': True}, 'max_new=6: holds no thoughts'),
+    ({'reward': 'bm26'}, "reward='bm26': cannot use"),
+  ],
+)
+def test_settings_that_contradict_each_other_are_refused(changes, message):
+  with pytest.raises(UserError, match=f'config.rewrite.{message}'):
+    rewrite.check(make_config(**changes))
+  rewrite.check(make_config())
+
+
+def test_templates_and_embedders_are_checked_before_anything_runs():
+  config = make_config(reward='embedding', embedder='no-such-model')
+  with pytest.raises(UserError, match=r"config.rewrite.embedder='no-such-model'"):
+    rewrite.check_models(config, {'rewriter': rewrite.open_rewriter(config)})
+  config = make_config(max_new=30)
+  with pytest.raises(UserError, match=r'config\.rewriter\.max_len=32: leaves no token for a query'):
+    rewrite.check_models(config, {'rewriter': rewrite.open_rewriter(config)})
+  config.rewriter.template = '{title} : {summary} : {query}'
+  with pytest.raises(UserError, match=r'config\.rewriter\.template='):
+    rewrite.check(config)
+
+
+def test_its_shape_is_known_without_data():
+  config = make_config(beta=0.1, iterations=2)
+  task = rewrite.task(config, rewrite.open_rewriter(config).network)
+  batch = task.shape.block(2).zeros(2)
+  assert batch['mask_GN'].shape == (4, 4) and {'old_AP', 'reference_AP'} <= batch.keys()
+  # 26 tokens of a prompt and 4 samples of 6.
+  assert batch['tokens_BT'].shape == (4, 56) and batch['owner_AP'].shape == (2, 2 * 24)
+  variables = jax.eval_shape(lambda: rewrite.open_rewriter(config).network.init(jax.random.key(0)))
+  assert task.frozen(jax.tree.map(lambda x: np.zeros(x.shape), variables)).keys() == {'teacher'}
+
+
+def test_cpt_trains_the_model_of_any_role():
+  config = make_config()
+  stage, opened = cpt.stage('rewriter'), rewrite.open_rewriter(config)
+  assert (stage.role, stage.sections) == ('rewriter', ('seed', 'rewriter', 'validation', 'cpt'))
+  assert stage.task(config, opened.network).shape.row_len == 64
+  stage.check(config)
+  config.rewriter.bidirectional = True
+  with pytest.raises(UserError, match=r'config\.rewriter\.bidirectional=True'):
+    stage.check(config)

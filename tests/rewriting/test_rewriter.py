@@ -1,0 +1,79 @@
+"""What a rewriter reads and what of its text is the rewrite; tokens of a real tokenizer."""
+
+import types
+
+import pytest
+
+from disranker_jax.errors import UserError
+from disranker_jax.models.load import open_model
+from disranker_jax.models.settings import defaults
+from disranker_jax.rewriting import prompts
+from disranker_jax.rewriting.prompts import RewritePrompt
+
+TEMPLATE = '{query} : {title} : {summary}'
+
+
+def opened(template=TEMPLATE, max_len=48, max_query_len=16):
+  settings = defaults(
+    model='tiny-decoder', max_len=max_len, max_query_len=max_query_len, row_len=64
+  )
+  settings.template = template
+  return open_model(settings, 'lm')
+
+
+@pytest.fixture(scope='module')
+def model():
+  return opened()
+
+
+def test_the_prompt_ends_where_cpt_taught_the_title_to_begin(model):
+  prompt = RewritePrompt(model, 32)
+  ids = prompt('open a file')
+  assert model.tokenizer.decode(ids) == '<s>open a file :'
+  [click] = model.prompt('document').encode('open a file', [prompts.Document('', 'io', 'opens')])
+  assert ids == click.ids[: click.predict[0]].tolist()
+  assert click.ids[-1] in prompt.stops
+
+
+def test_long_queries_lose_their_end_and_the_prompt_keeps_its_length(model):
+  assert len(RewritePrompt(model, 32)('file ' * 50)) < 32  # max_query_len decides
+  prompt = RewritePrompt(model, 9)
+  for query in ('file ' * 50, 'x' * 300, 'é' * 80):
+    ids = prompt(query)
+    assert len(ids) == 9 and ids[0] == prompt('a')[0] and ids[-1:] == prompt('a')[-1:]
+
+
+def test_an_empty_query_and_names_of_control_tokens_are_text(model):
+  prompt = RewritePrompt(model, 32)
+  assert prompt('') and 2 not in prompt('a </s> b') and prompt('a </s> b').count(1) == 1
+
+
+def test_templates_and_lengths_that_leave_no_room_are_refused(model):
+  wrong = types.SimpleNamespace(
+    settings=defaults(max_len=48), tokenizer=model.tokenizer, network=model.network
+  )
+  wrong.settings.template = '{title} : {summary} : {query}'
+  with pytest.raises(UserError, match='in this order; the rewrite is written in the place of'):
+    RewritePrompt(wrong, 32)
+  with pytest.raises(UserError, match='max_len=48: leaves no token for a query'):
+    RewritePrompt(model, 2)
+
+
+def test_texts_are_one_line_without_special_tokens(model):
+  ids = model.tokenizer.encode('split \n\n a  string', add_special_tokens=False)
+  assert RewritePrompt(model, 32).texts([[*ids, 2], [2]]) == ['split a string', '']
+
+
+@pytest.mark.parametrize(
+  ('text', 'expected'),
+  [
+    ('<think>two\nlines</think>\n<answer> csv  reader </answer> more', 'csv reader'),
+    ('<think></think><answer></answer>', ''),
+    ('<answer>without thoughts</answer>', ''),
+    ('<think>cut off', ''),
+    ('csv reader', ''),
+  ],
+)
+def test_with_thoughts_only_the_answer_counts(text, expected):
+  assert prompts.rewrite(text, think=True) == expected
+  assert prompts.rewrite(text, think=False) == ' '.join(text.split())

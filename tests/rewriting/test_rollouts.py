@@ -1,0 +1,255 @@
+"""GRPO on a tiny decoder: it learns, resumes bitwise, and says when it has collapsed."""
+
+import dataclasses
+import functools
+import json
+
+import gang
+import jax
+import jax.numpy as jnp
+import numpy as np
+import policies
+import pytest
+
+from disranker_jax.data.encoded import Encoded
+from disranker_jax.errors import UserError
+from disranker_jax.models import tree
+from disranker_jax.rewriting import packed, rollouts
+from disranker_jax.rewriting.policy import log_probabilities
+from disranker_jax.rewriting.rewards import RewardResult
+from disranker_jax.training import optimizer, train
+
+
+@pytest.fixture(scope='module')
+def start():
+  return policies.start()
+
+
+def drawn(start, c, tmp_path, **options):
+  """(the first micro-batches, the variables, the task) of a training."""
+  _, feed, task, _ = policies.setup(c, tmp_path, 1, **options)
+  variables = start | task.frozen(start)
+  return feed.next(variables)[0], variables, task
+
+
+@pytest.mark.parametrize(
+  ('aggregate', 'scale'), [('token', 'group'), ('sequence', 'batch'), ('constant', 'none')]
+)
+def test_the_policy_learns_what_is_rewarded(start, tmp_path, aggregate, scale):
+  c = policies.section(aggregate=aggregate, scale=scale, learning_rate=0.05)
+  policies.fit(start, c, tmp_path, 40)
+  rewards = [row['reward'] for row in policies.logged(tmp_path)]
+  assert rewards[0] < 0.2 and np.mean(rewards[-5:]) > 0.9
+
+
+def test_with_a_large_beta_the_policy_stays(start, tmp_path):
+  last = {}
+  for beta in (0.0, 100.0):
+    c = policies.section(beta=beta, stop_kl=1e9)
+    policies.fit(start, c, tmp_path / str(beta), 12)
+    last[beta] = policies.logged(tmp_path / str(beta))[-1]
+  assert last[0.0]['reward'] > 0.8 and last[0.0]['kl'] > 3
+  assert last[100.0]['reward'] < 0.3 and last[100.0]['kl'] < 0.1
+
+
+@pytest.mark.parametrize(
+  'changes', [{'beta': 0.1}, {'iterations': 2, 'gradient_accumulation_steps': 2, 'beta': 0.1}]
+)
+def test_resume_is_bitwise_the_unbroken_run(start, tmp_path, changes):
+  """Also between two updates from the same samples."""
+  c = policies.section(**changes)
+  whole = policies.fit(start, c, tmp_path / 'whole', 6)
+  policies.fit(start, c, tmp_path / 'broken', 3)
+  resumed = policies.fit(start, c, tmp_path / 'broken', 6)
+  for path, value in tree.flatten(whole).items():
+    np.testing.assert_array_equal(value, tree.flatten(resumed)[path], err_msg=path)
+  rows = [
+    [{k: v for k, v in row.items() if k != 'seconds'} for row in policies.logged(tmp_path / run)]
+    for run in ('whole', 'broken')
+  ]
+  assert rows[0] == rows[1] and rows[0][0]['reward'] != rows[0][-1]['reward']
+
+
+def test_several_updates_use_the_same_samples_and_clip(start, tmp_path):
+  policies.fit(start, policies.section(iterations=3, epsilon=0.1, epsilon_high=0.1), tmp_path, 6)
+  rows = policies.logged(tmp_path)
+  assert len({row['reward'] for row in rows[:3]}) == 1 != len({row['reward'] for row in rows})
+  assert rows[0]['outside_clip'] == 0 < rows[2]['outside_clip']
+
+
+def reinforce(network, variables, samples, temperature):
+  """-sum of advantage x log-probability over the tokens of (prompt, completion, advantage)s."""
+  texts = [prompt + completion for prompt, completion, _ in samples]
+  tokens_BT, segments_BT = np.zeros((2, len(texts), max(map(len, texts))), int)
+  advantages_BT = np.zeros(tokens_BT.shape)
+  for row, (text, (prompt, _, advantage)) in enumerate(zip(texts, samples, strict=True)):
+    tokens_BT[row, : len(text)], segments_BT[row, : len(text)] = text, 1
+    advantages_BT[row, len(prompt) : len(text)] = advantage
+  positions_BT = np.broadcast_to(np.arange(tokens_BT.shape[1]), tokens_BT.shape)
+  batch = {'tokens_BT': tokens_BT, 'segments_BT': segments_BT, 'positions_BT': positions_BT}
+  logits = network.module.apply(variables, network.hidden(variables, batch), method='logits')
+  logs = jax.nn.log_softmax(logits / temperature)[:, :-1]
+  chosen_BT = jnp.take_along_axis(logs, tokens_BT[:, 1:, None], axis=-1)[..., 0]
+  return -jnp.sum(advantages_BT[:, 1:] * chosen_BT)
+
+
+def samples_of(feed, prompt) -> list[tuple]:
+  """(prompt, completion, advantage) of every sample of the feed's rollout."""
+  record = {name: x[0] for name, x in feed._record.items()}
+  size = len(record['lengths_S']) // len(feed._asked[0])
+  queries = [query for query in feed._asked[0] for _ in range(size)]
+  return [
+    (prompt(query.text), ids[:length].tolist(), advantage)
+    for query, ids, length, advantage in zip(
+      queries, record['ids_SN'], record['lengths_S'], record['advantages_S'], strict=True
+    )
+  ]
+
+
+@pytest.mark.parametrize('row_len', [21, 11], ids=['shared', 'apart'])
+def test_on_policy_its_gradient_is_that_of_reinforce(start, tmp_path, row_len):
+  """Whether samples share their prompt in a row or not."""
+  c = policies.section(temperature=0.8)
+  _, feed, task, _ = policies.setup(c, tmp_path, 1, row_len=row_len)
+  [batch], _ = feed.next(start)
+  samples = samples_of(feed, policies.Numbers())
+  tokens = sum(len(completion) for _, completion, _ in samples)
+
+  def ours(variables):
+    total, weight, _ = task.loss(variables, batch)
+    return total / weight
+
+  def wanted(variables):
+    return reinforce(policies.network(), variables, samples, 0.8) / tokens
+
+  found, expected = (tree.flatten(jax.jit(jax.grad(f))(start)) for f in (ours, wanted))
+  assert max(np.abs(x).max() for x in expected.values()) > 0.01
+  for path, value in expected.items():
+    np.testing.assert_allclose(found[path], value, atol=2e-6, err_msg=path)
+
+
+@pytest.mark.parametrize('row_len', [64, 11], ids=['shared', 'apart'])
+def test_the_sampler_and_the_packed_forward_pass_give_the_same_log_probabilities(
+  start, tmp_path, row_len
+):
+  c = policies.section(temperature=0.7)
+  [batch], _, _ = drawn(start, c, tmp_path, row_len=row_len)
+  assert ('parents_BT' in batch) == (row_len == 64)
+  computed = jax.jit(functools.partial(log_probabilities, policies.network(), 0.7))
+  packed_AP = computed(start, batch)
+  np.testing.assert_allclose(packed_AP, batch['sampled_AP'], atol=1e-4)
+  assert np.ptp(batch['sampled_AP']) > 1
+
+
+def test_the_number_of_an_end_token_that_pads_counts_once_per_sample(start, tmp_path):
+  """What is predicted follows from lengths, not from ids: here padding is the end token."""
+  [batch], _, _ = drawn(start, policies.section(prompts=12), tmp_path)
+  owners = np.asarray(batch['owner_AP'])
+  ends = np.bincount(owners[(np.asarray(batch['targets_AP']) == policies.END) & (owners >= 0)])
+  lengths = np.bincount(owners[owners >= 0])
+  assert set(ends.tolist()) == {0, 1} and lengths.min() < 5 == lengths.max()
+  cut = np.asarray(batch['facts_GNF'])[..., packed.FACTS.index('cut')].ravel()
+  np.testing.assert_array_equal(cut[: len(ends)], 1 - ends)
+
+
+def test_samples_that_were_cut_off_are_left_out_on_request(start, tmp_path):
+  [batch], _, task = drawn(start, policies.section(prompts=12), tmp_path)
+  masked = dataclasses.replace(task.loss, c=policies.section(mask_truncated=True))
+  found = {False: jax.jit(task.loss)(start, batch)[1], True: jax.jit(masked)(start, batch)[1]}
+  owners, cut = np.asarray(batch['owner_AP']), np.asarray(batch['facts_GNF'])[..., 0].ravel()
+  ended = sum(not cut[owner] for owner in owners[owners >= 0])
+  assert found == {False: np.sum(owners >= 0), True: ended} and 0 < ended < found[False]
+
+
+def test_micro_batches_have_the_gradient_of_the_whole(start, tmp_path):
+  def gradients(parts):
+    c = policies.section(gradient_accumulation_steps=parts, aggregate='sequence', beta=0.1)
+    batches, variables, task = drawn(start, c, tmp_path)
+    flat = optimizer.split(variables, '.*')
+    return jax.jit(functools.partial(train.gradients, task.loss))(*flat, batches)[0]
+
+  whole, halves = gradients(1), gradients(2)
+  for path, value in whole.items():
+    np.testing.assert_allclose(halves[path], value, atol=1e-6, err_msg=path)
+
+
+def test_empty_rewrites_fail_and_give_numbers(start, tmp_path):
+  def every_other(queries, rewrites):
+    failed = np.array([[i % 2 == 0 for i, _ in enumerate(each)] for each in rewrites])
+    return RewardResult(np.where(failed, -1, 0.5).astype(np.float32), {'embedding': failed}, failed)
+
+  policies.fit(start, policies.section(beta=0.1), tmp_path, 2, reward=every_other)
+  for row in policies.logged(tmp_path):
+    assert row['failures'] == 0.5 and row['reward'] == -0.25 and np.isfinite([*row.values()]).all()
+
+
+def failing(queries, rewrites):
+  shape = len(rewrites), len(rewrites[0])
+  return RewardResult(
+    np.full(shape, -1, np.float32), {'embedding': np.zeros(shape)}, np.ones(shape, bool)
+  )
+
+
+def test_only_failures_end_the_training_with_what_to_do(start, tmp_path):
+  with pytest.raises(UserError, match=r'stays at config.rewrite.failure=-1\. .*learning_rate'):
+    policies.fit(start, policies.section(), tmp_path, 20, reward=failing)
+  rows = policies.logged(tmp_path)
+  assert len(rows) < rollouts.FAILED_STEPS and {row['equal_groups'] for row in rows} == {1}
+  assert {row['grad_norm'] for row in rows} == {0}
+
+
+def test_a_policy_that_is_too_far_from_its_start_ends_the_training(start, tmp_path):
+  with pytest.raises(UserError, match=r'nats .* more than config.rewrite.stop_kl=2; lower'):
+    policies.fit(start, policies.section(stop_kl=2.0, learning_rate=0.05), tmp_path, 40)
+  kl = [row['kl'] for row in policies.logged(tmp_path)]
+  assert kl[0] < 1e-5 and 1 < len(kl) < 30
+
+
+def test_fewer_queries_than_a_step_has_are_refused(tmp_path):
+  with pytest.raises(UserError, match=r'prompts=25: there are only 24 queries'):
+    policies.setup(policies.section(prompts=25), tmp_path, 1)
+
+
+def test_places_of_samples_do_not_overlap():
+  c = policies.section(samples=5, max_new=4)
+  shape = packed.shape_of(c, policies.network(), 6, row_len=17)
+  assert (shape.per_row, shape.rows, shape.row_len) == (2, 4 * 3, 16)
+  docs = [Encoded(np.arange(6 + n), None, 0) for n in (4, 1, 3, 4, 2)]
+  places = packed.placed(docs, 6, 1, shape)
+  spans = [(p.row, p.start, p.start + len(d) - p.shared) for p, d in zip(places, docs, strict=True)]
+  assert spans == [(3, 6, 10), (3, 10, 11), (4, 6, 9), (4, 9, 13), (5, 6, 8)]
+
+
+def test_the_share_of_the_querys_words():
+  assert rollouts.common('Open a file', 'open FILE: pathlib') == pytest.approx(2 / 3)
+  assert rollouts.common('a', '') == 0
+
+
+MESHES = {
+  'one': [policies.ONE, {}],
+  'data': [{'data': 2, 'fsdp': 1, 'model': 1}, {}],
+  'fsdp': [{'data': 1, 'fsdp': 2, 'model': 1}, {}],
+}
+SETTINGS = {'data_shards': 2, 'beta': 0.1, 'stop_kl': 1e9, 'iterations': 2, 'scale': 'batch'}
+STEPS = 4
+
+
+def on_devices(folder, runs, count, devices) -> dict[str, list[tuple]]:
+  """(loss, reward, kl) of each step of runs with SETTINGS, in processes of their own."""
+  runs = {name: [sizes, SETTINGS | changes] for name, (sizes, changes) in runs.items()}
+  spec = json.dumps({'folder': str(folder), 'runs': runs, 'steps': STEPS})
+  assert gang.run(folder, [policies.__file__, spec], count, devices) == [0] * count
+  return {
+    name: [(row['loss'], row['reward'], row['kl']) for row in policies.logged(folder / name)]
+    for name in runs
+  }
+
+
+def test_several_devices_and_processes_learn_as_one_does(tmp_path):
+  runs = {name: run for name, run in MESHES.items() if name != 'one'}
+  found = on_devices(tmp_path / 'devices', runs, count=1, devices=2)
+  found |= on_devices(tmp_path / 'processes', {'two': MESHES['data']}, count=2, devices=1)
+  [alone] = on_devices(tmp_path / 'alone', {'one': MESHES['one']}, count=1, devices=1).values()
+  assert len(alone) == STEPS and np.ptp(alone, axis=0).min() > 1e-3
+  for name, rows in found.items():
+    np.testing.assert_allclose(rows, alone, atol=1e-4, err_msg=name)
