@@ -132,5 +132,5 @@ TABLE = Table(
   columns=('hits@1', 'hits@5', 'hits@20', 'mrr@10', 'ndcg@10'),
   kept=('hits@1', 'hits@5', 'hits@20', 'mrr@10', 'ndcg@10', 'recall@100'), main='mrr@10',
   tested=('mrr@10', 'hits@5'), costs=('ms_per_query',), settings=SETTINGS,
-  check=collection_rows.check,
+  check=collection_rows.check, documents=collection_rows.texts_of,
 )  # fmt: skip

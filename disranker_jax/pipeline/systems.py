@@ -15,6 +15,8 @@ from disranker_jax.generative import rows as search_rows
 from disranker_jax.generative.stages import align, index, ltrgr, memorise, retrieve
 from disranker_jax.models.settings import model
 from disranker_jax.pipeline.stage import Role, Stage
+from disranker_jax.rewriting import rows as rewriting_rows
+from disranker_jax.rewriting.stages import rewrite
 from disranker_jax.stages import (
   cpt,
   distill,
@@ -56,6 +58,10 @@ SEARCH = evaluate.stage(
 SEARCH_REPORT = report.stage(
   'prepare', 'cpt', 'generate', 'memorise', 'retrieve', 'score', 'ltrgr', 'align', 'search'
 )
+REWRITES = evaluate.stage(
+  rewriting_rows.TABLE, models=('rewriter',), reads_stages=('prepare', 'cpt', 'rewrite')
+)
+REWRITES_REPORT = report.stage('prepare', 'cpt', 'rewrite', 'search')
 DEFAULT = 'disranker'  # of a config that names none
 SYSTEMS: dict[str, System] = {
   'disranker': System(
@@ -91,6 +97,19 @@ SYSTEMS: dict[str, System] = {
       ),
     },
     table=search_rows.TABLE,
+  ),
+  'query_rewriting': System(
+    stages=(prepare.STAGE, cpt.stage('rewriter'), rewrite.STAGE, REWRITES, REWRITES_REPORT),
+    roles={
+      'rewriter': Role(
+        {
+          **model(model='Qwen/Qwen2.5-1.5B-Instruct', remat='full'),
+          'template': teacher.SETTINGS['template'],
+        },
+        lambda config: ('cpt', 'rewrite'),
+      ),
+    },
+    table=rewriting_rows.TABLE,
   ),
 }  # fmt: skip
 

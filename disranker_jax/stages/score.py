@@ -239,8 +239,7 @@ def open_chosen(run, kind: str) -> Chosen:
 def finish(run) -> dict[str, dict]:
   """Audits every kind, writes stats.json and the teacher's run; returns the statistics per kind.
 
-  Raises: UserError if the audit fails or the scores have collapsed.
-  """
+  Raises: UserError if the audit fails or the scores have collapsed."""
   by_kind = {}
   for kind in reads(run.config):
     groups = open_chosen(run, kind)
@@ -349,10 +348,7 @@ SETTINGS = {
 
 
 def reads(config) -> tuple[str, ...]:
-  """The kinds of records that are scored, in the order in which distillation has them.
-
-  Where a retriever learns, these are the pages that it found.
-  """
+  """The kinds of records that are scored, in the order of distillation; what a retriever found."""
   if 'retrieve' in config.stages:
     return (prepare.RETRIEVED,)
   return (

@@ -1,0 +1,31 @@
+"""A small LLM learns with GRPO to rewrite queries so that BM25 finds more; two cores.
+
+  disranker run --config configs/query_rewriting.py --workdir runs/rewriting
+
+SmolLM2-135M first learns to write the title of the clicked page (cpt). Then it samples eight
+rewrites of each training query, is rewarded for those by which more of the right page is found, and
+learns from the differences. What is searched is the query twice and the rewrite once, so a wrong
+word costs little. The table searches all 7,000 pages with 437 test queries, of which BM25 finds
+every third page not at all. docs/rewriting.md has the results. Rewards:
+--config.rewrite.reward=embedding, bm25, or embedding+0.5*bm25.
+"""
+
+from disranker_jax.config import defaults
+
+
+def get_config():
+  c = defaults('query_rewriting')
+  # A query of these has one page that is right, which the search finds among all.
+  c.data.judgements = 'python_docs:?judged=page&splits=clicks,judgements,candidates'
+  c.data.test = 'python_docs:?judged=page'
+  c.data.documents = 'python_docs:'  # yours: 'jsonl:data/documents.jsonl'
+
+  c.rewriter.update(model='smollm2-135m', lora_rank=16, remat='none')
+  c.rewriter.update(max_len=48, max_query_len=24, row_len=96)
+  c.rewriter.template = '{query} : {title} : {summary}'
+  c.cpt.update(trainable='lora', learning_rate=1e-3, batch_rows=20, save_every=20)
+
+  c.rewrite.update(trainable='lora', learning_rate=1e-4, max_grad_norm=1.0)
+  c.rewrite.update(prompts=8, samples=8, max_new=12, max_steps=120, save_every=20)
+  c.rewrite.update(reward='bm25', beta=0.02, mode='append', repeat=2)
+  return c

@@ -1,0 +1,217 @@
+"""The result table of query rewriting: a search engine gets the query, or a rewrite of it."""
+
+import functools
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from disranker_jax.config.settings import Key, Section, one_of
+from disranker_jax.data.first_stage import BM25
+from disranker_jax.data.records import Document, Group
+from disranker_jax.evaluation import metrics
+from disranker_jax.pipeline.stage import Run, Use
+from disranker_jax.rewriting import baselines, queries
+from disranker_jax.rewriting.policy import policy
+from disranker_jax.rewriting.prompts import RewritePrompt
+from disranker_jax.rewriting.queries import Query
+from disranker_jax.rewriting.query_bm25 import QueryBM25
+from disranker_jax.rewriting.rewriter import Rewriter
+from disranker_jax.rewriting.sampling import Sampler
+from disranker_jax.rewriting.stages import rewrite
+from disranker_jax.stages import collection_rows, roles
+from disranker_jax.stages.collection_rows import STAGE, per_query, with_reranker
+from disranker_jax.stages.result_table import Ranking, Row, Table
+
+ENGINES = {'bm25': BM25, 'query_bm25': QueryBM25}
+TRAINED = {'cpt': ('cpt',), 'rewrite': ('cpt', 'rewrite'), 'best': ('cpt', 'rewrite')}
+DEPTH = 10  # of the nDCG by which the best of several samples is chosen
+
+
+def asked(run: Run, groups: Sequence[Group]) -> list[Query]:
+  """The test queries, in the order of the groups."""
+  known = {query.query_id: query for query in queries.test(run)}
+  return [known[group.query_id] for group in groups]
+
+
+def engine(run: Run, docs: Sequence[Document]) -> BM25 | QueryBM25:
+  """The index of `search.engine`."""
+  return ENGINES[run.config.search.engine](docs)
+
+
+def found(run: Run, tests: Sequence[Query], texts: Sequence[str]) -> metrics.Run:
+  """What the engine finds for the texts that are searched, of each query."""
+  docs = queries.collection(run.config)
+  ids, top = [doc.doc_id for doc in docs], engine(run, docs).top
+  rankings = queries.found(top, ids, tests, texts, run.config.search.depth)
+  return {query.query_id: ranking for query, ranking in zip(tests, rankings, strict=True)}
+
+
+def original(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
+  """The queries as they are."""
+  tests, begin = asked(run, groups), time.monotonic()
+  ranking = found(run, tests, [query.text for query in tests])
+  return ranking, {'ms_per_query': per_query(begin, len(groups))}
+
+
+def rm3(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
+  """Words of the documents that the query finds; BM25 as the product has it."""
+  tests, docs = asked(run, groups), queries.collection(run.config)
+  index = BM25(docs)
+  begin = time.monotonic()
+  weights = baselines.rm3([query.text for query in tests], index, docs)
+  ids = [doc.doc_id for doc in docs]
+  rankings = queries.found(index.top_weighted, ids, tests, weights, run.config.search.depth)
+  ranking = {query.query_id: each for query, each in zip(tests, rankings, strict=True)}
+  return ranking, {'ms_per_query': per_query(begin, len(groups))}
+
+
+def nearest(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
+  """Words that the pages of the most similar training query have: the trivial learner."""
+  tests, c = asked(run, groups), run.config.rewrite
+  words = baselines.words_at(queries.address(run.config))
+  begin = time.monotonic()
+  texts = [query.text for query in tests]
+  lent = baselines.nearest(texts, queries.training(run), words=words)
+  appended = [queries.searched(q, r, 'append', c.repeat) for q, r in zip(texts, lent, strict=True)]
+  return found(run, tests, appended), {'ms_per_query': per_query(begin, len(groups))}
+
+
+def rewritten(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
+  """The likeliest rewrites of a trained rewriter."""
+  tests, model, variables = asked(run, groups), *opened(run, row)
+  writer = Rewriter.of(model, run.config.rewrite, run.mesh, run.config.search.batch_rows)
+  begin = time.monotonic()
+  texts = writer.searched(variables, tests)
+  spent = per_query(begin, len(groups))
+  changed = sum(text != query.text for text, query in zip(texts, tests, strict=True))
+  ranking = found(run, tests, texts)
+  return ranking, {'ms_per_query': spent, 'note': compared(run, groups, ranking, changed)}
+
+
+def opened(run: Run, row: Row):
+  """(the rewriter, its variables as it writes)."""
+  model = rewrite.open_rewriter(run.config)
+  return model, policy(roles.trained(run, 'rewriter', model, TRAINED[row.name]))
+
+
+def compared(run: Run, groups: Sequence[Group], ranking: metrics.Run, changed: int) -> str:
+  """How many queries are better and worse than as they were."""
+  before = collection_rows.ranking_of(run, FIRST.name, groups)
+  least = run.config.search.min_relevance
+  qrels = {group.query_id: relevant(group, least) for group in groups}
+
+  def gain(query_id: str) -> float:
+    now, then = (
+      metrics.ndcg(each.get(query_id, {}), qrels[query_id], DEPTH) for each in (ranking, before)
+    )
+    return now - then
+
+  gains = np.array([gain(group.query_id) for group in groups])
+  return (
+    f'{changed:,} of {len(groups):,} queries are rewritten; nDCG@{DEPTH} is better for '
+    f'{(gains > 0).sum():,} and worse for {(gains < 0).sum():,}'
+  )
+
+
+def relevant(group: Group, least: int) -> dict[str, int]:
+  return {doc_id: 1 for doc_id, grade in group.grades.items() if grade >= least}
+
+
+def best_of_samples(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
+  """The best of several sampled rewrites, chosen by the judgements: the ceiling of choosing."""
+  tests, c, model, variables = asked(run, groups), run.config.rewrite, *opened(run, row)
+  prompt = RewritePrompt(model, rewrite.longest(run.config))
+  draw = Sampler(
+    model.network, run.mesh, prompt.stops, run.config.search.batch_rows, prompt.longest, c.max_new,
+    c.samples, c.temperature, c.top_p, run.config.seed,
+  )  # fmt: skip
+  prompts = [prompt(query.text) for query in tests]
+  drawn = draw(variables, prompts, list(range(len(prompts))), step=0)
+  rankings = []
+  for place in range(c.samples):
+    texts = prompt.texts([samples[place].ids for samples in drawn], c.think)
+    searched = [
+      queries.searched(query.text, text, c.mode, c.repeat)
+      for query, text in zip(tests, texts, strict=True)
+    ]
+    rankings.append(found(run, tests, searched))
+  values_GS = [
+    [metrics.ndcg(each[query.query_id], query.relevant, DEPTH) for each in rankings]
+    for query in tests
+  ]
+  best = baselines.best_of(values_GS).tolist()
+  ranking = {q.query_id: rankings[i][q.query_id] for q, i in zip(tests, best, strict=True)}
+  return ranking, {'note': 'chosen by the judgements, so no system: what choosing could win'}
+
+
+def searches(config: ConfigDict) -> list:
+  """What decides how a text is searched."""
+  return [config.search.engine, config.search.depth, queries.address(config)]
+
+
+def writes(config: ConfigDict) -> list:
+  """What decides how a rewrite is written and searched, beside the rewriter's parameters."""
+  c = config.rewrite
+  names = ('max_new', 'mode', 'repeat', 'think', 'min_relevance', 'samples', 'temperature', 'top_p')
+  return [searches(config), {name: c[name] for name in names}]
+
+
+def use(name: str, config: ConfigDict) -> Use:
+  c = config.search
+
+  def tokens(run: Run) -> tuple[float, str]:
+    count = len(rewrite.prepare.records(run, 'test'))
+    each = run.config.rewriter.max_query_len + run.config.rewrite.max_new * rewrite.DECODING
+    return count * each, f'{count:,} queries'
+
+  opening = functools.partial(rewrite.open_rewriter, config)
+  return Use(name, 'rewriter', opening, c.batch_rows, tokens=tokens)
+
+
+def rewriter(name: str, title: str, rank=rewritten, **more) -> Row:
+  """A row of a rewriter."""
+  return Row(
+    name, title, rank, 'rewriter', stages=lambda config: TRAINED[name],
+    trained_by=TRAINED[name][-1], reads=writes, used=functools.partial(use, name), **more,
+  )  # fmt: skip
+
+
+FIRST = Row('original', 'original query', original, is_baseline=True, reads=searches)
+SIMPLE = (
+  FIRST,
+  Row('rm3', 'RM3', rm3, reads=searches),
+  Row('nearest', 'nearest training query', nearest, reads=writes, is_baseline=True),
+)
+REWRITERS = (
+  rewriter('cpt', 'rewriter, before GRPO', is_baseline=True),
+  rewriter(
+    'rewrite', 'rewriter', improves_on=('original', 'cpt', 'nearest'),
+    needs_training=lambda config: not config.rewriter.init_from,
+  ),
+)  # fmt: skip
+ROWS = {
+  row.name: row
+  for row in (
+    *SIMPLE, *REWRITERS, rewriter('best', 'best of the samples (oracle)', best_of_samples),
+    *map(with_reranker, (*SIMPLE, *REWRITERS)),
+  )
+}  # fmt: skip
+SETTINGS: Section = {
+  **collection_rows.SETTINGS,
+  'engine': Key(
+    'bm25', one_of(*ENGINES),
+    "What searches: 'bm25', or 'query_bm25', which weighs the words of the query too and reads "
+    'words as Lucene does, as in BRIGHT.', affects_results=False,
+  ),
+}  # fmt: skip
+
+TABLE = Table(
+  STAGE, 'the held-out queries are rewritten and searched', ROWS, first_stage='original',
+  subject='rewrite', models=('rewrite', 'cpt'), reranks=False,
+  columns=('ndcg@10', 'mrr@10', 'hits@1', 'hits@20'),
+  kept=('ndcg@10', 'mrr@10', 'hits@1', 'hits@5', 'hits@20', 'recall@100'), main='ndcg@10',
+  tested=('ndcg@10',), costs=('ms_per_query',), settings=SETTINGS, check=collection_rows.check,
+  documents=collection_rows.texts_of,
+)  # fmt: skip
