@@ -37,8 +37,9 @@ class TextModel:
 
   @property
   def scorer(self) -> str:
-    """The way of scoring: a key of HEADS."""
-    return self.settings.get('scorer', 'score_head')
+    """The way of scoring, a key of HEADS; without a setting, what the network's head can do."""
+    usual = 'query_likelihood' if self.network.head == 'lm' else 'score_head'
+    return self.settings.get('scorer', usual)
 
   def prompt(self, predict: str | None = None) -> PairPrompt | TextPrompt:
     """How the model reads a query and a document.
