@@ -17,12 +17,12 @@ from disranker_jax.data import batches
 from disranker_jax.data.records import Click, Group
 from disranker_jax.devices import memory, sharding, speed
 from disranker_jax.models import attention_choice
-from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline import manifest, systems
 from disranker_jax.pipeline.opening import Opened
 from disranker_jax.pipeline.stage import Run, saved_steps
 from disranker_jax.pipeline.steps import Step
 from disranker_jax.progress import clock, say
-from disranker_jax.stages import generate, prepare
+from disranker_jax.stages import prepare
 from disranker_jax.training.settings import LEAST
 from disranker_jax.training.validation import STEP, interval
 
@@ -171,9 +171,10 @@ def steps_of(run: Run, one: Opened) -> tuple[float, str]:
 
 
 def expected(run: Run, kind: str) -> Sequence[Click | Group]:
-  """The records of a kind; as many as there can be of those that are not yet generated."""
-  if kind == prepare.GENERATED and not (run.folder('generate') / 'candidates').exists():
-    return generate.Expected(run.config)
+  """The records of a kind; as many as there can be of those that a stage has yet to make."""
+  maker = prepare.MADE_BY.get(kind)
+  if maker and not (run.folder(maker) / 'candidates').exists():
+    return systems.find(run.config, maker).expected(run)
   return prepare.records(run, kind)
 
 

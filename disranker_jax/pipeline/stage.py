@@ -1,7 +1,7 @@
 """What a stage declares about itself, and what it gets when it runs."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ class Stage:
   reads_records config -> the kinds of prepared records that it reads
   outside       (config, workdir) -> {config key: fingerprint} of what it reads outside the workdir
                 beside its models; None for an earlier run that does not exist any more
+  expected      of a stage that makes records: run -> as many as it can make, for estimates before it
   has_parts     whether its folder has parts that know what they were made from: a repetition
                 because of an earlier stage (--rerun) leaves the folder, and the stage keeps the
                 parts that have not changed
@@ -115,6 +116,7 @@ class Stage:
   requires: Callable[[ConfigDict], Mapping[str, tuple[str, ...]]] | None = None
   reads_records: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
   outside: Callable[[ConfigDict, Path], Mapping[str, str | None]] = lambda config, workdir: {}
+  expected: Callable[[Run], Sequence] | None = None
   has_parts: bool = False
   is_complete: Callable[[Run], bool] = lambda run: True
   head: Callable[[ConfigDict], str] = lambda config: 'rank'

@@ -222,7 +222,8 @@ def write_samples(run: Run, docs, found, groups: Sequence[Group]) -> None:
 class Expected(Sequence[Group]):
   """As many queries as generation can give, with documents as long, for estimates before it."""
 
-  def __init__(self, config):
+  def __init__(self, run: Run):
+    config = run.config
     self._docs = documents.read(config)
     self._depth = config.generate.depth
     self._count = len(documents.chosen(config, self._docs)) * config.generate.samples
@@ -366,6 +367,6 @@ def outside(config, workdir) -> dict[str, str]:
 STAGE = Stage(
   'generate', 'the decoder writes queries from documents', execute, SETTINGS, check=check,
   role='teacher', reads_stages=('prepare', 'cpt'), uses=uses, check_records=check_records,
-  reads_records=reads, outside=outside, head=lambda config: 'lm', kept=kept,
+  reads_records=reads, outside=outside, expected=Expected, head=lambda config: 'lm', kept=kept,
   is_complete=is_complete, has_parts=True, optional=True,
 )  # fmt: skip

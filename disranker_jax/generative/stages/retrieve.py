@@ -236,5 +236,5 @@ STAGE = Stage(
   check_models=lambda config, models: prompts.check_model(models['retriever']), role='retriever',
   uses=uses, reads_stages=('prepare', 'index', 'memorise'),
   requires=lambda config: {'retrieve': ('prepare', 'index')},
-  reads_records=lambda config: ('judgements',), head=lambda config: 'lm', kept=kept,
+  reads_records=lambda config: ('judgements',), head=lambda config: 'lm', kept=kept, expected=Expected,
 )  # fmt: skip
