@@ -132,7 +132,7 @@ def main(argv) -> None:
     f'\nn-grams of {args.length} tokens, {args.queries} queries with {args.beams} beams, window '
     f'{args.window}, {args.vocab:,} tokens in the vocabulary; {processor.described()}\n'
   )
-  print(tables.markdown(heads, [*map(row, points), last]))
+  print(tables.markdown(heads, [*map(row, points), *[last] * (len(points) > 1)]))
   if args.plot:
     draw(points, slopes, args.plot)
   if args.json:
