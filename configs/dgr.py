@@ -27,6 +27,7 @@ def get_config():
   c.teacher.update(model='smollm2-135m', scorer='query_likelihood', lora_rank=16, remat='none')
   c.teacher.update(max_len=48, max_query_len=20, row_len=96)
   c.teacher.template = '{title}: {summary}\n\nSummary: {query}'
+  c.teacher.zero_shot_template = c.teacher.template  # as in the quickstart, whose cpt can be reused
   c.cpt.update(predict='query', trainable='lora', learning_rate=1e-3, batch_rows=20)
   c.generate.template = c.teacher.template
   c.generate.update(shots=0, max_len=64, max_new=13, ends='length', temperature=0.0)
