@@ -86,7 +86,7 @@ class Stage:
   reads_records config -> the kinds of prepared records that it reads
   outside       (config, workdir) -> {config key: fingerprint} of what it reads outside the workdir
                 beside its models; None for an earlier run that does not exist any more
-  expected      of a stage that makes records: run -> as many as it can make, for estimates before it
+  expected      of a stage that makes records: run -> as many as it can make, for the estimate
   has_parts     whether its folder has parts that know what they were made from: a repetition
                 because of an earlier stage (--rerun) leaves the folder, and the stage keeps the
                 parts that have not changed

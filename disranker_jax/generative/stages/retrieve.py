@@ -236,5 +236,6 @@ STAGE = Stage(
   check_models=lambda config, models: prompts.check_model(models['retriever']), role='retriever',
   uses=uses, reads_stages=('prepare', 'index', 'memorise'),
   requires=lambda config: {'retrieve': ('prepare', 'index')},
-  reads_records=lambda config: ('judgements',), head=lambda config: 'lm', kept=kept, expected=Expected,
+  reads_records=lambda config: ('judgements',), head=lambda config: 'lm', kept=kept,
+  expected=Expected,
 )  # fmt: skip
