@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 from disranker_jax.config import defaults, settings
 from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document
-from disranker_jax.devices import sharding
+from disranker_jax.devices import memory, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models.settings import model
+from disranker_jax.pipeline import steps
 from disranker_jax.rewriting import queries, rewards
 from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.rewriter import Rewriter
@@ -54,7 +55,6 @@ def run(tmp_path, monkeypatch):
       config=make_config(**changes), mesh=MESH, workdir=tmp_path, folder=lambda s: tmp_path / s
     )
 
-  (tmp_path / 'rewrite').mkdir()
   monkeypatch.setattr(rewrite.roles, 'trained', lambda run, role, model, stages: (
     model.pretrained(0, run.mesh)
   ))  # fmt: skip
@@ -145,6 +145,13 @@ def test_its_shape_is_known_without_data():
   assert batch['tokens_BT'].shape == (4, 56) and batch['owner_AP'].shape == (2, 2 * 24)
   variables = jax.eval_shape(lambda: rewrite.open_rewriter(config).network.init(jax.random.key(0)))
   assert task.frozen(jax.tree.map(lambda x: np.zeros(x.shape), variables)).keys() == {'teacher'}
+
+
+def test_what_it_takes_is_estimated_from_shapes():
+  config = make_config(beta=0.1, gradient_accumulation_steps=2)
+  network = rewrite.open_rewriter(config).network
+  step = steps.training(config, rewrite.STAGE, network, MESH)
+  assert step.flops.model > 0 and memory.live(step.trace().jaxpr.jaxpr) > 0
 
 
 def test_cpt_trains_the_model_of_any_role():

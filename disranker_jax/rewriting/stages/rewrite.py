@@ -185,6 +185,7 @@ class Searches:
     for query, rewrite, value, gain in list(rows)[: self._c.shown]:
       lines.append(f'- {escaping.code(query.text)}')
       lines.append(f'  - {escaping.code(rewrite)}: reward {value:.3g}, nDCG@10 {gain:.3g}')
+    self._file.parent.mkdir(parents=True, exist_ok=True)
     self._file.write_text('\n'.join(lines) + '\n', encoding='utf-8')
 
 
