@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from disranker_jax.config.settings import Key, Section, at_least
+from disranker_jax.data import sources
 from disranker_jax.data.first_stage import BM25
-from disranker_jax.data.records import Group
+from disranker_jax.data.records import Document, Group
 from disranker_jax.evaluation import metrics
 from disranker_jax.generative.stages import index, retrieve
 from disranker_jax.pipeline.stage import Run, Use
@@ -23,6 +24,11 @@ TRAINED = {
   'ltrgr': ('memorise', 'ltrgr'),
   'aligned': ('memorise', 'align'),
 }
+
+
+def documents_of(run: Run) -> dict[str, Document]:
+  """{doc_id: document} of the collection."""
+  return {doc.doc_id: doc for doc in documents.read(run.config, least=1)}
 
 
 def bm25(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
@@ -79,8 +85,13 @@ def training_queries(run: Run, pages) -> list[tuple[str, int]]:
   return [(query, page) for query, page in found if page is not None]
 
 
+def first_reads(config: ConfigDict) -> list:
+  """The collection, and how much of it BM25 gives."""
+  return [config.search.depth, sources.fingerprint(documents.address(config))]
+
+
 def searches(config: ConfigDict) -> list:
-  """What decides how pages are found, beside the retriever's parameters."""
+  """What decides how pages are found, beside the retriever's parameters and the index."""
   return [config.retrieve.to_dict(), config.search.training_queries]
 
 
@@ -103,7 +114,7 @@ def retriever(name: str, title: str, **more) -> Row:
   )  # fmt: skip
 
 
-FIRST = Row('bm25', 'BM25', bm25, is_baseline=True, reads=lambda config: config.search.depth)
+FIRST = Row('bm25', 'BM25', bm25, is_baseline=True, reads=first_reads)
 RETRIEVERS = (
   retriever('memorised', 'retriever', is_baseline=True),
   retriever('ltrgr', 'retriever, labels', is_baseline=True, improves_on=('memorised',)),
@@ -132,5 +143,5 @@ TABLE = Table(
   columns=('hits@1', 'hits@5', 'hits@20', 'mrr@10', 'ndcg@10'),
   kept=('hits@1', 'hits@5', 'hits@20', 'mrr@10', 'ndcg@10', 'recall@100'), main='mrr@10',
   tested=('mrr@10', 'hits@5'), costs=('ms_per_query',), settings=SETTINGS,
-  check=collection_rows.check, documents=collection_rows.texts_of,
+  check=collection_rows.check, documents=documents_of,
 )  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from disranker_jax.config.settings import Key, Section, one_of
+from disranker_jax.data import sources
 from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document, Group
 from disranker_jax.evaluation import metrics
@@ -33,6 +34,11 @@ def asked(run: Run, groups: Sequence[Group]) -> list[Query]:
   """The test queries, in the order of the groups."""
   known = {query.query_id: query for query in queries.test(run)}
   return [known[group.query_id] for group in groups]
+
+
+def documents_of(run: Run) -> dict[str, Document]:
+  """{doc_id: document} of the collection."""
+  return {doc.doc_id: doc for doc in queries.collection(run.config)}
 
 
 def engine(run: Run, docs: Sequence[Document]) -> BM25 | QueryBM25:
@@ -148,7 +154,8 @@ def best_of_samples(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
 
 def searches(config: ConfigDict) -> list:
   """What decides how a text is searched."""
-  return [config.search.engine, config.search.depth, queries.address(config)]
+  collection = sources.fingerprint(queries.address(config))
+  return [config.search.engine, config.search.depth, collection]
 
 
 def writes(config: ConfigDict) -> list:
@@ -213,5 +220,5 @@ TABLE = Table(
   columns=('ndcg@10', 'mrr@10', 'hits@1', 'hits@20'),
   kept=('ndcg@10', 'mrr@10', 'hits@1', 'hits@5', 'hits@20', 'recall@100'), main='ndcg@10',
   tested=('ndcg@10',), costs=('ms_per_query',), settings=SETTINGS, check=collection_rows.check,
-  documents=collection_rows.texts_of,
+  documents=documents_of,
 )  # fmt: skip

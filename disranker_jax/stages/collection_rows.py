@@ -10,22 +10,17 @@ from collections.abc import Callable, Sequence
 from ml_collections import ConfigDict
 
 from disranker_jax.config.settings import Key, Section, at_least, text
-from disranker_jax.data.records import Document, Group
+from disranker_jax.data.records import Group
 from disranker_jax.evaluation import fusion, metrics, runs
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.inputs import model_files
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.progress import Progress
 from disranker_jax.rankers import loaded
-from disranker_jax.stages import documents, evaluate, result_table
+from disranker_jax.stages import evaluate, result_table
 from disranker_jax.stages.result_table import Ranking, Row
 
 STAGE = 'search'  # the stage that fills such a table
-
-
-def texts_of(run: Run) -> dict[str, Document]:
-  """{doc_id: document} of the collection."""
-  return {doc.doc_id: doc for doc in documents.read(run.config, least=1)}
 
 
 def per_query(begin: float, count: int) -> float:
@@ -44,7 +39,8 @@ def ranking_of(run: Run, name: str, groups: Sequence[Group]) -> metrics.Run:
 
 def reranked(base: str, run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   """The best pages of another row, ordered by a cross-encoder; the others stay behind them."""
-  c, before, texts = run.config.search, ranking_of(run, base, groups), texts_of(run)
+  c, before = run.config.search, ranking_of(run, base, groups)
+  texts = result_table.of(run.config).documents(run)
   ranker, begin, ranking = loaded.load(c.reranker), time.monotonic(), {}
   with Progress(f'{STAGE} {row.name}', len(groups), 'queries') as progress:
     for done, group in enumerate(groups, 1):

@@ -54,7 +54,8 @@ def test_a_second_call_does_nothing_and_a_row_costs_only_itself(done):
 def test_the_other_engine_fills_the_rows_again(done, tmp_path):
   data, workdir = done
   changed = config(data, search__engine='query_bm25', search__models=('original', 'nearest'))
-  runner.run(changed, tmp_path / 'other', stages=('prepare', 'search'), reuse=[workdir])
+  stages = ('prepare', 'cpt', 'rewrite', 'search')
+  runner.run(changed, tmp_path / 'other', stages=stages, reuse=[workdir])
   found = json.loads((tmp_path / 'other' / 'search' / 'results.json').read_text())
   assert list(found) == ['original', 'nearest'] and found['original']['hits@1'] == 1
 

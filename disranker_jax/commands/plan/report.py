@@ -173,7 +173,7 @@ def remedies(config, stage: str, where: chips.Slice, mesh) -> list[str]:
     options.append(f'--config.{name}.remat=full')
   if training and c.optimizer == 'adamw' and c.adam_mu_dtype == 'float32':
     options.append(f'--config.{stage}.adam_mu_dtype=bfloat16')
-  if training and c.batch_rows > mesh.shape['data'] * mesh.shape['fsdp']:
+  if training and c.get('batch_rows', 0) > mesh.shape['data'] * mesh.shape['fsdp']:
     options.append(
       f'--config.{stage}.batch_rows={c.batch_rows // 2} '
       f'--config.{stage}.gradient_accumulation_steps={2 * c.gradient_accumulation_steps}'
@@ -195,7 +195,7 @@ def remedies(config, stage: str, where: chips.Slice, mesh) -> list[str]:
 def hints(config, stage: str, mesh) -> list[str]:
   """Changes that are likely to be faster, for a step that fits."""
   c, parts = config[stage], sharding.parts(mesh)
-  if c.get('data_shards', parts) == 1 < parts and c.batch_rows % parts == 0:
+  if c.get('data_shards', parts) == 1 < parts and c.get('batch_rows', 1) % parts == 0:
     # Positions count from the start of the whole batch, so all of it is sent to every device.
     return [f'--config.{stage}.data_shards={parts}, so that devices gather no rows of others']
   return []

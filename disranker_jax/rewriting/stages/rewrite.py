@@ -19,6 +19,7 @@ from disranker_jax.config.settings import (
   one_of,
   text,
 )
+from disranker_jax.data import sources
 from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.prompts import template_fields
 from disranker_jax.data.records import Document, Group
@@ -259,6 +260,11 @@ def tokens(run: Run) -> tuple[float, str]:
   return count * (updated + decoded + reference), f'{count:,} steps of {samples} samples'
 
 
+def outside(config, workdir) -> dict[str, str]:
+  """The documents that are searched."""
+  return {'data.documents': manifest.digest(sources.fingerprint(queries.address(config)))}
+
+
 # The batch has all samples, whatever their lengths: rows follow from `prompts` and `samples`.
 BASE = {
   name: key
@@ -344,5 +350,5 @@ STAGE = Stage(
   'rewrite', 'the rewriter learns from the rewards of its rewrites (GRPO)', execute,
   settings=SETTINGS, check=check, check_models=check_models, check_records=check_records,
   role='rewriter', reads_stages=('prepare', 'cpt'), reads_records=lambda config: ('judgements',),
-  uses=uses, head=lambda config: 'lm', task=task,
+  uses=uses, outside=outside, head=lambda config: 'lm', task=task,
 )  # fmt: skip
