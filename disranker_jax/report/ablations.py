@@ -6,6 +6,7 @@ from pathlib import Path
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
 from disranker_jax.report import plots, tables
+from disranker_jax.report.results import COSTS
 from disranker_jax.report.tables import chance, decimals, number, span
 
 MAIN = 'ndcg@5'  # the table shows its intervals and differences; the JSON has those of all metrics
@@ -13,7 +14,10 @@ DIGITS = 3  # of metrics between 0 and 1
 
 
 def cells(result: dict) -> tuple[list[str], list[list[str]]]:
-  """Heads and rows: the main metric with its interval, the others' values, and the difference."""
+  """Heads and rows: the main metric with its interval, the others' values, and the difference.
+
+  If a row ranks by prompts, every row has what a query costs.
+  """
   names = list(result['rows'][0]['metrics'])
   name = metrics.title(MAIN)
   heads = ['', name, '95 % interval', *(metrics.title(m) for m in names if m != MAIN)]
@@ -31,6 +35,14 @@ def cells(result: dict) -> tuple[list[str], list[list[str]]]:
     else:
       line += ['reference', '', '']
     rows.append(line)
+  costs = [row.get('costs', {}) for row in result['rows']]
+  if not any('tokens_per_query' in found for found in costs):
+    return heads, rows
+  for key, title, digits in COSTS:
+    if any(key in found for found in costs):
+      heads.append(title)
+      for line, found in zip(rows, costs, strict=True):
+        line.append(number(found[key], digits) if key in found else '')
   return heads, rows
 
 
