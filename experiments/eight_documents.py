@@ -2,10 +2,10 @@
 
 python experiments/eight_documents.py python_docs: runs/python.jsonl --queries 100
 
-All pairs of eight documents are 56 prompts per query, of a pool of 40 they are 1,560. A first stage's
-list gives its best eight. --judged takes the judged documents (pool=judged) in the first stage's
-order, and eight evenly spaced ones of them. Labels play no part in the choice. A config takes the
-file as
+All pairs of eight documents are 56 prompts per query, of a pool of 40 they are 1,560. A first
+stage's list gives its best eight. --judged takes the judged documents (pool=judged) in the first
+stage's order, and eight evenly spaced ones of them. Labels play no part in the choice. A config
+takes the file as
 
   c.data.test = 'jsonl:runs/python.jsonl'
 """

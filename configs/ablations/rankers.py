@@ -1,8 +1,8 @@
 """Which LLM ranks best, and what a student can learn from it (the paper's table 2).
 
-The pretrained LLM by prompts, LLMs that labels train, and the student by what it learns from: labels,
-the teacher, or the prompts' answers (instruction distillation). Students of scores alone start
-without labels. RankLLaMA and LLM2Vec have a new linear head, which needs more steps.
+The pretrained LLM by prompts, LLMs that labels train, and the student by what it learns from:
+labels, the teacher, or the prompts' answers (instruction distillation). Students of scores alone
+start without labels. RankLLaMA and LLM2Vec have a new linear head, which needs more steps.
 """
 
 LIMITS = {'query_tokens': 20, 'doc_tokens': 48}
@@ -28,8 +28,7 @@ ROWS = {
   'FIRST': ('first', PROMPTS),
   'RankLLaMA': (
     'teacher',
-    HEAD
-    | {'stages': ('prepare', 'sft', 'evaluate'), 'sft.loss': 'info_nce', 'sft.max_steps': 60},
+    HEAD | {'stages': ('prepare', 'sft', 'evaluate'), 'sft.loss': 'info_nce', 'sft.max_steps': 60},
   ),
   'TSRankGPT': (
     'teacher',

@@ -2,8 +2,8 @@
 
 FILE is Python. Its docstring says what the table shows. ROWS = {name: (model, {key: value})} names
 the model of each row, or a method of evaluate.rankers, and the settings that differ from the base
-config. Every row is an ordinary run of `disranker_jax.main` in a workdir of its own. Stages that an earlier row has done with equal
-settings are reused, so one teacher serves all its students.
+config. Every row is an ordinary run of `disranker_jax.main` in a workdir of its own. Stages that an
+earlier row has done with equal settings are reused, so one teacher serves all its students.
 """
 
 import argparse

@@ -47,6 +47,39 @@ def make_mesh(sizes, devices=None) -> Mesh:
   return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
 
 
+def local(mesh: Mesh) -> Mesh:
+  """The part of a mesh that is this process's, on which it can compute without the others.
+
+  Raises: UserError if its devices do not hold all parameters together.
+  """
+  if jax.process_count() == 1:
+    return mesh
+  try:
+    own = mesh.local_mesh
+  except ValueError:  # its devices are not neighbours in the mesh
+    own = None
+  if own is None or any(own.shape[axis] != mesh.shape[axis] for axis in ('fsdp', 'model')):
+    split, have = mesh.shape['fsdp'] * mesh.shape['model'], jax.local_device_count()
+    raise UserError(
+      f'config.mesh: every process ranks by prompts with all parameters, which are split over '
+      f'{split} devices (fsdp x model), and a process has {have}; set config.mesh.fsdp and '
+      f'config.mesh.model so that their product divides {have}'
+    )
+  return own
+
+
+def on_local(tree, own: Mesh) -> Any:
+  """Parameters on `local(mesh)`, without copying what its devices hold."""
+
+  def part(x: jax.Array) -> jax.Array:
+    where = NamedSharding(own, x.sharding.spec)
+    held = {shard.device: shard.data for shard in x.addressable_shards}
+    arrays = [held[device] for device in where.addressable_devices_indices_map(x.shape)]
+    return jax.make_array_from_single_device_arrays(x.shape, where, arrays)
+
+  return tree if jax.process_count() == 1 else jax.tree.map(part, tree)
+
+
 def fit(spec: P, shape: tuple[int, ...], mesh: Mesh, path: str) -> P:
   """`spec` without axes that do not divide their dimension of `shape`, or trailing Nones."""
   kept = []
