@@ -54,18 +54,19 @@ def local(mesh: Mesh) -> Mesh:
   """
   if jax.process_count() == 1:
     return mesh
-  try:
-    own = mesh.local_mesh
-  except ValueError:  # its devices are not neighbours in the mesh
-    own = None
-  if own is None or any(own.shape[axis] != mesh.shape[axis] for axis in ('fsdp', 'model')):
-    split, have = mesh.shape['fsdp'] * mesh.shape['model'], jax.local_device_count()
+  check_local(mesh, jax.local_device_count())
+  return mesh.local_mesh
+
+
+def check_local(mesh: Mesh, have: int) -> None:
+  """Raises: UserError if `have` devices of a process do not hold all parameters together."""
+  split = mesh.shape['fsdp'] * mesh.shape['model']
+  if have < mesh.size and have % split:
     raise UserError(
-      f'config.mesh: every process ranks by prompts with all parameters, which are split over '
+      'config.mesh: every process ranks by prompts with all parameters, which are split over '
       f'{split} devices (fsdp x model), and a process has {have}; set config.mesh.fsdp and '
-      f'config.mesh.model so that their product divides {have}'
+      f'config.mesh.model so that their product divides {have}, and config.mesh.data=-1'
     )
-  return own
 
 
 def on_local(tree, own: Mesh) -> Any:

@@ -202,5 +202,5 @@ STAGE = Stage(
   has_parts=True, is_complete=is_complete,
   models=('teacher', 'student'), reads_stages=('prepare', 'cpt', 'sft', 'student_sft', 'distill'),
   reads_records=lambda config: ('test',), kept=kept, uses=uses,
-  check_records=check_records,
+  check_records=check_records, paper_rows=104_960,
 )  # fmt: skip

@@ -103,12 +103,10 @@ def test_counts_of_processes_are_added_beyond_32_bits(monkeypatch):
 
 
 def test_parameters_that_one_process_cannot_hold_are_refused(monkeypatch):
-  mesh = sharding.make_mesh({'data': 1, 'fsdp': 2, 'model': 1}, jax.devices()[:2])
-  assert sharding.local(mesh) is mesh  # one process holds all of them
+  split = sharding.make_mesh({'data': 1, 'fsdp': 2, 'model': 1}, jax.devices()[:2])
+  assert sharding.local(split) is split  # one process holds all of them
+  sharding.check_local(sharding.make_mesh({'data': 2, 'fsdp': 1, 'model': 1}, jax.devices()[:2]), 1)
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  halves = {device: i for i, device in enumerate(mesh.devices.flat)}
-  own = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1}, [next(iter(halves))])
-  monkeypatch.setattr(type(mesh), 'local_mesh', property(lambda self: own))
   monkeypatch.setattr(jax, 'local_device_count', lambda: 1)
-  with pytest.raises(UserError, match=r'split over 2 devices.*a process has 1'):
-    sharding.local(mesh)
+  with pytest.raises(UserError, match=r'split over 2 devices.*a process has 1.*divides 1'):
+    sharding.local(split)
