@@ -2,18 +2,26 @@
 
 The pretrained LLM by prompts, LLMs that labels train, and the student by what it learns from:
 labels, the teacher, or the prompts' answers (instruction distillation). Students of scores alone
-start without labels. RankLLaMA and LLM2Vec have a new linear head, which needs more steps.
+start without labels and see 150 queries of four documents, 12 prompts each. RankLLaMA and LLM2Vec
+have a new linear head, which needs more steps.
 """
 
 LIMITS = {'query_tokens': 20, 'doc_tokens': 48}
 PROMPTS = {f'evaluate.prompts.{key}': value for key, value in LIMITS.items()}
 HEAD = {'teacher.scorer': 'score_head', 'sft.trainable': 'lora|score'}
-ALONE = {'score.judgements': False, 'distill.init_from': '', 'distill.hard_label_weight': 0.0}
+ALONE = {
+  'data.limit.candidates': 150,
+  'score.judgements': False,
+  'score.group_size': 4,
+  'distill.init_from': '',
+  'distill.hard_label_weight': 0.0,
+  'distill.epochs': 8.0,
+}
 BY_PROMPTS = {f'score.prompts.{key}': value for key, value in LIMITS.items()} | {
   'stages': ('prepare', 'score', 'distill', 'evaluate'),
-  'score.method': 'prp_allpair_soft',
-  'score.group_size': 5,
   'score.max_tied_share': 1.0,
+  'distill.loss': 'ranknet',
+  'distill.normalize_scores': '',
 }
 
 ROWS = {
@@ -53,6 +61,10 @@ ROWS = {
   "student of the teacher's scores alone": ('student', ALONE),
   'student by instruction distillation': (
     'student',
-    ALONE | BY_PROMPTS | {'distill.loss': 'ranknet', 'distill.normalize_scores': ''},
+    ALONE | BY_PROMPTS | {'score.method': 'prp_allpair_soft'},
+  ),
+  'student of query likelihood, zero-shot': (
+    'student',
+    ALONE | BY_PROMPTS | {'score.method': 'query_likelihood'},
   ),
 }
