@@ -26,6 +26,7 @@ BY_PROMPTS = {f'score.prompts.{key}': value for key, value in LIMITS.items()} | 
 
 ROWS = {
   'BM25': ('bm25', {}),
+  'random order': ('random', {}),
   'query likelihood, zero-shot': ('zero_shot', {}),
   'yes or no': ('yes_no', PROMPTS),
   'grades': ('graded', PROMPTS),
