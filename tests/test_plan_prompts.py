@@ -112,9 +112,13 @@ def test_prompts_longer_than_the_context_are_refused():
     local.plan(c, ['evaluate:listwise'], here(), 0, 0)
 
 
-def test_parameters_have_to_fit_into_a_process(monkeypatch):
-  devices = [SimpleNamespace(process_index=i // 4) for i in range(8)]
-  shape = {'data': 1, 'fsdp': 8, 'model': 1}
-  mesh = SimpleNamespace(devices=SimpleNamespace(flat=devices), shape=shape, size=8)
-  with pytest.raises(UserError, match=r'split over 8 devices .* a process has 4'):
-    stages.trace(config(score__method='yes_no'), 'score', mesh)
+def test_a_slice_is_planned_as_processes_of_their_own(monkeypatch):
+  made = []
+  monkeypatch.setattr(sharding, 'make_mesh', lambda sizes, devices: made.append((sizes, devices)))
+  devices = [SimpleNamespace(process_index=i // 4) for i in range(16)]
+  for fsdp, split in ((16, 4), (1, 1), (2, 2)):
+    shape = {'data': 16 // fsdp, 'fsdp': fsdp, 'model': 1}
+    mesh = SimpleNamespace(devices=SimpleNamespace(flat=devices), shape=shape)
+    stages.mesh_of(config(score__method='yes_no'), 'score', mesh)
+    assert made.pop() == ({'data': -1, 'fsdp': split, 'model': 1}, devices)
+    assert stages.mesh_of(config(), 'score', mesh) is mesh  # the teacher's own scorer

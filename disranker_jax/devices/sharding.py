@@ -4,12 +4,14 @@ All layout rules are in this file. `jax.jit` with these shardings replaces pjit;
 data axis over all local devices replaces pmap.
 """
 
+import math
 import re
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -48,37 +50,29 @@ def make_mesh(sizes, devices=None) -> Mesh:
 
 
 def local(mesh: Mesh) -> Mesh:
-  """The part of a mesh that is this process's, on which it can compute without the others.
-
-  Raises: UserError if its devices do not hold all parameters together.
-  """
+  """A mesh of this process's devices, on which it computes without the others."""
   if jax.process_count() == 1:
     return mesh
-  check_local(mesh, jax.local_device_count())
-  return mesh.local_mesh
+  return apart(mesh, jax.local_device_count(), jax.local_devices())
 
 
-def check_local(mesh: Mesh, have: int) -> None:
-  """Raises: UserError if `have` devices of a process do not hold all parameters together."""
-  split = mesh.shape['fsdp'] * mesh.shape['model']
-  if have < mesh.size and have % split:
-    raise UserError(
-      'config.mesh: every process ranks by prompts with all parameters, which are split over '
-      f'{split} devices (fsdp x model), and a process has {have}; set config.mesh.fsdp and '
-      f'config.mesh.model so that their product divides {have}, and config.mesh.data=-1'
-    )
+def apart(mesh: Mesh, have: int, devices) -> Mesh:
+  """A mesh of devices that splits parameters as `mesh` does, but over `have` of them at most."""
+  split = math.gcd(mesh.shape['fsdp'] * mesh.shape['model'], have)
+  return make_mesh({'data': -1, 'fsdp': split, 'model': 1}, devices)
 
 
 def on_local(tree, own: Mesh) -> Any:
-  """Parameters on `local(mesh)`, without copying what its devices hold."""
+  """The parameters of a mesh of all processes, on `local(mesh)`."""
+  if jax.process_count() == 1:
+    return tree
+  return jax.tree.map(lambda x, where: place(on_host(x), where), tree, shardings(tree, own))
 
-  def part(x: jax.Array) -> jax.Array:
-    where = NamedSharding(own, x.sharding.spec)
-    held = {shard.device: shard.data for shard in x.addressable_shards}
-    arrays = [held[device] for device in where.addressable_devices_indices_map(x.shape)]
-    return jax.make_array_from_single_device_arrays(x.shape, where, arrays)
 
-  return tree if jax.process_count() == 1 else jax.tree.map(part, tree)
+def on_host(x: jax.Array) -> np.ndarray:
+  """An array's values in every process."""
+  whole = x.is_fully_addressable or x.is_fully_replicated
+  return np.asarray(x) if whole else multihost_utils.process_allgather(x, tiled=True)
 
 
 def fit(spec: P, shape: tuple[int, ...], mesh: Mesh, path: str) -> P:

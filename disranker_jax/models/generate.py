@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
+from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models import eight_bits, kinds, layers, sampling, tree
 from disranker_jax.models.network import Network
@@ -64,14 +64,8 @@ def generate(
     network, temperature > 0, slots - tokens_BT.shape[1], variables, caches, last_BD, segments_BS,
     min_new, max_new, stops, jax.random.key(seed), numbers_B, settings,
   )  # fmt: skip
-  rows_BN = on_host(out_BN)[:, :max_new]
+  rows_BN = sharding.on_host(out_BN)[:, :max_new]
   return [row[: _length(row, stops)].tolist() for row in rows_BN]
-
-
-def on_host(x: jax.Array) -> np.ndarray:
-  """An array's values in every process."""
-  whole = x.is_fully_addressable or x.is_fully_replicated
-  return np.asarray(x) if whole else multihost_utils.process_allgather(x, tiled=True)
 
 
 def left_pad(prompts: list[list[int]], at_least: int = 0) -> tuple[np.ndarray, np.ndarray]:

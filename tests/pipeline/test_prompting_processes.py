@@ -4,13 +4,10 @@ import json
 
 import gang
 import helpers
-import jax
 import llm_models
 import numpy as np
 import pytest
 
-from disranker_jax.devices import sharding
-from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
 from disranker_jax.rankers.llm import costs
 
@@ -78,7 +75,8 @@ def test_a_run_has_the_scores_rows_and_costs_of_one_process(model, tmp_path):
     tmp_path, '-m', 'disranker_jax.main', '--no-estimate',
     *helpers.flags(
       '{folder}/run', stages=','.join(STAGES), teacher__model=model, cpt__trainable='.*',
-      teacher__precision='float32', score__method='prp_allpair_soft', score__max_tied_share=1.0,
+      mesh__data=1, mesh__fsdp=2, teacher__precision='float32', score__max_tied_share=1.0,
+      score__method='prp_allpair_soft',
       evaluate__models='random', evaluate__rankers=RANKERS,
       **{f'{s}__prompts__{k}': v for s in ('score', 'evaluate') for k, v in prompts.items()},
     ),
@@ -100,13 +98,3 @@ def test_counts_of_processes_are_added_beyond_32_bits(monkeypatch):
   monkeypatch.setattr(costs.processes, 'add_up', as_of_two)
   found = costs.of_all_processes([{'tokens': 3 << 31, 'prompts': 7}, {'prompts': 1}])
   assert found['tokens'] == 6 << 31 and found['prompts'] == 16
-
-
-def test_parameters_that_one_process_cannot_hold_are_refused(monkeypatch):
-  split = sharding.make_mesh({'data': 1, 'fsdp': 2, 'model': 1}, jax.devices()[:2])
-  assert sharding.local(split) is split  # one process holds all of them
-  sharding.check_local(sharding.make_mesh({'data': 2, 'fsdp': 1, 'model': 1}, jax.devices()[:2]), 1)
-  monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  monkeypatch.setattr(jax, 'local_device_count', lambda: 1)
-  with pytest.raises(UserError, match=r'split over 2 devices.*a process has 1.*divides 1'):
-    sharding.local(split)

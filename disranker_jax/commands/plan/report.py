@@ -66,6 +66,7 @@ def plan(config, stage: str, where: chips.Slice, mesh, rows: int = 0, pair_token
   `rows` is the size of the data, 0 for the paper's; `pair_tokens` the length of a pair, 0 for the
   config's limit.
   """
+  mesh = stages.mesh_of(config, stage, mesh)
   step = stages.trace(config, stage, mesh)
   cost = compile_step(step, where)
   count = step.flops

@@ -68,8 +68,6 @@ def trace(config: ConfigDict, name: str, mesh, platform: str = '') -> Step:
 
 def _prompting(config: ConfigDict, asked: prompts.Prompts, mesh, platform: str) -> Step:
   """The step that reads an LLM ranker's prompts."""
-  devices = list(mesh.devices.flat)
-  sharding.check_local(mesh, sum(d.process_index == devices[0].process_index for d in devices))
   settings = _resolved(config.teacher, mesh, platform)
   network = _network(settings, asked.todo.head)
   most = network.family.max_len(network.config)
@@ -79,11 +77,20 @@ def _prompting(config: ConfigDict, asked: prompts.Prompts, mesh, platform: str) 
       f'{asked.expected.max_len:,}; lower config.{asked.section}.prompts.window or doc_tokens'
     )
   quantize = config.score.quantize if asked.section == 'score' else ''
-  eight_bits.check_device('config.score.quantize', quantize, devices[0])
+  eight_bits.check_device('config.score.quantize', quantize, mesh.devices.flat[0])
   each = prompting.rows_of(config, asked.section, asked.row_len, mesh)
   rows = each * sharding.parts(mesh)
   expected, row_len = asked.expected, asked.row_len
   return steps.prompting(settings, network, expected, rows, row_len, mesh, quantize)
+
+
+def mesh_of(config: ConfigDict, name: str, mesh):
+  """The mesh of a stage: LLM rankers hold all parameters in the devices of each process."""
+  devices = list(mesh.devices.flat)
+  have = sum(device.process_index == devices[0].process_index for device in devices)
+  if have == len(devices) or not prompts.find(config, name):
+    return mesh
+  return sharding.apart(mesh, have, devices)
 
 
 def _network(settings: ConfigDict, head: str) -> Network:
