@@ -35,15 +35,20 @@ def cells(result: dict) -> tuple[list[str], list[list[str]]]:
     else:
       line += ['reference', '', '']
     rows.append(line)
-  costs = [row.get('costs', {}) for row in result['rows']]
-  if not any('tokens_per_query' in found for found in costs):
-    return heads, rows
+  costs = costs_of(result)
   for key, title, digits in COSTS:
     if any(key in found for found in costs):
       heads.append(title)
       for line, found in zip(rows, costs, strict=True):
         line.append(number(found[key], digits) if key in found else '')
   return heads, rows
+
+
+def costs_of(result: dict) -> list[dict]:
+  """What a query costs, per row; nothing if no row ranks by prompts."""
+  costs = [row.get('costs', {}) for row in result['rows']]
+  by_prompts = any('tokens_per_query' in found for found in costs)
+  return costs if by_prompts else [{} for _ in costs]
 
 
 def text(result: dict) -> str:
@@ -56,7 +61,7 @@ def note(result: dict) -> str:
   return (
     f'{result["queries"]} test queries; seeds are averaged within a query. Intervals: bootstrap '
     f'over {drawn}. p: paired randomisation against {result["against"]!r}, corrected (Holm) over '
-    'the rows.'
+    'the rows.' + (' Prompts, tokens and ms are per query.' if any(costs_of(result)) else '')
   )
 
 
