@@ -92,6 +92,45 @@ def test_no_row_of_a_table_ranks_by_prompts(tmp_path):
   assert again.base.evaluate.rankers == ()
 
 
+def test_a_row_can_be_a_method_that_ranks_by_prompts(tmp_path):
+  file = write(
+    tmp_path,
+    '"""T."""\nROWS = {"a": ("yes_no", {"evaluate.prompts.doc_tokens": 9}), "b": ("bm25", {})}',
+  )
+  args = ablate.parse_args([str(file), '--config', TINY])
+  found = []
+  for row in ablate.load(file).rows:
+    typed = ablate.command(args, ablate.settings(args, row, 1, 0), tmp_path, [])
+    base = ablate.parse_args([str(file), '--config', TINY, *typed[2:]]).base
+    found.append((base.evaluate.models, base.evaluate.rankers, base.stages))
+    assert base.student.seed == 0  # no student ranks
+  stages = ('prepare', 'evaluate')
+  assert found == [((), ('yes_no',), stages), (('bm25',), (), stages)]
+  assert base.evaluate.prompts.doc_tokens == 128
+
+
+def test_what_a_query_costs_is_in_the_table_if_a_row_ranks_by_prompts(tmp_path, monkeypatch):
+  file = write(tmp_path, '"""T."""\nROWS = {"a": ("bm25", {}), "b": ("teacher", {})}')
+  found = {name: results(np.ones((1, 4)), np.ones((1, 4, 2))) for name in 'ab'}
+  model = {'ms_per_pair': 3.0, 'pairs': 40, 'queries': 4, 'tie_rate': 0.0}
+  asked = {'prompts_per_query': 56.0, 'tokens_per_query': 9000.0, 'ms_per_query': 70.0}
+  monkeypatch.setattr(ablate, 'run_all', lambda *_: found)
+  heads = []
+  for spent in (model, model | asked):
+    # Of two folds, each of which has its own cost.
+    found['b'].costs = [ablate.costs(spent), ablate.costs(spent | {'ms_per_pair': 5.0})]
+    ablate.main([str(file), '--config', TINY, '--out', str(tmp_path)])
+    text = (tmp_path / 'table-tiny.md').read_text()
+    heads.append(next(line for line in text.splitlines() if line.startswith('|  |')))
+    rows = json.loads((tmp_path / 'table-tiny.json').read_text())['rows']
+    assert rows[0]['costs'] == {}
+    if spent is model:
+      assert rows[1]['costs'] == {'prompts_per_query': 10, 'ms_per_query': 40, 'tie_rate': 0}
+    else:
+      assert rows[1]['costs'] == asked | {'tie_rate': 0}
+  assert ['prompts' in head for head in heads] == [False, True]
+
+
 def results(scores_SQ, pairs_SQ2):
   """What runs of some seeds gave, as evaluation writes it."""
   row = ablate.Results(device='cpu')

@@ -1,9 +1,9 @@
 """A table of runs that differ in a few settings: `disranker ablate FILE`.
 
 FILE is Python. Its docstring says what the table shows. ROWS = {name: (model, {key: value})} names
-the model of each row and the settings that differ from the base config. Every row is an ordinary
-run of `disranker_jax.main` in a workdir of its own. Stages that an earlier row has done with equal
-settings are reused, so one teacher serves all its students.
+the model of each row, or a method of evaluate.rankers, and the settings that differ from the base
+config. Every row is an ordinary run of `disranker_jax.main` in a workdir of its own. Stages that an
+earlier row has done with equal settings are reused, so one teacher serves all its students.
 """
 
 import argparse
@@ -24,7 +24,9 @@ from disranker_jax.evaluation.runs import read_per_query
 from disranker_jax.evaluation.table import Table, statistic, sums
 from disranker_jax.pipeline import manifest
 from disranker_jax.progress import say
+from disranker_jax.rankers.llm.methods import METHODS
 from disranker_jax.report import ablations, tables
+from disranker_jax.report.results import COSTS
 from disranker_jax.stages import result_table
 
 ROUNDING = 1e-9
@@ -60,6 +62,7 @@ class Results:
   """The metrics per query of a row's runs: {seed: {query_id: {metric: value}}}, over all folds."""
 
   by_seed: dict[int, dict[str, dict[str, float]]] = field(default_factory=dict)
+  costs: list[dict[str, float]] = field(default_factory=list)  # per query, of every run
   device: str = ''
 
 
@@ -102,8 +105,8 @@ def load(file: Path, table: result_table.Table, wanted: Sequence[str] = ()) -> A
   if not rows or not content.get('__doc__'):
     raise UserError(f'{file}: needs a docstring and ROWS = {{name: (model, {{key: value}})}}')
   for row in rows:
-    if row.model not in table.rows:
-      known = ', '.join(table.rows)
+    if row.model not in table.rows and row.model not in METHODS:
+      known = ', '.join((*table.rows, *METHODS))
       raise UserError(f'{file}: {row.name}: model {row.model!r}: there are {known}')
   against = content.get('AGAINST', rows[0].name)
   names = wanted or [row.name for row in rows]
@@ -118,12 +121,15 @@ def load(file: Path, table: result_table.Table, wanted: Sequence[str] = ()) -> A
 def settings(args: argparse.Namespace, row: Row, seed: int, fold: int) -> dict[str, object]:
   """What one run changes in the base config. Raises: UserError for unknown keys."""
   table = result_table.of(args.base)
-  changes = dict(row.changes) | {f'{table.stage}.models': (row.model,), 'data.fold': fold}
-  if args.base[table.stage].get('rankers'):
-    changes[f'{table.stage}.rankers'] = ()  # they cost much, and an ablation reads one row
+  by_prompts = row.model in METHODS
+  models, rankers = ((), (row.model,)) if by_prompts else ((row.model,), ())
+  changes = dict(row.changes) | {f'{table.stage}.models': models, 'data.fold': fold}
+  if rankers or args.base[table.stage].get('rankers'):
+    changes[f'{table.stage}.rankers'] = rankers  # they cost much, and an ablation reads one row
   if is_seeded(table, row.model):
     changes[f'{table.role}.seed'] = seed
-  needed = ('prepare', *table.rows[row.model].needs(args.base.system), table.stage)
+  needs = () if by_prompts else table.rows[row.model].needs(args.base.system)
+  needed = ('prepare', *needs, table.stage)
   changes.setdefault('stages', tuple(s for s in args.base.stages if s in needed))
   known = configs.flatten(args.base)
   for key in changes:
@@ -134,6 +140,8 @@ def settings(args: argparse.Namespace, row: Row, seed: int, fold: int) -> dict[s
 
 def is_seeded(table: result_table.Table, model: str) -> bool:
   """Whether the model depends on the seed of the table's subject."""
+  if model in METHODS:
+    return False
   rows = table.rows
   return any(rows[name].role == table.role for name in (model, *rows[model].fuses))
 
@@ -144,7 +152,7 @@ def command(args: argparse.Namespace, changes: dict, workdir: Path, donors: list
   flags = [f for f in args.overrides
            if f.partition('=')[0].removeprefix('--config.') not in changes]  # fmt: skip
   for key, value in changes.items():
-    plain = key == 'stages' or key.endswith('.models')  # lists of words
+    plain = value and (key == 'stages' or key.endswith('.models'))  # lists of words
     flags.append(f'--config.{key}={",".join(value) if plain else value}')
   reuse = [f'--reuse={",".join(map(str, donors))}'] if donors else []
   where = [f'--config={args.config}', f'--workdir={workdir}']
@@ -192,7 +200,23 @@ def read(results: Results, folder: Path, model: str, seed: int) -> None:
   """Adds the metrics per query of a run, whose rows are in the folder."""
   rows = read_per_query(folder / 'per_query.csv')[model]
   results.by_seed.setdefault(seed, {}).update(rows)
-  results.device = manifest.read(folder)['device']
+  done = manifest.read(folder)
+  results.device = done['device']
+  results.costs.append(costs(done['results'][model]))
+
+
+def costs(facts: Mapping[str, float]) -> dict[str, float]:
+  """What a row's ranking of a query costs; a model reads each document once."""
+  found = {key: facts[key] for key in COSTS if key in facts}
+  if 'ms_per_pair' in facts and 'prompts_per_query' not in found:
+    documents = facts['pairs'] / facts['queries']
+    found |= {'prompts_per_query': documents, 'ms_per_query': documents * facts['ms_per_pair']}
+  return found
+
+
+def mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+  """The mean of each cost over runs."""
+  return {key: sum(run[key] for run in found) / len(found) for key in (found[0] if found else {})}
 
 
 def analyse(ablation: Ablation, results: dict[str, Results], by: str = '') -> list[dict]:
@@ -276,7 +300,9 @@ def main(argv=None) -> None:
   if warning := other_documents(ablation, results):
     say(f'warning: {warning}')
   for row, wanted in zip(rows, ablation.rows, strict=True):
-    row |= {'changes': dict(wanted.changes), 'seeds': sorted(results[wanted.name].by_seed)}
+    of_row = results[wanted.name]
+    row |= {'changes': dict(wanted.changes), 'seeds': sorted(of_row.by_seed)}
+    row |= {'costs': mean(of_row.costs)}
   result = {
     'title': ablation.title,
     'text': '\n\n'.join(part for part in (ablation.text, warning) if part),

@@ -108,6 +108,9 @@ def main(argv=None) -> None:
     print(listed())
     return
   runtime.prepare()
+  from disranker_jax.devices import processes
+
+  processes.start()
   from disranker_jax.commands import llm_rank_run
 
   try:

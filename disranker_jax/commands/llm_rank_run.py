@@ -13,7 +13,7 @@ import jax
 
 from disranker_jax.data import contents, sources, store
 from disranker_jax.data.records import BadRows, Group, listed
-from disranker_jax.devices import sharding
+from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
 from disranker_jax.models import weights
@@ -37,16 +37,18 @@ def rank(args: argparse.Namespace) -> None:
   open_for(plan.fitted(args.depth or 2), args.model, **opening)  # before the data are read
   work = Work(args, plan)
   try:
+    processes.first_alone('begin', work.begin)
     rank_on(args, plan, work, opening)
   except UserError:
-    work.leave()
+    if processes.is_first():
+      work.leave()
     raise
-  shutil.rmtree(work.folder)
+  processes.first_alone('end', lambda: shutil.rmtree(work.folder))
 
 
 def rank_on(args: argparse.Namespace, plan: Plan, work: 'Work', opening: dict) -> None:
   """Ranks what is missing, and writes the run when all is there."""
-  groups = work.groups()
+  groups = store.open(args.kind, work.data)
   plan = plan.fitted(max((len(group.docs) for group in groups), default=0))
   model, prompt = open_for(plan, args.model, **opening)
   say(
@@ -54,14 +56,16 @@ def rank_on(args: argparse.Namespace, plan: Plan, work: 'Work', opening: dict) -
     f'{prompt.docs} documents and {prompt.max_len:,} tokens'
   )
   shards = Shards(work.folder / 'shards', len(groups), {'precision': model.network.precision})
-  shards.folder.mkdir(exist_ok=True)
-  mesh = sharding.make_mesh({'data': -1, 'fsdp': args.shard, 'model': 1})
+  processes.first_alone('folder', lambda: shards.folder.mkdir(exist_ok=True))
+  # Each of several processes ranks by itself, on its own devices.
+  mesh = sharding.make_mesh({'data': -1, 'fsdp': args.shard, 'model': 1}, jax.local_devices())
   tokens = args.batch_tokens or BATCH_TOKENS.get(jax.default_backend(), ELSEWHERE)
   rows = max(1, tokens // plan.row_len(prompt)) * mesh.size
   ranker = LLMRanker(plan, model.network, model.pretrained(0, mesh), prompt, mesh, rows)
   settings = types.SimpleNamespace(unit_queries=0, shard_seconds=SHARD_SECONDS)
   score.score_missing('llm-rank', groups, shards, ranker, settings)
-  finish(args, plan, groups, shards, ranker)
+  processes.barrier('llm-rank: all is ranked')
+  processes.first_alone('run', lambda: finish(args, plan, groups, shards, ranker))
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
@@ -95,8 +99,12 @@ class Work:
   def __init__(self, args: argparse.Namespace, plan: Plan):
     out = args.out.absolute()
     self.folder = out.with_name(f'.{out.name}.partial')
-    self._args, note = args, self.folder / 'note.json'
-    digest = self._digest(plan)
+    self.data = self.folder / 'data'
+    self._args, self._plan = args, plan
+
+  def begin(self) -> None:
+    """Continues what there is, or starts again; prepares the data. Raises: UserError."""
+    note, digest = self.folder / 'note.json', self._digest(self._plan)
     if _noted(note) != digest:
       if self.folder.exists():
         say(
@@ -106,6 +114,8 @@ class Work:
         shutil.rmtree(self.folder)
       self.folder.mkdir()
       manifest.write_json(note, {'digest': digest})
+    if not self.data.exists():
+      self._prepare()
 
   def _digest(self, plan: Plan) -> str:
     """Identifies the call: the contents of its inputs, and all flags that change a score."""
@@ -117,17 +127,14 @@ class Work:
     value = [model, sources.fingerprint(args.source), plan.to_dict(), settings, VERSION]
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
-  def groups(self) -> Sequence[Group]:
-    """The queries with the documents to rank, prepared once. Raises: UserError without any."""
-    args, folder = self._args, self.folder / 'data'
-    if not folder.exists():
-      bad_rows = BadRows()
-      found = sources.read(args.source, args.kind, depth=args.depth, bad_rows=bad_rows)
-      count = store.write(args.kind, map(to_rank, found), folder)
-      for note in listed(bad_rows.notes):
-        say(f'{args.source}: {note}')
-      say(f'llm-rank: {count:,} queries of {args.source}')
-    return store.open(args.kind, folder)
+  def _prepare(self) -> None:
+    """Writes the queries with the documents to rank. Raises: UserError without any."""
+    args, bad_rows = self._args, BadRows()
+    found = sources.read(args.source, args.kind, depth=args.depth, bad_rows=bad_rows)
+    count = store.write(args.kind, map(to_rank, found), self.data)
+    for note in listed(bad_rows.notes):
+      say(f'{args.source}: {note}')
+    say(f'llm-rank: {count:,} queries of {args.source}')
 
   def leave(self) -> None:
     """Removes the folder if no query is finished."""

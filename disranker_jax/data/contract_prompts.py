@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,8 @@ from disranker_jax.errors import UserError
 CHARS_PER_TOKEN, MORE_CHARS = 32, 1000
 # Tokens that a field's text can have more inside a prompt than by itself.
 SEAM = 2
+# What counts as a token without a tokenizer, and the tokens of a chat template by itself.
+TOKEN, CHAT_TOKENS = re.compile(r'\w+|[^\w\s]|\n'), 24
 # Around a field's name in the text that a chat template gets; private characters of Unicode.
 OPEN, CLOSE = '\ue000', '\ue001'
 USER = f'{OPEN}user{CLOSE}'
@@ -73,9 +76,7 @@ class ContractPrompt:
     empty = Document('', '', '')
     [fixed] = self._joined([('', [empty] * self.docs)])
     used = [field for piece in self.framed for _, field in piece]
-    queries = used.count('query')
-    seams = SEAM * (len(used) + 2 * self.docs)
-    return len(fixed[0]) + queries * self.query_tokens + self.docs * self.doc_tokens + seams
+    return len(fixed[0]) + of_fields(used, self.docs, self.query_tokens, self.doc_tokens)
 
   @functools.cached_property
   def label_ids(self) -> list[int]:
@@ -202,6 +203,44 @@ class ContractPrompt:
         'or another model'
       )
     return row.ids[-1]
+
+
+def of_fields(used: Sequence[str], docs: int, query_tokens: int, doc_tokens: int) -> int:
+  """The most tokens that the fields of a prompt have, beside those of its own text."""
+  seams = SEAM * (len(used) + 2 * docs)
+  return used.count('query') * query_tokens + docs * doc_tokens + seams
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpectedPrompt:
+  """The lengths of a contract's prompts for any tokenizer: to plan without one.
+
+  A word, a mark and a line end count as a token each. With 64 tokens per query and 128 per document
+  the prompts of the named contracts are within 6 % of what SmolLM2's tokenizer makes of them.
+  """
+
+  contract: Contract
+  docs: int
+  query_tokens: int
+  doc_tokens: int
+
+  @property
+  def max_len(self) -> int:
+    """About the most tokens of a prompt."""
+    c = self.contract
+    texts = [part for text in (c.system, *c.pieces, c.answer) for part in parts(text)]
+    own = [text for text, _ in texts] + [c.instruction]
+    own += [text for text, field in parts(c.item) for _ in range(self.docs)]
+    fixed = sum(len(TOKEN.findall(text)) for text in own)
+    fixed += len(c.labels[: self.docs]) if c.several else 0  # each names its document
+    fixed += CHAT_TOKENS if c.chat else 0
+    used = [field for _, field in texts]
+    return fixed + 1 + of_fields(used, self.docs, self.query_tokens, self.doc_tokens)
+
+  @property
+  def label_ids(self) -> list[int]:
+    """As many numbers as there are labels."""
+    return list(range(len(self.contract.labels[: self.docs if self.contract.several else None])))
 
 
 class Rendering:

@@ -4,12 +4,14 @@ All layout rules are in this file. `jax.jit` with these shardings replaces pjit;
 data axis over all local devices replaces pmap.
 """
 
+import math
 import re
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -45,6 +47,32 @@ def make_mesh(sizes, devices=None) -> Mesh:
     raise UserError(f'config.mesh: {dict(zip(AXES, shape, strict=True))} is not {count} devices')
   types = (AxisType.Auto,) * 3
   return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
+
+
+def local(mesh: Mesh) -> Mesh:
+  """A mesh of this process's devices, on which it computes without the others."""
+  if jax.process_count() == 1:
+    return mesh
+  return apart(mesh, jax.local_device_count(), jax.local_devices())
+
+
+def apart(mesh: Mesh, have: int, devices) -> Mesh:
+  """A mesh of devices that splits parameters as `mesh` does, but over `have` of them at most."""
+  split = math.gcd(mesh.shape['fsdp'] * mesh.shape['model'], have)
+  return make_mesh({'data': -1, 'fsdp': split, 'model': 1}, devices)
+
+
+def on_local(tree, own: Mesh) -> Any:
+  """The parameters of a mesh of all processes, on `local(mesh)`."""
+  if jax.process_count() == 1:
+    return tree
+  return jax.tree.map(lambda x, where: place(on_host(x), where), tree, shardings(tree, own))
+
+
+def on_host(x: jax.Array) -> np.ndarray:
+  """An array's values in every process."""
+  whole = x.is_fully_addressable or x.is_fully_replicated
+  return np.asarray(x) if whole else multihost_utils.process_allgather(x, tiled=True)
 
 
 def fit(spec: P, shape: tuple[int, ...], mesh: Mesh, path: str) -> P:

@@ -113,7 +113,7 @@ class Searcher:
         self.network, plan, self.variables, self.index, self.starts[view], caches,
         last_RD[::beams], segments_RS,
       )  # fmt: skip
-    return {name: generate.on_host(x) for name, x in arrays.items()}
+    return {name: sharding.on_host(x) for name, x in arrays.items()}
 
   def needs(self) -> dict[str, int]:
     """Bytes on each device: parameters, the index, and the cache of the view with the largest."""

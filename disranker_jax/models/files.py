@@ -33,11 +33,17 @@ def replacing(folder: str | pathlib.Path) -> Iterator[pathlib.Path]:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def link_tree(source: pathlib.Path, target: pathlib.Path, without: str = '') -> None:
-  """A folder under two names, file by file, without what has a name; `target` may exist."""
+def link_tree(
+  source: pathlib.Path, target: pathlib.Path, without: str = '', *, copied: bool = False
+) -> None:
+  """A folder under two names, file by file, without what has a name; `target` may exist.
+
+  With `copied` the files are copies, for a folder in which files are changed later.
+  """
   ignored = shutil.ignore_patterns(without) if without else None
+  copy = shutil.copy2 if copied else contents.link
   shutil.copytree(
-    source, target, symlinks=True, copy_function=contents.link, dirs_exist_ok=True, ignore=ignored
+    source, target, symlinks=True, copy_function=copy, dirs_exist_ok=True, ignore=ignored
   )
 
 

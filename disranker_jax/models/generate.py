@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
+from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models import eight_bits, kinds, layers, sampling, tree
 from disranker_jax.models.network import Network
@@ -66,11 +66,12 @@ def generate(
     network, temperature > 0, with_logprobs, slots - tokens_BT.shape[1], variables, caches, last_BD,
     segments_BS, min_new, max_new, stops, jax.random.key(seed), numbers_B, settings,
   )  # fmt: skip
-  rows_BN = on_host(out_BN)[:, :max_new]
+  rows_BN = sharding.on_host(out_BN)[:, :max_new]
   rows = [row[: _length(row, stops)].tolist() for row in rows_BN]
   if not with_logprobs:
     return rows
-  return rows, [each[: len(row)] for each, row in zip(on_host(logprobs_BN), rows, strict=True)]
+  logprobs = sharding.on_host(logprobs_BN)
+  return rows, [each[: len(row)] for each, row in zip(logprobs, rows, strict=True)]
 
 
 def check_writes(network: Network) -> None:
@@ -79,12 +80,6 @@ def check_writes(network: Network) -> None:
     raise UserError("generation needs a decoder with head='lm'")
   if not network.causal:
     raise UserError('a bidirectional model writes no text: it would have to see what follows')
-
-
-def on_host(x: jax.Array) -> np.ndarray:
-  """An array's values in every process."""
-  whole = x.is_fully_addressable or x.is_fully_replicated
-  return np.asarray(x) if whole else multihost_utils.process_allgather(x, tiled=True)
 
 
 def left_pad(prompts: list[list[int]], at_least: int = 0) -> tuple[np.ndarray, np.ndarray]:

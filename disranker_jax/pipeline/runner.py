@@ -236,7 +236,8 @@ class Pipeline:
       if same and before['status'] == 'done':
         refuse_links(source)
         with files.replacing(folder) as new:
-          files.link_tree(source, new)
+          # A stage with parts may add some to what it finds, and the other run keeps its own.
+          files.link_tree(source, new, copied=stage.has_parts)
         say(f'{stage.name}: the same as in {other.workdir}, taken from there')
         return
     if stage.name == 'prepare':

@@ -5,6 +5,7 @@ the bytes that it holds and the FLOPs that it takes.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -18,6 +19,7 @@ from disranker_jax.models import eight_bits, flops, load
 from disranker_jax.models.network import Network
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.rankers import pointwise
+from disranker_jax.rankers.llm.batches import LabelLogits
 from disranker_jax.training import train
 
 # The part of `Step.held` that is needed only until a model is in 8 bits.
@@ -101,6 +103,27 @@ def scoring(
     with jax.set_mesh(mesh):
       return jax.jit(pointwise.score_fn(network, kind)).trace(variables, shapes)
 
+  return Step(network, trace, lower, held, batch, None, quantize=quantize)
+
+
+def prompting(
+  settings: ConfigDict, network: Network, prompt, rows: int, row_len: int, mesh, quantize: str = ''
+) -> Step:
+  """The step of an LLM ranker that reads labels, in batches of `rows` rows of `row_len` tokens.
+
+  `prompt` is a ContractPrompt, or has its contract, label_ids and max_len.
+  """
+  network, full = load.merged(network, _variables(network, settings.param_dtype))
+  variables = eight_bits.quantised(full, quantize)
+  asking = LabelLogits(network, None, prompt, mesh, rows, row_len)
+  batch = asking.shape.zeros(asking.blocks)
+  where = sharding.batch_shardings(batch, mesh, asking.blocks)
+  shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where[k]) for k, v in batch.items()}
+  variables, full = sharding.abstract(variables, mesh), sharding.abstract(full, mesh)
+  held = {'parameters': per_device(variables), 'batch': per_device(shapes)}
+  if quantize:
+    held[GATE] = per_device(full) - held['parameters']
+  lower, trace = (functools.partial(f, variables, shapes) for f in (asking.lower, asking.trace))
   return Step(network, trace, lower, held, batch, None, quantize=quantize)
 
 

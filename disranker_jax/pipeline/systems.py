@@ -46,7 +46,7 @@ class System:
 
 EVALUATE = evaluate.stage(
   result_rows.TABLE, models=('teacher', 'student'),
-  reads_stages=('prepare', 'cpt', 'sft', 'student_sft', 'distill'),
+  reads_stages=('prepare', 'cpt', 'sft', 'student_sft', 'distill'), paper_rows=104_960,
 )  # fmt: skip
 REPORT = report.stage(
   'prepare', 'cpt', 'sft', 'score', 'student_sft', 'distill', 'evaluate', 'export'

@@ -6,6 +6,7 @@ from pathlib import Path
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
 from disranker_jax.report import plots, tables
+from disranker_jax.report.results import COSTS
 from disranker_jax.report.tables import chance, decimals, number, span
 
 DIGITS = 3  # of metrics between 0 and 1
@@ -14,7 +15,8 @@ DIGITS = 3  # of metrics between 0 and 1
 def cells(result: dict) -> tuple[list[str], list[list[str]]]:
   """Heads and rows: the main metric with its interval, the others' values, and the difference.
 
-  The JSON has intervals and differences of all metrics.
+  The JSON has intervals and differences of all metrics. If a row ranks by prompts, every row has
+  what a query costs.
   """
   main, *others = result['rows'][0]['metrics']
   name = metrics.title(main)
@@ -32,12 +34,25 @@ def cells(result: dict) -> tuple[list[str], list[list[str]]]:
     else:
       line += ['reference', '', '']
     rows.append(line)
+  costs = costs_of(result)
+  for key, (title, digits) in COSTS.items():
+    if any(key in found for found in costs):
+      heads.append(title)
+      for line, found in zip(rows, costs, strict=True):
+        line.append(number(found[key], digits) if key in found else '')
   return heads, rows
 
 
 def title_of(result: dict) -> str:
   """The name of the main metric, the first one."""
   return metrics.title(next(iter(result['rows'][0]['metrics'])))
+
+
+def costs_of(result: dict) -> list[dict]:
+  """What a query costs, per row; nothing if no row ranks by prompts."""
+  costs = [row.get('costs', {}) for row in result['rows']]
+  by_prompts = any('tokens_per_query' in found for found in costs)
+  return costs if by_prompts else [{} for _ in costs]
 
 
 def text(result: dict) -> str:
@@ -50,7 +65,7 @@ def note(result: dict) -> str:
   return (
     f'{result["queries"]} test queries; seeds are averaged within a query. Intervals: bootstrap '
     f'over {drawn}. p: paired randomisation against {result["against"]!r}, corrected (Holm) over '
-    'the rows.'
+    'the rows.' + (' Prompts, tokens and ms are per query.' if any(costs_of(result)) else '')
   )
 
 

@@ -90,7 +90,6 @@ def stages(todo: Plan) -> tuple[str, ...]:
 
 def open_model(config: ConfigDict, todo: Plan) -> TextModel:
   """The teacher's model for a plan, without parameters. Raises: UserError if it cannot do it."""
-  rankers.check_processes()
   if not is_language_model(config.teacher.model):
     raise UserError(
       f'config.teacher.model={config.teacher.model!r}: answers no prompts, as method '
@@ -118,14 +117,22 @@ def use(config: ConfigDict, section: str, name: str, label: str) -> Use:
 def ranker(
   run: Run, todo: Plan, section: str, trained: Sequence[str], quantize: str = ''
 ) -> LLMRanker:
-  """The ranker, in batches of as many tokens as the section's `batch_rows` rows have."""
+  """The ranker, in batches of as many tokens as the section's `batch_rows` rows have.
+
+  Each of several processes has its own, on its own devices.
+  """
   model = open_model(run.config, todo)
-  variables = roles.trained(run, 'teacher', model, tuple(trained))
+  own = sharding.local(run.mesh)
+  variables = roles.trained(run, 'teacher', model, tuple(trained), own)
   prompt = todo.prompt(model.tokenizer)
-  tokens = run.config[section].batch_rows * run.config.teacher.row_len
-  parts = sharding.parts(run.mesh)
-  rows = max(1, tokens // todo.row_len(prompt) // parts) * parts
-  return LLMRanker(todo, model.network, variables, prompt, run.mesh, rows, quantize=quantize)
+  rows = rows_of(run.config, section, todo.row_len(prompt), run.mesh) * sharding.parts(own)
+  return LLMRanker(todo, model.network, variables, prompt, own, rows, quantize=quantize)
+
+
+def rows_of(config: ConfigDict, section: str, row_len: int, mesh) -> int:
+  """Rows of a batch on each part of the mesh."""
+  tokens = config[section].batch_rows * config.teacher.row_len
+  return max(1, tokens // row_len // sharding.parts(mesh))
 
 
 def rows(config: ConfigDict) -> list[Row]:
@@ -147,7 +154,7 @@ def rank(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   todo = todo.fitted(max((len(group.docs) for group in groups), default=0))
   made = ranker(run, todo, 'evaluate', ())
   ranking = result_table.score_all(f'evaluate {row.name}', made, groups)
-  found = costs.summary(made.counts)
+  found = costs.summary([costs.of_all_processes(made.counts)])
   facts = result_table.facts(made) | {
     'ms_per_query': made.ms_per_query,
     'note': costs.as_text(found),

@@ -5,6 +5,7 @@ import re
 from ml_collections import ConfigDict
 
 from disranker_jax.data import batches
+from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models import eight_bits, hf, tree
 from disranker_jax.models import load as models
@@ -44,8 +45,10 @@ def open_pretrained(config: ConfigDict, role: str) -> TextModel:
   return models.open_model(settings)
 
 
-def trained(run, role: str, model: TextModel, stages: tuple[str, ...]) -> dict:
+def trained(run, role: str, model: TextModel, stages: tuple[str, ...], own=None) -> dict:
   """The pretrained parameters, overlaid with those that the given stages trained, in order.
+
+  They are on the run's mesh, or on `own`, a sharding.local mesh of each process.
 
   How parameters are initialised; the first source that has a parameter gives its value:
     1 resume              the stage's own last checkpoint; `train.fit` restores it after this
@@ -54,11 +57,13 @@ def trained(run, role: str, model: TextModel, stages: tuple[str, ...]) -> dict:
     4 pretrained folder   the safetensors of `model.folder`
     5 random              a head that the folder lacks and LoRA, from the seeds of run and model
   """
-  flat = tree.flatten(model.pretrained(run.config.seed, run.mesh))  # 4 and 5
+  where = run.mesh if own is None else own
+  flat = tree.flatten(model.pretrained(run.config.seed, where))  # 4 and 5
   folders = earlier.start(run, role) if model.settings.init_from else []
   folders += [run.folder(s) / 'checkpoints' for s in stages if s in run.config.stages]
   for folder in folders:
     saved = checkpoint.load_params(folder, run.mesh)
+    saved = saved if own is None else sharding.on_local(saved, own)
     # The stage may have trained a head that this model does not have.
     flat |= {k: v for k, v in tree.flatten(saved).items() if k in flat}
   return tree.unflatten(flat)

@@ -334,6 +334,19 @@ class TestReuse:
     assert helpers.metrics(tmp_path / 'other') == helpers.metrics(copy)
     assert helpers.metrics(copy)['student'] != helpers.metrics(done)['student']
 
+  def test_a_row_that_is_added_to_a_table_from_elsewhere_stays_out_of_it(self, done, tmp_path):
+    """Both runs have the same files until one adds to them."""
+    stages = ('prepare', 'evaluate')
+    first, second = (
+      helpers.config(stages=stages, evaluate__models=models)
+      for models in (('bm25',), ('bm25', 'random'))
+    )
+    runner.run(first, tmp_path / 'first', reuse=[done])
+    before = helpers.snapshot(tmp_path / 'first')
+    runner.run(second, tmp_path / 'second', reuse=[tmp_path / 'first'])
+    assert helpers.snapshot(tmp_path / 'first') == before
+    assert list(helpers.metrics(tmp_path / 'second')) == ['bm25', 'random']
+
   def test_other_test_queries_change_nothing_that_was_trained(self, done, tmp_path, capsys):
     runner.run(helpers.config(data__limit__test=4), tmp_path / 'other', reuse=[done])
     said = capsys.readouterr().err

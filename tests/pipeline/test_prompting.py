@@ -3,13 +3,9 @@
 import json
 
 import helpers
-import jax
 import llm_models
 import pytest
 
-from disranker_jax.commands.plan import stages
-from disranker_jax.devices import sharding
-from disranker_jax.errors import UserError
 from disranker_jax.pipeline import inputs, manifest, runner, systems
 from disranker_jax.rankers.llm import ranker
 
@@ -142,11 +138,6 @@ class TestTeacher:
     found = helpers.refused(config, tmp_path / 'run')
     assert "config.score.method='prp_allpair': gives the same score to" in found
     assert (tmp_path / 'run' / 'score' / 'teacher.run.gz').exists()
-
-  def test_a_plan_says_that_it_leaves_prompts_out(self, model):
-    mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1}, jax.devices()[:1])
-    with pytest.raises(UserError, match="='yes_no' ranks by prompts"):
-      stages.trace(self.config(model, 'yes_no'), 'score', mesh)
 
   @pytest.mark.parametrize(
     'method, changes, message',

@@ -22,7 +22,8 @@ def parser() -> Parser:
   out.add_config()
   add = out.add_argument_group('plan').add_argument
   add('--stage', default='', help=(
-    'a stage that trains or scores, such as cpt; by default all, not on a TPU'))  # fmt: skip
+    'a stage that trains or scores, such as cpt, or evaluate:METHOD for one of '
+    'config.evaluate.rankers; by default all, not on a TPU'))  # fmt: skip
   add('--topology', default='', help=(
     'TPU chips and their grid, e.g. v5e:4x4 or v5p:2x2x2; GPUs and the memory of each in GiB, e.g. '
     'gpu:1x24; by default this machine'))  # fmt: skip
@@ -48,9 +49,11 @@ def main(argv: list[str] | None = None) -> None:
   runtime.prepare()
   prepare_absl()
   config = load_config(args.config, args.overrides)
+  from disranker_jax.commands.plan import prompts
   from disranker_jax.pipeline import systems
 
   planned = [s.name for s in systems.of(config).stages if s.task or s.scores_records]
+  planned += prompts.names(config)
   if args.stage and args.stage not in planned:
     raise UserError(f'--stage {args.stage}: choose of {", ".join(planned)}')
   if gpus or not args.topology:

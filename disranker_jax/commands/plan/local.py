@@ -9,7 +9,7 @@ import resource
 import jax
 from ml_collections import ConfigDict
 
-from disranker_jax.commands.plan import report, stages
+from disranker_jax.commands.plan import prompts, report, stages
 from disranker_jax.commands.plan.machine import Machine
 from disranker_jax.devices import memory, sharding, speed
 from disranker_jax.devices.memory import size
@@ -32,7 +32,8 @@ def plan(config: ConfigDict, names: list[str], machine: Machine, rows: int, toke
 
 def planned(config: ConfigDict) -> list[str]:
   """The listed stages that have a step."""
-  return [s.name for s in systems.listed(config) if s.task or s.scores_records]
+  listed = [s.name for s in systems.listed(config) if s.task or s.scores_records]
+  return listed + (prompts.names(config) if 'evaluate' in config.stages else [])
 
 
 def _stage(config, name: str, machine: Machine, mesh, rows: int, tokens: int) -> dict:
@@ -67,18 +68,18 @@ def text(machine: Machine, answers: list[dict]) -> str:
   """A line per stage."""
   limit = f', {size(machine.limit)} of memory each' if machine.limit else ''
   lines = [f'{machine.name}{limit}; estimates without compiling']
+  width = max(12, *(len(a['stage']) + 1 for a in answers))
   for a in answers:
     verdict = 'fits' if a['fits'] else 'does NOT fit'
     parts = ', '.join(f'{k} {size(n)}' for k, n in a['memory'].items())
-    lines.append(f'{a["stage"]:12}{verdict}: {size(a["bytes_per_device"])} ({parts})')
+    lines.append(f'{a["stage"]:{width}}{verdict}: {size(a["bytes_per_device"])} ({parts})')
     if 'hours' in a:
       lines.append(
-        f'{"":12}about {a["tokens_per_s"]:,.0f} tokens/s, {a["pairs_per_s"]:,.1f} pairs/s of '
-        f'{a["pair_tokens"]} tokens, {a["hours"]:,.1f} h: {a["steps"]:,} steps, {a["rows"]:,} rows '
-        f'({a["rows_from"]}), {a["epochs"]:g} epochs'
+        f'{"":{width}}about {report.speed(a)}, {a["hours"]:,.1f} h: {a["steps"]:,} steps, '
+        f'{a["rows"]:,} rows ({a["rows_from"]}), {a["epochs"]:g} epochs'
       )
     if 'in_8_bits' in a:
-      lines.append(f'{"":12}{report.saved(a["in_8_bits"])}')
+      lines.append(f'{"":{width}}{report.saved(a["in_8_bits"])}')
     if not a['fits']:
-      lines.append(f'{"":12}try {"; or ".join(a["try"])}')
+      lines.append(f'{"":{width}}try {"; or ".join(a["try"])}')
   return '\n'.join(lines)

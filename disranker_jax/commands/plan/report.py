@@ -7,7 +7,7 @@ import re
 
 import jax
 
-from disranker_jax.commands.plan import chips, hlo, stages
+from disranker_jax.commands.plan import chips, hlo, prompts, stages
 from disranker_jax.devices import memory, sharding
 from disranker_jax.devices.memory import size
 from disranker_jax.models import flops
@@ -66,6 +66,7 @@ def plan(config, stage: str, where: chips.Slice, mesh, rows: int = 0, pair_token
   `rows` is the size of the data, 0 for the paper's; `pair_tokens` the length of a pair, 0 for the
   config's limit.
   """
+  mesh = stages.mesh_of(config, stage, mesh)
   step = stages.trace(config, stage, mesh)
   cost = compile_step(step, where)
   count = step.flops
@@ -84,6 +85,12 @@ def plan(config, stage: str, where: chips.Slice, mesh, rows: int = 0, pair_token
   if not cost.fits:
     return answer | {'try': remedies(config, stage, where, mesh)}
   seconds = times(count, cost.moved, where)
+  asked = prompts.find(config, stage)
+  if asked and asked.decodes:
+    # Each pass reads the parameters again, and gathers those of other chips.
+    each = max(cost.held['parameters'] / where.chip.hbm_rate, seconds['ici'])
+    seconds['decoding'] = asked.passes * each
+    seconds['step'] += seconds['decoding']
   peaks = [where.size * peak for peak in (where.chip.peak, where.chip.peak_int8)]
   reached = [peak * where.chip.efficiency for peak in peaks]
   answer |= {
@@ -140,30 +147,62 @@ def times(count: flops.Flops, moved: hlo.Moved, where: chips.Slice) -> dict[str,
 
 def work(config, stage: str, where, step, step_s: float, rows: int, pair_tokens: int) -> dict:
   """Throughput, and the cost of the whole stage."""
-  c, side = config[stage], systems.model_settings(config, stage)
   row_count, row_len = step.batch['tokens_BT'].shape
+  declared = systems.find(config, stage.partition(':')[0])
+  total = rows or declared.paper_rows
+  found = {'rows': total, 'rows_from': '--rows' if rows else 'the paper', 'epochs': 1.0}
+  if asked := prompts.find(config, stage):
+    length = pair_tokens or asked.expected.max_len
+    each = asked.per_step(row_count, row_len, length)
+    steps, queries = asked.steps(total, each), each / asked.per_query
+    return found | {
+      'tokens_per_s': each * length / step_s,
+      'pairs_per_s': queries * asked.documents / step_s,
+      'queries_per_s': queries / step_s,
+      'pair_tokens': length,
+      'method': asked.method,
+      'documents': asked.documents,
+      'prompts_per_query': asked.per_query,
+      **_whole(steps, step_s, where),
+    }
+  c, side = config[stage], systems.model_settings(config, stage)
   length = pair_tokens or side.max_len
   pairs = row_count * max(1, row_len // length) * step.accumulate
-  total = rows or systems.find(config, stage).paper_rows
   steps = max(1, math.ceil(total * c.get('epochs', 1.0) / pairs))
   steps = min(steps, c.get('max_steps', 0) or steps)
-  return {
+  return found | {
     'tokens_per_s': row_count * row_len * step.accumulate / step_s,
     'pairs_per_s': pairs / step_s,
     'pair_tokens': length,
-    'rows': total,
-    'rows_from': '--rows' if rows else 'the paper',
     'epochs': c.get('epochs', 1.0),
-    'steps': steps,
-    'hours': steps * step_s / 3600,
-    'chip_hours': steps * step_s * where.size / 3600,
+    **_whole(steps, step_s, where),
   }
+
+
+def _whole(steps: int, step_s: float, where) -> dict:
+  hours = steps * step_s / 3600
+  return {'steps': steps, 'hours': hours, 'chip_hours': hours * where.size}
+
+
+def speed(answer: dict) -> str:
+  """The throughput in words."""
+  if 'method' not in answer:
+    return (
+      f'{answer["tokens_per_s"]:,.0f} tokens/s, {answer["pairs_per_s"]:,.1f} pairs/s of '
+      f'{answer["pair_tokens"]} tokens'
+    )
+  return (
+    f'{answer["method"]}: {answer["queries_per_s"]:,.3g} queries/s of {answer["documents"]} '
+    f'documents, {answer["prompts_per_query"]:,.0f} prompts of about {answer["pair_tokens"]:,} '
+    f'tokens each, {answer["tokens_per_s"]:,.0f} tokens/s'
+  )
 
 
 def remedies(config, stage: str, where: chips.Slice, mesh) -> list[str]:
   """What to try if it does not fit, the smallest loss of speed first."""
-  declared, c = systems.find(config, stage), config[stage]
-  name, training, options = declared.role, declared.task is not None, []
+  section = stage.partition(':')[0]
+  declared, c = systems.find(config, section), config[section]
+  name, training, options = declared.role or 'teacher', declared.task is not None, []
   side = config[name]
   if mesh.shape['fsdp'] * mesh.shape['model'] < where.size:
     options.append('--config.mesh.fsdp=-1 --config.mesh.data=1')
@@ -181,7 +220,7 @@ def remedies(config, stage: str, where: chips.Slice, mesh) -> list[str]:
   if not training:
     options += [
       f'--config.{name}.param_dtype=bfloat16',
-      f'--config.{stage}.batch_rows={c.batch_rows // 2}',
+      f'--config.{section}.batch_rows={c.batch_rows // 2}',
     ]
   if training and c.optimizer == 'adamw':
     options.append(f'--config.{stage}.optimizer=adafactor')
@@ -194,7 +233,7 @@ def remedies(config, stage: str, where: chips.Slice, mesh) -> list[str]:
 
 def hints(config, stage: str, mesh) -> list[str]:
   """Changes that are likely to be faster, for a step that fits."""
-  c, parts = config[stage], sharding.parts(mesh)
+  c, parts = config[stage.partition(':')[0]], sharding.parts(mesh)
   if c.get('data_shards', parts) == 1 < parts and c.get('batch_rows', 1) % parts == 0:
     # Positions count from the start of the whole batch, so all of it is sent to every device.
     return [f'--config.{stage}.data_shards={parts}, so that devices gather no rows of others']
@@ -236,9 +275,9 @@ def _speed(answer: dict) -> list[tuple[str, str]]:
     ('collectives', ', '.join(moved) + ' per step and chip' if moved else 'none'),
     ('HBM traffic', f'{size(answer["hbm_traffic"])} per step and chip'),
     ('step', f'{s["step"]:.3g} s by {answer["bound"]}: compute {s["compute"]:.3g} s at an assumed '
-             f'{answer["efficiency"]:.0%} of peak, HBM {s["hbm"]:.3g} s, ICI {s["ici"]:.3g} s'),
-    ('speed', f'{answer["tokens_per_s"]:,.0f} tokens/s, {answer["pairs_per_s"]:,.0f} pairs/s of '
-              f'{answer["pair_tokens"]} tokens, MFU {answer["mfu"]:.0%}'),
+             f'{answer["efficiency"]:.0%} of peak, HBM {s["hbm"]:.3g} s, ICI {s["ici"]:.3g} s'
+             + (f'; decoding {s["decoding"]:.3g} s more' if 'decoding' in s else '')),
+    ('speed', f'{speed(answer)}, MFU {answer["mfu"]:.0%}'),
     ('cost', f'{answer["chip_hours"]:,.0f} chip-hours, {answer["hours"]:,.1f} h: '
              f'{answer["steps"]:,} steps, {rows}'),
     *([('8 bits', saved(answer['in_8_bits']))] if 'in_8_bits' in answer else []),

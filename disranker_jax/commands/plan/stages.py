@@ -7,10 +7,14 @@ import tempfile
 
 from ml_collections import ConfigDict
 
+from disranker_jax.commands.plan import prompts
+from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models import attention_choice, eight_bits, load, tiny, weights
+from disranker_jax.models.network import Network
 from disranker_jax.pipeline import steps, systems
 from disranker_jax.pipeline.steps import Step
+from disranker_jax.stages import prompting
 
 # From the published config.json files of the models in configs/.
 PUBLISHED = {
@@ -41,30 +45,58 @@ PUBLISHED = {
 
 
 def trace(config: ConfigDict, name: str, mesh, platform: str = '') -> Step:
-  """The step that the stage would run on this mesh.
+  """The step that the stage would run on this mesh; `evaluate:METHOD` is that of an LLM ranker.
 
   `platform` is that of the devices which the mesh stands for, by default its own.
   """
+  if asked := prompts.find(config, name):
+    return _prompting(config, asked, mesh, platform)
   stage = systems.find(config, name)
   if len(stage.uses(config)) > 1:
     raise UserError(
       f'--stage {name}: also runs {stage.uses(config)[1].label}, which the plan leaves out; set '
       'config.distill.hidden_weight=0'
     )
-  if name == 'score' and config.score.method:
-    raise UserError(
-      f'--stage score: config.score.method={config.score.method!r} ranks by prompts, whose lengths '
-      "need the tokenizer, which a plan does not have; set it to ''"
-    )
   settings = _resolved(config[stage.role], mesh, platform)
-  with tempfile.TemporaryDirectory() as scratch:
-    folder = config_folder(settings.model, pathlib.Path(scratch))
-    network = load.open_network(folder, settings, stage.head(config))
+  network = _network(settings, stage.head(config))
   if stage.task:
     return steps.training(config, stage, network, mesh)
   [use] = stage.uses(config)
   eight_bits.check_device(f'config.{name}.quantize', use.quantize, mesh.devices.flat[0])
   return steps.scoring(settings, network, settings.scorer, use.rows, mesh, use.quantize)
+
+
+def _prompting(config: ConfigDict, asked: prompts.Prompts, mesh, platform: str) -> Step:
+  """The step that reads an LLM ranker's prompts."""
+  settings = _resolved(config.teacher, mesh, platform)
+  network = _network(settings, asked.todo.head)
+  most = network.family.max_len(network.config)
+  if asked.row_len > most and asked.expected.max_len > most:
+    raise UserError(
+      f'{settings.model}: reads at most {most:,} tokens, but a prompt can have about '
+      f'{asked.expected.max_len:,}; lower config.{asked.section}.prompts.window or doc_tokens'
+    )
+  quantize = config.score.quantize if asked.section == 'score' else ''
+  eight_bits.check_device('config.score.quantize', quantize, mesh.devices.flat[0])
+  each = prompting.rows_of(config, asked.section, asked.row_len, mesh)
+  rows = each * sharding.parts(mesh)
+  expected, row_len = asked.expected, asked.row_len
+  return steps.prompting(settings, network, expected, rows, row_len, mesh, quantize)
+
+
+def mesh_of(config: ConfigDict, name: str, mesh):
+  """The mesh of a stage: LLM rankers hold all parameters in the devices of each process."""
+  devices = list(mesh.devices.flat)
+  have = sum(device.process_index == devices[0].process_index for device in devices)
+  if have == len(devices) or not prompts.find(config, name):
+    return mesh
+  return sharding.apart(mesh, have, devices)
+
+
+def _network(settings: ConfigDict, head: str) -> Network:
+  with tempfile.TemporaryDirectory() as scratch:
+    folder = config_folder(settings.model, pathlib.Path(scratch))
+    return load.open_network(folder, settings, head)
 
 
 def _resolved(side, mesh, platform: str = ''):

@@ -107,8 +107,17 @@ class LabelLogits:
     peak = memory.peak(self._compiled.memory_analysis())
     return held | {'activations': max(0, peak - held['parameters'])}
 
+  @property
+  def shape(self) -> Shape:
+    """That of a block."""
+    return self._shape
+
   def lower(self, variables, batch):
-    """The step, traced, of arrays or shapes on the mesh."""
+    """The step, lowered, of arrays or shapes on the mesh."""
+    return self.trace(variables, batch).lower()
+
+  def trace(self, variables, batch):
+    """The step, traced."""
     network, everywhere = self._network, NamedSharding(self._mesh, PartitionSpec())
 
     def step(variables, batch):
@@ -121,7 +130,7 @@ class LabelLogits:
       return logits_PC.reshape(*index_AX.shape, len(self._labels))
 
     with jax.set_mesh(self._mesh):
-      return jax.jit(step, out_shardings=everywhere).lower(variables, batch)
+      return jax.jit(step, out_shardings=everywhere).trace(variables, batch)
 
 
 class Decoded:

@@ -3,7 +3,33 @@
 import collections
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
+from disranker_jax.devices import processes
+
 FAULTS = ('wrong_format', 'repetition', 'missing')
+COUNTS = (
+  'queries', 'documents', 'pairs', 'tied', 'prompts', 'tokens', 'cut', 'compared', 'conflicts',
+  'answers', *FAULTS,
+)  # fmt: skip
+PART = 1 << 20
+
+
+def added(counted: Iterable[Mapping[str, int]]) -> dict[str, int]:
+  """The totals of the counts of queries."""
+  total: collections.Counter[str] = collections.Counter()
+  for counts in counted:
+    total.update(counts)
+  return {name: total[name] for name in COUNTS}
+
+
+def of_all_processes(counted: Iterable[Mapping[str, int]]) -> dict[str, int]:
+  """The totals over the queries of every process, in every process."""
+  totals = added(counted)
+  # Devices add in 32 bits, so a number travels in two parts.
+  parts = np.array([divmod(n, PART) for n in totals.values()], np.int32)
+  added_up = zip(totals, processes.add_up(parts).tolist(), strict=True)
+  return {name: high * PART + low for name, (high, low) in added_up}
 
 
 def summary(counted: Iterable[Mapping[str, int]]) -> dict[str, float]:
@@ -14,9 +40,7 @@ def summary(counted: Iterable[Mapping[str, int]]) -> dict[str, float]:
   fault_rate     malformed answers of free decoding, which were repaired
   cut_rate       prompts in which a text was cut
   """
-  total: collections.Counter[str] = collections.Counter()
-  for counts in counted:
-    total.update(counts)
+  total = added(counted)
   queries, prompts = max(total['queries'], 1), total['prompts']
   found = {
     'queries': total['queries'],

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from disranker_jax.data.contract_prompts import ContractPrompt
@@ -101,15 +100,6 @@ def open_for(plan: Plan, name: str | Path, **settings) -> tuple[TextModel, Contr
   return model, prompt
 
 
-def check_processes() -> None:
-  """Raises: UserError in one of several processes, which would have to step together."""
-  if jax.process_count() > 1:
-    raise UserError(
-      "LLM rankers run in one process: rank with 'disranker llm-rank' on one machine, and read the "
-      'run with config.evaluate.runs or config.data.teachers'
-    )
-
-
 def check_length(plan: Plan, prompt: ContractPrompt, network, folder: Path) -> None:
   """Raises: UserError for a model whose context is too short."""
   most = network.family.max_len(network.config)
@@ -150,14 +140,15 @@ class LLMRanker:
   `rows` is the number of rows of a batch, which have as many tokens as the longest prompt. With
   `quantize` kernels are of 8 bits, and those of `variables` are deleted.
 
-  Raises: UserError in one of several processes.
+  Of several processes each ranks groups of its own with all parameters, on a `mesh` of its own
+  devices (sharding.local): how many prompts follow one another differs between queries, so they
+  cannot step together. At the end they wait for each other.
   """
 
   def __init__(
     self, plan: Plan, network, variables, prompt: ContractPrompt, mesh, rows: int,
     live: int = scheduler.LIVE, quantize: str = '',
   ):  # fmt: skip
-    check_processes()
     self.network, variables = merged(network, variables)
     variables = eight_bits.quantised(variables, quantize)
     self.plan, self.prompt, self._live = plan, prompt, live
@@ -180,7 +171,8 @@ class LLMRanker:
 
     A part shares no batches with others, so its results do not depend on them to the last bit.
 
-    Raises: Stopped after SIGTERM or Ctrl-C; UserError without enough device memory.
+    Raises: Stopped in every process after SIGTERM or Ctrl-C in one, when the others have ranked
+    their groups; UserError without enough device memory.
     """
     lower = 'take fewer rows per batch, shorter documents or smaller windows'
     with (
@@ -198,7 +190,9 @@ class LLMRanker:
           self.counts.append(ranked.counts)
           yield part, query.group, ranked
         if request:
-          raise request.stopped('ranking: stopped')
+          break
+      if processes.any_of(bool(request)):
+        raise request.stopped('ranking: stopped')
 
   def _start(self, group: Group):
     return self.plan.method.steps(len(group.docs), self.plan.options, self.plan.contract)
