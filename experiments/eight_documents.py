@@ -20,7 +20,8 @@ import numpy as np
 from disranker_jax.data import sources
 from disranker_jax.data.records import Document, Group
 
-FIELDS = ('doc_id', 'title', 'summary', 'label', 'rank', 'score')
+UNRANKED = ('doc_id', 'title', 'summary', 'label')
+FIELDS = (*UNRANKED, 'rank', 'score')
 
 
 def eight(group: Group, count: int, *, spread: bool) -> list[Document]:
@@ -46,7 +47,8 @@ def main() -> None:
     for group in groups:
       for doc in eight(group, args.documents, spread=args.judged):
         row = {'query_id': group.query_id, 'query': group.query}
-        row |= {name: getattr(doc, name) for name in FIELDS}
+        fields = FIELDS if doc.rank else UNRANKED
+        row |= {name: getattr(doc, name) for name in fields}
         file.write(json.dumps(row) + '\n')
 
 

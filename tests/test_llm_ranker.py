@@ -13,7 +13,7 @@ import pytest
 from disranker_jax.data.prompts import TextPrompt
 from disranker_jax.data.records import Document, Group
 from disranker_jax.devices import sharding
-from disranker_jax.errors import UserError
+from disranker_jax.errors import Stopped, UserError
 from disranker_jax.models import hf, network, rerankers
 from disranker_jax.rankers import pointwise
 from disranker_jax.rankers.llm import methods, ranker
@@ -61,6 +61,16 @@ def opened(folder, mesh, name, rows=4, live=256, precision='float32', quantize='
   model, prompt = ranker.open_for(plan, folder, precision=precision)
   variables = model.pretrained(0, mesh)
   return ranker.LLMRanker(plan, model.network, variables, prompt, mesh, rows, live, quantize)
+
+
+def test_a_process_stops_with_the_others_after_its_own_share(folder, mesh, monkeypatch):
+  made, told = opened(folder, mesh, 'yes_no'), []
+  # Another process was asked to stop, this one was not.
+  monkeypatch.setattr(ranker.processes, 'any_of', lambda asked: told.append(asked) or True)
+  with pytest.raises(Stopped):
+    list(made(GROUPS))
+  assert told == [False]
+  assert made.queries == len(GROUPS)
 
 
 def results(found):
