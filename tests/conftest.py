@@ -74,7 +74,7 @@ HEAVY = (
   'test_contracts.py',
   'test_label_logits.py',
   'test_shared_collections.py',
-  'generative/test_run.py',
+  'generative/test_generative_run.py',
   'rewriting/test_embedder.py',
   'rewriting/test_rollouts.py',
   'rewriting/test_rewrite_stage.py',

@@ -99,7 +99,7 @@ def test_a_row_can_be_a_method_that_ranks_by_prompts(tmp_path):
   )
   args = ablate.parse_args([str(file), '--config', TINY])
   found = []
-  for row in ablate.load(file).rows:
+  for row in ablate.load(file, TABLE).rows:
     typed = ablate.command(args, ablate.settings(args, row, 1, 0), tmp_path, [])
     base = ablate.parse_args([str(file), '--config', TINY, *typed[2:]]).base
     found.append((base.evaluate.models, base.evaluate.rankers, base.stages))

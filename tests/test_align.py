@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from disranker_jax import config as configs
-from disranker_jax.config.settings import Key, at_least
 from disranker_jax.data.batches import Packer, join
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
@@ -19,32 +18,19 @@ from disranker_jax.generative.examples import Example, ExamplePage, Material
 from disranker_jax.generative.records import VIEWS, Match, Ngram
 from disranker_jax.generative.stages import align, ltrgr, ranking
 from disranker_jax.models import load, tree
-from disranker_jax.models.settings import model as model_settings
-from disranker_jax.pipeline import systems
-from disranker_jax.pipeline.stage import Run, Stage
+from disranker_jax.pipeline.stage import Run
 from disranker_jax.stages import held_out, prepare, roles
 from disranker_jax.training import checkpoint
 
 MESH = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1})
 END, SIZE = 2, 10**9  # of a large collection, so that all n-grams of a random model weigh
-GENERATIVE = {
-  'smoothing': Key(5.0, at_least(0), '.'), 'exponent': Key(2.0, at_least(0), '.'),
-  'query_bonus': Key(14.0, at_least(0), '.'),
-}  # fmt: skip
-INDEX = Stage('index', 'stands for the index', lambda run: {}, GENERATIVE, section='generative')
-
-
-@pytest.fixture(autouse=True)
-def system(monkeypatch):
-  stages = prepare.STAGE, INDEX, ltrgr.STAGE, align.STAGE
-  retriever = model_settings(model='tiny-decoder', precision='float32', max_len=48, row_len=64)
-  monkeypatch.setitem(systems.SYSTEMS, 'retriever', stages)
-  monkeypatch.setitem(systems.ROLES, 'retriever', {'retriever': retriever})
 
 
 def make_run(folder, **changes) -> Run:
-  c = configs.defaults('retriever')
-  c.stages = ('prepare', 'index', 'ltrgr', 'align')
+  c = configs.defaults('dgr')
+  c.stages = ('prepare', 'generate', 'index', 'memorise', 'retrieve', 'score', 'ltrgr', 'align')
+  c.retriever.update(model='tiny-decoder', precision='float32', remat='none')
+  c.retriever.update(max_len=48, max_query_len=16, row_len=64)
   c.validation.share = 0.0
   c.tensorboard = False
   for stage in (c.align, c.ltrgr):
@@ -99,11 +85,11 @@ def opened(run):
 
 
 def settings(**changes):
-  return configs.defaults('retriever').align.copy_and_resolve_references() | changes
+  return configs.defaults('dgr').align.copy_and_resolve_references() | changes
 
 
 def drawn(one: Example, rng=0, **changes):
-  c = configs.defaults('retriever').align
+  c = configs.defaults('dgr').align
   c.update(changes)
   return align.draw(c, written, one, np.random.default_rng(rng))
 
@@ -150,7 +136,7 @@ def test_pages_with_equal_teacher_scores_are_not_drawn_together():
 def test_ltrgr_draws_the_first_page_of_each_kind_and_one_more():
   rng = np.random.default_rng(0)
   pages = tuple(page(rng, i, np.nan, int(i in (1, 4, 5))) for i in range(8))
-  c = configs.defaults('retriever').ltrgr
+  c = configs.defaults('dgr').ltrgr
   seen = [ltrgr.draw(c, written, Example('q', pages), rng) for _ in range(60)]
   places = [{place: p.doc_id for place, p, _ in each.pages} for each in seen]
   assert all((found[0], found[1]) == ('1', '0') for found in places)
@@ -352,7 +338,7 @@ def test_the_tokens_of_a_stage_are_estimated(tmp_path, monkeypatch):
 
 
 def test_a_config_is_checked():
-  c = configs.defaults('retriever')
+  c = configs.defaults('dgr')
   align.STAGE.check(c)
   ltrgr.STAGE.check(c)
   c.align.loss = 'distilled_ranket'
@@ -364,7 +350,7 @@ def test_a_config_is_checked():
 
 
 def test_a_held_out_share_is_needed_where_a_stage_decides_by_it():
-  c = configs.defaults('retriever')
+  c = configs.defaults('dgr')
   c.validation.share = 0.0
   c.align.validation.keep_best = True
   with pytest.raises(UserError, match='holds out no query to decide by'):

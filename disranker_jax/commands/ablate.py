@@ -30,6 +30,7 @@ from disranker_jax.report.results import COSTS
 from disranker_jax.stages import result_table
 
 ROUNDING = 1e-9
+PER_PAIR = ('parameters', 'ms_per_pair')  # costs that are not those of a query
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def read(results: Results, folder: Path, model: str, seed: int) -> None:
 
 def costs(facts: Mapping[str, float]) -> dict[str, float]:
   """What a row's ranking of a query costs; a model reads each document once."""
-  found = {key: facts[key] for key in COSTS if key in facts}
+  found = {key: facts[key] for key in COSTS if key not in PER_PAIR and key in facts}
   if 'ms_per_pair' in facts and 'prompts_per_query' not in found:
     documents = facts['pairs'] / facts['queries']
     found |= {'prompts_per_query': documents, 'ms_per_query': documents * facts['ms_per_pair']}

@@ -206,7 +206,7 @@ class Suffixes:
         if contents.digest(file) != note['sha256'][name]:
           raise UserError(f'{again} ({file.name} has another content)')
         # A plain view: single elements of a memmap are slow to read.
-        arrays[name] = np.load(file, mmap_mode='r', allow_pickle=False).view(np.ndarray)
+        arrays[name] = np.load(file, mmap_mode='r').view(np.ndarray)
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise UserError(f'{again} ({error})') from error
     text_N, order_N = arrays.pop('text'), arrays.pop('order')

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from disranker_jax.config import defaults, settings
+from disranker_jax.config import defaults
 from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document
 from disranker_jax.devices import memory, sharding
 from disranker_jax.errors import UserError
-from disranker_jax.models.settings import model
 from disranker_jax.pipeline import steps
 from disranker_jax.rewriting import queries, rewards
 from disranker_jax.rewriting.queries import Query
@@ -28,12 +27,10 @@ PAGES = [
 
 
 def make_config(**changes) -> ConfigDict:
-  """A config with what the stage reads; the system itself is declared elsewhere."""
-  c = ConfigDict(defaults().to_dict())
-  c.rewriter = settings.build(model(model='tiny-decoder', precision='float32'))
+  """A config with what the stage reads."""
+  c = defaults('query_rewriting')
+  c.rewriter.update(model='tiny-decoder', precision='float32', remat='none')
   c.rewriter.update(max_len=32, max_query_len=16, row_len=64)
-  c.rewriter.template = '{query} : {title} : {summary}'
-  c.rewrite = settings.build(rewrite.SETTINGS)
   c.rewrite.update(
     prompts=4, samples=4, max_new=6, reward='bm25', max_steps=3, learning_rate=1e-3, save_every=100
   )

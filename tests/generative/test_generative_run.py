@@ -128,7 +128,7 @@ def test_the_report_has_the_table_and_no_student(done):
   report = (workdir / 'report' / 'report.md').read_text()
   assert 'retriever, teacher' in report and 'hits@5' in report.lower()
   page = (workdir / 'report' / 'index.html').read_text()
-  assert 'retriever, teacher, with BM25' in page and 'distilled' not in page.lower()
+  assert 'retriever, teacher, with BM25' in page and 'distilled student' not in page
 
 
 @pytest.mark.parametrize(
