@@ -28,7 +28,7 @@ END, SIZE = 2, 10**9  # of a large collection, so that all n-grams of a random m
 
 def make_run(folder, **changes) -> Run:
   c = configs.defaults('dgr')
-  c.stages = ('prepare', 'generate', 'index', 'memorise', 'retrieve', 'score', 'ltrgr', 'align')
+  c.stages = ('prepare', 'generate', 'index', 'retrieve', 'score', 'ltrgr', 'align')
   c.retriever.update(model='tiny-decoder', precision='float32', remat='none')
   c.retriever.update(max_len=48, max_query_len=16, row_len=64)
   c.validation.share = 0.0

@@ -333,8 +333,10 @@ def test_a_repeated_name_is_found_in_linear_time():
       lines.from_json(line)
     return time.process_time() - begin
 
-  # A quadratic search takes 100 times as long for 10 times the names; 6 s for 20,000.
-  assert seconds(20_000) < 40 * seconds(2_000) + 0.1
+  # A quadratic search takes 100 times as long for 10 times the names; 6 s for 20,000. The best of
+  # three, because a garbage collection takes longer than the search.
+  fewer, more = (min(seconds(count) for _ in range(3)) for count in (2_000, 20_000))
+  assert more < 40 * fewer + 0.1
 
 
 def test_names_of_events_have_a_limit(tmp_path):
