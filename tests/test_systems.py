@@ -193,6 +193,18 @@ class TestTable:
     runner.run(config, workdir, rerun=['learn'])
     assert [name for name, _ in RANKED[4:]] == ['after']  # the others do not read it
 
+  def test_a_row_that_fails_leaves_the_others(self, config, tmp_path):
+    def fails(run, row, groups):
+      raise UserError('too large')
+
+    row = systems.get('toy').table.rows['before']
+    object.__setattr__(row, 'rank', fails)
+    with pytest.raises(UserError, match='too large'):
+      runner.run(config, tmp_path / 'run')
+    object.__setattr__(row, 'rank', rank)
+    runner.run(config, tmp_path / 'run')
+    assert [name for name, _ in RANKED] == ['bm25', 'before', 'after']
+
   def test_a_row_whose_stage_is_not_listed_is_left_out(self, config, tmp_path):
     config.stages = ('prepare', 'search')
     runner.run(config, tmp_path / 'run')
