@@ -99,7 +99,7 @@ def test_a_row_can_be_a_method_that_ranks_by_prompts(tmp_path):
   )
   args = ablate.parse_args([str(file), '--config', TINY])
   found = []
-  for row in ablate.load(file).rows:
+  for row in ablate.load(file, TABLE).rows:
     typed = ablate.command(args, ablate.settings(args, row, 1, 0), tmp_path, [])
     base = ablate.parse_args([str(file), '--config', TINY, *typed[2:]]).base
     found.append((base.evaluate.models, base.evaluate.rankers, base.stages))
@@ -129,6 +129,18 @@ def test_what_a_query_costs_is_in_the_table_if_a_row_ranks_by_prompts(tmp_path, 
     else:
       assert rows[1]['costs'] == asked | {'tie_rate': 0}
   assert ['prompts' in head for head in heads] == [False, True]
+
+
+def test_a_row_that_a_run_left_out_is_named(tmp_path):
+  (tmp_path / 'manifest.json').write_text(json.dumps({'device': 'cpu', 'results': {'bm25': {}}}))
+  with pytest.raises(UserError, match="has no row 'fused'"):
+    ablate.read(ablate.Results(), tmp_path, 'fused', 0)
+
+
+def test_costs_are_means_of_the_runs_that_have_them():
+  found = [{'prompts_per_query': 2.0}, {'prompts_per_query': 4.0, 'conflict_rate': 0.5}]
+  assert ablate.mean(found) == {'prompts_per_query': 3.0, 'conflict_rate': 0.5}
+  assert ablate.mean([]) == {}
 
 
 def results(scores_SQ, pairs_SQ2):
