@@ -112,8 +112,9 @@ def test_a_row_can_be_a_method_that_ranks_by_prompts(tmp_path):
 def test_what_a_query_costs_is_in_the_table_if_a_row_ranks_by_prompts(tmp_path, monkeypatch):
   file = write(tmp_path, '"""T."""\nROWS = {"a": ("bm25", {}), "b": ("teacher", {})}')
   found = {name: results(np.ones((1, 4)), np.ones((1, 4, 2))) for name in 'ab'}
-  model = {'ms_per_pair': 3.0, 'pairs': 40, 'queries': 4, 'tie_rate': 0.0}
+  model = {'ms_per_pair': 3.0, 'pairs': 40, 'queries': 4, 'tie_rate': 0.0}  # of PNR
   asked = {'prompts_per_query': 56.0, 'tokens_per_query': 9000.0, 'ms_per_query': 70.0}
+  asked |= {'tied_rate': 1.0}
   monkeypatch.setattr(ablate, 'run_all', lambda *_: found)
   heads = []
   for spent in (model, model | asked):
@@ -125,10 +126,22 @@ def test_what_a_query_costs_is_in_the_table_if_a_row_ranks_by_prompts(tmp_path, 
     rows = json.loads((tmp_path / 'table-tiny.json').read_text())['rows']
     assert rows[0]['costs'] == {}
     if spent is model:
-      assert rows[1]['costs'] == {'prompts_per_query': 10, 'ms_per_query': 40, 'tie_rate': 0}
+      assert rows[1]['costs'] == {'prompts_per_query': 10, 'ms_per_query': 40}
     else:
-      assert rows[1]['costs'] == asked | {'tie_rate': 0}
+      assert rows[1]['costs'] == asked
   assert ['prompts' in head for head in heads] == [False, True]
+
+
+def test_a_row_that_a_run_left_out_is_named(tmp_path):
+  (tmp_path / 'manifest.json').write_text(json.dumps({'device': 'cpu', 'results': {'bm25': {}}}))
+  with pytest.raises(UserError, match="has no row 'fused'"):
+    ablate.read(ablate.Results(), tmp_path, 'fused', 0)
+
+
+def test_costs_are_means_of_the_runs_that_have_them():
+  found = [{'prompts_per_query': 2.0}, {'prompts_per_query': 4.0, 'conflict_rate': 0.5}]
+  assert ablate.mean(found) == {'prompts_per_query': 3.0, 'conflict_rate': 0.5}
+  assert ablate.mean([]) == {}
 
 
 def results(scores_SQ, pairs_SQ2):

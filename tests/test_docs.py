@@ -8,7 +8,7 @@ import pytest
 from benchmarks.__main__ import names as benches
 from disranker_jax import config as configs
 from disranker_jax.commands import cli
-from disranker_jax.pipeline import systems
+from disranker_jax.pipeline.systems import SYSTEMS
 
 ROOT = Path(__file__).parents[1]
 DOCS = [f for f in sorted(ROOT.rglob('*.md')) if '.venv' not in f.parts and 'runs' not in f.parts]
@@ -25,10 +25,8 @@ def ids(file: Path) -> str:
 
 
 def known_keys() -> set[str]:
-  """Every config key and section, dotted."""
-  keys = {}
-  for system in systems.SYSTEMS:
-    keys |= configs.flatten(configs.defaults(system))
+  """Every config key and section of every system, dotted."""
+  keys = {key for system in SYSTEMS for key in configs.flatten(configs.defaults(system))}
   return {'.'.join(key.split('.')[:n]) for key in keys for n in range(1, key.count('.') + 2)}
 
 

@@ -9,6 +9,7 @@ import jax
 import llm_models
 import pytest
 
+from disranker_jax import config as configs
 from disranker_jax.commands.plan import command, local, machine, prompts, stages
 from disranker_jax.data import named_contracts
 from disranker_jax.data.contract_prompts import ContractPrompt, ExpectedPrompt
@@ -97,6 +98,11 @@ def test_rankers_are_planned_with_the_stages_and_by_name(capsys):
       f'--config={ROOT / "configs" / "tiny.py"}', '--stage=evaluate',
       "--config.evaluate.rankers=('yes_no',)",
     ])  # fmt: skip
+
+
+@pytest.mark.parametrize('system', ['dgr', 'query_rewriting'])
+def test_a_system_without_llm_rankers_has_none_to_plan(system):
+  assert prompts.names(configs.defaults(system)) == []
 
 
 def test_what_does_not_fit_names_the_section():

@@ -17,7 +17,7 @@ from disranker_jax.models.settings import model
 from disranker_jax.pipeline import manifest, runner, seeds, systems
 from disranker_jax.pipeline.stage import Role, Run, Stage
 from disranker_jax.pipeline.systems import System
-from disranker_jax.stages import earlier, evaluate, prepare, report
+from disranker_jax.stages import collection_rows, earlier, evaluate, prepare, report
 from disranker_jax.stages.result_table import Row, Table
 
 QUERIES, PAGES = 40, 60
@@ -192,6 +192,44 @@ class TestTable:
       runner.run(config, workdir)
     runner.run(config, workdir, rerun=['learn'])
     assert [name for name, _ in RANKED[4:]] == ['after']  # the others do not read it
+
+  def test_a_row_that_fails_leaves_the_others(self, config, tmp_path):
+    def fails(run, row, groups):
+      raise UserError('too large')
+
+    row = systems.get('toy').table.rows['before']
+    object.__setattr__(row, 'rank', fails)
+    with pytest.raises(UserError, match='too large'):
+      runner.run(config, tmp_path / 'run')
+    object.__setattr__(row, 'rank', rank)
+    runner.run(config, tmp_path / 'run')
+    assert [name for name, _ in RANKED] == ['bm25', 'before', 'after']
+
+  def test_a_row_depends_on_the_other_records_that_it_reads(self, config, tmp_path):
+    object.__setattr__(systems.get('toy').table.rows['before'], 'reads_records', ('judgements',))
+    config.stages = ('prepare', 'search')
+    runner.run(config, tmp_path / 'run')
+    assert (tmp_path / 'run' / 'data' / 'judgements').exists()  # though no stage learns from them
+    rows = (tmp_path / 'judgements.jsonl').read_text().splitlines(keepends=True)
+    (tmp_path / 'judgements.jsonl').write_text(''.join(rows[2:]))
+    runner.run(config, tmp_path / 'run', rerun=['prepare'])
+    assert [name for name, _ in RANKED] == ['bm25', 'before', 'before']
+
+  def test_a_row_depends_on_the_model_of_the_row_that_it_changes(self, config, tmp_path):
+    base = systems.get('toy').table.rows['after']
+    object.__setattr__(base, 'needs_training', lambda config: False)
+    row = collection_rows.derived(base, 'again', 'again', rank, lambda config: None)
+    config.stages = ('prepare', 'search')
+    assert row.is_available(config)
+    runner.run(config, tmp_path / 'run')
+    of_run, found = Run(config, tmp_path / 'run', None), []
+    for start in ('a', 'b'):
+      file = tmp_path / 'run' / 'search' / 'manifest.json'
+      done = read(file)
+      done['inputs']['finder.init_from'] = start
+      file.write_text(json.dumps(done))
+      found.append(evaluate.made_from(of_run, row))
+    assert found[0] != found[1]
 
   def test_a_row_whose_stage_is_not_listed_is_left_out(self, config, tmp_path):
     config.stages = ('prepare', 'search')

@@ -30,7 +30,7 @@ from disranker_jax.report.results import COSTS
 from disranker_jax.stages import result_table
 
 ROUNDING = 1e-9
-PER_PAIR = ('parameters', 'ms_per_pair')  # costs that are not those of a query
+COSTS_OF_QUERIES = [key for key in COSTS if key not in ('parameters', 'ms_per_pair')]
 
 
 @dataclass(frozen=True)
@@ -198,17 +198,25 @@ def run_all(args: argparse.Namespace, ablation: Ablation) -> dict[str, Results]:
 
 
 def read(results: Results, folder: Path, model: str, seed: int) -> None:
-  """Adds the metrics per query of a run, whose rows are in the folder."""
+  """Adds the metrics per query of a run, whose rows are in the folder.
+
+  Raises: UserError if it has none of the model.
+  """
+  done = manifest.read(folder)
+  if model not in done['results']:
+    raise UserError(
+      f'{folder}: has no row {model!r}, because the config has no such row or the test lacks what '
+      'it needs (the output of the run says which); take it out of ROWS'
+    )
   rows = read_per_query(folder / 'per_query.csv')[model]
   results.by_seed.setdefault(seed, {}).update(rows)
-  done = manifest.read(folder)
   results.device = done['device']
   results.costs.append(costs(done['results'][model]))
 
 
 def costs(facts: Mapping[str, float]) -> dict[str, float]:
   """What a row's ranking of a query costs; a model reads each document once."""
-  found = {key: facts[key] for key in COSTS if key not in PER_PAIR and key in facts}
+  found = {key: facts[key] for key in COSTS_OF_QUERIES if key in facts}
   if 'ms_per_pair' in facts and 'prompts_per_query' not in found:
     documents = facts['pairs'] / facts['queries']
     found |= {'prompts_per_query': documents, 'ms_per_query': documents * facts['ms_per_pair']}
@@ -216,8 +224,12 @@ def costs(facts: Mapping[str, float]) -> dict[str, float]:
 
 
 def mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
-  """The mean of each cost over runs."""
-  return {key: sum(run[key] for run in found) / len(found) for key in (found[0] if found else {})}
+  """The mean of each cost over the runs that have it: one without a comparison has no conflicts."""
+  by_key: dict[str, list[float]] = {}
+  for run in found:
+    for key, value in run.items():
+      by_key.setdefault(key, []).append(value)
+  return {key: sum(values) / len(values) for key, values in by_key.items()}
 
 
 def analyse(ablation: Ablation, results: dict[str, Results], by: str = '') -> list[dict]:

@@ -264,7 +264,7 @@ class Pipeline:
     except UserError:
       record.stopped()
       if processes.is_first():
-        remove_if_empty(folder)
+        remove_if_empty(folder, stage.has_parts)
       raise
     record.finished(results)
     processes.barrier(f'{stage.name} is done')
@@ -308,8 +308,10 @@ def refuse_links(folder: Path) -> None:
       raise UserError(f'--reuse: {path} is a link; put a copy of what it points to in its place')
 
 
-def remove_if_empty(folder: Path) -> None:
+def remove_if_empty(folder: Path, has_parts: bool) -> None:
   """Removes what a stage wrote before it met bad input, unless there is work to continue from.
+
+  `has_parts` is that of the stage.
 
   Fixing the input may change the stage's inputs, which must not make it stale.
   """
@@ -317,8 +319,10 @@ def remove_if_empty(folder: Path) -> None:
     # Each kind of prepared data knows what it was made from.
     (folder / 'manifest.json').unlink(missing_ok=True)
   elif not any((folder / kept).exists() for kept in ('checkpoints', 'shards', 'trials')):
-    if (folder / quantise_gate.FILE).exists():  # what a gate measured counts with other limits too
-      (folder / 'manifest.json').unlink(missing_ok=True)
+    written = {path.name for path in folder.iterdir()} - {manifest.FILE}
+    if written and (has_parts or quantise_gate.FILE in written):
+      # Parts know what they were made from; what a gate measured counts with other limits too.
+      (folder / manifest.FILE).unlink(missing_ok=True)
     else:
       shutil.rmtree(folder, ignore_errors=True)
   if {p.name for p in folder.parent.iterdir()} <= {'config.json', '.lock'}:

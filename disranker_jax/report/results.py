@@ -12,7 +12,7 @@ Means = Mapping[str, Mapping[str, Mapping[str, float]]]  # {row: {metric: {value
 COSTS = {
   'parameters': ('parameters', None), 'ms_per_pair': ('ms per pair', 2),
   'prompts_per_query': ('prompts', 1), 'tokens_per_query': ('tokens', 0),
-  'ms_per_query': ('ms per query', 0), 'conflict_rate': ('conflicts', 3), 'tie_rate': ('ties', 3),
+  'ms_per_query': ('ms per query', 0), 'conflict_rate': ('conflicts', 3), 'tied_rate': ('ties', 3),
   'fault_rate': ('malformed', 3),
 }  # fmt: skip
 
@@ -53,8 +53,6 @@ def with_costs(table: Table, results: Mapping[str, Mapping], means: Means) -> tu
   """(columns, cells); with more columns of costs if a row has them."""
   head, lines = heads(table, means), rows(table, results, means)
   more = [name for name in COSTS if name not in table.costs]
-  if 'pnr' not in table.columns:
-    more.remove('tie_rate')  # of the pairs that PNR counts
   for name in more:
     column, _ = COSTS[name]
     if any(name in values for values in results.values()):

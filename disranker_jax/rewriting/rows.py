@@ -189,7 +189,14 @@ FIRST = Row('original', 'original query', original, is_baseline=True, reads=sear
 SIMPLE = (
   FIRST,
   Row('rm3', 'RM3', rm3, reads=searches),
-  Row('nearest', 'nearest training query', nearest, reads=writes, is_baseline=True),
+  Row(
+    'nearest',
+    'nearest training query',
+    nearest,
+    reads=writes,
+    reads_records=('judgements',),
+    is_baseline=True,
+  ),
 )
 REWRITERS = (
   rewriter('cpt', 'rewriter, before GRPO', is_baseline=True),

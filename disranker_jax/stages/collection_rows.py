@@ -65,7 +65,8 @@ def derived(base: Row, suffix: str, title: str, rank: Callable, reads: Callable,
   """A row that changes the ranking of another one; it depends on all that this one does."""
   return Row(
     f'{base.name}_{suffix}', f'{base.title}, {title}', rank, stages=base.stages,
-    reads_stages=base.reads_stages, trained_by=base.trained_by, fuses=(base.name,),
+    reads_stages=base.reads_stages, reads_records=base.reads_records, trained_by=base.trained_by,
+    needs_training=base.needs_training, fuses=(base.name,),
     reads=lambda config: [base.reads(config), reads(config)], **more,
   )  # fmt: skip
 

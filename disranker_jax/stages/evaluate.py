@@ -101,8 +101,11 @@ def filled(run: Run, row: Row) -> dict | None:
 def made_from(run: Run, row: Row) -> str:
   """A fingerprint of the settings and inputs that a row depends on."""
   stage = manifest.read(folder_of(run)) or {'config': {}, 'inputs': {}}
-  sections = {'seed', result_table.of(run.config).stage, row.role}
-  inputs = {'prepare test', f'{row.role}.model', f'{row.role}.init_from', *row.reads_stages}
+  table = result_table.of(run.config)
+  roles = {row.role, *(table.rows[name].role for name in row.fuses)}
+  sections = {'seed', table.stage, *roles}
+  inputs = {f'prepare {kind}' for kind in ('test', *row.reads_records)} | {*row.reads_stages}
+  inputs |= {f'{role}.{key}' for role in roles for key in ('model', 'init_from')}
   trained = {name: manifest.read(run.folder(name)) for name in row.stages(run.config)}
   return manifest.digest([
     {k: v for k, v in stage['config'].items() if k.split('.')[0] in sections},
@@ -161,6 +164,12 @@ def check_records(run: Run) -> None:
     result_table.read_given(f'{table.stage}.runs.{name}', address, queries)
 
 
+def reads(config) -> tuple[str, ...]:
+  """The kinds of records that the rows read."""
+  rows = result_table.of(config).rows_of(config).values()
+  return tuple(dict.fromkeys(['test', *(kind for row in rows for kind in row.reads_records)]))
+
+
 def uses(config) -> tuple[Use, ...]:
   """The models of the rows."""
   return tuple(
@@ -209,6 +218,6 @@ def stage(table: Table, **declared) -> Stage:
   """
   return Stage(
     table.stage, table.title, execute, settings_of(table), check=check, has_parts=True,
-    is_complete=is_complete, reads_records=lambda config: ('test',), kept=kept, uses=uses,
+    is_complete=is_complete, reads_records=reads, kept=kept, uses=uses,
     check_records=check_records, **declared,
   )  # fmt: skip

@@ -287,8 +287,8 @@ SETTINGS = {
   ),
   'ends': Key(
     'line', one_of('line', 'sentence', 'length'),
-    "A query ends with its line; with its first sentence, for a model that goes on writing; or, "
-    "'length', also where it is cut after max_new tokens.",
+    "A query ends with its line; with its first 'sentence', for a model that goes on writing; or, "
+    "'length', as with 'sentence', and also where it is cut after max_new tokens.",
     affects_results=False,
   ),
   'max_words': Key(

@@ -157,9 +157,10 @@ def rank(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   found = costs.summary([costs.of_all_processes(made.counts)])
   facts = result_table.facts(made) | {
     'ms_per_query': made.ms_per_query,
+    'tied_rate': found['tie_rate'],  # `tie_rate` of a row is of the pairs that PNR counts
     'note': costs.as_text(found),
   }
-  left_out = ('queries', 'documents')
+  left_out = ('queries', 'documents', 'tie_rate')
   return ranking, facts | {k: v for k, v in found.items() if k not in left_out}
 
 

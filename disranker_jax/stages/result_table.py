@@ -41,6 +41,7 @@ class Row:
   open         opens that model, if it is not just the role's
   stages       the stages whose parameters overlay the pretrained ones, in order
   reads_stages  earlier stages whose other output it reads
+  reads_records  the kinds of prepared records that it reads beside the test's
   trained_by   the stage that trains the row's model; '' if it is not trained
   needs_training  False where the row ranks even if `trained_by` does not run
   fuses        the rows whose rankings it may fuse
@@ -59,6 +60,7 @@ class Row:
   open: Callable[[ConfigDict], TextModel] | None = None
   stages: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
   reads_stages: tuple[str, ...] = ()
+  reads_records: tuple[str, ...] = ()
   trained_by: str = ''
   needs_training: Callable[[ConfigDict], bool] = lambda config: True
   fuses: tuple[str, ...] = ()

@@ -50,6 +50,9 @@ class TestRows:
     assert results['yes_no']['title'] == 'pointwise yes/no (chat-model)'
     assert 0 <= results['prp_allpair']['conflict_rate'] <= 1
     assert all(results[name]['ms_per_query'] > 0 for name in names)
+    # The method's own ties: its scores have none, because equal ones keep the documents' order.
+    tied = f'{results["prp_allpair"]["tied_rate"]:.1%} of the pairs tied'
+    assert tied in results['prp_allpair']['note'] and results['prp_allpair']['tie_rate'] == 0
     text = (workdir / 'report' / 'report.md').read_text()
     [head] = [line for line in text.splitlines() if line.startswith('| model | PNR')]
     assert '| prompts | tokens | ms per query | conflicts | ties |' in head

@@ -63,8 +63,8 @@ class Prompts:
 
 
 def names(config: ConfigDict) -> list[str]:
-  """What of the stage evaluate can be planned."""
-  return [f'evaluate:{method}' for method in config.evaluate.rankers]
+  """What of the stage evaluate can be planned; nothing in a system without LLM rankers."""
+  return [f'evaluate:{method}' for method in config.get('evaluate', {}).get('rankers', ())]
 
 
 def find(config: ConfigDict, name: str) -> Prompts | None:

@@ -191,6 +191,8 @@ class LLMRanker:
           yield part, query.group, ranked
         if request:
           break
+      # A barrier waits for days, a collective does not on every platform.
+      processes.barrier('ranking: all have ranked')
       if processes.any_of(bool(request)):
         raise request.stopped('ranking: stopped')
 
