@@ -35,6 +35,12 @@ PUBLISHED = {
     'max_position_embeddings': 40960, 'rms_norm_eps': 1e-6, 'rope_theta': 1000000.0,
     'tie_word_embeddings': True, 'bos_token_id': 151643, 'eos_token_id': 151645,
   },
+  'Qwen/Qwen2.5-1.5B-Instruct': {
+    'model_type': 'qwen2', 'vocab_size': 151936, 'hidden_size': 1536, 'intermediate_size': 8960,
+    'num_hidden_layers': 28, 'num_attention_heads': 12, 'num_key_value_heads': 2,
+    'max_position_embeddings': 32768, 'rms_norm_eps': 1e-6, 'rope_theta': 1000000.0,
+    'tie_word_embeddings': True, 'bos_token_id': 151643, 'eos_token_id': 151645,
+  },
   'answerdotai/ModernBERT-base': {
     'model_type': 'modernbert', 'vocab_size': 50368, 'hidden_size': 768, 'intermediate_size': 1152,
     'num_hidden_layers': 22, 'num_attention_heads': 12, 'max_position_embeddings': 8192,
