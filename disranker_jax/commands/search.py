@@ -49,6 +49,7 @@ def open_run(folder: Path, stage: str | None):
   if 'retriever' not in config:
     raise UserError(f'--run {folder}: is a run of {config.system}, which has no retriever')
   run = Run(config, folder.absolute(), sharding.make_mesh(config.mesh))
+  config.retrieve.batch_rows = sharding.parts(run.mesh)  # there is one query
 
   def is_done(name):
     return (manifest.read(run.folder(name)) or {}).get('status') == 'done'
