@@ -1,7 +1,6 @@
 """A second system: its own sections, stages, result table and report, and nothing of the first."""
 
 import csv
-import dataclasses
 import json
 import re
 
@@ -193,21 +192,6 @@ class TestTable:
       runner.run(config, workdir)
     runner.run(config, workdir, rerun=['learn'])
     assert [name for name, _ in RANKED[4:]] == ['after']  # the others do not read it
-
-  def test_a_row_that_fuses_another_depends_on_its_model(self, workdir, config):
-    run = Run(config, workdir, None)
-    alone = Row('alone', 'alone', rank)
-    rows = alone, dataclasses.replace(alone, name='fused', fuses=('after',))
-    before = [evaluate.made_from(run, row) for row in rows]
-    file = workdir / 'search' / 'manifest.json'
-    made = read(file)
-    made['config']['finder.max_query_len'] += 1
-    file.write_text(json.dumps(made))
-    now = [evaluate.made_from(run, row) for row in rows]
-    assert now[0] == before[0] and now[1] != before[1]
-    made['inputs']['finder.init_from'] = 'another run'
-    file.write_text(json.dumps(made))
-    assert evaluate.made_from(run, rows[1]) != now[1]
 
   def test_a_row_whose_stage_is_not_listed_is_left_out(self, config, tmp_path):
     config.stages = ('prepare', 'search')

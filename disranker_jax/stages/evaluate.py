@@ -101,12 +101,8 @@ def filled(run: Run, row: Row) -> dict | None:
 def made_from(run: Run, row: Row) -> str:
   """A fingerprint of the settings and inputs that a row depends on."""
   stage = manifest.read(folder_of(run)) or {'config': {}, 'inputs': {}}
-  table = result_table.of(run.config)
-  # A row that ranks by other rows depends on their models.
-  roles = {each.role for each in (row, *(table.rows[name] for name in row.fuses))}
-  sections = {'seed', table.stage, *roles}
-  models = (f'{role}.{what}' for role in roles for what in ('model', 'init_from'))
-  inputs = {'prepare test', *models, *row.reads_stages}
+  sections = {'seed', result_table.of(run.config).stage, row.role}
+  inputs = {'prepare test', f'{row.role}.model', f'{row.role}.init_from', *row.reads_stages}
   trained = {name: manifest.read(run.folder(name)) for name in row.stages(run.config)}
   return manifest.digest([
     {k: v for k, v in stage['config'].items() if k.split('.')[0] in sections},
