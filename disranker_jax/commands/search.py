@@ -69,6 +69,7 @@ def rows_of(run, stages, args) -> list[dict]:
 
   texts = {doc.doc_id: doc for doc in documents.read(run.config, least=1)}
   reranker = loaded.load(args.rerank) if args.rerank else None
+  run.config.retrieve.hits = max(run.config.retrieve.hits, args.top)
   searching = retrieve.open_it(run, stages)
   [(_, _, found)] = searching([args.query])
   ids, decode = searching.pages.doc_ids, searching.model.tokenizer.backend_tokenizer.decode

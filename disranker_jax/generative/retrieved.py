@@ -13,6 +13,7 @@ from disranker_jax.generative.lessons import Teaching
 from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.records import Found, Match, Ngram
 from disranker_jax.models.load import TextModel
+from disranker_jax.pipeline import manifest
 from disranker_jax.rankers.shards import Format, Shards
 
 MATCH = pa.struct([
@@ -87,7 +88,9 @@ def material(run, model: TextModel) -> Material:
 
   pages, _ = index.load(run)
   groups = retrieve.queries(run)
-  scored = score.open_scored(run) if 'score' in run.config.stages else ()
+  # The stage ltrgr needs no scores, so it can run before them.
+  is_scored = (manifest.read(run.folder('score')) or {}).get('status') == 'done'
+  scored = score.open_scored(run) if 'score' in run.config.stages and is_scored else ()
   targets = {
     group.query_id: {d.doc_id: float(s) for d, s in zip(group.docs, scores, strict=True)}
     for group, scores in (scored[i] for i in range(len(scored)))

@@ -170,16 +170,6 @@ def writes(config: ConfigDict) -> list:
   return [searches(config), {name: c[name] for name in names}]
 
 
-def lends(config: ConfigDict) -> list:
-  """What decides which words of training queries' pages are lent: the training queries too."""
-  judged = sources.fingerprint(prepare.address(config, 'judgements'))
-  return [writes(config), config.data.to_dict(), judged]
-
-
-def has_training(config: ConfigDict) -> bool:
-  return 'judgements' in prepare.kinds(config)
-
-
 def use(name: str, config: ConfigDict) -> Use:
   c = config.search
 
@@ -204,14 +194,7 @@ FIRST = Row('original', 'original query', original, is_baseline=True, reads=sear
 SIMPLE = (
   FIRST,
   Row('rm3', 'RM3', rm3, reads=searches),
-  Row(
-    'nearest',
-    'nearest training query',
-    nearest,
-    reads=lends,
-    exists=has_training,
-    is_baseline=True,
-  ),
+  Row('nearest', 'nearest training query', nearest, reads=writes, is_baseline=True),
 )
 REWRITERS = (
   rewriter('cpt', 'rewriter, before GRPO', is_baseline=True),

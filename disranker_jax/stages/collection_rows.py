@@ -62,17 +62,12 @@ def fused(base: str, other: str, run: Run, row: Row, groups: Sequence[Group]) ->
   return fusion.fuse_runs(every, (1.0, 1.0), 'ranks'), {'against': [other, base]}
 
 
-def derived(
-  base: Row, suffix: str, title: str, rank: Callable, reads: Callable,
-  exists: Callable[[ConfigDict], bool] = lambda config: True,
-) -> Row:  # fmt: skip
+def derived(base: Row, suffix: str, title: str, rank: Callable, reads: Callable, **more) -> Row:
   """A row that changes the ranking of another one; it depends on all that this one does."""
   return Row(
     f'{base.name}_{suffix}', f'{base.title}, {title}', rank, stages=base.stages,
-    reads_stages=base.reads_stages, trained_by=base.trained_by,
-    needs_training=base.needs_training, fuses=(base.name,),
-    reads=lambda config: [base.reads(config), reads(config)],
-    exists=lambda config: base.exists(config) and exists(config),
+    reads_stages=base.reads_stages, trained_by=base.trained_by, fuses=(base.name,),
+    reads=lambda config: [base.reads(config), reads(config)], **more,
   )  # fmt: skip
 
 
