@@ -2,7 +2,7 @@
 
   disranker run --config configs/query_rewriting.py --workdir runs/rewriting
 
-SmolLM2-135M first learns to write the title of the clicked page (cpt). Then it samples eight
+SmolLM2-135M first learns to write the clicked page, its title first (cpt). Then it samples eight
 rewrites of each training query, is rewarded for those by which more of the right page is found, and
 learns from the differences. What is searched is the query twice and the rewrite once, so a wrong
 word costs little. The table searches all 7,000 pages with 437 test queries, of which BM25 finds

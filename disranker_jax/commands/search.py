@@ -49,6 +49,7 @@ def open_run(folder: Path, stage: str | None):
   if 'retriever' not in config:
     raise UserError(f'--run {folder}: is a run of {config.system}, which has no retriever')
   run = Run(config, folder.absolute(), sharding.make_mesh(config.mesh))
+  config.retrieve.batch_rows = sharding.parts(run.mesh)  # there is one query
 
   def is_done(name):
     return (manifest.read(run.folder(name)) or {}).get('status') == 'done'
@@ -68,6 +69,7 @@ def rows_of(run, stages, args) -> list[dict]:
 
   texts = {doc.doc_id: doc for doc in documents.read(run.config, least=1)}
   reranker = loaded.load(args.rerank) if args.rerank else None
+  run.config.retrieve.hits = max(run.config.retrieve.hits, args.top)
   searching = retrieve.open_it(run, stages)
   [(_, _, found)] = searching([args.query])
   ids, decode = searching.pages.doc_ids, searching.model.tokenizer.backend_tokenizer.decode

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ from disranker_jax.generative.lessons import Teaching
 from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.records import Found, Match, Ngram
 from disranker_jax.models.load import TextModel
+from disranker_jax.pipeline import manifest
 from disranker_jax.rankers.shards import Format, Shards
 
 MATCH = pa.struct([
@@ -80,20 +81,22 @@ def read(shards: Shards) -> Iterator[Retrieved]:
 def material(run, model: TextModel) -> Material:
   """What the stages align and ltrgr learn from: found pages, labels and the teacher's scores.
 
-  A relevant page that was not found is an example's last one, without n-grams.
+  A relevant page of the collection that was not found is an example's last one, without n-grams.
   """
   from disranker_jax.generative.stages import index, retrieve  # which import this module
   from disranker_jax.stages import score
 
   pages, _ = index.load(run)
   groups = retrieve.queries(run)
-  scored = score.open_scored(run) if 'score' in run.config.stages else ()
+  # The stage ltrgr needs no scores, so it can run before them.
+  is_scored = (manifest.read(run.folder('score')) or {}).get('status') == 'done'
+  scored = score.open_scored(run) if 'score' in run.config.stages and is_scored else ()
   targets = {
     group.query_id: {d.doc_id: float(s) for d, s in zip(group.docs, scores, strict=True)}
     for group, scores in (scored[i] for i in range(len(scored)))
   }
   found = [
-    example(group, one, targets.get(group.query_id, {}))
+    example(group, one, targets.get(group.query_id, {}), pages.numbers)
     for group, one in zip(groups, retrieve.read(run, groups), strict=True)
   ]
   teaching = Teaching.of(pages, Prompts(model))
@@ -104,8 +107,10 @@ def material(run, model: TextModel) -> Material:
   return Material(found, len(pages.text_N), teaching.prompts, written)
 
 
-def example(group: Group, one: Retrieved, targets: Mapping[str, float]) -> Example:
-  """A query with its pages as they are learned from."""
+def example(
+  group: Group, one: Retrieved, targets: Mapping[str, float], ids: Collection[str]
+) -> Example:
+  """A query with its pages as they are learned from; `ids` are those of the collection."""
   grades = group.grades
   known = [
     ExamplePage(doc_id, targets.get(doc_id, math.nan), grades.get(doc_id, UNJUDGED), page.matches)
@@ -113,6 +118,8 @@ def example(group: Group, one: Retrieved, targets: Mapping[str, float]) -> Examp
   ]
   lost = grades.keys() - {page.doc_id for page in known}
   known += [
-    ExamplePage(doc_id, label=grades[doc_id]) for doc_id in sorted(lost) if grades[doc_id] > 0
+    ExamplePage(doc_id, label=grades[doc_id])
+    for doc_id in sorted(lost)
+    if grades[doc_id] > 0 and doc_id in ids
   ]
   return Example(group.query, tuple(known))

@@ -85,6 +85,11 @@ def training_queries(run: Run, pages) -> list[tuple[str, int]]:
   return [(query, page) for query, page in found if page is not None]
 
 
+def check_records(run: Run) -> None:
+  """Raises: UserError, before anything trains, if no page that is asked for can be found."""
+  collection_rows.check_judged(run, 'test', documents_of(run), documents.address(run.config))
+
+
 def first_reads(config: ConfigDict) -> list:
   """The collection, and how much of it BM25 gives."""
   return [config.search.depth, sources.fingerprint(documents.address(config))]
@@ -143,5 +148,5 @@ TABLE = Table(
   columns=('hits@1', 'hits@5', 'hits@20', 'mrr@10', 'ndcg@10'),
   kept=('hits@1', 'hits@5', 'hits@20', 'mrr@10', 'ndcg@10', 'recall@100'), main='mrr@10',
   tested=('mrr@10', 'hits@5'), costs=('ms_per_query',), settings=SETTINGS,
-  check=collection_rows.check, documents=documents_of,
+  check=collection_rows.check, check_records=check_records, documents=documents_of,
 )  # fmt: skip

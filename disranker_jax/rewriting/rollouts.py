@@ -88,11 +88,7 @@ class Rollouts:
     mesh,
     seed: int,
   ):
-    if len(queries) < c.prompts:
-      raise UserError(
-        f'config.rewrite.prompts={c.prompts}: there are only {len(queries)} queries to learn from; '
-        'lower it'
-      )
+    check_count(c, len(queries))
     self.blocks, self._mesh, self._c = c.data_shards, mesh, c
     self._queries, self._prompt, self._reward = queries, prompt, reward
     self._sampler, self._shape = sampler, shape.block(self.blocks)
@@ -232,6 +228,15 @@ class Rollouts:
 
   def _put(self, own: dict) -> dict:
     return sharding.put_batch(own, self._mesh, self.blocks)
+
+
+def check_count(c, queries: int) -> None:
+  """Raises: UserError for fewer queries than a step has."""
+  if queries < c.prompts:
+    raise UserError(
+      f'config.rewrite.prompts={c.prompts}: there are only {queries} queries to learn from; lower '
+      'it'
+    )
 
 
 def reference(logprobs: Callable, variables: dict, batch: dict):

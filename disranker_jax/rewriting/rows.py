@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -21,7 +21,7 @@ from disranker_jax.rewriting.query_bm25 import QueryBM25
 from disranker_jax.rewriting.rewriter import Rewriter
 from disranker_jax.rewriting.sampling import Sampler
 from disranker_jax.rewriting.stages import rewrite
-from disranker_jax.stages import collection_rows, roles
+from disranker_jax.stages import collection_rows, prepare, roles
 from disranker_jax.stages.collection_rows import STAGE, per_query, with_reranker
 from disranker_jax.stages.result_table import Ranking, Row, Table
 
@@ -41,23 +41,23 @@ def documents_of(run: Run) -> dict[str, Document]:
   return {doc.doc_id: doc for doc in queries.collection(run.config)}
 
 
-def engine(run: Run, docs: Sequence[Document]) -> BM25 | QueryBM25:
-  """The index of `search.engine`."""
-  return ENGINES[run.config.search.engine](docs)
-
-
-def found(run: Run, tests: Sequence[Query], texts: Sequence[str]) -> metrics.Run:
-  """What the engine finds for the texts that are searched, of each query."""
+def engine(run: Run) -> Callable[[Sequence[Query], Sequence[str]], metrics.Run]:
+  """(queries, texts that are searched for them) -> what `search.engine` finds, by query."""
   docs = queries.collection(run.config)
-  ids, top = [doc.doc_id for doc in docs], engine(run, docs).top
-  rankings = queries.found(top, ids, tests, texts, run.config.search.depth)
-  return {query.query_id: ranking for query, ranking in zip(tests, rankings, strict=True)}
+  ids, top = [doc.doc_id for doc in docs], ENGINES[run.config.search.engine](docs).top
+
+  def search(tests: Sequence[Query], texts: Sequence[str]) -> metrics.Run:
+    rankings = queries.found(top, ids, tests, texts, run.config.search.depth)
+    return {query.query_id: ranking for query, ranking in zip(tests, rankings, strict=True)}
+
+  return search
 
 
 def original(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   """The queries as they are."""
-  tests, begin = asked(run, groups), time.monotonic()
-  ranking = found(run, tests, [query.text for query in tests])
+  tests, search = asked(run, groups), engine(run)
+  begin = time.monotonic()
+  ranking = search(tests, [query.text for query in tests])
   return ranking, {'ms_per_query': per_query(begin, len(groups))}
 
 
@@ -75,24 +75,24 @@ def rm3(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
 
 def nearest(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   """Words that the pages of the most similar training query have: the trivial learner."""
-  tests, c = asked(run, groups), run.config.rewrite
-  words = baselines.words_at(queries.address(run.config))
+  tests, c, search = asked(run, groups), run.config.rewrite, engine(run)
+  words, known = baselines.words_at(queries.address(run.config)), queries.training(run)
   begin = time.monotonic()
   texts = [query.text for query in tests]
-  lent = baselines.nearest(texts, queries.training(run), words=words)
+  lent = baselines.nearest(texts, known, words=words)
   appended = [queries.searched(q, r, 'append', c.repeat) for q, r in zip(texts, lent, strict=True)]
-  return found(run, tests, appended), {'ms_per_query': per_query(begin, len(groups))}
+  return search(tests, appended), {'ms_per_query': per_query(begin, len(groups))}
 
 
 def rewritten(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   """The likeliest rewrites of a trained rewriter."""
-  tests, model, variables = asked(run, groups), *opened(run, row)
+  tests, search, model, variables = asked(run, groups), engine(run), *opened(run, row)
   writer = Rewriter.of(model, run.config.rewrite, run.mesh, run.config.search.batch_rows)
   begin = time.monotonic()
   texts = writer.searched(variables, tests)
+  ranking = search(tests, texts)
   spent = per_query(begin, len(groups))
   changed = sum(text != query.text for text, query in zip(texts, tests, strict=True))
-  ranking = found(run, tests, texts)
   return ranking, {'ms_per_query': spent, 'note': compared(run, groups, ranking, changed)}
 
 
@@ -135,14 +135,14 @@ def best_of_samples(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   )  # fmt: skip
   prompts = [prompt(query.text) for query in tests]
   drawn = draw(variables, prompts, list(range(len(prompts))), step=0)
-  rankings = []
+  rankings, search = [], engine(run)
   for place in range(c.samples):
     texts = prompt.texts([samples[place].ids for samples in drawn], c.think)
     searched = [
       queries.searched(query.text, text, c.mode, c.repeat)
       for query, text in zip(tests, texts, strict=True)
     ]
-    rankings.append(found(run, tests, searched))
+    rankings.append(search(tests, searched))
   values_GS = [
     [metrics.ndcg(each[query.query_id], query.relevant, DEPTH) for each in rankings]
     for query in tests
@@ -150,6 +150,11 @@ def best_of_samples(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   best = baselines.best_of(values_GS).tolist()
   ranking = {q.query_id: rankings[i][q.query_id] for q, i in zip(tests, best, strict=True)}
   return ranking, {'note': 'chosen by the judgements, so no system: what choosing could win'}
+
+
+def check_records(run: Run) -> None:
+  """Raises: UserError, before anything trains, if no document that is asked for can be found."""
+  collection_rows.check_judged(run, 'test', documents_of(run), queries.address(run.config))
 
 
 def searches(config: ConfigDict) -> list:
@@ -169,7 +174,7 @@ def use(name: str, config: ConfigDict) -> Use:
   c = config.search
 
   def tokens(run: Run) -> tuple[float, str]:
-    count = len(rewrite.prepare.records(run, 'test'))
+    count = len(prepare.records(run, 'test'))
     each = run.config.rewriter.max_query_len + run.config.rewrite.max_new * rewrite.DECODING
     return count * each, f'{count:,} queries'
 
@@ -227,5 +232,5 @@ TABLE = Table(
   columns=('ndcg@10', 'mrr@10', 'hits@1', 'hits@20'),
   kept=('ndcg@10', 'mrr@10', 'hits@1', 'hits@5', 'hits@20', 'recall@100'), main='ndcg@10',
   tested=('ndcg@10',), costs=('ms_per_query',), settings=SETTINGS, check=collection_rows.check,
-  documents=documents_of,
+  check_records=check_records, documents=documents_of,
 )  # fmt: skip

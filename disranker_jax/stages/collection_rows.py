@@ -5,19 +5,20 @@
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from ml_collections import ConfigDict
 
 from disranker_jax.config.settings import Key, Section, at_least, text
 from disranker_jax.data.records import Group
+from disranker_jax.errors import UserError
 from disranker_jax.evaluation import fusion, metrics, runs
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.inputs import model_files
 from disranker_jax.pipeline.stage import Run
-from disranker_jax.progress import Progress
+from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import loaded
-from disranker_jax.stages import evaluate, result_table
+from disranker_jax.stages import evaluate, prepare, result_table
 from disranker_jax.stages.result_table import Ranking, Row
 
 STAGE = 'search'  # the stage that fills such a table
@@ -85,6 +86,31 @@ def with_first_stage(base: Row, first: Row) -> Row:
   """A row fused with the first stage."""
   rank = functools.partial(fused, base.name, first.name)
   return derived(base, 'fused', f'with {first.title}', rank, first.reads)
+
+
+def check_judged(run: Run, kind: str, known: Collection[str], where: str) -> None:
+  """Says how many relevant documents of a kind of records are not in the collection.
+
+  Args:
+    known: the ids of the collection's documents.
+    where: its address.
+
+  Raises: UserError if none is: the ids are then those of another collection.
+  """
+  groups = prepare.records(run, kind)
+  relevant = {doc.doc_id for group in groups for doc in group.docs if doc.label > 0}
+  lost = relevant.difference(known)
+  if lost and len(lost) == len(relevant):
+    raise UserError(
+      f'config.data.{kind}: none of its {len(relevant):,} relevant documents, such as '
+      f'{min(lost)!r}, is in the collection {where}; set config.data.documents to the address of '
+      'the documents that are searched, with the same ids'
+    )
+  if lost:
+    say(
+      f'{kind}: {len(lost):,} of {len(relevant):,} relevant documents are not in {where}, and '
+      'cannot be found'
+    )
 
 
 def has_reranker(config: ConfigDict) -> bool:

@@ -16,7 +16,7 @@ def address(config) -> str:
   found = c.documents or ('' if c.candidates == prepare.GENERATED_ADDRESS else c.candidates)
   if not found:
     raise UserError(
-      'config.data.documents: is empty, but generate writes queries from documents; give an '
+      'config.data.documents: is empty, but a listed stage reads documents; give an '
       "address, such as 'jsonl:documents.jsonl'"
     )
   return found

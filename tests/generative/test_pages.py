@@ -13,6 +13,7 @@ from disranker_jax.generative import prompts as prompting
 from disranker_jax.generative.lessons import Lessons, Teaching
 from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.spans import start_weights
+from disranker_jax.generative.stages.index import check_views
 from disranker_jax.models.load import open_model
 from disranker_jax.models.settings import SETTINGS as MODEL
 
@@ -106,6 +107,17 @@ def test_a_missing_index_and_an_empty_collection_are_errors(tmp_path):
     collection.Pages.load(tmp_path)
   with pytest.raises(UserError, match='has no document'):
     built(())
+
+
+def test_a_view_that_no_page_has_is_refused_before_it_is_learned():
+  _, pages, counts = built(DOCS[2:3], {})
+  with pytest.raises(UserError, match=r"config\.retriever\.views: has 'title', but every page"):
+    check_views(('title', 'body'), counts, len(pages))
+  with pytest.raises(UserError, match=r"has 'query', but every page is without a pseudo-query"):
+    check_views(('body', 'query'), counts, len(pages))
+  check_views(('body',), counts, len(pages))
+  _, pages, counts = built()
+  check_views(('title', 'body', 'query'), counts, len(pages))
 
 
 def test_prompts_differ_by_view_and_cut_the_query_only():

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from disranker_jax.data.records import UNJUDGED, Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.generative import retrieved
 from disranker_jax.generative.records import Found, Match, Ngram
@@ -46,3 +47,13 @@ def test_queries_without_pages_stay_apart(tmp_path):
   shards.write(range(0, 2), [('q1', []), ('q2', [])])
   assert [one.query_id for one in retrieved.read(shards)] == ['q1', 'q2']
   assert json.loads(next(tmp_path.glob('_*.json')).read_text())['rows'] == 2
+
+
+def test_relevant_pages_that_were_not_found_come_last_if_the_collection_has_them():
+  labels = {'a': 0, 'lost': 1, 'elsewhere': 2, 'other': 0}
+  group = Group('q1', 'q', tuple(Document(d, '', 'text', label) for d, label in labels.items()))
+  one = retrieved.Retrieved('q1', (('a', PAGE), ('new', PAGE)))
+  found = retrieved.example(group, one, {'a': 0.5}, {'a', 'new', 'lost', 'other'})
+  assert [page.doc_id for page in found.pages] == ['a', 'new', 'lost']
+  assert [page.label for page in found.pages] == [0, UNJUDGED, 1]
+  assert found.pages[0].target == 0.5 and not found.pages[2].matches

@@ -1,8 +1,11 @@
 """The stage that makes the collection searchable: pages as tokens, and their sorted suffixes."""
 
+from collections.abc import Mapping, Sequence
+
 from disranker_jax.config.settings import Key, Section, at_least
 from disranker_jax.data import sources
 from disranker_jax.devices import memory, processes
+from disranker_jax.errors import UserError
 from disranker_jax.generative import pages as collection
 from disranker_jax.generative import prompts, suffixes
 from disranker_jax.generative.pages import Pages
@@ -31,6 +34,7 @@ def build(run) -> dict:
   found = Prompts(open_retriever(run.config))
   pages, counts = collection.build(docs, pseudo_queries(run), found)
   collection.say_counts(pages, counts)
+  check_views(run.config.retriever.views, counts, len(pages))
   folder, tokens = run.folder('index'), len(pages.text_N)
   needs = suffixes.memory(tokens)
   say(f'index: {memory.listed(needs)} to build and search it')
@@ -38,6 +42,15 @@ def build(run) -> dict:
   order = Suffixes.build(pages.text_N, pages.vocab + 2, window=run.config.index.window)
   order.save(folder / 'suffixes')
   return {'pages': len(pages), 'tokens': tokens, **counts}
+
+
+def check_views(views: Sequence[str], counts: Mapping[str, int], pages: int) -> None:
+  """Raises: UserError for a view of which no page has anything, before the retriever learns it."""
+  for view, what in (('title', 'without a title'), ('query', 'without a pseudo-query')):
+    if view in views and counts.get(what) == pages:
+      raise UserError(
+        f'config.retriever.views: has {view!r}, but every page is {what}; take {view!r} out'
+      )
 
 
 def pseudo_queries(run) -> dict[str, list[str]]:

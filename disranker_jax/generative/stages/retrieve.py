@@ -6,14 +6,13 @@ is stored about once a minute, so a restart searches what is missing.
 
 import contextlib
 import dataclasses
-import statistics
 from collections.abc import Iterator, Sequence
 
 from disranker_jax import escaping
 from disranker_jax.config.settings import Key, Section, at_least
 from disranker_jax.data import store
 from disranker_jax.data.records import UNJUDGED, Group
-from disranker_jax.devices import processes
+from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
 from disranker_jax.generative import prompts, retrieved, retriever
@@ -26,7 +25,7 @@ from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import shards as shards_of
 from disranker_jax.rankers.shards import Shards
-from disranker_jax.stages import documents, prepare, roles
+from disranker_jax.stages import collection_rows, documents, prepare, roles
 from disranker_jax.stages.score import agreed
 
 
@@ -112,7 +111,6 @@ def finish(run, groups: Sequence[Group]) -> dict:
     )
   count = store.write('candidates', records, folder / 'candidates')
   write_samples(run, groups, found)
-  scores = [one.pages[0][1].score for one in found if one.pages]
   ranking = {one.query_id: {doc_id: p.score for doc_id, p in one.pages} for one in found}
   values = metrics.summary(metrics.per_query(
     ranking, {g.query_id: g.grades for g in groups}, 1, names=('recall@1', 'recall@20', 'mrr@10'),
@@ -124,8 +122,6 @@ def finish(run, groups: Sequence[Group]) -> dict:
   return {
     'queries': len(groups),
     'without_pages': len(groups) - len(records),
-    # By which training divides scores, so that margins mean the same in every collection.
-    'scale': statistics.fmean(scores),
     **{name: values[name] for name in ('recall@1', 'recall@20', 'mrr@10')},
     prepare.RETRIEVED: {'rows': count, 'fingerprint': store.fingerprint(folder / 'candidates')},
   }
@@ -172,6 +168,17 @@ def write_samples(run, groups, found: Sequence[Retrieved]) -> None:
           f'{ngram.logprob:.1f}, {ngram.count:,} times, adds {match.weight * match.coverage:,.0f}'
         )
   (run.folder('retrieve') / 'samples.md').write_text('\n'.join(lines) + '\n', encoding='utf-8')
+
+
+def check_records(run: Run) -> None:
+  """Raises: UserError, before anything trains, for labels and batches that cannot be used."""
+  parts, rows = sharding.parts(run.mesh), run.config.retrieve.batch_rows
+  if rows % parts:
+    raise UserError(
+      f'config.retrieve.batch_rows={rows}: must be a multiple of mesh data x fsdp = {parts}'
+    )
+  known = {doc.doc_id for doc in documents.read(run.config, least=1)}
+  collection_rows.check_judged(run, 'judgements', known, documents.address(run.config))
 
 
 def kept(run) -> str:
@@ -237,5 +244,5 @@ STAGE = Stage(
   uses=uses, reads_stages=('prepare', 'index', 'memorise'),
   requires=lambda config: {'retrieve': ('prepare', 'index')},
   reads_records=lambda config: ('judgements',), head=lambda config: 'lm', kept=kept,
-  expected=Expected,
+  expected=Expected, check_records=check_records,
 )  # fmt: skip

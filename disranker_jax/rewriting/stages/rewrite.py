@@ -36,7 +36,7 @@ from disranker_jax.rewriting.policy import PolicyLoss, policy
 from disranker_jax.rewriting.prompts import RewritePrompt
 from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.rewriter import Rewriter
-from disranker_jax.rewriting.rollouts import Rollouts
+from disranker_jax.rewriting.rollouts import Rollouts, check_count
 from disranker_jax.rewriting.sampling import Sampler
 from disranker_jax.stages import held_out, language_terms, prepare, roles
 from disranker_jax.stages.generate import DECODING
@@ -239,8 +239,10 @@ def check_models(config, models) -> None:
 
 
 def check_records(run: Run) -> None:
-  """Raises: UserError, before the first model runs, for documents that cannot be searched."""
-  queries.check_collection(queries.training(run), queries.collection(run.config))
+  """Raises: UserError, before the first model runs, for queries that cannot be learned from."""
+  learned = queries.training(run)
+  check_count(run.config.rewrite, len(learned))
+  queries.check_collection(learned, queries.collection(run.config))
   held_out.check_records(run, 'rewrite', 'judgements')
 
 
