@@ -1,4 +1,4 @@
-"""Rewrites a query with the rewriter of a finished run, or with an exported one.
+"""Rewrites a query with the rewriter of a finished run.
 
 Shows what would be searched, and with --search what BM25 finds with and without the rewrite.
 """
@@ -17,17 +17,16 @@ def parse_args(argv=None) -> argparse.Namespace:
   example = "--run runs/rewriting --query 'get the size of a file' --search"
   parser = Parser('rewrite', __doc__, example)
   add = parser.add_argument
-  add('--run', type=Path, metavar='DIR', help='the workdir of a run of query_rewriting')
-  add('--model', type=Path, metavar='DIR', help='an exported rewriter')
+  add(
+    '--run', required=True, type=Path, metavar='DIR', help='the workdir of a run of query_rewriting'
+  )
   add('--query', required=True, help='the query to rewrite')
   add('--search', action='store_true', help='search with the query and with the rewrite')
   add('--docs', metavar='ADDRESS', help=(
-    "documents to search; default: the run's, else python_docs:"))  # fmt: skip
+    "documents to search; default: the run's"))  # fmt: skip
   add('--top', type=positive, default=10, metavar='N', help='documents to show')
   add('--json', action='store_true', help='print query, rewrite, searched text and what is found')
   args = parser.parse_args(argv)
-  if (args.run is None) == (args.model is None):
-    raise UserError('give either --run DIR or --model DIR; see disranker rewrite --help')
   if not args.query.strip():
     raise UserError('--query: is empty')
   if args.docs and not args.search:
@@ -67,14 +66,9 @@ def of_run(folder: Path):
 
 def written(args) -> dict:
   """What --json prints."""
-  from disranker_jax.rewriting import rewriter
   from disranker_jax.rewriting.queries import searched
 
-  if args.run:
-    writer, variables, address = of_run(args.run)
-  else:
-    writer, variables = rewriter.open_exported(args.model, rows=1)
-    address = 'python_docs:'
+  writer, variables, address = of_run(args.run)
   [rewrite] = writer(variables, [args.query])
   text = searched(args.query, rewrite, writer.c.mode, writer.c.repeat)
   result = {'query': args.query, 'rewrite': rewrite, 'searched': text}

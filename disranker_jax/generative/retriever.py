@@ -66,8 +66,12 @@ class Retriever:
       for view in self.model.settings.views
     ]
     self.evidence = Evidence(self.suffixes, self.pages.starts_P, self.c)
+    # On a model axis each device holds the pages of its part.
+    parts, index = self.mesh.shape['model'], self.suffixes
+    if 1 < parts <= len(self.pages):
+      index = index.split(self.pages.starts_P, parts)
     self.searcher = Searcher(
-      self.model.network, self.variables, self.suffixes, views, self.pages.end, self.mesh,
+      self.model.network, self.variables, index, views, self.pages.end, self.mesh,
       self.c.batch_rows, self.prompts.longest,
     )  # fmt: skip
 

@@ -68,13 +68,13 @@ def generated(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
       for scores, (_, page) in zip(learned, known, strict=True)
     )
     facts['note'] = (
-      f'of {len(known)} training queries it finds the page of {right / len(known):.1%} first'
+      f'of {len(known)} clicked queries it finds the page of {right / len(known):.1%} first'
     )
   return {group.query_id: scores for group, scores in zip(groups, found, strict=True)}, facts
 
 
 def training_queries(run: Run, pages) -> list[tuple[str, int]]:
-  """Some queries that the stage memorise learned, with their pages."""
+  """Some clicked queries, of which memorise learned all but the held-out ones, with their pages."""
   most = run.config.search.training_queries
   if not most or 'clicks' not in prepare.kinds(run.config):
     return []

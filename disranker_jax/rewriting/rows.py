@@ -201,6 +201,7 @@ SIMPLE = (
     reads=writes,
     reads_records=('judgements',),
     is_baseline=True,
+    exists=lambda config: 'rewrite' in config.stages,  # which reads the labelled queries too
   ),
 )
 REWRITERS = (

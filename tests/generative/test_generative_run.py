@@ -58,7 +58,7 @@ def test_every_row_searches_the_whole_collection(done):
     assert 0 <= row['hits@1'] <= row['hits@5'] <= row['hits@20'] <= 1
   found = {line.split()[2] for line in (workdir / 'search' / 'bm25.run').read_text().splitlines()}
   assert len(found) > 30
-  assert 'training queries' in results['memorised']['note']
+  assert 'clicked queries' in results['memorised']['note']
 
 
 def test_every_n_gram_that_was_written_is_in_the_collection(done):

@@ -75,7 +75,6 @@ def test_the_command_shows_the_rewrite_and_what_is_found(done, capsys):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (['--query', 'a'], 'give either --run DIR or --model DIR'),
     (['--query', ' ', '--run', '.'], '--query: is empty'),
     (['--query', 'a', '--run', '/nowhere'], 'is not the workdir of a run'),
     (['--query', 'a', '--run', '.', '--docs', 'x'], '--docs: is for --search'),

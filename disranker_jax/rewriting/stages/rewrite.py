@@ -311,8 +311,8 @@ SETTINGS = {
   'reward': Key(
     'embedding', text('a reward', empty=False),
     "A weighted sum such as 'embedding+0.5*bm25', of: 'embedding', the gain in similarity to the "
-    "query's documents; 'bm25', the gain in their nDCG; 'repetition', minus the share of repeated "
-    'words.',
+    "query's documents; 'bm25', the gain in their nDCG by the built-in BM25; 'repetition', minus "
+    'the share of repeated words.',
   ),
   'embedder': Key('minilm-l6', text('a model', empty=False), "The encoder of 'embedding'."),
   'failure': Key(-1.0, finite(), 'The reward of a rewrite without a word, or with too many.'),
