@@ -125,11 +125,11 @@ RETRIEVERS = (
   retriever('ltrgr', 'retriever, labels', is_baseline=True, improves_on=('memorised',)),
   retriever('aligned', 'retriever, teacher', improves_on=('memorised', 'ltrgr')),
 )
+FUSED = tuple(with_first_stage(row, FIRST) for row in RETRIEVERS)
 ROWS = {
   row.name: row
   for row in (
-    FIRST, *RETRIEVERS, *(with_first_stage(row, FIRST) for row in RETRIEVERS),
-    *map(with_reranker, (FIRST, *RETRIEVERS)),
+    FIRST, *RETRIEVERS, *FUSED, *map(with_reranker, (FIRST, *RETRIEVERS, *FUSED)),
   )
 }  # fmt: skip
 SETTINGS: Section = {
