@@ -1,6 +1,8 @@
-"""`dgr.py` with titles and pseudo-queries alone, in half the time.
+"""`dgr.py` with titles and pseudo-queries alone, to take about half the time; not run yet.
 
-disranker run --config configs/dgr_quick.py --workdir runs/dgr_quick
+  disranker run --config configs/dgr_quick.py --workdir runs/dgr_quick
+
+N-grams of the body take most tokens of training and search.
 """
 
 import pathlib
