@@ -39,29 +39,21 @@ def of_run(folder: Path):
 
   Raises: UserError if the run has none.
   """
-  from ml_collections import ConfigDict
-
+  from disranker_jax.commands.opened_run import is_done, open_run
   from disranker_jax.devices import sharding
-  from disranker_jax.pipeline import manifest
-  from disranker_jax.pipeline.stage import Run
   from disranker_jax.rewriting import queries
   from disranker_jax.rewriting.policy import policy
   from disranker_jax.rewriting.rewriter import Rewriter
   from disranker_jax.rewriting.stages import rewrite
   from disranker_jax.stages import roles
 
-  file = folder / 'config.json'
-  if not file.is_file():
-    raise UserError(f'--run {folder}: is not the workdir of a run (it has no config.json)')
-  config = ConfigDict(json.loads(file.read_text()))
-  if 'rewriter' not in config:
-    raise UserError(f'--run {folder}: is a run of {config.system}, which has no rewriter')
-  run = Run(config, folder.absolute(), sharding.make_mesh(config.mesh))
-  if (manifest.read(run.folder('rewrite')) or {}).get('status') != 'done':
+  run = open_run(folder, 'rewriter')
+  if not is_done(run, 'rewrite'):
     raise UserError(f'--run {folder}: rewrite is not done; continue the run first')
+  config, rows = run.config, sharding.parts(run.mesh)  # there is one query
   model = rewrite.open_rewriter(config)
   variables = policy(roles.trained(run, 'rewriter', model, ('cpt', 'rewrite')))
-  return Rewriter.of(model, config.rewrite, run.mesh, rows=1), variables, queries.address(config)
+  return Rewriter.of(model, config.rewrite, run.mesh, rows), variables, queries.address(config)
 
 
 def written(args) -> dict:

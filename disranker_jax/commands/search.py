@@ -34,28 +34,16 @@ def parse_args(argv=None) -> argparse.Namespace:
   return args
 
 
-def open_run(folder: Path, stage: str | None):
+def open_trained(folder: Path, stage: str | None):
   """(the run, the stages that trained its retriever). Raises: UserError if there is none."""
+  from disranker_jax.commands.opened_run import is_done, open_run
   from disranker_jax.devices import sharding
-  from disranker_jax.pipeline import manifest
-  from disranker_jax.pipeline.stage import Run
 
-  file = folder / 'config.json'
-  if not file.is_file():
-    raise UserError(f'--run {folder}: is not the workdir of a run (it has no config.json)')
-  from ml_collections import ConfigDict
-
-  config = ConfigDict(json.loads(file.read_text()))
-  if 'retriever' not in config:
-    raise UserError(f'--run {folder}: is a run of {config.system}, which has no retriever')
-  run = Run(config, folder.absolute(), sharding.make_mesh(config.mesh))
-  config.retrieve.batch_rows = sharding.parts(run.mesh)  # there is one query
-
-  def is_done(name):
-    return (manifest.read(run.folder(name)) or {}).get('status') == 'done'
-
-  found = next((name for name in ([stage] if stage else TRAINED) if is_done(name)), None)
-  if found is None or not is_done('index'):
+  run = open_run(folder, 'retriever')
+  run.config.retrieve.batch_rows = sharding.parts(run.mesh)  # there is one query
+  names = [stage] if stage else TRAINED
+  found = next((name for name in names if is_done(run, name)), None)
+  if found is None or not is_done(run, 'index'):
     needed = stage or 'index and memorise'
     raise UserError(f'--run {folder}: {needed} is not done; continue the run first')
   return run, ('memorise',) if found == 'memorise' else ('memorise', found)
@@ -123,7 +111,7 @@ def shown(rows: list[dict], ngrams: bool) -> str:
 def main(argv=None) -> None:
   args = parse_args(argv)
   runtime.prepare()
-  run, stages = open_run(args.run, args.stage)
+  run, stages = open_trained(args.run, args.stage)
   rows = rows_of(run, stages, args)
   if args.json:
     print(json.dumps(rows, indent=2))

@@ -1,0 +1,27 @@
+"""Opens a run for commands that use a model of it."""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from disranker_jax.devices import sharding
+from disranker_jax.errors import UserError
+from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline.stage import Run
+
+
+def open_run(folder: Path, role: str) -> Run:
+  """The run in a workdir. Raises: UserError if there is none, or none with a model of this role."""
+  file = folder / 'config.json'
+  if not file.is_file():
+    raise UserError(f'--run {folder}: is not the workdir of a run (it has no config.json)')
+  config = ConfigDict(json.loads(file.read_text()))
+  if role not in config:
+    raise UserError(f'--run {folder}: is a run of {config.system}, which has no {role}')
+  return Run(config, folder.absolute(), sharding.make_mesh(config.mesh))
+
+
+def is_done(run: Run, stage: str) -> bool:
+  """Whether a stage of the run is finished."""
+  return (manifest.read(run.folder(stage)) or {}).get('status') == 'done'
