@@ -317,7 +317,7 @@ class TestSeeds:
     assert any(s.startswith('distilled student with seeds 0, 3: ') for s in summary['sentences'])
 
   def test_a_config_without_a_student_row_is_refused(self, tmp_path):
-    with pytest.raises(UserError, match='--seeds: the config evaluates no student'):
+    with pytest.raises(UserError, match='--seeds: the config evaluates no trained student'):
       seeds.with_seed(helpers.config(evaluate__models=('teacher',)), 1)
 
 
