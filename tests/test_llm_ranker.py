@@ -64,12 +64,12 @@ def opened(folder, mesh, name, rows=4, live=256, precision='float32', quantize='
 
 
 def test_a_process_stops_with_the_others_after_its_own_share(folder, mesh, monkeypatch):
-  made, told = opened(folder, mesh, 'yes_no'), []
+  made, asked = opened(folder, mesh, 'yes_no'), []
   # Another process was asked to stop, this one was not.
-  monkeypatch.setattr(ranker.processes, 'any_of', lambda asked: told.append(asked) or True)
+  monkeypatch.setattr(ranker.processes, 'any_of', lambda stop: asked.append(stop) or True)
   with pytest.raises(Stopped):
     list(made(GROUPS))
-  assert told == [False]
+  assert asked == [False]
   assert made.queries == len(GROUPS)
 
 

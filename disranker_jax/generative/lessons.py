@@ -17,7 +17,7 @@ from disranker_jax.generative.spans import Spans
 
 
 class Lesson(NamedTuple):
-  """A page to be written in a view; an empty query or view is drawn anew each time."""
+  """A page to be written in a view; an empty query or view is drawn each time."""
 
   query: str
   page: int

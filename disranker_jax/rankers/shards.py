@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from disranker_jax.devices import processes
 from disranker_jax.errors import Stopped, UserError
 from disranker_jax.progress import say
 
@@ -243,6 +244,16 @@ def audit_keys(shard: Shard, table: pa.Table, expected: list[tuple]) -> None:
 
 def _rows(table: pa.Table) -> Iterator[tuple]:
   return zip(*(column.to_pylist() for column in table.columns), strict=True)
+
+
+def agreed(spans: list[range]) -> list[range]:
+  """Process 0's ranges, in every process: what each one sees changes as others finish."""
+  bounds = np.array([(span.start, span.stop) for span in spans], np.int64).reshape(-1, 2)
+  count = int(processes.broadcast(np.array(len(bounds))))
+  if not count:
+    return []
+  shared = processes.broadcast(bounds if len(bounds) == count else np.zeros((count, 2), np.int64))
+  return [range(*pair) for pair in shared.tolist()]
 
 
 def units(missing: Sequence[range], size: int) -> list[range]:

@@ -32,7 +32,7 @@ class Embedder:
   Args:
     name: an encoder that embeds texts: a folder or a name of docs/models.md. Its vector is that of
       its first token where its modules.json says so, else the mean of all its tokens.
-    max_len: longer texts are cut; the first time a line says so.
+    max_len: longer texts are cut; a message is printed once.
 
   Raises: UserError for a decoder, and for a longer `max_len` than the model reads.
   """

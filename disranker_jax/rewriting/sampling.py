@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from disranker_jax.models.generate import generate
 from disranker_jax.models.network import Network
 
-FILLING = [0]  # a prompt that fills a batch up; nobody reads what follows it
+FILLING = [0]  # a prompt that fills a batch up; what follows it is not used
 
 
 class Sample(NamedTuple):

@@ -28,7 +28,6 @@ from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import shards as shards_of
 from disranker_jax.rankers.shards import Shards
 from disranker_jax.stages import documents, earlier, prepare, result_table, writer
-from disranker_jax.stages.score import agreed
 from disranker_jax.stages.teacher import check_template
 
 DECODING = 8  # a generated token takes as long as so many tokens that are read
@@ -46,7 +45,9 @@ def execute(run: Run) -> dict:
   docs = documents.chosen(run.config, every)
   shards = open_shards(run, len(docs))
   processes.first_alone('folder', lambda: shards.folder.mkdir(parents=True, exist_ok=True))
-  missing = agreed(processes.first_alone('generate: look', shards_made(run, docs).missing) or [])
+  missing = shards_of.agreed(
+    processes.first_alone('generate: look', shards_made(run, docs).missing) or []
+  )
   if missing:
     write_missing(run, docs, missing)
   processes.barrier('all texts are written')

@@ -139,7 +139,7 @@ def check(config: ConfigDict) -> None:
 
 
 def check_records(run: Run) -> None:
-  """Says so where the first stage is not that of the test's documents."""
+  """Prints a line if the test has no first-stage ranks, since BM25 is then computed here."""
   if FIRST_STAGE not in run.config.evaluate.models:
     return
   if not any(doc.rank for group in prepare.records(run, 'test') for doc in group.docs):

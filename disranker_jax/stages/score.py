@@ -147,7 +147,7 @@ def score_missing(label: str, groups: Sequence[Group], shards: Shards, scorer, c
 
   `scorer` is a PointwiseRanker or an LLMRanker, `c` has `unit_queries` and `shard_seconds`.
   """
-  missing = agreed(processes.first_alone(f'{label}: look', shards.missing) or [])
+  missing = shards_of.agreed(processes.first_alone(f'{label}: look', shards.missing) or [])
   if not missing:
     return
   per_query = measured(groups, scorer.tokens_of)
@@ -172,16 +172,6 @@ def score_missing(label: str, groups: Sequence[Group], shards: Shards, scorer, c
       writer.add(unit, (group, scores, *counts))
       done += 1
       progress.update(done, len(scores))
-
-
-def agreed(spans: list[range]) -> list[range]:
-  """Process 0's ranges, in every process: what each one sees changes as others finish."""
-  bounds = np.array([(span.start, span.stop) for span in spans], np.int64).reshape(-1, 2)
-  count = int(processes.broadcast(np.array(len(bounds))))
-  if not count:
-    return []
-  shared = processes.broadcast(bounds if len(bounds) == count else np.zeros((count, 2), np.int64))
-  return [range(*pair) for pair in shared.tolist()]
 
 
 class PerQuery(NamedTuple):
@@ -239,7 +229,8 @@ def open_chosen(run, kind: str) -> Chosen:
 def finish(run) -> dict[str, dict]:
   """Audits every kind, writes stats.json and the teacher's run; returns the statistics per kind.
 
-  Raises: UserError if the audit fails or the scores have collapsed."""
+  Raises: UserError if the audit fails or the scores have collapsed.
+  """
   by_kind = {}
   for kind in reads(run.config):
     groups = open_chosen(run, kind)

@@ -26,7 +26,6 @@ from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import shards as shards_of
 from disranker_jax.rankers.shards import Shards
 from disranker_jax.stages import collection_rows, documents, prepare, roles
-from disranker_jax.stages.score import agreed
 
 
 def open_it(run, stages: tuple[str, ...] = ('memorise',)) -> Retriever:
@@ -64,7 +63,7 @@ def execute(run: Run) -> dict:
   groups = queries(run)
   shards = open_shards(run, len(groups), maker(run))
   processes.first_alone('folder', lambda: shards.folder.mkdir(parents=True, exist_ok=True))
-  missing = agreed(processes.first_alone('retrieve: look', shards.missing) or [])
+  missing = shards_of.agreed(processes.first_alone('retrieve: look', shards.missing) or [])
   facts = search_missing(run, groups, shards, missing) if missing else {}
   processes.barrier('all queries are searched')
   return (processes.first_alone('retrieve: finish', lambda: finish(run, groups)) or {}) | facts
