@@ -7,7 +7,7 @@ SmolLM2-135M writes a pseudo-query for each of the 7,000 pages, then learns to a
 titles, n-grams and pseudo-queries of their pages. A beam search writes only what occurs in the
 pages. The LLM's likelihood of the query given a page is the teacher whose order it learns at last.
 Stages up to memorise and the search have been run; docs/generative.md has the results and says what
-is missing. The estimate for two cores that are fast in bf16 is one to two hours.
+is missing. The whole config has not been timed.
 With a student of the quickstart, found pages are re-ranked too:
 
   disranker run --config configs/dgr.py --workdir runs/dgr \

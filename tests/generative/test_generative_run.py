@@ -1,13 +1,14 @@
 """The whole system with tiny models on a small collection of its own."""
 
 import json
+import os
 import pathlib
 import runpy
+import subprocess
+import sys
 
-import jax
-import numpy as np
 import pytest
-from small_collection import NOUNS, VERBS, collection
+from small_collection import collection
 
 from disranker_jax.commands import search
 from disranker_jax.errors import UserError
@@ -158,22 +159,16 @@ def test_clicks_on_pages_that_are_not_there_are_an_error(done, tmp_path):  # `do
     runner.run(c, tmp_path / 'run')
 
 
-def test_two_devices_find_the_same_pages(done):
-  if jax.device_count() < 2:
-    pytest.skip('needs two devices')
-  from disranker_jax.devices import sharding
-  from disranker_jax.generative.stages import retrieve
-  from disranker_jax.pipeline.stage import Run
-
-  data, workdir = done
-  queries = [f'how to {verb} a {noun}' for verb in VERBS[:2] for noun in NOUNS]
-  found = []
-  for size in (1, 2):
-    c = config(data)
-    c.mesh.data = size
-    devices = sharding.make_mesh(c.mesh)
-    searching = retrieve.open_it(Run(c, workdir, devices))
-    found.append([pages for _, _, pages in searching(queries)])
-  for one, two in zip(*found, strict=True):
-    assert [p.page for p in one] == [p.page for p in two]
-    assert np.allclose([p.score for p in one], [p.score for p in two], rtol=1e-3)
+def test_two_devices_find_the_same_pages(done, capsys):
+  _, workdir = done
+  arguments = ['--run', str(workdir), '--query', 'how to sort a list', '--json']
+  search.main(arguments)
+  one = json.loads(capsys.readouterr().out)
+  flags = {'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'PYTHONPATH': str(ROOT)}
+  ran = subprocess.run(
+    [sys.executable, '-m', 'disranker_jax.search', *arguments],
+    env=os.environ | flags, capture_output=True, text=True, timeout=300, check=True,
+  )  # fmt: skip
+  two = json.loads(ran.stdout)
+  assert [row['doc_id'] for row in one] == [row['doc_id'] for row in two]
+  assert [row['score'] for row in one] == pytest.approx([row['score'] for row in two], rel=1e-3)
