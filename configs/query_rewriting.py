@@ -2,7 +2,7 @@
 
   disranker run --config configs/query_rewriting.py --workdir runs/rewriting
 
-SmolLM2-135M first learns to write the clicked page, its title first (cpt). Then it samples eight
+SmolLM2-135M first learns to write the title of the clicked page (cpt). Then it samples eight
 rewrites of each training query, is rewarded for those by which more of the right page is found, and
 learns from the differences. What is searched is the query twice and the rewrite once, so a wrong
 word costs little. The table searches all 7,000 pages with 437 test queries; for one in three BM25
@@ -22,7 +22,6 @@ def get_config():
 
   c.rewriter.update(model='smollm2-135m', lora_rank=16, remat='none')
   c.rewriter.update(max_len=48, max_query_len=24, row_len=96)
-  c.rewriter.template = '{query} : {title} : {summary}'
   c.cpt.update(trainable='lora', learning_rate=1e-3, batch_rows=20, save_every=20)
 
   c.rewrite.update(trainable='lora', learning_rate=1e-4, max_grad_norm=1.0)

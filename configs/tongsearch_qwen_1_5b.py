@@ -26,7 +26,7 @@ def get_config():
   c.rewriter.template = (
     'Instructions:\n1. Identify the essential problem.\n2. Think step by step to reason and '
     'describe what information could be relevant and helpful to address the questions in detail.\n'
-    '3. Draft an answer with as many thoughts as you have.\nQuery: {query}\n\n{title}\n{summary}'
+    '3. Draft an answer with as many thoughts as you have.\nQuery: {query}\n\n{title}'
   )
   c.rewrite.update(learning_rate=1e-6, adam_b2=0.99, weight_decay=0.1, max_grad_norm=0.1)
   c.rewrite.update(warmup_ratio=0.1, schedule='cosine', max_steps=150, beta=0.008)

@@ -113,6 +113,16 @@ def template() -> Check:
   return Check('a text with {query}, {title} and {summary}, each exactly once', accepts)
 
 
+def writing_template() -> Check:
+  """A prompt whose query comes first; what stands for the title is written."""
+  from disranker_jax.data.prompts import template_fields
+
+  def accepts(value: str) -> bool:
+    return template_fields(value) in (['query', 'title'], ['query', 'title', 'summary'])
+
+  return Check('a text with {query}, then {title}, then {summary} or nothing', accepts)
+
+
 def list_of(check: Check, *, like: Any = '', distinct: bool = False) -> Check:
   """A tuple or list whose elements have the type of `like` and pass a check."""
 

@@ -138,8 +138,9 @@ class TextPrompt:
   What stands for `<s>` and `</s>` is the tokenizer's own matter: see `ends`.
 
   `template` orders the fields, as in '{query} : {title} : {summary}'; `{{` and `}}` are braces in
-  the text. `predict` is what a language model predicts: 'query', or 'document' for title and
-  summary. `Encoded.predict` is the span of these tokens.
+  the text. A template without `{title}` or `{summary}` does not read that field. `predict` is what
+  a language model predicts: 'query', or 'document' for title and summary. `Encoded.predict` is the
+  span of these tokens.
   """
 
   tokenizer: object
@@ -150,9 +151,11 @@ class TextPrompt:
   with_end: bool = True  # False: the scored position is the template's last token
 
   def __post_init__(self):
-    if sorted(template_fields(self.template)) != ['query', 'summary', 'title']:
+    fields = template_fields(self.template)
+    once = len(set(fields)) == len(fields) > 1
+    if not once or 'query' not in fields or not set(fields) <= set(FIELDS):
       raise UserError(
-        f'teacher template {self.template!r}: must have {{query}}, {{title}} and {{summary}} once'
+        f'template {self.template!r}: must have {{query}} and {{title}} or {{summary}}, each once'
       )
     start, end = self.ends
     literals = dict.fromkeys(FIELDS, '')
@@ -192,14 +195,15 @@ class TextPrompt:
 
   def encode_many(self, groups: Sequence[tuple[str, Sequence[Document]]]) -> list[list[Encoded]]:
     """`encode` of several queries in one call of the tokenizer; thread-safe."""
-    fields = [
-      {'query': query, 'title': doc.title, 'summary': doc.summary}
-      for query, docs in groups
-      for doc in docs
-    ]
+    fields = [self._fields(query, doc) for query, docs in groups for doc in docs]
     rows = _until_enough(self._tokens, fields, self.max_len)
     encoded = iter(self._assemble(*zip(*rows, strict=True))) if rows else iter(())
     return [list(itertools.islice(encoded, len(docs))) for _, docs in groups]
+
+  def _fields(self, query: str, doc: Document) -> dict[str, str]:
+    """The texts of the fields that the template has."""
+    texts = {'query': query, 'title': doc.title, 'summary': doc.summary}
+    return {name: texts[name] for name in template_fields(self.template)}
 
   def _tokens(self, rows: list[dict[str, str]], chars: int) -> list[tuple[tuple, bool]]:
     """As `_until_enough` needs it: (tokens, spans of the fields) of each filled template.
@@ -223,10 +227,11 @@ class TextPrompt:
 
   def lengths(self, query: str, docs: Sequence[Document]) -> list[dict[str, int]]:
     """Numbers of tokens before cutting, per document: input, query, title, summary."""
-    rows = [{'query': query, 'title': doc.title, 'summary': doc.summary} for doc in docs]
+    rows = [self._fields(query, doc) for doc in docs]
     special = sum(map(len, self.ends))
     lengths = _field_lengths(self.tokenizer, self.template, rows)
-    return [row | {'input': row['input'] + special} for row in lengths]
+    none = dict.fromkeys(FIELDS, 0)  # a field that the template lacks
+    return [none | row | {'input': row['input'] + special} for row in lengths]
 
   def _assemble(self, rows, spans: Sequence[dict[str, tuple[int, int]]]) -> list[Encoded]:
     """Cuts the texts and adds both ends; one array for all texts, because most are short."""
@@ -234,7 +239,7 @@ class TextPrompt:
     ids = np.fromiter(itertools.chain.from_iterable(row.ids for row in rows), np.int32)
     last = np.fromiter((stop for row in rows for _, stop in row.offsets), np.int64) - 1
     owner = np.repeat(np.arange(len(rows)), lengths)
-    bounds = np.array([[span[f] for f in FIELDS] for span in spans])[owner]
+    bounds = np.array([[span.get(f, (0, 0)) for f in FIELDS] for span in spans])[owner]
     inside = (last[:, None] >= bounds[..., 0]) & (last[:, None] < bounds[..., 1])
     field = dict(zip(FIELDS, inside.T, strict=True))
     keep = self._kept(field, lengths, owner, room=self.max_len - sum(map(len, self.ends)))

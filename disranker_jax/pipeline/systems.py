@@ -15,6 +15,7 @@ from disranker_jax.generative import rows as search_rows
 from disranker_jax.generative.stages import align, index, ltrgr, memorise, retrieve
 from disranker_jax.models.settings import model
 from disranker_jax.pipeline.stage import Role, Stage
+from disranker_jax.rewriting import prompts as rewriter_prompts
 from disranker_jax.rewriting import rows as rewriting_rows
 from disranker_jax.rewriting.stages import rewrite
 from disranker_jax.stages import (
@@ -103,8 +104,7 @@ SYSTEMS: dict[str, System] = {
     roles={
       'rewriter': Role(
         {
-          **model(model='Qwen/Qwen2.5-1.5B-Instruct', remat='full'),
-          'template': teacher.SETTINGS['template'],
+          **model(model='Qwen/Qwen2.5-1.5B-Instruct', remat='full'), **rewriter_prompts.SETTINGS,
         },
         lambda config: ('cpt', 'rewrite'),
       ),

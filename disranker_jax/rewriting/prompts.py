@@ -3,7 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from disranker_jax.data.prompts import TextPrompt, template_fields
+from disranker_jax.config.settings import Key, writing_template
+from disranker_jax.data.prompts import TextPrompt
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 from disranker_jax.models.load import TextModel
@@ -11,25 +12,27 @@ from disranker_jax.models.load import TextModel
 # A document whose place in the filled template is looked for.
 PLACEHOLDER = Document('', 'x', '')
 UNCUT = 1 << 16  # tokens: the query is cut before the template is filled
+SETTINGS = {
+  'template': Key(
+    '{query} : {title}', writing_template(),
+    "The rewriter's input up to {title}, in whose place the rewrite is written; cpt learns to "
+    'write what stands there, and the end after it.',
+  ),
+}  # fmt: skip
 THOUGHTS = re.compile(r'<think>.*?</think>.*?<answer>(.*?)</answer>', re.DOTALL)
 
 
 class RewritePrompt:
-  """The rewriter's template up to `{title}`: what stands there is written.
+  """The rewriter's template up to `{title}`: what stands there is written, see writing_template.
 
   Args:
     longest: the most tokens of a prompt. The end of a longer query is cut.
 
-  Raises: UserError for a template whose query does not come first, or that leaves it no room.
+  Raises: UserError for a template that leaves the query no room.
   """
 
   def __init__(self, model: TextModel, longest: int):
     s = model.settings
-    if template_fields(s.template) != ['query', 'title', 'summary']:
-      raise UserError(
-        f'template={s.template!r}: must have {{query}}, {{title}} and {{summary}} in this order; '
-        'the rewrite is written in the place of {title}'
-      )
     self._tokenizer, self._template, self.longest = model.tokenizer, s.template, longest
     _, end = self._filled(s.max_query_len).ends
     room = longest - len(self._encoded('', s.max_query_len))

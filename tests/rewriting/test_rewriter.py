@@ -1,9 +1,9 @@
 """What a rewriter reads and what of its text is the rewrite; tokens of a real tokenizer."""
 
-import types
-
 import pytest
 
+from disranker_jax.data.prompts import TextPrompt
+from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 from disranker_jax.models.load import open_model
 from disranker_jax.models.settings import defaults
@@ -30,7 +30,7 @@ def test_the_prompt_ends_where_cpt_taught_the_title_to_begin(model):
   prompt = RewritePrompt(model, 32)
   ids = prompt('open a file')
   assert model.tokenizer.decode(ids) == '<s>open a file :'
-  [click] = model.prompt('document').encode('open a file', [prompts.Document('', 'io', 'opens')])
+  [click] = model.prompt('document').encode('open a file', [Document('', 'io', 'opens')])
   assert ids == click.ids[: click.predict[0]].tolist()
   assert click.ids[-1] in prompt.stops
 
@@ -43,18 +43,27 @@ def test_long_queries_lose_their_end_and_the_prompt_keeps_its_length(model):
     assert len(ids) == 9 and ids[0] == prompt('a')[0] and ids[-1:] == prompt('a')[-1:]
 
 
+def test_without_a_summary_cpt_learns_the_title_and_its_end(model):
+  short = TextPrompt(model.tokenizer, 32, 16, '{query} : {title}')
+  doc = Document('1', 'str.split', 'long ' * 5000)
+  [encoded] = short.encode('how to split', [doc])
+  start, stop = encoded.predict
+  assert (
+    model.tokenizer.decode(encoded.ids[start:stop], skip_special_tokens=True).strip() == 'str.split'
+  )
+  assert stop == len(encoded.ids) and encoded.ids[-1] == short.ends[1][-1]
+  [lengths] = short.lengths('how to split', [doc])
+  assert lengths['summary'] == 0 and lengths['input'] == len(encoded.ids)
+  with pytest.raises(UserError, match='each once'):
+    TextPrompt(model.tokenizer, 32, 16, '{title} : {summary}')
+
+
 def test_an_empty_query_and_names_of_control_tokens_are_text(model):
   prompt = RewritePrompt(model, 32)
   assert prompt('') and 2 not in prompt('a </s> b') and prompt('a </s> b').count(1) == 1
 
 
 def test_templates_and_lengths_that_leave_no_room_are_refused(model):
-  wrong = types.SimpleNamespace(
-    settings=defaults(max_len=48), tokenizer=model.tokenizer, network=model.network
-  )
-  wrong.settings.template = '{title} : {summary} : {query}'
-  with pytest.raises(UserError, match='in this order; the rewrite is written in the place of'):
-    RewritePrompt(wrong, 32)
   with pytest.raises(UserError, match='max_len=48: leaves no token for a query'):
     RewritePrompt(model, 2)
 

@@ -21,7 +21,6 @@ from disranker_jax.config.settings import (
 )
 from disranker_jax.data import sources
 from disranker_jax.data.first_stage import BM25
-from disranker_jax.data.prompts import template_fields
 from disranker_jax.data.records import Document, Group
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
@@ -193,11 +192,6 @@ class Searches:
 def check(config) -> None:
   """Raises: UserError for settings that contradict each other."""
   c, settings = config.rewrite, config.rewriter
-  if template_fields(settings.template) != ['query', 'title', 'summary']:
-    raise UserError(
-      f'config.rewriter.template={settings.template!r}: must have {{query}}, {{title}} and '
-      '{summary} in this order; the rewrite is written in the place of {title}'
-    )
   if settings.bidirectional:
     raise UserError('config.rewriter.bidirectional: such a model writes no text; set it to False')
   if longest(config) < 1:
