@@ -10,10 +10,12 @@ from disranker_jax import config as configs
 from disranker_jax.commands import ablate
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
+from disranker_jax.stages import result_table
 from disranker_jax.stages.result_rows import TABLE
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / 'configs' / 'ablations').glob('*.py'))
+BASES = {'retrievers': 'dgr.py', 'rewards': 'query_rewriting.py'}  # of other systems
 TINY = str(ROOT / 'configs' / 'tiny.py')
 
 
@@ -25,11 +27,12 @@ def write(folder, text):
 
 @pytest.mark.parametrize('file', FILES, ids=lambda f: f.stem)
 def test_every_row_of_the_committed_tables_is_a_config_that_can_run(file):
-  table = ablate.load(file, TABLE)
-  args = ablate.parse_args([str(file), f'--config={ROOT / "configs" / "quickstart.py"}'])
+  base = ROOT / 'configs' / BASES.get(file.stem, 'quickstart.py')
+  args = ablate.parse_args([str(file), f'--config={base}'])
+  table = ablate.load(file, result_table.of(args.base))
   seen = set()
   for row in table.rows:
-    changed = ablate.settings(args, row, 0, 0)
+    changed = ablate.settings(args, [row], 0, 0)
     base = ablate.runpy.run_path(str(args.config))['get_config']()
     base.update_from_flattened_dict(changed)
     configs.check(base)
@@ -56,7 +59,7 @@ def test_a_row_with_an_unknown_key_is_named(tmp_path):
   file = write(tmp_path, '"""T."""\nROWS = {"a": ("student", {"distill.bta": 1})}')
   args = ablate.parse_args([str(file), '--config', TINY])
   with pytest.raises(UserError, match=r'a: config\.distill\.bta: there is no such key'):
-    ablate.settings(args, ablate.load(file, TABLE).rows[0], 0, 0)
+    ablate.settings(args, ablate.load(file, TABLE).rows[:1], 0, 0)
 
 
 def test_commands_share_stages_and_seed_only_students(tmp_path, capsys):
@@ -73,10 +76,26 @@ def test_commands_share_stages_and_seed_only_students(tmp_path, capsys):
   assert [f'--config.student.seed={n}' in students[2] for n in (0, 1)] == [False, True]
 
 
+def test_rows_with_equal_settings_share_a_run(tmp_path, capsys):
+  rows = """{"first": ("bm25", {}), "other": ("student", {"student.layers": (0, 1)}),
+  "mine": ("student", {}), "prompts": ("yes_no", {}), "taught": ("teacher", {})}"""
+  file = write(tmp_path, f'"""T."""\nROWS = {rows}')
+  typed = [str(file), f'--config={TINY}', f'--workdir={tmp_path}', '--seeds=0,1', '--dry-run']
+  ablate.main(typed)
+  lines = capsys.readouterr().out.splitlines()
+  models = [line.partition('--config.evaluate.models=')[2].split()[0] for line in lines]
+  assert models == ['bm25,student,teacher', 'student', 'student', 'student']
+  assert ['rankers' in line and 'yes_no' in line for line in lines] == [True, False, False, False]
+  ablate.main([*typed, '--row=mine'])
+  again = capsys.readouterr().out.splitlines()
+  # A run keeps its folder when fewer rows are wanted.
+  assert [f'--workdir={tmp_path}/first/seed{n}-fold0' in again[n] for n in (0, 1)] == [True, True]
+
+
 def test_a_fusion_of_the_student_needs_its_stages_and_has_its_seed(tmp_path):
   file = write(tmp_path, '"""T."""\nROWS = {"a": ("fused", {}), "b": ("bm25", {})}')
   args = ablate.parse_args([str(file), '--config', TINY])
-  fused, bm25 = (ablate.settings(args, row, 3, 0) for row in ablate.load(file, TABLE).rows)
+  fused, bm25 = (ablate.settings(args, [row], 3, 0) for row in ablate.load(file, TABLE).rows)
   assert fused['student.seed'] == 3 and 'student.seed' not in bm25
   assert {'student_sft', 'distill'} <= set(fused['stages']) and 'distill' not in bm25['stages']
 
@@ -86,7 +105,7 @@ def test_no_row_of_a_table_ranks_by_prompts(tmp_path):
   rankers = '--config.evaluate.rankers=yes_no,prp_allpair'
   args = ablate.parse_args([str(file), '--config', TINY, rankers])
   assert args.base.evaluate.rankers == ('yes_no', 'prp_allpair')
-  changes = ablate.settings(args, ablate.load(file, TABLE).rows[0], 0, 0)
+  changes = ablate.settings(args, ablate.load(file, TABLE).rows[:1], 0, 0)
   typed = ablate.command(args, changes, tmp_path, [])
   again = ablate.parse_args([str(file), '--config', TINY, *typed[2:]])
   assert again.base.evaluate.rankers == ()
@@ -100,7 +119,7 @@ def test_a_row_can_be_a_method_that_ranks_by_prompts(tmp_path):
   args = ablate.parse_args([str(file), '--config', TINY])
   found = []
   for row in ablate.load(file, TABLE).rows:
-    typed = ablate.command(args, ablate.settings(args, row, 1, 0), tmp_path, [])
+    typed = ablate.command(args, ablate.settings(args, [row], 1, 0), tmp_path, [])
     base = ablate.parse_args([str(file), '--config', TINY, *typed[2:]]).base
     found.append((base.evaluate.models, base.evaluate.rankers, base.stages))
     assert base.student.seed == 0  # no student ranks

@@ -2,8 +2,8 @@
 
 FILE is Python. Its docstring says what the table shows. ROWS = {name: (model, {key: value})} names
 the model of each row, or a method of evaluate.rankers, and the settings that differ from the base
-config. Every row is an ordinary run of `disranker_jax.main` in a workdir of its own. Stages that an
-earlier row has done with equal settings are reused, so one teacher serves all its students.
+config. Rows are ordinary runs of `disranker_jax.main`; those with equal settings share one. Stages
+that an earlier run has done with equal settings are reused, so one teacher serves all its students.
 """
 
 import argparse
@@ -41,6 +41,11 @@ class Row:
   model: str
   changes: Mapping[str, object]
 
+  @property
+  def alike(self) -> str:
+    """The same for rows with equal settings."""
+    return repr(sorted(self.changes.items()))
+
 
 @dataclass(frozen=True)
 class Ablation:
@@ -51,6 +56,7 @@ class Ablation:
   rows: tuple[Row, ...]
   against: str  # the row that the others are compared with
   table: result_table.Table  # which has the models
+  folders: Mapping[str, str] = field(default_factory=dict)  # of runs; {Row.alike: a row's name}
 
   @property
   def metrics(self) -> list[str]:
@@ -116,26 +122,39 @@ def load(file: Path, table: result_table.Table, wanted: Sequence[str] = ()) -> A
       raise UserError(f'{file}: no row {name!r}; there are {", ".join(r.name for r in rows)}')
   title, _, text = content['__doc__'].strip().partition('\n')
   kept = tuple(row for row in rows if row.name in (*names, against))
-  return Ablation(title.rstrip('.'), text.strip(), kept, against, table)
+  folders = {row.alike: row.name for row in reversed(rows)}  # the same whichever rows are wanted
+  return Ablation(title.rstrip('.'), text.strip(), kept, against, table, folders)
 
 
-def settings(args: argparse.Namespace, row: Row, seed: int, fold: int) -> dict[str, object]:
-  """What one run changes in the base config. Raises: UserError for unknown keys."""
+def runs(ablation: Ablation, seeds: Sequence[int]) -> list[tuple[list[Row], int]]:
+  """(the rows, the seed) of each run; rows without a seed belong to the run of seed 0."""
+  found: dict[tuple[str, int], list[Row]] = {}
+  for row in ablation.rows:
+    for seed in seeds if is_seeded(ablation.table, row.model) else (0,):
+      found.setdefault((row.alike, seed), []).append(row)
+  return [(rows, seed) for (_, seed), rows in found.items()]
+
+
+def settings(
+  args: argparse.Namespace, rows: Sequence[Row], seed: int, fold: int
+) -> dict[str, object]:
+  """What the run of some rows changes in the base config. Raises: UserError for unknown keys."""
   table = result_table.of(args.base)
-  by_prompts = row.model in METHODS
-  models, rankers = ((), (row.model,)) if by_prompts else ((row.model,), ())
-  changes = dict(row.changes) | {f'{table.stage}.models': models, 'data.fold': fold}
+  names = dict.fromkeys(row.model for row in rows)
+  models = tuple(name for name in names if name not in METHODS)
+  rankers = tuple(name for name in names if name in METHODS)
+  changes = dict(rows[0].changes) | {f'{table.stage}.models': models, 'data.fold': fold}
   if rankers or args.base[table.stage].get('rankers'):
-    changes[f'{table.stage}.rankers'] = rankers  # they cost much, and an ablation reads one row
-  if is_seeded(table, row.model):
+    changes[f'{table.stage}.rankers'] = rankers  # they cost much, and an ablation reads its own
+  if any(is_seeded(table, name) for name in models):
     changes[f'{table.role}.seed'] = seed
-  needs = () if by_prompts else table.rows[row.model].needs(args.base.system)
-  needed = ('prepare', *needs, table.stage)
+  needs = (stage for name in models for stage in table.rows[name].needs(args.base.system))
+  needed = {'prepare', *needs, table.stage}
   changes.setdefault('stages', tuple(s for s in args.base.stages if s in needed))
   known = configs.flatten(args.base)
   for key in changes:
     if key not in known:
-      raise UserError(f'{args.file}: {row.name}: config.{key}: there is no such key')
+      raise UserError(f'{args.file}: {rows[0].name}: config.{key}: there is no such key')
   return changes
 
 
@@ -177,23 +196,24 @@ def run_all(args: argparse.Namespace, ablation: Ablation) -> dict[str, Results]:
   folds = numbers('--folds', args.folds)
   results = {row.name: Results() for row in ablation.rows}
   donors = [Path(folder) for folder in args.reuse]
-  for i, row in enumerate(ablation.rows, 1):
-    seeds = numbers('--seeds', args.seeds) if is_seeded(ablation.table, row.model) else (0,)
-    for seed in seeds:
-      for fold in folds:
-        workdir = args.workdir / slug(row.name) / f'seed{seed}-fold{fold}'
-        changes = settings(args, row, seed, fold)
-        say(f'row {i} of {len(ablation.rows)}: {row.name}, seed {seed}, fold {fold}')
-        typed = command(args, changes, workdir, [d for d in donors if d != workdir])
-        if args.dry_run:
-          print(shlex.join(['disranker', 'run', *typed]))
-          continue
-        run = [sys.executable, '-m', 'disranker_jax.main', *typed]
-        done = subprocess.run(run, stdout=subprocess.DEVNULL)
-        if done.returncode:
-          raise UserError(f'{row.name}: its run ended with status {done.returncode}; see above')
-        donors.append(workdir)
-        read(results[row.name], workdir / ablation.table.stage, row.model, seed)
+  todo = runs(ablation, numbers('--seeds', args.seeds))
+  for i, ((rows, seed), fold) in enumerate(itertools.product(todo, folds), 1):
+    names = ', '.join(row.name for row in rows)
+    folder = slug(ablation.folders.get(rows[0].alike, rows[0].name))
+    workdir = args.workdir / folder / f'seed{seed}-fold{fold}'
+    changes = settings(args, rows, seed, fold)
+    say(f'run {i} of {len(todo) * len(folds)}, seed {seed}, fold {fold}: {names}')
+    typed = command(args, changes, workdir, [d for d in donors if d != workdir])
+    if args.dry_run:
+      print(shlex.join(['disranker', 'run', *typed]))
+      continue
+    run = [sys.executable, '-m', 'disranker_jax.main', *typed]
+    done = subprocess.run(run, stdout=subprocess.DEVNULL)
+    if done.returncode:
+      raise UserError(f'{names}: the run ended with status {done.returncode}; see above')
+    donors.append(workdir)
+    for row in rows:
+      read(results[row.name], workdir / ablation.table.stage, row.model, seed)
   return results
 
 

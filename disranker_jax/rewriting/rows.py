@@ -201,7 +201,6 @@ SIMPLE = (
     reads=writes,
     reads_records=('judgements',),
     is_baseline=True,
-    exists=lambda config: 'rewrite' in config.stages,  # which reads the labelled queries too
   ),
 )
 REWRITERS = (

@@ -1,0 +1,22 @@
+"""What a query rewriter learns from each reward of GRPO.
+
+All searches are BM25's over the whole collection. The rewriters start from the same warm start
+(cpt), which has learned from the clicks alone. The best of the samples is chosen by the judgements,
+so it is no system: it says what choosing among eight rewrites could win.
+"""
+
+EMBEDDING = {'rewrite.reward': 'embedding'}
+RANKING = {'rewrite.reward': 'bm25'}
+BOTH = {'rewrite.reward': 'embedding+3*bm25'}
+
+ROWS = {
+  'original query': ('original', {}),
+  'RM3': ('rm3', {}),
+  'nearest training query': ('nearest', {}),
+  'before GRPO': ('cpt', {}),
+  'GRPO, BM25': ('rewrite', RANKING),
+  'GRPO, embedding': ('rewrite', EMBEDDING),
+  'GRPO, both': ('rewrite', BOTH),
+  'best of its samples, BM25': ('best', RANKING),
+}
+AGAINST = 'before GRPO'
