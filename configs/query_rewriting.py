@@ -22,7 +22,7 @@ def get_config():
 
   c.rewriter.update(model='smollm2-135m', lora_rank=16, remat='none')
   c.rewriter.update(max_len=48, max_query_len=24, row_len=96)
-  c.cpt.update(trainable='lora', learning_rate=1e-3, batch_rows=20, save_every=20)
+  c.cpt.update(trainable='lora', learning_rate=1e-3, batch_rows=20, epochs=4.0, save_every=20)
 
   c.rewrite.update(trainable='lora', learning_rate=1e-4, max_grad_norm=1.0)
   c.rewrite.update(prompts=8, samples=8, max_new=12, max_steps=120, save_every=20)
