@@ -33,7 +33,14 @@ def parse_args(argv) -> argparse.Namespace:
   parser = Parser('bench accelerator', __doc__, '--out runs/accelerator')
   add = parser.add_argument_group('accelerator').add_argument
   add('--out', required=True, type=Path, metavar='DIR', help='the folder of the answers and logs')
-  add('--rows', type=words, default=[], metavar='A,B', help='only these rows; all if not given')
+  add(
+    '--rows',
+    type=words,
+    action='extend',
+    default=[],
+    metavar='A,B',
+    help='only these rows; all if not given',
+  )
   add('--budget', type=positive, default=600, metavar='SECONDS', help='for all rows together')
   add('--small', action='store_true', help='tiny models: does every row work? For a CPU')
   add('--list', action='store_true', help='print the rows with their commands, and run none')

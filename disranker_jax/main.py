@@ -22,13 +22,20 @@ def parser() -> Parser:
     'print the config, or one section of it such as distill, and exit'))  # fmt: skip
   add = out.add_argument_group('run').add_argument
   add('--workdir', default='', metavar='DIR', help='the folder of the run; runs/NAME if not given')
-  add('--stages', type=words, default=[], metavar='A,B', help='only these stages of the config')
-  add('--rerun', type=words, default=[], metavar='A,B', help=(
+  add(
+    '--stages',
+    type=words,
+    action='extend',
+    default=[],
+    metavar='A,B',
+    help='only these stages of the config',
+  )
+  add('--rerun', type=words, action='extend', default=[], metavar='A,B', help=(
     'stages to repeat, together with all stages that read their results'))  # fmt: skip
-  add('--seeds', type=seeds, default=[], metavar='A,B', help=(
+  add('--seeds', type=seeds, action='extend', default=[], metavar='A,B', help=(
     'train the student, or the model of another system, with these seeds too, and report how much '
     'the result varies'))  # fmt: skip
-  add('--reuse', type=words, default=[], metavar='DIR,DIR', help=(
+  add('--reuse', type=words, action='extend', default=[], metavar='DIR,DIR', help=(
     'other workdirs: stages that ran there with the same settings are copied'))  # fmt: skip
   add('--no-estimate', action='store_true', help=(
     'do not estimate the time and memory of the stages, which takes seconds'))  # fmt: skip

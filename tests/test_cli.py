@@ -355,7 +355,7 @@ class TestRun:
     assert not list(tmp_path.iterdir())
 
   def test_lists_are_split_at_commas(self):
-    argv = ['--stages=prepare, cpt', '--rerun', 'cpt', '--reuse=a,b', '--workdir=w']
+    argv = ['--stages=prepare, cpt', '--rerun', 'cpt', '--reuse=a', '--reuse=b', '--workdir=w']
     args = run.parser().parse_args(argv)
     assert (args.stages, args.rerun, args.reuse) == (['prepare', 'cpt'], ['cpt'], ['a', 'b'])
     assert run.parser().parse_args(['--stages=']).stages == []
