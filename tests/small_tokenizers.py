@@ -1,6 +1,7 @@
 """Tokenizers like those of published models, trained on docstrings, as Hugging Face folders."""
 
 import json
+import string
 from pathlib import Path
 
 from tokenizers import (
@@ -91,6 +92,27 @@ def merged_bpe() -> Tokenizer:
   )
   tokenizer.add_special_tokens(['<unk>', '<s>', '</s>'])
   return tokenizer
+
+
+def llama_bpe(special=('<unk>', '<s>', '</s>')) -> Tokenizer:
+  """As Llama 2's and Mistral's, made from SentencePiece: a blank before every text, and `<s>`."""
+  tokenizer = Tokenizer(models.BPE(unk_token='<unk>', fuse_unk=True))
+  tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+  trainer = trainers.BpeTrainer(
+    vocab_size=VOCABULARY, show_progress=False, special_tokens=list(special),
+    initial_alphabet=list('\n:?▁'),
+  )  # fmt: skip
+  letters = ' '.join(string.ascii_letters * 50)  # a blank and a letter are one token
+  tokenizer.train_from_iterator([*TEXTS, letters], trainer)
+  raw = json.loads(tokenizer.to_str()) | {'pre_tokenizer': None}
+  tokenizer = Tokenizer.from_str(json.dumps(raw))
+  tokenizer.normalizer = normalizers.Sequence(
+    [normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')]
+  )
+  tokenizer.decoder = decoders.Sequence(
+    [decoders.Replace('▁', ' '), decoders.Fuse(), decoders.Strip(' ', 1, 0)]
+  )
+  return framed(tokenizer, '<s> $A', '<s> $A <s> $B')
 
 
 def framed(tokenizer: Tokenizer, single: str, pair: str) -> Tokenizer:

@@ -14,7 +14,7 @@ VOCAB, END = 7, 0
 TITLE, QUERY = VOCAB, VOCAB + 1
 SETTINGS = {
   'smoothing': 5.0, 'exponent': 2.0, 'coverage': 0.8, 'unigrams': 1000, 'query_bonus': 14.0,
-  'most_count': 1500,
+  'query_form': 'capped', 'most_count': 1500,
 }  # fmt: skip
 
 
@@ -66,7 +66,9 @@ def reference(text, starts, ngrams, unigrams=(), **changes) -> dict:
   weights = {}
   for view, tokens, logprob in ngrams:
     found = occurrences(text, anchored(view, tokens))
-    if view == 'query' and c['query_bonus']:
+    if view == 'query' and c['query_form'] == 'mean':
+      logprob *= 4 / len(tokens)
+    elif view == 'query' and c['query_bonus']:
       logprob = min(logprob + c['query_bonus'], -1.0)
     w = weight(logprob, len(found), len(text), exponent=c['exponent'])
     if found and w > 0:
@@ -139,7 +141,9 @@ def random_case(seed):
   return suffixes, starts, ngrams, unigrams
 
 
-@pytest.mark.parametrize('changes', [{}, {'most_count': 4}, {'coverage': 0.3, 'query_bonus': 0.0}])
+@pytest.mark.parametrize(
+  'changes', [{}, {'most_count': 4}, {'coverage': 0.3, 'query_bonus': 0.0}, {'query_form': 'mean'}]
+)
 def test_pages_as_by_loops(changes):
   for seed in range(40):
     suffixes, starts, ngrams, unigrams = random_case(seed)

@@ -8,7 +8,9 @@ import pytest
 from disranker_jax.data.records import Document, Group
 from disranker_jax.evaluation import shared_judgements
 from disranker_jax.evaluation.fusion import Fusion
+from disranker_jax.generative import rows as search_rows
 from disranker_jax.report import findings, intervals
+from disranker_jax.rewriting.rows import TABLE as REWRITES
 from disranker_jax.stages.result_rows import TABLE
 
 NOBODY = shared_judgements.Shared((), '')
@@ -130,8 +132,22 @@ def test_pairs_and_queries_that_tell_nothing_are_counted():
   docs = [Document('a', 'a', '', 1), Document('b', 'b', ''), Document('c', 'c', '', in_pool=False)]
   facts.tests = {'q': Group('q', 'q', tuple(docs))}
   first, second = findings.unjudged(facts)
-  assert first.startswith('7 of 40 test queries have no relevant document')
-  assert second.startswith('1 of 2 test pairs are not judged')
+  assert first == (
+    '7 of 40 test queries have no relevant document, so their nDCG and MRR are 0 in every row'
+  )
+  assert second == (
+    '1 of 2 test pairs are not judged; they count as not relevant in nDCG and MRR, and not at all '
+    'in PNR'
+  )
+
+
+def test_queries_without_a_relevant_document_name_the_metrics_of_their_table():
+  facts = facts_of({'bm25': [0.5] * 40}, bm25={'queries_without_relevant': 7, 'queries': 40})
+  facts.tests = {}
+  for table, names in ((search_rows.TABLE, 'Hits, MRR and nDCG'), (REWRITES, 'nDCG, MRR and Hits')):
+    facts.table = table
+    [said] = findings.unjudged(facts)
+    assert said.endswith(f'so their {names} are 0 in every row')
 
 
 class TestTogether:

@@ -10,20 +10,21 @@ import pytest
 from disranker_jax import losses
 from disranker_jax.data.batches import EncodedGroup
 from disranker_jax.generative import evidence, ngrams
-from disranker_jax.generative.examples import Encoder, Example, ExamplePage, Material
+from disranker_jax.generative.examples import Drawn, Encoder, Example, ExamplePage, Material
 from disranker_jax.generative.ngrams import PageLoss, two_margins
 from disranker_jax.generative.records import Match, Ngram
 from disranker_jax.generative.stages import align
 from disranker_jax.generative.stages.ranking import stacked
 
 SIZE = 2_200_000_000
-SETTINGS = types.SimpleNamespace(smoothing=5.0, query_bonus=14.0)
+SETTINGS = types.SimpleNamespace(smoothing=5.0, query_form='capped', query_bonus=14.0)
 
 
 def batch_of(**arrays) -> dict:
   """A batch of one query from lists; what is not given is 0."""
   count = len(arrays['page'])
-  values = {name: np.zeros(count) for name in ('teacher', *ngrams.VALUES)} | arrays
+  values = {name: np.zeros(count) for name in ('teacher', *ngrams.VALUES)}
+  values |= {'scale': np.ones(count)} | arrays
   batch = {f'{k}_GN': jnp.array([v], jnp.float32) for k, v in values.items()}
   return batch | {'mask_GN': jnp.ones((1, count), bool)}
 
@@ -81,6 +82,39 @@ def test_a_pseudo_query_has_a_score_of_its_own_and_a_gradient():
   np.testing.assert_allclose(found, [max(0, x + 11) ** 2 for x in odds], rtol=1e-4)
   grads = jax.grad(lambda x: weigh(x).sum())(logprobs)[0]
   assert grads[0] > 1 and grads[1] > 1 and grads[2] == 0  # the last one is at its limit
+
+
+@pytest.mark.parametrize('form', ['capped', 'mean'])
+def test_a_pseudo_query_weighs_in_training_what_it_weighs_in_search(form):
+  settings = types.SimpleNamespace(
+    smoothing=5.0, exponent=2.0, query_form=form, query_bonus=14.0, coverage=0.8
+  )
+  grams = [Ngram('query', tuple(range(n)), -0.9 * n, 7 * n, 7 * n + 2) for n in (3, 9, 17)]
+  grams += [Ngram('title', (1, 2), -3.0, 0, 1)]
+  text = types.SimpleNamespace(text_N=np.zeros(350_000, int))
+  searched = dict(evidence.Evidence(text, np.array([0]), settings).weighed(grams))
+  material = Material((), 350_000, lambda query, view: [1, 2], lambda *_: ())
+  found = ExamplePage('1', 0.0, -1, tuple(Match(ngram, 1.0, 1.0) for ngram in grams))
+  group = Encoder(material, settings, 8)(Drawn('q', ((0, found, 0.0),)))
+  logprobs = jnp.array([[ngram.logprob for ngram in grams]])
+  trained = ngrams.weights(logprobs, stacked([group]), 2.0)[0]
+  np.testing.assert_allclose(trained, [searched[ngram] for ngram in grams], rtol=1e-4)
+  # All are equally likely by token. The bonus takes the two short ones to their bound, -1.
+  first, second, third = (searched[ngram] for ngram in grams[:3])
+  assert first == second and (third == pytest.approx(first)) == (form == 'mean')
+
+
+def test_likelier_pseudo_queries_weigh_more_by_their_mean_and_have_gradients():
+  grams = [Ngram('query', tuple(range(12)), logprob, 0, 1) for logprob in (-6.0, -9.0, -14.0)]
+  settings = types.SimpleNamespace(query_form='mean', query_bonus=14.0)
+  scales, bonuses = zip(*(evidence.lift(ngram, settings) for ngram in grams), strict=True)
+  batch = batch_of(page=[1, 1, 1], prior=[-11.0] * 3, coverage=[1] * 3, scale=scales, bonus=bonuses)
+  logprobs = jnp.array([[ngram.logprob for ngram in grams]])
+  found = ngrams.weights(logprobs, batch, 2.0)[0]
+  # A third of each: -2, -3 and -14 / 3.
+  expected = [evidence.log_odds(x) + 11 for x in (-2.0, -3.0, -14 / 3)]
+  np.testing.assert_allclose(found, np.square(expected), rtol=1e-4)
+  assert (jax.grad(lambda x: ngrams.weights(x, batch, 2.0).sum())(logprobs)[0] > 1).all()
 
 
 # Pages with one n-gram each, so that any score can be given

@@ -286,6 +286,21 @@ def test_a_chip_without_fp8_is_refused_in_a_plan():
     stages.trace(tiny(score__quantize='fp8'), 'score', mesh)
 
 
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'teacher__max_len': 600, 'teacher__row_len': 600},
+     r"config\.teacher\.max_len=600: 'tiny-decoder' reads at most 512 tokens"),
+    ({'teacher__layers': (7,)}, r'config\.teacher\.layers=\[7\]: '),
+    ({'teacher__model': '/no/model'}, r"config\.teacher\.model='/no/model': its config\.json"),
+    ({'cpt__batch_rows': 3, 'cpt__data_shards': 2}, r'config\.cpt\.batch_rows=3 must be'),
+  ],
+)  # fmt: skip
+def test_an_error_names_the_key_with_its_section(changes, message):
+  with pytest.raises(UserError, match=f'^{message}'):
+    stages.trace(tiny(**changes), 'cpt', sharding.make_mesh(tiny().mesh))
+
+
 def test_a_slice_needs_a_stage():
   with pytest.raises(UserError, match='--stage: is missing'):
     command.main(['--config', str(ROOT / 'configs' / 'tiny.py'), '--topology=v5e:4x4'])

@@ -4,11 +4,12 @@ import json
 import math
 import shlex
 import types
+from pathlib import Path
 
 import pytest
 
 from disranker_jax import config as configs
-from disranker_jax.commands import rerank
+from disranker_jax.commands import rerank, rewrite, search
 from disranker_jax.pipeline import manifest
 from disranker_jax.report import results, tables
 from disranker_jax.stages import report, result_rows
@@ -131,6 +132,27 @@ class TestReport:
     assert 'distilled student' in out
     assert 'report/report.md' in out and 'report/index.html' in out
     assert 'disranker rerank --model export/student --query' in out
+
+  @pytest.mark.parametrize(
+    ('system', 'stage', 'command'),
+    [
+      ('dgr', 'memorise', search), ('dgr', 'align', search),
+      ('query_rewriting', 'rewrite', rewrite),
+    ],
+  )  # fmt: skip
+  def test_the_end_of_another_system_says_how_to_try_what_was_trained(
+    self, run, system, stage, command, capsys, monkeypatch
+  ):
+    monkeypatch.chdir(run.workdir)
+    run.config = configs.defaults(system)
+    report.show(run)
+    assert 'next:' not in capsys.readouterr().out
+    manifest.Manifest(run.folder(stage), stage, {}, {}).finished({})
+    report.show(run)
+    [typed] = [line for line in capsys.readouterr().out.splitlines() if line.startswith('next:')]
+    name, *words = shlex.split(typed.partition('disranker ')[2])
+    assert name == command.__name__.rpartition('.')[2]
+    assert command.parse_args(words).run == Path('.')
 
   @pytest.mark.parametrize('address', ["jsonl:my data/test's.jsonl", 'trec:mine?run=bm25&pool=run'])
   @pytest.mark.parametrize('has_run', [True, False])

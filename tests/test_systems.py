@@ -350,3 +350,16 @@ class TestCommands:
     config.finder.lora_rank = 4
     with pytest.raises(UserError, match=r'its config\.finder\.lora_rank is 0, here it is 4'):
       earlier.fingerprint(config, tmp_path, 'finder')
+
+
+def test_a_stage_depends_on_the_prepared_records_that_it_reads_alone(tmp_path):
+  """The pages that were retrieved are those of a stage; other test queries change no score."""
+  pipeline = runner.Pipeline(Run(configs.defaults('dgr'), tmp_path, None))
+
+  def prepared(name: str) -> list[str]:
+    found = pipeline.inputs(systems.find(pipeline.run.config, name))
+    return [key for key in found if key.startswith('prepare ')]
+
+  assert prepared('score') == []
+  assert prepared('align') == ['prepare judgements']
+  assert prepared('report') == ['prepare clicks', 'prepare judgements', 'prepare test']

@@ -24,4 +24,4 @@ def open_run(folder: Path, role: str) -> Run:
 
 def is_done(run: Run, stage: str) -> bool:
   """Whether a stage of the run is finished."""
-  return (manifest.read(run.folder(stage)) or {}).get('status') == 'done'
+  return manifest.is_done(run.folder(stage))

@@ -18,6 +18,8 @@ from disranker_jax.generative import evidence
 from disranker_jax.generative.ngrams import VALUES
 from disranker_jax.generative.records import VIEWS, Match, Ngram
 
+NO_NGRAM = (0.0,) * (len(VALUES) - 1)  # of a document that is none: all VALUES but the page
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ExamplePage:
@@ -101,7 +103,7 @@ class Encoder:
 
   Args:
     material: its prompts and the size of its index.
-    settings: smoothing and query_bonus, see the section `retrieve` of the config.
+    settings: smoothing, query_form and query_bonus, see the section `retrieve` of the config.
     ngrams: of a page, at most.
   """
 
@@ -120,20 +122,17 @@ class Encoder:
       of_page = page.label, target, place + 1
       for match in page.matches[: self._ngrams]:
         ngram = match.ngram
-        known = self._prior(ngram), match.coverage, self._bonus(ngram)
+        known = self._prior(ngram), match.coverage, *evidence.lift(ngram, self._settings)
         add(ngram.view, ngram.tokens, *of_page, *known)
       if not page.matches:  # a document without n-gram says that the page is there; its score is 0
-        add(VIEWS[0], (), *of_page, 0.0, 0.0, 0.0)
+        add(VIEWS[0], (), *of_page, *NO_NGRAM)
     for view, tokens in drawn.written:
-      add(view, tokens, UNJUDGED, 0.0, 0, 0.0, 0.0, 0.0)
+      add(view, tokens, UNJUDGED, 0.0, 0, *NO_NGRAM)
     labels, targets, *values = np.array(rows, np.float32).reshape(-1, 2 + len(VALUES)).T
     return EncodedGroup(docs, labels, targets, drawn.query, dict(zip(VALUES, values, strict=True)))
 
   def _prior(self, ngram: Ngram) -> float:
     return float(evidence.prior(ngram.count, self._material.size, self._settings.smoothing))
-
-  def _bonus(self, ngram: Ngram) -> float:
-    return self._settings.query_bonus if ngram.view == 'query' else 0.0
 
 
 def document(prompt: Sequence[int], tokens: Sequence[int]) -> Encoded:

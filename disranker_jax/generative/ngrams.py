@@ -14,19 +14,19 @@ import jax
 import jax.numpy as jnp
 
 from disranker_jax import losses
-from disranker_jax.generative.evidence import bonused, log_odds
+from disranker_jax.generative.evidence import lifted, log_odds
 from disranker_jax.rankers.pointwise import sum_logprobs
 
 # page      its page, from 1; 0: a text to write, or padding
 # prior     its log-odds in the collection, see evidence.prior
 # coverage  what its weight is multiplied by in its page, see records.Match
-# bonus     what is added to its log p, see evidence.bonused
-VALUES = ('page', 'prior', 'coverage', 'bonus')
+# scale, bonus  what its log p is multiplied by, and what is added to it, see evidence.lifted
+VALUES = ('page', 'prior', 'coverage', 'scale', 'bonus')
 
 
 def weights(logprobs_GN: jax.Array, batch: dict, exponent: float) -> jax.Array:
   """max(0, log-odds of the model - prior) ** exponent, [G, N]; gradients are finite everywhere."""
-  logprobs_GN = bonused(logprobs_GN, batch['bonus_GN'], jnp)
+  logprobs_GN = lifted(logprobs_GN, batch['scale_GN'], batch['bonus_GN'], jnp)
   gain_GN = log_odds(logprobs_GN, jnp) - batch['prior_GN']
   # A power below 1 has no finite gradient at 0.
   return jnp.where(gain_GN > 0, jnp.where(gain_GN > 0, gain_GN, 1.0) ** exponent, 0.0)

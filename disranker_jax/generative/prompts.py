@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from disranker_jax.models.load import TextModel
 
 # Texts are tokenised as they follow a prompt: behind a colon and a blank.
 BEFORE = ':'
+WORD = 'a'  # in the place of a query
 ANY_PROMPT = '{query} : {title} : {summary}'  # which a TextPrompt needs to tell the start token
 
 
@@ -45,6 +48,14 @@ SETTINGS: Section = {
 }  # fmt: skip
 
 
+class Around(NamedTuple):
+  """What stands around the query in the prompt of a view."""
+
+  before: str
+  before_ids: list[int]
+  after_ids: list[int]
+
+
 @dataclasses.dataclass(frozen=True)
 class Prompts:
   """The token ids of prompts and of page texts, for one model."""
@@ -68,29 +79,33 @@ class Prompts:
 
   def __call__(self, query: str, view: str) -> list[int]:
     """The prompt of a view; a long query is cut at its end."""
-    [ids] = tokenising.text_ids(self.model.tokenizer, [query])
-    before, after = self._around[view]
-    return [*before, *ids[: self.model.settings.max_query_len], *after]
+    around = self._around[view]
+    [ids] = tokenising.text_ids(self.model.tokenizer, [around.before + query])
+    pairs = zip(around.before_ids, ids, strict=False)
+    # A blank before the query is part of the query's first token.
+    shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return [*self._start, *ids[: shared + self.model.settings.max_query_len], *around.after_ids]
 
   @functools.cached_property
-  def _around(self) -> dict[str, tuple[list[int], list[int]]]:
-    """(tokens before the query, tokens after it) of each view."""
-    s, tokenizer, found = self.model.settings, self.model.tokenizer, {}
-    start, _ = TextPrompt(tokenizer, s.max_len, s.max_query_len, ANY_PROMPT).ends
+  def _start(self) -> list[int]:
+    s = self.model.settings
+    return TextPrompt(self.model.tokenizer, s.max_len, s.max_query_len, ANY_PROMPT).ends[0]
+
+  @functools.cached_property
+  def _around(self) -> dict[str, Around]:
+    found, tokenizer = {}, self.model.tokenizer
     for view in VIEWS:
-      before, _, after = s[f'{view}_template'].partition('{query}')
-      marked = [
-        tokenising.marked(self.model.tokenizer.backend_tokenizer, x) for x in (before, after)
-      ]
-      before_ids, after_ids = tokenising.text_ids(self.model.tokenizer, marked)
-      found[view] = [*start, *before_ids], after_ids
+      parts = self.model.settings[f'{view}_template'].partition('{query}')
+      before, _, after = (tokenising.marked(tokenizer.backend_tokenizer, part) for part in parts)
+      [before_ids] = tokenising.text_ids(tokenizer, [before])
+      found[view] = Around(before, before_ids, following(tokenizer, after))
     return found
 
   @property
   def longest(self) -> int:
     """Tokens of the longest prompt."""
-    s = self.model.settings
-    return s.max_query_len + max(len(a) + len(b) for a, b in self._around.values())
+    fixed = max(len(around.before_ids) + len(around.after_ids) for around in self._around.values())
+    return len(self._start) + self.model.settings.max_query_len + fixed
 
   def texts(self, texts: Sequence[str]) -> list[np.ndarray]:
     """The tokens of texts as they follow a prompt: each word with its blank."""
@@ -103,6 +118,15 @@ class Prompts:
     prompt = self(query, view)
     ids = np.array([*prompt, *target], np.int32)
     return Encoded(ids, np.zeros_like(ids), len(ids) - 1, (len(prompt), len(ids)))
+
+
+def following(tokenizer, text: str) -> list[int]:
+  """The tokens of a text that follows a word.
+
+  A tokenizer made from SentencePiece begins every text with a blank, which is not there then.
+  """
+  word, both, alone = tokenising.text_ids(tokenizer, [WORD, WORD + text, text])
+  return both[len(word) :] if both[: len(word)] == word else alone
 
 
 def check(config) -> None:

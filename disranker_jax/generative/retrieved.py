@@ -89,7 +89,7 @@ def material(run, model: TextModel) -> Material:
   pages, _ = index.load(run)
   groups = retrieve.queries(run)
   # The stage ltrgr needs no scores, so it can run before them.
-  is_scored = (manifest.read(run.folder('score')) or {}).get('status') == 'done'
+  is_scored = manifest.is_done(run.folder('score'))
   scored = score.open_scored(run) if 'score' in run.config.stages and is_scored else ()
   targets = {
     group.query_id: {d.doc_id: float(s) for d, s in zip(group.docs, scores, strict=True)}

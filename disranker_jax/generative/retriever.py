@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 
-from disranker_jax.config.settings import Key, Section, above, at_least, between
+from disranker_jax.config.settings import Key, Section, above, at_least, between, one_of
 from disranker_jax.devices import memory, processes
 from disranker_jax.generative.beams import Searcher
 from disranker_jax.generative.decoding import View
-from disranker_jax.generative.evidence import Evidence
+from disranker_jax.generative.evidence import CAPPED, MEAN, MEAN_TOKENS, Evidence
 from disranker_jax.generative.pages import Pages
 from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.records import Found, Ngram
@@ -29,13 +29,26 @@ SETTINGS: Section = {
     0.8, between(0, 1),
     'How much less an n-gram counts whose words are in a better one of the same page.',
   ),
-  'query_bonus': Key(14.0, at_least(0), 'Added to the log-probability of pseudo-queries.'),
+  'query_form': Key(
+    CAPPED, one_of(CAPPED, MEAN),
+    "How much a pseudo-query counts: 'capped' is its log-probability with query_bonus, at most -1, "
+    "so that most of them count the same, as in MINDER's code; 'mean' is the mean of its tokens "
+    f'times {MEAN_TOKENS}, so that likelier ones count more.', affects_results=False,
+  ),  # an input of the stage tells it, see pipeline/inputs.py
+  'query_bonus': Key(
+    14.0, at_least(0), "Added to the log-probability of pseudo-queries; see query_form 'capped'."
+  ),
   'most_count': Key(
     1500, at_least(1), 'N-grams that occur more often find no page; they count in those found.'
   ),
   'hits': Key(100, at_least(1), 'Pages per query.'),
   'batch_rows': Key(16, at_least(1), 'Queries that are searched together.'),
 }  # fmt: skip
+
+
+def own_form(c) -> dict[str, str]:
+  """{'query_form': what `c` has}; {} for the default, which older runs have without the key."""
+  return {} if c.query_form == CAPPED else {'query_form': c.query_form}
 
 
 @dataclasses.dataclass

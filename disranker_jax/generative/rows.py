@@ -11,6 +11,7 @@ from disranker_jax.data import sources
 from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document, Group
 from disranker_jax.evaluation import metrics
+from disranker_jax.generative.retriever import own_form
 from disranker_jax.generative.stages import index, retrieve
 from disranker_jax.pipeline.stage import Run, Use
 from disranker_jax.progress import Progress
@@ -97,7 +98,10 @@ def first_reads(config: ConfigDict) -> list:
 
 def searches(config: ConfigDict) -> list:
   """What decides how pages are found, beside the retriever's parameters and the index."""
-  return [config.retrieve.to_dict(), config.search.training_queries]
+  c = config.retrieve.to_dict()
+  if not own_form(config.retrieve):
+    del c['query_form']
+  return [c, config.search.training_queries]
 
 
 def use(name: str, config: ConfigDict) -> Use:
@@ -149,4 +153,5 @@ TABLE = Table(
   kept=('hits@1', 'hits@5', 'hits@20', 'mrr@10', 'ndcg@10', 'recall@100'), main='mrr@10',
   tested=('mrr@10', 'hits@5'), costs=('ms_per_query',), settings=SETTINGS,
   check=collection_rows.check, check_records=check_records, documents=documents_of,
+  command='search', command_needs=tuple(names[-1] for names in TRAINED.values()),
 )  # fmt: skip

@@ -91,12 +91,17 @@ def open_model(settings: ConfigDict, head: str = '') -> TextModel:
     )
   if settings.get('ready'):
     refuse_headless(folder, network)
+  check_length(network, settings)
+  return TextModel(settings, folder, network, open_tokenizer(folder, network.config.vocab))
+
+
+def check_length(network: Network, settings: ConfigDict) -> None:
+  """Raises: UserError if the model cannot read texts as long as the settings allow."""
   longest = network.family.max_len(network.config)
   if settings.max_len > longest:
     raise UserError(
       f'max_len={settings.max_len}: {settings.model!r} reads at most {longest} tokens'
     )
-  return TextModel(settings, folder, network, open_tokenizer(folder, network.config.vocab))
 
 
 def is_language_model(name: str | Path) -> bool:

@@ -51,6 +51,11 @@ def read(folder: Path) -> dict | None:
     raise UserError(f'{file}: is not JSON ({e}); delete {folder} to run the stage again') from e
 
 
+def is_done(folder: Path) -> bool:
+  """Whether the stage of a folder is finished."""
+  return (read(folder) or {}).get('status') == 'done'
+
+
 def settings_of(config, sections: tuple[str, ...]) -> dict:
   """The settings that a stage's result depends on, by dotted keys.
 

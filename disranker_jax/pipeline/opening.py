@@ -78,12 +78,21 @@ def models_of(run: Run, stage: Stage, again: bool = False) -> list[Opened]:
 def step_of(run: Run, stage: Stage, use: Use, model: TextModel) -> steps.Step:
   """What the stage runs with the model: it trains its own and scores with any other."""
   config = run.config
-  try:
+  with naming_stage(config, stage):
     if stage.task and use.role == stage.role:
       return steps.training(config, stage, model.network, run.mesh)
     settings, kind = config[use.role], model.scorer
     return steps.scoring(settings, model.network, kind, use.rows, run.mesh, use.quantize)
+
+
+@contextlib.contextmanager
+def naming_stage(config: ConfigDict, stage: Stage) -> Iterator[None]:
+  """Adds to an error about a key of a step, such as batch_rows, in which section the key is."""
+  try:
+    yield
   except UserError as e:
+    if str(e).startswith('config.'):
+      raise
     section = (
       stage.section if 'batch_rows' in config[stage.section] else systems.of(config).table.stage
     )

@@ -191,8 +191,9 @@ class Pipeline:
       done = before if before is not None and before['status'] == 'done' else None
       if name == 'prepare':
         # Only the records that the stage reads: other test queries do not change the teacher.
-        # Export and report take whatever there is.
-        for kind in prepare.kinds(config, [stage.name]) or prepare.kinds(config):
+        # Export and report name none and take whatever there is.
+        read = [stage.name] if stage.reads_records(config) else None
+        for kind in prepare.kinds(config, read):
           found[f'prepare {kind}'] = done and done['results'][kind]['fingerprint']
       else:
         found[name] = done and done['fingerprint']

@@ -295,20 +295,26 @@ def related(facts: Facts) -> list[str]:
 
 def unjudged(facts: Facts) -> list[str]:
   """Test queries and pairs that tell nothing."""
-  results = next(iter(facts.results.values()), {})
-  said = []
+  results, said = next(iter(facts.results.values()), {}), []
+  kinds = dict.fromkeys(name.partition('@')[0] for name in facts.table.columns)
+  names = joined([metrics.METRICS[kind].title for kind in kinds if metrics.METRICS[kind].formula])
   if none := results.get('queries_without_relevant'):
     said.append(
-      f'{none:,} of {results["queries"]:,} test queries have no relevant document, so their nDCG '
-      'and MRR are 0 in every row'
+      f'{none:,} of {results["queries"]:,} test queries have no relevant document, so their '
+      f'{names} are 0 in every row'
     )
   labels = [d.label for group in facts.tests.values() for d in group.docs if d.in_pool]
   if facts.table.reranks and (count := sum(label < 0 for label in labels)):
     said.append(
-      f'{count:,} of {len(labels):,} test pairs are not judged; they count as not relevant in nDCG '
-      'and MRR, and not at all in PNR'
+      f'{count:,} of {len(labels):,} test pairs are not judged; they count as not relevant in '
+      f'{names}' + (', and not at all in PNR' if 'pnr' in kinds else '')
     )
   return said
+
+
+def joined(names: list[str]) -> str:
+  """'Hits, MRR and nDCG'."""
+  return ' and '.join(filter(None, [', '.join(names[:-1]), *names[-1:]]))
 
 
 def few(facts: Facts) -> list[str]:

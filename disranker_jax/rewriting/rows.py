@@ -232,5 +232,6 @@ TABLE = Table(
   columns=('ndcg@10', 'mrr@10', 'hits@1', 'hits@20'),
   kept=('ndcg@10', 'mrr@10', 'hits@1', 'hits@5', 'hits@20', 'recall@100'), main='ndcg@10',
   tested=('ndcg@10',), costs=('ms_per_query',), settings=SETTINGS, check=collection_rows.check,
-  check_records=check_records, documents=documents_of,
+  check_records=check_records, documents=documents_of, command='rewrite',
+  command_needs=('rewrite',),
 )  # fmt: skip

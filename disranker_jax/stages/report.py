@@ -177,6 +177,9 @@ def show(run) -> None:
     print(f'model:   {shown(student)}')
     print(f'next:    disranker rerank --model {shown(student)} {on_own_data(run)}')
     print(f'serve:   disranker serve --model {shown(student)}')
+  if any(manifest.is_done(run.folder(stage)) for stage in table.command_needs):
+    words = ['--run', shown(run.workdir), '--query', any_query(run)]
+    print(f'next:    disranker {table.command} {shlex.join(words)}')
 
 
 def on_own_data(run) -> str:
@@ -187,8 +190,12 @@ def on_own_data(run) -> str:
     return shlex.join(['--query', 'run a command and capture its output'])
   if first.exists():
     return shlex.join(['--run', shown(first), '--source', address, '--out', 'reranked.run'])
-  query = next((group.query for group in facts.read_tests(run).values()), 'TEXT')
-  return shlex.join(['--query', query, '--docs', address])
+  return shlex.join(['--query', any_query(run), '--docs', address])
+
+
+def any_query(run) -> str:
+  """A test query, to be typed in a command."""
+  return next((group.query for group in facts.read_tests(run).values()), 'TEXT')
 
 
 def shown(path) -> str:

@@ -130,6 +130,8 @@ class Table:
   settings     more keys of the stage's section
   check        config -> tests what rows need; raises UserError
   check_records  run -> tests the prepared records, as Stage.check_records does
+  command      the subcommand that tries what a run has trained, with --run and --query; '': none
+  command_needs  the stages of which one has to be done for it
   """
 
   stage: str
@@ -150,6 +152,8 @@ class Table:
   settings: Section = dataclasses.field(default_factory=dict)
   check: Callable[[ConfigDict], None] = lambda config: None
   check_records: Callable[[Run], None] = lambda run: None
+  command: str = ''
+  command_needs: tuple[str, ...] = ()
 
   @property
   def role(self) -> str:

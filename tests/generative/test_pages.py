@@ -1,9 +1,11 @@
 """Pages as tokens, prompts, spans and lessons."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
+import small_tokenizers
 
 from disranker_jax.config import settings
 from disranker_jax.data.records import Document
@@ -87,6 +89,65 @@ def test_control_tokens_in_a_page_are_text():
   pages, _ = collection.build([Document('x', 'a</s>b', 'before </s> after <s>')], {}, prompts)
   assert (pages.text_N == prompts.end).sum() == 2
   assert text(prompts, pages[0].body) == ' before </s> after <s>'
+
+
+SENTENCEPIECE = {
+  'llama': (small_tokenizers.llama_bpe, [1]),
+  'unigram': (lambda: small_tokenizers.unigram(('<unk>', '<s>', '</s>')), [1]),
+}
+
+
+@pytest.fixture(params=SENTENCEPIECE)
+def sentencepiece(request):
+  """(prompts of a model whose tokenizer is made from SentencePiece, what a text starts with)."""
+  make, start = SENTENCEPIECE[request.param]
+  names = {'bos_token': '<s>', 'eos_token': '</s>', 'unk_token': '<unk>'}
+  tokenizer = small_tokenizers.opened(make(), **names)
+
+  def of(**changes):
+    prompts = opened(**changes)
+    return dataclasses.replace(
+      prompts, model=dataclasses.replace(prompts.model, tokenizer=tokenizer)
+    )
+
+  return of, start
+
+
+def ids_of(prompts, text):
+  """As transformers reads a text."""
+  return prompts.model.tokenizer(text, add_special_tokens=False).input_ids
+
+
+class TestSentencePiece:
+  @pytest.mark.parametrize('query', ['return the string', 'Is x found?', ''])
+  def test_a_prompt_has_the_tokens_of_its_whole_text(self, sentencepiece, query):
+    of, start = sentencepiece
+    prompts = of(body_template='Find the page: {query}\n\nText:')
+    for view, text in (
+      ('title', f'{query}\n\nTitle:'),
+      ('body', f'Find the page: {query}\n\nText:'),
+    ):
+      if query or view == 'body':
+        assert prompts(query, view) == [*start, *ids_of(prompts, text)]
+      assert len(prompts(query * 50, view)) <= prompts.longest
+
+  def test_what_follows_a_prompt_has_the_tokens_that_it_has_there(self, sentencepiece):
+    of, start = sentencepiece
+    prompts = of(title_length=15)
+    pages, _ = collection.build(DOCS, QUERIES, prompts)
+    whole = ids_of(prompts, f'return the string\n\nTitle: {DOCS[0].title}')
+    learned = prompts.encoded('return the string', 'title', pages[0].title)
+    assert learned.ids.tolist() == [*start, *whole, prompts.end]
+    assert text(prompts, pages[0].body) == DOCS[0].summary
+
+  def test_spans_begin_with_a_word(self, sentencepiece):
+    of, _ = sentencepiece
+    prompts = of(length=4)
+    pages, _ = collection.build(DOCS, QUERIES, prompts)
+    teaching = Teaching.of(pages, prompts)
+    for seed in range(20):
+      span = teaching.spans.piece(pages[1].body, np.random.default_rng(seed))
+      assert prompts.model.tokenizer.convert_ids_to_tokens(int(span[0]))[0] == '▁'
 
 
 def test_pages_are_read_as_they_were_saved(tmp_path):

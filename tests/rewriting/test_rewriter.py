@@ -1,6 +1,9 @@
 """What a rewriter reads and what of its text is the rewrite; tokens of a real tokenizer."""
 
+import dataclasses
+
 import pytest
+import small_tokenizers
 
 from disranker_jax.data.prompts import TextPrompt
 from disranker_jax.data.records import Document
@@ -33,6 +36,20 @@ def test_the_prompt_ends_where_cpt_taught_the_title_to_begin(model):
   [click] = model.prompt('document').encode('open a file', [Document('', 'io', 'opens')])
   assert ids == click.ids[: click.predict[0]].tolist()
   assert click.ids[-1] in prompt.stops
+
+
+@pytest.mark.parametrize('template', ['{query} : {title}', 'Rewrite {query}\n\nQuery: {title}'])
+def test_a_prompt_of_a_sentencepiece_tokenizer_has_the_tokens_of_its_whole_text(model, template):
+  names = {'bos_token': '<s>', 'eos_token': '</s>', 'unk_token': '<unk>'}
+  tokenizer = small_tokenizers.opened(small_tokenizers.llama_bpe(), **names)
+  settings = model.settings.copy_and_resolve_references()
+  settings.template = template
+  prompt = RewritePrompt(dataclasses.replace(model, tokenizer=tokenizer, settings=settings), 48)
+  for query in ('return the string', 'Is x found?'):
+    text = template.partition(' {title}')[0].format(query=query)
+    assert prompt(query) == tokenizer(text).input_ids
+  written = tokenizer(' a string', add_special_tokens=False).input_ids
+  assert prompt.texts([[*written, 2]]) == ['a string']
 
 
 def test_long_queries_lose_their_end_and_the_prompt_keeps_its_length(model):

@@ -12,7 +12,7 @@ from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models import attention_choice, eight_bits, load, tiny, weights
 from disranker_jax.models.network import Network
-from disranker_jax.pipeline import steps, systems
+from disranker_jax.pipeline import opening, steps, systems
 from disranker_jax.pipeline.steps import Step
 from disranker_jax.stages import prompting
 
@@ -64,23 +64,29 @@ def trace(config: ConfigDict, name: str, mesh, platform: str = '') -> Step:
       'config.distill.hidden_weight=0'
     )
   settings = _resolved(config[stage.role], mesh, platform)
-  network = _network(settings, stage.head(config))
+  with opening.naming(config, stage.role):
+    network = _network(settings, stage.head(config))
+    load.check_length(network, settings)
   if stage.task:
-    return steps.training(config, stage, network, mesh)
+    with opening.naming_stage(config, stage):
+      return steps.training(config, stage, network, mesh)
   [use] = stage.uses(config)
   eight_bits.check_device(f'config.{name}.quantize', use.quantize, mesh.devices.flat[0])
-  return steps.scoring(settings, network, settings.scorer, use.rows, mesh, use.quantize)
+  with opening.naming_stage(config, stage):
+    return steps.scoring(settings, network, settings.scorer, use.rows, mesh, use.quantize)
 
 
 def _prompting(config: ConfigDict, asked: prompts.Prompts, mesh, platform: str) -> Step:
   """The step that reads an LLM ranker's prompts."""
   settings = _resolved(config.teacher, mesh, platform)
-  network = _network(settings, asked.todo.head)
+  with opening.naming(config, 'teacher'):
+    network = _network(settings, asked.todo.head)
   most = network.family.max_len(network.config)
   if asked.row_len > most and asked.expected.max_len > most:
     raise UserError(
-      f'{settings.model}: reads at most {most:,} tokens, but a prompt can have about '
-      f'{asked.expected.max_len:,}; lower config.{asked.section}.prompts.window or doc_tokens'
+      f'config.teacher.model={settings.model!r}: reads at most {most:,} tokens, but a prompt can '
+      f'have about {asked.expected.max_len:,}; lower config.{asked.section}.prompts.window or '
+      'doc_tokens'
     )
   quantize = config.score.quantize if asked.section == 'score' else ''
   eight_bits.check_device('config.score.quantize', quantize, mesh.devices.flat[0])
@@ -144,8 +150,8 @@ def config_folder(name: str, scratch: pathlib.Path) -> pathlib.Path:
   except Exception as e:  # the hub's HTTP library, and so its exceptions, change
     reason = str(e).strip().splitlines()[0]
     raise UserError(
-      f'model {name!r}: its config.json cannot be found ({reason}); name a folder that has '
-      f'it, or one of {", ".join(PUBLISHED)}'
+      f'its config.json cannot be found ({reason}); name a folder that has it, or one of '
+      f'{", ".join(PUBLISHED)}'
     ) from e
 
 
