@@ -30,11 +30,11 @@ SETTINGS: Section = {
     'How much less an n-gram counts whose words are in a better one of the same page.',
   ),
   'query_form': Key(
-    CAPPED, one_of(CAPPED, MEAN),
-    "How much a pseudo-query counts: 'capped' is its log-probability with query_bonus, at most -1, "
-    "so that most of them count the same, as in MINDER's code; 'mean' is the mean of its tokens "
-    f'times {MEAN_TOKENS}, so that likelier ones count more.', affects_results=False,
-  ),  # an input of the stage tells it, see pipeline/inputs.py
+    MEAN, one_of(CAPPED, MEAN),
+    "How much a pseudo-query counts: 'mean' is the mean log-probability of its tokens times "
+    f"{MEAN_TOKENS}; 'capped' is its log-probability with query_bonus, at most -1, as in MINDER's "
+    'code, so that most of them count the same.',
+  ),
   'query_bonus': Key(
     14.0, at_least(0), "Added to the log-probability of pseudo-queries; see query_form 'capped'."
   ),
@@ -44,11 +44,6 @@ SETTINGS: Section = {
   'hits': Key(100, at_least(1), 'Pages per query.'),
   'batch_rows': Key(16, at_least(1), 'Queries that are searched together.'),
 }  # fmt: skip
-
-
-def own_form(c) -> dict[str, str]:
-  """{'query_form': what `c` has}; {} for the default, which older runs have without the key."""
-  return {} if c.query_form == CAPPED else {'query_form': c.query_form}
 
 
 @dataclasses.dataclass

@@ -11,7 +11,6 @@ from disranker_jax.data import sources
 from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document, Group
 from disranker_jax.evaluation import metrics
-from disranker_jax.generative.retriever import own_form
 from disranker_jax.generative.stages import index, retrieve
 from disranker_jax.pipeline.stage import Run, Use
 from disranker_jax.progress import Progress
@@ -98,10 +97,7 @@ def first_reads(config: ConfigDict) -> list:
 
 def searches(config: ConfigDict) -> list:
   """What decides how pages are found, beside the retriever's parameters and the index."""
-  c = config.retrieve.to_dict()
-  if not own_form(config.retrieve):
-    del c['query_form']
-  return [c, config.search.training_queries]
+  return [config.retrieve.to_dict(), config.search.training_queries]
 
 
 def use(name: str, config: ConfigDict) -> Use:

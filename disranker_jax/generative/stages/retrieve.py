@@ -55,14 +55,8 @@ def maker(run) -> dict:
   return {
     'model': model.model,
     'parameters': [manifest.read(run.folder(stage))['fingerprint'] for stage in trained],
-    **{name: c[name] for name in (*retriever.SETTINGS, 'matches', 'depth') if name != 'query_form'},
-    **retriever.own_form(c),
+    **{name: c[name] for name in (*retriever.SETTINGS, 'matches', 'depth')},
   }
-
-
-def outside(config, workdir) -> dict[str, str]:
-  """How pseudo-queries count."""
-  return {f'retrieve.{key}': value for key, value in retriever.own_form(config.retrieve).items()}
 
 
 def execute(run: Run) -> dict:
@@ -249,5 +243,5 @@ STAGE = Stage(
   uses=uses, reads_stages=('prepare', 'index', 'memorise'),
   requires=lambda config: {'retrieve': ('prepare', 'index')},
   reads_records=lambda config: ('judgements',), head=lambda config: 'lm', kept=kept,
-  expected=Expected, check_records=check_records, outside=outside,
+  expected=Expected, check_records=check_records,
 )  # fmt: skip
