@@ -86,10 +86,16 @@ def test_rows_with_equal_settings_share_a_run(tmp_path, capsys):
   models = [line.partition('--config.evaluate.models=')[2].split()[0] for line in lines]
   assert models == ['bm25,student,teacher', 'student', 'student', 'student']
   assert ['rankers' in line and 'yes_no' in line for line in lines] == [True, False, False, False]
+  assert f'--workdir={tmp_path}/first+mine+prompts+taught/seed0-fold0 ' in lines[0]
+  # Fewer rows have a folder of their own, because they prepare less, and take what is done.
+  done = tmp_path / 'first+mine+prompts+taught' / 'seed0-fold0'
+  done.mkdir(parents=True)
+  (done / 'config.json').touch()
   ablate.main([*typed, '--row=mine'])
-  again = capsys.readouterr().out.splitlines()
-  # A run keeps its folder when fewer rows are wanted.
-  assert [f'--workdir={tmp_path}/first/seed{n}-fold0' in again[n] for n in (0, 1)] == [True, True]
+  first, _ = capsys.readouterr().out.splitlines()
+  assert f'--workdir={tmp_path}/first+mine/seed0-fold0 ' in first and f'--reuse={done}' in first
+  long = [ablate.Row(f'{n} {"x" * 60}', 'bm25', {}) for n in range(3)]
+  assert len(ablate.folder_of(long)) == 80 and ablate.folder_of(long) != ablate.folder_of(long[:2])
 
 
 def test_a_fusion_of_the_student_needs_its_stages_and_has_its_seed(tmp_path):

@@ -30,6 +30,7 @@ from disranker_jax.report.results import COSTS
 from disranker_jax.stages import result_table
 
 ROUNDING = 1e-9
+LONGEST = 80  # characters of a folder's name
 COSTS_OF_QUERIES = [key for key in COSTS if key not in ('parameters', 'ms_per_pair')]
 
 
@@ -56,7 +57,6 @@ class Ablation:
   rows: tuple[Row, ...]
   against: str  # the row that the others are compared with
   table: result_table.Table  # which has the models
-  folders: Mapping[str, str] = field(default_factory=dict)  # of runs; {Row.alike: a row's name}
 
   @property
   def metrics(self) -> list[str]:
@@ -122,8 +122,7 @@ def load(file: Path, table: result_table.Table, wanted: Sequence[str] = ()) -> A
       raise UserError(f'{file}: no row {name!r}; there are {", ".join(r.name for r in rows)}')
   title, _, text = content['__doc__'].strip().partition('\n')
   kept = tuple(row for row in rows if row.name in (*names, against))
-  folders = {row.alike: row.name for row in reversed(rows)}  # the same whichever rows are wanted
-  return Ablation(title.rstrip('.'), text.strip(), kept, against, table, folders)
+  return Ablation(title.rstrip('.'), text.strip(), kept, against, table)
 
 
 def runs(ablation: Ablation, seeds: Sequence[int]) -> list[tuple[list[Row], int]]:
@@ -196,11 +195,12 @@ def run_all(args: argparse.Namespace, ablation: Ablation) -> dict[str, Results]:
   folds = numbers('--folds', args.folds)
   results = {row.name: Results() for row in ablation.rows}
   donors = [Path(folder) for folder in args.reuse]
+  # Of a call with other rows, which make other runs.
+  donors += sorted(folder.parent for folder in args.workdir.glob('*/seed*-fold*/config.json'))
   todo = runs(ablation, numbers('--seeds', args.seeds))
   for i, ((rows, seed), fold) in enumerate(itertools.product(todo, folds), 1):
     names = ', '.join(row.name for row in rows)
-    folder = slug(ablation.folders.get(rows[0].alike, rows[0].name))
-    workdir = args.workdir / folder / f'seed{seed}-fold{fold}'
+    workdir = args.workdir / folder_of(rows) / f'seed{seed}-fold{fold}'
     changes = settings(args, rows, seed, fold)
     say(f'run {i} of {len(todo) * len(folds)}, seed {seed}, fold {fold}: {names}')
     typed = command(args, changes, workdir, [d for d in donors if d != workdir])
@@ -211,7 +211,7 @@ def run_all(args: argparse.Namespace, ablation: Ablation) -> dict[str, Results]:
     done = subprocess.run(run, stdout=subprocess.DEVNULL)
     if done.returncode:
       raise UserError(f'{names}: the run ended with status {done.returncode}; see above')
-    donors.append(workdir)
+    donors = [*(d for d in donors if d != workdir), workdir]
     for row in rows:
       read(results[row.name], workdir / ablation.table.stage, row.model, seed)
   return results
@@ -292,7 +292,9 @@ def queries_of(ablation: Ablation, results: dict[str, Results]) -> list[str]:
 
 
 def other_documents(ablation: Ablation, results: dict[str, Results]) -> str:
-  """A warning if rows rank different numbers of documents of a query; '' if they do not."""
+  """A warning if the table has PNR, and rows rank different numbers of documents of a query."""
+  if 'pnr' not in ablation.metrics:
+    return ''
   queries = queries_of(ablation, results)
   counts = {
     name: [next(iter(row.by_seed.values()))[query].get('documents', 0) for query in queries]
@@ -314,9 +316,12 @@ def numbers(flag: str, text: str) -> tuple[int, ...]:
     raise UserError(f'{flag}={text}: write numbers with commas, such as 0,1,2') from e
 
 
-def slug(name: str) -> str:
-  """A row's name as a folder name."""
-  return ''.join(c if c.isalnum() or c in '.-' else '_' for c in name)
+def folder_of(rows: Sequence[Row]) -> str:
+  """A folder name for the runs of some rows: their names, or their start and a digest."""
+  name = '+'.join(''.join(c if c.isalnum() or c in '.-' else '_' for c in r.name) for r in rows)
+  if len(name) <= LONGEST:
+    return name
+  return f'{name[: LONGEST - 9]}-{manifest.digest([row.name for row in rows])[:8]}'
 
 
 def main(argv=None) -> None:
