@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -169,8 +170,10 @@ class Watchdog:
   """Ends this process with an error if `beat()` was not called for `seconds`.
 
   A collective waits forever for a peer that is alive but stuck, and JAX does not notice. A context
-  manager; active only with more than one process.
+  manager; active only with more than one process. Work inside of other work beats for both.
   """
+
+  _entered: ClassVar[list['Watchdog']] = []
 
   def __init__(self, what: str, seconds: float):
     self._what, self._seconds = what, seconds
@@ -178,15 +181,19 @@ class Watchdog:
     self._done = threading.Event()
 
   def __enter__(self):
+    self._entered.append(self)
+    self.beat()
     if jax.process_count() > 1 and self._seconds:
       threading.Thread(target=self._watch, daemon=True).start()
     return self
 
   def __exit__(self, *_):
+    self._entered.remove(self)
     self._done.set()
 
   def beat(self) -> None:
-    self._last = time.monotonic()
+    for watchdog in self._entered:
+      watchdog._last = time.monotonic()
 
   def _watch(self) -> None:
     while not self._done.wait(min(self._seconds / 4, 5)):
