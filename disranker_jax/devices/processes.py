@@ -134,7 +134,10 @@ class StopRequest:
   """True once this process has received SIGTERM or Ctrl-C; a second Ctrl-C stops at once.
 
   A context manager that restores the old handlers. `signal` is the first signal's number, or 0.
+  Work inside of other work is asked together with it.
   """
+
+  _entered: ClassVar[list['StopRequest']] = []
 
   def __init__(self):
     self.signal = 0
@@ -148,12 +151,14 @@ class StopRequest:
     return bool(self.signal)
 
   def __enter__(self):
+    self._entered.append(self)
     with contextlib.suppress(ValueError):  # not the main thread, as in a notebook's worker
       for number in (signal.SIGTERM, signal.SIGINT):
         self._before[number] = signal.signal(number, self._handle)
     return self
 
   def __exit__(self, *_):
+    self._entered.remove(self)
     for number, old in self._before.items():
       signal.signal(number, old)
 
@@ -162,7 +167,9 @@ class StopRequest:
       raise KeyboardInterrupt
     global _asked
     if not self.signal:
-      self.signal = _asked = number
+      _asked = number
+      for request in self._entered:
+        request.signal = request.signal or number
       progress.say('stopping after this step; press Ctrl-C again to stop at once')
 
 
@@ -192,8 +199,9 @@ class Watchdog:
     self._done.set()
 
   def beat(self) -> None:
+    now = time.monotonic()
     for watchdog in self._entered:
-      watchdog._last = time.monotonic()
+      watchdog._last = now
 
   def _watch(self) -> None:
     while not self._done.wait(min(self._seconds / 4, 5)):
