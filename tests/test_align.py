@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_collection import collection
 
 from disranker_jax import config as configs
 from disranker_jax.data.batches import Packer, join
@@ -18,7 +19,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.generative import evidence, examples
 from disranker_jax.generative.examples import Example, ExamplePage, Material
 from disranker_jax.generative.records import VIEWS, Match, Ngram
-from disranker_jax.generative.stages import align, ltrgr, ranking, refresh, retrieve
+from disranker_jax.generative.stages import align, index, ltrgr, ranking, refresh, retrieve
 from disranker_jax.models import load, tree
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.stages import held_out, prepare, roles
@@ -374,6 +375,30 @@ def test_examples_keep_their_places_when_their_pages_are_found_again(tmp_path):
     finder.stored(4)
   shards.write(range(1, 2), [('q3', [])])
   assert finder.stored(4) == [new['q1'], found.examples[3]]
+
+
+def test_pages_are_found_by_the_variables_of_the_step(tmp_path):
+  run = make_run(tmp_path)
+  run.config.data.update(collection(tmp_path))
+  run.config.retriever.update(views=('title',), title_length=6)
+  run.config.retrieve.update(beams=3, batch_rows=3, depth=2)
+  run.folder('index').mkdir()
+  (run.folder('index') / 'manifest.json').write_text('{"fingerprint": "i"}')
+  index.build(run)
+  model, variables = opened(run)
+
+  def of_found(group, one) -> Example:
+    return Example(group.query, tuple(ExamplePage(d, matches=p.matches) for d, p in one.pages))
+
+  groups = [Group(f'q{i}', f'how to {verb} a file', ()) for i, verb in enumerate(('sort', 'open'))]
+  found = dataclasses.replace(material(2), groups=groups, example=of_found)
+  learned = held_out.Subset(found.examples, np.arange(2))
+  finder = refresh.Finder(run, 'align', model, found, learned, lambda one: bool(one.pages))
+  first = finder.find(variables, 2)
+  assert [one.query for one in first] == [group.query for group in groups]
+  assert all(len(one.pages) == 2 and page.matches for one in first for page in one.pages)
+  other = finder.find(jax.tree.map(lambda x: 0.9 * x, variables), 4)
+  assert other != first and finder.stored(2) == first and finder.stored(4) == other
 
 
 def test_held_out_queries_are_measured(tmp_path, monkeypatch):

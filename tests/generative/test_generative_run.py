@@ -88,8 +88,6 @@ def test_the_pages_of_align_are_found_again_by_the_retriever_of_that_step(done):
     for (_, page), (_, then) in zip(pages, before[query_id], strict=False)
   ]
   assert any(now != then for now, then in scores)
-  # One step with a small rate changes little.
-  assert all(now == pytest.approx(then, rel=0.2, abs=5) for now, then in scores)
 
 
 def test_a_second_call_changes_nothing_and_a_new_row_costs_only_itself(done):
