@@ -101,6 +101,7 @@ MORE = (
   'exporting/test_relatives.py::*xlm-roberta*',
   'exporting/test_relatives.py::*electra*',
   'exporting/test_relatives.py::*modernbert-local*',
+  'generative/test_generative_processes.py::*labels*',
   'rewriting/test_rollouts.py::test_several_devices_and_processes*',
   'serve/test_bench.py::*',
   'serve/test_command.py::TestMistakes::*',

@@ -33,3 +33,28 @@ def test_the_next_stage_does_not_start(tmp_path, number):
   assert manifest.read(tmp_path / 'data')['status'] == 'done'
   assert not (tmp_path / 'cpt').exists()
   assert not processes.asked()  # once only
+
+
+def test_work_inside_of_other_work_is_asked_together_with_it():
+  """A search inside of training that ends just then must not swallow the request."""
+  with processes.StopRequest() as outer:
+    with processes.StopRequest() as inner:
+      assert not outer
+      os.kill(os.getpid(), signal.SIGTERM)
+      assert inner and outer
+    with processes.StopRequest() as later:
+      assert not later
+    assert outer.stopped('').interrupted is False
+  assert processes.asked() == signal.SIGTERM
+  with processes.StopRequest() as request:
+    assert not request
+
+
+def test_a_watchdog_is_fed_by_the_work_inside_of_it():
+  with processes.Watchdog('training', 0.0) as outer, processes.Watchdog('search', 0.0) as inner:
+    outer._last = 0.0
+    inner.beat()
+    assert outer._last == inner._last > 0
+  outer._last = 0.0
+  inner.beat()
+  assert outer._last == 0.0

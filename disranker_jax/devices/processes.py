@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -133,7 +134,10 @@ class StopRequest:
   """True once this process has received SIGTERM or Ctrl-C; a second Ctrl-C stops at once.
 
   A context manager that restores the old handlers. `signal` is the first signal's number, or 0.
+  Work inside of other work is asked together with it.
   """
+
+  _entered: ClassVar[list['StopRequest']] = []
 
   def __init__(self):
     self.signal = 0
@@ -147,12 +151,14 @@ class StopRequest:
     return bool(self.signal)
 
   def __enter__(self):
+    self._entered.append(self)
     with contextlib.suppress(ValueError):  # not the main thread, as in a notebook's worker
       for number in (signal.SIGTERM, signal.SIGINT):
         self._before[number] = signal.signal(number, self._handle)
     return self
 
   def __exit__(self, *_):
+    self._entered.remove(self)
     for number, old in self._before.items():
       signal.signal(number, old)
 
@@ -161,7 +167,9 @@ class StopRequest:
       raise KeyboardInterrupt
     global _asked
     if not self.signal:
-      self.signal = _asked = number
+      _asked = number
+      for request in self._entered:
+        request.signal = request.signal or number
       progress.say('stopping after this step; press Ctrl-C again to stop at once')
 
 
@@ -169,8 +177,10 @@ class Watchdog:
   """Ends this process with an error if `beat()` was not called for `seconds`.
 
   A collective waits forever for a peer that is alive but stuck, and JAX does not notice. A context
-  manager; active only with more than one process.
+  manager; active only with more than one process. Work inside of other work beats for both.
   """
+
+  _entered: ClassVar[list['Watchdog']] = []
 
   def __init__(self, what: str, seconds: float):
     self._what, self._seconds = what, seconds
@@ -178,15 +188,20 @@ class Watchdog:
     self._done = threading.Event()
 
   def __enter__(self):
+    self._entered.append(self)
+    self.beat()
     if jax.process_count() > 1 and self._seconds:
       threading.Thread(target=self._watch, daemon=True).start()
     return self
 
   def __exit__(self, *_):
+    self._entered.remove(self)
     self._done.set()
 
   def beat(self) -> None:
-    self._last = time.monotonic()
+    now = time.monotonic()
+    for watchdog in self._entered:
+      watchdog._last = now
 
   def _watch(self) -> None:
     while not self._done.wait(min(self._seconds / 4, 5)):

@@ -7,12 +7,13 @@ is trained; their log-probabilities are computed again, with gradients.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from disranker_jax.data.batches import EncodedGroup
 from disranker_jax.data.encoded import Encoded
-from disranker_jax.data.records import UNJUDGED
+from disranker_jax.data.records import UNJUDGED, Group
 from disranker_jax.errors import UserError
 from disranker_jax.generative import evidence
 from disranker_jax.generative.ngrams import VALUES
@@ -70,12 +71,16 @@ class Material:
   prompt    (query, view) -> the token ids of the prompt
   written   (query, page, rng) -> [(view, tokens)]: what the retriever shall write for a relevant
             page, tokens as of an n-gram, at most one text of each view
+  groups    the labelled query of each example
+  example   (group, what a retriever found for it) -> its example
   """
 
   examples: Sequence[Example]
   size: int
   prompt: Callable[[str, str], Sequence[int]]
   written: Callable[[str, ExamplePage, np.random.Generator], Sequence[tuple[str, Sequence[int]]]]
+  groups: Sequence[Group] = ()
+  example: Callable[[Group, Any], Example] | None = None
 
 
 def base_score(page: ExamplePage, ngrams: int) -> float:

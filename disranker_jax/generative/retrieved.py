@@ -95,16 +95,17 @@ def material(run, model: TextModel) -> Material:
     group.query_id: {d.doc_id: float(s) for d, s in zip(group.docs, scores, strict=True)}
     for group, scores in (scored[i] for i in range(len(scored)))
   }
-  found = [
-    example(group, one, targets.get(group.query_id, {}), pages.numbers)
-    for group, one in zip(groups, retrieve.read(run, groups), strict=True)
-  ]
+
+  def example_of(group: Group, one: Retrieved) -> Example:
+    return example(group, one, targets.get(group.query_id, {}), pages.numbers)
+
+  found = list(map(example_of, groups, retrieve.read(run, groups)))
   teaching = Teaching.of(pages, Prompts(model))
 
   def written(query: str, page: ExamplePage, rng: np.random.Generator):
     return teaching.targets(query, pages.numbers[page.doc_id], rng)
 
-  return Material(found, len(pages.text_N), teaching.prompts, written)
+  return Material(found, len(pages.text_N), teaching.prompts, written, groups, example_of)
 
 
 def example(

@@ -47,6 +47,11 @@ class Subset(Sequence):
   def __getitem__(self, i: int):
     return self._source[int(self._kept[i])]
 
+  def of(self, source: Sequence) -> 'Subset':
+    """The same places of another source."""
+    inner = self._source.of(source) if isinstance(self._source, Subset) else source
+    return Subset(inner, self._kept)
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:

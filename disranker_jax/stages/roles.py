@@ -114,15 +114,20 @@ def check_student(model: TextModel) -> None:
     )
 
 
+def training_data(run, stage: str, task: train.Task, source, encode, draw=None) -> batches.Training:
+  """The batches of a stage, in an order that depends on its seeds and the size of its source."""
+  from disranker_jax.pipeline import systems  # which imports the stages
+
+  seed = run.config.seed + systems.model_settings(run.config, stage).seed
+  blocks = run.config[stage].data_shards
+  return batches.training(source, encode, task.shape, seed=seed, draw=draw, blocks=blocks)
+
+
 def job(
   run, stage: str, task: train.Task, source, encode, draw=None, unit='pairs'
 ) -> tuple[train.Job, OfflineFeed]:
   """A stage's task for the configured number of steps, and the feed of its records."""
-  from disranker_jax.pipeline import systems  # which imports the stages
-
-  c = run.config[stage]
-  seed = run.config.seed + systems.model_settings(run.config, stage).seed
-  data = batches.training(source, encode, task.shape, seed=seed, draw=draw, blocks=c.data_shards)
+  c, data = run.config[stage], training_data(run, stage, task, source, encode, draw)
   steps = train.steps(c, data, len(source))
   logs = run.config.tensorboard, run.config.wandb_project
   folder, watchdog_s = run.folder(stage), run.config.watchdog_s

@@ -3,35 +3,22 @@
 import json
 import os
 import pathlib
-import runpy
 import subprocess
 import sys
 
 import pytest
+import tiny_dgr
 from small_collection import collection
 
 from disranker_jax.commands import search
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline import runner
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = tiny_dgr.ROOT
 
 
 def config(folder: pathlib.Path, **changes):
-  """configs/dgr.py with tiny models; changes by dotted key, written with two underscores."""
-  c = runpy.run_path(str(ROOT / 'configs' / 'dgr.py'))['get_config']()
-  c.data.update(collection(folder))
-  for role in ('teacher', 'retriever'):
-    c[role].update(model='tiny-decoder', precision='float32', lora_rank=4, max_len=96, row_len=96)
-  for stage in ('cpt', 'memorise', 'ltrgr', 'align'):
-    c[stage].update(batch_rows=8, max_steps=3, save_every=100)
-  # Enough to find pages by n-grams that weigh something.
-  c.memorise.update(trainable='.*', learning_rate=5e-3, max_steps=0, epochs=12.0)
-  c.generate.update(batch_rows=8, max_new=6)
-  c.retrieve.update(beams=3, batch_rows=8, depth=4, queries=0)
-  c.search.training_queries = 4
-  c.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
-  return c
+  return tiny_dgr.config(collection(folder), **changes)
 
 
 @pytest.fixture(scope='module')
@@ -80,6 +67,27 @@ def test_every_n_gram_that_was_written_is_in_the_collection(done):
     assert f' {" ".join(map(str, tokens))} ' in f' {text} '
     assert f' {text} '.count(f' {" ".join(map(str, tokens))} ') <= match.ngram.count
   assert len({match.ngram.view for match in matches}) > 1
+
+
+def test_the_pages_of_align_are_found_again_by_the_retriever_of_that_step(done):
+  from disranker_jax.generative.retrieved import FORMAT, read
+  from disranker_jax.rankers.shards import Shards
+
+  _, workdir = done
+  learned = load(workdir / 'align' / 'manifest.json')['results']['rows']
+  [folder] = (workdir / 'align' / 'found').iterdir()
+  assert folder.name == '000000002'
+  again = {one.query_id: one.pages for one in read(Shards(folder, learned, None, FORMAT))}
+  assert len(again) == learned
+  queries = len({row['query_id'] for row in map(json.loads, (done[0] / 'judgements.jsonl').open())})
+  first = read(Shards(workdir / 'retrieve' / 'shards', queries, None, FORMAT))
+  before = {one.query_id: one.pages for one in first}
+  scores = [
+    (page.score, then.score)
+    for query_id, pages in again.items()
+    for (_, page), (_, then) in zip(pages, before[query_id], strict=False)
+  ]
+  assert any(now != then for now, then in scores)
 
 
 def test_a_second_call_changes_nothing_and_a_new_row_costs_only_itself(done):

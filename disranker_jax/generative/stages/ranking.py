@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from disranker_jax.config.settings import Key, Section, at_least, between
-from disranker_jax.data.batches import EncodedGroup, Shape
+from disranker_jax.data.batches import EncodedGroup, Shape, Training
 from disranker_jax.data.holdout import normalized
 from disranker_jax.data.pool import bundled
 from disranker_jax.data.records import UNJUDGED, Click
@@ -18,6 +18,7 @@ from disranker_jax.evaluation import metrics
 from disranker_jax.generative.examples import Drawn, Encoder, Example, Material, mean_best
 from disranker_jax.generative.ngrams import VALUES, PageLoss
 from disranker_jax.generative.records import VIEWS
+from disranker_jax.generative.stages import refresh, retrieve
 from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.pipeline.stage import Use
 from disranker_jax.progress import say
@@ -83,7 +84,11 @@ class Method:
       total = c.epochs * queries * (self.pages(c) * c.ngrams * NGRAM + OTHERS)
       step = c.batch_rows * settings.row_len * c.gradient_accumulation_steps
       total = min(total, c.max_steps * step) if c.max_steps else total
-      return total, f'{queries:,} queries, {c.epochs:g} times'
+      said = f'{queries:,} queries, {c.epochs:g} times'
+      if c.refresh and (times := int((total / step - 1) // c.refresh)) > 0:
+        total += times * queries * retrieve.tokens_per_query(config)
+        said = f'{said}, searched {times} times'
+      return total, said
 
     return (Use(ROLE, ROLE, lambda: open_model(settings, 'lm'), c.batch_rows, tokens=tokens),)
 
@@ -99,7 +104,16 @@ class Method:
     """The stage on some examples. What is learned of each is drawn again in every epoch."""
     task = self.task(run.config, model.network, scale)
     encode, draw = self.encoder(run.config, material), self.drawing(run.config, material)
-    return roles.job(run, self.stage, task, examples, encode, draw, unit='pages')
+    todo, feed = roles.job(run, self.stage, task, examples, encode, draw, unit='pages')
+    if every := self.settings(run.config).refresh:
+
+      def data_of(examples: Sequence[Example]) -> Training:
+        return roles.training_data(run, self.stage, task, examples, encode, draw)
+
+      usable = functools.partial(self.usable, self.settings(run.config))
+      finder = refresh.Finder(run, self.stage, model, material, examples, usable)
+      feed = refresh.RefreshedFeed(feed, run.mesh, every, data_of, finder.find, finder.stored)
+    return todo, feed
 
   def measure(
     self, run, model: TextModel, material: Material, examples: Sequence[Example], scale: float
@@ -155,6 +169,12 @@ def open_material(run, model: TextModel) -> Material:
 def check_records(stage: str, run) -> None:
   """Raises: UserError before the first stage if this one decides by a validation that it lacks."""
   held_out.check_records(run, stage, 'judgements')
+
+
+def outside(stage: str, config, workdir) -> dict[str, str]:
+  """How often pages are found again."""
+  every = config[stage].refresh
+  return {f'{stage}.refresh': str(every)} if every else {}
 
 
 def as_click(example: Example) -> Click:
@@ -226,4 +246,9 @@ SETTINGS: Section = {
   'generation': Key(
     1.0, at_least(0), "Weight of the next-token loss on the relevant page's title, text and query."
   ),
+  'refresh': Key(
+    0, at_least(0),
+    'Search for the training queries again every so many steps, with the retriever as it is then; '
+    '0: never. Pages that the teacher has not scored are not ordered by it.', affects_results=False,
+  ),  # an input of the stage tells it, see pipeline/inputs.py
 }  # fmt: skip

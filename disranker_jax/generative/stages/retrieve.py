@@ -6,7 +6,7 @@ is stored about once a minute, so a restart searches what is missing.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from disranker_jax import escaping
 from disranker_jax.config.settings import Key, Section, at_least
@@ -62,28 +62,38 @@ def maker(run) -> dict:
 def execute(run: Run) -> dict:
   groups = queries(run)
   shards = open_shards(run, len(groups), maker(run))
-  processes.first_alone('folder', lambda: shards.folder.mkdir(parents=True, exist_ok=True))
-  missing = shards_of.agreed(processes.first_alone('retrieve: look', shards.missing) or [])
-  facts = search_missing(run, groups, shards, missing) if missing else {}
-  processes.barrier('all queries are searched')
+  facts = fill(run, groups, shards, lambda: open_it(run), 'retrieve')
   return (processes.first_alone('retrieve: finish', lambda: finish(run, groups)) or {}) | facts
 
 
-def search_missing(run, groups, shards: Shards, missing: Sequence[range]) -> dict:
-  """Searches the queries that are in no shard; process 0 stores what is found."""
-  c, searching = run.config.retrieve, open_it(run)
+def fill(
+  run, groups: Sequence[Group], shards: Shards, opened: Callable[[], Retriever], label: str
+) -> dict:
+  """Searches the queries that are in no shard, with the retriever that `opened` gives."""
+  processes.first_alone('folder', lambda: shards.folder.mkdir(parents=True, exist_ok=True))
+  missing = shards_of.agreed(processes.first_alone(f'{label}: look', shards.missing) or [])
+  facts = search_missing(run, groups, shards, missing, opened(), label) if missing else {}
+  processes.barrier(f'{label}: all queries are searched')
+  return facts
+
+
+def search_missing(
+  run, groups, shards: Shards, missing: Sequence[range], searching: Retriever, label: str
+) -> dict:
+  """Searches the missing queries; process 0 stores what is found."""
+  c = run.config.retrieve
   units = shards_of.units(missing, c.batch_rows)
   done = len(groups) - sum(map(len, units))
   first = processes.is_first()
   storing = shards_of.Writer(shards, c.shard_seconds) if first else contextlib.nullcontext()
-  with storing as stored, Progress('retrieve', len(groups), 'queries', done) as progress:
+  with storing as stored, Progress(label, len(groups), 'queries', done) as progress:
     for unit, i, found in searching([group.query for group in groups], units):
       if first:
         stored.add(unit, (groups[i].query_id, kept_of(run, searching, found)))
       done += 1
       progress.update(done, 1)
   rate = searching.tokens / max(searching.seconds, 1e-9)
-  say(f'retrieve: {rate:,.0f} tokens/s in {c.beams} beams')
+  say(f'{label}: {rate:,.0f} tokens/s in {c.beams} beams')
   return {'tokens_per_s': rate}
 
 
