@@ -102,5 +102,4 @@ STAGE = Stage(
   reads_records=lambda config: ('judgements',), head=lambda config: 'lm', task=METHOD.task,
   uses=METHOD.uses,
   check_records=functools.partial(ranking.check_records, NAME),
-  outside=functools.partial(ranking.outside, NAME),
 )  # fmt: skip

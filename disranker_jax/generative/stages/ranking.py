@@ -171,12 +171,6 @@ def check_records(stage: str, run) -> None:
   held_out.check_records(run, stage, 'judgements')
 
 
-def outside(stage: str, config, workdir) -> dict[str, str]:
-  """How often pages are found again."""
-  every = config[stage].refresh
-  return {f'{stage}.refresh': str(every)} if every else {}
-
-
 def as_click(example: Example) -> Click:
   """An example as the held-out queries are chosen by."""
   return Click(example.query, '', '')
@@ -249,6 +243,6 @@ SETTINGS: Section = {
   'refresh': Key(
     0, at_least(0),
     'Search for the training queries again every so many steps, with the retriever as it is then; '
-    '0: never. Pages that the teacher has not scored are not ordered by it.', affects_results=False,
-  ),  # an input of the stage tells it, see pipeline/inputs.py
+    '0: never. Pages that the teacher has not scored are not ordered by it.',
+  ),
 }  # fmt: skip
