@@ -83,10 +83,10 @@ HEAVY = (
 # `make test-more` has these: whole runs, processes and benches in rarer cases than those of
 # `make test`, and model types that differ little from one that is tested there.
 MORE = (
+  'pipeline/test_again.py::TestReuse::*',
+  'pipeline/test_again.py::TestSeeds::*',
   'pipeline/test_pipeline.py::TestStopped::*kills0*',
   'pipeline/test_pipeline.py::TestOwnData::test_jsonl_files_go_through_every_stage',
-  'pipeline/test_pipeline.py::TestReuse::*',
-  'pipeline/test_pipeline.py::TestSeeds::*',
   'pipeline/test_generated.py::test_killed_while_it_writes*',
   'pipeline/test_generated.py::test_without_any_judged_query*',
   'pipeline/test_hidden.py::*',
