@@ -4,7 +4,7 @@ import re
 
 from ml_collections import ConfigDict
 
-from disranker_jax.data import batches
+from disranker_jax.data import streams
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models import eight_bits, hf, tree
@@ -122,7 +122,7 @@ def job(
 
   c = run.config[stage]
   seed = run.config.seed + systems.model_settings(run.config, stage).seed
-  data = batches.training(source, encode, task.shape, seed=seed, draw=draw, blocks=c.data_shards)
+  data = streams.training(source, encode, task.shape, seed=seed, draw=draw, blocks=c.data_shards)
   steps = train.steps(c, data, len(source))
   logs = run.config.tensorboard, run.config.wandb_project
   folder, watchdog_s = run.folder(stage), run.config.watchdog_s
