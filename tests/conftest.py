@@ -136,6 +136,8 @@ MORE = (
   'test_generate.py::test_greedy_with_cache*phi3*',
   'test_generate.py::test_greedy_with_cache*qwen*',
   'test_generate.py::test_greedy_with_cache*smollm3*',
+  'test_generate.py::test_with_a_shared_prefix*gemma3*',
+  'test_generate.py::test_with_a_shared_prefix*ministral*',
   'test_families.py::test_a_stage_trains_it*',
   'test_gguf.py::test_tokenizer_agrees*',
   'test_gguf.py::test_the_capital_of_france_is_paris',
