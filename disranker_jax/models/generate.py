@@ -286,8 +286,7 @@ def advance(network, variables, body, tokens_BT, positions_BT, caches, segments_
   """Hidden states of the tokens in the slots from `start` on, and the caches with them added."""
   module, c = network.module, network.config
   x_BTD = module.apply(variables, tokens_BT, method='embedded')
-  # Without the barrier XLA on a CPU computes cosines and sines again in each layer.
-  angles = jax.lax.optimization_barrier(kinds.angles(c.kinds, positions_BT, c.head_dim))
+  angles = kinds.angles(c.kinds, positions_BT, c.head_dim)
   out = []
   for number, layer, cache in zip(kinds.numbers(c.kinds).tolist(), body, caches, strict=True):
     x_BTD, cache = module.block.apply(layer, x_BTD, number, segments_BS, angles, cache, start)
