@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from disranker_jax.commands.common import Parser, load_config, prepare_absl
-from disranker_jax.data import batches, pool
+from disranker_jax.data import batches, pool, streams
 from disranker_jax.data.bundles import Bundle
 from disranker_jax.data.tokenising import Encoder
 from disranker_jax.devices import runtime, sharding
@@ -54,7 +54,7 @@ def training(run, stage: str, side, draw=None, predict=None):
   one = batches.encode_click if stage == 'cpt' else batches.encode_group
   encode = functools.partial(one, side.prompt(predict=predict))
   c = run.config[stage]
-  data = batches.training(source, encode, task.shape, seed=0, draw=draw, blocks=c.data_shards)
+  data = streams.training(source, encode, task.shape, seed=0, draw=draw, blocks=c.data_shards)
   stream, used = data.stream(0), 0
   for _ in range(BATCHES):
     block, names = stream.next()

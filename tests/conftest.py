@@ -83,10 +83,10 @@ HEAVY = (
 # `make test-more` has these: whole runs, processes and benches in rarer cases than those of
 # `make test`, and model types that differ little from one that is tested there.
 MORE = (
+  'pipeline/test_again.py::TestReuse::*',
+  'pipeline/test_again.py::TestSeeds::*',
   'pipeline/test_pipeline.py::TestStopped::*kills0*',
   'pipeline/test_pipeline.py::TestOwnData::test_jsonl_files_go_through_every_stage',
-  'pipeline/test_pipeline.py::TestReuse::*',
-  'pipeline/test_pipeline.py::TestSeeds::*',
   'pipeline/test_generated.py::test_killed_while_it_writes*',
   'pipeline/test_generated.py::test_without_any_judged_query*',
   'pipeline/test_hidden.py::*',
@@ -137,6 +137,8 @@ MORE = (
   'test_generate.py::test_greedy_with_cache*phi3*',
   'test_generate.py::test_greedy_with_cache*qwen*',
   'test_generate.py::test_greedy_with_cache*smollm3*',
+  'test_generate.py::test_with_a_shared_prefix*gemma3*',
+  'test_generate.py::test_with_a_shared_prefix*ministral*',
   'test_families.py::test_a_stage_trains_it*',
   'test_gguf.py::test_tokenizer_agrees*',
   'test_gguf.py::test_the_capital_of_france_is_paris',

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disranker_jax.data import batches
+from disranker_jax.data import batches, streams
 from disranker_jax.data.batches import EncodedGroup, Packer, Shape
 from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.records import UNJUDGED, Click, Document, Group
@@ -242,7 +242,7 @@ def endless(seed=3, block=0, blocks=1):
   """A stream of blocks, all of which have the same shape however many there are."""
   source = [(i, 3) for i in range(7)]
   shape = dataclasses.replace(SHAPE, rows=SHAPE.rows * blocks)
-  data = batches.training(source, encode, shape, seed=seed, draw=draw, blocks=blocks)
+  data = streams.training(source, encode, shape, seed=seed, draw=draw, blocks=blocks)
   return data.stream(block)
 
 
@@ -333,7 +333,7 @@ def test_filling_has_no_document():
 
 
 def test_a_query_that_cannot_fit_is_named_while_training_too():
-  data = batches.training([9], lambda i: group(60, name=str(i)), SHAPE, seed=0)
+  data = streams.training([9], lambda i: group(60, name=str(i)), SHAPE, seed=0)
   with pytest.raises(UserError, match="query '9'"):
     data.stream(0).next()
 

@@ -3,10 +3,11 @@
 import hf_reference as reference
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from disranker_jax.errors import UserError
-from disranker_jax.models.generate import generate
+from disranker_jax.models.generate import common, generate, share
 from disranker_jax.models.network import Network
 
 
@@ -97,6 +98,65 @@ def test_no_row_ends_before_min_new_tokens(tiny):
   assert {len(row) for row in generate(model, variables, prompts, max_new=5, eos_id=stops)} == {1}
   late = generate(model, variables, prompts, max_new=5, eos_id=stops, min_new=3)
   assert all(not stops & set(row[:3]) and len(row) > 3 for row in late)
+
+
+def test_without_an_end_token_min_new_bars_no_token(tiny):
+  model, variables = tiny
+  last = model.config.vocab - 1
+  louder = np.array(variables['params']['lm_head']['kernel'])
+  louder[:, -1] *= 50  # the last token's logit is the largest wherever it is not negative
+  variables = {'params': {**variables['params'], 'lm_head': {'kernel': louder}}}
+  prompts = reference.sequences((5, 2, 9, 7))
+  free = generate(model, variables, prompts, max_new=5, eos_id=-1)
+  assert last in {token for row in free for token in row}
+  assert generate(model, variables, prompts, max_new=5, eos_id=-1, min_new=5) == free
+
+
+@pytest.mark.parametrize('kind', ['llama', 'local_global', 'gemma3', 'ministral'])
+def test_with_a_shared_prefix_the_tokens_are_the_same(kind):
+  # Rests of 1, 3 and 20 tokens: prompts begin in different slots, the windows with them.
+  model, variables = reference.network(kind, 6.0, head='lm')
+  prefix, *rests = reference.sequences((19, 1, 3, 20))
+  prompts = [prefix + rest for rest in rests]
+  shared = share(model, variables, prefix)
+  options = {'max_new': 6, 'eos_id': -1, 'samples': 2, 'temperature': 1.2, 'top_p': 0.9}
+  assert generate(model, variables, prompts, shared=shared, **options) == generate(
+    model, variables, prompts, **options
+  )
+  short = share(model, variables, prefix[:5])
+  rows, logprobs = generate(
+    model, variables, prompts, max_new=6, eos_id=-1, at_least=50, shared=short, with_logprobs=True
+  )
+  plain, expected = generate(model, variables, prompts, max_new=6, eos_id=-1, with_logprobs=True)
+  assert rows == plain
+  for got, want in zip(logprobs, expected, strict=True):
+    assert got == pytest.approx(want, abs=1e-3)
+
+
+def test_the_shared_prefix_is_read_from_the_cache_alone():
+  model, variables = reference.network('llama', 6.0, head='lm')  # without a window
+  prefix, rest, other = reference.sequences((30, 18, 30))  # 48 tokens: no padding
+  shared = share(model, variables, prefix)
+  mixed = shared._replace(caches=share(model, variables, other).caches)
+  options = {'max_new': 3, 'eos_id': -1, 'with_logprobs': True}
+  _, [right] = generate(model, variables, [prefix + rest], shared=shared, **options)
+  _, [wrong] = generate(model, variables, [prefix + rest], shared=mixed, **options)
+  assert np.abs(right - wrong).max() > 0.01
+
+
+def test_what_all_prompts_begin_with():
+  assert common([[1, 2, 3, 4], [1, 2, 5], [1, 2, 3]]) == [1, 2]
+  assert common([[1, 2], [1, 2, 5]]) == [1]  # a prompt goes on after it
+  assert common([[7, 8]]) == [7]
+  assert common([[1, 2], [2, 2]]) == []
+
+
+@pytest.mark.parametrize('wrong', [[1, 2, 4, 9], [1, 2, 3], [1]])
+def test_a_prompt_without_the_shared_tokens_is_refused(tiny, wrong):
+  model, variables = tiny
+  shared = share(model, variables, [1, 2, 3])
+  with pytest.raises(UserError, match='does not begin with the 3 shared tokens'):
+    generate(model, variables, [[1, 2, 3, 4], wrong], shared=shared)
 
 
 @pytest.mark.parametrize('precision', ['bfloat16', 'bfloat16_dots'])

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from disranker_jax.config import check, defaults
 from disranker_jax.data import prompts, tokenising
 from disranker_jax.data.prompts import PairPrompt, TextPrompt, document_text
 from disranker_jax.data.records import Document
@@ -296,69 +295,6 @@ def test_what_is_predicted_is_only_what_was_kept(mistral):
   assert counts(mistral, long.ids[slice(*long.predict)]) == (8, 0, 0)
 
 
-@pytest.mark.parametrize(
-  'template, text',
-  [
-    (PAPER, '<s>Q1 : T1 : S1</s>'),
-    (QUERY_LAST, '<s>T1: S1\n\nSummary: Q1</s>'),
-    ('{summary} | {query} | {title}!', '<s>S1 | Q1 | T1!</s>'),
-  ],
-)
-def test_a_template_orders_the_fields(mistral, template, text):
-  assert mistral.decode(one(TextPrompt(mistral, 64, 16, template), 'Q1', 'T1', 'S1').ids) == text
-
-
-@pytest.mark.parametrize(
-  'template',
-  ['{{{query}}} : {{title}} {title} }}{{ {summary}', '{{"q": {query} {title}\n{summary}}}'],
-)
-def test_double_braces_in_a_template_are_braces_as_in_str_format(mistral, template):
-  fields = {'query': 'Q1', 'title': '{{', 'summary': 'S1'}
-  text, spans = prompts.render(template, fields)
-  assert text == template.format(**fields)
-  assert {name: text[slice(*span)] for name, span in spans.items()} == fields
-  shown = mistral.decode(one(TextPrompt(mistral, 64, 16, template), *fields.values()).ids)
-  assert shown == f'<s>{text}</s>'
-
-
-@pytest.mark.parametrize(
-  'template, where',
-  [
-    ('{query} : {title} : {summary} }', "'}' at character 31;"),
-    ('{query!r} {title} {summary}', "'{query!r}' at character 1;"),
-    ('{query} {title:>9} {summary}', "'{title:>9}' at character 9;"),
-    ('{query} {title} {summary', "'{summary' at character 17;"),
-    ('{query} {} {title} {summary}', "'{}' at character 9;"),
-    ('{{query} {title} {summary}', "'}' at character 8;"),
-    ('{query[0]} {title} {summary}', "'{query[0]}' at character 1;"),
-  ],
-)
-def test_a_brace_that_is_not_of_a_field_is_shown_with_its_position(mistral, template, where):
-  config = defaults()
-  with config.unlocked():
-    config.teacher.template = template
-  for attempt in (lambda: TextPrompt(mistral, 64, 16, template), lambda: check(config)):
-    with pytest.raises(UserError) as caught:
-      attempt()
-    assert where in str(caught.value) and '\n' not in str(caught.value)
-  assert str(caught.value).startswith('config.teacher.template: ')
-
-
-def test_braces_and_fields_in_the_texts_are_only_text(mistral):
-  encoded = one(TextPrompt(mistral, 64, 32, PAPER), '{title} {0}', 'a {query}', '}{')
-  assert mistral.decode(encoded.ids) == '<s>{title} {0} : a {query} : }{</s>'
-
-
-@pytest.mark.parametrize(
-  'template', ['{query}', '{query} {title} {summary} {query}', '{query} {title} {body}', '']
-)
-def test_a_template_without_each_field_once_is_refused(mistral, template):
-  with pytest.raises(
-    UserError, match=r'must have \{query\} and \{title\} or \{summary\}, each once'
-  ):
-    TextPrompt(mistral, 64, 16, template)
-
-
 def test_a_tokenizer_without_an_end_is_refused():
   tokenizer = small.opened(small.byte_bpe())
   with pytest.raises(UserError, match=r'no end-of-sequence token.*eos_token'):
@@ -449,10 +385,3 @@ def test_an_encoders_tokenizer_without_a_frame_is_refused_before_the_first_text(
   tokenizer = small.opened(make(), unk_token=None)
   with pytest.raises(UserError, match='needs a post_processor'):
     PairPrompt(tokenizer, 64, 16)
-
-
-def test_a_template_that_leaves_no_room_is_refused(mistral):
-  with pytest.raises(UserError, match=r'^max_len=16: the template alone has \d+ tokens'):
-    TextPrompt(
-      mistral, 16, 8, '{query} is answered by this page or by none of them: {title} {summary}'
-    )

@@ -16,7 +16,7 @@ import pytest
 import trainer
 from jax.experimental.compilation_cache import compilation_cache
 
-from disranker_jax.data import batches
+from disranker_jax.data import streams
 from disranker_jax.devices import sharding
 from disranker_jax.errors import Stopped, UserError
 from disranker_jax.training import train
@@ -50,7 +50,7 @@ def fit(folder: Path, **spec):
   """An unbroken or resumed run of the trainer in this process, batches recorded in FOLDER."""
   spec = trainer.DEFAULTS | spec | {'folder': str(folder / 'job')}
   with pytest.MonkeyPatch.context() as patch:
-    for owner, name in ((batches.Stream, 'next'), (OfflineFeed, 'next')):
+    for owner, name in ((streams.Stream, 'next'), (OfflineFeed, 'next')):
       patch.setattr(owner, name, getattr(owner, name))  # to be put back
     patch.setattr(train.Checkpoints, 'save', train.Checkpoints.save)
     folder.mkdir(exist_ok=True)

@@ -21,7 +21,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from disranker_jax.commands.common import guarded
-from disranker_jax.data import batches
+from disranker_jax.data import batches, streams
 from disranker_jax.data.bundles import Bundle
 from disranker_jax.data.encoded import Encoded
 from disranker_jax.devices import processes, sharding
@@ -109,7 +109,7 @@ def job(spec: dict, source, mesh) -> tuple[train.Job, OfflineFeed]:
     learning_rate=1e-2, save_every=spec['save_every'], **spec['settings']
   )
   shape = batches.Shape(rows=8, row_len=32, docs=2)
-  data = batches.training(source, encode, shape, seed=0, blocks=spec['blocks'])
+  data = streams.training(source, encode, shape, seed=0, blocks=spec['blocks'])
   folder, watchdog_s = Path(spec['folder']), spec['watchdog_s']
   todo = train.Job('test', folder, loss, settings, spec['steps'], 'pairs', watchdog_s)
   feed = OnPolicyFeed if spec['on_policy'] else OfflineFeed
@@ -155,7 +155,7 @@ def validation(spec: dict, todo: train.Job, mesh) -> Validation | None:
 
 def record(file: Path) -> None:
   """From here on every block that is taken is written down: which, where, of what, its digest."""
-  take = batches.Stream.next
+  take = streams.Stream.next
 
   def taken(stream):
     begin = stream.position
@@ -166,7 +166,7 @@ def record(file: Path) -> None:
       f.write(json.dumps(line) + '\n')
     return block, names
 
-  batches.Stream.next = taken
+  streams.Stream.next = taken
 
 
 def taken(folder: Path) -> dict[tuple[int, int], list]:

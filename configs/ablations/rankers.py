@@ -2,8 +2,8 @@
 
 The pretrained LLM by prompts, LLMs that labels train, and the student by what it learns from:
 labels, the teacher, or the prompts' answers (instruction distillation). Students of scores alone
-start without labels and see 150 queries of four documents, 12 prompts each. RankLLaMA and LLM2Vec
-have a new linear head, which needs more steps.
+start without labels and see 150 queries of four documents; PRP answers 12 prompts per query, query
+likelihood four. RankLLaMA and LLM2Vec have a new linear head, which needs more steps.
 """
 
 LIMITS = {'query_tokens': 20, 'doc_tokens': 48}

@@ -84,13 +84,13 @@ def material(run, model: TextModel) -> Material:
   A relevant page of the collection that was not found is an example's last one, without n-grams.
   """
   from disranker_jax.generative.stages import index, retrieve  # which import this module
-  from disranker_jax.stages import score
+  from disranker_jax.stages.scored_records import open_scored
 
   pages, _ = index.load(run)
   groups = retrieve.queries(run)
   # The stage ltrgr needs no scores, so it can run before them.
   is_scored = manifest.is_done(run.folder('score'))
-  scored = score.open_scored(run) if 'score' in run.config.stages and is_scored else ()
+  scored = open_scored(run) if 'score' in run.config.stages and is_scored else ()
   targets = {
     group.query_id: {d.doc_id: float(s) for d, s in zip(group.docs, scores, strict=True)}
     for group, scores in (scored[i] for i in range(len(scored)))

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,36 @@ from disranker_jax.models.network import Network
 # Lengths of prompts and of caches are rounded up to these, so that few shapes are compiled. The
 # prefill computes its padding; the loop over tokens takes longer to compile.
 PROMPT_MULTIPLE, CACHE_MULTIPLE = 16, 64
+
+
+class Shared(NamedTuple):
+  """What calls with the same parameters have in common; `share` makes it.
+
+  operands  as `operands` returns them
+  ids       the tokens that all prompts begin with
+  caches    each layer's keys and values of these, {'k', 'v': [1, K, P, E]}; () if there are none
+  """
+
+  operands: tuple
+  ids: tuple[int, ...] = ()
+  caches: Sequence[dict] = ()
+
+
+def share(network: Network, variables: dict, ids: Sequence[int] = ()) -> Shared:
+  """Computes what `generate` needs once for all prompts that begin with `ids`."""
+  caches = ()
+  if ids:
+    tokens_1P = np.array([ids], np.int32)
+    _, caches = prefill(network, len(ids), 1, variables, tokens_1P, np.ones_like(tokens_1P))
+  return Shared(jax.jit(operands, static_argnums=0)(network, variables), tuple(ids), caches)
+
+
+def common(prompts: Sequence[list[int]]) -> list[int]:
+  """The longest beginning that all prompts have and that is none of them."""
+  first, last = min(prompts), max(prompts)
+  pairs = enumerate(zip(first, last, strict=False))
+  same = next((i for i, (a, b) in pairs if a != b), min(len(first), len(last)))
+  return first[: min(same, *(len(prompt) - 1 for prompt in prompts))]
 
 
 def generate(
@@ -32,6 +63,7 @@ def generate(
   min_new: int = 0,
   numbers: Sequence[int] | None = None,
   with_logprobs: bool = False,
+  shared: Shared | None = None,
 ) -> list[list[int]] | tuple[list[list[int]], list[np.ndarray]]:
   """New token ids for each prompt's ids, without the prompt.
 
@@ -41,23 +73,34 @@ def generate(
   none of its first `min_new` tokens, or at `max_new`. A row's draws depend on `seed` and on its
   prompt's number in `numbers` (below 2**32), by default its place, not on the other rows. Prompts
   are padded to `at_least` tokens, so that calls have the same shape. Of several processes all make
-  the same call and get the same rows.
+  the same call and get the same rows. With `shared` the tokens that all prompts begin with are not
+  computed again, and neither are operands.
 
   `with_logprobs` also returns, for each row, the log-probabilities of its tokens under
   softmax(logits / temperature), of all tokens even if `top_p` excludes some; at temperature 0 under
   softmax(logits).
 
-  Raises: UserError for a network that is not causal or without a head='lm', and for empty prompts.
+  Raises: UserError for a network that is not causal or without a head='lm', for empty prompts, and
+  for prompts that do not go on after what they should share.
   """
   check_writes(network)
   if not prompts or not all(prompts):
     raise UserError('generation needs at least one prompt, and no empty ones')
+  shared = shared or share(network, variables)
+  count = len(shared.ids)
+  if any(len(prompt) <= count or tuple(prompt[:count]) != shared.ids for prompt in prompts):
+    raise UserError(f'a prompt does not begin with the {count} shared tokens, or ends with them')
   eos_id = network.config.eos_id if eos_id is None else eos_id
   stops = sorted(set(eos_id)) if isinstance(eos_id, Iterable) else [eos_id]
   stops = jnp.array([-1 if stop is None else stop for stop in stops], jnp.int32)
   tokens_BT, segments_BT = left_pad(prompts, at_least)
   slots = slots_for(tokens_BT.shape[1] + max_new)
-  last_BD, caches = prefill(network, slots, samples, variables, tokens_BT, segments_BT)
+  if count:
+    last_BD, caches = _prefill_rest(
+      network, slots, samples, variables, shared.operands[0], shared.caches, tokens_BT, segments_BT
+    )
+  else:
+    last_BD, caches = prefill(network, slots, samples, variables, tokens_BT, segments_BT)
   segments_BS = with_room(np.repeat(segments_BT, samples, axis=0), slots)
   numbers = np.arange(len(prompts)) if numbers is None else np.asarray(numbers)
   numbers_B = (numbers[:, None] * samples + np.arange(samples)).astype(np.uint32).reshape(-1)
@@ -65,6 +108,7 @@ def generate(
   out_BN, logprobs_BN, _ = _continue(
     network, temperature > 0, with_logprobs, slots - tokens_BT.shape[1], variables, caches, last_BD,
     segments_BS, min_new, max_new, stops, jax.random.key(seed), numbers_B, settings,
+    shared.operands,
   )  # fmt: skip
   rows_BN = sharding.on_host(out_BN)[:, :max_new]
   rows = [row[: _length(row, stops)].tolist() for row in rows_BN]
@@ -134,10 +178,37 @@ def prefill(network, slots, samples, variables, tokens_BT, segments_BT):
   return jnp.repeat(hidden_BTD[:, -1], samples, axis=0), each
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _prefill_rest(network, slots, samples, variables, body, shared, tokens_BT, segments_BT):
+  """As `prefill`, for rows whose first P tokens have the caches `shared`.
+
+  Rows are right-aligned: what is computed are the columns from P on, which hold all that is not
+  shared, and in shorter rows the end of what is shared once more.
+  """
+  T, P = tokens_BT.shape[1], shared[0]['k'].shape[2]
+  pads_B1 = T - jnp.sum(segments_BT, axis=1, keepdims=True)
+  shared_BS = jnp.clip(jnp.arange(slots)[None] - pads_B1, 0, P - 1)
+
+  def of_layer(x_1KPE):
+    return layers.constrain(jnp.take(x_1KPE[0], shared_BS, axis=1).swapaxes(0, 1))
+
+  caches = jax.tree.map(of_layer, shared)
+  positions_BT = jnp.maximum(jnp.arange(P, T)[None] - pads_B1, 0)
+  segments_BS = jnp.pad(segments_BT, ((0, 0), (0, slots - T)), constant_values=1)
+  hidden_BTD, caches = advance(
+    network, variables, body, tokens_BT[:, P:], positions_BT, caches, segments_BS, P
+  )
+
+  def of_samples(x):
+    return layers.constrain(jnp.repeat(x, samples, axis=0))
+
+  return jnp.repeat(hidden_BTD[:, -1], samples, axis=0), jax.tree.map(of_samples, caches)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
 def _continue(
   network, sample, scored, room, variables, caches, last_BD, segments_BS, min_new, max_new, stops,
-  key, numbers_B, settings,
+  key, numbers_B, settings, prepared,
 ):  # fmt: skip
   """Up to `max_new` tokens after each row's last hidden state, in an array [B, room].
 
@@ -146,13 +217,14 @@ def _continue(
   """
   rows, slots = segments_BS.shape
   pads_B1 = jnp.sum(segments_BS == 0, axis=1, keepdims=True)
-  body, head = operands(network, variables)
+  body, head = prepared
   keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(numbers_B)
 
   def chosen(number, hidden_BD):
     logits_BV = network.module.apply(head, hidden_BD, method='logits')
-    ends_V = jnp.zeros(logits_BV.shape[-1], bool).at[stops].set(True, mode='drop')
-    logits_BV = jnp.where((number < min_new) & ends_V[None], -jnp.inf, logits_BV)
+    vocab = logits_BV.shape[-1]
+    is_end_V = jnp.zeros(vocab, bool).at[jnp.where(stops < 0, vocab, stops)].set(True, mode='drop')
+    logits_BV = jnp.where((number < min_new) & is_end_V[None], -jnp.inf, logits_BV)
     if not sample:
       return sampling.likeliest(logits_BV), logits_BV
     now_B = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_B)

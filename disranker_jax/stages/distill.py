@@ -33,6 +33,7 @@ from disranker_jax.stages import (
   prepare,
   roles,
   score,
+  scored_records,
   sft,
 )
 from disranker_jax.stages.distill_hidden import HiddenStates, check_hidden, open_hidden
@@ -170,7 +171,7 @@ def unrepeated(other, scored: ScoredGroups, again: set[str]) -> Sequence[int]:
 def open_scored(run) -> ScoredGroups:
   """The queries with teacher scores, of the run's own teacher or of `data.teachers`."""
   if not run.config.data.teachers:
-    return score.open_scored(run)
+    return scored_records.open_scored(run)
   facts = manifest.read(run.folder('prepare'))['results']['candidates']['teachers']
   judged = prepare.records(run, 'judgements') if 'judgements' in reads(run.config) else None
   return scored_groups.from_records(prepare.records(run, 'candidates'), judged, facts)

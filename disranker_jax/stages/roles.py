@@ -4,7 +4,7 @@ import re
 
 from ml_collections import ConfigDict
 
-from disranker_jax.data import batches
+from disranker_jax.data import streams
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models import eight_bits, hf, tree
@@ -114,13 +114,13 @@ def check_student(model: TextModel) -> None:
     )
 
 
-def training_data(run, stage: str, task: train.Task, source, encode, draw=None) -> batches.Training:
+def training_data(run, stage: str, task: train.Task, source, encode, draw=None) -> streams.Training:
   """The batches of a stage, in an order that depends on its seeds and the size of its source."""
   from disranker_jax.pipeline import systems  # which imports the stages
 
   seed = run.config.seed + systems.model_settings(run.config, stage).seed
   blocks = run.config[stage].data_shards
-  return batches.training(source, encode, task.shape, seed=seed, draw=draw, blocks=blocks)
+  return streams.training(source, encode, task.shape, seed=seed, draw=draw, blocks=blocks)
 
 
 def job(

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,7 +16,6 @@ import numpy as np
 
 from disranker_jax.config.settings import Key, at_least, boolean, one_of, share
 from disranker_jax.data.records import Group
-from disranker_jax.data.scored_groups import Scored, ScoredGroups
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
@@ -30,7 +28,6 @@ from disranker_jax.rankers import score_statistics
 from disranker_jax.rankers import shards as shards_of
 from disranker_jax.rankers.llm import costs
 from disranker_jax.rankers.llm.methods import METHODS
-from disranker_jax.rankers.score_statistics import together
 from disranker_jax.rankers.shards import Shards
 from disranker_jax.stages import (
   earlier,
@@ -253,11 +250,6 @@ def finish(run) -> dict[str, dict]:
   return by_kind
 
 
-def stats(run) -> dict[str, dict]:
-  """The statistics of each kind's scores."""
-  return json.loads((run.folder('score') / 'stats.json').read_text())
-
-
 def write_run(run) -> None:
   """The teacher's ranking of the candidates as a TREC run, `teacher.run.gz`."""
   kinds = [kind for kind in reads(run.config) if kind != 'judgements']
@@ -265,29 +257,6 @@ def write_run(run) -> None:
   queries = itertools.groupby(itertools.chain.from_iterable(rows), key=lambda row: row[0])
   scored = ((query, {doc: score for _, doc, score in rows}) for query, rows in queries)
   runs.write_run(run.folder('score') / 'teacher.run.gz', scored, 'teacher')
-
-
-def open_scored(run) -> ScoredGroups:
-  """What the teacher has scored, every kind, for distillation."""
-  return ScoredGroups([scored_part(run, kind) for kind in reads(run.config)], together(stats(run)))
-
-
-def scored_part(run, kind: str) -> tuple[int, Callable[[int], Scored]]:
-  """(count, read) of one kind's scored queries, see ScoredGroups."""
-  groups = open_chosen(run, kind)
-  scores, ends = loaded(open_shards(run, kind, len(groups)))
-  return len(groups), lambda i: (groups[i], scores[ends[i] : ends[i + 1]])
-
-
-def loaded(shards: Shards) -> tuple[np.ndarray, np.ndarray]:
-  """(all scores in order, [0, where each query's scores end])."""
-  scores, sizes = [], []
-  for shard in shards.found():
-    table = shard.read()
-    scores.append(table.column('score').to_numpy())
-    queries = itertools.groupby(table.column('query_id').to_pylist())
-    sizes += [len(list(rows)) for _, rows in queries]
-  return np.concatenate(scores), np.cumsum([0, *sizes])
 
 
 SETTINGS = {

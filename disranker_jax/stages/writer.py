@@ -14,11 +14,13 @@ from disranker_jax.data import query_prompt, sources
 from disranker_jax.data.records import Click, Document
 from disranker_jax.devices import memory, processes
 from disranker_jax.errors import UserError
-from disranker_jax.models.generate import generate
+from disranker_jax.models.generate import Shared, common, generate, share
 from disranker_jax.models.load import TextModel, open_model
+from disranker_jax.progress import say
 from disranker_jax.stages import roles
 
 MIN_NEW = 2  # many models begin with an empty line
+MIN_SHARED = 32  # shared tokens below which all prompts are read whole
 PLACEHOLDER = 'x'  # the query whose place in the prompt is looked for
 Written = list[tuple[str, bool]]  # the texts from one document, and whether the model ended each
 
@@ -129,6 +131,9 @@ class QueryWriter:
     """
     every = prompts(self.model, docs)
     longest, stops = max(map(len, every)), ends(self.model)
+    ids = common(every)  # of all documents, so that it does not depend on a restart
+    ids = ids if len(ids) >= MIN_SHARED else []
+    say(f'generate: prompts of up to {longest} tokens share the first {len(ids)}')
     lower = (
       f'lower config.generate.batch_rows (now {self.c.batch_rows}), samples or max_len, set '
       'config.teacher.param_dtype=bfloat16, or raise config.mesh.fsdp'
@@ -139,22 +144,27 @@ class QueryWriter:
       processes.StopRequest() as request,
       processes.Watchdog('writing queries', self.watchdog_s) as watchdog,
     ):
+      with jax.set_mesh(self.mesh):
+        shared = share(self.model.network, self.variables, ids)
       for unit in units:
         if processes.any_of(bool(request)):
           raise request.stopped('generate: stopped')
-        texts = self._write([every[i] for i in unit], [docs[i] for i in unit], longest, stops)
+        texts = self._write(
+          [every[i] for i in unit], [docs[i] for i in unit], longest, stops, shared
+        )
         watchdog.beat()
         for i, written in zip(unit, texts, strict=True):
           yield unit, docs[i], written
 
-  def _write(self, ids, docs, longest: int, stops: set[int]) -> list[Written]:
+  def _write(self, ids, docs, longest: int, stops: set[int], shared: Shared) -> list[Written]:
     c, begun = self.c, time.monotonic()
-    filling = c.batch_rows - len(ids)  # with prompts of one token
+    filling = c.batch_rows - len(ids)
     with jax.set_mesh(self.mesh):
       rows = generate(
-        self.model.network, self.variables, ids + [[0]] * filling, max_new=c.max_new,
+        self.model.network, self.variables, ids + ids[:1] * filling, max_new=c.max_new,
         eos_id=stops, temperature=c.temperature, top_p=c.top_p, samples=c.samples, seed=self.seed,
         at_least=longest, min_new=MIN_NEW, numbers=[*map(number, docs), *[0] * filling],
+        shared=shared,
       )  # fmt: skip
     rows = rows[: len(ids) * c.samples]
     self.seconds += time.monotonic() - begun

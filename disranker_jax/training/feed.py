@@ -6,7 +6,7 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from disranker_jax.data import batches
+from disranker_jax.data import batches, streams
 from disranker_jax.devices import sharding
 
 
@@ -52,12 +52,12 @@ class OfflineFeed:
     accumulate: micro-batches per step.
   """
 
-  def __init__(self, data: batches.Training, mesh, accumulate: int):
+  def __init__(self, data: streams.Training, mesh, accumulate: int):
     self.data, self.blocks, self.accumulate = data, data.blocks, accumulate
     self._mesh = mesh
 
   @functools.cached_property
-  def _streams(self) -> list[batches.Stream]:
+  def _streams(self) -> list[streams.Stream]:
     return [self.data.stream(b) for b in sharding.own_blocks(self._mesh, self.blocks)]
 
   def shapes(self) -> dict:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from disranker_jax.data import batches
+from disranker_jax.data import batches, streams
 from disranker_jax.devices import memory, processes, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models import tree
@@ -58,7 +58,7 @@ class Job:
   lower: str = ''  # what makes a step fit into memory; '': a smaller `batch_rows`, and others
 
 
-def steps(settings, data: batches.Training, rows: int) -> int:
+def steps(settings, data: streams.Training, rows: int) -> int:
   """Steps for the configured epochs, from the queries in the first batches; at least one."""
   per_step = data.queries_per_batch() * settings.gradient_accumulation_steps
   count = max(1, round(settings.epochs * rows / per_step))
@@ -200,14 +200,9 @@ def fit(job: Job, feed: Feed, variables: dict, mesh, validation: Validation | No
   ):
     trained, frozen = (sharding.put(x, mesh) for x in optimizer.split(variables, c.trainable))
     del variables
-    step, params, saved = restore(checkpoints, program, feed)
+    step, trained, state = begin(job, program, checkpoints, feed, trained)
     if validation:
       validation.restore(job.folder, step)
-    if step:
-      trained, state = params, saved
-      say(f'{job.label} continues from step {step}')
-    else:
-      state = program.start(trained)
     compiled = program.compiled = program.lower().compile()
     say(memory.expected(job.label, program, compiled))
     with (
@@ -217,13 +212,7 @@ def fit(job: Job, feed: Feed, variables: dict, mesh, validation: Validation | No
       # Reads metrics one step late, so that the device does not wait for the host.
       report = Report(job.label, logs, progress)
       while step < job.steps and not (validation and validation.is_over):
-        try:
-          drawn, names = feed.next(tree.unflatten(trained | frozen))
-        except UserError as e:
-          if jax.process_count() == 1:
-            raise
-          drawn, names = feed.nothing()
-          report.failure = e
+        drawn, names = draw(feed, tree.unflatten(trained | frozen), report)
         flags = sharding.flags(mesh, stop=bool(request), failed=report.failure is not None)
         trained, state, metrics = compiled(trained, state, frozen, drawn, flags)
         step += 1
@@ -237,9 +226,9 @@ def fit(job: Job, feed: Feed, variables: dict, mesh, validation: Validation | No
         if step % c.save_every == 0 or ends or stop or is_best:
           stop |= report.now()
           logs.sync()
+          if ends and validation:
+            trained = best_of(checkpoints, validation, step, trained, mesh)
           place = state | {'positions_A': feed.positions()}
-          if ends and validation and validation.keeps_best and validation.best not in (0, step):
-            trained = best_of(checkpoints, validation.best, trained, mesh)
           checkpoints.save(step, tree.unflatten(trained), place)
         if stop and not ends:
           checkpoints.wait()
@@ -257,12 +246,37 @@ def needs_less(job: Job) -> str:
   )
 
 
-def best_of(checkpoints: Checkpoints, step: int, trained: dict, mesh) -> dict:
-  """The parameters of the best step, to be saved as the last ones; these if it is damaged."""
+def begin(job: Job, program: Program, checkpoints: Checkpoints, feed: Feed, trained: dict):
+  """(step, trained, state) of the last checkpoint, else of the start from `trained`."""
+  step, params, state = restore(checkpoints, program, feed)
+  if not step:
+    return 0, trained, program.start(trained)
+  say(f'{job.label} continues from step {step}')
+  return step, params, state
+
+
+def draw(feed: Feed, variables: dict, report: 'Report'):
+  """(the next batch, its names); if it fails in one of several processes, one without rows.
+
+  All processes take the step that tells the others of it.
+  """
+  try:
+    return feed.next(variables)
+  except UserError as e:
+    if jax.process_count() == 1:
+      raise
+    report.failure = e
+    return feed.nothing()
+
+
+def best_of(checkpoints: Checkpoints, validation: Validation, step: int, trained: dict, mesh):
+  """What is saved as the last parameters: those of the best step if it is kept and readable."""
+  if not validation.keeps_best or validation.best in (0, step):
+    return trained
   checkpoints.wait()
-  if best := checkpoints.load(step, mesh):
+  if best := checkpoints.load(validation.best, mesh):
     return tree.flatten(best)
-  say(f'the best checkpoint, step {step}, cannot be read; the last one is used')
+  say(f'the best checkpoint, step {validation.best}, cannot be read; the last one is used')
   return trained
 
 

@@ -79,6 +79,21 @@ def metrics(workdir: pathlib.Path) -> dict:
   return {m: {k: v for k, v in row.items() if k not in left_out} for m, row in results.items()}
 
 
+def run_scores(file: pathlib.Path) -> dict[str, dict[str, float]]:
+  """{query: {document: score}} of a TREC run."""
+  scores = {}
+  for line in file.read_text().splitlines():
+    query, _, doc, _, score, _ = line.split(' ')
+    scores.setdefault(query, {})[doc] = float(score)
+  return scores
+
+
+def losses(file: pathlib.Path) -> list[tuple[int, float]]:
+  """[(step, loss)] of a training stage's metrics.jsonl."""
+  rows = [json.loads(line) for line in file.read_text().splitlines()]
+  return [(row['step'], row['loss']) for row in rows]
+
+
 def write_jsonl(file: pathlib.Path, rows) -> pathlib.Path:
   """Rows as JSON lines; text is written as it is."""
   file.write_text(''.join((r if isinstance(r, str) else json.dumps(r)) + '\n' for r in rows))

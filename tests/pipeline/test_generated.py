@@ -6,6 +6,7 @@ import re
 
 import gang
 import helpers
+import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from disranker_jax import config as configs
 from disranker_jax.data import holdout, query_filters, store
 from disranker_jax.data.records import Document, Group
+from disranker_jax.devices import sharding
 from disranker_jax.pipeline import runner
 from disranker_jax.stages import mixed, prepare, writer
 
@@ -297,3 +299,25 @@ def test_without_any_judged_query_there_is_a_student_and_a_report(tmp_path, copi
   assert prompt.startswith('list: Returns a list to the caller.\nSearch query: how to open a list')
   assert (workdir / 'export' / 'student' / 'model.safetensors').is_file()
   assert (workdir / 'report' / 'index.html').is_file()
+
+
+def test_examples_are_read_once_and_change_no_text(tmp_path, monkeypatch, capsys):
+  c = config(tmp_path, generate__shots=2, generate__max_len=320)
+  c.teacher.precision = 'float32'
+  model = writer.open_writer(c)
+  variables = model.network.init(jax.random.key(0))
+  docs = [Document(**row) for row in rows(6)]
+
+  def texts(units):
+    mesh = sharding.make_mesh(c.mesh)
+    return [*writer.QueryWriter(model, variables, mesh, c.generate, seed=3)(docs, units)]
+
+  units = [range(0, 4), range(4, 6)]
+  once = texts(units)
+  shared = int(re.search(r'share the first (\d+)', capsys.readouterr().err)[1])
+  example = model.tokenizer(model.settings.template.partition('{title}')[0])['input_ids']
+  assert shared >= len(example) - 2 > writer.MIN_SHARED
+  assert texts(units[1:]) == once[4:]  # as after a restart
+  monkeypatch.setattr(writer, 'MIN_SHARED', 10**6)
+  assert texts(units) == once
+  assert 'share the first 0' in capsys.readouterr().err

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from disranker_jax.config.settings import Key, Section, at_least, between
-from disranker_jax.data.batches import EncodedGroup, Shape, Training
+from disranker_jax.data.batches import EncodedGroup, Shape
 from disranker_jax.data.holdout import normalized
 from disranker_jax.data.pool import bundled
 from disranker_jax.data.records import UNJUDGED, Click
+from disranker_jax.data.streams import Training
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
 from disranker_jax.generative.examples import Drawn, Encoder, Example, Material, mean_best

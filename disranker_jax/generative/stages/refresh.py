@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from disranker_jax.data import batches
+from disranker_jax.data import streams
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.generative import retrieved
@@ -40,7 +40,7 @@ class RefreshedFeed(OfflineFeed):
     feed: OfflineFeed,
     mesh: jax.sharding.Mesh,
     every: int,
-    data_of: Callable[[Sequence[Example]], batches.Training],
+    data_of: Callable[[Sequence[Example]], streams.Training],
     find: Callable[[dict, int], Sequence[Example]],
     stored: Callable[[int], Sequence[Example]],
   ):
