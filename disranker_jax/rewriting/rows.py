@@ -14,13 +14,12 @@ from disranker_jax.data.records import Document, Group
 from disranker_jax.evaluation import metrics
 from disranker_jax.pipeline.stage import Run, Use
 from disranker_jax.rewriting import baselines, engines, queries
-from disranker_jax.rewriting.policy import policy
 from disranker_jax.rewriting.prompts import RewritePrompt
 from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.rewriter import Rewriter
 from disranker_jax.rewriting.sampling import Sampler
 from disranker_jax.rewriting.stages import rewrite
-from disranker_jax.stages import collection_rows, prepare, roles
+from disranker_jax.stages import collection_rows, prepare
 from disranker_jax.stages.collection_rows import STAGE, per_query, with_reranker
 from disranker_jax.stages.result_table import Ranking, Row, Table
 
@@ -96,9 +95,8 @@ def rewritten(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
 
 
 def opened(run: Run, row: Row):
-  """(the rewriter, its variables as it writes)."""
-  model = rewrite.open_rewriter(run.config)
-  return model, policy(roles.trained(run, 'rewriter', model, TRAINED[row.name]))
+  """(the rewriter, its variables)."""
+  return row.load(run)[:2]
 
 
 def compared(run: Run, groups: Sequence[Group], ranking: metrics.Run, changed: int) -> str:
@@ -175,7 +173,7 @@ def use(name: str, config: ConfigDict) -> Use:
 def rewriter(name: str, title: str, rank=rewritten, **more) -> Row:
   """A row of a rewriter."""
   return Row(
-    name, title, rank, 'rewriter', stages=lambda config: TRAINED[name],
+    name, title, rank, 'rewriter', open=rewrite.open_rewriter, stages=lambda config: TRAINED[name],
     trained_by=TRAINED[name][-1], reads=writes, used=functools.partial(use, name), **more,
   )  # fmt: skip
 

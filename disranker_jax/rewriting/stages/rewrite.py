@@ -29,7 +29,7 @@ from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
-from disranker_jax.rewriting import engines, objective, packed, queries, rewards
+from disranker_jax.rewriting import engines, objective, packed, queries, rewards, rewriter
 from disranker_jax.rewriting.policy import PolicyLoss, policy
 from disranker_jax.rewriting.prompts import RewritePrompt
 from disranker_jax.rewriting.queries import Query
@@ -289,22 +289,12 @@ SETTINGS = {
   'min_relevance': queries.MIN_RELEVANCE,
   'prompts': Key(8, at_least(1), 'Queries of a step.'),
   'samples': Key(8, at_least(2), 'Rewrites that are sampled of each query.'),
-  'max_new': Key(16, at_least(1), 'Tokens of a rewrite; one that has not ended is cut off.'),
+  **rewriter.SETTINGS,
   'temperature': Key(1.0, above(0), 'Of sampling.'),
   'top_p': Key(
     1.0, between(0, 1),
     'Tokens are drawn from the likeliest with so much probability. Below 1 samples are not those '
     'of the policy whose gradient is taken.',
-  ),
-  'mode': Key(
-    'append', one_of(*queries.MODES),
-    "What is searched: 'append' is the query, `repeat` times, and the rewrite; 'replace' is the "
-    'rewrite alone.',
-  ),
-  'repeat': Key(2, at_least(1), "How often 'append' has the query."),
-  'think': Key(
-    False, boolean(),
-    'The rewrite is what <answer> holds after <think>...</think>; one without them fails.',
   ),
   'reward': Key(
     'embedding', text('a reward', empty=False),
