@@ -57,7 +57,15 @@ class LoadedRewriter:
 
 
 def load(folder: str | Path) -> LoadedRewriter:
-  """Loads an exported rewriter on a device of this process.
+  """Loads an exported rewriter on a device of this process. Raises: UserError as `settings_of`."""
+  settings, c = settings_of(folder)
+  model = open_model(settings, 'lm')
+  mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.local_devices()[:1])
+  return LoadedRewriter(Rewriter.of(model, c, mesh, rows=1), model.pretrained(0, mesh), c.engine)
+
+
+def settings_of(folder: str | Path) -> tuple[ConfigDict, ConfigDict]:
+  """(the settings of the model, how it rewrites: HOW) in a folder; reads no parameters.
 
   Raises: UserError for a folder that the stage export of a rewriter did not write.
   """
@@ -70,22 +78,20 @@ def load(folder: str | Path) -> LoadedRewriter:
       f'{folder}: is no exported rewriter (its config.json has no disranker_jax.{RECORD}); name '
       'the folder export/rewriter of a run of query_rewriting'
     )
-  file = f'{folder}/config.json: disranker_jax'
-  c = ConfigDict(checked(f'{file}.{RECORD}', HOW, how))
-  reads = checked(file, READS, recorded)
+  where = f'{folder}/config.json: disranker_jax'
+  c = ConfigDict(checked(f'{where}.{RECORD}', HOW, how))
+  reads = checked(where, READS, recorded)
   if c.max_new >= reads['max_len']:
     raise UserError(
-      f'{file}.{RECORD}.max_new={c.max_new}: must be below max_len={reads["max_len"]}, which holds '
-      'the prompt too; export the rewriter again'
+      f'{where}.{RECORD}.max_new={c.max_new}: must be below max_len={reads["max_len"]}, which '
+      'holds the prompt too; export the rewriter again'
     )
   if missing := [file for file in hf.weight_files(folder) if not file.is_file()]:
     raise UserError(f'{missing[0]} is missing; export the rewriter again')
   template = reads.pop('template')
   settings = defaults(model=str(folder.absolute()), row_len=reads['max_len'], **reads)
   settings.template = template
-  model = open_model(settings, 'lm')
-  mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.local_devices()[:1])
-  return LoadedRewriter(Rewriter.of(model, c, mesh, rows=1), model.pretrained(0, mesh), c.engine)
+  return settings, c
 
 
 def checked(where: str, section: Section, values: dict[str, Any]) -> dict[str, Any]:
