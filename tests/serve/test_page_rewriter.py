@@ -7,8 +7,6 @@ import threading
 import time
 
 import pytest
-from conftest import Serving
-from test_page import browser, column, needs_browser
 
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
@@ -16,6 +14,8 @@ from disranker_jax.rankers import loaded
 from disranker_jax.rewriting.loaded import Rewritten
 from disranker_jax.serve import __main__ as command
 from disranker_jax.serve.page import Search
+from tests.serve.conftest import Serving
+from tests.serve.test_page import browser, column, needs_browser
 
 DOCS = (
   Document('os.listdir', 'list dir', 'Return a list of names in a folder.'),
