@@ -1,5 +1,6 @@
 """The whole system with a tiny model on a small collection of its own."""
 
+import importlib.util
 import json
 import pathlib
 import runpy
@@ -115,6 +116,8 @@ def test_the_card_says_what_the_folder_is_for(done):
   assert 'A decoder that rewrites queries for a search engine' in card
   assert 'pipeline_tag: text-generation' in card and 'cross-encoder' not in card
   assert 'held-out queries, searched in all documents' in card and 'original query' in card
+  # transformers gives our log-probabilities of titles.
+  assert importlib.util.find_spec('torch') is None or '| transformers | float32 |' in card
   with pytest.raises(UserError, match="was exported for 'rewriting' and does not rank"):
     rankers.check(folder)
 
