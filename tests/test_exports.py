@@ -66,6 +66,15 @@ def test_a_row_whose_stage_is_not_listed_and_a_name_twice_are_refused():
     check(config('dgr', export__models=('student',)))
 
 
+def test_what_the_rewriters_folder_records_makes_it_stale():
+  stage = systems.find(config('query_rewriting'), 'export')
+  before = stage.outside(config('query_rewriting'), None)
+  for key, value in (('search__engine', 'query_bm25'), ('rewrite__repeat', 3)):
+    after = stage.outside(config('query_rewriting', **{key: value}), None)
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {key.replace('__', '.')}
+
+
 def test_a_card_of_a_writer_is_no_card_of_a_ranker():
   base = licence.Origin('org/base', True, {'license': 'mit'})
   text = licence.metadata(base, '', rewriter.EXPORTS.purpose.task)

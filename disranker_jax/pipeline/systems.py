@@ -75,7 +75,7 @@ REWRITES = evaluate.stage(
   rewriting_rows.TABLE, models=('rewriter',), reads_stages=('prepare', 'cpt', 'rewrite')
 )
 REWRITER_EXPORT = export.stage(
-  rewriter_export.EXPORTS, models=('rewriter',),
+  rewriter_export.EXPORTS, models=('rewriter',), outside=rewriter_export.outside,
   reads_stages=('prepare', 'cpt', 'rewrite', 'search'),
 )  # fmt: skip
 REWRITES_REPORT = report.stage('prepare', 'cpt', 'rewrite', 'search', 'export')

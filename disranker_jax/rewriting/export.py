@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from disranker_jax.config.settings import Key, between
 from disranker_jax.exporting.card import Purpose
 from disranker_jax.models.load import TextModel
@@ -28,11 +30,20 @@ the rewrite, of which at most {max_query_len} are the query's.
 """
 
 
+def how(config: ConfigDict) -> dict:
+  """How a rewrite is written, and what searches it: the table's engine."""
+  written = {name: config.rewrite[name] for name in rewriter.SETTINGS}
+  return written | {'engine': config.search.engine}
+
+
 def records(run: Run, row: str, found: Loaded) -> dict:
-  """How a rewrite is written, and how it is searched."""
-  c = run.config
-  how = {name: c.rewrite[name] for name in rewriter.SETTINGS} | {'engine': c.search.engine}
-  return {'task': 'rewriting', loaded.RECORD: how}
+  return {'task': 'rewriting', loaded.RECORD: how(run.config)}
+
+
+def outside(config: ConfigDict, workdir: Path) -> dict[str, str]:
+  """What the folder records of the sections of other stages."""
+  sections = {'engine': 'search'}
+  return {f'{sections.get(name, "rewrite")}.{name}': str(x) for name, x in how(config).items()}
 
 
 def complete(model: TextModel, folder: Path, run: Run) -> None:
