@@ -6,7 +6,6 @@ the reward is the gain of a search by BM25, which is the same code for both side
 
 import argparse
 import dataclasses
-import functools
 import json
 import resource
 import statistics
@@ -109,7 +108,6 @@ class Clock:
     self.seconds = dict.fromkeys(PARTS, 0.0)
 
   def timed(self, part: str, call: Callable) -> Callable:
-    @functools.wraps(call)
     def wrapped(*arguments):
       begin = time.perf_counter()
       found = call(*arguments)
@@ -187,13 +185,11 @@ class Ours(Side):
       """No token ends a rewrite, as on the other side."""
       return Sampler(net, self._mesh, {-1}, c.prompts, args.prompt_len, new, c.samples)
 
-    self._sampler, self._first, self._reward = sampler(c.max_new), sampler(1), work.reward()
-    # The feed calls what the clock of the step watches.
-    self._drawn = self._rewarded = None
+    self._first, self.clock = sampler(1), Clock()
+    watched = Watched(self, 'decode', sampler(c.max_new)), Watched(self, 'reward', work.reward())
     self._feed = Rollouts(
-      c, work.queries, Prompts(), lambda *given: self._rewarded(*given),
-      Watched(self, net), shape, self._mesh, seed=0,
-    )  # fmt: skip
+      c, work.queries, Prompts(), watched[1], watched[0], shape, self._mesh, seed=0
+    )
     program = train.Program(
       PolicyLoss(net, c, shape.facts), c, 1000, variables, self._feed.shapes(), self._feed.blocks,
       self._mesh,
@@ -209,15 +205,11 @@ class Ours(Side):
   def step(self, clock: Clock) -> None:
     import jax
 
-    self._drawn = clock.timed('decode', self._sampler)
-    self._rewarded = clock.timed('reward', self._reward)
-    before = clock.seconds['decode'] + clock.seconds['reward']
-    begin = time.perf_counter()
+    self.clock, inside = clock, ('decode', 'reward')
+    before, begin = sum(map(clock.seconds.get, inside)), time.perf_counter()
     batches, _ = jax.block_until_ready(self._feed.next(self._variables()))
     spent = time.perf_counter() - begin
-    clock.seconds['reference'] += (
-      spent + before - (clock.seconds['decode'] + clock.seconds['reward'])
-    )
+    clock.seconds['reference'] += spent - (sum(map(clock.seconds.get, inside)) - before)
     clock.timed('update', self._update)(batches)
 
   def _update(self, batches) -> None:
@@ -242,13 +234,18 @@ class Ours(Side):
 
 @dataclasses.dataclass
 class Watched:
-  """The sampler that a feed has: it calls the one of the present step."""
+  """A sampler or a reward as the feed calls it, whose time is a part of the present step."""
 
   side: Ours
-  network: object
+  part: str
+  call: Callable
+
+  @property
+  def network(self):
+    return self.call.network
 
   def __call__(self, *given):
-    return self.side._drawn(*given)
+    return self.side.clock.timed(self.part, self.call)(*given)
 
 
 def open_side(name: str, argv: list[str], folder: Path) -> Side:

@@ -107,7 +107,9 @@ def test_the_page_shows_the_rewrite_as_text(rewriting, tmp_path):
   dom = browser(tmp_path, '--dump-dom', f'{rewriting.url}/?q=names')
   [shown] = re.findall(r'<p id="rewritten"[^>]*>(.*?)</p>', dom, re.S)
   assert '<i>' not in shown
-  assert html.unescape(re.sub('<.*?>', '|', shown)) == '|Rewrite: <i>zip||BM25 searches: names <i>zip|'
+  assert (
+    html.unescape(re.sub('<.*?>', '|', shown)) == '|Rewrite: <i>zip||BM25 searches: names <i>zip|'
+  )
   assert column(dom, 'first') == [row['doc_id'] for row in ask(rewriting, 'names')['results']]
   assert 'First stage: BM25 with the rewrite' in dom
   assert not re.search(r'<p id="rewritten"[^>]*hidden', dom)
