@@ -66,6 +66,13 @@ def test_a_row_whose_stage_is_not_listed_and_a_name_twice_are_refused():
     check(config('dgr', export__models=('student',)))
 
 
+def test_the_teacher_of_a_retriever_is_one_that_taught_it():
+  teacher = retriever.EXPORTS.teacher
+  assert teacher(config('dgr', teacher__model='x'), 'memorised') == 'x'
+  without = config('dgr', teacher__model='x', retriever__views=('title', 'body'))
+  assert teacher(without, 'ltrgr') == '' and teacher(without, 'aligned') == 'x'
+
+
 def test_what_the_rewriters_folder_records_makes_it_stale():
   stage = systems.find(config('query_rewriting'), 'export')
   before = stage.outside(config('query_rewriting'), None)

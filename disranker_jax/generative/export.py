@@ -45,8 +45,9 @@ def complete(model: TextModel, folder: Path, run: Run) -> None:
 
 
 def teacher(config: ConfigDict, row: str) -> str:
-  """The LLM whose order or pseudo-queries the retriever learned."""
-  return config.teacher.model
+  """The LLM whose order or pseudo-queries the retriever learned; '': none."""
+  taught = row == 'aligned' or 'query' in config.retriever.views
+  return config.teacher.model if taught else ''
 
 
 ROWS = ('memorised', 'ltrgr', 'aligned')  # in the order in which they are trained
