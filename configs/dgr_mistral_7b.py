@@ -34,6 +34,7 @@ def get_config():
   c.memorise.update(trainable='lora', learning_rate=1e-4, batch_rows=128, body_rows=8)
   c.memorise.update(title_rows=3, query_rows=8)
   c.retrieve.update(beams=15, depth=100, batch_rows=16)
+  c.export.dtype = 'bfloat16'
   for stage in (c.ltrgr, c.align):
     stage.update(trainable='lora', learning_rate=1e-5, batch_rows=64, epochs=3.0)
   for stage in (c.cpt, c.memorise, c.ltrgr, c.align):

@@ -1,6 +1,7 @@
 """A small LLM learns with GRPO to rewrite queries so that BM25 finds more; two cores.
 
   disranker run --config configs/query_rewriting.py --workdir runs/rewriting
+  disranker rewrite --model runs/rewriting/export/rewriter --query 'get the size of a file'
 
 SmolLM2-135M first learns to write the title of the clicked page (cpt). Then it samples eight
 rewrites of each training query, is rewarded for those by which more of the right page is found, and

@@ -16,7 +16,7 @@ from disranker_jax.config import defaults
 def get_config():
   c = defaults('query_rewriting')
   c.mesh.update(data=1, fsdp=-1)
-  c.stages = ('prepare', 'rewrite', 'search', 'report')
+  c.stages = ('prepare', 'rewrite', 'search', 'export', 'report')
   for kind in ('judgements', 'test'):
     c.data[kind] = f'jsonl:data/{kind}*.jsonl.gz'
   c.data.documents = 'jsonl:data/documents*.jsonl.gz'

@@ -75,6 +75,8 @@ HEAVY = (
   'test_label_logits.py',
   'test_shared_collections.py',
   'generative/test_generative_run.py',
+  'serve/test_page_rewriter.py',
+  'rewriting/test_rewriting_run.py',
   'rewriting/test_embedder.py',
   'rewriting/test_rollouts.py',
   'rewriting/test_rewrite_stage.py',

@@ -10,6 +10,7 @@ from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.stages import best_student, export, hard_label_trials, prepare
+from disranker_jax.stages.ranker_export import EXPORTS
 
 # The best student
 
@@ -55,17 +56,17 @@ def test_best_and_student_are_one_folder():
   c = defaults()
   c.export.models = ('best', 'student')
   with pytest.raises(UserError, match='both written to export/student'):
-    export.check(c)
-  assert [export.folder_of(n) for n in ('best', 'student_sft')] == ['student', 'student_sft']
+    export.check(EXPORTS, c)
+  assert [EXPORTS.folder_of(n) for n in ('best', 'student_sft')] == ['student', 'student_sft']
 
 
 def test_an_export_without_a_student_to_choose_names_the_stage_that_it_needs():
   c = defaults()
   c.stages = ('prepare', 'export')
-  assert export.requires(c) == {'export of the best student': ('distill',)}
+  assert export.requires(EXPORTS, c) == {'export of the best student': ('distill',)}
   c.stages = ('prepare', 'student_sft', 'export')
-  assert export.requires(c) == {}
-  assert [use.label for use in export.uses(c)] == ['student_sft']
+  assert export.requires(EXPORTS, c) == {}
+  assert [use.label for use in export.uses(EXPORTS, c)] == ['student_sft']
 
 
 # The weight of hard labels

@@ -26,7 +26,7 @@ COMMANDS = {
   'rerank': Command('disranker_jax.commands.rerank', 'rank documents with an exported model'),
   'llm-rank': Command('disranker_jax.commands.llm_rank', 'rank documents with an LLM by prompts'),
   'search': Command('disranker_jax.commands.search', 'search with a generative retriever'),
-  'rewrite': Command('disranker_jax.commands.rewrite', 'rewrite a query with a trained rewriter'),
+  'rewrite': Command('disranker_jax.commands.rewrite', 'rewrite a query for a search engine'),
   'serve': Command('disranker_jax.serve.__main__', 'serve an exported model over HTTP'),
   'compare': Command('disranker_jax.commands.compare', 'compare TREC runs on judged queries'),
   'fuse': Command('disranker_jax.commands.fuse', 'fuse TREC runs into one ranking'),

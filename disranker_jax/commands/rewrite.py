@@ -1,6 +1,6 @@
-"""Rewrites a query with the rewriter of a finished run.
+"""Rewrites a query with an exported rewriter, or with the one of a finished run.
 
-Shows what would be searched, and with --search what BM25 finds with and without the rewrite.
+Shows what would be searched, and with --search what is found with and without the rewrite.
 """
 
 import argparse
@@ -14,66 +14,72 @@ from disranker_jax.errors import UserError
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-  example = "--run runs/rewriting --query 'get the size of a file' --search"
+  example = "--model runs/rewriting/export/rewriter --query 'get the size of a file'"
   parser = Parser('rewrite', __doc__, example)
-  add = parser.add_argument
-  add(
-    '--run', required=True, type=Path, metavar='DIR', help='the workdir of a run of query_rewriting'
+  source = parser.add_mutually_exclusive_group(required=True)
+  source.add_argument('--model', type=Path, metavar='FOLDER', help='an exported rewriter')
+  source.add_argument(
+    '--run', type=Path, metavar='DIR', help='the workdir of a run of query_rewriting'
   )
+  add = parser.add_argument
   add('--query', required=True, help='the query to rewrite')
-  add('--search', action='store_true', help='search with the query and with the rewrite')
-  add('--docs', metavar='ADDRESS', help=(
-    "documents to search; default: the run's"))  # fmt: skip
+  add('--search', nargs='?', const='', metavar='ADDRESS', help=(
+    'search these documents, such as jsonl:documents.jsonl, with the query and with the rewrite; '
+    "of a run without an address: the run's documents"))  # fmt: skip
   add('--top', type=positive, default=10, metavar='N', help='documents to show')
   add('--json', action='store_true', help='print query, rewrite, searched text and what is found')
   args = parser.parse_args(argv)
   if not args.query.strip():
     raise UserError('--query: is empty')
-  if args.docs and not args.search:
-    raise UserError('--docs: is for --search; add it')
+  if args.model and args.search == '':
+    raise UserError(
+      '--search: an exported rewriter knows no documents; add their address, such as '
+      '--search jsonl:documents.jsonl'
+    )
   return args
 
 
 def of_run(folder: Path):
-  """(the rewriter of a run, its variables, the address of the documents).
-
-  Raises: UserError if the run has none.
-  """
+  """(the rewriter of a run, the address of its documents). Raises: UserError if there is none."""
   from disranker_jax.commands.opened_run import is_done, open_run
   from disranker_jax.devices import sharding
   from disranker_jax.rewriting import queries
-  from disranker_jax.rewriting.policy import policy
+  from disranker_jax.rewriting.loaded import LoadedRewriter
   from disranker_jax.rewriting.rewriter import Rewriter
-  from disranker_jax.rewriting.stages import rewrite
-  from disranker_jax.stages import roles
+  from disranker_jax.rewriting.rows import TABLE
 
   run = open_run(folder, 'rewriter')
   if not is_done(run, 'rewrite'):
     raise UserError(f'--run {folder}: rewrite is not done; continue the run first')
   config, rows = run.config, sharding.parts(run.mesh)  # there is one query
-  model = rewrite.open_rewriter(config)
-  variables = policy(roles.trained(run, 'rewriter', model, ('cpt', 'rewrite')))
-  return Rewriter.of(model, config.rewrite, run.mesh, rows), variables, queries.address(config)
+  model, variables, _ = TABLE.rows['rewrite'].load(run)
+  writer = Rewriter.of(model, config.rewrite, run.mesh, rows)
+  return LoadedRewriter(writer, variables, config.search.engine), queries.address(config)
+
+
+def opened(args):
+  """(the rewriter, the address that is searched). Raises: UserError if there is none."""
+  from disranker_jax.rewriting import loaded
+
+  rewriter, address = (loaded.load(args.model), '') if args.model else of_run(args.run)
+  return rewriter, args.search or address
 
 
 def written(args) -> dict:
   """What --json prints."""
-  from disranker_jax.rewriting.queries import searched
-
-  writer, variables, address = of_run(args.run)
-  [rewrite] = writer(variables, [args.query])
-  text = searched(args.query, rewrite, writer.c.mode, writer.c.repeat)
+  rewriter, address = opened(args)
+  rewrite, text = rewriter(args.query)
   result = {'query': args.query, 'rewrite': rewrite, 'searched': text}
-  if args.search:
-    before, after = found(args.docs or address, [args.query, text], args.top)
+  if args.search is not None:
+    before, after = found(rewriter.engine, address, [args.query, text], args.top)
     result |= {'found': after, 'found_without': before}
   return result
 
 
-def found(address: str, texts: list[str], top: int) -> list[list[dict]]:
-  """What BM25 finds for each text."""
+def found(engine: str, address: str, texts: list[str], top: int) -> list[list[dict]]:
+  """What the engine finds for each text."""
   from disranker_jax.data import sources
-  from disranker_jax.data.first_stage import BM25
+  from disranker_jax.rewriting.engines import ENGINES
 
   docs = sources.documents(address)
   return [
@@ -81,7 +87,7 @@ def found(address: str, texts: list[str], top: int) -> list[list[dict]]:
       {'rank': rank, 'doc_id': docs[i].doc_id, 'title': docs[i].title, 'score': score}
       for rank, (i, score) in enumerate(hits, 1)
     ]
-    for hits in BM25(docs).top(texts, top)
+    for hits in ENGINES[engine](docs).top(texts, top)
   ]
 
 

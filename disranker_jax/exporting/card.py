@@ -1,5 +1,6 @@
 """README.md of an exported folder: the model, its use, its results, and the parity checks."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -27,10 +28,29 @@ score(params, input_ids, attention_mask, token_type_ids)  # int32 [batch, length
 """
 
 
+@dataclasses.dataclass(frozen=True)
+class Purpose:
+  """What a folder is for.
+
+  does   what the model does, after its kind
+  usage  the section on use, with the fields of Family.usage; '': that of the family
+  task   the hub's name of it
+  score  what its score of a pair is, by which readers are compared; '': its own one
+  """
+
+  does: str = 'ranks documents for a query'
+  usage: str = ''
+  task: str = licence.RANKS
+  score: str = ''
+
+
+RANKING = Purpose()
+
+
 def write(
   folder: Path, names, rows: list[parity.Row], table: Table, results: dict, made: dict,
   base: Origin,
-  teacher: Origin | None = None, license: str = '', which: str = '',
+  teacher: Origin | None = None, license: str = '', which: str = '', purpose: Purpose = RANKING,
 ) -> None:  # fmt: skip
   """Writes README.md from parity rows, results in a table, and what the model was made from.
 
@@ -39,12 +59,12 @@ def write(
   """
   config, name = formats.config(folder), folder.name.removeprefix('.')
   family = formats.family(folder)
-  usage = family.usage_of(hf.open_config(folder))
+  usage = purpose.usage or family.usage_of(hf.open_config(folder))
   facts = formats.lengths(folder) | {'name': name, 'query': parity.QUERY}
   parts = [
-    licence.metadata(base, license),
+    licence.metadata(base, license, purpose.task),
     f'# {name}\n',
-    f'A {family.title} that ranks documents for a query, made by '
+    f'A {family.title} that {purpose.does}, made by '
     f'disranker_jax {made["versions"]["disranker_jax"]}.\n',
     *([f'It is the {escaping.markdown(which)}.\n'] if which else []),
     '## Use\n',
@@ -58,11 +78,13 @@ def write(
     first = next(iter(results.values()))
     parts += [
       '## Results\n',
-      f'{first["queries"]} held-out queries, {first["pairs"]} pairs re-ranked.\n',
+      f'{first["queries"]} held-out queries, '
+      + (f'{first["pairs"]} pairs re-ranked' if table.reranks else 'searched in all documents')
+      + '.\n',
       markdown_of(table, results, {}) + '\n',
     ]
   parts += [
-    '## Parity\n', parity_table(rows),
+    '## Parity\n', parity_table(rows, purpose.score),
     '## Licences\n', licence.described(base, teacher, license),
     '## Made from\n', '```json\n' + json.dumps(made, indent=2) + '\n```\n',
   ]  # fmt: skip
@@ -101,7 +123,7 @@ def files(names) -> list[str]:
   return [f'- `{formats.ONNX.get(n, "stablehlo/")}`: {what[n]}' for n in names] + ['']
 
 
-def parity_table(rows: list[parity.Row]) -> str:
+def parity_table(rows: list[parity.Row], score: str = '') -> str:
   """The parity table, and what its columns mean."""
   if not rows:
     return 'Not checked: no other library that reads this model was installed (torch is one).\n'
@@ -114,6 +136,7 @@ def parity_table(rows: list[parity.Row]) -> str:
     'Differences from the trained model in fp32, on real pairs and on very short, over-long, '
     'non-Latin and empty texts. Kendall tau and the nDCG change are means over queries.\n'
   )
+  about += f'The score of a pair is {score}.\n' if score else ''
   return f'{about}\n{tables.markdown(heads, lines)}\n'
 
 

@@ -53,17 +53,22 @@ def card_fields(file: Path) -> dict[str, Any]:
   return found if 'license' in found else {}
 
 
-def metadata(base: Origin, license: str = '') -> str:
+RANKS = 'text-ranking'  # the hub's name of what a ranker does
+TAGS = {RANKS: ('cross-encoder', 'reranker'), 'text-generation': ()}
+
+
+def metadata(base: Origin, license: str = '', task: str = RANKS) -> str:
   """The metadata of the exported folder's card, between its lines `---`.
 
-  `license` is config.export.license; without it the licence is that of the base model.
+  Args:
+    license: config.export.license; without it the licence is that of the base model.
+    task: what the model does, a key of TAGS.
   """
   fields = {'license': license} if license else (dict(base.fields) or {'license': UNKNOWN})
   if base.on_hub:
     fields['base_model'] = base.name
   data = huggingface_hub.ModelCardData(
-    library_name='transformers', pipeline_tag='text-ranking',
-    tags=['cross-encoder', 'reranker', 'disranker'], **fields,
+    library_name='transformers', pipeline_tag=task, tags=[*TAGS[task], 'disranker'], **fields,
   )  # fmt: skip
   return f'---\n{data.to_yaml()}\n---\n'
 
@@ -72,7 +77,7 @@ def described(base: Origin, teacher: Origin | None, license: str = '') -> str:
   """The card's section about licences."""
   lines = [f'- base model: {line(base)}']
   if teacher:
-    lines.append(f'- teacher, whose scores this model learned: {line(teacher)}')
+    lines.append(f'- teacher, whose scores or texts this model learned: {line(teacher)}')
   if license:
     lines.append(f'- this model: `{license}`, by the setting `export.license`')
   return '\n'.join(lines) + '\n'

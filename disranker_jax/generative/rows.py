@@ -113,7 +113,8 @@ def use(name: str, config: ConfigDict) -> Use:
 def retriever(name: str, title: str, **more) -> Row:
   """A row of a retriever."""
   return Row(
-    name, title, generated, 'retriever', stages=lambda config: TRAINED[name],
+    name, title, generated, 'retriever', open=index.open_retriever,
+    stages=lambda config: TRAINED[name],
     reads_stages=('index',), trained_by=TRAINED[name][-1], reads=searches,
     used=functools.partial(use, name), **more,
   )  # fmt: skip

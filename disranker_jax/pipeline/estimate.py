@@ -17,7 +17,7 @@ from disranker_jax.data import batches
 from disranker_jax.data.records import Click, Group
 from disranker_jax.devices import memory, sharding, speed
 from disranker_jax.models import attention_choice
-from disranker_jax.pipeline import manifest, systems
+from disranker_jax.pipeline import manifest, opening, systems
 from disranker_jax.pipeline.opening import Opened
 from disranker_jax.pipeline.stage import Run, saved_steps
 from disranker_jax.pipeline.steps import Step
@@ -78,12 +78,14 @@ class Estimate:
     here = f', of {gib(limit)}' if limit else ''
     listed = ', '.join(f'{name} {gib(needed)}' for name, needed in most.items())
     say(f'estimate: memory of a device{here}: {listed}')
+    stages = {one.stage.name: one.stage for one in self._opened}
     for name, needed in most.items():
       if limit and needed > limit:
+        section, rows = opening.rows_of(self._run.config, stages[name])
         say(
-          f'warning: {name} will probably not fit into {gib(limit)}: lower config.{name}.'
-          "batch_rows or the model's row_len, set its remat=full or param_dtype=bfloat16, or train "
-          'adapters (lora_rank)'
+          f'warning: {name} will probably not fit into {gib(limit)}: lower config.{section}.{rows} '
+          "or the model's row_len, set its remat=full or param_dtype=bfloat16, or train adapters "
+          '(lora_rank)'
         )
 
   def say_time(self) -> None:

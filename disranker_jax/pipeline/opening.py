@@ -93,10 +93,17 @@ def naming_stage(config: ConfigDict, stage: Stage) -> Iterator[None]:
   except UserError as e:
     if str(e).startswith('config.'):
       raise
-    section = (
-      stage.section if 'batch_rows' in config[stage.section] else systems.of(config).table.stage
-    )
+    section, rows = rows_of(config, stage)
+    if rows != 'batch_rows':
+      raise UserError(f'config.{section}: the rows of its batches follow from {rows}: {e}') from e
     raise UserError(f'config.{section}.{e}') from e
+
+
+def rows_of(config: ConfigDict, stage: Stage) -> tuple[str, str]:
+  """(section, keys) from which the rows of a stage's batches follow."""
+  if stage.rows != 'batch_rows' or 'batch_rows' in config[stage.section]:
+    return stage.section, stage.rows
+  return systems.of(config).table.stage, stage.rows
 
 
 @contextlib.contextmanager

@@ -92,6 +92,8 @@ class Stage:
                 parts that have not changed
   is_complete   whether what a finished stage wrote is all that the config asks for now; if not, the
                 stage continues
+  rows          of a stage whose section has no batch_rows: the keys from which the rows of its
+                batches follow, such as 'prompts or samples'
   head          config -> the head that its network has
   task          of a training stage: (config, network) -> train.Task
   kept          what of it is on disk, as text, '' for nothing; by default the last saved step
@@ -119,6 +121,7 @@ class Stage:
   expected: Callable[[Run], Sequence] | None = None
   has_parts: bool = False
   is_complete: Callable[[Run], bool] = lambda run: True
+  rows: str = 'batch_rows'
   head: Callable[[ConfigDict], str] = lambda config: 'rank'
   task: Callable | None = None
   kept: Callable[[Run], str] | None = None

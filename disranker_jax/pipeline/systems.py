@@ -10,11 +10,13 @@ from collections.abc import Iterable, Mapping
 from ml_collections import ConfigDict
 
 from disranker_jax.errors import UserError
+from disranker_jax.generative import export as retriever_export
 from disranker_jax.generative import prompts
 from disranker_jax.generative import rows as search_rows
 from disranker_jax.generative.stages import align, index, ltrgr, memorise, retrieve
 from disranker_jax.models.settings import model
 from disranker_jax.pipeline.stage import Role, Stage
+from disranker_jax.rewriting import export as rewriter_export
 from disranker_jax.rewriting import prompts as rewriter_prompts
 from disranker_jax.rewriting import rows as rewriting_rows
 from disranker_jax.rewriting.stages import rewrite
@@ -25,6 +27,7 @@ from disranker_jax.stages import (
   export,
   generate,
   prepare,
+  ranker_export,
   report,
   result_rows,
   roles,
@@ -49,6 +52,10 @@ EVALUATE = evaluate.stage(
   result_rows.TABLE, models=('teacher', 'student'),
   reads_stages=('prepare', 'cpt', 'sft', 'student_sft', 'distill'), paper_rows=104_960,
 )  # fmt: skip
+EXPORT = export.stage(
+  ranker_export.EXPORTS, models=('teacher', 'student'),
+  reads_stages=('prepare', 'cpt', 'sft', 'generate', 'student_sft', 'distill', 'evaluate'),
+)  # fmt: skip
 REPORT = report.stage(
   'prepare', 'cpt', 'sft', 'score', 'student_sft', 'distill', 'evaluate', 'export'
 )
@@ -56,19 +63,28 @@ SEARCH = evaluate.stage(
   search_rows.TABLE, models=('retriever',),
   reads_stages=('prepare', 'index', 'memorise', 'ltrgr', 'align'),
 )  # fmt: skip
+RETRIEVER_EXPORT = export.stage(
+  retriever_export.EXPORTS, models=('retriever',),
+  reads_stages=('prepare', 'memorise', 'ltrgr', 'align', 'search'),
+)  # fmt: skip
 SEARCH_REPORT = report.stage(
-  'prepare', 'cpt', 'generate', 'memorise', 'retrieve', 'score', 'ltrgr', 'align', 'search'
-)
+  'prepare', 'cpt', 'generate', 'memorise', 'retrieve', 'score', 'ltrgr', 'align', 'search',
+  'export',
+)  # fmt: skip
 REWRITES = evaluate.stage(
   rewriting_rows.TABLE, models=('rewriter',), reads_stages=('prepare', 'cpt', 'rewrite')
 )
-REWRITES_REPORT = report.stage('prepare', 'cpt', 'rewrite', 'search')
+REWRITER_EXPORT = export.stage(
+  rewriter_export.EXPORTS, models=('rewriter',), outside=rewriter_export.outside,
+  reads_stages=('prepare', 'cpt', 'rewrite', 'search'),
+)  # fmt: skip
+REWRITES_REPORT = report.stage('prepare', 'cpt', 'rewrite', 'search', 'export')
 DEFAULT = 'disranker'  # of a config that names none
 SYSTEMS: dict[str, System] = {
   'disranker': System(
     stages=(
       prepare.STAGE, cpt.STAGE, sft.STAGE, generate.STAGE, score.STAGE, student_sft.STAGE,
-      distill.STAGE, EVALUATE, export.STAGE, REPORT,
+      distill.STAGE, EVALUATE, EXPORT, REPORT,
     ),
     roles={
       'teacher': Role(
@@ -85,7 +101,8 @@ SYSTEMS: dict[str, System] = {
   'dgr': System(
     stages=(
       prepare.STAGE, cpt.STAGE, dataclasses.replace(generate.STAGE, optional=False), index.STAGE,
-      memorise.STAGE, retrieve.STAGE, score.STAGE, ltrgr.STAGE, align.STAGE, SEARCH, SEARCH_REPORT,
+      memorise.STAGE, retrieve.STAGE, score.STAGE, ltrgr.STAGE, align.STAGE, SEARCH,
+      RETRIEVER_EXPORT, SEARCH_REPORT,
     ),
     roles={
       'teacher': Role(
@@ -100,7 +117,10 @@ SYSTEMS: dict[str, System] = {
     table=search_rows.TABLE,
   ),
   'query_rewriting': System(
-    stages=(prepare.STAGE, cpt.stage('rewriter'), rewrite.STAGE, REWRITES, REWRITES_REPORT),
+    stages=(
+      prepare.STAGE, cpt.stage('rewriter'), rewrite.STAGE, REWRITES, REWRITER_EXPORT,
+      REWRITES_REPORT,
+    ),
     roles={
       'rewriter': Role(
         {

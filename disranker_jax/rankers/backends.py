@@ -48,7 +48,10 @@ def choose(folder: Path, fast: bool) -> str:
 
 def exported(folder: Path) -> dict:
   """What the export recorded in config.json: lengths; for a decoder also template and scorer."""
-  return formats.config(folder).get('disranker_jax', {})
+  recorded = formats.config(folder).get('disranker_jax', {})
+  if not isinstance(recorded, dict):
+    raise UserError(f'{folder}/config.json: disranker_jax is {recorded!r:.100}, not an object')
+  return recorded
 
 
 def cores() -> int:

@@ -27,6 +27,8 @@ from disranker_jax.rankers import backends
 # with these two attributes.
 Text = str | tuple[str, str] | Mapping[str, str] | Document
 
+RANKING = 'ranking'  # what a folder is for that does not say it
+
 
 def load(
   folder: str | Path, backend: str = 'auto', max_len: int | None = None, *, fast: bool = False
@@ -96,6 +98,9 @@ def check(folder: Path) -> dict:
       raise UserError(f'{file} is missing; name an exported model folder')
   rerankers.check(folder)
   config = hf.read_config(folder)
+  task = backends.exported(folder).get('task', RANKING)
+  if task != RANKING:
+    raise UserError(f'{folder}: was exported for {task!r:.40} and does not rank; name a ranker')
   classifier = rerankers.is_classifier(config)
   if not classifier and 'template' not in config.get('disranker_jax', {}):
     what = rerankers.architecture(config) or config['model_type']

@@ -1,4 +1,4 @@
-"""How good a rewrite is: by embeddings, by BM25, by rules; several are added by weight.
+"""How good a rewrite is: by embeddings, by a search, by rules; several are added by weight.
 
 `make` reads the config; a Reward is a function of texts. What depends on the query alone, such as
 the vectors of its documents and its own rank, is computed once for all its samples and steps.
@@ -13,15 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
-from disranker_jax.rewriting import embedder, queries
+from disranker_jax.rewriting import embedder, engines, queries
 from disranker_jax.rewriting.queries import Query
 
 FACTOR = 10.0  # of the gain in similarity, as in the paper
-DEPTH = 1000  # ranks of BM25 that count
+DEPTH = 1000  # ranks of a search that count
 TERM = re.compile(r'(?:(?P<weight>\d+(?:\.\d*)?|\.\d+)\s*\*\s*)?(?P<name>\w+)')
 
 # values [G, S] of the rewrites of each query; those that failed a rule are ''.
@@ -125,18 +124,16 @@ class Embedding:
 
 
 class Ranking:
-  """The gain in nDCG@DEPTH of the positive documents when BM25 searches the rewrite.
+  """The gain in nDCG@DEPTH of the positive documents when an engine searches the rewrite.
 
   For one positive document the nDCG is 1 / log2(1 + its rank). So deep a cut-off gives most
   rewrites of a query different values.
 
   Args:
-    index: anything with `top(queries, k)`, such as BM25, over `documents` in this order.
+    index: one of engines.ENGINES, over `documents` in this order.
   """
 
-  def __init__(
-    self, index: BM25, documents: Sequence[Document], mode: str = 'append', repeat: int = 2
-  ):
+  def __init__(self, index, documents: Sequence[Document], mode: str = 'append', repeat: int = 2):
     self._index, self._mode, self._repeat = index, mode, repeat
     self._ids = [doc.doc_id for doc in documents]
     self._own: dict[tuple[str, str], float] = {}
@@ -198,19 +195,20 @@ def parse(text: str) -> dict[str, float]:
   return weights
 
 
-def make(settings, documents: Sequence[Document], index: BM25 | None = None) -> Reward:
+def make(settings, documents: Sequence[Document], index=None) -> Reward:
   """The reward of `config.rewrite`.
 
   Args:
     documents: the collection that is searched, for the term 'bm25'.
-    index: of these documents, if there is one already.
+    index: of these documents by the engine of the settings, if there is one already.
   """
   s, terms = settings, {}
   for name, weight in parse(s.reward).items():
     if name == 'embedding':
       term = Embedding(embedder.shared(s.embedder), s.mode)
     elif name == 'bm25':
-      term = Ranking(index or BM25(documents), documents, s.mode, s.repeat)
+      index = index or engines.ENGINES[s.engine](documents)
+      term = Ranking(index, documents, s.mode, s.repeat)
     else:
       term = repetition
     terms[name] = weight, term

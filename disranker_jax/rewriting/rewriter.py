@@ -3,12 +3,27 @@
 import dataclasses
 from collections.abc import Sequence
 
+from disranker_jax.config.settings import Key, Section, at_least, boolean, one_of
 from disranker_jax.models.load import TextModel
 from disranker_jax.rewriting.prompts import RewritePrompt
-from disranker_jax.rewriting.queries import Query, searched
+from disranker_jax.rewriting.queries import MODES, Query, searched
 from disranker_jax.rewriting.sampling import Sampler
 
 ROWS = 64  # queries that are rewritten together
+# How a rewrite is written and searched; the section `rewrite` of the config has these keys.
+SETTINGS: Section = {
+  'max_new': Key(16, at_least(1), 'Tokens of a rewrite; one that has not ended is cut off.'),
+  'mode': Key(
+    'append', one_of(*MODES),
+    "What is searched: 'append' is the query, `repeat` times, and the rewrite; 'replace' is the "
+    'rewrite alone.',
+  ),
+  'repeat': Key(2, at_least(1), "How often 'append' has the query."),
+  'think': Key(
+    False, boolean(),
+    'The rewrite is what <answer> holds after <think>...</think>; one without them fails.',
+  ),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +31,7 @@ class Rewriter:
   """Writes one rewrite of each query; of several processes all make the same calls.
 
   Args:
-    c: has max_new, think, mode and repeat, as the section `rewrite` of a config.
+    c: has the keys of SETTINGS, as the section `rewrite` of a config.
   """
 
   sampler: Sampler

@@ -13,21 +13,18 @@ from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document, Group
 from disranker_jax.evaluation import metrics
 from disranker_jax.pipeline.stage import Run, Use
-from disranker_jax.rewriting import baselines, queries
-from disranker_jax.rewriting.policy import policy
+from disranker_jax.rewriting import baselines, engines, queries
 from disranker_jax.rewriting.prompts import RewritePrompt
 from disranker_jax.rewriting.queries import Query
-from disranker_jax.rewriting.query_bm25 import QueryBM25
 from disranker_jax.rewriting.rewriter import Rewriter
 from disranker_jax.rewriting.sampling import Sampler
 from disranker_jax.rewriting.stages import rewrite
-from disranker_jax.stages import collection_rows, prepare, roles
+from disranker_jax.stages import collection_rows, prepare
 from disranker_jax.stages.collection_rows import STAGE, per_query, with_reranker
 from disranker_jax.stages.result_table import Ranking, Row, Table
 
-ENGINES = {'bm25': BM25, 'query_bm25': QueryBM25}
 TRAINED = {'cpt': ('cpt',), 'rewrite': ('cpt', 'rewrite'), 'best': ('cpt', 'rewrite')}
-DEPTH = 10  # of the nDCG by which the best of several samples is chosen
+NDCG = 'ndcg@10'  # by which queries are compared, and the best of several samples is chosen
 
 
 def asked(run: Run, groups: Sequence[Group]) -> list[Query]:
@@ -44,7 +41,7 @@ def documents_of(run: Run) -> dict[str, Document]:
 def engine(run: Run) -> Callable[[Sequence[Query], Sequence[str]], metrics.Run]:
   """(queries, texts that are searched for them) -> what `search.engine` finds, by query."""
   docs = queries.collection(run.config)
-  ids, top = [doc.doc_id for doc in docs], ENGINES[run.config.search.engine](docs).top
+  ids, top = [doc.doc_id for doc in docs], engines.ENGINES[run.config.search.engine](docs).top
 
   def search(tests: Sequence[Query], texts: Sequence[str]) -> metrics.Run:
     rankings = queries.found(top, ids, tests, texts, run.config.search.depth)
@@ -88,6 +85,7 @@ def rewritten(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   """The likeliest rewrites of a trained rewriter."""
   tests, search, model, variables = asked(run, groups), engine(run), *opened(run, row)
   writer = Rewriter.of(model, run.config.rewrite, run.mesh, run.config.search.batch_rows)
+  writer(variables, [query.text for query in tests[:1]])  # compiles, which is not timed
   begin = time.monotonic()
   texts = writer.searched(variables, tests)
   ranking = search(tests, texts)
@@ -97,32 +95,25 @@ def rewritten(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
 
 
 def opened(run: Run, row: Row):
-  """(the rewriter, its variables as it writes)."""
-  model = rewrite.open_rewriter(run.config)
-  return model, policy(roles.trained(run, 'rewriter', model, TRAINED[row.name]))
+  """(the rewriter, its variables)."""
+  return row.load(run)[:2]
 
 
 def compared(run: Run, groups: Sequence[Group], ranking: metrics.Run, changed: int) -> str:
   """How many queries are better and worse than as they were."""
   before = collection_rows.ranking_of(run, FIRST.name, groups)
-  least = run.config.search.min_relevance
-  qrels = {group.query_id: relevant(group, least) for group in groups}
-
-  def gain(query_id: str) -> float:
-    now, then = (
-      metrics.ndcg(each.get(query_id, {}), qrels[query_id], DEPTH) for each in (ranking, before)
-    )
-    return now - then
-
-  gains = np.array([gain(group.query_id) for group in groups])
+  gains = values(run, groups, ranking) - values(run, groups, before)
   return (
-    f'{changed:,} of {len(groups):,} queries are rewritten; nDCG@{DEPTH} is better for '
+    f'{changed:,} of {len(groups):,} queries are rewritten; {metrics.title(NDCG)} is better for '
     f'{(gains > 0).sum():,} and worse for {(gains < 0).sum():,}'
   )
 
 
-def relevant(group: Group, least: int) -> dict[str, int]:
-  return {doc_id: 1 for doc_id, grade in group.grades.items() if grade >= least}
+def values(run: Run, groups: Sequence[Group], ranking: metrics.Run) -> np.ndarray:
+  """Each query's NDCG, as the table has it."""
+  qrels, least = {group.query_id: group.grades for group in groups}, run.config.search.min_relevance
+  rows = metrics.per_query(ranking, qrels, least, (NDCG,))
+  return np.array([rows[group.query_id][NDCG] for group in groups])
 
 
 def best_of_samples(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
@@ -143,10 +134,7 @@ def best_of_samples(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
       for query, text in zip(tests, texts, strict=True)
     ]
     rankings.append(search(tests, searched))
-  values_GS = [
-    [metrics.ndcg(each[query.query_id], query.relevant, DEPTH) for each in rankings]
-    for query in tests
-  ]
+  values_GS = np.stack([values(run, groups, each) for each in rankings], axis=1)
   best = baselines.best_of(values_GS).tolist()
   ranking = {q.query_id: rankings[i][q.query_id] for q, i in zip(tests, best, strict=True)}
   return ranking, {'note': 'chosen by the judgements, so no system: what choosing could win'}
@@ -185,7 +173,7 @@ def use(name: str, config: ConfigDict) -> Use:
 def rewriter(name: str, title: str, rank=rewritten, **more) -> Row:
   """A row of a rewriter."""
   return Row(
-    name, title, rank, 'rewriter', stages=lambda config: TRAINED[name],
+    name, title, rank, 'rewriter', open=rewrite.open_rewriter, stages=lambda config: TRAINED[name],
     trained_by=TRAINED[name][-1], reads=writes, used=functools.partial(use, name), **more,
   )  # fmt: skip
 
@@ -204,7 +192,13 @@ SIMPLE = (
   ),
 )
 REWRITERS = (
-  rewriter('cpt', 'rewriter, before GRPO', is_baseline=True),
+  rewriter(
+    'cpt', 'rewriter, before GRPO', is_baseline=True,
+    # Without cpt, GRPO begins with the pretrained model. What begins with the rewriter of an
+    # earlier run and does not go on is no row of its own.
+    needs_training=lambda config: False,
+    exists=lambda config: 'rewrite' in config.stages or not config.rewriter.init_from,
+  ),
   rewriter(
     'rewrite', 'rewriter', improves_on=('original', 'cpt', 'nearest'),
     needs_training=lambda config: not config.rewriter.init_from,
@@ -220,9 +214,7 @@ ROWS = {
 SETTINGS: Section = {
   **collection_rows.SETTINGS,
   'engine': Key(
-    'bm25', one_of(*ENGINES),
-    "What searches: 'bm25', or 'query_bm25', which weighs the words of the query too and reads "
-    'words as Lucene does, as in BRIGHT.', affects_results=False,
+    'bm25', one_of(*engines.ENGINES), f'What searches: {engines.WHAT}', affects_results=False,
   ),
 }  # fmt: skip
 

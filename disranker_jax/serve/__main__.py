@@ -35,6 +35,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     help='collection for the search page: JSON lines of doc_id, title, summary, or an address such '
     'as trec:DIR; default: python_docs:',
   )  # fmt: skip
+  parser.add_argument('--rewriter', type=Path, metavar='FOLDER', help=(
+    'an exported rewriter, whose rewrites of queries the page searches'))  # fmt: skip
   parser.add_argument('--no-search', action='store_true', help='no search on the page')
   parser.add_argument('--max-texts', type=int, default=1000, help='per request')
   parser.add_argument(
@@ -97,10 +99,26 @@ def service(args: argparse.Namespace):
     args.max_texts, args.max_body_bytes, args.max_concurrent_requests, args.max_held_bytes,
     args.max_batch_tokens, args.timeout,
   )  # fmt: skip
-  search = None if args.no_search else Search(documents(args.docs))
+  rewriter = rewriter_of(args)
+  search = None if args.no_search else Search(documents(args.docs), rewriter=rewriter)
   name = args.name or args.model.resolve().name
   load = functools.partial(loaded.load, args.model, args.backend, fast=True)
   return Service(load, name, limits, may_call, search)
+
+
+def rewriter_of(args: argparse.Namespace):
+  """A function that loads the rewriter, or None. Raises: UserError for another kind of folder."""
+  if not args.rewriter:
+    return None
+  if args.no_search:
+    raise UserError('--rewriter: rewrites what the page searches; leave out --no-search')
+  from disranker_jax.rewriting import loaded
+
+  try:
+    loaded.settings_of(args.rewriter)
+  except UserError as e:
+    raise UserError(f'--rewriter {e}') from None
+  return functools.partial(loaded.load, args.rewriter)
 
 
 def access_of(args: argparse.Namespace):

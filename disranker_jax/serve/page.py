@@ -1,16 +1,23 @@
-"""The page at `/`: first-stage and re-ranked results of a query, side by side."""
+"""The page at `/`: first-stage and re-ranked results of a query, side by side.
 
+With a rewriter the first stage searches the rewritten query; the re-ranker reads the query itself.
+"""
+
+import asyncio
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.prompts import CHARS_PER_TOKEN, document_text
 from disranker_jax.rankers.loaded import order
+from disranker_jax.rewriting.engines import ENGINES
 from disranker_jax.serve import apis
 from disranker_jax.serve.admission import Visit
+from disranker_jax.serve.errors import Refused
 
 TEMPLATE = (Path(__file__).parent / 'page.html').read_text(encoding='utf-8')
 # The page loads nothing from other hosts, and other sites may not frame it.
@@ -20,6 +27,7 @@ HEADERS = {
   'x-content-type-options': 'nosniff',
 }
 SUMMARY_CHARS = 300
+REMEMBERED = 1024  # queries with their rewrites
 
 
 class Asked(NamedTuple):
@@ -28,6 +36,7 @@ class Asked(NamedTuple):
   query: str
   raw: bool  # scores without a sigmoid
   fuse: bool | float = False  # with BM25: by the weight of the model folder, or by this one
+  rewrite: bool = True  # where the server has a rewriter
 
 
 def read(body: dict) -> Asked:
@@ -35,27 +44,54 @@ def read(body: dict) -> Asked:
   fuse = body.get(apis.FUSE)
   if fuse is not None and not isinstance(fuse, bool):
     apis.weight(fuse)
-  return Asked(apis.query(body), apis.raw_scores(body), False if fuse is None else fuse)
+  rewrite = apis.get(body, 'rewrite', bool, True)
+  return Asked(apis.query(body), apis.raw_scores(body), False if fuse is None else fuse, rewrite)
 
 
 class Search:
-  """A collection with a BM25 index; `load` calls `documents()` once."""
+  """A collection with a BM25 index; `load` calls `documents()` and `rewriter()` once.
 
-  def __init__(self, documents, depth: int = 20):
-    self._documents, self._depth = documents, depth
+  Args:
+    rewriter: returns a rewriting.loaded.LoadedRewriter; None: queries are searched as they are.
+  """
+
+  def __init__(self, documents, depth: int = 20, rewriter: Callable | None = None):
+    self._documents, self._depth, self._open_rewriter = documents, depth, rewriter
+    self.rewrites = rewriter is not None
+    # One at a time, so that a thread is left for the queries of others.
+    self._turn = asyncio.Semaphore()
 
   def load(self) -> None:
-    self._docs = tuple(self._documents())
-    self._index = BM25(self._docs)
+    self._docs, engine = tuple(self._documents()), 'bm25'
+    if self._open_rewriter:
+      rewriter = self._open_rewriter()
+      rewriter('a')  # compiles
+      self._rewrite, engine = functools.lru_cache(REMEMBERED)(rewriter), rewriter.engine
+    self._index = ENGINES[engine](self._docs)
+
+  async def _searched(self, service, words: str, asked: Asked) -> tuple[str, dict]:
+    """(the text that is searched, what the answer says of the rewrite)."""
+    if not (self.rewrites and asked.rewrite):
+      return words, {}
+    async with self._turn:
+      rewritten = await service.aside(self._rewritten, words)
+    return rewritten.searched, rewritten._asdict()
+
+  def _rewritten(self, words: str):
+    try:
+      return self._rewrite(words)
+    except BaseException as e:  # a panic of the Rust tokenizer is no Exception
+      raise Refused(500, 'Rewriter', f'the rewriter failed: {type(e).__name__}') from None
 
   async def answer(self, service, asked: Asked, visit: Visit):
     """(body, headers): documents in BM25's order, each with both ranks and both scores."""
     # The model reads the beginning of a query only, and BM25's time grows with each word.
     words = asked.query[: service.ranker.prompt.max_query_len * CHARS_PER_TOKEN]
-    [hits] = await service.aside(self._index.top, [words], self._depth)
+    text, rewritten = await self._searched(service, words, asked)
+    [hits] = await service.aside(self._index.top, [text], self._depth)
     docs = [self._docs[i] for i, _ in hits]
     if not docs:
-      return {'results': [], 'texts': [], 'documents': len(self._docs)}, {}
+      return {'results': [], 'texts': [], 'documents': len(self._docs), **rewritten}, {}
     texts = [document_text(doc) for doc in docs]
     pairs = [(asked.query, text) for text in texts]
     request = apis.ScoreRequest(pairs, lambda scores, _: scores)
@@ -77,7 +113,8 @@ class Search:
       }
       for i, (doc, (_, score)) in enumerate(zip(docs, hits, strict=True))
     ]
-    return {'results': results, 'texts': texts, 'documents': len(self._docs)}, headers
+    found = {'results': results, 'texts': texts, 'documents': len(self._docs), **rewritten}
+    return found, headers
 
 
 def show(service):
@@ -86,6 +123,7 @@ def show(service):
   async def endpoint(_: Request) -> HTMLResponse:
     options = {'search': bool(service.search), 'token': bool(service.access.token)}
     options |= {'fuse': bool(service.ranker and service.ranker.fusion)}
+    options |= {'rewrite': bool(service.search and service.search.rewrites)}
     attributes = ' '.join(f'data-{k}="{str(v).lower()}"' for k, v in options.items())
     return HTMLResponse(TEMPLATE.replace('<body>', f'<body {attributes}>', 1), headers=HEADERS)
 

@@ -4,25 +4,12 @@ They are training queries that no stage learned from (held_out.py), not the test
 would be too good if they decided.
 """
 
-import dataclasses
-
 from disranker_jax.pipeline import manifest
+from disranker_jax.stages.export import Choice
 from disranker_jax.stages.held_out import NDCG
 from disranker_jax.stages.result_rows import ROWS, STUDENT
 from disranker_jax.stages.result_table import Row
 from disranker_jax.training.validation import TITLES
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-  """A student, by its row of the result table, and the reason in words."""
-
-  row: str
-  why: str
-
-  @property
-  def text(self) -> str:
-    return f'{ROWS[self.row].title}: {self.why}'
 
 
 def candidates(config) -> list[Row]:

@@ -84,4 +84,4 @@ def test_the_teacher_is_named_with_its_licence():
   text = licence.described(
     Origin('a/b', True, {'license': 'mit'}), Origin('c/d', True, {'license': 'llama3'})
   )
-  assert '- teacher, whose scores this model learned: `c/d`, licence `llama3`' in text
+  assert '- teacher, whose scores or texts this model learned: `c/d`, licence `llama3`' in text

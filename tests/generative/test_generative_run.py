@@ -1,5 +1,6 @@
 """The whole system with tiny models on a small collection of its own."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -130,6 +131,18 @@ def test_the_command_says_what_is_wrong_with_a_run(done, tmp_path):
   (tmp_path / 'config.json').write_text((done[1] / 'config.json').read_text())
   with pytest.raises(UserError, match='index and memorise is not done'):
     search.main(['--run', str(tmp_path), '--query', 'a'])
+
+
+def test_the_retriever_is_exported_as_it_was_trained(done):
+  folder = done[1] / 'export' / 'retriever'
+  record = load(folder / 'config.json')['disranker_jax']
+  assert record['task'] == 'retrieval' and record['retrieves']['views'] == [
+    'title', 'body', 'query'
+  ]  # fmt: skip
+  card = (folder / 'README.md').read_text()
+  assert 'It is the retriever, teacher' in card and 'pipeline_tag: text-generation' in card
+  # transformers gives our log-probabilities of pages.
+  assert importlib.util.find_spec('torch') is None or '| transformers | float32 |' in card
 
 
 def test_the_report_has_the_table_and_no_student(done):

@@ -1,24 +1,32 @@
 """The whole system with a tiny model on a small collection of its own."""
 
+import importlib.util
 import json
 import pathlib
 import runpy
+import shutil
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from small_collection import collection
 
 from disranker_jax.commands import rewrite
 from disranker_jax.errors import UserError
+from disranker_jax.models import weights
 from disranker_jax.pipeline import runner
+from disranker_jax.rankers import loaded as rankers
+from disranker_jax.rewriting import loaded
 
 ROOT = pathlib.Path(__file__).parents[2]
+TINY = 'tiny-decoder'
 
 
 def config(folder: pathlib.Path, **changes):
   """configs/query_rewriting.py with a tiny model; changes by dotted key, with two underscores."""
   c = runpy.run_path(str(ROOT / 'configs' / 'query_rewriting.py'))['get_config']()
   c.data.update(collection(folder))
-  c.rewriter.update(model='tiny-decoder', precision='float32', lora_rank=4, max_len=96, row_len=96)
+  c.rewriter.update(model=TINY, precision='float32', lora_rank=4, max_len=96, row_len=96)
   c.cpt.update(batch_rows=8, max_steps=3)
   c.rewrite.update(prompts=4, samples=3, max_new=4, max_steps=2, failure=0.0)
   c.search.batch_rows = 8
@@ -72,12 +80,83 @@ def test_the_command_shows_the_rewrite_and_what_is_found(done, capsys):
   assert 'rewrite:' in out and '(was 1)' in out
 
 
+def test_the_exported_folder_rewrites_as_the_run(done, capsys):
+  data, workdir = done
+  folder = workdir / 'export' / 'rewriter'
+  documents = ['--search', f'jsonl:{data}/documents.jsonl']
+  for query in ('how to sort a list', 'close', 'find the thread 日本 and join it ' * 9):
+    results = []
+    for source in (['--run', str(workdir)], ['--model', str(folder)]):
+      rewrite.main([*source, '--query', query, *documents, '--json'])
+      results.append(json.loads(capsys.readouterr().out))
+    assert results[0] == results[1] and results[0]['rewrite']
+  # Training has moved what is written; else the pretrained folder would do.
+  trained, before = (load_file(f / 'model.safetensors') for f in (folder, weights.find(TINY)))
+  assert any(np.abs(trained[k] - before[k]).max() > 1e-4 for k in trained)
+
+
+def test_transformers_writes_the_same_and_ends_where_we_do(done):
+  torch = pytest.importorskip('torch')
+  from transformers import AutoModelForCausalLM
+
+  folder = done[1] / 'export' / 'rewriter'
+  rewriter = loaded.load(folder)
+  model = AutoModelForCausalLM.from_pretrained(folder)
+  prompt = rewriter.writer.prompt
+  for query in ('how to sort a list', 'close a socket'):
+    ids = prompt(query)
+    with torch.inference_mode():
+      out = model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=int))
+    assert prompt.texts([out[0, len(ids) :].tolist()]) == [rewriter(query).rewrite]
+
+
+def test_the_card_says_what_the_folder_is_for(done):
+  folder = done[1] / 'export' / 'rewriter'
+  card = (folder / 'README.md').read_text()
+  assert 'A decoder that rewrites queries for a search engine' in card
+  assert 'pipeline_tag: text-generation' in card and 'cross-encoder' not in card
+  assert 'held-out queries, searched in all documents' in card and 'original query' in card
+  # transformers gives our log-probabilities of titles.
+  assert importlib.util.find_spec('torch') is None or '| transformers | float32 |' in card
+  with pytest.raises(UserError, match="was exported for 'rewriting' and does not rank"):
+    rankers.check(folder)
+
+
+def edited(folder: pathlib.Path, tmp_path: pathlib.Path, change) -> pathlib.Path:
+  """A copy of an exported folder whose record is changed."""
+  copy = shutil.copytree(folder, tmp_path / 'copy')
+  config = json.loads((copy / 'config.json').read_text())
+  change(config['disranker_jax'])
+  (copy / 'config.json').write_text(json.dumps(config))
+  return copy
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda r: r.pop('rewrites'), 'is no exported rewriter'),
+    (lambda r: r['rewrites'].update(mode='both'), r"rewrites\.mode='both': must be 'append', 'rep"),
+    (lambda r: r['rewrites'].update(max_new=1 << 30), 'max_new=1073741824: must be below max_len'),
+    (lambda r: r['rewrites'].update(repeat='2'), r"rewrites\.repeat='2': must be 1 or more"),
+    (lambda r: r['rewrites'].pop('engine'), r'rewrites\.engine=None'),
+    (lambda r: r.update(template='{title}'), r'disranker_jax\.template='),
+    (lambda r: r.update(max_len=True), r'disranker_jax\.max_len=True'),
+  ],
+)
+def test_a_folder_with_a_wrong_record_is_refused(done, tmp_path, change, message):
+  with pytest.raises(UserError, match=message):
+    loaded.load(edited(done[1] / 'export' / 'rewriter', tmp_path, change))
+
+
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
     (['--query', ' ', '--run', '.'], '--query: is empty'),
     (['--query', 'a', '--run', '/nowhere'], 'is not the workdir of a run'),
-    (['--query', 'a', '--run', '.', '--docs', 'x'], '--docs: is for --search'),
+    (['--query', 'a', '--model', '.', '--search'], '--search: an exported rewriter knows no doc'),
+    (['--query', 'a', '--model', '/nowhere'], '/nowhere/config.json is missing'),
+    (['--query', 'a', '--model', '.', '--run', '.'], 'not allowed with'),
+    (['--query', 'a'], 'one of the arguments --model --run is required'),
   ],
 )
 def test_wrong_arguments(arguments, message):

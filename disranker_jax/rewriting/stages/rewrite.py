@@ -20,7 +20,6 @@ from disranker_jax.config.settings import (
   text,
 )
 from disranker_jax.data import sources
-from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document, Group
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
@@ -30,7 +29,7 @@ from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
-from disranker_jax.rewriting import objective, packed, queries, rewards
+from disranker_jax.rewriting import engines, objective, packed, queries, rewards, rewriter
 from disranker_jax.rewriting.policy import PolicyLoss, policy
 from disranker_jax.rewriting.prompts import RewritePrompt
 from disranker_jax.rewriting.queries import Query
@@ -109,7 +108,7 @@ def execute(run: Run) -> dict:
   every, documents = queries.training(run), queries.collection(config)
   queries.check_collection(every, documents)
   split = held_out.split(run, 'rewrite', every, query=as_group)
-  index = BM25(documents)
+  index = engines.ENGINES[c.engine](documents)
   reward = rewards.make(c, documents, index)
   todo, feed, computed = job(run, model, split.learned, reward)
   searches = Searches(run, model, split.measured, documents, index, reward)
@@ -132,7 +131,7 @@ def as_group(query: Query) -> Group:
 
 
 class Searches:
-  """How BM25 finds the documents of held-out queries by their likeliest rewrites; a Measure.
+  """How the engine finds the documents of held-out queries by their likeliest rewrites; a Measure.
 
   nDCG@10 is of a search in the whole collection. samples.md has the rewrites of the last call.
   """
@@ -145,7 +144,7 @@ class Searches:
     model: TextModel,
     measured: Sequence[Query],
     documents: Sequence[Document],
-    index: BM25,
+    index,
     reward: rewards.Reward,
   ):
     c = run.config.rewrite
@@ -215,6 +214,11 @@ def check(config) -> None:
       f'config.rewrite.max_new={c.max_new}: holds no thoughts and an answer (think=True); raise it'
     )
   rewards.parse(c.reward)
+  if c.engine != config.search.engine and 'search' in config.stages:
+    say(
+      f'rewrite: learns from searches by config.rewrite.engine={c.engine!r}, and the table is of '
+      f'config.search.engine={config.search.engine!r}'
+    )
   held_out.check(config, 'rewrite', Searches.names)
 
 
@@ -278,35 +282,30 @@ SETTINGS = {
     **VALIDATION,
     'metric': Key(
       '', one_of('', *Searches.names),
-      "Which held-out value decides: '' is ndcg@10, of a search by BM25 with the likeliest "
+      "Which held-out value decides: '' is ndcg@10, of a search with the likeliest "
       "rewrites; 'reward' is their mean reward.",
     ),
   },
   'min_relevance': queries.MIN_RELEVANCE,
   'prompts': Key(8, at_least(1), 'Queries of a step.'),
   'samples': Key(8, at_least(2), 'Rewrites that are sampled of each query.'),
-  'max_new': Key(16, at_least(1), 'Tokens of a rewrite; one that has not ended is cut off.'),
+  **rewriter.SETTINGS,
   'temperature': Key(1.0, above(0), 'Of sampling.'),
   'top_p': Key(
     1.0, between(0, 1),
     'Tokens are drawn from the likeliest with so much probability. Below 1 samples are not those '
     'of the policy whose gradient is taken.',
   ),
-  'mode': Key(
-    'append', one_of(*queries.MODES),
-    "What is searched: 'append' is the query, `repeat` times, and the rewrite; 'replace' is the "
-    'rewrite alone.',
-  ),
-  'repeat': Key(2, at_least(1), "How often 'append' has the query."),
-  'think': Key(
-    False, boolean(),
-    'The rewrite is what <answer> holds after <think>...</think>; one without them fails.',
-  ),
   'reward': Key(
     'embedding', text('a reward', empty=False),
     "A weighted sum such as 'embedding+0.5*bm25', of: 'embedding', the gain in similarity to the "
-    "query's documents; 'bm25', the gain in their nDCG by the built-in BM25; 'repetition', minus "
-    'the share of repeated words.',
+    "query's documents; 'bm25', the gain in their nDCG in a search by `engine`; "
+    "'repetition', minus the share of repeated words.",
+  ),
+  'engine': Key(
+    'bm25', one_of(*engines.ENGINES),
+    f'What searches for the reward and for held-out queries: {engines.WHAT} search.engine is a '
+    'key of its own, so that one trained rewriter can be tested with several engines.',
   ),
   'embedder': Key('minilm-l6', text('a model', empty=False), "The encoder of 'embedding'."),
   'failure': Key(-1.0, finite(), 'The reward of a rewrite without a word, or with too many.'),
@@ -346,5 +345,5 @@ STAGE = Stage(
   'rewrite', 'the rewriter learns from the rewards of its rewrites (GRPO)', execute,
   settings=SETTINGS, check=check, check_models=check_models, check_records=check_records,
   role='rewriter', reads_stages=('prepare', 'cpt'), reads_records=lambda config: ('judgements',),
-  uses=uses, outside=outside, head=lambda config: 'lm', task=task,
+  uses=uses, outside=outside, rows='prompts or samples', head=lambda config: 'lm', task=task,
 )  # fmt: skip

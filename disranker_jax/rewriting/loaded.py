@@ -1,0 +1,107 @@
+"""A rewriter as an object: `load('runs/rewriting/export/rewriter')('a query').searched`.
+
+`disranker rewrite` and the server rewrite through this class.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from disranker_jax.config.settings import Key, Section, has_type, one_of
+from disranker_jax.devices import sharding
+from disranker_jax.errors import UserError
+from disranker_jax.exporting import formats
+from disranker_jax.models import hf
+from disranker_jax.models.load import open_model
+from disranker_jax.models.settings import SETTINGS as MODEL
+from disranker_jax.models.settings import defaults
+from disranker_jax.rewriting import engines, prompts, rewriter
+from disranker_jax.rewriting.queries import searched
+from disranker_jax.rewriting.rewriter import Rewriter
+
+RECORD = 'rewrites'  # the part of disranker_jax in config.json that only a rewriter has
+HOW: Section = {
+  **rewriter.SETTINGS,
+  'engine': Key('bm25', one_of(*engines.ENGINES), 'What searches.'),
+}
+READS: Section = {
+  **{name: MODEL[name] for name in ('max_len', 'max_query_len')}, **prompts.SETTINGS
+}  # fmt: skip
+
+
+class Rewritten(NamedTuple):
+  """A rewrite, '' if the model wrote none, and what the search engine is given for the query."""
+
+  rewrite: str
+  searched: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRewriter:
+  """Rewrites one query at a time; may be called from several threads.
+
+  engine  the name in engines.ENGINES of the search engine that it is for
+  """
+
+  writer: Rewriter
+  variables: dict
+  engine: str
+
+  def __call__(self, query: str) -> Rewritten:
+    c = self.writer.c
+    [rewrite] = self.writer(self.variables, [query])
+    return Rewritten(rewrite, searched(query, rewrite, c.mode, c.repeat))
+
+
+def load(folder: str | Path) -> LoadedRewriter:
+  """Loads an exported rewriter on a device of this process. Raises: UserError as `settings_of`."""
+  settings, c = settings_of(folder)
+  model = open_model(settings, 'lm')
+  mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.local_devices()[:1])
+  return LoadedRewriter(Rewriter.of(model, c, mesh, rows=1), model.pretrained(0, mesh), c.engine)
+
+
+def settings_of(folder: str | Path) -> tuple[ConfigDict, ConfigDict]:
+  """(the settings of the model, how it rewrites: HOW) in a folder; reads no parameters.
+
+  Raises: UserError for a folder that the stage export of a rewriter did not write.
+  """
+  folder = Path(folder).expanduser()
+  recorded = formats.config(folder).get('disranker_jax')
+  recorded = recorded if isinstance(recorded, dict) else {}
+  how = recorded.get(RECORD)
+  if not isinstance(how, dict):
+    raise UserError(
+      f'{folder}: is no exported rewriter (its config.json has no disranker_jax.{RECORD}); name '
+      'the folder export/rewriter of a run of query_rewriting'
+    )
+  where = f'{folder}/config.json: disranker_jax'
+  c = ConfigDict(checked(f'{where}.{RECORD}', HOW, how))
+  reads = checked(where, READS, recorded)
+  if c.max_new >= reads['max_len']:
+    raise UserError(
+      f'{where}.{RECORD}.max_new={c.max_new}: must be below max_len={reads["max_len"]}, which '
+      'holds the prompt too; export the rewriter again'
+    )
+  if missing := [file for file in hf.weight_files(folder) if not file.is_file()]:
+    raise UserError(f'{missing[0]} is missing; export the rewriter again')
+  template = reads.pop('template')
+  settings = defaults(model=str(folder.absolute()), row_len=reads['max_len'], **reads)
+  settings.template = template
+  return settings, c
+
+
+def checked(where: str, section: Section, values: dict[str, Any]) -> dict[str, Any]:
+  """The values of a section's keys. Raises: UserError that names one which is not allowed."""
+  for name, key in section.items():
+    value = values.get(name)
+    try:
+      accepted = has_type(value, key.default) and key.check.accepts(value)
+    except UserError as error:
+      raise UserError(f'{where}.{name}: {error}') from None
+    if not accepted:
+      raise UserError(f'{where}.{name}={value!r:.200}: must be {key.check.allowed}')
+  return {name: values[name] for name in section}

@@ -1,0 +1,98 @@
+"""Which rows a config has, what their notes count, which engine searches."""
+
+import types
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from disranker_jax.config import check, defaults
+from disranker_jax.data.records import Document, Group
+from disranker_jax.errors import UserError
+from disranker_jax.pipeline import estimate, opening
+from disranker_jax.rewriting import rewards, rows
+from disranker_jax.rewriting.queries import Query
+from disranker_jax.rewriting.query_bm25 import QueryBM25
+from disranker_jax.rewriting.stages import rewrite
+
+
+def config(**changes) -> ConfigDict:
+  c = defaults('query_rewriting')
+  c.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
+  return c
+
+
+@pytest.mark.parametrize(
+  ('changes', 'expected'),
+  [
+    ({}, {'cpt', 'rewrite', 'best'}),
+    ({'stages': ('prepare', 'rewrite', 'search')}, {'cpt', 'rewrite', 'best'}),
+    # A rewriter of an earlier run alone, and one that learns more.
+    ({'stages': ('prepare', 'search'), 'rewriter__init_from': 'x'}, {'rewrite'}),
+    (
+      {'stages': ('prepare', 'rewrite', 'search'), 'rewriter__init_from': 'x'},
+      {'cpt', 'rewrite', 'best'},
+    ),
+  ],
+)
+def test_there_is_a_row_before_grpo_with_and_without_cpt(changes, expected):
+  found = rows.TABLE.rows_of(config(**changes))
+  assert {name for name, row in found.items() if row.role} == expected
+
+
+def test_the_note_counts_by_the_measure_of_the_table(monkeypatch):
+  """By graded labels, not by whether a document is relevant."""
+  docs = [Document(name, name, '', label) for name, label in (('a', 2), ('b', 1))]
+  groups = [Group(q, q, tuple(docs)) for q in ('1', '2', '3')]
+  before = {q: {'a': 1.0, 'b': 2.0} for q in '123'}
+  ranking = {'1': {'a': 2.0, 'b': 1.0}, '2': {'a': 1.0, 'b': 2.0}, '3': {'b': 1.0}}
+  monkeypatch.setattr(rows.collection_rows, 'ranking_of', lambda *_: before)
+  run = types.SimpleNamespace(config=config())
+  assert rows.compared(run, groups, ranking, 2) == (
+    '2 of 3 queries are rewritten; nDCG@10 is better for 1 and worse for 1'
+  )
+
+
+@pytest.mark.parametrize('engine', ['bm25', 'query_bm25'])
+def test_the_reward_searches_with_the_engine_of_the_settings(engine):
+  documents = [Document('a', 'sorted rows', ''), Document('b', 'rows rows the of', '')]
+  c = rewrite_section(engine=engine)
+  [(_, term)] = rewards.make(c, documents).terms.values()
+  assert isinstance(term._index, QueryBM25) == (engine == 'query_bm25')
+  # Only the words of Lucene's analyzer are stems.
+  found = term([Query('q', 'x', (documents[0],))], [['sorting']])
+  assert np.all((found > 0) == (engine == 'query_bm25'))
+
+
+def rewrite_section(**changes):
+  c = config().rewrite
+  c.update({'reward': 'bm25', **changes})
+  return c
+
+
+def test_two_engines_are_named_in_a_line(capsys):
+  rewrite.check(config(search__engine='query_bm25'))
+  said = capsys.readouterr().err
+  assert "config.rewrite.engine='bm25'" in said and "config.search.engine='query_bm25'" in said
+  rewrite.check(config())
+  assert not capsys.readouterr().err
+  with pytest.raises(UserError, match=r"config\.rewrite\.engine='lucene': must be 'bm25', 'query_"):
+    check(config(rewrite__engine='lucene'))
+
+
+def test_memory_remedies_name_keys_that_exist(capsys, monkeypatch):
+  c = config()
+  stages = {stage.name: stage for stage in opening.systems.listed(c)}
+  for name, (section, keys) in {
+    'rewrite': ('rewrite', 'prompts or samples'), 'cpt': ('cpt', 'batch_rows'),
+    'search': ('search', 'batch_rows'),
+  }.items():  # fmt: skip
+    assert opening.rows_of(c, stages[name]) == (section, keys)
+    assert all(key in c[section] for key in keys.split(' or '))
+  reckoned = estimate.Estimate.__new__(estimate.Estimate)
+  reckoned._run = types.SimpleNamespace(config=c)
+  reckoned._opened = [types.SimpleNamespace(stage=stages['rewrite'])]
+  reckoned.bytes_of = [2 << 30]
+  monkeypatch.setattr(estimate.memory, 'limit', lambda: 1 << 30)
+  reckoned.say_memory()
+  assert 'lower config.rewrite.prompts or samples or the model' in capsys.readouterr().err
