@@ -6,8 +6,7 @@
 SmolLM2-135M writes a pseudo-query for each of the 7,000 pages, then learns to answer queries with
 titles, n-grams and pseudo-queries of their pages. A beam search writes only what occurs in the
 pages. The LLM's likelihood of the query given a page is the teacher whose order it learns at last.
-Stages up to memorise and the search have been run; docs/generative.md has the results and says what
-is missing. The whole config has not been timed.
+docs/generative.md has the results. The whole config has not been timed on free cores.
 With a student of the quickstart, found pages are re-ranked too:
 
   disranker run --config configs/dgr.py --workdir runs/dgr \
@@ -40,7 +39,7 @@ def get_config():
   c.memorise.update(trainable='lora', learning_rate=1e-3, batch_rows=24, epochs=1.0)
   c.retrieve.update(queries=400, batch_rows=16, beams=10)
   for stage in (c.ltrgr, c.align):
-    stage.update(trainable='lora', learning_rate=1e-4, batch_rows=24, epochs=1.0)
+    stage.update(trainable='lora', learning_rate=1e-3, batch_rows=24, epochs=1.0)
   for stage in (c.cpt, c.memorise, c.ltrgr, c.align):
     stage.save_every = 20
   return c
