@@ -37,11 +37,12 @@ from disranker_jax.rewriting.rewriter import Rewriter
 from disranker_jax.rewriting.rollouts import Rollouts, check_count
 from disranker_jax.rewriting.sampling import Sampler
 from disranker_jax.stages import held_out, language_terms, prepare, roles
-from disranker_jax.stages.generate import DECODING
 from disranker_jax.training import train
 from disranker_jax.training.settings import VALIDATION, training
 from disranker_jax.training.validation import STEP, described
 
+# A written token takes as long as so many that are read: samples are written many at a time.
+DECODING = 2
 NDCG, REWARD, DEPTH = 'ndcg@10', 'reward', 10
 
 
@@ -75,8 +76,7 @@ def job(
   config, c = run.config, run.config.rewrite
   seed = config.seed + config.rewriter.seed
   prompt = RewritePrompt(model, longest(config))
-  # Queries are shorter than they could be.
-  most = max(len(prompt(query.text)) for query in learned)
+  most = longest_prompt(prompt, [query.text for query in learned])
   shape = packed.shape_of(c, model.network, most, config.rewriter.row_len, run.mesh)
   computed = task_of(config, model.network, shape)
   sampler = Sampler(
@@ -94,6 +94,11 @@ def job(
     ),
   )  # fmt: skip
   return todo, feed, computed
+
+
+def longest_prompt(prompt: RewritePrompt, texts: Sequence[str]) -> int:
+  """Tokens of the longest prompt there is; queries are shorter than they could be."""
+  return max(len(prompt(text)) for text in texts)
 
 
 def steps(c, count: int) -> int:
@@ -251,11 +256,14 @@ def uses(config) -> tuple[Use, ...]:
 
 def tokens(run: Run) -> tuple[float, str]:
   """(tokens that the stage computes, as tokens of training; what it does), for the estimate."""
-  c = run.config.rewrite
-  count = steps(c, len(prepare.records(run, 'judgements')))
-  samples = c.prompts * c.samples
-  updated = samples * run.config.rewriter.max_len
-  decoded = samples * c.max_new * DECODING / STEP / c.iterations
+  config, c = run.config, run.config.rewrite
+  asked = [group.query for group in prepare.records(run, 'judgements')]
+  count, samples = steps(c, len(asked)), c.prompts * c.samples
+  model = open_rewriter(config)
+  most = longest_prompt(RewritePrompt(model, longest(config)), asked)
+  shape = packed.shape_of(c, model.network, most, config.rewriter.row_len, run.mesh)
+  updated = shape.rows * shape.row_len * c.gradient_accumulation_steps
+  decoded = (c.prompts * most + samples * c.max_new * DECODING) / STEP / c.iterations
   reference = updated / STEP / c.iterations if packed.has_reference(c) else 0
   return count * (updated + decoded + reference), f'{count:,} steps of {samples} samples'
 
