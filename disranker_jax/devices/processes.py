@@ -151,6 +151,8 @@ class StopRequest:
     return bool(self.signal)
 
   def __enter__(self):
+    # A request that the work around this one has not acted on yet is for this one too.
+    self.signal = next((each.signal for each in (self, *self._entered) if each.signal), 0)
     self._entered.append(self)
     with contextlib.suppress(ValueError):  # not the main thread, as in a notebook's worker
       for number in (signal.SIGTERM, signal.SIGINT):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from disranker_jax import escaping
@@ -50,11 +51,11 @@ RANKING = Purpose()
 def write(
   folder: Path, names, rows: list[parity.Row], table: Table, results: dict, made: dict,
   base: Origin,
-  teacher: Origin | None = None, license: str = '', which: str = '', purpose: Purpose = RANKING,
+  teachers: Sequence[Origin] = (), license: str = '', which: str = '', purpose: Purpose = RANKING,
 ) -> None:  # fmt: skip
   """Writes README.md from parity rows, results in a table, and what the model was made from.
 
-  `made` is the run's record; `base` and `teacher` are the pretrained models; `license` is
+  `made` is the run's record; `base` and `teachers` are the pretrained models; `license` is
   config.export.license; `which` says which model of the run it is.
   """
   config, name = formats.config(folder), folder.name.removeprefix('.')
@@ -85,7 +86,7 @@ def write(
     ]
   parts += [
     '## Parity\n', parity_table(rows, purpose.score),
-    '## Licences\n', licence.described(base, teacher, license),
+    '## Licences\n', licence.described(base, teachers, license),
     '## Made from\n', '```json\n' + json.dumps(made, indent=2) + '\n```\n',
   ]  # fmt: skip
   (folder / 'README.md').write_text('\n'.join(parts), encoding='utf-8')

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +73,10 @@ def metadata(base: Origin, license: str = '', task: str = RANKS) -> str:
   return f'---\n{data.to_yaml()}\n---\n'
 
 
-def described(base: Origin, teacher: Origin | None, license: str = '') -> str:
+def described(base: Origin, teachers: Sequence[Origin] = (), license: str = '') -> str:
   """The card's section about licences."""
   lines = [f'- base model: {line(base)}']
-  if teacher:
+  for teacher in teachers:
     lines.append(f'- teacher, whose scores or texts this model learned: {line(teacher)}')
   if license:
     lines.append(f'- this model: `{license}`, by the setting `export.license`')

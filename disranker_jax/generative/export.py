@@ -44,10 +44,12 @@ def complete(model: TextModel, folder: Path, run: Run) -> None:
   export.write_generation(folder, model, {Prompts(model).end}, longest)
 
 
-def teacher(config: ConfigDict, row: str) -> str:
-  """The LLM whose order or pseudo-queries the retriever learned; '': none."""
-  taught = row == 'aligned' or 'query' in config.retriever.views
-  return config.teacher.model if taught else ''
+def teachers(config: ConfigDict, row: str) -> tuple[str, ...]:
+  """The LLMs whose order and pseudo-queries the retriever learned."""
+  order = (config.teacher.model,) if row == 'aligned' else ()
+  has_queries = 'query' in config.retriever.views
+  queries = (config.generate.model or config.teacher.model,) if has_queries else ()
+  return tuple(dict.fromkeys((*order, *queries)))
 
 
 ROWS = ('memorised', 'ltrgr', 'aligned')  # in the order in which they are trained
@@ -59,7 +61,7 @@ EXPORTS = Exports(
     'writes what the pages for a query have', USE, 'text-generation',
     'the mean log-probability of title and summary after the query',
   ),
-  records=records, prompt=title_prompt, complete=complete, teacher=teacher,
+  records=records, prompt=title_prompt, complete=complete, teachers=teachers,
   settings={
     'parity_pairs': Key(
       200, between(2, 10_000_000),

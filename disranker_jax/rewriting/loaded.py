@@ -19,7 +19,7 @@ from disranker_jax.models.load import open_model
 from disranker_jax.models.settings import SETTINGS as MODEL
 from disranker_jax.models.settings import defaults
 from disranker_jax.rewriting import engines, prompts, rewriter
-from disranker_jax.rewriting.queries import searched
+from disranker_jax.rewriting.queries import has_words, searched
 from disranker_jax.rewriting.rewriter import Rewriter
 
 RECORD = 'rewrites'  # the part of disranker_jax in config.json that only a rewriter has
@@ -53,6 +53,7 @@ class LoadedRewriter:
   def __call__(self, query: str) -> Rewritten:
     c = self.writer.c
     [rewrite] = self.writer(self.variables, [query])
+    rewrite = rewrite if has_words(rewrite) else ''  # which is not searched
     return Rewritten(rewrite, searched(query, rewrite, c.mode, c.repeat))
 
 

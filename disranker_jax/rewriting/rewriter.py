@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from disranker_jax.config.settings import Key, Section, at_least, boolean, one_of
+from disranker_jax.config.settings import Key, Section, at_least, between, boolean, one_of
 from disranker_jax.models.load import TextModel
 from disranker_jax.rewriting.prompts import RewritePrompt
 from disranker_jax.rewriting.queries import MODES, Query, searched
@@ -18,7 +18,7 @@ SETTINGS: Section = {
     "What is searched: 'append' is the query, `repeat` times, and the rewrite; 'replace' is the "
     'rewrite alone.',
   ),
-  'repeat': Key(2, at_least(1), "How often 'append' has the query."),
+  'repeat': Key(2, between(1, 100), "How often 'append' has the query."),
   'think': Key(
     False, boolean(),
     'The rewrite is what <answer> holds after <think>...</think>; one without them fails.',

@@ -15,12 +15,14 @@ from disranker_jax import escaping
 from disranker_jax.config.settings import Key, at_least, between, one_of, text
 from disranker_jax.data import batches
 from disranker_jax.data.masking import RULES, masking
+from disranker_jax.data.prompts import template_fields
 from disranker_jax.data.records import Click
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.models.generate import generate
 from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.pipeline.stage import Run, Stage
+from disranker_jax.progress import say
 from disranker_jax.rankers.pointwise import predicted_per_row
 from disranker_jax.stages import held_out, prepare, roles
 from disranker_jax.stages.teacher import check_template
@@ -117,9 +119,13 @@ def write_samples(run, model, variables, clicks) -> None:
   for click in clicks:
     encoded = batches.encode_click(model.prompt(predict=predict), click).docs[0]
     start, stop = encoded.predict
+    if start == stop:  # nothing is written for it
+      continue
     prompts.append(encoded.ids[:start].tolist())
     truths.append(tokenizer.decode(encoded.ids[start:stop], skip_special_tokens=True))
   room = 24 if predict == 'query' else 64
+  if not prompts:
+    return
   outputs = generate(model.network, variables, prompts, max_new=room, eos_id=tokenizer.eos_token_id)
   lines = ['# What the model writes after continued pre-training', '']
   for prompt, truth, output in zip(prompts, truths, outputs, strict=True):
@@ -160,6 +166,25 @@ def check_models(config, models) -> None:
       masking(model.tokenizer, vocabulary, c.mask_token, c.mask_share, c.mask_rule)
 
 
+def check_records(role: str, run: Run) -> None:
+  """Raises: UserError, before the first model runs, for clicks that nothing can be learned from."""
+  held_out.check_records(run, 'cpt', 'clicks')
+  fields = template_fields(run.config[role].get('template', ''))
+  if run.config.cpt.predict != 'document' or 'summary' in fields or 'title' not in fields:
+    return
+  clicks = prepare.records(run, 'clicks')
+  count = min(len(clicks), LOOKED_AT)
+  without = sum(not clicks[i].title.strip() for i in range(count))
+  if without == count:
+    raise UserError(
+      f'config.{role}.template={run.config[role].template!r}: cpt would learn to write titles, and '
+      f'the first {count:,} clicks have none; add {{summary}} to it'
+    )
+  if without:
+    say(f'cpt: {without:,} of the first {count:,} clicks have no title and teach nothing')
+
+
+LOOKED_AT = 10_000  # clicks that are looked at before training
 SETTINGS = {
   **training(),
   'predict': Key(
@@ -190,7 +215,7 @@ def stage(role: str) -> Stage:
     'cpt', f'the {role} reads clicks (continued pre-training)', functools.partial(execute, role),
     settings=SETTINGS, check=functools.partial(check, role), check_models=check_models, role=role,
     reads_stages=('prepare',), reads_records=lambda config: ('clicks',),
-    check_records=lambda run: held_out.check_records(run, 'cpt', 'clicks'),
+    check_records=functools.partial(check_records, role),
     head=lambda config: 'lm', task=functools.partial(task, role=role), paper_rows=59_579_125,
   )  # fmt: skip
 

@@ -25,7 +25,7 @@ from disranker_jax.config.settings import (
   one_of,
 )
 from disranker_jax.data import python_docs
-from disranker_jax.devices import processes
+from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.exporting import card, formats, licence, parity, vocabulary
 from disranker_jax.exporting.licence import Origin
@@ -67,7 +67,7 @@ class Exports:
   records     (run, row, what Row.load gives) -> what config.json records beside the lengths
   prompt      model -> how it reads the texts by which readers are compared
   complete    (model, folder, run) -> adds the files that only this system has
-  teacher     (config, row) -> the model that taught the row's; '': none
+  teachers    (config, row) -> the models that taught the row's
   measured    (run, row, folder) -> what requests to the finished folder get, for the report
   settings    more keys of the stage's section
   check       config -> tests relations between settings; raises UserError
@@ -87,7 +87,7 @@ class Exports:
   records: Callable[[Run, str, Loaded], Mapping] = lambda run, row, loaded: {}
   prompt: Callable[[TextModel], object] = lambda model: model.prompt()
   complete: Callable[[TextModel, Path, Run], None] = lambda model, folder, run: None
-  teacher: Callable[[ConfigDict, str], str] = lambda config, row: ''
+  teachers: Callable[[ConfigDict, str], tuple[str, ...]] = lambda config, row: ()
   measured: Callable[[Run, str, Path], list[dict]] = lambda run, row, folder: []
   settings: Section = dataclasses.field(default_factory=dict)
   check: Callable[[ConfigDict], None] = lambda config: None
@@ -198,7 +198,7 @@ def scored(exports: Exports, run, model, variables):
     model, network=dataclasses.replace(model.network, precision='float32')
   )
   # Two rows have room for the tokens of any document, where they are predicted.
-  rows = max(2, result_table.settings_of(run.config).batch_rows)
+  rows = max(2 * sharding.parts(run.mesh), result_table.settings_of(run.config).batch_rows)
   # Not roles.scorer, which merges the adapters: the reference must not share that step.
   scorer = pointwise.PointwiseRanker(
     exact.network, variables, prompt, run.mesh, rows, model.settings.row_len, model.scorer
@@ -220,16 +220,13 @@ def held_out_kind(config) -> str:
   return next(iter((*kinds, *generated)), '')
 
 
-def origins_of(exports: Exports, run, row: str, model) -> tuple[Origin, Origin | None]:
-  """(the pretrained model, the teacher of a model that learned from one)."""
-  base, teacher = licence.of(model.settings.model, model.folder), exports.teacher(run.config, row)
-  if not teacher:
-    return base, None
+def teacher_origin(name: str) -> Origin:
+  """The origin of a teacher, also of one whose weights are no longer there."""
   try:
-    folder = weights.find(teacher)
-  except UserError:  # what it taught is there, but its weights no longer are
-    folder = Path(teacher)
-  return base, licence.of(teacher, folder)
+    folder = weights.find(name)
+  except UserError:
+    folder = Path(name)
+  return licence.of(name, folder)
 
 
 def finish(
@@ -247,7 +244,8 @@ def finish(
   rows = parity.check(unchecked, names, groups, reference, prompt, c.tolerance_factor)
   for row in rows:
     say(f'export: {row.reader}: tau {row.tau:.4f}, largest difference {row.max_difference:.2g}')
-  base, teacher = origins_of(exports, run, choice.row, model)
+  base = licence.of(model.settings.model, model.folder)
+  teachers = [teacher_origin(name) for name in exports.teachers(run.config, choice.row)]
   if not (c.license or base.license):
     say(
       f'export: the folder of {base.name} states no licence, so the card says "{licence.UNKNOWN}"; '
@@ -255,7 +253,7 @@ def finish(
     )
   results, made = facts.read_results(run), card.made(run)
   card.write(
-    unchecked, names, rows, exports.table, results, made, base, teacher, c.license,
+    unchecked, names, rows, exports.table, results, made, base, teachers, c.license,
     described(exports, choice), exports.purpose,
   )  # fmt: skip
   shutil.rmtree(folder, ignore_errors=True)
@@ -297,7 +295,8 @@ def uses(exports: Exports, config) -> tuple[Use, ...]:
   c = config.export
   kind = held_out_kind(config)
   work = {'kinds': (kind,) if kind else (), 'pairs': c.parity_pairs, 'tokens': None}
-  work['times'] = 1 + READERS + len(c.get('formats', ()))
+  work |= {'times': 1 + READERS + len(c.get('formats', ()))}
+  work |= {'rows': result_table.settings_of(config).batch_rows}
   # The candidates of a run are equally large, so the first may stand for the chosen one.
   first = [row.name for row in exports.candidates(config)[:1]]
   names = [n for name in c.models for n in (first if name == exports.automatic else [name])]
@@ -309,8 +308,9 @@ def requires(exports: Exports, config) -> dict[str, tuple[str, ...]]:
   names, found = config.export.models, {}
   if exports.automatic in names and not exports.candidates(config):
     found[f'export of {exports.what}'] = (exports.needs,)
+  available = {*exports.untrained, *(row.name for row in exports.candidates(config))}
   for row in (exports.table.rows[name] for name in names if name in exports.rows):
-    if row.name not in exports.untrained and row.trained_by not in config.stages:
+    if row.name not in available and row.trained_by not in config.stages:
       found[f'export of {row.name}'] = (row.trained_by,)
   return found
 

@@ -26,10 +26,10 @@ def records(run: Run, row: str, loaded: Loaded) -> dict:
   return {'fusion': how.to_dict()} if how else {}
 
 
-def teacher(config: ConfigDict, row: str) -> str:
+def teachers(config: ConfigDict, row: str) -> tuple[str, ...]:
   """The LLM whose scores a distilled student learned, if the run has computed them."""
   own = ROWS[row].trained_by == 'distill' and not config.data.teachers
-  return config.teacher.model if own else ''
+  return (config.teacher.model,) if own and config.teacher.model else ()
 
 
 def is_tested(run: Run) -> bool:
@@ -74,7 +74,7 @@ EXPORTS = Exports(
   rows=tuple(row.name for row in ROWS.values() if row.trained_by),
   automatic='best', what='the best student', folder=STUDENT, candidates=best_student.candidates,
   choose=best_student.choose, needs=ROWS[STUDENT].trained_by, untrained=('teacher',),
-  records=records, teacher=teacher, measured=measured, check=check,
+  records=records, teachers=teachers, measured=measured, check=check,
   settings={
     'formats': Key(
       ('onnx', 'onnx_int8'), list_of(one_of(*formats.FORMATS), distinct=True),

@@ -195,7 +195,8 @@ def on_own_data(run) -> str:
 
 def any_query(run) -> str:
   """A test query, to be typed in a command."""
-  return next((group.query for group in facts.read_tests(run).values()), 'TEXT')
+  texts = (group.query for group in facts.read_tests(run).values())
+  return next((text for text in texts if escaping.line(text) == text), 'TEXT')
 
 
 def shown(path) -> str:

@@ -132,8 +132,10 @@ class QueryWriter:
     every = prompts(self.model, docs)
     longest, stops = max(map(len, every)), ends(self.model)
     ids = common(every)  # of all documents, so that it does not depend on a restart
-    ids = ids if len(ids) >= MIN_SHARED else []
-    say(f'generate: prompts of up to {longest} tokens share the first {len(ids)}')
+    # What follows attends to the beginning without the kernels for long texts.
+    ids = ids if len(ids) >= max(MIN_SHARED, longest / 2) else []
+    shared = f', share the first {len(ids)} and read them once' if ids else ''
+    say(f'generate: prompts have up to {longest} tokens{shared}')
     lower = (
       f'lower config.generate.batch_rows (now {self.c.batch_rows}), samples or max_len, set '
       'config.teacher.param_dtype=bfloat16, or raise config.mesh.fsdp'

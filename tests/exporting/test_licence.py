@@ -48,14 +48,14 @@ def test_without_a_statement_the_licence_is_unknown_and_never_guessed(folder, ca
     (folder / 'README.md').write_text(card)
   origin = licence.of(str(folder), folder)
   assert origin.license == '' and metadata(origin, folder=folder)['license'] == 'unknown'
-  assert licence.described(origin, None) == '- base model: `my-bert`, licence not stated\n'
+  assert licence.described(origin) == '- base model: `my-bert`, licence not stated\n'
 
 
 def test_the_setting_replaces_what_the_folder_states(folder):
   (folder / 'README.md').write_text('---\nlicense: mit\n---\n')
   origin = licence.of(str(folder), folder)
   assert metadata(origin, 'cc-by-4.0', folder)['license'] == 'cc-by-4.0'
-  assert '`cc-by-4.0`, by the setting' in licence.described(origin, None, 'cc-by-4.0')
+  assert '`cc-by-4.0`, by the setting' in licence.described(origin, (), 'cc-by-4.0')
 
 
 def test_an_unpacked_wheel_records_licence_and_hub_id(folder):
@@ -82,6 +82,6 @@ def test_an_export_of_an_export_keeps_the_licence(folder):
 
 def test_the_teacher_is_named_with_its_licence():
   text = licence.described(
-    Origin('a/b', True, {'license': 'mit'}), Origin('c/d', True, {'license': 'llama3'})
+    Origin('a/b', True, {'license': 'mit'}), [Origin('c/d', True, {'license': 'llama3'})]
   )
   assert '- teacher, whose scores or texts this model learned: `c/d`, licence `llama3`' in text

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from disranker_jax.config import check, defaults
 from disranker_jax.data.first_stage import BM25
-from disranker_jax.data.records import Document
+from disranker_jax.data.records import Click, Document
 from disranker_jax.devices import memory, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline import steps
@@ -18,7 +18,7 @@ from disranker_jax.rewriting import queries, rewards
 from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.rewriter import Rewriter
 from disranker_jax.rewriting.stages import rewrite
-from disranker_jax.stages import cpt
+from disranker_jax.stages import cpt, prepare
 
 MESH = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1})
 PAGES = [
@@ -160,3 +160,17 @@ def test_cpt_trains_the_model_of_any_role():
   config.rewriter.bidirectional = True
   with pytest.raises(UserError, match=r'config\.rewriter\.bidirectional=True'):
     stage.check(config)
+
+
+def test_clicks_without_a_title_teach_a_title_nothing(monkeypatch, capsys):
+  run = types.SimpleNamespace(config=make_config())
+  clicks = [Click('find a file', '', 'a text'), Click('open a file', 'open', 'a text')]
+  for found in (clicks, clicks[1:]):
+    monkeypatch.setattr(prepare, 'records', lambda run, kind, found=found: found)
+    cpt.check_records('rewriter', run)
+  assert capsys.readouterr().err.count('1 of the first 2 clicks have no title') == 1
+  monkeypatch.setattr(prepare, 'records', lambda run, kind: clicks[:1])
+  with pytest.raises(UserError, match=r'config\.rewriter\.template=.*add \{summary\} to it'):
+    cpt.check_records('rewriter', run)
+  run.config.rewriter.template = '{query} : {title} : {summary}'
+  cpt.check_records('rewriter', run)

@@ -4,6 +4,7 @@ The released codes of LTRGR and DGR never do: the n-grams of a page stay those o
 retriever, while another one is trained.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
@@ -130,4 +131,5 @@ class Finder:
   def _shards(self, step: int) -> Shards:
     folder = self._run.folder(self._stage) / 'found' / f'{step:09d}'
     made = retrieve.maker(self._run) | {'stage': self._stage, 'step': step}
-    return Shards(folder, len(self._groups), made, retrieved.FORMAT)
+    form = dataclasses.replace(retrieved.FORMAT, stage=self._stage)  # which is to be repeated
+    return Shards(folder, len(self._groups), made, form)
