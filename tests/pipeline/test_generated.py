@@ -318,6 +318,7 @@ def test_examples_are_read_once_and_change_no_text(tmp_path, monkeypatch, capsys
   example = model.tokenizer(model.settings.template.partition('{title}')[0])['input_ids']
   assert shared >= len(example) - 2 > writer.MIN_SHARED
   assert texts(units[1:]) == once[4:]  # as after a restart
+  capsys.readouterr()
   monkeypatch.setattr(writer, 'MIN_SHARED', 10**6)
   assert texts(units) == once
   assert 'share the first' not in capsys.readouterr().err
