@@ -38,8 +38,8 @@ def get_config():
   c.retriever.update(max_len=48, max_query_len=24, row_len=96)
   c.memorise.update(trainable='lora', learning_rate=1e-3, batch_rows=24, epochs=1.0)
   c.retrieve.update(queries=400, batch_rows=16, beams=10)
-  for stage in (c.ltrgr, c.align):
-    stage.update(trainable='lora', learning_rate=1e-3, batch_rows=24, epochs=1.0)
+  c.ltrgr.update(trainable='lora', learning_rate=1e-4, batch_rows=24, epochs=1.0)
+  c.align.update(trainable='lora', learning_rate=1e-3, batch_rows=24, epochs=1.0)
   for stage in (c.cpt, c.memorise, c.ltrgr, c.align):
     stage.save_every = 20
   return c
