@@ -26,7 +26,8 @@ def test_the_parts_of_a_step_add_up(capsys):
   assert tuple(side['parts_s']) == rewrite.PARTS and found['bench'] == 'rewrite'
   # What is left is a few lines between the parts.
   assert sum(side['parts_s'].values()) == pytest.approx(side['step_s'], rel=0.2)
-  assert side['decoded_per_s'] > 0 and side['tokens_per_s'] * side['step_s'] == pytest.approx(24)
+  tokens = side['tokens_per_s'] * side['step_s']  # both are rounded
+  assert side['decoded_per_s'] > 0 and tokens == pytest.approx(24, rel=1e-3)
 
 
 @pytest.mark.slow  # it imports torch and compiles two models

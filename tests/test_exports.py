@@ -67,10 +67,12 @@ def test_a_row_whose_stage_is_not_listed_and_a_name_twice_are_refused():
 
 
 def test_the_teacher_of_a_retriever_is_one_that_taught_it():
-  teacher = retriever.EXPORTS.teacher
-  assert teacher(config('dgr', teacher__model='x'), 'memorised') == 'x'
+  teachers = retriever.EXPORTS.teachers
+  assert teachers(config('dgr', teacher__model='x'), 'memorised') == ('x',)
   without = config('dgr', teacher__model='x', retriever__views=('title', 'body'))
-  assert teacher(without, 'ltrgr') == '' and teacher(without, 'aligned') == 'x'
+  assert teachers(without, 'ltrgr') == () and teachers(without, 'aligned') == ('x',)
+  other = config('dgr', teacher__model='x', generate__model='y')
+  assert teachers(other, 'ltrgr') == ('y',) and teachers(other, 'aligned') == ('x', 'y')
 
 
 def test_what_the_rewriters_folder_records_makes_it_stale():

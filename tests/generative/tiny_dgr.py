@@ -18,7 +18,8 @@ def config(addresses: dict[str, str], **changes):
   c.memorise.update(trainable='.*', learning_rate=5e-3, max_steps=0, epochs=12.0)
   c.align.refresh = 2
   c.generate.update(batch_rows=8, max_new=6)
-  c.retrieve.update(beams=3, batch_rows=8, depth=4, queries=0)
+  # By the mean of their tokens the pseudo-queries of so small a model weigh nothing.
+  c.retrieve.update(beams=3, batch_rows=8, depth=4, queries=0, query_form='capped')
   c.search.training_queries = 4
   c.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
   return c

@@ -180,13 +180,13 @@ class TestTurns:
   def test_search_reads_the_beginning_of_a_query_aside(self, serving, prompt, monkeypatch):
     queries, free = [], threading.Event()
 
-    class BM25(page.BM25):
+    class BM25(page.ENGINES['bm25']):
       def top(self, given, k):
         queries.extend(given)
         assert free.wait(30)
         return super().top(given, k)
 
-    monkeypatch.setattr(page, 'BM25', BM25)
+    monkeypatch.setitem(page.ENGINES, 'bm25', BM25)
     search = page.Search(lambda: [Document('product', 'product', 'a product')])
     running = serving.start(lambda: loaded.LoadedRanker(prompt, Stub()), search=search)
     body = {'query': 'product ' * 50_000}
