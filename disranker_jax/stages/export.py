@@ -62,7 +62,7 @@ class Exports:
   candidates  config -> the rows of which it is one, the likeliest first
   choose      run -> which of them; by default the first one
   needs       the stage that trains one, which an error names where there is none
-  untrained   the rows whose model may be exported as it came
+  untrained   the rows whose model may be exported without training
   purpose     what a folder is for, for its card
   records     (run, row, what Row.load gives) -> what config.json records beside the lengths
   prompt      model -> how it reads the texts by which readers are compared
