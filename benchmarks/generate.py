@@ -6,13 +6,12 @@ left-padded batch.
 
 import argparse
 import json
-import resource
 import time
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks import _compare, _figures, _worker
+from benchmarks import _compare, _figures, _side, _worker
 from disranker_jax.commands.common import Parser, positive
 from disranker_jax.devices import runtime
 from disranker_jax.models import weights
@@ -44,20 +43,11 @@ def prompts(args: argparse.Namespace, vocabulary: int) -> list[list[int]]:
   return [rng.integers(3, vocabulary, n).tolist() for n in lengths]
 
 
-class Side:
+class Side(_side.Side):
   """A side's turns: `generate` makes args.new tokens for each row."""
 
-  def __init__(self, args: argparse.Namespace):
-    self.args, self.folder = args, weights.find(args.model)
-
-  def start(self) -> dict:
-    self.open()
-    begin = time.perf_counter()
+  def first(self) -> None:
     self.generate()
-    return {'first_s': time.perf_counter() - begin}
-
-  def warm(self) -> dict:
-    return {}
 
   def turn(self) -> dict:
     begin, cpu = time.perf_counter(), time.process_time()
@@ -67,9 +57,6 @@ class Side:
       'seconds': time.perf_counter() - begin, 'cpu_s': time.process_time() - cpu,
       'tokens': tokens, 'places': tokens, 'steps': self.args.new,
     }  # fmt: skip
-
-  def end(self) -> dict:
-    return {'memory_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
 class Ours(Side):

@@ -7,7 +7,6 @@ the reward is the gain of a search by BM25, which is the same code for both side
 import argparse
 import dataclasses
 import json
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import _compare, _figures, _worker
+from benchmarks import _compare, _figures, _side, _worker
 from disranker_jax.commands.common import Parser, positive
 from disranker_jax.config import settings
 from disranker_jax.data.first_stage import BM25
@@ -117,18 +116,12 @@ class Clock:
     return wrapped
 
 
-class Side:
+class Side(_side.Side):
   """A side's turns. `step(clock)` is a whole step, `first_tokens()` writes one token a sample."""
 
-  def __init__(self, args: argparse.Namespace):
-    self.args, self.folder = args, weights.find(args.model)
-
-  def start(self) -> dict:
-    self.open()
-    begin = time.perf_counter()
+  def first(self) -> None:
     self.step(Clock())
     self.first_tokens()
-    return {'first_s': time.perf_counter() - begin}
 
   def warm(self) -> dict:
     self.step(Clock())
@@ -151,9 +144,6 @@ class Side:
       'tokens': tokens, 'places': tokens, 'steps': steps,
       'parts': {name: seconds / steps for name, seconds in parts.items()},
     }  # fmt: skip
-
-  def end(self) -> dict:
-    return {'memory_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
 class Ours(Side):

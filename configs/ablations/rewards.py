@@ -1,8 +1,7 @@
 """What a query rewriter learns from each reward of GRPO.
 
 All searches are BM25's over the whole collection. The rewriters start from the same warm start
-(cpt), which has learned from the clicks alone. The best of the samples is chosen by the judgements,
-so it is no system: it says what choosing among eight rewrites could win.
+(cpt), which has learned from the clicks alone.
 """
 
 EMBEDDING = {'rewrite.reward': 'embedding'}
@@ -17,6 +16,7 @@ ROWS = {
   'GRPO, BM25': ('rewrite', RANKING),
   'GRPO, embedding': ('rewrite', EMBEDDING),
   'GRPO, both': ('rewrite', BOTH),
+  # Chosen by the judgements, so no system: what choosing among eight rewrites could win.
   'best of its samples, BM25': ('best', RANKING),
 }
 AGAINST = 'before GRPO'

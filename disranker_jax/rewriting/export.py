@@ -4,7 +4,6 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from disranker_jax.config.settings import Key, between
 from disranker_jax.exporting.card import Purpose
 from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline.stage import Run
@@ -62,10 +61,5 @@ EXPORTS = Exports(
     'the mean log-probability of the title after the query',
   ),
   records=records, prompt=lambda model: model.prompt('document'), complete=complete,
-  settings={
-    'parity_pairs': Key(
-      200, between(2, 10_000_000),
-      'Queries with documents by which every reader of the folder is compared, at least.',
-    )
-  },
+  settings=export.OF_WRITERS,
 )  # fmt: skip

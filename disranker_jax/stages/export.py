@@ -294,9 +294,11 @@ def uses(exports: Exports, config) -> tuple[Use, ...]:
   """The models that are exported. Each one and all its readers score the pairs of the check."""
   c = config.export
   kind = held_out_kind(config)
-  work = {'kinds': (kind,) if kind else (), 'pairs': c.parity_pairs, 'tokens': None}
-  work |= {'times': 1 + READERS + len(c.get('formats', ()))}
-  work |= {'rows': result_table.settings_of(config).batch_rows}
+  work = {
+    'kinds': (kind,) if kind else (), 'pairs': c.parity_pairs, 'tokens': None,
+    'times': 1 + READERS + len(c.get('formats', ())),
+    'rows': result_table.settings_of(config).batch_rows,
+  }  # fmt: skip
   # The candidates of a run are equally large, so the first may stand for the chosen one.
   first = [row.name for row in exports.candidates(config)[:1]]
   names = [n for name in c.models for n in (first if name == exports.automatic else [name])]
@@ -328,6 +330,15 @@ def check(exports: Exports, config) -> None:
       f"config.export.vocabulary={source!r}: no such file; name a file of documents, 'data', or ''"
     )
   exports.check(config)
+
+
+# A model that writes reads all its texts for a comparison, and its logits are large.
+OF_WRITERS: Section = {
+  'parity_pairs': Key(
+    200, between(2, 10_000_000),
+    'Queries with documents by which every reader of the folder is compared, at least.',
+  )
+}  # fmt: skip
 
 
 def last_trained(table: Table, names: Sequence[str]) -> Callable[[ConfigDict], list[Row]]:
