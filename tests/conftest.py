@@ -70,6 +70,7 @@ HEAVY = (
   'test_pool.py',
   'test_generate.py',
   'test_align.py',
+  'test_refresh.py',
   'test_beams*.py',
   'test_contracts.py',
   'test_label_logits.py',

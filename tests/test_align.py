@@ -3,88 +3,32 @@
 import dataclasses
 import json
 import shutil
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_collection import collection
+from ranked_examples import (
+  MESH,
+  SIZE,
+  example,
+  make_run,
+  material,
+  opened,
+  page,
+  prompt,
+  trained,
+  written,
+)
 
 from disranker_jax import config as configs
 from disranker_jax.data.batches import Packer, join
-from disranker_jax.data.records import Group
-from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.generative import evidence, examples
 from disranker_jax.generative.examples import Example, ExamplePage, Material
-from disranker_jax.generative.records import VIEWS, Match, Ngram
-from disranker_jax.generative.stages import align, index, ltrgr, ranking, refresh, retrieve
+from disranker_jax.generative.stages import align, ltrgr, ranking, retrieve
 from disranker_jax.models import load, tree
-from disranker_jax.pipeline.stage import Run
-from disranker_jax.stages import held_out, prepare, roles
-from disranker_jax.training import checkpoint
-
-MESH = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1})
-END, SIZE = 2, 10**9  # of a large collection, so that all n-grams of a random model weigh
-
-
-def make_run(folder, **changes) -> Run:
-  c = configs.defaults('dgr')
-  c.stages = ('prepare', 'generate', 'index', 'retrieve', 'score', 'ltrgr', 'align')
-  c.retriever.update(model='tiny-decoder', precision='float32', remat='none')
-  c.retriever.update(max_len=48, max_query_len=16, row_len=64)
-  # By the mean of their tokens the pseudo-queries of a random model weigh nothing.
-  c.retrieve.query_form = 'capped'
-  c.validation.share = 0.0
-  c.tensorboard = False
-  for stage in (c.align, c.ltrgr):
-    stage.update(batch_rows=8, learning_rate=3e-3, ngrams=3)
-  c.update(changes)
-  return Run(c, folder, MESH)
-
-
-def prompt(query: str, view: str) -> list[int]:
-  return [1, *(100 + ord(letter) % 64 for letter in query), 200 + VIEWS.index(view)]
-
-
-def written(query, page, rng) -> list[tuple[str, tuple[int, ...]]]:
-  start = 300 + 10 * int(page.doc_id)
-  return [
-    ('title', (start, start + 1, END)),
-    ('body', tuple(range(start + int(rng.integers(3)), start + 5))),
-  ]
-
-
-def page(rng, number: int, target: float, label: int = -1, count: int = 4) -> ExamplePage:
-  """A page with n-grams of its own, of every view."""
-  matches = []
-  for i in range(count):
-    tokens = (300 + 10 * number + i, *rng.integers(400, 590, rng.integers(1, 4)).tolist())
-    view, lo = VIEWS[i % 3], int(rng.integers(1000))
-    gram = Ngram(view, tokens, -6.0, lo, lo + int(rng.integers(1, 9)))
-    matches.append(Match(gram, float(evidence.weight(-6.0, gram.count, SIZE)), 1.0 - 0.2 * i))
-  return ExamplePage(str(number), target, label, tuple(matches))
-
-
-def example(seed: int, relevant: int = 2, pages: int = 5) -> Example:
-  """A query whose relevant page the teacher puts somewhere in the middle."""
-  rng = np.random.default_rng(seed)
-  targets = rng.permutation(pages).astype(float).tolist()
-  made = (
-    page(rng, int(rng.integers(20)), targets[i], int(i == relevant)) for i in range(pages)
-  )  # fmt: skip
-  return Example(f'query {seed}', tuple(made))
-
-
-def material(count: int = 12, **changes) -> Material:
-  return Material([example(i, **changes) for i in range(count)], SIZE, prompt, written)
-
-
-def opened(run):
-  model = load.open_model(run.config.retriever, 'lm')
-  return model, roles.trained(run, 'retriever', model, ())
-
+from disranker_jax.stages import held_out, prepare
 
 # What is drawn
 
@@ -261,13 +205,6 @@ def test_the_scores_in_a_batch_are_those_of_teacher_forcing(tmp_path):
 # Training
 
 
-def trained(run, found, monkeypatch, method=align.METHOD) -> tuple[dict, dict]:
-  monkeypatch.setattr(ranking, 'open_material', lambda run, model: found)
-  results = method.execute(run)
-  folder = run.folder(method.stage) / 'checkpoints'
-  return results, tree.flatten(checkpoint.load_params(folder, MESH))
-
-
 def measured(run, found, variables, method=align.METHOD):
   model = load.open_model(run.config.retriever, 'lm')
   scale = examples.mean_best(found.examples, run.config.align.ngrams)
@@ -305,102 +242,6 @@ def test_a_resumed_run_gives_the_same_parameters(tmp_path, monkeypatch):
   again, resumed = trained(run, found, monkeypatch)
   assert first == again
   assert all(np.array_equal(params[path], resumed[path]) for path in params)
-
-
-class FoundAgain:
-  """Stands for refresh.Finder: what it finds depends on the variables."""
-
-  found: ClassVar[dict[int, list]] = {}  # by step, as on disk
-  asked: ClassVar[list[int]] = []
-
-  def __init__(self, run, stage, model, material, learned, usable):
-    self.learned = learned
-
-  def find(self, variables, step: int) -> list:
-    self.asked.append(step)
-    size = sum(float(jnp.abs(x).sum()) for x in jax.tree.leaves(variables['params'])) % 1
-
-    def changed(page):
-      parts = (dataclasses.replace(m, coverage=m.coverage * size) for m in page.matches)
-      return dataclasses.replace(page, matches=tuple(parts))
-
-    self.found[step] = [
-      dataclasses.replace(e, pages=tuple(map(changed, e.pages))) for e in self.learned
-    ]
-    return self.found[step]
-
-  def stored(self, step: int) -> list:
-    return self.found[step]
-
-
-@pytest.mark.parametrize(('saved', 'asked'), [(3, [2, 4, 4]), (4, [2, 4, 4]), (5, [2, 4])])
-def test_a_resumed_run_whose_pages_are_found_again_gives_the_same(
-  tmp_path, monkeypatch, saved, asked
-):
-  monkeypatch.setattr(refresh, 'Finder', FoundAgain)
-  monkeypatch.setattr(FoundAgain, 'found', {})
-  monkeypatch.setattr(FoundAgain, 'asked', [])
-  run, found = make_run(tmp_path), material()
-  run.config.align.update(max_steps=6, epochs=100.0, save_every=saved, refresh=2)
-  first, params = trained(run, found, monkeypatch)
-  assert FoundAgain.asked == [2, 4]
-  shutil.rmtree(run.folder('align') / 'checkpoints' / '6')
-  again, resumed = trained(run, found, monkeypatch)
-  assert first == again and FoundAgain.asked == asked
-  assert all(np.array_equal(params[path], resumed[path]) for path in params)
-  if saved == 3:
-    other = make_run(tmp_path / 'never')
-    other.config.align.update(max_steps=6, epochs=100.0)
-    _, never = trained(other, found, monkeypatch)
-    assert not all(np.array_equal(params[path], never[path]) for path in params)
-
-
-def test_examples_keep_their_places_when_their_pages_are_found_again(tmp_path):
-  """A query that finds nothing to rank by keeps its first example."""
-  run = make_run(tmp_path)
-  groups = [Group(f'q{i}', f'query {i}', ()) for i in range(6)]
-  new = {f'q{i}': example(100 + i) for i in range(6)} | {'q3': Example('query 3', ())}
-  found = dataclasses.replace(
-    material(6), groups=groups, example=lambda group, one: new[one.query_id]
-  )
-  learned = held_out.Subset(held_out.Subset(found.examples, np.array([1, 3, 5])), np.array([0, 1]))
-  run.folder('index').mkdir()
-  (run.folder('index') / 'manifest.json').write_text('{"fingerprint": "i"}')
-  usable = lambda one: bool(one.pages)  # noqa: E731
-  finder = refresh.Finder(run, 'align', None, found, learned, usable)
-  shards = finder._shards(4)
-  shards.folder.mkdir(parents=True)
-  shards.write(range(0, 1), [('q1', [])])
-  with pytest.raises(
-    UserError, match='lacks pages that were found at step 4; begin again with --re'
-  ):
-    finder.stored(4)
-  shards.write(range(1, 2), [('q3', [])])
-  assert finder.stored(4) == [new['q1'], found.examples[3]]
-
-
-def test_pages_are_found_by_the_variables_of_the_step(tmp_path):
-  run = make_run(tmp_path)
-  run.config.data.update(collection(tmp_path))
-  run.config.retriever.update(views=('title',), title_length=6)
-  run.config.retrieve.update(beams=3, batch_rows=3, depth=2)
-  run.folder('index').mkdir()
-  (run.folder('index') / 'manifest.json').write_text('{"fingerprint": "i"}')
-  index.build(run)
-  model, variables = opened(run)
-
-  def of_found(group, one) -> Example:
-    return Example(group.query, tuple(ExamplePage(d, matches=p.matches) for d, p in one.pages))
-
-  groups = [Group(f'q{i}', f'how to {verb} a file', ()) for i, verb in enumerate(('sort', 'open'))]
-  found = dataclasses.replace(material(2), groups=groups, example=of_found)
-  learned = held_out.Subset(found.examples, np.arange(2))
-  finder = refresh.Finder(run, 'align', model, found, learned, lambda one: bool(one.pages))
-  first = finder.find(variables, 2)
-  assert [one.query for one in first] == [group.query for group in groups]
-  assert all(len(one.pages) == 2 and page.matches for one in first for page in one.pages)
-  other = finder.find(jax.tree.map(lambda x: 0.9 * x, variables), 4)
-  assert other != first and finder.stored(2) == first and finder.stored(4) == other
 
 
 def test_held_out_queries_are_measured(tmp_path, monkeypatch):
