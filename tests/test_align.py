@@ -98,6 +98,29 @@ def test_ltrgr_draws_the_first_page_of_each_kind_and_one_more():
 # What is left out
 
 
+def unfound(one: Example) -> Example:
+  """The example if the retriever had not found its relevant page."""
+  lost = ExamplePage('19', label=1)
+  return dataclasses.replace(one, pages=(*(p for p in one.pages if not p.is_relevant), lost))
+
+
+def test_a_relevant_page_that_was_not_found_is_not_ranked_but_written(tmp_path, capsys):
+  c, some = make_run(tmp_path).config, material(4).examples
+  lost = [unfound(e) for e in some]
+  assert len(ltrgr.METHOD.select(c, [*some, *lost])) == 4
+  assert '4 of 8 queries are left out: no relevant page was found' in capsys.readouterr().err
+  with pytest.raises(UserError, match='ltrgr: nothing to learn from: no relevant page was found'):
+    ltrgr.METHOD.select(c, lost)
+  # With a found page beside it, it is never the one that others are pushed below.
+  rng = np.random.default_rng(0)
+  both = dataclasses.replace(some[0], pages=(*some[0].pages, lost[0].pages[-1]))
+  for _ in range(20):
+    assert '19' not in {p.doc_id for _, p, _ in ltrgr.draw(c.ltrgr, written, both, rng).pages}
+  each = drawn(lost[0], positives_first=True)
+  assert '19' not in {p.doc_id for _, p, _ in each.pages} and len(each.pages) == 4
+  assert each.written[0] == written('q', lost[0].pages[-1], rng)[0]
+
+
 def test_queries_without_anything_to_rank_are_counted(tmp_path, capsys):
   c, some = make_run(tmp_path).config, material(4).examples
   unlabelled = [dataclasses.replace(e, pages=e.pages[:2]) for e in some]

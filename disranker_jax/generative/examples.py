@@ -40,6 +40,11 @@ class ExamplePage:
   def is_relevant(self) -> bool:
     return self.label > 0
 
+  @property
+  def has_score(self) -> bool:
+    """Whether the retriever gives it a score that can be raised: that of its n-grams."""
+    return bool(self.matches)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Example:

@@ -28,7 +28,7 @@ def candidates(c, example: Example) -> tuple[list[ExamplePage], list[ExamplePage
   """(relevant pages, others) that the loss can order."""
   relevant = [
     page for page in example.pages
-    if page.is_relevant and (c.positives_first or math.isfinite(page.target))
+    if page.is_relevant and (page.has_score if c.positives_first else math.isfinite(page.target))
   ]  # fmt: skip
   others = [p for p in example.pages if not p.is_relevant and math.isfinite(p.target)]
   return relevant, others

@@ -8,7 +8,7 @@ import functools
 import numpy as np
 
 from disranker_jax.config.settings import Key, at_least
-from disranker_jax.generative.examples import Drawn, Example
+from disranker_jax.generative.examples import Drawn, Example, ExamplePage
 from disranker_jax.generative.ngrams import two_margins
 from disranker_jax.generative.stages import ranking
 from disranker_jax.pipeline.stage import Stage
@@ -20,15 +20,24 @@ NAME = 'ltrgr'
 PAGES = 4
 
 
+def candidates(example: Example) -> tuple[list[ExamplePage], list[ExamplePage]]:
+  """(relevant pages, others) that were found.
+
+  A relevant page without n-grams has no score to raise, so its query could only push others down;
+  the released code leaves such queries out too.
+  """
+  found = [page for page in example.pages if page.has_score]
+  return [p for p in found if p.is_relevant], [p for p in found if not p.is_relevant]
+
+
 def usable(c, example: Example) -> bool:
-  """Whether there is a relevant page and another one."""
-  return len({page.is_relevant for page in example.pages}) > 1
+  """Whether a relevant page and another one were found."""
+  return all(candidates(example))
 
 
 def draw(c, written, example: Example, rng: np.random.Generator) -> Drawn:
   """The first relevant page, the first other one, and one more of each at random."""
-  relevant = [page for page in example.pages if page.is_relevant]
-  others = [page for page in example.pages if not page.is_relevant]
+  relevant, others = candidates(example)
   chosen = [(0, relevant[0]), (1, others[0])]
   for place, pages in ((2, relevant), (3, others)):
     if len(pages) > 1:
@@ -43,7 +52,7 @@ METHOD = ranking.Method(
   rank=lambda c: functools.partial(two_margins, margin=c.margin, drawn_margin=c.drawn_margin),
   draw=draw,
   usable=usable,
-  left_out='no relevant page with another one beside it',
+  left_out='no relevant page was found, or no other one',
   names=(LOSS,),
 )
 
