@@ -49,7 +49,9 @@ def of_run(folder: Path):
   from disranker_jax.rewriting.rows import TABLE
 
   run = open_run(folder, 'rewriter')
-  if not is_done(run, 'rewrite'):
+  # A run that only searches has the rewriter of an earlier one.
+  is_learned_elsewhere = 'rewrite' not in run.config.stages and run.config.rewriter.init_from
+  if not is_learned_elsewhere and not is_done(run, 'rewrite'):
     raise UserError(f'--run {folder}: rewrite is not done; continue the run first')
   config, rows = run.config, sharding.parts(run.mesh)  # there is one query
   model, variables, _ = TABLE.rows['rewrite'].load(run)

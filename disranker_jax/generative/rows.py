@@ -130,7 +130,8 @@ FUSED = tuple(with_first_stage(row, FIRST) for row in RETRIEVERS)
 ROWS = {
   row.name: row
   for row in (
-    FIRST, *RETRIEVERS, *FUSED, *map(with_reranker, (FIRST, *RETRIEVERS, *FUSED)),
+    FIRST, *RETRIEVERS, *FUSED,
+    *(with_reranker(row, FIRST) for row in (FIRST, *RETRIEVERS, *FUSED)),
   )
 }  # fmt: skip
 SETTINGS: Section = {

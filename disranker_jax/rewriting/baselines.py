@@ -13,11 +13,12 @@ import numpy as np
 from disranker_jax.data import python_docs, sources
 from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document
+from disranker_jax.rewriting import queries
 from disranker_jax.rewriting.queries import Query
 
 
 def rm3(
-  queries: Sequence[str],
+  asked: Sequence[Query],
   index: BM25,
   documents: Sequence[Document],
   *,
@@ -29,23 +30,24 @@ def rm3(
 
   Args:
     index: of `documents`.
-    feedback: how many documents are read; their scores are their weights.
+    feedback: how many documents are read, none that the query excludes; their scores are their
+      weights.
     terms: how many of their words are added, those with the highest mean share of a document.
     weight: of these words together; that of the query's own is the rest of 1.
 
   Source: the relevance model RM3, Abdul-Jaleel et al., TREC 2004.
   """
-  found = index.top(queries, feedback)
-  texts = list(
-    {i: f'{documents[i].title} {documents[i].summary}' for top in found for i, _ in top}.items()
-  )
-  words = dict(zip((i for i, _ in texts), index.analyse([text for _, text in texts]), strict=True))
+  texts, ids = [query.text for query in asked], [doc.doc_id for doc in documents]
+  found = queries.found(index.top, ids, asked, texts, feedback)
+  needed = set().union(*found)
+  read = {d.doc_id: f'{d.title} {d.summary}' for d in documents if d.doc_id in needed}
+  words = dict(zip(read, index.analyse(list(read.values())), strict=True))
   expanded = []
-  for own, top in zip(index.analyse(queries), found, strict=True):
+  for own, top in zip(index.analyse(texts), found, strict=True):
     relevance: collections.Counter[str] = collections.Counter()
-    for i, score in top:
-      for word, count in collections.Counter(words[i]).items():
-        relevance[word] += score * count / len(words[i])
+    for doc_id, score in top.items():
+      for word, count in collections.Counter(words[doc_id]).items():
+        relevance[word] += score * count / len(words[doc_id])
     best = dict(relevance.most_common(terms))
     mixed = collections.Counter()
     for model, share in ((collections.Counter(own), 1 - weight if best else 1.0), (best, weight)):
@@ -74,7 +76,7 @@ def words_at(address: str) -> Callable[[Document], str]:
 
 
 def nearest(
-  queries: Sequence[str],
+  texts: Sequence[str],
   training: Sequence[Query],
   *,
   words: Callable[[Document], str] = title,
@@ -93,10 +95,10 @@ def nearest(
   """
   index = BM25([Document(query.query_id, query.text, '') for query in training])
   rewrites = []
-  for top in index.top(queries, near):
-    texts = [words(doc) for i, _ in top for doc in training[i].positives]
+  for top in index.top(texts, near):
+    lent = [words(doc) for i, _ in top for doc in training[i].positives]
     counts = collections.Counter(
-      word for each in index.analyse(texts) for word in dict.fromkeys(each)
+      word for each in index.analyse(lent) for word in dict.fromkeys(each)
     )
     rewrites.append(' '.join(word for word, _ in counts.most_common(terms)))
   return rewrites

@@ -27,7 +27,7 @@ from disranker_jax.rewriting.rewards import RewardResult
 from disranker_jax.rewriting.sampling import Sampler
 
 WORD = re.compile(r'\w+')
-FAILED_STEPS = 10  # with failures only, after which training ends
+FAILED_ROLLOUTS = 10  # with failures only, after which training ends
 
 
 @dataclasses.dataclass
@@ -39,16 +39,16 @@ class Collapse:
   """
 
   c: object
-  steps: int = 0  # in a row with failures only
+  rollouts: int = 0  # in a row with failures only
 
   def failures(self, failed_GS: np.ndarray, step: int) -> None:
-    """Raises: UserError after FAILED_STEPS steps without a rewrite that has a reward."""
-    self.steps = self.steps + 1 if failed_GS.all() else 0
-    if self.steps >= FAILED_STEPS:
+    """Raises: UserError after FAILED_ROLLOUTS in a row without a rewrite that has a reward."""
+    self.rollouts = self.rollouts + 1 if failed_GS.all() else 0
+    if self.rollouts >= FAILED_ROLLOUTS:
       raise UserError(
-        f'rewrite: up to step {step} every rewrite of the last {self.steps} steps failed (empty, '
-        f'without a word, or longer than config.rewrite.max_words={self.c.max_words}): the mean '
-        f'reward stays at config.rewrite.failure={self.c.failure:g}. If it was better before, '
+        f'rewrite: up to step {step} every rewrite of the last {self.rollouts} rollouts failed '
+        f'(empty, without a word, or longer than config.rewrite.max_words={self.c.max_words}): the '
+        f'mean reward stays at config.rewrite.failure={self.c.failure:g}. If it was better before, '
         'lower config.rewrite.learning_rate or raise beta; if not, train cpt first, or raise '
         'max_new'
       )
@@ -158,13 +158,13 @@ class Rollouts:
   def _draw(self, variables: dict) -> None:
     """Samples a rollout; every process draws all of it and computes all rewards."""
     self._open(self._rollouts + 1)
-    step, numbers = self._rollouts, list(itertools.chain(*self._numbers))
+    numbers = list(itertools.chain(*self._numbers))
     asked = [self._queries[n] for n in numbers]
     prompts = [self._prompt(query.text) for query in asked]
-    drawn = self._sampler(policy(variables), prompts, numbers, step)
+    drawn = self._sampler(policy(variables), prompts, numbers, self._rollouts)
     rewrites = [self._prompt.texts([s.ids for s in group], self._c.think) for group in drawn]
     found = self._reward(asked, rewrites)
-    self._collapse.failures(found.failed_GS, step)
+    self._collapse.failures(found.failed_GS, self._step())
     cut = [[not sample.ended for sample in group] for group in drawn]
     pairs = zip(asked, rewrites, strict=True)
     repeated = [[common(query.text, text) for text in each] for query, each in pairs]
@@ -178,6 +178,10 @@ class Rollouts:
     by_block = lambda x: x.reshape(self.blocks, -1, *x.shape[2:])[self._own]  # noqa: E731
     self._record = {name: by_block(x) for name, x in record.items()}
     self._used = 0
+
+  def _step(self) -> int:
+    """The first step that learns from the present rollout, from 1."""
+    return (self._rollouts - 1) * self._c.iterations + 1
 
   def _empty(self) -> dict[str, np.ndarray]:
     """The shapes of a record."""
@@ -214,7 +218,7 @@ class Rollouts:
           batch['reference_AP'] = reference_AP
         if c.stop_kl:
           kl = sum(float(kl) for _, kl in found) / (c.prompts * c.samples)
-          self._collapse.divergence(kl, self._rollouts)
+          self._collapse.divergence(kl, self._step())
     return placed
 
   def _block(self, own: int, m: int) -> dict[str, np.ndarray]:

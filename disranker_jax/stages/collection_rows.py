@@ -22,6 +22,7 @@ from disranker_jax.stages import evaluate, prepare, result_table
 from disranker_jax.stages.result_table import Ranking, Row
 
 STAGE = 'search'  # the stage that fills such a table
+RERANKED = 'reranked'
 
 
 def per_query(begin: float, count: int) -> float:
@@ -38,7 +39,9 @@ def ranking_of(run: Run, name: str, groups: Sequence[Group]) -> metrics.Run:
   return row.rank(run, row, groups)[0]
 
 
-def reranked(base: str, run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
+def reranked(
+  base: str, against: Sequence[str], run: Run, row: Row, groups: Sequence[Group]
+) -> Ranking:
   """The best pages of another row, ordered by a cross-encoder; the others stay behind them."""
   c, before = run.config.search, ranking_of(run, base, groups)
   texts = result_table.of(run.config).documents(run)
@@ -51,7 +54,7 @@ def reranked(base: str, run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
       ids[: c.rerank] = [best[i] for i, _ in order]
       ranking[group.query_id] = {doc_id: -float(rank) for rank, doc_id in enumerate(ids)}
       progress.update(done, 1)
-  return ranking, {'ms_per_query': per_query(begin, len(groups)), 'against': [base]}
+  return ranking, {'ms_per_query': per_query(begin, len(groups)), 'against': list(against)}
 
 
 def fused(base: str, other: str, run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
@@ -72,14 +75,18 @@ def derived(base: Row, suffix: str, title: str, rank: Callable, reads: Callable,
   )  # fmt: skip
 
 
-def with_reranker(base: Row) -> Row:
-  """A row re-ranked by `search.reranker`; there is none without one."""
+def with_reranker(base: Row, first: Row) -> Row:
+  """A row re-ranked by `search.reranker`; there is none without one.
+
+  It is tested against the row as it was, and against what the first stage finds, re-ranked too.
+  """
 
   def reads(config):
     return [config.search.rerank, fingerprint(config)]
 
-  rank = functools.partial(reranked, base.name)
-  return derived(base, 'reranked', 're-ranked', rank, reads, exists=has_reranker)
+  against = [base.name, *([f'{first.name}_{RERANKED}'] if base is not first else [])]
+  rank = functools.partial(reranked, base.name, against)
+  return derived(base, RERANKED, 're-ranked', rank, reads, exists=has_reranker)
 
 
 def with_first_stage(base: Row, first: Row) -> Row:

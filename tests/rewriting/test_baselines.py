@@ -15,6 +15,10 @@ DOCS = [
 ]
 
 
+def asked(*texts: str, excluded: tuple[str, ...] = ()) -> list[Query]:
+  return [Query(text, text, (), excluded=frozenset(excluded)) for text in texts]
+
+
 class TestRM3:
   def test_weights_are_those_of_the_formula(self):
     index = BM25(DOCS)
@@ -28,20 +32,28 @@ class TestRM3:
     best = sorted(share, key=lambda word: -share[word])[:2]
     assert set(best) == {'red', 'jumps'}
     total = share['red'] + share['jumps']
-    (got,) = baselines.rm3(['red'], index, DOCS, terms=2, weight=0.3)
+    (got,) = baselines.rm3(asked('red'), index, DOCS, terms=2, weight=0.3)
     expected = {'red': 0.7 + 0.3 * share['red'] / total, 'jumps': 0.3 * share['jumps'] / total}
     assert got == pytest.approx(expected, rel=1e-5)
 
   def test_weights_sum_to_one_and_zero_weight_is_the_query(self):
     index = BM25(DOCS)
-    for weights in baselines.rm3(['red bird', 'whale whale blue'], index, DOCS):
+    for weights in baselines.rm3(asked('red bird', 'whale whale blue'), index, DOCS):
       assert sum(weights.values()) == pytest.approx(1)
-    (got,) = baselines.rm3(['red bird bird'], index, DOCS, weight=0.0)
+    (got,) = baselines.rm3(asked('red bird bird'), index, DOCS, weight=0.0)
     known = {word: value for word, value in got.items() if value}
     assert known == pytest.approx({'red': 1 / 3, 'bird': 2 / 3})
 
   def test_a_query_that_finds_nothing_is_itself(self):
-    assert baselines.rm3(['green', ''], BM25(DOCS), DOCS) == [{'green': 1.0}, {}]
+    assert baselines.rm3(asked('green', ''), BM25(DOCS), DOCS) == [{'green': 1.0}, {}]
+
+  def test_no_words_are_of_excluded_documents(self):
+    index = BM25(DOCS)
+    assert index.top(['red'], 1)[0][0][0] == 1  # 'b', the shortest
+    (got,) = baselines.rm3(asked('red', excluded=('b',)), index, DOCS, feedback=1)
+    assert {'jumps', 'fox'} < got.keys() and not {'bird', 'sings'} & got.keys()
+    (none,) = baselines.rm3(asked('whale', excluded=('c',)), index, DOCS)
+    assert none == {'whale': 1.0}
 
 
 class TestNearest:

@@ -2,44 +2,18 @@
 
 import json
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from bright_copy import DOCUMENTS, EXAMPLES, make, write_table
 
 from disranker_jax.data import sources
 from disranker_jax.data.records import UNJUDGED
 from disranker_jax.errors import UserError
 from disranker_jax.rewriting import queries
 
-EXAMPLES = [
-  {'query': 'why do moths fly to light', 'reasoning': 'r', 'id': '0', 'gold_answer': 'a',
-   'excluded_ids': ['N/A'], 'gold_ids': ['moths/a.txt', 'moths/b c.txt'],
-   'gold_ids_long': ['moths']},
-  {'query': 'light bulb', 'reasoning': 'r', 'id': '1', 'gold_answer': 'a',
-   'excluded_ids': ['bulb/1.txt', 'bulb/2.txt'], 'gold_ids': ['bulb/3.txt'],
-   'gold_ids_long': ['N/A']},
-]  # fmt: skip
-DOCUMENTS = [
-  {'id': 'moths/a.txt', 'content': 'insects steer by the moon'},
-  {'id': 'moths/b c.txt', 'content': 'moths and light'},
-  *({'id': f'bulb/{i}.txt', 'content': f'light bulb {"word " * i}'} for i in range(1, 6)),
-]
-
 
 @pytest.fixture
 def folder(tmp_path):
-  def write(table, name, rows):
-    (tmp_path / table).mkdir(exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / table / name)
-
-  write('examples', 'biology-00000-of-00001.parquet', EXAMPLES)
-  write('documents', 'biology-00000-of-00001.parquet', DOCUMENTS[:4])
-  write('documents', 'biology-00001-of-00001.parquet', DOCUMENTS[4:])
-  write('long_documents', 'biology-00000-of-00001.parquet', [{'id': 'moths', 'content': 'moths'}])
-  rewritten = [row | {'query': f'rewritten {row["id"]}'} for row in EXAMPLES]
-  write('gpt4_reason', 'biology-00000-of-00001.parquet', rewritten)
-  write('examples', 'biology_of_others.parquet', [EXAMPLES[0] | {'query': 'another task'}])
-  return tmp_path
+  return make(tmp_path)
 
 
 def read(folder, kind, options='', **more):
@@ -90,9 +64,7 @@ def test_the_fingerprint_follows_the_files(folder):
   address = f'bright:{folder}?task=biology'
   before = sources.fingerprint(address)
   assert sources.fingerprint(address) == before
-  pq.write_table(
-    pa.Table.from_pylist(DOCUMENTS[4:5]), folder / 'documents' / 'biology-00001-of-00001.parquet'
-  )
+  write_table(folder / 'documents' / 'biology-00001-of-00001.parquet', DOCUMENTS[4:5])
   assert sources.fingerprint(address) != before
 
 

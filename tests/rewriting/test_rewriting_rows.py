@@ -48,9 +48,39 @@ def test_the_note_counts_by_the_measure_of_the_table(monkeypatch):
   ranking = {'1': {'a': 2.0, 'b': 1.0}, '2': {'a': 1.0, 'b': 2.0}, '3': {'b': 1.0}}
   monkeypatch.setattr(rows.collection_rows, 'ranking_of', lambda *_: before)
   run = types.SimpleNamespace(config=config())
-  assert rows.compared(run, groups, ranking, 2) == (
-    '2 of 3 queries are rewritten; nDCG@10 is better for 1 and worse for 1'
-  )
+  assert rows.compared(run, groups, ranking) == ('nDCG@10 is better for 1 queries and worse for 1')
+
+
+def test_rows_that_search_by_another_engine_than_the_table_say_so(monkeypatch):
+  docs = [Document('a', 'red fox', '', 1), Document('b', 'blue', '', 0)]
+  groups = [Group('q', 'red', tuple(docs))]
+  monkeypatch.setattr(rows.queries, 'test', lambda run: [Query('q', 'red', (docs[0],))])
+  monkeypatch.setattr(rows.queries, 'collection', lambda config: docs)
+  monkeypatch.setattr(rows.collection_rows, 'ranking_of', lambda *_: {'q': {'b': 1.0}})
+  notes = {}
+  for engine in ('bm25', 'query_bm25'):
+    run = types.SimpleNamespace(config=config(search__engine=engine))
+    ranking, facts = rows.rm3(run, rows.ROWS['rm3'], groups)
+    assert list(ranking['q']) == ['a']
+    notes[engine] = facts['note']
+  assert notes['bm25'] == 'nDCG@10 is better for 1 queries and worse for 0'
+  assert notes['query_bm25'].startswith("the built-in BM25, not config.search.engine='query_bm25'")
+
+
+def test_re_ranked_rows_are_tested_against_themselves_and_the_first_stage_re_ranked(monkeypatch):
+  group = Group('q', 'red', (Document('a', 'red', '', 1),))
+  ranker = types.SimpleNamespace(rank=lambda query, docs: [(i, 0.0) for i in range(len(docs))])
+  monkeypatch.setattr(rows.collection_rows, 'ranking_of', lambda *_: {'q': {'a': 1.0}})
+  monkeypatch.setattr(rows.collection_rows.loaded, 'load', lambda folder: ranker)
+  monkeypatch.setattr(rows.queries, 'collection', lambda config: [Document('a', 'red', '')])
+  run = types.SimpleNamespace(config=config(search__reranker='x'))
+  against = {
+    name: rows.ROWS[name].rank(run, rows.ROWS[name], [group])[1]['against']
+    for name in ('original_reranked', 'rewrite_reranked')
+  }
+  assert against == {
+    'original_reranked': ['original'], 'rewrite_reranked': ['rewrite', 'original_reranked'],
+  }  # fmt: skip
 
 
 @pytest.mark.parametrize('engine', ['bm25', 'query_bm25'])

@@ -6,6 +6,7 @@ import pathlib
 import runpy
 import shutil
 
+import bright_copy
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -13,6 +14,7 @@ from small_collection import collection
 
 from disranker_jax.commands import rewrite
 from disranker_jax.errors import UserError
+from disranker_jax.evaluation import runs
 from disranker_jax.models import weights
 from disranker_jax.pipeline import runner
 from disranker_jax.rankers import loaded as rankers
@@ -50,6 +52,7 @@ def test_every_row_searches(done):
   # Every query names verb and noun of its page, so the words of the query find it.
   assert results['original']['hits@1'] == 1
   assert 'queries are rewritten; nDCG@10 is better for' in results['rewrite']['note']
+  assert results['original']['ndcg@1000'] == 1
 
 
 def test_a_second_call_does_nothing_and_a_row_costs_only_itself(done):
@@ -66,6 +69,26 @@ def test_the_other_engine_fills_the_rows_again(done, tmp_path):
   runner.run(changed, tmp_path / 'other', stages=stages, reuse=[workdir])
   found = json.loads((tmp_path / 'other' / 'search' / 'results.json').read_text())
   assert list(found) == ['original', 'nearest'] and found['original']['hits@1'] == 1
+
+
+def test_a_trained_rewriter_is_tested_on_bright(done, tmp_path, capsys):
+  """configs/bright.py on a made-up copy: no training, its own engine, excluded documents."""
+  c = runpy.run_path(str(ROOT / 'configs' / 'bright.py'))['get_config']()
+  c.data.test = c.data.documents = f'bright:{bright_copy.make(tmp_path)}?task=biology'
+  c.rewriter, c.rewrite = config(done[0]).rewriter, config(done[0]).rewrite
+  c.rewriter.init_from, c.search.batch_rows = str(done[1]), 8
+  workdir = tmp_path / 'run'
+  runner.run(c, workdir)
+  found = json.loads((workdir / 'search' / 'results.json').read_text())
+  assert list(found) == ['original', 'rm3', 'rewrite']
+  assert {'ndcg@10', 'recall@1', 'ndcg@1000'} <= found['original'].keys()
+  rankings = runs.read_run(workdir / 'search' / 'original.run')
+  # Query 1 excludes bulb/1 and bulb/2; three other documents have its words.
+  assert set(rankings['1']) == {'bulb/3.txt', 'bulb/4.txt', 'bulb/5.txt', 'moths/b_c.txt'}
+  assert 'built-in BM25' in found['rm3']['note']
+  capsys.readouterr()
+  rewrite.main(['--run', str(workdir), '--query', 'light bulb', '--search', '--json'])
+  assert json.loads(capsys.readouterr().out)['found']
 
 
 def test_the_command_shows_the_rewrite_and_what_is_found(done, capsys):

@@ -194,7 +194,7 @@ def test_only_failures_end_the_training_with_what_to_do(start, tmp_path):
   with pytest.raises(UserError, match=r'stays at config.rewrite.failure=-1\. .*learning_rate'):
     policies.fit(start, policies.section(), tmp_path, 20, reward=failing)
   rows = policies.logged(tmp_path)
-  assert len(rows) < rollouts.FAILED_STEPS and {row['equal_groups'] for row in rows} == {1}
+  assert len(rows) < rollouts.FAILED_ROLLOUTS and {row['equal_groups'] for row in rows} == {1}
   assert {row['grad_norm'] for row in rows} == {0}
 
 
