@@ -53,7 +53,7 @@ def test_smoothing_starts_at_the_first_value_and_stays_between_the_extremes():
 def test_the_chart_of_a_loss_shows_held_out_values_where_there_are_any():
   steps = log()
   plain = str(curves.loss('cpt', steps))
-  assert 'held' not in plain and 'Training of cpt over 30 steps: loss from 1 to ' in alt(plain)
+  assert 'held' not in plain and alt(plain).startswith('Loss of cpt over 30 steps: from 1 to ')
   for i in (15, 30):
     steps[i - 1] |= {'validation/loss': 0.3 + i / 100, 'validation/tau': i / 60}
   shown = str(curves.loss('distill', steps))
@@ -71,11 +71,13 @@ def test_held_out_ndcg_is_shown_whatever_its_depth(depth):
 
 def test_every_panel_of_grpo_says_what_it_shows():
   found = alts(grpo())
-  assert all(each.startswith('Training of rewrite over 30 steps: ') for each in found.values())
+  assert found['reward'].startswith('Reward of rewrite over 30 steps: mean reward from 0.1 to 0.1')
+  assert found['KL'].startswith('KL of rewrite over 30 steps: from 0.1 to ')
+  assert found['KL'].endswith(' nats per rewrite (smoothed)')
   said = ' '.join(found.values())
   for words in (
-    'mean reward from 0.1 to 0.1 (smoothed)', 'best reward of a query from 0.3 to 0.3',
-    'KL from 0.1 to', 'entropy from 2.5 to 2.5', 'length from 7 to 7',
+    'best reward of a query from 0.3 to 0.3 (smoothed)', 'from 2.5 to 2.5 nats per token',
+    'Length of rewrite over 30 steps: from 7 to 7 tokens per rewrite',
     'share of queries with equal rewards from 0.25 to 0.25',
     'share of rewrites that are cut off from 0.125 to 0.125',
     'share of rewrites that failed from 0 to 0',
@@ -89,7 +91,7 @@ def test_values_that_are_not_logged_leave_out_their_panel_and_its_note():
   for row in steps:
     del row['kl'], row['failures']  # as with beta=0 and stop_kl=0
   found = alts(steps)
-  assert every.keys() - found.keys() == {'KL, nats per rewrite'}
+  assert every.keys() - found.keys() == {'KL'}
   assert 'cut off' in found['shares'] and 'failed' not in found['shares']
   filled = curves.filled(PANELS, steps, {})
   assert 'KL:' not in curves.caption(filled) and 'Shares:' in curves.caption(filled)
@@ -101,7 +103,7 @@ def test_held_out_values_are_points_from_before_the_first_step_on():
   steps[9] |= {'validation/ndcg@10': 0.45, 'validation/reward': 0.2}
   steps[29] |= {'validation/ndcg@10': 0.5, 'validation/reward': 0.25}
   found = alts(steps, {'ndcg@10': 0.4, 'reward': 0.15})
-  assert found['search of held-out queries'].endswith('held-out nDCG@10 from 0.4 to 0.5')
+  assert found['held-out queries'].endswith('held-out nDCG@10 from 0.4 to 0.5')
   assert found['reward'].endswith('held-out reward from 0.15 to 0.25')
   assert alts(steps)['reward'].endswith('held-out reward from 0.2 to 0.25')
 

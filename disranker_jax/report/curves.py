@@ -56,7 +56,10 @@ class Filled:
   @property
   def words(self) -> list[str]:
     """What it shows, in words."""
-    said = [f'{s.line.title} {change(s.smooth_S)} (smoothed)' for s in self.series]
+    unit, said = f' {self.panel.unit}' if self.panel.unit else '', []
+    for series in self.series:
+      name = f'{series.line.title} ' if series.line.title else ''
+      said.append(f'{name}{change(series.smooth_S)}{unit} (smoothed)')
     for name, values in self.held_out.items():
       said.append(f'held-out {validation.title(name)} {change(points(values)[1])}')
     return said
@@ -114,6 +117,7 @@ def column(stage: str, steps: list[dict], panels: list[Filled], is_small: bool =
   """A chart of panels, one below the other; a small one has the title of its only panel."""
   most = POINTS // max([1, *(len(each.series) for each in panels)])
   (width, height), last = SMALL if is_small else LARGE, steps[-1]['step']
+  first = panels[0].panel
 
   def draw(*axes):
     for axis, each in zip(axes, panels, strict=True):
@@ -122,15 +126,14 @@ def column(stage: str, steps: list[dict], panels: list[Filled], is_small: bool =
         legend(axis, is_small)
       if not is_small:
         axis.set_ylabel(each.panel.label)
-    label = panels[0].panel.label
-    axes[0].set_title(label[0].upper() + label[1:] if is_small else stage, pad=PAD[is_small])
+    axes[0].set_title(first.title if is_small else stage, pad=PAD[is_small])
     axes[-1].set(xlabel='step')
     if is_small:  # the same steps side by side
       axes[-1].set_xlim(-0.03 * last, 1.03 * last)
     axes[-1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
   words = '; '.join(word for each in panels for word in each.words)
-  alt = f'Training of {stage} over {last} steps: {words}'
+  alt = f'{first.name} of {stage} over {last} steps: {words}'
   return drawn(height + BELOW * (len(panels) - 1), draw, alt, len(panels), width)
 
 

@@ -12,13 +12,13 @@ class Line:
 
   name    its key in metrics.jsonl
   label   in the legend
-  title   what it is, in words, for readers who do not see it
+  title   what it is in words, for readers who do not see it; '' for the only line of a panel
   spread  the key of its standard deviation, which is drawn as a band; '': none
   """
 
   name: str
   label: str
-  title: str
+  title: str = ''
   spread: str = ''
 
 
@@ -26,7 +26,8 @@ class Line:
 class Panel:
   """One axis over the steps.
 
-  label     what it measures, with its unit
+  label     what it measures
+  unit      of its values; '' if there is none
   lines     values of every step
   held_out  kinds of values of held-out queries; 'ndcg' is nDCG at any depth
   note      what a reader must know about it
@@ -35,10 +36,21 @@ class Panel:
   label: str
   lines: tuple[Line, ...] = ()
   held_out: tuple[str, ...] = ()
+  unit: str = ''
   note: str = ''
+
+  @property
+  def name(self) -> str:
+    """The label as the first words of a sentence."""
+    return self.label[0].upper() + self.label[1:]
+
+  @property
+  def title(self) -> str:
+    """'Length, tokens per rewrite'."""
+    return ', '.join(filter(None, (self.name, self.unit)))
 
 
 LOSS = (
-  Panel('loss', (Line('loss', 'training', 'loss'),), ('loss',)),
+  Panel('loss', (Line('loss', 'training'),), ('loss',)),
   Panel('held out', held_out=('ndcg', 'tau')),
 )

@@ -361,15 +361,15 @@ PANELS = (
     'sample of a query, mean over the queries; held out, of the likeliest rewrites.',
   ),
   Panel(
-    'search of held-out queries', held_out=('ndcg',),
-    note='Search: with the likeliest rewrites, in the whole collection.',
+    'held-out queries', held_out=('ndcg',),
+    note='Held-out queries: searches with the likeliest rewrites, in the whole collection.',
   ),
   Panel(
-    'KL, nats per rewrite', (Line('kl', 'KL', 'KL'),),
+    'KL', (Line('kl', 'KL'),), unit='nats per rewrite',
     note='KL: from the model at the start of the stage.',
   ),
-  Panel('entropy, nats per token', (Line('entropy', 'entropy', 'entropy'),)),
-  Panel('length, tokens per rewrite', (Line('length', 'length', 'length'),)),
+  Panel('entropy', (Line('entropy', 'entropy'),), unit='nats per token'),
+  Panel('length', (Line('length', 'length'),), unit='tokens per rewrite'),
   Panel(
     'shares', (
       Line('equal_groups', 'equal', 'share of queries with equal rewards'),
