@@ -27,7 +27,7 @@ def facts_of(values: dict[str, list[float]], **results):
   against = {name: of_row['against'] for name, of_row in found.items() if 'against' in of_row}
   return types.SimpleNamespace(
     table=TABLE, rows=rows, results=found, overlap={}, related=None, tests={}, cluster='',
-    validation={}, tried={}, best={}, logs={}, seeds={}, served={},
+    validation={}, before={}, tried={}, best={}, logs={}, seeds={}, served={},
     intervals=intervals.analyse(TABLE, rows, against=against),
     shared=NOBODY,
     clusters=len(next(iter(values.values()))), clusters_Q=list(next(iter(rows.values()))),
@@ -216,6 +216,27 @@ def test_values_of_different_queries_are_not_compared():
   facts = facts_of({'student_sft': [0.5] * 40, 'teacher': [0.6] * 40})
   facts.validation = held_out(student_sft=0.8) | held_out('other', sft=0.7)
   assert not findings.missed_held_out(facts) and not findings.held_out(facts)
+
+
+def test_values_at_different_depths_are_not_compared():
+  facts = facts_of({'student_sft': [0.5] * 40, 'teacher': [0.6] * 40})
+  facts.validation = held_out(student_sft=0.8, sft=0.7)
+  assert findings.held_out(facts) and findings.missed_held_out(facts)
+  facts.validation['sft'] = {'ndcg@10': 0.7, 'labelled': 24, 'made_of': 'abc'}
+  assert not findings.held_out(facts) and not findings.missed_held_out(facts)
+
+
+def test_a_rewriter_is_told_at_its_own_depth_with_what_it_was_before():
+  facts = facts_of({'student': [0.5] * 40})
+  facts.table, facts.title = REWRITES, REWRITES.row_title
+  facts.validation = {
+    'cpt': {'loss': 2.6, 'labelled': 0, 'made_of': 'abc'},
+    'rewrite': {'ndcg@10': 0.472, 'reward': 0.05, 'labelled': 100, 'made_of': 'abc'},
+  }
+  where = 'on 100 held-out training queries, for validation (searches of the whole collection): '
+  assert findings.held_out(facts) == [f'{where}nDCG@10 rewriter 0.472']
+  facts.before = {'rewrite': {'ndcg@10': 0.443, 'reward': 0.03}}
+  assert findings.held_out(facts) == [f'{where}nDCG@10 rewriter 0.472 (0.443 before rewrite)']
 
 
 def test_the_exported_student_is_named_with_the_reason():

@@ -324,12 +324,6 @@ class TestFacts:
 
 
 class TestCharts:
-  def test_smoothing_starts_at_the_first_value_and_stays_between_the_extremes(self):
-    assert charts.smoothed([5.0] * 4).tolist() == pytest.approx([5.0] * 4)
-    smooth = charts.smoothed([4.0, 0.0, 0.0, 0.0])
-    assert smooth[0] == pytest.approx(4.0)
-    assert all(smooth[1:] < smooth[:-1]) and smooth[-1] > 0
-
   def test_one_and_the_same_score_many_labels_and_few_documents_are_drawn(self):
     for by_label in ({0: [0.5] * 30}, {y: [float(y)] for y in range(12)}, {0: [1.0], 3: [2.0]}):
       assert charts.histogram('m', by_label, 3).startswith('<svg')
@@ -344,14 +338,3 @@ class TestCharts:
     points = np.random.default_rng(0).random((50_000, 3))
     assert len(charts.scatter('m', points, 0.5, 1)) < 500_000
     assert len(charts.gains('nDCG@5', 'm', np.linspace(1, -1, 50_000).tolist())) < 500_000
-
-
-def test_a_curve_shows_held_out_values_where_there_are_any():
-  steps = [{'step': i, 'loss': 1 / i} for i in range(1, 31)]
-  plain = str(charts.curve('cpt', steps))
-  assert 'held' not in plain
-  for i in (15, 30):
-    steps[i - 1] |= {'validation/loss': 0.3 + i / 100, 'validation/tau': i / 60}
-  shown = str(charts.curve('distill', steps))
-  assert 'held-out loss from 0.45 to 0.6; held-out tau from 0.25 to 0.5' in shown
-  assert 'held out' in shown and 'training' in shown

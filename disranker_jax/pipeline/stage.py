@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from disranker_jax.config.settings import Section
 from disranker_jax.models.load import TextModel, open_model
+from disranker_jax.training.panels import Panel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,8 @@ class Stage:
                 batches follow, such as 'prompts or samples'
   head          config -> the head that its network has
   task          of a training stage: (config, network) -> train.Task
+  panels        what reports draw of its training, a chart each; by default one chart of the loss
+                and of how held-out queries are ranked
   kept          what of it is on disk, as text, '' for nothing; by default the last saved step
   scores_records  whether it scores all records that it reads
   ignores_init_from  whether its model starts from the pretrained one, whatever `init_from` says
@@ -124,6 +127,7 @@ class Stage:
   rows: str = 'batch_rows'
   head: Callable[[ConfigDict], str] = lambda config: 'rank'
   task: Callable | None = None
+  panels: tuple[Panel, ...] = ()
   kept: Callable[[Run], str] | None = None
   scores_records: bool = False
   ignores_init_from: bool = False

@@ -18,7 +18,6 @@ from markupsafe import Markup, escape
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from disranker_jax.report.rankings import GRADES, grade
-from disranker_jax.training.validation import LOSS, TITLES, of_steps
 
 # matplotlib knows no CSS variables: it draws in the colour on the left, which `inline` replaces.
 COLOURS = {
@@ -30,8 +29,6 @@ INK, SOFT, LINE, ACCENT, PAPER = (NAMES[n] for n in ('ink', 'soft', 'line', 'acc
 CLEAR = {'facecolor': PAPER, 'edgecolor': 'none', 'pad': 0.8}  # behind text on lines
 WIDTH = 4.6  # inches; at 72 points per inch about the width of a phone
 POINTS = 2000  # most marks or vertices of a chart, which bound the size of the page
-SPAN = 0.1  # least height of the panel of held-out rankings
-SMOOTH = 0.9  # weight of the past in the mean of the loss
 FEWEST = 20  # documents of a label for a histogram; fewer are drawn one by one
 STYLE = {
   'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10.5,
@@ -42,14 +39,15 @@ STYLE = {
 }  # fmt: skip
 
 
-def drawn(height: float, draw, alt: str, panels: int = 1) -> Markup:
+def drawn(height: float, draw, alt: str, panels: int = 1, width: float = WIDTH) -> Markup:
   """A figure of `panels` rows as SVG; `draw` fills its axes, `alt` describes it."""
   with matplotlib.rc_context(STYLE):
     sharing = {'sharex': True, 'squeeze': False}
-    figure, axes = plt.subplots(panels, 1, figsize=(WIDTH, height), **sharing)
+    figure, axes = plt.subplots(panels, 1, figsize=(width, height), **sharing)
     try:
       draw(*axes[:, 0])
-      figure.tight_layout(pad=0.4, h_pad=0.0)
+      for _ in range(2):  # other sizes can have other ticks, with wider labels
+        figure.tight_layout(pad=0.4, h_pad=0.0)
       out = io.StringIO()
       figure.savefig(out, format='svg', transparent=True)
     finally:
@@ -190,79 +188,6 @@ def gains(metric: str, title: str, values: list[float]) -> Markup:
   )
   alt += f'{won} queries up, {lost} down'
   return drawn(2.6, draw, alt)
-
-
-def smoothed(values: list[float]) -> np.ndarray:
-  """The exponential mean of the values so far, without the bias of a start at zero."""
-  out, mean, weight = [], 0.0, 0.0
-  for value in values:
-    mean, weight = SMOOTH * mean + (1 - SMOOTH) * value, SMOOTH * weight + 1 - SMOOTH
-    out.append(mean / weight)
-  return np.array(out)
-
-
-def curve(stage: str, steps: list[dict]) -> Markup:
-  """The loss of a stage by step, raw and smoothed, with the held-out values.
-
-  How held-out queries are ranked, nDCG@5 and Kendall's tau, is a second panel.
-  """
-  held_out = of_steps(steps)
-  held_loss = {step: v[LOSS] for step, v in held_out.items() if LOSS in v}
-  rankings = {
-    name: found
-    for name in ('ndcg@5', 'tau')
-    if (found := {step: v[name] for step, v in held_out.items() if name in v})
-  }
-  raw = np.array([row['loss'] for row in steps])
-  smooth = smoothed(raw.tolist())
-  picks = np.unique(np.linspace(0, len(raw) - 1, min(len(raw), POINTS)).astype(int))
-  at = np.array([row['step'] for row in steps])[picks]
-
-  def draw(axis, below=None):
-    marks = {'marker': '.', 'markersize': 4} if len(picks) < 20 else {}
-    axis.plot(at, raw[picks], color=SOFT, alpha=0.5, linewidth=0.8, **marks)
-    axis.plot(at, smooth[picks], color=ACCENT, linewidth=1.8, label='training')
-    axis.set(title=stage, ylabel='loss')
-    # A few outliers must not flatten the rest of the curve.
-    low, high = min(0.0, float(raw.min())), float(np.percentile(raw, 99)) * 1.1
-    tops = [high, float(smooth.max()) * 1.05, low + 1e-6]
-    if held_loss:
-      axis.plot(*points(held_loss), 'o-', color=INK, linewidth=1.4, markersize=4, label='held out')
-      legend(axis)
-      tops.append(max(held_loss.values()) * 1.05)
-    axis.set_ylim(low, max(tops))
-    axis.grid(axis='y', linewidth=0.6)
-    if below is not None:
-      for (name, values), mark in zip(rankings.items(), ('o-', 's--'), strict=False):
-        colour = {'color': INK, 'linewidth': 1.4, 'markersize': 4}
-        below.plot(*points(values), mark, label=TITLES[name], **colour)
-      legend(below)
-      low, high = below.get_ylim()
-      if high - low < SPAN:  # a change within the noise must not fill the panel
-        below.set_ylim((low + high - SPAN) / 2, (low + high + SPAN) / 2)
-      below.set(ylabel='held out')
-      below.grid(axis='y', linewidth=0.6)
-    last = axis if below is None else below
-    last.set(xlabel='step')
-    last.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-
-  alt = f'Loss of {stage} over {at[-1]} steps, from {smooth[0]:.3g} to {smooth[-1]:.3g} (smoothed)'
-  for name, values in (({LOSS: held_loss} if held_loss else {}) | rankings).items():
-    _, of_name = points(values)
-    alt += f'; held-out {TITLES[name]} from {of_name[0]:.3g} to {of_name[-1]:.3g}'
-  return drawn(3.7 if rankings else 2.3, draw, alt, 2 if rankings else 1)
-
-
-def legend(axis) -> None:
-  """The names of an axis's lines, above it on the right, where no line is."""
-  style = {'frameon': False, 'fontsize': 9, 'labelcolor': INK, 'ncols': 2, 'borderaxespad': 0}
-  axis.legend(loc='lower right', bbox_to_anchor=(1, 1), **style)
-
-
-def points(values: dict[int, float]) -> tuple[list[int], list[float]]:
-  """The steps and the values, in order."""
-  steps = sorted(values)
-  return steps, [values[step] for step in steps]
 
 
 def apart(places: dict[str, float], least: float) -> dict[str, float]:

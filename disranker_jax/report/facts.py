@@ -20,6 +20,7 @@ from disranker_jax.report import intervals
 from disranker_jax.report.intervals import Intervals
 from disranker_jax.stages import result_table
 from disranker_jax.stages.result_table import Table
+from disranker_jax.training.panels import Panel
 
 MOST = 10_000  # records whose texts are measured, evenly spaced if there are more
 TEXTS = ('query', 'title', 'summary')
@@ -39,6 +40,9 @@ class Facts:
   logs: dict[str, list[dict]]  # {stage: steps}
   stages: list[dict]  # manifests, in the order of the stages
   titles: dict[str, str]  # {stage: what it does}
+  panels: dict[
+    str, tuple[Panel, ...]
+  ]  # {stage: what is drawn of its training}, if it is not the loss
   data: list[dict]  # a kind of records each
   config: dict[str, object]  # by dotted keys
   changed: dict[str, object]  # the part that is not the default
@@ -48,6 +52,7 @@ class Facts:
   overlap: dict[str, dict]  # {kind: how much of the test is among the training data}
   served: dict[str, list[dict]]  # {model: what requests to its exported folder get}
   validation: dict[str, dict]  # {stage: its held-out values}
+  before: dict[str, dict]  # {stage: its held-out values before the first step}, if it measures them
   tried: dict[
     str, float
   ]  # {weight of the hard labels: nDCG@5 of held-out queries}, if several were
@@ -122,6 +127,7 @@ def gather(run) -> Facts:
     logs=read_logs(run),
     stages=read_stages(run),
     titles={stage.name: stage.title for stage in declared(run)},
+    panels={stage.name: stage.panels for stage in declared(run) if stage.panels},
     data=[described(run, kind) for kind in store.KINDS if data_folder(run, kind).is_dir()],
     config=config,
     changed={k: v for k, v in config.items() if default.get(k) != v},
@@ -129,11 +135,8 @@ def gather(run) -> Facts:
     cluster=configs.cluster(run.config),
     overlap=stage_results(run, 'prepare').get('overlap', {}),
     served=stage_results(run, 'export').get('served', {}),
-    validation={
-      stage.name: found
-      for stage in declared(run)
-      if (found := stage_results(run, stage.name).get('validation'))
-    },
+    validation=of_stages(run, 'validation'),
+    before=of_stages(run, 'before'),
     tried=stage_results(run, 'distill').get('tried', {}),
     best=stage_results(run, 'export').get('best', {}),
     quantised=stage_results(run, 'score').get('quantised', {}),
@@ -152,6 +155,12 @@ def stage_results(run, stage: str) -> dict:
   """What a finished stage returned; {} if it is not finished."""
   done = manifest.read(run.folder(stage)) or {}
   return done.get('results', {})
+
+
+def of_stages(run, key: str) -> dict[str, dict]:
+  """{stage: a part of what it returned}, of the finished stages that have it."""
+  found = {stage.name: stage_results(run, stage.name).get(key) for stage in declared(run)}
+  return {name: part for name, part in found.items() if part}
 
 
 def read_seeds(run, results: dict[str, dict]) -> dict[str, dict[int, float]]:

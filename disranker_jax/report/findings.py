@@ -16,7 +16,7 @@ from disranker_jax.report.intervals import baselines
 from disranker_jax.stages import quantise_gate
 from disranker_jax.stages.best_student import comparable
 from disranker_jax.stages.held_out import NDCG
-from disranker_jax.training.validation import LOSS, of_steps
+from disranker_jax.training.validation import LOSS, ndcg, of_steps
 
 FEW = 30  # queries, or clusters of them, below which a bootstrap interval is too narrow
 DIGITS = 3  # of nDCG and p
@@ -83,13 +83,13 @@ def power(facts: Facts) -> list[str]:
 
 
 def trained(facts: Facts) -> dict[str, dict]:
-  """{row: held-out values} of the trained models, if they are of the same labelled queries."""
+  """{row: held-out values} of the models with an nDCG, if it is of the same labelled queries."""
   found = {
     name: facts.validation[row.trained_by]
     for name, row in facts.table.rows.items()
-    if row.trained_by in facts.validation
+    if name in facts.table.models and row.trained_by in facts.validation
   }
-  return comparable({name: values for name, values in found.items() if NDCG in values})
+  return comparable({name: values for name, values in found.items() if ndcg(values)})
 
 
 def held_out(facts: Facts) -> list[str]:
@@ -97,11 +97,17 @@ def held_out(facts: Facts) -> list[str]:
   values = trained(facts)
   if not values:
     return []
-  listed = ', '.join(f'{facts.title(n)} {v[NDCG]:.{DIGITS}f}' for n, v in values.items())
-  queries = next(iter(values.values()))['labelled']
+  first = next(iter(values.values()))
+  metric, queries, listed = ndcg(first), first['labelled'], []
+  for name, of_row in values.items():
+    stage = facts.table.rows[name].trained_by
+    before = facts.before.get(stage, {}).get(metric)
+    since = '' if before is None else f' ({before:.{DIGITS}f} before {stage})'
+    listed.append(f'{facts.title(name)} {of_row[metric]:.{DIGITS}f}{since}')
+  what = 'a few documents of each' if facts.table.reranks else 'searches of the whole collection'
   return [
-    f'on {queries} held-out training queries, for validation (a few documents of each): '
-    f'{metrics.title(NDCG)} {listed}'
+    f'on {queries} held-out training queries, for validation ({what}): {metrics.title(metric)} '
+    f'{", ".join(listed)}'
   ]
 
 
@@ -206,16 +212,17 @@ def missed_held_out(facts: Facts) -> list[str]:
   """The same of trained rows on held-out training queries, where the test does not show it."""
   values, found, main = trained(facts), [], facts.table.main
   for name, of_row in values.items():
+    metric = ndcg(of_row)
     for other in facts.table.rows[name].improves_on:
-      if other not in values or of_row[NDCG] > values[other][NDCG]:
+      if other not in values or of_row[metric] > values[other][metric]:
         continue
       tested = facts.results.get(name), facts.results.get(other)
       if all(tested) and float(tested[0][main]) <= float(tested[1][main]):
         continue
       found.append(
         f'{facts.title(name)} ranks the {of_row["labelled"]} held-out training queries no better '
-        f'than {facts.title(other)}: {metrics.title(NDCG)} {of_row[NDCG]:.{DIGITS}f} against '
-        f'{values[other][NDCG]:.{DIGITS}f}; docs/results.md says what limits a student'
+        f'than {facts.title(other)}: {metrics.title(metric)} {of_row[metric]:.{DIGITS}f} against '
+        f'{values[other][metric]:.{DIGITS}f}; docs/results.md says what limits a student'
       )
   return found
 

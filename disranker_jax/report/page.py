@@ -9,10 +9,11 @@ from markupsafe import Markup
 
 from disranker_jax.evaluation import metrics
 from disranker_jax.progress import clock
-from disranker_jax.report import charts, facts, findings, rankings, results, tables, tiles
+from disranker_jax.report import charts, curves, facts, findings, rankings, results, tables, tiles
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.intervals import Intervals
 from disranker_jax.stages.result_table import Table
+from disranker_jax.training.validation import of_steps
 
 TEMPLATE = 'page.html'
 ALPHA = 0.05
@@ -151,8 +152,28 @@ def draw(gathered: Facts, spread: Intervals, gained) -> dict[str, Any]:
     'histograms': [charts.histogram(gathered.title(m), v, top) for m, v in scores.items()],
     'scatters': scatters(gathered),
     'gains': gain_charts(gathered, gained) if gained else [],
-    'curves': [charts.curve(stage, steps) for stage, steps in gathered.logs.items()],
+    'trainings': trainings(gathered),
   }
+
+
+def trainings(gathered: Facts) -> list[dict[str, Any]]:
+  """{title, charts, caption, class}: the losses, then each stage with panels of its own."""
+  losses = {s: steps for s, steps in gathered.logs.items() if s not in gathered.panels}
+  shown = []
+  if losses:
+    drawn = [curves.loss(stage, steps) for stage, steps in losses.items()]
+    said = 'Loss by step, its exponential mean'
+    if any(of_steps(steps) for steps in losses.values()):
+      said += ', and the values of the held-out training queries'
+    shown.append({'title': '', 'charts': drawn, 'caption': f'{said}.', 'class': ''})
+  for stage, panels in gathered.panels.items():
+    steps, before = gathered.logs.get(stage, []), gathered.before.get(stage, {})
+    filled = curves.filled(panels, steps, before)
+    if steps and filled:
+      drawn = [curves.small(stage, steps, each) for each in filled]
+      caption = curves.caption(filled)
+      shown.append({'title': stage, 'charts': drawn, 'caption': caption, 'class': 'small'})
+  return shown
 
 
 def interval(gathered: Facts, spread: Intervals, model: str) -> dict[str, float]:

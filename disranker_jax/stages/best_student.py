@@ -6,10 +6,9 @@ would be too good if they decided.
 
 from disranker_jax.pipeline import manifest
 from disranker_jax.stages.export import Choice
-from disranker_jax.stages.held_out import NDCG
 from disranker_jax.stages.result_rows import ROWS, STUDENT
 from disranker_jax.stages.result_table import Row
-from disranker_jax.training.validation import TITLES
+from disranker_jax.training.validation import ndcg, title
 
 
 def candidates(config) -> list[Row]:
@@ -27,12 +26,12 @@ def choose(run) -> Choice:
   values = comparable({row.name: validated(run, row.trained_by) for row in (first, *others)})
   if not values:
     return Choice(first.name, 'taken without a comparison: too few held-out labelled queries')
-  best = max(values, key=lambda name: values[name][NDCG])
-  listed = ', '.join(
-    f'{ROWS[name].title} {values[name][NDCG]:.3f}' for name in values if name != best
-  )
-  metric, queries = TITLES[NDCG], values[best]['labelled']
-  return Choice(best, f'{metric} {values[best][NDCG]:.3f} on {queries} held-out queries ({listed})')
+  metric = ndcg(values[first.name])
+  best = max(values, key=lambda name: values[name][metric])
+  shown = {name: f'{found[metric]:.3f}' for name, found in values.items()}
+  listed = ', '.join(f'{ROWS[name].title} {value}' for name, value in shown.items() if name != best)
+  queries = values[best]['labelled']
+  return Choice(best, f'{title(metric)} {shown[best]} on {queries} held-out queries ({listed})')
 
 
 def validated(run, stage: str) -> dict:
@@ -42,7 +41,6 @@ def validated(run, stage: str) -> dict:
 
 
 def comparable(values: dict[str, dict]) -> dict[str, dict]:
-  """The held-out values if all are of the same labelled queries, else {}."""
-  queries = {found.get('made_of') for found in values.values()}
-  is_same = len(queries) == 1 and all(queries) and all(NDCG in v for v in values.values())
-  return values if is_same else {}
+  """The held-out values if all have the same nDCG of the same labelled queries, else {}."""
+  measured = {(found.get('made_of'), ndcg(found)) for found in values.values()}
+  return values if len(measured) == 1 and all(*measured) else {}

@@ -16,7 +16,7 @@ from disranker_jax.progress import say
 from disranker_jax.stages import held_out, prepare
 from disranker_jax.stages.held_out import NDCG
 from disranker_jax.training.settings import LEAST
-from disranker_jax.training.validation import TITLES
+from disranker_jax.training.validation import title
 
 KEY = 'config.distill.hard_label_weights'
 TRIALS = 'trials'
@@ -49,7 +49,7 @@ def best(run: Run, results: dict[float, dict]) -> dict:
   values = {weight: found['validation'][NDCG] for weight, found in results.items()}
   weight = max(values, key=lambda w: values[w])
   listed = ', '.join(f'{w:g}: {value:.3f}' for w, value in values.items())
-  say(f'distill: hard_label_weight={weight:g} is the best ({TITLES[NDCG]} by weight: {listed})')
+  say(f'distill: hard_label_weight={weight:g} is the best ({title(NDCG)} by weight: {listed})')
   processes.first_alone('the best weight', lambda: take(run.folder('distill'), weight))
   tried = {f'{w:g}': value for w, value in values.items()}
   return results[weight] | {'hard_label_weight': weight, 'tried': tried}

@@ -25,10 +25,7 @@ from disranker_jax.progress import say
 
 PREFIX = 'validation/'  # of its values in metrics.jsonl and TensorBoard
 LOSS = 'loss'  # the only value of which less is better
-TITLES = {
-  LOSS: 'loss', 'ndcg@5': 'nDCG@5', 'ndcg@10': 'nDCG@10', 'pnr': 'PNR', 'tau': 'tau',
-  'reward': 'reward',
-}  # fmt: skip
+TITLES = {'ndcg': 'nDCG', 'pnr': 'PNR'}  # of kinds of values; others are shown as they are
 # With `every=0`: the share of the training's work that validation takes, the work of a step in that
 # of a forward pass, and how often it validates.
 COST, STEP, LEAST, MOST = 0.05, 3, 2, 20
@@ -37,7 +34,7 @@ COST, STEP, LEAST, MOST = 0.05, 3, 2, 20
 class Measure(Protocol):
   """What a stage measures on its held-out queries; the same in every process.
 
-  names    of the values, the first one decides; see TITLES
+  names    of the values, the first one decides; see `title`
   queries  how many there are
   labelled  how many of them have labels, by which rankings are measured
   made_of  a fingerprint of these, '' if there are none
@@ -177,15 +174,26 @@ class Validation:
     }  # fmt: skip
 
 
+def title(name: str) -> str:
+  """The name of a held-out value in texts: 'ndcg@5' -> 'nDCG@5'."""
+  kind, at, depth = name.partition('@')
+  return TITLES.get(kind, kind) + at + depth
+
+
+def ndcg(values: Iterable[str]) -> str:
+  """The name of the nDCG among the names of held-out values, such as 'ndcg@10'; '': none."""
+  return next((name for name in values if name.partition('@')[0] == 'ndcg'), '')
+
+
 def shown(logged: dict[str, float]) -> dict[str, float]:
   """The values of the logs under the names that the progress line has, beside the training's."""
-  values = {TITLES[name.removeprefix(PREFIX)]: value for name, value in logged.items()}
-  return {f'held-out {k}' if k == TITLES[LOSS] else k: value for k, value in values.items()}
+  values = {title(name.removeprefix(PREFIX)): value for name, value in logged.items()}
+  return {f'held-out {k}' if k == title(LOSS) else k: value for k, value in values.items()}
 
 
 def described(values: dict[str, float]) -> str:
   """'loss 0.31, nDCG@5 0.72'."""
-  return ', '.join(f'{TITLES[name]} {value:.4g}' for name, value in values.items())
+  return ', '.join(f'{title(name)} {value:.4g}' for name, value in values.items())
 
 
 def read(file: Path, last: int) -> dict[int, dict[str, float]]:

@@ -67,8 +67,10 @@ def test_it_trains_measures_and_shows_rewrites(run, tmp_path, monkeypatch):
   results = rewrite.execute(run(reward='bm25+0.1*repetition', beta=0.1))
   rows = [json.loads(line) for line in (tmp_path / 'rewrite/metrics.jsonl').open()]
   assert [row['step'] for row in rows] == [1, 2, 3]
-  expected = {'reward', 'reward_std', 'reward_best', 'equal_groups', 'kl', 'entropy', 'length'}
-  expected |= {'cut', 'failures', 'repeated', 'sampler_difference', 'reward_bm25'}
+  lines = [line for panel in rewrite.PANELS for line in panel.lines]
+  drawn = {line.name for line in lines} | {line.spread for line in lines} - {''}
+  assert {'reward', 'reward_std', 'kl', 'entropy', 'length', 'cut', 'equal_groups'} < drawn
+  expected = drawn | {'repeated', 'sampler_difference', 'reward_bm25'}
   assert expected <= rows[0].keys() and np.isfinite([*rows[-1].values()]).all()
   assert rows[0]['kl'] < 1e-4 < rows[-1]['kl'] and rows[0]['sampler_difference'] < 1e-4
   assert {'validation/ndcg@10', 'validation/reward'} <= rows[-1].keys()

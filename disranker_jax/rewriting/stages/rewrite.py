@@ -38,6 +38,7 @@ from disranker_jax.rewriting.rollouts import Rollouts, check_count
 from disranker_jax.rewriting.sampling import Sampler
 from disranker_jax.stages import held_out, language_terms, prepare, roles
 from disranker_jax.training import train
+from disranker_jax.training.panels import Line, Panel
 from disranker_jax.training.settings import VALIDATION, training
 from disranker_jax.training.validation import STEP, described
 
@@ -349,9 +350,40 @@ SETTINGS = {
     20, at_least(0), 'Queries whose rewrites are listed in samples.md.', affects_results=False
   ),
 }  # fmt: skip
+PANELS = (
+  Panel(
+    'reward', (
+      Line('reward', 'mean', 'mean reward', spread='reward_std'),
+      Line('reward_best', 'best', 'best reward of a query'),
+    ),
+    held_out=('reward',),
+    note='Reward: the mean of the samples, with a band of one standard deviation, and the best '
+    'sample of a query, mean over the queries; held out, of the likeliest rewrites.',
+  ),
+  Panel(
+    'held-out queries', held_out=('ndcg',),
+    note='Held-out queries: searches with the likeliest rewrites, in the whole collection.',
+  ),
+  Panel(
+    'KL', (Line('kl', 'KL'),), unit='nats per rewrite',
+    note='KL: from the model at the start of the stage.',
+  ),
+  Panel('entropy', (Line('entropy', 'entropy'),), unit='nats per token'),
+  Panel('length', (Line('length', 'length'),), unit='tokens per rewrite'),
+  Panel(
+    'shares', (
+      Line('equal_groups', 'equal', 'share of queries with equal rewards'),
+      Line('cut', 'cut off', 'share of rewrites that are cut off'),
+      Line('failures', 'failed', 'share of rewrites that failed'),
+    ),
+    note='Shares: queries whose samples all have the same reward, so they teach nothing; samples '
+    'that are cut off; samples that fail.',
+  ),
+)  # fmt: skip
 STAGE = Stage(
   'rewrite', 'the rewriter learns from the rewards of its rewrites (GRPO)', execute,
   settings=SETTINGS, check=check, check_models=check_models, check_records=check_records,
   role='rewriter', reads_stages=('prepare', 'cpt'), reads_records=lambda config: ('judgements',),
   uses=uses, outside=outside, rows='prompts or samples', head=lambda config: 'lm', task=task,
+  panels=PANELS,
 )  # fmt: skip
