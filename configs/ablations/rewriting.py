@@ -1,7 +1,7 @@
 """What a query rewriter learns from each reward of GRPO.
 
-All searches are BM25's over the whole collection. The rewriters start from the same warm start
-(cpt), which has learned from the clicks alone.
+All searches are of the whole collection. The rewriters start from the same warm start (cpt), which
+has learned from clicks alone. Re-ranked rows need --config.search.reranker=STUDENT.
 """
 
 EMBEDDING = {'rewrite.reward': 'embedding'}
@@ -17,6 +17,9 @@ ROWS = {
   'GRPO, embedding': ('rewrite', EMBEDDING),
   'GRPO, both': ('rewrite', BOTH),
   # Chosen by the judgements, so no system: what choosing among eight rewrites could win.
-  'best of its samples, BM25': ('best', RANKING),
+  'best of its samples': ('best', BOTH),
+  'original query, re-ranked': ('original_reranked', {}),
+  'before GRPO, re-ranked': ('cpt_reranked', {}),
+  'GRPO, both, re-ranked': ('rewrite_reranked', BOTH),
 }
 AGAINST = 'before GRPO'
