@@ -81,7 +81,7 @@ def job(
   computed = task_of(config, model.network, shape)
   sampler = Sampler(
     model.network, run.mesh, prompt.stops, c.prompts, most, c.max_new, c.samples, c.temperature,
-    c.top_p, seed,
+    c.top_p, seed, c.top_k,
   )  # fmt: skip
   feed = Rollouts(c, learned, prompt, reward, sampler, shape, run.mesh, seed)
   logs = config.tensorboard, config.wandb_project
@@ -262,10 +262,23 @@ def tokens(run: Run) -> tuple[float, str]:
   model = open_rewriter(config)
   most = longest_prompt(RewritePrompt(model, longest(config)), asked)
   shape = packed.shape_of(c, model.network, most, config.rewriter.row_len, run.mesh)
+  return count * sum(parts(c, shape, most).values()), f'{count:,} steps of {samples} samples'
+
+
+def parts(c, shape: packed.Shape, most: int) -> dict[str, float]:
+  """What an update takes and what its rollout takes, as tokens of training.
+
+  Args:
+    shape: of a micro-batch.
+    most: tokens of the longest prompt.
+  """
   updated = shape.rows * shape.row_len * c.gradient_accumulation_steps
-  decoded = (c.prompts * most + samples * c.max_new * DECODING) / STEP / c.iterations
-  reference = updated / STEP / c.iterations if packed.has_reference(c) else 0
-  return count * (updated + decoded + reference), f'{count:,} steps of {samples} samples'
+  written = c.prompts * most + c.prompts * c.samples * c.max_new * DECODING
+  return {
+    'update': updated,
+    'sampling': written / STEP / c.iterations,
+    'reference': updated / STEP / c.iterations if packed.has_reference(c) else 0,
+  }
 
 
 def outside(config, workdir) -> dict[str, str]:
@@ -303,6 +316,11 @@ SETTINGS = {
     1.0, between(0, 1),
     'Tokens are drawn from the likeliest with so much probability. Below 1 samples are not those '
     'of the policy whose gradient is taken.',
+  ),
+  'top_k': Key(
+    0, at_least(0),
+    'Tokens are drawn from so many of the likeliest; 0: from all. Above 0 the same holds as for '
+    'top_p below 1.',
   ),
   'reward': Key(
     'embedding', text('a reward', empty=False),
@@ -354,4 +372,5 @@ STAGE = Stage(
   settings=SETTINGS, check=check, check_models=check_models, check_records=check_records,
   role='rewriter', reads_stages=('prepare', 'cpt'), reads_records=lambda config: ('judgements',),
   uses=uses, outside=outside, rows='prompts or samples', head=lambda config: 'lm', task=task,
+  paper_rows=1_800,  # 150 steps of 12
 )  # fmt: skip
