@@ -9,7 +9,7 @@ The rewrite takes the place of the query, 500 tokens at most; the reward is the 
 of bge-base embeddings. All parameters learn, 12 queries of 16 samples per step, 150 steps
 (arXiv:2506.11603 and its released code). There is no warm start: the stage cpt is left out. The
 template is Qwen2.5's chat format with an empty system text, as the released code has it; another
-model needs its own. docs/rewriting.md has the plan for TPUs.
+model needs its own. Planned for v5e:2x4, eight chips of 16 GiB (docs/rewriting.md).
 
 What differs from the paper and its code:
 - A prompt has at most 1,036 tokens, of which 900 are the query's; there 8,000.
@@ -30,7 +30,10 @@ from disranker_jax.config import defaults
 
 def get_config():
   c = defaults('query_rewriting')
-  c.mesh.update(data=1, fsdp=-1)
+  # Four blocks of three queries; eight cannot share twelve. On other devices than eight set
+  # mesh.model=1, and data_shards to 1 or to a multiple of mesh.fsdp that divides the queries.
+  c.mesh.update(data=1, fsdp=-1, model=2)
+  c.rewrite.data_shards = 4
   c.stages = ('prepare', 'rewrite', 'search', 'export', 'report')
   for kind in ('judgements', 'test'):
     c.data[kind] = f'jsonl:data/{kind}*.jsonl.gz'

@@ -79,11 +79,11 @@ def test_a_written_token_reads_all_parameters_and_caches(plan):
     if 'kernel' in jax.tree_util.keystr(path)
   )  # fmt: skip
   # Norms are a few bytes more; of the table of embeddings some rows are read.
-  assert 2 * kernels <= found.read < 2.02 * kernels
+  assert 2 * kernels <= found.held['operands'] < 2.02 * kernels
   slots = 64  # 32 tokens of a prompt and 16 new ones, in 64s
   one = 2 * sizes.kv_heads * sizes.head_dim * sizes.layers * slots * 2
-  assert found.caches == PROMPTS * SAMPLES * one
-  each = (found.read + found.caches) / WHERE.chip.hbm_rate
+  assert found.held['caches'] == PROMPTS * SAMPLES * one
+  each = (found.held['operands'] + found.held['caches']) / WHERE.chip.hbm_rate
   assert plan(c)['seconds']['decoding'] == pytest.approx(MAX_NEW * each)
   assert found.held['logits'] == PROMPTS * SAMPLES * sizes.vocab * 4
   # The pass of the reference has no gradient: a third of the FLOPs, less what is recomputed.

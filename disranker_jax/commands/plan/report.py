@@ -90,7 +90,11 @@ def plan(config, stage: str, where: chips.Slice, mesh, rows: int = 0, pair_token
       answer |= {'bytes_per_device': sampled.bytes, 'memory': sampled.held}
       answer['fits'] = cost.fits and sampled.bytes <= where.chip.hbm_bytes
   if not answer['fits']:
-    return answer | {'try': remedies(config, stage, where, mesh)}
+    options = remedies(config, stage, where, mesh)
+    if sampled and where.size > 1 and sampled.bytes > where.chip.hbm_bytes:
+      # Sampling gathers what `fsdp` splits.
+      options = [f'--config.mesh.model={2 * mesh.shape["model"]}', *options]
+    return answer | {'try': options}
   seconds = times(count, cost.moved, where)
   asked = prompts.find(config, stage)
   if asked and asked.decodes:

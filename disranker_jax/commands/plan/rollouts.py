@@ -1,6 +1,7 @@
 """GRPO in a plan: what a step does beside its update, and what a device holds while it samples."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -22,23 +23,18 @@ from disranker_jax.rewriting.stages import rewrite
 class Rollouts:
   """The rollout of a step: prompts are read once, and each of their samples is written.
 
-  prompts    of a rollout, each with `samples` samples of up to `max_new` tokens
+  max_new    tokens of a sample
   updates    from a rollout
   split      parts that the prefill is split into: 1 if the devices do not divide the prompts
-  read       bytes of parameters that a written token reads, per device
-  caches     bytes of keys and values, per device
-  held       all bytes of a device while it samples, by part
+  held       bytes of a device while it samples, by part; a written token reads 'operands', the
+             parameters, and 'caches', keys and values
   prefill    FLOPs over the prompts, on all devices if they are split
   reference  the share of an update's FLOPs that the pass of the policy of the start takes
   """
 
-  prompts: int
-  samples: int
   max_new: int
   updates: int
   split: int
-  read: int
-  caches: int
   held: dict[str, int]
   prefill: Flops
   reference: float
@@ -54,7 +50,7 @@ class Rollouts:
     """
     chip = where.chip
     prefill = self.prefill.seconds(chip.peak, chip.peak_int8) / (self.split * chip.efficiency)
-    token = (self.read + self.caches) / chip.hbm_rate
+    token = (self.held['operands'] + self.held['caches']) / chip.hbm_rate
     return {
       'prefill': prefill / self.updates,
       'decoding': self.max_new * token / self.updates,
@@ -64,7 +60,7 @@ class Rollouts:
 
 def is_asked(config: ConfigDict, name: str) -> bool:
   """Whether the stage samples what it learns from."""
-  return systems.find(config, name) is rewrite.STAGE
+  return systems.find(config, name.partition(':')[0]) is rewrite.STAGE
 
 
 def find(config: ConfigDict, name: str, step: Step, mesh) -> Rollouts | None:
@@ -72,39 +68,46 @@ def find(config: ConfigDict, name: str, step: Step, mesh) -> Rollouts | None:
   if not is_asked(config, name):
     return None
   c, network = config.rewrite, step.network
-  variables = sharding.abstract(steps.shapes(network, config.rewriter.param_dtype), mesh)
   longest = generate.padded_len(rewrite.longest(config))
-  whole = variables
-  if mesh.shape['fsdp'] > 1:
-    with jax.set_mesh(mesh):
-      whole = jax.eval_shape(sampling.gathering(network, variables, mesh), variables)
-    where = sampling.whole(variables, mesh)
-    whole = jax.tree.map(lambda x, s: _shaped(x, s), whole, where)
   tokens_BT = jax.ShapeDtypeStruct((c.prompts, longest), np.int32)
-  read = jax.eval_shape(lambda x: generate.operands(network, x), whole)
+  held = _held(network, config, step, mesh, tokens_BT)
+  batch = {'tokens_BT': tokens_BT, 'index_AX': np.zeros((1, 0), np.int32)}
+  passes = flops.count(network, step.batch).hardware * step.accumulate / step.flops.hardware
+  return Rollouts(
+    c.max_new, c.iterations, _split(c.prompts, mesh), held, flops.count(network, batch),
+    passes if packed.has_reference(c) else 0.0,
+  )  # fmt: skip
+
+
+def _held(network, config: ConfigDict, step: Step, mesh, tokens_BT) -> dict[str, int]:
+  """What a device holds while it samples."""
+  c = config.rewrite
+  variables = sharding.abstract(steps.shapes(network, config.rewriter.param_dtype), mesh)
   with jax.set_mesh(mesh):
-    slots = generate.slots_for(longest + c.max_new)
-    _, caches = jax.eval_shape(
-      lambda *x: generate.prefill(network, slots, c.samples, *x), whole, tokens_BT, tokens_BT
-    )
-  parts, rows = sharding.parts(mesh), c.prompts * c.samples
+    whole = variables
+    if mesh.shape['fsdp'] > 1:
+      whole = jax.eval_shape(sampling.gathering(network, variables, mesh), variables)
+      whole = jax.tree.map(_shaped, whole, sampling.whole(variables, mesh))
+    read = jax.eval_shape(functools.partial(generate.operands, network), whole)
+    slots = generate.slots_for(tokens_BT.shape[1] + c.max_new)
+    prefill = functools.partial(generate.prefill, network, slots, c.samples)
+    _, caches = jax.eval_shape(prefill, whole, tokens_BT, tokens_BT)
+  rows = c.prompts * c.samples
   share = per_device(whole) / _bytes(whole)  # below 1 where 'model' splits parameters
-  of_rows = parts if rows % parts == 0 else 1
-  held = {
+  return {
     'parameters': step.held['parameters'],
     'moments': step.held['moments'],
     'gathered': per_device(whole) if whole is not variables else 0,
     'operands': int(_bytes(read) * share),
-    'caches': _bytes(caches) // of_rows,
-    'logits': rows * network.config.vocab * 4 // of_rows,
+    'caches': _bytes(caches) // _split(rows, mesh),
+    'logits': rows * network.config.vocab * 4 // _split(rows, mesh),
   }
-  batch = {'tokens_BT': tokens_BT, 'index_AX': np.zeros((1, 0), np.int32)}
-  passes = flops.count(network, step.batch).hardware * step.accumulate / step.flops.hardware
-  split = parts if c.prompts % parts == 0 else 1
-  return Rollouts(
-    c.prompts, c.samples, c.max_new, c.iterations, split, held['operands'], held['caches'], held,
-    flops.count(network, batch), passes if packed.has_reference(c) else 0.0,
-  )  # fmt: skip
+
+
+def _split(rows: int, mesh) -> int:
+  """Parts that a batch of sampling is split into, see layers.constrain."""
+  parts = sharding.parts(mesh)
+  return 1 if rows % parts else parts
 
 
 def beside(config: ConfigDict, step: Step) -> float:
