@@ -1,6 +1,7 @@
 """Samples of a decoder with their log-probabilities, in batches of one shape."""
 
 import dataclasses
+import functools
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -86,25 +87,27 @@ def gathered(network: Network, variables: dict, mesh: Mesh) -> dict:
   """
   if mesh.shape['fsdp'] == 1:
     return variables
-  return gathering(network, variables, mesh)(variables)
+  return gathering(network, variables)(variables)
 
 
-def gathering(network: Network, variables: dict, mesh: Mesh):
+def gathering(network: Network, variables: dict):
   """`gathered` as a compiled function of variables with these shardings."""
-  where = jax.tree.map(lambda x: x.sharding, variables)
+  leaves, structure = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, variables))
+  return _gathering(network, tuple(leaves), structure)
+
+
+@functools.lru_cache(maxsize=4)  # compiled once, not at each step
+def _gathering(network: Network, leaves: tuple[NamedSharding, ...], structure):
+  where = jax.tree.unflatten(structure, leaves)
 
   def cast(variables):
     # Before they travel: half as much does.
     return jax.lax.with_sharding_constraint(generate.narrow(network, variables), where)
 
-  return jax.jit(cast, out_shardings=whole(variables, mesh))
+  return jax.jit(cast, out_shardings=jax.tree.map(whole, where))
 
 
-def whole(variables: dict, mesh: Mesh) -> dict:
-  """The shardings of variables without `fsdp`."""
-
-  def of_leaf(x) -> NamedSharding:
-    axes = (None if axis == 'fsdp' else axis for axis in x.sharding.spec)
-    return NamedSharding(mesh, PartitionSpec(*axes))
-
-  return jax.tree.map(of_leaf, variables)
+def whole(where: NamedSharding) -> NamedSharding:
+  """A sharding without `fsdp`."""
+  axes = (None if axis == 'fsdp' else axis for axis in where.spec)
+  return NamedSharding(where.mesh, PartitionSpec(*axes))

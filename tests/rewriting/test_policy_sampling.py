@@ -102,4 +102,4 @@ def test_a_limited_draw_is_one_of_the_k_likeliest_and_has_its_whole_probability(
 
 
 def test_without_fsdp_variables_are_given_as_they_are(start):
-  assert gathered(start, MESH) is start
+  assert gathered(policies.network(), start, MESH) is start

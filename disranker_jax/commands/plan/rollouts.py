@@ -86,8 +86,8 @@ def _held(network, config: ConfigDict, step: Step, mesh, tokens_BT) -> dict[str,
   with jax.set_mesh(mesh):
     whole = variables
     if mesh.shape['fsdp'] > 1:
-      whole = jax.eval_shape(sampling.gathering(network, variables, mesh), variables)
-      whole = jax.tree.map(_shaped, whole, sampling.whole(variables, mesh))
+      gather = sampling.gathering(network, variables)
+      whole = jax.tree.map(_whole, jax.eval_shape(gather, variables), variables)
     read = jax.eval_shape(functools.partial(generate.operands, network), whole)
     slots = generate.slots_for(tokens_BT.shape[1] + c.max_new)
     prefill = functools.partial(generate.prefill, network, slots, c.samples)
@@ -117,8 +117,8 @@ def beside(config: ConfigDict, step: Step) -> float:
   return sum(parts.values()) / parts['update']
 
 
-def _shaped(x, where) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+def _whole(x, before) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sampling.whole(before.sharding))
 
 
 def _bytes(tree) -> int:
