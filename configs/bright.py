@@ -17,6 +17,7 @@ def get_config():
   trained = pathlib.Path(__file__).with_name('tongsearch_qwen_1_5b.py')
   c = runpy.run_path(str(trained))['get_config']()
   c.stages = ('prepare', 'search', 'report')
+  c.mesh.model = 1  # so that one device is enough
   c.data.test = c.data.documents = 'bright:data/BRIGHT?task=biology'
   c.search.update(engine='query_bm25', depth=1000, models=('original', 'rm3', 'rewrite'))
   return c

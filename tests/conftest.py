@@ -79,6 +79,7 @@ HEAVY = (
   'serve/test_page_rewriter.py',
   'rewriting/test_rewriting_run.py',
   'rewriting/test_embedder.py',
+  'rewriting/test_rewrite_plan.py',
   'rewriting/test_rollouts.py',
   'rewriting/test_rewrite_stage.py',
   'rewriting/test_policy_sampling.py',

@@ -1,5 +1,7 @@
 """Cached generation against the plain forward pass, stopping, and sampling."""
 
+import dataclasses
+
 import hf_reference as reference
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 from disranker_jax.errors import UserError
-from disranker_jax.models.generate import common, generate, share
+from disranker_jax.models.generate import common, generate, narrow, share
 from disranker_jax.models.network import Network
 
 
@@ -34,6 +36,21 @@ def test_greedy_with_cache_is_the_argmax_of_the_full_forward_repeated(kind):
       hidden = forward(variables, batch)[:, len(ids) - 1]
       ids.append(int(jnp.argmax(model.module.apply(variables, hidden, method='logits'))))
     assert got == ids[len(prompt) :]
+
+
+@pytest.mark.parametrize('precision', ['bfloat16', 'bfloat16_dots', 'float32'])
+def test_variables_in_the_dtypes_that_are_read_write_the_same(tiny, precision):
+  model, variables = dataclasses.replace(tiny[0], precision=precision), tiny[1]
+  options = {'max_new': 6, 'eos_id': -1, 'temperature': 1.2, 'with_logprobs': True}
+  small = narrow(model, variables)
+  prompts = reference.sequences((5, 2))
+  (rows, logs), (others, other_logs) = (
+    generate(model, each, prompts, **options) for each in (variables, small)
+  )
+  assert rows == others
+  np.testing.assert_array_equal(logs, other_logs)
+  sizes = {str(x.dtype) for x in jax.tree.leaves(small)}
+  assert sizes == ({'float32'} if precision == 'float32' else {'float32', 'bfloat16'})
 
 
 def test_a_row_stops_at_its_own_end_token(tiny):

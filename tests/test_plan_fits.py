@@ -21,6 +21,7 @@ pytestmark = [
 
 PAPER = 'configs/disranker_mistral_7b.py'
 TODAY = 'configs/qwen3_modernbert.py'
+REWRITER = 'configs/tongsearch_qwen_1_5b.py'
 GENERATIONS = [
   (PAPER, 'distill', 'v5e:4x4'),
   (PAPER, 'score', 'v5p:2x2x2'),
@@ -67,3 +68,14 @@ def test_a_slice_of_each_generation_fits(config, stage, topology):
 def test_every_stage_fits_the_slice_that_its_config_names(config, stage, topology):
   assert plan(config, stage, topology)['fits']
   assert topology in (ROOT / config).read_text()
+
+
+def test_the_papers_grpo_fits_eight_small_chips_and_counts_its_rollouts():
+  answer = plan(REWRITER, 'rewrite', 'v5e:2x4')
+  assert answer['fits'] and max(answer['phases'].values()) < answer['hbm_bytes']
+  assert answer['steps'] == 150 and '150 steps' in (ROOT / REWRITER).read_text()
+  seconds = answer['seconds']
+  rollout = [seconds[k] for k in ('prefill', 'decoding', 'reference')]
+  assert min(rollout) > 0
+  assert seconds['step'] == pytest.approx(seconds['update'] + sum(rollout), rel=1e-4)
+  assert 'v5e:2x4' in (ROOT / REWRITER).read_text()

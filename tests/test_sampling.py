@@ -1,5 +1,7 @@
 """Choosing tokens: the likeliest, and draws from a nucleus, against their definitions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,9 +48,33 @@ def test_the_temperature_is_applied_before_the_nucleus():
   np.testing.assert_allclose(np.mean(drawn), 2 / 3, atol=0.015)  # sqrt(.8) / (sqrt(.8) + sqrt(.2))
 
 
+@pytest.mark.parametrize(
+  ('top_k', 'top_p', 'allowed'),
+  [(1, 1.0, [1]), (2, 1.0, [1, 3]), (3, 1.0, [1, 2, 3]), (9, 1.0, range(4)), (2, 0.6, [1]),
+   (3, 0.6, [1, 3])],
+)  # fmt: skip
+def test_draws_are_distributed_as_the_k_likeliest(top_k, top_p, allowed):
+  """The nucleus is one of what `top_k` leaves: of .5 and .25, .5 has two thirds of the mass."""
+  probs, rows = np.array([0.1, 0.5, 0.15, 0.25]), 20_000
+  logits = jnp.broadcast_to(jnp.log(jnp.array(probs)), (rows, 4))
+  found = np.bincount(sampling.drawn(logits, keys(rows), 1.0, top_p, top_k), minlength=4) / rows
+  expected = np.where(np.isin(np.arange(4), allowed), probs, 0)
+  np.testing.assert_allclose(found, expected / expected.sum(), atol=0.015)
+  assert set(np.flatnonzero(found)) == set(allowed)
+
+
+def test_one_likeliest_is_greedy_and_all_tokens_are_as_without_a_limit():
+  logits = 2 * jax.random.normal(jax.random.key(5), (300, 70))
+  draw = functools.partial(sampling.drawn, logits, keys(300), 1.3, 0.9)
+  np.testing.assert_array_equal(draw(1), sampling.likeliest(logits))
+  np.testing.assert_array_equal(draw(70), draw())
+  assert (np.asarray(draw(5)) != np.asarray(draw())).any()
+
+
 def test_tokens_as_likely_as_the_last_one_are_in():
   logits = jnp.zeros((4_000, 7))
   assert len(set(sampling.drawn(logits, keys(4_000), 1.0, 0.3).tolist())) == 7
+  assert len(set(sampling.drawn(logits, keys(4_000), 1.0, 1.0, 2).tolist())) == 7
 
 
 def test_a_row_draws_alone_as_it_does_among_others():

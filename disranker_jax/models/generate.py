@@ -16,6 +16,7 @@ from disranker_jax.models.network import Network
 # Lengths of prompts and of caches are rounded up to these, so that few shapes are compiled. The
 # prefill computes its padding; the loop over tokens takes longer to compile.
 PROMPT_MULTIPLE, CACHE_MULTIPLE = 16, 64
+OPERANDS = ('kernel', 'lora_a', 'lora_b')  # the ends of the paths of what only dots read
 
 
 class Shared(NamedTuple):
@@ -57,6 +58,7 @@ def generate(
   eos_id: int | Iterable[int] | None = None,
   temperature: float = 0.0,
   top_p: float = 1.0,
+  top_k: int = 0,
   samples: int = 1,
   seed: int = 0,
   at_least: int = 0,
@@ -67,7 +69,8 @@ def generate(
 ) -> list[list[int]] | tuple[list[list[int]], list[np.ndarray]]:
   """New token ids for each prompt's ids, without the prompt.
 
-  Greedy at temperature 0, else sampled from the smallest set of tokens with probability `top_p`.
+  Greedy at temperature 0, else sampled from the smallest set of tokens with probability `top_p`, of
+  the `top_k` likeliest (0: of all).
   With `samples` there are so many rows for each prompt, one behind the other; they share its
   prefill. A row ends with its first `eos_id` (an id or several; the config's by default), which is
   none of its first `min_new` tokens, or at `max_new`. A row's draws depend on `seed` and on its
@@ -77,8 +80,8 @@ def generate(
   computed again, and neither are operands.
 
   `with_logprobs` also returns, for each row, the log-probabilities of its tokens under
-  softmax(logits / temperature), of all tokens even if `top_p` excludes some; at temperature 0 under
-  softmax(logits).
+  softmax(logits / temperature), of all tokens even if `top_p` or `top_k` excludes some; at
+  temperature 0 under softmax(logits).
 
   Raises: UserError for a network that is not causal or without a head='lm', for empty prompts, and
   for prompts that do not go on after what they should share.
@@ -106,8 +109,8 @@ def generate(
   numbers_B = (numbers[:, None] * samples + np.arange(samples)).astype(np.uint32).reshape(-1)
   settings = jnp.array([temperature, top_p], jnp.float32)
   out_BN, logprobs_BN, _ = _continue(
-    network, temperature > 0, with_logprobs, slots - tokens_BT.shape[1], variables, caches, last_BD,
-    segments_BS, min_new, max_new, stops, jax.random.key(seed), numbers_B, settings,
+    network, temperature > 0, with_logprobs, slots - tokens_BT.shape[1], top_k, variables, caches,
+    last_BD, segments_BS, min_new, max_new, stops, jax.random.key(seed), numbers_B, settings,
     shared.operands,
   )  # fmt: skip
   rows_BN = sharding.on_host(out_BN)[:, :max_new]
@@ -205,10 +208,10 @@ def _prefill_rest(network, slots, samples, variables, body, shared, tokens_BT, s
   return jnp.repeat(hidden_BTD[:, -1], samples, axis=0), jax.tree.map(of_samples, caches)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnums=6)
 def _continue(
-  network, sample, scored, room, variables, caches, last_BD, segments_BS, min_new, max_new, stops,
-  key, numbers_B, settings, prepared,
+  network, sample, scored, room, top_k, variables, caches, last_BD, segments_BS, min_new, max_new,
+  stops, key, numbers_B, settings, prepared,
 ):  # fmt: skip
   """Up to `max_new` tokens after each row's last hidden state, in an array [B, room].
 
@@ -228,7 +231,7 @@ def _continue(
     if not sample:
       return sampling.likeliest(logits_BV), logits_BV
     now_B = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_B)
-    return sampling.drawn(logits_BV, now_B, *settings), logits_BV / settings[0]
+    return sampling.drawn(logits_BV, now_B, *settings, top_k), logits_BV / settings[0]
 
   def goes_on(state):
     number, _, _, done_B, _, _ = state
@@ -256,6 +259,19 @@ def _continue(
   return out_BN, logprobs_BN, caches
 
 
+def narrow(network: Network, variables: dict) -> dict:
+  """The variables in the dtypes in which `generate` reads them, for which it gives the same."""
+  read = layers.operand_dtype(network.precision)
+  # Rows of the table of embeddings are activations.
+  ends = OPERANDS if network.precision != 'bfloat16' else (*OPERANDS, 'embedding')
+
+  def cast(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    return x.astype(read) if name.endswith(ends) and not eight_bits.is_small(x) else x
+
+  return jax.tree.map_with_path(cast, variables)
+
+
 def operands(network, variables):
   """(each layer's variables, the variables that logits need), in the dtype that dots read.
 
@@ -265,7 +281,7 @@ def operands(network, variables):
   dtype = layers.operand_dtype(network.precision)
 
   def cast(path, x):
-    is_read = path.endswith(('kernel', 'lora_a', 'lora_b', 'embedding'))
+    is_read = path.endswith((*OPERANDS, 'embedding'))
     return x.astype(dtype) if is_read and not eight_bits.is_small(x) else x
 
   blocks = {kind: tree.flatten(x['blocks']) for kind, x in variables.items() if 'blocks' in x}

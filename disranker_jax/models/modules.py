@@ -103,6 +103,18 @@ def embedding(folder: str | Path) -> str:
   return mode
 
 
+def max_tokens(folder: str | Path) -> int:
+  """How many tokens an embedding model reads, as sentence_bert_config.json says; 0: it does not.
+
+  Raises: UserError for a file that cannot be read, and for a value that is no number of tokens.
+  """
+  file = Path(folder) / 'sentence_bert_config.json'
+  found = _read(file, dict).get('max_seq_length') if file.is_file() else None
+  if found is not None and (type(found) is not int or found < 1):
+    raise UserError(f'{file}: max_seq_length {found!r:.80} is not a number of tokens')
+  return found or 0
+
+
 def classifier(modules: list[Module], kinds: tuple[str, ...], config: dict) -> dict:
   """The head as ModernBERT's keys of config.json; `kinds` are the modules that a family computes.
 

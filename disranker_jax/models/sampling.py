@@ -1,4 +1,4 @@
-"""Choosing next tokens: the likeliest, or a draw from the likeliest ones with `top_p` of the mass.
+"""Choosing next tokens: the likeliest, or a draw from the likeliest, by their number or their mass.
 
 Nothing here sorts the vocabulary: sorting [B, V] on a CPU takes longer than the network.
 """
@@ -16,14 +16,20 @@ def likeliest(logits_BV: jax.Array) -> jax.Array:
   return jnp.min(jnp.where(logits_BV >= best_B1, id_1V, logits_BV.shape[-1] - 1), axis=-1)
 
 
-def drawn(logits_BV: jax.Array, keys_B: jax.Array, temperature, top_p) -> jax.Array:
+def drawn(logits_BV: jax.Array, keys_B: jax.Array, temperature, top_p, top_k: int = 0) -> jax.Array:
   """Tokens [B] drawn from the nucleus of softmax(logits / temperature) with each row's key.
+
+  With `top_k`, the softmax is over so many of the likeliest tokens, and all that are as likely as
+  the last of them; the others have probability 0.
 
   The nucleus is the smallest set of likeliest tokens whose mass reaches `top_p`, with all tokens
   that are as likely as its last one. A token is outside if those likelier than it have that mass.
   Then all of the nucleus is likelier too, and so the next draw is among those only. Accepted draws
   are distributed as the nucleus is.
   """
+  if top_k:
+    least_B1 = jax.lax.top_k(logits_BV, min(top_k, logits_BV.shape[-1]))[0][:, -1:]
+    logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
   probs_BV = jax.nn.softmax(logits_BV / temperature, axis=-1)
 
   def undecided(state):

@@ -57,7 +57,7 @@ def training(config: ConfigDict, stage: Stage, network: Network, mesh) -> Step:
   Raises: UserError where batch, mesh and trained parameters do not fit each other.
   """
   c, task = config[stage.name], stage.task(config, network)
-  variables = _variables(network, config[stage.role].param_dtype)
+  variables = shapes(network, config[stage.role].param_dtype)
   variables |= jax.eval_shape(task.frozen, variables)
   batch = task.shape.block(c.data_shards).zeros(c.data_shards)
   steps = c.max_steps or 1000  # only the schedule depends on it
@@ -81,27 +81,27 @@ def scoring(
 
   In 8 bits, `held` has what the parameters take more while they are in full precision.
   """
-  network, full = load.merged(network, _variables(network, settings.param_dtype))
+  network, full = load.merged(network, shapes(network, settings.param_dtype))
   variables = eight_bits.quantised(full, quantize)
   scorer = pointwise.PointwiseRanker(
     network, None, None, mesh, rows, settings.row_len, kind, longest=settings.max_len
   )
   batch = scorer.shape.zeros(scorer.blocks)
   where = sharding.batch_shardings(batch, mesh, scorer.blocks)
-  shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where[k]) for k, v in batch.items()}
+  batches = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where[k]) for k, v in batch.items()}
   spread = NamedSharding(mesh, PartitionSpec(sharding.AXES))
   flags = {k: jax.ShapeDtypeStruct((mesh.size,), bool, sharding=spread) for k in ('more', 'stop')}
   variables, full = sharding.abstract(variables, mesh), sharding.abstract(full, mesh)
-  held = {'parameters': per_device(variables), 'batch': per_device(shapes)}
+  held = {'parameters': per_device(variables), 'batch': per_device(batches)}
   if quantize:
     held[GATE] = per_device(full) - held['parameters']
 
   def lower():
-    return scorer.lower(variables, shapes, flags)
+    return scorer.lower(variables, batches, flags)
 
   def trace():
     with jax.set_mesh(mesh):
-      return jax.jit(pointwise.score_fn(network, kind)).trace(variables, shapes)
+      return jax.jit(pointwise.score_fn(network, kind)).trace(variables, batches)
 
   return Step(network, trace, lower, held, batch, None, quantize=quantize)
 
@@ -113,22 +113,22 @@ def prompting(
 
   `prompt` is a ContractPrompt, or has its contract, label_ids and max_len.
   """
-  network, full = load.merged(network, _variables(network, settings.param_dtype))
+  network, full = load.merged(network, shapes(network, settings.param_dtype))
   variables = eight_bits.quantised(full, quantize)
   asking = LabelLogits(network, None, prompt, mesh, rows, row_len)
   batch = asking.shape.zeros(asking.blocks)
   where = sharding.batch_shardings(batch, mesh, asking.blocks)
-  shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where[k]) for k, v in batch.items()}
+  batches = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where[k]) for k, v in batch.items()}
   variables, full = sharding.abstract(variables, mesh), sharding.abstract(full, mesh)
-  held = {'parameters': per_device(variables), 'batch': per_device(shapes)}
+  held = {'parameters': per_device(variables), 'batch': per_device(batches)}
   if quantize:
     held[GATE] = per_device(full) - held['parameters']
-  lower, trace = (functools.partial(f, variables, shapes) for f in (asking.lower, asking.trace))
+  lower, trace = (functools.partial(f, variables, batches) for f in (asking.lower, asking.trace))
   return Step(network, trace, lower, held, batch, None, quantize=quantize)
 
 
-def _variables(network: Network, dtype: str) -> dict:
+def shapes(network: Network, dtype: str) -> dict:
   """Shapes of the variables, base parameters in the dtype in which they are loaded."""
-  shapes = dict(network.shapes())
+  own = dict(network.shapes())
   cast = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype))  # noqa: E731
-  return shapes | {'params': jax.tree.map(cast, shapes['params'])}
+  return own | {'params': jax.tree.map(cast, own['params'])}

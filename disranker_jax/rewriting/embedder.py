@@ -15,13 +15,13 @@ from disranker_jax.data.pool import pack
 from disranker_jax.data.prompts import PairPrompt
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
-from disranker_jax.models import modules, pooling
-from disranker_jax.models.load import open_model
+from disranker_jax.models import modules, pooling, weights
+from disranker_jax.models.load import open_model, open_network
 from disranker_jax.models.settings import defaults
 from disranker_jax.progress import say
 
 ROWS = 8  # of a batch; 64 rewrites of 24 tokens are one batch
-MAX_LEN = 256  # tokens of a text with its special tokens, as all-MiniLM-L6-v2 was trained
+MAX_LEN = 256  # tokens of a text with its special tokens, where the model does not say it
 
 
 class Embedder:
@@ -32,12 +32,14 @@ class Embedder:
   Args:
     name: an encoder that embeds texts: a folder or a name of docs/models.md. Its vector is that of
       its first token where its modules.json says so, else the mean of all its tokens.
-    max_len: longer texts are cut; a message is printed once.
+    max_len: longer texts are cut; a message is printed once. By default what the model says in
+      sentence_bert_config.json, else 256, and no more than it has positions.
 
   Raises: UserError for a decoder, and for a longer `max_len` than the model reads.
   """
 
-  def __init__(self, name: str, max_len: int = MAX_LEN, precision: str = 'auto'):
+  def __init__(self, name: str, max_len: int = 0, precision: str = 'auto'):
+    max_len = max_len or _max_len(name)
     settings = defaults(model=name, max_len=max_len, row_len=max_len, precision=precision)
     model = open_model(settings, 'rank')
     if model.network.causal:
@@ -84,6 +86,14 @@ class Embedder:
     vectors_XD = self._pooling(hidden_BTD, batch)[0].astype(jnp.float32)
     norms_X1 = jnp.linalg.norm(vectors_XD, axis=-1, keepdims=True)
     return vectors_XD / jnp.maximum(norms_X1, 1e-12)
+
+
+def _max_len(name: str) -> int:
+  """The tokens that a model's own texts have at most."""
+  folder = weights.find(name)
+  network = open_network(folder, defaults(model=name))
+  most = network.family.max_len(network.config)
+  return min(modules.max_tokens(folder) or MAX_LEN, most)
 
 
 @functools.lru_cache(maxsize=2)

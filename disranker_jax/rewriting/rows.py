@@ -129,7 +129,7 @@ def best_of_samples(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   prompt = RewritePrompt(model, rewrite.longest(run.config))
   draw = Sampler(
     model.network, run.mesh, prompt.stops, run.config.search.batch_rows, prompt.longest, c.max_new,
-    c.samples, c.temperature, c.top_p, run.config.seed,
+    c.samples, c.temperature, c.top_p, run.config.seed, c.top_k,
   )  # fmt: skip
   prompts = [prompt(query.text) for query in tests]
   drawn = draw(variables, prompts, list(range(len(prompts))), step=0)
@@ -162,6 +162,7 @@ def writes(config: ConfigDict) -> list:
   """What decides how a rewrite is written and searched, beside the rewriter's parameters."""
   c = config.rewrite
   names = ('max_new', 'mode', 'repeat', 'think', 'min_relevance', 'samples', 'temperature', 'top_p')
+  names += ('top_k',)
   return [searches(config), {name: c[name] for name in names}]
 
 

@@ -75,7 +75,7 @@ def section(**changes):
 def sampler(net, c, mesh, **changes) -> Sampler:
   settings = dict(
     stops={END}, rows=c.prompts, longest=LONGEST, max_new=c.max_new, samples=c.samples,
-    temperature=c.temperature, top_p=c.top_p, seed=0,
+    temperature=c.temperature, top_p=c.top_p, seed=0, top_k=c.top_k,
   )  # fmt: skip
   return Sampler(net, mesh, **settings | changes)
 

@@ -8,7 +8,7 @@ import pytest
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 from disranker_jax.models import weights
-from disranker_jax.rewriting import rewards
+from disranker_jax.rewriting import embedder, rewards
 from disranker_jax.rewriting.embedder import Embedder
 from disranker_jax.rewriting.queries import Query
 
@@ -76,6 +76,33 @@ def test_what_is_cut_is_said_once(capsys):
   embed(['one two three four five six seven eight', 'a'])
   embed(['one two three four five six seven eight nine'])
   assert capsys.readouterr().err.count('1 of 2 texts have more than 8 tokens') == 1
+
+
+@pytest.mark.parametrize(
+  ('said', 'positions', 'expected'),
+  [(12, 512, 12), (None, 512, 256), (512, 512, 512), (512, 64, 64), (None, 64, 64)],
+)
+def test_a_text_has_as_many_tokens_as_the_model_says_it_reads(said, positions, expected, tmp_path):
+  for file in weights.find('tiny-encoder').iterdir():
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+  config = json.loads((tmp_path / 'config.json').read_text())
+  config['max_position_embeddings'] = positions
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  if said:
+    (tmp_path / 'sentence_bert_config.json').write_text(json.dumps({'max_seq_length': said}))
+  assert embedder._max_len(str(tmp_path)) == expected
+  if positions == 512:  # as many as its parameters have
+    [encoded] = Embedder(str(tmp_path), precision='float32')._encode(['words ' * 600])
+    assert len(encoded.ids) == expected
+
+
+@pytest.mark.parametrize('said', [0, -1, '12', True, [12]])
+def test_a_limit_that_is_no_number_of_tokens_is_refused(said, tmp_path):
+  for file in weights.find('tiny-encoder').iterdir():
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+  (tmp_path / 'sentence_bert_config.json').write_text(json.dumps({'max_seq_length': said}))
+  with pytest.raises(UserError, match=r'sentence_bert_config\.json: max_seq_length .* is not'):
+    Embedder(str(tmp_path))
 
 
 def test_a_decoder_is_refused():

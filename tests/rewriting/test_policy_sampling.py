@@ -76,5 +76,30 @@ def test_log_probabilities_are_of_all_tokens_at_the_temperature(start):
   np.testing.assert_allclose(sample.logprobs, logs, atol=1e-5)
 
 
+def test_of_the_likeliest_token_alone_samples_are_greedy(start):
+  [greedy] = sampler(samples=1, temperature=0.0)(start, PROMPTS[:1], [0], 1)
+  [limited] = sampler(samples=3, top_k=1, temperature=2.0)(start, PROMPTS[:1], [0], 1)
+  assert ids([limited]) == [[greedy[0].ids.tolist()] * 3]
+  free, all_of_them, two = (
+    ids(sampler(top_k=k)(start, PROMPTS, range(5), 1)) for k in (0, policies.VOCAB, 2)
+  )
+  assert free == all_of_them != two
+
+
+def test_a_limited_draw_is_one_of_the_k_likeliest_and_has_its_whole_probability(start):
+  network = policies.network()
+  [[sample]] = sampler(samples=1, top_k=3, temperature=1.5)(start, PROMPTS[:1], [0], 1)
+  whole = np.array([*PROMPTS[0], *sample.ids])
+  batch = {
+    'tokens_BT': whole[None], 'segments_BT': np.ones((1, len(whole)), int),
+    'positions_BT': np.arange(len(whole))[None],
+  }  # fmt: skip
+  hidden = jax.jit(network.hidden)(start, batch)[0, len(PROMPTS[0]) - 1 : -1]
+  logs = jax.nn.log_softmax(network.module.apply(start, hidden, method='logits') / 1.5)
+  assert all(i in np.argsort(row)[-3:] for i, row in zip(sample.ids, logs, strict=True))
+  drawn = logs[np.arange(len(sample.ids)), sample.ids]
+  np.testing.assert_allclose(sample.logprobs, drawn, atol=1e-5)
+
+
 def test_without_fsdp_variables_are_given_as_they_are(start):
-  assert gathered(start, MESH) is start
+  assert gathered(policies.network(), start, MESH) is start

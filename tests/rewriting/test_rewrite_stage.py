@@ -14,7 +14,7 @@ from disranker_jax.data.records import Click, Document
 from disranker_jax.devices import memory, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline import steps
-from disranker_jax.rewriting import queries, rewards
+from disranker_jax.rewriting import queries, rewards, searches
 from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.rewriter import Rewriter
 from disranker_jax.rewriting.stages import rewrite
@@ -86,7 +86,7 @@ def test_what_is_measured_is_the_search_with_the_likeliest_rewrite(run, tmp_path
   opened = rewrite.open_rewriter(here.config)
   reward = rewards.make(here.config.rewrite, PAGES, index)
   asked = queries.training(here)[:12]
-  measure = rewrite.Searches(here, opened, asked, PAGES, index, reward)
+  measure = searches.Searches(here, opened, asked, PAGES, index, reward)
   measure._rewriter = lambda variables, texts: [f'method{text.split()[-1]}' for text in texts]
   assert measure({}) == {'ndcg@10': 1.0, 'reward': pytest.approx(0.0)}  # the query finds it too
   measure._rewriter = lambda variables, texts: ['39 39 39 39'] * len(texts)

@@ -1,7 +1,10 @@
 """What a rewriter reads and what of its text is the rewrite; tokens of a real tokenizer."""
 
 import dataclasses
+import runpy
+from pathlib import Path
 
+import llm_models
 import pytest
 import small_tokenizers
 
@@ -13,6 +16,7 @@ from disranker_jax.models.settings import defaults
 from disranker_jax.rewriting import prompts
 from disranker_jax.rewriting.prompts import RewritePrompt
 
+ROOT = Path(__file__).parents[2]
 TEMPLATE = '{query} : {title} : {summary}'
 
 
@@ -50,6 +54,34 @@ def test_a_prompt_of_a_sentencepiece_tokenizer_has_the_tokens_of_its_whole_text(
     assert prompt(query) == tokenizer(text).input_ids
   written = tokenizer(' a string', add_special_tokens=False).input_ids
   assert prompt.texts([[*written, 2]]) == ['a string']
+
+
+def test_the_papers_prompt_is_what_the_models_chat_template_writes(model):
+  """Of the message that the released code sends, with an empty system text."""
+  c = runpy.run_path(str(ROOT / 'configs/tongsearch_qwen_1_5b.py'))['get_config']()
+  special = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')
+  tokenizer = small_tokenizers.opened(
+    small_tokenizers.byte_bpe(special), eos_token='<|im_end|>', pad_token='<|endoftext|>',
+    chat_template=llm_models.CHATML,
+  )  # fmt: skip
+  settings = model.settings.copy_and_resolve_references()
+  settings.update(max_len=1536, max_query_len=900)
+  settings.template = c.rewriter.template
+  prompt = RewritePrompt(dataclasses.replace(model, tokenizer=tokenizer, settings=settings), 1036)
+  for query in ('Why is the sky blue?', ' two\nlines\n', 'a <|im_end|> b'):
+    message = (
+      'Instructions:\n1. Identify the essential problem.\n2. Think step by step to reason and '
+      'describe what information could be relevant and helpful to address the questions in '
+      'detail.\n3. Draft an answer with as many thoughts as you have.\n'
+      f'Query: {query}\n\n'
+    )
+    chat = [{'role': 'system', 'content': ''}, {'role': 'user', 'content': message}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True)['input_ids']
+    if '<|im_end|>' in query:  # the name of a control token in a query is text
+      assert prompt(query) != ids and tokenizer.decode(prompt(query)) == tokenizer.decode(ids)
+    else:
+      assert prompt(query) == ids
+  assert tokenizer.convert_tokens_to_ids('<|im_end|>') in prompt.stops
 
 
 def test_long_queries_lose_their_end_and_the_prompt_keeps_its_length(model):

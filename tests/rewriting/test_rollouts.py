@@ -229,6 +229,7 @@ MESHES = {
   'one': [policies.ONE, {}],
   'data': [{'data': 2, 'fsdp': 1, 'model': 1}, {}],
   'fsdp': [{'data': 1, 'fsdp': 2, 'model': 1}, {}],
+  'model': [{'data': 1, 'fsdp': 1, 'model': 2}, {}],
 }
 SETTINGS = {'data_shards': 2, 'beta': 0.1, 'stop_kl': 1e9, 'iterations': 2, 'scale': 'batch'}
 STEPS = 4

@@ -9,7 +9,7 @@ import resource
 import jax
 from ml_collections import ConfigDict
 
-from disranker_jax.commands.plan import prompts, report, stages
+from disranker_jax.commands.plan import prompts, report, rollouts, stages
 from disranker_jax.commands.plan.machine import Machine
 from disranker_jax.devices import memory, sharding, speed
 from disranker_jax.devices.memory import size
@@ -40,9 +40,14 @@ def _stage(config, name: str, machine: Machine, mesh, rows: int, tokens: int) ->
   step = stages.trace(config, name, mesh, machine.platform)
   held = {k: n for k, n in step.held.items() if k != 'batch'}
   parts = held | {'activations': estimate.live(step) // sharding.parts(mesh)}
+  needed, phases = sum(parts.values()) + step.held['batch'], {}
+  if sampled := rollouts.find(config, name, step, mesh):
+    phases = {'phases': {'update': needed, 'sampling': sampled.bytes}}
+    parts = sampled.held if sampled.bytes > needed else parts
+    needed = max(needed, sampled.bytes)
   # A CPU's devices share its memory.
   shared = mesh.size if machine.platform == 'cpu' else 1
-  needed = machine.before + shared * (sum(parts.values()) + step.held['batch'])
+  needed = machine.before + shared * needed
   answer = {
     'stage': name,
     'topology': machine.name,
@@ -52,6 +57,7 @@ def _stage(config, name: str, machine: Machine, mesh, rows: int, tokens: int) ->
     'bytes_per_device': needed,
     'limit_bytes': machine.limit,
     'memory': parts,
+    **phases,
   }
   if not answer['fits']:
     answer['try'] = [*report.remedies(config, name, machine, mesh)[:-1], 'a smaller model']
@@ -59,7 +65,10 @@ def _stage(config, name: str, machine: Machine, mesh, rows: int, tokens: int) ->
     kind = 'training' if step.trained else 'scoring'
     names = step.network.precision, step.quantize or step.network.precision
     peaks = [speed.matmul_typical(n, mesh) * estimate.EFFICIENCY[kind] for n in names]
-    answer |= report.work(config, name, machine, step, step.flops.seconds(*peaks), rows, tokens)
+    step_s = step.flops.seconds(*peaks)
+    if sampled:
+      step_s *= rollouts.beside(config, step)
+    answer |= report.work(config, name, machine, step, step_s, rows, tokens)
     answer |= report.saving(step, *peaks)
   return answer
 

@@ -7,13 +7,14 @@ import re
 
 import jax
 
-from disranker_jax.commands.plan import chips, hlo, prompts, stages
+from disranker_jax.commands.plan import chips, hlo, prompts, rollouts, stages
 from disranker_jax.devices import memory, sharding
 from disranker_jax.devices.memory import size
 from disranker_jax.models import flops
 from disranker_jax.models.flops import Flops
 from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.steps import GATE
+from disranker_jax.rewriting.stages import rewrite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +83,18 @@ def plan(config, stage: str, where: chips.Slice, mesh, rows: int = 0, pair_token
     'flops': dataclasses.asdict(count),
     'efficiency': where.chip.efficiency,
   }
-  if not cost.fits:
-    return answer | {'try': remedies(config, stage, where, mesh)}
+  sampled = rollouts.find(config, stage, step, mesh)
+  if sampled:
+    answer['phases'] = {'update': cost.bytes, 'sampling': sampled.bytes}
+    if sampled.bytes > cost.bytes:
+      answer |= {'bytes_per_device': sampled.bytes, 'memory': sampled.held}
+      answer['fits'] = cost.fits and sampled.bytes <= where.chip.hbm_bytes
+  if not answer['fits']:
+    options = remedies(config, stage, where, mesh)
+    if sampled and where.size > 1 and sampled.bytes > where.chip.hbm_bytes:
+      # Sampling gathers what `fsdp` splits.
+      options = [f'--config.mesh.model={2 * mesh.shape["model"]}', *options]
+    return answer | {'try': options}
   seconds = times(count, cost.moved, where)
   asked = prompts.find(config, stage)
   if asked and asked.decodes:
@@ -91,6 +102,9 @@ def plan(config, stage: str, where: chips.Slice, mesh, rows: int = 0, pair_token
     each = max(cost.held['parameters'] / where.chip.hbm_rate, seconds['ici'])
     seconds['decoding'] = asked.passes * each
     seconds['step'] += seconds['decoding']
+  if sampled:
+    more = sampled.seconds(seconds['step'], where)
+    seconds |= {'update': seconds['step'], **more, 'step': seconds['step'] + sum(more.values())}
   peaks = [where.size * peak for peak in (where.chip.peak, where.chip.peak_int8)]
   reached = [peak * where.chip.efficiency for peak in peaks]
   answer |= {
@@ -100,7 +114,7 @@ def plan(config, stage: str, where: chips.Slice, mesh, rows: int = 0, pair_token
     },
     'hbm_traffic': cost.moved.hbm,
     'seconds': seconds,
-    'bound': max((k for k in seconds if k != 'step'), key=seconds.get),
+    'bound': max((k for k in seconds if k not in ('step', 'update')), key=seconds.get),
     'mfu': Flops(count.model, in_8_bits=count.in_8_bits).seconds(*peaks) / seconds['step'],
     'hints': hints(config, stage, mesh),
   }
@@ -165,6 +179,17 @@ def work(config, stage: str, where, step, step_s: float, rows: int, pair_tokens:
       'prompts_per_query': asked.per_query,
       **_whole(steps, step_s, where),
     }
+  if rollouts.is_asked(config, stage):
+    c = config.rewrite
+    samples = c.prompts * c.samples / c.iterations
+    return found | {
+      'epochs': c.epochs,
+      'prompts': c.prompts,
+      'samples': c.samples,
+      'samples_per_s': samples / step_s,
+      'tokens_per_s': samples * c.max_new / step_s,
+      **_whole(rewrite.steps(c, total), step_s, where),
+    }
   c, side = config[stage], systems.model_settings(config, stage)
   length = pair_tokens or side.max_len
   pairs = row_count * max(1, row_len // length) * step.accumulate
@@ -186,6 +211,11 @@ def _whole(steps: int, step_s: float, where) -> dict:
 
 def speed(answer: dict) -> str:
   """The throughput in words."""
+  if 'samples_per_s' in answer:
+    return (
+      f'{answer["prompts"]} queries x {answer["samples"]} samples, {answer["samples_per_s"]:,.3g} '
+      f'samples/s, {answer["tokens_per_s"]:,.0f} written tokens/s'
+    )
   if 'method' not in answer:
     return (
       f'{answer["tokens_per_s"]:,.0f} tokens/s, {answer["pairs_per_s"]:,.1f} pairs/s of '
@@ -217,6 +247,9 @@ def remedies(config, stage: str, where: chips.Slice, mesh) -> list[str]:
       f'--config.{stage}.batch_rows={c.batch_rows // 2} '
       f'--config.{stage}.gradient_accumulation_steps={2 * c.gradient_accumulation_steps}'
     )
+  if training and c.get('prompts', 1) % (2 * c.gradient_accumulation_steps) == 0:
+    steps = 2 * c.gradient_accumulation_steps
+    options.append(f'--config.{stage}.gradient_accumulation_steps={steps}')
   if not training:
     options += [
       f'--config.{name}.param_dtype=bfloat16',
@@ -251,6 +284,9 @@ def text(answer: dict) -> str:
                f'{size(answer["hbm_bytes"])}'),
     ('', ', '.join(f'{k} {size(n)}' for k, n in answer['memory'].items() if n)),
   ]  # fmt: skip
+  if 'phases' in answer:
+    phases = ', '.join(f'{k} {size(n)}' for k, n in answer['phases'].items())
+    lines.append(('', f'{phases}; the larger is listed'))
   f = answer['flops']
   beyond = f['recomputed'] + f['masked'] + f['mixed']
   also = 'masked or mixed for 8 bits' if f['mixed'] else 'recomputed or masked'
@@ -276,13 +312,24 @@ def _speed(answer: dict) -> list[tuple[str, str]]:
     ('HBM traffic', f'{size(answer["hbm_traffic"])} per step and chip'),
     ('step', f'{s["step"]:.3g} s by {answer["bound"]}: compute {s["compute"]:.3g} s at an assumed '
              f'{answer["efficiency"]:.0%} of peak, HBM {s["hbm"]:.3g} s, ICI {s["ici"]:.3g} s'
-             + (f'; decoding {s["decoding"]:.3g} s more' if 'decoding' in s else '')),
+             + _beside(s)),
     ('speed', f'{speed(answer)}, MFU {answer["mfu"]:.0%}'),
     ('cost', f'{answer["chip_hours"]:,.0f} chip-hours, {answer["hours"]:,.1f} h: '
              f'{answer["steps"]:,} steps, {rows}'),
     *([('8 bits', saved(answer['in_8_bits']))] if 'in_8_bits' in answer else []),
     *(('hint', hint) for hint in answer['hints']),
   ]  # fmt: skip
+
+
+def _beside(s: dict) -> str:
+  """What a step takes beside its pass or its update."""
+  if 'update' in s:
+    return (
+      f'; update {s["update"]:.3g} s, prefill {s["prefill"]:.3g} s, decoding {s["decoding"]:.3g} s '
+      f'(each token reads parameters and caches), pass of the reference {s["reference"]:.3g} s; '
+      'rewards are not counted'
+    )
+  return f'; decoding {s["decoding"]:.3g} s more' if 'decoding' in s else ''
 
 
 def as_json(answer: dict) -> str:

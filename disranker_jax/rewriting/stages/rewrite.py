@@ -5,10 +5,8 @@ of those that are better than the others of their query (arXiv:2402.03300; TongS
 arXiv:2506.11603). It starts from what cpt trained.
 """
 
-import math
 from collections.abc import Sequence
 
-from disranker_jax import escaping
 from disranker_jax.config.settings import (
   Key,
   above,
@@ -20,22 +18,20 @@ from disranker_jax.config.settings import (
   text,
 )
 from disranker_jax.data import sources
-from disranker_jax.data.records import Document, Group
-from disranker_jax.devices import processes
+from disranker_jax.data.records import Group
 from disranker_jax.errors import UserError
-from disranker_jax.evaluation import metrics
 from disranker_jax.models import weights
 from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
 from disranker_jax.rewriting import engines, objective, packed, queries, rewards, rewriter
-from disranker_jax.rewriting.policy import PolicyLoss, policy
+from disranker_jax.rewriting.policy import PolicyLoss
 from disranker_jax.rewriting.prompts import RewritePrompt
 from disranker_jax.rewriting.queries import Query
-from disranker_jax.rewriting.rewriter import Rewriter
 from disranker_jax.rewriting.rollouts import Rollouts, check_count
 from disranker_jax.rewriting.sampling import Sampler
+from disranker_jax.rewriting.searches import Searches
 from disranker_jax.stages import held_out, language_terms, prepare, roles
 from disranker_jax.training import train
 from disranker_jax.training.panels import Line, Panel
@@ -44,7 +40,6 @@ from disranker_jax.training.validation import STEP, described
 
 # A written token takes as long as so many that are read: samples are written many at a time.
 DECODING = 2
-NDCG, REWARD, DEPTH = 'ndcg@10', 'reward', 10
 
 
 def open_rewriter(config) -> TextModel:
@@ -82,7 +77,7 @@ def job(
   computed = task_of(config, model.network, shape)
   sampler = Sampler(
     model.network, run.mesh, prompt.stops, c.prompts, most, c.max_new, c.samples, c.temperature,
-    c.top_p, seed,
+    c.top_p, seed, c.top_k,
   )  # fmt: skip
   feed = Rollouts(c, learned, prompt, reward, sampler, shape, run.mesh, seed)
   logs = config.tensorboard, config.wandb_project
@@ -134,64 +129,6 @@ def execute(run: Run) -> dict:
 def as_group(query: Query) -> Group:
   """A query as it is held out."""
   return Group(query.query_id, query.text, query.positives)
-
-
-class Searches:
-  """How the engine finds the documents of held-out queries by their likeliest rewrites; a Measure.
-
-  nDCG@10 is of a search in the whole collection. samples.md has the rewrites of the last call.
-  """
-
-  names = (NDCG, REWARD)
-
-  def __init__(
-    self,
-    run: Run,
-    model: TextModel,
-    measured: Sequence[Query],
-    documents: Sequence[Document],
-    index,
-    reward: rewards.Reward,
-  ):
-    c = run.config.rewrite
-    self._c, self._asked, self._index, self._reward = c, list(measured), index, reward
-    self._ids = [doc.doc_id for doc in documents]
-    self._rewriter = Rewriter.of(model, c, run.mesh, rows=c.prompts * c.samples)
-    self._file = run.folder('rewrite') / 'samples.md'
-    self.queries = self.labelled = len(measured)
-    self.made_of = manifest.digest([[q.text, sorted(q.relevant.items())] for q in measured])
-    # A pass over `rows` queries takes about as long as a step of training.
-    self.batches = STEP * math.ceil(len(measured) / (c.prompts * c.samples))
-
-  def __call__(self, variables: dict) -> dict[str, float]:
-    texts = self._rewriter(policy(variables), [query.text for query in self._asked])
-    found = self._reward(self._asked, [[text] for text in texts]).rewards_GS[:, 0]
-    gains = self._searched(texts)
-    if processes.is_first():
-      self._write(texts, found, gains)
-    return {NDCG: sum(gains) / len(gains), REWARD: float(found.mean())}
-
-  def _searched(self, rewrites: Sequence[str]) -> list[float]:
-    """nDCG@10 of each query with its rewrite."""
-    c, asked = self._c, self._asked
-    pairs = zip(asked, rewrites, strict=True)
-    what = [queries.searched(query.text, text, c.mode, c.repeat) for query, text in pairs]
-    rankings = queries.found(self._index.top, self._ids, asked, what, DEPTH)
-    return [
-      metrics.ndcg(list(ranking), query.relevant, DEPTH)
-      for query, ranking in zip(asked, rankings, strict=True)
-    ]
-
-  def _write(
-    self, rewrites: Sequence[str], values: Sequence[float], gains: Sequence[float]
-  ) -> None:
-    lines = ['# The likeliest rewrites of some queries', '']
-    rows = zip(self._asked, rewrites, values, gains, strict=True)
-    for query, rewrite, value, gain in list(rows)[: self._c.shown]:
-      lines.append(f'- {escaping.code(query.text)}')
-      lines.append(f'  - {escaping.code(rewrite)}: reward {value:.3g}, nDCG@10 {gain:.3g}')
-    self._file.parent.mkdir(parents=True, exist_ok=True)
-    self._file.write_text('\n'.join(lines) + '\n', encoding='utf-8')
 
 
 def check(config) -> None:
@@ -263,10 +200,23 @@ def tokens(run: Run) -> tuple[float, str]:
   model = open_rewriter(config)
   most = longest_prompt(RewritePrompt(model, longest(config)), asked)
   shape = packed.shape_of(c, model.network, most, config.rewriter.row_len, run.mesh)
+  return count * sum(parts(c, shape, most).values()), f'{count:,} steps of {samples} samples'
+
+
+def parts(c, shape: packed.Shape, most: int) -> dict[str, float]:
+  """What an update takes and what its rollout takes, as tokens of training.
+
+  Args:
+    shape: of a micro-batch.
+    most: tokens of the longest prompt.
+  """
   updated = shape.rows * shape.row_len * c.gradient_accumulation_steps
-  decoded = (c.prompts * most + samples * c.max_new * DECODING) / STEP / c.iterations
-  reference = updated / STEP / c.iterations if packed.has_reference(c) else 0
-  return count * (updated + decoded + reference), f'{count:,} steps of {samples} samples'
+  written = c.prompts * most + c.prompts * c.samples * c.max_new * DECODING
+  return {
+    'update': updated,
+    'sampling': written / STEP / c.iterations,
+    'reference': updated / STEP / c.iterations if packed.has_reference(c) else 0,
+  }
 
 
 def outside(config, workdir) -> dict[str, str]:
@@ -304,6 +254,11 @@ SETTINGS = {
     1.0, between(0, 1),
     'Tokens are drawn from the likeliest with so much probability. Below 1 samples are not those '
     'of the policy whose gradient is taken.',
+  ),
+  'top_k': Key(
+    0, at_least(0),
+    'Tokens are drawn from so many of the likeliest; 0: from all. Above 0 the same holds as for '
+    'top_p below 1.',
   ),
   'reward': Key(
     'embedding', text('a reward', empty=False),
@@ -385,5 +340,5 @@ STAGE = Stage(
   settings=SETTINGS, check=check, check_models=check_models, check_records=check_records,
   role='rewriter', reads_stages=('prepare', 'cpt'), reads_records=lambda config: ('judgements',),
   uses=uses, outside=outside, rows='prompts or samples', head=lambda config: 'lm', task=task,
-  panels=PANELS,
+  panels=PANELS, paper_rows=1_800,  # 150 steps of 12
 )  # fmt: skip

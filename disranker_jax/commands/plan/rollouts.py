@@ -1,0 +1,125 @@
+"""GRPO in a plan: what a step does beside its update, and what a device holds while it samples."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from disranker_jax.commands.plan import chips
+from disranker_jax.devices import sharding
+from disranker_jax.devices.memory import per_device
+from disranker_jax.models import flops, generate
+from disranker_jax.models.flops import Flops
+from disranker_jax.pipeline import steps, systems
+from disranker_jax.pipeline.steps import Step
+from disranker_jax.rewriting import packed, sampling
+from disranker_jax.rewriting.stages import rewrite
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+  """The rollout of a step: prompts are read once, and each of their samples is written.
+
+  max_new    tokens of a sample
+  updates    from a rollout
+  split      parts that the prefill is split into: 1 if the devices do not divide the prompts
+  held       bytes of a device while it samples, by part; a written token reads 'operands', the
+             parameters, and 'caches', keys and values
+  prefill    FLOPs over the prompts, on all devices if they are split
+  reference  the share of an update's FLOPs that the pass of the policy of the start takes
+  """
+
+  max_new: int
+  updates: int
+  split: int
+  held: dict[str, int]
+  prefill: Flops
+  reference: float
+
+  @property
+  def bytes(self) -> int:
+    return sum(self.held.values())
+
+  def seconds(self, update_s: float, where: chips.Slice) -> dict[str, float]:
+    """Seconds by part, for each update. Rewards, and the exchange of parameters, are left out.
+
+    A written token takes as long as reading parameters and caches.
+    """
+    chip = where.chip
+    prefill = self.prefill.seconds(chip.peak, chip.peak_int8) / (self.split * chip.efficiency)
+    token = (self.held['operands'] + self.held['caches']) / chip.hbm_rate
+    return {
+      'prefill': prefill / self.updates,
+      'decoding': self.max_new * token / self.updates,
+      'reference': self.reference * update_s / self.updates,
+    }
+
+
+def is_asked(config: ConfigDict, name: str) -> bool:
+  """Whether the stage samples what it learns from."""
+  return systems.find(config, name.partition(':')[0]) is rewrite.STAGE
+
+
+def find(config: ConfigDict, name: str, step: Step, mesh) -> Rollouts | None:
+  """What a planned stage samples; None for other stages."""
+  if not is_asked(config, name):
+    return None
+  c, network = config.rewrite, step.network
+  longest = generate.padded_len(rewrite.longest(config))
+  tokens_BT = jax.ShapeDtypeStruct((c.prompts, longest), np.int32)
+  held = _held(network, config, step, mesh, tokens_BT)
+  batch = {'tokens_BT': tokens_BT, 'index_AX': np.zeros((1, 0), np.int32)}
+  passes = flops.count(network, step.batch).hardware * step.accumulate / step.flops.hardware
+  return Rollouts(
+    c.max_new, c.iterations, _split(c.prompts, mesh), held, flops.count(network, batch),
+    passes if packed.has_reference(c) else 0.0,
+  )  # fmt: skip
+
+
+def _held(network, config: ConfigDict, step: Step, mesh, tokens_BT) -> dict[str, int]:
+  """What a device holds while it samples."""
+  c = config.rewrite
+  variables = sharding.abstract(steps.shapes(network, config.rewriter.param_dtype), mesh)
+  with jax.set_mesh(mesh):
+    whole = variables
+    if mesh.shape['fsdp'] > 1:
+      gather = sampling.gathering(network, variables)
+      whole = jax.tree.map(_whole, jax.eval_shape(gather, variables), variables)
+    read = jax.eval_shape(functools.partial(generate.operands, network), whole)
+    slots = generate.slots_for(tokens_BT.shape[1] + c.max_new)
+    prefill = functools.partial(generate.prefill, network, slots, c.samples)
+    _, caches = jax.eval_shape(prefill, whole, tokens_BT, tokens_BT)
+  rows = c.prompts * c.samples
+  share = per_device(whole) / _bytes(whole)  # below 1 where 'model' splits parameters
+  return {
+    'parameters': step.held['parameters'],
+    'moments': step.held['moments'],
+    'gathered': per_device(whole) if whole is not variables else 0,
+    'operands': int(_bytes(read) * share),
+    'caches': _bytes(caches) // _split(rows, mesh),
+    'logits': rows * network.config.vocab * 4 // _split(rows, mesh),
+  }
+
+
+def _split(rows: int, mesh) -> int:
+  """Parts that a batch of sampling is split into, see layers.constrain."""
+  parts = sharding.parts(mesh)
+  return 1 if rows % parts else parts
+
+
+def beside(config: ConfigDict, step: Step) -> float:
+  """How many times as long as its update a step takes, where parts are known by their tokens."""
+  shape = rewrite.STAGE.task(config, step.network).shape
+  parts = rewrite.parts(config.rewrite, shape, rewrite.longest(config))
+  return sum(parts.values()) / parts['update']
+
+
+def _whole(x, before) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sampling.whole(before.sharding))
+
+
+def _bytes(tree) -> int:
+  return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
