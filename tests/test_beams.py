@@ -174,7 +174,7 @@ def test_a_prompt_gets_what_it_gets_alone_in_any_batch_with_any_padding():
 
 def test_neither_the_window_nor_parts_change_results():
   pages = index_texts.pages(12, seed=2)
-  views = [dataclasses.replace(BODY, unigrams=4), TITLES]
+  views = [dataclasses.replace(view, unigrams=4) for view in (BODY, TITLES)]
   search = searcher(pages, views)
   others = [searcher(pages, views, window=2), searcher(pages, views, window=3, parts=3)]
   for other in others:
@@ -183,6 +183,7 @@ def test_neither_the_window_nor_parts_change_results():
       assert_same(one, two)
       for a, b in zip(one, two, strict=True):
         assert [t for t, _ in a.unigrams] == [t for t, _ in b.unigrams]
+        assert len(a.unigrams) == (4 if view == 'body' else 0)  # those of a text alone
 
 
 def test_unigrams_are_the_likeliest_tokens_of_the_collection():
