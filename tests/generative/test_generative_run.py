@@ -129,7 +129,7 @@ def test_the_command_says_what_is_wrong_with_a_run(done, tmp_path):
   with pytest.raises(UserError, match='--query: is empty'):
     search.main(['--run', str(tmp_path), '--query', ' '])
   (tmp_path / 'config.json').write_text((done[1] / 'config.json').read_text())
-  with pytest.raises(UserError, match='index and memorise is not done'):
+  with pytest.raises(UserError, match='index is not done; continue the run first'):
     search.main(['--run', str(tmp_path), '--query', 'a'])
 
 
