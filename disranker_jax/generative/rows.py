@@ -86,7 +86,9 @@ def training_queries(run: Run, pages) -> list[tuple[str, int]]:
 
 
 def check_records(run: Run) -> None:
-  """Raises: UserError, before anything trains, if no page that is asked for can be found."""
+  """Raises: UserError, before anything trains, for what no row could find or compute."""
+  if any(row.trained_by for row in TABLE.rows_of(run.config).values()):
+    retrieve.check_rows(run)
   collection_rows.check_judged(run, 'test', documents_of(run), documents.address(run.config))
 
 
@@ -101,13 +103,11 @@ def searches(config: ConfigDict) -> list:
 
 
 def use(name: str, config: ConfigDict) -> Use:
-  rows = config.retrieve.batch_rows * config.retrieve.beams
-
   def tokens(run: Run) -> tuple[float, str]:
     count = len(prepare.records(run, 'test'))
     return count * retrieve.tokens_per_query(config), f'{count:,} queries'
 
-  return Use(name, 'retriever', lambda: index.open_retriever(config), rows, tokens=tokens)
+  return retrieve.use(config, name, tokens)
 
 
 def retriever(name: str, title: str, **more) -> Row:

@@ -12,6 +12,7 @@ import tiny_dgr
 from small_collection import collection
 
 from disranker_jax.commands import search
+from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline import runner
 
@@ -166,6 +167,23 @@ def test_the_report_has_the_table_and_no_student(done):
 def test_bad_settings_are_refused_before_anything_runs(tmp_path, changes, message):
   with pytest.raises(UserError, match=message):
     runner.run(config(tmp_path, **changes), tmp_path / 'run')
+  assert not (tmp_path / 'run' / 'index').exists()
+
+
+def test_queries_that_the_devices_cannot_share_are_refused_before_anything_trains(
+  tmp_path, monkeypatch
+):
+  """Also where no stage but the table searches. Two devices can share the beams of 3 queries."""
+  monkeypatch.setattr(sharding, 'parts', lambda mesh: 2)
+  changes = {'retriever__views': ('title', 'body'), 'search__models': ('memorised',)}
+  stages = 'prepare', 'index', 'memorise', 'search'
+  with pytest.raises(
+    UserError, match=r'config\.retrieve\.batch_rows=3: must be a multiple of mesh'
+  ):
+    runner.run(
+      config(tmp_path, stages=stages, retrieve__batch_rows=3, retrieve__beams=2, **changes),
+      tmp_path / 'run',
+    )
   assert not (tmp_path / 'run' / 'index').exists()
 
 
