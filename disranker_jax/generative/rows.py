@@ -11,6 +11,7 @@ from disranker_jax.data import sources
 from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document, Group
 from disranker_jax.evaluation import metrics
+from disranker_jax.generative.retriever import SETTINGS as SEARCH
 from disranker_jax.generative.stages import index, retrieve
 from disranker_jax.pipeline.stage import Run, Use
 from disranker_jax.progress import Progress
@@ -99,7 +100,8 @@ def first_reads(config: ConfigDict) -> list:
 
 def searches(config: ConfigDict) -> list:
   """What decides how pages are found, beside the retriever's parameters and the index."""
-  return [config.retrieve.to_dict(), config.search.training_queries]
+  found = {name: config.retrieve[name] for name in SEARCH}
+  return [found, config.search.training_queries]
 
 
 def use(name: str, config: ConfigDict) -> Use:
