@@ -176,6 +176,25 @@ def test_a_missing_index_and_an_empty_collection_are_errors(tmp_path):
     built(())
 
 
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda facts: {k: v for k, v in facts.items() if k != 'doc_ids'},
+    lambda facts: facts | {'doc_ids': None},
+    lambda facts: facts | {'doc_ids': facts['doc_ids'][1:]},
+    lambda facts: facts | {'vocab': 'many'},
+    lambda facts: [facts],
+  ],
+)
+def test_an_index_whose_facts_are_of_another_kind_is_refused(tmp_path, change):
+  _, pages, _ = built()
+  pages.save(tmp_path)
+  file = tmp_path / 'pages.json'
+  file.write_text(json.dumps(change(json.loads(file.read_text()))))
+  with pytest.raises(UserError, match=r'has no readable index .*; build it with the stage index'):
+    collection.Pages.load(tmp_path)
+
+
 def test_a_view_that_no_page_has_is_refused_before_it_is_learned():
   _, pages, counts = built(DOCS[2:3], {})
   with pytest.raises(UserError, match=r"config\.retriever\.views: has 'title', but every page"):
