@@ -3,6 +3,7 @@
 `generative/rows.py` and `rewriting/rows.py` have the tables.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -79,7 +80,8 @@ def with_reranker(base: Row) -> Row:
     return [config.search.rerank, fingerprint(config)]
 
   rank = functools.partial(reranked, base.name)
-  return derived(base, 'reranked', 're-ranked', rank, reads, exists=has_reranker)
+  made = derived(base, 'reranked', 're-ranked', rank, reads, exists=has_reranker)
+  return dataclasses.replace(made, key='search.reranker')
 
 
 def with_first_stage(base: Row, first: Row) -> Row:
