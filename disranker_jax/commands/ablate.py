@@ -161,7 +161,8 @@ def settings(
 def check_exist(args: argparse.Namespace, rows: Sequence[Row], changes: Mapping) -> None:
   """Raises: UserError for a row that the config does not have, such as one without its model."""
   config = args.base.copy_and_resolve_references()
-  config.update_from_flattened_dict(changes)
+  with config.ignore_type():  # the run says which value has a wrong one
+    config.update_from_flattened_dict(changes)
   known = result_table.of(config).rows
   for row in rows:
     found = known.get(row.model)
