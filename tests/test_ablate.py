@@ -10,12 +10,14 @@ from disranker_jax import config as configs
 from disranker_jax.commands import ablate
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
-from disranker_jax.stages import result_table
+from disranker_jax.rankers.llm.methods import METHODS
+from disranker_jax.stages import collection_rows, result_table
 from disranker_jax.stages.result_rows import TABLE
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / 'configs' / 'ablations').glob('*.py'))
 BASES = {'retrievers': 'dgr.py', 'rewards': 'query_rewriting.py'}  # of other systems
+NEEDED = {'retrievers': ('--config.search.reranker=/a/student',)}
 TINY = str(ROOT / 'configs' / 'tiny.py')
 
 
@@ -26,16 +28,18 @@ def write(folder, text):
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda f: f.stem)
-def test_every_row_of_the_committed_tables_is_a_config_that_can_run(file):
+def test_every_row_of_the_committed_tables_is_a_config_that_can_run(file, monkeypatch):
   base = ROOT / 'configs' / BASES.get(file.stem, 'quickstart.py')
-  args = ablate.parse_args([str(file), f'--config={base}'])
+  monkeypatch.setattr(collection_rows.loaded, 'check', lambda folder: {})  # of a re-ranker
+  args = ablate.parse_args([str(file), f'--config={base}', *NEEDED.get(file.stem, ())])
   table = ablate.load(file, result_table.of(args.base))
   seen = set()
   for row in table.rows:
     changed = ablate.settings(args, [row], 0, 0)
-    base = ablate.runpy.run_path(str(args.config))['get_config']()
+    base = args.base.copy_and_resolve_references()
     base.update_from_flattened_dict(changed)
     configs.check(base)
+    assert row.model in METHODS or result_table.of(base).rows[row.model].is_available(base)
     seen.add((row.model, json.dumps(changed, sort_keys=True)))
   assert len(seen) == len(table.rows)  # no row is another one's twin
 
@@ -60,6 +64,20 @@ def test_a_row_with_an_unknown_key_is_named(tmp_path):
   args = ablate.parse_args([str(file), '--config', TINY])
   with pytest.raises(UserError, match=r'a: config\.distill\.bta: there is no such key'):
     ablate.settings(args, ablate.load(file, TABLE).rows[:1], 0, 0)
+
+
+def test_a_row_without_its_reranker_is_an_error_before_anything_runs(tmp_path, monkeypatch):
+  monkeypatch.setattr(ablate.subprocess, 'run', lambda *_, **__: pytest.fail('a run has started'))
+  file, base = ROOT / 'configs/ablations/retrievers.py', ROOT / 'configs/dgr.py'
+  typed = [str(file), f'--config={base}', f'--workdir={tmp_path / "runs"}']
+  with pytest.raises(
+    UserError, match=r'BM25, re-ranked: needs config\.search\.reranker; add --con'
+  ):
+    ablate.main(typed)
+  assert not (tmp_path / 'runs').exists()
+  ablate.main([*typed, '--row=BM25', '--dry-run'])  # which needs none
+  monkeypatch.setattr(collection_rows.loaded, 'check', lambda folder: {})
+  ablate.main([*typed, '--config.search.reranker=/a/student', '--dry-run'])
 
 
 def test_commands_share_stages_and_seed_only_students(tmp_path, capsys):

@@ -6,15 +6,19 @@ import functools
 import hf_reference as reference
 import index_texts
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from index_texts import END, QUERY, TITLE, Page
+from jax.extend.core import jaxprs_in_params
 
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
+from disranker_jax.generative import decoding
 from disranker_jax.generative.beams import Searcher
 from disranker_jax.generative.decoding import View
 from disranker_jax.generative.suffixes import Suffixes
+from disranker_jax.models import generate
 
 BODY, TITLES = View('body', None, 3, 4), View('title', TITLE, 4, 4)
 QUERIES = View('query', QUERY, 4, 4)
@@ -174,7 +178,7 @@ def test_a_prompt_gets_what_it_gets_alone_in_any_batch_with_any_padding():
 
 def test_neither_the_window_nor_parts_change_results():
   pages = index_texts.pages(12, seed=2)
-  views = [dataclasses.replace(BODY, unigrams=4), TITLES]
+  views = [dataclasses.replace(view, unigrams=4) for view in (BODY, TITLES)]
   search = searcher(pages, views)
   others = [searcher(pages, views, window=2), searcher(pages, views, window=3, parts=3)]
   for other in others:
@@ -183,6 +187,7 @@ def test_neither_the_window_nor_parts_change_results():
       assert_same(one, two)
       for a, b in zip(one, two, strict=True):
         assert [t for t, _ in a.unigrams] == [t for t, _ in b.unigrams]
+        assert len(a.unigrams) == (4 if view == 'body' else 0)  # those of a text alone
 
 
 def test_unigrams_are_the_likeliest_tokens_of_the_collection():
@@ -293,3 +298,57 @@ def test_the_bytes_on_a_device_are_those_of_the_arrays():
   c = search.network.config
   slots = 16 + 4 - 1  # a padded prompt and a title
   assert needs['cache'] == 2 * 4 * slots * 2 * c.layers * c.kv_heads * c.head_dim * 4
+
+
+def equations(jaxpr):
+  """All equations of a traced program, those of loops, branches and calls included."""
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in jaxprs_in_params(equation.params):
+      yield from equations(inner)
+
+
+def traced(search, view):
+  """What the device computes in a search: every step, from the prompts' cache on."""
+  plan, B = search.plans[view], search.rows
+  tokens_BT, segments_BT = generate.left_pad([[3]] * B, plan.prompt)
+  with jax.set_mesh(search.mesh):
+    last_RD, caches = jax.eval_shape(
+      functools.partial(generate.prefill, search.network, plan.slots, plan.view.beams),
+      search.variables, tokens_BT, segments_BT,
+    )  # fmt: skip
+    segments_RS = generate.with_room(np.repeat(segments_BT, plan.view.beams, axis=0), plan.slots)
+    last_BD = jax.ShapeDtypeStruct((B, last_RD.shape[-1]), last_RD.dtype)
+    return decoding.search.trace(
+      search.network, plan, search.variables, search.index, search.starts[view], caches, last_BD,
+      segments_RS,
+    ).jaxpr.jaxpr  # fmt: skip
+
+
+def test_no_step_leaves_the_device_or_has_the_vocabulary_for_every_place():
+  """The largest array of the vocabulary is that of a step's logits, or of a table of the model."""
+  B, M, L, V = 8, 4, 13, index_texts.VOCAB
+  views = [View('body', None, L, M, unigrams=5), View('title', TITLE, L, M)]
+  search = searcher(index_texts.pages(12, seed=2), views, window=3, rows=B)
+  most = max(B * M, search.network.config.width)
+  assert most < B * (L - 1)  # an array for every place would be larger
+  for view in ('body', 'title'):
+    found = list(equations(traced(search, view)))
+    names = {equation.primitive.name for equation in found}
+    assert {'scan', 'cond', 'dot_general'} <= names  # the walk sees loops and branches
+    assert not [n for n in names if 'callback' in n or n in ('infeed', 'outfeed', 'debug_print')]
+    shapes = [v.aval.shape for e in found for v in (*e.invars, *e.outvars)]
+    with_words = [shape for shape in shapes if V in shape]
+    assert any(shape[-1] == V and np.prod(shape) == B * M * V for shape in with_words)
+    assert not [shape for shape in with_words if np.prod(shape) > most * V or L in shape]
+
+
+def test_the_walk_sees_callbacks_and_large_arrays_in_loops():
+  def step(carry, _):
+    jax.debug.callback(lambda x: None, carry[0, 0])
+    return jax.lax.cond(carry[0, 0] > 0, lambda x: x + 1, lambda x: x * jnp.ones((2, 3)), carry), 0
+
+  program = jax.make_jaxpr(lambda x: jax.jit(lambda x: jax.lax.scan(step, x, length=2))(x))
+  found = list(equations(program(jnp.zeros((2, 3))).jaxpr))
+  assert 'debug_callback' in {equation.primitive.name for equation in found}
+  assert any(e.primitive.name == 'mul' and e.outvars[0].aval.shape == (2, 3) for e in found)

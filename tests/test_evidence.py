@@ -172,6 +172,19 @@ def test_the_order_of_ngrams_and_repeated_ones_change_nothing():
   assert expected == find(worse + given[::-1] + worse, unigrams[::-1])
 
 
+def test_single_tokens_that_are_given_twice_have_the_better_logprob_and_take_one_place():
+  counted = 0
+  for seed in range(20):
+    suffixes, starts, ngrams, unigrams = random_case(seed)
+    given = [ngram(suffixes, *one) for one in ngrams]
+    worse = [(token, logprob - 3) for token, logprob in unigrams]
+    for most in (1000, 2):
+      find = finder(suffixes, starts, unigrams=most)
+      assert find(given, unigrams + worse) == find(given, unigrams) == find(given, worse + unigrams)
+      counted += find(given, unigrams) != find(given, worse)
+  assert counted > 10  # the better ones make another score
+
+
 def test_only_the_best_candidates_are_scored_in_full(monkeypatch):
   for seed in range(20):
     suffixes, starts, ngrams, _ = random_case(seed)

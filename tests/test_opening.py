@@ -10,10 +10,11 @@ from pathlib import Path
 import jax
 import pytest
 
+from disranker_jax import config as configs
 from disranker_jax.devices import memory
 from disranker_jax.errors import UserError
 from disranker_jax.models import weights
-from disranker_jax.pipeline import opening, runner, systems
+from disranker_jax.pipeline import estimate, opening, runner, systems
 from disranker_jax.training import logs
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
@@ -152,6 +153,39 @@ def test_each_stage_and_row_that_uses_a_model_is_opened_as_it_will_be(tmp_path, 
   assert rows == {'zero_shot', 'student_sft', 'teacher', 'student'}
   assert found['cpt', 'teacher'].model.network.head == 'lm'
   assert found['evaluate', 'zero_shot'].model.scorer == 'query_likelihood'
+
+
+@pytest.mark.parametrize(
+  ('stage', 'label', 'keys'),
+  [
+    ('retrieve', 'retriever', 'config.retrieve.batch_rows or config.retrieve.beams'),
+    ('search', 'memorised', 'config.retrieve.batch_rows or config.retrieve.beams'),
+    ('generate', 'writer', 'config.generate.batch_rows or config.generate.samples'),
+    ('memorise', 'retriever', 'config.memorise.batch_rows'),
+    ('score', 'teacher', 'config.score.batch_rows'),
+  ],
+)
+def test_messages_about_a_batch_name_the_keys_that_decide_its_rows(
+  tmp_path, monkeypatch, capsys, stage, label, keys
+):
+  c = configs.defaults('dgr')
+  for role in ('teacher', 'retriever'):
+    c[role].update(model='tiny-decoder', max_len=64, row_len=64, max_query_len=16)
+  c.retrieve.update(batch_rows=16, beams=10)
+  c.update(stages=(*c.stages, 'generate'))
+  run, found = runner.Run(c, tmp_path, mesh()), systems.find(c, stage)
+  opened = [one for one in opening.models_of(run, found) if one.use.label == label]
+  reckoned = estimate.Estimate(run, opened)
+  reckoned.bytes_of = [2 << 30]
+  monkeypatch.setattr(memory, 'limit', lambda: 1 << 30)
+  reckoned.say_memory()
+  assert f'warning: {stage} will probably not fit into 1.0 GiB: lower {keys} or the model' in (
+    capsys.readouterr().err
+  )
+  with pytest.raises(UserError) as caught, opening.naming_stage(c, found, opened[0].use):
+    raise UserError('batch_rows=160 is wrong')
+  what = ': the rows of its batches follow from this: ' if ' or ' in keys else '=160 is wrong'
+  assert str(caught.value).startswith(keys + what)
 
 
 def test_the_models_are_said_with_their_layers(tmp_path, capsys):

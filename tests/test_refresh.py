@@ -118,3 +118,32 @@ def test_pages_are_found_by_the_variables_of_the_step(tmp_path):
   assert all(len(one.pages) == 2 and page.matches for one in first for page in one.pages)
   other = finder.find(jax.tree.map(lambda x: 0.9 * x, variables), 4)
   assert other != first and finder.stored(2) == first and finder.stored(4) == other
+  for step in (4, 5):
+    (run.folder('align') / 'checkpoints' / str(step)).mkdir(parents=True)
+  run.config.align.refresh = 2
+  assert finder.find(variables, 6)
+  assert [f.name for f in sorted((run.folder('align') / 'found').iterdir())] == [
+    '000000004',
+    '000000006',
+  ]
+
+
+@pytest.mark.parametrize(
+  ('saved', 'kept'),
+  [
+    ({3, 6}, [2, 4, 6]),  # step 3 continues with the pages of step 2
+    ({6, 9}, [6]),
+    ({7, 9}, [6]),
+    ({5, 9}, [4, 6]),
+    ({1}, [2, 4, 6]),
+    ((), [2, 4, 6]),  # a run without a checkpoint begins again, and finds what it stored
+  ],
+)
+def test_pages_that_no_checkpoint_continues_with_are_deleted(tmp_path, saved, kept):
+  for step in (2, 4, 6):
+    (tmp_path / f'{step:09d}').mkdir()
+    (tmp_path / f'{step:09d}' / 'shard').write_text('')
+  (tmp_path / 'notes').mkdir()
+  refresh.drop(tmp_path, saved, 2)
+  assert sorted(int(f.name) for f in tmp_path.iterdir() if f.name != 'notes') == kept
+  assert (tmp_path / 'notes').exists()

@@ -1,6 +1,7 @@
 """The order of suffixes and what is looked up in it, against brute force on random texts."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -153,9 +154,26 @@ def test_an_index_of_another_version_is_refused(tmp_path):
 
 
 def test_memory_is_that_of_the_arrays():
-  index = Suffixes.build(text(1000, 4, 0), 4)
-  sizes = suffixes.memory(1000)
-  assert (sizes['text'], sizes['order']) == (index.text_N.nbytes, index.order_N.nbytes)
+  index = Suffixes.build(text(1000, 4, 0), 4, window=20)
+  plain, tables = index.sizes()
+  assert suffixes.memory(1000)[0] == plain == index.text_N.nbytes + index.order_N.nbytes
+  heavy = index.heavy
+  assert len(heavy.first) > 5  # several frequent prefixes
+  assert tables == 4 * (len(heavy.first) + 4 * len(heavy.token))
+
+
+@pytest.mark.parametrize('period', [0, 100, 50_000])
+def test_building_holds_no_more_than_is_said_before(period):
+  """Also in the rounds after the first: repeated texts differ late, if at all."""
+  text_N = text(200_000, 2**15, seed=0)
+  if period:
+    text_N = np.tile(text_N[:period], 200_000 // period)
+  tracemalloc.start()
+  Suffixes.build(text_N, 2**15)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  _, host = suffixes.memory(len(text_N))
+  assert 0.9 * host < peak + text_N.nbytes < host + 2**16
 
 
 @pytest.mark.parametrize('parts', [1, 2, 3, 5])

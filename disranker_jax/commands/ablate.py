@@ -154,7 +154,22 @@ def settings(
   for key in changes:
     if key not in known:
       raise UserError(f'{args.file}: {rows[0].name}: config.{key}: there is no such key')
+  check_exist(args, rows, changes)
   return changes
+
+
+def check_exist(args: argparse.Namespace, rows: Sequence[Row], changes: Mapping) -> None:
+  """Raises: UserError for a row that the config does not have, such as one without its model."""
+  config = args.base.copy_and_resolve_references()
+  with config.ignore_type():  # the run says which value has a wrong one
+    config.update_from_flattened_dict(changes)
+  known = result_table.of(config).rows
+  for row in rows:
+    found = known.get(row.model)
+    if found and not found.exists(config):
+      key = found.key and f'needs config.{found.key}; add --config.{found.key}=VALUE, or '
+      why = key or f'config has no row {row.model!r}; '
+      raise UserError(f'{args.file}: {row.name}: {why}name other rows (--row)')
 
 
 def is_seeded(table: result_table.Table, model: str) -> bool:
@@ -197,12 +212,16 @@ def run_all(args: argparse.Namespace, ablation: Ablation) -> dict[str, Results]:
   donors = [Path(folder) for folder in args.reuse]
   # Of a call with other rows, which make other runs.
   donors += sorted(folder.parent for folder in args.workdir.glob('*/seed*-fold*/config.json'))
-  todo = runs(ablation, numbers('--seeds', args.seeds))
-  for i, ((rows, seed), fold) in enumerate(itertools.product(todo, folds), 1):
+  todo = [
+    (rows, seed, fold, settings(args, rows, seed, fold))  # of all before the first one runs
+    for (rows, seed), fold in itertools.product(
+      runs(ablation, numbers('--seeds', args.seeds)), folds
+    )
+  ]
+  for i, (rows, seed, fold, changes) in enumerate(todo, 1):
     names = ', '.join(row.name for row in rows)
     workdir = args.workdir / folder_of(rows) / f'seed{seed}-fold{fold}'
-    changes = settings(args, rows, seed, fold)
-    say(f'run {i} of {len(todo) * len(folds)}, seed {seed}, fold {fold}: {names}')
+    say(f'run {i} of {len(todo)}, seed {seed}, fold {fold}: {names}')
     typed = command(args, changes, workdir, [d for d in donors if d != workdir])
     if args.dry_run:
       print(shlex.join(['disranker', 'run', *typed]))

@@ -22,6 +22,16 @@ def open_run(folder: Path, role: str) -> Run:
   return Run(config, folder.absolute(), sharding.make_mesh(config.mesh))
 
 
-def is_done(run: Run, stage: str) -> bool:
-  """Whether a stage of the run is finished."""
-  return manifest.is_done(run.folder(stage))
+def lacking(run: Run, stage: str) -> str:
+  """Why a command cannot use what a stage of the run made; '' if it can.
+
+  The parameters of a stage that config.stages lacks are not used, see roles.trained.
+  """
+  if not manifest.is_done(run.folder(stage)):
+    return f'{stage} is not done; continue the run first'
+  if stage not in run.config.stages:
+    return (
+      f'{stage} is done, but the last call of the run had a config.stages without it, so its '
+      'result is not used; call the run again with it'
+    )
+  return ''

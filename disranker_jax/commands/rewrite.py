@@ -41,7 +41,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def of_run(folder: Path):
   """(the rewriter of a run, the address of its documents). Raises: UserError if there is none."""
-  from disranker_jax.commands.opened_run import is_done, open_run
+  from disranker_jax.commands.opened_run import lacking, open_run
   from disranker_jax.devices import sharding
   from disranker_jax.rewriting import queries
   from disranker_jax.rewriting.loaded import LoadedRewriter
@@ -51,8 +51,8 @@ def of_run(folder: Path):
   run = open_run(folder, 'rewriter')
   # A run that only searches has the rewriter of an earlier one.
   is_learned_elsewhere = 'rewrite' not in run.config.stages and run.config.rewriter.init_from
-  if not is_learned_elsewhere and not is_done(run, 'rewrite'):
-    raise UserError(f'--run {folder}: rewrite is not done; continue the run first')
+  if not is_learned_elsewhere and (reason := lacking(run, 'rewrite')):
+    raise UserError(f'--run {folder}: {reason}')
   config, rows = run.config, sharding.parts(run.mesh)  # there is one query
   model, variables, _ = TABLE.rows['rewrite'].load(run)
   writer = Rewriter.of(model, config.rewrite, run.mesh, rows)

@@ -11,9 +11,11 @@ from disranker_jax import escaping
 from disranker_jax.commands.common import Parser, positive
 from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
+from disranker_jax.progress import say
 
-# The stages whose parameters search, the last one that is done.
-TRAINED = ('align', 'ltrgr', 'memorise')
+# The stages whose parameters search; by default the first one that is done. LTRGR makes the
+# retriever worse (docs/generative.md).
+TRAINED = ('align', 'memorise', 'ltrgr')
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -24,9 +26,10 @@ def parse_args(argv=None) -> argparse.Namespace:
   add('--top', type=positive, default=10, metavar='N', help='pages to show')
   add('--ngrams', action='store_true', help='show what was written to find a page')
   add('--rerank', metavar='MODEL', help=(
-    'an exported student, or a ready reranker, that re-ranks what is found'))  # fmt: skip
+    'an exported student, or a ready reranker, that re-ranks the best of what is found: as many '
+    'pages as config.search.rerank of the run; the others stay behind them'))  # fmt: skip
   add('--stage', choices=TRAINED, help=(
-    'the training that is used; by default the last one that is done'))  # fmt: skip
+    'the training that is used; by default align, or until it is done memorise'))  # fmt: skip
   add('--json', action='store_true', help='print a list of doc_id, rank, score, title, ngrams')
   args = parser.parse_args(argv)
   if not args.query.strip():
@@ -36,21 +39,26 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def open_trained(folder: Path, stage: str | None):
   """(the run, the stages that trained its retriever). Raises: UserError if there is none."""
-  from disranker_jax.commands.opened_run import is_done, open_run
+  from disranker_jax.commands.opened_run import lacking, open_run
   from disranker_jax.devices import sharding
 
   run = open_run(folder, 'retriever')
   run.config.retrieve.batch_rows = sharding.parts(run.mesh)  # there is one query
-  names = [stage] if stage else TRAINED
-  found = next((name for name in names if is_done(run, name)), None)
-  if found is None or not is_done(run, 'index'):
-    needed = stage or 'index and memorise'
-    raise UserError(f'--run {folder}: {needed} is not done; continue the run first')
+  found = next((name for name in ([stage] if stage else TRAINED) if not lacking(run, name)), None)
+  for name in ('index', found or stage or 'memorise'):
+    if reason := lacking(run, name):
+      raise UserError(f'--run {folder}: {reason}')
+  others = [name for name in TRAINED if name != found and not lacking(run, name)]
+  more = f'; --stage takes also {", ".join(others)}' if others else ''
+  say(f'search: with the retriever after the stage {found}{more}')
   return run, ('memorise',) if found == 'memorise' else ('memorise', found)
 
 
 def rows_of(run, stages, args) -> list[dict]:
-  """What is found for the query, as --json prints it."""
+  """What is found for the query, as --json prints it.
+
+  The score of a page is the retriever's, or the re-ranker's; None for one that it has not read.
+  """
   from disranker_jax.generative.stages import retrieve
   from disranker_jax.rankers import loaded
   from disranker_jax.stages import documents
@@ -66,12 +74,13 @@ def rows_of(run, stages, args) -> list[dict]:
       f'{run.config.data.documents or run.config.data.candidates}: lacks the page {missing[0]!r} '
       'of the index; rebuild it with --rerun=index'
     )
+  pairs = [(page, page.score) for page in found]
   if reranker:
-    pairs = [texts[ids[page.page]] for page in found]
-    order = reranker.rank(args.query, pairs)
-    found = [(found[i], score) for i, score in order]
-  else:
-    found = [(page, page.score) for page in found]
+    # As the rows of the table: the best are re-ranked, the others stay behind them.
+    most = run.config.search.rerank
+    best = [texts[ids[page.page]] for page in found[:most]]
+    order = reranker.rank(args.query, best) if best else []
+    pairs = [(found[i], score) for i, score in order] + [(page, None) for page in found[most:]]
   return [
     {
       'doc_id': ids[page.page],
@@ -89,7 +98,7 @@ def rows_of(run, stages, args) -> list[dict]:
         for match in page.matches
       ],
     }
-    for rank, (page, score) in enumerate(found[: args.top], 1)
+    for rank, (page, score) in enumerate(pairs[: args.top], 1)
   ]
 
 
@@ -97,7 +106,8 @@ def shown(rows: list[dict], ngrams: bool) -> str:
   """The pages as text, a line each, with --ngrams what found them below."""
   lines = []
   for row in rows:
-    line = f'{row["rank"]:3} {row["score"]:10.2f}  {row["title"]}  ({row["doc_id"]})'
+    score = '-' if row['score'] is None else f'{row["score"]:.2f}'
+    line = f'{row["rank"]:3} {score:>10}  {row["title"]}  ({row["doc_id"]})'
     lines.append(escaping.line(line))
     for ngram in row['ngrams'] if ngrams else ():
       line = (

@@ -65,7 +65,8 @@ def search(network, plan, variables, index, start, caches, last_BD, segments_RS)
   Returns ({name: array}, caches). Arrays are [length, B, M], the beams of each step: `parent` (a
   beam of the step before), `token`, `score` (-inf: there is no such beam) and the rows `lo`, `hi`
   in the whole collection. With an anchor there are also `end_score`, `end_lo` and `end_hi`, of the
-  end token after the beams of the step before. `unigram` and `unigram_score` are [B, U].
+  end token after the beams of the step before; without one and with `unigrams`, `unigram` and
+  `unigram_score` [B, U].
   """
   view, B = plan.view, len(last_BD)
   pads_R1 = jnp.sum(segments_RS == 0, axis=1, keepdims=True)
@@ -98,7 +99,7 @@ def search(network, plan, variables, index, start, caches, last_BD, segments_RS)
 
   rows = Rows(*(jnp.broadcast_to(x[:, None, None], (len(x), B, 1)) for x in start))
   last_BD = layers.constrain(last_BD)
-  more = (view.unigrams,) if view.unigrams else ()
+  more = (view.unigrams,) if view.unigrams and view.anchor is None else ()
   rows, chosen, first, single = step(rows, jnp.zeros((B, 1)), last_BD, 0, plan.first, more)
   numbers = jnp.arange(1, view.length)
   (_, _, caches), later = jax.lax.scan(one_token, (rows, chosen, caches), numbers)

@@ -146,7 +146,8 @@ class Evidence:
 
     Args:
       ngrams: what the model wrote, of all views.
-      unigrams: (token, log p) of single tokens, which count in places without an n-gram.
+      unigrams: (token, log p) of single tokens, which count in places without an n-gram; one that
+        is given twice has the better log p.
       hits: pages at most.
     """
     weighed = self.weighed(ngrams)
@@ -232,7 +233,10 @@ class Evidence:
   def _of_unigrams(self, scoring: 'Scoring', tokens_J, owner_J, unigrams) -> np.ndarray:
     """What single tokens add to each page: each once, if a place with it is still free."""
     c, sums_U = self._settings, np.zeros(len(scoring.scores_U))
-    best = sorted(unigrams, key=lambda pair: (-pair[1], pair[0]))[: c.unigrams]
+    once: dict[int, float] = {}
+    for token, logprob in unigrams:
+      once[token] = max(logprob, once.get(token, -np.inf))
+    best = sorted(once.items(), key=lambda pair: (-pair[1], pair[0]))[: c.unigrams]
     if not best:
       return sums_U
     ids, logprobs = np.array([t for t, _ in best]), np.array([p for _, p in best], np.float64)

@@ -105,11 +105,14 @@ class Pages:
     try:
       facts = json.loads((folder / 'pages.json').read_text(encoding='utf-8'))
       arrays = [np.load(folder / f'{name[:-2]}.npy', mmap_mode='r') for name in ARRAYS]
-    except (OSError, ValueError) as e:
+      pages = cls(*arrays, tuple(facts['doc_ids']), int(facts['vocab']), int(facts['end']))
+      if not len(pages) == len(pages.starts_P) == len(pages.keys_P):
+        raise ValueError(f'{len(pages)} ids for {len(pages.starts_P)} pages')
+    except (OSError, ValueError, KeyError, TypeError) as e:
       raise UserError(
-        f'{folder}: has no readable index ({e}); build it with the stage index'
+        f'{folder}: has no readable index ({type(e).__name__}: {e}); build it with the stage index'
       ) from e
-    return cls(*arrays, tuple(facts['doc_ids']), facts['vocab'], facts['end'])
+    return pages
 
 
 def build(

@@ -21,7 +21,8 @@ from disranker_jax.models.load import TextModel
 SETTINGS: Section = {
   'beams': Key(10, at_least(1), 'Hypotheses per query and view.'),
   'unigrams': Key(
-    1000, at_least(0), 'Tokens, the likeliest as the first of an n-gram, that count by themselves.'
+    1000, at_least(0),
+    "Tokens, the likeliest as the first of an n-gram of the view 'body', that count by themselves.",
   ),
   'smoothing': Key(5.0, above(0), 'Added to the counts of n-grams in the collection.'),
   'exponent': Key(2.0, above(0), 'Of an n-gram\'s weight.'),

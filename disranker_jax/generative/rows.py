@@ -11,6 +11,7 @@ from disranker_jax.data import sources
 from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document, Group
 from disranker_jax.evaluation import metrics
+from disranker_jax.generative.retriever import SETTINGS as SEARCH
 from disranker_jax.generative.stages import index, retrieve
 from disranker_jax.pipeline.stage import Run, Use
 from disranker_jax.progress import Progress
@@ -58,7 +59,11 @@ def generated(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
     return found
 
   known = training_queries(run, searching.pages)
-  learned = search(f'{STAGE} {row.name} (training)', [query for query, _ in known])
+  # The first search compiles the programs, which the time of a query leaves out.
+  first = [query for query, _ in known] or [group.query for group in groups[:1]]
+  learned = search(
+    f'{STAGE} {row.name} (training)' if known else f'{STAGE} {row.name}: compile', first
+  )
   begin = time.monotonic()
   found = search(f'{STAGE} {row.name}', [group.query for group in groups])
   facts = {'ms_per_query': per_query(begin, len(groups))}
@@ -86,7 +91,9 @@ def training_queries(run: Run, pages) -> list[tuple[str, int]]:
 
 
 def check_records(run: Run) -> None:
-  """Raises: UserError, before anything trains, if no page that is asked for can be found."""
+  """Raises: UserError, before anything trains, for what no row could find or compute."""
+  if any(row.trained_by for row in TABLE.rows_of(run.config).values()):
+    retrieve.check_rows(run)
   collection_rows.check_judged(run, 'test', documents_of(run), documents.address(run.config))
 
 
@@ -97,17 +104,16 @@ def first_reads(config: ConfigDict) -> list:
 
 def searches(config: ConfigDict) -> list:
   """What decides how pages are found, beside the retriever's parameters and the index."""
-  return [config.retrieve.to_dict(), config.search.training_queries]
+  found = {name: config.retrieve[name] for name in SEARCH}
+  return [found, config.search.training_queries]
 
 
 def use(name: str, config: ConfigDict) -> Use:
-  rows = config.retrieve.batch_rows * config.retrieve.beams
-
   def tokens(run: Run) -> tuple[float, str]:
     count = len(prepare.records(run, 'test'))
     return count * retrieve.tokens_per_query(config), f'{count:,} queries'
 
-  return Use(name, 'retriever', lambda: index.open_retriever(config), rows, tokens=tokens)
+  return retrieve.use(config, name, tokens)
 
 
 def retriever(name: str, title: str, **more) -> Row:

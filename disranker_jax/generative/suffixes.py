@@ -23,7 +23,8 @@ VERSION = 1  # of the files
 LIMIT = 2**31  # positions and rows are int32
 LIGHT = -1  # the number of a prefix that is not heavy
 NOTE = 'suffixes.json'
-BUILD_BYTES = 36  # per token at most while it is built: text, keys, their order, ranks, sorted keys
+# Per token of the text, at most, while it is built: text, keys, their order, sorted keys, ranks.
+BUILD_BYTES = 4 + 8 + 8 + 8 + 4
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens, ascending; first rows; numbers of rows
 
 
@@ -89,6 +90,7 @@ class Suffixes:
         f'token {int(text_N[at])} at position {at} of the index text is not among the {symbols} '
         'symbols; make the text with the tokenizer of the model that reads the index'
       )
+    del wrong
     text_N = np.ascontiguousarray(text_N, np.int32)
     order_N = _order(text_N, symbols, depth)
     return cls(text_N, order_N, symbols, depth, window, _heavy(text_N, order_N, depth, window))
@@ -142,6 +144,11 @@ class Suffixes:
         return LIGHT
       number = int(self.heavy.child[at])
     return number
+
+  def sizes(self) -> tuple[int, int]:
+    """(bytes of text and order, bytes of the tables of heavy prefixes), on a device and on disk."""
+    tables = sum(array.nbytes for array in _heavy_arrays(self.heavy).values())
+    return self.text_N.nbytes + self.order_N.nbytes, tables
 
   def _check_depth(self, length: int) -> None:
     if length > self.depth:
@@ -216,13 +223,12 @@ class Suffixes:
 HEAVY = tuple(field.name for field in dataclasses.fields(Heavy))
 
 
-def memory(tokens: int) -> dict[str, int]:
-  """Bytes of an index, before it is built.
+def memory(tokens: int) -> tuple[int, int]:
+  """(bytes on a device, bytes of the host at most while it builds), before an index is built.
 
-  `text` and `order` are on disk and on each device; `building` is the most that the host holds at a
-  time. Without heavy prefixes, of which there are few.
+  Without the tables of heavy prefixes, whose size depends on how often texts repeat each other.
   """
-  return {'text': 4 * tokens, 'order': 4 * tokens, 'building': BUILD_BYTES * tokens}
+  return 8 * tokens, BUILD_BYTES * tokens
 
 
 def _heavy_arrays(heavy: Heavy) -> dict[str, np.ndarray]:
@@ -247,6 +253,7 @@ def _order(text_N, symbols, depth):
     key_N[:] = rank_N
     key_N <<= 32
     _add_shifted(key_N, rank_N, step)
+    del rank_N  # or there are two of them at a time
     rank_N, distinct = _ranks(key_N)
     known += step
   key_N[:] = rank_N
@@ -269,7 +276,9 @@ def _ranks(key_N):
   sorted_N = key_N[by_key_N]
   new_N = np.empty(len(key_N), np.int32)
   new_N[0] = 0
-  np.cumsum(sorted_N[1:] != sorted_N[:-1], out=new_N[1:])
+  np.not_equal(sorted_N[1:], sorted_N[:-1], out=new_N[1:], casting='unsafe')
+  del sorted_N
+  np.cumsum(new_N, dtype=np.int32, out=new_N)
   rank_N = np.empty_like(new_N)
   rank_N[by_key_N] = new_N
   return rank_N, int(new_N[-1]) + 1
@@ -279,7 +288,9 @@ def _runs(text_N, order_N, lo: int, hi: int, depth: int) -> Rows:
   """The tokens at `depth` of sorted suffixes, each once, with its first row and number of rows."""
   at = order_N[lo:hi].astype(np.int64) + depth
   tokens = np.where(at < len(text_N), text_N[np.minimum(at, len(text_N) - 1)], -1)
-  starts = np.flatnonzero(np.diff(tokens, prepend=-2))
+  is_new = np.ones(len(tokens), bool)
+  np.not_equal(tokens[1:], tokens[:-1], out=is_new[1:])
+  starts = np.flatnonzero(is_new)
   return tokens[starts], lo + starts, np.diff(starts, append=hi - lo)
 
 

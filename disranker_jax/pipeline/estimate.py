@@ -72,18 +72,19 @@ class Estimate:
   def say_memory(self) -> None:
     """One line, and one more for each stage that will probably not fit."""
     most: dict[str, int] = {}
+    largest: dict[str, Opened] = {}
     for one, needed in zip(self._opened, self.bytes_of, strict=True):
-      most[one.stage.name] = max(needed, most.get(one.stage.name, 0))
+      if needed > most.get(one.stage.name, 0):
+        most[one.stage.name], largest[one.stage.name] = needed, one
     limit = memory.limit()
     here = f', of {gib(limit)}' if limit else ''
     listed = ', '.join(f'{name} {gib(needed)}' for name, needed in most.items())
     say(f'estimate: memory of a device{here}: {listed}')
-    stages = {one.stage.name: one.stage for one in self._opened}
     for name, needed in most.items():
       if limit and needed > limit:
-        section, rows = opening.rows_of(self._run.config, stages[name])
+        keys = opening.rows_of(self._run.config, largest[name].stage, largest[name].use)
         say(
-          f'warning: {name} will probably not fit into {gib(limit)}: lower config.{section}.{rows} '
+          f'warning: {name} will probably not fit into {gib(limit)}: lower {keys} '
           "or the model's row_len, set its remat=full or param_dtype=bfloat16, or train adapters "
           '(lora_rank)'
         )

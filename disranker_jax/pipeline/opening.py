@@ -78,7 +78,7 @@ def models_of(run: Run, stage: Stage, again: bool = False) -> list[Opened]:
 def step_of(run: Run, stage: Stage, use: Use, model: TextModel) -> steps.Step:
   """What the stage runs with the model: it trains its own and scores with any other."""
   config = run.config
-  with naming_stage(config, stage):
+  with naming_stage(config, stage, use):
     if stage.task and use.role == stage.role:
       return steps.training(config, stage, model.network, run.mesh)
     settings, kind = config[use.role], model.scorer
@@ -86,24 +86,26 @@ def step_of(run: Run, stage: Stage, use: Use, model: TextModel) -> steps.Step:
 
 
 @contextlib.contextmanager
-def naming_stage(config: ConfigDict, stage: Stage) -> Iterator[None]:
+def naming_stage(config: ConfigDict, stage: Stage, use: Use | None = None) -> Iterator[None]:
   """Adds to an error about a key of a step, such as batch_rows, in which section the key is."""
   try:
     yield
   except UserError as e:
     if str(e).startswith('config.'):
       raise
-    section, rows = rows_of(config, stage)
-    if rows != 'batch_rows':
-      raise UserError(f'config.{section}: the rows of its batches follow from {rows}: {e}') from e
-    raise UserError(f'config.{section}.{e}') from e
+    keys = rows_of(config, stage, use)
+    if keys.endswith('.batch_rows'):
+      raise UserError(f'{keys.removesuffix("batch_rows")}{e}') from e
+    raise UserError(f'{keys}: the rows of its batches follow from this: {e}') from e
 
 
-def rows_of(config: ConfigDict, stage: Stage) -> tuple[str, str]:
-  """(section, keys) from which the rows of a stage's batches follow."""
+def rows_of(config: ConfigDict, stage: Stage, use: Use | None = None) -> str:
+  """The keys from which the rows of a stage's batches follow, such as 'config.cpt.batch_rows'."""
+  if use and use.made_of:
+    return ' or '.join(f'config.{key}' for key in use.made_of)
   if stage.rows != 'batch_rows' or 'batch_rows' in config[stage.section]:
-    return stage.section, stage.rows
-  return systems.of(config).table.stage, stage.rows
+    return f'config.{stage.section}.{stage.rows}'
+  return f'config.{systems.of(config).table.stage}.{stage.rows}'
 
 
 @contextlib.contextmanager

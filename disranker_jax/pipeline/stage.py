@@ -52,6 +52,7 @@ class Use:
   is_done  whether its part of the stage is done already
   tokens  run -> (tokens that it computes, what it does), if it does not score records
   quantize  the 8-bit format in which it multiplies, '' for none
+  made_of  the keys whose product is `rows`; by default batch_rows of the stage, or Stage.rows
   """
 
   label: str
@@ -64,6 +65,7 @@ class Use:
   is_done: Callable[[Run], bool] = lambda run: False
   tokens: Callable[[Run], tuple[float, str]] | None = None
   quantize: str = ''
+  made_of: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,7 +86,8 @@ def with_reranker(base: Row, first: Row) -> Row:
 
   against = [base.name, *([f'{first.name}_{RERANKED}'] if base is not first else [])]
   rank = functools.partial(reranked, base.name, against)
-  return derived(base, RERANKED, 're-ranked', rank, reads, exists=has_reranker)
+  more = {'exists': has_reranker, 'key': 'search.reranker'}
+  return derived(base, RERANKED, 're-ranked', rank, reads, **more)
 
 
 def with_first_stage(base: Row, first: Row) -> Row:

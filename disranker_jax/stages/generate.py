@@ -261,7 +261,8 @@ def is_complete(run: Run) -> bool:
 def uses(config) -> tuple[Use, ...]:
   rows = config.generate.batch_rows * config.generate.samples
   opened = lambda: writer.open_writer(config)  # noqa: E731
-  return (Use('writer', 'teacher', opened, rows, tokens=tokens),)
+  keys = 'generate.batch_rows', 'generate.samples'
+  return (Use('writer', 'teacher', opened, rows, tokens=tokens, made_of=keys),)
 
 
 # Settings of `finish` alone: after a change the stage goes on with the texts that it has.

@@ -49,6 +49,7 @@ class Row:
   reads        config -> the fingerprint of what it reads itself, beside records and parameters
   improves_on  the rows that it should rank better than; the report warns where it does not
   exists       False where a config has no such row
+  key          of the config, without which there is no such row; '': none
   is_baseline  the other rows are tested against it
   is_floor     a sanity row (random order): left out of significance tests and charts
   """
@@ -68,6 +69,7 @@ class Row:
   reads: Callable[[ConfigDict], object] = lambda config: None
   improves_on: tuple[str, ...] = ()
   exists: Callable[[ConfigDict], bool] = lambda config: True
+  key: str = ''
   is_baseline: bool = False
   is_floor: bool = False
 

@@ -4,6 +4,8 @@ import importlib.util
 import json
 import os
 import pathlib
+import runpy
+import shutil
 import subprocess
 import sys
 
@@ -12,8 +14,15 @@ import tiny_dgr
 from small_collection import collection
 
 from disranker_jax.commands import search
+from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
+from disranker_jax.evaluation import metrics, runs
+from disranker_jax.generative.pages import Pages
+from disranker_jax.generative.retrieved import FORMAT, read
 from disranker_jax.pipeline import runner
+from disranker_jax.rankers import loaded
+from disranker_jax.rankers.shards import Shards
+from disranker_jax.stages import documents
 
 ROOT = tiny_dgr.ROOT
 
@@ -51,14 +60,10 @@ def test_every_row_searches_the_whole_collection(done):
 
 
 def test_every_n_gram_that_was_written_is_in_the_collection(done):
-  from disranker_jax.generative.pages import Pages
-  from disranker_jax.generative.retrieved import FORMAT, read
-  from disranker_jax.rankers.shards import Shards
-
   _, workdir = done
   pages = Pages.load(workdir / 'index')
   text = ' '.join(map(str, pages.text_N.tolist()))
-  queries = len({row['query_id'] for row in map(json.loads, (done[0] / 'judgements.jsonl').open())})
+  queries = len(queries_of(done[0] / 'judgements.jsonl'))
   found = list(read(Shards(workdir / 'retrieve' / 'shards', queries, None, FORMAT)))
   matches = [m for one in found for _, page in one.pages for m in page.matches]
   assert len(found) == queries and len(matches) > 50
@@ -71,16 +76,13 @@ def test_every_n_gram_that_was_written_is_in_the_collection(done):
 
 
 def test_the_pages_of_align_are_found_again_by_the_retriever_of_that_step(done):
-  from disranker_jax.generative.retrieved import FORMAT, read
-  from disranker_jax.rankers.shards import Shards
-
   _, workdir = done
   learned = load(workdir / 'align' / 'manifest.json')['results']['rows']
   [folder] = (workdir / 'align' / 'found').iterdir()
   assert folder.name == '000000002'
   again = {one.query_id: one.pages for one in read(Shards(folder, learned, None, FORMAT))}
   assert len(again) == learned
-  queries = len({row['query_id'] for row in map(json.loads, (done[0] / 'judgements.jsonl').open())})
+  queries = len(queries_of(done[0] / 'judgements.jsonl'))
   first = read(Shards(workdir / 'retrieve' / 'shards', queries, None, FORMAT))
   before = {one.query_id: one.pages for one in first}
   scores = [
@@ -98,18 +100,106 @@ def test_a_second_call_changes_nothing_and_a_new_row_costs_only_itself(done):
   assert before == {f: f.stat().st_mtime_ns for f in workdir.rglob('*.run')}
 
 
-def test_retrieval_continues_after_lost_shards_to_the_same_pages(done):
+def test_retrieval_continues_after_a_lost_shard_to_the_same_pages(done):
   data, workdir = done
   folder = workdir / 'retrieve' / 'shards'
   files = {f.name: f.read_bytes() for f in folder.glob('*.parquet')}
   manifest = workdir / 'retrieve' / 'manifest.json'
   finished = manifest.read_text()
-  note = next(folder.glob('_*.json'))
-  note.unlink()
+  notes = sorted(folder.glob('_*.json'))
+  assert len(notes) == len(files) >= 3
+  lost = notes[1]
+  kept = [f for f in folder.iterdir() if f.stem.lstrip('_') != lost.stem.lstrip('_')]
+  written = {f.name: f.stat().st_mtime_ns for f in kept}
+  lost.unlink()
   manifest.write_text(finished.replace('"done"', '"running"'))
   runner.run(config(data), workdir, stages=('retrieve',))
   assert {f.name: f.read_bytes() for f in folder.glob('*.parquet')} == files
+  assert {f.name: f.stat().st_mtime_ns for f in kept} == written and lost.exists()
   assert load(manifest)['fingerprint'] == json.loads(finished)['fingerprint']
+
+
+def queries_of(file: pathlib.Path) -> dict[str, str]:
+  return {row['query_id']: row['query'] for row in map(json.loads, file.open())}
+
+
+def test_the_best_pages_of_a_row_and_of_the_command_are_reranked(done, tmp_path, capsys):
+  pytest.importorskip('torch')
+  import ready_rerankers
+
+  data, workdir = done
+  folder = shutil.copytree(workdir, tmp_path / 'run')
+  student = str(ready_rerankers.transformers_folder(tmp_path / 'student', 'bert'))
+  names = 'bm25', 'aligned', 'bm25_reranked', 'aligned_reranked'
+  c = config(data, search__reranker=student, search__rerank=5, search__models=names)
+  runner.run(c, folder, stages=('search',))
+  ranker, queries = loaded.load(student), queries_of(data / 'test.jsonl')
+  docs, moved = {doc.doc_id: doc for doc in documents.read(c)}, 0
+
+  def expected(query: str, ids: list[str]) -> list[str]:
+    """The best five in the order of the student, the others behind them as they were."""
+    order = ranker.rank(query, [docs[doc_id] for doc_id in ids[:5]])
+    return [ids[i] for i, _ in order] + ids[5:]
+
+  for base in names[:2]:
+    before, after = (
+      runs.read_run(folder / 'search' / f'{name}.run') for name in (base, f'{base}_reranked')
+    )
+    assert len(before) == len(after) == len(queries)
+    for query_id, scores in before.items():
+      ids, new = metrics.ranked(scores), metrics.ranked(after[query_id])
+      assert len(ids) > 5 and new == expected(queries[query_id], ids)
+      moved += new != ids
+  assert moved > len(queries)
+  query = 'how to sort a list'
+  arguments = ['--run', str(folder), '--query', query, '--json']
+  capsys.readouterr()  # the table of the run
+  search.main(arguments)
+  plain = [row['doc_id'] for row in json.loads(capsys.readouterr().out)]
+  search.main([*arguments, '--rerank', student])
+  rows = json.loads(capsys.readouterr().out)
+  assert [row['doc_id'] for row in rows] == expected(query, plain) != plain
+  assert [row['score'] is None for row in rows] == [i >= 5 for i in range(len(rows))]
+
+
+def test_without_the_body_no_page_is_found_by_it(done, tmp_path):
+  """The views of configs/dgr_quick.py."""
+  data, workdir = done
+  quick = runpy.run_path(str(ROOT / 'configs' / 'dgr_quick.py'))['get_config']()
+  stages = 'prepare', 'cpt', 'generate', 'index', 'memorise', 'retrieve'
+  c = config(data, stages=stages, retriever__views=quick.retriever.views)
+  runner.run(c, tmp_path / 'run', reuse=[workdir])
+  queries = len(queries_of(data / 'judgements.jsonl'))
+  found = list(read(Shards(tmp_path / 'run' / 'retrieve' / 'shards', queries, None, FORMAT)))
+  views = {m.ngram.view for one in found for _, page in one.pages for m in page.matches}
+  assert views and views <= {'title', 'query'} == set(quick.retriever.views)
+
+
+@pytest.fixture
+def one_page(tmp_path) -> dict[str, str]:
+  """Addresses of a collection of one document, with queries about it."""
+  found = collection(tmp_path)
+  for kind in found:
+    file = tmp_path / f'{kind}.jsonl'
+    file.write_text(file.read_text().splitlines()[0] + '\n')
+  return found
+
+
+def test_a_collection_of_one_document_is_searched(one_page, done, tmp_path):  # `done`: the cache
+  c = tiny_dgr.config(
+    one_page, stages=('prepare', 'index', 'memorise', 'search'), memorise__max_steps=2,
+    retriever__views=('title', 'body'), search__models=('bm25', 'memorised', 'memorised_fused'),
+  )  # fmt: skip
+  runner.run(c, tmp_path / 'run')
+  results = load(tmp_path / 'run' / 'search' / 'results.json')
+  assert [row['hits@1'] for row in results.values()] == [1.0, 1.0, 1.0]
+
+
+def test_queries_are_not_written_from_one_document(one_page, done, tmp_path):
+  stages = 'prepare', 'cpt', 'generate', 'index', 'memorise', 'search'
+  with pytest.raises(UserError, match=r'has 1 documents with a text .* it takes 2 or more'):
+    runner.run(tiny_dgr.config(one_page, stages=stages), tmp_path / 'run')
+  assert not (tmp_path / 'run' / 'cpt').exists()
 
 
 def test_the_command_shows_pages_and_what_found_them(done, capsys):
@@ -129,7 +219,7 @@ def test_the_command_says_what_is_wrong_with_a_run(done, tmp_path):
   with pytest.raises(UserError, match='--query: is empty'):
     search.main(['--run', str(tmp_path), '--query', ' '])
   (tmp_path / 'config.json').write_text((done[1] / 'config.json').read_text())
-  with pytest.raises(UserError, match='index and memorise is not done'):
+  with pytest.raises(UserError, match='index is not done; continue the run first'):
     search.main(['--run', str(tmp_path), '--query', 'a'])
 
 
@@ -169,6 +259,23 @@ def test_bad_settings_are_refused_before_anything_runs(tmp_path, changes, messag
   assert not (tmp_path / 'run' / 'index').exists()
 
 
+def test_queries_that_the_devices_cannot_share_are_refused_before_anything_trains(
+  tmp_path, monkeypatch
+):
+  """Also where no stage but the table searches. Two devices can share the beams of 3 queries."""
+  monkeypatch.setattr(sharding, 'parts', lambda mesh: 2)
+  changes = {'retriever__views': ('title', 'body'), 'search__models': ('memorised',)}
+  stages = 'prepare', 'index', 'memorise', 'search'
+  with pytest.raises(
+    UserError, match=r'config\.retrieve\.batch_rows=3: must be a multiple of mesh'
+  ):
+    runner.run(
+      config(tmp_path, stages=stages, retrieve__batch_rows=3, retrieve__beams=2, **changes),
+      tmp_path / 'run',
+    )
+  assert not (tmp_path / 'run' / 'index').exists()
+
+
 def test_clicks_on_pages_that_are_not_there_are_an_error(done, tmp_path):  # `done`: the cache
 
   c = config(tmp_path, stages=('prepare', 'cpt', 'generate', 'index', 'memorise'))
@@ -180,14 +287,26 @@ def test_clicks_on_pages_that_are_not_there_are_an_error(done, tmp_path):  # `do
     runner.run(c, tmp_path / 'run')
 
 
-def test_two_devices_find_the_same_pages(done, capsys):
+@pytest.mark.parametrize(
+  'mesh',
+  [
+    {},  # queries over data
+    {'data': 1, 'fsdp': 1, 'model': 2},  # the index and the model's parameters over model
+  ],
+  ids=['data', 'model'],
+)
+def test_two_devices_find_the_same_pages(done, tmp_path, capsys, mesh):
   _, workdir = done
-  arguments = ['--run', str(workdir), '--query', 'how to sort a list', '--json']
-  search.main(arguments)
+  arguments = ['--query', 'how to sort a list', '--json']
+  search.main(['--run', str(workdir), *arguments])
   one = json.loads(capsys.readouterr().out)
+  if mesh:
+    workdir = shutil.copytree(workdir, tmp_path / 'run')
+    settings = load(workdir / 'config.json')
+    (workdir / 'config.json').write_text(json.dumps(settings | {'mesh': settings['mesh'] | mesh}))
   flags = {'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'PYTHONPATH': str(ROOT)}
   ran = subprocess.run(
-    [sys.executable, '-m', 'disranker_jax.search', *arguments],
+    [sys.executable, '-m', 'disranker_jax.search', '--run', str(workdir), *arguments],
     env=os.environ | flags, capture_output=True, text=True, timeout=300, check=True,
   )  # fmt: skip
   two = json.loads(ran.stdout)

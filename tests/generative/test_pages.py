@@ -2,22 +2,28 @@
 
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
 import small_tokenizers
 
+from disranker_jax import config as configs
 from disranker_jax.config import settings
 from disranker_jax.data.records import Document
+from disranker_jax.devices import memory
 from disranker_jax.errors import UserError
 from disranker_jax.generative import pages as collection
 from disranker_jax.generative import prompts as prompting
 from disranker_jax.generative.lessons import Lessons, Teaching
 from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.spans import start_weights
+from disranker_jax.generative.stages import index
 from disranker_jax.generative.stages.index import check_views
+from disranker_jax.generative.suffixes import Suffixes
 from disranker_jax.models.load import open_model
 from disranker_jax.models.settings import SETTINGS as MODEL
+from disranker_jax.pipeline.stage import Run
 
 DOCS = (
   Document('a', 'str count', 'Return the number of times that a substring is found.'),
@@ -170,6 +176,25 @@ def test_a_missing_index_and_an_empty_collection_are_errors(tmp_path):
     built(())
 
 
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda facts: {k: v for k, v in facts.items() if k != 'doc_ids'},
+    lambda facts: facts | {'doc_ids': None},
+    lambda facts: facts | {'doc_ids': facts['doc_ids'][1:]},
+    lambda facts: facts | {'vocab': 'many'},
+    lambda facts: [facts],
+  ],
+)
+def test_an_index_whose_facts_are_of_another_kind_is_refused(tmp_path, change):
+  _, pages, _ = built()
+  pages.save(tmp_path)
+  file = tmp_path / 'pages.json'
+  file.write_text(json.dumps(change(json.loads(file.read_text()))))
+  with pytest.raises(UserError, match=r'has no readable index .*; build it with the stage index'):
+    collection.Pages.load(tmp_path)
+
+
 def test_a_view_that_no_page_has_is_refused_before_it_is_learned():
   _, pages, counts = built(DOCS[2:3], {})
   with pytest.raises(UserError, match=r"config\.retriever\.views: has 'title', but every page"):
@@ -179,6 +204,35 @@ def test_a_view_that_no_page_has_is_refused_before_it_is_learned():
   check_views(('body',), counts, len(pages))
   _, pages, counts = built()
   check_views(('title', 'body', 'query'), counts, len(pages))
+
+
+def test_the_memory_of_the_index_is_said_before_it_is_built_and_its_size_after(
+  tmp_path, capsys, monkeypatch
+):
+  docs, c = tmp_path / 'documents.jsonl', configs.defaults('dgr')
+  rows = ({'doc_id': d.doc_id, 'title': d.title, 'summary': d.summary or 'x'} for d in DOCS)
+  docs.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  c.data.documents = f'jsonl:{docs}'
+  c.retriever.update(model='tiny-decoder', max_len=64, row_len=64, views=('title', 'body'))
+  c.index.window = 2
+  before, build = [], Suffixes.build
+
+  def watched(*arguments, **options):
+    before.append(capsys.readouterr().err)
+    return build(*arguments, **options)
+
+  monkeypatch.setattr(Suffixes, 'build', watched)
+  found = index.build(Run(c, tmp_path, None))
+  tokens = found['tokens']
+  assert (
+    f'index: a device will hold {memory.size(8 * tokens)} of it, and tables of frequent n-grams; '
+    f'the host holds {memory.size(32 * tokens)} at most while it is built'
+  ) in before[0]
+  arrays = [np.load(f).nbytes for f in (tmp_path / 'index' / 'suffixes').glob('*.npy')]
+  assert len(arrays) == 7 and sum(arrays) > 8 * tokens
+  after = capsys.readouterr().err
+  assert f'index: is built; it has {memory.size(sum(arrays))}, of which' in after
+  assert f' {memory.size(sum(arrays) - 8 * tokens)} are tables of frequent n-grams' in after
 
 
 def test_prompts_differ_by_view_and_cut_the_query_only():

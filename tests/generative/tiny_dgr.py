@@ -20,6 +20,7 @@ def config(addresses: dict[str, str], **changes):
   c.generate.update(batch_rows=8, max_new=6)
   # By the mean of their tokens the pseudo-queries of so small a model weigh nothing.
   c.retrieve.update(beams=3, batch_rows=8, depth=4, queries=0, query_form='capped')
+  c.retrieve.shard_seconds = 0.0  # one shard for each batch of queries
   c.search.training_queries = 4
   c.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
   return c

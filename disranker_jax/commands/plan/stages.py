@@ -72,7 +72,7 @@ def trace(config: ConfigDict, name: str, mesh, platform: str = '') -> Step:
       return steps.training(config, stage, network, mesh)
   [use] = stage.uses(config)
   eight_bits.check_device(f'config.{name}.quantize', use.quantize, mesh.devices.flat[0])
-  with opening.naming_stage(config, stage):
+  with opening.naming_stage(config, stage, use):
     return steps.scoring(settings, network, settings.scorer, use.rows, mesh, use.quantize)
 
 

@@ -36,10 +36,18 @@ def build(run) -> dict:
   collection.say_counts(pages, counts)
   check_views(run.config.retriever.views, counts, len(pages))
   folder, tokens = run.folder('index'), len(pages.text_N)
-  needs = suffixes.memory(tokens)
-  say(f'index: {memory.listed(needs)} to build and search it')
+  device, host = map(memory.size, suffixes.memory(tokens))
+  say(
+    f'index: a device will hold {device} of it, and tables of frequent n-grams; the host holds '
+    f'{host} at most while it is built'
+  )
   pages.save(folder)
   order = Suffixes.build(pages.text_N, pages.vocab + 2, window=run.config.index.window)
+  plain, tables = order.sizes()
+  say(
+    f'index: is built; it has {memory.size(plain + tables)}, of which {memory.size(tables)} are '
+    'tables of frequent n-grams'
+  )
   order.save(folder / 'suffixes')
   return {'pages': len(pages), 'tokens': tokens, **counts}
 

@@ -5,22 +5,27 @@ retriever, while another one is trained.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
 
 from disranker_jax.data import streams
-from disranker_jax.devices import sharding
+from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.generative import retrieved
 from disranker_jax.generative.examples import Example, Material
 from disranker_jax.generative.retriever import Retriever
 from disranker_jax.generative.stages import index, retrieve
 from disranker_jax.models.load import TextModel
+from disranker_jax.pipeline.stage import saved_steps
 from disranker_jax.rankers.shards import Shards
 from disranker_jax.stages import held_out
 from disranker_jax.training.feed import OfflineFeed
+
+FOUND = 'found'  # the folder of all searches, in that of the stage
 
 
 class RefreshedFeed(OfflineFeed):
@@ -114,7 +119,13 @@ class Finder:
 
     label = f'{self._stage}: pages at step {step}'
     retrieve.fill(run, self._groups, self._shards(step), opened, label)
+    processes.first_alone(f'{label}: earlier ones are deleted', self._drop)
     return self.stored(step)
+
+  def _drop(self) -> None:
+    folder = self._run.folder(self._stage)
+    saved = saved_steps(folder / 'checkpoints')
+    drop(folder / FOUND, saved, self._run.config[self._stage].refresh)
 
   def stored(self, step: int) -> list[Example]:
     """What was found at a step. Raises: UserError if it is not on disk."""
@@ -129,7 +140,23 @@ class Finder:
     return [new if self._usable(new) else old for new, old in pairs]
 
   def _shards(self, step: int) -> Shards:
-    folder = self._run.folder(self._stage) / 'found' / f'{step:09d}'
+    folder = self._run.folder(self._stage) / FOUND / f'{step:09d}'
     made = retrieve.maker(self._run) | {'stage': self._stage, 'step': step}
     form = dataclasses.replace(retrieved.FORMAT, stage=self._stage)  # which is to be repeated
     return Shards(folder, len(self._groups), made, form)
+
+
+def drop(found: Path, saved: Collection[int], every: int) -> None:
+  """Deletes what was found before the step from whose pages the oldest checkpoint continues.
+
+  Args:
+    found: the folder of all searches.
+    saved: the steps of the checkpoints. Without any, training may begin again and everything stays.
+    every: the steps between two searches.
+  """
+  if not saved:
+    return
+  first = min(saved) - min(saved) % every
+  for folder in found.iterdir():
+    if folder.name.isdigit() and int(folder.name) < first:
+      shutil.rmtree(folder, ignore_errors=True)

@@ -6,6 +6,7 @@ is stored about once a minute, so a restart searches what is missing.
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 from disranker_jax import escaping
@@ -179,13 +180,18 @@ def write_samples(run, groups, found: Sequence[Retrieved]) -> None:
   (run.folder('retrieve') / 'samples.md').write_text('\n'.join(lines) + '\n', encoding='utf-8')
 
 
-def check_records(run: Run) -> None:
-  """Raises: UserError, before anything trains, for labels and batches that cannot be used."""
+def check_rows(run: Run) -> None:
+  """Raises: UserError for queries that the devices cannot share, of every stage that searches."""
   parts, rows = sharding.parts(run.mesh), run.config.retrieve.batch_rows
   if rows % parts:
     raise UserError(
       f'config.retrieve.batch_rows={rows}: must be a multiple of mesh data x fsdp = {parts}'
     )
+
+
+def check_records(run: Run) -> None:
+  """Raises: UserError, before anything trains, for labels and batches that cannot be used."""
+  check_rows(run)
   known = {doc.doc_id for doc in documents.read(run.config, least=1)}
   collection_rows.check_judged(run, 'judgements', known, documents.address(run.config))
 
@@ -226,11 +232,18 @@ def tokens_per_query(config) -> float:
   return len(s.views) * s.max_query_len + written * DECODING
 
 
-def uses(config) -> tuple[Use, ...]:
+def use(config, name: str, tokens: Callable[[Run], tuple[float, str]]) -> Use:
+  """A retriever that searches, under a name."""
   rows = config.retrieve.batch_rows * config.retrieve.beams
-  return (Use('retriever', 'retriever', lambda: index.open_retriever(config), rows, tokens=tokens),)
+  opened = functools.partial(index.open_retriever, config)
+  return Use(name, 'retriever', opened, rows, tokens=tokens, made_of=ROWS)
 
 
+def uses(config) -> tuple[Use, ...]:
+  return (use(config, 'retriever', tokens),)
+
+
+ROWS = ('retrieve.batch_rows', 'retrieve.beams')  # whose product is the rows of a batch
 DECODING = 3  # a written token takes as long as so many tokens that are read
 SETTINGS: Section = {
   **retriever.SETTINGS,
