@@ -16,8 +16,8 @@ from disranker_jax.stages.result_rows import TABLE
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / 'configs' / 'ablations').glob('*.py'))
-BASES = {'retrievers': 'dgr.py', 'rewards': 'query_rewriting.py'}  # of other systems
-NEEDED = {'retrievers': ('--config.search.reranker=/a/student',)}
+BASES = {'retrievers': 'dgr.py', 'rewriting': 'query_rewriting.py'}  # of other systems
+NEEDED = dict.fromkeys(BASES, ('--config.search.reranker=/a/student',))
 TINY = str(ROOT / 'configs' / 'tiny.py')
 
 

@@ -117,11 +117,11 @@ def test_memory_remedies_name_keys_that_exist(capsys, monkeypatch):
     'rewrite': ('rewrite', 'prompts or samples'), 'cpt': ('cpt', 'batch_rows'),
     'search': ('search', 'batch_rows'),
   }.items():  # fmt: skip
-    assert opening.rows_of(c, stages[name]) == (section, keys)
+    assert opening.rows_of(c, stages[name]) == f'config.{section}.{keys}'
     assert all(key in c[section] for key in keys.split(' or '))
   reckoned = estimate.Estimate.__new__(estimate.Estimate)
   reckoned._run = types.SimpleNamespace(config=c)
-  reckoned._opened = [types.SimpleNamespace(stage=stages['rewrite'])]
+  reckoned._opened = [types.SimpleNamespace(stage=stages['rewrite'], use=None)]
   reckoned.bytes_of = [2 << 30]
   monkeypatch.setattr(estimate.memory, 'limit', lambda: 1 << 30)
   reckoned.say_memory()
