@@ -17,9 +17,9 @@ ROWS = {
   'GRPO, embedding': ('rewrite', EMBEDDING),
   'GRPO, both': ('rewrite', BOTH),
   # Chosen by the judgements, so no system: what choosing among eight rewrites could win.
-  'best of its samples': ('best', BOTH),
+  'best of its samples': ('best', RANKING),
   'original query, re-ranked': ('original_reranked', {}),
   'before GRPO, re-ranked': ('cpt_reranked', {}),
-  'GRPO, both, re-ranked': ('rewrite_reranked', BOTH),
+  'GRPO, BM25, re-ranked': ('rewrite_reranked', RANKING),
 }
 AGAINST = 'before GRPO'
