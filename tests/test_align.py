@@ -111,6 +111,15 @@ def test_a_relevant_page_that_was_not_found_is_not_ranked_but_written(tmp_path, 
   assert '4 of 8 queries are left out: no relevant page was found' in capsys.readouterr().err
   with pytest.raises(UserError, match='ltrgr: nothing to learn from: no relevant page was found'):
     ltrgr.METHOD.select(c, lost)
+  # A page whose n-grams weigh nothing has no gradient either.
+  weightless = [
+    dataclasses.replace(e, pages=tuple(
+      dataclasses.replace(p, matches=tuple(dataclasses.replace(m, weight=0.0) for m in p.matches))
+      if p.is_relevant else p for p in e.pages
+    )) for e in some
+  ]  # fmt: skip
+  with pytest.raises(UserError, match='ltrgr: nothing to learn from'):
+    ltrgr.METHOD.select(c, weightless)
   # With a found page beside it, it is never the one that others are pushed below.
   rng = np.random.default_rng(0)
   both = dataclasses.replace(some[0], pages=(*some[0].pages, lost[0].pages[-1]))

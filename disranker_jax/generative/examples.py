@@ -42,8 +42,8 @@ class ExamplePage:
 
   @property
   def has_score(self) -> bool:
-    """Whether the retriever gives it a score that can be raised: that of its n-grams."""
-    return bool(self.matches)
+    """Whether its n-grams give it a score that training can raise: a weight of 0 stays 0."""
+    return any(match.weight * match.coverage > 0 for match in self.matches)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

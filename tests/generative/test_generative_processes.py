@@ -24,7 +24,7 @@ def get_config():
 LABELS = {
   'stages': ('prepare', 'index', 'memorise', 'retrieve', 'ltrgr', 'search'),
   'retriever__views': ('title', 'body'), 'ltrgr__refresh': 2, 'align__refresh': 0,
-  'search__models': ('bm25', 'memorised', 'ltrgr'), 'memorise__epochs': 2.0,
+  'search__models': ('bm25', 'memorised', 'ltrgr'),
 }  # fmt: skip
 SHARED = {f'{stage}__data_shards': 2 for stage in ('cpt', 'memorise', 'ltrgr', 'align')}
 
