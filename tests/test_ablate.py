@@ -66,18 +66,24 @@ def test_a_row_with_an_unknown_key_is_named(tmp_path):
     ablate.settings(args, ablate.load(file, TABLE).rows[:1], 0, 0)
 
 
-def test_a_row_without_its_reranker_is_an_error_before_anything_runs(tmp_path, monkeypatch):
+def test_a_row_without_its_reranker_is_left_out_or_an_error_if_it_is_asked_for(
+  tmp_path, monkeypatch, capsys
+):
   monkeypatch.setattr(ablate.subprocess, 'run', lambda *_, **__: pytest.fail('a run has started'))
   file, base = ROOT / 'configs/ablations/retrievers.py', ROOT / 'configs/dgr.py'
   typed = [str(file), f'--config={base}', f'--workdir={tmp_path / "runs"}']
   with pytest.raises(
     UserError, match=r'BM25, re-ranked: needs config\.search\.reranker; add --con'
   ):
-    ablate.main(typed)
+    ablate.main([*typed, '--row=BM25', '--row=BM25, re-ranked'])
   assert not (tmp_path / 'runs').exists()
-  ablate.main([*typed, '--row=BM25', '--dry-run'])  # which needs none
+  ablate.main([*typed, '--dry-run'])
+  said = capsys.readouterr()
+  assert 'reranked' not in said.out and 'bm25' in said.out
+  assert 'BM25, re-ranked: left out, because it needs config.search.reranker' in said.err
   monkeypatch.setattr(collection_rows.loaded, 'check', lambda folder: {})
   ablate.main([*typed, '--config.search.reranker=/a/student', '--dry-run'])
+  assert 'bm25_reranked' in capsys.readouterr().out
 
 
 def test_commands_share_stages_and_seed_only_students(tmp_path, capsys):

@@ -7,6 +7,7 @@ that an earlier run has done with equal settings are reused, so one teacher serv
 """
 
 import argparse
+import dataclasses
 import itertools
 import runpy
 import shlex
@@ -15,6 +16,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from ml_collections import ConfigDict
 
 from disranker_jax import config as configs
 from disranker_jax.commands.common import Parser, load_config, one_line
@@ -154,22 +157,36 @@ def settings(
   for key in changes:
     if key not in known:
       raise UserError(f'{args.file}: {rows[0].name}: config.{key}: there is no such key')
-  check_exist(args, rows, changes)
+  for row in rows:
+    if why := lacking(args.base, row):
+      raise UserError(f'{args.file}: {row.name}: {why}')
   return changes
 
 
-def check_exist(args: argparse.Namespace, rows: Sequence[Row], changes: Mapping) -> None:
-  """Raises: UserError for a row that the config does not have, such as one without its model."""
-  config = args.base.copy_and_resolve_references()
+def lacking(base: ConfigDict, row: Row) -> str:
+  """Why the base config with a row's changes has no such row; '' if it has."""
+  config = base.copy_and_resolve_references()
   with config.ignore_type():  # the run says which value has a wrong one
-    config.update_from_flattened_dict(changes)
-  known = result_table.of(config).rows
-  for row in rows:
-    found = known.get(row.model)
-    if found and not found.exists(config):
-      key = found.key and f'needs config.{found.key}; add --config.{found.key}=VALUE, or '
-      why = key or f'config has no row {row.model!r}; '
-      raise UserError(f'{args.file}: {row.name}: {why}name other rows (--row)')
+    known = configs.flatten(base)  # of an unknown key the run's settings say more
+    config.update_from_flattened_dict({k: v for k, v in row.changes.items() if k in known})
+  found = result_table.of(config).rows.get(row.model)
+  if not found or found.exists(config):
+    return ''
+  if found.key:
+    return f'needs config.{found.key}; add --config.{found.key}=VALUE'
+  return f'is {row.model!r}, which the config has not'
+
+
+def available(ablation: Ablation, args: argparse.Namespace) -> Ablation:
+  """The ablation without rows that nobody named and that the config lacks; a line for each."""
+  kept = []
+  for row in ablation.rows:
+    why = '' if row.name in (*args.row, ablation.against) else lacking(args.base, row)
+    if why:
+      say(f'ablate: {row.name}: left out, because it {why}')
+    else:
+      kept.append(row)
+  return dataclasses.replace(ablation, rows=tuple(kept))
 
 
 def is_seeded(table: result_table.Table, model: str) -> bool:
@@ -346,7 +363,7 @@ def folder_of(rows: Sequence[Row]) -> str:
 def main(argv=None) -> None:
   args = parse_args(argv)
   check_folds(args)
-  ablation = load(args.file, result_table.of(args.base), args.row)
+  ablation = available(load(args.file, result_table.of(args.base), args.row), args)
   label = f'{args.file.stem}-{Path(args.config).stem}'
   args.workdir = args.workdir or Path('runs/ablations') / label
   results = run_all(args, ablation)

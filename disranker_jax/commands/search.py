@@ -11,11 +11,12 @@ from disranker_jax import escaping
 from disranker_jax.commands.common import Parser, positive
 from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
+from disranker_jax.pipeline import manifest
 from disranker_jax.progress import say
 
-# The stages whose parameters search; by default the first one that is done. LTRGR makes the
-# retriever worse (docs/generative.md).
-TRAINED = ('align', 'memorise', 'ltrgr')
+# The stages whose parameters search. By default the first one of these that is done.
+BEST = ('align', 'memorise')
+TRAINED = (*BEST, 'ltrgr')  # which was worse than memorise (docs/generative.md)
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -44,10 +45,11 @@ def open_trained(folder: Path, stage: str | None):
 
   run = open_run(folder, 'retriever')
   run.config.retrieve.batch_rows = sharding.parts(run.mesh)  # there is one query
-  found = next((name for name in ([stage] if stage else TRAINED) if not lacking(run, name)), None)
-  for name in ('index', found or stage or 'memorise'):
-    if reason := lacking(run, name):
-      raise UserError(f'--run {folder}: {reason}')
+  found = next((name for name in ([stage] if stage else BEST) if not lacking(run, name)), None)
+  if not manifest.is_done(run.folder('index')):
+    raise UserError(f'--run {folder}: index is not done; continue the run first')
+  if not found:
+    raise UserError(f'--run {folder}: {lacking(run, stage or "memorise")}')
   others = [name for name in TRAINED if name != found and not lacking(run, name)]
   more = f'; --stage takes also {", ".join(others)}' if others else ''
   say(f'search: with the retriever after the stage {found}{more}')

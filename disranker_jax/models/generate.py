@@ -260,14 +260,18 @@ def _continue(
 
 
 def narrow(network: Network, variables: dict) -> dict:
-  """The variables in the dtypes in which `generate` reads them, for which it gives the same."""
+  """The variables in the dtypes in which `generate` reads them if these are smaller.
+
+  It gives the same for them.
+  """
   read = layers.operand_dtype(network.precision)
   # Rows of the table of embeddings are activations.
   ends = OPERANDS if network.precision != 'bfloat16' else (*OPERANDS, 'embedding')
 
   def cast(path, x):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
-    return x.astype(read) if name.endswith(ends) and not eight_bits.is_small(x) else x
+    is_wider = name.endswith(ends) and x.dtype.itemsize > jnp.dtype(read).itemsize
+    return x.astype(read) if is_wider else x
 
   return jax.tree.map_with_path(cast, variables)
 

@@ -18,7 +18,7 @@ SMOOTH = 0.9  # weight of the past in the mean of a value
 FEW = 20  # steps below which each one has a mark
 LARGE, SMALL = (WIDTH, 2.3), (3.4, 2.2)  # inches of a chart; three small ones are side by side
 BELOW = 1.4  # inches of each further panel
-PAD = (None, 18)  # points between title and panel; a small chart has its legend there
+PAD = 18  # points between title and panel of a small chart, which has its legend there
 LINES = ((ACCENT, '-'), (NAMES['loss'], '--'), (NAMES['gain'], ':'))
 HELD_OUT = ('o-', 's--', '^:')
 
@@ -126,7 +126,7 @@ def column(stage: str, steps: list[dict], panels: list[Filled], is_small: bool =
         legend(axis, is_small)
       if not is_small:
         axis.set_ylabel(each.panel.label)
-    axes[0].set_title(first.title if is_small else stage, pad=PAD[is_small])
+    axes[0].set_title(first.title if is_small else stage, pad=PAD if is_small else None)
     axes[-1].set(xlabel='step')
     if is_small:  # the same steps side by side
       axes[-1].set_xlim(-0.03 * last, 1.03 * last)

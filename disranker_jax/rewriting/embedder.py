@@ -20,7 +20,7 @@ from disranker_jax.models.load import open_model, open_network
 from disranker_jax.models.settings import defaults
 from disranker_jax.progress import say
 
-ROWS = 8  # of a batch; 64 rewrites of 24 tokens are one batch
+TOKENS = 2048  # of a batch, if no text is longer; 64 rewrites of 24 tokens are one batch
 MAX_LEN = 256  # tokens of a text with its special tokens, where the model does not say it
 
 
@@ -48,7 +48,6 @@ class Embedder:
     self._max_len, self._cut = max_len, False
     before, _, after, _ = PairPrompt(model.tokenizer, max_len, max_len).frame
     self._ends = before, after
-    self._shape = Shape(ROWS, max_len, 1)
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.local_devices()[:1])
     self._variables = model.pretrained(0, mesh)
     mode = modules.embedding(model.folder)
@@ -59,8 +58,9 @@ class Embedder:
     """The vectors of one or more texts: [N, D] fp32. Equal texts are computed once."""
     places = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     vectors: list[np.ndarray] = [None] * len(places)
-    encoded = ((Bundle.alone(each), [i]) for i, each in enumerate(self._encode(list(places))))
-    for keys, batch in pack(encoded, self._shape):
+    rows = self._encode(list(places))
+    encoded = ((Bundle.alone(each), [i]) for i, each in enumerate(rows))
+    for keys, batch in pack(encoded, shape_of(max(len(each.ids) for each in rows), self._max_len)):
       found_XD = np.asarray(self._embed(self._variables, batch))
       for key, vector in zip(keys, found_XD, strict=False):
         vectors[key] = vector
@@ -86,6 +86,19 @@ class Embedder:
     vectors_XD = self._pooling(hidden_BTD, batch)[0].astype(jnp.float32)
     norms_X1 = jnp.linalg.norm(vectors_XD, axis=-1, keepdims=True)
     return vectors_XD / jnp.maximum(norms_X1, 1e-12)
+
+
+def shape_of(longest: int, most: int) -> Shape:
+  """The batch shape of texts with at most `longest` tokens, of a model that reads `most`.
+
+  Few row lengths, because each is compiled; no longer than needed, because attention takes memory
+  by the square of the length.
+  """
+  row_len = MAX_LEN
+  while row_len < longest:
+    row_len *= 2
+  row_len = min(row_len, most)
+  return Shape(max(1, TOKENS // row_len), row_len, 1)
 
 
 def _max_len(name: str) -> int:

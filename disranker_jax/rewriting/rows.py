@@ -13,6 +13,7 @@ from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document, Group
 from disranker_jax.evaluation import metrics
 from disranker_jax.pipeline.stage import Run, Use
+from disranker_jax.progress import say
 from disranker_jax.rewriting import baselines, engines, queries, rewards
 from disranker_jax.rewriting.prompts import RewritePrompt
 from disranker_jax.rewriting.queries import Query
@@ -25,7 +26,8 @@ from disranker_jax.stages.result_table import Ranking, Row, Table
 
 TRAINED = {'cpt': ('cpt',), 'rewrite': ('cpt', 'rewrite'), 'best': ('cpt', 'rewrite')}
 NDCG = 'ndcg@10'  # by which queries are compared, and the best of several samples is chosen
-DEEP = f'ndcg@{rewards.DEPTH}'  # whose mean gain over the queries is the mean reward `bm25`
+# Its mean gain is the mean reward `bm25` where all relevant documents count and no rewrite fails.
+DEEP = f'ndcg@{rewards.DEPTH}'
 
 
 def asked(run: Run, groups: Sequence[Group]) -> list[Query]:
@@ -68,10 +70,10 @@ def rm3(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   rankings = queries.found(index.top_weighted, [d.doc_id for d in docs], tests, weights, c.depth)
   spent = per_query(begin, len(groups))
   ranking = {query.query_id: each for query, each in zip(tests, rankings, strict=True)}
-  note = compared(run, groups, ranking)
+  notes = [compared(run, groups, ranking)]
   if c.engine != 'bm25':  # which weighs words itself and cannot be given weights
-    note = f'the built-in BM25, not config.search.engine={c.engine!r}; {note}'
-  return ranking, {'ms_per_query': spent, 'note': note}
+    notes.insert(0, f'the built-in BM25, not config.search.engine={c.engine!r}')
+  return ranking, {'ms_per_query': spent, 'note': '; '.join(filter(None, notes))}
 
 
 def nearest(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
@@ -97,8 +99,8 @@ def rewritten(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   ranking = search(tests, texts)
   spent = per_query(begin, len(groups))
   changed = sum(text != query.text for text, query in zip(texts, tests, strict=True))
-  note = f'{changed:,} of {len(groups):,} queries are rewritten; {compared(run, groups, ranking)}'
-  return ranking, {'ms_per_query': spent, 'note': note}
+  notes = f'{changed:,} of {len(groups):,} queries are rewritten', compared(run, groups, ranking)
+  return ranking, {'ms_per_query': spent, 'note': '; '.join(filter(None, notes))}
 
 
 def opened(run: Run, row: Row):
@@ -107,12 +109,14 @@ def opened(run: Run, row: Row):
 
 
 def compared(run: Run, groups: Sequence[Group], ranking: metrics.Run) -> str:
-  """How many queries are better and worse than as they were."""
+  """How many queries are better and worse than as they were; '' if the table lacks these."""
+  if FIRST.name not in run.config.search.models:
+    return ''
   before = collection_rows.ranking_of(run, FIRST.name, groups)
   gains = values(run, groups, ranking) - values(run, groups, before)
   return (
-    f'{metrics.title(NDCG)} is better for {(gains > 0).sum():,} queries and worse for '
-    f'{(gains < 0).sum():,}'
+    f'{metrics.title(NDCG)} rises for {(gains > 0).sum():,} of the {len(groups):,} queries and '
+    f'falls for {(gains < 0).sum():,}'
   )
 
 
@@ -145,6 +149,16 @@ def best_of_samples(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   best = baselines.best_of(values_GS).tolist()
   ranking = {q.query_id: rankings[i][q.query_id] for q, i in zip(tests, best, strict=True)}
   return ranking, {'note': 'chosen by the judgements, so no system: what choosing could win'}
+
+
+def check(config: ConfigDict) -> None:
+  """As of collection_rows; a line says if the table does not look as deep as its columns."""
+  collection_rows.check(config)
+  if config.search.depth < rewards.DEPTH:
+    say(
+      f'search: config.search.depth={config.search.depth}: {metrics.title(DEEP)} is that of so '
+      'many documents'
+    )
 
 
 def check_records(run: Run) -> None:
@@ -221,7 +235,7 @@ ROWS = {
 }  # fmt: skip
 SETTINGS: Section = {
   **collection_rows.SETTINGS,
-  # As deep as the reward `bm25` looks, whose mean gain is then that of DEEP.
+  # As deep as the reward `bm25` looks.
   'depth': Key(
     rewards.DEPTH, at_least(1), 'Documents that a search finds for a query.', affects_results=False,
   ),
@@ -236,6 +250,6 @@ TABLE = Table(
   columns=('ndcg@10', 'mrr@10', 'hits@1', 'hits@20', DEEP),
   kept=('ndcg@10', 'mrr@10', 'hits@1', 'hits@5', 'hits@20', 'recall@1', 'recall@100', DEEP),
   main='ndcg@10', tested=('ndcg@10', DEEP), costs=('ms_per_query',), settings=SETTINGS,
-  check=collection_rows.check, check_records=check_records, documents=documents_of,
+  check=check, check_records=check_records, documents=documents_of,
   command='rewrite', command_needs=('rewrite',),
 )  # fmt: skip

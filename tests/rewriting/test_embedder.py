@@ -108,3 +108,14 @@ def test_a_limit_that_is_no_number_of_tokens_is_refused(said, tmp_path):
 def test_a_decoder_is_refused():
   with pytest.raises(UserError, match='tiny-decoder: is a decoder'):
     Embedder('tiny-decoder', 32)
+
+
+@pytest.mark.parametrize(
+  ('longest', 'most', 'rows', 'row_len'),
+  [(24, 256, 8, 256), (24, 8192, 8, 256), (300, 512, 4, 512), (300, 400, 5, 400),
+   (5000, 8192, 1, 8192), (24, 128, 16, 128)],
+)  # fmt: skip
+def test_a_batch_is_as_long_as_its_texts_and_not_as_the_model(longest, most, rows, row_len):
+  """Attention takes memory by the square of the length, and models read up to 8,192 tokens."""
+  shape = embedder.shape_of(longest, most)
+  assert (shape.rows, shape.row_len) == (rows, row_len)

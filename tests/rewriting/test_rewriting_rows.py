@@ -48,7 +48,10 @@ def test_the_note_counts_by_the_measure_of_the_table(monkeypatch):
   ranking = {'1': {'a': 2.0, 'b': 1.0}, '2': {'a': 1.0, 'b': 2.0}, '3': {'b': 1.0}}
   monkeypatch.setattr(rows.collection_rows, 'ranking_of', lambda *_: before)
   run = types.SimpleNamespace(config=config())
-  assert rows.compared(run, groups, ranking) == ('nDCG@10 is better for 1 queries and worse for 1')
+  said = 'nDCG@10 rises for 1 of the 3 queries and falls for 1'
+  assert rows.compared(run, groups, ranking) == said
+  run.config.search.models = ('rewrite',)  # without the queries as they were
+  assert rows.compared(run, groups, ranking) == ''
 
 
 def test_rows_that_search_by_another_engine_than_the_table_say_so(monkeypatch):
@@ -63,8 +66,15 @@ def test_rows_that_search_by_another_engine_than_the_table_say_so(monkeypatch):
     ranking, facts = rows.rm3(run, rows.ROWS['rm3'], groups)
     assert list(ranking['q']) == ['a']
     notes[engine] = facts['note']
-  assert notes['bm25'] == 'nDCG@10 is better for 1 queries and worse for 0'
+  assert notes['bm25'] == 'nDCG@10 rises for 1 of the 1 queries and falls for 0'
   assert notes['query_bm25'].startswith("the built-in BM25, not config.search.engine='query_bm25'")
+
+
+def test_a_table_that_is_less_deep_than_its_columns_says_so(capsys):
+  rows.TABLE.check(config())
+  assert not capsys.readouterr().err
+  rows.TABLE.check(config(search__depth=100))
+  assert 'search.depth=100: nDCG@1000 is that of so many documents' in capsys.readouterr().err
 
 
 def test_re_ranked_rows_are_tested_against_themselves_and_the_first_stage_re_ranked(monkeypatch):

@@ -44,7 +44,7 @@ def _stage(config, name: str, machine: Machine, mesh, rows: int, tokens: int) ->
   if sampled := rollouts.find(config, name, step, mesh):
     phases = {'phases': {'update': needed, 'sampling': sampled.bytes}}
     parts = sampled.held if sampled.bytes > needed else parts
-    needed = max(needed, sampled.bytes)
+    updating, needed = needed, max(needed, sampled.bytes)
   # A CPU's devices share its memory.
   shared = mesh.size if machine.platform == 'cpu' else 1
   needed = machine.before + shared * needed
@@ -60,7 +60,10 @@ def _stage(config, name: str, machine: Machine, mesh, rows: int, tokens: int) ->
     **phases,
   }
   if not answer['fits']:
-    answer['try'] = [*report.remedies(config, name, machine, mesh)[:-1], 'a smaller model']
+    options = report.remedies(config, name, machine, mesh)[:-1]
+    if sampled and sampled.bytes > updating:
+      options = rollouts.remedies(config, machine.size, mesh)
+    answer['try'] = [*options, 'a smaller model']
   if machine.measured:
     kind = 'training' if step.trained else 'scoring'
     names = step.network.precision, step.quantize or step.network.precision

@@ -90,11 +90,10 @@ def plan(config, stage: str, where: chips.Slice, mesh, rows: int = 0, pair_token
       answer |= {'bytes_per_device': sampled.bytes, 'memory': sampled.held}
       answer['fits'] = cost.fits and sampled.bytes <= where.chip.hbm_bytes
   if not answer['fits']:
-    options = remedies(config, stage, where, mesh)
-    if sampled and where.size > 1 and sampled.bytes > where.chip.hbm_bytes:
-      # Sampling gathers what `fsdp` splits.
-      options = [f'--config.mesh.model={2 * mesh.shape["model"]}', *options]
-    return answer | {'try': options}
+    options = [] if cost.fits else remedies(config, stage, where, mesh)
+    if sampled and sampled.bytes > where.chip.hbm_bytes:
+      options = [*rollouts.remedies(config, where.size, mesh), *options]
+    return answer | {'try': list(dict.fromkeys(options))}
   seconds = times(count, cost.moved, where)
   asked = prompts.find(config, stage)
   if asked and asked.decodes:
@@ -247,8 +246,8 @@ def remedies(config, stage: str, where: chips.Slice, mesh) -> list[str]:
       f'--config.{stage}.batch_rows={c.batch_rows // 2} '
       f'--config.{stage}.gradient_accumulation_steps={2 * c.gradient_accumulation_steps}'
     )
-  if training and c.get('prompts', 1) % (2 * c.gradient_accumulation_steps) == 0:
-    steps = 2 * c.gradient_accumulation_steps
+  steps = 2 * c.gradient_accumulation_steps if training else 1
+  if training and c.get('prompts', 1) % (steps * c.data_shards) == 0:
     options.append(f'--config.{stage}.gradient_accumulation_steps={steps}')
   if not training:
     options += [

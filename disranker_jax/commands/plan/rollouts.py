@@ -19,6 +19,20 @@ from disranker_jax.rewriting import packed, sampling
 from disranker_jax.rewriting.stages import rewrite
 
 
+def remedies(config: ConfigDict, size: int, mesh) -> list[str]:
+  """What to try if sampling does not fit on so many devices, the smallest loss of speed first."""
+  c, options = config.rewrite, []
+  if mesh.shape['model'] * 2 <= size:  # sampling gathers what `fsdp` splits
+    options.append(f'--config.mesh.model={2 * mesh.shape["model"]}')
+  if c.optimizer == 'adamw' and c.adam_mu_dtype == 'float32':
+    options.append('--config.rewrite.adam_mu_dtype=bfloat16')
+  options.append(f'--config.rewrite.samples={max(2, c.samples // 2)}')
+  blocks = c.gradient_accumulation_steps * c.data_shards
+  if c.prompts % (2 * blocks) == 0:
+    options.append(f'--config.rewrite.prompts={c.prompts // 2}')
+  return options
+
+
 @dataclasses.dataclass(frozen=True)
 class Rollouts:
   """The rollout of a step: prompts are read once, and each of their samples is written.

@@ -21,17 +21,17 @@ PAGES = 4
 
 
 def candidates(example: Example) -> tuple[list[ExamplePage], list[ExamplePage]]:
-  """(relevant pages, others) that were found.
+  """(relevant pages, others) that have a score.
 
-  A relevant page without n-grams has no score to raise, so its query could only push others down;
+  A relevant page that was not found has none to raise, so its query could only push others down;
   the released code leaves such queries out too.
   """
-  found = [page for page in example.pages if page.has_score]
-  return [p for p in found if p.is_relevant], [p for p in found if not p.is_relevant]
+  scored = [page for page in example.pages if page.has_score]
+  return [p for p in scored if p.is_relevant], [p for p in scored if not p.is_relevant]
 
 
 def usable(c, example: Example) -> bool:
-  """Whether a relevant page and another one were found."""
+  """Whether a relevant page and another one have a score."""
   return all(candidates(example))
 
 
@@ -52,7 +52,7 @@ METHOD = ranking.Method(
   rank=lambda c: functools.partial(two_margins, margin=c.margin, drawn_margin=c.drawn_margin),
   draw=draw,
   usable=usable,
-  left_out='no relevant page was found, or no other one',
+  left_out='no relevant page was found by an n-gram with a weight, or no other one',
   names=(LOSS,),
 )
 
