@@ -117,6 +117,11 @@ def test_how_a_row_was_made_is_told_with_its_own_title():
   assert findings.warnings(facts) == ['first stage: 3 of 9 come last']
 
 
+def test_what_a_row_says_of_its_results_is_no_warning():
+  facts = facts_of({'bm25': [0.5] * 40}, bm25={'title': 'first stage', 'remark': 'rises for 3'})
+  assert 'first stage: rises for 3' in findings.sentences(facts) and not findings.warnings(facts)
+
+
 def test_queries_that_look_like_those_of_topics_are_a_warning_with_what_to_type():
   facts = facts_of({'bm25': [0.5] * 40})
   facts.related = shared_judgements.Related('^[^-]+', 0.61, 0.004)

@@ -51,7 +51,7 @@ def sentences(facts: Facts) -> list[str]:
 def others(facts: Facts) -> list[str]:
   """The sentences that are not comparisons."""
   said = [*power(facts), *held_out(facts), *hard_labels(facts), *fused(facts), *best(facts)]
-  return [*said, *seeds(facts), *served(facts), *quantised(facts)]
+  return [*said, *remarks(facts), *seeds(facts), *served(facts), *quantised(facts)]
 
 
 def comparisons(facts: Facts) -> list[Comparison]:
@@ -262,6 +262,11 @@ def overlaps(facts: Facts) -> list[str]:
       'queries, whose labels are learned (docs/data.md: training and test apart)'
     )
   return [line for line in lines if line]
+
+
+def remarks(facts: Facts) -> list[str]:
+  """What rows say of their results."""
+  return [f'{facts.title(n)}: {r["remark"]}' for n, r in facts.results.items() if r.get('remark')]
 
 
 def notes(facts: Facts) -> list[str]:

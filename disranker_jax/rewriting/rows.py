@@ -70,10 +70,10 @@ def rm3(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   rankings = queries.found(index.top_weighted, [d.doc_id for d in docs], tests, weights, c.depth)
   spent = per_query(begin, len(groups))
   ranking = {query.query_id: each for query, each in zip(tests, rankings, strict=True)}
-  notes = [compared(run, groups, ranking)]
+  facts = {'ms_per_query': spent, 'remark': compared(run, groups, ranking)}
   if c.engine != 'bm25':  # which weighs words itself and cannot be given weights
-    notes.insert(0, f'the built-in BM25, not config.search.engine={c.engine!r}')
-  return ranking, {'ms_per_query': spent, 'note': '; '.join(filter(None, notes))}
+    facts['note'] = f'the built-in BM25, not config.search.engine={c.engine!r}'
+  return ranking, facts
 
 
 def nearest(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
@@ -86,7 +86,7 @@ def nearest(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   appended = [queries.searched(q, r, 'append', c.repeat) for q, r in zip(texts, lent, strict=True)]
   ranking = search(tests, appended)
   spent = per_query(begin, len(groups))
-  return ranking, {'ms_per_query': spent, 'note': compared(run, groups, ranking)}
+  return ranking, {'ms_per_query': spent, 'remark': compared(run, groups, ranking)}
 
 
 def rewritten(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
@@ -99,8 +99,8 @@ def rewritten(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   ranking = search(tests, texts)
   spent = per_query(begin, len(groups))
   changed = sum(text != query.text for text, query in zip(texts, tests, strict=True))
-  notes = f'{changed:,} of {len(groups):,} queries are rewritten', compared(run, groups, ranking)
-  return ranking, {'ms_per_query': spent, 'note': '; '.join(filter(None, notes))}
+  said = f'{changed:,} of {len(groups):,} queries are rewritten', compared(run, groups, ranking)
+  return ranking, {'ms_per_query': spent, 'remark': '; '.join(filter(None, said))}
 
 
 def opened(run: Run, row: Row):

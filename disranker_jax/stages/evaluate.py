@@ -66,7 +66,7 @@ def execute(run: Run) -> dict:
     write_row(run, rows[name], results[name])
     value = results[name][table.main]
     say(f'{table.stage} {name}: {metrics.title(table.main)} {value:.3f}')
-    if note := results[name].get('note'):
+    for note in filter(None, map(results[name].get, ('remark', 'note'))):
       say(f'{table.stage} {name}: {note}')
     processes.barrier(f'{name} is evaluated')
   results = {name: found for name, found in results.items() if found}

@@ -34,9 +34,9 @@ class Row:
   """One line of the result table.
 
   title        in tables; the fact 'title' of `rank` overrides it
-  rank         (run, row, groups) -> (ranking, facts); the fact 'note' is shown under the table, and
-               'against' are the rows that it is tested against instead of all baselines; raises
-               Lacking
+  rank         (run, row, groups) -> (ranking, facts); raises Lacking. The fact 'remark' is shown
+               among the findings, 'note' among the warnings, and 'against' are the rows that it is
+               tested against instead of all baselines
   role         whose model ranks: a role of the system, or '' for no model
   open         opens that model, if it is not just the role's
   stages       the stages whose parameters overlay the pretrained ones, in order

@@ -60,14 +60,15 @@ def test_rows_that_search_by_another_engine_than_the_table_say_so(monkeypatch):
   monkeypatch.setattr(rows.queries, 'test', lambda run: [Query('q', 'red', (docs[0],))])
   monkeypatch.setattr(rows.queries, 'collection', lambda config: docs)
   monkeypatch.setattr(rows.collection_rows, 'ranking_of', lambda *_: {'q': {'b': 1.0}})
-  notes = {}
   for engine in ('bm25', 'query_bm25'):
     run = types.SimpleNamespace(config=config(search__engine=engine))
     ranking, facts = rows.rm3(run, rows.ROWS['rm3'], groups)
     assert list(ranking['q']) == ['a']
-    notes[engine] = facts['note']
-  assert notes['bm25'] == 'nDCG@10 rises for 1 of the 1 queries and falls for 0'
-  assert notes['query_bm25'].startswith("the built-in BM25, not config.search.engine='query_bm25'")
+    assert facts['remark'] == 'nDCG@10 rises for 1 of the 1 queries and falls for 0'
+    if engine == 'bm25':
+      assert 'note' not in facts
+    else:
+      assert facts['note'] == "the built-in BM25, not config.search.engine='query_bm25'"
 
 
 def test_a_table_that_is_less_deep_than_its_columns_says_so(capsys):

@@ -51,7 +51,7 @@ def test_every_row_searches(done):
   assert list(results) == ['original', 'rm3', 'nearest', 'cpt', 'rewrite', 'best']
   # Every query names verb and noun of its page, so the words of the query find it.
   assert results['original']['hits@1'] == 1
-  assert 'queries are rewritten; nDCG@10 rises for' in results['rewrite']['note']
+  assert 'queries are rewritten; nDCG@10 rises for' in results['rewrite']['remark']
   assert results['original']['ndcg@1000'] == 1
 
 
