@@ -119,6 +119,7 @@ def test_how_a_row_was_made_is_told_with_its_own_title():
 
 def test_what_a_row_says_of_its_results_is_no_warning():
   facts = facts_of({'bm25': [0.5] * 40}, bm25={'title': 'first stage', 'remark': 'rises for 3'})
+  facts.quantised = {}
   assert 'first stage: rises for 3' in findings.sentences(facts) and not findings.warnings(facts)
 
 
