@@ -178,7 +178,7 @@ def lacking(base: ConfigDict, row: Row) -> str:
 
 
 def available(ablation: Ablation, args: argparse.Namespace) -> Ablation:
-  """The ablation without rows that nobody named and that the config lacks; a line for each."""
+  """The ablation without the rows that the config lacks, unless --row names them; says which."""
   kept = []
   for row in ablation.rows:
     why = '' if row.name in (*args.row, ablation.against) else lacking(args.base, row)
