@@ -61,18 +61,21 @@ def test_a_row_that_ends_early_changes_no_other(start):
     assert len({len(sample.ids) for group in rows for sample in group}) > 2
 
 
-def test_log_probabilities_are_of_all_tokens_at_the_temperature(start):
-  """The nucleus decides what is drawn, not what its probability is."""
-  network = policies.network()
-  [[sample]] = sampler(samples=1, temperature=0.5, top_p=0.3)(start, PROMPTS[:1], [0], 1)
-  whole = np.array([*PROMPTS[0], *sample.ids])
+def read_at_once(start, prompt: list[int], written: list[int], temperature: float) -> jax.Array:
+  """The log-probabilities of all tokens in each place of a text, in one forward pass."""
+  network, whole = policies.network(), np.array([*prompt, *written])
   batch = {
     'tokens_BT': whole[None], 'segments_BT': np.ones((1, len(whole)), int),
     'positions_BT': np.arange(len(whole))[None],
   }  # fmt: skip
-  hidden = jax.jit(network.hidden)(start, batch)[0, len(PROMPTS[0]) - 1 : -1]
-  logits = network.module.apply(start, hidden, method='logits') / 0.5
-  logs = jax.nn.log_softmax(logits)[np.arange(len(sample.ids)), sample.ids]
+  hidden = jax.jit(network.hidden)(start, batch)[0, len(prompt) - 1 : -1]
+  return jax.nn.log_softmax(network.module.apply(start, hidden, method='logits') / temperature)
+
+
+def test_log_probabilities_are_of_all_tokens_at_the_temperature(start):
+  """The nucleus decides what is drawn, not what its probability is."""
+  [[sample]] = sampler(samples=1, temperature=0.5, top_p=0.3)(start, PROMPTS[:1], [0], 1)
+  logs = read_at_once(start, PROMPTS[0], sample.ids, 0.5)[np.arange(len(sample.ids)), sample.ids]
   np.testing.assert_allclose(sample.logprobs, logs, atol=1e-5)
 
 
@@ -87,15 +90,8 @@ def test_of_the_likeliest_token_alone_samples_are_greedy(start):
 
 
 def test_a_limited_draw_is_one_of_the_k_likeliest_and_has_its_whole_probability(start):
-  network = policies.network()
   [[sample]] = sampler(samples=1, top_k=3, temperature=1.5)(start, PROMPTS[:1], [0], 1)
-  whole = np.array([*PROMPTS[0], *sample.ids])
-  batch = {
-    'tokens_BT': whole[None], 'segments_BT': np.ones((1, len(whole)), int),
-    'positions_BT': np.arange(len(whole))[None],
-  }  # fmt: skip
-  hidden = jax.jit(network.hidden)(start, batch)[0, len(PROMPTS[0]) - 1 : -1]
-  logs = jax.nn.log_softmax(network.module.apply(start, hidden, method='logits') / 1.5)
+  logs = read_at_once(start, PROMPTS[0], sample.ids, 1.5)
   assert all(i in np.argsort(row)[-3:] for i, row in zip(sample.ids, logs, strict=True))
   drawn = logs[np.arange(len(sample.ids)), sample.ids]
   np.testing.assert_allclose(sample.logprobs, drawn, atol=1e-5)
