@@ -27,6 +27,7 @@ LABELS = {
   'search__models': ('bm25', 'memorised', 'ltrgr'),
 }  # fmt: skip
 SHARED = {f'{stage}__data_shards': 2 for stage in ('cpt', 'memorise', 'ltrgr', 'align')}
+SHARED['ltrgr__epochs'] = 4.0  # of the few queries whose page was found
 
 
 def both(tmp_path: pathlib.Path, **changes) -> list[pathlib.Path]:
