@@ -57,8 +57,14 @@ def found(folder: pathlib.Path) -> list[tuple]:
   return rows, numbers
 
 
-@pytest.mark.slow  # three processes that compile every stage
-@pytest.mark.parametrize('changes', [LABELS, {}], ids=['labels', 'all stages'])
+@pytest.mark.parametrize(
+  'changes',
+  [
+    pytest.param(LABELS, id='labels'),  # `make test-more` has it
+    # Three processes that compile every stage.
+    pytest.param({}, id='all stages', marks=pytest.mark.slow),
+  ],
+)
 def test_two_processes_make_what_one_makes(tmp_path, changes):
   stages = ['memorise', 'ltrgr'] if changes else ['cpt', 'memorise', 'ltrgr', 'align']
   assert_same(*both(tmp_path, **changes), stages)
