@@ -71,9 +71,10 @@ def measure(args: argparse.Namespace, documents: int) -> dict[str, float]:
   for ngram in ngrams:
     index.interval(ngram)
   host_us = (time.process_time() - begin) / LOOKUPS * 1e6
+  _, building = suffixes.memory(len(text))
   return {
     'documents': documents, 'tokens': len(text), 'build_s': build_s,
-    'bytes': sum(x.nbytes for x in arrays), 'building': suffixes.memory(len(text))[1],
+    'bytes': sum(x.nbytes for x in arrays), 'building': building,
     'heavy': len(index.heavy.first) - 1, 'host_us': host_us, 'step_ms': step_ms(args, index),
   }  # fmt: skip
 

@@ -7,7 +7,7 @@ SmolLM2-135M first learns to write the title of the clicked page (cpt). Then it 
 rewrites of each training query, is rewarded for those by which more of the right page is found, and
 learns from the differences. What is searched is the query twice and the rewrite once, so a wrong
 word costs little. The table searches all 7,000 pages with 437 test queries; for one in three BM25
-lacks the right page among its best 20. About 30 minutes; docs/rewriting.md has the results.
+lacks the right page among its best 20. docs/rewriting.md has the results, and what the run takes.
 Rewards: --config.rewrite.reward=embedding, bm25, or embedding+0.5*bm25.
 """
 

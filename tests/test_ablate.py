@@ -80,7 +80,7 @@ def test_a_row_without_its_reranker_is_left_out_or_an_error_if_it_is_asked_for(
   ablate.main([*typed, '--dry-run'])
   said = capsys.readouterr()
   assert 'reranked' not in said.out and 'bm25' in said.out
-  assert 'BM25, re-ranked: left out, because it needs config.search.reranker' in said.err
+  assert 'BM25, re-ranked: left out: needs config.search.reranker' in said.err
   monkeypatch.setattr(collection_rows.loaded, 'check', lambda folder: {})
   ablate.main([*typed, '--config.search.reranker=/a/student', '--dry-run'])
   assert 'bm25_reranked' in capsys.readouterr().out

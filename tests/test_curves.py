@@ -39,7 +39,7 @@ def grpo(count: int = 30) -> list[dict]:
 
 def alts(steps: list[dict], before: dict[str, float] | None = None) -> dict[str, str]:
   """{label of a panel: the words of its chart}."""
-  every = curves.filled(PANELS, steps, before or {})
+  every = curves.fill(PANELS, steps, before or {})
   return {each.panel.label: alt(curves.small('rewrite', steps, each)) for each in every}
 
 
@@ -93,7 +93,7 @@ def test_values_that_are_not_logged_leave_out_their_panel_and_its_note():
   found = alts(steps)
   assert every.keys() - found.keys() == {'KL'}
   assert 'cut off' in found['shares'] and 'failed' not in found['shares']
-  filled = curves.filled(PANELS, steps, {})
+  filled = curves.fill(PANELS, steps, {})
   assert 'KL:' not in curves.caption(filled) and 'Shares:' in curves.caption(filled)
   assert 'held-out' not in curves.caption(filled).split('Reward:')[0]
 
@@ -111,7 +111,7 @@ def test_held_out_values_are_points_from_before_the_first_step_on():
 def test_single_values_that_are_not_finite_are_left_out():
   steps = log(reward=0.5)
   steps[3]['reward'], steps[5]['reward'] = float('nan'), float('inf')
-  [found] = curves.filled([Panel('reward', (Line('reward', 'mean', 'mean reward'),))], steps, {})
+  [found] = curves.fill([Panel('reward', (Line('reward', 'mean', 'mean reward'),))], steps, {})
   [series] = found.series
   assert len(series.steps_S) == 28 and not {4, 6} & set(series.steps_S.tolist())
   assert np.isfinite(series.smooth_S).all()
@@ -120,14 +120,14 @@ def test_single_values_that_are_not_finite_are_left_out():
 def test_the_band_is_as_wide_as_the_deviation_and_in_sight():
   steps = log(reward=0.1, reward_std=0.5)
   panel = Panel('reward', (Line('reward', 'mean', 'mean reward', spread='reward_std'),))
-  [found] = curves.filled([panel], steps, {})
+  [found] = curves.fill([panel], steps, {})
   assert min(found.series[0].edges) == pytest.approx(-0.4)
   assert max(found.series[0].edges) == pytest.approx(0.6)
 
 
 def test_many_steps_do_not_make_a_large_page():
   steps = grpo(20_000)
-  every = curves.filled(PANELS, steps, {})
+  every = curves.fill(PANELS, steps, {})
   assert sum(len(curves.small('rewrite', steps, each)) for each in every) < 2_000_000
   assert len(curves.loss('cpt', steps)) < 500_000
 

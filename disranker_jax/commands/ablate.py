@@ -157,9 +157,6 @@ def settings(
   for key in changes:
     if key not in known:
       raise UserError(f'{args.file}: {rows[0].name}: config.{key}: there is no such key')
-  for row in rows:
-    if why := lacking(args.base, row):
-      raise UserError(f'{args.file}: {row.name}: {why}')
   return changes
 
 
@@ -174,16 +171,21 @@ def lacking(base: ConfigDict, row: Row) -> str:
     return ''
   if found.key:
     return f'needs config.{found.key}; add --config.{found.key}=VALUE'
-  return f'is {row.model!r}, which the config has not'
+  return f'the config has no row {row.model!r}'
 
 
 def available(ablation: Ablation, args: argparse.Namespace) -> Ablation:
-  """The ablation without the rows that the config lacks, unless --row names them; says which."""
+  """The ablation without the rows that the config lacks; says which.
+
+  Raises: UserError for such a row that --row names, or that the others are compared with.
+  """
   kept = []
   for row in ablation.rows:
-    why = '' if row.name in (*args.row, ablation.against) else lacking(args.base, row)
+    why = lacking(args.base, row)
+    if why and row.name in (*args.row, ablation.against):
+      raise UserError(f'{args.file}: {row.name}: {why}')
     if why:
-      say(f'ablate: {row.name}: left out, because it {why}')
+      say(f'ablate: {row.name}: left out: {why}')
     else:
       kept.append(row)
   return dataclasses.replace(ablation, rows=tuple(kept))

@@ -43,7 +43,7 @@ class ExamplePage:
   @property
   def has_score(self) -> bool:
     """Whether its n-grams give it a score that training can raise: a weight of 0 stays 0."""
-    return any(match.weight * match.coverage > 0 for match in self.matches)
+    return base_score(self, len(self.matches)) > 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

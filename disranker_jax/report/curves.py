@@ -67,7 +67,7 @@ class Filled:
 
 def loss(stage: str, steps: list[dict]) -> Markup:
   """The loss of a stage, and how it ranks held-out queries: nDCG and Kendall's tau."""
-  return column(stage, steps, filled(LOSS, steps, {}))
+  return column(stage, steps, fill(LOSS, steps, {}))
 
 
 def small(stage: str, steps: list[dict], filled: Filled) -> Markup:
@@ -83,7 +83,7 @@ def caption(panels: Sequence[Filled]) -> str:
   return ' '.join([*said, *(each.panel.note for each in panels if each.panel.note)])
 
 
-def filled(panels: Sequence[Panel], steps: list[dict], before: Mapping[str, float]) -> list[Filled]:
+def fill(panels: Sequence[Panel], steps: list[dict], before: Mapping[str, float]) -> list[Filled]:
   """The panels that have values."""
   held_out = ({0: before} if before else {}) | validation.of_steps(steps)
   names = dict.fromkeys(name for values in held_out.values() for name in values)

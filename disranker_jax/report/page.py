@@ -168,7 +168,7 @@ def trainings(gathered: Facts) -> list[dict[str, Any]]:
     shown.append({'title': '', 'charts': drawn, 'caption': f'{said}.', 'class': ''})
   for stage, panels in gathered.panels.items():
     steps, before = gathered.logs.get(stage, []), gathered.before.get(stage, {})
-    filled = curves.filled(panels, steps, before)
+    filled = curves.fill(panels, steps, before)
     if steps and filled:
       drawn = [curves.small(stage, steps, each) for each in filled]
       caption = curves.caption(filled)

@@ -40,30 +40,31 @@ def _stage(config, name: str, machine: Machine, mesh, rows: int, tokens: int) ->
   step = stages.trace(config, name, mesh, machine.platform)
   held = {k: n for k, n in step.held.items() if k != 'batch'}
   parts = held | {'activations': estimate.live(step) // sharding.parts(mesh)}
-  needed, phases = sum(parts.values()) + step.held['batch'], {}
+  # A CPU's devices share its memory.
+  shared = mesh.size if machine.platform == 'cpu' else 1
+  fits = lambda n: machine.limit is None or machine.before + shared * n <= machine.limit  # noqa: E731
+  needed, phases, options = sum(parts.values()) + step.held['batch'], {}, []
+  if not fits(needed):
+    options = report.remedies(config, name, machine, mesh)[:-1]
   if sampled := rollouts.find(config, name, step, mesh):
     phases = {'phases': {'update': needed, 'sampling': sampled.bytes}}
     parts = sampled.held if sampled.bytes > needed else parts
-    updating, needed = needed, max(needed, sampled.bytes)
-  # A CPU's devices share its memory.
-  shared = mesh.size if machine.platform == 'cpu' else 1
-  needed = machine.before + shared * needed
+    needed = max(needed, sampled.bytes)
+    if not fits(sampled.bytes):
+      options = [*rollouts.remedies(config, machine.size, mesh), *options]
   answer = {
     'stage': name,
     'topology': machine.name,
     'devices': machine.size,
     'mesh': dict(mesh.shape),
-    'fits': machine.limit is None or needed <= machine.limit,
-    'bytes_per_device': needed,
+    'fits': fits(needed),
+    'bytes_per_device': machine.before + shared * needed,
     'limit_bytes': machine.limit,
     'memory': parts,
     **phases,
   }
   if not answer['fits']:
-    options = report.remedies(config, name, machine, mesh)[:-1]
-    if sampled and sampled.bytes > updating:
-      options = rollouts.remedies(config, machine.size, mesh)
-    answer['try'] = [*options, 'a smaller model']
+    answer['try'] = [*dict.fromkeys(options), 'a smaller model']
   if machine.measured:
     kind = 'training' if step.trained else 'scoring'
     names = step.network.precision, step.quantize or step.network.precision
