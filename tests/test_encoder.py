@@ -1,6 +1,7 @@
 """The encoder against transformers, packed rows, and configs it must refuse."""
 
 import dataclasses
+import math
 
 import hf_reference as reference
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from disranker_jax.errors import UserError
 from disranker_jax.models import families, hf, network, tree, weights
+from disranker_jax.models.families import bert
 
 
 def _types(ids):
@@ -156,3 +158,14 @@ def test_minilm_matches_transformers():
   with torch.no_grad():
     hidden = theirs(**reference.torch_inputs(batch, types=True)).last_hidden_state.numpy()[real]
   reference.assert_close(jax.jit(model.hidden)(variables, batch)[real], hidden)
+
+
+def test_gelu_of_bf16_is_the_exact_one_rounded_once():
+  x = np.linspace(-8, 8, 4001).astype(jax.numpy.bfloat16)
+  wide = x.astype(np.float64)
+  exact = np.array([value * (1 + math.erf(value / math.sqrt(2))) / 2 for value in wide])
+  ours = np.asarray(bert.gelu(x)).astype(np.float64)
+  rounded = exact.astype(jax.numpy.bfloat16).astype(np.float64)
+  large = wide > -2  # below, 1 + erf has few of fp32's digits left
+  assert (ours == rounded)[large].mean() > 0.99
+  np.testing.assert_allclose(ours, exact, rtol=2**-8, atol=1e-6)

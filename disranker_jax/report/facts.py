@@ -53,6 +53,7 @@ class Facts:
   served: dict[str, list[dict]]  # {model: what requests to its exported folder get}
   validation: dict[str, dict]  # {stage: its held-out values}
   before: dict[str, dict]  # {stage: its held-out values before the first step}, if it measures them
+  gains: dict[str, dict]  # {stage: {held-out value: its change while the stage learned, tested}}
   tried: dict[
     str, float
   ]  # {weight of the hard labels: nDCG@5 of held-out queries}, if several were
@@ -137,6 +138,7 @@ def gather(run) -> Facts:
     served=stage_results(run, 'export').get('served', {}),
     validation=of_stages(run, 'validation'),
     before=of_stages(run, 'before'),
+    gains=of_stages(run, 'gain'),
     tried=stage_results(run, 'distill').get('tried', {}),
     best=stage_results(run, 'export').get('best', {}),
     quantised=stage_results(run, 'score').get('quantised', {}),

@@ -16,7 +16,7 @@ from disranker_jax.report.intervals import baselines
 from disranker_jax.stages import quantise_gate
 from disranker_jax.stages.best_student import comparable
 from disranker_jax.stages.held_out import NDCG
-from disranker_jax.training.validation import LOSS, ndcg, of_steps
+from disranker_jax.training.validation import LOSS, ndcg, of_steps, title
 
 FEW = 30  # queries, or clusters of them, below which a bootstrap interval is too narrow
 DIGITS = 3  # of nDCG and p
@@ -50,8 +50,8 @@ def sentences(facts: Facts) -> list[str]:
 
 def others(facts: Facts) -> list[str]:
   """The sentences that are not comparisons."""
-  said = [*power(facts), *held_out(facts), *hard_labels(facts), *fused(facts), *best(facts)]
-  return [*said, *remarks(facts), *seeds(facts), *served(facts), *quantised(facts)]
+  said = [*power(facts), *held_out(facts), *gains(facts), *hard_labels(facts), *fused(facts)]
+  return [*said, *best(facts), *remarks(facts), *seeds(facts), *served(facts), *quantised(facts)]
 
 
 def comparisons(facts: Facts) -> list[Comparison]:
@@ -109,6 +109,20 @@ def held_out(facts: Facts) -> list[str]:
     f'on {queries} held-out training queries, for validation ({what}): {metrics.title(metric)} '
     f'{", ".join(listed)}'
   ]
+
+
+def gains(facts: Facts) -> list[str]:
+  """What a stage gained on held-out queries while it learned."""
+  found = []
+  for stage, cells in facts.gains.items():
+    count = next(iter(cells.values()))['queries']
+    listed = [
+      f'{title(name)} {tables.number(cell["value"], DIGITS, "+")} (95 % interval '
+      f'{tables.span(cell, DIGITS, "+")}, p {tables.chance(cell["p"], DIGITS)})'
+      for name, cell in cells.items()
+    ]
+    found.append(f'{stage} changed on {count:,} held-out training queries: {", ".join(listed)}')
+  return found
 
 
 def fused(facts: Facts) -> list[str]:

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from disranker_jax import escaping
 from disranker_jax.data.records import Document
 from disranker_jax.devices import processes
@@ -22,7 +24,8 @@ NDCG, REWARD, DEPTH = 'ndcg@10', 'reward', 10
 class Searches:
   """How the engine finds the documents of held-out queries by their likeliest rewrites; a Measure.
 
-  nDCG@10 is of a search in the whole collection. samples.md has the rewrites of the last call.
+  nDCG@10 is of a search in the whole collection. samples.md has the rewrites of the last call, and
+  `by_query` {name: values_Q} its values.
   """
 
   names = (NDCG, REWARD)
@@ -41,6 +44,7 @@ class Searches:
     self._ids = [doc.doc_id for doc in documents]
     self._rewriter = Rewriter.of(model, c, run.mesh, rows=c.prompts * c.samples)
     self._file = run.folder('rewrite') / 'samples.md'
+    self.by_query: dict[str, np.ndarray] = {}
     self.queries = self.labelled = len(measured)
     self.made_of = manifest.digest([[q.text, sorted(q.relevant.items())] for q in measured])
     # A pass over `rows` queries takes about as long as a step of training.
@@ -52,7 +56,8 @@ class Searches:
     gains = self._searched(texts)
     if processes.is_first():
       self._write(texts, found, gains)
-    return {NDCG: sum(gains) / len(gains), REWARD: float(found.mean())}
+    self.by_query = {NDCG: np.array(gains), REWARD: np.asarray(found, np.float64)}
+    return {name: float(values_Q.mean()) for name, values_Q in self.by_query.items()}
 
   def _searched(self, rewrites: Sequence[str]) -> list[float]:
     """nDCG@10 of each query with its rewrite."""

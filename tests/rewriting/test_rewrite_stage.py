@@ -76,6 +76,10 @@ def test_it_trains_measures_and_shows_rewrites(run, tmp_path, monkeypatch):
   assert {'validation/ndcg@10', 'validation/reward'} <= rows[-1].keys()
   assert 0 < results['before']['ndcg@10'] <= 1 and results['validation']['metric'] == 'ndcg@10'
   assert results['rows'] + results['validation']['queries'] == len(PAGES)
+  for name in ('ndcg@10', 'reward'):
+    cell, after = results['gain'][name], rows[-1][f'validation/{name}']
+    assert cell['queries'] == results['validation']['queries'] and 0 < cell['p'] <= 1
+    assert cell['value'] == pytest.approx(after - results['before'][name], abs=1e-6)
   samples = (tmp_path / 'rewrite/samples.md').read_text()
   assert samples.count('- `copy of number') >= 10 and 'nDCG@10' in samples
 

@@ -25,7 +25,7 @@ from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
-from disranker_jax.rewriting import engines, objective, packed, queries, rewards, rewriter
+from disranker_jax.rewriting import engines, gain, objective, packed, queries, rewards, rewriter
 from disranker_jax.rewriting.policy import PolicyLoss
 from disranker_jax.rewriting.prompts import RewritePrompt
 from disranker_jax.rewriting.queries import Query
@@ -115,14 +115,19 @@ def execute(run: Run) -> dict:
   searches = Searches(run, model, split.measured, documents, index, reward)
   checked = held_out.validation('rewrite', todo, searches if split.measured else None)
   variables = roles.trained(run, 'rewriter', model, ('cpt',))
-  results = {'rows': len(split.learned)}
+  results, before = {'rows': len(split.learned)}, {}
   if checked:
     results['before'] = searches(variables)
+    before = searches.by_query
     say(f'rewrite: before the first step: {described(results["before"])}')
   variables = train.fit(todo, feed, variables | computed.frozen(variables), run.mesh, checked)
-  some = split.measured or [split.learned[i] for i in range(min(len(split.learned), c.shown))]
-  if some[: c.shown]:  # keep_best can mean that the last ones are of another step
-    Searches(run, model, some[: c.shown], documents, index, reward)(variables)
+  if checked:  # with keep_best the last measured ones can be of another step
+    searches(variables)
+    results['gain'] = gain.gained(before, searches.by_query)
+    count = len(split.measured)
+    say(f'rewrite: on {count:,} held-out queries: {gain.described(results["gain"])}')
+  elif some := [split.learned[i] for i in range(min(len(split.learned), c.shown))]:
+    Searches(run, model, some, documents, index, reward)(variables)
   return results | held_out.results(todo, checked)
 
 
