@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 WORKDIR ?= runs/quickstart
+# Settings of the quickstart, such as --config.data.limit.candidates=100.
+FLAGS ?=
 PARALLEL ?= -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # These need the TPU compiler, but no TPU.
@@ -21,7 +23,7 @@ help:
 	@echo 'make clean        removes .venv and .make'
 
 quickstart: .make/install weights
-	$(BIN)/disranker run --config configs/quickstart.py --workdir $(WORKDIR)
+	$(BIN)/disranker run --config configs/quickstart.py --workdir $(WORKDIR) $(FLAGS)
 
 weights: .make/install
 	$(BIN)/disranker weights minilm-l6 smollm2-135m
