@@ -29,7 +29,7 @@ def get_config():
   c.rewriter.update(max_len=48, max_query_len=24, row_len=112)
   c.cpt.update(trainable='lora', learning_rate=1e-3, batch_rows=17, epochs=4.0, save_every=20)
 
-  c.rewrite.update(trainable='lora', learning_rate=1e-4, max_grad_norm=1.0)
-  c.rewrite.update(prompts=8, samples=8, max_new=10, max_steps=240, save_every=20)
+  c.rewrite.update(trainable='lora', learning_rate=2e-4, max_grad_norm=1.0)
+  c.rewrite.update(prompts=8, samples=8, max_new=10, max_steps=150, save_every=20)
   c.rewrite.update(reward='bm25', beta=0.02, stop_kl=10.0, mode='append', repeat=2)
   return c
