@@ -16,9 +16,9 @@ RANKERS = runpy.run_path(str(pathlib.Path(__file__).with_name('rankers.py')))
 
 
 def learns(config, method) -> dict:
-  """How a student learns from a method's scores."""
+  """How a student learns from a method's scores, also where a model's answers are all ties."""
   loss, normalize = LEARN[method.gives]
-  return {'distill.loss': loss, 'distill.normalize_scores': normalize}
+  return {'distill.loss': loss, 'distill.normalize_scores': normalize, 'score.min_std': 0.0}
 
 
 def get_rows(config) -> dict:

@@ -187,10 +187,11 @@ def rank(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
 def check_rows(config: ConfigDict) -> None:
   """Raises: UserError for rankers whose settings do not fit together."""
   for name in config.evaluate.rankers:
-    if plan(config, 'evaluate', name).head == 'rank':
+    if plan(config, 'evaluate', name).head == 'rank' and not config.teacher.ready:
       raise UserError(
         f'config.evaluate.rankers: {name!r} reads a linear head, which a pretrained teacher lacks; '
-        "evaluate it with 'disranker llm-rank', or train a teacher with a score head"
+        'set config.teacher.ready=True if the model is a reranker with a head of its own, or train '
+        'a teacher with a score head'
       )
   contract, names = config.evaluate.prompts.contract, config.evaluate.rankers
   if contract and names and not any(fits(METHODS[name], contract) for name in names):
