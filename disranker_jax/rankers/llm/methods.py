@@ -107,6 +107,8 @@ METHODS = {
     _pointwise('graded', 'pointwise grades'),
     _pointwise('query_likelihood', 'query likelihood', 'likelihood'),
     _pointwise('qwen3_reranker', 'Qwen3-Reranker'),
+    _pointwise('qwen3_reranker_vllm', 'Qwen3-Reranker (vLLM)'),
+    _pointwise('zerank', 'zerank'),
     _pointwise('mxbai_v2', 'mxbai-rerank-v2'),
     _pointwise('bge_gemma', 'bge-reranker-v2-gemma'),
     _pointwise('rankllama_v1', 'RankLLaMA'),
