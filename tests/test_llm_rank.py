@@ -203,6 +203,20 @@ class TestRefused:
     out = tmp_path / 'out' / 'x.run'
     assert 'bad.jsonl:1' in self.error(model, f'jsonl:{tmp_path}/bad.jsonl', out, 'yes_no')
 
+  @pytest.mark.parametrize(
+    'row, message',
+    [
+      ({'query': ' ', 'title': 'list'}, 'bad.jsonl:1:query: is blank'),
+      ({'query': 'open', 'title': ''}, 'bad.jsonl:1:title: and summary are both empty'),
+    ],
+  )
+  def test_empty_texts(self, model, tmp_path, row, message):
+    row = {'query_id': 'q', 'doc_id': 'd', 'summary': '', **row}
+    (tmp_path / 'bad.jsonl').write_text(json.dumps(row) + '\n')
+    (tmp_path / 'out').mkdir()
+    out = tmp_path / 'out' / 'x.run'
+    assert message in self.error(model, f'jsonl:{tmp_path}/bad.jsonl', out, 'yes_no')
+
   @pytest.mark.parametrize('name, message', [('', 'is a folder'), ('no/x.run', 'does not exist')])
   def test_outputs(self, model, rows, tmp_path, name, message):
     with pytest.raises(UserError, match=message):
