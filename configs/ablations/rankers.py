@@ -2,11 +2,11 @@
 
 The pretrained LLM by prompts, LLMs that labels train, and the student by what it learns from:
 labels, the teacher, the prompts' answers (instruction distillation), or the run of another ranker
-(config.data.teachers). Students of scores alone start without labels and see 150 queries; where an
-LLM scores, four documents of each, for which PRP answers 12 prompts and query likelihood four.
-RankLLaMA and LLM2Vec have a new linear head, which needs more steps. Without a click log the
-continued pre-training of TSRankGPT and LLM2Vec reads judged documents. Rankings of config.
-evaluate.runs are rows too.
+(config.data.teachers), from which the LLM learns too. Students of scores alone start without labels
+and see 150 queries; where an LLM scores, four documents of each, for which PRP answers 12 prompts
+and query likelihood four. RankLLaMA and LLM2Vec have a new linear head, which needs more steps.
+Without a click log the continued pre-training of TSRankGPT and LLM2Vec reads judged documents.
+Rankings of evaluate.runs are rows too.
 """
 
 import re
@@ -121,9 +121,18 @@ def get_rows(config) -> dict:
       student | by_prompts(config, 'query_likelihood'),
     ),
   }
-  if config.data.teachers:  # which are those of the last row alone
+  if config.data.teachers:  # which are those of the last two rows alone
     rows = {
       name: (model, {'data.teachers': (), **changes}) for name, (model, changes) in rows.items()
     }
   taught = student | {'stages': ('prepare', 'distill', 'evaluate')}
-  return rows | {"student of another ranker's run": ('student', taught, 'data.teachers')}
+  ordered = no_cpt | {
+    'data.judgements': 'teachers:',
+    'data.negatives.count': 0,
+    'data.limit.judgements': QUERIES,
+    'sft.loss': 'ranknet',
+  }
+  return rows | {
+    "LLM by another ranker's run": ('teacher', ordered, 'data.teachers'),
+    "student of another ranker's run": ('student', taught, 'data.teachers'),
+  }

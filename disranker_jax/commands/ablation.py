@@ -154,6 +154,8 @@ def lacking(args: argparse.Namespace, row: Row) -> str:
     return f'needs the stage {found.trained_by}, which config.stages lacks'
   try:
     configs.check(config)
+    for kind in prepare.kinds(config):
+      prepare.address(config, kind)
     if not args.dry_run:
       check_answers(config)
   except UserError as error:
