@@ -79,6 +79,27 @@ class TestGoldenIds:
     body = f'<Instruct>: {task}\n<Query>: {QUERY}\n<Document>: {TEXT}'
     assert encode('qwen3_reranker', tokenizer) == ids(tokenizer, prefix, body, suffix)
 
+  def test_qwen3_reranker_for_vllm(self, tokenizer):
+    """What the chat template of its example gives without a generation prompt, then the suffix."""
+    task = 'Given a web search query, retrieve relevant passages that answer the query'
+    messages = [
+      {'role': 'system', 'content': (
+        'Judge whether the Document meets the requirements based on the Query and the Instruct '
+        'provided. Note that the answer can only be "yes" or "no".'
+      )},
+      {'role': 'user', 'content': (
+        f'<Instruct>: {task}\n\n<Query>: {QUERY}\n\n<Document>: {TEXT}'
+      )},
+    ]  # fmt: skip
+    chat = tokenizer.apply_chat_template(messages, tokenize=False, chat_template=llm_models.CHATML)
+    suffix = '<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n'
+    assert encode('qwen3_reranker_vllm', tokenizer) == ids(tokenizer, chat, suffix)
+
+  def test_zerank_has_the_query_as_system_message(self, plain):
+    messages = [{'role': 'system', 'content': QUERY}, {'role': 'user', 'content': TEXT}]
+    chat = plain.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert encode('zerank', plain) == ids(plain, chat)
+
   @pytest.mark.parametrize('instruction', ['', 'find names'])
   def test_mxbai(self, tokenizer, instruction):
     contract = named_contracts.find('mxbai_v2', instruction=instruction)

@@ -146,7 +146,10 @@ def test_the_list_names_every_method_and_contract(capsys):
   llm_rank.main(['--method', 'list'])
   out = capsys.readouterr().out
   assert all(f'  {name} ' in out for name in methods.METHODS)
-  assert 'qwen3_reranker' in out and 'yes no' in out and 'a linear head' in out
+  assert 'qwen3_reranker' in out and 'yes no' in out
+  read = {line.split()[0]: line for line in out.splitlines() if line.startswith('  ')}
+  assert 'a linear head' in read['rankllama_v1']
+  assert 'the query itself' in read['query_likelihood']
 
 
 def test_the_module_is_the_same_command():
@@ -202,6 +205,20 @@ class TestRefused:
     (tmp_path / 'out').mkdir()
     out = tmp_path / 'out' / 'x.run'
     assert 'bad.jsonl:1' in self.error(model, f'jsonl:{tmp_path}/bad.jsonl', out, 'yes_no')
+
+  @pytest.mark.parametrize(
+    'row, message',
+    [
+      ({'query': ' ', 'title': 'list'}, 'bad.jsonl:1:query: is blank'),
+      ({'query': 'open', 'title': ''}, 'bad.jsonl:1:title: and summary are both empty'),
+    ],
+  )
+  def test_empty_texts(self, model, tmp_path, row, message):
+    row = {'query_id': 'q', 'doc_id': 'd', 'summary': '', **row}
+    (tmp_path / 'bad.jsonl').write_text(json.dumps(row) + '\n')
+    (tmp_path / 'out').mkdir()
+    out = tmp_path / 'out' / 'x.run'
+    assert message in self.error(model, f'jsonl:{tmp_path}/bad.jsonl', out, 'yes_no')
 
   @pytest.mark.parametrize('name, message', [('', 'is a folder'), ('no/x.run', 'does not exist')])
   def test_outputs(self, model, rows, tmp_path, name, message):

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import bench_data
+import llm_models
 import pytest
 
 import benchmarks
@@ -141,3 +142,19 @@ import sys, disranker_jax
 print(len(disranker_jax.load(sys.argv[1], 'onnx').rank('a name', ['len : number', 'zip : a'])))
 """
   assert without_device(score, str(model)) == ['2']
+
+
+def test_the_parent_of_an_ablation_leaves_the_device_to_its_runs(tmp_path):
+  llm_models.without_weights(tmp_path / 'chat')
+  program = """
+import sys
+from disranker_jax.commands import ablate, ablation
+args = ablate.parse_args(sys.argv[1:])
+rows = ablation.available(ablation.load(args.file, args.base), args).rows
+print(','.join(row.model for row in rows if row.model in ablation.METHODS))
+"""
+  file = ROOT / 'configs' / 'ablations' / 'rankers.py'
+  out = without_device(
+    program, str(file), f'--config={TINY}', f'--config.teacher.model={tmp_path / "chat"}'
+  )
+  assert out == ['yes_no,graded,prp_allpair,prp_allpair_soft,setwise,listwise,first']

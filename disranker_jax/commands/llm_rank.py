@@ -95,10 +95,11 @@ def listed() -> str:
   lines += [f'  {m.name:{width}}  {m.contract:{width}}  {m.gives}' for m in METHODS.values()]
   lines += ['scores, and how a student learns from them:']
   lines += [f'  {name:{width}}  {use}' for name, use in GIVES.items()]
-  lines += ['contracts, documents per prompt, labels:']
+  lines += ['contracts, documents per prompt, what answers:']
   for contract in NAMED.values():
     labels = ' '.join(contract.labels[:6]) + (' ...' if len(contract.labels) > 6 else '')
-    lines.append(f'  {contract.name:{width}}  {contract.most:2}  {labels or "a linear head"}')
+    read = {'head': 'a linear head', 'likelihood': 'the query itself'}.get(contract.formula, labels)
+    lines.append(f'  {contract.name:{width}}  {contract.most:2}  {read}')
   return '\n'.join(lines)
 
 

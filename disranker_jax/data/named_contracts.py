@@ -30,6 +30,11 @@ def _list_prompt(kind: str, example: str, ending: str) -> str:
   )
 
 
+QWEN3_SYSTEM = (
+  '<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and '
+  'the Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n'
+  '<|im_start|>user\n'
+)
 CONCISE = (
   'Answer concisely and directly and only respond with the ranking results, do not say any word or '
   'explain.'
@@ -59,9 +64,7 @@ CONTRACTS = (
   Contract(
     'qwen3_reranker',
     (
-      '<|im_start|>system\nJudge whether the Document meets the requirements based on the Query '
-      'and the Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n'
-      '<|im_start|>user\n',
+      QWEN3_SYSTEM,
       '<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}',
       '<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n',
     ),
@@ -69,6 +72,25 @@ CONTRACTS = (
     formula='difference',
     bos='none',
     instruction='Given a web search query, retrieve relevant passages that answer the query',
+  ),
+  # As the same authors' code for vLLM and MTEB writes it: blank lines between the fields, and the
+  # user's turn ends twice, once by the chat template and once by the suffix.
+  Contract(
+    'qwen3_reranker_vllm',
+    (
+      f'{QWEN3_SYSTEM}<Instruct>: {{instruction}}\n\n<Query>: {{query}}\n\n<Document>: {{document}}'
+      '<|im_end|>\n',
+      '<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n',
+    ),
+    labels=('yes', 'no'),
+    formula='difference',
+    bos='none',
+    instruction='Given a web search query, retrieve relevant passages that answer the query',
+  ),
+  # The query is the system message, the document the user's.
+  Contract(
+    'zerank', ('{document}',), labels=('Yes',), formula='raw', bos='none', chat=True,
+    system='{query}',
   ),
   Contract(
     'mxbai_v2',

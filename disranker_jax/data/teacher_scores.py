@@ -5,6 +5,7 @@ scores of a single teacher are used unchanged. With several, each teacher is sta
 its scores, because their scales differ, and a pair gets the mean.
 """
 
+import bisect
 import dataclasses
 import itertools
 import math
@@ -16,6 +17,8 @@ from disranker_jax.data.records import BadRows, Document, Group
 from disranker_jax.data.spool import Spool
 from disranker_jax.errors import UserError
 from disranker_jax.progress import say
+
+ORDER_ADDRESS = 'teachers:'  # of judgements: the order that other teachers give the candidates
 
 
 class Moments:
@@ -122,6 +125,20 @@ class Teachers:
     """The score of each teacher, or None if one is missing."""
     each = [scores.get((doc_id, teacher)) for teacher in range(len(self.addresses))]
     return [math.fsum(s) / len(s) for s in each] if all(each) else None
+
+
+def ordered(
+  groups: Iterable[Group], bad_rows: BadRows, scratch: Path | None = None
+) -> Iterator[Group]:
+  """The groups with the order of the teachers' scores as labels: how many documents are worse.
+
+  Equal scores have equal labels; documents without a score are left out.
+  """
+  for group in groups:
+    docs = [doc for doc in group.docs if not math.isnan(doc.teacher)]
+    scores = sorted(doc.teacher for doc in docs)
+    labelled = (dataclasses.replace(d, label=bisect.bisect_left(scores, d.teacher)) for d in docs)
+    yield Group(group.query_id, group.query, tuple(labelled))
 
 
 def _scored(doc: tuple, each: list[Moments]) -> Document:

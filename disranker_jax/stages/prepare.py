@@ -15,7 +15,7 @@ from disranker_jax.config.settings import (
   regex,
   share,
 )
-from disranker_jax.data import clicks, preparing, sources, store
+from disranker_jax.data import clicks, preparing, sources, store, teacher_scores
 from disranker_jax.data.holdout import Holdout, OutsideTest
 from disranker_jax.data.negatives import Negatives
 from disranker_jax.data.records import listed
@@ -123,6 +123,8 @@ def address(config, kind: str) -> str:
   source = kind
   if kind == 'clicks' and clicks.least(config.data.clicks):
     source = 'judgements'
+  if source == 'judgements' and config.data.judgements == teacher_scores.ORDER_ADDRESS:
+    source = 'candidates'
   if not config.data[source]:
     readers = ', '.join(s for s in config.stages if kind in kinds(config, [s]))
     raise UserError(f'config.data.{source}: is empty, but read by {readers}; give an address')
@@ -139,8 +141,13 @@ def job_of(run, kind: str) -> preparing.Job:
     settings.append(repr(changes[-1]))
     limit, read_as = 0, 'judgements'
   if data.teachers and kind in ('candidates', 'judgements'):
-    changes.append(Teachers(data.teachers, drop=kind == 'candidates'))
+    of_teachers = kind == 'judgements' and data.judgements == teacher_scores.ORDER_ADDRESS
+    changes.append(Teachers(data.teachers, drop=kind == 'candidates' or of_teachers))
     settings += map(sources.fingerprint, data.teachers)
+    if of_teachers:
+      changes.append(teacher_scores.ordered)
+      settings.append(teacher_scores.ORDER_ADDRESS)
+      read_as = 'candidates'
   if data.negatives.count and kind == 'judgements':
     changes.append(Negatives(**data.negatives, seed=run.config.seed))
     settings.append(repr(changes[-1]))
@@ -190,7 +197,7 @@ def records(run, kind: str):
 def is_address(value: str) -> bool:
   if value.startswith('judgements:'):
     return clicks.ADDRESS.fullmatch(value) is not None
-  return value in ('', GENERATED_ADDRESS) or (
+  return value in ('', GENERATED_ADDRESS, teacher_scores.ORDER_ADDRESS) or (
     value.partition(':')[0] in sources.SCHEMES and ':' in value
   )
 
@@ -204,7 +211,11 @@ SETTINGS: Section = {
     "Clicks, read by cpt. Without a click log 'judgements:' takes the documents with a label of 1 "
     "or better, 'judgements:?least=3' of 3 or better.",
   ),
-  'judgements': Key('python_docs:', ADDRESS, 'Labeled queries, from which rankers learn.'),
+  'judgements': Key(
+    'python_docs:', ADDRESS,
+    "Labeled queries, from which rankers learn; 'teachers:' labels the candidates by the order "
+    'that data.teachers give them.',
+  ),
   'candidates': Key(
     'python_docs:', ADDRESS,
     "Unlabeled queries with documents, which the teacher scores; 'generated:': only those that the "
@@ -270,6 +281,7 @@ def check(config) -> None:
   for key in ('clicks', 'judgements', 'test', 'documents'):
     if config.data[key] == GENERATED_ADDRESS:
       raise UserError(f'config.data.{key}={GENERATED_ADDRESS!r}: only candidates can be generated')
+  check_order(config)
   if config.data.candidates == GENERATED_ADDRESS and 'generate' not in config.stages:
     raise UserError(
       f'config.data.candidates={GENERATED_ADDRESS!r}: needs the stage generate; add it to '
@@ -284,6 +296,36 @@ def check(config) -> None:
   if negatives.filter_false_negatives and not config.data.teachers:
     raise UserError(
       'config.data.negatives.filter_false_negatives: needs the scores of config.data.teachers'
+    )
+
+
+def check_order(config) -> None:
+  """Raises: UserError for labels of other teachers' order that cannot be had."""
+  order, data = teacher_scores.ORDER_ADDRESS, config.data
+  for key in ('clicks', 'candidates', 'test', 'documents'):
+    if data[key] == order:
+      raise UserError(f'config.data.{key}={order!r}: only judgements can be an order of teachers')
+  if data.judgements != order:
+    return
+  if not data.teachers:
+    raise UserError(
+      f'config.data.judgements={order!r}: labels the candidates by the order of '
+      'config.data.teachers, which is empty; name a run'
+    )
+  if data.candidates in ('', GENERATED_ADDRESS):
+    raise UserError(
+      f'config.data.judgements={order!r}: labels the candidates of a source, and '
+      f'config.data.candidates={data.candidates!r} has none; give an address'
+    )
+  if clicks.least(data.clicks) and 'clicks' in kinds(config):
+    raise UserError(
+      f'config.data.clicks={data.clicks!r}: is made of labels, and config.data.judgements='
+      f'{order!r} has none of relevance; take cpt out of config.stages, or give clicks'
+    )
+  if data.negatives.count:
+    raise UserError(
+      f'config.data.negatives.count={data.negatives.count}: adds documents without a label, and '
+      f'config.data.judgements={order!r} labels those that teachers score; set it to 0'
     )
 
 

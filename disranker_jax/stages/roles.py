@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from disranker_jax.data import streams
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
-from disranker_jax.models import eight_bits, hf, tree
+from disranker_jax.models import eight_bits, hf, tiny, tree
 from disranker_jax.models import load as models
 from disranker_jax.models.load import TextModel
 from disranker_jax.rankers.pointwise import PointwiseRanker
@@ -102,6 +102,20 @@ def check_head(config, stage: str, role: str, model: TextModel) -> None:
     raise UserError(
       f'config.{stage}.trainable={pattern!r}: leaves the head of the score ({", ".join(heads)}) at '
       f'its random start, since {model.folder} has none; write {more!r}'
+    )
+
+
+def check_scored_head(config, role: str, model: TextModel) -> None:
+  """Raises: UserError if the head that scores is neither the folder's nor trained by a stage."""
+  network = model.network
+  given = 'sft' in config.stages or config[role].init_from
+  if network.head != 'rank' or given or config[role].model in tiny.CONFIGS:  # random in any case
+    return
+  if missing := hf.lacking(model.folder, network):
+    raise UserError(
+      f'config.stages: lists score without sft, and {model.folder} has no head of its own '
+      f'({", ".join(missing)} missing), so the scores would be random; list sft, name a reranker, '
+      f"or a decoder with config.{role}.scorer='query_likelihood'"
     )
 
 

@@ -339,7 +339,9 @@ def uses(config) -> tuple[Use, ...]:
 
   def checked():
     eight_bits.check_device('config.score.quantize', c.quantize, jax.local_devices()[0])
-    return use.open()
+    model = use.open()
+    roles.check_scored_head(config, 'teacher', model)
+    return model
 
   return (dataclasses.replace(use, open=checked, quantize=c.quantize),)
 

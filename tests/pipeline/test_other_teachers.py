@@ -47,6 +47,34 @@ def test_distil_evaluate_without_a_score_stage(tmp_path, hard):
     assert (tmp_path / 'run' / 'report' / 'index.html').exists()
 
 
+def test_an_order_of_teachers_is_what_a_decoder_learns(tmp_path):
+  """The better document has the larger label, equal scores have equal ones."""
+  address = scores(tmp_path, ('candidates',), 1.0)
+  changes = {
+    'stages': ('prepare', 'sft', 'evaluate'), 'data__teachers': (address,),
+    'data__judgements': 'teachers:', 'evaluate__models': ('teacher',), 'sft__loss': 'ranknet',
+  }  # fmt: skip
+  config = helpers.config(**helpers.own_data(tmp_path) | changes)
+  runner.run(config, tmp_path / 'run')
+  judged = list(store.open('judgements', tmp_path / 'run' / 'data' / 'judgements'))
+  candidates = {row['query_id'] for row in helpers.own_rows('candidates')}
+  assert {group.query_id for group in judged} == candidates
+  for group in judged:
+    lengths = [len(doc.title) for doc in group.docs]
+    labels = [doc.label for doc in group.docs]
+    assert labels == [sum(other < own for other in lengths) for own in lengths]
+  assert 'teacher' in helpers.load(tmp_path / 'run' / 'evaluate' / 'results.json')
+
+  def refused(**more):
+    return helpers.refused(helpers.config(**helpers.own_data(tmp_path) | changes | more), tmp_path)
+
+  assert 'data.teachers, which is empty' in refused(data__teachers=())
+  assert 'only judgements can be an order' in refused(data__test='teachers:')
+  assert 'config.data.negatives.count=3: adds documents' in refused(data__negatives__count=3)
+  stages = ('prepare', 'cpt', 'sft', 'evaluate')
+  assert 'has none of relevance' in refused(stages=stages, data__clicks='judgements:')
+
+
 def test_other_scores_make_the_run_stale(tmp_path):
   address = scores(tmp_path, ('candidates',), 2.0)
   config = helpers.config(

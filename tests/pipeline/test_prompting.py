@@ -3,11 +3,19 @@
 import json
 
 import helpers
+import jax
 import llm_models
+import numpy as np
 import pytest
 
+from disranker_jax import config as configs
+from disranker_jax.data.named_contracts import NAMED
+from disranker_jax.models import hf, network
 from disranker_jax.pipeline import inputs, manifest, runner, systems
+from disranker_jax.pipeline.stage import Run
 from disranker_jax.rankers.llm import ranker
+from disranker_jax.rankers.llm.methods import LEARN, METHODS
+from disranker_jax.stages import scored_records
 
 PROMPTS = {'query_tokens': 8, 'doc_tokens': 12, 'window': 4, 'stride': 2, 'top': 3}
 
@@ -19,6 +27,18 @@ LIKELIHOOD = {
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
   return str(llm_models.write(tmp_path_factory.mktemp('llm') / 'chat-model'))
+
+
+@pytest.fixture(scope='module')
+def ready(tmp_path_factory):
+  """Such a model as a reranker with a linear head."""
+  folder = tmp_path_factory.mktemp('ready') / 'reranker'
+  llm_models.without_weights(folder)
+  net = network.from_hf(folder, head='rank')
+  variables = jax.tree.map(np.asarray, net.init(jax.random.key(1)))
+  hf.save(folder, net, jax.tree.map(lambda x: x * np.float32(6) if x.ndim > 1 else x, variables))
+  llm_models.without_weights(folder)
+  return str(folder)
 
 
 def config(model, section, **changes):
@@ -98,6 +118,8 @@ class TestRows:
   def test_a_head_that_is_not_trained_is_told(self, model, tmp_path):
     found = helpers.refused(self.config(model, 'rankllama_v1'), tmp_path / 'run')
     assert "config.evaluate.rankers: 'rankllama_v1' reads a linear head" in found
+    found = helpers.refused(self.config(model, 'rankllama_v1', teacher__ready=True), tmp_path / 'a')
+    assert 'has no head of its own that gives a score (score.weight missing)' in found
 
 
 class TestTeacher:
@@ -123,6 +145,30 @@ class TestTeacher:
       model, 'prp_allpair_soft', distill__normalize_scores='query', score__prompts__doc_tokens=11
     )
     assert 'its input score.method has changed' in helpers.refused(changed, workdir)
+
+  @pytest.mark.parametrize(
+    'name',
+    [
+      'query_likelihood', 'rankllama_v1', 'prp_sliding', 'setwise', 'listwise_permutation',
+      'listwise_text',
+    ],
+  )  # fmt: skip
+  def test_every_kind_of_method_scores(self, model, ready, tmp_path, name):
+    """Every kind of answer and of score, with the loss that the table of the docs names."""
+    loss, normalize = LEARN[METHODS[name].gives]
+    head = NAMED[METHODS[name].contract].formula == 'head'
+    more = {'teacher__ready': True} if head else {}
+    c = self.config(
+      ready if head else model, name, distill__loss=loss, distill__normalize_scores=normalize,
+      data__limit__candidates=4, score__group_size=4, score__judgements=False,
+      score__max_tied_share=1.0, score__prompts__children=2, **more,
+    )  # fmt: skip
+    configs.check(c)
+    runner.run(c, tmp_path / 'run', stages=['prepare', 'score'])
+    scored = scored_records.open_scored(Run(c, tmp_path / 'run', None))
+    assert len(scored) == 4
+    for _, scores_N in scored:
+      assert np.isfinite(scores_N).all() and np.ptp(scores_N) > 0
 
   def test_settings_of_prompts_that_are_not_used_make_nothing_stale(self, model):
     plain, other = (self.config(model, '', score__prompts__doc_tokens=n) for n in (11, 12))
@@ -153,6 +199,8 @@ class TestTeacher:
       ('yes_no', {'score__prompts__instruction': 'find'}, 'yes_no has no {instruction}'),
       ('yes_no', {'teacher__init_from': 'old'}, "init_from='old' would have no effect"),
       ('rankllama_paper', LIKELIHOOD, "set config.teacher.scorer='score_head'"),
+      ('rankllama_paper', {}, 'has no head of its own (score.weight missing), so the scores would'),
+      ('', {}, 'lists score without sft'),
     ],
   )
   def test_what_does_not_fit_is_told(self, model, tmp_path, method, changes, message):

@@ -66,6 +66,11 @@ GIVES = {
   'window': "log-probabilities of a window: loss 'listwise_kl'",
   'order': "positions: loss 'ranknet' or 'adr_mse'; never 'point_mse' or 'margin_mse'",
 }
+# What a student learns them with: distill.loss and distill.normalize_scores.
+LEARN = {
+  'odds': ('hybrid', ''), 'likelihood': ('hybrid', 'query'), 'points': ('hybrid', 'query'),
+  'window': ('listwise_kl', ''), 'order': ('ranknet', ''),
+}  # fmt: skip
 
 
 def _pointwise(name: str, title: str, gives: str = 'odds') -> Method:
@@ -102,6 +107,8 @@ METHODS = {
     _pointwise('graded', 'pointwise grades'),
     _pointwise('query_likelihood', 'query likelihood', 'likelihood'),
     _pointwise('qwen3_reranker', 'Qwen3-Reranker'),
+    _pointwise('qwen3_reranker_vllm', 'Qwen3-Reranker (vLLM)'),
+    _pointwise('zerank', 'zerank'),
     _pointwise('mxbai_v2', 'mxbai-rerank-v2'),
     _pointwise('bge_gemma', 'bge-reranker-v2-gemma'),
     _pointwise('rankllama_v1', 'RankLLaMA'),
