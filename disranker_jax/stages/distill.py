@@ -310,6 +310,9 @@ SETTINGS = {
     'How often each generated query is learned where one of a real log is learned once; 0.5: every '
     'second one, chosen by a hash.',
   ),
+  'generated_limit': Key(
+    0, at_least(0), 'At most so many generated queries are learned, chosen by a hash; 0: all.'
+  ),
   'generated_within': Key(
     0, at_least(0),
     'A generated query is learned only if the teacher ranks its own document so high or better '

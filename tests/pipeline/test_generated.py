@@ -142,6 +142,27 @@ def test_generated_queries_are_repeated_by_their_weight(weight, counts, monkeypa
     assert facts['generated']['learned'] == sum(times[10:50])
 
 
+def test_a_limit_takes_some_queries_and_a_larger_one_holds_them(monkeypatch, capsys):
+  docs = tuple(Document(f'd{i}', 't', 's', label=int(i == 1)) for i in range(3))
+  scored = [(Group(f'd1#{i}', 'q', docs), np.array([3.0, 4.0, 1.0])) for i in range(60)]
+  monkeypatch.setattr(prepare, 'records', lambda run, kind: range({'generated': 40}.get(kind, 20)))
+
+  def learned(limit, weight=1.0):
+    changes = {'distill__generated_limit': limit, 'distill__generated_weight': weight}
+    run = runner.Run(helpers.config(**changes), None, None)
+    return mixed.indices(run, ('candidates', 'generated'), scored)[0]
+
+  few, more = (set(learned(n)) - {*range(20)} for n in (7, 23))
+  assert len(few) == 7 and len(more) == 23 and few < more
+  assert [*learned(7, 2.0)].count(min(few)) == 2
+  # A weight chooses among those that the limit leaves.
+  half = set(learned(20, 0.5)) - {*range(20)}
+  assert 4 <= len(half) <= 16 and half < set(learned(20))
+  assert len(learned(0)) == len(learned(40)) == 60 and not capsys.readouterr().err.count('there')
+  assert len(learned(41)) == 60
+  assert 'generated_limit=41: there are 40 generated queries' in capsys.readouterr().err
+
+
 def test_killed_while_it_writes_it_goes_on_and_the_texts_are_the_same(tmp_path):
   c, undisturbed = config(tmp_path), tmp_path / 'undisturbed'
   # Random weights write no query, and the message says why none is left.
