@@ -171,9 +171,10 @@ def steps_of(run: Run, one: Opened) -> tuple[float, str]:
   if not tokens:
     return 0, 'nothing'
   places = one.step.batch['tokens_BT'].size * FULL
+  most = 'at most ' if any(is_to_come(run, kind) for kind in kinds) else ''
   if not one.step.trained:
     share = min(1.0, one.use.pairs / pairs) if one.use.pairs else 1.0
-    return math.ceil(tokens * share / places) * one.use.times, f'{pairs * share:,.0f} pairs'
+    return math.ceil(tokens * share / places) * one.use.times, f'{most}{pairs * share:,.0f} pairs'
   fit = min(places * queries / tokens, one.step.batch['mask_GN'].shape[0]) * one.step.accumulate
   held_out = run.config.validation.share * queries
   steps = max(1, round(config.epochs * (queries - held_out) / fit))
@@ -185,15 +186,21 @@ def steps_of(run: Run, one: Opened) -> tuple[float, str]:
   said = f', {checks} validations' if checks else ''
   trials = len(config.get('hard_label_weights', ())) or 1
   often = f'{trials} times ' if trials > 1 else ''
-  return trials * (to_come + work * to_come / steps), f'{often}{steps:,} steps{said}{done}'
+  said = f'{often}{most}{steps:,} steps{said}{done}'
+  return trials * (to_come + work * to_come / steps), said
 
 
 def expected(run: Run, kind: str) -> Sequence[Click | Group]:
   """The records of a kind; as many as there can be of those that a stage has yet to make."""
-  maker = prepare.MADE_BY.get(kind)
-  if maker and not (run.folder(maker) / 'candidates').exists():
-    return systems.find(run.config, maker).expected(run)
+  if is_to_come(run, kind):
+    return systems.find(run.config, prepare.MADE_BY[kind]).expected(run)
   return prepare.records(run, kind)
+
+
+def is_to_come(run: Run, kind: str) -> bool:
+  """Whether a stage has yet to make the records of a kind."""
+  maker = prepare.MADE_BY.get(kind)
+  return bool(maker) and not (run.folder(maker) / 'candidates').exists()
 
 
 def validations(whole, config, held_out: float, batches: float, steps: int) -> tuple[int, float]:

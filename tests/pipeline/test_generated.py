@@ -70,7 +70,10 @@ def records(workdir) -> list[Group]:
 
 def test_documents_alone_give_a_student(tmp_path, copies):
   workdir = tmp_path / 'run'
-  runner.run(config(tmp_path, distill__generated_within=4), workdir)
+  c = config(tmp_path, distill__generated_within=4, validation__share=0.4)
+  c.distill.validation.update(keep_best=True, metric='tau', every=1)
+  c.evaluate.models = ('bm25', 'student', 'fused')
+  runner.run(c, workdir)
   groups = records(workdir)
   results = helpers.load(workdir / 'generate' / 'manifest.json')['results']
   assert results['texts'] == 3 * DOCUMENTS == len(groups) + sum(results['left_out'].values())
@@ -92,7 +95,11 @@ def test_documents_alone_give_a_student(tmp_path, copies):
     assert {line.split()[0] for line in run} == {group.query_id for group in groups}
   learned = helpers.load(workdir / 'distill' / 'manifest.json')['results']['generated']
   assert learned['queries'] == len(groups) >= learned['learned'] > 0
-  assert 'student' in helpers.metrics(workdir)
+  # The best checkpoint is chosen by the order of held-out queries, without any label.
+  validated = helpers.load(workdir / 'distill' / 'manifest.json')['results']['validation']
+  assert validated['metric'] == 'tau' and validated['step'] == validated['best_step']
+  assert validated['queries'] >= 10 and validated['labelled'] == 0
+  assert {'student', 'fused'} <= set(helpers.metrics(workdir))
 
 
 def test_queries_of_the_test_are_left_out_and_counted(tmp_path, copies):
@@ -279,6 +286,25 @@ def test_fewer_documents_than_candidates_and_empty_ones(tmp_path, copies, capsys
   runner.run(config(tmp_path, pages), workdir, stages=['prepare', 'generate'])
   assert {len(group.docs) for group in records(workdir)} == {3}
   assert '1 of 4 documents have no text' in capsys.readouterr().err
+
+
+def test_documents_of_digits_or_of_another_script_give_queries_of_their_own(tmp_path, copies):
+  letters = 'абвгдежзиклм'
+  pages = [('n', f'{i * 37}', f'{i} {i * i} 12 {i + 5}') for i in range(12)]
+  pages += [('c', f'{letters[i : i + 3]} {i}', f'слово {letters[: i + 2]} и ещё') for i in range(9)]
+  fields = 'doc_id', 'title', 'summary'
+  documents = [
+    dict(zip(fields, (f'{kind}{i}', *texts), strict=True)) for i, (kind, *texts) in enumerate(pages)
+  ]
+  c, workdir = config(tmp_path, documents, validation__share=0.05), tmp_path / 'run'
+  c.distill.validation.keep_best = True  # by too few queries
+  runner.run(c, workdir, stages=['prepare', 'generate', 'score', 'distill'])
+  groups = records(workdir)
+  counts = helpers.load(workdir / 'generate' / 'manifest.json')['results']['left_out']
+  assert 3 * len(pages) == len(groups) + sum(counts.values()) and len(groups) > 3
+  for group in groups:
+    own = query_filters.scripts(group.query)
+    assert set(own) <= ({'CYRILLIC'} if group.query_id.startswith('c') else set())
 
 
 @pytest.mark.parametrize(
