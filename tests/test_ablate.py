@@ -1,7 +1,6 @@
 """Tables of ablations: what a file may say, the commands of its rows, a table's numbers."""
 
 import json
-import runpy
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from disranker_jax.commands import ablate
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
 from disranker_jax.rankers.llm.methods import METHODS
-from disranker_jax.stages import collection_rows, prepare, result_table
+from disranker_jax.stages import collection_rows, result_table
 from disranker_jax.stages.result_rows import TABLE
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +32,7 @@ def test_every_row_of_the_committed_tables_is_a_config_that_can_run(file, monkey
   base = ROOT / 'configs' / BASES.get(file.stem, 'quickstart.py')
   monkeypatch.setattr(collection_rows.loaded, 'check', lambda folder: {})  # of a re-ranker
   args = ablate.parse_args([str(file), f'--config={base}', *NEEDED.get(file.stem, ())])
-  table = ablate.available(ablate.load(file, args.base), args)
+  table = ablate.load(file, result_table.of(args.base))
   seen = set()
   for row in table.rows:
     changed = ablate.settings(args, [row], 0, 0)
@@ -43,51 +42,6 @@ def test_every_row_of_the_committed_tables_is_a_config_that_can_run(file, monkey
     assert row.model in METHODS or result_table.of(base).rows[row.model].is_available(base)
     seen.add((row.model, json.dumps(changed, sort_keys=True)))
   assert len(seen) == len(table.rows)  # no row is another one's twin
-
-
-@pytest.mark.parametrize('name', ['generated', 'limits'])
-@pytest.mark.parametrize('config', ['own_documents', 'python_docs', 'collections/chorus'])
-def test_rows_that_follow_from_the_config_can_run_with_and_without_a_log(
-  name, config, monkeypatch, tmp_path
-):
-  base = ROOT / 'configs' / f'{config}.py'
-  address = () if 'chorus' not in config else (f'trec:{tmp_path}',)
-  if address:  # its data are not part of the repository
-    found = runpy.run_path(str(base))['get_config'](*address)
-    monkeypatch.setattr(ablate, 'load_config', lambda *_: found)
-  args = ablate.parse_args([str(ROOT / f'configs/ablations/{name}.py'), f'--config={base}'])
-  table = ablate.available(ablate.load(args.file, args.base), args)
-  has_log = args.base.data.candidates != prepare.GENERATED_ADDRESS
-  # Rows of no trained student run without the queries: BM25, a teacher that is not trained.
-  rows = {row.name: ablate.settings(args, [row], 0, 0) for row in table.rows}
-  for name_of_row, changes in rows.items():
-    c = args.base.copy_and_resolve_references()
-    c.update_from_flattened_dict(changes)
-    configs.check(c)
-    assert rows[name_of_row]['stages'][-1] == 'evaluate'
-  if name == 'limits':
-    assert ('as many queries of the log' in rows) == (not has_log)
-    return
-  assert ('0 queries' in rows) == ('labels only' in rows) == has_log
-  learned = {k: v for k, v in rows.items() if k.endswith('queries')}
-  own = ('distill.generated_limit', 'distill.generated_weight')
-  assert len({str({k: v for k, v in r.items() if k not in own}) for r in learned.values()}) == 1
-  assert all('generate' in changes['stages'] for changes in learned.values())
-
-
-def test_settings_of_a_row_may_follow_from_the_config(tmp_path, capsys):
-  rows = '{"a": ("bm25", {}), "b": ("student", lambda c: {"distill.beta": 2 * c.distill.beta})'
-  typed = [str(write(tmp_path, f'"""T."""\nROWS = {rows}, "c": ("student", lambda c: None)}}'))]
-  typed += [f'--config={TINY}', '--dry-run']
-  ablate.main([*typed, '--config.distill.beta=0.5'])
-  said = capsys.readouterr()
-  assert '--config.distill.beta=1.0' in said.out and len(said.out.splitlines()) == 2
-  assert 'c: left out: the config has no such row' in said.err
-  with pytest.raises(UserError, match='c: the config has no such row'):
-    ablate.main([*typed, '--row=c'])
-  broken = write(tmp_path, '"""T."""\nROWS = {"a": ("bm25", lambda c: c.nowhere)}')
-  with pytest.raises(UserError, match=r'table\.py: a: AttributeError'):
-    ablate.main([str(broken), f'--config={TINY}'])
 
 
 @pytest.mark.parametrize(
@@ -102,14 +56,14 @@ def test_settings_of_a_row_may_follow_from_the_config(tmp_path, capsys):
 )
 def test_what_a_file_cannot_say_is_one_line(tmp_path, text, said):
   with pytest.raises(UserError, match=said.replace('(', r'\(')):
-    ablate.load(write(tmp_path, text), configs.defaults())
+    ablate.load(write(tmp_path, text), TABLE)
 
 
 def test_a_row_with_an_unknown_key_is_named(tmp_path):
   file = write(tmp_path, '"""T."""\nROWS = {"a": ("student", {"distill.bta": 1})}')
   args = ablate.parse_args([str(file), '--config', TINY])
   with pytest.raises(UserError, match=r'a: config\.distill\.bta: there is no such key'):
-    ablate.settings(args, ablate.load(file, args.base).rows[:1], 0, 0)
+    ablate.settings(args, ablate.load(file, TABLE).rows[:1], 0, 0)
 
 
 def test_a_row_without_its_reranker_is_left_out_or_an_error_if_it_is_asked_for(
@@ -171,7 +125,7 @@ def test_rows_with_equal_settings_share_a_run(tmp_path, capsys):
 def test_a_fusion_of_the_student_needs_its_stages_and_has_its_seed(tmp_path):
   file = write(tmp_path, '"""T."""\nROWS = {"a": ("fused", {}), "b": ("bm25", {})}')
   args = ablate.parse_args([str(file), '--config', TINY])
-  fused, bm25 = (ablate.settings(args, [row], 3, 0) for row in ablate.load(file, args.base).rows)
+  fused, bm25 = (ablate.settings(args, [row], 3, 0) for row in ablate.load(file, TABLE).rows)
   assert fused['student.seed'] == 3 and 'student.seed' not in bm25
   assert {'student_sft', 'distill'} <= set(fused['stages']) and 'distill' not in bm25['stages']
 
@@ -181,7 +135,7 @@ def test_no_row_of_a_table_ranks_by_prompts(tmp_path):
   rankers = '--config.evaluate.rankers=yes_no,prp_allpair'
   args = ablate.parse_args([str(file), '--config', TINY, rankers])
   assert args.base.evaluate.rankers == ('yes_no', 'prp_allpair')
-  changes = ablate.settings(args, ablate.load(file, args.base).rows[:1], 0, 0)
+  changes = ablate.settings(args, ablate.load(file, TABLE).rows[:1], 0, 0)
   typed = ablate.command(args, changes, tmp_path, [])
   again = ablate.parse_args([str(file), '--config', TINY, *typed[2:]])
   assert again.base.evaluate.rankers == ()
@@ -194,7 +148,7 @@ def test_a_row_can_be_a_method_that_ranks_by_prompts(tmp_path):
   )
   args = ablate.parse_args([str(file), '--config', TINY])
   found = []
-  for row in ablate.load(file, args.base).rows:
+  for row in ablate.load(file, TABLE).rows:
     typed = ablate.command(args, ablate.settings(args, [row], 1, 0), tmp_path, [])
     base = ablate.parse_args([str(file), '--config', TINY, *typed[2:]]).base
     found.append((base.evaluate.models, base.evaluate.rankers, base.stages))

@@ -2,8 +2,7 @@
 
 FILE is Python. Its docstring says what the table shows. ROWS = {name: (model, {key: value})} names
 the model of each row, or a method of evaluate.rankers, and the settings that differ from the base
-config, or a function of the base config that returns them: None for a config without such a row.
-Rows are ordinary runs of `disranker_jax.main`; those with equal settings share one. Stages
+config. Rows are ordinary runs of `disranker_jax.main`; those with equal settings share one. Stages
 that an earlier run has done with equal settings are reused, so one teacher serves all its students.
 """
 
@@ -44,7 +43,7 @@ class Row:
 
   name: str
   model: str
-  changes: Mapping[str, object] | None  # None: the base config has no such row
+  changes: Mapping[str, object]
 
   @property
   def alike(self) -> str:
@@ -101,14 +100,11 @@ def parse_args(argv=None) -> argparse.Namespace:
   return args
 
 
-def load(file: Path, base: ConfigDict, wanted: Sequence[str] = ()) -> Ablation:
-  """Reads an ablation file for a base config, with the models of its result table.
+def load(file: Path, table: result_table.Table, wanted: Sequence[str] = ()) -> Ablation:
+  """Reads an ablation file of models of a table.
 
   Of its rows all, or those wanted and the one they are compared with.
-
-  Raises: UserError that names the file, and the row if one of them is at fault.
   """
-  table = result_table.of(base)
   if not file.is_file():
     raise UserError(f'{file}: no such file; there are some in configs/ablations')
   try:
@@ -128,19 +124,8 @@ def load(file: Path, base: ConfigDict, wanted: Sequence[str] = ()) -> Ablation:
     if name not in [row.name for row in rows]:
       raise UserError(f'{file}: no row {name!r}; there are {", ".join(r.name for r in rows)}')
   title, _, text = content['__doc__'].strip().partition('\n')
-  kept = [row for row in rows if row.name in (*names, against)]
-  kept = tuple(of_config(file, row, base) for row in kept)
+  kept = tuple(row for row in rows if row.name in (*names, against))
   return Ablation(title.rstrip('.'), text.strip(), kept, against, table)
-
-
-def of_config(file: Path, row: Row, base: ConfigDict) -> Row:
-  """The row with its settings for a base config."""
-  if not callable(row.changes):
-    return row
-  try:
-    return dataclasses.replace(row, changes=row.changes(base.copy_and_resolve_references()))
-  except Exception as e:  # the file may raise anything
-    raise UserError(f'{file}: {row.name}: {type(e).__name__}: {one_line(e)}') from e
 
 
 def runs(ablation: Ablation, seeds: Sequence[int]) -> list[tuple[list[Row], int]]:
@@ -177,8 +162,6 @@ def settings(
 
 def lacking(base: ConfigDict, row: Row) -> str:
   """Why the base config with a row's changes has no such row; '' if it has."""
-  if row.changes is None:
-    return 'the config has no such row'
   config = base.copy_and_resolve_references()
   with config.ignore_type():  # the run says which value has a wrong one
     known = configs.flatten(base)  # of an unknown key the run's settings say more
@@ -382,7 +365,7 @@ def folder_of(rows: Sequence[Row]) -> str:
 def main(argv=None) -> None:
   args = parse_args(argv)
   check_folds(args)
-  ablation = available(load(args.file, args.base, args.row), args)
+  ablation = available(load(args.file, result_table.of(args.base), args.row), args)
   label = f'{args.file.stem}-{Path(args.config).stem}'
   args.workdir = args.workdir or Path('runs/ablations') / label
   results = run_all(args, ablation)
