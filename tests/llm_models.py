@@ -45,17 +45,23 @@ def write(folder: Path, seed: int = 0, scale: float = 6.0, metaspace: bool = Fal
   import jax
   import numpy as np
 
-  folder.mkdir(parents=True, exist_ok=True)
-  settings = tiny.CONFIGS['tiny-decoder'] | {'max_position_embeddings': 4096, **config}
-  (folder / 'config.json').write_text(json.dumps(settings))
+  settings = without_weights(folder, metaspace, **config)
   network = from_hf(folder, head='lm')
   variables = jax.tree.map(np.asarray, network.init(jax.random.key(seed)))
   variables = jax.tree.map(lambda x: x * np.float32(scale) if x.ndim > 1 else x, variables)
   hf.save(folder, network, variables)
+  (folder / 'config.json').write_text(json.dumps(settings))
+  return folder
+
+
+def without_weights(folder: Path, metaspace: bool = False, **config) -> dict:
+  """A folder with config.json, whose content is returned, and the tokenizer."""
+  folder.mkdir(parents=True, exist_ok=True)
+  settings = tiny.CONFIGS['tiny-decoder'] | {'max_position_embeddings': 4096, **config}
   (folder / 'config.json').write_text(json.dumps(settings))
   tokenizer(metaspace=metaspace).save(str(folder / 'tokenizer.json'))
   names = {'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': '<s>', 'eos_token': '</s>'}
   (folder / 'tokenizer_config.json').write_text(
     json.dumps(names | {'unk_token': '<unk>', 'chat_template': CHATML})
   )
-  return folder
+  return settings

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / 'configs' / 'ablations').glob('*.py'))
 BASES = {'retrievers': 'dgr.py', 'rewriting': 'query_rewriting.py'}  # of other systems
 NEEDED = dict.fromkeys(BASES, ('--config.search.reranker=/a/student',))
+NEEDED['rankers'] = ('--config.data.teachers=trec:other.run',)
 TINY = str(ROOT / 'configs' / 'tiny.py')
 
 
@@ -32,7 +33,7 @@ def test_every_row_of_the_committed_tables_is_a_config_that_can_run(file, monkey
   base = ROOT / 'configs' / BASES.get(file.stem, 'quickstart.py')
   monkeypatch.setattr(collection_rows.loaded, 'check', lambda folder: {})  # of a re-ranker
   args = ablate.parse_args([str(file), f'--config={base}', *NEEDED.get(file.stem, ())])
-  table = ablate.load(file, result_table.of(args.base))
+  table = ablate.load(file, args.base)
   seen = set()
   for row in table.rows:
     changed = ablate.settings(args, [row], 0, 0)
@@ -56,14 +57,14 @@ def test_every_row_of_the_committed_tables_is_a_config_that_can_run(file, monkey
 )
 def test_what_a_file_cannot_say_is_one_line(tmp_path, text, said):
   with pytest.raises(UserError, match=said.replace('(', r'\(')):
-    ablate.load(write(tmp_path, text), TABLE)
+    ablate.load(write(tmp_path, text), configs.defaults())
 
 
 def test_a_row_with_an_unknown_key_is_named(tmp_path):
   file = write(tmp_path, '"""T."""\nROWS = {"a": ("student", {"distill.bta": 1})}')
   args = ablate.parse_args([str(file), '--config', TINY])
   with pytest.raises(UserError, match=r'a: config\.distill\.bta: there is no such key'):
-    ablate.settings(args, ablate.load(file, TABLE).rows[:1], 0, 0)
+    ablate.settings(args, ablate.load(file, args.base).rows[:1], 0, 0)
 
 
 def test_a_row_without_its_reranker_is_left_out_or_an_error_if_it_is_asked_for(
@@ -125,7 +126,7 @@ def test_rows_with_equal_settings_share_a_run(tmp_path, capsys):
 def test_a_fusion_of_the_student_needs_its_stages_and_has_its_seed(tmp_path):
   file = write(tmp_path, '"""T."""\nROWS = {"a": ("fused", {}), "b": ("bm25", {})}')
   args = ablate.parse_args([str(file), '--config', TINY])
-  fused, bm25 = (ablate.settings(args, [row], 3, 0) for row in ablate.load(file, TABLE).rows)
+  fused, bm25 = (ablate.settings(args, [row], 3, 0) for row in ablate.load(file, args.base).rows)
   assert fused['student.seed'] == 3 and 'student.seed' not in bm25
   assert {'student_sft', 'distill'} <= set(fused['stages']) and 'distill' not in bm25['stages']
 
@@ -135,7 +136,7 @@ def test_no_row_of_a_table_ranks_by_prompts(tmp_path):
   rankers = '--config.evaluate.rankers=yes_no,prp_allpair'
   args = ablate.parse_args([str(file), '--config', TINY, rankers])
   assert args.base.evaluate.rankers == ('yes_no', 'prp_allpair')
-  changes = ablate.settings(args, ablate.load(file, TABLE).rows[:1], 0, 0)
+  changes = ablate.settings(args, ablate.load(file, args.base).rows[:1], 0, 0)
   typed = ablate.command(args, changes, tmp_path, [])
   again = ablate.parse_args([str(file), '--config', TINY, *typed[2:]])
   assert again.base.evaluate.rankers == ()
@@ -148,7 +149,7 @@ def test_a_row_can_be_a_method_that_ranks_by_prompts(tmp_path):
   )
   args = ablate.parse_args([str(file), '--config', TINY])
   found = []
-  for row in ablate.load(file, TABLE).rows:
+  for row in ablate.load(file, args.base).rows:
     typed = ablate.command(args, ablate.settings(args, [row], 1, 0), tmp_path, [])
     base = ablate.parse_args([str(file), '--config', TINY, *typed[2:]]).base
     found.append((base.evaluate.models, base.evaluate.rankers, base.stages))

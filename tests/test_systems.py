@@ -332,7 +332,7 @@ class TestCommands:
     file = tmp_path / 'rows.py'
     file.write_text('"""T."""\nROWS = {"a": ("after", {"learn.pace": 2.0}), "b": ("bm25", {})}\n')
     args = ablate.parse_args([str(file), f'--config={tmp_path / "c.py"}'])
-    found = ablate.load(file, systems.get('toy').table)
+    found = ablate.load(file, args.base)
     assert found.metrics == ['mrr@10', 'hits@1', 'hits@5', 'ndcg@10']
     after, bm25 = (ablate.settings(args, [row], 3, 0) for row in found.rows)
     assert after['stages'] == ('prepare', 'learn', 'search') and after['finder.seed'] == 3

@@ -1,71 +1,129 @@
 """Which LLM ranks best, and what a student can learn from it (the paper's table 2).
 
 The pretrained LLM by prompts, LLMs that labels train, and the student by what it learns from:
-labels, the teacher, or the prompts' answers (instruction distillation). Students of scores alone
-start without labels and see 150 queries of four documents; PRP answers 12 prompts per query, query
-likelihood four. RankLLaMA and LLM2Vec have a new linear head, which needs more steps.
+labels, the teacher, the prompts' answers (instruction distillation), or the run of another ranker
+(config.data.teachers). Students of scores alone start without labels and see 150 queries; where an
+LLM scores, four documents of each, for which PRP answers 12 prompts and query likelihood four.
+RankLLaMA and LLM2Vec have a new linear head, which needs more steps. Without a click log the
+continued pre-training of TSRankGPT and LLM2Vec reads judged documents. Rankings of config.
+evaluate.runs are rows too.
 """
+
+import re
 
 LIMITS = {'query_tokens': 20, 'doc_tokens': 48}
 PROMPTS = {f'evaluate.prompts.{key}': value for key, value in LIMITS.items()}
-HEAD = {'teacher.scorer': 'score_head', 'sft.trainable': 'lora|score'}
-ALONE = {
-  'data.limit.candidates': 150,
-  'score.judgements': False,
-  'score.group_size': 4,
-  'distill.init_from': '',
-  'distill.hard_label_weight': 0.0,
-  'distill.epochs': 8.0,
-}
-BY_PROMPTS = {f'score.prompts.{key}': value for key, value in LIMITS.items()} | {
-  'stages': ('prepare', 'score', 'distill', 'evaluate'),
-  'score.max_tied_share': 1.0,
-  'distill.loss': 'ranknet',
-  'distill.normalize_scores': '',
-}
+QUERIES = 150  # of a student of scores alone
 
-ROWS = {
-  'BM25': ('bm25', {}),
-  'random order': ('random', {}),
-  'query likelihood, zero-shot': ('zero_shot', {}),
-  'yes or no': ('yes_no', PROMPTS),
-  'grades': ('graded', PROMPTS),
-  'PRP, all pairs': ('prp_allpair', PROMPTS),
-  'PRP, all pairs, soft': ('prp_allpair_soft', PROMPTS),
-  'setwise, one window': ('setwise', PROMPTS),
-  'listwise, label logits': ('listwise', PROMPTS),
-  'FIRST': ('first', PROMPTS),
-  'RankLLaMA': (
-    'teacher',
-    HEAD | {'stages': ('prepare', 'sft', 'evaluate'), 'sft.loss': 'info_nce', 'sft.max_steps': 60},
-  ),
-  'TSRankGPT': (
-    'teacher',
-    {'sft.loss': 'perplexity_nce', 'sft.lm_weight': 1.0, 'sft.kl_weight': 1.0},
-  ),
-  'LLM2Vec': (
-    'teacher',
-    HEAD
-    | {
-      'teacher.bidirectional': True,
-      'teacher.pooling': 'mean',
-      'teacher.template': '{query} : {title} : {summary}',
-      'cpt.objective': 'masked',
-      'cpt.predict': 'document',
-      'sft.learning_rate': 3e-4,
-      'sft.max_steps': 36,
-    },
-  ),
-  "DisRanker's teacher": ('teacher', {}),
-  'student, labels only': ('student_sft', {}),
-  'student of the teacher': ('student', {}),
-  "student of the teacher's scores alone": ('student', ALONE),
-  'student by instruction distillation': (
-    'student',
-    ALONE | BY_PROMPTS | {'score.method': 'prp_allpair_soft'},
-  ),
-  'student of query likelihood, zero-shot': (
-    'student',
-    ALONE | BY_PROMPTS | {'score.method': 'query_likelihood'},
-  ),
-}
+
+def alone(config) -> dict:
+  """A student that learns nothing but scores, from the pretrained parameters."""
+  written = 'generate' in config.stages
+  return {
+    'generate.documents' if written else 'data.limit.candidates': QUERIES,
+    'distill.init_from': '',
+    'distill.hard_label_weight': 0.0,
+    'distill.epochs': 8.0,
+  }
+
+
+def of_order(config) -> dict:
+  """A student that learns the order of the scores, whatever they are."""
+  return alone(config) | {'distill.loss': 'ranknet', 'distill.normalize_scores': ''}
+
+
+def scored(config) -> dict:
+  """What the run's own LLM scores for it."""
+  return {'score.judgements': False, 'score.group_size': 4}
+
+
+def by_prompts(config, method: str) -> dict:
+  """Scores by prompts of the pretrained LLM."""
+  written = ('generate',) if 'generate' in config.stages else ()
+  return scored(config) | {
+    **{f'score.prompts.{key}': value for key, value in LIMITS.items()},
+    'stages': ('prepare', *written, 'score', 'distill', 'evaluate'),
+    'score.max_tied_share': 1.0,
+    'score.method': method,
+  }
+
+
+def get_rows(config) -> dict:
+  trainable = config.sft.trainable
+  trainable = trainable if re.search(trainable, 'score/kernel') else f'{trainable}|score'
+  head = {'teacher.scorer': 'score_head', 'sft.trainable': trainable}
+  logged = 'cpt' in config.stages
+  # Without a click log, the clicks are the judged documents.
+  judged = {'stages': ('prepare', 'cpt', 'sft', 'evaluate'), 'data.clicks': 'judgements:'}
+  cpt = {} if logged else judged | {'cpt.max_steps': 60}
+  no_cpt = {'stages': ('prepare', 'sft', 'evaluate')}
+  student = of_order(config)
+
+  rows = {
+    'BM25': ('bm25', {}),
+    'random order': ('random', {}),
+    'query likelihood, zero-shot': ('zero_shot', {}),
+    'yes or no': ('yes_no', PROMPTS),
+    'grades': ('graded', PROMPTS),
+    'PRP, all pairs': ('prp_allpair', PROMPTS),
+    'PRP, all pairs, soft': ('prp_allpair_soft', PROMPTS),
+    'setwise, one window': ('setwise', PROMPTS),
+    'listwise, label logits': ('listwise', PROMPTS),
+    'FIRST': ('first', PROMPTS),
+    **{name: (name, {}) for name in config.evaluate.runs},
+    'RankLLaMA': (
+      'teacher',
+      head
+      | no_cpt
+      | {
+        'teacher.template': 'query: {query} document: {title} {summary}',
+        'sft.loss': 'info_nce',
+        'sft.max_steps': 60,
+      },
+    ),
+    'TSRankGPT': (
+      'teacher',
+      cpt
+      | {
+        'teacher.scorer': 'query_likelihood',
+        'teacher.template': '{title}: {summary}\n\nSummary: {query}',
+        'cpt.predict': 'query',
+        'sft.loss': 'perplexity_nce',
+        'sft.lm_weight': 1.0,
+        'sft.kl_weight': 1.0,
+      },
+    ),
+    'LLM2Vec': (
+      'teacher',
+      cpt
+      | head
+      | {
+        'teacher.bidirectional': True,
+        'teacher.pooling': 'mean',
+        'teacher.template': '{query} : {title} : {summary}',
+        'cpt.objective': 'masked',
+        'cpt.predict': 'document',
+        'sft.learning_rate': 3e-4,
+        'sft.max_steps': 36,
+      },
+    ),
+    **({"DisRanker's teacher, no CPT": ('teacher', no_cpt)} if logged else {}),
+    "DisRanker's teacher": ('teacher', {}),
+    'student, labels only': ('student_sft', {}),
+    'student of the teacher': ('student', {}),
+    "student of the teacher's scores alone": ('student', alone(config) | scored(config)),
+    'student by instruction distillation': (
+      'student',
+      student | by_prompts(config, 'prp_allpair_soft'),
+    ),
+    'student of query likelihood, zero-shot': (
+      'student',
+      student | by_prompts(config, 'query_likelihood'),
+    ),
+  }
+  if config.data.teachers:  # which are those of the last row alone
+    rows = {
+      name: (model, {'data.teachers': (), **changes}) for name, (model, changes) in rows.items()
+    }
+  taught = student | {'stages': ('prepare', 'distill', 'evaluate')}
+  return rows | {"student of another ranker's run": ('student', taught, 'data.teachers')}

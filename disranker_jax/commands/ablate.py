@@ -1,15 +1,16 @@
 """A table of runs that differ in a few settings: `disranker ablate FILE`.
 
 FILE is Python. Its docstring says what the table shows. ROWS = {name: (model, {key: value})} names
-the model of each row, or a method of evaluate.rankers, and the settings that differ from the base
-config. Rows are ordinary runs of `disranker_jax.main`; those with equal settings share one. Stages
-that an earlier run has done with equal settings are reused, so one teacher serves all its students.
+the model of each row and the settings that differ from the base config. The model is one of
+evaluate.models, of the methods of evaluate.rankers, or of the names of evaluate.runs. A third entry
+is a key without which there is no such row; where rows depend on the base config, get_rows(config)
+returns them. Rows that the config or the model cannot have are left out, with the reason. Rows are
+ordinary runs of `disranker_jax.main`; those with equal settings share one. Stages that an earlier
+run has done with equal settings are reused, so one teacher serves all its students.
 """
 
 import argparse
-import dataclasses
 import itertools
-import runpy
 import shlex
 import subprocess
 import sys
@@ -17,54 +18,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from disranker_jax import config as configs
-from disranker_jax.commands.common import Parser, load_config, one_line
+from disranker_jax.commands.ablation import (
+  Ablation,
+  Row,
+  available,
+  is_seeded,
+  load,
+  settings,
+)
+from disranker_jax.commands.common import Parser, load_config
 from disranker_jax.data.holdout import clusters
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation.runs import read_per_query
 from disranker_jax.evaluation.table import Table, statistic, sums
 from disranker_jax.pipeline import manifest
 from disranker_jax.progress import say
-from disranker_jax.rankers.llm.methods import METHODS
 from disranker_jax.report import ablations, tables
 from disranker_jax.report.results import COSTS
-from disranker_jax.stages import result_table
 
 ROUNDING = 1e-9
 LONGEST = 80  # characters of a folder's name
 COSTS_OF_QUERIES = [key for key in COSTS if key not in ('parameters', 'ms_per_pair')]
-
-
-@dataclass(frozen=True)
-class Row:
-  """A row of the table: one model of runs with some changed settings."""
-
-  name: str
-  model: str
-  changes: Mapping[str, object]
-
-  @property
-  def alike(self) -> str:
-    """The same for rows with equal settings."""
-    return repr(sorted(self.changes.items()))
-
-
-@dataclass(frozen=True)
-class Ablation:
-  """An ablation file."""
-
-  title: str
-  text: str
-  rows: tuple[Row, ...]
-  against: str  # the row that the others are compared with
-  table: result_table.Table  # which has the models
-
-  @property
-  def metrics(self) -> list[str]:
-    """The columns: the main one first, PNR last, whose scale is another."""
-    return sorted(self.table.columns, key=lambda m: (m != self.table.main, m == 'pnr'))
 
 
 @dataclass
@@ -94,38 +69,12 @@ def parse_args(argv=None) -> argparse.Namespace:
   add('--reuse', action='append', default=[], metavar='DIR', help='another run to copy stages from')
   add('--out', type=Path, default=Path('experiments'), metavar='DIR', help=(
     'where FILE-CONFIG.json, .md and .svg are written'))  # fmt: skip
-  add('--dry-run', action='store_true', help='print the commands and run nothing')
+  add('--dry-run', action='store_true', help=(
+    'print the commands, and run nothing; the models are not opened'))  # fmt: skip
   args = parser.parse_args(argv)
-  args.base = load_config(args.config, args.overrides)
+  # A setting can be for some rows alone, so it is the config of each row that has to be whole.
+  args.base = load_config(args.config, args.overrides, whole=False)
   return args
-
-
-def load(file: Path, table: result_table.Table, wanted: Sequence[str] = ()) -> Ablation:
-  """Reads an ablation file of models of a table.
-
-  Of its rows all, or those wanted and the one they are compared with.
-  """
-  if not file.is_file():
-    raise UserError(f'{file}: no such file; there are some in configs/ablations')
-  try:
-    content = runpy.run_path(str(file))
-  except Exception as e:  # the file may raise anything
-    raise UserError(f'{file}: cannot be run: {type(e).__name__}: {one_line(e)}') from e
-  rows = tuple(Row(name, *row) for name, row in content.get('ROWS', {}).items())
-  if not rows or not content.get('__doc__'):
-    raise UserError(f'{file}: needs a docstring and ROWS = {{name: (model, {{key: value}})}}')
-  for row in rows:
-    if row.model not in table.rows and row.model not in METHODS:
-      known = ', '.join((*table.rows, *METHODS))
-      raise UserError(f'{file}: {row.name}: model {row.model!r}: there are {known}')
-  against = content.get('AGAINST', rows[0].name)
-  names = wanted or [row.name for row in rows]
-  for name in (against, *names):
-    if name not in [row.name for row in rows]:
-      raise UserError(f'{file}: no row {name!r}; there are {", ".join(r.name for r in rows)}')
-  title, _, text = content['__doc__'].strip().partition('\n')
-  kept = tuple(row for row in rows if row.name in (*names, against))
-  return Ablation(title.rstrip('.'), text.strip(), kept, against, table)
 
 
 def runs(ablation: Ablation, seeds: Sequence[int]) -> list[tuple[list[Row], int]]:
@@ -135,68 +84,6 @@ def runs(ablation: Ablation, seeds: Sequence[int]) -> list[tuple[list[Row], int]
     for seed in seeds if is_seeded(ablation.table, row.model) else (0,):
       found.setdefault((row.alike, seed), []).append(row)
   return [(rows, seed) for (_, seed), rows in found.items()]
-
-
-def settings(
-  args: argparse.Namespace, rows: Sequence[Row], seed: int, fold: int
-) -> dict[str, object]:
-  """What the run of some rows changes in the base config. Raises: UserError for unknown keys."""
-  table = result_table.of(args.base)
-  names = dict.fromkeys(row.model for row in rows)
-  models = tuple(name for name in names if name not in METHODS)
-  rankers = tuple(name for name in names if name in METHODS)
-  changes = dict(rows[0].changes) | {f'{table.stage}.models': models, 'data.fold': fold}
-  if rankers or args.base[table.stage].get('rankers'):
-    changes[f'{table.stage}.rankers'] = rankers  # they cost much, and an ablation reads its own
-  if any(is_seeded(table, name) for name in models):
-    changes[f'{table.role}.seed'] = seed
-  needs = (stage for name in models for stage in table.rows[name].needs(args.base.system))
-  needed = {'prepare', *needs, table.stage}
-  changes.setdefault('stages', tuple(s for s in args.base.stages if s in needed))
-  known = configs.flatten(args.base)
-  for key in changes:
-    if key not in known:
-      raise UserError(f'{args.file}: {rows[0].name}: config.{key}: there is no such key')
-  return changes
-
-
-def lacking(base: ConfigDict, row: Row) -> str:
-  """Why the base config with a row's changes has no such row; '' if it has."""
-  config = base.copy_and_resolve_references()
-  with config.ignore_type():  # the run says which value has a wrong one
-    known = configs.flatten(base)  # of an unknown key the run's settings say more
-    config.update_from_flattened_dict({k: v for k, v in row.changes.items() if k in known})
-  found = result_table.of(config).rows.get(row.model)
-  if not found or found.exists(config):
-    return ''
-  if found.key:
-    return f'needs config.{found.key}; add --config.{found.key}=VALUE'
-  return f'the config has no row {row.model!r}'
-
-
-def available(ablation: Ablation, args: argparse.Namespace) -> Ablation:
-  """The ablation without the rows that the config lacks; says which.
-
-  Raises: UserError for such a row that --row names, or that the others are compared with.
-  """
-  kept = []
-  for row in ablation.rows:
-    why = lacking(args.base, row)
-    if why and row.name in (*args.row, ablation.against):
-      raise UserError(f'{args.file}: {row.name}: {why}')
-    if why:
-      say(f'ablate: {row.name}: left out: {why}')
-    else:
-      kept.append(row)
-  return dataclasses.replace(ablation, rows=tuple(kept))
-
-
-def is_seeded(table: result_table.Table, model: str) -> bool:
-  """Whether the model depends on the seed of the table's subject."""
-  if model in METHODS:
-    return False
-  rows = table.rows
-  return any(rows[name].role == table.role for name in (model, *rows[model].fuses))
 
 
 def command(args: argparse.Namespace, changes: dict, workdir: Path, donors: list[Path]) -> list:
@@ -365,7 +252,7 @@ def folder_of(rows: Sequence[Row]) -> str:
 def main(argv=None) -> None:
   args = parse_args(argv)
   check_folds(args)
-  ablation = available(load(args.file, result_table.of(args.base), args.row), args)
+  ablation = available(load(args.file, args.base, args.row), args)
   label = f'{args.file.stem}-{Path(args.config).stem}'
   args.workdir = args.workdir or Path('runs/ablations') / label
   results = run_all(args, ablation)

@@ -171,9 +171,10 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   return overrides, rest
 
 
-def load_config(file: str | Path | None, overrides: Sequence[str] = ()):
+def load_config(file: str | Path | None, overrides: Sequence[str] = (), *, whole: bool = True):
   """The checked ConfigDict of a config file, with `--config.KEY=VALUE` overrides applied.
 
+  Without `whole` values are checked by themselves alone: some of them are still to be changed.
   Loading may import jax, so prepare the process's environment before.
 
   Raises: UserError for a missing file, an exception of the file, an unknown key or a bad value.
@@ -202,7 +203,7 @@ def load_config(file: str | Path | None, overrides: Sequence[str] = ()):
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
     raise UserError(f'{one_line(e)}; see --help') from e
   configs.split_lists(holder.value)
-  configs.check(holder.value)
+  (configs.check if whole else configs.check_values)(holder.value)
   return holder.value
 
 

@@ -120,6 +120,22 @@ def check(config: ConfigDict) -> None:
   from disranker_jax.pipeline import systems
   from disranker_jax.training import logs
 
+  check_values(config)
+  logs.check_wandb(config.wandb_project)
+  systems.check_required(config)
+  for stage in systems.listed(config):
+    for role in stage.models:
+      check_lengths(config, role)
+    stage.check(config)
+
+
+def check_values(config: ConfigDict) -> None:
+  """Tests every value by itself.
+
+  Raises: UserError naming the key, its value and the allowed values.
+  """
+  from disranker_jax.pipeline import systems
+
   flat, known = flatten(config), settings.flatten(sections_of(config))
   if extra := [path for path in flat if path not in known]:
     raise UserError(f'config.{extra[0]}: {no_such_key(extra[0], known)}')
@@ -128,12 +144,6 @@ def check(config: ConfigDict) -> None:
     raise UserError(f'config.{missing[0]}: is missing; start from {start}')
   for path, key in known.items():
     settings.check_value(path, key, flat[path])
-  logs.check_wandb(config.wandb_project)
-  systems.check_required(config)
-  for stage in systems.listed(config):
-    for role in stage.models:
-      check_lengths(config, role)
-    stage.check(config)
 
 
 def check_lengths(config: ConfigDict, role: str) -> None:

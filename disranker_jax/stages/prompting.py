@@ -17,7 +17,8 @@ from disranker_jax.data.named_contracts import NAMED
 from disranker_jax.data.records import Group
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
-from disranker_jax.models.load import TextModel, is_language_model
+from disranker_jax.models import hf, weights
+from disranker_jax.models.load import TextModel, is_language_model, open_tokenizer
 from disranker_jax.pipeline.stage import Run, Use
 from disranker_jax.rankers.llm import costs, methods
 from disranker_jax.rankers.llm import ranker as rankers
@@ -90,18 +91,37 @@ def stages(todo: Plan) -> tuple[str, ...]:
 
 def open_model(config: ConfigDict, todo: Plan) -> TextModel:
   """The teacher's model for a plan, without parameters. Raises: UserError if it cannot do it."""
+  check_decoder(config, todo)
+  if todo.head == 'rank':
+    model = roles.open_role(config, 'teacher')
+  else:
+    model = roles.open_zero_shot(config)
+  rankers.check_length(todo, todo.prompt(model.tokenizer), model.network.config, model.folder)
+  return model
+
+
+def check_decoder(config: ConfigDict, todo: Plan) -> None:
+  """Raises: UserError if the teacher's model is no decoder."""
   if not is_language_model(config.teacher.model):
     raise UserError(
       f'config.teacher.model={config.teacher.model!r}: answers no prompts, as method '
       f'{todo.method.name!r} needs it; name a decoder, or take the method out of '
       'config.evaluate.rankers and config.score.method'
     )
-  if todo.head == 'rank':
-    model = roles.open_role(config, 'teacher')
-  else:
-    model = roles.open_zero_shot(config)
-  rankers.check_length(todo, todo.prompt(model.tokenizer), model.network, model.folder)
-  return model
+
+
+def check_model(config: ConfigDict, todo: Plan) -> None:
+  """As `open_model`, from the model's config and tokenizer alone: no backend is started.
+
+  Raises: UserError if the teacher's model cannot answer a plan's prompts.
+  """
+  check_decoder(config, todo)
+  folder = weights.find(config.teacher.model)
+  try:
+    prompt = todo.prompt(open_tokenizer(folder))
+  except UserError as error:
+    raise UserError(f'config.teacher.model={config.teacher.model!r}: {error}') from None
+  rankers.check_length(todo, prompt, hf.open_config(folder), folder)
 
 
 def use(config: ConfigDict, section: str, name: str, label: str) -> Use:

@@ -66,6 +66,11 @@ GIVES = {
   'window': "log-probabilities of a window: loss 'listwise_kl'",
   'order': "positions: loss 'ranknet' or 'adr_mse'; never 'point_mse' or 'margin_mse'",
 }
+# What a student learns them with: distill.loss and distill.normalize_scores.
+LEARN = {
+  'odds': ('hybrid', ''), 'likelihood': ('hybrid', 'query'), 'points': ('hybrid', 'query'),
+  'window': ('listwise_kl', ''), 'order': ('ranknet', ''),
+}  # fmt: skip
 
 
 def _pointwise(name: str, title: str, gives: str = 'odds') -> Method:

@@ -12,7 +12,7 @@ from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.records import Group
 from disranker_jax.devices import memory, processes
 from disranker_jax.errors import UserError
-from disranker_jax.models import eight_bits, hf, weights
+from disranker_jax.models import eight_bits, families, hf, weights
 from disranker_jax.models.load import TextModel, is_language_model, merged, open_model
 from disranker_jax.models.settings import defaults as model_settings
 from disranker_jax.rankers.llm import batches, scheduler
@@ -93,16 +93,16 @@ def open_for(plan: Plan, name: str | Path, **settings) -> tuple[TextModel, Contr
     raise UserError(f'{folder}: is a {model_type} model, which answers no prompts; name a decoder')
   model = open_model(opening, plan.head)
   prompt = plan.prompt(model.tokenizer)
-  check_length(plan, prompt, model.network, folder)
+  check_length(plan, prompt, model.network.config, folder)
   check_head(plan, model.network, folder)
   longest = plan.row_len(prompt)
   model.settings.update({'max_len': longest, 'row_len': longest})
   return model, prompt
 
 
-def check_length(plan: Plan, prompt: ContractPrompt, network, folder: Path) -> None:
+def check_length(plan: Plan, prompt: ContractPrompt, config: families.Config, folder: Path) -> None:
   """Raises: UserError for a model whose context is too short."""
-  most = network.family.max_len(network.config)
+  most = families.find(config.model_type).max_len(config)
   if prompt.max_len > most:
     docs = f'{prompt.docs} documents' if prompt.docs > 1 else 'a document'
     smaller = 'window or doc_tokens' if prompt.docs > 1 else 'doc_tokens'
