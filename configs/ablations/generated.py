@@ -16,51 +16,39 @@ import runpy
 PAGES, SAMPLES, STEPS = 7000, 6, 400
 DOCUMENTS = 6  # of each query, for the teacher and in a step
 CONFIGS = pathlib.Path(__file__).parents[1]
+WRITING = ('template', 'shots', 'ends', 'max_len', 'max_new', 'temperature', 'found_within')
 
 
-def learned(queries: int):
-  """The settings of a row for a base config."""
-
-  def changes(config):
-    is_base = 'generate' in config.stages
-    if not queries and is_base:
-      return None
-    at = config.stages.index('score')
-    stages = config.stages if is_base else (*config.stages[:at], 'generate', *config.stages[at:])
-    kept = tuple(s for s in stages if s not in ('export', 'report'))
-    found = {'stages': kept, 'generate.documents': PAGES, 'generate.samples': SAMPLES}
-    if not is_base:
-      found |= writing(config)
-    found |= {'score.group_size': DOCUMENTS, 'distill.group_size': DOCUMENTS}
-    found |= {'distill.max_steps': STEPS, 'distill.epochs': 10.0 * STEPS}  # the steps decide
-    found |= {'distill.validation.keep_best': True, 'distill.validation.metric': 'tau'}
-    found |= {'distill.validation.every': STEPS // 20}
-    if not queries:
-      return found | {'distill.generated_weight': 0.0}
-    return found | {'distill.generated_limit': queries}
-
-  return changes
-
-
-def writing(config) -> dict:
-  """How own_documents.py writes, for a config that does not say how."""
-  if config.generate.shots == 0:
-    return {}
-  c = runpy.run_path(str(CONFIGS / 'own_documents.py'))['get_config']().generate
-  names = ('template', 'shots', 'ends', 'max_len', 'max_new', 'temperature', 'found_within')
-  return {f'generate.{name}': c[name] for name in names}
+def shared(config) -> dict:
+  """What all rows of students change."""
+  found = {'generate.documents': PAGES, 'generate.samples': SAMPLES}
+  stages = config.stages
+  if 'generate' not in stages:
+    at = stages.index('score')
+    stages = (*stages[:at], 'generate', *stages[at:])
+    own = runpy.run_path(str(CONFIGS / 'own_documents.py'))['get_config']().generate
+    # A config that has no examples in its prompt has a template of its own.
+    names = WRITING if config.generate.shots else ()
+    found |= {f'generate.{name}': own[name] for name in names}
+  return found | {
+    'stages': tuple(s for s in stages if s not in ('export', 'report')),
+    'score.group_size': DOCUMENTS,
+    'distill.group_size': DOCUMENTS,
+    'distill.max_steps': STEPS,
+    'distill.epochs': 10.0 * STEPS,  # the steps decide
+    'distill.validation.every': STEPS // 20,
+    'distill.validation.keep_best': True,
+    'distill.validation.metric': 'tau',
+  }
 
 
-def labels_only(config):
-  return {} if 'student_sft' in config.stages else None
-
-
-ROWS = {
-  'BM25': ('bm25', {}),
-  'labels only': ('student_sft', labels_only),
-  '0 queries': ('student', learned(0)),
-  '1,000 queries': ('student', learned(1000)),
-  '3,000 queries': ('student', learned(3000)),
-  '10,000 queries': ('student', learned(10_000)),
-  'teacher': ('teacher', {}),
-}
+def get_rows(config) -> dict:
+  student, has_log = shared(config), 'generate' not in config.stages
+  rows = {'BM25': ('bm25', {})}
+  if 'student_sft' in config.stages:
+    rows['labels only'] = 'student_sft', {}
+  if has_log:
+    rows['0 queries'] = 'student', student | {'distill.generated_weight': 0.0}
+  for queries in (1000, 3000, 10_000):
+    rows[f'{queries:,} queries'] = 'student', student | {'distill.generated_limit': queries}
+  return rows | {'teacher': ('teacher', {})}

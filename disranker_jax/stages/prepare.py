@@ -270,8 +270,7 @@ def check(config) -> None:
   for key in ('clicks', 'judgements', 'test', 'documents'):
     if config.data[key] == GENERATED_ADDRESS:
       raise UserError(f'config.data.{key}={GENERATED_ADDRESS!r}: only candidates can be generated')
-  learns = {'score', 'distill'} & {*config.stages}  # without these nobody reads candidates
-  if config.data.candidates == GENERATED_ADDRESS and learns and 'generate' not in config.stages:
+  if config.data.candidates == GENERATED_ADDRESS and 'generate' not in config.stages:
     raise UserError(
       f'config.data.candidates={GENERATED_ADDRESS!r}: needs the stage generate; add it to '
       'config.stages, before score'
