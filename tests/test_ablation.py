@@ -10,6 +10,7 @@ from disranker_jax.commands import ablate, ablation
 from disranker_jax.data.named_contracts import NAMED
 from disranker_jax.errors import UserError
 from disranker_jax.rankers.llm.methods import METHODS
+from disranker_jax.stages import prepare
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / 'configs' / 'tiny.py'
@@ -145,3 +146,23 @@ def test_a_run_without_the_stage_generate_reads_no_generated_queries():
   assert plain['data.candidates'] == '' and 'generate' not in plain['stages']
   student = ablation.settings(args, [rows['distilled student']], 0, 0)
   assert 'data.candidates' not in student and 'generate' in student['stages']
+
+
+@pytest.mark.parametrize('base', BASES)
+@pytest.mark.parametrize('file', ['generated', 'limits'])
+def test_what_limits_a_student_is_one_command_with_and_without_a_log(file, base, monkeypatch):
+  monkeypatch.setattr(configs, 'trec_folder', lambda folder, source: f'trec:{folder}')
+  args = parsed(file, base, '--dry-run')
+  table, rows = ablation.load(args.file, args.base), {}
+  for row in table.rows:
+    rows[row.name] = ablation.settings(args, [row], 0, 0)
+    assert not ablation.lacking(args, row), row.name
+  has_log = args.base.data.candidates != prepare.GENERATED_ADDRESS
+  if file == 'limits':
+    assert ('as many queries of the log' in rows) == (not has_log)
+    return
+  assert ('0 queries' in rows) == ('labels only' in rows) == has_log
+  learned = [row for name, row in rows.items() if name.endswith('queries')]
+  own = ('distill.generated_limit', 'distill.generated_weight')  # all else is the same
+  assert len({str({k: v for k, v in row.items() if k not in own}) for row in learned}) == 1
+  assert all('generate' in row['stages'] and 'score' in row['stages'] for row in learned)

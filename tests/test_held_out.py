@@ -179,6 +179,27 @@ def test_a_decision_without_queries_to_decide_by_is_an_error(judged, key, value)
     sft.check_records(run)
 
 
+def test_few_generated_queries_are_learned_without_a_decision_and_one_line_says_so(
+  judged, monkeypatch, capsys
+):
+  groups = judged([group(i) for i in range(60)])
+  monkeypatch.setattr(held_out, 'labelled', lambda run: [])
+  run = make_run()
+  run.config.data.candidates = prepare.GENERATED_ADDRESS
+  run.config.score.judgements = False
+  run.config.stages = ('prepare', 'generate', 'score', 'distill')
+  run.config.distill.validation.update(keep_best=True, metric='tau')
+  held_out.check_records(run, 'distill', *distill.reads(run.config))  # nobody knows yet
+  split = held_out.split(run, 'distill', groups)
+  assert len(split.learned) == 60 and not split.measured
+  [line] = capsys.readouterr().err.splitlines()
+  assert 'no validation' in line and line.endswith('the last checkpoint is taken')
+  # A metric that can never be measured is known before the first query is written.
+  run.config.distill.validation.metric = 'ndcg@5'
+  with pytest.raises(UserError, match=r"metric='ndcg@5': fewer than 10 labelled"):
+    held_out.check_records(run, 'distill', *distill.reads(run.config))
+
+
 def test_the_kinds_that_a_stage_learns_count_together(judged, monkeypatch):
   groups = judged([group(i) for i in range(300)])
   run = make_run(share=0.1)

@@ -4,11 +4,12 @@ import dataclasses
 import math
 
 import jax
+import numpy as np
 import pytest
 
 from disranker_jax.commands.plan import stages
 from disranker_jax.data.batches import Shape
-from disranker_jax.models import families, flops, network, tree
+from disranker_jax.models import families, flops, generate, network, tree, writing
 from disranker_jax.models.families.bert import BertConfig
 from disranker_jax.models.families.decoder import DecoderConfig
 from disranker_jax.models.families.modernbert import ModernBertConfig
@@ -155,3 +156,37 @@ def test_cudnn_computes_what_only_the_window_masks(model, pairs):
   assert flops.count(network, batch).masked == masked
   # Forward and backward pass have 6 products, and the scores are computed again.
   assert flops.count(network, batch, '.*').masked == masked / 2 * 7
+
+
+@pytest.mark.parametrize('shared', [0, 33])
+@pytest.mark.parametrize('model', [DECODER, dataclasses.replace(DECODER, tied=True), GEMMA])
+def test_flops_of_writing_are_those_of_the_dots_that_are_traced(model, shared):
+  network = Network(model, head='lm', lora_rank=4 if model.tied else 0)
+  texts = writing.Texts(prompts=4, samples=3, longest=40, max_new=1, shared=shared)
+  variables = jax.eval_shape(network.init, jax.random.key(0))
+  ids, key = [7] * shared, jax.random.key(0)
+
+  def write(variables, tokens_BT):
+    common = generate.share(network, variables, ids)
+    ones, size = np.ones((4, texts.padded), np.int32), (network, texts.slots, texts.samples)
+    if shared:
+      of_rest = variables, common.operands[0], common.caches, tokens_BT, ones
+      last_BD, caches = generate._prefill_rest(*size, *of_rest)
+    else:
+      last_BD, caches = generate.prefill(*size, variables, tokens_BT, ones)
+    room = texts.slots - texts.padded
+    segments_BS = np.ones((texts.rows, texts.slots), np.int32)
+    return generate._continue(
+      network, True, False, room, 0, variables, caches, last_BD, segments_BS, 0, 1,
+      np.array([2]), key, np.arange(texts.rows), np.array([1.0, 0.9]), common.operands,
+    )  # fmt: skip
+
+  tokens_BT = jax.ShapeDtypeStruct((4, texts.padded), 'int32')
+  counted = dot_flops(jax.make_jaxpr(write)(variables, tokens_BT).jaxpr)  # the loop's body once
+  once = jax.make_jaxpr(lambda v: generate.share(network, v, ids))(variables).jaxpr
+  assert writing.count(network, texts).hardware == counted - dot_flops(once)
+  # Another token costs the same again.
+  more = dataclasses.replace(texts, max_new=4)
+  assert more.slots == texts.slots
+  token = (writing.count(network, more).hardware - writing.count(network, texts).hardware) / 3
+  assert 0 < token < writing.count(network, texts).hardware

@@ -1,6 +1,8 @@
 """`disranker plan` for this machine and for GPUs, and the estimate before the first stage."""
 
+import dataclasses
 import json
+import math
 import re
 import runpy
 import subprocess
@@ -15,10 +17,10 @@ import pytest
 from disranker_jax.commands.plan import chips, command, hlo, local, machine, report, stages
 from disranker_jax.devices import memory, sharding, speed
 from disranker_jax.errors import UserError
-from disranker_jax.models import flops
+from disranker_jax.models import flops, writing
 from disranker_jax.pipeline import estimate, opening, runner, systems
 from disranker_jax.pipeline.stage import Run
-from disranker_jax.stages import prepare
+from disranker_jax.stages import generate, prepare
 
 ROOT = Path(__file__).parents[1]
 GIB = 2**30
@@ -144,6 +146,76 @@ def test_time_is_that_of_the_work(prepared):
   whole = costs(tiny(), prepared, 'sft')['sft']
   assert whole.work == '6 steps' and rest.work == '6 steps, from step 4 on'
   assert rest.seconds - base == pytest.approx((whole.seconds - base) / 3)
+
+
+def writes(folder, **changes):
+  """configs/tiny.py with a stage that writes queries from 40 pages, 4 of them at a time."""
+  pages = [{'doc_id': f'p{i}', 'title': f'file {i}', 'summary': 'Opens it.'} for i in range(40)]
+  file = folder / 'pages.jsonl'
+  file.write_text(''.join(json.dumps(page) + '\n' for page in pages))
+  own = {'data__documents': f'jsonl:{file}', 'generate__shots': 0, 'generate__batch_rows': 4}
+  own |= {'generate__max_len': 64, 'generate__max_new': 8, 'generate__samples': 2}
+  c = tiny(**own | changes)
+  c.stages = ('prepare', 'generate', 'score', 'distill')
+  return c
+
+
+def test_time_of_writing_is_that_of_products_and_of_reading_for_each_token(tmp_path, monkeypatch):
+  rates = {'bytes': 1e9}
+  monkeypatch.setattr(speed, 'reading', lambda mesh: rates['bytes'])
+  start, peak = estimate.START_S['writing'], 1e9 * estimate.EFFICIENCY['writing']
+
+  def seconds(**changes):
+    c = writes(tmp_path, **changes)
+    found = costs(c, tmp_path / 'run', 'generate')['generate']
+    return found.seconds - start, found.work
+
+  [one] = opened(writes(tmp_path), 'generate')
+  texts, batches, _ = one.use.writes(Run(writes(tmp_path), tmp_path / 'run', None), one.model)
+  assert (texts.prompts, texts.samples, texts.max_new, batches) == (4, 2, 8, 10)
+  assert texts.longest < 64  # as long as the prompts are, not as they may be
+  each = writing.count(one.step.network, texts).hardware / peak
+  read = 8 * (one.step.held['operands'] + one.step.held['caches']) / 1e9
+  found, work = seconds()
+  assert work == '80 queries' and found == pytest.approx(10 * (each + read), rel=1e-3)
+  # A shorter text saves its tokens alone.
+  shorter = writing.count(one.step.network, dataclasses.replace(texts, max_new=4)).hardware / peak
+  assert seconds(generate__max_new=4)[0] == pytest.approx(10 * (shorter + read / 2), rel=1e-3)
+  rates['bytes'] = 1e6
+  assert seconds()[0] == pytest.approx(10 * (each + 1000 * read), rel=1e-3)
+
+
+def test_texts_that_are_there_take_no_time(tmp_path, monkeypatch):
+  monkeypatch.setattr(speed, 'reading', lambda mesh: 1e9)
+  c, start = writes(tmp_path), estimate.START_S['writing']
+  whole = costs(c, tmp_path / 'run', 'generate')['generate']
+  monkeypatch.setattr(generate.Shards, 'kept', lambda self: 20)
+  rest = costs(c, tmp_path / 'run', 'generate')['generate']
+  assert rest.work == '80 queries, 40 are there'
+  assert rest.seconds - start == pytest.approx((whole.seconds - start) / 2)
+
+
+def test_a_plan_of_writing_needs_no_compiler_and_counts_texts(tmp_path):
+  c = writes(tmp_path, generate__batch_rows=8)
+  mesh = one_device()
+  where = chips.find('v5e:1x1')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(local.sharding, 'make_mesh', lambda sizes: mesh)
+    [answer] = local.plan(c, ['generate'], machine.chips_of(where), 1000, 32)
+    [longer] = local.plan(c, ['generate'], machine.chips_of(where), 2000, 64)
+    patch.setattr(speed, 'reading', lambda mesh: 1e9)
+    [here] = local.plan(c, ['generate'], machine.Machine('m', 'cpu', 1, None, 0, True), 1000, 32)
+  assert answer['fits'] and answer['steps'] == 63 == math.ceil(1000 / 16)
+  step = answer['seconds']['step']
+  assert answer['hours'] == pytest.approx(63 * step / 3600)
+  assert answer['tokens_per_s'] == pytest.approx(16 * 8 / step)
+  read = answer['memory']['operands'] + answer['memory']['caches']
+  assert answer['seconds']['hbm'] == pytest.approx(8 * read / where.chip.hbm_rate)
+  assert longer['seconds']['compute'] > answer['seconds']['compute'] and longer['steps'] == 125
+  assert here['steps'] == 63 and here['hours'] > answer['hours']
+  said = local.text(machine.chips_of(where), [answer])
+  assert '63 steps, 1,000 rows (--rows)' in said and 'texts/s' in said
+  assert local.planned(c) == ['generate', 'score', 'distill']
 
 
 def test_the_estimate_is_said_before_the_first_stage_and_times_once_data_are_there(

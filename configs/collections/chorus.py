@@ -31,4 +31,7 @@ def get_config(address=''):
   c.student_sft.update(epochs=12.0, batch_rows=32)
   c.distill.update(epochs=15.0, batch_rows=32)
   c.evaluate.update(batch_rows=32, min_relevance=2)
+  # Only where the stage generate is listed, as in configs/ablations/generated.py.
+  c.generate.template = '{title}: {summary}\n\nPeople find this product by a search for {query}'
+  c.generate.update(shots=0, ends='sentence', max_len=112, max_new=28, temperature=0.5)
   return c

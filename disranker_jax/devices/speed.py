@@ -1,4 +1,4 @@
-"""How fast the devices multiply matrices: a measurement of a second or less."""
+"""How fast the devices multiply matrices and read memory: measurements of a second or less."""
 
 import time
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 PEAK_S = 0.25  # seconds of matrix products for the peak
 TYPICAL_S = 1.0  # and for the speed that other work on the machine leaves
+READ_BYTES = {'cpu': 1 << 28}  # of the array that is read, more than caches hold; 2**30 elsewhere
 PEAK_SIZE = {'cpu': 2048}  # rows and columns of the product; 8192 on an accelerator
 # The dtypes of operands and of the result, by precision or 8-bit format.
 OPERANDS = {
@@ -27,6 +28,21 @@ def matmul_typical(precision: str, mesh) -> float:
   """Mean FLOP/s of the same product."""
   flops, seconds = zip(*_products(precision, mesh, TYPICAL_S), strict=True)
   return sum(flops) / sum(seconds)
+
+
+def reading(mesh) -> float:
+  """Bytes per second that each device reads from its memory while all of them read."""
+  cpu = jax.default_backend() == 'cpu'
+  x = jnp.ones(READ_BYTES.get(jax.default_backend(), 1 << 30) // 4, jnp.float32)
+  total = jax.jit(jnp.sum)
+  jax.block_until_ready(total(x))
+  found, end = [], time.perf_counter() + PEAK_S
+  while not found or time.perf_counter() < end:
+    begin = time.perf_counter()
+    jax.block_until_ready(total(x))
+    found.append(time.perf_counter() - begin)
+  # A CPU's virtual devices share its memory.
+  return x.nbytes * len(found) / sum(found) / (mesh.size if cpu else 1)
 
 
 def _products(precision: str, mesh, most_s: float) -> list[tuple[float, float]]:

@@ -1,7 +1,8 @@
 """What the stages to come will take: time, from a short measurement on this machine, and memory.
 
 Time is FLOPs by the speed of a large matrix product and the share of it that a step reaches. Memory
-is what a step holds and what its traced program computes. Nothing is compiled but the product.
+is what a step holds and what its traced program computes. A token that is written also takes
+the time of reading parameters and caches. Nothing is compiled but the product.
 """
 
 import dataclasses
@@ -30,8 +31,8 @@ SAMPLE = 64  # records whose texts are tokenised
 FULL = 0.92  # of a batch's positions hold a token
 # Share of the product's speed that a step reaches (docs/performance.md has measurements), and the
 # seconds that a model takes to load and to compile.
-EFFICIENCY = {'training': 0.45, 'scoring': 0.55}
-START_S = {'training': 8.0, 'scoring': 3.0}
+EFFICIENCY = {'training': 0.45, 'scoring': 0.55, 'writing': 0.55}
+START_S = {'training': 8.0, 'scoring': 3.0, 'writing': 12.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,11 @@ class Estimate:
     names = {one.model.network.precision for one in self._opened}
     names |= {one.step.quantize for one in self._opened if one.step.quantize}
     return {name: speed.matmul_typical(name, self._run.mesh) for name in sorted(names)}
+
+  @functools.cached_property
+  def _rate(self) -> float:
+    """Bytes per second that a device reads."""
+    return speed.reading(self._run.mesh)
 
   @functools.cached_property
   def bytes_of(self) -> list[int]:
@@ -111,17 +117,26 @@ class Estimate:
     ]  # fmt: skip
 
   def _cost(self, one: Opened, needed: int) -> Cost:
-    kind = 'training' if one.step.trained else 'scoring'
-    count, work = steps_of(self._run, one)
+    if one.use.writes:
+      texts, count, work = one.use.writes(self._run, one.model)
+    else:
+      texts, (count, work) = None, steps_of(self._run, one)
+    kind = kind_of(one.step)
     network, precision = one.step.network, one.model.network.precision
     if network.attention == 'auto':
       where, size = attention_choice.device_of(self._run.mesh), network.config.head_dim
       kernel, _ = attention_choice.choose('auto', where, network.precision, size)
       network = dataclasses.replace(network, attention=kernel)
-    step = dataclasses.replace(one.step, network=network).flops
+    step = dataclasses.replace(one.step, network=network, texts=texts)
     names = precision, one.step.quantize or precision
-    each = step.seconds(*(self._peaks[name] * EFFICIENCY[kind] for name in names))
+    each = step.flops.seconds(*(self._peaks[name] * EFFICIENCY[kind] for name in names))
+    each += step.read / self._rate if step.read else 0.0
     return Cost(one.stage.name, START_S[kind] + count * each, needed, work)
+
+
+def kind_of(step: Step) -> str:
+  """The kind of work, a key of EFFICIENCY."""
+  return 'training' if step.trained else 'writing' if step.texts else 'scoring'
 
 
 def whole(costs: Sequence[Cost]) -> Cost:
@@ -156,9 +171,10 @@ def steps_of(run: Run, one: Opened) -> tuple[float, str]:
   if not tokens:
     return 0, 'nothing'
   places = one.step.batch['tokens_BT'].size * FULL
+  most = 'at most ' if any(is_to_come(run, kind) for kind in kinds) else ''
   if not one.step.trained:
     share = min(1.0, one.use.pairs / pairs) if one.use.pairs else 1.0
-    return math.ceil(tokens * share / places) * one.use.times, f'{pairs * share:,.0f} pairs'
+    return math.ceil(tokens * share / places) * one.use.times, f'{most}{pairs * share:,.0f} pairs'
   fit = min(places * queries / tokens, one.step.batch['mask_GN'].shape[0]) * one.step.accumulate
   held_out = run.config.validation.share * queries
   steps = max(1, round(config.epochs * (queries - held_out) / fit))
@@ -170,15 +186,21 @@ def steps_of(run: Run, one: Opened) -> tuple[float, str]:
   said = f', {checks} validations' if checks else ''
   trials = len(config.get('hard_label_weights', ())) or 1
   often = f'{trials} times ' if trials > 1 else ''
-  return trials * (to_come + work * to_come / steps), f'{often}{steps:,} steps{said}{done}'
+  said = f'{often}{most}{steps:,} steps{said}{done}'
+  return trials * (to_come + work * to_come / steps), said
 
 
 def expected(run: Run, kind: str) -> Sequence[Click | Group]:
   """The records of a kind; as many as there can be of those that a stage has yet to make."""
-  maker = prepare.MADE_BY.get(kind)
-  if maker and not (run.folder(maker) / 'candidates').exists():
-    return systems.find(run.config, maker).expected(run)
+  if is_to_come(run, kind):
+    return systems.find(run.config, prepare.MADE_BY[kind]).expected(run)
   return prepare.records(run, kind)
+
+
+def is_to_come(run: Run, kind: str) -> bool:
+  """Whether a stage has yet to make the records of a kind."""
+  maker = prepare.MADE_BY.get(kind)
+  return bool(maker) and not (run.folder(maker) / 'candidates').exists()
 
 
 def validations(whole, config, held_out: float, batches: float, steps: int) -> tuple[int, float]:

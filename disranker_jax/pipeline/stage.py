@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from disranker_jax.config.settings import Section
 from disranker_jax.models.load import TextModel, open_model
+from disranker_jax.models.writing import Texts
 from disranker_jax.training.panels import Panel
 
 
@@ -51,6 +52,8 @@ class Use:
   times  how often it reads them
   is_done  whether its part of the stage is done already
   tokens  run -> (tokens that it computes, what it does), if it does not score records
+  writes  of a stage with `texts`: (run, model) -> (a batch as the data have it, batches to come,
+          what it does)
   quantize  the 8-bit format in which it multiplies, '' for none
   made_of  the keys whose product is `rows`; by default batch_rows of the stage, or Stage.rows
   """
@@ -64,6 +67,7 @@ class Use:
   times: int = 1
   is_done: Callable[[Run], bool] = lambda run: False
   tokens: Callable[[Run], tuple[float, str]] | None = None
+  writes: Callable[[Run, TextModel], tuple[Texts, int, str]] | None = None
   quantize: str = ''
   made_of: tuple[str, ...] = ()
 
@@ -99,6 +103,7 @@ class Stage:
                 batches follow, such as 'prompts or samples'
   head          config -> the head that its network has
   task          of a training stage: (config, network) -> train.Task
+  texts         of a stage that writes texts: config -> (the writer's settings, the largest batch)
   panels        what reports draw of its training, a chart each; by default one chart of the loss
                 and of how held-out queries are ranked
   kept          what of it is on disk, as text, '' for nothing; by default the last saved step
@@ -129,6 +134,7 @@ class Stage:
   rows: str = 'batch_rows'
   head: Callable[[ConfigDict], str] = lambda config: 'rank'
   task: Callable | None = None
+  texts: Callable[[ConfigDict], tuple[ConfigDict, Texts]] | None = None
   panels: tuple[Panel, ...] = ()
   kept: Callable[[Run], str] | None = None
   scores_records: bool = False

@@ -10,13 +10,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from disranker_jax.devices import sharding
 from disranker_jax.devices.memory import per_device
-from disranker_jax.models import eight_bits, flops, load
+from disranker_jax.models import eight_bits, flops, generate, load, writing
 from disranker_jax.models.network import Network
+from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.rankers import pointwise
 from disranker_jax.rankers.llm.batches import LabelLogits
@@ -39,6 +41,7 @@ class Step:
   accumulate: int = 1
   saved: int = 0  # bytes of a checkpoint, over all devices
   quantize: str = ''  # the 8-bit format of the layers' products, '' for none
+  texts: Texts | None = None  # what a step writes, if it writes
 
   @property
   def flops(self) -> flops.Flops:
@@ -47,8 +50,16 @@ class Step:
     if network.attention == 'auto':
       kernel = 'splash' if jax.default_backend() == 'tpu' else 'xla'
       network = dataclasses.replace(network, attention=kernel)
+    if self.texts:
+      return writing.count(network, self.texts)
     count = flops.count(network, self.batch, self.trained, quantize=self.quantize)
     return count * self.accumulate
+
+  @property
+  def read(self) -> int:
+    """Bytes that a device reads for the tokens that it writes, one after the other."""
+    new = self.texts.max_new if self.texts else 0
+    return new * (self.held.get('operands', 0) + self.held.get('caches', 0))
 
 
 def training(config: ConfigDict, stage: Stage, network: Network, mesh) -> Step:
@@ -125,6 +136,36 @@ def prompting(
     held[GATE] = per_device(full) - held['parameters']
   lower, trace = (functools.partial(f, variables, batches) for f in (asking.lower, asking.trace))
   return Step(network, trace, lower, held, batch, None, quantize=quantize)
+
+
+def writer(settings: ConfigDict, network: Network, texts: Texts, mesh) -> Step:
+  """The step of a decoder that writes a batch of texts; its trace reads the prompts."""
+  variables = sharding.abstract(shapes(network, settings.param_dtype), mesh)
+  tokens_BT = jax.ShapeDtypeStruct((texts.prompts, texts.padded), np.int32)
+  with jax.set_mesh(mesh):
+    found = writing.held(network, variables, texts)
+  parts = 1 if texts.rows % sharding.parts(mesh) else sharding.parts(mesh)
+  share = per_device(variables) / writing.size(variables)  # of the parameters that a device holds
+  held = {
+    'parameters': per_device(variables),
+    'operands': int(found['operands'] * share),
+    'caches': found['caches'] // parts,
+    'logits': found['logits'] // parts,
+    'batch': writing.size(tokens_BT),
+  }
+
+  def jitted():
+    return jax.jit(functools.partial(generate.prefill, network, texts.padded, 1))
+
+  def trace():
+    with jax.set_mesh(mesh):
+      return jitted().trace(variables, tokens_BT, tokens_BT)
+
+  def lower():
+    with jax.set_mesh(mesh):
+      return jitted().lower(variables, tokens_BT, tokens_BT)
+
+  return Step(network, trace, lower, held, {'tokens_BT': tokens_BT}, None, texts=texts)
 
 
 def shapes(network: Network, dtype: str) -> dict:

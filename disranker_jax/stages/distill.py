@@ -248,9 +248,7 @@ def check_records(run) -> None:
   if has_hard_labels(run.config) and 'judgements' in reads(run.config):
     hard = losses.choose(losses.ON_LABELS, c.hard_loss, 'distill.hard_loss')
     sft.check_labels(prepare.records(run, 'judgements'), hard, 'distill.hard_loss')
-  # Generated queries are not there yet; where they are learned, held-out ones may be among them.
-  if prepare.GENERATED not in reads(run.config):
-    held_out.check_records(run, 'distill', *reads(run.config))
+  held_out.check_records(run, 'distill', *reads(run.config))
   hard_label_trials.check_records(run)
   if run.config.data.teachers:
     normalizer(open_scored(run).facts, c.normalize_scores)
@@ -311,6 +309,9 @@ SETTINGS = {
     1.0, at_least(0),
     'How often each generated query is learned where one of a real log is learned once; 0.5: every '
     'second one, chosen by a hash.',
+  ),
+  'generated_limit': Key(
+    0, at_least(0), 'At most so many generated queries are learned, chosen by a hash; 0: all.'
   ),
   'generated_within': Key(
     0, at_least(0),

@@ -8,6 +8,7 @@ so a restart writes what is missing. The filters and the first stage then run ov
 import contextlib
 import hashlib
 import json
+import math
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from disranker_jax.data.query_filters import REASONS, Filters, first_sentence, t
 from disranker_jax.data.records import Document, Group
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
+from disranker_jax.models.load import TextModel
+from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import Progress, say
@@ -30,7 +33,7 @@ from disranker_jax.rankers.shards import Shards
 from disranker_jax.stages import documents, earlier, prepare, result_table, writer
 from disranker_jax.stages.teacher import check_template
 
-DECODING = 8  # a generated token takes as long as so many tokens that are read
+SAMPLE = 64  # prompts of which the longest stands for all in the estimate
 FORMAT = shards_of.Format(
   pa.schema([
     ('doc_id', pa.string()), ('sample', pa.int32()), ('text', pa.string()), ('ended', pa.bool_()),
@@ -238,11 +241,18 @@ class Expected(Sequence[Group]):
     return Group(f'{i}', docs[0].title or docs[0].summary[:60], docs)
 
 
-def tokens(run: Run) -> tuple[float, str]:
-  """(tokens that the stage computes, what it does), for the estimate."""
+def writes(run: Run, model: TextModel) -> tuple[Texts, int, str]:
+  """(a batch of texts, batches to come, what the stage does), for the estimate."""
   c, docs = run.config.generate, documents.chosen(run.config, documents.read(run.config))
-  count = len(docs) * c.samples
-  return len(docs) * c.max_len + count * c.max_new * DECODING, f'{count:,} queries'
+  done = open_shards(run, len(docs)).kept()
+  step = max(1, len(docs) // SAMPLE)
+  longest = max(docs, key=lambda doc: len(doc.title) + len(doc.summary))
+  prompts = writer.prompts(model, [longest, *docs[::step]])
+  tokens, shared = max(map(len, prompts)), len(writer.beginning(prompts))
+  texts = Texts(c.batch_rows, c.samples, tokens, c.max_new, shared)
+  there = f', {done * c.samples:,} are there' if done else ''
+  said = f'{len(docs) * c.samples:,} queries{there}'
+  return texts, math.ceil((len(docs) - done) / c.batch_rows), said
 
 
 def kept(run: Run) -> str:
@@ -262,7 +272,7 @@ def uses(config) -> tuple[Use, ...]:
   rows = config.generate.batch_rows * config.generate.samples
   opened = lambda: writer.open_writer(config)  # noqa: E731
   keys = 'generate.batch_rows', 'generate.samples'
-  return (Use('writer', 'teacher', opened, rows, tokens=tokens, made_of=keys),)
+  return (Use('writer', 'teacher', opened, rows, writes=writes, made_of=keys),)
 
 
 # Settings of `finish` alone: after a change the stage goes on with the texts that it has.
@@ -370,5 +380,6 @@ STAGE = Stage(
   'generate', 'the decoder writes queries from documents', execute, SETTINGS, check=check,
   role='teacher', reads_stages=('prepare', 'cpt'), uses=uses, check_records=check_records,
   reads_records=reads, outside=outside, expected=Expected, head=lambda config: 'lm', kept=kept,
-  is_complete=is_complete, has_parts=True, optional=True,
+  is_complete=is_complete, has_parts=True, optional=True, texts=writer.texts_of,
+  paper_rows=10_468_974,  # the queries of its log
 )  # fmt: skip

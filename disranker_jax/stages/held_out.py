@@ -70,7 +70,9 @@ def split(run, stage: str, records: Sequence, *, query: Callable = lambda record
   Args:
     query: record -> the click or group with its query.
 
-  Raises: UserError for too few queries where the config needs a validation.
+  Raises: UserError for too few queries where the config needs a validation. Of generated queries
+    nobody knows before hours of work how many there will be, so then a line says that the result is
+    the last checkpoint.
   """
   c = run.config.validation
   if not c.share:
@@ -79,9 +81,13 @@ def split(run, stage: str, records: Sequence, *, query: Callable = lambda record
   kept = Subset(records, np.delete(np.arange(len(records), dtype=np.int32), held))
   if len(firsts) < LEAST:
     why = too_few(run, stage, len(firsts), len(records))
-    needed(run, stage, why)
-    say(f'{stage}: no validation: {why}')
-    return Split(kept if labelled(run) else records, [])
+    decides, compared = run.config[stage].validation, labelled(run)
+    # Labelled queries that others are compared by decide too, by how they are ranked.
+    if not is_generated(run, stage) or (compared and decides.metric not in ('', NDCG, PNR)):
+      needed(run, stage, why)
+    last = '; the last checkpoint is taken' if decides.keep_best and not compared else ''
+    say(f'{stage}: no validation: {why}{last}')
+    return Split(kept if compared else records, [])
   if not kept:
     raise UserError(f'config.validation.share={c.share:g}: holds out all records of {stage}')
   measured = [records[i] for i in firsts]
@@ -113,13 +119,17 @@ def too_few(run, stage: str, found: int, records: int) -> str:
 
 
 def check_records(run, stage: str, *kinds: str) -> None:
-  """Raises: UserError before the first stage if one that decides by a validation has none."""
+  """Raises: UserError before the first stage if one that decides by a validation has none.
+
+  Generated queries are not there yet; where they are learned, held-out ones may be among them.
+  """
   c, share = run.config[stage].validation, run.config.validation.share
   if not share or not any(c[name] for name in DECISIONS):
     return
-  parts = [prepare.records(run, kind) for kind in kinds]
-  if len(firsts := find(run, itertools.chain(*parts))[1]) < LEAST:
-    needed(run, stage, too_few(run, stage, len(firsts), sum(map(len, parts))))
+  if prepare.GENERATED not in kinds:
+    parts = [prepare.records(run, kind) for kind in kinds]
+    if len(firsts := find(run, itertools.chain(*parts))[1]) < LEAST:
+      needed(run, stage, too_few(run, stage, len(firsts), sum(map(len, parts))))
   if c.metric in (NDCG, PNR) and not labelled(run):
     raise UserError(
       f'config.{stage}.validation.metric={c.metric!r}: fewer than {LEAST} labelled queries are '
@@ -145,12 +155,21 @@ def check(config, stage: str, names: Sequence[str] = (LOSS, NDCG, PNR)) -> None:
         )
 
 
-def what(run, stage: str) -> str:
-  """What the records of a stage are called."""
+def kinds_of(run, stage: str) -> tuple[str, ...]:
+  """The kinds of records that a stage reads."""
   from disranker_jax.pipeline import systems  # which imports the stages
 
-  kinds = systems.find(run.config, stage).reads_records(run.config)
-  return 'clicks' if kinds == ('clicks',) else 'queries'
+  return systems.find(run.config, stage).reads_records(run.config)
+
+
+def what(run, stage: str) -> str:
+  """What the records of a stage are called."""
+  return 'clicks' if kinds_of(run, stage) == ('clicks',) else 'queries'
+
+
+def is_generated(run, stage: str) -> bool:
+  """Whether a stage learns queries that the run writes itself."""
+  return prepare.GENERATED in kinds_of(run, stage)
 
 
 def counted(stage: str, records: Sequence) -> Iterator:

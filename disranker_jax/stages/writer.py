@@ -16,6 +16,7 @@ from disranker_jax.devices import memory, processes
 from disranker_jax.errors import UserError
 from disranker_jax.models.generate import Shared, common, generate, share
 from disranker_jax.models.load import TextModel, open_model
+from disranker_jax.models.writing import Texts
 from disranker_jax.progress import say
 from disranker_jax.stages import roles
 
@@ -30,13 +31,8 @@ def open_writer(config) -> TextModel:
 
   Raises: UserError that names the key of the config.
   """
-  c, settings = config.generate, config.teacher.copy_and_resolve_references()
-  settings.update({'scorer': 'query_likelihood', 'ready': False, 'input': 'template'})
-  settings.update({'max_len': c.max_len, 'max_query_len': 1, 'pooling': ''})
+  c, settings = config.generate, settings_of(config)
   settings.template = query_prompt.few_shot(c.template, examples(config))
-  if c.model:
-    settings.update({'model': c.model, 'layers': (), 'lora_rank': 0, 'init_from': ''})
-    settings.bidirectional = False
   try:
     model = open_model(settings, 'lm')
     model.prompt()
@@ -49,6 +45,23 @@ def open_writer(config) -> TextModel:
       f'which is all that {settings.model!r} reads'
     )
   return model
+
+
+def settings_of(config):
+  """The settings of the writer, without its template."""
+  c, settings = config.generate, config.teacher.copy_and_resolve_references()
+  settings.update({'scorer': 'query_likelihood', 'ready': False, 'input': 'template'})
+  settings.update({'max_len': c.max_len, 'max_query_len': 1, 'pooling': ''})
+  if c.model:
+    settings.update({'model': c.model, 'layers': (), 'lora_rank': 0, 'init_from': ''})
+    settings.bidirectional = False
+  return settings
+
+
+def texts_of(config) -> tuple[object, Texts]:
+  """(the writer's settings, its largest batch)."""
+  c = config.generate
+  return settings_of(config), Texts(c.batch_rows, c.samples, c.max_len, c.max_new)
 
 
 def named(c, model: str, text: str) -> str:
@@ -97,6 +110,13 @@ def prompts(model: TextModel, docs: Sequence[Document]) -> list[list[int]]:
   return [one.ids[: one.predict[0]].tolist() for [one] in encoded]
 
 
+def beginning(prompts: Sequence[list[int]]) -> list[int]:
+  """The tokens that all prompts begin with, if they are enough to be read once for all."""
+  ids = common(prompts)
+  # What follows attends to the beginning without the kernels for long texts.
+  return ids if len(ids) >= max(MIN_SHARED, max(map(len, prompts)) / 2) else []
+
+
 def ends(model: TextModel) -> set[int]:
   """The tokens that end a query: the model's own end tokens, and all with a line break."""
   own = {model.tokenizer.eos_token_id, model.network.config.eos_id}
@@ -131,9 +151,7 @@ class QueryWriter:
     """
     every = prompts(self.model, docs)
     longest, stops = max(map(len, every)), ends(self.model)
-    ids = common(every)  # of all documents, so that it does not depend on a restart
-    # What follows attends to the beginning without the kernels for long texts.
-    ids = ids if len(ids) >= max(MIN_SHARED, longest / 2) else []
+    ids = beginning(every)  # of all documents, so that it does not depend on a restart
     shared = f', share the first {len(ids)} and read them once' if ids else ''
     say(f'generate: prompts have up to {longest} tokens{shared}')
     lower = (

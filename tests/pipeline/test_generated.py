@@ -70,7 +70,10 @@ def records(workdir) -> list[Group]:
 
 def test_documents_alone_give_a_student(tmp_path, copies):
   workdir = tmp_path / 'run'
-  runner.run(config(tmp_path, distill__generated_within=4), workdir)
+  c = config(tmp_path, distill__generated_within=4, validation__share=0.4)
+  c.distill.validation.update(keep_best=True, metric='tau', every=1)
+  c.evaluate.models = ('bm25', 'student', 'fused')
+  runner.run(c, workdir)
   groups = records(workdir)
   results = helpers.load(workdir / 'generate' / 'manifest.json')['results']
   assert results['texts'] == 3 * DOCUMENTS == len(groups) + sum(results['left_out'].values())
@@ -92,7 +95,11 @@ def test_documents_alone_give_a_student(tmp_path, copies):
     assert {line.split()[0] for line in run} == {group.query_id for group in groups}
   learned = helpers.load(workdir / 'distill' / 'manifest.json')['results']['generated']
   assert learned['queries'] == len(groups) >= learned['learned'] > 0
-  assert 'student' in helpers.metrics(workdir)
+  # The best checkpoint is chosen by the order of held-out queries, without any label.
+  validated = helpers.load(workdir / 'distill' / 'manifest.json')['results']['validation']
+  assert validated['metric'] == 'tau' and validated['step'] == validated['best_step']
+  assert validated['queries'] >= 10 and validated['labelled'] == 0
+  assert {'student', 'fused'} <= set(helpers.metrics(workdir))
 
 
 def test_queries_of_the_test_are_left_out_and_counted(tmp_path, copies):
@@ -140,6 +147,27 @@ def test_generated_queries_are_repeated_by_their_weight(weight, counts, monkeypa
     assert set(left) == set(counts)
     assert not within or not any(times[10:50:2])
     assert facts['generated']['learned'] == sum(times[10:50])
+
+
+def test_a_limit_takes_some_queries_and_a_larger_one_holds_them(monkeypatch, capsys):
+  docs = tuple(Document(f'd{i}', 't', 's', label=int(i == 1)) for i in range(3))
+  scored = [(Group(f'd1#{i}', 'q', docs), np.array([3.0, 4.0, 1.0])) for i in range(60)]
+  monkeypatch.setattr(prepare, 'records', lambda run, kind: range({'generated': 40}.get(kind, 20)))
+
+  def learned(limit, weight=1.0):
+    changes = {'distill__generated_limit': limit, 'distill__generated_weight': weight}
+    run = runner.Run(helpers.config(**changes), None, None)
+    return mixed.indices(run, ('candidates', 'generated'), scored)[0]
+
+  few, more = (set(learned(n)) - {*range(20)} for n in (7, 23))
+  assert len(few) == 7 and len(more) == 23 and few < more
+  assert [*learned(7, 2.0)].count(min(few)) == 2
+  # A weight chooses among those that the limit leaves.
+  half = set(learned(20, 0.5)) - {*range(20)}
+  assert 4 <= len(half) <= 16 and half < set(learned(20))
+  assert len(learned(0)) == len(learned(40)) == 60 and not capsys.readouterr().err.count('there')
+  assert len(learned(41)) == 60
+  assert 'generated_limit=41: there are 40 generated queries' in capsys.readouterr().err
 
 
 def test_killed_while_it_writes_it_goes_on_and_the_texts_are_the_same(tmp_path):
@@ -258,6 +286,25 @@ def test_fewer_documents_than_candidates_and_empty_ones(tmp_path, copies, capsys
   runner.run(config(tmp_path, pages), workdir, stages=['prepare', 'generate'])
   assert {len(group.docs) for group in records(workdir)} == {3}
   assert '1 of 4 documents have no text' in capsys.readouterr().err
+
+
+def test_documents_of_digits_or_of_another_script_give_queries_of_their_own(tmp_path, copies):
+  letters = 'абвгдежзиклм'
+  pages = [('n', f'{i * 37}', f'{i} {i * i} 12 {i + 5}') for i in range(12)]
+  pages += [('c', f'{letters[i : i + 3]} {i}', f'слово {letters[: i + 2]} и ещё') for i in range(9)]
+  fields = 'doc_id', 'title', 'summary'
+  documents = [
+    dict(zip(fields, (f'{kind}{i}', *texts), strict=True)) for i, (kind, *texts) in enumerate(pages)
+  ]
+  c, workdir = config(tmp_path, documents, validation__share=0.05), tmp_path / 'run'
+  c.distill.validation.keep_best = True  # by too few queries
+  runner.run(c, workdir, stages=['prepare', 'generate', 'score', 'distill'])
+  groups = records(workdir)
+  counts = helpers.load(workdir / 'generate' / 'manifest.json')['results']['left_out']
+  assert 3 * len(pages) == len(groups) + sum(counts.values()) and len(groups) > 3
+  for group in groups:
+    own = query_filters.scripts(group.query)
+    assert set(own) <= ({'CYRILLIC'} if group.query_id.startswith('c') else set())
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 Without --topology it is about this machine: memory, and time from a short measurement. With
 gpu:COUNTxGIB it is about the memory of GPUs, which need not be there. With a TPU slice, the stage's
 real step is compiled for it by the TPU's own compiler: memory, traffic, time and chip-hours; no TPU
-is needed.
+is needed. A stage that writes texts (generate) is computed from its FLOPs and bytes, not compiled;
+its rows are texts.
 """
 
 import json
@@ -22,14 +23,14 @@ def parser() -> Parser:
   out.add_config()
   add = out.add_argument_group('plan').add_argument
   add('--stage', default='', help=(
-    'a stage that trains or scores, such as cpt, or evaluate:METHOD for one of '
+    'a stage that trains, scores or writes, such as cpt, or evaluate:METHOD for one of '
     'config.evaluate.rankers; by default all, not on a TPU'))  # fmt: skip
   add('--topology', default='', help=(
     'TPU chips and their grid, e.g. v5e:4x4 or v5p:2x2x2; GPUs and the memory of each in GiB, e.g. '
     'gpu:1x24; by default this machine'))  # fmt: skip
   add('--rows', type=int, default=0, help="rows of the stage's data; 0: as many as the paper has")
   add('--pair-tokens', type=int, default=0, help=(
-    'tokens of a query with one document; 0: as many as the config allows'))  # fmt: skip
+    'tokens of a query with one document, or of a prompt; 0: the most of the config'))  # fmt: skip
   add('--json', action='store_true', help='also print the answer as one last line of JSON')
   return out
 
@@ -52,18 +53,28 @@ def main(argv: list[str] | None = None) -> None:
   from disranker_jax.commands.plan import prompts
   from disranker_jax.pipeline import systems
 
-  planned = [s.name for s in systems.of(config).stages if s.task or s.scores_records]
+  planned = [s.name for s in systems.of(config).stages if s.task or s.scores_records or s.texts]
   planned += prompts.names(config)
   if args.stage and args.stage not in planned:
     raise UserError(f'--stage {args.stage}: choose of {", ".join(planned)}')
+  if args.topology and not gpus and writes(config, args.stage):
+    gpus = machine.chips_of(where)
+    machine.prepare(gpus)  # no backend has started yet
   if gpus or not args.topology:
     on_machine(args, config, gpus)
   else:
     on_slice(args, config, where)
 
 
+def writes(config, name: str) -> bool:
+  """Whether the stage writes texts. Its step is computed, so the TPU's compiler is not needed."""
+  from disranker_jax.pipeline import systems
+
+  return any(s.texts for s in systems.of(config).stages if s.name == name)
+
+
 def on_machine(args, config, gpus: machine.Machine | None) -> None:
-  """Prints the plan for GPUs, or for this machine."""
+  """Prints the plan for GPUs, for this machine, or for a stage that writes on a TPU slice."""
   from disranker_jax.commands.plan import local
 
   where = gpus or local.here()

@@ -32,7 +32,7 @@ def plan(config: ConfigDict, names: list[str], machine: Machine, rows: int, toke
 
 def planned(config: ConfigDict) -> list[str]:
   """The listed stages that have a step."""
-  listed = [s.name for s in systems.listed(config) if s.task or s.scores_records]
+  listed = [s.name for s in systems.listed(config) if s.task or s.scores_records or s.texts]
   return listed + (prompts.names(config) if 'evaluate' in config.stages else [])
 
 
@@ -46,6 +46,8 @@ def _stage(config, name: str, machine: Machine, mesh, rows: int, tokens: int) ->
   needed, phases, options = sum(parts.values()) + step.held['batch'], {}, []
   if not fits(needed):
     options = report.remedies(config, name, machine, mesh)[:-1]
+  if step.texts:
+    step = report.prompts_of(step, tokens)
   if sampled := rollouts.find(config, name, step, mesh):
     phases = {'phases': {'update': needed, 'sampling': sampled.bytes}}
     parts = sampled.held if sampled.bytes > needed else parts
@@ -66,14 +68,16 @@ def _stage(config, name: str, machine: Machine, mesh, rows: int, tokens: int) ->
   if not answer['fits']:
     answer['try'] = [*dict.fromkeys(options), 'a smaller model']
   if machine.measured:
-    kind = 'training' if step.trained else 'scoring'
+    kind = estimate.kind_of(step)
     names = step.network.precision, step.quantize or step.network.precision
     peaks = [speed.matmul_typical(n, mesh) * estimate.EFFICIENCY[kind] for n in names]
-    step_s = step.flops.seconds(*peaks)
+    step_s = step.flops.seconds(*peaks) + (step.read / speed.reading(mesh) if step.read else 0.0)
     if sampled:
       step_s *= rollouts.beside(config, step)
     answer |= report.work(config, name, machine, step, step_s, rows, tokens)
     answer |= report.saving(step, *peaks)
+  elif machine.slice:
+    answer |= report.writing(config, name, machine.slice, mesh, step, rows)
   return answer
 
 

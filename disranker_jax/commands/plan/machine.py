@@ -4,6 +4,7 @@ import dataclasses
 import os
 import re
 
+from disranker_jax.commands.plan import chips
 from disranker_jax.errors import UserError
 
 GIB = 2**30
@@ -21,6 +22,7 @@ class Machine:
   limit     bytes that a step may use per device; None if it is unknown
   before    bytes that are used before it: libraries, in the memory of a CPU
   measured  whether it is this machine
+  slice     the TPU slice that the devices stand for
   """
 
   name: str
@@ -29,6 +31,7 @@ class Machine:
   limit: int | None
   before: int = 0
   measured: bool = False
+  slice: chips.Slice | None = None
 
 
 def gpus(topology: str) -> Machine | None:
@@ -47,6 +50,11 @@ def gpus(topology: str) -> Machine | None:
     raise UserError(f'{name}={os.environ[name]}: {what}') from None
   text = f'{count} GPU{"s" * (count > 1)} of {each} GiB, of which JAX takes {share:.0%} ({name})'
   return Machine(text, 'gpu', count, int(share * each * GIB))
+
+
+def chips_of(where: chips.Slice) -> Machine:
+  """The chips of a slice, for a stage whose step is computed and not compiled."""
+  return Machine(where.name, 'tpu', where.size, where.chip.hbm_bytes, slice=where)
 
 
 def prepare(machine: Machine) -> None:

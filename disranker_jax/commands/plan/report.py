@@ -178,6 +178,15 @@ def work(config, stage: str, where, step, step_s: float, rows: int, pair_tokens:
       'prompts_per_query': asked.per_query,
       **_whole(steps, step_s, where),
     }
+  if texts := step.texts:
+    return found | {
+      'prompts': texts.prompts,
+      'samples': texts.samples,
+      'texts_per_s': texts.rows / step_s,
+      'tokens_per_s': texts.rows * texts.max_new / step_s,
+      'prompt_tokens': texts.longest,
+      **_whole(math.ceil(total / texts.rows), step_s, where),
+    }
   if rollouts.is_asked(config, stage):
     c = config.rewrite
     samples = c.prompts * c.samples / c.iterations
@@ -203,6 +212,31 @@ def work(config, stage: str, where, step, step_s: float, rows: int, pair_tokens:
   }
 
 
+def prompts_of(step: stages.Step, tokens: int) -> stages.Step:
+  """The step with prompts of so many tokens; 0: of as many as the config allows."""
+  longest = min(tokens or step.texts.longest, step.texts.longest)
+  return dataclasses.replace(step, texts=dataclasses.replace(step.texts, longest=longest))
+
+
+def writing(config, stage: str, where: chips.Slice, mesh, step: stages.Step, rows: int) -> dict:
+  """Time on a slice of a stage that writes, computed from its FLOPs and bytes.
+
+  A written token waits for parameters and caches, and for the parameters of other chips if `fsdp`
+  splits them.
+  """
+  chip, count = where.chip, step.flops
+  split = 1 if step.texts.rows % sharding.parts(mesh) else sharding.parts(mesh)
+  used = split * mesh.shape['model']
+  others = step.texts.max_new * step.held['operands'] * (mesh.shape['fsdp'] - 1)
+  seconds = {
+    'compute': count.seconds(chip.peak, chip.peak_int8) / (used * chip.efficiency),
+    'hbm': step.read / chip.hbm_rate,
+    'ici': others / where.ici_rate if others else 0.0,
+  }
+  step_s = sum(seconds.values())
+  return {'seconds': seconds | {'step': step_s}} | work(config, stage, where, step, step_s, rows, 0)
+
+
 def _whole(steps: int, step_s: float, where) -> dict:
   hours = steps * step_s / 3600
   return {'steps': steps, 'hours': hours, 'chip_hours': hours * where.size}
@@ -210,6 +244,12 @@ def _whole(steps: int, step_s: float, where) -> dict:
 
 def speed(answer: dict) -> str:
   """The throughput in words."""
+  if 'texts_per_s' in answer:
+    return (
+      f'{answer["texts_per_s"]:,.3g} texts/s, {answer["tokens_per_s"]:,.0f} written tokens/s, '
+      f'batches of {answer["prompts"]} prompts of {answer["prompt_tokens"]} tokens x '
+      f'{answer["samples"]} texts'
+    )
   if 'samples_per_s' in answer:
     return (
       f'{answer["prompts"]} queries x {answer["samples"]} samples, {answer["samples_per_s"]:,.3g} '

@@ -1,8 +1,6 @@
 """GRPO in a plan: what a step does beside its update, and what a device holds while it samples."""
 
 import dataclasses
-import functools
-import math
 
 import jax
 import numpy as np
@@ -11,7 +9,7 @@ from ml_collections import ConfigDict
 from disranker_jax.commands.plan import chips
 from disranker_jax.devices import sharding
 from disranker_jax.devices.memory import per_device
-from disranker_jax.models import flops, generate
+from disranker_jax.models import flops, generate, writing
 from disranker_jax.models.flops import Flops
 from disranker_jax.pipeline import steps, systems
 from disranker_jax.pipeline.steps import Step
@@ -84,7 +82,7 @@ def find(config: ConfigDict, name: str, step: Step, mesh) -> Rollouts | None:
   c, network = config.rewrite, step.network
   longest = generate.padded_len(rewrite.longest(config))
   tokens_BT = jax.ShapeDtypeStruct((c.prompts, longest), np.int32)
-  held = _held(network, config, step, mesh, tokens_BT)
+  held = _held(network, config, step, mesh)
   batch = {'tokens_BT': tokens_BT, 'index_AX': np.zeros((1, 0), np.int32)}
   passes = flops.count(network, step.batch).hardware * step.accumulate / step.flops.hardware
   return Rollouts(
@@ -93,7 +91,7 @@ def find(config: ConfigDict, name: str, step: Step, mesh) -> Rollouts | None:
   )  # fmt: skip
 
 
-def _held(network, config: ConfigDict, step: Step, mesh, tokens_BT) -> dict[str, int]:
+def _held(network, config: ConfigDict, step: Step, mesh) -> dict[str, int]:
   """What a device holds while it samples."""
   c = config.rewrite
   variables = sharding.abstract(steps.shapes(network, config.rewriter.param_dtype), mesh)
@@ -102,19 +100,16 @@ def _held(network, config: ConfigDict, step: Step, mesh, tokens_BT) -> dict[str,
     if mesh.shape['fsdp'] > 1:
       gather = sampling.gathering(network, variables)
       whole = jax.tree.map(_whole, jax.eval_shape(gather, variables), variables)
-    read = jax.eval_shape(functools.partial(generate.operands, network), whole)
-    slots = generate.slots_for(tokens_BT.shape[1] + c.max_new)
-    prefill = functools.partial(generate.prefill, network, slots, c.samples)
-    _, caches = jax.eval_shape(prefill, whole, tokens_BT, tokens_BT)
-  rows = c.prompts * c.samples
-  share = per_device(whole) / _bytes(whole)  # below 1 where 'model' splits parameters
+    texts = writing.Texts(c.prompts, c.samples, rewrite.longest(config), c.max_new)
+    found = writing.held(network, whole, texts)
+  share = per_device(whole) / writing.size(whole)  # below 1 where 'model' splits parameters
   return {
     'parameters': step.held['parameters'],
     'moments': step.held['moments'],
     'gathered': per_device(whole) if whole is not variables else 0,
-    'operands': int(_bytes(read) * share),
-    'caches': _bytes(caches) // _split(rows, mesh),
-    'logits': rows * network.config.vocab * 4 // _split(rows, mesh),
+    'operands': int(found['operands'] * share),
+    'caches': found['caches'] // _split(texts.rows, mesh),
+    'logits': found['logits'] // _split(texts.rows, mesh),
   }
 
 
@@ -133,7 +128,3 @@ def beside(config: ConfigDict, step: Step) -> float:
 
 def _whole(x, before) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sampling.whole(before.sharding))
-
-
-def _bytes(tree) -> int:
-  return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -63,13 +63,18 @@ def trace(config: ConfigDict, name: str, mesh, platform: str = '') -> Step:
       f'--stage {name}: also runs {stage.uses(config)[1].label}, which the plan leaves out; set '
       'config.distill.hidden_weight=0'
     )
-  settings = _resolved(config[stage.role], mesh, platform)
+  described, texts = stage.texts(config) if stage.texts else (config[stage.role], None)
+  settings = _resolved(described, mesh, platform)
+  if texts and settings.attention == 'splash':
+    settings.attention = 'xla'  # the devices stand for TPUs; written tokens take no kernel
   with opening.naming(config, stage.role):
     network = _network(settings, stage.head(config))
     load.check_length(network, settings)
   if stage.task:
     with opening.naming_stage(config, stage):
       return steps.training(config, stage, network, mesh)
+  if texts:
+    return steps.writer(settings, network, texts, mesh)
   [use] = stage.uses(config)
   eight_bits.check_device(f'config.{name}.quantize', use.quantize, mesh.devices.flat[0])
   with opening.naming_stage(config, stage, use):
