@@ -29,6 +29,7 @@ COMMANDS = {
   'rewrite': Command('disranker_jax.commands.rewrite', 'rewrite a query for a search engine'),
   'serve': Command('disranker_jax.serve.__main__', 'serve an exported model over HTTP'),
   'compare': Command('disranker_jax.commands.compare', 'compare TREC runs on judged queries'),
+  'average': Command('disranker_jax.commands.average', 'average the result tables of several runs'),
   'fuse': Command('disranker_jax.commands.fuse', 'fuse TREC runs into one ranking'),
   'ablate': Command('disranker_jax.commands.ablate', 'run and compare variants of a config'),
   'online': Command('disranker_jax.evaluation.online.command', 'analyse an online experiment'),

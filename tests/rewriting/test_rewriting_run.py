@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 from small_collection import collection
 
-from disranker_jax.commands import rewrite
+from disranker_jax.commands import average, rewrite
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
 from disranker_jax.models import weights
@@ -74,7 +74,7 @@ def test_the_other_engine_fills_the_rows_again(done, tmp_path):
 def test_a_trained_rewriter_is_tested_on_bright(done, tmp_path, capsys):
   """configs/bright.py on a made-up copy: no training, its own engine, excluded documents."""
   c = runpy.run_path(str(ROOT / 'configs' / 'bright.py'))['get_config']()
-  c.data.test = c.data.documents = f'bright:{bright_copy.make(tmp_path)}?task=biology'
+  c.data.test = f'bright:{bright_copy.make(tmp_path)}?task=biology'
   c.rewriter, c.rewrite = config(done[0]).rewriter, config(done[0]).rewrite
   c.rewriter.init_from, c.search.batch_rows = str(done[1]), 8
   workdir = tmp_path / 'run'
@@ -89,6 +89,14 @@ def test_a_trained_rewriter_is_tested_on_bright(done, tmp_path, capsys):
   capsys.readouterr()
   rewrite.main(['--run', str(workdir), '--query', 'light bulb', '--search', '--json'])
   assert json.loads(capsys.readouterr().out)['found']
+  # The mean over tasks; of a task and its copy it is that of the task.
+  shutil.copytree(workdir, tmp_path / 'copy')
+  average.main([str(workdir), str(tmp_path / 'copy'), '--json'])
+  mean = json.loads(capsys.readouterr().out)
+  of_rows = {row['name']: row['value'] for row in mean['rows']}
+  assert of_rows == pytest.approx({name: values['ndcg@10'] for name, values in found.items()})
+  (said,) = mean['warnings']
+  assert said.startswith('2 queries are in more than one run (run, copy)')
 
 
 def test_the_command_shows_the_rewrite_and_what_is_found(done, capsys):
