@@ -60,8 +60,10 @@ def test_a_table_of_llm_rankers_is_one_command_for_every_config(file, base, monk
     assert not lacking
     return
   # Its stages have no labels, and its queries no ids that another ranker could know.
-  assert lacking.keys() == {'student, labels only', *OF_RUN}
+  trained = ('RankLLaMA', 'TSRankGPT', 'LLM2Vec')
+  assert lacking.keys() == {'student, labels only', *trained, *OF_RUN}
   assert 'needs the stage student_sft' in lacking['student, labels only']
+  assert 'config.data.judgements: is empty, but read by sft' in lacking['RankLLaMA']
   assert 'config.data.candidates: is empty, but read by distill' in lacking[FOREIGN]
 
 
