@@ -16,6 +16,7 @@ def get_config():
   c.data.documents = 'python_docs:'  # yours: 'jsonl:data/documents.jsonl'
   c.data.test = 'python_docs:'  # yours: 'jsonl:data/test.jsonl', or '' if nothing is judged
   c.data.candidates = 'generated:'
+  c.data.clicks = c.data.judgements = ''  # not the labels of Python's documents
   c.stages = ('prepare', 'generate', 'score', 'distill', 'evaluate', 'export', 'report')
   if not c.data.test:
     c.stages = tuple(stage for stage in c.stages if stage != 'evaluate')
@@ -34,8 +35,8 @@ def get_config():
   c.student.update(max_len=64, max_query_len=24, row_len=128)
   c.distill.update(learning_rate=1.5e-4, batch_rows=32, group_size=6, epochs=2.5, save_every=20)
   c.distill.update(normalize_scores='query', hard_label_weight=0.5, hard_label_margin=0.5)
-  # The student soon knows its few queries by heart. So the result is the checkpoint that agrees
-  # best with the teacher about the order of held-out queries, a tenth of them.
+  # The student soon memorises its few queries. So the result is the checkpoint that agrees best
+  # with the teacher on held-out queries, a tenth of them, about the order of their documents.
   c.validation.share = 0.1
   c.distill.validation.update(every=10, keep_best=True, metric='tau')
   c.evaluate.update(models=('random', 'bm25', 'teacher', 'student', 'fused'))

@@ -53,6 +53,13 @@ def test_every_row_of_the_committed_tables_is_a_config_that_can_run(file, monkey
     ('"""T."""\nROWS = {"a": ("pupil", {})}', "a: model 'pupil': there are random, bm25"),
     ('"""T."""\nROWS = {"a": ("bm25", {})}\nAGAINST = "b"', "no row 'b'; there are a"),
     ('raise KeyError(1)', 'cannot be run: KeyError: 1'),
+    ('"""T."""\nROWS = ["a"]', 'needs a docstring and ROWS'),
+    ('"""T."""\nROWS = {"a": "bm25"}', 'a: must be (model, '),
+    ('"""T."""\nROWS = {"a": ("bm25", 5)}', 'a: must be (model, '),
+    (
+      '"""T."""\nROWS = {"a": ("bm25", {}, "data.techers")}',
+      'a: needs config.data.techers: there is no such key',
+    ),
   ],
 )
 def test_what_a_file_cannot_say_is_one_line(tmp_path, text, said):

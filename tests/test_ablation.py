@@ -60,8 +60,10 @@ def test_a_table_of_llm_rankers_is_one_command_for_every_config(file, base, monk
     assert not lacking
     return
   # Its stages have no labels, and its queries no ids that another ranker could know.
-  assert lacking.keys() == {'student, labels only', *OF_RUN}
+  trained = ('RankLLaMA', 'TSRankGPT', 'LLM2Vec')
+  assert lacking.keys() == {'student, labels only', *trained, *OF_RUN}
   assert 'needs the stage student_sft' in lacking['student, labels only']
+  assert 'config.data.judgements: is empty, but read by sft' in lacking['RankLLaMA']
   assert 'config.data.candidates: is empty, but read by distill' in lacking[FOREIGN]
 
 
@@ -139,6 +141,32 @@ def test_rows_of_another_system_are_an_error(tmp_path):
     ablation.load(args.file, args.base)
 
 
+def test_half_of_the_layers_are_half_of_the_model_that_is_there():
+  def halved(base, *more):
+    args = parsed('limits', base, *more)
+    [row] = [r for r in ablation.load(args.file, args.base).rows if r.name == 'half of the layers']
+    return ablation.lacking(args, row) or row.changes['student.layers']
+
+  assert halved('quickstart') == (0, 2, 4)
+  assert halved('tiny') == (0,)
+  assert halved('own_data') == (0, 4, 8)
+  assert 'needs config.student.layers' in halved('qwen3_modernbert')
+  assert halved('qwen3_modernbert', '--config.student.layers=(0,1,2,9)') == (0, 2)
+
+
+def test_a_log_beside_generated_queries_is_learned_alone_and_halved_too():
+  stages = '--config.stages=prepare,generate,score,distill,evaluate'
+  args = parsed('generated', 'quickstart', stages, '--config.distill.init_from=')
+  assert '0 queries' in [row.name for row in ablation.load(args.file, args.base).rows]
+  args = parsed('limits', 'quickstart', stages, '--config.distill.init_from=')
+  rows = {row.name: row for row in ablation.load(args.file, args.base).rows}
+  half = rows['half of the queries, twice as often'].changes
+  assert half['distill.generated_weight'] == 0.5 and half['data.limit.candidates'] == 300
+  args = parsed('generated', 'quickstart', '--config.stages=prepare,distill')
+  with pytest.raises(UserError, match=r'need the stage score, which config\.stages lacks'):
+    ablation.load(args.file, args.base)
+
+
 def test_a_run_without_the_stage_generate_reads_no_generated_queries():
   args = parsed('models', 'own_documents')
   rows = {row.name: row for row in ablation.load(args.file, args.base).rows}
@@ -153,14 +181,22 @@ def test_a_run_without_the_stage_generate_reads_no_generated_queries():
 def test_what_limits_a_student_is_one_command_with_and_without_a_log(file, base, monkeypatch):
   monkeypatch.setattr(configs, 'trec_folder', lambda folder, source: f'trec:{folder}')
   args = parsed(file, base, '--dry-run')
-  table, rows = ablation.load(args.file, args.base), {}
+  table, rows, lacking = ablation.load(args.file, args.base), {}, {}
   for row in table.rows:
     rows[row.name] = ablation.settings(args, [row], 0, 0)
-    assert not ablation.lacking(args, row), row.name
+    if why := ablation.lacking(args, row):
+      lacking[row.name] = why
   has_log = args.base.data.candidates != prepare.GENERATED_ADDRESS
   if file == 'limits':
     assert ('as many queries of the log' in rows) == (not has_log)
+    # Half of an unknown number is unknown.
+    unknown = {
+      'half of the queries, twice as often': has_log and not args.base.data.limit.candidates,
+      'half of the layers': base == 'qwen3_modernbert',
+    }
+    assert lacking.keys() == {name for name, is_unknown in unknown.items() if is_unknown}
     return
+  assert not lacking
   assert ('0 queries' in rows) == ('labels only' in rows) == has_log
   learned = [row for name, row in rows.items() if name.endswith('queries')]
   own = ('distill.generated_limit', 'distill.generated_weight')  # all else is the same

@@ -200,6 +200,9 @@ class TestErrors:
     assert 'nope: no such folder' in self.error(runs[0], tmp_path / 'nope')
     assert 'is not the workdir of a run' in self.error(runs[0], tmp_path)
 
+  def test_two_runs_with_one_given_name(self, runs):
+    assert "large: is named 'x', as another run is" in self.error(f'x={runs[0]}', f'x={runs[1]}')
+
   def test_one_run(self, runs):
     assert 'small: is one run; name two or more' in self.error(runs[0])
 
@@ -219,6 +222,15 @@ class TestErrors:
     other = write(tmp_path / 'c', {'original': [0, 1]}, stages=('prepare', 'report'))
     (other / 'search' / 'manifest.json').unlink()
     assert 'c: the run has no stage search, which fills the table' in self.error(runs[0], other)
+
+  def test_a_config_that_is_not_that_of_a_run(self, runs):
+    for text in ('[1]', '{}'):
+      (runs[1] / 'config.json').write_text(text)
+      assert 'is not the config of a run' in self.error(*runs)
+
+  def test_a_table_whose_files_are_of_different_rows(self, runs):
+    (runs[1] / 'search' / 'results.json').write_text('{"other": {}}')
+    assert 'results.json and per_query.csv have no row in common' in self.error(*runs)
 
   def test_a_table_without_its_files(self, runs):
     (runs[1] / 'search' / 'per_query.csv').unlink()

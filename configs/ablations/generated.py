@@ -1,10 +1,11 @@
 """How many generated queries a student needs: none, 1,000, 3,000 or 10,000.
 
 All rows share one generation from PAGES pages, chosen by a hash, and one teacher's scores of it. A
-row learns so many of the queries, chosen by a hash, so 3,000 hold the 1,000. The number of steps is
-the same (STEPS), so fewer queries are seen more often; the result is the checkpoint that agrees
-best with the teacher on held-out queries. What the base config learns besides, a log or labels, is
-in every row, and alone in the row of 0 queries. A config without a log has no such row.
+row takes so many of the queries, chosen by a hash, so 3,000 hold the 1,000, and holds out its share
+of them (validation.share). The number of steps is the same (STEPS), so fewer queries are seen more
+often; the result is the checkpoint that agrees best with the teacher on held-out queries. What the
+base config learns besides, a log or labels, is in every row, and alone in the row of 0 queries. A
+config without a log has no such row.
 
 About a quarter of what SmolLM2-135M writes of Python's documentation is kept. If fewer queries are
 left than a row names, distill says so.
@@ -12,6 +13,8 @@ left than a row names, distill says so.
 
 import pathlib
 import runpy
+
+from disranker_jax.errors import UserError
 
 PAGES, SAMPLES, STEPS = 7000, 6, 400
 DOCUMENTS = 6  # of each query, for the teacher and in a step
@@ -24,6 +27,8 @@ def shared(config) -> dict:
   found = {'generate.documents': PAGES, 'generate.samples': SAMPLES}
   stages = config.stages
   if 'generate' not in stages:
+    if 'score' not in stages:
+      raise UserError(f'the queries need the stage score, which config.stages lacks: {stages}')
     at = stages.index('score')
     stages = (*stages[:at], 'generate', *stages[at:])
     own = runpy.run_path(str(CONFIGS / 'own_documents.py'))['get_config']().generate
@@ -43,7 +48,7 @@ def shared(config) -> dict:
 
 
 def get_rows(config) -> dict:
-  student, has_log = shared(config), 'generate' not in config.stages
+  student, has_log = shared(config), config.data.candidates not in ('', 'generated:')
   rows = {'BM25': ('bm25', {})}
   if 'student_sft' in config.stages:
     rows['labels only'] = 'student_sft', {}

@@ -3,10 +3,10 @@
 The pretrained LLM by prompts, LLMs that labels train, and the student by what it learns from:
 labels, the teacher, the prompts' answers (instruction distillation), or the run of another ranker
 (config.data.teachers), from which the LLM learns too. Students of scores alone start without labels
-and see 150 queries; where an LLM scores, four documents of each, for which PRP answers 12 prompts
-and query likelihood four. RankLLaMA and LLM2Vec have a new linear head, which needs more steps.
-Without a click log the continued pre-training of TSRankGPT and LLM2Vec reads judged documents.
-Rankings of evaluate.runs are rows too.
+and see 150 queries, or those that are written from 150 documents; where an LLM scores, four
+documents of each, for which PRP answers 12 prompts and query likelihood four. RankLLaMA and LLM2Vec
+have a new linear head, which needs more steps. Without a click log the continued pre-training of
+TSRankGPT and LLM2Vec reads judged documents. Rankings of evaluate.runs are rows too.
 """
 
 import re

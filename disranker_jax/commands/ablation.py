@@ -65,14 +65,16 @@ def load(file: Path, base: ConfigDict, wanted: Sequence[str] = ()) -> Ablation:
     raise UserError(f'{file}: cannot be run: {type(e).__name__}: {one_line(e)}') from e
   try:
     found = content['get_rows'](base) if 'get_rows' in content else content.get('ROWS', {})
-    rows = tuple(Row(name, *row) for name, row in found.items())
+  except UserError as e:
+    raise UserError(f'{file}: {e}') from None
   except Exception as e:
     raise UserError(
       f'{file}: has no rows for a config of system {base.system!r}: {type(e).__name__}: '
       f'{one_line(e)}'
     ) from e
-  if not rows or not content.get('__doc__'):
+  if not found or not isinstance(found, Mapping) or not content.get('__doc__'):
     raise UserError(f'{file}: needs a docstring and ROWS = {{name: (model, {{key: value}})}}')
+  rows = tuple(row_of(file, base, name, row) for name, row in found.items())
   table = result_table.of(base)
   models = (*table.rows, *base[table.stage].runs, *METHODS)
   for row in rows:
@@ -86,6 +88,19 @@ def load(file: Path, base: ConfigDict, wanted: Sequence[str] = ()) -> Ablation:
   title, _, text = content['__doc__'].strip().partition('\n')
   kept = tuple(row for row in rows if row.name in (*names, against))
   return Ablation(title.rstrip('.'), text.strip(), kept, against, table)
+
+
+def row_of(file: Path, base: ConfigDict, name: str, row: object) -> Row:
+  """A row as a file writes it, (model, changes) or (model, changes, needs). Raises: UserError."""
+  if not isinstance(row, tuple) or len(row) not in (2, 3) or not isinstance(row[1], Mapping):
+    raise UserError(
+      f'{file}: {name}: must be (model, {{key: value}}), or (model, {{key: value}}, key) where the '
+      f'row needs the key; it is {row!r}'
+    )
+  found = Row(name, *row)
+  if found.needs and found.needs not in configs.flatten(base):
+    raise UserError(f'{file}: {name}: needs config.{found.needs}: there is no such key')
+  return found
 
 
 def settings(

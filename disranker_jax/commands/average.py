@@ -50,6 +50,11 @@ def open_runs(arguments: Sequence[str]) -> list[FinishedRun]:
   if len(pairs) < 2:
     raise UserError(f'{pairs[0][1]}: is one run; name two or more, a run for each test set')
   names = [name for name, _ in pairs]
+  for i, (name, folder) in enumerate(pairs):
+    if name in names[:i] and arguments[i].startswith(f'{name}='):
+      raise UserError(
+        f'{folder}: is named {name!r}, as another run is; give each a name of its own'
+      )
   runs = [
     FinishedRun(name if names.count(name) == 1 else str(folder), folder) for name, folder in pairs
   ]

@@ -39,21 +39,24 @@ class FinishedRun:
         'no such folder')  # fmt: skip
       raise UserError(f'{folder}: {what}; name the --workdir of a run')
     try:
-      self.config = ConfigDict(json.loads(file.read_text()))
+      found = json.loads(file.read_text())
     except ValueError as e:
       raise UserError(f'{file}: is not JSON ({e}); run the run again') from None
+    if not isinstance(found, dict) or 'stages' not in found:
+      raise UserError(f'{file}: is not the config of a run (it has no stages); run the run again')
+    self.config = ConfigDict(found)
     self.table = result_table.of(self.config)
     self._run = Run(self.config, folder, None)
     self._check_done()
     self.results: Mapping[str, dict[str, Any]] = facts.read_results(self._run)
     per_query = self._run.folder(self.table.stage) / 'per_query.csv'
-    if not self.results or not per_query.is_file():
-      raise UserError(
-        f'{per_query.parent}: lacks results.json or per_query.csv; make the table again: the '
-        f'command of the run with --rerun={self.table.stage}'
-      )
-    rows = read_per_query(per_query)
+    rows = read_per_query(per_query) if per_query.is_file() else {}
     self.rows = {name: rows[name] for name in self.results if name in rows}
+    if not self.rows:
+      raise UserError(
+        f'{per_query.parent}: results.json and per_query.csv have no row in common, or one of them '
+        f'is missing; make the table again: the command of the run with --rerun={self.table.stage}'
+      )
 
   def _check_done(self) -> None:
     """Raises: UserError if the stage that fills the table is not done."""

@@ -31,7 +31,10 @@ def matmul_typical(precision: str, mesh) -> float:
 
 
 def reading(mesh) -> float:
-  """Bytes per second that each device reads from its memory while all of them read."""
+  """Bytes per second that a device of the mesh reads from its memory, measured on one device.
+
+  Devices that are virtual, on a CPU, get an equal share of what the CPU reads.
+  """
   cpu = jax.default_backend() == 'cpu'
   x = jnp.ones(READ_BYTES.get(jax.default_backend(), 1 << 30) // 4, jnp.float32)
   total = jax.jit(jnp.sum)
@@ -41,7 +44,6 @@ def reading(mesh) -> float:
     begin = time.perf_counter()
     jax.block_until_ready(total(x))
     found.append(time.perf_counter() - begin)
-  # A CPU's virtual devices share its memory.
   return x.nbytes * len(found) / sum(found) / (mesh.size if cpu else 1)
 
 

@@ -121,7 +121,9 @@ def gains(facts: Facts) -> list[str]:
       f'{tables.span(cell, DIGITS, "+")}, p {tables.chance(cell["p"], DIGITS)})'
       for name, cell in cells.items()
     ]
-    found.append(f'{stage} changed on {count:,} held-out training queries: {", ".join(listed)}')
+    found.append(
+      f'change during {stage} on {count:,} held-out training queries: {", ".join(listed)}'
+    )
   return found
 
 

@@ -311,7 +311,8 @@ SETTINGS = {
     'second one, chosen by a hash.',
   ),
   'generated_limit': Key(
-    0, at_least(0), 'At most so many generated queries are learned, chosen by a hash; 0: all.'
+    0, at_least(0),
+    'At most so many generated queries are taken, chosen by a hash; held-out ones count; 0: all.',
   ),
   'generated_within': Key(
     0, at_least(0),

@@ -15,7 +15,8 @@ def indices(run, kinds: Sequence[str], scored: ScoredGroups) -> tuple[Sequence[i
   """(indices of the run's scored queries, one or several times each; facts for the manifest).
 
   Generated queries whose own document the teacher ranks below `distill.generated_within` are left
-  out; of the others `distill.generated_limit` are learned, `distill.generated_weight` times each.
+  out; of the others `distill.generated_limit` are taken, `distill.generated_weight` times each. The
+  queries that validation holds out are among them.
 
   Args:
     kinds: the kinds of the scored queries, in their order.
@@ -29,30 +30,29 @@ def indices(run, kinds: Sequence[str], scored: ScoredGroups) -> tuple[Sequence[i
   found = [i for i in own if not c.generated_within or is_found(scored[i], c.generated_within)]
   limited = limit(found, [place(scored[i][0].query_id) for i in found], c.generated_limit)
   times, rest = divmod(c.generated_weight, 1)
-  part = [i for i, at in limited.items() if at < rest]
+  part = [i for i, placed in limited.items() if placed < rest]
   learned = sorted([*list(limited) * int(times), *part])
   facts = {'queries': len(own), 'found_by_teacher': len(found), 'learned': len(learned)}
   if len(learned) != len(own):
-    say(
-      f'distill: {len(found):,} of {len(own):,} generated queries have their own document among '
-      f"the teacher's best, and {len(learned):,} are learned"
-    )
+    within = f'; the teacher ranks the own document of {len(found):,} in its best '
+    within = f'{within}{c.generated_within:,}' if c.generated_within else ''
+    say(f'distill: takes {len(learned):,} of {len(own):,} generated queries{within}')
   return [*range(start), *learned, *range(own.stop, len(scored))], {'generated': facts}
 
 
 def limit(found: Sequence[int], places: Sequence[float], most: int) -> dict[int, float]:
   """{index: its place} of the queries with the `most` first places, in order; 0: all.
 
-  A larger number holds a smaller one's. The places are stretched to 0..1, so that they choose a
-  part of these, too.
+  The queries of a smaller number are among those of a larger one. The places are stretched to 0..1,
+  so that `distill.generated_weight` can choose a part of these, too.
   """
   ranked = sorted(zip(places, found, strict=True))
   if not most or most >= len(ranked):
     if most > len(ranked):
-      say(f'distill: generated_limit={most:,}: there are {len(ranked):,} generated queries')
+      say(f'distill: generated_limit={most:,}: there are {len(ranked):,} generated queries to take')
     return dict(zip(found, places, strict=True))
   last = ranked[most][0]
-  return {i: at / last for at, i in sorted(ranked[:most], key=lambda pair: pair[1])}
+  return {i: placed / last for placed, i in sorted(ranked[:most], key=lambda pair: pair[1])}
 
 
 def is_found(scored: tuple[Group, np.ndarray], within: int) -> bool:

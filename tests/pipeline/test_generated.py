@@ -167,7 +167,7 @@ def test_a_limit_takes_some_queries_and_a_larger_one_holds_them(monkeypatch, cap
   assert 4 <= len(half) <= 16 and half < set(learned(20))
   assert len(learned(0)) == len(learned(40)) == 60 and not capsys.readouterr().err.count('there')
   assert len(learned(41)) == 60
-  assert 'generated_limit=41: there are 40 generated queries' in capsys.readouterr().err
+  assert 'generated_limit=41: there are 40 generated queries to take' in capsys.readouterr().err
 
 
 def test_killed_while_it_writes_it_goes_on_and_the_texts_are_the_same(tmp_path):

@@ -16,8 +16,8 @@ from disranker_jax.models.families.base import CROSS_ENCODER_USE, PAIR_SCORES, F
 def gelu(x: jax.Array) -> jax.Array:
   """The exact GELU, x Phi(x); of bf16 it is computed in fp32 and rounded once.
 
-  Flax computes 1 + erf as erfc, which keeps the digits of small values that bf16 has no room for,
-  and takes twice as long as erf on a GPU (docs/performance.md).
+  Flax computes 1 + erf as erfc, which is slower on a GPU (docs/performance.md). 1 + erf loses
+  digits where x is far below zero: there the result is at most 1e-6 off.
   """
   if x.dtype != jnp.bfloat16:
     return nn.gelu(x, approximate=False)
