@@ -26,7 +26,7 @@ from disranker_jax.models import tree
 from disranker_jax.pipeline import manifest, opening, systems
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.stages import roles
-from disranker_jax.training import averaging, logs, optimizer, train
+from disranker_jax.training import logs, optimizer, train
 from disranker_jax.training.checkpoint import load_params
 from disranker_jax.training.settings import defaults as training_settings
 
@@ -161,9 +161,7 @@ class Validated:
   """A run that is validated after each step; nDCG@5 is the nearness to a point."""
 
   def __init__(self, folder, point, **changes):
-    settings = training_settings(
-      learning_rate=0.1, save_every=3, trainable='params/w', ema=DECAY
-    )
+    settings = training_settings(learning_rate=0.1, save_every=3, trainable='params/w', ema=DECAY)
     settings.validation.update({'every': 1} | changes)
     todo = train.Job('test', folder, test_train.loss, settings, STEPS)
     near = test_validation.Near(point)

@@ -196,9 +196,7 @@ def fit(job: Job, feed: Feed, variables: dict, mesh, validation: Validation | No
   program = Program(job.loss, c, job.steps, variables, feed.shapes(), feed.blocks, mesh)
   job.folder.mkdir(parents=True, exist_ok=True)
   with (
-    memory.limited(
-      job.label, lambda: memory.parts(program, program.compiled), needs_less(job)
-    ),
+    memory.limited(job.label, lambda: memory.parts(program, program.compiled), needs_less(job)),
     Checkpoints(job.folder / 'checkpoints', validation) as checkpoints,
     processes.StopRequest() as request,
     processes.Watchdog(job.label, job.watchdog_s) as watchdog,
