@@ -314,6 +314,6 @@ class TestSaveAndCompare:
   def test_differing_tells_what_was_and_what_is(self):
     a, b = {'seed': 0, 'x': [1], 'gone': 1}, {'seed': 0, 'x': [2], 'new': 'n'}
     assert list(configs.differing(a, b)) == [
-      'gone: was 1, is now None', "new: was None, is now 'n'", 'x: was [1], is now [2]',
+      'gone: was 1, is now not set', "new: was not set, is now 'n'", 'x: was [1], is now [2]',
     ]  # fmt: skip
     assert not list(configs.differing(a, dict(a)))

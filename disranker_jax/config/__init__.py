@@ -241,6 +241,7 @@ def save(config: ConfigDict, file: Path) -> None:
 
 def differing(a: dict[str, Any], b: dict[str, Any]) -> Iterator[str]:
   """`key: was x, is now y` for every dotted key in which two flat configs differ."""
+  shown = lambda flat, key: repr(flat[key]) if key in flat else 'not set'  # noqa: E731
   for key in sorted(a.keys() | b.keys()):
     if a.get(key) != b.get(key):
-      yield f'{key}: was {a.get(key)!r}, is now {b.get(key)!r}'
+      yield f'{key}: was {shown(a, key)}, is now {shown(b, key)}'

@@ -23,21 +23,31 @@ def per_device(tree) -> int:
   )
 
 
+def held(program) -> dict[str, int]:
+  """Bytes per device of what a training step is given, by part.
+
+  'average' is that of the parameters (`ema`), for programs with one.
+  """
+  state, averaged = per_device(program.state), per_device(program.average)
+  return {
+    'parameters': per_device((program.trained, program.frozen)),
+    'moments': state - averaged,
+    **({'average': averaged} if averaged else {}),
+    'batch': per_device(program.batches),
+  }
+
+
 def parts(program, compiled=None) -> dict[str, int]:
-  """Bytes per device of parameters, optimizer moments, the batch and the scratch space.
+  """`held`, and the scratch space if the program is compiled.
 
   Scratch space is mostly activations and gradients; only the compiled program tells its size.
   Donated buffers are counted once.
   """
-  held = {
-    'parameters': per_device((program.trained, program.frozen)),
-    'moments': per_device(program.state),
-    'batch': per_device(program.batches),
-  }
+  given = held(program)
   if compiled is None:
-    return held
-  rest = peak(compiled.memory_analysis()) - sum(held.values())
-  return held | {'activations': max(0, rest)}
+    return given
+  rest = peak(compiled.memory_analysis()) - sum(given.values())
+  return given | {'activations': max(0, rest)}
 
 
 def peak(analysis) -> int:

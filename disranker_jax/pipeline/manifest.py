@@ -59,13 +59,16 @@ def is_done(folder: Path) -> bool:
 def settings_of(config, sections: tuple[str, ...]) -> dict:
   """The settings that a stage's result depends on, by dotted keys.
 
-  Settings that only change how a stage runs (`Key.affects_results`) are left out.
+  Settings that only change how a stage runs (`Key.affects_results`) are left out, and those that
+  earlier runs lack (`Key.added_later`), where they have their default.
   """
   known = settings.flatten(configs.sections(config.system))
   return {
     path: value
     for path, value in configs.flatten(config).items()
-    if (path in sections or path.split('.')[0] in sections) and known[path].affects_results
+    if (path in sections or path.split('.')[0] in sections)
+    and known[path].affects_results
+    and not (known[path].added_later and value == known[path].default)
   }
 
 

@@ -146,8 +146,9 @@ def refuse_too_large(run: Run, opened: Sequence[Opened]) -> None:
     held = {k: n for k, n in one.step.held.items() if k != 'batch'}
     needed = memory.of_process(sum(held.values()))
     if limit and needed > limit:
-      lower = 'set optimizer=adafactor or train adapters (lora_rank, trainable)'
-      lower = f'{lower}, ' if one.step.trained else ''
+      lower = 'optimizer=adafactor or train adapters (lora_rank, trainable)'
+      lower = f'ema=0, {lower}' if 'average' in held else lower
+      lower = f'set {lower}, ' if one.step.trained else ''
       raise UserError(
         f'config.{one.use.role}.model={one.model.settings.model!r}: {one.stage.name} needs '
         f'{memory.listed(held)} per device, before activations, and this machine has '

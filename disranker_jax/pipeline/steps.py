@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from disranker_jax.devices import sharding
+from disranker_jax.devices import memory, sharding
 from disranker_jax.devices.memory import per_device
 from disranker_jax.models import eight_bits, flops, generate, load, writing
 from disranker_jax.models.network import Network
@@ -73,14 +73,9 @@ def training(config: ConfigDict, stage: Stage, network: Network, mesh) -> Step:
   batch = task.shape.block(c.data_shards).zeros(c.data_shards)
   steps = c.max_steps or 1000  # only the schedule depends on it
   program = train.Program(task.loss, c, steps, variables, batch, c.data_shards, mesh)
-  held = {
-    'parameters': per_device((program.trained, program.frozen)),
-    'moments': per_device(program.state),
-    'batch': per_device(program.batches),
-  }
   saved = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((program.trained, program.state)))
   return Step(
-    network, program.trace_gradients, program.lower, held, batch, c.trainable,
+    network, program.trace_gradients, program.lower, memory.held(program), batch, c.trainable,
     c.gradient_accumulation_steps, saved,
   )  # fmt: skip
 

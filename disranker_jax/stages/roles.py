@@ -64,8 +64,8 @@ def trained(run, role: str, model: TextModel, stages: tuple[str, ...], own=None)
   for folder in folders:
     saved = checkpoint.load_params(folder, run.mesh)
     saved = saved if own is None else sharding.on_local(saved, own)
-    # The stage may have trained a head that this model does not have.
-    flat |= {k: v for k, v in tree.flatten(saved).items() if k in flat}
+    # The stage may have trained a head that this model does not have. An average is in fp32.
+    flat |= {k: v.astype(flat[k].dtype) for k, v in tree.flatten(saved).items() if k in flat}
   return tree.unflatten(flat)
 
 

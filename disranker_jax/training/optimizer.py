@@ -7,6 +7,7 @@ import optax
 
 from disranker_jax.errors import UserError
 from disranker_jax.models.tree import flatten
+from disranker_jax.training import averaging
 
 
 def split(variables, pattern: str) -> tuple[dict, dict]:
@@ -47,10 +48,11 @@ def decays(flat: dict) -> dict:
 
 
 def make(settings, steps: int) -> optax.GradientTransformation:
-  """The optimizer of a stage's settings, with gradient clipping before it.
+  """The optimizer of a stage's settings, with gradient clipping before it and `ema` after it.
 
   State in bytes per parameter: 'adamw' 8, or 6 with bfloat16 first moments (the second moment stays
-  fp32: its steps of 1 - b2 are too small for bfloat16's 8 bits); 'adafactor' almost none.
+  fp32: its steps of 1 - b2 are too small for bfloat16's 8 bits); 'adafactor' almost none. The
+  average of the parameters (`ema`) takes 4 more.
   """
   scale = {
     'adamw': lambda: optax.scale_by_adam(b2=settings.adam_b2, mu_dtype=settings.adam_mu_dtype),
@@ -64,4 +66,5 @@ def make(settings, steps: int) -> optax.GradientTransformation:
     scale,
     optax.add_decayed_weights(settings.weight_decay, decays),
     optax.scale_by_learning_rate(schedule(settings, steps)),
+    *([averaging.average(settings.ema)] if settings.ema else []),
   )

@@ -82,6 +82,15 @@ SETTINGS: Section = {
     'float32', one_of('float32', 'bfloat16'),
     "Type of Adam's first moment; 'bfloat16' saves 2 bytes per parameter.",
   ),
+  'ema': Key(
+    0.0, share(below_one=True),
+    "Decay of an exponential moving average of the trained parameters, which is the stage's "
+    'result, and what validation, keep_best and patience measure; such as .99, which looks back '
+    "about 100 steps. 0: off, the result is the last step's. After step t = 0, 1, ... the decay is "
+    '(1 + t) / (10 + t) at most, so that the start counts little. Training goes on from the '
+    'parameters themselves, which also sample rewrites (rewrite) and search again (refresh). Takes '
+    '4 bytes per trained parameter.', added_later=True,
+  ),
   'skip_step_norm_ratio': Key(
     100.0, at_least(0),
     'A step whose gradient norm is this many times the running mean is skipped; 0: only steps '

@@ -15,7 +15,7 @@ from disranker_jax.devices import memory, processes, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models import tree
 from disranker_jax.progress import Progress, say
-from disranker_jax.training import optimizer
+from disranker_jax.training import averaging, optimizer
 from disranker_jax.training.checkpoint import Checkpoints
 from disranker_jax.training.feed import Feed
 from disranker_jax.training.logs import Logs
@@ -152,6 +152,11 @@ class Program:
     zero = jnp.zeros((), jnp.int32)
     return {'opt': self.tx.init(trained), 'norm': jnp.zeros(()), 'good': zero, 'bad': zero}
 
+  @property
+  def average(self) -> dict | None:
+    """The part of `state` that is the average of the parameters, if there is one."""
+    return averaging.of(self.state)
+
   def start(self, trained):
     """The state before the first step, created sharded."""
     where = jax.tree.map(lambda x: x.sharding, self.state)
@@ -181,7 +186,7 @@ def fit(job: Job, feed: Feed, variables: dict, mesh, validation: Validation | No
     variables: the parameters to start from; they are donated.
     validation: the stage's; afterwards it has the values. None: nothing is held out.
 
-  Returns: the trained variables; those of the best step with `keep_best`.
+  Returns: the trained variables, averaged with `ema`; those of the best step with `keep_best`.
 
   Raises: Stopped after SIGTERM or Ctrl-C, and UserError after three bad steps in a row or without
     enough device memory. The folder then holds the checkpoints from which the same command
@@ -191,9 +196,7 @@ def fit(job: Job, feed: Feed, variables: dict, mesh, validation: Validation | No
   program = Program(job.loss, c, job.steps, variables, feed.shapes(), feed.blocks, mesh)
   job.folder.mkdir(parents=True, exist_ok=True)
   with (
-    memory.limited(
-      job.label, lambda: memory.parts(program, program.compiled), job.lower or needs_less(job)
-    ),
+    memory.limited(job.label, lambda: memory.parts(program, program.compiled), needs_less(job)),
     Checkpoints(job.folder / 'checkpoints', validation) as checkpoints,
     processes.StopRequest() as request,
     processes.Watchdog(job.label, job.watchdog_s) as watchdog,
@@ -218,7 +221,9 @@ def fit(job: Job, feed: Feed, variables: dict, mesh, validation: Validation | No
         step += 1
         stop, is_best = report.late(step, names, metrics), False
         if validation and validation.is_due(step):
-          stop |= report.now(validation.take(step, tree.unflatten(trained | frozen)))
+          variables = tree.unflatten(averaging.result(trained, state) | frozen)
+          stop |= report.now(validation.take(step, variables))
+          del variables  # with `ema` and bf16 parameters they are a copy
           is_best = validation.keeps_best and validation.best == step
         stop |= bool(request) and jax.process_count() == 1
         watchdog.beat()
@@ -226,24 +231,27 @@ def fit(job: Job, feed: Feed, variables: dict, mesh, validation: Validation | No
         if step % c.save_every == 0 or ends or stop or is_best:
           stop |= report.now()
           logs.sync()
+          params, rest = averaging.swapped(trained, state)
           if ends and validation:
-            trained = best_of(checkpoints, validation, step, trained, mesh)
-          place = state | {'positions_A': feed.positions()}
-          checkpoints.save(step, tree.unflatten(trained), place)
+            params = best_of(checkpoints, validation, step, params, mesh)
+            trained, state = averaging.swapped(params, rest)
+          place = rest | {'positions_A': feed.positions()}
+          checkpoints.save(step, tree.unflatten(params), place)
         if stop and not ends:
           checkpoints.wait()
           raise request.stopped(f'{job.label}: stopped at step {step} of {job.steps}')
       checkpoints.wait()
-  return tree.unflatten(trained | frozen)
+  return tree.unflatten(averaging.result(trained, state) | frozen)
 
 
 def needs_less(job: Job) -> str:
   """What makes a step fit into memory."""
-  return (
+  lower = job.lower or (
     f'lower config.{job.label}.batch_rows (now {job.settings.batch_rows}; '
     "gradient_accumulation_steps keeps the update's size) or the model's row_len, set its "
     'remat=full or param_dtype=bfloat16, or raise config.mesh.fsdp'
   )
+  return f'{lower}, or set config.{job.label}.ema=0' if job.settings.ema else lower
 
 
 def begin(job: Job, program: Program, checkpoints: Checkpoints, feed: Feed, trained: dict):
@@ -269,27 +277,28 @@ def draw(feed: Feed, variables: dict, report: 'Report'):
     return feed.nothing()
 
 
-def best_of(checkpoints: Checkpoints, validation: Validation, step: int, trained: dict, mesh):
+def best_of(checkpoints: Checkpoints, validation: Validation, step: int, params: dict, mesh):
   """What is saved as the last parameters: those of the best step if it is kept and readable."""
   if not validation.keeps_best or validation.best in (0, step):
-    return trained
+    return params
   checkpoints.wait()
   if best := checkpoints.load(validation.best, mesh):
     return tree.flatten(best)
   say(f'the best checkpoint, step {validation.best}, cannot be read; the last one is used')
-  return trained
+  return params
 
 
 def restore(checkpoints: Checkpoints, program: Program, feed: Feed):
   """(step, trained, state) of the newest readable checkpoint; moves the feed to its place."""
   positions = feed.positions()
   like = jax.ShapeDtypeStruct(positions.shape, positions.dtype, sharding=positions.sharding)
-  wanted = program.state | {'positions_A': like}
-  step, params, state = checkpoints.restore(tree.unflatten(program.trained), wanted)
+  params, rest = averaging.swapped(program.trained, program.state)
+  wanted = rest | {'positions_A': like}
+  step, params, state = checkpoints.restore(tree.unflatten(params), wanted)
   if not step:
     return 0, None, None
   feed.seek(state.pop('positions_A'))
-  return step, tree.flatten(params), state
+  return step, *averaging.swapped(tree.flatten(params), state)
 
 
 class Report:

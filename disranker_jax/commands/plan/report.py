@@ -23,7 +23,7 @@ class Cost:
 
   fits: bool
   bytes: int  # peak memory
-  held: dict[str, int]  # parameters, moments, batch
+  held: dict[str, int]  # by part, see memory.held
   moved: hlo.Moved | None  # None if it does not fit, since then there is no program
 
   @property
@@ -279,6 +279,8 @@ def remedies(config, stage: str, where: chips.Slice, mesh) -> list[str]:
     options.append(f'--config.{name}.attention=auto')
   if training and side.remat != 'full':
     options.append(f'--config.{name}.remat=full')
+  if training and c.ema:
+    options.append(f'--config.{stage}.ema=0')
   if training and c.optimizer == 'adamw' and c.adam_mu_dtype == 'float32':
     options.append(f'--config.{stage}.adam_mu_dtype=bfloat16')
   if training and c.get('batch_rows', 0) > mesh.shape['data'] * mesh.shape['fsdp']:

@@ -22,6 +22,8 @@ def remedies(config: ConfigDict, size: int, mesh) -> list[str]:
   c, options = config.rewrite, []
   if mesh.shape['model'] * 2 <= size:  # sampling gathers what `fsdp` splits
     options.append(f'--config.mesh.model={2 * mesh.shape["model"]}')
+  if c.ema:
+    options.append('--config.rewrite.ema=0')
   if c.optimizer == 'adamw' and c.adam_mu_dtype == 'float32':
     options.append('--config.rewrite.adam_mu_dtype=bfloat16')
   options.append(f'--config.rewrite.samples={max(2, c.samples // 2)}')
@@ -104,8 +106,7 @@ def _held(network, config: ConfigDict, step: Step, mesh) -> dict[str, int]:
     found = writing.held(network, whole, texts)
   share = per_device(whole) / writing.size(whole)  # below 1 where 'model' splits parameters
   return {
-    'parameters': step.held['parameters'],
-    'moments': step.held['moments'],
+    **{part: count for part, count in step.held.items() if part != 'batch'},
     'gathered': per_device(whole) if whole is not variables else 0,
     'operands': int(found['operands'] * share),
     'caches': found['caches'] // _split(texts.rows, mesh),
