@@ -309,9 +309,11 @@ def test_the_tokens_of_a_stage_are_estimated(tmp_path, monkeypatch):
   assert ltrgr.STAGE.uses(run.config)[0].tokens(run)[0] == 2 * 40 * (4 * 3 * 7 + 100)
   run.config.align.max_steps = 2
   assert use.tokens(run)[0] == 2 * 8 * 64
-  run.config.align.refresh = 1  # before step 2
-  searched = 40 * retrieve.tokens_per_query(run.config)
-  assert use.tokens(run) == (2 * 8 * 64 + searched, '40 queries, 3 times, searched 1 times')
+  model = use.open()
+  assert use.writes(run, model) == ([], '')
+  run.config.align.update(max_steps=3, refresh=1)  # before steps 2 and 3
+  searched = retrieve.writing(run.config, model, 40)
+  assert use.writes(run, model) == ([(b, 2 * n) for b, n in searched], 'searched 2 times')
 
 
 def test_a_config_is_checked():

@@ -3,12 +3,17 @@
 import dataclasses
 import math
 
+import index_texts
 import jax
 import numpy as np
 import pytest
 
 from disranker_jax.commands.plan import stages
 from disranker_jax.data.batches import Shape
+from disranker_jax.devices import sharding
+from disranker_jax.generative import decoding
+from disranker_jax.generative.beams import Searcher
+from disranker_jax.generative.decoding import View
 from disranker_jax.models import families, flops, generate, network, tree, writing
 from disranker_jax.models.families.bert import BertConfig
 from disranker_jax.models.families.decoder import DecoderConfig
@@ -190,3 +195,30 @@ def test_flops_of_writing_are_those_of_the_dots_that_are_traced(model, shared):
   assert more.slots == texts.slots
   token = (writing.count(network, more).hardware - writing.count(network, texts).hardware) / 3
   assert 0 < token < writing.count(network, texts).hardware
+
+
+def test_flops_of_a_beam_search_are_those_of_the_dots_that_are_traced():
+  """It has the logits of prompts once, continues its beams, and does not read their last tokens."""
+  model = Network(dataclasses.replace(DECODER, vocab=index_texts.VOCAB), head='lm')
+  mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1}, jax.devices()[:1])
+  variables = jax.eval_shape(model.init, jax.random.key(0))
+  index = index_texts.index(index_texts.pages(20), 512)
+  views = [View('body', None, 4, 3), View('title', index_texts.TITLE, 5, 3)]
+  search = Searcher(model, variables, index, views, index_texts.END, mesh, 4, 20)
+  tokens_BT = jax.ShapeDtypeStruct((4, 32), 'int32')
+  for view in views:
+    texts = writing.Beams(prompts=4, samples=3, longest=20, max_new=view.length)
+    plan = search.plans[view.name]
+    assert (texts.padded, texts.slots) == (plan.prompt, plan.slots)
+
+    def write(variables, tokens_BT, plan=plan, view=view):
+      ones = np.ones(tokens_BT.shape, np.int32)
+      last_RD, caches = generate.prefill(model, plan.slots, 3, variables, tokens_BT, ones)
+      segments_RS = np.ones((12, plan.slots), np.int32)
+      start = search.starts[view.name]
+      return decoding.search(
+        model, plan, variables, search.index, start, caches, last_RD[::3], segments_RS
+      )
+
+    counted = dot_flops(jax.make_jaxpr(write)(variables, tokens_BT).jaxpr)
+    assert writing.count(model, texts).hardware == counted

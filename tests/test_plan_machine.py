@@ -171,11 +171,12 @@ def test_time_of_writing_is_that_of_products_and_of_reading_for_each_token(tmp_p
     return found.seconds - start, found.work
 
   [one] = opened(writes(tmp_path), 'generate')
-  texts, batches, _ = one.use.writes(Run(writes(tmp_path), tmp_path / 'run', None), one.model)
+  [(texts, batches)], _ = one.use.writes(Run(writes(tmp_path), tmp_path / 'run', None), one.model)
   assert (texts.prompts, texts.samples, texts.max_new, batches) == (4, 2, 8, 10)
   assert texts.longest < 64  # as long as the prompts are, not as they may be
   each = writing.count(one.step.network, texts).hardware / peak
-  read = 8 * (one.step.held['operands'] + one.step.held['caches']) / 1e9
+  held = writing.held(one.step.network, one.model.network.shapes(), texts)
+  read = 8 * (held['operands'] + held['caches']) / 1e9
   found, work = seconds()
   assert work == '80 queries' and found == pytest.approx(10 * (each + read), rel=1e-3)
   # A shorter text saves its tokens alone.

@@ -109,11 +109,12 @@ def searches(config: ConfigDict) -> list:
 
 
 def use(name: str, config: ConfigDict) -> Use:
-  def tokens(run: Run) -> tuple[float, str]:
-    count = len(prepare.records(run, 'test'))
-    return count * retrieve.tokens_per_query(config), f'{count:,} queries'
+  def count(run: Run) -> int:
+    known = prepare.records(run, 'clicks') if 'clicks' in prepare.kinds(run.config) else ()
+    learned = min(len(known), config.search.training_queries)
+    return len(prepare.records(run, 'test')) + learned
 
-  return retrieve.use(config, name, tokens)
+  return retrieve.use(config, name, count)
 
 
 def retriever(name: str, title: str, **more) -> Row:

@@ -46,15 +46,34 @@ class Texts:
     """Tokens for which each text's cache has room."""
     return generate.slots_for(self.padded + self.max_new)
 
+  @property
+  def steps(self) -> int:
+    """Written tokens that the network reads, one after the other."""
+    return self.max_new
+
+
+@dataclasses.dataclass(frozen=True)
+class Beams(Texts):
+  """The same of a beam search: `samples` beams of each prompt. No last token is read."""
+
+  @property
+  def slots(self) -> int:
+    return self.padded + self.steps
+
+  @property
+  def steps(self) -> int:
+    return self.max_new - 1
+
 
 def count(network, texts: Texts) -> Flops:
   """FLOPs of a batch: its prompts, and every token of its texts with its logits."""
+  first = texts.prompts if isinstance(texts, Beams) else 0  # logits of prompts, before any beams
   if texts.shared:
-    reading = _after(network, texts.prompts, texts.padded - texts.shared, texts.slots, logits=0)
+    reading = _after(network, texts.prompts, texts.padded - texts.shared, texts.slots, logits=first)
   else:
-    reading = flops.count(network, _batch(texts.prompts, texts.padded, 0))
+    reading = flops.count(network, _batch(texts.prompts, texts.padded, first))
   token = _after(network, texts.rows, 1, texts.slots, logits=texts.rows)
-  return reading + token * texts.max_new
+  return reading + token * texts.steps
 
 
 def _after(network, rows: int, tokens: int, slots: int, logits: int) -> Flops:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from disranker_jax.data import batches
 from disranker_jax.data.records import Click, Group
 from disranker_jax.devices import memory, sharding, speed
 from disranker_jax.models import attention_choice
-from disranker_jax.pipeline import manifest, opening, systems
+from disranker_jax.pipeline import manifest, opening, steps, systems
 from disranker_jax.pipeline.opening import Opened
 from disranker_jax.pipeline.stage import Run, saved_steps
 from disranker_jax.pipeline.steps import Step
@@ -117,21 +117,41 @@ class Estimate:
     ]  # fmt: skip
 
   def _cost(self, one: Opened, needed: int) -> Cost:
+    seconds, said = 0.0, []
+    if not one.step.texts:
+      count, work = steps_of(self._run, one)
+      seconds += START_S[kind_of(one.step)] + count * self._seconds(one, one.step)
+      said.append(work)
     if one.use.writes:
-      texts, count, work = one.use.writes(self._run, one.model)
-    else:
-      texts, (count, work) = None, steps_of(self._run, one)
-    kind = kind_of(one.step)
-    network, precision = one.step.network, one.model.network.precision
+      batches, work = one.use.writes(self._run, one.model)
+      for texts, count in batches:
+        model = one.model
+        step = steps.writer(model.settings, model.network, texts, self._run.mesh)
+        seconds += START_S[kind_of(step)] + count * self._seconds(one, step)
+      said.append(work)
+    return Cost(one.stage.name, seconds, needed, ', '.join(filter(None, said)))
+
+  def _seconds(self, one: Opened, step: Step) -> float:
+    """The time of a step with the model."""
+    network = step.network
     if network.attention == 'auto':
       where, size = attention_choice.device_of(self._run.mesh), network.config.head_dim
       kernel, _ = attention_choice.choose('auto', where, network.precision, size)
-      network = dataclasses.replace(network, attention=kernel)
-    step = dataclasses.replace(one.step, network=network, texts=texts)
-    names = precision, one.step.quantize or precision
-    each = step.flops.seconds(*(self._peaks[name] * EFFICIENCY[kind] for name in names))
-    each += step.read / self._rate if step.read else 0.0
-    return Cost(one.stage.name, START_S[kind] + count * each, needed, work)
+      step = dataclasses.replace(step, network=dataclasses.replace(network, attention=kernel))
+    precision = one.model.network.precision
+    names = precision, step.quantize or precision
+    return seconds_of(step, [self._peaks[name] for name in names], lambda: self._rate)
+
+
+def seconds_of(step: Step, peaks: Sequence[float], rate: Callable[[], float]) -> float:
+  """The time of a step.
+
+  Args:
+    peaks: FLOP/s of the products that are not of 8 bits, and of those that are.
+    rate: gives the bytes per second that a device reads; it is called only for what writes.
+  """
+  reached = (peak * EFFICIENCY[kind_of(step)] for peak in peaks)
+  return step.flops.seconds(*reached) + (step.read / rate() if step.read else 0.0)
 
 
 def kind_of(step: Step) -> str:

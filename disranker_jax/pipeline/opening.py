@@ -81,9 +81,8 @@ def step_of(run: Run, stage: Stage, use: Use, model: TextModel) -> steps.Step:
   with naming_stage(config, stage, use):
     if stage.task and use.role == stage.role:
       return steps.training(config, stage, model.network, run.mesh)
-    if stage.texts and use.writes:
-      settings, texts = stage.texts(config)
-      return steps.writer(settings, model.network, texts, run.mesh)
+    if use.texts:
+      return steps.writer(model.settings, model.network, use.texts(model), run.mesh)
     settings, kind = config[use.role], model.scorer
     return steps.scoring(settings, model.network, kind, use.rows, run.mesh, use.quantize)
 

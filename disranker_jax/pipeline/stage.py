@@ -12,6 +12,8 @@ from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.models.writing import Texts
 from disranker_jax.training.panels import Panel
 
+Writing = Sequence[tuple[Texts, float]]  # batches that are alike, and how many
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -52,8 +54,9 @@ class Use:
   times  how often it reads them
   is_done  whether its part of the stage is done already
   tokens  run -> (tokens that it computes, what it does), if it does not score records
-  writes  of a stage with `texts`: (run, model) -> (a batch as the data have it, batches to come,
-          what it does)
+  texts   model -> the largest batch of texts that it writes; by default none, or less than training
+  writes  (run, model) -> (what it writes: batches as the data have them, and how many of each to
+          come; what it does)
   quantize  the 8-bit format in which it multiplies, '' for none
   made_of  the keys whose product is `rows`; by default batch_rows of the stage, or Stage.rows
   """
@@ -67,7 +70,8 @@ class Use:
   times: int = 1
   is_done: Callable[[Run], bool] = lambda run: False
   tokens: Callable[[Run], tuple[float, str]] | None = None
-  writes: Callable[[Run, TextModel], tuple[Texts, int, str]] | None = None
+  texts: Callable[[TextModel], Texts] | None = None
+  writes: Callable[[Run, TextModel], tuple[Writing, str]] | None = None
   quantize: str = ''
   made_of: tuple[str, ...] = ()
 

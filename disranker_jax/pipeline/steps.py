@@ -58,7 +58,7 @@ class Step:
   @property
   def read(self) -> int:
     """Bytes that a device reads for the tokens that it writes, one after the other."""
-    new = self.texts.max_new if self.texts else 0
+    new = self.texts.steps if self.texts else 0
     return new * (self.held.get('operands', 0) + self.held.get('caches', 0))
 
 

@@ -1,6 +1,7 @@
 """The result table of query rewriting: a search engine gets the query, or a rewrite of it."""
 
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,7 +13,9 @@ from disranker_jax.data import sources
 from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document, Group
 from disranker_jax.evaluation import metrics
-from disranker_jax.pipeline.stage import Run, Use
+from disranker_jax.models.load import TextModel
+from disranker_jax.models.writing import Texts
+from disranker_jax.pipeline.stage import Run, Use, Writing
 from disranker_jax.progress import say
 from disranker_jax.rewriting import baselines, engines, queries, rewards
 from disranker_jax.rewriting.prompts import RewritePrompt
@@ -180,23 +183,28 @@ def writes(config: ConfigDict) -> list:
   return [searches(config), {name: c[name] for name in names}]
 
 
-def use(name: str, config: ConfigDict) -> Use:
-  c = config.search
+def use(name: str, samples: Callable[[ConfigDict], int], config: ConfigDict) -> Use:
+  rows, written = config.search.batch_rows, samples(config)
+  texts = Texts(rows, written, rewrite.longest(config), config.rewrite.max_new)
 
-  def tokens(run: Run) -> tuple[float, str]:
+  def writes(run: Run, model: TextModel) -> tuple[Writing, str]:
     count = len(prepare.records(run, 'test'))
-    each = run.config.rewriter.max_query_len + run.config.rewrite.max_new * rewrite.DECODING
-    return count * each, f'{count:,} queries'
+    return [(texts, math.ceil(count / rows))], f'{count:,} queries'
 
   opening = functools.partial(rewrite.open_rewriter, config)
-  return Use(name, 'rewriter', opening, c.batch_rows, tokens=tokens)
+  return Use(
+    name, 'rewriter', opening, rows * written, texts=lambda model: texts, writes=writes
+  )  # fmt: skip
 
 
-def rewriter(name: str, title: str, rank=rewritten, **more) -> Row:
-  """A row of a rewriter."""
+def rewriter(
+  name: str, title: str, rank=rewritten, samples: Callable[[ConfigDict], int] = lambda config: 1,
+  **more,
+) -> Row:  # fmt: skip
+  """A row of a rewriter that writes so many samples of a query."""
   return Row(
     name, title, rank, 'rewriter', open=rewrite.open_rewriter, stages=lambda config: TRAINED[name],
-    trained_by=TRAINED[name][-1], reads=writes, used=functools.partial(use, name), **more,
+    trained_by=TRAINED[name][-1], reads=writes, used=functools.partial(use, name, samples), **more,
   )  # fmt: skip
 
 
@@ -226,10 +234,14 @@ REWRITERS = (
     needs_training=lambda config: not config.rewriter.init_from,
   ),
 )  # fmt: skip
+BEST = rewriter(
+  'best', 'best of the samples (oracle)', best_of_samples,
+  samples=lambda config: config.rewrite.samples,
+)  # fmt: skip
 ROWS = {
   row.name: row
   for row in (
-    *SIMPLE, *REWRITERS, rewriter('best', 'best of the samples (oracle)', best_of_samples),
+    *SIMPLE, *REWRITERS, BEST,
     *(with_reranker(row, FIRST) for row in (*SIMPLE, *REWRITERS)),
   )
 }  # fmt: skip

@@ -26,7 +26,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.models.load import TextModel
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline import manifest
-from disranker_jax.pipeline.stage import Run, Stage, Use
+from disranker_jax.pipeline.stage import Run, Stage, Use, Writing
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import shards as shards_of
 from disranker_jax.rankers.shards import Shards
@@ -241,8 +241,8 @@ class Expected(Sequence[Group]):
     return Group(f'{i}', docs[0].title or docs[0].summary[:60], docs)
 
 
-def writes(run: Run, model: TextModel) -> tuple[Texts, int, str]:
-  """(a batch of texts, batches to come, what the stage does), for the estimate."""
+def writes(run: Run, model: TextModel) -> tuple[Writing, str]:
+  """(batches of texts, what the stage does), for the estimate."""
   c, docs = run.config.generate, documents.chosen(run.config, documents.read(run.config))
   done = open_shards(run, len(docs)).kept()
   step = max(1, len(docs) // SAMPLE)
@@ -252,7 +252,7 @@ def writes(run: Run, model: TextModel) -> tuple[Texts, int, str]:
   texts = Texts(c.batch_rows, c.samples, tokens, c.max_new, shared)
   there = f', {done * c.samples:,} are there' if done else ''
   said = f'{len(docs) * c.samples:,} queries{there}'
-  return texts, math.ceil((len(docs) - done) / c.batch_rows), said
+  return [(texts, math.ceil((len(docs) - done) / c.batch_rows))], said
 
 
 def kept(run: Run) -> str:
@@ -271,8 +271,9 @@ def is_complete(run: Run) -> bool:
 def uses(config) -> tuple[Use, ...]:
   rows = config.generate.batch_rows * config.generate.samples
   opened = lambda: writer.open_writer(config)  # noqa: E731
+  largest = lambda model: writer.texts_of(config)[1]  # noqa: E731
   keys = 'generate.batch_rows', 'generate.samples'
-  return (Use('writer', 'teacher', opened, rows, writes=writes, made_of=keys),)
+  return (Use('writer', 'teacher', opened, rows, texts=largest, writes=writes, made_of=keys),)
 
 
 # Settings of `finish` alone: after a change the stage goes on with the texts that it has.

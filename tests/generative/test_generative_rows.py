@@ -7,10 +7,12 @@ import pytest
 from disranker_jax import config as configs
 from disranker_jax.data.records import Group
 from disranker_jax.generative import rows
+from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.records import Found
 from disranker_jax.generative.stages import retrieve
+from disranker_jax.models.writing import Beams
 from disranker_jax.pipeline.stage import Run
-from disranker_jax.stages import collection_rows
+from disranker_jax.stages import collection_rows, prepare
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,30 @@ def test_a_row_is_searched_again_only_after_changes_of_what_decides_a_search(cha
   after.retrieve.update(changes)
   for row in rows.RETRIEVERS:
     assert (row.reads(before) != row.reads(after)) == again
+
+
+def test_the_estimate_counts_every_view_of_the_queries_that_are_to_be_searched(
+  monkeypatch, tmp_path
+):
+  """Without those whose pages are on disk; a row of the table searches training queries too."""
+  c = configs.defaults('dgr')
+  c.retriever.update(model='tiny-decoder', max_len=64, max_query_len=16, row_len=64)
+  c.retriever.views = ('title', 'body')
+  c.retrieve.update(batch_rows=16, beams=3, queries=50)
+  c.search.training_queries = 5
+  monkeypatch.setattr(prepare, 'kinds', lambda config: ('clicks', 'judgements', 'test'))
+  monkeypatch.setattr(prepare, 'records', lambda run, kind: [None] * 60)
+  run, use = Run(c, tmp_path, None), retrieve.STAGE.uses(c)[0]
+  model = use.open()
+  longest = Prompts(model).longest
+  title = Beams(16, 3, longest, c.retriever.title_length)
+  body = Beams(16, 3, longest, c.retriever.length)
+  assert use.writes(run, model) == ([(title, 4), (body, 4)], '50 queries')
+  assert use.texts(model) == title and title.slots > body.slots
+  monkeypatch.setattr(retrieve.Shards, 'kept', lambda self: 32)
+  assert use.writes(run, model) == ([(title, 2), (body, 2)], '18 queries')
+  row = rows.ROWS['aligned'].use(c)
+  assert row.writes(run, model) == ([(title, 5), (body, 5)], '65 queries')
 
 
 @pytest.mark.parametrize('known', [[], [('learned', 0), ('by heart', 1)]])

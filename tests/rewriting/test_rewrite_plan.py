@@ -7,8 +7,10 @@ import jax
 import pytest
 
 from disranker_jax import config
-from disranker_jax.commands.plan import chips, hlo, report, rollouts, stages
-from disranker_jax.devices import sharding
+from disranker_jax.commands.plan import chips, hlo, local, machine, report, rollouts, stages
+from disranker_jax.devices import sharding, speed
+from disranker_jax.models import writing
+from disranker_jax.pipeline import estimate
 
 WHERE = chips.find('v5e:1x1')
 MAX_LEN, MAX_NEW, PROMPTS, SAMPLES = 48, 16, 6, 4
@@ -115,13 +117,27 @@ def test_other_stages_sample_nothing():
   assert not rollouts.is_asked(settings(), 'cpt')
 
 
-def test_on_this_machine_a_step_takes_longer_by_what_it_reads_and_writes():
-  """Prompts are read once, a written token counts as two, and a pass is a third of training."""
-  c = settings(beta=0.0, stop_kl=0.0)
+def test_on_this_machine_a_step_is_its_update_its_samples_and_a_pass(monkeypatch):
+  """Samples take what writing takes anywhere; a pass is a third of training."""
+  monkeypatch.setattr(speed, 'matmul_typical', lambda name, mesh: 1e9)
+  monkeypatch.setattr(speed, 'reading', lambda mesh: 1e6)
   mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1}, jax.devices()[:1])
-  step = stages.trace(c, 'rewrite', mesh)
-  updated = step.batch['tokens_BT'].size
-  written = PROMPTS * (MAX_LEN - MAX_NEW) + 2 * PROMPTS * SAMPLES * MAX_NEW
-  assert rollouts.beside(c, step) == pytest.approx(1 + written / 3 / updated)
-  c.rewrite.beta = 0.1
-  assert rollouts.beside(c, step) == pytest.approx(1 + written / 3 / updated + 1 / 3)
+  monkeypatch.setattr(local.sharding, 'make_mesh', lambda sizes: mesh)
+
+  def seconds(**changes):
+    here = machine.Machine('here', 'cpu', 1, None, 0, True)
+    [answer] = local.plan(settings(**changes), ['rewrite'], here, 0, 0)
+    return answer['hours'] * 3600 / answer['steps']
+
+  c = settings(beta=0.0, stop_kl=0.0)
+  step = stages.trace(c, 'rewrite', mesh, 'cpu')
+  texts = writing.Texts(PROMPTS, SAMPLES, MAX_LEN - MAX_NEW, MAX_NEW)
+  found = rollouts.find(c, 'rewrite', step, mesh)
+  read = MAX_NEW * (found.held['operands'] + found.held['caches']) / 1e6
+  written = (
+    writing.count(step.network, texts).hardware / 1e9 / estimate.EFFICIENCY['writing'] + read
+  )
+  updated = step.flops.hardware / 1e9 / estimate.EFFICIENCY['training']
+  assert seconds(beta=0.0, stop_kl=0.0) == pytest.approx(updated + written)
+  assert seconds(beta=0.1) == pytest.approx(updated * 4 / 3 + written)
+  assert seconds(beta=0.1, iterations=2) == pytest.approx(updated * 7 / 6 + written / 2)

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from disranker_jax.config import check, defaults
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
+from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline import estimate, opening
 from disranker_jax.rewriting import rewards, rows
 from disranker_jax.rewriting.queries import Query
@@ -38,6 +39,17 @@ def config(**changes) -> ConfigDict:
 def test_there_is_a_row_before_grpo_with_and_without_cpt(changes, expected):
   found = rows.TABLE.rows_of(config(**changes))
   assert {name for name, row in found.items() if row.role} == expected
+
+
+def test_the_estimate_of_a_row_counts_all_that_it_writes(monkeypatch):
+  """One rewrite of a query, or its samples, in batches of `search.batch_rows` queries."""
+  c = config(rewriter__max_len=40, rewrite__max_new=8, rewrite__samples=3, search__batch_rows=4)
+  monkeypatch.setattr(rows.prepare, 'records', lambda run, kind: [None] * 9)
+  run = types.SimpleNamespace(config=c)
+  for name, samples in {'cpt': 1, 'rewrite': 1, 'best': 3}.items():
+    use = rows.ROWS[name].use(c)
+    assert use.writes(run, None) == ([(Texts(4, samples, 32, 8), 3)], '9 queries')
+    assert use.texts(None) == Texts(4, samples, 32, 8) and use.rows == 4 * samples
 
 
 def test_the_note_counts_by_the_measure_of_the_table(monkeypatch):

@@ -14,6 +14,7 @@ from disranker_jax.commands.plan.machine import Machine
 from disranker_jax.devices import memory, sharding, speed
 from disranker_jax.devices.memory import size
 from disranker_jax.pipeline import estimate, manifest, systems
+from disranker_jax.rewriting.stages import rewrite
 
 
 def here() -> Machine:
@@ -68,14 +69,16 @@ def _stage(config, name: str, machine: Machine, mesh, rows: int, tokens: int) ->
   if not answer['fits']:
     answer['try'] = [*dict.fromkeys(options), 'a smaller model']
   if machine.measured:
-    kind = estimate.kind_of(step)
     names = step.network.precision, step.quantize or step.network.precision
-    peaks = [speed.matmul_typical(n, mesh) * estimate.EFFICIENCY[kind] for n in names]
-    step_s = step.flops.seconds(*peaks) + (step.read / speed.reading(mesh) if step.read else 0.0)
+    peaks = [speed.matmul_typical(n, mesh) for n in names]
+    seconds = lambda step: estimate.seconds_of(step, peaks, lambda: speed.reading(mesh))  # noqa: E731
+    step_s = seconds(step)
     if sampled:
-      step_s *= rollouts.beside(config, step)
+      step_s *= 1 + rewrite.reference(config.rewrite)
+      step_s += seconds(rollouts.samples(config, step, mesh)) / config.rewrite.iterations
     answer |= report.work(config, name, machine, step, step_s, rows, tokens)
-    answer |= report.saving(step, *peaks)
+    reached = estimate.EFFICIENCY[estimate.kind_of(step)]
+    answer |= report.saving(step, *(peak * reached for peak in peaks))
   elif machine.slice:
     answer |= report.writing(config, name, machine.slice, mesh, step, rows)
   return answer

@@ -102,7 +102,7 @@ def _held(network, config: ConfigDict, step: Step, mesh) -> dict[str, int]:
     if mesh.shape['fsdp'] > 1:
       gather = sampling.gathering(network, variables)
       whole = jax.tree.map(_whole, jax.eval_shape(gather, variables), variables)
-    texts = writing.Texts(c.prompts, c.samples, rewrite.longest(config), c.max_new)
+    texts = rewrite.rollout(c, rewrite.longest(config))
     found = writing.held(network, whole, texts)
   share = per_device(whole) / writing.size(whole)  # below 1 where 'model' splits parameters
   return {
@@ -120,11 +120,10 @@ def _split(rows: int, mesh) -> int:
   return 1 if rows % parts else parts
 
 
-def beside(config: ConfigDict, step: Step) -> float:
-  """How many times as long as its update a step takes, where parts are known by their tokens."""
-  shape = rewrite.STAGE.task(config, step.network).shape
-  parts = rewrite.parts(config.rewrite, shape, rewrite.longest(config))
-  return sum(parts.values()) / parts['update']
+def samples(config: ConfigDict, step: Step, mesh) -> Step:
+  """The step that writes a rollout's samples on this machine."""
+  texts = rewrite.rollout(config.rewrite, rewrite.longest(config))
+  return steps.writer(config.rewriter, step.network, texts, mesh)
 
 
 def _whole(x, before) -> jax.ShapeDtypeStruct:

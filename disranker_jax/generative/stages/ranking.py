@@ -21,7 +21,7 @@ from disranker_jax.generative.ngrams import VALUES, PageLoss
 from disranker_jax.generative.records import VIEWS
 from disranker_jax.generative.stages import refresh, retrieve
 from disranker_jax.models.load import TextModel, open_model
-from disranker_jax.pipeline.stage import Use
+from disranker_jax.pipeline.stage import Use, Writing
 from disranker_jax.progress import say
 from disranker_jax.stages import held_out, prepare, roles
 from disranker_jax.stages.held_out import LOSS, TAU
@@ -77,21 +77,26 @@ class Method:
     return train.Task(PageLoss(network, self.rank(c), pages, scale, exponent, generation), shape)
 
   def uses(self, config) -> tuple[Use, ...]:
-    """The retriever, and about how many tokens of it the stage learns."""
+    """The retriever, about how many tokens of it the stage learns, and what it searches."""
     c, settings = self.settings(config), config[ROLE]
+
+    step = c.batch_rows * settings.row_len * c.gradient_accumulation_steps
 
     def tokens(run) -> tuple[float, str]:
       queries = len(prepare.records(run, 'judgements'))
       total = c.epochs * queries * (self.pages(c) * c.ngrams * NGRAM + OTHERS)
-      step = c.batch_rows * settings.row_len * c.gradient_accumulation_steps
       total = min(total, c.max_steps * step) if c.max_steps else total
-      said = f'{queries:,} queries, {c.epochs:g} times'
-      if c.refresh and (times := int((total / step - 1) // c.refresh)) > 0:
-        total += times * queries * retrieve.tokens_per_query(config)
-        said = f'{said}, searched {times} times'
-      return total, said
+      return total, f'{queries:,} queries, {c.epochs:g} times'
 
-    return (Use(ROLE, ROLE, lambda: open_model(settings, 'lm'), c.batch_rows, tokens=tokens),)
+    def writes(run, model: TextModel) -> tuple[Writing, str]:
+      times = int((tokens(run)[0] / step - 1) // c.refresh) if c.refresh else 0
+      if times < 1:
+        return [], ''
+      each = retrieve.writing(config, model, len(prepare.records(run, 'judgements')))
+      return [(beams, times * count) for beams, count in each], f'searched {times} times'
+
+    opened = functools.partial(open_model, settings, 'lm')
+    return (Use(ROLE, ROLE, opened, c.batch_rows, tokens=tokens, writes=writes),)
 
   def drawing(self, config, material: Material) -> Callable[[Example, np.random.Generator], Drawn]:
     return functools.partial(self.draw, self.settings(config), material.written)

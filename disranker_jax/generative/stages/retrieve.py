@@ -7,6 +7,7 @@ is stored about once a minute, so a restart searches what is missing.
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 from disranker_jax import escaping
@@ -17,12 +18,15 @@ from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
 from disranker_jax.generative import prompts, retrieved, retriever
+from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.records import Found
 from disranker_jax.generative.retrieved import FORMAT, Retrieved
 from disranker_jax.generative.retriever import Retriever
 from disranker_jax.generative.stages import index
+from disranker_jax.models.load import TextModel
+from disranker_jax.models.writing import Beams
 from disranker_jax.pipeline import manifest
-from disranker_jax.pipeline.stage import Run, Stage, Use
+from disranker_jax.pipeline.stage import Run, Stage, Use, Writing
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import shards as shards_of
 from disranker_jax.rankers.shards import Shards
@@ -218,33 +222,46 @@ class Expected(Sequence[Group]):
     return Group(f'{i}', self._groups[i].query, picks)
 
 
-def tokens(run: Run) -> tuple[float, str]:
-  """(tokens that are computed, for what), for the estimate."""
-  count = len(queries(run))
-  return count * tokens_per_query(run.config), f'{count:,} queries'
+def batches(config, model: TextModel) -> list[Beams]:
+  """What is written for `batch_rows` queries, in each view."""
+  c, asked = config.retrieve, Prompts(model)
+  return [
+    Beams(c.batch_rows, c.beams, asked.longest, asked.length(view)) for view in model.settings.views
+  ]
 
 
-def tokens_per_query(config) -> float:
-  """A written token of a beam takes as long as several that are read."""
-  s, c = config.retriever, config.retrieve
-  lengths = {'title': s.title_length, 'body': s.length, 'query': s.query_length}
-  written = sum(lengths[view] for view in s.views) * c.beams
-  return len(s.views) * s.max_query_len + written * DECODING
+def writing(config, model: TextModel, count: int) -> Writing:
+  """What is written for so many queries, for the estimate."""
+  times = math.ceil(count / config.retrieve.batch_rows)
+  return [(beams, times) for beams in batches(config, model)]
 
 
-def use(config, name: str, tokens: Callable[[Run], tuple[float, str]]) -> Use:
-  """A retriever that searches, under a name."""
+def use(config, name: str, count: Callable[[Run], int]) -> Use:
+  """A retriever that searches, under a name; `count`: run -> queries to come."""
+
+  def writes(run: Run, model: TextModel) -> tuple[Writing, str]:
+    asked = count(run)
+    return writing(config, model, asked), f'{asked:,} queries'
+
+  def largest(model: TextModel) -> Beams:
+    return max(batches(config, model), key=lambda beams: beams.slots)
+
   rows = config.retrieve.batch_rows * config.retrieve.beams
   opened = functools.partial(index.open_retriever, config)
-  return Use(name, 'retriever', opened, rows, tokens=tokens, made_of=ROWS)
+  return Use(name, 'retriever', opened, rows, texts=largest, writes=writes, made_of=ROWS)
+
+
+def to_come(run: Run) -> int:
+  """The queries whose pages are not on disk."""
+  count = len(queries(run))
+  return count - open_shards(run, count).kept()
 
 
 def uses(config) -> tuple[Use, ...]:
-  return (use(config, 'retriever', tokens),)
+  return (use(config, 'retriever', to_come),)
 
 
 ROWS = ('retrieve.batch_rows', 'retrieve.beams')  # whose product is the rows of a batch
-DECODING = 3  # a written token takes as long as so many tokens that are read
 SETTINGS: Section = {
   **retriever.SETTINGS,
   'queries': Key(0, at_least(0), 'Training queries that are searched; 0: all of judgements.'),

@@ -5,6 +5,7 @@ of those that are better than the others of their query (arXiv:2402.03300; TongS
 arXiv:2506.11603). It starts from what cpt trained.
 """
 
+import functools
 from collections.abc import Sequence
 
 from disranker_jax.config.settings import (
@@ -22,8 +23,9 @@ from disranker_jax.data.records import Group
 from disranker_jax.errors import UserError
 from disranker_jax.models import weights
 from disranker_jax.models.load import TextModel, open_model
+from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline import manifest
-from disranker_jax.pipeline.stage import Run, Stage, Use
+from disranker_jax.pipeline.stage import Run, Stage, Use, Writing
 from disranker_jax.progress import say
 from disranker_jax.rewriting import engines, gain, objective, packed, queries, rewards, rewriter
 from disranker_jax.rewriting.policy import PolicyLoss
@@ -37,9 +39,6 @@ from disranker_jax.training import train
 from disranker_jax.training.panels import Line, Panel
 from disranker_jax.training.settings import VALIDATION, training
 from disranker_jax.training.validation import STEP, described
-
-# A written token takes as long as so many that are read: samples are written many at a time.
-DECODING = 2
 
 
 def open_rewriter(config) -> TextModel:
@@ -194,34 +193,42 @@ def check_records(run: Run) -> None:
 
 def uses(config) -> tuple[Use, ...]:
   rows = config.rewrite.prompts * config.rewrite.samples
-  return (Use('rewriter', 'rewriter', lambda: open_rewriter(config), rows, tokens=tokens),)
+  opened = functools.partial(open_rewriter, config)
+  return (Use('rewriter', 'rewriter', opened, rows, tokens=tokens, writes=writes),)
+
+
+def asked(run: Run, model: TextModel) -> tuple[int, int]:
+  """(queries that are learned, tokens of the longest prompt), for the estimate."""
+  texts = [group.query for group in prepare.records(run, 'judgements')]
+  return len(texts), longest_prompt(RewritePrompt(model, longest(run.config)), texts)
 
 
 def tokens(run: Run) -> tuple[float, str]:
-  """(tokens that the stage computes, as tokens of training; what it does), for the estimate."""
-  config, c = run.config, run.config.rewrite
-  asked = [group.query for group in prepare.records(run, 'judgements')]
-  count, samples = steps(c, len(asked)), c.prompts * c.samples
-  model = open_rewriter(config)
-  most = longest_prompt(RewritePrompt(model, longest(config)), asked)
-  shape = packed.shape_of(c, model.network, most, config.rewriter.row_len, run.mesh)
-  return count * sum(parts(c, shape, most).values()), f'{count:,} steps of {samples} samples'
-
-
-def parts(c, shape: packed.Shape, most: int) -> dict[str, float]:
-  """What an update takes and what its rollout takes, as tokens of training.
-
-  Args:
-    shape: of a micro-batch.
-    most: tokens of the longest prompt.
-  """
+  """(tokens of updates and of passes of the reference, as tokens of training; '')."""
+  c, model = run.config.rewrite, open_rewriter(run.config)
+  count, most = asked(run, model)
+  shape = packed.shape_of(c, model.network, most, run.config.rewriter.row_len, run.mesh)
   updated = shape.rows * shape.row_len * c.gradient_accumulation_steps
-  written = c.prompts * most + c.prompts * c.samples * c.max_new * DECODING
-  return {
-    'update': updated,
-    'sampling': written / STEP / c.iterations,
-    'reference': updated / STEP / c.iterations if packed.has_reference(c) else 0,
-  }
+  return steps(c, count) * updated * (1 + reference(c)), ''
+
+
+def reference(c) -> float:
+  """The pass of the policy of the start, as a share of an update."""
+  return 1 / STEP / c.iterations if packed.has_reference(c) else 0.0
+
+
+def writes(run: Run, model: TextModel) -> tuple[Writing, str]:
+  """(the samples of all steps, what the stage does), for the estimate."""
+  c = run.config.rewrite
+  count, most = asked(run, model)
+  updates = steps(c, count)
+  texts = rollout(c, most)
+  return [(texts, updates / c.iterations)], f'{updates:,} steps of {texts.rows} samples'
+
+
+def rollout(c, most: int) -> Texts:
+  """What is written for a step; `most`: tokens of the longest prompt."""
+  return Texts(c.prompts, c.samples, most, c.max_new)
 
 
 def outside(config, workdir) -> dict[str, str]:
