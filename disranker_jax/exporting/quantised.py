@@ -21,6 +21,9 @@ EXACT_CHANNELS = 1 / 24  # share of the width that stays in fp32 after a norm
 EXACT_UNITS = 1 / 48  # share of a feed-forward's units that stays in fp32
 # GELU and the like are never below -0.17: of 255 steps, this many are for negative values.
 BELOW, LOWEST = 24, 0.17
+# What stands for 0 in a kernel. Without VNNI instructions ONNX Runtime adds products of unsigned and
+# signed bytes in 16 bits, which overflow; those of unsigned bytes are exact on every CPU.
+MIDDLE = 128
 SAMPLES, SAMPLE_LEN = 64, 64
 
 
@@ -152,10 +155,11 @@ class Quantised(Encoder):
     step, zero = np.float32(1 / (255 - below)), self.constant(np.uint8(below))
     x8 = self.op('QuantizeLinear', self.op('Div', x, peak), self.constant(step), zero)
     steps = np.maximum(np.abs(kernel).max(0), 1e-12) / 127
-    kernel8 = self.constant(np.round(kernel / steps).astype(np.int8), f'{name}.kernel8')
+    kernel8 = (np.round(kernel / steps) + MIDDLE).astype(np.uint8)
     out = self.op(
-      'MatMulIntegerToFloat', x8, kernel8, self.constant(step),
-      self.constant(steps.astype(np.float32), f'{name}.steps'), zero, domain='com.microsoft',
+      'MatMulIntegerToFloat', x8, self.constant(kernel8, f'{name}.kernel8'), self.constant(step),
+      self.constant(steps.astype(np.float32), f'{name}.steps'), zero,
+      self.constant(np.uint8(MIDDLE)), domain='com.microsoft',
     )  # fmt: skip
     if not exact:
       return self.op('Add', self.op('Mul', out, peak), self.constant(bias, f'{name}.bias8'))
