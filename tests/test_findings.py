@@ -27,7 +27,7 @@ def facts_of(values: dict[str, list[float]], **results):
   against = {name: of_row['against'] for name, of_row in found.items() if 'against' in of_row}
   return types.SimpleNamespace(
     table=TABLE, rows=rows, results=found, overlap={}, related=None, tests={}, cluster='',
-    validation={}, before={}, tried={}, best={}, logs={}, seeds={}, served={},
+    validation={}, before={}, gains={}, tried={}, best={}, logs={}, seeds={}, served={},
     intervals=intervals.analyse(TABLE, rows, against=against),
     shared=NOBODY,
     clusters=len(next(iter(values.values()))), clusters_Q=list(next(iter(rows.values()))),
@@ -121,6 +121,16 @@ def test_what_a_row_says_of_its_results_is_no_warning():
   facts = facts_of({'bm25': [0.5] * 40}, bm25={'title': 'first stage', 'remark': 'rises for 3'})
   facts.quantised = {}
   assert 'first stage: rises for 3' in findings.sentences(facts) and not findings.warnings(facts)
+
+
+def test_what_a_stage_gained_on_held_out_queries_has_its_interval_and_p():
+  facts = facts_of({'bm25': [0.5] * 40})
+  cell = {'value': 0.021, 'low': 0.01, 'high': 0.032, 'p': 0.0003, 'queries': 712}
+  facts.gains = {'rewrite': {'reward': cell, 'ndcg@10': cell | {'p': 0.04}}}
+  [said] = findings.gains(facts)
+  assert 'rewrite' in said and '712' in said
+  interval = '+0.021 (95 % interval +0.010 to +0.032, p'
+  assert f'reward {interval}' in said and f'nDCG@10 {interval} 0.04' in said
 
 
 def test_queries_that_look_like_those_of_topics_are_a_warning_with_what_to_type():
