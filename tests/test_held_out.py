@@ -189,7 +189,7 @@ def test_few_generated_queries_are_learned_without_a_decision_and_one_line_says_
   run.config.score.judgements = False
   run.config.stages = ('prepare', 'generate', 'score', 'distill')
   run.config.distill.validation.update(keep_best=True, metric='tau')
-  held_out.check_records(run, 'distill', *distill.reads(run.config))  # nobody knows yet
+  held_out.check_records(run, 'distill', *distill.reads(run.config))  # not known yet
   split = held_out.split(run, 'distill', groups)
   assert len(split.learned) == 60 and not split.measured
   [line] = capsys.readouterr().err.splitlines()

@@ -21,8 +21,8 @@ EXACT_CHANNELS = 1 / 24  # share of the width that stays in fp32 after a norm
 EXACT_UNITS = 1 / 48  # share of a feed-forward's units that stays in fp32
 # GELU and the like are never below -0.17: of 255 steps, this many are for negative values.
 BELOW, LOWEST = 24, 0.17
-# What stands for 0 in a kernel. Without VNNI instructions ONNX Runtime adds products of unsigned and
-# signed bytes in 16 bits, which overflow; those of unsigned bytes are exact on every CPU.
+# What stands for 0 in a kernel. Without VNNI instructions ONNX Runtime adds products of unsigned
+# and signed bytes in 16 bits, which overflow; those of unsigned bytes are exact on every CPU.
 MIDDLE = 128
 SAMPLES, SAMPLE_LEN = 64, 64
 

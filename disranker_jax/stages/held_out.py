@@ -71,7 +71,7 @@ def split(run, stage: str, records: Sequence, *, query: Callable = lambda record
     query: record -> the click or group with its query.
 
   Raises: UserError for too few queries where the config needs a validation. Of generated queries
-    nobody knows before hours of work how many there will be, so then a line says that the result is
+    their number is known only after hours of work, so then a line says that the result is
     the last checkpoint.
   """
   c = run.config.validation
