@@ -30,6 +30,12 @@ def _list_prompt(kind: str, example: str, ending: str) -> str:
   )
 
 
+QWEN3_YES_NO = {
+  'labels': ('yes', 'no'),
+  'formula': 'difference',
+  'bos': 'none',
+  'instruction': 'Given a web search query, retrieve relevant passages that answer the query',
+}
 QWEN3_SYSTEM = (
   '<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and '
   'the Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n'
@@ -68,10 +74,7 @@ CONTRACTS = (
       '<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}',
       '<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n',
     ),
-    labels=('yes', 'no'),
-    formula='difference',
-    bos='none',
-    instruction='Given a web search query, retrieve relevant passages that answer the query',
+    **QWEN3_YES_NO,
   ),
   # As the same authors' code for vLLM and MTEB writes it: blank lines between the fields, and the
   # user's turn ends twice, once by the chat template and once by the suffix.
@@ -82,10 +85,7 @@ CONTRACTS = (
       '<|im_end|>\n',
       '<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n',
     ),
-    labels=('yes', 'no'),
-    formula='difference',
-    bos='none',
-    instruction='Given a web search query, retrieve relevant passages that answer the query',
+    **QWEN3_YES_NO,
   ),
   # The query is the system message, the document the user's.
   Contract(

@@ -13,10 +13,11 @@ from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.report import tables
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.intervals import baselines
+from disranker_jax.rewriting import gain
 from disranker_jax.stages import quantise_gate
 from disranker_jax.stages.best_student import comparable
 from disranker_jax.stages.held_out import NDCG
-from disranker_jax.training.validation import LOSS, ndcg, of_steps, title
+from disranker_jax.training.validation import LOSS, ndcg, of_steps
 
 FEW = 30  # queries, or clusters of them, below which a bootstrap interval is too narrow
 DIGITS = 3  # of nDCG and p
@@ -113,18 +114,11 @@ def held_out(facts: Facts) -> list[str]:
 
 def gains(facts: Facts) -> list[str]:
   """What a stage gained on held-out queries while it learned."""
-  found = []
-  for stage, cells in facts.gains.items():
-    count = next(iter(cells.values()))['queries']
-    listed = [
-      f'{title(name)} {tables.number(cell["value"], DIGITS, "+")} (95 % interval '
-      f'{tables.span(cell, DIGITS, "+")}, p {tables.chance(cell["p"], DIGITS)})'
-      for name, cell in cells.items()
-    ]
-    found.append(
-      f'change during {stage} on {count:,} held-out training queries: {", ".join(listed)}'
-    )
-  return found
+  return [
+    f'change during {stage} on {next(iter(cells.values()))["queries"]:,} held-out training '
+    f'queries: {gain.described(cells)}'
+    for stage, cells in facts.gains.items()
+  ]
 
 
 def fused(facts: Facts) -> list[str]:
