@@ -14,6 +14,19 @@ import re
 LIMITS = {'query_tokens': 20, 'doc_tokens': 48}
 PROMPTS = {f'evaluate.prompts.{key}': value for key, value in LIMITS.items()}
 QUERIES = 150  # of a student of scores alone
+NO_CPT = {'stages': ('prepare', 'sft', 'evaluate')}
+UNTRAINED = {
+  'BM25': ('bm25', {}),
+  'random order': ('random', {}),
+  'query likelihood, zero-shot': ('zero_shot', {}),
+  'yes or no': ('yes_no', PROMPTS),
+  'grades': ('graded', PROMPTS),
+  'PRP, all pairs': ('prp_allpair', PROMPTS),
+  'PRP, all pairs, soft': ('prp_allpair_soft', PROMPTS),
+  'setwise, one window': ('setwise', PROMPTS),
+  'listwise, label logits': ('listwise', PROMPTS),
+  'FIRST': ('first', PROMPTS),
+}
 
 
 def alone(config) -> dict:
@@ -48,33 +61,19 @@ def by_prompts(config, method: str) -> dict:
   }
 
 
-def get_rows(config) -> dict:
+def supervised(config) -> dict:
+  """The paper's other LLMs that labels train."""
   trainable = config.sft.trainable
   trainable = trainable if re.search(trainable, 'score/kernel') else f'{trainable}|score'
   head = {'teacher.scorer': 'score_head', 'sft.trainable': trainable}
-  logged = 'cpt' in config.stages
   # Without a click log, the clicks are the judged documents.
   judged = {'stages': ('prepare', 'cpt', 'sft', 'evaluate'), 'data.clicks': 'judgements:'}
-  cpt = {} if logged else judged | {'cpt.max_steps': 60}
-  no_cpt = {'stages': ('prepare', 'sft', 'evaluate')}
-  student = of_order(config)
-
-  rows = {
-    'BM25': ('bm25', {}),
-    'random order': ('random', {}),
-    'query likelihood, zero-shot': ('zero_shot', {}),
-    'yes or no': ('yes_no', PROMPTS),
-    'grades': ('graded', PROMPTS),
-    'PRP, all pairs': ('prp_allpair', PROMPTS),
-    'PRP, all pairs, soft': ('prp_allpair_soft', PROMPTS),
-    'setwise, one window': ('setwise', PROMPTS),
-    'listwise, label logits': ('listwise', PROMPTS),
-    'FIRST': ('first', PROMPTS),
-    **{name: (name, {}) for name in config.evaluate.runs},
+  cpt = {} if 'cpt' in config.stages else judged | {'cpt.max_steps': 60}
+  return {
     'RankLLaMA': (
       'teacher',
       head
-      | no_cpt
+      | NO_CPT
       | {
         'teacher.template': 'query: {query} document: {title} {summary}',
         'sft.loss': 'info_nce',
@@ -107,7 +106,17 @@ def get_rows(config) -> dict:
         'sft.max_steps': 36,
       },
     ),
-    **({"DisRanker's teacher, no CPT": ('teacher', no_cpt)} if logged else {}),
+  }
+
+
+def get_rows(config) -> dict:
+  student = of_order(config)
+
+  rows = {
+    **UNTRAINED,
+    **{name: (name, {}) for name in config.evaluate.runs},
+    **supervised(config),
+    **({"DisRanker's teacher, no CPT": ('teacher', NO_CPT)} if 'cpt' in config.stages else {}),
     "DisRanker's teacher": ('teacher', {}),
     'student, labels only': ('student_sft', {}),
     'student of the teacher': ('student', {}),
@@ -126,7 +135,7 @@ def get_rows(config) -> dict:
       name: (model, {'data.teachers': (), **changes}) for name, (model, changes) in rows.items()
     }
   taught = student | {'stages': ('prepare', 'distill', 'evaluate')}
-  ordered = no_cpt | {
+  ordered = NO_CPT | {
     'data.judgements': 'teachers:',
     'data.negatives.count': 0,
     'data.limit.judgements': QUERIES,
