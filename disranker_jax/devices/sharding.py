@@ -127,6 +127,11 @@ def parts(mesh: Mesh) -> int:
   return mesh.shape['data'] * mesh.shape['fsdp']
 
 
+def even_parts(mesh: Mesh, rows: int) -> int:
+  """The number of equal parts of `rows`, one per part of the mesh; 1 if they do not divide."""
+  return 1 if rows % parts(mesh) else parts(mesh)
+
+
 def batch_shardings(shapes: dict, mesh: Mesh, blocks: int) -> dict:
   """Shards blocks over the data axes; a single block is sharded by rows, its indices replicated.
 

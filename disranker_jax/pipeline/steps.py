@@ -139,7 +139,7 @@ def writer(settings: ConfigDict, network: Network, texts: Texts, mesh) -> Step:
   tokens_BT = jax.ShapeDtypeStruct((texts.prompts, texts.padded), np.int32)
   with jax.set_mesh(mesh):
     found = writing.held(network, variables, texts)
-  parts = 1 if texts.rows % sharding.parts(mesh) else sharding.parts(mesh)
+  parts = sharding.even_parts(mesh, texts.rows)
   share = per_device(variables) / writing.size(variables)  # of the parameters that a device holds
   held = {
     'parameters': per_device(variables),

@@ -118,8 +118,7 @@ class PointwiseRanker:
   least_unit: ClassVar[int] = 1  # queries that are scored together, at least
 
   def __post_init__(self):
-    parts = sharding.parts(self.mesh)
-    self.blocks = 1 if self.rows % parts else parts
+    self.blocks = sharding.even_parts(self.mesh, self.rows)
     shape = score_shape(self.scorer, self.rows, self.row_len).block(self.blocks)
     shares = self.network.shares(self.longest or self.row_len)
     self.shape = dataclasses.replace(shape, shares=shares)

@@ -63,8 +63,7 @@ class Forward:
   def __init__(
     self, function: Callable, documents: Iterable[tuple[Bundle, Sequence]], shape: Shape, mesh
   ):
-    parts = sharding.parts(mesh)
-    self._mesh, self._parts = mesh, 1 if shape.rows % parts else parts
+    self._mesh, self._parts = mesh, sharding.even_parts(mesh, shape.rows)
     self._shape = shape.block(self._parts)
     self._packed = list(pack(documents, self._shape))
     self.batches = math.ceil(len(self._packed) / self._parts)

@@ -57,8 +57,7 @@ class LabelLogits:
     self._network, self._variables, self._mesh = network, variables, mesh
     self._formula, self._labels = prompt.contract.formula, tuple(prompt.label_ids)
     predicted = predicted_per_row('query', row_len) if self._formula == 'likelihood' else 0
-    parts = sharding.parts(mesh)
-    self.blocks = 1 if rows % parts else parts
+    self.blocks = sharding.even_parts(mesh, rows)
     shares = network.shares(prompt.max_len)
     self._shape = Shape(rows, row_len, 1, predicted, shares).block(self.blocks)
     self._pool, self._capacity = Pool(self._shape), rows * row_len
