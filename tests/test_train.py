@@ -272,6 +272,16 @@ def test_exploding_steps_pass_if_their_check_is_off(tmp_path):
   )
 
 
+def test_steps_without_a_gradient_do_not_make_the_next_one_bad(tmp_path):
+  """They are not in the mean that a norm is compared with, and an exploding one is still found."""
+  nothing = dict.fromkeys(range(train.NORM_STEPS + 2), 0.0)
+  at = 2 * train.NORM_STEPS + 4
+  fit(tmp_path, feed=Rows(poison=nothing | {at: 1e4}), steps=at + 2, schedule='constant')
+  rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  assert [row['grad_norm'] > 0 for row in rows] == [i not in nothing for i in range(at + 2)]
+  assert [row['step'] for row in rows if row['skipped']] == [at + 1]
+
+
 def test_three_bad_steps_in_a_row_end_the_run_and_name_their_queries(tmp_path):
   poison = dict.fromkeys((2, 4, 5, 6), np.nan)
   with pytest.raises(UserError, match=r"3 bad steps in a row, the last one step 7 .*'query 4', "):

@@ -22,7 +22,8 @@ from disranker_jax.training.logs import Logs
 from disranker_jax.training.validation import Validation, shown
 
 # A step is bad if its loss or gradient is not finite, or if its gradient norm is more than
-# `skip_step_norm_ratio` times the running mean over this many steps. It changes nothing.
+# `skip_step_norm_ratio` times the running mean over this many steps. It changes nothing. The mean
+# is of the steps that have something to learn from; see Task.
 NORM_STEPS = 20
 BAD_IN_A_ROW = 3
 
@@ -33,7 +34,8 @@ class Task:
 
   `loss(variables, batch) -> (loss_sum, weight, metrics)`: sums over a batch, so that micro-batches
   add up exactly. `metrics['examples']` is how many examples the batch holds; all other metrics are
-  means over the batch. `frozen(variables)` are the variables that the loss needs besides a model's
+  means over the batch. `metrics['equal_groups']`, if there is one, is the share of the queries that
+  teach nothing. `frozen(variables)` are the variables that the loss needs besides a model's
   own, which are never trained.
   """
 
@@ -107,11 +109,14 @@ def train_step(loss, tx, skip_norm_ratio, trained, state, frozen, micro_batches,
     good &= (state['good'] < NORM_STEPS) | (norm <= skip_norm_ratio * state['norm'])
   with jax.named_scope('update'):
     updates, opt = tx.update(grads, state['opt'], trained)
-  share = 1 / jnp.minimum(state['good'] + 1, NORM_STEPS)
+  # Where nothing is learned, the norm is 0 or that of a regularizer. With a mean of such norms
+  # every step that learns would be bad.
+  counted = (norm > 0) & (means.get('equal_groups', 0.0) < 1)
+  share = counted / jnp.minimum(state['good'] + 1, NORM_STEPS)
   after = {
     'opt': opt,
     'norm': state['norm'] + share * (norm - state['norm']),
-    'good': state['good'] + 1,
+    'good': state['good'] + counted,
     'bad': state['bad'],
   }
   with jax.named_scope('update'):

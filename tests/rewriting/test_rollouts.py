@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 
 import gang
@@ -181,6 +182,24 @@ def test_empty_rewrites_fail_and_give_numbers(start, tmp_path):
   policies.fit(start, policies.section(beta=0.1), tmp_path, 2, reward=every_other)
   for row in policies.logged(tmp_path):
     assert row['failures'] == 0.5 and row['reward'] == -0.25 and np.isfinite([*row.values()]).all()
+
+
+@pytest.mark.parametrize('beta', [0.0, 0.1])
+def test_rare_rewards_are_learned_from(start, tmp_path, beta):
+  """Before the first one the gradient is 0, or only that of the divergence, which is small."""
+  calls = itertools.count()
+
+  def rare(queries, rewrites):
+    found = policies.share_of_wanted(queries, rewrites)
+    if next(calls) < train.NORM_STEPS + 1:
+      found = dataclasses.replace(found, rewards_GS=np.zeros_like(found.rewards_GS))
+    return found
+
+  policies.fit(start, policies.section(beta=beta), tmp_path, train.NORM_STEPS + 4, reward=rare)
+  rows = policies.logged(tmp_path)
+  norms = [row['grad_norm'] for row in rows]
+  assert max(norms[: train.NORM_STEPS + 1]) < norms[train.NORM_STEPS + 1] / 100
+  assert not any(row['skipped'] for row in rows)
 
 
 def failing(queries, rewrites):
