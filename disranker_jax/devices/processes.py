@@ -6,6 +6,8 @@ same command on one shared workdir, and process 0 writes what must be written on
 
 import contextlib
 import faulthandler
+import io
+import itertools
 import os
 import signal
 import sys
@@ -94,6 +96,28 @@ def first_alone(name: str, work: Callable):
   if failed:
     raise UserError(f'{name}: process 0 stopped with an error; see its message')
   return result
+
+
+_computed = itertools.count()
+
+
+def of_first(name: str, work: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """The arrays that `work` returns in process 0, in every process, bit by bit.
+
+  Hosts may compute other last bits from the same values, and what follows from them must be the
+  same everywhere. Raises: UserError in every process if `work` raises one.
+  """
+  found = first_alone(f'{name} {next(_computed)}', work)  # a barrier's name is used once
+  if jax.process_count() == 1:
+    return found
+  packed = io.BytesIO()
+  if is_first():
+    np.savez(packed, **found)
+  sent = np.frombuffer(packed.getvalue(), np.uint8)
+  size = int(broadcast(np.array(len(sent))))
+  sent = broadcast(sent if is_first() else np.zeros(size, np.uint8))
+  with np.load(io.BytesIO(sent.tobytes())) as arrays:
+    return dict(arrays)
 
 
 def any_of(value: bool) -> bool:

@@ -27,7 +27,7 @@ MAX_LEN = 256  # tokens of a text with its special tokens, where the model does 
 class Embedder:
   """Texts to vectors of length 1, as sentence-transformers computes them.
 
-  It runs on one device of this process: a reward is computed where the samples are.
+  It runs on one device of this process; of several, process 0 computes the rewards.
 
   Args:
     name: an encoder that embeds texts: a folder or a name of docs/models.md. Its vector is that of

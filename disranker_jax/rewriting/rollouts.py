@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from disranker_jax.data import batches
-from disranker_jax.devices import sharding
+from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.rewriting import objective, packed
 from disranker_jax.rewriting.policy import log_probabilities, of_start, policy
@@ -156,28 +156,38 @@ class Rollouts:
     self._asked = [[self._queries[n] for n in self._numbers[b]] for b in self._own]
 
   def _draw(self, variables: dict) -> None:
-    """Samples a rollout; every process draws all of it and computes all rewards."""
+    """Samples a rollout; every process draws all of it, and process 0 computes all rewards."""
     self._open(self._rollouts + 1)
     numbers = list(itertools.chain(*self._numbers))
     asked = [self._queries[n] for n in numbers]
     prompts = [self._prompt(query.text) for query in asked]
     drawn = self._sampler(policy(variables), prompts, numbers, self._rollouts)
     rewrites = [self._prompt.texts([s.ids for s in group], self._c.think) for group in drawn]
-    found = self._reward(asked, rewrites)
-    self._collapse.failures(found.failed_GS, self._step())
+    found = processes.of_first('rewards', lambda: self._rewarded(asked, rewrites))
+    self._collapse.failures(found['failed_GS'], self._step())
     cut = [[not sample.ended for sample in group] for group in drawn]
     pairs = zip(asked, rewrites, strict=True)
     repeated = [[common(query.text, text) for text in each] for query, each in pairs]
-    facts = np.stack([cut, found.failed_GS, repeated, *found.parts.values()], axis=-1)
+    facts = np.stack([cut, found['failed_GS'], repeated, *found['parts_FGS']], axis=-1)
     record = {
       **packed.tokens_of(drawn, self._c.max_new),
-      'advantages_S': np.asarray(objective.advantages(found.rewards_GS, self._c.scale)),
-      'rewards_S': found.rewards_GS,
+      'advantages_S': found['advantages_GS'],
+      'rewards_S': found['rewards_GS'],
       'facts_SF': facts.astype(np.float32),
     }
     by_block = lambda x: x.reshape(self.blocks, -1, *x.shape[2:])[self._own]  # noqa: E731
     self._record = {name: by_block(x) for name, x in record.items()}
     self._used = 0
+
+  def _rewarded(self, asked, rewrites) -> dict[str, np.ndarray]:
+    """The rewards of a rollout, and what follows from them."""
+    found = self._reward(asked, rewrites)
+    return {
+      'rewards_GS': found.rewards_GS,
+      'failed_GS': found.failed_GS,
+      'parts_FGS': np.stack(list(found.parts.values())),
+      'advantages_GS': np.asarray(objective.advantages(found.rewards_GS, self._c.scale)),
+    }
 
   def _step(self) -> int:
     """The first step that learns from the present rollout, from 1."""

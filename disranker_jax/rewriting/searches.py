@@ -52,12 +52,16 @@ class Searches:
 
   def __call__(self, variables: dict) -> dict[str, float]:
     texts = self._rewriter(policy(variables), [query.text for query in self._asked])
-    found = self._reward(self._asked, [[text] for text in texts]).rewards_GS[:, 0]
-    gains = self._searched(texts)
-    if processes.is_first():
-      self._write(texts, found, gains)
-    self.by_query = {NDCG: np.array(gains), REWARD: np.asarray(found, np.float64)}
+    # The values decide what is kept and when training ends, in all processes alike.
+    self.by_query = processes.of_first('searches', lambda: self._measured(texts))
     return {name: float(values_Q.mean()) for name, values_Q in self.by_query.items()}
+
+  def _measured(self, rewrites: Sequence[str]) -> dict[str, np.ndarray]:
+    """The values of each query; writes samples.md."""
+    found = self._reward(self._asked, [[text] for text in rewrites]).rewards_GS[:, 0]
+    gains = self._searched(rewrites)
+    self._write(rewrites, found, gains)
+    return {NDCG: np.array(gains), REWARD: np.asarray(found, np.float64)}
 
   def _searched(self, rewrites: Sequence[str]) -> list[float]:
     """nDCG@10 of each query with its rewrite."""

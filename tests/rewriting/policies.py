@@ -60,6 +60,12 @@ def share_of_wanted(queries, rewrites) -> RewardResult:
   return RewardResult(rewards_GS, {'embedding': np.where(failed_GS, 0, rewards_GS)}, failed_GS)
 
 
+def of_process_0(queries, rewrites) -> RewardResult:
+  """`share_of_wanted` in process 0; in the others it is not computed."""
+  assert processes.is_first(), 'the reward is computed in another process too'
+  return share_of_wanted(queries, rewrites)
+
+
 def network(**changes) -> Network:
   return Network(DecoderConfig(**SIZES), head='lm', **changes)
 
@@ -114,7 +120,9 @@ def main(folder: str, runs: dict, steps: int) -> None:
   """Trains once for each {name: [mesh sizes, changed settings]}, into FOLDER/name."""
   processes.start()
   for name, (sizes, changes) in runs.items():
-    fit(start(), section(**changes), Path(folder) / name, steps, sizes=sizes)
+    fit(
+      start(), section(**changes), Path(folder) / name, steps, reward=of_process_0, sizes=sizes
+    )  # fmt: skip
 
 
 if __name__ == '__main__':
