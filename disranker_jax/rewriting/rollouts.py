@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from disranker_jax.data import batches
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import UserError
+from disranker_jax.progress import say
 from disranker_jax.rewriting import objective, packed
 from disranker_jax.rewriting.policy import log_probabilities, of_start, policy
 from disranker_jax.rewriting.prompts import RewritePrompt
@@ -40,6 +41,7 @@ class Collapse:
 
   c: object
   rollouts: int = 0  # in a row with failures only
+  has_said: bool = False  # that a failure is better than some other rewrites
 
   def failures(self, failed_GS: np.ndarray, step: int) -> None:
     """Raises: UserError after FAILED_ROLLOUTS in a row without a rewrite that has a reward."""
@@ -49,8 +51,19 @@ class Collapse:
         f'rewrite: up to step {step} every rewrite of the last {self.rollouts} rollouts failed '
         f'(empty, without a word, or longer than config.rewrite.max_words={self.c.max_words}): the '
         f'mean reward stays at config.rewrite.failure={self.c.failure:g}. If it was better before, '
-        'lower config.rewrite.learning_rate or raise beta; if not, train cpt first, or raise '
-        'max_new'
+        'lower config.rewrite.learning_rate or raise beta, and lower failure if other rewrites had '
+        'smaller rewards; if not, train cpt first, or raise max_new'
+      )
+
+  def order(self, rewards_GS: np.ndarray, failed_GS: np.ndarray, step: int) -> None:
+    """Says once that rewrites without a failure have smaller rewards than those with one."""
+    below = int(np.sum(~failed_GS & (rewards_GS < self.c.failure)))
+    if below and not self.has_said:
+      self.has_said = True
+      say(
+        f'rewrite: step {step}: {below:,} of {failed_GS.size:,} rewrites have a reward below '
+        f'config.rewrite.failure={self.c.failure:g} (down to {rewards_GS.min():.3g}), so a rewrite '
+        'without a word is better than they are; lower failure'
       )
 
   def divergence(self, kl: float, step: int) -> None:
@@ -165,6 +178,7 @@ class Rollouts:
     rewrites = [self._prompt.texts([s.ids for s in group], self._c.think) for group in drawn]
     found = processes.of_first('rewards', lambda: self._rewarded(asked, rewrites))
     self._collapse.failures(found['failed_GS'], self._step())
+    self._collapse.order(found['rewards_GS'], found['failed_GS'], self._step())
     cut = [[not sample.ended for sample in group] for group in drawn]
     pairs = zip(asked, rewrites, strict=True)
     repeated = [[common(query.text, text) for text in each] for query, each in pairs]

@@ -210,11 +210,26 @@ def failing(queries, rewrites):
 
 
 def test_only_failures_end_the_training_with_what_to_do(start, tmp_path):
-  with pytest.raises(UserError, match=r'stays at config.rewrite.failure=-1\. .*learning_rate'):
+  message = r'stays at config.rewrite.failure=-1\. .*learning_rate.* lower failure'
+  with pytest.raises(UserError, match=message):
     policies.fit(start, policies.section(), tmp_path, 20, reward=failing)
   rows = policies.logged(tmp_path)
   assert len(rows) < rollouts.FAILED_ROLLOUTS and {row['equal_groups'] for row in rows} == {1}
   assert {row['grad_norm'] for row in rows} == {0}
+
+
+def test_rewards_below_that_of_a_failure_are_said_once(capsys):
+  collapse = rollouts.Collapse(policies.section(failure=-1.0))
+  failed = np.array([[True, False, False]])
+  collapse.order(np.array([[-1.0, -1.0, 0.5]]), failed, 1)
+  assert not capsys.readouterr().err
+  for step in (2, 3):
+    collapse.order(np.array([[-1.0, -1.5, 0.5]]), failed, step)
+  (said,) = capsys.readouterr().err.splitlines()
+  assert (
+    'step 2: 1 of 3 rewrites have a reward below config.rewrite.failure=-1 (down to -1.5)' in said
+  )
+  assert said.endswith('lower failure')
 
 
 def test_a_policy_that_is_too_far_from_its_start_ends_the_training(start, tmp_path):
