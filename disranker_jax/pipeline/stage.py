@@ -35,10 +35,13 @@ class Role:
   settings  the keys of that section
   stages    config -> the stages that train it, in order. Those that a run lists overlay the
             pretrained parameters; a later run may start from them (`init_from`)
+  same      other dotted keys of the config that decide what the model has learned to read or write:
+            a run that it starts from must have the same values
   """
 
   settings: Section
   stages: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
+  same: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from disranker_jax.models.load import TextModel
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline.stage import Run, Use, Writing
 from disranker_jax.progress import say
-from disranker_jax.rewriting import baselines, engines, queries, rewards
+from disranker_jax.rewriting import baselines, engines, queries, rewards, start
 from disranker_jax.rewriting.prompts import RewritePrompt
 from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.rewriter import Rewriter
@@ -157,6 +157,8 @@ def best_of_samples(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
 def check(config: ConfigDict) -> None:
   """As of collection_rows; a line says if the table does not look as deep as its columns."""
   collection_rows.check(config)
+  if 'rewrite' not in config.stages:
+    start.check(config)
   if config.search.depth < rewards.DEPTH:
     say(
       f'search: config.search.depth={config.search.depth}: {metrics.title(DEEP)} is that of so '

@@ -5,11 +5,13 @@ afterwards, and a chain of weekly runs needs only its last one.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from disranker_jax import config as configs
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.models import files
@@ -121,6 +123,8 @@ def _fingerprint(config, donor: Run, role: str) -> str:
       raise UserError(
         f'{key}: has another model: its config.{role}.{name} is {was!r}, here it is {ours!r}'
       )
+  for path, was, ours in differing(config, donor.config, systems.of(config).roles[role].same):
+    raise UserError(f'{key}: has learned with config.{path}={was!r}; here it is {ours!r}')
   stages, made = systems.trained_stages(donor.config, role), []
   if theirs.get('init_from'):
     note = _note(donor.workdir, role)  # missing if --reuse took all of its stages
@@ -135,6 +139,17 @@ def _fingerprint(config, donor: Run, role: str) -> str:
       raise UserError(f'{key}: its stage {stage} is not done; finish that run first')
     made.append(before['fingerprint'])
   return manifest.digest(made)
+
+
+def differing(config, theirs, paths: Iterable[str]) -> Iterator[tuple[str, Any, Any]]:
+  """(dotted key, the value of another run's config, ours) of each of some keys that differ.
+
+  A key that the other run is too old to have does not differ.
+  """
+  ours, other = configs.flatten(config), configs.flatten(theirs)
+  for path in paths:
+    if path in other and other[path] != ours[path]:
+      yield path, other[path], ours[path]
 
 
 def checkpoints(run: Run, role: str) -> list[Path]:

@@ -127,6 +127,21 @@ def test_settings_that_contradict_each_other_are_refused(changes, message):
   rewrite.check(make_config())
 
 
+def test_another_embedder_in_the_same_folder_makes_the_stage_stale(tmp_path):
+  config = make_config(reward='embedding+bm25', embedder=str(tmp_path))
+  config.data.documents = f'jsonl:{tmp_path / "documents.jsonl"}'
+  (tmp_path / 'documents.jsonl').write_text('{"doc_id": "a", "title": "b"}\n')
+  found = []
+  for content in ('first', 'second', 'first'):
+    (tmp_path / 'model.safetensors').write_text(content)
+    found.append(rewrite.outside(config, tmp_path)['rewrite.embedder'])
+  assert found[0] == found[2] != found[1]
+  # Runs with an embedder of a name, or without one, keep the inputs that they have had.
+  for changes in ({'embedder': 'minilm-l6'}, {'reward': 'bm25'}):
+    config.rewrite.update(changes)
+    assert rewrite.outside(config, tmp_path).keys() == {'data.documents'}
+
+
 def test_templates_and_embedders_are_checked_before_anything_runs():
   config = make_config(reward='embedding', embedder='no-such-model')
   with pytest.raises(UserError, match=r"config.rewrite.embedder='no-such-model'"):

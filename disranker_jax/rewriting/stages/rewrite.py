@@ -7,6 +7,7 @@ arXiv:2506.11603). It starts from what cpt trained.
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 
 from disranker_jax.config.settings import (
   Key,
@@ -25,9 +26,19 @@ from disranker_jax.models import weights
 from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline.inputs import model_files
 from disranker_jax.pipeline.stage import Run, Stage, Use, Writing
 from disranker_jax.progress import say
-from disranker_jax.rewriting import engines, gain, objective, packed, queries, rewards, rewriter
+from disranker_jax.rewriting import (
+  engines,
+  gain,
+  objective,
+  packed,
+  queries,
+  rewards,
+  rewriter,
+  start,
+)
 from disranker_jax.rewriting.policy import PolicyLoss
 from disranker_jax.rewriting.prompts import RewritePrompt
 from disranker_jax.rewriting.queries import Query
@@ -161,6 +172,7 @@ def check(config) -> None:
       f'config.rewrite.max_new={c.max_new}: holds no thoughts and an answer (think=True); raise it'
     )
   rewards.parse(c.reward)
+  start.check(config)
   if c.engine != config.search.engine and 'search' in config.stages:
     say(
       f'rewrite: learns from searches by config.rewrite.engine={c.engine!r}, and the table is of '
@@ -232,8 +244,14 @@ def rollout(c, most: int) -> Texts:
 
 
 def outside(config, workdir) -> dict[str, str]:
-  """The documents that are searched."""
-  return {'data.documents': manifest.digest(sources.fingerprint(queries.address(config)))}
+  """The documents that are searched, and the files of an embedder that is a folder."""
+  c, found = config.rewrite, {}
+  if 'embedding' in rewards.parse(c.reward):
+    paths = model_files(Path(c.embedder).expanduser())
+    found = {'rewrite.embedder': manifest.files(paths)} if paths else {}
+  return found | {
+    'data.documents': manifest.digest(sources.fingerprint(queries.address(config)))
+  }  # fmt: skip
 
 
 # The batch has all samples, whatever their lengths: rows follow from `prompts` and `samples`.

@@ -1,0 +1,74 @@
+"""A rewriter that starts from another run: what must be the same there, and what is only named."""
+
+import json
+
+import pytest
+
+from disranker_jax.config import defaults, save
+from disranker_jax.errors import UserError
+from disranker_jax.rewriting import rows, start
+from disranker_jax.rewriting.stages import rewrite
+from disranker_jax.stages import earlier
+
+
+@pytest.fixture
+def config(tmp_path):
+  """A config that starts from a run with the defaults."""
+  c = defaults('query_rewriting')
+  c.rewriter.model = 'tiny-decoder'
+  save(c, tmp_path / 'config.json')
+  c.rewriter.init_from = str(tmp_path)
+  return c
+
+
+@pytest.mark.parametrize(
+  ('section', 'name', 'value', 'message'),
+  [
+    ('rewriter', 'template', 'Rewrite {query} : {title}', r'{query} : {title}.; here .* .Rewrite'),
+    ('rewrite', 'think', True, 'False; here it is True'),
+  ],
+)
+def test_what_the_rewriter_has_learned_to_write_must_be_the_same(
+  config, tmp_path, section, name, value, message
+):
+  with pytest.raises(UserError, match='stage cpt is not done'):  # nothing differs
+    earlier.fingerprint(config, tmp_path / 'new', 'rewriter')
+  config[section][name] = value
+  with pytest.raises(UserError, match=rf'config\.{section}\.{name}=.*{message}'):
+    earlier.fingerprint(config, tmp_path / 'new', 'rewriter')
+
+
+@pytest.mark.parametrize(
+  ('stages', 'check'),
+  [(('prepare', 'rewrite', 'search'), rewrite.check), (('prepare', 'search'), rows.check)],
+)
+def test_what_may_differ_is_named_once(config, capsys, stages, check):
+  config.stages = stages
+  for c in (rewrite.check, rows.check):
+    if 'rewrite' in stages or c is rows.check:
+      c(config)
+  assert 'used otherwise' not in capsys.readouterr().err
+  config.rewrite.update(mode='replace', max_new=12)
+  check(config)
+  (said,) = [line for line in capsys.readouterr().err.splitlines() if 'used otherwise' in line]
+  assert "rewrite.mode='replace' (there 'append')" in said and 'max_new=12 (there 16)' in said
+  assert 'repeat' not in said
+
+
+def test_settings_that_an_older_run_lacks_do_not_differ(config, tmp_path, capsys):
+  there = json.loads((tmp_path / 'config.json').read_text())
+  there['rewrite'].pop('repeat'), there['rewriter'].pop('template')
+  (tmp_path / 'config.json').write_text(json.dumps(there))
+  config.rewrite.repeat, config.rewriter.template = 3, '{query} {title}'
+  start.check(config)
+  assert 'used otherwise' not in capsys.readouterr().err
+  with pytest.raises(UserError, match='stage cpt is not done'):
+    earlier.fingerprint(config, tmp_path / 'new', 'rewriter')
+
+
+def test_a_folder_that_is_no_run_is_refused_and_a_deleted_one_is_not_read(config, tmp_path):
+  (tmp_path / 'config.json').unlink()
+  with pytest.raises(UserError, match=r'config\.rewriter\.init_from=.*is not the workdir of a run'):
+    start.check(config)
+  config.rewriter.init_from = str(tmp_path / 'gone')
+  start.check(config)
