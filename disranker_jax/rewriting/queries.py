@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from disranker_jax.config.settings import Key, at_least
@@ -23,21 +23,19 @@ class Query:
   """A query with its judged documents.
 
   positives  the documents that it should find, at least one in training
-  grades     {doc_id: label} of all judged documents, as metrics take them
   excluded   ids of documents that are taken out of its ranking, as in BRIGHT
   """
 
   query_id: str
   text: str
   positives: tuple[Document, ...]
-  grades: Mapping[str, int] = dataclasses.field(default_factory=dict)
   excluded: frozenset[str] = frozenset()
 
   @property
   def relevant(self) -> dict[str, int]:
     """{doc_id: label, at least 1} of the positives: the judgements that a search is measured by.
 
-    Where only the pool of a first stage has lower labels, as in python_docs, `grades` would favour
+    Where only the pool of a first stage has lower labels, as in python_docs, these would favour
     that first stage.
     """
     return {doc.doc_id: max(doc.label, 1) for doc in self.positives}
@@ -51,7 +49,7 @@ class Query:
 def of_group(group: Group, min_relevance: int = 1, excluded: Iterable[str] = ()) -> Query:
   """The query of a judged group; its positives have a label of `min_relevance` or better."""
   positives = tuple(doc for doc in group.docs if doc.label >= min_relevance)
-  return Query(group.query_id, group.query, positives, group.grades, frozenset(excluded))
+  return Query(group.query_id, group.query, positives, frozenset(excluded))
 
 
 def training(run) -> list[Query]:
@@ -103,16 +101,31 @@ def collection(config) -> list[Document]:
   return docs
 
 
-def check_collection(queries: Iterable[Query], documents: Iterable[Document]) -> None:
-  """Raises: UserError if a positive document is not among those that are searched."""
-  known = {doc.doc_id for doc in documents}
-  for query in queries:
-    for doc in query.positives:
-      if doc.doc_id not in known:
-        raise UserError(
-          f'query_id {query.query_id!r}: its document {doc.doc_id!r} is not in the collection that '
-          'is searched; set config.data.documents to the address of all documents'
-        )
+def check_collection(queries: Iterable[Query], known: Collection[str], where: str) -> None:
+  """Says how many positive documents of training queries are not in the collection.
+
+  Args:
+    known: the ids of the documents that are searched.
+    where: their address.
+
+  Raises: UserError if none is: the ids are then those of another collection.
+  """
+  wanted = [{doc.doc_id for doc in query.positives} for query in queries]
+  every = set().union(*wanted)
+  lost = every.difference(known)
+  if lost and len(lost) == len(every):
+    raise UserError(
+      f'config.data.judgements: none of the {len(every):,} positive documents of its queries, such '
+      f'as {min(lost)!r}, is in the collection {where}; set config.data.documents to the address '
+      'of all documents, with the same ids'
+    )
+  if lost:
+    without = sum(lost.issuperset(ids) for ids in wanted)
+    say(
+      f'rewrite: {len(lost):,} of {len(every):,} positive documents of the training queries, such '
+      f'as {min(lost)!r}, are not in {where}, and cannot be found; {without:,} of {len(wanted):,} '
+      'queries have no other (config.data.documents is the address of all documents)'
+    )
 
 
 def found(

@@ -258,12 +258,13 @@ class Rollouts:
     return sharding.put_batch(own, self._mesh, self.blocks)
 
 
-def check_count(c, queries: int) -> None:
-  """Raises: UserError for fewer queries than a step has."""
+def check_count(c, queries: int, held_out: int = 0) -> None:
+  """Raises: UserError for fewer queries than a step has, beside those that are held out."""
   if queries < c.prompts:
+    others = f' ({held_out:,} more are held out by config.validation.share)' if held_out else ''
     raise UserError(
-      f'config.rewrite.prompts={c.prompts}: there are only {queries} queries to learn from; lower '
-      'it'
+      f'config.rewrite.prompts={c.prompts}: there are only {queries} queries to learn from{others}'
+      '; lower it'
     )
 
 

@@ -98,6 +98,15 @@ def split(run, stage: str, records: Sequence, *, query: Callable = lambda record
   return Split(kept, measured)
 
 
+def left(run, queries: Sequence[Click | Group]) -> int:
+  """How many records with these queries `split` leaves to learn from."""
+  if not run.config.validation.share:
+    return len(queries)
+  held, firsts = find(run, queries)
+  learns_all = len(firsts) < LEAST and not labelled(run)
+  return len(queries) - (0 if learns_all else len(held))
+
+
 def find(run, queries: Iterable[Click | Group]) -> tuple[list[int], list[int]]:
   """(indices of what is held out, an index of each query that is measured, by the hash)."""
   c, where, held, firsts = run.config.validation, placer(run), [], {}

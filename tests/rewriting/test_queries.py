@@ -25,17 +25,17 @@ def run_of(folder, min_relevance=1, address='jsonl:rows.jsonl'):
 
 
 class TestReading:
-  def test_positives_and_grades(self, tmp_path):
+  def test_positives_and_labels(self, tmp_path):
     first, second = queries.training(run_of(tmp_path))
     assert (first.query_id, first.text) == ('1', 'red')
     assert [doc.doc_id for doc in first.positives] == ['a', 'b']
-    assert first.grades == {'a': 2, 'b': 1} and not first.excluded
+    assert first.relevant == {'a': 2, 'b': 1} and not first.excluded
     assert [doc.title for doc in second.positives] == ['B']
 
   def test_queries_without_a_positive_are_left_out_of_training_and_counted(self, tmp_path, capsys):
     run = run_of(tmp_path, min_relevance=2)
     (kept,) = queries.training(run)
-    assert kept.relevant == {'a': 2} and kept.grades == {'a': 2, 'b': 1}
+    assert kept.relevant == {'a': 2}
     assert '1 of 2 queries have no document with a label of 2 or better' in capsys.readouterr().err
     # A test without them would look better than it is.
     assert [len(query.positives) for query in queries.test(run)] == [1, 0]
@@ -56,11 +56,23 @@ class TestReading:
     assert [query.excluded for query in queries.test(run)] == [frozenset(), {'x_y'}]
     assert [doc.doc_id for doc in queries.collection(run.config)] == ['b']
 
-  def test_positives_outside_the_collection_are_an_error(self, tmp_path):
+  def test_positives_outside_the_collection_are_counted(self, tmp_path, capsys):
     found = queries.training(run_of(tmp_path))
-    queries.check_collection(found, GROUPS[0].docs)
-    with pytest.raises(UserError, match=r"query_id '1': its document 'b' .*config.data.documents"):
-      queries.check_collection(found, GROUPS[0].docs[:1])
+    queries.check_collection(found, {'a', 'b', 'c'}, 'jsonl:all')
+    assert not capsys.readouterr().err
+    queries.check_collection(found, {'a', 'c'}, 'jsonl:some')
+    said = capsys.readouterr().err
+    assert (
+      "1 of 2 positive documents of the training queries, such as 'b', are not in jsonl:" in said
+    )
+    assert '1 of 2 queries have no other (config.data.documents' in said
+
+  def test_positives_of_another_collection_are_an_error(self, tmp_path):
+    found = queries.training(run_of(tmp_path))
+    with pytest.raises(
+      UserError, match=r"none of the 2 .*'a', is in .* jsonl:x; set config\.data\.doc"
+    ):
+      queries.check_collection(found, {'c'}, 'jsonl:x')
 
 
 def test_excluded_documents_are_removed_before_the_ranking_is_cut():

@@ -18,7 +18,7 @@ from disranker_jax.rewriting import queries, rewards, searches
 from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.rewriter import Rewriter
 from disranker_jax.rewriting.stages import rewrite
-from disranker_jax.stages import cpt, prepare
+from disranker_jax.stages import cpt, held_out, prepare
 
 MESH = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1})
 PAGES = [
@@ -56,6 +56,25 @@ def run(tmp_path, monkeypatch):
     model.pretrained(0, run.mesh)
   ))  # fmt: skip
   return make
+
+
+def test_queries_that_are_held_out_do_not_count_for_a_step(run, monkeypatch):
+  """What the check counts is what the stage learns from."""
+  for share in (0.4, 0.1):  # of 40; of the second fewer are held out than say something
+    here = run()
+    here.config.validation.share = share
+    asked = queries.training(here)
+    groups = [rewrite.as_group(query) for query in asked]
+    monkeypatch.setattr(prepare, 'records', lambda run, kind, groups=groups: groups)
+    kept = held_out.left(here, groups)
+    split = held_out.split(here, 'rewrite', asked, query=rewrite.as_group)
+    assert kept == len(split.learned) and (kept < len(asked)) == (share == 0.4)
+    here.config.rewrite.prompts = kept
+    rewrite.check_records(here)
+    here.config.rewrite.prompts = kept + 1
+    others = rf' \({len(asked) - kept} more are held out' if share == 0.4 else '; lower it'
+    with pytest.raises(UserError, match=rf'prompts={kept + 1}: .* only {kept} queries .*{others}'):
+      rewrite.check_records(here)
 
 
 def letters(queries, rewrites) -> np.ndarray:

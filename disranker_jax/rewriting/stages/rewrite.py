@@ -117,7 +117,6 @@ def execute(run: Run) -> dict:
   config, c = run.config, run.config.rewrite
   model = open_rewriter(config)
   every, documents = queries.training(run), queries.collection(config)
-  queries.check_collection(every, documents)
   split = held_out.split(run, 'rewrite', every, query=as_group)
   index = engines.ENGINES[c.engine](documents)
   reward = rewards.make(c, documents, index)
@@ -197,9 +196,11 @@ def check_models(config, models) -> None:
 
 def check_records(run: Run) -> None:
   """Raises: UserError, before the first model runs, for queries that cannot be learned from."""
-  learned = queries.training(run)
-  check_count(run.config.rewrite, len(learned))
-  queries.check_collection(learned, queries.collection(run.config))
+  found = queries.training(run)
+  kept = held_out.left(run, [as_group(query) for query in found])
+  check_count(run.config.rewrite, kept, len(found) - kept)
+  known = {doc.doc_id for doc in queries.collection(run.config)}
+  queries.check_collection(found, known, queries.address(run.config))
   held_out.check_records(run, 'rewrite', 'judgements')
 
 
