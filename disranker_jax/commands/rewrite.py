@@ -11,6 +11,7 @@ from disranker_jax import escaping
 from disranker_jax.commands.common import Parser, positive
 from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
+from disranker_jax.progress import say
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -70,6 +71,8 @@ def opened(args):
 def written(args) -> dict:
   """What --json prints."""
   rewriter, address = opened(args)
+  if cut := rewriter.writer.prompt.cut([args.query]):
+    say(cut)
   rewrite, text = rewriter(args.query)
   result = {'query': args.query, 'rewrite': rewrite, 'searched': text}
   if args.search is not None:

@@ -54,6 +54,19 @@ class RewritePrompt:
     excess = len(ids) - self.longest
     return ids if excess <= 0 else self._encoded(query, max(1, self._query_len - excess))
 
+  def is_cut(self, query: str) -> bool:
+    """Whether the end of a query is not in its prompt."""
+    return len(self(query)) < len(self._encoded(query, UNCUT))
+
+  def cut(self, queries: Sequence[str]) -> str:
+    """How many queries are read without their end, as text; '' if none is."""
+    if not (count := sum(map(self.is_cut, queries))):
+      return ''
+    return (
+      f'{count:,} of {len(queries):,} queries are read without their end (max_query_len, or '
+      'max_len without the template and max_new)'
+    )
+
   def _encoded(self, query: str, query_len: int) -> list[int]:
     [encoded] = self._filled(query_len).encode(query, [PLACEHOLDER])
     return encoded.ids[: encoded.predict[0]].tolist()

@@ -102,7 +102,10 @@ def rewritten(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   ranking = search(tests, texts)
   spent = per_query(begin, len(groups))
   changed = sum(text != query.text for text, query in zip(texts, tests, strict=True))
-  said = f'{changed:,} of {len(groups):,} queries are rewritten', compared(run, groups, ranking)
+  said = (
+    f'{changed:,} of {len(groups):,} queries are rewritten',
+    writer.prompt.cut([query.text for query in tests]), compared(run, groups, ranking),
+  )  # fmt: skip
   return ranking, {'ms_per_query': spent, 'remark': '; '.join(filter(None, said))}
 
 

@@ -77,6 +77,16 @@ def test_queries_that_are_held_out_do_not_count_for_a_step(run, monkeypatch):
       rewrite.check_records(here)
 
 
+def test_queries_that_are_cut_are_counted(run, capsys):
+  here = run()
+  opened, asked = rewrite.open_rewriter(here.config), queries.training(here)
+  long = [Query(f'long{i}', 'copy of a number ' * 9, (PAGES[0],)) for i in range(2)]
+  for some, said in ((asked, False), (asked + long, True)):
+    rewrite.job(here, opened, some, reward=None)
+    line = f'rewrite: 2 of {len(asked) + 2} queries are read without their end'
+    assert (line in capsys.readouterr().err) == said
+
+
 def letters(queries, rewrites) -> np.ndarray:
   return np.array([[len(text) for text in each] for each in rewrites], np.float32)
 

@@ -92,6 +92,19 @@ def test_long_queries_lose_their_end_and_the_prompt_keeps_its_length(model):
     assert len(ids) == 9 and ids[0] == prompt('a')[0] and ids[-1:] == prompt('a')[-1:]
 
 
+def test_queries_without_their_end_are_counted(model):
+  long = 'file ' * 50
+  prompt = RewritePrompt(model, 32)
+  assert prompt.cut(['open a file', '']) == ''
+  assert prompt.cut(['open a file', long, long]).startswith('2 of 3 queries are read without')
+  # By the limit of the query, and by what the template leaves of the whole prompt.
+  for query in ('file ' * n for n in range(1, 12)):
+    for most in (9, 32):
+      limited = RewritePrompt(model, most)
+      whole = opened(max_len=128, max_query_len=100)
+      assert limited.is_cut(query) == (limited(query) != RewritePrompt(whole, 100)(query))
+
+
 def test_without_a_summary_cpt_learns_the_title_and_its_end(model):
   short = TextPrompt(model.tokenizer, 32, 16, '{query} : {title}')
   doc = Document('1', 'str.split', 'long ' * 5000)

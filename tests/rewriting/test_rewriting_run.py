@@ -119,7 +119,9 @@ def test_the_exported_folder_rewrites_as_the_run(done, capsys):
     results = []
     for source in (['--run', str(workdir)], ['--model', str(folder)]):
       rewrite.main([*source, '--query', query, *documents, '--json'])
-      results.append(json.loads(capsys.readouterr().out))
+      out, said = capsys.readouterr()
+      results.append(json.loads(out))
+      assert ('read without' in said) == ('thread' in query)
     assert results[0] == results[1] and results[0]['rewrite']
   # Training has moved what is written; else the pretrained folder would do.
   trained, before = (load_file(f / 'model.safetensors') for f in (folder, weights.find(TINY)))

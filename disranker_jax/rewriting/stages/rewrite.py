@@ -82,7 +82,10 @@ def job(
   config, c = run.config, run.config.rewrite
   seed = config.seed + config.rewriter.seed
   prompt = RewritePrompt(model, longest(config))
-  most = longest_prompt(prompt, [query.text for query in learned])
+  texts = [query.text for query in learned]
+  most = longest_prompt(prompt, texts)
+  if cut := prompt.cut(texts):
+    say(f'rewrite: {cut}')
   shape = packed.shape_of(c, model.network, most, config.rewriter.row_len, run.mesh)
   computed = task_of(config, model.network, shape)
   sampler = Sampler(
