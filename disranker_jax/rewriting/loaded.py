@@ -11,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from disranker_jax.config.settings import Key, Section, has_type, one_of
+from disranker_jax.data.prompts import CHARS_PER_TOKEN
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.exporting import formats
@@ -50,11 +51,20 @@ class LoadedRewriter:
   variables: dict
   engine: str
 
+  @property
+  def reads(self) -> int:
+    """More characters of a query than these are not needed."""
+    return CHARS_PER_TOKEN * self.writer.prompt.longest
+
   def __call__(self, query: str) -> Rewritten:
-    c = self.writer.c
     [rewrite] = self.writer(self.variables, [query])
     rewrite = rewrite if has_words(rewrite) else ''  # which is not searched
-    return Rewritten(rewrite, searched(query, rewrite, c.mode, c.repeat))
+    return Rewritten(rewrite, self.searched(query, rewrite))
+
+  def searched(self, query: str, rewrite: str) -> str:
+    """What the search engine is given for a query, or for the beginning of one."""
+    c = self.writer.c
+    return searched(query, rewrite, c.mode, c.repeat)
 
 
 def load(folder: str | Path) -> LoadedRewriter:

@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse
 from disranker_jax.data.prompts import CHARS_PER_TOKEN, document_text
 from disranker_jax.rankers.loaded import order
 from disranker_jax.rewriting.engines import ENGINES
+from disranker_jax.rewriting.loaded import Rewritten
 from disranker_jax.serve import apis
 from disranker_jax.serve.admission import Visit
 from disranker_jax.serve.errors import Refused
@@ -66,7 +67,8 @@ class Search:
     if self._open_rewriter:
       rewriter = self._open_rewriter()
       rewriter('a')  # compiles
-      self._rewrite, engine = functools.lru_cache(REMEMBERED)(rewriter), rewriter.engine
+      self._rewriter, engine = rewriter, rewriter.engine
+      self._rewrite = functools.lru_cache(REMEMBERED)(rewriter)
     self._index = ENGINES[engine](self._docs)
 
   async def _searched(self, service, words: str, asked: Asked) -> tuple[str, dict]:
@@ -74,18 +76,20 @@ class Search:
     if not (self.rewrites and asked.rewrite):
       return words, {}
     async with self._turn:
-      rewritten = await service.aside(self._rewritten, words)
-    return rewritten.searched, rewritten._asdict()
+      rewrite = await service.aside(self._rewritten, asked.query[: self._rewriter.reads])
+    text = self._rewriter.searched(words, rewrite)
+    return text, Rewritten(rewrite, text)._asdict()
 
-  def _rewritten(self, words: str):
+  def _rewritten(self, query: str) -> str:
     try:
-      return self._rewrite(words)
+      return self._rewrite(query).rewrite
     except BaseException as e:  # a panic of the Rust tokenizer is no Exception
       raise Refused(500, 'Rewriter', f'the rewriter failed: {type(e).__name__}') from None
 
   async def answer(self, service, asked: Asked, visit: Visit):
     """(body, headers): documents in BM25's order, each with both ranks and both scores."""
-    # The model reads the beginning of a query only, and BM25's time grows with each word.
+    # The re-ranker reads the beginning of a query only, and BM25's time grows with each word. A
+    # rewriter may read more.
     words = asked.query[: service.ranker.prompt.max_query_len * CHARS_PER_TOKEN]
     text, rewritten = await self._searched(service, words, asked)
     [hits] = await service.aside(self._index.top, [text], self._depth)

@@ -26,7 +26,7 @@ DOCS = (
 class Writer:
   """A rewriter by hand: it adds a word to a query, none to one of them, and fails for another."""
 
-  engine = 'query_bm25'
+  engine, reads = 'query_bm25', 4000
 
   def __init__(self):
     self.asked: list[str] = []
@@ -44,7 +44,12 @@ class Writer:
     if query == 'fail':
       raise RuntimeError('broken')
     rewrite = '' if query == 'folder' else '<i>zip'
-    return Rewritten(rewrite, f'{query} {rewrite}'.strip())
+    if query.endswith('tail'):
+      rewrite = 'names'
+    return Rewritten(rewrite, self.searched(query, rewrite))
+
+  def searched(self, query: str, rewrite: str) -> str:
+    return f'{query} {rewrite}'.strip()
 
 
 @pytest.fixture(scope='module')
@@ -81,6 +86,18 @@ def test_the_rewritten_query_is_searched_and_the_answer_has_it(rewriting, writer
 def test_a_query_without_a_rewrite_is_searched_as_it_is(rewriting):
   found = ask(rewriting, 'folder')
   assert (found['rewrite'], found['searched']) == ('', 'folder') and len(found['results']) == 1
+
+
+def test_the_rewriter_reads_a_query_to_its_own_limit(rewriting, writer):
+  """The re-ranker reads less, and BM25 searches no more than this of the query itself."""
+  long = 'word ' * 300 + 'tail'
+  found = ask(rewriting, long)
+  assert writer.asked[-1] == long and found['rewrite'] == 'names'
+  words = found['searched'].removesuffix(' names')
+  assert long.startswith(words) and len(words) < 800
+  assert [row['doc_id'] for row in found['results']] == ['os.listdir']
+  ask(rewriting, 'word ' * 1000 + 'end')
+  assert len(writer.asked[-1]) == 4000
 
 
 def test_without_results_the_answer_has_the_rewrite_too(rewriting):
