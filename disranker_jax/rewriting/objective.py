@@ -65,6 +65,19 @@ def surrogate(logprobs, old, advantages, epsilon: float = 0.2, epsilon_high: flo
   return -jnp.minimum(ratio * advantages, clipped * advantages)
 
 
+def sampler_ratio(old, sampled, cap: float):
+  """How much likelier a token was for the trainer than for the sampler that drew it, up to `cap`.
+
+  The factor of a token's surrogate by which samples of another distribution count as those of the
+  policy (truncated importance weights; TRL's vllm_importance_sampling_correction by tokens).
+
+  Args:
+    old: log-probabilities under the parameters that sampled, as the trainer computes them.
+    sampled: as the sampler computed them.
+  """
+  return jnp.minimum(jnp.exp(_cut(jax.lax.stop_gradient(old) - sampled)), cap)
+
+
 def kl(logprobs, reference, kind: str = 'k3'):
   """An estimate of KL(policy || reference) from each sampled token.
 

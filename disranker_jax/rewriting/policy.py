@@ -52,6 +52,9 @@ class PolicyLoss:
     old_AP = batch.get('old_AP', jax.lax.stop_gradient(logprobs_AP))
     advantages_AP = objective.of_samples(batch['labels_GN'].reshape(blocks, -1), owner_AP)
     loss_AP = objective.surrogate(logprobs_AP, old_AP, advantages_AP, c.epsilon, c.epsilon_high)
+    if c.sampler_correction:
+      sampled_AP = batch['sampled_AP']
+      loss_AP *= objective.sampler_ratio(old_AP, sampled_AP, c.sampler_correction)
     if c.beta:
       loss_AP += c.beta * objective.kl(logprobs_AP, batch['reference_AP'], c.kl)
     mask_AX, counted_AP = batch['mask_GN'].reshape(blocks, -1), owner_AP

@@ -97,6 +97,20 @@ class TestSurrogate:
       assert np.isfinite([value(a), *jax.grad(value)(a)]).all()
 
 
+class TestSamplerRatio:
+  def test_it_is_one_where_both_agree_and_has_no_gradient(self):
+    logs = jnp.array([-0.5, -300.0])
+    assert objective.sampler_ratio(logs, logs, 2.0).tolist() == [1, 1]
+    slope = jax.grad(lambda x: objective.sampler_ratio(x, jnp.zeros(2), 2.0).sum())(logs)
+    assert not slope.any()
+
+  def test_it_is_cut_above_and_finite(self):
+    got = objective.sampler_ratio(
+      jnp.array([-1.0, -1.0, 0.0]), jnp.array([-3.0, -0.5, -500.0]), 2.0
+    )
+    np.testing.assert_allclose(got, [2, np.exp(-0.5), 2], rtol=1e-6)
+
+
 class TestKL:
   def test_values(self):
     policy, reference = jnp.array([-1.0 - np.log(2)]), jnp.array([-1.0])
@@ -158,7 +172,7 @@ def packed(values, mask, blocks=1, room=20):
   return values_AP, owner_AP
 
 
-def of_trl(rewards, logprobs, old, reference, mask, beta, kind):
+def of_trl(rewards, logprobs, old, reference, mask, beta, kind, sampled=None, cap=0.0):
   """TRL's loss, from its formulas, in float64: one micro-batch of padded completions."""
   logprobs, old, reference = (x.astype(np.float64) for x in (logprobs, old, reference))
   mean = rewards.mean(1, keepdims=True)
@@ -166,6 +180,8 @@ def of_trl(rewards, logprobs, old, reference, mask, beta, kind):
   coefficient_1 = np.exp(logprobs - old)
   coefficient_2 = np.clip(coefficient_1, 1 - 0.2, 1 + 0.2)
   per_token = -np.minimum(coefficient_1 * advantage, coefficient_2 * advantage)
+  if cap:  # vllm_importance_sampling_correction, mode 'token_truncate'
+    per_token *= np.minimum(np.exp(old - sampled.astype(np.float64)), cap)
   per_token += beta * (np.exp(reference - logprobs) - (reference - logprobs) - 1)
   if kind == 'sequence':  # loss_type 'grpo'
     return ((per_token * mask).sum(-1) / np.maximum(mask.sum(-1), 1.0)).mean()
@@ -174,7 +190,7 @@ def of_trl(rewards, logprobs, old, reference, mask, beta, kind):
   return (per_token * mask).sum() / (len(per_token) * LONGEST)  # 'dr_grpo'
 
 
-def ours(rewards, arrays, kind, beta, blocks=1):
+def ours(rewards, arrays, kind, beta, blocks=1, sampled=None, cap=0.0):
   """(sum, weight) of the same from packed blocks."""
   logprobs, old, reference, mask = arrays
   (logprobs_AP, owner_AP), (old_AP, _), (reference_AP, _) = (
@@ -183,6 +199,8 @@ def ours(rewards, arrays, kind, beta, blocks=1):
   advantage_AX = objective.advantages(rewards).reshape(blocks, -1)
   advantage_AP = objective.of_samples(advantage_AX, owner_AP)
   loss_AP = objective.surrogate(logprobs_AP, old_AP, advantage_AP, **EPSILONS)
+  if cap:
+    loss_AP *= objective.sampler_ratio(old_AP, packed(sampled, mask, blocks)[0], cap)
   loss_AP += beta * objective.kl(logprobs_AP, reference_AP)
   return objective.aggregate(loss_AP, owner_AP, jnp.ones(advantage_AX.shape, bool), kind, LONGEST)
 
@@ -198,6 +216,18 @@ class TestAggregate:
     total, weight = ours(self.rewards, arrays, kind, beta, blocks)
     expected = of_trl(self.rewards, *arrays, beta, kind)
     np.testing.assert_allclose(total / weight, expected, rtol=1e-6, atol=1e-6)
+
+  @pytest.mark.parametrize('kind', objective.AGGREGATIONS)
+  def test_the_correction_for_the_sampler_is_that_of_trl(self, kind):
+    arrays, cap = samples(), 1.5
+    sampled = arrays[1] + np.asarray(jax.random.normal(jax.random.key(9), arrays[1].shape))
+    ratios = np.exp(arrays[1] - sampled)[arrays[3]]
+    assert (ratios > cap).any() and (ratios < 1).any()
+    more = {'sampled': sampled, 'cap': cap}
+    total, weight = ours(self.rewards, arrays, kind, 0.04, **more)
+    expected = of_trl(self.rewards, *arrays, 0.04, kind, **more)
+    np.testing.assert_allclose(total / weight, expected, rtol=1e-6, atol=1e-6)
+    assert abs(expected - of_trl(self.rewards, *arrays, 0.04, kind)) > 1e-3
 
   @pytest.mark.parametrize('kind', objective.AGGREGATIONS)
   def test_micro_batches_add_up(self, kind):

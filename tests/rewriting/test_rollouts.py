@@ -162,6 +162,22 @@ def test_samples_that_were_cut_off_are_left_out_on_request(start, tmp_path):
   assert found == {False: np.sum(owners >= 0), True: ended} and 0 < ended < found[False]
 
 
+def test_a_sampler_that_differs_is_corrected_by_the_ratio(start, tmp_path):
+  """It gave every token twice its probability: each counts half. At the cap it counts as much."""
+  [batch], _, task = drawn(start, policies.section(), tmp_path)
+
+  def slope(cap, times):
+    loss = dataclasses.replace(task.loss, c=policies.section(sampler_correction=cap))
+    changed = batch | {'sampled_AP': batch['sampled_AP'] + np.log(times).astype(np.float32)}
+    found = jax.jit(jax.grad(lambda v: loss(v, changed)[0]))(start)
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(found)])
+
+  plain = slope(0.0, 1.0)
+  assert np.abs(plain).max() > 0.01
+  for cap, times, factor in ((0.0, 2.0, 1), (2.0, 1.0, 1), (2.0, 2.0, 0.5), (2.0, 0.25, 2)):
+    np.testing.assert_allclose(slope(cap, times), factor * plain, atol=2e-4 * np.abs(plain).max())
+
+
 def test_micro_batches_have_the_gradient_of_the_whole(start, tmp_path):
   def gradients(parts):
     c = policies.section(gradient_accumulation_steps=parts, aggregate='sequence', beta=0.1)

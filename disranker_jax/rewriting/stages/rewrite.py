@@ -329,6 +329,12 @@ SETTINGS = {
   'iterations': Key(
     1, at_least(1), 'Updates from the same samples. epsilon matters only if there are several.'
   ),
+  'sampler_correction': Key(
+    0.0, at_least(0),
+    "A token's loss is multiplied by how much likelier it was for the trainer than for the "
+    'sampler, at most by this; 2 is usual. 0: off, as both compute the same but for rounding, '
+    'which sampler_difference in metrics.jsonl shows.', added_later=True,
+  ),
   'mask_truncated': Key(False, boolean(), 'Rewrites that were cut off are not learned from.'),
   'stop_kl': Key(
     0.0, at_least(0),
