@@ -126,7 +126,7 @@ SYSTEMS: dict[str, System] = {
         {
           **model(model='Qwen/Qwen2.5-1.5B-Instruct', remat='full'), **rewriter_prompts.SETTINGS,
         },
-        lambda config: ('cpt', 'rewrite'), same=('rewriter.template', 'rewrite.think'),
+        lambda config: ('cpt', 'rewrite'), same=('rewriter.template',),
       ),
     },
     table=rewriting_rows.TABLE,

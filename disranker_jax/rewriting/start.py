@@ -8,10 +8,7 @@ from disranker_jax.stages import earlier
 
 KEY = 'rewriter.init_from'
 # What may be otherwise. What may not is in the role of the rewriter (pipeline/systems.py).
-TOLD = (
-  'rewriter.max_query_len',
-  *(f'rewrite.{name}' for name in rewriter.SETTINGS if name != 'think'),
-)
+TOLD = ('rewriter.max_query_len', *(f'rewrite.{name}' for name in rewriter.SETTINGS))
 
 
 def check(config: ConfigDict) -> None:
