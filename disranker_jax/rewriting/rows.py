@@ -12,7 +12,8 @@ from disranker_jax.config.settings import Key, Section, at_least, one_of
 from disranker_jax.data import sources
 from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document, Group
-from disranker_jax.evaluation import metrics
+from disranker_jax.devices import processes
+from disranker_jax.evaluation import metrics, rewrites
 from disranker_jax.models.load import TextModel
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline.stage import Run, Use, Writing
@@ -20,7 +21,7 @@ from disranker_jax.progress import say
 from disranker_jax.rewriting import baselines, engines, queries, rewards
 from disranker_jax.rewriting.prompts import RewritePrompt
 from disranker_jax.rewriting.queries import Query
-from disranker_jax.rewriting.rewriter import Rewriter
+from disranker_jax.rewriting.rewriter import Rewriter, Rewritten, together
 from disranker_jax.rewriting.sampling import Sampler
 from disranker_jax.rewriting.stages import rewrite
 from disranker_jax.stages import collection_rows, prepare
@@ -85,10 +86,10 @@ def nearest(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   words, known = baselines.words_at(queries.address(run.config)), queries.training(run)
   begin = time.monotonic()
   texts = [query.text for query in tests]
-  lent = baselines.nearest(texts, known, words=words)
-  appended = [queries.searched(q, r, 'append', c.repeat) for q, r in zip(texts, lent, strict=True)]
-  ranking = search(tests, appended)
+  lent = together(texts, baselines.nearest(texts, known, words=words), 'append', c.repeat)
+  ranking = search(tests, [each.searched for each in lent])
   spent = per_query(begin, len(groups))
+  save(run, row, tests, lent)
   return ranking, {'ms_per_query': spent, 'remark': compared(run, groups, ranking)}
 
 
@@ -98,12 +99,23 @@ def rewritten(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   writer = Rewriter.of(model, run.config.rewrite, run.mesh, run.config.search.batch_rows)
   writer(variables, [query.text for query in tests[:1]])  # compiles, which is not timed
   begin = time.monotonic()
-  texts = writer.searched(variables, tests)
-  ranking = search(tests, texts)
+  written = writer.rewritten(variables, [query.text for query in tests])
+  ranking = search(tests, [each.searched for each in written])
   spent = per_query(begin, len(groups))
-  changed = sum(text != query.text for text, query in zip(texts, tests, strict=True))
+  save(run, row, tests, written)
+  changed = sum(each.searched != query.text for each, query in zip(written, tests, strict=True))
   said = f'{changed:,} of {len(groups):,} queries are rewritten', compared(run, groups, ranking)
   return ranking, {'ms_per_query': spent, 'remark': '; '.join(filter(None, said))}
+
+
+def save(run: Run, row: Row, tests: Sequence[Query], found: Sequence[Rewritten]) -> None:
+  """search/ROW.rewrites.jsonl: what the row searches for each query."""
+  if processes.is_first():
+    lines = (
+      rewrites.Rewrite(query.query_id, query.text, *each)
+      for query, each in zip(tests, found, strict=True)
+    )
+    rewrites.write(run.folder(STAGE) / f'{row.name}.{rewrites.SUFFIX}', lines)
 
 
 def opened(run: Run, row: Row):
@@ -140,17 +152,15 @@ def best_of_samples(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   )  # fmt: skip
   prompts = [prompt(query.text) for query in tests]
   drawn = draw(variables, prompts, list(range(len(prompts))), step=0)
-  rankings, search = [], engine(run)
+  rankings, written, search = [], [], engine(run)
   for place in range(c.samples):
     texts = prompt.texts([samples[place].ids for samples in drawn], c.think)
-    searched = [
-      queries.searched(query.text, text, c.mode, c.repeat)
-      for query, text in zip(tests, texts, strict=True)
-    ]
-    rankings.append(search(tests, searched))
+    written.append(together([query.text for query in tests], texts, c.mode, c.repeat))
+    rankings.append(search(tests, [each.searched for each in written[-1]]))
   values_GS = np.stack([values(run, groups, each) for each in rankings], axis=1)
   best = baselines.best_of(values_GS).tolist()
   ranking = {q.query_id: rankings[i][q.query_id] for q, i in zip(tests, best, strict=True)}
+  save(run, row, tests, [written[i][place] for place, i in enumerate(best)])
   return ranking, {'note': 'chosen by the judgements, so no system: what choosing could win'}
 
 

@@ -106,9 +106,9 @@ def test_greedy_rewrites_do_not_depend_on_the_batch(run):
   texts = ['split a string', 'a', 'open a file and read all of its lines']
   three, one = (Rewriter.of(opened, config.rewrite, MESH, rows) for rows in (3, 1))
   assert three(variables, texts) == one(variables, texts)
-  query = Query('q', 'a', (PAGES[0],))
   rewritten = one(variables, ['a'])[0]
-  assert one.searched(variables, [query]) == [queries.searched('a', rewritten, 'append', 2)]
+  expected = (rewritten, queries.searched('a', rewritten, 'append', 2))
+  assert one.rewritten(variables, ['a']) == [expected]
 
 
 @pytest.mark.parametrize(
