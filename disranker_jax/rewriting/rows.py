@@ -4,6 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import PurePath
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -13,6 +14,7 @@ from disranker_jax.data import sources
 from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document, Group
 from disranker_jax.devices import processes
+from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics, rewrites
 from disranker_jax.models.load import TextModel
 from disranker_jax.models.writing import Texts
@@ -24,11 +26,14 @@ from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.rewriter import Rewriter, Rewritten, together
 from disranker_jax.rewriting.sampling import Sampler
 from disranker_jax.rewriting.stages import rewrite
-from disranker_jax.stages import collection_rows, prepare
+from disranker_jax.stages import collection_rows, prepare, roles
 from disranker_jax.stages.collection_rows import STAGE, per_query, with_reranker
 from disranker_jax.stages.result_table import Ranking, Row, Table
 
-TRAINED = {'cpt': ('cpt',), 'rewrite': ('cpt', 'rewrite'), 'best': ('cpt', 'rewrite')}
+# The stages that trained each rewriter, in order.
+TRAINED = {
+  'pretrained': (), 'cpt': ('cpt',), 'rewrite': ('cpt', 'rewrite'), 'best': ('cpt', 'rewrite'),
+}  # fmt: skip
 NDCG = 'ndcg@10'  # by which queries are compared, and the best of several samples is chosen
 # Its mean gain is the mean reward `bm25` where all relevant documents count and no rewrite fails.
 DEEP = f'ndcg@{rewards.DEPTH}'
@@ -108,6 +113,18 @@ def rewritten(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   return ranking, {'ms_per_query': spent, 'remark': '; '.join(filter(None, said))}
 
 
+def as_given(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
+  """The likeliest rewrites of the model that the config names, which may be a rewriter already."""
+  ranking, facts = rewritten(run, row, groups)
+  name = PurePath(run.config.rewriter.model).name
+  return ranking, {'title': f'{row.title} ({name})', **facts}
+
+
+def open_given(config: ConfigDict) -> TextModel:
+  """The rewriter's model without what an earlier run has trained."""
+  return roles.open_pretrained(config, 'rewriter', 'lm')
+
+
 def save(run: Run, row: Row, tests: Sequence[Query], found: Sequence[Rewritten]) -> None:
   """search/ROW.rewrites.jsonl: what the row searches for each query."""
   if processes.is_first():
@@ -165,8 +182,13 @@ def best_of_samples(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
 
 
 def check(config: ConfigDict) -> None:
-  """As of collection_rows; a line says if the table does not look as deep as its columns."""
+  """As of collection_rows; a line says if the table does not look as deep as its columns.
+
+  Raises: UserError for rows that the config names and cannot fill.
+  """
   collection_rows.check(config)
+  for name, why in TABLE.left_out(config).items():
+    raise UserError(f'config.search.models: the row {name!r} {why}; set that, or leave the row out')
   if config.search.depth < rewards.DEPTH:
     say(
       f'search: config.search.depth={config.search.depth}: {metrics.title(DEEP)} is that of so '
@@ -193,7 +215,7 @@ def writes(config: ConfigDict) -> list:
   return [searches(config), {name: c[name] for name in names}]
 
 
-def use(name: str, samples: Callable[[ConfigDict], int], config: ConfigDict) -> Use:
+def use(name: str, open_it, samples: Callable[[ConfigDict], int], config: ConfigDict) -> Use:
   rows, written = config.search.batch_rows, samples(config)
   texts = Texts(rows, written, rewrite.longest(config), config.rewrite.max_new)
 
@@ -201,7 +223,7 @@ def use(name: str, samples: Callable[[ConfigDict], int], config: ConfigDict) -> 
     count = len(prepare.records(run, 'test'))
     return [(texts, math.ceil(count / rows))], f'{count:,} queries'
 
-  opening = functools.partial(rewrite.open_rewriter, config)
+  opening = functools.partial(open_it, config)
   return Use(
     name, 'rewriter', opening, rows * written, texts=lambda model: texts, writes=writes
   )  # fmt: skip
@@ -209,12 +231,13 @@ def use(name: str, samples: Callable[[ConfigDict], int], config: ConfigDict) -> 
 
 def rewriter(
   name: str, title: str, rank=rewritten, samples: Callable[[ConfigDict], int] = lambda config: 1,
-  **more,
+  open_it: Callable[[ConfigDict], TextModel] = rewrite.open_rewriter, **more,
 ) -> Row:  # fmt: skip
   """A row of a rewriter that writes so many samples of a query."""
   return Row(
-    name, title, rank, 'rewriter', open=rewrite.open_rewriter, stages=lambda config: TRAINED[name],
-    trained_by=TRAINED[name][-1], reads=writes, used=functools.partial(use, name, samples), **more,
+    name, title, rank, 'rewriter', open=open_it, stages=lambda config: TRAINED[name],
+    trained_by=''.join(TRAINED[name][-1:]), reads=writes,
+    used=functools.partial(use, name, open_it, samples), **more,
   )  # fmt: skip
 
 
@@ -233,15 +256,23 @@ SIMPLE = (
 )
 REWRITERS = (
   rewriter(
-    'cpt', 'rewriter, before GRPO', is_baseline=True,
-    # Without cpt, GRPO begins with the pretrained model. What begins with the rewriter of an
-    # earlier run and does not go on is no row of its own.
-    needs_training=lambda config: False,
-    exists=lambda config: 'rewrite' in config.stages or not config.rewriter.init_from,
+    'pretrained', 'model as given', as_given, open_it=open_given, is_baseline=True,
+    # Where GRPO begins with it, it is the row `cpt`.
+    exists=lambda config: (
+      'rewrite' not in config.stages or 'cpt' in config.stages or bool(config.rewriter.init_from)
+    ),
   ),
   rewriter(
-    'rewrite', 'rewriter', improves_on=('original', 'cpt', 'nearest'),
-    needs_training=lambda config: not config.rewriter.init_from,
+    'cpt', 'rewriter, before GRPO', is_baseline=True,
+    # What begins with the rewriter of an earlier run and has no GRPO is the row `rewrite`.
+    needs_training=lambda config: False,
+    exists=lambda config: 'rewrite' in config.stages or (
+      'cpt' in config.stages and not config.rewriter.init_from
+    ),
+  ),
+  rewriter(
+    'rewrite', 'rewriter', improves_on=('original', 'pretrained', 'cpt', 'nearest'),
+    needs_training=lambda config: not config.rewriter.init_from, instead='rewriter.init_from',
   ),
 )  # fmt: skip
 BEST = rewriter(
@@ -268,7 +299,7 @@ SETTINGS: Section = {
 
 TABLE = Table(
   STAGE, 'the held-out queries are rewritten and searched', ROWS, first_stage='original',
-  subject='rewrite', models=('rewrite', 'cpt'), reranks=False,
+  subject='rewrite', models=('rewrite', 'cpt', 'pretrained'), reranks=False,
   columns=('ndcg@10', 'mrr@10', 'hits@1', 'hits@20', DEEP),
   kept=('ndcg@10', 'mrr@10', 'hits@1', 'hits@5', 'hits@20', 'recall@1', 'recall@100', DEEP),
   main='ndcg@10', tested=('ndcg@10', DEEP), costs=('ms_per_query',), settings=SETTINGS,

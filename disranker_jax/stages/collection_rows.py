@@ -70,7 +70,8 @@ def derived(base: Row, suffix: str, title: str, rank: Callable, reads: Callable,
   return Row(
     f'{base.name}_{suffix}', f'{base.title}, {title}', rank, stages=base.stages,
     reads_stages=base.reads_stages, reads_records=base.reads_records, trained_by=base.trained_by,
-    needs_training=base.needs_training, fuses=(base.name,),
+    needs_training=base.needs_training, instead=base.instead, exists=base.exists,
+    fuses=(base.name,),
     reads=lambda config: [base.reads(config), reads(config)], **more,
   )  # fmt: skip
 
@@ -86,8 +87,7 @@ def with_reranker(base: Row, first: Row) -> Row:
 
   against = [base.name, *([f'{first.name}_{RERANKED}'] if base is not first else [])]
   rank = functools.partial(reranked, base.name, against)
-  more = {'exists': has_reranker, 'key': 'search.reranker'}
-  return derived(base, RERANKED, 're-ranked', rank, reads, **more)
+  return derived(base, RERANKED, 're-ranked', rank, reads, key='search.reranker')
 
 
 def with_first_stage(base: Row, first: Row) -> Row:

@@ -2,12 +2,14 @@
 
 import types
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from disranker_jax.config import check, defaults
 from disranker_jax.data.records import Document, Group
+from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline import estimate, opening
@@ -26,19 +28,57 @@ def config(**changes) -> ConfigDict:
 @pytest.mark.parametrize(
   ('changes', 'expected'),
   [
-    ({}, {'cpt', 'rewrite', 'best'}),
+    ({}, {'pretrained', 'cpt', 'rewrite', 'best'}),
     ({'stages': ('prepare', 'rewrite', 'search')}, {'cpt', 'rewrite', 'best'}),
+    ({'stages': ('prepare', 'cpt', 'search')}, {'pretrained', 'cpt'}),
+    ({'stages': ('prepare', 'search')}, {'pretrained'}),
     # A rewriter of an earlier run alone, and one that learns more.
-    ({'stages': ('prepare', 'search'), 'rewriter__init_from': 'x'}, {'rewrite'}),
+    ({'stages': ('prepare', 'search'), 'rewriter__init_from': 'x'}, {'pretrained', 'rewrite'}),
     (
       {'stages': ('prepare', 'rewrite', 'search'), 'rewriter__init_from': 'x'},
-      {'cpt', 'rewrite', 'best'},
+      {'pretrained', 'cpt', 'rewrite', 'best'},
     ),
   ],
 )
-def test_there_is_a_row_before_grpo_with_and_without_cpt(changes, expected):
+def test_every_state_of_the_rewriter_is_one_row(changes, expected):
+  """A row before GRPO with and without cpt, one of the model that the config names."""
   found = rows.TABLE.rows_of(config(**changes))
   assert {name for name, row in found.items() if row.role} == expected
+  found = rows.TABLE.rows_of(config(search__reranker='y', **changes))
+  others = {'original', 'rm3', 'nearest'}
+  expected = {f'{name}_reranked' for name in (expected | others) - {'best'}}
+  assert {name for name in found if name.endswith('_reranked')} == expected
+
+
+@pytest.mark.parametrize(
+  ('row', 'changes', 'message'),
+  [
+    ('rewrite', {}, 'needs the stage rewrite, .*, or config.rewriter.init_from; set that'),
+    ('best', {'rewriter__init_from': 'x'}, 'needs the stage rewrite, which .* lacks; set that'),
+    ('cpt', {'rewriter__init_from': 'x'}, 'needs other stages or settings'),
+    ('original_reranked', {}, 'needs config.search.reranker; set that'),
+    ('rewrite_reranked', {'search__reranker': 'x'}, 'needs .*, or config.rewriter.init_from'),
+  ],
+)
+def test_a_row_that_is_named_and_cannot_be_filled_is_refused(row, changes, message, monkeypatch):
+  monkeypatch.setattr(rows.collection_rows.loaded, 'check', lambda folder: None)
+  monkeypatch.setattr(rows.collection_rows.loaded, 'locate', lambda folder: folder)
+  stages = ('prepare', 'search')
+  with pytest.raises(UserError, match=f"config.search.models: the row '{row}' {message}"):
+    rows.TABLE.check(config(stages=stages, search__models=('original', row), **changes))
+  rows.TABLE.check(config(stages=stages, **changes))  # the default names all rows
+
+
+def test_the_model_as_given_has_nothing_of_an_earlier_run(tmp_path):
+  """It opens although the earlier run does not exist, and has the pretrained parameters."""
+  c = config(rewriter__model='tiny-decoder', rewriter__init_from=str(tmp_path / 'gone'))
+  mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1})
+  run = types.SimpleNamespace(config=c, mesh=mesh, workdir=tmp_path, folder=lambda s: tmp_path / s)
+  model, variables, _ = rows.ROWS['pretrained'].load(run)
+  assert model.network.head == 'lm'
+  jax.tree.map(np.testing.assert_array_equal, variables, model.pretrained(c.seed, mesh))
+  with pytest.raises(UserError, match='gone'):
+    rows.ROWS['rewrite'].load(run)
 
 
 def test_the_estimate_of_a_row_counts_all_that_it_writes(monkeypatch):

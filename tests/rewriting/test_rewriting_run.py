@@ -52,7 +52,7 @@ def done(tmp_path_factory):
 
 def test_every_row_searches(done):
   results = json.loads((done[1] / 'search' / 'results.json').read_text())
-  assert list(results) == ['original', 'rm3', 'nearest', 'cpt', 'rewrite', 'best']
+  assert list(results) == ['original', 'rm3', 'nearest', 'pretrained', 'cpt', 'rewrite', 'best']
   # Every query names verb and noun of its page, so the words of the query find it.
   assert results['original']['hits@1'] == 1
   assert 'queries are rewritten; nDCG@10 rises for' in results['rewrite']['remark']
@@ -63,7 +63,7 @@ def test_rows_save_what_they_search(done, capsys):
   """The same texts as the command gives, in the order of the queries."""
   tests = [json.loads(line) for line in (done[0] / 'test.jsonl').open()]
   asked = [(row['query_id'], row['query']) for row in tests]
-  for name in ('nearest', 'cpt', 'rewrite', 'best'):
+  for name in ('nearest', 'pretrained', 'cpt', 'rewrite', 'best'):
     found = rewrites.read(done[1] / 'search' / f'{name}.rewrites.jsonl')
     assert [(each.query_id, each.query) for each in found.values()] == asked
     for each in found.values():
@@ -115,7 +115,11 @@ def test_a_trained_rewriter_is_tested_on_bright(done, tmp_path, capsys):
   workdir = tmp_path / 'run'
   runner.run(c, workdir)
   found = json.loads((workdir / 'search' / 'results.json').read_text())
-  assert list(found) == ['original', 'rm3', 'rewrite']
+  assert list(found) == ['original', 'rm3', 'pretrained', 'rewrite']
+  assert found['pretrained']['title'] == 'model as given (tiny-decoder)'
+  before, after = (rewrites.read(workdir / 'search' / f'{name}.rewrites.jsonl')
+                   for name in ('pretrained', 'rewrite'))  # fmt: skip
+  assert before.keys() == after.keys() and before != after
   assert {'ndcg@10', 'recall@1', 'ndcg@1000'} <= found['original'].keys()
   rankings = runs.read_run(workdir / 'search' / 'original.run')
   # Query 1 excludes bulb/1 and bulb/2; three other documents have its words.
