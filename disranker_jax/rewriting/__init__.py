@@ -8,6 +8,7 @@ Sources: TongSearch QR (arXiv:2506.11603) and GRPO (arXiv:2402.03300); formulas 
   objective    rewards -> advantages; the clipped surrogate, KL, sums over tokens
   baselines    rewrites without a trained model, which a rewriter has to beat
   engines      the search engines by name
+  held         the collection and its index, for all rows of the table
   query_files  files of queries that `disranker rewrite` rewrites
   query_bm25   BM25 on both sides, as BRIGHT's figures are computed (data/bright.py reads BRIGHT)
 """

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from disranker_jax.config.settings import Key, Section, at_least, one_of
 from disranker_jax.data import sources
-from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document, Group
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
@@ -20,7 +19,7 @@ from disranker_jax.models.load import TextModel
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline.stage import Run, Use, Writing
 from disranker_jax.progress import say
-from disranker_jax.rewriting import baselines, engines, queries, rewards
+from disranker_jax.rewriting import baselines, engines, held, queries, rewards
 from disranker_jax.rewriting.prompts import RewritePrompt
 from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.rewriter import Rewriter, Rewritten, together
@@ -47,16 +46,17 @@ def asked(run: Run, groups: Sequence[Group]) -> list[Query]:
 
 def documents_of(run: Run) -> dict[str, Document]:
   """{doc_id: document} of the collection."""
-  return {doc.doc_id: doc for doc in queries.collection(run.config)}
+  return {doc.doc_id: doc for doc in held.collection(run.config)}
 
 
 def engine(run: Run) -> Callable[[Sequence[Query], Sequence[str]], metrics.Run]:
   """(queries, texts that are searched for them) -> what `search.engine` finds, by query."""
-  docs = queries.collection(run.config)
-  ids, top = [doc.doc_id for doc in docs], engines.ENGINES[run.config.search.engine](docs).top
+  c = run.config.search
+  ids = [doc.doc_id for doc in held.collection(run.config)]
+  top = held.index(run.config, c.engine).top
 
   def search(tests: Sequence[Query], texts: Sequence[str]) -> metrics.Run:
-    rankings = queries.found(top, ids, tests, texts, run.config.search.depth)
+    rankings = queries.found(top, ids, tests, texts, c.depth)
     return {query.query_id: ranking for query, ranking in zip(tests, rankings, strict=True)}
 
   return search
@@ -72,8 +72,8 @@ def original(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
 
 def rm3(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   """Words of the documents that the query finds; BM25 as the product has it."""
-  tests, docs, c = asked(run, groups), queries.collection(run.config), run.config.search
-  index = BM25(docs)
+  tests, docs, c = asked(run, groups), held.collection(run.config), run.config.search
+  index = held.index(run.config, 'bm25')
   begin = time.monotonic()
   weights = baselines.rm3(tests, index, docs)
   rankings = queries.found(index.top_weighted, [d.doc_id for d in docs], tests, weights, c.depth)
@@ -198,7 +198,8 @@ def check(config: ConfigDict) -> None:
 
 def check_records(run: Run) -> None:
   """Raises: UserError, before anything trains, if no document that is asked for can be found."""
-  collection_rows.check_judged(run, 'test', documents_of(run), queries.address(run.config))
+  known = {doc.doc_id for doc in queries.collection(run.config)}  # not kept while models train
+  collection_rows.check_judged(run, 'test', known, queries.address(run.config))
 
 
 def searches(config: ConfigDict) -> list:

@@ -1,6 +1,8 @@
 """Which rows a config has, what their notes count, which engine searches."""
 
+import json
 import types
+import weakref
 
 import jax
 import numpy as np
@@ -13,10 +15,18 @@ from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline import estimate, opening
-from disranker_jax.rewriting import rewards, rows
+from disranker_jax.rewriting import engines, held, queries, rewards, rows
 from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.query_bm25 import QueryBM25
 from disranker_jax.rewriting.stages import rewrite
+
+
+@pytest.fixture(autouse=True)
+def forget():
+  """Tests have collections of their own at one address."""
+  held.forget()
+  yield
+  held.forget()
 
 
 def config(**changes) -> ConfigDict:
@@ -53,7 +63,11 @@ def test_every_state_of_the_rewriter_is_one_row(changes, expected):
 @pytest.mark.parametrize(
   ('row', 'changes', 'message'),
   [
-    ('rewrite', {}, 'needs the stage rewrite, .*, or config.rewriter.init_from; set that'),
+    (
+      'rewrite',
+      {},
+      'needs the stage rewrite, .*, or config.rewriter.init_from; set that',
+    ),
     ('best', {'rewriter__init_from': 'x'}, 'needs the stage rewrite, which .* lacks; set that'),
     ('cpt', {'rewriter__init_from': 'x'}, 'needs other stages or settings'),
     ('original_reranked', {}, 'needs config.search.reranker; set that'),
@@ -121,6 +135,40 @@ def test_rows_that_search_by_another_engine_than_the_table_say_so(monkeypatch):
       assert 'note' not in facts
     else:
       assert facts['note'] == "the built-in BM25, not config.search.engine='query_bm25'"
+
+
+def test_rows_share_one_collection_and_one_index(monkeypatch, tmp_path):
+  """Both are made again where contents or engine change, and the old ones are gone by then."""
+  file, read, made = tmp_path / 'd.jsonl', [], []
+  lines = [
+    json.dumps({'doc_id': name, 'title': f'red {name}', 'summary': ''}) for name in ('ant', 'bee')
+  ]
+  file.write_text('\n'.join(lines))
+  collection = queries.collection
+  monkeypatch.setattr(queries, 'collection', lambda config: read.append(1) or collection(config))
+  for name, build in engines.ENGINES.items():
+
+    def counted(docs, name=name, build=build):
+      assert not made or made[-1][1]() is None
+      index = build(docs)
+      made.append((name, weakref.ref(index)))
+      return index
+
+    monkeypatch.setitem(engines.ENGINES, name, counted)
+  groups = [Group('q', 'red bee', (Document('bee', 'red bee', '', 1),))]
+  monkeypatch.setattr(queries, 'test', lambda run: [Query('q', 'red bee', groups[0].docs)])
+  c = config(data__documents=f'jsonl:{file}', search__models=('original', 'rm3'))
+  run = types.SimpleNamespace(config=c)
+  for _ in range(3):
+    assert list(rows.original(run, rows.FIRST, groups)[0]['q']) == ['bee', 'ant']
+    assert list(rows.documents_of(run)) == ['ant', 'bee']
+  assert len(read) == 1 and [name for name, _ in made] == ['bm25']
+  run.config.search.engine = 'query_bm25'
+  rows.original(run, rows.FIRST, groups)
+  assert len(read) == 1 and [name for name, _ in made] == ['bm25', 'query_bm25']
+  file.write_text(lines[1])
+  assert list(rows.original(run, rows.FIRST, groups)[0]['q']) == ['bee']
+  assert len(read) == 2 and len(made) == 3
 
 
 def test_a_table_that_is_less_deep_than_its_columns_says_so(capsys):
