@@ -33,7 +33,6 @@ from disranker_jax.stages.result_table import Ranking, Row, Table
 TRAINED = {
   'pretrained': (), 'cpt': ('cpt',), 'rewrite': ('cpt', 'rewrite'), 'best': ('cpt', 'rewrite'),
 }  # fmt: skip
-NDCG = 'ndcg@10'  # by which queries are compared, and the best of several samples is chosen
 # Its mean gain is the mean reward `bm25` where all relevant documents count and no rewrite fails.
 DEEP = f'ndcg@{rewards.DEPTH}'
 
@@ -145,18 +144,7 @@ def compared(run: Run, groups: Sequence[Group], ranking: metrics.Run) -> str:
   if FIRST.name not in run.config.search.models:
     return ''
   before = collection_rows.ranking_of(run, FIRST.name, groups)
-  gains = values(run, groups, ranking) - values(run, groups, before)
-  return (
-    f'{metrics.title(NDCG)} rises for {(gains > 0).sum():,} of the {len(groups):,} queries and '
-    f'falls for {(gains < 0).sum():,}'
-  )
-
-
-def values(run: Run, groups: Sequence[Group], ranking: metrics.Run) -> np.ndarray:
-  """Each query's NDCG, as the table has it."""
-  qrels, least = {group.query_id: group.grades for group in groups}, run.config.search.min_relevance
-  rows = metrics.per_query(ranking, qrels, least, (NDCG,))
-  return np.array([rows[group.query_id][NDCG] for group in groups])
+  return collection_rows.counted(run, groups, ranking, before)
 
 
 def best_of_samples(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
@@ -174,11 +162,12 @@ def best_of_samples(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
     texts = prompt.texts([samples[place].ids for samples in drawn], c.think)
     written.append(together([query.text for query in tests], texts, c.mode, c.repeat))
     rankings.append(search(tests, [each.searched for each in written[-1]]))
-  values_GS = np.stack([values(run, groups, each) for each in rankings], axis=1)
+  values_GS = np.stack([collection_rows.values(run, groups, each) for each in rankings], axis=1)
   best = baselines.best_of(values_GS).tolist()
   ranking = {q.query_id: rankings[i][q.query_id] for q, i in zip(tests, best, strict=True)}
   save(run, row, tests, [written[i][place] for place, i in enumerate(best)])
-  return ranking, {'note': 'chosen by the judgements, so no system: what choosing could win'}
+  facts = {'note': 'chosen by the judgements, so no system: what choosing could win'}
+  return ranking, facts | {'remark': compared(run, groups, ranking)}
 
 
 def check(config: ConfigDict) -> None:

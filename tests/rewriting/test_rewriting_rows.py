@@ -179,19 +179,32 @@ def test_a_table_that_is_less_deep_than_its_columns_says_so(capsys):
 
 
 def test_re_ranked_rows_are_tested_against_themselves_and_the_first_stage_re_ranked(monkeypatch):
+  """And their notes count the queries that are better and worse than there."""
   group = Group('q', 'red', (Document('a', 'red', '', 1),))
-  ranker = types.SimpleNamespace(rank=lambda query, docs: [(i, 0.0) for i in range(len(docs))])
-  monkeypatch.setattr(rows.collection_rows, 'ranking_of', lambda *_: {'q': {'a': 1.0}})
+  docs = [Document('b', 'red', ''), Document('a', 'red', '')]
+  ranker = types.SimpleNamespace(  # which turns the ranking round
+    rank=lambda query, docs: [(i, 0.0) for i in reversed(range(len(docs)))]
+  )
+  disk = {'original_reranked': {'q': {'a': 1.0}}}
+  monkeypatch.setattr(rows.collection_rows, 'ranking_of', lambda *_: {'q': {'b': 2.0, 'a': 1.0}})
+  monkeypatch.setattr(rows.collection_rows, 'on_disk', lambda run, name: disk.get(name))
   monkeypatch.setattr(rows.collection_rows.loaded, 'load', lambda folder: ranker)
-  monkeypatch.setattr(rows.queries, 'collection', lambda config: [Document('a', 'red', '')])
+  monkeypatch.setattr(queries, 'collection', lambda config: docs)
   run = types.SimpleNamespace(config=config(search__reranker='x'))
-  against = {
-    name: rows.ROWS[name].rank(run, rows.ROWS[name], [group])[1]['against']
-    for name in ('original_reranked', 'rewrite_reranked')
-  }
-  assert against == {
-    'original_reranked': ['original'], 'rewrite_reranked': ['rewrite', 'original_reranked'],
-  }  # fmt: skip
+
+  def facts(name: str) -> dict:
+    return rows.ROWS[name].rank(run, rows.ROWS[name], [group])[1]
+
+  better = 'nDCG@10 rises for 1 of the 1 queries and falls for 0, against '
+  same = better.replace('rises for 1', 'rises for 0')
+  found = facts('original_reranked')
+  assert found['against'] == ['original'] and found['remark'] == f'{better}"original query"'
+  found = facts('rewrite_reranked')
+  assert found['against'] == ['rewrite', 'original_reranked']
+  other = f'{same}"original query, re-ranked"'
+  assert found['remark'] == f'{better}"rewriter"; {other}'
+  disk.clear()  # a row that is not filled yet is not ranked for the note
+  assert facts('rewrite_reranked')['remark'] == f'{better}"rewriter"'
 
 
 @pytest.mark.parametrize('engine', ['bm25', 'query_bm25'])

@@ -57,6 +57,7 @@ def test_every_row_searches(done):
   assert results['original']['hits@1'] == 1
   assert 'queries are rewritten; nDCG@10 rises for' in results['rewrite']['remark']
   assert results['original']['ndcg@1000'] == 1
+  assert 'rises for 0 of the 8 queries and falls for' in results['best']['remark']
 
 
 def test_rows_save_what_they_search(done, capsys):
