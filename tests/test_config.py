@@ -16,6 +16,8 @@ from disranker_jax.errors import UserError
 from disranker_jax.pipeline import systems
 
 FILES = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
+# What has to be named on the command line, because it is the reader's own.
+NAMED = {'bright': {'rewriter.init_from': 'runs/rewriting'}}
 
 
 def refused(config) -> str:
@@ -78,6 +80,9 @@ class TestCheck:
   def test_every_file_in_configs_loads_and_passes(self, file):
     module = runpy.run_path(str(file))
     config = module['get_config']()
+    for key, value in NAMED.get(file.stem, {}).items():
+      assert f'config.{key}' in refused(config)
+      config.update_from_flattened_dict({key: value})
     configs.check(config)
     # The file's docstring says the command that runs it, and the run is named as the file is.
     assert f'--config configs/{file.name}' in module['__doc__']

@@ -12,7 +12,7 @@ from disranker_jax import config as configs
 from disranker_jax.data import holdout, store
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
-from disranker_jax.evaluation import metrics, runs
+from disranker_jax.evaluation import metrics, rewrites, runs
 from disranker_jax.pipeline import manifest
 from disranker_jax.report import charts, facts, intervals, page, rankings, tables, tiles
 from disranker_jax.stages import evaluate, report
@@ -296,6 +296,19 @@ class TestRankings:
     answer = student['docs'][0]
     assert (answer['label'], answer['moved'], answer['rank']) == (2, 7, 1)
     assert teacher['value'] == 1.0 and first['value'] == 0.0
+
+  def test_the_text_that_a_row_searches_stands_above_its_documents(self, tmp_path):
+    run = make_run(tmp_path)
+    before = written(run)[0]
+    asked = facts.gather(run).tests.values()
+    rewrites.write(
+      tmp_path / 'evaluate' / 'student.rewrites.jsonl',
+      [rewrites.Rewrite(g.query_id, g.query, EVIL, f'{g.query_id} {EVIL}') for g in asked],
+    )
+    first, _, student = rankings.gains(facts.gather(run)).best[0]['columns']
+    assert first['searched'] == '' and student['searched'].endswith(f' {EVIL}')
+    after = Page(written(run)[0])
+    assert 'searches' not in Page(before).text and student['searched'] in after.text
 
   def test_a_document_without_a_title_is_named_by_what_there_is(self):
     assert rankings.cell(Document('d', ' ', 'x' * 100), 1)['text'] == 'x' * 79 + '…'

@@ -12,6 +12,7 @@ ROWS = {
   'original query': ('original', {}),
   'RM3': ('rm3', {}),
   'nearest training query': ('nearest', {}),
+  'model as given': ('pretrained', {}),
   'before GRPO': ('cpt', {}),
   'GRPO, BM25': ('rewrite', RANKING),
   'GRPO, embedding': ('rewrite', EMBEDDING),
@@ -19,7 +20,11 @@ ROWS = {
   # Chosen by the judgements, so no system: what choosing among eight rewrites could win.
   'best of its samples': ('best', RANKING),
   'original query, re-ranked': ('original_reranked', {}),
+  'RM3, re-ranked': ('rm3_reranked', {}),
+  'nearest training query, re-ranked': ('nearest_reranked', {}),
   'before GRPO, re-ranked': ('cpt_reranked', {}),
   'GRPO, BM25, re-ranked': ('rewrite_reranked', RANKING),
+  'GRPO, embedding, re-ranked': ('rewrite_reranked', EMBEDDING),
+  'GRPO, both, re-ranked': ('rewrite_reranked', BOTH),
 }
 AGAINST = 'before GRPO'

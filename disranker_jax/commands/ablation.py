@@ -161,12 +161,9 @@ def lacking(args: argparse.Namespace, row: Row) -> str:
   with config.ignore_type():  # the check says which value has a wrong one
     config.update_from_flattened_dict(settings(args, [row], 0, 0))
   found = result_table.of(config).rows.get(row.model)
-  if found and not found.exists(config):
-    if found.key:
-      return f'needs config.{found.key}; add --config.{found.key}=VALUE'
-    return f'the config has no row {row.model!r}'
-  if found and not found.is_available(config):
-    return f'needs the stage {found.trained_by}, which config.stages lacks'
+  if found and (why := found.lacks(config)):
+    is_key = found.key and why.endswith(found.key)
+    return f'{why}; add --config.{found.key}=VALUE' if is_key else why
   try:
     configs.check(config)
     for kind in prepare.kinds(config):

@@ -1,6 +1,7 @@
-"""Rewrites a query with an exported rewriter, or with the one of a finished run.
+"""Rewrites a query, or a file of them, with an exported rewriter or with the one of a finished run.
 
-Shows what would be searched, and with --search what is found with and without the rewrite.
+Shows what would be searched, and with --search what is found with and without the rewrite. With
+--queries it writes JSON lines with query_id, query, rewrite and searched.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from disranker_jax import escaping
 from disranker_jax.commands.common import Parser, positive
 from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
-from disranker_jax.progress import say
+from disranker_jax.progress import Progress, say
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -23,15 +24,24 @@ def parse_args(argv=None) -> argparse.Namespace:
     '--run', type=Path, metavar='DIR', help='the workdir of a run of query_rewriting'
   )
   add = parser.add_argument
-  add('--query', required=True, help='the query to rewrite')
+  asked = parser.add_mutually_exclusive_group(required=True)
+  asked.add_argument('--query', help='the query to rewrite')
+  asked.add_argument('--queries', type=Path, metavar='FILE', help=(
+    'rewrite all queries of a file: JSON lines with query and query_id (.jsonl), ID, tab and query '
+    '(.tsv), or a query in each line; gzip if the name ends in .gz'))  # fmt: skip
+  add('--out', type=Path, metavar='FILE', help='where --queries writes the rewrites')
   add('--search', nargs='?', const='', metavar='ADDRESS', help=(
     'search these documents, such as jsonl:documents.jsonl, with the query and with the rewrite; '
     "of a run without an address: the run's documents"))  # fmt: skip
   add('--top', type=positive, default=10, metavar='N', help='documents to show')
   add('--json', action='store_true', help='print query, rewrite, searched text and what is found')
   args = parser.parse_args(argv)
-  if not args.query.strip():
+  if args.query is not None and not args.query.strip():
     raise UserError('--query: is empty')
+  if args.queries:
+    check_files(args)
+  elif args.out:
+    raise UserError('--out: is for the rewrites of --queries FILE; --query prints its own')
   if args.model and args.search == '':
     raise UserError(
       '--search: an exported rewriter knows no documents; add their address, such as '
@@ -40,8 +50,27 @@ def parse_args(argv=None) -> argparse.Namespace:
   return args
 
 
-def of_run(folder: Path):
-  """(the rewriter of a run, the address of its documents). Raises: UserError if there is none."""
+def check_files(args: argparse.Namespace) -> None:
+  """Raises: UserError for flags that do not go with --queries, and for an --out that cannot be."""
+  if not args.out:
+    raise UserError('--queries: add --out FILE, to which the rewrites are written')
+  if args.search is not None or args.json:
+    flag = '--json' if args.search is None else '--search'
+    raise UserError(f'{flag}: is for a single --query; leave it out with --queries')
+  if args.out.is_dir():
+    raise UserError(f'--out {args.out}: is a folder; name a file in it')
+  if not args.out.absolute().parent.is_dir():
+    raise UserError(f'--out {args.out}: its folder does not exist; create it')
+  if args.out.exists() and args.queries.exists() and args.out.samefile(args.queries):
+    raise UserError(f'--out {args.out}: is the file of the queries; name another file')
+
+
+def of_run(folder: Path, rows: int):
+  """(the rewriter of a run, the address of its documents). Raises: UserError if there is none.
+
+  Args:
+    rows: the queries that are rewritten together, at least.
+  """
   from disranker_jax.commands.opened_run import lacking, open_run
   from disranker_jax.devices import sharding
   from disranker_jax.rewriting import queries
@@ -54,17 +83,19 @@ def of_run(folder: Path):
   is_learned_elsewhere = 'rewrite' not in run.config.stages and run.config.rewriter.init_from
   if not is_learned_elsewhere and (reason := lacking(run, 'rewrite')):
     raise UserError(f'--run {folder}: {reason}')
-  config, rows = run.config, sharding.parts(run.mesh)  # there is one query
+  config, parts = run.config, sharding.parts(run.mesh)
   model, variables, _ = TABLE.rows['rewrite'].load(run)
-  writer = Rewriter.of(model, config.rewrite, run.mesh, rows)
+  writer = Rewriter.of(model, config.rewrite, run.mesh, -(-rows // parts) * parts)
   return LoadedRewriter(writer, variables, config.search.engine), queries.address(config)
 
 
-def opened(args):
+def opened(args, rows: int = 1):
   """(the rewriter, the address that is searched). Raises: UserError if there is none."""
   from disranker_jax.rewriting import loaded
 
-  rewriter, address = (loaded.load(args.model), '') if args.model else of_run(args.run)
+  if args.model:
+    return loaded.load(args.model, rows), args.search
+  rewriter, address = of_run(args.run, rows)
   return rewriter, args.search or address
 
 
@@ -79,6 +110,32 @@ def written(args) -> dict:
     before, after = found(rewriter.engine, address, [args.query, text], args.top)
     result |= {'found': after, 'found_without': before}
   return result
+
+
+def write(args) -> None:
+  """Writes the rewrites of all queries of --queries."""
+  from disranker_jax.evaluation import rewrites
+  from disranker_jax.rewriting import query_files
+  from disranker_jax.rewriting.rewriter import ROWS
+
+  asked, changed = query_files.read(args.queries), 0
+  rows = min(ROWS, len(asked))
+  rewriter, _ = opened(args, rows)
+  if cut := rewriter.writer.prompt.cut([query for _, query in asked]):
+    say(cut)
+
+  def written():
+    nonlocal changed
+    with Progress('rewrite', len(asked), 'queries') as progress:
+      for first in range(0, len(asked), rows):
+        part = asked[first : first + rows]
+        found = rewriter.many([query for _, query in part])
+        changed += sum(bool(each.rewrite) for each in found)
+        yield from (rewrites.Rewrite(*q, *each) for q, each in zip(part, found, strict=True))
+        progress.update(first + len(part), len(part))
+
+  rewrites.write(args.out, written())
+  say(f'{args.out}: {changed:,} of {len(asked):,} queries are rewritten')
 
 
 def found(engine: str, address: str, texts: list[str], top: int) -> list[list[dict]]:
@@ -112,5 +169,8 @@ def shown(result: dict) -> str:
 def main(argv=None) -> None:
   args = parse_args(argv)
   runtime.prepare()
+  if args.queries:
+    write(args)
+    return
   result = written(args)
   print(json.dumps(result, indent=2) if args.json else shown(result))

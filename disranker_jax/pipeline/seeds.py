@@ -37,7 +37,8 @@ def folder(workdir: Path, seed: int) -> Path:
 def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
   """The config of the run that differs in the seed and ends with the rows that depend on it."""
   table = systems.of(config).table
-  rows = [row for row in seeded(table) if row.name in config[table.stage].models]
+  named = config[table.stage].models
+  rows = [row for row in seeded(table) if row.name in named and row.is_available(config)]
   if not rows or table.stage not in config.stages:
     raise UserError(
       f'--seeds: the config evaluates no trained {table.role}; add one to '

@@ -13,7 +13,8 @@ from disranker_jax import config as configs
 from disranker_jax.data import holdout, store
 from disranker_jax.data.records import Click, Document, Group
 from disranker_jax.errors import UserError
-from disranker_jax.evaluation import runs, shared_judgements
+from disranker_jax.evaluation import rewrites, runs, shared_judgements
+from disranker_jax.evaluation.rewrites import Rewrite
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.report import intervals
@@ -46,7 +47,8 @@ class Facts:
   data: list[dict]  # a kind of records each
   config: dict[str, object]  # by dotted keys
   changed: dict[str, object]  # the part that is not the default
-  samples: str  # what the teacher writes after continued pre-training
+  samples: dict[str, str]  # {stage: the texts that it wrote, as Markdown}
+  rewrites: dict[str, dict[str, Rewrite]]  # {model: {query_id: what is searched for it}}
   cluster: str  # queries whose ids it matches alike are drawn together; '': by shared judgements
   device: str  # that evaluated the rows
   overlap: dict[str, dict]  # {kind: how much of the test is among the training data}
@@ -110,7 +112,7 @@ class Facts:
 def gather(run) -> Facts:
   """Reads what the run's workdir holds."""
   table = result_table.of(run.config)
-  evaluated, samples = run.folder(table.stage), run.folder('cpt') / 'samples.md'
+  evaluated = run.folder(table.stage)
   config = configs.flatten(run.config)
   default = configs.flatten(configs.defaults(config['system']))
   results = read_results(run)
@@ -132,7 +134,12 @@ def gather(run) -> Facts:
     data=[described(run, kind) for kind in store.KINDS if data_folder(run, kind).is_dir()],
     config=config,
     changed={k: v for k, v in config.items() if default.get(k) != v},
-    samples=samples.read_text('utf-8') if samples.exists() else '',
+    samples=read_samples(run),
+    rewrites={
+      model: rewrites.read(file)
+      for model in results
+      if (file := evaluated / f'{model}.{rewrites.SUFFIX}').exists()
+    },
     cluster=configs.cluster(run.config),
     overlap=stage_results(run, 'prepare').get('overlap', {}),
     served=stage_results(run, 'export').get('served', {}),
@@ -151,6 +158,12 @@ def read_results(run) -> dict[str, dict]:
   """{model: {metric: value}}; infinite values are text."""
   file = run.folder(result_table.of(run.config).stage) / 'results.json'
   return json.loads(file.read_text()) if file.exists() else {}
+
+
+def read_samples(run) -> dict[str, str]:
+  """{stage: its samples.md} of the stages that write one, in order."""
+  files = {stage.name: run.folder(stage.name) / 'samples.md' for stage in declared(run)}
+  return {name: file.read_text('utf-8') for name, file in files.items() if file.exists()}
 
 
 def stage_results(run, stage: str) -> dict:

@@ -64,7 +64,13 @@ def side_by_side(facts: Facts, query: str, model: str, gain: float) -> dict | No
   for name in names:
     order = list(facts.runs[name][query])
     docs = column(order, found, group, facts, is_first=name == first)
-    columns.append({'title': facts.title(name), 'value': value(facts, name, query), 'docs': docs})
+    rewritten = facts.rewrites.get(name, {}).get(query)
+    columns.append({
+      'title': facts.title(name),
+      'value': value(facts, name, query),
+      'searched': rewritten.searched if rewritten else '',
+      'docs': docs,
+    })  # fmt: skip
   return {'query': group.query, 'gain': gain, 'columns': columns}
 
 

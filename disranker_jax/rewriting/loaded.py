@@ -4,8 +4,9 @@
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -20,8 +21,8 @@ from disranker_jax.models.load import open_model
 from disranker_jax.models.settings import SETTINGS as MODEL
 from disranker_jax.models.settings import defaults
 from disranker_jax.rewriting import engines, prompts, rewriter
-from disranker_jax.rewriting.queries import has_words, searched
-from disranker_jax.rewriting.rewriter import Rewriter
+from disranker_jax.rewriting.queries import searched
+from disranker_jax.rewriting.rewriter import Rewriter, Rewritten
 
 RECORD = 'rewrites'  # the part of disranker_jax in config.json that only a rewriter has
 HOW: Section = {
@@ -33,16 +34,9 @@ READS: Section = {
 }  # fmt: skip
 
 
-class Rewritten(NamedTuple):
-  """A rewrite, '' if the model wrote none, and what the search engine is given for the query."""
-
-  rewrite: str
-  searched: str
-
-
 @dataclasses.dataclass(frozen=True)
 class LoadedRewriter:
-  """Rewrites one query at a time; may be called from several threads.
+  """Rewrites queries; may be called from several threads.
 
   engine  the name in engines.ENGINES of the search engine that it is for
   """
@@ -57,9 +51,12 @@ class LoadedRewriter:
     return CHARS_PER_TOKEN * self.writer.prompt.longest
 
   def __call__(self, query: str) -> Rewritten:
-    [rewrite] = self.writer(self.variables, [query])
-    rewrite = rewrite if has_words(rewrite) else ''  # which is not searched
-    return Rewritten(rewrite, self.searched(query, rewrite))
+    [found] = self.many([query])
+    return found
+
+  def many(self, queries: Sequence[str]) -> list[Rewritten]:
+    """The rewrites of several queries, in batches of the rows with which it was loaded."""
+    return self.writer.rewritten(self.variables, queries)
 
   def searched(self, query: str, rewrite: str) -> str:
     """What the search engine is given for a query, or for the beginning of one."""
@@ -67,12 +64,16 @@ class LoadedRewriter:
     return searched(query, rewrite, c.mode, c.repeat)
 
 
-def load(folder: str | Path) -> LoadedRewriter:
-  """Loads an exported rewriter on a device of this process. Raises: UserError as `settings_of`."""
+def load(folder: str | Path, rows: int = 1) -> LoadedRewriter:
+  """Loads an exported rewriter on a device of this process. Raises: UserError as `settings_of`.
+
+  Args:
+    rows: how many queries it rewrites together; one alone takes as long as so many.
+  """
   settings, c = settings_of(folder)
   model = open_model(settings, 'lm')
   mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.local_devices()[:1])
-  return LoadedRewriter(Rewriter.of(model, c, mesh, rows=1), model.pretrained(0, mesh), c.engine)
+  return LoadedRewriter(Rewriter.of(model, c, mesh, rows), model.pretrained(0, mesh), c.engine)
 
 
 def settings_of(folder: str | Path) -> tuple[ConfigDict, ConfigDict]:

@@ -154,7 +154,7 @@ class Ranking:
     """nDCG of each text as a search of its query."""
     rankings = queries.found(self._top, self._ids, queries_N, texts, DEPTH)
     pairs = zip(queries_N, rankings, strict=True)
-    return [metrics.ndcg(list(ranking), query.relevant, DEPTH) for query, ranking in pairs]
+    return [metrics.ndcg(ranking, query.relevant, DEPTH) for query, ranking in pairs]
 
   def _top(self, texts: Sequence[str], k: int) -> list[list[tuple[int, float]]]:
     """Equal texts are searched once."""

@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from disranker_jax.config.settings import Key, Section, at_least, between, boolean, one_of
 from disranker_jax.models.load import TextModel
 from disranker_jax.rewriting.prompts import RewritePrompt
-from disranker_jax.rewriting.queries import MODES, Query, searched
+from disranker_jax.rewriting.queries import MODES, has_words, searched
 from disranker_jax.rewriting.sampling import Sampler
 
 ROWS = 64  # queries that are rewritten together
@@ -24,6 +25,13 @@ SETTINGS: Section = {
     'The rewrite is what <answer> holds after <think>...</think>; one without them fails.',
   ),
 }  # fmt: skip
+
+
+class Rewritten(NamedTuple):
+  """A rewrite, '' if the model wrote none, and what the search engine is given for the query."""
+
+  rewrite: str
+  searched: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +61,17 @@ class Rewriter:
     drawn = self.sampler(variables, prompts, [0] * len(prompts), step=0)
     return self.prompt.texts([sample.ids for [sample] in drawn], self.c.think)
 
-  def searched(self, variables: dict, queries: Sequence[Query]) -> list[str]:
-    """What the search engine is given for each query."""
-    rewrites = self(variables, [query.text for query in queries])
-    return [
-      searched(query.text, rewrite, self.c.mode, self.c.repeat)
-      for query, rewrite in zip(queries, rewrites, strict=True)
-    ]
+  def rewritten(self, variables: dict, queries: Sequence[str]) -> list[Rewritten]:
+    """The rewrites, '' also where one has no word, with what the search engine is given."""
+    return together(queries, self(variables, queries), self.c.mode, self.c.repeat)
+
+
+def together(
+  queries: Sequence[str], rewrites: Sequence[str], mode: str, repeat: int
+) -> list[Rewritten]:
+  """Rewrites of queries with what is searched, see `queries.searched`."""
+  kept = [rewrite if has_words(rewrite) else '' for rewrite in rewrites]  # which is not searched
+  return [
+    Rewritten(rewrite, searched(query, rewrite, mode, repeat))
+    for query, rewrite in zip(queries, kept, strict=True)
+  ]

@@ -4,31 +4,35 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import PurePath
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from disranker_jax.config.settings import Key, Section, at_least, one_of
 from disranker_jax.data import sources
-from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document, Group
-from disranker_jax.evaluation import metrics
+from disranker_jax.devices import processes
+from disranker_jax.errors import UserError
+from disranker_jax.evaluation import metrics, rewrites
 from disranker_jax.models.load import TextModel
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline.stage import Run, Use, Writing
 from disranker_jax.progress import say
-from disranker_jax.rewriting import baselines, engines, queries, rewards, start
+from disranker_jax.rewriting import baselines, engines, held, queries, rewards, start
 from disranker_jax.rewriting.prompts import RewritePrompt
 from disranker_jax.rewriting.queries import Query
-from disranker_jax.rewriting.rewriter import Rewriter
+from disranker_jax.rewriting.rewriter import Rewriter, Rewritten, together
 from disranker_jax.rewriting.sampling import Sampler
 from disranker_jax.rewriting.stages import rewrite
-from disranker_jax.stages import collection_rows, prepare
+from disranker_jax.stages import collection_rows, prepare, roles
 from disranker_jax.stages.collection_rows import STAGE, per_query, with_reranker
 from disranker_jax.stages.result_table import Ranking, Row, Table
 
-TRAINED = {'cpt': ('cpt',), 'rewrite': ('cpt', 'rewrite'), 'best': ('cpt', 'rewrite')}
-NDCG = 'ndcg@10'  # by which queries are compared, and the best of several samples is chosen
+# The stages that trained each rewriter, in order.
+TRAINED = {
+  'pretrained': (), 'cpt': ('cpt',), 'rewrite': ('cpt', 'rewrite'), 'best': ('cpt', 'rewrite'),
+}  # fmt: skip
 # Its mean gain is the mean reward `bm25` where all relevant documents count and no rewrite fails.
 DEEP = f'ndcg@{rewards.DEPTH}'
 
@@ -41,16 +45,17 @@ def asked(run: Run, groups: Sequence[Group]) -> list[Query]:
 
 def documents_of(run: Run) -> dict[str, Document]:
   """{doc_id: document} of the collection."""
-  return {doc.doc_id: doc for doc in queries.collection(run.config)}
+  return {doc.doc_id: doc for doc in held.collection(run.config)}
 
 
 def engine(run: Run) -> Callable[[Sequence[Query], Sequence[str]], metrics.Run]:
   """(queries, texts that are searched for them) -> what `search.engine` finds, by query."""
-  docs = queries.collection(run.config)
-  ids, top = [doc.doc_id for doc in docs], engines.ENGINES[run.config.search.engine](docs).top
+  c = run.config.search
+  ids = [doc.doc_id for doc in held.collection(run.config)]
+  top = held.index(run.config, c.engine).top
 
   def search(tests: Sequence[Query], texts: Sequence[str]) -> metrics.Run:
-    rankings = queries.found(top, ids, tests, texts, run.config.search.depth)
+    rankings = queries.found(top, ids, tests, texts, c.depth)
     return {query.query_id: ranking for query, ranking in zip(tests, rankings, strict=True)}
 
   return search
@@ -66,8 +71,8 @@ def original(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
 
 def rm3(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   """Words of the documents that the query finds; BM25 as the product has it."""
-  tests, docs, c = asked(run, groups), queries.collection(run.config), run.config.search
-  index = BM25(docs)
+  tests, docs, c = asked(run, groups), held.collection(run.config), run.config.search
+  index = held.index(run.config, 'bm25')
   begin = time.monotonic()
   weights = baselines.rm3(tests, index, docs)
   rankings = queries.found(index.top_weighted, [d.doc_id for d in docs], tests, weights, c.depth)
@@ -85,10 +90,10 @@ def nearest(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   words, known = baselines.words_at(queries.address(run.config)), queries.training(run)
   begin = time.monotonic()
   texts = [query.text for query in tests]
-  lent = baselines.nearest(texts, known, words=words)
-  appended = [queries.searched(q, r, 'append', c.repeat) for q, r in zip(texts, lent, strict=True)]
-  ranking = search(tests, appended)
+  lent = together(texts, baselines.nearest(texts, known, words=words), 'append', c.repeat)
+  ranking = search(tests, [each.searched for each in lent])
   spent = per_query(begin, len(groups))
+  save(run, row, tests, lent)
   return ranking, {'ms_per_query': spent, 'remark': compared(run, groups, ranking)}
 
 
@@ -98,15 +103,38 @@ def rewritten(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   writer = Rewriter.of(model, run.config.rewrite, run.mesh, run.config.search.batch_rows)
   writer(variables, [query.text for query in tests[:1]])  # compiles, which is not timed
   begin = time.monotonic()
-  texts = writer.searched(variables, tests)
-  ranking = search(tests, texts)
+  written = writer.rewritten(variables, [query.text for query in tests])
+  ranking = search(tests, [each.searched for each in written])
   spent = per_query(begin, len(groups))
-  changed = sum(text != query.text for text, query in zip(texts, tests, strict=True))
+  save(run, row, tests, written)
+  changed = sum(each.searched != query.text for each, query in zip(written, tests, strict=True))
   said = (
     f'{changed:,} of {len(groups):,} queries are rewritten',
     writer.prompt.cut([query.text for query in tests]), compared(run, groups, ranking),
   )  # fmt: skip
   return ranking, {'ms_per_query': spent, 'remark': '; '.join(filter(None, said))}
+
+
+def as_given(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
+  """The likeliest rewrites of the model that the config names, which may be a rewriter already."""
+  ranking, facts = rewritten(run, row, groups)
+  name = PurePath(run.config.rewriter.model).name
+  return ranking, {'title': f'{row.title} ({name})', **facts}
+
+
+def open_given(config: ConfigDict) -> TextModel:
+  """The rewriter's model without what an earlier run has trained."""
+  return roles.open_pretrained(config, 'rewriter', 'lm')
+
+
+def save(run: Run, row: Row, tests: Sequence[Query], found: Sequence[Rewritten]) -> None:
+  """search/ROW.rewrites.jsonl: what the row searches for each query."""
+  if processes.is_first():
+    lines = (
+      rewrites.Rewrite(query.query_id, query.text, *each)
+      for query, each in zip(tests, found, strict=True)
+    )
+    rewrites.write(run.folder(STAGE) / f'{row.name}.{rewrites.SUFFIX}', lines)
 
 
 def opened(run: Run, row: Row):
@@ -119,18 +147,7 @@ def compared(run: Run, groups: Sequence[Group], ranking: metrics.Run) -> str:
   if FIRST.name not in run.config.search.models:
     return ''
   before = collection_rows.ranking_of(run, FIRST.name, groups)
-  gains = values(run, groups, ranking) - values(run, groups, before)
-  return (
-    f'{metrics.title(NDCG)} rises for {(gains > 0).sum():,} of the {len(groups):,} queries and '
-    f'falls for {(gains < 0).sum():,}'
-  )
-
-
-def values(run: Run, groups: Sequence[Group], ranking: metrics.Run) -> np.ndarray:
-  """Each query's NDCG, as the table has it."""
-  qrels, least = {group.query_id: group.grades for group in groups}, run.config.search.min_relevance
-  rows = metrics.per_query(ranking, qrels, least, (NDCG,))
-  return np.array([rows[group.query_id][NDCG] for group in groups])
+  return collection_rows.counted(run, groups, ranking, before)
 
 
 def best_of_samples(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
@@ -143,25 +160,29 @@ def best_of_samples(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   )  # fmt: skip
   prompts = [prompt(query.text) for query in tests]
   drawn = draw(variables, prompts, list(range(len(prompts))), step=0)
-  rankings, search = [], engine(run)
+  rankings, written, search = [], [], engine(run)
   for place in range(c.samples):
     texts = prompt.texts([samples[place].ids for samples in drawn], c.think)
-    searched = [
-      queries.searched(query.text, text, c.mode, c.repeat)
-      for query, text in zip(tests, texts, strict=True)
-    ]
-    rankings.append(search(tests, searched))
-  values_GS = np.stack([values(run, groups, each) for each in rankings], axis=1)
+    written.append(together([query.text for query in tests], texts, c.mode, c.repeat))
+    rankings.append(search(tests, [each.searched for each in written[-1]]))
+  values_GS = np.stack([collection_rows.values(run, groups, each) for each in rankings], axis=1)
   best = baselines.best_of(values_GS).tolist()
   ranking = {q.query_id: rankings[i][q.query_id] for q, i in zip(tests, best, strict=True)}
-  return ranking, {'note': 'chosen by the judgements, so no system: what choosing could win'}
+  save(run, row, tests, [written[i][place] for place, i in enumerate(best)])
+  facts = {'note': 'chosen by the judgements, so no system: what choosing could win'}
+  return ranking, facts | {'remark': compared(run, groups, ranking)}
 
 
 def check(config: ConfigDict) -> None:
-  """As of collection_rows; a line says if the table does not look as deep as its columns."""
+  """As of collection_rows; a line says if the table does not look as deep as its columns.
+
+  Raises: UserError for rows that the config names and cannot fill.
+  """
   collection_rows.check(config)
   if 'rewrite' not in config.stages:
     start.check(config)
+  for name, why in TABLE.left_out(config).items():
+    raise UserError(f'config.search.models: the row {name!r} {why}; set that, or leave the row out')
   if config.search.depth < rewards.DEPTH:
     say(
       f'search: config.search.depth={config.search.depth}: {metrics.title(DEEP)} is that of so '
@@ -171,7 +192,8 @@ def check(config: ConfigDict) -> None:
 
 def check_records(run: Run) -> None:
   """Raises: UserError, before anything trains, if no document that is asked for can be found."""
-  collection_rows.check_judged(run, 'test', documents_of(run), queries.address(run.config))
+  known = {doc.doc_id for doc in queries.collection(run.config)}  # not kept while models train
+  collection_rows.check_judged(run, 'test', known, queries.address(run.config))
 
 
 def searches(config: ConfigDict) -> list:
@@ -188,7 +210,7 @@ def writes(config: ConfigDict) -> list:
   return [searches(config), {name: c[name] for name in names}]
 
 
-def use(name: str, samples: Callable[[ConfigDict], int], config: ConfigDict) -> Use:
+def use(name: str, open_it, samples: Callable[[ConfigDict], int], config: ConfigDict) -> Use:
   rows, written = config.search.batch_rows, samples(config)
   texts = Texts(rows, written, rewrite.longest(config), config.rewrite.max_new)
 
@@ -196,7 +218,7 @@ def use(name: str, samples: Callable[[ConfigDict], int], config: ConfigDict) -> 
     count = len(prepare.records(run, 'test'))
     return [(texts, math.ceil(count / rows))], f'{count:,} queries'
 
-  opening = functools.partial(rewrite.open_rewriter, config)
+  opening = functools.partial(open_it, config)
   return Use(
     name, 'rewriter', opening, rows * written, texts=lambda model: texts, writes=writes
   )  # fmt: skip
@@ -204,12 +226,13 @@ def use(name: str, samples: Callable[[ConfigDict], int], config: ConfigDict) -> 
 
 def rewriter(
   name: str, title: str, rank=rewritten, samples: Callable[[ConfigDict], int] = lambda config: 1,
-  **more,
+  open_it: Callable[[ConfigDict], TextModel] = rewrite.open_rewriter, **more,
 ) -> Row:  # fmt: skip
   """A row of a rewriter that writes so many samples of a query."""
   return Row(
-    name, title, rank, 'rewriter', open=rewrite.open_rewriter, stages=lambda config: TRAINED[name],
-    trained_by=TRAINED[name][-1], reads=writes, used=functools.partial(use, name, samples), **more,
+    name, title, rank, 'rewriter', open=open_it, stages=lambda config: TRAINED[name],
+    trained_by=''.join(TRAINED[name][-1:]), reads=writes,
+    used=functools.partial(use, name, open_it, samples), **more,
   )  # fmt: skip
 
 
@@ -228,15 +251,23 @@ SIMPLE = (
 )
 REWRITERS = (
   rewriter(
-    'cpt', 'rewriter, before GRPO', is_baseline=True,
-    # Without cpt, GRPO begins with the pretrained model. What begins with the rewriter of an
-    # earlier run and does not go on is no row of its own.
-    needs_training=lambda config: False,
-    exists=lambda config: 'rewrite' in config.stages or not config.rewriter.init_from,
+    'pretrained', 'model as given', as_given, open_it=open_given, is_baseline=True,
+    # Where GRPO begins with it, it is the row `cpt`.
+    exists=lambda config: (
+      'rewrite' not in config.stages or 'cpt' in config.stages or bool(config.rewriter.init_from)
+    ),
   ),
   rewriter(
-    'rewrite', 'rewriter', improves_on=('original', 'cpt', 'nearest'),
-    needs_training=lambda config: not config.rewriter.init_from,
+    'cpt', 'rewriter, before GRPO', is_baseline=True,
+    # What begins with the rewriter of an earlier run and has no GRPO is the row `rewrite`.
+    needs_training=lambda config: False,
+    exists=lambda config: 'rewrite' in config.stages or (
+      'cpt' in config.stages and not config.rewriter.init_from
+    ),
+  ),
+  rewriter(
+    'rewrite', 'rewriter', improves_on=('original', 'pretrained', 'cpt', 'nearest'),
+    needs_training=lambda config: not config.rewriter.init_from, instead='rewriter.init_from',
   ),
 )  # fmt: skip
 BEST = rewriter(
@@ -263,7 +294,7 @@ SETTINGS: Section = {
 
 TABLE = Table(
   STAGE, 'the held-out queries are rewritten and searched', ROWS, first_stage='original',
-  subject='rewrite', models=('rewrite', 'cpt'), reranks=False,
+  subject='rewrite', models=('rewrite', 'cpt', 'pretrained'), reranks=False,
   columns=('ndcg@10', 'mrr@10', 'hits@1', 'hits@20', DEEP),
   kept=('ndcg@10', 'mrr@10', 'hits@1', 'hits@5', 'hits@20', 'recall@1', 'recall@100', DEEP),
   main='ndcg@10', tested=('ndcg@10', DEEP), costs=('ms_per_query',), settings=SETTINGS,

@@ -68,9 +68,10 @@ class Searches:
     c, asked = self._c, self._asked
     pairs = zip(asked, rewrites, strict=True)
     what = [queries.searched(query.text, text, c.mode, c.repeat) for query, text in pairs]
-    rankings = queries.found(self._index.top, self._ids, asked, what, DEPTH)
+    # As deep as the reward: which documents of equal scores are the first ten is decided here.
+    rankings = queries.found(self._index.top, self._ids, asked, what, rewards.DEPTH)
     return [
-      metrics.ndcg(list(ranking), query.relevant, DEPTH)
+      metrics.ndcg(ranking, query.relevant, DEPTH)
       for query, ranking in zip(asked, rankings, strict=True)
     ]
 

@@ -7,6 +7,7 @@ import functools
 import time
 from collections.abc import Callable, Collection, Sequence
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from disranker_jax.config.settings import Key, Section, at_least, text
@@ -32,11 +33,44 @@ def per_query(begin: float, count: int) -> float:
 
 def ranking_of(run: Run, name: str, groups: Sequence[Group]) -> metrics.Run:
   """The ranking of another row: the one on disk if it is still good."""
+  kept = on_disk(run, name)
+  if kept is not None:
+    return kept
+  row = result_table.of(run.config).rows[name]
+  return row.rank(run, row, groups)[0]
+
+
+def on_disk(run: Run, name: str) -> metrics.Run | None:
+  """The ranking of a row of the config that is filled already and still good."""
   row = result_table.of(run.config).rows[name]
   file = run.folder(STAGE) / f'{name}.run'
   if name in run.config.search.models and file.exists() and evaluate.filled(run, row) is not None:
     return runs.read_run(file)
-  return row.rank(run, row, groups)[0]
+  return None
+
+
+def values(run: Run, groups: Sequence[Group], ranking: metrics.Run) -> np.ndarray:
+  """Each query's value of the main metric, as the table has it: [Q]."""
+  qrels, least = {group.query_id: group.grades for group in groups}, run.config.search.min_relevance
+  main = result_table.of(run.config).main
+  rows = metrics.per_query(ranking, qrels, least, (main,))
+  return np.array([rows[group.query_id][main] for group in groups])
+
+
+def counted(
+  run: Run, groups: Sequence[Group], ranking: metrics.Run, before: metrics.Run, against: str = ''
+) -> str:
+  """How many queries are better and worse than in another ranking.
+
+  Args:
+    against: the title of the row whose ranking that is, if it has to be said.
+  """
+  gains = values(run, groups, ranking) - values(run, groups, before)
+  return (
+    f'{metrics.title(result_table.of(run.config).main)} rises for {(gains > 0).sum():,} of the '
+    f'{len(groups):,} queries and falls for {(gains < 0).sum():,}'
+    f'{against and f", against {against}"}'
+  )
 
 
 def reranked(
@@ -54,7 +88,14 @@ def reranked(
       ids[: c.rerank] = [best[i] for i, _ in order]
       ranking[group.query_id] = {doc_id: -float(rank) for rank, doc_id in enumerate(ids)}
       progress.update(done, 1)
-  return ranking, {'ms_per_query': per_query(begin, len(groups)), 'against': list(against)}
+  spent = per_query(begin, len(groups))
+  table, said = result_table.of(run.config), []
+  for name in against:
+    # Only what is on disk: a row is not ranked twice for a remark.
+    other = before if name == base else on_disk(run, name)
+    if other is not None:
+      said.append(counted(run, groups, ranking, other, f'"{table.rows[name].title}"'))
+  return ranking, {'ms_per_query': spent, 'against': list(against), 'remark': '; '.join(said)}
 
 
 def fused(base: str, other: str, run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
@@ -70,7 +111,8 @@ def derived(base: Row, suffix: str, title: str, rank: Callable, reads: Callable,
   return Row(
     f'{base.name}_{suffix}', f'{base.title}, {title}', rank, stages=base.stages,
     reads_stages=base.reads_stages, reads_records=base.reads_records, trained_by=base.trained_by,
-    needs_training=base.needs_training, fuses=(base.name,),
+    needs_training=base.needs_training, instead=base.instead, exists=base.exists,
+    fuses=(base.name,),
     reads=lambda config: [base.reads(config), reads(config)], **more,
   )  # fmt: skip
 
@@ -86,8 +128,7 @@ def with_reranker(base: Row, first: Row) -> Row:
 
   against = [base.name, *([f'{first.name}_{RERANKED}'] if base is not first else [])]
   rank = functools.partial(reranked, base.name, against)
-  more = {'exists': has_reranker, 'key': 'search.reranker'}
-  return derived(base, RERANKED, 're-ranked', rank, reads, **more)
+  return derived(base, RERANKED, 're-ranked', rank, reads, key='search.reranker')
 
 
 def with_first_stage(base: Row, first: Row) -> Row:

@@ -200,6 +200,7 @@ def settings_of(table: Table) -> Section:
 
 
 def check(config) -> None:
+  """As of the table; a line says which rows the config names and cannot fill."""
   table = result_table.of(config)
   others = [*table.rows, *(row.name for row in table.more_rows(config))]
   for name in config[table.stage].runs:
@@ -208,6 +209,8 @@ def check(config) -> None:
         f'config.{table.stage}.runs.{name}: is the name of another row; choose a new one'
       )
   table.check(config)
+  for name, why in table.left_out(config).items():
+    say(f'{table.stage} {name}: is left out: {why}')
 
 
 def stage(table: Table, **declared) -> Stage:

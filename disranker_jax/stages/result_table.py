@@ -44,6 +44,7 @@ class Row:
   reads_records  the kinds of prepared records that it reads beside the test's
   trained_by   the stage that trains the row's model; '' if it is not trained
   needs_training  False where the row ranks even if `trained_by` does not run
+  instead      the key that can take the place of `trained_by`: it names an earlier run; '': none
   fuses        the rows whose rankings it may fuse
   used         replaces what `use` returns
   reads        config -> the fingerprint of what it reads itself, beside records and parameters
@@ -64,6 +65,7 @@ class Row:
   reads_records: tuple[str, ...] = ()
   trained_by: str = ''
   needs_training: Callable[[ConfigDict], bool] = lambda config: True
+  instead: str = ''
   fuses: tuple[str, ...] = ()
   used: Callable[[ConfigDict], Use] | None = None
   reads: Callable[[ConfigDict], object] = lambda config: None
@@ -75,11 +77,20 @@ class Row:
 
   def is_available(self, config: ConfigDict) -> bool:
     """Whether the config can fill the row."""
+    return not self.lacks(config)
+
+  def lacks(self, config: ConfigDict) -> str:
+    """What the config needs to fill the row, as the end of a sentence; '' if it can."""
+    section, _, name = self.key.partition('.')
+    if self.key and not config[section][name]:
+      return f'needs config.{self.key}'
     if not self.exists(config):
-      return False
-    if not self.trained_by or not self.needs_training(config):
-      return True
-    return self.trained_by in config.stages
+      return 'needs other stages or settings'
+    trained = self.trained_by in ('', *config.stages)
+    if trained or not self.needs_training(config):
+      return ''
+    instead = f', or config.{self.instead}' if self.instead else ''
+    return f'needs the stage {self.trained_by}, which config.stages lacks{instead}'
 
   def open_model(self, config: ConfigDict) -> TextModel:
     """The row's model, without parameters."""
@@ -176,6 +187,16 @@ class Table:
     rows = [*(self.rows[name] for name in config[self.stage].models), *self.more_rows(config)]
     rows += given_rows(config)
     return {row.name: row for row in rows if row.is_available(config)}
+
+  def left_out(self, config: ConfigDict) -> dict[str, str]:
+    """{row: what it needs} of the rows that the config names and cannot fill.
+
+    Empty if it names all rows, which is the default.
+    """
+    named = config[self.stage].models
+    if set(named) == set(self.rows):
+      return {}
+    return {name: why for name in named if (why := self.rows[name].lacks(config))}
 
   def row_title(self, name: str, results: Mapping[str, Mapping] | None = None) -> str:
     """A row's title: the one in its results, else that of its kind, else its name."""

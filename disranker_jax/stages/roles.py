@@ -38,11 +38,14 @@ def open_zero_shot(config: ConfigDict) -> TextModel:
   return models.open_model(settings, 'lm')
 
 
-def open_pretrained(config: ConfigDict, role: str) -> TextModel:
-  """The model of a role, to start from the pretrained parameters whatever `init_from` says."""
+def open_pretrained(config: ConfigDict, role: str, head: str = '') -> TextModel:
+  """The model of a role, to start from the pretrained parameters whatever `init_from` says.
+
+  `head` is as of `models.open_model`.
+  """
   settings = config[role].copy_and_resolve_references()
   settings.init_from = ''
-  return models.open_model(settings)
+  return models.open_model(settings, head)
 
 
 def trained(run, role: str, model: TextModel, stages: tuple[str, ...], own=None) -> dict:

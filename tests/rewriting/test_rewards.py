@@ -6,7 +6,8 @@ import pytest
 from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
-from disranker_jax.rewriting import rewards
+from disranker_jax.evaluation import metrics
+from disranker_jax.rewriting import queries, rewards
 from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.rewards import Embedding, Ranking, Reward
 
@@ -90,6 +91,20 @@ class TestRanking:
     )
     ideal = 3 + 1 / np.log2(3)
     np.testing.assert_allclose(got, [[1 / ideal, 3 / ideal, 1]], rtol=1e-6)
+
+  def test_documents_with_equal_scores_are_ordered_as_in_the_table(self):
+    """By id, the greater one first, and not by their places in the collection."""
+    docs = [Document(name, 'red fox', '') for name in 'abc']
+    asked = [Query(doc.doc_id, 'blue', (doc,)) for doc in docs]
+    ranking = Ranking(BM25(docs), docs, 'replace')
+    got = ranking(asked, [['red']] * 3)[:, 0]
+    np.testing.assert_allclose(got, 1 / np.log2([4, 3, 2]))
+    found = queries.found(BM25(docs).top, 'abc', asked, ['red'] * 3, rewards.DEPTH)
+    of_table = metrics.per_query(
+      {query.query_id: each for query, each in zip(asked, found, strict=True)},
+      {query.query_id: query.relevant for query in asked}, 1, (f'ndcg@{rewards.DEPTH}',),
+    )  # fmt: skip
+    assert got.tolist() == [row[f'ndcg@{rewards.DEPTH}'] for row in of_table.values()]
 
   def test_excluded_documents_have_no_rank(self):
     asked = query('command', 'run', excluded=frozenset({'d0', 'd1', 'd2'}))

@@ -13,6 +13,7 @@ from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Click, Document
 from disranker_jax.devices import memory, sharding
 from disranker_jax.errors import UserError
+from disranker_jax.evaluation import metrics
 from disranker_jax.pipeline import steps
 from disranker_jax.rewriting import queries, rewards, searches
 from disranker_jax.rewriting.queries import Query
@@ -128,6 +129,26 @@ def test_what_is_measured_is_the_search_with_the_likeliest_rewrite(run, tmp_path
   assert '`39 39 39 39`' in (tmp_path / 'rewrite/samples.md').read_text()
 
 
+def test_pages_with_equal_scores_are_measured_as_the_table_does(run):
+  """Also where more than ten have the score of the tenth."""
+  here = run()
+  opened = rewrite.open_rewriter(here.config)
+  pages = [Document(f'd{i}', 'red fox', '') for i in range(10, 50)]
+  index, asked = BM25(pages), [Query(doc.doc_id, 'red', (doc,)) for doc in pages]
+  measure = searches.Searches(
+    here, opened, asked, pages, index, rewards.make(here.config.rewrite, pages, index)
+  )
+  measure._rewriter = lambda variables, texts: ['fox'] * len(texts)
+  measure({})
+  found = queries.found(index.top, measure._ids, asked, ['red red fox'] * len(asked), 1000)
+  of_table = metrics.per_query(
+    {query.query_id: each for query, each in zip(asked, found, strict=True)},
+    {query.query_id: query.relevant for query in asked}, 1, ('ndcg@10',),
+  )  # fmt: skip
+  assert measure.by_query['ndcg@10'].tolist() == [row['ndcg@10'] for row in of_table.values()]
+  assert measure.by_query['ndcg@10'][-1] == 1  # the greatest id
+
+
 def test_greedy_rewrites_do_not_depend_on_the_batch(run):
   config = run().config
   opened = rewrite.open_rewriter(config)
@@ -135,9 +156,9 @@ def test_greedy_rewrites_do_not_depend_on_the_batch(run):
   texts = ['split a string', 'a', 'open a file and read all of its lines']
   three, one = (Rewriter.of(opened, config.rewrite, MESH, rows) for rows in (3, 1))
   assert three(variables, texts) == one(variables, texts)
-  query = Query('q', 'a', (PAGES[0],))
   rewritten = one(variables, ['a'])[0]
-  assert one.searched(variables, [query]) == [queries.searched('a', rewritten, 'append', 2)]
+  expected = (rewritten, queries.searched('a', rewritten, 'append', 2))
+  assert one.rewritten(variables, ['a']) == [expected]
 
 
 @pytest.mark.parametrize(

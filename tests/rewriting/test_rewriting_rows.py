@@ -1,20 +1,32 @@
 """Which rows a config has, what their notes count, which engine searches."""
 
+import json
 import types
+import weakref
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from disranker_jax.config import check, defaults
 from disranker_jax.data.records import Document, Group
+from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline import estimate, opening
-from disranker_jax.rewriting import rewards, rows
+from disranker_jax.rewriting import engines, held, queries, rewards, rows
 from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.query_bm25 import QueryBM25
 from disranker_jax.rewriting.stages import rewrite
+
+
+@pytest.fixture(autouse=True)
+def forget():
+  """Tests have collections of their own at one address."""
+  held.forget()
+  yield
+  held.forget()
 
 
 def config(**changes) -> ConfigDict:
@@ -26,19 +38,61 @@ def config(**changes) -> ConfigDict:
 @pytest.mark.parametrize(
   ('changes', 'expected'),
   [
-    ({}, {'cpt', 'rewrite', 'best'}),
+    ({}, {'pretrained', 'cpt', 'rewrite', 'best'}),
     ({'stages': ('prepare', 'rewrite', 'search')}, {'cpt', 'rewrite', 'best'}),
+    ({'stages': ('prepare', 'cpt', 'search')}, {'pretrained', 'cpt'}),
+    ({'stages': ('prepare', 'search')}, {'pretrained'}),
     # A rewriter of an earlier run alone, and one that learns more.
-    ({'stages': ('prepare', 'search'), 'rewriter__init_from': 'x'}, {'rewrite'}),
+    ({'stages': ('prepare', 'search'), 'rewriter__init_from': 'x'}, {'pretrained', 'rewrite'}),
     (
       {'stages': ('prepare', 'rewrite', 'search'), 'rewriter__init_from': 'x'},
-      {'cpt', 'rewrite', 'best'},
+      {'pretrained', 'cpt', 'rewrite', 'best'},
     ),
   ],
 )
-def test_there_is_a_row_before_grpo_with_and_without_cpt(changes, expected):
+def test_every_state_of_the_rewriter_is_one_row(changes, expected):
+  """A row before GRPO with and without cpt, one of the model that the config names."""
   found = rows.TABLE.rows_of(config(**changes))
   assert {name for name, row in found.items() if row.role} == expected
+  found = rows.TABLE.rows_of(config(search__reranker='y', **changes))
+  others = {'original', 'rm3', 'nearest'}
+  expected = {f'{name}_reranked' for name in (expected | others) - {'best'}}
+  assert {name for name in found if name.endswith('_reranked')} == expected
+
+
+@pytest.mark.parametrize(
+  ('row', 'changes', 'message'),
+  [
+    (
+      'rewrite',
+      {},
+      'needs the stage rewrite, .*, or config.rewriter.init_from; set that',
+    ),
+    ('best', {'rewriter__init_from': 'x'}, 'needs the stage rewrite, which .* lacks; set that'),
+    ('cpt', {'rewriter__init_from': 'x'}, 'needs other stages or settings'),
+    ('original_reranked', {}, 'needs config.search.reranker; set that'),
+    ('rewrite_reranked', {'search__reranker': 'x'}, 'needs .*, or config.rewriter.init_from'),
+  ],
+)
+def test_a_row_that_is_named_and_cannot_be_filled_is_refused(row, changes, message, monkeypatch):
+  monkeypatch.setattr(rows.collection_rows.loaded, 'check', lambda folder: None)
+  monkeypatch.setattr(rows.collection_rows.loaded, 'locate', lambda folder: folder)
+  stages = ('prepare', 'search')
+  with pytest.raises(UserError, match=f"config.search.models: the row '{row}' {message}"):
+    rows.TABLE.check(config(stages=stages, search__models=('original', row), **changes))
+  rows.TABLE.check(config(stages=stages, **changes))  # the default names all rows
+
+
+def test_the_model_as_given_has_nothing_of_an_earlier_run(tmp_path):
+  """It opens although the earlier run does not exist, and has the pretrained parameters."""
+  c = config(rewriter__model='tiny-decoder', rewriter__init_from=str(tmp_path / 'gone'))
+  mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1})
+  run = types.SimpleNamespace(config=c, mesh=mesh, workdir=tmp_path, folder=lambda s: tmp_path / s)
+  model, variables, _ = rows.ROWS['pretrained'].load(run)
+  assert model.network.head == 'lm'
+  jax.tree.map(np.testing.assert_array_equal, variables, model.pretrained(c.seed, mesh))
+  with pytest.raises(UserError, match='gone'):
+    rows.ROWS['rewrite'].load(run)
 
 
 def test_the_estimate_of_a_row_counts_all_that_it_writes(monkeypatch):
@@ -83,6 +137,40 @@ def test_rows_that_search_by_another_engine_than_the_table_say_so(monkeypatch):
       assert facts['note'] == "the built-in BM25, not config.search.engine='query_bm25'"
 
 
+def test_rows_share_one_collection_and_one_index(monkeypatch, tmp_path):
+  """Both are made again where contents or engine change, and the old ones are gone by then."""
+  file, read, made = tmp_path / 'd.jsonl', [], []
+  lines = [
+    json.dumps({'doc_id': name, 'title': f'red {name}', 'summary': ''}) for name in ('ant', 'bee')
+  ]
+  file.write_text('\n'.join(lines))
+  collection = queries.collection
+  monkeypatch.setattr(queries, 'collection', lambda config: read.append(1) or collection(config))
+  for name, build in engines.ENGINES.items():
+
+    def counted(docs, name=name, build=build):
+      assert not made or made[-1][1]() is None
+      index = build(docs)
+      made.append((name, weakref.ref(index)))
+      return index
+
+    monkeypatch.setitem(engines.ENGINES, name, counted)
+  groups = [Group('q', 'red bee', (Document('bee', 'red bee', '', 1),))]
+  monkeypatch.setattr(queries, 'test', lambda run: [Query('q', 'red bee', groups[0].docs)])
+  c = config(data__documents=f'jsonl:{file}', search__models=('original', 'rm3'))
+  run = types.SimpleNamespace(config=c)
+  for _ in range(3):
+    assert list(rows.original(run, rows.FIRST, groups)[0]['q']) == ['bee', 'ant']
+    assert list(rows.documents_of(run)) == ['ant', 'bee']
+  assert len(read) == 1 and [name for name, _ in made] == ['bm25']
+  run.config.search.engine = 'query_bm25'
+  rows.original(run, rows.FIRST, groups)
+  assert len(read) == 1 and [name for name, _ in made] == ['bm25', 'query_bm25']
+  file.write_text(lines[1])
+  assert list(rows.original(run, rows.FIRST, groups)[0]['q']) == ['bee']
+  assert len(read) == 2 and len(made) == 3
+
+
 def test_a_table_that_is_less_deep_than_its_columns_says_so(capsys):
   rows.TABLE.check(config())
   assert not capsys.readouterr().err
@@ -91,19 +179,32 @@ def test_a_table_that_is_less_deep_than_its_columns_says_so(capsys):
 
 
 def test_re_ranked_rows_are_tested_against_themselves_and_the_first_stage_re_ranked(monkeypatch):
+  """And their notes count the queries that are better and worse than there."""
   group = Group('q', 'red', (Document('a', 'red', '', 1),))
-  ranker = types.SimpleNamespace(rank=lambda query, docs: [(i, 0.0) for i in range(len(docs))])
-  monkeypatch.setattr(rows.collection_rows, 'ranking_of', lambda *_: {'q': {'a': 1.0}})
+  docs = [Document('b', 'red', ''), Document('a', 'red', '')]
+  ranker = types.SimpleNamespace(  # which turns the ranking round
+    rank=lambda query, docs: [(i, 0.0) for i in reversed(range(len(docs)))]
+  )
+  disk = {'original_reranked': {'q': {'a': 1.0}}}
+  monkeypatch.setattr(rows.collection_rows, 'ranking_of', lambda *_: {'q': {'b': 2.0, 'a': 1.0}})
+  monkeypatch.setattr(rows.collection_rows, 'on_disk', lambda run, name: disk.get(name))
   monkeypatch.setattr(rows.collection_rows.loaded, 'load', lambda folder: ranker)
-  monkeypatch.setattr(rows.queries, 'collection', lambda config: [Document('a', 'red', '')])
+  monkeypatch.setattr(queries, 'collection', lambda config: docs)
   run = types.SimpleNamespace(config=config(search__reranker='x'))
-  against = {
-    name: rows.ROWS[name].rank(run, rows.ROWS[name], [group])[1]['against']
-    for name in ('original_reranked', 'rewrite_reranked')
-  }
-  assert against == {
-    'original_reranked': ['original'], 'rewrite_reranked': ['rewrite', 'original_reranked'],
-  }  # fmt: skip
+
+  def facts(name: str) -> dict:
+    return rows.ROWS[name].rank(run, rows.ROWS[name], [group])[1]
+
+  better = 'nDCG@10 rises for 1 of the 1 queries and falls for 0, against '
+  same = better.replace('rises for 1', 'rises for 0')
+  found = facts('original_reranked')
+  assert found['against'] == ['original'] and found['remark'] == f'{better}"original query"'
+  found = facts('rewrite_reranked')
+  assert found['against'] == ['rewrite', 'original_reranked']
+  other = f'{same}"original query, re-ranked"'
+  assert found['remark'] == f'{better}"rewriter"; {other}'
+  disk.clear()  # a row that is not filled yet is not ranked for the note
+  assert facts('rewrite_reranked')['remark'] == f'{better}"rewriter"'
 
 
 @pytest.mark.parametrize('engine', ['bm25', 'query_bm25'])

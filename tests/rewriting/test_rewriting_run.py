@@ -1,5 +1,6 @@
 """The whole system with a tiny model on a small collection of its own."""
 
+import html
 import importlib.util
 import json
 import pathlib
@@ -13,12 +14,15 @@ from safetensors.numpy import load_file
 from small_collection import collection
 
 from disranker_jax.commands import average, rewrite
+from disranker_jax.data import sources
+from disranker_jax.data.first_stage import BM25
 from disranker_jax.errors import UserError
-from disranker_jax.evaluation import runs
+from disranker_jax.evaluation import rewrites, runs
 from disranker_jax.models import weights
 from disranker_jax.pipeline import runner
 from disranker_jax.rankers import loaded as rankers
 from disranker_jax.rewriting import loaded
+from disranker_jax.rewriting.queries import searched
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = 'tiny-decoder'
@@ -48,11 +52,43 @@ def done(tmp_path_factory):
 
 def test_every_row_searches(done):
   results = json.loads((done[1] / 'search' / 'results.json').read_text())
-  assert list(results) == ['original', 'rm3', 'nearest', 'cpt', 'rewrite', 'best']
+  assert list(results) == ['original', 'rm3', 'nearest', 'pretrained', 'cpt', 'rewrite', 'best']
   # Every query names verb and noun of its page, so the words of the query find it.
   assert results['original']['hits@1'] == 1
   assert 'queries are rewritten; nDCG@10 rises for' in results['rewrite']['remark']
   assert results['original']['ndcg@1000'] == 1
+  assert 'rises for 0 of the 8 queries and falls for' in results['best']['remark']
+
+
+def test_rows_save_what_they_search(done, capsys):
+  """The same texts as the command gives, in the order of the queries."""
+  tests = [json.loads(line) for line in (done[0] / 'test.jsonl').open()]
+  asked = [(row['query_id'], row['query']) for row in tests]
+  for name in ('nearest', 'pretrained', 'cpt', 'rewrite', 'best'):
+    found = rewrites.read(done[1] / 'search' / f'{name}.rewrites.jsonl')
+    assert [(each.query_id, each.query) for each in found.values()] == asked
+    for each in found.values():
+      assert each.searched == searched(each.query, each.rewrite, 'append', 2)
+  assert not (done[1] / 'search' / 'original.rewrites.jsonl').exists()
+  # What the file says was searched gives the ranking of the row.
+  documents = sources.documents(f'jsonl:{done[0] / "documents.jsonl"}')
+  ids, index = [doc.doc_id for doc in documents], BM25(documents)
+  ranking = runs.read_run(done[1] / 'search' / 'best.run')
+  for each in found.values():
+    [hits] = index.top([each.searched], 1000)
+    assert {ids[i] for i, _ in hits} == ranking[each.query_id].keys()
+
+
+@pytest.mark.parametrize('source', ['--run', '--model'])
+def test_a_file_of_queries_is_rewritten(done, tmp_path, capsys, source):
+  data, workdir = done
+  folder = workdir if source == '--run' else workdir / 'export' / 'rewriter'
+  out = tmp_path / 'out.jsonl'
+  rewrite.main([source, str(folder), '--queries', str(data / 'test.jsonl'), '--out', str(out)])
+  said = capsys.readouterr()
+  assert 'queries are rewritten' in said.err and not said.out
+  assert rewrites.read(out) == rewrites.read(workdir / 'search' / 'rewrite.rewrites.jsonl')
+  assert [f.name for f in tmp_path.iterdir()] == ['out.jsonl']
 
 
 def test_a_second_call_does_nothing_and_a_row_costs_only_itself(done):
@@ -80,7 +116,11 @@ def test_a_trained_rewriter_is_tested_on_bright(done, tmp_path, capsys):
   workdir = tmp_path / 'run'
   runner.run(c, workdir)
   found = json.loads((workdir / 'search' / 'results.json').read_text())
-  assert list(found) == ['original', 'rm3', 'rewrite']
+  assert list(found) == ['original', 'rm3', 'pretrained', 'rewrite']
+  assert found['pretrained']['title'] == 'model as given (tiny-decoder)'
+  before, after = (rewrites.read(workdir / 'search' / f'{name}.rewrites.jsonl')
+                   for name in ('pretrained', 'rewrite'))  # fmt: skip
+  assert before.keys() == after.keys() and before != after
   assert {'ndcg@10', 'recall@1', 'ndcg@1000'} <= found['original'].keys()
   rankings = runs.read_run(workdir / 'search' / 'original.run')
   # Query 1 excludes bulb/1 and bulb/2; three other documents have its words.
@@ -191,6 +231,13 @@ def test_a_folder_with_a_wrong_record_is_refused(done, tmp_path, change, message
     (['--query', 'a', '--model', '/nowhere'], '/nowhere/config.json is missing'),
     (['--query', 'a', '--model', '.', '--run', '.'], 'not allowed with'),
     (['--query', 'a'], 'one of the arguments --model --run is required'),
+    (['--model', '.'], 'one of the arguments --query --queries is required'),
+    (['--model', '.', '--queries', 'a.tsv'], '--queries: add --out FILE'),
+    (['--model', '.', '--query', 'a', '--out', 'b'], '--out: is for the rewrites of --queries'),
+    (['--model', '.', '--queries', 'a.tsv', '--out', '.'], r'--out \.: is a folder'),
+    (['--model', '.', '--queries', 'a.tsv', '--out', '/nowhere/b'], 'its folder does not exist'),
+    (['--model', '.', '--queries', 'a', '--out', 'b', '--json'], '--json: is for a single'),
+    (['--model', '.', '--queries', __file__, '--out', __file__], 'is the file of the queries'),
   ],
 )
 def test_wrong_arguments(arguments, message):
@@ -201,3 +248,8 @@ def test_wrong_arguments(arguments, message):
 def test_the_report_shows_the_table(done):
   report = (done[1] / 'report' / 'report.md').read_text()
   assert 'best of the samples (oracle)' in report and 'nearest training query' in report
+  page = (done[1] / 'report' / 'index.html').read_text()
+  for text in (report, html.unescape(page)):
+    for stage in ('cpt', 'rewrite'):
+      *_, last = (done[1] / stage / 'samples.md').read_text().splitlines()
+      assert last in text
