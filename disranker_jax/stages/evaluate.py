@@ -102,7 +102,7 @@ def made_from(run: Run, row: Row) -> str:
   """A fingerprint of the settings and inputs that a row depends on."""
   stage = manifest.read(folder_of(run)) or {'config': {}, 'inputs': {}}
   table = result_table.of(run.config)
-  roles = {row.role, *(table.rows[name].role for name in row.fuses)}
+  roles = table.roles_of(row)
   sections = {'seed', table.stage, *roles}
   inputs = {f'prepare {kind}' for kind in ('test', *row.reads_records)} | {*row.reads_stages}
   inputs |= {f'{role}.{key}' for role in roles for key in ('model', 'init_from')}

@@ -1,5 +1,7 @@
 """Rows of DGR's result table, without a model."""
 
+import dataclasses
+import json
 import types
 
 import pytest
@@ -11,8 +13,9 @@ from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.records import Found
 from disranker_jax.generative.stages import retrieve
 from disranker_jax.models.writing import Beams
+from disranker_jax.pipeline import seeds
 from disranker_jax.pipeline.stage import Run
-from disranker_jax.stages import collection_rows, prepare
+from disranker_jax.stages import collection_rows, evaluate, prepare
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,29 @@ def test_the_estimate_counts_every_view_of_the_queries_that_are_to_be_searched(
   assert use.writes(run, model) == ([(title, 2), (body, 2)], '18 queries')
   row = rows.ROWS['aligned'].use(c)
   assert row.writes(run, model) == ([(title, 5), (body, 5)], '65 queries')
+
+
+def test_another_seed_repeats_every_row_that_a_trained_retriever_is_in(monkeypatch):
+  monkeypatch.setattr(collection_rows.loaded, 'check', lambda folder: {})
+  c = configs.defaults('dgr')
+  c.data.update({kind: f'jsonl:{kind}.jsonl' for kind in ('judgements', 'test', 'documents')})
+  c.search.reranker = '/a/student'
+  changed = seeds.with_seed(c, 7)
+  assert set(changed.search.models) == set(rows.ROWS) - {'bm25', 'bm25_reranked'}
+  assert changed.retriever.seed == 7
+
+
+def test_a_row_of_a_row_is_filled_again_after_changes_of_the_model_of_both(tmp_path):
+  run = Run(configs.defaults('dgr'), tmp_path, None)
+  (tmp_path / 'search').mkdir()
+
+  def made(key: str) -> str:
+    found = {'config': {key: 1}, 'inputs': {}}
+    (tmp_path / 'search' / 'manifest.json').write_text(json.dumps(found))
+    row = dataclasses.replace(rows.ROWS['aligned_fused_reranked'], reads=lambda config: None)
+    return evaluate.made_from(run, row)
+
+  assert made('retriever.max_query_len') != made('teacher.max_query_len') == made('teacher.seed')
 
 
 @pytest.mark.parametrize('known', [[], [('learned', 0), ('by heart', 1)]])
