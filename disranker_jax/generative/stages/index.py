@@ -36,6 +36,7 @@ def build(run) -> dict:
   collection.say_counts(pages, counts)
   check_views(run.config.retriever.views, counts, len(pages))
   folder, tokens = run.folder('index'), len(pages.text_N)
+  del docs  # the sorted suffixes take the most memory
   device, host = map(memory.size, suffixes.memory(tokens))
   say(
     f'index: a device will hold {device} of it, and tables of frequent n-grams; the host holds '
