@@ -275,6 +275,15 @@ def test_prompts_differ_by_view_and_cut_the_query_only():
   assert endings == {'title': 'Title:', 'body': 'Text:', 'query': 'Query:'}
 
 
+def test_the_tokens_of_a_query_that_no_prompt_reads_are_counted():
+  prompts = opened(max_query_len=3)
+  query = 'one two three four five six'
+  whole = opened(max_query_len=50)
+  for view in ('title', 'body', 'query'):
+    assert prompts.lost(query) == len(whole(query, view)) - len(prompts(query, view)) > 0
+  assert whole.lost(query) == prompts.lost('one') == 0
+
+
 def test_what_follows_a_prompt_is_predicted_and_nothing_else():
   prompts = opened()
   target = prompts.texts(['list sort'])[0]
