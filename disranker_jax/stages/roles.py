@@ -107,9 +107,9 @@ def check_head(config, stage: str, role: str, model: TextModel) -> None:
 
 def check_scored_head(config, role: str, model: TextModel) -> None:
   """Raises: UserError if the head that scores is neither the folder's nor trained by a stage."""
-  network = model.network
   from disranker_jax.pipeline import systems  # which imports the stages
 
+  network = model.network
   given = 'sft' in config.stages or config[role].init_from
   if network.head != 'rank' or given or config[role].model in tiny.CONFIGS:  # random in any case
     return
