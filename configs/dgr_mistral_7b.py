@@ -7,8 +7,9 @@
     --config.data.test='jsonl:/bucket/test.jsonl.gz'
 
 The LLM writes pseudo-queries and teaches, the retriever is the same model with its own adapters.
-`disranker plan --config configs/dgr_mistral_7b.py --topology v5e:4x4` prints memory and time. The
-lengths are MINDER's: ten words of a body, titles of up to 15 tokens.
+`disranker plan --config configs/dgr_mistral_7b.py --stage align --topology v5e:4x4` prints memory
+and time of one stage; `retrieve` and `search` are not planned. Titles have up to 15 tokens, as in
+MINDER, n-grams 13, for its ten words, and pseudo-queries 15, where MINDER's have 30.
 """
 
 from disranker_jax.config import defaults
@@ -27,6 +28,7 @@ def get_config():
   c.cpt.update(predict='query', trainable='lora', learning_rate=1e-4, batch_rows=64)
   c.generate.template = c.teacher.template
   c.generate.update(shots=0, ends='length', found_within=0, depth=2, batch_rows=64)
+  c.generate.update(samples=8, max_new=14)  # with its end token a pseudo-query has 15
   c.score.update(batch_rows=128)
 
   c.retriever.update(model='mistralai/Mistral-7B-v0.1', remat='full', param_dtype='bfloat16')

@@ -94,6 +94,18 @@ def test_a_row_without_its_reranker_is_left_out_or_an_error_if_it_is_asked_for(
   assert 'bm25_reranked' in capsys.readouterr().out
 
 
+def test_seeds_reach_rows_that_are_made_from_rows_of_a_seeded_model(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(collection_rows.loaded, 'check', lambda folder: {})
+  rows = '{"first": ("bm25_reranked", {}), "mine": ("aligned_fused_reranked", {})}'
+  file, base = write(tmp_path, f'"""T."""\nROWS = {rows}'), ROOT / 'configs/dgr.py'
+  typed = [str(file), f'--config={base}', f'--workdir={tmp_path}', '--seeds=0,1', '--dry-run']
+  ablate.main([*typed, '--config.search.reranker=/a/student'])
+  both, other = capsys.readouterr().out.splitlines()
+  assert '--config.search.models=bm25_reranked,aligned_fused_reranked' in both
+  assert '--config.retriever.seed=0' in both and '--config.retriever.seed=1' in other
+  assert '--config.search.models=aligned_fused_reranked' in other
+
+
 def test_commands_share_stages_and_seed_only_students(tmp_path, capsys):
   rows = '{"first": ("bm25", {}), "mine": ("student", {"student.layers": (0, 1)})}'
   file = write(tmp_path, f'"""T."""\nROWS = {rows}')

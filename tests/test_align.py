@@ -314,6 +314,11 @@ def test_the_tokens_of_a_stage_are_estimated(tmp_path, monkeypatch):
   run.config.align.update(max_steps=3, refresh=1)  # before steps 2 and 3
   searched = retrieve.writing(run.config, model, 40)
   assert use.writes(run, model) == ([(b, 2 * n) for b, n in searched], 'searched 2 times')
+  run.config.retrieve.queries = 16  # are searched, so no more are learned
+  searched = retrieve.writing(run.config, model, 16)
+  assert use.writes(run, model) == ([(b, 2 * n) for b, n in searched], 'searched 2 times')
+  run.config.align.max_steps = 0
+  assert use.tokens(run) == (3 * 16 * (6 * 3 * 7 + 100), '16 queries, 3 times')
 
 
 def test_a_config_is_checked():

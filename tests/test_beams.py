@@ -273,6 +273,21 @@ def test_what_does_not_go_together_is_refused_before_a_search(changes, message):
     Searcher(network, variables, **arguments | changes)
 
 
+def test_an_index_that_does_not_fit_the_device_is_told_with_the_key_that_divides_it(monkeypatch):
+  place = sharding.place
+
+  def full(x, where):
+    if isinstance(x, np.ndarray) and x.dtype == np.int32:  # of the index, no parameters
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory.\nForty lines')
+    return place(x, where)
+
+  monkeypatch.setattr(sharding, 'place', full)
+  with pytest.raises(
+    UserError, match=r'the index: out of device memory: .*index \d.* config\.mesh\.model'
+  ):
+    searcher(EQUAL, [BODY])
+
+
 def test_a_network_that_cannot_write_is_refused():
   network, variables = reference.network('mistral', 6.0)
   with pytest.raises(UserError, match="head='lm'"):

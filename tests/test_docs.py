@@ -69,5 +69,8 @@ def test_commands_and_config_keys_that_are_named_exist(file):
     assert known, f'--config.{key}: no such key'
   for command in re.findall(r'(?:^|[`\s])disranker ([a-z]+)(?=[\s`])', text):
     assert command in cli.COMMANDS, f'disranker {command}: no such command'
+  for plan in re.findall(r'disranker plan [^`\n]*(?:\\\n[^`\n]*)*', text):
+    on_slice = re.search(r'--topology[= ]v', plan)
+    assert not on_slice or '--stage' in plan, f'{plan}: a TPU slice needs a --stage'
   for bench in re.findall(r'disranker bench ([a-z]+)', text):
     assert bench in benches(), f'disranker bench {bench}: no such bench'

@@ -123,6 +123,14 @@ class TestChanges:
     [line] = manifest.changes(BEFORE, {'seed': 0}, BEFORE['inputs'])
     assert 'config.sft.epochs' in line
 
+  def test_settings_that_a_stage_no_longer_reads_are_no_changes(self):
+    config = configs.defaults()
+    reads = manifest.reading(config, ('sft',))
+    assert reads('sft.epochs') and not reads('seed') and not reads('sft.save_every')
+    before = {'config': {'sft.epochs': 1.0, 'seed': 1, 'sft.gone': 2}, 'inputs': {}}
+    [line] = manifest.changes(before, {'sft.epochs': 1.0}, {}, reads)
+    assert line == 'config.sft.gone: was 2, is now not set'
+
   def test_inputs_that_came_or_went_are_changes(self):
     [line] = self.changes(inputs={'sft': 'eee'})
     assert 'sft' in line

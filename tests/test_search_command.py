@@ -74,7 +74,7 @@ def test_the_stage_of_another_system_is_refused_in_the_same_way(tmp_path):
   ('top', 'expected'), [(10, 'd2 d1 d0 d3 d4'), (1, 'd2'), (4, 'd2 d1 d0 d3')]
 )
 def test_the_best_pages_are_reranked_and_the_others_stay_behind(
-  tmp_path, monkeypatch, top, expected
+  tmp_path, monkeypatch, capsys, top, expected
 ):
   """As in the rows of the table: a re-ranker reads config.search.rerank pages of a query."""
   run, _ = search.open_trained(workdir(tmp_path, ALL, ALL), None)
@@ -86,6 +86,7 @@ def test_the_best_pages_are_reranked_and_the_others_stay_behind(
   class Searching:
     pages = types.SimpleNamespace(doc_ids=[doc.doc_id for doc in DOCS])
     model = types.SimpleNamespace(tokenizer=types.SimpleNamespace(backend_tokenizer=backend))
+    prompts = types.SimpleNamespace(lost=lambda query: 4 * (len(query) > 5))
 
     def __call__(self, queries):
       yield range(1), 0, found
@@ -103,5 +104,15 @@ def test_the_best_pages_are_reranked_and_the_others_stay_behind(
   assert [row['score'] for row in rows] == [2.0, 1.0, 0.0, None, None][:top]
   assert json.loads(json.dumps(rows)) == rows
   assert search.shown(rows, False).splitlines()[-1].split()[1] == ('2.00' if top == 1 else '-')
+  assert 'not read' not in capsys.readouterr().err
+  search.rows_of(run, (), search.parse_args([*arguments, '--query', 'a long query']))
+  said = capsys.readouterr()
+  assert 'the last 4 tokens of the query are not read: config.retriever.max_query_len=' in said.err
+  assert not said.out
   plain = search.rows_of(run, (), search.parse_args(arguments))
   assert [row['score'] for row in plain] == [10.0, 9.0, 8.0, 7.0, 6.0][:top]
+
+
+def test_more_pages_than_a_search_scores_are_refused():
+  with pytest.raises(UserError, match=r'--top=1501: a search scores 1,500 pages at most'):
+    search.parse_args(['--run', 'r', '--query', 'q', '--top', '1501'])

@@ -130,10 +130,9 @@ def settings(
 
 def is_seeded(table: result_table.Table, model: str) -> bool:
   """Whether the model depends on the seed of the table's subject."""
-  rows = table.rows
-  if model not in rows:  # a method that ranks by prompts, or a run from elsewhere
+  if model not in table.rows:  # a method that ranks by prompts, or a run from elsewhere
     return False
-  return any(rows[name].role == table.role for name in (model, *rows[model].fuses))
+  return table.role in table.roles_of(table.rows[model])
 
 
 def available(ablation: Ablation, args: argparse.Namespace) -> Ablation:

@@ -11,6 +11,7 @@ from disranker_jax import escaping
 from disranker_jax.commands.common import Parser, positive
 from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
+from disranker_jax.generative.evidence import PAGES
 from disranker_jax.pipeline import manifest
 from disranker_jax.progress import say
 
@@ -35,6 +36,8 @@ def parse_args(argv=None) -> argparse.Namespace:
   args = parser.parse_args(argv)
   if not args.query.strip():
     raise UserError('--query: is empty')
+  if args.top > PAGES:
+    raise UserError(f'--top={args.top}: a search scores {PAGES:,} pages at most')
   return args
 
 
@@ -69,6 +72,11 @@ def rows_of(run, stages, args) -> list[dict]:
   reranker = loaded.load(args.rerank) if args.rerank else None
   run.config.retrieve.hits = max(run.config.retrieve.hits, args.top)
   searching = retrieve.open_it(run, stages)
+  if lost := searching.prompts.lost(args.query):
+    say(
+      f'search: the last {lost:,} tokens of the query are not read: '
+      f'config.retriever.max_query_len={run.config.retriever.max_query_len} of the run'
+    )
   [(_, _, found)] = searching([args.query])
   ids, decode = searching.pages.doc_ids, searching.model.tokenizer.backend_tokenizer.decode
   if missing := [ids[page.page] for page in found if ids[page.page] not in texts]:

@@ -57,7 +57,10 @@ def run_settings(system: str) -> Section:
       for axis, size, comment in (
         ('data', -1, 'Devices on the data axis; -1: those that are left.'),
         ('fsdp', 1, 'Devices over which parameters and batches are sharded.'),
-        ('model', 1, 'Devices of tensor parallelism.'),
+        (
+          'model', 1,
+          'Devices of tensor parallelism, and those that share the index of generative retrieval.',
+        ),
       )
     },
     'validation': HELD_OUT,

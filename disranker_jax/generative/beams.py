@@ -25,6 +25,7 @@ from disranker_jax.models.network import Network
 
 ANCHORS = 2  # symbols of an index text above the vocabulary's
 MODEL = 'model'  # the mesh axis over which the parts of an index are sharded
+SHARDED = 'raise config.mesh.model, over whose devices the documents of the index are divided'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,14 @@ class Searcher:
     def place(tree):
       return jax.tree.map(lambda x: sharding.place(x, where), tree)
 
-    self.index = place(frontier.stack(parts, slack))
+    stacked = frontier.stack(parts, slack)
+    whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), stacked)
+
+    def needed() -> dict[str, int]:
+      return {'parameters': memory.per_device(variables), 'index': memory.per_device(whole)}
+
+    with memory.limited('retrieval: the index', needed, SHARDED):
+      self.index = jax.block_until_ready(place(stacked))
     self.starts = {v.name: place(_start(parts, v)) for v in views}
 
   def __call__(self, view: str, prompts: Sequence[Sequence[int]]) -> list[Written]:

@@ -7,11 +7,12 @@ vocabulary: they are never written, and mark where a title or a pseudo-query beg
 a title has no anchor TITLE.
 """
 
+import array
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,9 @@ from disranker_jax.generative.prompts import Prompts
 from disranker_jax.progress import say
 
 ARRAYS = ('text_N', 'starts_P', 'keys_P')  # of Pages
+# Characters that are tokenised at once. What a tokenizer returns takes about 100 bytes for a token,
+# three times as much as it takes to sort the suffixes.
+PIECE = 2**20
 
 
 def key(title: str, summary: str) -> int:
@@ -129,15 +133,12 @@ def build(
     raise UserError('config.data.documents: has no document; a retriever needs some to find')
   vocab, end = prompts.model.network.config.vocab, prompts.end
   views = prompts.model.settings.views
-  titles = prompts.texts([doc.title if 'title' in views else '' for doc in docs])
-  bodies = prompts.texts([doc.summary for doc in docs])
-  own = [queries.get(doc.doc_id, ()) if 'query' in views else () for doc in docs]
-  written = iter(prompts.texts([text for texts in own for text in texts]))
   seen: set[bytes] = set()
   counts = dict.fromkeys(('without a title', 'without a text', 'without a pseudo-query',
-                          'with a cut title', 'with the title of another page'), 0)  # fmt: skip
-  parts, starts, place = [], [], 0
-  for doc, title, body, texts in zip(docs, titles, bodies, own, strict=True):
+                          'with a cut title', 'with a cut pseudo-query',
+                          'with the title of another page'), 0)  # fmt: skip
+  text, starts = array.array('i'), array.array('q')  # they grow without a copy of each page
+  for doc, title, body, written in tokenised(docs, queries, prompts):
     page = []
     if doc.title.strip() and 'title' in views:
       room = prompts.length('title') - 1
@@ -149,17 +150,49 @@ def build(
       counts['without a title'] += 1
     counts['without a text'] += not doc.summary.strip()
     page += [body if doc.summary.strip() else body[:0], [end]]
-    for _ in texts:
-      page += [[vocab + 1], next(written)[: prompts.length('query') - 1], [end]]
-    counts['without a pseudo-query'] += 'query' in views and not texts
-    starts.append(place)
-    parts.append(np.concatenate(page).astype(np.int32))
-    place += len(parts[-1])
+    room = prompts.length('query') - 1
+    for query in written:
+      page += [[vocab + 1], query[:room], [end]]
+    counts['with a cut pseudo-query'] += any(len(query) > room for query in written)
+    counts['without a pseudo-query'] += 'query' in views and not written
+    starts.append(len(text))
+    text.frombytes(np.concatenate(page).astype(np.intc).tobytes())
   keys_P = np.array([key(doc.title, doc.summary) for doc in docs], np.uint64)
   doc_ids = tuple(doc.doc_id for doc in docs)
-  arrays = np.concatenate(parts), np.array(starts, np.int64), keys_P
-  found = Pages(*arrays, doc_ids, vocab, end)
+  text_N = np.frombuffer(text, np.intc).astype(np.int32, copy=False)
+  found = Pages(text_N, np.array(starts, np.int64), keys_P, doc_ids, vocab, end)
   return found, {what: count for what, count in counts.items() if count}
+
+
+def tokenised(
+  docs: Sequence[Document], queries: Mapping[str, Sequence[str]], prompts: Prompts
+) -> Iterator[tuple[Document, np.ndarray, np.ndarray, list[np.ndarray]]]:
+  """(document, tokens of its title, of its text, and of each pseudo-query), for all documents.
+
+  About PIECE characters are tokenised at once.
+  """
+  views, titled = prompts.model.settings.views, 'title' in prompts.model.settings.views
+  for piece in pieces(docs):
+    titles = prompts.texts([doc.title if titled else '' for doc in piece])
+    bodies = prompts.texts([doc.summary for doc in piece])
+    own = [queries.get(doc.doc_id, ()) if 'query' in views else () for doc in piece]
+    written = iter(prompts.texts([text for texts in own for text in texts]))
+    for doc, title, body, texts in zip(piece, titles, bodies, own, strict=True):
+      yield doc, title, body, [next(written) for _ in texts]
+
+
+def pieces(docs: Sequence[Document]) -> Iterator[list[Document]]:
+  """The documents in order, in lists of at most PIECE characters, or of one document."""
+  piece, size = [], 0
+  for doc in docs:
+    own = len(doc.title) + len(doc.summary)
+    if piece and size + own > PIECE:
+      yield piece
+      piece, size = [], 0
+    piece.append(doc)
+    size += own
+  if piece:
+    yield piece
 
 
 def say_counts(pages: Pages, counts: Mapping[str, int]) -> None:

@@ -79,12 +79,22 @@ class Prompts:
 
   def __call__(self, query: str, view: str) -> list[int]:
     """The prompt of a view; a long query is cut at its end."""
+    ids, most = self._asked(query, view)
+    return [*self._start, *ids[:most], *self._around[view].after_ids]
+
+  def lost(self, query: str) -> int:
+    """The tokens at the end of a query that no prompt has room for."""
+    asked = (self._asked(query, view) for view in self.model.settings.views)
+    return max(0, *(len(ids) - most for ids, most in asked))
+
+  def _asked(self, query: str, view: str) -> tuple[list[int], int]:
+    """(tokens of the prompt up to the query's end, how many of them there is room for)."""
     around = self._around[view]
     [ids] = tokenising.text_ids(self.model.tokenizer, [around.before + query])
     pairs = zip(around.before_ids, ids, strict=False)
     # A blank before the query is part of the query's first token.
     shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return [*self._start, *ids[: shared + self.model.settings.max_query_len], *around.after_ids]
+    return ids, shared + self.model.settings.max_query_len
 
   @functools.cached_property
   def _start(self) -> list[int]:

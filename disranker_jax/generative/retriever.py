@@ -8,9 +8,9 @@ import jax
 
 from disranker_jax.config.settings import Key, Section, above, at_least, between, one_of
 from disranker_jax.devices import memory, processes
-from disranker_jax.generative.beams import Searcher
+from disranker_jax.generative.beams import SHARDED, Searcher
 from disranker_jax.generative.decoding import View
-from disranker_jax.generative.evidence import CAPPED, MEAN, MEAN_TOKENS, Evidence
+from disranker_jax.generative.evidence import CAPPED, MEAN, MEAN_TOKENS, PAGES, Evidence
 from disranker_jax.generative.pages import Pages
 from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.records import Found, Ngram
@@ -42,7 +42,11 @@ SETTINGS: Section = {
   'most_count': Key(
     1500, at_least(1), 'N-grams that occur more often find no page; they count in those found.'
   ),
-  'hits': Key(100, at_least(1), 'Pages per query.'),
+  'hits': Key(
+    100, between(1, PAGES),
+    'Pages per query in the result table; training queries keep depth of them.',
+    affects_results=False,  # rows of the table are told themselves
+  ),
   'batch_rows': Key(16, at_least(1), 'Queries that are searched together.'),
 }  # fmt: skip
 
@@ -56,6 +60,7 @@ class Retriever:
 
   Args:
     c: the section with SETTINGS.
+    hits: pages of a query, at most evidence.PAGES; 0: `c.hits`.
   """
 
   model: TextModel
@@ -65,6 +70,7 @@ class Retriever:
   c: object
   mesh: jax.sharding.Mesh
   watchdog_s: float = 0.0
+  hits: int = 0
   tokens: int = 0  # that were written in all beams
   seconds: float = 0.0
 
@@ -75,7 +81,7 @@ class Retriever:
       for view in self.model.settings.views
     ]
     self.evidence = Evidence(self.suffixes, self.pages.starts_P, self.c)
-    # On a model axis each device holds the pages of its part.
+    # On a model axis each device holds the pages of its part; of fewer pages it holds all.
     parts, index = self.mesh.shape['model'], self.suffixes
     if 1 < parts <= len(self.pages):
       index = index.split(self.pages.starts_P, parts)
@@ -96,7 +102,8 @@ class Retriever:
     if units is None:
       units = (range(i, min(i + rows, len(queries))) for i in range(0, len(queries), rows))
     lower = (
-      'lower config.retrieve.batch_rows or beams, or set config.retriever.param_dtype=bfloat16'
+      'lower config.retrieve.batch_rows or beams, set config.retriever.param_dtype=bfloat16, or '
+      f'{SHARDED}'
     )
     with (
       memory.limited('retrieval', self.searcher.needs, lower),
@@ -124,6 +131,6 @@ class Retriever:
     steps = sum(map(self.prompts.length, self.model.settings.views))
     self.tokens += steps * self.c.beams * self.c.batch_rows
     return [
-      self.evidence(own, singles, self.c.hits)
+      self.evidence(own, singles, self.hits or self.c.hits)
       for own, singles in zip(ngrams, unigrams, strict=True)
     ]

@@ -15,7 +15,7 @@ from disranker_jax.generative.retriever import SETTINGS as SEARCH
 from disranker_jax.generative.stages import index, retrieve
 from disranker_jax.pipeline.stage import Run, Use
 from disranker_jax.progress import Progress
-from disranker_jax.stages import collection_rows, documents, prepare
+from disranker_jax.stages import collection_rows, documents, evaluate, prepare
 from disranker_jax.stages.collection_rows import STAGE, per_query, with_first_stage, with_reranker
 from disranker_jax.stages.result_table import Ranking, Row, Table
 
@@ -143,6 +143,11 @@ ROWS = {
 }  # fmt: skip
 SETTINGS: Section = {
   **collection_rows.SETTINGS,
+  'batch_rows': Key(
+    evaluate.BATCH_ROWS, at_least(1),
+    'Rows per batch where export compares the folder with the retriever; retrieve.batch_rows has '
+    'the queries that are searched together.', affects_results=False,
+  ),
   'training_queries': Key(
     100, at_least(0),
     'Training queries that are searched too: what the retriever finds for them is what it learned '
@@ -156,7 +161,7 @@ TABLE = Table(
   subject='aligned', models=('aligned', 'ltrgr', 'memorised'), reranks=False,
   columns=('hits@1', 'hits@5', 'hits@20', 'mrr@10', 'ndcg@10'),
   kept=('hits@1', 'hits@5', 'hits@20', 'mrr@10', 'ndcg@10', 'recall@100'), main='mrr@10',
-  tested=('mrr@10', 'hits@5'), costs=('ms_per_query',), settings=SETTINGS,
+  tested=('mrr@10', 'hits@5', 'hits@20'), costs=('ms_per_query',), settings=SETTINGS,
   check=collection_rows.check, check_records=check_records, documents=documents_of,
   command='search', command_needs=tuple(names[-1] for names in TRAINED.values()),
 )  # fmt: skip

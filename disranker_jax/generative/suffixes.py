@@ -80,8 +80,8 @@ class Suffixes:
       raise UserError('the collection is empty: there are no tokens to index; check its address')
     if len(text_N) >= LIMIT - depth - window:  # places a little behind the end are counted too
       raise UserError(
-        f'the collection has {len(text_N):,} tokens, and an index holds less than {LIMIT:,}; split '
-        'the collection'
+        f'the collection has {len(text_N):,} tokens, and an index holds less than {LIMIT:,}; give '
+        'config.data.documents fewer or shorter documents, or lower config.index.queries'
       )
     wrong = (text_N < 0) | (text_N >= symbols)
     if wrong.any():

@@ -118,7 +118,10 @@ class Pipeline:
     for stage in self.chosen:
       state = self.state(stage, self.again)
       others = [manifest.read(other.folder(stage.name)) for other in donors]
-      taken = any(m and m['status'] == 'done' and m['config'] == state.wanted for m in others)
+      taken = any(
+        m and m['status'] == 'done' and not self.changes(stage, m, state.wanted, m['inputs'])
+        for m in others
+      )
       if not state.is_done and not taken:
         found.append(stage)
     return found
@@ -178,9 +181,14 @@ class Pipeline:
     before = None if stage.name in again else manifest.read(folder)
     wanted = manifest.settings_of(self.run.config, stage.sections)
     current = {n: None if n in again else v for n, v in self.inputs(stage).items()}
-    changes = manifest.changes(before, wanted, current) if before else []
+    changes = self.changes(stage, before, wanted, current) if before else []
     done = before is not None and before['status'] == 'done' and stage.is_complete(self.run)
     return State(before, done, wanted, current, changes)
+
+  def changes(self, stage: Stage, before: dict, wanted: dict, inputs: dict) -> list[str]:
+    """What has changed since a stage was started, by its manifest."""
+    reads = manifest.reading(self.run.config, stage.sections)
+    return manifest.changes(before, wanted, inputs, reads)
 
   def inputs(self, stage: Stage) -> dict[str, str | None]:
     """Fingerprints of what a stage is made from; None for an earlier stage that is not done."""
@@ -233,7 +241,7 @@ class Pipeline:
     for other in donors:
       source = other.folder(stage.name)
       before = manifest.read(source)
-      same = before and not manifest.changes(before, state.wanted, state.inputs)
+      same = before and not self.changes(stage, before, state.wanted, state.inputs)
       if same and before['status'] == 'done':
         refuse_links(source)
         with files.replacing(folder) as new:

@@ -58,5 +58,7 @@ def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
 
 
 def seeded(table: Table) -> list[Row]:
-  """The rows whose model has the subject's role and is trained by the run."""
-  return [row for row in table.rows.values() if row.role == table.role and row.trained_by]
+  """The rows that rank by a model of the subject's role that the run trains, re-ranked ones too."""
+  return [
+    row for row in table.rows.values() if row.trained_by and table.role in table.roles_of(row)
+  ]

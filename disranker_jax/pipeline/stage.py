@@ -91,6 +91,8 @@ class Stage:
   check         tests relations between settings; raises UserError
   role          the model that it trains or runs: a role of the system, or ''
   models        the roles whose models it opens; by default `role`
+  keys          the dotted keys that its result depends on beside its own section; by default the
+                run's seed and all settings of its models
   uses          config -> the models that it opens and what it does with them; by default `role`
   check_models  tests relations between opened models: (config, {label: model}); raises UserError
   check_records  tests the prepared records, as soon as there are any: run; raises UserError
@@ -128,6 +130,7 @@ class Stage:
   check: Callable[[ConfigDict], None] = lambda config: None
   role: str = ''
   models: tuple[str, ...] = ()
+  keys: tuple[str, ...] = ()
   uses: Callable[[ConfigDict], tuple[Use, ...]] | None = None
   check_models: Callable[[ConfigDict, Mapping[str, TextModel]], None] = lambda config, models: None
   check_records: Callable[[Run], None] = lambda run: None
@@ -161,7 +164,9 @@ class Stage:
 
   @property
   def sections(self) -> tuple[str, ...]:
-    """The parts of the config that its result depends on."""
+    """The parts of the config that its result depends on, sections and dotted keys."""
+    if self.keys:
+      return (*self.keys, self.section)
     held_out = ('validation',) if self.task else ()
     return ('seed', *self.models, *held_out, self.section) if self.models else (self.section,)
 

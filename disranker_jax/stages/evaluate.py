@@ -31,6 +31,8 @@ from disranker_jax.report import tables
 from disranker_jax.stages import prepare, result_table
 from disranker_jax.stages.result_table import Lacking, Row, Table
 
+BATCH_ROWS = 64  # by default
+
 
 def execute(run: Run) -> dict:
   """<row>.run, <row>.json, per_query.csv and results.json for the rows that the config names.
@@ -102,13 +104,15 @@ def made_from(run: Run, row: Row) -> str:
   """A fingerprint of the settings and inputs that a row depends on."""
   stage = manifest.read(folder_of(run)) or {'config': {}, 'inputs': {}}
   table = result_table.of(run.config)
-  roles = {row.role, *(table.rows[name].role for name in row.fuses)}
+  roles = table.roles_of(row)
   sections = {'seed', table.stage, *roles}
   inputs = {f'prepare {kind}' for kind in ('test', *row.reads_records)} | {*row.reads_stages}
   inputs |= {f'{role}.{key}' for role in roles for key in ('model', 'init_from')}
   trained = {name: manifest.read(run.folder(name)) for name in row.stages(run.config)}
+  # Finished rows have it, also those of tables for which it decides nothing now.
+  settings = {f'{table.stage}.batch_rows': BATCH_ROWS} | stage['config']
   return manifest.digest([
-    {k: v for k, v in stage['config'].items() if k.split('.')[0] in sections},
+    {k: v for k, v in settings.items() if k.split('.')[0] in sections},
     {k: v for k, v in stage['inputs'].items() if k in inputs | trained.keys()},
     # Not every device repeats a training to the bit.
     {name: done.get('finished') for name, done in trained.items() if done},
@@ -182,7 +186,7 @@ def uses(config) -> tuple[Use, ...]:
 def settings_of(table: Table) -> Section:
   """The keys of the stage's section."""
   return {
-    'batch_rows': Key(64, at_least(1), 'Rows of row_len tokens per batch.'),
+    'batch_rows': Key(BATCH_ROWS, at_least(1), 'Rows of row_len tokens per batch.'),
     'models': Key(
       tuple(table.rows), list_of(one_of(*table.rows), distinct=True),
       'The rows of the result table.', affects_results=False,

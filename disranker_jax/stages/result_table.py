@@ -198,6 +198,11 @@ class Table:
       return {}
     return {name: why for name in named if (why := self.rows[name].lacks(config))}
 
+  def roles_of(self, row: Row) -> frozenset[str]:
+    """The roles whose models a row ranks with: its own, and those of the rows that it fuses."""
+    fused = (self.roles_of(self.rows[name]) for name in row.fuses)
+    return frozenset({row.role} - {''}).union(*fused)
+
   def row_title(self, name: str, results: Mapping[str, Mapping] | None = None) -> str:
     """A row's title: the one in its results, else that of its kind, else its name."""
     found = (results or {}).get(name, {}).get('title')

@@ -110,15 +110,20 @@ def check_head(config, stage: str, role: str, model: TextModel) -> None:
 
 def check_scored_head(config, role: str, model: TextModel) -> None:
   """Raises: UserError if the head that scores is neither the folder's nor trained by a stage."""
+  from disranker_jax.pipeline import systems  # which imports the stages
+
   network = model.network
   given = 'sft' in config.stages or config[role].init_from
   if network.head != 'rank' or given or config[role].model in tiny.CONFIGS:  # random in any case
     return
   if missing := hf.lacking(model.folder, network):
+    likelihood = f"config.{role}.scorer='query_likelihood' for a decoder"
+    trains = any(stage.name == 'sft' for stage in systems.of(config).stages)
+    advice = f'list sft, name a reranker, or set {likelihood}'
     raise UserError(
-      f'config.stages: lists score without sft, and {model.folder} has no head of its own '
-      f'({", ".join(missing)} missing), so the scores would be random; list sft, name a reranker, '
-      f"or a decoder with config.{role}.scorer='query_likelihood'"
+      f'config.stages: lists score{" without sft" if trains else ""}, and {model.folder} has no '
+      f'head of its own ({", ".join(missing)} missing), so the scores would be random; '
+      f'{advice if trains else f"set {likelihood}, or name a reranker"}'
     )
 
 

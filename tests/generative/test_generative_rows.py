@@ -1,18 +1,25 @@
 """Rows of DGR's result table, without a model."""
 
+import dataclasses
+import json
 import types
 
 import pytest
 
 from disranker_jax import config as configs
 from disranker_jax.data.records import Group
+from disranker_jax.errors import UserError
 from disranker_jax.generative import rows
 from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.records import Found
-from disranker_jax.generative.stages import retrieve
+from disranker_jax.generative.stages import index, retrieve
 from disranker_jax.models.writing import Beams
+from disranker_jax.pipeline import manifest, seeds
+from disranker_jax.pipeline.runner import Pipeline
 from disranker_jax.pipeline.stage import Run
-from disranker_jax.stages import collection_rows, prepare
+from disranker_jax.pipeline.systems import SEARCH
+from disranker_jax.report import intervals
+from disranker_jax.stages import collection_rows, evaluate, prepare, roles
 
 
 @pytest.mark.parametrize(
@@ -53,6 +60,116 @@ def test_the_estimate_counts_every_view_of_the_queries_that_are_to_be_searched(
   assert use.writes(run, model) == ([(title, 2), (body, 2)], '18 queries')
   row = rows.ROWS['aligned'].use(c)
   assert row.writes(run, model) == ([(title, 5), (body, 5)], '65 queries')
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'again'),
+  [
+    ('retriever.seed', 7, False),
+    ('seed', 7, False),
+    ('retriever.lora_rank', 8, False),
+    ('retriever.length', 9, False),
+    ('retriever.title_template', '{query}\n\nA title:', False),
+    ('retriever.views', ('title', 'body'), True),
+    ('retriever.title_length', 9, True),
+    ('retriever.query_length', 9, True),
+    ('retriever.model', 'tiny-decoder', True),
+    ('index.queries', 1, True),
+  ],
+)
+def test_the_index_is_stale_after_changes_of_what_it_reads_alone(tmp_path, key, value, again):
+  """Also one whose manifest has all settings of the retriever, as it had before."""
+  c = configs.defaults('dgr')
+  every = configs.flatten(c)
+  then = {
+    k: v for k, v in every.items() if k == 'seed' or k.split('.')[0] in ('index', 'retriever')
+  }
+  pipeline = Pipeline(Run(c, tmp_path, None))
+  found = {'config': manifest.settings_of(c, index.STAGE.sections), 'inputs': {}}
+  old = {'config': then, 'inputs': {}}
+  assert len(old['config']) > 2 * len(found['config'])
+  c.update_from_flattened_dict({key: value})
+  wanted = manifest.settings_of(c, index.STAGE.sections)
+  for before in (found, old):
+    assert bool(pipeline.changes(index.STAGE, before, wanted, {})) == again
+
+
+def test_rows_do_not_depend_on_the_batches_of_export(tmp_path):
+  """Rows of a run whose manifest has them stay good when another row is added."""
+  c = configs.defaults('dgr')
+  run = Run(c, tmp_path, None)
+  row = dataclasses.replace(rows.ROWS['aligned'], reads=lambda config: None)
+  (tmp_path / 'search').mkdir()
+
+  def made(**more) -> str:
+    wanted = manifest.settings_of(c, SEARCH.sections) | more
+    manifest.write_json(tmp_path / 'search' / 'manifest.json', {'config': wanted, 'inputs': {}})
+    return evaluate.made_from(run, row)
+
+  before = made()
+  assert before == made(**{'search.batch_rows': 64})  # of an earlier run
+  c.search.batch_rows = 32
+  assert before == made()
+  c.search.min_relevance = 2
+  assert before != made()
+
+
+def test_queries_that_nothing_reads_are_told_before_they_are_written(tmp_path, capsys):
+  c = configs.defaults('dgr')
+  index.STAGE.check_records(Run(c, tmp_path, None))
+  assert not capsys.readouterr().err
+  c.retriever.views = ('title', 'body')
+  index.STAGE.check_records(Run(c, tmp_path, None))
+  assert "has 'generate', but nothing reads the queries" in capsys.readouterr().err
+  c.stages = tuple(stage for stage in c.stages if stage != 'generate')
+  index.STAGE.check_records(Run(c, tmp_path, None))
+  assert not capsys.readouterr().err
+
+
+def test_a_teacher_without_a_head_gets_advice_that_its_system_can_follow(monkeypatch):
+  monkeypatch.setattr(roles.hf, 'lacking', lambda folder, network: ['score.weight'])
+  model = types.SimpleNamespace(network=types.SimpleNamespace(head='rank'), folder='/models/llm')
+  with pytest.raises(UserError) as error:
+    roles.check_scored_head(configs.defaults('dgr'), 'teacher', model)
+  assert "set config.teacher.scorer='query_likelihood'" in str(error.value)
+  assert 'sft' not in str(error.value)
+  c = configs.defaults()
+  c.stages = ('prepare', 'score')
+  with pytest.raises(
+    UserError, match=r'lists score without sft.*; list sft, name a reranker, or set'
+  ):
+    roles.check_scored_head(c, 'teacher', model)
+
+
+def test_hits_20_is_tested_as_the_rows_are_compared_by_it():
+  names = list(rows.ROWS)
+  values = {name: {f'q{i}': dict.fromkeys(rows.TABLE.kept, float(i % 3 == 0)) for i in range(9)}
+            for name in names}  # fmt: skip
+  found = intervals.analyse(rows.TABLE, values, samples=20)
+  assert {metric for *_, metric in found.differences} == {'mrr@10', 'hits@5', 'hits@20'}
+
+
+def test_another_seed_repeats_every_row_that_a_trained_retriever_is_in(monkeypatch):
+  monkeypatch.setattr(collection_rows.loaded, 'check', lambda folder: {})
+  c = configs.defaults('dgr')
+  c.data.update({kind: f'jsonl:{kind}.jsonl' for kind in ('judgements', 'test', 'documents')})
+  c.search.reranker = '/a/student'
+  changed = seeds.with_seed(c, 7)
+  assert set(changed.search.models) == set(rows.ROWS) - {'bm25', 'bm25_reranked'}
+  assert changed.retriever.seed == 7
+
+
+def test_a_row_of_a_row_is_filled_again_after_changes_of_the_model_of_both(tmp_path):
+  run = Run(configs.defaults('dgr'), tmp_path, None)
+  (tmp_path / 'search').mkdir()
+
+  def made(key: str) -> str:
+    found = {'config': {key: 1}, 'inputs': {}}
+    (tmp_path / 'search' / 'manifest.json').write_text(json.dumps(found))
+    row = dataclasses.replace(rows.ROWS['aligned_fused_reranked'], reads=lambda config: None)
+    return evaluate.made_from(run, row)
+
+  assert made('retriever.max_query_len') != made('teacher.max_query_len') == made('teacher.seed')
 
 
 @pytest.mark.parametrize('known', [[], [('learned', 0), ('by heart', 1)]])

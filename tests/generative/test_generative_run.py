@@ -162,6 +162,23 @@ def test_the_best_pages_of_a_row_and_of_the_command_are_reranked(done, tmp_path,
   assert [row['score'] is None for row in rows] == [i >= 5 for i in range(len(rows))]
 
 
+def test_training_queries_keep_as_many_pages_as_depth_whatever_hits_is(done, tmp_path, capsys):
+  data, workdir = done
+  stages = 'prepare', 'cpt', 'generate', 'index', 'memorise', 'retrieve'
+  c = config(data, stages=stages, retrieve__hits=2, retrieve__depth=7)
+  runner.run(c, tmp_path / 'run', reuse=[workdir])
+  queries = len(queries_of(data / 'judgements.jsonl'))
+  found = list(read(Shards(tmp_path / 'run' / 'retrieve' / 'shards', queries, None, FORMAT)))
+  assert max(len(one.pages) for one in found) == 7
+  before = read(Shards(workdir / 'retrieve' / 'shards', queries, None, FORMAT))
+  for one, other in zip(found, before, strict=True):
+    assert [doc_id for doc_id, _ in other.pages] == [doc_id for doc_id, _ in one.pages[:4]]
+  capsys.readouterr()
+  c.retrieve.hits = 50
+  runner.run(c, tmp_path / 'run')
+  assert 'all is done' in capsys.readouterr().err
+
+
 def test_without_the_body_no_page_is_found_by_it(done, tmp_path):
   """The views of configs/dgr_quick.py."""
   data, workdir = done

@@ -10,6 +10,7 @@ import small_tokenizers
 
 from disranker_jax import config as configs
 from disranker_jax.config import settings
+from disranker_jax.data import tokenising
 from disranker_jax.data.records import Document
 from disranker_jax.devices import memory
 from disranker_jax.errors import UserError
@@ -88,6 +89,35 @@ def test_a_long_title_is_cut_with_its_end_and_counted():
   _, pages, counts = built(title_length=3)
   assert len(pages[0].title) == 3 and pages[0].title[-1] == pages.end
   assert counts['with a cut title'] >= 1
+
+
+def test_pages_with_a_long_pseudo_query_are_counted():
+  assert 'with a cut pseudo-query' not in built(queries={'a': ['list sort']})[2]
+  _, pages, counts = built(queries={'a': ['list sort', 'a b c d', 'e f g h'], 'b': ['a b c d']},
+                           query_length=4)  # fmt: skip
+  assert counts['with a cut pseudo-query'] == 2 and len(pages[0].queries[1]) == 4
+  assert 'with a cut pseudo-query' not in built(views=('title', 'body'))[2]
+
+
+def test_the_tokenizer_gets_little_text_at_once_and_the_pages_are_the_same(monkeypatch):
+  """What it returns takes more memory than anything else of the stage."""
+  docs = [dataclasses.replace(doc, doc_id=f'{i}{doc.doc_id}') for i in range(10) for doc in DOCS]
+  queries = {doc.doc_id: QUERIES.get(doc.doc_id[-1], ()) for doc in docs}
+  _, whole, counts = built(docs, queries)
+  text_ids, sizes = tokenising.text_ids, []
+
+  def watched(tokenizer, texts):
+    sizes.append(sum(map(len, texts)))
+    return text_ids(tokenizer, texts)
+
+  monkeypatch.setattr(tokenising, 'text_ids', watched)
+  monkeypatch.setattr(collection, 'PIECE', 150)
+  _, pages, again = built(docs, queries)
+  assert len(sizes) > 40 and max(sizes) < 300  # blanks and marks count too
+  for name in collection.ARRAYS:
+    np.testing.assert_array_equal(getattr(pages, name), getattr(whole, name))
+    assert getattr(pages, name).dtype == getattr(whole, name).dtype
+  assert (pages.doc_ids, again) == (whole.doc_ids, counts)
 
 
 def test_control_tokens_in_a_page_are_text():
@@ -243,6 +273,15 @@ def test_prompts_differ_by_view_and_cut_the_query_only():
   endings = {view: text(prompts, prompts('a', view)).rpartition('\n')[2] for view in
              ('title', 'body', 'query')}  # fmt: skip
   assert endings == {'title': 'Title:', 'body': 'Text:', 'query': 'Query:'}
+
+
+def test_the_tokens_of_a_query_that_no_prompt_reads_are_counted():
+  prompts = opened(max_query_len=3)
+  query = 'one two three four five six'
+  whole = opened(max_query_len=50)
+  for view in ('title', 'body', 'query'):
+    assert prompts.lost(query) == len(whole(query, view)) - len(prompts(query, view)) > 0
+  assert whole.lost(query) == prompts.lost('one') == 0
 
 
 def test_what_follows_a_prompt_is_predicted_and_nothing_else():

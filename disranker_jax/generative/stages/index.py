@@ -36,6 +36,7 @@ def build(run) -> dict:
   collection.say_counts(pages, counts)
   check_views(run.config.retriever.views, counts, len(pages))
   folder, tokens = run.folder('index'), len(pages.text_N)
+  del docs  # the sorted suffixes take the most memory
   device, host = map(memory.size, suffixes.memory(tokens))
   say(
     f'index: a device will hold {device} of it, and tables of frequent n-grams; the host holds '
@@ -73,6 +74,17 @@ def pseudo_queries(run) -> dict[str, list[str]]:
   return found
 
 
+def check_records(run: Run) -> None:
+  """Says it, before any is written, if nothing reads the pseudo-queries."""
+  c = run.config
+  read = 'query' in c.retriever.views or 'retrieve' not in c.stages  # score reads them then
+  if 'generate' in c.stages and not read:
+    say(
+      "warning: config.stages: has 'generate', but nothing reads the queries that it writes, since "
+      "config.retriever.views lacks 'query'; take 'generate' out, or add 'query' to the views"
+    )
+
+
 def load(run) -> tuple[Pages, Suffixes]:
   """What the stage wrote."""
   folder = run.folder('index')
@@ -97,6 +109,8 @@ SETTINGS: Section = {
 
 STAGE = Stage(
   'index', 'pages become searchable by their n-grams', execute, SETTINGS, models=('retriever',),
+  # Its tokenizer, what there is of a page, and how long it is.
+  keys=tuple(f'retriever.{name}' for name in ('model', 'views', 'title_length', 'query_length')),
   check=prompts.check, uses=lambda config: (), outside=outside, reads_stages=('generate',),
-  requires=lambda config: {},
+  requires=lambda config: {}, check_records=check_records,
 )  # fmt: skip

@@ -23,7 +23,7 @@ from disranker_jax.generative.stages import refresh, retrieve
 from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.pipeline.stage import Use, Writing
 from disranker_jax.progress import say
-from disranker_jax.stages import held_out, prepare, roles
+from disranker_jax.stages import held_out, roles
 from disranker_jax.stages.held_out import LOSS, TAU
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
@@ -83,7 +83,7 @@ class Method:
     step = c.batch_rows * settings.row_len * c.gradient_accumulation_steps
 
     def tokens(run) -> tuple[float, str]:
-      queries = len(prepare.records(run, 'judgements'))
+      queries = len(retrieve.queries(run))
       total = c.epochs * queries * (self.pages(c) * c.ngrams * NGRAM + OTHERS)
       total = min(total, c.max_steps * step) if c.max_steps else total
       return total, f'{queries:,} queries, {c.epochs:g} times'
@@ -92,7 +92,7 @@ class Method:
       times = int((tokens(run)[0] / step - 1) // c.refresh) if c.refresh else 0
       if times < 1:
         return [], ''
-      each = retrieve.writing(config, model, len(prepare.records(run, 'judgements')))
+      each = retrieve.writing(config, model, len(retrieve.queries(run)))
       return [(beams, times * count) for beams, count in each], f'searched {times} times'
 
     opened = functools.partial(open_model, settings, 'lm')

@@ -11,13 +11,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from disranker_jax import escaping
-from disranker_jax.config.settings import Key, Section, at_least
+from disranker_jax.config.settings import Key, Section, at_least, between
 from disranker_jax.data import store
 from disranker_jax.data.records import UNJUDGED, Group
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
 from disranker_jax.generative import prompts, retrieved, retriever
+from disranker_jax.generative.evidence import PAGES
 from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.records import Found
 from disranker_jax.generative.retrieved import FORMAT, Retrieved
@@ -33,13 +34,15 @@ from disranker_jax.rankers.shards import Shards
 from disranker_jax.stages import collection_rows, documents, prepare, roles
 
 
-def open_it(run, stages: tuple[str, ...] = ('memorise',)) -> Retriever:
-  """The retriever with the parameters that some stages trained, in order."""
+def open_it(run, stages: tuple[str, ...] = ('memorise',), hits: int = 0) -> Retriever:
+  """The retriever with the parameters that some stages trained, in order; `hits` as it has them."""
   model = index.open_retriever(run.config)
   variables = roles.trained(run, 'retriever', model, stages)
   pages, suffixes = index.load(run)
   watchdog_s = run.config.watchdog_s
-  return Retriever(model, variables, pages, suffixes, run.config.retrieve, run.mesh, watchdog_s)
+  return Retriever(
+    model, variables, pages, suffixes, run.config.retrieve, run.mesh, watchdog_s, hits
+  )
 
 
 def queries(run) -> Sequence[Group]:
@@ -60,14 +63,16 @@ def maker(run) -> dict:
   return {
     'model': model.model,
     'parameters': [manifest.read(run.folder(stage))['fingerprint'] for stage in trained],
-    **{name: c[name] for name in (*retriever.SETTINGS, 'matches', 'depth')},
+    **{name: c[name] for name in (*retriever.SETTINGS, 'matches', 'depth') if name != 'hits'},
   }
 
 
 def execute(run: Run) -> dict:
   groups = queries(run)
   shards = open_shards(run, len(groups), maker(run))
-  facts = fill(run, groups, shards, lambda: open_it(run), 'retrieve')
+  facts = fill(
+    run, groups, shards, lambda: open_it(run, hits=run.config.retrieve.depth), 'retrieve'
+  )
   return (processes.first_alone('retrieve: finish', lambda: finish(run, groups)) or {}) | facts
 
 
@@ -103,10 +108,9 @@ def search_missing(
 
 
 def kept_of(run, searching: Retriever, found: Sequence[Found]) -> list[tuple[str, Found]]:
-  """The best pages with their document ids, each with its best matches."""
+  """The pages with their document ids, each with its best matches."""
   c, ids = run.config.retrieve, searching.pages.doc_ids
-  best = found[: c.depth]
-  return [(ids[p.page], dataclasses.replace(p, matches=p.matches[: c.matches])) for p in best]
+  return [(ids[p.page], dataclasses.replace(p, matches=p.matches[: c.matches])) for p in found]
 
 
 def finish(run, groups: Sequence[Group]) -> dict:
@@ -265,7 +269,9 @@ ROWS = ('retrieve.batch_rows', 'retrieve.beams')  # whose product is the rows of
 SETTINGS: Section = {
   **retriever.SETTINGS,
   'queries': Key(0, at_least(0), 'Training queries that are searched; 0: all of judgements.'),
-  'depth': Key(20, at_least(2), 'Pages of a query that are kept, and scored by the teacher.'),
+  'depth': Key(
+    20, between(2, PAGES), 'Pages of a training query that are found, and scored by the teacher.'
+  ),
   'matches': Key(40, at_least(1), 'N-grams of a page that are kept, the best ones.'),
   'shown': Key(
     20, at_least(0), 'Queries whose pages are listed in samples.md.', affects_results=False
