@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -171,26 +171,42 @@ def tokenised(
 
   About PIECE characters are tokenised at once.
   """
-  views, titled = prompts.model.settings.views, 'title' in prompts.model.settings.views
-  for piece in pieces(docs):
-    titles = prompts.texts([doc.title if titled else '' for doc in piece])
-    bodies = prompts.texts([doc.summary for doc in piece])
-    own = [queries.get(doc.doc_id, ()) if 'query' in views else () for doc in piece]
-    written = iter(prompts.texts([text for texts in own for text in texts]))
-    for doc, title, body, texts in zip(piece, titles, bodies, own, strict=True):
-      yield doc, title, body, [next(written) for _ in texts]
+  views = prompts.model.settings.views
+
+  def texts_of(doc: Document) -> Texts:
+    title = doc.title if 'title' in views else ''
+    return Texts(doc, title, queries.get(doc.doc_id, ()) if 'query' in views else ())
+
+  for piece in pieces(map(texts_of, docs)):
+    titles = prompts.texts([page.title for page in piece])
+    bodies = prompts.texts([page.doc.summary for page in piece])
+    written = iter(prompts.texts([query for page in piece for query in page.queries]))
+    for page, title, body in zip(piece, titles, bodies, strict=True):
+      yield page.doc, title, body, [next(written) for _ in page.queries]
 
 
-def pieces(docs: Sequence[Document]) -> Iterator[list[Document]]:
-  """The documents in order, in lists of at most PIECE characters, or of one document."""
+@dataclasses.dataclass(frozen=True)
+class Texts:
+  """What is tokenised of a page: its title, the document's text and the pseudo-queries."""
+
+  doc: Document
+  title: str  # empty without the view
+  queries: Sequence[str]
+
+  @property
+  def characters(self) -> int:
+    return len(self.title) + len(self.doc.summary) + sum(map(len, self.queries))
+
+
+def pieces(pages: Iterable[Texts]) -> Iterator[list[Texts]]:
+  """The pages in order, in lists of at most PIECE characters, or of one page."""
   piece, size = [], 0
-  for doc in docs:
-    own = len(doc.title) + len(doc.summary)
-    if piece and size + own > PIECE:
+  for page in pages:
+    if piece and size + page.characters > PIECE:
       yield piece
       piece, size = [], 0
-    piece.append(doc)
-    size += own
+    piece.append(page)
+    size += page.characters
   if piece:
     yield piece
 

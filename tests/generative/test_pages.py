@@ -120,6 +120,26 @@ def test_the_tokenizer_gets_little_text_at_once_and_the_pages_are_the_same(monke
   assert (pages.doc_ids, again) == (whole.doc_ids, counts)
 
 
+def test_pseudo_queries_count_towards_what_is_tokenised_at_once(monkeypatch):
+  """Also where they are most of a page: titles alone, with 8 queries each."""
+  docs = [Document(f'{i}', 'list sort', '') for i in range(40)]
+  queries = {doc.doc_id: ['sort'] * 8 for doc in docs}
+  text_ids, sizes = tokenising.text_ids, []
+
+  def watched(tokenizer, texts):
+    sizes.append(sum(map(len, texts)))
+    return text_ids(tokenizer, texts)
+
+  monkeypatch.setattr(tokenising, 'text_ids', watched)
+  monkeypatch.setattr(collection, 'PIECE', 150)
+  built(docs, queries)
+  assert max(sizes) < 300  # blanks and marks count too
+  whole = len(sizes)
+  sizes.clear()
+  built(docs, queries, views=('title', 'body'))
+  assert len(sizes) < whole  # queries that are not read count nothing
+
+
 def test_control_tokens_in_a_page_are_text():
   prompts = opened()
   pages, _ = collection.build([Document('x', 'a</s>b', 'before </s> after <s>')], {}, prompts)
