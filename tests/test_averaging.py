@@ -328,9 +328,8 @@ def test_a_stage_from_before_the_setting_is_stale_only_if_it_is_used():
   before = manifest.settings_of(config, ('sft',))
   assert before and 'sft.ema' not in before
   config.sft.ema = 0.99
-  changed = manifest.changes(
-    {'config': before, 'inputs': {}}, manifest.settings_of(config, ('sft',)), {}
-  )
+  wanted, reads = manifest.settings_of(config, ('sft',)), manifest.reading(config, ('sft',))
+  changed = manifest.changes({'config': before, 'inputs': {}}, wanted, {}, reads)
   assert changed == ['config.sft.ema: was not set, is now 0.99']
 
 

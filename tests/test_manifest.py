@@ -1,5 +1,6 @@
 """A stage's manifest: what it was asked, whether that has changed, and how long it took."""
 
+import dataclasses
 import json
 import os
 
@@ -8,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disranker_jax import config as configs
+from disranker_jax.config.settings import flatten
 from disranker_jax.errors import UserError
-from disranker_jax.pipeline import inputs, manifest
+from disranker_jax.pipeline import inputs, manifest, systems
 from disranker_jax.pipeline.manifest import Manifest
+from disranker_jax.pipeline.stage import Stage
 
 scalars = st.none() | st.booleans() | st.integers(-99, 99) | st.text(max_size=5)
 values = st.recursive(
@@ -91,13 +94,33 @@ class TestAsked:
     assert json.loads(json.dumps(found)) == found
 
 
+@pytest.mark.parametrize('system', systems.SYSTEMS)
+def test_keys_that_a_stage_depends_on_are_keys_of_its_system(system):
+  """Nothing would notice another one: no change of it would make the stage stale."""
+  known = flatten(configs.sections(system))
+  for stage in systems.get(system).stages:
+    assert set(stage.keys) <= known.keys(), stage.name
+
+
+def test_a_training_stage_depends_on_what_is_held_out_whatever_keys_it_names():
+  plain, named = (Stage('a', '', dict, role='r', keys=keys) for keys in ((), ('r.model',)))
+  assert plain.sections == ('seed', 'r', 'a') and named.sections == ('r.model', 'a')
+  plain, named = (dataclasses.replace(stage, task=dict) for stage in (plain, named))
+  assert plain.sections == ('seed', 'r', 'validation', 'a')
+  assert named.sections == ('r.model', 'validation', 'a')
+
+
+def every(path: str) -> bool:
+  return True
+
+
 BEFORE = {'config': {'sft.epochs': 1.0, 'seed': 0}, 'inputs': {'cpt': 'aaa', 'prepare': 'bbb'}}
 
 
 class TestChanges:
   def changes(self, config=(), inputs=()):
     wanted = BEFORE['config'] | dict(config)
-    return manifest.changes(BEFORE, wanted, BEFORE['inputs'] | dict(inputs))
+    return manifest.changes(BEFORE, wanted, BEFORE['inputs'] | dict(inputs), every)
 
   def test_nothing_changed(self):
     assert self.changes() == []
@@ -120,7 +143,7 @@ class TestChanges:
   def test_settings_that_came_or_went_are_changes(self):
     [line] = self.changes({'sft.new': 1})
     assert 'config.sft.new' in line
-    [line] = manifest.changes(BEFORE, {'seed': 0}, BEFORE['inputs'])
+    [line] = manifest.changes(BEFORE, {'seed': 0}, BEFORE['inputs'], every)
     assert 'config.sft.epochs' in line
 
   def test_settings_that_a_stage_no_longer_reads_are_no_changes(self):
@@ -134,7 +157,7 @@ class TestChanges:
   def test_inputs_that_came_or_went_are_changes(self):
     [line] = self.changes(inputs={'sft': 'eee'})
     assert 'sft' in line
-    [line] = manifest.changes(BEFORE, BEFORE['config'], {'cpt': 'aaa'})
+    [line] = manifest.changes(BEFORE, BEFORE['config'], {'cpt': 'aaa'}, every)
     assert 'prepare' in line
 
 

@@ -129,9 +129,7 @@ class Manifest:
     self.stopped()
 
 
-def changes(
-  manifest: dict, wanted: dict, inputs: dict, reads: Callable[[str], bool] = lambda path: True
-) -> list[str]:
+def changes(manifest: dict, wanted: dict, inputs: dict, reads: Callable[[str], bool]) -> list[str]:
   """What has changed since the stage was started; unknown inputs (None) are ignored.
 
   `reads` is that of `reading`: a manifest may have keys that no longer decide the stage's result.

@@ -188,6 +188,13 @@ class Pipeline:
   def changes(self, stage: Stage, before: dict, wanted: dict, inputs: dict) -> list[str]:
     """What has changed since a stage was started, by its manifest."""
     reads = manifest.reading(self.run.config, stage.sections)
+    if stage.ignores_init_from:  # the manifest of an earlier program may have it
+      starts = {f'{role}.init_from' for role in stage.models}
+      then, inputs = (
+        {name: value for name, value in found.items() if name not in starts}
+        for found in (before['inputs'], inputs)
+      )
+      before = before | {'inputs': then}
     return manifest.changes(before, wanted, inputs, reads)
 
   def inputs(self, stage: Stage) -> dict[str, str | None]:

@@ -91,8 +91,8 @@ class Stage:
   check         tests relations between settings; raises UserError
   role          the model that it trains or runs: a role of the system, or ''
   models        the roles whose models it opens; by default `role`
-  keys          the dotted keys that its result depends on beside its own section; by default the
-                run's seed and all settings of its models
+  keys          the dotted keys that its result depends on beside its own section and, of a training
+                stage, `validation`; by default the run's seed and all settings of its models
   uses          config -> the models that it opens and what it does with them; by default `role`
   check_models  tests relations between opened models: (config, {label: model}); raises UserError
   check_records  tests the prepared records, as soon as there are any: run; raises UserError
@@ -117,7 +117,8 @@ class Stage:
                 and of how held-out queries are ranked
   kept          what of it is on disk, as text, '' for nothing; by default the last saved step
   scores_records  whether it scores all records that it reads
-  ignores_init_from  whether its model starts from the pretrained one, whatever `init_from` says
+  ignores_init_from  whether `init_from` decides nothing: its model starts from the pretrained one,
+                or no parameters are read
   optional      whether a config has to list it, as a run usually does without it
   paper_rows    the size of the paper's data for it, which `disranker plan` uses
   """
@@ -165,10 +166,9 @@ class Stage:
   @property
   def sections(self) -> tuple[str, ...]:
     """The parts of the config that its result depends on, sections and dotted keys."""
-    if self.keys:
-      return (*self.keys, self.section)
     held_out = ('validation',) if self.task else ()
-    return ('seed', *self.models, *held_out, self.section) if self.models else (self.section,)
+    keys = self.keys or (('seed', *self.models) if self.models else ())
+    return (*keys, *held_out, self.section)
 
   def _own_model(self, config: ConfigDict) -> tuple[Use, ...]:
     if not self.role:

@@ -37,6 +37,7 @@ class Format:
   items   what the items are called, and the key of their number in notes
   what    what the rows are called
   stage   the stage that computes them
+  former  keys of what made the shards of an earlier program, and decides nothing now
   """
 
   schema: pa.Schema
@@ -44,6 +45,7 @@ class Format:
   items: str
   what: str
   stage: str
+  former: tuple[str, ...] = ()
 
   @property
   def again(self) -> str:
@@ -154,12 +156,13 @@ class Shards:
 
   def _is_whole(self, shard: Shard) -> bool:
     note = shard.note()
-    if self.made is not None and note['made'] != self.made:
+    if self.made is not None:
       made, now = note['made'], self.made
-      differs = [k for k in sorted(made.keys() | now.keys()) if made.get(k) != now.get(k)]
-      raise UserError(
-        f'{shard.file}: was made with another {", ".join(differs) or "model"}; {self.format.again}'
-      )
+      keys = (made.keys() | now.keys()) - set(self.format.former)
+      if differs := [k for k in sorted(keys) if made.get(k) != now.get(k)]:
+        raise UserError(
+          f'{shard.file}: was made with another {", ".join(differs)}; {self.format.again}'
+        )
     problem = shard.problem()
     if problem:
       say(f'{shard.file} {problem}: its {self.format.what} are computed again')

@@ -12,9 +12,9 @@ from disranker_jax.errors import UserError
 from disranker_jax.generative import rows
 from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.records import Found
-from disranker_jax.generative.stages import index, retrieve
+from disranker_jax.generative.stages import index, memorise, retrieve
 from disranker_jax.models.writing import Beams
-from disranker_jax.pipeline import manifest, seeds
+from disranker_jax.pipeline import inputs, manifest, seeds
 from disranker_jax.pipeline.runner import Pipeline
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.pipeline.systems import SEARCH
@@ -77,7 +77,9 @@ def test_the_estimate_counts_every_view_of_the_queries_that_are_to_be_searched(
     ('index.queries', 1, True),
   ],
 )
-def test_the_index_is_stale_after_changes_of_what_it_reads_alone(tmp_path, key, value, again):
+def test_the_index_is_stale_after_changes_of_the_settings_it_reads_alone(
+  tmp_path, key, value, again
+):
   """Also one whose manifest has all settings of the retriever, as it had before."""
   c = configs.defaults('dgr')
   every = configs.flatten(c)
@@ -92,6 +94,28 @@ def test_the_index_is_stale_after_changes_of_what_it_reads_alone(tmp_path, key, 
   wanted = manifest.settings_of(c, index.STAGE.sections)
   for before in (found, old):
     assert bool(pipeline.changes(index.STAGE, before, wanted, {})) == again
+
+
+def test_what_the_retriever_starts_from_is_no_input_of_the_index(tmp_path):
+  """Also of one that was built when it was; pseudo-queries and documents are."""
+  c = configs.defaults('dgr')
+  (tmp_path / 'documents.jsonl').write_text('{"doc_id": "a", "title": "t", "summary": "s"}\n')
+  c.data.documents = f'jsonl:{tmp_path}/documents.jsonl'
+  before = inputs.outside(c, index.STAGE, tmp_path)
+  c.retriever.init_from = str(tmp_path / 'earlier')
+  assert inputs.outside(c, index.STAGE, tmp_path) == before
+  assert before.keys() == {'data.documents'}
+  assert 'retriever.init_from' in inputs.outside(c, memorise.STAGE, tmp_path)
+  pipeline = Pipeline(Run(c, tmp_path, None))
+  now = pipeline.inputs(index.STAGE)
+  assert now == before | {'generate': None}  # which is not done
+  wanted = manifest.settings_of(c, index.STAGE.sections)
+  old = {'config': wanted, 'inputs': now | {'generate': 'a', 'retriever.init_from': 'b'}}
+  assert not pipeline.changes(index.STAGE, old, wanted, now | {'generate': 'a'})
+  assert not pipeline.changes(index.STAGE, old, wanted, old['inputs'])  # of a run to take it from
+  for name in now:
+    [line] = pipeline.changes(index.STAGE, old, wanted, old['inputs'] | {name: 'other'})
+    assert line == f'its input {name} has changed'
 
 
 def test_rows_do_not_depend_on_the_batches_of_export(tmp_path):
@@ -121,7 +145,13 @@ def test_queries_that_nothing_reads_are_told_before_they_are_written(tmp_path, c
   c.retriever.views = ('title', 'body')
   index.STAGE.check_records(Run(c, tmp_path, None))
   assert "has 'generate', but nothing reads the queries" in capsys.readouterr().err
-  c.stages = tuple(stage for stage in c.stages if stage != 'generate')
+  c.stages = ('prepare', 'cpt', 'generate', 'index', 'memorise', 'search')  # without score too
+  index.STAGE.check_records(Run(c, tmp_path, None))
+  assert "has 'generate', but nothing reads the queries" in capsys.readouterr().err
+  c.stages = ('prepare', 'generate', 'index', 'score')  # which reads them without retrieve
+  index.STAGE.check_records(Run(c, tmp_path, None))
+  assert not capsys.readouterr().err
+  c.stages = ('prepare', 'index', 'memorise', 'search')
   index.STAGE.check_records(Run(c, tmp_path, None))
   assert not capsys.readouterr().err
 

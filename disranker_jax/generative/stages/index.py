@@ -76,8 +76,11 @@ def pseudo_queries(run) -> dict[str, list[str]]:
 
 def check_records(run: Run) -> None:
   """Says it, before any is written, if nothing reads the pseudo-queries."""
+  from disranker_jax.pipeline import systems  # which imports the stages
+
   c = run.config
-  read = 'query' in c.retriever.views or 'retrieve' not in c.stages  # score reads them then
+  scored = any(prepare.GENERATED in stage.reads_records(c) for stage in systems.listed(c))
+  read = 'query' in c.retriever.views or scored
   if 'generate' in c.stages and not read:
     say(
       "warning: config.stages: has 'generate', but nothing reads the queries that it writes, since "
@@ -112,5 +115,5 @@ STAGE = Stage(
   # Its tokenizer, what there is of a page, and how long it is.
   keys=tuple(f'retriever.{name}' for name in ('model', 'views', 'title_length', 'query_length')),
   check=prompts.check, uses=lambda config: (), outside=outside, reads_stages=('generate',),
-  requires=lambda config: {}, check_records=check_records,
+  requires=lambda config: {}, check_records=check_records, ignores_init_from=True,
 )  # fmt: skip
