@@ -78,7 +78,7 @@ def test_the_best_pages_are_reranked_and_the_others_stay_behind(
 ):
   """As in the rows of the table: a re-ranker reads config.search.rerank pages of a query."""
   run, _ = search.open_trained(workdir(tmp_path, ALL, ALL), None)
-  run.config.search.rerank = 3
+  run.config.search.rerank = run.config.retrieve.hits = 3
   run.config.data.documents = 'jsonl:documents.jsonl'
   backend = types.SimpleNamespace(decode=str)
   found = [Found(i, 10.0 - i, ()) for i in range(5)]
@@ -96,7 +96,12 @@ def test_the_best_pages_are_reranked_and_the_others_stay_behind(
       return [(i, float(i)) for i in reversed(range(len(texts)))]
 
   monkeypatch.setattr(documents, 'read', lambda config, least: DOCS)
-  monkeypatch.setattr(retrieve, 'open_it', lambda run, stages: Searching())
+
+  def opened(run, hits, stages):
+    assert hits == max(3, top)  # pages: those of the table, or as many as are shown
+    return Searching()
+
+  monkeypatch.setattr(retrieve, 'open_it', opened)
   monkeypatch.setattr(loaded, 'load', lambda folder: Reversed())
   arguments = ['--run', str(tmp_path), '--query', 'q', '--top', str(top)]
   rows = search.rows_of(run, (), search.parse_args([*arguments, '--rerank', 'student']))
@@ -108,11 +113,12 @@ def test_the_best_pages_are_reranked_and_the_others_stay_behind(
   search.rows_of(run, (), search.parse_args([*arguments, '--query', 'a long query']))
   said = capsys.readouterr()
   assert 'the last 4 tokens of the query are not read: config.retriever.max_query_len=' in said.err
+  assert said.err.endswith(' of the run; shorten the query\n')
   assert not said.out
   plain = search.rows_of(run, (), search.parse_args(arguments))
   assert [row['score'] for row in plain] == [10.0, 9.0, 8.0, 7.0, 6.0][:top]
 
 
 def test_more_pages_than_a_search_scores_are_refused():
-  with pytest.raises(UserError, match=r'--top=1501: a search scores 1,500 pages at most'):
+  with pytest.raises(UserError, match=r'--top=1501: a search scores 1,500 pages at most; lower it'):
     search.parse_args(['--run', 'r', '--query', 'q', '--top', '1501'])

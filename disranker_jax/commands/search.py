@@ -37,7 +37,7 @@ def parse_args(argv=None) -> argparse.Namespace:
   if not args.query.strip():
     raise UserError('--query: is empty')
   if args.top > PAGES:
-    raise UserError(f'--top={args.top}: a search scores {PAGES:,} pages at most')
+    raise UserError(f'--top={args.top}: a search scores {PAGES:,} pages at most; lower it')
   return args
 
 
@@ -70,12 +70,12 @@ def rows_of(run, stages, args) -> list[dict]:
 
   texts = {doc.doc_id: doc for doc in documents.read(run.config, least=1)}
   reranker = loaded.load(args.rerank) if args.rerank else None
-  run.config.retrieve.hits = max(run.config.retrieve.hits, args.top)
-  searching = retrieve.open_it(run, stages)
+  searching = retrieve.open_it(run, max(run.config.retrieve.hits, args.top), stages)
   if lost := searching.prompts.lost(args.query):
     say(
       f'search: the last {lost:,} tokens of the query are not read: '
-      f'config.retriever.max_query_len={run.config.retriever.max_query_len} of the run'
+      f'config.retriever.max_query_len={run.config.retriever.max_query_len} of the run; '
+      'shorten the query'
     )
   [(_, _, found)] = searching([args.query])
   ids, decode = searching.pages.doc_ids, searching.model.tokenizer.backend_tokenizer.decode

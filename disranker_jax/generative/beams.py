@@ -25,7 +25,11 @@ from disranker_jax.models.network import Network
 
 ANCHORS = 2  # symbols of an index text above the vocabulary's
 MODEL = 'model'  # the mesh axis over which the parts of an index are sharded
-SHARDED = 'raise config.mesh.model, over whose devices the documents of the index are divided'
+# What makes the index on a device smaller.
+SHARDED = (
+  'raise config.mesh.model if there are more devices (it divides the documents of the index among '
+  'them), or index fewer pseudo-queries with config.index.queries and --rerun=index'
+)
 
 
 @dataclasses.dataclass(frozen=True)

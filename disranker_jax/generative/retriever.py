@@ -45,7 +45,7 @@ SETTINGS: Section = {
   'hits': Key(
     100, between(1, PAGES),
     'Pages per query in the result table; training queries keep depth of them.',
-    affects_results=False,  # rows of the table are told themselves
+    affects_results=False,  # `rows.searches` tells the rows of the table when it changes
   ),
   'batch_rows': Key(16, at_least(1), 'Queries that are searched together.'),
 }  # fmt: skip
@@ -60,7 +60,7 @@ class Retriever:
 
   Args:
     c: the section with SETTINGS.
-    hits: pages of a query, at most evidence.PAGES; 0: `c.hits`.
+    hits: pages of a query, at most evidence.PAGES.
   """
 
   model: TextModel
@@ -69,8 +69,8 @@ class Retriever:
   suffixes: Suffixes
   c: object
   mesh: jax.sharding.Mesh
+  hits: int
   watchdog_s: float = 0.0
-  hits: int = 0
   tokens: int = 0  # that were written in all beams
   seconds: float = 0.0
 
@@ -102,7 +102,7 @@ class Retriever:
     if units is None:
       units = (range(i, min(i + rows, len(queries))) for i in range(0, len(queries), rows))
     lower = (
-      'lower config.retrieve.batch_rows or beams, set config.retriever.param_dtype=bfloat16, or '
+      'lower config.retrieve.batch_rows or beams, set config.retriever.param_dtype=bfloat16, '
       f'{SHARDED}'
     )
     with (
@@ -131,6 +131,5 @@ class Retriever:
     steps = sum(map(self.prompts.length, self.model.settings.views))
     self.tokens += steps * self.c.beams * self.c.batch_rows
     return [
-      self.evidence(own, singles, self.hits or self.c.hits)
-      for own, singles in zip(ngrams, unigrams, strict=True)
+      self.evidence(own, singles, self.hits) for own, singles in zip(ngrams, unigrams, strict=True)
     ]

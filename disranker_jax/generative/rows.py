@@ -47,7 +47,7 @@ def bm25(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
 
 def generated(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   """A retriever writes n-grams, and finds the pages that have them."""
-  searching = retrieve.open_it(run, TRAINED[row.name])
+  searching = retrieve.open_it(run, run.config.retrieve.hits, TRAINED[row.name])
   ids = searching.pages.doc_ids
 
   def search(label: str, queries: Sequence[str]) -> list[dict[str, float]]:

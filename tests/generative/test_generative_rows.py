@@ -223,7 +223,7 @@ def test_the_time_of_a_query_leaves_out_what_the_first_search_compiles(
   fake = types.SimpleNamespace(monotonic=lambda: clock[0])
   for module in (rows, collection_rows):
     monkeypatch.setattr(module, 'time', fake)
-  monkeypatch.setattr(retrieve, 'open_it', lambda run, stages: Searching())
+  monkeypatch.setattr(retrieve, 'open_it', lambda run, hits, stages: Searching())
   monkeypatch.setattr(rows, 'training_queries', lambda run, pages: known)
   groups = [Group(f'q{i}', f'query {i}', ()) for i in range(4)]
   run = Run(configs.defaults('dgr'), tmp_path, None)

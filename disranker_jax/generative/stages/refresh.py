@@ -115,7 +115,7 @@ class Finder:
 
     def opened() -> Retriever:
       c, watchdog_s = run.config.retrieve, run.config.watchdog_s
-      return Retriever(self._model, variables, pages, suffixes, c, run.mesh, watchdog_s, c.depth)
+      return Retriever(self._model, variables, pages, suffixes, c, run.mesh, c.depth, watchdog_s)
 
     label = f'{self._stage}: pages at step {step}'
     retrieve.fill(run, self._groups, self._shards(step), opened, label)

@@ -34,14 +34,14 @@ from disranker_jax.rankers.shards import Shards
 from disranker_jax.stages import collection_rows, documents, prepare, roles
 
 
-def open_it(run, stages: tuple[str, ...] = ('memorise',), hits: int = 0) -> Retriever:
-  """The retriever with the parameters that some stages trained, in order; `hits` as it has them."""
+def open_it(run, hits: int, stages: tuple[str, ...] = ('memorise',)) -> Retriever:
+  """The retriever that some stages trained, in order; it finds `hits` pages of a query."""
   model = index.open_retriever(run.config)
   variables = roles.trained(run, 'retriever', model, stages)
   pages, suffixes = index.load(run)
   watchdog_s = run.config.watchdog_s
   return Retriever(
-    model, variables, pages, suffixes, run.config.retrieve, run.mesh, watchdog_s, hits
+    model, variables, pages, suffixes, run.config.retrieve, run.mesh, hits, watchdog_s
   )
 
 
@@ -70,9 +70,7 @@ def maker(run) -> dict:
 def execute(run: Run) -> dict:
   groups = queries(run)
   shards = open_shards(run, len(groups), maker(run))
-  facts = fill(
-    run, groups, shards, lambda: open_it(run, hits=run.config.retrieve.depth), 'retrieve'
-  )
+  facts = fill(run, groups, shards, lambda: open_it(run, run.config.retrieve.depth), 'retrieve')
   return (processes.first_alone('retrieve: finish', lambda: finish(run, groups)) or {}) | facts
 
 
