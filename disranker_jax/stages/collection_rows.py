@@ -108,11 +108,15 @@ def fused(base: str, other: str, run: Run, row: Row, groups: Sequence[Group]) ->
 
 def derived(base: Row, suffix: str, title: str, rank: Callable, reads: Callable, **more) -> Row:
   """A row that changes the ranking of another one; it depends on all that this one does."""
+
+  def same_as(config: ConfigDict) -> str:
+    return f'{other}_{suffix}' if (other := base.same_as(config)) else ''
+
   return Row(
     f'{base.name}_{suffix}', f'{base.title}, {title}', rank, stages=base.stages,
     reads_stages=base.reads_stages, reads_records=base.reads_records, trained_by=base.trained_by,
-    needs_training=base.needs_training, instead=base.instead, exists=base.exists,
-    fuses=(base.name,),
+    needs_training=base.needs_training, instead=base.instead, absent=base.absent,
+    same_as=same_as, ignores=base.ignores, fuses=(base.name,),
     reads=lambda config: [base.reads(config), reads(config)], **more,
   )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Which rows a config has, what their notes count, which engine searches."""
 
 import json
+import re
 import types
 import weakref
 
@@ -15,10 +16,12 @@ from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline import estimate, opening
+from disranker_jax.pipeline.stage import Run
 from disranker_jax.rewriting import engines, held, queries, rewards, rows
 from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.query_bm25 import QueryBM25
 from disranker_jax.rewriting.stages import rewrite
+from disranker_jax.stages import evaluate
 
 
 @pytest.fixture(autouse=True)
@@ -63,24 +66,36 @@ def test_every_state_of_the_rewriter_is_one_row(changes, expected):
 @pytest.mark.parametrize(
   ('row', 'changes', 'message'),
   [
+    ('rewrite', {}, 'needs the stage rewrite, .* lacks; add it or set config.rewriter.init_from'),
+    ('best', {'rewriter__init_from': 'x'}, 'needs the stage rewrite, which .* lacks; add it'),
+    ('cpt', {'rewriter__init_from': 'x'}, "is the same as the row 'rewrite' here; name that one"),
+    ('cpt', {}, "is the same as the row 'pretrained' here; name that one"),
     (
-      'rewrite',
-      {},
-      'needs the stage rewrite, .*, or config.rewriter.init_from; set that',
+      'cpt_reranked',
+      {'search__reranker': 'x'},
+      "is the same as the row 'pretrained_reranked' here; name that one",
     ),
-    ('best', {'rewriter__init_from': 'x'}, 'needs the stage rewrite, which .* lacks; set that'),
-    ('cpt', {'rewriter__init_from': 'x'}, 'needs other stages or settings'),
-    ('original_reranked', {}, 'needs config.search.reranker; set that'),
-    ('rewrite_reranked', {'search__reranker': 'x'}, 'needs .*, or config.rewriter.init_from'),
+    (
+      'pretrained',
+      {'stages': ('prepare', 'rewrite', 'search')},
+      "is the same as the row 'cpt' here; name that one",
+    ),
+    ('original_reranked', {}, 'needs config.search.reranker; add --config.search.reranker=VALUE'),
+    ('rewrite_reranked', {'search__reranker': 'x'}, 'needs .* set config.rewriter.init_from'),
   ],
 )
 def test_a_row_that_is_named_and_cannot_be_filled_is_refused(row, changes, message, monkeypatch):
+  """With the reason and a remedy; a row that would repeat another one names that one."""
   monkeypatch.setattr(rows.collection_rows.loaded, 'check', lambda folder: None)
   monkeypatch.setattr(rows.collection_rows.loaded, 'locate', lambda folder: folder)
-  stages = ('prepare', 'search')
-  with pytest.raises(UserError, match=f"config.search.models: the row '{row}' {message}"):
-    rows.TABLE.check(config(stages=stages, search__models=('original', row), **changes))
-  rows.TABLE.check(config(stages=stages, **changes))  # the default names all rows
+  changes = {'stages': ('prepare', 'search'), **changes}
+  message = f"config.search.models: the row '{row}' {message}, or leave the row out"
+  with pytest.raises(UserError, match=message):
+    rows.TABLE.check(config(search__models=('original', row), **changes))
+  rows.TABLE.check(config(**changes))  # the default names all rows
+  if 'name that one' in message:
+    other = re.search("row '([a-z_]+)' here", message)[1]
+    rows.TABLE.check(config(search__models=('original', other), **changes))
 
 
 def test_the_model_as_given_has_nothing_of_an_earlier_run(tmp_path):
@@ -93,6 +108,28 @@ def test_the_model_as_given_has_nothing_of_an_earlier_run(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, variables, model.pretrained(c.seed, mesh))
   with pytest.raises(UserError, match='gone'):
     rows.ROWS['rewrite'].load(run)
+
+
+def test_what_decides_nothing_for_the_model_as_given_leaves_its_rows_valid(tmp_path, monkeypatch):
+  """Where another run starts and the seed of its training."""
+  monkeypatch.setattr(rows.collection_rows, 'fingerprint', lambda config: ['x'])
+  (tmp_path / 'documents.jsonl').touch()
+  c = config(data__documents=f'jsonl:{tmp_path}/documents.jsonl')
+  run = Run(c, tmp_path, None)
+  (tmp_path / 'search').mkdir()
+
+  def made(name: str, config: dict, inputs: dict) -> str:
+    found = {'config': config, 'inputs': inputs}
+    (tmp_path / 'search' / 'manifest.json').write_text(json.dumps(found))
+    return evaluate.made_from(run, rows.ROWS[name])
+
+  keys = ('rewriter.init_from', 'rewriter.seed', 'rewriter.max_len')
+  for name in ('pretrained', 'pretrained_reranked', 'cpt', 'cpt_reranked'):
+    before = made(name, {}, {})
+    changed = [key for key in keys if made(name, {key: 1}, {}) != before]
+    changed += [key for key in keys[:1] if made(name, {}, {key: 'x'}) != before]
+    is_given = name.startswith('pretrained')
+    assert changed == (['rewriter.max_len'] if is_given else [*keys, 'rewriter.init_from'])
 
 
 def test_the_estimate_of_a_row_counts_all_that_it_writes(monkeypatch):
