@@ -35,8 +35,8 @@ class Query:
   def relevant(self) -> dict[str, int]:
     """{doc_id: label, at least 1} of the positives: the judgements that a search is measured by.
 
-    Where only the pool of a first stage has lower labels, as in python_docs, these would favour
-    that first stage.
+    Where only the pool of a first stage has lower labels, as in python_docs, metrics of all labels
+    would favour that first stage.
     """
     return {doc.doc_id: max(doc.label, 1) for doc in self.positives}
 

@@ -66,11 +66,11 @@ def counted(
     against: the title of the row whose ranking that is, if it has to be said.
   """
   gains = values(run, groups, ranking) - values(run, groups, before)
-  return (
+  said = (
     f'{metrics.title(result_table.of(run.config).main)} rises for {(gains > 0).sum():,} of the '
     f'{len(groups):,} queries and falls for {(gains < 0).sum():,}'
-    f'{against and f", against {against}"}'
   )
+  return f'{said}, against {against}' if against else said
 
 
 def reranked(

@@ -71,6 +71,7 @@ def execute(run: Run) -> dict:
     for note in filter(None, map(results[name].get, ('remark', 'note'))):
       say(f'{table.stage} {name}: {note}')
     processes.barrier(f'{name} is evaluated')
+  table.release()
   results = {name: found for name, found in results.items() if found}
   if processes.is_first():
     merge_per_query(folder, list(results), table.kept)

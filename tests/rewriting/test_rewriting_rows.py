@@ -206,6 +206,8 @@ def test_rows_share_one_collection_and_one_index(monkeypatch, tmp_path):
   file.write_text(lines[1])
   assert list(rows.original(run, rows.FIRST, groups)[0]['q']) == ['bee']
   assert len(read) == 2 and len(made) == 3
+  rows.TABLE.release()  # as the stage does at its end
+  assert made[-1][1]() is None
 
 
 def test_a_table_that_is_less_deep_than_its_columns_says_so(capsys):
@@ -269,6 +271,20 @@ def test_two_engines_are_named_in_a_line(capsys):
   assert not capsys.readouterr().err
   with pytest.raises(UserError, match=r"config\.rewrite\.engine='lucene': must be 'bm25', 'query_"):
     check(config(rewrite__engine='lucene'))
+
+
+@pytest.mark.parametrize(('cap', 'is_allowed'), [(0.0, True), (1.0, True), (0.5, False)])
+def test_a_correction_of_the_sampler_is_off_or_lets_equal_weights_be(cap, is_allowed):
+  """Below 1 it would lower the weights of all tokens, also of those that do not differ."""
+  c = config(rewrite__sampler_correction=cap)
+  c.data.update({kind: f'jsonl:{kind}.jsonl' for kind in ('clicks', 'judgements', 'test')})
+  if is_allowed:
+    check(c)
+    return
+  with pytest.raises(
+    UserError, match=r'sampler_correction=0\.5: must be 0 \(off\) or at least 1; 2'
+  ):
+    check(c)
 
 
 def test_memory_remedies_name_keys_that_exist(capsys, monkeypatch):
