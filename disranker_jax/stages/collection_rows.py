@@ -142,17 +142,26 @@ def with_first_stage(base: Row, first: Row) -> Row:
 
 
 def check_judged(run: Run, kind: str, known: Collection[str], where: str) -> None:
+  """Says how many relevant documents of the prepared records of a kind are not in the collection.
+
+  Raises: as `check_known`.
+  """
+  groups = prepare.records(run, kind)
+  relevant = {doc.doc_id for group in groups for doc in group.docs if doc.label > 0}
+  check_known(relevant, known, kind, where)
+
+
+def check_known(relevant: Collection[str], known: Collection[str], kind: str, where: str) -> None:
   """Says how many relevant documents of a kind of records are not in the collection.
 
   Args:
+    relevant: their ids.
     known: the ids of the collection's documents.
     where: its address.
 
   Raises: UserError if none is: the ids are then those of another collection.
   """
-  groups = prepare.records(run, kind)
-  relevant = {doc.doc_id for group in groups for doc in group.docs if doc.label > 0}
-  lost = relevant.difference(known)
+  lost = set(relevant).difference(known)
   if lost and len(lost) == len(relevant):
     raise UserError(
       f'config.data.{kind}: none of its {len(relevant):,} relevant documents, such as '
@@ -161,8 +170,8 @@ def check_judged(run: Run, kind: str, known: Collection[str], where: str) -> Non
     )
   if lost:
     say(
-      f'{kind}: {len(lost):,} of {len(relevant):,} relevant documents are not in {where}, and '
-      'cannot be found'
+      f'{kind}: {len(lost):,} of {len(relevant):,} relevant documents, such as {min(lost)!r}, are '
+      f'not in {where}, and cannot be found (config.data.documents is the address of all documents)'
     )
 
 
