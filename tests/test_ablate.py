@@ -106,6 +106,43 @@ def test_seeds_reach_rows_that_are_made_from_rows_of_a_seeded_model(tmp_path, mo
   assert '--config.search.models=aligned_fused_reranked' in other
 
 
+def test_a_model_that_nothing_trains_has_no_seeds(tmp_path, capsys):
+  rows = '{"given": ("pretrained", {}), "warm": ("cpt", {})}'
+  file, base = write(tmp_path, f'"""T."""\nROWS = {rows}'), ROOT / 'configs/query_rewriting.py'
+  ablate.main([str(file), f'--config={base}', f'--workdir={tmp_path}', '--seeds=0,1', '--dry-run'])
+  both, other = capsys.readouterr().out.splitlines()
+  assert '--config.search.models=pretrained,cpt' in both and '--config.rewriter.seed=0' in both
+  assert '--config.search.models=cpt' in other and '--config.rewriter.seed=1' in other
+
+
+@pytest.mark.parametrize(
+  ('base', 'changes', 'expected'),
+  [
+    ('query_rewriting.py', (), 'cpt'),
+    ('tongsearch_qwen_1_5b.py', (), 'pretrained'),
+    ('tongsearch_qwen_1_5b.py', ('--config.rewriter.init_from=/a/run',), 'rewrite'),
+    ('query_rewriting.py', ('--config.rewriter.init_from=/a/run',), 'rewrite'),
+  ],
+)
+def test_rewriters_are_compared_with_what_grpo_begins_with(
+  base, changes, expected, monkeypatch, tmp_path, capsys
+):
+  """Whatever that is, its row can be filled and is no twin of another one."""
+  monkeypatch.setattr(collection_rows.loaded, 'check', lambda folder: {})
+  typed = [str(ROOT / 'configs/ablations/rewriting.py'), f'--config={ROOT / "configs" / base}']
+  typed += [f'--workdir={tmp_path}', '--dry-run', *changes]
+  args = ablate.parse_args([*typed, '--config.search.reranker=/a/student'])
+  loaded = ablate.load(args.file, args.base)
+  kept = {row.name: row for row in ablate.available(loaded, args).rows}
+  assert list(kept) == [row.name for row in loaded.rows]
+  assert kept[loaded.against].model == expected
+  assert kept['before GRPO, re-ranked'].model == f'{expected}_reranked'
+  assert 'rewrite' not in ablate.settings(args, [kept[loaded.against]], 0, 0)['stages']
+  assert ('model as given' in kept) == (expected != 'pretrained')
+  ablate.main(typed)
+  assert 'before GRPO, re-ranked: left out' in capsys.readouterr().err
+
+
 def test_commands_share_stages_and_seed_only_students(tmp_path, capsys):
   rows = '{"first": ("bm25", {}), "mine": ("student", {"student.layers": (0, 1)})}'
   file = write(tmp_path, f'"""T."""\nROWS = {rows}')

@@ -16,6 +16,7 @@ def test_relevant_documents_outside_the_collection_are_counted(tmp_path, capsys)
   collection_rows.check_judged(run, 'test', {'a', 'b'}, 'jsonl:all.jsonl')
   assert not capsys.readouterr().err
   collection_rows.check_judged(run, 'test', {'a', 'c'}, 'jsonl:all.jsonl')
-  assert '1 of 2 relevant documents are not in jsonl:all.jsonl' in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert "1 of 2 relevant documents, such as 'b', are not in jsonl:all.jsonl" in said
   with pytest.raises(UserError, match=r"config\.data\.test: none of its 2 .*'a', is in the coll"):
     collection_rows.check_judged(run, 'test', {'c'}, 'jsonl:all.jsonl')

@@ -236,6 +236,14 @@ class TestTable:
     runner.run(config, tmp_path / 'run')
     assert list(read(tmp_path / 'run' / 'search' / 'results.json')) == ['bm25', 'before']
 
+  def test_what_the_rows_share_is_freed_after_the_last_one(self, config, tmp_path):
+    released = []
+    release = lambda: released.append([name for name, _ in RANKED])  # noqa: E731
+    object.__setattr__(systems.get('toy').table, 'release', release)
+    config.stages = ('prepare', 'search')
+    runner.run(config, tmp_path / 'run')
+    assert released == [['bm25', 'before']]
+
   def test_a_ranking_from_elsewhere_keeps_its_pages(self, config, tmp_path):
     lines = [f'q{i} Q0 page{p} 1 {-n} x\n' for i in range(9) for n, p in enumerate((59, i))]
     (tmp_path / 'their.run').write_text(''.join(lines))

@@ -130,9 +130,8 @@ def settings(
 
 def is_seeded(table: result_table.Table, model: str) -> bool:
   """Whether the model depends on the seed of the table's subject."""
-  if model not in table.rows:  # a method that ranks by prompts, or a run from elsewhere
-    return False
-  return table.role in table.roles_of(table.rows[model])
+  # The others are methods that rank by prompts, and runs from elsewhere.
+  return model in table.rows and table.depends_on_seed(table.rows[model])
 
 
 def available(ablation: Ablation, args: argparse.Namespace) -> Ablation:
@@ -161,8 +160,7 @@ def lacking(args: argparse.Namespace, row: Row) -> str:
     config.update_from_flattened_dict(settings(args, [row], 0, 0))
   found = result_table.of(config).rows.get(row.model)
   if found and (why := found.lacks(config)):
-    is_key = found.key and why.endswith(found.key)
-    return f'{why}; add --config.{found.key}=VALUE' if is_key else why
+    return why
   try:
     configs.check(config)
     for kind in prepare.kinds(config):

@@ -6,13 +6,17 @@ Shows what would be searched, and with --search what is found with and without t
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from disranker_jax import escaping
 from disranker_jax.commands.common import Parser, positive
+from disranker_jax.data import lines
 from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
 from disranker_jax.progress import Progress, say
+
+TOP = 10  # documents that are shown
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -28,18 +32,21 @@ def parse_args(argv=None) -> argparse.Namespace:
   asked.add_argument('--query', help='the query to rewrite')
   asked.add_argument('--queries', type=Path, metavar='FILE', help=(
     'rewrite all queries of a file: JSON lines with query and query_id (.jsonl), ID, tab and query '
-    '(.tsv), or a query in each line; gzip if the name ends in .gz'))  # fmt: skip
-  add('--out', type=Path, metavar='FILE', help='where --queries writes the rewrites')
+    '(.tsv), or a query in each line (.txt or no suffix); with .gz behind it gzip'))  # fmt: skip
+  add('--out', type=Path, metavar='FILE', help=(
+    'where --queries writes the rewrites; gzip if the name ends in .gz'))  # fmt: skip
   add('--search', nargs='?', const='', metavar='ADDRESS', help=(
     'search these documents, such as jsonl:documents.jsonl, with the query and with the rewrite; '
     "of a run without an address: the run's documents"))  # fmt: skip
-  add('--top', type=positive, default=10, metavar='N', help='documents to show')
+  add('--top', type=positive, metavar='N', help=f'documents that --search shows (default {TOP})')
   add('--json', action='store_true', help='print query, rewrite, searched text and what is found')
   args = parser.parse_args(argv)
   if args.query is not None and not args.query.strip():
     raise UserError('--query: is empty')
   if args.queries:
     check_files(args)
+  elif args.top and args.search is None:
+    raise UserError('--top: is for what --search finds; add --search')
   elif args.out:
     raise UserError('--out: is for the rewrites of --queries FILE; --query prints its own')
   if args.model and args.search == '':
@@ -54,13 +61,18 @@ def check_files(args: argparse.Namespace) -> None:
   """Raises: UserError for flags that do not go with --queries, and for an --out that cannot be."""
   if not args.out:
     raise UserError('--queries: add --out FILE, to which the rewrites are written')
-  if args.search is not None or args.json:
-    flag = '--json' if args.search is None else '--search'
+  given = {'--search': args.search is not None, '--json': args.json, '--top': args.top}
+  if flag := next((flag for flag, is_given in given.items() if is_given), ''):
     raise UserError(f'{flag}: is for a single --query; leave it out with --queries')
   if args.out.is_dir():
     raise UserError(f'--out {args.out}: is a folder; name a file in it')
-  if not args.out.absolute().parent.is_dir():
+  if lines.is_pipe(args.out):
+    raise UserError(f'--out {args.out}: is a pipe or a device; name a file')
+  folder = args.out.resolve().parent  # of a link, the one in which the file is replaced
+  if not folder.is_dir():
     raise UserError(f'--out {args.out}: its folder does not exist; create it')
+  if not os.access(folder, os.W_OK | os.X_OK):
+    raise UserError(f'--out {args.out}: {folder} cannot be written; name a file elsewhere')
   if args.out.exists() and args.queries.exists() and args.out.samefile(args.queries):
     raise UserError(f'--out {args.out}: is the file of the queries; name another file')
 
@@ -99,15 +111,23 @@ def opened(args, rows: int = 1):
   return rewriter, args.search or address
 
 
+def say_cut(args, rewriter, queries: list[str]) -> None:
+  """Says how many queries are too long for the rewriter, and what decides it."""
+  prompt = rewriter.writer.prompt
+  # What is exported cannot be changed here.
+  why = [f'{args.model} has {prompt.limits}'] if args.model else []
+  if cut := prompt.cut(queries, *why):
+    say(cut)
+
+
 def written(args) -> dict:
   """What --json prints."""
   rewriter, address = opened(args)
-  if cut := rewriter.writer.prompt.cut([args.query]):
-    say(cut)
+  say_cut(args, rewriter, [args.query])
   rewrite, text = rewriter(args.query)
   result = {'query': args.query, 'rewrite': rewrite, 'searched': text}
   if args.search is not None:
-    before, after = found(rewriter.engine, address, [args.query, text], args.top)
+    before, after = found(rewriter.engine, address, [args.query, text], args.top or TOP)
     result |= {'found': after, 'found_without': before}
   return result
 
@@ -118,23 +138,25 @@ def write(args) -> None:
   from disranker_jax.rewriting import query_files
   from disranker_jax.rewriting.rewriter import ROWS
 
-  asked, changed = query_files.read(args.queries), 0
+  try:
+    asked, changed = query_files.read(args.queries), 0
+  except UserError as error:
+    raise UserError(f'--queries: {error}') from None
   rows = min(ROWS, len(asked))
   rewriter, _ = opened(args, rows)
-  if cut := rewriter.writer.prompt.cut([query for _, query in asked]):
-    say(cut)
+  say_cut(args, rewriter, [query for _, query in asked])
 
-  def written():
+  def rows_of_file():
     nonlocal changed
     with Progress('rewrite', len(asked), 'queries') as progress:
       for first in range(0, len(asked), rows):
         part = asked[first : first + rows]
-        found = rewriter.many([query for _, query in part])
-        changed += sum(bool(each.rewrite) for each in found)
-        yield from (rewrites.Rewrite(*q, *each) for q, each in zip(part, found, strict=True))
+        part_rewrites = rewriter.many([query for _, query in part])
+        changed += sum(bool(each.rewrite) for each in part_rewrites)
+        yield from (rewrites.Rewrite(*q, *r) for q, r in zip(part, part_rewrites, strict=True))
         progress.update(first + len(part), len(part))
 
-  rewrites.write(args.out, written())
+  rewrites.write(args.out, rows_of_file())
   say(f'{args.out}: {changed:,} of {len(asked):,} queries are rewritten')
 
 

@@ -56,6 +56,12 @@ def at_least(low: float) -> Check:
   return Check(f'{low:g} or more', lambda x: low <= x < math.inf)
 
 
+def zero_or_at_least(low: float, usual: float) -> Check:
+  """A finite number from `low` on, or 0, which turns something off."""
+  allowed = f'0 (off) or at least {low:g}; {usual:g} is usual'
+  return Check(allowed, lambda x: x == 0 or low <= x < math.inf)
+
+
 def above(low: float) -> Check:
   return Check(f'a number above {low:g}', lambda x: low < x < math.inf)
 

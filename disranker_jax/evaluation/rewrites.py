@@ -1,5 +1,7 @@
-"""What was searched in the place of queries: a file of JSON lines."""
+"""What was searched in the place of queries: a file of JSON lines, plain or gzip."""
 
+import contextlib
+import gzip
 import json
 import os
 from collections.abc import Iterable
@@ -19,15 +21,27 @@ class Rewrite(NamedTuple):
 
 
 def write(file: Path, rows: Iterable[Rewrite]) -> None:
-  """Writes a line for each query; a file that is there is replaced once all lines are written."""
-  partial = file.with_name(f'{file.name}.partial')
-  with partial.open('w', encoding='utf-8') as out:
+  """Writes a line for each query; gzip if the name ends in .gz.
+
+  A file that is there, or that a link of this name leads to, is replaced once all lines are
+  written. Equal rows give equal files: a gzip file holds neither its name nor the time.
+  """
+  target = file.resolve()
+  partial = target.with_name(f'{target.name}.partial')
+  with contextlib.ExitStack() as stack:
+    out = stack.enter_context(partial.open('wb'))
+    if is_gzip(file):
+      out = stack.enter_context(gzip.GzipFile('', 'wb', fileobj=out, mtime=0))
     for row in rows:
-      out.write(json.dumps(row._asdict()) + '\n')
-  os.replace(partial, file)
+      out.write(f'{json.dumps(row._asdict())}\n'.encode())
+  os.replace(partial, target)
 
 
 def read(file: Path) -> dict[str, Rewrite]:
   """{query_id: rewrite} of a file that `write` wrote."""
-  with file.open(encoding='utf-8') as lines:
+  with gzip.open(file) if is_gzip(file) else file.open('rb') as lines:
     return {row.query_id: row for row in (Rewrite(**json.loads(line)) for line in lines)}
+
+
+def is_gzip(file: Path) -> bool:
+  return file.suffix.lower() == '.gz'

@@ -58,7 +58,5 @@ def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
 
 
 def seeded(table: Table) -> list[Row]:
-  """The rows that rank by a model of the subject's role that the run trains, re-ranked ones too."""
-  return [
-    row for row in table.rows.values() if row.trained_by and table.role in table.roles_of(row)
-  ]
+  """The rows of one model that a training with the seed decides, re-ranked ones too."""
+  return [row for row in table.rows.values() if row.trained_by and table.depends_on_seed(row)]

@@ -1,7 +1,7 @@
 """The collection that is searched and its index, kept in memory for the next row of the table.
 
 There is one collection and one index at a time: another address, other contents or another engine
-take their place.
+take their place. The stage that fills the table frees both at its end.
 """
 
 from collections.abc import Callable

@@ -19,6 +19,7 @@ SETTINGS = {
     'write what stands there, and the end after it.',
   ),
 }  # fmt: skip
+REMEDY = 'raise config.rewriter.max_query_len or config.rewriter.max_len'
 THOUGHTS = re.compile(r'<think>.*?</think>.*?<answer>(.*?)</answer>', re.DOTALL)
 
 
@@ -34,6 +35,7 @@ class RewritePrompt:
   def __init__(self, model: TextModel, longest: int):
     s = model.settings
     self._tokenizer, self._template, self.longest = model.tokenizer, s.template, longest
+    self._settings = s
     _, end = self._filled(s.max_query_len).ends
     room = longest - len(self._encoded('', s.max_query_len))
     if room < 1:
@@ -58,13 +60,19 @@ class RewritePrompt:
     """Whether the end of a query is not in its prompt."""
     return len(self(query)) < len(self._encoded(query, UNCUT))
 
-  def cut(self, queries: Sequence[str]) -> str:
-    """How many queries are read without their end, as text; '' if none is."""
+  def cut(self, queries: Sequence[str], remedy: str = REMEDY) -> str:
+    """Of how many queries the end is not read, and the remedy, as text; '' if of none."""
     if not (count := sum(map(self.is_cut, queries))):
       return ''
+    return f'the end of {count:,} of {len(queries):,} queries is not read; {remedy}'
+
+  @property
+  def limits(self) -> str:
+    """The settings that decide how much of a query is read, as text."""
+    s = self._settings
     return (
-      f'{count:,} of {len(queries):,} queries are read without their end (max_query_len, or '
-      'max_len without the template and max_new)'
+      f'max_query_len={s.max_query_len}, and max_len={s.max_len} for the template, the query and '
+      'the rewrite'
     )
 
   def _encoded(self, query: str, query_len: int) -> list[int]:

@@ -10,7 +10,7 @@ from disranker_jax.data import sources
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.progress import say
-from disranker_jax.stages import prepare
+from disranker_jax.stages import collection_rows, prepare
 
 MODES = ('append', 'replace')
 MIN_RELEVANCE = Key(
@@ -35,8 +35,8 @@ class Query:
   def relevant(self) -> dict[str, int]:
     """{doc_id: label, at least 1} of the positives: the judgements that a search is measured by.
 
-    Where only the pool of a first stage has lower labels, as in python_docs, these would favour
-    that first stage.
+    Where only the pool of a first stage has lower labels, as in python_docs, metrics of all labels
+    would favour that first stage.
     """
     return {doc.doc_id: max(doc.label, 1) for doc in self.positives}
 
@@ -111,21 +111,9 @@ def check_collection(queries: Iterable[Query], known: Collection[str], where: st
   Raises: UserError if none is: the ids are then those of another collection.
   """
   wanted = [{doc.doc_id for doc in query.positives} for query in queries]
-  every = set().union(*wanted)
-  lost = every.difference(known)
-  if lost and len(lost) == len(every):
-    raise UserError(
-      f'config.data.judgements: none of the {len(every):,} positive documents of its queries, such '
-      f'as {min(lost)!r}, is in the collection {where}; set config.data.documents to the address '
-      'of all documents, with the same ids'
-    )
-  if lost:
-    without = sum(lost.issuperset(ids) for ids in wanted)
-    say(
-      f'rewrite: {len(lost):,} of {len(every):,} positive documents of the training queries, such '
-      f'as {min(lost)!r}, are not in {where}, and cannot be found; {without:,} of {len(wanted):,} '
-      'queries have no other (config.data.documents is the address of all documents)'
-    )
+  collection_rows.check_known(set().union(*wanted), known, 'judgements', where)
+  if without := sum(ids.isdisjoint(known) for ids in wanted):
+    say(f'rewrite: {without:,} of {len(wanted):,} queries have no document that can be found')
 
 
 def found(

@@ -20,11 +20,16 @@ def read(file: Path) -> list[Asked]:
   """The queries of a file, in order.
 
   By its name (before .gz) it has JSON lines with `query` and, if they have ids, `query_id` (.jsonl
-  and .json); an id, a tab and the query in each line (.tsv); or a query in each line. Raises:
-  UserError with FILE:LINE for a line that has no query, and for an id that is there twice.
+  and .json); an id, a tab and the query in each line (.tsv); or a query in each line (.txt, or no
+  suffix). Raises: UserError for another name, and with FILE:LINE for a line that has no query and
+  for an id that is there twice.
   """
-  suffix = file.with_suffix('').suffix if file.suffix == '.gz' else file.suffix
-  of_line = READERS.get(suffix, plain)
+  named = file.with_suffix('') if file.suffix.lower() == '.gz' else file
+  if not (of_line := READERS.get(named.suffix.lower())):
+    raise UserError(
+      f'{file}: is read as .jsonl, .tsv or .txt by its name, which it does not have; rename or '
+      'convert it'
+    )
   found: dict[str, tuple[int, Asked]] = {}
   for number, line in lines.read(file):
     try:
@@ -79,5 +84,5 @@ def text(field: str, value: Any, fix: str) -> str:
 
 
 READERS: dict[str, Callable[[int, bytes], Asked]] = {
-  '.jsonl': of_json, '.json': of_json, '.tsv': tab_separated,
+  '.jsonl': of_json, '.json': of_json, '.tsv': tab_separated, '.txt': plain, '': plain,
 }  # fmt: skip

@@ -261,10 +261,11 @@ class Rollouts:
 def check_count(c, queries: int, held_out: int = 0) -> None:
   """Raises: UserError for fewer queries than a step has, beside those that are held out."""
   if queries < c.prompts:
-    others = f' ({held_out:,} more are held out by config.validation.share)' if held_out else ''
+    others = f' ({held_out:,} more are held out)' if held_out else ''
+    share = ' or config.validation.share' if held_out else ''
     raise UserError(
       f'config.rewrite.prompts={c.prompts}: there are only {queries} queries to learn from{others}'
-      '; lower it'
+      f'; lower config.rewrite.prompts{share}'
     )
 
 

@@ -182,7 +182,7 @@ def check(config: ConfigDict) -> None:
   if 'rewrite' not in config.stages:
     start.check(config)
   for name, why in TABLE.left_out(config).items():
-    raise UserError(f'config.search.models: the row {name!r} {why}; set that, or leave the row out')
+    raise UserError(f'config.search.models: the row {name!r} {why}, or leave the row out')
   if config.search.depth < rewards.DEPTH:
     say(
       f'search: config.search.depth={config.search.depth}: {metrics.title(DEEP)} is that of so '
@@ -231,9 +231,24 @@ def rewriter(
   """A row of a rewriter that writes so many samples of a query."""
   return Row(
     name, title, rank, 'rewriter', open=open_it, stages=lambda config: TRAINED[name],
-    trained_by=''.join(TRAINED[name][-1:]), reads=writes,
+    trained_by=TRAINED[name][-1] if TRAINED[name] else '', reads=writes,
     used=functools.partial(use, name, open_it, samples), **more,
   )  # fmt: skip
+
+
+def same_as_given(config: ConfigDict) -> str:
+  """Where GRPO begins with the model as given, this is the row `cpt`."""
+  begins = 'rewrite' in config.stages and 'cpt' not in config.stages
+  return 'cpt' if begins and not config.rewriter.init_from else ''
+
+
+def same_as_before(config: ConfigDict) -> str:
+  """Without GRPO, the rewriter of an earlier run is `rewrite`; an untrained one is `pretrained`."""
+  if 'rewrite' in config.stages:
+    return ''
+  if config.rewriter.init_from:
+    return 'rewrite'
+  return '' if 'cpt' in config.stages else 'pretrained'
 
 
 FIRST = Row('original', 'original query', original, is_baseline=True, reads=searches)
@@ -252,18 +267,11 @@ SIMPLE = (
 REWRITERS = (
   rewriter(
     'pretrained', 'model as given', as_given, open_it=open_given, is_baseline=True,
-    # Where GRPO begins with it, it is the row `cpt`.
-    exists=lambda config: (
-      'rewrite' not in config.stages or 'cpt' in config.stages or bool(config.rewriter.init_from)
-    ),
+    same_as=same_as_given, ignores=('rewriter.init_from', 'rewriter.seed'),
   ),
   rewriter(
     'cpt', 'rewriter, before GRPO', is_baseline=True,
-    # What begins with the rewriter of an earlier run and has no GRPO is the row `rewrite`.
-    needs_training=lambda config: False,
-    exists=lambda config: 'rewrite' in config.stages or (
-      'cpt' in config.stages and not config.rewriter.init_from
-    ),
+    needs_training=lambda config: False, same_as=same_as_before,
   ),
   rewriter(
     'rewrite', 'rewriter', improves_on=('original', 'pretrained', 'cpt', 'nearest'),
@@ -298,6 +306,6 @@ TABLE = Table(
   columns=('ndcg@10', 'mrr@10', 'hits@1', 'hits@20', DEEP),
   kept=('ndcg@10', 'mrr@10', 'hits@1', 'hits@5', 'hits@20', 'recall@1', 'recall@100', DEEP),
   main='ndcg@10', tested=('ndcg@10', DEEP), costs=('ms_per_query',), settings=SETTINGS,
-  check=check, check_records=check_records, documents=documents_of,
+  check=check, check_records=check_records, documents=documents_of, release=held.forget,
   command='rewrite', command_needs=('rewrite',),
 )  # fmt: skip

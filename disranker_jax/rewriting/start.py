@@ -12,7 +12,7 @@ TOLD = ('rewriter.max_query_len', *(f'rewrite.{name}' for name in rewriter.SETTI
 
 
 def check(config: ConfigDict) -> None:
-  """Names the settings by which the run of `init_from` read queries and rewrote otherwise.
+  """Names the settings that decide how queries are read and rewritten and differ from that run's.
 
   Raises: UserError if it is no run.
   """
@@ -21,4 +21,7 @@ def check(config: ConfigDict) -> None:
     return
   found = earlier.differing(config, earlier.opened(KEY, folder).config, TOLD)
   if said := ', '.join(f'config.{path}={ours!r} (there {was!r})' for path, was, ours in found):
-    say(f'config.{KEY}={folder!r}: here the rewriter is used otherwise: {said}')
+    say(
+      f'config.{KEY}={folder!r}: this run uses the rewriter with other settings: {said}; set them '
+      'to the same values if that is not meant'
+    )

@@ -66,11 +66,11 @@ def counted(
     against: the title of the row whose ranking that is, if it has to be said.
   """
   gains = values(run, groups, ranking) - values(run, groups, before)
-  return (
+  said = (
     f'{metrics.title(result_table.of(run.config).main)} rises for {(gains > 0).sum():,} of the '
     f'{len(groups):,} queries and falls for {(gains < 0).sum():,}'
-    f'{against and f", against {against}"}'
   )
+  return f'{said}, against {against}' if against else said
 
 
 def reranked(
@@ -108,11 +108,15 @@ def fused(base: str, other: str, run: Run, row: Row, groups: Sequence[Group]) ->
 
 def derived(base: Row, suffix: str, title: str, rank: Callable, reads: Callable, **more) -> Row:
   """A row that changes the ranking of another one; it depends on all that this one does."""
+
+  def same_as(config: ConfigDict) -> str:
+    return f'{other}_{suffix}' if (other := base.same_as(config)) else ''
+
   return Row(
     f'{base.name}_{suffix}', f'{base.title}, {title}', rank, stages=base.stages,
     reads_stages=base.reads_stages, reads_records=base.reads_records, trained_by=base.trained_by,
-    needs_training=base.needs_training, instead=base.instead, exists=base.exists,
-    fuses=(base.name,),
+    needs_training=base.needs_training, instead=base.instead, absent=base.absent,
+    same_as=same_as, ignores=base.ignores, fuses=(base.name,),
     reads=lambda config: [base.reads(config), reads(config)], **more,
   )  # fmt: skip
 
@@ -138,17 +142,26 @@ def with_first_stage(base: Row, first: Row) -> Row:
 
 
 def check_judged(run: Run, kind: str, known: Collection[str], where: str) -> None:
+  """Says how many relevant documents of the prepared records of a kind are not in the collection.
+
+  Raises: as `check_known`.
+  """
+  groups = prepare.records(run, kind)
+  relevant = {doc.doc_id for group in groups for doc in group.docs if doc.label > 0}
+  check_known(relevant, known, kind, where)
+
+
+def check_known(relevant: Collection[str], known: Collection[str], kind: str, where: str) -> None:
   """Says how many relevant documents of a kind of records are not in the collection.
 
   Args:
+    relevant: their ids.
     known: the ids of the collection's documents.
     where: its address.
 
   Raises: UserError if none is: the ids are then those of another collection.
   """
-  groups = prepare.records(run, kind)
-  relevant = {doc.doc_id for group in groups for doc in group.docs if doc.label > 0}
-  lost = relevant.difference(known)
+  lost = set(relevant).difference(known)
   if lost and len(lost) == len(relevant):
     raise UserError(
       f'config.data.{kind}: none of its {len(relevant):,} relevant documents, such as '
@@ -157,8 +170,8 @@ def check_judged(run: Run, kind: str, known: Collection[str], where: str) -> Non
     )
   if lost:
     say(
-      f'{kind}: {len(lost):,} of {len(relevant):,} relevant documents are not in {where}, and '
-      'cannot be found'
+      f'{kind}: {len(lost):,} of {len(relevant):,} relevant documents, such as {min(lost)!r}, are '
+      f'not in {where}, and cannot be found (config.data.documents is the address of all documents)'
     )
 
 

@@ -71,6 +71,7 @@ def execute(run: Run) -> dict:
     for note in filter(None, map(results[name].get, ('remark', 'note'))):
       say(f'{table.stage} {name}: {note}')
     processes.barrier(f'{name} is evaluated')
+  table.release()
   results = {name: found for name, found in results.items() if found}
   if processes.is_first():
     merge_per_query(folder, list(results), table.kept)
@@ -104,7 +105,7 @@ def made_from(run: Run, row: Row) -> str:
   """A fingerprint of the settings and inputs that a row depends on."""
   stage = manifest.read(folder_of(run)) or {'config': {}, 'inputs': {}}
   table = result_table.of(run.config)
-  roles = table.roles_of(row)
+  roles, ignored = table.roles_of(row), {*row.ignores}
   sections = {'seed', table.stage, *roles}
   inputs = {f'prepare {kind}' for kind in ('test', *row.reads_records)} | {*row.reads_stages}
   inputs |= {f'{role}.{key}' for role in roles for key in ('model', 'init_from')}
@@ -112,8 +113,8 @@ def made_from(run: Run, row: Row) -> str:
   # Finished rows have it, also those of tables for which it decides nothing now.
   settings = {f'{table.stage}.batch_rows': BATCH_ROWS} | stage['config']
   return manifest.digest([
-    {k: v for k, v in settings.items() if k.split('.')[0] in sections},
-    {k: v for k, v in stage['inputs'].items() if k in inputs | trained.keys()},
+    {k: v for k, v in settings.items() if k.split('.')[0] in sections and k not in ignored},
+    {k: v for k, v in stage['inputs'].items() if k in (inputs | trained.keys()) - ignored},
     # Not every device repeats a training to the bit.
     {name: done.get('finished') for name, done in trained.items() if done},
     row.reads(run.config),

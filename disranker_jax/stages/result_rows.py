@@ -86,6 +86,13 @@ def listed_students(config: ConfigDict) -> tuple[str, ...]:
   return tuple(stage for stage in ('student_sft', 'distill') if stage in config.stages)
 
 
+def without_student(config: ConfigDict) -> str:
+  """Why there is no student of the run to fuse, as Row.absent."""
+  if listed_students(config):
+    return ''
+  return 'needs the stage student_sft or distill, which config.stages lacks; add one'
+
+
 ROWS = {
   row.name: row
   for row in (
@@ -109,7 +116,7 @@ ROWS = {
     ),
     Row(
       'previous', "the earlier run's student", model_scores, 'student', is_baseline=True,
-      exists=lambda config: bool(config.student.init_from),
+      key='student.init_from',
     ),
     Row(
       'student', 'distilled student', model_scores, 'student', stages=roles.student_stages,
@@ -117,11 +124,11 @@ ROWS = {
     ),
     Row(
       'fused', 'student + first stage', fused, stages=listed_students,
-      exists=lambda config: bool(listed_students(config)), fuses=('student_sft', 'student'),
+      absent=without_student, fuses=('student_sft', 'student'),
     ),
     Row(
       'fused_ranks', 'student + first stage, by ranks', fused, stages=listed_students,
-      exists=lambda config: bool(listed_students(config)), fuses=('student_sft', 'student'),
+      absent=without_student, fuses=('student_sft', 'student'),
     ),
   )
 }  # fmt: skip

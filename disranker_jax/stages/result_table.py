@@ -49,8 +49,10 @@ class Row:
   used         replaces what `use` returns
   reads        config -> the fingerprint of what it reads itself, beside records and parameters
   improves_on  the rows that it should rank better than; the report warns where it does not
-  exists       False where a config has no such row
+  absent       config -> why there is no such row, and what to do; '': there is one
+  same_as      config -> the row that this one would repeat, so that there is none; '': no row
   key          of the config, without which there is no such row; '': none
+  ignores      settings of its roles, as 'ROLE.KEY', that decide nothing for it
   is_baseline  the other rows are tested against it
   is_floor     a sanity row (random order): left out of significance tests and charts
   """
@@ -70,8 +72,10 @@ class Row:
   used: Callable[[ConfigDict], Use] | None = None
   reads: Callable[[ConfigDict], object] = lambda config: None
   improves_on: tuple[str, ...] = ()
-  exists: Callable[[ConfigDict], bool] = lambda config: True
+  absent: Callable[[ConfigDict], str] = lambda config: ''
+  same_as: Callable[[ConfigDict], str] = lambda config: ''
   key: str = ''
+  ignores: tuple[str, ...] = ()
   is_baseline: bool = False
   is_floor: bool = False
 
@@ -80,17 +84,19 @@ class Row:
     return not self.lacks(config)
 
   def lacks(self, config: ConfigDict) -> str:
-    """What the config needs to fill the row, as the end of a sentence; '' if it can."""
+    """Why the config cannot fill the row, and what to do; '' if it can. The row is the subject."""
     section, _, name = self.key.partition('.')
     if self.key and not config[section][name]:
-      return f'needs config.{self.key}'
-    if not self.exists(config):
-      return 'needs other stages or settings'
+      return f'needs config.{self.key}; add --config.{self.key}=VALUE'
+    if why := self.absent(config):
+      return why
+    if other := self.same_as(config):
+      return f'is the same as the row {other!r} here; name that one'
     trained = self.trained_by in ('', *config.stages)
     if trained or not self.needs_training(config):
       return ''
-    instead = f', or config.{self.instead}' if self.instead else ''
-    return f'needs the stage {self.trained_by}, which config.stages lacks{instead}'
+    instead = f' or set config.{self.instead}' if self.instead else ''
+    return f'needs the stage {self.trained_by}, which config.stages lacks; add it{instead}'
 
   def open_model(self, config: ConfigDict) -> TextModel:
     """The row's model, without parameters."""
@@ -142,6 +148,7 @@ class Table:
   more_rows    config -> rows that are no fixed part of the table
   settings     more keys of the stage's section
   check        config -> tests what rows need; raises UserError
+  release      frees what the rows share in memory, once the stage has filled the table
   check_records  run -> tests the prepared records, as Stage.check_records does
   command      the subcommand that tries what a run has trained, with --run and --query; '': none
   command_needs  the stages of which one has to be done for it
@@ -165,6 +172,7 @@ class Table:
   settings: Section = dataclasses.field(default_factory=dict)
   check: Callable[[ConfigDict], None] = lambda config: None
   check_records: Callable[[Run], None] = lambda run: None
+  release: Callable[[], None] = lambda: None
   command: str = ''
   command_needs: tuple[str, ...] = ()
 
@@ -189,7 +197,7 @@ class Table:
     return {row.name: row for row in rows if row.is_available(config)}
 
   def left_out(self, config: ConfigDict) -> dict[str, str]:
-    """{row: what it needs} of the rows that the config names and cannot fill.
+    """{row: why, see Row.lacks} of the rows that the config names and cannot fill.
 
     Empty if it names all rows, which is the default.
     """
@@ -202,6 +210,12 @@ class Table:
     """The roles whose models a row ranks with: its own, and those of the rows that it fuses."""
     fused = (self.roles_of(self.rows[name]) for name in row.fuses)
     return frozenset({row.role} - {''}).union(*fused)
+
+  def depends_on_seed(self, row: Row) -> bool:
+    """Whether a training with the seed of the subject's role decides the row, itself or fused."""
+    if row.trained_by and row.role == self.role:
+      return True
+    return any(self.depends_on_seed(self.rows[name]) for name in row.fuses)
 
   def row_title(self, name: str, results: Mapping[str, Mapping] | None = None) -> str:
     """A row's title: the one in its results, else that of its kind, else its name."""

@@ -62,15 +62,14 @@ class TestReading:
     assert not capsys.readouterr().err
     queries.check_collection(found, {'a', 'c'}, 'jsonl:some')
     said = capsys.readouterr().err
-    assert (
-      "1 of 2 positive documents of the training queries, such as 'b', are not in jsonl:" in said
-    )
-    assert '1 of 2 queries have no other (config.data.documents' in said
+    line = "judgements: 1 of 2 relevant documents, such as 'b', are not in jsonl:some, and cannot"
+    assert line in said and 'config.data.documents is the address' in said
+    assert 'rewrite: 1 of 2 queries have no document that can be found' in said
 
   def test_positives_of_another_collection_are_an_error(self, tmp_path):
     found = queries.training(run_of(tmp_path))
     with pytest.raises(
-      UserError, match=r"none of the 2 .*'a', is in .* jsonl:x; set config\.data\.doc"
+      UserError, match=r"none of its 2 .*'a', is in the collection jsonl:x; set config\.data\.doc"
     ):
       queries.check_collection(found, {'c'}, 'jsonl:x')
 

@@ -73,8 +73,10 @@ def test_queries_that_are_held_out_do_not_count_for_a_step(run, monkeypatch):
     here.config.rewrite.prompts = kept
     rewrite.check_records(here)
     here.config.rewrite.prompts = kept + 1
-    others = rf' \({len(asked) - kept} more are held out' if share == 0.4 else '; lower it'
-    with pytest.raises(UserError, match=rf'prompts={kept + 1}: .* only {kept} queries .*{others}'):
+    others = rf' \({len(asked) - kept} more are held out\)' if share == 0.4 else ''
+    lower = '; lower config.rewrite.prompts' + (' or config.validation.share' if others else '')
+    message = rf'prompts={kept + 1}: .* only {kept} queries to learn from{others}{lower}$'
+    with pytest.raises(UserError, match=message):
       rewrite.check_records(here)
 
 
@@ -84,7 +86,7 @@ def test_queries_that_are_cut_are_counted(run, capsys):
   long = [Query(f'long{i}', 'copy of a number ' * 9, (PAGES[0],)) for i in range(2)]
   for some, said in ((asked, False), (asked + long, True)):
     rewrite.job(here, opened, some, reward=None)
-    line = f'rewrite: 2 of {len(asked) + 2} queries are read without their end'
+    line = f'rewrite: the end of 2 of {len(asked) + 2} queries is not read; raise config.'
     assert (line in capsys.readouterr().err) == said
 
 

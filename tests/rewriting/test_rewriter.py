@@ -96,7 +96,8 @@ def test_queries_without_their_end_are_counted(model):
   long = 'file ' * 50
   prompt = RewritePrompt(model, 32)
   assert prompt.cut(['open a file', '']) == ''
-  assert prompt.cut(['open a file', long, long]).startswith('2 of 3 queries are read without')
+  said = 'the end of 2 of 3 queries is not read; raise config.rewriter.max_query_len or config.'
+  assert prompt.cut(['open a file', long, long]).startswith(said)
   # By the limit of the query, and by what the template leaves of the whole prompt.
   for query in ('file ' * n for n in range(1, 12)):
     for most in (9, 32):

@@ -1,6 +1,7 @@
 """Which rows a config has, what their notes count, which engine searches."""
 
 import json
+import re
 import types
 import weakref
 
@@ -15,10 +16,12 @@ from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline import estimate, opening
+from disranker_jax.pipeline.stage import Run
 from disranker_jax.rewriting import engines, held, queries, rewards, rows
 from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.query_bm25 import QueryBM25
 from disranker_jax.rewriting.stages import rewrite
+from disranker_jax.stages import evaluate
 
 
 @pytest.fixture(autouse=True)
@@ -63,24 +66,36 @@ def test_every_state_of_the_rewriter_is_one_row(changes, expected):
 @pytest.mark.parametrize(
   ('row', 'changes', 'message'),
   [
+    ('rewrite', {}, 'needs the stage rewrite, .* lacks; add it or set config.rewriter.init_from'),
+    ('best', {'rewriter__init_from': 'x'}, 'needs the stage rewrite, which .* lacks; add it'),
+    ('cpt', {'rewriter__init_from': 'x'}, "is the same as the row 'rewrite' here; name that one"),
+    ('cpt', {}, "is the same as the row 'pretrained' here; name that one"),
     (
-      'rewrite',
-      {},
-      'needs the stage rewrite, .*, or config.rewriter.init_from; set that',
+      'cpt_reranked',
+      {'search__reranker': 'x'},
+      "is the same as the row 'pretrained_reranked' here; name that one",
     ),
-    ('best', {'rewriter__init_from': 'x'}, 'needs the stage rewrite, which .* lacks; set that'),
-    ('cpt', {'rewriter__init_from': 'x'}, 'needs other stages or settings'),
-    ('original_reranked', {}, 'needs config.search.reranker; set that'),
-    ('rewrite_reranked', {'search__reranker': 'x'}, 'needs .*, or config.rewriter.init_from'),
+    (
+      'pretrained',
+      {'stages': ('prepare', 'rewrite', 'search')},
+      "is the same as the row 'cpt' here; name that one",
+    ),
+    ('original_reranked', {}, 'needs config.search.reranker; add --config.search.reranker=VALUE'),
+    ('rewrite_reranked', {'search__reranker': 'x'}, 'needs .* set config.rewriter.init_from'),
   ],
 )
 def test_a_row_that_is_named_and_cannot_be_filled_is_refused(row, changes, message, monkeypatch):
+  """With the reason and a remedy; a row that would repeat another one names that one."""
   monkeypatch.setattr(rows.collection_rows.loaded, 'check', lambda folder: None)
   monkeypatch.setattr(rows.collection_rows.loaded, 'locate', lambda folder: folder)
-  stages = ('prepare', 'search')
-  with pytest.raises(UserError, match=f"config.search.models: the row '{row}' {message}"):
-    rows.TABLE.check(config(stages=stages, search__models=('original', row), **changes))
-  rows.TABLE.check(config(stages=stages, **changes))  # the default names all rows
+  changes = {'stages': ('prepare', 'search'), **changes}
+  message = f"config.search.models: the row '{row}' {message}, or leave the row out"
+  with pytest.raises(UserError, match=message):
+    rows.TABLE.check(config(search__models=('original', row), **changes))
+  rows.TABLE.check(config(**changes))  # the default names all rows
+  if 'name that one' in message:
+    other = re.search("row '([a-z_]+)' here", message)[1]
+    rows.TABLE.check(config(search__models=('original', other), **changes))
 
 
 def test_the_model_as_given_has_nothing_of_an_earlier_run(tmp_path):
@@ -93,6 +108,28 @@ def test_the_model_as_given_has_nothing_of_an_earlier_run(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, variables, model.pretrained(c.seed, mesh))
   with pytest.raises(UserError, match='gone'):
     rows.ROWS['rewrite'].load(run)
+
+
+def test_what_decides_nothing_for_the_model_as_given_leaves_its_rows_valid(tmp_path, monkeypatch):
+  """Where another run starts and the seed of its training."""
+  monkeypatch.setattr(rows.collection_rows, 'fingerprint', lambda config: ['x'])
+  (tmp_path / 'documents.jsonl').touch()
+  c = config(data__documents=f'jsonl:{tmp_path}/documents.jsonl')
+  run = Run(c, tmp_path, None)
+  (tmp_path / 'search').mkdir()
+
+  def made(name: str, config: dict, inputs: dict) -> str:
+    found = {'config': config, 'inputs': inputs}
+    (tmp_path / 'search' / 'manifest.json').write_text(json.dumps(found))
+    return evaluate.made_from(run, rows.ROWS[name])
+
+  keys = ('rewriter.init_from', 'rewriter.seed', 'rewriter.max_len')
+  for name in ('pretrained', 'pretrained_reranked', 'cpt', 'cpt_reranked'):
+    before = made(name, {}, {})
+    changed = [key for key in keys if made(name, {key: 1}, {}) != before]
+    changed += [key for key in keys[:1] if made(name, {}, {key: 'x'}) != before]
+    is_given = name.startswith('pretrained')
+    assert changed == (['rewriter.max_len'] if is_given else [*keys, 'rewriter.init_from'])
 
 
 def test_the_estimate_of_a_row_counts_all_that_it_writes(monkeypatch):
@@ -169,6 +206,8 @@ def test_rows_share_one_collection_and_one_index(monkeypatch, tmp_path):
   file.write_text(lines[1])
   assert list(rows.original(run, rows.FIRST, groups)[0]['q']) == ['bee']
   assert len(read) == 2 and len(made) == 3
+  rows.TABLE.release()  # as the stage does at its end
+  assert made[-1][1]() is None
 
 
 def test_a_table_that_is_less_deep_than_its_columns_says_so(capsys):
@@ -232,6 +271,20 @@ def test_two_engines_are_named_in_a_line(capsys):
   assert not capsys.readouterr().err
   with pytest.raises(UserError, match=r"config\.rewrite\.engine='lucene': must be 'bm25', 'query_"):
     check(config(rewrite__engine='lucene'))
+
+
+@pytest.mark.parametrize(('cap', 'is_allowed'), [(0.0, True), (1.0, True), (0.5, False)])
+def test_a_correction_of_the_sampler_is_off_or_lets_equal_weights_be(cap, is_allowed):
+  """Below 1 it would lower the weights of all tokens, also of those that do not differ."""
+  c = config(rewrite__sampler_correction=cap)
+  c.data.update({kind: f'jsonl:{kind}.jsonl' for kind in ('clicks', 'judgements', 'test')})
+  if is_allowed:
+    check(c)
+    return
+  with pytest.raises(
+    UserError, match=r'sampler_correction=0\.5: must be 0 \(off\) or at least 1; 2'
+  ):
+    check(c)
 
 
 def test_memory_remedies_name_keys_that_exist(capsys, monkeypatch):

@@ -161,7 +161,9 @@ def test_the_exported_folder_rewrites_as_the_run(done, capsys):
       rewrite.main([*source, '--query', query, *documents, '--json'])
       out, said = capsys.readouterr()
       results.append(json.loads(out))
-      assert ('read without' in said) == ('thread' in query)
+      # What the run can change, and what the folder has.
+      limits = f'{folder} has max_query_len=' if '--model' in source else 'raise config.rewriter.'
+      assert (f'the end of 1 of 1 queries is not read; {limits}' in said) == ('thread' in query)
     assert results[0] == results[1] and results[0]['rewrite']
   # Training has moved what is written; else the pretrained folder would do.
   trained, before = (load_file(f / 'model.safetensors') for f in (folder, weights.find(TINY)))
@@ -237,11 +239,30 @@ def test_a_folder_with_a_wrong_record_is_refused(done, tmp_path, change, message
     (['--model', '.', '--queries', 'a.tsv', '--out', '.'], r'--out \.: is a folder'),
     (['--model', '.', '--queries', 'a.tsv', '--out', '/nowhere/b'], 'its folder does not exist'),
     (['--model', '.', '--queries', 'a', '--out', 'b', '--json'], '--json: is for a single'),
+    (['--model', '.', '--queries', 'a', '--out', 'b', '--top', '10'], '--top: is for a single'),
+    (['--model', '.', '--query', 'a', '--top', '10'], '--top: is for what --search finds'),
+    (['--model', '.', '--queries', 'a', '--out', '/dev/null'], 'is a pipe or a device'),
+    (
+      ['--model', '.', '--queries', '/nowhere', '--out', 'b'],
+      '--queries: /nowhere: does not exist',
+    ),
     (['--model', '.', '--queries', __file__, '--out', __file__], 'is the file of the queries'),
   ],
 )
 def test_wrong_arguments(arguments, message):
   with pytest.raises(UserError, match=message):
+    rewrite.main(arguments)
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_a_model_is_opened(tmp_path, monkeypatch):
+  """That of the file which is replaced, where the name is a link."""
+  (tmp_path / 'locked').mkdir()
+  (tmp_path / 'x.jsonl').symlink_to(tmp_path / 'locked' / 'x.jsonl')
+  monkeypatch.setattr(rewrite.os, 'access', lambda path, mode: 'locked' not in str(path))
+  arguments = ['--model', '/nowhere', '--queries', 'a', '--out', str(tmp_path / 'x.jsonl')]
+  with pytest.raises(
+    UserError, match=r'x\.jsonl: .*locked cannot be written; name a file elsewher'
+  ):
     rewrite.main(arguments)
 
 

@@ -18,6 +18,7 @@ from disranker_jax.config.settings import (
   finite,
   one_of,
   text,
+  zero_or_at_least,
 )
 from disranker_jax.data import sources
 from disranker_jax.data.records import Group
@@ -330,9 +331,9 @@ SETTINGS = {
     1, at_least(1), 'Updates from the same samples. epsilon matters only if there are several.'
   ),
   'sampler_correction': Key(
-    0.0, at_least(0),
+    0.0, zero_or_at_least(1, usual=2),
     "A token's loss is multiplied by how much likelier it was for the trainer than for the "
-    'sampler, at most by this; 2 is usual. 0: off, as both compute the same but for rounding, '
+    'sampler, at most by this. 0: off, as both compute the same but for rounding, '
     'which sampler_difference in metrics.jsonl shows.', added_later=True,
   ),
   'mask_truncated': Key(False, boolean(), 'Rewrites that were cut off are not learned from.'),
