@@ -308,7 +308,7 @@ class TestRankings:
     first, _, student = rankings.gains(facts.gather(run)).best[0]['columns']
     assert first['searched'] == '' and student['searched'].endswith(f' {EVIL}')
     after = Page(written(run)[0])
-    assert 'searches' not in Page(before).text and student['searched'] in after.text
+    assert 'searched:' not in Page(before).text and student['searched'] in after.text
 
   def test_a_document_without_a_title_is_named_by_what_there_is(self):
     assert rankings.cell(Document('d', ' ', 'x' * 100), 1)['text'] == 'x' * 79 + '…'
