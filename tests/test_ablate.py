@@ -368,14 +368,16 @@ def test_a_table_from_runs_to_files(tmp_path, monkeypatch):
   ablate.main(arguments)
   result = json.loads((tmp_path / 'out' / 'table-tiny.json').read_text())
   assert [row['seeds'] for row in result['rows']] == [[0], [0, 1], [0, 1]]
-  run = json.loads((tmp_path / 'runs/labels/seed1-fold0/evaluate/results.json').read_text())
+  # Rows with equal settings share a run, which has their names.
+  shared = [
+    tmp_path / 'runs' / name
+    for name in ('first+labels+beta/seed0-fold0', 'labels+beta/seed1-fold0')
+  ]
+  run = json.loads((shared[1] / 'evaluate/results.json').read_text())
   by_seed = result['rows'][1]['metrics']['ndcg@5']['by_seed']
   assert by_seed['1'] == pytest.approx(run['student_sft']['ndcg@5'])
   # The second seed's student has the first one's teacher.
-  manifests = [
-    json.loads((tmp_path / f'runs/beta/seed{seed}-fold0/score/manifest.json').read_text())
-    for seed in (0, 1)
-  ]
+  manifests = [json.loads((folder / 'score/manifest.json').read_text()) for folder in shared]
   assert manifests[0] == manifests[1]
   page = (tmp_path / 'out' / 'table-tiny.md').read_text()
   assert '| labels |' in page and 'table-tiny.svg' in page and 'Text.' in page
