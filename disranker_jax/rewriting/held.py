@@ -33,7 +33,7 @@ _collection, _index = Latest(), Latest()
 
 
 def collection(config) -> list[Document]:
-  """`queries.collection`, read once. Nobody may change the list."""
+  """`queries.collection`, read once. Callers must not change the list."""
   return _collection(_made_of(config), lambda: queries.collection(config))
 
 

@@ -8,7 +8,7 @@ from disranker_jax.stages import earlier
 
 KEY = 'rewriter.init_from'
 # What may be otherwise. What may not is in the role of the rewriter (pipeline/systems.py).
-TOLD = ('rewriter.max_query_len', *(f'rewrite.{name}' for name in rewriter.SETTINGS))
+NAMED = ('rewriter.max_query_len', *(f'rewrite.{name}' for name in rewriter.SETTINGS))
 
 
 def check(config: ConfigDict) -> None:
@@ -19,7 +19,7 @@ def check(config: ConfigDict) -> None:
   folder = config.rewriter.init_from
   if not folder or not earlier.exists(folder):
     return
-  found = earlier.differing(config, earlier.opened(KEY, folder).config, TOLD)
+  found = earlier.differing(config, earlier.opened(KEY, folder).config, NAMED)
   if said := ', '.join(f'config.{path}={ours!r} (there {was!r})' for path, was, ours in found):
     say(
       f'config.{KEY}={folder!r}: this run uses the rewriter with other settings: {said}; set them '
