@@ -99,11 +99,8 @@ def test_pages_with_a_long_pseudo_query_are_counted():
   assert 'with a cut pseudo-query' not in built(views=('title', 'body'))[2]
 
 
-def test_the_tokenizer_gets_little_text_at_once_and_the_pages_are_the_same(monkeypatch):
-  """What it returns takes more memory than anything else of the stage."""
-  docs = [dataclasses.replace(doc, doc_id=f'{i}{doc.doc_id}') for i in range(10) for doc in DOCS]
-  queries = {doc.doc_id: QUERIES.get(doc.doc_id[-1], ()) for doc in docs}
-  _, whole, counts = built(docs, queries)
+def watch_tokenizer(monkeypatch) -> list[int]:
+  """Small pieces; the characters that the tokenizer is given in each call from now on."""
   text_ids, sizes = tokenising.text_ids, []
 
   def watched(tokenizer, texts):
@@ -112,6 +109,15 @@ def test_the_tokenizer_gets_little_text_at_once_and_the_pages_are_the_same(monke
 
   monkeypatch.setattr(tokenising, 'text_ids', watched)
   monkeypatch.setattr(collection, 'PIECE', 150)
+  return sizes
+
+
+def test_the_tokenizer_gets_little_text_at_once_and_the_pages_are_the_same(monkeypatch):
+  """What it returns takes more memory than anything else of the stage."""
+  docs = [dataclasses.replace(doc, doc_id=f'{i}{doc.doc_id}') for i in range(10) for doc in DOCS]
+  queries = {doc.doc_id: QUERIES.get(doc.doc_id[-1], ()) for doc in docs}
+  _, whole, counts = built(docs, queries)
+  sizes = watch_tokenizer(monkeypatch)
   _, pages, again = built(docs, queries)
   assert len(sizes) > 40 and max(sizes) < 300  # blanks and marks count too
   for name in collection.ARRAYS:
@@ -124,14 +130,7 @@ def test_pseudo_queries_count_towards_what_is_tokenised_at_once(monkeypatch):
   """Also where they are most of a page: titles alone, with 8 queries each."""
   docs = [Document(f'{i}', 'list sort', '') for i in range(40)]
   queries = {doc.doc_id: ['sort'] * 8 for doc in docs}
-  text_ids, sizes = tokenising.text_ids, []
-
-  def watched(tokenizer, texts):
-    sizes.append(sum(map(len, texts)))
-    return text_ids(tokenizer, texts)
-
-  monkeypatch.setattr(tokenising, 'text_ids', watched)
-  monkeypatch.setattr(collection, 'PIECE', 150)
+  sizes = watch_tokenizer(monkeypatch)
   built(docs, queries)
   assert max(sizes) < 300  # blanks and marks count too
   whole = len(sizes)
