@@ -6,6 +6,7 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
+import hashlib
 import re
 from fnmatch import fnmatch, fnmatchcase
 from pathlib import Path
@@ -20,6 +21,28 @@ config.update('jax_numpy_rank_promotion', 'raise')
 config.update('jax_disable_most_optimizations', True)
 
 TESTS = Path(__file__).parent
+
+
+def processor() -> str:
+  """What compiled programs depend on beside JAX, as 16 letters; many machines may share a disk."""
+  cpuinfo = Path('/proc/cpuinfo')
+  lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+  facts = sorted({line for line in lines if line.startswith(('model name', 'flags', 'Features'))})
+  return hashlib.sha256('\n'.join(facts).encode()).hexdigest()[:16]
+
+
+# Compiling takes most of the time of the tests. All of them, the commands that they start and the
+# next `make test` need the same programs; `make clean` deletes these.
+CACHE = {
+  'jax_compilation_cache_dir': str(TESTS.parent / '.make' / 'compiled' / processor()),
+  'jax_persistent_cache_min_compile_time_secs': 0.0,
+  'jax_persistent_cache_min_entry_size_bytes': -1,
+}
+for name, value in CACHE.items():
+  if name.upper() not in os.environ:
+    os.environ[name.upper()] = str(value)
+    config.update(name, value)
+
 # The tests that `--check` leaves out, those that take longest first.
 HEAVY = (
   'pipeline/*',

@@ -18,16 +18,6 @@ from disranker_jax.errors import UserError
 STEPS, BLOCKS = 8, 4
 
 
-@pytest.fixture(scope='module', autouse=True)
-def cache(tmp_path_factory):
-  """Compiled programs are shared by the processes of all tests here."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path_factory.mktemp('compiled')))
-    patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-    patch.setenv('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
-    yield
-
-
 def train(folder, count=2, devices=2, wait=(0, 0), **spec):
   """One run of the trainer to its end, in FOLDER/job; what was recorded is under FOLDER."""
   folder.mkdir(exist_ok=True)

@@ -10,11 +10,9 @@ import time
 from pathlib import Path
 
 import gang
-import jax
 import numpy as np
 import pytest
 import trainer
-from jax.experimental.compilation_cache import compilation_cache
 
 from disranker_jax.data import streams
 from disranker_jax.devices import sharding
@@ -24,26 +22,6 @@ from disranker_jax.training.checkpoint import Checkpoints, check_sums, load_para
 from disranker_jax.training.feed import OfflineFeed
 
 STEPS = 8
-CACHE = {
-  'jax_persistent_cache_min_compile_time_secs': 0.0,
-  'jax_persistent_cache_min_entry_size_bytes': -1,
-}
-
-
-@pytest.fixture(scope='module', autouse=True)
-def cache(tmp_path_factory):
-  """Every run compiles the same program; here it is cached."""
-  settings = CACHE | {'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled'))}
-  before = {name: getattr(jax.config, name) for name in settings}
-  with pytest.MonkeyPatch.context() as patch:
-    for name, value in settings.items():
-      patch.setenv(name.upper(), str(value))
-      jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
 
 
 def fit(folder: Path, **spec):

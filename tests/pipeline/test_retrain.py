@@ -75,7 +75,7 @@ def rows_of(workdir, kind) -> list:
 
 
 @pytest.fixture(scope='module')
-def weeks(tmp_path_factory, caches):
+def weeks(tmp_path_factory, cache):
   """(the first week's config, its workdir, the folder of all data); tests must not write there."""
   folder = tmp_path_factory.mktemp('weeks')
   shared = folder / 'shared'
