@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from disranker_jax import locks
 from disranker_jax.data import preparing, records, sources, spool, store
 from disranker_jax.data.preparing import Job
 from disranker_jax.errors import UserError
@@ -242,3 +243,32 @@ def test_the_same_job_of_another_run_is_taken_with_its_bad_rows(tmp_path):
   assert not preparing.take(again, first)
   jsonl(tmp_path / 'a.jsonl', rows_of(seed=1))
   assert not preparing.take(job(tmp_path, address, name='new'), first)
+
+
+@pytest.mark.parametrize('kind', ['clicks', 'judgements'])
+def test_a_second_process_is_refused_and_the_first_one_gets_its_result(tmp_path, monkeypatch, kind):
+  address = jsonl(tmp_path / 'a.jsonl', rows_of())
+  whole, task = job(tmp_path, address, kind, name='whole'), job(tmp_path, address, kind)
+  expected = preparing.prepare(whole)
+  run, refused = preparing.Work.run, []
+
+  def interrupted(self):
+    # In the middle of the first one's work; a process of its own has an open file of its own too.
+    with monkeypatch.context() as patch, pytest.raises(UserError) as caught:
+      patch.setattr(preparing.Work, 'run', run)
+      preparing.prepare(job(tmp_path, address, kind, limit=3))
+    refused.append(str(caught.value))
+    return run(self)
+
+  monkeypatch.setattr(preparing.Work, 'run', interrupted)
+  done = preparing.prepare(task)
+  assert refused == [f'{task.folder}: another process is writing it; wait for it, or stop it']
+  assert files(task.folder) == files(whole.folder) and done.records == expected.records
+  assert not list(tmp_path.glob('.*'))
+
+
+def test_data_that_is_done_is_read_while_another_process_has_the_lock(tmp_path):
+  task = job(tmp_path, jsonl(tmp_path / 'a.jsonl', rows_of()))
+  done = preparing.prepare(task)
+  with locks.beside(task.folder):
+    assert preparing.prepare(task) == done

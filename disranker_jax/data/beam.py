@@ -16,6 +16,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from disranker_jax import locks
 from disranker_jax.data import grouping, records, sources, store
 from disranker_jax.data.lines import NoRows
 from disranker_jax.data.negatives import Negatives
@@ -62,7 +63,10 @@ def prepare(job: Job, runner: str, options: Iterable[str] = ()) -> Prepared:
     raise UserError('--beam-runner: does not support --limit and --teacher; leave them out')
   store.check_target(job.folder)
   job.folder.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(prefix=f'.{job.folder.name}.', dir=job.folder.parent) as temp:
+  with (
+    locks.beside(job.folder),
+    tempfile.TemporaryDirectory(prefix=f'.{job.folder.name}.', dir=job.folder.parent) as temp,
+  ):
     examples = _examples(beam, job, source, Path(temp))
     builder = store.PreparedBuilder(kind=job.kind, data_dir=f'{temp}/new', examples=examples)
     config = tfds.download.DownloadConfig(
