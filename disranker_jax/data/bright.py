@@ -55,7 +55,7 @@ class Task:
     """The files of the task in a folder: TASK-*.parquet, TASK.jsonl, or all of a folder TASK."""
     inside = sorted((folder / table).glob(f'{self._task}[-.]*'))
     inside += sorted((folder / table / self._task).glob('*'))
-    if files := [file for file in inside if file.is_file()]:
+    if files := [f for f in inside if f.is_file() and not f.name.startswith('.')]:
       return files
     raise UserError(
       f'{folder / table}: has no file of the task {self._task!r}, such as '

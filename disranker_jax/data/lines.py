@@ -86,13 +86,18 @@ def is_pipe(path: pathlib.Path) -> bool:
 
 def matching(pattern: str) -> list[pathlib.Path]:
   """The files that match a path or glob pattern, sorted by name; at least one."""
+  files = found(pattern)
+  if not files:
+    raise UserError(f'{pattern}: matches no file; check the pattern')
+  return files
+
+
+def found(pattern: str) -> list[pathlib.Path]:
+  """`matching`, or [] if there is none. A path without a pattern is itself; it may be missing."""
   path = pathlib.Path(pattern).expanduser()
   if path.exists() or not glob.has_magic(pattern):
     return [path]  # `read` reports a missing file
-  names = sorted(glob.glob(str(path), recursive=True))
-  if not names:
-    raise UserError(f'{pattern}: matches no file; check the pattern')
-  return list(map(pathlib.Path, names))
+  return list(map(pathlib.Path, sorted(glob.glob(str(path), recursive=True))))
 
 
 def text(line: bytes) -> str:

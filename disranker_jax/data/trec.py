@@ -140,6 +140,11 @@ def named(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
   return _variants(folder / path) or _variants(path)
 
 
+def tables(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The files of a folder that are read if no option names another."""
+  return [file for name in FILES.values() for file in _variants(folder / name)[:1]]
+
+
 def _variants(path: pathlib.Path) -> list[pathlib.Path]:
   plain = path.with_suffix('') if path.suffix == '.gz' else path
   others = (plain, plain.with_name(plain.name + '.gz'))
