@@ -125,8 +125,9 @@ def finish(run: Run, every: Sequence[Document], docs: Sequence[Document]) -> dic
   if not groups:
     raise UserError(
       f'{documents.address(run.config)}: none of the {texts:,} queries that were written is left '
-      f'({lost}); read {folder / "samples.md"}, then change config.generate.template, examples or '
-      'model, or set found_within=0 to keep queries whose page BM25 does not find'
+      f'({lost}); read {folder / "samples.md"}, then change config.generate.template, examples, '
+      "model or ends ('length' keeps queries that are cut after max_new tokens), or set "
+      'found_within=0 to keep queries whose page BM25 does not find'
     )
   lines = (f'{group.query_id}\t{group.query}\n' for group in groups)
   (folder / 'queries.tsv').write_text(''.join(lines), encoding='utf-8')
