@@ -215,7 +215,7 @@ class Work:
       runs = Spool(job.partial / 'by_query')
       self._read(source, runs)
       groups = grouping.groups(runs, self._bad_rows, job.partial / 'scratch')
-      self._write(grouping.cut(group, kind, job.depth) for group in groups)
+      self._write(grouping.cuts(groups, kind, job.depth, self._bad_rows))
     else:
       scratch = job.partial / 'scratch'
       self._write(

@@ -23,6 +23,7 @@ ON_BAD_ROW = ('error', 'quarantine')
 # What `BadRows.note` counts.
 REPEATED = 'repeated rows or documents dropped'
 NEGATIVE = 'negative grades read as 0, not relevant'
+COUNTED = 'clicks with a "count" above 1, each of which is learned once'
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -140,8 +141,9 @@ class BadRows:
       with self.path.open('r+b') as file:
         file.truncate(mark['bytes'])
 
-  def note(self, what: str) -> None:
-    self.notes[what] += 1
+  def note(self, what: str, count: int = 1) -> None:
+    if count:
+      self.notes[what] += count
 
   def parse(self, file: Any, line: int, raw: Any, make: Callable[[Any], Any]) -> Any:
     """Counts a row and returns `make(raw)`, or None if the row was quarantined.
@@ -159,6 +161,7 @@ class BadRows:
     """`parse` for a row with several records: each counts as a row."""
     made = self.parse(file, line, raw, make) or []
     self.rows_in += max(len(made) - 1, 0)
+    self.note(COUNTED, sum(isinstance(record, Click) and record.count > 1 for record in made))
     return made
 
   def reject(self, file: Any, line: int, raw: Any, bad: BadRow) -> None:

@@ -217,9 +217,11 @@ def _documents_of_row(raw: Any) -> list[Document]:
   return [Document(doc.doc_id, doc.title, doc.summary) for doc in docs]
 
 
-def of_places(places: Iterator[rows.Place], want: Want) -> Iterator[Click | Group | Score]:
-  """The records of independent rows; the documents of a query are grouped."""
-  make = made(want.kind)
+def of_places(
+  places: Iterator[rows.Place], want: Want, read_as: str = ''
+) -> Iterator[Click | Group | Score]:
+  """The records of independent rows, read as another kind if it is given; queries are grouped."""
+  make = made(read_as or want.kind)
   parsed = (
     (file, number, record)
     for file, number, raw in places
@@ -228,7 +230,7 @@ def of_places(places: Iterator[rows.Place], want: Want) -> Iterator[Click | Grou
   if want.kind in ('clicks', SCORES):
     return (record for _, _, record in parsed)
   groups = grouping.of_rows(parsed, want.bad_rows, want.scratch)
-  return (grouping.cut(group, want.kind, want.depth) for group in groups)
+  return grouping.cuts(groups, want.kind, want.depth, want.bad_rows)
 
 
 def _row_files(scheme: str, rest: str, want: Want) -> Iterator[Click | Group | Score]:
@@ -333,7 +335,10 @@ def _scores(run: Iterator[collection.Line]) -> Iterator[Score]:
 
 
 def _tfds(rest: str, want: Want) -> Iterator[Click | Group | Score]:
-  return of_places(_tfds_places(rest), want)
+  folder = Path(rest.partition('?')[0]).expanduser()
+  # Candidates have labels only if the program made them, and then they are to be learned.
+  are_candidates = want.kind == 'candidates' and store.kind_of(folder) == want.kind
+  return of_places(_tfds_places(rest), want, POOLED if are_candidates else '')
 
 
 def _tfds_places(rest: str) -> Iterator[rows.Place]:
