@@ -130,7 +130,7 @@ def _document(file: str, number: int, row: Any) -> list[tuple[str, int, Document
 
 def _judged(file: str, number: int, row: Any) -> list[Line]:
   query_id, doc_id = _identifier(row, 'query_id'), _identifier(row, 'doc_id')
-  label = records.integer({'label': row.relevance}, 'label', low=-records.MAX_INT, default=0)
+  label = records.grade({'label': row.relevance}, low=-records.LARGEST_LABEL, default=0)
   return [Line(file, number, row, query_id, doc_id, label)]
 
 

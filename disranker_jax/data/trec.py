@@ -93,8 +93,9 @@ def _document(file: str, number: int, raw: bytes) -> list[tuple[str, int, Docume
 def _judged(file: str, number: int, raw: bytes) -> list[Line]:
   query_id, _, doc_id, grade = runs.columns(raw, runs.QRELS)
   label = runs.number(int, 'label', grade)
-  if abs(label) > records.MAX_INT:
-    raise BadRow('label', f'is {grade[:40]}', 'write a small integer, 0 = not relevant')
+  if abs(label) > records.LARGEST_LABEL:
+    what = f'write at most {records.LARGEST_LABEL}; 0 to 4 is usual'
+    raise BadRow('label', f'is {grade[:40]}', what)
   return [Line(file, number, raw, query_id, doc_id, label)]
 
 

@@ -7,6 +7,7 @@ written in TREC format, with its metrics per query and their means.
 import csv
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from disranker_jax.config.settings import (
   mapping_of,
   one_of,
 )
-from disranker_jax.data.records import Group
+from disranker_jax.data.records import LARGEST_LABEL, UNJUDGED, Group
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics, runs
@@ -160,13 +161,51 @@ def merge_per_query(
 
 
 def check_records(run: Run) -> None:
-  """Raises: UserError if a run from elsewhere has nothing of the test: before anything trains."""
+  """Raises: UserError, before anything trains, for a test that measures nothing.
+
+  Also if a run from elsewhere has nothing of the test.
+  """
   table = result_table.of(run.config)
   table.check_records(run)
+  check_labels(run, table)
   given = run.config[table.stage].runs
   queries = {group.query_id for group in prepare.records(run, 'test')} if given else ()
   for name, address in given.items():
     result_table.read_given(f'{table.stage}.runs.{name}', address, queries)
+
+
+def check_labels(run: Run, table: Table) -> None:
+  """Says what of the test tells little. Raises: UserError if its labels tell nothing."""
+  tests, labels, pool = prepare.records(run, 'test'), Counter(), Counter()
+  for group in tests:
+    labels.update(doc.label for doc in group.docs)
+    pool.update(doc.label for doc in group.docs if doc.in_pool)
+  highest, judged = max(labels, default=UNJUDGED), labels.total() - labels[UNJUDGED]
+  where = f'config.data.test={run.config.data.test!r}: '
+  if highest < 1:
+    what = f'all {judged:,} labels are 0'
+    if not judged:
+      what = f'no document of its {len(tests):,} queries has a label'
+    raise UserError(
+      f'{where}{what}, so there is nothing to measure; give relevant documents a "label" of 1 or '
+      f'more, or take {table.stage} out of config.stages'
+    )
+  if highest > LARGEST_LABEL:
+    raise UserError(
+      f'{where}has a label of {highest:,}, and labels go up to {LARGEST_LABEL}; 0 to 4 is usual'
+    )
+  key, least = f'config.{table.stage}.min_relevance', run.config[table.stage].min_relevance
+  zero = tables.joined(metrics.zero_without(table.columns, least))
+  if highest < least and zero:
+    say(
+      f'{table.stage}: no document has a label of {key}={least} or better (the highest label is '
+      f'{highest}), so {zero} will be 0 in every row; lower it'
+    )
+  if table.reranks and 2 * pool[UNJUDGED] > pool.total():
+    say(
+      f'{table.stage}: {pool[UNJUDGED]:,} of {pool.total():,} test pairs are not judged; they '
+      'count as not relevant'
+    )
 
 
 def reads(config) -> tuple[str, ...]:
