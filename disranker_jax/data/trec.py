@@ -55,12 +55,33 @@ class Folder:
     if name == 'bm25' and not _variants(self._folder / name):
       deep = self._depth if needed else max(self._depth, collection.RANKS_OF_JUDGED)
       return collection.bm25(self, deep)
+    file = self._run_file(needed)
+    return file and run_lines(file, bad_rows)
+
+  def _run_file(self, needed: bool) -> pathlib.Path | None:
+    name = self.options.get('run')
     if not needed and not name and not _variants(self._folder / FILES['run']):
       return None
-    return run_lines(existing(self._folder, 'run', name), bad_rows)
+    return existing(self._folder, 'run', name)
 
   def clicks(self, bad_rows: BadRows) -> Iterator[Click]:
     yield from checked(self._rows('clicks'), _click, bad_rows)
+
+  def check(self, kind: str) -> None:
+    few = {'clicks': ('clicks',), 'documents': ('docs',), 'scores': ()}
+    few |= {'candidates': ('queries', 'docs')}
+    tables = few.get(kind, ('queries', 'docs', 'qrels'))
+    files = [existing(self._folder, what, self.options.get(what)) for what in tables]
+    for option in collection.CHOICES:
+      for name in filter(None, self.options.get(option, '').split(',')):
+        files.append(existing(self._folder, 'only, ?exclude or ?without', name))
+    name = self.options.get('run')
+    computed = name == 'bm25' and not _variants(self._folder / name)
+    if kind not in ('clicks', 'documents') and not computed:
+      want = collection.Reading(kind, self._depth, BadRows(), self.options.get('pool', ''))
+      files += filter(None, [self._run_file(want.needs_run)])
+    for file in files:
+      lines.check([file])
 
   def _rows(self, what: str) -> Iterator[tuple[pathlib.Path, int, bytes]]:
     return _rows(existing(self._folder, what, self.options.get(what)))

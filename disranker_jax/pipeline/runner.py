@@ -54,7 +54,9 @@ def run(
   pipeline = Pipeline(Run(config, workdir, sharding.make_mesh(config.mesh)), stages or (), rerun)
   donors = [donor(pipeline.run, Path(folder).absolute()) for folder in reuse]
   pipeline.check()
-  opened = opening.everything(pipeline.run, pipeline.to_open(donors), rerun)
+  todo = pipeline.to_open(donors)
+  outside.check(config, todo)
+  opened = opening.everything(pipeline.run, todo, rerun)
   lock = processes.first_alone('begin', pipeline.open_workdir)
   with lock or contextlib.nullcontext():
     pipeline.run_stages(donors, estimates(pipeline.run, opened) if estimate else None)

@@ -21,6 +21,7 @@ from disranker_jax.config.settings import (
   mapping_of,
   one_of,
 )
+from disranker_jax.data import sources
 from disranker_jax.data.records import LARGEST_LABEL, UNJUDGED, Group
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
@@ -29,7 +30,7 @@ from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
 from disranker_jax.report import tables
-from disranker_jax.stages import prepare, result_table
+from disranker_jax.stages import documents, prepare, result_table
 from disranker_jax.stages.result_table import Lacking, Row, Table
 
 BATCH_ROWS = 64  # by default
@@ -214,6 +215,14 @@ def reads(config) -> tuple[str, ...]:
   return tuple(dict.fromkeys(['test', *(kind for row in rows for kind in row.reads_records)]))
 
 
+def addresses(config) -> list[tuple[str, str, str]]:
+  """See Stage.addresses."""
+  table = result_table.of(config)
+  runs_of = config[table.stage].runs.to_dict().items()
+  found = [(f'{table.stage}.runs.{name}', sources.SCORES, given) for name, given in runs_of]
+  return found + ([] if table.reranks else documents.addresses(config))
+
+
 def uses(config) -> tuple[Use, ...]:
   """The models of the rows."""
   return tuple(
@@ -266,5 +275,5 @@ def stage(table: Table, **declared) -> Stage:
   return Stage(
     table.stage, table.title, execute, settings_of(table), check=check, has_parts=True,
     is_complete=is_complete, reads_records=reads, kept=kept, uses=uses,
-    check_records=check_records, **declared,
+    check_records=check_records, addresses=addresses, **declared,
   )  # fmt: skip

@@ -367,6 +367,13 @@ def reads(config) -> tuple[str, ...]:
   return ('test',) if result_table.of(config).stage in config.stages else ()
 
 
+def addresses(config) -> list[tuple[str, str, str]]:
+  """See Stage.addresses."""
+  c = config.generate
+  examples = [('generate.examples', 'clicks', c.examples)] if c.examples and c.shots else []
+  return documents.addresses(config) + examples
+
+
 def outside(config, workdir) -> dict[str, str]:
   """The documents, the examples, and a model of its own."""
   addresses, c = {'data.documents': documents.address(config)}, config.generate
@@ -381,7 +388,8 @@ def outside(config, workdir) -> dict[str, str]:
 STAGE = Stage(
   'generate', 'the decoder writes queries from documents', execute, SETTINGS, check=check,
   role='teacher', reads_stages=('prepare', 'cpt'), uses=uses, check_records=check_records,
-  reads_records=reads, outside=outside, expected=Expected, head=lambda config: 'lm', kept=kept,
+  reads_records=reads, outside=outside, addresses=addresses, expected=Expected,
+  head=lambda config: 'lm', kept=kept,
   is_complete=is_complete, has_parts=True, optional=True, texts=writer.texts_of,
   paper_rows=10_468_974,  # the queries of its log
 )  # fmt: skip
