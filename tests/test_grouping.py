@@ -6,7 +6,7 @@ import random
 import pytest
 
 from disranker_jax.data import grouping, preparing, records, sources, store
-from disranker_jax.data.records import BadRows
+from disranker_jax.data.records import BadRows, Document, Group
 from disranker_jax.errors import UserError
 
 GOOD = {
@@ -163,6 +163,12 @@ class TestDepth:
     for kind in ('candidates', 'test'):
       with pytest.raises(UserError, match=r"depth=2: no query .* rank 1 to 2, such as .*'deep'"):
         list(sources.read(self.address(tmp_path, deep), kind, depth=2))
+
+  def test_a_test_without_anything_to_rank_is_only_refused_if_depth_is_the_reason(self):
+    outside = Group('q', 'x', (Document('d', 't', 's', 1, 3, in_pool=False),))
+    assert list(grouping.cuts([outside], 'test', 0, BadRows())) == [outside]
+    with pytest.raises(UserError, match='depth=2: no query'):
+      list(grouping.cuts([outside], 'test', 2, BadRows()))
 
   def test_prepare_and_a_prepared_source_use_it_too(self, tmp_path):
     address = self.address(tmp_path, self.ROWS)

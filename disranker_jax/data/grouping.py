@@ -123,7 +123,7 @@ def cuts(groups: Iterable[Group], kind: str, depth: int, bad_rows: BadRows) -> I
     if found := counted_cut(last, kind, depth, bad_rows):
       ranks |= kind != 'test' or any(doc.in_pool for doc in found.docs)
       yield found
-  if last is not None and not ranks:
+  if depth and last is not None and not ranks:
     raise UserError(
       f'depth={depth}: no query has a document of first-stage rank 1 to {depth}, such as query_id '
       f'{last.query_id!r}; ranks count from 1'
