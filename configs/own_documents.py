@@ -40,5 +40,6 @@ def get_config():
   c.validation.share = 0.1
   c.distill.validation.update(every=10, keep_best=True, metric='tau')
   c.evaluate.update(models=('random', 'bm25', 'teacher', 'student', 'fused'))
-  c.evaluate.update(batch_rows=32, min_relevance=4)
+  # 4 is the label of a question's own page in Python's documentation.
+  c.evaluate.update(batch_rows=32, min_relevance=4 if c.data.test == 'python_docs:' else 1)
   return c

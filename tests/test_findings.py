@@ -6,7 +6,7 @@ import types
 import pytest
 
 from disranker_jax.data.records import Document, Group
-from disranker_jax.evaluation import shared_judgements
+from disranker_jax.evaluation import metrics, shared_judgements
 from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.generative import rows as search_rows
 from disranker_jax.report import findings, intervals
@@ -27,7 +27,7 @@ def facts_of(values: dict[str, list[float]], **results):
   against = {name: of_row['against'] for name, of_row in found.items() if 'against' in of_row}
   return types.SimpleNamespace(
     table=TABLE, rows=rows, results=found, overlap={}, related=None, tests={}, cluster='',
-    validation={}, before={}, gains={}, tried={}, best={}, logs={}, seeds={}, served={},
+    validation={}, before={}, gains={}, tried={}, best={}, logs={}, seeds={}, served={}, config={},
     intervals=intervals.analyse(TABLE, rows, against=against),
     shared=NOBODY,
     clusters=len(next(iter(values.values()))), clusters_Q=list(next(iter(rows.values()))),
@@ -164,6 +164,20 @@ def test_queries_without_a_relevant_document_name_the_metrics_of_their_table():
     facts.table = table
     [said] = findings.unjudged(facts)
     assert said.endswith(f'so their {names} are 0 in every row')
+
+
+def test_a_threshold_above_the_labels_is_said_of_the_metrics_that_have_one():
+  facts = facts_of({'bm25': [0.5] * 40}, bm25={'queries_without_relevant': 40, 'queries': 40})
+  facts.config = {'evaluate.min_relevance': 4}
+  facts.labels = lambda: {('q', 'a'): 0, ('q', 'b'): 2}
+  facts.tests = {}
+  assert findings.unjudged(facts) == [
+    '40 of 40 test queries have no document with a label of config.evaluate.min_relevance=4 or '
+    'better (the highest label is 2), so their MRR is 0 in every row'
+  ]
+  # nDCG of such queries is not 0, which is why it is not named.
+  graded = metrics.per_query({'q': {'a': 1.0, 'b': 0.5}}, {'q': {'a': 0, 'b': 2}}, relevant=4)
+  assert graded['q']['mrr@10'] == 0 < graded['q']['ndcg@5']
 
 
 class TestTogether:

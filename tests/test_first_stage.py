@@ -19,6 +19,13 @@ def test_title_and_summary_are_searched_and_documents_without_a_common_word_not_
   ]  # fmt: skip
 
 
+def test_words_with_vowel_signs_and_words_of_one_letter_are_found():
+  bm25 = BM25(docs('पेड़ / कब काटें', 'फल / कब खाएँ', '猫 / 动物'))
+  assert [[i for i, _ in top] for top in bm25.top(['काटें', 'खाएँ', '猫', 'क'], 5)] == [
+    [0], [1], [2], [],
+  ]  # fmt: skip
+
+
 def test_ties_keep_the_order_of_the_documents():
   bm25 = BM25(docs(*['red fox / runs'] * 30, 'other words / here'))
   assert [i for i, _ in bm25.top(['fox'], 7)[0]] == list(range(7))

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from disranker_jax.data import grouping, preparing, records, sources, store
-from disranker_jax.data.records import BadRows
+from disranker_jax.data.records import BadRows, Document, Group
 from disranker_jax.errors import UserError
 
 GOOD = {
@@ -135,10 +135,40 @@ class TestDepth:
     with pytest.raises(UserError, match=r"depth=2: query_id 'q' has 5 documents.*\"rank\""):
       list(sources.read(address, 'test', depth=2))
 
-  def test_a_query_without_a_document_that_deep_is_named(self, tmp_path):
-    address = self.address(tmp_path, [row | {'rank': row['rank'] + 50} for row in self.ROWS])
-    with pytest.raises(UserError, match="'q' has no document of first-stage rank 1 to 2"):
-      list(sources.read(address, 'candidates', depth=2))
+  def test_a_query_with_fewer_documents_is_cut_by_the_same_ranks(self, tmp_path):
+    assert self.read(tmp_path, 'test', 9) == dict.fromkeys(('d4', 'd3', 'd5', 'd2', 'd1'), True)
+    rows = [self.ROWS[0], self.ROWS[2], {**self.ROWS[3], 'doc_id': 'found'}]
+    none = {k: v for k, v in self.ROWS[2].items() if k != 'rank'} | {'doc_id': 'none'}
+    address = self.address(tmp_path, [*rows, none])
+    [group] = sources.read(address, 'test', depth=4)
+    pool = {doc.doc_id: doc.in_pool for doc in group.docs}
+    assert pool == {'d4': True, 'd5': False, 'found': True, 'none': False}
+    [group] = sources.read(address, 'candidates', depth=4)
+    assert [doc.doc_id for doc in group.docs] == ['d4', 'found']
+
+  def test_a_query_without_a_document_that_deep_is_left_out_and_counted(self, tmp_path):
+    deep = [row | {'rank': row['rank'] + 50, 'query_id': 'deep'} for row in self.ROWS]
+    address = self.address(tmp_path, [*self.ROWS, *deep])
+    notes = {}
+    for kind, names in (('candidates', ['q']), ('test', ['q', 'deep'])):
+      bad_rows = BadRows()
+      found = list(sources.read(address, kind, depth=2, bad_rows=bad_rows))
+      assert [group.query_id for group in found] == names
+      notes[kind] = dict(bad_rows.notes)
+    none = 'queries without a document of first-stage rank 1 to 2'
+    assert notes['candidates'] == {f'{none} left out': 1}
+    # As in a collection, its judged documents stay, and nothing of it is ranked.
+    assert notes['test'] == {f'test {none}, which count as 0': 1}
+    assert {(doc.doc_id, doc.in_pool) for doc in found[1].docs} == {('d2', False), ('d5', False)}
+    for kind in ('candidates', 'test'):
+      with pytest.raises(UserError, match=r"depth=2: no query .* rank 1 to 2, such as .*'deep'"):
+        list(sources.read(self.address(tmp_path, deep), kind, depth=2))
+
+  def test_a_test_without_anything_to_rank_is_only_refused_if_depth_is_the_reason(self):
+    outside = Group('q', 'x', (Document('d', 't', 's', 1, 3, in_pool=False),))
+    assert list(grouping.cuts([outside], 'test', 0, BadRows())) == [outside]
+    with pytest.raises(UserError, match='depth=2: no query'):
+      list(grouping.cuts([outside], 'test', 2, BadRows()))
 
   def test_prepare_and_a_prepared_source_use_it_too(self, tmp_path):
     address = self.address(tmp_path, self.ROWS)

@@ -1,11 +1,13 @@
 """Holdout: every query is on one side, the same for all kinds of records; folds are disjoint."""
 
+import hashlib
 import json
+import unicodedata
 
 import pytest
 
 from disranker_jax import config
-from disranker_jax.data import holdout, preparing, sources
+from disranker_jax.data import holdout, overlap, preparing, sources
 from disranker_jax.data.holdout import Holdout
 from disranker_jax.data.preparing import prepare as prepare_data
 from disranker_jax.data.records import Click, Document, Group
@@ -110,6 +112,21 @@ def test_queries_that_differ_in_case_and_white_space_are_on_one_side():
   for i in range(50):
     same = [Click(text, 't', 's') for text in (f'Query  {i}', f' query {i}\t', f'QUERY {i}')]
     assert len({Holdout(0.5, 0, '', test=True)(click) for click in same}) == 1
+
+
+def test_queries_that_differ_in_the_form_of_their_characters_are_on_one_side():
+  for i in range(50):
+    forms = ('NFC', 'NFD', 'NFKC')
+    same = [unicodedata.normalize(form, f'Größe \uff4e\uff4f. é{i}') for form in forms]
+    assert len({Holdout(0.5, 0, '', test=True)(Click(text, 't', 's')) for text in same}) == 1
+  test = overlap.Test([Group('q', 'Cafe\u0301', (Document('d', 't', 's', 1),))])
+  assert test.shared([Click('caf\u00e9', 't', 's')])['query_texts'] == 1
+
+
+def test_ascii_queries_stay_on_the_side_that_their_text_always_had():
+  for i in range(50):
+    side = int.from_bytes(hashlib.sha256(f'query {i}'.encode()).digest()[:8]) / 2**64 < 0.3
+    assert Holdout(0.3, 0, '', test=True)(Click(f' Query  {i}', 't', 's')) == side
 
 
 def test_prepared_data_is_split_too(files, tmp_path):

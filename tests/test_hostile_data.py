@@ -9,12 +9,12 @@ import re
 import pytest
 import tensorstore
 
+from disranker_jax import locks
 from disranker_jax.data import lines, preparing, sources, store, tfds_rows
 from disranker_jax.data.preparing import Job
 from disranker_jax.data.records import Click
 from disranker_jax.data.spool import Spool
 from disranker_jax.errors import UserError
-from disranker_jax.pipeline import runner
 from disranker_jax.training import checkpoint
 
 CLICK = Click('query', 'title', 'summary')
@@ -163,7 +163,7 @@ def test_a_journal_names_files_of_its_folder_only(current, monkeypatch, capsys, 
 def test_only_those_who_may_write_to_a_workdir_can_lock_it(tmp_path, folder, lock):
   tmp_path.chmod(folder)
   (tmp_path / '.lock').touch(0o644)  # of an earlier version
-  with runner.locked(tmp_path):
+  with locks.locked(tmp_path):
     assert (tmp_path / '.lock').stat().st_mode & 0o777 == lock
 
 

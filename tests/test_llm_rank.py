@@ -12,6 +12,7 @@ import llm_models
 import numpy as np
 import pytest
 
+from disranker_jax import locks
 from disranker_jax.commands import llm_rank, llm_rank_run
 from disranker_jax.data import sources
 from disranker_jax.devices import sharding
@@ -84,6 +85,17 @@ def test_costs_are_beside_the_run(model, rows, tmp_path):
   assert 0 <= spent['conflict_rate'] <= 1 and 0 <= spent['tie_rate'] <= 1
   assert spent['ms_per_query'] > 0 and spent['per_query']['q0']['prompts'] == 0
   assert sorted(p.name for p in tmp_path.iterdir()) == ['out.run.gz', 'out.run.json', 'rows.jsonl']
+
+
+def test_a_second_call_is_refused_and_deletes_nothing_of_the_first(model, rows, tmp_path):
+  begun = tmp_path / '.out.run.partial'
+  begun.mkdir()
+  with (
+    locks.beside(tmp_path / 'out.run'),
+    pytest.raises(UserError, match=r'out\.run: another process is writing it'),
+  ):
+    call(model, rows, tmp_path / 'out.run')
+  assert begun.is_dir()
 
 
 def test_a_stopped_call_continues_and_gives_the_same_to_the_bit(

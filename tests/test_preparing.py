@@ -9,8 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from disranker_jax import locks
 from disranker_jax.data import preparing, records, sources, spool, store
 from disranker_jax.data.preparing import Job
+from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 
 
@@ -226,6 +228,24 @@ def test_prepared_data_is_linked_and_not_read_again(tmp_path):
   assert labels == {-1}
 
 
+def test_labels_of_prepared_candidates_are_the_same_linked_and_read(tmp_path):
+  docs = tuple(Document(f'd{i}', f't{i}', 's', int(i == 1), i, 1.0) for i in range(3))
+  groups = [Group(f'd{i}#0', f'query {i}', docs) for i in range(4)]
+  store.write('candidates', groups, tmp_path / 'made')
+  found = []
+  for name, options in (('linked', {}), ('read', {'limit': 99}), ('kept', {'keep': bool})):
+    task = job(tmp_path, f'tfds:{tmp_path}/made', 'candidates', name=name, **options)
+    preparing.prepare(task)
+    found.append(list(map(repr, store.open('candidates', task.folder))))
+  assert found[0] == found[1] == found[2] == list(map(repr, groups))
+  cut = job(tmp_path, f'tfds:{tmp_path}/made', 'candidates', name='cut', depth=1)
+  preparing.prepare(cut)
+  docs = [
+    (doc.doc_id, doc.label) for group in store.open('candidates', cut.folder) for doc in group.docs
+  ]
+  assert docs == [('d1', 1)] * 4
+
+
 def test_the_same_job_of_another_run_is_taken_with_its_bad_rows(tmp_path):
   address = jsonl(tmp_path / 'a.jsonl', rows_of())
   first = job(tmp_path, address, name='first')
@@ -242,3 +262,39 @@ def test_the_same_job_of_another_run_is_taken_with_its_bad_rows(tmp_path):
   assert not preparing.take(again, first)
   jsonl(tmp_path / 'a.jsonl', rows_of(seed=1))
   assert not preparing.take(job(tmp_path, address, name='new'), first)
+
+
+@pytest.mark.parametrize('kind', ['clicks', 'judgements'])
+def test_a_second_process_is_refused_and_the_first_one_gets_its_result(tmp_path, monkeypatch, kind):
+  address = jsonl(tmp_path / 'a.jsonl', rows_of())
+  whole, task = job(tmp_path, address, kind, name='whole'), job(tmp_path, address, kind)
+  expected = preparing.prepare(whole)
+  run, refused = preparing.Work.run, []
+
+  def interrupted(self):
+    # In the middle of the first one's work; a process of its own has an open file of its own too.
+    with monkeypatch.context() as patch, pytest.raises(UserError) as caught:
+      patch.setattr(preparing.Work, 'run', run)
+      preparing.prepare(job(tmp_path, address, kind, limit=3))
+    refused.append(str(caught.value))
+    return run(self)
+
+  monkeypatch.setattr(preparing.Work, 'run', interrupted)
+  done = preparing.prepare(task)
+  assert refused == [f'{task.folder}: another process is writing it; wait for it, or stop it']
+  assert files(task.folder) == files(whole.folder) and done.records == expected.records
+  assert not list(tmp_path.glob('.*'))
+
+
+def test_a_count_of_clicks_is_said_to_weight_nothing(tmp_path):
+  rows = [{'query': 'q', 'title': 't', 'summary': 's', **more} for more in ({}, {'count': 1})]
+  rows += [rows[0] | {'count': 40}] * 3
+  done = preparing.prepare(job(tmp_path, jsonl(tmp_path / 'a.jsonl', rows), 'clicks'))
+  assert done.notes == {records.COUNTED: 3} and done.records == 5
+
+
+def test_data_that_is_done_is_read_while_another_process_has_the_lock(tmp_path):
+  task = job(tmp_path, jsonl(tmp_path / 'a.jsonl', rows_of()))
+  done = preparing.prepare(task)
+  with locks.beside(task.folder):
+    assert preparing.prepare(task) == done

@@ -50,6 +50,13 @@ def test_a_query_is_kept_once_whatever_its_case_and_punctuation_and_counts_add_u
   assert filters.counts.total() == 4
 
 
+def test_queries_that_differ_in_vowel_signs_are_two():
+  filters = Filters([], max_words=5)
+  hindi = Document('h', 'पेड़', 'कब काटें')
+  found = [filters.reason(hindi, query, True) for query in ('पेड़ काटें', 'पेड़ कटे', 'पेड़ काटें?')]
+  assert found == ['', '', query_filters.DUPLICATE]
+
+
 @pytest.mark.parametrize(
   'text, query',
   [
@@ -72,6 +79,12 @@ def test_the_first_line_without_quotes_is_the_query(text, query):
     ('Is it? "Yes', 'Is it', True),
     ('a tool.', 'a tool', True),
     ('... then', '... then', False),
+    ('पेड़ कब काटें। और', 'पेड़ कब काटें', True),
+    ('怎样修剪苹果树\uff1f春天', '怎样修剪苹果树', True),
+    ('猫の飼い方。「犬」', '猫の飼い方', True),
+    ('متى تقلم الأشجار؟ ثم', 'متى تقلم الأشجار', True),
+    ('درخت کب کاٹیں\u06d4 اور', 'درخت کب کاٹیں', True),
+    ('円周率は\uff13\uff0e\uff11\uff14である', '円周率は\uff13\uff0e\uff11\uff14である', False),
   ],
 )
 def test_a_query_may_end_with_its_first_sentence(text, query, ended):

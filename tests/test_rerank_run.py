@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import disranker_jax
+from disranker_jax import locks
 from disranker_jax.commands import rerank, rerank_run
 from disranker_jax.data import store
 from disranker_jax.data.records import Document, Group
@@ -89,6 +90,12 @@ class TestScores:
     scores = [float(row[4]) for row in of_q1]
     assert scores == sorted(scores, reverse=True)
     assert sorted(p.name for p in folder.iterdir() if 'out' in p.name) == ['out.run']
+
+  def test_are_written_by_one_process_at_a_time(self, model, folder):
+    with locks.beside(folder / 'out.run'):
+      message = refused(model, folder)
+    assert message.startswith(f'{folder}/out.run: another process is writing it')
+    assert not list(folder.glob('*out.run*'))
 
   @pytest.mark.parametrize('devices', [1, 3])
   def test_on_the_devices_of_jax_are_the_same(self, model, folder, devices):

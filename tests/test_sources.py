@@ -215,6 +215,39 @@ def test_fingerprints_follow_every_file_that_is_named(tmp_path, folder):
       assert sources.fingerprint(address) != before, (address, file)
 
 
+@pytest.mark.parametrize('pattern', ['**/*.jsonl', 'deep[1].jsonl', 'deep[[]1].jsonl', 'dee*'])
+def test_a_fingerprint_follows_the_files_that_reading_finds(tmp_path, pattern):
+  (tmp_path / 'logs' / 'may').mkdir(parents=True)
+  for file in ('deep[1].jsonl', 'logs/may/deep.jsonl'):
+    (tmp_path / file).write_bytes(jsonl(ROW))
+  address = f'jsonl:{tmp_path}/{pattern}'
+  read_files = sources.row_files(address).files
+  assert read_files
+  for file in read_files:
+    before = sources.fingerprint(address)
+    file.write_bytes(jsonl(ROW | {'title': 'other'}))
+    assert sources.fingerprint(address) != before
+  assert sources.fingerprint(f'jsonl:{tmp_path}/none*.jsonl') == [f'jsonl:{tmp_path}/none*.jsonl']
+
+
+def test_a_file_that_is_not_read_leaves_the_fingerprint_as_it_was(tmp_path, folder):
+  job = preparing.Job(f'trec:{folder}', 'test', tmp_path / 'done', tmp_path / 'bad')
+  preparing.prepare(job)
+  (folder / 'my.qrels').write_text('q1 0 d1 1\n')
+  inside = {'queries.tsv', 'docs.jsonl.gz', 'qrels.txt', 'bm25.run.gz'}
+  prepared = {file.name for file in (tmp_path / 'done').iterdir()} - {store.RESULT}
+  for address, place, read_files in (
+    (f'trec:{folder}', folder, inside),
+    (f'trec:{folder}?qrels=my.qrels&pool=run', folder, inside | {'my.qrels'}),
+    (f'tfds:{tmp_path}/done', tmp_path / 'done', prepared),
+  ):
+    before = sources.fingerprint(address)
+    assert {os.path.basename(file) for file, _ in before[1:]} == read_files
+    for name in ('.DS_Store', *(('student.run', 'docs.jsonl.gz.md5') if place == folder else ())):
+      (place / name).write_text('q1 Q0 d1 1 1 x\n')
+    assert sources.fingerprint(address) == before
+
+
 def test_without_a_home_directory_ir_datasets_names_its_variable(tmp_path, monkeypatch):
   (tmp_path / 'ir_datasets.py').write_text("raise PermissionError(13, 'denied', '/.ir_datasets')")
   monkeypatch.syspath_prepend(tmp_path)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from disranker_jax.data import negatives
 from disranker_jax.data.negatives import Negatives
 from disranker_jax.data.records import UNJUDGED, BadRows, Document, Group
 from disranker_jax.data.teacher_scores import Moments, Teachers
@@ -167,3 +168,19 @@ class TestNegatives:
   def test_documents_that_were_judged_outside_the_pool_count_as_documents(self):
     found = Negatives(count=1).of(pool(doc('p', 1, in_pool=False), doc('n', rank=1)))
     assert all(d.in_pool for d in found.docs) and len(found.docs) == 2
+
+  def test_what_is_added_and_left_out_is_counted(self):
+    bare = pool(doc('n1', rank=1), doc('n2', rank=2))
+    alone = pool(doc('good', 1), doc('unranked'))
+    bad_rows = BadRows()
+    found = list(Negatives(count=5)(iter([self.GROUP, bare, alone]), bad_rows))
+    assert [sum(d.label == 0 for d in group.docs) for group in found] == [6, 0]
+    assert bad_rows.notes == {negatives.ADDED: 5, negatives.NONE: 1, negatives.UNLABELED: 1}
+
+  @pytest.mark.parametrize('docs', [[('good', 1), ('no rank',)], [('n1', UNJUDGED, 1)]])
+  def test_without_any_to_add_the_error_says_what_the_rows_need(self, docs):
+    groups = [pool(*(doc(*fields) for fields in docs))]
+    with pytest.raises(UserError, match='unlabeled document of first-stage rank 1 to 100; the so'):
+      list(Negatives(count=5)(iter(groups), BadRows()))
+    with pytest.raises(UserError, match='rank 1 to 9 that the other teachers score low enough'):
+      list(Negatives(5, max_rank=9, filter_false_negatives=True)(iter(groups), BadRows()))

@@ -1,6 +1,7 @@
 """The work of `disranker llm-rank`: queries in units, which are on disk when they are done."""
 
 import argparse
+import contextlib
 import hashlib
 import itertools
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import jax
 
+from disranker_jax import locks
 from disranker_jax.data import contents, sources, store
 from disranker_jax.data.records import BadRows, Group, listed
 from disranker_jax.devices import processes, sharding
@@ -36,14 +38,17 @@ def rank(args: argparse.Namespace) -> None:
   opening = {'precision': args.precision, 'param_dtype': args.param_dtype}
   open_for(plan.fitted(args.depth or 2), args.model, **opening)  # before the data are read
   work = Work(args, plan)
-  try:
-    processes.first_alone('begin', work.begin)
-    rank_on(args, plan, work, opening)
-  except UserError:
-    if processes.is_first():
-      work.leave()
-    raise
-  processes.first_alone('end', lambda: shutil.rmtree(work.folder))
+  with contextlib.ExitStack() as held:
+    out = locks.beside(args.out.absolute())
+    processes.first_alone('lock', lambda: held.enter_context(out))
+    try:
+      processes.first_alone('begin', work.begin)
+      rank_on(args, plan, work, opening)
+    except UserError:
+      if processes.is_first():
+        work.leave()
+      raise
+    processes.first_alone('end', lambda: shutil.rmtree(work.folder))
 
 
 def rank_on(args: argparse.Namespace, plan: Plan, work: 'Work', opening: dict) -> None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from disranker_jax import locks
 from disranker_jax.data import contents, sources
 from disranker_jax.data.joined_run import JoinedRun, Listed
 from disranker_jax.errors import Stopped, UserError
@@ -52,6 +53,11 @@ class Job(NamedTuple):
 def rerank(job: Job) -> None:
   """Writes the re-ranked run. Raises: UserError, Stopped, KeyboardInterrupt."""
   check(job)
+  with locks.beside(job.out.absolute()):
+    _rerank(job)
+
+
+def _rerank(job: Job) -> None:
   work = Work(job)
   try:
     joined = JoinedRun(job.run, job.source, job.depth, work.scratch)

@@ -16,6 +16,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from disranker_jax import locks
 from disranker_jax.data import grouping, records, sources, store
 from disranker_jax.data.lines import NoRows
 from disranker_jax.data.negatives import Negatives
@@ -62,7 +63,10 @@ def prepare(job: Job, runner: str, options: Iterable[str] = ()) -> Prepared:
     raise UserError('--beam-runner: does not support --limit and --teacher; leave them out')
   store.check_target(job.folder)
   job.folder.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(prefix=f'.{job.folder.name}.', dir=job.folder.parent) as temp:
+  with (
+    locks.beside(job.folder),
+    tempfile.TemporaryDirectory(prefix=f'.{job.folder.name}.', dir=job.folder.parent) as temp,
+  ):
     examples = _examples(beam, job, source, Path(temp))
     builder = store.PreparedBuilder(kind=job.kind, data_dir=f'{temp}/new', examples=examples)
     config = tfds.download.DownloadConfig(
@@ -78,6 +82,8 @@ def prepare(job: Job, runner: str, options: Iterable[str] = ()) -> Prepared:
     bad = _lines(Path(temp), BAD)
     rows = sum(map(int, _lines(Path(temp), READ)))
     notes = sum(map(Counter, map(json.loads, _lines(Path(temp), NOTES))), Counter())
+    for change in job.changes:
+      change.check(notes)
     if bad:
       job.quarantine.write_text(''.join(f'{line}\n' for line in sorted(bad)))
     count = builder.info.splits[store.SPLIT].num_examples
@@ -170,10 +176,11 @@ def _merge(job: Job, element: tuple[str, Iterable[tuple]]):
   bad_rows = CollectedBadRows(job.on_bad_row)
   _, query, docs = grouping.merge(query_id, sorted(parts, key=lambda part: part[0]), bad_rows)
   group = Group(query_id, query, tuple(Document(*fields) for fields in docs))
-  group = grouping.cut(group, job.read_as or job.kind, job.depth)
+  group = grouping.counted_cut(group, job.read_as or job.kind, job.depth, bad_rows)
   for change in job.changes:
-    group = change.of(group)
-  yield '', (query_id, store.to_row(group))
+    group = group and change.drawn(group, bad_rows)
+  if group:
+    yield '', (query_id, store.to_row(group))
   yield from bad_rows.outputs()
 
 

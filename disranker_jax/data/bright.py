@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from disranker_jax.data import first_stage, records, rows
+from disranker_jax.data import first_stage, lines, records, rows
 from disranker_jax.data.collection import Line, Query, checked
 from disranker_jax.data.records import BadRow, BadRows, Click, Document
 from disranker_jax.errors import UserError
@@ -55,7 +55,7 @@ class Task:
     """The files of the task in a folder: TASK-*.parquet, TASK.jsonl, or all of a folder TASK."""
     inside = sorted((folder / table).glob(f'{self._task}[-.]*'))
     inside += sorted((folder / table / self._task).glob('*'))
-    if files := [file for file in inside if file.is_file()]:
+    if files := [f for f in inside if f.is_file() and not f.name.startswith('.')]:
       return files
     raise UserError(
       f'{folder / table}: has no file of the task {self._task!r}, such as '
@@ -90,6 +90,10 @@ class Task:
 
   def clicks(self, bad_rows: BadRows) -> Iterator[Click]:
     raise UserError(f'{self.name}: has no clicks; give another address for them')
+
+  def check(self, kind: str) -> None:
+    lines.check(self._examples)
+    lines.check(self._documents)
 
   def excluded(self) -> dict[str, frozenset[str]]:
     """{query_id: ids of the documents that are taken out of its ranking} of all queries."""

@@ -84,6 +84,9 @@ class Collection(Protocol):
 
   def clicks(self, bad_rows: BadRows) -> Iterator[Click]: ...
 
+  def check(self, kind: str) -> None:
+    """Raises: UserError if a file that this kind of records needs is missing or empty."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
@@ -102,6 +105,11 @@ class Reading:
   def judged(self) -> bool:
     """Whether the pool is the judged documents."""
     return self.kind == 'judgements' or (self.kind == 'test' and self.pool == 'judged')
+
+  @property
+  def needs_run(self) -> bool:
+    """Whether there is nothing to read without a run."""
+    return self.narrow or not self.judged
 
   @property
   def narrow(self) -> bool:
@@ -165,7 +173,7 @@ def _picked(collection: Collection, want: Reading) -> Iterator[Picked]:
       tables.append((option, collection.choice(name)))
   if want.kind != 'candidates':
     tables.append(('qrel', _graded(collection.qrels(want.bad_rows), want.bad_rows)))
-  run = collection.run(want.bad_rows, needed=want.narrow or not want.judged)
+  run = collection.run(want.bad_rows, needed=want.needs_run)
   tables.append(('run', run or ()))
   for table, rows in tables:
     for number, row in enumerate(rows):

@@ -11,6 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
+from disranker_jax.data import words
+
 QUERIES_AT_ONCE = 1000
 
 
@@ -54,10 +56,16 @@ class HasText(Protocol):
 
 
 def tokens(texts: Sequence[str]) -> list[list[str]]:
-  """The words of each text in lower case, without English stop words; no stemming."""
-  if not texts:
-    return []
-  return library().tokenize(list(texts), stopwords='en', return_ids=False, show_progress=False)
+  """The words of each text in lower case, without English stop words; no stemming.
+
+  Those of ASCII are the tokens of bm25s.
+  """
+  stop = frozenset(library().stopwords.STOPWORDS_EN)
+  once: dict[str, str] = {}  # each word is one object, however often it occurs
+  return [
+    [once.setdefault(word, word) for word in words.long(text.lower()) if word not in stop]
+    for text in texts
+  ]
 
 
 class BM25:

@@ -113,15 +113,47 @@ def of_rows(
   yield from groups(by_query, bad_rows, folder, memory)
 
 
+def cuts(groups: Iterable[Group], kind: str, depth: int, bad_rows: BadRows) -> Iterator[Group]:
+  """`cut` of each group; those without a document are left out and counted.
+
+  Raises: as `cut`, and UserError if no query has a document to rank.
+  """
+  last, ranks = None, False
+  for last in groups:
+    if found := counted_cut(last, kind, depth, bad_rows):
+      ranks |= kind != 'test' or any(doc.in_pool for doc in found.docs)
+      yield found
+  if depth and last is not None and not ranks:
+    raise UserError(
+      f'depth={depth}: no query has a document of first-stage rank 1 to {depth}, such as query_id '
+      f'{last.query_id!r}; ranks count from 1'
+    )
+
+
+def counted_cut(group: Group, kind: str, depth: int, bad_rows: BadRows) -> Group | None:
+  """`cut`, or None if no document is left; notes that, and that a test has none to rank."""
+  found = cut(group, kind, depth)
+  none = f'queries without a document of first-stage rank 1 to {depth}'
+  if not found.docs:
+    bad_rows.note(f'{none} left out')
+    return None
+  if found is not group and kind == 'test' and not any(doc.in_pool for doc in found.docs):
+    bad_rows.note(f'test {none}, which count as 0')
+  return found
+
+
 def cut(group: Group, kind: str, depth: int) -> Group:
   """The query with the documents of first-stage rank 1 to `depth`; all of them for depth 0.
 
-  As in collections, judgements keep all documents, and other judged documents leave the pool only.
-  Raises: UserError if more documents than `depth` have no rank to choose by.
+  As in collections, judgements keep all documents, and other judged documents of a test leave the
+  pool only. A query without any rank keeps its documents. Raises: UserError if these are more than
+  `depth`, as there is nothing to choose by.
   """
-  if not depth or kind == 'judgements' or len(group.docs) <= depth:
+  if not depth or kind == 'judgements':
     return group
   if not any(doc.rank for doc in group.docs):
+    if len(group.docs) <= depth:
+      return group
     raise UserError(
       f'depth={depth}: query_id {group.query_id!r} has {len(group.docs)} documents, and none has a '
       'first-stage rank; add the field "rank" to its rows, or use depth=0, which keeps all'
@@ -129,13 +161,8 @@ def cut(group: Group, kind: str, depth: int) -> Group:
   docs = []
   for doc in group.docs:
     in_pool = doc.in_pool and 1 <= doc.rank <= depth
-    if in_pool or doc.label != UNJUDGED:
+    if in_pool or (doc.label != UNJUDGED and kind != 'candidates'):
       docs.append(doc if in_pool == doc.in_pool else dataclasses.replace(doc, in_pool=in_pool))
-  if not any(doc.in_pool for doc in docs):
-    raise UserError(
-      f'depth={depth}: query_id {group.query_id!r} has no document of first-stage rank 1 to '
-      f'{depth}; ranks count from 1'
-    )
   return Group(group.query_id, group.query, tuple(docs))
 
 

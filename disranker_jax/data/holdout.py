@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 
+from disranker_jax.data import words
 from disranker_jax.data.records import Click, Group
 from disranker_jax.errors import UserError
 
@@ -17,8 +18,8 @@ ID_PATTERNS = (
 
 
 def normalized(query: str) -> str:
-  """A query's text without differences in case and white space: what makes two queries the same."""
-  return ' '.join(query.split()).casefold()
+  """What makes two queries the same: their text without case, white space and Unicode form."""
+  return ' '.join(words.folded(query).split())
 
 
 def place(key: str) -> float:

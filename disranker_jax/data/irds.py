@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from disranker_jax.data import collection, records, trec
+from disranker_jax.data import collection, lines, records, trec
 from disranker_jax.data.collection import Line, Query, checked
 from disranker_jax.data.records import BadRow, BadRows, Click, Document
 from disranker_jax.errors import UserError
@@ -55,6 +55,11 @@ class Dataset:
 
   def clicks(self, bad_rows: BadRows) -> Iterator[Click]:
     raise UserError(f'{self.name}: has no clicks; give another address for them')
+
+  def check(self, kind: str) -> None:
+    name = self.options.get('run', 'bm25')
+    if name not in ('scoreddocs', 'bm25'):
+      lines.check([pathlib.Path(name).expanduser()])
 
   def _rows(self, table: str) -> Iterator[tuple[str, int, Any]]:
     return _table(self._data, self.name, table)
@@ -130,7 +135,7 @@ def _document(file: str, number: int, row: Any) -> list[tuple[str, int, Document
 
 def _judged(file: str, number: int, row: Any) -> list[Line]:
   query_id, doc_id = _identifier(row, 'query_id'), _identifier(row, 'doc_id')
-  label = records.integer({'label': row.relevance}, 'label', low=-records.MAX_INT, default=0)
+  label = records.grade({'label': row.relevance}, low=-records.LARGEST_LABEL, default=0)
   return [Line(file, number, row, query_id, doc_id, label)]
 
 

@@ -10,7 +10,7 @@ import io
 import json
 import pathlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from disranker_jax.data.records import BadRow
@@ -86,13 +86,26 @@ def is_pipe(path: pathlib.Path) -> bool:
 
 def matching(pattern: str) -> list[pathlib.Path]:
   """The files that match a path or glob pattern, sorted by name; at least one."""
+  files = found(pattern)
+  if not files:
+    raise UserError(f'{pattern}: matches no file; check the pattern')
+  return files
+
+
+def found(pattern: str) -> list[pathlib.Path]:
+  """`matching`, or [] if there is none. A path without a pattern is itself; it may be missing."""
   path = pathlib.Path(pattern).expanduser()
   if path.exists() or not glob.has_magic(pattern):
     return [path]  # `read` reports a missing file
-  names = sorted(glob.glob(str(path), recursive=True))
-  if not names:
-    raise UserError(f'{pattern}: matches no file; check the pattern')
-  return list(map(pathlib.Path, names))
+  return list(map(pathlib.Path, sorted(glob.glob(str(path), recursive=True))))
+
+
+def check(files: Sequence[pathlib.Path], reader: Callable = read) -> None:
+  """Raises: UserError, as `reader` says it, if a file is missing or all of them are empty."""
+  no_files = [file for file in files if not file.is_file() and not is_pipe(file)]
+  empty = [file for file in files if file.is_file() and not file.stat().st_size]
+  for file in no_files or (empty if len(empty) == len(files) else ()):
+    next(iter(reader(file)))
 
 
 def text(line: bytes) -> str:

@@ -3,12 +3,18 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from disranker_jax.data.records import UNJUDGED, BadRows, Document, Group
+from disranker_jax.errors import UserError
+
+# What is noted of all queries.
+ADDED = 'unlabeled documents added as hard negatives'
+NONE = 'judged queries without a hard negative'
+UNLABELED = 'queries without a label left out'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +37,36 @@ class Negatives:
   def __call__(
     self, groups: Iterator[Group], bad_rows: BadRows, scratch: Path | None = None
   ) -> Iterator[Group]:
-    """The groups with their judged documents and negatives only."""
-    return map(self.of, groups)
+    """The judged groups with their judged documents and negatives only.
+
+    Notes how many are added, and how many groups have no label and are left out. Raises: UserError
+    if none is added.
+    """
+    yield from filter(None, (self.drawn(group, bad_rows) for group in groups))
+    self.check(bad_rows.notes)
+
+  def drawn(self, group: Group, bad_rows: BadRows) -> Group | None:
+    """`of` a query, or None if it has no label; notes that, and how many negatives it gets."""
+    judged = len(group.grades)
+    if not judged:
+      bad_rows.note(UNLABELED)
+      return None
+    found = self.of(group)
+    added = len(found.docs) - judged
+    bad_rows.note(ADDED, added)
+    bad_rows.note(NONE, not added)
+    return found
+
+  def check(self, notes: Mapping[str, int]) -> None:
+    """Raises: UserError if the notes of all queries have no negative."""
+    if notes.get(ADDED):
+      return
+    low = ' that the other teachers score low enough' if self.filter_false_negatives else ''
+    raise UserError(
+      f'hard negatives: no judged query has an unlabeled document of first-stage rank '
+      f'{self.min_rank} to {self.max_rank}{low}; the source needs unlabeled documents, rows with '
+      'the field "rank" (docs/data.md: hard negatives), or ask for 0 negatives'
+    )
 
   def of(self, group: Group) -> Group:
     """The judged documents and negatives of one query, in their order."""

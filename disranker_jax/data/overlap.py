@@ -29,7 +29,7 @@ class Test:
     """How much of the test is among the records.
 
     queries      test queries that have the text of a record, or its id and one of its documents
-    query_texts  test queries with the text of a record, up to case and white space
+    query_texts  test queries with the text of a record, as holdout.normalized compares it
     query_ids    test queries with the id of a record; 0 for clicks, which have none
     pairs        documents of test queries that a record of the same text or id has too
     records      clicks or queries with the text of a test query

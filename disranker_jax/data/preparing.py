@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from disranker_jax import locks
 from disranker_jax.data import contents, grouping, sources, store
 from disranker_jax.data.records import BadRows
 from disranker_jax.data.spool import Spool
@@ -81,21 +82,25 @@ class Prepared:
 def prepare(job: Job) -> Prepared:
   """Runs the job or what is left of it; does nothing if the folder already has its result.
 
-  Raises: UserError for bad input; finished work is kept for the next call.
+  Raises: UserError for bad input, and while another process prepares the folder; finished work is
+  kept for the next call.
   """
   store.check_target(job.folder)
   digest = job.digest()
-  if done := _done(job, digest):
-    shutil.rmtree(job.partial, ignore_errors=True)
+  if not job.partial.exists() and (done := _done(job, digest)):
     return done
   job.folder.parent.mkdir(parents=True, exist_ok=True)
-  if done := _linked(job, digest):
-    return done
-  work = Work(job, digest)
-  try:
-    return work.run()
-  finally:
-    work.leave()
+  with locks.beside(job.folder):
+    if done := _done(job, digest):
+      shutil.rmtree(job.partial, ignore_errors=True)
+      return done
+    if done := _linked(job, digest):
+      return done
+    work = Work(job, digest)
+    try:
+      return work.run()
+    finally:
+      work.leave()
 
 
 def _done(job: Job, digest: str) -> Prepared | None:
@@ -210,7 +215,7 @@ class Work:
       runs = Spool(job.partial / 'by_query')
       self._read(source, runs)
       groups = grouping.groups(runs, self._bad_rows, job.partial / 'scratch')
-      self._write(grouping.cut(group, kind, job.depth) for group in groups)
+      self._write(grouping.cuts(groups, kind, job.depth, self._bad_rows))
     else:
       scratch = job.partial / 'scratch'
       self._write(

@@ -4,10 +4,10 @@ A query is compared with its document, with the queries before it, and with thos
 """
 
 import collections
-import re
 import unicodedata
 from collections.abc import Iterable
 
+from disranker_jax.data import words
 from disranker_jax.data.records import Document
 
 EMPTY, BROKEN, LONG = 'empty', 'broken characters', 'too long'
@@ -80,14 +80,13 @@ def tidy(text: str) -> str:
 
 def first_sentence(query: str, ended: bool) -> tuple[str, bool]:
   """(the first sentence without its full stop, whether it is whole)."""
-  for end in re.finditer(r'(?<=\w)[\W_]*?[.!?](?=\s|$)', query):
-    return query[: end.start()].strip(QUOTES), True
-  return query, ended
+  end = words.END.search(query)
+  return (query[: end.start()].strip(QUOTES), True) if end else (query, ended)
 
 
 def key(text: str) -> str:
   """Letters and digits without case: two queries with the same key are the same query."""
-  return ' '.join(re.findall(r'\w+', unicodedata.normalize('NFKC', text).casefold()))
+  return ' '.join(words.all_of(words.folded(text)))
 
 
 def scripts(text: str) -> collections.Counter[str]:

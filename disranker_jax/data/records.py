@@ -19,10 +19,12 @@ from disranker_jax.errors import UserError
 KINDS = ('clicks', 'judgements', 'candidates', 'test')
 UNJUDGED = -1  # the label of a document without a judgement
 MAX_INT = 2**31 - 1  # prepared data stores labels, ranks and counts in 32 bits
+LARGEST_LABEL = 1000  # 2^y, the gain of nDCG, overflows floating point soon after
 ON_BAD_ROW = ('error', 'quarantine')
 # What `BadRows.note` counts.
 REPEATED = 'repeated rows or documents dropped'
 NEGATIVE = 'negative grades read as 0, not relevant'
+COUNTED = 'clicks with a "count" above 1, each of which is learned once'
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -140,8 +142,9 @@ class BadRows:
       with self.path.open('r+b') as file:
         file.truncate(mark['bytes'])
 
-  def note(self, what: str) -> None:
-    self.notes[what] += 1
+  def note(self, what: str, count: int = 1) -> None:
+    if count:
+      self.notes[what] += count
 
   def parse(self, file: Any, line: int, raw: Any, make: Callable[[Any], Any]) -> Any:
     """Counts a row and returns `make(raw)`, or None if the row was quarantined.
@@ -159,6 +162,7 @@ class BadRows:
     """`parse` for a row with several records: each counts as a row."""
     made = self.parse(file, line, raw, make) or []
     self.rows_in += max(len(made) - 1, 0)
+    self.note(COUNTED, sum(isinstance(record, Click) and record.count > 1 for record in made))
     return made
 
   def reject(self, file: Any, line: int, raw: Any, bad: BadRow) -> None:
@@ -240,7 +244,7 @@ def _row(row: Any, *, needs_label: bool, reads_label: bool = True) -> Row:
   if reads_label:
     if 'label' not in row and (name := next(filter(row.get, field_names.CERTAIN_LABELS), '')):
       raise BadRow('label', f'is missing, but there is "{name}"', f'rename "{name}" to "label"')
-    label = integer(row, 'label', low=0, default=UNJUDGED)
+    label = grade(row, default=UNJUDGED)
   rank = integer(row, 'rank', low=1, default=0)
   return query_id, query, Document(doc_id, title, summary, label, rank, score(row))
 
@@ -293,17 +297,24 @@ def _title_summary(row: Mapping[str, Any]) -> tuple[str, str]:
   return title, summary
 
 
-def integer(row: Mapping[str, Any], field: str, *, low: int, default: int) -> int:
-  """A field that is an integer of `low` or more, `default` if it is missing. Raises: BadRow."""
+def grade(row: Mapping[str, Any], *, low: int = 0, default: int) -> int:
+  """The field `label`, `default` if it is missing. Raises: BadRow."""
+  return integer(row, 'label', low=low, high=LARGEST_LABEL, default=default)
+
+
+def integer(
+  row: Mapping[str, Any], field: str, *, low: int, default: int, high: int = MAX_INT
+) -> int:
+  """A field that is an integer from `low` to `high`, `default` if it is missing. Raises: BadRow."""
   value = row.get(field)
   if value is None:  # null is how Parquet leaves a field out
     return default
   if isinstance(value, bool) or not isinstance(value, int):
     fix = f'write an integer of {low} or more, without quotes or decimals'
     raise BadRow(field, f'is {_described(value)}, not an integer', fix)
-  if not low <= value <= MAX_INT:
-    fix = f'write an integer of {low} or more'
-    raise BadRow(field, f'is {_short(value)}, outside {low}..{MAX_INT}', fix)
+  if not low <= value <= high:
+    fix = f'write an integer of {low} or more' if value < low else f'write {high} or less'
+    raise BadRow(field, f'is {_short(value)}, outside {low}..{high}', fix)
   return value
 
 

@@ -159,7 +159,7 @@ def _prepared(columns: Any) -> Iterator[Document]:
     doc = records.document(row)
     label = UNJUDGED if row.get('label') in (None, UNJUDGED) else row['label']
     known = {
-      'label': label if label == UNJUDGED else records.integer(row, 'label', low=0, default=0),
+      'label': label if label == UNJUDGED else records.grade(row, default=0),
       'rank': records.integer(row, 'rank', low=0, default=0),
       'score': _number(row, 'score'),
       'teacher': _number(row, 'teacher'),

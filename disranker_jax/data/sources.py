@@ -7,7 +7,6 @@ and joins through files, so memory does not grow with the data.
 import contextlib
 import dataclasses
 import functools
-import glob
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator
@@ -143,19 +142,30 @@ def fingerprint(address: str) -> list:
     return [address, platform.python_version(), *map(_version, packages(rest))]
   if scheme == 'bright':
     return [address, *([str(file), contents.digest(file)] for file in _task(rest, DEPTH).files)]
-  path, _, options = (rest, '', '') if scheme in ROW_READERS else rest.partition('?')
-  path = Path(path).expanduser()
-  files = sorted(path.iterdir()) if path.is_dir() else sorted(map(Path, glob.glob(str(path))))
-  # Options may name files in other folders. The content of an ir_datasets id never changes.
-  for option in filter(None, options.split('&')):
-    names = option.partition('=')[2].split(',')
-    files += [file for name in names for file in trec.named(path, name)]
-  if pipes := [file for file in files if lines.is_pipe(file) and file.parent != path]:
+  files = sorted(lines.found(rest)) if scheme in ROW_READERS else _files(scheme, rest)
+  if pipes := [file for file in files if lines.is_pipe(file)]:
     what = 'is a pipe, so a later call cannot see whether its data changed'
     raise UserError(f'{pipes[0]}: {what}; write it to a file')
-  # The result of `prepare` says how long it took, which differs for equal records.
-  files = [file for file in files if file.is_file() and file.name != store.RESULT]
-  return [address, *([str(file), contents.digest(file)] for file in files)]
+  return [address, *([str(file), contents.digest(file)] for file in files if file.is_file())]
+
+
+def _files(scheme: str, rest: str) -> list[Path]:
+  """The files of an address with options that are read; of others in a folder none."""
+  place, _, options = rest.partition('?')
+  path = Path(place).expanduser()
+  # Options may name files in other folders.
+  pairs = (option.partition('=') for option in filter(None, options.split('&')))
+  values = (value for name, _, value in pairs if name != 'pool')
+  named = [file for value in values for name in value.split(',') for file in trec.named(path, name)]
+  if scheme == 'ir_datasets':  # what an id stands for never changes
+    return named
+  if not path.is_dir():
+    return [path, *named]
+  if scheme == 'tfds':
+    # The result of `prepare` says how long it took, which differs for equal records.
+    hidden = ('.', store.RESULT)
+    return [file for file in sorted(path.iterdir()) if not file.name.startswith(hidden)]
+  return [*sorted({*trec.tables(path), *(f for f in named if f.parent == path)}), *named]
 
 
 def documents(address: str | Path) -> list[Document]:
@@ -207,9 +217,11 @@ def _documents_of_row(raw: Any) -> list[Document]:
   return [Document(doc.doc_id, doc.title, doc.summary) for doc in docs]
 
 
-def of_places(places: Iterator[rows.Place], want: Want) -> Iterator[Click | Group | Score]:
-  """The records of independent rows; the documents of a query are grouped."""
-  make = made(want.kind)
+def of_places(
+  places: Iterator[rows.Place], want: Want, read_as: str = ''
+) -> Iterator[Click | Group | Score]:
+  """The records of independent rows, read as another kind if it is given; queries are grouped."""
+  make = made(read_as or want.kind)
   parsed = (
     (file, number, record)
     for file, number, raw in places
@@ -218,7 +230,7 @@ def of_places(places: Iterator[rows.Place], want: Want) -> Iterator[Click | Grou
   if want.kind in ('clicks', SCORES):
     return (record for _, _, record in parsed)
   groups = grouping.of_rows(parsed, want.bad_rows, want.scratch)
-  return (grouping.cut(group, want.kind, want.depth) for group in groups)
+  return grouping.cuts(groups, want.kind, want.depth, want.bad_rows)
 
 
 def _row_files(scheme: str, rest: str, want: Want) -> Iterator[Click | Group | Score]:
@@ -323,7 +335,10 @@ def _scores(run: Iterator[collection.Line]) -> Iterator[Score]:
 
 
 def _tfds(rest: str, want: Want) -> Iterator[Click | Group | Score]:
-  return of_places(_tfds_places(rest), want)
+  folder = Path(rest.partition('?')[0]).expanduser()
+  # Candidates have labels only if the program made them, and then they are to be learned.
+  are_candidates = want.kind == 'candidates' and store.kind_of(folder) == want.kind
+  return of_places(_tfds_places(rest), want, POOLED if are_candidates else '')
 
 
 def _tfds_places(rest: str) -> Iterator[rows.Place]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from disranker_jax.data import grouping, sources
-from disranker_jax.data.records import BadRows, Document, Group
+from disranker_jax.data.records import LARGEST_LABEL, BadRows, Document, Group
 from disranker_jax.data.spool import Spool
 from disranker_jax.errors import UserError
 from disranker_jax.progress import say
@@ -132,10 +132,16 @@ def ordered(
 ) -> Iterator[Group]:
   """The groups with the order of the teachers' scores as labels: how many documents are worse.
 
-  Equal scores have equal labels; documents without a score are left out.
+  Equal scores have equal labels; documents without a score are left out. Raises: UserError for more
+  documents than there are labels.
   """
   for group in groups:
     docs = [doc for doc in group.docs if not math.isnan(doc.teacher)]
+    if len(docs) > LARGEST_LABEL + 1:
+      raise UserError(
+        f'config.data.judgements={ORDER_ADDRESS!r}: query_id {group.query_id!r} has {len(docs):,} '
+        f'documents with a score, and labels go up to {LARGEST_LABEL}; lower config.data.depth'
+      )
     scores = sorted(doc.teacher for doc in docs)
     labelled = (dataclasses.replace(d, label=bisect.bisect_left(scores, d.teacher)) for d in docs)
     yield Group(group.query_id, group.query, tuple(labelled))

@@ -55,12 +55,33 @@ class Folder:
     if name == 'bm25' and not _variants(self._folder / name):
       deep = self._depth if needed else max(self._depth, collection.RANKS_OF_JUDGED)
       return collection.bm25(self, deep)
+    file = self._run_file(needed)
+    return file and run_lines(file, bad_rows)
+
+  def _run_file(self, needed: bool) -> pathlib.Path | None:
+    name = self.options.get('run')
     if not needed and not name and not _variants(self._folder / FILES['run']):
       return None
-    return run_lines(existing(self._folder, 'run', name), bad_rows)
+    return existing(self._folder, 'run', name)
 
   def clicks(self, bad_rows: BadRows) -> Iterator[Click]:
     yield from checked(self._rows('clicks'), _click, bad_rows)
+
+  def check(self, kind: str) -> None:
+    few = {'clicks': ('clicks',), 'documents': ('docs',), 'scores': ()}
+    few |= {'candidates': ('queries', 'docs')}
+    tables = few.get(kind, ('queries', 'docs', 'qrels'))
+    files = [existing(self._folder, what, self.options.get(what)) for what in tables]
+    for option in collection.CHOICES:
+      for name in filter(None, self.options.get(option, '').split(',')):
+        files.append(existing(self._folder, 'only, ?exclude or ?without', name))
+    name = self.options.get('run')
+    computed = name == 'bm25' and not _variants(self._folder / name)
+    if kind not in ('clicks', 'documents') and not computed:
+      want = collection.Reading(kind, self._depth, BadRows(), self.options.get('pool', ''))
+      files += filter(None, [self._run_file(want.needs_run)])
+    for file in files:
+      lines.check([file])
 
   def _rows(self, what: str) -> Iterator[tuple[pathlib.Path, int, bytes]]:
     return _rows(existing(self._folder, what, self.options.get(what)))
@@ -93,8 +114,9 @@ def _document(file: str, number: int, raw: bytes) -> list[tuple[str, int, Docume
 def _judged(file: str, number: int, raw: bytes) -> list[Line]:
   query_id, _, doc_id, grade = runs.columns(raw, runs.QRELS)
   label = runs.number(int, 'label', grade)
-  if abs(label) > records.MAX_INT:
-    raise BadRow('label', f'is {grade[:40]}', 'write a small integer, 0 = not relevant')
+  if abs(label) > records.LARGEST_LABEL:
+    what = f'write at most {records.LARGEST_LABEL}; 0 to 4 is usual'
+    raise BadRow('label', f'is {grade[:40]}', what)
   return [Line(file, number, raw, query_id, doc_id, label)]
 
 
@@ -138,6 +160,11 @@ def named(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
   """The existing files of a name (as given, without .gz, with .gz), in `folder`, else here."""
   path = pathlib.Path(name).expanduser()
   return _variants(folder / path) or _variants(path)
+
+
+def tables(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The files of a folder that are read if no option names another."""
+  return [file for name in FILES.values() for file in _variants(folder / name)[:1]]
 
 
 def _variants(path: pathlib.Path) -> list[pathlib.Path]:

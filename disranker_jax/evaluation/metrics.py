@@ -171,6 +171,20 @@ def title(name: str) -> str:
   return f'{METRICS[kind].title}{at}{depth}' + (f' ({variant})' if variant else '')
 
 
+def zero_without(names: Sequence[str], relevant: int) -> list[str]:
+  """The titles, each once, of the metrics that are 0 for a query without a grade of `relevant`.
+
+  nDCG is among them only for 1: its gain does not depend on `relevant`.
+  """
+  kinds = dict.fromkeys(name.partition('@')[0] for name in names)
+  zero = [
+    METRICS[kind].title
+    for kind in kinds
+    if METRICS[kind].has_threshold or (relevant == 1 and kind.startswith('ndcg'))
+  ]
+  return list(dict.fromkeys(zero))
+
+
 def formula(name: str, relevant: int = 1) -> Callable[[Ranking, Mapping[str, int]], float]:
   """`(scores, grades) -> value` of a name such as 'ndcg@5'. Raises: UserError if there is none."""
   kind, at, depth = canonical(name).partition('@')

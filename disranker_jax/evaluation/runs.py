@@ -15,13 +15,12 @@ from typing import Any
 
 from disranker_jax import escaping
 from disranker_jax.data import lines
-from disranker_jax.data.records import NEGATIVE, REPEATED, BadRow, BadRows
+from disranker_jax.data.records import LARGEST_LABEL, NEGATIVE, REPEATED, BadRow, BadRows
 from disranker_jax.evaluation import metrics
 
 RUN = 'query_id Q0 doc_id rank score tag'
 QRELS = 'query_id 0 doc_id grade'
 WITH_SPACES = re.compile(rb'(.*) (Q0) (.*) (\d+) (\S+) (\S+)')  # a row of a run
-LARGEST_GRADE = 1000  # 2^y overflows floating point soon after
 
 
 def read_run(file: Path, bad_rows: BadRows | None = None) -> dict[str, dict[str, float]]:
@@ -44,8 +43,8 @@ def read_qrels(file: Path, bad_rows: BadRows | None = None) -> dict[str, dict[st
 
   def grade(columns: list[str]) -> int:
     value = number(int, 'grade', columns[3])
-    if abs(value) > LARGEST_GRADE:
-      raise BadRow('grade', f'is {value}', f'write at most {LARGEST_GRADE}; 0 to 4 is usual')
+    if abs(value) > LARGEST_LABEL:
+      raise BadRow('grade', f'is {value}', f'write at most {LARGEST_LABEL}; 0 to 4 is usual')
     if value < 0:
       bad_rows.note(NEGATIVE)
     return max(value, 0)

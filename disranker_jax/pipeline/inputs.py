@@ -1,7 +1,10 @@
 """Fingerprints of a stage's inputs outside the workdir: source files, model folders, prompts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from disranker_jax.data import presence
+from disranker_jax.errors import UserError
 from disranker_jax.models import weights
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
@@ -20,6 +23,15 @@ def outside(config, stage: Stage, workdir: Path) -> dict[str, str | None]:
     if config[role].init_from and not stage.ignores_init_from:
       found[f'{role}.init_from'] = earlier.fingerprint(config, workdir, role)
   return found
+
+
+def check(config, stages: Sequence[Stage]) -> None:
+  """Looks for the files of all addresses that stages read. Raises: UserError that names the key."""
+  for key, kind, address in dict.fromkeys(one for s in stages for one in s.addresses(config)):
+    try:
+      presence.check(address, kind)
+    except UserError as e:
+      raise UserError(f'config.{key}={address!r}: {e}') from e
 
 
 def model_files(path: Path) -> list[Path]:

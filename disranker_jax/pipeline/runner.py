@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import itertools
 import os
 import shutil
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict
 from disranker_jax import config as configs
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import Stopped, UserError
+from disranker_jax.locks import locked
 from disranker_jax.models import files
 from disranker_jax.pipeline import inputs as outside
 from disranker_jax.pipeline import manifest, opening, systems
@@ -54,7 +54,9 @@ def run(
   pipeline = Pipeline(Run(config, workdir, sharding.make_mesh(config.mesh)), stages or (), rerun)
   donors = [donor(pipeline.run, Path(folder).absolute()) for folder in reuse]
   pipeline.check()
-  opened = opening.everything(pipeline.run, pipeline.to_open(donors), rerun)
+  todo = pipeline.to_open(donors)
+  outside.check(config, todo)
+  opened = opening.everything(pipeline.run, todo, rerun)
   lock = processes.first_alone('begin', pipeline.open_workdir)
   with lock or contextlib.nullcontext():
     pipeline.run_stages(donors, estimates(pipeline.run, opened) if estimate else None)
@@ -298,22 +300,6 @@ def stopped(stage: Stage, run: Run) -> str:
   if not kept:
     return f'{stage.name}: stopped before any of it was saved; the same command starts it again'
   return f'{stage.name}: stopped; {kept}; the same command continues from there'
-
-
-def locked(workdir: Path):
-  """An open file that holds the workdir's lock until the process ends, however it ends."""
-  # To lock a file it is enough to read it, so only those may who write to the workdir.
-  mode = 0o660 if workdir.stat().st_mode & 0o020 else 0o600
-  file = os.fdopen(os.open(workdir / '.lock', os.O_RDWR | os.O_CREAT | os.O_APPEND, mode), 'a+')
-  with contextlib.suppress(OSError):  # it is somebody else's, or on a file system without modes
-    os.fchmod(file.fileno(), mode)
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError as e:
-    raise UserError(f'{workdir}: another process is running in it; wait for it, or stop it') from e
-  except OSError:  # a file system without locks, as some mounted buckets are
-    pass
-  return file
 
 
 def refuse_links(folder: Path) -> None:

@@ -100,6 +100,8 @@ class Stage:
   requires      config -> {what requires them: stages that must be in config.stages}; by default a
                 stage with a model requires prepare
   reads_records config -> the kinds of prepared records that it reads
+  addresses     config -> (config key, kind of records, address) of the data that it reads, whose
+                files are looked for before the first stage
   outside       (config, workdir) -> {config key: fingerprint} of what it reads outside the workdir
                 beside its models; None for an earlier run that does not exist any more
   expected      of a stage that makes records: run -> as many as it can make, for the estimate
@@ -138,6 +140,7 @@ class Stage:
   reads_stages: tuple[str, ...] = ()
   requires: Callable[[ConfigDict], Mapping[str, tuple[str, ...]]] | None = None
   reads_records: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
+  addresses: Callable[[ConfigDict], Sequence[tuple[str, str, str]]] = lambda config: ()
   outside: Callable[[ConfigDict, Path], Mapping[str, str | None]] = lambda config, workdir: {}
   expected: Callable[[Run], Sequence] | None = None
   has_parts: bool = False

@@ -317,26 +317,32 @@ def related(facts: Facts) -> list[str]:
 
 def unjudged(facts: Facts) -> list[str]:
   """Test queries and pairs that tell nothing."""
-  results, said = next(iter(facts.results.values()), {}), []
-  kinds = dict.fromkeys(name.partition('@')[0] for name in facts.table.columns)
-  names = joined([metrics.METRICS[kind].title for kind in kinds if metrics.METRICS[kind].formula])
-  if none := results.get('queries_without_relevant'):
+  results, said, table = next(iter(facts.results.values()), {}), [], facts.table
+  key = f'{table.stage}.min_relevance'
+  least = facts.config.get(key, 1)
+  zero = tables.joined(metrics.zero_without(table.columns, least))
+  if zero and (none := results.get('queries_without_relevant')):
+    without = 'no relevant document'
+    if least > 1:
+      highest = max(facts.labels().values(), default=0)
+      without = f'no document with a label of config.{key}={least} or better (the highest label is '
+      without += f'{highest})'
+    verb = 'is' if ' and ' not in zero else 'are'
     said.append(
-      f'{none:,} of {results["queries"]:,} test queries have no relevant document, so their '
-      f'{names} are 0 in every row'
+      f'{none:,} of {results["queries"]:,} test queries have {without}, so their {zero} {verb} 0 '
+      'in every row'
     )
+  kinds = dict.fromkeys(name.partition('@')[0] for name in table.columns)
+  names = tables.joined(
+    [metrics.METRICS[kind].title for kind in kinds if metrics.METRICS[kind].formula]
+  )
   labels = [d.label for group in facts.tests.values() for d in group.docs if d.in_pool]
-  if facts.table.reranks and (count := sum(label < 0 for label in labels)):
+  if table.reranks and (count := sum(label < 0 for label in labels)):
     said.append(
       f'{count:,} of {len(labels):,} test pairs are not judged; they count as not relevant in '
       f'{names}' + (', and not at all in PNR' if 'pnr' in kinds else '')
     )
   return said
-
-
-def joined(names: list[str]) -> str:
-  """'Hits, MRR and nDCG'."""
-  return ' and '.join(filter(None, [', '.join(names[:-1]), *names[-1:]]))
 
 
 def few(facts: Facts) -> list[str]:

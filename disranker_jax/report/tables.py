@@ -41,6 +41,11 @@ def short(count: int) -> str:
   return str(count)
 
 
+def joined(names: Sequence[str]) -> str:
+  """'Hits, MRR and nDCG'."""
+  return ' and '.join(filter(None, [', '.join(names[:-1]), *names[-1:]]))
+
+
 def aligned(heads: Sequence[str], lines: Sequence[Sequence[str]], indent: str = '') -> str:
   """Aligned columns, the first to the left, the others to the right; a rule under the heads."""
   every = [list(map(escaping.line, row)) for row in (heads, *lines)]

@@ -1,6 +1,6 @@
 """The documents that queries are written from and found among."""
 
-from disranker_jax.data import sources
+from disranker_jax.data import presence, sources
 from disranker_jax.data.holdout import place
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
@@ -20,6 +20,12 @@ def address(config) -> str:
       "address, such as 'jsonl:documents.jsonl'"
     )
   return found
+
+
+def addresses(config) -> list[tuple[str, str, str]]:
+  """The address of its own that documents have, see Stage.addresses."""
+  where = config.data.documents
+  return [('data.documents', presence.DOCUMENTS, where)] if where else []
 
 
 def read(config, least: int = LEAST) -> list[Document]:

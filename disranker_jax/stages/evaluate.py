@@ -7,6 +7,7 @@ written in TREC format, with its metrics per query and their means.
 import csv
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from disranker_jax.config.settings import (
   mapping_of,
   one_of,
 )
-from disranker_jax.data.records import Group
+from disranker_jax.data import sources
+from disranker_jax.data.records import LARGEST_LABEL, UNJUDGED, Group
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics, runs
@@ -28,7 +30,7 @@ from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
 from disranker_jax.report import tables
-from disranker_jax.stages import prepare, result_table
+from disranker_jax.stages import documents, prepare, result_table
 from disranker_jax.stages.result_table import Lacking, Row, Table
 
 BATCH_ROWS = 64  # by default
@@ -160,19 +162,65 @@ def merge_per_query(
 
 
 def check_records(run: Run) -> None:
-  """Raises: UserError if a run from elsewhere has nothing of the test: before anything trains."""
+  """Raises: UserError, before anything trains, for a test that measures nothing.
+
+  Also if a run from elsewhere has nothing of the test.
+  """
   table = result_table.of(run.config)
   table.check_records(run)
+  check_labels(run, table)
   given = run.config[table.stage].runs
   queries = {group.query_id for group in prepare.records(run, 'test')} if given else ()
   for name, address in given.items():
     result_table.read_given(f'{table.stage}.runs.{name}', address, queries)
 
 
+def check_labels(run: Run, table: Table) -> None:
+  """Says what of the test tells little. Raises: UserError if its labels tell nothing."""
+  tests, labels, pool = prepare.records(run, 'test'), Counter(), Counter()
+  for group in tests:
+    labels.update(doc.label for doc in group.docs)
+    pool.update(doc.label for doc in group.docs if doc.in_pool)
+  highest, judged = max(labels, default=UNJUDGED), labels.total() - labels[UNJUDGED]
+  where = f'config.data.test={run.config.data.test!r}: '
+  if highest < 1:
+    what = f'all {judged:,} labels are 0'
+    if not judged:
+      what = f'no document of its {len(tests):,} queries has a label'
+    raise UserError(
+      f'{where}{what}, so there is nothing to measure; give relevant documents a "label" of 1 or '
+      f'more, or take {table.stage} out of config.stages'
+    )
+  if highest > LARGEST_LABEL:
+    raise UserError(
+      f'{where}has a label of {highest:,}, and labels go up to {LARGEST_LABEL}; 0 to 4 is usual'
+    )
+  key, least = f'config.{table.stage}.min_relevance', run.config[table.stage].min_relevance
+  zero = tables.joined(metrics.zero_without(table.columns, least))
+  if highest < least and zero:
+    say(
+      f'{table.stage}: no document has a label of {key}={least} or better (the highest label is '
+      f'{highest}), so {zero} will be 0 in every row; lower it'
+    )
+  if table.reranks and 2 * pool[UNJUDGED] > pool.total():
+    say(
+      f'{table.stage}: {pool[UNJUDGED]:,} of {pool.total():,} test pairs are not judged; they '
+      'count as not relevant'
+    )
+
+
 def reads(config) -> tuple[str, ...]:
   """The kinds of records that the rows read."""
   rows = result_table.of(config).rows_of(config).values()
   return tuple(dict.fromkeys(['test', *(kind for row in rows for kind in row.reads_records)]))
+
+
+def addresses(config) -> list[tuple[str, str, str]]:
+  """See Stage.addresses."""
+  table = result_table.of(config)
+  runs_of = config[table.stage].runs.to_dict().items()
+  found = [(f'{table.stage}.runs.{name}', sources.SCORES, given) for name, given in runs_of]
+  return found + ([] if table.reranks else documents.addresses(config))
 
 
 def uses(config) -> tuple[Use, ...]:
@@ -227,5 +275,5 @@ def stage(table: Table, **declared) -> Stage:
   return Stage(
     table.stage, table.title, execute, settings_of(table), check=check, has_parts=True,
     is_complete=is_complete, reads_records=reads, kept=kept, uses=uses,
-    check_records=check_records, **declared,
+    check_records=check_records, addresses=addresses, **declared,
   )  # fmt: skip

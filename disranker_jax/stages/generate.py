@@ -125,8 +125,9 @@ def finish(run: Run, every: Sequence[Document], docs: Sequence[Document]) -> dic
   if not groups:
     raise UserError(
       f'{documents.address(run.config)}: none of the {texts:,} queries that were written is left '
-      f'({lost}); read {folder / "samples.md"}, then change config.generate.template, examples or '
-      'model, or set found_within=0 to keep queries whose page BM25 does not find'
+      f'({lost}); read {folder / "samples.md"}, then change config.generate.template, examples, '
+      "model or ends ('length' keeps queries that are cut after max_new tokens), or set "
+      'found_within=0 to keep queries whose page BM25 does not find'
     )
   lines = (f'{group.query_id}\t{group.query}\n' for group in groups)
   (folder / 'queries.tsv').write_text(''.join(lines), encoding='utf-8')
@@ -366,6 +367,13 @@ def reads(config) -> tuple[str, ...]:
   return ('test',) if result_table.of(config).stage in config.stages else ()
 
 
+def addresses(config) -> list[tuple[str, str, str]]:
+  """See Stage.addresses."""
+  c = config.generate
+  examples = [('generate.examples', 'clicks', c.examples)] if c.examples and c.shots else []
+  return documents.addresses(config) + examples
+
+
 def outside(config, workdir) -> dict[str, str]:
   """The documents, the examples, and a model of its own."""
   addresses, c = {'data.documents': documents.address(config)}, config.generate
@@ -380,7 +388,8 @@ def outside(config, workdir) -> dict[str, str]:
 STAGE = Stage(
   'generate', 'the decoder writes queries from documents', execute, SETTINGS, check=check,
   role='teacher', reads_stages=('prepare', 'cpt'), uses=uses, check_records=check_records,
-  reads_records=reads, outside=outside, expected=Expected, head=lambda config: 'lm', kept=kept,
+  reads_records=reads, outside=outside, addresses=addresses, expected=Expected,
+  head=lambda config: 'lm', kept=kept,
   is_complete=is_complete, has_parts=True, optional=True, texts=writer.texts_of,
   paper_rows=10_468_974,  # the queries of its log
 )  # fmt: skip

@@ -118,13 +118,19 @@ def kept(run) -> str:
   return ', '.join([*done, *(['a part of the next kind'] if begun else [])])
 
 
-def address(config, kind: str) -> str:
-  """The address of a kind's records. Raises: UserError if the config has none."""
+def source_of(config, kind: str) -> str:
+  """The key of config.data that has the address from which a kind of records is made."""
   source = kind
   if kind == 'clicks' and clicks.least(config.data.clicks):
     source = 'judgements'
   if source == 'judgements' and config.data.judgements == teacher_scores.ORDER_ADDRESS:
     source = 'candidates'
+  return source
+
+
+def address(config, kind: str) -> str:
+  """The address of a kind's records. Raises: UserError if the config has none."""
+  source = source_of(config, kind)
   if not config.data[source]:
     readers = ', '.join(s for s in config.stages if kind in kinds(config, [s]))
     raise UserError(f'config.data.{source}: is empty, but read by {readers}; give an address')
@@ -329,6 +335,16 @@ def check_order(config) -> None:
     )
 
 
+def addresses(config) -> list[tuple[str, str, str]]:
+  """See Stage.addresses."""
+  found = []
+  for kind in kinds(config):
+    source = source_of(config, kind)
+    pooled = source == 'judgements' and config.data.negatives.count
+    found.append((f'data.{source}', sources.POOLED if pooled else source, address(config, kind)))
+  return found + [('data.teachers', sources.SCORES, each) for each in config.data.teachers]
+
+
 def outside(config, workdir) -> dict[str, str]:
   """The sources, the scores of other teachers, and the data of earlier runs."""
   found = {
@@ -343,5 +359,13 @@ def outside(config, workdir) -> dict[str, str]:
 
 
 STAGE = Stage(
-  'prepare', 'reads the sources', execute, SETTINGS, 'data', check, kept=kept, outside=outside
+  'prepare',
+  'reads the sources',
+  execute,
+  SETTINGS,
+  'data',
+  check,
+  kept=kept,
+  outside=outside,
+  addresses=addresses,
 )

@@ -101,6 +101,30 @@ class TestBadInput:
     assert f'{tmp_path}/clicks.jsonl' in helpers.refused(config, tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
+  @pytest.mark.parametrize(
+    'key',
+    [
+      'data.clicks', 'data.judgements', 'data.candidates', 'data.test', 'data.documents',
+      'generate.examples', 'evaluate.runs.production',
+    ],
+  )  # fmt: skip
+  def test_a_misspelt_file_of_any_key_is_named_before_anything_is_prepared(self, tmp_path, key):
+    changes = helpers.own_data(tmp_path) | {'data__documents': f'jsonl:{tmp_path}/test.jsonl'}
+    config = helpers.config(**changes)
+    with config.unlocked():
+      config.stages = ('prepare', 'cpt', 'generate', 'score', 'evaluate')
+      config.evaluate.models = ('bm25',)
+      config.evaluate.runs.production = f'trec:{tmp_path}/test.jsonl'
+      config.generate.examples = changes['data__clicks']
+      address = f'jsonl:{tmp_path}/none.jsonl'
+      if key.endswith('production'):
+        config.evaluate.runs.production = address
+      else:
+        config.update_from_flattened_dict({key: address})
+    message = helpers.refused(config, tmp_path / 'run')
+    assert message.startswith(f'config.{key}={address!r}: {tmp_path}/none.jsonl: does not exist')
+    assert not (tmp_path / 'run').exists()
+
   def test_after_a_row_is_mended_the_same_command_goes_on(self, tmp_path):
     config, _ = self.config(tmp_path, [JUDGEMENTS[0] | {'label': -1}, *JUDGEMENTS[1:]])
     helpers.refused(config, tmp_path / 'run')

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from disranker_jax import locks
 from disranker_jax.commands import rerank
 from disranker_jax.config import defaults
 from disranker_jax.data import store
@@ -219,11 +220,11 @@ class TestStopped:
 class TestLock:
   def test_a_second_process_in_one_workdir_is_refused_and_changes_nothing(self, done):
     before = helpers.snapshot(done)
-    with runner.locked(done):
+    with locks.locked(done):
       line = assert_one_error_line(helpers.main(*helpers.flags(done), '--rerun=report'))
     assert str(done) in line and 'another process is running in it' in line
     assert helpers.snapshot(done) == before
-    with runner.locked(done):  # the lock goes with its holder
+    with locks.locked(done):  # the lock goes with its holder
       pass
 
 

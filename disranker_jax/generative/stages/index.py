@@ -115,5 +115,6 @@ STAGE = Stage(
   # Its tokenizer, what there is of a page, and how long it is.
   keys=tuple(f'retriever.{name}' for name in ('model', 'views', 'title_length', 'query_length')),
   check=prompts.check, uses=lambda config: (), outside=outside, reads_stages=('generate',),
-  requires=lambda config: {}, check_records=check_records, ignores_init_from=True,
+  requires=lambda config: {}, addresses=documents.addresses, check_records=check_records,
+  ignores_init_from=True,
 )  # fmt: skip

@@ -1,0 +1,87 @@
+"""Files that an address names are looked for before anything is read, and no row is read."""
+
+import pathlib
+
+import pytest
+from source_files import ROW, jsonl, trec_folder
+
+from disranker_jax.data import presence, sources, store
+from disranker_jax.data.records import Document, Group
+from disranker_jax.errors import UserError
+
+KINDS = ('judgements', 'candidates', 'test', sources.POOLED, presence.DOCUMENTS, sources.SCORES)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+  """The current folder with some files; no row of them can be read."""
+  monkeypatch.chdir(tmp_path)
+  trec_folder(tmp_path)
+  pathlib.Path('a.jsonl').write_bytes(jsonl(ROW))
+  for name in ('empty-1.jsonl', 'empty-2.jsonl', 'empty.parquet', 'empty.run'):
+    pathlib.Path(name).touch()
+  docs = (Document('d', 't', 's', 1),)
+  store.write('test', [Group('q', 'x', docs)], 'done')
+
+  def unread(*args):
+    raise AssertionError('a row is read')
+
+  monkeypatch.setattr(sources.BadRows, 'parse', unread)
+  return tmp_path
+
+
+def refused(address, kind):
+  with pytest.raises(UserError) as caught:
+    presence.check(address, kind)
+  return str(caught.value)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize(
+  'address',
+  [
+    'jsonl:a.jsonl', 'jsonl:*.jsonl', 'trec:trec', 'trec:trec?run=bm25', 'tfds:done',
+    'trec:trec?qrels=qrels.dev.txt&only=qrels.txt,qrels.dev.txt', 'python_docs:',
+  ],
+)  # fmt: skip
+def test_what_is_there_is_accepted_for_every_kind(here, address, kind):
+  presence.check(address, kind)
+
+
+@pytest.mark.parametrize(
+  ('address', 'kind', 'says'),
+  [
+    ('jsonl:none.jsonl', 'test', 'none.jsonl: does not exist'),
+    ('parquet:none.parquet', 'test', 'none.parquet: does not exist'),
+    ('jsonl:none*.jsonl', 'clicks', 'none*.jsonl: matches no file'),
+    ('jsonl:trec', 'test', 'trec: is a folder'),
+    ('jsonl:empty-*.jsonl', 'test', 'empty-1.jsonl: is empty'),
+    ('parquet:empty.parquet', 'test', 'empty.parquet: is empty'),
+    ('trec:nowhere', 'judgements', 'nowhere: is not a folder'),
+    ('trec:nowhere.run', sources.SCORES, 'nowhere.run: does not exist'),
+    ('trec:empty.run', sources.SCORES, 'empty.run: is empty'),
+    ('trec:trec', 'clicks', 'trec/clicks.jsonl: does not exist'),
+    ('trec:trec?docs=none', presence.DOCUMENTS, 'trec/none: does not exist'),
+    ('trec:trec?qrels=none', 'judgements', 'trec/none: does not exist'),
+    ('trec:trec?run=none', 'candidates', 'trec/none: does not exist'),
+    ('trec:trec?run=none', sources.POOLED, 'trec/none: does not exist'),
+    ('trec:trec?exclude=qrels.txt,none', 'test', 'trec/none: does not exist'),
+    ('tfds:nowhere', 'test', 'tfds:nowhere: cannot be opened'),
+    ('bright:nowhere?task=biology', 'test', 'nowhere: is not a folder'),
+  ],
+)
+def test_what_is_missing_is_said_as_reading_says_it(here, address, kind, says):
+  assert refused(address, kind).startswith(says)
+
+
+def test_an_empty_part_beside_others_is_skipped_as_in_reading(here):
+  presence.check('jsonl:*.jsonl', 'test')
+
+
+def test_candidates_need_no_judgements_and_judgements_no_run(here):
+  (here / 'trec' / 'bm25.run.gz').unlink()
+  presence.check('trec:trec', 'judgements')
+  assert 'bm25.run: does not exist' in refused('trec:trec', 'candidates')
+  assert 'bm25.run: does not exist' in refused('trec:trec?pool=run', 'judgements')
+  (here / 'trec' / 'qrels.txt').unlink()
+  presence.check('trec:trec?run=bm25', 'candidates')
