@@ -1,4 +1,4 @@
-"""Words in any script: those of ASCII are as they always were, marks do not split a word."""
+"""Words in any script: those of ASCII are as they always were, pairs of letters without blanks."""
 
 import re
 import unicodedata
@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disranker_jax.data import first_stage, words
+from disranker_jax.data.records import Document
 
 ASCII = st.text(st.characters(max_codepoint=127), max_size=60)
 
@@ -39,11 +40,15 @@ def test_a_sentence_of_ascii_ends_where_it_always_did(text):
     ('猫 と 犬', ['猫', 'と', '犬']),
     ('a b 猫', ['猫']),
     ('Zoe\u0308 là à la', ['Zoe\u0308', 'là', 'la']),  # à is one letter, as a is
-    ('ต้นไม้', ['ต้นไม้']),
+    ('如何读取文件, C语言', ['如何', '何读', '读取', '取文', '文件', '语言']),
+    ('サーバー3台', ['サー', 'ーバ', 'バー', '台']),
+    ('Python的os.path', ['Python', '的', 'os', 'path']),
+    ('파일 읽기', ['파일', '읽기']),  # Korean has blanks
+    ('ต้นไม้', ['ต้น', 'นไ', 'ไม้']),
     ('x² ½ ½½', ['x²', '½½']),
   ],
 )
-def test_marks_belong_to_words_and_a_letter_without_case_is_one(text, expected):
+def test_words_of_other_scripts(text, expected):
   assert words.long(text) == expected
 
 
@@ -68,3 +73,10 @@ def test_texts_of_any_case_and_form_are_folded_to_the_same(text):
 def test_upper_case_is_folded_as_lower_case():
   for text in ('Größe', 'ΐ', 'Ünïcode', '\u017f'):
     assert words.folded(text.upper()) == words.folded(text)
+
+
+def test_bm25_finds_a_part_of_a_sentence_without_blanks():
+  docs = ['文件读取功能', '列表的排序', '网络服务器']
+  index = first_stage.BM25([Document(doc, doc, '') for doc in docs])
+  found = index.top(['如何读取文件', '列表排序方法'], 3)
+  assert [[index for index, _ in hits] for hits in found] == [[0], [1]]

@@ -1,5 +1,6 @@
 """The words of a text, in any script, and what makes two texts the same."""
 
+import itertools
 import re
 import unicodedata
 
@@ -8,13 +9,18 @@ import regex
 # Letters, numbers, underscores, and marks: without these a word of Hindi or Thai falls apart.
 LETTER = r'\p{L}\p{N}_\p{Mn}\p{Mc}'
 WORD = regex.compile(f'[{LETTER}]+')
-# As bm25s and scikit-learn split English. A single letter of a script without case, such as that of
-# Chinese, is a word too.
+# As bm25s and scikit-learn split English. A single letter of a script without case is a word too.
 LONG_ASCII = re.compile(r'[a-zA-Z0-9_]{2,}')
-LONG = regex.compile(rf'[{LETTER}]{{2,}}|\p{{Lo}}')
-# A sign that ends a sentence; those of ASCII are also parts of words, such as os.path.
+# Scripts that write sentences without blanks; U+30FC lengthens a vowel of Japanese.
+UNSPACED = r'\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\u30fc'
+LONG = regex.compile(rf'(?V1)([{UNSPACED}]+)|[[{LETTER}]--[{UNSPACED}]]{{2,}}|\p{{Lo}}')
+SIGN = regex.compile(r'.\p{M}*')
+# A sign that ends a sentence. Those of ASCII are also parts of words, such as os.path, so a blank
+# follows them; the module re reads \x1c to \x1f as blanks, and regex does not.
+POINT = r'[.!?\uff0e]'
 END = regex.compile(
-  rf'(?<=[{LETTER}])(?:[^{LETTER}]|_)*?(?:[.!?\uff0e](?=\s|$)|(?![.!?\uff0e])\p{{Sentence_Terminal}})'
+  rf'(?<=[{LETTER}])(?:[^{LETTER}]|_)*?'
+  rf'(?:{POINT}(?=[\s\x1c-\x1f]|$)|(?!{POINT})\p{{Sentence_Terminal}})'
 )
 
 
@@ -32,5 +38,17 @@ def all_of(text: str) -> list[str]:
 
 
 def long(text: str) -> list[str]:
-  """The words of two letters or more, and single letters of scripts without case."""
-  return LONG_ASCII.findall(text) if text.isascii() else LONG.findall(text)
+  """The words of two letters or more, and single letters of scripts without case.
+
+  Where a script writes no blanks between words, each pair of neighbouring letters is a word, as in
+  Lucene's CJKAnalyzer: without a dictionary nobody knows where a word ends.
+  """
+  if text.isascii():
+    return LONG_ASCII.findall(text)
+  return [word for found in LONG.finditer(text) for word in _pairs(found[1]) or [found[0]]]
+
+
+def _pairs(run: str | None) -> list[str]:
+  """The pairs of neighbouring letters, each with its marks; a single letter stays alone."""
+  signs = SIGN.findall(run or '')
+  return [a + b for a, b in itertools.pairwise(signs)] or signs
