@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -96,6 +97,38 @@ def test_a_second_call_is_refused_and_deletes_nothing_of_the_first(model, rows, 
   ):
     call(model, rows, tmp_path / 'out.run')
   assert begun.is_dir()
+
+
+def test_a_link_stays_and_the_file_that_it_names_is_replaced(model, rows, tmp_path):
+  (tmp_path / 'there').mkdir()
+  (tmp_path / 'out.run').symlink_to(tmp_path / 'there' / 'kept')
+  (tmp_path / 'out.run.json').symlink_to(tmp_path / 'there' / 'costs.json')
+  found = call(model, rows, tmp_path / 'out.run')
+  assert found == runs.read_run(tmp_path / 'there' / 'kept')
+  assert (tmp_path / 'out.run').is_symlink() and (tmp_path / 'out.run.json').is_symlink()
+  assert sorted(file.name for file in (tmp_path / 'there').iterdir()) == ['costs.json', 'kept']
+  assert costs(tmp_path / 'out.run')['queries'] == 12
+
+
+@pytest.mark.parametrize('name', ['out.run', 'out.run.json'])
+def test_an_output_that_is_no_file_is_refused(model, tmp_path, name):
+  os.mkfifo(tmp_path / name)
+  with pytest.raises(UserError, match=rf'{name}: is a pipe or a device; name a file'):
+    call(model, 'jsonl:not-read', tmp_path / 'out.run')
+
+
+def test_a_kill_while_finished_work_is_removed_does_no_harm(model, rows, tmp_path, monkeypatch):
+  def killed(folder, **_):
+    next((folder / 'data').iterdir()).unlink()  # a part of the prepared queries
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(llm_rank_run.unfinished, 'shutil', types.SimpleNamespace(rmtree=killed))
+    with pytest.raises(SystemExit):
+      call(model, rows, tmp_path / 'out.run')
+  whole = (tmp_path / 'out.run').read_bytes()
+  call(model, rows, tmp_path / 'out.run')
+  assert (tmp_path / 'out.run').read_bytes() == whole and not list(tmp_path.glob('.*'))
 
 
 def test_a_stopped_call_continues_and_gives_the_same_to_the_bit(

@@ -97,6 +97,13 @@ class TestScores:
     assert message.startswith(f'{folder}/out.run: another process is writing it')
     assert not list(folder.glob('*out.run*'))
 
+  def test_replace_the_file_that_a_link_names(self, model, folder):
+    (folder / 'there').mkdir()
+    (folder / 'out.run').symlink_to(folder / 'there' / 'kept')
+    assert rerun(model, folder) == rerun(model, folder, out='plain.run')
+    assert (folder / 'out.run').is_symlink()
+    assert [file.name for file in (folder / 'there').iterdir()] == ['kept']
+
   @pytest.mark.parametrize('devices', [1, 3])
   def test_on_the_devices_of_jax_are_the_same(self, model, folder, devices):
     flags = f'--xla_force_host_platform_device_count={devices}'
@@ -269,7 +276,7 @@ class TestResume:
     assert (many / 'out.run').read_bytes() == (many / 'whole.run').read_bytes()
     assert not list(many.glob('.*'))
 
-  @pytest.mark.parametrize('change', ['depth', 'run', 'source', 'torn'])
+  @pytest.mark.parametrize('change', ['depth', 'run', 'source', 'torn', 'gone', 'note'])
   def test_other_inputs_start_again(self, model, many, small_parts, monkeypatch, capsys, change):
     mend = self.interrupt(monkeypatch, 2, KeyboardInterrupt())
     with pytest.raises(SystemExit):
@@ -283,9 +290,33 @@ class TestResume:
       ])  # fmt: skip
     if change == 'torn':
       (many / '.out.run.partial' / 'run').write_text('q2 Q0')
+    if change == 'gone':
+      (many / '.out.run.partial' / 'run').unlink()
+    if change == 'note':
+      (many / '.out.run.partial' / 'note.json').write_text('[]')
     found = rerun(model, many, *(['--depth', 3] if change == 'depth' else []))
     assert 'starts again' in capsys.readouterr().err
     assert found == rerun(model, many, *(['--depth', 3] if change == 'depth' else []), out='b.run')
+
+  @pytest.mark.parametrize('out', ['out.run', 'out.run.gz'])
+  @pytest.mark.parametrize('left', [('note.json',), ('note.json', 'run'), ('run',)])
+  def test_a_kill_while_finished_work_is_removed_loses_nothing(
+    self, model, many, small_parts, monkeypatch, out, left
+  ):
+    whole = rerun(model, many, out='whole.run')
+
+    def killed(folder):
+      for file in list(folder.iterdir()):
+        if file.name not in left:
+          file.unlink()
+      raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+      patch.setattr(rerank_run.unfinished, 'remove', killed)
+      with pytest.raises(SystemExit):
+        rerun(model, many, out=out)
+    assert runs.read_run(many / out) == whole
+    assert rerun(model, many, out=out) == whole and not list(many.glob('.*'))
 
   def test_lines_after_the_last_finished_part_are_not_kept_twice(
     self, model, many, small_parts, monkeypatch
@@ -337,6 +368,8 @@ class TestFlags:
     source = 'jsonl:not-read'
     assert '--out' in refused(model, folder, out='first.run', source=source)
     assert 'its folder does not exist' in refused(model, folder, out='no/out.run', source=source)
+    os.mkfifo(folder / 'pipe')
+    assert 'is a pipe or a device' in refused(model, folder, out='pipe', source=source)
     assert 'is a folder' in refused(model, folder, out='.', source=source)
     assert 'exported model folder' in refused(folder, folder, source=source)
     assert 'is not an address' in refused(model, folder, source='nothing')

@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from disranker_jax import outputs
 from disranker_jax.commands.common import Parser, positive
 from disranker_jax.devices import runtime
 from disranker_jax.errors import Stopped, UserError
@@ -79,10 +80,7 @@ def check(args: argparse.Namespace) -> None:
   if args.depth < 0:
     raise UserError('--depth: must be 0 (the default of the source) or more')
   args.out = args.out.expanduser()
-  if args.out.is_dir():
-    raise UserError(f'--out {args.out}: is a folder; name a file in it')
-  if not args.out.absolute().parent.is_dir():
-    raise UserError(f'--out {args.out}: its folder does not exist; create it')
+  outputs.target(args.out)  # before jax is imported
 
 
 def listed() -> str:

@@ -5,14 +5,14 @@ import contextlib
 import hashlib
 import itertools
 import json
-import shutil
 import types
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
-from disranker_jax import locks
+from disranker_jax import locks, outputs
+from disranker_jax.commands import unfinished
 from disranker_jax.data import contents, sources, store
 from disranker_jax.data.records import BadRows, Group, listed
 from disranker_jax.devices import processes, sharding
@@ -36,11 +36,13 @@ def rank(args: argparse.Namespace) -> None:
   """Writes the run and its costs. Raises: UserError, Stopped, KeyboardInterrupt."""
   plan = plan_of(args)
   opening = {'precision': args.precision, 'param_dtype': args.param_dtype}
+  out = outputs.target(args.out)
+  outputs.target(costs_file(args.out))
   open_for(plan.fitted(args.depth or 2), args.model, **opening)  # before the data are read
-  work = Work(args, plan)
+  work = Work(args, plan, out)
   with contextlib.ExitStack() as held:
-    out = locks.beside(args.out.absolute())
-    processes.first_alone('lock', lambda: held.enter_context(out))
+    lock = locks.beside(out)
+    processes.first_alone('lock', lambda: held.enter_context(lock))
     try:
       processes.first_alone('begin', work.begin)
       rank_on(args, plan, work, opening)
@@ -48,7 +50,7 @@ def rank(args: argparse.Namespace) -> None:
       if processes.is_first():
         work.leave()
       raise
-    processes.first_alone('end', lambda: shutil.rmtree(work.folder))
+    processes.first_alone('end', lambda: unfinished.remove(work.folder))
 
 
 def rank_on(args: argparse.Namespace, plan: Plan, work: 'Work', opening: dict) -> None:
@@ -70,7 +72,7 @@ def rank_on(args: argparse.Namespace, plan: Plan, work: 'Work', opening: dict) -
   settings = types.SimpleNamespace(unit_queries=0, shard_seconds=SHARD_SECONDS)
   score.score_missing('llm-rank', groups, shards, ranker, settings)
   processes.barrier('llm-rank: all is ranked')
-  processes.first_alone('run', lambda: finish(args, plan, groups, shards, ranker))
+  processes.first_alone('run', lambda: finish(args, plan, work, groups, shards, ranker))
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
@@ -89,36 +91,26 @@ def plan_of(args: argparse.Namespace) -> Plan:
   return Plan(method, contract, options, args.query_tokens, args.doc_tokens)
 
 
-def _noted(note: Path) -> str:
-  """The digest in a note; '' if there is none that can be read."""
-  try:
-    found = json.loads(note.read_text())
-  except (OSError, ValueError):
-    return ''
-  return found.get('digest', '') if isinstance(found, dict) else ''
-
-
 class Work:
   """The data and the finished queries of a call, on disk beside the output until all are done."""
 
-  def __init__(self, args: argparse.Namespace, plan: Plan):
-    out = args.out.absolute()
-    self.folder = out.with_name(f'.{out.name}.partial')
+  def __init__(self, args: argparse.Namespace, plan: Plan, out: Path):
+    self.out, self.folder = out, unfinished.folder_of(out)
     self.data = self.folder / 'data'
     self._args, self._plan = args, plan
 
   def begin(self) -> None:
     """Continues what there is, or starts again; prepares the data. Raises: UserError."""
-    note, digest = self.folder / 'note.json', self._digest(self._plan)
-    if _noted(note) != digest:
+    digest = self._digest(self._plan)
+    if unfinished.note(self.folder).get('digest') != digest:
       if self.folder.exists():
         say(
           f'llm-rank: an input or a flag has changed since {self.folder} was begun, or its '
           'note.json is broken; starts again'
         )
-        shutil.rmtree(self.folder)
+        unfinished.remove(self.folder)
       self.folder.mkdir()
-      manifest.write_json(note, {'digest': digest})
+      unfinished.write_note(self.folder, digest=digest)
     if not self.data.exists():
       self._prepare()
 
@@ -144,7 +136,7 @@ class Work:
   def leave(self) -> None:
     """Removes the folder if no query is finished."""
     if not any(self.folder.glob('shards/*')):
-      shutil.rmtree(self.folder, ignore_errors=True)
+      unfinished.remove(self.folder)
 
 
 def to_rank(group: Group) -> Group:
@@ -153,7 +145,12 @@ def to_rank(group: Group) -> Group:
 
 
 def finish(
-  args: argparse.Namespace, plan: Plan, groups: Sequence[Group], shards: Shards, ranker: LLMRanker
+  args: argparse.Namespace,
+  plan: Plan,
+  work: Work,
+  groups: Sequence[Group],
+  shards: Shards,
+  ranker: LLMRanker,
 ) -> None:
   """Writes the run, and OUT.json. Raises: UserError if a score is missing."""
 
@@ -164,9 +161,9 @@ def finish(
   counts = shards.counts()
   queries = itertools.groupby(shards.rows(), key=lambda row: row[0])
   scored = ((query, {doc: score for _, doc, score in rows}) for query, rows in queries)
-  partial = args.out.with_name(f'.{args.out.name}.partial') / f'run{args.out.suffix}'
+  partial = work.folder / f'run{args.out.suffix}'
   runs.write_run(partial, scored, plan.method.name)
-  partial.replace(args.out)
+  partial.replace(work.out)
   found = {'method': plan.method.name, 'contract': plan.contract.name, 'model': str(args.model)}
   found |= {'scores': plan.method.gives} | costs.summary(counts)
   if ranker.queries == len(groups):  # else another call has ranked some of them
@@ -174,7 +171,7 @@ def finish(
   names = (group.query_id for group in groups)
   found |= {'plan': plan.to_dict(), 'per_query': dict(zip(names, counts, strict=True))}
   side = costs_file(args.out)
-  manifest.write_json(side, found)
+  manifest.write_json(side.resolve(), found)
   say(f'{args.out}: {len(groups):,} queries; {costs.as_text(found)}; {side} has more')
 
 

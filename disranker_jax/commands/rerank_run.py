@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from disranker_jax import locks
+from disranker_jax import locks, outputs
+from disranker_jax.commands import unfinished
 from disranker_jax.data import contents, sources
 from disranker_jax.data.joined_run import JoinedRun, Listed
 from disranker_jax.errors import Stopped, UserError
@@ -52,13 +53,13 @@ class Job(NamedTuple):
 
 def rerank(job: Job) -> None:
   """Writes the re-ranked run. Raises: UserError, Stopped, KeyboardInterrupt."""
-  check(job)
-  with locks.beside(job.out.absolute()):
-    _rerank(job)
+  out = check(job)
+  with locks.beside(out):
+    _rerank(job, out)
 
 
-def _rerank(job: Job) -> None:
-  work = Work(job)
+def _rerank(job: Job, out: Path) -> None:
+  work = Work(job, out)
   try:
     joined = JoinedRun(job.run, job.source, job.depth, work.scratch)
     report(job, joined)
@@ -72,19 +73,15 @@ def _rerank(job: Job) -> None:
   say(f'{job.out}: {joined.queries:,} queries, {joined.pairs:,} pairs re-ranked')
 
 
-def check(job: Job) -> None:
-  """Raises: UserError for what can be seen before anything is read."""
+def check(job: Job) -> Path:
+  """The file to write. Raises: UserError for what can be seen before anything is read."""
   loaded.check(job.model)
   if not job.run.is_file():
     what = 'is not a file; name a run' if job.run.exists() else 'does not exist; check the path'
     raise UserError(f'--run {job.run}: {what}')
-  if job.out.is_dir():
-    raise UserError(f'--out {job.out}: is a folder; name a file in it')
-  if not job.out.absolute().parent.is_dir():
-    raise UserError(f'--out {job.out}: its folder does not exist; create it')
-  if job.out.exists() and job.out.samefile(job.run):
-    raise UserError(f'--out {job.out}: is the first stage itself; name another file')
+  out = outputs.target(job.out, {'the first stage itself': job.run})
   sources.split(job.source)
+  return out
 
 
 def report(job: Job, joined: JoinedRun) -> None:
@@ -110,12 +107,12 @@ def report(job: Job, joined: JoinedRun) -> None:
 class Work:
   """The finished queries of a job, on disk beside the output until all are done."""
 
-  def __init__(self, job: Job):
-    out = job.out.absolute()
-    self.folder = out.with_name(f'.{out.name}.partial')
+  def __init__(self, job: Job, out: Path):
+    self.folder = unfinished.folder_of(out)
     self.scratch = self.folder / 'scratch'
-    self._out, self._tag = out, '_'.join(job.model.resolve().name.split()) or 'rerank'
-    self._note, self._lines = self.folder / 'note.json', self.folder / 'run'
+    self._out, self._is_packed = out, job.out.suffix == '.gz'
+    self._tag = '_'.join(job.model.resolve().name.split()) or 'rerank'
+    self._lines = self.folder / 'run'
     self._fusion = job.fusion
     self._digest = job.digest()
     self.queries, size = self._before()
@@ -126,15 +123,18 @@ class Work:
 
   def _before(self) -> tuple[int, int]:
     """(queries, bytes) that an earlier call finished."""
-    try:
-      note = json.loads(self._note.read_text())
-    except (OSError, ValueError):
-      return 0, 0
-    if note['digest'] != self._digest or self._lines.stat().st_size < note['bytes']:
-      say(f'rerank: an input or a setting has changed since {self.folder} was begun; starts again')
-      return 0, 0
-    say(f'rerank: continues after {note["queries"]:,} queries')
-    return note['queries'], note['bytes']
+    there = self._lines.stat().st_size if self._lines.is_file() else 0
+    match unfinished.note(self.folder):
+      case {'digest': self._digest, 'queries': int(queries), 'bytes': int(size)} if size <= there:
+        say(f'rerank: continues after {queries:,} queries')
+        return queries, size
+    if self.folder.exists():
+      say(
+        f'rerank: an input or a setting has changed since {self.folder} was begun, or a file in it '
+        'is broken; starts again'
+      )
+      unfinished.remove(self.folder)
+    return 0, 0
 
   def score(self, joined: JoinedRun, ranker: exported.PartRanker) -> None:
     """Scores the queries that are not done, part by part."""
@@ -165,17 +165,18 @@ class Work:
       os.fsync(file.fileno())
       size = file.tell()
     self.queries += count
-    partial = self._note.with_suffix('.partial')
-    partial.write_text(json.dumps({'digest': self._digest, 'queries': self.queries, 'bytes': size}))
-    os.replace(partial, self._note)
+    unfinished.write_note(self.folder, digest=self._digest, queries=self.queries, bytes=size)
 
   def leave(self) -> None:
     """Removes files that a later call does not need."""
-    shutil.rmtree(self.scratch if self.queries else self.folder, ignore_errors=True)
+    if self.queries:
+      shutil.rmtree(self.scratch, ignore_errors=True)
+    else:
+      unfinished.remove(self.folder)
 
   def finish(self) -> None:
     """Puts the whole run in its place."""
-    if self._out.suffix == '.gz':
+    if self._is_packed:
       packed = self.folder / 'run.gz'
       with (
         self._lines.open('rb') as lines,
@@ -186,7 +187,7 @@ class Work:
       os.replace(packed, self._out)
     else:
       os.replace(self._lines, self._out)
-    shutil.rmtree(self.folder)
+    unfinished.remove(self.folder)
 
 
 def divided(joined: JoinedRun, done: int, pairs: int) -> Iterator[list[Listed]]:

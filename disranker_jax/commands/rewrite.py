@@ -6,12 +6,10 @@ Shows what would be searched, and with --search what is found with and without t
 
 import argparse
 import json
-import os
 from pathlib import Path
 
-from disranker_jax import escaping
+from disranker_jax import escaping, outputs
 from disranker_jax.commands.common import Parser, positive
-from disranker_jax.data import lines
 from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
 from disranker_jax.progress import Progress, say
@@ -64,17 +62,7 @@ def check_files(args: argparse.Namespace) -> None:
   given = {'--search': args.search is not None, '--json': args.json, '--top': args.top}
   if flag := next((flag for flag, is_given in given.items() if is_given), ''):
     raise UserError(f'{flag}: is for a single --query; leave it out with --queries')
-  if args.out.is_dir():
-    raise UserError(f'--out {args.out}: is a folder; name a file in it')
-  if lines.is_pipe(args.out):
-    raise UserError(f'--out {args.out}: is a pipe or a device; name a file')
-  folder = args.out.resolve().parent  # of a link, the one in which the file is replaced
-  if not folder.is_dir():
-    raise UserError(f'--out {args.out}: its folder does not exist; create it')
-  if not os.access(folder, os.W_OK | os.X_OK):
-    raise UserError(f'--out {args.out}: {folder} cannot be written; name a file elsewhere')
-  if args.out.exists() and args.queries.exists() and args.out.samefile(args.queries):
-    raise UserError(f'--out {args.out}: is the file of the queries; name another file')
+  outputs.target(args.out, {'the file of the queries': args.queries})
 
 
 def of_run(folder: Path, rows: int):

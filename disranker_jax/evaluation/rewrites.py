@@ -3,10 +3,11 @@
 import contextlib
 import gzip
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
+
+from disranker_jax import outputs
 
 SUFFIX = 'rewrites.jsonl'  # of the file of a row of the result table
 
@@ -26,15 +27,13 @@ def write(file: Path, rows: Iterable[Rewrite]) -> None:
   A file that is there, or that a link of this name leads to, is replaced once all lines are
   written. Equal rows give equal files: a gzip file holds neither its name nor the time.
   """
-  target = file.resolve()
-  partial = target.with_name(f'{target.name}.partial')
   with contextlib.ExitStack() as stack:
+    partial = stack.enter_context(outputs.replacing(file))
     out = stack.enter_context(partial.open('wb'))
     if is_gzip(file):
       out = stack.enter_context(gzip.GzipFile('', 'wb', fileobj=out, mtime=0))
     for row in rows:
       out.write(f'{json.dumps(row._asdict())}\n'.encode())
-  os.replace(partial, target)
 
 
 def read(file: Path) -> dict[str, Rewrite]:

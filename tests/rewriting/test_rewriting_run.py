@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 from small_collection import collection
 
+from disranker_jax import outputs
 from disranker_jax.commands import average, rewrite
 from disranker_jax.data import sources
 from disranker_jax.data.first_stage import BM25
@@ -258,7 +259,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_a_model_is_opened(tmp_pa
   """That of the file which is replaced, where the name is a link."""
   (tmp_path / 'locked').mkdir()
   (tmp_path / 'x.jsonl').symlink_to(tmp_path / 'locked' / 'x.jsonl')
-  monkeypatch.setattr(rewrite.os, 'access', lambda path, mode: 'locked' not in str(path))
+  monkeypatch.setattr(outputs.os, 'access', lambda path, mode: 'locked' not in str(path))
   arguments = ['--model', '/nowhere', '--queries', 'a', '--out', str(tmp_path / 'x.jsonl')]
   with pytest.raises(
     UserError, match=r'x\.jsonl: .*locked cannot be written; name a file elsewher'
