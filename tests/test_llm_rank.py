@@ -12,6 +12,7 @@ import jax
 import llm_models
 import numpy as np
 import pytest
+from source_files import trec_folder
 
 from disranker_jax import locks
 from disranker_jax.commands import llm_rank, llm_rank_run
@@ -171,6 +172,23 @@ def test_a_stopped_call_continues_and_gives_the_same_to_the_bit(
   monkeypatch.setattr(ranker.LLMRanker, 'ranked', ranked)
   call(model, rows, tmp_path / 'out.run', 'prp_heapsort', '--top', '1')
   assert 'an input or a flag has changed' in capsys.readouterr().err
+
+
+def test_a_collection_without_qrels_is_ranked_whole(model, tmp_path, capsys):
+  folder = trec_folder(tmp_path)
+  source, out = f'trec:{folder}', tmp_path / 'out.run'
+  assert list(call(model, source, out, 'yes_no')) == ['q1', 'q2']
+  assert 'left out 1 queries without judgements' in capsys.readouterr().err
+  (folder / 'qrels.txt').unlink()
+  assert list(call(model, source, out, 'yes_no')) == ['q1', 'q2', 'q3']
+  assert 'qrels.txt: does not exist' in refusal(model, source, out, '--kind', 'test')
+  assert 'no.txt: does not exist' in refusal(model, f'{source}?qrels=no.txt', out)
+
+
+def refusal(model, source, out, *more):
+  with pytest.raises(UserError) as caught:
+    call(model, source, out, 'yes_no', *more)
+  return str(caught.value)
 
 
 def test_a_contract_of_a_file(model, rows, tmp_path):

@@ -64,6 +64,16 @@ class TestTrec:
     assert list(table(f'trec:{folder}?qrels=qrels.dev.txt', 'test')) == ['q3']
     assert 'unknown pool' in error(f'trec:{folder}?pool=all', 'test')
 
+  def test_queries_without_judgements_are_counted_where_some_are_needed(self, folder, capsys):
+    (folder / 'no.txt').write_text('q2 0 d2 0\n')
+    for kind, options, count in (
+      ('test', '', 1), ('judgements', '', 1), ('test', '?without=no.txt', 2),
+      ('test', '?exclude=qrels.dev.txt', 0), ('candidates', '', 0),
+    ):  # fmt: skip
+      table(f'trec:{folder}{options}', kind)
+      said = capsys.readouterr().err
+      assert (f'left out {count} queries without judgements' in said) == bool(count), (kind, said)
+
   def test_a_run_is_needed_only_where_it_is_used(self, folder):
     (folder / 'bm25.run.gz').unlink()
     assert table(f'trec:{folder}', 'judgements')['q1'][0] == ('d1', 2, 0, True)

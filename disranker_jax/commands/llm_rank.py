@@ -24,8 +24,9 @@ def parse_args(argv=None) -> argparse.Namespace:
   add('--model', metavar='M', help='a decoder: a folder, a short name, or one of Hugging Face')
   add('--method', required=True, metavar='NAME', help="how it ranks; 'list' prints the methods")
   add('--source', metavar='ADDRESS', help='queries with documents, such as trec:DIR or jsonl:FILE')
-  add('--kind', default='test', choices=('test', 'candidates'), help=(
-    'what the queries are: test has labels or none, candidates has none'))  # fmt: skip
+  add('--kind', choices=('test', 'candidates'), help=(
+    'test: of a collection the judged queries; candidates: all queries, without labels. Default: '
+    'candidates of a collection without qrels, else test'))  # fmt: skip
   add('--depth', type=int, default=0, metavar='N', help=(
     'documents per query, by first-stage rank; 0: 20 of a run or BM25, all of rows'))  # fmt: skip
   add('--out', type=Path, metavar='RUN', help='the ranking; gzip if RUN.gz')

@@ -38,6 +38,7 @@ def rank(args: argparse.Namespace) -> None:
   opening = {'precision': args.precision, 'param_dtype': args.param_dtype}
   out = outputs.target(args.out)
   outputs.target(costs_file(args.out))
+  args.kind = args.kind or kind_of(args.source)
   open_for(plan.fitted(args.depth or 2), args.model, **opening)  # before the data are read
   work = Work(args, plan, out)
   with contextlib.ExitStack() as held:
@@ -73,6 +74,12 @@ def rank_on(args: argparse.Namespace, plan: Plan, work: 'Work', opening: dict) -
   score.score_missing('llm-rank', groups, shards, ranker, settings)
   processes.barrier('llm-rank: all is ranked')
   processes.first_alone('run', lambda: finish(args, plan, work, groups, shards, ranker))
+
+
+def kind_of(source: str) -> str:
+  """The kind of records to rank: of a collection without qrels all queries are candidates."""
+  tables = sources.open_collection(source)
+  return 'candidates' if tables and not tables.is_judged else 'test'
 
 
 def plan_of(args: argparse.Namespace) -> Plan:

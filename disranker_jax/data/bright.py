@@ -31,6 +31,7 @@ class Task:
   """
 
   parts = False
+  is_judged = True
 
   def __init__(self, folder: pathlib.Path, options: dict[str, str], depth: int):
     if not folder.is_dir():

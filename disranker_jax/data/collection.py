@@ -70,6 +70,10 @@ class Collection(Protocol):
   # collection. Their lines are left out and counted in a message.
   parts: bool
 
+  @property
+  def is_judged(self) -> bool:
+    """Whether there are qrels."""
+
   def queries(self, bad_rows: BadRows) -> Iterator[Query]: ...
 
   def documents(self, bad_rows: BadRows) -> Iterator[tuple[str, int, Document]]: ...
@@ -124,6 +128,7 @@ class Picked(NamedTuple):
   query: Query
   lines: list[tuple[Line, bool]]  # (line, whether the document is in the pool)
   left_out: int = 0  # judged documents that `pool=run` leaves out
+  is_judged: bool = True  # False: it has no judgement, and the kind needs some
 
 
 def read(
@@ -178,7 +183,7 @@ def _picked(collection: Collection, want: Reading) -> Iterator[Picked]:
   for table, rows in tables:
     for number, row in enumerate(rows):
       by_query.add(row.query_id, (table, number, row))
-  unknown = 0
+  unknown = unjudged = 0
   for _, entries in itertools.groupby(by_query, key=lambda pair: pair[0]):
     rows_of: dict[str, list] = {table: [] for table in ('query', *CHOICES, 'qrel', 'run')}
     for _, (table, number, fields) in entries:
@@ -186,8 +191,12 @@ def _picked(collection: Collection, want: Reading) -> Iterator[Picked]:
     if collection.parts and not rows_of['query']:
       unknown += len(rows_of['run'])
       rows_of['run'] = []
-    if picked := _of_query(rows_of, want, 'only' in collection.options):
+    picked = _of_query(rows_of, want, 'only' in collection.options)
+    if picked and picked.is_judged:
       yield picked
+    unjudged += bool(picked and not picked.is_judged)
+  if unjudged:
+    say(f'{collection.name}: left out {unjudged:,} queries without judgements')
   if unknown:
     say(f'{collection.name}: left out {unknown:,} lines of the run for queries it does not have')
 
@@ -204,7 +213,7 @@ def _graded(qrels: Iterable[Line], bad_rows: BadRows) -> Iterator[Line]:
 def _of_query(
   rows_of: dict[str, list[tuple[int, Any]]], want: Reading, has_only: bool
 ) -> Picked | None:
-  """Joins all rows of one query; None if the query is unknown or not wanted."""
+  """Joins all rows of one query; None if the query is unknown or an option leaves it out."""
   if not rows_of['query']:
     _reject_unknown(rows_of, want.bad_rows)
     return None
@@ -224,7 +233,7 @@ def _of_query(
     return None
   if want.kind != 'candidates':
     if not judged:
-      return None
+      return Picked(order, query, [], is_judged=False)
     order = rows_of['qrel'][0][0]
   lines, left_out = _lines(judged, in_run, want)
   return Picked(order, query, lines, left_out)

@@ -31,6 +31,10 @@ class Dataset:
     self._depth = depth
     self._data = load(name)
 
+  @property
+  def is_judged(self) -> bool:
+    return self._data.has_qrels()
+
   def queries(self, bad_rows: BadRows) -> Iterator[Query]:
     yield from checked(self._rows('queries'), _query, bad_rows)
 

@@ -37,6 +37,11 @@ class Folder:
     self.name, self.options = str(folder), options
     self._folder, self._depth = folder, depth
 
+  @property
+  def is_judged(self) -> bool:
+    # A file that the option names and that does not exist is an error when it is read.
+    return 'qrels' in self.options or bool(_variants(self._folder / FILES['qrels']))
+
   def queries(self, bad_rows: BadRows) -> Iterator[Query]:
     yield from checked(self._rows('queries'), _query, bad_rows)
 
