@@ -1,5 +1,6 @@
 """The rows that no model fills: the first stage, and runs from elsewhere."""
 
+import math
 import types
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from disranker_jax import config as configs
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
-from disranker_jax.evaluation import metrics
+from disranker_jax.evaluation import fusion, metrics, runs
 from disranker_jax.pipeline import seeds
 from disranker_jax.stages import result_rows, result_table
 
@@ -66,6 +67,42 @@ class TestFirstStage:
   def test_only_ranks_that_bm25_gave_are_called_bm25(self, address, title):
     _, facts = first_stage([group('q', 'x', ('a', 'x', 1))], address)
     assert facts.get('title') == title and 'note' not in facts
+
+  def scored(self, *docs):
+    """A query with documents of (id, rank, score)."""
+    made = [Document(doc_id, 'x', '', rank=rank, score=score) for doc_id, rank, score in docs]
+    return Group('q', 'x', tuple(made))
+
+  @pytest.mark.parametrize('scale', [1.0, 1e-12, -3e5, 0.0])
+  def test_its_run_is_fused_as_its_scores_are_and_keeps_the_order_of_its_ranks(
+    self, tmp_path, scale
+  ):
+    base = (9.5, 7.0, 7.0, 7.0 - 1e-10, 1.0) if scale > 0 else (1.0, 1.0, 1.0 + 1e-10, 2.0, 2.5)
+    given = dict(zip('abcde', (scale * score for score in base), strict=True))
+    docs = [(doc, i, score) for i, (doc, score) in enumerate(given.items(), 1)]
+    groups = [self.scored(*reversed(docs), ('z', 0, math.nan))]
+    ranking, facts = first_stage(groups)
+    assert 'scores' not in facts['note']  # it says that z is not found
+    runs.write_run(tmp_path / 'bm25.run', ranking, 'bm25')
+    read = runs.read_run(tmp_path / 'bm25.run')
+    assert order(read, 'q') == order(ranking, 'q') == list('abcde')
+    model = {'a': 0.0, 'b': 2.0, 'c': 3.0, 'd': 1.0, 'e': 0.5, 'z': 2.5}
+    wanted = fusion.convex(model, given, 0.4)
+    if scale:  # else all scores are equal, and only the order is left of them
+      assert fusion.convex(model, read['q'], 0.4) == pytest.approx(wanted, abs=1e-6)
+
+  @pytest.mark.parametrize(
+    ('docs', 'why'),
+    [
+      ((('a', 1, 5.0), ('b', 2, math.nan)), '1 of 2 documents that it found have no score'),
+      ((('a', 1, 5.0), ('b', 2, 6.0)), 'its scores do not have the order of its ranks'),
+      ((('a', 1, 5.0), ('b', 1, 4.0)), 'its scores do not have the order of its ranks'),
+    ],
+  )
+  def test_scores_that_do_not_fit_the_ranks_are_said_and_not_used(self, docs, why):
+    ranking, facts = first_stage([self.scored(*docs)])
+    assert ranking['q'] == {doc: -rank for doc, rank, _ in docs}
+    assert facts['note'] == f'{why}, so the scores in bm25.run are -rank; fuse it by ranks'
 
 
 class TestGivenRun:

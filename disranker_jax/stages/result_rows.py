@@ -4,6 +4,8 @@ A new row is one entry of `ROWS`, with a function if it ranks in a new way.
 """
 
 import functools
+import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,13 +13,16 @@ from ml_collections import ConfigDict
 
 from disranker_jax.config.settings import Key, list_of, one_of
 from disranker_jax.data import first_stage as first_stages
-from disranker_jax.data.records import Group
+from disranker_jax.data.records import Document, Group
 from disranker_jax.evaluation import metrics
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.progress import say
 from disranker_jax.rankers.llm.methods import METHODS
 from disranker_jax.stages import prepare, prompting, roles, teacher
 from disranker_jax.stages.result_table import Ranking, Row, Table, model_scores
+
+STEP = 2e-8  # of a score; runs are written with nine digits, which tell scores so far apart
+SMALLEST = 1e-30  # step, for scores near 0
 
 
 def random_order(run: Run, row: Row, groups) -> Ranking:
@@ -29,13 +34,17 @@ def random_order(run: Run, row: Row, groups) -> Ranking:
 def first_stage(run: Run, row: Row, groups) -> Ranking:
   """The order of the first stage; where the test has no ranks at all, BM25's, computed here.
 
+  The scores are the first stage's, so that fusing with the row's run is fusing with the first
+  stage. Where they are unknown or contradict the ranks, every score of the test is -rank.
+
   Documents that the first stage did not find are not in it. The title says whose order it is.
   """
   every = sum(len(g.docs) for g in groups)
   if any(d.rank for g in groups for d in g.docs):
     facts = {} if is_bm25(run.config.data.test) else {'title': 'first stage'}
-    note = ''
-    ranking = {g.query_id: {d.doc_id: -float(d.rank) for d in g.docs if d.rank} for g in groups}
+    ranking, note = given_scores(groups)
+    if note:
+      note = f'{note}, so the scores in {row.name}.run are -rank; fuse it by ranks'
   else:
     facts = {'title': 'BM25 (test documents)'}
     note = (
@@ -48,6 +57,38 @@ def first_stage(run: Run, row: Row, groups) -> Ranking:
   notes = [note] if note else []
   notes += [lost] if found < every else []
   return ranking, facts | ({'note': '; '.join(notes)} if notes else {})
+
+
+def given_scores(groups: Sequence[Group]) -> tuple[metrics.Run, str]:
+  """(the first stage's scores, what is wrong with them), in the order of its ranks.
+
+  They are -rank if something is wrong, or if no score is known, which is not wrong.
+  """
+  found = {g.query_id: sorted((d for d in g.docs if d.rank), key=rank_of) for g in groups}
+  docs = [doc for of_query in found.values() for doc in of_query]
+  unknown, wrong = sum(math.isnan(doc.score) for doc in docs), ''
+  pairs = [pair for of_query in found.values() for pair in itertools.pairwise(of_query)]
+  if 0 < unknown < len(docs):
+    wrong = f'{unknown:,} of {len(docs):,} documents that it found have no score'
+  elif not unknown and any(a.rank == b.rank or a.score < b.score for a, b in pairs):
+    wrong = 'its scores do not have the order of its ranks'
+  if unknown or wrong:
+    return {q: {d.doc_id: -float(d.rank) for d in of_query} for q, of_query in found.items()}, wrong
+  return {query: apart(of_query) for query, of_query in found.items()}, ''
+
+
+def rank_of(doc: Document) -> int:
+  return doc.rank
+
+
+def apart(docs: Sequence[Document]) -> dict[str, float]:
+  """{doc_id: score} of documents whose scores do not increase; equal ones decrease by a STEP."""
+  found, last = {}, math.inf
+  for doc in docs:
+    below = last - max(abs(last) * STEP, SMALLEST)
+    last = min(doc.score, below) if found else doc.score
+    found[doc.doc_id] = last
+  return found
 
 
 def is_bm25(address: str) -> bool:
