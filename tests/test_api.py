@@ -301,7 +301,7 @@ class TestFirstStage:
   @pytest.fixture
   def by_length(self, ranker):
     """A ranker whose scores are lengths in tokens, with a recorded weight of .75."""
-    how = Fusion(0.75, 'ranks', 30, 0.7, 0.6, 0.5)
+    how = Fusion(0.75, 'scores', 30, 0.7, 0.6, 0.5)
     return loaded.LoadedRanker(ranker.prompt, Lengths(), how)
 
   def test_scores_are_the_weighted_sum_of_both_sides(self, by_length):
@@ -316,6 +316,20 @@ class TestFirstStage:
     # None is a text that the first stage did not find: it counts as its last one.
     found = dict(by_length.rank('len', texts, first_scores=np.array([20.0, 0.0, 0.0]), fuse=0.5))
     assert dict(by_length.rank('len', texts, first_scores=[20, 0, None], fuse=0.5)) == found
+
+  @pytest.mark.parametrize(('signal', 'other'), [('scores', 'ranks'), ('ranks', 'scores')])
+  def test_a_recorded_weight_counts_for_its_own_signal_only(self, by_length, signal, other):
+    by_length.fusion = Fusion(0.75, signal, 30, 0.7, 0.6, 0.5)
+    texts, values = ['len', 'len len', 'len len len'], [1, 2, 3]
+    own, wrong = {f'first_{signal}': values}, {f'first_{other}': values}
+    assert by_length.rank('len', texts, **own) == by_length.rank('len', texts, **own, fuse=0.75)
+    with pytest.raises(UserError) as caught:
+      by_length.rank('len', texts, **wrong)
+    assert str(caught.value) == (
+      f'fuse: the weight that the model folder records is for first_{signal}; give these in the '
+      f'place of first_{other}, or a weight'
+    )
+    by_length.rank('len', texts, **wrong, fuse=0.75)
 
   def test_ranks_are_scaled_as_reciprocals(self, by_length):
     found = by_length.rank('len', ['len', 'len len', 'x ' * 9], 2, first_ranks=[1, 2, 3], fuse=0)

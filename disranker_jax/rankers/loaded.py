@@ -74,14 +74,27 @@ def fusion_of(folder: Path) -> Fusion | None:
   return None if recorded is None else Fusion.from_dict(recorded, f'{folder}/config.json')
 
 
-def weighted(recorded: Fusion | None, weight: float | None, where: str) -> Fusion:
-  """The recorded fusion, with another weight if one is given. Raises: UserError without both."""
+def weighted(recorded: Fusion | None, weight: float | None, where: str, signal: str = '') -> Fusion:
+  """The recorded fusion, with another weight if one is given.
+
+  Args:
+    signal: what is known of the first stage, as in Fusion; '': it can be either, so that the
+      recorded one decides.
+
+  Raises: UserError without both, or for a recorded weight that was chosen for the other signal.
+  """
   if weight is not None:
-    return Fusion(fusion.check_weight(weight, where), recorded.signal if recorded else 'scores')
+    signal = signal or (recorded.signal if recorded else 'scores')
+    return Fusion(fusion.check_weight(weight, where), signal)
   if recorded is None:
     raise UserError(
       f'{where}: the model folder records no weight for the first stage; give one, such as '
       f'{fusion.DEFAULT:g}'
+    )
+  if signal not in ('', recorded.signal):
+    raise UserError(
+      f'{where}: the weight that the model folder records is for first_{recorded.signal}; give '
+      f'these in the place of first_{signal}, or a weight'
     )
   return recorded
 
@@ -159,8 +172,8 @@ class LoadedRanker:
 
     Raises:
       TypeError: the query is not a string, or a text is not a `Text`.
-      UserError: `top` is negative, an argument of the fusion is wrong, the folder has no weight, or
-        the model's parameters are broken.
+      UserError: `top` is negative, an argument of the fusion is wrong, the folder has no weight or
+        one for the other signal, or the model's parameters are broken.
     """
     if top is not None and top < 0:
       raise UserError(f'top {top}: must be 0 or more')
@@ -168,7 +181,8 @@ class LoadedRanker:
       raise TypeError(f'texts must be a list of texts, not one {type(texts).__name__}')
     texts = list(texts)
     first = first_stage(len(texts), first_scores, first_ranks, fuse)
-    how = None if first is None else weighted(self.fusion, fuse, 'fuse')
+    signal = 'scores' if first_ranks is None else 'ranks'
+    how = None if first is None else weighted(self.fusion, fuse, 'fuse', signal)
     scores = self.score((query, text) for text in texts)
     if how is not None:
       scores = fused(scores, first, how.weight)

@@ -25,10 +25,14 @@ from disranker_jax.serve.errors import Refused
 
 
 class FirstStage(NamedTuple):
-  """What a request says of the first stage: scores of its texts, and the model's weight or None."""
+  """What a request says of the first stage: scores of its texts, and the model's weight or None.
+
+  `signal` is what the scores are of, as in Fusion.
+  """
 
   scores: dict[int, float]
-  weight: float | None = None
+  weight: float | None
+  signal: str
 
 
 @dataclasses.dataclass
@@ -117,7 +121,8 @@ def first_stage(body: dict, count: int) -> FirstStage | None:
     found = loaded.first_stage(count, scores, ranks, body.get(FUSE))
   except UserError as e:
     raise invalid(str(e)) from None
-  return None if found is None else FirstStage(found, body.get(FUSE))
+  signal = 'scores' if ranks is None else 'ranks'
+  return None if found is None else FirstStage(found, body.get(FUSE), signal)
 
 
 def weight(value) -> float:

@@ -159,11 +159,11 @@ class Service:
     return request.answer(scores, job.tokens), headers
 
   def _weight(self, first: apis.FirstStage | None) -> float:
-    """The model's weight. Raises: Refused if neither the request nor the folder has one."""
+    """The model's weight. Raises: Refused if neither the request nor the folder has one for it."""
     if first is None:
       return 1.0
     try:
-      return loaded.weighted(self.ranker.fusion, first.weight, 'fuse').weight
+      return loaded.weighted(self.ranker.fusion, first.weight, 'fuse', first.signal).weight
     except UserError as e:
       raise apis.invalid(str(e)) from None
 

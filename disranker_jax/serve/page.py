@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from disranker_jax.data.prompts import CHARS_PER_TOKEN, document_text
+from disranker_jax.evaluation import fusion
 from disranker_jax.rankers.loaded import order
 from disranker_jax.rewriting.engines import ENGINES
 from disranker_jax.rewriting.loaded import Rewritten
@@ -100,8 +101,13 @@ class Search:
     pairs = [(asked.query, text) for text in texts]
     request = apis.ScoreRequest(pairs, lambda scores, _: scores)
     if asked.fuse is not False:
+      recorded = service.ranker.fusion
+      signal = recorded.signal if recorded else 'scores'
+      first = {i: score for i, (_, score) in enumerate(hits)}
+      if signal == 'ranks':
+        first = fusion.of_ranks({i: i + 1 for i in first})
       weight = None if asked.fuse is True else asked.fuse
-      request.first = apis.FirstStage({i: score for i, (_, score) in enumerate(hits)}, weight)
+      request.first = apis.FirstStage(first, weight, signal)
     raw, headers = await service.score(request, visit)
     scores = apis.shown(raw, asked.raw or request.first is not None)
     rank = {index: n for n, index in enumerate(order(raw), 1)}

@@ -107,6 +107,9 @@ class TestFirstStage:
     monkeypatch.setattr(server.service.ranker, 'fusion', Fusion(0.4, 'scores', 24))
     rows = post('/rerank', query=QUERY, texts=TEXTS, first_scores=self.FIRST)
     assert {r['index']: r['score'] for r in rows} == close(self.wanted(raw, 0.4))
+    body = {'query': QUERY, 'texts': TEXTS, 'first_ranks': [3, 1, None, 2]}
+    response = server.client.post('/rerank', json=body)
+    assert response.status_code == 422 and 'records is for first_scores' in response.text
 
   def test_scores_inside_the_texts_are_ignored_as_other_fields_are(self, post):
     plain = post('/rerank', query=QUERY, texts=TEXTS)

@@ -121,3 +121,12 @@ def test_search_is_fused_with_bm25_on_request(server, answer, monkeypatch):
   monkeypatch.setattr(server.service.ranker, 'fusion', Fusion(0.3, 'scores', 24))
   assert server.client.post('/search', json=body | {'fuse': True}).json()['results'] == found
   assert 'data-fuse="true"' in server.client.get('/').text
+
+
+def test_search_is_fused_by_ranks_where_the_weight_is_for_them(server, answer, monkeypatch):
+  monkeypatch.setattr(server.service.ranker, 'fusion', Fusion(0.3, 'ranks', 24))
+  found = server.client.post('/search', json={'query': 'a list names', 'fuse': True}).json()
+  ranks = {d['doc_id']: 1 / (60 + d['first']) for d in answer}
+  wanted = fusion.convex({d['doc_id']: d['score'] for d in answer}, ranks, 0.3)
+  assert {d['doc_id']: d['score'] for d in found['results']} == pytest.approx(wanted, abs=1e-5)
+  assert [d['bm25'] for d in found['results']] == [d['bm25'] for d in answer]
