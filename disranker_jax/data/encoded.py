@@ -16,7 +16,8 @@ class Encoded:
   types: np.ndarray
   anchor: int
   predict: tuple[int, int] = (0, 0)
-  cut: bool = False  # whether text was cut; set by PairPrompt only
+  cut: bool = False  # whether the text or, where that is not known apart, the query was cut
+  cut_query: bool = False  # whether the query was cut; PairPrompt alone tells them apart
   targets: np.ndarray | None = None
 
   def __len__(self) -> int:

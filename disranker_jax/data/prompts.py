@@ -110,7 +110,8 @@ class PairPrompt:
     types[: len(head)] = query_type
     types *= self.typed
     anchor = 0 if self.scored == 'first' else len(ids) - 1
-    return Encoded(ids, types, anchor, cut=len(text_ids) > room or len(query_ids) > limit)
+    cut = {'cut': len(text_ids) > room, 'cut_query': len(query_ids) > limit}
+    return Encoded(ids, types, anchor, **cut)
 
   def lengths(self, query: str, docs: Sequence[Document]) -> list[dict[str, int]]:
     """Numbers of tokens before cutting, per document: input, query, title, summary."""

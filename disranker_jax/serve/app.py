@@ -129,12 +129,14 @@ class Service:
     begin = time.perf_counter()
     characters = sum(len(text) for _, text in request.pairs)
     encoded = await self._encode(request)
+    cut_queries = {
+      query for (query, _), pair in zip(request.pairs, encoded, strict=True) if pair.cut_query
+    }
     request.pairs = []  # texts stay in memory only if the answer repeats them
     tokenised = time.perf_counter()
     truncated = sum(pair.cut for pair in encoded)
-    if truncated and not request.truncate:
-      most = self.ranker.prompt.max_len
-      raise Refused(413, 'Validation', f'{truncated} texts are longer than {most} tokens')
+    if (truncated or cut_queries) and not request.truncate:
+      raise Refused(413, 'Validation', self._too_long(request, truncated, len(cut_queries)))
     job = await self.batcher.score(encoded)
     total = time.perf_counter() - begin
     seconds = {
@@ -143,7 +145,7 @@ class Service:
       'infer': job.infer_s,
       'total': total,
     }
-    self.metrics.scored(count, truncated, seconds)
+    self.metrics.scored(count, sum(pair.cut or pair.cut_query for pair in encoded), seconds)
     headers = {
       'x-compute-time': f'{1000 * total:.1f}',
       'x-tokenization-time': f'{1000 * seconds["tokenise"]:.1f}',
@@ -152,6 +154,7 @@ class Service:
       'x-compute-tokens': str(job.tokens),
       'x-compute-characters': str(characters),
       'x-truncated': str(truncated),
+      'x-truncated-queries': str(len(cut_queries)),
     }
     scores = job.scores
     if request.first is not None:
@@ -166,6 +169,26 @@ class Service:
       return loaded.weighted(self.ranker.fusion, first.weight, 'fuse', first.signal).weight
     except UserError as e:
       raise apis.invalid(str(e)) from None
+
+  def _too_long(self, request: apis.ScoreRequest, texts: int, queries: int) -> str:
+    """What does not fit, and the limits of the model or of the request."""
+    prompt, limits = self.ranker.prompt, request.limits
+    pair, query = (
+      min(own, limits.get(name) or own)
+      for own, name in (
+        (prompt.max_len, 'max_tokens'), (prompt.max_query_len, 'max_query_tokens')
+      )
+    )  # fmt: skip
+    found = []
+    if queries:
+      what = 'the query loses its' if queries == 1 else f'{queries} queries lose their'
+      found.append(f'{what} end (most tokens of a query: {query})')
+    if texts:
+      what = '1 text loses its' if texts == 1 else f'{texts} texts lose their'
+      most = limits.get('max_text_tokens')
+      of_text = f', of a text: {most}' if most else ''
+      found.append(f'{what} end (most tokens of query and text: {pair}{of_text})')
+    return f'{"; ".join(found)}; shorten them, or let them be truncated'
 
   def info(self) -> dict:
     """The response of TEI's `/info`."""
@@ -280,7 +303,7 @@ def cross_origin(origins: Sequence[str]) -> Middleware:
     allow_origins=origins,
     allow_methods=['GET', 'POST'],
     allow_headers=['*'],
-    expose_headers=['x-compute-time', 'x-compute-tokens', 'x-truncated'],
+    expose_headers=['x-compute-time', 'x-compute-tokens', 'x-truncated', 'x-truncated-queries'],
   )
 
 

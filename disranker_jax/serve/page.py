@@ -93,7 +93,8 @@ class Search:
     # rewriter may read more.
     words = asked.query[: service.ranker.prompt.max_query_len * CHARS_PER_TOKEN]
     text, rewritten = await self._searched(service, words, asked)
-    [hits] = await service.aside(self._index.top, [text], self._depth)
+    depth = min(self._depth, service.limits.texts)
+    [hits] = await service.aside(self._index.top, [text], depth)
     docs = [self._docs[i] for i, _ in hits]
     if not docs:
       return {'results': [], 'texts': [], 'documents': len(self._docs), **rewritten}, {}

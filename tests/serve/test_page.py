@@ -1,5 +1,6 @@
 """The search page, in a real browser where one is installed."""
 
+import dataclasses
 import html
 import json
 import math
@@ -130,3 +131,11 @@ def test_search_is_fused_by_ranks_where_the_weight_is_for_them(server, answer, m
   wanted = fusion.convex({d['doc_id']: d['score'] for d in answer}, ranks, 0.3)
   assert {d['doc_id']: d['score'] for d in found['results']} == pytest.approx(wanted, abs=1e-5)
   assert [d['bm25'] for d in found['results']] == [d['bm25'] for d in answer]
+
+
+def test_search_finds_no_more_than_a_request_may_have(server, answer, monkeypatch):
+  limits = dataclasses.replace(server.service.limits, texts=2)
+  monkeypatch.setattr(server.service, 'limits', limits)
+  found = server.client.post('/search', json={'query': 'a list names'})
+  assert found.status_code == 200
+  assert [d['doc_id'] for d in found.json()['results']] == [d['doc_id'] for d in answer[:2]]

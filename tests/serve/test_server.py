@@ -51,7 +51,23 @@ class TestLimits:
     assert response.headers['x-truncated'] == '1'
     refused = client.post('/rerank', json={**body, 'truncate': False})
     assert refused.status_code == 413 and refused.json()['error_type'] == 'Validation'
+    assert '1 text loses its end' in refused.text and 'query loses' not in refused.text
     assert client.post('/rerank', json={**BODY, 'truncate': False}).status_code == 200
+
+  def test_a_long_query_is_told_apart_from_long_texts(self, stub, prompt):
+    client = stub[1]().client
+    body = {'query': 'word ' * 500, 'texts': ['short', 'brief']}
+    response = client.post('/rerank', json=body)
+    assert response.headers['x-truncated'] == '0'
+    assert response.headers['x-truncated-queries'] == '1'
+    for most, limits in ((prompt.max_query_len, {}), (3, {'max_tokens_per_query': 3})):
+      refused = client.post('/rerank', json={**body, **limits, 'truncate': False})
+      assert refused.status_code == 413 and refused.json()['error'] == (
+        f'the query loses its end (most tokens of a query: {most}); shorten them, or let them be '
+        'truncated'
+      )
+    both = client.post('/rerank', json={**body, 'texts': ['word ' * 500] * 2, 'truncate': False})
+    assert 'the query loses its end' in both.text and '2 texts lose their end' in both.text
 
   def test_a_full_queue_is_429_until_there_is_room(self, stub):
     backend, start = stub
