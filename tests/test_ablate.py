@@ -8,7 +8,9 @@ import pytest
 
 from disranker_jax import config as configs
 from disranker_jax.commands import ablate
-from disranker_jax.errors import UserError
+from disranker_jax.data import holdout, store
+from disranker_jax.data.records import Document, Group
+from disranker_jax.errors import Stopped, UserError
 from disranker_jax.evaluation import metrics
 from disranker_jax.rankers.llm.methods import METHODS
 from disranker_jax.stages import collection_rows, result_table
@@ -77,7 +79,7 @@ def test_a_row_with_an_unknown_key_is_named(tmp_path):
 def test_a_row_without_its_reranker_is_left_out_or_an_error_if_it_is_asked_for(
   tmp_path, monkeypatch, capsys
 ):
-  monkeypatch.setattr(ablate.subprocess, 'run', lambda *_, **__: pytest.fail('a run has started'))
+  monkeypatch.setattr(ablate.child_process, 'run', lambda *_: pytest.fail('a run has started'))
   file, base = ROOT / 'configs/ablations/retrievers.py', ROOT / 'configs/dgr.py'
   typed = [str(file), f'--config={base}', f'--workdir={tmp_path / "runs"}']
   with pytest.raises(
@@ -92,6 +94,24 @@ def test_a_row_without_its_reranker_is_left_out_or_an_error_if_it_is_asked_for(
   monkeypatch.setattr(collection_rows.loaded, 'check', lambda folder: {})
   ablate.main([*typed, '--config.search.reranker=/a/student', '--dry-run'])
   assert 'bm25_reranked' in capsys.readouterr().out
+
+
+def test_a_run_that_was_stopped_is_told_and_continued(tmp_path, monkeypatch, capsys):
+  file = write(tmp_path, '"""T."""\nROWS = {"a": ("bm25", {})}')
+  typed = [str(file), '--config', TINY, '--workdir', str(tmp_path / 'runs')]
+
+  def asked(_):
+    raise Stopped('stopped; the same command continues from there', status == 130)
+
+  for status in (130, 0):
+    monkeypatch.setattr(ablate.child_process, 'run', asked)
+    with pytest.raises(SystemExit) as ended:
+      ablate.main(typed)
+    assert ended.value.code == status
+    assert capsys.readouterr().err.endswith('stopped; the same command continues from there\n')
+  monkeypatch.setattr(ablate.child_process, 'run', lambda _: 0)  # SIGTERM went to the run alone
+  with pytest.raises(UserError, match='a: the run was stopped; the same command continues'):
+    ablate.main(typed)
 
 
 def test_seeds_reach_rows_that_are_made_from_rows_of_a_seeded_model(tmp_path, monkeypatch, capsys):
@@ -271,9 +291,8 @@ def test_seeds_are_averaged_and_rows_compared_over_queries():
   rows.append(ablate.Row('same', 'bm25', {}))
   table = ablate.Ablation('T', '', tuple(rows), 'base', TABLE)
   base = results(base_SQ, pairs_SQ2[:1])
-  result = ablate.analyse(
-    table, {'base': base, 'better': results(better_SQ, pairs_SQ2), 'same': base}
-  )
+  rows = {'base': base, 'better': results(better_SQ, pairs_SQ2), 'same': base}
+  result = ablate.analyse(table, rows, list(base.by_seed[0]))
   assert [row['name'] for row in result] == ['base', 'better', 'same']
   cell = result[1]['metrics']['ndcg@5']
   assert cell['value'] == pytest.approx(better_SQ.mean())
@@ -303,18 +322,20 @@ def test_queries_of_one_cluster_are_drawn_together():
   sixty = {name: results(np.tile(ten, 6)[None], pairs) for name, ten in scores.items()}
   ten = {name: results(ten[None], pairs[:, :10]) for name, ten in scores.items()}
   cells = [
-    ablate.analyse(table, rows, by)[1]['metrics']['ndcg@5']['difference']
+    ablate.analyse(table, rows, holdout.clusters(rows['base'].by_seed[0], by))[1]
     for rows, by in ((ten, ''), (sixty, r'\d$'))
   ]
+  cells = [row['metrics']['ndcg@5']['difference'] for row in cells]
   assert cells[0] == pytest.approx(cells[1])
 
 
 def test_one_cluster_of_all_queries_is_refused_and_the_config_says_what_is_one(
   tmp_path, monkeypatch
 ):
-  table = ablate.Ablation('T', '', (ablate.Row('base', 'bm25', {}),), 'base', TABLE)
+  config = configs.defaults()
+  config.report.cluster = '^q'
   with pytest.raises(UserError, match=r"'\^q' puts all queries into one cluster"):
-    ablate.analyse(table, {'base': results(np.ones((1, 3)), np.ones((1, 3, 2)))}, '^q')
+    ablate.clusters_of(config, ['q0', 'q1', 'q2'], ablate.Results())
   rng = np.random.default_rng(2)
   row = results(rng.random((1, 40)), np.ones((1, 40, 2)))
   monkeypatch.setattr(ablate, 'run_all', lambda *_: {'a': row})
@@ -323,6 +344,33 @@ def test_one_cluster_of_all_queries_is_refused_and_the_config_says_what_is_one(
     ablate.main([str(file), '--config', TINY, '--out', str(tmp_path), *flags])
     result = json.loads((tmp_path / 'table-tiny.json').read_text())
     assert (result['queries'], result['clusters']) == (40, clusters)
+    page = (tmp_path / 'table-tiny.md').read_text()
+    assert ('10 clusters of queries (ids with the same match of `[0-9]$`)' in page) == bool(flags)
+
+
+def test_queries_that_share_judgements_are_drawn_together_as_by_compare(tmp_path, monkeypatch):
+  """Also those of different folds, each of which has a part of the queries."""
+  rng = np.random.default_rng(2)
+  row = results(rng.random((1, 40)), np.ones((1, 40, 2)))
+  for fold in range(2):
+    tests = [
+      Group(f'q{q}', f'words {q}', tuple(
+        Document(f'd{q // 4}-{d}', 't', 's', label=d) for d in range(3)))
+      for q in range(fold, 40, 2)
+    ]  # fmt: skip
+    store.write('test', tests, tmp_path / f'fold{fold}' / 'data' / 'test')
+    row.workdirs.append(tmp_path / f'fold{fold}')
+  monkeypatch.setattr(ablate, 'run_all', lambda *_: {'a': row})
+  file = write(tmp_path, '"""T."""\nROWS = {"a": ("bm25", {})}')
+  for flags, clusters in ([], 10), (['--config.report.cluster=.+'], 40):
+    ablate.main([str(file), '--config', TINY, '--out', str(tmp_path), *flags])
+    result = json.loads((tmp_path / 'table-tiny.json').read_text())
+    assert (result['queries'], result['clusters']) == (40, clusters)
+    page = (tmp_path / 'table-tiny.md').read_text()
+    assert ('10 clusters of queries (those that share judgements)' in page) == (clusters == 10)
+  queries = [f'q{q}' for q in range(4)]
+  with pytest.raises(UserError, match=r'one cluster; .*--config\.report\.cluster=\.\+'):
+    ablate.clusters_of(configs.defaults(), queries, row)
 
 
 def test_rows_that_rank_other_documents_are_told(tmp_path, monkeypatch, capsys):
@@ -353,9 +401,8 @@ def test_rows_over_other_queries_are_refused():
   )
   pairs = np.ones((1, 3, 2))
   with pytest.raises(UserError, match='b: was evaluated on other queries than a'):
-    ablate.analyse(
-      table, {'a': results(np.ones((1, 3)), pairs), 'b': results(np.ones((1, 2)), pairs[:, :2])}
-    )
+    rows = {'a': results(np.ones((1, 3)), pairs), 'b': results(np.ones((1, 2)), pairs[:, :2])}
+    ablate.analyse(table, rows, ['q0', 'q1', 'q2'])
 
 
 @pytest.mark.slow

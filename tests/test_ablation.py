@@ -98,7 +98,7 @@ def test_every_method_ranks_and_teaches_in_one_table():
 
 
 def test_rows_that_the_model_cannot_answer_are_left_out(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(ablate.subprocess, 'run', lambda *_, **__: pytest.fail('a run has started'))
+  monkeypatch.setattr(ablate.child_process, 'run', lambda *_: pytest.fail('a run has started'))
   file = write(
     tmp_path,
     '"""T."""\nROWS = {"BM25": ("bm25", {}), "asked": ("yes_no", {}), "all": ("first", {}),'

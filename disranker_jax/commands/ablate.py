@@ -6,19 +6,22 @@ evaluate.models, of the methods of evaluate.rankers, or of the names of evaluate
 is a key without which there is no such row; where rows depend on the base config, get_rows(config)
 returns them. Rows that the config or the model cannot have are left out, with the reason. Rows are
 ordinary runs of `disranker_jax.main`; those with equal settings share one. Stages that an earlier
-run has done with equal settings are reused, so one teacher serves all its students.
+run has done with equal settings are reused, so one teacher serves all its students. After Ctrl-C
+the same command continues the run that it stopped.
 """
 
 import argparse
 import itertools
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from disranker_jax import config as configs
+from disranker_jax.commands import child_process
 from disranker_jax.commands.ablation import (
   Ablation,
   Row,
@@ -28,13 +31,16 @@ from disranker_jax.commands.ablation import (
   settings,
 )
 from disranker_jax.commands.common import Parser, load_config
-from disranker_jax.data.holdout import clusters
-from disranker_jax.errors import UserError
+from disranker_jax.data import holdout
+from disranker_jax.data.records import Group
+from disranker_jax.errors import Stopped, UserError
+from disranker_jax.evaluation import shared_judgements
 from disranker_jax.evaluation.runs import read_per_query
 from disranker_jax.evaluation.table import Table, statistic, sums
 from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline.stage import Run
 from disranker_jax.progress import say
-from disranker_jax.report import ablations, tables
+from disranker_jax.report import ablations, facts, tables
 from disranker_jax.report.results import COSTS
 
 ROUNDING = 1e-9
@@ -48,6 +54,7 @@ class Results:
 
   by_seed: dict[int, dict[str, dict[str, float]]] = field(default_factory=dict)
   costs: list[dict[str, float]] = field(default_factory=list)  # per query, of every run
+  workdirs: list[Path] = field(default_factory=list)
   device: str = ''
 
 
@@ -132,10 +139,11 @@ def run_all(args: argparse.Namespace, ablation: Ablation) -> dict[str, Results]:
     if args.dry_run:
       print(shlex.join(['disranker', 'run', *typed]))
       continue
-    run = [sys.executable, '-m', 'disranker_jax.main', *typed]
-    done = subprocess.run(run, stdout=subprocess.DEVNULL)
-    if done.returncode:
-      raise UserError(f'{names}: the run ended with status {done.returncode}; see above')
+    status = child_process.run([sys.executable, '-m', 'disranker_jax.main', *typed])
+    if status:
+      raise UserError(f'{names}: the run ended with status {status}; see above')
+    if not manifest.is_done(workdir / ablation.table.stage):  # SIGTERM is a clean stop
+      raise UserError(f'{names}: the run was stopped; the same command continues from there')
     donors = [*(d for d in donors if d != workdir), workdir]
     for row in rows:
       read(results[row.name], workdir / ablation.table.stage, row.model, seed)
@@ -156,6 +164,7 @@ def read(results: Results, folder: Path, model: str, seed: int) -> None:
   rows = read_per_query(folder / 'per_query.csv')[model]
   results.by_seed.setdefault(seed, {}).update(rows)
   results.device = done['device']
+  results.workdirs.append(folder.parent)
   results.costs.append(costs(done['results'][model]))
 
 
@@ -177,16 +186,37 @@ def mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
   return {key: sum(values) / len(values) for key, values in by_key.items()}
 
 
-def analyse(ablation: Ablation, results: dict[str, Results], by: str = '') -> list[dict]:
+def clusters_of(config: ConfigDict, queries: Sequence[str], row: Results) -> list[str]:
+  """The cluster of each query: by the config's expression, else by shared judgements.
+
+  These are the clusters of `compare` and of the runs' own reports. Raises: UserError for a single
+  one.
+  """
+  if by := configs.cluster(config):
+    of_Q, why = holdout.clusters(queries, by), f'{by!r} puts all queries into one cluster'
+  else:
+    tests: dict[str, Group] = {}
+    for workdir in row.workdirs:  # other folds have other queries
+      if not tests.keys() >= set(queries):
+        tests |= facts.read_tests(Run(config, workdir, None))
+    grades = {query: tests[query].grades for query in queries if query in tests}
+    of_Q = shared_judgements.find(grades).clusters(queries)
+    why = 'all queries share their judgements, so they are one cluster'
+  if len(set(of_Q)) == 1 < len(queries):
+    raise UserError(
+      f'{why}; intervals need two or more: name another expression, or --config.report.cluster=.+, '
+      'which draws every query by itself'
+    )
+  return of_Q
+
+
+def analyse(ablation: Ablation, results: dict[str, Results], of_Q: Sequence[str]) -> list[dict]:
   """Per row: every metric with its interval, its difference to `against`, and p-values.
 
-  Seeds are averaged within each query. Queries of one cluster (holdout.clusters) are drawn
-  together. Holm's correction is over the rows of a metric.
+  Seeds are averaged within each query. Queries of one cluster are drawn together (clusters_of).
+  Holm's correction is over the rows of a metric.
   """
   queries = queries_of(ablation, results)
-  of_Q = clusters(queries, by)
-  if len(set(of_Q)) == 1 < len(queries):
-    raise UserError(f'{by!r} puts all queries into one cluster; intervals need two or more')
   rows = [{'name': r.name, 'model': r.model, 'metrics': {}} for r in ablation.rows]
   for metric in ablation.metrics:
     by_seed = {
@@ -255,11 +285,16 @@ def main(argv=None) -> None:
   ablation = available(load(args.file, args.base, args.row), args)
   label = f'{args.file.stem}-{Path(args.config).stem}'
   args.workdir = args.workdir or Path('runs/ablations') / label
-  results = run_all(args, ablation)
+  try:
+    results = run_all(args, ablation)
+  except Stopped as e:
+    print(e, file=sys.stderr)
+    sys.exit(130 if e.interrupted else 0)
   if args.dry_run:
     return
-  by, queries = configs.cluster(args.base), queries_of(ablation, results)
-  rows = analyse(ablation, results, by)
+  queries = queries_of(ablation, results)
+  of_Q = clusters_of(args.base, queries, results[ablation.against])
+  rows = analyse(ablation, results, of_Q)
   if warning := other_documents(ablation, results):
     say(f'warning: {warning}')
   for row, wanted in zip(rows, ablation.rows, strict=True):
@@ -276,7 +311,8 @@ def main(argv=None) -> None:
     'folds': args.folds,
     'against': ablation.against,
     'queries': len(queries),
-    'clusters': len(set(clusters(queries, by))),
+    'clusters': len(set(of_Q)),
+    'cluster': configs.cluster(args.base),
     'device': results[ablation.against].device,
     'versions': manifest.versions(),
     'date': manifest.now()[:10],

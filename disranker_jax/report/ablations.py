@@ -62,6 +62,9 @@ def text(result: dict) -> str:
 
 def note(result: dict) -> str:
   drawn = tables.drawn(result['queries'], result.get('clusters', result['queries']))
+  if drawn != 'queries' and 'cluster' in result:  # older tables do not tell
+    by = result['cluster']
+    drawn += f' (ids with the same match of `{by}`)' if by else ' (those that share judgements)'
   return (
     f'{result["queries"]} test queries; seeds are averaged within a query. Intervals: bootstrap '
     f'over {drawn}. p: paired randomisation against {result["against"]!r}, corrected (Holm) over '
