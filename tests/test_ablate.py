@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 from disranker_jax import config as configs
-from disranker_jax.commands import ablate
+from disranker_jax.commands import ablate, ablation, ablation_runs
+from disranker_jax.commands.common import load_config
 from disranker_jax.data import holdout, store
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import Stopped, UserError
 from disranker_jax.evaluation import metrics
+from disranker_jax.pipeline import manifest, runner
+from disranker_jax.pipeline.stage import Run
 from disranker_jax.rankers.llm.methods import METHODS
 from disranker_jax.stages import collection_rows, result_table
 from disranker_jax.stages.result_rows import TABLE
@@ -38,7 +41,7 @@ def test_every_row_of_the_committed_tables_is_a_config_that_can_run(file, monkey
   table = ablate.load(file, args.base)
   seen = set()
   for row in table.rows:
-    changed = ablate.settings(args, [row], 0, 0)
+    changed = ablation.settings(args, [row], 0, 0)
     base = args.base.copy_and_resolve_references()
     base.update_from_flattened_dict(changed)
     configs.check(base)
@@ -73,7 +76,7 @@ def test_a_row_with_an_unknown_key_is_named(tmp_path):
   file = write(tmp_path, '"""T."""\nROWS = {"a": ("student", {"distill.bta": 1})}')
   args = ablate.parse_args([str(file), '--config', TINY])
   with pytest.raises(UserError, match=r'a: config\.distill\.bta: there is no such key'):
-    ablate.settings(args, ablate.load(file, args.base).rows[:1], 0, 0)
+    ablation.settings(args, ablate.load(file, args.base).rows[:1], 0, 0)
 
 
 def test_a_row_without_its_reranker_is_left_out_or_an_error_if_it_is_asked_for(
@@ -157,7 +160,7 @@ def test_rewriters_are_compared_with_what_grpo_begins_with(
   assert list(kept) == [row.name for row in loaded.rows]
   assert kept[loaded.against].model == expected
   assert kept['before GRPO, re-ranked'].model == f'{expected}_reranked'
-  assert 'rewrite' not in ablate.settings(args, [kept[loaded.against]], 0, 0)['stages']
+  assert 'rewrite' not in ablation.settings(args, [kept[loaded.against]], 0, 0)['stages']
   assert ('model as given' in kept) == (expected != 'pretrained')
   ablate.main(typed)
   assert 'before GRPO, re-ranked: left out' in capsys.readouterr().err
@@ -195,14 +198,91 @@ def test_rows_with_equal_settings_share_a_run(tmp_path, capsys):
   ablate.main([*typed, '--row=mine'])
   first, _ = capsys.readouterr().out.splitlines()
   assert f'--workdir={tmp_path}/first+mine/seed0-fold0 ' in first and f'--reuse={done}' in first
-  long = [ablate.Row(f'{n} {"x" * 60}', 'bm25', {}) for n in range(3)]
-  assert len(ablate.folder_of(long)) == 80 and ablate.folder_of(long) != ablate.folder_of(long[:2])
+  long = [ablation.Row(f'{n} {"x" * 60}', 'bm25', {}) for n in range(3)]
+  named = ablation_runs.folder_of(long)
+  assert len(named) == 80 and named != ablation_runs.folder_of(long[:2])
+
+
+def test_rows_whose_names_differ_in_special_characters_have_folders_of_their_own(tmp_path, capsys):
+  rows = '{"k<5": ("bm25", {"seed": 1}), "k>5": ("bm25", {"seed": 2}), "k_5": ("bm25", {}), '
+  file = write(tmp_path, f'"""T."""\nROWS = {rows}"a b": ("bm25", {{"seed": 3}})}}')
+  typed = [str(file), f'--config={TINY}', f'--workdir={tmp_path}', '--dry-run']
+
+  def folders(*more):
+    ablate.main([*typed, *more])
+    lines = capsys.readouterr().out.splitlines()
+    return [line.partition('--workdir=')[2].split('/seed0')[0] for line in lines]
+
+  found = folders()
+  assert len(set(found)) == 4
+  assert found[2:] == [f'{tmp_path}/k_5', f'{tmp_path}/a_b']  # as ever
+  assert folders('--row=k>5') == found[:2]  # of a call with fewer rows, too
+
+
+@pytest.fixture
+def begun(tmp_path):
+  """An ablation of two rows whose runs have prepared their records; (arguments, workdirs)."""
+  jsonl = tmp_path / 'test.jsonl'
+  row = {'query_id': 'q', 'query': 'x', 'doc_id': 'd', 'title': 't', 'summary': 's', 'label': 1}
+  jsonl.write_text(json.dumps(row) + '\n')
+  file = write(tmp_path, '"""T."""\nROWS = {"a": ("bm25", {}), "b": ("bm25", {"seed": 1})}')
+  typed = [str(file), f'--config={TINY}', f'--config.data.test=jsonl:{jsonl}']
+  typed += [f'--workdir={tmp_path / "runs"}', f'--out={tmp_path}']
+  args = ablate.parse_args(typed)
+  plan = ablation_runs.planned(args, ablate.load(file, args.base), (0,), (0,))
+  for run in plan:
+    config = load_config(args.config, ablation_runs.flags_of(args, run.changes))
+    pipeline = runner.Pipeline(Run(config, run.workdir, None))
+    stage = pipeline.listed[0]
+    run.workdir.mkdir(parents=True)
+    configs.save(config, run.workdir / 'config.json')
+    folder = pipeline.run.folder(stage.name)
+    folder.mkdir()
+    found = {'status': 'done', 'config': manifest.settings_of(config, stage.sections)}
+    found |= {'inputs': pipeline.inputs(stage)}
+    (folder / manifest.FILE).write_text(json.dumps(found))
+  return typed, [run.workdir for run in plan]
+
+
+def test_stale_runs_are_told_before_the_first_one_runs(begun, tmp_path, monkeypatch):
+  typed, (first, second) = begun
+  started = []
+
+  def run(command):
+    started.append(command)
+    raise Stopped('stopped')
+
+  monkeypatch.setattr(ablate.child_process, 'run', run)
+  with pytest.raises(SystemExit):
+    ablate.main(typed)
+  assert len(started) == 1  # neither is stale
+  (second / 'data' / manifest.FILE).write_text(
+    (second / 'data' / manifest.FILE).read_text().replace('"data.depth": ', '"data.depth": 9')
+  )
+  with pytest.raises(UserError) as caught:
+    ablate.main(typed)
+  said = str(caught.value)
+  assert said.startswith(f'b: {second}/data is stale: config.data.depth')
+  assert said.endswith(
+    f'. Give another --workdir; with --reuse={tmp_path}/runs it takes the stages that have not '
+    'changed'
+  )
+  (tmp_path / 'test.jsonl').write_text('')
+  with pytest.raises(
+    UserError, match=r'^a: .*data is stale: its input data.test.*, and so are 1 other runs\. Give'
+  ):
+    ablate.main(typed)
+  assert len(started) == 1
+  # As the message says.
+  with pytest.raises(SystemExit):
+    ablate.main([*typed, f'--workdir={tmp_path}/new', f'--reuse={tmp_path}/runs'])
+  assert f'--reuse={first},{second}' in started[1]
 
 
 def test_a_fusion_of_the_student_needs_its_stages_and_has_its_seed(tmp_path):
   file = write(tmp_path, '"""T."""\nROWS = {"a": ("fused", {}), "b": ("bm25", {})}')
   args = ablate.parse_args([str(file), '--config', TINY])
-  fused, bm25 = (ablate.settings(args, [row], 3, 0) for row in ablate.load(file, args.base).rows)
+  fused, bm25 = (ablation.settings(args, [row], 3, 0) for row in ablate.load(file, args.base).rows)
   assert fused['student.seed'] == 3 and 'student.seed' not in bm25
   assert {'student_sft', 'distill'} <= set(fused['stages']) and 'distill' not in bm25['stages']
 
@@ -212,8 +292,8 @@ def test_no_row_of_a_table_ranks_by_prompts(tmp_path):
   rankers = '--config.evaluate.rankers=yes_no,prp_allpair'
   args = ablate.parse_args([str(file), '--config', TINY, rankers])
   assert args.base.evaluate.rankers == ('yes_no', 'prp_allpair')
-  changes = ablate.settings(args, ablate.load(file, args.base).rows[:1], 0, 0)
-  typed = ablate.command(args, changes, tmp_path, [])
+  changes = ablation.settings(args, ablate.load(file, args.base).rows[:1], 0, 0)
+  typed = ablation_runs.command(args, changes, tmp_path, [])
   again = ablate.parse_args([str(file), '--config', TINY, *typed[2:]])
   assert again.base.evaluate.rankers == ()
 
@@ -226,7 +306,7 @@ def test_a_row_can_be_a_method_that_ranks_by_prompts(tmp_path):
   args = ablate.parse_args([str(file), '--config', TINY])
   found = []
   for row in ablate.load(file, args.base).rows:
-    typed = ablate.command(args, ablate.settings(args, [row], 1, 0), tmp_path, [])
+    typed = ablation_runs.command(args, ablation.settings(args, [row], 1, 0), tmp_path, [])
     base = ablate.parse_args([str(file), '--config', TINY, *typed[2:]]).base
     found.append((base.evaluate.models, base.evaluate.rankers, base.stages))
     assert base.student.seed == 0  # no student ranks
@@ -287,9 +367,9 @@ def test_seeds_are_averaged_and_rows_compared_over_queries():
   base_SQ, better_SQ = rng.random((1, 60)), rng.random((3, 60))
   better_SQ += 0.3
   pairs_SQ2 = np.stack([rng.integers(1, 9, (3, 60)), np.full((3, 60), 10)], -1).astype(float)
-  rows = [ablate.Row('base', 'bm25', {}), ablate.Row('better', 'student', {})]
-  rows.append(ablate.Row('same', 'bm25', {}))
-  table = ablate.Ablation('T', '', tuple(rows), 'base', TABLE)
+  rows = [ablation.Row('base', 'bm25', {}), ablation.Row('better', 'student', {})]
+  rows.append(ablation.Row('same', 'bm25', {}))
+  table = ablation.Ablation('T', '', tuple(rows), 'base', TABLE)
   base = results(base_SQ, pairs_SQ2[:1])
   rows = {'base': base, 'better': results(better_SQ, pairs_SQ2), 'same': base}
   result = ablate.analyse(table, rows, list(base.by_seed[0]))
@@ -315,7 +395,9 @@ def test_seeds_are_averaged_and_rows_compared_over_queries():
 def test_queries_of_one_cluster_are_drawn_together():
   """Ten clusters of six equal queries say as much as ten queries."""
   rng, names = np.random.default_rng(1), ('base', 'other')
-  table = ablate.Ablation('T', '', tuple(ablate.Row(n, 'bm25', {}) for n in names), 'base', TABLE)
+  table = ablation.Ablation(
+    'T', '', tuple(ablation.Row(n, 'bm25', {}) for n in names), 'base', TABLE
+  )
   # The last digit of q10 to q59 and q0 to q9 is the cluster.
   scores = {name: rng.random(10) for name in names}
   pairs = np.ones((1, 60, 2))
@@ -396,8 +478,8 @@ def test_rows_that_rank_other_documents_are_told(tmp_path, monkeypatch, capsys):
 
 
 def test_rows_over_other_queries_are_refused():
-  table = ablate.Ablation(
-    'T', '', (ablate.Row('a', 'bm25', {}), ablate.Row('b', 'bm25', {})), 'a', TABLE
+  table = ablation.Ablation(
+    'T', '', (ablation.Row('a', 'bm25', {}), ablation.Row('b', 'bm25', {})), 'a', TABLE
   )
   pairs = np.ones((1, 3, 2))
   with pytest.raises(UserError, match='b: was evaluated on other queries than a'):

@@ -148,13 +148,21 @@ def test_the_parent_of_an_ablation_leaves_the_device_to_its_runs(tmp_path):
   llm_models.without_weights(tmp_path / 'chat')
   program = """
 import sys
-from disranker_jax.commands import ablate, ablation
+from disranker_jax.commands import ablate, ablation, ablation_runs
 args = ablate.parse_args(sys.argv[1:])
-rows = ablation.available(ablation.load(args.file, args.base), args).rows
+found = ablation.available(ablation.load(args.file, args.base), args)
+rows = found.rows
+# Each has a run that prepared nothing yet.
+for run in ablation_runs.planned(args, found, (0,), (0,)):
+  (run.workdir / 'data').mkdir(parents=True)
+  (run.workdir / 'config.json').touch()
+  (run.workdir / 'data' / 'manifest.json').write_text('{"config": {}, "inputs": {}}')
+  assert 'is stale' in ablation_runs.changed(args, run)
 print(','.join(row.model for row in rows if row.model in ablation.METHODS))
 """
   file = ROOT / 'configs' / 'ablations' / 'rankers.py'
   out = without_device(
-    program, str(file), f'--config={TINY}', f'--config.teacher.model={tmp_path / "chat"}'
-  )
+    program, str(file), f'--config={TINY}', f'--config.teacher.model={tmp_path / "chat"}',
+    f'--workdir={tmp_path / "runs"}',
+  )  # fmt: skip
   assert out == ['yes_no,graded,prp_allpair,prp_allpair_soft,setwise,listwise,first']

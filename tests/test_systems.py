@@ -7,7 +7,7 @@ import re
 import pytest
 
 from disranker_jax import config as configs
-from disranker_jax.commands import ablate
+from disranker_jax.commands import ablate, ablation
 from disranker_jax.commands.common import load_config
 from disranker_jax.config.settings import Key, at_least
 from disranker_jax.data.records import Document
@@ -342,7 +342,7 @@ class TestCommands:
     args = ablate.parse_args([str(file), f'--config={tmp_path / "c.py"}'])
     found = ablate.load(file, args.base)
     assert found.metrics == ['mrr@10', 'hits@1', 'hits@5', 'ndcg@10']
-    after, bm25 = (ablate.settings(args, [row], 3, 0) for row in found.rows)
+    after, bm25 = (ablation.settings(args, [row], 3, 0) for row in found.rows)
     assert after['stages'] == ('prepare', 'learn', 'search') and after['finder.seed'] == 3
     assert bm25['stages'] == ('prepare', 'search') and 'finder.seed' not in bm25
     assert after['search.models'] == ('after',) and 'evaluate.models' not in after

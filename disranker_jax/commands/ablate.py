@@ -21,14 +21,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from disranker_jax import config as configs
-from disranker_jax.commands import child_process
+from disranker_jax.commands import ablation_runs, child_process
 from disranker_jax.commands.ablation import (
   Ablation,
-  Row,
   available,
-  is_seeded,
   load,
-  settings,
 )
 from disranker_jax.commands.common import Parser, load_config
 from disranker_jax.data import holdout
@@ -44,7 +41,6 @@ from disranker_jax.report import ablations, facts, tables
 from disranker_jax.report.results import COSTS
 
 ROUNDING = 1e-9
-LONGEST = 80  # characters of a folder's name
 COSTS_OF_QUERIES = [key for key in COSTS if key not in ('parameters', 'ms_per_pair')]
 
 
@@ -73,7 +69,8 @@ def parse_args(argv=None) -> argparse.Namespace:
   add(
     '--workdir', type=Path, metavar='DIR', help='of all runs; default: runs/ablations/FILE-CONFIG'
   )
-  add('--reuse', action='append', default=[], metavar='DIR', help='another run to copy stages from')
+  add('--reuse', action='append', default=[], metavar='DIR', help=(
+    'another run, or the workdir of another ablation, to copy stages from'))  # fmt: skip
   add('--out', type=Path, default=Path('experiments'), metavar='DIR', help=(
     'where FILE-CONFIG.json, .md and .svg are written'))  # fmt: skip
   add('--dry-run', action='store_true', help=(
@@ -82,28 +79,6 @@ def parse_args(argv=None) -> argparse.Namespace:
   # A setting can be for some rows alone, so it is the config of each row that has to be whole.
   args.base = load_config(args.config, args.overrides, whole=False)
   return args
-
-
-def runs(ablation: Ablation, seeds: Sequence[int]) -> list[tuple[list[Row], int]]:
-  """(the rows, the seed) of each run; rows without a seed belong to the run of seed 0."""
-  found: dict[tuple[str, int], list[Row]] = {}
-  for row in ablation.rows:
-    for seed in seeds if is_seeded(ablation.table, row.model) else (0,):
-      found.setdefault((row.alike, seed), []).append(row)
-  return [(rows, seed) for (_, seed), rows in found.items()]
-
-
-def command(args: argparse.Namespace, changes: dict, workdir: Path, donors: list[Path]) -> list:
-  """The arguments of `disranker run`; a row's changes replace the base's."""
-  # A second flag of a list would add to the first one.
-  flags = [f for f in args.overrides
-           if f.partition('=')[0].removeprefix('--config.') not in changes]  # fmt: skip
-  for key, value in changes.items():
-    plain = value and (key == 'stages' or key.endswith('.models'))  # lists of words
-    flags.append(f'--config.{key}={",".join(value) if plain else value}')
-  reuse = [f'--reuse={",".join(map(str, donors))}'] if donors else []
-  where = [f'--config={args.config}', f'--workdir={workdir}']
-  return [*where, *flags, *reuse]
 
 
 def check_folds(args: argparse.Namespace) -> None:
@@ -120,22 +95,19 @@ def check_folds(args: argparse.Namespace) -> None:
 
 def run_all(args: argparse.Namespace, ablation: Ablation) -> dict[str, Results]:
   """Executes the runs of every row that are not done yet, and reads their metrics."""
-  folds = numbers('--folds', args.folds)
   results = {row.name: Results() for row in ablation.rows}
-  donors = [Path(folder) for folder in args.reuse]
+  donors = ablation_runs.donors_of(map(Path, args.reuse))
   # Of a call with other rows, which make other runs.
-  donors += sorted(folder.parent for folder in args.workdir.glob('*/seed*-fold*/config.json'))
-  todo = [
-    (rows, seed, fold, settings(args, rows, seed, fold))  # of all before the first one runs
-    for (rows, seed), fold in itertools.product(
-      runs(ablation, numbers('--seeds', args.seeds)), folds
-    )
-  ]
-  for i, (rows, seed, fold, changes) in enumerate(todo, 1):
-    names = ', '.join(row.name for row in rows)
-    workdir = args.workdir / folder_of(rows) / f'seed{seed}-fold{fold}'
-    say(f'run {i} of {len(todo)}, seed {seed}, fold {fold}: {names}')
-    typed = command(args, changes, workdir, [d for d in donors if d != workdir])
+  donors += ablation_runs.below(args.workdir)
+  seeds, folds = numbers('--seeds', args.seeds), numbers('--folds', args.folds)
+  plan = ablation_runs.planned(args, ablation, seeds, folds)
+  if not args.dry_run:
+    ablation_runs.refuse_stale(args, plan)
+  for i, run in enumerate(plan, 1):
+    names, workdir = run.names, run.workdir
+    say(f'run {i} of {len(plan)}, seed {run.seed}, fold {run.fold}: {names}')
+    others = [d for d in donors if d != workdir]
+    typed = ablation_runs.command(args, run.changes, workdir, others)
     if args.dry_run:
       print(shlex.join(['disranker', 'run', *typed]))
       continue
@@ -144,9 +116,9 @@ def run_all(args: argparse.Namespace, ablation: Ablation) -> dict[str, Results]:
       raise UserError(f'{names}: the run ended with status {status}; see above')
     if not manifest.is_done(workdir / ablation.table.stage):  # SIGTERM is a clean stop
       raise UserError(f'{names}: the run was stopped; the same command continues from there')
-    donors = [*(d for d in donors if d != workdir), workdir]
-    for row in rows:
-      read(results[row.name], workdir / ablation.table.stage, row.model, seed)
+    donors = [*others, workdir]
+    for row in run.rows:
+      read(results[row.name], workdir / ablation.table.stage, row.model, run.seed)
   return results
 
 
@@ -269,14 +241,6 @@ def numbers(flag: str, text: str) -> tuple[int, ...]:
     return tuple(int(n) for n in text.split(','))
   except ValueError as e:
     raise UserError(f'{flag}={text}: write numbers with commas, such as 0,1,2') from e
-
-
-def folder_of(rows: Sequence[Row]) -> str:
-  """A folder name for the runs of some rows: their names, or their start and a digest."""
-  name = '+'.join(''.join(c if c.isalnum() or c in '.-' else '_' for c in r.name) for r in rows)
-  if len(name) <= LONGEST:
-    return name
-  return f'{name[: LONGEST - 9]}-{manifest.digest([row.name for row in rows])[:8]}'
 
 
 def main(argv=None) -> None:

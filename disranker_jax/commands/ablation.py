@@ -45,6 +45,7 @@ class Ablation:
   rows: tuple[Row, ...]
   against: str  # the row that the others are compared with
   table: result_table.Table  # which has the models
+  names: tuple[str, ...] = ()  # of all rows of the file
 
   @property
   def metrics(self) -> list[str]:
@@ -87,7 +88,8 @@ def load(file: Path, base: ConfigDict, wanted: Sequence[str] = ()) -> Ablation:
       raise UserError(f'{file}: no row {name!r}; there are {", ".join(r.name for r in rows)}')
   title, _, text = content['__doc__'].strip().partition('\n')
   kept = tuple(row for row in rows if row.name in (*names, against))
-  return Ablation(title.rstrip('.'), text.strip(), kept, against, table)
+  every = tuple(row.name for row in rows)
+  return Ablation(title.rstrip('.'), text.strip(), kept, against, table, every)
 
 
 def row_of(file: Path, base: ConfigDict, name: str, row: object) -> Row:
