@@ -3,14 +3,16 @@
 import functools
 import json
 
+import hf_reference as reference
 import jax
 import numpy as np
 import pytest
+import transformers
 
 from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.masking import Masking, masking
 from disranker_jax.errors import UserError
-from disranker_jax.models import flops, hf, load, network, tiny
+from disranker_jax.models import families, flops, hf, load, network, tiny
 from disranker_jax.models.generate import generate
 from disranker_jax.models.settings import defaults as model_settings
 from disranker_jax.stages import roles
@@ -81,11 +83,47 @@ def test_the_folder_says_so_and_is_read_back(folder, tmp_path):
   net = network.from_hf(folder, bidirectional=True, pooling='mean')
   hf.save(tmp_path / 'out', net, net.init(jax.random.key(0)), tokenizer_folder=folder)
   config = json.loads((tmp_path / 'out' / 'config.json').read_text())
-  assert config['use_bidirectional_attention'] is True
+  assert config['is_causal'] is False
   again = network.from_hf(tmp_path / 'out')
   assert not again.causal and again.family.pooling(again.config) == 'mean'
   assert network.from_hf(folder).causal
-  assert 'use_bidirectional_attention' not in again.family.to_hf(network.from_hf(folder).config)
+  assert 'is_causal' not in again.family.to_hf(network.from_hf(folder).config)
+  # Folders that were exported before have this key only.
+  older = {'is_causal': True, 'use_bidirectional_attention': True}
+  with pytest.raises(
+    UserError, match='is_causal true contradicts use_bidirectional_attention true'
+  ):
+    families.from_hf(config | older)
+  assert families.from_hf({k: v for k, v in config.items() if k != 'is_causal'}) == again.config
+
+
+@pytest.mark.parametrize(
+  'attention, kind',
+  [
+    ('eager', 'mistral'),
+    *(('sdpa', kind) for kind in ('llama', 'mistral', 'local_global', 'smollm3')),
+  ],
+)
+def test_transformers_computes_a_bidirectional_folder_alike(attention, kind, tmp_path):
+  """Ours in transformers and back, with windows that are shorter than the texts."""
+  torch = pytest.importorskip('torch')
+  reference.model(kind, 'SequenceClassification').save_pretrained(tmp_path / 'causal')
+  net = network.from_hf(tmp_path / 'causal', bidirectional=True)
+  variables = hf.load(tmp_path / 'causal', net, jax.random.key(0))
+  hf.save(tmp_path / 'out', net, variables)
+  theirs = transformers.AutoModelForSequenceClassification.from_pretrained(
+    tmp_path / 'out', attn_implementation=attention
+  ).eval()
+  ids = reference.sequences((19, 30))
+  with torch.no_grad():
+    each = [torch.tensor([row]) for row in ids]
+    states = np.concatenate([theirs.model(row).last_hidden_state[0].numpy() for row in each])
+    scores = np.concatenate([theirs(row).logits[:, 0].numpy() for row in each])
+  batch = batch_of(ids, length=50)
+  reference.assert_close(net.hidden(variables, batch)[0, :49], states)
+  batch |= {'index_AX': np.array([[18, 48]]), 'mask_GN': np.ones((1, 2), bool)}
+  reference.assert_close(net.scores(variables, batch)[0], scores)
+  assert network.from_hf(tmp_path / 'out').config == net.config
 
 
 def test_a_mean_is_that_of_the_texts_own_tokens(folder):

@@ -32,8 +32,10 @@ def _llama_cpp_permute(rows, heads):
   return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
-def _write(path, tensors, arch='llama', pre='smollm'):
+def _write(path, tensors, arch='llama', pre='smollm', causal=True):
   writer = gguf.GGUFWriter(path, arch)
+  if not causal:
+    writer.add_causal_attention(False)
   writer.add_block_count(2)
   writer.add_context_length(64)
   writer.add_embedding_length(D)
@@ -80,6 +82,12 @@ def test_a_small_file_becomes_a_model_folder(tmp_path):
   tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')
   assert tokenizer.encode('ab a1<|im_end|>') == [5, 7, 3, 6, 2]
   assert tokenizer.decode([5, 7, 3, 6]) == 'ab a1' and tokenizer.pad_token_id == 0
+
+
+def test_a_file_without_causal_attention_becomes_a_bidirectional_model(tmp_path):
+  _write(tmp_path / 'x.gguf', _tensors(), causal=False)
+  module.convert(tmp_path / 'x.gguf', tmp_path / 'hf')
+  assert not network.from_hf(tmp_path / 'hf').causal
 
 
 def test_files_it_cannot_convert_are_refused(tmp_path):
