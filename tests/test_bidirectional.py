@@ -88,6 +88,11 @@ def test_the_folder_says_so_and_is_read_back(folder, tmp_path):
   assert not again.causal and again.family.pooling(again.config) == 'mean'
   assert network.from_hf(folder).causal
   assert 'is_causal' not in again.family.to_hf(network.from_hf(folder).config)
+  # The classes of transformers compute its attention, but no mean.
+  token = network.from_hf(folder, bidirectional=True)
+  assert token.family.readers_of(token.config) == ('transformers-tokens',)
+  assert 'is_causal' in token.family.usage_of(token.config)
+  assert again.family.readers_of(again.config) == ('disranker_jax.load-documents',)
   # Folders that were exported before have this key only.
   older = {'is_causal': True, 'use_bidirectional_attention': True}
   with pytest.raises(
