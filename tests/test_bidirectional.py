@@ -3,11 +3,9 @@
 import functools
 import json
 
-import hf_reference as reference
 import jax
 import numpy as np
 import pytest
-import transformers
 
 from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.masking import Masking, masking
@@ -100,35 +98,6 @@ def test_the_folder_says_so_and_is_read_back(folder, tmp_path):
   ):
     families.from_hf(config | older)
   assert families.from_hf({k: v for k, v in config.items() if k != 'is_causal'}) == again.config
-
-
-@pytest.mark.parametrize(
-  'attention, kind',
-  [
-    ('eager', 'mistral'),
-    *(('sdpa', kind) for kind in ('llama', 'mistral', 'local_global', 'smollm3')),
-  ],
-)
-def test_transformers_computes_a_bidirectional_folder_alike(attention, kind, tmp_path):
-  """Ours in transformers and back, with windows that are shorter than the texts."""
-  torch = pytest.importorskip('torch')
-  reference.model(kind, 'SequenceClassification').save_pretrained(tmp_path / 'causal')
-  net = network.from_hf(tmp_path / 'causal', bidirectional=True)
-  variables = hf.load(tmp_path / 'causal', net, jax.random.key(0))
-  hf.save(tmp_path / 'out', net, variables)
-  theirs = transformers.AutoModelForSequenceClassification.from_pretrained(
-    tmp_path / 'out', attn_implementation=attention
-  ).eval()
-  ids = reference.sequences((19, 30))
-  with torch.no_grad():
-    each = [torch.tensor([row]) for row in ids]
-    states = np.concatenate([theirs.model(row).last_hidden_state[0].numpy() for row in each])
-    scores = np.concatenate([theirs(row).logits[:, 0].numpy() for row in each])
-  batch = batch_of(ids, length=50)
-  reference.assert_close(net.hidden(variables, batch)[0, :49], states)
-  batch |= {'index_AX': np.array([[18, 48]]), 'mask_GN': np.ones((1, 2), bool)}
-  reference.assert_close(net.scores(variables, batch)[0], scores)
-  assert network.from_hf(tmp_path / 'out').config == net.config
 
 
 def test_a_mean_is_that_of_the_texts_own_tokens(folder):
