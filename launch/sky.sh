@@ -11,6 +11,7 @@
 # NODES         1
 # ACCELERATOR   H100:8 per node
 # CAPACITY      spot; or on-demand
+# RETRIES       20 failures of a node that are tried again; preemptions do not count
 #
 # `sky jobs logs` of node 0 starts with `prepare (1/9)`; after a recovery it starts with the
 # interrupted stage, such as `cpt (2/9)`.
@@ -25,6 +26,8 @@ check_run_id
 case $BUCKET in gs://?*) ;; *) die "BUCKET=$BUCKET: must be a gs:// address" ;; esac
 CONFIG=${CONFIG:-configs/disranker_mistral_7b.py}
 WORKDIR=${WORKDIR:-/bucket/runs/$RUN_ID}
+RETRIES=${RETRIES:-20}
+check_numbers RETRIES
 case ${CAPACITY:=spot} in
   spot) capacity=--use-spot ;;
   on-demand) capacity=--no-use-spot ;;
@@ -33,6 +36,6 @@ esac
 
 run sky jobs launch --yes --name "$RUN_ID" --num-nodes "${NODES:-1}" \
   --gpus "${ACCELERATOR:-H100:8}" "$capacity" --env BUCKET="$BUCKET" \
-  --env CACHE="$WORKDIR/jax_cache" \
+  --env CACHE="$WORKDIR/jax_cache" --env RETRIES="$RETRIES" \
   --env FLAGS="$(words --config "$CONFIG" --workdir "$WORKDIR" ${FLAGS[@]+"${FLAGS[@]}"})" \
   launch/sky.yaml

@@ -10,9 +10,12 @@
 # NODES     1
 # GPUS      8 per node
 # TASKS     gpu: one process per GPU; node: one process per node
-# RETRIES   20 requeues, at the time limit or after a failure
+# RETRIES   20 requeues, at the time limit, after a preemption or after a failure
 # Partition, account and time limit: sbatch's own SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT.
 # Activate the environment with the program before submitting: the job runs `python`.
+#
+# To stop: `scancel --batch --signal=TERM JOB` waits until all is saved; `scancel JOB` waits for
+# SLURM's KillWait.
 #
 # slurm-RUN_ID.log starts with `prepare (1/9)` of task 0; after a requeue follows the interrupted
 # stage, such as `cpt (2/9)`.
@@ -38,14 +41,15 @@ case ${TASKS:=gpu} in
 esac
 # Not bound to cores: SLURM would give each task a single core, which cannot feed a GPU.
 program=(srun --ntasks-per-node="$tasks" --cpu-bind=none --kill-on-bad-exit=1 env "${environment[@]}"
-  python -m disranker_jax.main --config "$CONFIG" --workdir "$WORKDIR"
+  bash launch/run.sh --config "$CONFIG" --workdir "$WORKDIR"
   ${FLAGS[@]+"${FLAGS[@]}"})
 
 if [ -z "${SLURM_JOB_ID:-}" ]; then
   export RUN_ID CONFIG WORKDIR NODES GPUS TASKS RETRIES
-  # The batch shell gets SIGTERM three minutes before the time limit, in time to save.
+  # The batch shell gets SIGUSR1 three minutes before the time limit, in time to save. SIGTERM is
+  # what a cancellation sends.
   run sbatch --job-name="$RUN_ID" --nodes="$NODES" --ntasks-per-node="$tasks" \
-    --gpus-per-node="$GPUS" --exclusive --requeue --signal=B:TERM@180 --open-mode=append \
+    --gpus-per-node="$GPUS" --exclusive --requeue --signal=B:USR1@180 --open-mode=append \
     --output="slurm-$RUN_ID.log" launch/slurm.sh ${FLAGS[@]+"${FLAGS[@]}"}
   [ -z "$DRY_RUN" ] || run "${program[@]}"
   exit
@@ -55,16 +59,21 @@ if [ -n "$DRY_RUN" ]; then
   run "${program[@]}"
   exit
 fi
-stopped=
-trap 'stopped=1; scancel --signal=TERM "$SLURM_JOB_ID"' TERM # to the tasks, which save and exit
+ended= # by what: the time limit comes, or SLURM or the user ends the job
+# To the tasks, which save and exit; refused where SLURM has ended them itself.
+trap 'ended=limit; scancel --signal=TERM "$SLURM_JOB_ID" || true' USR1
+trap 'ended=${ended:-cancel}; scancel --signal=TERM "$SLURM_JOB_ID" || true' TERM
 "${program[@]}" &
+tasks=$!
 status=0
-wait $! || status=$?
-if [ -n "$stopped" ]; then # the signal ended the wait, not the tasks
-  wait || true
-  status=143
-fi
-case $status in 0 | 2) exit "$status" ;; esac # finished, or an error that the user must fix
+wait "$tasks" || status=$?
+while [ -n "$ended" ] && kill -0 "$tasks" 2> /dev/null; do # a signal ends the wait, not the tasks
+  wait "$tasks" || true
+done
+[ -z "$ended" ] || status=143
+# Finished, or an error that the user must fix. A preempted job is requeued by SLURM, a cancelled one
+# is not. Where preemption has a GraceTime, SLURM first sends SIGTERM to the tasks alone: status 143.
+case $ended:$status in :0 | :2 | cancel:*) exit "$status" ;; esac
 if [ "${SLURM_RESTART_COUNT:-0}" -lt "$RETRIES" ]; then
   say "$RUN_ID: ended with status $status, requeued"
   scontrol requeue "$SLURM_JOB_ID"

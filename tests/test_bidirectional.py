@@ -10,7 +10,7 @@ import pytest
 from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.masking import Masking, masking
 from disranker_jax.errors import UserError
-from disranker_jax.models import flops, hf, load, network, tiny
+from disranker_jax.models import families, flops, hf, load, network, tiny
 from disranker_jax.models.generate import generate
 from disranker_jax.models.settings import defaults as model_settings
 from disranker_jax.stages import roles
@@ -81,11 +81,23 @@ def test_the_folder_says_so_and_is_read_back(folder, tmp_path):
   net = network.from_hf(folder, bidirectional=True, pooling='mean')
   hf.save(tmp_path / 'out', net, net.init(jax.random.key(0)), tokenizer_folder=folder)
   config = json.loads((tmp_path / 'out' / 'config.json').read_text())
-  assert config['use_bidirectional_attention'] is True
+  assert config['is_causal'] is False
   again = network.from_hf(tmp_path / 'out')
   assert not again.causal and again.family.pooling(again.config) == 'mean'
   assert network.from_hf(folder).causal
-  assert 'use_bidirectional_attention' not in again.family.to_hf(network.from_hf(folder).config)
+  assert 'is_causal' not in again.family.to_hf(network.from_hf(folder).config)
+  # The classes of transformers compute its attention, but no mean.
+  token = network.from_hf(folder, bidirectional=True)
+  assert token.family.readers_of(token.config) == ('transformers-tokens',)
+  assert 'is_causal' in token.family.usage_of(token.config)
+  assert again.family.readers_of(again.config) == ('disranker_jax.load-documents',)
+  # Folders that were exported before have this key only.
+  older = {'is_causal': True, 'use_bidirectional_attention': True}
+  with pytest.raises(
+    UserError, match='is_causal true contradicts use_bidirectional_attention true'
+  ):
+    families.from_hf(config | older)
+  assert families.from_hf({k: v for k, v in config.items() if k != 'is_causal'}) == again.config
 
 
 def test_a_mean_is_that_of_the_texts_own_tokens(folder):

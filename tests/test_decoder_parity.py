@@ -4,6 +4,7 @@ import hf_reference as reference
 import jax
 import numpy as np
 import pytest
+import transformers
 
 from disranker_jax.models import hf, network, tensors, tree
 from disranker_jax.models.generate import generate
@@ -65,6 +66,36 @@ def test_scores_and_gradients_of_a_rank_loss_match_transformers(kind, tmp_path):
     # A key's bias changes no attention, so its gradient is rounding.
     scale = 1e-3 * np.abs(wanted[path]).max() + 1e-6
     np.testing.assert_allclose(slope, wanted[path], atol=scale, err_msg=path)
+
+
+@pytest.mark.parametrize(
+  'attention, kind',
+  [
+    ('eager', 'mistral'),
+    *(('sdpa', kind) for kind in ('llama', 'mistral', 'local_global', 'smollm3')),
+  ],
+)
+def test_transformers_computes_a_bidirectional_folder_alike(attention, kind, tmp_path):
+  """Ours in transformers and back, with windows that are shorter than the texts."""
+  torch = pytest.importorskip('torch')
+  reference.model(kind, 'SequenceClassification').save_pretrained(tmp_path / 'causal')
+  net = network.from_hf(tmp_path / 'causal', bidirectional=True)
+  variables = hf.load(tmp_path / 'causal', net, jax.random.key(0))
+  hf.save(tmp_path / 'out', net, variables)
+  theirs = transformers.AutoModelForSequenceClassification.from_pretrained(
+    tmp_path / 'out', attn_implementation=attention
+  ).eval()
+  ids = reference.sequences((19, 30))
+  with torch.no_grad():
+    each = [torch.tensor([row]) for row in ids]
+    states = np.concatenate([theirs.model(row).last_hidden_state[0].numpy() for row in each])
+    scores = np.concatenate([theirs(row).logits[:, 0].numpy() for row in each])
+  batch, starts = reference.packed(ids, 50)
+  reference.assert_close(net.hidden(variables, batch)[0, :49], states)
+  last = np.array(starts) + np.array([18, 29])
+  batch |= {'index_AX': last[None], 'mask_GN': np.ones((1, 2), bool)}
+  reference.assert_close(net.scores(variables, batch)[0], scores)
+  assert network.from_hf(tmp_path / 'out').config == net.config
 
 
 @pytest.mark.parametrize('kind', ['gemma3', 'smollm3'])

@@ -7,6 +7,7 @@ import hf_reference as reference
 import jax
 import numpy as np
 import pytest
+import transformers
 
 from disranker_jax.errors import UserError
 from disranker_jax.models import families, hf, network, tree, weights
@@ -127,6 +128,15 @@ def test_configs_that_would_compute_something_else_are_refused():
   ):
     with pytest.raises(UserError, match=message):
       families.from_hf(config | changes)
+
+
+@pytest.mark.parametrize('kind', (*KINDS, 'modernbert'))
+def test_an_encoder_that_is_a_decoder_is_refused(kind):
+  # transformers makes BERT, RoBERTa and ELECTRA causal by this key.
+  config = transformers.AutoConfig.for_model(kind).to_dict()
+  assert families.from_hf(config | {'is_decoder': False}) == families.from_hf(config)
+  with pytest.raises(UserError, match='is_decoder true is not supported for an encoder'):
+    families.from_hf(config | {'is_decoder': True})
 
 
 @pytest.mark.parametrize('kind', KINDS)

@@ -57,6 +57,8 @@ def test_a_student_of_gemma3_keeps_windows_and_rotations_of_its_layers():
     ('gemma3', {'attn_logit_softcapping': 50.0}, 'attn_logit_softcapping 50.0 is not supported'),
     ('gemma3', {'use_bidirectional_attention': True}, 'use_bidirectional_attention true'),
     ('gemma', {'use_bidirectional_attention': True}, 'use_bidirectional_attention true'),
+    ('gemma', {'is_causal': False}, 'is_causal false is not supported for Gemma'),
+    ('gemma3', {'is_causal': False}, 'is_causal false is not supported for Gemma3'),
     ('gemma3', {'hidden_activation': 'gelu'}, "activation 'gelu' is not supported"),
     ('gemma3', {'sliding_window': None}, 'sliding_window is None'),
     ('gemma', {'hidden_act': 'relu'}, "activation 'relu' is not supported"),

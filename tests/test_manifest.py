@@ -50,12 +50,12 @@ class TestModelFiles:
 
   def test_a_file_of_llama_cpp_is_the_model(self, tmp_path):
     file = tmp_path / 'model.gguf'
-    assert inputs.model_files(file) == []
+    assert inputs.of_model('teacher.model', str(file)) == {}
     file.write_bytes(b'weights')
-    assert inputs.model_files(file) == [file]
-    before = manifest.files([file])
+    before = inputs.of_model('teacher.model', str(file))
+    assert before == {'teacher.model': manifest.files([file])}
     file.write_bytes(b'others')
-    assert manifest.files(inputs.model_files(file)) != before
+    assert inputs.of_model('teacher.model', str(file)) not in ({}, before)
 
   def test_the_head_of_a_folder_is_a_part_of_it(self, tmp_path):
     head = tmp_path / '2_Dense' / 'model.safetensors'
@@ -66,6 +66,55 @@ class TestModelFiles:
     first = manifest.files(inputs.model_files(tmp_path))
     head.write_bytes(b'another')
     assert len({without, first, manifest.files(inputs.model_files(tmp_path))}) == 3
+
+  def test_what_is_not_read_does_not_count(self, tmp_path):
+    read = ('config.json', 'model.safetensors', 'tokenizer.json', 'vocab.txt', 'modules.json')
+    for name in read:
+      (tmp_path / name).write_text('{}')
+    before = inputs.of_model('student.model', str(tmp_path))
+    for name in (
+      'README.md',
+      'notes.json',
+      '.DS_Store',
+      'pytorch_model.bin',
+      'model-1.safetensors',
+    ):
+      (tmp_path / name).write_text('more')
+      assert inputs.of_model('student.model', str(tmp_path)) == before, name
+    for name in read:
+      (tmp_path / name).write_text('{ }')
+      after = inputs.of_model('student.model', str(tmp_path))
+      assert after != before, name
+      before = after
+
+  def test_all_parts_of_the_weights_count(self, tmp_path):
+    parts = ('model-1-of-2.safetensors', 'model-2-of-2.safetensors')
+    index = {'weight_map': dict(zip('ab', parts, strict=True))}
+    (tmp_path / 'model.safetensors.index.json').write_text(json.dumps(index))
+    found = set()
+    for name in parts:
+      (tmp_path / name).write_bytes(b'weights')
+      found.add(inputs.of_model('student.model', str(tmp_path))['student.model'])
+    assert len(found) == 2
+
+  def test_a_run_from_before_keeps_its_fingerprint_of_the_whole_folder(self, tmp_path):
+    for name in ('config.json', 'model.safetensors', 'README.md'):
+      (tmp_path / name).write_text('{}')
+    config = configs.defaults()
+    config.student.model = str(tmp_path)
+    before = {'student.model': manifest.files(inputs.every_file(tmp_path)), 'cpt': 'aaa'}
+    now = inputs.of_model('student.model', str(tmp_path)) | {'cpt': 'bbb'}
+    assert now['student.model'] != before['student.model']
+    assert inputs.as_before(config, before, now) == before | {'cpt': 'bbb'}
+    (tmp_path / 'model.safetensors').write_text('others')
+    now = inputs.of_model('student.model', str(tmp_path))
+    assert inputs.as_before(config, before, now) == now
+
+  def test_a_version_that_one_side_does_not_know_is_not_compared(self):
+    config, key = configs.defaults(), 'teacher.model version'
+    assert inputs.as_before(config, {}, {key: 'a@1'}) == {}
+    assert inputs.as_before(config, {key: 'a@1'}, {}) == {key: 'a@1'}
+    assert inputs.as_before(config, {key: 'a@1'}, {key: 'a@2'}) == {key: 'a@2'}
 
 
 class TestAsked:

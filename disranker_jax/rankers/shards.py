@@ -115,6 +115,7 @@ class Shards:
 
   Args:
     made: what the rows come from: {'model': ..., ...}; shards with another origin are refused.
+      The model's 'version' is not compared where one side does not tell it.
   """
 
   def __init__(self, folder: Path, count: int, made: dict | None = None, format: Format = SCORES):
@@ -159,6 +160,7 @@ class Shards:
     if self.made is not None:
       made, now = note['made'], self.made
       keys = (made.keys() | now.keys()) - set(self.format.former)
+      keys -= {'version'} - (made.keys() & now.keys())
       if differs := [k for k in sorted(keys) if made.get(k) != now.get(k)]:
         raise UserError(
           f'{shard.file}: was made with another {", ".join(differs)}; {self.format.again}'

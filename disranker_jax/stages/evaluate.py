@@ -27,6 +27,7 @@ from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics, runs
 from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline.inputs import VERSION
 from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
 from disranker_jax.report import tables
@@ -110,7 +111,8 @@ def made_from(run: Run, row: Row) -> str:
   roles, ignored = table.roles_of(row), {*row.ignores}
   sections = {'seed', table.stage, *roles}
   inputs = {f'prepare {kind}' for kind in ('test', *row.reads_records)} | {*row.reads_stages}
-  inputs |= {f'{role}.{key}' for role in roles for key in ('model', 'init_from')}
+  of_role = ('model', f'model{VERSION}', 'init_from')
+  inputs |= {f'{role}.{key}' for role in roles for key in of_role}
   trained = {name: manifest.read(run.folder(name)) for name in row.stages(run.config)}
   # Finished rows have it, also those of tables for which it decides nothing now.
   settings = {f'{table.stage}.batch_rows': BATCH_ROWS} | stage['config']

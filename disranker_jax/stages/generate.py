@@ -11,7 +11,6 @@ import json
 import math
 import random
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -25,7 +24,7 @@ from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.models.load import TextModel
 from disranker_jax.models.writing import Texts
-from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline import inputs, manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use, Writing
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import shards as shards_of
@@ -70,6 +69,7 @@ def shards_made(run, docs: Sequence[Document]) -> Shards:
   trained, start = writer.trained_by(run.config), model.settings.init_from
   made = {
     'model': model.settings.model,
+    **inputs.noted(model.settings.model),
     'parameters': [
       *([earlier.fingerprint(run.config, run.workdir, 'teacher')] if start else []),
       *(manifest.read(run.folder(stage))['fingerprint'] for stage in trained),
@@ -380,9 +380,7 @@ def outside(config, workdir) -> dict[str, str]:
   if c.examples and c.shots:
     addresses['generate.examples'] = c.examples
   found = {key: manifest.digest(sources.fingerprint(a)) for key, a in addresses.items()}
-  if c.model and Path(c.model).is_dir():
-    found['generate.model'] = manifest.files(sorted(Path(c.model).iterdir()))
-  return found
+  return found | (inputs.of_model('generate.model', c.model) if c.model else {})
 
 
 STAGE = Stage(

@@ -6,10 +6,11 @@ Only the first process writes.
 """
 
 import contextlib
-import hashlib
 import importlib.util
 import json
 import os
+import re
+import secrets
 import time
 from pathlib import Path
 
@@ -114,7 +115,11 @@ class TensorBoard:
 
 
 class WandB:
-  """The same numbers as a Weights & Biases run, which a restart continues."""
+  """The same numbers as a Weights & Biases run, which a restart continues.
+
+  The run's id lies in the stage's folder. A stage that is done again has another folder and so
+  another run: W&B ignores the steps that a run already has.
+  """
 
   def __init__(self, folder: Path, project: str):
     check_wandb(project)
@@ -122,8 +127,9 @@ class WandB:
 
     folder = folder.absolute()
     name = f'{folder.parent.name}/{folder.name}'
-    run_id = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
-    self._run = wandb.init(project=project, name=name, id=run_id, resume='allow', dir=str(folder))
+    self._run = wandb.init(
+      project=project, name=name, id=_run_id(folder), resume='allow', dir=str(folder)
+    )
 
   def write(self, step: int, values: dict[str, float]) -> None:
     # W&B ignores a step that it already has; a resumed run would log the same values.
@@ -134,6 +140,16 @@ class WandB:
 
   def close(self) -> None:
     self._run.finish()
+
+
+def _run_id(folder: Path) -> str:
+  """The id of the folder's W&B run: what an earlier start wrote there, else a new one."""
+  file = folder / 'wandb_id.txt'
+  known = file.read_text(errors='replace').strip() if file.is_file() else ''
+  if not re.fullmatch('[0-9a-f]{16}', known):
+    known = secrets.token_hex(8)
+    file.write_text(known + '\n')
+  return known
 
 
 def check_wandb(project: str) -> None:

@@ -175,7 +175,7 @@ def test_a_variable_cannot_add_to_the_manifest(stubs, name, value):
   'script,name',
   [('gke.sh', 'CHIPS_PER_HOST'), ('gke.sh', 'RETRIES'), ('tpu_pod.sh', 'RETRIES'),
    ('tpu_pod.sh', 'POLL_SECONDS'), ('slurm.sh', 'GPUS'), ('slurm.sh', 'NODES'),
-   ('slurm.sh', 'RETRIES')],
+   ('slurm.sh', 'RETRIES'), ('sky.sh', 'RETRIES')],
 )  # fmt: skip
 def test_a_number_is_not_evaluated(stubs, script, name):
   variables = REQUIRED[script] | {name: f'PATH[0$(touch {stubs.folder}/PWNED)]', 'TASKS': 'node'}

@@ -123,6 +123,21 @@ def test_run_sh_hands_on_arguments_and_status(stubs, status):
   assert stubs.calls() == [['python', ['-m', 'disranker_jax.main', '--workdir', "/my 'own' run"]]]
 
 
+@pytest.mark.parametrize(
+  'status,handed_on', [(0, 0), (1, 75), (2, 2), (75, 75), (134, 134), (137, 75)]
+)
+def test_run_sh_gives_a_failure_a_status_that_is_retried(stubs, status, handed_on):
+  stubs.answer(python=[['', status]])
+  done = stubs.call('run.sh', FAILURES=str(stubs.folder / 'failures'))
+  assert done.returncode == handed_on
+
+
+def test_failures_that_are_retried_end(stubs):
+  stubs.answer(python=[['', 1]] * 9)
+  variables = {'FAILURES': str(stubs.folder / 'failures'), 'RETRIES': '2'}
+  assert [stubs.call('run.sh', **variables).returncode for _ in range(4)] == [75, 75, 1, 1]
+
+
 def test_stopped_is_not_finished(stubs):
   stubs.answer(python=WAIT)
   process = stubs.start('run.sh')
@@ -177,7 +192,7 @@ def test_slurm_hands_its_variables_to_the_job(stubs):
 
 @pytest.mark.parametrize(
   'status,restarts,requeued',
-  [(0, 0, False), (2, 0, False), (1, 0, True), (75, 19, True), (1, 20, False)],
+  [(0, 0, False), (2, 0, False), (1, 0, True), (75, 19, True), (1, 20, False), (143, 0, True)],
 )
 def test_slurm_requeues_what_another_try_may_cure(stubs, status, restarts, requeued):
   stubs.answer(srun=[['', status]])
@@ -191,11 +206,39 @@ def test_slurm_saves_at_the_time_limit_and_requeues(stubs):
   stubs.answer(srun=WAIT)
   process = stubs.start('slurm.sh', **in_job(stubs))
   assert process.stdout.readline() == 'ready\n'
-  process.terminate()
-  process.wait(30)
+  process.send_signal(signal.SIGUSR1)
+  assert process.wait(30) == 143
   assert stubs.calls()[1:] == [
     ['scancel', ['--signal=TERM', '17']], ['SIGTERM', []], ['scontrol', ['requeue', '17']],
   ]  # fmt: skip
+
+
+@pytest.mark.parametrize('refused', [False, True])
+def test_a_cancelled_slurm_job_saves_and_is_not_requeued(stubs, refused):
+  if refused:  # SLURM has signalled the tasks itself
+    scancel = stubs.bin / 'scancel'
+    scancel.write_text(scancel.read_text().replace('exec ', '') + 'exit 1\n')
+  stubs.answer(srun=WAIT)
+  process = stubs.start('slurm.sh', **in_job(stubs))
+  assert process.stdout.readline() == 'ready\n'
+  process.terminate()
+  assert process.wait(30) == 143
+  assert stubs.kinds()[1:] == ['scancel', 'SIGTERM']
+
+
+def test_slurm_waits_for_the_tasks_when_the_time_limit_comes_while_they_save(stubs):
+  stubs.answer(srun=WAIT)
+  scancel = stubs.bin / 'scancel'
+  scancel.write_text('#!/bin/sh\necho signalled\n')  # the tasks take their time
+  process = stubs.start('slurm.sh', **in_job(stubs))
+  assert process.stdout.readline() == 'ready\n'
+  for number in (signal.SIGUSR1, signal.SIGTERM):
+    process.send_signal(number)
+    assert process.stdout.readline() == 'signalled\n'
+  assert stubs.kinds() == ['srun']
+  os.kill(int((stubs.folder / 'waiting').read_text()), signal.SIGTERM)
+  assert process.wait(30) == 143
+  assert stubs.kinds()[1:] == ['SIGTERM', 'scontrol']
 
 
 def test_a_sky_node_runs_the_program(stubs):
@@ -210,11 +253,17 @@ def test_a_sky_node_runs_the_program(stubs):
   words = ['--workdir', "/bucket/it's mine"]
   env = stubs.environment(
     SKYPILOT_NODE_IPS='10.0.0.1\n10.0.0.2', SKYPILOT_NUM_NODES='2', SKYPILOT_NODE_RANK='1',
-    FLAGS=shlex.join(words),
+    FLAGS=shlex.join(words), CACHE=f'{home}/runs/run-1/jax_cache', RETRIES='1',
+    SKYPILOT_TASK_ID='sky-managed-1_0',
   )  # fmt: skip
-  subprocess.run(['bash', '-c', task['run']], env=env, cwd=home, check=True, timeout=60)
-  (_, argv), = stubs.calls()  # fmt: skip
+  stubs.answer(python=[['', 0], ['', 1], ['', 1]])
+  ends = [
+    subprocess.run(['bash', '-c', task['run']], env=env, cwd=home, timeout=60).returncode
+    for _ in range(3)
+  ]
+  (_, argv), *_ = stubs.calls()
   assert argv == ['10.0.0.1:8476', '2', '1', '-m', 'disranker_jax.main', *words]
+  assert ends == [0, 75, 1] and 75 in task['resources']['job_recovery']['recover_on_exit_codes']
 
 
 def test_gke_applies_what_it_prints(stubs):

@@ -176,11 +176,33 @@ class TestBadInput:
     runner.run(config, tmp_path / 'run')
     for copied in (file, *(tmp_path / 'model').iterdir()):
       os.utime(copied, (1, 1))
+    (tmp_path / 'model' / 'README.md').write_text('A note.')
     capsys.readouterr()
     runner.run(config, tmp_path / 'run')
     assert 'all is done' in capsys.readouterr().err
     runner.run(config, tmp_path / 'other', reuse=[tmp_path / 'run'])
     assert capsys.readouterr().err.count('taken from there') == 2
+
+  def test_another_version_of_a_named_model_makes_a_run_stale(self, tmp_path, capsys, monkeypatch):
+    config, _ = self.config(tmp_path, JUDGEMENTS)
+    version = {'tiny-encoder': ''}  # as in runs of an earlier program
+    monkeypatch.setattr(weights, 'version', lambda name: version.get(name, ''))
+    runner.run(config, tmp_path / 'before')
+    version['tiny-encoder'] = 'tiny@1'
+    runner.run(config, tmp_path / 'run')
+    for folder, found in (('before', 'tiny@2'), ('run', 'tiny@1'), ('run', '')):
+      version['tiny-encoder'] = found
+      capsys.readouterr()
+      runner.run(config, tmp_path / folder)
+      assert 'all is done' in capsys.readouterr().err
+    version['tiny-encoder'] = 'tiny@2'
+    message = helpers.refused(config, tmp_path / 'run')
+    assert 'its input student.model version has changed' in message and '--rerun=' in message
+    # Another run takes what is of the same version, and of one that is not known.
+    for donor, taken in (('run', 1), ('before', 2)):
+      capsys.readouterr()
+      runner.run(config, tmp_path / f'from-{donor}', reuse=[tmp_path / donor])
+      assert capsys.readouterr().err.count('taken from there') == taken
 
   @pytest.mark.parametrize('how', ['lost', 'reshaped'])
   def test_a_model_folder_with_a_wrong_tensor_names_it(self, tmp_path, how):

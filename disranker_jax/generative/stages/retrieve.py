@@ -26,7 +26,7 @@ from disranker_jax.generative.retriever import Retriever
 from disranker_jax.generative.stages import index
 from disranker_jax.models.load import TextModel
 from disranker_jax.models.writing import Beams
-from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline import inputs, manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use, Writing
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import shards as shards_of
@@ -62,6 +62,7 @@ def maker(run) -> dict:
   trained = [stage for stage in ('index', 'memorise') if stage in run.config.stages]
   return {
     'model': model.model,
+    **inputs.noted(model.model),
     'parameters': [manifest.read(run.folder(stage))['fingerprint'] for stage in trained],
     **{name: c[name] for name in (*retriever.SETTINGS, 'matches', 'depth') if name != 'hits'},
   }

@@ -66,4 +66,10 @@ def from_hf(config: dict) -> Config:
   Raises: UserError for an unknown `model_type` and for options that the family does not compute.
   """
   config = of_text(config)
-  return find(config.get('model_type')).from_hf(config)
+  family = find(config.get('model_type'))
+  if config.get('is_decoder') and not family.causal:
+    raise UserError(
+      'is_decoder true is not supported for an encoder, whose tokens see the whole text here; set '
+      'it to false if the model was trained so'
+    )
+  return family.from_hf(config)

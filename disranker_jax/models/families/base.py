@@ -138,6 +138,10 @@ class Family:
     """
     raise NotImplementedError
 
+  def bidirectional(self, config: Config) -> Config:
+    """The config with attention to later positions too, where `can_be_bidirectional`."""
+    raise NotImplementedError
+
   def is_causal(self, config: Config) -> bool:
     """Whether positions of this model attend to earlier ones only."""
     return self.causal

@@ -4,6 +4,8 @@ A type of decoder is a module of its own, which says how its config differs. dec
 the network.
 """
 
+import dataclasses
+
 import flax.linen as nn
 
 from disranker_jax.data.prompts import PairPrompt, TextPrompt
@@ -18,8 +20,13 @@ USE = """It scores text as `disranker_jax.template` in `config.json` has it; `tr
 loads it as `{architecture}`. Scores are raw: any real number, larger is better.
 """
 
-OWN_USE = """It scores text as `disranker_jax.template` in `config.json` has it. Its attention is
-bidirectional or its score a mean over tokens, which the classes of `transformers` do not compute:
+BIDIRECTIONAL_USE = """
+Its attention is bidirectional, as `is_causal` in `config.json` says. `transformers` reads this key
+from version 5.2 on; earlier versions compute other scores without a message.
+"""
+
+OWN_USE = """It scores text as `disranker_jax.template` in `config.json` has it. Its score is that
+of the mean over tokens, which the classes of `transformers` do not compute:
 
 ```python
 import disranker_jax
@@ -30,8 +37,10 @@ ranker.score([('{query}', 'open : Open file and return a stream.')])
 
 Scores are raw: any real number, larger is better.
 """
-# Keys of config.json. transformers has the first for Gemma 3, the second for ModernBERT.
-BIDIRECTIONAL, POOLING = 'use_bidirectional_attention', 'classifier_pooling'
+# Keys of config.json. transformers has the second for Gemma 3 alone, the third for ModernBERT; our
+# earlier folders have the second without the first.
+CAUSAL, BIDIRECTIONAL = 'is_causal', 'use_bidirectional_attention'
+POOLING = 'classifier_pooling'
 
 TENSORS = {
   'model.embed_tokens.weight': 'embed/embedding',
@@ -119,14 +128,31 @@ class Decoder(Family):
       activation=activation,
       norm_eps=config['rms_norm_eps'],
       tied=bool(config.get('tie_word_embeddings', False)),
-      causal=not config.get(BIDIRECTIONAL),
       pooling=self.known_pooling(config),
       max_positions=config.get('max_position_embeddings', DecoderConfig.max_positions),
       bos_id=config.get('bos_token_id'),
       eos_id=tuple(eos) if isinstance(eos, list) else eos,
       pad_id=config.get('pad_token_id'),
     )
-    return DecoderConfig(**fields | self.own_fields(config))
+    made = DecoderConfig(**fields | self.own_fields(config))
+    return made if self.says_causal(config) else self.bidirectional(made)
+
+  def says_causal(self, config: dict) -> bool:
+    """Whether a config.json asks for causal attention. Raises: UserError if it cannot be had."""
+    both = config.get(BIDIRECTIONAL)
+    if both and config.get(CAUSAL):
+      raise UserError(f'{CAUSAL} true contradicts {BIDIRECTIONAL} true: delete the wrong one')
+    causal = bool(config.get(CAUSAL, True)) and not both
+    if not causal and not self.can_be_bidirectional:
+      said = f'{BIDIRECTIONAL} true' if both else f'{CAUSAL} false'
+      raise UserError(f'{said} is not supported for {self.architecture}: name a causal model')
+    return causal
+
+  def bidirectional(self, config: DecoderConfig) -> DecoderConfig:
+    # transformers counts a window without the token itself, if it reaches to both sides.
+    if not config.causal:
+      return config
+    return dataclasses.replace(config, causal=False, kinds=kinds.wider(config.kinds, 1))
 
   def known_pooling(self, config: dict) -> str:
     """The pooling of a config.json. Raises: UserError for one that is not computed."""
@@ -137,8 +163,10 @@ class Decoder(Family):
 
   def to_hf(self, config: DecoderConfig) -> dict:
     c = config
+    if not c.causal:
+      causal = dataclasses.replace(c, causal=True, kinds=kinds.wider(c.kinds, -1))
+      return {CAUSAL: False, BIDIRECTIONAL: True, **self.to_hf(causal)}
     return {
-      **({} if c.causal else {BIDIRECTIONAL: True}),
       **({} if c.pooling == 'token' else {POOLING: c.pooling}),
       'model_type': c.model_type,
       'vocab_size': c.vocab,
@@ -170,12 +198,14 @@ class Decoder(Family):
     return config.pooling
 
   def readers_of(self, config: DecoderConfig) -> tuple[str, ...]:
-    # The classes of transformers are causal and score the last token.
-    usual = config.causal and config.pooling == 'token'
+    # The classes of transformers score the last token.
+    usual = config.pooling == 'token'
     return self.readers if usual else ('disranker_jax.load-documents',)
 
   def usage_of(self, config: DecoderConfig) -> str:
-    return self.usage if self.readers_of(config) == self.readers else OWN_USE
+    if self.readers_of(config) != self.readers:
+      return OWN_USE
+    return self.usage if config.causal else self.usage + BIDIRECTIONAL_USE
 
   def logits_path(self, config: DecoderConfig) -> str:
     return 'embed/embedding' if config.tied else 'lm_head/kernel'

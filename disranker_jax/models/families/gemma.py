@@ -16,10 +16,6 @@ class Gemma(Decoder):
     return GELU if name == 'gelu' else name
 
   def own_fields(self, config: dict) -> dict:
-    if config.get('use_bidirectional_attention'):
-      raise UserError(
-        'use_bidirectional_attention true is not supported for Gemma: name a causal model'
-      )
     bias = bool(config.get('attention_bias', False))
     return {
       'qkv_bias': bias,

@@ -7,7 +7,6 @@ arXiv:2506.11603). It starts from what cpt trained.
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 
 from disranker_jax.config.settings import (
   Key,
@@ -26,8 +25,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.models import weights
 from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.models.writing import Texts
-from disranker_jax.pipeline import manifest
-from disranker_jax.pipeline.inputs import model_files
+from disranker_jax.pipeline import inputs, manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use, Writing
 from disranker_jax.progress import say
 from disranker_jax.rewriting import (
@@ -249,11 +247,10 @@ def rollout(c, most: int) -> Texts:
 
 
 def outside(config, workdir) -> dict[str, str]:
-  """The documents that are searched, and the files of an embedder that is a folder."""
+  """The documents that are searched, and the embedder."""
   c, found = config.rewrite, {}
   if 'embedding' in rewards.parse(c.reward):
-    paths = model_files(Path(c.embedder).expanduser())
-    found = {'rewrite.embedder': manifest.files(paths)} if paths else {}
+    found = inputs.of_model('rewrite.embedder', c.embedder)
   return found | {
     'data.documents': manifest.digest(sources.fingerprint(queries.address(config)))
   }  # fmt: skip
