@@ -47,8 +47,9 @@ SETTINGS: Section = {
   ),
   'param_dtype': Key(
     'float32', one_of('float32', 'bfloat16'),
-    "Type of the base parameters. 'bfloat16' halves them: for parameters that adapters leave "
-    'frozen, or with adafactor where memory is short; small updates are lost in its 8 bits.',
+    "Type of the parameters that a stage reads and does not train; 'bfloat16' halves them. Those "
+    "that it trains are float32 in it, and so are adapters, since bfloat16's 8 bits would lose "
+    'small updates.',
   ),
   'attention': Key(
     'auto', one_of('auto', 'xla', 'splash', 'cudnn'),

@@ -19,6 +19,7 @@ from disranker_jax.pipeline import steps, systems
 from disranker_jax.pipeline.stage import Run, Stage, Use, saved_steps
 from disranker_jax.progress import say
 from disranker_jax.training import logs
+from disranker_jax.training.settings import ADAPTERS, adapters_only
 
 # Checkpoints of a stage that are on disk at a time: two, and one that is being written. With
 # validation.keep_best there is one more, the best one.
@@ -145,14 +146,16 @@ def refuse_too_large(run: Run, opened: Sequence[Opened]) -> None:
     held = {k: n for k, n in one.step.held.items() if k != 'batch'}
     needed = memory.of_process(sum(held.values()))
     if limit and needed > limit:
-      lower = 'optimizer=adafactor or train adapters (lora_rank, trainable)'
-      lower = f'ema=0, {lower}' if 'average' in held else lower
-      lower = f'set {lower}, ' if one.step.trained else ''
+      lower = f'set config.{one.use.role}.param_dtype=bfloat16'
+      if one.step.trained:
+        ema = 'ema=0, ' if 'average' in held else ''
+        adapters = adapters_only(one.stage.name, one.use.role)
+        lower = f'set {ema}optimizer=adafactor, {adapters}'
       raise UserError(
         f'config.{one.use.role}.model={one.model.settings.model!r}: {one.stage.name} needs '
         f'{memory.listed(held)} per device, before activations, and this machine has '
-        f'{memory.size(limit)}; {lower}set param_dtype=bfloat16, raise config.mesh.fsdp on several '
-        'devices, or take a smaller model'
+        f'{memory.size(limit)}; {lower}, raise config.mesh.fsdp on several devices, or take a '
+        'smaller model'
       )
 
 
@@ -171,5 +174,5 @@ def refuse_full_disk(run: Run, opened: Sequence[Opened]) -> None:
     raise UserError(
       f'--workdir {run.workdir}: has {memory.size(free)} free, and the checkpoints of {names} need '
       f'{memory.size(needed)}; free some, write elsewhere (--workdir), or train fewer parameters '
-      '(lora_rank, trainable)'
+      f'(lora_rank=16 of a model with trainable={ADAPTERS!r} of its stages)'
     )

@@ -101,7 +101,7 @@ def measure(run, model: TextModel, clicks) -> held_out.MeanLoss | None:
 def execute(role: str, run: Run) -> dict:
   c = run.config.cpt
   model = open_model(run.config[role], 'lm')
-  variables = roles.trained(run, role, model, ())
+  variables = roles.trained(run, role, model, (), trains='cpt')
   clicks = prepare.records(run, 'clicks')
   split = held_out.split(run, 'cpt', clicks)
   todo, feed = job(run, model, split.learned)

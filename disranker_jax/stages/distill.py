@@ -233,7 +233,8 @@ def execute(run: Run) -> dict:
 def train_one(run: Run, folder: Path, student: TextModel, split: held_out.Split) -> dict:
   """Trains the student in a folder; returns the results."""
   c = run.config.distill
-  variables = roles.trained(run, 'student', student, (c.init_from,) if c.init_from else ())
+  earlier_stages = (c.init_from,) if c.init_from else ()
+  variables = roles.trained(run, 'student', student, earlier_stages, trains='distill')
   hidden, more = open_hidden(run, student) if c.hidden_weight else (None, {})
   todo, feed = job(run, student, split.learned, hidden)
   todo = dataclasses.replace(todo, folder=folder)

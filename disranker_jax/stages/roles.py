@@ -48,10 +48,14 @@ def open_pretrained(config: ConfigDict, role: str, head: str = '') -> TextModel:
   return models.open_model(settings, head)
 
 
-def trained(run, role: str, model: TextModel, stages: tuple[str, ...], own=None) -> dict:
+def trained(
+  run, role: str, model: TextModel, stages: tuple[str, ...], own=None, trains: str = ''
+) -> dict:
   """The pretrained parameters, overlaid with those that the given stages trained, in order.
 
-  They are on the run's mesh, or on `own`, a sharding.local mesh of each process.
+  They are on the run's mesh, or on `own`, a sharding.local mesh of each process. Those that the
+  stage `trains` goes on to train are fp32, as they were saved; all others of the model's
+  `param_dtype`.
 
   How parameters are initialised; the first source that has a parameter gives its value:
     1 resume              the stage's own last checkpoint; `train.fit` restores it after this
@@ -61,13 +65,14 @@ def trained(run, role: str, model: TextModel, stages: tuple[str, ...], own=None)
     5 random              a head that the folder lacks and LoRA, from the seeds of run and model
   """
   where = run.mesh if own is None else own
-  flat = tree.flatten(model.pretrained(run.config.seed, where))  # 4 and 5
+  trainable = run.config[trains].trainable if trains else None
+  flat = tree.flatten(model.pretrained(run.config.seed, where, trainable))  # 4 and 5
   folders = earlier.start(run, role) if model.settings.init_from else []
   folders += [run.folder(s) / 'checkpoints' for s in stages if s in run.config.stages]
   for folder in folders:
     saved = checkpoint.load_params(folder, run.mesh)
     saved = saved if own is None else sharding.on_local(saved, own)
-    # The stage may have trained a head that this model does not have. An average is in fp32.
+    # The stage may have trained a head that this model does not have.
     flat |= {k: v.astype(flat[k].dtype) for k, v in tree.flatten(saved).items() if k in flat}
   return tree.unflatten(flat)
 

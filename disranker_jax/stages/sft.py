@@ -74,7 +74,7 @@ def draw(size: int, group: Group, rng) -> Group:
 def execute(run: Run) -> dict:
   """The teacher, from the parameters that cpt trained."""
   side = roles.open_role(run.config, 'teacher')
-  return on_labels(run, 'sft', side, roles.trained(run, 'teacher', side, ('cpt',)))
+  return on_labels(run, 'sft', side, roles.trained(run, 'teacher', side, ('cpt',), trains='sft'))
 
 
 def task(config, network, stage: str = 'sft') -> train.Task:
