@@ -194,7 +194,7 @@ def steps_of(run: Run, one: Opened) -> tuple[float, str]:
   if not tokens:
     return 0, 'nothing'
   places = one.step.batch['tokens_BT'].size * FULL
-  most = 'at most ' if any(is_to_come(run, kind) for kind in kinds) else ''
+  most = 'at most ' if any(prepare.is_to_come(run, kind) for kind in kinds) else ''
   if not one.step.trained:
     share = min(1.0, one.use.pairs / pairs) if one.use.pairs else 1.0
     return math.ceil(tokens * share / places) * one.use.times, f'{most}{pairs * share:,.0f} pairs'
@@ -215,15 +215,9 @@ def steps_of(run: Run, one: Opened) -> tuple[float, str]:
 
 def expected(run: Run, kind: str) -> Sequence[Click | Group]:
   """The records of a kind; as many as there can be of those that a stage has yet to make."""
-  if is_to_come(run, kind):
+  if prepare.is_to_come(run, kind):
     return systems.find(run.config, prepare.MADE_BY[kind]).expected(run)
   return prepare.records(run, kind)
-
-
-def is_to_come(run: Run, kind: str) -> bool:
-  """Whether a stage has yet to make the records of a kind."""
-  maker = prepare.MADE_BY.get(kind)
-  return bool(maker) and not (run.folder(maker) / 'candidates').exists()
 
 
 def validations(whole, config, held_out: float, batches: float, steps: int) -> tuple[int, float]:
