@@ -285,6 +285,8 @@ def uses(config) -> tuple[Use, ...]:
 
 def check_models(config, models) -> None:
   roles.check_student(models['student'])
+  if not config.distill.init_from:  # student_sft has made the same check
+    roles.check_head(config, 'distill', 'student', models['student'])
   if config.distill.hidden_weight:
     check_hidden(config, models['teacher'], models['student'])
 

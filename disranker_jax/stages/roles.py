@@ -10,6 +10,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.models import eight_bits, hf, tiny, tree
 from disranker_jax.models import load as models
 from disranker_jax.models.load import TextModel
+from disranker_jax.models.tensors import rows_of
 from disranker_jax.rankers.pointwise import PointwiseRanker
 from disranker_jax.stages import earlier
 from disranker_jax.training import checkpoint, train
@@ -99,17 +100,18 @@ def student_stages(config: ConfigDict) -> tuple[str, ...]:
 def check_head(config, stage: str, role: str, model: TextModel) -> None:
   """Raises: UserError if the head that gives the score would stay at its random start."""
   network, pattern = model.network, config[stage].trainable
-  shapes = network.shapes()
-  fresh = network.family.fresh or ('/',)
-  heads = [path for path in tree.flatten(shapes['params']) if path.startswith(fresh)]
-  if config[role].init_from or not heads or not hf.lacking(model.folder, network):
+  if config[role].init_from:
     return
-  trained = [path for path in tree.flatten(shapes) if re.search(pattern, path)]
-  if trained and not any(f'params/{path}' in trained for path in heads):
-    more = f'{pattern}|{heads[0].partition("/")[0]}'
+  rows = rows_of(network)
+  missing = [path for name in hf.lacking(model.folder, network) for path in rows[name].paths]
+  # Biases start at 0, norms at 1.
+  random = [path for path in missing if path.endswith('/kernel')]
+  left = [path for path in random if not re.search(pattern, f'params/{path}')]
+  if left and any(re.search(pattern, path) for path in tree.flatten(network.shapes())):
+    more = '|'.join([pattern, *dict.fromkeys(path.partition('/')[0] for path in left)])
     raise UserError(
-      f'config.{stage}.trainable={pattern!r}: leaves the head of the score ({", ".join(heads)}) at '
-      f'its random start, since {model.folder} has none; write {more!r}'
+      f'config.{stage}.trainable={pattern!r}: leaves a part of the head that scores '
+      f'({", ".join(left)}) at its random start, since {model.folder} has none; write {more!r}'
     )
 
 
