@@ -152,6 +152,22 @@ def test_messages_about_memory_name_all_keys_of_adapters_in_bf16(tmp_path, monke
   assert 'config.test.trainable=' in train.needs_less(test_train.job(tmp_path))
 
 
+@pytest.mark.parametrize(
+  ('trainable', 'rank', 'warns'),
+  [('.*', 2, True), ('lora|q/|score', 2, True), (ADAPTERS, 2, False), ('params/.*', 2, False),
+   ('lora|norm|embed|score', 2, False), ('.*', 0, False)],
+)  # fmt: skip
+def test_adapters_that_are_trained_with_their_kernels_get_a_line(
+  trainable, rank, warns, tmp_path, capsys
+):
+  config = test_averaging.tiny(trainable=trainable)
+  config.teacher.lora_rank = rank
+  opening.describe(opening.models_of(Run(config, tmp_path, MESH), systems.find(config, 'sft')))
+  said = capsys.readouterr().err
+  line = f'config.sft.trainable={trainable!r} trains the adapters of config.teacher.lora_rank=2 and'
+  assert (line in said) == warns and ('warning' in said) == warns
+
+
 @pytest.mark.parametrize('name', sorted(families.FAMILIES))
 def test_the_advised_pattern_trains_adapters_and_heads_only(name):
   family = families.FAMILIES[name]

@@ -77,7 +77,11 @@ SETTINGS: Section = {
     'While a decoder scores, the documents of a query share the first tokens of their prompts in a '
     'row, where that saves 5 % of the tokens (docs/performance.md).', affects_results=False,
   ),
-  'lora_rank': Key(0, at_least(0), 'Rank of LoRA adapters; 0: none.'),
+  'lora_rank': Key(
+    0, at_least(0),
+    'Rank of LoRA adapters; 0: none. They save memory with a trainable of the stage that trains '
+    "them and not the parameters beside them, such as 'lora/.*'.",
+  ),
   'lora_alpha': Key(32.0, above(0), 'Adapters are scaled by lora_alpha / lora_rank.'),
   'max_len': Key(256, at_least(8), 'Tokens of a query with one document, special tokens included.'),
   'max_query_len': Key(64, at_least(1), 'Longer queries are cut at the end.'),

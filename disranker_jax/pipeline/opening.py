@@ -18,7 +18,7 @@ from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline import steps, systems
 from disranker_jax.pipeline.stage import Run, Stage, Use, saved_steps
 from disranker_jax.progress import say
-from disranker_jax.training import logs
+from disranker_jax.training import logs, optimizer
 from disranker_jax.training.settings import ADAPTERS, adapters_only
 
 # Checkpoints of a stage that are on disk at a time: two, and one that is being written. With
@@ -126,7 +126,10 @@ def naming(config: ConfigDict, role: str) -> Iterator[None]:
 
 
 def describe(opened: Sequence[Opened]) -> None:
-  """One line per model: its name, how many of its layers are used, its size."""
+  """One line per model: its name, how many of its layers are used, its size.
+
+  One more for a stage that trains adapters with all that they are added to, as the default does.
+  """
   said = set()
   for one in opened:
     settings, network = one.model.settings, one.model.network
@@ -137,6 +140,14 @@ def describe(opened: Sequence[Opened]) -> None:
     some = f'{network.config.layers} of its {have}' if settings.layers else f'all {have}'
     size = network.count_params() / 1e6
     say(f'{one.use.role}: {settings.model}, {some} layers, {size:,.1f}M parameters')
+  for one in opened:
+    if one.step.trained and optimizer.adapted(one.model.network.shapes(), one.step.trained):
+      stage, role, rank = one.stage.name, one.use.role, one.model.network.lora_rank
+      say(
+        f'warning: config.{stage}.trainable={one.step.trained!r} trains the adapters of '
+        f'config.{role}.lora_rank={rank} and the parameters that they are added to; write '
+        f'{ADAPTERS!r} for adapters and heads alone'
+      )
 
 
 def refuse_too_large(run: Run, opened: Sequence[Opened]) -> None:

@@ -32,6 +32,14 @@ def split(variables, pattern: str) -> tuple[dict, dict]:
   return trained, {k: v for k, v in flat.items() if k not in trained}
 
 
+def adapted(variables, pattern: str) -> list[str]:
+  """The kernels that a pattern trains together with the adapters that are added to them."""
+  trained = split(variables, pattern)[0]
+  lora = (p for p in trained if p.startswith('lora/') and p.endswith('/lora_a'))
+  kernels = ('params/' + p.removeprefix('lora/').removesuffix('lora_a') + 'kernel' for p in lora)
+  return [kernel for kernel in kernels if kernel in trained]
+
+
 def _fp32(x):
   if x.dtype == jnp.float32:
     return x
