@@ -34,7 +34,8 @@ class Train:
     self._mesh = sharding.make_mesh(config.mesh)
     self._side = self._work.open_side()
     job, self._feed = self._work.job(self._side, self._mesh)
-    variables = jax.block_until_ready(self._side.pretrained(config.seed, self._mesh))
+    variables = self._side.pretrained(config.seed, self._mesh, settings.trainable)
+    jax.block_until_ready(variables)
     if self._work.stage == 'sft':
       variables |= sft.task(config, self._side.network).frozen(variables)
     peaks = peak_after('loading')

@@ -277,10 +277,8 @@ def trainable(work: Work, bf16: bool) -> Network:
     raise UserError(
       f'trainable={pattern!r}: torch trains all parameters or the adapters; pass --peers none'
     )
-  low = bf16 and side.lora_rank and not whole
-  network = Network(
-    work, torch.bfloat16 if low or side.param_dtype == 'bfloat16' else torch.float32
-  )
+  low = not whole and (bf16 or side.param_dtype == 'bfloat16')  # what is trained is fp32
+  network = Network(work, torch.bfloat16 if low else torch.float32)
   if side.lora_rank:
     network.adapt(side.lora_rank, side.lora_alpha)
     network.requires_grad_(True) if whole else None

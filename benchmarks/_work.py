@@ -226,14 +226,14 @@ class RandomSide(TextModel):
     network = self.network
     return RandomPrompt(self.tokens, network.config.vocab, network.family.causal, predict)
 
-  def pretrained(self, seed: int, mesh) -> dict:
-    """Random variables, created sharded and in `param_dtype`, a few of them at a time."""
+  def pretrained(self, seed: int, mesh, trainable: str | None = None) -> dict:
+    """Random variables, created sharded and in the types of load.types, a few at a time."""
     key, flat = jax.random.key(seed), {}
-    for create in self.creators(mesh):
+    for create in self.creators(mesh, trainable):
       flat |= create(key)
     return tree.unflatten(flat)
 
-  def creators(self, mesh) -> Iterator[jax.stages.Wrapped]:
+  def creators(self, mesh, trainable: str | None = None) -> Iterator[jax.stages.Wrapped]:
     """Functions of a key that each create some of the variables: {path: array}.
 
     Networks create parameters in fp32; with all of them at once, that copy is larger than a step.
@@ -241,11 +241,15 @@ class RandomSide(TextModel):
     init = jax.jit(self.network.init)  # traced once for all of them
     shapes = tree.flatten(self.network.shapes())
     where = tree.flatten(sharding.shardings(self.network.shapes(), mesh))
+    type_of = load.types(self.settings.param_dtype, trainable)
+
+    def cast(path, x):
+      base = path.removeprefix('params/')
+      return x if base == path else x.astype(type_of(base))
 
     def create(paths, key):
       made = tree.flatten(init(key))
-      dtypes = {p: self.settings.param_dtype if p.startswith('params/') else None for p in paths}
-      return {p: made[p].astype(dtypes[p] or made[p].dtype) for p in paths}
+      return {path: cast(path, made[path]) for path in paths}
 
     # The largest first, when there is nothing else yet.
     sizes = sorted(((path, x.size) for path, x in shapes.items()), key=lambda row: -row[1])

@@ -43,6 +43,13 @@ def alts(steps: list[dict], before: dict[str, float] | None = None) -> dict[str,
   return {each.panel.label: alt(curves.small('rewrite', steps, each)) for each in every}
 
 
+def test_an_infinite_value_is_not_drawn():
+  steps = [{'step': i, 'loss': 1.0, 'validation/pnr': pnr} for i, pnr in ((1, 3.0), (2, 'inf'))]
+  [found] = curves.fill([Panel('PNR', (), held_out=('pnr',))], steps, {})
+  assert found.held_out == {'pnr': {1: 3.0}}
+  assert not curves.fill([Panel('PNR', (), held_out=('pnr',))], steps[1:], {})
+
+
 def test_smoothing_starts_at_the_first_value_and_stays_between_the_extremes():
   assert curves.smoothed([5.0] * 4).tolist() == pytest.approx([5.0] * 4)
   smooth = curves.smoothed([4.0, 0.0, 0.0, 0.0])

@@ -1,12 +1,19 @@
 """From a teacher's scores to a student's targets."""
 
+import re
+import shutil
+
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from disranker_jax import config as configs
 from disranker_jax import losses
 from disranker_jax.errors import UserError
+from disranker_jax.models import weights
+from disranker_jax.pipeline import systems
 from disranker_jax.rankers import score_statistics
-from disranker_jax.stages import distill
+from disranker_jax.stages import distill, roles
 
 
 def scored(offset: float = 0.0, scale: float = 1.0) -> tuple[list[np.ndarray], dict]:
@@ -67,3 +74,49 @@ def test_scores_that_do_not_differ_within_queries_are_refused():
   facts = {'mean': 1.0, 'std': 2.0, 'within': 0.0}
   with pytest.raises(UserError, match='are equal'):
     distill.normalizer(facts, 'query')
+
+
+@pytest.fixture(scope='module')
+def headless(tmp_path_factory):
+  """An encoder without the two matrices of its head."""
+  folder = tmp_path_factory.mktemp('student') / 'encoder'
+  shutil.copytree(weights.find('tiny-encoder'), folder)
+  file = folder / 'model.safetensors'
+  kept = {k: v for k, v in load_file(file).items() if not re.search('pooler|classifier', k)}
+  save_file(kept, file)
+  return folder
+
+
+@pytest.mark.parametrize(
+  ('stage', 'trainable', 'advice'),
+  [
+    ('distill', 'blocks', 'blocks|pooler|classifier'),
+    ('distill', 'blocks|classifier', 'blocks|classifier|pooler'),
+    ('student_sft', 'params/pooler', 'params/pooler|classifier'),
+    ('distill', 'classifier|pooler', None),
+    ('distill', '.*', None),
+  ],
+)
+def test_a_student_whose_head_would_stay_random_is_refused(headless, stage, trainable, advice):
+  config = configs.defaults()
+  config.student.update(model=str(headless), layers=(), max_len=32, row_len=32)
+  config[stage].trainable = trainable
+  models = {'student': roles.open_role(config, 'student')}
+  check = systems.find(config, stage).check_models
+  if advice is None:
+    return check(config, models)
+  with pytest.raises(UserError) as caught:
+    check(config, models)
+  assert f'config.{stage}.trainable={trainable!r}: leaves a part of the head' in str(caught.value)
+  assert str(caught.value).endswith(f'write {advice!r}')
+  config[stage].trainable = advice
+  check(config, models)
+
+
+def test_a_head_that_student_sft_trains_may_stay_as_it_is(headless):
+  config = configs.defaults()
+  config.student.update(model=str(headless), layers=(), max_len=32, row_len=32)
+  config.distill.update(trainable='blocks', init_from='student_sft')
+  systems.find(config, 'distill').check_models(
+    config, {'student': roles.open_role(config, 'student')}
+  )

@@ -1,12 +1,18 @@
 """Statistics of scores against counting by hand, and the error for collapsed scores."""
 
+import functools
 import types
 
 import numpy as np
 import pytest
 
+from disranker_jax import config as configs
+from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
+from disranker_jax.pipeline import manifest
 from disranker_jax.rankers import score_statistics
+from disranker_jax.rankers.shards import Shards
+from disranker_jax.stages import score
 
 SETTINGS = types.SimpleNamespace(min_std=1e-3, max_tied_share=0.5)
 
@@ -75,6 +81,52 @@ def test_collapsed_scores_are_refused(scores, said):
   stats = score_statistics.describe(scores, [4, 4, 4])
   with pytest.raises(UserError, match=said):
     score_statistics.refuse_collapsed('candidates', stats, settings)
+
+
+class Constant:
+  """A scorer that gives every document the same score."""
+
+  positions, least_unit, work = 100, 1, None
+
+  def __init__(self):
+    self.scored = []
+
+  def tokens_of(self, group):
+    return 10.0 * len(group.docs)
+
+  def parts(self, parts):
+    for unit, groups in parts:
+      for group in groups:
+        self.scored.append(group.query_id)
+        yield unit, group, np.full(len(group.docs), 0.3, np.float32)
+
+
+def test_a_collapse_shows_after_the_first_queries_and_nothing_is_lost(tmp_path, monkeypatch):
+  monkeypatch.setattr(score, 'FIRST', 5)
+  docs = tuple(Document(str(i), 'title', '') for i in range(3))
+  groups = [Group(f'q{i}', f'q{i}', docs) for i in range(40)]
+  shards = Shards(tmp_path, len(groups), {'model': 'm'})
+  c = types.SimpleNamespace(unit_queries=3, shard_seconds=60.0, min_std=1e-3, max_tied_share=0.5)
+  scorer, look = Constant(), functools.partial(score.look_at_first, 'candidates', shards, c)
+  with pytest.raises(UserError, match=r'first 6 queries of candidates have collapsed.*min_std'):
+    score.score_missing('score', groups, shards, scorer, c, look)
+  assert scorer.scored == [f'q{i}' for i in range(6)]
+  c.min_std, c.max_tied_share = 0.0, 1.0  # as the message advises
+  score.score_missing('score', groups, shards, scorer, c, look)
+  assert scorer.scored == [g.query_id for g in groups]
+  assert [row[0] for row in shards.rows()] == [g.query_id for g in groups for _ in docs]
+
+
+@pytest.mark.parametrize('key', ['min_std', 'max_tied_share'])
+def test_what_the_message_advises_keeps_the_scores(key):
+  config = configs.defaults()
+  before = manifest.settings_of(config, ('score',))
+  config.score[key] /= 2
+  assert manifest.settings_of(config, ('score',)) == before
+  # A run of an earlier version has the key in its manifest.
+  reads = manifest.reading(config, ('score',))
+  earlier = {'config': before | {f'score.{key}': 0.25}, 'inputs': {}}
+  assert not manifest.changes(earlier, before, {}, reads)
 
 
 def test_scores_with_an_order_are_not():

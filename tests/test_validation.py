@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import signal
 
 import jax.numpy as jnp
@@ -175,6 +176,37 @@ def test_a_value_that_is_not_finite_is_no_gain_and_is_left_out(tmp_path):
   found = checked.take(1, {'params': {'w': jnp.zeros(3), 'frozen': jnp.ones(())}})
   assert set(found) == {'validation/loss'} and checked.best == 0
   assert checked.is_over
+
+
+@dataclasses.dataclass
+class Perfect(Near):
+  """Ranks without a discordant pair at steps 2 and 3."""
+
+  names = ('pnr', 'loss')
+  calls: int = 0
+
+  def __call__(self, variables):
+    self.calls += 1
+    return {'pnr': math.inf if self.calls in (2, 3) else 7.0, 'loss': math.inf}
+
+
+def test_the_pnr_of_a_perfect_order_is_the_best_value(tmp_path):
+  settings = training_settings(learning_rate=0.1, save_every=3, trainable='params/w')
+  settings.validation.update({'every': 1, 'metric': 'pnr', 'keep_best': True, 'patience': 2})
+
+  def run():
+    todo = train.Job('test', tmp_path, test_train.loss, settings, STEPS)
+    checked = Validation('test', Perfect(np.zeros(3)), settings, STEPS)
+    train.fit(todo, test_train.Rows(), test_train.start(), MESH, checked)
+    return checked
+
+  found = run()
+  assert (found.best, max(found.history)) == (2, 4)
+  assert found.history[2] == {'pnr': math.inf}  # an infinite loss is no value
+  results = json.loads(json.dumps(found.results(), allow_nan=False))['validation']
+  assert (results['step'], results['pnr']) == (2, 'inf')
+  again = run()  # reads them from the log
+  assert again.history == found.history and again.best == 2
 
 
 def section(accumulate: int = 1, **changes) -> ConfigDict:

@@ -63,7 +63,7 @@ def guarded():
       raise
     say(
       f'error: the device is out of memory ({one_line(e)}); lower batch_rows or row_len, set '
-      'remat=full or param_dtype=bfloat16, or raise mesh.fsdp'
+      'remat=full, param_dtype=bfloat16 (of parameters that are not trained), or raise mesh.fsdp'
     )
     sys.exit(2)
   except OSError as e:

@@ -8,7 +8,7 @@ import json
 import pathlib
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -220,10 +220,12 @@ def load(
   network: Network,
   key: jax.Array,
   layers: Sequence[int] | None = None,
-  dtype: str = 'float32',
+  dtype: str | Callable[[str], str] = 'float32',
   shardings: dict | None = None,
 ) -> dict:
   """Reads a model folder's weights as the network's variables.
+
+  `dtype` is that of all parameters but LoRA, which is fp32, or gives that of a path.
 
   With `shardings`, {path of a parameter: Sharding}, they are placed arrays, and each process reads
   only what its devices hold. Without, they are numpy arrays on the host. `layers` names the file's
@@ -234,6 +236,7 @@ def load(
   with the name of a truncated file.
   """
   rows = rows_of(network, layers)
+  type_of = dtype if callable(dtype) else lambda path: dtype
   shapes = network.shapes()['params']
   flat_shapes, sources, flat = flatten(shapes), constants(network, layers), {}
   with contextlib.ExitStack() as stack:
@@ -243,7 +246,7 @@ def load(
         sources.setdefault(path, {})[rows[name].layer] = Part(file.get_slice(raw), start)
     for path, views in sources.items():
       shape = flat_shapes[path].shape
-      read = functools.partial(_read, views, path.endswith('/kernel'), shape, dtype)
+      read = functools.partial(_read, views, path.endswith('/kernel'), shape, type_of(path))
       if shardings is None:
         flat[path] = read((slice(None),) * len(shape))
       else:
@@ -252,7 +255,7 @@ def load(
   made = _fresh(network, key, fresh)
   if fresh:
     logging.info('%s: freshly initialised, not in the file: %s', folder, ', '.join(fresh))
-  flat |= {path: x.astype(dtype) for path, x in made.get('params', {}).items()}
+  flat |= {path: x.astype(type_of(path)) for path, x in made.get('params', {}).items()}
   variables = {'params': unflatten(flat)}
   return variables | ({'lora': unflatten(made['lora'])} if network.lora_rank else {})
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,8 +57,8 @@ class TextModel:
     )
     return rerankers.as_trained(prompt, self.folder)
 
-  def pretrained(self, seed: int, mesh: jax.sharding.Mesh) -> dict:
-    """The folder's parameters on the mesh.
+  def pretrained(self, seed: int, mesh: jax.sharding.Mesh, trainable: str | None = None) -> dict:
+    """The folder's parameters on the mesh; `trainable` as of `types`.
 
     What the folder lacks, a head or LoRA, is random, from `seed` plus the model's own seed.
     """
@@ -66,10 +68,21 @@ class TextModel:
       self.network,
       jax.random.key(seed + self.settings.seed),
       layers=list(self.settings.layers) or None,
-      dtype=self.settings.param_dtype,
+      dtype=types(self.settings.param_dtype, trainable),
       shardings=tree.flatten(sharding.shardings(shapes, mesh)['params']),
     )
     return sharding.put(variables, mesh)
+
+
+def types(param_dtype: str, trainable: str | None = None) -> Callable[[str], str]:
+  """Gives the type of a base parameter by its path.
+
+  It is `param_dtype`, and float32 for a parameter that a stage is about to train: one whose path
+  matches the stage's `trainable`. None: nothing is trained.
+  """
+  if trainable is None:
+    return lambda path: param_dtype
+  return lambda path: 'float32' if re.search(trainable, f'params/{path}') else param_dtype
 
 
 def open_model(settings: ConfigDict, head: str = '') -> TextModel:

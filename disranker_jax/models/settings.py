@@ -47,8 +47,9 @@ SETTINGS: Section = {
   ),
   'param_dtype': Key(
     'float32', one_of('float32', 'bfloat16'),
-    "Type of the base parameters. 'bfloat16' halves them: for parameters that adapters leave "
-    'frozen, or with adafactor where memory is short; small updates are lost in its 8 bits.',
+    "Type of the parameters that a stage reads and does not train; 'bfloat16' halves them. Those "
+    "that it trains are float32 in it, and so are adapters, since bfloat16's 8 bits would lose "
+    'small updates.',
   ),
   'attention': Key(
     'auto', one_of('auto', 'xla', 'splash', 'cudnn'),
@@ -76,7 +77,11 @@ SETTINGS: Section = {
     'While a decoder scores, the documents of a query share the first tokens of their prompts in a '
     'row, where that saves 5 % of the tokens (docs/performance.md).', affects_results=False,
   ),
-  'lora_rank': Key(0, at_least(0), 'Rank of LoRA adapters; 0: none.'),
+  'lora_rank': Key(
+    0, at_least(0),
+    'Rank of LoRA adapters; 0: none. They save memory with a trainable of the stage that trains '
+    "them and not the parameters beside them, such as 'lora/.*'.",
+  ),
   'lora_alpha': Key(32.0, above(0), 'Adapters are scaled by lora_alpha / lora_rank.'),
   'max_len': Key(256, at_least(8), 'Tokens of a query with one document, special tokens included.'),
   'max_query_len': Key(64, at_least(1), 'Longer queries are cut at the end.'),

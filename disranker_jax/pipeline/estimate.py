@@ -24,7 +24,7 @@ from disranker_jax.pipeline.stage import Run, saved_steps
 from disranker_jax.pipeline.steps import Step
 from disranker_jax.progress import clock, say
 from disranker_jax.stages import prepare
-from disranker_jax.training.settings import LEAST
+from disranker_jax.training.settings import LEAST, adapters_only
 from disranker_jax.training.validation import STEP, interval
 
 SAMPLE = 64  # records whose texts are tokenised
@@ -88,11 +88,14 @@ class Estimate:
     say(f'estimate: memory of a device{here}: {listed}')
     for name, needed in most.items():
       if limit and needed > limit:
-        keys = opening.rows_of(self._run.config, largest[name].stage, largest[name].use)
+        one = largest[name]
+        keys = opening.rows_of(self._run.config, one.stage, one.use)
+        less = f'set config.{one.use.role}.param_dtype=bfloat16'
+        if one.step.trained:
+          less = f"set the model's remat=full, or {adapters_only(name, one.use.role)}"
         say(
           f'warning: {name} will probably not fit into {gib(limit)}: lower {keys} '
-          "or the model's row_len, set its remat=full or param_dtype=bfloat16, or train adapters "
-          '(lora_rank)'
+          f"or the model's row_len, or {less}"
         )
 
   def say_time(self) -> None:
@@ -191,7 +194,7 @@ def steps_of(run: Run, one: Opened) -> tuple[float, str]:
   if not tokens:
     return 0, 'nothing'
   places = one.step.batch['tokens_BT'].size * FULL
-  most = 'at most ' if any(is_to_come(run, kind) for kind in kinds) else ''
+  most = 'at most ' if any(prepare.is_to_come(run, kind) for kind in kinds) else ''
   if not one.step.trained:
     share = min(1.0, one.use.pairs / pairs) if one.use.pairs else 1.0
     return math.ceil(tokens * share / places) * one.use.times, f'{most}{pairs * share:,.0f} pairs'
@@ -212,15 +215,9 @@ def steps_of(run: Run, one: Opened) -> tuple[float, str]:
 
 def expected(run: Run, kind: str) -> Sequence[Click | Group]:
   """The records of a kind; as many as there can be of those that a stage has yet to make."""
-  if is_to_come(run, kind):
+  if prepare.is_to_come(run, kind):
     return systems.find(run.config, prepare.MADE_BY[kind]).expected(run)
   return prepare.records(run, kind)
-
-
-def is_to_come(run: Run, kind: str) -> bool:
-  """Whether a stage has yet to make the records of a kind."""
-  maker = prepare.MADE_BY.get(kind)
-  return bool(maker) and not (run.folder(maker) / 'candidates').exists()
 
 
 def validations(whole, config, held_out: float, batches: float, steps: int) -> tuple[int, float]:

@@ -18,7 +18,8 @@ from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline import steps, systems
 from disranker_jax.pipeline.stage import Run, Stage, Use, saved_steps
 from disranker_jax.progress import say
-from disranker_jax.training import logs
+from disranker_jax.training import logs, optimizer
+from disranker_jax.training.settings import ADAPTERS, adapters_only
 
 # Checkpoints of a stage that are on disk at a time: two, and one that is being written. With
 # validation.keep_best there is one more, the best one.
@@ -125,7 +126,10 @@ def naming(config: ConfigDict, role: str) -> Iterator[None]:
 
 
 def describe(opened: Sequence[Opened]) -> None:
-  """One line per model: its name, how many of its layers are used, its size."""
+  """One line per model: its name, how many of its layers are used, its size.
+
+  One more for a stage that trains adapters with all that they are added to, as the default does.
+  """
   said = set()
   for one in opened:
     settings, network = one.model.settings, one.model.network
@@ -136,6 +140,14 @@ def describe(opened: Sequence[Opened]) -> None:
     some = f'{network.config.layers} of its {have}' if settings.layers else f'all {have}'
     size = network.count_params() / 1e6
     say(f'{one.use.role}: {settings.model}, {some} layers, {size:,.1f}M parameters')
+  for one in opened:
+    if one.step.trained and optimizer.adapted(one.model.network.shapes(), one.step.trained):
+      stage, role, rank = one.stage.name, one.use.role, one.model.network.lora_rank
+      say(
+        f'warning: config.{stage}.trainable={one.step.trained!r} trains the adapters of '
+        f'config.{role}.lora_rank={rank} and the parameters that they are added to; write '
+        f'{ADAPTERS!r} for adapters and heads alone'
+      )
 
 
 def refuse_too_large(run: Run, opened: Sequence[Opened]) -> None:
@@ -145,14 +157,16 @@ def refuse_too_large(run: Run, opened: Sequence[Opened]) -> None:
     held = {k: n for k, n in one.step.held.items() if k != 'batch'}
     needed = memory.of_process(sum(held.values()))
     if limit and needed > limit:
-      lower = 'optimizer=adafactor or train adapters (lora_rank, trainable)'
-      lower = f'ema=0, {lower}' if 'average' in held else lower
-      lower = f'set {lower}, ' if one.step.trained else ''
+      lower = f'set config.{one.use.role}.param_dtype=bfloat16'
+      if one.step.trained:
+        ema = 'ema=0, ' if 'average' in held else ''
+        adapters = adapters_only(one.stage.name, one.use.role)
+        lower = f'set {ema}optimizer=adafactor, {adapters}'
       raise UserError(
         f'config.{one.use.role}.model={one.model.settings.model!r}: {one.stage.name} needs '
         f'{memory.listed(held)} per device, before activations, and this machine has '
-        f'{memory.size(limit)}; {lower}set param_dtype=bfloat16, raise config.mesh.fsdp on several '
-        'devices, or take a smaller model'
+        f'{memory.size(limit)}; {lower}, raise config.mesh.fsdp on several devices, or take a '
+        'smaller model'
       )
 
 
@@ -171,5 +185,5 @@ def refuse_full_disk(run: Run, opened: Sequence[Opened]) -> None:
     raise UserError(
       f'--workdir {run.workdir}: has {memory.size(free)} free, and the checkpoints of {names} need '
       f'{memory.size(needed)}; free some, write elsewhere (--workdir), or train fewer parameters '
-      '(lora_rank, trainable)'
+      f'(lora_rank=16 of a model with trainable={ADAPTERS!r} of its stages)'
     )

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from disranker_jax.devices import memory, sharding
 from disranker_jax.devices.memory import per_device
-from disranker_jax.models import eight_bits, flops, generate, load, writing
+from disranker_jax.models import eight_bits, flops, generate, load, tree, writing
 from disranker_jax.models.network import Network
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline.stage import Stage
@@ -68,7 +68,7 @@ def training(config: ConfigDict, stage: Stage, network: Network, mesh) -> Step:
   Raises: UserError where batch, mesh and trained parameters do not fit each other.
   """
   c, task = config[stage.name], stage.task(config, network)
-  variables = shapes(network, config[stage.role].param_dtype)
+  variables = shapes(network, config[stage.role].param_dtype, c.trainable)
   variables |= jax.eval_shape(task.frozen, variables)
   batch = task.shape.block(c.data_shards).zeros(c.data_shards)
   steps = c.max_steps or 1000  # only the schedule depends on it
@@ -163,8 +163,11 @@ def writer(settings: ConfigDict, network: Network, texts: Texts, mesh) -> Step:
   return Step(network, trace, lower, held, {'tokens_BT': tokens_BT}, None, texts=texts)
 
 
-def shapes(network: Network, dtype: str) -> dict:
-  """Shapes of the variables, base parameters in the dtype in which they are loaded."""
-  own = dict(network.shapes())
-  cast = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype))  # noqa: E731
-  return own | {'params': jax.tree.map(cast, own['params'])}
+def shapes(network: Network, param_dtype: str, trainable: str | None = None) -> dict:
+  """Shapes of the variables in the types in which they are loaded; `trainable` as of load.types."""
+  own, type_of = dict(network.shapes()), load.types(param_dtype, trainable)
+  flat = {
+    path: jax.ShapeDtypeStruct(x.shape, jnp.dtype(type_of(path)))
+    for path, x in tree.flatten(own['params']).items()
+  }
+  return own | {'params': tree.unflatten(flat)}

@@ -88,8 +88,11 @@ def together(kinds: dict[str, dict]) -> dict:
   }
 
 
-def refuse_collapsed(kind: str, stats: dict, settings) -> None:
-  """Raises: UserError if (nearly) all scores are equal, so that a student learns nothing."""
+def refuse_collapsed(which: str, stats: dict, settings) -> None:
+  """Raises: UserError if (nearly) all scores are equal, so that a student learns nothing.
+
+  `which` says whose scores they are.
+  """
   what = None
   if stats['std'] < settings.min_std:
     what = f'their deviation is {stats["std"]:.3g} (config.score.min_std={settings.min_std:g})'
@@ -100,7 +103,7 @@ def refuse_collapsed(kind: str, stats: dict, settings) -> None:
     )
   if what:
     raise UserError(
-      f"the teacher's scores of the {kind} have collapsed: {what}; see score/stats.json. Look at "
-      'the losses of cpt and sft (a learning rate too high?), with config.score.method at the '
-      'model and its prompt, or allow it with that setting'
+      f"the teacher's scores of the {which} have collapsed: {what}. Look at the losses of cpt and "
+      'sft (a learning rate too high?), with config.score.method at the model and its prompt, or '
+      'allow it with that setting, which keeps the scores'
     )

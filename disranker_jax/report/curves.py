@@ -91,14 +91,20 @@ def fill(panels: Sequence[Panel], steps: list[dict], before: Mapping[str, float]
   for panel in panels:
     series = [made for line in panel.lines if (made := series_of(line, steps))]
     measured = {
-      name: {step: values[name] for step, values in held_out.items() if name in values}
+      name: {step: values[name] for step, values in held_out.items() if is_drawn(values, name)}
       for kind in panel.held_out
       for name in names
       if name.partition('@')[0] == kind
     }
+    measured = {name: values for name, values in measured.items() if values}
     if series or measured:
       found.append(Filled(panel, series, measured))
   return found
+
+
+def is_drawn(values: Mapping[str, float], name: str) -> bool:
+  """Whether there is a finite value: the PNR of a perfect order is infinite."""
+  return math.isfinite(values.get(name, math.nan))
 
 
 def series_of(line: Line, steps: list[dict]) -> Series | None:

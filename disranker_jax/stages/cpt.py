@@ -24,7 +24,7 @@ from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 from disranker_jax.rankers.pointwise import predicted_per_row
-from disranker_jax.stages import held_out, prepare, roles
+from disranker_jax.stages import held_out, prepare, roles, room
 from disranker_jax.stages.teacher import check_template
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
@@ -53,9 +53,13 @@ def _task(c, network, row_len: int) -> train.Task:
       f"objective={c.objective!r}: does not fit a {what} model; 'masked' is for bidirectional "
       "ones, 'next_token' for causal ones"
     )
+  return train.Task(functools.partial(next_token_loss, network), shape_of(c, row_len))
+
+
+def shape_of(c, row_len: int) -> batches.Shape:
+  """The shape of a batch."""
   predict = 'query' if c.objective == 'masked' else c.predict  # half of a row is enough
-  shape = batches.Shape(c.batch_rows, row_len, 1, predicted_per_row(predict, row_len))
-  return train.Task(functools.partial(next_token_loss, network), shape)
+  return batches.Shape(c.batch_rows, row_len, 1, predicted_per_row(predict, row_len))
 
 
 def encoder(run, model: TextModel):
@@ -101,7 +105,7 @@ def measure(run, model: TextModel, clicks) -> held_out.MeanLoss | None:
 def execute(role: str, run: Run) -> dict:
   c = run.config.cpt
   model = open_model(run.config[role], 'lm')
-  variables = roles.trained(run, role, model, ())
+  variables = roles.trained(run, role, model, (), trains='cpt')
   clicks = prepare.records(run, 'clicks')
   split = held_out.split(run, 'cpt', clicks)
   todo, feed = job(run, model, split.learned)
@@ -169,15 +173,22 @@ def check_models(config, models) -> None:
 def check_records(role: str, run: Run) -> None:
   """Raises: UserError, before the first model runs, for clicks that nothing can be learned from."""
   held_out.check_records(run, 'cpt', 'clicks')
-  fields = template_fields(run.config[role].get('template', ''))
-  if run.config.cpt.predict != 'document' or 'summary' in fields or 'title' not in fields:
+  c, settings, clicks = run.config.cpt, run.config[role], prepare.records(run, 'clicks')
+
+  def encoder():
+    prompt = open_model(settings, 'lm').prompt(predict=c.predict)
+    return functools.partial(batches.encode_click, prompt)
+
+  if c.objective != 'masked':  # fewer than half of the tokens, which always fit
+    room.check(run, 'cpt', shape_of(c, settings.row_len), clicks, encoder)
+  fields = template_fields(settings.get('template', ''))
+  if c.predict != 'document' or 'summary' in fields or 'title' not in fields:
     return
-  clicks = prepare.records(run, 'clicks')
   count = min(len(clicks), LOOKED_AT)
   without = sum(not clicks[i].title.strip() for i in range(count))
   if without == count:
     raise UserError(
-      f'config.{role}.template={run.config[role].template!r}: cpt would learn to write titles, and '
+      f'config.{role}.template={settings.template!r}: cpt would learn to write titles, and '
       f'the first {count:,} clicks have none; add {{summary}} to it'
     )
   if without:

@@ -32,6 +32,7 @@ from disranker_jax.stages import (
   mixed,
   prepare,
   roles,
+  room,
   score,
   scored_records,
   sft,
@@ -89,10 +90,15 @@ def draw(size: int, record: tuple[Group, np.ndarray], rng) -> tuple[Group, np.nd
 def task(config, network, hidden: HiddenStates | None = None) -> train.Task:
   """What is computed, of which shapes; without `hidden` all but the term on hidden states."""
   c = config.distill
-  shape = batches.Shape(c.batch_rows, config.student.row_len, c.group_size)
   score_alone = score_fn(network)
   score = hidden or (lambda variables, batch: (score_alone(variables, batch), 0.0))
-  return train.Task(functools.partial(distillation_loss, score, c), shape)
+  return train.Task(functools.partial(distillation_loss, score, c), shape_of(config))
+
+
+def shape_of(config) -> batches.Shape:
+  """The shape of a batch."""
+  c = config.distill
+  return batches.Shape(c.batch_rows, config.student.row_len, c.group_size)
 
 
 def unchanged(scores_N: np.ndarray) -> np.ndarray:
@@ -222,6 +228,8 @@ def execute(run: Run) -> dict:
   student = roles.open_role(run.config, 'student')
   scored, results = open_targets(run)
   split = held_out.split(run, 'distill', scored, query=lambda record: record[0])
+  if run.config.distill.earlier_runs or prepare.GENERATED in reads(run.config):
+    check_room(run, split.learned, lambda record: record[0])  # not known to check_records
   found = {}
   for weight, (one, folder) in hard_label_trials.runs(run).items():
     if one is not run:
@@ -233,7 +241,8 @@ def execute(run: Run) -> dict:
 def train_one(run: Run, folder: Path, student: TextModel, split: held_out.Split) -> dict:
   """Trains the student in a folder; returns the results."""
   c = run.config.distill
-  variables = roles.trained(run, 'student', student, (c.init_from,) if c.init_from else ())
+  earlier_stages = (c.init_from,) if c.init_from else ()
+  variables = roles.trained(run, 'student', student, earlier_stages, trains='distill')
   hidden, more = open_hidden(run, student) if c.hidden_weight else (None, {})
   todo, feed = job(run, student, split.learned, hidden)
   todo = dataclasses.replace(todo, folder=folder)
@@ -242,14 +251,27 @@ def train_one(run: Run, folder: Path, student: TextModel, split: held_out.Split)
   return held_out.results(todo, checked)
 
 
+def check_room(run, records: Sequence, group: Callable = lambda record: record) -> None:
+  """Raises: UserError if a record's query, which `group` gives, does not fit into a batch."""
+
+  def encoder():
+    prompt = roles.open_role(run.config, 'student').prompt()
+    return lambda record: batches.encode_group(prompt, group(record))
+
+  room.check(run, 'distill', shape_of(run.config), records, encoder)
+
+
 def check_records(run) -> None:
-  """Raises: UserError if hard labels, or other teachers' scores, have nothing to learn from."""
+  """Raises: UserError if there is nothing to learn from, or a query does not fit into a batch."""
   c = run.config.distill
   if has_hard_labels(run.config) and 'judgements' in reads(run.config):
     hard = losses.choose(losses.ON_LABELS, c.hard_loss, 'distill.hard_loss')
     sft.check_labels(prepare.records(run, 'judgements'), hard, 'distill.hard_loss')
   held_out.check_records(run, 'distill', *reads(run.config))
   hard_label_trials.check_records(run)
+  for kind in reads(run.config):
+    if not prepare.is_to_come(run, kind):
+      check_room(run, prepare.records(run, kind))
   if run.config.data.teachers:
     normalizer(open_scored(run).facts, c.normalize_scores)
 
@@ -263,6 +285,8 @@ def uses(config) -> tuple[Use, ...]:
 
 def check_models(config, models) -> None:
   roles.check_student(models['student'])
+  if not config.distill.init_from:  # student_sft has made the same check
+    roles.check_head(config, 'distill', 'student', models['student'])
   if config.distill.hidden_weight:
     check_hidden(config, models['teacher'], models['student'])
 

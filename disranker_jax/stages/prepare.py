@@ -200,6 +200,12 @@ def records(run, kind: str):
   return store.open(kind, run.folder('prepare') / kind)
 
 
+def is_to_come(run, kind: str) -> bool:
+  """Whether a stage has yet to make the records of a kind."""
+  maker = MADE_BY.get(kind)
+  return bool(maker) and not (run.folder(maker) / 'candidates').exists()
+
+
 def is_address(value: str) -> bool:
   if value.startswith('judgements:'):
     return clicks.ADDRESS.fullmatch(value) is not None

@@ -10,6 +10,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.models import eight_bits, hf, tiny, tree
 from disranker_jax.models import load as models
 from disranker_jax.models.load import TextModel
+from disranker_jax.models.tensors import rows_of
 from disranker_jax.rankers.pointwise import PointwiseRanker
 from disranker_jax.stages import earlier
 from disranker_jax.training import checkpoint, train
@@ -48,10 +49,14 @@ def open_pretrained(config: ConfigDict, role: str, head: str = '') -> TextModel:
   return models.open_model(settings, head)
 
 
-def trained(run, role: str, model: TextModel, stages: tuple[str, ...], own=None) -> dict:
+def trained(
+  run, role: str, model: TextModel, stages: tuple[str, ...], own=None, trains: str = ''
+) -> dict:
   """The pretrained parameters, overlaid with those that the given stages trained, in order.
 
-  They are on the run's mesh, or on `own`, a sharding.local mesh of each process.
+  They are on the run's mesh, or on `own`, a sharding.local mesh of each process. Those that the
+  stage `trains` goes on to train are fp32, as they were saved; all others of the model's
+  `param_dtype`.
 
   How parameters are initialised; the first source that has a parameter gives its value:
     1 resume              the stage's own last checkpoint; `train.fit` restores it after this
@@ -61,13 +66,14 @@ def trained(run, role: str, model: TextModel, stages: tuple[str, ...], own=None)
     5 random              a head that the folder lacks and LoRA, from the seeds of run and model
   """
   where = run.mesh if own is None else own
-  flat = tree.flatten(model.pretrained(run.config.seed, where))  # 4 and 5
+  trainable = run.config[trains].trainable if trains else None
+  flat = tree.flatten(model.pretrained(run.config.seed, where, trainable))  # 4 and 5
   folders = earlier.start(run, role) if model.settings.init_from else []
   folders += [run.folder(s) / 'checkpoints' for s in stages if s in run.config.stages]
   for folder in folders:
     saved = checkpoint.load_params(folder, run.mesh)
     saved = saved if own is None else sharding.on_local(saved, own)
-    # The stage may have trained a head that this model does not have. An average is in fp32.
+    # The stage may have trained a head that this model does not have.
     flat |= {k: v.astype(flat[k].dtype) for k, v in tree.flatten(saved).items() if k in flat}
   return tree.unflatten(flat)
 
@@ -94,17 +100,18 @@ def student_stages(config: ConfigDict) -> tuple[str, ...]:
 def check_head(config, stage: str, role: str, model: TextModel) -> None:
   """Raises: UserError if the head that gives the score would stay at its random start."""
   network, pattern = model.network, config[stage].trainable
-  shapes = network.shapes()
-  fresh = network.family.fresh or ('/',)
-  heads = [path for path in tree.flatten(shapes['params']) if path.startswith(fresh)]
-  if config[role].init_from or not heads or not hf.lacking(model.folder, network):
+  if config[role].init_from:
     return
-  trained = [path for path in tree.flatten(shapes) if re.search(pattern, path)]
-  if trained and not any(f'params/{path}' in trained for path in heads):
-    more = f'{pattern}|{heads[0].partition("/")[0]}'
+  rows = rows_of(network)
+  missing = [path for name in hf.lacking(model.folder, network) for path in rows[name].paths]
+  # Biases start at 0, norms at 1.
+  random = [path for path in missing if path.endswith('/kernel')]
+  left = [path for path in random if not re.search(pattern, f'params/{path}')]
+  if left and any(re.search(pattern, path) for path in tree.flatten(network.shapes())):
+    more = '|'.join([pattern, *dict.fromkeys(path.partition('/')[0] for path in left)])
     raise UserError(
-      f'config.{stage}.trainable={pattern!r}: leaves the head of the score ({", ".join(heads)}) at '
-      f'its random start, since {model.folder} has none; write {more!r}'
+      f'config.{stage}.trainable={pattern!r}: leaves a part of the head that scores '
+      f'({", ".join(left)}) at its random start, since {model.folder} has none; write {more!r}'
     )
 
 

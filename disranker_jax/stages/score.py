@@ -40,6 +40,7 @@ from disranker_jax.stages import (
 from disranker_jax.stages.chosen import Chosen
 
 SAMPLE = 200  # queries that the estimate of the work reads
+FIRST = 500  # queries whose scores are looked at before the others are scored
 # Batches of a unit, see shards.units, and how full they are. Fewer batches lose less when a run is
 # killed. What is over the brim would be a batch of its own, almost empty.
 UNIT_BATCHES, UNIT_FILL = 5, 0.93
@@ -58,7 +59,8 @@ def execute(run: Run) -> dict:
     groups = open_chosen(run, kind)
     shards = open_shards(run, kind, len(groups), made)
     processes.first_alone('folder', lambda s=shards: s.folder.mkdir(parents=True, exist_ok=True))
-    score_missing(f'score {kind}', groups, shards, scorer, c)
+    look = functools.partial(look_at_first, kind, shards, c)
+    score_missing(f'score {kind}', groups, shards, scorer, c, look)
     processes.barrier(f'{kind} are scored')
   say(f'score: {speed(scorer)}')
   by_kind = processes.first_alone('audit', lambda: finish(run)) or {}
@@ -139,10 +141,28 @@ def open_shards(run, kind: str, queries: int, made: dict | None = None) -> Shard
   return Shards(run.folder('score') / 'shards' / kind, queries, made)
 
 
-def score_missing(label: str, groups: Sequence[Group], shards: Shards, scorer, c) -> None:
+def look_at_first(kind: str, shards: Shards, c) -> None:
+  """Raises: UserError if the scores of the first queries have collapsed; later ones would, too."""
+  rows = itertools.chain.from_iterable(
+    table.to_pylist() for table in (s.read() for s in shards.found() if s.span.start < FIRST)
+  )
+  queries = [
+    [row['score'] for row in of_query]
+    for _, of_query in itertools.groupby(rows, key=lambda row: row['query_id'])
+  ]
+  scores = np.array(list(itertools.chain.from_iterable(queries)), np.float32)
+  if len(scores) and np.isfinite(scores).all():  # the audit says which are not
+    found = score_statistics.describe(scores, list(map(len, queries)))
+    score_statistics.refuse_collapsed(f'first {len(queries):,} queries of {kind}', found, c)
+
+
+def score_missing(
+  label: str, groups: Sequence[Group], shards: Shards, scorer, c, look: Callable | None = None
+) -> None:
   """Scores the queries that are missing; each of several processes takes its share of them.
 
-  `scorer` is a PointwiseRanker or an LLMRanker, `c` has `unit_queries` and `shard_seconds`.
+  `scorer` is a PointwiseRanker or an LLMRanker, `c` has `unit_queries` and `shard_seconds`. Of many
+  queries the first ones are scored by themselves; `look()` may then raise a UserError.
   """
   missing = shards_of.agreed(processes.first_alone(f'{label}: look', shards.missing) or [])
   if not missing:
@@ -154,21 +174,31 @@ def score_missing(label: str, groups: Sequence[Group], shards: Shards, scorer, c
     f'{label}: about {todo * per_query.pairs:,.0f} pairs, {todo * per_query.tokens:,.0f} tokens, '
     f'of {todo:,} of {len(groups):,} queries'
   )
-  listed = shards_of.units(missing, size)
-  # Neighbours go to one process, which writes them as one shard.
-  own = [listed[i] for i in np.array_split(range(len(listed)), jax.process_count())[
-    jax.process_index()]]  # fmt: skip
-  count = sum(map(len, own))
+  listed, first = shards_of.units(missing, size), []
+  if look and len(groups) > 2 * FIRST:
+    first = [unit for unit in listed if unit.start < FIRST]
+  turns = [own_share(first), own_share(listed[len(first) :])]
+  count = sum(len(unit) for own in turns for unit in own)
   done = len(groups) - count
-  with (
-    shards_of.Writer(shards, c.shard_seconds) as writer,
-    Progress(label, len(groups), 'pairs', done, count * per_query.pairs, scorer.work) as progress,
-  ):
-    parts = ((unit, (groups[i] for i in unit)) for unit in own)
-    for unit, group, scores, *counts in scorer.parts(parts):
-      writer.add(unit, (group, scores, *counts))
-      done += 1
-      progress.update(done, len(scores))
+  with Progress(
+    label, len(groups), 'pairs', done, count * per_query.pairs, scorer.work
+  ) as progress:
+    for number, own in enumerate(turns if first else turns[1:]):
+      with shards_of.Writer(shards, c.shard_seconds) as writer:
+        parts = ((unit, (groups[i] for i in unit)) for unit in own)
+        for unit, group, scores, *counts in scorer.parts(parts):
+          writer.add(unit, (group, scores, *counts))
+          done += 1
+          progress.update(done, len(scores))
+      if first and not number:
+        processes.barrier(f'{label}: the first ones are scored')
+        processes.first_alone(f'{label}: look at the first ones', look)
+
+
+def own_share(units: Sequence[range]) -> list[range]:
+  """The units of this process. Neighbours go to one process, which writes them as one shard."""
+  shares = np.array_split(range(len(units)), jax.process_count())
+  return [units[i] for i in shares[jax.process_index()]]
 
 
 class PerQuery(NamedTuple):
@@ -246,7 +276,7 @@ def finish(run) -> dict[str, dict]:
   manifest.write_json(run.folder('score') / 'stats.json', by_kind)
   write_run(run)
   for kind, of_kind in by_kind.items():
-    score_statistics.refuse_collapsed(kind, of_kind, run.config.score)
+    score_statistics.refuse_collapsed(f'{kind} (score/stats.json)', of_kind, run.config.score)
   return by_kind
 
 
@@ -294,10 +324,13 @@ SETTINGS = {
   ),  # an input of the stage tells it, see pipeline/inputs.py
   'quantize_gate': quantise_gate.SETTINGS,
   'min_std': Key(
-    1e-3, at_least(0), 'A smaller standard deviation of all scores is an error: they collapsed.'
+    1e-3, at_least(0),
+    'A smaller standard deviation of all scores is an error: they collapsed. Tested with the first '
+    'queries, too.', affects_results=False,
   ),
   'max_tied_share': Key(
-    0.5, share(), 'A larger share of tied pairs within queries is an error.'
+    0.5, share(), 'A larger share of tied pairs within queries is an error.',
+    affects_results=False,
   ),
   'judgements': Key(
     True, boolean(),

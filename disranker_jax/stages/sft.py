@@ -17,7 +17,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.models.load import HEADS, TextModel
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.rankers.pointwise import score_fn, score_shape
-from disranker_jax.stages import held_out, language_terms, prepare, roles, teacher
+from disranker_jax.stages import held_out, language_terms, prepare, roles, room, teacher
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
 from disranker_jax.training.settings import GROUPS, training
@@ -74,23 +74,38 @@ def draw(size: int, group: Group, rng) -> Group:
 def execute(run: Run) -> dict:
   """The teacher, from the parameters that cpt trained."""
   side = roles.open_role(run.config, 'teacher')
-  return on_labels(run, 'sft', side, roles.trained(run, 'teacher', side, ('cpt',)))
+  return on_labels(run, 'sft', side, roles.trained(run, 'teacher', side, ('cpt',), trains='sft'))
 
 
 def task(config, network, stage: str = 'sft') -> train.Task:
   """The loss and the batch shape of a stage, 'sft' or 'student_sft'."""
   c = config[stage]
-  scorer = config.teacher.scorer if stage == 'sft' else 'score_head'
-  row_len = config.teacher.row_len if stage == 'sft' else config.student.row_len
+  scorer = scorer_of(config, stage)
   per_group = per_group_of(c, stage)
   loss = functools.partial(label_loss, score_fn(network, scorer), per_group)
-  shape, more = score_shape(scorer, c.batch_rows, row_len, c.group_size), {}
+  shape, more = shape_of(config, stage), {}
   if stage == 'sft' and language_terms.are_used(c):
     on_labels = functools.partial(of_scores, per_group)
     loss = language_terms.LanguageTerms(network, scorer, on_labels, c.lm_weight, c.kl_weight)
     if c.kl_weight:
       more['frozen'] = functools.partial(language_terms.reference, trainable=c.trainable)
   return train.Task(loss, shape, **more)
+
+
+def scorer_of(config, stage: str) -> str:
+  """The way of scoring that a stage trains, 'sft' or 'student_sft'."""
+  return config.teacher.scorer if stage == 'sft' else 'score_head'
+
+
+def shape_of(config, stage: str) -> batches.Shape:
+  """The shape of a stage's batches."""
+  c, role = config[stage], role_of(stage)
+  return score_shape(scorer_of(config, stage), c.batch_rows, config[role].row_len, c.group_size)
+
+
+def role_of(stage: str) -> str:
+  """The model that a stage trains."""
+  return 'teacher' if stage == 'sft' else 'student'
 
 
 def job(run, side: TextModel, stage: str = 'sft', judged=None) -> tuple[train.Job, OfflineFeed]:
@@ -133,10 +148,17 @@ def on_labels(run, stage: str, side, variables) -> dict:
 
 
 def check_records(run, stage: str = 'sft') -> None:
-  """Raises: UserError if the stage's loss has nothing to learn from."""
+  """Raises: UserError if the stage's loss has nothing to learn from, or a query does not fit."""
   loss = losses.choose(losses.ON_LABELS, run.config[stage].loss, f'{stage}.loss')
-  check_labels(prepare.records(run, 'judgements'), loss, f'{stage}.loss')
+  judged = prepare.records(run, 'judgements')
+  check_labels(judged, loss, f'{stage}.loss')
   held_out.check_records(run, stage, 'judgements')
+
+  def encoder():
+    prompt = roles.open_role(run.config, role_of(stage)).prompt()
+    return functools.partial(batches.encode_group, prompt)
+
+  room.check(run, stage, shape_of(run.config, stage), judged, encoder)
 
 
 LABELS: Section = {

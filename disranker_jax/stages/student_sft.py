@@ -16,7 +16,8 @@ NAME = 'student_sft'
 def execute(run: Run) -> dict:
   """Trains the student from its pretrained parameters: an earlier run's know more than labels."""
   student = roles.open_pretrained(run.config, 'student')
-  return sft.on_labels(run, NAME, student, roles.trained(run, 'student', student, ()))
+  variables = roles.trained(run, 'student', student, (), trains=NAME)
+  return sft.on_labels(run, NAME, student, variables)
 
 
 def check(config) -> None:

@@ -26,8 +26,8 @@ def average(decay: float) -> optax.GradientTransformation:
   After step t = 0, 1, ... the average is d * average + (1 - d) * parameters with
   d = min(decay, (1 + t) / (10 + t)). So the start and the first steps soon count little, also in a
   stage of fewer steps than 1 / (1 - decay). A division by 1 - decay^t (`optax.ema`) would remove
-  the start only: such a stage would have the plain mean of all its steps. In fp32, because bf16 has
-  too few bits for a step of 1 - decay.
+  the start only: such a stage would have the plain mean of all its steps. In fp32, as the
+  parameters are (optimizer.split): bf16 has too few bits for a step of 1 - decay.
   """
 
   def init(params):
@@ -51,13 +51,9 @@ def of(state) -> dict | None:
 
 
 def result(trained: dict, state) -> dict:
-  """What a stage gives after a step: the average in the types of the parameters, else these."""
+  """What a stage gives after a step: the average, else the parameters."""
   averaged = of(state)
-  return trained if averaged is None else jax.tree.map(_like, averaged, trained)
-
-
-def _like(x, other):
-  return x.astype(other.dtype)
+  return trained if averaged is None else averaged
 
 
 def swapped(trained: dict, state) -> tuple[dict, dict]:

@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -11,22 +12,40 @@ from disranker_jax.training import averaging
 
 
 def split(variables, pattern: str) -> tuple[dict, dict]:
-  """(trained, frozen) by a regular expression over parameter paths, both flat.
+  """(trained, frozen) by a regular expression over parameter paths, both flat; arrays or shapes.
 
-  Frozen parameters have no gradient and no moments, and are not in the stage's checkpoints.
-  Parameters under 'teacher/', which a student learns from, are always frozen.
+  Trained parameters are fp32 whatever `param_dtype` says, and so are their moments: bf16 has 8
+  bits, and an update of less than 1/512 of a parameter would be rounded away. Frozen parameters
+  have no gradient and no moments, and are not in the stage's checkpoints. Parameters under
+  'teacher/', which a student learns from, are always frozen.
 
   Raises: UserError if the pattern is invalid or matches no parameter.
   """
   flat = flatten(variables)
   try:
     own = {k: v for k, v in flat.items() if not k.startswith('teacher/')}
-    trained = {k: v for k, v in own.items() if re.search(pattern, k)}
+    trained = {k: _fp32(v) for k, v in own.items() if re.search(pattern, k)}
   except re.error as e:
     raise UserError(f'trainable={pattern!r}: not a regular expression: {e}') from e
   if not trained:
     raise UserError(f'trainable={pattern!r}: matches no parameter; there are {", ".join(own)}')
   return trained, {k: v for k, v in flat.items() if k not in trained}
+
+
+def adapted(variables, pattern: str) -> list[str]:
+  """The kernels that a pattern trains together with the adapters that are added to them."""
+  trained = split(variables, pattern)[0]
+  lora = (p for p in trained if p.startswith('lora/') and p.endswith('/lora_a'))
+  kernels = ('params/' + p.removeprefix('lora/').removesuffix('lora_a') + 'kernel' for p in lora)
+  return [kernel for kernel in kernels if kernel in trained]
+
+
+def _fp32(x):
+  if x.dtype == jnp.float32:
+    return x
+  if isinstance(x, jax.ShapeDtypeStruct):
+    return jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding)
+  return x.astype(jnp.float32)
 
 
 def schedule(settings, steps: int):
@@ -50,9 +69,9 @@ def decays(flat: dict) -> dict:
 def make(settings, steps: int) -> optax.GradientTransformation:
   """The optimizer of a stage's settings, with gradient clipping before it and `ema` after it.
 
-  State in bytes per parameter: 'adamw' 8, or 6 with bfloat16 first moments (the second moment stays
-  fp32: its steps of 1 - b2 are too small for bfloat16's 8 bits); 'adafactor' almost none. The
-  average of the parameters (`ema`) takes 4 more.
+  State in bytes per parameter: 'adamw' 8, or 6 with bfloat16 first moments; 'adafactor' almost
+  none. The second moment has the type of the parameters, which `split` makes fp32: its steps of
+  1 - b2 are too small for bfloat16's 8 bits. The average of the parameters (`ema`) takes 4 more.
   """
   scale = {
     'adamw': lambda: optax.scale_by_adam(b2=settings.adam_b2, mu_dtype=settings.adam_mu_dtype),

@@ -17,6 +17,8 @@ from disranker_jax.config.settings import (
 )
 
 LEAST = 10  # held-out queries; fewer say nothing
+# A `trainable` that trains adapters and the heads of every model family, and no other parameter.
+ADAPTERS = 'lora|params/(score|classifier|pooler|dense|head_norm)/'
 # What is held out, for all training stages: their values can be compared.
 HELD_OUT: Section = {
   'share': Key(
@@ -98,7 +100,8 @@ SETTINGS: Section = {
   ),
   'trainable': Key(
     '.*', regex(),
-    "Regular expression over parameter paths, such as 'lora/.*' or 'params/blocks/.*'.",
+    "Regular expression over parameter paths, such as 'lora/.*' or 'params/blocks/.*'. What it "
+    'trains is float32, with its moments, whatever param_dtype of the model is.',
   ),
   'save_every': Key(500, at_least(1), 'Steps between checkpoints.', affects_results=False),
   'validation': VALIDATION,
@@ -112,6 +115,18 @@ GROUPS: Section = {
 def training(**defaults) -> Section:
   """The section with other defaults."""
   return with_defaults(SETTINGS, **defaults)
+
+
+def adapters_only(stage: str, role: str = '') -> str:
+  """What takes the least memory in a training stage: adapters beside frozen bf16 parameters.
+
+  `role` is the section of the model, if it is known.
+  """
+  of = f'config.{role}.' if role else "the model's "
+  return (
+    f'train only adapters, beside bf16 parameters ({of}lora_rank=16, config.{stage}.trainable='
+    f'{ADAPTERS!r}, {of}param_dtype=bfloat16)'
+  )
 
 
 def defaults(**changes) -> ConfigDict:

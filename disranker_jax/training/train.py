@@ -19,6 +19,7 @@ from disranker_jax.training import averaging, optimizer
 from disranker_jax.training.checkpoint import Checkpoints
 from disranker_jax.training.feed import Feed
 from disranker_jax.training.logs import Logs
+from disranker_jax.training.settings import adapters_only
 from disranker_jax.training.validation import Validation, shown
 
 # A step is bad if its loss or gradient is not finite, or if its gradient norm is more than
@@ -228,7 +229,6 @@ def fit(job: Job, feed: Feed, variables: dict, mesh, validation: Validation | No
         if validation and validation.is_due(step):
           variables = tree.unflatten(averaging.result(trained, state) | frozen)
           stop |= report.now(validation.take(step, variables))
-          del variables  # with `ema` and bf16 parameters they are a copy
           is_best = validation.keeps_best and validation.best == step
         stop |= bool(request) and jax.process_count() == 1
         watchdog.beat()
@@ -254,7 +254,7 @@ def needs_less(job: Job) -> str:
   lower = job.lower or (
     f'lower config.{job.label}.batch_rows (now {job.settings.batch_rows}; '
     "gradient_accumulation_steps keeps the update's size) or the model's row_len, set its "
-    'remat=full or param_dtype=bfloat16, or raise config.mesh.fsdp'
+    f'remat=full, {adapters_only(job.label)}, or raise config.mesh.fsdp'
   )
   return f'{lower}, or set config.{job.label}.ema=0' if job.settings.ema else lower
 

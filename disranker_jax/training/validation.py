@@ -122,7 +122,7 @@ class Validation:
     begin = time.monotonic()
     found = self.measure(variables)
     # Rounded as they are when processes share them, so that a restart compares the same numbers.
-    values = {k: float(np.float32(v)) for k, v in found.items() if math.isfinite(v)}
+    values = {k: float(np.float32(v)) for k, v in found.items() if is_value(k, v)}
     self.history[step] = values
     self.seconds += time.monotonic() - begin
     return {PREFIX + name: value for name, value in values.items()}
@@ -168,9 +168,16 @@ class Validation:
       'validation': {
         'queries': self.measure.queries, 'labelled': self.measure.labelled,
         'made_of': self.measure.made_of, 'step': step, 'best_step': self.best,
-        'metric': self.main, 'seconds': round(self.seconds, 1), **values,
+        'metric': self.main, 'seconds': round(self.seconds, 1),
+        # JSON has no infinity; as text, as in results.json.
+        **{k: v if math.isfinite(v) else str(v) for k, v in values.items()},
       }
     }  # fmt: skip
+
+
+def is_value(name: str, value: float) -> bool:
+  """Whether a measured number is a value: an infinite PNR is, that of a perfect order."""
+  return math.isfinite(value) or (name != LOSS and value == math.inf)
 
 
 def title(name: str) -> str:
@@ -202,10 +209,10 @@ def read(file: Path, last: int) -> dict[int, dict[str, float]]:
 
 
 def of_steps(rows: Iterable[dict], last: float = math.inf) -> dict[int, dict[str, float]]:
-  """The held-out values in the rows of a metrics.jsonl."""
+  """The held-out values in the rows of a metrics.jsonl; an infinite one may be text."""
   found = {}
   for row in rows:
-    values = {k.removeprefix(PREFIX): v for k, v in row.items() if k.startswith(PREFIX)}
+    values = {k.removeprefix(PREFIX): float(v) for k, v in row.items() if k.startswith(PREFIX)}
     if values and row['step'] <= last:
       found[row['step']] = values
   return found

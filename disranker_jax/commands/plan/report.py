@@ -15,6 +15,7 @@ from disranker_jax.models.flops import Flops
 from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.steps import GATE
 from disranker_jax.rewriting.stages import rewrite
+from disranker_jax.training.settings import ADAPTERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,8 +301,11 @@ def remedies(config, stage: str, where: chips.Slice, mesh) -> list[str]:
     options.append(f'--config.{stage}.optimizer=adafactor')
   if training and not side.lora_rank:
     options.append(
-      f"--config.{name}.lora_rank=16 --config.{stage}.trainable='lora/.*|score|classifier|pooler'"
+      f"--config.{name}.lora_rank=16 --config.{stage}.trainable='{ADAPTERS}' "
+      f'--config.{name}.param_dtype=bfloat16'
     )
+  elif training and side.param_dtype == 'float32':
+    options.append(f'--config.{name}.param_dtype=bfloat16')
   return [*options, 'a larger slice']
 
 

@@ -96,7 +96,8 @@ def find(config: ConfigDict, name: str, step: Step, mesh) -> Rollouts | None:
 def _held(network, config: ConfigDict, step: Step, mesh) -> dict[str, int]:
   """What a device holds while it samples."""
   c = config.rewrite
-  variables = sharding.abstract(steps.shapes(network, config.rewriter.param_dtype), mesh)
+  shapes = steps.shapes(network, config.rewriter.param_dtype, c.trainable)
+  variables = sharding.abstract(shapes, mesh)
   with jax.set_mesh(mesh):
     whole = variables
     if mesh.shape['fsdp'] > 1:

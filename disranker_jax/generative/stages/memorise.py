@@ -68,7 +68,7 @@ def execute(run: Run) -> dict:
   model = index.open_retriever(run.config)
   pages, _ = index.load(run)
   teaching = Teaching.of(pages, Prompts(model))
-  variables = roles.trained(run, 'retriever', model, ())
+  variables = roles.trained(run, 'retriever', model, (), trains='memorise')
   split = held_out.split(run, 'memorise', prepare.records(run, 'clicks'))
   computed, learned = task(run.config, model.network), lessons(run, teaching, split.learned)
   todo, feed = roles.job(

@@ -142,7 +142,8 @@ class Method:
     todo, feed = self.job(run, model, found, split.learned, scale)
     measured = self.measure(run, model, found, split.measured, scale)
     checked = held_out.validation(self.stage, todo, measured)
-    train.fit(todo, feed, roles.trained(run, ROLE, model, ('memorise',)), run.mesh, checked)
+    variables = roles.trained(run, ROLE, model, ('memorise',), trains=self.stage)
+    train.fit(todo, feed, variables, run.mesh, checked)
     counts = {'rows': len(split.learned), 'left_out': len(found.examples) - len(usable)}
     return counts | {'scale': scale} | held_out.results(todo, checked)
 

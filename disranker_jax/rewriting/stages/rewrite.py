@@ -47,7 +47,7 @@ from disranker_jax.rewriting.searches import Searches
 from disranker_jax.stages import documents, held_out, language_terms, prepare, roles
 from disranker_jax.training import train
 from disranker_jax.training.panels import Line, Panel
-from disranker_jax.training.settings import VALIDATION, training
+from disranker_jax.training.settings import VALIDATION, adapters_only, training
 from disranker_jax.training.validation import STEP, described
 
 
@@ -97,8 +97,8 @@ def job(
     'rewrite', run.folder('rewrite'), computed.loss, c, steps(c, len(learned)), 'samples',
     config.watchdog_s, *logs, lower=(
       f'lower config.rewrite.prompts (now {c.prompts}) or samples, raise '
-      'gradient_accumulation_steps, set config.rewriter.remat=full or param_dtype=bfloat16, or '
-      'raise config.mesh.fsdp'
+      'gradient_accumulation_steps, set config.rewriter.remat=full, '
+      f'{adapters_only("rewrite", "rewriter")}, or raise config.mesh.fsdp'
     ),
   )  # fmt: skip
   return todo, feed, computed
@@ -125,7 +125,7 @@ def execute(run: Run) -> dict:
   todo, feed, computed = job(run, model, split.learned, reward)
   searches = Searches(run, model, split.measured, documents, index, reward)
   checked = held_out.validation('rewrite', todo, searches if split.measured else None)
-  variables = roles.trained(run, 'rewriter', model, ('cpt',))
+  variables = roles.trained(run, 'rewriter', model, ('cpt',), trains='rewrite')
   results, before = {'rows': len(split.learned)}, {}
   if checked:
     results['before'] = searches(variables)

@@ -1,0 +1,82 @@
+"""Whether the documents that a step takes of a query fit into a batch, known before the first step.
+
+A query is never split between batches. Otherwise a long one would end the training at the step that
+meets it, hours later, and with other batch_rows the stage begins again.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+
+from ml_collections import ConfigDict
+
+from disranker_jax.data.batches import EncodedGroup, Shape, first_fit
+from disranker_jax.errors import UserError
+from disranker_jax.pipeline.stage import Run
+from disranker_jax.progress import Count
+
+
+def check(
+  run: Run,
+  stage: str,
+  shape: Shape,
+  records: Sequence,
+  encoder: Callable[[], Callable[..., EncodedGroup]],
+) -> None:
+  """Raises: UserError that names a query of the records which does not fit, and values that do.
+
+  Reads no text where even the longest ones would fit. `shape` is that of a whole batch; `encoder()`
+  opens what encodes a record with all its documents.
+  """
+  from disranker_jax.pipeline import systems  # which imports the stages
+
+  c, side = run.config[stage], systems.model_settings(run.config, stage)
+  block = shape.block(c.data_shards)
+  if is_enough(block, side):
+    return
+  encode, large, rows, docs = encoder(), [], block.rows, block.docs
+  with Count(f'{stage}: queries whose texts are measured', 'queries') as progress:
+    for record in records:
+      progress.add(1)
+      group = encode(record)
+      if fits(group, block):
+        continue
+      large.append(group.name)
+      sizes = (dataclasses.replace(block, rows=n) for n in itertools.count(rows))
+      rows = next(size.rows for size in sizes if fits(group, size))
+      while docs > 1 and not fits(group, dataclasses.replace(block, docs=docs)):
+        docs -= 1
+  if large:
+    raise UserError(unfit(stage, c, block, large, len(records), rows, docs))
+
+
+def unfit(stage: str, c: ConfigDict, block: Shape, large: list, count: int, rows: int, docs: int):
+  """The error for queries that do not fit into a block; `rows` or `docs` instead would do."""
+  part = f'each of data_shards={c.data_shards} parts of a batch' if c.data_shards > 1 else 'a batch'
+  advice = [f'batch_rows={rows * c.data_shards}']
+  if 'group_size' in c and docs > 1:
+    advice.append(f'group_size={docs}')
+  return (
+    f'config.{stage}.batch_rows={c.batch_rows}: {part} has {block.rows} rows of {block.row_len} '
+    f'tokens, into which {len(large):,} of {count:,} queries, such as {large[0]!r}, do not fit '
+    f'with their {block.docs} longest documents; set config.{stage}.{" or ".join(advice)}, or '
+    "lower the model's max_len"
+  )
+
+
+def is_enough(block: Shape, side: ConfigDict) -> bool:
+  """Whether documents of any length that the model's settings allow fit into a block."""
+  if block.rows * (block.row_len // side.max_len) < block.docs:
+    return False
+  # One token more, since a token can begin before the query.
+  most = block.docs * (side.max_query_len + 1)
+  return block.predicted in (0, block.row_len) or most <= block.predicted * block.rows
+
+
+def fits(group: EncodedGroup, block: Shape) -> bool:
+  """Whether the longest documents that can be drawn of a query fit into an empty block."""
+  lengths = sorted(map(len, group.docs))[-block.docs :]
+  predictions = sorted(doc.predictions for doc in group.docs)[-block.docs :]
+  if block.predicted and sum(predictions) > block.predicted * block.rows:
+    return False
+  return first_fit(lengths, [block.row_len] * block.rows) is not None
