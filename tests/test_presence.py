@@ -5,9 +5,11 @@ import pathlib
 import pytest
 from source_files import ROW, jsonl, trec_folder
 
+from disranker_jax import config as configs
 from disranker_jax.data import presence, sources, store
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
+from disranker_jax.pipeline import inputs, systems
 
 KINDS = ('judgements', 'candidates', 'test', sources.POOLED, presence.DOCUMENTS, sources.SCORES)
 
@@ -72,6 +74,32 @@ def test_what_is_there_is_accepted_for_every_kind(here, address, kind):
 )
 def test_what_is_missing_is_said_as_reading_says_it(here, address, kind, says):
   assert refused(address, kind).startswith(says)
+
+
+@pytest.mark.parametrize('system', ['dgr', 'query_rewriting'])
+def test_documents_are_looked_for_at_the_key_that_they_are_read_from(here, system):
+  config = configs.defaults(system)
+  config.data.update(dict.fromkeys(('clicks', 'judgements', 'candidates', 'test'), 'jsonl:a.jsonl'))
+  own = {'dgr': 'candidates', 'query_rewriting': 'test'}[system]
+  config.data[own] = 'jsonl:none.jsonl'
+  stages = [s for s in systems.listed(config) if s.name != 'prepare']  # which reads more
+  with pytest.raises(UserError, match=rf"^config\.data\.{own}='jsonl:none.jsonl': none.jsonl: does"):
+    inputs.check(config, stages)
+  config.data.documents = 'jsonl:a.jsonl'
+  inputs.check(config, stages)
+  config.data.documents = 'jsonl:lost.jsonl'
+  with pytest.raises(UserError, match=r"^config\.data\.documents='jsonl:lost.jsonl'"):
+    inputs.check(config, stages)
+
+
+def test_scores_of_teachers_are_looked_for_where_they_are_joined(here):
+  config = configs.defaults()
+  config.data.update(test='jsonl:a.jsonl', judgements='jsonl:a.jsonl', teachers=('trec:none.run',))
+  config.stages = ('prepare', 'evaluate')
+  inputs.check(config, systems.listed(config))
+  config.stages = ('prepare', 'student_sft', 'evaluate')
+  with pytest.raises(UserError, match=r"^config\.data\.teachers='trec:none.run'"):
+    inputs.check(config, systems.listed(config))
 
 
 def test_an_empty_part_beside_others_is_skipped_as_in_reading(here):

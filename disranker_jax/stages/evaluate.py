@@ -33,7 +33,7 @@ from disranker_jax.pipeline.inputs import VERSION, every_file
 from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
 from disranker_jax.report import tables
-from disranker_jax.stages import documents, prepare, result_table
+from disranker_jax.stages import prepare, result_table
 from disranker_jax.stages.result_table import Lacking, Row, Table
 
 BATCH_ROWS = 64  # by default
@@ -246,7 +246,7 @@ def addresses(config) -> list[tuple[str, str, str]]:
   table = result_table.of(config)
   runs_of = config[table.stage].runs.to_dict().items()
   found = [(f'{table.stage}.runs.{name}', sources.SCORES, given) for name, given in runs_of]
-  return found + ([] if table.reranks else documents.addresses(config))
+  return [*found, *table.addresses(config)]
 
 
 def uses(config) -> tuple[Use, ...]:
