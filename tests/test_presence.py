@@ -42,7 +42,7 @@ def refused(address, kind):
 @pytest.mark.parametrize(
   'address',
   [
-    'jsonl:a.jsonl', 'jsonl:*.jsonl', 'trec:trec', 'trec:trec?run=bm25', 'tfds:done',
+    'jsonl:a.jsonl', 'jsonl:*.jsonl', 'trec:trec', 'trec:trec?run=bm25.run', 'tfds:done',
     'trec:trec?qrels=qrels.dev.txt&only=qrels.txt,qrels.dev.txt', 'python_docs:',
   ],
 )  # fmt: skip
@@ -67,6 +67,7 @@ def test_what_is_there_is_accepted_for_every_kind(here, address, kind):
     ('trec:trec?qrels=none', 'judgements', 'trec/none: does not exist'),
     ('trec:trec?run=none', 'candidates', 'trec/none: does not exist'),
     ('trec:trec?run=none', sources.POOLED, 'trec/none: does not exist'),
+    ('trec:trec?run=bm25', sources.SCORES, 'trec/bm25: does not exist'),
     ('trec:trec?exclude=qrels.txt,none', 'test', 'trec/none: does not exist'),
     ('tfds:nowhere', 'test', 'tfds:nowhere: cannot be opened'),
     ('bright:nowhere?task=biology', 'test', 'nowhere: is not a folder'),
@@ -74,6 +75,14 @@ def test_what_is_there_is_accepted_for_every_kind(here, address, kind):
 )
 def test_what_is_missing_is_said_as_reading_says_it(here, address, kind, says):
   assert refused(address, kind).startswith(says)
+
+
+def test_bm25_that_is_computed_needs_no_file(here):
+  (here / 'trec' / 'bm25.run.gz').unlink()
+  for kind in KINDS[:-1]:
+    presence.check('trec:trec?run=bm25', kind)
+  with pytest.raises(UserError, match='trec/bm25: does not exist'):
+    sources.read('trec:trec?run=bm25', sources.SCORES)
 
 
 @pytest.mark.parametrize('system', ['dgr', 'query_rewriting'])
