@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from disranker_jax.data import grouping, preparing, records, sources, store
+from disranker_jax.data import beam, grouping, preparing, records, sources, store
 from disranker_jax.data.records import BadRows, Document, Group
 from disranker_jax.errors import UserError
 
@@ -163,6 +163,15 @@ class TestDepth:
     for kind in ('candidates', 'test'):
       with pytest.raises(UserError, match=r"depth=2: no query .* rank 1 to 2, such as .*'deep'"):
         list(sources.read(self.address(tmp_path, deep), kind, depth=2))
+
+  def test_is_named_where_beam_has_nothing_left(self, tmp_path):
+    empty = ValueError('The number of generated examples is 0')  # of TFDS
+    for depth, says in (
+      (2, '; check the address, and the ranks: --depth 2 keeps 1 to 2'),
+      (0, '; check the address'),
+    ):
+      job = preparing.Job('jsonl:a', 'candidates', tmp_path / 'a', tmp_path / 'bad', depth=depth)
+      assert str(beam._user_error(empty, job)).endswith(says)
 
   @pytest.mark.parametrize(
     ('depth', 'kept'),

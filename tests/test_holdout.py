@@ -155,9 +155,7 @@ def test_queries_on_the_other_side_are_not_counted_as_too_deep(tmp_path, is_prep
     prepare_data(preparing.Job(address, 'test', tmp_path / 'all', tmp_path / 'bad'))
     address = f'tfds:{tmp_path}/all'
   keep = {test: Holdout(0.5, 0, '', test=test) for test in (True, False)}
-  job = preparing.Job(
-    address, 'test', tmp_path / 'out', tmp_path / 'bad', depth=5, keep=keep[True]
-  )
+  job = preparing.Job(address, 'test', tmp_path / 'out', tmp_path / 'bad', depth=5, keep=keep[True])
   done = prepare_data(job)
   assert done.records == len(shallow) > 0 and deep and not done.notes
   other = dataclasses.replace(job, folder=tmp_path / 'other', keep=keep[False])

@@ -120,8 +120,7 @@ def row_files(address: str) -> RowFiles | None:
   if scheme not in ROW_READERS:
     return None
   if not rest:
-    example = SCHEMES[scheme][1]
-    raise UserError(f'{scheme}: has no path; write {scheme}:PATH, such as {example}')
+    raise UserError(f'{scheme}: has no path; write {scheme}:PATH, such as {SCHEMES[scheme][1]}')
   # There are no options: a question mark is part of a glob pattern.
   return RowFiles(lines.matching(rest), ROW_READERS[scheme])
 
@@ -377,8 +376,6 @@ SCHEMES: dict[str, tuple[Scheme, str]] = {
   'bright': (_bright, 'bright:data/BRIGHT?task=biology'),
   'tfds': (_tfds, 'tfds:prepared/candidates'),
 }
-
-
 COLLECTIONS: dict[str, Callable[[str, int], collection.Collection]] = {
   'trec': _folder,
   'ir_datasets': _dataset,

@@ -228,6 +228,7 @@ class TestFinishedRows:
     now = inputs.of_model(key, str(model))
     assert evaluate.filled(self.run(tmp_path, now, **changes), self.ROW) is None
 
+
 def test_a_row_of_a_row_is_filled_again_after_changes_of_the_model_of_both(tmp_path):
   run = Run(configs.defaults('dgr'), tmp_path, None)
   (tmp_path / 'search').mkdir()
