@@ -21,10 +21,7 @@ def target(out: Path, inputs: Mapping[str, Path] | None = None, flag: str = '--o
     raise UserError(f'{flag} {out}: is a folder; name a file in it')
   if lines.is_pipe(out):
     raise UserError(f'{flag} {out}: is a pipe or a device; name a file')
-  try:
-    file = out.resolve()
-  except (OSError, RuntimeError):  # links in a circle; which of the two depends on the Python
-    raise UserError(f'{flag} {out}: its links lead nowhere; name another file') from None
+  file = resolved(out, flag)
   if not file.parent.is_dir():
     raise UserError(f'{flag} {out}: its folder does not exist; create it')
   if not os.access(file.parent, os.W_OK | os.X_OK):
@@ -33,6 +30,14 @@ def target(out: Path, inputs: Mapping[str, Path] | None = None, flag: str = '--o
     if file.exists() and given.exists() and file.samefile(given):
       raise UserError(f'{flag} {out}: is {what}; name another file')
   return file
+
+
+def resolved(out: Path, flag: str = '--out') -> Path:
+  """Where a name and its links lead, which is what is locked and replaced. Raises: UserError."""
+  try:
+    return out.resolve()
+  except (OSError, RuntimeError):  # links in a circle; which of the two depends on the Python
+    raise UserError(f'{flag} {out}: its links lead nowhere; give another name') from None
 
 
 @contextlib.contextmanager

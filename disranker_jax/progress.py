@@ -128,6 +128,11 @@ def clock(seconds: float) -> str:
   return f'{hours}h{minutes:02d}m' if hours else f'{minutes}m{seconds:02d}s'
 
 
+def amount(count: int, one: str, more: str = '') -> str:
+  """A number with its noun: '1 query', '1,200 queries'."""
+  return f'{count:,} {one if count == 1 else more or one + "s"}'
+
+
 def say(text: str) -> None:
   """A line for the person at the terminal, above the bar if there is one."""
   if not _muted:

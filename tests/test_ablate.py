@@ -269,7 +269,7 @@ def test_stale_runs_are_told_before_the_first_one_runs(begun, tmp_path, monkeypa
   )
   (tmp_path / 'test.jsonl').write_text('')
   with pytest.raises(
-    UserError, match=r'^a: .*data is stale: its input data.test.*, and so are 1 other runs\. Give'
+    UserError, match=r'^a: .*data is stale: its input data.test.*, and so is 1 other run\. Give'
   ):
     ablate.main(typed)
   assert len(started) == 1

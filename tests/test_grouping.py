@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from disranker_jax.data import grouping, preparing, records, sources, store
+from disranker_jax.data import beam, grouping, preparing, records, sources, store
 from disranker_jax.data.records import BadRows, Document, Group
 from disranker_jax.errors import UserError
 
@@ -163,6 +163,32 @@ class TestDepth:
     for kind in ('candidates', 'test'):
       with pytest.raises(UserError, match=r"depth=2: no query .* rank 1 to 2, such as .*'deep'"):
         list(sources.read(self.address(tmp_path, deep), kind, depth=2))
+
+  def test_is_named_where_beam_has_nothing_left(self, tmp_path):
+    empty = ValueError('The number of generated examples is 0')  # of TFDS
+    for depth, says in (
+      (2, '; check the address, and the ranks: --depth 2 keeps 1 to 2'),
+      (0, '; check the address'),
+    ):
+      job = preparing.Job('jsonl:a', 'candidates', tmp_path / 'a', tmp_path / 'bad', depth=depth)
+      assert str(beam._user_error(empty, job)).endswith(says)
+
+  @pytest.mark.parametrize(
+    ('depth', 'kept'),
+    [(9, 'a b c own f g'), (5, 'a b c own f'), (3, 'a b own'), (1, 'own')],
+  )
+  def test_labeled_candidates_keep_what_is_relevant_and_fill_up_as_generate_does(
+    self, tmp_path, depth, kept
+  ):
+    places = {'c': 3, 'a': 1, 'f': 0, 'own': 0, 'b': 2, 'g': 0, 'deep': 10}
+    docs = [Document(name, 't', 's', int(name == 'own'), rank) for name, rank in places.items()]
+    unfound = [Document(name, 't', 's', 0) for name in 'vwxyz']
+    unfound.append(Document('own', 't', 's', 1))
+    groups = [Group('q', 'x', tuple(docs)), Group('unranked', 'y', tuple(unfound))]
+    store.write('candidates', groups, tmp_path / 'made')
+    found, none = sources.read(f'tfds:{tmp_path}/made', 'candidates', depth=depth)
+    assert [doc.doc_id for doc in found.docs] == [n for n in places if n in kept.split()]
+    assert len(none.docs) == min(depth, 6) and none.docs[-1].label == 1
 
   def test_a_test_without_anything_to_rank_is_only_refused_if_depth_is_the_reason(self):
     outside = Group('q', 'x', (Document('d', 't', 's', 1, 3, in_pool=False),))

@@ -1,5 +1,6 @@
 """Holdout: every query is on one side, the same for all kinds of records; folds are disjoint."""
 
+import dataclasses
 import hashlib
 import json
 import unicodedata
@@ -135,6 +136,31 @@ def test_prepared_data_is_split_too(files, tmp_path):
   assert done.records == QUERIES
   found = prepared(files, tmp_path / 'run', holdout=0.3, judgements=f'tfds:{tmp_path}/j')
   assert not {r.query for r in found['judgements']} & {r.query for r in found['test']}
+
+
+@pytest.mark.parametrize('is_prepared', [False, True])
+def test_queries_on_the_other_side_are_not_counted_as_too_deep(tmp_path, is_prepared):
+  sides = {True: [], False: []}
+  for i in range(40):
+    query, side = f'query {i}', Holdout(0.5, 0, '', test=True)
+    sides[side(Group(f'q{i}', query, ()))].append((f'q{i}', query))
+  shallow, deep = sides[True], sides[False]  # the test has ranks of 1, training none up to 5
+  rows = [
+    {'query_id': i, 'query': text, 'doc_id': 'd', 'title': 't', 'summary': 's', 'rank': rank,
+     'label': 1} for side, rank in ((shallow, 1), (deep, 9)) for i, text in side
+  ]  # fmt: skip
+  (tmp_path / 'a.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  address = f'jsonl:{tmp_path}/a.jsonl'
+  if is_prepared:
+    prepare_data(preparing.Job(address, 'test', tmp_path / 'all', tmp_path / 'bad'))
+    address = f'tfds:{tmp_path}/all'
+  keep = {test: Holdout(0.5, 0, '', test=test) for test in (True, False)}
+  job = preparing.Job(address, 'test', tmp_path / 'out', tmp_path / 'bad', depth=5, keep=keep[True])
+  done = prepare_data(job)
+  assert done.records == len(shallow) > 0 and deep and not done.notes
+  other = dataclasses.replace(job, folder=tmp_path / 'other', keep=keep[False])
+  with pytest.raises(UserError, match='depth=5: no query has a document of first-stage rank'):
+    prepare_data(other)
 
 
 class TestTopics:

@@ -111,10 +111,12 @@ def test_a_link_stays_and_the_file_that_it_names_is_replaced(model, rows, tmp_pa
   assert costs(tmp_path / 'out.run')['queries'] == 12
 
 
-@pytest.mark.parametrize('name', ['out.run', 'out.run.json'])
-def test_an_output_that_is_no_file_is_refused(model, tmp_path, name):
+@pytest.mark.parametrize(
+  ('name', 'what'), [('out.run', ''), ('out.run.json', '/out.run: the file of its costs,')]
+)
+def test_an_output_that_is_no_file_is_refused(model, tmp_path, name, what):
   os.mkfifo(tmp_path / name)
-  with pytest.raises(UserError, match=rf'{name}: is a pipe or a device; name a file'):
+  with pytest.raises(UserError, match=rf'^--out .*{what}.*{name}: is a pipe or a device; name'):
     call(model, 'jsonl:not-read', tmp_path / 'out.run')
 
 
@@ -178,7 +180,11 @@ def test_a_collection_without_qrels_is_ranked_whole(model, tmp_path, capsys):
   folder = trec_folder(tmp_path)
   source, out = f'trec:{folder}', tmp_path / 'out.run'
   assert list(call(model, source, out, 'yes_no')) == ['q1', 'q2']
-  assert 'left out 1 queries without judgements' in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert f'judged queries of {source}; --kind candidates ranks all' in said
+  assert 'left out 1 query without judgements' in said
+  assert list(call(model, source, out, 'yes_no', '--kind', 'candidates')) == ['q1', 'q2', 'q3']
+  assert '--kind' not in capsys.readouterr().err
   (folder / 'qrels.txt').unlink()
   assert list(call(model, source, out, 'yes_no')) == ['q1', 'q2', 'q3']
   assert 'qrels.txt: does not exist' in refusal(model, source, out, '--kind', 'test')

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from disranker_jax import locks
+from disranker_jax.commands import prepare
 from disranker_jax.data import preparing, records, sources, spool, store
 from disranker_jax.data.preparing import Job
 from disranker_jax.data.records import Document, Group
@@ -291,6 +292,21 @@ def test_a_count_of_clicks_is_said_to_weight_nothing(tmp_path):
   rows += [rows[0] | {'count': 40}] * 3
   done = preparing.prepare(job(tmp_path, jsonl(tmp_path / 'a.jsonl', rows), 'clicks'))
   assert done.notes == {records.COUNTED: 3} and done.records == 5
+
+
+def test_a_link_as_output_is_the_folder_that_it_names(tmp_path):
+  address = jsonl(tmp_path / 'a.jsonl', rows_of())
+  (tmp_path / 'there').mkdir()
+  kept, link = tmp_path / 'there' / 'kept', tmp_path / 'link'
+  link.symlink_to(kept)
+  flags = ['--source', address, '--on-bad-row', 'quarantine', '--out', str(link)]
+  for more in ([], ['--limit', '3']):  # the second time it replaces what there is
+    with locks.beside(kept), pytest.raises(UserError, match='kept: another process is writing it'):
+      prepare.main([*flags, *more])
+    prepare.main([*flags, *more])
+  assert link.is_symlink() and len(store.open('candidates', kept)) == 3
+  names = sorted(file.name for file in (tmp_path / 'there').iterdir())
+  assert names == ['kept', 'kept.quarantine.jsonl']
 
 
 def test_data_that_is_done_is_read_while_another_process_has_the_lock(tmp_path):

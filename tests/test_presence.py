@@ -5,9 +5,11 @@ import pathlib
 import pytest
 from source_files import ROW, jsonl, trec_folder
 
+from disranker_jax import config as configs
 from disranker_jax.data import presence, sources, store
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
+from disranker_jax.pipeline import inputs, systems
 
 KINDS = ('judgements', 'candidates', 'test', sources.POOLED, presence.DOCUMENTS, sources.SCORES)
 
@@ -40,7 +42,7 @@ def refused(address, kind):
 @pytest.mark.parametrize(
   'address',
   [
-    'jsonl:a.jsonl', 'jsonl:*.jsonl', 'trec:trec', 'trec:trec?run=bm25', 'tfds:done',
+    'jsonl:a.jsonl', 'jsonl:*.jsonl', 'trec:trec', 'trec:trec?run=bm25.run', 'tfds:done',
     'trec:trec?qrels=qrels.dev.txt&only=qrels.txt,qrels.dev.txt', 'python_docs:',
   ],
 )  # fmt: skip
@@ -65,6 +67,7 @@ def test_what_is_there_is_accepted_for_every_kind(here, address, kind):
     ('trec:trec?qrels=none', 'judgements', 'trec/none: does not exist'),
     ('trec:trec?run=none', 'candidates', 'trec/none: does not exist'),
     ('trec:trec?run=none', sources.POOLED, 'trec/none: does not exist'),
+    ('trec:trec?run=bm25', sources.SCORES, 'trec/bm25: does not exist'),
     ('trec:trec?exclude=qrels.txt,none', 'test', 'trec/none: does not exist'),
     ('tfds:nowhere', 'test', 'tfds:nowhere: cannot be opened'),
     ('bright:nowhere?task=biology', 'test', 'nowhere: is not a folder'),
@@ -72,6 +75,40 @@ def test_what_is_there_is_accepted_for_every_kind(here, address, kind):
 )
 def test_what_is_missing_is_said_as_reading_says_it(here, address, kind, says):
   assert refused(address, kind).startswith(says)
+
+
+def test_bm25_that_is_computed_needs_no_file(here):
+  (here / 'trec' / 'bm25.run.gz').unlink()
+  for kind in KINDS[:-1]:
+    presence.check('trec:trec?run=bm25', kind)
+  with pytest.raises(UserError, match='trec/bm25: does not exist'):
+    sources.read('trec:trec?run=bm25', sources.SCORES)
+
+
+@pytest.mark.parametrize('system', ['dgr', 'query_rewriting'])
+def test_documents_are_looked_for_at_the_key_that_they_are_read_from(here, system):
+  config = configs.defaults(system)
+  config.data.update(dict.fromkeys(('clicks', 'judgements', 'candidates', 'test'), 'jsonl:a.jsonl'))
+  own = {'dgr': 'candidates', 'query_rewriting': 'test'}[system]
+  config.data[own] = 'jsonl:none.jsonl'
+  stages = [s for s in systems.listed(config) if s.name != 'prepare']  # which reads more
+  with pytest.raises(UserError, match=rf"^config\.data\.{own}='jsonl:none.jsonl': none"):
+    inputs.check(config, stages)
+  config.data.documents = 'jsonl:a.jsonl'
+  inputs.check(config, stages)
+  config.data.documents = 'jsonl:lost.jsonl'
+  with pytest.raises(UserError, match=r"^config\.data\.documents='jsonl:lost.jsonl'"):
+    inputs.check(config, stages)
+
+
+def test_scores_of_teachers_are_looked_for_where_they_are_joined(here):
+  config = configs.defaults()
+  config.data.update(test='jsonl:a.jsonl', judgements='jsonl:a.jsonl', teachers=('trec:none.run',))
+  config.stages = ('prepare', 'evaluate')
+  inputs.check(config, systems.listed(config))
+  config.stages = ('prepare', 'student_sft', 'evaluate')
+  with pytest.raises(UserError, match=r"^config\.data\.teachers='trec:none.run'"):
+    inputs.check(config, systems.listed(config))
 
 
 def test_an_empty_part_beside_others_is_skipped_as_in_reading(here):

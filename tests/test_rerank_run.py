@@ -276,6 +276,22 @@ class TestResume:
     assert (many / 'out.run').read_bytes() == (many / 'whole.run').read_bytes()
     assert not list(many.glob('.*'))
 
+  def test_a_kill_before_the_first_part_is_no_broken_work(
+    self, model, many, small_parts, monkeypatch, capsys
+  ):
+    whole = rerun(model, many, out='whole.run')
+    mend = self.interrupt(monkeypatch, 0, KeyboardInterrupt())
+    with monkeypatch.context() as patch:
+      patch.setattr(rerank_run.Work, 'leave', lambda work: None)  # SIGKILL leaves all
+      with pytest.raises(SystemExit):
+        rerun(model, many)
+    mend()
+    assert (many / '.out.run.partial').exists()
+    capsys.readouterr()
+    assert rerun(model, many) == whole
+    said = capsys.readouterr().err
+    assert 'starts again' not in said and 'continues after' not in said
+
   @pytest.mark.parametrize('change', ['depth', 'run', 'source', 'torn', 'gone', 'note'])
   def test_other_inputs_start_again(self, model, many, small_parts, monkeypatch, capsys, change):
     mend = self.interrupt(monkeypatch, 2, KeyboardInterrupt())

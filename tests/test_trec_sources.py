@@ -67,12 +67,14 @@ class TestTrec:
   def test_queries_without_judgements_are_counted_where_some_are_needed(self, folder, capsys):
     (folder / 'no.txt').write_text('q2 0 d2 0\n')
     for kind, options, count in (
-      ('test', '', 1), ('judgements', '', 1), ('test', '?without=no.txt', 2),
-      ('test', '?exclude=qrels.dev.txt', 0), ('candidates', '', 0),
+      ('test', '', '1 query'), ('judgements', '', '1 query'),
+      ('test', '?without=no.txt', '2 queries'), ('test', '?exclude=qrels.dev.txt', ''),
+      ('candidates', '', ''),
     ):  # fmt: skip
       table(f'trec:{folder}{options}', kind)
       said = capsys.readouterr().err
-      assert (f'left out {count} queries without judgements' in said) == bool(count), (kind, said)
+      assert ('without judgements' in said) == bool(count), (kind, said)
+      assert f'left out {count} without judgements' in said or not count
 
   def test_a_run_is_needed_only_where_it_is_used(self, folder):
     (folder / 'bm25.run.gz').unlink()

@@ -11,6 +11,7 @@ from disranker_jax.commands.common import load_config
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline import manifest, runner
 from disranker_jax.pipeline.stage import Run
+from disranker_jax.progress import amount
 
 LONGEST = 80  # characters of a folder's name
 
@@ -114,7 +115,9 @@ def refuse_stale(args: argparse.Namespace, plan: Sequence[Planned]) -> None:
   if not stale:
     return
   run, found = stale[0]
-  others = f', and so are {len(stale) - 1} other runs' if len(stale) > 1 else ''
+  more = len(stale) - 1
+  verb = 'is' if more == 1 else 'are'
+  others = f', and so {verb} {amount(more, "other run")}' if more else ''
   raise UserError(
     f'{run.names}: {found}{others}. Give another --workdir; with --reuse={args.workdir} it takes '
     'the stages that have not changed'

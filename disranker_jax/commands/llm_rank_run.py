@@ -37,7 +37,7 @@ def rank(args: argparse.Namespace) -> None:
   plan = plan_of(args)
   opening = {'precision': args.precision, 'param_dtype': args.param_dtype}
   out = outputs.target(args.out)
-  outputs.target(costs_file(args.out))
+  outputs.target(costs_file(args.out), flag=f'--out {args.out}: the file of its costs,')
   args.kind = args.kind or kind_of(args.source)
   open_for(plan.fitted(args.depth or 2), args.model, **opening)  # before the data are read
   work = Work(args, plan, out)
@@ -77,9 +77,16 @@ def rank_on(args: argparse.Namespace, plan: Plan, work: 'Work', opening: dict) -
 
 
 def kind_of(source: str) -> str:
-  """The kind of records to rank: of a collection without qrels all queries are candidates."""
+  """The kind of records to rank: of a collection without qrels all queries are candidates.
+
+  Of one with qrels it says how to have the others.
+  """
   tables = sources.open_collection(source)
-  return 'candidates' if tables and not tables.is_judged else 'test'
+  if tables and not tables.is_judged:
+    return 'candidates'
+  if tables:
+    say(f'llm-rank: ranks the judged queries of {source}; --kind candidates ranks all')
+  return 'test'
 
 
 def plan_of(args: argparse.Namespace) -> Plan:

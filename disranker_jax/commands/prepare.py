@@ -9,7 +9,7 @@ import resource
 import sys
 from pathlib import Path
 
-from disranker_jax import escaping
+from disranker_jax import escaping, outputs
 from disranker_jax.commands.common import Parser
 from disranker_jax.errors import UserError
 
@@ -75,7 +75,7 @@ def job_of(args: argparse.Namespace):
     depth, read_as = depth and max(depth, last), sources.POOLED  # 0 keeps all
   settings = [sources.fingerprint(a) for a in args.teacher]
   settings += [repr(change) for change in changes if isinstance(change, Negatives)]
-  out = args.out.expanduser().absolute()
+  out = outputs.resolved(args.out.expanduser())
   return Job(
     args.source, args.kind, out, out.with_name(f'{out.name}.quarantine.jsonl'), depth=depth,
     on_bad_row=args.on_bad_row, limit=args.limit, changes=tuple(changes),

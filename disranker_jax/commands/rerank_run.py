@@ -65,7 +65,8 @@ def _rerank(job: Job, out: Path) -> None:
     report(job, joined)
     work.score(joined, exported.open_ranker(job.model, job.backend, fast=job.fast))
   except (Stopped, KeyboardInterrupt):
-    say(f'rerank: {work.queries:,} queries are kept in {work.folder}')
+    if work.queries:
+      say(f'rerank: {work.queries:,} queries are kept in {work.folder}')
     raise
   finally:
     work.leave()
@@ -120,13 +121,16 @@ class Work:
     self.folder.mkdir(exist_ok=True)
     with self._lines.open('ab') as file:
       file.truncate(size)
+    if not self.queries:  # a kill before the first part leaves work that is not broken
+      self._note(size)
 
   def _before(self) -> tuple[int, int]:
     """(queries, bytes) that an earlier call finished."""
     there = self._lines.stat().st_size if self._lines.is_file() else 0
     match unfinished.note(self.folder):
       case {'digest': self._digest, 'queries': int(queries), 'bytes': int(size)} if size <= there:
-        say(f'rerank: continues after {queries:,} queries')
+        if queries:
+          say(f'rerank: continues after {queries:,} queries')
         return queries, size
     if self.folder.exists():
       say(
@@ -165,6 +169,9 @@ class Work:
       os.fsync(file.fileno())
       size = file.tell()
     self.queries += count
+    self._note(size)
+
+  def _note(self, size: int) -> None:
     unfinished.write_note(self.folder, digest=self._digest, queries=self.queries, bytes=size)
 
   def leave(self) -> None:

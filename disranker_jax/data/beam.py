@@ -195,6 +195,7 @@ def _user_error(error: Exception, job: Job) -> UserError:
   if match:
     return UserError(match[1].replace('\\n', ' '))
   if 'number of generated examples' in str(error):
-    return UserError(f'{job.address}: there are no {job.kind} to prepare; check the address')
+    ranks = f', and the ranks: --depth {job.depth} keeps 1 to {job.depth}' if job.depth else ''
+    return UserError(f'{job.address}: there are no {job.kind} to prepare; check the address{ranks}')
   what = ' '.join(str(error).split())[:300]
   return UserError(f'{job.address}: Beam failed ({type(error).__name__}: {what}); see the Beam log')

@@ -28,7 +28,7 @@ from disranker_jax.data.records import (
 )
 from disranker_jax.data.spool import Spool
 from disranker_jax.errors import UserError
-from disranker_jax.progress import Count, say
+from disranker_jax.progress import Count, amount, say
 
 POOLS = ('run', 'judged')
 CHOICES = ('only', 'exclude', 'without')
@@ -163,7 +163,8 @@ def read(
     for position, (line, in_pool) in enumerate(picked.lines):
       by_doc.add(line.doc_id, (picked.order, position, line, in_pool))
   if left_out:
-    say(f"{collection.name}: left out {left_out:,} judged pairs not in the run's top {depth}")
+    pairs = amount(left_out, 'judged pair')
+    say(f"{collection.name}: left out {pairs} not in the run's top {depth}")
   if without:
     logging.warning('%s: %d queries have no documents in the run', collection.name, without)
   yield from _groups(by_doc, by_order, collection.name, bad_rows)
@@ -196,9 +197,9 @@ def _picked(collection: Collection, want: Reading) -> Iterator[Picked]:
       yield picked
     unjudged += bool(picked and not picked.is_judged)
   if unjudged:
-    say(f'{collection.name}: left out {unjudged:,} queries without judgements')
+    say(f'{collection.name}: left out {amount(unjudged, "query", "queries")} without judgements')
   if unknown:
-    say(f'{collection.name}: left out {unknown:,} lines of the run for queries it does not have')
+    say(f'{collection.name}: left out {amount(unknown, "line")} of the run, of queries it lacks')
 
 
 def _graded(qrels: Iterable[Line], bad_rows: BadRows) -> Iterator[Line]:

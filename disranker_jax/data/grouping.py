@@ -146,11 +146,13 @@ def cut(group: Group, kind: str, depth: int) -> Group:
   """The query with the documents of first-stage rank 1 to `depth`; all of them for depth 0.
 
   As in collections, judgements keep all documents, and other judged documents of a test leave the
-  pool only. A query without any rank keeps its documents. Raises: UserError if these are more than
-  `depth`, as there is nothing to choose by.
+  pool only. Of labeled candidates see `of_labeled`. A query without any rank keeps its documents.
+  Raises: UserError if these are more than `depth`, as there is nothing to choose by.
   """
   if not depth or kind == 'judgements':
     return group
+  if kind == 'candidates' and any(doc.label > 0 for doc in group.docs):
+    return of_labeled(group, depth)
   if not any(doc.rank for doc in group.docs):
     if len(group.docs) <= depth:
       return group
@@ -164,6 +166,21 @@ def cut(group: Group, kind: str, depth: int) -> Group:
     if in_pool or (doc.label != UNJUDGED and kind != 'candidates'):
       docs.append(doc if in_pool == doc.in_pool else dataclasses.replace(doc, in_pool=in_pool))
   return Group(group.query_id, group.query, tuple(docs))
+
+
+def of_labeled(group: Group, depth: int) -> Group:
+  """`depth` documents of labeled candidates, chosen as the stage generate chooses them.
+
+  Documents with a label above 0 stay whatever their rank: without them the query teaches nothing.
+  The others are those of first-stage rank 1 to `depth`, then those without a rank.
+  """
+  relevant = [doc for doc in group.docs if doc.label > 0]
+  others = [doc for doc in group.docs if doc.label <= 0 and doc.rank <= depth]
+  best = sorted(others, key=lambda doc: doc.rank or depth + 1)
+  chosen = {doc.doc_id for doc in [*relevant, *best[: max(depth - len(relevant), 0)]]}
+  if len(chosen) == len(group.docs):
+    return group
+  return Group(group.query_id, group.query, tuple(d for d in group.docs if d.doc_id in chosen))
 
 
 def to_tuple(doc: Document) -> tuple:

@@ -215,12 +215,12 @@ class Work:
       runs = Spool(job.partial / 'by_query')
       self._read(source, runs)
       groups = grouping.groups(runs, self._bad_rows, job.partial / 'scratch')
+      groups = filter(job.keep or bool, groups)  # others are not to be counted when they are cut
       self._write(grouping.cuts(groups, kind, job.depth, self._bad_rows))
     else:
       scratch = job.partial / 'scratch'
-      self._write(
-        sources.read(job.address, kind, depth=job.depth, bad_rows=self._bad_rows, scratch=scratch)
-      )
+      options = {'bad_rows': self._bad_rows, 'scratch': scratch, 'keep': job.keep}
+      self._write(sources.read(job.address, kind, depth=job.depth, **options))
     result = Prepared(
       records=sum(self._shards.lengths), rows=self._bad_rows.rows_in,
       quarantined=self._bad_rows.quarantined, wall_s=self._state['wall_s'],

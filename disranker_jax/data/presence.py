@@ -21,4 +21,5 @@ def check(address: str, kind: str) -> None:
   elif tables := sources.open_collection(address):
     tables.check(kind)
   elif scheme == 'tfds' and not store.kind_of(place):
+    # TFDS tells whether it has a dataset by opening it, which tfds_rows.read does before any row.
     sources.read(address, kind if kind in sources.ALL_KINDS else 'candidates')

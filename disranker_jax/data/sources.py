@@ -52,6 +52,7 @@ class Want:
   depth: int
   bad_rows: BadRows
   scratch: Path | None = None  # a folder for data that does not fit into memory
+  keep: Callable[[Group], bool] | None = None
 
 
 class Scheme(Protocol):
@@ -78,12 +79,14 @@ def read(
   depth: int = 0,
   bad_rows: BadRows | None = None,
   scratch: Path | None = None,
+  keep: Callable[[Group], bool] | None = None,
 ) -> Iterator[Click | Group | Score]:
   """The records of a kind at an address.
 
   Clicks and teachers' scores come one by one, all other kinds as groups. `depth` is how many
   documents a query gets from its first stage: a run, BM25, or the field `rank` of rows. 0: DEPTH
-  of a run or BM25, all documents of rows. `scratch` is a folder for large temporary files.
+  of a run or BM25, all documents of rows. `scratch` is a folder for large temporary files. `keep`
+  tells which queries of rows are cut to `depth` and counted in `bad_rows`, as no others are wanted.
 
   Raises: UserError for an unknown address; also while reading, for bad files and rows.
   """
@@ -93,7 +96,7 @@ def read(
     raise UserError(f'depth: is {depth}; write 0 (the default of the source) or more')
   scheme, rest = split(address, kind)
   depth = depth or default_depth(address)
-  want = Want(kind, depth, BadRows() if bad_rows is None else bad_rows, scratch)
+  want = Want(kind, depth, BadRows() if bad_rows is None else bad_rows, scratch, keep)
   return SCHEMES[scheme][0](rest, want)
 
 
@@ -117,8 +120,7 @@ def row_files(address: str) -> RowFiles | None:
   if scheme not in ROW_READERS:
     return None
   if not rest:
-    example = SCHEMES[scheme][1]
-    raise UserError(f'{scheme}: has no path; write {scheme}:PATH, such as {example}')
+    raise UserError(f'{scheme}: has no path; write {scheme}:PATH, such as {SCHEMES[scheme][1]}')
   # There are no options: a question mark is part of a glob pattern.
   return RowFiles(lines.matching(rest), ROW_READERS[scheme])
 
@@ -229,7 +231,7 @@ def of_places(
   )
   if want.kind in ('clicks', SCORES):
     return (record for _, _, record in parsed)
-  groups = grouping.of_rows(parsed, want.bad_rows, want.scratch)
+  groups = filter(want.keep or bool, grouping.of_rows(parsed, want.bad_rows, want.scratch))
   return grouping.cuts(groups, want.kind, want.depth, want.bad_rows)
 
 
@@ -374,8 +376,6 @@ SCHEMES: dict[str, tuple[Scheme, str]] = {
   'bright': (_bright, 'bright:data/BRIGHT?task=biology'),
   'tfds': (_tfds, 'tfds:prepared/candidates'),
 }
-
-
 COLLECTIONS: dict[str, Callable[[str, int], collection.Collection]] = {
   'trec': _folder,
   'ir_datasets': _dataset,

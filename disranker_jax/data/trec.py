@@ -81,7 +81,8 @@ class Folder:
       for name in filter(None, self.options.get(option, '').split(',')):
         files.append(existing(self._folder, 'only, ?exclude or ?without', name))
     name = self.options.get('run')
-    computed = name == 'bm25' and not _variants(self._folder / name)
+    # BM25's own scores are none of a teacher, so these are of a file.
+    computed = kind != 'scores' and name == 'bm25' and not _variants(self._folder / name)
     if kind not in ('clicks', 'documents') and not computed:
       want = collection.Reading(kind, self._depth, BadRows(), self.options.get('pool', ''))
       files += filter(None, [self._run_file(want.needs_run)])

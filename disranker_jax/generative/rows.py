@@ -163,5 +163,6 @@ TABLE = Table(
   kept=('hits@1', 'hits@5', 'hits@20', 'mrr@10', 'ndcg@10', 'recall@100'), main='mrr@10',
   tested=('mrr@10', 'hits@5', 'hits@20'), costs=('ms_per_query',), settings=SETTINGS,
   check=collection_rows.check, check_records=check_records, documents=documents_of,
-  command='search', command_needs=tuple(names[-1] for names in TRAINED.values()),
+  addresses=documents.addresses, command='search',
+  command_needs=tuple(names[-1] for names in TRAINED.values()),
 )  # fmt: skip

@@ -10,7 +10,7 @@ from disranker_jax.data import sources
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.progress import say
-from disranker_jax.stages import collection_rows, prepare
+from disranker_jax.stages import collection_rows, documents, prepare
 
 MODES = ('append', 'replace')
 MIN_RELEVANCE = Key(
@@ -90,7 +90,12 @@ def _queries(run, kind: str) -> list[Query]:
 
 def address(config) -> str:
   """Where the documents that are searched are: those of the test, if no other address is given."""
-  return config.data.documents or config.data.test or config.data.judgements
+  return next((where for _, _, where in addresses(config)), '')
+
+
+def addresses(config) -> list[tuple[str, str, str]]:
+  """The address of the documents, see Stage.addresses."""
+  return documents.first_of(config, 'documents', 'test', 'judgements')
 
 
 def collection(config) -> list[Document]:

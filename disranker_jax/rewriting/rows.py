@@ -307,5 +307,5 @@ TABLE = Table(
   kept=('ndcg@10', 'mrr@10', 'hits@1', 'hits@5', 'hits@20', 'recall@1', 'recall@100', DEEP),
   main='ndcg@10', tested=('ndcg@10', DEEP), costs=('ms_per_query',), settings=SETTINGS,
   check=check, check_records=check_records, documents=documents_of, release=held.forget,
-  command='rewrite', command_needs=('rewrite',),
+  addresses=queries.addresses, command='rewrite', command_needs=('rewrite',),
 )  # fmt: skip

@@ -133,7 +133,8 @@ def show(service):
 
   async def endpoint(_: Request) -> HTMLResponse:
     options = {'search': bool(service.search), 'token': bool(service.access.token)}
-    options |= {'fuse': bool(service.ranker and service.ranker.fusion)}
+    recorded = service.ranker and service.ranker.fusion
+    options |= {'fuse': recorded.signal if recorded else False}  # what the weight is for
     options |= {'rewrite': bool(service.search and service.search.rewrites)}
     attributes = ' '.join(f'data-{k}="{str(v).lower()}"' for k, v in options.items())
     return HTMLResponse(TEMPLATE.replace('<body>', f'<body {attributes}>', 1), headers=HEADERS)

@@ -12,30 +12,34 @@ LEAST = 2  # a query with one document has no order to learn
 
 def address(config) -> str:
   """Where the documents are. Raises: UserError if the config does not say it."""
-  c = config.data
-  found = c.documents or ('' if c.candidates == prepare.GENERATED_ADDRESS else c.candidates)
-  if not found:
+  if not (found := addresses(config)):
     raise UserError(
       'config.data.documents: is empty, but a listed stage reads documents; give an '
       "address, such as 'jsonl:documents.jsonl'"
     )
-  return found
+  return found[0][2]
 
 
 def addresses(config) -> list[tuple[str, str, str]]:
-  """The address of its own that documents have, see Stage.addresses."""
-  where = config.data.documents
-  return [('data.documents', presence.DOCUMENTS, where)] if where else []
+  """The address of the documents, see Stage.addresses: that of the candidates by default."""
+  generated = config.data.candidates == prepare.GENERATED_ADDRESS
+  return first_of(config, 'documents', *([] if generated else ['candidates']))
+
+
+def first_of(config, *keys: str) -> list[tuple[str, str, str]]:
+  """The first key of config.data that has an address, as one that is read for its documents."""
+  given = [(f'data.{key}', presence.DOCUMENTS, config.data[key]) for key in keys]
+  return [one for one in given if one[2]][:1]
 
 
 def read(config, least: int = LEAST) -> list[Document]:
   """All documents with a text, in order. Raises: UserError for fewer than `least`."""
-  where = address(config)
-  every = sources.documents(where)
+  every = sources.documents(address(config))
   found = [doc for doc in every if doc.title.strip() or doc.summary.strip()]
   if len(found) < least:
+    [(key, _, where)] = addresses(config)
     raise UserError(
-      f'config.data.documents={where!r}: has {len(found)} documents with a text (of '
+      f'config.{key}={where!r}: has {len(found)} documents with a text (of '
       f'{len(every)}); it takes {least} or more'
     )
   if empty := len(every) - len(found):

@@ -348,7 +348,9 @@ def addresses(config) -> list[tuple[str, str, str]]:
     source = source_of(config, kind)
     pooled = source == 'judgements' and config.data.negatives.count
     found.append((f'data.{source}', sources.POOLED if pooled else source, address(config, kind)))
-  return found + [('data.teachers', sources.SCORES, each) for each in config.data.teachers]
+  joined = {'candidates', 'judgements'} & set(kinds(config))  # see job_of
+  teachers = config.data.teachers if joined else ()
+  return found + [('data.teachers', sources.SCORES, each) for each in teachers]
 
 
 def outside(config, workdir) -> dict[str, str]:

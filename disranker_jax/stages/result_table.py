@@ -145,6 +145,7 @@ class Table:
   costs        the facts of rows that are columns too, see report.results
   documents    run -> {doc_id: document} of the collection, for examples in the report; by default
                those of the test alone
+  addresses    config -> those of the collection, as Stage.addresses
   more_rows    config -> rows that are no fixed part of the table
   settings     more keys of the stage's section
   check        config -> tests what rows need; raises UserError
@@ -168,6 +169,7 @@ class Table:
   tested: tuple[str, ...] = ('ndcg@5', 'pnr')
   costs: tuple[str, ...] = ('parameters', 'ms_per_pair')
   documents: Callable[[Run], Mapping[str, Document]] = lambda run: {}
+  addresses: Callable[[ConfigDict], Sequence[tuple[str, str, str]]] = lambda config: ()
   more_rows: Callable[[ConfigDict], Sequence[Row]] = lambda config: ()
   settings: Section = dataclasses.field(default_factory=dict)
   check: Callable[[ConfigDict], None] = lambda config: None

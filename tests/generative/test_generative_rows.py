@@ -189,6 +189,46 @@ def test_another_seed_repeats_every_row_that_a_trained_retriever_is_in(monkeypat
   assert changed.retriever.seed == 7
 
 
+class TestFinishedRows:
+  """A stage before the table is done again, which removes the manifest and keeps the rows."""
+
+  ROW = dataclasses.replace(rows.ROWS['aligned'], reads=lambda config: None)
+
+  def run(self, tmp_path, inputs: dict, **changes) -> Run:
+    c = configs.defaults('dgr')
+    c.update_from_flattened_dict(changes)
+    (tmp_path / 'search').mkdir(exist_ok=True)
+    wanted = manifest.settings_of(c, SEARCH.sections)
+    manifest.write_json(tmp_path / 'search' / 'manifest.json', {'config': wanted, 'inputs': inputs})
+    return Run(c, tmp_path, None)
+
+  def test_a_version_counts_where_both_sides_know_it(self, tmp_path):
+    [key] = [f'{role}.model version' for role in rows.TABLE.roles_of(self.ROW)]
+    known, other = {key: 'a@1'}, {key: 'a@2'}
+    for then, now, kept in (
+      ({}, known, True), (known, {}, True), (known, known, True), (known, other, False),
+    ):  # fmt: skip
+      evaluate.write_row(self.run(tmp_path, then), self.ROW, {'mrr': 0.5})
+      found = evaluate.filled(self.run(tmp_path, now), self.ROW)
+      assert found == ({'mrr': 0.5} if kept else None), (then, now)
+
+  def test_one_made_from_the_fingerprint_of_a_whole_folder_stays(self, tmp_path):
+    model = tmp_path / 'model'
+    model.mkdir()
+    for name in ('config.json', 'model.safetensors', 'README.md'):
+      (model / name).write_text('{}')
+    [role] = rows.TABLE.roles_of(self.ROW)
+    key, changes = f'{role}.model', {f'{role}.model': str(model)}
+    whole = {key: manifest.files(inputs.every_file(model))}  # as earlier programs recorded it
+    evaluate.write_row(self.run(tmp_path, whole, **changes), self.ROW, {'mrr': 0.5})
+    now = inputs.of_model(key, str(model))
+    assert now != whole
+    assert evaluate.filled(self.run(tmp_path, now, **changes), self.ROW) == {'mrr': 0.5}
+    (model / 'model.safetensors').write_text('others')
+    now = inputs.of_model(key, str(model))
+    assert evaluate.filled(self.run(tmp_path, now, **changes), self.ROW) is None
+
+
 def test_a_row_of_a_row_is_filled_again_after_changes_of_the_model_of_both(tmp_path):
   run = Run(configs.defaults('dgr'), tmp_path, None)
   (tmp_path / 'search').mkdir()

@@ -13,6 +13,7 @@ import pytest
 
 from disranker_jax.evaluation import fusion
 from disranker_jax.evaluation.fusion import Fusion
+from disranker_jax.serve import page
 
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
 needs_browser = pytest.mark.skipif(not CHROMIUM, reason='chromium is not installed')
@@ -35,6 +36,14 @@ def dom(server, tmp_path_factory):
 def column(dom: str, name: str) -> list[str]:
   [inside] = re.findall(f'<ol id="{name}">(.*?)</ol>', dom, re.S)
   return re.findall(r'data-id="(.*?)"', inside)
+
+
+def body_of_curl(dom: str, server) -> dict:
+  """What the command that the page shows sends to /rerank."""
+  [command] = re.findall(r'<pre id="curl"[^>]*>(.*?)</pre>', dom, re.S)
+  words = shlex.split(html.unescape(command).replace('\\\n', ' '))
+  assert words[:2] == ['curl', f'{server.url}/rerank']
+  return json.loads(words[-1])
 
 
 @pytest.fixture(scope='module')
@@ -71,12 +80,24 @@ class TestBrowser:
     assert 'owned' not in re.findall('<title>(.*?)</title>', dom)[0]
 
   def test_the_curl_command_gives_the_same_scores(self, dom, server, answer):
-    [command] = re.findall(r'<pre id="curl"[^>]*>(.*?)</pre>', dom, re.S)
-    words = shlex.split(html.unescape(command).replace('\\\n', ' '))
-    assert words[:2] == ['curl', f'{server.url}/rerank']
-    rows = server.client.post('/rerank', json=json.loads(words[-1])).json()
+    rows = server.client.post('/rerank', json=body_of_curl(dom, server)).json()
     assert {r['index']: r['score'] for r in rows} == pytest.approx(
       {i: d['score'] for i, d in enumerate(answer)}, abs=1e-5
+    )
+
+  @needs_browser
+  @pytest.mark.parametrize('signal', ['scores', 'ranks'])
+  def test_the_curl_command_gives_the_same_fused_scores(
+    self, server, tmp_path, monkeypatch, signal
+  ):
+    monkeypatch.setattr(server.service.ranker, 'fusion', Fusion(0.3, signal, 24))
+    ticked = page.TEMPLATE.replace('<input id="fuse"', '<input id="fuse" checked')
+    monkeypatch.setattr(page, 'TEMPLATE', ticked)
+    dom = browser(tmp_path, '--dump-dom', f'{server.url}/?q=a+list+names')
+    found = server.client.post('/search', json={'query': 'a list names', 'fuse': True}).json()
+    rows = server.client.post('/rerank', json=body_of_curl(dom, server)).json()
+    assert {r['index']: r['score'] for r in rows} == pytest.approx(
+      {i: d['score'] for i, d in enumerate(found['results'])}, abs=1e-5
     )
 
   @needs_browser
@@ -121,7 +142,7 @@ def test_search_is_fused_with_bm25_on_request(server, answer, monkeypatch):
   assert 'data-fuse="false"' in server.client.get('/').text
   monkeypatch.setattr(server.service.ranker, 'fusion', Fusion(0.3, 'scores', 24))
   assert server.client.post('/search', json=body | {'fuse': True}).json()['results'] == found
-  assert 'data-fuse="true"' in server.client.get('/').text
+  assert 'data-fuse="scores"' in server.client.get('/').text
 
 
 def test_search_is_fused_by_ranks_where_the_weight_is_for_them(server, answer, monkeypatch):

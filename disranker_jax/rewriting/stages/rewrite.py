@@ -44,7 +44,7 @@ from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.rollouts import Rollouts, check_count
 from disranker_jax.rewriting.sampling import Sampler
 from disranker_jax.rewriting.searches import Searches
-from disranker_jax.stages import documents, held_out, language_terms, prepare, roles
+from disranker_jax.stages import held_out, language_terms, prepare, roles
 from disranker_jax.training import train
 from disranker_jax.training.panels import Line, Panel
 from disranker_jax.training.settings import VALIDATION, adapters_only, training
@@ -377,7 +377,7 @@ STAGE = Stage(
   'rewrite', 'the rewriter learns from the rewards of its rewrites (GRPO)', execute,
   settings=SETTINGS, check=check, check_models=check_models, check_records=check_records,
   role='rewriter', reads_stages=('prepare', 'cpt'), reads_records=lambda config: ('judgements',),
-  uses=uses, outside=outside, addresses=documents.addresses, rows='prompts or samples',
+  uses=uses, outside=outside, addresses=queries.addresses, rows='prompts or samples',
   head=lambda config: 'lm', task=task,
   panels=PANELS, paper_rows=1_800,  # 150 steps of 12
 )  # fmt: skip
