@@ -1,6 +1,7 @@
 """Training logs: TensorBoard and W&B show the numbers of metrics.jsonl, also after a kill."""
 
 import json
+import math
 import shutil
 import signal
 import struct
@@ -77,6 +78,20 @@ def test_tensorboard_shows_every_number_of_metrics_jsonl(tmp_path):
   write(tmp_path, 0, range(1, 6))
   assert {tag for _, tag in logged(tmp_path)} == {'loss', 'grad_norm', 'examples'}
   assert len(shown(tmp_path)) == 15 and shown(tmp_path) == logged(tmp_path)
+
+
+def test_values_that_are_not_finite_are_json_and_read_again(tmp_path):
+  values = {'loss': math.nan, 'grad_norm': math.inf, 'low': -math.inf}
+  with logs.Logs(tmp_path, 0, tensorboard=False, wandb_project='') as opened:
+    opened.write(1, 4, values)
+  [line] = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  json.loads(line, parse_constant=lambda name: pytest.fail(f'{name} is not JSON'))
+  [row] = logs.read(tmp_path / logs.FILE)
+  assert math.isnan(row['loss']) and (row['grad_norm'], row['low']) == (math.inf, -math.inf)
+  # Earlier versions wrote the bare words.
+  (tmp_path / logs.FILE).write_text('{"step": 1, "loss": NaN, "grad_norm": Infinity}\n{"step": 2')
+  [row] = logs.read(tmp_path / logs.FILE)
+  assert math.isnan(row['loss']) and row['grad_norm'] == math.inf
 
 
 def test_tensorboard_shows_each_step_once_after_restarts(tmp_path):

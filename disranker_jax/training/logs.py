@@ -8,6 +8,7 @@ Only the first process writes.
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import re
 import secrets
@@ -52,12 +53,25 @@ class Logs(contextlib.ExitStack):
       writer.sync()
 
 
+FILE = 'metrics.jsonl'
+
+
+def read(file: Path) -> list[dict]:
+  """The rows of a metrics.jsonl, [] without one; a half-written last line is skipped."""
+  lines = file.read_text().splitlines() if file.exists() else []
+  rows = [json.loads(line) for line in lines if line.endswith('}')]
+  return [{k: float(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
+
+
 class MetricsLog:
-  """metrics.jsonl: one line per step; `seconds` since this process started the stage."""
+  """metrics.jsonl: one line per step; `seconds` since this process started the stage.
+
+  JSON has no infinity and no NaN: they are text, 'inf' and 'nan'.
+  """
 
   def __init__(self, folder: Path, step: int):
     self._begin = time.monotonic()
-    file, kept = folder / 'metrics.jsonl', []
+    file, kept = folder / FILE, []
     if file.exists():
       lines = file.read_text().splitlines()
       kept = [line for line in lines if line.endswith('}') and json.loads(line)['step'] <= step]
@@ -66,7 +80,9 @@ class MetricsLog:
 
   def write(self, step: int, values: dict[str, float]) -> None:
     seconds = round(time.monotonic() - self._begin, 3)
-    self._file.write(json.dumps({'step': step, **values, 'seconds': seconds}) + '\n')
+    values = {k: v if math.isfinite(v) else str(float(v)) for k, v in values.items()}
+    row = {'step': step, **values, 'seconds': seconds}
+    self._file.write(json.dumps(row, allow_nan=False) + '\n')
     self._file.flush()
 
   def sync(self) -> None:
