@@ -73,6 +73,9 @@ KNOWN = {
   ),
 }
 
+# What earlier versions took for a short name where the hub answered.
+FORMER = {'smollm2-135m': 'HuggingFaceTB/SmolLM2-135M'}
+
 # Short names of models at the hub, newest version; docs/models.md says what each is for.
 NAMES = {
   'mistral-7b': 'mistralai/Mistral-7B-v0.1',

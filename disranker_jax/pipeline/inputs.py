@@ -63,6 +63,11 @@ def noted(name: str) -> dict[str, str]:
   return {'version': value for value in of_model('', name).values()}  # noqa: B035, at most one
 
 
+def versions(found: Mapping[str, str | None]) -> dict[str, str | None]:
+  """The inputs that tell the version of a model."""
+  return {key: value for key, value in found.items() if key.endswith(VERSION)}
+
+
 def model_files(path: Path) -> list[Path]:
   """What a local model is read from: files of its folder with heads in it, or a llama.cpp file."""
   if not path.is_dir():
