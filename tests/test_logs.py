@@ -1,5 +1,6 @@
 """Training logs: TensorBoard and W&B show the numbers of metrics.jsonl, also after a kill."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -148,6 +149,12 @@ def test_wandb_gets_the_same_numbers_and_a_restart_continues_its_run(tmp_path, m
   logs.Logs(stage, 0, tensorboard=False, wandb_project='rankers').close()
   logs.Logs(tmp_path, 0, tensorboard=False, wandb_project='rankers').close()
   assert len({options['id'] for options in fake.inits}) == 3
+  # What began with an earlier version, whose id was made of the path, goes on in its run.
+  (stage / 'wandb_id.txt').unlink()
+  for step in (4, 8):
+    logs.Logs(stage, step, tensorboard=False, wandb_project='rankers').close()
+    former = hashlib.sha256(str(stage).encode()).hexdigest()[:16]
+    assert fake.inits[-1]['id'] == former
 
 
 def test_a_wandb_project_without_wandb_is_refused_before_anything_runs(monkeypatch):
