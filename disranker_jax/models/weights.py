@@ -303,7 +303,7 @@ def _converted(file: pathlib.Path) -> pathlib.Path:
   from disranker_jax.models import gguf
 
   state = file.stat()
-  folder = _unpacked(f'{file.stem}-{state.st_size}-{state.st_mtime_ns}')
+  folder = _unpacked(f'{file.stem}-{state.st_size}-{state.st_mtime_ns}-{gguf.VERSION}')
   if (folder / 'config.json').exists():
     return folder
   _check_writable(folder)
