@@ -184,7 +184,48 @@ def test_messages_about_memory_name_all_keys_of_adapters_in_bf16(tmp_path, monke
     'config.teacher.param_dtype=bfloat16)'
   )
   assert keys in str(caught.value)
-  assert 'config.test.trainable=' in train.needs_less(test_train.job(tmp_path))
+  todo = test_train.job(tmp_path)
+  todo.settings.trainable = '.*'
+  variables = {'params': {'blocks': {'kernel': jnp.zeros(2)}}}
+  assert (
+    "set its remat=full, train only adapters, beside bf16 parameters (the model's lora_rank=16"
+    in (train.needs_less(todo, variables))
+  )
+
+
+LOW, ALONE = 'config.teacher.param_dtype=bfloat16', f"config.sft.trainable='{ADAPTERS}'"
+
+
+@pytest.mark.parametrize(
+  ('trainable', 'rank', 'dtype', 'keys'),
+  [
+    ('.*', 0, 'float32', ['config.teacher.lora_rank=16', ALONE, LOW]),
+    ('.*', 0, 'bfloat16', ['config.teacher.lora_rank=16', ALONE]),
+    ('.*', 2, 'float32', [ALONE, LOW]),
+    ('lora|q/|score', 2, 'bfloat16', [ALONE]),
+    (ADAPTERS, 2, 'float32', [LOW]),
+    (ADAPTERS, 2, 'bfloat16', []),
+    ('lora|norm|score', 2, 'bfloat16', []),
+  ],
+)
+def test_advice_about_memory_leaves_out_what_is_so_already(
+  trainable, rank, dtype, keys, tmp_path, monkeypatch
+):
+  from disranker_jax.commands.plan import chips, report
+
+  config = test_averaging.tiny(trainable=trainable, optimizer='adafactor')
+  config.teacher.update(lora_rank=rank, param_dtype=dtype)
+  [found] = opening.models_of(Run(config, tmp_path, MESH), systems.find(config, 'sft'))
+  options = report.remedies(config, 'sft', found.step, chips.find('v5e:1x1'), MESH)
+  words = ' '.join('--' + key for key in keys)
+  said = [one for one in options if 'trainable' in one or 'param_dtype' in one or 'lora' in one]
+  assert said == ([words] if keys else [])
+  monkeypatch.setattr(memory, 'limit', lambda: 1000)
+  with pytest.raises(opening.UserError) as caught:
+    opening.refuse_too_large(SimpleNamespace(config=config), [found])
+  assert ', '.join(keys) in str(caught.value) and 'adafactor' not in str(caught.value)
+  every = ('lora_rank=', 'trainable=', 'param_dtype=')
+  assert sum(str(caught.value).count(key) for key in every) == len(keys)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from disranker_jax.rankers.pointwise import PointwiseRanker
 from disranker_jax.stages import earlier
 from disranker_jax.training import checkpoint, train
 from disranker_jax.training.feed import OfflineFeed
-from disranker_jax.training.settings import ADAPTERS
+from disranker_jax.training.settings import is_matrix
 
 
 def open_role(config: ConfigDict, role: str) -> TextModel:
@@ -87,8 +87,7 @@ def kept(path: str, value, dtype):
   a product in bf16 rounds them anyway. Others are as they were saved: adapters, heads, norms and
   biases have small updates that bf16 would round away.
   """
-  is_large = path.endswith(('/kernel', '/embedding')) and not re.search(ADAPTERS, path)
-  return value.astype(dtype if is_large else jnp.promote_types(value.dtype, dtype))
+  return value.astype(dtype if is_matrix(path) else jnp.promote_types(value.dtype, dtype))
 
 
 def load(run, role: str) -> tuple[TextModel, dict, str]:
