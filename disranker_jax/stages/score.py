@@ -21,7 +21,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
 from disranker_jax.models import eight_bits
 from disranker_jax.models.load import HEADS, open_model
-from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline import inputs, manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import score_statistics
@@ -105,6 +105,7 @@ def maker(run, teacher) -> dict:
   tokenizer = teacher.tokenizer.backend_tokenizer.to_str().encode()
   return {
     'model': c.model,
+    **inputs.noted(c.model),
     'parameters': [
       *([start] if start else []),
       *(manifest.read(run.folder(stage))['fingerprint'] for stage in trained),
