@@ -39,6 +39,7 @@ from disranker_jax.stages import (
 )
 from disranker_jax.stages.distill_hidden import HiddenStates, check_hidden, open_hidden
 from disranker_jax.stages.held_out import LOSS, NDCG, PNR, TAU
+from disranker_jax.stages.targets import normalizer
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
 from disranker_jax.training.settings import GROUPS, training
@@ -99,37 +100,6 @@ def shape_of(config) -> batches.Shape:
   """The shape of a batch."""
   c = config.distill
   return batches.Shape(c.batch_rows, config.student.row_len, c.group_size)
-
-
-def unchanged(scores_N: np.ndarray) -> np.ndarray:
-  return scores_N
-
-
-def normalizer(facts: dict, how: str) -> tuple[Callable, dict[str, float]]:
-  """(function from a query's teacher scores to the student's targets, the numbers that it uses).
-
-  A teacher's scores of different queries may not be comparable; a query likelihood, for example,
-  depends mostly on the query. Point-MSE would then fit differences between queries, which do not
-  change any ranking, so 'query' subtracts each query's mean.
-
-  Args:
-    facts: 'mean', 'std' and 'within' (deviation from the query's mean) of all scores.
-    how: config.distill.normalize_scores.
-
-  Raises: UserError if all scores are equal.
-  """
-  if not how:
-    return unchanged, {}
-  std = np.float32(facts['within' if how == 'query' else 'std'])
-  if not std > 0:
-    raise UserError(
-      f'config.distill.normalize_scores={how!r}: all teacher scores are equal; check the stage '
-      'score, or config.data.teachers'
-    )
-  if how == 'query':
-    return lambda scores_N: (scores_N - scores_N.mean()) / std, {'std': facts['within']}
-  mean = np.float32(facts['mean'])
-  return lambda scores_N: (scores_N - mean) / std, {'mean': facts['mean'], 'std': facts['std']}
 
 
 def open_targets(run) -> tuple[ScoredGroups, dict]:
