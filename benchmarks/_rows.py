@@ -88,8 +88,7 @@ def _train(stage: str, tokens: int, *words: str, peers: str = 'none') -> tuple[s
 
 
 def _teacher(stage: str, tokens: int, *words: str, peers: str = 'none') -> tuple[str, ...]:
-  return _train(stage, tokens, f'--config.{stage}.batch_rows=16', '--steps=1',
-                '--config.teacher.param_dtype=bfloat16', *words, peers=peers)  # fmt: skip
+  return _train(stage, tokens, f'--config.{stage}.batch_rows=16', '--steps=1', *words, peers=peers)
 
 
 def _whole(stage: str) -> tuple[str, ...]:
@@ -97,7 +96,8 @@ def _whole(stage: str) -> tuple[str, ...]:
 
 
 def _lora(stage: str) -> tuple[str, ...]:
-  return ('--config.teacher.lora_rank=16', f'--config.{stage}.trainable=lora|score')
+  low = '--config.teacher.param_dtype=bfloat16'  # of what is not trained
+  return ('--config.teacher.lora_rank=16', f'--config.{stage}.trainable=lora|score', low)
 
 
 def _student(stage: str, peers: str = 'none', scan: bool = False) -> tuple[str, ...]:

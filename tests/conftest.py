@@ -6,11 +6,11 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
-import hashlib
 import re
 from fnmatch import fnmatch, fnmatchcase
 from pathlib import Path
 
+import compiled
 import pytest
 from absl import flags
 from jax import config
@@ -21,20 +21,12 @@ config.update('jax_numpy_rank_promotion', 'raise')
 config.update('jax_disable_most_optimizations', True)
 
 TESTS = Path(__file__).parent
-
-
-def processor() -> str:
-  """What compiled programs depend on beside JAX, as 16 letters; many machines may share a disk."""
-  cpuinfo = Path('/proc/cpuinfo')
-  lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-  facts = sorted({line for line in lines if line.startswith(('model name', 'flags', 'Features'))})
-  return hashlib.sha256('\n'.join(facts).encode()).hexdigest()[:16]
-
+COMPILED = TESTS.parent / '.make' / 'compiled'
 
 # Compiling takes most of the time of the tests. All of them, the commands that they start and the
 # next `make test` need the same programs; `make clean` deletes these.
 CACHE = {
-  'jax_compilation_cache_dir': str(TESTS.parent / '.make' / 'compiled' / processor()),
+  'jax_compilation_cache_dir': str(compiled.folder(COMPILED)),
   'jax_persistent_cache_min_compile_time_secs': 0.0,
   'jax_persistent_cache_min_entry_size_bytes': -1,
 }
@@ -208,6 +200,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+  if not hasattr(config, 'workerinput'):  # the workers of pytest-xdist come later
+    compiled.delete_former(COMPILED)
   for pattern in HEAVY:
     if not any(TESTS.glob(pattern)):
       raise pytest.UsageError(f'{__file__}: HEAVY lists {pattern!r}, which matches no file')

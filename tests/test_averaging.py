@@ -307,12 +307,13 @@ def test_the_estimate_and_the_disk_count_it(tmp_path, monkeypatch):
       opening.refuse_too_large(run, [sft(tmp_path, ema=ema)])
 
 
-def test_a_plan_that_does_not_fit_names_it():
+def test_a_plan_that_does_not_fit_names_it(tmp_path):
   from disranker_jax.commands.plan import chips, report
 
   where = chips.find('v5e:1x1')
-  assert '--config.sft.ema=0' in report.remedies(tiny(ema=0.9), 'sft', where, MESH)
-  assert not any('ema' in option for option in report.remedies(tiny(), 'sft', where, MESH))
+  step = sft(tmp_path).step
+  assert '--config.sft.ema=0' in report.remedies(tiny(ema=0.9), 'sft', step, where, MESH)
+  assert not any('ema' in option for option in report.remedies(tiny(), 'sft', step, where, MESH))
 
 
 def test_a_decay_of_one_would_never_move():

@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import re
 
 import numpy as np
@@ -13,6 +14,7 @@ from disranker_jax import config as configs
 from disranker_jax.pipeline import manifest, systems
 from disranker_jax.report import curves, facts, page
 from disranker_jax.rewriting.stages.rewrite import PANELS
+from disranker_jax.training import logs
 from disranker_jax.training.panels import LOSS, Line, Panel
 
 
@@ -43,8 +45,12 @@ def alts(steps: list[dict], before: dict[str, float] | None = None) -> dict[str,
   return {each.panel.label: alt(curves.small('rewrite', steps, each)) for each in every}
 
 
-def test_an_infinite_value_is_not_drawn():
-  steps = [{'step': i, 'loss': 1.0, 'validation/pnr': pnr} for i, pnr in ((1, 3.0), (2, 'inf'))]
+def test_an_infinite_value_is_not_drawn(tmp_path):
+  written = logs.MetricsLog(tmp_path, 0)
+  for i, pnr in ((1, 3.0), (2, math.inf)):
+    written.write(i, {'loss': 1.0, 'validation/pnr': pnr})
+  written.close()
+  steps = logs.read(tmp_path / logs.FILE)
   [found] = curves.fill([Panel('PNR', (), held_out=('pnr',))], steps, {})
   assert found.held_out == {'pnr': {1: 3.0}}
   assert not curves.fill([Panel('PNR', (), held_out=('pnr',))], steps[1:], {})

@@ -316,5 +316,8 @@ def test_a_file_of_the_user_is_converted_once_and_its_licence_is_kept(tmp_path, 
   with monkeypatch.context() as patch:
     patch.setattr(module, 'convert', None)
     assert weights.find(tmp_path / 'x.gguf') == folder
+  with monkeypatch.context() as patch:
+    patch.setattr(module, 'VERSION', module.VERSION + 1)  # as by another program
+    assert weights.find('x.gguf') != folder
   _write(tmp_path / 'x.gguf', 'gemma3', _sentencepiece)
   assert weights.find('x.gguf') != folder

@@ -110,6 +110,23 @@ class TestModelFiles:
     now = inputs.of_model('student.model', str(tmp_path))
     assert inputs.as_before(config, before, now) == now
 
+  @pytest.mark.parametrize('model', ['~/model', '~/model.gguf', '{}/model.gguf', '{}/model'])
+  def test_a_model_that_an_earlier_program_did_not_record_is_not_new(
+    self, tmp_path, monkeypatch, model
+  ):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'model').mkdir()
+    (tmp_path / 'model' / 'config.json').write_text('{}')
+    (tmp_path / 'model.gguf').write_bytes(b'weights')
+    config = configs.defaults()
+    config.generate.model = model.format(tmp_path)
+    now = inputs.of_model('generate.model', config.generate.model)
+    # It recorded every other folder: there was none when the stage began.
+    recorded = model == '{}/model'
+    assert inputs.as_before(config, {}, now) == (now if recorded else {})
+    before = {'generate.model': 'of other files'}
+    assert inputs.as_before(config, before, now) == now
+
   def test_a_version_that_one_side_does_not_know_is_not_compared(self):
     config, key = configs.defaults(), 'teacher.model version'
     assert inputs.as_before(config, {}, {key: 'a@1'}) == {}

@@ -1,6 +1,7 @@
 """What a stage trains is fp32 with its moments, whatever `param_dtype` is; the rest is in it."""
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -17,6 +18,7 @@ from disranker_jax.models import families, load, tree
 from disranker_jax.models.settings import defaults as model_settings
 from disranker_jax.pipeline import opening, steps, systems
 from disranker_jax.pipeline.stage import Run
+from disranker_jax.rankers import pointwise
 from disranker_jax.stages import roles
 from disranker_jax.training import optimizer, train
 from disranker_jax.training.checkpoint import Checkpoints
@@ -106,6 +108,39 @@ def test_parameters_are_loaded_in_the_type_that_the_estimate_counts(model, train
     assert dtype == ('float32' if full else 'bfloat16'), path
 
 
+@pytest.mark.parametrize('trainable', ['', ADAPTERS, '.*'])
+def test_what_was_trained_is_rounded_only_in_frozen_matrices(model, trainable, monkeypatch):
+  trained = jax.tree.map(lambda x: np.full(x.shape, 1 + 2**-12, np.float32), model.network.shapes())
+  monkeypatch.setattr(roles.checkpoint, 'load_params', lambda *_: sharding.put(trained, MESH))
+  config = ConfigDict({'seed': 0, 'stages': ('cpt',), 'sft': {'trainable': trainable}})
+  run = SimpleNamespace(mesh=MESH, folder=lambda name: Path(name), config=config)
+  trains = 'sft' if trainable else ''
+  found = tree.flatten(roles.trained(run, 'teacher', model, ('cpt',), trains=trains))
+  rounded = {path for path, x in found.items() if (np.asarray(x, np.float32) == 1).all()}
+  assert rounded == {
+    path for path, x in found.items()
+    if path.endswith(('kernel', 'embedding')) and 'score' not in path and trainable != '.*'
+  }  # fmt: skip
+  # As the estimate counts these.
+  counted = types(steps.shapes(model.network, 'bfloat16', trainable or None))
+  assert all(counted[path] == str(x.dtype) for path, x in found.items() if path in rounded)
+
+
+def test_rounded_matrices_give_the_same_scores_in_bf16(tmp_path):
+  network = load.open_model(model_settings(model='tiny-decoder', precision='bfloat16')).network
+  full = network.init(jax.random.key(0))
+  flat = tree.flatten(full)
+  low = tree.unflatten({path: roles.kept(path, x, jnp.bfloat16) for path, x in flat.items()})
+  assert types(low) != types(full)
+  shape = pointwise.score_shape('score_head', 2, 16)
+  batch = shape.zeros(1)
+  batch['tokens_BT'] = np.arange(32, dtype=np.int32).reshape(2, 16) + 5
+  batch['segments_BT'] = np.ones((2, 16), np.int32)
+  batch['index_AX'][:] = 15
+  scores = pointwise.score_fn(network)
+  np.testing.assert_array_equal(scores(low, batch), scores(full, batch))
+
+
 def test_the_next_stage_starts_from_what_was_trained_without_rounding_it(tmp_path):
   result = fit(tmp_path / 'cpt')
   config = ConfigDict({'seed': 0, 'stages': ('cpt',), 'sft': {'trainable': 'w'}})
@@ -117,8 +152,8 @@ def test_the_next_stage_starts_from_what_was_trained_without_rounding_it(tmp_pat
   opened = SimpleNamespace(settings=SimpleNamespace(init_from=''), pretrained=pretrained)
   found = roles.trained(run, 'teacher', opened, ('cpt',), trains='sft')['params']['w']
   np.testing.assert_array_equal(found, result)
-  found = roles.trained(run, 'teacher', opened, ('cpt',))['params']['w']
-  np.testing.assert_array_equal(found, result.astype(jnp.bfloat16))
+  found = roles.trained(run, 'teacher', opened, ('cpt',), trains='')['params']['w']
+  np.testing.assert_array_equal(found, result)
 
 
 # Estimates and advice
@@ -149,7 +184,48 @@ def test_messages_about_memory_name_all_keys_of_adapters_in_bf16(tmp_path, monke
     'config.teacher.param_dtype=bfloat16)'
   )
   assert keys in str(caught.value)
-  assert 'config.test.trainable=' in train.needs_less(test_train.job(tmp_path))
+  todo = test_train.job(tmp_path)
+  todo.settings.trainable = '.*'
+  variables = {'params': {'blocks': {'kernel': jnp.zeros(2)}}}
+  assert (
+    "set its remat=full, train only adapters, beside bf16 parameters (the model's lora_rank=16"
+    in (train.needs_less(todo, variables))
+  )
+
+
+LOW, ALONE = 'config.teacher.param_dtype=bfloat16', f"config.sft.trainable='{ADAPTERS}'"
+
+
+@pytest.mark.parametrize(
+  ('trainable', 'rank', 'dtype', 'keys'),
+  [
+    ('.*', 0, 'float32', ['config.teacher.lora_rank=16', ALONE, LOW]),
+    ('.*', 0, 'bfloat16', ['config.teacher.lora_rank=16', ALONE]),
+    ('.*', 2, 'float32', [ALONE, LOW]),
+    ('lora|q/|score', 2, 'bfloat16', [ALONE]),
+    (ADAPTERS, 2, 'float32', [LOW]),
+    (ADAPTERS, 2, 'bfloat16', []),
+    ('lora|norm|score', 2, 'bfloat16', []),
+  ],
+)
+def test_advice_about_memory_leaves_out_what_is_so_already(
+  trainable, rank, dtype, keys, tmp_path, monkeypatch
+):
+  from disranker_jax.commands.plan import chips, report
+
+  config = test_averaging.tiny(trainable=trainable, optimizer='adafactor')
+  config.teacher.update(lora_rank=rank, param_dtype=dtype)
+  [found] = opening.models_of(Run(config, tmp_path, MESH), systems.find(config, 'sft'))
+  options = report.remedies(config, 'sft', found.step, chips.find('v5e:1x1'), MESH)
+  words = ' '.join('--' + key for key in keys)
+  said = [one for one in options if 'trainable' in one or 'param_dtype' in one or 'lora' in one]
+  assert said == ([words] if keys else [])
+  monkeypatch.setattr(memory, 'limit', lambda: 1000)
+  with pytest.raises(opening.UserError) as caught:
+    opening.refuse_too_large(SimpleNamespace(config=config), [found])
+  assert ', '.join(keys) in str(caught.value) and 'adafactor' not in str(caught.value)
+  every = ('lora_rank=', 'trainable=', 'param_dtype=')
+  assert sum(str(caught.value).count(key) for key in every) == len(keys)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from disranker_jax.data import presence, sources, store
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline import inputs, systems
+from disranker_jax.pipeline.stage import Run
+from disranker_jax.stages import prepare
 
 KINDS = ('judgements', 'candidates', 'test', sources.POOLED, presence.DOCUMENTS, sources.SCORES)
 
@@ -122,3 +124,30 @@ def test_candidates_need_no_judgements_and_judgements_no_run(here):
   assert 'bm25.run: does not exist' in refused('trec:trec?pool=run', 'judgements')
   (here / 'trec' / 'qrels.txt').unlink()
   presence.check('trec:trec?run=bm25', 'candidates')
+
+
+def test_clicks_made_of_judgements_need_no_run_where_these_get_negatives(here):
+  (here / 'trec' / 'bm25.run.gz').unlink()
+  config = configs.defaults()
+  config.data.update(clicks='judgements:', judgements='trec:trec', candidates='', test='')
+  config.data.negatives.count = 2
+  config.stages = ('prepare', 'cpt')
+  inputs.check(config, [systems.find(config, 'prepare')])
+  config.stages = ('prepare', 'sft')
+  with pytest.raises(UserError, match=r"^config.data.judgements='trec:trec': .*bm25.run: does not"):
+    inputs.check(config, [systems.find(config, 'prepare')])
+
+
+@pytest.mark.parametrize(
+  'data',
+  [{}, {'clicks': 'judgements:'}, {'judgements': 'teachers:', 'teachers': ('trec:a.run',)}],
+)
+@pytest.mark.parametrize('count', [0, 2])
+def test_files_are_looked_for_as_they_are_read(here, data, count):
+  config = configs.defaults()
+  config.data.update(data)
+  config.data.negatives.count = 0 if 'teachers' in data else count
+  run = Run(config, here, None)
+  jobs = [prepare.job_of(run, kind) for kind in prepare.kinds(config)]
+  found = [address[1:] for address in prepare.addresses(config) if address[1] != sources.SCORES]
+  assert found == [(job.read_as or job.kind, job.address) for job in jobs]

@@ -1,5 +1,7 @@
 """Queries that do not fit into a batch are an error before the first step, not in the middle."""
 
+import dataclasses
+import math
 import re
 from pathlib import Path
 
@@ -10,13 +12,14 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from disranker_jax import config as configs
+from disranker_jax.data import scored_groups
 from disranker_jax.data.batches import EncodedGroup, Packer, Shape
 from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.records import Click, Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.stage import Run
-from disranker_jax.stages import distill, prepare, room
+from disranker_jax.stages import distill, held_out, prepare, room
 
 
 def encoded(*lengths: int, predicted: int = 0) -> EncodedGroup:
@@ -78,6 +81,7 @@ def run_of(monkeypatch, records, **changes) -> Run:
   config.student.update(model='tiny-encoder', layers=(), **sizes)
   for stage in ('sft', 'student_sft', 'distill'):
     config[stage].update({'batch_rows': 2, 'group_size': 6, **changes})
+  config.score.judgements = False
   monkeypatch.setattr(prepare, 'records', lambda run, kind: records)
   return Run(config, Path('nowhere'), None)
 
@@ -105,6 +109,70 @@ def test_short_queries_are_measured_and_train_with_few_rows(monkeypatch):
   run = run_of(monkeypatch, judged(()))
   assert not room.is_enough(distill.shape_of(run.config), run.config.student)
   systems.find(run.config, 'distill').check_records(run)
+
+
+@pytest.mark.parametrize('stage', ['sft', 'student_sft', 'distill'])
+def test_held_out_queries_are_not_learned(stage, monkeypatch):
+  run = run_of(monkeypatch, records := judged((), 60))
+  run.config.validation.share = 0.5
+  where, check = held_out.placer(run), systems.find(run.config, stage).check_records
+  sides = {
+    side: [g.query_id for g in records if (where(g) < 0.5) == side] for side in (True, False)
+  }
+  assert len(sides[True]) > 10 and len(sides[False]) > 10
+  records[:] = judged(sides[True], 60)
+  check(run)
+  records[:] = judged(sides[False][:1], 60)
+  with pytest.raises(UserError, match=rf'1 of {len(sides[False])} queries, such as'):
+    check(run)
+
+
+@pytest.mark.parametrize('stage', ['sft', 'student_sft', 'distill'])
+def test_a_stage_that_continues_reads_no_text(stage, monkeypatch, tmp_path):
+  run = dataclasses.replace(run_of(monkeypatch, judged()), workdir=tmp_path)
+  check = systems.find(run.config, stage).check_records
+  with pytest.raises(UserError, match='do not fit'):
+    check(run)
+  (run.folder(stage) / 'checkpoints' / '5').mkdir(parents=True)
+  check(run)
+
+
+def test_distillation_draws_of_the_documents_that_are_scored(monkeypatch):
+  run = run_of(monkeypatch, records := judged())
+  run.config.student.max_len, run.config.score.ranks = 40, 'top'
+  # Of three documents the longest ones could take three rows, so the texts are read.
+  run.config.score.group_size = 3
+  with pytest.raises(
+    UserError, match="1 of 30 queries, such as 'q7', do not fit with their 3 long"
+  ):
+    distill.check_records(run)
+  # The best-labelled document and the first ones are scored.
+  [group] = judged(count=1, long_ones=())
+  long = (dataclasses.replace(d, title=WORDS) if d.doc_id in '134' else d for d in group.docs)
+  records[:] = [dataclasses.replace(group, docs=tuple(long))]
+  distill.check_records(run)
+  # So few documents of any length fit.
+  run.config.score.group_size = 2
+  monkeypatch.setattr(distill.roles, 'open_role', lambda *_: pytest.fail('was opened'))
+  distill.check_records(run)
+
+
+def test_distillation_draws_of_the_documents_that_teachers_score(monkeypatch):
+  def scored(*missing):
+    docs = judged(count=1, long_ones=('q0',))[0].docs
+    docs = (dataclasses.replace(d, teacher=math.nan if d.doc_id in missing else 1.0) for d in docs)
+    return Group('q0', 'query', tuple(docs))
+
+  run = run_of(monkeypatch, records := [scored('1', '2', '3')])
+  run.config.data.teachers = ('trec:t.run',)
+  facts = {'mean': 0.0, 'std': 1.0, 'within': 1.0}
+  monkeypatch.setattr(
+    distill, 'open_scored', lambda run: scored_groups.from_records(records, None, facts)
+  )
+  distill.check_records(run)
+  records[:] = [scored()]
+  with pytest.raises(UserError, match='1 of 1 queries'):
+    distill.check_records(run)
 
 
 def test_the_parts_of_a_batch_are_named(monkeypatch):

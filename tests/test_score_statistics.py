@@ -9,10 +9,12 @@ import pytest
 from disranker_jax import config as configs
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
+from disranker_jax.models import weights
 from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline.stage import Run
 from disranker_jax.rankers import score_statistics
 from disranker_jax.rankers.shards import Shards
-from disranker_jax.stages import score
+from disranker_jax.stages import quantise_gate, roles, score
 
 SETTINGS = types.SimpleNamespace(min_std=1e-3, max_tied_share=0.5)
 
@@ -108,13 +110,37 @@ def test_a_collapse_shows_after_the_first_queries_and_nothing_is_lost(tmp_path, 
   shards = Shards(tmp_path, len(groups), {'model': 'm'})
   c = types.SimpleNamespace(unit_queries=3, shard_seconds=60.0, min_std=1e-3, max_tied_share=0.5)
   scorer, look = Constant(), functools.partial(score.look_at_first, 'candidates', shards, c)
-  with pytest.raises(UserError, match=r'first 6 queries of candidates have collapsed.*min_std'):
-    score.score_missing('score', groups, shards, scorer, c, look)
-  assert scorer.scored == [f'q{i}' for i in range(6)]
+  for _ in range(2):  # the same command again scores nothing
+    with pytest.raises(UserError, match=r'first 6 queries of candidates have collapsed.*min_std'):
+      score.score_missing('score', groups, shards, scorer, c, look)
+    assert scorer.scored == [f'q{i}' for i in range(6)]
   c.min_std, c.max_tied_share = 0.0, 1.0  # as the message advises
   score.score_missing('score', groups, shards, scorer, c, look)
   assert scorer.scored == [g.query_id for g in groups]
   assert [row[0] for row in shards.rows()] == [g.query_id for g in groups for _ in docs]
+
+
+def test_the_version_of_the_teacher_is_noted_and_earlier_scores_stay(tmp_path, monkeypatch):
+  config = configs.defaults()
+  config.stages, config.teacher.model = ('prepare', 'score'), 'tiny-decoder'
+  run, teacher = Run(config, tmp_path, None), roles.open_role(config, 'teacher')
+  before = score.maker(run, teacher)  # a model that is made here has no version
+  monkeypatch.setattr(weights, 'version', lambda name: f'{name}@1')
+  now = score.maker(run, teacher)
+  later = now | {'version': 'tiny-decoder@2'}
+  assert now == before | {'version': 'tiny-decoder@1'}
+  group = Group('q', 'q', (Document('d', 'title', ''),))
+  for made, is_kept in ((before, True), (now, False)):
+    shards = Shards(tmp_path / str(is_kept), 1, made)
+    shards.folder.mkdir()
+    shards.write(range(1), [(group, np.ones(1, np.float32))])
+    assert Shards(shards.folder, 1, now).missing() == []
+    run.folder('score').mkdir(exist_ok=True)
+    quantise_gate.write(run, made, {'pairs': 1})
+    assert quantise_gate.stored(run, now) == {'pairs': 1}
+    assert bool(quantise_gate.stored(run, later)) == is_kept
+  with pytest.raises(UserError, match='made with another version; do the scores again'):
+    Shards(shards.folder, 1, later).missing()
 
 
 @pytest.mark.parametrize('key', ['min_std', 'max_tied_share'])

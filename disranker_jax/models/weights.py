@@ -73,6 +73,9 @@ KNOWN = {
   ),
 }
 
+# What earlier versions took for a short name where the hub answered.
+FORMER = {'smollm2-135m': 'HuggingFaceTB/SmolLM2-135M'}
+
 # Short names of models at the hub, newest version; docs/models.md says what each is for.
 NAMES = {
   'mistral-7b': 'mistralai/Mistral-7B-v0.1',
@@ -300,7 +303,7 @@ def _converted(file: pathlib.Path) -> pathlib.Path:
   from disranker_jax.models import gguf
 
   state = file.stat()
-  folder = _unpacked(f'{file.stem}-{state.st_size}-{state.st_mtime_ns}')
+  folder = _unpacked(f'{file.stem}-{state.st_size}-{state.st_mtime_ns}-{gguf.VERSION}')
   if (folder / 'config.json').exists():
     return folder
   _check_writable(folder)

@@ -24,7 +24,7 @@ from disranker_jax.pipeline.stage import Run, saved_steps
 from disranker_jax.pipeline.steps import Step
 from disranker_jax.progress import clock, say
 from disranker_jax.stages import prepare
-from disranker_jax.training.settings import LEAST, adapters_only
+from disranker_jax.training.settings import LEAST
 from disranker_jax.training.validation import STEP, interval
 
 SAMPLE = 64  # records whose texts are tokenised
@@ -92,7 +92,9 @@ class Estimate:
         keys = opening.rows_of(self._run.config, one.stage, one.use)
         less = f'set config.{one.use.role}.param_dtype=bfloat16'
         if one.step.trained:
-          less = f"set the model's remat=full, or {adapters_only(name, one.use.role)}"
+          less = ', or '.join(
+            filter(None, ["set the model's remat=full", opening.adapters_of(one)])
+          )
         say(
           f'warning: {name} will probably not fit into {gib(limit)}: lower {keys} '
           f"or the model's row_len, or {less}"

@@ -17,6 +17,7 @@ from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.stages import earlier
 
+MODELS = ('model', 'embedder')  # keys that name a model, in whatever section
 VERSION = ' version'  # ends the input that tells the version of the model of a config key
 # What is read of a model's folder beside its weights. Others may lie there: notes, a README.
 READ = (*rerankers.FILES, 'modules.json', *hf.TOKENIZER_FILES, '*.model', 'tekken.json')
@@ -62,6 +63,11 @@ def noted(name: str) -> dict[str, str]:
   return {'version': value for value in of_model('', name).values()}  # noqa: B035, at most one
 
 
+def versions(found: Mapping[str, str | None]) -> dict[str, str | None]:
+  """The inputs that tell the version of a model."""
+  return {key: value for key, value in found.items() if key.endswith(VERSION)}
+
+
 def model_files(path: Path) -> list[Path]:
   """What a local model is read from: files of its folder with heads in it, or a llama.cpp file."""
   if not path.is_dir():
@@ -84,14 +90,24 @@ def as_before(
   """The inputs `now`, by the fingerprints of a manifest where these are of the same.
 
   A version that only one side has is not compared: earlier programs recorded none, and a model may
-  have left this machine since.
+  have left this machine since. Nor did they record every file of llama.cpp and folder below `~`.
   """
-  found = {k: v for k, v in now.items() if k in before or not k.endswith(VERSION)}
-  found |= {k: v for k, v in before.items() if k not in now and k.endswith(VERSION)}
   flat = configs.flatten(config)
+  unrecorded = (k for k in now if k.endswith(VERSION) or is_file_or_below_home(flat, k))
+  new = set(unrecorded) - before.keys()
+  found = {k: v for k, v in now.items() if k not in new}
+  found |= {k: v for k, v in before.items() if k not in now and k.endswith(VERSION)}
   for key in found:
     differs = before.get(key) not in (None, found[key])
     path = weights.path_of(flat[key]) if differs and isinstance(flat.get(key), str) else None
     if path and manifest.files(every_file(path)) == before[key]:
       found[key] = before[key]
   return found
+
+
+def is_file_or_below_home(flat: Mapping, key: str) -> bool:
+  """Whether a key of the config names a model by a file, or by a folder that begins with `~`."""
+  if key.rpartition('.')[2] not in MODELS:
+    return False
+  name = flat.get(key)
+  return bool(name and weights.path_of(name)) and not Path(name).is_dir()

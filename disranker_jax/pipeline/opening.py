@@ -13,13 +13,13 @@ from ml_collections import ConfigDict
 
 from disranker_jax.devices import memory, processes
 from disranker_jax.errors import UserError
-from disranker_jax.models import hf
+from disranker_jax.models import hf, tree
 from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline import steps, systems
 from disranker_jax.pipeline.stage import Run, Stage, Use, saved_steps
 from disranker_jax.progress import say
 from disranker_jax.training import logs, optimizer
-from disranker_jax.training.settings import ADAPTERS, adapters_only
+from disranker_jax.training.settings import ADAPTERS, adapters_only, lacking
 
 # Checkpoints of a stage that are on disk at a time: two, and one that is being written. With
 # validation.keep_best there is one more, the best one.
@@ -157,17 +157,25 @@ def refuse_too_large(run: Run, opened: Sequence[Opened]) -> None:
     held = {k: n for k, n in one.step.held.items() if k != 'batch'}
     needed = memory.of_process(sum(held.values()))
     if limit and needed > limit:
-      lower = f'set config.{one.use.role}.param_dtype=bfloat16'
+      advice = [f'set config.{one.use.role}.param_dtype=bfloat16']
       if one.step.trained:
-        ema = 'ema=0, ' if 'average' in held else ''
-        adapters = adapters_only(one.stage.name, one.use.role)
-        lower = f'set {ema}optimizer=adafactor, {adapters}'
+        keys = ['ema=0'] if 'average' in held else []
+        keys += ['optimizer=adafactor'] if run.config[one.stage.name].optimizer == 'adamw' else []
+        advice = [f'set {", ".join(keys)}'] if keys else []
+        advice.append(adapters_of(one))
+      advice.append('raise config.mesh.fsdp on several devices')
       raise UserError(
         f'config.{one.use.role}.model={one.model.settings.model!r}: {one.stage.name} needs '
         f'{memory.listed(held)} per device, before activations, and this machine has '
-        f'{memory.size(limit)}; {lower}, raise config.mesh.fsdp on several devices, or take a '
-        'smaller model'
+        f'{memory.size(limit)}; {", ".join(filter(None, advice))}, or take a smaller model'
       )
+
+
+def adapters_of(one: Opened) -> str:
+  """Advice to train adapters alone beside bf16 parameters, '' where the stage does."""
+  paths, settings = tree.flatten(one.model.network.shapes()), one.model.settings
+  missing = lacking(paths, one.step.trained, settings.param_dtype)
+  return adapters_only(one.stage.name, missing, one.use.role)
 
 
 def refuse_full_disk(run: Run, opened: Sequence[Opened]) -> None:

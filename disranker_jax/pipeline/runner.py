@@ -15,7 +15,7 @@ from disranker_jax import config as configs
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import Stopped, UserError
 from disranker_jax.locks import locked
-from disranker_jax.models import files
+from disranker_jax.models import files, weights
 from disranker_jax.pipeline import inputs as outside
 from disranker_jax.pipeline import manifest, opening, systems
 from disranker_jax.pipeline.estimate import Estimate
@@ -113,6 +113,34 @@ class Pipeline:
     """Raises: UserError if a chosen stage, or one that it reads, is stale or missing."""
     for stage in systems.preceding(self.listed, [s.name for s in self.chosen]):
       self.refuse_stale(stage, self.state(stage, self.again))
+    self.say_former_models()
+
+  def say_former_models(self) -> None:
+    """A line for a model of which an earlier program may have had others in what it has made.
+
+    Manifests of earlier programs do not tell it, so only the user can know.
+    """
+    begun: dict[str, list[str]] = {}  # stages by key of the model
+    to_come = set()
+    for stage in self.listed:
+      state = self.state(stage, self.again)
+      keys = outside.versions(self.inputs(stage)).keys()
+      if state.before:
+        for key in keys - state.before['inputs'].keys():
+          begun.setdefault(key, []).append(stage.name)
+      if stage in self.chosen and not state.is_done:
+        to_come |= keys
+    flat = configs.flatten(self.run.config)
+    for key, names in begun.items():
+      key_of = key.removesuffix(outside.VERSION)
+      former = weights.FORMER.get(flat[key_of])
+      if former and key in to_come:
+        say(
+          f'warning: {", ".join(names)} in {self.run.workdir}: begun by an earlier version, which '
+          f'took {former} for config.{key_of}={flat[key_of]!r} where the hub answered; this one '
+          f'always takes {weights.version(flat[key_of])}. If the hub answered, start again: with '
+          f'--config.{key_of}={former} and another --workdir, or with --rerun={names[0]}'
+        )
 
   def to_open(self, donors: Sequence[Run]) -> list[Stage]:
     """The chosen stages that are not done, neither here nor by a donor with the same settings."""
@@ -273,7 +301,11 @@ class Pipeline:
       return False
     position = f'{[s.name for s in self.chosen].index(stage.name) + 1}/{len(self.chosen)}'
     say(f'{stage.name} ({position}): {"continues" if state.before else "starts"}')
-    record = manifest.Manifest(folder, stage.name, state.wanted, state.inputs)
+    inputs = state.inputs
+    if state.before and not stage.has_parts:
+      # An earlier program did not record the version of a model; from now on another one is stale.
+      inputs = outside.versions(self.inputs(stage)) | inputs
+    record = manifest.Manifest(folder, stage.name, state.wanted, inputs)
     processes.asked()  # what was asked before counts no more
     try:
       results = stage.execute(self.run)

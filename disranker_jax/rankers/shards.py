@@ -110,12 +110,22 @@ class Shard:
     return pq.read_table(self.file, schema=self.format.schema)
 
 
+def differing(made: dict, now: dict, former: Sequence[str] = ()) -> list[str]:
+  """In what the origin of rows differs from what would make them now; `former` decides nothing.
+
+  The model's 'version' is not compared where one side does not tell it.
+  """
+  keys = (made.keys() | now.keys()) - set(former)
+  keys -= {'version'} - (made.keys() & now.keys())
+  return [key for key in sorted(keys) if made.get(key) != now.get(key)]
+
+
 class Shards:
   """A folder of the rows of `count` items.
 
   Args:
-    made: what the rows come from: {'model': ..., ...}; shards with another origin are refused.
-      The model's 'version' is not compared where one side does not tell it.
+    made: what the rows come from: {'model': ..., ...}; shards with another origin are refused, see
+      `differing`.
   """
 
   def __init__(self, folder: Path, count: int, made: dict | None = None, format: Format = SCORES):
@@ -157,14 +167,11 @@ class Shards:
 
   def _is_whole(self, shard: Shard) -> bool:
     note = shard.note()
-    if self.made is not None:
-      made, now = note['made'], self.made
-      keys = (made.keys() | now.keys()) - set(self.format.former)
-      keys -= {'version'} - (made.keys() & now.keys())
-      if differs := [k for k in sorted(keys) if made.get(k) != now.get(k)]:
-        raise UserError(
-          f'{shard.file}: was made with another {", ".join(differs)}; {self.format.again}'
-        )
+    made, former = self.made, self.format.former
+    if made is not None and (differs := differing(note['made'], made, former)):
+      raise UserError(
+        f'{shard.file}: was made with another {", ".join(differs)}; {self.format.again}'
+      )
     problem = shard.problem()
     if problem:
       say(f'{shard.file} {problem}: its {self.format.what} are computed again')

@@ -21,6 +21,7 @@ from disranker_jax.report import intervals
 from disranker_jax.report.intervals import Intervals
 from disranker_jax.stages import result_table
 from disranker_jax.stages.result_table import Table
+from disranker_jax.training import logs
 from disranker_jax.training.panels import Panel
 
 MOST = 10_000  # records whose texts are measured, evenly spaced if there are more
@@ -207,15 +208,13 @@ def declared(run) -> tuple[Stage, ...]:
 
 
 def read_logs(run) -> dict[str, list[dict]]:
-  """{stage: its steps with a finite loss}; a half-written last line is skipped."""
-  logs = {}
+  """{stage: its steps with a finite loss}."""
+  found = {}
   for stage in [each.name for each in declared(run) if each.task]:
-    file = run.folder(stage) / 'metrics.jsonl'
-    lines = file.read_text().splitlines() if file.exists() else []
-    steps = [json.loads(line) for line in lines if line.endswith('}')]
+    steps = logs.read(run.folder(stage) / logs.FILE)
     if steps := [row for row in steps if math.isfinite(row.get('loss', math.nan))]:
-      logs[stage] = steps
-  return logs
+      found[stage] = steps
+  return found
 
 
 def read_stages(run) -> list[dict]:

@@ -180,7 +180,8 @@ def check_records(role: str, run: Run) -> None:
     return functools.partial(batches.encode_click, prompt)
 
   if c.objective != 'masked':  # fewer than half of the tokens, which always fit
-    room.check(run, 'cpt', shape_of(c, settings.row_len), clicks, encoder)
+    learned = functools.partial(held_out.learned, run, clicks)
+    room.check(run, 'cpt', shape_of(c, settings.row_len), learned, encoder)
   fields = template_fields(settings.get('template', ''))
   if c.predict != 'document' or 'summary' in fields or 'title' not in fields:
     return

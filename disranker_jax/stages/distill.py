@@ -39,6 +39,7 @@ from disranker_jax.stages import (
 )
 from disranker_jax.stages.distill_hidden import HiddenStates, check_hidden, open_hidden
 from disranker_jax.stages.held_out import LOSS, NDCG, PNR, TAU
+from disranker_jax.stages.targets import normalizer
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
 from disranker_jax.training.settings import GROUPS, training
@@ -99,37 +100,6 @@ def shape_of(config) -> batches.Shape:
   """The shape of a batch."""
   c = config.distill
   return batches.Shape(c.batch_rows, config.student.row_len, c.group_size)
-
-
-def unchanged(scores_N: np.ndarray) -> np.ndarray:
-  return scores_N
-
-
-def normalizer(facts: dict, how: str) -> tuple[Callable, dict[str, float]]:
-  """(function from a query's teacher scores to the student's targets, the numbers that it uses).
-
-  A teacher's scores of different queries may not be comparable; a query likelihood, for example,
-  depends mostly on the query. Point-MSE would then fit differences between queries, which do not
-  change any ranking, so 'query' subtracts each query's mean.
-
-  Args:
-    facts: 'mean', 'std' and 'within' (deviation from the query's mean) of all scores.
-    how: config.distill.normalize_scores.
-
-  Raises: UserError if all scores are equal.
-  """
-  if not how:
-    return unchanged, {}
-  std = np.float32(facts['within' if how == 'query' else 'std'])
-  if not std > 0:
-    raise UserError(
-      f'config.distill.normalize_scores={how!r}: all teacher scores are equal; check the stage '
-      'score, or config.data.teachers'
-    )
-  if how == 'query':
-    return lambda scores_N: (scores_N - scores_N.mean()) / std, {'std': facts['within']}
-  mean = np.float32(facts['mean'])
-  return lambda scores_N: (scores_N - mean) / std, {'mean': facts['mean'], 'std': facts['std']}
 
 
 def open_targets(run) -> tuple[ScoredGroups, dict]:
@@ -229,7 +199,7 @@ def execute(run: Run) -> dict:
   scored, results = open_targets(run)
   split = held_out.split(run, 'distill', scored, query=lambda record: record[0])
   if run.config.distill.earlier_runs or prepare.GENERATED in reads(run.config):
-    check_room(run, split.learned, lambda record: record[0])  # not known to check_records
+    check_room(run, shape_of(run.config), lambda: split.learned)  # not known to check_records
   found = {}
   for weight, (one, folder) in hard_label_trials.runs(run).items():
     if one is not run:
@@ -251,14 +221,31 @@ def train_one(run: Run, folder: Path, student: TextModel, split: held_out.Split)
   return held_out.results(todo, checked)
 
 
-def check_room(run, records: Sequence, group: Callable = lambda record: record) -> None:
-  """Raises: UserError if a record's query, which `group` gives, does not fit into a batch."""
+def check_room(run, shape: batches.Shape, learned: Callable[[], Sequence]) -> None:
+  """Raises: UserError if the query of a scored record does not fit into a batch; see room.check."""
 
   def encoder():
     prompt = roles.open_role(run.config, 'student').prompt()
-    return lambda record: batches.encode_group(prompt, group(record))
+    return lambda record: batches.encode_group(prompt, record[0])
 
-  room.check(run, 'distill', shape_of(run.config), records, encoder)
+  room.check(run, 'distill', shape, learned, encoder)
+
+
+def known(run) -> Sequence[tuple[Group, np.ndarray | None]]:
+  """The queries that are there before `score`, each with the documents that have or get a score."""
+  if run.config.data.teachers:
+    return open_scored(run)
+  kinds = [kind for kind in reads(run.config) if not prepare.is_to_come(run, kind)]
+  parts = [score.open_chosen(run, kind) for kind in kinds]
+  return ScoredGroups([(len(part), lambda i, of=part: (of[i], None)) for part in parts], {})
+
+
+def shape_of_known(config) -> batches.Shape:
+  """The shape of a batch; a step draws no more documents of a query than have scores."""
+  shape, scored = shape_of(config), config.score.group_size
+  if config.data.teachers or not scored:
+    return shape
+  return dataclasses.replace(shape, docs=min(shape.docs, scored))
 
 
 def check_records(run) -> None:
@@ -269,9 +256,10 @@ def check_records(run) -> None:
     sft.check_labels(prepare.records(run, 'judgements'), hard, 'distill.hard_loss')
   held_out.check_records(run, 'distill', *reads(run.config))
   hard_label_trials.check_records(run)
-  for kind in reads(run.config):
-    if not prepare.is_to_come(run, kind):
-      check_room(run, prepare.records(run, kind))
+  check_room(
+    run, shape_of_known(run.config),
+    lambda: held_out.learned(run, known(run), query=lambda record: record[0]),
+  )  # fmt: skip
   if run.config.data.teachers:
     normalizer(open_scored(run).facts, c.normalize_scores)
 

@@ -49,7 +49,7 @@ def open_hidden(run, student: TextModel) -> tuple[HiddenStates, dict]:
   """What the stage computes, and the variables that it needs besides the student's."""
   teacher = roles.open_role(run.config, 'teacher')
   pairs = check_hidden(run.config, teacher, student)
-  variables = roles.trained(run, 'teacher', teacher, roles.teacher_stages(run.config))
+  variables = roles.trained(run, 'teacher', teacher, roles.teacher_stages(run.config), trains='')
   network, variables = merged(teacher.network, variables)
   more = {'teacher': variables['params']}
   ours, theirs = student.network.config, network.config

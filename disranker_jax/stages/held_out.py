@@ -98,13 +98,19 @@ def split(run, stage: str, records: Sequence, *, query: Callable = lambda record
   return Split(kept, measured)
 
 
+def learned(run, records: Sequence, *, query: Callable = lambda record: record) -> Sequence:
+  """The records that `split` leaves to learn from, without a message or an error."""
+  if not run.config.validation.share:
+    return records
+  held, firsts = find(run, map(query, records))
+  if len(firsts) < LEAST and not labelled(run):
+    return records
+  return Subset(records, np.delete(np.arange(len(records), dtype=np.int32), held))
+
+
 def left(run, queries: Sequence[Click | Group]) -> int:
   """How many records with these queries `split` leaves to learn from."""
-  if not run.config.validation.share:
-    return len(queries)
-  held, firsts = find(run, queries)
-  learns_all = len(firsts) < LEAST and not labelled(run)
-  return len(queries) - (0 if learns_all else len(held))
+  return len(learned(run, queries))
 
 
 def find(run, queries: Iterable[Click | Group]) -> tuple[list[int], list[int]]:

@@ -128,6 +128,13 @@ def source_of(config, kind: str) -> str:
   return source
 
 
+def read_as(config, kind: str) -> str:
+  """As which kind the records of a kind are read from their address; others are derived from it."""
+  if kind == 'judgements' and config.data.negatives.count:
+    return sources.POOLED
+  return source_of(config, kind)
+
+
 def address(config, kind: str) -> str:
   """The address of a kind's records. Raises: UserError if the config has none."""
   source = source_of(config, kind)
@@ -140,12 +147,12 @@ def address(config, kind: str) -> str:
 def job_of(run, kind: str) -> preparing.Job:
   """The preparation of a kind that the config describes."""
   data = run.config.data
-  depth, limit, read_as, changes, settings = data.depth, data.limit[kind], '', [], []
+  depth, limit, changes, settings = data.depth, data.limit[kind], [], []
   if kind == 'clicks' and (least := clicks.least(data.clicks)):
     # The limit counts clicks, not the queries that they are derived from.
     changes.append(clicks.Relevant(least, limit))
     settings.append(repr(changes[-1]))
-    limit, read_as = 0, 'judgements'
+    limit = 0
   if data.teachers and kind in ('candidates', 'judgements'):
     of_teachers = kind == 'judgements' and data.judgements == teacher_scores.ORDER_ADDRESS
     changes.append(Teachers(data.teachers, drop=kind == 'candidates' or of_teachers))
@@ -153,23 +160,22 @@ def job_of(run, kind: str) -> preparing.Job:
     if of_teachers:
       changes.append(teacher_scores.ordered)
       settings.append(teacher_scores.ORDER_ADDRESS)
-      read_as = 'candidates'
   if data.negatives.count and kind == 'judgements':
     changes.append(Negatives(**data.negatives, seed=run.config.seed))
     settings.append(repr(changes[-1]))
     depth = depth or sources.default_depth(address(run.config, kind))
     depth = depth and max(depth, data.negatives.max_rank)  # 0: all rows are kept
-    read_as = sources.POOLED
   keep = None
   if data.holdout:
     keep = Holdout(data.holdout, data.fold, data.holdout_by, test=kind == 'test')
     if kind == 'clicks' and data.holdout_by and not clicks.least(data.clicks):
       keep = outside_test(run)
     settings.append(repr(keep))
+  other = read_as(run.config, kind)
   return preparing.Job(
     address(run.config, kind), kind, **places(run, kind), depth=depth, limit=limit,
     on_bad_row=data.on_bad_row, changes=tuple(changes), change_settings=json.dumps(settings),
-    read_as=read_as, keep=keep,
+    read_as='' if other == kind else other, keep=keep,
   )  # fmt: skip
 
 
@@ -343,11 +349,10 @@ def check_order(config) -> None:
 
 def addresses(config) -> list[tuple[str, str, str]]:
   """See Stage.addresses."""
-  found = []
-  for kind in kinds(config):
-    source = source_of(config, kind)
-    pooled = source == 'judgements' and config.data.negatives.count
-    found.append((f'data.{source}', sources.POOLED if pooled else source, address(config, kind)))
+  found = [
+    (f'data.{source_of(config, kind)}', read_as(config, kind), address(config, kind))
+    for kind in kinds(config)
+  ]
   joined = {'candidates', 'judgements'} & set(kinds(config))  # see job_of
   teachers = config.data.teachers if joined else ()
   return found + [('data.teachers', sources.SCORES, each) for each in teachers]

@@ -143,7 +143,7 @@ def ranker(
   """
   model = open_model(run.config, todo)
   own = sharding.local(run.mesh)
-  variables = roles.trained(run, 'teacher', model, tuple(trained), own)
+  variables = roles.trained(run, 'teacher', model, tuple(trained), own, trains='')
   prompt = todo.prompt(model.tokenizer)
   rows = rows_of(run.config, section, todo.row_len(prompt), run.mesh) * sharding.parts(own)
   return LLMRanker(todo, model.network, variables, prompt, own, rows, quantize=quantize)

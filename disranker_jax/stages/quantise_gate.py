@@ -18,6 +18,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
 from disranker_jax.pipeline import manifest
 from disranker_jax.progress import say
+from disranker_jax.rankers.shards import differing
 from disranker_jax.stages import result_table
 
 FILE = 'quantise_gate.json'
@@ -166,7 +167,7 @@ def stored(run, made: dict) -> dict | None:
     done = json.loads(file.read_text())
   except (OSError, ValueError):
     return None
-  return done['found'] if done.get('made') == made else None
+  return None if differing(done.get('made', {}), made) else done['found']
 
 
 def write(run, made: dict, found: dict) -> None:

@@ -104,8 +104,8 @@ class Row:
 
   def load(self, run: Run) -> tuple[TextModel, dict, str]:
     """(model, trained variables, way of scoring) of a row that has a model."""
-    model = self.open_model(run.config)
-    return model, roles.trained(run, self.role, model, self.stages(run.config)), model.scorer
+    model, stages = self.open_model(run.config), self.stages(run.config)
+    return model, roles.trained(run, self.role, model, stages, trains=''), model.scorer
 
   def use(self, config: ConfigDict) -> Use:
     """What a stage that scores with the row's model declares; see Stage.uses."""

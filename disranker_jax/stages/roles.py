@@ -2,6 +2,7 @@
 
 import re
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from disranker_jax.data import streams
@@ -15,6 +16,7 @@ from disranker_jax.rankers.pointwise import PointwiseRanker
 from disranker_jax.stages import earlier
 from disranker_jax.training import checkpoint, train
 from disranker_jax.training.feed import OfflineFeed
+from disranker_jax.training.settings import is_matrix
 
 
 def open_role(config: ConfigDict, role: str) -> TextModel:
@@ -50,13 +52,13 @@ def open_pretrained(config: ConfigDict, role: str, head: str = '') -> TextModel:
 
 
 def trained(
-  run, role: str, model: TextModel, stages: tuple[str, ...], own=None, trains: str = ''
+  run, role: str, model: TextModel, stages: tuple[str, ...], own=None, *, trains: str
 ) -> dict:
   """The pretrained parameters, overlaid with those that the given stages trained, in order.
 
   They are on the run's mesh, or on `own`, a sharding.local mesh of each process. Those that the
-  stage `trains` goes on to train are fp32, as they were saved; all others of the model's
-  `param_dtype`.
+  stage `trains` goes on to train ('' for a stage that only reads them) are fp32. Of the others,
+  those of the folder have the model's `param_dtype`, and those of stages are as `kept` says.
 
   How parameters are initialised; the first source that has a parameter gives its value:
     1 resume              the stage's own last checkpoint; `train.fit` restores it after this
@@ -74,8 +76,18 @@ def trained(
     saved = checkpoint.load_params(folder, run.mesh)
     saved = saved if own is None else sharding.on_local(saved, own)
     # The stage may have trained a head that this model does not have.
-    flat |= {k: v.astype(flat[k].dtype) for k, v in tree.flatten(saved).items() if k in flat}
+    flat |= {k: kept(k, v, flat[k].dtype) for k, v in tree.flatten(saved).items() if k in flat}
   return tree.unflatten(flat)
+
+
+def kept(path: str, value, dtype):
+  """A parameter that a stage trained, for one that reads it with others of type `dtype`.
+
+  The matrices of the layers and the embeddings have that type: they are almost all of a model, and
+  a product in bf16 rounds them anyway. Others are as they were saved: adapters, heads, norms and
+  biases have small updates that bf16 would round away.
+  """
+  return value.astype(dtype if is_matrix(path) else jnp.promote_types(value.dtype, dtype))
 
 
 def load(run, role: str) -> tuple[TextModel, dict, str]:
@@ -83,7 +95,7 @@ def load(run, role: str) -> tuple[TextModel, dict, str]:
   from disranker_jax.pipeline import systems  # which imports the stages
 
   model, stages = open_role(run.config, role), systems.trained_stages(run.config, role)
-  return model, trained(run, role, model, tuple(stages)), model.scorer
+  return model, trained(run, role, model, tuple(stages), trains=''), model.scorer
 
 
 def teacher_stages(config: ConfigDict) -> tuple[str, ...]:

@@ -20,20 +20,23 @@ def check(
   run: Run,
   stage: str,
   shape: Shape,
-  records: Sequence,
+  learned: Callable[[], Sequence],
   encoder: Callable[[], Callable[..., EncodedGroup]],
 ) -> None:
   """Raises: UserError that names a query of the records which does not fit, and values that do.
 
-  Reads no text where even the longest ones would fit. `shape` is that of a whole batch; `encoder()`
-  opens what encodes a record with all its documents.
+  Reads no text where even the longest ones would fit, and none of a stage that continues from a
+  checkpoint: its first start has read them. `shape` is that of a whole batch; `learned()` gives the
+  records that the stage learns, and `encoder()` opens what encodes one with all documents of which
+  a step draws.
   """
   from disranker_jax.pipeline import systems  # which imports the stages
 
   c, side = run.config[stage], systems.model_settings(run.config, stage)
   block = shape.block(c.data_shards)
-  if is_enough(block, side):
+  if is_enough(block, side) or systems.find(run.config, stage).kept(run):
     return
+  records = learned()
   encode, large, rows, docs = encoder(), [], block.rows, block.docs
   with Count(f'{stage}: queries whose texts are measured', 'queries') as progress:
     for record in records:
@@ -47,10 +50,12 @@ def check(
       while docs > 1 and not fits(group, dataclasses.replace(block, docs=docs)):
         docs -= 1
   if large:
-    raise UserError(unfit(stage, c, block, large, len(records), rows, docs))
+    raise UserError(message(stage, c, block, large, len(records), rows, docs))
 
 
-def unfit(stage: str, c: ConfigDict, block: Shape, large: list, count: int, rows: int, docs: int):
+def message(
+  stage: str, c: ConfigDict, block: Shape, large: list, count: int, rows: int, docs: int
+) -> str:
   """The error for queries that do not fit into a block; `rows` or `docs` instead would do."""
   part = f'each of data_shards={c.data_shards} parts of a batch' if c.data_shards > 1 else 'a batch'
   advice = [f'batch_rows={rows * c.data_shards}']

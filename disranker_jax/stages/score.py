@@ -21,7 +21,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
 from disranker_jax.models import eight_bits
 from disranker_jax.models.load import HEADS, open_model
-from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline import inputs, manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import score_statistics
@@ -105,6 +105,7 @@ def maker(run, teacher) -> dict:
   tokenizer = teacher.tokenizer.backend_tokenizer.to_str().encode()
   return {
     'model': c.model,
+    **inputs.noted(c.model),
     'parameters': [
       *([start] if start else []),
       *(manifest.read(run.folder(stage))['fingerprint'] for stage in trained),
@@ -162,11 +163,15 @@ def score_missing(
   """Scores the queries that are missing; each of several processes takes its share of them.
 
   `scorer` is a PointwiseRanker or an LLMRanker, `c` has `unit_queries` and `shard_seconds`. Of many
-  queries the first ones are scored by themselves; `look()` may then raise a UserError.
+  queries the first ones are scored by themselves. Before any other one is scored, `look()` may
+  raise a UserError, also where an earlier start has scored the first ones.
   """
   missing = shards_of.agreed(processes.first_alone(f'{label}: look', shards.missing) or [])
   if not missing:
     return
+  look = look if len(groups) > 2 * FIRST else None
+  if look and missing[0].start >= FIRST:
+    processes.first_alone(f'{label}: look at the first ones', look)
   per_query = measured(groups, scorer.tokens_of)
   size = c.unit_queries or max(scorer.least_unit, unit_size(per_query.tokens, scorer.positions))
   todo = sum(map(len, missing))
@@ -174,9 +179,8 @@ def score_missing(
     f'{label}: about {todo * per_query.pairs:,.0f} pairs, {todo * per_query.tokens:,.0f} tokens, '
     f'of {todo:,} of {len(groups):,} queries'
   )
-  listed, first = shards_of.units(missing, size), []
-  if look and len(groups) > 2 * FIRST:
-    first = [unit for unit in listed if unit.start < FIRST]
+  listed = shards_of.units(missing, size)
+  first = [unit for unit in listed if unit.start < FIRST] if look else []
   turns = [own_share(first), own_share(listed[len(first) :])]
   count = sum(len(unit) for own in turns for unit in own)
   done = len(groups) - count

@@ -158,7 +158,8 @@ def check_records(run, stage: str = 'sft') -> None:
     prompt = roles.open_role(run.config, role_of(stage)).prompt()
     return functools.partial(batches.encode_group, prompt)
 
-  room.check(run, stage, shape_of(run.config, stage), judged, encoder)
+  learned = functools.partial(held_out.learned, run, judged)
+  room.check(run, stage, shape_of(run.config, stage), learned, encoder)
 
 
 LABELS: Section = {

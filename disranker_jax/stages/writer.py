@@ -95,7 +95,7 @@ def _examples(address: str, shots: int) -> tuple[Click, ...]:
 
 def variables(run, model: TextModel) -> dict:
   """The writer's parameters: those of cpt if it learned to write queries, else pretrained ones."""
-  return roles.trained(run, 'teacher', model, trained_by(run.config))
+  return roles.trained(run, 'teacher', model, trained_by(run.config), trains='')
 
 
 def trained_by(config) -> tuple[str, ...]:

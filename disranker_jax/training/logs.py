@@ -6,8 +6,10 @@ Only the first process writes.
 """
 
 import contextlib
+import hashlib
 import importlib.util
 import json
+import math
 import os
 import re
 import secrets
@@ -38,7 +40,7 @@ class Logs(contextlib.ExitStack):
       if tensorboard:
         self._writers.append(TensorBoard(folder, step))
       if wandb_project:
-        self._writers.append(WandB(folder, wandb_project))
+        self._writers.append(WandB(folder, step, wandb_project))
     for writer in self._writers:
       self.callback(writer.close)
 
@@ -52,12 +54,25 @@ class Logs(contextlib.ExitStack):
       writer.sync()
 
 
+FILE = 'metrics.jsonl'
+
+
+def read(file: Path) -> list[dict]:
+  """The rows of a metrics.jsonl, [] without one; a half-written last line is skipped."""
+  lines = file.read_text().splitlines() if file.exists() else []
+  rows = [json.loads(line) for line in lines if line.endswith('}')]
+  return [{k: float(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
+
+
 class MetricsLog:
-  """metrics.jsonl: one line per step; `seconds` since this process started the stage."""
+  """metrics.jsonl: one line per step; `seconds` since this process started the stage.
+
+  JSON has no infinity and no NaN: they are text, 'inf' and 'nan'.
+  """
 
   def __init__(self, folder: Path, step: int):
     self._begin = time.monotonic()
-    file, kept = folder / 'metrics.jsonl', []
+    file, kept = folder / FILE, []
     if file.exists():
       lines = file.read_text().splitlines()
       kept = [line for line in lines if line.endswith('}') and json.loads(line)['step'] <= step]
@@ -66,7 +81,9 @@ class MetricsLog:
 
   def write(self, step: int, values: dict[str, float]) -> None:
     seconds = round(time.monotonic() - self._begin, 3)
-    self._file.write(json.dumps({'step': step, **values, 'seconds': seconds}) + '\n')
+    values = {k: v if math.isfinite(v) else str(float(v)) for k, v in values.items()}
+    row = {'step': step, **values, 'seconds': seconds}
+    self._file.write(json.dumps(row, allow_nan=False) + '\n')
     self._file.flush()
 
   def sync(self) -> None:
@@ -121,14 +138,14 @@ class WandB:
   another run: W&B ignores the steps that a run already has.
   """
 
-  def __init__(self, folder: Path, project: str):
+  def __init__(self, folder: Path, step: int, project: str):
     check_wandb(project)
     import wandb
 
     folder = folder.absolute()
     name = f'{folder.parent.name}/{folder.name}'
     self._run = wandb.init(
-      project=project, name=name, id=_run_id(folder), resume='allow', dir=str(folder)
+      project=project, name=name, id=_run_id(folder, step), resume='allow', dir=str(folder)
     )
 
   def write(self, step: int, values: dict[str, float]) -> None:
@@ -142,12 +159,16 @@ class WandB:
     self._run.finish()
 
 
-def _run_id(folder: Path) -> str:
-  """The id of the folder's W&B run: what an earlier start wrote there, else a new one."""
+def _run_id(folder: Path, step: int) -> str:
+  """The id of the folder's W&B run: what an earlier start wrote there, else a new one.
+
+  Earlier versions wrote none and made it of the path: what resumes from a step of theirs has that.
+  """
   file = folder / 'wandb_id.txt'
   known = file.read_text(errors='replace').strip() if file.is_file() else ''
   if not re.fullmatch('[0-9a-f]{16}', known):
-    known = secrets.token_hex(8)
+    former = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+    known = former if step else secrets.token_hex(8)
     file.write_text(known + '\n')
   return known
 

@@ -19,7 +19,7 @@ from disranker_jax.training import averaging, optimizer
 from disranker_jax.training.checkpoint import Checkpoints
 from disranker_jax.training.feed import Feed
 from disranker_jax.training.logs import Logs
-from disranker_jax.training.settings import adapters_only
+from disranker_jax.training.settings import adapters_only, lacking
 from disranker_jax.training.validation import Validation, shown
 
 # A step is bad if its loss or gradient is not finite, or if its gradient norm is more than
@@ -202,7 +202,9 @@ def fit(job: Job, feed: Feed, variables: dict, mesh, validation: Validation | No
   program = Program(job.loss, c, job.steps, variables, feed.shapes(), feed.blocks, mesh)
   job.folder.mkdir(parents=True, exist_ok=True)
   with (
-    memory.limited(job.label, lambda: memory.parts(program, program.compiled), needs_less(job)),
+    memory.limited(
+      job.label, lambda: memory.parts(program, program.compiled), needs_less(job, variables)
+    ),
     Checkpoints(job.folder / 'checkpoints', validation) as checkpoints,
     processes.StopRequest() as request,
     processes.Watchdog(job.label, job.watchdog_s) as watchdog,
@@ -249,12 +251,16 @@ def fit(job: Job, feed: Feed, variables: dict, mesh, validation: Validation | No
   return tree.unflatten(averaging.result(trained, state) | frozen)
 
 
-def needs_less(job: Job) -> str:
+def needs_less(job: Job, variables: dict) -> str:
   """What makes a step fit into memory."""
+  flat = {k: v for k, v in tree.flatten(variables).items() if not k.startswith('teacher/')}
+  low = any(v.dtype == jnp.bfloat16 for v in flat.values())
+  missing = lacking(flat, job.settings.trainable, 'bfloat16' if low else 'float32')
+  more = (adapters_only(job.label, missing), 'or raise config.mesh.fsdp')
   lower = job.lower or (
     f'lower config.{job.label}.batch_rows (now {job.settings.batch_rows}; '
     "gradient_accumulation_steps keeps the update's size) or the model's row_len, set its "
-    f'remat=full, {adapters_only(job.label)}, or raise config.mesh.fsdp'
+    f'remat=full, {", ".join(filter(None, more))}'
   )
   return f'{lower}, or set config.{job.label}.ema=0' if job.settings.ema else lower
 

@@ -5,7 +5,6 @@ Nothing here changes what a step computes. The decisions depend on the values in
 so a run that is continued takes the same ones.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from disranker_jax.data.pool import pack
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.progress import say
+from disranker_jax.training import logs
 
 PREFIX = 'validation/'  # of its values in metrics.jsonl and TensorBoard
 LOSS = 'loss'  # the only value of which less is better
@@ -130,7 +130,7 @@ class Validation:
   def restore(self, folder: Path, step: int) -> None:
     """Takes the values up to a step from the stage's metrics.jsonl, which process 0 reads."""
     if step:
-      rows = read(folder / 'metrics.jsonl', step) if processes.is_first() else {}
+      rows = read(folder / logs.FILE, step) if processes.is_first() else {}
       self.history = shared(rows, self.measure.names)
 
   @property
@@ -204,15 +204,14 @@ def described(values: dict[str, float]) -> str:
 
 def read(file: Path, last: int) -> dict[int, dict[str, float]]:
   """The held-out values in a metrics.jsonl up to a step: {step: {name: value}}."""
-  lines = file.read_text().splitlines() if file.exists() else []
-  return of_steps([json.loads(line) for line in lines if line.endswith('}')], last)
+  return of_steps(logs.read(file), last)
 
 
 def of_steps(rows: Iterable[dict], last: float = math.inf) -> dict[int, dict[str, float]]:
-  """The held-out values in the rows of a metrics.jsonl; an infinite one may be text."""
+  """The held-out values in the rows of `logs.read`."""
   found = {}
   for row in rows:
-    values = {k.removeprefix(PREFIX): float(v) for k, v in row.items() if k.startswith(PREFIX)}
+    values = {k.removeprefix(PREFIX): v for k, v in row.items() if k.startswith(PREFIX)}
     if values and row['step'] <= last:
       found[row['step']] = values
   return found

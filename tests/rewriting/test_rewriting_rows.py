@@ -298,7 +298,8 @@ def test_memory_remedies_name_keys_that_exist(capsys, monkeypatch):
     assert all(key in c[section] for key in keys.split(' or '))
   reckoned = estimate.Estimate.__new__(estimate.Estimate)
   reckoned._run = types.SimpleNamespace(config=c)
-  reckoned._opened = [types.SimpleNamespace(stage=stages['rewrite'], use=None)]
+  use, step = stages['rewrite'].uses(c)[0], types.SimpleNamespace(trained=None)
+  reckoned._opened = [types.SimpleNamespace(stage=stages['rewrite'], use=use, step=step)]
   reckoned.bytes_of = [2 << 30]
   monkeypatch.setattr(estimate.memory, 'limit', lambda: 1 << 30)
   reckoned.say_memory()

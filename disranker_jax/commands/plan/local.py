@@ -46,7 +46,7 @@ def _stage(config, name: str, machine: Machine, mesh, rows: int, tokens: int) ->
   fits = lambda n: machine.limit is None or machine.before + shared * n <= machine.limit  # noqa: E731
   needed, phases, options = sum(parts.values()) + step.held['batch'], {}, []
   if not fits(needed):
-    options = report.remedies(config, name, machine, mesh)[:-1]
+    options = report.remedies(config, name, step, machine, mesh)[:-1]
   if step.texts:
     step = report.prompts_of(step, tokens)
   if sampled := rollouts.find(config, name, step, mesh):

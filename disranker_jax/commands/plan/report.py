@@ -10,12 +10,12 @@ import jax
 from disranker_jax.commands.plan import chips, hlo, prompts, rollouts, stages
 from disranker_jax.devices import memory, sharding
 from disranker_jax.devices.memory import size
-from disranker_jax.models import flops
+from disranker_jax.models import flops, tree
 from disranker_jax.models.flops import Flops
 from disranker_jax.pipeline import systems
-from disranker_jax.pipeline.steps import GATE
+from disranker_jax.pipeline.steps import GATE, Step
 from disranker_jax.rewriting.stages import rewrite
-from disranker_jax.training.settings import ADAPTERS
+from disranker_jax.training.settings import lacking
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def plan(config, stage: str, where: chips.Slice, mesh, rows: int = 0, pair_token
       answer |= {'bytes_per_device': sampled.bytes, 'memory': sampled.held}
       answer['fits'] = cost.fits and sampled.bytes <= where.chip.hbm_bytes
   if not answer['fits']:
-    options = [] if cost.fits else remedies(config, stage, where, mesh)
+    options = [] if cost.fits else remedies(config, stage, step, where, mesh)
     if sampled and sampled.bytes > where.chip.hbm_bytes:
       options = [*rollouts.remedies(config, where.size, mesh), *options]
     return answer | {'try': list(dict.fromkeys(options))}
@@ -268,7 +268,7 @@ def speed(answer: dict) -> str:
   )
 
 
-def remedies(config, stage: str, where: chips.Slice, mesh) -> list[str]:
+def remedies(config, stage: str, step: Step, where: chips.Slice, mesh) -> list[str]:
   """What to try if it does not fit, the smallest loss of speed first."""
   section = stage.partition(':')[0]
   declared, c = systems.find(config, section), config[section]
@@ -293,19 +293,16 @@ def remedies(config, stage: str, where: chips.Slice, mesh) -> list[str]:
   if training and c.get('prompts', 1) % (steps * c.data_shards) == 0:
     options.append(f'--config.{stage}.gradient_accumulation_steps={steps}')
   if not training:
-    options += [
-      f'--config.{name}.param_dtype=bfloat16',
-      f'--config.{section}.batch_rows={c.batch_rows // 2}',
-    ]
+    low = side.param_dtype == 'bfloat16'
+    options += [] if low else [f'--config.{name}.param_dtype=bfloat16']
+    options.append(f'--config.{section}.batch_rows={c.batch_rows // 2}')
   if training and c.optimizer == 'adamw':
     options.append(f'--config.{stage}.optimizer=adafactor')
-  if training and not side.lora_rank:
-    options.append(
-      f"--config.{name}.lora_rank=16 --config.{stage}.trainable='{ADAPTERS}' "
-      f'--config.{name}.param_dtype=bfloat16'
-    )
-  elif training and side.param_dtype == 'float32':
-    options.append(f'--config.{name}.param_dtype=bfloat16')
+  if training:
+    missing = lacking(tree.flatten(step.network.shapes()), c.trainable, side.param_dtype)
+    keys = {k: (stage, f"'{v}'") if k == 'trainable' else (name, v) for k, v in missing.items()}
+    words = [f'--config.{of}.{key}={value}' for key, (of, value) in keys.items()]
+    options += [' '.join(words)] if words else []
   return [*options, 'a larger slice']
 
 

@@ -37,7 +37,7 @@ from disranker_jax.stages import collection_rows, documents, prepare, roles
 def open_it(run, hits: int, stages: tuple[str, ...] = ('memorise',)) -> Retriever:
   """The retriever that some stages trained, in order; it finds `hits` pages of a query."""
   model = index.open_retriever(run.config)
-  variables = roles.trained(run, 'retriever', model, stages)
+  variables = roles.trained(run, 'retriever', model, stages, trains='')
   pages, suffixes = index.load(run)
   watchdog_s = run.config.watchdog_s
   return Retriever(
