@@ -53,8 +53,8 @@ def run(tmp_path, monkeypatch):
       config=make_config(**changes), mesh=MESH, workdir=tmp_path, folder=lambda s: tmp_path / s
     )
 
-  monkeypatch.setattr(rewrite.roles, 'trained', lambda run, role, model, stages: (
-    model.pretrained(0, run.mesh)
+  monkeypatch.setattr(rewrite.roles, 'trained', lambda run, role, model, stages, trains: (
+    model.pretrained(0, run.mesh, run.config[trains].trainable)
   ))  # fmt: skip
   return make
 
