@@ -393,3 +393,14 @@ def test_pair_accuracy_counts_the_pairs_in_the_right_order():
   # Right: 3 > 2 and 3 > 2.5; wrong: 2 < 2.5; the padded document is in no pair.
   np.testing.assert_allclose(metrics['pair_accuracy'], 2 / 3, rtol=1e-6)
   assert weight == 1 and metrics['examples'] == 3
+
+
+@pytest.mark.parametrize('grades', [[2, 0, 1, 0], [200, 0, 199, -1], [1000, 998, 0, 3]])
+def test_gains_of_any_grade_are_finite_and_those_of_the_definition(grades):
+  found = ndcg.normalised_gains(jnp.array([grades], jnp.float32), jnp.ones((1, 4), bool))
+  gains = [2 ** max(grade, 0) - 1 for grade in grades]  # Python's integers do not overflow
+  ideal = sum(
+    gain * float(d) / 2 ** max(grades)
+    for gain, d in zip(sorted(gains, reverse=True), ndcg.discounts(4), strict=True)
+  )
+  np.testing.assert_allclose(found[0], [g / 2 ** max(grades) / ideal for g in gains], 1e-6, 1e-30)

@@ -14,7 +14,10 @@ def discounts(ranks: int, k: int = 0) -> np.ndarray:
 
 def normalised_gains(labels_GN, mask_GN, k: int = 0):
   """(2^y - 1) / ideal DCG@k; 0 for padding, negative grades and queries without a gain."""
-  gain_GN = jnp.where(mask_GN, jnp.exp2(jnp.maximum(labels_GN, 0.0)) - 1, 0.0)
+  grade_GN = jnp.where(mask_GN, jnp.maximum(labels_GN, 0.0), 0.0)
+  # All gains of a query are divided by 2 to its largest grade, for 2^128 overflows.
+  top_G1 = jnp.max(grade_GN, 1, keepdims=True)
+  gain_GN = jnp.where(mask_GN, jnp.exp2(grade_GN - top_G1) - jnp.exp2(-top_G1), 0.0)
   discount_1N = jnp.asarray(discounts(labels_GN.shape[1], k)[None], gain_GN.dtype)
   ideal_G1 = jnp.sum(jnp.sort(gain_GN, 1, descending=True) * discount_1N, 1, keepdims=True)
   return gain_GN / jnp.where(ideal_G1 > 0, ideal_G1, 1.0)
