@@ -71,7 +71,7 @@ def material(count: int = 12, **changes) -> Material:
 
 def opened(run):
   model = load.open_model(run.config.retriever, 'lm')
-  return model, roles.trained(run, 'retriever', model, ())
+  return model, roles.trained(run, 'retriever', model, (), trains='')
 
 
 def trained(run, found, monkeypatch, method=align.METHOD) -> tuple[dict, dict]:

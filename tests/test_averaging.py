@@ -218,16 +218,15 @@ def test_bf16_parameters_have_an_average_in_fp32(tmp_path, monkeypatch):
   same(tmp_path / 'stopped', tmp_path / 'straight')
 
 
-def test_a_later_stage_takes_the_average_in_the_type_of_its_model(tmp_path):
+def test_a_later_stage_takes_the_average(tmp_path):
   todo = test_train.job(tmp_path / 'sft', steps=STEPS, ema=0.99)
   result = train.fit(todo, test_train.Rows(), half(), MESH)['params']['w']
   run = SimpleNamespace(
     mesh=MESH, config=SimpleNamespace(seed=0, stages=('sft',)), folder=lambda name: tmp_path / name
   )
   model = SimpleNamespace(settings=SimpleNamespace(init_from=''), pretrained=lambda *_: half())
-  found = roles.trained(run, 'teacher', model, ('sft',))['params']['w']
-  assert found.dtype == jnp.bfloat16
-  np.testing.assert_array_equal(found, result.astype(jnp.bfloat16))
+  found = roles.trained(run, 'teacher', model, ('sft',), trains='')['params']['w']
+  np.testing.assert_array_equal(found, result)
 
 
 def test_two_devices_have_the_average_of_one(tmp_path):

@@ -79,7 +79,7 @@ def test_a_run_of_the_whole_collection_works_for_a_part_of_it(tmp_path, capsys):
   assert [(doc.doc_id, doc.rank, doc.score) for doc in group.docs] == [
     ('MED-10', 1, 2.5), ('MED-14', 2, 1.0),
   ]  # fmt: skip
-  assert 'left out 1 lines of the run' in capsys.readouterr().err
+  assert 'left out 1 line of the run' in capsys.readouterr().err
 
 
 def test_other_datasets_queries_can_be_held_out(ir_datasets):

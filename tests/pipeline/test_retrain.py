@@ -53,7 +53,7 @@ def parameters(c, workdir, row: str, stages=None) -> dict[str, np.ndarray]:
   chosen = result_rows.ROWS[row]
   stages = chosen.stages(c) if stages is None else stages
   model = roles.open_role(c, chosen.role)
-  flat = tree.flatten(roles.trained(run, chosen.role, model, stages))
+  flat = tree.flatten(roles.trained(run, chosen.role, model, stages, trains=''))
   return {name: np.asarray(value) for name, value in flat.items()}
 
 
