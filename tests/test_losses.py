@@ -14,7 +14,6 @@ from losses_reference import mean, pairs
 from disranker_jax import losses
 from disranker_jax.config import check, defaults
 from disranker_jax.errors import UserError
-from disranker_jax.losses import ndcg
 from disranker_jax.stages.distill import distillation_loss
 from disranker_jax.stages.sft import label_loss
 
@@ -141,15 +140,6 @@ def test_of_tied_scores_lambda_loss_is_the_mean_over_the_orders_they_could_be_in
   orders = [(1, *middle, 5) for middle in itertools.permutations((2, 3, 4))]
   expected = mean(reference.lambda_loss(scores, labels, k, order) for order in orders)
   assert alone(f'lambda_loss?k={k}', scores, labels) == pytest.approx(expected, rel=1e-6)
-
-
-def test_expected_discounts_of_ties_are_exact_far_down_a_long_list():
-  mean_discount, apart = ndcg.tied_discounts(200, 0)
-  for above, tied in ((0, 2), (150, 2), (198, 2), (190, 7), (0, 200)):
-    places = [1 / np.log2(r + 1) for r in range(above + 1, above + tied + 1)]
-    gaps = [abs(x - y) for x, y in itertools.combinations(places, 2)]
-    assert mean_discount[above, tied] == pytest.approx(mean(places), rel=1e-10)
-    assert apart[above, tied] == pytest.approx(mean(gaps), rel=1e-8)
 
 
 def test_approx_ndcg_is_one_minus_ndcg_where_scores_are_far_apart():
@@ -393,14 +383,3 @@ def test_pair_accuracy_counts_the_pairs_in_the_right_order():
   # Right: 3 > 2 and 3 > 2.5; wrong: 2 < 2.5; the padded document is in no pair.
   np.testing.assert_allclose(metrics['pair_accuracy'], 2 / 3, rtol=1e-6)
   assert weight == 1 and metrics['examples'] == 3
-
-
-@pytest.mark.parametrize('grades', [[2, 0, 1, 0], [200, 0, 199, -1], [1000, 998, 0, 3]])
-def test_gains_of_any_grade_are_finite_and_those_of_the_definition(grades):
-  found = ndcg.normalised_gains(jnp.array([grades], jnp.float32), jnp.ones((1, 4), bool))
-  gains = [2 ** max(grade, 0) - 1 for grade in grades]  # Python's integers do not overflow
-  ideal = sum(
-    gain * float(d) / 2 ** max(grades)
-    for gain, d in zip(sorted(gains, reverse=True), ndcg.discounts(4), strict=True)
-  )
-  np.testing.assert_allclose(found[0], [g / 2 ** max(grades) / ideal for g in gains], 1e-6, 1e-30)

@@ -41,7 +41,7 @@ def long(text: str) -> list[str]:
   """The words of two letters or more, and single letters of scripts without case.
 
   Where a script writes no blanks between words, each pair of neighbouring letters is a word, as in
-  Lucene's CJKAnalyzer: without a dictionary nobody knows where a word ends.
+  Lucene's CJKAnalyzer, because only a dictionary tells where a word ends.
   """
   if text.isascii():
     return LONG_ASCII.findall(text)
