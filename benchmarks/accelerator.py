@@ -105,7 +105,7 @@ def run(row: _rows.Row, folder: Path, small: bool, limit_s: float) -> dict:
   """{'status', 'reason', 'seconds', 'answer'} of a row; its output and log are in its folder."""
   shutil.rmtree(folder / 'run', ignore_errors=True)  # a whole run would continue an earlier one
   folder.mkdir(parents=True, exist_ok=True)
-  command = [sys.executable, '-m', 'disranker_jax.commands', *row.command(str(folder), small)]
+  command = [sys.executable, '-m', 'disranker_jax', *row.command(str(folder), small)]
   begin = time.monotonic()
   with (folder / 'output.txt').open('w') as output, (folder / 'log.txt').open('w') as log:
     more = {k: f'{os.environ.get(k, "")} {v}'.strip() for k, v in row.env}

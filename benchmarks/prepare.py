@@ -40,7 +40,7 @@ def write(path: Path, rows: int, order: str) -> None:
 
 def measure(source: Path, kind: str, folder: Path) -> dict:
   """Wall and CPU seconds, peak memory and output size (MiB) of one `disranker prepare`."""
-  command = [sys.executable, '-m', 'disranker_jax.commands', 'prepare']
+  command = [sys.executable, '-m', 'disranker_jax', 'prepare']
   command += ['--source', f'jsonl:{source}', '--kind', kind, '--out', str(folder / 'out')]
   begin = time.monotonic()
   process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

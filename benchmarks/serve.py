@@ -49,7 +49,7 @@ def server(system: str, model: Path, search: bool = False):
   command = [sys.executable, '-m']
   if system.startswith('ours'):
     backend = system.removeprefix('ours ')
-    command += ['disranker_jax.commands', 'serve', '--backend', backend]
+    command += ['disranker_jax', 'serve', '--backend', backend]
     command += [] if search else ['--no-search']
   else:
     command += ['benchmarks._other', '--system', system]

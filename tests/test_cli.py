@@ -18,8 +18,6 @@ from disranker_jax.commands import cli, common
 from disranker_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-# Modules that are the command `disranker`.
-COMMAND = ('disranker_jax', 'disranker_jax.commands', 'disranker_jax.commands.cli')
 TINY = str(ROOT / 'configs' / 'tiny.py')
 BENCHES = (
   'batches',
@@ -150,7 +148,7 @@ class TestErrors:
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-      [sys.executable, '-m', 'disranker_jax.commands', *argv], stdout=writer, stderr=writer,
+      [sys.executable, '-m', 'disranker_jax', *argv], stdout=writer, stderr=writer,
       cwd=ROOT, env=os.environ | {'PYTHONUNBUFFERED': unbuffered},
     )  # fmt: skip
     os.close(writer)
@@ -180,7 +178,7 @@ class TestErrors:
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-      [sys.executable, '-m', 'disranker_jax.commands', *argv], stdout=writer, cwd=ROOT,
+      [sys.executable, '-m', 'disranker_jax', *argv], stdout=writer, cwd=ROOT,
       stderr=subprocess.PIPE, text=True, env=os.environ | {'PYTHONUNBUFFERED': unbuffered},
     )  # fmt: skip
     os.close(writer)
@@ -195,7 +193,7 @@ class TestErrors:
     row = {'query_id': 'q', 'query': '文字 é', 'doc_id': 'd', 'title': 't', 'summary': 's'}
     file.write_text(json.dumps(row) + '\n{"文":\n', encoding='utf-8')
     done = subprocess.run(
-      [sys.executable, '-m', 'disranker_jax.commands', 'describe', f'jsonl:{file}', *json_flag],
+      [sys.executable, '-m', 'disranker_jax', 'describe', f'jsonl:{file}', *json_flag],
       cwd=ROOT, capture_output=True, env=os.environ | {'PYTHONIOENCODING': encoding},
     )  # fmt: skip
     shown = '文字 é'.encode(encoding.removesuffix(':strict'), 'replace')
@@ -203,7 +201,7 @@ class TestErrors:
 
   def test_an_argument_that_is_not_unicode_is_shown_in_the_error(self):
     done = subprocess.run(
-      [sys.executable, '-m', 'disranker_jax.commands', b'na\xffme'],
+      [sys.executable, '-m', 'disranker_jax', b'na\xffme'],
       cwd=ROOT, capture_output=True, env=os.environ | {'PYTHONUTF8': '1'},
     )  # fmt: skip
     assert done.returncode == 2 and b'no such command' in done.stderr
@@ -220,7 +218,7 @@ class TestErrors:
     (tmp_path / 'file').touch()
     more = ['configs/ablations/beta.py'] if command == 'ablate' else []
     done = subprocess.run(
-      [sys.executable, '-m', 'disranker_jax.commands', command, *more, f'--config={TINY}',
+      [sys.executable, '-m', 'disranker_jax', command, *more, f'--config={TINY}',
        f'--workdir={tmp_path}/file/below'], cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2 and 'Traceback' not in done.stderr
@@ -371,7 +369,7 @@ class TestRun:
         capture_output=True,
         text=True,
       )
-      for module in (['disranker_jax.main'], *([name, 'run'] for name in COMMAND))
+      for module in (['disranker_jax.main'], ['disranker_jax', 'run'])
     ]
     assert [done.returncode for done in runs] == [2] * len(runs)
     assert {done.stderr for done in runs} == {'error: --config none.py: no such file\n'}

@@ -336,7 +336,7 @@ def test_the_command_ends_with_one_line_and_status_2(tmp_path):
   command = [
     sys.executable,
     '-m',
-    'disranker_jax.commands',
+    'disranker_jax',
     'compare',
     'no.run',
     '--qrels',

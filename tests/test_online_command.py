@@ -204,7 +204,7 @@ class TestCommand:
   def test_runs_as_a_module_and_exits_with_2_on_a_mistake(self, tmp_path):
     file = write(tmp_path / 'log.jsonl', [ROW, {}])
     done = subprocess.run(
-      [sys.executable, '-m', 'disranker_jax.commands', 'online', file],
+      [sys.executable, '-m', 'disranker_jax', 'online', file],
       capture_output=True,
       text=True,
     )

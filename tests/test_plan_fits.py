@@ -48,7 +48,7 @@ SLICES = [
 def plan(config, stage, topology) -> dict:
   args = (f'--config={config}', f'--stage={stage}', f'--topology={topology}', '--json')
   done = subprocess.run(
-    [sys.executable, '-m', 'disranker_jax.commands', 'plan', *args],
+    [sys.executable, '-m', 'disranker_jax', 'plan', *args],
     capture_output=True,
     text=True,
     cwd=ROOT,

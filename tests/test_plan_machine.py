@@ -383,7 +383,7 @@ def test_several_gpus_share_the_parameters():
   def plan(topology, *flags):
     arguments = ['plan', f'--config={ROOT}/configs/tiny.py', f'--topology={topology}', '--json']
     done = subprocess.run(
-      [sys.executable, '-m', 'disranker_jax.commands', *arguments, '--stage=sft', *flags],
+      [sys.executable, '-m', 'disranker_jax', *arguments, '--stage=sft', *flags],
       capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def command(*arguments, **options):
   environment = os.environ | {'PYTHONPATH': str(ROOT)}
-  line = [sys.executable, '-m', 'disranker_jax.commands', 'prepare', *map(str, arguments)]
+  line = [sys.executable, '-m', 'disranker_jax', 'prepare', *map(str, arguments)]
   return subprocess.Popen(
     line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
   )

@@ -108,7 +108,7 @@ class TestScores:
   def test_on_the_devices_of_jax_are_the_same(self, model, folder, devices):
     flags = f'--xla_force_host_platform_device_count={devices}'
     command = [
-      sys.executable, '-m', 'disranker_jax.commands', 'rerank', '--model', model, '--backend',
+      sys.executable, '-m', 'disranker_jax', 'rerank', '--model', model, '--backend',
       'jax', '--run', folder / 'first.run', '--source', f'trec:{folder}', '--out', folder / 'j.run',
     ]  # fmt: skip
     subprocess.run(command, env=os.environ | {'XLA_FLAGS': flags}, check=True, cwd=ROOT)
@@ -257,13 +257,13 @@ class TestResume:
     self, model, many, small_parts, monkeypatch, capsys, error, status
   ):
     rerun(model, many, out='whole.run')
-    mend = self.interrupt(monkeypatch, 2, error)
+    restore = self.interrupt(monkeypatch, 2, error)
     with pytest.raises(SystemExit) as ended:
       rerun(model, many)
     said = capsys.readouterr().err
     assert ended.value.code == status and '2 queries are kept in' in said
     assert 'the same command continues' in said and not (many / 'out.run').exists()
-    mend()
+    restore()
     scored = []
     inner = exported.Calls.parts
     monkeypatch.setattr(
@@ -280,12 +280,12 @@ class TestResume:
     self, model, many, small_parts, monkeypatch, capsys
   ):
     whole = rerun(model, many, out='whole.run')
-    mend = self.interrupt(monkeypatch, 0, KeyboardInterrupt())
+    restore = self.interrupt(monkeypatch, 0, KeyboardInterrupt())
     with monkeypatch.context() as patch:
       patch.setattr(rerank_run.Work, 'leave', lambda work: None)  # SIGKILL leaves all
       with pytest.raises(SystemExit):
         rerun(model, many)
-    mend()
+    restore()
     assert (many / '.out.run.partial').exists()
     capsys.readouterr()
     assert rerun(model, many) == whole
@@ -294,10 +294,10 @@ class TestResume:
 
   @pytest.mark.parametrize('change', ['depth', 'run', 'source', 'torn', 'gone', 'note'])
   def test_other_inputs_start_again(self, model, many, small_parts, monkeypatch, capsys, change):
-    mend = self.interrupt(monkeypatch, 2, KeyboardInterrupt())
+    restore = self.interrupt(monkeypatch, 2, KeyboardInterrupt())
     with pytest.raises(SystemExit):
       rerun(model, many)
-    mend()
+    restore()
     if change == 'run':
       write_run(many / 'first.run')
     if change == 'source':
@@ -337,10 +337,10 @@ class TestResume:
   def test_lines_after_the_last_finished_part_are_not_kept_twice(
     self, model, many, small_parts, monkeypatch
   ):
-    mend = self.interrupt(monkeypatch, 2, KeyboardInterrupt())
+    restore = self.interrupt(monkeypatch, 2, KeyboardInterrupt())
     with pytest.raises(SystemExit):
       rerun(model, many)
-    mend()
+    restore()
     with (many / '.out.run.partial' / 'run').open('a') as file:
       file.write('q3 Q0 d1 1 5 student\nq3 Q0 d')
     assert rerun(model, many) == rerun(model, many, out='b.run')

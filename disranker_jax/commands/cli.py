@@ -68,7 +68,3 @@ def main(argv: list[str] | None = None) -> None:
       near = difflib.get_close_matches(words[0], COMMANDS, 1)
       hint = f'; did you mean {near[0]}?' if near else ''
       raise UserError(f'{words[0]!r}: no such command{hint}; see disranker --help')
-
-
-if __name__ == '__main__':
-  main()

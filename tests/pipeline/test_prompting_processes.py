@@ -56,7 +56,7 @@ def assert_equal(ours: dict, theirs: dict) -> None:
 
 def test_the_command_writes_the_run_of_one_process(model, rows, tmp_path):
   one, two = both(
-    tmp_path, '-m', 'disranker_jax.commands', 'llm-rank', '--model', model, '--method',
+    tmp_path, '-m', 'disranker_jax', 'llm-rank', '--model', model, '--method',
     'prp_heapsort', '--source', rows, '--out', '{folder}/out.run', '--doc-tokens', 16,
     '--query-tokens', 8, '--batch-tokens', 512, '--precision', 'float32',
   )  # fmt: skip

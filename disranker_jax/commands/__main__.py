@@ -1,6 +1,0 @@
-"""`python -m disranker_jax.commands` is `disranker`, where the script is not installed."""
-
-from disranker_jax.commands.cli import main
-
-if __name__ == '__main__':
-  main()
