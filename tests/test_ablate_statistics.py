@@ -20,6 +20,14 @@ ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / 'configs' / 'tiny.py')
 
 
+def table(folder, *flags):
+  """(the numbers, the page) of the table of one row."""
+  file = write(folder, '"""T."""\nROWS = {"a": ("bm25", {})}')
+  ablate.main([str(file), '--config', TINY, '--out', str(folder), *flags])
+  page = (folder / 'table-tiny.md').read_text()
+  return json.loads((folder / 'table-tiny.json').read_text()), page
+
+
 def test_seeds_are_averaged_and_rows_compared_over_queries():
   rng = np.random.default_rng(0)
   base_SQ, better_SQ = rng.random((1, 60)), rng.random((3, 60))
@@ -79,12 +87,9 @@ def test_one_cluster_of_all_queries_is_refused_and_the_config_says_what_is_one(
   rng = np.random.default_rng(2)
   row = results(rng.random((1, 40)), np.ones((1, 40, 2)))
   monkeypatch.setattr(ablate, 'run_all', lambda *_: {'a': row})
-  file = write(tmp_path, '"""T."""\nROWS = {"a": ("bm25", {})}')
   for flags, clusters in ([], 40), (['--config.data.holdout_by=[0-9]$'], 10):
-    ablate.main([str(file), '--config', TINY, '--out', str(tmp_path), *flags])
-    result = json.loads((tmp_path / 'table-tiny.json').read_text())
+    result, page = table(tmp_path, *flags)
     assert (result['queries'], result['clusters']) == (40, clusters)
-    page = (tmp_path / 'table-tiny.md').read_text()
     assert ('10 clusters of queries (ids with the same match of `[0-9]$`)' in page) == bool(flags)
 
 
@@ -101,12 +106,9 @@ def test_queries_that_share_judgements_are_drawn_together_as_by_compare(tmp_path
     store.write('test', tests, tmp_path / f'fold{fold}' / 'data' / 'test')
     row.workdirs.append(tmp_path / f'fold{fold}')
   monkeypatch.setattr(ablate, 'run_all', lambda *_: {'a': row})
-  file = write(tmp_path, '"""T."""\nROWS = {"a": ("bm25", {})}')
   for flags, clusters in ([], 10), (['--config.report.cluster=.+'], 40):
-    ablate.main([str(file), '--config', TINY, '--out', str(tmp_path), *flags])
-    result = json.loads((tmp_path / 'table-tiny.json').read_text())
+    result, page = table(tmp_path, *flags)
     assert (result['queries'], result['clusters']) == (40, clusters)
-    page = (tmp_path / 'table-tiny.md').read_text()
     assert ('10 clusters of queries (those that share judgements)' in page) == (clusters == 10)
   queries = [f'q{q}' for q in range(4)]
   with pytest.raises(UserError, match=r'one cluster; .*--config\.report\.cluster=\.\+'):
