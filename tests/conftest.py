@@ -11,6 +11,7 @@ from fnmatch import fnmatch, fnmatchcase
 from pathlib import Path
 
 import compiled
+import hypothesis
 import pytest
 from absl import flags
 from jax import config
@@ -193,6 +194,13 @@ WHY_MISSING = {
   'sentence_transformers': 'the extra test installs it on Python 3.11 only',
   'libtpu': 'the TPU compiler, which make test-all installs',
 }
+
+
+# The same examples in every run: a check of a change fails because of the change. Random ones are
+# for those who look for faults: `--hypothesis-profile=random`.
+hypothesis.settings.register_profile('same', derandomize=True)
+hypothesis.settings.register_profile('random')
+hypothesis.settings.load_profile('same')
 
 
 def pytest_addoption(parser):

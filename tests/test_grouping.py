@@ -132,7 +132,7 @@ class TestDepth:
     address = self.address(tmp_path, rows)
     [group] = sources.read(address, 'test', depth=5)
     assert len(group.docs) == 5
-    with pytest.raises(UserError, match=r"depth=2: query_id 'q' has 5 documents.*\"rank\""):
+    with pytest.raises(UserError, match=r"a\.jsonl: depth=2: .* 'q' has 5 documents.*\"rank\""):
       list(sources.read(address, 'test', depth=2))
 
   def test_a_query_with_fewer_documents_is_cut_by_the_same_ranks(self, tmp_path):
@@ -145,6 +145,16 @@ class TestDepth:
     assert pool == {'d4': True, 'd5': False, 'found': True, 'none': False}
     [group] = sources.read(address, 'candidates', depth=4)
     assert [doc.doc_id for doc in group.docs] == ['d4', 'found']
+
+  def test_documents_that_it_leaves_out_for_want_of_a_rank_are_counted(self, tmp_path):
+    unranked = [
+      {name: row[name] for name in row if name != 'rank'} | {'query_id': 'a'} for row in self.ROWS
+    ]
+    rows = [*unranked, *self.ROWS, unranked[0] | {'query_id': 'q', 'doc_id': 'other'}]
+    bad_rows = BadRows()
+    groups = sources.read(self.address(tmp_path, rows), 'candidates', depth=50, bad_rows=bad_rows)
+    assert [len(group.docs) for group in groups] == [5, 5]
+    assert bad_rows.notes == {grouping.UNRANKED: 1}
 
   def test_a_query_without_a_document_that_deep_is_left_out_and_counted(self, tmp_path):
     deep = [row | {'rank': row['rank'] + 50, 'query_id': 'deep'} for row in self.ROWS]
@@ -192,9 +202,9 @@ class TestDepth:
 
   def test_a_test_without_anything_to_rank_is_only_refused_if_depth_is_the_reason(self):
     outside = Group('q', 'x', (Document('d', 't', 's', 1, 3, in_pool=False),))
-    assert list(grouping.cuts([outside], 'test', 0, BadRows())) == [outside]
-    with pytest.raises(UserError, match='depth=2: no query'):
-      list(grouping.cuts([outside], 'test', 2, BadRows()))
+    assert list(grouping.cuts([outside], 'test', 0, BadRows(), 'jsonl:a')) == [outside]
+    with pytest.raises(UserError, match='jsonl:a: depth=2: no query'):
+      list(grouping.cuts([outside], 'test', 2, BadRows(), 'jsonl:a'))
 
   def test_prepare_and_a_prepared_source_use_it_too(self, tmp_path):
     address = self.address(tmp_path, self.ROWS)

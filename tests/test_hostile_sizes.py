@@ -107,7 +107,8 @@ def test_values_that_stay_in_their_dictionary_are_the_same(tmp_path, monkeypatch
   file = tmp_path / 'f.parquet'
   pq.write_table(table, file, row_group_size=3)
   monkeypatch.setattr(parquet_pages, 'BATCH_BYTES', 0)
-  assert parquet_pages.plan(file, pq.ParquetFile(file), 0, None) == (1, True)
+  [first, *_] = parquet_pages.chunks(file)
+  assert parquet_pages.plan(file, pq.ParquetFile(file), 0, None, first) == (1, True)
   assert [row for _, row in rows.parquet(file)] == table.to_pylist()
 
 
@@ -121,13 +122,30 @@ def test_what_headers_of_pages_say_is_what_was_written(tmp_path, codec, version)
       pa.table({'t': texts}), file, compression=codec, data_page_version=version,
       use_dictionary=dictionary, data_page_size=4096,
     )  # fmt: skip
-    source = pq.ParquetFile(file)
     with file.open('rb') as opened:
-      found = parquet_pages.of_chunk(opened, source.metadata.row_group(0).column(0))
+      found = parquet_pages.of_chunk(opened, parquet_pages.chunks(file)[0][0])
     assert found.values == 3000
     assert found.entry == (35 if dictionary else 0)
     assert found.repeated == (3000 if dictionary else 0)
     assert (15 < found.mean < 40) != dictionary
+
+
+def test_a_damaged_footer_is_one_line_and_never_ends_the_process(tmp_path):
+  file = tmp_path / 'f.parquet'
+  pq.write_table(pa.table({'query': ['a', 'b'], 'score': [0.5, 0.25]}), file)
+  content = file.read_bytes()
+  start = len(content) - 8 - int.from_bytes(content[-8:-4], 'little')
+  refused = 0
+  for bit in range(8 * start, 8 * len(content), 3):
+    damaged = bytearray(content)
+    damaged[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(damaged)
+    try:
+      list(rows.parquet(file))
+    except UserError as error:
+      refused += 1
+      assert '\n' not in str(error) and str(file) in str(error)
+  assert refused > 100
 
 
 def test_a_page_without_a_header_is_one_line(tmp_path):
@@ -136,7 +154,7 @@ def test_a_page_without_a_header_is_one_line(tmp_path):
   content = bytearray(file.read_bytes())
   content[4:30] = b'\xff' * 26
   file.write_bytes(content)
-  with pytest.raises(UserError, match=r'f\.parquet: cannot be read as Parquet \(the header'):
+  with pytest.raises(UserError, match=r'f\.parquet: cannot be read as Parquet \(a header'):
     list(rows.parquet(file))
 
 

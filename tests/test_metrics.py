@@ -164,7 +164,7 @@ def by_ir_measures(measure, run, qrels):
   return {v.query_id: v.value for v in ir_measures.pytrec_eval.iter_calc([measure], qrels, run)}
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None)
 @given(runs, judgements, st.integers(1, 4))
 @example({'q': {'a': 1.0, 'b': 1.0, 'new': 1.0}}, {'q': {'a': -1, 'b': 3}, 'missing': {'a': 1}}, 1)
 def test_all_agree_with_ir_measures_with_ties_missing_queries_and_unjudged_documents(
@@ -178,7 +178,7 @@ def test_all_agree_with_ir_measures_with_ties_missing_queries_and_unjudged_docum
     assert total[name] == pytest.approx(np.mean(list(theirs.values())), abs=1e-6), name
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None)
 @given(runs, judgements)
 def test_mrr_at_a_depth_is_that_of_the_list_cut_there_and_judged_agrees_with_ir_measures(
   run, qrels

@@ -176,7 +176,8 @@ def _merge(job: Job, element: tuple[str, Iterable[tuple]]):
   bad_rows = CollectedBadRows(job.on_bad_row)
   _, query, docs = grouping.merge(query_id, sorted(parts, key=lambda part: part[0]), bad_rows)
   group = Group(query_id, query, tuple(Document(*fields) for fields in docs))
-  group = grouping.counted_cut(group, job.read_as or job.kind, job.depth, bad_rows)
+  kind = job.read_as or job.kind
+  group = grouping.counted_cut(group, kind, job.depth, bad_rows, job.address)
   for change in job.changes:
     group = group and change.drawn(group, bad_rows)
   if group:

@@ -28,6 +28,7 @@ from disranker_jax.progress import Count
 # Consecutive rows of one query: number of the first row, text of the query, (file, line, fields) of
 # each document. These are plain tuples because millions of them go through a file.
 Part = tuple[int, str, Sequence[tuple[str, int, tuple]]]
+UNRANKED = 'documents without a first-stage rank left out by depth'
 
 
 def parts(rows: Iterable[tuple[Any, int, Row]], start: int = 0) -> Iterator[tuple[str, Part]]:
@@ -113,26 +114,38 @@ def of_rows(
   yield from groups(by_query, bad_rows, folder, memory)
 
 
-def cuts(groups: Iterable[Group], kind: str, depth: int, bad_rows: BadRows) -> Iterator[Group]:
-  """`cut` of each group; those without a document are left out and counted.
+def cuts(
+  groups: Iterable[Group], kind: str, depth: int, bad_rows: BadRows, address: str
+) -> Iterator[Group]:
+  """`cut` of each group of an address; those without a document are left out and counted.
 
   Raises: as `cut`, and UserError if no query has a document to rank.
   """
   last, ranks = None, False
   for last in groups:
-    if found := counted_cut(last, kind, depth, bad_rows):
+    if found := counted_cut(last, kind, depth, bad_rows, address):
       ranks |= kind != 'test' or any(doc.in_pool for doc in found.docs)
       yield found
   if depth and last is not None and not ranks:
     raise UserError(
-      f'depth={depth}: no query has a document of first-stage rank 1 to {depth}, such as query_id '
-      f'{last.query_id!r}; ranks count from 1'
+      f'{address}: depth={depth}: no query has a document of first-stage rank 1 to {depth}, such '
+      f'as query_id {last.query_id!r}; ranks count from 1'
     )
 
 
-def counted_cut(group: Group, kind: str, depth: int, bad_rows: BadRows) -> Group | None:
-  """`cut`, or None if no document is left; notes that, and that a test has none to rank."""
-  found = cut(group, kind, depth)
+def counted_cut(
+  group: Group, kind: str, depth: int, bad_rows: BadRows, address: str
+) -> Group | None:
+  """`cut`, or None if no document is left.
+
+  Notes that, that a test has none to rank, and documents that are left out without a rank: those
+  below `depth` are what it is for, but a missing rank may be a fault of the data.
+  """
+  try:
+    found = cut(group, kind, depth)
+  except UserError as error:
+    raise UserError(f'{address}: {error}') from None
+  bad_rows.note(UNRANKED, _unranked(group) - _unranked(found))
   none = f'queries without a document of first-stage rank 1 to {depth}'
   if not found.docs:
     bad_rows.note(f'{none} left out')
@@ -140,6 +153,10 @@ def counted_cut(group: Group, kind: str, depth: int, bad_rows: BadRows) -> Group
   if found is not group and kind == 'test' and not any(doc.in_pool for doc in found.docs):
     bad_rows.note(f'test {none}, which count as 0')
   return found
+
+
+def _unranked(group: Group) -> int:
+  return sum(not doc.rank for doc in group.docs)
 
 
 def cut(group: Group, kind: str, depth: int) -> Group:

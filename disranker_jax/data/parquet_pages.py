@@ -2,7 +2,8 @@
 
 A page of kilobytes may hold gigabytes, and a few bytes may repeat one value of a dictionary in a
 million rows. The sizes in the file's footer are what its writer claims; the headers of the pages
-are what the decoder uses. Source: parquet.thrift of the format, in Thrift's compact protocol.
+are what the decoder uses. PyArrow's own object of a column is not used: where the footer is damaged
+it ends the process. Source: parquet.thrift of the format, in Thrift's compact protocol.
 """
 
 import os
@@ -14,6 +15,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from disranker_jax.data import thrift
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 64 << 20  # decoded bytes of a batch
@@ -28,7 +31,23 @@ HEADER = 8 << 10  # bytes that hold most headers
 MAX_HEADER = 16 << 20  # headers contain the smallest and the largest value
 STREAK = 16
 DICTIONARY_PAGE = 2
+# Headers of data pages of version 1 and 2: the field in a page's header -> their field `encoding`.
+DATA_PAGES = {5: 2, 8: 4}
 PLAIN = 0
+
+
+# By their numbers in the format; LZ4 of Hadoop is read as raw, which fails if it is not.
+CODECS = (None, 'snappy', 'gzip', 'lzo', 'brotli', 'lz4_raw', 'zstd', 'lz4_raw')
+TEXT = 6  # the physical type BYTE_ARRAY
+
+
+class Chunk(NamedTuple):
+  """A column in a row group: its physical type, codec, and the bytes of its pages in the file."""
+
+  type: int
+  codec: str | None
+  start: int
+  end: int
 
 
 class Plan(NamedTuple):
@@ -58,8 +77,40 @@ class Pages(NamedTuple):
   stored: int = 0
 
 
-def plan(file: Path, source: pq.ParquetFile, group: int, names: list[str] | None) -> Plan:
+def chunks(file: Path) -> list[list[Chunk]]:
+  """The columns of each row group, from the file's footer. Raises: ValueError if damaged."""
+  with file.open('rb') as opened:
+    opened.seek(-8, os.SEEK_END)
+    (length,) = struct.unpack('<I4x', opened.read())
+    opened.seek(-8 - length, os.SEEK_END)
+    data = opened.read(length)
+  try:
+    footer, _ = thrift.struct(data, 0)
+    return [[_chunk(column) for column in group[1]] for group in footer[4]]
+  except (IndexError, KeyError, TypeError):
+    raise ValueError("the file's footer is damaged") from None
+
+
+def _chunk(column: dict[int, Any]) -> Chunk:
+  about = column[3]  # ColumnMetaData
+  kind, codec, size, start = about[1], about[4], about[7], about[9]
+  if 0 < about.get(11, 0) < start:  # the dictionary's page
+    start = about[11]
+  if codec not in range(len(CODECS)):
+    raise ValueError(f'a column has the unknown codec {codec}')
+  return Chunk(kind, CODECS[codec], start, start + size)
+
+
+def plan(
+  file: Path,
+  source: pq.ParquetFile,
+  group: int,
+  names: list[str] | None,
+  columns: list[Chunk],
+) -> Plan:
   """How to read some top-level columns (None: all) of a row group in bounded memory.
+
+  `columns` are the `chunks` of the row group.
 
   Raises: ValueError if that is not possible, or if the pages are damaged.
   """
@@ -67,8 +118,8 @@ def plan(file: Path, source: pq.ParquetFile, group: int, names: list[str] | None
   mean = repeated = 0.0
   largest: dict[str, int] = {}
   with file.open('rb', buffering=0) as opened:
-    for leaf in range(len(schema)):
-      column, chunk = schema.column(leaf), metadata.column(leaf)
+    for leaf, chunk in zip(range(len(schema)), columns, strict=True):
+      column = schema.column(leaf)
       if names is not None and column.path.split('.')[0] not in names:
         continue
       pages = of_chunk(opened, chunk)
@@ -103,7 +154,7 @@ def _check_list(group: int, path: str, pages: Pages) -> None:
   )
 
 
-def of_chunk(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> Pages:
+def of_chunk(file: BinaryIO, chunk: Chunk) -> Pages:
   """Reads the headers of a column's pages in a row group. Raises: ValueError if damaged."""
   found = Pages()
   for at, header in _headers(file, chunk):
@@ -113,8 +164,8 @@ def of_chunk(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> Pages:
     )
     if header[1] == DICTIONARY_PAGE:
       found = found._replace(entry=_largest_entry(file, chunk, at, header))
-    elif data := header.get(5) or header.get(8):
-      count, encoding = data[1], data[2 if 5 in header else 4]
+    elif part := next((part for part in DATA_PAGES if part in header), None):
+      count, encoding = _field(at, header, part, 1), _field(at, header, part, DATA_PAGES[part])
       found = found._replace(values=found.values + count)
       if encoding == PLAIN:
         found = found._replace(mean=max(found.mean, size / max(count, 1)))
@@ -123,19 +174,25 @@ def of_chunk(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> Pages:
   return found
 
 
-def _largest_entry(
-  file: BinaryIO, chunk: pq.ColumnChunkMetaData, at: int, header: dict[int, Any]
-) -> int:
+def _field(at: int, header: dict[int, Any], part: int, field: int) -> int:
+  """A number in a part of a header. Raises: ValueError if it is not there."""
+  fields = header[part] if isinstance(header.get(part), dict) else {}
+  if not isinstance(fields.get(field), int):
+    raise ValueError(f'the header of the page before byte {at} is damaged')
+  return fields[field]
+
+
+def _largest_entry(file: BinaryIO, chunk: Chunk, at: int, header: dict[int, Any]) -> int:
   """The size of the largest value in a dictionary page."""
-  size, stored, count = header[2], header[3], header[7][1]
+  size, stored, count = header[2], header[3], _field(at, header, 7, 1)
   if size > PAGES_BYTES:
     return size  # `plan` refuses it
-  if chunk.physical_type != 'BYTE_ARRAY':
+  if chunk.type != TEXT:
     return size // max(count, 1)
   data = os.pread(file.fileno(), stored, at)
-  if (codec := chunk.compression.lower()) != 'uncompressed':
+  if chunk.codec is not None:
     try:
-      data = pa.decompress(data, size, 'lz4_raw' if codec == 'lz4' else codec, asbytes=True)
+      data = pa.decompress(data, size, chunk.codec, asbytes=True)
     except (pa.ArrowException, OSError, ValueError):
       return size  # a codec that only the decoder has, or damage that it will report
   return min(_longest(data), size)
@@ -160,14 +217,11 @@ def _longest(data: bytes) -> int:
   return longest
 
 
-def _headers(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> Iterator[tuple[int, dict[int, Any]]]:
+def _headers(file: BinaryIO, chunk: Chunk) -> Iterator[tuple[int, dict[int, Any]]]:
   """(position of the content, header) of each page."""
-  at = chunk.data_page_offset
-  if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < at:
-    at = chunk.dictionary_page_offset
-  end = at + chunk.total_compressed_size
-  while at < end:
-    header, length = _header(file, at, end)
+  at = chunk.start
+  while at < chunk.end:
+    header, length = _header(file, at, chunk.end)
     sizes = [header.get(field) for field in (1, 2, 3)]
     if not all(isinstance(size, int) and size >= 0 for size in sizes):
       raise ValueError(f'the page at byte {at} has no sizes')
@@ -181,58 +235,8 @@ def _header(file: BinaryIO, at: int, end: int) -> tuple[dict[int, Any], int]:
   while True:
     data = os.pread(file.fileno(), min(size, end - at), at)
     try:
-      return _struct(data, 0)
+      return thrift.struct(data, 0)
     except IndexError:
       if size >= MAX_HEADER or len(data) < size:
         raise ValueError(f'the header of the page at byte {at} is cut short') from None
     size *= 8
-
-
-def _struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
-  """(fields by number, position after them). Raises: IndexError at the end of the data."""
-  fields: dict[int, Any] = {}
-  field = 0
-  if depth > 8:
-    raise ValueError('the header of a page is nested too deeply')
-  while kind := data[at]:
-    at += 1
-    if kind >> 4:
-      field += kind >> 4
-    else:
-      field, at = _number(data, at)
-    fields[field], at = _value(data, at, kind & 15, depth)
-  return fields, at + 1
-
-
-def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
-  if kind in (1, 2):  # true, false
-    return kind == 1, at
-  if kind == 3:  # a byte
-    return data[at], at + 1
-  if kind in (4, 5, 6):
-    return _number(data, at)
-  if kind == 7:  # a float
-    return None, at + 8
-  if kind == 8:  # text
-    length, at = _varint(data, at)
-    return None, at + length
-  if kind == 12:
-    return _struct(data, at, depth + 1)
-  raise ValueError(f'the header of a page has a field of type {kind}')
-
-
-def _number(data: bytes, at: int) -> tuple[int, int]:
-  value, at = _varint(data, at)
-  return (value >> 1) ^ -(value & 1), at
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-  value = shift = 0
-  while shift < 64:
-    byte = data[at]
-    at += 1
-    value |= (byte & 127) << shift
-    if byte < 128:
-      return value, at
-    shift += 7
-  raise ValueError('the header of a page has a number of more than 64 bits')

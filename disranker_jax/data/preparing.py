@@ -216,7 +216,7 @@ class Work:
       self._read(source, runs)
       groups = grouping.groups(runs, self._bad_rows, job.partial / 'scratch')
       groups = filter(job.keep or bool, groups)  # others are not to be counted when they are cut
-      self._write(grouping.cuts(groups, kind, job.depth, self._bad_rows))
+      self._write(grouping.cuts(groups, kind, job.depth, self._bad_rows, job.address))
     else:
       scratch = job.partial / 'scratch'
       options = {'bad_rows': self._bad_rows, 'scratch': scratch, 'keep': job.keep}

@@ -98,8 +98,8 @@ def _batches(
 ) -> Iterator[tuple[pa.RecordBatch, bool]]:
   """(batch, whether values are in a dictionary); small in Arrow, `_to_rows` keeps them small."""
   has_dictionary = 'dictionary<' in str(source.schema_arrow)  # as its writer had them
-  for group in range(source.metadata.num_row_groups):
-    plan = parquet_pages.plan(file, source, group, names)
+  for group, columns in enumerate(parquet_pages.chunks(file)):
+    plan = parquet_pages.plan(file, source, group, names, columns)
     # Encoded reading is slower where only a part of the pages uses the dictionary.
     options = {'read_dictionary': _texts(source)} if plan.encoded else {}
     with pq.ParquetFile(file, metadata=source.metadata, **options) as reader:

@@ -220,9 +220,12 @@ def _documents_of_row(raw: Any) -> list[Document]:
 
 
 def of_places(
-  places: Iterator[rows.Place], want: Want, read_as: str = ''
+  places: Iterator[rows.Place], want: Want, address: str, read_as: str = ''
 ) -> Iterator[Click | Group | Score]:
-  """The records of independent rows, read as another kind if it is given; queries are grouped."""
+  """The records of an address's independent rows, read as another kind if it is given.
+
+  Rows of a query are grouped.
+  """
   make = made(read_as or want.kind)
   parsed = (
     (file, number, record)
@@ -232,12 +235,12 @@ def of_places(
   if want.kind in ('clicks', SCORES):
     return (record for _, _, record in parsed)
   groups = filter(want.keep or bool, grouping.of_rows(parsed, want.bad_rows, want.scratch))
-  return grouping.cuts(groups, want.kind, want.depth, want.bad_rows)
+  return grouping.cuts(groups, want.kind, want.depth, want.bad_rows, address)
 
 
 def _row_files(scheme: str, rest: str, want: Want) -> Iterator[Click | Group | Score]:
-  source = row_files(f'{scheme}:{rest}')
-  return of_places(source.places(), want)
+  address = f'{scheme}:{rest}'
+  return of_places(row_files(address).places(), want, address)
 
 
 def packages(rest: str) -> tuple[str, ...]:
@@ -340,7 +343,7 @@ def _tfds(rest: str, want: Want) -> Iterator[Click | Group | Score]:
   folder = Path(rest.partition('?')[0]).expanduser()
   # Candidates have labels only if the program made them, and then they are to be learned.
   are_candidates = want.kind == 'candidates' and store.kind_of(folder) == want.kind
-  return of_places(_tfds_places(rest), want, POOLED if are_candidates else '')
+  return of_places(_tfds_places(rest), want, f'tfds:{rest}', POOLED if are_candidates else '')
 
 
 def _tfds_places(rest: str) -> Iterator[rows.Place]:
