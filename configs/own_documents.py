@@ -5,7 +5,7 @@
 No query, click or label is needed. SmolLM2-135M writes a query from each document and scores pages
 for it by the likelihood of the query, as it is. MiniLM-L6 learns the scores, and that the query's
 own document is the best. As it stands, the documents are those of Python, and 295 judged queries
-test the result. Edit the first two lines of `get_config`; docs/generate.md has the rest.
+test the result. Edit `c.data.documents` and `c.data.test`; docs/generate.md has the rest.
 """
 
 from disranker_jax.config import defaults

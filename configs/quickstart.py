@@ -3,9 +3,9 @@
   disranker run --config configs/quickstart.py --workdir runs/quickstart
 
 Teacher SmolLM2-135M, student all-MiniLM-L6-v2, data the documentation of Python. Expect 11 to 18
-minutes on two cores that are fast in bf16, up to 40 on others, and nDCG@5 of about .63 for BM25,
-.81 for the teacher, .70 for the distilled student, .74 for it with BM25. Python versions differ a
-little, because their documentation does.
+minutes on two cores with AVX-512 bf16, up to 40 with other AVX-512, about an hour with AVX2 alone;
+nDCG@5 of about .63 for BM25, .81 for the teacher, .70 for the distilled student, .74 for it with
+BM25. Python versions differ a little, because their documentation does.
 """
 
 from disranker_jax.config import defaults

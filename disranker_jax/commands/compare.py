@@ -40,7 +40,7 @@ def parse_args(argv=None) -> argparse.Namespace:
   add('--test', choices=TESTS, default='randomisation', help='over queries, paired (%(default)s)')
   add(
     '--documents', choices=documents.RULES, default='all',
-    help='that count: all (in PNR, those that a run lacks rank last), common (that all runs hold), '
+    help='which count: all (PNR ranks those that a run lacks last), common (in all runs), '
     'judged (others are removed from the runs); default: %(default)s',
   )  # fmt: skip
   add(
@@ -48,8 +48,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     help="queries whose ids match it alike are drawn together: '^[^-]+' for SESSION-3, '' for no "
     'clusters; default: queries that share their judgements',
   )  # fmt: skip
-  add('--level', type=float, default=significance.LEVEL, help='of the intervals (%(default)s)')
-  add('--samples', type=int, default=significance.SAMPLES, help='to draw (%(default)s)')
+  add('--level', type=float, default=significance.LEVEL, help='of intervals (%(default)s)')
+  add('--samples', type=int, default=significance.SAMPLES, help='how many are drawn (%(default)s)')
   add('--seed', type=int, default=0, help='of the draws')
   add('--out', type=Path, metavar='DIR', help='saves compare.md, compare.json, per_query.csv here')
   add('--json', action='store_true', help='prints the JSON instead of the table')

@@ -43,7 +43,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     '--max-body-bytes', type=int, default=2_000_000, help='bytes per request body'
   )
   parser.add_argument(
-    '--max-concurrent-requests', type=int, default=512, help='inside, from their heads to answers'
+    '--max-concurrent-requests', type=int, default=512, help='in the server at one time'
   )
   parser.add_argument(
     '--max-held-bytes', type=int, default=100_000_000,

@@ -37,9 +37,7 @@ class Metrics:
       )
       for part, what in PARTS.items()
     }
-    queue = prometheus.Gauge(
-      'disranker_queue', 'Requests inside, from their heads to their answers.', **options
-    )
+    queue = prometheus.Gauge('disranker_queue', 'Requests whose answer is not finished.', **options)
     queue.set_function(inside)
 
   def answered(self, path: str, status: int) -> None:
