@@ -338,37 +338,7 @@ def test_a_query_that_cannot_fit_is_named_while_training_too():
     data.stream(0).next()
 
 
-# Documents of a query
-
-
-def judged(labels) -> Group:
-  return Group('q', 'text', tuple(Document(str(i), 't', 's', x) for i, x in enumerate(labels)))
-
-
-@examples
-@given(
-  labels=st.lists(st.integers(UNJUDGED, 4), max_size=12),
-  size=st.integers(0, 13),
-  seed=st.integers(0, 99),
-)
-def test_a_sample_has_every_grade_that_fits_best_first(labels, size, seed):
-  chosen = batches.sample(judged(labels), size, np.random.default_rng(seed)).tolist()
-  assert chosen == sorted(set(chosen)) and set(chosen) <= set(range(len(labels)))
-  assert len(chosen) == min(size or len(labels), len(labels))
-  best = sorted(set(labels), reverse=True)[: len(chosen)]
-  assert set(best) <= {labels[i] for i in chosen}
-
-
-@pytest.mark.parametrize('labels, size', [([1, 1, 1, 1], 1), ([1, 0, 0, 0], 2), ([0, 1, 1, 2], 3)])
-def test_documents_of_one_grade_have_the_same_chance(labels, size):
-  rng = np.random.default_rng(0)
-  draws = np.zeros(4)
-  for _ in range(300):
-    draws[batches.sample(judged(labels), size, rng)] += 1
-  for grade in set(labels):
-    mine = draws[np.array(labels) == grade]
-    # Six standard deviations of a fair draw are less than 52 of 300.
-    assert np.abs(mine - mine.mean()).max() < 52 and mine.min() > 0
+# Encoding
 
 
 class Lengths:

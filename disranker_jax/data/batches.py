@@ -311,8 +311,9 @@ def encode_click(prompt, click: Click) -> EncodedGroup:
 def sample(group: Group, size: int, rng: np.random.Generator) -> np.ndarray:
   """Indices of `size` documents of a query, in their order: one of each grade, the rest random.
 
-  A pairwise loss learns only from unequal grades, so one document of each grade is taken first,
-  best grades first.
+  A pairwise loss learns only from unequal grades. If there are more grades than places, the best
+  and the worst one that is judged are taken, and others at random: the best alone would show no
+  bad document.
   """
   count = len(group.docs)
   if not size or count <= size:
@@ -320,6 +321,12 @@ def sample(group: Group, size: int, rng: np.random.Generator) -> np.ndarray:
   order = rng.permutation(count)
   labels = np.array([d.label for d in group.docs])
   firsts = {int(labels[i]): int(i) for i in order[::-1]}
-  chosen = [firsts[grade] for grade in sorted(firsts, reverse=True)][:size]
+  grades = sorted(firsts, reverse=True)
+  if len(grades) > size:
+    judged = [grade for grade in grades if grade != UNJUDGED]
+    ends = [judged[0], judged[-1]][:size]
+    others = [grade for grade in grades if grade not in ends]
+    grades = ends + [others[i] for i in rng.permutation(len(others))[: size - len(ends)]]
+  chosen = [firsts[grade] for grade in grades]
   chosen += [int(i) for i in order if int(i) not in chosen][: size - len(chosen)]
   return np.sort(chosen)

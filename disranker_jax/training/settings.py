@@ -35,7 +35,8 @@ HELD_OUT: Section = {
   ),
   'documents': Key(
     10, between(2, 10_000),
-    'Documents of a held-out query that are ranked: one of each grade, the rest random.',
+    'Documents of a held-out query that are ranked: one of each grade, the rest random; of more '
+    'grades the best, the worst and random ones.',
   ),
 }  # fmt: skip
 # What a training stage does with it.
@@ -111,8 +112,12 @@ SETTINGS: Section = {
 }  # fmt: skip
 # Stages that draw some documents of each query.
 GROUPS: Section = {
-  'group_size': Key(8, between(2, 10_000), 'Documents per query in a step; a pair needs two.')
-}
+  'group_size': Key(
+    8, between(2, 10_000),
+    'Documents per query in a step; a pair needs two. One of each grade, the rest random; of more '
+    'grades the best, the worst and random ones.',
+  )
+}  # fmt: skip
 
 
 def training(**defaults) -> Section:
