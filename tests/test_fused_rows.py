@@ -110,6 +110,26 @@ class TestChoose:
     assert choose(run).signal == choose(run, '').signal == signal
     assert choose(run, 'ranks').signal == 'ranks'
 
+  def test_uses_ranks_where_scores_contradict_them(self, run, capsys):
+    """Such as distances, of which the smaller is better."""
+    distances = [
+      group(i, ('b', 2, 1, 0.1), ('a', 0, 2, 0.5), ('c', 0, 3, 0.9)) for i in range(FEWEST)
+    ]
+    run.records['judgements'] = distances
+    found = choose(run, '')
+    assert (found.signal, found.first_stage) == ('ranks', 1.0)
+    assert 'on held-out queries its scores do not have the order' in capsys.readouterr().err
+    # One contradiction among the test's documents is enough.
+    run.records['judgements'] = [judged_group(i) for i in range(FEWEST)]
+    tests = [judged_group(98), distances[0]]
+    facts = fused_rows.rank(run.run, ROWS[FUSED], tests)[1]
+    assert facts['fusion']['signal'] == 'ranks'
+    only_first = fused_rows.first_of(tests, facts['fusion']['signal'])
+    for of_test in tests:
+      found = {d.doc_id: d.rank for d in of_test.docs if d.rank}
+      scores = only_first[of_test.query_id]
+      assert sorted(scores, key=scores.get, reverse=True) == sorted(found, key=found.get)
+
   def test_takes_the_default_with_a_message_if_there_are_too_few(self, run, capsys):
     run.records['judgements'] = [judged_group(i) for i in range(FEWEST - 1)]
     assert choose(run) == Fusion(0.5, 'scores')

@@ -88,6 +88,8 @@ def choose(run, name: str, signal: str, loaded=None) -> Fusion | None:
   signals = {signal, signal_of(groups)} - {''}
   if not signals:
     return None
+  if why := result_rows.given_scores(groups)[1]:
+    say(f'fusion: the first stage counts by its ranks: on held-out queries {why}')
   signal = 'ranks' if 'ranks' in signals else 'scores'
   groups = [group for group in groups if metrics.count_relevant(group.grades, 1)]
   if len(groups) < FEWEST:
@@ -141,12 +143,16 @@ def retrieved(group: Group) -> Group:
   return dataclasses.replace(group, docs=tuple(doc for doc in group.docs if doc.rank))
 
 
-def signal_of(groups: Iterable[Group]) -> str:
-  """What is known of the first stage: 'scores' of all that it found, else 'ranks', else ''."""
+def signal_of(groups: Sequence[Group]) -> str:
+  """What is known of the first stage: 'scores' of all that it found, else 'ranks', else ''.
+
+  Scores that contradict the ranks, such as distances, are not known: the better is the greater.
+  """
   found = [doc for group in groups for doc in group.docs if doc.rank]
   if not found:
     return ''
-  return 'ranks' if any(math.isnan(doc.score) for doc in found) else 'scores'
+  is_unknown = any(math.isnan(doc.score) for doc in found)
+  return 'ranks' if is_unknown or result_rows.given_scores(groups)[1] else 'scores'
 
 
 def first_of(groups: Iterable[Group], signal: str) -> dict[str, dict[str, float]]:
