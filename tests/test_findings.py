@@ -157,6 +157,22 @@ def test_pairs_and_queries_that_tell_nothing_are_counted():
   )
 
 
+def test_queries_that_no_model_can_rank_wrongly_are_counted():
+  """A document outside the pool is not ranked; one without a judgement is not relevant."""
+  facts = facts_of({'bm25': [0.5] * 40})
+  labels = {'all': (1, 1), 'zero': (0, 0), 'two': (2, 1), 'outside': (0, 0, 3), 'open': (1, -1)}
+  facts.tests = {
+    q: Group(q, q, tuple(Document(f'{i}', '', '', x, in_pool=i < 2) for i, x in enumerate(of_q)))
+    for q, of_q in labels.items()
+  }
+  said = findings.unjudged(facts)
+  assert said[0] == (
+    '2 of 5 test queries have ranked documents of one grade only, so every order of them is as good'
+  )
+  facts.table = search_rows.TABLE  # any document of the collection can be found
+  assert not any('one grade' in line for line in findings.unjudged(facts))
+
+
 def test_queries_without_a_relevant_document_name_the_metrics_of_their_table():
   facts = facts_of({'bm25': [0.5] * 40}, bm25={'queries_without_relevant': 7, 'queries': 40})
   facts.tests = {}

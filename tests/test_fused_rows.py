@@ -48,7 +48,7 @@ def run(tmp_path, monkeypatch):
   made = Run(config, tmp_path, None)
   monkeypatch.setattr(prepare, 'records', lambda run, kind: records[kind])
   monkeypatch.setattr(prepare, 'kinds', lambda config, stages=None: list(records))
-  monkeypatch.setattr(held_out, 'find', lambda run, found: ([], list(range(len(list(found))))))
+  monkeypatch.setattr(held_out, 'find', found_all)
   monkeypatch.setattr(best_student, 'choose', lambda run: best_student.Choice('student', 'best'))
   monkeypatch.setattr(Row, 'load', lambda row, run: ('model', {}, 'score_head'))
   monkeypatch.setattr(roles, 'scorer', lambda run, *loaded, rows: loaded[0])
@@ -62,6 +62,10 @@ SCORES = {'a': 0.0, 'b': 1.0, 'c': 0.9, 'far': 5.0}
 
 def ranking(groups):
   return {g.query_id: {d.doc_id: SCORES[d.doc_id] for d in g.docs} for g in groups}
+
+
+def found_all(run, records, usable=bool):
+  return [], [i for i, record in enumerate(records) if usable(record)], 0
 
 
 def choose(run, signal='scores') -> Fusion:
@@ -82,7 +86,9 @@ class TestChoose:
 
   def test_prefers_the_candidates_of_a_query_to_its_judged_documents(self, run):
     run.records['judgements'] = [
-      group(i, ('a', 0, 0, math.nan), ('b', 2, 0, math.nan)) for i in range(FEWEST)
+      # Of the judged documents alone no order would be wrong.
+      group(i, ('b', 2, 0, math.nan), *[('a', 0, 0, math.nan)] * (i % 2))
+      for i in range(FEWEST)
     ]
     run.records['candidates'] = [
       group(i, ('a', UNJUDGED, 1, 3.0), ('b', UNJUDGED, 2, 1.0), ('c', UNJUDGED, 3, 0.0), kind='c')
@@ -90,7 +96,8 @@ class TestChoose:
     ]
     groups = fused_rows.first_stage_of(run.run, run.records['judgements'])
     assert [g.query_id for g in groups] == [f'q{i}' for i in range(FEWEST)]
-    assert groups[0].grades == {'a': 0, 'b': 2} and len(groups[0].docs) == 3
+    assert groups[0].grades == {'b': 2} and groups[1].grades == {'a': 0, 'b': 2}
+    assert len(groups[0].docs) == 3
     assert choose(run).queries == FEWEST
 
   def test_keeps_the_judged_documents_where_the_candidates_are_others(self, run):
@@ -135,11 +142,26 @@ class TestChoose:
     assert choose(run) == Fusion(0.5, 'scores')
     said = capsys.readouterr().err
     assert f'{FEWEST - 1} held-out training queries have' in said and '0.5 is taken' in said
+    run.records['judgements'] = run.records['judgements'][:9]
+    choose(run)
+    assert 'fewer than 10 labelled queries' in capsys.readouterr().err
 
-  def test_counts_no_query_whose_relevant_documents_the_first_stage_lacks(self, run):
-    none = [group(i, ('a', 0, 1, 2.0), ('far', 2, 0, math.nan)) for i in range(FEWEST)]
-    run.records['judgements'] = none
-    assert choose(run).queries == 0
+  def test_counts_only_queries_whose_found_documents_can_be_ranked_wrongly(self, run, capsys):
+    lacking = [group(i, ('a', 0, 1, 2.0), ('far', 2, 0, math.nan)) for i in range(FEWEST)]
+    alike = [
+      group(i, ('a', 1, 1, 2.0), ('b', 1, 2, 1.0), ('far', 0, 0, math.nan)) for i in range(FEWEST)
+    ]
+    for none in (lacking, alike):
+      run.records['judgements'] = none
+      assert choose(run).queries == 0
+    capsys.readouterr()
+    more = [judged_group(FEWEST + i) for i in range(FEWEST)]
+    run.records['judgements'] = alike + more
+    mixed = choose(run)
+    assert f'({FEWEST} more have documents of one grade only)' in capsys.readouterr().err
+    # They would raise every value alike, to 1.
+    run.records['judgements'] = more
+    assert mixed == choose(run) and mixed.queries == FEWEST
 
   def test_is_nothing_without_any_first_stage(self, run):
     run.records['judgements'] = [group(i, ('b', 2, 0, math.nan)) for i in range(FEWEST)]

@@ -356,11 +356,12 @@ def test_the_loss_on_clicks_is_the_mean_over_all_their_tokens():
 
 
 def test_a_measured_loss_of_nothing_is_no_number(judged, student):
-  """Queries whose documents have one grade teach a pairwise loss nothing."""
-  judged([group(i, docs=1) for i in range(300)])
+  """PNR counts pairs of judged documents, and has none here."""
+  docs = (Document('a', 'file', 'a', label=1), Document('b', 'file', 'b'))
+  judged([Group(f'{i}', f'query {i}', docs) for i in range(300)])
   side, variables = student
   found = sft.measure(make_run(share=0.1), side, 'student_sft')(variables)
-  assert math.isnan(found['loss']) and math.isnan(found['pnr'])
+  assert math.isnan(found['pnr']) and 0 < found['ndcg@5'] <= 1
 
 
 def test_documents_of_a_query_hold_every_grade():

@@ -8,15 +8,16 @@ import shlex
 from typing import NamedTuple
 
 from disranker_jax.data import overlap
+from disranker_jax.data.records import Group
 from disranker_jax.evaluation import metrics
 from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.report import tables
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.intervals import baselines
 from disranker_jax.rewriting import gain
-from disranker_jax.stages import quantise_gate
+from disranker_jax.stages import evaluate, quantise_gate
 from disranker_jax.stages.best_student import comparable
-from disranker_jax.stages.held_out import NDCG
+from disranker_jax.stages.held_out import NDCG, graded
 from disranker_jax.training.validation import LOSS, ndcg, of_steps
 
 FEW = 30  # queries, or clusters of them, below which a bootstrap interval is too narrow
@@ -332,6 +333,11 @@ def unjudged(facts: Facts) -> list[str]:
       f'{none:,} of {results["queries"]:,} test queries have {without}, so their {zero} {verb} 0 '
       'in every row'
     )
+  if count := sum(map(is_of_one_grade, facts.tests.values())) if table.reranks else 0:
+    said.append(
+      f'{count:,} of {len(facts.tests):,} test queries have ranked documents of one grade only, so '
+      'every order of them is as good'
+    )
   kinds = dict.fromkeys(name.partition('@')[0] for name in table.columns)
   names = tables.joined(
     [metrics.METRICS[kind].title for kind in kinds if metrics.METRICS[kind].formula]
@@ -343,6 +349,12 @@ def unjudged(facts: Facts) -> list[str]:
       f'{names}' + (', and not at all in PNR' if 'pnr' in kinds else '')
     )
   return said
+
+
+def is_of_one_grade(group: Group) -> bool:
+  """Whether no model can rank a test query's documents wrongly, although one is relevant."""
+  relevant = any(doc.label > 0 for doc in group.docs)  # else a line says that there is none
+  return relevant and not graded(evaluate.to_rerank(group))
 
 
 def few(facts: Facts) -> list[str]:

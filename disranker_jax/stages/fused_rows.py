@@ -26,6 +26,7 @@ from disranker_jax.stages import (
 )
 from disranker_jax.stages.result_rows import FIRST_STAGE, FUSED, FUSED_RANKS, ROWS
 from disranker_jax.stages.result_table import Lacking, Ranking
+from disranker_jax.training.settings import LEAST
 
 FEWEST = 20  # held-out queries by which a weight is chosen
 
@@ -83,7 +84,8 @@ def choose(run, name: str, signal: str, loaded=None) -> Fusion | None:
     signal: that of the test documents; '': that of the held-out queries alone decides, and without
       any the result is None.
   """
-  labelled = held_out.judged(run)
+  # Of candidates, a query's documents are others than its judged ones, and may be of two grades.
+  labelled = held_out.judged(run, usable=bool)
   groups = first_stage_of(run, labelled)
   signals = {signal, signal_of(groups)} - {''}
   if not signals:
@@ -91,15 +93,19 @@ def choose(run, name: str, signal: str, loaded=None) -> Fusion | None:
   if why := result_rows.given_scores(groups)[1]:
     say(f'fusion: the first stage counts by its ranks: on held-out queries {why}')
   signal = 'ranks' if 'ranks' in signals else 'scores'
-  groups = [group for group in groups if metrics.count_relevant(group.grades, 1)]
+  graded = list(filter(held_out.graded, groups))
+  single = held_out.of_one_grade(len(groups) - len(graded))
+  groups = graded
   if len(groups) < FEWEST:
-    if not labelled:
+    if 'judgements' not in prepare.kinds(run.config):
       why = 'no stage of the run reads judgements, of which some would be held out'
+    elif not labelled:
+      why = f'fewer than {LEAST} labelled queries are held out; raise config.validation.share'
     else:
       why = (
-        f'{len(groups)} held-out training queries have first-stage ranks and a relevant document, '
-        f'and {FEWEST} are needed; raise config.validation.share, or give judgements or candidates '
-        'with ranks'
+        f'{len(groups)} held-out training queries have first-stage ranks and found documents of '
+        f'two grades{single}, and {FEWEST} are needed; raise config.validation.share, or give '
+        'judgements or candidates with ranks'
       )
     say(f'fusion: no weight can be chosen, so {fusion.DEFAULT:g} is taken: {why}')
     return Fusion(fusion.DEFAULT, signal)
@@ -109,7 +115,7 @@ def choose(run, name: str, signal: str, loaded=None) -> Fusion | None:
   qrels = {group.query_id: group.grades for group in labelled if group.query_id in kept}
   weight, values = fusion.choose(model, first_of(groups, signal), qrels)
   found = Fusion(weight, signal, len(groups), values[weight], values[1.0], values[0.0])
-  say(f'fusion: {ROWS[name].title} with the first stage: {found.text}')
+  say(f'fusion: {ROWS[name].title} with the first stage: {found.text}{single}')
   return found
 
 

@@ -15,7 +15,6 @@ from disranker_jax.pipeline.stage import Run, saved_steps
 from disranker_jax.progress import say
 from disranker_jax.stages import held_out, prepare
 from disranker_jax.stages.held_out import NDCG
-from disranker_jax.training.settings import LEAST
 from disranker_jax.training.validation import title
 
 KEY = 'config.distill.hard_label_weights'
@@ -91,6 +90,5 @@ def check_records(run: Run) -> None:
   """Raises: UserError if too few labelled queries are held out."""
   if run.config.distill.hard_label_weights and not held_out.labelled(run):
     raise UserError(
-      f'{KEY}: fewer than {LEAST} labelled queries are held out; raise config.validation.share='
-      f'{run.config.validation.share:g}'
+      f'{KEY}: {held_out.FEW}; raise config.validation.share={run.config.validation.share:g}'
     )

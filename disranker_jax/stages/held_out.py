@@ -30,6 +30,7 @@ from disranker_jax.training.settings import LEAST
 from disranker_jax.training.validation import LOSS, Forward, Measure, Validation
 
 NDCG, PNR, TAU = 'ndcg@5', 'pnr', 'tau'
+FEW = f'fewer than {LEAST} labelled queries with documents of two grades are held out'
 MANY = 20  # times the queries that are measured: no more are held in memory
 # Keys of a stage's validation that are of no use without one.
 DECISIONS = ('keep_best', 'patience', 'every', 'metric')
@@ -61,7 +62,15 @@ class Split:
   measured: list
 
 
-def split(run, stage: str, records: Sequence, *, query: Callable = lambda record: record) -> Split:
+def graded(group: Group) -> bool:
+  """Whether a model can rank the documents wrongly; those that are not judged are not relevant."""
+  return len({max(doc.label, 0) for doc in group.docs}) > 1
+
+
+def split(
+  run, stage: str, records: Sequence, *, query: Callable = lambda record: record,
+  usable: Callable = bool,
+) -> Split:  # fmt: skip
   """Holds out a share of a stage's records, with at most `validation.max_queries` to measure.
 
   A stage that finds too few of them measures nothing and prints a line. It then learns from all,
@@ -69,6 +78,7 @@ def split(run, stage: str, records: Sequence, *, query: Callable = lambda record
 
   Args:
     query: record -> the click or group with its query.
+    usable: click or group -> whether it can be measured; others are held out all the same.
 
   Raises: UserError for too few queries where the config needs a validation. Of generated queries
     their number is known only after hours of work, so then a line says that the result is
@@ -77,10 +87,10 @@ def split(run, stage: str, records: Sequence, *, query: Callable = lambda record
   c = run.config.validation
   if not c.share:
     return Split(records, [])
-  held, firsts = find(run, (query(record) for record in counted(stage, records)))
+  held, firsts, single = find(run, (query(record) for record in counted(stage, records)), usable)
   kept = Subset(records, np.delete(np.arange(len(records), dtype=np.int32), held))
   if len(firsts) < LEAST:
-    why = too_few(run, stage, len(firsts), len(records))
+    why = too_few(run, stage, len(firsts), len(records), single)
     decides, compared = run.config[stage].validation, labelled(run)
     # Labelled queries that others are compared by decide too, by how they are ranked.
     if not is_generated(run, stage) or (compared and decides.metric not in ('', NDCG, PNR)):
@@ -93,16 +103,18 @@ def split(run, stage: str, records: Sequence, *, query: Callable = lambda record
   measured = [records[i] for i in firsts]
   say(
     f'{stage}: {len(held):,} of {len(records):,} {what(run, stage)} are held out for validation, '
-    f'{len(measured):,} are measured'
+    f'{len(measured):,} are measured{of_one_grade(single)}'
   )
   return Split(kept, measured)
 
 
-def learned(run, records: Sequence, *, query: Callable = lambda record: record) -> Sequence:
+def learned(
+  run, records: Sequence, *, query: Callable = lambda record: record, usable: Callable = bool
+) -> Sequence:
   """The records that `split` leaves to learn from, without a message or an error."""
   if not run.config.validation.share:
     return records
-  held, firsts = find(run, map(query, records))
+  held, firsts, _ = find(run, map(query, records), usable)
   if len(firsts) < LEAST and not labelled(run):
     return records
   return Subset(records, np.delete(np.arange(len(records), dtype=np.int32), held))
@@ -113,27 +125,40 @@ def left(run, queries: Sequence[Click | Group]) -> int:
   return len(learned(run, queries))
 
 
-def find(run, queries: Iterable[Click | Group]) -> tuple[list[int], list[int]]:
-  """(indices of what is held out, an index of each query that is measured, by the hash)."""
-  c, where, held, firsts = run.config.validation, placer(run), [], {}
+def find(
+  run, queries: Iterable[Click | Group], usable: Callable = bool
+) -> tuple[list[int], list[int], int]:
+  """(indices of what is held out, an index of each query that is measured, by the hash, unusable).
+
+  Of those that are not `usable` only the number is returned; they are held out all the same.
+  """
+  c, where, held, firsts, single = run.config.validation, placer(run), [], {}, set()
   for i, record in enumerate(queries):
     if (at := where(record)) < c.share:
       held.append(i)
       # Each query once: a click log repeats its frequent ones.
+      if not usable(record):
+        single.add(normalized(record.query))
+        continue
       firsts.setdefault((at, normalized(record.query)), i)
       if len(firsts) > MANY * c.max_queries:
         firsts = {key: firsts[key] for key in sorted(firsts)[: c.max_queries]}
-  return held, [firsts[key] for key in sorted(firsts)[: c.max_queries]]
+  return held, [firsts[key] for key in sorted(firsts)[: c.max_queries]], len(single)
 
 
-def too_few(run, stage: str, found: int, records: int) -> str:
+def too_few(run, stage: str, found: int, records: int, single: int) -> str:
   return (
     f'{found} of its {records:,} {what(run, stage)} are held out by config.validation.share='
-    f'{run.config.validation.share:g}, and {LEAST} are needed; raise it'
+    f'{run.config.validation.share:g}{of_one_grade(single)}, and {LEAST} are needed; raise it'
   )
 
 
-def check_records(run, stage: str, *kinds: str) -> None:
+def of_one_grade(count: int) -> str:
+  """How many labelled queries do not count, as the end of a message."""
+  return f' ({count:,} more have documents of one grade only)' if count else ''
+
+
+def check_records(run, stage: str, *kinds: str, usable: Callable = bool) -> None:
   """Raises: UserError before the first stage if one that decides by a validation has none.
 
   Generated queries are not there yet; where they are learned, held-out ones may be among them.
@@ -143,13 +168,13 @@ def check_records(run, stage: str, *kinds: str) -> None:
     return
   if prepare.GENERATED not in kinds:
     parts = [prepare.records(run, kind) for kind in kinds]
-    if len(firsts := find(run, itertools.chain(*parts))[1]) < LEAST:
-      needed(run, stage, too_few(run, stage, len(firsts), sum(map(len, parts))))
+    _, firsts, single = find(run, itertools.chain(*parts), usable)
+    if len(firsts) < LEAST:
+      needed(run, stage, too_few(run, stage, len(firsts), sum(map(len, parts)), single))
   if c.metric in (NDCG, PNR) and not labelled(run):
     raise UserError(
-      f'config.{stage}.validation.metric={c.metric!r}: fewer than {LEAST} labelled queries are '
-      'held out; raise config.validation.share, list a stage that reads judgements, or choose '
-      "'loss'"
+      f'config.{stage}.validation.metric={c.metric!r}: {FEW}; raise config.validation.share, list '
+      "a stage that reads judgements, or choose 'loss'"
     )
 
 
@@ -233,7 +258,7 @@ def labelled(run) -> list[Group]:
   return [sampled(group, run.config.validation.documents) for group in judged(run)]
 
 
-def judged(run) -> list[Group]:
+def judged(run, usable: Callable = graded) -> list[Group]:
   """The labelled queries that no stage learns from, with all their documents.
 
   Empty if there are too few, or if no listed stage learns from labels.
@@ -242,7 +267,7 @@ def judged(run) -> list[Group]:
   if not c.share or 'judgements' not in prepare.kinds(run.config):
     return []
   records = prepare.records(run, 'judgements')
-  _, firsts = find(run, records)
+  _, firsts, _ = find(run, records, usable)
   if len(firsts) < LEAST:
     return []
   return [records[i] for i in firsts]

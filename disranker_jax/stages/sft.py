@@ -138,7 +138,7 @@ def per_group_of(c, stage: str) -> Callable:
 
 def on_labels(run, stage: str, side, variables) -> dict:
   """Trains one side."""
-  split = held_out.split(run, stage, prepare.records(run, 'judgements'))
+  split = held_out.split(run, stage, prepare.records(run, 'judgements'), usable=held_out.graded)
   todo, feed = job(run, side, stage, split.learned)
   found = measure(run, side, stage) if split.measured else None
   checked = held_out.validation(stage, todo, found)
@@ -152,13 +152,13 @@ def check_records(run, stage: str = 'sft') -> None:
   loss = losses.choose(losses.ON_LABELS, run.config[stage].loss, f'{stage}.loss')
   judged = prepare.records(run, 'judgements')
   check_labels(judged, loss, f'{stage}.loss')
-  held_out.check_records(run, stage, 'judgements')
+  held_out.check_records(run, stage, 'judgements', usable=held_out.graded)
 
   def encoder():
     prompt = roles.open_role(run.config, role_of(stage)).prompt()
     return functools.partial(batches.encode_group, prompt)
 
-  learned = functools.partial(held_out.learned, run, judged)
+  learned = functools.partial(held_out.learned, run, judged, usable=held_out.graded)
   room.check(run, stage, shape_of(run.config, stage), learned, encoder)
 
 
