@@ -2,8 +2,9 @@
 
   disranker run --config configs/own_data_small.py --workdir runs/small
 
-It says what it will take before it trains. To make it shorter, lower `c.data.limit` or
-`c.cpt.max_steps`. The evaluation reads all test pairs; `c.data.depth` cuts them by first-stage
+It says what it will take before it trains. Both models learn from all judged queries, so their time
+grows with these. To make it shorter, lower `c.data.limit`, or set `c.cpt.max_steps` or
+`c.sft.max_steps`. The evaluation reads all test pairs; `c.data.depth` cuts them by first-stage
 rank. docs/data.md has the fields of the rows, docs/choose.md says how much data is enough.
 """
 
@@ -24,5 +25,6 @@ def get_config():
     side.update(max_len=96, max_query_len=24, row_len=192)
   for stage in (c.cpt, c.sft, c.score, c.student_sft, c.distill, c.evaluate):
     stage.batch_rows //= 2
+  c.sft.max_steps = 0
   c.evaluate.min_relevance = 1
   return c

@@ -94,6 +94,12 @@ class TestCheck:
   def test_the_configs_that_people_start_from_are_there(self, file):
     assert file in [f.stem for f in FILES]
 
+  @pytest.mark.parametrize('name', ['own_data', 'own_data_small', 'own_documents'])
+  def test_what_is_learned_of_data_of_any_size_is_not_cut_by_steps(self, name):
+    [file] = (f for f in FILES if f.stem == name)
+    config = runpy.run_path(str(file))['get_config']()
+    assert not any(config[stage].max_steps for stage in systems.training_stages('disranker'))
+
   @pytest.mark.parametrize(
     'key, known', [('sft.epoch', 'sft.epochs'), ('data.click', 'data.clicks'), ('sed', 'seed')]
   )

@@ -144,7 +144,9 @@ def test_time_is_that_of_the_work(prepared):
   (saved / 'rest').mkdir()
   saved.rename(saved.with_name('4.orbax-checkpoint-tmp'))  # one that is being saved
   whole = costs(tiny(), prepared, 'sft')['sft']
-  assert whole.work == '6 steps' and rest.work == '6 steps, from step 4 on'
+  short = re.fullmatch(r'6 steps( \(max_steps; one epoch is (\d+)\))', whole.work)
+  one = costs(tiny(sft__max_steps=0, sft__epochs=1.0), prepared, 'sft')['sft'].work
+  assert one == f'{short[2]} steps' and rest.work == f'6 steps{short[1]}, from step 4 on'
   assert rest.seconds - base == pytest.approx((whole.seconds - base) / 3)
 
 

@@ -24,7 +24,7 @@ from disranker_jax.pipeline.stage import Run, saved_steps
 from disranker_jax.pipeline.steps import Step
 from disranker_jax.progress import clock, say
 from disranker_jax.stages import prepare
-from disranker_jax.training.settings import LEAST
+from disranker_jax.training.settings import LEAST, shortened
 from disranker_jax.training.validation import STEP, interval
 
 SAMPLE = 64  # records whose texts are tokenised
@@ -202,7 +202,8 @@ def steps_of(run: Run, one: Opened) -> tuple[float, str]:
     return math.ceil(tokens * share / places) * one.use.times, f'{most}{pairs * share:,.0f} pairs'
   fit = min(places * queries / tokens, one.step.batch['mask_GN'].shape[0]) * one.step.accumulate
   held_out = run.config.validation.share * queries
-  steps = max(1, round(config.epochs * (queries - held_out) / fit))
+  epoch = (queries - held_out) / fit
+  steps = max(1, round(config.epochs * epoch))
   steps = min(steps, config.max_steps or steps)
   saved = max(saved_steps(run.folder(one.stage.name) / 'checkpoints'), default=0)
   done = f', from step {saved} on' if saved else ''
@@ -211,7 +212,7 @@ def steps_of(run: Run, one: Opened) -> tuple[float, str]:
   said = f', {checks} validations' if checks else ''
   trials = len(config.get('hard_label_weights', ())) or 1
   often = f'{trials} times ' if trials > 1 else ''
-  said = f'{often}{most}{steps:,} steps{said}{done}'
+  said = f'{often}{most}{steps:,} steps{shortened(config, epoch)}{said}{done}'
   return trials * (to_come + work * to_come / steps), said
 
 

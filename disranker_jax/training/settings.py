@@ -120,6 +120,17 @@ GROUPS: Section = {
 }  # fmt: skip
 
 
+def shortened(config, epoch: float) -> str:
+  """That `max_steps` ends a stage before its epochs, as the end of its number of steps.
+
+  Args:
+    epoch: steps of one epoch.
+  """
+  if not 0 < config.max_steps < round(config.epochs * epoch):
+    return ''
+  return f' (max_steps; one epoch is {max(1, round(epoch)):,})'
+
+
 def training(**defaults) -> Section:
   """The section with other defaults."""
   return with_defaults(SETTINGS, **defaults)

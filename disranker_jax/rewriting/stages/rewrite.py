@@ -47,7 +47,7 @@ from disranker_jax.rewriting.searches import Searches
 from disranker_jax.stages import held_out, language_terms, prepare, roles
 from disranker_jax.training import train
 from disranker_jax.training.panels import Line, Panel
-from disranker_jax.training.settings import VALIDATION, adapters_only, lacking, training
+from disranker_jax.training.settings import VALIDATION, adapters_only, lacking, shortened, training
 from disranker_jax.training.validation import STEP, described
 
 
@@ -240,8 +240,8 @@ def writes(run: Run, model: TextModel) -> tuple[Writing, str]:
   c = run.config.rewrite
   count, most = asked(run, model)
   updates = steps(c, count)
-  texts = rollout(c, most)
-  return [(texts, updates / c.iterations)], f'{updates:,} steps of {texts.rows} samples'
+  texts, short = rollout(c, most), shortened(c, count * c.iterations / c.prompts)
+  return [(texts, updates / c.iterations)], f'{updates:,} steps{short} of {texts.rows} samples'
 
 
 def rollout(c, most: int) -> Texts:
