@@ -132,6 +132,12 @@ def test_what_is_cut_is_what_the_prompt_cuts(tmp_path, tokenizer, max_len, max_q
   assert len(found['samples']) == 3
 
 
+def test_labels_that_are_no_grades_are_said(tmp_path, capsys):
+  for label, is_said in ((4, False), (90, True)):
+    describe.main([write(tmp_path / 'a.jsonl', [ROW | {'label': label}])])
+    assert ('labels go up to 90, and the gain of nDCG' in capsys.readouterr().out) == is_said
+
+
 def test_no_files_are_left_and_json_is_json(tmp_path, capsys, monkeypatch):
   address = write(tmp_path / 'a.jsonl', [ROW | {'label': 1}])
   monkeypatch.chdir(tmp_path)

@@ -59,6 +59,13 @@ def test_the_stage_looks_at_them(tmp_path):
       'no document has a label of config.evaluate.min_relevance=3 or better (the highest label is '
       '2), so MRR will be 0 in every row; lower it',
     ),
+    ((0, 10), {}, ''),
+    (
+      (0, 80, 100), {},
+      "config.data.test='jsonl:mine.jsonl': labels go up to 100, and the gain of nDCG is 2^label - "
+      '1, so almost only the best label counts; map the labels to 0 to 4, and set '
+      'config.evaluate.min_relevance to the lowest relevant one',
+    ),
   ],
 )  # fmt: skip
 def test_what_tells_little_is_a_line(tmp_path, capsys, labels, settings, says):

@@ -112,10 +112,14 @@ def show(report: dict) -> None:
 
 def show_labels(report: dict) -> None:
   """Prints labels as bars, queries with one grade, and the number of documents per query."""
+  from disranker_jax.evaluation import metrics
+
   judged = sum(report['labels'].values())
   print(f'\nlabels of {judged:,} judged pairs; {report["unjudged_pairs"]:,} pairs are not judged')
   for label, count in report['labels'].items():
     print(f'  {label:>9}  {count:>11,}  {count / judged:6.1%}  {"#" * round(40 * count / judged)}')
+  if steep := metrics.steep(max(map(int, report['labels']), default=0)):
+    print(f'  {steep}')
   if judged:
     one_grade, queries = report['queries_with_one_grade'], report['judged_queries']
     print(

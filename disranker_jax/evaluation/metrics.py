@@ -35,6 +35,7 @@ STANDARD = (
   *COLUMNS, 'ndcg@1', 'ndcg@3', *(f'ndcg_linear@{k}' for k in (1, 3, 5, 10)),
   'mrr', 'map', 'recall@10', 'recall@100',
 )  # fmt: skip
+USUAL = 10  # labels; of higher ones, 2^y - 1 leaves nothing of those that are 10 below the best
 # The values of a query that are not metrics.
 COUNTS = ('concordant', 'discordant', 'tied', 'documents', 'missing', 'relevant')
 
@@ -44,6 +45,16 @@ def ranked(scores: Ranking) -> list[str]:
   if isinstance(scores, list):
     return scores
   return [doc for _, doc in sorted(((s, doc) for doc, s in scores.items()), reverse=True)]
+
+
+def steep(highest: int, key: str = 'config.evaluate.min_relevance') -> str:
+  """What is to be known of labels so high that nDCG is that of the best one alone; else ''."""
+  if highest <= USUAL:
+    return ''
+  return (
+    f'labels go up to {highest:,}, and the gain of nDCG is 2^label - 1, so almost only the best '
+    f'label counts; map the labels to 0 to 4, and set {key} to the lowest relevant one'
+  )
 
 
 def exponential(grade: int) -> float:

@@ -228,6 +228,8 @@ def check_labels(run: Run, table: Table) -> None:
       f'{table.stage}: no document has a label of {key}={least} or better (the highest label is '
       f'{highest}), so {zero} will be 0 in every row; lower it'
     )
+  if steep := metrics.steep(highest, key):
+    say(f'{table.stage}: {where}{steep}')
   if table.reranks and 2 * pool[UNJUDGED] > pool.total():
     say(
       f'{table.stage}: {pool[UNJUDGED]:,} of {pool.total():,} test pairs are not judged; they '
