@@ -73,8 +73,11 @@ def test_without_a_label_that_high_the_error_names_the_labels(rows, tmp_path):
     clicks(run_of(tmp_path, rows, clicks='judgements:?least=3'))
 
 
-def test_a_limit_counts_clicks_and_not_queries(rows, tmp_path):
+def test_a_limit_counts_clicks_and_not_queries(rows, tmp_path, capsys):
   assert len(clicks(run_of(tmp_path, rows, limit={'clicks': 3}))) == 3
+  assert 'prepare: clicks: the first 3 of more clicks (config.data.limit.clicks; ' in (
+    capsys.readouterr().err
+  )
 
 
 def test_a_collection_gives_clicks_without_documents_that_have_no_text(tmp_path, capsys):

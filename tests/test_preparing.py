@@ -189,9 +189,35 @@ def test_a_finished_job_runs_again_only_if_source_or_setting_change(tmp_path, mo
 def test_a_limit_takes_the_first(tmp_path, kind):
   address = jsonl(tmp_path / 'a.jsonl', rows_of())
   task = job(tmp_path, address, kind, limit=7)
-  assert preparing.prepare(task).records == 7
-  expected = list(sources.read(address, kind, bad_rows=sources.BadRows.nowhere()))[:7]
-  assert list(map(repr, store.open(kind, task.folder))) == list(map(repr, expected))
+  done = preparing.prepare(task)
+  assert (done.records, done.is_cut) == (7, True)
+  every = list(sources.read(address, kind, bad_rows=sources.BadRows.nowhere()))
+  assert list(map(repr, store.open(kind, task.folder))) == list(map(repr, every[:7]))
+  assert done.described('queries', '--limit').startswith('the first 7 of more queries (--limit; ')
+  assert preparing.prepare(task) == done
+  # A limit that cuts nothing is not worth a word.
+  for limit in (0, len(every), len(every) + 1):
+    done = preparing.prepare(job(tmp_path, address, kind, name=f'all{limit}', limit=limit))
+    assert done.described('queries', '--limit') == f'{len(every)} queries'
+
+
+def test_the_record_after_a_limit_is_seen_and_not_judged(tmp_path):
+  """It is read only to know that there is one: it is no bad row, and counts nowhere."""
+  row = {'title': 't', 'summary': 's', 'rank': 1}
+  rows = [row | {'query_id': q, 'query': q, 'doc_id': 'd'} for q in ('q1', 'q2')]
+  address = jsonl(tmp_path / 'ranks.jsonl', [*rows, rows[1] | {'doc_id': 'e', 'rank': None}])
+  first, both = (
+    preparing.prepare(job(tmp_path, address, 'candidates', name=f'{n}', limit=n, depth=1))
+    for n in (1, 2)
+  )
+  assert (first.records, first.is_cut, first.notes) == (1, True, {})
+  assert (both.records, both.is_cut, len(both.notes)) == (2, False, 1)
+  good = ''.join(json.dumps(r) + '\n' for r in [r for r in rows_of() if r['label'] >= 0][:3])
+  (tmp_path / 'a.jsonl').write_text(good + 'no row\n')
+  done = preparing.prepare(
+    job(tmp_path, f'jsonl:{tmp_path}/a.jsonl', 'clicks', name='clicks', limit=3, on_bad_row='error')
+  )
+  assert (done.rows, done.is_cut) == (3, True)
 
 
 def test_bad_input_leaves_what_was_there(tmp_path):

@@ -28,7 +28,7 @@ def parse_args(argv=None) -> tuple[argparse.Namespace, list[str]]:
   add('--kind', default='candidates', choices=kinds, help='what the rows are')
   add('--depth', type=int, default=0, metavar='N', help=(
     'first-stage documents per query; 0: 20 of a run or BM25, all documents of rows'))  # fmt: skip
-  add('--limit', type=int, default=0, help='clicks or queries to keep; 0 keeps all')
+  add('--limit', type=int, default=0, help='the first clicks or queries to keep; 0 keeps all')
   add('--on-bad-row', default='error', choices=('error', 'quarantine'), help=(
     'quarantine writes bad rows, with reasons, to DIR.quarantine.jsonl'))  # fmt: skip
   add = parser.add_argument_group('teacher scores and hard negatives').add_argument
@@ -105,7 +105,8 @@ def main(argv=None) -> None:
   else:
     done = preparing.prepare(job)
   unit = 'clicks' if args.kind == 'clicks' else 'queries'
-  print(f'{job.folder}: {done.records:,} {unit} of {done.rows:,} rows, {done.quarantined:,} bad')
+  count = done.described(unit, '--limit')
+  print(f'{job.folder}: {count} of {done.rows:,} rows, {done.quarantined:,} bad')
   for note in listed(done.notes):
     print(escaping.line(note))
   if done.quarantined:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from disranker_jax.data.preparing import has_more
 from disranker_jax.data.records import BadRows, Click, Group
 from disranker_jax.errors import UserError
 from disranker_jax.progress import say
@@ -26,20 +27,23 @@ def least(address: str) -> int | None:
   return int(match[1] or 1)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Relevant:
   """Makes a click of each document with a label of at least `least`; keeps `limit`, 0: all.
 
-  Documents without text are left out and counted in a message.
+  Documents without text are left out and counted in a message. `is_cut` as of Prepared.
   """
 
   least: int = 1
   limit: int = 0
+  is_cut: bool = dataclasses.field(default=False, init=False, repr=False)
 
   def __call__(
     self, groups: Iterator[Group], bad_rows: BadRows, scratch: Path | None = None
   ) -> Iterator[Click]:
-    return itertools.islice(self._clicks(groups), self.limit or None)
+    clicks = self._clicks(groups)
+    yield from itertools.islice(clicks, self.limit or None)
+    self.is_cut = bool(self.limit) and has_more(clicks)
 
   def _clicks(self, groups: Iterator[Group]) -> Iterator[Click]:
     blank = judged = clicked = 0

@@ -22,6 +22,7 @@ from disranker_jax.data import contents, grouping, sources, store
 from disranker_jax.data.records import BadRows
 from disranker_jax.data.spool import Spool
 from disranker_jax.data.store import Record, Shards
+from disranker_jax.errors import UserError
 from disranker_jax.progress import Count, say
 
 CHUNK_ROWS = 100_000  # rows of a source between two writes of the journal
@@ -77,6 +78,18 @@ class Prepared:
   wall_s: float
   facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # reported by `changes`
   notes: dict[str, int] = dataclasses.field(default_factory=dict)  # of BadRows
+  is_cut: bool = False  # whether there are more records than the limit
+
+  def described(self, unit: str, limit: str) -> str:
+    """The number of records, and what to know if these are the first ones of a source.
+
+    Args:
+      unit: what records are called.
+      limit: the name of the limit.
+    """
+    if not self.is_cut:
+      return f'{self.records:,} {unit}'
+    return f'the first {self.records:,} of more {unit} ({limit}; shuffle a sorted file before)'
 
 
 def prepare(job: Job) -> Prepared:
@@ -161,6 +174,14 @@ def _journal(file: Path) -> dict[str, Any] | None:
     return None
 
 
+def has_more(records: Iterator) -> bool:
+  """Whether there is another record; a bad one, which is not to be taken, is one too."""
+  try:
+    return next(records, None) is not None
+  except UserError:
+    return True
+
+
 class Work:
   """A job in progress, with its state on disk and in the journal."""
 
@@ -174,7 +195,7 @@ class Work:
     self._bad_rows.rewind(self._state['bad_rows'])
     self._shards = Shards(job.kind, job.partial / 'shards')
     self._shards.rewind(self._state['shards'])
-    self._finished = False
+    self._finished = self._is_cut = False
 
   def _resume(self) -> dict[str, Any]:
     if self._journal.exists():
@@ -226,6 +247,7 @@ class Work:
       quarantined=self._bad_rows.quarantined, wall_s=self._state['wall_s'],
       facts={k: v for change in job.changes for k, v in getattr(change, 'facts', {}).items()},
       notes=dict(self._bad_rows.notes),
+      is_cut=self._is_cut or any(getattr(change, 'is_cut', False) for change in job.changes),
     )  # fmt: skip
     self._shards.finish(
       job.folder, {store.RESULT: dataclasses.asdict(result) | {'digest': self._digest}}
@@ -243,9 +265,11 @@ class Work:
         self._shards.close_shard()
         self._save(rows=progress.count, bad_rows=self._bad_rows.mark())
 
-      for file, number, raw in source.places(done) if left else ():
+      places = source.places(done)
+      for file, number, raw in places if left else ():
         clicks = self._bad_rows.parse_all(file, number, raw, make)
         clicks = list(filter(self._job.keep or bool, clicks))
+        self._is_cut = len(clicks) > left
         full = [self._shards.add(click) for click in clicks[: min(left, len(clicks))]]
         left -= len(full)
         progress.add(1)
@@ -253,6 +277,7 @@ class Work:
           end_shard()
         if not left:
           break
+      self._is_cut = self._is_cut or (not left and has_more(places))
       end_shard()
 
   def _read(self, source: sources.RowFiles, runs: Spool) -> None:
@@ -285,7 +310,7 @@ class Work:
 
   def _write(self, records: Iterator[Record]) -> None:
     """Writes the records after those of the finished shards."""
-    records = itertools.islice(filter(self._job.keep or bool, records), self._job.limit or None)
+    records = self._limited(filter(self._job.keep or bool, records))
     for change in self._job.changes:
       records = change(records, self._bad_rows, self._job.partial / 'scratch')
     done = sum(self._shards.lengths)
@@ -299,6 +324,14 @@ class Work:
           self._save()
     self._shards.close_shard()
     self._save()
+
+  def _limited(self, records: Iterator[Record]) -> Iterator[Record]:
+    """The records up to the limit; sees whether there is another one."""
+    yield from itertools.islice(records, self._job.limit or None)
+    if self._job.limit:
+      mark = self._bad_rows.mark()
+      self._is_cut = has_more(records)
+      self._bad_rows.rewind(mark)
 
   def leave(self) -> None:
     """Removes files that a resume does not need."""

@@ -74,7 +74,8 @@ def prepare(run) -> dict:
       results[kind]['notes'] = done.notes
       say(f'prepare: {kind}: {", ".join(listed(done.notes))}')
     what = 'clicks' if kind == 'clicks' else 'queries'
-    say(f'prepare: {kind}: {done.records} {what} from {job.address}')
+    count = done.described(what, f'config.data.limit.{kind}')
+    say(f'prepare: {kind}: {count} from {job.address}')
   if 'test' in wanted:
     others = {kind: records(run, kind) for kind in wanted if kind != 'test'}
     others |= of_earlier_runs(run, results)
@@ -288,7 +289,7 @@ SETTINGS: Section = {
     "'quarantine' writes bad rows with their reasons to a file and continues.",
   ),
   'limit': {
-    kind: Key(0, at_least(0), f'Keep so many {kind} (clicks or queries); 0: all.')
+    kind: Key(0, at_least(0), f'Keep the first so many {kind} (clicks or queries); 0: all.')
     for kind in sources.KINDS
   },
 }  # fmt: skip
