@@ -14,6 +14,7 @@ from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.rankers import score_statistics
 from disranker_jax.rankers.shards import Shards
+from disranker_jax.rankers.work import Work
 from disranker_jax.stages import quantise_gate, roles, score
 
 SETTINGS = types.SimpleNamespace(min_std=1e-3, max_tied_share=0.5)
@@ -88,10 +89,10 @@ def test_collapsed_scores_are_refused(scores, said):
 class Constant:
   """A scorer that gives every document the same score."""
 
-  positions, least_unit, work = 100, 1, None
+  positions, least_unit = 100, 1
 
   def __init__(self):
-    self.scored = []
+    self.scored, self.work = [], Work()
 
   def tokens_of(self, group):
     return 10.0 * len(group.docs)

@@ -254,7 +254,7 @@ def score_all(label: str, scorer, groups) -> metrics.Run:
   scores_by_group = [np.zeros(len(g.docs), np.float32) for g in groups]
   own = range(jax.process_index(), len(groups), jax.process_count())
   pairs = sum(len(groups[i].docs) for i in own)
-  with Progress(label, len(own), 'pairs', 0, pairs, scorer.work) as progress:
+  with Progress(label, len(own), 'pairs', 0, pairs, scorer.work.so_far) as progress:
     scored = scorer(groups[i] for i in own)
     for done, (i, (_, scores)) in enumerate(zip(own, scored, strict=True), 1):
       scores_by_group[i] = scores
@@ -265,7 +265,7 @@ def score_all(label: str, scorer, groups) -> metrics.Run:
 
 
 def facts(scorer) -> dict:
-  return {'parameters': scorer.network.count_params(), 'ms_per_pair': scorer.ms_per_pair}
+  return {'parameters': scorer.network.count_params(), 'ms_per_pair': scorer.work.ms_per_pair}
 
 
 def given_rows(config: ConfigDict) -> list[Row]:

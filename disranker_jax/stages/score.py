@@ -62,12 +62,13 @@ def execute(run: Run) -> dict:
     look = functools.partial(look_at_first, kind, shards, c)
     score_missing(f'score {kind}', groups, shards, scorer, c, look)
     processes.barrier(f'{kind} are scored')
-  say(f'score: {speed(scorer)}')
+  work = scorer.work
+  say(f'score: {work.as_text()}')
   by_kind = processes.first_alone('audit', lambda: finish(run)) or {}
-  results = {'pairs': sum(s['pairs'] for s in by_kind.values()), 'ms_per_pair': scorer.ms_per_pair}
+  results = {'pairs': sum(s['pairs'] for s in by_kind.values()), 'ms_per_pair': work.ms_per_pair}
   results |= prompt_costs(run) if c.method else {}
   results |= {'quantised': {'format': c.quantize, **gate}} if c.quantize else {}
-  return results | {'padding': padding(scorer), 'idle': idle(scorer)}
+  return results | {'padding': work.padding, 'idle': work.idle_share}
 
 
 def open_scorer(run, quantize: str = ''):
@@ -185,7 +186,7 @@ def score_missing(
   count = sum(len(unit) for own in turns for unit in own)
   done = len(groups) - count
   with Progress(
-    label, len(groups), 'pairs', done, count * per_query.pairs, scorer.work
+    label, len(groups), 'pairs', done, count * per_query.pairs, scorer.work.so_far
   ) as progress:
     for number, own in enumerate(turns if first else turns[1:]):
       with shards_of.Writer(shards, c.shard_seconds) as writer:
@@ -230,27 +231,6 @@ def kept(run) -> str:
   kinds = [(kind, len(prepare.records(run, kind))) for kind in reads(run.config)]
   done = sum(open_shards(run, kind, count).kept() for kind, count in kinds)
   return f'{done:,} of {sum(count for _, count in kinds):,} queries are scored' if done else ''
-
-
-def padding(scorer) -> float:
-  """The share of positions in batches without a token."""
-  return 1 - scorer.tokens / scorer.places if scorer.places else 0.0
-
-
-def idle(scorer) -> float:
-  """The share of time that the device waited for its next batch."""
-  total = scorer.seconds + scorer.idle
-  return scorer.idle / total if total else 0.0
-
-
-def speed(scorer) -> str:
-  if not scorer.seconds:
-    return 'all scores were there'
-  rate = scorer.tokens / (scorer.seconds + scorer.idle)
-  return (
-    f'{rate:,.0f} tokens/s, {padding(scorer):.1%} padding, '
-    f'{idle(scorer):.1%} of the time the device waited for data'
-  )
 
 
 def open_chosen(run, kind: str) -> Chosen:
