@@ -121,6 +121,7 @@ def flops_of(row: Row) -> float:
       step = steps.training(config, systems.find(config, args.stage), network, mesh)
     else:
       count = config[args.stage].batch_rows
-      step = steps.scoring(work.settings, network, work.scorer, count, mesh)
+      opened = steps.by_pairs(work.settings, work.scorer, count, mesh)
+      step = steps.scoring(work.settings, network, opened, mesh)
   each = _ours.model_flops(step.network, step.batch, step.trained) / step.batch['tokens_BT'].size
   return each * (args.tokens if row.kind == 'pairs' else 1)

@@ -17,6 +17,7 @@ from disranker_jax.data.pool import pack
 from disranker_jax.devices import memory, processor, sharding, speed
 from disranker_jax.models import flops, tree
 from disranker_jax.models.load import TextModel
+from disranker_jax.rankers.work import Work as Books
 from disranker_jax.stages import roles, sft
 from disranker_jax.training import optimizer, train
 from disranker_jax.training.checkpoint import Checkpoints
@@ -162,7 +163,7 @@ class Score:
       described(self._mesh, side)
       | peaks
       | {
-        'compile_s': took - self._scorer.seconds,
+        'compile_s': took - self._scorer.work.seconds,
         'compiled_bytes': memory.peak(self.compiled.memory_analysis()),
         'flops': model_flops(self._scorer.network, batch),
       }
@@ -180,17 +181,16 @@ class Score:
 
   def turn(self) -> dict:
     scorer = self._scorer
-    scorer.seconds = scorer.idle = 0.0
-    scorer.pairs = scorer.tokens = scorer.places = 0
+    scorer.work = work = Books()
     with power.Meter() as meter:
       begin, cpu = time.perf_counter(), time.process_time()
       for _ in scorer(self._stream()):
         pass
       seconds, cpu_s = time.perf_counter() - begin, time.process_time() - cpu
     return meter.facts() | {
-      'seconds': seconds, 'steps': scorer.places / self._places, 'tokens': scorer.tokens,
-      'places': scorer.places, 'pairs': scorer.pairs, 'idle_s': seconds - scorer.seconds,
-      'busy_s': scorer.seconds + scorer.idle, 'cpu_s': cpu_s,
+      'seconds': seconds, 'steps': work.places / self._places, 'tokens': work.tokens,
+      'places': work.places, 'pairs': work.scored, 'idle_s': seconds - work.seconds,
+      'busy_s': work.seconds + work.idle, 'cpu_s': cpu_s,
       'peak_flops': speed.matmul_peak(scorer.network.precision, self._mesh),
     }  # fmt: skip
 

@@ -22,7 +22,7 @@ from disranker_jax.data.tokenising import Encoder
 from disranker_jax.devices import runtime, sharding
 from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.stage import Run
-from disranker_jax.rankers import pointwise
+from disranker_jax.rankers import filling, pointwise
 from disranker_jax.rankers.shards import units
 from disranker_jax.stages import chosen, cpt, distill, evaluate, prepare, roles, score, sft
 
@@ -95,10 +95,10 @@ def padding(args, config) -> None:
     for kind in score.reads(c) if 'score' in c.stages else ():
       chosen = score.open_chosen(run, kind)
       prompt = teacher.prompt()
-      tokens = score.measured(
+      tokens = filling.measured(
         chosen, lambda g, p=prompt: sum(map(len, p.encode(g.query, g.docs)))
       ).tokens
-      size = c.score.unit_queries or score.unit_size(tokens, shape.rows * shape.row_len)
+      size = c.score.unit_queries or filling.unit_size(tokens, shape.rows * shape.row_len)
       parts += [[chosen[i] for i in u] for u in units([range(len(chosen))], size)]
     rows['score'] = scored(teacher.prompt(), shape, parts)
     tests = [evaluate.to_rerank(group) for group in prepare.records(run, 'test')]

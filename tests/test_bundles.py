@@ -232,8 +232,8 @@ def test_an_llm_ranker_scores_as_without_sharing(folder, mesh, monkeypatch, name
   for query, ranked in ours.items():
     np.testing.assert_allclose(ranked.scores, theirs[query].scores, atol=1e-5)
     assert ranked.counts == theirs[query].counts
-  assert shared.tokens <= plain.tokens
-  assert name == 'listwise' or shared.tokens < plain.tokens
+  assert shared.work.tokens <= plain.work.tokens
+  assert name == 'listwise' or shared.work.tokens < plain.work.tokens
 
 
 JUDGE = 'Say whether the page answers the question. Question: {query} Page: {title} {summary}'
@@ -256,8 +256,8 @@ def test_a_teacher_scores_as_without_sharing(kind, attention):
       network, side.pretrained(0, everywhere), side.prompt(), everywhere, 4, 200, kind
     )
     found = {group.query_id: scores for group, scores in ranker(make_groups((9, 1, 0, 4, 12)))}
-    assert ranker.tokens == sum(map(ranker.tokens_of, make_groups((9, 1, 0, 4, 12))))
-    return found, ranker.tokens
+    assert ranker.work.tokens == sum(map(ranker.tokens_of, make_groups((9, 1, 0, 4, 12))))
+    return found, ranker.work.tokens
 
   (ours, few), (theirs, many) = scored(True), scored(False)
   assert few < 0.8 * many

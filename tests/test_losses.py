@@ -240,6 +240,18 @@ def test_losses_of_differences_do_not_see_a_shift_of_all_scores(spec, shift):
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('name', losses.ON_SCORES)
+def test_a_loss_learns_of_the_teachers_scores_what_it_says(name):
+  """Scores that a loss cannot learn from are refused by this."""
+  scores_GN, targets_GN, mask_GN = queries()
+  changed = targets_GN, targets_GN + 5, targets_GN * 3
+  loss_G, *others = (compiled(name)(scores_GN, targets, mask_GN)[2] for targets in changed)
+  same = [np.allclose(other_G, loss_G, atol=1e-5) for other_G in others]
+  # listwise_kl takes positions as it takes grades, and sees their distances.
+  learns = 'distances' if name == 'listwise_kl' else losses.ON_SCORES[name].learns
+  assert same == [learns != 'values', learns == 'order']
+
+
 @every_loss
 def test_micro_batches_add_up_to_the_whole(spec):
   case = queries()

@@ -10,6 +10,7 @@ import pytest
 from disranker_jax.config import defaults
 from disranker_jax.data.records import UNJUDGED, Document, Group
 from disranker_jax.errors import UserError
+from disranker_jax.rankers.work import Work
 from disranker_jax.stages import quantise_gate
 
 MADE = {'model': 'm', 'quantize': 'int8'}
@@ -30,18 +31,14 @@ def run_with(folder, **limits):
 class Scorer:
   """Scores documents by the functions of their places."""
 
-  ms_per_pair = 2.0
-
   def __init__(self, score):
     self.score, self.asked = score, []
+    self.work = Work(seconds=1.0, scored=500)
 
   def __call__(self, groups):
     for each in groups:
       self.asked.append(each)
       yield each, np.array([self.score(i) for i in range(len(each.docs))], np.float32)
-
-  def work(self):
-    return len(self.asked), 1.0
 
 
 def full(place):

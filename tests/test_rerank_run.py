@@ -230,7 +230,7 @@ class TestRowsAsSource:
 class TestResume:
   @pytest.fixture
   def small_parts(self, monkeypatch):
-    monkeypatch.setattr(exported.Calls, 'part_pairs', 2)
+    monkeypatch.setattr(exported, 'PART_PAIRS', 2)
 
   @pytest.fixture
   def many(self, folder):
@@ -239,7 +239,7 @@ class TestResume:
     return folder
 
   def interrupt(self, monkeypatch, after, error):
-    inner = exported.Calls.parts
+    inner = exported.by_calls
 
     def parts(ranker, given):
       for i, row in enumerate(inner(ranker, given)):
@@ -247,8 +247,8 @@ class TestResume:
           raise error
         yield row
 
-    monkeypatch.setattr(exported.Calls, 'parts', parts)
-    return lambda: monkeypatch.setattr(exported.Calls, 'parts', inner)
+    monkeypatch.setattr(exported, 'by_calls', parts)
+    return lambda: monkeypatch.setattr(exported, 'by_calls', inner)
 
   @pytest.mark.parametrize(
     ('error', 'status'), [(KeyboardInterrupt(), 130), (Stopped('x'), 0), (Stopped('x', True), 130)]
@@ -265,9 +265,9 @@ class TestResume:
     assert 'the same command continues' in said and not (many / 'out.run').exists()
     restore()
     scored = []
-    inner = exported.Calls.parts
+    inner = exported.by_calls
     monkeypatch.setattr(
-      exported.Calls, 'parts',
+      exported, 'by_calls',
       lambda ranker, given: (scored.append(row) or row for row in inner(ranker, given)),
     )  # fmt: skip
     rerun(model, many)

@@ -12,8 +12,9 @@ from disranker_jax.errors import UserError
 from disranker_jax.models import weights
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run
-from disranker_jax.rankers import score_statistics
+from disranker_jax.rankers import filling, score_statistics
 from disranker_jax.rankers.shards import Shards
+from disranker_jax.rankers.work import Work
 from disranker_jax.stages import quantise_gate, roles, score
 
 SETTINGS = types.SimpleNamespace(min_std=1e-3, max_tied_share=0.5)
@@ -88,10 +89,10 @@ def test_collapsed_scores_are_refused(scores, said):
 class Constant:
   """A scorer that gives every document the same score."""
 
-  positions, least_unit, work = 100, 1, None
+  positions, least_unit = 100, 1
 
   def __init__(self):
-    self.scored = []
+    self.scored, self.work = [], Work()
 
   def tokens_of(self, group):
     return 10.0 * len(group.docs)
@@ -104,18 +105,22 @@ class Constant:
 
 
 def test_a_collapse_shows_after_the_first_queries_and_nothing_is_lost(tmp_path, monkeypatch):
-  monkeypatch.setattr(score, 'FIRST', 5)
+  monkeypatch.setattr(filling, 'FIRST', 5)
   docs = tuple(Document(str(i), 'title', '') for i in range(3))
   groups = [Group(f'q{i}', f'q{i}', docs) for i in range(40)]
   shards = Shards(tmp_path, len(groups), {'model': 'm'})
-  c = types.SimpleNamespace(unit_queries=3, shard_seconds=60.0, min_std=1e-3, max_tied_share=0.5)
-  scorer, look = Constant(), functools.partial(score.look_at_first, 'candidates', shards, c)
+  c, scorer = types.SimpleNamespace(min_std=1e-3, max_tied_share=0.5), Constant()
+  look = functools.partial(score.look_at_first, 'candidates', shards, c)
+  fill = functools.partial(
+    filling.score_missing, 'score', groups, shards, scorer, shard_seconds=60.0, unit_queries=3,
+    look=look,
+  )  # fmt: skip
   for _ in range(2):  # the same command again scores nothing
     with pytest.raises(UserError, match=r'first 6 queries of candidates have collapsed.*min_std'):
-      score.score_missing('score', groups, shards, scorer, c, look)
+      fill()
     assert scorer.scored == [f'q{i}' for i in range(6)]
   c.min_std, c.max_tied_share = 0.0, 1.0  # as the message advises
-  score.score_missing('score', groups, shards, scorer, c, look)
+  fill()
   assert scorer.scored == [g.query_id for g in groups]
   assert [row[0] for row in shards.rows()] == [g.query_id for g in groups for _ in docs]
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from disranker_jax.data.records import Document, Group
-from disranker_jax.rankers import shards
-from disranker_jax.stages import score
+from disranker_jax.rankers import filling, shards
 
 
 class Words:
@@ -26,15 +25,15 @@ def groups(queries: int, docs: int) -> list[Group]:
 def test_as_many_pairs_make_as_many_units_whether_in_few_queries_or_in_many(queries, docs):
   words = Words()
   tokens_of = lambda g: sum(map(len, words.encode(g.query, g.docs)))  # noqa: E731
-  work = score.measured(groups(queries, docs), tokens_of)
+  work = filling.measured(groups(queries, docs), tokens_of)
   assert work == (docs, 10 * docs)
-  size = score.unit_size(work.tokens, positions=2000)
+  size = filling.unit_size(work.tokens, positions=2000)
   units = shards.units([range(queries)], size)
   batches = 10 * docs * size / 2000
-  assert batches <= score.UNIT_BATCHES and len(units) in (11, 12)  # of 96,000 / 2000 batches
+  assert batches <= filling.UNIT_BATCHES and len(units) in (11, 12)  # of 96,000 / 2000 batches
   # The last batch of a unit is almost full.
-  assert batches >= 0.8 * score.UNIT_BATCHES
+  assert batches >= 0.8 * filling.UNIT_BATCHES
 
 
 def test_a_query_larger_than_a_unit_is_a_unit():
-  assert score.unit_size(1e6, positions=2000) == 1
+  assert filling.unit_size(1e6, positions=2000) == 1

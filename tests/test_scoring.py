@@ -14,6 +14,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.models import load
 from disranker_jax.models.settings import defaults as model_settings
 from disranker_jax.rankers import pointwise
+from disranker_jax.rankers.work import Work
 
 QUERY_LAST = '{title} : {summary} : {query}'
 WORDS = [
@@ -202,12 +203,12 @@ def test_without_enough_memory_one_line_has_the_estimate_and_what_lowers_it(when
 
 def test_pairs_are_counted_once_and_padding_is_not():
   scorer = opened('tiny-encoder', rows=5)
-  before = scorer.pairs
+  before = scorer.work.scored
+  scorer.work._ready = -1e9  # an earlier pass ended long ago
   for _ in scorer(GROUPS):
     pass
-  assert scorer.pairs - before == sum(len(g.docs) for g in GROUPS)
-  assert scorer.seconds > 0
-  assert scorer.ms_per_pair == pytest.approx(1000 * scorer.seconds / scorer.pairs)
+  assert scorer.work.scored - before == sum(len(g.docs) for g in GROUPS)
+  assert scorer.work.seconds > 0 and scorer.work.idle < 1e8
 
 
 def test_an_error_for_a_document_that_does_not_fit_names_its_query():
@@ -280,7 +281,7 @@ def test_the_first_scores_of_a_long_part_come_before_it_is_read_to_its_end():
 
 def test_batches_are_full():
   scorer = opened('tiny-encoder', rows=5)
-  tokens, places = scorer.tokens, scorer.places
+  scorer.work = Work()
   for _ in scorer([make_group(i, 10) for i in range(60)]):
     pass
-  assert scorer.tokens - tokens > 0.93 * (scorer.places - places)
+  assert 0 < scorer.work.padding < 0.07

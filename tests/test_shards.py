@@ -55,6 +55,11 @@ def test_rows_are_read_in_order_by_us_and_by_any_parquet_reader(store):
   ]
   assert list(store.rows()) == expected
   assert [tuple(r.values()) for r in pq.read_table(store.folder).to_pylist()] == expected
+  assert list(store.rankings()) == [
+    (g.query_id, dict(zip([d.doc_id for d in g.docs], scores.tolist(), strict=True)))
+    for g, scores in zip(GROUPS, SCORES, strict=True)
+    if g.docs
+  ]
   assert store.missing() == []
   np.testing.assert_array_equal(store.audit(pairs_of), np.concatenate(SCORES))
 
@@ -123,6 +128,15 @@ def test_what_decides_nothing_now_refuses_no_shard_and_everything_else_does(stor
     shards.Shards(store.folder, QUERIES, MADE, form).missing()
   write(shards.Shards(store.folder, QUERIES, MADE | {'hits': 100}), SPANS[0])
   assert shards.Shards(store.folder, QUERIES, MADE, form).missing() == []
+
+
+def test_what_earlier_notes_lack_counts_where_both_tell_it(store):
+  form = dataclasses.replace(shards.SCORES, later=('kernel',))
+  write(shards.Shards(store.folder, QUERIES, MADE), SPANS[0])
+  assert shards.Shards(store.folder, QUERIES, MADE | {'kernel': 'x'}, form).missing() == []
+  write(shards.Shards(store.folder, QUERIES, MADE | {'kernel': 'y'}), SPANS[0])
+  with pytest.raises(UserError, match='was made with another kernel; do the scores again'):
+    shards.Shards(store.folder, QUERIES, MADE | {'kernel': 'x'}, form).missing()
 
 
 def test_a_pair_too_few_too_many_or_of_another_query_fails_the_audit(store):

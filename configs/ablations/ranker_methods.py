@@ -10,14 +10,14 @@ import pathlib
 import runpy
 
 from disranker_jax.data.named_contracts import NAMED
-from disranker_jax.rankers.llm.methods import LEARN, METHODS
+from disranker_jax.rankers.llm.methods import GIVES, METHODS
 
 RANKERS = runpy.run_path(str(pathlib.Path(__file__).with_name('rankers.py')))
 
 
 def learns(config, method) -> dict:
   """How a student learns from a method's scores, also where a model's answers are all ties."""
-  loss, normalize = LEARN[method.gives]
+  loss, normalize = GIVES[method.gives].learn
   return {'distill.loss': loss, 'distill.normalize_scores': normalize, 'score.min_std': 0.0}
 
 

@@ -93,7 +93,7 @@ def listed() -> str:
   lines = ['method, contract, scores:']
   lines += [f'  {m.name:{width}}  {m.contract:{width}}  {m.gives}' for m in METHODS.values()]
   lines += ['scores, and how a student learns from them:']
-  lines += [f'  {name:{width}}  {use}' for name, use in GIVES.items()]
+  lines += [f'  {name:{width}}  {gives.text}' for name, gives in GIVES.items()]
   lines += ['contracts, documents per prompt, what answers:']
   for contract in NAMED.values():
     labels = ' '.join(contract.labels[:6]) + (' ...' if len(contract.labels) > 6 else '')

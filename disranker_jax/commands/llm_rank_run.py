@@ -3,9 +3,7 @@
 import argparse
 import contextlib
 import hashlib
-import itertools
 import json
-import types
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,10 +19,10 @@ from disranker_jax.evaluation import runs
 from disranker_jax.models import weights
 from disranker_jax.pipeline import manifest
 from disranker_jax.progress import say
+from disranker_jax.rankers import filling
 from disranker_jax.rankers.llm import costs, methods
 from disranker_jax.rankers.llm.ranker import LLMRanker, Plan, open_for
 from disranker_jax.rankers.shards import Shards
-from disranker_jax.stages import score
 
 VERSION = 1  # of the unfinished work
 BATCH_TOKENS = {'cpu': 4096}  # of a device; ELSEWHERE on others
@@ -64,15 +62,12 @@ def rank_on(args: argparse.Namespace, plan: Plan, work: 'Work', opening: dict) -
     f'{prompt.docs} documents and {prompt.max_len:,} tokens'
   )
   shards = Shards(work.folder / 'shards', len(groups), {'precision': model.network.precision})
-  processes.first_alone('folder', lambda: shards.folder.mkdir(exist_ok=True))
   # Each of several processes ranks by itself, on its own devices.
   mesh = sharding.make_mesh({'data': -1, 'fsdp': args.shard, 'model': 1}, jax.local_devices())
   tokens = args.batch_tokens or BATCH_TOKENS.get(jax.default_backend(), ELSEWHERE)
   rows = max(1, tokens // plan.row_len(prompt)) * mesh.size
   ranker = LLMRanker(plan, model.network, model.pretrained(0, mesh), prompt, mesh, rows)
-  settings = types.SimpleNamespace(unit_queries=0, shard_seconds=SHARD_SECONDS)
-  score.score_missing('llm-rank', groups, shards, ranker, settings)
-  processes.barrier('llm-rank: all is ranked')
+  filling.score_missing('llm-rank', groups, shards, ranker, shard_seconds=SHARD_SECONDS)
   processes.first_alone('run', lambda: finish(args, plan, work, groups, shards, ranker))
 
 
@@ -173,10 +168,8 @@ def finish(
 
   shards.audit(pairs_of)
   counts = shards.counts()
-  queries = itertools.groupby(shards.rows(), key=lambda row: row[0])
-  scored = ((query, {doc: score for _, doc, score in rows}) for query, rows in queries)
   partial = work.folder / f'run{args.out.suffix}'
-  runs.write_run(partial, scored, plan.method.name)
+  runs.write_run(partial, shards.rankings(), plan.method.name)
   partial.replace(work.out)
   found = {'method': plan.method.name, 'contract': plan.contract.name, 'model': str(args.model)}
   found |= {'scores': plan.method.gives} | costs.summary(counts)

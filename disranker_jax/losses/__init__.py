@@ -1,8 +1,9 @@
 """Ranking and distillation losses: pure functions of scores, targets and a mask.
 
 A public loss is called `(scores_GN, targets_GN, mask_GN, **settings) -> scalar`; its `per_group`
-attribute, called the same way, gives `(loss_G, valid_G)`. Shapes: G queries (groups), N documents
-per query; `mask_GN` is True for real documents.
+attribute, called the same way, gives `(loss_G, valid_G)`; `learns` of a loss on a teacher's scores
+says what it learns of them, see `common.learns`. Shapes: G queries (groups), N documents per query;
+`mask_GN` is True for real documents.
 
 Every loss is first a value per query, then the mean over valid queries: a query with many documents
 weighs no more than one with few, and gradient accumulation adds (sum, weight) over micro-batches
@@ -12,8 +13,9 @@ rank they share their mean rank. A query without anything to learn from is not v
 
 In formulas s is a score, y a grade (its gain is 2^y - 1), t a teacher's score, r a rank from 1.
 
-A new loss is a function in one of the modules, imported here into one of the two tables. The tests
-of all invariants above run over the tables; add its formula to tests/losses_reference.py.
+A new loss is a function in one of the modules, imported here into one of the two tables; on
+a teacher's scores it has `learns`. The tests of all invariants above run over the tables; add its
+formula to tests/losses_reference.py.
 """
 
 import difflib

@@ -34,6 +34,21 @@ def ranking_loss(per_group):
   return mean_over_groups(padded)
 
 
+def learns(what: str):
+  """States what a loss on a teacher's scores learns of them, as its attribute `learns`.
+
+  Args:
+    what: 'values', which must mean the same in every query; 'distances', the differences within a
+      query; 'order', for which any targets will do that order the documents of a query.
+  """
+
+  def stated(loss):
+    loss.learns = what
+    return loss
+
+  return stated
+
+
 def masked_mean(values, mask, axis):
   """(mean over `axis` where `mask`, whether the mask has any entry); an empty mean is 0."""
   count = jnp.sum(mask, axis)

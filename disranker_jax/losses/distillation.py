@@ -10,6 +10,7 @@ from disranker_jax.losses.common import (
   approximate_ranks,
   average_ranks,
   differences,
+  learns,
   masked_mean,
   preferred,
   ranking_loss,
@@ -18,6 +19,7 @@ from disranker_jax.losses.common import (
 from disranker_jax.losses.pointwise import point_mse
 
 
+@learns('distances')
 @ranking_loss
 def margin_mse(scores_GN, targets_GN, mask_GN):
   """((s_i - s_j) - (t_i - t_j))^2, mean over the pairs i < j of a query: MarginMSE.
@@ -38,6 +40,7 @@ def margin_mse(scores_GN, targets_GN, mask_GN):
   return masked_mean(loss_GNN, mask_GNN, (1, 2))
 
 
+@learns('values')
 @ranking_loss
 def hybrid(scores_GN, targets_GN, mask_GN, *, beta=0.4):
   """L_point + beta * L_margin (`point_mse`, `margin_mse`): DisRanker's distillation loss.
@@ -58,6 +61,7 @@ def hybrid(scores_GN, targets_GN, mask_GN, *, beta=0.4):
   return point_G + beta * margin_G, valid_G
 
 
+@learns('order')
 @ranking_loss
 def adr_mse(scores_GN, targets_GN, mask_GN, *, temperature=1.0):
   """(r_i - rank_i)^2 / log2(r_i + 1), mean over documents: Rank-DistiLLM's ADR-MSE.
@@ -82,6 +86,7 @@ def adr_mse(scores_GN, targets_GN, mask_GN, *, temperature=1.0):
   return loss_G, jnp.sum(mask_GN, 1) > 1
 
 
+@learns('order')
 @ranking_loss
 def distilled_ranknet(scores_GN, targets_GN, mask_GN, *, margin=0.3, step=0.1, first_weight=3.0):
   """w_i max(0, margin + (r_j - r_i - 1) step - (s_i - s_j)), mean over its non-zero t_i > t_j.

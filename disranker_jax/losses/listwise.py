@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from disranker_jax.losses.common import (
   approximate_ranks,
   differences,
+  learns,
   log_softmax,
   masked_mean,
   preferred,
@@ -81,6 +82,8 @@ def softmax_ce(scores_GN, targets_GN, mask_GN):
   return jnp.where(valid_G, loss_G, 0.0), valid_G
 
 
+# As ListNet takes grades, it takes positions.
+@learns('order')
 @ranking_loss
 def listwise_kl(
   scores_GN, targets_GN, mask_GN, *, student_temperature=1.0, teacher_temperature=1.0

@@ -5,9 +5,10 @@ They need an order only, so targets are labels or a teacher's scores.
 
 import jax
 
-from disranker_jax.losses.common import differences, masked_mean, preferred, ranking_loss
+from disranker_jax.losses.common import differences, learns, masked_mean, preferred, ranking_loss
 
 
+@learns('order')
 @ranking_loss
 def pairwise_hinge(scores_GN, targets_GN, mask_GN, *, margin=0.1):
   """max(0, T - (s_i - s_j)), mean over the pairs with y_i > y_j: DisRanker's rank loss.
@@ -29,6 +30,7 @@ def pairwise_hinge(scores_GN, targets_GN, mask_GN, *, margin=0.1):
   return masked_mean(loss_GNN, preferred(targets_GN, mask_GN), (1, 2))
 
 
+@learns('order')
 @ranking_loss
 def ranknet(scores_GN, targets_GN, mask_GN):
   """log(1 + exp(-(s_i - s_j))), mean over the pairs with y_i > y_j; natural logarithm.

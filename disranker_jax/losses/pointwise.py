@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from disranker_jax.losses.common import masked_mean, ranking_loss
+from disranker_jax.losses.common import learns, masked_mean, ranking_loss
 
 
 @ranking_loss
@@ -28,6 +28,7 @@ def pointwise_ce(scores_GN, targets_GN, mask_GN, *, top=1.0):
   return masked_mean(jax.nn.softplus(scores_GN) - p_GN * scores_GN, mask_GN, 1)
 
 
+@learns('values')
 @ranking_loss
 def point_mse(scores_GN, targets_GN, mask_GN):
   """2 * mean_i (s_i - t_i)^2: DisRanker's L_point, which sums the two documents of a pair.

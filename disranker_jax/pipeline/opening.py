@@ -85,7 +85,8 @@ def step_of(run: Run, stage: Stage, use: Use, model: TextModel) -> steps.Step:
     if use.texts:
       return steps.writer(model.settings, model.network, use.texts(model), run.mesh)
     settings, kind = config[use.role], model.scorer
-    return steps.scoring(settings, model.network, kind, use.rows, run.mesh, use.quantize)
+    opened = steps.by_pairs(settings, kind, use.rows, run.mesh)
+    return steps.scoring(settings, model.network, opened, run.mesh, use.quantize)
 
 
 @contextlib.contextmanager

@@ -7,13 +7,14 @@ the bytes that it holds and the FLOPs that it takes.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from disranker_jax.data.batches import Shape
 from disranker_jax.devices import memory, sharding
 from disranker_jax.devices.memory import per_device
 from disranker_jax.models import eight_bits, flops, generate, load, tree, writing
@@ -21,7 +22,6 @@ from disranker_jax.models.network import Network
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.rankers import pointwise
-from disranker_jax.rankers.llm.batches import LabelLogits
 from disranker_jax.training import train
 
 # The part of `Step.held` that is needed only until a model is in 8 bits.
@@ -80,57 +80,49 @@ def training(config: ConfigDict, stage: Stage, network: Network, mesh) -> Step:
   )  # fmt: skip
 
 
+class Scoring(Protocol):
+  """What scores batches of one shape: a PointwiseRanker, or the LabelLogits of an LLM ranker."""
+
+  shape: Shape  # of a block
+  blocks: int
+
+  def lower(self, variables, batch) -> jax.stages.Lowered:
+    """The whole step, of shapes on the mesh."""
+
+  def trace(self, variables, batch) -> jax.stages.Traced:
+    """What holds the most of it."""
+
+
 def scoring(
-  settings: ConfigDict, network: Network, kind: str, rows: int, mesh, quantize: str = ''
+  settings: ConfigDict,
+  network: Network,
+  opened: Callable[[Network], Scoring],
+  mesh,
+  quantize: str = '',
 ) -> Step:
-  """The step of a ranker that scores by `kind` in batches of `rows` rows.
+  """The step of what `opened` makes of the network without adapters and parameters.
 
   In 8 bits, `held` has what the parameters take more while they are in full precision.
   """
   network, full = load.merged(network, shapes(network, settings.param_dtype))
   variables = eight_bits.quantised(full, quantize)
-  scorer = pointwise.PointwiseRanker(
-    network, None, None, mesh, rows, settings.row_len, kind, longest=settings.max_len
-  )
+  scorer = opened(network)
   batch = scorer.shape.zeros(scorer.blocks)
   where = sharding.batch_shardings(batch, mesh, scorer.blocks)
   batches = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where[k]) for k, v in batch.items()}
-  spread = NamedSharding(mesh, PartitionSpec(sharding.AXES))
-  flags = {k: jax.ShapeDtypeStruct((mesh.size,), bool, sharding=spread) for k in ('more', 'stop')}
   variables, full = sharding.abstract(variables, mesh), sharding.abstract(full, mesh)
   held = {'parameters': per_device(variables), 'batch': per_device(batches)}
   if quantize:
     held[GATE] = per_device(full) - held['parameters']
-
-  def lower():
-    return scorer.lower(variables, batches, flags)
-
-  def trace():
-    with jax.set_mesh(mesh):
-      return jax.jit(pointwise.score_fn(network, kind)).trace(variables, batches)
-
+  lower, trace = (functools.partial(f, variables, batches) for f in (scorer.lower, scorer.trace))
   return Step(network, trace, lower, held, batch, None, quantize=quantize)
 
 
-def prompting(
-  settings: ConfigDict, network: Network, prompt, rows: int, row_len: int, mesh, quantize: str = ''
-) -> Step:
-  """The step of an LLM ranker that reads labels, in batches of `rows` rows of `row_len` tokens.
-
-  `prompt` is a ContractPrompt, or has its contract, label_ids and max_len.
-  """
-  network, full = load.merged(network, shapes(network, settings.param_dtype))
-  variables = eight_bits.quantised(full, quantize)
-  asking = LabelLogits(network, None, prompt, mesh, rows, row_len)
-  batch = asking.shape.zeros(asking.blocks)
-  where = sharding.batch_shardings(batch, mesh, asking.blocks)
-  batches = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where[k]) for k, v in batch.items()}
-  variables, full = sharding.abstract(variables, mesh), sharding.abstract(full, mesh)
-  held = {'parameters': per_device(variables), 'batch': per_device(batches)}
-  if quantize:
-    held[GATE] = per_device(full) - held['parameters']
-  lower, trace = (functools.partial(f, variables, batches) for f in (asking.lower, asking.trace))
-  return Step(network, trace, lower, held, batch, None, quantize=quantize)
+def by_pairs(settings: ConfigDict, kind: str, rows: int, mesh) -> Callable[[Network], Scoring]:
+  """What scores pairs by `kind` in batches of `rows` rows, for `scoring`."""
+  return lambda network: pointwise.PointwiseRanker(
+    network, None, None, mesh, rows, settings.row_len, kind, longest=settings.max_len
+  )
 
 
 def writer(settings: ConfigDict, network: Network, texts: Texts, mesh) -> Step:

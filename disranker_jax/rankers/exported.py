@@ -4,9 +4,10 @@
 `PointwiseRanker` on the accelerators.
 """
 
-from collections.abc import Iterable, Iterator
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -17,15 +18,19 @@ PART_PAIRS = 2000  # of a part on one device: enough batches that a half-empty o
 BATCH_TOKENS = 16_384  # of one accelerator
 
 
-class PartRanker(Protocol):
-  """Scores groups in parts; the scores of a part do not depend on other parts."""
+@dataclasses.dataclass(frozen=True)
+class PartRanker:
+  """Scores groups in parts; the scores of a part do not depend on other parts.
 
-  part_pairs: int  # pairs that a part should have
+  Args:
+    parts: (part, its groups) of all parts -> (part, group, scores_N) of all groups, in order.
+    part_pairs: pairs that a part should have.
+  """
 
-  def parts(
-    self, parts: Iterable[tuple[object, list[Group]]]
-  ) -> Iterator[tuple[object, Group, np.ndarray]]:
-    """(part, group, scores_N) of all groups, in order."""
+  parts: Callable[
+    [Iterable[tuple[object, list[Group]]]], Iterator[tuple[object, Group, np.ndarray]]
+  ]
+  part_pairs: int
 
 
 def open_ranker(folder: Path, backend: str = 'auto', *, fast: bool = False) -> PartRanker:
@@ -33,25 +38,19 @@ def open_ranker(folder: Path, backend: str = 'auto', *, fast: bool = False) -> P
   name = backends.choose(folder, fast) if backend == 'auto' else backend
   if name == 'jax':
     return on_devices(folder, fast)
-  return Calls(loaded.load(folder, name, fast=fast))
+  in_calls = functools.partial(by_calls, loaded.load(folder, name, fast=fast))
+  return PartRanker(in_calls, PART_PAIRS)
 
 
-class Calls:
-  """A `LoadedRanker` that scores each part in one call, which uses all cores."""
-
-  part_pairs = PART_PAIRS
-
-  def __init__(self, ranker: loaded.LoadedRanker):
-    self._ranker = ranker
-
-  def parts(
-    self, parts: Iterable[tuple[object, list[Group]]]
-  ) -> Iterator[tuple[object, Group, np.ndarray]]:
-    for part, groups in parts:
-      scores = self._ranker.score((g.query, doc) for g in groups for doc in g.docs)
-      ends = np.cumsum([len(g.docs) for g in groups])
-      for group, of_group in zip(groups, np.split(scores, ends[:-1]), strict=True):
-        yield part, group, of_group
+def by_calls(
+  ranker: loaded.LoadedRanker, parts: Iterable[tuple[object, list[Group]]]
+) -> Iterator[tuple[object, Group, np.ndarray]]:
+  """Scores each part in one call, which uses all cores; see `PartRanker.parts`."""
+  for part, groups in parts:
+    scores = ranker.score((g.query, doc) for g in groups for doc in g.docs)
+    ends = np.cumsum([len(g.docs) for g in groups])
+    for group, of_group in zip(groups, np.split(scores, ends[:-1]), strict=True):
+      yield part, group, of_group
 
 
 def on_devices(folder: Path, fast: bool) -> PartRanker:
@@ -83,5 +82,4 @@ def on_devices(folder: Path, fast: bool) -> PartRanker:
     row_len,
     scorer,
   )
-  ranker.part_pairs = PART_PAIRS * len(devices)
-  return ranker
+  return PartRanker(ranker.parts, PART_PAIRS * len(devices))

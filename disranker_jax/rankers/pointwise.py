@@ -25,6 +25,7 @@ from disranker_jax.data.records import Group
 from disranker_jax.data.tokenising import Encoder
 from disranker_jax.devices import memory, processes, sharding
 from disranker_jax.errors import UserError
+from disranker_jax.rankers.work import Work
 
 
 def score_fn(network, scorer: str = 'score_head') -> Callable:
@@ -82,6 +83,7 @@ def score_shape(scorer: str, rows: int, row_len: int, docs: int = 1) -> Shape:
 
 
 AHEAD = 1024  # documents that are tokenised in advance, at least
+FLAGS = 'more', 'stop', 'failed'  # of each process, with every batch; see Steps
 
 
 class Waiting:
@@ -123,10 +125,8 @@ class PointwiseRanker:
     shares = self.network.shares(self.longest or self.row_len)
     self.shape = dataclasses.replace(shape, shares=shares)
     self._own = len(sharding.own_blocks(self.mesh, self.blocks))
-    self.compiled = self._ready = None
-    self.seconds = self.idle = 0.0  # the device computes; it waits for the next batch
-    self.pairs = self.tokens = self.places = 0  # of this process's blocks; places include padding
-    self.scored = 0  # pairs of finished batches
+    self.compiled = None
+    self.work = Work()  # of this process's blocks
 
   def __call__(self, groups: Iterable[Group]) -> Iterator[tuple[Group, np.ndarray]]:
     """See Ranker. Raises: UserError if a score is not finite."""
@@ -157,7 +157,7 @@ class PointwiseRanker:
       processes.Watchdog('scoring', self.watchdog_s) as watchdog,
       concurrent.futures.ThreadPoolExecutor(1) as waiter,
     ):
-      self._ready = None
+      self.work.begin()
       steps = Steps(self, self._blocks(encoder, parts, waiting), request, waiter)
       current = steps.begin()
       while current is not None:
@@ -206,36 +206,39 @@ class PointwiseRanker:
     flags = sharding.flags(self.mesh, **values)
     if self.compiled is None:  # compiling is not scoring time
       self.compiled = self.lower(self.variables, placed, flags).compile()
-    self.pairs += int(batch['mask_GN'].sum())
-    self.tokens += int((batch['segments_BT'] > 0).sum())
-    self.places += batch['segments_BT'].size
+    tokens, places = int((batch['segments_BT'] > 0).sum()), batch['segments_BT'].size
     begun = time.monotonic()
     arrays = self.compiled(self.variables, placed, flags)
-    return [keys for keys, _ in drawn], begun, waiter.submit(self._fetch, *arrays)
+    fetched = waiter.submit(self._fetch, *arrays)
+    return [keys for keys, _ in drawn], begun, tokens, places, fetched
 
   def _fetch(self, scores_GN, flags) -> tuple[np.ndarray, dict, float]:
     """Waits for the device, in a thread, so that the time when it was ready is exact."""
     scores = sharding.own_part(scores_GN, self.mesh, self.blocks)[:, 0]
     return scores, {k: bool(v) for k, v in flags.items()}, time.monotonic()
 
-  def _end(self, batch: tuple[list[list[tuple[Waiting, int]]], float, object]) -> dict[str, bool]:
+  def _end(self, batch: tuple) -> dict[str, bool]:
     """Puts a batch's scores where they belong; returns the flags, ORed over all processes."""
-    placed, begun, fetched = batch
+    placed, begun, tokens, places, fetched = batch
     scores, flags, ready = fetched.result()
-    before = self._ready if self._ready is not None else begun
-    self.seconds += ready - max(begun, before)
-    self.idle += max(0.0, begun - before)
-    self._ready = ready
+    self.work.add(begun, ready, tokens, places, scored=sum(map(len, placed)))
     if flags['broken']:
       raise UserError('the model gives scores that are not finite; its parameters are broken')
-    self.scored += sum(map(len, placed))
     for keys, block in zip(placed, np.split(scores, self._own), strict=False):
       for (group, n), score in zip(keys, block.tolist(), strict=False):
         group.put(n, score)
     return flags
 
-  def lower(self, variables, batch, flags):
-    """The step, traced, of arrays or shapes on the mesh."""
+  def trace(self, variables, batch):
+    """The scores alone, traced, of arrays or shapes on the mesh."""
+    with jax.set_mesh(self.mesh):
+      return jax.jit(score_fn(self.network, self.scorer)).trace(variables, batch)
+
+  def lower(self, variables, batch, flags=None):
+    """The step, lowered, of arrays or shapes on the mesh; `flags` are by default shapes."""
+    if flags is None:
+      spread = NamedSharding(self.mesh, PartitionSpec(sharding.AXES))
+      flags = dict.fromkeys(FLAGS, jax.ShapeDtypeStruct((self.mesh.size,), bool, sharding=spread))
     rows = sharding.batch_shardings({'scores_GN': 0}, self.mesh, self.blocks)['scores_GN']
     everywhere = NamedSharding(self.mesh, PartitionSpec())
     scores = score_fn(self.network, self.scorer)
@@ -257,15 +260,6 @@ class PointwiseRanker:
   def positions(self) -> int:
     """Tokens that a batch of this process holds, padding included."""
     return self._own * self.shape.rows * self.row_len
-
-  def work(self) -> tuple[int, float]:
-    """(pairs scored so far, the seconds that they took without compiling), for Progress."""
-    return self.scored, self.seconds + self.idle
-
-  @property
-  def ms_per_pair(self) -> float:
-    """Milliseconds of model time per pair, at full batches, without tokenising and compiling."""
-    return 1000 * self.seconds / max(self.pairs, 1)
 
 
 class Steps:
@@ -290,7 +284,7 @@ class Steps:
       self._last = True
       return None
     failed = self._failure is not None
-    flags = {'more': bool(drawn), 'stop': bool(self._request), 'failed': failed}
+    flags = dict(zip(FLAGS, (bool(drawn), bool(self._request), failed), strict=True))
     return self._ranker._begin(drawn, flags, self._waiter)
 
   def _draw(self) -> list[tuple[list, dict]]:

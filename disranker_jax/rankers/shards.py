@@ -10,6 +10,7 @@ need only that together they hold every item.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -38,6 +39,7 @@ class Format:
   what    what the rows are called
   stage   the stage that computes them
   former  keys of what made the shards of an earlier program, and decides nothing now
+  later   keys that the notes of an earlier program lack
   """
 
   schema: pa.Schema
@@ -46,6 +48,7 @@ class Format:
   what: str
   stage: str
   former: tuple[str, ...] = ()
+  later: tuple[str, ...] = ()
 
   @property
   def again(self) -> str:
@@ -110,13 +113,15 @@ class Shard:
     return pq.read_table(self.file, schema=self.format.schema)
 
 
-def differing(made: dict, now: dict, former: Sequence[str] = ()) -> list[str]:
+def differing(
+  made: dict, now: dict, former: Sequence[str] = (), later: Sequence[str] = ()
+) -> list[str]:
   """In what the origin of rows differs from what would make them now; `former` decides nothing.
 
-  The model's 'version' is not compared where one side does not tell it.
+  `later` and the model's 'version' are not compared where one side does not tell them.
   """
   keys = (made.keys() | now.keys()) - set(former)
-  keys -= {'version'} - (made.keys() & now.keys())
+  keys -= {'version', *later} - (made.keys() & now.keys())
   return [key for key in sorted(keys) if made.get(key) != now.get(key)]
 
 
@@ -167,8 +172,8 @@ class Shards:
 
   def _is_whole(self, shard: Shard) -> bool:
     note = shard.note()
-    made, former = self.made, self.format.former
-    if made is not None and (differs := differing(note['made'], made, former)):
+    made, form = self.made, self.format
+    if made is not None and (differs := differing(note['made'], made, form.former, form.later)):
       raise UserError(
         f'{shard.file}: was made with another {", ".join(differs)}; {self.format.again}'
       )
@@ -204,6 +209,11 @@ class Shards:
     """The rows of all shards, in order; of scores (query_id, doc_id, score)."""
     for shard in self.found():
       yield from _rows(shard.read())
+
+  def rankings(self) -> Iterator[tuple[str, dict[str, float]]]:
+    """(query_id, {doc_id: score}) of all queries with documents, in order, as runs.write_run."""
+    for query, rows in itertools.groupby(self.rows(), key=lambda row: row[0]):
+      yield query, {doc: score for _, doc, score in rows}
 
   def counts(self) -> list[dict[str, int]]:
     """The counts of all queries in order, where their scores came with some."""

@@ -5,9 +5,6 @@ GPL (arXiv:2112.07577) train rankers on such queries. What is written is stored 
 so a restart writes what is missing. The filters and the first stage then run over all of it.
 """
 
-import contextlib
-import hashlib
-import json
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -26,10 +23,11 @@ from disranker_jax.models.load import TextModel
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline import inputs, manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use, Writing
-from disranker_jax.progress import Progress, say
+from disranker_jax.progress import say
+from disranker_jax.rankers import filling
 from disranker_jax.rankers import shards as shards_of
 from disranker_jax.rankers.shards import Shards
-from disranker_jax.stages import documents, earlier, prepare, result_table, writer
+from disranker_jax.stages import documents, prepare, result_table, roles, writer
 from disranker_jax.stages.teacher import check_template
 
 SAMPLE = 64  # prompts of which the longest stands for all in the estimate
@@ -45,14 +43,10 @@ FORMAT = shards_of.Format(
 def execute(run: Run) -> dict:
   c, every = run.config.generate, documents.read(run.config)
   docs = documents.chosen(run.config, every)
-  shards = open_shards(run, len(docs))
-  processes.first_alone('folder', lambda: shards.folder.mkdir(parents=True, exist_ok=True))
-  missing = shards_of.agreed(
-    processes.first_alone('generate: look', shards_made(run, docs).missing) or []
-  )
-  if missing:
-    write_missing(run, docs, missing)
-  processes.barrier('all texts are written')
+  model = writer.open_writer(run.config)
+  shards = open_shards(run, len(docs), maker(run, model, docs))
+  if missing := filling.missing('generate', shards):
+    write_missing(run, model, docs, shards, missing)
   say(f'generate: {len(docs) * c.samples:,} texts from {len(docs):,} documents')
   return processes.first_alone('filters', lambda: finish(run, every, docs)) or {}
 
@@ -61,50 +55,28 @@ def open_shards(run, count: int, made: dict | None = None) -> Shards:
   return Shards(run.folder('generate') / 'shards', count, made, FORMAT)
 
 
-def shards_made(run, docs: Sequence[Document]) -> Shards:
-  """The shards, with what a text depends on apart from its document: in every shard's note."""
-  model = writer.open_writer(run.config)
-  tokenizer = model.tokenizer.backend_tokenizer.to_str().encode()
-  every = json.dumps([(doc.doc_id, doc.title, doc.summary) for doc in docs])
-  trained, start = writer.trained_by(run.config), model.settings.init_from
-  made = {
-    'model': model.settings.model,
-    **inputs.noted(model.settings.model),
-    'parameters': [
-      *([earlier.fingerprint(run.config, run.workdir, 'teacher')] if start else []),
-      *(manifest.read(run.folder(stage))['fingerprint'] for stage in trained),
-    ],
-    'precision': model.network.precision,
-    'tokenizer': digest(tokenizer),
-    'prompt': digest(model.settings.template.encode()),
-    'documents': digest(every.encode()),
+def maker(run, model: TextModel, docs: Sequence[Document]) -> dict:
+  """What a text depends on apart from its document: in every shard's note."""
+  return {
+    **roles.made_by(run, 'teacher', model, writer.trained_by(run.config)),
+    'prompt': roles.digest(model.settings.template),
+    'documents': manifest.digest([(doc.doc_id, doc.title, doc.summary) for doc in docs]),
     'seed': run.config.seed,
     **{name: run.config.generate[name] for name in WRITING},
   }
-  return open_shards(run, len(docs), made)
 
 
-def digest(content: bytes) -> str:
-  return hashlib.sha256(content).hexdigest()[:16]
-
-
-def write_missing(run: Run, docs: Sequence[Document], missing: Sequence[range]) -> None:
-  """Writes the texts of the documents that are in no shard; process 0 stores them."""
-  c, shards = run.config.generate, shards_made(run, docs)
-  model = writer.open_writer(run.config)
+def write_missing(
+  run: Run, model: TextModel, docs: Sequence[Document], shards: Shards, missing: Sequence[range]
+) -> None:
+  """Writes the texts of the documents that are in no shard."""
+  c = run.config.generate
   write = writer.QueryWriter(
     model, writer.variables(run, model), run.mesh, c, run.config.seed, run.config.watchdog_s
   )
   units = shards_of.units(missing, c.batch_rows)
-  done = len(docs) - sum(map(len, units))
-  first = processes.is_first()
-  storing = shards_of.Writer(shards, c.shard_seconds) if first else contextlib.nullcontext()
-  with storing as stored, Progress('generate', len(docs), 'texts', done) as progress:
-    for unit, doc, texts in write(docs, units):
-      if first:
-        stored.add(unit, (doc, texts))
-      done += 1
-      progress.update(done, len(texts))
+  found = ((unit, (doc, texts), len(texts)) for unit, doc, texts in write(docs, units))
+  filling.store('generate', shards, units, found, 'texts', c.shard_seconds)
   say(f'generate: {write.tokens / max(write.seconds, 1e-9):,.0f} tokens/s')
 
 

@@ -53,8 +53,6 @@ KEYS: Section = {
 PROMPTS: Section = {
   name: dataclasses.replace(key, affects_results=False) for name, key in KEYS.items()
 }
-# Losses that learn the values of scores, or their differences, and not only the order.
-OF_VALUES = ('hybrid', 'point_mse', 'margin_mse')
 
 
 def plan(config: ConfigDict, section: str, name: str) -> Plan:
@@ -243,16 +241,16 @@ def check_scores(config: ConfigDict) -> None:
   if 'distill' not in config.stages:
     return
   loss = config.distill.loss.partition('?')[0]
-  if loss not in OF_VALUES:
+  if loss not in losses.ON_SCORES:  # distill says so
     return
-  gives = todo.method.gives
-  if gives == 'order':
-    orders = ', '.join(name for name in losses.ON_SCORES if name not in OF_VALUES)
+  learns, gives = losses.ON_SCORES[loss].learns, methods.GIVES[todo.method.gives]
+  if learns != 'order' and not gives.has_distances:
+    orders = ', '.join(name for name, one in losses.ON_SCORES.items() if one.learns == 'order')
     raise UserError(
       f'{key}: gives positions, and config.distill.loss={loss!r} learns their distances, which '
       f'mean nothing; choose of {orders}'
     )
-  apart = gives in ('likelihood', 'points', 'window') and loss != 'margin_mse'
+  apart = learns == 'values' and not gives.comparable
   if apart and config.distill.normalize_scores != 'query':
     raise UserError(
       f'{key}: gives scores that cannot be compared between queries; set '

@@ -20,6 +20,7 @@ from disranker_jax.evaluation import documents, metrics
 from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline.stage import Run, Use
 from disranker_jax.progress import Progress
+from disranker_jax.rankers import Ranker
 from disranker_jax.stages import roles
 
 Ranking = tuple[metrics.Run, dict]  # the run, and facts such as parameters and ms_per_pair
@@ -249,12 +250,12 @@ def model_scores(run: Run, row: Row, groups) -> Ranking:
   return score_all(f'{of(run.config).stage} {row.name}', ranker, groups), facts(ranker)
 
 
-def score_all(label: str, scorer, groups) -> metrics.Run:
+def score_all(label: str, scorer: Ranker, groups) -> metrics.Run:
   """Every group's scores, in every process; each scores its share of the groups."""
   scores_by_group = [np.zeros(len(g.docs), np.float32) for g in groups]
   own = range(jax.process_index(), len(groups), jax.process_count())
   pairs = sum(len(groups[i].docs) for i in own)
-  with Progress(label, len(own), 'pairs', 0, pairs, scorer.work) as progress:
+  with Progress(label, len(own), 'pairs', 0, pairs, scorer.work.so_far) as progress:
     scored = scorer(groups[i] for i in own)
     for done, (i, (_, scores)) in enumerate(zip(own, scored, strict=True), 1):
       scores_by_group[i] = scores
@@ -264,8 +265,9 @@ def score_all(label: str, scorer, groups) -> metrics.Run:
   return {g.query_id: {d.doc_id: next(values) for d in g.docs} for g in groups}
 
 
-def facts(scorer) -> dict:
-  return {'parameters': scorer.network.count_params(), 'ms_per_pair': scorer.ms_per_pair}
+def facts(scorer: Ranker) -> dict:
+  """What a row of the table says of the model that ranked."""
+  return {'parameters': scorer.network.count_params(), 'ms_per_pair': scorer.work.ms_per_pair}
 
 
 def given_rows(config: ConfigDict) -> list[Row]:

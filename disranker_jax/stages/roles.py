@@ -1,6 +1,8 @@
 """The models of a run: opening them, and where their parameters come from."""
 
+import hashlib
 import re
+from collections.abc import Iterable
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -12,6 +14,7 @@ from disranker_jax.models import eight_bits, hf, tiny, tree
 from disranker_jax.models import load as models
 from disranker_jax.models.load import TextModel
 from disranker_jax.models.tensors import rows_of
+from disranker_jax.pipeline import inputs, manifest
 from disranker_jax.rankers.pointwise import PointwiseRanker
 from disranker_jax.stages import earlier
 from disranker_jax.training import checkpoint, train
@@ -96,6 +99,32 @@ def load(run, role: str) -> tuple[TextModel, dict, str]:
 
   model, stages = open_role(run.config, role), systems.trained_stages(run.config, role)
   return model, trained(run, role, model, tuple(stages), trains=''), model.scorer
+
+
+def made_by(run, role: str, model: TextModel, stages: Iterable[str]) -> dict:
+  """What a model's outputs depend on apart from what it reads, for the notes of shards.
+
+  Args:
+    model: that of the role, opened as it is used.
+    stages: those whose parameters it has.
+  """
+  settings = model.settings
+  start = settings.init_from and earlier.fingerprint(run.config, run.workdir, role)
+  return {
+    'model': settings.model,
+    **inputs.noted(settings.model),
+    'parameters': [
+      *([start] if start else []),
+      *(manifest.read(run.folder(stage))['fingerprint'] for stage in stages),
+    ],
+    'precision': model.network.precision,
+    'tokenizer': digest(model.tokenizer.backend_tokenizer.to_str()),
+  }
+
+
+def digest(text: str) -> str:
+  """A short name of a text, for notes."""
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def teacher_stages(config: ConfigDict) -> tuple[str, ...]:

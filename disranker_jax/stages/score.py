@@ -6,31 +6,25 @@ audit at the end checks that every pair has exactly one finite score.
 
 import dataclasses
 import functools
-import hashlib
 import itertools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from disranker_jax.config.settings import Key, at_least, boolean, one_of, share
-from disranker_jax.data.records import Group
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
 from disranker_jax.models import eight_bits
 from disranker_jax.models.load import HEADS, open_model
-from disranker_jax.pipeline import inputs, manifest
+from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use
-from disranker_jax.progress import Progress, say
-from disranker_jax.rankers import score_statistics
-from disranker_jax.rankers import shards as shards_of
+from disranker_jax.progress import say
+from disranker_jax.rankers import filling, score_statistics
 from disranker_jax.rankers.llm import costs
 from disranker_jax.rankers.llm.methods import METHODS
 from disranker_jax.rankers.shards import Shards
 from disranker_jax.stages import (
-  earlier,
   prepare,
   prompting,
   quantise_gate,
@@ -38,12 +32,6 @@ from disranker_jax.stages import (
   teacher,
 )
 from disranker_jax.stages.chosen import Chosen
-
-SAMPLE = 200  # queries that the estimate of the work reads
-FIRST = 500  # queries whose scores are looked at before the others are scored
-# Batches of a unit, see shards.units, and how full they are. Fewer batches lose less when a run is
-# killed. What is over the brim would be a batch of its own, almost empty.
-UNIT_BATCHES, UNIT_FILL = 5, 0.93
 
 
 def execute(run: Run) -> dict:
@@ -58,16 +46,17 @@ def execute(run: Run) -> dict:
   for kind in reads(run.config):
     groups = open_chosen(run, kind)
     shards = open_shards(run, kind, len(groups), made)
-    processes.first_alone('folder', lambda s=shards: s.folder.mkdir(parents=True, exist_ok=True))
-    look = functools.partial(look_at_first, kind, shards, c)
-    score_missing(f'score {kind}', groups, shards, scorer, c, look)
-    processes.barrier(f'{kind} are scored')
-  say(f'score: {speed(scorer)}')
+    filling.score_missing(
+      f'score {kind}', groups, shards, scorer, shard_seconds=c.shard_seconds,
+      unit_queries=c.unit_queries, look=functools.partial(look_at_first, kind, shards, c),
+    )  # fmt: skip
+  work = scorer.work
+  say(f'score: {work.as_text()}')
   by_kind = processes.first_alone('audit', lambda: finish(run)) or {}
-  results = {'pairs': sum(s['pairs'] for s in by_kind.values()), 'ms_per_pair': scorer.ms_per_pair}
+  results = {'pairs': sum(s['pairs'] for s in by_kind.values()), 'ms_per_pair': work.ms_per_pair}
   results |= prompt_costs(run) if c.method else {}
   results |= {'quantised': {'format': c.quantize, **gate}} if c.quantize else {}
-  return results | {'padding': padding(scorer), 'idle': idle(scorer)}
+  return results | {'padding': work.padding, 'idle': work.idle_share}
 
 
 def open_scorer(run, quantize: str = ''):
@@ -98,23 +87,13 @@ def trained_by(config) -> list[str]:
 
 def maker(run, teacher) -> dict:
   """What a score depends on apart from the pair: in every shard's note."""
-  c, method = run.config.teacher, run.config.score.method
-  trained = trained_by(run.config)
-  plan = prompting.plan(run.config, 'score', method).to_dict() if method else {}
-  start = c.init_from and earlier.fingerprint(run.config, run.workdir, 'teacher')
-  tokenizer = teacher.tokenizer.backend_tokenizer.to_str().encode()
+  c = run.config.score
+  plan = prompting.plan(run.config, 'score', c.method).to_dict() if c.method else {}
   return {
-    'model': c.model,
-    **inputs.noted(c.model),
-    'parameters': [
-      *([start] if start else []),
-      *(manifest.read(run.folder(stage))['fingerprint'] for stage in trained),
-    ],
-    'precision': teacher.network.precision,
-    'scorer': c.scorer,
-    'tokenizer': hashlib.sha256(tokenizer).hexdigest()[:16],
+    **roles.made_by(run, 'teacher', teacher, trained_by(run.config)),
+    'scorer': run.config.teacher.scorer,
     **({'prompts': manifest.digest(plan)} if plan else {}),
-    **({'quantize': run.config.score.quantize} if run.config.score.quantize else {}),
+    **({'quantize': c.quantize} if c.quantize else {}),
   }
 
 
@@ -144,9 +123,8 @@ def open_shards(run, kind: str, queries: int, made: dict | None = None) -> Shard
 
 def look_at_first(kind: str, shards: Shards, c) -> None:
   """Raises: UserError if the scores of the first queries have collapsed; later ones would, too."""
-  rows = itertools.chain.from_iterable(
-    table.to_pylist() for table in (s.read() for s in shards.found() if s.span.start < FIRST)
-  )
+  first = (shard for shard in shards.found() if shard.span.start < filling.FIRST)
+  rows = itertools.chain.from_iterable(shard.read().to_pylist() for shard in first)
   queries = [
     [row['score'] for row in of_query]
     for _, of_query in itertools.groupby(rows, key=lambda row: row['query_id'])
@@ -157,100 +135,11 @@ def look_at_first(kind: str, shards: Shards, c) -> None:
     score_statistics.refuse_collapsed(f'first {len(queries):,} queries of {kind}', found, c)
 
 
-def score_missing(
-  label: str, groups: Sequence[Group], shards: Shards, scorer, c, look: Callable | None = None
-) -> None:
-  """Scores the queries that are missing; each of several processes takes its share of them.
-
-  `scorer` is a PointwiseRanker or an LLMRanker, `c` has `unit_queries` and `shard_seconds`. Of many
-  queries the first ones are scored by themselves. Before any other one is scored, `look()` may
-  raise a UserError, also where an earlier start has scored the first ones.
-  """
-  missing = shards_of.agreed(processes.first_alone(f'{label}: look', shards.missing) or [])
-  if not missing:
-    return
-  look = look if len(groups) > 2 * FIRST else None
-  if look and missing[0].start >= FIRST:
-    processes.first_alone(f'{label}: look at the first ones', look)
-  per_query = measured(groups, scorer.tokens_of)
-  size = c.unit_queries or max(scorer.least_unit, unit_size(per_query.tokens, scorer.positions))
-  todo = sum(map(len, missing))
-  say(
-    f'{label}: about {todo * per_query.pairs:,.0f} pairs, {todo * per_query.tokens:,.0f} tokens, '
-    f'of {todo:,} of {len(groups):,} queries'
-  )
-  listed = shards_of.units(missing, size)
-  first = [unit for unit in listed if unit.start < FIRST] if look else []
-  turns = [own_share(first), own_share(listed[len(first) :])]
-  count = sum(len(unit) for own in turns for unit in own)
-  done = len(groups) - count
-  with Progress(
-    label, len(groups), 'pairs', done, count * per_query.pairs, scorer.work
-  ) as progress:
-    for number, own in enumerate(turns if first else turns[1:]):
-      with shards_of.Writer(shards, c.shard_seconds) as writer:
-        parts = ((unit, (groups[i] for i in unit)) for unit in own)
-        for unit, group, scores, *counts in scorer.parts(parts):
-          writer.add(unit, (group, scores, *counts))
-          done += 1
-          progress.update(done, len(scores))
-      if first and not number:
-        processes.barrier(f'{label}: the first ones are scored')
-        processes.first_alone(f'{label}: look at the first ones', look)
-
-
-def own_share(units: Sequence[range]) -> list[range]:
-  """The units of this process. Neighbours go to one process, which writes them as one shard."""
-  shares = np.array_split(range(len(units)), jax.process_count())
-  return [units[i] for i in shares[jax.process_index()]]
-
-
-class PerQuery(NamedTuple):
-  """Mean work of a query."""
-
-  pairs: float
-  tokens: float
-
-
-def measured(groups: Sequence[Group], tokens_of: Callable[[Group], float]) -> PerQuery:
-  """The mean of SAMPLE queries, the same ones whenever it is called."""
-  picks = np.unique(np.linspace(0, len(groups) - 1, min(SAMPLE, len(groups))).astype(int)).tolist()
-  sample = [groups[i] for i in picks]
-  tokens = sum(map(tokens_of, sample))
-  return PerQuery(sum(len(g.docs) for g in sample) / len(sample), tokens / len(sample))
-
-
-def unit_size(tokens: float, positions: int) -> int:
-  """Queries of `tokens` tokens that fill UNIT_BATCHES batches, the last one almost."""
-  return max(1, int(UNIT_BATCHES * UNIT_FILL * positions / max(tokens, 1)))
-
-
 def kept(run) -> str:
   """How many queries have scores on disk."""
   kinds = [(kind, len(prepare.records(run, kind))) for kind in reads(run.config)]
   done = sum(open_shards(run, kind, count).kept() for kind, count in kinds)
   return f'{done:,} of {sum(count for _, count in kinds):,} queries are scored' if done else ''
-
-
-def padding(scorer) -> float:
-  """The share of positions in batches without a token."""
-  return 1 - scorer.tokens / scorer.places if scorer.places else 0.0
-
-
-def idle(scorer) -> float:
-  """The share of time that the device waited for its next batch."""
-  total = scorer.seconds + scorer.idle
-  return scorer.idle / total if total else 0.0
-
-
-def speed(scorer) -> str:
-  if not scorer.seconds:
-    return 'all scores were there'
-  rate = scorer.tokens / (scorer.seconds + scorer.idle)
-  return (
-    f'{rate:,.0f} tokens/s, {padding(scorer):.1%} padding, '
-    f'{idle(scorer):.1%} of the time the device waited for data'
-  )
 
 
 def open_chosen(run, kind: str) -> Chosen:
@@ -287,9 +176,8 @@ def finish(run) -> dict[str, dict]:
 def write_run(run) -> None:
   """The teacher's ranking of the candidates as a TREC run, `teacher.run.gz`."""
   kinds = [kind for kind in reads(run.config) if kind != 'judgements']
-  rows = (open_shards(run, kind, len(prepare.records(run, kind))).rows() for kind in kinds)
-  queries = itertools.groupby(itertools.chain.from_iterable(rows), key=lambda row: row[0])
-  scored = ((query, {doc: score for _, doc, score in rows}) for query, rows in queries)
+  shards = (open_shards(run, kind, len(prepare.records(run, kind))) for kind in kinds)
+  scored = itertools.chain.from_iterable(each.rankings() for each in shards)
   runs.write_run(run.folder('score') / 'teacher.run.gz', scored, 'teacher')
 
 
@@ -314,7 +202,8 @@ SETTINGS = {
   'unit_queries': Key(
     0, at_least(0),
     'Queries whose documents share batches; what is finished of them is written together. The last '
-    f'batch is not full, so fewer queries take longer. 0: as many as fill {UNIT_BATCHES} batches.',
+    'batch is not full, so fewer queries take longer. 0: as many as fill '
+    f'{filling.UNIT_BATCHES} batches.',
   ),
   'workers': Key(
     0, at_least(0),

@@ -19,7 +19,7 @@ from disranker_jax.pipeline.runner import Pipeline
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.pipeline.systems import SEARCH
 from disranker_jax.report import intervals
-from disranker_jax.stages import collection_rows, evaluate, prepare, roles
+from disranker_jax.stages import collection_rows, earlier, evaluate, prepare, roles
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,35 @@ def test_the_estimate_counts_every_view_of_the_queries_that_are_to_be_searched(
   assert use.writes(run, model) == ([(title, 2), (body, 2)], '18 queries')
   row = rows.ROWS['aligned'].use(c)
   assert row.writes(run, model) == ([(title, 5), (body, 5)], '65 queries')
+
+
+def test_pages_of_another_precision_tokenizer_or_start_are_searched_again(tmp_path, monkeypatch):
+  c = configs.defaults('dgr')
+  c.stages = ('prepare', 'index', 'retrieve')
+  c.retriever.update(model='tiny-decoder', max_len=64, max_query_len=16, row_len=64)
+  monkeypatch.setattr(manifest, 'read', lambda folder: {'fingerprint': folder.name})
+  monkeypatch.setattr(earlier, 'fingerprint', lambda config, workdir, role: config[role].init_from)
+  run = Run(c, tmp_path, None)
+
+  def made(**changes) -> dict:
+    c.retriever.update({'precision': 'float32', 'init_from': ''} | changes)
+    return retrieve.maker(run, index.open_retriever(c))
+
+  def missing(before: dict, now: dict) -> list[range]:
+    write = retrieve.Shards(tmp_path, 1, before, retrieve.FORMAT).write
+    write(range(1), [('q', [])])
+    return retrieve.Shards(tmp_path, 1, now, retrieve.FORMAT).missing()
+
+  plain = made()
+  for key, other in (
+    ('precision', made(precision='bfloat16')),
+    ('parameters', made(init_from='runs/old')),
+    ('tokenizer', plain | {'tokenizer': 'other'}),
+  ):
+    with pytest.raises(UserError, match=f'was made with another {key}; do the pages again'):
+      missing(plain, other)
+  # Notes of an earlier version name neither of the two.
+  assert not missing({k: v for k, v in plain.items() if k not in retrieve.FORMAT.later}, plain)
 
 
 @pytest.mark.parametrize(

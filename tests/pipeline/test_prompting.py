@@ -14,7 +14,7 @@ from disranker_jax.models import hf, network
 from disranker_jax.pipeline import inputs, manifest, runner, systems
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.rankers.llm import ranker
-from disranker_jax.rankers.llm.methods import LEARN, METHODS
+from disranker_jax.rankers.llm.methods import GIVES, METHODS
 from disranker_jax.stages import scored_records
 
 PROMPTS = {'query_tokens': 8, 'doc_tokens': 12, 'window': 4, 'stride': 2, 'top': 3}
@@ -155,7 +155,7 @@ class TestTeacher:
   )  # fmt: skip
   def test_every_kind_of_method_scores(self, model, ready, tmp_path, name):
     """Every kind of answer and of score, with the loss that the table of the docs names."""
-    loss, normalize = LEARN[METHODS[name].gives]
+    loss, normalize = GIVES[METHODS[name].gives].learn
     head = NAMED[METHODS[name].contract].formula == 'head'
     more = {'teacher__ready': True} if head else {}
     c = self.config(
@@ -192,6 +192,7 @@ class TestTeacher:
     'method, changes, message',
     [
       ('prp_heapsort', {}, "gives positions, and config.distill.loss='hybrid' learns their"),
+      ('setwise_heapsort', {'distill__loss': 'margin_mse'}, "loss='margin_mse' learns their"),
       ('listwise', {}, "set config.distill.normalize_scores='query'"),
       ('query_likelihood', {}, "set config.distill.normalize_scores='query'"),
       ('yes_no', {'stages': ('prepare', 'sft', 'score')}, 'take sft out of config.stages'),

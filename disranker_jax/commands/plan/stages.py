@@ -14,6 +14,7 @@ from disranker_jax.models import attention_choice, eight_bits, load, tiny, weigh
 from disranker_jax.models.network import Network
 from disranker_jax.pipeline import opening, steps, systems
 from disranker_jax.pipeline.steps import Step
+from disranker_jax.rankers.llm.batches import LabelLogits
 from disranker_jax.stages import prompting
 
 # From the published config.json files of the models in configs/.
@@ -78,7 +79,8 @@ def trace(config: ConfigDict, name: str, mesh, platform: str = '') -> Step:
   [use] = stage.uses(config)
   eight_bits.check_device(f'config.{name}.quantize', use.quantize, mesh.devices.flat[0])
   with opening.naming_stage(config, stage, use):
-    return steps.scoring(settings, network, settings.scorer, use.rows, mesh, use.quantize)
+    opened = steps.by_pairs(settings, settings.scorer, use.rows, mesh)
+    return steps.scoring(settings, network, opened, mesh, use.quantize)
 
 
 def _prompting(config: ConfigDict, asked: prompts.Prompts, mesh, platform: str) -> Step:
@@ -97,8 +99,11 @@ def _prompting(config: ConfigDict, asked: prompts.Prompts, mesh, platform: str) 
   eight_bits.check_device('config.score.quantize', quantize, mesh.devices.flat[0])
   each = prompting.rows_of(config, asked.section, asked.row_len, mesh)
   rows = each * sharding.parts(mesh)
-  expected, row_len = asked.expected, asked.row_len
-  return steps.prompting(settings, network, expected, rows, row_len, mesh, quantize)
+
+  def opened(network: Network) -> LabelLogits:
+    return LabelLogits(network, None, asked.expected, mesh, rows, asked.row_len)
+
+  return steps.scoring(settings, network, opened, mesh, quantize)
 
 
 def mesh_of(config: ConfigDict, name: str, mesh):

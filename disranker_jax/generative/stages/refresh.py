@@ -141,7 +141,7 @@ class Finder:
 
   def _shards(self, step: int) -> Shards:
     folder = self._run.folder(self._stage) / FOUND / f'{step:09d}'
-    made = retrieve.maker(self._run) | {'stage': self._stage, 'step': step}
+    made = retrieve.maker(self._run, self._model) | {'stage': self._stage, 'step': step}
     form = dataclasses.replace(retrieved.FORMAT, stage=self._stage)  # which is to be repeated
     return Shards(folder, len(self._groups), made, form)
 

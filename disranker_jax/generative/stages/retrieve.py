@@ -4,7 +4,6 @@ The teacher then scores these pages, and the stages ltrgr and align learn from t
 is stored about once a minute, so a restart searches what is missing.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -26,9 +25,9 @@ from disranker_jax.generative.retriever import Retriever
 from disranker_jax.generative.stages import index
 from disranker_jax.models.load import TextModel
 from disranker_jax.models.writing import Beams
-from disranker_jax.pipeline import inputs, manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use, Writing
-from disranker_jax.progress import Progress, say
+from disranker_jax.progress import say
+from disranker_jax.rankers import filling
 from disranker_jax.rankers import shards as shards_of
 from disranker_jax.rankers.shards import Shards
 from disranker_jax.stages import collection_rows, documents, prepare, roles
@@ -56,21 +55,19 @@ def open_shards(run, count: int, made: dict | None = None) -> Shards:
   return Shards(run.folder('retrieve') / 'shards', count, made, FORMAT)
 
 
-def maker(run) -> dict:
+def maker(run, model: TextModel) -> dict:
   """What the pages of a query depend on apart from the query: in every shard's note."""
-  c, model = run.config.retrieve, run.config.retriever
+  c = run.config.retrieve
   trained = [stage for stage in ('index', 'memorise') if stage in run.config.stages]
   return {
-    'model': model.model,
-    **inputs.noted(model.model),
-    'parameters': [manifest.read(run.folder(stage))['fingerprint'] for stage in trained],
+    **roles.made_by(run, 'retriever', model, trained),
     **{name: c[name] for name in (*retriever.SETTINGS, 'matches', 'depth') if name != 'hits'},
   }
 
 
 def execute(run: Run) -> dict:
   groups = queries(run)
-  shards = open_shards(run, len(groups), maker(run))
+  shards = open_shards(run, len(groups), maker(run, index.open_retriever(run.config)))
   facts = fill(run, groups, shards, lambda: open_it(run, run.config.retrieve.depth), 'retrieve')
   return (processes.first_alone('retrieve: finish', lambda: finish(run, groups)) or {}) | facts
 
@@ -79,28 +76,15 @@ def fill(
   run, groups: Sequence[Group], shards: Shards, opened: Callable[[], Retriever], label: str
 ) -> dict:
   """Searches the queries that are in no shard, with the retriever that `opened` gives."""
-  processes.first_alone('folder', lambda: shards.folder.mkdir(parents=True, exist_ok=True))
-  missing = shards_of.agreed(processes.first_alone(f'{label}: look', shards.missing) or [])
-  facts = search_missing(run, groups, shards, missing, opened(), label) if missing else {}
-  processes.barrier(f'{label}: all queries are searched')
-  return facts
-
-
-def search_missing(
-  run, groups, shards: Shards, missing: Sequence[range], searching: Retriever, label: str
-) -> dict:
-  """Searches the missing queries; process 0 stores what is found."""
-  c = run.config.retrieve
+  if not (missing := filling.missing(label, shards)):
+    return {}
+  c, searching = run.config.retrieve, opened()
   units = shards_of.units(missing, c.batch_rows)
-  done = len(groups) - sum(map(len, units))
-  first = processes.is_first()
-  storing = shards_of.Writer(shards, c.shard_seconds) if first else contextlib.nullcontext()
-  with storing as stored, Progress(label, len(groups), 'queries', done) as progress:
-    for unit, i, found in searching([group.query for group in groups], units):
-      if first:
-        stored.add(unit, (groups[i].query_id, kept_of(run, searching, found)))
-      done += 1
-      progress.update(done, 1)
+  found = (
+    (unit, (groups[i].query_id, kept_of(run, searching, pages)), 1)
+    for unit, i, pages in searching([group.query for group in groups], units)
+  )
+  filling.store(label, shards, units, found, 'queries', c.shard_seconds)
   rate = searching.tokens / max(searching.seconds, 1e-9)
   say(f'{label}: {rate:,.0f} tokens/s in {c.beams} beams')
   return {'tokens_per_s': rate}

@@ -4,7 +4,6 @@ All are `scheduler.Answering`. Each has one static shape, so it compiles once.
 """
 
 import collections
-import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -22,28 +21,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.models.generate import PROMPT_MULTIPLE, generate
 from disranker_jax.models.permutations import Permutations
 from disranker_jax.rankers.pointwise import mean_logprob, predicted_per_row
-
-
-@dataclasses.dataclass
-class Work:
-  """What the devices have done; `seconds` are those of the devices."""
-
-  seconds: float = 0.0
-  idle: float = 0.0  # seconds that the devices waited for a batch
-  prompts: int = 0
-  tokens: int = 0
-  places: int = 0  # positions of batches, padding included
-  _ready: float = 0.0
-
-  def add(self, begun: float, prompts: int, tokens: int, places: int) -> None:
-    """Counts a batch that has just ended; batches that overlap are not counted twice."""
-    now = time.monotonic()
-    self.seconds += now - max(begun, self._ready)
-    self.idle += max(0.0, begun - self._ready) if self._ready else 0.0
-    self._ready = now
-    self.prompts += prompts
-    self.tokens += tokens
-    self.places += places
+from disranker_jax.rankers.work import Work
 
 
 class LabelLogits:
@@ -59,12 +37,12 @@ class LabelLogits:
     predicted = predicted_per_row('query', row_len) if self._formula == 'likelihood' else 0
     self.blocks = sharding.even_parts(mesh, rows)
     shares = network.shares(prompt.max_len)
-    self._shape = Shape(rows, row_len, 1, predicted, shares).block(self.blocks)
-    self._pool, self._capacity = Pool(self._shape), rows * row_len
+    self.shape = Shape(rows, row_len, 1, predicted, shares).block(self.blocks)
+    self._pool, self._capacity = Pool(self.shape), rows * row_len
     self._compiled, self.work = None, Work()
 
   def add(self, prompts: Sequence[Encoded], docs: Sequence[int], keys: Sequence[Any]) -> None:
-    for bundle, numbers in bundled(prompts, self._shape):
+    for bundle, numbers in bundled(prompts, self.shape):
       self._pool.add(bundle, [keys[i] for i in numbers])
 
   def __len__(self) -> int:
@@ -88,7 +66,7 @@ class LabelLogits:
   def end(self, batch: tuple) -> list[tuple[Any, np.ndarray]]:
     drawn, begun, tokens, logits = batch
     logits_AXC = np.asarray(logits)
-    self.work.add(begun, sum(map(len, drawn)), tokens, self._capacity)
+    self.work.add(begun, time.monotonic(), tokens, self._capacity)
     found = [
       (key, logits_C)
       for keys, logits_XC in zip(drawn, logits_AXC, strict=True)
@@ -105,11 +83,6 @@ class LabelLogits:
       return held
     peak = memory.peak(self._compiled.memory_analysis())
     return held | {'activations': max(0, peak - held['parameters'])}
-
-  @property
-  def shape(self) -> Shape:
-    """That of a block."""
-    return self._shape
 
   def lower(self, variables, batch):
     """The step, lowered, of arrays or shapes on the mesh."""
@@ -169,7 +142,7 @@ class Decoded:
     taken, begun, answers = batch
     answers = np.asarray(answers) if isinstance(answers, jax.Array) else answers
     tokens = sum(len(ids) for ids, _, _ in taken)
-    self.work.add(begun, len(taken), tokens, self._rows * self._prompt_len)
+    self.work.add(begun, time.monotonic(), tokens, self._rows * self._prompt_len)
     return [
       (key, self._answer(answer, docs))
       for (_, docs, key), answer in zip(taken, answers, strict=False)

@@ -58,18 +58,36 @@ class Method:
   reads: str = 'labels'
 
 
-# What scores are, and how a student learns from them (distill.loss, distill.normalize_scores).
+@dataclasses.dataclass(frozen=True)
+class Gives:
+  """What the scores of methods are, and how a student learns from them.
+
+  text           what they are, and the losses that fit, for people
+  learn          a loss that fits: distill.loss and distill.normalize_scores
+  comparable     whether a score means the same in every query
+  has_distances  whether differences of scores mean something, or their order alone
+  """
+
+  text: str
+  learn: tuple[str, str]
+  comparable: bool = False
+  has_distances: bool = True
+
+
 GIVES = {
-  'odds': "log-odds, grades or logits: loss 'hybrid'",
-  'likelihood': "log-likelihoods: loss 'hybrid' with normalize_scores 'query', or 'margin_mse'",
-  'points': "points: loss 'hybrid' with normalize_scores 'query', or 'ranknet'",
-  'window': "log-probabilities of a window: loss 'listwise_kl'",
-  'order': "positions: loss 'ranknet' or 'adr_mse'; never 'point_mse' or 'margin_mse'",
-}
-# What a student learns them with: distill.loss and distill.normalize_scores.
-LEARN = {
-  'odds': ('hybrid', ''), 'likelihood': ('hybrid', 'query'), 'points': ('hybrid', 'query'),
-  'window': ('listwise_kl', ''), 'order': ('ranknet', ''),
+  'odds': Gives("log-odds, grades or logits: loss 'hybrid'", ('hybrid', ''), comparable=True),
+  'likelihood': Gives(
+    "log-likelihoods: loss 'hybrid' with normalize_scores 'query', or 'margin_mse'",
+    ('hybrid', 'query'),
+  ),
+  'points': Gives(
+    "points: loss 'hybrid' with normalize_scores 'query', or 'ranknet'", ('hybrid', 'query')
+  ),
+  'window': Gives("log-probabilities of a window: loss 'listwise_kl'", ('listwise_kl', '')),
+  'order': Gives(
+    "positions: loss 'ranknet' or 'adr_mse'; never 'point_mse' or 'margin_mse'",
+    ('ranknet', ''), has_distances=False,
+  ),
 }  # fmt: skip
 
 

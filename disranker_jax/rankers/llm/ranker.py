@@ -135,7 +135,7 @@ class Ranked:
 
 
 class LLMRanker:
-  """Ranks groups by prompts; a `Ranker` with the interface of PointwiseRanker.
+  """Ranks groups by prompts; a `Ranker`.
 
   `rows` is the number of rows of a batch, which have as many tokens as the longest prompt. With
   `quantize` kernels are of 8 bits, and those of `variables` are deleted.
@@ -156,7 +156,8 @@ class LLMRanker:
     more = (self.row_len,) if plan.method.reads == 'labels' else ()
     kind = ANSWERING[plan.method.reads]
     self._answering = kind(self.network, variables, prompt, mesh, rows, *more)
-    self.scored = self.queries = 0
+    self.work = self._answering.work
+    self.queries = 0
     self.counts: list[dict[str, int]] = []  # of each query that is ranked
 
   def __call__(self, groups: Iterable[Group]) -> Iterator[tuple[Group, np.ndarray]]:
@@ -179,12 +180,13 @@ class LLMRanker:
       memory.limited('ranking', self._answering.needs, lower),
       processes.StopRequest() as request,
     ):
+      self.work.begin()
       for part, groups in parts:
         run = scheduler.Scheduler(
           self._answering, self._start, self._encode, self._live, lambda: bool(request)
         )
         for query in run(groups):
-          self.scored += len(query.group.docs)
+          self.work.scored += len(query.group.docs)
           self.queries += 1
           ranked = _ranked(query)
           self.counts.append(ranked.counts)
@@ -223,41 +225,15 @@ class LLMRanker:
     [encoded] = self.prompt.encode_many([(group.query, docs)])
     return self.plan.method.prompts(len(group.docs), self.plan.options) * len(encoded)
 
-  def work(self) -> tuple[int, float]:
-    """(documents ranked so far, the devices' seconds), for Progress."""
-    return self.scored, self.seconds
-
-  @property
-  def seconds(self) -> float:
-    """The devices' time, without compiling."""
-    return self._answering.work.seconds
-
-  @property
-  def idle(self) -> float:
-    """Seconds that the devices waited for a batch."""
-    return self._answering.work.idle
-
-  @property
-  def tokens(self) -> int:
-    return self._answering.work.tokens
-
   @property
   def positions(self) -> int:
     """Tokens that a batch holds, padding included."""
     return self.rows * self.row_len
 
   @property
-  def places(self) -> int:
-    return self._answering.work.places
-
-  @property
-  def ms_per_pair(self) -> float:
-    """Milliseconds of the devices per document."""
-    return 1000 * self.seconds / max(self.scored, 1)
-
-  @property
   def ms_per_query(self) -> float:
-    return 1000 * self.seconds / max(self.queries, 1)
+    """Milliseconds of the devices per query."""
+    return 1000 * self.work.seconds / max(self.queries, 1)
 
 
 def places(group: Group) -> list[int]:

@@ -1,0 +1,46 @@
+"""What no shard has is computed once, also after a stop; scoring has its tests elsewhere."""
+
+import numpy as np
+import pytest
+
+from disranker_jax.data.records import Document, Group
+from disranker_jax.errors import Stopped
+from disranker_jax.rankers import filling, shards
+from disranker_jax.rankers.shards import Shards
+
+GROUPS = [Group(f'q{i}', 'words', (Document('d', 't', 's'),)) for i in range(10)]
+
+
+def fill(into: Shards, stop_after: int = 10) -> list[int]:
+  """Fills it in units of three, up to a stop; the items that were computed."""
+  computed = []
+
+  def found(units):
+    for unit in units:
+      for i in unit:
+        if len(computed) == stop_after:
+          raise Stopped('test: stopped')
+        computed.append(i)
+        yield unit, (GROUPS[i], np.full(1, i, np.float32)), 1
+
+  if missing := filling.missing('test', into):
+    units = shards.units(missing, 3)
+    filling.store('test', into, units, found(units), 'texts', seconds=1000)
+  return computed
+
+
+def test_a_restart_computes_the_units_that_are_not_finished(tmp_path):
+  into = Shards(tmp_path / 'a' / 'b', len(GROUPS), {'model': 'm'})
+  with pytest.raises(Stopped):
+    fill(into, stop_after=7)
+  assert into.kept() == 6
+  assert fill(into) == [6, 7, 8, 9]
+  assert fill(into) == []
+  assert list(into.rankings()) == [(f'q{i}', {'d': float(i)}) for i in range(10)]
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+  into = Shards(tmp_path / 'b', len(GROUPS), {'model': 'm'})
+  monkeypatch.setattr(filling.processes, 'is_first', lambda: False)
+  assert fill(into) == list(range(10))
+  assert not list(into.folder.iterdir())
