@@ -22,7 +22,7 @@ from disranker_jax.data.lines import NoRows
 from disranker_jax.data.negatives import Negatives
 from disranker_jax.data.preparing import Job, Prepared
 from disranker_jax.data.records import BadRow, BadRows, Document, Group
-from disranker_jax.errors import UserError
+from disranker_jax.errors import UserError, reason
 
 # Side outputs: bad rows as JSON lines; numbers of rows; `BadRows.notes` as JSON.
 BAD, READ, NOTES = 'bad', 'read', 'notes'
@@ -198,5 +198,5 @@ def _user_error(error: Exception, job: Job) -> UserError:
   if 'number of generated examples' in str(error):
     ranks = f', and the ranks: --depth {job.depth} keeps 1 to {job.depth}' if job.depth else ''
     return UserError(f'{job.address}: there are no {job.kind} to prepare; check the address{ranks}')
-  what = ' '.join(str(error).split())[:300]
-  return UserError(f'{job.address}: Beam failed ({type(error).__name__}: {what}); see the Beam log')
+  what = f'{type(error).__name__}: {reason(error)}'
+  return UserError(f'{job.address}: Beam failed ({what}); see the Beam log')

@@ -9,7 +9,7 @@ from typing import Any
 from disranker_jax.data import collection, lines, records, trec
 from disranker_jax.data.collection import Line, Query, checked
 from disranker_jax.data.records import BadRow, BadRows, Click, Document
-from disranker_jax.errors import UserError
+from disranker_jax.errors import UserError, reason
 
 OPTIONS = ('run', 'pool', *collection.CHOICES)
 # Fields that may contain the text of a document, beside its title; the first one present counts.
@@ -115,9 +115,9 @@ def _one_line(name: str) -> Iterator[None]:
   except UserError:
     raise
   except Exception as error:
-    what = ' '.join(str(error).split())[:200] or type(error).__name__
+    what = f'cannot be read ({reason(error)})'
     raise UserError(
-      f'{name}: cannot be read ({what}); it may need a download or files in $IR_DATASETS_HOME'
+      f'{name}: {what}; it may need a download or files in $IR_DATASETS_HOME'
     ) from error
 
 

@@ -15,7 +15,7 @@ from tensorflow_datasets.core import naming
 from tensorflow_datasets.core.utils import file_utils
 
 from disranker_jax.data import store
-from disranker_jax.errors import UserError
+from disranker_jax.errors import UserError, reason
 
 OPTIONS = ('split',)
 METADATA = ('features.json', 'dataset_info.json')
@@ -39,10 +39,9 @@ def read(name: str, options: dict[str, str]) -> Iterator[tuple[str, int, dict[st
   except UserError:
     raise
   except (Exception, SystemExit) as error:  # TFDS raises many types if something is missing
-    what = ' '.join(str(error).split())[:200] or type(error).__name__
     raise UserError(
-      f'{place}: cannot be opened ({what}); give a folder of prepared data, or the name of a '
-      'dataset in the format array_record'
+      f'{place}: cannot be opened ({reason(error)}); give a folder of prepared data, or the name '
+      'of a dataset in the format array_record'
     ) from error
   return _rows(place, source, size)
 
@@ -94,8 +93,8 @@ def _rows(place: str, source: Any, size: int) -> Iterator[tuple[str, int, dict[s
     try:
       row = source[i]
     except Exception as error:
-      what = ' '.join(str(error).split())[:200]
-      raise UserError(f'{place}: row {i + 1} is damaged ({what}); prepare it again') from error
+      what = f'row {i + 1} is damaged ({reason(error)}); prepare it again'
+      raise UserError(f'{place}: {what}') from error
     yield place, i + 1, {key: _plain(value) for key, value in row.items()}
 
 
