@@ -1,7 +1,5 @@
 """Errors for people: bad input, bad config, a file that is missing; one line of other errors."""
 
-LONGEST = 300  # characters of another error's text that a message repeats
-
 
 class UserError(Exception):
   """What is wrong, where, and what to do, in one line; the command prints it and exits with 2.
@@ -22,15 +20,15 @@ class Stopped(Exception):
     self.interrupted = interrupted
 
 
-def reason(error: Exception | SystemExit) -> str:
-  """What an error of another library says, in one line of at most LONGEST characters.
+def reason(error: Exception | SystemExit, most: int = 200) -> str:
+  """What an error of another library says, in one line of at most so many characters.
 
   The name of its type if it says nothing.
   """
-  return ' '.join(str(error).split())[:LONGEST] or type(error).__name__
+  return ' '.join(str(error).split())[:most] or type(error).__name__
 
 
 def first_line(error: Exception | str, *, last: bool = False) -> str:
   """The first line (or the last one) of what an error says that is not blank, as in `reason`."""
   lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-  return lines[-1 if last else 0][:LONGEST] if lines else type(error).__name__
+  return lines[-1 if last else 0][:300] if lines else type(error).__name__

@@ -62,14 +62,15 @@ def load(file: Path, base: ConfigDict, wanted: Sequence[str] = ()) -> Ablation:
   try:
     content = runpy.run_path(str(file))
   except Exception as e:  # the file may raise anything
-    raise UserError(f'{file}: cannot be run: {type(e).__name__}: {reason(e)}') from e
+    raise UserError(f'{file}: cannot be run: {type(e).__name__}: {reason(e, 300)}') from e
   try:
     found = content['get_rows'](base) if 'get_rows' in content else content.get('ROWS', {})
   except UserError as e:
     raise UserError(f'{file}: {e}') from None
   except Exception as e:
     raise UserError(
-      f'{file}: has no rows for a config of system {base.system!r}: {type(e).__name__}: {reason(e)}'
+      f'{file}: has no rows for a config of system {base.system!r}: {type(e).__name__}: '
+      f'{reason(e, 300)}'
     ) from e
   if not found or not isinstance(found, Mapping) or not content.get('__doc__'):
     raise UserError(f'{file}: needs a docstring and ROWS = {{name: (model, {{key: value}})}}')

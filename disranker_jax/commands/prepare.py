@@ -61,7 +61,7 @@ def job_of(args: argparse.Namespace):
     raise UserError('--ranks and --guard: need --negatives N')
   if args.depth < 0:
     raise UserError('--depth: must be 0 (the default of the source) or more')
-  changes, depth, read_as = [], args.depth or sources.default_depth(args.source), ''
+  changes, depth, read_as = [], args.depth or sources.open(args.source).default_depth, ''
   if args.teacher:
     changes.append(Teachers(args.teacher, drop=args.kind == 'candidates'))
   if args.negatives:

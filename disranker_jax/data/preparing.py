@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from disranker_jax import locks
-from disranker_jax.data import contents, grouping, sources, store
+from disranker_jax.data import contents, grouping, row_files, sources, store
 from disranker_jax.data.records import BadRows
+from disranker_jax.data.row_files import RowFiles
 from disranker_jax.data.spool import Spool
 from disranker_jax.data.store import Record, Shards
 from disranker_jax.progress import Count, say
@@ -132,12 +133,8 @@ def take(job: Job, other: Job) -> bool:
 
 def _linked(job: Job, digest: str) -> Prepared | None:
   """The result if the source is prepared data of this kind to use unchanged: links its files."""
-  scheme, rest = sources.split(job.address, job.kind)
-  is_changed = job.limit or job.depth or job.changes or job.keep
-  if scheme != 'tfds' or is_changed or '?' in rest:
-    return None
-  source = Path(rest).expanduser()
-  if not source.is_dir() or store.kind_of(source) != job.kind:
+  source = sources.open(job.address, job.kind).prepared(job.kind)
+  if source is None or job.limit or job.depth or job.changes or job.keep:
     return None
   begin = time.monotonic()
   records = len(store.open(job.kind, source))
@@ -208,10 +205,10 @@ class Work:
     """Does the rest of the job."""
     job = self._job
     kind = job.read_as or job.kind
-    source = sources.row_files(job.address)
-    if source is not None and kind == 'clicks':
+    source = sources.open(job.address)
+    if isinstance(source, RowFiles) and kind == 'clicks':
       self._clicks(source)
-    elif source is not None:
+    elif isinstance(source, RowFiles):
       runs = Spool(job.partial / 'by_query')
       self._read(source, runs)
       groups = grouping.groups(runs, self._bad_rows, job.partial / 'scratch')
@@ -233,9 +230,9 @@ class Work:
     self._finished = True
     return result
 
-  def _clicks(self, source: sources.RowFiles) -> None:
+  def _clicks(self, source: RowFiles) -> None:
     """Writes clicks directly into shards, because they need no grouping."""
-    make, done = sources.made('clicks'), self._state['rows']
+    make, done = row_files.made('clicks'), self._state['rows']
     left = (self._job.limit or math.inf) - sum(self._shards.lengths)
     with Count(self._label, 'rows', done) as progress:
       # Shards end between rows only: a resume starts with the next row.
@@ -255,12 +252,12 @@ class Work:
           break
       end_shard()
 
-  def _read(self, source: sources.RowFiles, runs: Spool) -> None:
+  def _read(self, source: RowFiles, runs: Spool) -> None:
     """Checks every row once and spools them to disk, sorted by query."""
     runs.rewind(self._state['runs'])
     if self._state['read']:
       return
-    make, bad_rows = sources.made(self._job.read_as or self._job.kind), self._bad_rows
+    make, bad_rows = row_files.made(self._job.read_as or self._job.kind), self._bad_rows
     with Count(self._label, 'rows', self._state['rows']) as progress:
       places = source.places(self._state['rows'])
 

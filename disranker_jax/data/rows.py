@@ -89,7 +89,7 @@ def parquet(file: Path, columns: tuple[str, ...] | None = None) -> Iterator[tupl
     raise UserError(f'{file}: does not exist; check the path') from None
   except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
     where = f' after row {count}' if count else ''
-    what = f'cannot be read as Parquet{where} ({reason(error)}); write it again'
+    what = f'cannot be read as Parquet{where} ({reason(error, 300)}); write it again'
     raise UserError(f'{file}: {what}') from None
 
 

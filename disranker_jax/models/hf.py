@@ -86,7 +86,7 @@ def _network_config(folder) -> dict:
       return raw
     return transformers.AutoConfig.for_model(**raw).to_dict() | {'model_type': model_type}
   except Exception as error:  # the classes of transformers raise many types for wrong values
-    raise UserError(f'{path} is not a model config: {reason(error)}') from None
+    raise UserError(f'{path} is not a model config: {reason(error, 300)}') from None
 
 
 def open_config(folder: str | pathlib.Path) -> families.Config:

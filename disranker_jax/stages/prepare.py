@@ -19,6 +19,7 @@ from disranker_jax.data import clicks, preparing, sources, store, teacher_scores
 from disranker_jax.data.holdout import Holdout, OutsideTest
 from disranker_jax.data.negatives import Negatives
 from disranker_jax.data.records import listed
+from disranker_jax.data.source import DEPTH
 from disranker_jax.data.teacher_scores import Teachers
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
@@ -163,7 +164,7 @@ def job_of(run, kind: str) -> preparing.Job:
   if data.negatives.count and kind == 'judgements':
     changes.append(Negatives(**data.negatives, seed=run.config.seed))
     settings.append(repr(changes[-1]))
-    depth = depth or sources.default_depth(address(run.config, kind))
+    depth = depth or sources.open(address(run.config, kind)).default_depth
     depth = depth and max(depth, data.negatives.max_rank)  # 0: all rows are kept
   keep = None
   if data.holdout:
@@ -215,14 +216,11 @@ def is_to_come(run, kind: str) -> bool:
 def is_address(value: str) -> bool:
   if value.startswith('judgements:'):
     return clicks.ADDRESS.fullmatch(value) is not None
-  return value in ('', GENERATED_ADDRESS, teacher_scores.ORDER_ADDRESS) or (
-    value.partition(':')[0] in sources.SCHEMES and ':' in value
-  )
+  others = ('', GENERATED_ADDRESS, teacher_scores.ORDER_ADDRESS)
+  return value in others or sources.is_address(value)
 
 
-ADDRESS = Check(
-  'an address, such as ' + ', '.join(example for _, example in sources.SCHEMES.values()), is_address
-)
+ADDRESS = Check(f'an address, such as {sources.EXAMPLES}', is_address)
 SETTINGS: Section = {
   'clicks': Key(
     'python_docs:', ADDRESS,
@@ -265,7 +263,7 @@ SETTINGS: Section = {
   'depth': Key(
     0, at_least(0),
     'First-stage documents that are kept per query, by their rank; judgements keep all of theirs. '
-    f'0: {sources.DEPTH} of a run or BM25, all documents of rows.',
+    f'0: {DEPTH} of a run or BM25, all documents of rows.',
   ),
   'holdout': Key(
     0.0, share(below_one=True),
