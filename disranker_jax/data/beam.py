@@ -61,7 +61,7 @@ def prepare(job: Job, runner: str, options: Iterable[str] = ()) -> Prepared:
     what = 'is not a jsonl: or parquet: address; prepare it without --beam-runner'
     raise UserError(f'{job.address}: {what}')
   if job.limit or any(not isinstance(change, Negatives) for change in job.changes):
-    raise UserError('--beam-runner: does not support --limit and --teacher; leave them out')
+    raise UserError('--beam-runner: does not support --limit and --teachers; leave them out')
   store.check_target(job.folder)
   job.folder.parent.mkdir(parents=True, exist_ok=True)
   with (
