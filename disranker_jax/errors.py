@@ -1,4 +1,4 @@
-"""The one exception for people: bad input, bad config, a file that is missing."""
+"""Errors for people: bad input, bad config, a file that is missing; one line of other errors."""
 
 
 class UserError(Exception):
@@ -18,3 +18,17 @@ class Stopped(Exception):
   def __init__(self, message: str, interrupted: bool = False):
     super().__init__(message)
     self.interrupted = interrupted
+
+
+def reason(error: Exception | SystemExit, most: int = 200) -> str:
+  """What an error of another library says, in one line of at most so many characters.
+
+  The name of its type if it says nothing.
+  """
+  return ' '.join(str(error).split())[:most] or type(error).__name__
+
+
+def first_line(error: Exception | str, *, last: bool = False) -> str:
+  """The first line (or the last one) of what an error says that is not blank, as in `reason`."""
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  return lines[-1 if last else 0][:300] if lines else type(error).__name__

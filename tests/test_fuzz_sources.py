@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from disranker_jax.data import row_formats, sources
+from disranker_jax.data import row_files, row_formats, sources
 from disranker_jax.data.grouping import UNRANKED
 from disranker_jax.data.records import REPEATED, BadRow, BadRows
 from disranker_jax.errors import UserError
@@ -164,7 +164,7 @@ def pairs(lines: list[bytes], kind: str) -> int:
     line = line.removeprefix(b'\xef\xbb\xbf') if i == 0 else line
     if line.strip():
       try:
-        total += len(sources.made(kind)(line))
+        total += len(row_files.made(kind)(line))
       except BadRow:
         total += 1
   return total

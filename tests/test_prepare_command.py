@@ -11,11 +11,15 @@ import time
 
 import pytest
 
+from disranker_jax import config as configs
 from disranker_jax.commands import prepare
-from disranker_jax.data import sources, store
+from disranker_jax.data import preparing, sources, store
 from disranker_jax.errors import UserError
+from disranker_jax.pipeline.stage import Run
+from disranker_jax.stages import prepare as prepare_stage
 
 ROOT = pathlib.Path(__file__).parents[1]
+NEGATIVES = ('--negatives', '3', '--kind', 'judgements')
 
 
 def command(*arguments, **options):
@@ -77,22 +81,39 @@ def test_teachers_and_negatives_by_flags(tmp_path):
   (tmp_path / 'bm25.run').write_text(''.join(f'q1 Q0 d{i} {i + 1} {-i} x\n' for i in range(30)))
   (tmp_path / 't.run').write_text(''.join(f'q1\td{i}\t{i % 7}\n' for i in range(30)))
   flags = ['--source', f'trec:{tmp_path}', '--kind', 'judgements', '--out', str(tmp_path / 'out')]
-  flags += ['--teacher', f'trec:{tmp_path}/t.run', '--negatives', '5', '--ranks', '11-30']
-  prepare.main([*flags, '--guard', '1'])
+  flags += ['--teachers', f'trec:{tmp_path}/t.run', '--negatives', '5']
+  flags += ['--min-rank', '11', '--max-rank', '30', '--filter-false-negatives', '--margin', '1']
+  prepare.main(flags)
   (group,) = store.open('judgements', tmp_path / 'out')
   negatives = [doc for doc in group.docs if doc.label == 0]
   assert len(negatives) == 5 and all(11 <= doc.rank <= 30 for doc in negatives)
   assert all(doc.teacher == int(doc.doc_id[1:]) % 7 <= 2 for doc in negatives)
+  # A run whose config asks for the same records takes them: it is the same job.
+  config = configs.defaults()
+  config.data.update(judgements=f'trec:{tmp_path}', teachers=(f'trec:{tmp_path}/t.run',))
+  config.data.negatives.update(
+    count=5, min_rank=11, max_rank=30, filter_false_negatives=True, margin=1.0
+  )
+  run = Run(config, tmp_path / 'run', None)
+  by_flags = prepare.job_of(prepare.parse_args(flags)[0])
+  assert preparing.take(prepare_stage.job_of(run, 'judgements'), by_flags)
+  config.data.negatives.margin = 2.0
+  assert prepare_stage.job_of(run, 'judgements').digest() != by_flags.digest()
 
 
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [
     (['--negatives', '3'], '--negatives: needs --kind judgements'),
-    (['--negatives', '3', '--kind', 'judgements', '--ranks', '9-2'], '--ranks 9-2'),
-    (['--negatives', '3', '--kind', 'judgements', '--guard', '1'], '--guard: needs'),
-    (['--guard', '1'], 'need --negatives'),
-    (['--ranks', '1-10'], 'need --negatives'),
+    ([*NEGATIVES, '--min-rank', '9', '--max-rank', '2'], '--min-rank 9 --max-rank 2: must be'),
+    ([*NEGATIVES, '--min-rank', '0'], '--min-rank 0'),
+    ([*NEGATIVES, '--filter-false-negatives'], 'needs the scores of --teachers'),
+    ([*NEGATIVES, '--margin', '1'], '--margin: needs --filter-false-negatives'),
+    ([*NEGATIVES, '--margin', 'nan'], '--margin nan: must be a finite number'),
+    (['--margin', '1'], '--margin: needs --negatives'),
+    (['--filter-false-negatives'], '--filter-false-negatives: needs --negatives'),
+    (['--max-rank', '10'], '--max-rank: needs --negatives'),
+    (['--kind', 'clicks', '--teachers', 'trec:a.run'], '--teachers: score documents by their ids'),
     (['--limit', '-1'], '--limit'),
     (['--depth', '-1'], 'depth'),
   ],

@@ -11,7 +11,7 @@ import pytest
 
 from disranker_jax import locks
 from disranker_jax.commands import prepare
-from disranker_jax.data import preparing, records, sources, spool, store
+from disranker_jax.data import preparing, records, row_files, sources, spool, store
 from disranker_jax.data.preparing import Job
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
@@ -153,13 +153,13 @@ def test_rows_are_not_read_twice(tmp_path, monkeypatch, capsys):
   address = jsonl(tmp_path / 'a.jsonl', rows_of())
   task = job(tmp_path, address)
   seen = []
-  make = sources.made
+  make = row_files.made
 
   def watched(kind):
     parse = make(kind)
     return lambda raw: seen.append(raw) or parse(raw)
 
-  monkeypatch.setattr(sources, 'made', watched)
+  monkeypatch.setattr(row_files, 'made', watched)
   assert killed_at(monkeypatch, 8, task)
   before = len(seen)
   preparing.prepare(task)

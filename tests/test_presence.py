@@ -6,14 +6,15 @@ import pytest
 from source_files import ROW, jsonl, trec_folder
 
 from disranker_jax import config as configs
-from disranker_jax.data import presence, sources, store
+from disranker_jax.data import sources, store
 from disranker_jax.data.records import Document, Group
+from disranker_jax.data.source import DOCUMENTS
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline import inputs, systems
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.stages import prepare
 
-KINDS = ('judgements', 'candidates', 'test', sources.POOLED, presence.DOCUMENTS, sources.SCORES)
+KINDS = ('judgements', 'candidates', 'test', sources.POOLED, DOCUMENTS, sources.SCORES)
 
 
 @pytest.fixture
@@ -34,9 +35,13 @@ def here(tmp_path, monkeypatch):
   return tmp_path
 
 
+def check(address, kind):
+  sources.open(address, kind).check(kind)
+
+
 def refused(address, kind):
   with pytest.raises(UserError) as caught:
-    presence.check(address, kind)
+    check(address, kind)
   return str(caught.value)
 
 
@@ -49,7 +54,7 @@ def refused(address, kind):
   ],
 )  # fmt: skip
 def test_what_is_there_is_accepted_for_every_kind(here, address, kind):
-  presence.check(address, kind)
+  check(address, kind)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +70,7 @@ def test_what_is_there_is_accepted_for_every_kind(here, address, kind):
     ('trec:nowhere.run', sources.SCORES, 'nowhere.run: does not exist'),
     ('trec:empty.run', sources.SCORES, 'empty.run: is empty'),
     ('trec:trec', 'clicks', 'trec/clicks.jsonl: does not exist'),
-    ('trec:trec?docs=none', presence.DOCUMENTS, 'trec/none: does not exist'),
+    ('trec:trec?docs=none', DOCUMENTS, 'trec/none: does not exist'),
     ('trec:trec?qrels=none', 'judgements', 'trec/none: does not exist'),
     ('trec:trec?run=none', 'candidates', 'trec/none: does not exist'),
     ('trec:trec?run=none', sources.POOLED, 'trec/none: does not exist'),
@@ -82,7 +87,7 @@ def test_what_is_missing_is_said_as_reading_says_it(here, address, kind, says):
 def test_bm25_that_is_computed_needs_no_file(here):
   (here / 'trec' / 'bm25.run.gz').unlink()
   for kind in KINDS[:-1]:
-    presence.check('trec:trec?run=bm25', kind)
+    check('trec:trec?run=bm25', kind)
   with pytest.raises(UserError, match='trec/bm25: does not exist'):
     sources.read('trec:trec?run=bm25', sources.SCORES)
 
@@ -114,16 +119,16 @@ def test_scores_of_teachers_are_looked_for_where_they_are_joined(here):
 
 
 def test_an_empty_part_beside_others_is_skipped_as_in_reading(here):
-  presence.check('jsonl:*.jsonl', 'test')
+  check('jsonl:*.jsonl', 'test')
 
 
 def test_candidates_need_no_judgements_and_judgements_no_run(here):
   (here / 'trec' / 'bm25.run.gz').unlink()
-  presence.check('trec:trec', 'judgements')
+  check('trec:trec', 'judgements')
   assert 'bm25.run: does not exist' in refused('trec:trec', 'candidates')
   assert 'bm25.run: does not exist' in refused('trec:trec?pool=run', 'judgements')
   (here / 'trec' / 'qrels.txt').unlink()
-  presence.check('trec:trec?run=bm25', 'candidates')
+  check('trec:trec?run=bm25', 'candidates')
 
 
 def test_clicks_made_of_judgements_need_no_run_where_these_get_negatives(here):

@@ -1,6 +1,7 @@
 """The built-in collection: the same everywhere, with disjoint splits and labels by rule."""
 
 import hashlib
+import importlib.metadata
 import math
 import os
 import pathlib
@@ -221,7 +222,7 @@ def test_packages_are_added_to_the_library_or_replace_it():
 
 def test_another_version_of_a_package_is_other_data(monkeypatch):
   before = [sources.fingerprint(f'python_docs:{o}') for o in ('', '?only=numpy')]
-  version = sources.importlib.metadata.version
-  monkeypatch.setattr(sources.importlib.metadata, 'version', lambda name: version(name) + '.post1')
+  version = importlib.metadata.version
+  monkeypatch.setattr(importlib.metadata, 'version', lambda name: version(name) + '.post1')
   after = [sources.fingerprint(f'python_docs:{o}') for o in ('', '?only=numpy')]
   assert before[0] == after[0] and before[1] != after[1]

@@ -62,6 +62,7 @@ class TestFirstStage:
     [
       ('python_docs:', None), ('trec:data?run=bm25&pool=judged', None),
       ('trec:data?run=bm25.run.gz', 'first stage'), ('jsonl:test.jsonl', 'first stage'),
+      ('bright:data?task=biology', None),
     ],
   )  # fmt: skip
   def test_only_ranks_that_bm25_gave_are_called_bm25(self, address, title):

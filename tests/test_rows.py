@@ -42,14 +42,14 @@ def test_the_same_records_as_from_json(tmp_path, monkeypatch, data, kind):
 
 def test_rows_can_be_skipped_without_reading_them_as_records(tmp_path):
   for address in both(tmp_path, ROWS):
-    places = list(sources.row_files(address).places(start=7))
+    places = list(sources.open(address).places(start=7))
     assert [number for _, number, _ in places] == [8, 9, 10]
 
 
 def test_several_files_in_the_order_of_names(tmp_path):
   write(tmp_path / 'b.parquet', ROWS[5:])
   write(tmp_path / 'a.parquet', ROWS[:5])
-  found = sources.row_files(f'parquet:{tmp_path}/*.parquet').places()
+  found = sources.open(f'parquet:{tmp_path}/*.parquet').places()
   assert [row['doc_id'] for _, _, row in found] == [row['doc_id'] for row in ROWS]
 
 
@@ -150,7 +150,7 @@ def test_a_part_without_rows_is_skipped_and_named(tmp_path, capsys):
   write(tmp_path / 'b.parquet', ROWS)
   write(tmp_path / 'c.parquet', pa.Table.from_pylist(ROWS).slice(0, 0))
   (tmp_path / 'a.parquet').touch()
-  places = list(sources.row_files(f'parquet:{tmp_path}/*.parquet').places())
+  places = list(sources.open(f'parquet:{tmp_path}/*.parquet').places())
   assert [(file.name, number) for file, number, _ in places] == [
     ('b.parquet', i) for i in range(1, 11)
   ]

@@ -38,8 +38,8 @@ class TestAddresses:
     assert 'depth: is -1' in error('python_docs:', depth=-1)
 
   def test_every_scheme_has_an_example_of_its_own(self):
-    for scheme, (_, example) in sources.SCHEMES.items():
-      assert example.startswith(f'{scheme}:')
+    for scheme, source in sources.SCHEMES.items():
+      assert source.example.startswith(f'{scheme}:')
 
   def test_python_docs_is_an_address(self):
     assert isinstance(next(read('python_docs:', 'clicks')), Click)
@@ -118,7 +118,7 @@ class TestJsonl:
     (group,) = read(f'jsonl:{tmp_path}/part-*', 'test')
     assert [doc.doc_id for doc in group.docs] == ['part-0.jsonl', 'part-2.jsonl']
     assert f'{tmp_path / name}: has no rows; skipped' in capsys.readouterr().err
-    assert [number for _, number, _ in sources.row_files(f'jsonl:{tmp_path}/*').places(1)] == [1]
+    assert [number for _, number, _ in sources.open(f'jsonl:{tmp_path}/*').places(1)] == [1]
     assert len(sources.documents(tmp_path / 'part-*')) == 2
 
   @pytest.mark.parametrize('pack', [bytes, gzip.compress])
@@ -221,7 +221,7 @@ def test_a_fingerprint_follows_the_files_that_reading_finds(tmp_path, pattern):
   for file in ('deep[1].jsonl', 'logs/may/deep.jsonl'):
     (tmp_path / file).write_bytes(jsonl(ROW))
   address = f'jsonl:{tmp_path}/{pattern}'
-  read_files = sources.row_files(address).files
+  read_files = sources.open(address).files
   assert read_files
   for file in read_files:
     before = sources.fingerprint(address)

@@ -10,8 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from disranker_jax import config as configs
-from disranker_jax.commands.common import one_line
-from disranker_jax.errors import UserError
+from disranker_jax.errors import UserError, reason
 from disranker_jax.models import weights
 from disranker_jax.progress import say
 from disranker_jax.rankers.llm.methods import METHODS
@@ -63,7 +62,7 @@ def load(file: Path, base: ConfigDict, wanted: Sequence[str] = ()) -> Ablation:
   try:
     content = runpy.run_path(str(file))
   except Exception as e:  # the file may raise anything
-    raise UserError(f'{file}: cannot be run: {type(e).__name__}: {one_line(e)}') from e
+    raise UserError(f'{file}: cannot be run: {type(e).__name__}: {reason(e, 300)}') from e
   try:
     found = content['get_rows'](base) if 'get_rows' in content else content.get('ROWS', {})
   except UserError as e:
@@ -71,7 +70,7 @@ def load(file: Path, base: ConfigDict, wanted: Sequence[str] = ()) -> Ablation:
   except Exception as e:
     raise UserError(
       f'{file}: has no rows for a config of system {base.system!r}: {type(e).__name__}: '
-      f'{one_line(e)}'
+      f'{reason(e, 300)}'
     ) from e
   if not found or not isinstance(found, Mapping) or not content.get('__doc__'):
     raise UserError(f'{file}: needs a docstring and ROWS = {{name: (model, {{key: value}})}}')

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from disranker_jax import escaping
-from disranker_jax.errors import UserError
+from disranker_jax.errors import UserError, reason
 
 ELSEWHERE = (
   'write elsewhere (--workdir, --out) or move the cache '
@@ -62,7 +62,7 @@ def guarded():
     if not str(e).startswith('RESOURCE_EXHAUSTED'):
       raise
     say(
-      f'error: the device is out of memory ({one_line(e)}); lower batch_rows or row_len, set '
+      f'error: the device is out of memory ({reason(e, 300)}); lower batch_rows or row_len, set '
       'remat=full, param_dtype=bfloat16 (of parameters that are not trained), or raise mesh.fsdp'
     )
     sys.exit(2)
@@ -201,7 +201,7 @@ def load_config(file: str | Path | None, overrides: Sequence[str] = (), *, whole
   try:
     values(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-    raise UserError(f'{one_line(e)}; see --help') from e
+    raise UserError(f'{reason(e, 300)}; see --help') from e
   configs.split_lists(holder.value)
   (configs.check if whole else configs.check_values)(holder.value)
   return holder.value
@@ -223,7 +223,7 @@ def read_config_file(file: str | Path | None):
   except UserError:
     raise
   except Exception as e:  # whatever the config file itself raises
-    raise UserError(f'--config {file}: raises {type(e).__name__}: {one_line(e)}') from e
+    raise UserError(f'--config {file}: raises {type(e).__name__}: {reason(e, 300)}') from e
   if not isinstance(config, ConfigDict):
     raise UserError(f'--config {file}: has no get_config() that returns a ConfigDict')
   if config.get('name') == config.get('system'):
@@ -250,7 +250,3 @@ def positive(text: str) -> int:
   if (value := int(text)) < 1:
     raise argparse.ArgumentTypeError('must be at least 1')
   return value
-
-
-def one_line(error: Exception) -> str:
-  return ' '.join(str(error).split())[:300]

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from disranker_jax import escaping
-from disranker_jax.commands.common import Parser, one_line
+from disranker_jax.commands.common import Parser
 from disranker_jax.errors import UserError
 
 
@@ -41,18 +41,12 @@ def prompt_of(args: argparse.Namespace):
   """The prompt of the model with this tokenizer; None without a tokenizer."""
   if not args.tokenizer:
     return None
-  from transformers import AutoTokenizer
-
-  from disranker_jax.models import families, hf, weights
+  from disranker_jax.models import families, hf, load, weights
 
   if args.max_len < 8 or args.max_query_len < 1:
     raise UserError('--max-len: must be at least 8, --max-query-len at least 1')
   folder = weights.find(args.tokenizer)
-  try:
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-  except Exception as error:  # the parsers of its files raise many types
-    raise UserError(f'--tokenizer {args.tokenizer}: cannot be read: {one_line(error)}') from error
-  tokenizer.model_max_length = 1 << 30  # prompts truncate
+  tokenizer = load.open_tokenizer(folder)
   family = families.find(hf.read_config(folder)['model_type'])
   return family.prompt(tokenizer, args.max_len, args.max_query_len, template=args.template)
 

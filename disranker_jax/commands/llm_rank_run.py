@@ -13,6 +13,7 @@ from disranker_jax import locks, outputs
 from disranker_jax.commands import unfinished
 from disranker_jax.data import contents, sources, store
 from disranker_jax.data.records import BadRows, Group, listed
+from disranker_jax.data.tables import Tables
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
@@ -76,11 +77,12 @@ def kind_of(source: str) -> str:
 
   Of one with qrels it says how to have the others.
   """
-  tables = sources.open_collection(source)
-  if tables and not tables.is_judged:
+  opened = sources.open(source)
+  if not isinstance(opened, Tables):
+    return 'test'
+  if not opened.open().is_judged:
     return 'candidates'
-  if tables:
-    say(f'llm-rank: ranks the judged queries of {source}; --kind candidates ranks all')
+  say(f'llm-rank: ranks the judged queries of {source}; --kind candidates ranks all')
   return 'test'
 
 

@@ -5,6 +5,7 @@ one. The folder is a TFDS dataset, and the address `tfds:DIR` of a config's data
 """
 
 import argparse
+import math
 import resource
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ from pathlib import Path
 from disranker_jax import escaping, outputs
 from disranker_jax.commands.common import Parser
 from disranker_jax.errors import UserError
+
+# The flags of data.negatives beside the number, and their defaults.
+OF_NEGATIVES = {'min_rank': 1, 'max_rank': 100, 'filter_false_negatives': False, 'margin': 0.0}
 
 
 def parse_args(argv=None) -> tuple[argparse.Namespace, list[str]]:
@@ -32,12 +36,14 @@ def parse_args(argv=None) -> tuple[argparse.Namespace, list[str]]:
   add('--on-bad-row', default='error', choices=('error', 'quarantine'), help=(
     'quarantine writes bad rows, with reasons, to DIR.quarantine.jsonl'))  # fmt: skip
   add = parser.add_argument_group('teacher scores and hard negatives').add_argument
-  add('--teacher', action='append', default=[], metavar='ADDRESS', help=(
-    'scores of another teacher; repeated: the mean of the standardised scores'))  # fmt: skip
+  add('--teachers', nargs='+', action='extend', default=[], metavar='ADDRESS', help=(
+    'scores of other teachers; of several: the mean of the standardised scores'))  # fmt: skip
   add('--negatives', type=int, default=0, metavar='N', help='hard negatives per query')
-  add('--ranks', metavar='A-B', help='first-stage ranks to draw them from; default: 1-100')
-  add('--guard', type=float, metavar='MARGIN', help=(
-    'keep only negatives that the teacher scores this far below every positive'))  # fmt: skip
+  add('--min-rank', type=int, default=1, help='they are drawn from the first-stage ranks from here')
+  add('--max-rank', type=int, default=100, help='up to here')
+  add('--filter-false-negatives', action='store_true', help=(
+    'only those that the teachers score at least MARGIN below every positive'))  # fmt: skip
+  add('--margin', type=float, default=0.0, help='see --filter-false-negatives')
   add = parser.add_argument_group('many machines').add_argument
   add('--beam-runner', metavar='NAME', help=(
     'run with Apache Beam: DataflowRunner, FlinkRunner, SparkRunner, or DirectRunner to try it '
@@ -50,45 +56,42 @@ def parse_args(argv=None) -> tuple[argparse.Namespace, list[str]]:
 
 def job_of(args: argparse.Namespace):
   """The preparing.Job that the flags describe. Raises: UserError."""
-  from disranker_jax.data import sources
+  from disranker_jax.data import preparing
   from disranker_jax.data.negatives import Negatives
-  from disranker_jax.data.preparing import Job
-  from disranker_jax.data.teacher_scores import Teachers
 
-  if args.limit < 0 or args.negatives < 0:
-    raise UserError('--limit and --negatives: must be 0 or more')
-  if not args.negatives and (args.ranks or args.guard is not None):
-    raise UserError('--ranks and --guard: need --negatives N')
-  if args.depth < 0:
-    raise UserError('--depth: must be 0 (the default of the source) or more')
-  changes, depth, read_as = [], args.depth or sources.default_depth(args.source), ''
-  if args.teacher:
-    changes.append(Teachers(args.teacher, drop=args.kind == 'candidates'))
-  if args.negatives:
-    first, last = ranks(args.ranks or '1-100')
-    if args.kind != 'judgements':
-      raise UserError(f'--negatives: needs --kind judgements, not {args.kind}')
-    if args.guard is not None and not args.teacher:
-      raise UserError('--guard: needs the scores of a --teacher')
-    guard = args.guard is not None
-    changes.append(Negatives(args.negatives, first, last, guard, args.guard or 0.0))
-    depth, read_as = depth and max(depth, last), sources.POOLED  # 0 keeps all
-  settings = [sources.fingerprint(a) for a in args.teacher]
-  settings += [repr(change) for change in changes if isinstance(change, Negatives)]
-  out = outputs.resolved(args.out.expanduser())
-  return Job(
-    args.source, args.kind, out, out.with_name(f'{out.name}.quarantine.jsonl'), depth=depth,
-    on_bad_row=args.on_bad_row, limit=args.limit, changes=tuple(changes),
-    change_settings=repr(settings), read_as=read_as,
+  check(args)
+  settings = {'count': args.negatives} | {name: getattr(args, name) for name in OF_NEGATIVES}
+  return preparing.job(
+    args.source, args.kind, outputs.resolved(args.out.expanduser()), teachers=args.teachers,
+    negatives=Negatives(**settings) if args.negatives else None, depth=args.depth,
+    limit=args.limit, on_bad_row=args.on_bad_row,
   )  # fmt: skip
 
 
-def ranks(text: str) -> tuple[int, int]:
-  """'11-100' -> (11, 100)."""
-  first, dash, last = text.partition('-')
-  if not (dash and first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last)):
-    raise UserError(f'--ranks {text}: must be two ranks from 1, such as 11-100')
-  return int(first), int(last)
+def check(args: argparse.Namespace) -> None:
+  """Raises: UserError for flags that contradict each other."""
+  if args.limit < 0 or args.negatives < 0:
+    raise UserError('--limit and --negatives: must be 0 or more')
+  if args.depth < 0:
+    raise UserError('--depth: must be 0 (the default of the source) or more')
+  if args.teachers and args.kind == 'clicks':
+    raise UserError('--teachers: score documents by their ids, and clicks have none; leave it out')
+  given = [name for name, default in OF_NEGATIVES.items() if getattr(args, name) != default]
+  if given and not args.negatives:
+    raise UserError(f'--{given[0].replace("_", "-")}: needs --negatives N')
+  if args.negatives and args.kind != 'judgements':
+    raise UserError(f'--negatives: needs --kind judgements, not {args.kind}')
+  if not 1 <= args.min_rank <= args.max_rank:
+    raise UserError(
+      f'--min-rank {args.min_rank} --max-rank {args.max_rank}: must be two ranks from 1, such as '
+      '11 and 100'
+    )
+  if not math.isfinite(args.margin):
+    raise UserError(f'--margin {args.margin}: must be a finite number')
+  if args.margin and not args.filter_false_negatives:
+    raise UserError('--margin: needs --filter-false-negatives')
+  if args.filter_false_negatives and not args.teachers:
+    raise UserError('--filter-false-negatives: needs the scores of --teachers')
 
 
 def main(argv=None) -> None:

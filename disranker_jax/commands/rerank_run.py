@@ -81,7 +81,7 @@ def check(job: Job) -> Path:
     what = 'is not a file; name a run' if job.run.exists() else 'does not exist; check the path'
     raise UserError(f'--run {job.run}: {what}')
   out = outputs.target(job.out, {'the first stage itself': job.run})
-  sources.split(job.source)
+  sources.open(job.source)
   return out
 
 

@@ -17,12 +17,13 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from disranker_jax import locks
-from disranker_jax.data import grouping, records, sources, store
+from disranker_jax.data import grouping, records, row_files, sources, store
 from disranker_jax.data.lines import NoRows
 from disranker_jax.data.negatives import Negatives
 from disranker_jax.data.preparing import Job, Prepared
 from disranker_jax.data.records import BadRow, BadRows, Document, Group
-from disranker_jax.errors import UserError
+from disranker_jax.data.row_files import RowFiles
+from disranker_jax.errors import UserError, reason
 
 # Side outputs: bad rows as JSON lines; numbers of rows; `BadRows.notes` as JSON.
 BAD, READ, NOTES = 'bad', 'read', 'notes'
@@ -55,12 +56,12 @@ def prepare(job: Job, runner: str, options: Iterable[str] = ()) -> Prepared:
   `options` are options of Beam, such as `--project=...`. Raises: UserError.
   """
   beam = _import()
-  source = sources.row_files(job.address)
-  if source is None:
+  source = sources.open(job.address)
+  if not isinstance(source, RowFiles):
     what = 'is not a jsonl: or parquet: address; prepare it without --beam-runner'
     raise UserError(f'{job.address}: {what}')
   if job.limit or any(not isinstance(change, Negatives) for change in job.changes):
-    raise UserError('--beam-runner: does not support --limit and --teacher; leave them out')
+    raise UserError('--beam-runner: does not support --limit and --teachers; leave them out')
   store.check_target(job.folder)
   job.folder.parent.mkdir(parents=True, exist_ok=True)
   with (
@@ -102,14 +103,15 @@ def _import() -> Any:
     ) from None
 
 
-def _examples(beam: Any, job: Job, source: sources.RowFiles, temp: Path) -> Any:
+def _examples(beam: Any, job: Job, source: RowFiles, temp: Path) -> Any:
   """The PTransform that gives (key, fields), and writes bad rows and counts to `temp`."""
+  matching = source.files  # here, so that Beam does not wrap the error if there are none
 
   @beam.ptransform_fn
   def examples(pipeline):
-    files = [(i, str(file)) for i, file in enumerate(source.files)]
+    files = [(i, str(file)) for i, file in enumerate(matching)]
     read = functools.partial(
-      _read, job.kind, job.read_as or job.kind, job.on_bad_row, source.read, len(files) == 1
+      _read, job.kind, job.read_as or job.kind, job.on_bad_row, source.reader, len(files) == 1
     )
     rows = (
       pipeline
@@ -148,7 +150,7 @@ def _read(
 ):
   """(key, fields) of the clicks, or (query_id, part) of the groups, of a file (`alone`: of one)."""
   index, name = file
-  bad_rows, make = CollectedBadRows(on_bad_row), sources.made(read_as)
+  bad_rows, make = CollectedBadRows(on_bad_row), row_files.made(read_as)
 
   def parsed() -> Iterator[tuple[str, int, Any]]:
     try:
@@ -198,5 +200,5 @@ def _user_error(error: Exception, job: Job) -> UserError:
   if 'number of generated examples' in str(error):
     ranks = f', and the ranks: --depth {job.depth} keeps 1 to {job.depth}' if job.depth else ''
     return UserError(f'{job.address}: there are no {job.kind} to prepare; check the address{ranks}')
-  what = ' '.join(str(error).split())[:300]
-  return UserError(f'{job.address}: Beam failed ({type(error).__name__}: {what}); see the Beam log')
+  what = f'{type(error).__name__}: {reason(error, 300)}'
+  return UserError(f'{job.address}: Beam failed ({what}); see the Beam log')

@@ -17,10 +17,31 @@ from typing import Any
 from disranker_jax.data import first_stage, lines, records, rows
 from disranker_jax.data.collection import Line, Query, checked
 from disranker_jax.data.records import BadRow, BadRows, Click, Document
+from disranker_jax.data.source import DEPTH
+from disranker_jax.data.tables import Tables
 from disranker_jax.errors import UserError
 
 OPTIONS = ('task', 'long', 'queries')
 NONE = 'N/A'  # in a list of ids: there are none
+
+
+class Bright(Tables):
+  """A task of a copy of BRIGHT."""
+
+  scheme, example = 'bright', 'bright:data/BRIGHT?task=biology'
+  ranked_by_bm25 = True
+
+  def open(self, depth: int = DEPTH) -> 'Task':
+    path, options = self.options(OPTIONS)
+    if not path:
+      raise UserError('bright: has no folder; write bright:DIR?task=biology')
+    return Task(pathlib.Path(path).expanduser(), options, depth)
+
+  def fingerprint(self) -> list:
+    return self.of_files(self.open().files)
+
+  def excluded(self) -> dict[str, frozenset[str]]:
+    return self.open().excluded()
 
 
 class Task:

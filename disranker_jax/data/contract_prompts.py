@@ -13,7 +13,7 @@ from disranker_jax.data.contracts import OF_DOCUMENT, Contract, parts
 from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.records import Document
 from disranker_jax.data.tokenising import panics
-from disranker_jax.errors import UserError
+from disranker_jax.errors import UserError, reason
 
 # Of a long text only the start is tokenised: enough for the tokens that are kept.
 CHARS_PER_TOKEN, MORE_CHARS = 32, 1000
@@ -309,8 +309,7 @@ def _chat(c: Contract, tokenizer) -> tuple[list[tuple[str, str]], str]:
   try:
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
   except Exception as error:  # templates raise what they like
-    reason = ' '.join(str(error).split())[:200]
-    raise UserError(f'contract {c.name!r}: the chat template fails: {reason}') from error
+    raise UserError(f'contract {c.name!r}: the chat template fails: {reason(error)}') from error
   before, found, after = text.partition(USER)
   if not found or USER in after:
     raise UserError(

@@ -9,11 +9,31 @@ from typing import Any
 from disranker_jax.data import collection, lines, records, trec
 from disranker_jax.data.collection import Line, Query, checked
 from disranker_jax.data.records import BadRow, BadRows, Click, Document
-from disranker_jax.errors import UserError
+from disranker_jax.data.source import DEPTH, Want
+from disranker_jax.data.tables import Tables
+from disranker_jax.errors import UserError, reason
 
 OPTIONS = ('run', 'pool', *collection.CHOICES)
 # Fields that may contain the text of a document, beside its title; the first one present counts.
 TEXTS = ('text', 'body', 'abstract', 'contents', 'passage', 'summary', 'description', 'detail')
+
+
+class IrDatasets(Tables):
+  """A collection of the ir_datasets library."""
+
+  scheme, example = 'ir_datasets', 'ir_datasets:beir/nfcorpus/train'
+
+  def open(self, depth: int = DEPTH) -> 'Dataset':
+    name, options = self.options(OPTIONS)
+    if not name:
+      raise UserError('ir_datasets: has no dataset id; write ir_datasets:ID, see ir-datasets.com')
+    return Dataset(name, options, depth)
+
+  def scores(self, want: Want) -> Iterator[Line]:
+    return self.open(want.depth).run(want.bad_rows, needed=True)
+
+  def fingerprint(self) -> list:
+    return self.of_files(self.named())  # what an id stands for never changes
 
 
 class Dataset:
@@ -115,9 +135,9 @@ def _one_line(name: str) -> Iterator[None]:
   except UserError:
     raise
   except Exception as error:
-    what = ' '.join(str(error).split())[:200] or type(error).__name__
+    what = f'cannot be read ({reason(error)})'
     raise UserError(
-      f'{name}: cannot be read ({what}); it may need a download or files in $IR_DATASETS_HOME'
+      f'{name}: {what}; it may need a download or files in $IR_DATASETS_HOME'
     ) from error
 
 

@@ -10,10 +10,10 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from disranker_jax.data import collection, texts, trec
+from disranker_jax.data import collection, sources, trec
 from disranker_jax.data.records import BadRows, Document, Group, listed
+from disranker_jax.data.source import Text
 from disranker_jax.data.spool import Spool
-from disranker_jax.data.texts import Text
 from disranker_jax.errors import UserError
 from disranker_jax.progress import say
 
@@ -57,7 +57,7 @@ class JoinedRun:
     self._by_query, self._by_doc, self._by_order = (
       Spool(scratch / name) for name in ('by_query', 'by_doc', 'by_order')
     )
-    for row in texts.queries_and_documents(source, scratch / 'source'):
+    for row in sources.open(source).texts(scratch / 'source'):
       if isinstance(row, Text):
         self._by_doc.add(row.doc_id, ('text', *row))
       else:

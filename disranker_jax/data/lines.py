@@ -100,6 +100,19 @@ def found(pattern: str) -> list[pathlib.Path]:
   return list(map(pathlib.Path, sorted(glob.glob(str(path), recursive=True))))
 
 
+def variants(path: pathlib.Path) -> list[pathlib.Path]:
+  """The files that exist of a path as given, without .gz and with .gz."""
+  plain = path.with_suffix('') if path.suffix == '.gz' else path
+  others = (plain, plain.with_name(plain.name + '.gz'))
+  return [each for each in (path, *others) if each.exists()]
+
+
+def named(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
+  """The existing files of a name (as given, without .gz, with .gz), in `folder`, else here."""
+  path = pathlib.Path(name).expanduser()
+  return variants(folder / path) or variants(path)
+
+
 def check(files: Sequence[pathlib.Path], reader: Callable = read) -> None:
   """Raises: UserError, as `reader` says it, if a file is missing or all of them are empty."""
   no_files = [file for file in files if not file.is_file() and not is_pipe(file)]

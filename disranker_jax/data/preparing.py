@@ -13,13 +13,24 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from disranker_jax import locks
-from disranker_jax.data import contents, grouping, sources, store
+from disranker_jax.data import (
+  clicks,
+  contents,
+  grouping,
+  row_files,
+  sources,
+  store,
+  teacher_scores,
+)
+from disranker_jax.data.negatives import Negatives
 from disranker_jax.data.records import BadRows
+from disranker_jax.data.row_files import RowFiles
+from disranker_jax.data.source import POOLED
 from disranker_jax.data.spool import Spool
 from disranker_jax.data.store import Record, Shards
 from disranker_jax.errors import UserError
@@ -66,6 +77,73 @@ class Job:
     ]  # fmt: skip
     value = json.dumps([sources.fingerprint(self.address), settings])
     return hashlib.sha256(value.encode()).hexdigest()
+
+
+def job(
+  address: str,
+  kind: str,
+  folder: Path,
+  *,
+  least: int | None = None,
+  teachers: Sequence[str] = (),
+  ordered: bool = False,
+  negatives: Negatives | None = None,
+  depth: int = 0,
+  limit: int = 0,
+  on_bad_row: str = 'error',
+  keep: Callable[[Record], bool] | None = None,
+) -> Job:
+  """The job that makes the records of a kind from an address; equal requests have equal digests.
+
+    least      of clicks: they are the documents of judgements with a label of `least` or better
+    teachers   addresses of scores that are joined to the documents
+    ordered    of judgements: candidates, with the order that the teachers give them as labels
+    negatives  of judgements: the unlabeled documents of the first stage that are added
+
+  `limit` counts the records that are made. The others are those of Job.
+  """
+  read_kind = read_as(kind, least=least, ordered=ordered, negatives=negatives)
+  changes: list[Change] = []
+  settings: list = []
+  if least:
+    # The limit counts clicks, not the queries that they are derived from.
+    changes.append(clicks.Relevant(least, limit))
+    settings.append(repr(changes[-1]))
+    limit = 0
+  if teachers:
+    changes.append(teacher_scores.Teachers(teachers, drop=kind == 'candidates' or ordered))
+    settings += map(sources.fingerprint, teachers)
+  if ordered:
+    changes.append(teacher_scores.ordered)
+    settings.append(teacher_scores.ORDER_ADDRESS)
+  if negatives:
+    changes.append(negatives)
+    settings.append(repr(negatives))
+    depth = depth or sources.open(address).default_depth
+    depth = depth and max(depth, negatives.max_rank)  # 0: all rows are kept
+  if keep:
+    settings.append(repr(keep))
+  return Job(
+    address, kind, **places(folder), depth=depth, limit=limit, on_bad_row=on_bad_row,
+    changes=tuple(changes), change_settings=json.dumps(settings),
+    read_as='' if read_kind == kind else read_kind, keep=keep,
+  )  # fmt: skip
+
+
+def read_as(
+  kind: str, *, least: int | None = None, ordered: bool = False, negatives: Negatives | None = None
+) -> str:
+  """As which kind the source of a `job` is read."""
+  if negatives:
+    return POOLED
+  if ordered:
+    return 'candidates'
+  return 'judgements' if least else kind
+
+
+def places(folder: Path) -> dict[str, Path]:
+  """Where the records of a job and its bad rows go."""
+  return {'folder': folder, 'quarantine': folder.with_name(f'{folder.name}.quarantine.jsonl')}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,12 +223,8 @@ def take(job: Job, other: Job) -> bool:
 
 def _linked(job: Job, digest: str) -> Prepared | None:
   """The result if the source is prepared data of this kind to use unchanged: links its files."""
-  scheme, rest = sources.split(job.address, job.kind)
-  is_changed = job.limit or job.depth or job.changes or job.keep
-  if scheme != 'tfds' or is_changed or '?' in rest:
-    return None
-  source = Path(rest).expanduser()
-  if not source.is_dir() or store.kind_of(source) != job.kind:
+  source = sources.open(job.address, job.kind).prepared(job.kind)
+  if source is None or job.limit or job.depth or job.changes or job.keep:
     return None
   begin = time.monotonic()
   records = len(store.open(job.kind, source))
@@ -229,10 +303,10 @@ class Work:
     """Does the rest of the job."""
     job = self._job
     kind = job.read_as or job.kind
-    source = sources.row_files(job.address)
-    if source is not None and kind == 'clicks':
+    source = sources.open(job.address)
+    if isinstance(source, RowFiles) and kind == 'clicks':
       self._clicks(source)
-    elif source is not None:
+    elif isinstance(source, RowFiles):
       runs = Spool(job.partial / 'by_query')
       self._read(source, runs)
       groups = grouping.groups(runs, self._bad_rows, job.partial / 'scratch')
@@ -255,9 +329,9 @@ class Work:
     self._finished = True
     return result
 
-  def _clicks(self, source: sources.RowFiles) -> None:
+  def _clicks(self, source: RowFiles) -> None:
     """Writes clicks directly into shards, because they need no grouping."""
-    make, done = sources.made('clicks'), self._state['rows']
+    make, done = row_files.made('clicks'), self._state['rows']
     left = (self._job.limit or math.inf) - sum(self._shards.lengths)
     with Count(self._label, 'rows', done) as progress:
       # Shards end between rows only: a resume starts with the next row.
@@ -280,12 +354,12 @@ class Work:
       self._is_cut = self._is_cut or (not left and has_more(places))
       end_shard()
 
-  def _read(self, source: sources.RowFiles, runs: Spool) -> None:
+  def _read(self, source: RowFiles, runs: Spool) -> None:
     """Checks every row once and spools them to disk, sorted by query."""
     runs.rewind(self._state['runs'])
     if self._state['read']:
       return
-    make, bad_rows = sources.made(self._job.read_as or self._job.kind), self._bad_rows
+    make, bad_rows = row_files.made(self._job.read_as or self._job.kind), self._bad_rows
     with Count(self._label, 'rows', self._state['rows']) as progress:
       places = source.places(self._state['rows'])
 

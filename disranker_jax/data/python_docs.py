@@ -9,14 +9,18 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
+import platform
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 from disranker_jax.data import docstrings
 from disranker_jax.data.first_stage import BM25
-from disranker_jax.data.records import UNJUDGED, Click, Document, Group
+from disranker_jax.data.records import UNJUDGED, BadRows, Click, Document, Group
+from disranker_jax.data.source import POOLED, SCORES, Source, Text, Want
 from disranker_jax.errors import UserError
 
 LIBRARY = (docstrings.LIBRARY,)
@@ -27,6 +31,66 @@ JUDGED = RULE, PAGE = 'rule', 'page'
 MIN_QUERY_WORDS = 4
 MIN_REST_CHARS = 40  # of a page without its first sentence, for that to be a query
 MAX_SUMMARY_CHARS = 1000
+
+
+class PythonDocs(Source):
+  """The collection at an address, `python_docs:?packages=numpy&splits=judgements`."""
+
+  scheme, example = 'python_docs', 'python_docs:'
+  ranked_by_bm25 = True
+
+  @property
+  def packages(self) -> tuple[str, ...]:
+    """The packages whose documentation is read."""
+    options = self._options()
+    more, only = (tuple(filter(None, options.get(o, '').split(','))) for o in ('packages', 'only'))
+    return (*(only or LIBRARY), *more)
+
+  def _options(self) -> dict[str, str]:
+    path, options = self.options(('packages', 'only', 'judged', 'splits'))
+    if path:
+      raise UserError(f'{self.address}: takes no path; write python_docs:?packages=numpy,jax')
+    for name, known in (('judged', JUDGED), ('splits', SHARES)):
+      if wrong := [part for part in options.get(name, '').split(',') if part and part not in known]:
+        raise UserError(
+          f'{self.address}: {name}={",".join(wrong)} is none of {", ".join(known)}; docs/data.md '
+          'has them'
+        )
+    return options
+
+  def read(self, want: Want) -> Iterator[Click | Group]:
+    options, packages = self._options(), self.packages
+    if want.kind == 'clicks':
+      if 'splits' in options:
+        raise UserError(f'{self.address}: clicks are one split; leave out splits')
+      return clicks(packages)
+    if want.kind == SCORES:
+      raise self.no_scores()
+    kind = 'judgements' if want.kind == POOLED else want.kind  # this source labels every document
+    splits = tuple(filter(None, options.get('splits', '').split(',')))
+    judged = options.get('judged', RULE)
+    return groups(kind, want.depth, packages, judged=judged, splits=splits)
+
+  def documents(self, bad_rows: BadRows) -> Iterator[tuple[str, int, Document]]:
+    for number, doc in enumerate(documents(self.packages), 1):
+      yield self.address, number, doc
+
+  def texts(self, scratch: Path) -> Iterator[tuple[str, str] | Text]:
+    packages = self.packages
+    yield from queries(packages)
+    yield from map(Text.of, documents(packages))
+
+  def fingerprint(self) -> list:
+    return [self.address, platform.python_version(), *map(_version, self.packages)]
+
+  def topics(self) -> dict[str, str]:
+    # Those of the module: a page's own name is of no use to other queries.
+    return module_words(self.packages)
+
+
+def _version(package: str) -> str:
+  distributions = importlib.metadata.packages_distributions().get(package, ())
+  return ' '.join(map(importlib.metadata.version, distributions))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from disranker_jax.data import lines, parquet_pages
 from disranker_jax.data.records import BadRow
-from disranker_jax.errors import UserError
+from disranker_jax.errors import UserError, reason
 from disranker_jax.progress import say
 
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
@@ -88,9 +88,9 @@ def parquet(file: Path, columns: tuple[str, ...] | None = None) -> Iterator[tupl
   except FileNotFoundError:
     raise UserError(f'{file}: does not exist; check the path') from None
   except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-    what = ' '.join(str(error).split())[:300]
     where = f' after row {count}' if count else ''
-    raise UserError(f'{file}: cannot be read as Parquet{where} ({what}); write it again') from None
+    what = f'cannot be read as Parquet{where} ({reason(error, 300)}); write it again'
+    raise UserError(f'{file}: {what}') from None
 
 
 def _batches(

@@ -14,7 +14,7 @@ from typing import Any
 import msgpack
 
 from disranker_jax.data import contents
-from disranker_jax.errors import UserError
+from disranker_jax.errors import UserError, reason
 
 MEMORY = 32 << 20  # bytes of rows in memory before they are written as a run
 FAN_IN = 64  # runs that are merged at once; each has one block of rows in memory
@@ -130,8 +130,7 @@ def _read(run: Path) -> Iterator[tuple[Any, int, bytes]]:
       for block in blocks:
         yield from block
     except (ValueError, TypeError, msgpack.UnpackException) as error:
-      reason = ' '.join(str(error).split())[:200] or type(error).__name__
       raise UserError(
-        f'{run}: is not a run of sorted rows ({reason}); delete the unfinished work, the folder '
-        f'{run.parent.parent}, and start again'
+        f'{run}: is not a run of sorted rows ({reason(error)}); delete the unfinished work, the '
+        f'folder {run.parent.parent}, and start again'
       ) from error

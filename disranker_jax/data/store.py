@@ -27,7 +27,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from disranker_jax.data import contents
 from disranker_jax.data.records import DOCUMENT_FIELDS, KINDS, Click, Document, Group
-from disranker_jax.errors import UserError
+from disranker_jax.errors import UserError, first_line
 
 SPLIT = 'rows'
 RESULT = 'prepared.json'  # file next to the shards: the result and the job's digest
@@ -239,8 +239,8 @@ class Source:
       if found == self.kind and not missing:
         self._rows = array_record_data_source.ArrayRecordDataSource(shards)
     except Exception as error:  # parsers raise many types for invalid files
-      reason = str(error).partition('\n')[0]
-      raise UserError(f'{self.folder}: is damaged ({reason}); prepare it again') from error
+      what = f'is damaged ({first_line(error)}); prepare it again'
+      raise UserError(f'{self.folder}: {what}') from error
     if found != self.kind:
       what = f'contains {str(found)[:40]}, not {self.kind}; give a folder of {self.kind}'
       raise UserError(f'{self.folder}: {what}')

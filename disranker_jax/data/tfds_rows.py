@@ -4,6 +4,7 @@ TFDS imports the module of every class that the metadata of a dataset names, so 
 downloaded dataset could run any module of the current folder. They are checked before.
 """
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +15,55 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import naming
 from tensorflow_datasets.core.utils import file_utils
 
-from disranker_jax.data import store
-from disranker_jax.errors import UserError
+from disranker_jax.data import rows, store
+from disranker_jax.data.records import Click, Group
+from disranker_jax.data.row_files import Rows
+from disranker_jax.data.row_formats import Score
+from disranker_jax.data.source import POOLED, Want
+from disranker_jax.errors import UserError, reason
 
 OPTIONS = ('split',)
 METADATA = ('features.json', 'dataset_info.json')
 # The names of the fields with a class: of the protobuf in JSON, of the protobuf, of TFDS 4.0.
 CLASS_FIELDS = ('pythonClassName', 'python_class_name', 'type')
 FEATURES = 'tensorflow_datasets.core.features.'
+
+
+class Tfds(Rows):
+  """A folder of prepared data, or a dataset by its TFDS name."""
+
+  scheme, example = 'tfds', 'tfds:prepared/candidates'
+
+  def places(self, start: int = 0) -> Iterator[rows.Place]:
+    name, options = self.options(OPTIONS)
+    if not name:
+      raise UserError('tfds: has no dataset; write tfds:NAME, or tfds:FOLDER for prepared data')
+    return itertools.islice(read(name, options), start, None)
+
+  def read(self, want: Want) -> Iterator[Click | Group | Score]:
+    # Candidates have labels only if the program made them, and then they are to be learned.
+    are_candidates = want.kind == 'candidates' and store.kind_of(self._place) == want.kind
+    return self.read_as(POOLED if are_candidates else want.kind, want)
+
+  def fingerprint(self) -> list:
+    if not self._place.is_dir():
+      return self.of_files([self._place])
+    # The result of `prepare` says how long it took, which differs for equal records.
+    hidden = ('.', store.RESULT)
+    inside = sorted(self._place.iterdir())
+    return self.of_files(file for file in inside if not file.name.startswith(hidden))
+
+  def check(self, kind: str) -> None:
+    if not store.kind_of(self._place):
+      self.places()  # TFDS tells whether it has a dataset by opening it, which reads no row
+
+  def prepared(self, kind: str) -> Path | None:
+    is_whole = '?' not in self.rest and self._place.is_dir()
+    return self._place if is_whole and store.kind_of(self._place) == kind else None
+
+  @property
+  def _place(self) -> Path:
+    return Path(self.rest.partition('?')[0]).expanduser()
 
 
 def read(name: str, options: dict[str, str]) -> Iterator[tuple[str, int, dict[str, Any]]]:
@@ -39,10 +81,9 @@ def read(name: str, options: dict[str, str]) -> Iterator[tuple[str, int, dict[st
   except UserError:
     raise
   except (Exception, SystemExit) as error:  # TFDS raises many types if something is missing
-    what = ' '.join(str(error).split())[:200] or type(error).__name__
     raise UserError(
-      f'{place}: cannot be opened ({what}); give a folder of prepared data, or the name of a '
-      'dataset in the format array_record'
+      f'{place}: cannot be opened ({reason(error)}); give a folder of prepared data, or the name '
+      'of a dataset in the format array_record'
     ) from error
   return _rows(place, source, size)
 
@@ -94,8 +135,8 @@ def _rows(place: str, source: Any, size: int) -> Iterator[tuple[str, int, dict[s
     try:
       row = source[i]
     except Exception as error:
-      what = ' '.join(str(error).split())[:200]
-      raise UserError(f'{place}: row {i + 1} is damaged ({what}); prepare it again') from error
+      what = f'row {i + 1} is damaged ({reason(error)}); prepare it again'
+      raise UserError(f'{place}: {what}') from error
     yield place, i + 1, {key: _plain(value) for key, value in row.items()}
 
 

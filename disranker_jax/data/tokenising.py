@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tokenizers import Tokenizer
 
 from disranker_jax.data.records import Document, Group
-from disranker_jax.errors import UserError
+from disranker_jax.errors import UserError, reason
 
 if TYPE_CHECKING:
   from disranker_jax.data.encoded import Encoded
@@ -133,8 +133,8 @@ def panics() -> Iterator[None]:
   except BaseException as error:
     if type(error).__name__ != 'PanicException':
       raise
-    what = ' '.join(str(error).split())[:200]
-    raise UserError(f'the tokenizer gives up ({what}); use a model with another one') from error
+    what = f'the tokenizer gives up ({reason(error)}); use a model with another one'
+    raise UserError(what) from error
 
 
 class Encoder:

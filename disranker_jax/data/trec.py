@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from disranker_jax.data import collection, lines, records
 from disranker_jax.data.collection import Line, Query, checked
 from disranker_jax.data.records import BadRow, BadRows, Click, Document
+from disranker_jax.data.source import DEPTH, SCORES, Want
+from disranker_jax.data.tables import Tables
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
 
@@ -24,6 +26,43 @@ FILES = {
   'clicks': 'clicks.jsonl',
 }
 OPTIONS = (*FILES, 'pool', *collection.CHOICES)
+
+
+class Trec(Tables):
+  """A folder of TREC files; for SCORES also a run alone."""
+
+  scheme, example = 'trec', 'trec:data/nfcorpus?qrels=qrels.txt&pool=run'
+
+  def open(self, depth: int = DEPTH) -> 'Folder':
+    path, options = self.options(OPTIONS)
+    if not path:
+      raise UserError('trec: has no folder; write trec:DIR, such as trec:data/nfcorpus')
+    return Folder(pathlib.Path(path).expanduser(), options, depth)
+
+  def scores(self, want: Want) -> Iterator[Line]:
+    _, options = self.options(OPTIONS)
+    if not self.rest:
+      self.open(want.depth)  # says what is missing
+    place = self._place
+    run = existing(place, 'run', options.get('run')) if place.is_dir() else place
+    return run_lines(run, want.bad_rows)
+
+  def check(self, kind: str) -> None:
+    if kind == SCORES and self.rest and not self._place.is_dir():
+      lines.check([self._place])
+    else:
+      super().check(kind)
+
+  def fingerprint(self) -> list:
+    place, named = self._place, self.named()
+    if not place.is_dir():
+      return self.of_files([place, *named])
+    inside = {*tables(place), *(file for file in named if file.parent == place)}
+    return self.of_files([*sorted(inside), *named])
+
+  @property
+  def _place(self) -> pathlib.Path:
+    return pathlib.Path(self.rest.partition('?')[0]).expanduser()
 
 
 class Folder:
@@ -40,7 +79,7 @@ class Folder:
   @property
   def is_judged(self) -> bool:
     # A file that the option names and that does not exist is an error when it is read.
-    return 'qrels' in self.options or bool(_variants(self._folder / FILES['qrels']))
+    return 'qrels' in self.options or bool(lines.variants(self._folder / FILES['qrels']))
 
   def queries(self, bad_rows: BadRows) -> Iterator[Query]:
     yield from checked(self._rows('queries'), _query, bad_rows)
@@ -57,7 +96,7 @@ class Folder:
 
   def run(self, bad_rows: BadRows, *, needed: bool) -> Iterator[Line] | None:
     name = self.options.get('run')
-    if name == 'bm25' and not _variants(self._folder / name):
+    if name == 'bm25' and not lines.variants(self._folder / name):
       deep = self._depth if needed else max(self._depth, collection.RANKS_OF_JUDGED)
       return collection.bm25(self, deep)
     file = self._run_file(needed)
@@ -65,7 +104,7 @@ class Folder:
 
   def _run_file(self, needed: bool) -> pathlib.Path | None:
     name = self.options.get('run')
-    if not needed and not name and not _variants(self._folder / FILES['run']):
+    if not needed and not name and not lines.variants(self._folder / FILES['run']):
       return None
     return existing(self._folder, 'run', name)
 
@@ -82,7 +121,7 @@ class Folder:
         files.append(existing(self._folder, 'only, ?exclude or ?without', name))
     name = self.options.get('run')
     # BM25's own scores are none of a teacher, so these are of a file.
-    computed = kind != 'scores' and name == 'bm25' and not _variants(self._folder / name)
+    computed = kind != 'scores' and name == 'bm25' and not lines.variants(self._folder / name)
     if kind not in ('clicks', 'documents') and not computed:
       want = collection.Reading(kind, self._depth, BadRows(), self.options.get('pool', ''))
       files += filter(None, [self._run_file(want.needs_run)])
@@ -155,25 +194,13 @@ def existing(folder: pathlib.Path, option: str, name: str | None = None) -> path
 
   Raises: UserError if it does not exist.
   """
-  files = named(folder, name) if name else _variants(folder / FILES[option])
+  files = lines.named(folder, name) if name else lines.variants(folder / FILES[option])
   if not files:
     file = folder / (name or FILES[option])
     raise UserError(f'{file}: does not exist, nor does its .gz; name the file with ?{option}=FILE')
   return files[0]
 
 
-def named(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
-  """The existing files of a name (as given, without .gz, with .gz), in `folder`, else here."""
-  path = pathlib.Path(name).expanduser()
-  return _variants(folder / path) or _variants(path)
-
-
 def tables(folder: pathlib.Path) -> list[pathlib.Path]:
   """The files of a folder that are read if no option names another."""
-  return [file for name in FILES.values() for file in _variants(folder / name)[:1]]
-
-
-def _variants(path: pathlib.Path) -> list[pathlib.Path]:
-  plain = path.with_suffix('') if path.suffix == '.gz' else path
-  others = (plain, plain.with_name(plain.name + '.gz'))
-  return [each for each in (path, *others) if each.exists()]
+  return [file for name in FILES.values() for file in lines.variants(folder / name)[:1]]

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from safetensors import SafetensorError, safe_open
 
 from disranker_jax.data import contents
-from disranker_jax.errors import UserError
+from disranker_jax.errors import UserError, reason
 from disranker_jax.exporting import stablehlo
 from disranker_jax.models import families, hf
 
@@ -91,7 +91,8 @@ def checked_onnx(file: Path) -> str:
   try:
     model = onnx.load(file, load_external_data=False)
   except Exception as error:  # protobuf raises many types
-    raise UserError(f'{file}: is not an ONNX file ({str(error)[:200]}); export it again') from None
+    what = f'is not an ONNX file ({reason(error)}); export it again'
+    raise UserError(f'{file}: {what}') from None
   for name in external_files(model):
     other = file.parent / name if contents.is_name(name) else None
     if other is None or other.is_symlink() or not other.is_file():

@@ -5,7 +5,7 @@ import tempfile
 
 import numpy as np
 
-from disranker_jax.errors import UserError
+from disranker_jax.errors import UserError, reason
 from disranker_jax.models import families, gguf_tokenizer, hf, tree
 from disranker_jax.models.network import Network
 from disranker_jax.models.rope import Rope
@@ -46,8 +46,7 @@ def convert(path: str | pathlib.Path, folder: str | pathlib.Path) -> str:
     except UserError as error:
       raise UserError(f'{path}: {error}') from None
     except Exception as error:  # of the parsers, which raise many types for a damaged file
-      reason = ' '.join(str(error).split())[:200] or type(error).__name__
-      raise UserError(f'{path} is not a readable GGUF file: {reason}') from None
+      raise UserError(f'{path} is not a readable GGUF file: {reason(error)}') from None
     hf.save(folder, network, {'params': params}, tokenizer_folder=scratch)
   return str(meta('general.license', ''))
 

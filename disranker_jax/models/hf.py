@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
 
 from disranker_jax.data import contents
-from disranker_jax.errors import UserError
+from disranker_jax.errors import UserError, reason
 from disranker_jax.models import families, modules, tokenizer_files
 from disranker_jax.models.files import replacing, write_tensors
 from disranker_jax.models.tensors import InMemory, Part, constants, parts, rows_of
@@ -86,8 +86,7 @@ def _network_config(folder) -> dict:
       return raw
     return transformers.AutoConfig.for_model(**raw).to_dict() | {'model_type': model_type}
   except Exception as error:  # the classes of transformers raise many types for wrong values
-    reason = ' '.join(str(error).split())[:300] or type(error).__name__
-    raise UserError(f'{path} is not a model config: {reason}') from None
+    raise UserError(f'{path} is not a model config: {reason(error, 300)}') from None
 
 
 def open_config(folder: str | pathlib.Path) -> families.Config:

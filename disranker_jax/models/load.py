@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from disranker_jax.data.prompts import PairPrompt, TextPrompt
 from disranker_jax.devices import processor, sharding
-from disranker_jax.errors import UserError
+from disranker_jax.errors import UserError, first_line
 from disranker_jax.models import families, hf, rerankers, tree, weights
 from disranker_jax.models.network import Network, from_hf
 
@@ -173,8 +173,7 @@ def _tokenizer(folder: Path, rows: int | None, files: tuple) -> PreTrainedTokeni
     # Never the folder's own code: for an unknown model_type transformers would ask at the terminal.
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
   except Exception as e:  # the parsers of its files raise many types
-    reason = str(e).strip().partition('\n')[0]
-    raise UserError(f'{folder}: no usable tokenizer: {reason}') from e
+    raise UserError(f'{folder}: no usable tokenizer: {first_line(e)}') from e
   if not tokenizer.is_fast:
     raise UserError(f'{folder}: needs a tokenizer.json (a fast tokenizer)')
   tokens = max(tokenizer.get_vocab().values()) + 1

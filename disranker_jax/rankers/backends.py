@@ -13,7 +13,7 @@ import numpy as np
 
 from disranker_jax.data.batches import EncodedGroup, Packer
 from disranker_jax.data.encoded import Encoded
-from disranker_jax.errors import UserError
+from disranker_jax.errors import UserError, first_line
 from disranker_jax.exporting import formats
 
 BACKENDS = ('onnx-int8', 'onnx', 'jax')
@@ -85,7 +85,7 @@ class Onnx:
     try:
       self._session = onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as e:  # onnxruntime's exceptions have no common base class
-      raise UserError(f'{file}: ONNX Runtime cannot load it: {str(e).splitlines()[0]}') from e
+      raise UserError(f'{file}: ONNX Runtime cannot load it: {first_line(e)}') from e
     self._inputs = [each.name for each in self._session.get_inputs()]
     # The first call allocates memory.
     self.score([Encoded(np.zeros(8, np.int32), np.zeros(8, np.int32), 0)] * 8)

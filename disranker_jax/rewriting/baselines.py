@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from disranker_jax.data import python_docs, sources
+from disranker_jax.data import sources
 from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document
 from disranker_jax.rewriting import queries
@@ -65,14 +65,10 @@ def title(doc: Document) -> str:
 def words_at(address: str) -> Callable[[Document], str]:
   """The words of documents at an address that similar queries have in common, for `nearest`.
 
-  Those of the module in python_docs, because a page's own name is of no use to other queries; the
-  title elsewhere.
+  Those of the title, if the source does not know better ones.
   """
-  scheme, rest = sources.split(address)
-  if scheme != 'python_docs':
-    return title
-  modules = python_docs.module_words(sources.packages(rest))
-  return lambda doc: modules[doc.doc_id]
+  topics = sources.open(address).topics()
+  return (lambda doc: topics[doc.doc_id]) if topics else title
 
 
 def nearest(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from disranker_jax.config.settings import Key, at_least
@@ -81,8 +81,7 @@ def test(run) -> list[Query]:
 
 def _queries(run, kind: str) -> list[Query]:
   least = run.config.rewrite.min_relevance
-  tables = sources.open_collection(prepare.address(run.config, kind))
-  excluded: Mapping[str, frozenset[str]] = getattr(tables, 'excluded', dict)()
+  excluded = sources.open(prepare.address(run.config, kind)).excluded()
   return [
     of_group(group, least, excluded.get(group.query_id, ())) for group in prepare.records(run, kind)
   ]

@@ -1,8 +1,9 @@
 """The documents that queries are written from and found among."""
 
-from disranker_jax.data import presence, sources
+from disranker_jax.data import sources
 from disranker_jax.data.holdout import place
 from disranker_jax.data.records import Document
+from disranker_jax.data.source import DOCUMENTS
 from disranker_jax.errors import UserError
 from disranker_jax.progress import say
 from disranker_jax.stages import prepare
@@ -28,7 +29,7 @@ def addresses(config) -> list[tuple[str, str, str]]:
 
 def first_of(config, *keys: str) -> list[tuple[str, str, str]]:
   """The first key of config.data that has an address, as one that is read for its documents."""
-  given = [(f'data.{key}', presence.DOCUMENTS, config.data[key]) for key in keys]
+  given = [(f'data.{key}', DOCUMENTS, config.data[key]) for key in keys]
   return [one for one in given if one[2]][:1]
 
 

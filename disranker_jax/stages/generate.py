@@ -321,7 +321,7 @@ def check(config) -> None:
       'config.generate.model, or set bidirectional=False'
     )
   if c.examples and c.shots:
-    sources.split(c.examples, 'examples')
+    sources.open(c.examples, 'examples')
   if config.data.teachers:
     raise UserError(
       "config.data.teachers: has no scores of generated queries; take 'generate' out of "

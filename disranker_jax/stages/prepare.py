@@ -1,7 +1,6 @@
 """Reads the four sources, checks every row, and writes them as ArrayRecord for the other stages."""
 
 import dataclasses
-import json
 
 from disranker_jax.config.settings import (
   Check,
@@ -19,7 +18,7 @@ from disranker_jax.data import clicks, preparing, sources, store, teacher_scores
 from disranker_jax.data.holdout import Holdout, OutsideTest
 from disranker_jax.data.negatives import Negatives
 from disranker_jax.data.records import listed
-from disranker_jax.data.teacher_scores import Teachers
+from disranker_jax.data.source import DEPTH
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline import manifest
@@ -32,6 +31,7 @@ from disranker_jax.stages import earlier, overlapping, result_table
 GENERATED, GENERATED_ADDRESS = 'generated', 'generated:'
 RETRIEVED = 'retrieved'
 MADE_BY = {GENERATED: 'generate', RETRIEVED: 'retrieve'}
+JOINED = ('candidates', 'judgements')  # get the scores of other teachers
 
 
 def kinds(config, stages=None) -> list[str]:
@@ -106,7 +106,9 @@ def take(run, donors) -> None:
       continue  # their job is known when the test is prepared
     job = job_of(run, kind)
     for other in donors:
-      if preparing.take(job, dataclasses.replace(job, **places(other, kind))):
+      if preparing.take(
+        job, dataclasses.replace(job, **preparing.places(other.folder('prepare') / kind))
+      ):
         say(f'prepare: {kind}: the same as in {other.workdir}, taken from there')
         break
 
@@ -129,11 +131,15 @@ def source_of(config, kind: str) -> str:
   return source
 
 
-def read_as(config, kind: str) -> str:
-  """As which kind the records of a kind are read from their address; others are derived from it."""
-  if kind == 'judgements' and config.data.negatives.count:
-    return sources.POOLED
-  return source_of(config, kind)
+def derived(config, kind: str) -> dict:
+  """How the records of a kind are derived from those of its source, for `preparing.job`."""
+  data = config.data
+  if kind == 'clicks':
+    return {'least': clicks.least(data.clicks)}
+  if kind != 'judgements':
+    return {}
+  drawn = Negatives(**data.negatives, seed=config.seed) if data.negatives.count else None
+  return {'ordered': data.judgements == teacher_scores.ORDER_ADDRESS, 'negatives': drawn}
 
 
 def address(config, kind: str) -> str:
@@ -147,43 +153,16 @@ def address(config, kind: str) -> str:
 
 def job_of(run, kind: str) -> preparing.Job:
   """The preparation of a kind that the config describes."""
-  data = run.config.data
-  depth, limit, changes, settings = data.depth, data.limit[kind], [], []
-  if kind == 'clicks' and (least := clicks.least(data.clicks)):
-    # The limit counts clicks, not the queries that they are derived from.
-    changes.append(clicks.Relevant(least, limit))
-    settings.append(repr(changes[-1]))
-    limit = 0
-  if data.teachers and kind in ('candidates', 'judgements'):
-    of_teachers = kind == 'judgements' and data.judgements == teacher_scores.ORDER_ADDRESS
-    changes.append(Teachers(data.teachers, drop=kind == 'candidates' or of_teachers))
-    settings += map(sources.fingerprint, data.teachers)
-    if of_teachers:
-      changes.append(teacher_scores.ordered)
-      settings.append(teacher_scores.ORDER_ADDRESS)
-  if data.negatives.count and kind == 'judgements':
-    changes.append(Negatives(**data.negatives, seed=run.config.seed))
-    settings.append(repr(changes[-1]))
-    depth = depth or sources.default_depth(address(run.config, kind))
-    depth = depth and max(depth, data.negatives.max_rank)  # 0: all rows are kept
-  keep = None
+  data, keep = run.config.data, None
   if data.holdout:
     keep = Holdout(data.holdout, data.fold, data.holdout_by, test=kind == 'test')
     if kind == 'clicks' and data.holdout_by and not clicks.least(data.clicks):
       keep = outside_test(run)
-    settings.append(repr(keep))
-  other = read_as(run.config, kind)
-  return preparing.Job(
-    address(run.config, kind), kind, **places(run, kind), depth=depth, limit=limit,
-    on_bad_row=data.on_bad_row, changes=tuple(changes), change_settings=json.dumps(settings),
-    read_as='' if other == kind else other, keep=keep,
+  return preparing.job(
+    address(run.config, kind), kind, run.folder('prepare') / kind, **derived(run.config, kind),
+    teachers=data.teachers if kind in JOINED else (), depth=data.depth, limit=data.limit[kind],
+    on_bad_row=data.on_bad_row, keep=keep,
   )  # fmt: skip
-
-
-def places(run, kind: str) -> dict:
-  """Where the records of a kind and its bad rows go."""
-  folder = run.folder('prepare') / kind
-  return {'folder': folder, 'quarantine': folder.with_name(f'{kind}.quarantine.jsonl')}
 
 
 def outside_test(run) -> OutsideTest:
@@ -216,14 +195,11 @@ def is_to_come(run, kind: str) -> bool:
 def is_address(value: str) -> bool:
   if value.startswith('judgements:'):
     return clicks.ADDRESS.fullmatch(value) is not None
-  return value in ('', GENERATED_ADDRESS, teacher_scores.ORDER_ADDRESS) or (
-    value.partition(':')[0] in sources.SCHEMES and ':' in value
-  )
+  others = ('', GENERATED_ADDRESS, teacher_scores.ORDER_ADDRESS)
+  return value in others or sources.is_address(value)
 
 
-ADDRESS = Check(
-  'an address, such as ' + ', '.join(example for _, example in sources.SCHEMES.values()), is_address
-)
+ADDRESS = Check(f'an address, such as {sources.EXAMPLES}', is_address)
 SETTINGS: Section = {
   'clicks': Key(
     'python_docs:', ADDRESS,
@@ -266,7 +242,7 @@ SETTINGS: Section = {
   'depth': Key(
     0, at_least(0),
     'First-stage documents that are kept per query, by their rank; judgements keep all of theirs. '
-    f'0: {sources.DEPTH} of a run or BM25, all documents of rows.',
+    f'0: {DEPTH} of a run or BM25, all documents of rows.',
   ),
   'holdout': Key(
     0.0, share(below_one=True),
@@ -351,11 +327,14 @@ def check_order(config) -> None:
 def addresses(config) -> list[tuple[str, str, str]]:
   """See Stage.addresses."""
   found = [
-    (f'data.{source_of(config, kind)}', read_as(config, kind), address(config, kind))
+    (
+      f'data.{source_of(config, kind)}',
+      preparing.read_as(kind, **derived(config, kind)),
+      address(config, kind),
+    )
     for kind in kinds(config)
   ]
-  joined = {'candidates', 'judgements'} & set(kinds(config))  # see job_of
-  teachers = config.data.teachers if joined else ()
+  teachers = config.data.teachers if {*JOINED} & {*kinds(config)} else ()
   return found + [('data.teachers', sources.SCORES, each) for each in teachers]
 
 

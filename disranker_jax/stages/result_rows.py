@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from disranker_jax.config.settings import Key, list_of, one_of
 from disranker_jax.data import first_stage as first_stages
+from disranker_jax.data import sources
 from disranker_jax.data.records import Document, Group
 from disranker_jax.evaluation import metrics
 from disranker_jax.pipeline.stage import Run
@@ -41,7 +42,7 @@ def first_stage(run: Run, row: Row, groups) -> Ranking:
   """
   every = sum(len(g.docs) for g in groups)
   if any(d.rank for g in groups for d in g.docs):
-    facts = {} if is_bm25(run.config.data.test) else {'title': 'first stage'}
+    facts = {} if sources.open(run.config.data.test).ranked_by_bm25 else {'title': 'first stage'}
     ranking, note = given_scores(groups)
     if note:
       note = f'{note}, so the scores in {row.name}.run are -rank; fuse it by ranks'
@@ -89,13 +90,6 @@ def apart(docs: Sequence[Document]) -> dict[str, float]:
     last = min(doc.score, below) if found else doc.score
     found[doc.doc_id] = last
   return found
-
-
-def is_bm25(address: str) -> bool:
-  """Whether the ranks of an address's test records are BM25's."""
-  scheme, _, rest = address.partition(':')
-  options = rest.partition('?')[2].split('&')
-  return scheme == 'python_docs' or 'run=bm25' in options
 
 
 def bm25(groups: Sequence[Group]) -> metrics.Run:

@@ -21,7 +21,7 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from disranker_jax.devices import processes, sharding
-from disranker_jax.errors import UserError
+from disranker_jax.errors import UserError, first_line
 from disranker_jax.models import tree
 from disranker_jax.pipeline import manifest
 
@@ -221,8 +221,3 @@ def load_step(folder: Path, mesh):
   saved = ocp.metadata(folder, checkpointable_name='params').metadata
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
   return ocp.load(folder, sharding.abstract(shapes, mesh), checkpointable_name='params')
-
-
-def first_line(error: Exception | str) -> str:
-  """The first line of an error's text, for a log."""
-  return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from disranker_jax.devices import processes
-from disranker_jax.errors import UserError
+from disranker_jax.errors import UserError, reason
 
 TENSORBOARD_S = 10.0  # a running TensorBoard sees new events after this long
 
@@ -193,11 +193,11 @@ def check_login(project: str) -> None:
   try:
     known = wandb.login()
   except Exception as e:  # wandb's exceptions change between releases
-    known, reason = False, f' ({" ".join(str(e).split())[:200]})'
+    known, why = False, f' ({reason(e)})'
   else:
-    reason = ''
+    why = ''
   if not known:
     raise UserError(
-      f"config.wandb_project={project!r}: not logged in{reason}: run 'wandb login', set "
+      f"config.wandb_project={project!r}: not logged in{why}: run 'wandb login', set "
       "WANDB_MODE=offline, or set ''"
     )

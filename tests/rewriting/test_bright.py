@@ -54,7 +54,7 @@ def test_the_long_setting_has_whole_pages(folder):
 
 
 def test_queries_know_what_is_excluded(folder):
-  tables = sources.open_collection(f'bright:{folder}?task=biology')
+  tables = sources.open(f'bright:{folder}?task=biology')
   assert tables.excluded() == {'0': frozenset(), '1': frozenset({'bulb/1.txt', 'bulb/2.txt'})}
   query = queries.of_group(read(folder, 'judgements')[1], excluded=tables.excluded()['1'])
   assert 'bulb/2.txt' in query.excluded

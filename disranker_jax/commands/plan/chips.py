@@ -5,7 +5,7 @@ import math
 import os
 import re
 
-from disranker_jax.errors import UserError
+from disranker_jax.errors import UserError, first_line
 
 GIB = 2**30
 
@@ -119,7 +119,7 @@ def devices(where: Slice) -> list:
   try:
     described = topologies.get_topology_desc(where.name, 'tpu', **options).devices
   except Exception as e:  # the compiler's exceptions have no public type
-    reason = str(e).strip().splitlines()[0]
-    raise UserError(f'--topology={where.name}: {reason}; usual ones are {names()}') from e
+    what = f'{first_line(e)}; usual ones are {names()}'
+    raise UserError(f'--topology={where.name}: {what}') from e
   assert len(described) == where.size, (where, len(described))
   return list(described)

@@ -5,8 +5,8 @@ import math
 
 from ml_collections import ConfigDict
 
-from disranker_jax.data import sources
 from disranker_jax.data.contract_prompts import ExpectedPrompt
+from disranker_jax.data.source import DEPTH
 from disranker_jax.rankers.llm.ranker import Plan
 from disranker_jax.stages import prompting
 
@@ -73,6 +73,6 @@ def find(config: ConfigDict, name: str) -> Prompts | None:
   method = method or (config.score.method if section == 'score' else '')
   if not method:
     return None
-  documents = config[section].get('group_size', 0) or config.data.depth or sources.DEPTH
+  documents = config[section].get('group_size', 0) or config.data.depth or DEPTH
   todo = prompting.plan(config, section, method).fitted(documents)
   return Prompts(section, method, todo, documents)

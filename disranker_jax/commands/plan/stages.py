@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from disranker_jax.commands.plan import prompts
 from disranker_jax.devices import sharding
-from disranker_jax.errors import UserError
+from disranker_jax.errors import UserError, first_line
 from disranker_jax.models import attention_choice, eight_bits, load, tiny, weights
 from disranker_jax.models.network import Network
 from disranker_jax.pipeline import opening, steps, systems
@@ -158,9 +158,8 @@ def config_folder(name: str, scratch: pathlib.Path) -> pathlib.Path:
       raise FileNotFoundError(f'no {local / "config.json"}')
     return pathlib.Path(huggingface_hub.hf_hub_download(name, 'config.json')).parent
   except Exception as e:  # the hub's HTTP library, and so its exceptions, change
-    reason = str(e).strip().splitlines()[0]
     raise UserError(
-      f'its config.json cannot be found ({reason}); name a folder that has it, or one of '
+      f'its config.json cannot be found ({first_line(e)}); name a folder that has it, or one of '
       f'{", ".join(PUBLISHED)}'
     ) from e
 
