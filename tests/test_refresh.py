@@ -84,7 +84,8 @@ def test_examples_keep_their_places_when_their_pages_are_found_again(tmp_path):
   run.folder('index').mkdir()
   (run.folder('index') / 'manifest.json').write_text('{"fingerprint": "i"}')
   usable = lambda one: bool(one.pages)  # noqa: E731
-  finder = refresh.Finder(run, 'align', None, found, learned, usable)
+  model = index.open_retriever(run.config)
+  finder = refresh.Finder(run, 'align', model, found, learned, usable)
   shards = finder._shards(4)
   shards.folder.mkdir(parents=True)
   shards.write(range(0, 1), [('q1', [])])
