@@ -37,7 +37,6 @@ class Format:
   items   what the items are called, and the key of their number in notes
   what    what the rows are called
   stage   the stage that computes them
-  former  keys of what made the shards of an earlier program, and decides nothing now
   """
 
   schema: pa.Schema
@@ -45,7 +44,6 @@ class Format:
   items: str
   what: str
   stage: str
-  former: tuple[str, ...] = ()
 
   @property
   def again(self) -> str:
@@ -110,13 +108,12 @@ class Shard:
     return pq.read_table(self.file, schema=self.format.schema)
 
 
-def differing(made: dict, now: dict, former: Sequence[str] = ()) -> list[str]:
-  """In what the origin of rows differs from what would make them now; `former` decides nothing.
+def differing(made: dict, now: dict) -> list[str]:
+  """In what the origin of rows differs from what would make them now.
 
   The model's 'version' is not compared where one side does not tell it.
   """
-  keys = (made.keys() | now.keys()) - set(former)
-  keys -= {'version'} - (made.keys() & now.keys())
+  keys = (made.keys() | now.keys()) - ({'version'} - (made.keys() & now.keys()))
   return [key for key in sorted(keys) if made.get(key) != now.get(key)]
 
 
@@ -167,8 +164,7 @@ class Shards:
 
   def _is_whole(self, shard: Shard) -> bool:
     note = shard.note()
-    made, former = self.made, self.format.former
-    if made is not None and (differs := differing(note['made'], made, former)):
+    if self.made is not None and (differs := differing(note['made'], self.made)):
       raise UserError(
         f'{shard.file}: was made with another {", ".join(differs)}; {self.format.again}'
       )
