@@ -20,19 +20,6 @@ from disranker_jax.config import settings
 from disranker_jax.config.settings import Key, Section, at_least, boolean, list_of, one_of, text
 from disranker_jax.errors import UserError
 
-# Keys that had other names before: the last part of the old key, and the new one.
-RENAMED = {
-  'accumulate': 'gradient_accumulation_steps', 'b2': 'adam_b2', 'blocks': 'data_shards',
-  'clip': 'max_grad_norm', 'explode': 'skip_step_norm_ratio', 'finetune': 'student_sft',
-  'finetuned': 'student_sft', 'first': 'min_rank', 'guard': 'filter_false_negatives',
-  'hang_s': 'watchdog_s', 'hard': 'hard_label_weight', 'hidden': 'hidden_weight',
-  'last': 'max_rank', 'least_std': 'min_std', 'moments': 'adam_mu_dtype',
-  'most_ties': 'max_tied_share', 'params': 'param_dtype', 'relevant': 'min_relevance',
-  'scan': 'scan_layers', 'shard_queries': 'unit_queries', 'slack': 'tolerance_factor',
-  'standardise': 'normalize_scores',
-  'start': 'init_from', 'warmup': 'warmup_ratio',
-}  # fmt: skip
-
 
 def run_settings(system: str) -> Section:
   """The keys that belong to no stage, model or data."""
@@ -160,12 +147,7 @@ def check_lengths(config: ConfigDict, role: str) -> None:
 
 
 def no_such_key(path: str, known) -> str:
-  """Why a key is unknown: its new name, or the nearest key."""
-  if path == 'distill.margin':
-    return "is called 'distill.hard_label_margin' now"
-  parts = [RENAMED.get(part, part) for part in path.split('.')]
-  if (new := '.'.join(parts)) != path and any(k == new or k.startswith(f'{new}.') for k in known):
-    return f'is called {new!r} now'
+  """Why a key is unknown, with the nearest key."""
   near = difflib.get_close_matches(path, known, 1)
   return 'there is no such key' + (f'; did you mean {near[0]!r}?' if near else '')
 

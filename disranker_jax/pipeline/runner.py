@@ -15,7 +15,7 @@ from disranker_jax import config as configs
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import Stopped, UserError
 from disranker_jax.locks import locked
-from disranker_jax.models import files, weights
+from disranker_jax.models import files
 from disranker_jax.pipeline import inputs as outside
 from disranker_jax.pipeline import manifest, opening, systems
 from disranker_jax.pipeline.estimate import Estimate
@@ -113,34 +113,6 @@ class Pipeline:
     """Raises: UserError if a chosen stage, or one that it reads, is stale or missing."""
     for stage in systems.preceding(self.listed, [s.name for s in self.chosen]):
       self.refuse_stale(stage, self.state(stage, self.again))
-    self.say_former_models()
-
-  def say_former_models(self) -> None:
-    """A line for a model of which an earlier program may have had others in what it has made.
-
-    Manifests of earlier programs do not tell it, so only the user can know.
-    """
-    begun: dict[str, list[str]] = {}  # stages by key of the model
-    to_come = set()
-    for stage in self.listed:
-      state = self.state(stage, self.again)
-      keys = outside.versions(self.inputs(stage)).keys()
-      if state.before:
-        for key in keys - state.before['inputs'].keys():
-          begun.setdefault(key, []).append(stage.name)
-      if stage in self.chosen and not state.is_done:
-        to_come |= keys
-    flat = configs.flatten(self.run.config)
-    for key, names in begun.items():
-      key_of = key.removesuffix(outside.VERSION)
-      former = weights.FORMER.get(flat[key_of])
-      if former and key in to_come:
-        say(
-          f'warning: {", ".join(names)} in {self.run.workdir}: begun by an earlier version, which '
-          f'took {former} for config.{key_of}={flat[key_of]!r} where the hub answered; this one '
-          f'always takes {weights.version(flat[key_of])}. If the hub answered, start again: with '
-          f'--config.{key_of}={former} and another --workdir, or with --rerun={names[0]}'
-        )
 
   def to_open(self, donors: Sequence[Run]) -> list[Stage]:
     """The chosen stages that are not done, neither here nor by a donor with the same settings."""
@@ -149,7 +121,7 @@ class Pipeline:
       state = self.state(stage, self.again)
       others = [manifest.read(other.folder(stage.name)) for other in donors]
       taken = any(
-        m and m['status'] == 'done' and not self.changes(stage, m, state.wanted, m['inputs'])
+        m and m['status'] == 'done' and not manifest.changes(m, state.wanted, m['inputs'])
         for m in others
       )
       if not state.is_done and not taken:
@@ -212,23 +184,10 @@ class Pipeline:
     wanted = manifest.settings_of(self.run.config, stage.sections)
     current = {n: None if n in again else v for n, v in self.inputs(stage).items()}
     if before:
-      current = outside.as_before(self.run.config, before['inputs'], current)
-    changes = self.changes(stage, before, wanted, current) if before else []
+      current = outside.as_before(before['inputs'], current)
+    changes = manifest.changes(before, wanted, current) if before else []
     done = before is not None and before['status'] == 'done' and stage.is_complete(self.run)
     return State(before, done, wanted, current, changes)
-
-  def changes(self, stage: Stage, before: dict, wanted: dict, inputs: dict) -> list[str]:
-    """What has changed since a stage was started, by its manifest."""
-    reads = manifest.reading(self.run.config, stage.sections)
-    inputs = outside.as_before(self.run.config, before['inputs'], inputs)
-    if stage.ignores_init_from:  # the manifest of an earlier program may have it
-      starts = {f'{role}.init_from' for role in stage.models}
-      then, inputs = (
-        {name: value for name, value in found.items() if name not in starts}
-        for found in (before['inputs'], inputs)
-      )
-      before = before | {'inputs': then}
-    return manifest.changes(before, wanted, inputs, reads)
 
   def inputs(self, stage: Stage) -> dict[str, str | None]:
     """Fingerprints of what a stage is made from; None for an earlier stage that is not done."""
@@ -281,7 +240,7 @@ class Pipeline:
     for other in donors:
       source = other.folder(stage.name)
       before = manifest.read(source)
-      same = before and not self.changes(stage, before, state.wanted, state.inputs)
+      same = before and not outside.changes(before, state.wanted, state.inputs)
       if same and before['status'] == 'done':
         refuse_links(source)
         with files.replacing(folder) as new:
@@ -301,11 +260,7 @@ class Pipeline:
       return False
     position = f'{[s.name for s in self.chosen].index(stage.name) + 1}/{len(self.chosen)}'
     say(f'{stage.name} ({position}): {"continues" if state.before else "starts"}')
-    inputs = state.inputs
-    if state.before and not stage.has_parts:
-      # An earlier program did not record the version of a model; from now on another one is stale.
-      inputs = outside.versions(self.inputs(stage)) | inputs
-    record = manifest.Manifest(folder, stage.name, state.wanted, inputs)
+    record = manifest.Manifest(folder, stage.name, state.wanted, state.inputs)
     processes.asked()  # what was asked before counts no more
     try:
       results = stage.execute(self.run)

@@ -14,8 +14,7 @@ from disranker_jax.config.settings import Key, Section, at_least, text
 from disranker_jax.data.records import Group
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import fusion, metrics, runs
-from disranker_jax.pipeline import manifest
-from disranker_jax.pipeline.inputs import every_file
+from disranker_jax.pipeline import inputs, manifest
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import loaded
@@ -182,7 +181,7 @@ def has_reranker(config: ConfigDict) -> bool:
 def fingerprint(config: ConfigDict) -> list:
   """What the re-ranker is."""
   folder = loaded.locate(config.search.reranker)
-  return [config.search.reranker, manifest.files(every_file(folder))]
+  return [config.search.reranker, manifest.files(inputs.model_files(folder, onnx=True))]
 
 
 SETTINGS: Section = {
