@@ -21,7 +21,7 @@ from disranker_jax.pipeline import manifest, opening, systems
 from disranker_jax.pipeline.estimate import Estimate
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import clock, say
-from disranker_jax.stages import earlier, prepare, quantise_gate
+from disranker_jax.stages import earlier, prepare
 from disranker_jax.stages import report as report_stage
 
 
@@ -234,7 +234,7 @@ class Pipeline:
   def take(self, stage: Stage, donors: Sequence[Run]) -> None:
     """Links a stage that has not started from the first run that did the same."""
     folder = self.run.folder(stage.name)
-    if manifest.read(folder) is not None or stage.name == 'report':  # a report is of its own run
+    if manifest.read(folder) is not None or stage.of_its_run:
       return
     state = self.state(stage)
     for other in donors:
@@ -248,8 +248,7 @@ class Pipeline:
           files.link_tree(source, new, copied=stage.has_parts)
         say(f'{stage.name}: the same as in {other.workdir}, taken from there')
         return
-    if stage.name == 'prepare':
-      prepare.take(self.run, donors)
+    stage.take(self.run, donors)
 
   def run_stage(self, stage: Stage) -> bool:
     """Runs or resumes a stage; False if it was done before."""
@@ -272,7 +271,7 @@ class Pipeline:
     except UserError:
       record.stopped()
       if processes.is_first():
-        remove_if_empty(folder, stage.has_parts)
+        remove_if_empty(self.run, stage)
       raise
     record.finished(results)
     processes.barrier(f'{stage.name} is done')
@@ -300,22 +299,17 @@ def refuse_links(folder: Path) -> None:
       raise UserError(f'--reuse: {path} is a link; put a copy of what it points to in its place')
 
 
-def remove_if_empty(folder: Path, has_parts: bool) -> None:
+def remove_if_empty(run: Run, stage: Stage) -> None:
   """Removes what a stage wrote before it met bad input, unless there is work to continue from.
-
-  `has_parts` is that of the stage.
 
   Fixing the input may change the stage's inputs, which must not make it stale.
   """
-  if any(folder.glob('*/prepared.json')) or any(folder.glob('.*.partial/journal.json')):
-    # Each kind of prepared data knows what it was made from.
-    (folder / 'manifest.json').unlink(missing_ok=True)
-  elif not any((folder / kept).exists() for kept in ('checkpoints', 'shards', 'trials')):
-    written = {path.name for path in folder.iterdir()} - {manifest.FILE}
-    if written and (has_parts or quantise_gate.FILE in written):
-      # Parts know what they were made from; what a gate measured counts with other limits too.
-      (folder / manifest.FILE).unlink(missing_ok=True)
-    else:
-      shutil.rmtree(folder, ignore_errors=True)
+  folder = run.folder(stage.name)
+  written = {path.name for path in folder.iterdir()} - {manifest.FILE}
+  if written and stage.is_reusable(run):
+    (folder / manifest.FILE).unlink(missing_ok=True)
+  # A training that had begun leaves its logs, which may tell what was wrong.
+  elif not written or not ('checkpoints' in written or stage.kept(run)):
+    shutil.rmtree(folder, ignore_errors=True)
   if {p.name for p in folder.parent.iterdir()} <= {'config.json', '.lock'}:
     shutil.rmtree(folder.parent)

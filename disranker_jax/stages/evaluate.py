@@ -106,6 +106,25 @@ def filled(run: Run, row: Row) -> dict | None:
   return done['results'] if inputs.as_before(then, now) == then else None
 
 
+def ranking_of(run: Run, name: str, groups: Sequence[Group]) -> metrics.Run:
+  """The ranking of the test queries by a row of the table: the one on disk if it is still good.
+
+  Raises: Lacking.
+  """
+  found = on_disk(run, name)
+  if found is not None:
+    return found
+  row = result_table.of(run.config).rows[name]
+  return row.rank(run, row, groups)[0]
+
+
+def on_disk(run: Run, name: str) -> metrics.Run | None:
+  """The ranking of a row of the config that is filled already and still good."""
+  table, file = result_table.of(run.config), folder_of(run) / f'{name}.run'
+  is_there = name in run.config[table.stage].models and file.exists()
+  return runs.read_run(file) if is_there and filled(run, table.rows[name]) else None
+
+
 def versions_of(run: Run, row: Row) -> dict[str, str]:
   """{'ROLE.model version': version} of the named models of a row, as the manifest has them."""
   found = (manifest.read(folder_of(run)) or {'inputs': {}})['inputs']

@@ -118,6 +118,13 @@ def kept(run) -> str:
   return ', '.join([*done, *(['a part of the next kind'] if begun else [])])
 
 
+def is_reusable(run) -> bool:
+  """Whether there are prepared records or the beginning of some: each kind knows its job."""
+  folder = run.folder('prepare')
+  begun = folder.glob('.*.partial/journal.json')
+  return any(begun) or any(folder.glob(f'*/{store.RESULT}'))
+
+
 def source_of(config, kind: str) -> str:
   """The key of config.data that has the address from which a kind of records is made."""
   source = kind
@@ -379,6 +386,8 @@ STAGE = Stage(
   'data',
   check,
   kept=kept,
+  is_reusable=is_reusable,
+  take=take,
   outside=outside,
   addresses=addresses,
 )

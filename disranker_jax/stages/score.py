@@ -395,5 +395,5 @@ STAGE = Stage(
   'score', 'the teacher scores unlabeled pairs', execute, SETTINGS, check=check, role='teacher',
   reads_stages=('prepare', 'cpt', 'sft', 'generate', 'retrieve'), reads_records=reads,
   head=lambda config: HEADS[config.teacher.scorer], kept=kept, uses=uses, outside=outside,
-  scores_records=True, paper_rows=46_814_775,
+  is_reusable=quantise_gate.is_alone, scores_records=True, paper_rows=46_814_775,
 )  # fmt: skip

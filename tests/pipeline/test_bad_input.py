@@ -10,10 +10,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from disranker_jax import losses
+from disranker_jax.config import defaults
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.models import weights
-from disranker_jax.pipeline import runner
+from disranker_jax.pipeline import runner, systems
+from disranker_jax.pipeline.stage import Run
 from disranker_jax.stages import sft
 
 JUDGEMENTS = helpers.own_rows('judgements')
@@ -223,3 +225,36 @@ class TestBadInput:
     (tmp_path / 'run').write_text('mine')
     assert f'{tmp_path / "run"}: is a file' in helpers.refused(helpers.config(), tmp_path / 'run')
     assert (tmp_path / 'run').read_text() == 'mine'
+
+
+@pytest.mark.parametrize(
+  ('name', 'written', 'folder_stays', 'manifest_stays'),
+  [
+    ('prepare', [], False, False),
+    ('prepare', ['test.quarantine.jsonl'], False, False),
+    ('prepare', ['test/prepared.json'], True, False),
+    ('prepare', ['.test.partial/journal.json'], True, False),
+    ('cpt', ['samples.md'], False, False),
+    ('cpt', ['metrics.jsonl', 'checkpoints/7/params'], True, True),
+    ('cpt', ['metrics.jsonl', 'checkpoints/.part'], True, True),  # its logs may tell why
+    ('distill', ['trials/0.5/metrics.jsonl'], False, False),
+    ('distill', ['trials/0.5/checkpoints/7/params'], True, True),
+    ('score', ['quantise_gate.json'], True, False),
+    ('evaluate', [], False, False),
+    ('evaluate', ['bm25.json'], True, False),
+    ('report', ['summary.json'], False, False),
+  ],
+)
+def test_what_a_stage_leaves_where_its_input_is_bad(
+  tmp_path, name, written, folder_stays, manifest_stays
+):
+  """Work to continue from stays, and no manifest by which other settings would be stale."""
+  run = Run(defaults(), tmp_path / 'run', None)
+  folder = run.folder(name)
+  for file in ('manifest.json', '../config.json', *written):
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_text('{}')
+  runner.remove_if_empty(run, systems.find(run.config, name))
+  assert folder.exists() == folder_stays and run.workdir.exists() == folder_stays
+  assert (folder / 'manifest.json').exists() == manifest_stays
+  assert all((folder / file).exists() == folder_stays for file in written)
