@@ -323,7 +323,7 @@ def test_a_decay_of_one_would_never_move():
 
 
 def test_every_training_stage_has_it():
-  for system in systems.SYSTEMS:
+  for system in systems.every():
     config = configs.defaults(system)
     for stage in systems.get(system).stages:
       if stage.task is not None:

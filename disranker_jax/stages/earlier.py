@@ -15,7 +15,7 @@ from disranker_jax import config as configs
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.models import files
-from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline import manifest, systems
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.training import checkpoint
 
@@ -39,8 +39,6 @@ def exists(folder: str) -> bool:
 
 def named(config) -> Iterator[tuple[str, str]]:
   """(config key, workdir) of each earlier run that a config names."""
-  from disranker_jax.pipeline import systems  # which imports the stages
-
   for role in systems.of(config).roles:
     if config.get(role, {}).get('init_from'):
       yield f'{role}.init_from', config[role].init_from
@@ -110,8 +108,6 @@ def _note(workdir: Path, role: str) -> dict | None:
 
 
 def _fingerprint(config, donor: Run, role: str) -> str:
-  from disranker_jax.pipeline import systems  # which imports the stages
-
   key = f'config.{role}.init_from={config[role].init_from!r}'
   theirs = dict(donor.config.get(role, {}))
   for name in SAME:
@@ -149,8 +145,6 @@ def differing(config, theirs, paths: Iterable[str]) -> Iterator[tuple[str, Any, 
 
 def checkpoints(run: Run, role: str) -> list[Path]:
   """Folders of checkpoints with all that a run's model learned, oldest first."""
-  from disranker_jax.pipeline import systems  # which imports the stages
-
   first = []
   if before := run.config[role].get('init_from'):
     first = linked(run, role) or checkpoints(opened(f'{role}.init_from', before), role)

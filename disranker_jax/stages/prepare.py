@@ -22,7 +22,7 @@ from disranker_jax.data.records import listed
 from disranker_jax.data.teacher_scores import Teachers
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
-from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline import manifest, systems
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 from disranker_jax.stages import earlier, overlapping, result_table
@@ -39,8 +39,6 @@ def kinds(config, stages=None) -> list[str]:
 
   A config without those stages need not name a source for them.
   """
-  from disranker_jax.pipeline import systems  # which imports this module
-
   names = config.stages if stages is None else stages
   read = {
     kind for s in systems.of(config).stages if s.name in names for kind in s.reads_records(config)

@@ -21,7 +21,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
 from disranker_jax.models import eight_bits
 from disranker_jax.models.load import HEADS, open_model
-from disranker_jax.pipeline import inputs, manifest
+from disranker_jax.pipeline import inputs, manifest, systems
 from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import score_statistics
@@ -89,8 +89,6 @@ def gate_kinds(config) -> list[str]:
 
 def trained_by(config) -> list[str]:
   """The stages of the run whose parameters score."""
-  from disranker_jax.pipeline import systems  # which imports the stages
-
   read, method = systems.trained_stages(config, 'teacher'), config.score.method
   usable = prompting.stages(prompting.plan(config, 'score', method)) if method else read
   return [stage for stage in read if stage in usable]

@@ -15,9 +15,9 @@ from disranker_jax.generative.records import Found
 from disranker_jax.generative.stages import index, memorise, retrieve
 from disranker_jax.models.writing import Beams
 from disranker_jax.pipeline import inputs, manifest, seeds
+from disranker_jax.pipeline.all_systems import SEARCH
 from disranker_jax.pipeline.runner import Pipeline
 from disranker_jax.pipeline.stage import Run
-from disranker_jax.pipeline.systems import SEARCH
 from disranker_jax.report import intervals
 from disranker_jax.stages import collection_rows, evaluate, prepare, roles
 
