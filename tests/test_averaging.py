@@ -23,7 +23,7 @@ from disranker_jax import config as configs
 from disranker_jax.devices import memory, sharding
 from disranker_jax.errors import Stopped, UserError
 from disranker_jax.models import tree
-from disranker_jax.pipeline import manifest, opening, systems
+from disranker_jax.pipeline import opening, systems
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.stages import roles
 from disranker_jax.training import logs, optimizer, train
@@ -322,18 +322,8 @@ def test_a_decay_of_one_would_never_move():
     configs.check(config)
 
 
-def test_a_stage_from_before_the_setting_is_stale_only_if_it_is_used():
-  config = configs.defaults()
-  before = manifest.settings_of(config, ('sft',))
-  assert before and 'sft.ema' not in before
-  config.sft.ema = 0.99
-  wanted, reads = manifest.settings_of(config, ('sft',)), manifest.reading(config, ('sft',))
-  changed = manifest.changes({'config': before, 'inputs': {}}, wanted, {}, reads)
-  assert changed == ['config.sft.ema: was not set, is now 0.99']
-
-
 def test_every_training_stage_has_it():
-  for system in systems.SYSTEMS:
+  for system in systems.every():
     config = configs.defaults(system)
     for stage in systems.get(system).stages:
       if stage.task is not None:

@@ -278,7 +278,6 @@ class TestConfig:
         "--config.sft.epoch: there is no such key; did you mean 'sft.epochs'?",
       ),
       (['--config.sft=2'], '--config.sft: there is no such key'),
-      (['--config.sft.clip=2'], "--config.sft.clip: is called 'sft.max_grad_norm' now"),
       (['--config.sft.epochs=many'], 'many'),
       (['--config.sft.epochs'], 'epochs'),
       (['--config.seed=0.5'], '0.5'),

@@ -244,29 +244,6 @@ class TestEveryKey:
     message = refused(changed(**{key: value}))
     assert message.startswith('config.') and allowed in message
 
-  def test_every_old_name_leads_to_one_that_exists(self):
-    last = {part for path in KEYS for part in path.split('.')} | {'student_sft'}
-    assert set(configs.RENAMED.values()) <= last
-
-  @pytest.mark.parametrize(
-    'old, new',
-    [
-      ('sft.clip', 'sft.max_grad_norm'), ('finetune.warmup', 'student_sft.warmup_ratio'),
-      ('distill.margin', 'distill.hard_label_margin'), ('hang_s', 'watchdog_s'),
-      ('data.negatives.guard', 'data.negatives.filter_false_negatives'),
-    ],
-  )  # fmt: skip
-  def test_an_old_name_is_an_error_that_gives_the_new_one(self, old, new):
-    config = configs.defaults().unlock()
-    *sections, last = old.split('.')
-    section = config
-    for name in sections:
-      if name not in section:
-        section[name] = ConfigDict()
-      section = section[name]
-    section[last] = 1
-    assert refused(config) == f'config.{old}: is called {new!r} now'
-
 
 class TestExplain:
   def test_every_key_is_shown_with_its_value_and_comment(self):

@@ -182,7 +182,7 @@ class TestPage:
     assert [each['title'] for each in page.trainings(facts.gather(run))] == ['']
 
 
-@pytest.mark.parametrize('system', systems.SYSTEMS)
+@pytest.mark.parametrize('system', systems.every())
 def test_a_panel_has_no_more_lines_than_there_are_styles(system):
   panels = [p for stage in systems.get(system).stages for p in (*LOSS, *stage.panels)]
   assert all(len(panel.lines) <= len(curves.LINES) for panel in panels)

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.__main__ import names as benches
 from disranker_jax import config as configs
 from disranker_jax.commands import cli
-from disranker_jax.pipeline.systems import SYSTEMS
+from disranker_jax.pipeline.all_systems import SYSTEMS
 
 ROOT = Path(__file__).parents[1]
 DOCS = [f for f in sorted(ROOT.rglob('*.md')) if '.venv' not in f.parts and 'runs' not in f.parts]

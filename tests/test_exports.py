@@ -21,7 +21,7 @@ def config(system: str, **changes):
   return c
 
 
-@pytest.mark.parametrize('system', systems.SYSTEMS)
+@pytest.mark.parametrize('system', systems.every())
 def test_every_system_exports_a_model_that_it_trains(system):
   c, stages = defaults(system), systems.get(system).stages
   stage = systems.find(c, 'export')

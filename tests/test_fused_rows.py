@@ -53,7 +53,7 @@ def run(tmp_path, monkeypatch):
   monkeypatch.setattr(Row, 'load', lambda row, run: ('model', {}, 'score_head'))
   monkeypatch.setattr(roles, 'scorer', lambda run, *loaded, rows: loaded[0])
   monkeypatch.setattr(result_table, 'score_all', lambda name, scorer, groups: ranking(groups))
-  monkeypatch.setattr(fused_rows, 'ranking_of', lambda run, name, groups: ranking(groups))
+  monkeypatch.setattr(fused_rows.evaluate, 'ranking_of', lambda run, name, groups: ranking(groups))
   return types.SimpleNamespace(run=made, records=records)
 
 

@@ -162,7 +162,7 @@ def test_a_journal_names_files_of_its_folder_only(current, monkeypatch, capsys, 
 @pytest.mark.parametrize(('folder', 'lock'), [(0o755, 0o600), (0o775, 0o660), (0o777, 0o660)])
 def test_only_those_who_may_write_to_a_workdir_can_lock_it(tmp_path, folder, lock):
   tmp_path.chmod(folder)
-  (tmp_path / '.lock').touch(0o644)  # of an earlier version
+  (tmp_path / '.lock').touch(0o644)  # as somebody else made it
   with locks.locked(tmp_path):
     assert (tmp_path / '.lock').stat().st_mode & 0o777 == lock
 

@@ -1,6 +1,5 @@
 """Training logs: TensorBoard and W&B show the numbers of metrics.jsonl, also after a kill."""
 
-import hashlib
 import json
 import math
 import shutil
@@ -89,10 +88,9 @@ def test_values_that_are_not_finite_are_json_and_read_again(tmp_path):
   json.loads(line, parse_constant=lambda name: pytest.fail(f'{name} is not JSON'))
   [row] = logs.read(tmp_path / logs.FILE)
   assert math.isnan(row['loss']) and (row['grad_norm'], row['low']) == (math.inf, -math.inf)
-  # Earlier versions wrote the bare words.
-  (tmp_path / logs.FILE).write_text('{"step": 1, "loss": NaN, "grad_norm": Infinity}\n{"step": 2')
-  [row] = logs.read(tmp_path / logs.FILE)
-  assert math.isnan(row['loss']) and row['grad_norm'] == math.inf
+  with (tmp_path / logs.FILE).open('a') as file:  # a kill may leave the half of a line
+    file.write('{"step": 2')
+  assert len(logs.read(tmp_path / logs.FILE)) == 1
 
 
 def test_tensorboard_shows_each_step_once_after_restarts(tmp_path):
@@ -149,12 +147,6 @@ def test_wandb_gets_the_same_numbers_and_a_restart_continues_its_run(tmp_path, m
   logs.Logs(stage, 0, tensorboard=False, wandb_project='rankers').close()
   logs.Logs(tmp_path, 0, tensorboard=False, wandb_project='rankers').close()
   assert len({options['id'] for options in fake.inits}) == 3
-  # What began with an earlier version, whose id was made of the path, goes on in its run.
-  (stage / 'wandb_id.txt').unlink()
-  for step in (4, 8):
-    logs.Logs(stage, step, tensorboard=False, wandb_project='rankers').close()
-    former = hashlib.sha256(str(stage).encode()).hexdigest()[:16]
-    assert fake.inits[-1]['id'] == former
 
 
 def test_a_wandb_project_without_wandb_is_refused_before_anything_runs(monkeypatch):

@@ -97,41 +97,28 @@ class TestModelFiles:
       found.add(inputs.of_model('student.model', str(tmp_path))['student.model'])
     assert len(found) == 2
 
-  def test_a_run_from_before_keeps_its_fingerprint_of_the_whole_folder(self, tmp_path):
-    for name in ('config.json', 'model.safetensors', 'README.md'):
-      (tmp_path / name).write_text('{}')
-    config = configs.defaults()
-    config.student.model = str(tmp_path)
-    before = {'student.model': manifest.files(inputs.every_file(tmp_path)), 'cpt': 'aaa'}
-    now = inputs.of_model('student.model', str(tmp_path)) | {'cpt': 'bbb'}
-    assert now['student.model'] != before['student.model']
-    assert inputs.as_before(config, before, now) == before | {'cpt': 'bbb'}
-    (tmp_path / 'model.safetensors').write_text('others')
-    now = inputs.of_model('student.model', str(tmp_path))
-    assert inputs.as_before(config, before, now) == now
-
-  @pytest.mark.parametrize('model', ['~/model', '~/model.gguf', '{}/model.gguf', '{}/model'])
-  def test_a_model_that_an_earlier_program_did_not_record_is_not_new(
-    self, tmp_path, monkeypatch, model
-  ):
-    monkeypatch.setenv('HOME', str(tmp_path))
-    (tmp_path / 'model').mkdir()
-    (tmp_path / 'model' / 'config.json').write_text('{}')
-    (tmp_path / 'model.gguf').write_bytes(b'weights')
-    config = configs.defaults()
-    config.generate.model = model.format(tmp_path)
-    now = inputs.of_model('generate.model', config.generate.model)
-    # It recorded every other folder: there was none when the stage began.
-    recorded = model == '{}/model'
-    assert inputs.as_before(config, {}, now) == (now if recorded else {})
-    before = {'generate.model': 'of other files'}
-    assert inputs.as_before(config, before, now) == now
+  def test_what_onnx_runtime_reads_counts_for_rankers_alone(self, tmp_path):
+    (tmp_path / 'config.json').write_text('{}')
+    (tmp_path / 'onnx').mkdir()
+    found = [inputs.model_files(tmp_path, onnx=True)]
+    for name in ('model.onnx', 'model_int8.onnx', 'model.onnx_data'):
+      (tmp_path / 'onnx' / name).write_text('{}')
+      found.append(inputs.model_files(tmp_path, onnx=True))
+      assert inputs.model_files(tmp_path) == found[0]
+    assert len({manifest.files(paths) for paths in found}) == 4
+    for name in ('README.md', 'onnx/README.md'):
+      (tmp_path / name).write_text('A note.')
+    assert inputs.model_files(tmp_path, onnx=True) == found[-1]
 
   def test_a_version_that_one_side_does_not_know_is_not_compared(self):
-    config, key = configs.defaults(), 'teacher.model version'
-    assert inputs.as_before(config, {}, {key: 'a@1'}) == {}
-    assert inputs.as_before(config, {key: 'a@1'}, {}) == {key: 'a@1'}
-    assert inputs.as_before(config, {key: 'a@1'}, {key: 'a@2'}) == {key: 'a@2'}
+    key = 'teacher.model version'
+    known, other = {key: 'a@1'}, {key: 'a@2'}
+    for before, now, is_same in (
+      ({}, known, True), (known, {}, True), (known, known, True), (known, other, False),
+    ):  # fmt: skip
+      assert (inputs.as_before(before, now) == before) == is_same, (before, now)
+      changes = inputs.changes({'config': {}, 'inputs': before}, {}, now)
+      assert changes == ([] if is_same else [f'its input {key} has changed'])
 
 
 class TestAsked:
@@ -160,7 +147,7 @@ class TestAsked:
     assert json.loads(json.dumps(found)) == found
 
 
-@pytest.mark.parametrize('system', systems.SYSTEMS)
+@pytest.mark.parametrize('system', systems.every())
 def test_keys_that_a_stage_depends_on_are_keys_of_its_system(system):
   """Nothing would notice another one: no change of it would make the stage stale."""
   known = flatten(configs.sections(system))
@@ -176,17 +163,13 @@ def test_a_training_stage_depends_on_what_is_held_out_whatever_keys_it_names():
   assert named.sections == ('r.model', 'validation', 'a')
 
 
-def every(path: str) -> bool:
-  return True
-
-
 BEFORE = {'config': {'sft.epochs': 1.0, 'seed': 0}, 'inputs': {'cpt': 'aaa', 'prepare': 'bbb'}}
 
 
 class TestChanges:
   def changes(self, config=(), inputs=()):
     wanted = BEFORE['config'] | dict(config)
-    return manifest.changes(BEFORE, wanted, BEFORE['inputs'] | dict(inputs), every)
+    return manifest.changes(BEFORE, wanted, BEFORE['inputs'] | dict(inputs))
 
   def test_nothing_changed(self):
     assert self.changes() == []
@@ -209,21 +192,13 @@ class TestChanges:
   def test_settings_that_came_or_went_are_changes(self):
     [line] = self.changes({'sft.new': 1})
     assert 'config.sft.new' in line
-    [line] = manifest.changes(BEFORE, {'seed': 0}, BEFORE['inputs'], every)
+    [line] = manifest.changes(BEFORE, {'seed': 0}, BEFORE['inputs'])
     assert 'config.sft.epochs' in line
-
-  def test_settings_that_a_stage_no_longer_reads_are_no_changes(self):
-    config = configs.defaults()
-    reads = manifest.reading(config, ('sft',))
-    assert reads('sft.epochs') and not reads('seed') and not reads('sft.save_every')
-    before = {'config': {'sft.epochs': 1.0, 'seed': 1, 'sft.gone': 2}, 'inputs': {}}
-    [line] = manifest.changes(before, {'sft.epochs': 1.0}, {}, reads)
-    assert line == 'config.sft.gone: was 2, is now not set'
 
   def test_inputs_that_came_or_went_are_changes(self):
     [line] = self.changes(inputs={'sft': 'eee'})
     assert 'sft' in line
-    [line] = manifest.changes(BEFORE, BEFORE['config'], {'cpt': 'aaa'}, every)
+    [line] = manifest.changes(BEFORE, BEFORE['config'], {'cpt': 'aaa'})
     assert 'prepare' in line
 
 

@@ -307,7 +307,7 @@ class TestWholePipeline:
 def test_checking_a_config_starts_no_backend_because_processes_join_before():
   code = (
     'from jax._src import xla_bridge; from disranker_jax.commands.common import load_config; '
-    'from disranker_jax.pipeline import systems; '
+    'from disranker_jax.pipeline import all_systems; '
     "load_config('configs/tiny.py', []); print(xla_bridge.backends_are_initialized())"
   )
   done = subprocess.run(

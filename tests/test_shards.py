@@ -1,6 +1,5 @@
 """Shards of scores: atomic, checked against their notes, complete, in any sizes."""
 
-import dataclasses
 import errno
 import os
 
@@ -116,27 +115,13 @@ def test_another_models_shards_are_refused_by_what_differs(store):
     opened(store.folder, MADE | {'tokenizer': 'u'}).missing()
 
 
-def test_what_decides_nothing_now_refuses_no_shard_and_everything_else_does(store):
-  """A key that only one side has counts, such as the 8-bit format, which exact scores leave out."""
-  form = dataclasses.replace(shards.SCORES, former=('hits',))
-  for key, format in (('hits', shards.SCORES), ('quantize', form)):
-    with pytest.raises(UserError, match=f'was made with another {key}; do the scores again'):
-      shards.Shards(store.folder, QUERIES, MADE | {key: 'x'}, format).missing()
-  old = shards.Shards(store.folder, QUERIES, MADE | {'hits': 100, 'quantize': 'int8'})
-  write(old, SPANS[0])
+def test_a_key_that_only_one_side_has_refuses_shards(store):
+  """Such as the 8-bit format, which exact scores leave out."""
   with pytest.raises(UserError, match='was made with another quantize; do the scores again'):
-    shards.Shards(store.folder, QUERIES, MADE, form).missing()
-  write(shards.Shards(store.folder, QUERIES, MADE | {'hits': 100}), SPANS[0])
-  assert shards.Shards(store.folder, QUERIES, MADE, form).missing() == []
-
-
-def test_what_earlier_notes_lack_counts_where_both_tell_it(store):
-  form = dataclasses.replace(shards.SCORES, later=('kernel',))
-  write(shards.Shards(store.folder, QUERIES, MADE), SPANS[0])
-  assert shards.Shards(store.folder, QUERIES, MADE | {'kernel': 'x'}, form).missing() == []
-  write(shards.Shards(store.folder, QUERIES, MADE | {'kernel': 'y'}), SPANS[0])
-  with pytest.raises(UserError, match='was made with another kernel; do the scores again'):
-    shards.Shards(store.folder, QUERIES, MADE | {'kernel': 'x'}, form).missing()
+    opened(store.folder, MADE | {'quantize': 'int8'}).missing()
+  write(shards.Shards(store.folder, QUERIES, MADE | {'quantize': 'int8'}), SPANS[0])
+  with pytest.raises(UserError, match='was made with another quantize; do the scores again'):
+    opened(store.folder, MADE).missing()
 
 
 def test_a_pair_too_few_too_many_or_of_another_query_fails_the_audit(store):

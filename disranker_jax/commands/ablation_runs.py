@@ -9,7 +9,7 @@ from pathlib import Path
 from disranker_jax.commands.ablation import Ablation, Row, is_seeded, settings
 from disranker_jax.commands.common import load_config
 from disranker_jax.errors import UserError
-from disranker_jax.pipeline import manifest, runner
+from disranker_jax.pipeline import inputs, manifest, runner
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.progress import amount
 
@@ -137,6 +137,6 @@ def changed(args: argparse.Namespace, run: Planned) -> str:
     folder = pipeline.run.folder(stage.name)
     if before := manifest.read(folder):
       wanted = manifest.settings_of(config, stage.sections)
-      if found := pipeline.changes(stage, before, wanted, pipeline.inputs(stage)):
+      if found := inputs.changes(before, wanted, pipeline.inputs(stage)):
         return f'{run.workdir / folder.name} is stale: {"; ".join(found[:3])}'
   return ''

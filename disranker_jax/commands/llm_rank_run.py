@@ -11,14 +11,14 @@ import jax
 
 from disranker_jax import locks, outputs
 from disranker_jax.commands import unfinished
-from disranker_jax.data import contents, sources, store
+from disranker_jax.data import sources, store
 from disranker_jax.data.records import BadRows, Group, listed
 from disranker_jax.data.tables import Tables
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
 from disranker_jax.models import weights
-from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline import inputs, manifest
 from disranker_jax.progress import say
 from disranker_jax.rankers import filling
 from disranker_jax.rankers.llm import costs, methods
@@ -128,9 +128,7 @@ class Work:
   def _digest(self, plan: Plan) -> str:
     """Identifies the call: the contents of its inputs, and all flags that change a score."""
     args = self._args
-    folder = weights.find(args.model)
-    files = sorted(f for f in folder.rglob('*') if f.is_file() and f.name != 'README.md')
-    model = [[str(f.relative_to(folder)), contents.digest(f)] for f in files]
+    model = manifest.files(inputs.model_files(weights.find(args.model)))
     settings = [args.kind, args.depth, args.precision, args.param_dtype, args.batch_tokens]
     value = [model, sources.fingerprint(args.source), plan.to_dict(), settings, VERSION]
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()

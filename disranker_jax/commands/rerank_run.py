@@ -22,6 +22,7 @@ from disranker_jax.data.joined_run import JoinedRun, Listed
 from disranker_jax.errors import Stopped, UserError
 from disranker_jax.evaluation import fusion, runs
 from disranker_jax.evaluation.fusion import Fusion
+from disranker_jax.pipeline import inputs, manifest
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import exported, loaded
 
@@ -43,10 +44,9 @@ class Job(NamedTuple):
 
   def digest(self) -> str:
     """Identifies the job: the contents of its inputs, and all settings that change the result."""
-    files = sorted(f for f in self.model.rglob('*') if f.is_file() and f.name != 'README.md')
-    inputs = [[str(f.relative_to(self.model)), contents.digest(f)] for f in files]
-    inputs += [contents.digest(self.run), sources.fingerprint(self.source)]
-    value = [inputs, self.depth, self.missing, self.backend, self.fast, VERSION]
+    model = manifest.files(inputs.model_files(self.model, onnx=True))
+    value = [model, contents.digest(self.run), sources.fingerprint(self.source), VERSION]
+    value += [self.depth, self.missing, self.backend, self.fast]
     value += [self.fusion.weight, self.fusion.signal] if self.fusion else []
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 

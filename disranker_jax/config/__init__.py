@@ -19,24 +19,11 @@ from ml_collections import ConfigDict
 from disranker_jax.config import settings
 from disranker_jax.config.settings import Key, Section, at_least, boolean, list_of, one_of, text
 from disranker_jax.errors import UserError
-
-# Keys that had other names before: the last part of the old key, and the new one.
-RENAMED = {
-  'accumulate': 'gradient_accumulation_steps', 'b2': 'adam_b2', 'blocks': 'data_shards',
-  'clip': 'max_grad_norm', 'explode': 'skip_step_norm_ratio', 'finetune': 'student_sft',
-  'finetuned': 'student_sft', 'first': 'min_rank', 'guard': 'filter_false_negatives',
-  'hang_s': 'watchdog_s', 'hard': 'hard_label_weight', 'hidden': 'hidden_weight',
-  'last': 'max_rank', 'least_std': 'min_std', 'moments': 'adam_mu_dtype',
-  'most_ties': 'max_tied_share', 'params': 'param_dtype', 'relevant': 'min_relevance',
-  'scan': 'scan_layers', 'shard_queries': 'unit_queries', 'slack': 'tolerance_factor',
-  'standardise': 'normalize_scores',
-  'start': 'init_from', 'warmup': 'warmup_ratio',
-}  # fmt: skip
+from disranker_jax.pipeline import systems
 
 
 def run_settings(system: str) -> Section:
   """The keys that belong to no stage, model or data."""
-  from disranker_jax.pipeline import systems
   from disranker_jax.training.settings import HELD_OUT
 
   stages = systems.get(system).stages
@@ -49,7 +36,7 @@ def run_settings(system: str) -> Section:
     ),
     'seed': Key(0, at_least(0), 'Of everything random.'),
     'system': Key(
-      system, one_of(*systems.SYSTEMS), 'Which system is trained; it decides the stages.'
+      system, one_of(*systems.every()), 'Which system is trained; it decides the stages.'
     ),
     'stages': Key(usual, list_of(one_of(*names), distinct=True), 'The stages that the run has.'),
     'mesh': {
@@ -80,8 +67,6 @@ def run_settings(system: str) -> Section:
 
 def sections(system: str) -> Section:
   """All keys of a system's config, by section. Raises: UserError for an unknown system."""
-  from disranker_jax.pipeline import systems  # imported late: it imports jax
-
   found, whole = dict(run_settings(system)), systems.get(system)
   found |= {stage.section: stage.settings for stage in whole.stages if stage.section == 'data'}
   found |= {name: role.settings for name, role in whole.roles.items()}
@@ -94,11 +79,9 @@ def sections_of(config: ConfigDict) -> Section:
 
   Raises: UserError for an unknown system, or one whose sections the config does not have.
   """
-  from disranker_jax.pipeline import systems
-
   system = config.get('system', systems.DEFAULT)
   known, has = sections(system), set(config.keys())
-  others = [name for name in systems.SYSTEMS if has == sections(name).keys() != known.keys()]
+  others = [name for name in systems.every() if has == sections(name).keys() != known.keys()]
   if others:
     raise UserError(
       f'config.system={system!r}: the config has the sections of {others[0]!r}; in its file, start '
@@ -120,7 +103,6 @@ def check(config: ConfigDict) -> None:
 
   Raises: UserError naming the key, its value and the allowed values.
   """
-  from disranker_jax.pipeline import systems
   from disranker_jax.training import logs
 
   check_values(config)
@@ -137,8 +119,6 @@ def check_values(config: ConfigDict) -> None:
 
   Raises: UserError naming the key, its value and the allowed values.
   """
-  from disranker_jax.pipeline import systems
-
   flat, known = flatten(config), settings.flatten(sections_of(config))
   if extra := [path for path in flat if path not in known]:
     raise UserError(f'config.{extra[0]}: {no_such_key(extra[0], known)}')
@@ -160,12 +140,7 @@ def check_lengths(config: ConfigDict, role: str) -> None:
 
 
 def no_such_key(path: str, known) -> str:
-  """Why a key is unknown: its new name, or the nearest key."""
-  if path == 'distill.margin':
-    return "is called 'distill.hard_label_margin' now"
-  parts = [RENAMED.get(part, part) for part in path.split('.')]
-  if (new := '.'.join(parts)) != path and any(k == new or k.startswith(f'{new}.') for k in known):
-    return f'is called {new!r} now'
+  """Why a key is unknown, with the nearest key."""
   near = difflib.get_close_matches(path, known, 1)
   return 'there is no such key' + (f'; did you mean {near[0]!r}?' if near else '')
 
@@ -215,9 +190,7 @@ def split_lists(config: ConfigDict) -> None:
 @functools.cache
 def mappings() -> frozenset[str]:
   """The dotted keys whose value is a dict of names, in any system."""
-  from disranker_jax.pipeline import systems
-
-  every = [settings.flatten(sections(system)) for system in systems.SYSTEMS]
+  every = [settings.flatten(sections(system)) for system in systems.every()]
   return frozenset(k for known in every for k, key in known.items() if key.default == {})
 
 

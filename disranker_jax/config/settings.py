@@ -34,15 +34,12 @@ class Key:
 
   affects_results  False for settings that change how a stage runs but not what it computes; a
                    stage does not become stale when they change
-  added_later      True for settings that are newer than some runs, if the default does what these
-                   runs did: a stage that ran without the setting does not become stale
   """
 
   default: Any
   check: Check
   comment: str
   affects_results: bool = True
-  added_later: bool = False
 
 
 Section = Mapping[str, Union[Key, 'Section']]

@@ -57,7 +57,7 @@ FORMAT = Format(
     ('query_id', pa.string()), ('doc_id', pa.string()), ('page', pa.int64()),
     ('score', pa.float32()), ('matches', pa.list_(MATCH)),
   ]),
-  rows, 'queries', 'pages', 'retrieve', former=('hits',), later=('precision', 'tokenizer'),
+  rows, 'queries', 'pages', 'retrieve',
 )  # fmt: skip
 
 

@@ -73,9 +73,6 @@ KNOWN = {
   ),
 }
 
-# What earlier versions took for a short name where the hub answered.
-FORMER = {'smollm2-135m': 'HuggingFaceTB/SmolLM2-135M'}
-
 # Short names of models at the hub, newest version; docs/models.md says what each is for.
 NAMES = {
   'mistral-7b': 'mistralai/Mistral-7B-v0.1',
@@ -179,10 +176,7 @@ def version(name: str) -> str:
 def origin(folder: str | pathlib.Path) -> dict:
   """The folder's origin.json: source, version, sha256; {} if it has none."""
   path = pathlib.Path(folder) / 'origin.json'
-  record = json.loads(path.read_text()) if path.exists() else {}
-  # Folders that were unpacked earlier may name another model of the hub.
-  ids = {known.wheel: known.hub_id for known in KNOWN.values()}
-  return record | ({'hub_id': ids[record['version']]} if record.get('version') in ids else {})
+  return json.loads(path.read_text()) if path.exists() else {}
 
 
 def hub_id(name: str, folder: str | pathlib.Path) -> str:

@@ -210,10 +210,10 @@ def steps_of(run: Run, one: Opened) -> tuple[float, str]:
   checks, work = validations(run.config, config, held_out, tokens / pairs / places, steps)
   to_come = max(0, steps - saved)
   said = f', {checks} validations' if checks else ''
-  trials = len(config.get('hard_label_weights', ())) or 1
-  often = f'{trials} times ' if trials > 1 else ''
+  times = one.stage.trainings(run.config)
+  often = f'{times} times ' if times > 1 else ''
   said = f'{often}{most}{steps:,} steps{shortened(config, epoch)}{said}{done}'
-  return trials * (to_come + work * to_come / steps), said
+  return times * (to_come + work * to_come / steps), said
 
 
 def expected(run: Run, kind: str) -> Sequence[Click | Group]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from disranker_jax import config as configs
 from disranker_jax.data import sources
 from disranker_jax.errors import UserError
 from disranker_jax.models import hf, rerankers, weights
@@ -17,11 +16,11 @@ from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.stages import earlier
 
-MODELS = ('model', 'embedder')  # keys that name a model, in whatever section
 VERSION = ' version'  # ends the input that tells the version of the model of a config key
 # What is read of a model's folder beside its weights. Others may lie there: notes, a README.
 READ = (*rerankers.FILES, 'modules.json', *hf.TOKENIZER_FILES, '*.model', 'tekken.json')
 HEADS = ('[0-9]_*/config.json', '[0-9]_*/model.safetensors')  # of modules.json
+ONNX = ('onnx/*.onnx*',)  # with the files of their tensors
 
 
 def outside(config: ConfigDict, stage: Stage, workdir: Path) -> dict[str, str | None]:
@@ -63,51 +62,36 @@ def noted(name: str) -> dict[str, str]:
   return {'version': value for value in of_model('', name).values()}  # noqa: B035, at most one
 
 
-def versions(found: Mapping[str, str | None]) -> dict[str, str | None]:
-  """The inputs that tell the version of a model."""
-  return {key: value for key, value in found.items() if key.endswith(VERSION)}
+def model_files(path: Path, onnx: bool = False) -> list[Path]:
+  """What a local model is read from: files of its folder with heads in it, or a llama.cpp file.
 
-
-def model_files(path: Path) -> list[Path]:
-  """What a local model is read from: files of its folder with heads in it, or a llama.cpp file."""
+  Args:
+    onnx: also the files that ONNX Runtime reads, where the folder may be opened as a ranker.
+  """
   if not path.is_dir():
     return [path]
   names = {file for pattern in READ for file in path.glob(pattern)}
-  parts = [file for pattern in HEADS for file in path.glob(pattern)]
+  parts = [file for pattern in (*HEADS, *ONNX * onnx) for file in path.glob(pattern)]
   return [*sorted(names | {*hf.weight_files(path)}), *sorted(parts)]
 
 
-def every_file(path: Path) -> list[Path]:
-  """What was counted before `model_files` left out what is not read."""
-  if not path.is_dir():
-    return [path]
-  return [*sorted(path.iterdir()), *sorted(path.glob('[0-9]_*/model.safetensors'))]
+def changes(before: dict, wanted: dict, now: Mapping[str, str | None]) -> list[str]:
+  """What has changed since a stage was started, as text.
+
+  Args:
+    before: its manifest.
+    wanted: the settings that its result depends on.
+    now: its inputs.
+  """
+  return manifest.changes(before, wanted, as_before(before['inputs'], now))
 
 
 def as_before(
-  config: ConfigDict, before: Mapping[str, str | None], now: Mapping[str, str | None]
+  before: Mapping[str, str | None], now: Mapping[str, str | None]
 ) -> dict[str, str | None]:
-  """The inputs `now`, by the fingerprints of a manifest where these are of the same.
+  """The inputs `now`, with a model's version as `before` where only one of them tells it.
 
-  A version that only one side has is not compared: earlier programs recorded none, and a model may
-  have left this machine since. Nor did they record every file of llama.cpp and folder below `~`.
+  Such a version is not compared: the model may have come to this machine since, or left it.
   """
-  flat = configs.flatten(config)
-  unrecorded = (k for k in now if k.endswith(VERSION) or is_file_or_below_home(flat, k))
-  new = set(unrecorded) - before.keys()
-  found = {k: v for k, v in now.items() if k not in new}
-  found |= {k: v for k, v in before.items() if k not in now and k.endswith(VERSION)}
-  for key in found:
-    differs = before.get(key) not in (None, found[key])
-    path = weights.path_of(flat[key]) if differs and isinstance(flat.get(key), str) else None
-    if path and manifest.files(every_file(path)) == before[key]:
-      found[key] = before[key]
-  return found
-
-
-def is_file_or_below_home(flat: Mapping, key: str) -> bool:
-  """Whether a key of the config names a model by a file, or by a folder that begins with `~`."""
-  if key.rpartition('.')[2] not in MODELS:
-    return False
-  name = flat.get(key)
-  return bool(name and weights.path_of(name)) and not Path(name).is_dir()
+  found = {k: v for k, v in now.items() if k in before or not k.endswith(VERSION)}
+  return found | {k: v for k, v in before.items() if k not in now and k.endswith(VERSION)}

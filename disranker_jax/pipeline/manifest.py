@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -59,31 +59,14 @@ def is_done(folder: Path) -> bool:
 def settings_of(config, sections: tuple[str, ...]) -> dict:
   """The settings that a stage's result depends on, by dotted keys.
 
-  Settings that only change how a stage runs (`Key.affects_results`) are left out, and those that
-  earlier runs lack (`Key.added_later`), where they have their default.
+  Settings that only change how a stage runs (`Key.affects_results`) are left out.
   """
-  known, reads = settings.flatten(configs.sections(config.system)), reading(config, sections)
+  known = settings.flatten(configs.sections(config.system))
   return {
     path: value
     for path, value in configs.flatten(config).items()
-    if reads(path) and not (known[path].added_later and value == known[path].default)
+    if (path in sections or path.split('.')[0] in sections) and known[path].affects_results
   }
-
-
-def reading(config, sections: tuple[str, ...]) -> Callable[[str], bool]:
-  """Whether a stage's result depends on a dotted key, as the program is now.
-
-  True for a key that the program does not know any more: it may have decided something.
-  """
-  known = settings.flatten(configs.sections(config.system))
-
-  def reads(path: str) -> bool:
-    if path not in known:
-      return True
-    listed = path in sections or path.split('.')[0] in sections
-    return listed and known[path].affects_results
-
-  return reads
 
 
 class Manifest:
@@ -129,13 +112,9 @@ class Manifest:
     self.stopped()
 
 
-def changes(manifest: dict, wanted: dict, inputs: dict, reads: Callable[[str], bool]) -> list[str]:
-  """What has changed since the stage was started; unknown inputs (None) are ignored.
-
-  `reads` is that of `reading`: a manifest may have keys that no longer decide the stage's result.
-  """
-  then = {path: value for path, value in manifest['config'].items() if reads(path)}
-  lines = [f'config.{line}' for line in configs.differing(then, wanted)]
+def changes(manifest: dict, wanted: dict, inputs: dict) -> list[str]:
+  """What has changed since the stage was started; unknown inputs (None) are ignored."""
+  lines = [f'config.{line}' for line in configs.differing(manifest['config'], wanted)]
   before = manifest['inputs']
   for name in sorted(before.keys() | inputs.keys()):
     if name not in inputs:

@@ -185,8 +185,8 @@ def refuse_full_disk(run: Run, opened: Sequence[Opened]) -> None:
   for one in opened:
     there = len(saved_steps(run.folder(one.stage.name) / 'checkpoints'))
     best = 1 if one.step.trained and run.config[one.stage.name].validation.keep_best else 0
-    trials = len(run.config[one.stage.name].get('hard_label_weights', ())) or 1
-    needed += one.step.saved * max(trials * (KEPT + best) - there, 0)
+    times = one.stage.trainings(run.config)
+    needed += one.step.saved * max(times * (KEPT + best) - there, 0)
   place = next(p for p in [run.workdir, *run.workdir.parents] if p.exists())
   free = shutil.disk_usage(place).free
   if needed > free:

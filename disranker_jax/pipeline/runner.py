@@ -15,13 +15,13 @@ from disranker_jax import config as configs
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import Stopped, UserError
 from disranker_jax.locks import locked
-from disranker_jax.models import files, weights
+from disranker_jax.models import files
 from disranker_jax.pipeline import inputs as outside
 from disranker_jax.pipeline import manifest, opening, systems
 from disranker_jax.pipeline.estimate import Estimate
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import clock, say
-from disranker_jax.stages import earlier, prepare, quantise_gate
+from disranker_jax.stages import earlier, prepare
 from disranker_jax.stages import report as report_stage
 
 
@@ -113,34 +113,6 @@ class Pipeline:
     """Raises: UserError if a chosen stage, or one that it reads, is stale or missing."""
     for stage in systems.preceding(self.listed, [s.name for s in self.chosen]):
       self.refuse_stale(stage, self.state(stage, self.again))
-    self.say_former_models()
-
-  def say_former_models(self) -> None:
-    """A line for a model of which an earlier program may have had others in what it has made.
-
-    Manifests of earlier programs do not tell it, so only the user can know.
-    """
-    begun: dict[str, list[str]] = {}  # stages by key of the model
-    to_come = set()
-    for stage in self.listed:
-      state = self.state(stage, self.again)
-      keys = outside.versions(self.inputs(stage)).keys()
-      if state.before:
-        for key in keys - state.before['inputs'].keys():
-          begun.setdefault(key, []).append(stage.name)
-      if stage in self.chosen and not state.is_done:
-        to_come |= keys
-    flat = configs.flatten(self.run.config)
-    for key, names in begun.items():
-      key_of = key.removesuffix(outside.VERSION)
-      former = weights.FORMER.get(flat[key_of])
-      if former and key in to_come:
-        say(
-          f'warning: {", ".join(names)} in {self.run.workdir}: begun by an earlier version, which '
-          f'took {former} for config.{key_of}={flat[key_of]!r} where the hub answered; this one '
-          f'always takes {weights.version(flat[key_of])}. If the hub answered, start again: with '
-          f'--config.{key_of}={former} and another --workdir, or with --rerun={names[0]}'
-        )
 
   def to_open(self, donors: Sequence[Run]) -> list[Stage]:
     """The chosen stages that are not done, neither here nor by a donor with the same settings."""
@@ -149,7 +121,7 @@ class Pipeline:
       state = self.state(stage, self.again)
       others = [manifest.read(other.folder(stage.name)) for other in donors]
       taken = any(
-        m and m['status'] == 'done' and not self.changes(stage, m, state.wanted, m['inputs'])
+        m and m['status'] == 'done' and not manifest.changes(m, state.wanted, m['inputs'])
         for m in others
       )
       if not state.is_done and not taken:
@@ -212,23 +184,10 @@ class Pipeline:
     wanted = manifest.settings_of(self.run.config, stage.sections)
     current = {n: None if n in again else v for n, v in self.inputs(stage).items()}
     if before:
-      current = outside.as_before(self.run.config, before['inputs'], current)
-    changes = self.changes(stage, before, wanted, current) if before else []
+      current = outside.as_before(before['inputs'], current)
+    changes = manifest.changes(before, wanted, current) if before else []
     done = before is not None and before['status'] == 'done' and stage.is_complete(self.run)
     return State(before, done, wanted, current, changes)
-
-  def changes(self, stage: Stage, before: dict, wanted: dict, inputs: dict) -> list[str]:
-    """What has changed since a stage was started, by its manifest."""
-    reads = manifest.reading(self.run.config, stage.sections)
-    inputs = outside.as_before(self.run.config, before['inputs'], inputs)
-    if stage.ignores_init_from:  # the manifest of an earlier program may have it
-      starts = {f'{role}.init_from' for role in stage.models}
-      then, inputs = (
-        {name: value for name, value in found.items() if name not in starts}
-        for found in (before['inputs'], inputs)
-      )
-      before = before | {'inputs': then}
-    return manifest.changes(before, wanted, inputs, reads)
 
   def inputs(self, stage: Stage) -> dict[str, str | None]:
     """Fingerprints of what a stage is made from; None for an earlier stage that is not done."""
@@ -275,13 +234,13 @@ class Pipeline:
   def take(self, stage: Stage, donors: Sequence[Run]) -> None:
     """Links a stage that has not started from the first run that did the same."""
     folder = self.run.folder(stage.name)
-    if manifest.read(folder) is not None or stage.name == 'report':  # a report is of its own run
+    if manifest.read(folder) is not None or stage.of_its_run:
       return
     state = self.state(stage)
     for other in donors:
       source = other.folder(stage.name)
       before = manifest.read(source)
-      same = before and not self.changes(stage, before, state.wanted, state.inputs)
+      same = before and not outside.changes(before, state.wanted, state.inputs)
       if same and before['status'] == 'done':
         refuse_links(source)
         with files.replacing(folder) as new:
@@ -289,8 +248,7 @@ class Pipeline:
           files.link_tree(source, new, copied=stage.has_parts)
         say(f'{stage.name}: the same as in {other.workdir}, taken from there')
         return
-    if stage.name == 'prepare':
-      prepare.take(self.run, donors)
+    stage.take(self.run, donors)
 
   def run_stage(self, stage: Stage) -> bool:
     """Runs or resumes a stage; False if it was done before."""
@@ -301,11 +259,7 @@ class Pipeline:
       return False
     position = f'{[s.name for s in self.chosen].index(stage.name) + 1}/{len(self.chosen)}'
     say(f'{stage.name} ({position}): {"continues" if state.before else "starts"}')
-    inputs = state.inputs
-    if state.before and not stage.has_parts:
-      # An earlier program did not record the version of a model; from now on another one is stale.
-      inputs = outside.versions(self.inputs(stage)) | inputs
-    record = manifest.Manifest(folder, stage.name, state.wanted, inputs)
+    record = manifest.Manifest(folder, stage.name, state.wanted, state.inputs)
     processes.asked()  # what was asked before counts no more
     try:
       results = stage.execute(self.run)
@@ -317,7 +271,7 @@ class Pipeline:
     except UserError:
       record.stopped()
       if processes.is_first():
-        remove_if_empty(folder, stage.has_parts)
+        remove_if_empty(self.run, stage)
       raise
     record.finished(results)
     processes.barrier(f'{stage.name} is done')
@@ -345,22 +299,17 @@ def refuse_links(folder: Path) -> None:
       raise UserError(f'--reuse: {path} is a link; put a copy of what it points to in its place')
 
 
-def remove_if_empty(folder: Path, has_parts: bool) -> None:
+def remove_if_empty(run: Run, stage: Stage) -> None:
   """Removes what a stage wrote before it met bad input, unless there is work to continue from.
-
-  `has_parts` is that of the stage.
 
   Fixing the input may change the stage's inputs, which must not make it stale.
   """
-  if any(folder.glob('*/prepared.json')) or any(folder.glob('.*.partial/journal.json')):
-    # Each kind of prepared data knows what it was made from.
-    (folder / 'manifest.json').unlink(missing_ok=True)
-  elif not any((folder / kept).exists() for kept in ('checkpoints', 'shards', 'trials')):
-    written = {path.name for path in folder.iterdir()} - {manifest.FILE}
-    if written and (has_parts or quantise_gate.FILE in written):
-      # Parts know what they were made from; what a gate measured counts with other limits too.
-      (folder / manifest.FILE).unlink(missing_ok=True)
-    else:
-      shutil.rmtree(folder, ignore_errors=True)
+  folder = run.folder(stage.name)
+  written = {path.name for path in folder.iterdir()} - {manifest.FILE}
+  if written and stage.is_reusable(run):
+    (folder / manifest.FILE).unlink(missing_ok=True)
+  # A training that had begun leaves its logs, which may tell what was wrong.
+  elif not written or not ('checkpoints' in written or stage.kept(run)):
+    shutil.rmtree(folder, ignore_errors=True)
   if {p.name for p in folder.parent.iterdir()} <= {'config.json', '.lock'}:
     shutil.rmtree(folder.parent)

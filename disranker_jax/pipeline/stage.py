@@ -108,12 +108,18 @@ class Stage:
   has_parts     whether its folder has parts that know what they were made from: a repetition
                 because of an earlier stage (--rerun) leaves the folder, and the stage keeps the
                 parts that have not changed
+  is_reusable   whether all that is on disk of it knows what it was made from: after an error in its
+                input it may go on with other settings; by default `has_parts`
+  take          (run, other runs): links the parts that another run has made in the same way, where
+                the whole stage is not the same
+  of_its_run    whether its result is of its own run, and never taken from another one
   is_complete   whether what a finished stage wrote is all that the config asks for now; if not, the
                 stage continues
   rows          of a stage whose section has no batch_rows: the keys from which the rows of its
                 batches follow, such as 'prompts or samples'
   head          config -> the head that its network has
   task          of a training stage: (config, network) -> train.Task
+  trainings     config -> how often it trains its model, of which it keeps the best
   texts         of a stage that writes texts: config -> (the writer's settings, the largest batch)
   panels        what reports draw of its training, a chart each; by default one chart of the loss
                 and of how held-out queries are ranked
@@ -144,10 +150,14 @@ class Stage:
   outside: Callable[[ConfigDict, Path], Mapping[str, str | None]] = lambda config, workdir: {}
   expected: Callable[[Run], Sequence] | None = None
   has_parts: bool = False
+  is_reusable: Callable[[Run], bool] | None = None
+  take: Callable[[Run, Sequence[Run]], None] = lambda run, donors: None
+  of_its_run: bool = False
   is_complete: Callable[[Run], bool] = lambda run: True
   rows: str = 'batch_rows'
   head: Callable[[ConfigDict], str] = lambda config: 'rank'
   task: Callable | None = None
+  trainings: Callable[[ConfigDict], int] = lambda config: 1
   texts: Callable[[ConfigDict], tuple[ConfigDict, Texts]] | None = None
   panels: tuple[Panel, ...] = ()
   kept: Callable[[Run], str] | None = None
@@ -165,6 +175,7 @@ class Stage:
     object.__setattr__(self, 'requires', self.requires or (lambda config: requires))
     object.__setattr__(self, 'uses', self.uses or self._own_model)
     object.__setattr__(self, 'kept', self.kept or self._saved_step)
+    object.__setattr__(self, 'is_reusable', self.is_reusable or (lambda run: self.has_parts))
 
   @property
   def sections(self) -> tuple[str, ...]:

@@ -1,144 +1,46 @@
-"""The systems that the program trains: the stages, models and result table of each.
+"""A system that the program trains, and the systems and their stages by name.
 
-`config.system` names one. The stages are in the order in which they run; a stage names those that
-it reads in `reads_stages`.
+`config.system` names one; `all_systems.py` has them. This module imports no stage, so that every
+stage can import it, and no JAX, so that every command can.
 """
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
 from disranker_jax.errors import UserError
-from disranker_jax.generative import export as retriever_export
-from disranker_jax.generative import prompts
-from disranker_jax.generative import rows as search_rows
-from disranker_jax.generative.stages import align, index, ltrgr, memorise, retrieve
-from disranker_jax.models.settings import model
-from disranker_jax.pipeline.stage import Role, Stage
-from disranker_jax.rewriting import export as rewriter_export
-from disranker_jax.rewriting import prompts as rewriter_prompts
-from disranker_jax.rewriting import rows as rewriting_rows
-from disranker_jax.rewriting.stages import rewrite
-from disranker_jax.stages import (
-  cpt,
-  distill,
-  evaluate,
-  export,
-  generate,
-  prepare,
-  ranker_export,
-  report,
-  result_rows,
-  roles,
-  score,
-  sft,
-  student_sft,
-  teacher,
-)
-from disranker_jax.stages.result_table import Table
+
+if TYPE_CHECKING:
+  from disranker_jax.pipeline.stage import Role, Stage
+  from disranker_jax.stages.result_table import Table
+
+DEFAULT = 'disranker'  # of a config that names none
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
   """A system: its stages in order, its models by their sections of the config, its table."""
 
-  stages: tuple[Stage, ...]
-  roles: Mapping[str, Role]
-  table: Table
+  stages: tuple['Stage', ...]
+  roles: Mapping[str, 'Role']
+  table: 'Table'
 
 
-EVALUATE = evaluate.stage(
-  result_rows.TABLE, models=('teacher', 'student'),
-  reads_stages=('prepare', 'cpt', 'sft', 'student_sft', 'distill'), paper_rows=104_960,
-)  # fmt: skip
-EXPORT = export.stage(
-  ranker_export.EXPORTS, models=('teacher', 'student'),
-  reads_stages=('prepare', 'cpt', 'sft', 'generate', 'student_sft', 'distill', 'evaluate'),
-)  # fmt: skip
-REPORT = report.stage(
-  'prepare', 'cpt', 'sft', 'score', 'student_sft', 'distill', 'evaluate', 'export'
-)
-SEARCH = evaluate.stage(
-  search_rows.TABLE, models=('retriever',),
-  reads_stages=('prepare', 'index', 'memorise', 'ltrgr', 'align'),
-)  # fmt: skip
-RETRIEVER_EXPORT = export.stage(
-  retriever_export.EXPORTS, models=('retriever',),
-  reads_stages=('prepare', 'memorise', 'ltrgr', 'align', 'search'),
-)  # fmt: skip
-SEARCH_REPORT = report.stage(
-  'prepare', 'cpt', 'generate', 'memorise', 'retrieve', 'score', 'ltrgr', 'align', 'search',
-  'export',
-)  # fmt: skip
-REWRITES = evaluate.stage(
-  rewriting_rows.TABLE, models=('rewriter',), reads_stages=('prepare', 'cpt', 'rewrite')
-)
-REWRITER_EXPORT = export.stage(
-  rewriter_export.EXPORTS, models=('rewriter',), outside=rewriter_export.outside,
-  reads_stages=('prepare', 'cpt', 'rewrite', 'search'),
-)  # fmt: skip
-REWRITES_REPORT = report.stage('prepare', 'cpt', 'rewrite', 'search', 'export')
-DEFAULT = 'disranker'  # of a config that names none
-SYSTEMS: dict[str, System] = {
-  'disranker': System(
-    stages=(
-      prepare.STAGE, cpt.STAGE, sft.STAGE, generate.STAGE, score.STAGE, student_sft.STAGE,
-      distill.STAGE, EVALUATE, EXPORT, REPORT,
-    ),
-    roles={
-      'teacher': Role(
-        {**model(model='mistralai/Mistral-7B-v0.1', remat='full'), **teacher.SETTINGS},
-        roles.teacher_stages,
-      ),
-      'student': Role(
-        model(model='google-bert/bert-base-multilingual-cased', scan_layers=False),
-        roles.student_stages,
-      ),
-    },
-    table=result_rows.TABLE,
-  ),
-  'dgr': System(
-    stages=(
-      prepare.STAGE, cpt.STAGE, dataclasses.replace(generate.STAGE, optional=False), index.STAGE,
-      memorise.STAGE, retrieve.STAGE, score.STAGE, ltrgr.STAGE, align.STAGE, SEARCH,
-      RETRIEVER_EXPORT, SEARCH_REPORT,
-    ),
-    roles={
-      'teacher': Role(
-        {**model(model='mistralai/Mistral-7B-v0.1', remat='full'), **teacher.SETTINGS},
-        lambda config: ('cpt',),
-      ),
-      'retriever': Role(
-        {**model(model='mistralai/Mistral-7B-v0.1', remat='full'), **prompts.SETTINGS},
-        lambda config: ('memorise', 'align'),
-      ),
-    },
-    table=search_rows.TABLE,
-  ),
-  'query_rewriting': System(
-    stages=(
-      prepare.STAGE, cpt.stage('rewriter'), rewrite.STAGE, REWRITES, REWRITER_EXPORT,
-      REWRITES_REPORT,
-    ),
-    roles={
-      'rewriter': Role(
-        {
-          **model(model='Qwen/Qwen2.5-1.5B-Instruct', remat='full'), **rewriter_prompts.SETTINGS,
-        },
-        lambda config: ('cpt', 'rewrite'), same=('rewriter.template',),
-      ),
-    },
-    table=rewriting_rows.TABLE,
-  ),
-}  # fmt: skip
+def every() -> dict[str, System]:
+  """The systems by name."""
+  from disranker_jax.pipeline import all_systems  # it imports the stages, which import this module
+
+  return all_systems.SYSTEMS
 
 
 def get(name: str) -> System:
   """The system of a name. Raises: UserError."""
-  if name not in SYSTEMS:
-    raise UserError(f'config.system={name!r}: must be {" or ".join(map(repr, SYSTEMS))}')
-  return SYSTEMS[name]
+  known = every()
+  if name not in known:
+    raise UserError(f'config.system={name!r}: must be {" or ".join(map(repr, known))}')
+  return known[name]
 
 
 def of(config: ConfigDict) -> System:
@@ -146,12 +48,12 @@ def of(config: ConfigDict) -> System:
   return get(config.get('system', DEFAULT))
 
 
-def listed(config: ConfigDict) -> list[Stage]:
+def listed(config: ConfigDict) -> list['Stage']:
   """The stages that the config lists, in order."""
   return [stage for stage in of(config).stages if stage.name in config.stages]
 
 
-def find(config: ConfigDict, name: str) -> Stage:
+def find(config: ConfigDict, name: str) -> 'Stage':
   """The stage of a name in the config's system. Raises: UserError."""
   known = {stage.name: stage for stage in of(config).stages}
   if name not in known:
@@ -176,7 +78,7 @@ def trained_stages(config: ConfigDict, role: str) -> list[str]:
   return [name for name in of(config).roles[role].stages(config) if name in config.stages]
 
 
-def preceding(all_stages: Iterable[Stage], names: Iterable[str]) -> list[Stage]:
+def preceding(all_stages: Iterable['Stage'], names: Iterable[str]) -> list['Stage']:
   """The named stages and, transitively, those whose folders they read, in order."""
   wanted, every = set(names), list(all_stages)
   for stage in reversed(every):
@@ -185,7 +87,7 @@ def preceding(all_stages: Iterable[Stage], names: Iterable[str]) -> list[Stage]:
   return [stage for stage in every if stage.name in wanted]
 
 
-def following(all_stages: Iterable[Stage], names: Iterable[str]) -> list[str]:
+def following(all_stages: Iterable['Stage'], names: Iterable[str]) -> list[str]:
   """The named stages and, transitively, those that read what they write."""
   again, every = set(names), list(all_stages)
   for stage in every:

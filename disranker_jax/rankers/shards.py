@@ -38,8 +38,6 @@ class Format:
   items   what the items are called, and the key of their number in notes
   what    what the rows are called
   stage   the stage that computes them
-  former  keys of what made the shards of an earlier program, and decides nothing now
-  later   keys that the notes of an earlier program lack
   """
 
   schema: pa.Schema
@@ -47,8 +45,6 @@ class Format:
   items: str
   what: str
   stage: str
-  former: tuple[str, ...] = ()
-  later: tuple[str, ...] = ()
 
   @property
   def again(self) -> str:
@@ -113,15 +109,12 @@ class Shard:
     return pq.read_table(self.file, schema=self.format.schema)
 
 
-def differing(
-  made: dict, now: dict, former: Sequence[str] = (), later: Sequence[str] = ()
-) -> list[str]:
-  """In what the origin of rows differs from what would make them now; `former` decides nothing.
+def differing(made: dict, now: dict) -> list[str]:
+  """In what the origin of rows differs from what would make them now.
 
   `later` and the model's 'version' are not compared where one side does not tell them.
   """
-  keys = (made.keys() | now.keys()) - set(former)
-  keys -= {'version', *later} - (made.keys() & now.keys())
+  keys = (made.keys() | now.keys()) - ({'version'} - (made.keys() & now.keys()))
   return [key for key in sorted(keys) if made.get(key) != now.get(key)]
 
 
@@ -172,8 +165,7 @@ class Shards:
 
   def _is_whole(self, shard: Shard) -> bool:
     note = shard.note()
-    made, form = self.made, self.format
-    if made is not None and (differs := differing(note['made'], made, form.former, form.later)):
+    if self.made is not None and (differs := differing(note['made'], self.made)):
       raise UserError(
         f'{shard.file}: was made with another {", ".join(differs)}; {self.format.again}'
       )

@@ -61,8 +61,8 @@ def text(result: dict) -> str:
 
 
 def note(result: dict) -> str:
-  drawn = tables.drawn(result['queries'], result.get('clusters', result['queries']))
-  if drawn != 'queries' and 'cluster' in result:  # older tables do not tell
+  drawn = tables.drawn(result['queries'], result['clusters'])
+  if drawn != 'queries':
     by = result['cluster']
     drawn += f' (ids with the same match of `{by}`)' if by else ' (those that share judgements)'
   return (

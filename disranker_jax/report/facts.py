@@ -15,7 +15,7 @@ from disranker_jax.data.records import Click, Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import rewrites, runs, shared_judgements
 from disranker_jax.evaluation.rewrites import Rewrite
-from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline import manifest, systems
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.report import intervals
 from disranker_jax.report.intervals import Intervals
@@ -202,8 +202,6 @@ def read_run(file: Path, stage: str) -> dict[str, dict[str, float]]:
 
 def declared(run) -> tuple[Stage, ...]:
   """All stages of the run's system."""
-  from disranker_jax.pipeline import systems  # imported late: it imports the report stage
-
   return systems.of(run.config).stages
 
 

@@ -25,7 +25,7 @@ from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.rewriter import Rewriter, Rewritten, together
 from disranker_jax.rewriting.sampling import Sampler
 from disranker_jax.rewriting.stages import rewrite
-from disranker_jax.stages import collection_rows, prepare, roles
+from disranker_jax.stages import collection_rows, evaluate, prepare, roles
 from disranker_jax.stages.collection_rows import STAGE, per_query, with_reranker
 from disranker_jax.stages.result_table import Ranking, Row, Table
 
@@ -146,7 +146,7 @@ def compared(run: Run, groups: Sequence[Group], ranking: metrics.Run) -> str:
   """How many queries are better and worse than as they were; '' if the table lacks these."""
   if FIRST.name not in run.config.search.models:
     return ''
-  before = collection_rows.ranking_of(run, FIRST.name, groups)
+  before = evaluate.ranking_of(run, FIRST.name, groups)
   return collection_rows.counted(run, groups, ranking, before)
 
 

@@ -7,7 +7,7 @@ from disranker_jax.rewriting import rewriter
 from disranker_jax.stages import earlier
 
 KEY = 'rewriter.init_from'
-# What may be otherwise. What may not is in the role of the rewriter (pipeline/systems.py).
+# What may be otherwise. What may not is in the role of the rewriter (pipeline/all_systems.py).
 NAMED = ('rewriter.max_query_len', *(f'rewrite.{name}' for name in rewriter.SETTINGS))
 
 

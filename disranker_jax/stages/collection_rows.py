@@ -13,9 +13,8 @@ from ml_collections import ConfigDict
 from disranker_jax.config.settings import Key, Section, at_least, text
 from disranker_jax.data.records import Group
 from disranker_jax.errors import UserError
-from disranker_jax.evaluation import fusion, metrics, runs
-from disranker_jax.pipeline import manifest
-from disranker_jax.pipeline.inputs import every_file
+from disranker_jax.evaluation import fusion, metrics
+from disranker_jax.pipeline import inputs, manifest
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import loaded
@@ -29,24 +28,6 @@ RERANKED = 'reranked'
 def per_query(begin: float, count: int) -> float:
   """Milliseconds per query since `begin`."""
   return 1000 * (time.monotonic() - begin) / max(count, 1)
-
-
-def ranking_of(run: Run, name: str, groups: Sequence[Group]) -> metrics.Run:
-  """The ranking of another row: the one on disk if it is still good."""
-  kept = on_disk(run, name)
-  if kept is not None:
-    return kept
-  row = result_table.of(run.config).rows[name]
-  return row.rank(run, row, groups)[0]
-
-
-def on_disk(run: Run, name: str) -> metrics.Run | None:
-  """The ranking of a row of the config that is filled already and still good."""
-  row = result_table.of(run.config).rows[name]
-  file = run.folder(STAGE) / f'{name}.run'
-  if name in run.config.search.models and file.exists() and evaluate.filled(run, row) is not None:
-    return runs.read_run(file)
-  return None
 
 
 def values(run: Run, groups: Sequence[Group], ranking: metrics.Run) -> np.ndarray:
@@ -77,7 +58,7 @@ def reranked(
   base: str, against: Sequence[str], run: Run, row: Row, groups: Sequence[Group]
 ) -> Ranking:
   """The best pages of another row, ordered by a cross-encoder; the others stay behind them."""
-  c, before = run.config.search, ranking_of(run, base, groups)
+  c, before = run.config.search, evaluate.ranking_of(run, base, groups)
   texts = result_table.of(run.config).documents(run)
   ranker, begin, ranking = loaded.load(c.reranker), time.monotonic(), {}
   with Progress(f'{STAGE} {row.name}', len(groups), 'queries') as progress:
@@ -92,7 +73,7 @@ def reranked(
   table, said = result_table.of(run.config), []
   for name in against:
     # Only what is on disk: a row is not ranked twice for a remark.
-    other = before if name == base else on_disk(run, name)
+    other = before if name == base else evaluate.on_disk(run, name)
     if other is not None:
       said.append(counted(run, groups, ranking, other, f'"{table.rows[name].title}"'))
   return ranking, {'ms_per_query': spent, 'against': list(against), 'remark': '; '.join(said)}
@@ -101,7 +82,7 @@ def reranked(
 def fused(base: str, other: str, run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   """Two rows by reciprocal ranks."""
   ids = [group.query_id for group in groups]
-  rankings = (ranking_of(run, name, groups) for name in (base, other))
+  rankings = (evaluate.ranking_of(run, name, groups) for name in (base, other))
   every = [{query_id: found.get(query_id, {}) for query_id in ids} for found in rankings]
   return fusion.fuse_runs(every, (1.0, 1.0), 'ranks'), {'against': [other, base]}
 
@@ -182,7 +163,7 @@ def has_reranker(config: ConfigDict) -> bool:
 def fingerprint(config: ConfigDict) -> list:
   """What the re-ranker is."""
   folder = loaded.locate(config.search.reranker)
-  return [config.search.reranker, manifest.files(every_file(folder))]
+  return [config.search.reranker, manifest.files(inputs.model_files(folder, onnx=True))]
 
 
 SETTINGS: Section = {

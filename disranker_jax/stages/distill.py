@@ -382,5 +382,5 @@ STAGE = Stage(
   role='student', reads_stages=('prepare', 'generate', 'score', 'student_sft'), requires=requires,
   reads_records=reads, task=task, uses=uses, check_models=check_models,
   check_records=check_records, kept=hard_label_trials.kept, outside=outside,
-  paper_rows=46_814_775,
+  trainings=hard_label_trials.count, paper_rows=46_814_775,
 )  # fmt: skip

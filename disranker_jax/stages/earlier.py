@@ -15,14 +15,12 @@ from disranker_jax import config as configs
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.models import files
-from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline import manifest, systems
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.training import checkpoint
 
 # Settings that decide which parameters a model has, and what its adapters are multiplied by.
 SAME = ('model', 'layers', 'lora_rank', 'lora_alpha', 'bidirectional', 'pooling')
-# What settings are in a run that was made before they existed.
-OLDER = {'bidirectional': False, 'pooling': ''}
 NOTE = 'start.json'
 DATA = 'data of earlier runs'  # an input of prepare, which looks for the test's queries there
 
@@ -41,8 +39,6 @@ def exists(folder: str) -> bool:
 
 def named(config) -> Iterator[tuple[str, str]]:
   """(config key, workdir) of each earlier run that a config names."""
-  from disranker_jax.pipeline import systems  # which imports the stages
-
   for role in systems.of(config).roles:
     if config.get(role, {}).get('init_from'):
       yield f'{role}.init_from', config[role].init_from
@@ -112,10 +108,8 @@ def _note(workdir: Path, role: str) -> dict | None:
 
 
 def _fingerprint(config, donor: Run, role: str) -> str:
-  from disranker_jax.pipeline import systems  # which imports the stages
-
   key = f'config.{role}.init_from={config[role].init_from!r}'
-  theirs = OLDER | dict(donor.config.get(role, {}))
+  theirs = dict(donor.config.get(role, {}))
   for name in SAME:
     ours = list(config[role][name]) if name == 'layers' else config[role][name]
     if name not in theirs or ours != (list(theirs[name]) if name == 'layers' else theirs[name]):
@@ -142,20 +136,15 @@ def _fingerprint(config, donor: Run, role: str) -> str:
 
 
 def differing(config, theirs, paths: Iterable[str]) -> Iterator[tuple[str, Any, Any]]:
-  """(dotted key, the value of another run's config, ours) of each of some keys that differ.
-
-  A key that the other run is too old to have does not differ.
-  """
+  """(dotted key, the value of another run's config, ours) of each of some keys that differ."""
   ours, other = configs.flatten(config), configs.flatten(theirs)
   for path in paths:
-    if path in other and other[path] != ours[path]:
-      yield path, other[path], ours[path]
+    if other.get(path) != ours[path]:
+      yield path, other.get(path), ours[path]
 
 
 def checkpoints(run: Run, role: str) -> list[Path]:
   """Folders of checkpoints with all that a run's model learned, oldest first."""
-  from disranker_jax.pipeline import systems  # which imports the stages
-
   first = []
   if before := run.config[role].get('init_from'):
     first = linked(run, role) or checkpoints(opened(f'{role}.init_from', before), role)

@@ -8,10 +8,9 @@ import csv
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from disranker_jax import config as configs
 from disranker_jax import escaping
 from disranker_jax.config.settings import (
   Key,
@@ -27,9 +26,7 @@ from disranker_jax.data.records import LARGEST_LABEL, UNJUDGED, Group
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics, runs
-from disranker_jax.models import weights
-from disranker_jax.pipeline import manifest
-from disranker_jax.pipeline.inputs import VERSION, every_file
+from disranker_jax.pipeline import inputs, manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
 from disranker_jax.report import tables
@@ -103,50 +100,54 @@ def filled(run: Run, row: Row) -> dict | None:
   """
   file = folder_of(run) / f'{row.name}.json'
   done = json.loads(file.read_text()) if file.exists() else {}
-  if not any(done.get('made_from') == made_from(run, row, before) for before in (False, True)):
+  if done.get('made_from') != made_from(run, row):
     return None
-  # As in inputs.as_before, a version that only one side has is not compared.
-  then, now = done.get('versions', {}), versions_of(run, row)
-  return done['results'] if all(then[k] == now[k] for k in then.keys() & now.keys()) else None
+  then, now = done['versions'], versions_of(run, row)
+  return done['results'] if inputs.as_before(then, now) == then else None
+
+
+def ranking_of(run: Run, name: str, groups: Sequence[Group]) -> metrics.Run:
+  """The ranking of the test queries by a row of the table: the one on disk if it is still good.
+
+  Raises: Lacking.
+  """
+  found = on_disk(run, name)
+  if found is not None:
+    return found
+  row = result_table.of(run.config).rows[name]
+  return row.rank(run, row, groups)[0]
+
+
+def on_disk(run: Run, name: str) -> metrics.Run | None:
+  """The ranking of a row of the config that is filled already and still good."""
+  table, file = result_table.of(run.config), folder_of(run) / f'{name}.run'
+  is_there = name in run.config[table.stage].models and file.exists()
+  return runs.read_run(file) if is_there and filled(run, table.rows[name]) else None
 
 
 def versions_of(run: Run, row: Row) -> dict[str, str]:
   """{'ROLE.model version': version} of the named models of a row, as the manifest has them."""
   found = (manifest.read(folder_of(run)) or {'inputs': {}})['inputs']
-  wanted = {f'{role}.model{VERSION}' for role in result_table.of(run.config).roles_of(row)}
+  wanted = {f'{role}.model{inputs.VERSION}' for role in result_table.of(run.config).roles_of(row)}
   return {k: v for k, v in found.items() if k in wanted - {*row.ignores}}
 
 
-def made_from(run: Run, row: Row, before: bool = False) -> str:
-  """A fingerprint of the settings and inputs that a row depends on, but for versions_of.
-
-  Args:
-    before: with the fingerprints of model folders that earlier programs made.
-  """
+def made_from(run: Run, row: Row) -> str:
+  """A fingerprint of the settings and inputs that a row depends on, but for versions_of."""
   stage = manifest.read(folder_of(run)) or {'config': {}, 'inputs': {}}
   table = result_table.of(run.config)
   roles, ignored = table.roles_of(row), {*row.ignores}
   sections = {'seed', table.stage, *roles}
-  inputs = {f'prepare {kind}' for kind in ('test', *row.reads_records)} | {*row.reads_stages}
-  inputs |= {f'{role}.{key}' for role in roles for key in ('model', 'init_from')}
-  found = stage['inputs'] | (whole_folders(run.config, stage['inputs']) if before else {})
+  wanted = {f'prepare {kind}' for kind in ('test', *row.reads_records)} | {*row.reads_stages}
+  wanted |= {f'{role}.{key}' for role in roles for key in ('model', 'init_from')}
   trained = {name: manifest.read(run.folder(name)) for name in row.stages(run.config)}
-  # Finished rows have it, also those of tables for which it decides nothing now.
-  settings = {f'{table.stage}.batch_rows': BATCH_ROWS} | stage['config']
   return manifest.digest([
-    {k: v for k, v in settings.items() if k.split('.')[0] in sections and k not in ignored},
-    {k: v for k, v in found.items() if k in (inputs | trained.keys()) - ignored},
+    {k: v for k, v in stage['config'].items() if k.split('.')[0] in sections and k not in ignored},
+    {k: v for k, v in stage['inputs'].items() if k in (wanted | trained.keys()) - ignored},
     # Not every device repeats a training to the bit.
     {name: done.get('finished') for name, done in trained.items() if done},
     row.reads(run.config),
   ])  # fmt: skip
-
-
-def whole_folders(config, found: Mapping[str, str | None]) -> dict[str, str]:
-  """The inputs of local models as they were before inputs.model_files: of all their files."""
-  flat = configs.flatten(config)
-  paths = {k: weights.path_of(flat[k]) for k in found if isinstance(flat.get(k), str)}
-  return {k: manifest.files(every_file(path)) for k, path in paths.items() if path}
 
 
 def is_complete(run: Run) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from disranker_jax.data.holdout import normalized
 from disranker_jax.data.records import Group
-from disranker_jax.evaluation import fusion, metrics, runs
+from disranker_jax.evaluation import fusion
 from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.progress import say
 from disranker_jax.stages import (
@@ -40,7 +40,7 @@ def rank(run, row, groups: Sequence[Group]) -> Ranking:
       '"score", or name the run of a first stage'
     )
   name = best_student.choose(run).row
-  model = ranking_of(run, name, groups)
+  model = evaluate.ranking_of(run, name, groups)
   first_title = result_rows.first_stage(run, ROWS[FIRST_STAGE], groups)[1].get('title')
   title = f'{ROWS[name].title} + {first_title or ROWS[FIRST_STAGE].title}'
   if row.name == FUSED_RANKS:
@@ -167,10 +167,3 @@ def first_of(groups: Iterable[Group], signal: str) -> dict[str, dict[str, float]
   if signal == 'ranks':
     return {q: fusion.of_ranks({d.doc_id: d.rank for d in docs}) for q, docs in found.items()}
   return {q: {d.doc_id: d.score for d in docs} for q, docs in found.items()}
-
-
-def ranking_of(run, name: str, groups: Sequence[Group]) -> metrics.Run:
-  """A student's ranking of the test queries: the one of its own row, if that is filled."""
-  if evaluate.filled(run, ROWS[name]) is not None:
-    return runs.read_run(run.folder('evaluate') / f'{name}.run')
-  return ROWS[name].rank(run, ROWS[name], groups)[0]

@@ -64,6 +64,11 @@ def take(folder: Path, weight: float) -> None:
       shutil.copy(file, folder / file.name)
 
 
+def count(config) -> int:
+  """How often the student is trained."""
+  return len(weights(config))
+
+
 def kept(run: Run) -> str:
   """What is on disk of the stage, as text."""
   own = run.folder('distill')

@@ -22,7 +22,7 @@ from disranker_jax.data.records import UNJUDGED, Click, Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
 from disranker_jax.models.load import TextModel
-from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline import manifest, systems
 from disranker_jax.progress import Count, say
 from disranker_jax.rankers.pointwise import score_fn, score_shape
 from disranker_jax.stages import prepare
@@ -197,8 +197,6 @@ def check(config, stage: str, names: Sequence[str] = (LOSS, NDCG, PNR)) -> None:
 
 def kinds_of(run, stage: str) -> tuple[str, ...]:
   """The kinds of records that a stage reads."""
-  from disranker_jax.pipeline import systems  # which imports the stages
-
   return systems.find(run.config, stage).reads_records(run.config)
 
 

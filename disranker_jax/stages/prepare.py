@@ -21,7 +21,7 @@ from disranker_jax.data.records import listed
 from disranker_jax.data.source import DEPTH
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
-from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline import manifest, systems
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 from disranker_jax.stages import earlier, overlapping, result_table
@@ -39,8 +39,6 @@ def kinds(config, stages=None) -> list[str]:
 
   A config without those stages need not name a source for them.
   """
-  from disranker_jax.pipeline import systems  # which imports this module
-
   names = config.stages if stages is None else stages
   read = {
     kind for s in systems.of(config).stages if s.name in names for kind in s.reads_records(config)
@@ -119,6 +117,13 @@ def kept(run) -> str:
   done = [kind for kind in kinds(run.config) if (folder / kind / store.RESULT).exists()]
   begun = any(folder.glob('.*.partial/journal.json'))
   return ', '.join([*done, *(['a part of the next kind'] if begun else [])])
+
+
+def is_reusable(run) -> bool:
+  """Whether there are prepared records or the beginning of some: each kind knows its job."""
+  folder = run.folder('prepare')
+  begun = folder.glob('.*.partial/journal.json')
+  return any(begun) or any(folder.glob(f'*/{store.RESULT}'))
 
 
 def source_of(config, kind: str) -> str:
@@ -359,6 +364,8 @@ STAGE = Stage(
   'data',
   check,
   kept=kept,
+  is_reusable=is_reusable,
+  take=take,
   outside=outside,
   addresses=addresses,
 )

@@ -160,6 +160,12 @@ def judge(found: Mapping, c) -> None:
     )
 
 
+def is_alone(run) -> bool:
+  """Whether the gate's figures, which know what they were made from, are there and no scores."""
+  folder = run.folder('score')
+  return (folder / FILE).exists() and not any(folder.glob('shards/*/_*.json'))
+
+
 def stored(run, made: dict) -> dict | None:
   """What an earlier call found for the same model and sample."""
   file = run.folder('score') / FILE

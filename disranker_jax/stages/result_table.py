@@ -18,6 +18,7 @@ from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import documents, metrics
 from disranker_jax.models.load import TextModel
+from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.stage import Run, Use
 from disranker_jax.progress import Progress
 from disranker_jax.rankers import Ranker
@@ -117,8 +118,6 @@ class Row:
 
   def needs(self, system: str) -> tuple[str, ...]:
     """The stages of the system that it needs beside data and evaluation, in order."""
-    from disranker_jax.pipeline import systems  # which imports the stages
-
     whole = systems.get(system)
     trained_by = [self.trained_by, *(whole.table.rows[name].trained_by for name in self.fuses)]
     before = systems.preceding(whole.stages, [*trained_by, *self.reads_stages])
@@ -231,8 +230,6 @@ class Table:
 
 def of(config: ConfigDict) -> Table:
   """The table of the config's system."""
-  from disranker_jax.pipeline import systems  # which imports the stages
-
   return systems.of(config).table
 
 

@@ -14,7 +14,7 @@ from disranker_jax.models import eight_bits, hf, tiny, tree
 from disranker_jax.models import load as models
 from disranker_jax.models.load import TextModel
 from disranker_jax.models.tensors import rows_of
-from disranker_jax.pipeline import inputs, manifest
+from disranker_jax.pipeline import inputs, manifest, systems
 from disranker_jax.rankers.pointwise import PointwiseRanker
 from disranker_jax.stages import earlier
 from disranker_jax.training import checkpoint, train
@@ -95,8 +95,6 @@ def kept(path: str, value, dtype):
 
 def load(run, role: str) -> tuple[TextModel, dict, str]:
   """(model, variables, way of scoring) of a role's model as the run has trained it."""
-  from disranker_jax.pipeline import systems  # which imports the stages
-
   model, stages = open_role(run.config, role), systems.trained_stages(run.config, role)
   return model, trained(run, role, model, tuple(stages), trains=''), model.scorer
 
@@ -158,8 +156,6 @@ def check_head(config, stage: str, role: str, model: TextModel) -> None:
 
 def check_scored_head(config, role: str, model: TextModel) -> None:
   """Raises: UserError if the head that scores is neither the folder's nor trained by a stage."""
-  from disranker_jax.pipeline import systems  # which imports the stages
-
   network = model.network
   given = 'sft' in config.stages or config[role].init_from
   if network.head != 'rank' or given or config[role].model in tiny.CONFIGS:  # random in any case
@@ -186,8 +182,6 @@ def check_student(model: TextModel) -> None:
 
 def training_data(run, stage: str, task: train.Task, source, encode, draw=None) -> streams.Training:
   """The batches of a stage, in an order that depends on its seeds and the size of its source."""
-  from disranker_jax.pipeline import systems  # which imports the stages
-
   seed = run.config.seed + systems.model_settings(run.config, stage).seed
   blocks = run.config[stage].data_shards
   return streams.training(source, encode, task.shape, seed=seed, draw=draw, blocks=blocks)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from disranker_jax.data.batches import EncodedGroup, Shape, first_fit
 from disranker_jax.errors import UserError
+from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.progress import Count
 
@@ -30,8 +31,6 @@ def check(
   records that the stage learns, and `encoder()` opens what encodes one with all documents of which
   a step draws.
   """
-  from disranker_jax.pipeline import systems  # which imports the stages
-
   c, side = run.config[stage], systems.model_settings(run.config, stage)
   block = shape.block(c.data_shards)
   if is_enough(block, side) or systems.find(run.config, stage).kept(run):

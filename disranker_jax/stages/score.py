@@ -17,7 +17,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
 from disranker_jax.models import eight_bits
 from disranker_jax.models.load import HEADS, open_model
-from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline import manifest, systems
 from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
 from disranker_jax.rankers import filling, score_statistics
@@ -78,8 +78,6 @@ def gate_kinds(config) -> list[str]:
 
 def trained_by(config) -> list[str]:
   """The stages of the run whose parameters score."""
-  from disranker_jax.pipeline import systems  # which imports the stages
-
   read, method = systems.trained_stages(config, 'teacher'), config.score.method
   usable = prompting.stages(prompting.plan(config, 'score', method)) if method else read
   return [stage for stage in read if stage in usable]
@@ -284,5 +282,5 @@ STAGE = Stage(
   'score', 'the teacher scores unlabeled pairs', execute, SETTINGS, check=check, role='teacher',
   reads_stages=('prepare', 'cpt', 'sft', 'generate', 'retrieve'), reads_records=reads,
   head=lambda config: HEADS[config.teacher.scorer], kept=kept, uses=uses, outside=outside,
-  scores_records=True, paper_rows=46_814_775,
+  is_reusable=quantise_gate.is_alone, scores_records=True, paper_rows=46_814_775,
 )  # fmt: skip

@@ -6,7 +6,6 @@ Only the first process writes.
 """
 
 import contextlib
-import hashlib
 import importlib.util
 import json
 import math
@@ -40,7 +39,7 @@ class Logs(contextlib.ExitStack):
       if tensorboard:
         self._writers.append(TensorBoard(folder, step))
       if wandb_project:
-        self._writers.append(WandB(folder, step, wandb_project))
+        self._writers.append(WandB(folder, wandb_project))
     for writer in self._writers:
       self.callback(writer.close)
 
@@ -138,14 +137,14 @@ class WandB:
   another run: W&B ignores the steps that a run already has.
   """
 
-  def __init__(self, folder: Path, step: int, project: str):
+  def __init__(self, folder: Path, project: str):
     check_wandb(project)
     import wandb
 
     folder = folder.absolute()
     name = f'{folder.parent.name}/{folder.name}'
     self._run = wandb.init(
-      project=project, name=name, id=_run_id(folder, step), resume='allow', dir=str(folder)
+      project=project, name=name, id=_run_id(folder), resume='allow', dir=str(folder)
     )
 
   def write(self, step: int, values: dict[str, float]) -> None:
@@ -159,16 +158,12 @@ class WandB:
     self._run.finish()
 
 
-def _run_id(folder: Path, step: int) -> str:
-  """The id of the folder's W&B run: what an earlier start wrote there, else a new one.
-
-  Earlier versions wrote none and made it of the path: what resumes from a step of theirs has that.
-  """
+def _run_id(folder: Path) -> str:
+  """The id of the folder's W&B run: what an earlier start wrote there, else a new one."""
   file = folder / 'wandb_id.txt'
   known = file.read_text(errors='replace').strip() if file.is_file() else ''
   if not re.fullmatch('[0-9a-f]{16}', known):
-    former = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
-    known = former if step else secrets.token_hex(8)
+    known = secrets.token_hex(8)
     file.write_text(known + '\n')
   return known
 

@@ -95,7 +95,7 @@ SETTINGS: Section = {
     "about 100 steps. 0: off, the result is the last step's. After step t = 0, 1, ... the decay is "
     '(1 + t) / (10 + t) at most, so that the start counts little. Training goes on from the '
     'parameters themselves, which also sample rewrites (rewrite) and search again (refresh). Takes '
-    '4 bytes per trained parameter.', added_later=True,
+    '4 bytes per trained parameter.',
   ),
   'skip_step_norm_ratio': Key(
     100.0, at_least(0),

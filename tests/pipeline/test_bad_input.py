@@ -10,10 +10,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from disranker_jax import losses
+from disranker_jax.config import defaults
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.models import weights
-from disranker_jax.pipeline import manifest, runner
+from disranker_jax.pipeline import runner, systems
+from disranker_jax.pipeline.stage import Run
 from disranker_jax.stages import sft
 
 JUDGEMENTS = helpers.own_rows('judgements')
@@ -185,7 +187,7 @@ class TestBadInput:
 
   def test_another_version_of_a_named_model_makes_a_run_stale(self, tmp_path, capsys, monkeypatch):
     config, _ = self.config(tmp_path, JUDGEMENTS)
-    version = {'tiny-encoder': ''}  # as in runs of an earlier program
+    version = {'tiny-encoder': ''}  # not on this machine yet
     monkeypatch.setattr(weights, 'version', lambda name: version.get(name, ''))
     runner.run(config, tmp_path / 'before')
     version['tiny-encoder'] = 'tiny@1'
@@ -203,34 +205,6 @@ class TestBadInput:
       capsys.readouterr()
       runner.run(config, tmp_path / f'from-{donor}', reuse=[tmp_path / donor])
       assert capsys.readouterr().err.count('taken from there') == taken
-
-  def test_an_unfinished_run_that_may_have_had_another_model_gets_a_line(
-    self, tmp_path, capsys, monkeypatch
-  ):
-    config, _ = self.config(tmp_path, JUDGEMENTS)
-    version = {'tiny-encoder': ''}  # as in runs of an earlier program
-    monkeypatch.setattr(weights, 'version', lambda name: version.get(name, ''))
-    monkeypatch.setattr(weights, 'FORMER', {'tiny-encoder': 'some/base'})
-    runner.run(config, tmp_path / 'run')
-    version['tiny-encoder'] = 'tiny@1'
-    capsys.readouterr()
-    runner.run(config, tmp_path / 'run')
-    assert 'some/base' not in capsys.readouterr().err, 'finished runs stay as they are'
-    folder = tmp_path / 'run' / 'student_sft'
-    stopped = manifest.read(folder) | {'status': 'running'}
-    assert 'student.model version' not in stopped['inputs']
-    manifest.write_json(folder / manifest.FILE, stopped)
-    runner.run(config, tmp_path / 'run')
-    said = capsys.readouterr().err
-    assert "took some/base for config.student.model='tiny-encoder' where the hub answered" in said
-    assert 'always takes tiny@1' in said and '--rerun=student_sft' in said
-    assert manifest.read(folder)['inputs']['student.model version'] == 'tiny@1'
-    # From now on the version is known.
-    manifest.write_json(folder / manifest.FILE, manifest.read(folder) | {'status': 'running'})
-    runner.run(config, tmp_path / 'run')
-    assert 'some/base' not in capsys.readouterr().err
-    version['tiny-encoder'] = 'tiny@2'
-    assert 'student.model version has changed' in helpers.refused(config, tmp_path / 'run')
 
   @pytest.mark.parametrize('how', ['lost', 'reshaped'])
   def test_a_model_folder_with_a_wrong_tensor_names_it(self, tmp_path, how):
@@ -251,3 +225,36 @@ class TestBadInput:
     (tmp_path / 'run').write_text('mine')
     assert f'{tmp_path / "run"}: is a file' in helpers.refused(helpers.config(), tmp_path / 'run')
     assert (tmp_path / 'run').read_text() == 'mine'
+
+
+@pytest.mark.parametrize(
+  ('name', 'written', 'folder_stays', 'manifest_stays'),
+  [
+    ('prepare', [], False, False),
+    ('prepare', ['test.quarantine.jsonl'], False, False),
+    ('prepare', ['test/prepared.json'], True, False),
+    ('prepare', ['.test.partial/journal.json'], True, False),
+    ('cpt', ['samples.md'], False, False),
+    ('cpt', ['metrics.jsonl', 'checkpoints/7/params'], True, True),
+    ('cpt', ['metrics.jsonl', 'checkpoints/.part'], True, True),  # its logs may tell why
+    ('distill', ['trials/0.5/metrics.jsonl'], False, False),
+    ('distill', ['trials/0.5/checkpoints/7/params'], True, True),
+    ('score', ['quantise_gate.json'], True, False),
+    ('evaluate', [], False, False),
+    ('evaluate', ['bm25.json'], True, False),
+    ('report', ['summary.json'], False, False),
+  ],
+)
+def test_what_a_stage_leaves_where_its_input_is_bad(
+  tmp_path, name, written, folder_stays, manifest_stays
+):
+  """Work to continue from stays, and no manifest by which other settings would be stale."""
+  run = Run(defaults(), tmp_path / 'run', None)
+  folder = run.folder(name)
+  for file in ('manifest.json', '../config.json', *written):
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_text('{}')
+  runner.remove_if_empty(run, systems.find(run.config, name))
+  assert folder.exists() == folder_stays and run.workdir.exists() == folder_stays
+  assert (folder / 'manifest.json').exists() == manifest_stays
+  assert all((folder / file).exists() == folder_stays for file in written)

@@ -149,7 +149,7 @@ def test_the_note_counts_by_the_measure_of_the_table(monkeypatch):
   groups = [Group(q, q, tuple(docs)) for q in ('1', '2', '3')]
   before = {q: {'a': 1.0, 'b': 2.0} for q in '123'}
   ranking = {'1': {'a': 2.0, 'b': 1.0}, '2': {'a': 1.0, 'b': 2.0}, '3': {'b': 1.0}}
-  monkeypatch.setattr(rows.collection_rows, 'ranking_of', lambda *_: before)
+  monkeypatch.setattr(rows.evaluate, 'ranking_of', lambda *_: before)
   run = types.SimpleNamespace(config=config())
   said = 'nDCG@10 rises for 1 of the 3 queries and falls for 1'
   assert rows.compared(run, groups, ranking) == said
@@ -162,7 +162,7 @@ def test_rows_that_search_by_another_engine_than_the_table_say_so(monkeypatch):
   groups = [Group('q', 'red', tuple(docs))]
   monkeypatch.setattr(rows.queries, 'test', lambda run: [Query('q', 'red', (docs[0],))])
   monkeypatch.setattr(rows.queries, 'collection', lambda config: docs)
-  monkeypatch.setattr(rows.collection_rows, 'ranking_of', lambda *_: {'q': {'b': 1.0}})
+  monkeypatch.setattr(rows.evaluate, 'ranking_of', lambda *_: {'q': {'b': 1.0}})
   for engine in ('bm25', 'query_bm25'):
     run = types.SimpleNamespace(config=config(search__engine=engine))
     ranking, facts = rows.rm3(run, rows.ROWS['rm3'], groups)
@@ -225,8 +225,8 @@ def test_re_ranked_rows_are_tested_against_themselves_and_the_first_stage_re_ran
     rank=lambda query, docs: [(i, 0.0) for i in reversed(range(len(docs)))]
   )
   disk = {'original_reranked': {'q': {'a': 1.0}}}
-  monkeypatch.setattr(rows.collection_rows, 'ranking_of', lambda *_: {'q': {'b': 2.0, 'a': 1.0}})
-  monkeypatch.setattr(rows.collection_rows, 'on_disk', lambda run, name: disk.get(name))
+  monkeypatch.setattr(rows.evaluate, 'ranking_of', lambda *_: {'q': {'b': 2.0, 'a': 1.0}})
+  monkeypatch.setattr(rows.evaluate, 'on_disk', lambda run, name: disk.get(name))
   monkeypatch.setattr(rows.collection_rows.loaded, 'load', lambda folder: ranker)
   monkeypatch.setattr(queries, 'collection', lambda config: docs)
   run = types.SimpleNamespace(config=config(search__reranker='x'))

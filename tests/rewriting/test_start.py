@@ -1,7 +1,5 @@
 """A rewriter that starts from another run: what must be the same there, and what is only named."""
 
-import json
-
 import pytest
 
 from disranker_jax.config import defaults, save
@@ -46,17 +44,6 @@ def test_what_may_differ_is_named_once(config, capsys, stages):
   assert said.endswith('set them to the same values if that is not meant')
   assert "rewrite.mode='replace' (there 'append')" in said and 'max_new=12 (there 16)' in said
   assert 'repeat' not in said
-
-
-def test_settings_that_an_older_run_lacks_do_not_differ(config, tmp_path, capsys):
-  there = json.loads((tmp_path / 'config.json').read_text())
-  there['rewrite'].pop('repeat'), there['rewriter'].pop('template')
-  (tmp_path / 'config.json').write_text(json.dumps(there))
-  config.rewrite.repeat, config.rewriter.template = 3, '{query} {title}'
-  start.check(config)
-  assert 'other settings' not in capsys.readouterr().err
-  with pytest.raises(UserError, match='stage cpt is not done'):
-    earlier.fingerprint(config, tmp_path / 'new', 'rewriter')
 
 
 def test_a_folder_that_is_no_run_is_refused_and_a_deleted_one_is_not_read(config, tmp_path):

@@ -13,6 +13,7 @@ from disranker_jax.commands.common import Parser, load_config, prepare_absl
 from disranker_jax.commands.plan import chips, machine
 from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
+from disranker_jax.pipeline import systems
 
 
 def parser() -> Parser:
@@ -51,7 +52,6 @@ def main(argv: list[str] | None = None) -> None:
   prepare_absl()
   config = load_config(args.config, args.overrides)
   from disranker_jax.commands.plan import prompts
-  from disranker_jax.pipeline import systems
 
   planned = [s.name for s in systems.of(config).stages if s.task or s.scores_records or s.texts]
   planned += prompts.names(config)
@@ -68,8 +68,6 @@ def main(argv: list[str] | None = None) -> None:
 
 def writes(config, name: str) -> bool:
   """Whether the stage writes texts. Its step is computed, so the TPU's compiler is not needed."""
-  from disranker_jax.pipeline import systems
-
   return any(s.texts for s in systems.of(config).stages if s.name == name)
 
 

@@ -12,7 +12,7 @@ from disranker_jax.generative.pages import Pages
 from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.suffixes import Suffixes
 from disranker_jax.models.load import TextModel, open_model
-from disranker_jax.pipeline import manifest
+from disranker_jax.pipeline import manifest, systems
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 from disranker_jax.stages import documents, prepare
@@ -76,8 +76,6 @@ def pseudo_queries(run) -> dict[str, list[str]]:
 
 def check_records(run: Run) -> None:
   """Says it, before any is written, if nothing reads the pseudo-queries."""
-  from disranker_jax.pipeline import systems  # which imports the stages
-
   c = run.config
   scored = any(prepare.GENERATED in stage.reads_records(c) for stage in systems.listed(c))
   read = 'query' in c.retriever.views or scored

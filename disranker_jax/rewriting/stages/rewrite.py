@@ -334,7 +334,7 @@ SETTINGS = {
     0.0, zero_or_at_least(1, usual=2),
     "A token's loss is multiplied by how much likelier it was for the trainer than for the "
     'sampler, at most by this. 0: off, as both compute the same but for rounding, '
-    'which sampler_difference in metrics.jsonl shows.', added_later=True,
+    'which sampler_difference in metrics.jsonl shows.',
   ),
   'mask_truncated': Key(False, boolean(), 'Rewrites that were cut off are not learned from.'),
   'stop_kl': Key(
