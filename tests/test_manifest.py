@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disranker_jax import config as configs
+from disranker_jax.commands.rerank_run import Job
 from disranker_jax.config.settings import flatten
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline import inputs, manifest, systems
@@ -109,6 +110,19 @@ class TestModelFiles:
     for name in ('README.md', 'onnx/README.md'):
       (tmp_path / name).write_text('A note.')
     assert inputs.model_files(tmp_path, onnx=True) == found[-1]
+
+  @pytest.mark.parametrize(
+    ('name', 'again'), [('README.md', False), ('vocab.txt', True), ('onnx/model.onnx', True)]
+  )
+  def test_unfinished_work_of_rerank_follows_what_is_read(self, tmp_path, name, again):
+    model, run, docs = tmp_path / 'model', tmp_path / 'first.run', tmp_path / 'docs.jsonl'
+    (model / 'onnx').mkdir(parents=True)
+    for file in (run, docs, model / 'config.json'):
+      file.write_text('{}')
+    job = Job(model, run, f'jsonl:{docs}', tmp_path / 'out.run', 0, 'error', 'auto', False)
+    before = job.digest()
+    (model / name).write_text('others')
+    assert (job.digest() != before) == again
 
   def test_a_version_that_one_side_does_not_know_is_not_compared(self):
     key = 'teacher.model version'

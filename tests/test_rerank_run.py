@@ -314,20 +314,6 @@ class TestResume:
     assert 'starts again' in capsys.readouterr().err
     assert found == rerun(model, many, *(['--depth', 3] if change == 'depth' else []), out='b.run')
 
-  @pytest.mark.parametrize(
-    ('name', 'again'),
-    [('README.md', False), ('notes.txt', False), ('vocab.txt', True), ('onnx/model.onnx', True)],
-  )
-  def test_a_file_of_the_model_counts_if_it_is_read(self, model, folder, tmp_path, name, again):
-    copy = shutil.copytree(model, tmp_path / 'copy')
-    job = rerank_run.Job(
-      copy, folder / 'first.run', f'trec:{folder}', folder / 'out.run', 0, 'error', 'auto', False
-    )
-    before = job.digest()
-    (copy / name).parent.mkdir(exist_ok=True)
-    (copy / name).write_text('others')
-    assert (job.digest() != before) == again
-
   @pytest.mark.parametrize('out', ['out.run', 'out.run.gz'])
   @pytest.mark.parametrize('left', [('note.json',), ('note.json', 'run'), ('run',)])
   def test_a_kill_while_finished_work_is_removed_loses_nothing(
