@@ -43,6 +43,11 @@ class TextModel:
     usual = 'query_likelihood' if self.network.head == 'lm' else 'score_head'
     return self.settings.get('scorer', usual)
 
+  @property
+  def end_ids(self) -> frozenset[int]:
+    """The tokens that end a text: those of the tokenizer and of the model's config.json."""
+    return frozenset({self.tokenizer.eos_token_id, *self.network.end_ids} - {None})
+
   def prompt(self, predict: str | None = None) -> PairPrompt | TextPrompt:
     """How the model reads a query and a document.
 
