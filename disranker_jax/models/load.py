@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from disranker_jax.data.prompts import PairPrompt, TextPrompt
@@ -88,6 +89,16 @@ def types(param_dtype: str, trainable: str | None = None) -> Callable[[str], str
   if trainable is None:
     return lambda path: param_dtype
   return lambda path: 'float32' if re.search(trainable, f'params/{path}') else param_dtype
+
+
+def shapes(network: Network, param_dtype: str, trainable: str | None = None) -> dict:
+  """Shapes of the variables in the types in which they are loaded; `trainable` as of `types`."""
+  own, type_of = dict(network.shapes()), types(param_dtype, trainable)
+  flat = {
+    path: jax.ShapeDtypeStruct(x.shape, jnp.dtype(type_of(path)))
+    for path, x in tree.flatten(own['params']).items()
+  }
+  return own | {'params': tree.unflatten(flat)}
 
 
 def open_model(settings: ConfigDict, head: str = '') -> TextModel:
