@@ -18,6 +18,7 @@ import disranker_jax
 from disranker_jax.commands.common import words
 from disranker_jax.devices import runtime
 from disranker_jax.exporting import formats
+from disranker_jax.models import load
 
 OURS = ('ours onnx-int8', 'ours onnx', 'ours jax')
 OTHERS = ('sentence-transformers bf16', 'sentence-transformers fp32', 'onnxruntime fp32')
@@ -94,7 +95,7 @@ def cross_encoder(folder: Path, bf16: bool, max_len: int) -> Callable:
 
   dtype = torch.bfloat16 if bf16 else torch.float32
   model = CrossEncoder(
-    str(folder), device='cpu', max_length=formats.lengths(folder, max_len)['max_len'],
+    str(folder), device='cpu', max_length=load.lengths(folder, max_len)['max_len'],
     model_kwargs={'dtype': dtype}, trust_remote_code=False,
   )  # fmt: skip
 
@@ -116,7 +117,7 @@ def transformer(folder: Path, compiled: bool, max_len: int) -> Callable:
   ).to(device).eval()  # fmt: skip
   run = torch.compile(model) if compiled else model
   options = {'truncation': True, 'padding': True, 'return_tensors': 'pt'}
-  options['max_length'] = formats.lengths(folder, max_len)['max_len']
+  options['max_length'] = load.lengths(folder, max_len)['max_len']
 
   @torch.inference_mode()
   def score(query, texts):

@@ -38,7 +38,7 @@ class Train:
     variables = self._side.pretrained(config.seed, self._mesh, settings.trainable)
     jax.block_until_ready(variables)
     if self._work.stage == 'sft':
-      variables |= sft.task(config, self._side.network).frozen(variables)
+      variables |= sft.task(config, self._side.network).more(variables)
     peaks = peak_after('loading')
     program = train.Program(
       job.loss, settings, job.steps, variables, self._feed.shapes(), self._feed.blocks, self._mesh

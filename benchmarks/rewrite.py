@@ -158,7 +158,6 @@ class Ours(Side):
     from disranker_jax.rewriting.policy import PolicyLoss
     from disranker_jax.rewriting.rollouts import Rollouts
     from disranker_jax.rewriting.sampling import Sampler
-    from disranker_jax.stages import language_terms
     from disranker_jax.training import optimizer, train
 
     args, c = self.args, section(self.args)
@@ -166,7 +165,7 @@ class Ours(Side):
     self._mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
     variables = sharding.put(hf.load(self.folder, net, jax.random.key(0)), self._mesh)
     if packed.has_reference(c):
-      variables |= language_terms.reference(variables, c.trainable)
+      variables |= optimizer.start(variables, c.trainable)
     most = args.prompt_len + args.samples * args.new
     shape = packed.shape_of(c, net, args.prompt_len, most, self._mesh)
     work = Work(args, net.config.vocab)
@@ -212,9 +211,9 @@ class Ours(Side):
     assert float(metrics['length']) == self.args.new, metrics['length']
 
   def first_tokens(self) -> None:
-    from disranker_jax.rewriting.policy import policy
+    from disranker_jax.training import optimizer
 
-    self._first(policy(self._variables()), self._prompts, range(len(self._prompts)), 0)
+    self._first(optimizer.own(self._variables()), self._prompts, range(len(self._prompts)), 0)
 
   def _variables(self) -> dict:
     from disranker_jax.models import tree

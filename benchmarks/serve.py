@@ -19,7 +19,7 @@ from benchmarks import _baselines, _load, _texts
 from disranker_jax.commands.common import Parser
 from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
-from disranker_jax.rankers import loaded
+from disranker_jax.models.load import open_exported
 from disranker_jax.report import tables
 
 
@@ -101,7 +101,7 @@ def main(argv) -> None:
   runtime.prepare()
   requests = (_texts.full if args.full else _texts.natural)(100, args.depth)
   bodies = [_load.rerank_body(r) for r in requests]
-  prompt = loaded.open_prompt(args.model)
+  prompt = open_exported(args.model).prompt()
   lengths = [len(e) for r in requests for e in prompt.encode_texts(r.query, r.texts)]
   depth, tokens = len(lengths) / len(requests), sum(lengths) / len(lengths)
   loads = [('closed', int(n)) for n in args.clients.split(',') if n]

@@ -22,7 +22,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.exporting import formats, parity
 from disranker_jax.models import hf, tiny
-from disranker_jax.models.load import open_model
+from disranker_jax.models.load import open_exported, open_model
 from disranker_jax.models.network import from_hf
 from disranker_jax.models.settings import defaults as model_settings
 from disranker_jax.rankers import backends, loaded
@@ -249,7 +249,7 @@ class TestBackends:
     assert on_jax.backend._step._cache_size() == before
 
   def test_fast_jax_is_close_to_exact(self, model, on_jax):
-    fast = backends.Jax(model, precision='bfloat16', part_tokens=512)
+    fast = backends.Jax(open_exported(model, precision='bfloat16'), part_tokens=512)
     pairs = on_jax.prompt.encode_texts(QUERY, [f'names {i} ' * (i % 20) for i in range(70)])
     exact = on_jax.backend.score(pairs)[0]
     np.testing.assert_allclose(fast.score(pairs)[0], exact, rtol=0, atol=0.2 * exact.std())
@@ -286,8 +286,8 @@ class TestDecoder:
     folder = tmp_path / 'teacher'
     hf.save(folder, network, variables, tmp_path / 'base', {'disranker_jax': extra})
     assert backends.choose(folder, fast=False) == 'jax'
-    backend = backends.Jax(folder, precision='float32', part_tokens=256)
-    ranker = loaded.LoadedRanker(loaded.open_prompt(folder), backend)
+    opened = open_exported(folder, precision='float32')
+    ranker = loaded.LoadedRanker(opened.prompt(), backends.Jax(opened, part_tokens=256))
     expected = parity.transformers_tokens(folder, ranker.prompt)(Group('q', QUERY, self.DOCS))
     scores = ranker.score([(QUERY, doc) for doc in self.DOCS])
     assert np.std(expected) > 0.01

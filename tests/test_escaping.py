@@ -8,11 +8,10 @@ import pytest
 from online_logs import ROW, write
 
 from disranker_jax import escaping, progress
-from disranker_jax.commands import common, compare, describe, rerank
+from disranker_jax.commands import common, compare, describe, online, rerank
 from disranker_jax.data.records import Click, Document
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
-from disranker_jax.evaluation.online import command as online
 from disranker_jax.stages import cpt, evaluate
 
 TITLE = '\x1b]0;PWNED\x07\x1b[2J'  # sets the title of a terminal and clears it

@@ -18,7 +18,7 @@ from disranker_jax.data import python_docs
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.exporting import formats
-from disranker_jax.models import families, hf, layers, tiny, tree
+from disranker_jax.models import families, hf, layers, load, tiny, tree
 from disranker_jax.models.attention import attention_mask
 from disranker_jax.models.network import Network, from_hf
 from disranker_jax.pipeline import runner
@@ -195,7 +195,7 @@ def test_the_first_token_of_each_segment_reads_the_position_of_the_offset(regist
 
 
 def test_the_longest_text_leaves_room_for_the_offset(base):
-  assert formats.lengths(base)['max_len'] == 48
+  assert load.lengths(base)['max_len'] == 48
 
 
 def test_a_stage_trains_it_from_the_named_layers_of_its_folder(run, base):

@@ -314,7 +314,7 @@ def test_the_loss_and_tau_of_distillation_are_of_held_out_scores(judged, student
   ]
   assert found['tau'] == pytest.approx(np.mean(taus), abs=1e-6)
   # What the term on hidden states adds to the variables is not read.
-  more = variables | {'teacher': variables['params'], 'hidden': {'projection': np.eye(2)}}
+  more = variables | {'frozen': variables['params'], 'hidden': {'projection': np.eye(2)}}
   assert distill.measure(run, side, scored)(more) == found
   # The labelled queries are those of the other student, so the two can be compared.
   labels_only = sft.measure(run, side, 'student_sft')

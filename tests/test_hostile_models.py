@@ -8,13 +8,15 @@ import onnx
 import pytest
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
+import disranker_jax
 from disranker_jax.commands import describe
 from disranker_jax.data.prompts import PairPrompt, TextPrompt
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 from disranker_jax.exporting import formats
-from disranker_jax.models import hf, load, weights
+from disranker_jax.models import hf, load, recorded, weights
 from disranker_jax.rankers import backends
+from disranker_jax.rewriting import loaded as rewriters
 
 
 @pytest.fixture
@@ -124,8 +126,30 @@ def test_a_config_of_wrong_values_is_one_line(folder, changes):
 @pytest.mark.parametrize('text', ['[' * 100_000, '5', 'nonsense', '{"model_type": "bert"'])
 def test_a_config_that_is_no_object_is_one_line(folder, text):
   (folder / 'config.json').write_text(text)
-  for read in (hf.read_config, formats.config):
+  for read in (hf.read_config, recorded.config):
     with pytest.raises(UserError, match=r'model/config\.json'):
+      read(folder)
+
+
+@pytest.mark.parametrize(
+  ('record', 'said'),
+  [
+    ({'max_len': '64'}, r"\.max_len='64': must be 8 or more"),
+    ({'max_len': True}, r'\.max_len=True: must be 8 or more'),
+    ({'max_query_len': -1}, r'\.max_query_len=-1: must be 1 or more'),
+    ({'scorer': 'magic'}, r"\.scorer='magic': must be 'score_head', 'query_likelihood'"),
+    ({'template': 5}, r'\.template=5: must be a text'),
+    ({'input': ['pair']}, r"\.input=\['pair'\]: must be 'template', 'prompt', 'pair'"),
+    ({'task': None}, r'\.task=None: must be a task'),
+    (['max_len'], r" is \['max_len'\], not an object"),
+  ],
+)
+def test_a_record_of_wrong_values_is_one_line(folder, record, said):
+  """Wherever it is read, before anything is computed."""
+  file = folder / 'config.json'
+  file.write_text(json.dumps(json.loads(file.read_text()) | {'disranker_jax': record}))
+  for read in (disranker_jax.load, load.open_exported, load.lengths, rewriters.settings_of):
+    with pytest.raises(UserError, match=r'model/config\.json: disranker_jax' + said):
       read(folder)
 
 

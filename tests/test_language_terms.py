@@ -12,7 +12,7 @@ from disranker_jax.data.batches import EncodedGroup, Packer, Shape, join
 from disranker_jax.data.encoded import Encoded
 from disranker_jax.errors import UserError
 from disranker_jax.models import network, tiny
-from disranker_jax.stages import language_terms, sft
+from disranker_jax.stages import sft
 from disranker_jax.stages.language_terms import LanguageTerms
 from disranker_jax.training import optimizer
 
@@ -89,7 +89,7 @@ def test_both_are_means_over_the_tokens_of_the_best_documents(net, variables, sh
   batch = packed(GROUPS, shape)
   start = net.init(jax.random.key(0))
   nll, kl = expected(net, variables, start)
-  frozen = {'teacher': {'lora': start['lora']}}
+  frozen = {'frozen': {'lora': start['lora']}}
   plain, count, _ = jax.jit(terms(net, 0.0))(variables, batch)
   with_lm, _, metrics = jax.jit(terms(net, 0.5))(variables, batch)
   both, _, more = jax.jit(terms(net, 0.5, 2.0))(variables | frozen, batch)
@@ -109,12 +109,12 @@ def test_blocks_change_nothing(net, variables):
 
 def test_at_the_start_there_is_no_divergence_and_the_start_is_never_trained(net, variables):
   batch = packed(GROUPS, Shape(3, 64, 3, 32))
-  whole = variables | language_terms.reference(variables, 'lora')
+  whole = variables | optimizer.start(variables, 'lora')
   _, _, metrics = jax.jit(terms(net, 1.0, 1.0))(whole, batch)
   assert abs(metrics['kl']) < 1e-6
   trained, frozen = optimizer.split(whole, 'lora')
   assert all(path.startswith('lora/') for path in trained)
-  assert any(path.startswith('teacher/lora/') for path in frozen)
+  assert any(path.startswith('frozen/lora/') for path in frozen)
 
   def kl(variables):
     return terms(net, 0.0, 1.0)(variables, batch)[2]['kl']
@@ -122,7 +122,7 @@ def test_at_the_start_there_is_no_divergence_and_the_start_is_never_trained(net,
   moved = whole | {'lora': jax.tree.map(lambda x: x + 0.02, variables['lora'])}
   grads = jax.jit(jax.grad(kl))(moved)
   assert max(jnp.abs(x).max() for x in jax.tree.leaves(grads['lora'])) > 1e-4
-  assert max(jnp.abs(x).max() for x in jax.tree.leaves(grads['teacher'])) == 0
+  assert max(jnp.abs(x).max() for x in jax.tree.leaves(grads['frozen'])) == 0
 
 
 def test_what_is_in_padding_changes_nothing(net, variables):

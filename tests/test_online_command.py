@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from online_logs import ROW, pages, write
 
+from disranker_jax.commands import online as command
 from disranker_jax.errors import UserError
-from disranker_jax.evaluation.online import command as command
 
 
 @pytest.fixture(scope='module')

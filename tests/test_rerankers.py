@@ -10,8 +10,7 @@ from ready_rerankers import transformers_folder
 import disranker_jax
 from disranker_jax.commands import rerank
 from disranker_jax.errors import UserError
-from disranker_jax.exporting import formats
-from disranker_jax.models import hf, network, rerankers
+from disranker_jax.models import hf, load, network, rerankers
 from disranker_jax.serve import __main__ as serve
 
 torch = pytest.importorskip('torch')
@@ -191,6 +190,6 @@ def test_the_commands_take_one(tmp_path, capsys):
 
 def test_a_model_that_records_no_length_reads_what_its_tokenizer_allows(tmp_path):
   folder = transformers_folder(tmp_path, 'bert', max_position_embeddings=80)
-  assert formats.lengths(folder) == {'max_len': 64, 'max_query_len': 60}
+  assert load.lengths(folder) == {'max_len': 64, 'max_query_len': 60}
   change(folder / 'tokenizer_config.json', model_max_length=int(1e30))
-  assert formats.lengths(folder)['max_len'] == 80
+  assert load.lengths(folder)['max_len'] == 80

@@ -32,7 +32,7 @@ COMMANDS = {
   'average': Command('disranker_jax.commands.average', 'average the result tables of several runs'),
   'fuse': Command('disranker_jax.commands.fuse', 'fuse TREC runs into one ranking'),
   'ablate': Command('disranker_jax.commands.ablate', 'run and compare variants of a config'),
-  'online': Command('disranker_jax.evaluation.online.command', 'analyse an online experiment'),
+  'online': Command('disranker_jax.commands.online', 'analyse an online experiment'),
   'plan': Command('disranker_jax.commands.plan.command', 'estimate memory and time of stages'),
   'bench': Command(
     'disranker_jax.commands.bench', 'measure speed (in a checkout of the repository)'

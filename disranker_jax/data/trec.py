@@ -10,13 +10,12 @@ import functools
 import pathlib
 from collections.abc import Iterator
 
-from disranker_jax.data import collection, lines, records
+from disranker_jax.data import collection, lines, records, trec_lines
 from disranker_jax.data.collection import Line, Query, checked
 from disranker_jax.data.records import BadRow, BadRows, Click, Document
 from disranker_jax.data.source import DEPTH, SCORES, Want
 from disranker_jax.data.tables import Tables
 from disranker_jax.errors import UserError
-from disranker_jax.evaluation import runs
 
 FILES = {
   'queries': 'queries.tsv',
@@ -157,8 +156,8 @@ def _document(file: str, number: int, raw: bytes) -> list[tuple[str, int, Docume
 
 
 def _judged(file: str, number: int, raw: bytes) -> list[Line]:
-  query_id, _, doc_id, grade = runs.columns(raw, runs.QRELS)
-  label = runs.number(int, 'label', grade)
+  query_id, _, doc_id, grade = trec_lines.columns(raw, trec_lines.QRELS)
+  label = trec_lines.number(int, 'label', grade)
   if abs(label) > records.LARGEST_LABEL:
     what = f'write at most {records.LARGEST_LABEL}; 0 to 4 is usual'
     raise BadRow('label', f'is {grade[:40]}', what)
@@ -169,20 +168,20 @@ def _scored(file: str, number: int, raw: bytes) -> list[Line]:
   count = len(raw.split())
   line = functools.partial(Line, file, number, raw)
   if count == 3:
-    query_id, doc_id, score = runs.columns(raw, 'query_id doc_id score')
-    return [line(query_id, doc_id, score=runs.number(float, 'score', score))]
+    query_id, doc_id, score = trec_lines.columns(raw, 'query_id doc_id score')
+    return [line(query_id, doc_id, score=trec_lines.number(float, 'score', score))]
   if count == 5:
     layout = 'positive_score negative_score query_id positive_id negative_id'
-    *scores, query_id, positive, negative = runs.columns(raw, layout)
+    *scores, query_id, positive, negative = trec_lines.columns(raw, layout)
     better, worse = (
-      runs.number(float, *pair)
+      trec_lines.number(float, *pair)
       for pair in zip(('positive_score', 'negative_score'), scores, strict=True)
     )
     return [line(query_id, positive, score=better), line(query_id, negative, score=worse)]
-  query_id, _, doc_id, rank, score, _ = runs.columns(raw, runs.RUN)
+  query_id, _, doc_id, rank, score, _ = trec_lines.columns(raw, trec_lines.RUN)
   # Some tools count ranks from 0, some from 1; here 0 means "no rank".
-  rank = max(runs.number(int, 'rank', rank), 0) + 1
-  return [line(query_id, doc_id, rank=rank, score=runs.number(float, 'score', score))]
+  rank = max(trec_lines.number(int, 'rank', rank), 0) + 1
+  return [line(query_id, doc_id, rank=rank, score=trec_lines.number(float, 'score', score))]
 
 
 def _click(file: str, number: int, raw: bytes) -> list[Click]:

@@ -9,7 +9,7 @@ from disranker_jax import escaping
 from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.exporting import formats, licence, parity
 from disranker_jax.exporting.licence import Origin
-from disranker_jax.models import hf
+from disranker_jax.models import hf, load, recorded
 from disranker_jax.pipeline import manifest
 from disranker_jax.report import tables
 from disranker_jax.report.results import markdown as markdown_of
@@ -58,10 +58,10 @@ def write(
   `made` is the run's record; `base` and `teachers` are the pretrained models; `license` is
   config.export.license; `which` says which model of the run it is.
   """
-  config, name = formats.config(folder), folder.name.removeprefix('.')
-  family = formats.family(folder)
+  config, name = recorded.config(folder), folder.name.removeprefix('.')
+  family = hf.family(folder)
   usage = purpose.usage or family.usage_of(hf.open_config(folder))
-  facts = formats.lengths(folder) | {'name': name, 'query': parity.QUERY}
+  facts = load.lengths(folder) | {'name': name, 'query': parity.QUERY}
   parts = [
     licence.metadata(base, license, purpose.task),
     f'# {name}\n',
@@ -73,8 +73,8 @@ def write(
     *(files(names) if names else ()),
     *([STABLEHLO_USE.format(**facts)] if 'stablehlo' in names else ()),
   ]
-  if recorded := config.get('disranker_jax', {}).get('fusion'):
-    parts += ['## With the first stage\n', fused(Fusion.from_dict(recorded, str(folder)), name)]
+  if fusion := recorded.of(config, str(folder)).fusion:
+    parts += ['## With the first stage\n', fused(Fusion.from_dict(fusion, str(folder)), name)]
   if results:
     first = next(iter(results.values()))
     parts += [

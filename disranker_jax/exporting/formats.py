@@ -1,6 +1,5 @@
 """The formats that an exported folder can have besides safetensors: ONNX files and StableHLO."""
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from disranker_jax.data import contents
 from disranker_jax.errors import UserError, reason
 from disranker_jax.exporting import stablehlo
-from disranker_jax.models import families, hf
+from disranker_jax.models import hf
 
 ONNX = {
   'onnx': 'onnx/model.onnx',
@@ -22,7 +21,6 @@ ONNX = {
 FORMATS = (*ONNX, 'stablehlo')
 # A protobuf file cannot exceed 2 GiB; from half of that the tensors go into a second file.
 INSIDE_BYTES = 1 << 30
-READY_LEN = 1024  # tokens of a pair; some tables have 8,192 or more positions
 
 
 def write(folder: Path, names) -> None:
@@ -40,8 +38,8 @@ def write(folder: Path, names) -> None:
 
 def refuse_missing(folder: Path, name: str) -> None:
   """Raises UserError if the family of the folder's model does not have the format."""
-  if name not in family(folder).formats:
-    kind = config(folder)['model_type']
+  if name not in hf.family(folder).formats:
+    kind = hf.open_config(folder).model_type
     raise UserError(f'{folder}: {kind} models have no format {name!r}; export without it')
 
 
@@ -51,7 +49,7 @@ def build_onnx(folder: Path, name: str) -> onnx.ModelProto:
   Raises: UserError if the family has no such format, or if the folder lacks a tensor.
   """
   refuse_missing(folder, name)
-  kind = family(folder)
+  kind = hf.family(folder)
   by_name = {kind.canonical(name): value for name, value in tensors(folder).items()}
   try:
     return kind.onnx(name, hf.read_config(folder), by_name)
@@ -61,7 +59,7 @@ def build_onnx(folder: Path, name: str) -> onnx.ModelProto:
 
 def tensors(folder: Path) -> dict[str, np.ndarray]:
   """Every tensor of the folder in fp32, by its Hugging Face name as exports have it."""
-  by_name, canonical = hf.head_tensors(folder), family(folder).canonical
+  by_name, canonical = hf.head_tensors(folder), hf.family(folder).canonical
   for file in hf.weight_files(folder):
     if not file.exists():
       raise UserError(f'{file} is missing: an exported model folder is needed')
@@ -110,47 +108,3 @@ def external_files(message: Message) -> Iterator[str]:
     if field.type == field.TYPE_MESSAGE:
       for inner in value if isinstance(value, Iterable) else (value,):
         yield from external_files(inner)
-
-
-def config(folder: Path) -> dict:
-  """config.json as it was written. Raises: UserError if it is not a JSON object."""
-  path = folder / 'config.json'
-  try:
-    value = json.loads(path.read_text(encoding='utf-8'))
-  except FileNotFoundError:
-    raise UserError(f'{path} is missing: an exported model folder is needed') from None
-  except (ValueError, OSError, RecursionError) as error:
-    raise UserError(f'{path} cannot be read: {error}') from None
-  if not isinstance(value, dict):
-    raise UserError(f'{path} is not a model config: it has no named values')
-  return value
-
-
-def family(folder: Path) -> families.Family:
-  """The family of a folder's model."""
-  return families.find(config(folder).get('model_type'))
-
-
-def lengths(folder: Path, max_len: int = 0) -> dict[str, int]:
-  """max_len and max_query_len that the model was trained with (config.json), or another max_len.
-
-  A model from elsewhere, which records none, reads what its tokenizer allows, up to READY_LEN
-  tokens. Its query may have half of them, because others cut the longer of the two.
-  """
-  trained = config(folder).get('disranker_jax', {})
-  most = family(folder).max_len(hf.open_config(folder))
-  if not max_len:
-    max_len = trained.get('max_len') or min(tokenizer_length(folder), READY_LEN)
-  max_len = min(max_len, most)
-  query = trained.get('max_query_len') or max(64, max_len // 2)
-  return {'max_len': max_len, 'max_query_len': min(query, max_len - 4)}
-
-
-def tokenizer_length(folder: Path) -> int:
-  """The most tokens by the folder's tokenizer_config.json; READY_LEN if it does not say."""
-  path = folder / 'tokenizer_config.json'
-  try:
-    said = json.loads(path.read_text(encoding='utf-8')).get('model_max_length')
-  except (OSError, ValueError, AttributeError, RecursionError):
-    return READY_LEN
-  return int(said) if isinstance(said, (int, float)) and said >= 8 else READY_LEN

@@ -20,7 +20,7 @@ from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
 from disranker_jax.exporting import formats
-from disranker_jax.models import hf
+from disranker_jax.models import hf, recorded
 
 DEPTH = 5  # of nDCG
 ROWS = 16  # of a StableHLO call
@@ -119,7 +119,7 @@ def check(
 
   logging.disable_progress_bar()
   rows = []
-  dtype = formats.config(folder)['dtype']
+  dtype = recorded.config(folder)['dtype']
   for reader in readers(folder, names):
     computed = {'onnx_fp16': 'float16', 'onnx_int8': 'int8'}.get(reader.name, dtype)
     precision = max(computed, dtype, key=lambda p: TOLERANCES[p].score)
@@ -204,7 +204,7 @@ def readers(folder: Path, names) -> list[Reader]:
   """The family's readers whose packages are installed, and one for each format."""
   names_here = [
     name
-    for name in formats.family(folder).readers_of(hf.open_config(folder))
+    for name in hf.family(folder).readers_of(hf.open_config(folder))
     if all(importlib.util.find_spec(package) for package in READERS[name].packages)
   ]
   kinds = {'stablehlo': stablehlo} | {n: onnx_runtime(n) for n in formats.ONNX}
@@ -262,7 +262,7 @@ def transformers_tokens(folder: Path, prompt) -> Callable:
   import torch
   from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-  causal = 'CausalLM' in formats.config(folder)['architectures'][0]
+  causal = 'CausalLM' in recorded.config(folder)['architectures'][0]
   kind = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
   model = kind.from_pretrained(folder, dtype='auto', trust_remote_code=False).eval()
 
@@ -321,7 +321,7 @@ def stablehlo(folder: Path, prompt) -> Callable:
   from disranker_jax.exporting import stablehlo as programs
 
   encode = tokenised(folder, 'np')
-  names = programs.inputs(formats.family(folder))
+  names = programs.inputs(hf.family(folder))
   prepare, score = programs.load(folder)
   params = prepare(load_file(folder / 'model.safetensors'))
 

@@ -65,9 +65,7 @@ class Prompts:
   @property
   def end(self) -> int:
     """The token that ends titles and pseudo-queries. Raises: UserError if the model has none."""
-    end = self.model.network.config.eos_id
-    end = end[0] if isinstance(end, tuple | list) else end
-    end = self.model.tokenizer.eos_token_id if end is None else end
+    end = next(iter(self.model.network.end_ids), self.model.tokenizer.eos_token_id)
     if end is None:
       raise UserError('the tokenizer has no end token; name one as eos_token')
     return end

@@ -93,9 +93,9 @@ def generate(
   count = len(shared.ids)
   if any(len(prompt) <= count or tuple(prompt[:count]) != shared.ids for prompt in prompts):
     raise UserError(f'a prompt does not begin with the {count} shared tokens, or ends with them')
-  eos_id = network.config.eos_id if eos_id is None else eos_id
+  eos_id = network.end_ids if eos_id is None else eos_id
   stops = sorted(set(eos_id)) if isinstance(eos_id, Iterable) else [eos_id]
-  stops = jnp.array([-1 if stop is None else stop for stop in stops], jnp.int32)
+  stops = jnp.array(stops or [-1], jnp.int32)
   tokens_BT, segments_BT = left_pad(prompts, at_least)
   slots = slots_for(tokens_BT.shape[1] + max_new)
   if count:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from disranker_jax.data import contents
 from disranker_jax.errors import UserError, reason
-from disranker_jax.models import families, modules, tokenizer_files
+from disranker_jax.models import families, modules, recorded, tokenizer_files
 from disranker_jax.models.files import replacing, write_tensors
 from disranker_jax.models.tensors import InMemory, Part, constants, parts, rows_of
 from disranker_jax.models.tree import flatten, unflatten
@@ -67,12 +67,7 @@ def head_tensors(folder: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 def _network_config(folder) -> dict:
   path = pathlib.Path(folder) / 'config.json'
-  try:
-    raw = json.loads(path.read_text(encoding='utf-8'))
-  except FileNotFoundError:
-    raise UserError(f'{path} is missing: a Hugging Face model folder is needed') from None
-  except (ValueError, OSError, RecursionError) as error:
-    raise UserError(f'{path} cannot be read: {error}') from None
+  raw = recorded.config(folder)
   try:
     raw = families.of_text(raw)
     for key in ('num_hidden_layers', 'n_layers'):
@@ -103,6 +98,11 @@ def open_config(folder: str | pathlib.Path) -> families.Config:
     raise UserError(f'{folder}/config.json: {error} is missing') from None
   except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
     raise UserError(f'{folder}/config.json is not a model config: {error}') from None
+
+
+def family(folder: str | pathlib.Path) -> families.Family:
+  """The family of a folder's model. Raises: UserError if there is none."""
+  return families.find(families.of_text(recorded.config(folder)).get('model_type'))
 
 
 def weight_files(folder: str | pathlib.Path) -> list[pathlib.Path]:

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from disranker_jax.data.prompts import PairPrompt, TextPrompt
 from disranker_jax.devices import processor, sharding
 from disranker_jax.errors import UserError, first_line
-from disranker_jax.models import families, hf, rerankers, tree, weights
+from disranker_jax.models import families, hf, recorded, rerankers, tree, weights
 from disranker_jax.models.network import Network, from_hf
+from disranker_jax.models.settings import defaults
 
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerFast
 
 # The head that each way of scoring needs (config.teacher.scorer).
 HEADS = {'score_head': 'rank', 'query_likelihood': 'lm', 'score_head+query_likelihood': 'both'}
+
+READY_LEN = 1024  # tokens of a pair; some tables have 8,192 or more positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +47,11 @@ class TextModel:
     """The way of scoring, a key of HEADS; without a setting, what the network's head can do."""
     usual = 'query_likelihood' if self.network.head == 'lm' else 'score_head'
     return self.settings.get('scorer', usual)
+
+  @property
+  def end_ids(self) -> frozenset[int]:
+    """The tokens that end a text: those of the tokenizer and of the model's config.json."""
+    return frozenset({self.tokenizer.eos_token_id, *self.network.end_ids} - {None})
 
   def prompt(self, predict: str | None = None) -> PairPrompt | TextPrompt:
     """How the model reads a query and a document.
@@ -85,6 +95,16 @@ def types(param_dtype: str, trainable: str | None = None) -> Callable[[str], str
   return lambda path: 'float32' if re.search(trainable, f'params/{path}') else param_dtype
 
 
+def shapes(network: Network, param_dtype: str, trainable: str | None = None) -> dict:
+  """Shapes of the variables in the types in which they are loaded; `trainable` as of `types`."""
+  own, type_of = dict(network.shapes()), types(param_dtype, trainable)
+  flat = {
+    path: jax.ShapeDtypeStruct(x.shape, jnp.dtype(type_of(path)))
+    for path, x in tree.flatten(own['params']).items()
+  }
+  return own | {'params': tree.unflatten(flat)}
+
+
 def open_model(settings: ConfigDict, head: str = '') -> TextModel:
   """Finds the model `settings.model`, reads its config and tokenizer, but no parameters.
 
@@ -106,6 +126,43 @@ def open_model(settings: ConfigDict, head: str = '') -> TextModel:
     refuse_headless(folder, network)
   check_length(network, settings)
   return TextModel(settings, folder, network, open_tokenizer(folder, network.config.vocab))
+
+
+def open_exported(folder: Path, max_len: int = 0, precision: str = 'auto') -> TextModel:
+  """Opens a ranker's folder, as its export recorded it or from elsewhere; reads no parameters.
+
+  `max_len` is as of `lengths`. Raises: UserError as `open_model` does.
+  """
+  found, most = recorded.read(folder), lengths(folder, max_len)
+  row_len = max(128, most['max_len'])
+  settings = defaults(model=str(folder), row_len=row_len, precision=precision, **most)
+  settings.update(scorer=found.scorer, template=found.template or '', input=found.input)
+  return open_model(settings)
+
+
+def lengths(folder: Path, max_len: int = 0) -> dict[str, int]:
+  """max_len and max_query_len that the model was trained with (config.json), or another max_len.
+
+  A model from elsewhere, which records none, reads what its tokenizer allows, up to READY_LEN
+  tokens. Its query may have half of them, because others cut the longer of the two.
+  """
+  trained = recorded.read(folder)
+  most = hf.family(folder).max_len(hf.open_config(folder))
+  if not max_len:
+    max_len = trained.max_len or min(tokenizer_length(folder), READY_LEN)
+  max_len = min(max_len, most)
+  query = trained.max_query_len or max(64, max_len // 2)
+  return {'max_len': max_len, 'max_query_len': min(query, max_len - 4)}
+
+
+def tokenizer_length(folder: Path) -> int:
+  """The most tokens by the folder's tokenizer_config.json; READY_LEN if it does not say."""
+  path = folder / 'tokenizer_config.json'
+  try:
+    said = json.loads(path.read_text(encoding='utf-8')).get('model_max_length')
+  except (OSError, ValueError, AttributeError, RecursionError):
+    return READY_LEN
+  return int(said) if isinstance(said, (int, float)) and said >= 8 else READY_LEN
 
 
 def check_length(network: Network, settings: ConfigDict) -> None:

@@ -81,6 +81,13 @@ class Network:
       sequence=self.sequence,
     )
 
+  @property
+  def end_ids(self) -> tuple[int, ...]:
+    """The tokens that end a text by the model's config.json; a tokenizer may know another one."""
+    found = getattr(self.config, 'eos_id', None)
+    found = found if isinstance(found, tuple | list) else (found,)
+    return tuple(i for i in found if i is not None)
+
   def init(self, key: jax.Array) -> dict:
     """Random variables; under jit with out_shardings they are created sharded.
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from disranker_jax.models import recorded
 from disranker_jax.models.families.base import Family
 
 
@@ -27,7 +28,7 @@ def fit(folder: Path, family: Family, model_config: dict, typed: bool = True) ->
   tokens |= {token['id']: token['content'] for token in tokenizer.get('added_tokens', ())}
   if model_config.get('pad_token_id') in tokens:
     config['pad_token'] = tokens[model_config['pad_token_id']]
-  if max_len := model_config.get('disranker_jax', {}).get('max_len'):
+  if max_len := recorded.of(model_config, f'{folder}/config.json').max_len:
     # Clients cut texts at the tokenizer's maximum length.
     config['model_max_length'] = max_len
   if tokenizer.get('padding') or tokenizer.get('truncation'):

@@ -12,10 +12,10 @@ import resource
 from collections.abc import Callable, Sequence
 
 import jax
-import numpy as np
 
 from disranker_jax.data import batches
 from disranker_jax.data.records import Click, Group
+from disranker_jax.data.spaced import spaced
 from disranker_jax.devices import memory, sharding, speed
 from disranker_jax.models import attention_choice
 from disranker_jax.pipeline import manifest, opening, steps, systems
@@ -187,8 +187,8 @@ def steps_of(run: Run, one: Opened) -> tuple[float, str]:
     return math.ceil(computed / (one.step.batch['tokens_BT'].size * FULL)), said
   queries, pairs, tokens = 0, 0.0, 0.0
   for records in filter(len, (expected(run, kind) for kind in kinds)):
-    picks = np.unique(np.linspace(0, len(records) - 1, min(SAMPLE, len(records))).astype(int))
-    counted = [lengths(one, records[i], config.get('group_size', 0)) for i in picks.tolist()]
+    picks = spaced(len(records), SAMPLE)
+    counted = [lengths(one, records[i], config.get('group_size', 0)) for i in picks]
     each = len(records) / len(counted)
     queries += len(records)
     pairs += each * sum(map(len, counted))

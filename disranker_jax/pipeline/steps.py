@@ -10,14 +10,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from disranker_jax.data.batches import Shape
 from disranker_jax.devices import memory, sharding
 from disranker_jax.devices.memory import per_device
-from disranker_jax.models import eight_bits, flops, generate, load, tree, writing
+from disranker_jax.models import eight_bits, flops, generate, load, writing
+from disranker_jax.models.load import shapes
 from disranker_jax.models.network import Network
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline.stage import Stage
@@ -69,7 +69,7 @@ def training(config: ConfigDict, stage: Stage, network: Network, mesh) -> Step:
   """
   c, task = config[stage.name], stage.task(config, network)
   variables = shapes(network, config[stage.role].param_dtype, c.trainable)
-  variables |= jax.eval_shape(task.frozen, variables)
+  variables |= jax.eval_shape(task.more, variables)
   batch = task.shape.block(c.data_shards).zeros(c.data_shards)
   steps = c.max_steps or 1000  # only the schedule depends on it
   program = train.Program(task.loss, c, steps, variables, batch, c.data_shards, mesh)
@@ -153,13 +153,3 @@ def writer(settings: ConfigDict, network: Network, texts: Texts, mesh) -> Step:
       return jitted().lower(variables, tokens_BT, tokens_BT)
 
   return Step(network, trace, lower, held, {'tokens_BT': tokens_BT}, None, texts=texts)
-
-
-def shapes(network: Network, param_dtype: str, trainable: str | None = None) -> dict:
-  """Shapes of the variables in the types in which they are loaded; `trainable` as of load.types."""
-  own, type_of = dict(network.shapes()), load.types(param_dtype, trainable)
-  flat = {
-    path: jax.ShapeDtypeStruct(x.shape, jnp.dtype(type_of(path)))
-    for path, x in tree.flatten(own['params']).items()
-  }
-  return own | {'params': tree.unflatten(flat)}

@@ -14,23 +14,21 @@ import numpy as np
 from disranker_jax.data.batches import EncodedGroup, Packer
 from disranker_jax.data.encoded import Encoded
 from disranker_jax.errors import UserError, first_line
-from disranker_jax.exporting import formats
+from disranker_jax.models import hf
+from disranker_jax.models.load import TextModel
 
 BACKENDS = ('onnx-int8', 'onnx', 'jax')
 
 
-def open_backend(folder: Path, name: str = 'auto', max_len: int = 0, fast: bool = False):
-  """The named backend with its programs compiled; 'auto' is what `choose` returns.
+def open_backend(model: TextModel, name: str = 'auto', fast: bool = False):
+  """The named backend of an exported model, with its programs compiled.
 
-  `max_len` replaces the folder's own number of tokens per pair. `fast` lets JAX compute in
-  bfloat16 where that is faster. Raises: UserError if the name is unknown, the folder unfit.
+  'auto' is what `choose` returns. Raises: UserError if the name is unknown, the folder unfit.
   """
   if name not in ('auto', *BACKENDS):
     raise UserError(f'backend {name!r}: choose one of auto, {", ".join(BACKENDS)}')
-  name = choose(folder, fast) if name == 'auto' else name
-  if name == 'jax':
-    return Jax(folder, max_len, precision='auto' if fast else 'float32')
-  return Onnx(folder, name)
+  name = choose(model.folder, fast) if name == 'auto' else name
+  return Jax(model) if name == 'jax' else Onnx(model.folder, name)
 
 
 def choose(folder: Path, fast: bool) -> str:
@@ -40,18 +38,12 @@ def choose(folder: Path, fast: bool) -> str:
   """
   import jax
 
-  if jax.default_backend() != 'cpu' or 'onnx' not in formats.family(folder).formats:
+  if jax.default_backend() != 'cpu' or 'onnx' not in hf.family(folder).formats:
     return 'jax'
+  from disranker_jax.exporting import formats  # imports onnx, which JAX does not need
+
   # Without the file, 8 bits may have failed the parity check at export.
   return 'onnx-int8' if fast and (folder / formats.ONNX['onnx_int8']).exists() else 'onnx'
-
-
-def exported(folder: Path) -> dict:
-  """What the export recorded in config.json: lengths; for a decoder also template and scorer."""
-  recorded = formats.config(folder).get('disranker_jax', {})
-  if not isinstance(recorded, dict):
-    raise UserError(f'{folder}/config.json: disranker_jax is {recorded!r:.100}, not an object')
-  return recorded
 
 
 def cores() -> int:
@@ -70,6 +62,8 @@ class Onnx:
 
   def __init__(self, folder: Path, name: str):
     import onnxruntime
+
+    from disranker_jax.exporting import formats
 
     self.workers, self.name = cores(), name
     options = onnxruntime.SessionOptions()
@@ -107,21 +101,13 @@ class Jax:
   workers = 1  # XLA uses every core by itself
   name = 'jax'
 
-  def __init__(
-    self, folder: Path, max_len: int = 0, precision: str = 'auto', part_tokens: int = 4096
-  ):
+  def __init__(self, model: TextModel, part_tokens: int = 4096):
     import jax
 
     from disranker_jax.devices import sharding
-    from disranker_jax.models.load import HEADS, open_model
-    from disranker_jax.models.settings import defaults as model_settings
     from disranker_jax.rankers import pointwise
 
-    scorer = exported(folder).get('scorer', 'score_head')
-    lengths = formats.lengths(folder, max_len)
-    row_len = max(128, lengths['max_len'])
-    settings = model_settings(model=str(folder), row_len=row_len, precision=precision, **lengths)
-    model = open_model(settings, HEADS[scorer])
+    row_len, scorer = model.settings.row_len, model.scorer
     # Only local devices: one process of several may score by itself.
     self._mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': -1}, jax.local_devices())
     self._variables = model.pretrained(0, self._mesh)

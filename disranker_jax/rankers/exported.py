@@ -58,28 +58,22 @@ def on_devices(folder: Path, fast: bool) -> PartRanker:
   import jax
 
   from disranker_jax.devices import sharding
-  from disranker_jax.exporting import formats
-  from disranker_jax.models.load import HEADS, open_model
-  from disranker_jax.models.settings import defaults as model_settings
+  from disranker_jax.models.load import open_exported
   from disranker_jax.rankers.pointwise import PointwiseRanker
 
   loaded.check(folder)
-  scorer = backends.exported(folder).get('scorer', 'score_head')
-  lengths = formats.lengths(folder, 0)
-  row_len = max(128, lengths['max_len'])
-  precision = 'auto' if fast else 'float32'
-  settings = model_settings(model=str(folder), row_len=row_len, precision=precision, **lengths)
+  model = open_exported(folder, precision='auto' if fast else 'float32')
+  row_len = model.settings.row_len
   devices = jax.local_devices()
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1}, devices)
-  model = open_model(settings, HEADS[scorer])
   rows = max(1, BATCH_TOKENS // row_len) * len(devices)
   ranker = PointwiseRanker(
     model.network,
     model.pretrained(0, mesh),
-    loaded.open_prompt(folder),
+    model.prompt(),
     mesh,
     rows,
     row_len,
-    scorer,
+    model.scorer,
   )
   return PartRanker(ranker.parts, PART_PAIRS * len(devices))

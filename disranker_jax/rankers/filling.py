@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from disranker_jax.data.records import Group
+from disranker_jax.data.spaced import spaced
 from disranker_jax.devices import processes
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import Ranker, shards
@@ -132,8 +133,7 @@ class PerQuery(NamedTuple):
 
 def measured(groups: Sequence[Group], tokens_of: Callable[[Group], float]) -> PerQuery:
   """The mean of SAMPLE queries, the same ones whenever it is called."""
-  picks = np.unique(np.linspace(0, len(groups) - 1, min(SAMPLE, len(groups))).astype(int)).tolist()
-  sample = [groups[i] for i in picks]
+  sample = [groups[i] for i in spaced(len(groups), SAMPLE)]
   tokens = sum(map(tokens_of, sample))
   return PerQuery(sum(len(g.docs) for g in sample) / len(sample), tokens / len(sample))
 

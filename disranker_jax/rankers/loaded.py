@@ -17,17 +17,14 @@ from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import fusion
 from disranker_jax.evaluation.fusion import Fusion
-from disranker_jax.exporting import formats
-from disranker_jax.models import hf, rerankers, weights
-from disranker_jax.models.load import open_tokenizer, refuse_headless
+from disranker_jax.models import hf, recorded, rerankers, weights
+from disranker_jax.models.load import open_exported, refuse_headless
 from disranker_jax.models.network import from_hf
 from disranker_jax.rankers import backends
 
 # A text as people have it: a string, (title, summary), {'title': ..., 'summary': ...}, or an object
 # with these two attributes.
 Text = str | tuple[str, str] | Mapping[str, str] | Document
-
-RANKING = 'ranking'  # what a folder is for that does not say it
 
 
 def load(
@@ -53,12 +50,12 @@ def load(
   """
   folder = locate(folder)
   check(folder)
-  longest = formats.family(folder).max_len(hf.open_config(folder))
+  longest = hf.family(folder).max_len(hf.open_config(folder))
   if max_len is not None and not 5 <= max_len <= longest:
     raise UserError(f'max_len {max_len}: {folder} takes from 5 to {longest} tokens')
-  prompt = open_prompt(folder, max_len or 0)  # first, because the backend may compile for long
-  opened = backends.open_backend(folder, backend, max_len or 0, fast)
-  return LoadedRanker(prompt, opened, fusion_of(folder))
+  model = open_exported(folder, max_len or 0, 'auto' if fast else 'float32')
+  prompt = model.prompt()  # first, because the backend may compile for long
+  return LoadedRanker(prompt, backends.open_backend(model, backend, fast), fusion_of(folder))
 
 
 def locate(name: str | Path) -> Path:
@@ -70,8 +67,8 @@ def locate(name: str | Path) -> Path:
 
 def fusion_of(folder: Path) -> Fusion | None:
   """How to fuse with the first stage, if the export recorded it. Raises: UserError."""
-  recorded = backends.exported(folder).get('fusion')
-  return None if recorded is None else Fusion.from_dict(recorded, f'{folder}/config.json')
+  found = recorded.read(folder).fusion
+  return None if found is None else Fusion.from_dict(found, f'{folder}/config.json')
 
 
 def weighted(recorded: Fusion | None, weight: float | None, where: str, signal: str = '') -> Fusion:
@@ -99,8 +96,8 @@ def weighted(recorded: Fusion | None, weight: float | None, where: str, signal: 
   return recorded
 
 
-def check(folder: Path) -> dict:
-  """config.json of an exported folder. Raises: UserError naming what the folder lacks."""
+def check(folder: Path) -> None:
+  """Raises: UserError naming what the folder of a ranker lacks."""
   if not (folder / 'config.json').is_file():
     raise UserError(f'{folder}: has no config.json; name an exported model folder')
   # Without any of these files transformers makes an empty tokenizer.
@@ -111,30 +108,18 @@ def check(folder: Path) -> dict:
       raise UserError(f'{file} is missing; name an exported model folder')
   rerankers.check(folder)
   config = hf.read_config(folder)
-  task = backends.exported(folder).get('task', RANKING)
-  if task != RANKING:
-    raise UserError(f'{folder}: was exported for {task!r:.40} and does not rank; name a ranker')
+  found = recorded.read(folder)
+  if found.task != recorded.RANKING:
+    what = f'was exported for {found.task!r:.40} and does not rank'
+    raise UserError(f'{folder}: {what}; name a ranker')
   classifier = rerankers.is_classifier(config)
-  if not classifier and 'template' not in config.get('disranker_jax', {}):
+  if not classifier and found.template is None:
     what = rerankers.architecture(config) or config['model_type']
     raise UserError(
       f'{folder}: {what} is not a sequence classifier with one label; name an exported model folder'
     )
   if classifier:
     refuse_headless(folder, from_hf(folder))
-  return config
-
-
-def open_prompt(folder: Path, max_len: int = 0) -> PairPrompt | TextPrompt:
-  """How the exported model reads a query and a text."""
-  tokenizer = open_tokenizer(folder, hf.open_config(folder).vocab)
-  lengths = formats.lengths(folder, max_len)
-  recorded = backends.exported(folder)
-  predict = 'query' if recorded.get('scorer') == 'query_likelihood' else 'document'
-  options = {'template': recorded.get('template', ''), 'reads': recorded.get('input', 'template')}
-  family = formats.family(folder)
-  prompt = family.prompt(tokenizer, **lengths, predict=predict, **options)
-  return rerankers.as_trained(prompt, folder)
 
 
 class LoadedRanker:

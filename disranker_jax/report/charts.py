@@ -17,6 +17,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from disranker_jax.data.spaced import spaced
 from disranker_jax.report.rankings import GRADES, grade
 
 # matplotlib knows no CSS variables: it draws in the colour on the left, which `inline` replaces.
@@ -166,9 +167,7 @@ def scatter(title: str, points: np.ndarray, tau: float, top: int) -> Markup:
 def gains(metric: str, title: str, values: list[float]) -> Markup:
   """One bar per query, from the greatest gain to the greatest loss; `values` are in that order."""
   won, lost = sum(v > 0 for v in values), sum(v < 0 for v in values)
-  if len(values) > POINTS:
-    values = [values[int(i)] for i in np.linspace(0, len(values) - 1, POINTS)]
-  values_Q = np.array(values)
+  values_Q = np.array([values[i] for i in spaced(len(values), POINTS)])
   edges = np.linspace(0, 100, len(values_Q) + 1)
 
   def draw(axis):

@@ -9,6 +9,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
+from disranker_jax.data.spaced import spaced
 from disranker_jax.report.charts import ACCENT, INK, NAMES, POINTS, SOFT, WIDTH, drawn
 from disranker_jax.training import validation
 from disranker_jax.training.panels import LOSS, Line, Panel
@@ -168,8 +169,7 @@ def draw_panel(axis, filled: Filled, most: int) -> None:
 
 def draw_series(axis, series: Series, colour: str, dashes: str, most: int) -> None:
   """Single steps faint, their mean on top, with a band."""
-  count = len(series.steps_S)
-  picks = np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
+  picks = spaced(len(series.steps_S), most)
   at, smooth_S = series.steps_S[picks], series.smooth_S[picks]
   marks = {'marker': '.', 'markersize': 4} if len(picks) < FEW else {}
   if series.spread_S is not None:

@@ -12,6 +12,7 @@ import numpy as np
 from disranker_jax import config as configs
 from disranker_jax.data import holdout, store
 from disranker_jax.data.records import Click, Document, Group
+from disranker_jax.data.spaced import spaced
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import rewrites, runs, shared_judgements
 from disranker_jax.evaluation.rewrites import Rewrite
@@ -235,11 +236,11 @@ def read_tests(run) -> dict[str, Group]:
 def described(run, kind: str) -> dict:
   """Counts, labels and text lengths (in characters) of a kind of records."""
   source = store.open(kind, data_folder(run, kind))
-  picks = np.unique(np.linspace(0, len(source) - 1, min(MOST, len(source))).astype(int))
+  picks = spaced(len(source), MOST)
   lengths: dict[str, list[int]] = {field: [] for field in TEXTS}
   labels: dict[int, int] = {}
   documents = 0
-  for record in (source[int(i)] for i in picks):
+  for record in (source[i] for i in picks):
     lengths['query'].append(len(record.query))
     docs = (record,) if isinstance(record, Click) else record.docs
     documents += len(docs)

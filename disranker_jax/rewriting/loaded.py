@@ -6,17 +6,15 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from disranker_jax.config.settings import Key, Section, has_type, one_of
+from disranker_jax.config.settings import Key, Section, one_of
 from disranker_jax.data.prompts import CHARS_PER_TOKEN
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
-from disranker_jax.exporting import formats
-from disranker_jax.models import hf
+from disranker_jax.models import hf, recorded
 from disranker_jax.models.load import open_model
 from disranker_jax.models.settings import SETTINGS as MODEL
 from disranker_jax.models.settings import defaults
@@ -82,17 +80,16 @@ def settings_of(folder: str | Path) -> tuple[ConfigDict, ConfigDict]:
   Raises: UserError for a folder that the stage export of a rewriter did not write.
   """
   folder = Path(folder).expanduser()
-  recorded = formats.config(folder).get('disranker_jax')
-  recorded = recorded if isinstance(recorded, dict) else {}
-  how = recorded.get(RECORD)
+  found = recorded.read(folder)
+  how = found.rewrites
   if not isinstance(how, dict):
     raise UserError(
       f'{folder}: is no exported rewriter (its config.json has no disranker_jax.{RECORD}); name '
       'the folder export/rewriter of a run of query_rewriting'
     )
   where = f'{folder}/config.json: disranker_jax'
-  c = ConfigDict(checked(f'{where}.{RECORD}', HOW, how))
-  reads = checked(where, READS, recorded)
+  c = ConfigDict(recorded.checked(f'{where}.{RECORD}', HOW, how))
+  reads = recorded.checked(where, READS, dataclasses.asdict(found))
   if c.max_new >= reads['max_len']:
     raise UserError(
       f'{where}.{RECORD}.max_new={c.max_new}: must be below max_len={reads["max_len"]}, which '
@@ -104,16 +101,3 @@ def settings_of(folder: str | Path) -> tuple[ConfigDict, ConfigDict]:
   settings = defaults(model=str(folder.absolute()), row_len=reads['max_len'], **reads)
   settings.template = template
   return settings, c
-
-
-def checked(where: str, section: Section, values: dict[str, Any]) -> dict[str, Any]:
-  """The values of a section's keys. Raises: UserError that names one which is not allowed."""
-  for name, key in section.items():
-    value = values.get(name)
-    try:
-      accepted = has_type(value, key.default) and key.check.accepts(value)
-    except UserError as error:
-      raise UserError(f'{where}.{name}: {error}') from None
-    if not accepted:
-      raise UserError(f'{where}.{name}={value!r:.200}: must be {key.check.allowed}')
-  return {name: values[name] for name in section}

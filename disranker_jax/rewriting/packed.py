@@ -3,11 +3,12 @@
 A row holds a prompt once and as many samples of it as fit, which attend to it. Every batch has all
 samples of its prompts, so they are not packed by length: a shorter one leaves padding at the end of
 its row. More keys of a batch than in data/batches.py:
-  labels_GN, teacher_GN   float32, the advantages and the rewards
+  advantages_GN   float32, what a sample is learned by
+  rewards_GN      float32
+  NAME_GN         float32, one for each of FACTS and of the reward's terms
   sampled_AP      float32, log-probability of each predicted token when it was sampled
   reference_AP    float32, the same under the policy of the start, where it is needed
   old_AP          float32, the same before the first update, where a batch is used for several
-  facts_GNF       float32, what is known of each sample, see FACTS
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from disranker_jax.models.network import Network
 from disranker_jax.rewriting.rewards import parse
 from disranker_jax.rewriting.sampling import Sample
 
+LEARNED = ('advantages', 'rewards')  # of each sample
 # Of each sample: whether it was cut off at max_new, whether it has the reward of a failure, and the
 # share of its words that the query has too; then the terms of the reward.
 FACTS = ('cut', 'failures', 'repeated')
@@ -37,12 +39,17 @@ class Shape(batches.Shape):
 
   prompts: int = 1
   per_row: int = 1  # samples of a row, all of one prompt
-  facts: tuple[str, ...] = FACTS
+  values: tuple[str, ...] = (*LEARNED, *FACTS)
   of_tokens: tuple[str, ...] = ('sampled_AP',)  # the arrays of log-probabilities
 
   @property
   def groups(self) -> int:
     return self.prompts
+
+  @property
+  def facts(self) -> tuple[str, ...]:
+    """The names of what is known of each sample."""
+    return self.values[len(LEARNED) :]
 
   def block(self, blocks: int) -> 'Shape':
     if self.prompts % blocks:
@@ -54,8 +61,7 @@ class Shape(batches.Shape):
   def zeros(self, blocks: int = 1) -> dict[str, np.ndarray]:
     batch = super().zeros(blocks)
     tokens = np.zeros(batch['owner_AP'].shape, np.float32)
-    facts = np.zeros((*batch['mask_GN'].shape, len(self.facts)), np.float32)
-    return batch | {'facts_GNF': facts} | {name: tokens.copy() for name in self.of_tokens}
+    return batch | {name: tokens.copy() for name in self.of_tokens}
 
 
 def shape_of(c, network: Network, longest: int, row_len: int, mesh=None) -> Shape:
@@ -81,7 +87,7 @@ def shape_of(c, network: Network, longest: int, row_len: int, mesh=None) -> Shap
     shares=per_row > 1,
     prompts=prompts,
     per_row=per_row,
-    facts=(*FACTS, *(f'reward_{name}' for name in parse(c.reward))),
+    values=(*LEARNED, *FACTS, *(f'reward_{name}' for name in parse(c.reward))),
     of_tokens=(*used, 'old_AP') if c.iterations > 1 else used,
   )
 
@@ -116,13 +122,14 @@ def block_of(
     mine = slice(g * shape.docs, (g + 1) * shape.docs)
     rows = zip(ids_SN[mine], lengths_S[mine], strict=True)
     docs = [joined(prompt, ids[:length]) for ids, length in rows]
-    values = record['advantages_S'][mine], record['rewards_S'][mine]
-    groups.append(EncodedGroup(docs, *values, name))
+    values = {known: record[f'{known}_S'][mine] for known in LEARNED}
+    values |= dict(zip(shape.facts, record['facts_SF'][mine].T, strict=True))
+    nothing = np.zeros(len(docs), np.float32)
+    groups.append(EncodedGroup(docs, nothing, nothing, name, values))
     places += placed(docs, len(prompt), g, shape)
   block = shape.zeros() | batches.lay_out(groups, places, shape)
   real_SN = np.arange(ids_SN.shape[1]) < lengths_S[:, None]
   block['sampled_AP'][0, : real_SN.sum()] = record['logprobs_SN'][real_SN]
-  block['facts_GNF'][:] = record['facts_SF'].reshape(block['facts_GNF'].shape)
   return block
 
 

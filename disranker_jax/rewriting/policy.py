@@ -9,20 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from disranker_jax.models import tree
 from disranker_jax.models.network import Network
 from disranker_jax.rewriting import objective
-from disranker_jax.stages.language_terms import START
-
-
-def policy(variables: dict) -> dict:
-  """The variables of the policy, without those of its start."""
-  return {k: v for k, v in variables.items() if k != START}
-
-
-def of_start(variables: dict) -> dict:
-  """The variables that the policy had when the stage began."""
-  return tree.unflatten(tree.flatten(policy(variables)) | tree.flatten(variables[START]))
+from disranker_jax.training import optimizer
 
 
 def log_probabilities(network: Network, temperature: float, variables: dict, batch: dict):
@@ -48,9 +37,9 @@ class PolicyLoss:
   def __call__(self, variables: dict, batch: dict) -> tuple[jax.Array, jax.Array, dict]:
     c, owner_AP = self.c, batch['owner_AP']
     blocks = owner_AP.shape[0]
-    logprobs_AP = log_probabilities(self.network, c.temperature, policy(variables), batch)
+    logprobs_AP = log_probabilities(self.network, c.temperature, optimizer.own(variables), batch)
     old_AP = batch.get('old_AP', jax.lax.stop_gradient(logprobs_AP))
-    advantages_AP = objective.of_samples(batch['labels_GN'].reshape(blocks, -1), owner_AP)
+    advantages_AP = objective.of_samples(batch['advantages_GN'].reshape(blocks, -1), owner_AP)
     loss_AP = objective.surrogate(logprobs_AP, old_AP, advantages_AP, c.epsilon, c.epsilon_high)
     if c.sampler_correction:
       sampled_AP = batch['sampled_AP']
@@ -59,7 +48,7 @@ class PolicyLoss:
       loss_AP += c.beta * objective.kl(logprobs_AP, batch['reference_AP'], c.kl)
     mask_AX, counted_AP = batch['mask_GN'].reshape(blocks, -1), owner_AP
     if c.mask_truncated:
-      cut_AX = batch['facts_GNF'][..., self.facts.index('cut')].reshape(blocks, -1)
+      cut_AX = batch['cut_GN'].reshape(blocks, -1)
       counted_AP = jnp.where(objective.of_samples(cut_AX, owner_AP) > 0, -1, owner_AP)
     total, weight = objective.aggregate(loss_AP, counted_AP, mask_AX, c.aggregate, c.max_new)
     return total, weight, self._metrics(batch, jax.lax.stop_gradient(logprobs_AP), old_AP)
@@ -68,7 +57,7 @@ class PolicyLoss:
     """Means over samples, prompts or tokens. `entropy` is of the tokens as they were sampled."""
     real_AP, mask_GN = batch['owner_AP'] >= 0, batch['mask_GN']
     tokens, samples = jnp.maximum(jnp.sum(real_AP), 1), jnp.maximum(jnp.sum(mask_GN), 1)
-    rewards_GN, real_G = batch['teacher_GN'], mask_GN.any(1)
+    rewards_GN, real_G = batch['rewards_GN'], mask_GN.any(1)
     prompts = jnp.maximum(jnp.sum(real_G), 1)
 
     def over_tokens(values_AP):
@@ -93,6 +82,6 @@ class PolicyLoss:
     }
     if 'reference_AP' in batch:
       found['kl'] = over_tokens(objective.kl(logprobs_AP, batch['reference_AP'], 'k3')) / samples
-    for i, name in enumerate(self.facts):
-      found[name] = jnp.sum(jnp.where(mask_GN, batch['facts_GNF'][..., i], 0.0)) / samples
+    for name in self.facts:
+      found[name] = jnp.sum(jnp.where(mask_GN, batch[f'{name}_GN'], 0.0)) / samples
     return found

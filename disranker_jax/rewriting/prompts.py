@@ -44,10 +44,8 @@ class RewritePrompt:
         'config.rewrite.max_new; raise it'
       )
     self._query_len = min(s.max_query_len, room)
-    own = model.network.config.eos_id
-    own = own if isinstance(own, tuple | list) else (own,)
     # The tokens that end a rewrite: the model's own, and the one that cpt taught.
-    self.stops = frozenset({model.tokenizer.eos_token_id, *own, *end[-1:]} - {None})
+    self.stops = model.end_ids | set(end[-1:])
 
   def __call__(self, query: str) -> list[int]:
     """The token ids of a query's prompt."""

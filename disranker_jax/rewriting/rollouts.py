@@ -21,11 +21,12 @@ from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.progress import say
 from disranker_jax.rewriting import objective, packed
-from disranker_jax.rewriting.policy import log_probabilities, of_start, policy
+from disranker_jax.rewriting.policy import log_probabilities
 from disranker_jax.rewriting.prompts import RewritePrompt
 from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.rewards import RewardResult
 from disranker_jax.rewriting.sampling import Sampler
+from disranker_jax.training import optimizer
 
 WORD = re.compile(r'\w+')
 FAILED_ROLLOUTS = 10  # with failures only, after which training ends
@@ -113,7 +114,7 @@ class Rollouts:
     everywhere = NamedSharding(mesh, PartitionSpec())
     logprobs = functools.partial(log_probabilities, sampler.network, c.temperature)
     self._old = jax.jit(
-      lambda variables, batch: logprobs(policy(variables), batch), out_shardings=where
+      lambda variables, batch: logprobs(optimizer.own(variables), batch), out_shardings=where
     )
     self._reference = jax.jit(
       functools.partial(reference, logprobs), out_shardings=(where, everywhere)
@@ -174,7 +175,7 @@ class Rollouts:
     numbers = list(itertools.chain(*self._numbers))
     asked = [self._queries[n] for n in numbers]
     prompts = [self._prompt(query.text) for query in asked]
-    drawn = self._sampler(policy(variables), prompts, numbers, self._rollouts)
+    drawn = self._sampler(optimizer.own(variables), prompts, numbers, self._rollouts)
     rewrites = [self._prompt.texts([s.ids for s in group], self._c.think) for group in drawn]
     found = processes.of_first('rewards', lambda: self._rewarded(asked, rewrites))
     self._collapse.failures(found['failed_GS'], self._step())
@@ -271,7 +272,7 @@ def check_count(c, queries: int, held_out: int = 0) -> None:
 
 def reference(logprobs: Callable, variables: dict, batch: dict):
   """(log-probabilities [A, P] under the policy of the start, sum of the divergences from it)."""
-  reference_AP = logprobs(of_start(variables), batch)
+  reference_AP = logprobs(optimizer.at_start(variables), batch)
   kl_AP = objective.kl(batch['sampled_AP'], reference_AP, 'k3')
   return reference_AP, jnp.sum(jnp.where(batch['owner_AP'] >= 0, kl_AP, 0.0))
 

@@ -13,9 +13,9 @@ from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.rewriting import queries, rewards
-from disranker_jax.rewriting.policy import policy
 from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.rewriter import Rewriter
+from disranker_jax.training import optimizer
 from disranker_jax.training.validation import STEP
 
 NDCG, REWARD, DEPTH = 'ndcg@10', 'reward', 10
@@ -51,7 +51,7 @@ class Searches:
     self.batches = STEP * math.ceil(len(measured) / (c.prompts * c.samples))
 
   def __call__(self, variables: dict) -> dict[str, float]:
-    texts = self._rewriter(policy(variables), [query.text for query in self._asked])
+    texts = self._rewriter(optimizer.own(variables), [query.text for query in self._asked])
     # The values decide what is kept and when training ends, in all processes alike.
     self.by_query = processes.of_first('searches', lambda: self._measured(texts))
     return {name: float(values_Q.mean()) for name, values_Q in self.by_query.items()}

@@ -76,7 +76,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def service(args: argparse.Namespace):
   """The service that the arguments describe. Raises: UserError if one of them is wrong."""
-  from disranker_jax.exporting import formats
+  from disranker_jax.models import hf
   from disranker_jax.rankers import loaded
   from disranker_jax.serve.admission import TEXT_BYTES
   from disranker_jax.serve.app import Limits, Service
@@ -85,7 +85,7 @@ def service(args: argparse.Namespace):
   may_call = access_of(args)
   args.model = loaded.locate(args.model)
   loaded.check(args.model)
-  if not formats.family(args.model).served:
+  if not hf.family(args.model).served:
     raise UserError(f'--model {args.model}: is a decoder; name an exported student')
   for flag in ('max_texts', 'max_body_bytes', 'max_concurrent_requests', 'max_held_bytes',
                'max_batch_tokens', 'timeout'):  # fmt: skip

@@ -37,7 +37,7 @@ from disranker_jax.stages import (
   scored_records,
   sft,
 )
-from disranker_jax.stages.distill_hidden import HiddenStates, check_hidden, open_hidden
+from disranker_jax.stages.distill_hidden import HiddenStates, check_hidden, open_hidden, unopened
 from disranker_jax.stages.held_out import LOSS, NDCG, PNR, TAU
 from disranker_jax.stages.targets import normalizer
 from disranker_jax.training import train
@@ -88,12 +88,21 @@ def draw(size: int, record: tuple[Group, np.ndarray], rng) -> tuple[Group, np.nd
   return Group(group.query_id, group.query, docs), scores[chosen]
 
 
-def task(config, network, hidden: HiddenStates | None = None) -> train.Task:
-  """What is computed, of which shapes; without `hidden` all but the term on hidden states."""
+def task(config, network, hidden: tuple[HiddenStates, dict] | None = None) -> train.Task:
+  """What is computed, of which shapes.
+
+  `hidden` is what open_hidden gives, for the term on hidden states; without it there are zeros in
+  the place of the teacher's parameters.
+  """
   c = config.distill
-  score_alone = score_fn(network)
-  score = hidden or (lambda variables, batch: (score_alone(variables, batch), 0.0))
-  return train.Task(functools.partial(distillation_loss, score, c), shape_of(config))
+  if not c.hidden_weight:
+    score_alone = score_fn(network)
+    score, more = (lambda *given: (score_alone(*given), 0.0)), (lambda variables: {})
+  elif hidden:
+    score, more = hidden[0], lambda variables: hidden[1]
+  else:
+    score, more = unopened(config, network)
+  return train.Task(functools.partial(distillation_loss, score, c), shape_of(config), more)
 
 
 def shape_of(config) -> batches.Shape:
@@ -213,11 +222,12 @@ def train_one(run: Run, folder: Path, student: TextModel, split: held_out.Split)
   c = run.config.distill
   earlier_stages = (c.init_from,) if c.init_from else ()
   variables = roles.trained(run, 'student', student, earlier_stages, trains='distill')
-  hidden, more = open_hidden(run, student) if c.hidden_weight else (None, {})
+  hidden = open_hidden(run, student) if c.hidden_weight else None
   todo, feed = job(run, student, split.learned, hidden)
   todo = dataclasses.replace(todo, folder=folder)
   checked = held_out.validation('distill', todo, measure(run, student, split.measured))
-  train.fit(todo, feed, variables | more, run.mesh, checked)
+  variables |= task(run.config, student.network, hidden).more(variables)
+  train.fit(todo, feed, variables, run.mesh, checked)
   return held_out.results(todo, checked)
 
 

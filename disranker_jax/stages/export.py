@@ -31,6 +31,7 @@ from disranker_jax.exporting import card, formats, licence, parity, vocabulary
 from disranker_jax.exporting.licence import Origin
 from disranker_jax.models import hf, weights
 from disranker_jax.models.load import TextModel, open_tokenizer
+from disranker_jax.models.recorded import KEY
 from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
 from disranker_jax.rankers import pointwise
@@ -167,7 +168,7 @@ def save(run, model, variables, folder: Path, recorded: Mapping):
       say(f'export: {network.config.vocab} of {model.network.config.vocab} tokens are kept')
     hf.save(
       folder, network, variables, tokenizer_folder=tokenizer,
-      extra_config={'disranker_jax': extra}, dtype=c.dtype,
+      extra_config={KEY: extra}, dtype=c.dtype,
       typed=getattr(model.prompt(), 'typed', True),
     )  # fmt: skip
   processes.barrier('exported, not checked yet')

@@ -14,14 +14,11 @@ import jax.numpy as jnp
 
 from disranker_jax.config.settings import Key, Section, at_least
 from disranker_jax.errors import UserError
-from disranker_jax.models import tree
 from disranker_jax.models.layers import constrain
 from disranker_jax.models.network import Network, logprob_chunk
 from disranker_jax.models.pooling import owners
 from disranker_jax.rankers.pointwise import score_hidden
 from disranker_jax.training import optimizer
-
-START = 'teacher'  # the collection of parameters that are never trained, see optimizer.split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,17 +35,17 @@ class LanguageTerms:
   kl_weight: float
 
   def __call__(self, variables: dict, batch: dict) -> tuple[jax.Array, jax.Array, dict]:
-    own = {k: v for k, v in variables.items() if k != START}
+    own = optimizer.own(variables)
     hidden_BTD = self.network.hidden(own, batch)
     scores_GN = score_hidden(self.network, self.scorer, own, hidden_BTD, batch)
     loss_G, valid_G, metrics = self.on_labels(scores_GN, batch)
     weights_AY = token_weights(batch, valid_G)
-    nll, kl = self.terms(own, variables.get(START, {}), hidden_BTD, batch, weights_AY)
+    nll, kl = self.terms(variables, hidden_BTD, batch, weights_AY)
     count = jnp.maximum(jnp.sum(valid_G), 1)
     metrics |= {'lm_loss': nll / count} | ({'kl': kl / count} if self.kl_weight else {})
     return jnp.sum(loss_G) + self.lm_weight * nll + self.kl_weight * kl, jnp.sum(valid_G), metrics
 
-  def terms(self, own, start, hidden_BTD, batch, weights_AY) -> tuple[jax.Array, jax.Array]:
+  def terms(self, variables, hidden_BTD, batch, weights_AY) -> tuple[jax.Array, jax.Array]:
     """Weighted sums over positions: -log p(next token), and KL(start || model)."""
     network, (blocks, places) = self.network, weights_AY.shape
     chunk = logprob_chunk(blocks, places)
@@ -64,10 +61,9 @@ class LanguageTerms:
     def rows(hidden_BTD):
       return chunks(hidden_BTD.reshape(blocks, places, -1))
 
-    head, arrays = network.vocabulary(own), [rows(hidden_BTD)]
+    head, arrays = network.vocabulary(optimizer.own(variables)), [rows(hidden_BTD)]
     if self.kl_weight:
-      before = tree.unflatten(tree.flatten(own) | tree.flatten(start))
-      before = jax.lax.stop_gradient(before)
+      before = jax.lax.stop_gradient(optimizer.at_start(variables))
       old_head = network.vocabulary(before)
       arrays.append(rows(jax.lax.stop_gradient(network.hidden(before, batch))))
 
@@ -113,13 +109,6 @@ def token_weights(batch: dict, valid_G: jax.Array) -> jax.Array:
     return used_Y / jnp.maximum(count_G, 1)[query_Y]
 
   return jax.vmap(of_block)(used_AY, owner_AY)
-
-
-def reference(variables: dict, trainable: str) -> dict:
-  """What the stage starts from, of the parameters that it trains, as variables of their own."""
-  trained, _ = optimizer.split(variables, trainable)
-  # Copies: the arrays that are trained are donated to each step.
-  return {START: tree.unflatten({k: jnp.copy(v) for k, v in trained.items()})}
 
 
 def are_used(c) -> bool:

@@ -18,7 +18,7 @@ from disranker_jax.models.load import HEADS, TextModel
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.rankers.pointwise import score_fn, score_shape
 from disranker_jax.stages import held_out, language_terms, prepare, roles, room, teacher
-from disranker_jax.training import train
+from disranker_jax.training import optimizer, train
 from disranker_jax.training.feed import OfflineFeed
 from disranker_jax.training.settings import GROUPS, training
 
@@ -83,13 +83,13 @@ def task(config, network, stage: str = 'sft') -> train.Task:
   scorer = scorer_of(config, stage)
   per_group = per_group_of(c, stage)
   loss = functools.partial(label_loss, score_fn(network, scorer), per_group)
-  shape, more = shape_of(config, stage), {}
+  shape, options = shape_of(config, stage), {}
   if stage == 'sft' and language_terms.are_used(c):
     on_labels = functools.partial(of_scores, per_group)
     loss = language_terms.LanguageTerms(network, scorer, on_labels, c.lm_weight, c.kl_weight)
     if c.kl_weight:
-      more['frozen'] = functools.partial(language_terms.reference, trainable=c.trainable)
-  return train.Task(loss, shape, **more)
+      options['more'] = functools.partial(optimizer.start, trainable=c.trainable)
+  return train.Task(loss, shape, **options)
 
 
 def scorer_of(config, stage: str) -> str:
@@ -142,7 +142,7 @@ def on_labels(run, stage: str, side, variables) -> dict:
   todo, feed = job(run, side, stage, split.learned)
   found = measure(run, side, stage) if split.measured else None
   checked = held_out.validation(stage, todo, found)
-  variables = variables | task(run.config, side.network, stage).frozen(variables)
+  variables = variables | task(run.config, side.network, stage).more(variables)
   train.fit(todo, feed, variables, run.mesh, checked)
   return {'rows': len(split.learned)} | held_out.results(todo, checked)
 

@@ -3,6 +3,7 @@
 from disranker_jax.config.settings import Key, Section, boolean, one_of, template
 from disranker_jax.data.prompts import template_fields
 from disranker_jax.errors import UserError
+from disranker_jax.models.recorded import INPUTS
 
 SCORERS = ('score_head', 'query_likelihood', 'score_head+query_likelihood')
 SETTINGS: Section = {
@@ -19,7 +20,7 @@ SETTINGS: Section = {
     'False: `sft` trains it, from its own head if it has one.',
   ),
   'input': Key(
-    'template', one_of('template', 'prompt', 'pair'),
+    'template', one_of(*INPUTS),
     "What a decoder with a score head reads: 'template', the template and an end token, where the "
     "score is read; 'prompt', the template alone, with the score at its last token; 'pair', the "
     "query and 'title : summary' as its tokenizer joins two texts. Ready LLM rerankers need one of "

@@ -117,12 +117,10 @@ def beginning(prompts: Sequence[list[int]]) -> list[int]:
   return ids if len(ids) >= max(MIN_SHARED, max(map(len, prompts)) / 2) else []
 
 
-def ends(model: TextModel) -> set[int]:
+def ends(model: TextModel) -> frozenset[int]:
   """The tokens that end a query: the model's own end tokens, and all with a line break."""
-  own = {model.tokenizer.eos_token_id, model.network.config.eos_id}
-  flat = {i for end in own for i in (end if isinstance(end, tuple | list) else (end,))} - {None}
   decode = model.tokenizer.backend_tokenizer.decode
-  return flat | {i for i in range(len(model.tokenizer)) if '\n' in decode([i])}
+  return model.end_ids | {i for i in range(len(model.tokenizer)) if '\n' in decode([i])}
 
 
 @dataclasses.dataclass
@@ -176,7 +174,7 @@ class QueryWriter:
         for i, written in zip(unit, texts, strict=True):
           yield unit, docs[i], written
 
-  def _write(self, ids, docs, longest: int, stops: set[int], shared: Shared) -> list[Written]:
+  def _write(self, ids, docs, longest: int, stops: frozenset[int], shared: Shared) -> list[Written]:
     c, begun = self.c, time.monotonic()
     filling = c.batch_rows - len(ids)
     with jax.set_mesh(self.mesh):

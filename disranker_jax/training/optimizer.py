@@ -7,8 +7,17 @@ import jax.numpy as jnp
 import optax
 
 from disranker_jax.errors import UserError
-from disranker_jax.models.tree import flatten
+from disranker_jax.models.tree import flatten, unflatten
 from disranker_jax.training import averaging
+
+# The collection of variables that no stage trains, beside those of the model that one trains: of a
+# teacher, or what the model was at the start.
+FROZEN = 'frozen'
+
+
+def own(variables: dict) -> dict:
+  """The variables of the model that is trained, without the collection FROZEN."""
+  return {k: v for k, v in variables.items() if k != FROZEN}
 
 
 def split(variables, pattern: str) -> tuple[dict, dict]:
@@ -16,20 +25,32 @@ def split(variables, pattern: str) -> tuple[dict, dict]:
 
   Trained parameters are fp32 whatever `param_dtype` says, and so are their moments: bf16 has 8
   bits, and an update of less than 1/512 of a parameter would be rounded away. Frozen parameters
-  have no gradient and no moments, and are not in the stage's checkpoints. Parameters under
-  'teacher/', which a student learns from, are always frozen.
+  have no gradient and no moments, and are not in the stage's checkpoints. The collection
+  FROZEN is never trained, whatever the pattern is.
 
   Raises: UserError if the pattern is invalid or matches no parameter.
   """
   flat = flatten(variables)
   try:
-    own = {k: v for k, v in flat.items() if not k.startswith('teacher/')}
-    trained = {k: _fp32(v) for k, v in own.items() if re.search(pattern, k)}
+    offered = flatten(own(variables))
+    trained = {k: _fp32(v) for k, v in offered.items() if re.search(pattern, k)}
   except re.error as e:
     raise UserError(f'trainable={pattern!r}: not a regular expression: {e}') from e
   if not trained:
-    raise UserError(f'trainable={pattern!r}: matches no parameter; there are {", ".join(own)}')
+    raise UserError(f'trainable={pattern!r}: matches no parameter; there are {", ".join(offered)}')
   return trained, {k: v for k, v in flat.items() if k not in trained}
+
+
+def start(variables: dict, trainable: str) -> dict:
+  """{FROZEN: what a stage starts from, of the parameters that it trains}, for `at_start`."""
+  trained, _ = split(variables, trainable)
+  # Copies: the arrays that are trained are donated to each step.
+  return {FROZEN: unflatten({k: jnp.copy(v) for k, v in trained.items()})}
+
+
+def at_start(variables: dict) -> dict:
+  """The variables of the model when the stage began; FROZEN is what `start` gave."""
+  return unflatten(flatten(own(variables)) | flatten(variables[FROZEN]))
 
 
 def adapted(variables, pattern: str) -> list[str]:

@@ -36,13 +36,13 @@ class Task:
   `loss(variables, batch) -> (loss_sum, weight, metrics)`: sums over a batch, so that micro-batches
   add up exactly. `metrics['examples']` is how many examples the batch holds; all other metrics are
   means over the batch. `metrics['equal_groups']`, if there is one, is the share of the queries that
-  teach nothing. `frozen(variables)` are the variables that the loss needs besides a model's
-  own, which are never trained.
+  teach nothing. `more(variables)` are the variables that the loss needs besides a model's own;
+  those in the collection optimizer.FROZEN are never trained.
   """
 
   loss: Callable
   shape: batches.Shape
-  frozen: Callable[[dict], dict] = lambda variables: {}
+  more: Callable[[dict], dict] = lambda variables: {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +253,7 @@ def fit(job: Job, feed: Feed, variables: dict, mesh, validation: Validation | No
 
 def needs_less(job: Job, variables: dict) -> str:
   """What makes a step fit into memory."""
-  flat = {k: v for k, v in tree.flatten(variables).items() if not k.startswith('teacher/')}
+  flat = tree.flatten(optimizer.own(variables))
   low = any(v.dtype == jnp.bfloat16 for v in flat.values())
   missing = lacking(flat, job.settings.trainable, 'bfloat16' if low else 'float32')
   more = (adapters_only(job.label, missing), 'or raise config.mesh.fsdp')

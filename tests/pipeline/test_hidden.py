@@ -14,9 +14,9 @@ from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models import hf, load, tree, weights
 from disranker_jax.models.network import from_hf
-from disranker_jax.pipeline import runner
+from disranker_jax.pipeline import runner, steps
 from disranker_jax.pipeline.stage import Run
-from disranker_jax.stages import distill_hidden, roles
+from disranker_jax.stages import distill, distill_hidden, roles
 from disranker_jax.training import checkpoint, optimizer
 
 
@@ -59,7 +59,7 @@ def test_scores_are_the_students_own_and_the_gap_is_over_real_tokens(tmp_path):
   np.testing.assert_allclose(scores_GN, student.scores(own, batch()), atol=1e-5)
   ours_BTD = student.hidden(own, batch())
   teacher = dataclasses.replace(states.teacher, states=False)
-  theirs_BTD = teacher.hidden({'params': variables['teacher']}, batch())
+  theirs_BTD = teacher.hidden({'params': variables['frozen']}, batch())
   squares_BT = np.square(np.asarray(ours_BTD) - np.asarray(theirs_BTD)).mean(-1)
   # Rows count alike, however many of their places are empty.
   np.testing.assert_allclose(gap, (squares_BT[0].mean() + squares_BT[1, :4].mean()) / 2, rtol=1e-5)
@@ -84,7 +84,7 @@ def test_other_widths_are_compared_through_a_projection_that_learns(tmp_path):
   assert np.abs(slopes['hidden']['projection']).max() > 0
   trained, frozen = optimizer.split(variables, '.*')
   assert 'hidden/projection' in trained
-  assert frozen and all(path.startswith('teacher/') for path in frozen)
+  assert frozen and all(path.startswith('frozen/') for path in frozen)
 
 
 def test_the_stage_learns_from_the_teachers_layers_and_leaves_the_teacher_out(tmp_path):
@@ -96,6 +96,18 @@ def test_the_stage_learns_from_the_teachers_layers_and_leaves_the_teacher_out(tm
   mesh = sharding.make_mesh(c.mesh)
   saved = checkpoint.load_params(tmp_path / 'distill' / 'checkpoints', mesh)
   assert all(path.startswith('params/') for path in tree.flatten(saved))
+
+
+def test_the_teacher_counts_in_what_the_stage_is_expected_to_hold():
+  """Before anything is loaded."""
+  held = {}
+  for weight in (0.0, 0.5):
+    c = config(distill__hidden_weight=weight)
+    mesh, network = sharding.make_mesh(c.mesh), load.open_model(c.student).network
+    held[weight] = steps.training(c, distill.STAGE, network, mesh).held
+  more = held[0.5].pop('parameters') - held[0.0].pop('parameters')
+  assert more == 4 * load.open_model(c.teacher).network.count_params()
+  assert held[0.5] == held[0.0]
 
 
 @pytest.mark.parametrize(

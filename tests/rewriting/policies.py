@@ -23,8 +23,7 @@ from disranker_jax.rewriting.rewards import RewardResult
 from disranker_jax.rewriting.rollouts import Rollouts
 from disranker_jax.rewriting.sampling import Sampler
 from disranker_jax.rewriting.stages import rewrite
-from disranker_jax.stages import language_terms
-from disranker_jax.training import train
+from disranker_jax.training import optimizer, train
 
 VOCAB, END, WANTED = 16, 0, 5  # the end token is the one that pads batches too
 SIZES = dict(
@@ -91,10 +90,10 @@ def setup(c, folder, steps, net=None, reward=share_of_wanted, sizes=ONE, row_len
   net = net or network()
   mesh = sharding.make_mesh(sizes)
   shape = packed.shape_of(c, net, LONGEST, row_len, mesh)
-  loss, more = PolicyLoss(net, c, shape.facts), {}
+  loss, options = PolicyLoss(net, c, shape.facts), {}
   if packed.has_reference(c):
-    more['frozen'] = lambda variables: language_terms.reference(variables, c.trainable)
-  task = train.Task(loss, shape, **more)
+    options['more'] = lambda variables: optimizer.start(variables, c.trainable)
+  task = train.Task(loss, shape, **options)
   feed = Rollouts(c, QUERIES, Numbers(), reward, sampler(net, c, mesh), shape, mesh, seed=0)
   return train.Job('rewrite', folder, loss, c, steps, 'samples', lower='x'), feed, task, mesh
 
@@ -104,7 +103,7 @@ def fit(variables, *arguments, **options):
   job, feed, task, mesh = setup(*arguments, **options)
   # A copy, since training takes the memory of what it starts from.
   variables = {k: sharding.put(v, mesh) for k, v in variables.items()}
-  return train.fit(job, feed, variables | task.frozen(variables), mesh)
+  return train.fit(job, feed, variables | task.more(variables), mesh)
 
 
 def start() -> dict:

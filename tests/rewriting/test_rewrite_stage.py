@@ -214,7 +214,7 @@ def test_its_shape_is_known_without_data():
   # 26 tokens of a prompt and 4 samples of 6.
   assert batch['tokens_BT'].shape == (4, 56) and batch['owner_AP'].shape == (2, 2 * 24)
   variables = jax.eval_shape(lambda: rewrite.open_rewriter(config).network.init(jax.random.key(0)))
-  assert task.frozen(jax.tree.map(lambda x: np.zeros(x.shape), variables)).keys() == {'teacher'}
+  assert task.more(jax.tree.map(lambda x: np.zeros(x.shape), variables)).keys() == {'frozen'}
 
 
 def test_what_it_takes_is_estimated_from_shapes():

@@ -29,7 +29,7 @@ def start():
 def drawn(start, c, tmp_path, **options):
   """(the first micro-batches, the variables, the task) of a training."""
   _, feed, task, _ = policies.setup(c, tmp_path, 1, **options)
-  variables = start | task.frozen(start)
+  variables = start | task.more(start)
   return feed.next(variables)[0], variables, task
 
 
@@ -149,7 +149,7 @@ def test_the_number_of_an_end_token_that_pads_counts_once_per_sample(start, tmp_
   ends = np.bincount(owners[(np.asarray(batch['targets_AP']) == policies.END) & (owners >= 0)])
   lengths = np.bincount(owners[owners >= 0])
   assert set(ends.tolist()) == {0, 1} and lengths.min() < 5 == lengths.max()
-  cut = np.asarray(batch['facts_GNF'])[..., packed.FACTS.index('cut')].ravel()
+  cut = np.asarray(batch['cut_GN']).ravel()
   np.testing.assert_array_equal(cut[: len(ends)], 1 - ends)
 
 
@@ -157,7 +157,7 @@ def test_samples_that_were_cut_off_are_left_out_on_request(start, tmp_path):
   [batch], _, task = drawn(start, policies.section(prompts=12), tmp_path)
   masked = dataclasses.replace(task.loss, c=policies.section(mask_truncated=True))
   found = {False: jax.jit(task.loss)(start, batch)[1], True: jax.jit(masked)(start, batch)[1]}
-  owners, cut = np.asarray(batch['owner_AP']), np.asarray(batch['facts_GNF'])[..., 0].ravel()
+  owners, cut = np.asarray(batch['owner_AP']), np.asarray(batch['cut_GN']).ravel()
   ended = sum(not cut[owner] for owner in owners[owners >= 0])
   assert found == {False: np.sum(owners >= 0), True: ended} and 0 < ended < found[False]
 

@@ -11,12 +11,13 @@ import httpx
 import numpy as np
 import pytest
 
+from disranker_jax.models.load import open_exported
 from disranker_jax.rankers import loaded
 
 
 @pytest.fixture(scope='session')
 def prompt(model):
-  return loaded.open_prompt(model)
+  return open_exported(model).prompt()
 
 
 @dataclasses.dataclass

@@ -11,6 +11,7 @@ from benchmarks import __main__ as command
 from benchmarks import _baselines, _hostile, _load, _texts, latency, soak
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
+from disranker_jax.models.load import open_exported
 from disranker_jax.rankers import loaded
 from disranker_jax.serve import connection
 from disranker_jax.serve.access import allowed_hosts
@@ -43,7 +44,7 @@ def test_every_system_gives_the_same_scores(model, expected):
 def test_texts_may_be_longer_than_the_models_own_length(model):
   texts = ('zip ' * 40 + 'number of items ' * 40, 'zip')
   # The JAX backend's rows have 128 places for a model of 64.
-  assert len(loaded.open_prompt(model, 160).encode_texts('names', texts)[0]) == 160
+  assert len(open_exported(model, 160).prompt().encode_texts('names', texts)[0]) == 160
   exact, jax, plain = (
     _baselines.open_system(name, model, 160)('names', texts)
     for name in ('ours onnx', 'ours jax', 'onnxruntime fp32')

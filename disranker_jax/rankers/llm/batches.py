@@ -179,9 +179,7 @@ class Texts(Decoded):
     names = ' > '.join(f'[{label.strip()}]' for label in prompt.contract.labels[: prompt.docs])
     # A little more than a perfect answer needs.
     self._most = 8 + len(self._tokenizer.encode(names, add_special_tokens=False)) * 5 // 4
-    ends = {self._tokenizer.eos_token_id, network.config.eos_id}
-    flat = {i for end in ends for i in (end if isinstance(end, tuple) else (end,))}
-    self._ends = flat - {None} or {-1}
+    self._ends = {self._tokenizer.eos_token_id, *network.end_ids} - {None}
 
   def _decode(self, prompts: list[list[int]], docs: list[int]) -> list[list[int]]:
     return generate(

@@ -44,8 +44,8 @@ from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.rollouts import Rollouts, check_count
 from disranker_jax.rewriting.sampling import Sampler
 from disranker_jax.rewriting.searches import Searches
-from disranker_jax.stages import held_out, language_terms, prepare, roles
-from disranker_jax.training import train
+from disranker_jax.stages import held_out, prepare, roles
+from disranker_jax.training import optimizer, train
 from disranker_jax.training.panels import Line, Panel
 from disranker_jax.training.settings import VALIDATION, adapters_only, lacking, shortened, training
 from disranker_jax.training.validation import STEP, described
@@ -68,10 +68,10 @@ def task(config, network) -> train.Task:
 
 
 def task_of(config, network, shape: packed.Shape) -> train.Task:
-  c, more = config.rewrite, {}
+  c, options = config.rewrite, {}
   if packed.has_reference(c):
-    more['frozen'] = lambda variables: language_terms.reference(variables, c.trainable)
-  return train.Task(PolicyLoss(network, c, shape.facts), shape, **more)
+    options['more'] = lambda variables: optimizer.start(variables, c.trainable)
+  return train.Task(PolicyLoss(network, c, shape.facts), shape, **options)
 
 
 def job(
@@ -134,7 +134,7 @@ def execute(run: Run) -> dict:
     results['before'] = searches(variables)
     before = searches.by_query
     say(f'rewrite: before the first step: {described(results["before"])}')
-  variables = train.fit(todo, feed, variables | computed.frozen(variables), run.mesh, checked)
+  variables = train.fit(todo, feed, variables | computed.more(variables), run.mesh, checked)
   if checked:  # with keep_best the last measured ones can be of another step
     searches(variables)
     results['gain'] = gain.gained(before, searches.by_query)

@@ -1,4 +1,4 @@
-"""The analysis as text for a terminal and as Markdown."""
+"""The analysis of an online test as text for a terminal and as Markdown."""
 
 import textwrap
 from collections.abc import Sequence

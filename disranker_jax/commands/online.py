@@ -14,8 +14,9 @@ from disranker_jax.commands.common import Parser
 from disranker_jax.data.records import BadRows
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import online
-from disranker_jax.evaluation.online import analysis, events, tables
+from disranker_jax.evaluation.online import analysis, events
 from disranker_jax.evaluation.online.stats import METRICS
+from disranker_jax.report import online as tables
 
 
 def parse_args(argv=None) -> argparse.Namespace:
