@@ -39,17 +39,17 @@ def rank(run, row, groups: Sequence[Group]) -> Ranking:
       '"score", or name the run of a first stage'
     )
   name = best_student.choose(run).row
-  model = ranking_of(run, name, groups)
+  model, costs = ranking_of(run, name, groups)
   first_title = result_rows.first_stage(run, ROWS[FIRST_STAGE], groups)[1].get('title')
   title = f'{ROWS[name].title} + {first_title or ROWS[FIRST_STAGE].title}'
   if row.name == FUSED_RANKS:
     ranks = {g.query_id: {d.doc_id: -d.rank for d in g.docs if d.rank} for g in groups}
     fused = fusion.fuse_runs((model, ranks), (1.0, 1.0), 'ranks')
-    return fused, {'title': f'{title}, by ranks', 'against': []}
+    return fused, {'title': f'{title}, by ranks', 'against': [], **costs}
   how = choose(run, name, signal)
   firsts = first_of(groups, how.signal)
   fused = {q: fusion.convex(of_query, firsts[q], how.weight) for q, of_query in model.items()}
-  facts = {'title': title, 'against': [FIRST_STAGE, name]}
+  facts = {'title': title, 'against': [FIRST_STAGE, name], **costs}
   return fused, facts | {'fusion': how.to_dict() | {'row': name}}
 
 
@@ -157,8 +157,15 @@ def first_of(groups: Iterable[Group], signal: str) -> dict[str, dict[str, float]
   return {q: {d.doc_id: d.score for d in docs} for q, docs in found.items()}
 
 
-def ranking_of(run, name: str, groups: Sequence[Group]) -> metrics.Run:
-  """A student's ranking of the test queries: the one of its own row, if that is filled."""
-  if evaluate.filled(run, ROWS[name]) is not None:
-    return runs.read_run(run.folder('evaluate') / f'{name}.run')
-  return ROWS[name].rank(run, ROWS[name], groups)[0]
+def ranking_of(run, name: str, groups: Sequence[Group]) -> Ranking:
+  """A student's ranking of the test queries with what it costs: that of its own row, if filled.
+
+  The fused row costs the same, because the first stage has ranked before any row.
+  """
+  facts = evaluate.filled(run, ROWS[name])
+  if facts is None:
+    ranking, facts = ROWS[name].rank(run, ROWS[name], groups)
+  else:
+    ranking = runs.read_run(run.folder('evaluate') / f'{name}.run')
+  costs = result_rows.TABLE.costs
+  return ranking, {cost: facts[cost] for cost in costs if cost in facts}
