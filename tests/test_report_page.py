@@ -267,6 +267,17 @@ def test_the_device_is_told_once_unless_stages_had_different_ones(tmp_path, monk
   once = written(run)[0]
   monkeypatch.setattr(manifest, 'device', lambda: 'another device')
   manifest.Manifest(tmp_path / 'distill', 'distill', {}, {}).finished({})
+def test_stages_say_how_much_of_what_they_learned_or_scored(tmp_path):
+  run = make_run(tmp_path)
+  done = {'cpt': {'rows': 1000}, 'sft': {'rows': 60, 'steps': 2}, 'score': {'pairs': 7200}}
+  for stage, results in done.items():
+    manifest.Manifest(tmp_path / stage, stage, {}, {}).finished(results)
+  text = written(run)[1].text
+  markdown = (tmp_path / 'report' / 'report.md').read_text()
+  for said in ('1,000 clicks', '60 queries', '7,200 pairs'):
+    assert said in text and f'| {said} |' in markdown
+
+
   twice = written(run)[0]
   column = '<th scope="col">device</th>'
   assert column not in once and column in twice and 'another device' in twice

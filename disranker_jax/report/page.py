@@ -62,7 +62,10 @@ def render(run, gathered: Facts) -> str:
     data=gathered.data,
     labels=label_table(gathered),
     legend=legend(gathered),
-    stages=[stage_row(s, gathered.titles) for s in gathered.stages],
+    marks=marks(legend(gathered)),
+    has_equal_times=has_equal_times(gathered),
+    dotted=tables.joined([gathered.title(name) for name in without_model(gathered)]),
+    stages=[stage_row(s, gathered) for s in gathered.stages],
     has_devices=len({s['device'] for s in gathered.stages}) > 1,  # else the head names the one
     manifests=gathered.stages,
     versions=versions(gathered.stages),
@@ -248,7 +251,7 @@ def label_table(gathered: Facts) -> dict[str, Any]:
   return {'kinds': [d['kind'] for d in kinds], 'rows': table}
 
 
-def stage_row(stage: dict, titles: dict[str, str]) -> dict[str, Any]:
+def stage_row(stage: dict, gathered: Facts) -> dict[str, Any]:
   results = stage.get('results', {})
   return {
     'name': stage['stage'],
@@ -256,7 +259,7 @@ def stage_row(stage: dict, titles: dict[str, str]) -> dict[str, Any]:
     'is_done': stage['status'] == 'done',
     'wall_s': stage['wall_s'],
     'steps': results.get('steps', ''),
-    'rows': results.get('rows', results.get('pairs', '')),
+    'amount': facts.amount(results, gathered.units.get(stage['stage'], '')),
     'device': stage['device'],
     'started': moment(stage['started']),
   }
