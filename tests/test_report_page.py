@@ -14,7 +14,7 @@ from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics, rewrites, runs
 from disranker_jax.pipeline import manifest
-from disranker_jax.report import charts, facts, intervals, page, rankings, tables, tiles
+from disranker_jax.report import facts, intervals, page, rankings, tables, tiles
 from disranker_jax.stages import evaluate, report
 from disranker_jax.stages.result_rows import TABLE
 
@@ -290,9 +290,9 @@ class TestRankings:
 
   def test_best_and_worst_are_by_the_difference_and_never_overlap(self, found):
     gained = rankings.gains(found)
-    assert gained.model == 'student' and len(gained.others['bm25']) == 40
+    assert gained.model == 'student' and len(gained.pairs['student', 'bm25']) == 40
     assert len(gained.best) == 10 and all(q['gain'] > 0 for q in gained.best)
-    assert gained.best[0]['gain'] == max(gained.others['bm25'])
+    assert gained.best[0]['gain'] == max(gained.pairs['student', 'bm25'])
     assert all(q['gain'] < 0 for q in gained.worst)
 
   def test_columns_show_ranks_labels_and_moves_against_bm25(self, found):
@@ -300,6 +300,14 @@ class TestRankings:
     assert [c['title'] for c in (first, teacher, student)] == [
       'BM25', 'teacher', 'distilled student',
     ]  # fmt: skip
+  def test_the_model_fused_with_the_first_stage_is_charted_against_it(self, tmp_path):
+    run = make_run(tmp_path, ('bm25', 'student', 'fused', 'fused_ranks'))
+    file = tmp_path / 'evaluate' / 'results.json'
+    results = json.loads(file.read_text())
+    results['fused']['against'], results['fused_ranks']['against'] = ['bm25', 'student'], []
+    file.write_text(json.dumps(results))
+    assert list(rankings.gains(facts.gather(run)).pairs) == [('student', 'bm25'), ('fused', 'bm25')]
+
     # BM25's top five miss the answer, which is shown behind a gap at its rank.
     assert [d['rank'] for d in first['docs']] == [1, 2, 3, 4, 5, 8]
     assert [d['gap'] for d in first['docs']] == [False] * 5 + [True]
@@ -345,20 +353,3 @@ class TestFacts:
     assert (test['kind'], test['rows'], test['documents']) == ('test', 3, 24)
     assert test['labels'] == {0: 21, 2: 3}
     assert test['lengths']['query']['max'] == len(f'query 0 {EVIL}')
-
-
-class TestCharts:
-  def test_one_and_the_same_score_many_labels_and_few_documents_are_drawn(self):
-    for by_label in ({0: [0.5] * 30}, {y: [float(y)] for y in range(12)}, {0: [1.0], 3: [2.0]}):
-      assert charts.histogram('m', by_label, 3).startswith('<svg')
-
-  def test_labels_of_points_are_pushed_apart_and_keep_their_order(self):
-    placed = charts.apart({'a': 0.5, 'b': 0.51, 'c': 0.1, 'd': 0.52}, 0.1)
-    assert sorted(placed, key=placed.get) == ['c', 'a', 'b', 'd']
-    assert min(np.diff(sorted(placed.values()))) >= 0.1 - 1e-12
-    assert placed['c'] == 0.1 and placed['a'] == 0.5
-
-  def test_many_points_do_not_make_a_large_page(self):
-    points = np.random.default_rng(0).random((50_000, 3))
-    assert len(charts.scatter('m', points, 0.5, 1)) < 500_000
-    assert len(charts.gains('nDCG@5', 'm', np.linspace(1, -1, 50_000).tolist())) < 500_000

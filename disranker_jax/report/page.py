@@ -57,7 +57,6 @@ def render(run, gathered: Facts) -> str:
     differences=difference_tables(gathered, spread),
     charts=draw(gathered, spread, gained),
     gains=gained,
-    contender=gathered.title(gained.model) if gained else '',
     first_stage=gathered.title(gathered.table.first_stage),
     data=gathered.data,
     labels=label_table(gathered),
@@ -145,18 +144,36 @@ def draw(gathered: Facts, spread: Intervals, gained) -> dict[str, Any]:
   means = {model: interval(gathered, spread, model) for model in found}
   fair = {model: mean for model, mean in means.items() if not of.is_floor(model)}
   times = {model: found[model].get('ms_per_pair', 0) for model in fair}
+  dotted = without_model(gathered)
   metric = metrics.title(of.main)
   cost = {model: ms for model, ms in times.items() if ms > 0}
+  timed = {model: mean for model, mean in fair.items() if model in cost or model in dotted}
   scores = facts.scores_by_label(gathered)
   top = gathered.top_label
   return {
     'dots': charts.dots(metric, names, means, of.subject, of.first_stage) if len(means) > 1 else '',
-    'latency': charts.latency(metric, names, cost, fair, of.subject) if cost else '',
+    'latency': charts.latency(metric, names, cost, timed, of.subject) if cost else '',
     'histograms': [charts.histogram(gathered.title(m), v, top) for m, v in scores.items()],
     'scatters': scatters(gathered),
     'gains': gain_charts(gathered, gained) if gained else [],
     'trainings': trainings(gathered),
   }
+
+
+def without_model(gathered: Facts) -> list[str]:
+  """The rows that no model of the run has ranked, but for sanity rows: dotted in the charts."""
+  of = gathered.table
+  return [
+    name
+    for name in gathered.results
+    if not of.is_floor(name) and not (name in of.rows and of.roles_of(of.rows[name]))
+  ]
+
+
+def has_equal_times(gathered: Facts) -> bool:
+  """Whether rows took the same time, as fused ones and their model do."""
+  times = [ms for values in gathered.results.values() if (ms := values.get('ms_per_pair'))]
+  return len(set(times)) < len(times)
 
 
 def trainings(gathered: Facts) -> list[dict[str, Any]]:
@@ -187,10 +204,11 @@ def interval(gathered: Facts, spread: Intervals, model: str) -> dict[str, float]
 
 
 def gain_charts(gathered: Facts, gained) -> list[Markup]:
-  metric = metrics.title(gathered.table.main)
+  metric, title = metrics.title(gathered.table.main), gathered.title
+  limit = max((abs(v) for values in gained.pairs.values() for v in values), default=0.0)
   return [
-    charts.gains(metric, f'against {gathered.title(m)}', values)
-    for m, values in gained.others.items()
+    charts.gains(metric, f'{title(row)} against {title(other)}', values, limit)
+    for (row, other), values in gained.pairs.items()
   ]
 
 
@@ -215,8 +233,16 @@ def legend(gathered: Facts) -> list[dict[str, int]]:
   return [{'label': label, 'grade': rankings.grade(label, gathered.top_label)} for label in labels]
 
 
+def marks(legend: list[dict[str, int]]) -> str:
+  """What the marks of the scatters are where they are not filled points."""
+  labels = {entry['label'] for entry in legend}
+  said = ['0: rings'] if 0 in labels else []
+  said += ['not judged: crosses'] if min(labels, default=0) < 0 else []
+  return f' ({"; ".join(said)})' if said else ''
+
+
 def scatters(gathered: Facts) -> list[Markup]:
-  """The students' scores against the teacher's, before and after distillation."""
+  """The students' scores against the teacher's."""
   of, labels = gathered.table, gathered.labels()
   teacher, drawn = gathered.runs.get(of.teacher), []
   for model in [name for name in of.trained if of.rows[name].role == of.role]:
@@ -255,7 +281,7 @@ def stage_row(stage: dict, gathered: Facts) -> dict[str, Any]:
   results = stage.get('results', {})
   return {
     'name': stage['stage'],
-    'what': titles.get(stage['stage'], ''),
+    'what': gathered.titles.get(stage['stage'], ''),
     'is_done': stage['status'] == 'done',
     'wall_s': stage['wall_s'],
     'steps': results.get('steps', ''),
