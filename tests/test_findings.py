@@ -92,6 +92,41 @@ def test_the_student_with_the_first_stage_is_compared_with_both_and_its_weight_i
 
 
 @pytest.mark.parametrize(
+  ('bm25', 'student', 'fused', 'said'),
+  [
+    (0.4, 0.5, 0.6, '"student + first stage" ranks the test best: nDCG@5 0.600 ("distilled'),
+    (0.4, 0.7, 0.6, '"distilled student" ranks the test best: nDCG@5 0.700 ("student + first'),
+    (0.8, 0.5, 0.6, 'the exported student does not improve on it'),
+  ],
+)
+def test_what_to_serve_is_said_of_the_first_stage_the_exported_student_and_both(
+  bm25, student, fused, said
+):
+  how = Fusion(0.5, 'scores').to_dict() | {'row': 'student'}
+  rows = {'bm25': [bm25] * 40, 'student': [student] * 40, 'fused': [fused] * 40}
+  facts = facts_of(rows, fused={'against': ['bm25', 'student'], 'fusion': how})
+  [sentence] = findings.to_serve(facts)
+  assert said in sentence
+  facts.best = {'row': 'student_sft', 'why': 'best'}  # the fused row has another student
+  assert not findings.to_serve(facts)
+
+
+@pytest.mark.parametrize(('slow', 'is_said'), [(5.9, False), (6.1, True)])
+def test_equal_networks_with_very_different_times_are_a_warning(slow, is_said):
+  times = {'parameters': 22, 'ms_per_pair': 4.0}
+  rows = {name: [0.5] * 40 for name in ('student_sft', 'student', 'teacher', 'zero_shot')}
+  facts = facts_of(
+    rows, student=times, student_sft=times | {'ms_per_pair': slow},
+    # Larger ones, and rows that read other prompts, may take longer.
+    teacher={'parameters': 99, 'ms_per_pair': 9.0}, zero_shot={'parameters': 99, 'ms_per_pair': 50},
+  )  # fmt: skip
+  said = findings.noisy(facts)
+  assert bool(said) == is_said
+  if is_said:
+    assert '4 ms per pair ("distilled student") and 6.1 ms per pair ("student, labels' in said[0]
+
+
+@pytest.mark.parametrize(
   'queries, said', [(1, 'there are no intervals'), (29, 'only 29 queries'), (30, '')]
 )
 def test_few_queries_are_told(queries, said):

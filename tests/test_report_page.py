@@ -188,9 +188,16 @@ class TestPage:
       sentence = re.search(rf'Distilled student against {title} : (.*?)\)', parsed.text).group(1)
       assert [n in sentence for n in numbers] == [True] * 3
       p, p_holm = (tables.chance(cell[name], 3) for name in ('p', 'p_holm'))
-      assert sentence.endswith(
-        f"p {p}; {p_holm} with Holm's correction for the 10 tests of this page"
-      )
+      value, low, high = numbers
+      assert f'distilled student {title} {value} {low} to {high} {p} {p_holm}' in parsed.text
+    assert 'Holm: corrected for the 10 tests of this page' in parsed.text
+
+  def test_warnings_stand_before_all_that_is_less_important(self, tmp_path):
+    _, parsed = written(make_run(tmp_path, queries=29))
+    order = [parsed.text.index(words) for words in (
+      'nDCG@5 of the distilled student', 'only 29 queries', 'distilled student BM25', 'With 29',
+    )]  # fmt: skip
+    assert order == sorted(order)
 
 
 class TestLessThanAll:

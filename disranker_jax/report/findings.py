@@ -10,7 +10,7 @@ from typing import NamedTuple
 from disranker_jax.data import overlap
 from disranker_jax.evaluation import metrics
 from disranker_jax.evaluation.fusion import Fusion
-from disranker_jax.report import tables
+from disranker_jax.report import tables, times
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.intervals import baselines
 from disranker_jax.rewriting import gain
@@ -51,8 +51,38 @@ def sentences(facts: Facts) -> list[str]:
 
 def others(facts: Facts) -> list[str]:
   """The sentences that are not comparisons."""
-  said = [*power(facts), *held_out(facts), *gains(facts), *hard_labels(facts), *fused(facts)]
-  return [*said, *best(facts), *remarks(facts), *seeds(facts), *served(facts), *quantised(facts)]
+  return [
+    *to_serve(facts), *power(facts), *held_out(facts), *gains(facts), *hard_labels(facts),
+    *fused(facts), *best(facts), *remarks(facts), *seeds(facts), *served(facts), *quantised(facts),
+  ]  # fmt: skip
+
+
+def to_serve(facts: Facts) -> list[str]:
+  """Which row is the best of those that the exported student gives, and what it needs."""
+  table, results = facts.table, facts.results
+  for name, found in results.items():
+    alone = (found.get('fusion') or {}).get('row')
+    rows = [row for row in (name, alone, table.first_stage) if row in results]
+    if not alone or len(rows) < 3 or facts.best.get('row', table.subject) != alone:
+      continue
+    rows.sort(key=lambda row: -float(results[row][table.main]))
+    best, *others = (f'{float(results[row][table.main]):.{DIGITS}f}' for row in rows)
+    listed = ', '.join(f'{quoted(facts, r)} {v}' for r, v in zip(rows[1:], others, strict=True))
+    what = {
+      name: "requests need the first stage's scores or ranks (docs/serve.md)",
+      alone: 'requests need no scores of the first stage',
+    }.get(rows[0], 'the exported student does not improve on it')
+    return [
+      f'of {quoted(facts, table.first_stage)}, export/{table.subject} and both together, '
+      f'{quoted(facts, rows[0])} ranks the test best: {metrics.title(table.main)} {best} '
+      f'({listed}); {what}'
+    ]
+  return []
+
+
+def quoted(facts: Facts, row: str) -> str:
+  """A row's title in a sentence: titles can have commas."""
+  return f'"{facts.title(row)}"'
 
 
 def comparisons(facts: Facts) -> list[Comparison]:
@@ -195,7 +225,8 @@ def warnings(facts: Facts) -> list[str]:
   """What a reader must know before deciding anything by the numbers."""
   return [
     *missed(facts), *missed_held_out(facts), *memorised(facts), *overlaps(facts),
-    *related(facts), *together(facts), *few(facts), *notes(facts), *unjudged(facts),
+    *related(facts), *together(facts), *few(facts), *noisy(facts), *notes(facts),
+    *unjudged(facts),
   ]  # fmt: skip
 
 
@@ -346,6 +377,19 @@ def unjudged(facts: Facts) -> list[str]:
 
 
 def few(facts: Facts) -> list[str]:
+def noisy(facts: Facts) -> list[str]:
+  """Whether equal networks took very different times."""
+  if not (found := times.uneven(facts)):
+    return []
+  fast, slow = (
+    f'{facts.results[row]["ms_per_pair"]:.3g} ms per pair ({quoted(facts, row)})' for row in found
+  )
+  return [
+    f'equal networks took {fast} and {slow}: other work may have used the machine, so times say '
+    'little'
+  ]
+
+
   """Whether there are too few queries, or clusters of them, to trust the intervals."""
   queries = len(next(iter(facts.rows.values()), ()))
   if not queries or facts.clusters >= FEW:
