@@ -38,7 +38,7 @@ class Comparison(NamedTuple):
 
   def __str__(self) -> str:
     return (
-      f'{self.row} against {self.baseline}: {self.value} {self.metric} '
+      f'"{self.row}" against "{self.baseline}": {self.value} {self.metric} '
       f"(95 % interval {self.interval}, p {self.p}; {self.p_holm} with Holm's correction for the "
       f'{self.tests} tests of the report)'
     )
@@ -134,7 +134,7 @@ def held_out(facts: Facts) -> list[str]:
     stage = facts.table.rows[name].trained_by
     before = facts.before.get(stage, {}).get(metric)
     since = '' if before is None else f' ({before:.{DIGITS}f} before {stage})'
-    listed.append(f'{facts.title(name)} {of_row[metric]:.{DIGITS}f}{since}')
+    listed.append(f'{quoted(facts, name)} {of_row[metric]:.{DIGITS}f}{since}')
   what = 'a few documents of each' if facts.table.reranks else 'searches of the whole collection'
   return [
     f'on {queries} held-out training queries, for validation ({what}): {metrics.title(metric)} '
@@ -177,8 +177,8 @@ def best(facts: Facts) -> list[str]:
   """Which student was exported."""
   if not facts.best:
     return []
-  which = facts.title(facts.best['row'])
-  return [f'exported to export/{facts.table.subject} is the {which}: {facts.best["why"]}']
+  which = quoted(facts, facts.best['row'])
+  return [f'the folder export/{facts.table.subject} has {which}: {facts.best["why"]}']
 
 
 def quantised(facts: Facts) -> list[str]:
@@ -242,8 +242,9 @@ def missed(facts: Facts) -> list[str]:
         cell = facts.intervals.differences.get((other, name, main))
         interval = f', 95 % interval {tables.span(cell, DIGITS, "+")}' if cell else ''
         found.append(
-          f'{facts.title(name)} ranks no better than {facts.title(other)}: {metrics.title(main)} '
-          f'{ours:.{DIGITS}f} against {theirs:.{DIGITS}f} ({ours - theirs:+.{DIGITS}f}{interval}); '
+          f'{quoted(facts, name)} ranks no better than {quoted(facts, other)}: '
+          f'{metrics.title(main)} {ours:.{DIGITS}f} against {theirs:.{DIGITS}f} '
+          f'({ours - theirs:+.{DIGITS}f}{interval}); '
           'docs/choose.md says what to try'
         )
   return found
@@ -261,8 +262,8 @@ def missed_held_out(facts: Facts) -> list[str]:
       if all(tested) and float(tested[0][main]) <= float(tested[1][main]):
         continue
       found.append(
-        f'{facts.title(name)} ranks the {of_row["labelled"]} held-out training queries no better '
-        f'than {facts.title(other)}: {metrics.title(metric)} {of_row[metric]:.{DIGITS}f} against '
+        f'{quoted(facts, name)} ranks the {of_row["labelled"]} held-out training queries no better '
+        f'than {quoted(facts, other)}: {metrics.title(metric)} {of_row[metric]:.{DIGITS}f} against '
         f'{values[other][metric]:.{DIGITS}f}; docs/results.md says what limits a student'
       )
   return found
@@ -341,7 +342,7 @@ def related(facts: Facts) -> list[str]:
   return [
     f'queries whose ids match {found.pattern!r} alike often have the same relevant documents '
     f'({100 * found.inside:.0f} % of pairs, others {100 * found.outside:.0f} %); if they are '
-    f'topics or sessions, intervals are too narrow and p is too small: use '
+    f'topics or sessions, the true intervals are wider and the true p is larger: use '
     f'--config.report.cluster={shlex.quote(found.pattern)} --rerun=report'
   ]
 
@@ -376,7 +377,6 @@ def unjudged(facts: Facts) -> list[str]:
   return said
 
 
-def few(facts: Facts) -> list[str]:
 def noisy(facts: Facts) -> list[str]:
   """Whether equal networks took very different times."""
   if not (found := times.uneven(facts)):
@@ -390,6 +390,7 @@ def noisy(facts: Facts) -> list[str]:
   ]
 
 
+def few(facts: Facts) -> list[str]:
   """Whether there are too few queries, or clusters of them, to trust the intervals."""
   queries = len(next(iter(facts.rows.values()), ()))
   if not queries or facts.clusters >= FEW:
@@ -398,4 +399,4 @@ def noisy(facts: Facts) -> list[str]:
     kind = 'query' if queries == 1 else 'cluster of queries'
     return [f'the test has only 1 {kind}, so there are no intervals']
   kind = 'queries' if facts.clusters == queries else 'clusters of queries'
-  return [f'the test has only {facts.clusters} {kind}, so intervals are too narrow']
+  return [f'the test has only {facts.clusters} {kind}, so the true intervals are wider']

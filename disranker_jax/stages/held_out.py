@@ -127,8 +127,9 @@ def find(run, queries: Iterable[Click | Group]) -> tuple[list[int], list[int]]:
 
 
 def too_few(run, stage: str, found: int, records: int) -> str:
+  verb = 'is' if found == 1 else 'are'
   return (
-    f'{found} of its {records:,} {what(run, stage)} are held out by config.validation.share='
+    f'{found} of its {records:,} {what(run, stage)} {verb} held out by config.validation.share='
     f'{run.config.validation.share:g}, and {LEAST} are needed; raise it'
   )
 

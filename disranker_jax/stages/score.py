@@ -177,7 +177,7 @@ def score_missing(
   todo = sum(map(len, missing))
   say(
     f'{label}: about {todo * per_query.pairs:,.0f} pairs, {todo * per_query.tokens:,.0f} tokens, '
-    f'of {todo:,} of {len(groups):,} queries'
+    f'of {todo:,} {f"of {len(groups):,} " if todo < len(groups) else ""}queries'
   )
   listed = shards_of.units(missing, size)
   first = [unit for unit in listed if unit.start < FIRST] if look else []
