@@ -344,6 +344,21 @@ class TestRankings:
     assert rankings.grade(0, 0) == 0
 
 
+def test_dotted_rows_are_those_without_a_model(tmp_path):
+  run = make_run(tmp_path, ('random', 'bm25', 'student', 'fused', 'ours'))
+  found = facts.gather(run)
+  assert page.dotted(found) == ['bm25']  # all others have a time
+  for name in ('fused', 'ours'):
+    del found.results[name]['ms_per_pair']
+  assert page.dotted(found) == ['bm25', 'ours']  # fused needs the student
+  drawn = page.draw(found, found.intervals, None)['latency']
+  label = re.search('aria-label="(.*?)"', drawn).group(1)
+  assert 'distilled student 2.5 ms' in label and '>ours<' in drawn
+  assert '>student + first stage<' not in drawn
+  del found.results['student']['ms_per_pair']  # no chart of times, which alone draws `ours` dotted
+  assert page.dotted(found) == ['bm25']
+
+
 class TestFacts:
   def test_scores_are_gathered_by_label(self, tmp_path):
     found = facts.gather(make_run(tmp_path, ('bm25', 'teacher'), queries=3))

@@ -63,7 +63,7 @@ def render(run, gathered: Facts) -> str:
     legend=legend(gathered),
     marks=marks(legend(gathered)),
     has_equal_times=has_equal_times(gathered),
-    dotted=tables.joined([gathered.title(name) for name in without_model(gathered)]),
+    dotted=tables.joined([gathered.title(name) for name in dotted(gathered)]),
     stages=[stage_row(s, gathered) for s in gathered.stages],
     has_devices=len({s['device'] for s in gathered.stages}) > 1,  # else the head names the one
     manifests=gathered.stages,
@@ -144,10 +144,9 @@ def draw(gathered: Facts, spread: Intervals, gained) -> dict[str, Any]:
   means = {model: interval(gathered, spread, model) for model in found}
   fair = {model: mean for model, mean in means.items() if not of.is_floor(model)}
   times = {model: found[model].get('ms_per_pair', 0) for model in fair}
-  dotted = without_model(gathered)
   metric = metrics.title(of.main)
-  cost = {model: ms for model, ms in times.items() if ms > 0}
-  timed = {model: mean for model, mean in fair.items() if model in cost or model in dotted}
+  cost, free = {model: ms for model, ms in times.items() if ms > 0}, dotted(gathered)
+  timed = {model: mean for model, mean in fair.items() if model in cost or model in free}
   scores = facts.scores_by_label(gathered)
   top = gathered.top_label
   return {
@@ -160,14 +159,19 @@ def draw(gathered: Facts, spread: Intervals, gained) -> dict[str, Any]:
   }
 
 
-def without_model(gathered: Facts) -> list[str]:
-  """The rows that no model of the run has ranked, but for sanity rows: dotted in the charts."""
-  of = gathered.table
-  return [
+def dotted(gathered: Facts) -> list[str]:
+  """The rows that the charts draw dotted: the first stage, and others that no model has ranked.
+
+  The others are in the chart of times alone, which needs a row that has a time.
+  """
+  of, found = gathered.table, gathered.results
+  timed = {name for name, values in found.items() if values.get('ms_per_pair')}
+  free = [
     name
-    for name in gathered.results
+    for name in found
     if not of.is_floor(name) and not (name in of.rows and of.roles_of(of.rows[name]))
   ]
+  return [name for name in free if name not in timed and (timed or name == of.first_stage)]
 
 
 def has_equal_times(gathered: Facts) -> bool:
