@@ -147,6 +147,15 @@ def test_gains_are_differences_on_a_shared_scale(drawn):
   assert one.get_ylim() == other.get_ylim() and one.get_ylabel() == 'nDCG@5, difference'
 
 
+@pytest.mark.parametrize('name', ['model as given (tiny-decoder)', 'our model of May, ' * 5])
+def test_long_titles_of_gains_stay_inside(drawn, name):
+  charts.gains('nDCG@10', f'rewriter against {name}', [0.03, -0.02], 0.03)
+  [[axis]] = drawn
+  figure = axis.figure
+  title = figure._suptitle.get_window_extent(figure.canvas.get_renderer())
+  assert title.x0 >= 0 and title.x1 <= figure.bbox.x1 and title.y0 >= axis.bbox.y1
+
+
 def test_points_are_opaque_label_0_is_rings_and_unjudged_pairs_are_crosses(drawn):
   points = np.array([[0, 0, 0], [1, 1, 2], [2, 2, -1]], float)
   charts.scatter('m', points, 0.5, 2)

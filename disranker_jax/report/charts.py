@@ -30,7 +30,7 @@ NAMES = {name: code for code, name in COLOURS.items()}
 INK, SOFT, LINE, ACCENT, PAPER = (NAMES[n] for n in ('ink', 'soft', 'line', 'accent', 'paper'))
 CLEAR = {'facecolor': PAPER, 'edgecolor': 'none', 'pad': 0.8}  # behind text on lines
 WIDTH = 4.6  # inches; at 72 points per inch about the width of a phone
-TITLE = 46  # characters of a title on one line
+TITLE = 50  # characters of a title on one line
 POINTS = 2000  # most marks or vertices of a chart, which bound the size of the page
 FEWEST = 20  # documents of a label for a histogram; fewer are drawn one by one
 VALUE = 0.16  # of the range of intervals: the room for a value on their right
@@ -201,7 +201,9 @@ def gains(metric: str, title: str, values: list[float], limit: float) -> Markup:
     end = max(0.05, limit * 1.05)
     axis.set(xlim=(0, 100), ylim=(-end, end), xlabel='share of queries, %')
     axis.set_ylabel(f'{metric}, difference')
-    axis.set_title('\n'.join(textwrap.wrap(title, TITLE)), fontsize=10.5)
+    # Over the whole figure, because two rows have long names.
+    head = {'x': 0.012, 'ha': 'left', 'fontsize': 10.5, 'fontweight': 'bold'}
+    axis.figure.suptitle('\n'.join(textwrap.wrap(title, TITLE)), **head)
     style = {'xycoords': 'axes fraction', 'textcoords': 'offset points'}
     axis.annotate(f'{won:,} up', (1, 1), (0, -9), ha='right', color=NAMES['gain'], **style)
     axis.annotate(f'{lost:,} down', (0, 0), (7, 6), color=NAMES['loss'], **style)
