@@ -24,6 +24,7 @@ from disranker_jax.pipeline import systems
 from disranker_jax.report import plots, tables
 
 AXES = ('rows', 'row_len', 'group_size', 'devices')
+NAMES = {'row_len': 'row length (tokens)', 'group_size': 'group size (documents)'}
 LABELS = {'step_s': 'seconds per step', 'compiled_bytes': 'MB per device'}
 UNITS = {'step_s': 1.0, 'compiled_bytes': 1e-6}  # of the plot
 LINEAR = ('rows', 'row_len')  # the axes along which the work grows
@@ -173,7 +174,7 @@ def draw(axes: dict, file: Path) -> None:
         linear = [ys[0] * v / values[0] for v in values]
         axis.plot(values, linear, ':', color='grey', linewidth=1)
       axis.plot(values, ys, 'o-', color=plots.COLOURS[1])
-      axis.set(xscale='log', yscale='log', xlabel=name.replace('_', ' '))
+      axis.set(xscale='log', yscale='log', xlabel=NAMES.get(name, name))
       axis.set_title(f'slope {curve["slopes"][what]:.2f}', fontsize=9)
       axis.set_xticks(values, [str(v) for v in values])
       axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))

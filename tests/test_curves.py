@@ -66,12 +66,13 @@ def test_smoothing_starts_at_the_first_value_and_stays_between_the_extremes():
 def test_the_chart_of_a_loss_shows_held_out_values_where_there_are_any():
   steps = log()
   plain = str(curves.loss('cpt', steps))
+  assert '>one step<' in plain and '>exponential mean<' in plain
   assert 'held' not in plain and alt(plain).startswith('Loss of cpt over 30 steps: from 1 to ')
   for i in (15, 30):
     steps[i - 1] |= {'validation/loss': 0.3 + i / 100, 'validation/tau': i / 60}
   shown = str(curves.loss('distill', steps))
   assert 'held-out loss from 0.45 to 0.6; held-out tau from 0.25 to 0.5' in alt(shown)
-  assert 'held out' in shown and 'training' in shown
+  assert '>held out<' in shown and '>one step<' in shown
 
 
 @pytest.mark.parametrize('depth', [1, 5, 20])

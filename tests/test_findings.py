@@ -39,7 +39,7 @@ def test_a_teacher_that_training_made_worse_is_a_warning_with_both_values():
   facts = facts_of({'zero_shot': [0.3] * 40, 'teacher': [0.2] * 20 + [0.3] * 20})
   [warning] = findings.missed(facts)
   assert warning.startswith(
-    'teacher ranks no better than zero-shot LLM: nDCG@5 0.250 against 0.300'
+    '"teacher" ranks no better than "zero-shot LLM": nDCG@5 0.250 against 0.300'
   )
   assert '-0.050' in warning
 
@@ -48,9 +48,9 @@ def test_a_student_is_held_against_the_first_stage_and_against_labels_alone():
   rows = {'bm25': [0.6] * 40, 'student_sft': [0.5] * 40, 'teacher': [0.7] * 40}
   said = findings.missed(facts_of(rows | {'student': [0.5] * 40}))
   assert [w.split(': ')[0] for w in said] == [
-    'student, labels only ranks no better than BM25',
-    'distilled student ranks no better than BM25',
-    'distilled student ranks no better than student, labels only',
+    '"student, labels only" ranks no better than "BM25"',
+    '"distilled student" ranks no better than "BM25"',
+    '"distilled student" ranks no better than "student, labels only"',
   ]
   assert 'interval' in said[1]
 
@@ -66,7 +66,7 @@ def test_the_student_is_compared_with_production_as_with_a_baseline():
   said = findings.comparisons(facts)
   assert [each.baseline for each in said] == ['BM25', 'production']
   # Two in three queries gain .06 or .07, one gains .05.
-  assert str(said[1]).startswith('distilled student against production: +0.060 nDCG@5 (95 % ')
+  assert str(said[1]).startswith('"distilled student" against "production": +0.060 nDCG@5 (95 % ')
 
 
 def test_the_student_with_the_first_stage_is_compared_with_both_and_its_weight_is_said():
@@ -81,14 +81,49 @@ def test_the_student_with_the_first_stage_is_compared_with_both_and_its_weight_i
   )  # fmt: skip
   said = [str(each) for each in findings.comparisons(facts)]
   assert [each.split(': ')[0] for each in said] == [
-    'distilled student against BM25',
-    'distilled student + BM25 against BM25',
-    'distilled student + BM25 against distilled student',
+    '"distilled student" against "BM25"',
+    '"distilled student + BM25" against "BM25"',
+    '"distilled student + BM25" against "distilled student"',
   ]
   assert '+0.100 nDCG@5' in said[2]
   [text] = findings.fused(facts)
   assert text.startswith("distilled student + BM25: weight 0.65 of the model's scores")
   assert not findings.fused(facts_of({'bm25': [0.4] * 40}))
+
+
+@pytest.mark.parametrize(
+  ('bm25', 'student', 'fused', 'said'),
+  [
+    (0.4, 0.5, 0.6, '"student + first stage" ranks the test best: nDCG@5 0.600 ("distilled'),
+    (0.4, 0.7, 0.6, '"distilled student" ranks the test best: nDCG@5 0.700 ("student + first'),
+    (0.8, 0.5, 0.6, 'the exported student does not improve on it'),
+  ],
+)
+def test_what_to_serve_is_said_of_the_first_stage_the_exported_student_and_both(
+  bm25, student, fused, said
+):
+  how = Fusion(0.5, 'scores').to_dict() | {'row': 'student'}
+  rows = {'bm25': [bm25] * 40, 'student': [student] * 40, 'fused': [fused] * 40}
+  facts = facts_of(rows, fused={'against': ['bm25', 'student'], 'fusion': how})
+  [sentence] = findings.to_serve(facts)
+  assert said in sentence
+  facts.best = {'row': 'student_sft', 'why': 'best'}  # the fused row has another student
+  assert not findings.to_serve(facts)
+
+
+@pytest.mark.parametrize(('slow', 'is_said'), [(5.9, False), (6.1, True)])
+def test_equal_networks_with_very_different_times_are_a_warning(slow, is_said):
+  times = {'parameters': 22, 'ms_per_pair': 4.0}
+  rows = {name: [0.5] * 40 for name in ('student_sft', 'student', 'teacher', 'zero_shot')}
+  facts = facts_of(
+    rows, student=times, student_sft=times | {'ms_per_pair': slow},
+    # Larger ones, and rows that read other prompts, may take longer.
+    teacher={'parameters': 99, 'ms_per_pair': 9.0}, zero_shot={'parameters': 99, 'ms_per_pair': 50},
+  )  # fmt: skip
+  said = findings.noisy(facts)
+  assert bool(said) == is_said
+  if is_said:
+    assert '4 ms per pair ("distilled student") and 6.1 ms per pair ("student, labels' in said[0]
 
 
 @pytest.mark.parametrize(
@@ -226,7 +261,9 @@ def test_the_power_of_the_test_is_told_for_the_difference_to_the_first_stage():
   [said] = findings.power(facts_of({'bm25': [0.5] * 40, 'student': student}))
   # The difference is .05 with a standard error of .05 * sqrt(40 / 39) / sqrt(40) = .0080; a t test
   # with 39 degrees of freedom reaches 2.0227 + .8512 of them.
-  assert said.startswith('40 queries show a true difference of 0.023 nDCG@5 to BM25 in 80 % of')
+  assert said.startswith(
+    'with 40 queries a true difference of 0.023 nDCG@5 to BM25 is found in 80 % of cases'
+  )
   # (1.96 + .8416)^2 * .0513^2 / .05^2 = 8.05, and 11 by Student's t.
   assert said.endswith('one of +0.050 needs about 11 queries')
 
@@ -243,13 +280,13 @@ def test_a_teacher_that_only_the_held_out_queries_show_to_be_no_better_is_a_warn
   facts.validation = held_out(student_sft=0.71, sft=0.70)
   [warning] = findings.missed_held_out(facts)
   assert warning.startswith(
-    'teacher ranks the 24 held-out training queries no better than student, labels only: '
+    '"teacher" ranks the 24 held-out training queries no better than "student, labels only": '
     'nDCG@5 0.700 against 0.710'
   )
   facts.validation = held_out(student_sft=0.69, sft=0.70)
   assert not findings.missed_held_out(facts)
   [sentence] = findings.held_out(facts)
-  assert 'student, labels only 0.690, teacher 0.700' in sentence and '24 held-out' in sentence
+  assert '"student, labels only" 0.690, "teacher" 0.700' in sentence and '24 held-out' in sentence
 
 
 def test_what_the_test_shows_is_not_said_again_of_the_held_out_queries():
@@ -280,9 +317,9 @@ def test_a_rewriter_is_told_at_its_own_depth_with_what_it_was_before():
     'rewrite': {'ndcg@10': 0.472, 'reward': 0.05, 'labelled': 100, 'made_of': 'abc'},
   }
   where = 'on 100 held-out training queries, for validation (searches of the whole collection): '
-  assert findings.held_out(facts) == [f'{where}nDCG@10 rewriter 0.472']
+  assert findings.held_out(facts) == [f'{where}nDCG@10 "rewriter" 0.472']
   facts.before = {'rewrite': {'ndcg@10': 0.443, 'reward': 0.03}}
-  assert findings.held_out(facts) == [f'{where}nDCG@10 rewriter 0.472 (0.443 before rewrite)']
+  assert findings.held_out(facts) == [f'{where}nDCG@10 "rewriter" 0.472 (0.443 before rewrite)']
 
 
 def test_the_exported_student_is_named_with_the_reason():
@@ -290,7 +327,7 @@ def test_the_exported_student_is_named_with_the_reason():
   assert not findings.best(facts)
   facts.best = {'row': 'student_sft', 'why': 'nDCG@5 0.700 on 24 held-out queries'}
   assert findings.best(facts) == [
-    'exported to export/student is the student, labels only: nDCG@5 0.700 on 24 held-out queries'
+    'the folder export/student has "student, labels only": nDCG@5 0.700 on 24 held-out queries'
   ]
 
 

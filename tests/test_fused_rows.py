@@ -53,7 +53,9 @@ def run(tmp_path, monkeypatch):
   monkeypatch.setattr(Row, 'load', lambda row, run: ('model', {}, 'score_head'))
   monkeypatch.setattr(roles, 'scorer', lambda run, *loaded, rows: loaded[0])
   monkeypatch.setattr(result_table, 'score_all', lambda name, scorer, groups: ranking(groups))
-  monkeypatch.setattr(fused_rows.evaluate, 'ranking_of', lambda run, name, groups: ranking(groups))
+  costs = {'parameters': 250, 'ms_per_pair': 2.5}
+  of_row = lambda run, row, groups: (ranking(groups), costs | {'device': 'cpu'})  # noqa: E731
+  monkeypatch.setitem(ROWS, 'student', dataclasses.replace(ROWS['student'], rank=of_row))
   return types.SimpleNamespace(run=made, records=records)
 
 
@@ -183,6 +185,14 @@ class TestRows:
     wanted = {'far': 1 / 61, 'b': 2 / 62, 'c': 2 / 63, 'a': 1 / 64 + 1 / 61}
     assert fused['q99'] == pytest.approx(wanted) and facts['against'] == []
     assert facts['title'] == 'distilled student + BM25, by ranks'
+
+  def test_cost_what_their_student_costs(self, run):
+    run.run.config.data.test = 'python_docs:'
+    run.records['judgements'] = [judged_group(i) for i in range(FEWEST)]
+    for name in (FUSED, FUSED_RANKS):
+      _, facts = fused_rows.rank(run.run, ROWS[name], [judged_group(99)])
+      assert (facts['parameters'], facts['ms_per_pair']) == (250, 2.5)
+      assert 'device' not in facts
 
   def test_are_left_out_with_a_message_where_the_test_has_no_ranks(self, run, capsys):
     run.run.config.evaluate.models = ('random', FUSED, FUSED_RANKS)

@@ -14,7 +14,7 @@ from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics, rewrites, runs
 from disranker_jax.pipeline import manifest
-from disranker_jax.report import charts, facts, intervals, page, rankings, tables, tiles
+from disranker_jax.report import facts, intervals, page, rankings, tables, tiles
 from disranker_jax.stages import evaluate, report
 from disranker_jax.stages.result_rows import TABLE
 
@@ -185,12 +185,17 @@ class TestPage:
     for baseline, title in (('bm25', 'BM25'), ('student_sft', 'student, labels only')):
       cell = found[baseline, 'student', 'ndcg@5']
       numbers = [tiles.number(cell[k], sign='+') for k in ('value', 'low', 'high')]
-      sentence = re.search(rf'Distilled student against {title} : (.*?)\)', parsed.text).group(1)
-      assert [n in sentence for n in numbers] == [True] * 3
       p, p_holm = (tables.chance(cell[name], 3) for name in ('p', 'p_holm'))
-      assert sentence.endswith(
-        f"p {p}; {p_holm} with Holm's correction for the 10 tests of this page"
-      )
+      value, low, high = numbers
+      assert f'distilled student {title} {value} {low} to {high} {p} {p_holm}' in parsed.text
+    assert 'Holm: corrected for the 10 tests of this page' in parsed.text
+
+  def test_warnings_stand_before_all_that_is_less_important(self, tmp_path):
+    _, parsed = written(make_run(tmp_path, queries=29))
+    order = [parsed.text.index(words) for words in (
+      'nDCG@5 of the distilled student', 'only 29 queries', 'distilled student BM25', 'With 29',
+    )]  # fmt: skip
+    assert order == sorted(order)
 
 
 class TestLessThanAll:
@@ -247,10 +252,10 @@ class TestLessThanAll:
 def test_the_page_says_what_was_drawn_and_when_that_is_few(tmp_path):
   run = make_run(tmp_path)
   before = written(run)[0]
-  assert 'too narrow' not in before
+  assert 'intervals are wider' not in before
   run.config.data.holdout_by = r'\d$'
   text = written(run)[0]
-  assert 'The test has only 10 clusters of queries, so intervals are too narrow' in text
+  assert 'The test has only 10 clusters of queries, so the true intervals are wider' in text
   assert 'paired bootstrap over 10 clusters of queries' in text
   values = facts.gather(run).rows
   for by, page_, other in (('', before, text), (r'\d$', text, before)):
@@ -260,6 +265,17 @@ def test_the_page_says_what_was_drawn_and_when_that_is_few(tmp_path):
     assert tiles.span(mean) in page_ and tiles.span(mean) not in other
   run.config.report.cluster = '^q'  # which goes before data.holdout_by; nothing is left to draw
   assert 'The test has only 1 cluster of queries, so there are no intervals' in written(run)[0]
+
+
+def test_stages_say_how_much_of_what_they_learned_or_scored(tmp_path):
+  run = make_run(tmp_path)
+  done = {'cpt': {'rows': 1000}, 'sft': {'rows': 60, 'steps': 2}, 'score': {'pairs': 7200}}
+  for stage, results in done.items():
+    manifest.Manifest(tmp_path / stage, stage, {}, {}).finished(results)
+  text = written(run)[1].text
+  markdown = (tmp_path / 'report' / 'report.md').read_text()
+  for said in ('1,000 clicks', '60 queries', '7,200 pairs'):
+    assert said in text and f'| {said} |' in markdown
 
 
 def test_the_device_is_told_once_unless_stages_had_different_ones(tmp_path, monkeypatch):
@@ -279,10 +295,18 @@ class TestRankings:
 
   def test_best_and_worst_are_by_the_difference_and_never_overlap(self, found):
     gained = rankings.gains(found)
-    assert gained.model == 'student' and len(gained.others['bm25']) == 40
+    assert gained.model == 'student' and len(gained.pairs['student', 'bm25']) == 40
     assert len(gained.best) == 10 and all(q['gain'] > 0 for q in gained.best)
-    assert gained.best[0]['gain'] == max(gained.others['bm25'])
+    assert gained.best[0]['gain'] == max(gained.pairs['student', 'bm25'])
     assert all(q['gain'] < 0 for q in gained.worst)
+
+  def test_the_model_fused_with_the_first_stage_is_charted_against_it(self, tmp_path):
+    run = make_run(tmp_path, ('bm25', 'student', 'fused', 'fused_ranks'))
+    file = tmp_path / 'evaluate' / 'results.json'
+    results = json.loads(file.read_text())
+    results['fused']['against'], results['fused_ranks']['against'] = ['bm25', 'student'], []
+    file.write_text(json.dumps(results))
+    assert list(rankings.gains(facts.gather(run)).pairs) == [('student', 'bm25'), ('fused', 'bm25')]
 
   def test_columns_show_ranks_labels_and_moves_against_bm25(self, found):
     first, teacher, student = rankings.gains(found).best[0]['columns']
@@ -320,6 +344,21 @@ class TestRankings:
     assert rankings.grade(0, 0) == 0
 
 
+def test_dotted_rows_are_those_without_a_model(tmp_path):
+  run = make_run(tmp_path, ('random', 'bm25', 'student', 'fused', 'ours'))
+  found = facts.gather(run)
+  assert page.dotted(found) == ['bm25']  # all others have a time
+  for name in ('fused', 'ours'):
+    del found.results[name]['ms_per_pair']
+  assert page.dotted(found) == ['bm25', 'ours']  # fused needs the student
+  drawn = page.draw(found, found.intervals, None)['latency']
+  label = re.search('aria-label="(.*?)"', drawn).group(1)
+  assert 'distilled student 2.5 ms' in label and '>ours<' in drawn
+  assert '>student + first stage<' not in drawn
+  del found.results['student']['ms_per_pair']  # no chart of times, which alone draws `ours` dotted
+  assert page.dotted(found) == ['bm25']
+
+
 class TestFacts:
   def test_scores_are_gathered_by_label(self, tmp_path):
     found = facts.gather(make_run(tmp_path, ('bm25', 'teacher'), queries=3))
@@ -334,20 +373,3 @@ class TestFacts:
     assert (test['kind'], test['rows'], test['documents']) == ('test', 3, 24)
     assert test['labels'] == {0: 21, 2: 3}
     assert test['lengths']['query']['max'] == len(f'query 0 {EVIL}')
-
-
-class TestCharts:
-  def test_one_and_the_same_score_many_labels_and_few_documents_are_drawn(self):
-    for by_label in ({0: [0.5] * 30}, {y: [float(y)] for y in range(12)}, {0: [1.0], 3: [2.0]}):
-      assert charts.histogram('m', by_label, 3).startswith('<svg')
-
-  def test_labels_of_points_are_pushed_apart_and_keep_their_order(self):
-    placed = charts.apart({'a': 0.5, 'b': 0.51, 'c': 0.1, 'd': 0.52}, 0.1)
-    assert sorted(placed, key=placed.get) == ['c', 'a', 'b', 'd']
-    assert min(np.diff(sorted(placed.values()))) >= 0.1 - 1e-12
-    assert placed['c'] == 0.1 and placed['a'] == 0.5
-
-  def test_many_points_do_not_make_a_large_page(self):
-    points = np.random.default_rng(0).random((50_000, 3))
-    assert len(charts.scatter('m', points, 0.5, 1)) < 500_000
-    assert len(charts.gains('nDCG@5', 'm', np.linspace(1, -1, 50_000).tolist())) < 500_000

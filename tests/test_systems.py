@@ -274,7 +274,7 @@ class TestReport:
     assert headings == ['Results', 'Query by query', 'Training', 'Data', 'How it was made']
     assert not re.search(r'<h[23]>[^<]*</h[23]>\s*</section>', page)
     assert 'Loss of learn over 8 steps' in page and 'MRR@10 of every model' in page
-    for part in ('every row ranks the whole collection', 'MRR@10 of the finder minus that of'):
+    for part in ('every row ranks the whole collection', 'finder against BM25, query by query'):
       assert part in page
     for part in (
       'the twelfth page',
@@ -292,9 +292,9 @@ class TestReport:
     wanted = {('finder', 'BM25'), ('finder', 'finder, untrained'), ('finder, untrained', 'BM25')}
     assert pairs == {(*pair, metric) for pair in wanted for metric in ('mrr@10', 'hits@5')}
     first, second, power = summary['sentences']
-    assert first.startswith('finder against BM25: +0.') and 'MRR@10' in first
-    assert second.startswith('finder against finder, untrained: +0.')
-    assert 'MRR@10 to BM25 in 80 % of cases' in power
+    assert first.startswith('"finder" against "BM25": +0.') and 'MRR@10' in first
+    assert second.startswith('"finder" against "finder, untrained": +0.')
+    assert 'MRR@10 to BM25 is found in 80 % of cases' in power
     assert summary['lead_kept'] is None
     # Unjudged pages say nothing about rankings of the whole collection.
     assert not [w for w in summary['warnings'] if 'not judged' in w]
@@ -311,7 +311,9 @@ class TestReport:
     monkeypatch.setattr(f'{__name__}.place_of', lambda name, i: 2 if name == 'after' else 1)
     runner.run(config, tmp_path / 'run')
     warnings = read(tmp_path / 'run' / 'report' / 'summary.json')['warnings']
-    assert warnings[0].startswith('finder ranks no better than BM25: MRR@10 0.500 against 1.000')
+    assert warnings[0].startswith(
+      '"finder" ranks no better than "BM25": MRR@10 0.500 against 1.000'
+    )
 
   def test_of_a_run_that_searched_nothing_has_its_stages(self, config, tmp_path):
     config.stages = ('prepare', 'learn', 'report')

@@ -123,6 +123,7 @@ class Stage:
   texts         of a stage that writes texts: config -> (the writer's settings, the largest batch)
   panels        what reports draw of its training, a chart each; by default one chart of the loss
                 and of how held-out queries are ranked
+  unit          what the `rows` of its results are, for reports
   kept          what of it is on disk, as text, '' for nothing; by default the last saved step
   scores_records  whether it scores all records that it reads
   ignores_init_from  whether `init_from` decides nothing: its model starts from the pretrained one,
@@ -159,6 +160,7 @@ class Stage:
   task: Callable | None = None
   trainings: Callable[[ConfigDict], int] = lambda config: 1
   texts: Callable[[ConfigDict], tuple[ConfigDict, Texts]] | None = None
+  unit: str = 'queries'
   panels: tuple[Panel, ...] = ()
   kept: Callable[[Run], str] | None = None
   scores_records: bool = False

@@ -97,7 +97,8 @@ def score_missing(
   queries = sum(map(len, todo))
   say(
     f'{label}: about {queries * per_query.pairs:,.0f} pairs, '
-    f'{queries * per_query.tokens:,.0f} tokens, of {queries:,} of {len(groups):,} queries'
+    f'{queries * per_query.tokens:,.0f} tokens, of {queries:,} '
+    f'{f"of {len(groups):,} " if queries < len(groups) else ""}queries'
   )
   listed = shards.units(todo, size)
   first = [unit for unit in listed if unit.start < FIRST] if look else []

@@ -1,6 +1,6 @@
 """The page's charts as inline SVG, as wide as a phone, in the page's font and colours.
 
-Every function returns an <svg> element. Its colours are CSS variables of page.html, which has
+Every function returns an <svg> element. Its colours are CSS variables of page.css, which has
 values for light screens, dark screens and print.
 """
 
@@ -8,6 +8,7 @@ import hashlib
 import io
 import math
 import re
+import textwrap
 
 import matplotlib
 
@@ -16,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from disranker_jax.data.spaced import spaced
 from disranker_jax.report.rankings import GRADES, grade
@@ -29,8 +31,14 @@ NAMES = {name: code for code, name in COLOURS.items()}
 INK, SOFT, LINE, ACCENT, PAPER = (NAMES[n] for n in ('ink', 'soft', 'line', 'accent', 'paper'))
 CLEAR = {'facecolor': PAPER, 'edgecolor': 'none', 'pad': 0.8}  # behind text on lines
 WIDTH = 4.6  # inches; at 72 points per inch about the width of a phone
+TITLE = 50  # characters of a title on one line
 POINTS = 2000  # most marks or vertices of a chart, which bound the size of the page
 FEWEST = 20  # documents of a label for a histogram; fewer are drawn one by one
+VALUE = 0.16  # of the range of intervals: the room for a value on their right
+LABEL = 0.082  # of the height of the chart of times: a line of text
+CHARACTER = 5  # points of a letter of its labels
+TIMES = 265  # points of its width, about
+BESIDE = 7  # points between marks of equal time
 STYLE = {
   'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10.5,
   'axes.titlesize': 11.5, 'axes.titleweight': 'bold',
@@ -89,29 +97,38 @@ def dots(
   order = sorted(means, key=lambda m: means[m]['value'])
 
   def draw(axis):
+    low, high = limits(means)
+    axis.set(xlim=(low - 0.02 * (high - low), high + VALUE * (high - low)))
     for y, model in enumerate(order):
       mean, colour = means[model], ACCENT if model == highlight else INK
       axis.plot([mean['low'], mean['high']], [y, y], color=colour, linewidth=2.2)
       axis.plot(mean['value'], y, 'o', color=colour, markersize=6)
-      shown = f'{mean["value"]:.3f}'
-      at = (mean['value'], y)
-      style = {'textcoords': 'offset points', 'ha': 'center', 'color': colour, 'bbox': CLEAR}
-      axis.annotate(shown, at, (0, 7), **style)
+      style = {'textcoords': 'offset points', 'color': colour, 'bbox': CLEAR}
+      at = {'xycoords': ('axes fraction', 'data')}
+      axis.annotate(names[model], (0, y), (0, 6), va='bottom', **at, **style)
+      axis.annotate(f'{mean["value"]:.3f}', (mean['high'], y), (7, 0), va='center', **style)
     if baseline in means:
       axis.axvline(means[baseline]['value'], color=SOFT, linestyle=':', linewidth=1, zorder=0)
-    axis.set_yticks(range(len(order)), [names[m] for m in order])
-    axis.tick_params(axis='y', labelcolor=INK, length=0)
-    axis.set(xlabel=metric, ylim=(-0.5, len(order) - 0.25))
+    axis.set(xlabel=metric, ylim=(-0.4, len(order) - 0.25), yticks=[])
     axis.grid(axis='x', linewidth=0.6)
     axis.spines['left'].set_visible(False)
 
   listed = ', '.join(f'{names[m]} {means[m]["value"]:.3f}' for m in reversed(order))
   alt = f'{metric} of every model with its 95 % interval: {listed}'
-  return drawn(0.75 + 0.42 * len(order), draw, alt)
+  return drawn(0.6 + 0.46 * len(order), draw, alt)
+
+
+def limits(means: dict[str, dict]) -> tuple[float, float]:
+  """The lowest and the highest end of the intervals, not equal."""
+  low, high = min(m['low'] for m in means.values()), max(m['high'] for m in means.values())
+  return (low, high) if high > low else (low - 0.05, high + 0.05)
 
 
 def histogram(title: str, by_label: dict[int, list[float]], top: int) -> Markup:
-  """A model's scores, one panel of equal area per label, best on top (paper's figure 4)."""
+  """A model's scores, one panel per label, best on top, after the paper's figure 4.
+
+  Each panel is as high as its highest bar; the outermost bars also hold what is beyond them.
+  """
   labels = sorted(by_label, reverse=True)
   every = np.concatenate([np.asarray(by_label[label]) for label in labels])
   low, high = np.percentile(every, [0.5, 99.5])
@@ -153,7 +170,10 @@ def scatter(title: str, points: np.ndarray, tau: float, top: int) -> Markup:
     for label in np.unique(shown[:, 2]):
       some = shown[shown[:, 2] == label]
       colour = grade_colour(int(label), top) if label >= 0 else SOFT
-      axis.plot(some[:, 0], some[:, 1], 'o', color=colour, alpha=0.75, ms=3, mew=0)
+      style = {'color': colour, 'markersize': 3.4, 'markeredgewidth': 0.8}
+      mark = 'o' if label >= 0 else 'x'
+      # Most documents have label 0; as rings they do not hide the others.
+      axis.plot(some[:, 0], some[:, 1], mark, fillstyle='full' if label else 'none', **style)
     axis.set(xlabel="teacher's score", ylabel="student's score")
     axis.set_title(title + (f': tau {tau:.2f}' if math.isfinite(tau) else ''))
     axis.grid(linewidth=0.6)
@@ -164,8 +184,11 @@ def scatter(title: str, points: np.ndarray, tau: float, top: int) -> Markup:
   return drawn(3.4, draw, alt)
 
 
-def gains(metric: str, title: str, values: list[float]) -> Markup:
-  """One bar per query, from the greatest gain to the greatest loss; `values` are in that order."""
+def gains(metric: str, title: str, values: list[float], limit: float) -> Markup:
+  """One bar per query, from the greatest gain to the greatest loss; `values` are in that order.
+
+  `limit` is the greatest gain or loss of all charts side by side, so that heights mean the same.
+  """
   won, lost = sum(v > 0 for v in values), sum(v < 0 for v in values)
   values_Q = np.array([values[i] for i in spaced(len(values), POINTS)])
   edges = np.linspace(0, 100, len(values_Q) + 1)
@@ -174,9 +197,12 @@ def gains(metric: str, title: str, values: list[float]) -> Markup:
     for part, name in ((np.maximum(values_Q, 0), 'gain'), (np.minimum(values_Q, 0), 'loss')):
       axis.stairs(part, edges, fill=True, color=NAMES[name])
     axis.axhline(0, color=SOFT, linewidth=0.8)
-    limit = max(0.05, float(np.abs(values_Q).max()) * 1.05)
-    axis.set(xlim=(0, 100), ylim=(-limit, limit), ylabel=metric, xlabel='share of queries, %')
-    axis.set_title(title)
+    end = max(0.05, limit * 1.05)
+    axis.set(xlim=(0, 100), ylim=(-end, end), xlabel='share of queries, %')
+    axis.set_ylabel(f'{metric}, difference')
+    # Over the whole figure, because two rows have long names.
+    head = {'x': 0.012, 'ha': 'left', 'fontsize': 10.5, 'fontweight': 'bold'}
+    axis.figure.suptitle('\n'.join(textwrap.wrap(title, TITLE)), **head)
     style = {'xycoords': 'axes fraction', 'textcoords': 'offset points'}
     axis.annotate(f'{won:,} up', (1, 1), (0, -9), ha='right', color=NAMES['gain'], **style)
     axis.annotate(f'{lost:,} down', (0, 0), (7, 6), color=NAMES['loss'], **style)
@@ -189,12 +215,68 @@ def gains(metric: str, title: str, values: list[float]) -> Markup:
   return drawn(2.6, draw, alt)
 
 
-def apart(places: dict[str, float], least: float) -> dict[str, float]:
-  """The places, moved up where two of them are closer than `least`."""
-  last, moved = -math.inf, {}
+def apart(
+  places: dict[str, float],
+  least: float,
+  top: float = math.inf,
+  spans: dict[str, tuple[float, float]] | None = None,
+) -> dict[str, float]:
+  """The places, moved up where two are closer than `least`, and down where one is above `top`.
+
+  spans  (left, right) of each: only those that overlap are moved apart; None: all do
+  """
+
+  def near(name, moved):
+    left, right = spans[name] if spans else (0, 0)
+    return [
+      place
+      for other, place in moved.items()
+      if not spans or (spans[other][0] <= right and left <= spans[other][1])
+    ]
+
+  up: dict[str, float] = {}
   for name, place in sorted(places.items(), key=lambda item: item[1]):
-    moved[name] = last = max(place, last + least)
-  return moved
+    up[name] = max([place, *(other + least for other in near(name, up))])
+  down: dict[str, float] = {}
+  for name, place in sorted(up.items(), key=lambda item: -item[1]):
+    down[name] = min([place, top, *(other - least for other in near(name, down))])
+  return down
+
+
+def beside(cost: dict[str, float]) -> dict[str, tuple[float, float]]:
+  """{row: (points to the right of its time, points from there to the outermost mark)}.
+
+  Marks of equal time would hide each other.
+  """
+  found = {}
+  for model, ms in cost.items():
+    same = [other for other in cost if cost[other] == ms]
+    half = (len(same) - 1) / 2
+    found[model] = (same.index(model) - half) * BESIDE, half * BESIDE
+  return found
+
+
+def time_limits(cost: dict[str, float]) -> tuple[float, float]:
+  return min(cost.values()) / 1.6, max(cost.values()) * 1.6
+
+
+def is_right_half(cost: dict[str, float], ms: float) -> bool:
+  """Whether a time is in the right half of the chart, so that its label stands on its left."""
+  return ms > math.sqrt(math.prod(time_limits(cost)))
+
+
+def label_spans(names, cost, means) -> dict[str, tuple[float, float]]:
+  """{row: (left, right)} of its label, about, as shares of the chart's width."""
+  low, high = map(math.log, time_limits(cost))
+  found = {}
+  for model in means:
+    width = (len(names[model]) * CHARACTER + 8) / TIMES
+    if model not in cost:  # at the right edge
+      found[model] = (1 - width, 1.0)
+      continue
+    at = (math.log(cost[model]) - low) / (high - low)
+    found[model] = (at - width, at) if is_right_half(cost, cost[model]) else (at, at + width)
+  return found
 
 
 def latency(
@@ -206,35 +288,55 @@ def latency(
 ) -> Markup:
   """A metric over milliseconds per pair; rankings without a cost are horizontal lines."""
   free = {m: v for m, v in means.items() if m not in cost}
-  middle = math.sqrt(min(cost.values()) * max(cost.values()))
-  ends = [mean[end] for mean in means.values() for end in ('low', 'high')]
-  height = max(max(ends) - min(ends), 1e-6)
-  places = apart({m: means[m]['value'] / height for m in cost}, 0.085)
+  low, high = limits(means)
+  room = 0.1 * (high - low)
+  low, high, shifts = low - room, high + room, beside(cost)
+  least = LABEL * (high - low)
+  places = {m: mean['value'] for m, mean in means.items()}
+  places = apart(places, least, high - least / 2, label_spans(names, cost, means))
 
   def draw(axis):
+    axis.set(xscale='log', xlim=time_limits(cost))
+    axis.set(ylim=(low, high))
+    inches = axis.figure.dpi_scale_trans
+    label = {
+      'fontsize': 9.5,
+      'va': 'center',
+      'bbox': CLEAR,
+      'zorder': 3.5,
+      'annotation_clip': False,
+    }
     for model, mean in free.items():
       axis.axhline(mean['value'], color=SOFT, linestyle=':', linewidth=1)
+      at = (1, places[model])
       axis.annotate(
-        names[model], (1, mean['value']), (0, 3), textcoords='offset points', color=SOFT,
-        xycoords=('axes fraction', 'data'), ha='right',
+        names[model], at, xycoords=('axes fraction', 'data'), ha='right', color=SOFT,
+        **label | {'zorder': 2.5},  # an interval may cross it
       )  # fmt: skip
     for model, ms in cost.items():
       mean, colour = means[model], ACCENT if model == highlight else INK
-      axis.plot([ms, ms], [mean['low'], mean['high']], color=colour, lw=1.2, alpha=0.6, zorder=3)
-      axis.plot(ms, mean['value'], 'o', color=colour, markersize=7, zorder=4)
-      dx, side = (-8, 'right') if ms > middle else (8, 'left')
-      dy = (places[model] - mean['value'] / height) * 155  # points; the axis is about 155 high
-      style = {'textcoords': 'offset points', 'va': 'center', 'ha': side, 'bbox': CLEAR}
-      axis.annotate(names[model], (ms, mean['value']), (dx, dy), color=colour, zorder=2, **style)
-    axis.set(xscale='log', xlim=(min(cost.values()) / 1.6, max(cost.values()) * 1.6))
+      shift, edge = shifts[model]
+      moved = axis.transData + ScaledTranslation(shift / 72, 0, inches)
+      style = {'color': colour, 'transform': moved}
+      axis.plot([ms, ms], [mean['low'], mean['high']], lw=1.2, alpha=0.6, zorder=3, **style)
+      axis.plot(ms, mean['value'], 'o', markersize=7, zorder=4, **style)
+      is_left = is_right_half(cost, ms)
+      dx = -edge - 8 if is_left else edge + 8
+      text = axis.transData + ScaledTranslation(dx / 72, 0, inches)
+      is_apart = edge or abs(places[model] - mean['value']) > least / 4
+      arrow = {'arrowstyle': '-', 'color': colour, 'linewidth': 0.7, 'shrinkA': 0, 'shrinkB': 0}
+      axis.annotate(
+        names[model], (ms, mean['value']), (ms, places[model]), xycoords=moved, textcoords=text,
+        ha='right' if is_left else 'left', color=colour, arrowprops=arrow if is_apart else None,
+        **label,
+      )  # fmt: skip
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=30))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda ms, _: f'{ms:g}'))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set(xlabel='ms per pair (log scale)', ylabel=metric)
-    axis.margins(y=0.12)
     axis.grid(linewidth=0.6)
 
   listed = ', '.join(
     f'{names[m]} {ms:.2g} ms and {means[m]["value"]:.3f}' for m, ms in cost.items()
   )
-  return drawn(3.2, draw, f'{metric} against milliseconds per pair: {listed}')
+  return drawn(3.4, draw, f'{metric} against milliseconds per pair: {listed}')

@@ -128,8 +128,8 @@ def column(stage: str, steps: list[dict], panels: list[Filled], is_small: bool =
 
   def draw(*axes):
     for axis, each in zip(axes, panels, strict=True):
-      draw_panel(axis, each, most)
-      if each.held_out or len(each.series) > 1:
+      draw_panel(axis, each, most, 'one step' if not is_small else None)
+      if each.held_out or len(each.series) > 1 or not is_small:
         legend(axis, is_small)
       if not is_small:
         axis.set_ylabel(each.panel.label)
@@ -144,10 +144,10 @@ def column(stage: str, steps: list[dict], panels: list[Filled], is_small: bool =
   return drawn(height + BELOW * (len(panels) - 1), draw, alt, len(panels), width)
 
 
-def draw_panel(axis, filled: Filled, most: int) -> None:
-  """Draws a panel with at most so many vertices of a line."""
+def draw_panel(axis, filled: Filled, most: int, single: str | None) -> None:
+  """Draws a panel with at most so many vertices of a line; `single` names single steps."""
   for series, (colour, dashes) in zip(filled.series, itertools.cycle(LINES), strict=False):
-    draw_series(axis, series, colour, dashes, most)
+    draw_series(axis, series, colour, dashes, most, single)
   for (name, values), mark in zip(filled.held_out.items(), itertools.cycle(HELD_OUT), strict=False):
     label = 'held out' if filled.series else validation.title(name)
     style = {'color': INK, 'linewidth': 1.4, 'markersize': 4, 'label': label}
@@ -167,7 +167,9 @@ def draw_panel(axis, filled: Filled, most: int) -> None:
     axis.axhline(0, color=SOFT, linewidth=0.8, zorder=1)
 
 
-def draw_series(axis, series: Series, colour: str, dashes: str, most: int) -> None:
+def draw_series(
+  axis, series: Series, colour: str, dashes: str, most: int, single: str | None
+) -> None:
   """Single steps faint, their mean on top, with a band."""
   picks = spaced(len(series.steps_S), most)
   at, smooth_S = series.steps_S[picks], series.smooth_S[picks]
@@ -180,6 +182,7 @@ def draw_series(axis, series: Series, colour: str, dashes: str, most: int) -> No
     'color': SOFT if colour == ACCENT else colour,
     'alpha': 0.5 if colour == ACCENT else 0.3,
     'linewidth': 0.8,
+    'label': single,
   }
   axis.plot(at, series.values_S[picks], **faint, **marks)
   # The limits hold it; at a limit it must not be half as wide.
@@ -190,7 +193,7 @@ def draw_series(axis, series: Series, colour: str, dashes: str, most: int) -> No
 def legend(axis, is_small: bool) -> None:
   """The names of an axis's lines, above it where no line is: on the right, or under the title."""
   where, corner = ('lower left', (0, 1)) if is_small else ('lower right', (1, 1))
-  style = {'frameon': False, 'fontsize': 9, 'labelcolor': INK, 'ncols': 3 if is_small else 2}
+  style = {'frameon': False, 'fontsize': 9, 'labelcolor': INK, 'ncols': 3}
   axis.legend(
     loc=where, bbox_to_anchor=corner, borderaxespad=0, columnspacing=1, handlelength=1.6, **style
   )

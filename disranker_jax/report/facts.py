@@ -43,6 +43,7 @@ class Facts:
   logs: dict[str, list[dict]]  # {stage: steps}
   stages: list[dict]  # manifests, in the order of the stages
   titles: dict[str, str]  # {stage: what it does}
+  units: dict[str, str]  # {stage: what the rows of its results are}
   panels: dict[
     str, tuple[Panel, ...]
   ]  # {stage: what is drawn of its training}, if it is not the loss
@@ -132,6 +133,7 @@ def gather(run) -> Facts:
     logs=read_logs(run),
     stages=read_stages(run),
     titles={stage.name: stage.title for stage in declared(run)},
+    units=units(run),
     panels={stage.name: stage.panels for stage in declared(run) if stage.panels},
     data=[described(run, kind) for kind in store.KINDS if data_folder(run, kind).is_dir()],
     config=config,
@@ -204,6 +206,17 @@ def read_run(file: Path, stage: str) -> dict[str, dict[str, float]]:
 def declared(run) -> tuple[Stage, ...]:
   """All stages of the run's system."""
   return systems.of(run.config).stages
+
+
+def units(run) -> dict[str, str]:
+  """{stage: what the rows of its results are}."""
+  return {stage.name: stage.unit for stage in declared(run)}
+
+
+def amount(results: Mapping, unit: str) -> str:
+  """How much a stage learned or scored: '1,000 clicks'; '' if its results do not say."""
+  counts = ((results.get('rows'), unit), (results.get('pairs'), 'pairs'))
+  return next((f'{count:,} {what}' for count, what in counts if count is not None), '')
 
 
 def read_logs(run) -> dict[str, list[dict]]:

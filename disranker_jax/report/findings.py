@@ -11,7 +11,7 @@ from disranker_jax.data import overlap
 from disranker_jax.data.records import Group
 from disranker_jax.evaluation import metrics
 from disranker_jax.evaluation.fusion import Fusion
-from disranker_jax.report import tables
+from disranker_jax.report import tables, times
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.intervals import baselines
 from disranker_jax.rewriting import gain
@@ -39,7 +39,7 @@ class Comparison(NamedTuple):
 
   def __str__(self) -> str:
     return (
-      f'{self.row} against {self.baseline}: {self.value} {self.metric} '
+      f'"{self.row}" against "{self.baseline}": {self.value} {self.metric} '
       f"(95 % interval {self.interval}, p {self.p}; {self.p_holm} with Holm's correction for the "
       f'{self.tests} tests of the report)'
     )
@@ -52,8 +52,38 @@ def sentences(facts: Facts) -> list[str]:
 
 def others(facts: Facts) -> list[str]:
   """The sentences that are not comparisons."""
-  said = [*power(facts), *held_out(facts), *gains(facts), *hard_labels(facts), *fused(facts)]
-  return [*said, *best(facts), *remarks(facts), *seeds(facts), *served(facts), *quantised(facts)]
+  return [
+    *to_serve(facts), *power(facts), *held_out(facts), *gains(facts), *hard_labels(facts),
+    *fused(facts), *best(facts), *remarks(facts), *seeds(facts), *served(facts), *quantised(facts),
+  ]  # fmt: skip
+
+
+def to_serve(facts: Facts) -> list[str]:
+  """Which row is the best of those that the exported student gives, and what it needs."""
+  table, results = facts.table, facts.results
+  for name, found in results.items():
+    alone = (found.get('fusion') or {}).get('row')
+    rows = [row for row in (name, alone, table.first_stage) if row in results]
+    if not alone or len(rows) < 3 or facts.best.get('row', table.subject) != alone:
+      continue
+    rows.sort(key=lambda row: -float(results[row][table.main]))
+    best, *others = (f'{float(results[row][table.main]):.{DIGITS}f}' for row in rows)
+    listed = ', '.join(f'{quoted(facts, r)} {v}' for r, v in zip(rows[1:], others, strict=True))
+    what = {
+      name: "requests need the first stage's scores or ranks (docs/serve.md)",
+      alone: 'requests need no scores of the first stage',
+    }.get(rows[0], 'the exported student does not improve on it')
+    return [
+      f'of {quoted(facts, table.first_stage)}, export/{table.subject} and both together, '
+      f'{quoted(facts, rows[0])} ranks the test best: {metrics.title(table.main)} {best} '
+      f'({listed}); {what}'
+    ]
+  return []
+
+
+def quoted(facts: Facts, row: str) -> str:
+  """A row's title in a sentence: titles can have commas."""
+  return f'"{facts.title(row)}"'
 
 
 def comparisons(facts: Facts) -> list[Comparison]:
@@ -105,7 +135,7 @@ def held_out(facts: Facts) -> list[str]:
     stage = facts.table.rows[name].trained_by
     before = facts.before.get(stage, {}).get(metric)
     since = '' if before is None else f' ({before:.{DIGITS}f} before {stage})'
-    listed.append(f'{facts.title(name)} {of_row[metric]:.{DIGITS}f}{since}')
+    listed.append(f'{quoted(facts, name)} {of_row[metric]:.{DIGITS}f}{since}')
   what = 'a few documents of each' if facts.table.reranks else 'searches of the whole collection'
   return [
     f'on {queries} held-out training queries, for validation ({what}): {metrics.title(metric)} '
@@ -148,8 +178,8 @@ def best(facts: Facts) -> list[str]:
   """Which student was exported."""
   if not facts.best:
     return []
-  which = facts.title(facts.best['row'])
-  return [f'exported to export/{facts.table.subject} is the {which}: {facts.best["why"]}']
+  which = quoted(facts, facts.best['row'])
+  return [f'the folder export/{facts.table.subject} has {which}: {facts.best["why"]}']
 
 
 def quantised(facts: Facts) -> list[str]:
@@ -196,7 +226,8 @@ def warnings(facts: Facts) -> list[str]:
   """What a reader must know before deciding anything by the numbers."""
   return [
     *missed(facts), *missed_held_out(facts), *memorised(facts), *overlaps(facts),
-    *related(facts), *together(facts), *few(facts), *notes(facts), *unjudged(facts),
+    *related(facts), *together(facts), *few(facts), *noisy(facts), *notes(facts),
+    *unjudged(facts),
   ]  # fmt: skip
 
 
@@ -212,8 +243,9 @@ def missed(facts: Facts) -> list[str]:
         cell = facts.intervals.differences.get((other, name, main))
         interval = f', 95 % interval {tables.span(cell, DIGITS, "+")}' if cell else ''
         found.append(
-          f'{facts.title(name)} ranks no better than {facts.title(other)}: {metrics.title(main)} '
-          f'{ours:.{DIGITS}f} against {theirs:.{DIGITS}f} ({ours - theirs:+.{DIGITS}f}{interval}); '
+          f'{quoted(facts, name)} ranks no better than {quoted(facts, other)}: '
+          f'{metrics.title(main)} {ours:.{DIGITS}f} against {theirs:.{DIGITS}f} '
+          f'({ours - theirs:+.{DIGITS}f}{interval}); '
           'docs/choose.md says what to try'
         )
   return found
@@ -231,8 +263,8 @@ def missed_held_out(facts: Facts) -> list[str]:
       if all(tested) and float(tested[0][main]) <= float(tested[1][main]):
         continue
       found.append(
-        f'{facts.title(name)} ranks the {of_row["labelled"]} held-out training queries no better '
-        f'than {facts.title(other)}: {metrics.title(metric)} {of_row[metric]:.{DIGITS}f} against '
+        f'{quoted(facts, name)} ranks the {of_row["labelled"]} held-out training queries no better '
+        f'than {quoted(facts, other)}: {metrics.title(metric)} {of_row[metric]:.{DIGITS}f} against '
         f'{values[other][metric]:.{DIGITS}f}; docs/results.md says what limits a student'
       )
   return found
@@ -311,7 +343,7 @@ def related(facts: Facts) -> list[str]:
   return [
     f'queries whose ids match {found.pattern!r} alike often have the same relevant documents '
     f'({100 * found.inside:.0f} % of pairs, others {100 * found.outside:.0f} %); if they are '
-    f'topics or sessions, intervals are too narrow and p is too small: use '
+    f'topics or sessions, the true intervals are wider and the true p is larger: use '
     f'--config.report.cluster={shlex.quote(found.pattern)} --rerun=report'
   ]
 
@@ -357,6 +389,19 @@ def is_of_one_grade(group: Group) -> bool:
   return relevant and not graded(evaluate.to_rerank(group))
 
 
+def noisy(facts: Facts) -> list[str]:
+  """Whether equal networks took very different times."""
+  if not (found := times.uneven(facts)):
+    return []
+  fast, slow = (
+    f'{facts.results[row]["ms_per_pair"]:.3g} ms per pair ({quoted(facts, row)})' for row in found
+  )
+  return [
+    f'equal networks took {fast} and {slow}: other work may have used the machine, so times say '
+    'little'
+  ]
+
+
 def few(facts: Facts) -> list[str]:
   """Whether there are too few queries, or clusters of them, to trust the intervals."""
   queries = len(next(iter(facts.rows.values()), ()))
@@ -366,4 +411,4 @@ def few(facts: Facts) -> list[str]:
     kind = 'query' if queries == 1 else 'cluster of queries'
     return [f'the test has only 1 {kind}, so there are no intervals']
   kind = 'queries' if facts.clusters == queries else 'clusters of queries'
-  return [f'the test has only {facts.clusters} {kind}, so intervals are too narrow']
+  return [f'the test has only {facts.clusters} {kind}, so the true intervals are wider']

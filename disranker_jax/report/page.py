@@ -57,12 +57,14 @@ def render(run, gathered: Facts) -> str:
     differences=difference_tables(gathered, spread),
     charts=draw(gathered, spread, gained),
     gains=gained,
-    contender=gathered.title(gained.model) if gained else '',
     first_stage=gathered.title(gathered.table.first_stage),
     data=gathered.data,
     labels=label_table(gathered),
     legend=legend(gathered),
-    stages=[stage_row(s, gathered.titles) for s in gathered.stages],
+    marks=marks(legend(gathered)),
+    has_equal_times=has_equal_times(gathered),
+    dotted=tables.joined([gathered.title(name) for name in dotted(gathered)]),
+    stages=[stage_row(s, gathered) for s in gathered.stages],
     has_devices=len({s['device'] for s in gathered.stages}) > 1,  # else the head names the one
     manifests=gathered.stages,
     versions=versions(gathered.stages),
@@ -143,17 +145,39 @@ def draw(gathered: Facts, spread: Intervals, gained) -> dict[str, Any]:
   fair = {model: mean for model, mean in means.items() if not of.is_floor(model)}
   times = {model: found[model].get('ms_per_pair', 0) for model in fair}
   metric = metrics.title(of.main)
-  cost = {model: ms for model, ms in times.items() if ms > 0}
+  cost, free = {model: ms for model, ms in times.items() if ms > 0}, dotted(gathered)
+  timed = {model: mean for model, mean in fair.items() if model in cost or model in free}
   scores = facts.scores_by_label(gathered)
   top = gathered.top_label
   return {
     'dots': charts.dots(metric, names, means, of.subject, of.first_stage) if len(means) > 1 else '',
-    'latency': charts.latency(metric, names, cost, fair, of.subject) if cost else '',
+    'latency': charts.latency(metric, names, cost, timed, of.subject) if cost else '',
     'histograms': [charts.histogram(gathered.title(m), v, top) for m, v in scores.items()],
     'scatters': scatters(gathered),
     'gains': gain_charts(gathered, gained) if gained else [],
     'trainings': trainings(gathered),
   }
+
+
+def dotted(gathered: Facts) -> list[str]:
+  """The rows that the charts draw dotted: the first stage, and others that no model has ranked.
+
+  The others are in the chart of times alone, which needs a row that has a time.
+  """
+  of, found = gathered.table, gathered.results
+  timed = {name for name, values in found.items() if values.get('ms_per_pair')}
+  free = [
+    name
+    for name in found
+    if not of.is_floor(name) and not (name in of.rows and of.roles_of(of.rows[name]))
+  ]
+  return [name for name in free if name not in timed and (timed or name == of.first_stage)]
+
+
+def has_equal_times(gathered: Facts) -> bool:
+  """Whether rows took the same time, as fused ones and their model do."""
+  times = [ms for values in gathered.results.values() if (ms := values.get('ms_per_pair'))]
+  return len(set(times)) < len(times)
 
 
 def trainings(gathered: Facts) -> list[dict[str, Any]]:
@@ -184,10 +208,11 @@ def interval(gathered: Facts, spread: Intervals, model: str) -> dict[str, float]
 
 
 def gain_charts(gathered: Facts, gained) -> list[Markup]:
-  metric = metrics.title(gathered.table.main)
+  metric, title = metrics.title(gathered.table.main), gathered.title
+  limit = max((abs(v) for values in gained.pairs.values() for v in values), default=0.0)
   return [
-    charts.gains(metric, f'against {gathered.title(m)}', values)
-    for m, values in gained.others.items()
+    charts.gains(metric, f'{title(row)} against {title(other)}', values, limit)
+    for (row, other), values in gained.pairs.items()
   ]
 
 
@@ -212,8 +237,16 @@ def legend(gathered: Facts) -> list[dict[str, int]]:
   return [{'label': label, 'grade': rankings.grade(label, gathered.top_label)} for label in labels]
 
 
+def marks(legend: list[dict[str, int]]) -> str:
+  """What the marks of the scatters are where they are not filled points."""
+  labels = {entry['label'] for entry in legend}
+  said = ['0: rings'] if 0 in labels else []
+  said += ['not judged: crosses'] if min(labels, default=0) < 0 else []
+  return f' ({"; ".join(said)})' if said else ''
+
+
 def scatters(gathered: Facts) -> list[Markup]:
-  """The students' scores against the teacher's, before and after distillation."""
+  """The students' scores against the teacher's."""
   of, labels = gathered.table, gathered.labels()
   teacher, drawn = gathered.runs.get(of.teacher), []
   for model in [name for name in of.trained if of.rows[name].role == of.role]:
@@ -248,15 +281,15 @@ def label_table(gathered: Facts) -> dict[str, Any]:
   return {'kinds': [d['kind'] for d in kinds], 'rows': table}
 
 
-def stage_row(stage: dict, titles: dict[str, str]) -> dict[str, Any]:
+def stage_row(stage: dict, gathered: Facts) -> dict[str, Any]:
   results = stage.get('results', {})
   return {
     'name': stage['stage'],
-    'what': titles.get(stage['stage'], ''),
+    'what': gathered.titles.get(stage['stage'], ''),
     'is_done': stage['status'] == 'done',
     'wall_s': stage['wall_s'],
     'steps': results.get('steps', ''),
-    'rows': results.get('rows', results.get('pairs', '')),
+    'amount': facts.amount(results, gathered.units.get(stage['stage'], '')),
     'device': stage['device'],
     'started': moment(stage['started']),
   }

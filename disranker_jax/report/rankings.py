@@ -17,7 +17,8 @@ GRADES = 5  # colours for labels
 
 class Gains(NamedTuple):
   model: str
-  others: dict[str, list[float]]  # {other model: differences to it of all queries, greatest first}
+  pairs: dict[tuple[str, str], list[float]]  # {(row, other): differences of all queries, greatest
+  # first}: the model against each baseline, and fused with the first stage against that
   best: list[dict]
   worst: list[dict]
 
@@ -33,12 +34,25 @@ def gains(facts: Facts) -> Gains | None:
   best = [q for q in order if apart[q] > 0][:SHOWN]
   worst = [q for q in reversed(order) if apart[q] < 0][:SHOWN]
   ends = [[side_by_side(facts, q, model, apart[q]) for q in end] for end in (best, worst)]
-  others = {
-    other: sorted(differences(facts, model, other).values(), reverse=True)
-    for other in baselines(facts.table, list(facts.rows))
-    if other in facts.rows and other != model
+  compared = [
+    (model, other) for other in baselines(facts.table, list(facts.rows)) if other != model
+  ]
+  compared += [(row, first) for row in fused(facts, model)]
+  pairs = {
+    (row, other): sorted(differences(facts, row, other).values(), reverse=True)
+    for row, other in compared
   }
-  return Gains(model, others, *(list(filter(None, end)) for end in ends))
+  return Gains(model, pairs, *(list(filter(None, end)) for end in ends))
+
+
+def fused(facts: Facts, model: str) -> list[str]:
+  """The rows of the model fused with the first stage that are tested against that."""
+  return [
+    name
+    for name, results in facts.results.items()
+    if name in facts.rows and facts.table.first_stage in results.get('against', ())
+    and name in facts.table.rows and model in facts.table.rows[name].fuses
+  ]  # fmt: skip
 
 
 def differences(facts: Facts, model: str, other: str) -> dict[str, float]:

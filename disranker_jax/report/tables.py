@@ -79,8 +79,8 @@ def power(
   The test drew `count` units, such as 'queries'; `of` follows the number, such as ' nDCG@5'.
   """
   said = (
-    f'{count:,} {unit} show a true difference of {number(cell["detectable"], digits)}{of} in '
-    f'{100 * POWER:g} % of cases (p < {1 - level:.3g}, one test)'
+    f'with {count:,} {unit} a true difference of {number(cell["detectable"], digits)}{of} is found '
+    f'in {100 * POWER:g} % of cases (p < {1 - level:.3g}, one test)'
   )
   if not math.isfinite(cell['needed']):
     return said

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from disranker_jax.evaluation import metrics
-from disranker_jax.report import tables
+from disranker_jax.report import tables, times
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.intervals import baselines
 
@@ -34,28 +34,49 @@ def percent(share: float) -> str:
   return typographic(f'{100 * share:.0f}{SPACE}%')
 
 
+def ratio(value: float) -> str:
+  """A ratio of times with two digits: '3.4', '33', '330'."""
+  return f'{float(f"{value:.2g}"):,g}'
+
+
 def tiles(facts: Facts) -> list[Tile]:
-  """Quality of the subject, and what it keeps of the teacher's lead at which speed.
+  """Quality of the subject, what it keeps of the teacher's lead, with the first stage, and speed.
 
   Without a teacher: how far the subject is above each baseline.
   """
-  table, intervals, row = facts.table, facts.intervals, []
+  table, intervals = facts.table, facts.intervals
   subject, teacher = (facts.results.get(model) for model in (table.subject, table.teacher))
-  metric = metrics.title(table.main)
-  if subject:
-    mean = intervals.means.get((table.subject, table.main))
-    what = f'{metric} of the {facts.title(table.subject)}'
-    row.append(Tile(number(subject[table.main]), what, span(mean) if mean else ''))
+  row = [quality(facts, table.subject)] if subject else []
   if kept := intervals.kept:
-    what = f"of the teacher's lead over {facts.title(table.first_stage)} kept"
-    interval = f'{percent(kept["low"])} to {percent(kept["high"])}'
-    row.append(Tile(percent(kept['value']), what, interval))
+    row.append(lead_kept(facts, kept))
   for baseline in () if table.teacher else baselines(table, list(facts.results)):
     if cell := intervals.differences.get((baseline, table.subject, table.main)):
-      what = f'{metric} against {facts.title(baseline)}'
+      what = f'{metrics.title(table.main)} against {facts.title(baseline)}'
       row.append(Tile(number(cell['value'], sign='+'), what, span(cell, sign='+')))
-  times = [model.get('ms_per_pair', 0) for model in (subject, teacher) if model]
-  if len(times) == 2 and all(times):
-    what = f'as fast as the teacher: {times[0]:.3g} ms per pair against {times[1]:.3g}'
-    row.append(Tile(f'{times[1] / times[0]:.1f} \N{MULTIPLICATION SIGN}', what, ''))
+  row += [quality(facts, name) for name, found in facts.results.items() if found.get('fusion')]
+  ms = [model.get('ms_per_pair', 0) for model in (subject, teacher) if model]
+  if len(ms) == 2 and all(ms) and not times.uneven(facts):
+    what = f'as fast as the teacher: {ms[0]:.2g} ms per pair against {ms[1]:.2g}'
+    row.append(Tile(f'{ratio(ms[1] / ms[0])} \N{MULTIPLICATION SIGN}', what, ''))
   return row
+
+
+def quality(facts: Facts, name: str) -> Tile:
+  """The main metric of a row."""
+  main = facts.table.main
+  mean = facts.intervals.means.get((name, main))
+  what = f'{metrics.title(main)} of the {facts.title(name)}'
+  return Tile(number(facts.results[name][main]), what, span(mean) if mean else '')
+
+
+def lead_kept(facts: Facts, kept: dict) -> Tile:
+  """The share of the teacher's lead that the subject keeps, or by how much it is behind."""
+  table = facts.table
+  first = facts.title(table.first_stage)
+  cell = facts.intervals.differences.get((table.first_stage, table.subject, table.main))
+  if kept['value'] < 0 and cell:  # a negative share of a lead says nothing
+    return Tile(
+      number(cell['value']), f'{metrics.title(table.main)}: below {first}', span(cell, sign='+')
+    )
+  interval = f'{percent(kept["low"])} to {percent(kept["high"])}'
+  return Tile(percent(kept['value']), f"of the teacher's lead over {first} kept", interval)

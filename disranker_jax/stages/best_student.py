@@ -25,7 +25,7 @@ def choose(run) -> Choice:
     return Choice(first.name, 'the only student that this run trains')
   values = comparable({row.name: validated(run, row.trained_by) for row in (first, *others)})
   if not values:
-    return Choice(first.name, 'taken without a comparison: too few held-out labelled queries')
+    return Choice(first.name, 'too few labelled queries are held out to compare the students')
   metric = ndcg(values[first.name])
   best = max(values, key=lambda name: values[name][metric])
   shown = {name: f'{found[metric]:.3f}' for name, found in values.items()}

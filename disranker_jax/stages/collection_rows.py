@@ -73,9 +73,8 @@ def reranked(
   table, said = result_table.of(run.config), []
   for name in against:
     # Only what is on disk: a row is not ranked twice for a remark.
-    other = before if name == base else evaluate.on_disk(run, name)
-    if other is not None:
-      said.append(counted(run, groups, ranking, other, f'"{table.rows[name].title}"'))
+    if found := (before,) if name == base else evaluate.on_disk(run, name):
+      said.append(counted(run, groups, ranking, found[0], f'"{table.rows[name].title}"'))
   return ranking, {'ms_per_query': spent, 'against': list(against), 'remark': '; '.join(said)}
 
 

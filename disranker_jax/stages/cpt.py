@@ -228,7 +228,8 @@ def stage(role: str) -> Stage:
     settings=SETTINGS, check=functools.partial(check, role), check_models=check_models, role=role,
     reads_stages=('prepare',), reads_records=lambda config: ('clicks',),
     check_records=functools.partial(check_records, role),
-    head=lambda config: 'lm', task=functools.partial(task, role=role), paper_rows=59_579_125,
+    head=lambda config: 'lm', task=functools.partial(task, role=role), unit='clicks',
+    paper_rows=59_579_125,
   )  # fmt: skip
 
 

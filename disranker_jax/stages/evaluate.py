@@ -31,7 +31,7 @@ from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
 from disranker_jax.report import tables
 from disranker_jax.stages import prepare, result_table
-from disranker_jax.stages.result_table import Lacking, Row, Table
+from disranker_jax.stages.result_table import Lacking, Ranking, Row, Table
 
 BATCH_ROWS = 64  # by default
 
@@ -107,22 +107,26 @@ def filled(run: Run, row: Row) -> dict | None:
 
 
 def ranking_of(run: Run, name: str, groups: Sequence[Group]) -> metrics.Run:
-  """The ranking of the test queries by a row of the table: the one on disk if it is still good.
+  """The ranking of the test queries by a row of the table. Raises: as `ranked`."""
+  return ranked(run, name, groups)[0]
+
+
+def ranked(run: Run, name: str, groups: Sequence[Group]) -> Ranking:
+  """A row's ranking of the test queries and its facts: those on disk if they are still good.
 
   Raises: Lacking.
   """
-  found = on_disk(run, name)
-  if found is not None:
-    return found
   row = result_table.of(run.config).rows[name]
-  return row.rank(run, row, groups)[0]
+  return on_disk(run, name) or row.rank(run, row, groups)
 
 
-def on_disk(run: Run, name: str) -> metrics.Run | None:
-  """The ranking of a row of the config that is filled already and still good."""
+def on_disk(run: Run, name: str) -> Ranking | None:
+  """The ranking and the facts of a row of the config that is filled already and still good."""
   table, file = result_table.of(run.config), folder_of(run) / f'{name}.run'
-  is_there = name in run.config[table.stage].models and file.exists()
-  return runs.read_run(file) if is_there and filled(run, table.rows[name]) else None
+  if name not in run.config[table.stage].models or not file.exists():
+    return None
+  facts = filled(run, table.rows[name])
+  return None if facts is None else (runs.read_run(file), facts)
 
 
 def versions_of(run: Run, row: Row) -> dict[str, str]:

@@ -40,17 +40,19 @@ def rank(run, row, groups: Sequence[Group]) -> Ranking:
       '"score", or name the run of a first stage'
     )
   name = best_student.choose(run).row
-  model = evaluate.ranking_of(run, name, groups)
+  model, facts = evaluate.ranked(run, name, groups)
+  # The fused row costs the same, because the first stage has ranked before any row.
+  costs = {cost: facts[cost] for cost in result_rows.TABLE.costs if cost in facts}
   first_title = result_rows.first_stage(run, ROWS[FIRST_STAGE], groups)[1].get('title')
   title = f'{ROWS[name].title} + {first_title or ROWS[FIRST_STAGE].title}'
   if row.name == FUSED_RANKS:
     ranks = {g.query_id: {d.doc_id: -d.rank for d in g.docs if d.rank} for g in groups}
     fused = fusion.fuse_runs((model, ranks), (1.0, 1.0), 'ranks')
-    return fused, {'title': f'{title}, by ranks', 'against': []}
+    return fused, {'title': f'{title}, by ranks', 'against': [], **costs}
   how = choose(run, name, signal)
   firsts = first_of(groups, how.signal)
   fused = {q: fusion.convex(of_query, firsts[q], how.weight) for q, of_query in model.items()}
-  facts = {'title': title, 'against': [FIRST_STAGE, name]}
+  facts = {'title': title, 'against': [FIRST_STAGE, name], **costs}
   return fused, facts | {'fusion': how.to_dict() | {'row': name}}
 
 

@@ -147,8 +147,9 @@ def find(
 
 
 def too_few(run, stage: str, found: int, records: int, single: int) -> str:
+  verb = 'is' if found == 1 else 'are'
   return (
-    f'{found} of its {records:,} {what(run, stage)} are held out by config.validation.share='
+    f'{found} of its {records:,} {what(run, stage)} {verb} held out by config.validation.share='
     f'{run.config.validation.share:g}{of_one_grade(single)}, and {LEAST} are needed; raise it'
   )
 

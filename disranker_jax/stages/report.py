@@ -119,9 +119,9 @@ def markdown(run, summary: dict) -> str:
       f'for the {len(summary["differences"])} tests of this table.', '',
     ]  # fmt: skip
   stages = summary['stages']
-  heads = ('stage', 'time', 'steps', 'rows or pairs')
+  heads, units = ('stage', 'time', 'steps', 'learned or scored'), facts.units(run)
   rows = [
-    [s, clock(f['wall_s']), str(f.get('steps', '')), str(f.get('rows', f.get('pairs', '')))]
+    [s, clock(f['wall_s']), str(f.get('steps', '')), facts.amount(f, units.get(s, ''))]
     for s, f in stages.items()
     if s != 'report'
   ]

@@ -51,6 +51,6 @@ class Panel:
 
 
 LOSS = (
-  Panel('loss', (Line('loss', 'training'),), ('loss',)),
+  Panel('loss', (Line('loss', 'exponential mean'),), ('loss',)),
   Panel('held out', held_out=('ndcg', 'tau')),
 )

@@ -99,11 +99,12 @@ class TestWholeRun:
       summary['differences']
     )
     assert [s.split(': ')[0] for s in summary['sentences']][:2] == [
-      'distilled student against BM25', 'distilled student against student, labels only',
+      '"distilled student" against "BM25"',
+      '"distilled student" against "student, labels only"',
     ]  # fmt: skip
     text = (done / 'report' / 'report.md').read_text()
     assert all(s in text for s in summary['sentences'])
-    assert 'the test has only 6 queries, so intervals are too narrow' in text
+    assert 'the test has only 6 queries, so the true intervals are wider' in text
     assert set(summary['models']) == set(MODELS)
     assert all(set(METRICS) <= set(m) for m in summary['models'].values())
     assert set(summary['stages']) == set(defaults().stages) - {'report'}

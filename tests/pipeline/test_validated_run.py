@@ -96,7 +96,7 @@ def test_the_student_that_ranks_them_better_is_exported_and_named(done):
   card = (workdir / 'export/student/README.md').read_text()
   report = (workdir / 'report/report.md').read_text()
   assert f'It is the {title}: nDCG@5 {ndcg[best]:.3f} on' in card
-  assert f'exported to export/student is the {title}: nDCG@5 {ndcg[best]:.3f} on' in report
+  assert f'the folder export/student has "{title}": nDCG@5 {ndcg[best]:.3f} on' in report
   # Its scores are those of the row.
   ranked = runs.read_run(workdir / 'evaluate' / f'{best}.run')
   [group, *_] = store.open('test', workdir / 'data' / 'test')

@@ -124,5 +124,5 @@ STAGE = Stage(
   check_models=lambda config, models: prompts.check_model(models['retriever']), role='retriever',
   uses=uses, reads_stages=('prepare', 'index'),
   requires=lambda config: {'memorise': ('prepare', 'index')},
-  reads_records=lambda config: ('clicks',), head=lambda config: 'lm', task=task,
+  reads_records=lambda config: ('clicks',), head=lambda config: 'lm', task=task, unit='lessons',
 )  # fmt: skip
