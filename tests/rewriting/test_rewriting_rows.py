@@ -224,7 +224,7 @@ def test_re_ranked_rows_are_tested_against_themselves_and_the_first_stage_re_ran
   ranker = types.SimpleNamespace(  # which turns the ranking round
     rank=lambda query, docs: [(i, 0.0) for i in reversed(range(len(docs)))]
   )
-  disk = {'original_reranked': {'q': {'a': 1.0}}}
+  disk = {'original_reranked': ({'q': {'a': 1.0}}, {})}
   monkeypatch.setattr(rows.evaluate, 'ranking_of', lambda *_: {'q': {'b': 2.0, 'a': 1.0}})
   monkeypatch.setattr(rows.evaluate, 'on_disk', lambda run, name: disk.get(name))
   monkeypatch.setattr(rows.collection_rows.loaded, 'load', lambda folder: ranker)
