@@ -31,6 +31,7 @@ from disranker_jax.training.validation import LOSS, Forward, Measure, Validation
 
 NDCG, PNR, TAU = 'ndcg@5', 'pnr', 'tau'
 MANY = 20  # times the queries that are measured: no more are held in memory
+RAISE = 'raise it'  # config.validation.share, which messages name before
 # Keys of a stage's validation that are of no use without one.
 DECISIONS = ('keep_best', 'patience', 'every', 'metric')
 
@@ -61,7 +62,9 @@ class Split:
   measured: list
 
 
-def split(run, stage: str, records: Sequence, *, query: Callable = lambda record: record) -> Split:
+def split(
+  run, stage: str, records: Sequence, *, query: Callable = lambda record: record, fix: str = RAISE
+) -> Split:
   """Holds out a share of a stage's records, with at most `validation.max_queries` to measure.
 
   A stage that finds too few of them measures nothing and prints a line. It then learns from all,
@@ -69,6 +72,7 @@ def split(run, stage: str, records: Sequence, *, query: Callable = lambda record
 
   Args:
     query: record -> the click or group with its query.
+    fix: what gives more held-out queries, for messages.
 
   Raises: UserError for too few queries where the config needs a validation. Of generated queries
     their number is known only after hours of work, so then a line says that the result is
@@ -80,7 +84,7 @@ def split(run, stage: str, records: Sequence, *, query: Callable = lambda record
   held, firsts = find(run, (query(record) for record in counted(stage, records)))
   kept = Subset(records, np.delete(np.arange(len(records), dtype=np.int32), held))
   if len(firsts) < LEAST:
-    why = too_few(run, stage, len(firsts), len(records))
+    why = too_few(run, stage, len(firsts), len(records), fix)
     decides, compared = run.config[stage].validation, labelled(run)
     # Labelled queries that others are compared by decide too, by how they are ranked.
     if not is_generated(run, stage) or (compared and decides.metric not in ('', NDCG, PNR)):
@@ -126,25 +130,31 @@ def find(run, queries: Iterable[Click | Group]) -> tuple[list[int], list[int]]:
   return held, [firsts[key] for key in sorted(firsts)[: c.max_queries]]
 
 
-def too_few(run, stage: str, found: int, records: int) -> str:
+def too_few(run, stage: str, found: int, records: int, fix: str = RAISE) -> str:
   return (
     f'{found} of its {records:,} {what(run, stage)} are held out by config.validation.share='
-    f'{run.config.validation.share:g}, and {LEAST} are needed; raise it'
+    f'{run.config.validation.share:g}, and {LEAST} are needed; {fix}'
   )
 
 
-def check_records(run, stage: str, *kinds: str) -> None:
+def check_records(
+  run, stage: str, *kinds: str, records: Callable[[], Sequence] | None = None, fix: str = RAISE
+) -> None:
   """Raises: UserError before the first stage if one that decides by a validation has none.
 
   Generated queries are not there yet; where they are learned, held-out ones may be among them.
+
+  Args:
+    records: gives those that the stage splits, if it does not learn from all of `kinds`.
+    fix: as of `split`.
   """
   c, share = run.config[stage].validation, run.config.validation.share
   if not share or not any(c[name] for name in DECISIONS):
     return
   if prepare.GENERATED not in kinds:
-    parts = [prepare.records(run, kind) for kind in kinds]
+    parts = [records()] if records else [prepare.records(run, kind) for kind in kinds]
     if len(firsts := find(run, itertools.chain(*parts))[1]) < LEAST:
-      needed(run, stage, too_few(run, stage, len(firsts), sum(map(len, parts))))
+      needed(run, stage, too_few(run, stage, len(firsts), sum(map(len, parts)), fix))
   if c.metric in (NDCG, PNR) and not labelled(run):
     raise UserError(
       f'config.{stage}.validation.metric={c.metric!r}: fewer than {LEAST} labelled queries are '

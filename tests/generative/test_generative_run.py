@@ -293,17 +293,6 @@ def test_queries_that_the_devices_cannot_share_are_refused_before_anything_train
   assert not (tmp_path / 'run' / 'index').exists()
 
 
-def test_clicks_on_pages_that_are_not_there_are_an_error(done, tmp_path):  # `done`: the cache
-
-  c = config(tmp_path, stages=('prepare', 'cpt', 'generate', 'index', 'memorise'))
-  c.data.update(collection(tmp_path))
-  rows = [json.loads(line) for line in (tmp_path / 'clicks.jsonl').open()]
-  lines = (json.dumps(row | {'title': 'another page'}) + '\n' for row in rows)
-  (tmp_path / 'clicks.jsonl').write_text(''.join(lines))
-  with pytest.raises(UserError, match='none of the clicked pages is in'):
-    runner.run(c, tmp_path / 'run')
-
-
 @pytest.mark.parametrize(
   'mesh',
   [
