@@ -80,6 +80,20 @@ def test_queries_that_are_held_out_do_not_count_for_a_step(run, monkeypatch):
       rewrite.check_records(here)
 
 
+def test_a_decision_counts_the_held_out_queries_that_are_measured(run, monkeypatch):
+  """Those without a positive document are judged too, and no query of the stage."""
+  here, asked = run(), queries.training(None)
+  every = [rewrite.as_group(query) for query in asked]
+  monkeypatch.setattr(prepare, 'records', lambda run, kind: every)
+  here.config.rewrite.validation.keep_best = True
+  rewrite.check_records(here)
+  held = set(held_out.find(here, every)[0])
+  learned = [query for i, query in enumerate(asked) if i not in held]
+  monkeypatch.setattr(queries, 'training', lambda run: learned)
+  with pytest.raises(UserError, match=rf'keep_best=True: rewrite: 0 of its {len(learned)} queries'):
+    rewrite.check_records(here)
+
+
 def test_queries_that_are_cut_are_counted(run, capsys):
   here = run()
   opened, asked = rewrite.open_rewriter(here.config), queries.training(here)

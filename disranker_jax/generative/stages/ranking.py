@@ -23,7 +23,7 @@ from disranker_jax.generative.stages import refresh, retrieve
 from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.pipeline.stage import Use, Writing
 from disranker_jax.progress import say
-from disranker_jax.stages import held_out, roles
+from disranker_jax.stages import held_out, prepare, roles
 from disranker_jax.stages.held_out import LOSS, TAU
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
@@ -137,7 +137,7 @@ class Method:
     model = open_model(run.config[ROLE], 'lm')
     found = open_material(run, model)
     usable = self.select(run.config, found.examples)
-    split = held_out.split(run, self.stage, usable, query=as_click)
+    split = held_out.split(run, self.stage, usable, query=as_click, fix=more_held_out(run))
     scale = mean_best(split.learned, self.settings(run.config).ngrams)
     todo, feed = self.job(run, model, found, split.learned, scale)
     measured = self.measure(run, model, found, split.measured, scale)
@@ -175,7 +175,16 @@ def open_material(run, model: TextModel) -> Material:
 
 def check_records(stage: str, run) -> None:
   """Raises: UserError before the first stage if this one decides by a validation that it lacks."""
-  held_out.check_records(run, stage, 'judgements')
+  searched = functools.partial(retrieve.queries, run)
+  held_out.check_records(run, stage, 'judgements', records=searched, fix=more_held_out(run))
+
+
+def more_held_out(run) -> str:
+  """What gives more held-out queries, for messages."""
+  most = run.config.retrieve.queries
+  if not most or most >= len(prepare.records(run, 'judgements')):
+    return held_out.RAISE
+  return f'{held_out.RAISE}, or config.retrieve.queries={most} (0: all)'
 
 
 def as_click(example: Example) -> Click:
