@@ -142,6 +142,8 @@ def test_queries_without_anything_to_rank_are_counted(tmp_path, capsys):
   ]
   with pytest.raises(UserError, match='align: nothing to learn from: no two pages with different'):
     align.METHOD.select(c, tied)
+  with pytest.raises(UserError, match=r'judgements, or take ltrgr out of config\.stages: only its'):
+    ltrgr.METHOD.select(c, unlabelled)
 
 
 def test_the_unit_of_scores_is_the_mean_best_score():

@@ -48,6 +48,7 @@ class Method:
   usable    (c, example) -> whether the example has anything to rank
   left_out  why an example is not usable, for messages
   names     of what is measured on held-out queries
+  without   what to do without the stage, for messages; '' if that is no remedy
   """
 
   stage: str
@@ -57,6 +58,7 @@ class Method:
   usable: Callable
   left_out: str
   names: tuple[str, ...]
+  without: str = ''
 
   def settings(self, config):
     return config[self.stage]
@@ -159,7 +161,7 @@ class Method:
       raise UserError(
         f'{self.stage}: nothing to learn from: {self.left_out} in any of the {len(examples):,} '
         'queries; look at the results of the stages retrieve and score, and at the labels of '
-        'config.data.judgements'
+        f'config.data.judgements{self.without}'
       )
     if out:
       say(f'{self.stage}: {out:,} of {len(examples):,} queries are left out: {self.left_out}')
