@@ -273,3 +273,31 @@ def test_the_time_of_a_query_leaves_out_what_the_first_search_compiles(
   assert ranking == {group.query_id: {'a': 1.0} for group in groups}
   before = [query for query, _ in known] or ['query 0']
   assert asked == [*before, *(group.query for group in groups)]
+
+
+def test_rows_and_the_stage_say_which_queries_are_cut(monkeypatch, tmp_path, capsys):
+  c = configs.defaults('dgr')
+  c.retriever.update(model='tiny-decoder', max_len=64, max_query_len=3, row_len=64)
+  prompts = Prompts(index.open_retriever(c))
+  groups = [Group('a', 'one two three four five', ()), Group('b', 'one', ())]
+  said = 'the end of 1 of 2 queries is not read; raise config.retriever.max_query_len=3'
+
+  class Searching:
+    pages = types.SimpleNamespace(doc_ids=('d',))
+
+    def __call__(self, queries):
+      for i, _ in enumerate(queries):
+        yield range(1), i, [Found(0, 1.0, ())]
+
+  Searching.prompts = prompts
+  monkeypatch.setattr(retrieve, 'open_it', lambda *arguments: Searching())
+  monkeypatch.setattr(prepare, 'kinds', lambda config: ())
+  _, facts = rows.generated(Run(c, tmp_path, None), rows.ROWS['memorised'], groups)
+  assert facts['remark'] == said
+  _, facts = rows.generated(Run(c, tmp_path, None), rows.ROWS['memorised'], groups[1:])
+  assert 'remark' not in facts
+  monkeypatch.setattr(prepare, 'records', lambda run, kind: groups)
+  for name in ('maker', 'fill', 'finish'):
+    monkeypatch.setattr(retrieve, name, lambda *arguments: {})
+  retrieve.execute(Run(c, tmp_path, None))
+  assert f'retrieve: {said}' in capsys.readouterr().err

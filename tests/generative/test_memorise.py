@@ -47,10 +47,13 @@ def test_clicks_on_no_page_are_refused_before_anything_trains(config, tmp_path):
 
 
 def test_a_run_whose_held_out_clicks_are_lost_learns_the_others(config, tmp_path, capsys):
-  runner.run(config(is_held_out), tmp_path / 'run')
+  runner.run(config(is_held_out, retriever__max_query_len=3), tmp_path / 'run')
   said, lost = capsys.readouterr().err, len(held())
   assert f'memorise: {lost} of 40 clicks are on pages that the collection lacks' in said
   assert f'memorise: no validation: 0 of its {40 - lost} clicks are held out' in said
+  assert (
+    f'memorise: the end of {40 - lost} of {40 - lost} queries is not read; raise config' in said
+  )
   results = json.loads((tmp_path / 'run/memorise/manifest.json').read_text())['results']
   assert 'validation' not in results and results['steps'] == 2
 

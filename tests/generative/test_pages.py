@@ -303,6 +303,16 @@ def test_the_tokens_of_a_query_that_no_prompt_reads_are_counted():
   assert whole.lost(query) == prompts.lost('one') == 0
 
 
+def test_queries_that_are_cut_are_counted_with_what_to_raise(monkeypatch):
+  prompts = opened(max_query_len=3)
+  monkeypatch.setattr(prompting, 'AT_ONCE', 2)
+  asked = ['one', 'one two three four five', 'two', 'a b c d e f g h', 'three', 'x y z x y z']
+  assert prompts.cut(asked) == (
+    'the end of 3 of 6 queries is not read; raise config.retriever.max_query_len=3'
+  )
+  assert not prompts.cut(['one']) and not prompts.cut([])
+
+
 def test_what_follows_a_prompt_is_predicted_and_nothing_else():
   prompts = opened()
   target = prompts.texts(['list sort'])[0]

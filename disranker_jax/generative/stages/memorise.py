@@ -72,6 +72,8 @@ def execute(run: Run) -> dict:
   clicks = on_pages(every, lambda click: page_of(pages, click) is not None)
   if lost := len(every) - len(clicks):
     say(f'memorise: {lost:,} of {len(every):,} clicks are on pages that the collection lacks')
+  if cut := teaching.prompts.cut([click.query for click in clicks]):
+    say(f'memorise: {cut}')
   split = held_out.split(run, 'memorise', clicks)
   computed, learned = task(run.config, model.network), lessons(run, teaching, split.learned)
   todo, feed = roles.job(

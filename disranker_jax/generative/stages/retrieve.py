@@ -70,6 +70,8 @@ def maker(run) -> dict:
 
 def execute(run: Run) -> dict:
   groups = queries(run)
+  if cut := Prompts(index.open_retriever(run.config)).cut([group.query for group in groups]):
+    say(f'retrieve: {cut}')
   shards = open_shards(run, len(groups), maker(run))
   facts = fill(run, groups, shards, lambda: open_it(run, run.config.retrieve.depth), 'retrieve')
   return (processes.first_alone('retrieve: finish', lambda: finish(run, groups)) or {}) | facts
