@@ -7,7 +7,7 @@ import types
 import pytest
 
 from disranker_jax import config as configs
-from disranker_jax.data.records import Group
+from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.generative import rows
 from disranker_jax.generative.prompts import Prompts
@@ -19,7 +19,7 @@ from disranker_jax.pipeline.runner import Pipeline
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.pipeline.systems import SEARCH
 from disranker_jax.report import intervals
-from disranker_jax.stages import collection_rows, evaluate, prepare, roles
+from disranker_jax.stages import collection_rows, documents, evaluate, prepare, roles
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,8 @@ def test_rows_do_not_depend_on_the_batches_of_export(tmp_path):
   assert before != made()
 
 
-def test_queries_that_nothing_reads_are_told_before_they_are_written(tmp_path, capsys):
+def test_queries_that_nothing_reads_are_told_before_they_are_written(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(documents, 'read', lambda config, least: [Document('a', 'title', 'text')])
   c = configs.defaults('dgr')
   index.STAGE.check_records(Run(c, tmp_path, None))
   assert not capsys.readouterr().err
@@ -154,6 +155,25 @@ def test_queries_that_nothing_reads_are_told_before_they_are_written(tmp_path, c
   c.stages = ('prepare', 'index', 'memorise', 'search')
   index.STAGE.check_records(Run(c, tmp_path, None))
   assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ('doc', 'view', 'lacks'),
+  [
+    (Document('a', ' ', 'text'), 'title', 'without a title'),
+    (Document('a', 'title', ''), 'body', 'without a text'),
+  ],
+)
+def test_a_view_that_no_document_has_is_refused_before_queries_are_written(
+  tmp_path, monkeypatch, doc, view, lacks
+):
+  docs, c = [doc], configs.defaults('dgr')
+  monkeypatch.setattr(documents, 'read', lambda config, least: docs)
+  message = f"config.retriever.views: has '{view}', but every page is {lacks}; take '{view}' out"
+  with pytest.raises(UserError, match=message):
+    index.STAGE.check_records(Run(c, tmp_path, None))
+  docs.append(Document('b', 'title', 'text'))
+  index.STAGE.check_records(Run(c, tmp_path, None))
 
 
 def test_a_teacher_without_a_head_gets_advice_that_its_system_can_follow(monkeypatch):
