@@ -310,6 +310,8 @@ def test_two_devices_find_the_same_pages(done, tmp_path, capsys, mesh):
     workdir = shutil.copytree(workdir, tmp_path / 'run')
     settings = load(workdir / 'config.json')
     (workdir / 'config.json').write_text(json.dumps(settings | {'mesh': settings['mesh'] | mesh}))
+    search.main(['--run', str(workdir), *arguments])  # on one device
+    assert json.loads(capsys.readouterr().out) == one
   flags = {'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'PYTHONPATH': str(ROOT)}
   ran = subprocess.run(
     [sys.executable, '-m', 'disranker_jax.search', '--run', str(workdir), *arguments],
