@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from disranker_jax import escaping, outputs
-from disranker_jax.commands.common import Parser, positive
+from disranker_jax.commands.common import Parser, positive, query_text
 from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
 from disranker_jax.progress import Progress, say
@@ -27,7 +27,7 @@ def parse_args(argv=None) -> argparse.Namespace:
   )
   add = parser.add_argument
   asked = parser.add_mutually_exclusive_group(required=True)
-  asked.add_argument('--query', help='the query to rewrite')
+  asked.add_argument('--query', type=query_text, help='the query to rewrite')
   asked.add_argument('--queries', type=Path, metavar='FILE', help=(
     'rewrite all queries of a file: JSON lines with query and query_id (.jsonl), ID, tab and query '
     '(.tsv), or a query in each line (.txt or no suffix); with .gz behind it gzip'))  # fmt: skip
@@ -39,8 +39,6 @@ def parse_args(argv=None) -> argparse.Namespace:
   add('--top', type=positive, metavar='N', help=f'documents that --search shows (default {TOP})')
   add('--json', action='store_true', help='print query, rewrite, searched text and what is found')
   args = parser.parse_args(argv)
-  if args.query is not None and not args.query.strip():
-    raise UserError('--query: is empty')
   if args.queries:
     check_files(args)
   elif args.top and args.search is None:
