@@ -243,7 +243,7 @@ def failing(queries, rewrites):
 
 
 def test_only_failures_end_the_training_with_what_to_do(start, tmp_path):
-  message = r'stays at config.rewrite.failure=-1\. .*learning_rate.* lower failure'
+  message = r'stays at config.rewrite.failure=-1\. .*learning_rate.* lower failure.*\. With another'
   with pytest.raises(UserError, match=message):
     policies.fit(start, policies.section(), tmp_path, 20, reward=failing)
   rows = policies.logged(tmp_path)
@@ -270,6 +270,21 @@ def test_a_policy_that_is_too_far_from_its_start_ends_the_training(start, tmp_pa
     policies.fit(start, policies.section(stop_kl=2.0, learning_rate=0.05), tmp_path, 40)
   kl = [row['kl'] for row in policies.logged(tmp_path)]
   assert kl[0] < 1e-5 and 1 < len(kl) < 30
+
+
+@pytest.mark.parametrize('iterations', [1, 3])
+def test_what_ends_a_divergence_names_the_last_step_that_was_below(iterations):
+  collapse = rollouts.Collapse(policies.section(stop_kl=2.0, iterations=iterations))
+  first = 1 + 4 * iterations  # of the fifth rollout
+  for step in range(1, first, iterations):
+    collapse.divergence(2.0, step)
+  message = (
+    rf'max_steps={3 * iterations}, where it was nearer\. With another value the stage begins again'
+  )
+  with pytest.raises(UserError, match=message):
+    collapse.divergence(2.1, first)
+  with pytest.raises(UserError, match=r'or raise beta\. With another value'):
+    collapse.divergence(float('nan'), 1)
 
 
 def test_fewer_queries_than_a_step_has_are_refused(tmp_path):
