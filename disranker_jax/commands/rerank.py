@@ -21,7 +21,7 @@ import disranker_jax
 from disranker_jax import escaping
 from disranker_jax.commands.common import Parser, query_text
 from disranker_jax.devices import runtime
-from disranker_jax.errors import Stopped, UserError
+from disranker_jax.errors import UserError
 from disranker_jax.progress import say
 
 if TYPE_CHECKING:
@@ -187,14 +187,11 @@ def main(argv=None) -> None:
   if args.run is None:
     one_query(args)
     return
-  from disranker_jax.commands import rerank_run
+  from disranker_jax.commands import rerank_run, unfinished
 
   job = rerank_run.Job(
     args.model, args.run.expanduser(), args.source, args.out.expanduser(), args.depth or 0,
     args.missing or 'error', args.backend, args.fast, fusion_of(args.model, args.fuse),
   )  # fmt: skip
-  try:
+  with unfinished.ending():
     rerank_run.rerank(job)
-  except (Stopped, KeyboardInterrupt) as e:
-    print('stopped; the same command continues from there', file=sys.stderr)
-    sys.exit(0 if isinstance(e, Stopped) and not e.interrupted else 130)
