@@ -22,6 +22,7 @@ def get_config():
   c.data.judgements = 'python_docs:?judged=page'
   c.data.test = 'python_docs:?judged=page'
   c.data.documents = 'python_docs:'  # yours: 'jsonl:data/documents.jsonl'
+  c.data.clicks = 'python_docs:'  # yours, on these documents: 'jsonl:data/clicks.jsonl'
 
   # The LLM that writes the pseudo-queries, and whose likelihood of a query is the teacher's score.
   c.teacher.update(model='smollm2-135m', scorer='query_likelihood', lora_rank=16, remat='none')

@@ -92,6 +92,7 @@ HEAVY = (
   'test_label_logits.py',
   'test_shared_collections.py',
   'generative/test_generative_run.py',
+  'generative/test_memorise.py',
   'serve/test_page_rewriter.py',
   'rewriting/test_rewriting_run.py',
   'rewriting/test_embedder.py',

@@ -23,6 +23,7 @@ from ranked_examples import (
 
 from disranker_jax import config as configs
 from disranker_jax.data.batches import Packer, join
+from disranker_jax.data.records import Group
 from disranker_jax.errors import UserError
 from disranker_jax.generative import evidence, examples
 from disranker_jax.generative.examples import Example, ExamplePage, Material
@@ -141,6 +142,8 @@ def test_queries_without_anything_to_rank_are_counted(tmp_path, capsys):
   ]
   with pytest.raises(UserError, match='align: nothing to learn from: no two pages with different'):
     align.METHOD.select(c, tied)
+  with pytest.raises(UserError, match=r'judgements, or take ltrgr out of config\.stages: only its'):
+    ltrgr.METHOD.select(c, unlabelled)
 
 
 def test_the_unit_of_scores_is_the_mean_best_score():
@@ -339,3 +342,25 @@ def test_a_held_out_share_is_needed_where_a_stage_decides_by_it():
   c.align.validation.keep_best = True
   with pytest.raises(UserError, match='holds out no query to decide by'):
     held_out.check(c, 'align', align.METHOD.names)
+
+
+@pytest.mark.parametrize('stage', [align, ltrgr])
+def test_a_decision_counts_the_held_out_queries_that_are_searched(tmp_path, monkeypatch, stage):
+  """As the stage does, which learns from these alone."""
+  run, asked = make_run(tmp_path), [Group(f'{i}', f'query {i}', ()) for i in range(40)]
+  monkeypatch.setattr(prepare, 'records', lambda run, kind: asked)
+  run.config.validation.share = 0.5
+  held = {asked[i].query_id for i in held_out.find(run, asked)[0]}
+  asked.sort(key=lambda group: group.query_id in held)  # the held-out ones come last
+  run.config[stage.NAME].validation.keep_best = True
+  stage.STAGE.check_records(run)
+  most = run.config.retrieve.queries = len(asked) - len(held)
+  message = (
+    rf'keep_best=True: {stage.NAME}: 0 of its {most} queries are held out .* are needed; raise it, '
+    rf'or config\.retrieve\.queries={most} \(0: all\)$'
+  )
+  with pytest.raises(UserError, match=message):
+    stage.STAGE.check_records(run)
+  run.config.retrieve.queries, asked[:] = 100, asked[:most]  # more would not help
+  with pytest.raises(UserError, match=r'are needed; raise it$'):
+    stage.STAGE.check_records(run)

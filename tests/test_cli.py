@@ -383,3 +383,15 @@ def test_no_module_has_the_name_of_a_standard_one(folder):
   """Python puts a script's folder first on the path, where such a file would hide the standard."""
   names = {file.stem for file in (ROOT / folder).rglob('*.py')} - {'__init__', '__main__'}
   assert len(names) > 10 and not names & sys.stdlib_module_names
+
+
+@pytest.mark.parametrize('command', ['search', 'rewrite', 'rerank'])
+@pytest.mark.parametrize(
+  ('query', 'what'), [(' ', 'is empty'), ('a\udce9', 'is not valid Unicode')]
+)
+def test_a_query_that_no_tokenizer_reads_is_refused(command, query, what):
+  """Half a surrogate pair is what Python makes of a byte that is no UTF-8."""
+  module = importlib.import_module(f'disranker_jax.commands.{command}')
+  where = ['--model', '.'] if command == 'rerank' else ['--run', '.']
+  with pytest.raises(UserError, match=f'^--query: {what}'):
+    module.parse_args([*where, '--query', query])

@@ -305,9 +305,9 @@ class TestResume:
         {'doc_id': d, 'title': t, 'summary': f'new {s}'} for d, (t, s) in TEXTS.items()
       ])  # fmt: skip
     if change == 'torn':
-      (many / '.out.run.partial' / 'run').write_text('q2 Q0')
+      (many / '.out.run.partial' / 'lines').write_text('q2 Q0')
     if change == 'gone':
-      (many / '.out.run.partial' / 'run').unlink()
+      (many / '.out.run.partial' / 'lines').unlink()
     if change == 'note':
       (many / '.out.run.partial' / 'note.json').write_text('[]')
     found = rerun(model, many, *(['--depth', 3] if change == 'depth' else []))
@@ -315,7 +315,7 @@ class TestResume:
     assert found == rerun(model, many, *(['--depth', 3] if change == 'depth' else []), out='b.run')
 
   @pytest.mark.parametrize('out', ['out.run', 'out.run.gz'])
-  @pytest.mark.parametrize('left', [('note.json',), ('note.json', 'run'), ('run',)])
+  @pytest.mark.parametrize('left', [('note.json',), ('note.json', 'lines'), ('lines',)])
   def test_a_kill_while_finished_work_is_removed_loses_nothing(
     self, model, many, small_parts, monkeypatch, out, left
   ):
@@ -341,7 +341,7 @@ class TestResume:
     with pytest.raises(SystemExit):
       rerun(model, many)
     restore()
-    with (many / '.out.run.partial' / 'run').open('a') as file:
+    with (many / '.out.run.partial' / 'lines').open('a') as file:
       file.write('q3 Q0 d1 1 5 student\nq3 Q0 d')
     assert rerun(model, many) == rerun(model, many, out='b.run')
 

@@ -3,11 +3,13 @@
 import json
 import types
 
+import jax
 import pytest
 
 from disranker_jax import config as configs
 from disranker_jax.commands import opened_run, search
 from disranker_jax.data.records import Document
+from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.generative.records import Found
 from disranker_jax.generative.stages import retrieve
@@ -68,6 +70,34 @@ def test_the_stage_of_another_system_is_refused_in_the_same_way(tmp_path):
   folder = workdir(tmp_path, ('prepare',), ('rewrite',), 'query_rewriting')
   run = opened_run.open_run(folder, 'rewriter')
   assert 'config.stages without it' in opened_run.lacking(run, 'rewrite')
+
+
+@pytest.mark.parametrize(
+  ('mesh', 'devices', 'used'),
+  [
+    ({'data': 1, 'fsdp': 4, 'model': 2}, 2, (1, 1, 2)),
+    ({'data': 4, 'fsdp': 1, 'model': 1}, 2, (1, 2, 1)),
+    ({'data': -1, 'fsdp': 1, 'model': 4}, 2, (1, 2, 1)),
+    ({'data': 2, 'fsdp': 1, 'model': 1}, 2, (2, 1, 1)),
+    ({'data': -1, 'fsdp': 1, 'model': 1}, 2, (2, 1, 1)),
+  ],
+)
+def test_a_run_of_other_devices_is_opened_on_those_that_are_here(
+  monkeypatch, capsys, mesh, devices, used
+):
+  monkeypatch.setattr(jax, 'device_count', lambda: devices)
+  made = types.SimpleNamespace
+  monkeypatch.setattr(sharding.jax, 'make_mesh', lambda shape, axes, **options: made(
+    shape=dict(zip(axes, shape, strict=True))
+  ))  # fmt: skip
+  c = configs.defaults('dgr')
+  c.mesh.update(mesh)
+  assert tuple(opened_run.mesh_of(c).shape.values()) == used
+  said = capsys.readouterr().err
+  sizes = 'data={}, fsdp={}, model={}'.format(*used)
+  is_new = used[0] == 1
+  assert ('which there are here: takes ' + sizes in said) == is_new == bool(said)
+  assert tuple(sharding.make_mesh(c.mesh).shape.values()) == used
 
 
 @pytest.mark.parametrize(

@@ -250,3 +250,13 @@ def positive(text: str) -> int:
   if (value := int(text)) < 1:
     raise argparse.ArgumentTypeError('must be at least 1')
   return value
+
+
+def query_text(text: str) -> str:
+  """A query, as an argparse type."""
+  if not text.strip():
+    raise argparse.ArgumentTypeError('is empty')
+  # Bytes that are no UTF-8 are half surrogate pairs in the words of a command line.
+  if text != text.encode(errors='replace').decode():
+    raise argparse.ArgumentTypeError('is not valid Unicode; write it in UTF-8')
+  return text

@@ -6,13 +6,12 @@ much the answers can be trusted: prompts, tokens, conflicts, ties and malformed 
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from disranker_jax import outputs
 from disranker_jax.commands.common import Parser, positive
 from disranker_jax.devices import runtime
-from disranker_jax.errors import Stopped, UserError
+from disranker_jax.errors import UserError
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -111,10 +110,7 @@ def main(argv=None) -> None:
   from disranker_jax.devices import processes
 
   processes.start()
-  from disranker_jax.commands import llm_rank_run
+  from disranker_jax.commands import llm_rank_run, unfinished
 
-  try:
+  with unfinished.ending():
     llm_rank_run.rank(args)
-  except (Stopped, KeyboardInterrupt) as e:
-    print('stopped; the same command continues from there', file=sys.stderr)
-    sys.exit(0 if isinstance(e, Stopped) and not e.interrupted else 130)

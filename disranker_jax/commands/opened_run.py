@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run
+from disranker_jax.progress import say
 
 
 def open_run(folder: Path, role: str) -> Run:
@@ -19,7 +21,21 @@ def open_run(folder: Path, role: str) -> Run:
   config = ConfigDict(json.loads(file.read_text()))
   if role not in config:
     raise UserError(f'--run {folder}: is a run of {config.system}, which has no {role}')
-  return Run(config, folder.absolute(), sharding.make_mesh(config.mesh))
+  return Run(config, folder.absolute(), mesh_of(config))
+
+
+def mesh_of(config: ConfigDict):
+  """The mesh of the run, or one of the devices that are here; config.mesh has its sizes then."""
+  try:
+    return sharding.make_mesh(config.mesh)
+  except UserError as error:
+    count, model = jax.device_count(), config.mesh.model
+    fits = model > 0 and count % model == 0
+    config.mesh.update(data=1, fsdp=-1, model=model if fits else 1)
+    mesh = sharding.make_mesh(config.mesh)
+    sizes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
+    say(f'{error}, which there are here: takes {sizes}')
+    return mesh
 
 
 def lacking(run: Run, stage: str) -> str:

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 import disranker_jax
 from disranker_jax import escaping
-from disranker_jax.commands.common import Parser
+from disranker_jax.commands.common import Parser, query_text
 from disranker_jax.devices import runtime
-from disranker_jax.errors import Stopped, UserError
+from disranker_jax.errors import UserError
 from disranker_jax.progress import say
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     "rank by the model and the first stage together; W is the model's weight, 0 to 1, by default "
     'the one that the export chose'))  # fmt: skip
   add = parser.add_argument_group('one query').add_argument
-  add('--query', help='what to search for')
+  add('--query', type=query_text, help='what to search for')
   add('--docs', metavar='ADDRESS', help=(
     'documents: JSON lines of doc_id, title, summary, or an address such as trec:DIR; default: '
     'python_docs:'))  # fmt: skip
@@ -82,8 +82,6 @@ def check(args: argparse.Namespace) -> None:
   for name in ('depth', 'top'):
     if (getattr(args, name) or 0) < 0:
       raise UserError(f'--{name}: must be 0 (all) or more')
-  if args.run is None and not args.query.strip():
-    raise UserError('--query: is empty')
   if args.run is not None and not (args.source and args.out):
     raise UserError(
       '--run: needs --source ADDRESS, with the texts of its queries and documents, and --out FILE'
@@ -189,14 +187,11 @@ def main(argv=None) -> None:
   if args.run is None:
     one_query(args)
     return
-  from disranker_jax.commands import rerank_run
+  from disranker_jax.commands import rerank_run, unfinished
 
   job = rerank_run.Job(
     args.model, args.run.expanduser(), args.source, args.out.expanduser(), args.depth or 0,
     args.missing or 'error', args.backend, args.fast, fusion_of(args.model, args.fuse),
   )  # fmt: skip
-  try:
+  with unfinished.ending():
     rerank_run.rerank(job)
-  except (Stopped, KeyboardInterrupt) as e:
-    print('stopped; the same command continues from there', file=sys.stderr)
-    sys.exit(0 if isinstance(e, Stopped) and not e.interrupted else 130)

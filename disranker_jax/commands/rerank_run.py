@@ -4,12 +4,10 @@ Queries are scored in parts of a few thousand pairs. A finished part is on disk 
 begins, so the same command continues where it was stopped, and memory does not grow with the run.
 """
 
-import gzip
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,14 +17,14 @@ from disranker_jax import locks, outputs
 from disranker_jax.commands import unfinished
 from disranker_jax.data import contents, sources
 from disranker_jax.data.joined_run import JoinedRun, Listed
-from disranker_jax.errors import Stopped, UserError
+from disranker_jax.errors import UserError
 from disranker_jax.evaluation import fusion, runs
 from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.pipeline import inputs, manifest
 from disranker_jax.progress import Progress, say
 from disranker_jax.rankers import exported, loaded
 
-VERSION = 1  # of the unfinished work
+VERSION = 2  # of the unfinished work
 
 
 class Job(NamedTuple):
@@ -60,16 +58,10 @@ def rerank(job: Job) -> None:
 
 def _rerank(job: Job, out: Path) -> None:
   work = Work(job, out)
-  try:
+  with work.kept():
     joined = JoinedRun(job.run, job.source, job.depth, work.scratch)
     report(job, joined)
     work.score(joined, exported.open_ranker(job.model, job.backend, fast=job.fast))
-  except (Stopped, KeyboardInterrupt):
-    if work.queries:
-      say(f'rerank: {work.queries:,} queries are kept in {work.folder}')
-    raise
-  finally:
-    work.leave()
   work.finish()
   say(f'{job.out}: {joined.queries:,} queries, {joined.pairs:,} pairs re-ranked')
 
@@ -105,40 +97,15 @@ def report(job: Job, joined: JoinedRun) -> None:
     say(f'{job.run}: lacks {joined.other_queries:,} queries of {job.source}')
 
 
-class Work:
-  """The finished queries of a job, on disk beside the output until all are done."""
+class Work(unfinished.Lines):
+  """The finished queries of a job."""
 
   def __init__(self, job: Job, out: Path):
-    self.folder = unfinished.folder_of(out)
+    super().__init__('rerank', out, job.digest(), job.out.suffix == '.gz')
     self.scratch = self.folder / 'scratch'
-    self._out, self._is_packed = out, job.out.suffix == '.gz'
-    self._tag = '_'.join(job.model.resolve().name.split()) or 'rerank'
-    self._lines = self.folder / 'run'
-    self._fusion = job.fusion
-    self._digest = job.digest()
-    self.queries, size = self._before()
     shutil.rmtree(self.scratch, ignore_errors=True)
-    self.folder.mkdir(exist_ok=True)
-    with self._lines.open('ab') as file:
-      file.truncate(size)
-    if not self.queries:  # a kill before the first part leaves work that is not broken
-      self._note(size)
-
-  def _before(self) -> tuple[int, int]:
-    """(queries, bytes) that an earlier call finished."""
-    there = self._lines.stat().st_size if self._lines.is_file() else 0
-    match unfinished.note(self.folder):
-      case {'digest': self._digest, 'queries': int(queries), 'bytes': int(size)} if size <= there:
-        if queries:
-          say(f'rerank: continues after {queries:,} queries')
-        return queries, size
-    if self.folder.exists():
-      say(
-        f'rerank: an input or a setting has changed since {self.folder} was begun, or a file in it '
-        'is broken; starts again'
-      )
-      unfinished.remove(self.folder)
-    return 0, 0
+    self._tag = '_'.join(job.model.resolve().name.split()) or 'rerank'
+    self._fusion = job.fusion
 
   def score(self, joined: JoinedRun, ranker: exported.PartRanker) -> None:
     """Scores the queries that are not done, part by part."""
@@ -155,46 +122,16 @@ class Work:
         scored.append(scores)
         progress.update(self.queries + len(scored), len(scores))
         if len(scored) == len(parts[i]):
-          self._write(zip(parts.pop(i), scored, strict=True))
+          self.add(list(map(self._lines_of, parts.pop(i), scored)))
           scored = []
 
-  def _write(self, part: Iterable[tuple[Listed, np.ndarray]]) -> None:
-    count = 0
-    with self._lines.open('ab') as file:
-      for listed, scores in part:
-        ranking = full_ranking(listed, scores, self._fusion)
-        file.write(runs.lines_of(listed.group.query_id, ranking, self._tag))
-        count += 1
-      file.flush()
-      os.fsync(file.fileno())
-      size = file.tell()
-    self.queries += count
-    self._note(size)
-
-  def _note(self, size: int) -> None:
-    unfinished.write_note(self.folder, digest=self._digest, queries=self.queries, bytes=size)
+  def _lines_of(self, listed: Listed, scores: np.ndarray) -> bytes:
+    ranking = full_ranking(listed, scores, self._fusion)
+    return runs.lines_of(listed.group.query_id, ranking, self._tag)
 
   def leave(self) -> None:
-    """Removes files that a later call does not need."""
-    if self.queries:
-      shutil.rmtree(self.scratch, ignore_errors=True)
-    else:
-      unfinished.remove(self.folder)
-
-  def finish(self) -> None:
-    """Puts the whole run in its place."""
-    if self._is_packed:
-      packed = self.folder / 'run.gz'
-      with (
-        self._lines.open('rb') as lines,
-        packed.open('wb') as file,
-        gzip.GzipFile('', 'wb', fileobj=file, mtime=0) as out,
-      ):
-        shutil.copyfileobj(lines, out)
-      os.replace(packed, self._out)
-    else:
-      os.replace(self._lines, self._out)
-    unfinished.remove(self.folder)
+    shutil.rmtree(self.scratch, ignore_errors=True)
+    super().leave()
 
 
 def divided(joined: JoinedRun, done: int, pairs: int) -> Iterator[list[Listed]]:

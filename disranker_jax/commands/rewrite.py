@@ -1,7 +1,8 @@
 """Rewrites a query, or a file of them, with an exported rewriter or with the one of a finished run.
 
 Shows what would be searched, and with --search what is found with and without the rewrite. With
---queries it writes JSON lines with query_id, query, rewrite and searched.
+--queries it writes JSON lines with query_id, query, rewrite and searched. The same command
+continues what was stopped.
 """
 
 import argparse
@@ -9,10 +10,10 @@ import json
 from pathlib import Path
 
 from disranker_jax import escaping, outputs
-from disranker_jax.commands.common import Parser, positive
+from disranker_jax.commands.common import Parser, positive, query_text
 from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
-from disranker_jax.progress import Progress, say
+from disranker_jax.progress import say
 
 TOP = 10  # documents that are shown
 
@@ -27,7 +28,7 @@ def parse_args(argv=None) -> argparse.Namespace:
   )
   add = parser.add_argument
   asked = parser.add_mutually_exclusive_group(required=True)
-  asked.add_argument('--query', help='the query to rewrite')
+  asked.add_argument('--query', type=query_text, help='the query to rewrite')
   asked.add_argument('--queries', type=Path, metavar='FILE', help=(
     'rewrite all queries of a file: JSON lines with query and query_id (.jsonl), ID, tab and query '
     '(.tsv), or a query in each line (.txt or no suffix); with .gz behind it gzip'))  # fmt: skip
@@ -39,8 +40,6 @@ def parse_args(argv=None) -> argparse.Namespace:
   add('--top', type=positive, metavar='N', help=f'documents that --search shows (default {TOP})')
   add('--json', action='store_true', help='print query, rewrite, searched text and what is found')
   args = parser.parse_args(argv)
-  if args.query is not None and not args.query.strip():
-    raise UserError('--query: is empty')
   if args.queries:
     check_files(args)
   elif args.top and args.search is None:
@@ -122,30 +121,16 @@ def written(args) -> dict:
 
 def write(args) -> None:
   """Writes the rewrites of all queries of --queries."""
-  from disranker_jax.evaluation import rewrites
-  from disranker_jax.rewriting import query_files
-  from disranker_jax.rewriting.rewriter import ROWS
+  from disranker_jax.commands import rewrite_file, unfinished
 
-  try:
-    asked, changed = query_files.read(args.queries), 0
-  except UserError as error:
-    raise UserError(f'--queries: {error}') from None
-  rows = min(ROWS, len(asked))
-  rewriter, _ = opened(args, rows)
-  say_cut(args, rewriter, [query for _, query in asked])
+  def opened_for(rows: int, asked: list[str]):
+    rewriter, _ = opened(args, rows)
+    say_cut(args, rewriter, asked)
+    return rewriter
 
-  def rows_of_file():
-    nonlocal changed
-    with Progress('rewrite', len(asked), 'queries') as progress:
-      for first in range(0, len(asked), rows):
-        part = asked[first : first + rows]
-        part_rewrites = rewriter.many([query for _, query in part])
-        changed += sum(bool(each.rewrite) for each in part_rewrites)
-        yield from (rewrites.Rewrite(*q, *r) for q, r in zip(part, part_rewrites, strict=True))
-        progress.update(first + len(part), len(part))
-
-  rewrites.write(args.out, rows_of_file())
-  say(f'{args.out}: {changed:,} of {len(asked):,} queries are rewritten')
+  folder = (args.model or args.run).expanduser()
+  with unfinished.ending():
+    rewrite_file.write(folder, args.queries, args.out, opened_for)
 
 
 def found(engine: str, address: str, texts: list[str], top: int) -> list[list[dict]]:

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from disranker_jax import escaping
-from disranker_jax.commands.common import Parser, positive
+from disranker_jax.commands.common import Parser, positive, query_text
 from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
 from disranker_jax.generative.evidence import PAGES
@@ -24,7 +24,7 @@ def parse_args(argv=None) -> argparse.Namespace:
   parser = Parser('search', __doc__, "--run runs/dgr --query 'split a path' --ngrams")
   add = parser.add_argument
   add('--run', required=True, type=Path, metavar='DIR', help='the workdir of a run of dgr')
-  add('--query', required=True, help='what to search for')
+  add('--query', required=True, type=query_text, help='what to search for')
   add('--top', type=positive, default=10, metavar='N', help='pages to show')
   add('--ngrams', action='store_true', help='show what was written to find a page')
   add('--rerank', metavar='MODEL', help=(
@@ -34,8 +34,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     'the training that is used; by default align, or until it is done memorise'))  # fmt: skip
   add('--json', action='store_true', help='print a list of doc_id, rank, score, title, ngrams')
   args = parser.parse_args(argv)
-  if not args.query.strip():
-    raise UserError('--query: is empty')
   if args.top > PAGES:
     raise UserError(f'--top={args.top}: a search scores {PAGES:,} pages at most; lower it')
   return args

@@ -61,6 +61,10 @@ class Shape:
       raise UserError(f'batch_rows={self.rows} must be a multiple of data_shards={blocks}')
     return dataclasses.replace(self, rows=self.rows // blocks)
 
+  def on(self, parts: int) -> 'Shape':
+    """The shape on devices that split a batch into so many parts; `rows` is a setting here."""
+    return self
+
   def zeros(self, blocks: int = 1) -> dict[str, np.ndarray]:
     """A batch without documents: for its shapes, or to fill up."""
     return join([lay_out([], [], self)] * blocks)

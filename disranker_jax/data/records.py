@@ -271,6 +271,12 @@ def identifier(row: Mapping[str, Any], field: str) -> str:
   return value
 
 
+def check_unicode(field: str, value: str) -> None:
+  """Raises: BadRow for half a surrogate pair, which JSON can hold and tokenizers reject."""
+  if not value.isascii() and value.encode(errors='replace').decode() != value:
+    raise BadRow(field, 'has half a surrogate pair', 'write it again as valid Unicode')
+
+
 def text(row: Mapping[str, Any], field: str, *, blank: bool) -> str:
   """A field that is valid text; blank text only if `blank`. Raises: BadRow."""
   if field not in row:
@@ -280,11 +286,7 @@ def text(row: Mapping[str, Any], field: str, *, blank: bool) -> str:
   value = row[field]
   if not isinstance(value, str):
     raise BadRow(field, f'is {_described(value)}, not a string', 'write it as text')
-  if not value.isascii():
-    try:
-      value.encode()
-    except UnicodeEncodeError:
-      raise BadRow(field, 'has half a surrogate pair', 'write it again as valid Unicode') from None
+  check_unicode(field, value)
   if not blank and not value.strip():
     raise BadRow(field, 'is blank', 'fill it in or remove the row')
   return value

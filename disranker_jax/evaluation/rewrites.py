@@ -33,7 +33,12 @@ def write(file: Path, rows: Iterable[Rewrite]) -> None:
     if is_gzip(file):
       out = stack.enter_context(gzip.GzipFile('', 'wb', fileobj=out, mtime=0))
     for row in rows:
-      out.write(f'{json.dumps(row._asdict())}\n'.encode())
+      out.write(line(row))
+
+
+def line(row: Rewrite) -> bytes:
+  """The line of a query."""
+  return f'{json.dumps(row._asdict())}\n'.encode()
 
 
 def read(file: Path) -> dict[str, Rewrite]:

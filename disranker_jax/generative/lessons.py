@@ -6,6 +6,7 @@ query asks for.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -77,13 +78,24 @@ class Teaching:
   def draw(self, lesson: Lesson, rng: np.random.Generator) -> Drawn:
     """What is learned this time; the target is empty if the page has nothing of the view."""
     page = self.pages[lesson.page]
-    query, view = (lesson.query, lesson.view) if lesson.view else self._of_page(page, rng)
-    return Drawn(query, view, self.target(query, page, view, rng))
+    if not lesson.view:
+      return self._of_page(page, rng)
+    return Drawn(lesson.query, lesson.view, self.target(lesson.query, page, lesson.view, rng))
 
-  def target(self, query: str, page: Page, view: str, rng: np.random.Generator) -> np.ndarray:
-    """What the model is to write of a page in a view: for the body an n-gram like the query."""
+  def target(
+    self,
+    query: str,
+    page: Page,
+    view: str,
+    rng: np.random.Generator,
+    apart: int | None = None,
+  ) -> np.ndarray:
+    """What the model is to write of a page in a view: for the body an n-gram like the query.
+
+    `apart`: see Spans.draw.
+    """
     if view == 'body':
-      return self.spans.draw(query, page.body, rng)
+      return self.spans.draw(query, page.body, rng, apart)
     written = page.of_view(view)
     return written[rng.integers(len(written))] if written else np.zeros(0, np.int32)
 
@@ -95,17 +107,23 @@ class Teaching:
     found = [(view, self.target(query, page, view, rng)) for view in self.views]
     return [(view, tokens) for view, tokens in found if len(tokens)]
 
-  def _of_page(self, page: Page, rng: np.random.Generator) -> tuple[str, str]:
-    """(a piece of the page or a pseudo-query as the query, a view of something else)."""
+  def _of_page(self, page: Page, rng: np.random.Generator) -> Drawn:
+    """(a piece of the page or a pseudo-query as the query, a view, something else of the page)."""
     decode = self.prompts.model.tokenizer.backend_tokenizer.decode
     views = [view for view in self.views if page.of_view(view)]
     sources = [view for view in ('body', 'query') if page.of_view(view)]
-    pairs = [(s, v) for s in sources for v in views if (s, v) != ('query', 'query')]
-    if not pairs:  # a page of a title alone
-      return decode(page.title[:-1].tolist()).strip(), 'title'
+    same = [('query', 'query'), *([] if self.spans.has_two(page.body) else [('body', 'body')])]
+    pairs = [pair for pair in itertools.product(sources, views) if pair not in same]
+    if not pairs:  # a page of a title alone, or of a short text: it learns what it shows
+      view = views[0] if views else self.views[0]
+      shown = self.target('', page, view, rng)
+      return Drawn(decode(shown[shown != self.pages.end].tolist()).strip(), view, shown)
     source, view = pairs[rng.integers(len(pairs))]
+    place = None
     if source == 'body':
-      piece = self.spans.piece(page.body, rng)
+      place = self.spans.place(page.body, rng, is_one_of_two=view == 'body')
+      piece = self.spans.at(page.body, place)
     else:
       piece = page.queries[rng.integers(len(page.queries))][:-1]
-    return decode(piece.tolist()).strip(), view
+    query = decode(piece.tolist()).strip()
+    return Drawn(query, view, self.target(query, page, view, rng, place))

@@ -164,6 +164,14 @@ def build(
   return found, {what: count for what, count in counts.items() if count}
 
 
+def without(docs: Sequence[Document]) -> dict[str, int]:
+  """How many documents have no title and how many no text, as `build` counts them."""
+  return {
+    'without a title': sum(not doc.title.strip() for doc in docs),
+    'without a text': sum(not doc.summary.strip() for doc in docs),
+  }
+
+
 def tokenised(
   docs: Sequence[Document], queries: Mapping[str, Sequence[str]], prompts: Prompts
 ) -> Iterator[tuple[Document, np.ndarray, np.ndarray, list[np.ndarray]]]:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from disranker_jax.models.load import TextModel
 # Texts are tokenised as they follow a prompt: behind a colon and a blank.
 BEFORE = ':'
 WORD = 'a'  # in the place of a query
+AT_ONCE = 10_000  # queries that are tokenised at once
 ANY_PROMPT = '{query} : {title} : {summary}'  # which a TextPrompt needs to tell the start token
 
 
@@ -77,22 +78,38 @@ class Prompts:
 
   def __call__(self, query: str, view: str) -> list[int]:
     """The prompt of a view; a long query is cut at its end."""
-    ids, most = self._asked(query, view)
+    [(ids, most)] = self._asked([query], view)
     return [*self._start, *ids[:most], *self._around[view].after_ids]
 
   def lost(self, query: str) -> int:
     """The tokens at the end of a query that no prompt has room for."""
-    asked = (self._asked(query, view) for view in self.model.settings.views)
-    return max(0, *(len(ids) - most for ids, most in asked))
+    return self._lost([query])[0]
 
-  def _asked(self, query: str, view: str) -> tuple[list[int], int]:
-    """(tokens of the prompt up to the query's end, how many of them there is room for)."""
-    around = self._around[view]
-    [ids] = tokenising.text_ids(self.model.tokenizer, [around.before + query])
-    pairs = zip(around.before_ids, ids, strict=False)
-    # A blank before the query is part of the query's first token.
-    shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return ids, shared + self.model.settings.max_query_len
+  def cut(self, queries: Sequence[str]) -> str:
+    """Of how many queries the end is not read, and the remedy, as text; '' if of none."""
+    parts = (queries[i : i + AT_ONCE] for i in range(0, len(queries), AT_ONCE))
+    if not (count := sum(lost > 0 for part in parts for lost in self._lost(part))):
+      return ''
+    most = self.model.settings.max_query_len
+    return (
+      f'the end of {count:,} of {len(queries):,} queries is not read; raise '
+      f'config.retriever.max_query_len={most}'
+    )
+
+  def _lost(self, queries: Sequence[str]) -> list[int]:
+    """`lost` of each query."""
+    views = self.model.settings.views
+    by_view = [[len(ids) - most for ids, most in self._asked(queries, view)] for view in views]
+    return [max(0, *found) for found in zip(*by_view, strict=True)]
+
+  def _asked(self, queries: Sequence[str], view: str) -> Iterator[tuple[list[int], int]]:
+    """(tokens of each prompt up to the query's end, how many of them there is room for)."""
+    around, room = self._around[view], self.model.settings.max_query_len
+    for ids in tokenising.text_ids(self.model.tokenizer, [around.before + q for q in queries]):
+      pairs = zip(around.before_ids, ids, strict=False)
+      # A blank before the query is part of the query's first token.
+      shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+      yield ids, shared + room
 
   @functools.cached_property
   def _start(self) -> list[int]:

@@ -67,6 +67,8 @@ def generated(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   begin = time.monotonic()
   found = search(f'{STAGE} {row.name}', [group.query for group in groups])
   facts = {'ms_per_query': per_query(begin, len(groups))}
+  if cut := searching.prompts.cut([group.query for group in groups]):
+    facts['remark'] = cut
   if known:
     right = sum(
       metrics.ranked(scores)[:1] == [ids[page]]

@@ -70,7 +70,8 @@ def training(config: ConfigDict, stage: Stage, network: Network, mesh) -> Step:
   c, task = config[stage.name], stage.task(config, network)
   variables = shapes(network, config[stage.role].param_dtype, c.trainable)
   variables |= jax.eval_shape(task.more, variables)
-  batch = task.shape.block(c.data_shards).zeros(c.data_shards)
+  shape = task.shape.on(sharding.parts(mesh))
+  batch = shape.block(c.data_shards).zeros(c.data_shards)
   steps = c.max_steps or 1000  # only the schedule depends on it
   program = train.Program(task.loss, c, steps, variables, batch, c.data_shards, mesh)
   saved = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((program.trained, program.state)))

@@ -20,6 +20,7 @@ import numpy as np
 from disranker_jax.data import batches
 from disranker_jax.data.batches import EncodedGroup, Place
 from disranker_jax.data.encoded import Encoded
+from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models import attention_choice
 from disranker_jax.models.network import Network
@@ -35,10 +36,15 @@ MULTIPLE = 8  # of the length of a row
 
 @dataclasses.dataclass(frozen=True)
 class Shape(batches.Shape):
-  """The static shape of a block of rollouts: `prompts` groups of `docs` samples."""
+  """The static shape of a block of rollouts: `prompts` groups of `docs` samples.
+
+  Every prompt has the same number of rows, one after the other.
+  """
 
   prompts: int = 1
   per_row: int = 1  # samples of a row, all of one prompt
+  longest: int = 0  # tokens of a prompt
+  new: int = 0  # tokens of a sample
   values: tuple[str, ...] = (*LEARNED, *FACTS)
   of_tokens: tuple[str, ...] = ('sampled_AP',)  # the arrays of log-probabilities
 
@@ -58,6 +64,21 @@ class Shape(batches.Shape):
       )
     return dataclasses.replace(self, rows=self.rows // blocks, prompts=self.prompts // blocks)
 
+  def on(self, parts: int) -> 'Shape':
+    """The shape with as few more rows as so many parts can share; rows may stay empty."""
+    rows = self.rows // self.prompts
+    while self.prompts * rows % parts:
+      rows += 1
+    return self.with_rows(rows)
+
+  def with_rows(self, rows: int) -> 'Shape':
+    """The shape whose prompts have so many rows each, of as few samples as there can be."""
+    per_row = math.ceil(self.docs / rows)
+    return dataclasses.replace(
+      self, rows=self.prompts * rows, per_row=per_row, predicted=per_row * self.new,
+      row_len=-(-(self.longest + per_row * self.new) // MULTIPLE) * MULTIPLE, shares=per_row > 1,
+    )  # fmt: skip
+
   def zeros(self, blocks: int = 1) -> dict[str, np.ndarray]:
     batch = super().zeros(blocks)
     tokens = np.zeros(batch['owner_AP'].shape, np.float32)
@@ -73,23 +94,23 @@ def shape_of(c, network: Network, longest: int, row_len: int, mesh=None) -> Shap
     row_len: the most tokens of a row.
     mesh: where it is computed; None: not known.
   """
-  per_row, longest_text = 1, longest + c.max_new
-  if shares(network, longest_text, mesh):
+  most = 1
+  if shares(network, longest + c.max_new, mesh):
     most = max(1, min(c.samples, (row_len - longest) // c.max_new))
-    per_row = math.ceil(c.samples / math.ceil(c.samples / most))
+  per_row = math.ceil(c.samples / math.ceil(c.samples / most))
   prompts = c.prompts // c.gradient_accumulation_steps
   used = ('sampled_AP', *(['reference_AP'] if has_reference(c) else []))
-  return Shape(
-    rows=prompts * math.ceil(c.samples / per_row),
-    row_len=-(-(longest + per_row * c.max_new) // MULTIPLE) * MULTIPLE,
+  shape = Shape(
+    rows=0,
+    row_len=0,
     docs=c.samples,
-    predicted=per_row * c.max_new,
-    shares=per_row > 1,
     prompts=prompts,
-    per_row=per_row,
+    longest=longest,
+    new=c.max_new,
     values=(*LEARNED, *FACTS, *(f'reward_{name}' for name in parse(c.reward))),
     of_tokens=(*used, 'old_AP') if c.iterations > 1 else used,
-  )
+  ).with_rows(math.ceil(c.samples / per_row))
+  return shape if mesh is None else shape.on(sharding.parts(mesh))
 
 
 def has_reference(c) -> bool:

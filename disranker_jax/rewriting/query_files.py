@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from disranker_jax.data import field_names, lines
+from disranker_jax.data import field_names, lines, records
 from disranker_jax.data.records import BadRow
 from disranker_jax.errors import UserError
 
@@ -80,6 +80,7 @@ def identifier(value: Any) -> str:
 def text(field: str, value: Any, fix: str) -> str:
   if not isinstance(value, str):
     raise BadRow(field, 'is not a text', fix)
+  records.check_unicode(field, value)
   return value
 
 

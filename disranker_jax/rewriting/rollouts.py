@@ -29,6 +29,7 @@ from disranker_jax.rewriting.sampling import Sampler
 from disranker_jax.training import optimizer
 
 WORD = re.compile(r'\w+')
+AGAIN = 'With another value the stage begins again, at step 1'
 FAILED_ROLLOUTS = 10  # with failures only, after which training ends
 
 
@@ -53,7 +54,7 @@ class Collapse:
         f'(empty, without a word, or longer than config.rewrite.max_words={self.c.max_words}): the '
         f'mean reward stays at config.rewrite.failure={self.c.failure:g}. If it was better before, '
         'lower config.rewrite.learning_rate or raise beta, and lower failure if other rewrites had '
-        'smaller rewards; if not, train cpt first, or raise max_new'
+        f'smaller rewards; if not, train cpt first, or raise max_new. {AGAIN}'
       )
 
   def order(self, rewards_GS: np.ndarray, failed_GS: np.ndarray, step: int) -> None:
@@ -70,10 +71,12 @@ class Collapse:
   def divergence(self, kl: float, step: int) -> None:
     """Raises: UserError if the policy is further than `stop_kl` nats a rewrite from its start."""
     if self.c.stop_kl and not kl <= self.c.stop_kl:
+      before = step - 1 - self.c.iterations  # updates of the policy that was measured before
+      ends = f', or set max_steps={before}, where it was nearer' if before > 0 else ''
       raise UserError(
         f'rewrite: before step {step} a rewrite is {kl:.3g} nats from what the model was at the '
         f'start, more than config.rewrite.stop_kl={self.c.stop_kl:g}; lower '
-        'config.rewrite.learning_rate, raise beta, or set max_steps to an earlier step'
+        f'config.rewrite.learning_rate, or raise beta{ends}. {AGAIN}'
       )
 
 

@@ -32,6 +32,7 @@ from disranker_jax.training.validation import LOSS, Forward, Measure, Validation
 NDCG, PNR, TAU = 'ndcg@5', 'pnr', 'tau'
 FEW = f'fewer than {LEAST} labelled queries with documents of two grades are held out'
 MANY = 20  # times the queries that are measured: no more are held in memory
+RAISE = 'raise it'  # config.validation.share, which messages name before
 # Keys of a stage's validation that are of no use without one.
 DECISIONS = ('keep_best', 'patience', 'every', 'metric')
 
@@ -69,7 +70,7 @@ def graded(group: Group) -> bool:
 
 def split(
   run, stage: str, records: Sequence, *, query: Callable = lambda record: record,
-  usable: Callable = bool,
+  usable: Callable = bool, fix: str = RAISE,
 ) -> Split:  # fmt: skip
   """Holds out a share of a stage's records, with at most `validation.max_queries` to measure.
 
@@ -79,6 +80,7 @@ def split(
   Args:
     query: record -> the click or group with its query.
     usable: click or group -> whether it can be measured; others are held out all the same.
+    fix: what gives more held-out queries, for messages.
 
   Raises: UserError for too few queries where the config needs a validation. Of generated queries
     their number is known only after hours of work, so then a line says that the result is
@@ -90,7 +92,7 @@ def split(
   held, firsts, single = find(run, (query(record) for record in counted(stage, records)), usable)
   kept = Subset(records, np.delete(np.arange(len(records), dtype=np.int32), held))
   if len(firsts) < LEAST:
-    why = too_few(run, stage, len(firsts), len(records), single)
+    why = too_few(run, stage, len(firsts), len(records), single, fix)
     decides, compared = run.config[stage].validation, labelled(run)
     # Labelled queries that others are compared by decide too, by how they are ranked.
     if not is_generated(run, stage) or (compared and decides.metric not in ('', NDCG, PNR)):
@@ -146,11 +148,11 @@ def find(
   return held, [firsts[key] for key in sorted(firsts)[: c.max_queries]], len(single)
 
 
-def too_few(run, stage: str, found: int, records: int, single: int) -> str:
+def too_few(run, stage: str, found: int, records: int, single: int, fix: str = RAISE) -> str:
   verb = 'is' if found == 1 else 'are'
   return (
     f'{found} of its {records:,} {what(run, stage)} {verb} held out by config.validation.share='
-    f'{run.config.validation.share:g}{of_one_grade(single)}, and {LEAST} are needed; raise it'
+    f'{run.config.validation.share:g}{of_one_grade(single)}, and {LEAST} are needed; {fix}'
   )
 
 
@@ -159,19 +161,26 @@ def of_one_grade(count: int) -> str:
   return f' ({count:,} more have documents of one grade only)' if count else ''
 
 
-def check_records(run, stage: str, *kinds: str, usable: Callable = bool) -> None:
+def check_records(
+  run, stage: str, *kinds: str, usable: Callable = bool,
+  records: Callable[[], Sequence] | None = None, fix: str = RAISE,
+) -> None:  # fmt: skip
   """Raises: UserError before the first stage if one that decides by a validation has none.
 
   Generated queries are not there yet; where they are learned, held-out ones may be among them.
+
+  Args:
+    records: gives those that the stage splits, if it does not learn from all of `kinds`.
+    fix: as of `split`.
   """
   c, share = run.config[stage].validation, run.config.validation.share
   if not share or not any(c[name] for name in DECISIONS):
     return
   if prepare.GENERATED not in kinds:
-    parts = [prepare.records(run, kind) for kind in kinds]
+    parts = [records()] if records else [prepare.records(run, kind) for kind in kinds]
     _, firsts, single = find(run, itertools.chain(*parts), usable)
     if len(firsts) < LEAST:
-      needed(run, stage, too_few(run, stage, len(firsts), sum(map(len, parts)), single))
+      needed(run, stage, too_few(run, stage, len(firsts), sum(map(len, parts)), single, fix))
   if c.metric in (NDCG, PNR) and not labelled(run):
     raise UserError(
       f'config.{stage}.validation.metric={c.metric!r}: {FEW}; raise config.validation.share, list '

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from disranker_jax import config as configs
-from disranker_jax.data.records import Group
+from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.generative import rows
 from disranker_jax.generative.prompts import Prompts
@@ -19,7 +19,7 @@ from disranker_jax.pipeline.all_systems import SEARCH
 from disranker_jax.pipeline.runner import Pipeline
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.report import intervals
-from disranker_jax.stages import collection_rows, earlier, evaluate, prepare, roles
+from disranker_jax.stages import collection_rows, documents, earlier, evaluate, prepare, roles
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,8 @@ def test_rows_do_not_depend_on_the_batches_of_export(tmp_path):
   assert before != made()
 
 
-def test_queries_that_nothing_reads_are_told_before_they_are_written(tmp_path, capsys):
+def test_queries_that_nothing_reads_are_told_before_they_are_written(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(documents, 'read', lambda config, least: [Document('a', 'title', 'text')])
   c = configs.defaults('dgr')
   index.STAGE.check_records(Run(c, tmp_path, None))
   assert not capsys.readouterr().err
@@ -160,6 +161,25 @@ def test_queries_that_nothing_reads_are_told_before_they_are_written(tmp_path, c
   c.stages = ('prepare', 'index', 'memorise', 'search')
   index.STAGE.check_records(Run(c, tmp_path, None))
   assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ('doc', 'view', 'lacks'),
+  [
+    (Document('a', ' ', 'text'), 'title', 'without a title'),
+    (Document('a', 'title', ''), 'body', 'without a text'),
+  ],
+)
+def test_a_view_that_no_document_has_is_refused_before_queries_are_written(
+  tmp_path, monkeypatch, doc, view, lacks
+):
+  docs, c = [doc], configs.defaults('dgr')
+  monkeypatch.setattr(documents, 'read', lambda config, least: docs)
+  message = f"config.retriever.views: has '{view}', but every page is {lacks}; take '{view}' out"
+  with pytest.raises(UserError, match=message):
+    index.STAGE.check_records(Run(c, tmp_path, None))
+  docs.append(Document('b', 'title', 'text'))
+  index.STAGE.check_records(Run(c, tmp_path, None))
 
 
 def test_a_teacher_without_a_head_gets_advice_that_its_system_can_follow(monkeypatch):
@@ -277,3 +297,31 @@ def test_the_time_of_a_query_leaves_out_what_the_first_search_compiles(
   assert ranking == {group.query_id: {'a': 1.0} for group in groups}
   before = [query for query, _ in known] or ['query 0']
   assert asked == [*before, *(group.query for group in groups)]
+
+
+def test_rows_and_the_stage_say_which_queries_are_cut(monkeypatch, tmp_path, capsys):
+  c = configs.defaults('dgr')
+  c.retriever.update(model='tiny-decoder', max_len=64, max_query_len=3, row_len=64)
+  prompts = Prompts(index.open_retriever(c))
+  groups = [Group('a', 'one two three four five', ()), Group('b', 'one', ())]
+  said = 'the end of 1 of 2 queries is not read; raise config.retriever.max_query_len=3'
+
+  class Searching:
+    pages = types.SimpleNamespace(doc_ids=('d',))
+
+    def __call__(self, queries):
+      for i, _ in enumerate(queries):
+        yield range(1), i, [Found(0, 1.0, ())]
+
+  Searching.prompts = prompts
+  monkeypatch.setattr(retrieve, 'open_it', lambda *arguments: Searching())
+  monkeypatch.setattr(prepare, 'kinds', lambda config: ())
+  _, facts = rows.generated(Run(c, tmp_path, None), rows.ROWS['memorised'], groups)
+  assert facts['remark'] == said
+  _, facts = rows.generated(Run(c, tmp_path, None), rows.ROWS['memorised'], groups[1:])
+  assert 'remark' not in facts
+  monkeypatch.setattr(prepare, 'records', lambda run, kind: groups)
+  for name in ('maker', 'fill', 'finish'):
+    monkeypatch.setattr(retrieve, name, lambda *arguments: {})
+  retrieve.execute(Run(c, tmp_path, None))
+  assert f'retrieve: {said}' in capsys.readouterr().err

@@ -18,7 +18,6 @@ from disranker_jax.generative import pages as collection
 from disranker_jax.generative import prompts as prompting
 from disranker_jax.generative.lessons import Lessons, Teaching
 from disranker_jax.generative.prompts import Prompts
-from disranker_jax.generative.spans import start_weights
 from disranker_jax.generative.stages import index
 from disranker_jax.generative.stages.index import check_views
 from disranker_jax.generative.suffixes import Suffixes
@@ -197,11 +196,12 @@ class TestSentencePiece:
 
   def test_spans_begin_with_a_word(self, sentencepiece):
     of, _ = sentencepiece
-    prompts = of(length=4)
+    prompts = of(length=8)
     pages, _ = collection.build(DOCS, QUERIES, prompts)
     teaching = Teaching.of(pages, prompts)
     for seed in range(20):
-      span = teaching.spans.piece(pages[1].body, np.random.default_rng(seed))
+      start = teaching.spans.place(pages[1].body, np.random.default_rng(seed))
+      span = teaching.spans.at(pages[1].body, start)
       assert prompts.model.tokenizer.convert_ids_to_tokens(int(span[0]))[0] == '▁'
 
 
@@ -303,6 +303,16 @@ def test_the_tokens_of_a_query_that_no_prompt_reads_are_counted():
   assert whole.lost(query) == prompts.lost('one') == 0
 
 
+def test_queries_that_are_cut_are_counted_with_what_to_raise(monkeypatch):
+  prompts = opened(max_query_len=3)
+  monkeypatch.setattr(prompting, 'AT_ONCE', 2)
+  asked = ['one', 'one two three four five', 'two', 'a b c d e f g h', 'three', 'x y z x y z']
+  assert prompts.cut(asked) == (
+    'the end of 3 of 6 queries is not read; raise config.retriever.max_query_len=3'
+  )
+  assert not prompts.cut(['one']) and not prompts.cut([])
+
+
 def test_what_follows_a_prompt_is_predicted_and_nothing_else():
   prompts = opened()
   target = prompts.texts(['list sort'])[0]
@@ -315,38 +325,6 @@ def test_what_follows_a_prompt_is_predicted_and_nothing_else():
 def test_a_prompt_too_long_for_the_rows_is_an_error():
   with pytest.raises(UserError, match=r'retriever\.max_len=128.*lower max_query_len'):
     prompting.check_model(opened(max_query_len=120).model)
-
-
-def test_spans_prefer_words_of_the_query_and_no_stop_words():
-  words = [
-    'the',
-    'order',
-    'of',
-    'a',
-    'sorted',
-    'list',
-    'is',
-    'then',
-    'returned',
-    'to',
-    'the',
-    'caller',
-  ]
-  weights = start_weights(['sorted', 'list', 'is'], words)
-  assert weights.argmax() == words.index('sorted') and np.isclose(weights.sum(), 1)
-  assert weights[words.index('the')] == 0 and weights[words.index('of')] == 0
-  assert not len(start_weights(['a'], []))
-  assert np.allclose(start_weights(['x'], ['the', 'of']), 0.5)  # nothing but stop words
-
-
-def test_a_span_is_an_n_gram_of_the_body_that_starts_a_word():
-  prompts, pages, _ = built(length=4)
-  teaching, rng = Teaching.of(pages, prompts), np.random.default_rng(0)
-  body = pages[1].body.tolist()
-  for _ in range(20):
-    span = teaching.spans.draw('ascending order', pages[1].body, rng).tolist()
-    assert len(span) == 4 and any(body[i : i + 4] == span for i in range(len(body)))
-    assert text(prompts, span).startswith(' ')
 
 
 def test_lessons_have_every_query_in_every_view_and_every_page():

@@ -85,11 +85,11 @@ def sampler(net, c, mesh, **changes) -> Sampler:
   return Sampler(net, mesh, **settings | changes)
 
 
-def setup(c, folder, steps, net=None, reward=share_of_wanted, sizes=ONE, row_len=64):
-  """(job, feed, task, mesh) of GRPO on the numbers."""
+def setup(c, folder, steps, net=None, reward=share_of_wanted, sizes=ONE, row_len=64, parts=1):
+  """(job, feed, task, mesh) of GRPO on the numbers, in rows for so many parts of a batch."""
   net = net or network()
   mesh = sharding.make_mesh(sizes)
-  shape = packed.shape_of(c, net, LONGEST, row_len, mesh)
+  shape = packed.shape_of(c, net, LONGEST, row_len, mesh).on(parts)
   loss, options = PolicyLoss(net, c, shape.facts), {}
   if packed.has_reference(c):
     options['more'] = lambda variables: optimizer.start(variables, c.trainable)

@@ -53,6 +53,8 @@ def test_queries_without_ids_have_the_numbers_of_their_lines(tmp_path):
     ('a.jsonl', '{"query": "a"}\n{"question": "b"}', '2: query: is missing; rename "question"'),
     ('a.jsonl', '{"query": ["a"]}', 'jsonl:1: query: is not a text'),
     ('a.jsonl', '{"query": "a", "query_id": null}', 'jsonl:1: query_id: is not a text'),
+    ('a.jsonl', '{"query": "a\\ud800"}', 'jsonl:1: query: has half a surrogate pair; write it'),
+    ('a.jsonl', '{"query": "a", "query_id": "\\udc00"}', 'query_id: has half a surrogate pair'),
     ('a.jsonl', '["a"]', 'jsonl:1: row: is no JSON object'),
     ('a.jsonl', 'open a file', 'jsonl:1: row: is invalid JSON'),
     ('a.txt', '', 'is empty'),

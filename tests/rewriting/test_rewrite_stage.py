@@ -15,7 +15,7 @@ from disranker_jax.devices import memory, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
 from disranker_jax.pipeline import steps
-from disranker_jax.rewriting import queries, rewards, searches
+from disranker_jax.rewriting import packed, queries, rewards, searches
 from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.rewriter import Rewriter
 from disranker_jax.rewriting.stages import rewrite
@@ -78,6 +78,20 @@ def test_queries_that_are_held_out_do_not_count_for_a_step(run, monkeypatch):
     message = rf'prompts={kept + 1}: .* only {kept} queries to learn from{others}{lower}$'
     with pytest.raises(UserError, match=message):
       rewrite.check_records(here)
+
+
+def test_a_decision_counts_the_held_out_queries_that_are_measured(run, monkeypatch):
+  """Those without a positive document are judged too, and no query of the stage."""
+  here, asked = run(), queries.training(None)
+  every = [rewrite.as_group(query) for query in asked]
+  monkeypatch.setattr(prepare, 'records', lambda run, kind: every)
+  here.config.rewrite.validation.keep_best = True
+  rewrite.check_records(here)
+  held = set(held_out.find(here, every)[0])
+  learned = [query for i, query in enumerate(asked) if i not in held]
+  monkeypatch.setattr(queries, 'training', lambda run: learned)
+  with pytest.raises(UserError, match=rf'keep_best=True: rewrite: 0 of its {len(learned)} queries'):
+    rewrite.check_records(here)
 
 
 def test_queries_that_are_cut_are_counted(run, capsys):
@@ -222,6 +236,19 @@ def test_what_it_takes_is_estimated_from_shapes():
   network = rewrite.open_rewriter(config).network
   step = steps.training(config, rewrite.STAGE, network, MESH)
   assert step.flops.model > 0 and memory.live(step.trace().jaxpr.jaxpr) > 0
+
+
+def test_the_step_that_is_opened_fits_the_devices_as_the_stage_does(monkeypatch):
+  """Prompts of other lengths need other numbers of rows."""
+  config = make_config(prompts=3, samples=3)
+  opened = rewrite.open_rewriter(config)
+  monkeypatch.setattr(sharding, 'parts', lambda mesh: 2)
+  for longest in (26, 10):
+    monkeypatch.setattr(rewrite, 'longest', lambda config, longest=longest: longest)
+    step = steps.training(config, rewrite.STAGE, opened.network, MESH)
+    assert step.batch['tokens_BT'].shape[0] == 6
+    shape = packed.shape_of(config.rewrite, opened.network, longest, 64, MESH)
+    assert shape.zeros()['tokens_BT'].shape == step.batch['tokens_BT'].shape
 
 
 def test_cpt_trains_the_model_of_any_role():

@@ -190,6 +190,23 @@ def test_micro_batches_have_the_gradient_of_the_whole(start, tmp_path):
     np.testing.assert_allclose(halves[path], value, atol=1e-6, err_msg=path)
 
 
+def test_more_rows_have_the_same_gradient(start, tmp_path):
+  """Those that four devices share, of which some stay empty."""
+
+  def gradients(parts):
+    c = policies.section(prompts=3, samples=3, beta=0.1)
+    [batch], variables, task = drawn(start, c, tmp_path, parts=parts)
+    flat = optimizer.split(variables, '.*')
+    found, _ = jax.jit(functools.partial(train.gradients, task.loss))(*flat, [batch])
+    return batch['tokens_BT'].shape[0], found
+
+  (few, whole), (many, split) = gradients(1), gradients(4)
+  assert (few, many) == (3, 12)
+  assert max(np.abs(x).max() for x in whole.values()) > 0.01
+  for path, value in whole.items():
+    np.testing.assert_allclose(split[path], value, atol=1e-6, err_msg=path)
+
+
 def test_empty_rewrites_fail_and_give_numbers(start, tmp_path):
   def every_other(queries, rewrites):
     failed = np.array([[i % 2 == 0 for i, _ in enumerate(each)] for each in rewrites])
@@ -226,7 +243,7 @@ def failing(queries, rewrites):
 
 
 def test_only_failures_end_the_training_with_what_to_do(start, tmp_path):
-  message = r'stays at config.rewrite.failure=-1\. .*learning_rate.* lower failure'
+  message = r'stays at config.rewrite.failure=-1\. .*learning_rate.* lower failure.*\. With another'
   with pytest.raises(UserError, match=message):
     policies.fit(start, policies.section(), tmp_path, 20, reward=failing)
   rows = policies.logged(tmp_path)
@@ -255,6 +272,21 @@ def test_a_policy_that_is_too_far_from_its_start_ends_the_training(start, tmp_pa
   assert kl[0] < 1e-5 and 1 < len(kl) < 30
 
 
+@pytest.mark.parametrize('iterations', [1, 3])
+def test_what_ends_a_divergence_names_the_last_step_that_was_below(iterations):
+  collapse = rollouts.Collapse(policies.section(stop_kl=2.0, iterations=iterations))
+  first = 1 + 4 * iterations  # of the fifth rollout
+  for step in range(1, first, iterations):
+    collapse.divergence(2.0, step)
+  message = (
+    rf'max_steps={3 * iterations}, where it was nearer\. With another value the stage begins again'
+  )
+  with pytest.raises(UserError, match=message):
+    collapse.divergence(2.1, first)
+  with pytest.raises(UserError, match=r'or raise beta\. With another value'):
+    collapse.divergence(float('nan'), 1)
+
+
 def test_fewer_queries_than_a_step_has_are_refused(tmp_path):
   with pytest.raises(UserError, match=r'prompts=25: there are only 24 queries'):
     policies.setup(policies.section(prompts=25), tmp_path, 1)
@@ -268,6 +300,28 @@ def test_places_of_samples_do_not_overlap():
   places = packed.placed(docs, 6, 1, shape)
   spans = [(p.row, p.start, p.start + len(d) - p.shared) for p, d in zip(places, docs, strict=True)]
   assert spans == [(3, 6, 10), (3, 10, 11), (4, 6, 9), (4, 9, 13), (5, 6, 8)]
+
+
+@pytest.mark.parametrize(
+  ('prompts', 'samples', 'row_len', 'parts', 'expected'),
+  [
+    (4, 6, 64, 2, (4, 6)),  # (rows, samples of a row)
+    (3, 3, 64, 2, (6, 2)),
+    (3, 3, 64, 4, (12, 1)),  # three of them stay empty
+    (2, 5, 17, 4, (8, 2)),
+    (1, 2, 11, 8, (8, 1)),
+  ],
+)
+def test_devices_share_the_rows_whatever_their_number(prompts, samples, row_len, parts, expected):
+  c = policies.section(prompts=prompts, samples=samples, max_new=4)
+  alone = packed.shape_of(c, policies.network(), 6, row_len)
+  shape = alone.on(parts)
+  assert alone.on(1) == alone and shape.on(parts) == shape
+  assert (shape.rows, shape.per_row) == expected and shape.rows % parts == 0
+  assert shape.row_len <= alone.row_len and shape.shares == (shape.per_row > 1)
+  docs = [Encoded(np.arange(6 + 4), None, 0)] * samples
+  rows = [place.row for g in range(prompts) for place in packed.placed(docs, 6, g, shape)]
+  assert max(rows) < shape.rows and len(rows) == prompts * samples
 
 
 def test_the_share_of_the_querys_words():

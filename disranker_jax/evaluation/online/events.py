@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from disranker_jax.data import lines, rows
-from disranker_jax.data.records import BadRow, BadRows
+from disranker_jax.data.records import BadRow, BadRows, check_unicode
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation.online.users import ROWS, SUMS, Log, Summed, summed
 
@@ -164,8 +164,7 @@ def name_of(row: Mapping[str, Any], field: str) -> str:
   """A field that names something: text, or an integer as text."""
   value = row.get(field)
   if isinstance(value, str) and value.strip():
-    if not value.isascii() and value.encode(errors='replace').decode() != value:
-      raise BadRow(field, 'has half a surrogate pair', 'write it again as valid Unicode')
+    check_unicode(field, value)
     if len(value) > NAME:
       raise BadRow(field, f'has {len(value):,} characters', f'write at most {NAME:,}')
     return value

@@ -53,9 +53,19 @@ def build(run) -> dict:
   return {'pages': len(pages), 'tokens': tokens, **counts}
 
 
+# What the counts of `pages.build` call a page that has nothing of a view.
+EMPTY = {
+  'title': 'without a title', 'body': 'without a text', 'query': 'without a pseudo-query'
+}  # fmt: skip
+
+
 def check_views(views: Sequence[str], counts: Mapping[str, int], pages: int) -> None:
-  """Raises: UserError for a view of which no page has anything, before the retriever learns it."""
-  for view, what in (('title', 'without a title'), ('query', 'without a pseudo-query')):
+  """Raises: UserError for a view of which no page has anything, before the retriever learns it.
+
+  Args:
+    counts: of pages, such as {'without a title': 3}, see pages.build.
+  """
+  for view, what in EMPTY.items():
     if view in views and counts.get(what) == pages:
       raise UserError(
         f'config.retriever.views: has {view!r}, but every page is {what}; take {view!r} out'
@@ -75,8 +85,13 @@ def pseudo_queries(run) -> dict[str, list[str]]:
 
 
 def check_records(run: Run) -> None:
-  """Says it, before any is written, if nothing reads the pseudo-queries."""
+  """Looks at the documents before pseudo-queries are written from them.
+
+  Says it if nothing reads these. Raises: UserError for a view of which no document has anything.
+  """
   c = run.config
+  docs = documents.read(c, least=1)
+  check_views(c.retriever.views, collection.without(docs), len(docs))
   scored = any(prepare.GENERATED in stage.reads_records(c) for stage in systems.listed(c))
   read = 'query' in c.retriever.views or scored
   if 'generate' in c.stages and not read:

@@ -54,6 +54,7 @@ METHOD = ranking.Method(
   usable=usable,
   left_out='no relevant page was found by an n-gram with a weight, or no other one',
   names=(LOSS,),
+  without=', or take ltrgr out of config.stages: only its own rows, a baseline, need it',
 )
 
 

@@ -1,7 +1,7 @@
 """The stage that teaches the retriever to write pages: query -> title, n-gram, pseudo-query."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -10,13 +10,15 @@ from disranker_jax.data import batches
 from disranker_jax.data.batches import EncodedGroup
 from disranker_jax.data.records import Click
 from disranker_jax.errors import UserError
+from disranker_jax.generative import pages as collection
 from disranker_jax.generative import prompts
 from disranker_jax.generative.lessons import Drawn, Lesson, Lessons, Teaching
+from disranker_jax.generative.pages import Pages
 from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.stages import index
 from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
-from disranker_jax.stages import held_out, prepare, roles
+from disranker_jax.stages import documents, held_out, prepare, roles
 from disranker_jax.stages.cpt import next_token_loss
 from disranker_jax.training import train
 from disranker_jax.training.settings import training
@@ -35,31 +37,28 @@ def encode(teaching: Teaching, drawn: Drawn) -> EncodedGroup:
   return EncodedGroup.alone(text, drawn.query)
 
 
-def asked(run, teaching: Teaching, clicks: Sequence[Click]) -> list[tuple[str, int]]:
-  """(query, the clicked page), for clicks on pages of the collection."""
-  found = [(click.query, teaching.pages.find(click.title, click.summary)) for click in clicks]
-  known = [(query, page) for query, page in found if page is not None]
-  if lost := len(found) - len(known):
-    say(f'memorise: {lost:,} of {len(found):,} clicks are on pages that the collection lacks')
-  if found and not known:
-    raise UserError(
-      'config.data.clicks: none of the clicked pages is in config.data.documents; title and text '
-      'of a click have to be those of its page'
-    )
-  return known
+def on_pages(clicks: Sequence[Click], is_page: Callable[[Click], bool]) -> held_out.Subset:
+  """The clicks on pages of the collection."""
+  return held_out.Subset(clicks, np.flatnonzero([is_page(click) for click in clicks]))
 
 
 def lessons(run, teaching: Teaching, clicks: Sequence[Click]) -> Lessons:
   c = run.config.memorise
   rows = {view: c[f'{view}_rows'] for view in teaching.views}
-  return Lessons(len(teaching.pages), asked(run, teaching, clicks), rows, c.page_rows)
+  asked = [(click.query, page_of(teaching.pages, click)) for click in clicks]
+  return Lessons(len(teaching.pages), asked, rows, c.page_rows)
 
 
-def measured(run, teaching: Teaching, clicks: Sequence[Click]) -> Iterator[EncodedGroup]:
+def page_of(pages: Pages, click: Click) -> int | None:
+  return pages.find(click.title, click.summary)
+
+
+def measured(teaching: Teaching, clicks: Sequence[Click]) -> Iterator[EncodedGroup]:
   """One lesson per view of each held-out click, always the same ones."""
-  for i, (query, page) in enumerate(asked(run, teaching, clicks)):
+  for i, click in enumerate(clicks):
     for view in teaching.views:
-      drawn = teaching.draw(Lesson(query, page, view), np.random.default_rng(i))
+      lesson = Lesson(click.query, page_of(teaching.pages, click), view)
+      drawn = teaching.draw(lesson, np.random.default_rng(i))
       if len(drawn.target):
         yield encode(teaching, drawn)
 
@@ -69,13 +68,19 @@ def execute(run: Run) -> dict:
   pages, _ = index.load(run)
   teaching = Teaching.of(pages, Prompts(model))
   variables = roles.trained(run, 'retriever', model, (), trains='memorise')
-  split = held_out.split(run, 'memorise', prepare.records(run, 'clicks'))
+  every = prepare.records(run, 'clicks')
+  clicks = on_pages(every, lambda click: page_of(pages, click) is not None)
+  if lost := len(every) - len(clicks):
+    say(f'memorise: {lost:,} of {len(every):,} clicks are on pages that the collection lacks')
+  if cut := teaching.prompts.cut([click.query for click in clicks]):
+    say(f'memorise: {cut}')
+  split = held_out.split(run, 'memorise', clicks)
   computed, learned = task(run.config, model.network), lessons(run, teaching, split.learned)
   todo, feed = roles.job(
     run, 'memorise', computed, learned, functools.partial(encode, teaching), teaching.draw,
     unit='rows',
   )  # fmt: skip
-  checks = list(measured(run, teaching, split.measured)) if split.measured else []
+  checks = list(measured(teaching, split.measured))
   measure = held_out.MeanLoss(run, computed.loss, checks, computed.shape) if checks else None
   checked = held_out.validation('memorise', todo, measure)
   train.fit(todo, feed, variables, run.mesh, checked)
@@ -91,13 +96,30 @@ def check(config) -> None:
     )
 
 
+def check_records(run: Run) -> None:
+  """Raises: UserError, before anything trains, for clicks that nothing can be learned from."""
+  clicks = prepare.records(run, 'clicks')
+  docs = documents.read(run.config, least=1)
+  keys = {collection.key(doc.title, doc.summary) for doc in docs}
+
+  def is_page(click: Click) -> bool:
+    return collection.key(click.title, click.summary) in keys
+
+  if len(clicks) and not any(map(is_page, clicks)):
+    raise UserError(
+      f'config.data.clicks={run.config.data.clicks!r}: none of the clicked pages is in '
+      f'{documents.address(run.config)}; title and text of a click have to be those of its page'
+    )
+  held_out.check_records(run, 'memorise', 'clicks', records=lambda: on_pages(clicks, is_page))
+
+
 def tokens(run: Run) -> tuple[float, str]:
   """(tokens of all steps, what they are), for the estimate."""
   c, s = run.config.memorise, run.config.retriever
   rows = sum(c[f'{view}_rows'] for view in s.views)
   count = len(prepare.records(run, 'clicks')) * rows
   if c.page_rows:
-    count += len(index.documents.read(run.config, least=1)) * c.page_rows
+    count += len(documents.read(run.config, least=1)) * c.page_rows
   count *= c.epochs
   return count * s.max_len * 0.7, f'{count:,.0f} rows'
 
@@ -125,4 +147,5 @@ STAGE = Stage(
   uses=uses, reads_stages=('prepare', 'index'),
   requires=lambda config: {'memorise': ('prepare', 'index')},
   reads_records=lambda config: ('clicks',), head=lambda config: 'lm', task=task, unit='lessons',
+  check_records=check_records,
 )  # fmt: skip

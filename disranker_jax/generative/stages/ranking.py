@@ -23,7 +23,7 @@ from disranker_jax.generative.stages import refresh, retrieve
 from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.pipeline.stage import Use, Writing
 from disranker_jax.progress import say
-from disranker_jax.stages import held_out, roles
+from disranker_jax.stages import held_out, prepare, roles
 from disranker_jax.stages.held_out import LOSS, TAU
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
@@ -48,6 +48,7 @@ class Method:
   usable    (c, example) -> whether the example has anything to rank
   left_out  why an example is not usable, for messages
   names     of what is measured on held-out queries
+  without   what to do without the stage, for messages; '' if that is no remedy
   """
 
   stage: str
@@ -57,6 +58,7 @@ class Method:
   usable: Callable
   left_out: str
   names: tuple[str, ...]
+  without: str = ''
 
   def settings(self, config):
     return config[self.stage]
@@ -137,7 +139,7 @@ class Method:
     model = open_model(run.config[ROLE], 'lm')
     found = open_material(run, model)
     usable = self.select(run.config, found.examples)
-    split = held_out.split(run, self.stage, usable, query=as_click)
+    split = held_out.split(run, self.stage, usable, query=as_click, fix=more_held_out(run))
     scale = mean_best(split.learned, self.settings(run.config).ngrams)
     todo, feed = self.job(run, model, found, split.learned, scale)
     measured = self.measure(run, model, found, split.measured, scale)
@@ -159,7 +161,7 @@ class Method:
       raise UserError(
         f'{self.stage}: nothing to learn from: {self.left_out} in any of the {len(examples):,} '
         'queries; look at the results of the stages retrieve and score, and at the labels of '
-        'config.data.judgements'
+        f'config.data.judgements{self.without}'
       )
     if out:
       say(f'{self.stage}: {out:,} of {len(examples):,} queries are left out: {self.left_out}')
@@ -175,7 +177,16 @@ def open_material(run, model: TextModel) -> Material:
 
 def check_records(stage: str, run) -> None:
   """Raises: UserError before the first stage if this one decides by a validation that it lacks."""
-  held_out.check_records(run, stage, 'judgements')
+  searched = functools.partial(retrieve.queries, run)
+  held_out.check_records(run, stage, 'judgements', records=searched, fix=more_held_out(run))
+
+
+def more_held_out(run) -> str:
+  """What gives more held-out queries, for messages."""
+  most = run.config.retrieve.queries
+  if not most or most >= len(prepare.records(run, 'judgements')):
+    return held_out.RAISE
+  return f'{held_out.RAISE}, or config.retrieve.queries={most} (0: all)'
 
 
 def as_click(example: Example) -> Click:

@@ -67,7 +67,10 @@ def maker(run, model: TextModel) -> dict:
 
 def execute(run: Run) -> dict:
   groups = queries(run)
-  shards = open_shards(run, len(groups), maker(run, index.open_retriever(run.config)))
+  retriever = index.open_retriever(run.config)
+  if cut := Prompts(retriever).cut([group.query for group in groups]):
+    say(f'retrieve: {cut}')
+  shards = open_shards(run, len(groups), maker(run, retriever))
   facts = fill(run, groups, shards, lambda: open_it(run, run.config.retrieve.depth), 'retrieve')
   return (processes.first_alone('retrieve: finish', lambda: finish(run, groups)) or {}) | facts
 

@@ -202,11 +202,12 @@ def check_models(config, models) -> None:
 def check_records(run: Run) -> None:
   """Raises: UserError, before the first model runs, for queries that cannot be learned from."""
   found = queries.training(run)
-  kept = held_out.left(run, [as_group(query) for query in found])
+  groups = [as_group(query) for query in found]
+  kept = held_out.left(run, groups)
   check_count(run.config.rewrite, kept, len(found) - kept)
   known = {doc.doc_id for doc in queries.collection(run.config)}
   queries.check_collection(found, known, queries.address(run.config))
-  held_out.check_records(run, 'rewrite', 'judgements')
+  held_out.check_records(run, 'rewrite', 'judgements', records=lambda: groups)
 
 
 def uses(config) -> tuple[Use, ...]:
