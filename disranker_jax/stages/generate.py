@@ -99,7 +99,10 @@ def write_missing(run: Run, docs: Sequence[Document], missing: Sequence[range]) 
   done = len(docs) - sum(map(len, units))
   first = processes.is_first()
   storing = shards_of.Writer(shards, c.shard_seconds) if first else contextlib.nullcontext()
-  with storing as stored, Progress('generate', len(docs), 'texts', done) as progress:
+  with (
+    storing as stored,
+    Progress('generate', len(docs), 'texts', done, of='documents') as progress,
+  ):
     for unit, doc, texts in write(docs, units):
       if first:
         stored.add(unit, (doc, texts))
