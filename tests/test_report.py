@@ -97,6 +97,11 @@ class TestTables:
       '  --config.sft.epochs=2',
     ]  # fmt: skip
 
+  def test_numbers_of_a_sentence_have_a_minus_and_names_keep_their_hyphens(self):
+    said = 'onnx-int8: -0.082 (-0.271 to +.1), x of 2026-11-21; use --seeds=-1 and q-1'
+    wanted = said.replace('-0.', '\N{MINUS SIGN}0.')
+    assert tables.with_minus(said) == wanted
+
   @pytest.mark.parametrize('value, text', [(math.inf, 'inf'), ('nan', '-'), (2.005, '2.00')])
   def test_numbers_may_be_infinite(self, value, text):
     assert tables.number(value, 2) == text

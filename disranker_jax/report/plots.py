@@ -9,6 +9,8 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
+from disranker_jax.report import tables
+
 matplotlib.rcParams['svg.hashsalt'] = 'disranker'  # the same picture is the same file
 INK = '#333333'
 COLOURS = ('#8c8c8c', '#4c72b0', '#55a868', '#dd8452', '#c44e52')
@@ -38,7 +40,7 @@ def differences(rows: Sequence[Difference], label: str, alt: str, file: Path) ->
       axis.plot([low, high], [i, i], color=colour, linewidth=2)
       axis.plot(value, i, 'o', color=colour, markerfacecolor=colour if row.is_sure else 'white')
     # To the right of the axis, as a column.
-    text = row.text.replace('-', '\N{MINUS SIGN}')
+    text = tables.with_minus(row.text)
     axis.text(1.02, i, text, va='center', transform=axis.get_yaxis_transform(), color=INK)
   axis.set(yticks=range(len(rows)), yticklabels=[row.name for row in rows], xlabel=label)
   axis.set_ylim(len(rows) - 0.5, -0.5)

@@ -1,6 +1,7 @@
 """Text tables: numbers as text, aligned columns for terminals, and Markdown."""
 
 import math
+import re
 import shutil
 import sys
 import textwrap
@@ -10,6 +11,7 @@ from disranker_jax import escaping
 from disranker_jax.evaluation import significance
 from disranker_jax.evaluation.power import POWER
 
+NEGATIVE = re.compile(r'(?:(?<=[\s(])|^)-(?=\.?\d)')
 LEAST_NAME = 12  # characters to which the first column of a table is narrowed at most
 FAIR_NAME = 24  # and to which it is narrowed before other columns are left out
 
@@ -21,6 +23,11 @@ def number(value, digits: int, sign: str = '') -> str:
   """
   value = float(value)
   return '-' if math.isnan(value) else f'{value:{sign}.{digits}f}'
+
+
+def with_minus(text: str) -> str:
+  """A sentence whose negative numbers have a minus sign; names and flags keep their hyphens."""
+  return NEGATIVE.sub('\N{MINUS SIGN}', text)
 
 
 def decimals(metric: str, most: int) -> int:
