@@ -4,6 +4,7 @@ A bar on a terminal, a line every few seconds in a log.
 """
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from disranker_jax import escaping
 
 LINE_SECONDS = 10.0
+BAR = 20  # characters, on a terminal with room for them
 _muted = False
 
 
@@ -27,10 +29,12 @@ class Progress:
 
   Args:
     total: steps in all, of which `start` are done.
+    unit: of the examples, such as 'pairs'.
     expected: examples that this process has still to do, if `work` is given.
     work: () -> (examples done, the seconds that they took). The time left follows from it. Without
       it, all steps count as equally long. Queries are not: some have many documents, those of one
       batch finish at the same moment, and the first batch waits for the compiler.
+    of: what the steps are.
   """
 
   def __init__(
@@ -41,13 +45,16 @@ class Progress:
     start: int = 0,
     expected: float = 0.0,
     work: Callable[[], tuple[int, float]] | None = None,
+    of: str = 'queries',
   ):
-    self._label, self._total, self._unit = label, total, unit
+    self._label, self._total, self._unit, self._of = label, total, unit, of
     self._tty = sys.stderr.isatty() and not _muted
     self._bar = None
     if self._tty:
-      form = '{desc} {bar:20} {n_fmt}/{total_fmt} {postfix} [{elapsed}]'
-      self._bar = tqdm(total=total, initial=start, desc=label, bar_format=form, leave=True)
+      form = f'{{desc}} {{bar:{BAR}}} {{n_fmt}}/{{total_fmt}} {of}'
+      self._bar = tqdm(
+        total=total, initial=start, desc=label, bar_format=form, leave=True, dynamic_ncols=True
+      )
     self._first, self._step, self._examples = start, start, 0
     self._expected, self._work = expected, work
     self._before = work()[0] if work else 0
@@ -67,16 +74,26 @@ class Progress:
     now = time.monotonic()
     if self._bar is not None or now - self._shown >= LINE_SECONDS or step == self._total:
       rate, left = self._speed(step, now)
-      shown = ' '.join(f'{k} {v:.4g}' for k, v in values.items())
-      text = f'{shown} {rate:.1f} {self._unit}/s {clock(left)} left'.strip()
+      parts = [f'{k} {v:.4g}' for k, v in values.items()]
+      last = f'in {clock(now - self._begin)}' if step == self._total else f'{clock(left)} left'
+      parts = [f'{step}/{self._total} {self._of}', *parts, f'{rate:,.1f} {self._unit}/s', last]
       if self._bar is not None:
-        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.bar_format = self._form(parts)
         self._bar.update(step - self._step)
       else:
-        say(f'{self._label} {step}/{self._total} {text}')
+        say(f'{self._label} {", ".join(parts)}')
         self._shown = now
     self._second = self._second or (now, step)
     self._step = step
+
+  def _form(self, parts: list[str]) -> str:
+    """The line for tqdm to fill in; on a narrow terminal the bar shrinks, then the rate goes."""
+    columns = self._bar.format_dict['ncols'] or math.inf
+    room = lambda: columns - len(f'{self._label}  {", ".join(parts)}')  # noqa: E731
+    while len(parts) > 2 and room() < 1:
+      del parts[-2]
+    said = ', '.join(parts).replace('{', '{{').replace('}', '}}')
+    return f'{{desc}} {{bar:{max(1, min(BAR, room()))}}} {said}'
 
   def _speed(self, step: int, now: float) -> tuple[float, float]:
     """(examples per second, seconds left)."""

@@ -211,10 +211,10 @@ def test_the_table_says_who_is_better_by_how_much_and_is_saved(folder, capsys):
   saved = json.loads((folder / 'out' / 'compare.json').read_text())
   page = (folder / 'out' / 'compare.md').read_text()
   good = saved['runs']['good']
-  cell = f'{good["differences"]["ndcg@5"]["value"]:+.4f}'
+  cell = f'{good["differences"]["ndcg@5"]["value"]:+.3f}'
   for text in (printed, page):
     assert cell in text and 'nDCG@5' in text and 'delta-GSB@5 against weak' in text
-    assert f'{good["metrics"]["pnr"]["value"]:.3f}' in text
+    assert f'{good["metrics"]["pnr"]["value"]:.2f}' in text
   counts = good['differences']['gsb@5']
   assert f'{counts["good"]} : {counts["same"]} : {counts["bad"]}' in printed
   starred = [line for line in printed.splitlines() if line.startswith('good') and '*' in line]
@@ -283,7 +283,7 @@ def test_human_verdicts_need_no_runs(tmp_path, capsys):
   (tmp_path / 'v.csv').write_text('query_id,verdict\n' + ''.join(rows))
   words = ['--verdicts', str(tmp_path / 'v.csv'), '--out', str(tmp_path / 'out')]
   compare.main(words)
-  assert '54 : 116 : 30  +0.1200' in capsys.readouterr().out
+  assert '54 : 116 : 30  +0.120' in capsys.readouterr().out
   saved = json.loads((tmp_path / 'out' / 'compare.json').read_text())['verdicts']
   assert saved['delta'] == pytest.approx(0.12) and saved['low'] < 0.12 < saved['high']
 

@@ -235,8 +235,8 @@ def test_a_sentence_per_run_says_which_difference_these_queries_show(folder):
   assert cell['detectable'] == pytest.approx(2.8739 * error, rel=1e-3)
   sentences = [line for line in comparison.text(found).splitlines() if line.startswith('Power: ')]
   assert sentences == [
-    f'Power: good, nDCG@5: with 40 queries a true difference of {cell["detectable"]:.4f} is '
-    f'found in 80 % of cases (p < 0.05, one test); one of {cell["value"]:+.4f} needs '
+    f'Power: good, nDCG@5: with 40 queries a true difference of {cell["detectable"]:.3f} is '
+    f'found in 80 % of cases (p < 0.05, one test); one of {cell["value"]:+.3f} needs '
     f'about {cell["needed"]:.0f} queries.',
     'Power: same, nDCG@5: unknown, as no query differs from weak.',
   ]

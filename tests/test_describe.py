@@ -93,7 +93,7 @@ def test_bad_rows_of_one_kind_are_one_line_with_a_place_and_the_status_is_1(tmp_
     with pytest.raises(SystemExit) as ended:
       describe.main([*flags, address])
     assert ended.value.code == 1
-  assert '1 pairs of 7 rows; 5 bad rows' in (out := capsys.readouterr().out)
+  assert '1 pair of 7 rows; 5 bad rows' in (out := capsys.readouterr().out)
   assert '1  repeated rows or documents dropped' in out
 
 
@@ -177,3 +177,11 @@ def test_rows_of_another_kind_are_recognised(tmp_path, capsys):
   # A row with another mistake is not of another kind, nor is a file with good rows.
   assert 'other_kinds' not in report(write(tmp_path / 'c.jsonl', [ROW, {'query': 'x'}]))
   assert report(write(tmp_path / 'd.jsonl', ['{"broken']))['other_kinds'] == []
+
+
+def test_a_source_that_has_no_rows_is_not_said_to_have_none_of_them(tmp_path, capsys):
+  found = report(write(tmp_path / 'a.jsonl', [ROW]))
+  describe.show(found)
+  assert '1 query, 1 pair of 1 row; 0 bad rows' in capsys.readouterr().out
+  describe.show(found | {'rows': 0})  # as of python_docs:
+  assert capsys.readouterr().out.splitlines()[1] == '1 query, 1 pair'

@@ -28,6 +28,7 @@ def facts_of(values: dict[str, list[float]], **results):
   return types.SimpleNamespace(
     table=TABLE, rows=rows, results=found, overlap={}, related=None, tests={}, cluster='',
     validation={}, before={}, gains={}, tried={}, best={}, logs={}, seeds={}, served={}, config={},
+    quantised={},
     intervals=intervals.analyse(TABLE, rows, against=against),
     shared=NOBODY,
     clusters=len(next(iter(values.values()))), clusters_Q=list(next(iter(rows.values()))),
@@ -41,7 +42,7 @@ def test_a_teacher_that_training_made_worse_is_a_warning_with_both_values():
   assert warning.startswith(
     '"teacher" ranks no better than "zero-shot LLM": nDCG@5 0.250 against 0.300'
   )
-  assert '-0.050' in warning
+  assert '-0.050' in warning and warning.endswith('; docs/choose.md says what to try')
 
 
 def test_a_student_is_held_against_the_first_stage_and_against_labels_alone():
@@ -53,6 +54,9 @@ def test_a_student_is_held_against_the_first_stage_and_against_labels_alone():
     '"distilled student" ranks no better than "student, labels only"',
   ]
   assert 'interval' in said[1]
+  # Where to read on is said once, for all of them.
+  assert [w.count('docs/choose.md') for w in said] == [0, 0, 1]
+  assert said[-1].endswith('; docs/choose.md says what to try in these 3 cases')
 
 
 def test_rows_that_improve_on_all_that_they_should_are_not_mentioned():
@@ -67,6 +71,11 @@ def test_the_student_is_compared_with_production_as_with_a_baseline():
   assert [each.baseline for each in said] == ['BM25', 'production']
   # Two in three queries gain .06 or .07, one gains .05.
   assert str(said[1]).startswith('"distilled student" against "production": +0.060 nDCG@5 (95 % ')
+  # The correction is explained once, after the comparisons.
+  lines = findings.sentences(facts)
+  tests = len(facts.intervals.differences)
+  assert lines[2] == f"Holm: p with Holm's correction for the {tests} tests of the report"
+  assert [line.count('correction') for line in lines].count(1) == 1
 
 
 def test_the_student_with_the_first_stage_is_compared_with_both_and_its_weight_is_said():

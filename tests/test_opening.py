@@ -192,8 +192,8 @@ def test_the_models_are_said_with_their_layers(tmp_path, capsys):
   with pytest.raises(AssertionError):
     runner.run(tiny(student__layers=(1,)), tmp_path / 'run')
   said = capsys.readouterr().err
-  assert 'teacher: tiny-decoder, all 2 layers, 0.1M parameters' in said
-  assert 'student: tiny-encoder, 1 of its 2 layers, 0.0M parameters' in said
+  assert 'teacher: tiny-decoder, all 2 layers, 57.0K parameters' in said
+  assert 'student: tiny-encoder, 1 of its 2 layers, 45.3K parameters' in said
 
 
 def test_parameters_and_moments_larger_than_the_memory_are_refused(tmp_path, monkeypatch):

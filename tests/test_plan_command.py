@@ -1,10 +1,12 @@
-"""`disranker plan`: its errors."""
+"""`disranker plan`: its errors, and its text."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from disranker_jax.commands.plan import local, machine
 
 ROOT = Path(__file__).parents[1]
 TINY = '--config=configs/tiny.py'
@@ -43,3 +45,37 @@ def test_a_stage_that_writes_is_planned_for_a_slice_without_its_compiler():
   assert done.returncode == 0, done.stderr
   assert 'v5e:2x2, 16 GiB of memory each' in done.stdout and 'texts/s' in done.stdout
   assert '63 steps, 1,000 rows (--rows)' in done.stdout  # of 16 texts
+
+
+ANSWER = {
+  'stage': 'cpt', 'fits': True, 'bytes_per_device': 2**20, 'memory': {'parameters': 2**20},
+  'tokens_per_s': 640.0, 'pairs_per_s': 10.0, 'pair_tokens': 64, 'rows': 59_579_125,
+  'rows_from': 'the paper', 'epochs': 1.0, 'steps': 6, 'hours': 0.02,
+}  # fmt: skip
+
+
+def said(platform='cpu', devices=1, **values) -> list[str]:
+  where = machine.Machine('AMD EPYC, 2 cores', platform, devices, 2**30)
+  return local.text(where, [ANSWER | values]).splitlines()
+
+
+@pytest.mark.parametrize(
+  ('platform', 'devices', 'memory'),
+  [
+    ('cpu', 1, '1 GiB of memory;'),
+    ('cpu', 8, '1 GiB of memory;'),  # which the devices share
+    ('gpu', 1, '1 GiB of memory;'),
+    ('gpu', 2, '1 GiB of memory each;'),
+  ],
+)
+def test_memory_is_that_of_each_device_where_there_are_several(platform, devices, memory):
+  assert memory in said(platform, devices)[0]
+
+
+def test_short_stages_have_minutes_and_one_epoch_is_singular():
+  assert said()[2].endswith('; 1m12s: 6 steps, 59,579,125 rows (the paper), 1 epoch')
+  assert said(epochs=0.5)[2].endswith('0.5 epochs')
+
+
+def test_steps_that_the_config_limits_are_not_those_of_all_rows():
+  assert said(steps_from='max_steps')[2].endswith('; 1m12s: 6 steps (max_steps)')

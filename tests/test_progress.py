@@ -1,5 +1,6 @@
-"""The time left that a progress line shows, by a clock of the test's own."""
+"""What a progress line shows, and that it fits the terminal; by a clock of the test's own."""
 
+import io
 import re
 
 import pytest
@@ -35,8 +36,7 @@ def test_the_compiler_and_queries_of_one_batch_do_not_distort_the_time_left(cloc
       done[0] += 1
       for query in range(4):
         shown.update(4 * batch + query + 1, 25)
-  # The last query has a line of its own.
-  assert seconds_left(capsys) == [180, 160, 140, 120, 100, 80, 60, 40, 20, 0, 0]
+  assert seconds_left(capsys) == [180, 160, 140, 120, 100, 80, 60, 40, 20, 0]
 
 
 def test_queries_with_many_documents_count_as_more_work(clock, capsys):
@@ -75,3 +75,37 @@ def test_a_slow_first_step_does_not_distort_the_time_left_for_long(clock, capsys
       clock[0] += seconds
       shown.update(step, 64)
   assert seconds_left(capsys) == [1900, 180, 170]
+
+
+def test_the_last_line_says_how_long_it_took_and_what_was_counted(clock, capsys):
+  with progress.Progress('evaluate bm25', 12, 'pairs') as shown:
+    clock[0] = 75.0
+    shown.update(12, 240)
+  assert capsys.readouterr().err == 'evaluate bm25 12/12 queries, 3.2 pairs/s, in 1m15s\n'
+
+
+class Terminal(io.StringIO):
+  encoding = 'utf-8'
+
+  def isatty(self) -> bool:
+    return True
+
+
+@pytest.mark.parametrize(
+  ('columns', 'label', 'line'),
+  [
+    (80, 'cpt', 'cpt 1/6 steps, loss 6.392, 14.1 clicks/s, 0m03s left'),
+    (58, 'cpt', 'cpt 1/6 steps, loss 6.392, 14.1 clicks/s, 0m03s left'),
+    (44, 'cpt', 'cpt 1/6 steps, loss 6.392, 0m03s left'),
+    (44, 'student_sft', 'student_sft 1/6 steps, 0m03s left'),
+    (80, 'a {name}', 'a {name} 1/6 steps, loss 6.392, 14.1 clicks/s, 0m03s left'),
+  ],
+)
+def test_the_line_of_a_bar_fits_the_terminal(columns, label, line, monkeypatch):
+  monkeypatch.setattr(progress.sys, 'stderr', Terminal())
+  with progress.Progress(label, 6, 'clicks', of='steps') as shown:
+    shown._bar.dynamic_ncols = lambda file: (columns, 24)
+    monkeypatch.setattr(shown, '_speed', lambda step, now: (14.1, 3.0))
+    shown.update(1, 8, loss=6.392)
+    drawn = str(shown._bar)
+  assert re.sub('[█▏▎▍▌▋▊▉ ]+', ' ', drawn) == line and len(drawn) <= columns

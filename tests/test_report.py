@@ -35,8 +35,8 @@ class TestTables:
     means = {'bm25': {'ndcg@5': {'value': 0.54657, 'low': 0.41234, 'high': 0.68751}}}
     assert results.heads(TABLE, means)[2:4] == ['nDCG@5', '95 % interval']
     assert results.rows(TABLE, RESULTS, means) == [
-      ['BM25', '3.83', '0.5466', '0.412 to 0.688', '0.6145', '0.4500', '', ''],
-      ['distilled student', 'inf', '1.0000', '', '1.0000', '1.0000', '22.7M', '0.16'],
+      ['BM25', '3.83', '0.547', '0.412 to 0.688', '0.615', '0.450', '', ''],
+      ['distilled student', 'inf', '1.000', '', '1.000', '1.000', '22.7M', '0.165'],
     ]
 
   def test_no_two_rows_have_one_title(self):
@@ -60,7 +60,7 @@ class TestTables:
     assert len(lines) == 4
     assert {line.count('|') for line in lines} == {len(results.heads(TABLE, {})) + 1}
     assert lines[1] == '|---|' + '---:|' * 6
-    assert lines[3].startswith('| distilled student | inf | 1.0000 | 1.0000 |')
+    assert lines[3].startswith('| distilled student | inf | 1.000 | 1.000 |')
 
   @pytest.mark.parametrize(
     'count, text',
@@ -68,6 +68,39 @@ class TestTables:
   )
   def test_counts_are_short(self, count, text):
     assert tables.short(count) == text
+
+  @pytest.mark.parametrize(
+    'value, text',
+    [(0.16487, '0.165'), (11.594, '11.6'), (99.96, '100'), (619.75, '620'), (12_395.2, '12,395')],
+  )
+  def test_times_have_three_digits(self, value, text):
+    assert tables.significant(value) == text
+
+  def test_a_narrow_terminal_loses_columns_of_costs_and_says_which(self):
+    models = RESULTS | {'together': BM25 | {'title': 'distilled student + BM25, by ranks'}}
+    whole = results.text(TABLE, models, {}, 100).splitlines()
+    assert whole == results.text(TABLE, models, {}).splitlines()
+    *lines, note = results.text(TABLE, models, {}, 60).splitlines()
+    assert max(map(len, lines)) <= 60
+    assert 'MRR@10' in lines[0] and 'ms per pair' not in lines[0]
+    assert note == 'not shown in 60 columns: parameters and ms per pair'
+    # Where all columns are needed, long names take two lines.
+    assert lines[-2].startswith('distilled student + BM25, by  3.83') and lines[-1] == '  ranks'
+
+  def test_lines_are_broken_between_words_on_a_terminal_alone(self, monkeypatch):
+    said = 'a sentence that is longer than forty characters, about --config.sft.epochs=2'
+    assert tables.wrapped(said) == said  # the output of a test is no terminal
+    monkeypatch.setattr(tables.sys.stdout, 'isatty', lambda: True)
+    monkeypatch.setenv('COLUMNS', '40')
+    assert tables.wrapped(said).split('\n') == [
+      'a sentence that is longer than forty', '  characters, about',
+      '  --config.sft.epochs=2',
+    ]  # fmt: skip
+
+  def test_numbers_of_a_sentence_have_a_minus_and_names_keep_their_hyphens(self):
+    said = 'onnx-int8: -0.082 (-0.271 to +.1), x of 2026-11-21; use --seeds=-1 and q-1'
+    wanted = said.replace('-0.', '\N{MINUS SIGN}0.')
+    assert tables.with_minus(said) == wanted
 
   @pytest.mark.parametrize('value, text', [(math.inf, 'inf'), ('nan', '-'), (2.005, '2.00')])
   def test_numbers_may_be_infinite(self, value, text):
@@ -132,6 +165,14 @@ class TestReport:
     assert 'distilled student' in out
     assert 'report/report.md' in out and 'report/index.html' in out
     assert 'disranker rerank --model export/student --query' in out
+
+  def test_results_of_stages_that_are_gone_are_not_shown(self, run, capsys):
+    report.show(run)
+    assert '3.83' in capsys.readouterr().out
+    (run.folder('evaluate') / manifest.FILE).unlink()  # what --rerun=score leaves of the stage
+    report.show(run)
+    out = capsys.readouterr().out
+    assert 'evaluate has to run again' in out and '3.83' not in out
 
   @pytest.mark.parametrize(
     ('system', 'stage', 'command'),

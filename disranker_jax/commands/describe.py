@@ -12,6 +12,7 @@ from pathlib import Path
 from disranker_jax import escaping
 from disranker_jax.commands.common import Parser
 from disranker_jax.errors import UserError
+from disranker_jax.progress import Count, amount
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -57,7 +58,6 @@ def look(args: argparse.Namespace) -> dict:
 
   from disranker_jax.data import sources, survey
   from disranker_jax.data.records import BadRows
-  from disranker_jax.progress import Count
 
   result = survey.Survey(prompt_of(args))
   with (
@@ -81,11 +81,14 @@ def look(args: argparse.Namespace) -> dict:
 
 def show(report: dict) -> None:
   """Prints the report as text."""
-  records = f'{report["clicks"]:,} clicks' if 'clicks' in report else (
-    f'{report.get("queries", 0):,} queries, {report.get("pairs", 0):,} pairs'
-  )  # fmt: skip
+  records = amount(report.get('queries', 0), 'query', 'queries')
+  records += f', {amount(report.get("pairs", 0), "pair")}'
+  if 'clicks' in report:
+    records = amount(report['clicks'], 'click')
   print(f'{report["source"]} ({report["kind"]})')
-  print(f'{records} of {report["rows"]:,} rows; {report["bad_rows"]:,} bad rows')
+  # Built-in sources have no rows.
+  rows = f' of {amount(report["rows"], "row")}; {amount(report["bad_rows"], "bad row")}'
+  print(records + (rows if report['rows'] else ''))
   for row in report['reasons']:
     print(f'  {row["count"]:>9,}  {escaping.line(row["reason"])}  (first: {row["first"]})')
   if kinds := report.get('other_kinds'):

@@ -94,8 +94,8 @@ def chosen(
   weight, values = fusion.choose(*runs, found, method)
   say(
     f'{files[0]} has weight {weight:g}, {files[1]} {1 - weight:.2g}: '
-    f'{metrics.title(fusion.METRIC)} {values[weight]:.4f} on {len(found):,} queries of '
-    f'{qrels_file} (alone {values[1.0]:.4f} and {values[0.0]:.4f}); report results on other queries'
+    f'{metrics.title(fusion.METRIC)} {values[weight]:.3f} on {len(found):,} queries of '
+    f'{qrels_file} (alone {values[1.0]:.3f} and {values[0.0]:.3f}); report results on other queries'
   )
   return [weight, 1 - weight]
 

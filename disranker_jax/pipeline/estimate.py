@@ -76,29 +76,30 @@ class Estimate:
     ]
 
   def say_memory(self) -> None:
-    """One line, and one more for each stage that will probably not fit."""
+    """A line if a stage will probably not fit, and a warning for each such stage.
+
+    The table of `say_time` has the memory of all stages.
+    """
     most: dict[str, int] = {}
     largest: dict[str, Opened] = {}
     for one, needed in zip(self._opened, self.bytes_of, strict=True):
       if needed > most.get(one.stage.name, 0):
         most[one.stage.name], largest[one.stage.name] = needed, one
     limit = memory.limit()
-    here = f', of {gib(limit)}' if limit else ''
-    listed = ', '.join(f'{name} {gib(needed)}' for name, needed in most.items())
-    say(f'estimate: memory of a device{here}: {listed}')
-    for name, needed in most.items():
-      if limit and needed > limit:
-        one = largest[name]
-        keys = opening.rows_of(self._run.config, one.stage, one.use)
-        less = f'set config.{one.use.role}.param_dtype=bfloat16'
-        if one.step.trained:
-          less = ', or '.join(
-            filter(None, ["set the model's remat=full", opening.adapters_of(one)])
-          )
-        say(
-          f'warning: {name} will probably not fit into {gib(limit)}: lower {keys} '
-          f"or the model's row_len, or {less}"
-        )
+    too_large = [name for name, needed in most.items() if limit and needed > limit]
+    if too_large:
+      listed = ', '.join(f'{name} {gib(needed)}' for name, needed in most.items())
+      say(f'estimate: memory of a device, of {gib(limit)}: {listed}')
+    for name in too_large:
+      one = largest[name]
+      keys = opening.rows_of(self._run.config, one.stage, one.use)
+      less = f'set config.{one.use.role}.param_dtype=bfloat16'
+      if one.step.trained:
+        less = ', or '.join(filter(None, ["set the model's remat=full", opening.adapters_of(one)]))
+      say(
+        f'warning: {name} will probably not fit into {gib(limit)}: lower {keys} '
+        f"or the model's row_len, or {less}"
+      )
 
   def say_time(self) -> None:
     """A table of the stages, once the data are prepared."""

@@ -18,6 +18,7 @@ from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline import steps, systems
 from disranker_jax.pipeline.stage import Run, Stage, Use, saved_steps
 from disranker_jax.progress import say
+from disranker_jax.report import tables
 from disranker_jax.training import logs, optimizer
 from disranker_jax.training.settings import ADAPTERS, adapters_only, lacking
 
@@ -139,8 +140,8 @@ def describe(opened: Sequence[Opened]) -> None:
     said.add(one.use.role)
     have = hf.open_config(one.model.folder).layers
     some = f'{network.config.layers} of its {have}' if settings.layers else f'all {have}'
-    size = network.count_params() / 1e6
-    say(f'{one.use.role}: {settings.model}, {some} layers, {size:,.1f}M parameters')
+    size = tables.short(network.count_params())
+    say(f'{one.use.role}: {settings.model}, {some} layers, {size} parameters')
   for one in opened:
     if one.step.trained and optimizer.adapted(one.model.network.shapes(), one.step.trained):
       stage, role, rank = one.stage.name, one.use.role, one.model.network.lora_rank

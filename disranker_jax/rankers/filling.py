@@ -57,7 +57,7 @@ def store(
   """
   first, done = processes.is_first(), into.count - sum(map(len, units))
   writing = shards.Writer(into, seconds) if first else contextlib.nullcontext()
-  with writing as writer, Progress(label, into.count, unit, done) as progress:
+  with writing as writer, Progress(label, into.count, unit, done, of=into.format.items) as progress:
     for of_unit, item, examples in found:
       if first:
         writer.add(of_unit, item)

@@ -58,7 +58,9 @@ def sentences(result: dict) -> list[str]:
 
 def text(result: dict) -> str:
   """The result as it is printed."""
-  parts = [heading(result), tables.aligned(*cells(result)), '\n'.join(sentences(result))]
+  table = tables.aligned(*cells(result), width=tables.columns())
+  said = '\n'.join(map(tables.wrapped, sentences(result)))
+  parts = [tables.wrapped(heading(result)), table, said]
   return escaping.terminal('\n\n'.join(parts))
 
 

@@ -9,7 +9,7 @@ from disranker_jax.evaluation.metrics import METRICS, title
 from disranker_jax.report import tables
 from disranker_jax.report.tables import chance, decimals, drawn
 
-DIGITS = 4  # of metrics between 0 and 1
+DIGITS = 3  # of metrics between 0 and 1
 MAIN = 'ndcg@5'  # the metric of the sentences on power, if it is among the metrics; else the first
 
 
@@ -27,11 +27,11 @@ def heading(metric: str, result: dict) -> str:
 
 def text(result: dict) -> str:
   """The result as it is printed: blocks of aligned columns."""
-  parts = [headline(result)]
+  parts, width = [tables.wrapped(headline(result))], tables.columns()
   for block in blocks(result):
-    aligned = tables.aligned(block.heads, block.rows)
-    parts.append('\n'.join([*([block.title] if block.title else []), aligned]))
-  return '\n\n'.join([*parts, *notes(result)])
+    aligned = tables.aligned(block.heads, block.rows, width=width)
+    parts.append('\n'.join([*([tables.wrapped(block.title)] if block.title else []), aligned]))
+  return '\n\n'.join([*parts, *map(tables.wrapped, notes(result))])
 
 
 def markdown(result: dict) -> str:

@@ -40,14 +40,17 @@ class Comparison(NamedTuple):
   def __str__(self) -> str:
     return (
       f'"{self.row}" against "{self.baseline}": {self.value} {self.metric} '
-      f"(95 % interval {self.interval}, p {self.p}; {self.p_holm} with Holm's correction for the "
-      f'{self.tests} tests of the report)'
+      f'(95 % interval {self.interval}, p {self.p}, Holm {self.p_holm})'
     )
 
 
 def sentences(facts: Facts) -> list[str]:
   """The sentences about the results; `warnings` are apart."""
-  return [*map(str, comparisons(facts)), *others(facts)]
+  found = comparisons(facts)
+  corrected = [
+    f"Holm: p with Holm's correction for the {each.tests} tests of the report" for each in found[:1]
+  ]
+  return [*map(str, found), *corrected, *others(facts)]
 
 
 def others(facts: Facts) -> list[str]:
@@ -245,10 +248,9 @@ def missed(facts: Facts) -> list[str]:
         found.append(
           f'{quoted(facts, name)} ranks no better than {quoted(facts, other)}: '
           f'{metrics.title(main)} {ours:.{DIGITS}f} against {theirs:.{DIGITS}f} '
-          f'({ours - theirs:+.{DIGITS}f}{interval}); '
-          'docs/choose.md says what to try'
+          f'({ours - theirs:+.{DIGITS}f}{interval})'
         )
-  return found
+  return advised(found, 'docs/choose.md says what to try')
 
 
 def missed_held_out(facts: Facts) -> list[str]:
@@ -265,9 +267,15 @@ def missed_held_out(facts: Facts) -> list[str]:
       found.append(
         f'{quoted(facts, name)} ranks the {of_row["labelled"]} held-out training queries no better '
         f'than {quoted(facts, other)}: {metrics.title(metric)} {of_row[metric]:.{DIGITS}f} against '
-        f'{values[other][metric]:.{DIGITS}f}; docs/results.md says what limits a student'
+        f'{values[other][metric]:.{DIGITS}f}'
       )
-  return found
+  return advised(found, 'docs/results.md says what limits a student')
+
+
+def advised(found: list[str], where: str) -> list[str]:
+  """Warnings of one kind; the last one names the page for all of them."""
+  whole = f' in these {len(found)} cases' if len(found) > 1 else ''
+  return [*found[:-1], *(f'{last}; {where}{whole}' for last in found[-1:])]
 
 
 def memorised(facts: Facts) -> list[str]:

@@ -1,5 +1,6 @@
 """The result table of a run, from {row: {metric: value}}."""
 
+import math
 from collections.abc import Mapping
 
 from disranker_jax.evaluation import metrics
@@ -7,14 +8,19 @@ from disranker_jax.report import tables
 from disranker_jax.stages.result_table import Table
 
 Means = Mapping[str, Mapping[str, Mapping[str, float]]]  # {row: {metric: {value, low, high}}}
-# Facts of rows that are columns: the column and its decimals. Those that the table does not name
-# are columns where a row has them, as rows that rank by prompts do.
+DIGITS = 3  # of metrics between 0 and 1
+# Facts of rows that are columns: the column and how it is written. Those that the table does not
+# name are columns where a row has them, as rows that rank by prompts do.
 COSTS = {
-  'parameters': ('parameters', None), 'ms_per_pair': ('ms per pair', 2),
-  'prompts_per_query': ('prompts', 1), 'tokens_per_query': ('tokens', 0),
-  'ms_per_query': ('ms per query', 0), 'conflict_rate': ('conflicts', 3), 'tied_rate': ('ties', 3),
-  'fault_rate': ('malformed', 3),
-}  # fmt: skip
+  'parameters': ('parameters', tables.short),
+  'ms_per_pair': ('ms per pair', tables.significant),
+  'prompts_per_query': ('prompts', lambda count: tables.number(count, 1)),
+  'tokens_per_query': ('tokens', lambda count: tables.number(count, 0)),
+  'ms_per_query': ('ms per query', tables.significant),
+  'conflict_rate': ('conflicts', lambda share: tables.number(share, DIGITS)),
+  'tied_rate': ('ties', lambda share: tables.number(share, DIGITS)),
+  'fault_rate': ('malformed', lambda share: tables.number(share, DIGITS)),
+}
 
 
 def heads(table: Table, means: Means) -> list[str]:
@@ -33,20 +39,17 @@ def rows(table: Table, results: Mapping[str, Mapping], means: Means) -> list[lis
   for name, values in results.items():
     cells = [table.row_title(name, results)]
     for metric in table.columns:
-      cells.append(tables.number(values[metric], 2 if metric == 'pnr' else 4))
+      cells.append(tables.number(values[metric], tables.decimals(metric, DIGITS)))
       if metric == table.main and means:
         interval = means.get(name, {}).get(metric)
-        cells.append(tables.span(interval, 3) if interval else '')
+        cells.append(tables.span(interval, DIGITS) if interval else '')
     lines.append([*cells, *(cost(name, values) for name in table.costs)])
   return lines
 
 
 def cost(name: str, values: Mapping) -> str:
   """A fact of a row as text; '' if it has none."""
-  digits = COSTS[name][1]
-  if name not in values:
-    return ''
-  return tables.short(values[name]) if digits is None else tables.number(values[name], digits)
+  return COSTS[name][1](values[name]) if name in values else ''
 
 
 def with_costs(table: Table, results: Mapping[str, Mapping], means: Means) -> tuple[list, list]:
@@ -62,9 +65,17 @@ def with_costs(table: Table, results: Mapping[str, Mapping], means: Means) -> tu
   return head, lines
 
 
-def text(table: Table, results: Mapping[str, Mapping], means: Means) -> str:
-  """The table for a terminal."""
-  return tables.aligned(*with_costs(table, results, means))
+def text(
+  table: Table, results: Mapping[str, Mapping], means: Means, width: float = math.inf
+) -> str:
+  """The table for a terminal; columns of costs that do not fit into its width are left out."""
+  head, lines = with_costs(table, results, means)
+  titles = [title for title, _ in COSTS.values()]
+  costs = [i for i, title in reversed([*enumerate(head)]) if title in titles]
+  head, lines, gone = tables.fitting(head, lines, width, costs)
+  said = f'not shown in {width:g} columns: {tables.joined(gone)}'
+  note = f'\n{tables.wrapped(said, width)}' if gone else ''
+  return tables.aligned(head, lines, width=width) + note
 
 
 def markdown(table: Table, results: Mapping[str, Mapping], means: Means) -> str:
@@ -76,7 +87,7 @@ def differences(found: list[Mapping]) -> str:
   columns = ('model', 'against', 'metric', 'difference', '95 % interval', 'p', 'p (Holm)')
   lines = []
   for cell in found:
-    digits = tables.decimals(cell['metric'], 3)
+    digits = tables.decimals(cell['metric'], DIGITS)
     line = [cell['model'], cell['against'], metrics.title(cell['metric'])]
     line += [tables.number(cell['value'], digits, '+'), tables.span(cell, digits, '+')]
     lines.append([*line, tables.chance(cell['p']), tables.chance(cell['p_holm'])])

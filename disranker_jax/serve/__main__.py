@@ -80,7 +80,7 @@ def service(args: argparse.Namespace):
   from disranker_jax.rankers import loaded
   from disranker_jax.serve.admission import TEXT_BYTES
   from disranker_jax.serve.app import Limits, Service
-  from disranker_jax.serve.page import Search
+  from disranker_jax.serve.page import Search, named
 
   may_call = access_of(args)
   args.model = loaded.locate(args.model)
@@ -100,7 +100,10 @@ def service(args: argparse.Namespace):
     args.max_batch_tokens, args.timeout,
   )  # fmt: skip
   rewriter = rewriter_of(args)
-  search = None if args.no_search else Search(documents(args.docs), rewriter=rewriter)
+  address = args.docs or 'python_docs:'
+  search = None
+  if not args.no_search:
+    search = Search(documents(address), rewriter=rewriter, name=named(address))
   name = args.name or args.model.resolve().name
   load = functools.partial(loaded.load, args.model, args.backend, fast=True)
   return Service(load, name, limits, may_call, search)
@@ -143,13 +146,13 @@ def access_of(args: argparse.Namespace):
   return access.Access(token, tuple(args.cors_allow_origin), hosts)
 
 
-def documents(address: str | None):
+def documents(address: str):
   """A function that reads the collection of the search page."""
 
   def read():
     from disranker_jax.data import sources
 
-    return sources.documents(address or 'python_docs:')
+    return sources.documents(address)
 
   return read
 

@@ -6,7 +6,7 @@ With a rewriter the first stage searches the rewritten query; the re-ranker read
 import asyncio
 import functools
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from starlette.requests import Request
@@ -41,6 +41,18 @@ class Asked(NamedTuple):
   rewrite: bool = True  # where the server has a rewriter
 
 
+def named(address: str) -> str:
+  """What callers may know of a collection's address: neither its folder nor its options."""
+  scheme, colon, rest = address.partition(':')
+  if scheme == 'ir_datasets':  # a name, not a path
+    return address
+  if not colon:
+    return PurePath(address).name
+  if scheme not in ('jsonl', 'parquet'):  # whose question marks are part of a pattern
+    rest = rest.partition('?')[0]
+  return f'{scheme}:{PurePath(rest).name}'.removesuffix(':')
+
+
 def read(body: dict) -> Asked:
   """The fields of `/search`. Raises: Refused if one of them is wrong."""
   fuse = body.get(apis.FUSE)
@@ -55,10 +67,14 @@ class Search:
 
   Args:
     rewriter: returns a rewriting.loaded.LoadedRewriter; None: queries are searched as they are.
+    name: of the collection, which answers have.
   """
 
-  def __init__(self, documents, depth: int = 20, rewriter: Callable | None = None):
+  def __init__(
+    self, documents, depth: int = 20, rewriter: Callable | None = None, name: str = 'the collection'
+  ):
     self._documents, self._depth, self._open_rewriter = documents, depth, rewriter
+    self._name = name
     self.rewrites = rewriter is not None
     # One at a time, so that a thread is left for the queries of others.
     self._turn = asyncio.Semaphore()
@@ -96,8 +112,9 @@ class Search:
     depth = min(self._depth, service.limits.texts)
     [hits] = await service.aside(self._index.top, [text], depth)
     docs = [self._docs[i] for i, _ in hits]
+    of = {'documents': len(self._docs), 'collection': self._name, 'model': service.name}
     if not docs:
-      return {'results': [], 'texts': [], 'documents': len(self._docs), **rewritten}, {}
+      return {'results': [], 'texts': [], **of, **rewritten}, {}
     texts = [document_text(doc) for doc in docs]
     pairs = [(asked.query, text) for text in texts]
     request = apis.ScoreRequest(pairs, lambda scores, _: scores)
@@ -124,8 +141,7 @@ class Search:
       }
       for i, (doc, (_, score)) in enumerate(zip(docs, hits, strict=True))
     ]
-    found = {'results': results, 'texts': texts, 'documents': len(self._docs), **rewritten}
-    return found, headers
+    return {'results': results, 'texts': texts, **of, **rewritten}, headers
 
 
 def show(service):

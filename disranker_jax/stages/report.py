@@ -160,14 +160,18 @@ def show(run) -> None:
   file, table = run.folder('report') / 'summary.json', result_table.of(run.config)
   if is_complete(run) and file.exists():
     summary = json.loads(file.read_text())
-    print('\n' + results.text(table, summary['models'], summary['intervals']) + '\n')
+    models, means = summary['models'], summary['intervals']
+    print('\n' + results.text(table, models, means, tables.columns()) + '\n')
     for sentence in summary['sentences']:
-      print(escaping.line(sentence))
+      print(tables.wrapped(escaping.line(sentence)))
     for warning in summary['warnings']:
-      print(f'warning: {escaping.line(warning)}')
+      print(tables.wrapped(f'warning: {escaping.line(warning)}'))
     print()
   elif models := facts.read_results(run):
-    print('\n' + results.text(table, models, {}) + '\n')
+    if manifest.is_done(run.folder(table.stage)):
+      print('\n' + results.text(table, models, {}, tables.columns()) + '\n')
+    else:  # its rows are kept, but what they were made from is gone
+      print(f'\nno result table: {table.stage} has to run again\n')
   for what, name in (('report:', 'index.html'), ('as text:', 'report.md')):
     if (file := run.folder('report') / name).exists():
       print(f'{what:<9}{shown(file)}')

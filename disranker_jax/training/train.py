@@ -217,7 +217,7 @@ def fit(job: Job, feed: Feed, variables: dict, mesh, validation: Validation | No
     compiled = program.compiled = program.lower().compile()
     say(memory.expected(job.label, program, compiled))
     with (
-      Progress(job.label, job.steps, job.unit, step) as progress,
+      Progress(job.label, job.steps, job.unit, step, of='steps') as progress,
       Logs(job.folder, step, job.tensorboard, job.wandb_project) as logs,
     ):
       # Reads metrics one step late, so that the device does not wait for the host.

@@ -114,5 +114,5 @@ def test_the_card_has_use_results_parity_and_origin(student, exported, asked):
     found['pipeline_tag'] == 'text-ranking' and '- base model: `org/base`, licence `mit`' in text
   )
   assert '| onnx | float32 | 1e-06 | 1.0000 | +0.0000 |' in text
-  assert 'distilled student | 2.50 | 0.7000' in text and 'abc123' in text
+  assert 'distilled student | 2.50 | 0.700' in text and 'abc123' in text
   assert 'at most 64 tokens' in text

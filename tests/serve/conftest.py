@@ -156,4 +156,5 @@ def server(model):
     Document('zip', 'zip', 'Iterates over several at a time.'),
   )
   with Serving() as them:
-    yield them.start(lambda: loaded.load(model, 'onnx'), search=Search(lambda: docs))
+    search = Search(lambda: docs, name='jsonl:pages.jsonl')
+    yield them.start(lambda: loaded.load(model, 'onnx'), search=search)

@@ -73,7 +73,19 @@ class TestBrowser:
     ups = [d['first'] - d['rank'] for d in answer]
     for sign, mark in ((1, '▲'), (-1, '▼')):
       assert dom.count(f'>{mark} ') == sum(u * sign > 0 for u in ups)
-    assert re.search(r'\d of 5 documents, re-ranked in \d+ ms', dom)
+    said = r'\d of 5 documents of jsonl:pages.jsonl, re-ranked by student in \d+ ms'
+    assert re.search(said, dom) and dom.count('<main>') == 1
+
+  @needs_browser
+  def test_a_search_that_fails_leaves_no_results_of_the_one_before(
+    self, server, tmp_path, monkeypatch
+  ):
+    again = "setTimeout(() => search(' '), 3000);\n</script>"
+    monkeypatch.setattr(page, 'TEMPLATE', page.TEMPLATE.replace('</script>', again))
+    dom = browser(tmp_path, '--dump-dom', f'{server.url}/?q=a+list+names')
+    assert column(dom, 'first')  # the first search had some
+    assert re.search('<p id="status"[^>]*class="bad"', dom)
+    assert '<div id="results" hidden' in dom and re.search('<p id="rewritten"[^>]*hidden', dom)
 
   def test_documents_are_escaped(self, dom):
     assert '<title>Search' in dom and '<b>evil' not in dom
@@ -105,6 +117,20 @@ class TestBrowser:
     file = tmp_path / 'phone.png'
     browser(tmp_path, '--window-size=360,800', f'--screenshot={file}', f'{server.url}/?q=a+list')
     assert file.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+  ('address', 'name'),
+  [
+    ('python_docs:', 'python_docs'),
+    ('jsonl:/home/me/secret/part-?.jsonl', 'jsonl:part-?.jsonl'),
+    ('trec:/home/me/nfcorpus?qrels=/home/me/q.txt', 'trec:nfcorpus'),
+    ('ir_datasets:beir/nfcorpus/test', 'ir_datasets:beir/nfcorpus/test'),
+    ('/home/me/pages.jsonl', 'pages.jsonl'),
+  ],
+)
+def test_callers_learn_a_collections_name_and_not_its_folder(address, name):
+  assert page.named(address) == name
 
 
 def test_it_loads_nothing_from_other_hosts(server):

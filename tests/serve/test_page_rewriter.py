@@ -102,7 +102,8 @@ def test_the_rewriter_reads_a_query_to_its_own_limit(rewriting, writer):
 
 def test_without_results_the_answer_has_the_rewrite_too(rewriting):
   assert ask(rewriting, 'folder', rewrite=True)['rewrite'] == ''
-  assert ask(rewriting, 'zzzz', rewrite=False) == {'results': [], 'texts': [], 'documents': 2}
+  of = {'documents': 2, 'collection': 'the collection', 'model': 'student'}
+  assert ask(rewriting, 'zzzz', rewrite=False) == {'results': [], 'texts': [], **of}
 
 
 def test_a_failure_is_an_answer_and_the_next_query_is_rewritten(rewriting):
@@ -134,7 +135,8 @@ def test_the_page_shows_the_rewrite_as_text(rewriting, tmp_path):
 
 def test_a_server_without_a_rewriter_says_nothing_of_one(server):
   assert 'data-rewrite="false"' in server.client.get('/').text
-  assert ask(server, 'names', rewrite=True).keys() == {'results', 'texts', 'documents'}
+  told = {'results', 'texts', 'documents', 'collection', 'model'}
+  assert ask(server, 'names', rewrite=True).keys() == told
 
 
 def test_the_flag_needs_an_exported_rewriter_and_a_search(model, tmp_path):

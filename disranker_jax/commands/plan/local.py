@@ -14,6 +14,8 @@ from disranker_jax.commands.plan.machine import Machine
 from disranker_jax.devices import memory, sharding, speed
 from disranker_jax.devices.memory import size
 from disranker_jax.pipeline import estimate, manifest, systems
+from disranker_jax.progress import clock
+from disranker_jax.report import tables
 from disranker_jax.rewriting.stages import rewrite
 
 
@@ -85,8 +87,10 @@ def _stage(config, name: str, machine: Machine, mesh, rows: int, tokens: int) ->
 
 
 def text(machine: Machine, answers: list[dict]) -> str:
-  """A line per stage."""
-  limit = f', {size(machine.limit)} of memory each' if machine.limit else ''
+  """A few lines per stage."""
+  # A CPU's devices share its memory.
+  each = ' each' if machine.size > 1 and machine.platform != 'cpu' else ''
+  limit = f', {size(machine.limit)} of memory{each}' if machine.limit else ''
   lines = [f'{machine.name}{limit}; estimates without compiling']
   width = max(12, *(len(a['stage']) + 1 for a in answers))
   for a in answers:
@@ -94,12 +98,10 @@ def text(machine: Machine, answers: list[dict]) -> str:
     parts = ', '.join(f'{k} {size(n)}' for k, n in a['memory'].items())
     lines.append(f'{a["stage"]:{width}}{verdict}: {size(a["bytes_per_device"])} ({parts})')
     if 'hours' in a:
-      lines.append(
-        f'{"":{width}}about {report.speed(a)}, {a["hours"]:,.1f} h: {a["steps"]:,} steps, '
-        f'{a["rows"]:,} rows ({a["rows_from"]}), {a["epochs"]:g} epochs'
-      )
+      hours = clock(max(1, 3600 * a['hours']))
+      lines.append(f'{"":{width}}about {report.speed(a)}; {hours}: {report.in_steps(a)}')
     if 'in_8_bits' in a:
       lines.append(f'{"":{width}}{report.saved(a["in_8_bits"])}')
     if not a['fits']:
       lines.append(f'{"":{width}}try {"; or ".join(a["try"])}')
-  return '\n'.join(lines)
+  return '\n'.join(tables.wrapped(line, hang=' ' * width) for line in lines)

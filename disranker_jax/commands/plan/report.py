@@ -14,6 +14,8 @@ from disranker_jax.models import flops, tree
 from disranker_jax.models.flops import Flops
 from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.steps import GATE, Step
+from disranker_jax.progress import clock
+from disranker_jax.report.tables import significant
 from disranker_jax.rewriting.stages import rewrite
 from disranker_jax.training.settings import lacking
 
@@ -203,7 +205,9 @@ def work(config, stage: str, where, step, step_s: float, rows: int, pair_tokens:
   length = pair_tokens or side.max_len
   pairs = row_count * max(1, row_len // length) * step.accumulate
   steps = max(1, math.ceil(total * c.get('epochs', 1.0) / pairs))
-  steps = min(steps, c.get('max_steps', 0) or steps)
+  if 0 < c.get('max_steps', 0) < steps:
+    steps = c.max_steps
+    found['steps_from'] = 'max_steps'
   return found | {
     'tokens_per_s': row_count * row_len * step.accumulate / step_s,
     'pairs_per_s': pairs / step_s,
@@ -241,6 +245,15 @@ def writing(config, stage: str, where: chips.Slice, mesh, step: stages.Step, row
 def _whole(steps: int, step_s: float, where) -> dict:
   hours = steps * step_s / 3600
   return {'steps': steps, 'hours': hours, 'chip_hours': hours * where.size}
+
+
+def in_steps(answer: dict) -> str:
+  """The steps in words, and of how many rows they are."""
+  said = f'{answer["steps"]:,} step{"s"[: answer["steps"] != 1]}'
+  if limit := answer.get('steps_from'):
+    return f'{said} ({limit})'
+  epochs = f'{answer["epochs"]:g} epoch{"s"[: answer["epochs"] != 1]}'
+  return f'{said}, {answer["rows"]:,} rows ({answer["rows_from"]}), {epochs}'
 
 
 def speed(answer: dict) -> str:
@@ -348,7 +361,6 @@ def text(answer: dict) -> str:
 def _speed(answer: dict) -> list[tuple[str, str]]:
   s = answer['seconds']
   moved = [f'{k} {v["count"]} ({size(v["bytes"])})' for k, v in answer['collectives'].items()]
-  rows = f'{answer["rows"]:,} rows ({answer["rows_from"]}), {answer["epochs"]:g} epochs'
   return [
     ('collectives', ', '.join(moved) + ' per step and chip' if moved else 'none'),
     ('HBM traffic', f'{size(answer["hbm_traffic"])} per step and chip'),
@@ -356,8 +368,8 @@ def _speed(answer: dict) -> list[tuple[str, str]]:
              f'{answer["efficiency"]:.0%} of peak, HBM {s["hbm"]:.3g} s, ICI {s["ici"]:.3g} s'
              + _beside(s)),
     ('speed', f'{speed(answer)}, MFU {answer["mfu"]:.0%}'),
-    ('cost', f'{answer["chip_hours"]:,.0f} chip-hours, {answer["hours"]:,.1f} h: '
-             f'{answer["steps"]:,} steps, {rows}'),
+    ('cost', f'{significant(answer["chip_hours"])} chip-hours, '
+             f'{clock(max(1, 3600 * answer["hours"]))}: {in_steps(answer)}'),
     *([('8 bits', saved(answer['in_8_bits']))] if 'in_8_bits' in answer else []),
     *(('hint', hint) for hint in answer['hints']),
   ]  # fmt: skip
