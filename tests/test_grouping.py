@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from disranker_jax.data import beam, grouping, preparing, records, sources, store
+from disranker_jax.data import beam, grouping, preparation, preparing, records, sources, store
 from disranker_jax.data.records import BadRows, Document, Group
 from disranker_jax.errors import UserError
 
@@ -180,7 +180,7 @@ class TestDepth:
       (2, '; check the address, and the ranks: --depth 2 keeps 1 to 2'),
       (0, '; check the address'),
     ):
-      job = preparing.Job('jsonl:a', 'candidates', tmp_path / 'a', tmp_path / 'bad', depth=depth)
+      job = preparation.Job('jsonl:a', 'candidates', tmp_path / 'a', tmp_path / 'bad', depth=depth)
       assert str(beam._user_error(empty, job)).endswith(says)
 
   @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ class TestDepth:
   def test_prepare_and_a_prepared_source_use_it_too(self, tmp_path):
     address = self.address(tmp_path, self.ROWS)
     for source, depth, name in ((address, 3, 'a'), (f'tfds:{tmp_path}/a', 2, 'b')):
-      job = preparing.Job(source, 'candidates', tmp_path / name, tmp_path / 'bad', depth=depth)
+      job = preparation.Job(source, 'candidates', tmp_path / name, tmp_path / 'bad', depth=depth)
       preparing.prepare(job)
     kept = [store.open('candidates', tmp_path / name)[0].docs for name in ('a', 'b')]
     assert [sorted(doc.rank for doc in docs) for docs in kept] == [[1, 2, 3], [1, 2]]

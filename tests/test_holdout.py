@@ -8,7 +8,7 @@ import unicodedata
 import pytest
 
 from disranker_jax import config
-from disranker_jax.data import holdout, overlap, preparing, sources
+from disranker_jax.data import holdout, overlap, preparation, sources
 from disranker_jax.data.holdout import Holdout
 from disranker_jax.data.preparing import prepare as prepare_data
 from disranker_jax.data.records import Click, Document, Group
@@ -132,7 +132,7 @@ def test_ascii_queries_stay_on_the_side_that_their_text_always_had():
 
 def test_prepared_data_is_split_too(files, tmp_path):
   address = f'jsonl:{files}/groups.jsonl'
-  done = prepare_data(preparing.Job(address, 'judgements', tmp_path / 'j', tmp_path / 'bad'))
+  done = prepare_data(preparation.Job(address, 'judgements', tmp_path / 'j', tmp_path / 'bad'))
   assert done.records == QUERIES
   found = prepared(files, tmp_path / 'run', holdout=0.3, judgements=f'tfds:{tmp_path}/j')
   assert not {r.query for r in found['judgements']} & {r.query for r in found['test']}
@@ -152,10 +152,12 @@ def test_queries_on_the_other_side_are_not_counted_as_too_deep(tmp_path, is_prep
   (tmp_path / 'a.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
   address = f'jsonl:{tmp_path}/a.jsonl'
   if is_prepared:
-    prepare_data(preparing.Job(address, 'test', tmp_path / 'all', tmp_path / 'bad'))
+    prepare_data(preparation.Job(address, 'test', tmp_path / 'all', tmp_path / 'bad'))
     address = f'tfds:{tmp_path}/all'
   keep = {test: Holdout(0.5, 0, '', test=test) for test in (True, False)}
-  job = preparing.Job(address, 'test', tmp_path / 'out', tmp_path / 'bad', depth=5, keep=keep[True])
+  job = preparation.Job(
+    address, 'test', tmp_path / 'out', tmp_path / 'bad', depth=5, keep=keep[True]
+  )
   done = prepare_data(job)
   assert done.records == len(shallow) > 0 and deep and not done.notes
   other = dataclasses.replace(job, folder=tmp_path / 'other', keep=keep[False])

@@ -13,7 +13,7 @@ import pytest
 from source_files import ROW, error, jsonl, trec_folder
 
 from disranker_jax.commands import prepare
-from disranker_jax.data import contents, preparing, sources, store
+from disranker_jax.data import contents, preparation, preparing, sources, store
 from disranker_jax.data.records import UNJUDGED, BadRows, Click
 from disranker_jax.data.sources import read
 from disranker_jax.errors import UserError
@@ -231,7 +231,7 @@ def test_a_fingerprint_follows_the_files_that_reading_finds(tmp_path, pattern):
 
 
 def test_a_file_that_is_not_read_leaves_the_fingerprint_as_it_was(tmp_path, folder):
-  job = preparing.Job(f'trec:{folder}', 'test', tmp_path / 'done', tmp_path / 'bad')
+  job = preparation.Job(f'trec:{folder}', 'test', tmp_path / 'done', tmp_path / 'bad')
   preparing.prepare(job)
   (folder / 'my.qrels').write_text('q1 0 d1 1\n')
   inside = {'queries.tsv', 'docs.jsonl.gz', 'qrels.txt', 'bm25.run.gz'}
@@ -299,7 +299,7 @@ def test_data_prepared_again_from_the_same_source_has_the_same_fingerprint(tmp_p
   (tmp_path / 'a.jsonl').write_bytes(jsonl(ROW))
   prints = []
   for seconds in (1.0, 2.0):
-    job = preparing.Job(f'jsonl:{tmp_path}/a.jsonl', 'test', tmp_path / 'out', tmp_path / 'bad')
+    job = preparation.Job(f'jsonl:{tmp_path}/a.jsonl', 'test', tmp_path / 'out', tmp_path / 'bad')
     preparing.prepare(job)
     note = json.loads((tmp_path / 'out' / store.RESULT).read_text()) | {'wall_s': seconds}
     (tmp_path / 'out' / store.RESULT).write_text(json.dumps(note))

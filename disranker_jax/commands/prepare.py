@@ -55,13 +55,13 @@ def parse_args(argv=None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def job_of(args: argparse.Namespace):
-  """The preparing.Job that the flags describe. Raises: UserError."""
-  from disranker_jax.data import preparing
+  """The preparation.Job that the flags describe. Raises: UserError."""
+  from disranker_jax.data import preparation
   from disranker_jax.data.negatives import Negatives
 
   check(args)
   settings = {'count': args.negatives} | {name: getattr(args, name) for name in OF_NEGATIVES}
-  return preparing.job(
+  return preparation.job(
     args.source, args.kind, outputs.resolved(args.out.expanduser()), teachers=args.teachers,
     negatives=Negatives(**settings) if args.negatives else None, depth=args.depth,
     limit=args.limit, on_bad_row=args.on_bad_row,

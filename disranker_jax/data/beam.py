@@ -20,7 +20,8 @@ from disranker_jax import locks
 from disranker_jax.data import grouping, records, row_files, sources, store
 from disranker_jax.data.lines import NoRows
 from disranker_jax.data.negatives import Negatives
-from disranker_jax.data.preparing import Job, Prepared
+from disranker_jax.data.preparation import Job
+from disranker_jax.data.preparing import Prepared
 from disranker_jax.data.records import BadRow, BadRows, Document, Group
 from disranker_jax.data.row_files import RowFiles
 from disranker_jax.errors import UserError, reason

@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from disranker_jax.data.preparing import has_more
-from disranker_jax.data.records import BadRows, Click, Group
+from disranker_jax.data.records import BadRows, Click, Group, has_more
 from disranker_jax.errors import UserError
 from disranker_jax.progress import say
 

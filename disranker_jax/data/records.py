@@ -10,7 +10,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from disranker_jax.data import field_names
@@ -181,6 +181,14 @@ def entry(file: Any, line: int, raw: Any, bad: BadRow) -> str:
   value = {'file': str(file), 'line': line, 'field': bad.field, 'reason': str(bad), 'row': raw}
   # ASCII, because a bad row may contain what UTF-8 cannot encode.
   return json.dumps(value, ensure_ascii=True, default=repr)
+
+
+def has_more(records: Iterator) -> bool:
+  """Whether there is another record; a bad one, which is not to be taken, is one too."""
+  try:
+    return next(records, None) is not None
+  except UserError:
+    return True
 
 
 def listed(notes: Mapping[str, int]) -> list[str]:

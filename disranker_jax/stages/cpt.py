@@ -24,7 +24,7 @@ from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 from disranker_jax.rankers.pointwise import predicted_per_row
-from disranker_jax.stages import held_out, prepare, roles, room
+from disranker_jax.stages import held_out, held_out_measures, prepare, roles, room
 from disranker_jax.stages.teacher import check_template
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
@@ -92,14 +92,16 @@ def job(run, model: TextModel, clicks=None) -> tuple[train.Job, OfflineFeed]:
   return roles.job(run, 'cpt', computed, clicks, encoder(run, model), choose, unit='clicks')
 
 
-def measure(run, model: TextModel, clicks) -> held_out.MeanLoss | None:
+def measure(run, model: TextModel, clicks) -> held_out_measures.MeanLoss | None:
   """The loss on held-out clicks; None without any."""
   computed = _task(run.config.cpt, model.network, model.settings.row_len)
   encode = encoder(run, model)
   if run.config.cpt.objective == 'masked':
     clicks = [(click, i) for i, click in enumerate(clicks)]
   documents = [encode(click) for click in clicks]
-  return held_out.MeanLoss(run, computed.loss, documents, computed.shape) if clicks else None
+  return (
+    held_out_measures.MeanLoss(run, computed.loss, documents, computed.shape) if clicks else None
+  )
 
 
 def execute(role: str, run: Run) -> dict:

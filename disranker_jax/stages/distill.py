@@ -29,6 +29,7 @@ from disranker_jax.stages import (
   earlier,
   hard_label_trials,
   held_out,
+  held_out_measures,
   mixed,
   prepare,
   roles,
@@ -184,7 +185,7 @@ def job(
   return roles.job(run, 'distill', computed, scored, encode, choose)
 
 
-def measure(run, student: TextModel, scored: Sequence) -> held_out.Ranking | None:
+def measure(run, student: TextModel, scored: Sequence) -> held_out_measures.Ranking | None:
   """The held-out loss and tau to the teacher, and how labelled queries are ranked.
 
   The term on hidden states is not part of it. None without any held-out query.
@@ -200,7 +201,7 @@ def measure(run, student: TextModel, scored: Sequence) -> held_out.Ranking | Non
   learned = [draw(c.group_size, *one) for one in zip(scored, rngs, strict=True)]
   if not (judged or learned):
     return None
-  return held_out.Ranking(run, student, c.batch_rows, judged, learned, loss)
+  return held_out_measures.Ranking(run, student, c.batch_rows, judged, learned, loss)
 
 
 def execute(run: Run) -> dict:

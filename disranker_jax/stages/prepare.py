@@ -14,7 +14,7 @@ from disranker_jax.config.settings import (
   regex,
   share,
 )
-from disranker_jax.data import clicks, preparing, sources, store, teacher_scores
+from disranker_jax.data import clicks, preparation, preparing, sources, store, teacher_scores
 from disranker_jax.data.holdout import Holdout, OutsideTest
 from disranker_jax.data.negatives import Negatives
 from disranker_jax.data.records import listed
@@ -105,7 +105,7 @@ def take(run, donors) -> None:
     job = job_of(run, kind)
     for other in donors:
       if preparing.take(
-        job, dataclasses.replace(job, **preparing.places(other.folder('prepare') / kind))
+        job, dataclasses.replace(job, **preparation.places(other.folder('prepare') / kind))
       ):
         say(f'prepare: {kind}: the same as in {other.workdir}, taken from there')
         break
@@ -137,7 +137,7 @@ def source_of(config, kind: str) -> str:
 
 
 def derived(config, kind: str) -> dict:
-  """How the records of a kind are derived from those of its source, for `preparing.job`."""
+  """How the records of a kind are derived from those of its source, for `preparation.job`."""
   data = config.data
   if kind == 'clicks':
     return {'least': clicks.least(data.clicks)}
@@ -156,14 +156,14 @@ def address(config, kind: str) -> str:
   return config.data[source]
 
 
-def job_of(run, kind: str) -> preparing.Job:
+def job_of(run, kind: str) -> preparation.Job:
   """The preparation of a kind that the config describes."""
   data, keep = run.config.data, None
   if data.holdout:
     keep = Holdout(data.holdout, data.fold, data.holdout_by, test=kind == 'test')
     if kind == 'clicks' and data.holdout_by and not clicks.least(data.clicks):
       keep = outside_test(run)
-  return preparing.job(
+  return preparation.job(
     address(run.config, kind), kind, run.folder('prepare') / kind, **derived(run.config, kind),
     teachers=data.teachers if kind in JOINED else (), depth=data.depth, limit=data.limit[kind],
     on_bad_row=data.on_bad_row, keep=keep,
@@ -334,7 +334,7 @@ def addresses(config) -> list[tuple[str, str, str]]:
   found = [
     (
       f'data.{source_of(config, kind)}',
-      preparing.read_as(kind, **derived(config, kind)),
+      preparation.read_as(kind, **derived(config, kind)),
       address(config, kind),
     )
     for kind in kinds(config)

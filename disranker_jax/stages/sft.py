@@ -17,7 +17,15 @@ from disranker_jax.errors import UserError
 from disranker_jax.models.load import HEADS, TextModel
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.rankers.pointwise import score_fn, score_shape
-from disranker_jax.stages import held_out, language_terms, prepare, roles, room, teacher
+from disranker_jax.stages import (
+  held_out,
+  held_out_measures,
+  language_terms,
+  prepare,
+  roles,
+  room,
+  teacher,
+)
 from disranker_jax.training import optimizer, train
 from disranker_jax.training.feed import OfflineFeed
 from disranker_jax.training.settings import GROUPS, training
@@ -116,7 +124,7 @@ def job(run, side: TextModel, stage: str = 'sft', judged=None) -> tuple[train.Jo
   return roles.job(run, stage, task(run.config, side.network, stage), judged, encode, choose)
 
 
-def measure(run, side: TextModel, stage: str) -> held_out.Ranking | None:
+def measure(run, side: TextModel, stage: str) -> held_out_measures.Ranking | None:
   """How the held-out labelled queries are ranked, and the loss on them; None without any."""
   c = run.config[stage]
   judged = held_out.labelled(run)
@@ -128,7 +136,9 @@ def measure(run, side: TextModel, stage: str) -> held_out.Ranking | None:
 
   # Of so many documents as in training, because some losses depend on their number.
   learned = [(held_out.sampled(group, c.group_size), None) for group in judged]
-  return held_out.Ranking(run, side, c.batch_rows, judged, learned, loss) if judged else None
+  return (
+    held_out_measures.Ranking(run, side, c.batch_rows, judged, learned, loss) if judged else None
+  )
 
 
 def per_group_of(c, stage: str) -> Callable:

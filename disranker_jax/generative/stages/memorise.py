@@ -18,7 +18,7 @@ from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.stages import index
 from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
-from disranker_jax.stages import documents, held_out, prepare, roles
+from disranker_jax.stages import documents, held_out, held_out_measures, prepare, roles
 from disranker_jax.stages.cpt import next_token_loss
 from disranker_jax.training import train
 from disranker_jax.training.settings import training
@@ -81,7 +81,9 @@ def execute(run: Run) -> dict:
     unit='rows',
   )  # fmt: skip
   checks = list(measured(teaching, split.measured))
-  measure = held_out.MeanLoss(run, computed.loss, checks, computed.shape) if checks else None
+  measure = (
+    held_out_measures.MeanLoss(run, computed.loss, checks, computed.shape) if checks else None
+  )
   checked = held_out.validation('memorise', todo, measure)
   train.fit(todo, feed, variables, run.mesh, checked)
   return {'rows': len(learned)} | held_out.results(todo, checked)
