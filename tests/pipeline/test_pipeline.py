@@ -109,7 +109,10 @@ class TestWholeRun:
     assert all(set(METRICS) <= set(m) for m in summary['models'].values())
     assert set(summary['stages']) == set(defaults().stages) - {'report'}
     assert all(summary['stages'][s]['steps'] == helpers.STEPS for s in helpers.TRAINING)
-    assert {row['model'] for row in summary['latency']} == set(SCORING)
+    times = {row['model']: row['ms_per_pair'] for row in summary['latency']}
+    assert set(times) == {*SCORING, 'fused', 'fused_ranks'}
+    row = summary['models']['fused']['fusion']['row']  # the student that is fused
+    assert times['fused'] == times['fused_ranks'] == times[row]
 
   def test_the_exported_student_is_measured_in_requests_for_the_test_queries(self, done):
     summary = helpers.load(done / 'report' / 'summary.json')
