@@ -228,6 +228,17 @@ def test_advice_about_memory_leaves_out_what_is_so_already(
   assert sum(str(caught.value).count(key) for key in every) == len(keys)
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_a_stage_that_only_reads_is_told_of_bf16_unless_it_has_it(dtype, tmp_path, monkeypatch):
+  config = test_averaging.tiny()
+  config.teacher.param_dtype = dtype
+  [found] = opening.models_of(Run(config, tmp_path, MESH), systems.find(config, 'score'))
+  monkeypatch.setattr(memory, 'limit', lambda: 1000)
+  with pytest.raises(opening.UserError) as caught:
+    opening.refuse_too_large(SimpleNamespace(config=config), [found])
+  assert (LOW in str(caught.value)) == (dtype == 'float32')
+
+
 @pytest.mark.parametrize(
   ('trainable', 'rank', 'warns'),
   [('.*', 2, True), ('lora|q/|score', 2, True), (ADAPTERS, 2, False), ('params/.*', 2, False),

@@ -93,13 +93,14 @@ class Estimate:
     for name in too_large:
       one = largest[name]
       keys = opening.rows_of(self._run.config, one.stage, one.use)
-      less = f'set config.{one.use.role}.param_dtype=bfloat16'
+      less = [f"lower {keys} or the model's row_len"]
       if one.step.trained:
-        less = ', or '.join(filter(None, ["set the model's remat=full", opening.adapters_of(one)]))
-      say(
-        f'warning: {name} will probably not fit into {gib(limit)}: lower {keys} '
-        f"or the model's row_len, or {less}"
-      )
+        less += [] if one.model.settings.remat == 'full' else ["set the model's remat=full"]
+        less.append(opening.adapters_of(one))
+      else:
+        less.append(opening.in_bf16(one))
+      advice = ', or '.join(filter(None, less))
+      say(f'warning: {name} will probably not fit into {gib(limit)}: {advice}')
 
   def say_time(self) -> None:
     """A table of the stages, once the data are prepared."""

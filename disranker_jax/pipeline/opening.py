@@ -159,7 +159,7 @@ def refuse_too_large(run: Run, opened: Sequence[Opened]) -> None:
     held = {k: n for k, n in one.step.held.items() if k != 'batch'}
     needed = memory.of_process(sum(held.values()))
     if limit and needed > limit:
-      advice = [f'set config.{one.use.role}.param_dtype=bfloat16']
+      advice = [in_bf16(one)]
       if one.step.trained:
         keys = ['ema=0'] if 'average' in held else []
         keys += ['optimizer=adafactor'] if run.config[one.stage.name].optimizer == 'adamw' else []
@@ -171,6 +171,12 @@ def refuse_too_large(run: Run, opened: Sequence[Opened]) -> None:
         f'{memory.listed(held)} per device, before activations, and this machine has '
         f'{memory.size(limit)}; {", ".join(filter(None, advice))}, or take a smaller model'
       )
+
+
+def in_bf16(one: Opened) -> str:
+  """Advice to hold parameters that are not trained in bf16, '' where they are."""
+  is_low = one.model.settings.param_dtype == 'bfloat16'
+  return '' if is_low else f'set config.{one.use.role}.param_dtype=bfloat16'
 
 
 def adapters_of(one: Opened) -> str:
