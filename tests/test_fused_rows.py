@@ -148,6 +148,14 @@ class TestChoose:
     choose(run)
     assert 'fewer than 10 labelled queries' in capsys.readouterr().err
 
+  def test_takes_no_queries_that_stages_have_learned(self, run, capsys):
+    """With few judged queries of two grades, stages learn from all; pools have two grades here."""
+    single = [group(i, ('a', 1, 1, 2.0)) for i in range(3 * FEWEST)]
+    pools = [group(i, ('a', 1, 1, 2.0), ('b', 0, 2, 1.0)) for i in range(3 * FEWEST)]
+    run.records.update(judgements=single, candidates=pools)
+    assert choose(run) == Fusion(0.5, 'scores')
+    assert 'fewer than 10 labelled queries with documents of two grades' in capsys.readouterr().err
+
   def test_counts_only_queries_whose_found_documents_can_be_ranked_wrongly(self, run, capsys):
     lacking = [group(i, ('a', 0, 1, 2.0), ('far', 2, 0, math.nan)) for i in range(FEWEST)]
     alike = [

@@ -28,7 +28,7 @@ def test_a_share_of_the_lead_is_told_if_there_is_one():
 
 def test_a_student_below_the_first_stage_is_told_by_how_much_and_not_as_a_share():
   _, behind, *_ = tiles.tiles(run(student=0.52))
-  assert (behind.figure, behind.what) == (f'{MINUS}0.080', 'nDCG@5: below BM25')
+  assert (behind.figure, behind.what) == (f'{MINUS}0.080', 'nDCG@5 against BM25')
   assert '%' not in behind.interval and behind.interval.startswith(f'{MINUS}0.')
 
 

@@ -76,7 +76,7 @@ def lead_kept(facts: Facts, kept: dict) -> Tile:
   cell = facts.intervals.differences.get((table.first_stage, table.subject, table.main))
   if kept['value'] < 0 and cell:  # a negative share of a lead says nothing
     return Tile(
-      number(cell['value']), f'{metrics.title(table.main)}: below {first}', span(cell, sign='+')
+      number(cell['value']), f'{metrics.title(table.main)} against {first}', span(cell, sign='+')
     )
   interval = f'{percent(kept["low"])} to {percent(kept["high"])}'
   return Tile(percent(kept['value']), f"of the teacher's lead over {first} kept", interval)

@@ -45,7 +45,7 @@ def named(address: str) -> str:
   """What callers may know of a collection's address: neither its folder nor its options."""
   scheme, colon, rest = address.partition(':')
   if scheme == 'ir_datasets':  # a name, not a path
-    return address
+    return address.partition('?')[0]
   if not colon:
     return PurePath(address).name
   if scheme not in ('jsonl', 'parquet'):  # whose question marks are part of a pattern

@@ -26,7 +26,6 @@ from disranker_jax.stages import (
 )
 from disranker_jax.stages.result_rows import FIRST_STAGE, FUSED, FUSED_RANKS, ROWS
 from disranker_jax.stages.result_table import Lacking, Ranking
-from disranker_jax.training.settings import LEAST
 
 FEWEST = 20  # held-out queries by which a weight is chosen
 
@@ -87,7 +86,8 @@ def choose(run, name: str, signal: str, loaded=None) -> Fusion | None:
       any the result is None.
   """
   # Of candidates, a query's documents are others than its judged ones, and may be of two grades.
-  labelled = held_out.judged(run, usable=bool)
+  # With few judged ones of two grades, stages learn from all.
+  labelled = held_out.judged(run, usable=bool) if held_out.judged(run) else []
   groups = first_stage_of(run, labelled)
   signals = {signal, signal_of(groups)} - {''}
   if not signals:
@@ -102,7 +102,7 @@ def choose(run, name: str, signal: str, loaded=None) -> Fusion | None:
     if 'judgements' not in prepare.kinds(run.config):
       why = 'no stage of the run reads judgements, of which some would be held out'
     elif not labelled:
-      why = f'fewer than {LEAST} labelled queries are held out; raise config.validation.share'
+      why = f'{held_out.FEW}; raise config.validation.share'
     else:
       why = (
         f'{len(groups)} held-out training queries have first-stage ranks and found documents of '

@@ -126,6 +126,7 @@ class TestBrowser:
     ('jsonl:/home/me/secret/part-?.jsonl', 'jsonl:part-?.jsonl'),
     ('trec:/home/me/nfcorpus?qrels=/home/me/q.txt', 'trec:nfcorpus'),
     ('ir_datasets:beir/nfcorpus/test', 'ir_datasets:beir/nfcorpus/test'),
+    ('ir_datasets:cranfield?run=/home/me/bm25.run', 'ir_datasets:cranfield'),
     ('/home/me/pages.jsonl', 'pages.jsonl'),
   ],
 )

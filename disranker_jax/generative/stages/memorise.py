@@ -148,6 +148,6 @@ STAGE = Stage(
   check_models=lambda config, models: prompts.check_model(models['retriever']), role='retriever',
   uses=uses, reads_stages=('prepare', 'index'),
   requires=lambda config: {'memorise': ('prepare', 'index')},
-  reads_records=lambda config: ('clicks',), head=lambda config: 'lm', task=task, unit='lessons',
+  reads_records=lambda config: ('clicks',), head=lambda config: 'lm', task=task, unit='rows',
   check_records=check_records,
 )  # fmt: skip
