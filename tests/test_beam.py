@@ -81,7 +81,7 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path):
     (job(tmp_path, address, 'test', 'x', limit=3), 'does not support --limit'),
     (
       job(tmp_path, address, 'test', 'x', changes=(Teachers([address], drop=True),)),
-      'support .* --teacher',
+      'support .* --teachers;',
     ),
     (job(tmp_path, f'jsonl:{tmp_path}/none', 'test', 'x'), 'does not exist'),
   ]:

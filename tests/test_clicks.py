@@ -75,7 +75,7 @@ def test_without_a_label_that_high_the_error_names_the_labels(rows, tmp_path):
 
 def test_a_limit_counts_clicks_and_not_queries(rows, tmp_path, capsys):
   assert len(clicks(run_of(tmp_path, rows, limit={'clicks': 3}))) == 3
-  assert 'prepare: clicks: the first 3 of more clicks (config.data.limit.clicks; ' in (
+  assert 'prepare: clicks: the first 3 clicks; there are more (config.data.limit.clicks)' in (
     capsys.readouterr().err
   )
 

@@ -25,6 +25,7 @@ from disranker_jax.stages import (
   cpt,
   distill,
   held_out,
+  held_out_measures,
   prepare,
   roles,
   sft,
@@ -360,8 +361,20 @@ def test_a_measured_loss_of_nothing_is_no_number(judged, student):
   docs = (Document('a', 'file', 'a', label=1), Document('b', 'file', 'b'))
   judged([Group(f'{i}', f'query {i}', docs) for i in range(300)])
   side, variables = student
-  found = sft.measure(make_run(share=0.1), side, 'student_sft')(variables)
+  run = make_run(share=0.1)
+  measure = sft.measure(run, side, 'student_sft')
+  found = measure(variables)
   assert math.isnan(found['pnr']) and 0 < found['ndcg@5'] <= 1
+  # Queries whose documents have one grade teach a pairwise loss nothing.
+  alike = [(group(i, docs=1), None) for i in range(3)]
+  per_group = sft.per_group_of(run.config.student_sft, 'student_sft')
+
+  def loss(scores_GN, batch):
+    loss_G, valid_G = per_group(scores_GN, batch['labels_GN'], batch['mask_GN'])
+    return jnp.sum(loss_G), jnp.sum(valid_G)
+
+  of_alike = held_out_measures.Ranking(run, side, 4, [], alike, loss)
+  assert math.isnan(of_alike(variables)['loss'])
 
 
 def test_documents_of_a_query_hold_every_grade():

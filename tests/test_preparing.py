@@ -193,7 +193,9 @@ def test_a_limit_takes_the_first(tmp_path, kind):
   assert (done.records, done.is_cut) == (7, True)
   every = list(sources.read(address, kind, bad_rows=sources.BadRows.nowhere()))
   assert list(map(repr, store.open(kind, task.folder))) == list(map(repr, every[:7]))
-  assert done.described('queries', '--limit').startswith('the first 7 of more queries (--limit; ')
+  assert done.described('queries', '--limit').startswith(
+    'the first 7 queries; there are more (--limit)'
+  )
   assert preparing.prepare(task) == done
   # A limit that cuts nothing is not worth a word.
   for limit in (0, len(every), len(every) + 1):

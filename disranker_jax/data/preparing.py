@@ -55,7 +55,7 @@ class Prepared:
     """
     if not self.is_cut:
       return f'{self.records:,} {unit}'
-    return f'the first {self.records:,} of more {unit} ({limit}; shuffle a sorted file before)'
+    return f'the first {self.records:,} {unit}; there are more ({limit})'
 
 
 def prepare(job: Job) -> Prepared:

@@ -112,7 +112,7 @@ class Shard:
 def differing(made: dict, now: dict) -> list[str]:
   """In what the origin of rows differs from what would make them now.
 
-  `later` and the model's 'version' are not compared where one side does not tell them.
+  The model's 'version' is not compared where one side does not tell it.
   """
   keys = (made.keys() | now.keys()) - ({'version'} - (made.keys() & now.keys()))
   return [key for key in sorted(keys) if made.get(key) != now.get(key)]

@@ -151,7 +151,8 @@ def too_few(run, stage: str, found: int, records: int, single: int, fix: str = R
 
 def of_one_grade(count: int) -> str:
   """How many labelled queries do not count, as the end of a message."""
-  return f' ({count:,} more have documents of one grade only)' if count else ''
+  verb = 'has' if count == 1 else 'have'
+  return f' ({count:,} more {verb} documents of one grade only)' if count else ''
 
 
 def check_records(
