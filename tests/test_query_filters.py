@@ -68,7 +68,40 @@ def test_queries_that_differ_in_vowel_signs_are_two():
   ],
 )
 def test_the_first_line_without_quotes_is_the_query(text, query):
-  assert tidy(text) == query
+  assert tidy(text, ended=False)[0] == query
+
+
+@pytest.mark.parametrize(
+  ('text', 'query'),
+  [
+    ('"camera filter 67mm" in Google Play store', 'camera filter 67mm'),
+    ('**"xeon x5550"** on Google Play', 'xeon x5550'),
+    ('\u201cprune apples\u201d. The', 'prune apples'),
+    ('\u201eB\u00e4ume schneiden\u201c bei Google', 'B\u00e4ume schneiden'),
+    ('\u201aB\u00e4ume schneiden\u2018 bei', 'B\u00e4ume schneiden'),
+    ('\u00bbB\u00e4ume\u00ab bei', 'B\u00e4ume'),
+    ('\u00ab tailler un arbre \u00bb sur', 'tailler un arbre'),
+    ('\u300c\u732b\u306e\u98fc\u3044\u65b9\u300d\u3067', '\u732b\u306e\u98fc\u3044\u65b9'),
+    ("'don't prune in May' is", "don't prune in May"),
+    ('"27" monitor stand" on Amazon', '27" monitor stand'),
+    ('"5"x7" frame" or', '5"x7" frame'),
+    ('"xeon 5550" or "xeon 5560"', 'xeon 5550'),
+  ],
+)
+def test_a_query_in_quotes_ends_where_they_close(text, query):
+  assert tidy(text, ended=False) == (query, True)
+
+
+@pytest.mark.parametrize('text', ['"when to prune', "'90s shoes", '27" monitor', 'a "b" c', '""'])
+def test_without_a_pair_around_the_beginning_nothing_is_ended(text):
+  assert tidy(text, ended=False)[1] is False and tidy(text, ended=True)[1] is True
+  assert tidy('27" monitor', ended=False)[0] == '27" monitor'
+
+
+def test_a_prompt_may_open_the_quotes():
+  assert tidy('xeon x5550" on Google', False, 'a search for "') == ('xeon x5550', True)
+  assert tidy('"xeon" on Google', False, 'a search for "') == ('xeon', True)
+  assert tidy('xeon x5550 on', False, 'a search for "') == ('xeon x5550 on', False)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ A query is compared with its document, with the queries before it, and with thos
 """
 
 import collections
+import itertools
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -15,7 +17,15 @@ TITLE, SCRIPT, TEST = 'the title copied', 'in another script', 'a query of the t
 DUPLICATE, NOT_FOUND = 'duplicate', 'page not found'
 # In the order in which they are looked at: of several faults the first one counts.
 REASONS = (EMPTY, BROKEN, LONG, TITLE, SCRIPT, TEST, DUPLICATE, NOT_FOUND)
-QUOTES = ' "\'`*\u201c\u201d\u2018\u2019\u00ab\u00bb'
+# The signs that close what another one opens, in English, German, French, Swedish, Japanese.
+CLOSING = {
+  '"': '"\u201d', '\u201c': '\u201d"', '\u201d': '\u201d', '\u201e': '\u201c\u201d"',
+  "'": "'\u2019", '\u2018': "\u2019'", '\u2019': '\u2019', '\u201a': "\u2018\u2019'",
+  '\u00ab': '\u00bb', '\u00bb': '\u00ab', '\u2039': '\u203a', '\u203a': '\u2039',
+  '\u300c': '\u300d', '\u300e': '\u300f', '\uff02': '\uff02',
+}  # fmt: skip
+SIGNS = ''.join(dict.fromkeys(''.join([*CLOSING, *CLOSING.values()])))
+QUOTES = f' *{SIGNS}'
 
 
 class Filters:
@@ -72,10 +82,44 @@ class Filters:
     return {why: self.counts[why] for why in REASONS if self.counts[why]}
 
 
-def tidy(text: str) -> str:
-  """The first line of a text, without quotes around it and with single spaces."""
-  lines = text.strip().splitlines()
-  return ' '.join(lines[0].split()).strip(QUOTES) if lines else ''
+def tidy(text: str, ended: bool, before: str = '') -> tuple[str, bool]:
+  """(the query in a text, whether it is whole): the first line, with single spaces.
+
+  Of a line that begins with a quotation mark, the query is what stands inside the pair, whole even
+  if the model went on after it. Marks around the line are left out, and backticks everywhere.
+
+  Args:
+    ended: whether the model ended the text.
+    before: what stands before the text in the prompt; it may end in an opening mark.
+  """
+  lines = text.strip().splitlines() or ['']
+  line = ' '.join(lines[0].replace('`', '').split()).lstrip(' *')
+  opening = before.rstrip()[-1:]
+  if opening in CLOSING and line[:1] not in CLOSING:
+    line = opening + line
+  end = _closing(line)
+  return line[: end or None].strip(QUOTES), bool(end) or ended
+
+
+def _closing(line: str) -> int:
+  """Where the quotation that a line begins with is closed; 0 if it begins with none.
+
+  An apostrophe closes nothing, nor does the sign of inches or feet before the real closing mark.
+  """
+  signs = CLOSING.get(line[:1], '')
+  places = [i for i in range(2, len(line)) if line[i] in signs and _may_close(line, i)]
+  for here, after in itertools.pairwise(places):
+    between = line[here + 1 : after]
+    measure = line[here] in '"\'' and line[here - 1].isdigit()
+    if not measure or re.search(rf'\s[{re.escape(SIGNS)}]', between):
+      return here
+  return places[-1] if places else 0
+
+
+def _may_close(line: str, i: int) -> bool:
+  if line[i] in '"\'' and line[i - 1] == ' ':
+    return False
+  return line[i] not in "'\u2018\u2019" or not line[i + 1 : i + 2].isalnum()
 
 
 def first_sentence(query: str, ended: bool) -> tuple[str, bool]:

@@ -123,6 +123,7 @@ def test_queries(run: Run) -> list[str]:
 def filtered(run: Run, filters: Filters, docs) -> Iterator[tuple[Document, int, str, str]]:
   """(document, number of the sample, query, why it is left out) of all texts, after an audit."""
   samples = run.config.generate.samples
+  before = run.config.generate.template.partition('{query}')[0]
   for shard, table in open_shards(run, len(docs)).whole():
     expected = [(docs[i].doc_id, sample) for i in shard.span for sample in range(samples)]
     shards_of.audit_keys(shard, table, expected)
@@ -130,7 +131,7 @@ def filtered(run: Run, filters: Filters, docs) -> Iterator[tuple[Document, int, 
     texts, ended = (table.column(name).to_pylist() for name in ('text', 'ended'))
     numbers = table.column('sample').to_pylist()
     for doc, number, each, is_whole in zip(owners, numbers, texts, ended, strict=True):
-      query = tidy(each)
+      query, is_whole = tidy(each, is_whole, before)
       if (ends := run.config.generate.ends) != 'line':
         query, is_whole = first_sentence(query, is_whole)
         is_whole |= ends == 'length'
