@@ -1,6 +1,7 @@
 """Decides which generated queries are kept. What is left out is counted by its reason.
 
-A query is compared with its document, with the queries before it, and with those of a test.
+A query is compared with its document and with those of a test. Whether the first stage finds its
+document is known later, and so is which of the queries that it finds are the same.
 """
 
 import collections
@@ -14,9 +15,9 @@ from disranker_jax.data.records import Document
 
 EMPTY, BROKEN, LONG = 'empty', 'broken characters', 'too long'
 TITLE, SCRIPT, TEST = 'the title copied', 'in another script', 'a query of the test'
-DUPLICATE, NOT_FOUND = 'duplicate', 'page not found'
+NOT_FOUND, DUPLICATE = 'page not found', 'duplicate'
 # In the order in which they are looked at: of several faults the first one counts.
-REASONS = (EMPTY, BROKEN, LONG, TITLE, SCRIPT, TEST, DUPLICATE, NOT_FOUND)
+REASONS = (EMPTY, BROKEN, LONG, TITLE, SCRIPT, TEST, NOT_FOUND, DUPLICATE)
 # The signs that close what another one opens, in English, German, French, Swedish, Japanese.
 CLOSING = {
   '"': '"\u201d', '\u201c': '\u201d"', '\u201d': '\u201d', '\u201e': '\u201c\u201d"',
@@ -38,12 +39,12 @@ class Filters:
 
   def __init__(self, tests: Iterable[str], max_words: int):
     self._tests = {key(text) for text in tests}
-    self._seen: set[str] = set()
     self._max_words = max_words
+    self.later: dict[str, str] = {}  # why queries were left out after `reason`, by their ids
     self.counts: collections.Counter[str] = collections.Counter()
 
   def reason(self, doc: Document, query: str, ended: bool) -> str:
-    """Why a query is left out; '' if it is kept.
+    """Why a query is left out by its text; '' if it is kept.
 
     Args:
       query: as `tidy` returns it.
@@ -51,8 +52,6 @@ class Filters:
     """
     why = self._reason(doc, query, ended)
     self.counts[why] += 1
-    if not why:
-      self._seen.add(key(query))
     return why
 
   def _reason(self, doc: Document, query: str, ended: bool) -> str:
@@ -68,14 +67,13 @@ class Filters:
     written = scripts(query)
     if written and written.most_common(1)[0][0] not in scripts(f'{doc.title} {doc.summary}'):
       return SCRIPT
-    if same in self._tests:
-      return TEST
-    return DUPLICATE if same in self._seen else ''
+    return TEST if same in self._tests else ''
 
-  def not_found(self) -> None:
-    """Counts a query that was kept and whose document the round trip does not find."""
+  def leave_out(self, query_id: str, why: str) -> None:
+    """Leaves out a query that `reason` has kept."""
+    self.later[query_id] = why
     self.counts[''] -= 1
-    self.counts[NOT_FOUND] += 1
+    self.counts[why] += 1
 
   def by_reason(self) -> dict[str, int]:
     """{reason: how many} in the order of REASONS, without zeros."""
