@@ -27,6 +27,7 @@ CLOSING = {
 }  # fmt: skip
 SIGNS = ''.join(dict.fromkeys(''.join([*CLOSING, *CLOSING.values()])))
 QUOTES = f' *{SIGNS}'
+MARKER = re.compile(r'^(?:\d{1,2}[.)]|[-*+\u2022\u2013\u2014])(?:\s+|$)')  # of a list
 
 
 class Filters:
@@ -84,14 +85,16 @@ def tidy(text: str, ended: bool, before: str = '') -> tuple[str, bool]:
   """(the query in a text, whether it is whole): the first line, with single spaces.
 
   Of a line that begins with a quotation mark, the query is what stands inside the pair, whole even
-  if the model went on after it. Marks around the line are left out, and backticks everywhere.
+  if the model went on after it. Left out are marks around the line, that of a list before it, such
+  as '1.' or '-', and all backticks.
 
   Args:
     ended: whether the model ended the text.
     before: what stands before the text in the prompt; it may end in an opening mark.
   """
   lines = text.strip().splitlines() or ['']
-  line = ' '.join(lines[0].replace('`', '').split()).lstrip(' *')
+  line = ' '.join(lines[0].replace('`', '').split())
+  line = MARKER.sub('', line.lstrip(' *')).lstrip(' *')
   opening = before.rstrip()[-1:]
   if opening in CLOSING and line[:1] not in CLOSING:
     line = opening + line
