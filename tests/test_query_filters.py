@@ -9,6 +9,12 @@ from disranker_jax.data.records import Click, Document
 
 DOC = Document('d', 'Apple trees', 'Prune them in winter. Подрезка')
 CHINESE = Document('c', '苹果树', '冬天修剪')
+JAPANESE = Document(
+  'j', '', '\u732b\u306e\u3048\u3055\u3084\u308a\u3068\u30d6\u30e9\u30b7\u306f Cats'
+)
+CODE = Document(
+  'k', '\u6587\u4ef6\u8bfb\u53d6', 'with open(path) as file: text = file.read(); print(text)'
+)
 DIGITS = Document('n', '4711', '0815 42')
 
 
@@ -26,6 +32,18 @@ DIGITS = Document('n', '4711', '0815 42')
     (DOC, 'Подрезка яблонь', True, ''),
     (CHINESE, '修剪', True, ''),
     (CHINESE, 'when to prune', True, query_filters.SCRIPT),
+    (CHINESE, 'apple \u4fee\u526a', True, ''),  # a word of another script beside the page's own
+    (JAPANESE, '\u732b', True, ''),
+    (JAPANESE, '\u30d6\u30e9\u30b7', True, ''),
+    (JAPANESE, 'how to feed', True, ''),  # a quarter of its letters
+    (
+      Document('j', '', f'{JAPANESE.summary} {JAPANESE.summary[:12]}'),
+      'feed',
+      True,
+      query_filters.SCRIPT,
+    ),
+    (CODE, '\u600e\u6837\u8bfb\u6587\u4ef6', True, ''),  # of the title
+    (CODE, 'read a file', True, ''),
     (DIGITS, '42', True, ''),
     (DIGITS, 'forty two', True, query_filters.SCRIPT),
     (DOC, 'How are trees PRUNED', True, query_filters.TEST),

@@ -18,6 +18,8 @@ TITLE, SCRIPT, TEST = 'the title copied', 'in another script', 'a query of the t
 NOT_FOUND, DUPLICATE = 'page not found', 'duplicate'
 # In the order in which they are looked at: of several faults the first one counts.
 REASONS = (EMPTY, BROKEN, LONG, TITLE, SCRIPT, TEST, NOT_FOUND, DUPLICATE)
+SHARE = 0.2  # of the letters: less of a script is a name or a quotation
+KANA = 'HIRAGANA', 'KATAKANA', 'KATAKANA-HIRAGANA'  # the last one is of U+30FC
 # The signs that close what another one opens, in English, German, French, Swedish, Japanese.
 CLOSING = {
   '"': '"\u201d', '\u201c': '\u201d"', '\u201d': '\u201d', '\u201e': '\u201c\u201d"',
@@ -65,8 +67,9 @@ class Filters:
       return LONG
     if same == key(doc.title):
       return TITLE
-    written = scripts(query)
-    if written and written.most_common(1)[0][0] not in scripts(f'{doc.title} {doc.summary}'):
+    written = main_scripts(query)
+    of_doc = main_scripts(doc.title) | main_scripts(f'{doc.title} {doc.summary}')
+    if written and written.isdisjoint(of_doc):
       return SCRIPT
     return TEST if same in self._tests else ''
 
@@ -134,7 +137,14 @@ def key(text: str) -> str:
   return ' '.join(words.all_of(words.folded(text)))
 
 
+def main_scripts(text: str) -> set[str]:
+  """The scripts of a real share of a text's letters, so not that of a name in another script."""
+  found = scripts(text)
+  return {script for script, count in found.items() if count >= SHARE * found.total()}
+
+
 def scripts(text: str) -> collections.Counter[str]:
-  """How many letters of each script a text has, such as LATIN, CYRILLIC or CJK."""
-  letters = filter(str.isalpha, text)
-  return collections.Counter(unicodedata.name(x, 'UNKNOWN').split()[0] for x in letters)
+  """How many letters of each script a text has, such as LATIN or CJK, with Japan's kana."""
+  letters = filter(str.isalpha, unicodedata.normalize('NFKC', text))
+  names = (unicodedata.name(x, 'UNKNOWN').split()[0] for x in letters)
+  return collections.Counter('CJK' if name in KANA else name for name in names)
