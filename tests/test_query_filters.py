@@ -110,13 +110,16 @@ def test_the_first_line_without_quotes_is_the_query(text, query):
     ('"27" monitor stand" on Amazon', '27" monitor stand'),
     ('"5"x7" frame" or', '5"x7" frame'),
     ('"xeon 5550" or "xeon 5560"', 'xeon 5550'),
+    ('"a case (15.6") in gray" on', 'a case (15.6") in gray'),
   ],
 )
 def test_a_query_in_quotes_ends_where_they_close(text, query):
   assert tidy(text, ended=False) == (query, True)
 
 
-@pytest.mark.parametrize('text', ['"when to prune', "'90s shoes", '27" monitor', 'a "b" c', '""'])
+@pytest.mark.parametrize(
+  'text', ['"when to prune', "'90s shoes", '27" monitor', 'a "b" c', '""', '"a case (15.6") in']
+)
 def test_without_a_pair_around_the_beginning_nothing_is_ended(text):
   assert tidy(text, ended=False)[1] is False and tidy(text, ended=True)[1] is True
   assert tidy('27" monitor', ended=False)[0] == '27" monitor'

@@ -121,7 +121,7 @@ def _closing(line: str) -> int:
 
 
 def _may_close(line: str, i: int) -> bool:
-  if line[i] in '"\'' and line[i - 1] == ' ':
+  if line[i] in '"\'' and (line[i - 1] == ' ' or line[:i].count('(') > line[:i].count(')')):
     return False
   return line[i] not in "'\u2018\u2019" or not line[i + 1 : i + 2].isalnum()
 

@@ -30,6 +30,8 @@ from disranker_jax.rankers.shards import Shards
 from disranker_jax.stages import documents, prepare, result_table, roles, writer
 from disranker_jax.stages.teacher import check_template
 
+FEW = 0.25  # of the texts: if fewer are kept, the prompt probably does not suit the documents
+SAID = 5  # kept queries that are printed
 SAMPLE = 64  # prompts of which the longest stands for all in the estimate
 FORMAT = shards_of.Format(
   pa.schema([
@@ -100,6 +102,14 @@ def finish(run: Run, every: Sequence[Document], docs: Sequence[Document]) -> dic
       f'({lost}); read {folder / "samples.md"}, then change config.generate.template, examples, '
       "model or ends ('length' keeps queries that are cut after max_new tokens), or set "
       'found_within=0 to keep queries whose page BM25 does not find'
+    )
+  said = min(SAID, len(groups))
+  for i in range(said):
+    say(f'  {escaping.line(groups[i * len(groups) // said].query)}')
+  if len(groups) < FEW * texts:
+    say(
+      f'generate: few queries are kept; read {folder / "samples.md"}, then change '
+      'config.generate.template'
     )
   lines = (f'{group.query_id}\t{group.query}\n' for group in groups)
   (folder / 'queries.tsv').write_text(''.join(lines), encoding='utf-8')

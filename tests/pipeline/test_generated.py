@@ -68,13 +68,17 @@ def records(workdir) -> list[Group]:
   return list(store.open('candidates', workdir / 'generate' / 'candidates'))
 
 
-def test_documents_alone_give_a_student(tmp_path, copies):
+def test_documents_alone_give_a_student(tmp_path, copies, capsys):
   workdir = tmp_path / 'run'
   c = config(tmp_path, distill__generated_within=4, validation__share=0.4)
   c.distill.validation.update(keep_best=True, metric='tau', every=1)
   c.evaluate.models = ('bm25', 'student', 'fused')
   runner.run(c, workdir)
   groups = records(workdir)
+  err = capsys.readouterr().err
+  said = re.search(r'queries are kept.*\n((?:  .*\n)+)', err)[1].splitlines()
+  assert len({*said}) == 5 and {line.strip() for line in said} <= {g.query for g in groups}
+  assert 'few queries are kept' not in err
   results = helpers.load(workdir / 'generate' / 'manifest.json')['results']
   assert results['texts'] == 3 * DOCUMENTS == len(groups) + sum(results['left_out'].values())
   assert results['generated']['rows'] == len(groups) > 10
@@ -294,6 +298,14 @@ def test_other_filters_take_the_texts_that_are_there(tmp_path, copies, monkeypat
     own = generate.own_documents(group)[0]
     assert [0 < doc.rank <= 3 for doc in group.docs if doc.doc_id == own] == [True]
   runner.run(c, workdir, stages=stages, rerun=['score'])
+
+
+def test_few_kept_queries_are_a_line_that_says_what_to_read_and_change(tmp_path, copies, capsys):
+  workdir = tmp_path / 'run'
+  runner.run(config(tmp_path, generate__max_words=2), workdir, stages=['prepare', 'generate'])
+  assert 0 < len(records(workdir)) < 0.25 * 3 * DOCUMENTS
+  hint = f'read {workdir}/generate/samples.md, then change config.generate.template'
+  assert capsys.readouterr().err.count(hint) == 1
 
 
 def test_other_documents_are_another_input(tmp_path, copies):
