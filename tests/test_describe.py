@@ -97,6 +97,20 @@ def test_bad_rows_of_one_kind_are_one_line_with_a_place_and_the_status_is_1(tmp_
   assert '1  repeated rows or documents dropped' in out
 
 
+@pytest.mark.parametrize(
+  ('tokenizer', 'text', 'share'),
+  [('tiny-encoder', 'list file', 0), ('tiny-encoder', '\u732b', 1), ('tiny-decoder', '\u732b', 0)],
+)
+def test_unknown_tokens_are_counted(tmp_path, capsys, tokenizer, text, share):
+  rows = [ROW | {'query': text, 'title': text, 'summary': f'{text} {text}'}]
+  address = write(tmp_path / 'a.jsonl', rows)
+  assert report(address, '--tokenizer', tokenizer)['lengths']['unknown'] == share
+  describe.main([address, '--tokenizer', tokenizer])
+  out = capsys.readouterr().out
+  assert f'unknown to the tokenizer: {share:.1%} of the tokens' in out
+  assert ('bert-multilingual' in out) == bool(share)
+
+
 @pytest.mark.parametrize('tokenizer', ['tiny-encoder', 'tiny-decoder'])
 @pytest.mark.parametrize(('max_len', 'max_query_len'), [(24, 8), (64, 16), (512, 4), (512, 64)])
 def test_what_is_cut_is_what_the_prompt_cuts(tmp_path, tokenizer, max_len, max_query_len):

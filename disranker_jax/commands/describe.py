@@ -1,7 +1,8 @@
 """Shows what a source holds before anything is trained on it: `disranker describe`.
 
-Counts, labels, lengths in tokens, truncation, duplicates, bad rows, and three rows as the model
-sees them. Nothing is written. The exit status is 1 if there are bad rows, after the whole report.
+Counts, labels, lengths in tokens, unknown tokens, truncation, duplicates, bad rows, and three rows
+as the model sees them. Nothing is written. The exit status is 1 if there are bad rows, after the
+whole report.
 """
 
 import argparse
@@ -135,6 +136,11 @@ def show_lengths(lengths: dict) -> None:
   for field in ('query', 'title', 'summary', 'input'):
     print(f'{field:<10}' + ''.join(f'{lengths[field][name]:>8,}' for name in lengths[field]))
   if 'truncated' in lengths:
+    from disranker_jax.data import survey
+
+    other = f'; another model is needed, such as {survey.MULTILINGUAL}'
+    other = other if lengths['unknown'] > survey.UNKNOWN else ''
+    print(f'unknown to the tokenizer: {lengths["unknown"]:.1%} of the tokens{other}')
     cut = lengths['truncated']
     print(
       f'truncated at {lengths["max_len"]} tokens (query at {lengths["max_query_len"]}): '

@@ -13,13 +13,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from disranker_jax.data import row_formats
+from disranker_jax.data import row_formats, tokenising
 from disranker_jax.data.prompts import PairPrompt, TextPrompt
 from disranker_jax.data.records import KINDS, UNJUDGED, BadRow, Click, Document, Group
 from disranker_jax.data.spool import Spool
 
 PERCENTILES = (5, 50, 95, 99, 100)
 SAMPLES = 3
+UNKNOWN = 0.05  # the share of unknown tokens from which on a model does not fit the language
+MULTILINGUAL = "'bert-multilingual' or 'mmbert-base'"
 EXAMPLES = 8  # reasons of bad rows to show, the most frequent first
 
 
@@ -47,16 +49,21 @@ class Histogram:
 
 
 class Lengths:
-  """Lengths of texts in tokens, and which fields the model cuts; in words without a prompt."""
+  """Lengths of texts in tokens, and which fields the model cuts; in words without a prompt.
+
+  With a prompt also `tokens` of queries, titles and summaries, and how many of these are unknown.
+  """
 
   def __init__(self, prompt: PairPrompt | TextPrompt | None):
     self._prompt = prompt
     self.fields = {name: Histogram() for name in ('query', 'title', 'summary', 'input')}
     self.cut: collections.Counter[str] = collections.Counter()
-    self.pairs = 0
+    self.pairs = self.tokens = self.unknown = 0
 
   def add(self, query: str, docs: Iterable[Document | Click]) -> None:
     docs = list(docs)
+    if self._prompt:
+      self._count([query, *(text for doc in docs for text in (doc.title, doc.summary))])
     for i, lengths in enumerate(self._lengths(query, docs)):
       for name, histogram in self.fields.items():
         if name != 'query' or i == 0:
@@ -71,6 +78,12 @@ class Lengths:
     words = [{'title': len(d.title.split()), 'summary': len(d.summary.split())} for d in docs]
     query_len = len(query.split())
     return [row | {'query': query_len, 'input': query_len + sum(row.values())} for row in words]
+
+  def _count(self, texts: list[str]) -> None:
+    unknown = self._prompt.tokenizer.unk_token_id
+    for ids in tokenising.text_ids(self._prompt.tokenizer, texts):
+      self.tokens += len(ids)
+      self.unknown += ids.count(unknown)
 
   def _cut(self, lengths: dict[str, int]) -> None:
     """Counts cuts as prompts do them: the end of the query, then the summary, then the title."""
@@ -91,6 +104,7 @@ class Lengths:
     if self._prompt:
       report['max_len'], report['max_query_len'] = self._prompt.max_len, self._prompt.max_query_len
       names = ('any', 'query', 'title', 'summary')
+      report['unknown'] = self.unknown / max(self.tokens, 1)
       report['truncated'] = {name: self.cut[name] / max(self.pairs, 1) for name in names}
     return report
 

@@ -17,10 +17,19 @@ LONG = regex.compile(rf'(?V1)([{UNSPACED}]+)|[[{LETTER}]--[{UNSPACED}]]{{2,}}|\p
 SIGN = regex.compile(r'.\p{M}*')
 # A sign that ends a sentence. Those of ASCII are also parts of words, such as os.path, so a blank
 # follows them; the module re reads \x1c to \x1f as blanks, and regex does not.
-POINT = r'[.!?\uff0e]'
+POINT, STOP = r'[.!?\uff0e]', r'[.\uff0e]'
+BLANK = r'[\s\x1c-\x1f]'
+# Words before a point that is theirs. After the others the next letter tells, as in 'approx. 3'.
+SHORT = 'vs|mr|mrs|ms|dr|prof|st|ca|bzw|inkl|vgl'
+# A stop after one letter, as in 'z. B.', or after a number that begins the text, as in a list, ends
+# no sentence, and none does before a lower-case letter or a digit.
+INITIAL = rf'(?:^|[^{LETTER}\'\u2019-])\p{{L}}\p{{M}}*'
+NO_STOP = rf'(?:{INITIAL}|^{BLANK}*\p{{N}}+|(?i:(?<![{LETTER}])(?:{SHORT})))'
 END = regex.compile(
-  rf'(?<=[{LETTER}])(?:[^{LETTER}]|_)*?'
-  rf'(?:{POINT}(?=[\s\x1c-\x1f]|$)|(?!{POINT})\p{{Sentence_Terminal}})'
+  rf'(?<=[{LETTER}])(?:[^{LETTER}]|_)*?(?:'
+  rf'(?!{STOP}){POINT}(?={BLANK}|$)'
+  rf'|(?<!{NO_STOP}){STOP}(?={BLANK}|$)(?!{BLANK}+[\p{{Ll}}\p{{N}}])'
+  rf'|(?!{POINT})\p{{Sentence_Terminal}})'
 )
 
 

@@ -17,7 +17,7 @@ from disranker_jax.errors import Stopped, UserError
 from disranker_jax.locks import locked
 from disranker_jax.models import files
 from disranker_jax.pipeline import inputs as outside
-from disranker_jax.pipeline import manifest, opening, systems
+from disranker_jax.pipeline import manifest, opening, reading, systems
 from disranker_jax.pipeline.estimate import Estimate
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import clock, say
@@ -129,7 +129,7 @@ class Pipeline:
     return found
 
   def look_at_records(self, estimate: Estimate | None) -> None:
-    """Says the time that the stages to come take, once the records are prepared.
+    """Says, once there are records, the time of the stages to come and what models do not read.
 
     Raises: UserError where the records teach one of the stages nothing.
     """
@@ -141,6 +141,7 @@ class Pipeline:
         stage.check_records(self.run)
     if estimate:
       estimate.say_time()
+      reading.say_losses(self.run, estimate.opened)
 
   def open_workdir(self):
     """Locks the workdir, removes stages that run again, and saves the config; the lock's file."""

@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from disranker_jax import escaping
 from disranker_jax.config.settings import Key, at_least, between, one_of, template, text
-from disranker_jax.data import sources, store
+from disranker_jax.data import query_filters, sources, store
 from disranker_jax.data.first_stage import BM25
-from disranker_jax.data.query_filters import REASONS, Filters, first_sentence, tidy
+from disranker_jax.data.query_filters import Filters, first_sentence, tidy
 from disranker_jax.data.records import Document, Group
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
@@ -30,6 +30,8 @@ from disranker_jax.rankers.shards import Shards
 from disranker_jax.stages import documents, prepare, result_table, roles, writer
 from disranker_jax.stages.teacher import check_template
 
+FEW = 0.25  # of the texts: if fewer are kept, the prompt probably does not suit the documents
+SAID = 5  # kept queries that are printed
 SAMPLE = 64  # prompts of which the longest stands for all in the estimate
 FORMAT = shards_of.Format(
   pa.schema([
@@ -93,13 +95,21 @@ def finish(run: Run, every: Sequence[Document], docs: Sequence[Document]) -> dic
   texts = len(docs) * c.samples
   lost = ', '.join(f'{count:,} {why}' for why, count in counts.items())
   say(f'generate: {len(groups):,} of {texts:,} queries are kept' + (f'; {lost}' if lost else ''))
-  write_samples(run, docs, found, groups)
+  write_samples(run, docs, found, filters.later)
   if not groups:
     raise UserError(
       f'{documents.address(run.config)}: none of the {texts:,} queries that were written is left '
       f'({lost}); read {folder / "samples.md"}, then change config.generate.template, examples, '
       "model or ends ('length' keeps queries that are cut after max_new tokens), or set "
       'found_within=0 to keep queries whose page BM25 does not find'
+    )
+  said = min(SAID, len(groups))
+  for i in range(said):
+    say(f'  {escaping.line(groups[i * len(groups) // said].query)}')
+  if len(groups) < FEW * texts:
+    say(
+      f'generate: few queries are kept; read {folder / "samples.md"}, then change '
+      'config.generate.template'
     )
   lines = (f'{group.query_id}\t{group.query}\n' for group in groups)
   (folder / 'queries.tsv').write_text(''.join(lines), encoding='utf-8')
@@ -123,6 +133,7 @@ def test_queries(run: Run) -> list[str]:
 def filtered(run: Run, filters: Filters, docs) -> Iterator[tuple[Document, int, str, str]]:
   """(document, number of the sample, query, why it is left out) of all texts, after an audit."""
   samples = run.config.generate.samples
+  before = run.config.generate.template.partition('{query}')[0]
   for shard, table in open_shards(run, len(docs)).whole():
     expected = [(docs[i].doc_id, sample) for i in shard.span for sample in range(samples)]
     shards_of.audit_keys(shard, table, expected)
@@ -130,7 +141,7 @@ def filtered(run: Run, filters: Filters, docs) -> Iterator[tuple[Document, int, 
     texts, ended = (table.column(name).to_pylist() for name in ('text', 'ended'))
     numbers = table.column('sample').to_pylist()
     for doc, number, each, is_whole in zip(owners, numbers, texts, ended, strict=True):
-      query = tidy(each)
+      query, is_whole = tidy(each, is_whole, before)
       if (ends := run.config.generate.ends) != 'line':
         query, is_whole = first_sentence(query, is_whole)
         is_whole |= ends == 'length'
@@ -140,27 +151,39 @@ def filtered(run: Run, filters: Filters, docs) -> Iterator[tuple[Document, int, 
 def grouped(run: Run, filters: Filters, every: Sequence[Document], found) -> Iterator[Group]:
   """The kept queries with the first stage's documents, if their own is among the best of these.
 
-  A query's own document has label 1, the others 0. Where fewer documents share a word with the
-  query, others fill the list up.
+  The documents that a query was written from have label 1, the others 0. Equal queries are kept
+  once, of the first document that is found. Where fewer documents share a word with the query,
+  others fill the list up.
   """
   c, index = run.config.generate, BM25(every)
   places = {doc.doc_id: i for i, doc in enumerate(every)}
   kept = [(doc, number, query) for doc, number, query, why in found if not why]
+  owners: dict[str, set[int]] = {}
+  for doc, _, query in kept:
+    owners.setdefault(query_filters.key(query), set()).add(places[doc.doc_id])
+  seen = set()
   depth = max(c.depth, c.found_within)
   ranked = index.each((query for _, _, query in kept), depth)
   for (doc, number, query), hits in zip(kept, ranked, strict=True):
-    own = places[doc.doc_id]
+    own, same, query_id = places[doc.doc_id], query_filters.key(query), f'{doc.doc_id}#{number}'
     rank = next((r for r, (i, _) in enumerate(hits, 1) if i == own), 0)
     if c.found_within and not 0 < rank <= c.found_within:
-      filters.not_found()
+      filters.leave_out(query_id, query_filters.NOT_FOUND)
       continue
+    if same in seen:
+      filters.leave_out(query_id, query_filters.DUPLICATE)
+      continue
+    seen.add(same)
     scored = {i: (r, score) for r, (i, score) in enumerate(hits[: c.depth], 1)}
     chosen = list(dict.fromkeys([*scored, own]))
     if len(chosen) > c.depth:
-      chosen.remove(list(scored)[-1])
+      others = [i for i in scored if i not in owners[same]]
+      chosen.remove((others or list(scored))[-1])
     chosen += fillers(f'{run.config.seed} {doc.doc_id} {number}', len(every), chosen, c.depth)
-    docs = [labelled(every[i], i == own, *scored.get(i, (0, float('nan')))) for i in chosen]
-    yield Group(f'{doc.doc_id}#{number}', query, tuple(docs))
+    docs = [
+      labelled(every[i], i in owners[same], *scored.get(i, (0, float('nan')))) for i in chosen
+    ]
+    yield Group(query_id, query, tuple(docs))
 
 
 def fillers(seed: str, count: int, chosen: Sequence[int], depth: int) -> list[int]:
@@ -174,14 +197,17 @@ def labelled(doc: Document, is_own: bool, rank: int, score: float) -> Document:
   return Document(doc.doc_id, doc.title, doc.summary, int(is_own), rank, score)
 
 
-def own_document(group: Group) -> str:
-  """The id of the document that a generated query was written from."""
-  return group.query_id.rpartition('#')[0]
+def own_documents(group: Group) -> list[str]:
+  """The ids of the documents that a generated query was written from, if its candidates have them.
+
+  The first one, of which the query has its id, always is among them.
+  """
+  first = group.query_id.rpartition('#')[0]
+  return [first, *(doc.doc_id for doc in group.docs if doc.label and doc.doc_id != first)]
 
 
-def write_samples(run: Run, docs, found, groups: Sequence[Group]) -> None:
+def write_samples(run: Run, docs, found, later: dict[str, str]) -> None:
   """samples.md: what was written from some documents, and what became of it."""
-  kept = {group.query_id for group in groups}
   step = max(1, len(docs) // max(run.config.generate.shown, 1))
   shown = {doc.doc_id for doc in docs[::step][: run.config.generate.shown]}
   lines, last = ['# Queries that the model wrote', ''], None
@@ -191,7 +217,7 @@ def write_samples(run: Run, docs, found, groups: Sequence[Group]) -> None:
     if doc is not last:
       lines.append(f'- {escaping.code(doc.title)}: {escaping.code(doc.summary[:200])}')
     last = doc
-    left = why or ('' if f'{doc.doc_id}#{number}' in kept else REASONS[-1])
+    left = why or later.get(f'{doc.doc_id}#{number}', '')
     lines.append(f'  - {escaping.code(query)}' + (f' (left out: {left})' if left else ''))
   (run.folder('generate') / 'samples.md').write_text('\n'.join(lines) + '\n', encoding='utf-8')
 

@@ -14,7 +14,7 @@ from disranker_jax.stages import prepare
 def indices(run, kinds: Sequence[str], scored: ScoredGroups) -> tuple[Sequence[int], dict]:
   """(indices of the run's scored queries, one or several times each; facts for the manifest).
 
-  Generated queries whose own document the teacher ranks below `distill.generated_within` are left
+  Generated queries whose own documents the teacher ranks below `distill.generated_within` are left
   out; of the others `distill.generated_limit` are taken, `distill.generated_weight` times each. The
   queries that validation holds out are among them.
 
@@ -56,7 +56,7 @@ def limit(found: Sequence[int], places: Sequence[float], most: int) -> dict[int,
 
 
 def is_found(scored: tuple[Group, np.ndarray], within: int) -> bool:
-  """Whether the teacher ranks a query's own document, which has label 1, so high."""
+  """Whether the teacher ranks a query's own document, the best of those of label 1, so high."""
   group, scores_N = scored
-  own = [doc.label for doc in group.docs].index(1)
-  return int((scores_N > scores_N[own]).sum()) < within
+  own = max(score for doc, score in zip(group.docs, scores_N, strict=True) if doc.label == 1)
+  return int((scores_N > own).sum()) < within

@@ -16,7 +16,7 @@ from disranker_jax.data import holdout, query_filters, store
 from disranker_jax.data.records import Document, Group
 from disranker_jax.devices import sharding
 from disranker_jax.pipeline import runner
-from disranker_jax.stages import mixed, prepare, writer
+from disranker_jax.stages import generate, mixed, prepare, writer
 
 STAGES = ('prepare', 'generate', 'score', 'distill', 'evaluate')
 DOCUMENTS = 24
@@ -68,13 +68,17 @@ def records(workdir) -> list[Group]:
   return list(store.open('candidates', workdir / 'generate' / 'candidates'))
 
 
-def test_documents_alone_give_a_student(tmp_path, copies):
+def test_documents_alone_give_a_student(tmp_path, copies, capsys):
   workdir = tmp_path / 'run'
   c = config(tmp_path, distill__generated_within=4, validation__share=0.4)
   c.distill.validation.update(keep_best=True, metric='tau', every=1)
   c.evaluate.models = ('bm25', 'student', 'fused')
   runner.run(c, workdir)
   groups = records(workdir)
+  err = capsys.readouterr().err
+  said = re.search(r'queries are kept.*\n((?:  .*\n)+)', err)[1].splitlines()
+  assert len({*said}) == 5 and {line.strip() for line in said} <= {g.query for g in groups}
+  assert 'few queries are kept' not in err
   results = helpers.load(workdir / 'generate' / 'manifest.json')['results']
   assert results['texts'] == 3 * DOCUMENTS == len(groups) + sum(results['left_out'].values())
   assert results['generated']['rows'] == len(groups) > 10
@@ -84,7 +88,7 @@ def test_documents_alone_give_a_student(tmp_path, copies):
   assert len(set(keys)) == len(keys)
   for group in groups:
     own = group.query_id.partition('#')[0]
-    assert [d.doc_id for d in group.docs if d.label == 1] == [own]
+    assert own in [d.doc_id for d in group.docs if d.label == 1]
     assert {d.label for d in group.docs} == {0, 1}
     assert len({d.doc_id for d in group.docs}) == len(group.docs) == 6
     assert query_filters.key(group.query) != query_filters.key(titles[own])
@@ -100,6 +104,38 @@ def test_documents_alone_give_a_student(tmp_path, copies):
   assert validated['metric'] == 'tau' and validated['step'] == validated['best_step']
   assert validated['queries'] >= 10 and validated['labelled'] == 0
   assert {'student', 'fused'} <= set(helpers.metrics(workdir))
+
+
+def kept_of(folder, pages, texts, **changes) -> tuple[list[Group], query_filters.Filters]:
+  """What is kept of (number of the page, text) pairs, all of them from sample 0, 1, ..."""
+  docs = [Document(**row) for row in pages]
+  run = runner.Run(config(folder, pages, **changes), folder, None)
+  filters = query_filters.Filters([], 20)
+  found = [
+    (docs[i], n, text, filters.reason(docs[i], text, True)) for n, (i, text) in enumerate(texts)
+  ]
+  return list(generate.grouped(run, filters, docs, found)), filters
+
+
+def test_all_documents_that_a_query_was_written_from_are_its_own(tmp_path):
+  pages = rows()
+  query = 'closes a list in a list'
+  texts = [(3, query), (13, query), (5, query), (23, query.upper()), (3, query)]
+  every, filters = kept_of(tmp_path, pages, texts, generate__found_within=0, generate__depth=24)
+  assert [group.query_id for group in every] == ['p3#0']
+  assert {doc.doc_id for doc in every[0].docs if doc.label} == {'p3', 'p13', 'p5', 'p23'}
+  assert generate.own_documents(every[0])[0] == 'p3'
+  assert set(generate.own_documents(every[0])) == {'p3', 'p13', 'p5', 'p23'}
+  assert filters.by_reason() == {query_filters.DUPLICATE: 4}
+
+
+def test_a_query_whose_first_document_is_not_found_is_kept_of_the_second(tmp_path):
+  pages = rows()
+  query = pages[7]['summary']
+  texts = [(2, query), (7, query), (2, query)]
+  groups, filters = kept_of(tmp_path, pages, texts, generate__found_within=1)
+  assert [group.query_id for group in groups] == ['p7#1']
+  assert filters.later == dict.fromkeys(['p2#0', 'p2#2'], query_filters.NOT_FOUND)
 
 
 def test_queries_of_the_test_are_left_out_and_counted(tmp_path, copies):
@@ -147,6 +183,12 @@ def test_generated_queries_are_repeated_by_their_weight(weight, counts, monkeypa
     assert set(left) == set(counts)
     assert not within or not any(times[10:50:2])
     assert facts['generated']['learned'] == sum(times[10:50])
+
+
+def test_the_best_of_several_own_documents_counts_for_the_second_round_trip():
+  group = Group('d0#0', 'q', tuple(Document(f'd{i}', 't', 's', label=int(i < 2)) for i in range(3)))
+  assert mixed.is_found((group, np.array([0.0, 2.0, 1.0])), 1)
+  assert not mixed.is_found((group, np.array([0.0, 1.0, 2.0])), 1)
 
 
 def test_a_limit_takes_some_queries_and_a_larger_one_holds_them(monkeypatch, capsys):
@@ -252,8 +294,18 @@ def test_other_filters_take_the_texts_that_are_there(tmp_path, copies, monkeypat
   groups = records(workdir)
   assert 0 < len(groups) < before
   assert all(len(group.query.split()) <= 5 and len(group.docs) == 4 for group in groups)
-  assert all(0 < doc.rank <= 3 for group in groups for doc in group.docs if doc.label)
+  for group in groups:
+    own = generate.own_documents(group)[0]
+    assert [0 < doc.rank <= 3 for doc in group.docs if doc.doc_id == own] == [True]
   runner.run(c, workdir, stages=stages, rerun=['score'])
+
+
+def test_few_kept_queries_are_a_line_that_says_what_to_read_and_change(tmp_path, copies, capsys):
+  workdir = tmp_path / 'run'
+  runner.run(config(tmp_path, generate__max_words=2), workdir, stages=['prepare', 'generate'])
+  assert 0 < len(records(workdir)) < 0.25 * 3 * DOCUMENTS
+  hint = f'read {workdir}/generate/samples.md, then change config.generate.template'
+  assert capsys.readouterr().err.count(hint) == 1
 
 
 def test_other_documents_are_another_input(tmp_path, copies):

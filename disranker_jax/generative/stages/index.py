@@ -16,7 +16,7 @@ from disranker_jax.pipeline import manifest, systems
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 from disranker_jax.stages import documents, prepare
-from disranker_jax.stages.generate import own_document
+from disranker_jax.stages.generate import own_documents
 
 
 def open_retriever(config) -> TextModel:
@@ -78,9 +78,10 @@ def pseudo_queries(run) -> dict[str, list[str]]:
   if 'query' in run.config.retriever.views:
     most = run.config.index.queries
     for group in prepare.records(run, prepare.GENERATED):
-      own = found.setdefault(own_document(group), [])
-      if not most or len(own) < most:
-        own.append(group.query)
+      for doc_id in own_documents(group):
+        own = found.setdefault(doc_id, [])
+        if not most or len(own) < most:
+          own.append(group.query)
   return found
 
 
