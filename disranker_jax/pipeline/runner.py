@@ -287,7 +287,7 @@ def stopped(stage: Stage, run: Run) -> str:
   """The message of a stage that was asked to stop: what is on disk, and how to continue."""
   kept = stage.kept(run)
   if not kept:
-    return f'{stage.name}: stopped before any of it was saved; the same command starts it again'
+    return f'{stage.name}: stopped with nothing to continue from; the same command starts it again'
   return f'{stage.name}: stopped; {kept}; the same command continues from there'
 
 

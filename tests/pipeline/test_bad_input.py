@@ -242,6 +242,7 @@ class TestBadInput:
     ('score', ['quantise_gate.json'], True, False),
     ('evaluate', [], False, False),
     ('evaluate', ['bm25.json'], True, False),
+    ('export', ['student/config.json'], False, False),  # made again, with other settings too
     ('report', ['summary.json'], False, False),
   ],
 )
