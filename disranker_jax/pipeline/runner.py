@@ -23,6 +23,7 @@ from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import clock, say
 from disranker_jax.stages import earlier, prepare
 from disranker_jax.stages import report as report_stage
+from disranker_jax.training import logs
 
 
 def run(
@@ -311,8 +312,9 @@ def remove_if_empty(run: Run, stage: Stage) -> None:
   written = {path.name for path in folder.iterdir()} - {manifest.FILE}
   if written and stage.is_reusable(run):
     (folder / manifest.FILE).unlink(missing_ok=True)
-  # A training that had begun leaves its logs, which may tell what was wrong.
-  elif not written or not ('checkpoints' in written or has_kept(run, stage)):
+  # A training that had begun leaves its logs, which may tell what was wrong. Trainings of which the
+  # best one is kept have folders of their own.
+  elif not written or not (any(folder.glob(f'**/{logs.FILE}')) or has_kept(run, stage)):
     shutil.rmtree(folder, ignore_errors=True)
   if {p.name for p in folder.parent.iterdir()} <= {'config.json', '.lock'}:
     shutil.rmtree(folder.parent)

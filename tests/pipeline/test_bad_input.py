@@ -237,7 +237,8 @@ class TestBadInput:
     ('cpt', ['samples.md'], False, False),
     ('cpt', ['metrics.jsonl', 'checkpoints/7/params'], True, True),
     ('cpt', ['metrics.jsonl', 'checkpoints/.part'], True, True),  # its logs may tell why
-    ('distill', ['trials/0.5/metrics.jsonl'], False, False),
+    ('distill', ['trials/0.5/metrics.jsonl', 'trials/0.5/checkpoints/.part'], True, True),
+    ('distill', ['trials/0.5/checkpoints/.part'], False, False),  # before the first step
     ('distill', ['trials/0.5/checkpoints/7/params'], True, True),
     ('score', ['quantise_gate.json'], True, False),
     ('evaluate', [], False, False),
