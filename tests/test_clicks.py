@@ -5,6 +5,8 @@ import json
 import pytest
 
 from disranker_jax import config
+from disranker_jax.data.clicks import Relevant
+from disranker_jax.data.records import BadRow, BadRows, Document, Group
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline import inputs
 from disranker_jax.pipeline.stage import Run
@@ -78,6 +80,22 @@ def test_a_limit_counts_clicks_and_not_queries(rows, tmp_path, capsys):
   assert 'prepare: clicks: the first 3 clicks; there are more (config.data.limit.clicks)' in (
     capsys.readouterr().err
   )
+
+
+@pytest.mark.parametrize('mode', ['quarantine', 'error'])
+def test_what_is_read_behind_a_limit_is_not_judged(tmp_path, mode):
+  """It is read only to know whether there is more."""
+  bad_rows = BadRows(mode, tmp_path / 'bad.jsonl')
+
+  def groups():
+    yield Group('q1', 'one', (Document('d', 't', 's', 1),))
+    bad_rows.reject('f', 2, {}, BadRow('doc_id', 'is bad', 'mend it'))
+    yield Group('q2', 'two', (Document('d', 't', 's', 1),))
+
+  relevant = Relevant(1, limit=1)
+  assert [click.query for click in relevant(groups(), bad_rows)] == ['one']
+  assert relevant.is_cut and not bad_rows.quarantined
+  assert mode == 'error' or not bad_rows.path.read_text()
 
 
 def test_a_collection_gives_clicks_without_documents_that_have_no_text(tmp_path, capsys):

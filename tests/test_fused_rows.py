@@ -22,7 +22,7 @@ from disranker_jax.stages import (
 )
 from disranker_jax.stages.fused_rows import FEWEST
 from disranker_jax.stages.result_rows import FUSED, FUSED_RANKS, ROWS
-from disranker_jax.stages.result_table import Row
+from disranker_jax.stages.result_table import Lacking, Row
 
 
 def group(i: int, *docs: tuple[str, int, int, float], kind: str = 'q') -> Group:
@@ -201,6 +201,30 @@ class TestRows:
       _, facts = fused_rows.rank(run.run, ROWS[name], [judged_group(99)])
       assert (facts['parameters'], facts['ms_per_pair']) == (250, 2.5)
       assert 'device' not in facts
+
+  def test_take_the_ranking_of_their_student_from_disk(self, run, monkeypatch):
+    """Also where the config does not name its row any more; remarks take only named rows."""
+    config, student = run.run.config, ROWS['student']
+    config.data.test = 'python_docs:'
+    run.records['judgements'] = [judged_group(i) for i in range(FEWEST)]
+    run.records['test'] = tests = [judged_group(99)]
+    run.run.folder('evaluate').mkdir()
+    config.evaluate.models = ('student',)
+    evaluate.execute(run.run)
+    expected, _ = fused_rows.rank(run.run, ROWS[FUSED], tests)
+    assert evaluate.on_disk(run.run, 'student')[0] == ranking(tests)
+
+    def again(run, row, groups):
+      raise Lacking('ranks again')
+
+    monkeypatch.setitem(ROWS, 'student', dataclasses.replace(student, rank=again))
+    config.evaluate.models = (FUSED,)
+    assert fused_rows.rank(run.run, ROWS[FUSED], tests)[0] == expected
+    assert evaluate.on_disk(run.run, 'student') is None
+    # A row that is left out now may have its ranking of before on disk.
+    evaluate.write_row(run.run, ROWS['student'], {})
+    with pytest.raises(Lacking, match='ranks again'):
+      evaluate.ranked(run.run, 'student', tests)
 
   def test_are_left_out_with_a_message_where_the_test_has_no_ranks(self, run, capsys):
     run.run.config.evaluate.models = ('random', FUSED, FUSED_RANKS)

@@ -11,7 +11,7 @@ import pytest
 
 from disranker_jax import locks
 from disranker_jax.commands import prepare
-from disranker_jax.data import preparing, records, row_files, sources, spool, store
+from disranker_jax.data import preparation, preparing, records, row_files, sources, spool, store
 from disranker_jax.data.preparing import Job
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
@@ -220,6 +220,42 @@ def test_the_record_after_a_limit_is_seen_and_not_judged(tmp_path):
     job(tmp_path, f'jsonl:{tmp_path}/a.jsonl', 'clicks', name='clicks', limit=3, on_bad_row='error')
   )
   assert (done.rows, done.is_cut) == (3, True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+  """Keeps the records of some queries."""
+
+  queries: tuple[str, ...]
+
+  def __call__(self, record) -> bool:
+    return record.query in self.queries
+
+
+@pytest.mark.parametrize(('kind', 'least'), [('clicks', None), ('clicks', 1), ('judgements', None)])
+def test_only_records_that_are_kept_are_more_than_a_limit(tmp_path, kind, least):
+  """Held-out queries after the limit, and bad rows, are not what a limit cuts."""
+  rows = [
+    {'query_id': f'q{q}', 'query': f'q{q}', 'doc_id': 'd', 'title': 't', 'summary': '', 'label': 1}
+    for q in range(5)
+  ]
+  rows.insert(3, rows[2] | {'title': 7, 'doc_id': 'e'})
+  address = jsonl(tmp_path / 'a.jsonl', rows)
+
+  def done(*queries: str):
+    folder = tmp_path / '-'.join(queries)
+    keep, mode = Named(queries), 'quarantine'
+    made = preparation.job(address, kind, folder, least=least, limit=2, on_bad_row=mode, keep=keep)
+    found = preparing.prepare(made)
+    bad = made.quarantine.read_text() if made.quarantine.exists() else ''
+    assert bad.count('\n') == found.quarantined
+    return found
+
+  assert (done('q0', 'q1').records, done('q0', 'q1').is_cut) == (2, False)
+  more = done('q0', 'q1', 'q4')
+  assert (more.records, more.is_cut) == (2, True)
+  # Rows of clicks count up to the limit; the others are all read to group them.
+  assert (more.rows, more.quarantined) == ((2, 0) if kind == 'clicks' and not least else (6, 1))
 
 
 def test_bad_input_leaves_what_was_there(tmp_path):

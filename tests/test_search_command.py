@@ -73,17 +73,20 @@ def test_the_stage_of_another_system_is_refused_in_the_same_way(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('mesh', 'devices', 'used'),
+  ('mesh', 'devices', 'used', 'said'),
   [
-    ({'data': 1, 'fsdp': 4, 'model': 2}, 2, (1, 1, 2)),
-    ({'data': 4, 'fsdp': 1, 'model': 1}, 2, (1, 2, 1)),
-    ({'data': -1, 'fsdp': 1, 'model': 4}, 2, (1, 2, 1)),
-    ({'data': 2, 'fsdp': 1, 'model': 1}, 2, (2, 1, 1)),
-    ({'data': -1, 'fsdp': 1, 'model': 1}, 2, (2, 1, 1)),
+    ((4, 2, 2), 1, (1, 1, 1), 'is for 16 devices, and here is 1: takes data=1, fsdp=1, model=1'),
+    ((1, 4, 2), 2, (1, 1, 2), 'is for 8 devices, and here are 2: takes data=1, fsdp=1, model=2'),
+    ((4, 1, 1), 2, (1, 2, 1), 'is for 4 devices, and here are 2: takes data=1, fsdp=2, model=1'),
+    ((1, 1, 1), 2, (1, 2, 1), 'is for 1 device, and here are 2: takes data=1, fsdp=2, model=1'),
+    ((-1, 1, 4), 2, (1, 2, 1), 'is for a multiple of 4 devices, and here are 2: takes data=1, '),
+    ((3, 1, -1), 2, (1, 2, 1), 'is for a multiple of 3 devices, and here are 2: takes data=1, '),
+    ((2, 1, 1), 2, (2, 1, 1), ''),
+    ((-1, 1, 1), 2, (2, 1, 1), ''),
   ],
 )
 def test_a_run_of_other_devices_is_opened_on_those_that_are_here(
-  monkeypatch, capsys, mesh, devices, used
+  monkeypatch, capsys, mesh, devices, used, said
 ):
   monkeypatch.setattr(jax, 'device_count', lambda: devices)
   made = types.SimpleNamespace
@@ -91,13 +94,19 @@ def test_a_run_of_other_devices_is_opened_on_those_that_are_here(
     shape=dict(zip(axes, shape, strict=True))
   ))  # fmt: skip
   c = configs.defaults('dgr')
-  c.mesh.update(mesh)
+  c.mesh.update(dict(zip(sharding.AXES, mesh, strict=True)))
   assert tuple(opened_run.mesh_of(c).shape.values()) == used
-  said = capsys.readouterr().err
-  sizes = 'data={}, fsdp={}, model={}'.format(*used)
-  is_new = used[0] == 1
-  assert ('which there are here: takes ' + sizes in said) == is_new == bool(said)
+  shown = capsys.readouterr().err
+  assert f'config.mesh {said}' in shown if said else not shown
   assert tuple(sharding.make_mesh(c.mesh).shape.values()) == used
+
+
+def test_sizes_of_a_run_that_are_no_mesh_are_refused(capsys):
+  c = configs.defaults('dgr')
+  c.mesh.update(data=0, fsdp=1, model=1)
+  with pytest.raises(UserError, match='must be positive sizes'):
+    opened_run.mesh_of(c)
+  assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

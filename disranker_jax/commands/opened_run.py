@@ -25,17 +25,17 @@ def open_run(folder: Path, role: str) -> Run:
 
 
 def mesh_of(config: ConfigDict):
-  """The mesh of the run, or one of the devices that are here; config.mesh has its sizes then."""
-  try:
-    return sharding.make_mesh(config.mesh)
-  except UserError as error:
-    count, model = jax.device_count(), config.mesh.model
-    fits = model > 0 and count % model == 0
-    config.mesh.update(data=1, fsdp=-1, model=model if fits else 1)
-    mesh = sharding.make_mesh(config.mesh)
-    sizes = ', '.join(f'{axis}={size}' for axis, size in mesh.shape.items())
-    say(f'{error}, which there are here: takes {sizes}')
-    return mesh
+  """The mesh of the run, or one of the devices that are here; config.mesh has its sizes then.
+
+  Raises: UserError if the sizes are not positive.
+  """
+  count, model = jax.device_count(), config.mesh.model
+  if said := sharding.misfit(config.mesh, count):
+    model = model if model > 0 and count % model == 0 else 1
+    config.mesh.update(data=1, fsdp=count // model, model=model)
+    sizes = ', '.join(f'{axis}={config.mesh[axis]}' for axis in sharding.AXES)
+    say(f'{said}, and here {"are" if count > 1 else "is"} {count}: takes {sizes}')
+  return sharding.make_mesh(config.mesh)
 
 
 def lacking(run: Run, stage: str) -> str:

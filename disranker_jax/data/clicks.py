@@ -42,7 +42,7 @@ class Relevant:
   ) -> Iterator[Click]:
     clicks = self._clicks(groups)
     yield from itertools.islice(clicks, self.limit or None)
-    self.is_cut = bool(self.limit) and has_more(clicks)
+    self.is_cut = bool(self.limit) and has_more(clicks, bad_rows)
 
   def _clicks(self, groups: Iterator[Group]) -> Iterator[Click]:
     blank = judged = clicked = 0

@@ -219,10 +219,11 @@ class Work:
         self._shards.close_shard()
         self._save(rows=progress.count, bad_rows=self._bad_rows.mark())
 
-      places = source.places(done)
-      for file, number, raw in places if left else ():
-        clicks = self._bad_rows.parse_all(file, number, raw, make)
-        clicks = list(filter(self._job.keep or bool, clicks))
+      kept = (
+        list(filter(self._job.keep or bool, self._bad_rows.parse_all(*place, make)))
+        for place in source.places(done)
+      )
+      for clicks in kept if left else ():
         self._is_cut = len(clicks) > left
         full = [self._shards.add(click) for click in clicks[: min(left, len(clicks))]]
         left -= len(full)
@@ -231,7 +232,8 @@ class Work:
           end_shard()
         if not left:
           break
-      self._is_cut = self._is_cut or (not left and has_more(places))
+      if not left and not self._is_cut:
+        self._is_cut = has_more(itertools.chain.from_iterable(kept), self._bad_rows)
       end_shard()
 
   def _read(self, source: RowFiles, runs: Spool) -> None:
@@ -282,10 +284,7 @@ class Work:
   def _limited(self, records: Iterator[Record]) -> Iterator[Record]:
     """The records up to the limit; sees whether there is another one."""
     yield from itertools.islice(records, self._job.limit or None)
-    if self._job.limit:
-      mark = self._bad_rows.mark()
-      self._is_cut = has_more(records)
-      self._bad_rows.rewind(mark)
+    self._is_cut = bool(self._job.limit) and has_more(records, self._bad_rows)
 
   def leave(self) -> None:
     """Removes files that a resume does not need."""

@@ -183,12 +183,18 @@ def entry(file: Any, line: int, raw: Any, bad: BadRow) -> str:
   return json.dumps(value, ensure_ascii=True, default=repr)
 
 
-def has_more(records: Iterator) -> bool:
-  """Whether there is another record; a bad one, which is not to be taken, is one too."""
+def has_more(records: Iterator, bad_rows: BadRows) -> bool:
+  """Whether there is another record; a bad one, which is not to be taken, is one too.
+
+  `bad_rows` counts nothing of what is read for it.
+  """
+  mark = bad_rows.mark()
   try:
     return next(records, None) is not None
   except UserError:
     return True
+  finally:
+    bad_rows.rewind(mark)
 
 
 def listed(notes: Mapping[str, int]) -> list[str]:

@@ -37,16 +37,29 @@ def make_mesh(sizes, devices=None) -> Mesh:
   Over all devices, or over `devices`, which may be abstract ones to compile for.
   Raises: UserError if the sizes are not positive or do not multiply to the number of devices.
   """
-  shape = [sizes[a] for a in AXES]
   count = jax.device_count() if devices is None else len(devices)
-  if shape.count(-1) > 1 or any(s < 1 for s in shape if s != -1):
-    raise UserError(f'config.mesh: {shape} must be positive sizes, of which one may be -1')
-  fixed = int(np.prod([s for s in shape if s != -1]))
-  shape = [count // fixed if s == -1 else s for s in shape]
-  if int(np.prod(shape)) != count:
-    raise UserError(f'config.mesh: {dict(zip(AXES, shape, strict=True))} is not {count} devices')
+  if said := misfit(sizes, count):
+    what = f'set sizes that multiply to {count}; one may be -1, which takes what is left'
+    raise UserError(f'{said}, not for {count}; {what}')
+  left = count // math.prod(sizes[a] for a in AXES if sizes[a] != -1)
+  shape = [left if sizes[a] == -1 else sizes[a] for a in AXES]
   types = (AxisType.Auto,) * 3
   return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
+
+
+def misfit(sizes, count: int) -> str:
+  """For how many devices these sizes are, as text, if not for `count`; '' if they are.
+
+  Raises: UserError if the sizes are not positive.
+  """
+  shape = [sizes[a] for a in AXES]
+  if shape.count(-1) > 1 or any(s < 1 for s in shape if s != -1):
+    raise UserError(f'config.mesh: {shape} must be positive sizes, of which one may be -1')
+  fixed = math.prod(s for s in shape if s != -1)
+  if count == fixed or (-1 in shape and count % fixed == 0):
+    return ''
+  needed = f'{fixed} device{"s" * (fixed > 1)}'
+  return f'config.mesh is for {"a multiple of " if -1 in shape else ""}{needed}'
 
 
 def local(mesh: Mesh) -> Mesh:

@@ -23,6 +23,7 @@ from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import clock, say
 from disranker_jax.stages import earlier, prepare
 from disranker_jax.stages import report as report_stage
+from disranker_jax.training import logs
 
 
 def run(
@@ -286,9 +287,12 @@ class Pipeline:
 
 def stopped(stage: Stage, run: Run) -> str:
   """The message of a stage that was asked to stop: what is on disk, and how to continue."""
-  kept = stage.kept(run)
+  try:
+    kept = stage.kept(run)
+  except UserError as error:
+    return f'{stage.name}: stopped; what of it is saved cannot be read: {error}'
   if not kept:
-    return f'{stage.name}: stopped before any of it was saved; the same command starts it again'
+    return f'{stage.name}: stopped with nothing to continue from; the same command starts it again'
   return f'{stage.name}: stopped; {kept}; the same command continues from there'
 
 
@@ -309,8 +313,20 @@ def remove_if_empty(run: Run, stage: Stage) -> None:
   written = {path.name for path in folder.iterdir()} - {manifest.FILE}
   if written and stage.is_reusable(run):
     (folder / manifest.FILE).unlink(missing_ok=True)
-  # A training that had begun leaves its logs, which may tell what was wrong.
-  elif not written or not ('checkpoints' in written or stage.kept(run)):
+  # A training that had begun leaves its logs, which may tell what was wrong. Trainings of which the
+  # best one is kept have folders of their own.
+  elif not written or not (any(folder.glob(f'**/{logs.FILE}')) or has_kept(run, stage)):
     shutil.rmtree(folder, ignore_errors=True)
   if {p.name for p in folder.parent.iterdir()} <= {'config.json', '.lock'}:
     shutil.rmtree(folder.parent)
+
+
+def has_kept(run: Run, stage: Stage) -> bool:
+  """Whether there is work to continue from; where that cannot be read, nothing is to be removed.
+
+  It is asked while another error ends the stage, and that is the one to be told.
+  """
+  try:
+    return bool(stage.kept(run))
+  except UserError:
+    return True

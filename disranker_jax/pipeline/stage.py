@@ -124,7 +124,8 @@ class Stage:
   panels        what reports draw of its training, a chart each; by default one chart of the loss
                 and of how held-out queries are ranked
   unit          what the `rows` of its results are, for reports
-  kept          what of it is on disk, as text, '' for nothing; by default the last saved step
+  kept          what is on disk that it continues from, as text, '' for nothing; by default the last
+                saved step
   scores_records  whether it scores all records that it reads
   ignores_init_from  whether `init_from` decides nothing: its model starts from the pretrained one,
                 or no parameters are read

@@ -114,19 +114,23 @@ def ranking_of(run: Run, name: str, groups: Sequence[Group]) -> metrics.Run:
 def ranked(run: Run, name: str, groups: Sequence[Group]) -> Ranking:
   """A row's ranking of the test queries and its facts: those on disk if they are still good.
 
-  Raises: Lacking.
+  Also those of a row that the config does not name any more. Raises: Lacking.
   """
   row = result_table.of(run.config).rows[name]
-  return on_disk(run, name) or row.rank(run, row, groups)
+  return stored(run, row) or row.rank(run, row, groups)
 
 
 def on_disk(run: Run, name: str) -> Ranking | None:
   """The ranking and the facts of a row of the config that is filled already and still good."""
-  table, file = result_table.of(run.config), folder_of(run) / f'{name}.run'
-  if name not in run.config[table.stage].models or not file.exists():
-    return None
-  facts = filled(run, table.rows[name])
-  return None if facts is None else (runs.read_run(file), facts)
+  table = result_table.of(run.config)
+  return stored(run, table.rows[name]) if name in run.config[table.stage].models else None
+
+
+def stored(run: Run, row: Row) -> Ranking | None:
+  """The ranking and the facts of a row that is filled and still good."""
+  file = folder_of(run) / f'{row.name}.run'
+  facts = filled(run, row) if file.exists() else None
+  return (runs.read_run(file), facts) if facts else None
 
 
 def versions_of(run: Run, row: Row) -> dict[str, str]:

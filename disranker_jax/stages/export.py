@@ -137,13 +137,6 @@ def described(exports: Exports, choice: Choice) -> str:
   return f'{title}: {choice.why}' if choice.why else title
 
 
-def kept(exports: Exports, run) -> str:
-  """Which models have their final folder."""
-  names = map(exports.folder_of, run.config.export.models)
-  done = [name for name in names if (run.folder('export') / name).exists()]
-  return f'{" and ".join(done)} exported' if done else ''
-
-
 def save(run, model, variables, folder: Path, recorded: Mapping):
   """Writes tensors, config and tokenizer; returns (model, variables) as written.
 
@@ -384,5 +377,5 @@ def stage(exports: Exports, **declared) -> Stage:
 
   return Stage(
     'export', exports.title, of(execute), settings_of(exports), check=of(check),
-    requires=of(requires), kept=of(kept), uses=of(uses), **declared,
+    requires=of(requires), uses=of(uses), **declared,
   )  # fmt: skip

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from disranker_jax import losses
 from disranker_jax.config import defaults
 from disranker_jax.data.records import Document, Group
-from disranker_jax.errors import UserError
+from disranker_jax.errors import Stopped, UserError
 from disranker_jax.models import weights
 from disranker_jax.pipeline import runner, systems
 from disranker_jax.pipeline.stage import Run
@@ -237,11 +237,13 @@ class TestBadInput:
     ('cpt', ['samples.md'], False, False),
     ('cpt', ['metrics.jsonl', 'checkpoints/7/params'], True, True),
     ('cpt', ['metrics.jsonl', 'checkpoints/.part'], True, True),  # its logs may tell why
-    ('distill', ['trials/0.5/metrics.jsonl'], False, False),
+    ('distill', ['trials/0.5/metrics.jsonl', 'trials/0.5/checkpoints/.part'], True, True),
+    ('distill', ['trials/0.5/checkpoints/.part'], False, False),  # before the first step
     ('distill', ['trials/0.5/checkpoints/7/params'], True, True),
     ('score', ['quantise_gate.json'], True, False),
     ('evaluate', [], False, False),
     ('evaluate', ['bm25.json'], True, False),
+    ('export', ['student/config.json'], False, False),  # made again, with other settings too
     ('report', ['summary.json'], False, False),
   ],
 )
@@ -258,3 +260,27 @@ def test_what_a_stage_leaves_where_its_input_is_bad(
   assert folder.exists() == folder_stays and run.workdir.exists() == folder_stays
   assert (folder / 'manifest.json').exists() == manifest_stays
   assert all((folder / file).exists() == folder_stays for file in written)
+
+
+@pytest.mark.parametrize('name', ['score', 'retrieve'])
+def test_what_is_kept_and_cannot_be_read_hides_no_other_error(tmp_path, name):
+  """What a stage keeps is counted by prepared records, which may be what is wrong."""
+  run = Run(defaults(system='dgr'), tmp_path / 'run', None)
+  stage = systems.find(run.config, name)
+  with pytest.raises(UserError) as unreadable:
+    stage.kept(run)
+
+  def refused(run):
+    (run.folder(name) / 'shards').mkdir()
+    raise UserError('the error to mend')
+
+  def asked_to_stop(run):
+    raise Stopped('')
+
+  pipeline = runner.Pipeline(run)
+  with pytest.raises(UserError, match=r'^the error to mend$'):
+    pipeline.run_stage(dataclasses.replace(stage, execute=refused))
+  assert (run.folder(name) / 'shards').exists()
+  with pytest.raises(Stopped, match=rf'^{name}: stopped; ') as stopped:
+    pipeline.run_stage(dataclasses.replace(stage, execute=asked_to_stop))
+  assert str(unreadable.value) in str(stopped.value)
