@@ -22,12 +22,18 @@ CHARS = 32  # of a token and more; what is behind max_len of these is cut anyway
 
 
 def say_losses(run: Run, opened: Sequence[Opened]) -> None:
-  """Two lines at most for each model that scores or learns texts: what is unknown, what is cut."""
+  """Two lines at most for each model that scores or learns texts: what is unknown, what is cut.
+
+  What is cut is said of models that read title and summary of a record through their prompt. One
+  with `Use.tokens` puts its own inputs together, from pieces of them.
+  """
   by_role: dict[str, list[Opened]] = {}
   for one in opened:
     if not one.step.texts and hasattr(one.model.prompt(), 'lengths'):
       by_role.setdefault(one.use.role, []).append(one)
   for role, models in by_role.items():
+    prompted = [one for one in models if not one.use.tokens]
+    models = prompted or models
     made, to_come = measured(run, models)
     c = run.config[role]
     tokens = made.tokens + to_come.tokens
@@ -36,6 +42,8 @@ def say_losses(run: Run, opened: Sequence[Opened]) -> None:
         f'warning: {role}: {unknown:.0%} of the tokens are unknown to config.{role}.model='
         f'{c.model!r}; take a model of this language, such as {MULTILINGUAL}'
       )
+    if not prompted:
+      continue
     pairs = made.pairs + to_come.pairs
     texts = sum(each.cut[name] for each in (made, to_come) for name in ('summary', 'title'))
     found = {'max_len': ('texts', texts, pairs)}
