@@ -15,6 +15,16 @@ JAPANESE = Document(
 CODE = Document(
   'k', '\u6587\u4ef6\u8bfb\u53d6', 'with open(path) as file: text = file.read(); print(text)'
 )
+CAMERA = Document(
+  'e', '\u30c7\u30b8\u30bf\u30eb\u4e00\u773c\u30ec\u30d5',
+  '\u3053\u306e\u30ab\u30e1\u30e9\u306fNikon D750\u3067\u3059\u3002'
+  + '\u3068\u3066\u3082\u4f7f\u3044\u3084\u3059\u3044' * 9,
+)  # fmt: skip
+RUSSIAN = Document(
+  'r', 'Установка',
+  'Выполните команду `pip install numpy`, чтобы установить библиотеку в вашем окружении. Чехол '
+  'для iPhone 15 Pro защищает телефон, материал не желтеет, покупатели довольны.',
+)  # fmt: skip
 DIGITS = Document('n', '4711', '0815 42')
 
 
@@ -44,6 +54,14 @@ DIGITS = Document('n', '4711', '0815 42')
     ),
     (CODE, '\u600e\u6837\u8bfb\u6587\u4ef6', True, ''),  # of the title
     (CODE, 'read a file', True, ''),
+    # Words of the document itself, in a script that has little of it.
+    (CAMERA, 'Nikon D750', True, ''),
+    (CAMERA, 'nikon d750!', True, ''),
+    (CAMERA, 'Nikon D850', True, query_filters.SCRIPT),
+    (CAMERA, 'Nikon camera', True, query_filters.SCRIPT),
+    (RUSSIAN, 'iPhone 15 Pro', True, ''),
+    (RUSSIAN, 'pip install numpy', True, ''),
+    (RUSSIAN, 'how to install numpy', True, query_filters.SCRIPT),
     (DIGITS, '42', True, ''),
     (DIGITS, 'forty two', True, query_filters.SCRIPT),
     (DOC, 'How are trees PRUNED', True, query_filters.TEST),

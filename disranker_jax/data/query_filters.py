@@ -67,9 +67,10 @@ class Filters:
       return LONG
     if same == key(doc.title):
       return TITLE
-    written = main_scripts(query)
-    of_doc = main_scripts(doc.title) | main_scripts(f'{doc.title} {doc.summary}')
-    if written and written.isdisjoint(of_doc):
+    whole = f'{doc.title} {doc.summary}'
+    written, of_doc = main_scripts(query), main_scripts(doc.title) | main_scripts(whole)
+    # A name or a command of the document is a query in any script.
+    if written and written.isdisjoint(of_doc) and not {*same.split()} <= own_words(whole):
       return SCRIPT
     return TEST if same in self._tests else ''
 
@@ -135,6 +136,11 @@ def first_sentence(query: str, ended: bool) -> tuple[str, bool]:
 def key(text: str) -> str:
   """Letters and digits without case: two queries with the same key are the same query."""
   return ' '.join(words.all_of(words.folded(text)))
+
+
+def own_words(text: str) -> set[str]:
+  """The words of `key`, and those that letters of a script without blanks stand beside."""
+  return {*key(text).split(), *key(words.RUN.sub(' ', text)).split()}
 
 
 def main_scripts(text: str) -> set[str]:

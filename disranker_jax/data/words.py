@@ -13,6 +13,7 @@ WORD = regex.compile(f'[{LETTER}]+')
 LONG_ASCII = re.compile(r'[a-zA-Z0-9_]{2,}')
 # Scripts that write sentences without blanks; U+30FC lengthens a vowel of Japanese.
 UNSPACED = r'\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\u30fc'
+RUN = regex.compile(f'[{UNSPACED}]+')
 LONG = regex.compile(rf'(?V1)([{UNSPACED}]+)|[[{LETTER}]--[{UNSPACED}]]{{2,}}|\p{{Lo}}')
 SIGN = regex.compile(r'.\p{M}*')
 # A sign that ends a sentence. Those of ASCII are also parts of words, such as os.path, so a blank
