@@ -110,7 +110,7 @@ def prepared(tmp_path_factory):
 def costs(c, workdir, *names) -> dict[str, estimate.Cost]:
   run = Run(c, workdir, one_device())
   found = [one for name in names for one in opening.models_of(run, systems.find(run.config, name))]
-  return {cost.stage: cost for cost in estimate.Estimate(run, found).costs()}
+  return {cost.stage: cost for cost in estimate.Estimate(run, found).costs(estimate.expected(run))}
 
 
 def test_work_follows_from_the_prepared_records(prepared):

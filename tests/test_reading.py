@@ -37,9 +37,8 @@ def said(tokenizer, monkeypatch, capsys, records, to_come=(), own=()) -> list[st
     )
     for kind in records
   ]  # fmt: skip
-  monkeypatch.setattr(reading, 'expected', lambda run, kind: records[kind])
   monkeypatch.setattr(reading.prepare, 'is_to_come', lambda run, kind: kind in to_come)
-  reading.say_losses(Run(c, None, None), opened)
+  reading.say_losses(Run(c, None, None), opened, records.get)
   return capsys.readouterr().err.splitlines()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from disranker_jax.data.records import Click, Document
 from disranker_jax.data.survey import MULTILINGUAL, UNKNOWN, Lengths
-from disranker_jax.pipeline.estimate import expected
+from disranker_jax.pipeline.estimate import Records
 from disranker_jax.pipeline.opening import Opened
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.progress import say
@@ -21,7 +21,7 @@ CUT = 0.2  # the share of cut texts or queries from which on it is said
 CHARS = 32  # of a token and more; what is behind max_len of these is cut anyway
 
 
-def say_losses(run: Run, opened: Sequence[Opened]) -> None:
+def say_losses(run: Run, opened: Sequence[Opened], records: Records) -> None:
   """Two lines at most for each model that scores or learns texts: what is unknown, what is cut.
 
   What is cut is said of models that read title and summary of a record through their prompt. One
@@ -34,7 +34,7 @@ def say_losses(run: Run, opened: Sequence[Opened]) -> None:
   for role, models in by_role.items():
     prompted = [one for one in models if not one.use.tokens]
     models = prompted or models
-    made, to_come = measured(run, models)
+    made, to_come = measured(run, models, records)
     c = run.config[role]
     tokens = made.tokens + to_come.tokens
     if tokens and (unknown := (made.unknown + to_come.unknown) / tokens) > UNKNOWN:
@@ -55,14 +55,14 @@ def say_losses(run: Run, opened: Sequence[Opened]) -> None:
       say(f'{role}: {shares} are cut; if that matters, raise config.{role}.{keys}')
 
 
-def measured(run: Run, models: Sequence[Opened]) -> tuple[Lengths, Lengths]:
+def measured(run: Run, models: Sequence[Opened], records_of: Records) -> tuple[Lengths, Lengths]:
   """Lengths of the records that there are, and of documents whose queries are yet to be written."""
   prompt, kinds = models[0].model.prompt(), {}
   for one in models:
     kinds |= dict.fromkeys(one.use.kinds or one.stage.reads_records(run.config))
   made, to_come = Lengths(prompt), Lengths(prompt)
   for kind in kinds:
-    records = expected(run, kind)
+    records = records_of(kind)
     into = to_come if prepare.is_to_come(run, kind) else made
     picks = np.unique(np.linspace(0, len(records) - 1, min(SAMPLE, len(records))).astype(int))
     for record in (records[i] for i in picks.tolist()):

@@ -18,7 +18,8 @@ from disranker_jax.locks import locked
 from disranker_jax.models import files
 from disranker_jax.pipeline import inputs as outside
 from disranker_jax.pipeline import manifest, opening, reading, systems
-from disranker_jax.pipeline.estimate import Estimate
+from disranker_jax.pipeline.estimate import Estimate, expected
+from disranker_jax.pipeline.opening import Opened
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import clock, say
 from disranker_jax.stages import earlier, prepare
@@ -59,10 +60,11 @@ def run(
   opened = opening.everything(pipeline.run, todo, rerun)
   lock = processes.first_alone('begin', pipeline.open_workdir)
   with lock or contextlib.nullcontext():
-    pipeline.run_stages(donors, estimates(pipeline.run, opened) if estimate else None)
+    estimated = estimates(pipeline.run, opened) if estimate else None
+    pipeline.run_stages(donors, opened, estimated)
 
 
-def estimates(run: Run, opened: Sequence[opening.Opened]) -> Estimate | None:
+def estimates(run: Run, opened: Sequence[Opened]) -> Estimate | None:
   """The estimate for the models to come, in the first process."""
   return Estimate(run, opened) if opened and processes.is_first() else None
 
@@ -128,7 +130,7 @@ class Pipeline:
         found.append(stage)
     return found
 
-  def look_at_records(self, estimate: Estimate | None) -> None:
+  def look_at_records(self, opened: Sequence[Opened], estimate: Estimate | None) -> None:
     """Says, once there are records, the time of the stages to come and what models do not read.
 
     Raises: UserError where the records teach one of the stages nothing.
@@ -140,8 +142,9 @@ class Pipeline:
       if not self.state(stage).is_done:
         stage.check_records(self.run)
     if estimate:
-      estimate.say_time()
-      reading.say_losses(self.run, estimate.opened)
+      records = expected(self.run)
+      estimate.say_time(records)
+      reading.say_losses(self.run, opened, records)
 
   def open_workdir(self):
     """Locks the workdir, removes stages that run again, and saves the config; the lock's file."""
@@ -162,14 +165,16 @@ class Pipeline:
     else:
       shutil.rmtree(folder, ignore_errors=True)
 
-  def run_stages(self, donors: Sequence[Run], estimate: Estimate | None = None) -> None:
+  def run_stages(
+    self, donors: Sequence[Run], opened: Sequence[Opened], estimate: Estimate | None
+  ) -> None:
     """Runs what is not done, then shows the results."""
     ran = looked = False
     if estimate:
       estimate.say_memory()
     for stage in self.chosen:
       if stage.name != 'prepare' and not looked:
-        self.look_at_records(estimate)
+        self.look_at_records(opened, estimate)
         looked = True
       processes.first_alone(f'take {stage.name}', lambda s=stage: self.take(s, donors))
       ran |= self.run_stage(stage)

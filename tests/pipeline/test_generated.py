@@ -14,7 +14,7 @@ from disranker_jax import config as configs
 from disranker_jax.data import holdout, query_filters, store
 from disranker_jax.data.records import Document, Group
 from disranker_jax.devices import sharding
-from disranker_jax.pipeline import runner
+from disranker_jax.pipeline import estimate, runner
 from disranker_jax.stages import generate, prepare, writer
 
 STAGES = ('prepare', 'generate', 'score', 'distill', 'evaluate')
@@ -337,6 +337,14 @@ def test_settings_that_cannot_work_are_refused_first(changes, said, tmp_path):
 def test_a_run_without_the_stage_has_no_generated_queries():
   c = helpers.config()
   assert 'generate' not in c.stages and 'candidates' in prepare.kinds(c)
+
+
+def test_the_collection_is_read_once_for_all_that_is_said_before(tmp_path, capsys):
+  c = config(tmp_path, [*rows(), {'doc_id': 'empty', 'title': '', 'summary': ''}])
+  records = estimate.expected(runner.Run(c, tmp_path / 'run', None))
+  assert len(records('generated')) == 3 * DOCUMENTS
+  assert records('generated') is records('generated')
+  assert capsys.readouterr().err.count('1 of 25 documents have no text') == 1
 
 
 def test_without_any_judged_query_there_is_a_student_and_a_report(tmp_path, copies):

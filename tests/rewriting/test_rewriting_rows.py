@@ -299,7 +299,10 @@ def test_memory_remedies_name_keys_that_exist(capsys, monkeypatch):
   reckoned = estimate.Estimate.__new__(estimate.Estimate)
   reckoned._run = types.SimpleNamespace(config=c)
   use, step = stages['rewrite'].uses(c)[0], types.SimpleNamespace(trained=None)
-  reckoned._opened = [types.SimpleNamespace(stage=stages['rewrite'], use=use, step=step)]
+  model = types.SimpleNamespace(settings=c.rewriter)
+  reckoned._opened = [
+    types.SimpleNamespace(stage=stages['rewrite'], use=use, step=step, model=model)
+  ]
   reckoned.bytes_of = [2 << 30]
   monkeypatch.setattr(estimate.memory, 'limit', lambda: 1 << 30)
   reckoned.say_memory()
