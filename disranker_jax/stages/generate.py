@@ -272,7 +272,10 @@ def uses(config) -> tuple[Use, ...]:
   opened = lambda: writer.open_writer(config)  # noqa: E731
   largest = lambda model: writer.texts_of(config)[1]  # noqa: E731
   keys = 'generate.batch_rows', 'generate.samples'
-  return (Use('writer', 'teacher', opened, rows, texts=largest, writes=writes, made_of=keys),)
+  return (
+    Use('writer', 'teacher', opened, rows, (prepare.GENERATED,), texts=largest, writes=writes,
+        made_of=keys),
+  )  # fmt: skip
 
 
 # Settings of `finish` alone: after a change the stage goes on with the texts that it has.

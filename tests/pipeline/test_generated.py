@@ -14,7 +14,7 @@ from disranker_jax import config as configs
 from disranker_jax.data import holdout, query_filters, store
 from disranker_jax.data.records import Document, Group
 from disranker_jax.devices import sharding
-from disranker_jax.pipeline import estimate, runner
+from disranker_jax.pipeline import estimate, opening, reading, runner, systems
 from disranker_jax.stages import generate, prepare, writer
 
 STAGES = ('prepare', 'generate', 'score', 'distill', 'evaluate')
@@ -345,6 +345,26 @@ def test_the_collection_is_read_once_for_all_that_is_said_before(tmp_path, capsy
   assert len(records('generated')) == 3 * DOCUMENTS
   assert records('generated') is records('generated')
   assert capsys.readouterr().err.count('1 of 25 documents have no text') == 1
+
+
+def test_the_share_of_documents_that_the_writer_does_not_read_whole_is_said(tmp_path, capsys):
+  pages = rows()
+  for page in pages[::4]:
+    page['summary'] *= 9
+  c = config(tmp_path, pages, generate__shots=0, teacher__max_len=300)
+  run = runner.Run(c, tmp_path / 'run', sharding.make_mesh(c.mesh))
+
+  def said() -> list[str]:
+    opened = opening.models_of(run, systems.find(c, 'generate'))
+    capsys.readouterr()
+    reading.say_losses(run, opened, estimate.expected(run))
+    return capsys.readouterr().err.splitlines()
+
+  assert said() == [
+    'generate: 25% of the texts are cut; if that matters, raise config.generate.max_len=96'
+  ]
+  c.generate.max_len = 400
+  assert not said()
 
 
 def test_without_any_judged_query_there_is_a_student_and_a_report(tmp_path, copies):
