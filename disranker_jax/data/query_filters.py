@@ -16,8 +16,9 @@ from disranker_jax.data.records import Document
 EMPTY, BROKEN, LONG = 'empty', 'broken characters', 'too long'
 TITLE, SCRIPT, TEST = 'the title copied', 'in another script', 'a query of the test'
 NOT_FOUND, DUPLICATE = 'page not found', 'duplicate'
+NO_OTHER = 'no other document'
 # In the order in which they are looked at: of several faults the first one counts.
-REASONS = (EMPTY, BROKEN, LONG, TITLE, SCRIPT, TEST, NOT_FOUND, DUPLICATE)
+REASONS = (EMPTY, BROKEN, LONG, TITLE, SCRIPT, TEST, NOT_FOUND, DUPLICATE, NO_OTHER)
 SHARE = 0.2  # of the letters: less of a script is a name or a quotation
 KANA = 'HIRAGANA', 'KATAKANA', 'KATAKANA-HIRAGANA'  # the last one is of U+30FC
 # The signs that close what another one opens, in English, German, French, Swedish, Japanese.

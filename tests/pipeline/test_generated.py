@@ -128,6 +128,22 @@ def test_all_documents_that_a_query_was_written_from_are_its_own(tmp_path):
   assert filters.by_reason() == {query_filters.DUPLICATE: 4}
 
 
+def test_only_candidates_have_labels_and_one_of_them_is_another_document(tmp_path):
+  pages = [
+    {'doc_id': f'p{i}', 'title': 'return item', 'summary': f'word{i} ' * i} for i in range(6)
+  ]
+  query, options = 'how to return item', {'generate__depth': 3, 'generate__found_within': 0}
+  texts = [(i, query) for i in (5, 0)]
+  [group], filters = kept_of(tmp_path, pages, texts, **options)
+  assert {doc.doc_id: doc.label for doc in group.docs} == {'p5': 1, 'p0': 1, 'p1': 0}
+  assert filters.by_reason() == {query_filters.DUPLICATE: 1}
+  # With one more owner than candidates, the last ones have no place among these.
+  groups, filters = kept_of(tmp_path, pages, [(i, query) for i in (5, 0, 1, 2)], **options)
+  assert not groups
+  assert filters.later['p5#0'] == query_filters.NO_OTHER
+  assert filters.by_reason() == {query_filters.DUPLICATE: 3, query_filters.NO_OTHER: 1}
+
+
 def test_a_query_whose_first_document_is_not_found_is_kept_of_the_second(tmp_path):
   pages = rows()
   query = pages[7]['summary']
