@@ -33,6 +33,7 @@ def run(
   rerun: Sequence[str] = (),
   reuse: Sequence[str | Path] = (),
   estimate: bool = False,
+  warn: bool = True,
 ) -> None:
   """Runs the stages that are not done; nothing runs if one of them is stale.
 
@@ -41,6 +42,7 @@ def run(
   reuse   workdirs of other runs; a stage that they finished from the same settings and inputs is
           taken from there
   estimate  whether to say before the first stage what time and memory they will take
+  warn    whether to say what the models do not read of the texts
 
   Raises: UserError before the first step for everything that can be checked, Stopped after SIGTERM
   or Ctrl-C.
@@ -52,7 +54,9 @@ def run(
   workdir = workdir.absolute()
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f'--workdir {workdir}: is a file')
-  pipeline = Pipeline(Run(config, workdir, sharding.make_mesh(config.mesh)), stages or (), rerun)
+  pipeline = Pipeline(
+    Run(config, workdir, sharding.make_mesh(config.mesh)), stages or (), rerun, warn
+  )
   donors = [donor(pipeline.run, Path(folder).absolute()) for folder in reuse]
   pipeline.check()
   todo = pipeline.to_open(donors)
@@ -104,8 +108,10 @@ class State:
 class Pipeline:
   """A run with the stages that its config lists, those chosen for now, and those to run again."""
 
-  def __init__(self, run: Run, stages: Sequence[str] = (), rerun: Sequence[str] = ()):
-    self.run = run
+  def __init__(
+    self, run: Run, stages: Sequence[str] = (), rerun: Sequence[str] = (), warn: bool = True
+  ):
+    self.run, self.warn = run, warn
     self.listed = systems.listed(run.config)
     self.chosen = [stage for stage in self.listed if not stages or stage.name in stages]
     self.rerun = tuple(rerun)
@@ -141,10 +147,12 @@ class Pipeline:
     for stage in self.chosen:
       if not self.state(stage).is_done:
         stage.check_records(self.run)
-    if estimate:
+    if opened and processes.is_first():
       records = expected(self.run)
-      estimate.say_time(records)
-      reading.say_losses(self.run, opened, records)
+      if estimate:
+        estimate.say_time(records)
+      if self.warn:
+        reading.say_losses(self.run, opened, records)
 
   def open_workdir(self):
     """Locks the workdir, removes stages that run again, and saves the config; the lock's file."""
