@@ -103,6 +103,12 @@ def test_counts_add_up_when_a_query_is_left_out_later():
     ('1. How to return an item\n2. b', 'How to return an item'),
     ('2) prune 3. now', 'prune 3. now'),
     ('- prune', 'prune'),
+    ('1. FC K\u00f6ln Ergebnisse', 'FC K\u00f6ln Ergebnisse'),  # as of a list
+    ('2. Bundesliga Tabelle', '2. Bundesliga Tabelle'),
+    ('20. Jahrhundert Kunst', '20. Jahrhundert Kunst'),
+    ('3.', ''),
+    ("'90s kids' shows", "90s kids' shows"),
+    ('\u201990s kids\u2019 shows', '90s kids\u2019 shows'),
     ('1. *Prune now*', 'Prune now'),
     ('1.', ''),
     ('3.5 mm jack', '3.5 mm jack'),
@@ -128,6 +134,9 @@ def test_the_first_line_without_quotes_is_the_query(text, query):
     ('"27" monitor stand" on Amazon', '27" monitor stand'),
     ('"5"x7" frame" or', '5"x7" frame'),
     ('"xeon 5550" or "xeon 5560"', 'xeon 5550'),
+    ('"PS5"/"PS4"', 'PS5'),
+    ('"PS5"-"PS4" adapter', 'PS5'),
+    ('"files in /usr/" on', 'files in /usr/'),
     ('"a case (15.6") in gray" on', 'a case (15.6") in gray'),
   ],
 )
@@ -136,7 +145,16 @@ def test_a_query_in_quotes_ends_where_they_close(text, query):
 
 
 @pytest.mark.parametrize(
-  'text', ['"when to prune', "'90s shoes", '27" monitor', 'a "b" c', '""', '"a case (15.6") in']
+  'text',
+  [
+    '"when to prune',
+    "'90s shoes",
+    "'90s kids' shows",
+    '27" monitor',
+    'a "b" c',
+    '""',
+    '"a case (15.6") in',
+  ],
 )
 def test_without_a_pair_around_the_beginning_nothing_is_ended(text):
   assert tidy(text, ended=False)[1] is False and tidy(text, ended=True)[1] is True
