@@ -51,7 +51,7 @@ class Estimate:
   """The estimate for the models of the stages to come, in one process."""
 
   def __init__(self, run: Run, opened: Sequence[Opened]):
-    self._run, self._opened = run, opened
+    self._run, self.opened = run, opened
     # What a process on a CPU holds before the first stage, the libraries; devices start empty.
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     self._before = before if jax.default_backend() == 'cpu' else 0
@@ -59,8 +59,8 @@ class Estimate:
   @functools.cached_property
   def _peaks(self) -> dict[str, float]:
     """FLOP/s by precision."""
-    names = {one.model.network.precision for one in self._opened}
-    names |= {one.step.quantize for one in self._opened if one.step.quantize}
+    names = {one.model.network.precision for one in self.opened}
+    names |= {one.step.quantize for one in self.opened if one.step.quantize}
     return {name: speed.matmul_typical(name, self._run.mesh) for name in sorted(names)}
 
   @functools.cached_property
@@ -74,7 +74,7 @@ class Estimate:
     split = sharding.parts(self._run.mesh)
     return [
       self._before + memory.of_process(sum(one.step.held.values()) + live(one.step) // split)
-      for one in self._opened
+      for one in self.opened
     ]
 
   def say_memory(self) -> None:
@@ -84,7 +84,7 @@ class Estimate:
     """
     most: dict[str, int] = {}
     largest: dict[str, Opened] = {}
-    for one, needed in zip(self._opened, self.bytes_of, strict=True):
+    for one, needed in zip(self.opened, self.bytes_of, strict=True):
       if needed > most.get(one.stage.name, 0):
         most[one.stage.name], largest[one.stage.name] = needed, one
     limit = memory.limit()
@@ -117,7 +117,7 @@ class Estimate:
   def costs(self, records: Records) -> list[Cost]:
     """One per stage, in order."""
     by_stage: dict[str, list[Cost]] = {}
-    for one, needed in zip(self._opened, self.bytes_of, strict=True):
+    for one, needed in zip(self.opened, self.bytes_of, strict=True):
       by_stage.setdefault(one.stage.name, []).append(self._cost(one, needed, records))
     return [
       Cost(name, sum(c.seconds for c in costs), max(c.bytes for c in costs),

@@ -300,7 +300,7 @@ def test_memory_remedies_name_keys_that_exist(capsys, monkeypatch):
   reckoned._run = types.SimpleNamespace(config=c)
   use, step = stages['rewrite'].uses(c)[0], types.SimpleNamespace(trained=None)
   model = types.SimpleNamespace(settings=c.rewriter)
-  reckoned._opened = [
+  reckoned.opened = [
     types.SimpleNamespace(stage=stages['rewrite'], use=use, step=step, model=model)
   ]
   reckoned.bytes_of = [2 << 30]
