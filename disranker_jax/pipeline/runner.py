@@ -174,7 +174,10 @@ class Pipeline:
       shutil.rmtree(folder, ignore_errors=True)
 
   def run_stages(
-    self, donors: Sequence[Run], opened: Sequence[Opened], estimate: Estimate | None
+    self,
+    donors: Sequence[Run],
+    opened: Sequence[Opened] = (),
+    estimate: Estimate | None = None,
   ) -> None:
     """Runs what is not done, then shows the results."""
     ran = looked = False
