@@ -18,7 +18,7 @@ from disranker_jax.commands.plan import chips, command, hlo, local, machine, rep
 from disranker_jax.devices import memory, sharding, speed
 from disranker_jax.errors import UserError
 from disranker_jax.models import flops, writing
-from disranker_jax.pipeline import estimate, opening, runner, systems
+from disranker_jax.pipeline import estimate, opening, reading, runner, systems
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.stages import generate, prepare
 
@@ -110,7 +110,7 @@ def prepared(tmp_path_factory):
 def costs(c, workdir, *names) -> dict[str, estimate.Cost]:
   run = Run(c, workdir, one_device())
   found = [one for name in names for one in opening.models_of(run, systems.find(run.config, name))]
-  return {cost.stage: cost for cost in estimate.Estimate(run, found).costs()}
+  return {cost.stage: cost for cost in estimate.Estimate(run, found).costs(estimate.expected(run))}
 
 
 def test_work_follows_from_the_prepared_records(prepared):
@@ -249,13 +249,24 @@ def test_the_estimate_is_said_before_the_first_stage_and_times_once_data_are_the
   assert all(re.fullmatch(r'\d+m\d\ds', row[2 if row[0] == 'in' else 1]) for row in rows)
 
 
-def test_no_estimate_measures_nothing(tmp_path, monkeypatch):
+def test_no_estimate_measures_nothing_and_texts_that_are_cut_are_said(
+  prepared, monkeypatch, capsys
+):
   def measured(*_):
     raise AssertionError('measured')
 
   monkeypatch.setattr(speed, 'matmul_typical', measured)
   monkeypatch.setattr(memory, 'live', measured)
-  runner.run(tiny(), tmp_path / 'run', stages=['prepare'])
+  monkeypatch.setattr(reading, 'CUT', -1.0)
+
+  def begun(warn: bool) -> str:
+    pipeline = runner.Pipeline(Run(tiny(), prepared, one_device()), ['cpt'], warn=warn)
+    pipeline.look_at_records(opened(tiny(), 'cpt'), None)
+    return capsys.readouterr().err
+
+  said = begun(warn=True)
+  assert 'teacher: ' in said and 'of the texts' in said and 'estimate' not in said
+  assert not begun(warn=False)  # as for other seeds, which read the same
 
 
 def test_what_will_probably_not_fit_gets_a_warning_with_remedies(capsys, monkeypatch):

@@ -15,6 +15,16 @@ JAPANESE = Document(
 CODE = Document(
   'k', '\u6587\u4ef6\u8bfb\u53d6', 'with open(path) as file: text = file.read(); print(text)'
 )
+CAMERA = Document(
+  'e', '\u30c7\u30b8\u30bf\u30eb\u4e00\u773c\u30ec\u30d5',
+  '\u3053\u306e\u30ab\u30e1\u30e9\u306fNikon D750\u3067\u3059\u3002'
+  + '\u3068\u3066\u3082\u4f7f\u3044\u3084\u3059\u3044' * 9,
+)  # fmt: skip
+RUSSIAN = Document(
+  'r', 'Установка',
+  'Выполните команду `pip install numpy`, чтобы установить библиотеку в вашем окружении. Чехол '
+  'для iPhone 15 Pro защищает телефон, материал не желтеет, покупатели довольны.',
+)  # fmt: skip
 DIGITS = Document('n', '4711', '0815 42')
 
 
@@ -44,6 +54,14 @@ DIGITS = Document('n', '4711', '0815 42')
     ),
     (CODE, '\u600e\u6837\u8bfb\u6587\u4ef6', True, ''),  # of the title
     (CODE, 'read a file', True, ''),
+    # Words of the document itself, in a script that has little of it.
+    (CAMERA, 'Nikon D750', True, ''),
+    (CAMERA, 'nikon d750!', True, ''),
+    (CAMERA, 'Nikon D850', True, query_filters.SCRIPT),
+    (CAMERA, 'Nikon camera', True, query_filters.SCRIPT),
+    (RUSSIAN, 'iPhone 15 Pro', True, ''),
+    (RUSSIAN, 'pip install numpy', True, ''),
+    (RUSSIAN, 'how to install numpy', True, query_filters.SCRIPT),
     (DIGITS, '42', True, ''),
     (DIGITS, 'forty two', True, query_filters.SCRIPT),
     (DOC, 'How are trees PRUNED', True, query_filters.TEST),
@@ -85,6 +103,12 @@ def test_counts_add_up_when_a_query_is_left_out_later():
     ('1. How to return an item\n2. b', 'How to return an item'),
     ('2) prune 3. now', 'prune 3. now'),
     ('- prune', 'prune'),
+    ('1. FC K\u00f6ln Ergebnisse', 'FC K\u00f6ln Ergebnisse'),  # as of a list
+    ('2. Bundesliga Tabelle', '2. Bundesliga Tabelle'),
+    ('20. Jahrhundert Kunst', '20. Jahrhundert Kunst'),
+    ('3.', ''),
+    ("'90s kids' shows", "90s kids' shows"),
+    ('\u201990s kids\u2019 shows', '90s kids\u2019 shows'),
     ('1. *Prune now*', 'Prune now'),
     ('1.', ''),
     ('3.5 mm jack', '3.5 mm jack'),
@@ -110,6 +134,9 @@ def test_the_first_line_without_quotes_is_the_query(text, query):
     ('"27" monitor stand" on Amazon', '27" monitor stand'),
     ('"5"x7" frame" or', '5"x7" frame'),
     ('"xeon 5550" or "xeon 5560"', 'xeon 5550'),
+    ('"PS5"/"PS4"', 'PS5'),
+    ('"PS5"-"PS4" adapter', 'PS5'),
+    ('"files in /usr/" on', 'files in /usr/'),
     ('"a case (15.6") in gray" on', 'a case (15.6") in gray'),
   ],
 )
@@ -118,7 +145,16 @@ def test_a_query_in_quotes_ends_where_they_close(text, query):
 
 
 @pytest.mark.parametrize(
-  'text', ['"when to prune', "'90s shoes", '27" monitor', 'a "b" c', '""', '"a case (15.6") in']
+  'text',
+  [
+    '"when to prune',
+    "'90s shoes",
+    "'90s kids' shows",
+    '27" monitor',
+    'a "b" c',
+    '""',
+    '"a case (15.6") in',
+  ],
 )
 def test_without_a_pair_around_the_beginning_nothing_is_ended(text):
   assert tidy(text, ended=False)[1] is False and tidy(text, ended=True)[1] is True

@@ -20,19 +20,25 @@ def tokenizer(tmp_path_factory):
     yield AutoTokenizer.from_pretrained(weights.find('tiny-encoder'))
 
 
-def said(tokenizer, monkeypatch, capsys, records, to_come=()) -> list[str]:
-  """The lines about a student that reads 16 tokens of a pair and 4 of a query."""
+def said(tokenizer, monkeypatch, capsys, records, to_come=(), own=()) -> list[str]:
+  """The lines about a student that reads 16 tokens of a pair and 4 of a query.
+
+  records, to_come: records by kind, each of which one stage reads, and kinds yet to be made.
+  own: the kinds whose stage makes its own inputs.
+  """
   c = configs.defaults()
   c.student.update(model='tiny-encoder', max_len=16, max_query_len=4)
   prompt = PairPrompt(tokenizer, c.student.max_len, c.student.max_query_len)
-  stage = types.SimpleNamespace(reads_records=lambda config: list(records))
-  one = types.SimpleNamespace(
-    stage=stage, use=types.SimpleNamespace(role='student', kinds=()),
-    step=types.SimpleNamespace(texts=None), model=types.SimpleNamespace(prompt=lambda: prompt),
-  )  # fmt: skip
-  monkeypatch.setattr(reading, 'expected', lambda run, kind: records[kind])
+  model = types.SimpleNamespace(prompt=lambda: prompt)
+  opened = [
+    types.SimpleNamespace(
+      stage=None, model=model, step=types.SimpleNamespace(texts=None),
+      use=types.SimpleNamespace(role='student', kinds=(kind,), tokens=kind in own or None),
+    )
+    for kind in records
+  ]  # fmt: skip
   monkeypatch.setattr(reading.prepare, 'is_to_come', lambda run, kind: kind in to_come)
-  reading.say_losses(Run(c, None, None), [one])
+  reading.say_losses(Run(c, None, None), opened, records.get)
   return capsys.readouterr().err.splitlines()
 
 
@@ -76,3 +82,17 @@ def test_a_model_of_another_language_is_a_warning(tokenizer, monkeypatch, capsys
   )
   few = groups('list', '\u732b', *['file file file file file'] * 4)
   assert not said(tokenizer, monkeypatch, capsys, {'a': few})
+
+
+def test_of_a_stage_that_makes_its_own_inputs_only_unknown_tokens_are_said(
+  tokenizer, monkeypatch, capsys
+):
+  long = groups(LONG, LONG)
+  assert not said(tokenizer, monkeypatch, capsys, {'a': long}, own=('a',))
+  # A stage of the same model that reads the records through the prompt counts, and counts alone.
+  both = {'a': long, 'b': groups('list', SHORT, SHORT, LONG)}
+  assert said(tokenizer, monkeypatch, capsys, both, own=('a',)) == [
+    'student: 33% of the texts are cut; if that matters, raise config.student.max_len=16'
+  ]
+  [line] = said(tokenizer, monkeypatch, capsys, {'a': groups('list', '\u732b')}, own=('a',))
+  assert '33% of the tokens are unknown' in line

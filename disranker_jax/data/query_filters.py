@@ -16,8 +16,9 @@ from disranker_jax.data.records import Document
 EMPTY, BROKEN, LONG = 'empty', 'broken characters', 'too long'
 TITLE, SCRIPT, TEST = 'the title copied', 'in another script', 'a query of the test'
 NOT_FOUND, DUPLICATE = 'page not found', 'duplicate'
+NO_OTHER = 'no other document'
 # In the order in which they are looked at: of several faults the first one counts.
-REASONS = (EMPTY, BROKEN, LONG, TITLE, SCRIPT, TEST, NOT_FOUND, DUPLICATE)
+REASONS = (EMPTY, BROKEN, LONG, TITLE, SCRIPT, TEST, NOT_FOUND, DUPLICATE, NO_OTHER)
 SHARE = 0.2  # of the letters: less of a script is a name or a quotation
 KANA = 'HIRAGANA', 'KATAKANA', 'KATAKANA-HIRAGANA'  # the last one is of U+30FC
 # The signs that close what another one opens, in English, German, French, Swedish, Japanese.
@@ -29,7 +30,9 @@ CLOSING = {
 }  # fmt: skip
 SIGNS = ''.join(dict.fromkeys(''.join([*CLOSING, *CLOSING.values()])))
 QUOTES = f' *{SIGNS}'
-MARKER = re.compile(r'^(?:\d{1,2}[.)]|[-*+\u2022\u2013\u2014])(?:\s+|$)')  # of a list
+OPENED = re.compile(rf'[^\w{re.escape(SIGNS)}][{re.escape(SIGNS)}]')  # another quotation
+# Of a list, of which most begin at 1. Another number with a point may be of a name: 2. Bundesliga.
+MARKER = re.compile(r'^(?:1\.|\d{1,2}\)|\d{1,2}\.$|[-*+\u2022\u2013\u2014])(?:\s+|$)')
 
 
 class Filters:
@@ -67,9 +70,10 @@ class Filters:
       return LONG
     if same == key(doc.title):
       return TITLE
-    written = main_scripts(query)
-    of_doc = main_scripts(doc.title) | main_scripts(f'{doc.title} {doc.summary}')
-    if written and written.isdisjoint(of_doc):
+    whole = f'{doc.title} {doc.summary}'
+    written, of_doc = main_scripts(query), main_scripts(doc.title) | main_scripts(whole)
+    # A name or a command of the document is a query in any script.
+    if written and written.isdisjoint(of_doc) and not {*same.split()} <= own_words(whole):
       return SCRIPT
     return TEST if same in self._tests else ''
 
@@ -88,8 +92,8 @@ def tidy(text: str, ended: bool, before: str = '') -> tuple[str, bool]:
   """(the query in a text, whether it is whole): the first line, with single spaces.
 
   Of a line that begins with a quotation mark, the query is what stands inside the pair, whole even
-  if the model went on after it. Left out are marks around the line, that of a list before it, such
-  as '1.' or '-', and all backticks.
+  if the model went on after it. Left out are marks around the line, that of a list before it ('1.',
+  '2)' or '-'), and all backticks.
 
   Args:
     ended: whether the model ended the text.
@@ -108,22 +112,28 @@ def tidy(text: str, ended: bool, before: str = '') -> tuple[str, bool]:
 def _closing(line: str) -> int:
   """Where the quotation that a line begins with is closed; 0 if it begins with none.
 
-  An apostrophe closes nothing, nor does the sign of inches or feet before the real closing mark.
+  An apostrophe closes nothing, nor does the sign of inches or feet before the real closing mark. An
+  apostrophe before a digit opens nothing: '90s.
   """
+  if line[:1] in ("'", '\u2019') and line[1:2].isdigit():
+    return 0
   signs = CLOSING.get(line[:1], '')
   places = [i for i in range(2, len(line)) if line[i] in signs and _may_close(line, i)]
   for here, after in itertools.pairwise(places):
     between = line[here + 1 : after]
     measure = line[here] in '"\'' and line[here - 1].isdigit()
-    if not measure or re.search(rf'\s[{re.escape(SIGNS)}]', between):
+    if not measure or OPENED.search(between):
       return here
   return places[-1] if places else 0
 
 
 def _may_close(line: str, i: int) -> bool:
-  if line[i] in '"\'' and (line[i - 1] == ' ' or line[:i].count('(') > line[:i].count(')')):
-    return False
-  return line[i] not in "'\u2018\u2019" or not line[i + 1 : i + 2].isalnum()
+  before, goes_on = line[i - 1], line[i + 1 : i + 2].isalnum()
+  if line[i] in '"\'':
+    opens = before == ' ' or (before in '/-' and goes_on)
+    if opens or line[:i].count('(') > line[:i].count(')'):
+      return False
+  return line[i] not in "'\u2018\u2019" or not goes_on
 
 
 def first_sentence(query: str, ended: bool) -> tuple[str, bool]:
@@ -135,6 +145,11 @@ def first_sentence(query: str, ended: bool) -> tuple[str, bool]:
 def key(text: str) -> str:
   """Letters and digits without case: two queries with the same key are the same query."""
   return ' '.join(words.all_of(words.folded(text)))
+
+
+def own_words(text: str) -> set[str]:
+  """The words of `key`, and those that letters of a script without blanks stand beside."""
+  return {*key(text).split(), *key(words.RUN.sub(' ', text)).split()}
 
 
 def main_scripts(text: str) -> set[str]:

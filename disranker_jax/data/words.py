@@ -13,6 +13,7 @@ WORD = regex.compile(f'[{LETTER}]+')
 LONG_ASCII = re.compile(r'[a-zA-Z0-9_]{2,}')
 # Scripts that write sentences without blanks; U+30FC lengthens a vowel of Japanese.
 UNSPACED = r'\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\u30fc'
+RUN = regex.compile(f'[{UNSPACED}]+')
 LONG = regex.compile(rf'(?V1)([{UNSPACED}]+)|[[{LETTER}]--[{UNSPACED}]]{{2,}}|\p{{Lo}}')
 SIGN = regex.compile(r'.\p{M}*')
 # A sign that ends a sentence. Those of ASCII are also parts of words, such as os.path, so a blank
@@ -20,15 +21,18 @@ SIGN = regex.compile(r'.\p{M}*')
 POINT, STOP = r'[.!?\uff0e]', r'[.\uff0e]'
 BLANK = r'[\s\x1c-\x1f]'
 # Words before a point that is theirs. After the others the next letter tells, as in 'approx. 3'.
-SHORT = 'vs|mr|mrs|ms|dr|prof|st|ca|bzw|inkl|vgl'
+# In upper case CA is a state, and in lower case st. is no saint.
+SHORT = '(?i:vs|mr|mrs|dr|prof|bzw|inkl|vgl)|St|ca'
 # A stop after one letter, as in 'z. B.', or after a number that begins the text, as in a list, ends
-# no sentence, and none does before a lower-case letter or a digit.
+# no sentence, and none does before a lower-case letter or a digit, unless this is the 1 of a list.
 INITIAL = rf'(?:^|[^{LETTER}\'\u2019-])\p{{L}}\p{{M}}*'
-NO_STOP = rf'(?:{INITIAL}|^{BLANK}*\p{{N}}+|(?i:(?<![{LETTER}])(?:{SHORT})))'
+NO_STOP = rf'(?:{INITIAL}|^{BLANK}*\p{{N}}+|(?<![{LETTER}])(?:{SHORT}))'
+FIRST = rf'1[.)](?:{BLANK}|$)'
+WITH = r'+#%)\]'  # after a letter they are part of the text: C++
 END = regex.compile(
-  rf'(?<=[{LETTER}])(?:[^{LETTER}]|_)*?(?:'
+  rf'(?![{WITH}])(?<=[{LETTER}][{WITH}]*)(?:[^{LETTER}]|_)*?(?:'
   rf'(?!{STOP}){POINT}(?={BLANK}|$)'
-  rf'|(?<!{NO_STOP}){STOP}(?={BLANK}|$)(?!{BLANK}+[\p{{Ll}}\p{{N}}])'
+  rf'|(?<!{NO_STOP}){STOP}(?={BLANK}|$)(?!{BLANK}+(?:\p{{Ll}}|(?!{FIRST})\p{{N}}))'
   rf'|(?!{POINT})\p{{Sentence_Terminal}})'
 )
 

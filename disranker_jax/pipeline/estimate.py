@@ -34,6 +34,8 @@ FULL = 0.92  # of a batch's positions hold a token
 EFFICIENCY = {'training': 0.45, 'scoring': 0.55, 'writing': 0.55}
 START_S = {'training': 8.0, 'scoring': 3.0, 'writing': 12.0}
 
+Records = Callable[[str], Sequence[Click | Group]]  # those of a kind
+
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
@@ -102,9 +104,9 @@ class Estimate:
       advice = ', or '.join(filter(None, less))
       say(f'warning: {name} will probably not fit into {gib(limit)}: {advice}')
 
-  def say_time(self) -> None:
+  def say_time(self, records: Records) -> None:
     """A table of the stages, once the data are prepared."""
-    costs = self.costs()
+    costs = self.costs(records)
     if not costs:
       return
     rates = ', '.join(f'{peak / 1e9:,.0f} GFLOP/s in {name}' for name, peak in self._peaks.items())
@@ -112,21 +114,21 @@ class Estimate:
     for cost in [*costs, whole(costs)]:
       say(f'  {cost.stage:12}{clock(cost.seconds):>8}  {gib(cost.bytes):>9}  {cost.work}'.rstrip())
 
-  def costs(self) -> list[Cost]:
+  def costs(self, records: Records) -> list[Cost]:
     """One per stage, in order."""
     by_stage: dict[str, list[Cost]] = {}
     for one, needed in zip(self.opened, self.bytes_of, strict=True):
-      by_stage.setdefault(one.stage.name, []).append(self._cost(one, needed))
+      by_stage.setdefault(one.stage.name, []).append(self._cost(one, needed, records))
     return [
       Cost(name, sum(c.seconds for c in costs), max(c.bytes for c in costs),
            ', '.join(c.work for c in costs[:1]) + f', {len(costs)} models' * (len(costs) > 1))
       for name, costs in by_stage.items()
     ]  # fmt: skip
 
-  def _cost(self, one: Opened, needed: int) -> Cost:
+  def _cost(self, one: Opened, needed: int, records: Records) -> Cost:
     seconds, said = 0.0, []
     if not one.step.texts:
-      count, work = steps_of(self._run, one)
+      count, work = steps_of(self._run, one, records)
       seconds += START_S[kind_of(one.step)] + count * self._seconds(one, one.step)
       said.append(work)
     if one.use.writes:
@@ -180,7 +182,7 @@ def live(step: Step) -> int:
   return memory.live(step.trace().jaxpr.jaxpr)
 
 
-def steps_of(run: Run, one: Opened) -> tuple[float, str]:
+def steps_of(run: Run, one: Opened, records_of: Records) -> tuple[float, str]:
   """(steps to come, what they do) of a model, from the prepared records."""
   config = run.config[one.stage.section]
   kinds = one.use.kinds or one.stage.reads_records(run.config)
@@ -188,7 +190,7 @@ def steps_of(run: Run, one: Opened) -> tuple[float, str]:
     computed, said = one.use.tokens(run)
     return math.ceil(computed / (one.step.batch['tokens_BT'].size * FULL)), said
   queries, pairs, tokens = 0, 0.0, 0.0
-  for records in filter(len, (expected(run, kind) for kind in kinds)):
+  for records in filter(len, map(records_of, kinds)):
     picks = spaced(len(records), SAMPLE)
     counted = [lengths(one, records[i], config.get('group_size', 0)) for i in picks]
     each = len(records) / len(counted)
@@ -218,11 +220,19 @@ def steps_of(run: Run, one: Opened) -> tuple[float, str]:
   return times * (to_come + work * to_come / steps), said
 
 
-def expected(run: Run, kind: str) -> Sequence[Click | Group]:
-  """The records of a kind; as many as there can be of those that a stage has yet to make."""
-  if prepare.is_to_come(run, kind):
-    return systems.find(run.config, prepare.MADE_BY[kind]).expected(run)
-  return prepare.records(run, kind)
+def expected(run: Run) -> Records:
+  """Opens the records of a kind; as many as there can be of those that a stage has yet to make.
+
+  It opens each kind once: those to come are made from a whole collection.
+  """
+
+  @functools.cache
+  def records(kind: str) -> Sequence[Click | Group]:
+    if prepare.is_to_come(run, kind):
+      return systems.find(run.config, prepare.MADE_BY[kind]).expected(run)
+    return prepare.records(run, kind)
+
+  return records
 
 
 def validations(whole, config, held_out: float, batches: float, steps: int) -> tuple[int, float]:

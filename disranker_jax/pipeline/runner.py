@@ -18,7 +18,8 @@ from disranker_jax.locks import locked
 from disranker_jax.models import files
 from disranker_jax.pipeline import inputs as outside
 from disranker_jax.pipeline import manifest, opening, reading, systems
-from disranker_jax.pipeline.estimate import Estimate
+from disranker_jax.pipeline.estimate import Estimate, expected
+from disranker_jax.pipeline.opening import Opened
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import clock, say
 from disranker_jax.stages import earlier, prepare
@@ -33,6 +34,7 @@ def run(
   rerun: Sequence[str] = (),
   reuse: Sequence[str | Path] = (),
   estimate: bool = False,
+  warn: bool = True,
 ) -> None:
   """Runs the stages that are not done; nothing runs if one of them is stale.
 
@@ -41,6 +43,7 @@ def run(
   reuse   workdirs of other runs; a stage that they finished from the same settings and inputs is
           taken from there
   estimate  whether to say before the first stage what time and memory they will take
+  warn    whether to say what the models do not read of the texts
 
   Raises: UserError before the first step for everything that can be checked, Stopped after SIGTERM
   or Ctrl-C.
@@ -52,7 +55,9 @@ def run(
   workdir = workdir.absolute()
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f'--workdir {workdir}: is a file')
-  pipeline = Pipeline(Run(config, workdir, sharding.make_mesh(config.mesh)), stages or (), rerun)
+  pipeline = Pipeline(
+    Run(config, workdir, sharding.make_mesh(config.mesh)), stages or (), rerun, warn
+  )
   donors = [donor(pipeline.run, Path(folder).absolute()) for folder in reuse]
   pipeline.check()
   todo = pipeline.to_open(donors)
@@ -60,10 +65,11 @@ def run(
   opened = opening.everything(pipeline.run, todo, rerun)
   lock = processes.first_alone('begin', pipeline.open_workdir)
   with lock or contextlib.nullcontext():
-    pipeline.run_stages(donors, estimates(pipeline.run, opened) if estimate else None)
+    estimated = estimates(pipeline.run, opened) if estimate else None
+    pipeline.run_stages(donors, opened, estimated)
 
 
-def estimates(run: Run, opened: Sequence[opening.Opened]) -> Estimate | None:
+def estimates(run: Run, opened: Sequence[Opened]) -> Estimate | None:
   """The estimate for the models to come, in the first process."""
   return Estimate(run, opened) if opened and processes.is_first() else None
 
@@ -103,8 +109,10 @@ class State:
 class Pipeline:
   """A run with the stages that its config lists, those chosen for now, and those to run again."""
 
-  def __init__(self, run: Run, stages: Sequence[str] = (), rerun: Sequence[str] = ()):
-    self.run = run
+  def __init__(
+    self, run: Run, stages: Sequence[str] = (), rerun: Sequence[str] = (), warn: bool = True
+  ):
+    self.run, self.warn = run, warn
     self.listed = systems.listed(run.config)
     self.chosen = [stage for stage in self.listed if not stages or stage.name in stages]
     self.rerun = tuple(rerun)
@@ -129,7 +137,7 @@ class Pipeline:
         found.append(stage)
     return found
 
-  def look_at_records(self, estimate: Estimate | None) -> None:
+  def look_at_records(self, opened: Sequence[Opened], estimate: Estimate | None) -> None:
     """Says, once there are records, the time of the stages to come and what models do not read.
 
     Raises: UserError where the records teach one of the stages nothing.
@@ -140,9 +148,12 @@ class Pipeline:
     for stage in self.chosen:
       if not self.state(stage).is_done:
         stage.check_records(self.run)
-    if estimate:
-      estimate.say_time()
-      reading.say_losses(self.run, estimate.opened)
+    if opened and processes.is_first():
+      records = expected(self.run)
+      if estimate:
+        estimate.say_time(records)
+      if self.warn:
+        reading.say_losses(self.run, opened, records)
 
   def open_workdir(self):
     """Locks the workdir, removes stages that run again, and saves the config; the lock's file."""
@@ -163,14 +174,19 @@ class Pipeline:
     else:
       shutil.rmtree(folder, ignore_errors=True)
 
-  def run_stages(self, donors: Sequence[Run], estimate: Estimate | None = None) -> None:
+  def run_stages(
+    self,
+    donors: Sequence[Run],
+    opened: Sequence[Opened] = (),
+    estimate: Estimate | None = None,
+  ) -> None:
     """Runs what is not done, then shows the results."""
     ran = looked = False
     if estimate:
       estimate.say_memory()
     for stage in self.chosen:
       if stage.name != 'prepare' and not looked:
-        self.look_at_records(estimate)
+        self.look_at_records(opened, estimate)
         looked = True
       processes.first_alone(f'take {stage.name}', lambda s=stage: self.take(s, donors))
       ran |= self.run_stage(stage)

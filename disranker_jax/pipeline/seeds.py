@@ -25,7 +25,8 @@ def run(config: ConfigDict, workdir: Path, seeds: Sequence[int]) -> None:
   others = [seed for seed in seeds if seed != config[role].seed]
   for i, seed in enumerate(others, 1):
     say(f'seed {seed} ({i}/{len(others)} more)')
-    runner.run(with_seed(config, seed), folder(workdir, seed), reuse=[workdir])
+    # The run of the first seed has said what the models do not read.
+    runner.run(with_seed(config, seed), folder(workdir, seed), reuse=[workdir], warn=False)
   if 'report' in config.stages:
     runner.run(config, workdir, ['report'])
 

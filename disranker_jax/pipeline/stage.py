@@ -52,7 +52,8 @@ class Use:
   role   the section of the config that describes it
   open   opens it, without parameters
   rows   rows of the batches that it computes
-  kinds  the kinds of records that it reads; by default those of the stage
+  kinds  the kinds of records that it reads; by default those of the stage. Of a model that writes
+         from documents, the kinds whose documents these are
   pairs  it scores no more pairs than this; 0: all
   times  how often it reads them
   is_done  whether its part of the stage is done already

@@ -151,9 +151,10 @@ def filtered(run: Run, filters: Filters, docs) -> Iterator[tuple[Document, int, 
 def grouped(run: Run, filters: Filters, every: Sequence[Document], found) -> Iterator[Group]:
   """The kept queries with the first stage's documents, if their own is among the best of these.
 
-  The documents that a query was written from have label 1, the others 0. Equal queries are kept
-  once, of the first document that is found. Where fewer documents share a word with the query,
-  others fill the list up.
+  The candidates that a query was written from have label 1, the others 0; a query without one of
+  these is left out, because nothing can be learned from its labels. Equal queries are kept once, of
+  the first document that is found. Where fewer documents share a word with the query, others fill
+  the list up.
   """
   c, index = run.config.generate, BM25(every)
   places = {doc.doc_id: i for i, doc in enumerate(every)}
@@ -180,6 +181,9 @@ def grouped(run: Run, filters: Filters, every: Sequence[Document], found) -> Ite
       others = [i for i in scored if i not in owners[same]]
       chosen.remove((others or list(scored))[-1])
     chosen += fillers(f'{run.config.seed} {doc.doc_id} {number}', len(every), chosen, c.depth)
+    if owners[same].issuperset(chosen):
+      filters.leave_out(query_id, query_filters.NO_OTHER)
+      continue
     docs = [
       labelled(every[i], i in owners[same], *scored.get(i, (0, float('nan')))) for i in chosen
     ]
@@ -272,7 +276,10 @@ def uses(config) -> tuple[Use, ...]:
   opened = lambda: writer.open_writer(config)  # noqa: E731
   largest = lambda model: writer.texts_of(config)[1]  # noqa: E731
   keys = 'generate.batch_rows', 'generate.samples'
-  return (Use('writer', 'teacher', opened, rows, texts=largest, writes=writes, made_of=keys),)
+  return (
+    Use('writer', 'teacher', opened, rows, (prepare.GENERATED,), texts=largest, writes=writes,
+        made_of=keys),
+  )  # fmt: skip
 
 
 # Settings of `finish` alone: after a change the stage goes on with the texts that it has.

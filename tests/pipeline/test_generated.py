@@ -14,7 +14,7 @@ from disranker_jax import config as configs
 from disranker_jax.data import holdout, query_filters, store
 from disranker_jax.data.records import Document, Group
 from disranker_jax.devices import sharding
-from disranker_jax.pipeline import runner
+from disranker_jax.pipeline import estimate, opening, reading, runner, systems
 from disranker_jax.stages import generate, prepare, writer
 
 STAGES = ('prepare', 'generate', 'score', 'distill', 'evaluate')
@@ -126,6 +126,22 @@ def test_all_documents_that_a_query_was_written_from_are_its_own(tmp_path):
   assert generate.own_documents(every[0])[0] == 'p3'
   assert set(generate.own_documents(every[0])) == {'p3', 'p13', 'p5', 'p23'}
   assert filters.by_reason() == {query_filters.DUPLICATE: 4}
+
+
+def test_only_candidates_have_labels_and_one_of_them_is_another_document(tmp_path):
+  pages = [
+    {'doc_id': f'p{i}', 'title': 'return item', 'summary': f'word{i} ' * i} for i in range(6)
+  ]
+  query, options = 'how to return item', {'generate__depth': 3, 'generate__found_within': 0}
+  texts = [(i, query) for i in (5, 0)]
+  [group], filters = kept_of(tmp_path, pages, texts, **options)
+  assert {doc.doc_id: doc.label for doc in group.docs} == {'p5': 1, 'p0': 1, 'p1': 0}
+  assert filters.by_reason() == {query_filters.DUPLICATE: 1}
+  # With one more owner than candidates, the last ones have no place among these.
+  groups, filters = kept_of(tmp_path, pages, [(i, query) for i in (5, 0, 1, 2)], **options)
+  assert not groups
+  assert filters.later['p5#0'] == query_filters.NO_OTHER
+  assert filters.by_reason() == {query_filters.DUPLICATE: 3, query_filters.NO_OTHER: 1}
 
 
 def test_a_query_whose_first_document_is_not_found_is_kept_of_the_second(tmp_path):
@@ -337,6 +353,34 @@ def test_settings_that_cannot_work_are_refused_first(changes, said, tmp_path):
 def test_a_run_without_the_stage_has_no_generated_queries():
   c = helpers.config()
   assert 'generate' not in c.stages and 'candidates' in prepare.kinds(c)
+
+
+def test_the_collection_is_read_once_for_all_that_is_said_before(tmp_path, capsys):
+  c = config(tmp_path, [*rows(), {'doc_id': 'empty', 'title': '', 'summary': ''}])
+  records = estimate.expected(runner.Run(c, tmp_path / 'run', None))
+  assert len(records('generated')) == 3 * DOCUMENTS
+  assert records('generated') is records('generated')
+  assert capsys.readouterr().err.count('1 of 25 documents have no text') == 1
+
+
+def test_the_share_of_documents_that_the_writer_does_not_read_whole_is_said(tmp_path, capsys):
+  pages = rows()
+  for page in pages[::4]:
+    page['summary'] *= 9
+  c = config(tmp_path, pages, generate__shots=0, teacher__max_len=300)
+  run = runner.Run(c, tmp_path / 'run', sharding.make_mesh(c.mesh))
+
+  def said() -> list[str]:
+    opened = opening.models_of(run, systems.find(c, 'generate'))
+    capsys.readouterr()
+    reading.say_losses(run, opened, estimate.expected(run))
+    return capsys.readouterr().err.splitlines()
+
+  assert said() == [
+    'generate: 25% of the texts are cut; if that matters, raise config.generate.max_len=96'
+  ]
+  c.generate.max_len = 400
+  assert not said()
 
 
 def test_without_any_judged_query_there_is_a_student_and_a_report(tmp_path, copies):
