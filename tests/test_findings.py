@@ -9,7 +9,7 @@ from disranker_jax.data.records import Document, Group
 from disranker_jax.evaluation import metrics, shared_judgements
 from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.generative import rows as search_rows
-from disranker_jax.report import findings, intervals, warnings
+from disranker_jax.report import cautions, findings, intervals
 from disranker_jax.rewriting.rows import TABLE as REWRITES
 from disranker_jax.stages.result_rows import TABLE
 
@@ -38,7 +38,7 @@ def facts_of(values: dict[str, list[float]], **results):
 
 def test_a_teacher_that_training_made_worse_is_a_warning_with_both_values():
   facts = facts_of({'zero_shot': [0.3] * 40, 'teacher': [0.2] * 20 + [0.3] * 20})
-  [warning] = warnings.missed(facts)
+  [warning] = cautions.missed(facts)
   assert warning.startswith(
     '"teacher" ranks no better than "zero-shot LLM": nDCG@5 0.250 against 0.300'
   )
@@ -47,7 +47,7 @@ def test_a_teacher_that_training_made_worse_is_a_warning_with_both_values():
 
 def test_a_student_is_held_against_the_first_stage_and_against_labels_alone():
   rows = {'bm25': [0.6] * 40, 'student_sft': [0.5] * 40, 'teacher': [0.7] * 40}
-  said = warnings.missed(facts_of(rows | {'student': [0.5] * 40}))
+  said = cautions.missed(facts_of(rows | {'student': [0.5] * 40}))
   assert [w.split(': ')[0] for w in said] == [
     '"student, labels only" ranks no better than "BM25"',
     '"distilled student" ranks no better than "BM25"',
@@ -61,7 +61,7 @@ def test_a_student_is_held_against_the_first_stage_and_against_labels_alone():
 
 def test_rows_that_improve_on_all_that_they_should_are_not_mentioned():
   rows = {'bm25': [0.3] * 40, 'zero_shot': [0.4] * 40, 'student_sft': [0.5] * 40}
-  assert not warnings.missed(facts_of(rows | {'teacher': [0.9] * 40, 'student': [0.8] * 40}))
+  assert not cautions.missed(facts_of(rows | {'teacher': [0.9] * 40, 'student': [0.8] * 40}))
 
 
 def test_the_student_is_compared_with_production_as_with_a_baseline():
@@ -129,7 +129,7 @@ def test_equal_networks_with_very_different_times_are_a_warning(slow, is_said):
     # Larger ones, and rows that read other prompts, may take longer.
     teacher={'parameters': 99, 'ms_per_pair': 9.0}, zero_shot={'parameters': 99, 'ms_per_pair': 50},
   )  # fmt: skip
-  said = warnings.noisy(facts)
+  said = cautions.noisy(facts)
   assert bool(said) == is_said
   if is_said:
     assert '4 ms per pair ("distilled student") and 6.1 ms per pair ("student, labels' in said[0]
@@ -139,7 +139,7 @@ def test_equal_networks_with_very_different_times_are_a_warning(slow, is_said):
   'queries, said', [(1, 'there are no intervals'), (29, 'only 29 queries'), (30, '')]
 )
 def test_few_queries_are_told(queries, said):
-  found = warnings.few(facts_of({'bm25': [0.5] * queries}))
+  found = cautions.few(facts_of({'bm25': [0.5] * queries}))
   assert (said in found[0]) if said else not found
 
 
@@ -151,20 +151,20 @@ def test_what_training_has_of_the_test_is_told():
   }  # fmt: skip
   none = dict.fromkeys(counts, 0) | {'of_queries': 40, 'of_pairs': 400}
   facts.overlap = {'judgements': counts | {'same_judgements': 5}, 'candidates': none}
-  first, second = warnings.overlaps(facts)
+  first, second = cautions.overlaps(facts)
   assert first.startswith('judgements: 3 of 40 test queries are here too')
   assert second.startswith('5 test queries have the same relevant documents')
 
 
 def test_how_a_row_was_made_is_told_with_its_own_title():
   facts = facts_of({'bm25': [0.5] * 40}, bm25={'title': 'first stage', 'note': '3 of 9 come last'})
-  assert warnings.of(facts) == ['first stage: 3 of 9 come last']
+  assert cautions.of(facts) == ['first stage: 3 of 9 come last']
 
 
 def test_what_a_row_says_of_its_results_is_no_warning():
   facts = facts_of({'bm25': [0.5] * 40}, bm25={'title': 'first stage', 'remark': 'rises for 3'})
   facts.quantised = {}
-  assert 'first stage: rises for 3' in findings.sentences(facts) and not warnings.of(facts)
+  assert 'first stage: rises for 3' in findings.sentences(facts) and not cautions.of(facts)
 
 
 def test_what_a_stage_gained_on_held_out_queries_has_its_interval_and_p():
@@ -180,18 +180,18 @@ def test_what_a_stage_gained_on_held_out_queries_has_its_interval_and_p():
 def test_queries_that_look_like_those_of_topics_are_a_warning_with_what_to_type():
   facts = facts_of({'bm25': [0.5] * 40})
   facts.related = shared_judgements.Related('^[^-]+', 0.61, 0.004)
-  [said] = warnings.related(facts)
+  [said] = cautions.related(facts)
   assert '61 % of pairs, others 0 %' in said
   assert said.endswith("--config.report.cluster='^[^-]+' --rerun=report")
   facts.cluster = '^[^-]+'
-  assert not warnings.related(facts)
+  assert not cautions.related(facts)
 
 
 def test_pairs_and_queries_that_tell_nothing_are_counted():
   facts = facts_of({'bm25': [0.5] * 40}, bm25={'queries_without_relevant': 7, 'queries': 40})
   docs = [Document('a', 'a', '', 1), Document('b', 'b', ''), Document('c', 'c', '', in_pool=False)]
   facts.tests = {'q': Group('q', 'q', tuple(docs))}
-  first, second = warnings.unjudged(facts)
+  first, second = cautions.unjudged(facts)
   assert first == (
     '7 of 40 test queries have no relevant document, so their nDCG and MRR are 0 in every row'
   )
@@ -209,12 +209,12 @@ def test_queries_that_no_model_can_rank_wrongly_are_counted():
     q: Group(q, q, tuple(Document(f'{i}', '', '', x, in_pool=i < 2) for i, x in enumerate(of_q)))
     for q, of_q in labels.items()
   }
-  said = warnings.unjudged(facts)
+  said = cautions.unjudged(facts)
   assert said[0] == (
     '2 of 5 test queries have ranked documents of one grade only, so every order of them is as good'
   )
   facts.table = search_rows.TABLE  # any document of the collection can be found
-  assert not any('one grade' in line for line in warnings.unjudged(facts))
+  assert not any('one grade' in line for line in cautions.unjudged(facts))
 
 
 def test_queries_without_a_relevant_document_name_the_metrics_of_their_table():
@@ -222,7 +222,7 @@ def test_queries_without_a_relevant_document_name_the_metrics_of_their_table():
   facts.tests = {}
   for table, names in ((search_rows.TABLE, 'Hits, MRR and nDCG'), (REWRITES, 'nDCG, MRR and Hits')):
     facts.table = table
-    [said] = warnings.unjudged(facts)
+    [said] = cautions.unjudged(facts)
     assert said.endswith(f'so their {names} are 0 in every row')
 
 
@@ -231,7 +231,7 @@ def test_a_threshold_above_the_labels_is_said_of_the_metrics_that_have_one():
   facts.config = {'evaluate.min_relevance': 4}
   facts.labels = lambda: {('q', 'a'): 0, ('q', 'b'): 2}
   facts.tests = {}
-  assert warnings.unjudged(facts) == [
+  assert cautions.unjudged(facts) == [
     '40 of 40 test queries have no document with a label of config.evaluate.min_relevance=4 or '
     'better (the highest label is 2), so their MRR is 0 in every row'
   ]
@@ -250,7 +250,7 @@ class TestTogether:
     return facts
 
   def test_queries_with_the_same_judgements_are_drawn_together_and_counted(self):
-    [said] = warnings.together(self.facts('', ['q0', 'q0', 'q2', 'q2', 'q2', 'q5']))
+    [said] = cautions.together(self.facts('', ['q0', 'q0', 'q2', 'q2', 'q2', 'q5']))
     assert said == (
       '5 of 6 test queries share their judgements, so 3 clusters are drawn instead of 6 queries, '
       "as with report.cluster='^[^-]+'"
@@ -258,11 +258,11 @@ class TestTogether:
 
   def test_an_expression_that_separates_them_is_a_warning(self):
     facts = self.facts('.+', [f'q{i}' for i in range(6)])
-    [said] = warnings.together(facts)
+    [said] = cautions.together(facts)
     assert "'.+' separates 2 of their groups, so p is too small; use report.cluster" in said
 
   def test_an_expression_that_keeps_them_together_is_none(self):
-    assert not warnings.together(self.facts('^q', ['q'] * 5 + ['q5']))
+    assert not cautions.together(self.facts('^q', ['q'] * 5 + ['q5']))
 
 
 def test_the_power_of_the_test_is_told_for_the_difference_to_the_first_stage():
@@ -287,13 +287,13 @@ def held_out(made_of: str = 'abc', **by_stage):
 def test_a_teacher_that_only_the_held_out_queries_show_to_be_no_better_is_a_warning():
   facts = facts_of({'student_sft': [0.5] * 40, 'teacher': [0.6] * 40})
   facts.validation = held_out(student_sft=0.71, sft=0.70)
-  [warning] = warnings.missed_held_out(facts)
+  [warning] = cautions.missed_held_out(facts)
   assert warning.startswith(
     '"teacher" ranks the 24 held-out training queries no better than "student, labels only": '
     'nDCG@5 0.700 against 0.710'
   )
   facts.validation = held_out(student_sft=0.69, sft=0.70)
-  assert not warnings.missed_held_out(facts)
+  assert not cautions.missed_held_out(facts)
   [sentence] = findings.held_out(facts)
   assert '"student, labels only" 0.690, "teacher" 0.700' in sentence and '24 held-out' in sentence
 
@@ -301,21 +301,21 @@ def test_a_teacher_that_only_the_held_out_queries_show_to_be_no_better_is_a_warn
 def test_what_the_test_shows_is_not_said_again_of_the_held_out_queries():
   facts = facts_of({'student_sft': [0.5] * 40, 'teacher': [0.4] * 40})
   facts.validation = held_out(student_sft=0.71, sft=0.70)
-  assert not warnings.missed_held_out(facts) and len(warnings.missed(facts)) == 1
+  assert not cautions.missed_held_out(facts) and len(cautions.missed(facts)) == 1
 
 
 def test_values_of_different_queries_are_not_compared():
   facts = facts_of({'student_sft': [0.5] * 40, 'teacher': [0.6] * 40})
   facts.validation = held_out(student_sft=0.8) | held_out('other', sft=0.7)
-  assert not warnings.missed_held_out(facts) and not findings.held_out(facts)
+  assert not cautions.missed_held_out(facts) and not findings.held_out(facts)
 
 
 def test_values_at_different_depths_are_not_compared():
   facts = facts_of({'student_sft': [0.5] * 40, 'teacher': [0.6] * 40})
   facts.validation = held_out(student_sft=0.8, sft=0.7)
-  assert findings.held_out(facts) and warnings.missed_held_out(facts)
+  assert findings.held_out(facts) and cautions.missed_held_out(facts)
   facts.validation['sft'] = {'ndcg@10': 0.7, 'labelled': 24, 'made_of': 'abc'}
-  assert not findings.held_out(facts) and not warnings.missed_held_out(facts)
+  assert not findings.held_out(facts) and not cautions.missed_held_out(facts)
 
 
 def test_a_rewriter_is_told_at_its_own_depth_with_what_it_was_before():
@@ -366,7 +366,7 @@ def test_a_held_out_loss_that_rises_while_the_training_loss_falls_is_a_warning(
 ):
   facts = facts_of({'student': [0.6] * 40})
   facts.logs = {'distill': log(training, values)}
-  said = warnings.memorised(facts)
+  said = cautions.memorised(facts)
   assert bool(said) == is_said
   if is_said:
     assert 'from 0.6 at step 20 to 0.9 at step 40' in said[0] and 'distill.epochs' in said[0]

@@ -40,7 +40,7 @@ class Comparison(NamedTuple):
 
 
 def sentences(facts: Facts) -> list[str]:
-  """The sentences about the results; those of warnings.py are apart."""
+  """The sentences about the results; those of cautions.py are apart."""
   found = comparisons(facts)
   corrected = [
     f"Holm: p with Holm's correction for the {each.tests} tests of the report" for each in found[:1]

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from disranker_jax.evaluation import metrics
 from disranker_jax.progress import clock
 from disranker_jax.report import (
+  cautions,
   charts,
   curves,
   facts,
@@ -18,7 +19,6 @@ from disranker_jax.report import (
   results,
   tables,
   tiles,
-  warnings,
 )
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.intervals import Intervals
@@ -51,7 +51,7 @@ def render(run, gathered: Facts) -> str:
     tiles=tiles.tiles(gathered),
     sentences=findings.comparisons(gathered),
     more=[tables.with_minus(sentence) for sentence in findings.others(gathered)],
-    warnings=[tables.with_minus(warning) for warning in warnings.of(gathered)],
+    warnings=[tables.with_minus(warning) for warning in cautions.of(gathered)],
     seeds_vary=bool(gathered.seeds),
     notes=notes(gathered.table, run.config[gathered.table.stage].min_relevance),
     reranks=gathered.table.reranks,

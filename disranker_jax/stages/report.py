@@ -11,7 +11,7 @@ from disranker_jax.evaluation import metrics
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import clock
-from disranker_jax.report import facts, findings, page, results, tables, warnings
+from disranker_jax.report import cautions, facts, findings, page, results, tables
 from disranker_jax.stages import result_table
 from disranker_jax.stages.result_table import Table
 
@@ -60,7 +60,7 @@ def summarised(run, gathered: facts.Facts) -> dict:
     'differences': differences,
     'lead_kept': spread.kept,
     'sentences': findings.sentences(gathered),
-    'warnings': warnings.of(gathered),
+    'warnings': cautions.of(gathered),
     'stages': stage_facts(run),
     'latency': latency,
     'overlap': gathered.overlap,
