@@ -291,9 +291,10 @@ class TestReport:
     pairs = {(d['model'], d['against'], d['metric']) for d in summary['differences']}
     wanted = {('finder', 'BM25'), ('finder', 'finder, untrained'), ('finder, untrained', 'BM25')}
     assert pairs == {(*pair, metric) for pair in wanted for metric in ('mrr@10', 'hits@5')}
-    first, second, power = summary['sentences']
+    first, second, corrected, power = summary['sentences']
     assert first.startswith('"finder" against "BM25": +0.') and 'MRR@10' in first
     assert second.startswith('"finder" against "finder, untrained": +0.')
+    assert "Holm's correction for the 6 tests" in corrected
     assert 'MRR@10 to BM25 is found in 80 % of cases' in power
     assert summary['lead_kept'] is None
     # Unjudged pages say nothing about rankings of the whole collection.
