@@ -276,6 +276,7 @@ def test_the_time_of_a_query_leaves_out_what_the_first_search_compiles(
 
   class Searching:
     pages = types.SimpleNamespace(doc_ids=['a', 'b'])
+    prompts = types.SimpleNamespace(cut=lambda queries: '')
 
     def __call__(self, queries):
       clock[0] += 0 if asked else 100  # it compiles
