@@ -23,7 +23,8 @@ def row(name, value, away=None, p=0.5, seeds=(0,), pnr=2.0):
 
 
 def result(*rows):
-  return {'title': 'T', 'against': 'base', 'queries': 9, 'rows': list(rows)}
+  drawn = {'queries': 9, 'clusters': 9, 'cluster': ''}
+  return {'title': 'T', 'against': 'base', 'rows': list(rows)} | drawn
 
 
 BASE = row('base', 0.7)
