@@ -18,14 +18,14 @@ from disranker_jax.progress import say
 from disranker_jax.stages import prepare
 
 SAMPLE, DOCUMENTS = 64, 4  # records of a kind that are read, and documents of each
-CUT = 0.2  # the share of cut texts or queries from which on it is said
+CUT = 0.2  # a larger share of cut texts or queries gets a line
 CHARS = 32  # of a token and more; what is behind max_len of these is cut anyway
 
 
 def say_losses(run: Run, opened: Sequence[Opened], records: Records) -> None:
   """Two lines at most for each model: what is unknown to it, and what is cut of its texts.
 
-  What is cut is said of models that read title and summary of a record through their prompt, and of
+  Cuts are counted for models that read title and summary of a record through their prompt, and for
   one that writes from documents. A model with `Use.tokens` puts its own inputs together, from
   pieces of them.
   """

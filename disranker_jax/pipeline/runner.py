@@ -340,7 +340,7 @@ def remove_if_empty(run: Run, stage: Stage) -> None:
 def has_kept(run: Run, stage: Stage) -> bool:
   """Whether there is work to continue from; where that cannot be read, nothing is to be removed.
 
-  It is asked while another error ends the stage, and that is the one to be told.
+  It runs while another error ends the stage, and the user needs that one.
   """
   try:
     return bool(stage.kept(run))

@@ -22,7 +22,7 @@ class Work:
   _ready: float | None = dataclasses.field(default=None, repr=False)  # when the last batch ended
 
   def begin(self) -> None:
-    """Begins a pass over groups: the time since the last one is nobody's."""
+    """Begins a pass over groups: the time since the last one does not count."""
     self._ready = None
 
   def add(self, begun: float, ready: float, tokens: int, places: int, scored: int = 0) -> None:

@@ -241,7 +241,7 @@ def check_scores(config: ConfigDict) -> None:
   if 'distill' not in config.stages:
     return
   loss = config.distill.loss.partition('?')[0]
-  if loss not in losses.ON_SCORES:  # distill says so
+  if loss not in losses.ON_SCORES:  # distill refuses it
     return
   learns, gives = losses.ON_SCORES[loss].learns, methods.GIVES[todo.method.gives]
   if learns != 'order' and not gives.has_distances:

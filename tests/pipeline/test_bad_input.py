@@ -272,13 +272,13 @@ def test_what_is_kept_and_cannot_be_read_hides_no_other_error(tmp_path, name):
 
   def refused(run):
     (run.folder(name) / 'shards').mkdir()
-    raise UserError('the error to mend')
+    raise UserError('the first error')
 
   def asked_to_stop(run):
     raise Stopped('')
 
   pipeline = runner.Pipeline(run)
-  with pytest.raises(UserError, match=r'^the error to mend$'):
+  with pytest.raises(UserError, match=r'^the first error$'):
     pipeline.run_stage(dataclasses.replace(stage, execute=refused))
   assert (run.folder(name) / 'shards').exists()
   with pytest.raises(Stopped, match=rf'^{name}: stopped; ') as stopped:
