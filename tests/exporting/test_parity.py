@@ -84,6 +84,20 @@ class TestCompare:
     worse = self.row([0.0, 1, 2, 4, 3], 'int8').ndcg_difference
     assert -0.5 < worse < 0
 
+  @pytest.mark.parametrize(('count', 'swapped', 'refused'), [(8, 1, False), (200, 40, True)])
+  def test_a_change_of_ndcg_that_few_queries_have_by_chance_is_no_problem(
+    self, count, swapped, refused
+  ):
+    """One swap in 8 queries moves their mean more than the limit, and says nothing."""
+    docs = tuple(Document(f'd{i}', 't', 's', label=int(i == 0)) for i in range(8))
+    groups = [Group(str(i), 'q', docs) for i in range(count)]
+    right = -np.arange(8.0)
+    wrong = np.array([-1.0, 0.0, *right[2:]])
+    given = [wrong if i < swapped else right for i in range(count)]
+    row = parity.compare('r', 'int8', groups, [right] * count, given)
+    assert row.ndcg_difference < -0.02 and row.tau > 0.93
+    assert ('nDCG@5' in row.problem) == refused
+
 
 class TestChosen:
   def test_takes_whole_queries_up_to_the_count_and_the_hard_ones(self, student):
