@@ -89,7 +89,7 @@ def test_what_is_read_behind_a_limit_is_not_judged(tmp_path, mode):
 
   def groups():
     yield Group('q1', 'one', (Document('d', 't', 's', 1),))
-    bad_rows.reject('f', 2, {}, BadRow('doc_id', 'is bad', 'mend it'))
+    bad_rows.reject('f', 2, {}, BadRow('doc_id', 'is bad', 'correct it'))
     yield Group('q2', 'two', (Document('d', 't', 's', 1),))
 
   relevant = Relevant(1, limit=1)

@@ -54,7 +54,7 @@ def test_a_student_is_held_against_the_first_stage_and_against_labels_alone():
     '"distilled student" ranks no better than "student, labels only"',
   ]
   assert 'interval' in said[1]
-  # Where to read on is said once, for all of them.
+  # The page to read is named once, for all of them.
   assert [w.count('docs/choose.md') for w in said] == [0, 0, 1]
   assert said[-1].endswith('; docs/choose.md says what to try in these 3 cases')
 

@@ -1,4 +1,4 @@
-"""What the models of a run do not read is said: unknown tokens, cut texts and queries."""
+"""Messages about what the models of a run do not read: unknown tokens, cut texts and queries."""
 
 import types
 

@@ -1,16 +1,20 @@
 """Files by content: digests, of large files kept in the cache, and second names of files.
 
-Also whether a name that one file gives to another is that of a file beside it.
+Also JSON files that others wrote, and whether a name that one file gives to another is that of a
+file beside it.
 """
 
 import contextlib
 import errno
 import functools
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
+
+from disranker_jax.errors import UserError
 
 SMALL = 1 << 20  # bytes; smaller files are read each time, which costs less than a cache's entry
 
@@ -20,6 +24,22 @@ def cache() -> Path:
   folder = os.path.expanduser(os.environ.get('DISRANKER_CACHE') or '~/.cache/disranker_jax')
   # Not a folder named ~ in the current one.
   return Path(os.devnull, 'no-home-directory') if folder.startswith('~') else Path(folder)
+
+
+def read_json(file: Path, kind: type, fix: str) -> Any:
+  """A JSON file that holds a `dict` or a `list`; `fix` is what to do where it is missing.
+
+  Raises: UserError for a missing, broken or another one.
+  """
+  try:
+    value = json.loads(file.read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    raise UserError(f'{file} is missing: {fix}') from None
+  except (ValueError, OSError, RecursionError) as error:
+    raise UserError(f'{file} cannot be read: {error}') from None
+  if not isinstance(value, kind):
+    raise UserError(f'{file} is not a {"list" if kind is list else "set of named values"}')
+  return value
 
 
 def is_name(value: Any) -> bool:

@@ -6,7 +6,6 @@ transformers has for the network, so that other code sees one model. Nothing is 
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -174,16 +173,7 @@ def _check_dense(module: Module, output: str, size: int, activations: tuple[str,
 
 
 def _read(file: Path, kind: type):
-  """A JSON file of this kind of value. Raises: UserError for a missing, broken or another one."""
-  try:
-    value = json.loads(file.read_text(encoding='utf-8'))
-  except FileNotFoundError:
-    raise UserError(f'{file} is missing: fetch the model again') from None
-  except (ValueError, OSError, RecursionError) as error:
-    raise UserError(f'{file} cannot be read: {error}') from None
-  if not isinstance(value, kind):
-    raise UserError(f'{file} is not a {"list" if kind is list else "set of named values"}')
-  return value
+  return contents.read_json(file, kind, 'fetch the model again')
 
 
 def _module(folder: Path, row) -> Module:

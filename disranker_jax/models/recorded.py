@@ -4,11 +4,11 @@ The record is the part `disranker_jax`. Models from elsewhere have none.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from disranker_jax.config.settings import Check, Key, Section, has_type, one_of, text
+from disranker_jax.data import contents
 from disranker_jax.errors import UserError
 from disranker_jax.models.settings import SETTINGS as MODEL
 
@@ -81,13 +81,5 @@ def checked(where: str, section: Section, values: dict[str, Any]) -> dict[str, A
 
 def config(folder: str | Path) -> dict:
   """config.json as it was written. Raises: UserError if it is not a JSON object."""
-  path = Path(folder) / 'config.json'
-  try:
-    value = json.loads(path.read_text(encoding='utf-8'))
-  except FileNotFoundError:
-    raise UserError(f'{path} is missing: a Hugging Face model folder is needed') from None
-  except (ValueError, OSError, RecursionError) as error:
-    raise UserError(f'{path} cannot be read: {error}') from None
-  if not isinstance(value, dict):
-    raise UserError(f'{path} is not a model config: it has no named values')
-  return value
+  file = Path(folder) / 'config.json'
+  return contents.read_json(file, dict, 'a Hugging Face model folder is needed')

@@ -135,8 +135,8 @@ def test_the_page_shows_the_rewrite_as_text(rewriting, tmp_path):
 
 def test_a_server_without_a_rewriter_says_nothing_of_one(server):
   assert 'data-rewrite="false"' in server.client.get('/').text
-  told = {'results', 'texts', 'documents', 'collection', 'model'}
-  assert ask(server, 'names', rewrite=True).keys() == told
+  fields = {'results', 'texts', 'documents', 'collection', 'model'}
+  assert ask(server, 'names', rewrite=True).keys() == fields
 
 
 def test_the_flag_needs_an_exported_rewriter_and_a_search(model, tmp_path):
