@@ -101,7 +101,7 @@ def main(argv) -> None:
   runtime.prepare()
   requests = (_texts.full if args.full else _texts.natural)(100, args.depth)
   bodies = [_load.rerank_body(r) for r in requests]
-  prompt = open_exported(args.model).prompt()
+  prompt = open_exported(args.model, precision='float32').prompt()  # asks no device
   lengths = [len(e) for r in requests for e in prompt.encode_texts(r.query, r.texts)]
   depth, tokens = len(lengths) / len(requests), sum(lengths) / len(lengths)
   loads = [('closed', int(n)) for n in args.clients.split(',') if n]
