@@ -1,7 +1,8 @@
 """The objective of GRPO: rewards to advantages, the clipped surrogate, KL, sums over tokens.
 
 Formulas as in TRL (huggingface/trl, trl/trainer/grpo_trainer.py); GRPO is arXiv:2402.03300, the
-aggregation 'constant' is Dr. GRPO's (arXiv:2503.20783), 'token' is DAPO's (arXiv:2503.14476).
+aggregation 'constant' is Dr. GRPO's (arXiv:2503.20783), 'token' is DAPO's (arXiv:2503.14476). PODS
+(arXiv:2504.13818) chooses the samples that are learned from.
 
 Shapes: G queries, S samples of each; in packed batches (data/batches.py) A blocks, P predicted
 tokens in each, X samples in each.
@@ -9,6 +10,7 @@ tokens in each, X samples in each.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 SCALES = ('group', 'batch', 'none')
 KLS = ('k1', 'k2', 'k3')
@@ -41,6 +43,24 @@ def advantages(rewards_GS, scale: str = 'group', mask_GS=None) -> jax.Array:
   above_GS = _above_first(rewards_GS, mask_GS, None)
   every_GS = jnp.where(mask_GS, above_GS - _mean(above_GS, mask_GS, None), 0.0)
   return centered_GS / (_deviation(every_GS, mask_GS, None) + SMALL)
+
+
+def widest(rewards_GS: np.ndarray, count: int) -> np.ndarray:
+  """The places [G, count] of those samples of a query whose rewards have the largest variance.
+
+  They are some with the highest and some with the lowest rewards, so the best and the worst sample
+  are among them if count > 1. Of equal variances, the one counts that has as many of both.
+
+  Source: Xu et al., Not All Rollouts are Useful, 2025, max-variance down-sampling.
+  """
+  rewards_GS = np.asarray(rewards_GS, np.float64)
+  order_GS = np.argsort(rewards_GS, axis=1, kind='stable')
+  sorted_GS = np.take_along_axis(rewards_GS, order_GS, axis=1)
+  samples = rewards_GS.shape[1]
+  highest = sorted(range(count + 1), key=lambda high: abs(2 * high - count))
+  places_KS = np.array([[*range(count - h), *range(samples - h, samples)] for h in highest])
+  best_G = np.argmax(np.var(sorted_GS[:, places_KS], axis=2), axis=1)
+  return np.sort(np.take_along_axis(order_GS, places_KS[best_G], axis=1), axis=1)
 
 
 def equal_groups(rewards_GS, mask_GS=None) -> jax.Array:

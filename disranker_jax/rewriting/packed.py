@@ -4,8 +4,8 @@ A row holds a prompt once and as many samples of it as fit, which attend to it. 
 samples of its prompts, so they are not packed by length: a shorter one leaves padding at the end of
 its row. More keys of a batch than in data/batches.py:
   advantages_GN   float32, what a sample is learned by
-  rewards_GN      float32
-  NAME_GN         float32, one for each of FACTS and of the reward's terms
+  truncated_GN    float32, 1 where a sample was cut off at max_new
+  NAME_GN         float32, one for each of FACTS and of the reward's terms, for the logs
   sampled_AP      float32, log-probability of each predicted token when it was sampled
   reference_AP    float32, the same under the policy of the start, where it is needed
   old_AP          float32, the same before the first update, where a batch is used for several
@@ -24,13 +24,11 @@ from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models import attention_choice
 from disranker_jax.models.network import Network
+from disranker_jax.rewriting.facts import FACTS
 from disranker_jax.rewriting.rewards import parse
 from disranker_jax.rewriting.sampling import Sample
 
-LEARNED = ('advantages', 'rewards')  # of each sample
-# Of each sample: whether it was cut off at max_new, whether it has the reward of a failure, and the
-# share of its words that the query has too; then the terms of the reward.
-FACTS = ('cut', 'failures', 'repeated')
+LEARNED = ('advantages', 'truncated')  # of each sample
 MULTIPLE = 8  # of the length of a row
 
 
@@ -54,7 +52,7 @@ class Shape(batches.Shape):
 
   @property
   def facts(self) -> tuple[str, ...]:
-    """The names of what is known of each sample."""
+    """The names of what is known of a query's samples."""
     return self.values[len(LEARNED) :]
 
   def block(self, blocks: int) -> 'Shape':
@@ -135,7 +133,7 @@ def block_of(
 
   Args:
     prompts, names: of the groups.
-    record: of all samples in order: `tokens_of`, advantages_S, rewards_S, facts_SF.
+    record: of all samples in order: `tokens_of`, advantages_S, truncated_S, facts_SF.
   """
   ids_SN, lengths_S = record['ids_SN'], record['lengths_S']
   groups, places = [], []

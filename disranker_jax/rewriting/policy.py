@@ -27,7 +27,7 @@ class PolicyLoss:
 
   Args:
     c: the section `rewrite` of the config.
-    facts: the names of what batches know of each sample.
+    facts: the names of what batches know of a query's samples.
   """
 
   network: Network
@@ -48,34 +48,26 @@ class PolicyLoss:
       loss_AP += c.beta * objective.kl(logprobs_AP, batch['reference_AP'], c.kl)
     mask_AX, counted_AP = batch['mask_GN'].reshape(blocks, -1), owner_AP
     if c.mask_truncated:
-      cut_AX = batch['cut_GN'].reshape(blocks, -1)
+      cut_AX = batch['truncated_GN'].reshape(blocks, -1)
       counted_AP = jnp.where(objective.of_samples(cut_AX, owner_AP) > 0, -1, owner_AP)
     total, weight = objective.aggregate(loss_AP, counted_AP, mask_AX, c.aggregate, c.max_new)
     return total, weight, self._metrics(batch, jax.lax.stop_gradient(logprobs_AP), old_AP)
 
   def _metrics(self, batch: dict, logprobs_AP, old_AP) -> dict:
-    """Means over samples, prompts or tokens. `entropy` is of the tokens as they were sampled."""
+    """The facts, and means over the tokens or samples that are learned from.
+
+    `entropy` is of the tokens as they were sampled.
+    """
     real_AP, mask_GN = batch['owner_AP'] >= 0, batch['mask_GN']
     tokens, samples = jnp.maximum(jnp.sum(real_AP), 1), jnp.maximum(jnp.sum(mask_GN), 1)
-    rewards_GN, real_G = batch['rewards_GN'], mask_GN.any(1)
-    prompts = jnp.maximum(jnp.sum(real_G), 1)
 
     def over_tokens(values_AP):
       return jnp.sum(jnp.where(real_AP, values_AP, 0.0))
 
-    mean = jnp.sum(jnp.where(mask_GN, rewards_GN, 0.0)) / samples
-    square = jnp.sum(jnp.where(mask_GN, jnp.square(rewards_GN - mean), 0.0)) / samples
-    best_G = jnp.max(jnp.where(mask_GN, rewards_GN, -jnp.inf), axis=1)
-    equal_G = objective.equal_groups(rewards_GN, mask_GN) & real_G
     ratio_AP = jnp.exp(logprobs_AP - old_AP)
     outside_AP = (ratio_AP < 1 - self.c.epsilon) | (ratio_AP > 1 + self.c.epsilon_high)
     found = {
-      'reward': mean,
-      'reward_std': jnp.sqrt(square),
-      'reward_best': jnp.sum(jnp.where(real_G, best_G, 0.0)) / prompts,
-      'equal_groups': jnp.sum(equal_G) / prompts,
       'entropy': over_tokens(-batch['sampled_AP']) / tokens,
-      'length': jnp.sum(real_AP) / samples,
       'sampler_difference': over_tokens(jnp.abs(old_AP - batch['sampled_AP'])) / tokens,
       'outside_clip': over_tokens(outside_AP.astype(jnp.float32)) / tokens,
       'examples': jnp.sum(mask_GN),

@@ -1,13 +1,12 @@
 """The feed of GRPO: prompts -> samples of the current policy -> rewards -> batches (packed.py).
 
-Shapes: A blocks, S samples of a block, N tokens of the longest completion, F facts, M
-micro-batches.
+Shapes: G queries, S samples (of a query after G, else of a block), A blocks, N tokens of the
+longest completion, F facts, M micro-batches.
 """
 
 import dataclasses
 import functools
 import itertools
-import re
 from collections.abc import Callable, Sequence
 
 import grain
@@ -20,7 +19,7 @@ from disranker_jax.data import batches
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.progress import say
-from disranker_jax.rewriting import objective, packed
+from disranker_jax.rewriting import facts, objective, packed
 from disranker_jax.rewriting.policy import log_probabilities
 from disranker_jax.rewriting.prompts import RewritePrompt
 from disranker_jax.rewriting.queries import Query
@@ -28,7 +27,6 @@ from disranker_jax.rewriting.rewards import RewardResult
 from disranker_jax.rewriting.sampling import Sampler
 from disranker_jax.training import optimizer
 
-WORD = re.compile(r'\w+')
 AGAIN = 'With another value the stage begins again, at step 1'
 FAILED_ROLLOUTS = 10  # with failures only, after which training ends
 
@@ -85,12 +83,13 @@ class Rollouts:
 
   A rollout has `prompts` prompts, in a seeded order, and is the batch of `iterations` updates. With
   several, what `positions` gives holds the current rollout, so that a resumed run goes on with it.
+  Of more samples than the batch holds of a prompt, those with the most different rewards are in it.
 
   Args:
     c: the section `rewrite` of the config.
     prompt: the prompt of a query, and the rewrites in completions.
     reward: see rewards.Reward.
-    sampler: draws `samples` completions of each prompt.
+    sampler: draws at least `samples` completions of each prompt, see `draws`.
     shape: of a micro-batch, see packed.shape_of.
   """
 
@@ -183,15 +182,14 @@ class Rollouts:
     found = processes.of_first('rewards', lambda: self._rewarded(asked, rewrites))
     self._collapse.failures(found['failed_GS'], self._step())
     self._collapse.order(found['rewards_GS'], found['failed_GS'], self._step())
-    cut = [[not sample.ended for sample in group] for group in drawn]
-    pairs = zip(asked, rewrites, strict=True)
-    repeated = [[common(query.text, text) for text in each] for query, each in pairs]
-    facts = np.stack([cut, found['failed_GS'], repeated, *found['parts_FGS']], axis=-1)
+    chosen = zip(drawn, found['kept_GS'].tolist(), strict=True)
+    learned = [[group[s] for s in kept] for group, kept in chosen]
+    facts_GF = facts.of_queries(asked, rewrites, drawn, found)
     record = {
-      **packed.tokens_of(drawn, self._c.max_new),
+      **packed.tokens_of(learned, self._c.max_new),
       'advantages_S': found['advantages_GS'],
-      'rewards_S': found['rewards_GS'],
-      'facts_SF': facts.astype(np.float32),
+      'truncated_S': facts.truncated(learned),
+      'facts_SF': np.repeat(facts_GF[:, None], self._c.samples, axis=1),
     }
     by_block = lambda x: x.reshape(self.blocks, -1, *x.shape[2:])[self._own]  # noqa: E731
     self._record = {name: by_block(x) for name, x in record.items()}
@@ -200,11 +198,14 @@ class Rollouts:
   def _rewarded(self, asked, rewrites) -> dict[str, np.ndarray]:
     """The rewards of a rollout, and what follows from them."""
     found = self._reward(asked, rewrites)
+    kept_GS = objective.widest(found.rewards_GS, self._c.samples)
+    learned_GS = np.take_along_axis(found.rewards_GS, kept_GS, axis=1)
     return {
       'rewards_GS': found.rewards_GS,
       'failed_GS': found.failed_GS,
       'parts_FGS': np.stack(list(found.parts.values())),
-      'advantages_GS': np.asarray(objective.advantages(found.rewards_GS, self._c.scale)),
+      'kept_GS': kept_GS,
+      'advantages_GS': np.asarray(objective.advantages(learned_GS, self._c.scale)),
     }
 
   def _step(self) -> int:
@@ -219,7 +220,7 @@ class Rollouts:
       'logprobs_SN': np.zeros((samples, c.max_new), np.float32),
       'lengths_S': np.zeros(samples, np.int32),
       'advantages_S': np.zeros(samples, np.float32),
-      'rewards_S': np.zeros(samples, np.float32),
+      'truncated_S': np.zeros(samples, np.float32),
       'facts_SF': np.zeros((samples, len(self._shape.facts)), np.float32),
     }
     places = self._shape.rows * self._shape.predicted
@@ -262,6 +263,11 @@ class Rollouts:
     return sharding.put_batch(own, self._mesh, self.blocks)
 
 
+def draws(c) -> int:
+  """Samples that are drawn of each query; `c.samples` of them are learned from."""
+  return c.drawn or c.samples
+
+
 def check_count(c, queries: int, held_out: int = 0) -> None:
   """Raises: UserError for fewer queries than a step has, beside those that are held out."""
   if queries < c.prompts:
@@ -278,9 +284,3 @@ def reference(logprobs: Callable, variables: dict, batch: dict):
   reference_AP = logprobs(optimizer.at_start(variables), batch)
   kl_AP = objective.kl(batch['sampled_AP'], reference_AP, 'k3')
   return reference_AP, jnp.sum(jnp.where(batch['owner_AP'] >= 0, kl_AP, 0.0))
-
-
-def common(query: str, rewrite: str) -> float:
-  """The share of a rewrite's words that the query has too."""
-  words, known = WORD.findall(rewrite.lower()), set(WORD.findall(query.lower()))
-  return sum(word in known for word in words) / max(len(words), 1)

@@ -20,7 +20,7 @@ from disranker_jax.rewriting import packed
 from disranker_jax.rewriting.policy import PolicyLoss
 from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.rewards import RewardResult
-from disranker_jax.rewriting.rollouts import Rollouts
+from disranker_jax.rewriting.rollouts import Rollouts, draws
 from disranker_jax.rewriting.sampling import Sampler
 from disranker_jax.rewriting.stages import rewrite
 from disranker_jax.training import optimizer, train
@@ -79,7 +79,7 @@ def section(**changes):
 
 def sampler(net, c, mesh, **changes) -> Sampler:
   settings = dict(
-    stops={END}, rows=c.prompts, longest=LONGEST, max_new=c.max_new, samples=c.samples,
+    stops={END}, rows=c.prompts, longest=LONGEST, max_new=c.max_new, samples=draws(c),
     temperature=c.temperature, top_p=c.top_p, seed=0, top_k=c.top_k,
   )  # fmt: skip
   return Sampler(net, mesh, **settings | changes)

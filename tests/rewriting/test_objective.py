@@ -1,5 +1,7 @@
 """GRPO's objective: values by hand, invariances, and the same numbers as TRL's formulas."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,32 @@ import pytest
 from disranker_jax.rewriting import objective
 
 EPSILONS = {'epsilon': 0.2, 'epsilon_high': 0.2}
+
+
+class TestWidest:
+  @pytest.mark.parametrize('kind', ['normal', 'few values', 'one high'])
+  @pytest.mark.parametrize('count', [1, 2, 3, 4, 7])
+  def test_no_other_choice_has_a_larger_variance(self, kind, count):
+    rng = np.random.default_rng(count)
+    rewards_GS = {
+      'normal': rng.normal(size=(5, 7)),
+      'few values': rng.integers(0, 3, (5, 7)) / 10,
+      'one high': 0.1 * np.eye(7)[:5],
+    }[kind]
+    places_GS = objective.widest(rewards_GS, count)
+    assert places_GS.shape == (5, count) and np.all(np.diff(places_GS, axis=1) > 0)
+    for rewards_S, places_S in zip(rewards_GS, places_GS, strict=True):
+      most = max(np.var(rewards_S[list(p)]) for p in itertools.combinations(range(7), count))
+      assert np.var(rewards_S[places_S]) == pytest.approx(most, abs=1e-12)
+      extremes = {rewards_S.min(), rewards_S.max()}
+      assert count == 1 or extremes <= set(rewards_S[places_S])
+
+  def test_of_equal_variances_as_many_are_high_as_low(self):
+    places_GS = objective.widest(np.array([[1, 0, 1, 0, 1, 0, 1, 0]]), 4)
+    assert sorted(places_GS[0] % 2) == [0, 0, 1, 1]
+
+  def test_all_are_kept_in_their_order(self):
+    assert objective.widest(np.array([[3, 1, 2]]), 3).tolist() == [[0, 1, 2]]
 
 
 class TestAdvantages:

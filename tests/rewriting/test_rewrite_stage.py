@@ -180,6 +180,7 @@ def test_greedy_rewrites_do_not_depend_on_the_batch(run):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
+    ({'drawn': 3}, 'drawn=3: must be 0 or at least config.rewrite.samples=4, '),
     ({'prompts': 6, 'gradient_accumulation_steps': 4}, 'prompts=6: must be a multiple .* = 4'),
     ({'max_new': 32}, 'max_new=32: must be below config.rewriter.max_len=32'),
     ({'kl': 'k1'}, "kl='k1': has a gradient of zero"),

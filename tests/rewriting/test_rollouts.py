@@ -15,7 +15,7 @@ import pytest
 from disranker_jax.data.encoded import Encoded
 from disranker_jax.errors import UserError
 from disranker_jax.models import tree
-from disranker_jax.rewriting import packed, rollouts
+from disranker_jax.rewriting import facts, objective, packed, rollouts
 from disranker_jax.rewriting.policy import log_probabilities
 from disranker_jax.rewriting.rewards import RewardResult
 from disranker_jax.training import optimizer, train
@@ -54,7 +54,8 @@ def test_with_a_large_beta_the_policy_stays(start, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'changes', [{'beta': 0.1}, {'iterations': 2, 'gradient_accumulation_steps': 2, 'beta': 0.1}]
+  'changes',
+  [{'beta': 0.1}, {'iterations': 2, 'gradient_accumulation_steps': 2, 'beta': 0.1, 'drawn': 9}],
 )
 def test_resume_is_bitwise_the_unbroken_run(start, tmp_path, changes):
   """Also between two updates from the same samples."""
@@ -76,6 +77,32 @@ def test_several_updates_use_the_same_samples_and_clip(start, tmp_path):
   rows = policies.logged(tmp_path)
   assert len({row['reward'] for row in rows[:3]}) == 1 != len({row['reward'] for row in rows})
   assert rows[0]['outside_clip'] == 0 < rows[2]['outside_clip']
+
+
+def test_of_more_samples_those_with_the_most_different_rewards_are_learned_from(start, tmp_path):
+  seen = []
+
+  def reward(queries, rewrites):
+    seen.append((rewrites, policies.share_of_wanted(queries, rewrites)))
+    return seen[-1][1]
+
+  c = policies.section(drawn=20, samples=4)
+  _, feed, task, _ = policies.setup(c, tmp_path, 1, reward=reward)
+  [batch], _ = feed.next(start)
+  [(rewrites, found)] = seen
+  assert found.rewards_GS.shape == (c.prompts, 20)
+  kept_GS = objective.widest(found.rewards_GS, 4)
+  learned_GS = np.take_along_axis(found.rewards_GS, kept_GS, 1)
+  learned = samples_of(feed, policies.Numbers())
+  expected = [rewrites[g][s] for g, kept in enumerate(kept_GS) for s in kept]
+  assert policies.Numbers().texts([ids for _, ids, _ in learned]) == expected
+  advantages = np.ravel(objective.advantages(learned_GS))
+  np.testing.assert_allclose([a for *_, a in learned], advantages, atol=1e-6)
+  logged = jax.jit(task.loss)(start, batch)[2]
+  assert logged['examples'] == c.prompts * 4
+  np.testing.assert_allclose(logged['reward'], found.rewards_GS.mean(), atol=1e-6)
+  np.testing.assert_allclose(logged['reward_best'], found.rewards_GS.max(1).mean(), atol=1e-6)
+  assert learned_GS.std(1).mean() > found.rewards_GS.std(1).mean() > 0
 
 
 def reinforce(network, variables, samples, temperature):
@@ -149,7 +176,7 @@ def test_the_number_of_an_end_token_that_pads_counts_once_per_sample(start, tmp_
   ends = np.bincount(owners[(np.asarray(batch['targets_AP']) == policies.END) & (owners >= 0)])
   lengths = np.bincount(owners[owners >= 0])
   assert set(ends.tolist()) == {0, 1} and lengths.min() < 5 == lengths.max()
-  cut = np.asarray(batch['cut_GN']).ravel()
+  cut = np.asarray(batch['truncated_GN']).ravel()
   np.testing.assert_array_equal(cut[: len(ends)], 1 - ends)
 
 
@@ -157,7 +184,7 @@ def test_samples_that_were_cut_off_are_left_out_on_request(start, tmp_path):
   [batch], _, task = drawn(start, policies.section(prompts=12), tmp_path)
   masked = dataclasses.replace(task.loss, c=policies.section(mask_truncated=True))
   found = {False: jax.jit(task.loss)(start, batch)[1], True: jax.jit(masked)(start, batch)[1]}
-  owners, cut = np.asarray(batch['owner_AP']), np.asarray(batch['cut_GN']).ravel()
+  owners, cut = np.asarray(batch['owner_AP']), np.asarray(batch['truncated_GN']).ravel()
   ended = sum(not cut[owner] for owner in owners[owners >= 0])
   assert found == {False: np.sum(owners >= 0), True: ended} and 0 < ended < found[False]
 
@@ -325,8 +352,8 @@ def test_devices_share_the_rows_whatever_their_number(prompts, samples, row_len,
 
 
 def test_the_share_of_the_querys_words():
-  assert rollouts.common('Open a file', 'open FILE: pathlib') == pytest.approx(2 / 3)
-  assert rollouts.common('a', '') == 0
+  assert facts.common('Open a file', 'open FILE: pathlib') == pytest.approx(2 / 3)
+  assert facts.common('a', '') == 0
 
 
 MESHES = {
@@ -335,7 +362,9 @@ MESHES = {
   'fsdp': [{'data': 1, 'fsdp': 2, 'model': 1}, {}],
   'model': [{'data': 1, 'fsdp': 1, 'model': 2}, {}],
 }
-SETTINGS = {'data_shards': 2, 'beta': 0.1, 'stop_kl': 1e9, 'iterations': 2, 'scale': 'batch'}
+SETTINGS = {
+  'data_shards': 2, 'beta': 0.1, 'stop_kl': 1e9, 'iterations': 2, 'scale': 'batch', 'drawn': 9
+}  # fmt: skip
 STEPS = 4
 
 

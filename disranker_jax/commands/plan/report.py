@@ -16,6 +16,7 @@ from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.steps import GATE, Step
 from disranker_jax.progress import clock
 from disranker_jax.report.tables import significant
+from disranker_jax.rewriting.rollouts import draws
 from disranker_jax.rewriting.stages import rewrite
 from disranker_jax.training.settings import lacking
 
@@ -192,11 +193,11 @@ def work(config, stage: str, where, step, step_s: float, rows: int, pair_tokens:
     }
   if rollouts.is_asked(config, stage):
     c = config.rewrite
-    samples = c.prompts * c.samples / c.iterations
+    samples = c.prompts * draws(c) / c.iterations
     return found | {
       'epochs': c.epochs,
       'prompts': c.prompts,
-      'samples': c.samples,
+      'samples': draws(c),
       'samples_per_s': samples / step_s,
       'tokens_per_s': samples * c.max_new / step_s,
       **_whole(rewrite.steps(c, total), step_s, where),

@@ -26,6 +26,8 @@ def remedies(config: ConfigDict, size: int, mesh) -> list[str]:
     options.append('--config.rewrite.ema=0')
   if c.optimizer == 'adamw' and c.adam_mu_dtype == 'float32':
     options.append('--config.rewrite.adam_mu_dtype=bfloat16')
+  if c.drawn > c.samples:
+    options.append(f'--config.rewrite.drawn={max(c.samples, c.drawn // 2)}')
   options.append(f'--config.rewrite.samples={max(2, c.samples // 2)}')
   blocks = c.gradient_accumulation_steps * c.data_shards
   if c.prompts % (2 * blocks) == 0:

@@ -1,8 +1,8 @@
 """GRPO: the rewriter learns from the rewards of its own rewrites.
 
-Each step samples `samples` rewrites of `prompts` queries, rewards them, and raises the probability
-of those that are better than the others of their query (arXiv:2402.03300; TongSearch QR,
-arXiv:2506.11603). It starts from what cpt trained.
+Each step samples rewrites of `prompts` queries, rewards them, and raises the probability of those
+that are better than the others of their query (arXiv:2402.03300; TongSearch QR, arXiv:2506.11603).
+It starts from what cpt trained.
 """
 
 import functools
@@ -41,7 +41,7 @@ from disranker_jax.rewriting import (
 from disranker_jax.rewriting.policy import PolicyLoss
 from disranker_jax.rewriting.prompts import RewritePrompt
 from disranker_jax.rewriting.queries import Query
-from disranker_jax.rewriting.rollouts import Rollouts, check_count
+from disranker_jax.rewriting.rollouts import Rollouts, check_count, draws
 from disranker_jax.rewriting.sampling import Sampler
 from disranker_jax.rewriting.searches import Searches
 from disranker_jax.stages import held_out, prepare, roles
@@ -88,7 +88,7 @@ def job(
   shape = packed.shape_of(c, model.network, most, config.rewriter.row_len, run.mesh)
   computed = task_of(config, model.network, shape)
   sampler = Sampler(
-    model.network, run.mesh, prompt.stops, c.prompts, most, c.max_new, c.samples, c.temperature,
+    model.network, run.mesh, prompt.stops, c.prompts, most, c.max_new, draws(c), c.temperature,
     c.top_p, seed, c.top_k,
   )  # fmt: skip
   feed = Rollouts(c, learned, prompt, reward, sampler, shape, run.mesh, seed)
@@ -159,6 +159,11 @@ def check(config) -> None:
     raise UserError(
       f'config.rewrite.max_new={c.max_new}: must be below config.rewriter.max_len='
       f'{settings.max_len}, which holds the prompt too'
+    )
+  if draws(c) < c.samples:
+    raise UserError(
+      f'config.rewrite.drawn={c.drawn}: must be 0 or at least config.rewrite.samples={c.samples}, '
+      'which are chosen from them'
     )
   parts = c.gradient_accumulation_steps * c.data_shards
   if c.prompts % parts:
@@ -247,7 +252,7 @@ def writes(run: Run, model: TextModel) -> tuple[Writing, str]:
 
 def rollout(c, most: int) -> Texts:
   """What is written for a step; `most`: tokens of the longest prompt."""
-  return Texts(c.prompts, c.samples, most, c.max_new)
+  return Texts(c.prompts, draws(c), most, c.max_new)
 
 
 def outside(config, workdir) -> dict[str, str]:
@@ -283,7 +288,13 @@ SETTINGS = {
   },
   'min_relevance': queries.MIN_RELEVANCE,
   'prompts': Key(8, at_least(1), 'Queries of a step.'),
-  'samples': Key(8, at_least(2), 'Rewrites that are sampled of each query.'),
+  'samples': Key(8, at_least(2), 'Rewrites of each query that a step learns from.'),
+  'drawn': Key(
+    0, at_least(0),
+    'Rewrites that are sampled of each query. `samples` of them are learned from, those whose '
+    'rewards have the largest variance (PODS, arXiv:2504.13818). Sampling costs less than '
+    'learning. 0: as many as `samples`.',
+  ),
   **rewriter.SETTINGS,
   'temperature': Key(1.0, above(0), 'Of sampling.'),
   'top_p': Key(
@@ -354,8 +365,9 @@ PANELS = (
       Line('reward_best', 'best', 'best reward of a query'),
     ),
     held_out=('reward',),
-    note='Reward: the mean of the samples, with a band of one standard deviation, and the best '
-    'sample of a query, mean over the queries; held out, of the likeliest rewrites.',
+    note="Reward: the mean of the samples, with a band of the standard deviation of a query's "
+    'samples, and the best sample of a query, means over the queries; held out, of the likeliest '
+    'rewrites.',
   ),
   Panel(
     'held-out queries', held_out=('ndcg',),
