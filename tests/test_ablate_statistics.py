@@ -83,7 +83,7 @@ def test_one_cluster_of_all_queries_is_refused_and_the_config_says_what_is_one(
   config = configs.defaults()
   config.report.cluster = '^q'
   with pytest.raises(UserError, match=r"'\^q' puts all queries into one cluster"):
-    ablate.clusters_of(config, ['q0', 'q1', 'q2'], ablate.Results())
+    ablate.drawn(config, ['q0', 'q1', 'q2'], ablate.Results())
   rng = np.random.default_rng(2)
   row = results(rng.random((1, 40)), np.ones((1, 40, 2)))
   monkeypatch.setattr(ablate, 'run_all', lambda *_: {'a': row})
@@ -112,7 +112,7 @@ def test_queries_that_share_judgements_are_drawn_together_as_by_compare(tmp_path
     assert ('10 clusters of queries (those that share judgements)' in page) == (clusters == 10)
   queries = [f'q{q}' for q in range(4)]
   with pytest.raises(UserError, match=r'one cluster; .*--config\.report\.cluster=\.\+'):
-    ablate.clusters_of(configs.defaults(), queries, row)
+    ablate.drawn(configs.defaults(), queries, row)
 
 
 def test_rows_that_rank_other_documents_are_told(tmp_path, monkeypatch, capsys):

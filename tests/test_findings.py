@@ -1,5 +1,6 @@
 """The sentences and warnings of a report: when they are said, and with which numbers."""
 
+import dataclasses
 import functools
 import types
 
@@ -8,12 +9,11 @@ import pytest
 from disranker_jax.data.records import Document, Group
 from disranker_jax.evaluation import metrics, shared_judgements
 from disranker_jax.evaluation.fusion import Fusion
+from disranker_jax.evaluation.units import Units
 from disranker_jax.generative import rows as search_rows
 from disranker_jax.report import cautions, findings, intervals
 from disranker_jax.rewriting.rows import TABLE as REWRITES
 from disranker_jax.stages.result_rows import TABLE
-
-NOBODY = shared_judgements.Shared((), '')
 
 
 def facts_of(values: dict[str, list[float]], **results):
@@ -26,12 +26,11 @@ def facts_of(values: dict[str, list[float]], **results):
   found = {name: {'ndcg@5': sum(v) / len(v)} | results.get(name, {}) for name, v in values.items()}
   against = {name: of_row['against'] for name, of_row in found.items() if 'against' in of_row}
   return types.SimpleNamespace(
-    table=TABLE, rows=rows, results=found, overlap={}, related=None, tests={}, cluster='',
+    table=TABLE, rows=rows, results=found, overlap={}, tests={},
     validation={}, before={}, gains={}, tried={}, best={}, logs={}, seeds={}, served={}, config={},
     quantised={},
     intervals=intervals.analyse(TABLE, rows, against=against),
-    shared=NOBODY,
-    clusters=len(next(iter(values.values()))), clusters_Q=list(next(iter(rows.values()))),
+    drawn=Units({}, list(next(iter(rows.values())))),
     title=functools.partial(TABLE.row_title, results=found),
   )  # fmt: skip
 
@@ -177,13 +176,14 @@ def test_what_a_stage_gained_on_held_out_queries_has_its_interval_and_p():
   assert f'reward {interval}' in said and f'nDCG@10 {interval} 0.04' in said
 
 
-def test_queries_that_look_like_those_of_topics_are_a_warning_with_what_to_type():
+def test_queries_that_look_like_those_of_topics_are_a_warning_with_what_to_type(monkeypatch):
   facts = facts_of({'bm25': [0.5] * 40})
-  facts.related = shared_judgements.Related('^[^-]+', 0.61, 0.004)
+  found = shared_judgements.Related('^[^-]+', 0.61, 0.004)
+  monkeypatch.setattr(shared_judgements, 'related', lambda grades: found)
   [said] = cautions.related(facts)
   assert '61 % of pairs, others 0 %' in said
   assert said.endswith("--config.report.cluster='^[^-]+' --rerun=report")
-  facts.cluster = '^[^-]+'
+  facts.drawn = dataclasses.replace(facts.drawn, by='^[^-]+')
   assert not cautions.related(facts)
 
 
@@ -241,28 +241,28 @@ def test_a_threshold_above_the_labels_is_said_of_the_metrics_that_have_one():
 
 
 class TestTogether:
-  SHARED = shared_judgements.Shared((('q0', 'q1'), ('q2', 'q3', 'q4')), '^[^-]+')
-
-  def facts(self, cluster: str, clusters_Q):
-    facts = facts_of({'bm25': [0.5] * 6})
-    facts.shared, facts.cluster, facts.clusters_Q = self.SHARED, cluster, clusters_Q
-    facts.clusters = len(set(clusters_Q))
-    return facts
+  def facts(self, by: str | None):
+    """Queries of three topics, whose ids are TOPIC-QUERY."""
+    grades = {
+      f'{topic}-{i}': {f'{topic}{doc}': doc for doc in range(4)}
+      for topic, count in (('a', 2), ('b', 3), ('c', 1))
+      for i in range(count)
+    }
+    return types.SimpleNamespace(drawn=Units(grades, list(grades), by))
 
   def test_queries_with_the_same_judgements_are_drawn_together_and_counted(self):
-    [said] = cautions.together(self.facts('', ['q0', 'q0', 'q2', 'q2', 'q2', 'q5']))
+    [said] = cautions.together(self.facts(None))
     assert said == (
       '5 of 6 test queries share their judgements, so 3 clusters are drawn instead of 6 queries, '
       "as with report.cluster='^[^-]+'"
     )
 
   def test_an_expression_that_separates_them_is_a_warning(self):
-    facts = self.facts('.+', [f'q{i}' for i in range(6)])
-    [said] = cautions.together(facts)
+    [said] = cautions.together(self.facts('.+'))
     assert "'.+' separates 2 of their groups, so p is too small; use report.cluster" in said
 
   def test_an_expression_that_keeps_them_together_is_none(self):
-    assert not cautions.together(self.facts('^q', ['q'] * 5 + ['q5']))
+    assert not cautions.together(self.facts('^[ab]'))
 
 
 def test_the_power_of_the_test_is_told_for_the_difference_to_the_first_stage():

@@ -28,12 +28,11 @@ from disranker_jax.commands.ablation import (
   load,
 )
 from disranker_jax.commands.common import Parser, load_config
-from disranker_jax.data import holdout
 from disranker_jax.data.records import Group
 from disranker_jax.errors import Stopped, UserError
-from disranker_jax.evaluation import shared_judgements
 from disranker_jax.evaluation.runs import read_per_query
 from disranker_jax.evaluation.table import Table, statistic, sums
+from disranker_jax.evaluation.units import Units
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.progress import say
@@ -158,34 +157,31 @@ def mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
   return {key: sum(values) / len(values) for key, values in by_key.items()}
 
 
-def clusters_of(config: ConfigDict, queries: Sequence[str], row: Results) -> list[str]:
-  """The cluster of each query: by the config's expression, else by shared judgements.
+def drawn(config: ConfigDict, queries: Sequence[str], row: Results) -> Units:
+  """What intervals and tests draw, as the runs' own reports draw it.
 
-  These are the clusters of `compare` and of the runs' own reports. Raises: UserError for a single
-  one.
+  Raises: UserError if all queries are one cluster.
   """
-  if by := configs.cluster(config):
-    of_Q, why = holdout.clusters(queries, by), f'{by!r} puts all queries into one cluster'
-  else:
-    tests: dict[str, Group] = {}
-    for workdir in row.workdirs:  # other folds have other queries
-      if not tests.keys() >= set(queries):
-        tests |= facts.read_tests(Run(config, workdir, None))
-    grades = {query: tests[query].grades for query in queries if query in tests}
-    of_Q = shared_judgements.find(grades).clusters(queries)
+  by, tests = configs.cluster(config) or None, dict[str, Group]()
+  for workdir in row.workdirs if by is None else ():
+    if not tests.keys() >= set(queries):  # other folds have other queries
+      tests |= facts.read_tests(Run(config, workdir, None))
+  grades = {query: tests[query].grades for query in queries if query in tests}
+  units = Units(grades, queries, by)
+  if units.are_one:
     why = 'all queries share their judgements, so they are one cluster'
-  if len(set(of_Q)) == 1 < len(queries):
+    why = f'{by!r} puts all queries into one cluster' if by else why
     raise UserError(
       f'{why}; intervals need two or more: name another expression, or --config.report.cluster=.+, '
       'which draws every query by itself'
     )
-  return of_Q
+  return units
 
 
 def analyse(ablation: Ablation, results: dict[str, Results], of_Q: Sequence[str]) -> list[dict]:
   """Per row: every metric with its interval, its difference to `against`, and p-values.
 
-  Seeds are averaged within each query. Queries of one cluster are drawn together (clusters_of).
+  Seeds are averaged within each query. Queries of one cluster are drawn together (drawn).
   Holm's correction is over the rows of a metric.
   """
   queries = queries_of(ablation, results)
@@ -257,8 +253,8 @@ def main(argv=None) -> None:
   if args.dry_run:
     return
   queries = queries_of(ablation, results)
-  of_Q = clusters_of(args.base, queries, results[ablation.against])
-  rows = analyse(ablation, results, of_Q)
+  units = drawn(args.base, queries, results[ablation.against])
+  rows = analyse(ablation, results, units.of_Q)
   if warning := other_documents(ablation, results):
     say(f'warning: {warning}')
   for row, wanted in zip(rows, ablation.rows, strict=True):
@@ -275,7 +271,7 @@ def main(argv=None) -> None:
     'folds': args.folds,
     'against': ablation.against,
     'queries': len(queries),
-    'clusters': len(set(of_Q)),
+    'clusters': units.count,
     'cluster': configs.cluster(args.base),
     'device': results[ablation.against].device,
     'versions': manifest.versions(),

@@ -171,12 +171,12 @@ def average(args: argparse.Namespace) -> dict:
   against = args.against or table.first_stage
   rows, left_out = common_rows(runs, against)
   for run in runs:
-    if len(set(run.clusters_Q)) < 2:
+    if run.drawn.count < 2:
       raise UserError(
         f'{run.folder}: has only one test query, or one cluster of queries; an interval needs two'
       )
   cells = [{(row, metric): sums(r.rows[row], metric, r.queries) for row in rows} for r in runs]
-  means = Average(cells, [run.clusters_Q for run in runs])
+  means = Average(cells, [run.drawn.of_Q for run in runs])
   tested = [row for row in rows if row != against and not table.is_floor(row)]
   differences = means.differences({row: ((row, metric), (against, metric)) for row in tested})
   found = []
@@ -201,7 +201,7 @@ def average(args: argparse.Namespace) -> dict:
         'folder': str(run.folder),
         'test': run.config.data.test,
         'queries': len(run.queries),
-        'clusters': len(set(run.clusters_Q)),
+        'clusters': run.drawn.count,
       }
       for run in runs
     ],

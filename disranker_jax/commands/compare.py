@@ -5,7 +5,6 @@ Means with intervals, differences to a baseline with Holm-corrected p-values, de
 
 import argparse
 import csv
-import functools
 import json
 import sys
 from collections.abc import Mapping
@@ -15,10 +14,11 @@ from typing import Any
 from disranker_jax import escaping
 from disranker_jax.commands.common import Parser
 from disranker_jax.commands.comparison import Comparison
-from disranker_jax.data.holdout import check_by, clusters
+from disranker_jax.data.holdout import check_by
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import documents, gsb, metrics, significance
 from disranker_jax.evaluation.table import TESTS
+from disranker_jax.evaluation.units import Units
 from disranker_jax.report import comparison, tables
 
 
@@ -78,14 +78,14 @@ def compare(args: argparse.Namespace) -> tuple[dict, Mapping[str, Any]]:
   settings = {k: getattr(args, k) for k in ('level', 'samples', 'seed', 'test', 'relevant', 'same')}
   result: dict[str, Any] = {**settings, 'warnings': []}
   rows: Mapping[str, Any] = {}
-  clusters_of = functools.partial(clusters, by=args.cluster or '')
+  units = Units({}, (), args.cluster)
   if args.runs:
     comparison = Comparison(args)
-    rows, clusters_of = comparison.rows, comparison.clusters_of
+    rows, units = comparison.rows, comparison.units
     result |= comparison.result()
   if args.verdicts:
     verdicts = gsb.read(args.verdicts)
-    of_Q = clusters_of(verdicts)
+    of_Q = units.clusters(verdicts)
     counts = gsb.analyse(verdicts, args.samples, args.seed, args.level, of_Q)
     result['verdicts'] = {'file': str(args.verdicts), **counts}
   return result, rows

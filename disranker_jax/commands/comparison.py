@@ -3,16 +3,16 @@
 import argparse
 import math
 import shlex
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from disranker_jax.data.holdout import clusters
 from disranker_jax.data.records import BadRows, listed
 from disranker_jax.errors import UserError
-from disranker_jax.evaluation import documents, gsb, metrics, shared_judgements, significance
+from disranker_jax.evaluation import documents, gsb, metrics, significance
 from disranker_jax.evaluation.runs import read_qrels, read_run
 from disranker_jax.evaluation.table import Cell, Table, sums
+from disranker_jax.evaluation.units import Units
 
 SUFFIXES = ('.gz', '.run', '.txt', '.trec')
 SPECIAL = ('pnr', 'pnr_per_query', 'tau')  # not a function of one query's ranking and grades
@@ -67,8 +67,8 @@ class Comparison:
     self.documents = self.count(runs, every)
     self.runs, self.qrels = self.documents.runs, self.documents.qrels
     self.teacher = None if teacher is None else self.documents.reduced(teacher)
-    self.shared = shared_judgements.find(every)
-    self.clusters = self.cluster(shared_judgements.related(every))
+    self.units = Units(every, list(self.qrels), args.cluster)
+    self.check_units()
     self.rows = {name: self.per_query(run) for name, run in self.runs.items()}
     self.check_tau()
 
@@ -148,50 +148,29 @@ class Comparison:
       )
     return counted
 
-  def cluster(self, related: shared_judgements.Related | None) -> list[str]:
-    """The cluster of each query, with warnings about queries that share judgements.
-
-    Raises: UserError if all queries are one cluster.
-    """
-    by, shared, queries = self.args.cluster, self.shared, list(self.qrels)
-    of_Q = self.clusters_of(queries)
-    count = sum(query in self.qrels for group in shared.groups for query in group)
-    where = f'{self.args.qrels}: {count} of {len(queries)} queries share their judgements'
-    flag = f'--cluster {shlex.quote(shared.pattern)}' if shared.pattern else ''
-    if len(queries) > 1 and len(set(of_Q)) == 1:
-      if by is None:
-        raise UserError(
-          f'{where}, so they are one cluster; judge more topics, or take the queries as '
-          "independent with --cluster ''"
-        )
+  def check_units(self) -> None:
+    """Warns of queries that share judgements. Raises: UserError if all queries are one cluster."""
+    units, shared, by, file = self.units, self.units.shared, self.args.cluster, self.args.qrels
+    if units.are_one and by is None:
       raise UserError(
-        f'--cluster={by}: finds {of_Q[0]!r} in every query_id of {self.args.qrels}, '
-        'so all queries are one cluster; match what differs between topics'
+        f'{file}: {units.sharing()}, so they are one cluster; judge more topics, or take the '
+        f'queries as independent with {flag("")}'
       )
-    if by is None and shared.groups:
+    if units.are_one:
+      raise UserError(
+        f'--cluster={by}: finds {units.of_Q[0]!r} in every query_id of {file}, so all queries are '
+        'one cluster; match what differs between topics'
+      )
+    if said := units.together(flag):
       self.warnings.append(
-        f'{where}, so {len(set(of_Q))} clusters are drawn instead of {len(queries)} queries'
-        + (f', as with {flag}' if flag else '')
-        + "; --cluster '' draws queries one by one, with p-values that are too small"
+        f'{file}: {said}; {flag("")} draws queries one by one, with p-values that are too small'
       )
-    elif split := shared.split_by(of_Q, queries):
-      self.warnings.append(
-        f'{where}; --cluster {shlex.quote(by)} separates {split} of their groups, so '
-        f'p-values are too small; use {flag or "the default"}'
-      )
-    if not by and not shared.pattern and related:
-      self.warnings.append(
-        f'{self.args.qrels}: queries whose ids match {related.pattern!r} alike often have the same '
-        f'relevant documents ({100 * related.inside:.0f} % of pairs, others '
-        f'{100 * related.outside:.0f} %); if they are topics or sessions, p-values are too small '
-        f'without --cluster {shlex.quote(related.pattern)}'
-      )
-    return of_Q
-
-  def clusters_of(self, queries: Collection[str]) -> list[str]:
-    """The cluster of each query by --cluster, else by shared judgements."""
-    by = self.args.cluster
-    return self.shared.clusters(queries) if by is None else clusters(queries, by)
+    if said := units.separated(flag):
+      use = flag(shared.pattern) if shared.pattern else 'the default'
+      self.warnings.append(f'{file}: {said}, so p-values are too small; use {use}')
+    if said := units.alike():
+      use = flag(units.related.pattern)
+      self.warnings.append(f'{file}: {said}, p-values are too small without {use}')
 
   def check_tau(self) -> None:
     """Warns of queries without an order of the teacher."""
@@ -246,7 +225,7 @@ class Comparison:
         cells[name, metric] = significance.mean_of(halves)
         cells[theirs] = cells[name, metric] * [-1, 1]
       pairs[name, metric] = ((name, metric), theirs)
-    table = Table(cells, self.clusters, args.samples, args.seed, args.level)
+    table = Table(cells, self.units.of_Q, args.samples, args.seed, args.level)
     differences = table.differences(pairs, args.test)
     for name, metric in pairs:
       if metric.startswith('gsb'):
@@ -258,15 +237,16 @@ class Comparison:
   def result(self) -> dict[str, Any]:
     """The part of the JSON that is about runs."""
     means, differences = self.statistics()
+    shared = self.units.shared
     return {
       'qrels': str(self.args.qrels),
       'queries': len(self.qrels),
-      'clusters': len(set(self.clusters)),
+      'clusters': self.units.count,
       'cluster': self.args.cluster,
       'shared_judgements': {
-        'queries': self.shared.queries,
-        'groups': len(self.shared.groups),
-        'pattern': self.shared.pattern,
+        'queries': shared.queries,
+        'groups': len(shared.groups),
+        'pattern': shared.pattern,
       },
       'documents': {
         'rule': self.documents.rule,
@@ -294,6 +274,11 @@ class Comparison:
         for name, run in self.runs.items()
       },
     }
+
+
+def flag(by: str) -> str:
+  """The words that make `compare` draw queries together by an expression."""
+  return f'--cluster {shlex.quote(by)}'
 
 
 def some(queries: list[str], of: int) -> str:

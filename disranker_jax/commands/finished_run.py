@@ -9,11 +9,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from disranker_jax import config as configs
-from disranker_jax.data import holdout
 from disranker_jax.data.records import Group
 from disranker_jax.errors import UserError
-from disranker_jax.evaluation import metrics, shared_judgements
+from disranker_jax.evaluation import metrics
 from disranker_jax.evaluation.runs import read_per_query
+from disranker_jax.evaluation.units import Units
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.report import facts
@@ -92,9 +92,7 @@ class FinishedRun:
     return facts.read_tests(self._run)
 
   @functools.cached_property
-  def clusters_Q(self) -> list[str]:
-    """The cluster of each query, as the run's own report draws them."""
-    if by := configs.cluster(self.config):
-      return holdout.clusters(self.queries, by)
-    shared = shared_judgements.find({query: group.grades for query, group in self.tests.items()})
-    return shared.clusters(self.queries)
+  def drawn(self) -> Units:
+    """What intervals and tests draw, as the run's own report draws it."""
+    grades = {query: group.grades for query, group in self.tests.items()}
+    return Units(grades, self.queries, configs.cluster(self.config) or None)

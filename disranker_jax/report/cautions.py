@@ -116,32 +116,22 @@ def notes(facts: Facts) -> list[str]:
 
 def together(facts: Facts) -> list[str]:
   """Which queries share judgements, and whether they are drawn together."""
-  shared, queries = facts.shared, list(next(iter(facts.rows.values()), ()))
-  if not shared.groups or not queries:
-    return []
-  where = f'{shared.queries} of {len(queries)} test queries share their judgements'
-  setting = f'report.cluster={shared.pattern!r}' if shared.pattern else ''
-  if not facts.cluster:
-    same = f', as with {setting}' if setting else ''
-    return [
-      f'{where}, so {facts.clusters} clusters are drawn instead of {len(queries)} queries{same}'
-    ]
-  if split := shared.split_by(facts.clusters_Q, queries):
-    use = f'; use {setting}' if setting else ''
-    return [f'{where}; {facts.cluster!r} separates {split} of their groups, so p is too small{use}']
+  drawn, of = facts.drawn, 'test queries'
+  if said := drawn.together('report.cluster={!r}'.format, of):
+    return [said]
+  if said := drawn.separated(repr, of):
+    pattern = drawn.shared.pattern
+    return [f'{said}, so p is too small' + (f'; use report.cluster={pattern!r}' if pattern else '')]
   return []
 
 
 def related(facts: Facts) -> list[str]:
   """Whether queries look like those of topics, although each has judgements of its own."""
-  found = facts.related
-  if facts.cluster or facts.shared.pattern or not found:
+  if not (said := facts.drawn.alike()):
     return []
   return [
-    f'queries whose ids match {found.pattern!r} alike often have the same relevant documents '
-    f'({100 * found.inside:.0f} % of pairs, others {100 * found.outside:.0f} %); if they are '
-    f'topics or sessions, the true intervals are wider and the true p is larger: use '
-    f'--config.report.cluster={shlex.quote(found.pattern)} --rerun=report'
+    f'{said}, the true intervals are wider and the true p is larger: use '
+    f'--config.report.cluster={shlex.quote(facts.drawn.related.pattern)} --rerun=report'
   ]
 
 
@@ -201,11 +191,10 @@ def noisy(facts: Facts) -> list[str]:
 
 def few(facts: Facts) -> list[str]:
   """Whether there are too few queries, or clusters of them, to trust the intervals."""
-  queries = len(next(iter(facts.rows.values()), ()))
-  if not queries or facts.clusters >= FEW:
+  drawn = facts.drawn
+  if not drawn.queries or drawn.count >= FEW:
     return []
-  if facts.clusters == 1:
-    kind = 'query' if queries == 1 else 'cluster of queries'
+  if drawn.count == 1:
+    kind = 'query' if len(drawn.queries) == 1 else 'cluster of queries'
     return [f'the test has only 1 {kind}, so there are no intervals']
-  kind = 'queries' if facts.clusters == queries else 'clusters of queries'
-  return [f'the test has only {facts.clusters} {kind}, so the true intervals are wider']
+  return [f'the test has only {drawn.count} {drawn.kind}, so the true intervals are wider']

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from disranker_jax import config as configs
-from disranker_jax.data import holdout, store
+from disranker_jax.data import store
 from disranker_jax.data.records import Click, Document, Group
 from disranker_jax.data.spaced import spaced
 from disranker_jax.errors import UserError
-from disranker_jax.evaluation import rewrites, runs, shared_judgements
+from disranker_jax.evaluation import rewrites, runs
 from disranker_jax.evaluation.rewrites import Rewrite
+from disranker_jax.evaluation.units import Units
 from disranker_jax.pipeline import manifest, systems
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.report import intervals
@@ -81,30 +82,13 @@ class Facts:
     against = {
       name: of_row['against'] for name, of_row in self.results.items() if 'against' in of_row
     }
-    return intervals.analyse(self.table, rows, clusters_Q=self.clusters_Q, against=against)
+    return intervals.analyse(self.table, rows, clusters_Q=self.drawn.of_Q, against=against)
 
   @functools.cached_property
-  def shared(self) -> shared_judgements.Shared:
-    """The test queries that share judgements, such as those of one topic."""
-    return shared_judgements.find({q: group.grades for q, group in self.tests.items()})
-
-  @functools.cached_property
-  def related(self) -> shared_judgements.Related | None:
-    """An expression on query ids whose clusters often have the same relevant documents."""
-    return shared_judgements.related({q: group.grades for q, group in self.tests.items()})
-
-  @functools.cached_property
-  def clusters_Q(self) -> list[str]:
-    """The cluster of each query: by the config's expression, else by shared judgements."""
-    queries = list(next(iter(self.rows.values()), ()))
-    if self.cluster:
-      return holdout.clusters(queries, self.cluster)
-    return self.shared.clusters(queries)
-
-  @property
-  def clusters(self) -> int:
-    """How many units intervals and tests draw: queries, or clusters of them."""
-    return len(set(self.clusters_Q))
+  def drawn(self) -> Units:
+    """What intervals and tests draw: by the config's expression, else by shared judgements."""
+    grades = {query: group.grades for query, group in self.tests.items()}
+    return Units(grades, list(next(iter(self.rows.values()), ())), self.cluster or None)
 
   @functools.cached_property
   def top_label(self) -> int:

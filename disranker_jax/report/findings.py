@@ -107,9 +107,8 @@ def power(facts: Facts) -> list[str]:
   cell = facts.intervals.differences.get((table.first_stage, table.subject, table.main))
   if not cell or math.isnan(cell['needed']):
     return []
-  unit = 'queries' if facts.clusters == len(facts.clusters_Q) else 'clusters of queries'
   of = f' {metrics.title(table.main)} to {facts.title(table.first_stage)}'
-  return [tables.power(cell, facts.clusters, unit, DIGITS, of=of)]
+  return [tables.power(cell, facts.drawn.count, facts.drawn.kind, DIGITS, of=of)]
 
 
 def trained(facts: Facts) -> dict[str, dict]:

@@ -60,7 +60,7 @@ def render(run, gathered: Facts) -> str:
     columns=[metrics.title(m) for m in gathered.table.columns],
     costs=[results.COSTS[name][0] for name in gathered.table.costs],
     has_intervals=bool(spread.means),
-    drawn=tables.drawn(queries, gathered.clusters),
+    drawn=tables.drawn(queries, gathered.drawn.count),
     queries=queries,
     pairs=max((values['pairs'] for values in gathered.results.values()), default=0),
     test=gathered.config['data.test'],

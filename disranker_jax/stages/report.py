@@ -53,7 +53,7 @@ def summarised(run, gathered: facts.Facts) -> dict:
       'test': gathered.config['data.test'],
       'queries': queries,
       'pairs': max((values['pairs'] for values in found.values()), default=0),
-      'drawn': tables.drawn(queries, gathered.clusters),
+      'drawn': tables.drawn(queries, gathered.drawn.count),
     },
     'models': found,
     'intervals': means,
