@@ -1,5 +1,6 @@
 """The result table as text and Markdown, and summary.json with infinities."""
 
+import dataclasses
 import json
 import math
 import shlex
@@ -86,6 +87,16 @@ class TestTables:
     assert note == 'not shown in 60 columns: parameters and ms per pair'
     # Where all columns are needed, long names take two lines.
     assert lines[-2].startswith('distilled student + BM25, by  3.83') and lines[-1] == '  ranks'
+
+  def test_notes_are_of_the_columns_that_the_table_has(self):
+    assert results.notes(TABLE, 2, 'a TPU') == [
+      'nDCG has exponential gain.',
+      'PNR: concordant / discordant pairs, pooled over queries.',
+      'For MRR, grade 2 or higher is relevant.',
+      'ms per pair is model time with full batches on a TPU.',
+    ]
+    few = dataclasses.replace(TABLE, columns=('hits@1', 'judged@5', 'mrr@5', 'map@5'), costs=())
+    assert results.notes(few, 1) == ['For MRR, MAP and Hits, grade 1 or higher is relevant.']
 
   def test_lines_are_broken_between_words_on_a_terminal_alone(self, monkeypatch):
     said = 'a sentence that is longer than forty characters, about --config.sft.epochs=2'

@@ -22,7 +22,6 @@ from disranker_jax.report import (
 )
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.intervals import Intervals
-from disranker_jax.stages.result_table import Table
 from disranker_jax.training.validation import of_steps
 
 TEMPLATE = 'page.html'
@@ -53,7 +52,7 @@ def render(run, gathered: Facts) -> str:
     more=[tables.with_minus(sentence) for sentence in findings.others(gathered)],
     warnings=[tables.with_minus(warning) for warning in cautions.of(gathered)],
     seeds_vary=bool(gathered.seeds),
-    notes=notes(gathered.table, run.config[gathered.table.stage].min_relevance),
+    notes=results.notes(gathered.table, run.config[gathered.table.stage].min_relevance),
     reranks=gathered.table.reranks,
     metric=metrics.title(gathered.table.main),
     results=table_rows(gathered, spread),
@@ -224,21 +223,6 @@ def gain_charts(gathered: Facts, gained) -> list[Markup]:
     charts.gains(metric, f'{title(row)} against {title(other)}', values, limit)
     for (row, other), values in gained.pairs.items()
   ]
-
-
-def notes(table: Table, relevant: int) -> list[str]:
-  """What a reader must know about the columns."""
-  kinds = {name.partition('@')[0] for name in table.columns}
-  said = ['nDCG has exponential gain.'] if 'ndcg' in kinds else []
-  said += ['PNR: concordant / discordant pairs, pooled over queries.'] if 'pnr' in kinds else []
-  graded = [
-    metrics.METRICS[k].title
-    for k in metrics.METRICS
-    if k in kinds and metrics.METRICS[k].has_threshold
-  ]
-  said += [f'{" and ".join(graded)}: grade {relevant} or higher is relevant.'] if graded else []
-  said += ['ms per pair: model time with full batches.'] if 'ms_per_pair' in table.costs else []
-  return said
 
 
 def legend(gathered: Facts) -> list[dict[str, int]]:

@@ -82,6 +82,23 @@ def markdown(table: Table, results: Mapping[str, Mapping], means: Means) -> str:
   return tables.markdown(*with_costs(table, results, means))
 
 
+def notes(table: Table, relevant: int, device: str = '') -> list[str]:
+  """What a reader must know about the columns, in sentences.
+
+  `relevant` is the lowest grade of a relevant document; `device` that of the times, to be named.
+  """
+  kinds = {name.partition('@')[0] for name in table.columns}
+  graded = [m.title for kind, m in metrics.METRICS.items() if m.has_threshold and kind in kinds]
+  on = f' on {device}' if device else ''
+  said = {
+    'nDCG has exponential gain.': 'ndcg' in kinds,
+    f'PNR: {metrics.METRICS["pnr"].note}.': 'pnr' in kinds,
+    f'For {tables.joined(graded)}, grade {relevant} or higher is relevant.': graded,
+    f'ms per pair is model time with full batches{on}.': 'ms_per_pair' in table.costs,
+  }
+  return [sentence for sentence, is_said in said.items() if is_said]
+
+
 def differences(found: list[Mapping]) -> str:
   """The tested differences as a Markdown table, from summary.json's list of them."""
   columns = ('model', 'against', 'metric', 'difference', '95 % interval', 'p', 'p (Holm)')

@@ -7,7 +7,6 @@ from pathlib import Path
 from disranker_jax import escaping
 from disranker_jax.config.settings import Key, regex
 from disranker_jax.devices import processes
-from disranker_jax.evaluation import metrics
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import clock
@@ -133,21 +132,17 @@ def markdown(run, summary: dict) -> str:
 
 def about(table: Table, relevant: int, summary: dict) -> str:
   """What the rows of the table are of, and what its columns are."""
-  on, kinds = summary['computed_on'], {name.partition('@')[0] for name in table.columns}
+  on = summary['computed_on']
   pairs = f'{on["pairs"]:,} query-document pairs that every row ranks'
-  graded = [m.title for kind, m in metrics.METRICS.items() if m.has_threshold and kind in kinds]
   said = [
     f'{on["queries"]:,} held-out queries of {escaping.code(on["test"])}, '
-    f'{pairs if table.reranks else "for which every row ranks the whole collection"}.'
+    f'{pairs if table.reranks else "for which every row ranks the whole collection"}.',
+    'A query that a run lacks counts 0.',
+    *results.notes(table, relevant, device(summary)),
+    f'Intervals: bootstrap over {on["drawn"]}.',
+    'Charts: index.html.',
   ]
-  said += ['nDCG has exponential gain.'] if 'ndcg' in kinds else []
-  said += ['PNR is pooled over all pairs.'] if 'pnr' in kinds else []
-  said += ['A query that a run lacks counts 0.']
-  said += [f'For {" and ".join(graded)}, grade {relevant} or higher is relevant.'] if graded else []
-  said += [f'Intervals: bootstrap over {on["drawn"]}.']
-  if 'ms_per_pair' in table.costs:
-    said += [f'ms per pair is model time with full batches on {device(summary)}.']
-  return ' '.join([*said, 'Charts: index.html.'])
+  return ' '.join(said)
 
 
 def device(summary: dict) -> str:
