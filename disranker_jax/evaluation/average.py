@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from disranker_jax.evaluation import significance
-from disranker_jax.evaluation.table import Cell, Key, Table
+from disranker_jax.evaluation.table import Cell, Key, Table, compared, sides, spread
 
 
 class Average:
@@ -53,7 +53,7 @@ class Average:
 
   def mean(self, cell: Cell) -> dict[str, float]:
     """{value, low, high} of the mean over the test sets."""
-    return self._spread(float(np.mean(self.values(cell))), self.draws(cell))
+    return spread(self._value(cell), self.draws(cell), self._level)
 
   def differences(self, pairs: Mapping[Key, tuple[Cell, Cell]]) -> dict[Key, dict[str, Any]]:
     """{value, low, high, p, p_holm} of ours - theirs for {key: (ours, theirs)}.
@@ -62,20 +62,11 @@ class Average:
     """
     if not pairs:
       return {}
-    ours_CK2, theirs_CK2 = (
-      self._sums_CK2[:, [self._index[cell] for cell in side]]
-      for side in zip(*pairs.values(), strict=True)
+    p_P = significance.randomisation_p(
+      *sides(self._sums_CK2, self._index, pairs), self._samples, self._seed
     )
-    p_K = significance.randomisation_p(ours_CK2, theirs_CK2, self._samples, self._seed)
-    rows = {}
-    for (key, (ours, theirs)), p, p_holm in zip(
-      pairs.items(), p_K, significance.holm(p_K), strict=True
-    ):
-      value = float(np.mean(self.values(ours)) - np.mean(self.values(theirs)))
-      rows[key] = self._spread(value, self.draws(ours) - self.draws(theirs))
-      rows[key] |= {'p': float(p), 'p_holm': float(p_holm)}
-    return rows
+    return compared(pairs, self._value, self.draws, p_P, self._level)
 
-  def _spread(self, value: float, draws_S: np.ndarray) -> dict[str, float]:
-    low, high = significance.interval(draws_S, self._level)
-    return {'value': value, 'low': low, 'high': high}
+  def _value(self, cell: Cell) -> float:
+    """The mean over the test sets."""
+    return float(np.mean(self.values(cell)))

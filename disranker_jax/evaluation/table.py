@@ -64,6 +64,46 @@ def minus(ours, theirs) -> np.ndarray:
     return np.where(ours == theirs, 0.0, np.subtract(ours, theirs))
 
 
+def sides(
+  sums_CK2: np.ndarray, index: Mapping[Cell, int], pairs: Mapping[Key, tuple[Cell, Cell]]
+) -> tuple[np.ndarray, np.ndarray]:
+  """(ours_CP2, theirs_CP2): the sums of both sides of every pair, for the tests.
+
+  `index` is the place of each cell in K.
+  """
+  ours, theirs = zip(*pairs.values(), strict=True)
+  return sums_CK2[:, [index[c] for c in ours]], sums_CK2[:, [index[c] for c in theirs]]
+
+
+def spread(value: float, draws_S: np.ndarray, level: float) -> dict[str, float]:
+  """{value, low, high}: a value with the percentile interval of its draws."""
+  low, high = significance.interval(draws_S, level)
+  return {'value': float(value), 'low': low, 'high': high}
+
+
+def compared(
+  pairs: Mapping[Key, tuple[Cell, Cell]],
+  value: Callable[[Cell], float],
+  draws: Callable[[Cell], np.ndarray],
+  p_P: np.ndarray,
+  level: float,
+) -> dict[Key, dict[str, Any]]:
+  """{value, low, high, p, p_holm} of ours - theirs for {key: (ours, theirs)}.
+
+  Args:
+    value, draws: a cell's metric, and the metric in every bootstrap draw [S].
+    p_P: that of each pair. Holm's correction is over all of them.
+    level: of the intervals.
+  """
+  rows = {}
+  for (key, (ours, theirs)), p, p_holm in zip(
+    pairs.items(), p_P, significance.holm(p_P), strict=True
+  ):
+    apart, apart_S = minus(value(ours), value(theirs)), minus(draws(ours), draws(theirs))
+    rows[key] = spread(apart, apart_S, level) | {'p': float(p), 'p_holm': float(p_holm)}
+  return rows
+
+
 class Table:
   """The statistics of cells {(row, metric): sums_Q2}.
 
@@ -98,8 +138,7 @@ class Table:
 
   def spread(self, value: float, draws_S: np.ndarray) -> dict[str, float]:
     """{value, low, high}: a value with the percentile interval of its draws."""
-    low, high = significance.interval(draws_S, self._level)
-    return {'value': float(value), 'low': low, 'high': high}
+    return spread(value, draws_S, self._level)
 
   def mean(self, cell: Cell) -> dict[str, float]:
     """{value, low, high} of a cell."""
@@ -120,19 +159,11 @@ class Table:
     """
     if not pairs:
       return {}
-    ours_CK2, theirs_CK2 = (
-      self._sums_CK2[:, [self._index[cell] for cell in side]]
-      for side in zip(*pairs.values(), strict=True)
-    )
-    p_K = TESTS[test](ours_CK2, theirs_CK2, self._samples, self._seed)
-    errors_K = power.standard_errors(ours_CK2, theirs_CK2)
-    rows = {}
-    for (key, (ours, theirs)), p, p_holm, error in zip(
-      pairs.items(), p_K, significance.holm(p_K), errors_K, strict=True
-    ):
-      value = minus(self.value(ours), self.value(theirs))
-      draws_S = minus(self.draws(ours), self.draws(theirs))
-      rows[key] = self.spread(value, draws_S) | {'p': float(p), 'p_holm': float(p_holm)}
+    ours_CP2, theirs_CP2 = sides(self._sums_CK2, self._index, pairs)
+    p_P = TESTS[test](ours_CP2, theirs_CP2, self._samples, self._seed)
+    rows = compared(pairs, self.value, self.draws, p_P, self._level)
+    errors_P = power.standard_errors(ours_CP2, theirs_CP2)
+    for (key, (ours, theirs)), error in zip(pairs.items(), errors_P, strict=True):
       rows[key] |= self._power(ours, theirs, float(error))
     return rows
 
