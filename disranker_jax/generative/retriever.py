@@ -16,6 +16,7 @@ from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.records import Found, Ngram
 from disranker_jax.generative.suffixes import Suffixes
 from disranker_jax.models.load import TextModel
+from disranker_jax.training import remedies
 
 # How pages are found; the section `retrieve` of the config has these keys.
 SETTINGS: Section = {
@@ -101,9 +102,10 @@ class Retriever:
     rows = self.c.batch_rows
     if units is None:
       units = (range(i, min(i + rows, len(queries))) for i in range(0, len(queries), rows))
-    lower = (
-      'lower config.retrieve.batch_rows or beams, set config.retriever.param_dtype=bfloat16, '
-      f'{SHARDED}'
+    lower = remedies.as_sentence(
+      remedies.in_bf16('retriever', self.model.settings.param_dtype),
+      'lower config.retrieve.batch_rows or beams',
+      SHARDED,
     )
     with (
       memory.limited('retrieval', self.searcher.needs, lower),

@@ -24,6 +24,7 @@ from disranker_jax.pipeline.stage import Run, saved_steps
 from disranker_jax.pipeline.steps import Step
 from disranker_jax.progress import clock, say
 from disranker_jax.stages import prepare
+from disranker_jax.training.remedies import as_sentence
 from disranker_jax.training.settings import LEAST, shortened
 from disranker_jax.training.validation import STEP, interval
 
@@ -95,13 +96,8 @@ class Estimate:
     for name in too_large:
       one = largest[name]
       keys = opening.rows_of(self._run.config, one.stage, one.use)
-      less = [f"lower {keys} or the model's row_len"]
-      if one.step.trained:
-        less += [] if one.model.settings.remat == 'full' else ["set the model's remat=full"]
-        less.append(opening.adapters_of(one))
-      else:
-        less.append(opening.in_bf16(one))
-      advice = ', or '.join(filter(None, less))
+      less = opening.remedies_of(self._run, one)
+      advice = as_sentence(less, f"lower {keys} or the model's row_len")
       say(f'warning: {name} will probably not fit into {gib(limit)}: {advice}')
 
   def say_time(self, records: Records) -> None:

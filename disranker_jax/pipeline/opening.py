@@ -19,12 +19,13 @@ from disranker_jax.pipeline import steps, systems
 from disranker_jax.pipeline.stage import Run, Stage, Use, saved_steps
 from disranker_jax.progress import say
 from disranker_jax.report import tables
-from disranker_jax.training import logs, optimizer
-from disranker_jax.training.settings import ADAPTERS, adapters_only, lacking
+from disranker_jax.training import logs, optimizer, remedies
+from disranker_jax.training.settings import ADAPTERS
 
 # Checkpoints of a stage that are on disk at a time: two, and one that is being written. With
 # validation.keep_best there is one more, the best one.
 KEPT = 3
+SMALLER = 'take a smaller model or more devices with a larger config.mesh.fsdp'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,31 +160,20 @@ def refuse_too_large(run: Run, opened: Sequence[Opened]) -> None:
     held = {k: n for k, n in one.step.held.items() if k != 'batch'}
     needed = memory.of_process(sum(held.values()))
     if limit and needed > limit:
-      advice = [in_bf16(one)]
-      if one.step.trained:
-        keys = ['ema=0'] if 'average' in held else []
-        keys += ['optimizer=adafactor'] if run.config[one.stage.name].optimizer == 'adamw' else []
-        advice = [f'set {", ".join(keys)}'] if keys else []
-        advice.append(adapters_of(one))
-      advice.append('raise config.mesh.fsdp on several devices')
+      less = [remedy for remedy in remedies_of(run, one) if remedy.lessens in remedies.HELD]
       raise UserError(
         f'config.{one.use.role}.model={one.model.settings.model!r}: {one.stage.name} needs '
         f'{memory.listed(held)} per device, before activations, and this machine has '
-        f'{memory.size(limit)}; {", ".join(filter(None, advice))}, or take a smaller model'
+        f'{memory.size(limit)}; {remedies.as_sentence(less, last=SMALLER)}'
       )
 
 
-def in_bf16(one: Opened) -> str:
-  """Advice to hold parameters that are not trained in bf16, '' where they are."""
-  is_low = one.model.settings.param_dtype == 'bfloat16'
-  return '' if is_low else f'set config.{one.use.role}.param_dtype=bfloat16'
-
-
-def adapters_of(one: Opened) -> str:
-  """Advice to train adapters alone beside bf16 parameters, '' where the stage does."""
-  paths, settings = tree.flatten(one.model.network.shapes()), one.model.settings
-  missing = lacking(paths, one.step.trained, settings.param_dtype)
-  return adapters_only(one.stage.name, missing, one.use.role)
+def remedies_of(run: Run, one: Opened) -> list[remedies.Remedy]:
+  """What makes the step smaller, the smallest loss of speed first."""
+  section, role, trains = one.stage.section, one.use.role, bool(one.step.trained)
+  paths = tree.flatten(one.model.network.shapes()) if trains else ()
+  settings, model = run.config.get(section, {}), run.config[role]
+  return remedies.remedies(section, role, settings, model, paths, trains=trains, mesh=run.mesh)
 
 
 def refuse_full_disk(run: Run, opened: Sequence[Opened]) -> None:

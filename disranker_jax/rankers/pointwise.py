@@ -26,6 +26,7 @@ from disranker_jax.data.tokenising import Encoder
 from disranker_jax.devices import memory, processes, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.rankers.work import Work
+from disranker_jax.training import remedies
 
 
 def score_fn(network, scorer: str = 'score_head') -> Callable:
@@ -146,9 +147,10 @@ class PointwiseRanker:
     """
     ahead = max(AHEAD, self._own * self.shape.groups)
     waiting = collections.deque()
-    lower = (
-      f"lower the stage's batch_rows (now {self.rows}) or the model's row_len (now {self.row_len}),"
-      ' set its param_dtype=bfloat16, or raise config.mesh.fsdp'
+    dtype = remedies.param_dtype_of(self.variables)
+    lower = remedies.as_sentence(
+      [*remedies.in_bf16('', dtype), *remedies.spread(self.mesh)],
+      f"lower the stage's batch_rows (now {self.rows}) or the model's row_len (now {self.row_len})",
     )
     with (
       memory.limited('scoring', self._memory, lower),

@@ -19,7 +19,7 @@ from disranker_jax.rankers.pointwise import PointwiseRanker
 from disranker_jax.stages import earlier
 from disranker_jax.training import checkpoint, train
 from disranker_jax.training.feed import OfflineFeed
-from disranker_jax.training.settings import is_matrix
+from disranker_jax.training.remedies import is_matrix
 
 
 def open_role(config: ConfigDict, role: str) -> TextModel:
@@ -192,10 +192,13 @@ def job(
 ) -> tuple[train.Job, OfflineFeed]:
   """A stage's task for the configured number of steps, and the feed of its records."""
   c, data = run.config[stage], training_data(run, stage, task, source, encode, draw)
+  role = systems.find(run.config, stage).role
   steps = train.steps(c, data, len(source))
   logs = run.config.tensorboard, run.config.wandb_project
   folder, watchdog_s = run.folder(stage), run.config.watchdog_s
-  todo = train.Job(stage, folder, task.loss, c, steps, unit, watchdog_s, *logs)
+  todo = train.Job(
+    stage, folder, task.loss, c, steps, unit, watchdog_s, *logs, role=role, model=run.config[role]
+  )
   return todo, OfflineFeed(data, run.mesh, c.gradient_accumulation_steps)
 
 

@@ -19,6 +19,7 @@ from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.models.writing import Texts
 from disranker_jax.progress import say
 from disranker_jax.stages import roles
+from disranker_jax.training import remedies
 
 MIN_NEW = 2  # many models begin with an empty line
 MIN_SHARED = 32  # shared tokens below which all prompts are read whole
@@ -152,9 +153,10 @@ class QueryWriter:
     ids = beginning(every)  # of all documents, so that it does not depend on a restart
     shared = f', share the first {len(ids)} and read them once' if ids else ''
     say(f'generate: prompts have up to {longest} tokens{shared}')
-    lower = (
-      f'lower config.generate.batch_rows (now {self.c.batch_rows}), samples or max_len, set '
-      'config.teacher.param_dtype=bfloat16, or raise config.mesh.fsdp'
+    dtype = self.model.settings.param_dtype
+    lower = remedies.as_sentence(
+      [*remedies.in_bf16('teacher', dtype), *remedies.spread(self.mesh)],
+      f'lower config.generate.batch_rows (now {self.c.batch_rows}), samples or max_len',
     )
     needs = {'parameters': memory.per_device(self.variables)}
     with (

@@ -1,8 +1,5 @@
 """The settings that every training stage has."""
 
-import re
-from collections.abc import Iterable, Mapping
-
 from ml_collections import ConfigDict
 
 from disranker_jax.config.settings import (
@@ -134,43 +131,6 @@ def shortened(config, epoch: float) -> str:
 def training(**defaults) -> Section:
   """The section with other defaults."""
   return with_defaults(SETTINGS, **defaults)
-
-
-def is_matrix(path: str) -> bool:
-  """Whether a parameter is a matrix of the layers or an embedding: almost all of a model."""
-  return path.endswith(('/kernel', '/embedding')) and not re.search(ADAPTERS, path)
-
-
-def lacking(paths: Iterable[str], trainable: str, param_dtype: str) -> dict[str, str | int]:
-  """What takes the least memory in a training stage, adapters beside frozen bf16 parameters.
-
-  {key: value} of what is not so yet; 'trainable' is of the stage, the others are of the model.
-
-  Args:
-    paths: of the parameters.
-    trainable, param_dtype: the settings.
-  """
-  paths, found = list(paths), {}
-  if any(is_matrix(path) and re.search(trainable, path) for path in paths):
-    found |= {} if any(path.startswith('lora/') for path in paths) else {'lora_rank': 16}
-    found['trainable'] = ADAPTERS
-  return found | ({} if param_dtype == 'bfloat16' else {'param_dtype': 'bfloat16'})
-
-
-def adapters_only(stage: str, missing: Mapping[str, str | int], role: str = '') -> str:
-  """Advice to set what is `lacking`, '' if nothing is.
-
-  `role` is the section of the model, if it is known.
-  """
-  of = f'config.{role}.' if role else "the model's "
-  keys = ', '.join(
-    f'{f"config.{stage}." if key == "trainable" else of}{key}='
-    f'{repr(value) if key == "trainable" else value}'
-    for key, value in missing.items()
-  )
-  if 'trainable' in missing:
-    return f'train only adapters, beside bf16 parameters ({keys})'
-  return f'set {keys}' if keys else ''
 
 
 def defaults(**changes) -> ConfigDict:

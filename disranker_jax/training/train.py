@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -19,7 +19,7 @@ from disranker_jax.training import averaging, optimizer
 from disranker_jax.training.checkpoint import Checkpoints
 from disranker_jax.training.feed import Feed
 from disranker_jax.training.logs import Logs
-from disranker_jax.training.settings import adapters_only, lacking
+from disranker_jax.training.remedies import as_sentence, called, remedies
 from disranker_jax.training.validation import Validation, shown
 
 # A step is bad if its loss or gradient is not finite, or if its gradient norm is more than
@@ -58,7 +58,9 @@ class Job:
   watchdog_s: float = 0.0  # see processes.Watchdog
   tensorboard: bool = False  # see logs.Logs
   wandb_project: str = ''
-  lower: str = ''  # what makes a step fit into memory; '': a smaller `batch_rows`, and others
+  lower: str = ''  # what makes a batch smaller; '': a smaller `batch_rows` or `row_len`
+  role: str = ''  # the section of the model
+  model: Mapping = dataclasses.field(default_factory=dict)  # the settings in it
 
 
 def steps(settings, data: streams.Training, rows: int) -> int:
@@ -203,7 +205,7 @@ def fit(job: Job, feed: Feed, variables: dict, mesh, validation: Validation | No
   job.folder.mkdir(parents=True, exist_ok=True)
   with (
     memory.limited(
-      job.label, lambda: memory.parts(program, program.compiled), needs_less(job, variables)
+      job.label, lambda: memory.parts(program, program.compiled), needs_less(job, variables, mesh)
     ),
     Checkpoints(job.folder / 'checkpoints', validation) as checkpoints,
     processes.StopRequest() as request,
@@ -251,18 +253,15 @@ def fit(job: Job, feed: Feed, variables: dict, mesh, validation: Validation | No
   return tree.unflatten(averaging.result(trained, state) | frozen)
 
 
-def needs_less(job: Job, variables: dict) -> str:
+def needs_less(job: Job, variables: dict, mesh) -> str:
   """What makes a step fit into memory."""
-  flat = tree.flatten(optimizer.own(variables))
-  low = any(v.dtype == jnp.bfloat16 for v in flat.values())
-  missing = lacking(flat, job.settings.trainable, 'bfloat16' if low else 'float32')
-  more = (adapters_only(job.label, missing), 'or raise config.mesh.fsdp')
-  lower = job.lower or (
-    f'lower config.{job.label}.batch_rows (now {job.settings.batch_rows}; '
-    "gradient_accumulation_steps keeps the update's size) or the model's row_len, set its "
-    f'remat=full, {", ".join(filter(None, more))}'
+  c, paths = job.settings, tree.flatten(optimizer.own(variables))
+  batch = job.lower or (
+    f'lower config.{job.label}.batch_rows (now {c.batch_rows}; gradient_accumulation_steps keeps '
+    f"the update's size) or {called(job.role, 'row_len')}"
   )
-  return f'{lower}, or set config.{job.label}.ema=0' if job.settings.ema else lower
+  found = remedies(job.label, job.role, c, job.model, paths, trains=True, mesh=mesh)
+  return as_sentence(found, batch)
 
 
 def begin(job: Job, program: Program, checkpoints: Checkpoints, feed: Feed, trained: dict):

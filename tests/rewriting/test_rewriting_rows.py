@@ -297,7 +297,7 @@ def test_memory_remedies_name_keys_that_exist(capsys, monkeypatch):
     assert opening.rows_of(c, stages[name]) == f'config.{section}.{keys}'
     assert all(key in c[section] for key in keys.split(' or '))
   reckoned = estimate.Estimate.__new__(estimate.Estimate)
-  reckoned._run = types.SimpleNamespace(config=c)
+  reckoned._run = types.SimpleNamespace(config=c, mesh=sharding.make_mesh(c.mesh))
   use, step = stages['rewrite'].uses(c)[0], types.SimpleNamespace(trained=None)
   model = types.SimpleNamespace(settings=c.rewriter)
   reckoned.opened = [

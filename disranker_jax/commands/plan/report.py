@@ -18,7 +18,7 @@ from disranker_jax.progress import clock
 from disranker_jax.report.tables import significant
 from disranker_jax.rewriting.rollouts import draws
 from disranker_jax.rewriting.stages import rewrite
-from disranker_jax.training.settings import lacking
+from disranker_jax.training import remedies as less
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,39 +285,13 @@ def speed(answer: dict) -> str:
 def remedies(config, stage: str, step: Step, where: chips.Slice, mesh) -> list[str]:
   """What to try if it does not fit, the smallest loss of speed first."""
   section = stage.partition(':')[0]
-  declared, c = systems.find(config, section), config[section]
-  name, training, options = declared.role or 'teacher', declared.task is not None, []
-  side = config[name]
-  if mesh.shape['fsdp'] * mesh.shape['model'] < where.size:
-    options.append('--config.mesh.fsdp=-1 --config.mesh.data=1')
-  if side.attention == 'xla':
-    options.append(f'--config.{name}.attention=auto')
-  if training and side.remat != 'full':
-    options.append(f'--config.{name}.remat=full')
-  if training and c.ema:
-    options.append(f'--config.{stage}.ema=0')
-  if training and c.optimizer == 'adamw' and c.adam_mu_dtype == 'float32':
-    options.append(f'--config.{stage}.adam_mu_dtype=bfloat16')
-  if training and c.get('batch_rows', 0) > mesh.shape['data'] * mesh.shape['fsdp']:
-    options.append(
-      f'--config.{stage}.batch_rows={c.batch_rows // 2} '
-      f'--config.{stage}.gradient_accumulation_steps={2 * c.gradient_accumulation_steps}'
-    )
-  steps = 2 * c.gradient_accumulation_steps if training else 1
-  if training and c.get('prompts', 1) % (steps * c.data_shards) == 0:
-    options.append(f'--config.{stage}.gradient_accumulation_steps={steps}')
-  if not training:
-    low = side.param_dtype == 'bfloat16'
-    options += [] if low else [f'--config.{name}.param_dtype=bfloat16']
-    options.append(f'--config.{section}.batch_rows={c.batch_rows // 2}')
-  if training and c.optimizer == 'adamw':
-    options.append(f'--config.{stage}.optimizer=adafactor')
-  if training:
-    missing = lacking(tree.flatten(step.network.shapes()), c.trainable, side.param_dtype)
-    keys = {k: (stage, f"'{v}'") if k == 'trainable' else (name, v) for k, v in missing.items()}
-    words = [f'--config.{of}.{key}={value}' for key, (of, value) in keys.items()]
-    options += [' '.join(words)] if words else []
-  return [*options, 'a larger slice']
+  declared = systems.find(config, section)
+  role, trains = declared.role or 'teacher', declared.task is not None
+  found = less.remedies(
+    section, role, config[section], config[role], tree.flatten(step.network.shapes()),
+    trains=trains, mesh=mesh,
+  )  # fmt: skip
+  return [*less.as_flags(found), 'a larger slice']
 
 
 def hints(config, stage: str, mesh) -> list[str]:

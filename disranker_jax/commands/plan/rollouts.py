@@ -15,6 +15,7 @@ from disranker_jax.pipeline import steps, systems
 from disranker_jax.pipeline.steps import Step
 from disranker_jax.rewriting import packed, sampling
 from disranker_jax.rewriting.stages import rewrite
+from disranker_jax.training import remedies as less
 
 
 def remedies(config: ConfigDict, size: int, mesh) -> list[str]:
@@ -22,10 +23,8 @@ def remedies(config: ConfigDict, size: int, mesh) -> list[str]:
   c, options = config.rewrite, []
   if mesh.shape['model'] * 2 <= size:  # sampling gathers what `fsdp` splits
     options.append(f'--config.mesh.model={2 * mesh.shape["model"]}')
-  if c.ema:
-    options.append('--config.rewrite.ema=0')
-  if c.optimizer == 'adamw' and c.adam_mu_dtype == 'float32':
-    options.append('--config.rewrite.adam_mu_dtype=bfloat16')
+  every = less.remedies('rewrite', 'rewriter', c, config.rewriter, (), trains=True, mesh=mesh)
+  options += less.as_flags(r for r in every if r.lessens in (less.AVERAGE, less.MOMENTS))
   if c.drawn > c.samples:
     options.append(f'--config.rewrite.drawn={max(c.samples, c.drawn // 2)}')
   options.append(f'--config.rewrite.samples={max(2, c.samples // 2)}')

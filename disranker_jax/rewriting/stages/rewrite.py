@@ -22,7 +22,7 @@ from disranker_jax.config.settings import (
 from disranker_jax.data import sources
 from disranker_jax.data.records import Group
 from disranker_jax.errors import UserError
-from disranker_jax.models import tree, weights
+from disranker_jax.models import weights
 from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline import inputs, manifest
@@ -47,7 +47,7 @@ from disranker_jax.rewriting.searches import Searches
 from disranker_jax.stages import held_out, prepare, roles
 from disranker_jax.training import optimizer, train
 from disranker_jax.training.panels import Line, Panel
-from disranker_jax.training.settings import VALIDATION, adapters_only, lacking, shortened, training
+from disranker_jax.training.settings import VALIDATION, shortened, training
 from disranker_jax.training.validation import STEP, described
 
 
@@ -93,16 +93,10 @@ def job(
   )  # fmt: skip
   feed = Rollouts(c, learned, prompt, reward, sampler, shape, run.mesh, seed)
   logs = config.tensorboard, config.wandb_project
-  paths = tree.flatten(model.network.shapes())
-  missing = lacking(paths, c.trainable, config.rewriter.param_dtype)
-  more = (adapters_only('rewrite', missing, 'rewriter'), 'or raise config.mesh.fsdp')
   todo = train.Job(
     'rewrite', run.folder('rewrite'), computed.loss, c, steps(c, len(learned)), 'samples',
-    config.watchdog_s, *logs, lower=(
-      f'lower config.rewrite.prompts (now {c.prompts}) or samples, raise '
-      'gradient_accumulation_steps, set config.rewriter.remat=full, '
-      f'{", ".join(filter(None, more))}'
-    ),
+    config.watchdog_s, *logs, f'lower config.rewrite.prompts (now {c.prompts}) or samples',
+    'rewriter', config.rewriter,
   )  # fmt: skip
   return todo, feed, computed
 
