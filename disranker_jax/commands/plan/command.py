@@ -51,10 +51,9 @@ def main(argv: list[str] | None = None) -> None:
   runtime.prepare()
   prepare_absl()
   config = load_config(args.config, args.overrides)
-  from disranker_jax.commands.plan import prompts
+  from disranker_jax.commands.plan import workload
 
-  planned = [s.name for s in systems.of(config).stages if s.task or s.scores_records or s.texts]
-  planned += prompts.names(config)
+  planned = workload.names(config)
   if args.stage and args.stage not in planned:
     raise UserError(f'--stage {args.stage}: choose of {", ".join(planned)}')
   if args.topology and not gpus and writes(config, args.stage):
