@@ -14,7 +14,6 @@ from disranker_jax.commands.plan.machine import Machine
 from disranker_jax.devices import memory, sharding, speed
 from disranker_jax.devices.memory import size
 from disranker_jax.pipeline import estimate, manifest
-from disranker_jax.progress import clock
 from disranker_jax.report import tables
 
 
@@ -93,9 +92,9 @@ def text(machine: Machine, answers: list[dict]) -> str:
     verdict = 'fits' if a['fits'] else 'does NOT fit'
     parts = ', '.join(f'{k} {size(n)}' for k, n in a['memory'].items())
     lines.append(f'{a["stage"]:{width}}{verdict}: {size(a["bytes_per_device"])} ({parts})')
-    if 'hours' in a:
-      hours = clock(max(1, 3600 * a['hours']))
-      lines.append(f'{"":{width}}about {workload.kind(a).words(a)}; {hours}: {report.in_steps(a)}')
+    if 'tokens_per_s' in a:
+      speed_said = workload.kind(a).words(a)
+      lines.append(f'{"":{width}}about {speed_said}; {report.duration(a)}')
     if 'in_8_bits' in a:
       lines.append(f'{"":{width}}{report.saved(a["in_8_bits"])}')
     if not a['fits']:

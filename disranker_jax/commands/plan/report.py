@@ -151,6 +151,13 @@ def times(count: flops.Flops, moved: hlo.Moved, where: chips.Slice) -> dict[str,
   return parts | {'step': max(parts.values())}
 
 
+def duration(answer: dict) -> str:
+  """The time of the whole stage in words, and its steps."""
+  if 'hours' not in answer:
+    return 'how many rows it has is not known; set --rows for the time of the whole stage'
+  return f'{clock(max(1, 3600 * answer["hours"]))}: {in_steps(answer)}'
+
+
 def in_steps(answer: dict) -> str:
   """The steps in words, and of how many rows they are."""
   said = f'{answer["steps"]:,} step{"s"[: answer["steps"] != 1]}'
@@ -224,12 +231,8 @@ def text(answer: dict) -> str:
   f = answer['flops']
   beyond = f['recomputed'] + f['masked'] + f['mixed']
   also = 'masked or mixed for 8 bits' if f['mixed'] else 'recomputed or masked'
-  lines.append(
-    (
-      'FLOPs per step',
-      f'{f["model"]:.3g}, and {beyond:.3g} {also}, over all layers',
-    )
-  )
+  each = workload.unit(answer)
+  lines.append(('FLOPs', f'{f["model"]:.3g} per {each}, and {beyond:.3g} {also}, over all layers'))
   if not answer['fits']:
     lines.append(('try', '; or '.join(answer['try'])))
   else:
@@ -238,17 +241,18 @@ def text(answer: dict) -> str:
 
 
 def _speed(answer: dict) -> list[tuple[str, str]]:
-  s, work = answer['seconds'], workload.kind(answer)
+  s, work, each = answer['seconds'], workload.kind(answer), workload.unit(answer)
+  whole = f'{significant(answer["chip_hours"])} chip-hours, ' if 'chip_hours' in answer else ''
+  of_which = '' if each == 'step' else f' by the FLOPs of the {each}'
   moved = [f'{k} {v["count"]} ({size(v["bytes"])})' for k, v in answer['collectives'].items()]
   return [
-    ('collectives', ', '.join(moved) + ' per step and chip' if moved else 'none'),
-    ('HBM traffic', f'{size(answer["hbm_traffic"])} per step and chip'),
+    ('collectives', ', '.join(moved) + f' per {each} and chip' if moved else 'none'),
+    ('HBM traffic', f'{size(answer["hbm_traffic"])} per {each} and chip'),
     ('step', f'{s["step"]:.3g} s by {answer["bound"]}: compute {s["compute"]:.3g} s at an assumed '
              f'{answer["efficiency"]:.0%} of peak, HBM {s["hbm"]:.3g} s, ICI {s["ici"]:.3g} s'
              + work.beside(s)),
-    ('speed', f'{work.words(answer)}, MFU {answer["mfu"]:.0%}'),
-    ('cost', f'{significant(answer["chip_hours"])} chip-hours, '
-             f'{clock(max(1, 3600 * answer["hours"]))}: {in_steps(answer)}'),
+    ('speed', f'{work.words(answer)}, MFU {answer["mfu"]:.0%}{of_which}'),
+    ('cost', whole + duration(answer)),
     *([('8 bits', saved(answer['in_8_bits']))] if 'in_8_bits' in answer else []),
     *(('hint', hint) for hint in answer['hints']),
   ]  # fmt: skip

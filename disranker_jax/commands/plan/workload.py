@@ -17,6 +17,7 @@ from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.steps import Step
 from disranker_jax.rewriting.rollouts import draws
 from disranker_jax.rewriting.stages import rewrite
+from disranker_jax.training.settings import shortened
 
 MAX_STEPS = 'max_steps'
 
@@ -226,7 +227,9 @@ class Rollouts(Workload):
     return seconds(self.step) * (1 + rewrite.reference(c)) + samples
 
   def steps(self, rows: int) -> tuple[int, str]:
-    return rewrite.steps(self.config.rewrite, rows), ''
+    c = self.config.rewrite
+    is_limited = shortened(c, rows * c.iterations / c.prompts)
+    return rewrite.steps(c, rows), MAX_STEPS if is_limited else ''
 
   def fields(self, step_s: float) -> dict:
     c = self.config.rewrite
@@ -235,15 +238,19 @@ class Rollouts(Workload):
       'epochs': c.epochs,
       'prompts': c.prompts,
       'samples': draws(c),
+      'samples_learned': c.samples,
       'samples_per_s': samples / step_s,
       'tokens_per_s': samples * c.max_new / step_s,
     }
 
   @staticmethod
   def words(answer: Mapping) -> str:
+    drawn, learned = answer['samples'], answer['samples_learned']
+    which = f' ({learned} are learned from)' if learned < drawn else ''
     return (
-      f'{answer["prompts"]} queries x {answer["samples"]} samples, {answer["samples_per_s"]:,.3g} '
-      f'samples/s, {answer["tokens_per_s"]:,.0f} written tokens/s'
+      f'{answer["prompts"]} queries x {drawn} samples{which}, {answer["samples_per_s"]:,.3g} '
+      f'samples/s, {answer["tokens_per_s"]:,.0f} written tokens/s (tokens of prompts and of the '
+      'update are not counted)'
     )
 
   @staticmethod
@@ -283,6 +290,11 @@ def of(config: ConfigDict, stage: str, step: Step, mesh, tokens: int) -> Workloa
   return Rows(config[stage], step, tokens or systems.model_settings(config, stage).max_len)
 
 
+def unit(answer: Mapping) -> str:
+  """What the compiled program of an answer does: a whole step, or the update of one."""
+  return 'update' if 'phases' in answer else 'step'
+
+
 def totals(
   config: ConfigDict, stage: str, work: Workload, devices: int, step_s: float, rows: int
 ) -> dict:
@@ -291,10 +303,13 @@ def totals(
   Args:
     devices: how many there are.
     step_s: seconds of a step.
-    rows: of the data; 0: as many as the paper has.
+    rows: of the data; 0: as many as the paper has. For a stage that the paper does not have, the
+      time of the whole stage is not known then.
   """
   rows_from = '--rows' if rows else 'the paper'
   rows = rows or systems.find(config, stage.partition(':')[0]).paper_rows
+  if not rows:
+    return {'epochs': 1.0, **work.fields(step_s)}
   count, limit = work.steps(rows)
   hours = count * step_s / 3600
   return {
