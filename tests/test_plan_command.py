@@ -3,10 +3,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from disranker_jax.commands.plan import local, machine
+from disranker_jax import config as configs
+from disranker_jax.commands.plan import local, machine, workload
 
 ROOT = Path(__file__).parents[1]
 TINY = '--config=configs/tiny.py'
@@ -79,3 +82,22 @@ def test_short_stages_have_minutes_and_one_epoch_is_singular():
 
 def test_steps_that_the_config_limits_are_not_those_of_all_rows():
   assert said(steps_from='max_steps')[2].endswith('; 1m12s: 6 steps (max_steps)')
+
+
+def test_a_stage_that_the_paper_lacks_has_a_speed_and_with_rows_a_time():
+  c = configs.defaults('dgr')
+  step = SimpleNamespace(batch={'tokens_BT': np.zeros((2, 8), np.int32)}, accumulate=1)
+  work = workload.Rows(c.memorise, step, length=8)
+  unknown, known = (workload.totals(c, 'memorise', work, 1, 0.5, rows) for rows in (0, 600))
+  assert unknown['pairs_per_s'] == known['pairs_per_s'] == 4
+  assert not unknown.keys() & {'rows', 'steps', 'hours', 'chip_hours'}
+  assert known['steps'] == 300 * c.memorise.epochs
+  assert known['hours'] == known['steps'] * 0.5 / 3600
+  where = machine.Machine('m', 'cpu', 1, None)
+  held = {key: ANSWER[key] for key in ('fits', 'bytes_per_device', 'memory')}
+  answers = [{'stage': 'memorise', **held, **found} for found in (unknown, known)]
+  line, other = (' '.join(local.text(where, [answer]).split()) for answer in answers)
+  assert line.endswith(
+    'how many rows it has is not known; set --rows for the time of the whole stage'
+  )
+  assert 'step' not in line.partition('compiling')[2] and '600 rows (--rows)' in other

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import pytest
@@ -50,7 +51,30 @@ def test_steps_are_those_of_the_stage(plan):
   more.rewrite.samples = 8
   assert plan(more, rows=600)['steps'] == 100
   said = report.text(answer)
-  assert '100 steps, 600 rows (--rows)' in said and '6 queries x 4 samples' in said
+  assert '100 steps, 600 rows (--rows)' in said and '6 queries x 4 samples, ' in said
+
+
+def test_steps_that_max_steps_ends_are_not_those_of_all_rows(plan):
+  assert '150 steps (max_steps)' in report.text(plan(settings(), rows=906))
+  assert '150 steps, 900 rows (--rows)' in report.text(plan(settings(), rows=900))
+  twice = plan(settings(iterations=2), rows=600)
+  assert twice['steps'] == 150 and twice['steps_from'] == 'max_steps'
+
+
+def test_it_says_what_is_counted(plan):
+  said = report.text(plan(settings()))
+  assert 'written tokens/s (tokens of prompts and of the update are not counted)' in said
+  # One program is compiled, the update: its FLOPs and its traffic are listed.
+  assert re.search(r'FLOPs +[^ ]+ per update', said) and 'per update and chip' in said
+  assert ' by the FLOPs of the update' in said and 'per step' not in said
+
+
+def test_samples_that_are_drawn_are_written_and_those_that_are_learned_are_said(plan):
+  answer = plan(settings(drawn=2 * SAMPLES))
+  written = PROMPTS * 2 * SAMPLES * MAX_NEW
+  assert answer['tokens_per_s'] * answer['seconds']['step'] == pytest.approx(written)
+  assert '6 queries x 8 samples (4 are learned from), ' in report.text(answer)
+  assert answer['flops'] == plan(settings())['flops']
 
 
 def test_a_step_is_its_update_and_its_rollout(plan):

@@ -29,7 +29,8 @@ def parser() -> Parser:
   add('--topology', default='', help=(
     'TPU chips and their grid, e.g. v5e:4x4 or v5p:2x2x2; GPUs and the memory of each in GiB, e.g. '
     'gpu:1x24; by default this machine'))  # fmt: skip
-  add('--rows', type=int, default=0, help="rows of the stage's data; 0: as many as the paper has")
+  add('--rows', type=int, default=0, help=(
+    "rows of the stage's data; 0: as many as the paper has, if it has the stage"))  # fmt: skip
   add('--pair-tokens', type=int, default=0, help=(
     'tokens of a query with one document, or of a prompt; 0: the most of the config'))  # fmt: skip
   add('--json', action='store_true', help='also print the answer as one last line of JSON')
@@ -51,10 +52,9 @@ def main(argv: list[str] | None = None) -> None:
   runtime.prepare()
   prepare_absl()
   config = load_config(args.config, args.overrides)
-  from disranker_jax.commands.plan import prompts
+  from disranker_jax.commands.plan import workload
 
-  planned = [s.name for s in systems.of(config).stages if s.task or s.scores_records or s.texts]
-  planned += prompts.names(config)
+  planned = workload.names(config)
   if args.stage and args.stage not in planned:
     raise UserError(f'--stage {args.stage}: choose of {", ".join(planned)}')
   if args.topology and not gpus and writes(config, args.stage):

@@ -9,14 +9,12 @@ import resource
 import jax
 from ml_collections import ConfigDict
 
-from disranker_jax.commands.plan import prompts, report, rollouts, stages
+from disranker_jax.commands.plan import report, rollouts, stages, workload
 from disranker_jax.commands.plan.machine import Machine
 from disranker_jax.devices import memory, sharding, speed
 from disranker_jax.devices.memory import size
-from disranker_jax.pipeline import estimate, manifest, systems
-from disranker_jax.progress import clock
+from disranker_jax.pipeline import estimate, manifest
 from disranker_jax.report import tables
-from disranker_jax.rewriting.stages import rewrite
 
 
 def here() -> Machine:
@@ -35,8 +33,7 @@ def plan(config: ConfigDict, names: list[str], machine: Machine, rows: int, toke
 
 def planned(config: ConfigDict) -> list[str]:
   """The listed stages that have a step."""
-  listed = [s.name for s in systems.listed(config) if s.task or s.scores_records or s.texts]
-  return listed + (prompts.names(config) if 'evaluate' in config.stages else [])
+  return [name for name in workload.names(config) if name.partition(':')[0] in config.stages]
 
 
 def _stage(config, name: str, machine: Machine, mesh, rows: int, tokens: int) -> dict:
@@ -48,14 +45,13 @@ def _stage(config, name: str, machine: Machine, mesh, rows: int, tokens: int) ->
   fits = lambda n: machine.limit is None or machine.before + shared * n <= machine.limit  # noqa: E731
   needed, phases, options = sum(parts.values()) + step.held['batch'], {}, []
   if not fits(needed):
-    options = report.remedies(config, name, step, machine, mesh)[:-1]
-  if step.texts:
-    step = report.prompts_of(step, tokens)
-  if sampled := rollouts.find(config, name, step, mesh):
-    phases = {'phases': {'update': needed, 'sampling': sampled.bytes}}
-    parts = sampled.held if sampled.bytes > needed else parts
-    needed = max(needed, sampled.bytes)
-    if not fits(sampled.bytes):
+    options = report.remedies(config, name, step, mesh)[:-1]
+  work = workload.of(config, name, step, mesh, tokens)
+  if sampling := sum(work.sampling.values()):
+    phases = {'phases': {'update': needed, 'sampling': sampling}}
+    parts = work.sampling if sampling > needed else parts
+    needed = max(needed, sampling)
+    if not fits(sampling):
       options = [*rollouts.remedies(config, machine.size, mesh), *options]
   answer = {
     'stage': name,
@@ -74,15 +70,14 @@ def _stage(config, name: str, machine: Machine, mesh, rows: int, tokens: int) ->
     names = step.network.precision, step.quantize or step.network.precision
     peaks = [speed.matmul_typical(n, mesh) for n in names]
     seconds = lambda step: estimate.seconds_of(step, peaks, lambda: speed.reading(mesh))  # noqa: E731
-    step_s = seconds(step)
-    if sampled:
-      step_s *= 1 + rewrite.reference(config.rewrite)
-      step_s += seconds(rollouts.samples(config, step, mesh)) / config.rewrite.iterations
-    answer |= report.work(config, name, machine, step, step_s, rows, tokens)
+    step_s = work.measured(seconds)
+    answer |= workload.totals(config, name, work, machine.size, step_s, rows)
     reached = estimate.EFFICIENCY[estimate.kind_of(step)]
     answer |= report.saving(step, *(peak * reached for peak in peaks))
   elif machine.slice:
-    answer |= report.writing(config, name, machine.slice, mesh, step, rows)
+    answer['seconds'] = work.seconds({}, machine.slice)
+    step_s = answer['seconds']['step']
+    answer |= workload.totals(config, name, work, machine.size, step_s, rows)
   return answer
 
 
@@ -97,9 +92,9 @@ def text(machine: Machine, answers: list[dict]) -> str:
     verdict = 'fits' if a['fits'] else 'does NOT fit'
     parts = ', '.join(f'{k} {size(n)}' for k, n in a['memory'].items())
     lines.append(f'{a["stage"]:{width}}{verdict}: {size(a["bytes_per_device"])} ({parts})')
-    if 'hours' in a:
-      hours = clock(max(1, 3600 * a['hours']))
-      lines.append(f'{"":{width}}about {report.speed(a)}; {hours}: {report.in_steps(a)}')
+    if 'tokens_per_s' in a:
+      speed_said = workload.kind(a).words(a)
+      lines.append(f'{"":{width}}about {speed_said}; {report.duration(a)}')
     if 'in_8_bits' in a:
       lines.append(f'{"":{width}}{report.saved(a["in_8_bits"])}')
     if not a['fits']:

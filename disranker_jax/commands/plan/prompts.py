@@ -15,7 +15,7 @@ ANSWER_TOKENS, MORE_TOKENS = 6, 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompts:
+class Asked:
   """What an LLM ranker asks about each query.
 
   documents  of a query: config.score.group_size or config.data.depth, else 20
@@ -67,7 +67,7 @@ def names(config: ConfigDict) -> list[str]:
   return [f'evaluate:{method}' for method in config.get('evaluate', {}).get('rankers', ())]
 
 
-def find(config: ConfigDict, name: str) -> Prompts | None:
+def find(config: ConfigDict, name: str) -> Asked | None:
   """What a planned stage asks; None if no LLM ranker is in it. Raises: UserError."""
   section, _, method = name.partition(':')
   method = method or (config.score.method if section == 'score' else '')
@@ -75,4 +75,4 @@ def find(config: ConfigDict, name: str) -> Prompts | None:
     return None
   documents = config[section].get('group_size', 0) or config.data.depth or DEPTH
   todo = prompting.plan(config, section, method).fitted(documents)
-  return Prompts(section, method, todo, documents)
+  return Asked(section, method, todo, documents)

@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import math
 import re
 
 import jax
 
-from disranker_jax.commands.plan import chips, hlo, prompts, rollouts, stages
+from disranker_jax.commands.plan import chips, hlo, rollouts, stages, workload
 from disranker_jax.devices import memory, sharding
 from disranker_jax.devices.memory import size
 from disranker_jax.models import flops, tree
@@ -16,8 +15,6 @@ from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.steps import GATE, Step
 from disranker_jax.progress import clock
 from disranker_jax.report.tables import significant
-from disranker_jax.rewriting.rollouts import draws
-from disranker_jax.rewriting.stages import rewrite
 from disranker_jax.training import remedies as less
 
 
@@ -87,27 +84,19 @@ def plan(config, stage: str, where: chips.Slice, mesh, rows: int = 0, pair_token
     'flops': dataclasses.asdict(count),
     'efficiency': where.chip.efficiency,
   }
-  sampled = rollouts.find(config, stage, step, mesh)
-  if sampled:
-    answer['phases'] = {'update': cost.bytes, 'sampling': sampled.bytes}
-    if sampled.bytes > cost.bytes:
-      answer |= {'bytes_per_device': sampled.bytes, 'memory': sampled.held}
-      answer['fits'] = cost.fits and sampled.bytes <= where.chip.hbm_bytes
+  work = workload.of(config, stage, step, mesh, pair_tokens)
+  sampling = sum(work.sampling.values())
+  if sampling:
+    answer['phases'] = {'update': cost.bytes, 'sampling': sampling}
+  if sampling > cost.bytes:
+    answer |= {'bytes_per_device': sampling, 'memory': work.sampling}
+    answer['fits'] = cost.fits and sampling <= where.chip.hbm_bytes
   if not answer['fits']:
-    options = [] if cost.fits else remedies(config, stage, step, where, mesh)
-    if sampled and sampled.bytes > where.chip.hbm_bytes:
+    options = [] if cost.fits else remedies(config, stage, step, mesh)
+    if sampling > where.chip.hbm_bytes:
       options = [*rollouts.remedies(config, where.size, mesh), *options]
     return answer | {'try': list(dict.fromkeys(options))}
-  seconds = times(count, cost.moved, where)
-  asked = prompts.find(config, stage)
-  if asked and asked.decodes:
-    # Each pass reads the parameters again, and gathers those of other chips.
-    each = max(cost.held['parameters'] / where.chip.hbm_rate, seconds['ici'])
-    seconds['decoding'] = asked.passes * each
-    seconds['step'] += seconds['decoding']
-  if sampled:
-    more = sampled.seconds(seconds['step'], where)
-    seconds |= {'update': seconds['step'], **more, 'step': seconds['step'] + sum(more.values())}
+  seconds = work.seconds(times(count, cost.moved, where), where)
   peaks = [where.size * peak for peak in (where.chip.peak, where.chip.peak_int8)]
   reached = [peak * where.chip.efficiency for peak in peaks]
   answer |= {
@@ -122,7 +111,7 @@ def plan(config, stage: str, where: chips.Slice, mesh, rows: int = 0, pair_token
     'hints': hints(config, stage, mesh),
   }
   answer |= saving(step, *reached)
-  return answer | work(config, stage, where, step, seconds['step'], rows, pair_tokens)
+  return answer | workload.totals(config, stage, work, where.size, seconds['step'], rows)
 
 
 def saving(step: stages.Step, peak: float, peak_8_bits: float) -> dict:
@@ -162,90 +151,11 @@ def times(count: flops.Flops, moved: hlo.Moved, where: chips.Slice) -> dict[str,
   return parts | {'step': max(parts.values())}
 
 
-def work(config, stage: str, where, step, step_s: float, rows: int, pair_tokens: int) -> dict:
-  """Throughput, and the cost of the whole stage."""
-  row_count, row_len = step.batch['tokens_BT'].shape
-  declared = systems.find(config, stage.partition(':')[0])
-  total = rows or declared.paper_rows
-  found = {'rows': total, 'rows_from': '--rows' if rows else 'the paper', 'epochs': 1.0}
-  if asked := prompts.find(config, stage):
-    length = pair_tokens or asked.expected.max_len
-    each = asked.per_step(row_count, row_len, length)
-    steps, queries = asked.steps(total, each), each / asked.per_query
-    return found | {
-      'tokens_per_s': each * length / step_s,
-      'pairs_per_s': queries * asked.documents / step_s,
-      'queries_per_s': queries / step_s,
-      'pair_tokens': length,
-      'method': asked.method,
-      'documents': asked.documents,
-      'prompts_per_query': asked.per_query,
-      **_whole(steps, step_s, where),
-    }
-  if texts := step.texts:
-    return found | {
-      'prompts': texts.prompts,
-      'samples': texts.samples,
-      'texts_per_s': texts.rows / step_s,
-      'tokens_per_s': texts.rows * texts.max_new / step_s,
-      'prompt_tokens': texts.longest,
-      **_whole(math.ceil(total / texts.rows), step_s, where),
-    }
-  if rollouts.is_asked(config, stage):
-    c = config.rewrite
-    samples = c.prompts * draws(c) / c.iterations
-    return found | {
-      'epochs': c.epochs,
-      'prompts': c.prompts,
-      'samples': draws(c),
-      'samples_per_s': samples / step_s,
-      'tokens_per_s': samples * c.max_new / step_s,
-      **_whole(rewrite.steps(c, total), step_s, where),
-    }
-  c, side = config[stage], systems.model_settings(config, stage)
-  length = pair_tokens or side.max_len
-  pairs = row_count * max(1, row_len // length) * step.accumulate
-  steps = max(1, math.ceil(total * c.get('epochs', 1.0) / pairs))
-  if 0 < c.get('max_steps', 0) < steps:
-    steps = c.max_steps
-    found['steps_from'] = 'max_steps'
-  return found | {
-    'tokens_per_s': row_count * row_len * step.accumulate / step_s,
-    'pairs_per_s': pairs / step_s,
-    'pair_tokens': length,
-    'epochs': c.get('epochs', 1.0),
-    **_whole(steps, step_s, where),
-  }
-
-
-def prompts_of(step: stages.Step, tokens: int) -> stages.Step:
-  """The step with prompts of so many tokens; 0: of as many as the config allows."""
-  longest = min(tokens or step.texts.longest, step.texts.longest)
-  return dataclasses.replace(step, texts=dataclasses.replace(step.texts, longest=longest))
-
-
-def writing(config, stage: str, where: chips.Slice, mesh, step: stages.Step, rows: int) -> dict:
-  """Time on a slice of a stage that writes, computed from its FLOPs and bytes.
-
-  A written token waits for parameters and caches, and for the parameters of other chips if `fsdp`
-  splits them.
-  """
-  chip, count = where.chip, step.flops
-  split = 1 if step.texts.rows % sharding.parts(mesh) else sharding.parts(mesh)
-  used = split * mesh.shape['model']
-  others = step.texts.max_new * step.held['operands'] * (mesh.shape['fsdp'] - 1)
-  seconds = {
-    'compute': count.seconds(chip.peak, chip.peak_int8) / (used * chip.efficiency),
-    'hbm': step.read / chip.hbm_rate,
-    'ici': others / where.ici_rate if others else 0.0,
-  }
-  step_s = sum(seconds.values())
-  return {'seconds': seconds | {'step': step_s}} | work(config, stage, where, step, step_s, rows, 0)
-
-
-def _whole(steps: int, step_s: float, where) -> dict:
-  hours = steps * step_s / 3600
-  return {'steps': steps, 'hours': hours, 'chip_hours': hours * where.size}
+def duration(answer: dict) -> str:
+  """The time of the whole stage in words, and its steps."""
+  if 'hours' not in answer:
+    return 'how many rows it has is not known; set --rows for the time of the whole stage'
+  return f'{clock(max(1, 3600 * answer["hours"]))}: {in_steps(answer)}'
 
 
 def in_steps(answer: dict) -> str:
@@ -257,32 +167,7 @@ def in_steps(answer: dict) -> str:
   return f'{said}, {answer["rows"]:,} rows ({answer["rows_from"]}), {epochs}'
 
 
-def speed(answer: dict) -> str:
-  """The throughput in words."""
-  if 'texts_per_s' in answer:
-    return (
-      f'{answer["texts_per_s"]:,.3g} texts/s, {answer["tokens_per_s"]:,.0f} written tokens/s, '
-      f'batches of {answer["prompts"]} prompts of {answer["prompt_tokens"]} tokens x '
-      f'{answer["samples"]} texts'
-    )
-  if 'samples_per_s' in answer:
-    return (
-      f'{answer["prompts"]} queries x {answer["samples"]} samples, {answer["samples_per_s"]:,.3g} '
-      f'samples/s, {answer["tokens_per_s"]:,.0f} written tokens/s'
-    )
-  if 'method' not in answer:
-    return (
-      f'{answer["tokens_per_s"]:,.0f} tokens/s, {answer["pairs_per_s"]:,.1f} pairs/s of '
-      f'{answer["pair_tokens"]} tokens'
-    )
-  return (
-    f'{answer["method"]}: {answer["queries_per_s"]:,.3g} queries/s of {answer["documents"]} '
-    f'documents, {answer["prompts_per_query"]:,.0f} prompts of about {answer["pair_tokens"]:,} '
-    f'tokens each, {answer["tokens_per_s"]:,.0f} tokens/s'
-  )
-
-
-def remedies(config, stage: str, step: Step, where: chips.Slice, mesh) -> list[str]:
+def remedies(config, stage: str, step: Step, mesh) -> list[str]:
   """What to try if it does not fit, the smallest loss of speed first."""
   section = stage.partition(':')[0]
   declared = systems.find(config, section)
@@ -320,12 +205,8 @@ def text(answer: dict) -> str:
   f = answer['flops']
   beyond = f['recomputed'] + f['masked'] + f['mixed']
   also = 'masked or mixed for 8 bits' if f['mixed'] else 'recomputed or masked'
-  lines.append(
-    (
-      'FLOPs per step',
-      f'{f["model"]:.3g}, and {beyond:.3g} {also}, over all layers',
-    )
-  )
+  each = workload.unit(answer)
+  lines.append(('FLOPs', f'{f["model"]:.3g} per {each}, and {beyond:.3g} {also}, over all layers'))
   if not answer['fits']:
     lines.append(('try', '; or '.join(answer['try'])))
   else:
@@ -334,31 +215,21 @@ def text(answer: dict) -> str:
 
 
 def _speed(answer: dict) -> list[tuple[str, str]]:
-  s = answer['seconds']
+  s, work, each = answer['seconds'], workload.kind(answer), workload.unit(answer)
+  whole = f'{significant(answer["chip_hours"])} chip-hours, ' if 'chip_hours' in answer else ''
+  of_which = '' if each == 'step' else f' by the FLOPs of the {each}'
   moved = [f'{k} {v["count"]} ({size(v["bytes"])})' for k, v in answer['collectives'].items()]
   return [
-    ('collectives', ', '.join(moved) + ' per step and chip' if moved else 'none'),
-    ('HBM traffic', f'{size(answer["hbm_traffic"])} per step and chip'),
+    ('collectives', ', '.join(moved) + f' per {each} and chip' if moved else 'none'),
+    ('HBM traffic', f'{size(answer["hbm_traffic"])} per {each} and chip'),
     ('step', f'{s["step"]:.3g} s by {answer["bound"]}: compute {s["compute"]:.3g} s at an assumed '
              f'{answer["efficiency"]:.0%} of peak, HBM {s["hbm"]:.3g} s, ICI {s["ici"]:.3g} s'
-             + _beside(s)),
-    ('speed', f'{speed(answer)}, MFU {answer["mfu"]:.0%}'),
-    ('cost', f'{significant(answer["chip_hours"])} chip-hours, '
-             f'{clock(max(1, 3600 * answer["hours"]))}: {in_steps(answer)}'),
+             + work.beside(s)),
+    ('speed', f'{work.words(answer)}, MFU {answer["mfu"]:.0%}{of_which}'),
+    ('cost', whole + duration(answer)),
     *([('8 bits', saved(answer['in_8_bits']))] if 'in_8_bits' in answer else []),
     *(('hint', hint) for hint in answer['hints']),
   ]  # fmt: skip
-
-
-def _beside(s: dict) -> str:
-  """What a step takes beside its pass or its update."""
-  if 'update' in s:
-    return (
-      f'; update {s["update"]:.3g} s, prefill {s["prefill"]:.3g} s, decoding {s["decoding"]:.3g} s '
-      f'(each token reads parameters and caches), pass of the reference {s["reference"]:.3g} s; '
-      'rewards are not counted'
-    )
-  return f'; decoding {s["decoding"]:.3g} s more' if 'decoding' in s else ''
 
 
 def as_json(answer: dict) -> str:

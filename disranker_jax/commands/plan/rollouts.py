@@ -35,7 +35,7 @@ def remedies(config: ConfigDict, size: int, mesh) -> list[str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rollouts:
+class Sampled:
   """The rollout of a step: prompts are read once, and each of their samples is written.
 
   max_new    tokens of a sample
@@ -53,10 +53,6 @@ class Rollouts:
   held: dict[str, int]
   prefill: Flops
   reference: float
-
-  @property
-  def bytes(self) -> int:
-    return sum(self.held.values())
 
   def seconds(self, update_s: float, where: chips.Slice) -> dict[str, float]:
     """Seconds by part, for each update. Rewards, and the exchange of parameters, are left out.
@@ -78,7 +74,7 @@ def is_asked(config: ConfigDict, name: str) -> bool:
   return systems.find(config, name.partition(':')[0]) is rewrite.STAGE
 
 
-def find(config: ConfigDict, name: str, step: Step, mesh) -> Rollouts | None:
+def find(config: ConfigDict, name: str, step: Step, mesh) -> Sampled | None:
   """What a planned stage samples; None for other stages."""
   if not is_asked(config, name):
     return None
@@ -88,8 +84,9 @@ def find(config: ConfigDict, name: str, step: Step, mesh) -> Rollouts | None:
   held = _held(network, config, step, mesh)
   batch = {'tokens_BT': tokens_BT, 'index_AX': np.zeros((1, 0), np.int32)}
   passes = flops.count(network, step.batch).hardware * step.accumulate / step.flops.hardware
-  return Rollouts(
-    c.max_new, c.iterations, _split(c.prompts, mesh), held, flops.count(network, batch),
+  split = sharding.even_parts(mesh, c.prompts)
+  return Sampled(
+    c.max_new, c.iterations, split, held, flops.count(network, batch),
     passes if packed.has_reference(c) else 0.0,
   )  # fmt: skip
 
@@ -106,20 +103,15 @@ def _held(network, config: ConfigDict, step: Step, mesh) -> dict[str, int]:
       whole = jax.tree.map(_whole, jax.eval_shape(gather, variables), variables)
     texts = rewrite.rollout(c, rewrite.longest(config))
     found = writing.held(network, whole, texts)
+  parts = sharding.even_parts(mesh, texts.rows)  # see layers.constrain
   share = per_device(whole) / writing.size(whole)  # below 1 where 'model' splits parameters
   return {
     **{part: count for part, count in step.held.items() if part != 'batch'},
     'gathered': per_device(whole) if whole is not variables else 0,
     'operands': int(found['operands'] * share),
-    'caches': found['caches'] // _split(texts.rows, mesh),
-    'logits': found['logits'] // _split(texts.rows, mesh),
+    'caches': found['caches'] // parts,
+    'logits': found['logits'] // parts,
   }
-
-
-def _split(rows: int, mesh) -> int:
-  """Parts that a batch of sampling is split into, see layers.constrain."""
-  parts = sharding.parts(mesh)
-  return 1 if rows % parts else parts
 
 
 def samples(config: ConfigDict, step: Step, mesh) -> Step:

@@ -83,7 +83,7 @@ def trace(config: ConfigDict, name: str, mesh, platform: str = '') -> Step:
     return steps.scoring(settings, network, opened, mesh, use.quantize)
 
 
-def _prompting(config: ConfigDict, asked: prompts.Prompts, mesh, platform: str) -> Step:
+def _prompting(config: ConfigDict, asked: prompts.Asked, mesh, platform: str) -> Step:
   """The step that reads an LLM ranker's prompts."""
   settings = _resolved(config.teacher, mesh, platform)
   with opening.naming(config, 'teacher'):
