@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+import source_reads
 
 from disranker_jax import config as configs
 from disranker_jax.commands import ablate, ablation
@@ -17,7 +18,7 @@ from disranker_jax.models.settings import model
 from disranker_jax.pipeline import manifest, runner, seeds, systems
 from disranker_jax.pipeline.stage import Role, Run, Stage
 from disranker_jax.pipeline.systems import System
-from disranker_jax.stages import collection_rows, earlier, evaluate, prepare, report
+from disranker_jax.stages import collection_rows, documents, earlier, evaluate, prepare, report
 from disranker_jax.stages.result_table import Row, Table
 
 QUERIES, PAGES = 40, 60
@@ -236,13 +237,24 @@ class TestTable:
     runner.run(config, tmp_path / 'run')
     assert list(read(tmp_path / 'run' / 'search' / 'results.json')) == ['bm25', 'before']
 
-  def test_what_the_rows_share_is_freed_after_the_last_one(self, config, tmp_path):
-    released = []
-    release = lambda: released.append([name for name, _ in RANKED])  # noqa: E731
-    object.__setattr__(systems.get('toy').table, 'release', release)
+  @pytest.mark.parametrize(('shares', 'reads'), [(True, 1), (False, 2)])
+  def test_rows_that_share_a_collection_read_it_once(
+    self, config, tmp_path, monkeypatch, shares, reads
+  ):
+    """It is freed after the last one."""
+    table, read = systems.get('toy').table, source_reads.counted(monkeypatch)
+    object.__setattr__(table, 'shares', lambda config: shares)
+    for row in table.rows.values():
+
+      def reading(run, row, groups):
+        assert len(documents.every(run.config.data.test)) == QUERIES + 1  # and their neighbours
+        return rank(run, row, groups)
+
+      object.__setattr__(row, 'rank', reading)
     config.stages = ('prepare', 'search')
     runner.run(config, tmp_path / 'run')
-    assert released == [['bm25', 'before']]
+    assert [name for name, _ in RANKED] == ['bm25', 'before'] and len(read) == reads
+    assert all(one() is None for one in read)
 
   def test_a_ranking_from_elsewhere_keeps_its_pages(self, config, tmp_path):
     lines = [f'q{i} Q0 page{p} 1 {-n} x\n' for i in range(9) for n, p in enumerate((59, i))]

@@ -165,6 +165,7 @@ TABLE = Table(
   kept=('hits@1', 'hits@5', 'hits@20', 'mrr@10', 'ndcg@10', 'recall@100'), main='mrr@10',
   tested=('mrr@10', 'hits@5', 'hits@20'), costs=('ms_per_query',), settings=SETTINGS,
   check=collection_rows.check, check_records=check_records, documents=documents_of,
+  shares=collection_rows.has_reranker,  # else BM25 alone reads the collection
   addresses=documents.addresses, command='search',
   command_needs=tuple(names[-1] for names in TRAINED.values()),
 )  # fmt: skip

@@ -12,6 +12,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from disranker_jax import config as configs
+from disranker_jax.data import once
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import Stopped, UserError
 from disranker_jax.locks import locked
@@ -145,15 +146,16 @@ class Pipeline:
     prepared = self.run.folder('prepare')
     if 'prepare' not in self.run.config.stages or 'results' not in (manifest.read(prepared) or {}):
       return
-    for stage in self.chosen:
-      if not self.state(stage).is_done:
-        stage.check_records(self.run)
-    if opened and processes.is_first():
-      records = expected(self.run)
-      if estimate:
-        estimate.say_time(records)
-      if self.warn:
-        reading.say_losses(self.run, opened, records)
+    with once.shared():  # a collection is read once for all stages, and no stage runs beside it
+      for stage in self.chosen:
+        if not self.state(stage).is_done:
+          stage.check_records(self.run)
+      if opened and processes.is_first():
+        records = expected(self.run)
+        if estimate:
+          estimate.say_time(records)
+        if self.warn:
+          reading.say_losses(self.run, opened, records)
 
   def open_workdir(self):
     """Locks the workdir, removes stages that run again, and saves the config; the lock's file."""

@@ -98,8 +98,11 @@ def addresses(config) -> list[tuple[str, str, str]]:
 
 
 def collection(config) -> list[Document]:
-  """All documents that are searched, without labels. Raises: UserError if there are none."""
-  docs = sources.documents(address(config))
+  """All documents that are searched, without labels; see `documents.every`.
+
+  Raises: UserError if there are none.
+  """
+  docs = documents.every(address(config))
   if not docs:
     raise UserError(f'{address(config)}: has no documents to search')
   return docs

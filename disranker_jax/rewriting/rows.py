@@ -10,7 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from disranker_jax.config.settings import Key, Section, at_least, one_of
-from disranker_jax.data import sources
+from disranker_jax.data import once, sources
+from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import Document, Group
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
@@ -19,9 +20,10 @@ from disranker_jax.models.load import TextModel
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline.stage import Run, Use, Writing
 from disranker_jax.progress import say
-from disranker_jax.rewriting import baselines, engines, held, queries, rewards, start
+from disranker_jax.rewriting import baselines, engines, queries, rewards, start
 from disranker_jax.rewriting.prompts import RewritePrompt
 from disranker_jax.rewriting.queries import Query
+from disranker_jax.rewriting.query_bm25 import QueryBM25
 from disranker_jax.rewriting.rewriter import Rewriter, Rewritten, together
 from disranker_jax.rewriting.sampling import Sampler
 from disranker_jax.rewriting.stages import rewrite
@@ -45,14 +47,21 @@ def asked(run: Run, groups: Sequence[Group]) -> list[Query]:
 
 def documents_of(run: Run) -> dict[str, Document]:
   """{doc_id: document} of the collection."""
-  return {doc.doc_id: doc for doc in held.collection(run.config)}
+  return {doc.doc_id: doc for doc in queries.collection(run.config)}
+
+
+def index_of(config: ConfigDict, name: str) -> BM25 | QueryBM25:
+  """The index of the collection by an engine of engines.ENGINES; rows of the table share it."""
+  docs = queries.collection(config)
+  key = lambda: [name, sources.fingerprint(queries.address(config))]  # noqa: E731
+  return once.made('index', key, lambda: engines.ENGINES[name](docs))
 
 
 def engine(run: Run) -> Callable[[Sequence[Query], Sequence[str]], metrics.Run]:
   """(queries, texts that are searched for them) -> what `search.engine` finds, by query."""
   c = run.config.search
-  ids = [doc.doc_id for doc in held.collection(run.config)]
-  top = held.index(run.config, c.engine).top
+  ids = [doc.doc_id for doc in queries.collection(run.config)]
+  top = index_of(run.config, c.engine).top
 
   def search(tests: Sequence[Query], texts: Sequence[str]) -> metrics.Run:
     rankings = queries.found(top, ids, tests, texts, c.depth)
@@ -71,8 +80,8 @@ def original(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
 
 def rm3(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   """Words of the documents that the query finds; BM25 as the product has it."""
-  tests, docs, c = asked(run, groups), held.collection(run.config), run.config.search
-  index = held.index(run.config, 'bm25')
+  tests, docs, c = asked(run, groups), queries.collection(run.config), run.config.search
+  index = index_of(run.config, 'bm25')
   begin = time.monotonic()
   weights = baselines.rm3(tests, index, docs)
   rankings = queries.found(index.top_weighted, [d.doc_id for d in docs], tests, weights, c.depth)
@@ -192,7 +201,7 @@ def check(config: ConfigDict) -> None:
 
 def check_records(run: Run) -> None:
   """Raises: UserError, before anything trains, if no document that is asked for can be found."""
-  known = {doc.doc_id for doc in queries.collection(run.config)}  # not kept while models train
+  known = {doc.doc_id for doc in queries.collection(run.config)}
   collection_rows.check_judged(run, 'test', known, queries.address(run.config))
 
 
@@ -306,6 +315,6 @@ TABLE = Table(
   columns=('ndcg@10', 'mrr@10', 'hits@1', 'hits@20', DEEP),
   kept=('ndcg@10', 'mrr@10', 'hits@1', 'hits@5', 'hits@20', 'recall@1', 'recall@100', DEEP),
   main='ndcg@10', tested=('ndcg@10', DEEP), costs=('ms_per_query',), settings=SETTINGS,
-  check=check, check_records=check_records, documents=documents_of, release=held.forget,
+  check=check, check_records=check_records, documents=documents_of, shares=lambda config: True,
   addresses=queries.addresses, command='rewrite', command_needs=('rewrite',),
 )  # fmt: skip

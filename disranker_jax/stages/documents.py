@@ -1,6 +1,6 @@
 """The documents that queries are written from and found among."""
 
-from disranker_jax.data import sources
+from disranker_jax.data import once, sources
 from disranker_jax.data.holdout import place
 from disranker_jax.data.records import Document
 from disranker_jax.data.source import DOCUMENTS
@@ -33,18 +33,28 @@ def first_of(config, *keys: str) -> list[tuple[str, str, str]]:
   return [one for one in given if one[2]][:1]
 
 
+def every(where: str) -> list[Document]:
+  """All documents at an address, read once in a block of `once.shared` unless its files change.
+
+  Callers do not change the list.
+  """
+  return once.made(
+    'documents', lambda: sources.fingerprint(where), lambda: sources.documents(where)
+  )
+
+
 def read(config, least: int = LEAST) -> list[Document]:
   """All documents with a text, in order. Raises: UserError for fewer than `least`."""
-  every = sources.documents(address(config))
-  found = [doc for doc in every if doc.title.strip() or doc.summary.strip()]
+  given = every(address(config))
+  found = [doc for doc in given if doc.title.strip() or doc.summary.strip()]
   if len(found) < least:
     [(key, _, where)] = addresses(config)
     raise UserError(
       f'config.{key}={where!r}: has {len(found)} documents with a text (of '
-      f'{len(every)}); it takes {least} or more'
+      f'{len(given)}); it takes {least} or more'
     )
-  if empty := len(every) - len(found):
-    say(f'documents: {empty:,} of {len(every):,} documents have no text and are left out')
+  if empty := len(given) - len(found):
+    say(f'documents: {empty:,} of {len(given):,} documents have no text and are left out')
   return found
 
 

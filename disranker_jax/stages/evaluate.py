@@ -4,6 +4,7 @@ The rows re-rank the same documents, or each of them ranks the whole collection.
 written in TREC format, with its metrics per query and their means.
 """
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -21,7 +22,7 @@ from disranker_jax.config.settings import (
   mapping_of,
   one_of,
 )
-from disranker_jax.data import sources
+from disranker_jax.data import once, sources
 from disranker_jax.data.records import LARGEST_LABEL, UNJUDGED, Group
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
@@ -42,7 +43,14 @@ def execute(run: Run) -> dict:
   Each row is kept until what it was made from changes, so another row costs only itself. A row for
   which the records lack something is left out, with a message.
   """
-  table, tests = result_table.of(run.config), prepare.records(run, 'test')
+  table = result_table.of(run.config)
+  with once.shared() if table.shares(run.config) else contextlib.nullcontext():
+    return fill(run, table)
+
+
+def fill(run: Run, table: Table) -> dict:
+  """See `execute`."""
+  tests = prepare.records(run, 'test')
   groups = [to_rerank(group) if table.reranks else group for group in tests]
   qrels = {group.query_id: group.grades for group in tests}
   pool = {g.query_id: [d.doc_id for d in g.docs] for g in groups} if table.reranks else None
@@ -73,7 +81,6 @@ def execute(run: Run) -> dict:
     for note in filter(None, map(results[name].get, ('remark', 'note'))):
       say(f'{table.stage} {name}: {note}')
     processes.barrier(f'{name} is evaluated')
-  table.release()
   results = {name: found for name, found in results.items() if found}
   if processes.is_first():
     merge_per_query(folder, list(results), table.kept)

@@ -149,7 +149,8 @@ class Table:
   more_rows    config -> rows that are no fixed part of the table
   settings     more keys of the stage's section
   check        config -> tests what rows need; raises UserError
-  release      frees what the rows share in memory, once the stage has filled the table
+  shares       config -> whether the rows read one collection in turn, which then stays in memory
+               until the stage has filled the table, see once.shared
   check_records  run -> tests the prepared records, as Stage.check_records does
   command      the subcommand that tries what a run has trained, with --run and --query; '': none
   command_needs  the stages of which one has to be done for it
@@ -174,7 +175,7 @@ class Table:
   settings: Section = dataclasses.field(default_factory=dict)
   check: Callable[[ConfigDict], None] = lambda config: None
   check_records: Callable[[Run], None] = lambda run: None
-  release: Callable[[], None] = lambda: None
+  shares: Callable[[ConfigDict], bool] = lambda config: False
   command: str = ''
   command_needs: tuple[str, ...] = ()
 

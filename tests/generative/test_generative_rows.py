@@ -5,16 +5,20 @@ import json
 import types
 
 import pytest
+import source_reads
+import tiny_dgr
+from small_collection import collection
 
 from disranker_jax import config as configs
 from disranker_jax.data.records import Document, Group
+from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.generative import rows
 from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.records import Found
 from disranker_jax.generative.stages import index, memorise, retrieve
 from disranker_jax.models.writing import Beams
-from disranker_jax.pipeline import inputs, manifest, seeds
+from disranker_jax.pipeline import inputs, manifest, runner, seeds
 from disranker_jax.pipeline.all_systems import SEARCH
 from disranker_jax.pipeline.runner import Pipeline
 from disranker_jax.pipeline.stage import Run
@@ -180,6 +184,58 @@ def test_a_view_that_no_document_has_is_refused_before_queries_are_written(
     index.STAGE.check_records(Run(c, tmp_path, None))
   docs.append(Document('b', 'title', 'text'))
   index.STAGE.check_records(Run(c, tmp_path, None))
+
+
+def begun(folder, **changes) -> Pipeline:
+  """A run of tiny models whose records are prepared; nothing else is done."""
+  run = Run(
+    tiny_dgr.config(collection(folder), **changes),
+    folder / 'run',
+    sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1}),
+  )
+  runner.run(run.config, run.workdir, stages=('prepare',))
+  return Pipeline(run)
+
+
+def test_all_checks_and_estimates_read_the_collection_once_and_no_stage_finds_it_in_memory(
+  tmp_path, monkeypatch
+):
+  pipeline, read = begun(tmp_path), source_reads.counted(monkeypatch)
+  checks = ('generate', 'index', 'memorise', 'retrieve', 'search')
+  looked = []
+  for stage in pipeline.chosen:
+    if stage.name in checks:
+
+      def check(run, stage=stage, check=stage.check_records):
+        check(run)
+        looked.append((stage.name, len(read)))
+
+      monkeypatch.setitem(vars(stage), 'check_records', check)
+  monkeypatch.setattr(runner.reading, 'say_losses', lambda run, opened, records: [
+    looked.append((kind, len(read))) for kind in (prepare.GENERATED, prepare.RETRIEVED)
+    if records(kind)[0].docs
+  ])  # fmt: skip
+  pipeline.look_at_records([object()], None)
+  names = [*checks, prepare.GENERATED, prepare.RETRIEVED]
+  assert looked == [(name, 1) for name in names]
+  assert [one() for one in read] == [None]
+
+
+def test_checks_read_a_collection_again_that_has_changed_between_two_of_them(tmp_path, monkeypatch):
+  """The message is the one that the later check gives by itself."""
+  pipeline, read = begun(tmp_path), source_reads.counted(monkeypatch)
+  file = tmp_path / 'documents.jsonl'
+  later = next(stage for stage in pipeline.chosen if stage.name == 'memorise')
+  check = later.check_records
+
+  def changed(run):
+    file.write_text(json.dumps({'doc_id': 'x', 'title': 'other', 'summary': 'page'}) + '\n')
+    check(run)
+
+  monkeypatch.setitem(vars(later), 'check_records', changed)
+  with pytest.raises(UserError, match='none of the clicked pages is in'):
+    pipeline.look_at_records([], None)
+  assert len(read) == 2
 
 
 def test_a_teacher_without_a_head_gets_advice_that_its_system_can_follow(monkeypatch):

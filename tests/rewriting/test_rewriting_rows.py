@@ -8,28 +8,22 @@ import weakref
 import jax
 import numpy as np
 import pytest
+import source_reads
 from ml_collections import ConfigDict
 
 from disranker_jax.config import check, defaults
+from disranker_jax.data import once
 from disranker_jax.data.records import Document, Group
 from disranker_jax.devices import sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline import estimate, opening
 from disranker_jax.pipeline.stage import Run
-from disranker_jax.rewriting import engines, held, queries, rewards, rows
+from disranker_jax.rewriting import engines, queries, rewards, rows
 from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.query_bm25 import QueryBM25
 from disranker_jax.rewriting.stages import rewrite
 from disranker_jax.stages import evaluate
-
-
-@pytest.fixture(autouse=True)
-def forget():
-  """Tests have collections of their own at one address."""
-  held.forget()
-  yield
-  held.forget()
 
 
 def config(**changes) -> ConfigDict:
@@ -176,13 +170,11 @@ def test_rows_that_search_by_another_engine_than_the_table_say_so(monkeypatch):
 
 def test_rows_share_one_collection_and_one_index(monkeypatch, tmp_path):
   """Both are made again where contents or engine change, and the old ones are gone by then."""
-  file, read, made = tmp_path / 'd.jsonl', [], []
+  file, read, made = tmp_path / 'd.jsonl', source_reads.counted(monkeypatch), []
   lines = [
     json.dumps({'doc_id': name, 'title': f'red {name}', 'summary': ''}) for name in ('ant', 'bee')
   ]
   file.write_text('\n'.join(lines))
-  collection = queries.collection
-  monkeypatch.setattr(queries, 'collection', lambda config: read.append(1) or collection(config))
   for name, build in engines.ENGINES.items():
 
     def counted(docs, name=name, build=build):
@@ -196,18 +188,20 @@ def test_rows_share_one_collection_and_one_index(monkeypatch, tmp_path):
   monkeypatch.setattr(queries, 'test', lambda run: [Query('q', 'red bee', groups[0].docs)])
   c = config(data__documents=f'jsonl:{file}', search__models=('original', 'rm3'))
   run = types.SimpleNamespace(config=c)
-  for _ in range(3):
-    assert list(rows.original(run, rows.FIRST, groups)[0]['q']) == ['bee', 'ant']
-    assert list(rows.documents_of(run)) == ['ant', 'bee']
-  assert len(read) == 1 and [name for name, _ in made] == ['bm25']
-  run.config.search.engine = 'query_bm25'
-  rows.original(run, rows.FIRST, groups)
-  assert len(read) == 1 and [name for name, _ in made] == ['bm25', 'query_bm25']
-  file.write_text(lines[1])
-  assert list(rows.original(run, rows.FIRST, groups)[0]['q']) == ['bee']
-  assert len(read) == 2 and len(made) == 3
-  rows.TABLE.release()  # as the stage does at its end
-  assert made[-1][1]() is None
+  assert rows.TABLE.shares(c)
+  with once.shared():  # as the stage does
+    for _ in range(3):
+      assert list(rows.original(run, rows.FIRST, groups)[0]['q']) == ['bee', 'ant']
+      assert list(rows.documents_of(run)) == ['ant', 'bee']
+    assert len(read) == 1 and [name for name, _ in made] == ['bm25']
+    run.config.search.engine = 'query_bm25'
+    rows.original(run, rows.FIRST, groups)
+    assert len(read) == 1 and [name for name, _ in made] == ['bm25', 'query_bm25']
+    file.write_text(lines[1])
+    assert list(rows.original(run, rows.FIRST, groups)[0]['q']) == ['bee']
+    assert len(read) == 2 and len(made) == 3
+    assert read[0]() is None and read[1]() is not None
+  assert read[1]() is None and made[-1][1]() is None
 
 
 def test_a_table_that_is_less_deep_than_its_columns_says_so(capsys):
