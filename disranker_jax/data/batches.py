@@ -123,7 +123,7 @@ class Packer:
 
     Raises: UserError if they do not fit into an empty batch either.
     """
-    units = self._units_of(group)
+    units = units_of(group, self.shape)
     lengths = [len(bundle) for bundle, _ in units]
     predicted = group.predicted
     found = self._place(lengths, predicted)
@@ -137,12 +137,6 @@ class Packer:
     self.groups.append(group)
     self._units.append(units)
     return True
-
-  def _units_of(self, group: EncodedGroup) -> list[tuple[Bundle, list[int]]]:
-    """What stays together in a row, with the numbers of its documents."""
-    if not self.shape.shares:
-      return [(Bundle.alone(doc, group.name), [n]) for n, doc in enumerate(group.docs)]
-    return bundles(group.docs, Limits(self.shape.row_len, len(group.docs)), group.name)
 
   def _place(self, lengths: list[int], predicted: int):
     """(free, places) with the new sequences; all are placed again if the new ones do not fit."""
@@ -168,6 +162,13 @@ class Packer:
         found |= zip(numbers, placed(bundle, row, self.shape.row_len - room), strict=True)
       places += [found[n] for n in range(len(group.docs))]
     return lay_out(self.groups, places, self.shape)
+
+
+def units_of(group: EncodedGroup, shape: Shape) -> list[tuple[Bundle, list[int]]]:
+  """What of a group stays together in a row, with the numbers of its documents."""
+  if not shape.shares:
+    return [(Bundle.alone(doc, group.name), [n]) for n, doc in enumerate(group.docs)]
+  return bundles(group.docs, Limits(shape.row_len, len(group.docs)), group.name)
 
 
 def unfit(group: EncodedGroup | Bundle, shape: Shape) -> UserError:
