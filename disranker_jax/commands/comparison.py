@@ -13,6 +13,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation import documents, gsb, metrics, shared_judgements, significance
 from disranker_jax.evaluation.runs import read_qrels, read_run
 from disranker_jax.evaluation.table import Cell, Table, sums
+from disranker_jax.progress import amount
 
 SUFFIXES = ('.gz', '.run', '.txt', '.trec')
 SPECIAL = ('pnr', 'pnr_per_query', 'tau')  # not a function of one query's ranking and grades
@@ -156,7 +157,10 @@ class Comparison:
     by, shared, queries = self.args.cluster, self.shared, list(self.qrels)
     of_Q = self.clusters_of(queries)
     count = sum(query in self.qrels for group in shared.groups for query in group)
-    where = f'{self.args.qrels}: {count} of {len(queries)} queries share their judgements'
+    where = (
+      f'{self.args.qrels}: {count} of {amount(len(queries), "query shares", "queries share")} '
+      'their judgements'
+    )
     flag = f'--cluster {shlex.quote(shared.pattern)}' if shared.pattern else ''
     if len(queries) > 1 and len(set(of_Q)) == 1:
       if by is None:
@@ -170,7 +174,8 @@ class Comparison:
       )
     if by is None and shared.groups:
       self.warnings.append(
-        f'{where}, so {len(set(of_Q))} clusters are drawn instead of {len(queries)} queries'
+        f'{where}, so {amount(len(set(of_Q)), "cluster is", "clusters are")} drawn instead of '
+        f'{amount(len(queries), "query", "queries")}'
         + (f', as with {flag}' if flag else '')
         + "; --cluster '' draws queries one by one, with p-values that are too small"
       )
@@ -298,4 +303,4 @@ class Comparison:
 
 def some(queries: list[str], of: int) -> str:
   shown = ', '.join(queries[:NAMED]) + (', ...' if len(queries) > NAMED else '')
-  return f'{len(queries)} of {of} queries ({shown})'
+  return f'{len(queries)} of {amount(of, "query", "queries")} ({shown})'

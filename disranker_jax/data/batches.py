@@ -36,6 +36,7 @@ from disranker_jax.data.bundles import Bundle, Limits, bundles
 from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.records import UNJUDGED, Click, Document, Group
 from disranker_jax.errors import UserError
+from disranker_jax.progress import amount
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,8 +175,9 @@ def units_of(group: EncodedGroup, shape: Shape) -> list[tuple[Bundle, list[int]]
 def unfit(group: EncodedGroup | Bundle, shape: Shape) -> UserError:
   """The error for a group that does not fit into an empty batch."""
   return UserError(
-    f'query {group.name!r}: its {len(group.docs)} documents ({sum(map(len, group.docs))} tokens) '
-    f'do not fit {shape.rows} rows of {shape.row_len} tokens; raise batch_rows or lower data_shards'
+    f'query {group.name!r}: its {amount(len(group.docs), "document")} '
+    f'({amount(sum(map(len, group.docs)), "token")}) do not fit {amount(shape.rows, "row")} of '
+    f'{amount(shape.row_len, "token")}; raise batch_rows or lower data_shards'
   )
 
 

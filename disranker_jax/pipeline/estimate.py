@@ -22,7 +22,7 @@ from disranker_jax.pipeline import manifest, opening, steps, systems
 from disranker_jax.pipeline.opening import Opened
 from disranker_jax.pipeline.stage import Run, saved_steps
 from disranker_jax.pipeline.steps import Step
-from disranker_jax.progress import clock, say
+from disranker_jax.progress import amount, clock, say
 from disranker_jax.stages import prepare
 from disranker_jax.training.settings import LEAST, shortened
 from disranker_jax.training.validation import STEP, interval
@@ -213,10 +213,10 @@ def steps_of(run: Run, one: Opened, records_of: Records) -> tuple[float, str]:
   done = f', from step {saved} on' if saved else ''
   checks, work = validations(run.config, config, held_out, tokens / pairs / places, steps)
   to_come = max(0, steps - saved)
-  said = f', {checks} validations' if checks else ''
+  said = f', {amount(checks, "validation")}' if checks else ''
   times = one.stage.trainings(run.config)
   often = f'{times} times ' if times > 1 else ''
-  said = f'{often}{most}{steps:,} steps{shortened(config, epoch)}{said}{done}'
+  said = f'{often}{most}{amount(steps, "step")}{shortened(config, epoch)}{said}{done}'
   return times * (to_come + work * to_come / steps), said
 
 

@@ -10,7 +10,7 @@ from disranker_jax.devices import processes
 from disranker_jax.evaluation import metrics
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage
-from disranker_jax.progress import clock
+from disranker_jax.progress import amount, clock
 from disranker_jax.report import cautions, facts, findings, page, results, tables
 from disranker_jax.stages import result_table
 from disranker_jax.stages.result_table import Table
@@ -134,10 +134,11 @@ def markdown(run, summary: dict) -> str:
 def about(table: Table, relevant: int, summary: dict) -> str:
   """What the rows of the table are of, and what its columns are."""
   on, kinds = summary['computed_on'], {name.partition('@')[0] for name in table.columns}
-  pairs = f'{on["pairs"]:,} query-document pairs that every row ranks'
+  pairs = f'{amount(on["pairs"], "query-document pair")} that every row ranks'
   graded = [m.title for kind, m in metrics.METRICS.items() if m.has_threshold and kind in kinds]
   said = [
-    f'{on["queries"]:,} held-out queries of {escaping.code(on["test"])}, '
+    f'{amount(on["queries"], "held-out query", "held-out queries")} of '
+    f'{escaping.code(on["test"])}, '
     f'{pairs if table.reranks else "for which every row ranks the whole collection"}.'
   ]
   said += ['nDCG has exponential gain.'] if 'ndcg' in kinds else []

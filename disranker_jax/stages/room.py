@@ -60,8 +60,9 @@ def message(
   if 'group_size' in c and docs > 1:
     advice.append(f'group_size={docs}')
   return (
-    f'{described(stage, c, block)}, into which {len(large):,} of {count:,} queries, such as '
-    f'{large[0]!r}, do not fit with their {block.docs} longest documents; set config.{stage}.'
+    f'{described(stage, c, block)}, into which {len(large):,} of '
+    f'{amount(count, "query", "queries")}, such as {large[0]!r}, do not fit with their '
+    f'{block.docs} longest documents; set config.{stage}.'
     f"{' or '.join(advice)}, or lower the model's max_len"
   )
 

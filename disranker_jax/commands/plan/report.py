@@ -14,7 +14,7 @@ from disranker_jax.models import flops, tree
 from disranker_jax.models.flops import Flops
 from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.steps import GATE, Step
-from disranker_jax.progress import clock
+from disranker_jax.progress import amount, clock
 from disranker_jax.report.tables import significant
 from disranker_jax.rewriting.rollouts import draws
 from disranker_jax.rewriting.stages import rewrite
@@ -254,7 +254,7 @@ def in_steps(answer: dict) -> str:
   if limit := answer.get('steps_from'):
     return f'{said} ({limit})'
   epochs = f'{answer["epochs"]:g} epoch{"s"[: answer["epochs"] != 1]}'
-  return f'{said}, {answer["rows"]:,} rows ({answer["rows_from"]}), {epochs}'
+  return f'{said}, {amount(answer["rows"], "row")} ({answer["rows_from"]}), {epochs}'
 
 
 def speed(answer: dict) -> str:
@@ -262,13 +262,13 @@ def speed(answer: dict) -> str:
   if 'texts_per_s' in answer:
     return (
       f'{answer["texts_per_s"]:,.3g} texts/s, {answer["tokens_per_s"]:,.0f} written tokens/s, '
-      f'batches of {answer["prompts"]} prompts of {answer["prompt_tokens"]} tokens x '
-      f'{answer["samples"]} texts'
+      f'batches of {amount(answer["prompts"], "prompt")} of '
+      f'{amount(answer["prompt_tokens"], "token")} x {amount(answer["samples"], "text")}'
     )
   if 'samples_per_s' in answer:
     return (
-      f'{answer["prompts"]} queries x {answer["samples"]} samples, {answer["samples_per_s"]:,.3g} '
-      f'samples/s, {answer["tokens_per_s"]:,.0f} written tokens/s'
+      f'{amount(answer["prompts"], "query", "queries")} x {amount(answer["samples"], "sample")}, '
+      f'{answer["samples_per_s"]:,.3g} samples/s, {answer["tokens_per_s"]:,.0f} written tokens/s'
     )
   if 'method' not in answer:
     return (
@@ -335,7 +335,8 @@ def text(answer: dict) -> str:
   verdict = 'fits' if answer['fits'] else 'does NOT fit'
   mesh = ', '.join(f'{axis} {n}' for axis, n in answer['mesh'].items())
   lines = [
-    ('stage', f'{answer["stage"]} on {answer["topology"]}, {answer["devices"]} chips; mesh {mesh}'),
+    ('stage', f'{answer["stage"]} on {answer["topology"]}, {amount(answer["devices"], "chip")}; '
+              f'mesh {mesh}'),
     ('memory', f'{verdict}: {size(answer["bytes_per_device"])} per chip, {share:.0%} of its '
                f'{size(answer["hbm_bytes"])}'),
     ('', ', '.join(f'{k} {size(n)}' for k, n in answer['memory'].items() if n)),

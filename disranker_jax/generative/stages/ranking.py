@@ -100,7 +100,7 @@ class Method:
     if (rows := rows_for(self.largest(config, model), block)) > block.rows:
       say(
         f'warning: {room.described(self.stage, c, block)}, and the n-grams of a query with the '
-        f'texts of its page can take {rows:,} rows; {self.advice(c, rows)}. If those that '
+        f'texts of its page can take {amount(rows, "row")}; {self.advice(c, rows)}. If those that '
         f'retrieve finds do not fit, {self.stage} ends before its first step'
       )
 
@@ -165,14 +165,14 @@ class Method:
       queries = len(retrieve.queries(run))
       total = c.epochs * queries * (self.pages(c) * c.ngrams * NGRAM + OTHERS)
       total = min(total, c.max_steps * step) if c.max_steps else total
-      return total, f'{queries:,} queries, {c.epochs:g} times'
+      return total, f'{amount(queries, "query", "queries")}, {c.epochs:g} times'
 
     def writes(run, model: TextModel) -> tuple[Writing, str]:
       times = int((tokens(run)[0] / step - 1) // c.refresh) if c.refresh else 0
       if times < 1:
         return [], ''
       each = retrieve.writing(config, model, len(retrieve.queries(run)))
-      return [(beams, times * count) for beams, count in each], f'searched {times} times'
+      return [(beams, times * count) for beams, count in each], f'searched {amount(times, "time")}'
 
     opened = functools.partial(open_model, settings, 'lm')
     return (Use(ROLE, ROLE, opened, c.batch_rows, tokens=tokens, writes=writes),)
@@ -242,7 +242,10 @@ class Method:
         f'config.data.judgements{self.without}'
       )
     if out:
-      say(f'{self.stage}: {out:,} of {len(examples):,} queries are left out: {self.left_out}')
+      say(
+        f'{self.stage}: {out:,} of {amount(len(examples), "query is", "queries are")} left out: '
+        f'{self.left_out}'
+      )
     return held_out.Subset(examples, np.array(kept, np.int32))
 
 
