@@ -156,7 +156,7 @@ def test_the_unit_of_scores_is_the_mean_best_score():
   best = [max(sum(m.weight * m.coverage for m in p.matches[:2]) for p in e.pages) for e in some]
   assert examples.mean_best(some, 2) == pytest.approx(np.mean(best))
   none = [Example('q', (ExamplePage('1', 1.0), ExamplePage('2', 2.0)))]
-  with pytest.raises(UserError, match='none of the 1 queries found a page by an n-gram'):
+  with pytest.raises(UserError, match='none of the 1 query found a page by an n-gram'):
     examples.mean_best(none, 2)
 
 

@@ -190,10 +190,13 @@ def basis(result: dict) -> list[str]:
     tied = ', '.join(
       f'{name} {100 * run["pairs"]["tied"] / max(pairs, 1):.1f} %' for name, run in runs.items()
     )
-    out.append(f'PNR: of {pairs:,.0f} pairs; tied, which do not count: {tied}.')
+    out.append(f'PNR: of {amount(round(pairs), "pair")}; tied, which do not count: {tied}.')
   for metric, cell in next(iter(runs.values()))['metrics'].items():
     if metric != 'pnr' and cell['counted'] < result['queries']:
-      out.append(f'{title(metric)}: of the {cell["counted"]:.0f} queries where it is defined.')
+      out.append(
+        f'{title(metric)}: of the {amount(round(cell["counted"]), "query", "queries")} where it '
+        'is defined.'
+      )
   return out
 
 

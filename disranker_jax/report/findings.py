@@ -216,7 +216,8 @@ def served(facts: Facts) -> list[str]:
       said.append(
         f'{facts.title(name)} as exported, {row["backend"]}: {metrics.title(NDCG)} '
         f'{row[NDCG]:.{DIGITS}f}{beside} over {amount(row["queries"], "query", "queries")}; '
-        f'{row["p50_ms"]:.1f} ms per request of {row["documents"]:.0f} documents, 95 % within '
+        f'{row["p50_ms"]:.1f} ms per request of {amount(round(row["documents"]), "document")}, 95 '
+        '% within '
         f'{row["p95_ms"]:.1f} ms'
       )
   return said

@@ -54,7 +54,7 @@ def requested(run: Run, folder: Path) -> list[dict]:
     say(
       f'export: {row["backend"]}: nDCG@5 {row["ndcg@5"]:.3f} over '
       f'{amount(row["queries"], "query", "queries")}, {row["p50_ms"]:.1f} ms per request of '
-      f'{row["documents"]:.0f} documents (95 %: {row["p95_ms"]:.1f} ms)'
+      f'{amount(round(row["documents"]), "document")} (95 %: {row["p95_ms"]:.1f} ms)'
     )
   return rows
 

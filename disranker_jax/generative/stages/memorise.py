@@ -126,7 +126,7 @@ def tokens(run: Run) -> tuple[float, str]:
   if c.page_rows:
     count += len(documents.read(run.config, least=1)) * c.page_rows
   count *= c.epochs
-  return count * s.max_len * 0.7, f'{count:,.0f} rows'
+  return count * s.max_len * 0.7, amount(round(count), 'row')
 
 
 def uses(config) -> tuple[Use, ...]:
