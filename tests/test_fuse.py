@@ -104,7 +104,7 @@ def test_weights_are_chosen_on_judgements_and_used_for_all_queries(tmp_path, cap
 @pytest.mark.parametrize(
   'flags, where',
   [
-    (['--weights', '1'], 'has 1 weights for 2 runs'),
+    (['--weights', '1'], 'has 1 weight for 2 runs'),
     (['--weights', '1,x'], 'write numbers with commas'),
     (['--weights', '1,nan'], 'must be above 0'),
     (['--out', '/dev/null/x'], 'cannot be written'),
