@@ -1,11 +1,14 @@
 """Seconds from a query's texts to its scores, of every system in turn, so that all share the noise.
 
-Each system has a process of its own and all cores, and runs while the others wait.
+Each system has a process of its own and all cores, and runs while the others wait. Threads of ONNX
+Runtime (by its defaults) and of OpenMP look for more work for a while after a call, at the full
+speed of a core. So there is a pause before each call; without it, the next system lacks that core.
 """
 
 import argparse
 import contextlib
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,9 @@ from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
 from disranker_jax.rankers import loaded
 from disranker_jax.report import tables
+
+# ONNX Runtime 1.31 used 44 to 56 ms of a core after each call (AMD EPYC, two cores).
+PAUSE_S = 0.2
 
 
 def parse_args(argv) -> argparse.Namespace:
@@ -50,6 +56,7 @@ def measure(systems: dict, requests: list, rounds: int) -> dict[str, dict]:
   for turn in range(rounds):
     for i, request in enumerate(requests):
       for name, score in systems.items():
+        time.sleep(PAUSE_S)
         seconds[name][turn, i], given = score(request.query, request.texts)
         scores.setdefault(name, []).append(given)
   pairs = sum(len(r.texts) for r in requests)

@@ -134,7 +134,7 @@ class Count:
 
   def _say(self, now: float) -> None:
     rate = (self.count - self._first) / max(now - self._begin, 1e-9)
-    say(f'{self.label}: {self.count:,} {self._unit}, {rate:,.0f}/s')
+    say(f'{self.label}: {of_units(self.count, self._unit)}, {rate:,.0f}/s')
     self._shown = now
 
 
@@ -148,6 +148,12 @@ def clock(seconds: float) -> str:
 def amount(count: int, one: str, more: str = '') -> str:
   """A number with its noun: '1 query', '1,200 queries'."""
   return f'{count:,} {one if count == 1 else more or one + "s"}'
+
+
+def of_units(count: int, units: str) -> str:
+  """`amount` of a unit that is known in the plural, such as 'queries'."""
+  one = f'{units[:-3]}y' if units.endswith('ies') else units.removesuffix('s')
+  return amount(count, one, units)
 
 
 def say(text: str) -> None:

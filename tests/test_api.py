@@ -345,7 +345,7 @@ class TestFirstStage:
   @pytest.mark.parametrize(
     ('arguments', 'what'),
     [
-      ({'first_scores': [1.0]}, 'first_scores: has 1 values for 2 texts'),
+      ({'first_scores': [1.0]}, 'first_scores: has 1 value for 2 texts'),
       ({'first_ranks': [0, 1]}, r'first_ranks\[0\]: must be an integer of 1 or more'),
       ({'first_scores': [1.0, float('inf')]}, r'first_scores\[1\]: must be a finite number'),
       ({'first_scores': [1, 2], 'first_ranks': [1, 2]}, 'cannot be used with first_ranks'),

@@ -142,7 +142,7 @@ def test_names_of_rows_stand_above_their_lines_so_that_data_have_the_width(drawn
 def test_gains_are_differences_on_a_shared_scale(drawn):
   for values in ([0.2, -0.1], [0.9, -0.8]):
     said = charts.gains('nDCG@5', 'a against b', values, 0.9)
-    assert said.endswith('1 queries up, 1 down')
+    assert said.endswith('1 query up, 1 down')
   (one,), (other,) = drawn
   assert one.get_ylim() == other.get_ylim() and one.get_ylabel() == 'nDCG@5, difference'
 

@@ -144,7 +144,7 @@ def test_tables_say_what_they_are_of(folder):
   assert 'PNR: of 6 pairs; tied, which do not count: whole 0.0 %, tied 33.3 %.' in words
   (folder / 'teacher.run').write_text('q0 Q0 a0 1 2 x\nq0 Q0 b0 2 1 x\nq1 Q0 a1 1 2 x\n')
   found = result(folder, 'whole', teacher=folder / 'teacher.run')
-  assert "Kendall's tau: of the 1 queries where it is defined." in comparison.text(found)
+  assert "Kendall's tau: of the 1 query where it is defined." in comparison.text(found)
   assert any('does not order documents for 1 of 2 queries (q1)' in w for w in found['warnings'])
   assert found['runs']['whole']['metrics']['tau']['counted'] == 1
 

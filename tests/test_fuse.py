@@ -97,14 +97,14 @@ def test_weights_are_chosen_on_judgements_and_used_for_all_queries(tmp_path, cap
   # Of all weights of the model below 1/2, which put a first, .45 is the nearest to 1/2.
   assert scores['r'] == pytest.approx({'x': 0.45, 'y': 0.55})
   said = capsys.readouterr().err
-  assert 'model has weight 0.45' in said and 'bm25 0.55: nDCG@5 1.000 on 1 queries' in said
+  assert 'model has weight 0.45' in said and 'bm25 0.55: nDCG@5 1.000 on 1 query' in said
   assert 'alone 0.631 and 1.000' in said
 
 
 @pytest.mark.parametrize(
   'flags, where',
   [
-    (['--weights', '1'], 'has 1 weights for 2 runs'),
+    (['--weights', '1'], 'has 1 weight for 2 runs'),
     (['--weights', '1,x'], 'write numbers with commas'),
     (['--weights', '1,nan'], 'must be above 0'),
     (['--out', '/dev/null/x'], 'cannot be written'),

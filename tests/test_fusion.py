@@ -140,7 +140,7 @@ class TestSignal:
   @pytest.mark.parametrize(
     ('values', 'kind', 'what'),
     [
-      ([1.0], 'scores', 'has 1 values for 2 texts; give one per text'),
+      ([1.0], 'scores', 'has 1 value for 2 texts; give one per text'),
       ([1.0, math.nan], 'scores', r'first\[1\]: must be a finite number'),
       ([1.0, 10**400], 'scores', r'first\[1\]: must be a finite number'),
       ([1.0, '2'], 'scores', r'first\[1\]: must be a finite number'),

@@ -67,7 +67,7 @@ def test_a_head_of_words_is_read_where_it_is_not_the_embeddings(tied, present, h
   model = network.from_hf(tmp_path, head=head)
   if head == 'lm' and not tied and not present:
     with pytest.raises(
-      UserError, match=r'1 tensors do not fit the model: missing: lm_head\.weight'
+      UserError, match=r'1 tensor does not fit the model: missing: lm_head\.weight'
     ):
       hf.load(tmp_path, model, KEY)
     return

@@ -9,6 +9,7 @@ import pytest
 
 from disranker_jax.data import sources
 from disranker_jax.data.records import NEGATIVE, UNJUDGED, BadRows
+from disranker_jax.data.source import DOCUMENTS
 from disranker_jax.errors import UserError
 
 HOME = pathlib.Path(__file__).parents[1].parent / 'shared' / 'ir_datasets'
@@ -117,3 +118,21 @@ def test_mistakes_are_one_line(tmp_path):
     with pytest.raises(UserError) as caught:
       read(address, kind)
     assert says in str(caught.value) and '\n' not in str(caught.value), caught.value
+
+
+def test_a_check_looks_at_what_its_kind_is_read_from(tmp_path):
+  lacking = f'?run={tmp_path}/none.run&exclude=beir/nfcorpse'
+  documents = sources.open(f'ir_datasets:vaswani{lacking}')
+  documents.check(DOCUMENTS)
+  assert next(documents.documents(BadRows()))[2].summary
+  for address, kind, says in [
+    (f'vaswani?run={tmp_path}/none.run', 'candidates', 'none.run: does not exist'),
+    (f'vaswani?run={tmp_path}/none.run', 'judgements', 'none.run: does not exist'),
+    ('vaswani?run=scoreddocs', 'test', 'has no scoreddocs'),
+    ('vaswani?exclude=beir/nfcorpse', 'test', 'beir/nfcorpse: is not a known dataset'),
+    ('vaswani?only=beir/nfcorpus', 'test', 'ir_datasets:beir/nfcorpus: has no qrels'),
+    ('beir/nfcorpus', 'judgements', 'has no qrels'),
+    ('beir/nfcorpus', 'clicks', 'has no clicks'),
+  ]:
+    with pytest.raises(UserError, match=says):
+      sources.open(f'ir_datasets:{address}').check(kind)

@@ -175,7 +175,7 @@ class TestBadRows:
       ({'dwell': -3}, 'dwell', 'is -3'),
       ({'dwell': math.nan}, 'dwell', 'is nan'),
       ({'dwell': '3'}, 'dwell', "is '3'"),
-      ({'dwell': [1, 2]}, 'dwell', '2 entries for 1 clicks'),
+      ({'dwell': [1, 2]}, 'dwell', '2 entries for 1 click'),
       ({'clicks': 0}, 'dwell', 'without a click'),
       ({'query_changed': 'no'}, 'query_changed', "is 'no'"),
       ({'query_changed': 1}, 'query_changed', 'is 1'),

@@ -15,6 +15,7 @@ from disranker_jax.devices import memory
 from disranker_jax.errors import UserError
 from disranker_jax.models import weights
 from disranker_jax.pipeline import estimate, opening, runner, systems
+from disranker_jax.pipeline.stage import Run
 from disranker_jax.training import logs
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
@@ -245,3 +246,32 @@ def test_a_missing_login_is_noticed_before_the_first_stage(answer, monkeypatch, 
   assert 'wandb login' in message and 'WANDB_MODE=offline' in message
   monkeypatch.setenv('WANDB_MODE', 'offline')
   logs.check_login('mine')
+
+
+class TestStagesOfAnotherRun:
+  """What a donor has done alike needs no model here; what follows from a change does."""
+
+  @pytest.fixture
+  def donor(self, tmp_path):
+    """A run of the tiny config whose stages count as done."""
+    pipeline = runner.Pipeline(Run(tiny(), tmp_path / 'donor', None))
+    states = {stage.name: pipeline.state(stage) for stage in pipeline.listed}
+    for name, state in states.items():
+      folder = pipeline.run.folder(name)
+      folder.mkdir(parents=True)
+      inputs = {key: value or 'of an earlier stage' for key, value in state.inputs.items()}
+      made = {'config': state.wanted, 'inputs': inputs, 'status': 'done'}
+      (folder / 'manifest.json').write_text(json.dumps(made))
+    return pipeline.run
+
+  def opened(self, tmp_path, donor, **changes) -> list[str]:
+    pipeline = runner.Pipeline(Run(tiny(**changes), tmp_path / 'run', None))
+    return [stage.name for stage in pipeline.to_open([donor])]
+
+  def test_the_same_config_opens_nothing_but_the_report(self, tmp_path, donor):
+    assert self.opened(tmp_path, donor) == ['report']
+
+  def test_a_change_opens_what_follows_from_it(self, tmp_path, donor, capsys):
+    found = self.opened(tmp_path, donor, sft__learning_rate=0.01)
+    assert found == ['sft', 'score', 'distill', 'evaluate', 'export', 'report']
+    assert 'is not taken' not in capsys.readouterr().err  # the settings say why

@@ -135,7 +135,7 @@ def test_a_document_for_which_no_batch_has_room_is_named_by_its_query(length, pr
   shape = Shape(rows=2, row_len=32, docs=1, predicted=14)
   long = sequence(length, predict=predict)
   groups = [Bundle.alone(sequence(20), 'small'), Bundle.alone(long, 'Q7')]
-  with pytest.raises(UserError, match=f"'Q7': its 1 documents .{length} tokens"):
+  with pytest.raises(UserError, match=f"'Q7': its 1 document .{length} tokens"):
     packed(groups, shape)
 
 

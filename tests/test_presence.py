@@ -92,6 +92,12 @@ def test_bm25_that_is_computed_needs_no_file(here):
     sources.read('trec:trec?run=bm25', sources.SCORES)
 
 
+def test_what_a_kind_is_not_read_with_may_be_missing(here):
+  for address in ('trec:trec?run=none', 'trec:trec?exclude=none', 'trec:trec?qrels=none'):
+    check(address, DOCUMENTS)
+  check('trec:trec?exclude=none', sources.SCORES)
+
+
 @pytest.mark.parametrize('system', ['dgr', 'query_rewriting'])
 def test_documents_are_looked_for_at_the_key_that_they_are_read_from(here, system):
   config = configs.defaults(system)

@@ -3,9 +3,20 @@
 import io
 import re
 
+import numpy as np
 import pytest
 
 from disranker_jax import progress
+from disranker_jax.data import overlap, trec_lines
+from disranker_jax.data.batches import EncodedGroup, Shape, unfit
+from disranker_jax.data.encoded import Encoded
+from disranker_jax.data.preparing import Prepared
+from disranker_jax.data.records import BadRow
+from disranker_jax.errors import UserError
+from disranker_jax.generative import examples
+from disranker_jax.generative.examples import Example
+from disranker_jax.report import tables
+from disranker_jax.serve import apis
 
 
 @pytest.fixture
@@ -82,6 +93,57 @@ def test_the_last_line_says_how_long_it_took_and_what_was_counted(clock, capsys)
     clock[0] = 75.0
     shown.update(12, 240)
   assert capsys.readouterr().err == 'evaluate bm25 12/12 queries, 3.2 pairs/s, in 1m15s\n'
+
+
+@pytest.mark.parametrize(
+  ('said', 'counted'),
+  [
+    (progress.amount(1, 'query', 'queries'), '1 query'),
+    (progress.amount(0, 'row'), '0 rows'),
+    (progress.amount(1200, 'row'), '1,200 rows'),
+    (progress.amount(1, 'click is', 'clicks are'), '1 click is'),
+    (progress.of_units(1, 'queries'), '1 query'),
+    (progress.of_units(1, 'pairs'), '1 pair'),
+    (progress.of_units(2, 'queries'), '2 queries'),
+  ],
+)
+def test_one_is_said_in_the_singular(said, counted):
+  assert said == counted
+
+
+ONE = re.compile(
+  r'(?<![\d.,])1 (?:[a-z-]+ )?(?:queries|documents|rows|pairs|clicks|texts|columns)\b'
+)
+
+
+def said_of(count: int) -> list[str]:
+  """Messages of the package about so many queries, rows and the like."""
+  docs = [Encoded(np.zeros(9, np.int32), np.zeros(9, np.int32), 0)] * count
+  group = EncodedGroup(docs, np.zeros(count), np.zeros(count), 'a query')
+  facts = dict.fromkeys(('queries', 'query_texts', 'query_ids', 'pairs', 'records'), count)
+  facts |= {'of_queries': count, 'of_pairs': count}
+  with pytest.raises(UserError) as few:
+    examples.mean_best([Example('q', ())] * count, 2)
+  with pytest.raises(BadRow) as short:
+    trec_lines.columns(b' '.join([b'x'] * count), 'query_id doc_id score')
+  return [
+    str(unfit(group, Shape(count, 8, 1))),
+    overlap.described('clicks', facts),
+    overlap.described('judgements', facts),
+    str(few.value),
+    str(short.value),
+    apis.too_many(count, 0).message,
+    tables.drawn(5, count),
+    Prepared(count, count, 0, 0.0).described('queries', '--limit'),
+  ]
+
+
+def test_messages_about_one_of_something_are_in_the_singular():
+  ones = said_of(1)
+  assert not [said for said in ones if ONE.search(said)]
+  assert all(re.search(r'(?<![\d.,])1 [a-z]', said) for said in ones)
+  for said in said_of(2):
+    assert re.search(r'\b2 (?:[a-z-]+ )?[a-z]+s\b', said), said
 
 
 class Terminal(io.StringIO):

@@ -171,15 +171,15 @@ class TestMissing:
     assert min(found['q1'], key=found['q1'].get) == 'gone' and len(found['q1']) == 5
     assert sorted(found['q9'], key=found['q9'].get, reverse=True) == ['d2', 'd1']
     said = capsys.readouterr().err
-    assert 'no text for 1 queries (first: ' in said and '1 documents of queries' in said
+    assert 'no text for 1 query (first: ' in said and '1 document of queries' in said
 
   def test_a_source_of_other_queries_is_refused_whatever_missing_says(self, model, folder):
     write_run(folder / 'first.run', [('x', 'd1', 1.0)])
-    assert 'none of its 1 queries is in trec:' in refused(model, folder, '--missing', 'last')
+    assert 'none of its 1 query is in trec:' in refused(model, folder, '--missing', 'last')
 
   def test_queries_that_the_run_lacks_are_counted(self, model, folder, capsys):
     rerun(model, folder)
-    assert 'lacks 1 queries of trec:' in capsys.readouterr().err
+    assert 'lacks 1 query of trec:' in capsys.readouterr().err
 
   def test_a_document_with_two_texts_is_refused(self, model, folder):
     with (folder / 'docs.jsonl').open('a') as file:

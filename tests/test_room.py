@@ -171,7 +171,7 @@ def test_distillation_draws_of_the_documents_that_teachers_score(monkeypatch):
   )
   distill.check_records(run)
   records[:] = [scored()]
-  with pytest.raises(UserError, match='1 of 1 queries'):
+  with pytest.raises(UserError, match='1 of 1 query'):
     distill.check_records(run)
 
 

@@ -96,7 +96,7 @@ def test_a_teacher_score_is_not_a_first_stage_score():
     ('test', changed(FLAG, neg='dogs'), 'neg', 'not a list'),
     ('test', changed(FLAG, neg=['dogs', 'dogs']), 'docid', 'twice, with a different teacher'),
     ('test', changed(FLAG, neg=['dogs', 'foxes are red']), 'docid', 'different label'),
-    ('scores', changed(FLAG, neg_scores=[1]), 'neg_scores', 'has 1 entries'),
+    ('scores', changed(FLAG, neg_scores=[1]), 'neg_scores', 'has 1 entry'),
     ('scores', changed(FLAG, neg_scores=DELETE), 'score', 'is missing'),
     ('scores', changed(FLAG, neg_scores=[1, math.nan]), 'score', 'is nan'),
     ('scores', changed(FLAG, neg_scores=[1, '2']), 'score', 'not a number'),

@@ -31,7 +31,7 @@ def run_of(workdir, *labels, system='', **settings):
 @pytest.mark.parametrize(
   ('labels', 'says'),
   [
-    ((UNJUDGED, UNJUDGED), 'no document of its 1 queries has a label'),
+    ((UNJUDGED, UNJUDGED), 'no document of its 1 query has a label'),
     ((0, 0, UNJUDGED), 'all 2 labels are 0'),
     ((0, 1024), 'has a label of 1,024, and labels go up to 1000'),
   ],

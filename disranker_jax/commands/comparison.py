@@ -13,6 +13,7 @@ from disranker_jax.evaluation import documents, gsb, metrics, significance
 from disranker_jax.evaluation.runs import read_qrels, read_run
 from disranker_jax.evaluation.table import Cell, Table, sums
 from disranker_jax.evaluation.units import Units
+from disranker_jax.progress import amount
 
 SUFFIXES = ('.gz', '.run', '.txt', '.trec')
 SPECIAL = ('pnr', 'pnr_per_query', 'tau')  # not a function of one query's ranking and grades
@@ -283,4 +284,4 @@ def flag(by: str) -> str:
 
 def some(queries: list[str], of: int) -> str:
   shown = ', '.join(queries[:NAMED]) + (', ...' if len(queries) > NAMED else '')
-  return f'{len(queries)} of {of} queries ({shown})'
+  return f'{len(queries)} of {amount(of, "query", "queries")} ({shown})'

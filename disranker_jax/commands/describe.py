@@ -103,7 +103,7 @@ def show(report: dict) -> None:
   for name, count in report['duplicates'].items():
     print(f'  {count:>9,}  {name.replace("_", " ")}')
   for i, row in enumerate(report['samples'], 1):
-    print(f'\nrow {i}, {row["tokens"]} tokens' if 'tokens' in row else f'\nrow {i}')
+    print(f'\nrow {i}, {amount(row["tokens"], "token")}' if 'tokens' in row else f'\nrow {i}')
     seen = row['model_sees'] if 'model_sees' in row else f'{row["query"]} | {row["title"]}'
     print(f'  {escaping.terminal(seen)}')
 
@@ -113,7 +113,10 @@ def show_labels(report: dict) -> None:
   from disranker_jax.evaluation import metrics
 
   judged = sum(report['labels'].values())
-  print(f'\nlabels of {judged:,} judged pairs; {report["unjudged_pairs"]:,} pairs are not judged')
+  print(
+    f'\nlabels of {amount(judged, "judged pair")}; '
+    f'{amount(report["unjudged_pairs"], "pair is", "pairs are")} not judged'
+  )
   for label, count in report['labels'].items():
     print(f'  {label:>9}  {count:>11,}  {count / judged:6.1%}  {"#" * round(40 * count / judged)}')
   if steep := metrics.steep(max(map(int, report['labels']), default=0)):
@@ -121,10 +124,11 @@ def show_labels(report: dict) -> None:
   if judged:
     one_grade, queries = report['queries_with_one_grade'], report['judged_queries']
     print(
-      f'  {one_grade:,} of {queries:,} judged queries have one grade only: no pairs to learn from'
+      f'  {one_grade:,} of {amount(queries, "judged query has", "judged queries have")} one grade '
+      'only: no pairs to learn from'
     )
   if report['documents_without_text']:
-    print(f'  {report["documents_without_text"]:,} documents have no text')
+    print(f'  {amount(report["documents_without_text"], "document has", "documents have")} no text')
   depth = ', '.join(f'{name} {value}' for name, value in report['documents_of_a_query'].items())
   print(f'  documents per query: {depth}')
 

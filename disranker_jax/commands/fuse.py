@@ -21,7 +21,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation import fusion, metrics
 from disranker_jax.evaluation.metrics import Run
 from disranker_jax.evaluation.runs import read_qrels, read_run, write_run
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -52,7 +52,9 @@ def parse_weights(text: str | None, runs: int) -> list[float]:
   except ValueError:
     raise UserError(f'--weights={text}: write numbers with commas, such as 2,1') from None
   if len(weights) != runs:
-    raise UserError(f'--weights={text}: has {len(weights)} weights for {runs} runs')
+    raise UserError(
+      f'--weights={text}: has {amount(len(weights), "weight")} for {amount(runs, "run")}'
+    )
   if not all(0 < weight < float('inf') for weight in weights):
     raise UserError(f'--weights={text}: weights must be above 0')
   return weights
@@ -70,10 +72,16 @@ def report_lacking(files: Sequence[Path], runs: Sequence[Run]) -> None:
     queries = sum(query not in run for query in every)
     docs = sum(len(every[query]) - len(of_query) for query, of_query in run.items())
     if queries:
-      say(f'{file}: lacks {queries:,} of {len(every):,} queries, which the other runs rank alone')
+      say(
+        f'{file}: lacks {queries:,} of {amount(len(every), "query", "queries")}, which the other '
+        'runs rank alone'
+      )
     if docs:
       total = sum(len(every[query]) for query in run)
-      say(f'{file}: lacks {docs:,} of {total:,} documents of its queries; they count as its last')
+      say(
+        f'{file}: lacks {docs:,} of {amount(total, "document")} of its queries; they count as its '
+        'last'
+      )
 
 
 def chosen(
@@ -94,8 +102,9 @@ def chosen(
   weight, values = fusion.choose(*runs, found, method)
   say(
     f'{files[0]} has weight {weight:g}, {files[1]} {1 - weight:.2g}: '
-    f'{metrics.title(fusion.METRIC)} {values[weight]:.3f} on {len(found):,} queries of '
-    f'{qrels_file} (alone {values[1.0]:.3f} and {values[0.0]:.3f}); report results on other queries'
+    f'{metrics.title(fusion.METRIC)} {values[weight]:.3f} on '
+    f'{amount(len(found), "query", "queries")} of {qrels_file} (alone {values[1.0]:.3f} and '
+    f'{values[0.0]:.3f}); report results on other queries'
   )
   return [weight, 1 - weight]
 

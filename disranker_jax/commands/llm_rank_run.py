@@ -19,7 +19,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation import runs
 from disranker_jax.models import weights
 from disranker_jax.pipeline import inputs, manifest
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 from disranker_jax.rankers import filling
 from disranker_jax.rankers.llm import costs, methods
 from disranker_jax.rankers.llm.ranker import LLMRanker, Plan, open_for
@@ -140,7 +140,7 @@ class Work:
     count = store.write(args.kind, map(to_rank, found), self.data)
     for note in listed(bad_rows.notes):
       say(f'{args.source}: {note}')
-    say(f'llm-rank: {count:,} queries of {args.source}')
+    say(f'llm-rank: {amount(count, "query", "queries")} of {args.source}')
 
   def leave(self) -> None:
     """Removes the folder if no query is finished."""
@@ -179,7 +179,10 @@ def finish(
   found |= {'plan': plan.to_dict(), 'per_query': dict(zip(names, counts, strict=True))}
   side = costs_file(args.out)
   manifest.write_json(side.resolve(), found)
-  say(f'{args.out}: {len(groups):,} queries; {costs.as_text(found)}; {side} has more')
+  say(
+    f'{args.out}: {amount(len(groups), "query", "queries")}; {costs.as_text(found)}; {side} has '
+    'more'
+  )
 
 
 def costs_file(out: Path) -> Path:

@@ -16,6 +16,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation import online
 from disranker_jax.evaluation.online import analysis, events
 from disranker_jax.evaluation.online.stats import METRICS
+from disranker_jax.progress import amount
 from disranker_jax.report import online as tables
 
 
@@ -90,7 +91,7 @@ def read(args: argparse.Namespace):
     nonlocal shown
     if time.monotonic() - shown >= progress.LINE_SECONDS:
       shown = time.monotonic()
-      progress.say(f'{rows:,} rows, {rows / (shown - begin):,.0f} per second')
+      progress.say(f'{amount(rows, "row")}, {rows / (shown - begin):,.0f} per second')
 
   bad_rows = BadRows('quarantine', args.quarantine) if args.quarantine else BadRows()
   return events.read(args.events, max_dwell=args.max_dwell, bad_rows=bad_rows, progress=say)

@@ -13,6 +13,7 @@ from pathlib import Path
 from disranker_jax import escaping, outputs
 from disranker_jax.commands.common import Parser
 from disranker_jax.errors import UserError
+from disranker_jax.progress import amount
 
 # The flags of data.negatives beside the number, and their defaults.
 OF_NEGATIVES = {'min_rank': 1, 'max_rank': 100, 'filter_false_negatives': False, 'margin': 0.0}
@@ -109,7 +110,7 @@ def main(argv=None) -> None:
     done = preparing.prepare(job)
   unit = 'clicks' if args.kind == 'clicks' else 'queries'
   count = done.described(unit, '--limit')
-  print(f'{job.folder}: {count} of {done.rows:,} rows, {done.quarantined:,} bad')
+  print(f'{job.folder}: {count} of {amount(done.rows, "row")}, {done.quarantined:,} bad')
   for note in listed(done.notes):
     print(escaping.line(note))
   if done.quarantined:

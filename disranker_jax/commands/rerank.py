@@ -22,7 +22,7 @@ from disranker_jax import escaping
 from disranker_jax.commands.common import Parser, query_text
 from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 
 if TYPE_CHECKING:
   from disranker_jax.evaluation.fusion import Fusion
@@ -161,8 +161,8 @@ def one_query(args: argparse.Namespace) -> None:
     docs = [by_id[doc_id] for doc_id in first]
     if not docs:
       raise UserError(
-        f'none of the {count:,} documents shares a word with {args.query!r}; try other words, '
-        'other --docs, or --depth 0, which ranks all of them'
+        f'none of the {amount(count, "document")} shares a word with {args.query!r}; try other '
+        'words, other --docs, or --depth 0, which ranks all of them'
       )
   begin = time.monotonic()
   options = {'backend': args.backend, 'fast': args.fast}
@@ -175,7 +175,9 @@ def one_query(args: argparse.Namespace) -> None:
   show(ranked, {d.doc_id: i for i, d in enumerate(docs, 1)} if depth else None)
   seconds = time.monotonic() - begin
   of = f', the best of {count:,} by BM25,' if depth else ''
-  print(f'{len(docs)} documents{of} in {seconds:.1f} s, including loading', file=sys.stderr)
+  print(
+    f'{amount(len(docs), "document")}{of} in {seconds:.1f} s, including loading', file=sys.stderr
+  )
 
 
 def main(argv=None) -> None:

@@ -21,7 +21,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation import fusion, runs
 from disranker_jax.evaluation.fusion import Fusion
 from disranker_jax.pipeline import inputs, manifest
-from disranker_jax.progress import Progress, say
+from disranker_jax.progress import Progress, amount, say
 from disranker_jax.rankers import exported, loaded
 
 VERSION = 2  # of the unfinished work
@@ -63,7 +63,10 @@ def _rerank(job: Job, out: Path) -> None:
     report(job, joined)
     work.score(joined, exported.open_ranker(job.model, job.backend, fast=job.fast))
   work.finish()
-  say(f'{job.out}: {joined.queries:,} queries, {joined.pairs:,} pairs re-ranked')
+  say(
+    f'{job.out}: {amount(joined.queries, "query", "queries")}, {amount(joined.pairs, "pair")} '
+    're-ranked'
+  )
 
 
 def check(job: Job) -> Path:
@@ -81,9 +84,13 @@ def report(job: Job, joined: JoinedRun) -> None:
   """Says what is not re-ranked. Raises: UserError if it is missing and `--missing` is 'error'."""
   lacks = []
   if joined.no_query.count:
-    lacks.append(f'{joined.no_query.count:,} queries (first: {joined.no_query.first})')
+    lacks.append(
+      f'{amount(joined.no_query.count, "query", "queries")} (first: {joined.no_query.first})'
+    )
   if joined.no_text.count:
-    lacks.append(f'{joined.no_text.count:,} documents of queries (first: {joined.no_text.first})')
+    lacks.append(
+      f'{amount(joined.no_text.count, "document")} of queries (first: {joined.no_text.first})'
+    )
   if lacks:
     what = f'{job.source}: has no text for {" and ".join(lacks)}'
     if job.missing == 'error':
@@ -92,9 +99,9 @@ def report(job: Job, joined: JoinedRun) -> None:
       )
     say(f'{what}: they stay behind in their old order')
   if joined.blank:
-    say(f'{job.source}: {joined.blank:,} documents of queries have empty texts')
+    say(f'{job.source}: {amount(joined.blank, "document")} of queries have empty texts')
   if joined.other_queries:
-    say(f'{job.run}: lacks {joined.other_queries:,} queries of {job.source}')
+    say(f'{job.run}: lacks {amount(joined.other_queries, "query", "queries")} of {job.source}')
 
 
 class Work(unfinished.Lines):

@@ -13,7 +13,7 @@ from disranker_jax.devices import runtime
 from disranker_jax.errors import UserError
 from disranker_jax.generative.evidence import PAGES
 from disranker_jax.pipeline import manifest
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 
 # The stages whose parameters search. By default the first one of these that is done.
 BEST = ('align', 'memorise')
@@ -71,9 +71,9 @@ def rows_of(run, stages, args) -> list[dict]:
   searching = retrieve.open_it(run, max(run.config.retrieve.hits, args.top), stages)
   if lost := searching.prompts.lost(args.query):
     say(
-      f'search: the last {lost:,} tokens of the query are not read: '
-      f'config.retriever.max_query_len={run.config.retriever.max_query_len} of the run; '
-      'shorten the query'
+      f'search: the last {amount(lost, "token")} of the query are not read: '
+      f'config.retriever.max_query_len={run.config.retriever.max_query_len} of the run; shorten '
+      'the query'
     )
   [(_, _, found)] = searching([args.query])
   ids, decode = searching.pages.doc_ids, searching.model.tokenizer.backend_tokenizer.decode

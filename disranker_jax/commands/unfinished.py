@@ -15,7 +15,7 @@ from pathlib import Path
 
 from disranker_jax.errors import Stopped
 from disranker_jax.pipeline import manifest
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 
 NOTE = 'note.json'
 
@@ -83,7 +83,7 @@ class Lines:
     match note(self.folder):
       case {'digest': self._digest, 'queries': int(queries), 'bytes': int(size)} if size <= there:
         if queries:
-          say(f'{self._label}: continues after {queries:,} queries')
+          say(f'{self._label}: continues after {amount(queries, "query", "queries")}')
         return queries, size
     if self.folder.exists():
       say(
@@ -114,7 +114,9 @@ class Lines:
       yield
     except (Stopped, KeyboardInterrupt):
       if self.queries:
-        say(f'{self._label}: {self.queries:,} queries are kept in {self.folder}')
+        say(
+          f'{self._label}: {amount(self.queries, "query is", "queries are")} kept in {self.folder}'
+        )
       raise
     finally:
       self.leave()

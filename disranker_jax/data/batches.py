@@ -36,6 +36,7 @@ from disranker_jax.data.bundles import Bundle, Limits, bundles
 from disranker_jax.data.encoded import Encoded
 from disranker_jax.data.records import UNJUDGED, Click, Document, Group
 from disranker_jax.errors import UserError
+from disranker_jax.progress import amount
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Packer:
 
     Raises: UserError if they do not fit into an empty batch either.
     """
-    units = self._units_of(group)
+    units = units_of(group, self.shape)
     lengths = [len(bundle) for bundle, _ in units]
     predicted = group.predicted
     found = self._place(lengths, predicted)
@@ -137,12 +138,6 @@ class Packer:
     self.groups.append(group)
     self._units.append(units)
     return True
-
-  def _units_of(self, group: EncodedGroup) -> list[tuple[Bundle, list[int]]]:
-    """What stays together in a row, with the numbers of its documents."""
-    if not self.shape.shares:
-      return [(Bundle.alone(doc, group.name), [n]) for n, doc in enumerate(group.docs)]
-    return bundles(group.docs, Limits(self.shape.row_len, len(group.docs)), group.name)
 
   def _place(self, lengths: list[int], predicted: int):
     """(free, places) with the new sequences; all are placed again if the new ones do not fit."""
@@ -170,11 +165,19 @@ class Packer:
     return lay_out(self.groups, places, self.shape)
 
 
+def units_of(group: EncodedGroup, shape: Shape) -> list[tuple[Bundle, list[int]]]:
+  """What of a group stays together in a row, with the numbers of its documents."""
+  if not shape.shares:
+    return [(Bundle.alone(doc, group.name), [n]) for n, doc in enumerate(group.docs)]
+  return bundles(group.docs, Limits(shape.row_len, len(group.docs)), group.name)
+
+
 def unfit(group: EncodedGroup | Bundle, shape: Shape) -> UserError:
   """The error for a group that does not fit into an empty batch."""
   return UserError(
-    f'query {group.name!r}: its {len(group.docs)} documents ({sum(map(len, group.docs))} tokens) '
-    f'do not fit {shape.rows} rows of {shape.row_len} tokens; raise batch_rows or lower data_shards'
+    f'query {group.name!r}: its {amount(len(group.docs), "document")} '
+    f'({amount(sum(map(len, group.docs)), "token")}) do not fit {amount(shape.rows, "row")} of '
+    f'{amount(shape.row_len, "token")}; raise batch_rows or lower data_shards'
   )
 
 

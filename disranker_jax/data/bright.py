@@ -17,7 +17,7 @@ from typing import Any
 from disranker_jax.data import first_stage, lines, records, rows
 from disranker_jax.data.collection import Line, Query, checked
 from disranker_jax.data.records import BadRow, BadRows, Click, Document
-from disranker_jax.data.source import DEPTH
+from disranker_jax.data.source import DEPTH, DOCUMENTS
 from disranker_jax.data.tables import Tables
 from disranker_jax.errors import UserError
 
@@ -114,7 +114,10 @@ class Task:
     raise UserError(f'{self.name}: has no clicks; give another address for them')
 
   def check(self, kind: str) -> None:
-    lines.check(self._examples)
+    if kind == 'clicks':
+      self.clicks(BadRows())  # which says that there are none
+    if kind != DOCUMENTS:
+      lines.check(self._examples)
     lines.check(self._documents)
 
   def excluded(self) -> dict[str, frozenset[str]]:

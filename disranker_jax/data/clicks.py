@@ -8,7 +8,7 @@ from pathlib import Path
 
 from disranker_jax.data.records import BadRows, Click, Group, has_more
 from disranker_jax.errors import UserError
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 
 ADDRESS = re.compile(r'judgements:(?:\?least=([1-9][0-9]{0,8}))?')
 
@@ -59,9 +59,9 @@ class Relevant:
             blank += 1
     finally:  # also when `limit` ends the iteration
       if blank:
-        say(f'prepare clicks: left out {blank:,} relevant documents without any text')
+        say(f'prepare clicks: left out {amount(blank, "relevant document")} without any text')
     if not clicked:
       raise UserError(
-        f'config.data.clicks: none of the {judged:,} judged documents has text and a label of '
-        f'{self.least} or better; lower ?least= or check the labels of config.data.judgements'
+        f'config.data.clicks: none of the {amount(judged, "judged document")} has text and a label '
+        f'of {self.least} or better; lower ?least= or check the labels of config.data.judgements'
       )

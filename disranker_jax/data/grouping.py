@@ -23,7 +23,7 @@ from disranker_jax.data.records import (
 )
 from disranker_jax.data.spool import MEMORY, Spool
 from disranker_jax.errors import UserError
-from disranker_jax.progress import Count
+from disranker_jax.progress import Count, amount
 
 # Consecutive rows of one query: number of the first row, text of the query, (file, line, fields) of
 # each document. These are plain tuples because millions of them go through a file.
@@ -174,8 +174,9 @@ def cut(group: Group, kind: str, depth: int) -> Group:
     if len(group.docs) <= depth:
       return group
     raise UserError(
-      f'depth={depth}: query_id {group.query_id!r} has {len(group.docs)} documents, and none has a '
-      'first-stage rank; add the field "rank" to its rows, or use depth=0, which keeps all'
+      f'depth={depth}: query_id {group.query_id!r} has {amount(len(group.docs), "document")}, and '
+      'none has a first-stage rank; add the field "rank" to its rows, or use depth=0, which keeps '
+      'all'
     )
   docs = []
   for doc in group.docs:

@@ -81,8 +81,18 @@ class Dataset:
     raise UserError(f'{self.name}: has no clicks; give another address for them')
 
   def check(self, kind: str) -> None:
+    if kind == 'clicks':
+      self.clicks(BadRows())  # which says that there are none
+    for table in collection.tables_of(kind):
+      _check_table(self._data, self.name, table)
+    for name in collection.choices_of(kind, self.options):
+      _check_table(load(name), f'ir_datasets:{name}', 'qrels')
     name = self.options.get('run', 'bm25')
-    if name not in ('scoreddocs', 'bm25'):
+    if not collection.reads_run(kind) or name == 'bm25':
+      return
+    if name == 'scoreddocs':
+      _check_table(self._data, self.name, name)
+    else:
       lines.check([pathlib.Path(name).expanduser()])
 
   def _rows(self, table: str) -> Iterator[tuple[str, int, Any]]:
@@ -113,8 +123,7 @@ def load(name: str) -> Any:
 def _table(data: Any, name: str, table: str) -> Iterator[tuple[str, int, Any]]:
   """(where, number from 1, row) of a table: docs, queries, qrels or scoreddocs."""
   with _one_line(name):
-    if not getattr(data, f'has_{table}')():
-      raise UserError(f'{name}: has no {table}; choose another dataset id')
+    _check_table(data, name, table)
     rows = iter(getattr(data, f'{table}_iter')())
   number = 0
   while True:
@@ -125,6 +134,12 @@ def _table(data: Any, name: str, table: str) -> Iterator[tuple[str, int, Any]]:
         return
     number += 1
     yield f'{name}/{table}', number, row
+
+
+def _check_table(data: Any, name: str, table: str) -> None:
+  """Raises: UserError if a dataset has no such table; nothing of it is fetched or read."""
+  if not getattr(data, f'has_{table}')():
+    raise UserError(f'{name}: has no {table}; choose another dataset id')
 
 
 @contextlib.contextmanager

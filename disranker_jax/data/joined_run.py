@@ -15,7 +15,7 @@ from disranker_jax.data.records import BadRows, Document, Group, listed
 from disranker_jax.data.source import Text
 from disranker_jax.data.spool import Spool
 from disranker_jax.errors import UserError
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class JoinedRun:
       say(f'{run}: {note}')
     if self.no_query.count == self.queries:
       raise UserError(
-        f'{run}: none of its {self.queries:,} queries is in {source} (first: '
+        f'{run}: none of its {amount(self.queries, "query", "queries")} is in {source} (first: '
         f'{self.no_query.first}); give the source of these queries'
       )
     self._look_up()

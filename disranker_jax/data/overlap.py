@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from disranker_jax.data.holdout import normalized
 from disranker_jax.data.records import Click, Group
+from disranker_jax.progress import amount
 
 
 class Test:
@@ -67,10 +68,13 @@ def described(kind: str, counts: dict[str, int]) -> str:
   c = counts
   if not c['queries'] + c['query_ids']:
     return ''
-  line = f'{kind}: {c["queries"]:,} of {c["of_queries"]:,} test queries are here too, '
+  line = (
+    f'{kind}: {c["queries"]:,} of {amount(c["of_queries"], "test query is", "test queries are")} '
+    'here too, '
+  )
   if kind.startswith('clicks'):
-    return line + f'in {c["records"]:,} clicks of the same text'
+    return line + f'in {amount(c["records"], "click")} of the same text'
   return line + (
     f'{c["query_texts"]:,} by text and {c["query_ids"]:,} by id, with {c["pairs"]:,} of '
-    f'{c["of_pairs"]:,} test pairs'
+    f'{amount(c["of_pairs"], "test pair")}'
   )

@@ -29,7 +29,7 @@ from disranker_jax.data.records import BadRows, has_more
 from disranker_jax.data.row_files import RowFiles
 from disranker_jax.data.spool import Spool
 from disranker_jax.data.store import Record, Shards
-from disranker_jax.progress import Count, say
+from disranker_jax.progress import Count, amount, of_units, say
 
 CHUNK_ROWS = 100_000  # rows of a source between two writes of the journal
 
@@ -54,8 +54,8 @@ class Prepared:
       limit: the name of the limit.
     """
     if not self.is_cut:
-      return f'{self.records:,} {unit}'
-    return f'the first {self.records:,} {unit}; there are more ({limit})'
+      return of_units(self.records, unit)
+    return f'the first {of_units(self.records, unit)}; there are more ({limit})'
 
 
 def prepare(job: Job) -> Prepared:
@@ -158,7 +158,10 @@ class Work:
         say(f'{self._label}: {self._journal} is not a journal; starts again')
       elif state['digest'] == self._digest:
         rows, records = state['rows'], sum(state['shards']['lengths'])
-        say(f'{self._label}: continues after {rows:,} rows read and {records:,} records written')
+        say(
+          f'{self._label}: continues after {amount(rows, "row")} read and '
+          f'{amount(records, "record")} written'
+        )
         return state
       else:
         say(f'{self._label}: the source or a setting has changed; starts again')

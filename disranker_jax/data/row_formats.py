@@ -21,6 +21,7 @@ from typing import Any
 
 from disranker_jax.data import field_names, records
 from disranker_jax.data.records import UNJUDGED, BadRow, Click, Document
+from disranker_jax.progress import amount
 
 Score = tuple[str, str, float]  # query_id, doc_id, score of a teacher
 
@@ -120,7 +121,11 @@ def _passages(row: Mapping[str, Any]) -> Iterator[Document]:
     if scores is None:
       scores = [None] * len(passages)
     if not isinstance(scores, list) or len(scores) != len(passages):
-      what = 'is not a list' if not isinstance(scores, list) else f'has {len(scores)} entries'
+      what = (
+        'is not a list'
+        if not isinstance(scores, list)
+        else f'has {amount(len(scores), "entry", "entries")}'
+      )
       fix = f'write one score for each of the {len(passages)} in {name}'
       raise BadRow(scores_name, what, fix)
     for passage, score in zip(passages, scores, strict=True):

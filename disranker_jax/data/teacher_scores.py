@@ -16,7 +16,7 @@ from disranker_jax.data import grouping, sources
 from disranker_jax.data.records import LARGEST_LABEL, BadRows, Document, Group
 from disranker_jax.data.spool import Spool
 from disranker_jax.errors import UserError
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 
 ORDER_ADDRESS = 'teachers:'  # of judgements: the order that other teachers give the candidates
 
@@ -118,7 +118,10 @@ class Teachers:
       what = 'no pair has a score of every teacher; use the query_id and doc_id of the data'
       raise UserError(f'{", ".join(self.addresses)}: {what}')
     if without:
-      say(f'teachers: no score for {without:,} of {pairs:,} pairs; left out {dropped:,} queries')
+      say(
+        f'teachers: no score for {without:,} of {amount(pairs, "pair")}; left out '
+        f'{amount(dropped, "query", "queries")}'
+      )
     return dropped
 
   def _of_doc(self, doc_id: str, scores: dict) -> list[float] | None:

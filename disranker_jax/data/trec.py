@@ -111,17 +111,13 @@ class Folder:
     yield from checked(self._rows('clicks'), _click, bad_rows)
 
   def check(self, kind: str) -> None:
-    few = {'clicks': ('clicks',), 'documents': ('docs',), 'scores': ()}
-    few |= {'candidates': ('queries', 'docs')}
-    tables = few.get(kind, ('queries', 'docs', 'qrels'))
+    tables, choices = collection.tables_of(kind), collection.choices_of(kind, self.options)
     files = [existing(self._folder, what, self.options.get(what)) for what in tables]
-    for option in collection.CHOICES:
-      for name in filter(None, self.options.get(option, '').split(',')):
-        files.append(existing(self._folder, 'only, ?exclude or ?without', name))
+    files += [existing(self._folder, 'only, ?exclude or ?without', name) for name in choices]
     name = self.options.get('run')
     # BM25's own scores are none of a teacher, so these are of a file.
-    computed = kind != 'scores' and name == 'bm25' and not lines.variants(self._folder / name)
-    if kind not in ('clicks', 'documents') and not computed:
+    computed = kind != SCORES and name == 'bm25' and not lines.variants(self._folder / name)
+    if collection.reads_run(kind) and not computed:
       want = collection.Reading(kind, self._depth, BadRows(), self.options.get('pool', ''))
       files += filter(None, [self._run_file(want.needs_run)])
     for file in files:

@@ -7,6 +7,7 @@ from typing import Any
 
 from disranker_jax.data import lines
 from disranker_jax.data.records import BadRow
+from disranker_jax.progress import amount
 
 RUN = 'query_id Q0 doc_id rank score tag'
 QRELS = 'query_id 0 doc_id grade'
@@ -22,7 +23,7 @@ def columns(raw: bytes, layout: str) -> list[str]:
   if len(parts) > count and layout == RUN and (row := WITH_SPACES.fullmatch(raw)):
     parts = list(row.groups())
   if len(parts) != count:
-    raise BadRow('row', f'has {len(parts)} columns, not {count}', f'write {layout}')
+    raise BadRow('row', f'has {amount(len(parts), "column")}, not {count}', f'write {layout}')
   return [part.decode() for part in parts]
 
 

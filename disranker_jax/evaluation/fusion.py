@@ -22,6 +22,7 @@ from typing import Any
 
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
+from disranker_jax.progress import amount
 
 K = 60  # the paper's constant, and the default of search engines that offer this fusion
 DEFAULT = 0.5  # the model's weight where there is nothing to choose it by
@@ -146,9 +147,10 @@ class Fusion:
     if not self.queries:
       return f'{said}the default: there were too few held-out queries to choose it'
     return (
-      f'{said}chosen on {self.queries} held-out training queries: {metrics.title(METRIC)} '
-      f'{self.fused:.3f}, the model alone {self.model:.3f}, the first stage alone '
-      f'{self.first_stage:.3f}'
+      f'{said}chosen on '
+      f'{amount(self.queries, "held-out training query", "held-out training queries")}: '
+      f'{metrics.title(METRIC)} {self.fused:.3f}, the model alone {self.model:.3f}, the first '
+      f'stage alone {self.first_stage:.3f}'
     )
 
   def to_dict(self) -> dict[str, Any]:
@@ -187,8 +189,8 @@ def check_signal(values: Sequence[Any], count: int, name: str, kind: str) -> dic
     raise UserError(f'{name}: must be a list with a number per text')
   if len(values) != count:
     raise UserError(
-      f'{name}: has {len(values)} values for {count} texts; give one per text, and null (None) for '
-      'a text that the first stage did not find'
+      f'{name}: has {amount(len(values), "value")} for {amount(count, "text")}; give one per text, '
+      'and null (None) for a text that the first stage did not find'
     )
   kept = {}
   for i, value in enumerate(values):

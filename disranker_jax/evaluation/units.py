@@ -8,6 +8,7 @@ from disranker_jax.data import holdout
 from disranker_jax.evaluation import shared_judgements
 from disranker_jax.evaluation.metrics import Qrels
 from disranker_jax.evaluation.shared_judgements import Related, Shared
+from disranker_jax.progress import amount
 
 Setting = Callable[[str], str]  # how a user writes an expression: '^q' -> "--cluster '^q'"
 
@@ -74,8 +75,8 @@ class Units:
       return ''
     pattern = self.shared.pattern
     return (
-      f'{self.sharing(of)}, so {self.count} clusters are drawn instead of {len(self.queries)} '
-      'queries' + (f', as with {setting(pattern)}' if pattern else '')
+      f'{self.sharing(of)}, so {amount(self.count, "cluster is", "clusters are")} drawn instead of '
+      f'{len(self.queries)} queries' + (f', as with {setting(pattern)}' if pattern else '')
     )
 
   def separated(self, setting: Setting, of: str = 'queries') -> str:

@@ -11,6 +11,7 @@ from disranker_jax.exporting import formats, licence, parity
 from disranker_jax.exporting.licence import Origin
 from disranker_jax.models import hf, load, recorded
 from disranker_jax.pipeline import manifest
+from disranker_jax.progress import amount
 from disranker_jax.report import tables
 from disranker_jax.report.results import markdown as markdown_of
 from disranker_jax.stages.result_table import Table
@@ -79,8 +80,12 @@ def write(
     first = next(iter(results.values()))
     parts += [
       '## Results\n',
-      f'{first["queries"]} held-out queries, '
-      + (f'{first["pairs"]} pairs re-ranked' if table.reranks else 'searched in all documents')
+      f'{amount(first["queries"], "held-out query", "held-out queries")}, '
+      + (
+        f'{amount(first["pairs"], "pair")} re-ranked'
+        if table.reranks
+        else 'searched in all documents'
+      )
       + '.\n',
       markdown_of(table, results, {}) + '\n',
     ]

@@ -18,6 +18,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.generative import evidence
 from disranker_jax.generative.ngrams import VALUES
 from disranker_jax.generative.records import VIEWS, Match, Ngram
+from disranker_jax.progress import amount
 
 NO_NGRAM = (0.0,) * (len(VALUES) - 1)  # of a document that is none: all VALUES but the page
 
@@ -102,8 +103,8 @@ def mean_best(examples: Sequence[Example], ngrams: int) -> float:
   mean = float(np.mean(best)) if best else 0.0
   if not mean > 0:
     raise UserError(
-      f'none of the {len(best):,} queries found a page by an n-gram, so there is nothing to rank; '
-      'look at the results of the stages memorise and retrieve'
+      f'none of the {amount(len(best), "query", "queries")} found a page by an n-gram, so there is '
+      'nothing to rank; look at the results of the stages memorise and retrieve'
     )
   return mean
 

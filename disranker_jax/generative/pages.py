@@ -20,7 +20,7 @@ import numpy as np
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 from disranker_jax.generative.prompts import Prompts
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 
 ARRAYS = ('text_N', 'starts_P', 'keys_P')  # of Pages
 # Characters that are tokenised at once. What a tokenizer returns takes about 100 bytes for a token,
@@ -111,7 +111,7 @@ class Pages:
       arrays = [np.load(folder / f'{name[:-2]}.npy', mmap_mode='r') for name in ARRAYS]
       pages = cls(*arrays, tuple(facts['doc_ids']), int(facts['vocab']), int(facts['end']))
       if not len(pages) == len(pages.starts_P) == len(pages.keys_P):
-        raise ValueError(f'{len(pages)} ids for {len(pages.starts_P)} pages')
+        raise ValueError(f'{amount(len(pages), "id")} for {amount(len(pages.starts_P), "page")}')
     except (OSError, ValueError, KeyError, TypeError) as e:
       raise UserError(
         f'{folder}: has no readable index ({type(e).__name__}: {e}); build it with the stage index'
@@ -221,4 +221,4 @@ def pieces(pages: Iterable[Texts]) -> Iterator[list[Texts]]:
 
 def say_counts(pages: Pages, counts: Mapping[str, int]) -> None:
   lost = ''.join(f'; {count:,} {what}' for what, count in counts.items())
-  say(f'index: {len(pages):,} pages, {len(pages.text_N):,} tokens{lost}')
+  say(f'index: {amount(len(pages), "page")}, {amount(len(pages.text_N), "token")}{lost}')

@@ -15,6 +15,7 @@ from disranker_jax.data.prompts import TextPrompt
 from disranker_jax.errors import UserError
 from disranker_jax.generative.records import VIEWS
 from disranker_jax.models.load import TextModel
+from disranker_jax.progress import amount
 
 # Texts are tokenised as they follow a prompt: behind a colon and a blank.
 BEFORE = ':'
@@ -92,7 +93,7 @@ class Prompts:
       return ''
     most = self.model.settings.max_query_len
     return (
-      f'the end of {count:,} of {len(queries):,} queries is not read; raise '
+      f'the end of {count:,} of {amount(len(queries), "query", "queries")} is not read; raise '
       f'config.retriever.max_query_len={most}'
     )
 

@@ -14,7 +14,7 @@ from disranker_jax.evaluation import metrics
 from disranker_jax.generative.retriever import SETTINGS as SEARCH
 from disranker_jax.generative.stages import index, retrieve
 from disranker_jax.pipeline.stage import Run, Use
-from disranker_jax.progress import Progress
+from disranker_jax.progress import Progress, amount
 from disranker_jax.stages import collection_rows, documents, evaluate, prepare
 from disranker_jax.stages.collection_rows import STAGE, per_query, with_first_stage, with_reranker
 from disranker_jax.stages.result_table import Ranking, Row, Table
@@ -75,7 +75,8 @@ def generated(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
       for scores, (_, page) in zip(learned, known, strict=True)
     )
     facts['note'] = (
-      f'of {len(known)} clicked queries it finds the page of {right / len(known):.1%} first'
+      f'of {amount(len(known), "clicked query", "clicked queries")} it finds the page of '
+      f'{right / len(known):.1%} first'
     )
   return {group.query_id: scores for group, scores in zip(groups, found, strict=True)}, facts
 

@@ -18,6 +18,7 @@ import numpy as np
 from disranker_jax.data import contents
 from disranker_jax.errors import UserError
 from disranker_jax.models import files
+from disranker_jax.progress import amount
 
 VERSION = 1  # of the files
 LIMIT = 2**31  # positions and rows are int32
@@ -165,7 +166,10 @@ class Suffixes:
     Raises: UserError for fewer pages than parts.
     """
     if parts > len(starts_P):
-      raise UserError(f'a collection of {len(starts_P)} pages cannot be split into {parts} parts')
+      raise UserError(
+        f'a collection of {amount(len(starts_P), "page")} cannot be split into '
+        f'{amount(parts, "part")}'
+      )
     pages = [0]  # the first of each part; every part has one
     for i in range(1, parts):
       nearest = int(np.searchsorted(starts_P, i * len(self) / parts))

@@ -23,6 +23,7 @@ from disranker_jax.models import families, modules, recorded, tokenizer_files
 from disranker_jax.models.files import replacing, write_tensors
 from disranker_jax.models.tensors import InMemory, Part, constants, parts, rows_of
 from disranker_jax.models.tree import flatten, unflatten
+from disranker_jax.progress import amount
 
 if TYPE_CHECKING:
   from disranker_jax.models.network import Network
@@ -210,7 +211,9 @@ def _matched(folder, rows, network, layers, stack) -> dict:
   matched, problems = _match(_open_all(folder, stack), rows, network, all_layers)
   if problems:
     shown = '; '.join(problems[:20]) + (f'; and {len(problems) - 20} more' * (len(problems) > 20))
-    raise UserError(f'{folder}: {len(problems)} tensors do not fit the model: {shown}')
+    raise UserError(
+      f'{folder}: {amount(len(problems), "tensor does", "tensors do")} not fit the model: {shown}'
+    )
   return matched
 
 

@@ -22,7 +22,7 @@ from disranker_jax.pipeline import manifest, opening, steps, systems
 from disranker_jax.pipeline.opening import Opened
 from disranker_jax.pipeline.stage import Run, saved_steps
 from disranker_jax.pipeline.steps import Step
-from disranker_jax.progress import clock, say
+from disranker_jax.progress import amount, clock, say
 from disranker_jax.stages import prepare
 from disranker_jax.training.remedies import as_sentence
 from disranker_jax.training.settings import LEAST, shortened
@@ -199,7 +199,9 @@ def steps_of(run: Run, one: Opened, records_of: Records) -> tuple[float, str]:
   most = 'at most ' if any(prepare.is_to_come(run, kind) for kind in kinds) else ''
   if not one.step.trained:
     share = min(1.0, one.use.pairs / pairs) if one.use.pairs else 1.0
-    return math.ceil(tokens * share / places) * one.use.times, f'{most}{pairs * share:,.0f} pairs'
+    return math.ceil(
+      tokens * share / places
+    ) * one.use.times, f'{most}{amount(round(pairs * share), "pair")}'
   fit = min(places * queries / tokens, one.step.batch['mask_GN'].shape[0]) * one.step.accumulate
   held_out = run.config.validation.share * queries
   epoch = (queries - held_out) / fit
@@ -209,10 +211,10 @@ def steps_of(run: Run, one: Opened, records_of: Records) -> tuple[float, str]:
   done = f', from step {saved} on' if saved else ''
   checks, work = validations(run.config, config, held_out, tokens / pairs / places, steps)
   to_come = max(0, steps - saved)
-  said = f', {checks} validations' if checks else ''
+  said = f', {amount(checks, "validation")}' if checks else ''
   times = one.stage.trainings(run.config)
   often = f'{times} times ' if times > 1 else ''
-  said = f'{often}{most}{steps:,} steps{shortened(config, epoch)}{said}{done}'
+  said = f'{often}{most}{amount(steps, "step")}{shortened(config, epoch)}{said}{done}'
   return times * (to_come + work * to_come / steps), said
 
 

@@ -86,6 +86,30 @@ def changes(before: dict, wanted: dict, now: Mapping[str, str | None]) -> list[s
   return manifest.changes(before, wanted, as_before(before['inputs'], now))
 
 
+def changed_files(before: dict, wanted: dict, now: Mapping[str, str | None]) -> list[str]:
+  """What has changed outside the workdir, as text, where all settings are the same; else [].
+
+  The arguments are those of `changes`.
+  """
+
+  def named(inputs: Mapping) -> dict:
+    return {key: value for key, value in inputs.items() if is_outside(key)}
+
+  found = changes(before | {'inputs': named(before['inputs'])}, wanted, named(now))
+  return [] if manifest.changes(before, wanted, before['inputs']) else found
+
+
+def of_unknown_version(before: Mapping[str, str], now: Mapping[str, str | None]) -> list[str]:
+  """The config keys of the models whose version only one of two stages tells; see `as_before`."""
+  return sorted(key.removesuffix(VERSION) for key in before.keys() ^ now.keys()
+                if key.endswith(VERSION))  # fmt: skip
+
+
+def is_outside(name: str) -> bool:
+  """Whether an input is a key of the config rather than an earlier stage."""
+  return '.' in name
+
+
 def as_before(
   before: Mapping[str, str | None], now: Mapping[str, str | None]
 ) -> dict[str, str | None]:

@@ -84,6 +84,12 @@ def donor(run: Run, folder: Path) -> Run:
   return dataclasses.replace(run, workdir=folder)
 
 
+def done_by(stage: Stage, donors: Sequence[Run]) -> list[tuple[Run, dict]]:
+  """The other runs that have finished a stage, with its manifests."""
+  read = ((other, manifest.read(other.folder(stage.name))) for other in donors)
+  return [(other, before) for other, before in read if before and before['status'] == 'done']
+
+
 @dataclasses.dataclass(frozen=True)
 class State:
   """Where a stage stands in a workdir.
@@ -125,17 +131,24 @@ class Pipeline:
       self.refuse_stale(stage, self.state(stage, self.again))
 
   def to_open(self, donors: Sequence[Run]) -> list[Stage]:
-    """The chosen stages that are not done, neither here nor by a donor with the same settings."""
-    found = []
+    """The chosen stages that are not done here and that no donor has done in the same way.
+
+    Says why a stage of a donor with the same settings is not taken: the config does not show it.
+    """
+    found: list[Stage] = []
     for stage in self.chosen:
       state = self.state(stage, self.again)
-      others = [manifest.read(other.folder(stage.name)) for other in donors]
-      taken = any(
-        m and m['status'] == 'done' and not manifest.changes(m, state.wanted, m['inputs'])
-        for m in others
-      )
-      if not state.is_done and not taken:
-        found.append(stage)
+      others = [] if state.before or stage.of_its_run else done_by(stage, donors)
+      changed = [outside.changes(before, state.wanted, state.inputs) for _, before in others]
+      # An earlier stage that runs again has another fingerprint. Its records may be the same ones.
+      again = {s.name for s in found if s.name != 'prepare'} & {*stage.reads_stages}
+      if state.is_done or (not again and not all(changed)):
+        continue
+      found.append(stage)
+      for other, before in others:
+        if why := outside.changed_files(before, state.wanted, state.inputs):
+          place = other.folder(stage.name)
+          say(f'{stage.name}: {place} has the same settings and is not taken: {"; ".join(why)}')
     return found
 
   def look_at_records(self, opened: Sequence[Opened], estimate: Estimate | None) -> None:
@@ -238,7 +251,7 @@ class Pipeline:
     running = [s.name for s in self.chosen]
     missing = [name for name in state.missing if name not in running]
     if missing and stage.name in running and not state.is_done:
-      if gone := [name for name in missing if '.' in name]:  # a config key
+      if gone := [name for name in missing if outside.is_outside(name)]:
         raise UserError(earlier.gone(self.run.config, gone[0]))
       raise UserError(
         f'stage {stage.name} needs {", ".join(missing)}, not done in {self.run.workdir}: '
@@ -257,17 +270,21 @@ class Pipeline:
     if manifest.read(folder) is not None or stage.of_its_run:
       return
     state = self.state(stage)
-    for other in donors:
+    for other, before in done_by(stage, donors):
+      if outside.changes(before, state.wanted, state.inputs):
+        continue
       source = other.folder(stage.name)
-      before = manifest.read(source)
-      same = before and not outside.changes(before, state.wanted, state.inputs)
-      if same and before['status'] == 'done':
-        refuse_links(source)
-        with files.replacing(folder) as new:
-          # A stage with parts may add some to what it finds, and the other run keeps its own.
-          files.link_tree(source, new, copied=stage.has_parts)
-        say(f'{stage.name}: the same as in {other.workdir}, taken from there')
-        return
+      refuse_links(source)
+      with files.replacing(folder) as new:
+        # A stage with parts may add some to what it finds, and the other run keeps its own.
+        files.link_tree(source, new, copied=stage.has_parts)
+      say(f'{stage.name}: the same as in {other.workdir}, taken from there')
+      if unknown := outside.of_unknown_version(before['inputs'], state.inputs):
+        say(
+          f'warning: {stage.name}: which version of {", ".join(unknown)} it was made with is known '
+          f'of one of the two runs only; --rerun={stage.name} without --reuse makes it again'
+        )
+      return
     stage.take(self.run, donors)
 
   def run_stage(self, stage: Stage) -> bool:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from disranker_jax.devices import processes
 from disranker_jax.errors import Stopped, UserError
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 
 NAME = re.compile(r'(\d{9})-(\d{9})')
 
@@ -251,8 +251,9 @@ def audit_keys(shard: Shard, table: pa.Table, expected: list[tuple]) -> None:
   names = table.column_names[:2]
   if expected != list(zip(*(table.column(name).to_pylist() for name in names), strict=True)):
     raise UserError(
-      f'{shard.file}: its {table.num_rows} rows are not the {len(expected)} pairs of '
-      f'{" and ".join(names)} that were to be computed; {shard.format.again}'
+      f'{shard.file}: its {amount(table.num_rows, "row is", "rows are")} not the '
+      f'{amount(len(expected), "pair")} of {" and ".join(names)} that were to be computed; '
+      f'{shard.format.again}'
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from disranker_jax import escaping
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
+from disranker_jax.progress import amount
 from disranker_jax.report import plots, tables
 from disranker_jax.report.results import COSTS, cost
 from disranker_jax.report.tables import chance, decimals, number, span
@@ -86,8 +87,9 @@ def note(result: dict) -> str:
     by = result['cluster']
     drawn += f' (ids with the same match of `{by}`)' if by else ' (those that share judgements)'
   return (
-    f'{result["queries"]} test queries; seeds are averaged within a query. Intervals: bootstrap '
-    f'over {drawn}. p: paired randomisation against {result["against"]!r}, corrected (Holm) over '
+    f'{amount(result["queries"], "test query", "test queries")}; seeds are averaged within a '
+    f'query. Intervals: bootstrap over {drawn}. p: paired randomisation against '
+    f'{result["against"]!r}, corrected (Holm) over '
     'the rows.' + (' Prompts, tokens and ms are per query.' if any(costs_of(result)) else '')
   )
 

@@ -2,6 +2,7 @@
 
 from disranker_jax import escaping
 from disranker_jax.evaluation import metrics
+from disranker_jax.progress import amount
 from disranker_jax.report import tables
 from disranker_jax.report.tables import chance, number, span
 
@@ -25,7 +26,7 @@ def cells(result: dict) -> tuple[list[str], list[list[str]]]:
 
 
 def heading(result: dict) -> str:
-  return f'{metrics.title(result["metric"])}, mean over {len(result["runs"])} runs'
+  return f'{metrics.title(result["metric"])}, mean over {amount(len(result["runs"]), "run")}'
 
 
 def sentences(result: dict) -> list[str]:
@@ -39,7 +40,7 @@ def sentences(result: dict) -> list[str]:
   )
   queries = sum(run['queries'] for run in result['runs'])
   said = [
-    f'{queries:,} test queries ({counts}); each run counts alike.',
+    f'{amount(queries, "test query", "test queries")} ({counts}); each run counts alike.',
     'Intervals: bootstrap within each run. p: paired randomisation within each run against '
     f'{reference["title"]!r}; Holm: corrected over the rows.',
   ]
@@ -50,8 +51,8 @@ def sentences(result: dict) -> list[str]:
     worse = [f'{name} {number(d, DIGITS, "+")}' for name, d in away.items() if d < 0]
     listed = f': {", ".join(worse)}' if worse else ''
     said.append(
-      f'{row["title"]}: better than {reference["title"]} in '
-      f'{sum(d > 0 for d in away.values())} of {len(away)} runs, worse in {len(worse)}{listed}'
+      f'{row["title"]}: better than {reference["title"]} in {sum(d > 0 for d in away.values())} of '
+      f'{amount(len(away), "run")}, worse in {len(worse)}{listed}'
     )
   return said
 

@@ -8,6 +8,7 @@ import shlex
 from disranker_jax.data import overlap
 from disranker_jax.data.records import Group
 from disranker_jax.evaluation import metrics
+from disranker_jax.progress import amount
 from disranker_jax.report import tables, times
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.findings import DIGITS, quoted, trained
@@ -59,9 +60,10 @@ def missed_held_out(facts: Facts) -> list[str]:
       if all(tested) and float(tested[0][main]) <= float(tested[1][main]):
         continue
       found.append(
-        f'{quoted(facts, name)} ranks the {of_row["labelled"]} held-out training queries no better '
-        f'than {quoted(facts, other)}: {metrics.title(metric)} {of_row[metric]:.{DIGITS}f} against '
-        f'{values[other][metric]:.{DIGITS}f}'
+        f'{quoted(facts, name)} ranks the '
+        f'{amount(of_row["labelled"], "held-out training query", "held-out training queries")} no '
+        f'better than {quoted(facts, other)}: {metrics.title(metric)} {of_row[metric]:.{DIGITS}f} '
+        f'against {values[other][metric]:.{DIGITS}f}'
       )
   return advised(found, 'docs/results.md says what limits a student')
 
@@ -103,8 +105,9 @@ def overlaps(facts: Facts) -> list[str]:
   topics = [counts.get('same_judgements', 0) for counts in facts.overlap.values()]
   if any(topics):
     lines.append(
-      f'{sum(topics):,} test queries have the same relevant documents and grades as judged '
-      'queries, whose labels are learned (docs/data.md: training and test apart)'
+      f'{amount(sum(topics), "test query has", "test queries have")} the same relevant documents '
+      'and grades as judged queries, whose labels are learned (docs/data.md: training and test '
+      'apart)'
     )
   return [line for line in lines if line]
 
@@ -149,13 +152,13 @@ def unjudged(facts: Facts) -> list[str]:
       without += f'{highest})'
     verb = 'is' if ' and ' not in zero else 'are'
     said.append(
-      f'{none:,} of {results["queries"]:,} test queries have {without}, so their {zero} {verb} 0 '
-      'in every row'
+      f'{none:,} of {amount(results["queries"], "test query has", "test queries have")} {without}, '
+      f'so their {zero} {verb} 0 in every row'
     )
   if count := sum(map(is_of_one_grade, facts.tests.values())) if table.reranks else 0:
     said.append(
-      f'{count:,} of {len(facts.tests):,} test queries have ranked documents of one grade only, so '
-      'every order of them is as good'
+      f'{count:,} of {amount(len(facts.tests), "test query has", "test queries have")} ranked '
+      'documents of one grade only, so every order of them is as good'
     )
   kinds = dict.fromkeys(name.partition('@')[0] for name in table.columns)
   names = tables.joined(
@@ -164,7 +167,8 @@ def unjudged(facts: Facts) -> list[str]:
   labels = [d.label for group in facts.tests.values() for d in group.docs if d.in_pool]
   if table.reranks and (count := sum(label < 0 for label in labels)):
     said.append(
-      f'{count:,} of {len(labels):,} test pairs are not judged; they count as not relevant in '
+      f'{count:,} of {amount(len(labels), "test pair is", "test pairs are")} not judged; they '
+      'count as not relevant in '
       f'{names}' + (', and not at all in PNR' if 'pnr' in kinds else '')
     )
   return said

@@ -20,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from matplotlib.transforms import ScaledTranslation
 
 from disranker_jax.data.spaced import spaced
+from disranker_jax.progress import amount
 from disranker_jax.report.rankings import GRADES, grade
 
 # matplotlib knows no CSS variables: it draws in the colour on the left, which `inline` replaces.
@@ -179,7 +180,8 @@ def scatter(title: str, points: np.ndarray, tau: float, top: int) -> Markup:
     axis.grid(linewidth=0.6)
 
   alt = (
-    f'Scores of {title} against those of the teacher, {len(points)} pairs; Kendall tau {tau:.2f}'
+    f'Scores of {title} against those of the teacher, {amount(len(points), "pair")}; Kendall tau '
+    f'{tau:.2f}'
   )
   return drawn(3.4, draw, alt)
 
@@ -211,7 +213,7 @@ def gains(metric: str, title: str, values: list[float], limit: float) -> Markup:
   alt = (
     f'Differences of {metric} {title}, query by query from the greatest gain to the greatest loss: '
   )
-  alt += f'{won} queries up, {lost} down'
+  alt += f'{amount(won, "query", "queries")} up, {lost} down'
   return drawn(2.6, draw, alt)
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from disranker_jax import escaping
 from disranker_jax.evaluation.documents import RULES
 from disranker_jax.evaluation.metrics import METRICS, title
+from disranker_jax.progress import amount
 from disranker_jax.report import tables
 from disranker_jax.report.tables import chance, decimals, drawn
 
@@ -50,7 +51,10 @@ def headline(result: dict) -> str:
   if 'runs' not in result:
     return f'Human verdicts of {result["verdicts"]["file"]}'
   runs = len(result['runs'])
-  return f'{result["queries"]} judged queries of {result["qrels"]}, {runs} run{"s"[: runs > 1]}'
+  return (
+    f'{amount(result["queries"], "judged query", "judged queries")} of {result["qrels"]}, {runs} '
+    f'run{"s"[: runs > 1]}'
+  )
 
 
 def blocks(result: dict) -> list[Block]:
@@ -172,7 +176,10 @@ def notes(result: dict) -> list[str]:
 def basis(result: dict) -> list[str]:
   """What the numbers are of."""
   counted, runs = result['documents'], result['runs']
-  out = [f'Means: of {result["queries"]:,} queries and {counted["judged"]:,} judged documents.']
+  out = [
+    f'Means: of {amount(result["queries"], "query", "queries")} and '
+    f'{amount(counted["judged"], "judged document")}.'
+  ]
   if others := counted['judged'] - counted['held_judged'] if counted['rule'] != 'common' else 0:
     out[0] += (
       f' No run holds {others:,} of these, which count in the best possible ranking (nDCG, MAP, '
@@ -183,10 +190,13 @@ def basis(result: dict) -> list[str]:
     tied = ', '.join(
       f'{name} {100 * run["pairs"]["tied"] / max(pairs, 1):.1f} %' for name, run in runs.items()
     )
-    out.append(f'PNR: of {pairs:,.0f} pairs; tied, which do not count: {tied}.')
+    out.append(f'PNR: of {amount(round(pairs), "pair")}; tied, which do not count: {tied}.')
   for metric, cell in next(iter(runs.values()))['metrics'].items():
     if metric != 'pnr' and cell['counted'] < result['queries']:
-      out.append(f'{title(metric)}: of the {cell["counted"]:.0f} queries where it is defined.')
+      out.append(
+        f'{title(metric)}: of the {amount(round(cell["counted"]), "query", "queries")} where it '
+        'is defined.'
+      )
   return out
 
 

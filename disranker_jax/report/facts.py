@@ -19,6 +19,7 @@ from disranker_jax.evaluation.rewrites import Rewrite
 from disranker_jax.evaluation.units import Units
 from disranker_jax.pipeline import manifest, systems
 from disranker_jax.pipeline.stage import Stage
+from disranker_jax.progress import of_units
 from disranker_jax.report import intervals
 from disranker_jax.report.intervals import Intervals
 from disranker_jax.stages import result_table
@@ -200,7 +201,7 @@ def units(run) -> dict[str, str]:
 def amount(results: Mapping, unit: str) -> str:
   """How much a stage learned or scored: '1,000 clicks'; '' if its results do not say."""
   counts = ((results.get('rows'), unit), (results.get('pairs'), 'pairs'))
-  return next((f'{count:,} {what}' for count, what in counts if count is not None), '')
+  return next((of_units(count, what) for count, what in counts if count is not None), '')
 
 
 def read_logs(run) -> dict[str, list[dict]]:

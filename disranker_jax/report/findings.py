@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from disranker_jax.evaluation import metrics
 from disranker_jax.evaluation.fusion import Fusion
+from disranker_jax.progress import amount
 from disranker_jax.report import tables
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.intervals import baselines
@@ -135,8 +136,8 @@ def held_out(facts: Facts) -> list[str]:
     listed.append(f'{quoted(facts, name)} {of_row[metric]:.{DIGITS}f}{since}')
   what = 'a few documents of each' if facts.table.reranks else 'searches of the whole collection'
   return [
-    f'on {queries} held-out training queries, for validation ({what}): {metrics.title(metric)} '
-    f'{", ".join(listed)}'
+    f'on {amount(queries, "held-out training query", "held-out training queries")}, for validation '
+    f'({what}): {metrics.title(metric)} {", ".join(listed)}'
   ]
 
 
@@ -213,8 +214,10 @@ def served(facts: Facts) -> list[str]:
       beside = f' (as trained {sum(trained) / len(trained):.{DIGITS}f})' if trained else ''
       said.append(
         f'{facts.title(name)} as exported, {row["backend"]}: {metrics.title(NDCG)} '
-        f'{row[NDCG]:.{DIGITS}f}{beside} over {row["queries"]} queries; {row["p50_ms"]:.1f} ms per '
-        f'request of {row["documents"]:.0f} documents, 95 % within {row["p95_ms"]:.1f} ms'
+        f'{row[NDCG]:.{DIGITS}f}{beside} over {amount(row["queries"], "query", "queries")}; '
+        f'{row["p50_ms"]:.1f} ms per request of {amount(round(row["documents"]), "document")}, 95 '
+        '% within '
+        f'{row["p95_ms"]:.1f} ms'
       )
   return said
 

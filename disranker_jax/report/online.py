@@ -7,6 +7,7 @@ from typing import Any
 from disranker_jax import escaping
 from disranker_jax.evaluation.online.analysis import FEW_USERS
 from disranker_jax.evaluation.online.stats import METRICS
+from disranker_jax.progress import amount
 from disranker_jax.report.tables import aligned, markdown
 
 NONE = '-'
@@ -93,15 +94,21 @@ def warnings(result: dict[str, Any]) -> list[str]:
   if moved := result['users_in_several_buckets']:
     kept = sum(bucket['users'] for bucket in result['buckets'].values())
     part = percent(moved / (moved + kept))
-    found.append(f'{moved:,} users ({part}) were in several buckets and are excluded.')
+    found.append(
+      f'{amount(moved, "user")} ({part}) {"was" if moved == 1 else "were"} in several buckets and '
+      f'{"is" if moved == 1 else "are"} excluded.'
+    )
   for name, users in result['heavy_users'].items():
     shares = ', '.join(f'{percent(user["share"])} of the {user["of"]}' for user in users)
     found.append(
-      f'HEAVY USERS in {name!r}: {len(users)} of {result["buckets"][name]["users"]:,} users with '
-      f'{shares}. Often this is a robot. The tables without heavy users are below.'
+      f'HEAVY USERS in {name!r}: {len(users)} of '
+      f'{amount(result["buckets"][name]["users"], "user")} with {shares}. Often this is a robot. '
+      'The tables without heavy users are below.'
     )
   if result['quarantined']:
-    found.append(f'{result["quarantined"]:,} of {result["rows"]:,} rows were quarantined.')
+    found.append(
+      f'{result["quarantined"]:,} of {amount(result["rows"], "row was", "rows were")} quarantined.'
+    )
   if small := [name for name, b in result['buckets'].items() if b['users'] < FEW_USERS]:
     what = f'Fewer than {FEW_USERS} users in {", ".join(map(repr, small))}'
     found.append(f'{what}: intervals and p-values are rough.')

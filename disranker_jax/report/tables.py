@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from disranker_jax import escaping
 from disranker_jax.evaluation import significance
 from disranker_jax.evaluation.power import POWER
+from disranker_jax.progress import amount
 
 NEGATIVE = re.compile(r'(?:(?<=[\s(])|^)-(?=\.?\d)')
 LEAST_NAME = 12  # characters to which the first column of a table is narrowed at most
@@ -138,7 +139,7 @@ def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def drawn(queries: int, clusters: int) -> str:
   """What intervals and tests resample: 'queries', or '48 clusters of queries'."""
-  return 'queries' if clusters == queries else f'{clusters} clusters of queries'
+  return 'queries' if clusters == queries else f'{amount(clusters, "cluster")} of queries'
 
 
 def power(

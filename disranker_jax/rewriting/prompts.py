@@ -8,6 +8,7 @@ from disranker_jax.data.prompts import TextPrompt
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 from disranker_jax.models.load import TextModel
+from disranker_jax.progress import amount
 
 # A document whose place in the filled template is looked for.
 PLACEHOLDER = Document('', 'x', '')
@@ -62,7 +63,9 @@ class RewritePrompt:
     """Of how many queries the end is not read, and the remedy, as text; '' if of none."""
     if not (count := sum(map(self.is_cut, queries))):
       return ''
-    return f'the end of {count:,} of {len(queries):,} queries is not read; {remedy}'
+    return (
+      f'the end of {count:,} of {amount(len(queries), "query", "queries")} is not read; {remedy}'
+    )
 
   @property
   def limits(self) -> str:

@@ -9,7 +9,7 @@ from disranker_jax.config.settings import Key, at_least
 from disranker_jax.data import sources
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 from disranker_jax.stages import collection_rows, documents, prepare
 
 MODES = ('append', 'replace')
@@ -63,13 +63,14 @@ def training(run) -> list[Query]:
   least = run.config.rewrite.min_relevance
   if not kept:
     raise UserError(
-      f'config.data.judgements={run.config.data.judgements!r}: none of its {len(found):,} queries '
-      f'has a document with a label of {least} or better; lower config.rewrite.min_relevance'
+      f'config.data.judgements={run.config.data.judgements!r}: none of its '
+      f'{amount(len(found), "query", "queries")} has a document with a label of {least} or better; '
+      'lower config.rewrite.min_relevance'
     )
   if without := len(found) - len(kept):
     say(
-      f'rewrite: {without:,} of {len(found):,} queries have no document with a label of {least} or '
-      'better and are left out'
+      f'rewrite: {without:,} of {amount(len(found), "query has", "queries have")} no document with '
+      f'a label of {least} or better and are left out'
     )
   return kept
 
@@ -120,7 +121,10 @@ def check_collection(queries: Iterable[Query], known: Collection[str], where: st
   wanted = [{doc.doc_id for doc in query.positives} for query in queries]
   collection_rows.check_known(set().union(*wanted), known, 'judgements', where)
   if without := sum(ids.isdisjoint(known) for ids in wanted):
-    say(f'rewrite: {without:,} of {len(wanted):,} queries have no document that can be found')
+    say(
+      f'rewrite: {without:,} of {amount(len(wanted), "query has", "queries have")} no document '
+      'that can be found'
+    )
 
 
 def found(

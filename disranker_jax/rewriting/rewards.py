@@ -16,6 +16,7 @@ import numpy as np
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
+from disranker_jax.progress import amount
 from disranker_jax.rewriting import embedder, engines, queries
 from disranker_jax.rewriting.queries import Query
 
@@ -56,7 +57,10 @@ class Reward:
   def __call__(self, queries: Sequence[Query], rewrites: Sequence[Sequence[str]]) -> RewardResult:
     """The rewards of rewrites, equally many for each query."""
     if len(queries) != len(rewrites) or len(set(map(len, rewrites))) > 1:
-      raise ValueError(f'{len(queries)} queries have rewrites {[len(each) for each in rewrites]}')
+      raise ValueError(
+        f'{amount(len(queries), "query has", "queries have")} rewrites '
+        f'{[len(each) for each in rewrites]}'
+      )
     failed_GS = np.array([[self._fails(text) for text in each] for each in rewrites], bool)
     valid = [
       ['' if fails else text for text, fails in zip(*pair, strict=True)]

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from disranker_jax.data import batches
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import UserError
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 from disranker_jax.rewriting import facts, objective, packed
 from disranker_jax.rewriting.policy import log_probabilities
 from disranker_jax.rewriting.prompts import RewritePrompt
@@ -48,10 +48,11 @@ class Collapse:
     self.rollouts = self.rollouts + 1 if failed_GS.all() else 0
     if self.rollouts >= FAILED_ROLLOUTS:
       raise UserError(
-        f'rewrite: up to step {step} every rewrite of the last {self.rollouts} rollouts failed '
-        f'(empty, without a word, or longer than config.rewrite.max_words={self.c.max_words}): the '
-        f'mean reward stays at config.rewrite.failure={self.c.failure:g}. If it was better before, '
-        'lower config.rewrite.learning_rate or raise beta, and lower failure if other rewrites had '
+        f'rewrite: up to step {step} every rewrite of the last {amount(self.rollouts, "rollout")} '
+        'failed (empty, without a word, or longer than '
+        f'config.rewrite.max_words={self.c.max_words}): the mean reward stays at '
+        f'config.rewrite.failure={self.c.failure:g}. If it was better before, lower '
+        'config.rewrite.learning_rate or raise beta, and lower failure if other rewrites had '
         f'smaller rewards; if not, train cpt first, or raise max_new. {AGAIN}'
       )
 
@@ -61,7 +62,8 @@ class Collapse:
     if below and not self.has_said:
       self.has_said = True
       say(
-        f'rewrite: step {step}: {below:,} of {failed_GS.size:,} rewrites have a reward below '
+        f'rewrite: step {step}: {below:,} of '
+        f'{amount(failed_GS.size, "rewrite has", "rewrites have")} a reward below '
         f'config.rewrite.failure={self.c.failure:g} (down to {rewards_GS.min():.3g}), so a rewrite '
         'without a word is better than they are; lower failure'
       )
@@ -274,8 +276,8 @@ def check_count(c, queries: int, held_out: int = 0) -> None:
     others = f' ({held_out:,} more are held out)' if held_out else ''
     share = ' or config.validation.share' if held_out else ''
     raise UserError(
-      f'config.rewrite.prompts={c.prompts}: there are only {queries} queries to learn from{others}'
-      f'; lower config.rewrite.prompts{share}'
+      f'config.rewrite.prompts={c.prompts}: there are only {amount(queries, "query", "queries")} '
+      f'to learn from{others}; lower config.rewrite.prompts{share}'
     )
 
 

@@ -19,7 +19,7 @@ from disranker_jax.evaluation import metrics, rewrites
 from disranker_jax.models.load import TextModel
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline.stage import Run, Use, Writing
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 from disranker_jax.rewriting import baselines, engines, queries, rewards, start
 from disranker_jax.rewriting.prompts import RewritePrompt
 from disranker_jax.rewriting.queries import Query
@@ -118,7 +118,7 @@ def rewritten(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   save(run, row, tests, written)
   changed = sum(each.searched != query.text for each, query in zip(written, tests, strict=True))
   said = (
-    f'{changed:,} of {len(groups):,} queries are rewritten',
+    f'{changed:,} of {amount(len(groups), "query is", "queries are")} rewritten',
     writer.prompt.cut([query.text for query in tests]), compared(run, groups, ranking),
   )  # fmt: skip
   return ranking, {'ms_per_query': spent, 'remark': '; '.join(filter(None, said))}
@@ -225,7 +225,7 @@ def use(name: str, open_it, samples: Callable[[ConfigDict], int], config: Config
 
   def writes(run: Run, model: TextModel) -> tuple[Writing, str]:
     count = len(prepare.records(run, 'test'))
-    return [(texts, math.ceil(count / rows))], f'{count:,} queries'
+    return [(texts, math.ceil(count / rows))], amount(count, 'query', 'queries')
 
   opening = functools.partial(open_it, config)
   return Use(

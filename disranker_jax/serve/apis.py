@@ -19,6 +19,7 @@ import numpy as np
 
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import fusion
+from disranker_jax.progress import amount
 from disranker_jax.rankers import loaded
 from disranker_jax.rankers.loaded import order
 from disranker_jax.serve.errors import Refused
@@ -290,7 +291,7 @@ FIXED = {
 
 
 def too_many(count: int, most: int) -> Refused:
-  return Refused(413, 'Validation', f'the request has {count} texts; the limit is {most}')
+  return Refused(413, 'Validation', f'the request has {amount(count, "text")}; the limit is {most}')
 
 
 def read(path: str, body: dict, model: str, most: int) -> ScoreRequest:

@@ -5,6 +5,7 @@ would be too good if they decided.
 """
 
 from disranker_jax.pipeline import manifest
+from disranker_jax.progress import amount
 from disranker_jax.stages.export import Choice
 from disranker_jax.stages.result_rows import ROWS, STUDENT
 from disranker_jax.stages.result_table import Row
@@ -31,7 +32,11 @@ def choose(run) -> Choice:
   shown = {name: f'{found[metric]:.3f}' for name, found in values.items()}
   listed = ', '.join(f'{ROWS[name].title} {value}' for name, value in shown.items() if name != best)
   queries = values[best]['labelled']
-  return Choice(best, f'{title(metric)} {shown[best]} on {queries} held-out queries ({listed})')
+  return Choice(
+    best,
+    f'{title(metric)} {shown[best]} on {amount(queries, "held-out query", "held-out queries")} '
+    f'({listed})',
+  )
 
 
 def validated(run, stage: str) -> dict:

@@ -16,7 +16,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation import fusion, metrics
 from disranker_jax.pipeline import inputs, manifest
 from disranker_jax.pipeline.stage import Run
-from disranker_jax.progress import Progress, say
+from disranker_jax.progress import Progress, amount, say
 from disranker_jax.rankers import loaded
 from disranker_jax.stages import evaluate, prepare, result_table
 from disranker_jax.stages.result_table import Ranking, Row
@@ -49,7 +49,7 @@ def counted(
   gains = values(run, groups, ranking) - values(run, groups, before)
   said = (
     f'{metrics.title(result_table.of(run.config).main)} rises for {(gains > 0).sum():,} of the '
-    f'{len(groups):,} queries and falls for {(gains < 0).sum():,}'
+    f'{amount(len(groups), "query", "queries")} and falls for {(gains < 0).sum():,}'
   )
   return f'{said}, against {against}' if against else said
 
@@ -144,14 +144,15 @@ def check_known(relevant: Collection[str], known: Collection[str], kind: str, wh
   lost = set(relevant).difference(known)
   if lost and len(lost) == len(relevant):
     raise UserError(
-      f'config.data.{kind}: none of its {len(relevant):,} relevant documents, such as '
+      f'config.data.{kind}: none of its {amount(len(relevant), "relevant document")}, such as '
       f'{min(lost)!r}, is in the collection {where}; set config.data.documents to the address of '
       'the documents that are searched, with the same ids'
     )
   if lost:
     say(
-      f'{kind}: {len(lost):,} of {len(relevant):,} relevant documents, such as {min(lost)!r}, are '
-      f'not in {where}, and cannot be found (config.data.documents is the address of all documents)'
+      f'{kind}: {len(lost):,} of {amount(len(relevant), "relevant document")}, such as '
+      f'{min(lost)!r}, are not in {where}, and cannot be found (config.data.documents is the '
+      'address of all documents)'
     )
 
 

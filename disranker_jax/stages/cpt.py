@@ -22,7 +22,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.models.generate import generate
 from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.pipeline.stage import Run, Stage
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 from disranker_jax.rankers.pointwise import predicted_per_row
 from disranker_jax.stages import held_out, held_out_measures, prepare, roles, room
 from disranker_jax.stages.teacher import check_template
@@ -191,11 +191,14 @@ def check_records(role: str, run: Run) -> None:
   without = sum(not clicks[i].title.strip() for i in range(count))
   if without == count:
     raise UserError(
-      f'config.{role}.template={settings.template!r}: cpt would learn to write titles, and '
-      f'the first {count:,} clicks have none; add {{summary}} to it'
+      f'config.{role}.template={settings.template!r}: cpt would learn to write titles, and the '
+      f'first {amount(count, "click has", "clicks have")} none; add {{summary}} to it'
     )
   if without:
-    say(f'cpt: {without:,} of the first {count:,} clicks have no title and teach nothing')
+    say(
+      f'cpt: {without:,} of the first {amount(count, "click has", "clicks have")} no title and '
+      'teach nothing'
+    )
 
 
 LOOKED_AT = 10_000  # clicks that are looked at before training

@@ -23,7 +23,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 from disranker_jax.rankers.pointwise import score_fn
 from disranker_jax.stages import (
   earlier,
@@ -133,8 +133,9 @@ def open_targets(run) -> tuple[ScoredGroups, dict]:
     parts.append(Selected(scored, kept, targets))
     results.setdefault('earlier_runs', {})[folder] = {'rows': len(kept), **numbers}
     say(
-      f'distill: {len(kept):,} scored queries of {folder}, beside {len(parts[0]):,} of this run; '
-      f'{len(scored) - len(kept):,} judged ones that this run has scored too are left out'
+      f'distill: {amount(len(kept), "scored query", "scored queries")} of {folder}, beside '
+      f'{len(parts[0]):,} of this run; {len(scored) - len(kept):,} judged ones that this run has '
+      'scored too are left out'
     )
   return scored_groups.joined(parts, {}), results
 

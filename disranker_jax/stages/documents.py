@@ -5,7 +5,7 @@ from disranker_jax.data.holdout import place
 from disranker_jax.data.records import Document
 from disranker_jax.data.source import DOCUMENTS
 from disranker_jax.errors import UserError
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 from disranker_jax.stages import prepare
 
 LEAST = 2  # a query with one document has no order to learn
@@ -50,11 +50,14 @@ def read(config, least: int = LEAST) -> list[Document]:
   if len(found) < least:
     [(key, _, where)] = addresses(config)
     raise UserError(
-      f'config.{key}={where!r}: has {len(found)} documents with a text (of '
+      f'config.{key}={where!r}: has {amount(len(found), "document")} with a text (of '
       f'{len(given)}); it takes {least} or more'
     )
   if empty := len(given) - len(found):
-    say(f'documents: {empty:,} of {len(given):,} documents have no text and are left out')
+    say(
+      f'documents: {empty:,} of {amount(len(given), "document has", "documents have")} no text and '
+      'are left out'
+    )
   return found
 
 

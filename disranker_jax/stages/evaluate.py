@@ -29,7 +29,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics, runs
 from disranker_jax.pipeline import inputs, manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 from disranker_jax.report import tables
 from disranker_jax.stages import prepare, result_table
 from disranker_jax.stages.result_table import Lacking, Ranking, Row, Table
@@ -178,7 +178,7 @@ def kept(run: Run) -> str:
   """How many rows of the table are finished."""
   rows = result_table.of(run.config).rows_of(run.config)
   done = sum(filled(run, row) is not None for row in rows.values())
-  return f'{done} of {len(rows)} rows are done' if done else ''
+  return f'{done} of {amount(len(rows), "row is", "rows are")} done' if done else ''
 
 
 def to_rerank(group: Group) -> Group:
@@ -228,7 +228,7 @@ def check_labels(run: Run, table: Table) -> None:
   if highest < 1:
     what = f'all {judged:,} labels are 0'
     if not judged:
-      what = f'no document of its {len(tests):,} queries has a label'
+      what = f'no document of its {amount(len(tests), "query", "queries")} has a label'
     raise UserError(
       f'{where}{what}, so there is nothing to measure; give relevant documents a "label" of 1 or '
       f'more, or take {table.stage} out of config.stages'
@@ -248,8 +248,9 @@ def check_labels(run: Run, table: Table) -> None:
     say(f'{table.stage}: {where}{steep}')
   if table.reranks and 2 * pool[UNJUDGED] > pool.total():
     say(
-      f'{table.stage}: {pool[UNJUDGED]:,} of {pool.total():,} test pairs are not judged; they '
-      'count as not relevant'
+      f'{table.stage}: {pool[UNJUDGED]:,} of '
+      f'{amount(pool.total(), "test pair is", "test pairs are")} not judged; they count as not '
+      'relevant'
     )
 
 

@@ -14,7 +14,7 @@ from disranker_jax.data.holdout import normalized
 from disranker_jax.data.records import Group
 from disranker_jax.evaluation import fusion
 from disranker_jax.evaluation.fusion import Fusion
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 from disranker_jax.stages import (
   best_student,
   evaluate,
@@ -105,9 +105,9 @@ def choose(run, name: str, signal: str, loaded=None) -> Fusion | None:
       why = f'{held_out.FEW}; raise config.validation.share'
     else:
       why = (
-        f'{len(groups)} held-out training queries have first-stage ranks and found documents of '
-        f'two grades{single}, and {FEWEST} are needed; raise config.validation.share, or give '
-        'judgements or candidates with ranks'
+        f'{amount(len(groups), "held-out training query has", "held-out training queries have")} '
+        f'first-stage ranks and found documents of two grades{single}, and {FEWEST} are needed; '
+        'raise config.validation.share, or give judgements or candidates with ranks'
       )
     say(f'fusion: no weight can be chosen, so {fusion.DEFAULT:g} is taken: {why}')
     return Fusion(fusion.DEFAULT, signal)

@@ -23,7 +23,7 @@ from disranker_jax.models.load import TextModel
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline import inputs, manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use, Writing
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 from disranker_jax.rankers import filling
 from disranker_jax.rankers import shards as shards_of
 from disranker_jax.rankers.shards import Shards
@@ -49,7 +49,7 @@ def execute(run: Run) -> dict:
   shards = open_shards(run, len(docs), maker(run, model, docs))
   if missing := filling.missing('generate', shards):
     write_missing(run, model, docs, shards, missing)
-  say(f'generate: {len(docs) * c.samples:,} texts from {len(docs):,} documents')
+  say(f'generate: {amount(len(docs) * c.samples, "text")} from {amount(len(docs), "document")}')
   return processes.first_alone('filters', lambda: finish(run, every, docs)) or {}
 
 
@@ -94,12 +94,14 @@ def finish(run: Run, every: Sequence[Document], docs: Sequence[Document]) -> dic
   counts = filters.by_reason()
   texts = len(docs) * c.samples
   lost = ', '.join(f'{count:,} {why}' for why, count in counts.items())
-  say(f'generate: {len(groups):,} of {texts:,} queries are kept' + (f'; {lost}' if lost else ''))
+  lost_too = f'; {lost}' if lost else ''
+  say(f'generate: {len(groups):,} of {amount(texts, "query is", "queries are")} kept{lost_too}')
   write_samples(run, docs, found, filters.later)
   if not groups:
     raise UserError(
-      f'{documents.address(run.config)}: none of the {texts:,} queries that were written is left '
-      f'({lost}); read {folder / "samples.md"}, then change config.generate.template, examples, '
+      f'{documents.address(run.config)}: none of the {amount(texts, "query", "queries")} that were '
+      f'written is left ({lost}); read {folder / "samples.md"}, then change '
+      'config.generate.template, examples, '
       "model or ends ('length' keeps queries that are cut after max_new tokens), or set "
       'found_within=0 to keep queries whose page BM25 does not find'
     )
@@ -254,7 +256,7 @@ def writes(run: Run, model: TextModel) -> tuple[Writing, str]:
   tokens, shared = max(map(len, prompts)), len(writer.beginning(prompts))
   texts = Texts(c.batch_rows, c.samples, tokens, c.max_new, shared)
   there = f', {done * c.samples:,} are there' if done else ''
-  said = f'{len(docs) * c.samples:,} queries{there}'
+  said = f'{amount(len(docs) * c.samples, "query", "queries")}{there}'
   return [(texts, math.ceil((len(docs) - done) / c.batch_rows))], said
 
 
@@ -262,7 +264,8 @@ def kept(run: Run) -> str:
   """From how many documents there are texts on disk."""
   docs = documents.chosen(run.config, documents.read(run.config))
   done = open_shards(run, len(docs)).kept()
-  return f'{done:,} of {len(docs):,} documents have their texts' if done else ''
+  have = amount(len(docs), 'document has', 'documents have')
+  return f'{done:,} of {have} their texts' if done else ''
 
 
 def is_complete(run: Run) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 from disranker_jax.data.holdout import place
 from disranker_jax.data.records import Group
 from disranker_jax.data.scored_groups import ScoredGroups
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 from disranker_jax.stages import prepare
 
 
@@ -36,7 +36,10 @@ def indices(run, kinds: Sequence[str], scored: ScoredGroups) -> tuple[Sequence[i
   if len(learned) != len(own):
     within = f'; the teacher ranks the own document of {len(found):,} in its best '
     within = f'{within}{c.generated_within:,}' if c.generated_within else ''
-    say(f'distill: takes {len(learned):,} of {len(own):,} generated queries{within}')
+    say(
+      f'distill: takes {len(learned):,} of '
+      f'{amount(len(own), "generated query", "generated queries")}{within}'
+    )
   return [*range(start), *learned, *range(own.stop, len(scored))], {'generated': facts}
 
 
@@ -49,7 +52,10 @@ def limit(found: Sequence[int], places: Sequence[float], most: int) -> dict[int,
   ranked = sorted(zip(places, found, strict=True))
   if not most or most >= len(ranked):
     if most > len(ranked):
-      say(f'distill: generated_limit={most:,}: there are {len(ranked):,} generated queries to take')
+      say(
+        f'distill: generated_limit={most:,}: there are '
+        f'{amount(len(ranked), "generated query", "generated queries")} to take'
+      )
     return dict(zip(found, places, strict=True))
   last = ranked[most][0]
   return {i: placed / last for placed, i in sorted(ranked[:most], key=lambda pair: pair[1])}

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from disranker_jax.data import clicks, holdout, overlap
 from disranker_jax.data.records import Click, Group
 from disranker_jax.errors import UserError
-from disranker_jax.progress import Count, say
+from disranker_jax.progress import Count, amount, say
 
 Records = Sequence[Click | Group]
 
@@ -77,9 +77,9 @@ def refuse_topics(config, counts: dict) -> None:
     fix = f'keep queries whose ids have the same match of {by!r} in one file'
   raise UserError(
     f'config.data.test={data.test!r}: {counts["same_judgements"]:,} of its '
-    f'{counts["of_queries"]:,} queries ({share:.0%}) have the same relevant documents and grades '
-    f'as judged queries, so their labels would be learned; {fix} (docs/data.md); '
-    f'config.data.allow_overlap={data.allow_overlap:g} is the share that is allowed'
+    f'{amount(counts["of_queries"], "query", "queries")} ({share:.0%}) have the same relevant '
+    f'documents and grades as judged queries, so their labels would be learned; {fix} '
+    f'(docs/data.md); config.data.allow_overlap={data.allow_overlap:g} is the share that is allowed'
   )
 
 
@@ -103,7 +103,8 @@ def topics_line(topics: Sequence[tuple[Iterable[str], Iterable[str]]], by: str) 
   count = sum(len(list(on_test)) for on_test, _ in topics)
   [first, *_], [second, *_] = topics[0]
   line = (
-    f'{count:,} test queries have the same relevant documents and grades as judged queries of '
-    f'{len(topics):,} topics, such as {first} and {second}: their labels are learned'
+    f'{amount(count, "test query has", "test queries have")} the same relevant documents and '
+    f'grades as judged queries of {amount(len(topics), "topic")}, such as {first} and {second}: '
+    'their labels are learned'
   )
   return f'{line}; the ids of a topic have the same match of {by!r}' if by else line

@@ -23,7 +23,7 @@ from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline import manifest, systems
 from disranker_jax.pipeline.stage import Run, Stage
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 from disranker_jax.stages import earlier, overlapping, result_table
 
 # Kinds of records that another stage makes: queries that `generate` writes, with the address of
@@ -67,7 +67,7 @@ def prepare(run) -> dict:
       results[kind]['teachers'] = done.facts
     if done.quarantined:
       results[kind]['quarantined'] = done.quarantined
-      say(f'prepare: {kind}: {done.quarantined} bad rows set aside in {job.quarantine}')
+      say(f'prepare: {kind}: {amount(done.quarantined, "bad row")} set aside in {job.quarantine}')
     if done.notes:
       results[kind]['notes'] = done.notes
       say(f'prepare: {kind}: {", ".join(listed(done.notes))}')

@@ -17,7 +17,7 @@ from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
 from disranker_jax.pipeline import manifest
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 from disranker_jax.rankers.shards import differing
 from disranker_jax.stages import result_table
 
@@ -136,8 +136,9 @@ def as_text(found: Mapping) -> str:
   """The gate's figures in a line."""
   return (
     f"Kendall's tau {found['tau']:.4f}, nDCG@{DEPTH} {found['ndcg_change']:+.4f} (standard error "
-    f'{found["ndcg_error"]:.4f}, {found["ndcg_queries"]:,} queries, gains: {found["ndcg_gains"]}) '
-    f'against full precision on {found["pairs"]:,} pairs of {found["queries"]:,} queries'
+    f'{found["ndcg_error"]:.4f}, {amount(found["ndcg_queries"], "query", "queries")}, gains: '
+    f'{found["ndcg_gains"]}) against full precision on {amount(found["pairs"], "pair")} of '
+    f'{amount(found["queries"], "query", "queries")}'
   )
 
 

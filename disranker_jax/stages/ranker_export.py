@@ -10,7 +10,7 @@ from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.exporting import formats, serving
 from disranker_jax.pipeline.stage import Run
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 from disranker_jax.stages import best_student, evaluate, fused_rows, prepare
 from disranker_jax.stages.export import Exports, Loaded
 from disranker_jax.stages.result_rows import ROWS, STUDENT, TABLE
@@ -52,9 +52,9 @@ def requested(run: Run, folder: Path) -> list[dict]:
   rows = serving.measure(folder, [evaluate.to_rerank(group) for group in groups], qrels)
   for row in rows:
     say(
-      f'export: {row["backend"]}: nDCG@5 {row["ndcg@5"]:.3f} over {row["queries"]} queries, '
-      f'{row["p50_ms"]:.1f} ms per request of {row["documents"]:.0f} documents (95 %: '
-      f'{row["p95_ms"]:.1f} ms)'
+      f'export: {row["backend"]}: nDCG@5 {row["ndcg@5"]:.3f} over '
+      f'{amount(row["queries"], "query", "queries")}, {row["p50_ms"]:.1f} ms per request of '
+      f'{amount(round(row["documents"]), "document")} (95 %: {row["p95_ms"]:.1f} ms)'
     )
   return rows
 

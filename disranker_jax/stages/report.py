@@ -9,7 +9,7 @@ from disranker_jax.config.settings import Key, regex
 from disranker_jax.devices import processes
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage
-from disranker_jax.progress import clock
+from disranker_jax.progress import amount, clock
 from disranker_jax.report import cautions, facts, findings, page, results, tables
 from disranker_jax.stages import result_table
 from disranker_jax.stages.result_table import Table
@@ -133,9 +133,10 @@ def markdown(run, summary: dict) -> str:
 def about(table: Table, relevant: int, summary: dict) -> str:
   """What the rows of the table are of, and what its columns are."""
   on = summary['computed_on']
-  pairs = f'{on["pairs"]:,} query-document pairs that every row ranks'
+  pairs = f'{amount(on["pairs"], "query-document pair")} that every row ranks'
   said = [
-    f'{on["queries"]:,} held-out queries of {escaping.code(on["test"])}, '
+    f'{amount(on["queries"], "held-out query", "held-out queries")} of '
+    f'{escaping.code(on["test"])}, '
     f'{pairs if table.reranks else "for which every row ranks the whole collection"}.',
     'A query that a run lacks counts 0.',
     *results.notes(table, relevant, device(summary)),

@@ -20,7 +20,7 @@ from disranker_jax.evaluation import documents, metrics
 from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.stage import Run, Use
-from disranker_jax.progress import Progress
+from disranker_jax.progress import Progress, amount
 from disranker_jax.rankers import Ranker
 from disranker_jax.stages import roles
 
@@ -288,9 +288,15 @@ def given_run(run: Run, row: Row, groups) -> Ranking:
   of_queries = sum(len(pool[query_id]) for query_id in ranking)
   found, every = (sum(map(len, each.values())) for each in (ranking, given))
   counts = [
-    (of_queries - found, f'of {of_queries:,} documents are not in it and rank last'),
+    (
+      of_queries - found,
+      f'of {amount(of_queries, "document is", "documents are")} not in it and rank last',
+    ),
     (every - found, 'of its documents are not among those that all rows rank and are left out'),
-    (len(groups) - len(ranking), f'of {len(groups):,} queries are not in it and count as 0'),
+    (
+      len(groups) - len(ranking),
+      f'of {amount(len(groups), "query is", "queries are")} not in it and count as 0',
+    ),
   ]
   note = '; '.join(f'{n:,} {what}' for n, what in counts[0 if table.reranks else 2 :] if n)
   if not note:

@@ -14,7 +14,7 @@ from disranker_jax.data.batches import EncodedGroup, Shape, first_fit
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.stage import Run
-from disranker_jax.progress import Count
+from disranker_jax.progress import Count, amount
 
 
 def check(
@@ -56,15 +56,23 @@ def message(
   stage: str, c: ConfigDict, block: Shape, large: list, count: int, rows: int, docs: int
 ) -> str:
   """The error for queries that do not fit into a block; `rows` or `docs` instead would do."""
-  part = f'each of data_shards={c.data_shards} parts of a batch' if c.data_shards > 1 else 'a batch'
   advice = [f'batch_rows={rows * c.data_shards}']
   if 'group_size' in c and docs > 1:
     advice.append(f'group_size={docs}')
   return (
-    f'config.{stage}.batch_rows={c.batch_rows}: {part} has {block.rows} rows of {block.row_len} '
-    f'tokens, into which {len(large):,} of {count:,} queries, such as {large[0]!r}, do not fit '
-    f'with their {block.docs} longest documents; set config.{stage}.{" or ".join(advice)}, or '
-    "lower the model's max_len"
+    f'{described(stage, c, block)}, into which {len(large):,} of '
+    f'{amount(count, "query", "queries")}, such as {large[0]!r}, do not fit with their '
+    f'{block.docs} longest documents; set config.{stage}.'
+    f"{' or '.join(advice)}, or lower the model's max_len"
+  )
+
+
+def described(stage: str, c: ConfigDict, block: Shape) -> str:
+  """The start of such an error: the key, and what a batch has room for."""
+  part = f'each of data_shards={c.data_shards} parts of a batch' if c.data_shards > 1 else 'a batch'
+  return (
+    f'config.{stage}.batch_rows={c.batch_rows}: {part} has {amount(block.rows, "row")} of '
+    f'{block.row_len} tokens'
   )
 
 

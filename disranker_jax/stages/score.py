@@ -19,7 +19,7 @@ from disranker_jax.models import eight_bits
 from disranker_jax.models.load import HEADS, open_model
 from disranker_jax.pipeline import manifest, systems
 from disranker_jax.pipeline.stage import Run, Stage, Use
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 from disranker_jax.rankers import filling, score_statistics
 from disranker_jax.rankers.llm import costs
 from disranker_jax.rankers.llm.methods import METHODS
@@ -130,14 +130,20 @@ def look_at_first(kind: str, shards: Shards, c) -> None:
   scores = np.array(list(itertools.chain.from_iterable(queries)), np.float32)
   if len(scores) and np.isfinite(scores).all():  # the audit says which are not
     found = score_statistics.describe(scores, list(map(len, queries)))
-    score_statistics.refuse_collapsed(f'first {len(queries):,} queries of {kind}', found, c)
+    score_statistics.refuse_collapsed(
+      f'first {amount(len(queries), "query", "queries")} of {kind}', found, c
+    )
 
 
 def kept(run) -> str:
   """How many queries have scores on disk."""
   kinds = [(kind, len(prepare.records(run, kind))) for kind in reads(run.config)]
   done = sum(open_shards(run, kind, count).kept() for kind, count in kinds)
-  return f'{done:,} of {sum(count for _, count in kinds):,} queries are scored' if done else ''
+  return (
+    (f'{done:,} of {amount(sum(count for _, count in kinds), "query is", "queries are")} scored')
+    if done
+    else ''
+  )
 
 
 def open_chosen(run, kind: str) -> Chosen:

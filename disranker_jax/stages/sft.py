@@ -16,6 +16,7 @@ from disranker_jax.data.records import UNJUDGED, Group
 from disranker_jax.errors import UserError
 from disranker_jax.models.load import HEADS, TextModel
 from disranker_jax.pipeline.stage import Run, Stage
+from disranker_jax.progress import amount
 from disranker_jax.rankers.pointwise import score_fn, score_shape
 from disranker_jax.stages import (
   held_out,
@@ -61,8 +62,9 @@ def check_labels(judged: Sequence[Group], per_group: Callable, key: str) -> None
     patterns.add(labels)
   most = max(map(len, patterns))
   what = (
-    f'0 usable pairs: none of the {len(judged):,} queries of config.data.judgements has two '
-    f'documents with different labels (at most {most} labelled documents per query)'
+    f'0 usable pairs: none of the {amount(len(judged), "query", "queries")} of '
+    f'config.data.judgements has two documents with different labels (at most {most} labelled '
+    'documents per query)'
   )
   for labels in filter(None, patterns):
     labels_GN = jnp.array([labels], jnp.float32)

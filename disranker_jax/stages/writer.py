@@ -17,7 +17,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.models.generate import Shared, common, generate, share
 from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.models.writing import Texts
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 from disranker_jax.stages import roles
 from disranker_jax.training import remedies
 
@@ -88,7 +88,7 @@ def _examples(address: str, shots: int) -> tuple[Click, ...]:
   found = tuple(itertools.islice(sources.read(address, 'clicks'), shots))
   if len(found) < shots:
     raise UserError(
-      f'config.generate.examples={address!r}: has {len(found)} examples; lower '
+      f'config.generate.examples={address!r}: has {amount(len(found), "example")}; lower '
       f'config.generate.shots={shots}'
     )
   return found

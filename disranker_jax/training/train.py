@@ -14,7 +14,7 @@ from disranker_jax.data import batches, streams
 from disranker_jax.devices import memory, processes, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.models import tree
-from disranker_jax.progress import Progress, say
+from disranker_jax.progress import Progress, amount, say
 from disranker_jax.training import averaging, optimizer
 from disranker_jax.training.checkpoint import Checkpoints
 from disranker_jax.training.feed import Feed
@@ -357,6 +357,6 @@ class Report:
     if bad >= BAD_IN_A_ROW:
       queries = ', '.join(repr(n) for batch in self._bad for n in batch[:8])
       raise UserError(
-        f'{bad} bad steps in a row, the last one step {step} ({what}); lower the learning '
-        f'rate or look at the data; the batches held the queries {queries}'
+        f'{amount(bad, "bad step")} in a row, the last one step {step} ({what}); lower the '
+        f'learning rate or look at the data; the batches held the queries {queries}'
       )

@@ -20,7 +20,7 @@ from disranker_jax.data.bundles import Bundle
 from disranker_jax.data.pool import pack
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import UserError
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 from disranker_jax.training import logs
 
 PREFIX = 'validation/'  # of its values in metrics.jsonl and TensorBoard
@@ -160,8 +160,8 @@ class Validation:
     how = f'the best of {len(self.history)}, ' if step != last else ''
     early = f'; stopped at step {last} of {self._steps}, without gain' if last < self._steps else ''
     say(
-      f'{self._label}: {self.measure.queries} held-out queries at step {step} ({how}'
-      f'{self.seconds:.1f} s in all): {described(values)}{early}'
+      f'{self._label}: {amount(self.measure.queries, "held-out query", "held-out queries")} at '
+      f'step {step} ({how}{self.seconds:.1f} s in all): {described(values)}{early}'
     )
     return {
       'steps': last,

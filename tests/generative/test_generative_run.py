@@ -214,7 +214,7 @@ def test_a_collection_of_one_document_is_searched(one_page, done, tmp_path):  # 
 
 def test_queries_are_not_written_from_one_document(one_page, done, tmp_path):
   stages = 'prepare', 'cpt', 'generate', 'index', 'memorise', 'search'
-  with pytest.raises(UserError, match=r'has 1 documents with a text .* it takes 2 or more'):
+  with pytest.raises(UserError, match=r'has 1 document with a text .* it takes 2 or more'):
     runner.run(tiny_dgr.config(one_page, stages=stages), tmp_path / 'run')
   assert not (tmp_path / 'run' / 'cpt').exists()
 

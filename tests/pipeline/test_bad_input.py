@@ -204,7 +204,27 @@ class TestBadInput:
     for donor, taken in (('run', 1), ('before', 2)):
       capsys.readouterr()
       runner.run(config, tmp_path / f'from-{donor}', reuse=[tmp_path / donor])
-      assert capsys.readouterr().err.count('taken from there') == taken
+      said = capsys.readouterr().err
+      assert said.count('taken from there') == taken
+      unknown = 'warning: student_sft: which version of student.model it was made with is known of'
+      assert (unknown in said) == (donor == 'before')
+      kept = f'student_sft: {tmp_path}/run/student_sft has the same settings and is not taken: '
+      assert (f'{kept}its input student.model version has changed\n' in said) == (donor == 'run')
+
+  def test_a_changed_model_folder_is_why_a_stage_is_not_taken(self, tmp_path, capsys):
+    model = shutil.copytree(weights.find('tiny-encoder'), tmp_path / 'model')
+    config, _ = self.config(tmp_path, JUDGEMENTS, student__model=str(model))
+    runner.run(config, tmp_path / 'run')
+    file = next(model.glob('*.safetensors'))
+    save_file({name: 0.9 * value for name, value in load_file(file).items()}, file)
+    capsys.readouterr()
+    runner.run(config, tmp_path / 'other', reuse=[tmp_path / 'run'])
+    before, _, after = capsys.readouterr().err.partition('prepare: the same as in')
+    assert before.count(' has the same settings and is not taken: ') == 1
+    assert 'student_sft has the same settings and is not taken: its input student.model' in before
+    assert f'student: {model}, all' in before and 'student_sft (2/2): starts' in after
+    runner.run(config, tmp_path / 'third', reuse=[tmp_path / 'run', tmp_path / 'other'])
+    assert 'is not taken' not in capsys.readouterr().err
 
   @pytest.mark.parametrize('how', ['lost', 'reshaped'])
   def test_a_model_folder_with_a_wrong_tensor_names_it(self, tmp_path, how):

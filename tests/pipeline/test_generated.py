@@ -241,7 +241,7 @@ def test_other_documents_are_another_input(tmp_path, copies):
   'documents, said',
   [
     ([], 'no rows|is empty|has 0 documents'),
-    (rows(1), 'has 1 documents with a text .of 1.; it takes 2 or more'),
+    (rows(1), 'has 1 document with a text .of 1.; it takes 2 or more'),
     ([{'doc_id': f'd{i}', 'title': ' ', 'summary': ''} for i in range(3)], 'has 0 documents'),
   ],
 )

@@ -161,7 +161,7 @@ def test_rows_that_search_by_another_engine_than_the_table_say_so(monkeypatch):
     run = types.SimpleNamespace(config=config(search__engine=engine))
     ranking, facts = rows.rm3(run, rows.ROWS['rm3'], groups)
     assert list(ranking['q']) == ['a']
-    assert facts['remark'] == 'nDCG@10 rises for 1 of the 1 queries and falls for 0'
+    assert facts['remark'] == 'nDCG@10 rises for 1 of the 1 query and falls for 0'
     if engine == 'bm25':
       assert 'note' not in facts
     else:
@@ -228,7 +228,7 @@ def test_re_ranked_rows_are_tested_against_themselves_and_the_first_stage_re_ran
   def facts(name: str) -> dict:
     return rows.ROWS[name].rank(run, rows.ROWS[name], [group])[1]
 
-  better = 'nDCG@10 rises for 1 of the 1 queries and falls for 0, against '
+  better = 'nDCG@10 rises for 1 of the 1 query and falls for 0, against '
   same = better.replace('rises for 1', 'rises for 0')
   found = facts('original_reranked')
   assert found['against'] == ['original'] and found['remark'] == f'{better}"original query"'

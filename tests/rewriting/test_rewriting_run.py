@@ -164,7 +164,7 @@ def test_the_exported_folder_rewrites_as_the_run(done, capsys):
       results.append(json.loads(out))
       # What the run can change, and what the folder has.
       limits = f'{folder} has max_query_len=' if '--model' in source else 'raise config.rewriter.'
-      assert (f'the end of 1 of 1 queries is not read; {limits}' in said) == ('thread' in query)
+      assert (f'the end of 1 of 1 query is not read; {limits}' in said) == ('thread' in query)
     assert results[0] == results[1] and results[0]['rewrite']
   # Training has moved what is written; else the pretrained folder would do.
   trained, before = (load_file(f / 'model.safetensors') for f in (folder, weights.find(TINY)))

@@ -128,7 +128,9 @@ class TestHostile:
     assert it.counts['pipelines', _hostile.HELD] == 3 and len(it.wrong) == 1
 
 
-def test_latency_counts_the_best_round_and_measures_quality():
+def test_latency_counts_the_best_round_and_measures_quality(monkeypatch):
+  monkeypatch.setattr(latency, 'PAUSE_S', 0.0)
+
   def system(seconds, right):
     def score(query, _):
       best = (query == REQUESTS[0].query) == right
@@ -145,6 +147,21 @@ def test_latency_counts_the_best_round_and_measures_quality():
   assert rows['right']['ndcg@5'] == 1.0 > rows['wrong']['ndcg@5']
   assert rows['right']['pairs_per_s'] == 20.0 and rows['wrong']['pairs_per_s'] == 5.0
   assert rows['wrong']['first_is_faster'] == 4.0
+
+
+def test_every_timed_call_waits_for_the_threads_of_the_one_before(monkeypatch):
+  happened = []
+  monkeypatch.setattr(latency.time, 'sleep', lambda seconds: happened.append('pause'))
+
+  def system(name):
+    def score(query, texts):
+      happened.append(name)
+      return 1.0, np.zeros(len(texts))
+
+    return score
+
+  latency.measure({name: system(name) for name in 'ab'}, REQUESTS, 2)
+  assert happened == ['a', 'b', *['pause', 'a', 'pause', 'b'] * 4]  # the first two warm up
 
 
 def test_a_system_in_another_process_gives_the_same_scores(model, expected):

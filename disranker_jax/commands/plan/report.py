@@ -13,7 +13,7 @@ from disranker_jax.models import flops, tree
 from disranker_jax.models.flops import Flops
 from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.steps import GATE, Step
-from disranker_jax.progress import clock
+from disranker_jax.progress import amount, clock
 from disranker_jax.report.tables import significant
 from disranker_jax.training import remedies as less
 
@@ -164,7 +164,7 @@ def in_steps(answer: dict) -> str:
   if limit := answer.get('steps_from'):
     return f'{said} ({limit})'
   epochs = f'{answer["epochs"]:g} epoch{"s"[: answer["epochs"] != 1]}'
-  return f'{said}, {answer["rows"]:,} rows ({answer["rows_from"]}), {epochs}'
+  return f'{said}, {amount(answer["rows"], "row")} ({answer["rows_from"]}), {epochs}'
 
 
 def remedies(config, stage: str, step: Step, mesh) -> list[str]:
@@ -194,7 +194,8 @@ def text(answer: dict) -> str:
   verdict = 'fits' if answer['fits'] else 'does NOT fit'
   mesh = ', '.join(f'{axis} {n}' for axis, n in answer['mesh'].items())
   lines = [
-    ('stage', f'{answer["stage"]} on {answer["topology"]}, {answer["devices"]} chips; mesh {mesh}'),
+    ('stage', f'{answer["stage"]} on {answer["topology"]}, {amount(answer["devices"], "chip")}; '
+              f'mesh {mesh}'),
     ('memory', f'{verdict}: {size(answer["bytes_per_device"])} per chip, {share:.0%} of its '
                f'{size(answer["hbm_bytes"])}'),
     ('', ', '.join(f'{k} {size(n)}' for k, n in answer['memory'].items() if n)),

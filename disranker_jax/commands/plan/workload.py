@@ -15,6 +15,7 @@ from disranker_jax.commands.plan import chips, prompts, rollouts
 from disranker_jax.devices import sharding
 from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.steps import Step
+from disranker_jax.progress import amount
 from disranker_jax.rewriting.rollouts import draws
 from disranker_jax.rewriting.stages import rewrite
 from disranker_jax.training.settings import shortened
@@ -198,8 +199,8 @@ class Texts(Workload):
   def words(answer: Mapping) -> str:
     return (
       f'{answer["texts_per_s"]:,.3g} texts/s, {answer["tokens_per_s"]:,.0f} written tokens/s, '
-      f'batches of {answer["prompts"]} prompts of {answer["prompt_tokens"]} tokens x '
-      f'{answer["samples"]} texts'
+      f'batches of {amount(answer["prompts"], "prompt")} of '
+      f'{amount(answer["prompt_tokens"], "token")} x {amount(answer["samples"], "text")}'
     )
 
 
@@ -248,8 +249,8 @@ class Rollouts(Workload):
     drawn, learned = answer['samples'], answer['samples_learned']
     which = f' ({learned} are learned from)' if learned < drawn else ''
     return (
-      f'{answer["prompts"]} queries x {drawn} samples{which}, {answer["samples_per_s"]:,.3g} '
-      f'samples/s, {answer["tokens_per_s"]:,.0f} written tokens/s (tokens of prompts and of the '
+      f'{amount(answer["prompts"], "query", "queries")} x {drawn} samples{which}, '
+      f'{answer["samples_per_s"]:,.3g} samples/s, {answer["tokens_per_s"]:,.0f} written tokens/s (tokens of prompts and of the '
       'update are not counted)'
     )
 

@@ -15,6 +15,7 @@ from disranker_jax.data import lines, rows
 from disranker_jax.data.records import BadRow, BadRows, check_unicode
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation.online.users import ROWS, SUMS, Log, Summed, summed
+from disranker_jax.progress import amount
 
 EVENTS = ('impression', 'click', 'dwell', 'query_change')
 # The columns that are read from a Parquet file.
@@ -209,7 +210,7 @@ def dwell_of(row: Mapping[str, Any], clicks: int, cap: float) -> tuple[float, in
     return 0.0, 0
   if isinstance(value, list):
     if len(value) != clicks:
-      what = f'has {len(value)} entries for {clicks} clicks'
+      what = f'has {amount(len(value), "entry", "entries")} for {amount(clicks, "click")}'
       raise BadRow('dwell', what, 'write one for each click, null where it was not measured')
     seconds = [min(seconds_of(entry), cap) for entry in value if entry is not None]
     return math.fsum(seconds), len(seconds)

@@ -101,5 +101,5 @@ STAGE = Stage(
   requires=lambda config: {NAME: ('prepare', 'retrieve', 'score')},
   reads_records=lambda config: ('judgements',), head=lambda config: 'lm', task=METHOD.task,
   uses=METHOD.uses,
-  check_records=functools.partial(ranking.check_records, NAME),
+  check_models=METHOD.check_room, check_records=functools.partial(ranking.check_records, NAME),
 )  # fmt: skip

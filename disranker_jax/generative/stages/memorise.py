@@ -17,7 +17,7 @@ from disranker_jax.generative.pages import Pages
 from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.stages import index
 from disranker_jax.pipeline.stage import Run, Stage, Use
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 from disranker_jax.stages import documents, held_out, held_out_measures, prepare, roles
 from disranker_jax.stages.cpt import next_token_loss
 from disranker_jax.training import train
@@ -71,7 +71,10 @@ def execute(run: Run) -> dict:
   every = prepare.records(run, 'clicks')
   clicks = on_pages(every, lambda click: page_of(pages, click) is not None)
   if lost := len(every) - len(clicks):
-    say(f'memorise: {lost:,} of {len(every):,} clicks are on pages that the collection lacks')
+    say(
+      f'memorise: {lost:,} of {amount(len(every), "click is", "clicks are")} on pages that the '
+      'collection lacks'
+    )
   if cut := teaching.prompts.cut([click.query for click in clicks]):
     say(f'memorise: {cut}')
   split = held_out.split(run, 'memorise', clicks)
@@ -123,7 +126,7 @@ def tokens(run: Run) -> tuple[float, str]:
   if c.page_rows:
     count += len(documents.read(run.config, least=1)) * c.page_rows
   count *= c.epochs
-  return count * s.max_len * 0.7, f'{count:,.0f} rows'
+  return count * s.max_len * 0.7, amount(round(count), 'row')
 
 
 def uses(config) -> tuple[Use, ...]:

@@ -2,28 +2,38 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from disranker_jax.config.settings import Key, Section, at_least, between
-from disranker_jax.data.batches import EncodedGroup, Shape
+from disranker_jax.data.batches import EncodedGroup, Shape, first_fit, units_of
 from disranker_jax.data.holdout import normalized
 from disranker_jax.data.pool import bundled
 from disranker_jax.data.records import UNJUDGED, Click
 from disranker_jax.data.streams import Training
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics
-from disranker_jax.generative.examples import Drawn, Encoder, Example, Material, mean_best
+from disranker_jax.generative.examples import (
+  Drawn,
+  Encoder,
+  Example,
+  ExamplePage,
+  Material,
+  document,
+  mean_best,
+)
 from disranker_jax.generative.ngrams import VALUES, PageLoss
+from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.records import VIEWS
 from disranker_jax.generative.stages import refresh, retrieve
 from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.pipeline.stage import Use, Writing
-from disranker_jax.progress import say
-from disranker_jax.stages import held_out, prepare, roles
+from disranker_jax.progress import amount, say
+from disranker_jax.stages import held_out, prepare, roles, room
 from disranker_jax.stages.held_out import LOSS, TAU
 from disranker_jax.training import train
 from disranker_jax.training.feed import OfflineFeed
@@ -78,6 +88,73 @@ class Method:
     exponent, generation = config.retrieve.exponent, c.generation
     return train.Task(PageLoss(network, self.rank(c), pages, scale, exponent, generation), shape)
 
+  def check_room(self, config, models: Mapping[str, TextModel]) -> None:
+    """Warns before anything trains if a query may not fit into a batch with all its n-grams.
+
+    It is no error, since the n-grams that will be found may be fewer and shorter.
+    """
+    c, model = self.settings(config), models[ROLE]
+    if c.batch_rows % c.data_shards:
+      return  # which is an error of the step itself
+    block = self.block(config, model)
+    if (rows := rows_for(self.largest(config, model), block)) > block.rows:
+      say(
+        f'warning: {room.described(self.stage, c, block)}, and the n-grams of a query with the '
+        f'texts of its page can take {amount(rows, "row")}; {self.advice(c, rows)}. If those that '
+        f'retrieve finds do not fit, {self.stage} ends before its first step'
+      )
+
+  def refuse_large(
+    self, run, model: TextModel, material: Material, examples: Sequence[Example]
+  ) -> None:
+    """Raises: UserError before the first step if a query does not fit with its largest pages."""
+    c, block = self.settings(run.config), self.block(run.config, model)
+    if rows_for(self.largest(run.config, model), block) <= block.rows:
+      return
+    encode, large, rows = self.encoder(run.config, material), [], 0
+    for example in examples:
+      needed = rows_for(encode(self.with_largest_pages(c, material, example)), block)
+      rows = max(rows, needed)
+      large += [example.query] * (needed > block.rows)
+    if large:
+      raise UserError(
+        f'{room.described(self.stage, c, block)}, into which {len(large):,} of '
+        f'{amount(len(examples), "query", "queries")}, such as {large[0]!r}, do not fit with the '
+        f'n-grams of their largest pages; {self.advice(c, rows)}'
+      )
+
+  def with_largest_pages(self, c, material: Material, example: Example) -> Drawn:
+    """As many pages as a step takes, those with the most tokens."""
+
+    def tokens(page: ExamplePage) -> int:
+      return sum(len(match.ngram.tokens) for match in page.matches[: c.ngrams])
+
+    pages = sorted(example.pages, key=tokens, reverse=True)[: self.pages(c)]
+    page = next((page for page in example.pages if page.is_relevant), None)
+    written = material.written(example.query, page, rng_of(example.query)) if page else ()
+    return Drawn(example.query, tuple((i, p, 0.0) for i, p in enumerate(pages)), tuple(written))
+
+  def block(self, config, model: TextModel) -> Shape:
+    """What a query must fit into."""
+    return self.task(config, model.network).shape.block(self.settings(config).data_shards)
+
+  def advice(self, c, rows: int) -> str:
+    fewer = ' or '.join(f'{name}={c[name]}' for name in ('documents', 'ngrams') if name in c)
+    return f'set config.{self.stage}.batch_rows={rows * c.data_shards}, or lower its {fewer}'
+
+  def largest(self, config, model: TextModel) -> EncodedGroup:
+    """The most that a step takes of a query: nothing is shared but the prompts of the views."""
+    c, asked = self.settings(config), Prompts(model)
+    lengths = {view: asked.length(view) for view in model.settings.views}
+    most = max(lengths, key=lengths.get)
+    pages = min(self.pages(c), config.retrieve.depth)
+    ngrams = pages * min(c.ngrams, config.retrieve.matches)
+    views = [*lengths, *[most] * ngrams]
+    prompts = {view: [i] * asked.longest for i, view in enumerate(lengths)}
+    docs = [document(prompts[v], [len(views) + n] * lengths[v]) for n, v in enumerate(views)]
+    values = np.zeros(len(docs), np.float32)
+    return EncodedGroup(docs, values, values, 'the largest one')
+
   def uses(self, config) -> tuple[Use, ...]:
     """The retriever, about how many tokens of it the stage learns, and what it searches."""
     c, settings = self.settings(config), config[ROLE]
@@ -88,14 +165,14 @@ class Method:
       queries = len(retrieve.queries(run))
       total = c.epochs * queries * (self.pages(c) * c.ngrams * NGRAM + OTHERS)
       total = min(total, c.max_steps * step) if c.max_steps else total
-      return total, f'{queries:,} queries, {c.epochs:g} times'
+      return total, f'{amount(queries, "query", "queries")}, {c.epochs:g} times'
 
     def writes(run, model: TextModel) -> tuple[Writing, str]:
       times = int((tokens(run)[0] / step - 1) // c.refresh) if c.refresh else 0
       if times < 1:
         return [], ''
       each = retrieve.writing(config, model, len(retrieve.queries(run)))
-      return [(beams, times * count) for beams, count in each], f'searched {times} times'
+      return [(beams, times * count) for beams, count in each], f'searched {amount(times, "time")}'
 
     opened = functools.partial(open_model, settings, 'lm')
     return (Use(ROLE, ROLE, opened, c.batch_rows, tokens=tokens, writes=writes),)
@@ -140,6 +217,7 @@ class Method:
     found = open_material(run, model)
     usable = self.select(run.config, found.examples)
     split = held_out.split(run, self.stage, usable, query=as_click, fix=more_held_out(run))
+    self.refuse_large(run, model, found, usable)
     scale = mean_best(split.learned, self.settings(run.config).ngrams)
     todo, feed = self.job(run, model, found, split.learned, scale)
     measured = self.measure(run, model, found, split.measured, scale)
@@ -164,8 +242,19 @@ class Method:
         f'config.data.judgements{self.without}'
       )
     if out:
-      say(f'{self.stage}: {out:,} of {len(examples):,} queries are left out: {self.left_out}')
+      say(
+        f'{self.stage}: {out:,} of {amount(len(examples), "query is", "queries are")} left out: '
+        f'{self.left_out}'
+      )
     return held_out.Subset(examples, np.array(kept, np.int32))
+
+
+def rows_for(group: EncodedGroup, block: Shape) -> int:
+  """Rows that the documents of a query take in an empty block."""
+  lengths = [len(unit) for unit, _ in units_of(group, block)]
+  least = -(-sum(lengths) // block.row_len)
+  longest = max(block.row_len, *lengths)  # one longer than a row is an error of its own
+  return next(n for n in itertools.count(least) if first_fit(lengths, [longest] * n) is not None)
 
 
 def open_material(run, model: TextModel) -> Material:

@@ -26,7 +26,7 @@ from disranker_jax.generative.stages import index
 from disranker_jax.models.load import TextModel
 from disranker_jax.models.writing import Beams
 from disranker_jax.pipeline.stage import Run, Stage, Use, Writing
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 from disranker_jax.rankers import filling
 from disranker_jax.rankers import shards as shards_of
 from disranker_jax.rankers.shards import Shards
@@ -89,7 +89,7 @@ def fill(
   )
   filling.store(label, shards, units, found, 'queries', c.shard_seconds)
   rate = searching.tokens / max(searching.seconds, 1e-9)
-  say(f'{label}: {rate:,.0f} tokens/s in {c.beams} beams')
+  say(f'{label}: {rate:,.0f} tokens/s in {amount(c.beams, "beam")}')
   return {'tokens_per_s': rate}
 
 
@@ -110,8 +110,8 @@ def finish(run, groups: Sequence[Group]) -> dict:
   records = [group for group in grouped(groups, found, texts) if group.docs]
   if not records:
     raise UserError(
-      f'retrieve: no page was found for any of the {len(groups):,} queries; train the stage '
-      'memorise longer, or raise config.retrieve.beams'
+      f'retrieve: no page was found for any of the {amount(len(groups), "query", "queries")}; '
+      'train the stage memorise longer, or raise config.retrieve.beams'
     )
   count = store.write('candidates', records, folder / 'candidates')
   write_samples(run, groups, found)
@@ -120,8 +120,8 @@ def finish(run, groups: Sequence[Group]) -> dict:
     ranking, {g.query_id: g.grades for g in groups}, 1, names=('recall@1', 'recall@20', 'mrr@10'),
   ))  # fmt: skip
   say(
-    f'retrieve: {len(groups):,} training queries: recall@1 {values["recall@1"]:.3f}, recall@20 '
-    f'{values["recall@20"]:.3f}'
+    f'retrieve: {amount(len(groups), "training query", "training queries")}: recall@1 '
+    f'{values["recall@1"]:.3f}, recall@20 {values["recall@20"]:.3f}'
   )
   return {
     'queries': len(groups),
@@ -169,7 +169,8 @@ def write_samples(run, groups, found: Sequence[Retrieved]) -> None:
         ngram = match.ngram
         lines.append(
           f'     - {ngram.view}: {escaping.code(decode(list(ngram.tokens)).strip())}, log p '
-          f'{ngram.logprob:.1f}, {ngram.count:,} times, adds {match.weight * match.coverage:,.0f}'
+          f'{ngram.logprob:.1f}, {amount(ngram.count, "time")}, adds '
+          f'{match.weight * match.coverage:,.0f}'
         )
   (run.folder('retrieve') / 'samples.md').write_text('\n'.join(lines) + '\n', encoding='utf-8')
 
@@ -194,7 +195,9 @@ def kept(run) -> str:
   """How many queries have their pages on disk."""
   groups = queries(run)
   done = open_shards(run, len(groups)).kept()
-  return f'{done:,} of {len(groups):,} queries have their pages' if done else ''
+  return (
+    f'{done:,} of {amount(len(groups), "query has", "queries have")} their pages' if done else ''
+  )
 
 
 class Expected(Sequence[Group]):
@@ -231,7 +234,7 @@ def use(config, name: str, count: Callable[[Run], int]) -> Use:
 
   def writes(run: Run, model: TextModel) -> tuple[Writing, str]:
     asked = count(run)
-    return writing(config, model, asked), f'{asked:,} queries'
+    return writing(config, model, asked), amount(asked, 'query', 'queries')
 
   def largest(model: TextModel) -> Beams:
     return max(batches(config, model), key=lambda beams: beams.slots)

@@ -18,6 +18,7 @@ from disranker_jax.models import attention, kinds, layers, rope
 from disranker_jax.models.families.base import CROSS_ENCODER_USE, PAIR_SCORES, Family
 from disranker_jax.models.families.bert import ACTS
 from disranker_jax.models.kinds import FULL, SLIDING, Kind, Kinds
+from disranker_jax.progress import amount
 
 THETAS = {FULL: 160_000.0, SLIDING: 10_000.0}  # of files that do not say
 OLD_THETAS = {FULL: 'global_rope_theta', SLIDING: 'local_rope_theta'}
@@ -203,7 +204,7 @@ def _kinds(config: dict) -> Kinds:
   every = config.get('global_attn_every_n_layers') or EVERY
   types = config.get('layer_types') or [SLIDING if i % every else FULL for i in range(count)]
   if len(types) != count:
-    raise UserError(f'layer_types has {len(types)} entries for {count} layers')
+    raise UserError(f'layer_types has {amount(len(types), "entry", "entries")} for {count} layers')
   half = config.get('local_attention', 128) // 2
   if half < 1:
     raise UserError(f'local_attention {config["local_attention"]} is below 2')

@@ -27,7 +27,7 @@ from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline import inputs, manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use, Writing
-from disranker_jax.progress import say
+from disranker_jax.progress import amount, say
 from disranker_jax.rewriting import (
   engines,
   gain,
@@ -133,7 +133,10 @@ def execute(run: Run) -> dict:
     searches(variables)
     results['gain'] = gain.gained(before, searches.by_query)
     count = len(split.measured)
-    say(f'rewrite: on {count:,} held-out queries: {gain.described(results["gain"])}')
+    say(
+      f'rewrite: on {amount(count, "held-out query", "held-out queries")}: '
+      f'{gain.described(results["gain"])}'
+    )
   elif some := [split.learned[i] for i in range(min(len(split.learned), c.shown))]:
     Searches(run, model, some, documents, index, reward)(variables)
   return results | held_out.results(todo, checked)
@@ -241,7 +244,9 @@ def writes(run: Run, model: TextModel) -> tuple[Writing, str]:
   count, most = asked(run, model)
   updates = steps(c, count)
   texts, short = rollout(c, most), shortened(c, count * c.iterations / c.prompts)
-  return [(texts, updates / c.iterations)], f'{updates:,} steps{short} of {texts.rows} samples'
+  return [(texts, updates / c.iterations)], (
+    f'{amount(updates, "step")}{short} of {amount(texts.rows, "sample")}'
+  )
 
 
 def rollout(c, most: int) -> Texts:
