@@ -85,7 +85,7 @@ HEAVY = (
   'test_gguf_families.py',
   'test_pool.py',
   'test_generate.py',
-  'test_align.py',
+  'test_align*.py',
   'test_refresh.py',
   'test_beams*.py',
   'test_contracts.py',

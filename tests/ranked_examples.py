@@ -3,6 +3,7 @@
 import numpy as np
 
 from disranker_jax import config as configs
+from disranker_jax.data.batches import Packer
 from disranker_jax.devices import sharding
 from disranker_jax.generative import evidence
 from disranker_jax.generative.examples import Example, ExamplePage, Material
@@ -67,6 +68,17 @@ def example(seed: int, relevant: int = 2, pages: int = 5) -> Example:
 
 def material(count: int = 12, **changes) -> Material:
   return Material([example(i, **changes) for i in range(count)], SIZE, prompt, written)
+
+
+def groups_of(run, found: Material, method=align.METHOD):
+  encode, draw = method.encoder(run.config, found), method.drawing(run.config, found)
+  return [encode(draw(e, np.random.default_rng(i))) for i, e in enumerate(found.examples)]
+
+
+def packed(groups, shape):
+  packer = Packer(shape)
+  assert all(packer.add(group) for group in groups)
+  return packer.batch()
 
 
 def opened(run):

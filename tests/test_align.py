@@ -1,9 +1,7 @@
 """The stages align and ltrgr: what they draw, what they learn, and that a batch changes nothing."""
 
 import dataclasses
-import itertools
 import json
-import re
 import shutil
 
 import jax
@@ -14,9 +12,11 @@ from ranked_examples import (
   MESH,
   SIZE,
   example,
+  groups_of,
   make_run,
   material,
   opened,
+  packed,
   page,
   prompt,
   trained,
@@ -24,16 +24,13 @@ from ranked_examples import (
 )
 
 from disranker_jax import config as configs
-from disranker_jax.data.batches import Packer, join
+from disranker_jax.data.batches import join
 from disranker_jax.data.records import Group
 from disranker_jax.errors import UserError
 from disranker_jax.generative import evidence, examples
-from disranker_jax.generative.examples import Example, ExamplePage, Material
-from disranker_jax.generative.prompts import Prompts
-from disranker_jax.generative.records import VIEWS, Match, Ngram
+from disranker_jax.generative.examples import Example, ExamplePage
 from disranker_jax.generative.stages import align, ltrgr, ranking, retrieve
 from disranker_jax.models import load, tree
-from disranker_jax.pipeline import opening
 from disranker_jax.stages import held_out, prepare
 
 # What is drawn
@@ -161,17 +158,6 @@ def test_the_unit_of_scores_is_the_mean_best_score():
 
 
 # The loss of a batch
-
-
-def groups_of(run, found: Material, method=align.METHOD):
-  encode, draw = method.encoder(run.config, found), method.drawing(run.config, found)
-  return [encode(draw(e, np.random.default_rng(i))) for i, e in enumerate(found.examples)]
-
-
-def packed(groups, shape):
-  packer = Packer(shape)
-  assert all(packer.add(group) for group in groups)
-  return packer.batch()
 
 
 def gradients(task, variables, batch):
@@ -347,65 +333,6 @@ def test_a_held_out_share_is_needed_where_a_stage_decides_by_it():
   c.align.validation.keep_best = True
   with pytest.raises(UserError, match='holds out no query to decide by'):
     held_out.check(c, 'align', align.METHOD.names)
-
-
-def largest_example(count: int, ngrams: int) -> Example:
-  """A query for whose pages the retriever wrote texts as long as it can, with nothing in common."""
-  places = itertools.count(600)
-
-  def match():
-    tokens = (next(places), *[7] * 14)
-    return Match(Ngram('query', tokens, -6.0, 0, 3), 1.0, 1.0)
-
-  pages = [
-    ExamplePage(f'{i}', float(i), int(i < 2), tuple(match() for _ in range(ngrams)))
-    for i in range(count)
-  ]
-  return Example('q' * 12, tuple(pages))
-
-
-@pytest.mark.parametrize('stage', [align, ltrgr])
-def test_what_may_not_fit_into_a_batch_is_known_before_anything_trains(tmp_path, stage, capsys):
-  run, method = make_run(tmp_path), stage.METHOD
-  model = load.open_model(run.config.retriever, 'lm')
-  c = run.config[stage.NAME]
-  c.update(ngrams=12, batch_rows=6, data_shards=2)
-  opening.models_of(run, stage.STAGE)
-  said = capsys.readouterr().err
-  assert said.startswith(
-    f'warning: config.{stage.NAME}.batch_rows=6: each of data_shards=2 parts of a batch has 3 rows '
-    'of 64 tokens, and the n-grams of a query'
-  )
-  # As long prompts and texts as the settings allow fit into the rows that it advises, not into 6.
-  advised = int(re.search(r'set config\.\w+\.batch_rows=(\d+), or lower its', said)[1])
-  long = [100] * (Prompts(model).longest - 1)
-  ask = lambda query, view: [*long, 200 + VIEWS.index(view)]  # noqa: E731
-  write = lambda *_: [(view, tuple(range(300, 312))) for view in VIEWS]  # noqa: E731
-  found = Material([largest_example(method.pages(c) + 1, 12)], SIZE, ask, write)
-  with pytest.raises(UserError) as caught:
-    method.refuse_large(run, model, found, found.examples)
-  assert "into which 1 of 1 query, such as 'qqqqqqqqqqqq', do not fit" in str(caught.value)
-  [group] = groups_of(run, found, method)
-  assert len(group.docs) == method.pages(c) * 12 + 3
-  with pytest.raises(UserError, match='do not fit'):
-    packed([group], method.block(run.config, model))
-  c.batch_rows = advised
-  packed([group], method.block(run.config, model))
-  method.refuse_large(run, model, found, found.examples)
-  opening.models_of(run, stage.STAGE)
-  assert not capsys.readouterr().err
-
-
-def test_queries_that_fit_are_learned_from_although_longer_ones_would_not(tmp_path, capsys):
-  run, found = make_run(tmp_path), material(4)
-  run.config.retrieve.update(depth=4, matches=3)
-  model = load.open_model(run.config.retriever, 'lm')
-  opening.models_of(run, align.STAGE)
-  assert 'can take 9 rows; set config.align.batch_rows=9, or lower' in capsys.readouterr().err
-  align.METHOD.refuse_large(run, model, found, found.examples)
-  run.config.retrieve.matches = 2  # of a page, so that no more are learned
-  opening.models_of(run, align.STAGE)
-  assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize('stage', [align, ltrgr])

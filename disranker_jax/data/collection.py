@@ -7,13 +7,14 @@ the tables from files, `irds.py` from the ir_datasets library.
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from absl import logging
 
 from disranker_jax.data import first_stage, grouping
+from disranker_jax.data.collection_tables import CHOICES
 from disranker_jax.data.holdout import normalized
 from disranker_jax.data.records import (
   NEGATIVE,
@@ -26,22 +27,11 @@ from disranker_jax.data.records import (
   Group,
   differing,
 )
-from disranker_jax.data.source import DOCUMENTS, SCORES
 from disranker_jax.data.spool import Spool
 from disranker_jax.errors import UserError
 from disranker_jax.progress import Count, amount, say
 
 POOLS = ('run', 'judged')
-CHOICES = ('only', 'exclude', 'without')
-# The tables that a kind of records is read from, beside those of options and the first stage.
-TABLES = {
-  'clicks': ('clicks',),
-  DOCUMENTS: ('docs',),
-  SCORES: (),
-  'candidates': ('queries', 'docs'),
-}
-# The options of CHOICES that it reads. Clicks have no pairs to take out.
-CHOICES_OF = {'clicks': ('only', 'exclude'), DOCUMENTS: (), SCORES: ()}
 RANKS_OF_JUDGED = 1000  # depth of BM25 when it only gives judged documents their rank
 
 
@@ -139,22 +129,6 @@ class Picked(NamedTuple):
   lines: list[tuple[Line, bool]]  # (line, whether the document is in the pool)
   left_out: int = 0  # judged documents that `pool=run` leaves out
   is_judged: bool = True  # False: it has no judgement, and the kind needs some
-
-
-def tables_of(kind: str) -> tuple[str, ...]:
-  """The tables that a kind of records needs, by their names in `TABLES`."""
-  return TABLES.get(kind, ('queries', 'docs', 'qrels'))
-
-
-def choices_of(kind: str, options: Mapping[str, str]) -> list[str]:
-  """The qrels that the options of CHOICES name and that a kind of records is read with."""
-  names = (options.get(name, '').split(',') for name in CHOICES_OF.get(kind, CHOICES))
-  return list(filter(None, itertools.chain.from_iterable(names)))
-
-
-def reads_run(kind: str) -> bool:
-  """Whether the first stage is looked at for a kind of records, if there is one."""
-  return kind not in ('clicks', DOCUMENTS)
 
 
 def read(

@@ -6,14 +6,14 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from disranker_jax.data import collection, lines, records, trec
+from disranker_jax.data import collection, collection_tables, lines, records, trec
 from disranker_jax.data.collection import Line, Query, checked
 from disranker_jax.data.records import BadRow, BadRows, Click, Document
 from disranker_jax.data.source import DEPTH, Want
 from disranker_jax.data.tables import Tables
 from disranker_jax.errors import UserError, reason
 
-OPTIONS = ('run', 'pool', *collection.CHOICES)
+OPTIONS = ('run', 'pool', *collection_tables.CHOICES)
 # Fields that may contain the text of a document, beside its title; the first one present counts.
 TEXTS = ('text', 'body', 'abstract', 'contents', 'passage', 'summary', 'description', 'detail')
 
@@ -83,12 +83,12 @@ class Dataset:
   def check(self, kind: str) -> None:
     if kind == 'clicks':
       self.clicks(BadRows())  # which says that there are none
-    for table in collection.tables_of(kind):
+    for table in collection_tables.tables_of(kind):
       _check_table(self._data, self.name, table)
-    for name in collection.choices_of(kind, self.options):
+    for name in collection_tables.choices_of(kind, self.options):
       _check_table(load(name), f'ir_datasets:{name}', 'qrels')
     name = self.options.get('run', 'bm25')
-    if not collection.reads_run(kind) or name == 'bm25':
+    if not collection_tables.reads_run(kind) or name == 'bm25':
       return
     if name == 'scoreddocs':
       _check_table(self._data, self.name, name)

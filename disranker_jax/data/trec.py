@@ -10,7 +10,7 @@ import functools
 import pathlib
 from collections.abc import Iterator
 
-from disranker_jax.data import collection, lines, records, trec_lines
+from disranker_jax.data import collection, collection_tables, lines, records, trec_lines
 from disranker_jax.data.collection import Line, Query, checked
 from disranker_jax.data.records import BadRow, BadRows, Click, Document
 from disranker_jax.data.source import DEPTH, SCORES, Want
@@ -24,7 +24,7 @@ FILES = {
   'run': 'bm25.run',
   'clicks': 'clicks.jsonl',
 }
-OPTIONS = (*FILES, 'pool', *collection.CHOICES)
+OPTIONS = (*FILES, 'pool', *collection_tables.CHOICES)
 
 
 class Trec(Tables):
@@ -111,13 +111,16 @@ class Folder:
     yield from checked(self._rows('clicks'), _click, bad_rows)
 
   def check(self, kind: str) -> None:
-    tables, choices = collection.tables_of(kind), collection.choices_of(kind, self.options)
+    tables, choices = (
+      collection_tables.tables_of(kind),
+      collection_tables.choices_of(kind, self.options),
+    )
     files = [existing(self._folder, what, self.options.get(what)) for what in tables]
     files += [existing(self._folder, 'only, ?exclude or ?without', name) for name in choices]
     name = self.options.get('run')
     # BM25's own scores are none of a teacher, so these are of a file.
     computed = kind != SCORES and name == 'bm25' and not lines.variants(self._folder / name)
-    if collection.reads_run(kind) and not computed:
+    if collection_tables.reads_run(kind) and not computed:
       want = collection.Reading(kind, self._depth, BadRows(), self.options.get('pool', ''))
       files += filter(None, [self._run_file(want.needs_run)])
     for file in files:

@@ -100,10 +100,9 @@ def finish(run: Run, every: Sequence[Document], docs: Sequence[Document]) -> dic
   if not groups:
     raise UserError(
       f'{documents.address(run.config)}: none of the {amount(texts, "query", "queries")} that were '
-      f'written is left ({lost}); read {folder / "samples.md"}, then change '
-      'config.generate.template, examples, '
-      "model or ends ('length' keeps queries that are cut after max_new tokens), or set "
-      'found_within=0 to keep queries whose page BM25 does not find'
+      f'written is left ({lost}); read {folder / "samples.md"}, then change config.generate.'
+      "template, examples, model or ends ('length' keeps queries that are cut after max_new "
+      'tokens), or set found_within=0 to keep queries whose page BM25 does not find'
     )
   said = min(SAID, len(groups))
   for i in range(said):

@@ -250,8 +250,8 @@ class Rollouts(Workload):
     which = f' ({learned} are learned from)' if learned < drawn else ''
     return (
       f'{amount(answer["prompts"], "query", "queries")} x {drawn} samples{which}, '
-      f'{answer["samples_per_s"]:,.3g} samples/s, {answer["tokens_per_s"]:,.0f} written tokens/s (tokens of prompts and of the '
-      'update are not counted)'
+      f'{answer["samples_per_s"]:,.3g} samples/s, {answer["tokens_per_s"]:,.0f} written tokens/s '
+      '(tokens of prompts and of the update are not counted)'
     )
 
   @staticmethod

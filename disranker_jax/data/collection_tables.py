@@ -1,0 +1,33 @@
+"""Which tables of a collection a kind of records is read from."""
+
+import itertools
+from collections.abc import Mapping
+
+from disranker_jax.data.source import DOCUMENTS, SCORES
+
+CHOICES = ('only', 'exclude', 'without')
+# The tables that a kind of records is read from, beside those of options and the first stage.
+TABLES = {
+  'clicks': ('clicks',),
+  DOCUMENTS: ('docs',),
+  SCORES: (),
+  'candidates': ('queries', 'docs'),
+}
+# The options of CHOICES that it reads. Clicks have no pairs to take out.
+CHOICES_OF = {'clicks': ('only', 'exclude'), DOCUMENTS: (), SCORES: ()}
+
+
+def tables_of(kind: str) -> tuple[str, ...]:
+  """The tables that a kind of records needs, by their names in `TABLES`."""
+  return TABLES.get(kind, ('queries', 'docs', 'qrels'))
+
+
+def choices_of(kind: str, options: Mapping[str, str]) -> list[str]:
+  """The qrels that the options of CHOICES name and that a kind of records is read with."""
+  names = (options.get(name, '').split(',') for name in CHOICES_OF.get(kind, CHOICES))
+  return list(filter(None, itertools.chain.from_iterable(names)))
+
+
+def reads_run(kind: str) -> bool:
+  """Whether the first stage is looked at for a kind of records, if there is one."""
+  return kind not in ('clicks', DOCUMENTS)
