@@ -14,6 +14,8 @@ import numpy as np
 
 SCALES = ('group', 'batch', 'none')
 KLS = ('k1', 'k2', 'k3')
+# In logs and for `stop_kl`: far from the start a single token can make the mean of k3 very large.
+WATCHED = 'k1'
 AGGREGATIONS = ('token', 'sequence', 'constant')
 SMALL = 1e-4  # is added to a standard deviation, as in TRL
 # Logarithms of ratios are cut here: exp of more is not finite in fp32, and its gradient is NaN.

@@ -73,7 +73,8 @@ class PolicyLoss:
       'examples': jnp.sum(mask_GN),
     }
     if 'reference_AP' in batch:
-      found['kl'] = over_tokens(objective.kl(logprobs_AP, batch['reference_AP'], 'k3')) / samples
+      kl_AP = objective.kl(logprobs_AP, batch['reference_AP'], objective.WATCHED)
+      found['kl'] = over_tokens(kl_AP) / samples
     for name in self.facts:
       found[name] = jnp.sum(jnp.where(mask_GN, batch[f'{name}_GN'], 0.0)) / samples
     return found

@@ -76,7 +76,8 @@ class Collapse:
       raise UserError(
         f'rewrite: before step {step} a rewrite is {kl:.3g} nats from what the model was at the '
         f'start, more than config.rewrite.stop_kl={self.c.stop_kl:g}; lower '
-        f'config.rewrite.learning_rate, or raise beta{ends}. {AGAIN}'
+        f'config.rewrite.learning_rate, or raise beta{ends}. {AGAIN}; only '
+        'with a larger stop_kl it goes on from its last checkpoint'
       )
 
 
@@ -284,5 +285,5 @@ def check_count(c, queries: int, held_out: int = 0) -> None:
 def reference(logprobs: Callable, variables: dict, batch: dict):
   """(log-probabilities [A, P] under the policy of the start, sum of the divergences from it)."""
   reference_AP = logprobs(optimizer.at_start(variables), batch)
-  kl_AP = objective.kl(batch['sampled_AP'], reference_AP, 'k3')
+  kl_AP = objective.kl(batch['sampled_AP'], reference_AP, objective.WATCHED)
   return reference_AP, jnp.sum(jnp.where(batch['owner_AP'] >= 0, kl_AP, 0.0))

@@ -18,6 +18,7 @@ from disranker_jax.models import tree
 from disranker_jax.rewriting import facts, objective, packed, rollouts
 from disranker_jax.rewriting.policy import log_probabilities
 from disranker_jax.rewriting.rewards import RewardResult
+from disranker_jax.rewriting.stages import rewrite
 from disranker_jax.training import optimizer, train
 
 
@@ -297,6 +298,22 @@ def test_a_policy_that_is_too_far_from_its_start_ends_the_training(start, tmp_pa
     policies.fit(start, policies.section(stop_kl=2.0, learning_rate=0.05), tmp_path, 40)
   kl = [row['kl'] for row in policies.logged(tmp_path)]
   assert kl[0] < 1e-5 and 1 < len(kl) < 30
+
+
+@pytest.mark.parametrize(('beta', 'larger'), [(0.1, 1e9), (0.0, 0.0)])
+def test_with_a_larger_bound_it_goes_on_and_ends_as_if_there_was_none(
+  start, tmp_path, beta, larger
+):
+  c = policies.section(stop_kl=1.0, learning_rate=0.05, beta=beta, save_every=2)
+  with pytest.raises(UserError, match='larger stop_kl it goes on from its last checkpoint'):
+    policies.fit(start, c, tmp_path / 'stopped', 40)
+  before = policies.logged(tmp_path / 'stopped')
+  steps, c.stop_kl = len(before) + 2, larger
+  resumed = policies.fit(start, c, tmp_path / 'stopped', steps)
+  whole = policies.fit(start, c, tmp_path / 'whole', steps)
+  for path, value in tree.flatten(whole['params']).items():
+    np.testing.assert_array_equal(value, tree.flatten(resumed['params'])[path], err_msg=path)
+  assert len(before) >= 2 and not rewrite.SETTINGS['stop_kl'].affects_results
 
 
 @pytest.mark.parametrize('iterations', [1, 3])

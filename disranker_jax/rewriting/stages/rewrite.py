@@ -351,7 +351,7 @@ SETTINGS = {
   'stop_kl': Key(
     0.0, at_least(0),
     'Training ends with an error if a rewrite is so many nats from the model at the start; 0: '
-    'never.',
+    'never.', affects_results=False,
   ),
   'shown': Key(
     20, at_least(0), 'Queries whose rewrites are listed in samples.md.', affects_results=False
