@@ -54,7 +54,8 @@ class Method:
   stage     its name
   pages     c -> pages of a query in a step, at most
   rank      c -> the loss on page scores, see PageLoss
-  draw      (c, written, example, rng) -> Drawn; see Material for `written`
+  draw      (c, written, example, rng, size) -> Drawn; see Material for `written`. size: None, or
+            page -> its size; then the largest pages are taken where others are drawn at random
   usable    (c, example) -> whether the example has anything to rank
   left_out  why an example is not usable, for messages
   names     of what is measured on held-out queries
@@ -107,13 +108,17 @@ class Method:
   def refuse_large(
     self, run, model: TextModel, material: Material, examples: Sequence[Example]
   ) -> None:
-    """Raises: UserError before the first step if a query does not fit with its largest pages."""
+    """Raises: UserError before the first step if a query does not fit with its largest pages.
+
+    Args:
+      examples: those that are learned; held-out ones are not packed by query.
+    """
     c, block = self.settings(run.config), self.block(run.config, model)
     if rows_for(self.largest(run.config, model), block) <= block.rows:
       return
     encode, large, rows = self.encoder(run.config, material), [], 0
     for example in examples:
-      needed = rows_for(encode(self.with_largest_pages(c, material, example)), block)
+      needed = rows_for(encode(self.largest_draw(c, material, example)), block)
       rows = max(rows, needed)
       large += [example.query] * (needed > block.rows)
     if large:
@@ -123,16 +128,13 @@ class Method:
         f'n-grams of their largest pages; {self.advice(c, rows)}'
       )
 
-  def with_largest_pages(self, c, material: Material, example: Example) -> Drawn:
-    """As many pages as a step takes, those with the most tokens."""
+  def largest_draw(self, c, material: Material, example: Example) -> Drawn:
+    """What a step may draw of a query, with the pages that have the most tokens."""
 
     def tokens(page: ExamplePage) -> int:
       return sum(len(match.ngram.tokens) for match in page.matches[: c.ngrams])
 
-    pages = sorted(example.pages, key=tokens, reverse=True)[: self.pages(c)]
-    page = next((page for page in example.pages if page.is_relevant), None)
-    written = material.written(example.query, page, rng_of(example.query)) if page else ()
-    return Drawn(example.query, tuple((i, p, 0.0) for i, p in enumerate(pages)), tuple(written))
+    return self.draw(c, material.written, example, rng_of(example.query), tokens)
 
   def block(self, config, model: TextModel) -> Shape:
     """What a query must fit into."""
@@ -217,7 +219,7 @@ class Method:
     found = open_material(run, model)
     usable = self.select(run.config, found.examples)
     split = held_out.split(run, self.stage, usable, query=as_click, fix=more_held_out(run))
-    self.refuse_large(run, model, found, usable)
+    self.refuse_large(run, model, found, split.learned)
     scale = mean_best(split.learned, self.settings(run.config).ngrams)
     todo, feed = self.job(run, model, found, split.learned, scale)
     measured = self.measure(run, model, found, split.measured, scale)
