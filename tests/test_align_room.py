@@ -52,7 +52,9 @@ def test_what_may_not_fit_into_a_batch_is_known_before_anything_trains(tmp_path,
   found = Material([largest_example(method.pages(c) + 1, 12)], SIZE, ask, write)
   with pytest.raises(UserError) as caught:
     method.refuse_large(run, model, found, found.examples)
-  assert "into which 1 of 1 query, such as 'qqqqqqqqqqqq', do not fit" in str(caught.value)
+  assert "into which 1 of 1 query, 'qqqqqqqqqqqq', does not fit with the n-grams of its" in str(
+    caught.value
+  )
   [group] = groups_of(run, found, method)
   assert len(group.docs) == method.pages(c) * 12 + 3
   with pytest.raises(UserError, match='do not fit'):

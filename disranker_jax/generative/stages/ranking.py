@@ -32,7 +32,7 @@ from disranker_jax.generative.records import VIEWS
 from disranker_jax.generative.stages import refresh, retrieve
 from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.pipeline.stage import Use, Writing
-from disranker_jax.progress import amount, say
+from disranker_jax.progress import amount, part_of, say
 from disranker_jax.stages import held_out, prepare, roles, room
 from disranker_jax.stages.held_out import LOSS, TAU
 from disranker_jax.training import train
@@ -123,9 +123,8 @@ class Method:
       large += [example.query] * (needed > block.rows)
     if large:
       raise UserError(
-        f'{room.described(self.stage, c, block)}, into which {len(large):,} of '
-        f'{amount(len(examples), "query", "queries")}, such as {large[0]!r}, do not fit with the '
-        f'n-grams of their largest pages; {self.advice(c, rows)}'
+        f'{room.unfit(self.stage, c, block, large, len(examples))} with the n-grams of '
+        f'{"its" if len(large) == 1 else "their"} largest pages; {self.advice(c, rows)}'
       )
 
   def largest_draw(self, c, material: Material, example: Example) -> Drawn:
@@ -239,15 +238,13 @@ class Method:
     out = len(examples) - len(kept)
     if not kept:
       raise UserError(
-        f'{self.stage}: nothing to learn from: {self.left_out} in any of the {len(examples):,} '
-        'queries; look at the results of the stages retrieve and score, and at the labels of '
-        f'config.data.judgements{self.without}'
+        f'{self.stage}: nothing to learn from: {self.left_out} in any of the '
+        f'{amount(len(examples), "query", "queries")}; look at the results of the stages retrieve '
+        f'and score, and at the labels of config.data.judgements{self.without}'
       )
     if out:
-      say(
-        f'{self.stage}: {out:,} of {amount(len(examples), "query is", "queries are")} left out: '
-        f'{self.left_out}'
-      )
+      said = part_of(out, len(examples), 'query', 'queries', 'is', 'are')
+      say(f'{self.stage}: {said} left out: {self.left_out}')
     return held_out.Subset(examples, np.array(kept, np.int32))
 
 
