@@ -150,6 +150,18 @@ def amount(count: int, one: str, more: str = '') -> str:
   return f'{count:,} {one if count == 1 else more or one + "s"}'
 
 
+def part_of(part: int, whole: int, one: str, more: str, does: str, do: str) -> str:
+  """Words such as '1 of 3 queries has'. The noun is that of the whole, the verb that of the part.
+
+  Args:
+    one: the noun of one.
+    more: of several.
+    does: the verb of one.
+    do: of several.
+  """
+  return f'{part:,} of {amount(whole, one, more)} {does if part == 1 else do}'
+
+
 def of_units(count: int, units: str) -> str:
   """`amount` of a unit that is known in the plural, such as 'queries'."""
   one = f'{units[:-3]}y' if units.endswith('ies') else units.removesuffix('s')

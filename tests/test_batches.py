@@ -219,7 +219,8 @@ def test_without_predicted_tokens_there_are_no_targets():
 def test_a_query_that_cannot_fit_is_named(lengths, predict, before):
   shape = Shape(rows=4, row_len=32, docs=5, predicted=8)
   groups = [group(3, name='small')] * before + [group(*lengths, name='Q7', predict=predict)]
-  with pytest.raises(UserError, match=f"'Q7': its {len(lengths)} documents .*raise batch_rows"):
+  said = '1 document' if len(lengths) == 1 else f'{len(lengths)} documents'
+  with pytest.raises(UserError, match=f"'Q7': its {said} .* not fit .*raise batch_rows"):
     list(pack(groups, shape))
 
 

@@ -17,6 +17,6 @@ def test_relevant_documents_outside_the_collection_are_counted(tmp_path, capsys)
   assert not capsys.readouterr().err
   collection_rows.check_judged(run, 'test', {'a', 'c'}, 'jsonl:all.jsonl')
   said = capsys.readouterr().err
-  assert "1 of 2 relevant documents, such as 'b', are not in jsonl:all.jsonl" in said
+  assert "1 of 2 relevant documents, such as 'b', is not in jsonl:all.jsonl" in said
   with pytest.raises(UserError, match=r"config\.data\.test: none of its 2 .*'a', is in the coll"):
     collection_rows.check_judged(run, 'test', {'c'}, 'jsonl:all.jsonl')

@@ -98,6 +98,18 @@ def test_what_a_kind_is_not_read_with_may_be_missing(here):
   check('trec:trec?exclude=none', sources.SCORES)
 
 
+@pytest.mark.parametrize('option', ['only', 'exclude'])
+def test_clicks_need_the_queries_that_they_are_chosen_by(here, option, monkeypatch):
+  (here / 'trec' / 'clicks.jsonl').write_bytes(jsonl(ROW))
+  (here / 'trec' / 'queries.tsv').rename(here / 'queries.tsv')
+  check('trec:trec', 'clicks')
+  says = 'trec/queries.tsv: does not exist'
+  assert refused(f'trec:trec?{option}=qrels.txt', 'clicks').startswith(says)
+  monkeypatch.undo()  # rows are read now
+  with pytest.raises(UserError, match=says):
+    list(sources.read(f'trec:{here}/trec?{option}=qrels.txt', 'clicks'))
+
+
 @pytest.mark.parametrize('system', ['dgr', 'query_rewriting'])
 def test_documents_are_looked_for_at_the_key_that_they_are_read_from(here, system):
   config = configs.defaults(system)

@@ -55,7 +55,7 @@ class TestFirstStage:
   def test_ranks_are_the_order_and_documents_without_one_are_not_in_it(self):
     ranking, facts = first_stage([group('q', 'x', ('z', 'x', 0), ('b', 'x', 2), ('a', 'x', 1))])
     assert order(ranking, 'q') == ['a', 'b']
-    assert facts['note'] == '1 of 3 documents are not found by it and rank last'
+    assert facts['note'] == '1 of 3 documents is not found by it and ranks last'
 
   @pytest.mark.parametrize(
     'address, title',
@@ -95,7 +95,7 @@ class TestFirstStage:
   @pytest.mark.parametrize(
     ('docs', 'why'),
     [
-      ((('a', 1, 5.0), ('b', 2, math.nan)), '1 of 2 documents that it found have no score'),
+      ((('a', 1, 5.0), ('b', 2, math.nan)), '1 of 2 documents that it found has no score'),
       ((('a', 1, 5.0), ('b', 2, 6.0)), 'its scores do not have the order of its ranks'),
       ((('a', 1, 5.0), ('b', 1, 4.0)), 'its scores do not have the order of its ranks'),
     ],
@@ -127,9 +127,9 @@ class TestGivenRun:
     assert order(ranking, 'q') == ['c', 'a'] and set(ranking) == {'q'}
     assert 'compare --documents common' in facts['note']
     for part in (
-      '1 of 3 documents are not in it and rank last',
-      '1 of its documents are not among those that all rows rank',
-      '1 of 2 queries are not in it and count as 0',
+      '1 of 3 documents is not in it and ranks last',
+      '1 of its documents is not among those that all rows rank and is left out',
+      '1 of 2 queries is not in it and counts as 0',
     ):
       assert part in facts['note']
 

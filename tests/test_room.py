@@ -123,7 +123,7 @@ def test_held_out_queries_are_not_learned(stage, monkeypatch):
   records[:] = judged(sides[True], 60)
   check(run)
   records[:] = judged(sides[False][:1], 60)
-  with pytest.raises(UserError, match=rf'1 of {len(sides[False])} queries, such as'):
+  with pytest.raises(UserError, match=rf'1 of {len(sides[False])} queries, '):
     check(run)
 
 
@@ -131,7 +131,7 @@ def test_held_out_queries_are_not_learned(stage, monkeypatch):
 def test_a_stage_that_continues_reads_no_text(stage, monkeypatch, tmp_path):
   run = dataclasses.replace(run_of(monkeypatch, judged()), workdir=tmp_path)
   check = systems.find(run.config, stage).check_records
-  with pytest.raises(UserError, match='do not fit'):
+  with pytest.raises(UserError, match='does not fit'):
     check(run)
   (run.folder(stage) / 'checkpoints' / '5').mkdir(parents=True)
   check(run)
@@ -142,9 +142,7 @@ def test_distillation_draws_of_the_documents_that_are_scored(monkeypatch):
   run.config.student.max_len, run.config.score.ranks = 40, 'top'
   # Of three documents the longest ones could take three rows, so the texts are read.
   run.config.score.group_size = 3
-  with pytest.raises(
-    UserError, match="1 of 30 queries, such as 'q7', do not fit with their 3 long"
-  ):
+  with pytest.raises(UserError, match="1 of 30 queries, 'q7', does not fit with its 3 long"):
     distill.check_records(run)
   # The best-labelled document and the first ones are scored.
   [group] = judged(count=1, long_ones=())

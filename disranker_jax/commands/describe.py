@@ -13,7 +13,7 @@ from pathlib import Path
 from disranker_jax import escaping
 from disranker_jax.commands.common import Parser
 from disranker_jax.errors import UserError
-from disranker_jax.progress import Count, amount
+from disranker_jax.progress import Count, amount, part_of
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -123,10 +123,8 @@ def show_labels(report: dict) -> None:
     print(f'  {steep}')
   if judged:
     one_grade, queries = report['queries_with_one_grade'], report['judged_queries']
-    print(
-      f'  {one_grade:,} of {amount(queries, "judged query has", "judged queries have")} one grade '
-      'only: no pairs to learn from'
-    )
+    said = part_of(one_grade, queries, 'judged query', 'judged queries', 'has', 'have')
+    print(f'  {said} one grade only: no pairs to learn from')
   if report['documents_without_text']:
     print(f'  {amount(report["documents_without_text"], "document has", "documents have")} no text')
   depth = ', '.join(f'{name} {value}' for name, value in report['documents_of_a_query'].items())

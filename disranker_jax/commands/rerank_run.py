@@ -93,13 +93,19 @@ def report(job: Job, joined: JoinedRun) -> None:
     )
   if lacks:
     what = f'{job.source}: has no text for {" and ".join(lacks)}'
+    one = not joined.no_query.count and joined.no_text.count == 1
+    they, them, stay, order = 'they', 'them', 'stay', 'their'
+    if one:
+      they, them, stay, order = 'it', 'it', 'stays', 'its'
     if job.missing == 'error':
       raise UserError(
-        f'{what}; add them, or use --missing last, which leaves them behind in their old order'
+        f'{what}; add {them}, or use --missing last, which leaves {them} behind in {order} '
+        'old order'
       )
-    say(f'{what}: they stay behind in their old order')
+    say(f'{what}: {they} {stay} behind in {order} old order')
   if joined.blank:
-    say(f'{job.source}: {amount(joined.blank, "document")} of queries have empty texts')
+    have = amount(joined.blank, 'document of a query has', 'documents of queries have')
+    say(f'{job.source}: {have} {"an empty text" if joined.blank == 1 else "empty texts"}')
   if joined.other_queries:
     say(f'{job.run}: lacks {amount(joined.other_queries, "query", "queries")} of {job.source}')
 

@@ -16,7 +16,7 @@ from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import rewrites
 from disranker_jax.pipeline import inputs, manifest
-from disranker_jax.progress import Progress, amount, say
+from disranker_jax.progress import Progress, part_of, say
 from disranker_jax.rewriting import query_files
 from disranker_jax.rewriting.loaded import LoadedRewriter
 from disranker_jax.rewriting.rewriter import ROWS
@@ -58,7 +58,7 @@ def write(
           raise request.stopped('rewrite: stopped')
     work.finish()
   changed = sum(bool(each.rewrite) for each in rewrites.read(out).values())
-  say(f'{out}: {changed:,} of {amount(len(asked), "query is", "queries are")} rewritten')
+  say(f'{out}: {part_of(changed, len(asked), "query", "queries", "is", "are")} rewritten')
 
 
 def digest(folder: Path, queries: Path) -> str:

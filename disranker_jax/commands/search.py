@@ -70,8 +70,9 @@ def rows_of(run, stages, args) -> list[dict]:
   reranker = loaded.load(args.rerank) if args.rerank else None
   searching = retrieve.open_it(run, max(run.config.retrieve.hits, args.top), stages)
   if lost := searching.prompts.lost(args.query):
+    end = amount(lost, 'token of the query is', 'tokens of the query are')
     say(
-      f'search: the last {amount(lost, "token")} of the query are not read: '
+      f'search: the last {end} not read: '
       f'config.retriever.max_query_len={run.config.retriever.max_query_len} of the run; shorten '
       'the query'
     )

@@ -176,8 +176,9 @@ def unfit(group: EncodedGroup | Bundle, shape: Shape) -> UserError:
   """The error for a group that does not fit into an empty batch."""
   return UserError(
     f'query {group.name!r}: its {amount(len(group.docs), "document")} '
-    f'({amount(sum(map(len, group.docs)), "token")}) do not fit {amount(shape.rows, "row")} of '
-    f'{amount(shape.row_len, "token")}; raise batch_rows or lower data_shards'
+    f'({amount(sum(map(len, group.docs)), "token")}) {"does" if len(group.docs) == 1 else "do"} '
+    f'not fit {amount(shape.rows, "row")} of {amount(shape.row_len, "token")}; raise '
+    'batch_rows or lower data_shards'
   )
 
 

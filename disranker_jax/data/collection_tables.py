@@ -17,9 +17,12 @@ TABLES = {
 CHOICES_OF = {'clicks': ('only', 'exclude'), DOCUMENTS: (), SCORES: ()}
 
 
-def tables_of(kind: str) -> tuple[str, ...]:
+def tables_of(kind: str, options: Mapping[str, str]) -> tuple[str, ...]:
   """The tables that a kind of records needs, by their names in `TABLES`."""
-  return TABLES.get(kind, ('queries', 'docs', 'qrels'))
+  tables = TABLES.get(kind, ('queries', 'docs', 'qrels'))
+  # A choice names queries by their ids. Clicks have none, and are compared by the texts.
+  more = ('queries',) if choices_of(kind, options) else ()
+  return tuple(dict.fromkeys([*tables, *more]))
 
 
 def choices_of(kind: str, options: Mapping[str, str]) -> list[str]:

@@ -83,7 +83,7 @@ class Dataset:
   def check(self, kind: str) -> None:
     if kind == 'clicks':
       self.clicks(BadRows())  # which says that there are none
-    for table in collection_tables.tables_of(kind):
+    for table in collection_tables.tables_of(kind, self.options):
       _check_table(self._data, self.name, table)
     for name in collection_tables.choices_of(kind, self.options):
       _check_table(load(name), f'ir_datasets:{name}', 'qrels')

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from disranker_jax.data.holdout import normalized
 from disranker_jax.data.records import Click, Group
-from disranker_jax.progress import amount
+from disranker_jax.progress import amount, part_of
 
 
 class Test:
@@ -68,10 +68,8 @@ def described(kind: str, counts: dict[str, int]) -> str:
   c = counts
   if not c['queries'] + c['query_ids']:
     return ''
-  line = (
-    f'{kind}: {c["queries"]:,} of {amount(c["of_queries"], "test query is", "test queries are")} '
-    'here too, '
-  )
+  here = part_of(c['queries'], c['of_queries'], 'test query', 'test queries', 'is', 'are')
+  line = f'{kind}: {here} here too, '
   if kind.startswith('clicks'):
     return line + f'in {amount(c["records"], "click")} of the same text'
   return line + (

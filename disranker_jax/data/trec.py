@@ -111,10 +111,8 @@ class Folder:
     yield from checked(self._rows('clicks'), _click, bad_rows)
 
   def check(self, kind: str) -> None:
-    tables, choices = (
-      collection_tables.tables_of(kind),
-      collection_tables.choices_of(kind, self.options),
-    )
+    tables = collection_tables.tables_of(kind, self.options)
+    choices = collection_tables.choices_of(kind, self.options)
     files = [existing(self._folder, what, self.options.get(what)) for what in tables]
     files += [existing(self._folder, 'only, ?exclude or ?without', name) for name in choices]
     name = self.options.get('run')

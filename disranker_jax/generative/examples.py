@@ -89,6 +89,22 @@ class Material:
   example: Callable[[Group, Any], Example] | None = None
 
 
+def picked(
+  pages: Sequence[ExamplePage], rng: np.random.Generator, size: Callable | None = None
+) -> ExamplePage:
+  """A page at random, or the largest one by `size`."""
+  return max(pages, key=size) if size else pages[rng.integers(len(pages))]
+
+
+def shuffled(
+  pages: Sequence[ExamplePage], rng: np.random.Generator, size: Callable | None = None
+) -> list[ExamplePage]:
+  """The pages in random order, or the largest ones by `size` first."""
+  if size:
+    return sorted(pages, key=size, reverse=True)
+  return [pages[i] for i in rng.permutation(len(pages))]
+
+
 def base_score(page: ExamplePage, ngrams: int) -> float:
   """What the retriever that found a page gives its best n-grams."""
   return sum(match.weight * match.coverage for match in page.matches[:ngrams])

@@ -149,9 +149,10 @@ def check_known(relevant: Collection[str], known: Collection[str], kind: str, wh
       'the documents that are searched, with the same ids'
     )
   if lost:
+    are = 'is' if len(lost) == 1 else 'are'
     say(
       f'{kind}: {len(lost):,} of {amount(len(relevant), "relevant document")}, such as '
-      f'{min(lost)!r}, are not in {where}, and cannot be found (config.data.documents is the '
+      f'{min(lost)!r}, {are} not in {where}, and cannot be found (config.data.documents is the '
       'address of all documents)'
     )
 

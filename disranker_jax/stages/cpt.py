@@ -195,9 +195,10 @@ def check_records(role: str, run: Run) -> None:
       f'first {amount(count, "click has", "clicks have")} none; add {{summary}} to it'
     )
   if without:
+    verbs = ('has', 'teaches') if without == 1 else ('have', 'teach')
     say(
-      f'cpt: {without:,} of the first {amount(count, "click has", "clicks have")} no title and '
-      'teach nothing'
+      f'cpt: {without:,} of the first {amount(count, "click")} {verbs[0]} no title and {verbs[1]} '
+      'nothing'
     )
 
 

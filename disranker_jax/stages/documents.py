@@ -5,7 +5,7 @@ from disranker_jax.data.holdout import place
 from disranker_jax.data.records import Document
 from disranker_jax.data.source import DOCUMENTS
 from disranker_jax.errors import UserError
-from disranker_jax.progress import amount, say
+from disranker_jax.progress import amount, part_of, say
 from disranker_jax.stages import prepare
 
 LEAST = 2  # a query with one document has no order to learn
@@ -43,20 +43,31 @@ def every(where: str) -> list[Document]:
   )
 
 
+def with_text(where: str) -> tuple[list[Document], int]:
+  """(the documents with a text at an address, how many there are with and without); see `every`.
+
+  Says how many are left out when they are read.
+  """
+
+  def chosen() -> tuple[list[Document], int]:
+    given = every(where)
+    found = [doc for doc in given if doc.title.strip() or doc.summary.strip()]
+    if empty := len(given) - len(found):
+      left = part_of(empty, len(given), 'document', 'documents', 'has', 'have')
+      say(f'documents: {left} no text and {"is" if empty == 1 else "are"} left out')
+    return found, len(given)
+
+  return once.made('documents with a text', lambda: sources.fingerprint(where), chosen)
+
+
 def read(config, least: int = LEAST) -> list[Document]:
   """All documents with a text, in order. Raises: UserError for fewer than `least`."""
-  given = every(address(config))
-  found = [doc for doc in given if doc.title.strip() or doc.summary.strip()]
+  found, count = with_text(address(config))
   if len(found) < least:
     [(key, _, where)] = addresses(config)
     raise UserError(
-      f'config.{key}={where!r}: has {amount(len(found), "document")} with a text (of '
-      f'{len(given)}); it takes {least} or more'
-    )
-  if empty := len(given) - len(found):
-    say(
-      f'documents: {empty:,} of {amount(len(given), "document has", "documents have")} no text and '
-      'are left out'
+      f'config.{key}={where!r}: has {amount(len(found), "document")} with a text (of {count:,}); '
+      f'it takes {least} or more'
     )
   return found
 

@@ -29,7 +29,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.evaluation import metrics, runs
 from disranker_jax.pipeline import inputs, manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use
-from disranker_jax.progress import amount, say
+from disranker_jax.progress import amount, part_of, say
 from disranker_jax.report import tables
 from disranker_jax.stages import prepare, result_table
 from disranker_jax.stages.result_table import Lacking, Ranking, Row, Table
@@ -178,7 +178,7 @@ def kept(run: Run) -> str:
   """How many rows of the table are finished."""
   rows = result_table.of(run.config).rows_of(run.config)
   done = sum(filled(run, row) is not None for row in rows.values())
-  return f'{done} of {amount(len(rows), "row is", "rows are")} done' if done else ''
+  return f'{part_of(done, len(rows), "row", "rows", "is", "are")} done' if done else ''
 
 
 def to_rerank(group: Group) -> Group:
@@ -247,11 +247,9 @@ def check_labels(run: Run, table: Table) -> None:
   if steep := metrics.steep(highest, key):
     say(f'{table.stage}: {where}{steep}')
   if table.reranks and 2 * pool[UNJUDGED] > pool.total():
-    say(
-      f'{table.stage}: {pool[UNJUDGED]:,} of '
-      f'{amount(pool.total(), "test pair is", "test pairs are")} not judged; they count as not '
-      'relevant'
-    )
+    said = part_of(pool[UNJUDGED], pool.total(), 'test pair', 'test pairs', 'is', 'are')
+    they = 'it counts' if pool[UNJUDGED] == 1 else 'they count'
+    say(f'{table.stage}: {said} not judged; {they} as not relevant')
 
 
 def reads(config) -> tuple[str, ...]:

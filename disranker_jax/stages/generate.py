@@ -23,7 +23,7 @@ from disranker_jax.models.load import TextModel
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline import inputs, manifest
 from disranker_jax.pipeline.stage import Run, Stage, Use, Writing
-from disranker_jax.progress import amount, say
+from disranker_jax.progress import amount, part_of, say
 from disranker_jax.rankers import filling
 from disranker_jax.rankers import shards as shards_of
 from disranker_jax.rankers.shards import Shards
@@ -94,15 +94,16 @@ def finish(run: Run, every: Sequence[Document], docs: Sequence[Document]) -> dic
   counts = filters.by_reason()
   texts = len(docs) * c.samples
   lost = ', '.join(f'{count:,} {why}' for why, count in counts.items())
-  lost_too = f'; {lost}' if lost else ''
-  say(f'generate: {len(groups):,} of {amount(texts, "query is", "queries are")} kept{lost_too}')
+  said = part_of(len(groups), texts, 'query', 'queries', 'is', 'are')
+  say(f'generate: {said} kept' + (f'; {lost}' if lost else ''))
   write_samples(run, docs, found, filters.later)
   if not groups:
     raise UserError(
-      f'{documents.address(run.config)}: none of the {amount(texts, "query", "queries")} that were '
-      f'written is left ({lost}); read {folder / "samples.md"}, then change config.generate.'
-      "template, examples, model or ends ('length' keeps queries that are cut after max_new "
-      'tokens), or set found_within=0 to keep queries whose page BM25 does not find'
+      f'{documents.address(run.config)}: none of the '
+      f'{amount(texts, "query that was", "queries that were")} written is left ({lost}); read '
+      f'{folder / "samples.md"}, then change config.generate.template, examples, model or ends '
+      "('length' keeps queries that are cut after max_new tokens), or set found_within=0 to keep "
+      'queries whose page BM25 does not find'
     )
   said = min(SAID, len(groups))
   for i in range(said):
@@ -263,8 +264,8 @@ def kept(run: Run) -> str:
   """From how many documents there are texts on disk."""
   docs = documents.chosen(run.config, documents.read(run.config))
   done = open_shards(run, len(docs)).kept()
-  have = amount(len(docs), 'document has', 'documents have')
-  return f'{done:,} of {have} their texts' if done else ''
+  said = part_of(done, len(docs), 'document', 'documents', 'has its', 'have their')
+  return f'{said} texts' if done else ''
 
 
 def is_complete(run: Run) -> bool:

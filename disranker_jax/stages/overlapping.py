@@ -57,10 +57,12 @@ def refuse(config, kind: str, counts: dict[str, int]) -> None:
     fix = 'give other queries, or start from the pretrained models'
   elif data.holdout:
     fix = 'queries of different ids have the same text; make the test queries another file'
+  are = 'is' if counts['queries'] == 1 else 'are'
   raise UserError(
-    f'config.data.test={data.test!r}: {counts["queries"]:,} of its {counts["of_queries"]:,} '
-    f'queries ({share:.0%}) are in the {kind} too, so the models would be tested on what they '
-    f'learn; {fix}; config.data.allow_overlap={data.allow_overlap:g} is the share that is allowed'
+    f'config.data.test={data.test!r}: {counts["queries"]:,} of its '
+    f'{amount(counts["of_queries"], "query", "queries")} ({share:.0%}) {are} in the {kind} too, so '
+    f'the models would be tested on what they learn; {fix}; config.data.allow_overlap='
+    f'{data.allow_overlap:g} is the share that is allowed'
   )
 
 
@@ -75,10 +77,11 @@ def refuse_topics(config, counts: dict) -> None:
     fix = f"set config.data.holdout_by='{by}'"
   elif by:
     fix = f'keep queries whose ids have the same match of {by!r} in one file'
+  have, their = ('has', 'its') if counts['same_judgements'] == 1 else ('have', 'their')
   raise UserError(
     f'config.data.test={data.test!r}: {counts["same_judgements"]:,} of its '
-    f'{amount(counts["of_queries"], "query", "queries")} ({share:.0%}) have the same relevant '
-    f'documents and grades as judged queries, so their labels would be learned; {fix} '
+    f'{amount(counts["of_queries"], "query", "queries")} ({share:.0%}) {have} the same relevant '
+    f'documents and grades as judged queries, so {their} labels would be learned; {fix} '
     f'(docs/data.md); config.data.allow_overlap={data.allow_overlap:g} is the share that is allowed'
   )
 
@@ -105,6 +108,6 @@ def topics_line(topics: Sequence[tuple[Iterable[str], Iterable[str]]], by: str) 
   line = (
     f'{amount(count, "test query has", "test queries have")} the same relevant documents and '
     f'grades as judged queries of {amount(len(topics), "topic")}, such as {first} and {second}: '
-    'their labels are learned'
+    f'{"its" if count == 1 else "their"} labels are learned'
   )
   return f'{line}; the ids of a topic have the same match of {by!r}' if by else line

@@ -17,7 +17,7 @@ from disranker_jax.data import sources
 from disranker_jax.data.records import Document, Group
 from disranker_jax.evaluation import metrics
 from disranker_jax.pipeline.stage import Run
-from disranker_jax.progress import amount, say
+from disranker_jax.progress import amount, part_of, say
 from disranker_jax.rankers.llm.methods import METHODS
 from disranker_jax.stages import prepare, prompting, roles, teacher
 from disranker_jax.stages.result_table import Ranking, Row, Table, model_scores
@@ -53,13 +53,10 @@ def first_stage(run: Run, row: Row, groups) -> Ranking:
       'computed here over all test documents'
     )
     ranking = bm25(groups)
-  found = sum(map(len, ranking.values()))
-  lost = (
-    f'{every - found:,} of {amount(every, "document is", "documents are")} not found by it and '
-    'rank last'
-  )
   notes = [note] if note else []
-  notes += [lost] if found < every else []
+  if lost := every - sum(map(len, ranking.values())):
+    said = part_of(lost, every, 'document', 'documents', 'is', 'are')
+    notes.append(f'{said} not found by it and {"ranks" if lost == 1 else "rank"} last')
   return ranking, facts | ({'note': '; '.join(notes)} if notes else {})
 
 
@@ -73,7 +70,8 @@ def given_scores(groups: Sequence[Group]) -> tuple[metrics.Run, str]:
   unknown, wrong = sum(math.isnan(doc.score) for doc in docs), ''
   pairs = [pair for of_query in found.values() for pair in itertools.pairwise(of_query)]
   if 0 < unknown < len(docs):
-    wrong = f'{unknown:,} of {amount(len(docs), "document")} that it found have no score'
+    verb = 'has' if unknown == 1 else 'have'
+    wrong = f'{unknown:,} of {amount(len(docs), "document")} that it found {verb} no score'
   elif not unknown and any(a.rank == b.rank or a.score < b.score for a, b in pairs):
     wrong = 'its scores do not have the order of its ranks'
   if unknown or wrong:

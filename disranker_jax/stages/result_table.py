@@ -20,7 +20,7 @@ from disranker_jax.evaluation import documents, metrics
 from disranker_jax.models.load import TextModel
 from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.stage import Run, Use
-from disranker_jax.progress import Progress, amount
+from disranker_jax.progress import Progress, part_of
 from disranker_jax.rankers import Ranker
 from disranker_jax.stages import roles
 
@@ -287,18 +287,19 @@ def given_run(run: Run, row: Row, groups) -> Ranking:
   ranking = documents.only(given, pool) if table.reranks else given
   of_queries = sum(len(pool[query_id]) for query_id in ranking)
   found, every = (sum(map(len, each.values())) for each in (ranking, given))
-  counts = [
-    (
-      of_queries - found,
-      f'of {amount(of_queries, "document is", "documents are")} not in it and rank last',
-    ),
-    (every - found, 'of its documents are not among those that all rows rank and are left out'),
-    (
-      len(groups) - len(ranking),
-      f'of {amount(len(groups), "query is", "queries are")} not in it and count as 0',
-    ),
-  ]
-  note = '; '.join(f'{n:,} {what}' for n, what in counts[0 if table.reranks else 2 :] if n)
+  lost, others, missing = of_queries - found, every - found, len(groups) - len(ranking)
+  said = []
+  if table.reranks and lost:
+    of_pool = part_of(lost, of_queries, 'document', 'documents', 'is', 'are')
+    said.append(f'{of_pool} not in it and {"ranks" if lost == 1 else "rank"} last')
+  if table.reranks and others:
+    are = 'is' if others == 1 else 'are'
+    among = f'{are} not among those that all rows rank and {are} left out'
+    said.append(f'{others:,} of its documents {among}')
+  if missing:
+    of_tests = part_of(missing, len(groups), 'query', 'queries', 'is', 'are')
+    said.append(f'{of_tests} not in it and {"counts" if missing == 1 else "count"} as 0')
+  note = '; '.join(said)
   if not note:
     return ranking, {}
   only = '; disranker compare --documents common compares only what all runs have'

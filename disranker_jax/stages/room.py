@@ -60,10 +60,18 @@ def message(
   if 'group_size' in c and docs > 1:
     advice.append(f'group_size={docs}')
   return (
+    f'{unfit(stage, c, block, large, count)} with {"its" if len(large) == 1 else "their"} '
+    f'{f"{block.docs} longest documents" if block.docs > 1 else "longest document"}; set '
+    f"config.{stage}.{' or '.join(advice)}, or lower the model's max_len"
+  )
+
+
+def unfit(stage: str, c: ConfigDict, block: Shape, large: Sequence[str], count: int) -> str:
+  """The start of an error for the queries `large` of so many."""
+  which = f'{large[0]!r}, does' if len(large) == 1 else f'such as {large[0]!r}, do'
+  return (
     f'{described(stage, c, block)}, into which {len(large):,} of '
-    f'{amount(count, "query", "queries")}, such as {large[0]!r}, do not fit with their '
-    f'{block.docs} longest documents; set config.{stage}.'
-    f"{' or '.join(advice)}, or lower the model's max_len"
+    f'{amount(count, "query", "queries")}, {which} not fit'
   )
 
 

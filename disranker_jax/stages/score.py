@@ -19,7 +19,7 @@ from disranker_jax.models import eight_bits
 from disranker_jax.models.load import HEADS, open_model
 from disranker_jax.pipeline import manifest, systems
 from disranker_jax.pipeline.stage import Run, Stage, Use
-from disranker_jax.progress import amount, say
+from disranker_jax.progress import amount, part_of, say
 from disranker_jax.rankers import filling, score_statistics
 from disranker_jax.rankers.llm import costs
 from disranker_jax.rankers.llm.methods import METHODS
@@ -139,11 +139,8 @@ def kept(run) -> str:
   """How many queries have scores on disk."""
   kinds = [(kind, len(prepare.records(run, kind))) for kind in reads(run.config)]
   done = sum(open_shards(run, kind, count).kept() for kind, count in kinds)
-  return (
-    (f'{done:,} of {amount(sum(count for _, count in kinds), "query is", "queries are")} scored')
-    if done
-    else ''
-  )
+  said = part_of(done, sum(count for _, count in kinds), 'query', 'queries', 'is', 'are')
+  return f'{said} scored' if done else ''
 
 
 def open_chosen(run, kind: str) -> Chosen:

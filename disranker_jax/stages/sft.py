@@ -63,8 +63,8 @@ def check_labels(judged: Sequence[Group], per_group: Callable, key: str) -> None
   most = max(map(len, patterns))
   what = (
     f'0 usable pairs: none of the {amount(len(judged), "query", "queries")} of '
-    f'config.data.judgements has two documents with different labels (at most {most} labelled '
-    'documents per query)'
+    f'config.data.judgements has two documents with different labels (at most '
+    f'{amount(most, "labelled document")} per query)'
   )
   for labels in filter(None, patterns):
     labels_GN = jnp.array([labels], jnp.float32)

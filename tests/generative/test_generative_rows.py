@@ -25,6 +25,8 @@ from disranker_jax.pipeline.stage import Run
 from disranker_jax.report import intervals
 from disranker_jax.stages import collection_rows, documents, earlier, evaluate, prepare, roles
 
+MESH = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1})
+
 
 @pytest.mark.parametrize(
   ('changes', 'again'),
@@ -188,11 +190,7 @@ def test_a_view_that_no_document_has_is_refused_before_queries_are_written(
 
 def begun(folder, **changes) -> Pipeline:
   """A run of tiny models whose records are prepared; nothing else is done."""
-  run = Run(
-    tiny_dgr.config(collection(folder), **changes),
-    folder / 'run',
-    sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1}),
-  )
+  run = Run(tiny_dgr.config(collection(folder), **changes), folder / 'run', MESH)
   runner.run(run.config, run.workdir, stages=('prepare',))
   return Pipeline(run)
 
@@ -219,6 +217,18 @@ def test_all_checks_and_estimates_read_the_collection_once_and_no_stage_finds_it
   names = [*checks, prepare.GENERATED, prepare.RETRIEVED]
   assert looked == [(name, 1) for name in names]
   assert [one() for one in read] == [None]
+
+
+def test_a_document_without_a_text_is_said_once_for_all_checks(tmp_path, capsys):
+  addresses = collection(tmp_path)
+  with (tmp_path / 'documents.jsonl').open('a') as file:
+    file.write(json.dumps({'doc_id': 'blank', 'title': ' ', 'summary': ''}) + '\n')
+  run = Run(tiny_dgr.config(addresses), tmp_path / 'run', MESH)
+  runner.run(run.config, run.workdir, stages=('prepare',))
+  capsys.readouterr()
+  Pipeline(run).look_at_records([], None)
+  said = 'documents: 1 of 41 documents has no text and is left out\n'
+  assert capsys.readouterr().err.count(said) == 1
 
 
 def test_checks_read_a_collection_again_that_has_changed_between_two_of_them(tmp_path, monkeypatch):

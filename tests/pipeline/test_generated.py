@@ -258,7 +258,7 @@ def test_fewer_documents_than_candidates_and_empty_ones(tmp_path, copies, capsys
   workdir = tmp_path / 'run'
   runner.run(config(tmp_path, pages), workdir, stages=['prepare', 'generate'])
   assert {len(group.docs) for group in records(workdir)} == {3}
-  assert '1 of 4 documents have no text' in capsys.readouterr().err
+  assert '1 of 4 documents has no text' in capsys.readouterr().err
 
 
 def test_documents_of_digits_or_of_another_script_give_queries_of_their_own(tmp_path, copies):
@@ -312,7 +312,7 @@ def test_the_collection_is_read_once_for_all_that_is_said_before(tmp_path, capsy
   records = estimate.expected(runner.Run(c, tmp_path / 'run', None))
   assert len(records('generated')) == 3 * DOCUMENTS
   assert records('generated') is records('generated')
-  assert capsys.readouterr().err.count('1 of 25 documents have no text') == 1
+  assert capsys.readouterr().err.count('1 of 25 documents has no text') == 1
 
 
 def test_the_share_of_documents_that_the_writer_does_not_read_whole_is_said(tmp_path, capsys):

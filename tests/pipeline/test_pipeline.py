@@ -200,7 +200,9 @@ class TestStopped:
     assert process.returncode == 130 and 'Traceback' not in process.stderr
     last = process.stderr.splitlines()[-1]
     said = re.fullmatch(
-      r'score: stopped; (\d+) of 32 queries are scored; the same command continues from there', last
+      r'score: stopped; (\d+) of 32 queries (?:is|are) scored; the same command continues from '
+      'there',
+      last,
     )
     shards = workdir / 'score' / 'shards'
     kept = {f: f.stat().st_mtime_ns for f in shards.rglob('*.parquet')}

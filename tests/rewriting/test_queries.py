@@ -62,7 +62,7 @@ class TestReading:
     assert not capsys.readouterr().err
     queries.check_collection(found, {'a', 'c'}, 'jsonl:some')
     said = capsys.readouterr().err
-    line = "judgements: 1 of 2 relevant documents, such as 'b', are not in jsonl:some, and cannot"
+    line = "judgements: 1 of 2 relevant documents, such as 'b', is not in jsonl:some, and cannot"
     assert line in said and 'config.data.documents is the address' in said
     assert 'rewrite: 1 of 2 queries have no document that can be found' in said
 

@@ -9,12 +9,13 @@ Source: DGR (Li et al., 2024, arXiv:2402.10769).
 
 import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from disranker_jax import losses
 from disranker_jax.config.settings import Key, between, boolean, text
-from disranker_jax.generative.examples import Drawn, Example, ExamplePage
+from disranker_jax.generative.examples import Drawn, Example, ExamplePage, picked, shuffled
 from disranker_jax.generative.stages import ranking
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.stages import held_out
@@ -42,15 +43,16 @@ def usable(c, example: Example) -> bool:
   return len({page.target for page in (*relevant, *others)}) > 1
 
 
-def draw(c, written, example: Example, rng: np.random.Generator) -> Drawn:
+def draw(
+  c, written, example: Example, rng: np.random.Generator, size: Callable | None = None
+) -> Drawn:
   """A relevant page, the best other one and random ones, no two with the same target."""
   relevant, others = candidates(c, example)
   chosen: list[tuple[ExamplePage, float]] = []
-  first = relevant[rng.integers(len(relevant))] if relevant else None
+  first = picked(relevant, rng, size) if relevant else None
   if first and not c.positives_first:
     chosen.append((first, first.target))
-  order = [0, *(1 + rng.permutation(len(others) - 1)).tolist()] if others else []
-  for page in (others[i] for i in order):
+  for page in [*others[:1], *shuffled(others[1:], rng, size)]:
     if len(chosen) == c.documents - bool(first and c.positives_first):
       break
     if all(page.target != target for _, target in chosen):

@@ -4,11 +4,12 @@ Source: LTRGR (Li et al., 2023, arXiv:2306.15222).
 """
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
 from disranker_jax.config.settings import Key, at_least
-from disranker_jax.generative.examples import Drawn, Example, ExamplePage
+from disranker_jax.generative.examples import Drawn, Example, ExamplePage, picked
 from disranker_jax.generative.ngrams import two_margins
 from disranker_jax.generative.stages import ranking
 from disranker_jax.pipeline.stage import Stage
@@ -35,13 +36,15 @@ def usable(c, example: Example) -> bool:
   return all(candidates(example))
 
 
-def draw(c, written, example: Example, rng: np.random.Generator) -> Drawn:
+def draw(
+  c, written, example: Example, rng: np.random.Generator, size: Callable | None = None
+) -> Drawn:
   """The first relevant page, the first other one, and one more of each at random."""
   relevant, others = candidates(example)
   chosen = [(0, relevant[0]), (1, others[0])]
   for place, pages in ((2, relevant), (3, others)):
     if len(pages) > 1:
-      chosen.append((place, pages[rng.integers(1, len(pages))]))
+      chosen.append((place, picked(pages[1:], rng, size)))
   pages = tuple((place, page, float(page.is_relevant)) for place, page in chosen)
   return Drawn(example.query, pages, tuple(written(example.query, relevant[0], rng)))
 

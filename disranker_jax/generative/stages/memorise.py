@@ -17,7 +17,7 @@ from disranker_jax.generative.pages import Pages
 from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.stages import index
 from disranker_jax.pipeline.stage import Run, Stage, Use
-from disranker_jax.progress import amount, say
+from disranker_jax.progress import amount, part_of, say
 from disranker_jax.stages import documents, held_out, held_out_measures, prepare, roles
 from disranker_jax.stages.cpt import next_token_loss
 from disranker_jax.training import train
@@ -71,10 +71,9 @@ def execute(run: Run) -> dict:
   every = prepare.records(run, 'clicks')
   clicks = on_pages(every, lambda click: page_of(pages, click) is not None)
   if lost := len(every) - len(clicks):
-    say(
-      f'memorise: {lost:,} of {amount(len(every), "click is", "clicks are")} on pages that the '
-      'collection lacks'
-    )
+    where = 'on a page' if lost == 1 else 'on pages'
+    said = part_of(lost, len(every), 'click', 'clicks', 'is', 'are')
+    say(f'memorise: {said} {where} that the collection lacks')
   if cut := teaching.prompts.cut([click.query for click in clicks]):
     say(f'memorise: {cut}')
   split = held_out.split(run, 'memorise', clicks)

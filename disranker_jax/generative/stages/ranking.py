@@ -32,7 +32,7 @@ from disranker_jax.generative.records import VIEWS
 from disranker_jax.generative.stages import refresh, retrieve
 from disranker_jax.models.load import TextModel, open_model
 from disranker_jax.pipeline.stage import Use, Writing
-from disranker_jax.progress import amount, say
+from disranker_jax.progress import amount, part_of, say
 from disranker_jax.stages import held_out, prepare, roles, room
 from disranker_jax.stages.held_out import LOSS, TAU
 from disranker_jax.training import train
@@ -54,7 +54,8 @@ class Method:
   stage     its name
   pages     c -> pages of a query in a step, at most
   rank      c -> the loss on page scores, see PageLoss
-  draw      (c, written, example, rng) -> Drawn; see Material for `written`
+  draw      (c, written, example, rng, size) -> Drawn; see Material for `written`. size: None, or
+            page -> its size; then the largest pages are taken where others are drawn at random
   usable    (c, example) -> whether the example has anything to rank
   left_out  why an example is not usable, for messages
   names     of what is measured on held-out queries
@@ -107,32 +108,32 @@ class Method:
   def refuse_large(
     self, run, model: TextModel, material: Material, examples: Sequence[Example]
   ) -> None:
-    """Raises: UserError before the first step if a query does not fit with its largest pages."""
+    """Raises: UserError before the first step if a query does not fit with its largest pages.
+
+    Args:
+      examples: those that are learned; held-out ones are not packed by query.
+    """
     c, block = self.settings(run.config), self.block(run.config, model)
     if rows_for(self.largest(run.config, model), block) <= block.rows:
       return
     encode, large, rows = self.encoder(run.config, material), [], 0
     for example in examples:
-      needed = rows_for(encode(self.with_largest_pages(c, material, example)), block)
+      needed = rows_for(encode(self.largest_draw(c, material, example)), block)
       rows = max(rows, needed)
       large += [example.query] * (needed > block.rows)
     if large:
       raise UserError(
-        f'{room.described(self.stage, c, block)}, into which {len(large):,} of '
-        f'{amount(len(examples), "query", "queries")}, such as {large[0]!r}, do not fit with the '
-        f'n-grams of their largest pages; {self.advice(c, rows)}'
+        f'{room.unfit(self.stage, c, block, large, len(examples))} with the n-grams of '
+        f'{"its" if len(large) == 1 else "their"} largest pages; {self.advice(c, rows)}'
       )
 
-  def with_largest_pages(self, c, material: Material, example: Example) -> Drawn:
-    """As many pages as a step takes, those with the most tokens."""
+  def largest_draw(self, c, material: Material, example: Example) -> Drawn:
+    """What a step may draw of a query, with the pages that have the most tokens."""
 
     def tokens(page: ExamplePage) -> int:
       return sum(len(match.ngram.tokens) for match in page.matches[: c.ngrams])
 
-    pages = sorted(example.pages, key=tokens, reverse=True)[: self.pages(c)]
-    page = next((page for page in example.pages if page.is_relevant), None)
-    written = material.written(example.query, page, rng_of(example.query)) if page else ()
-    return Drawn(example.query, tuple((i, p, 0.0) for i, p in enumerate(pages)), tuple(written))
+    return self.draw(c, material.written, example, rng_of(example.query), tokens)
 
   def block(self, config, model: TextModel) -> Shape:
     """What a query must fit into."""
@@ -217,7 +218,7 @@ class Method:
     found = open_material(run, model)
     usable = self.select(run.config, found.examples)
     split = held_out.split(run, self.stage, usable, query=as_click, fix=more_held_out(run))
-    self.refuse_large(run, model, found, usable)
+    self.refuse_large(run, model, found, split.learned)
     scale = mean_best(split.learned, self.settings(run.config).ngrams)
     todo, feed = self.job(run, model, found, split.learned, scale)
     measured = self.measure(run, model, found, split.measured, scale)
@@ -237,15 +238,13 @@ class Method:
     out = len(examples) - len(kept)
     if not kept:
       raise UserError(
-        f'{self.stage}: nothing to learn from: {self.left_out} in any of the {len(examples):,} '
-        'queries; look at the results of the stages retrieve and score, and at the labels of '
-        f'config.data.judgements{self.without}'
+        f'{self.stage}: nothing to learn from: {self.left_out} in any of the '
+        f'{amount(len(examples), "query", "queries")}; look at the results of the stages retrieve '
+        f'and score, and at the labels of config.data.judgements{self.without}'
       )
     if out:
-      say(
-        f'{self.stage}: {out:,} of {amount(len(examples), "query is", "queries are")} left out: '
-        f'{self.left_out}'
-      )
+      said = part_of(out, len(examples), 'query', 'queries', 'is', 'are')
+      say(f'{self.stage}: {said} left out: {self.left_out}')
     return held_out.Subset(examples, np.array(kept, np.int32))
 
 

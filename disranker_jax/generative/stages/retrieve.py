@@ -26,7 +26,7 @@ from disranker_jax.generative.stages import index
 from disranker_jax.models.load import TextModel
 from disranker_jax.models.writing import Beams
 from disranker_jax.pipeline.stage import Run, Stage, Use, Writing
-from disranker_jax.progress import amount, say
+from disranker_jax.progress import amount, part_of, say
 from disranker_jax.rankers import filling
 from disranker_jax.rankers import shards as shards_of
 from disranker_jax.rankers.shards import Shards
@@ -195,9 +195,8 @@ def kept(run) -> str:
   """How many queries have their pages on disk."""
   groups = queries(run)
   done = open_shards(run, len(groups)).kept()
-  return (
-    f'{done:,} of {amount(len(groups), "query has", "queries have")} their pages' if done else ''
-  )
+  said = part_of(done, len(groups), 'query', 'queries', 'has its', 'have their')
+  return f'{said} pages' if done else ''
 
 
 class Expected(Sequence[Group]):
