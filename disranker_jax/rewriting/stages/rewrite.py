@@ -265,7 +265,8 @@ def outside(config, workdir) -> dict[str, str]:
   }  # fmt: skip
 
 
-# The batch has all samples, whatever their lengths: rows follow from `prompts` and `samples`.
+# The batch has all samples that are learned from, whatever their lengths: rows follow from
+# `prompts` and `samples`.
 BASE = {
   name: key
   for name, key in training(
