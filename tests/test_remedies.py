@@ -72,6 +72,42 @@ def test_a_batch_of_one_row_is_not_halved():
   assert not any('batch_rows' in words for words in remedies.as_flags(found(config, 'score')))
 
 
+@pytest.mark.parametrize(
+  ('rows', 'blocks', 'smaller'),
+  [
+    (32, 1, '--config.sft.batch_rows=16 --config.sft.gradient_accumulation_steps=2'),
+    (12, 1, '--config.sft.batch_rows=4 --config.sft.gradient_accumulation_steps=3'),
+    (16, 8, '--config.sft.batch_rows=8 --config.sft.gradient_accumulation_steps=2'),
+    (8, 8, ''),
+    (4, 1, ''),
+  ],
+)
+def test_a_smaller_batch_is_split_among_devices_too_and_has_the_update_of_before(
+  rows, blocks, smaller
+):
+  """A step of four devices that ignores this is refused, or each of them has all rows."""
+  config, mesh = configs.defaults(), jax.sharding.AbstractMesh((4, 1, 1), sharding.AXES)
+  config.sft.update(batch_rows=rows, data_shards=blocks)
+  assert batches_in(found(config, 'sft', mesh)) == ([smaller] if smaller else [])
+  config.score.batch_rows = rows
+  half = {32: 16, 12: 4, 16: 8, 8: 4}.get(rows)
+  words = [f'--config.score.batch_rows={half}'] if half else []
+  assert batches_in(found(config, 'score', mesh)) == words
+
+
+def batches_in(every: list[remedies.Remedy]) -> list[str]:
+  return remedies.as_flags(remedy for remedy in every if remedy.lessens == remedies.BATCH)
+
+
+@pytest.mark.parametrize(('prompts', 'blocks', 'parts'), [(12, 2, 2), (9, 1, 3), (6, 6, 0)])
+def test_micro_batches_have_equally_many_queries(prompts, blocks, parts):
+  config = configs.defaults('query_rewriting')
+  config.rewrite.update(prompts=prompts, data_shards=blocks)
+  words = ' '.join(remedies.as_flags(found(config, 'rewrite')))
+  assert (f'--config.rewrite.gradient_accumulation_steps={parts} ' in words) == bool(parts)
+  assert ('accumulation' in words) == bool(parts)
+
+
 def test_a_sentence_has_all_but_the_batch_that_the_caller_names():
   every = [
     remedies.Remedy({'sft.batch_rows': 2}, remedies.BATCH),

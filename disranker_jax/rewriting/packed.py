@@ -1,8 +1,8 @@
 """The batches of GRPO: a group is a prompt, its documents are samples of the policy.
 
 A row holds a prompt once and as many samples of it as fit, which attend to it. Every batch has all
-samples of its prompts, so they are not packed by length: a shorter one leaves padding at the end of
-its row. More keys of a batch than in data/batches.py:
+samples of its prompts that are learned from, so they are not packed by length: a shorter one leaves
+padding at the end of its row. More keys of a batch than in data/batches.py:
   advantages_GN   float32, what a sample is learned by
   truncated_GN    float32, 1 where a sample was cut off at max_new
   NAME_GN         float32, one for each of FACTS and of the reward's terms, for the logs

@@ -4,10 +4,12 @@ Messages before and in a run and `disranker plan` are made of them, so none advi
 """
 
 import dataclasses
+import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping
 
+from disranker_jax.devices import sharding
 from disranker_jax.models import tree
 from disranker_jax.training.settings import ADAPTERS
 
@@ -56,14 +58,16 @@ def remedies(
     found += _of_training(section, role, settings, model, paths, mesh)
   else:
     found += in_bf16(role, model.get('param_dtype'))
-    if (rows := settings.get('batch_rows', 0)) > 1:
-      found.append(Remedy({f'{section}.batch_rows': rows // 2}, BATCH))
+    parts = sharding.parts(mesh)  # of a batch that does not divide, each device has all rows
+    if rows := settings.get('batch_rows', 0) // (2 * parts) * parts:
+      found.append(Remedy({f'{section}.batch_rows': rows}, BATCH))
   return found
 
 
 def _of_training(section, role, settings, model, paths, mesh) -> list[Remedy]:
   found, adam = [], settings.optimizer == 'adamw'
-  rows, accumulated = settings.get('batch_rows', 0), settings.gradient_accumulation_steps
+  accumulated, blocks = settings.gradient_accumulation_steps, settings.data_shards
+  rows, prompts = settings.get('batch_rows', 0), settings.get('prompts', 0)
 
   def add(lessens: str, **changes) -> None:
     found.append(Remedy({f'{section}.{key}': value for key, value in changes.items()}, lessens))
@@ -74,13 +78,18 @@ def _of_training(section, role, settings, model, paths, mesh) -> list[Remedy]:
     add(AVERAGE, ema=0)
   if adam and settings.adam_mu_dtype == 'float32':
     add(MOMENTS, adam_mu_dtype='bfloat16')
-  if rows > mesh.shape['data'] * mesh.shape['fsdp']:
-    add(BATCH, batch_rows=rows // 2, gradient_accumulation_steps=2 * accumulated)
-  if settings.get('prompts', 1) % (2 * accumulated * settings.data_shards) == 0:
-    add(ACTIVATIONS, gradient_accumulation_steps=2 * accumulated)
+  if n := _fewest(rows, math.lcm(sharding.parts(mesh), blocks)):
+    add(BATCH, batch_rows=rows // n, gradient_accumulation_steps=n * accumulated)
+  if n := _fewest(prompts, accumulated * blocks):
+    add(ACTIVATIONS, gradient_accumulation_steps=n * accumulated)
   if adam:
     add(MOMENTS, optimizer='adafactor')
   return found + adapters(section, role, model, paths, settings.trainable)
+
+
+def _fewest(count: int, unit: int) -> int:
+  """The fewest parts, from 2 on, that are equal and multiples of `unit`; 0 if there are none."""
+  return next((n for n in range(2, count // unit + 1) if count % (n * unit) == 0), 0)
 
 
 def spread(mesh) -> list[Remedy]:

@@ -12,6 +12,7 @@ from disranker_jax.commands.plan import chips, hlo, local, machine, report, roll
 from disranker_jax.devices import sharding, speed
 from disranker_jax.models import writing
 from disranker_jax.pipeline import estimate
+from disranker_jax.rewriting.rollouts import draws
 
 WHERE = chips.find('v5e:1x1')
 MAX_LEN, MAX_NEW, PROMPTS, SAMPLES = 48, 16, 6, 4
@@ -131,6 +132,27 @@ def test_it_has_to_fit_while_it_samples_too(plan):
   # What makes an update smaller does not help.
   assert '--config.rewrite.samples=' in said and 'accumulation' not in said and 'remat' not in said
   assert not json.loads(report.as_json(small))['fits']
+
+
+@pytest.mark.parametrize(
+  ('drawn', 'samples', 'fewer'),
+  [
+    (0, 8, '--config.rewrite.samples=4'),
+    (8, 8, '--config.rewrite.samples=4 --config.rewrite.drawn=0'),
+    (12, 8, '--config.rewrite.drawn=8'),
+    (0, 2, ''),
+  ],
+)
+def test_what_is_tried_for_sampling_writes_fewer_samples(drawn, samples, fewer):
+  c = settings(drawn=drawn)
+  c.rewrite.samples = samples
+  mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1}, jax.devices()[:1])
+  said = [words for words in rollouts.remedies(c, 1, mesh) if re.search('samples|drawn', words)]
+  assert said == ([fewer] if fewer else [])
+  before = draws(c.rewrite)
+  changes = dict(word.removeprefix('--config.').split('=') for word in fewer.split())
+  c.update_from_flattened_dict({key: int(value) for key, value in changes.items()})
+  assert (draws(c.rewrite) < before) == bool(fewer)
 
 
 def test_other_stages_sample_nothing():

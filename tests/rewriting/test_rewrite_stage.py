@@ -20,6 +20,7 @@ from disranker_jax.rewriting.queries import Query
 from disranker_jax.rewriting.rewriter import Rewriter
 from disranker_jax.rewriting.stages import rewrite
 from disranker_jax.stages import cpt, held_out, prepare
+from disranker_jax.training import train
 
 MESH = sharding.make_mesh({'data': 1, 'fsdp': 1, 'model': 1})
 PAGES = [
@@ -102,6 +103,16 @@ def test_queries_that_are_cut_are_counted(run, capsys):
     rewrite.job(here, opened, some, reward=None)
     line = f'rewrite: the end of 2 of {len(asked) + 2} queries is not read; raise config.'
     assert (line in capsys.readouterr().err) == said
+
+
+@pytest.mark.parametrize('drawn', [0, 16])
+def test_a_step_without_memory_is_told_of_what_is_drawn(run, drawn):
+  here = run(drawn=drawn)
+  opened, asked = rewrite.open_rewriter(here.config), queries.training(here)
+  todo, *_ = rewrite.job(here, opened, asked, reward=None)
+  said = train.needs_less(todo, opened.network.shapes(), MESH)
+  fewer = ', samples or drawn (now 16), set ' if drawn else ' or samples, set '
+  assert said.startswith(f'lower config.rewrite.prompts (now 4){fewer}config.rewriter.remat=full')
 
 
 def letters(queries, rewrites) -> np.ndarray:

@@ -25,9 +25,11 @@ def remedies(config: ConfigDict, size: int, mesh) -> list[str]:
     options.append(f'--config.mesh.model={2 * mesh.shape["model"]}')
   every = less.remedies('rewrite', 'rewriter', c, config.rewriter, (), trains=True, mesh=mesh)
   options += less.as_flags(r for r in every if r.lessens in (less.AVERAGE, less.MOMENTS))
-  if c.drawn > c.samples:
+  if c.drawn > c.samples:  # so fewer samples to learn from are no fewer to write
     options.append(f'--config.rewrite.drawn={max(c.samples, c.drawn // 2)}')
-  options.append(f'--config.rewrite.samples={max(2, c.samples // 2)}')
+  elif c.samples > 2:
+    also = ' --config.rewrite.drawn=0' if c.drawn else ''
+    options.append(f'--config.rewrite.samples={max(2, c.samples // 2)}{also}')
   blocks = c.gradient_accumulation_steps * c.data_shards
   if c.prompts % (2 * blocks) == 0:
     options.append(f'--config.rewrite.prompts={c.prompts // 2}')

@@ -93,9 +93,10 @@ def job(
   )  # fmt: skip
   feed = Rollouts(c, learned, prompt, reward, sampler, shape, run.mesh, seed)
   logs = config.tensorboard, config.wandb_project
+  fewer = f', samples or drawn (now {c.drawn})' if c.drawn else ' or samples'
   todo = train.Job(
     'rewrite', run.folder('rewrite'), computed.loss, c, steps(c, len(learned)), 'samples',
-    config.watchdog_s, *logs, f'lower config.rewrite.prompts (now {c.prompts}) or samples',
+    config.watchdog_s, *logs, f'lower config.rewrite.prompts (now {c.prompts}){fewer}',
     'rewriter', config.rewriter,
   )  # fmt: skip
   return todo, feed, computed
@@ -264,7 +265,8 @@ def outside(config, workdir) -> dict[str, str]:
   }  # fmt: skip
 
 
-# The batch has all samples, whatever their lengths: rows follow from `prompts` and `samples`.
+# The batch has all samples that are learned from, whatever their lengths: rows follow from
+# `prompts` and `samples`.
 BASE = {
   name: key
   for name, key in training(
