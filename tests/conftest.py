@@ -98,6 +98,7 @@ HEAVY = (
   'rewriting/test_embedder.py',
   'rewriting/test_rewrite_plan.py',
   'rewriting/test_rollouts.py',
+  'rewriting/test_collapse.py',
   'rewriting/test_rewrite_stage.py',
   'rewriting/test_policy_sampling.py',
 )

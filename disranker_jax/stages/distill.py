@@ -133,12 +133,10 @@ def open_targets(run) -> tuple[ScoredGroups, dict]:
     parts.append(Selected(scored, kept, targets))
     results.setdefault('earlier_runs', {})[folder] = {'rows': len(kept), **numbers}
     out = len(scored) - len(kept)
-    ones = 'judged one' if out == 1 else 'judged ones'
-    are = 'is' if out == 1 else 'are'
     say(
       f'distill: {amount(len(kept), "scored query", "scored queries")} of {folder}, beside '
-      f'{len(parts[0]):,} of this run; {out:,} {ones} that this run has '
-      f'scored too {are} left out'
+      f'{len(parts[0]):,} of this run; without {amount(out, "judged one", "judged ones")} that '
+      'this run has scored too'
     )
   return scored_groups.joined(parts, {}), results
 

@@ -94,8 +94,8 @@ def finish(run: Run, every: Sequence[Document], docs: Sequence[Document]) -> dic
   counts = filters.by_reason()
   texts = len(docs) * c.samples
   lost = ', '.join(f'{count:,} {why}' for why, count in counts.items())
-  said = part_of(len(groups), texts, 'query', 'queries', 'is', 'are')
-  say(f'generate: {said} kept' + (f'; {lost}' if lost else ''))
+  are = part_of(len(groups), texts, 'query', 'queries', 'is', 'are')
+  say(f'generate: {are} kept' + f'; {lost}' * bool(lost))
   write_samples(run, docs, found, filters.later)
   if not groups:
     raise UserError(
