@@ -106,7 +106,7 @@ def test_a_collection_gives_clicks_without_documents_that_have_no_text(tmp_path,
   (folder / 'docs.jsonl').write_text(''.join(json.dumps(doc) + '\n' for doc in docs))
   (folder / 'qrels.txt').write_text('q1 0 d0 0\nq1 0 d1 1\nq1 0 d2 1\nq1 0 d3 2\n')
   assert clicks(run_of(tmp_path, f'trec:{folder}')) == [('one', 't1'), ('one', 't3')]
-  assert 'left out 1 relevant documents without any text' in capsys.readouterr().err
+  assert 'left out 1 relevant document without any text' in capsys.readouterr().err
 
 
 def test_another_file_of_judgements_makes_another_cpt(rows, tmp_path):

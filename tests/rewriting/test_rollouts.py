@@ -50,7 +50,7 @@ def test_with_a_large_beta_the_policy_stays(start, tmp_path):
     policies.fit(start, c, tmp_path / str(beta), 12)
     last[beta] = policies.logged(tmp_path / str(beta))[-1]
   assert last[0.0]['reward'] > 0.8 and last[0.0]['kl'] > 3
-  assert last[100.0]['reward'] < 0.3 and last[100.0]['kl'] < 0.1
+  assert last[100.0]['reward'] < 0.3 and abs(last[100.0]['kl']) < 0.1
 
 
 @pytest.mark.parametrize(
