@@ -3,7 +3,7 @@
 import pytest
 from test_findings import facts_of
 
-from disranker_jax.report import tiles
+from disranker_jax.report import tables, tiles
 
 MINUS = '\N{MINUS SIGN}'
 TIMES = {'parameters': 22, 'ms_per_pair': 2.5}
@@ -50,7 +50,7 @@ def test_speed_has_two_digits_and_is_left_out_if_equal_networks_differ():
 
 @pytest.mark.parametrize(
   ('value', 'text'),
-  [(3.349, '3.3'), (33.1, '33'), (331.4, '330'), (1234.0, '1,200'), (0.55, '0.55')],
+  [(3.349, '3.3'), (33.1, '33'), (331.4, '330'), (175.2, '180'), (1234.0, '1,200'), (0.55, '0.55')],
 )
-def test_ratios_have_two_digits(value, text):
-  assert tiles.ratio(value) == text
+def test_ratios_and_times_have_two_digits(value, text):
+  assert tables.rounded(value, 2) == text

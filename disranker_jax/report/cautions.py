@@ -185,7 +185,8 @@ def noisy(facts: Facts) -> list[str]:
   if not (found := times.uneven(facts)):
     return []
   fast, slow = (
-    f'{facts.results[row]["ms_per_pair"]:.3g} ms per pair ({quoted(facts, row)})' for row in found
+    f'{tables.rounded(facts.results[row]["ms_per_pair"], 3)} ms per pair ({quoted(facts, row)})'
+    for row in found
   )
   return [
     f'equal networks took {fast} and {slow}: other work may have used the machine, so times say '

@@ -21,6 +21,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from disranker_jax.data.spaced import spaced
 from disranker_jax.progress import amount
+from disranker_jax.report import tables
 from disranker_jax.report.rankings import GRADES, grade
 
 # matplotlib knows no CSS variables: it draws in the colour on the left, which `inline` replaces.
@@ -339,6 +340,6 @@ def latency(
     axis.grid(linewidth=0.6)
 
   listed = ', '.join(
-    f'{names[m]} {ms:.2g} ms and {means[m]["value"]:.3f}' for m, ms in cost.items()
+    f'{names[m]} {tables.rounded(ms, 2)} ms and {means[m]["value"]:.3f}' for m, ms in cost.items()
   )
   return drawn(3.4, draw, f'{metric} against milliseconds per pair: {listed}')

@@ -60,6 +60,11 @@ def significant(value: float) -> str:
   return f'{value:,.0f}' if abs(value) >= 99.95 else f'{value:#.3g}'
 
 
+def rounded(value: float, digits: int) -> str:
+  """At most so many significant digits, never as a power of ten: '3.4', '33', '1,800' with two."""
+  return f'{float(f"{value:.{digits}g}"):,.10g}'
+
+
 def joined(names: Sequence[str]) -> str:
   """'Hits, MRR and nDCG'."""
   return ' and '.join(filter(None, [', '.join(names[:-1]), *names[-1:]]))

@@ -34,11 +34,6 @@ def percent(share: float) -> str:
   return typographic(f'{100 * share:.0f}{SPACE}%')
 
 
-def ratio(value: float) -> str:
-  """A ratio of times with two digits: '3.4', '33', '330'."""
-  return f'{float(f"{value:.2g}"):,g}'
-
-
 def tiles(facts: Facts) -> list[Tile]:
   """Quality of the subject, what it keeps of the teacher's lead, with the first stage, and speed.
 
@@ -56,8 +51,9 @@ def tiles(facts: Facts) -> list[Tile]:
   row += [quality(facts, name) for name, found in facts.results.items() if found.get('fusion')]
   ms = [model.get('ms_per_pair', 0) for model in (subject, teacher) if model]
   if len(ms) == 2 and all(ms) and not times.uneven(facts):
-    what = f'as fast as the teacher: {ms[0]:.2g} ms per pair against {ms[1]:.2g}'
-    row.append(Tile(f'{ratio(ms[1] / ms[0])} \N{MULTIPLICATION SIGN}', what, ''))
+    fast, slow, ratio = (tables.rounded(x, 2) for x in (*ms, ms[1] / ms[0]))
+    what = f'as fast as the teacher: {fast} ms per pair against {slow}'
+    row.append(Tile(f'{ratio} \N{MULTIPLICATION SIGN}', what, ''))
   return row
 
 
