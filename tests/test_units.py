@@ -1,4 +1,4 @@
-"""What tests draw, by each way to say it, and what is said about it."""
+"""The unit of tests for each way to set it, and the warnings about it."""
 
 import pytest
 

@@ -199,9 +199,8 @@ def steps_of(run: Run, one: Opened, records_of: Records) -> tuple[float, str]:
   most = 'at most ' if any(prepare.is_to_come(run, kind) for kind in kinds) else ''
   if not one.step.trained:
     share = min(1.0, one.use.pairs / pairs) if one.use.pairs else 1.0
-    return math.ceil(
-      tokens * share / places
-    ) * one.use.times, f'{most}{amount(round(pairs * share), "pair")}'
+    batches = math.ceil(tokens * share / places) * one.use.times
+    return batches, f'{most}{amount(round(pairs * share), "pair")}'
   fit = min(places * queries / tokens, one.step.batch['mask_GN'].shape[0]) * one.step.accumulate
   held_out = run.config.validation.share * queries
   epoch = (queries - held_out) / fit

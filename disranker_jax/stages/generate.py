@@ -6,15 +6,13 @@ so a restart writes what is missing. The filters and the first stage then run ov
 """
 
 import math
-import random
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
 from disranker_jax import escaping
 from disranker_jax.config.settings import Key, at_least, between, one_of, template, text
-from disranker_jax.data import query_filters, sources, store
-from disranker_jax.data.first_stage import BM25
+from disranker_jax.data import sources, store
 from disranker_jax.data.query_filters import Filters, first_sentence, tidy
 from disranker_jax.data.records import Document, Group
 from disranker_jax.devices import processes
@@ -28,6 +26,7 @@ from disranker_jax.rankers import filling
 from disranker_jax.rankers import shards as shards_of
 from disranker_jax.rankers.shards import Shards
 from disranker_jax.stages import documents, prepare, result_table, roles, writer
+from disranker_jax.stages.generated_groups import grouped, labelled
 from disranker_jax.stages.teacher import check_template
 
 FEW = 0.25  # of the texts: if fewer are kept, the prompt probably does not suit the documents
@@ -94,8 +93,8 @@ def finish(run: Run, every: Sequence[Document], docs: Sequence[Document]) -> dic
   counts = filters.by_reason()
   texts = len(docs) * c.samples
   lost = ', '.join(f'{count:,} {why}' for why, count in counts.items())
-  are = part_of(len(groups), texts, 'query', 'queries', 'is', 'are')
-  say(f'generate: {are} kept' + f'; {lost}' * bool(lost))
+  kept_are = part_of(len(groups), texts, 'query', 'queries', 'is', 'are')
+  say('; '.join(filter(None, (f'generate: {kept_are} kept', lost))))
   write_samples(run, docs, found, filters.later)
   if not groups:
     raise UserError(
@@ -110,8 +109,8 @@ def finish(run: Run, every: Sequence[Document], docs: Sequence[Document]) -> dic
     say(f'  {escaping.line(groups[i * len(groups) // said].query)}')
   if len(groups) < FEW * texts:
     say(
-      f'generate: few queries are kept; read {folder / "samples.md"}, then change '
-      'config.generate.template'
+      f'generate: few queries are kept; read {folder / "samples.md"}, then change config.generate.'
+      'template'
     )
   lines = (f'{group.query_id}\t{group.query}\n' for group in groups)
   (folder / 'queries.tsv').write_text(''.join(lines), encoding='utf-8')
@@ -148,68 +147,6 @@ def filtered(run: Run, filters: Filters, docs) -> Iterator[tuple[Document, int, 
         query, is_whole = first_sentence(query, is_whole)
         is_whole |= ends == 'length'
       yield doc, number, query, filters.reason(doc, query, is_whole)
-
-
-def grouped(run: Run, filters: Filters, every: Sequence[Document], found) -> Iterator[Group]:
-  """The kept queries with the first stage's documents, if their own is among the best of these.
-
-  The candidates that a query was written from have label 1, the others 0; a query without one of
-  these is left out, because nothing can be learned from its labels. Equal queries are kept once, of
-  the first document that is found. Where fewer documents share a word with the query, others fill
-  the list up.
-  """
-  c, index = run.config.generate, BM25(every)
-  places = {doc.doc_id: i for i, doc in enumerate(every)}
-  kept = [(doc, number, query) for doc, number, query, why in found if not why]
-  owners: dict[str, set[int]] = {}
-  for doc, _, query in kept:
-    owners.setdefault(query_filters.key(query), set()).add(places[doc.doc_id])
-  seen = set()
-  depth = max(c.depth, c.found_within)
-  ranked = index.each((query for _, _, query in kept), depth)
-  for (doc, number, query), hits in zip(kept, ranked, strict=True):
-    own, same, query_id = places[doc.doc_id], query_filters.key(query), f'{doc.doc_id}#{number}'
-    rank = next((r for r, (i, _) in enumerate(hits, 1) if i == own), 0)
-    if c.found_within and not 0 < rank <= c.found_within:
-      filters.leave_out(query_id, query_filters.NOT_FOUND)
-      continue
-    if same in seen:
-      filters.leave_out(query_id, query_filters.DUPLICATE)
-      continue
-    seen.add(same)
-    scored = {i: (r, score) for r, (i, score) in enumerate(hits[: c.depth], 1)}
-    chosen = list(dict.fromkeys([*scored, own]))
-    if len(chosen) > c.depth:
-      others = [i for i in scored if i not in owners[same]]
-      chosen.remove((others or list(scored))[-1])
-    chosen += fillers(f'{run.config.seed} {doc.doc_id} {number}', len(every), chosen, c.depth)
-    if owners[same].issuperset(chosen):
-      filters.leave_out(query_id, query_filters.NO_OTHER)
-      continue
-    docs = [
-      labelled(every[i], i in owners[same], *scored.get(i, (0, float('nan')))) for i in chosen
-    ]
-    yield Group(query_id, query, tuple(docs))
-
-
-def fillers(seed: str, count: int, chosen: Sequence[int], depth: int) -> list[int]:
-  """Random other documents, up to `depth` in all; the same ones for the same seed."""
-  wanted = min(depth, count) - len(chosen)
-  picks = random.Random(seed).sample(range(count), min(count, depth)) if wanted > 0 else []
-  return [i for i in picks if i not in chosen][: max(wanted, 0)]
-
-
-def labelled(doc: Document, is_own: bool, rank: int, score: float) -> Document:
-  return Document(doc.doc_id, doc.title, doc.summary, int(is_own), rank, score)
-
-
-def own_documents(group: Group) -> list[str]:
-  """The ids of the documents that a generated query was written from, if its candidates have them.
-
-  The first one, of which the query has its id, always is among them.
-  """
-  first = group.query_id.rpartition('#')[0]
-  return [first, *(doc.doc_id for doc in group.docs if doc.label and doc.doc_id != first)]
 
 
 def write_samples(run: Run, docs, found, later: dict[str, str]) -> None:

@@ -15,7 +15,7 @@ from disranker_jax.data import holdout, query_filters, store
 from disranker_jax.data.records import Document, Group
 from disranker_jax.devices import sharding
 from disranker_jax.pipeline import estimate, opening, reading, runner, systems
-from disranker_jax.stages import generate, prepare, writer
+from disranker_jax.stages import generated_groups, prepare, writer
 
 STAGES = ('prepare', 'generate', 'score', 'distill', 'evaluate')
 DOCUMENTS = 24
@@ -216,7 +216,7 @@ def test_other_filters_take_the_texts_that_are_there(tmp_path, copies, monkeypat
   assert 0 < len(groups) < before
   assert all(len(group.query.split()) <= 5 and len(group.docs) == 4 for group in groups)
   for group in groups:
-    own = generate.own_documents(group)[0]
+    own = generated_groups.own_documents(group)[0]
     assert [0 < doc.rank <= 3 for doc in group.docs if doc.doc_id == own] == [True]
   runner.run(c, workdir, stages=stages, rerun=['score'])
 

@@ -5,7 +5,7 @@ from test_generated import config, rows
 from disranker_jax.data import query_filters
 from disranker_jax.data.records import Document, Group
 from disranker_jax.pipeline import runner
-from disranker_jax.stages import generate
+from disranker_jax.stages import generated_groups
 
 
 def kept_of(folder, pages, texts, **changes) -> tuple[list[Group], query_filters.Filters]:
@@ -16,7 +16,7 @@ def kept_of(folder, pages, texts, **changes) -> tuple[list[Group], query_filters
   found = [
     (docs[i], n, text, filters.reason(docs[i], text, True)) for n, (i, text) in enumerate(texts)
   ]
-  return list(generate.grouped(run, filters, docs, found)), filters
+  return list(generated_groups.grouped(run, filters, docs, found)), filters
 
 
 def test_all_documents_that_a_query_was_written_from_are_its_own(tmp_path):
@@ -26,8 +26,8 @@ def test_all_documents_that_a_query_was_written_from_are_its_own(tmp_path):
   every, filters = kept_of(tmp_path, pages, texts, generate__found_within=0, generate__depth=24)
   assert [group.query_id for group in every] == ['p3#0']
   assert {doc.doc_id for doc in every[0].docs if doc.label} == {'p3', 'p13', 'p5', 'p23'}
-  assert generate.own_documents(every[0])[0] == 'p3'
-  assert set(generate.own_documents(every[0])) == {'p3', 'p13', 'p5', 'p23'}
+  assert generated_groups.own_documents(every[0])[0] == 'p3'
+  assert set(generated_groups.own_documents(every[0])) == {'p3', 'p13', 'p5', 'p23'}
   assert filters.by_reason() == {query_filters.DUPLICATE: 4}
 
 

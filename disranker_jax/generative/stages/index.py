@@ -16,7 +16,7 @@ from disranker_jax.pipeline import manifest, systems
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 from disranker_jax.stages import documents, prepare
-from disranker_jax.stages.generate import own_documents
+from disranker_jax.stages.generated_groups import own_documents
 
 
 def open_retriever(config) -> TextModel:
