@@ -196,7 +196,7 @@ def test_pairs_and_queries_that_tell_nothing_are_counted():
     '7 of 40 test queries have no relevant document, so their nDCG and MRR are 0 in every row'
   )
   assert second == (
-    '1 of 2 test pairs are not judged; they count as not relevant in nDCG and MRR, and not at all '
+    '1 of 2 test pairs is not judged; it counts as not relevant in nDCG and MRR, and not at all '
     'in PNR'
   )
 

@@ -34,6 +34,7 @@ def test_queries_that_only_the_judgements_have_are_not_counted():
   assert Units(GRADES, ['a-0', 'a-2', 'b-1'], '').separated(repr) == (
     "2 of 3 queries share their judgements; '' separates 1 of their groups"
   )
+  assert Units(GRADES, ['a-0', 'a-2', 'b-1']).sharing_sizes == [2]
   alone = Units(GRADES, ['a-0', 'b-1'])
   assert alone.kind == 'queries' and not alone.together(repr) and not alone.separated(repr)
 

@@ -238,16 +238,15 @@ class Comparison:
   def result(self) -> dict[str, Any]:
     """The part of the JSON that is about runs."""
     means, differences = self.statistics()
-    shared = self.units.shared
     return {
       'qrels': str(self.args.qrels),
       'queries': len(self.qrels),
       'clusters': self.units.count,
       'cluster': self.args.cluster,
       'shared_judgements': {
-        'queries': shared.queries,
-        'groups': len(shared.groups),
-        'pattern': shared.pattern,
+        'queries': sum(self.units.sharing_sizes),
+        'groups': len(self.units.sharing_sizes),
+        'pattern': self.units.shared.pattern,
       },
       'documents': {
         'rule': self.documents.rule,

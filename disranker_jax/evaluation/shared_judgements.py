@@ -31,11 +31,6 @@ class Shared(NamedTuple):
   groups: tuple[tuple[str, ...], ...]
   pattern: str
 
-  @property
-  def queries(self) -> int:
-    """The number of queries that share their judgements with another one."""
-    return sum(map(len, self.groups))
-
   def clusters(self, queries: Iterable[str]) -> list[str]:
     """The cluster of each query: the first query of its group, or itself."""
     first = {query: group[0] for group in self.groups for query in group}

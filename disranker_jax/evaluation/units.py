@@ -63,11 +63,16 @@ class Units:
     """Whether all of several queries are one unit, so that there is nothing to draw."""
     return self.count == 1 < len(self.queries)
 
+  @functools.cached_property
+  def sharing_sizes(self) -> list[int]:
+    """How many queries of the table each group of those that share judgements has, if several."""
+    known = set(self.queries)
+    sizes = (sum(query in known for query in group) for group in self.shared.groups)
+    return [size for size in sizes if size > 1]
+
   def sharing(self, of: str = 'queries') -> str:
     """'5 of 6 queries share their judgements', with others of the table."""
-    known = set(self.queries)
-    counts = [sum(query in known for query in group) for group in self.shared.groups]
-    return f'{sum(n for n in counts if n > 1)} of {len(self.queries)} {of} share their judgements'
+    return f'{sum(self.sharing_sizes)} of {len(self.queries)} {of} share their judgements'
 
   def together(self, setting: Setting, of: str = 'queries') -> str:
     """Says that queries are drawn together because they share judgements; '' if none are."""

@@ -8,7 +8,7 @@ import shlex
 from disranker_jax.data import overlap
 from disranker_jax.data.records import Group
 from disranker_jax.evaluation import metrics
-from disranker_jax.progress import amount
+from disranker_jax.progress import amount, part_of
 from disranker_jax.report import tables, times
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.findings import DIGITS, quoted, trained
@@ -151,13 +151,12 @@ def unjudged(facts: Facts) -> list[str]:
       without = f'no document with a label of config.{key}={least} or better (the highest label is '
       without += f'{highest})'
     verb = 'is' if ' and ' not in zero else 'are'
-    said.append(
-      f'{none:,} of {amount(results["queries"], "test query has", "test queries have")} {without}, '
-      f'so their {zero} {verb} 0 in every row'
-    )
+    have = part_of(none, results['queries'], 'test query', 'test queries', 'has', 'have')
+    its = 'its' if none == 1 else 'their'
+    said.append(f'{have} {without}, so {its} {zero} {verb} 0 in every row')
   if count := sum(map(is_of_one_grade, facts.tests.values())) if table.reranks else 0:
     said.append(
-      f'{count:,} of {amount(len(facts.tests), "test query has", "test queries have")} ranked '
+      f'{part_of(count, len(facts.tests), "test query", "test queries", "has", "have")} ranked '
       'documents of one grade only, so every order of them is as good'
     )
   kinds = dict.fromkeys(name.partition('@')[0] for name in table.columns)
@@ -166,11 +165,10 @@ def unjudged(facts: Facts) -> list[str]:
   )
   labels = [d.label for group in facts.tests.values() for d in group.docs if d.in_pool]
   if table.reranks and (count := sum(label < 0 for label in labels)):
-    said.append(
-      f'{count:,} of {amount(len(labels), "test pair is", "test pairs are")} not judged; they '
-      'count as not relevant in '
-      f'{names}' + (', and not at all in PNR' if 'pnr' in kinds else '')
-    )
+    are = part_of(count, len(labels), 'test pair', 'test pairs', 'is', 'are')
+    counted = 'it counts' if count == 1 else 'they count'
+    outside = ', and not at all in PNR' if 'pnr' in kinds else ''
+    said.append(f'{are} not judged; {counted} as not relevant in {names}{outside}')
   return said
 
 

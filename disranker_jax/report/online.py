@@ -7,7 +7,7 @@ from typing import Any
 from disranker_jax import escaping
 from disranker_jax.evaluation.online.analysis import FEW_USERS
 from disranker_jax.evaluation.online.stats import METRICS
-from disranker_jax.progress import amount
+from disranker_jax.progress import amount, part_of
 from disranker_jax.report.tables import aligned, markdown
 
 NONE = '-'
@@ -106,9 +106,8 @@ def warnings(result: dict[str, Any]) -> list[str]:
       'The tables without heavy users are below.'
     )
   if result['quarantined']:
-    found.append(
-      f'{result["quarantined"]:,} of {amount(result["rows"], "row was", "rows were")} quarantined.'
-    )
+    said = part_of(result['quarantined'], result['rows'], 'row', 'rows', 'was', 'were')
+    found.append(f'{said} quarantined.')
   if small := [name for name, b in result['buckets'].items() if b['users'] < FEW_USERS]:
     what = f'Fewer than {FEW_USERS} users in {", ".join(map(repr, small))}'
     found.append(f'{what}: intervals and p-values are rough.')

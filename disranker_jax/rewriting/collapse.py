@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from disranker_jax.errors import UserError
-from disranker_jax.progress import amount, say
+from disranker_jax.progress import amount, part_of, say
 
 AGAIN = 'With another value the stage begins again, at step 1'
 FAILED_ROLLOUTS = 10  # with failures only, after which training ends
@@ -42,8 +42,8 @@ class Collapse:
     if below and not self.has_said:
       self.has_said = True
       say(
-        f'rewrite: step {step}: {below:,} of '
-        f'{amount(failed_GS.size, "rewrite has", "rewrites have")} a reward below '
+        f'rewrite: step {step}: '
+        f'{part_of(below, failed_GS.size, "rewrite", "rewrites", "has", "have")} a reward below '
         f'config.rewrite.failure={self.c.failure:g} (down to {rewards_GS.min():.3g}), so a rewrite '
         'without a word is better than they are; lower failure'
       )

@@ -18,7 +18,7 @@ from disranker_jax.errors import UserError
 from disranker_jax.models import modules, pooling, weights
 from disranker_jax.models.load import open_model, open_network
 from disranker_jax.models.settings import defaults
-from disranker_jax.progress import amount, say
+from disranker_jax.progress import amount, part_of, say
 
 TOKENS = 2048  # of a batch, if no text is longer; 64 rewrites of 24 tokens are one batch
 MAX_LEN = 256  # tokens of a text with its special tokens, where the model does not say it
@@ -73,7 +73,7 @@ class Embedder:
     if not self._cut and (longer := sum(len(ids) > room for ids in rows)):
       self._cut = True
       say(
-        f'{self.name}: {longer} of {amount(len(rows), "text has", "texts have")} more than '
+        f'{self.name}: {part_of(longer, len(rows), "text", "texts", "has", "have")} more than '
         f'{amount(self._max_len, "token")}; only these many are embedded, of later texts too'
       )
     return [

@@ -9,7 +9,7 @@ from disranker_jax.config.settings import Key, at_least
 from disranker_jax.data import sources
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import UserError
-from disranker_jax.progress import amount, say
+from disranker_jax.progress import amount, part_of, say
 from disranker_jax.stages import collection_rows, documents, prepare
 
 MODES = ('append', 'replace')
@@ -68,10 +68,8 @@ def training(run) -> list[Query]:
       'lower config.rewrite.min_relevance'
     )
   if without := len(found) - len(kept):
-    say(
-      f'rewrite: {without:,} of {amount(len(found), "query has", "queries have")} no document with '
-      f'a label of {least} or better and are left out'
-    )
+    said = part_of(without, len(found), 'query', 'queries', 'is', 'are')
+    say(f'rewrite: {said} left out: no document has a label of {least} or better')
   return kept
 
 
@@ -121,10 +119,8 @@ def check_collection(queries: Iterable[Query], known: Collection[str], where: st
   wanted = [{doc.doc_id for doc in query.positives} for query in queries]
   collection_rows.check_known(set().union(*wanted), known, 'judgements', where)
   if without := sum(ids.isdisjoint(known) for ids in wanted):
-    say(
-      f'rewrite: {without:,} of {amount(len(wanted), "query has", "queries have")} no document '
-      'that can be found'
-    )
+    said = part_of(without, len(wanted), 'query', 'queries', 'has', 'have')
+    say(f'rewrite: {said} no document that can be found')
 
 
 def found(

@@ -19,7 +19,7 @@ from disranker_jax.evaluation import metrics, rewrites
 from disranker_jax.models.load import TextModel
 from disranker_jax.models.writing import Texts
 from disranker_jax.pipeline.stage import Run, Use, Writing
-from disranker_jax.progress import amount, say
+from disranker_jax.progress import amount, part_of, say
 from disranker_jax.rewriting import baselines, engines, queries, rewards, start
 from disranker_jax.rewriting.prompts import RewritePrompt
 from disranker_jax.rewriting.queries import Query
@@ -118,7 +118,7 @@ def rewritten(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   save(run, row, tests, written)
   changed = sum(each.searched != query.text for each, query in zip(written, tests, strict=True))
   said = (
-    f'{changed:,} of {amount(len(groups), "query is", "queries are")} rewritten',
+    f'{part_of(changed, len(groups), "query", "queries", "is", "are")} rewritten',
     writer.prompt.cut([query.text for query in tests]), compared(run, groups, ranking),
   )  # fmt: skip
   return ranking, {'ms_per_query': spent, 'remark': '; '.join(filter(None, said))}

@@ -41,7 +41,7 @@ def test_rewards_below_that_of_a_failure_are_said_once(capsys):
     collapse.order(np.array([[-1.0, -1.5, 0.5]]), failed, step)
   (said,) = capsys.readouterr().err.splitlines()
   assert (
-    'step 2: 1 of 3 rewrites have a reward below config.rewrite.failure=-1 (down to -1.5)' in said
+    'step 2: 1 of 3 rewrites has a reward below config.rewrite.failure=-1 (down to -1.5)' in said
   )
   assert said.endswith('lower failure')
 

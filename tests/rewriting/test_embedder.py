@@ -75,7 +75,7 @@ def test_what_is_cut_is_said_once(capsys):
   assert capsys.readouterr().err == ''
   embed(['one two three four five six seven eight', 'a'])
   embed(['one two three four five six seven eight nine'])
-  assert capsys.readouterr().err.count('1 of 2 texts have more than 8 tokens') == 1
+  assert capsys.readouterr().err.count('1 of 2 texts has more than 8 tokens') == 1
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,8 @@ class TestReading:
     run = run_of(tmp_path, min_relevance=2)
     (kept,) = queries.training(run)
     assert kept.relevant == {'a': 2}
-    assert '1 of 2 queries have no document with a label of 2 or better' in capsys.readouterr().err
+    left = '1 of 2 queries is left out: no document has a label of 2 or better'
+    assert left in capsys.readouterr().err
     # A test without them would look better than it is.
     assert [len(query.positives) for query in queries.test(run)] == [1, 0]
 
@@ -64,7 +65,7 @@ class TestReading:
     said = capsys.readouterr().err
     line = "judgements: 1 of 2 relevant documents, such as 'b', is not in jsonl:some, and cannot"
     assert line in said and 'config.data.documents is the address' in said
-    assert 'rewrite: 1 of 2 queries have no document that can be found' in said
+    assert 'rewrite: 1 of 2 queries has no document that can be found' in said
 
   def test_positives_of_another_collection_are_an_error(self, tmp_path):
     found = queries.training(run_of(tmp_path))
