@@ -96,6 +96,15 @@ class TestTrec:
       [('d1', 9), ('d2', 1), ('d3', -2.5)],
       [('d2', 5), ('d1', 4)],
     ]
+    # Without ranks and scores that differ, there is no order to cut by.
+    (folder / 'flat.run').write_text('q1 d1 1\nq1 d2 1\nq2 d1 1\n')
+    for kind in ('candidates', 'judgements'):
+      said = error(f'trec:{folder}?run=flat.run', kind)
+      assert said.startswith(f'{folder}/flat.run: has no order') and 'the score 1' in said
+    (folder / 'flat.run').write_text('q1 Q0 d1 2 1 x\nq1 Q0 d2 1 1 x\n')
+    assert [doc[0] for doc in table(f'trec:{folder}?run=flat.run', 'candidates')['q1']] == [
+      'd2', 'd1',
+    ]  # fmt: skip
     (folder / 'bad.run').write_text('q1 d1\n')
     monkeypatch.chdir(folder.parent)  # a file in another folder is found from the current directory
     (folder.parent / 'here.run').write_text('q1 d3 3\n')

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from absl import logging
 
 from disranker_jax.data import first_stage, grouping
-from disranker_jax.data.collection_tables import CHOICES
+from disranker_jax.data.collection_tables import CHOICES, LABEL, Line, Query
 from disranker_jax.data.holdout import normalized
 from disranker_jax.data.records import (
   NEGATIVE,
@@ -33,32 +33,6 @@ from disranker_jax.progress import Count, amount, say
 
 POOLS = ('run', 'judged')
 RANKS_OF_JUDGED = 1000  # depth of BM25 when it only gives judged documents their rank
-
-
-class Line(NamedTuple):
-  """A row of qrels or of a run, with its place for errors that are found later."""
-
-  file: str
-  number: int
-  raw: Any
-  query_id: str
-  doc_id: str
-  label: int = UNJUDGED
-  rank: int = 0  # 0: the file has no ranks; then it may score a document more than once
-  score: float = math.nan
-
-
-LABEL = Line._fields.index('label')  # the first of the fields that say something about the pair
-
-
-class Query(NamedTuple):
-  """A row of the queries."""
-
-  file: str
-  number: int
-  raw: Any
-  query_id: str
-  text: str
 
 
 class Collection(Protocol):
@@ -152,11 +126,12 @@ def read(
     yield from _clicks(collection, bad_rows)
     return
   want = Reading(kind, depth, bad_rows, pool, scratch)
+  run = collection.run(bad_rows, needed=want.needs_run)  # which says first if it cannot be used
   by_doc, by_order = want.spool('documents'), want.spool('groups')
   for file, number, doc in collection.documents(bad_rows):
     by_doc.add(doc.doc_id, (file, number, grouping.to_tuple(doc)))
   without = left_out = 0
-  for picked in _picked(collection, want):
+  for picked in _picked(collection, want, run):
     by_order.add((picked.order, -1), (picked.query.query_id, picked.query.text))
     without += not picked.lines
     left_out += picked.left_out
@@ -170,7 +145,7 @@ def read(
   yield from _groups(by_doc, by_order, collection.name, bad_rows)
 
 
-def _picked(collection: Collection, want: Reading) -> Iterator[Picked]:
+def _picked(collection: Collection, want: Reading, run: Iterator[Line] | None) -> Iterator[Picked]:
   """The wanted queries, with their documents."""
   by_query = want.spool('queries')
   tables: list[tuple[str, Iterable]] = [('query', collection.queries(want.bad_rows))]
@@ -179,7 +154,6 @@ def _picked(collection: Collection, want: Reading) -> Iterator[Picked]:
       tables.append((option, collection.choice(name)))
   if want.kind != 'candidates':
     tables.append(('qrel', _graded(collection.qrels(want.bad_rows), want.bad_rows)))
-  run = collection.run(want.bad_rows, needed=want.needs_run)
   tables.append(('run', run or ()))
   for table, rows in tables:
     for number, row in enumerate(rows):

@@ -1,8 +1,11 @@
-"""Which tables of a collection a kind of records is read from."""
+"""The rows of a collection's tables, and which tables a kind of records is read from."""
 
 import itertools
+import math
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+from disranker_jax.data.records import UNJUDGED
 from disranker_jax.data.source import DOCUMENTS, SCORES
 
 CHOICES = ('only', 'exclude', 'without')
@@ -15,6 +18,32 @@ TABLES = {
 }
 # The options of CHOICES that it reads. Clicks have no pairs to take out.
 CHOICES_OF = {'clicks': ('only', 'exclude'), DOCUMENTS: (), SCORES: ()}
+
+
+class Line(NamedTuple):
+  """A row of qrels or of a run, with its place for errors that are found later."""
+
+  file: str
+  number: int
+  raw: Any
+  query_id: str
+  doc_id: str
+  label: int = UNJUDGED
+  rank: int = 0  # 0: the file has no ranks; then it may score a document more than once
+  score: float = math.nan
+
+
+LABEL = Line._fields.index('label')  # the first of the fields that say something about the pair
+
+
+class Query(NamedTuple):
+  """A row of the queries."""
+
+  file: str
+  number: int
+  raw: Any
+  query_id: str
+  text: str
 
 
 def tables_of(kind: str, options: Mapping[str, str]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from disranker_jax.data import collection, collection_tables, lines, records, trec
+from disranker_jax.data import collection, collection_tables, lines, records, run_order, trec
 from disranker_jax.data.collection import Line, Query, checked
 from disranker_jax.data.records import BadRow, BadRows, Click, Document
 from disranker_jax.data.source import DEPTH, Want
@@ -71,11 +71,11 @@ class Dataset:
   def run(self, bad_rows: BadRows, *, needed: bool) -> Iterator[Line] | None:
     name = self.options.get('run', 'scoreddocs' if self._data.has_scoreddocs() else 'bm25')
     if name == 'scoreddocs':
-      return checked(self._rows('scoreddocs'), _scored, bad_rows)
+      return run_order.ordered(checked(self._rows('scoreddocs'), _scored, bad_rows))
     if name == 'bm25':
       deep = self._depth if needed else max(self._depth, collection.RANKS_OF_JUDGED)
       return collection.bm25(self, deep)
-    return trec.run_lines(pathlib.Path(name).expanduser(), bad_rows)
+    return run_order.ordered(trec.run_lines(pathlib.Path(name).expanduser(), bad_rows))
 
   def clicks(self, bad_rows: BadRows) -> Iterator[Click]:
     raise UserError(f'{self.name}: has no clicks; give another address for them')

@@ -10,7 +10,14 @@ import functools
 import pathlib
 from collections.abc import Iterator
 
-from disranker_jax.data import collection, collection_tables, lines, records, trec_lines
+from disranker_jax.data import (
+  collection,
+  collection_tables,
+  lines,
+  records,
+  run_order,
+  trec_lines,
+)
 from disranker_jax.data.collection import Line, Query, checked
 from disranker_jax.data.records import BadRow, BadRows, Click, Document
 from disranker_jax.data.source import DEPTH, SCORES, Want
@@ -99,7 +106,7 @@ class Folder:
       deep = self._depth if needed else max(self._depth, collection.RANKS_OF_JUDGED)
       return collection.bm25(self, deep)
     file = self._run_file(needed)
-    return file and run_lines(file, bad_rows)
+    return file and run_order.ordered(run_lines(file, bad_rows))
 
   def _run_file(self, needed: bool) -> pathlib.Path | None:
     name = self.options.get('run')
