@@ -75,5 +75,21 @@ def test_scores_of_the_dataset_are_its_first_stage(registered):
   assert ranks(address) == {'q1': [('d4', 1), ('d2', 2)], 'q2': [('d1', 1)]}
 
 
+def test_labels_do_not_need_the_first_stage_of_the_dataset(registered):
+  address = registered('q1 d5 2\nq1 d4 three\n')  # which cannot be read
+  for kind, option in (('judgements', ''), ('test', '?pool=judged')):
+    assert ranks(f'{address}{option}', kind) == {'q1': [('d5', 0)]}
+  for option in ('?pool=run', '?run=scoreddocs'):
+    with pytest.raises(UserError, match=r"cannot be read .*'three'"):
+      ranks(f'{address}{option}', 'judgements')
+
+
+def test_labels_have_the_ranks_of_a_first_stage_that_is_named(registered):
+  address = registered('q1 d4 3\nq1 d5 2\n')
+  assert ranks(f'{address}?run=scoreddocs', 'judgements') == {'q1': [('d5', 2)]}
+  assert ranks(f'{address}?run=bm25', 'judgements') == {'q1': [('d5', 1)]}
+  assert ranks(f'{address}?pool=run', 'judgements', depth=2) == {'q1': [('d5', 2)]}
+
+
 def test_one_document_per_query_needs_no_order(registered):
   assert ranks(registered('q1 d2\nq2 d1\n')) == {'q1': [('d2', 1)], 'q2': [('d1', 1)]}

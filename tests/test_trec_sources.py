@@ -8,6 +8,7 @@ from source_files import error, jsonl, table, trec_folder
 
 from disranker_jax.commands import prepare
 from disranker_jax.data import sources
+from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import NEGATIVE, REPEATED, UNJUDGED, BadRows
 from disranker_jax.data.sources import read
 
@@ -124,6 +125,37 @@ class TestTrec:
       ('q1', [('d1', 1)]), ('q2', [('d2', 1)]),
     ]  # fmt: skip
     assert all(doc.score > 0 for group in groups for doc in group.docs)
+
+  def test_bm25_ranks_for_the_queries_that_are_read(self, folder, monkeypatch):
+    docs = [{'doc_id': f'd{i}', 'title': f'fox dog cat {i}', 'summary': ''} for i in range(1, 5)]
+    (folder / 'docs.jsonl.gz').write_bytes(gzip.compress(jsonl(*docs)))
+    (folder / 'bm25.run.gz').unlink()
+    asked, each = [], BM25.each
+
+    def spied(index, queries, depth):
+      asked.append(list(queries))
+      return each(index, asked[-1], depth)
+
+    monkeypatch.setattr(BM25, 'each', spied)
+    every = {
+      q: [doc[2] for doc in docs]
+      for q, docs in table(f'trec:{folder}?run=bm25', 'candidates').items()
+    }
+    texts = {'q1': 'red fox', 'q2': 'blue dog', 'q3': 'green cat'}
+    assert asked.pop() == list(texts.values())
+    for kind, options, queries in [
+      ('candidates', '&only=qrels.dev.txt', ('q3',)),
+      ('candidates', '&exclude=qrels.txt', ('q3',)),
+      ('judgements', '', ('q1', 'q2')),
+      ('test', '', ('q1', 'q2')),
+      ('pooled', '&exclude=qrels.dev.txt', ('q1', 'q2')),
+      ('test', '&qrels=qrels.dev.txt&only=qrels.dev.txt,qrels.txt', ('q3',)),
+    ]:
+      found = table(f'trec:{folder}?run=bm25{options}', kind)
+      assert asked.pop() == [texts[query] for query in queries], (kind, options)
+      assert tuple(found) == queries
+      if kind == 'candidates':
+        assert [doc[2] for doc in found['q3']] == every['q3']
 
   def test_clicks_can_hold_out_queries(self, folder):
     clicks = [{'query': q, 'title': 't', 'summary': ''} for q in ('red fox', 'green cat', 'other')]

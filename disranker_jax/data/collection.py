@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, Protocol
 
 from absl import logging
 
-from disranker_jax.data import first_stage, grouping
+from disranker_jax.data import grouping
+from disranker_jax.data.bm25_run import BM25Run
 from disranker_jax.data.collection_tables import CHOICES, LABEL, Line, Query
 from disranker_jax.data.holdout import normalized
 from disranker_jax.data.records import (
@@ -32,7 +33,6 @@ from disranker_jax.errors import UserError
 from disranker_jax.progress import Count, amount, say
 
 POOLS = ('run', 'judged')
-RANKS_OF_JUDGED = 1000  # depth of BM25 when it only gives judged documents their rank
 
 
 class Collection(Protocol):
@@ -57,8 +57,8 @@ class Collection(Protocol):
   def choice(self, name: str) -> Iterator[Line]:
     """The qrels that an option of CHOICES names."""
 
-  def run(self, bad_rows: BadRows, *, needed: bool) -> Iterator[Line] | None:
-    """The lines of the first stage; None if there is no run and it is not needed."""
+  def run(self, bad_rows: BadRows, *, needed: bool) -> Iterable[Line] | None:
+    """The lines of the first stage; None if no option names one and it is not needed."""
 
   def clicks(self, bad_rows: BadRows) -> Iterator[Click]: ...
 
@@ -145,8 +145,8 @@ def read(
   yield from _groups(by_doc, by_order, collection.name, bad_rows)
 
 
-def _picked(collection: Collection, want: Reading, run: Iterator[Line] | None) -> Iterator[Picked]:
-  """The wanted queries, with their documents."""
+def _spooled(collection: Collection, want: Reading, run: Iterable[Line] | None) -> Spool:
+  """The rows of all tables, as (table, number, row), by their query."""
   by_query = want.spool('queries')
   tables: list[tuple[str, Iterable]] = [('query', collection.queries(want.bad_rows))]
   for option in CHOICES:
@@ -154,10 +154,27 @@ def _picked(collection: Collection, want: Reading, run: Iterator[Line] | None) -
       tables.append((option, collection.choice(name)))
   if want.kind != 'candidates':
     tables.append(('qrel', _graded(collection.qrels(want.bad_rows), want.bad_rows)))
-  tables.append(('run', run or ()))
-  for table, rows in tables:
+  named: dict[str, set[str]] = {}
+  if isinstance(run, BM25Run):  # begins when it is read, after the other tables
+    named = {table: set() for table, _ in tables}
+    run = run.of(lambda query_id: _is_read(query_id, named))
+  for table, rows in (*tables, ('run', run or ())):
     for number, row in enumerate(rows):
       by_query.add(row.query_id, (table, number, row))
+      if table in named:
+        named[table].add(row.query_id)
+  return by_query
+
+
+def _is_read(query_id: str, named: dict[str, set[str]]) -> bool:
+  """Whether options and judgements leave a query in, by the ids that each table names."""
+  kept = all(query_id in named[table] for table in ('only', 'qrel') if table in named)
+  return kept and query_id not in named.get('exclude', ())
+
+
+def _picked(collection: Collection, want: Reading, run: Iterable[Line] | None) -> Iterator[Picked]:
+  """The wanted queries, with their documents."""
+  by_query = _spooled(collection, want, run)
   unknown = unjudged = 0
   for _, entries in itertools.groupby(by_query, key=lambda pair: pair[0]):
     rows_of: dict[str, list] = {table: [] for table in ('query', *CHOICES, 'qrel', 'run')}
@@ -338,27 +355,6 @@ def _texts(collection: Collection, option: str, bad_rows: BadRows) -> set[str] |
   lines = (collection.choice(name) for name in collection.options[option].split(','))
   ids = {line.query_id for line in itertools.chain.from_iterable(lines)}
   return {normalized(q.text) for q in collection.queries(bad_rows) if q.query_id in ids}
-
-
-def bm25(collection: Collection, depth: int) -> Iterator[Line]:
-  """A run by BM25 over the documents of the collection, which are indexed in memory."""
-  ignored = BadRows.nowhere()  # `read` reports bad rows when it reads the same tables
-  ids: dict[str, None] = {}
-
-  def documents() -> Iterator[Document]:
-    for _, _, doc in collection.documents(ignored):
-      if doc.doc_id not in ids:
-        ids[doc.doc_id] = None
-        yield doc
-
-  index = first_stage.BM25(documents())
-  names = list(ids)
-  queries = {query.query_id: query.text for query in collection.queries(ignored)}
-  number = 0
-  for query_id, top in zip(queries, index.each(queries.values(), depth), strict=True):
-    for rank, (i, score) in enumerate(top, 1):
-      number += 1
-      yield Line('bm25', number, '', query_id, names[i], rank=rank, score=score)
 
 
 def checked(

@@ -6,7 +6,8 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from disranker_jax.data import collection, collection_tables, lines, records, run_order, trec
+from disranker_jax.data import collection_tables, lines, records, run_order, trec
+from disranker_jax.data.bm25_run import BM25Run
 from disranker_jax.data.collection import Line, Query, checked
 from disranker_jax.data.records import BadRow, BadRows, Click, Document
 from disranker_jax.data.source import DEPTH, Want
@@ -30,7 +31,7 @@ class IrDatasets(Tables):
     return Dataset(name, options, depth)
 
   def scores(self, want: Want) -> Iterator[Line]:
-    return self.open(want.depth).run(want.bad_rows, needed=True)
+    return iter(self.open(want.depth).run(want.bad_rows, needed=True))
 
   def fingerprint(self) -> list:
     return self.of_files(self.named())  # what an id stands for never changes
@@ -40,8 +41,8 @@ class Dataset:
   """The tables of an ir_datasets collection.
 
   The option `run` is a file, 'scoreddocs' (the first stage of the dataset) or 'bm25'; the default
-  is 'scoreddocs' if the dataset has them, else 'bm25'. `only`, `exclude` and `without` are ids of
-  datasets.
+  is 'scoreddocs' if the dataset has them, else 'bm25', and none where only judged documents are
+  read. `only`, `exclude` and `without` are ids of datasets.
   """
 
   parts = True
@@ -68,13 +69,16 @@ class Dataset:
     other = f'ir_datasets:{name}'
     yield from checked(_table(load(name), other, 'qrels'), _judged, BadRows())
 
-  def run(self, bad_rows: BadRows, *, needed: bool) -> Iterator[Line] | None:
-    name = self.options.get('run', 'scoreddocs' if self._data.has_scoreddocs() else 'bm25')
+  def run(self, bad_rows: BadRows, *, needed: bool) -> Iterable[Line] | None:
+    name = self.options.get('run')
+    if not name:
+      if not needed:
+        return None  # it may be hours of reading, for the ranks of judged documents
+      name = 'scoreddocs' if self._data.has_scoreddocs() else 'bm25'
     if name == 'scoreddocs':
       return run_order.ordered(checked(self._rows('scoreddocs'), _scored, bad_rows))
     if name == 'bm25':
-      deep = self._depth if needed else max(self._depth, collection.RANKS_OF_JUDGED)
-      return collection.bm25(self, deep)
+      return BM25Run(self, self._depth, needed=needed)
     return run_order.ordered(trec.run_lines(pathlib.Path(name).expanduser(), bad_rows))
 
   def clicks(self, bad_rows: BadRows) -> Iterator[Click]:

@@ -8,7 +8,7 @@ be gzip.
 
 import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from disranker_jax.data import (
   collection,
@@ -18,6 +18,7 @@ from disranker_jax.data import (
   run_order,
   trec_lines,
 )
+from disranker_jax.data.bm25_run import BM25Run
 from disranker_jax.data.collection import Line, Query, checked
 from disranker_jax.data.records import BadRow, BadRows, Click, Document
 from disranker_jax.data.source import DEPTH, SCORES, Want
@@ -100,11 +101,10 @@ class Folder:
     file = existing(self._folder, 'only, ?exclude or ?without', name)
     yield from checked(_rows(file), _judged, BadRows())
 
-  def run(self, bad_rows: BadRows, *, needed: bool) -> Iterator[Line] | None:
+  def run(self, bad_rows: BadRows, *, needed: bool) -> Iterable[Line] | None:
     name = self.options.get('run')
     if name == 'bm25' and not lines.variants(self._folder / name):
-      deep = self._depth if needed else max(self._depth, collection.RANKS_OF_JUDGED)
-      return collection.bm25(self, deep)
+      return BM25Run(self, self._depth, needed=needed)
     file = self._run_file(needed)
     return file and run_order.ordered(run_lines(file, bad_rows))
 
