@@ -8,9 +8,11 @@ from source_files import error, jsonl, table, trec_folder
 
 from disranker_jax.commands import prepare
 from disranker_jax.data import sources
+from disranker_jax.data.collection import OWN
 from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.records import NEGATIVE, REPEATED, UNJUDGED, BadRows
 from disranker_jax.data.sources import read
+from disranker_jax.errors import UserError
 
 
 @pytest.fixture
@@ -39,8 +41,10 @@ class TestTrec:
   def test_pairs_can_be_left_out(self, folder):
     (folder / 'no.txt').write_text('q1 0 d2 0\nq1 0 d4 0\nq2 0 d2 0\n')
     address = f'trec:{folder}?without=no.txt'
-    assert table(address, 'judgements') == {'q1': [('d1', 2, 3, True)]}
-    assert [doc[0] for doc in table(address, 'candidates', depth=2)['q1']] == ['d3', 'd1']
+    assert table(address, 'judgements') == {'q1': [('d1', 2, 2, True)]}
+    assert [doc[0::2] for doc in table(address, 'candidates', depth=2)['q1']] == [
+      ('d3', 1), ('d1', 2),
+    ]  # fmt: skip
 
   def test_judgements_can_be_those_that_the_run_finds(self, folder, capsys):
     address = f'trec:{folder}?pool=run'
@@ -156,6 +160,36 @@ class TestTrec:
       assert tuple(found) == queries
       if kind == 'candidates':
         assert [doc[2] for doc in found['q3']] == every['q3']
+
+  def test_queries_that_are_documents_rank_themselves_unless_told_otherwise(self, folder):
+    texts = {'q1': 'red fox', 'd2': 'red fox den', 'd3': 'den of a fox', 'q2': 'a tree'}
+    docs = [{'doc_id': name, 'title': 'x', 'summary': text} for name, text in texts.items()]
+    (folder / 'docs.jsonl.gz').write_bytes(gzip.compress(jsonl(*docs)))
+    (folder / 'queries.tsv').write_text('q1\tRed  fox\nq2\tden\n')  # q2 is another text
+    (folder / 'qrels.txt').write_text('q1 0 d3 1\nq1 0 q1 0\n')
+    (folder / 'pairs.txt').write_text('q1 0 d2 0\n')
+    (folder / 'own.run').write_text('q1 q1 9\nq1 d2 8\nq1 d3 7\nq2 q2 3\nq2 d3 2\nq2 d2 1\n')
+    for run in ('bm25', 'own.run'):
+      address, notes = f'trec:{folder}?run={run}', BadRows()
+      found = table(address, 'candidates', depth=2, bad_rows=notes)
+      assert [doc[0] for doc in found['q1']] == ['q1', 'd2'] and notes.notes == {OWN: 1}
+      address, notes = f'{address}&own=exclude', BadRows()
+      found = table(address, 'candidates', depth=2, bad_rows=notes)
+      assert [doc[0::2] for doc in found['q1']] == [('d2', 1), ('d3', 2)] and not notes.notes
+      assert [doc[0] for doc in found['q2']] == ['d3', 'd2']
+      assert [doc[0] for doc in table(address, 'judgements')['q1']] == ['d3']
+      # What is taken out does not make the ranking shorter.
+      found = table(f'{address}&without=pairs.txt', 'candidates', depth=1)
+      assert [doc[0::2] for doc in found['q1']] == [('d3', 1)]
+
+  def test_a_search_of_the_whole_collection_knows_the_documents_that_are_queries(self, folder):
+    address = f'trec:{folder}?own=exclude'
+    assert sources.open(address).excluded() == {q: {q} for q in ('q1', 'q2', 'q3')}
+    assert sources.open(f'trec:{folder}').excluded() == {}
+    (folder / 'exclude').write_text('no file of the address')
+    assert str(folder / 'exclude') not in str(sources.fingerprint(address))
+    with pytest.raises(UserError, match="unknown own 'yes'; choose one of exclude"):
+      sources.open(f'trec:{folder}?own=yes').check('test')
 
   def test_clicks_can_hold_out_queries(self, folder):
     clicks = [{'query': q, 'title': 't', 'summary': ''} for q in ('red fox', 'green cat', 'other')]

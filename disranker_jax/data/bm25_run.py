@@ -26,8 +26,12 @@ class BM25Run:
   def __iter__(self) -> Iterator[Line]:
     return self.of(lambda query_id: True)
 
-  def of(self, is_wanted: Callable[[str], bool]) -> Iterator[Line]:
-    """The lines of some queries, which are chosen by their ids."""
+  def of(self, is_wanted: Callable[[str], bool], more: int = 0) -> Iterator[Line]:
+    """The lines of some queries, which are chosen by their ids.
+
+    Args:
+      more: documents of a query that the caller takes out.
+    """
     ignored = BadRows.nowhere()  # `collection.read` reports bad rows of the same tables
     ids: dict[str, None] = {}
 
@@ -45,7 +49,7 @@ class BM25Run:
       if is_wanted(query.query_id)
     }
     number = 0
-    found = index.each(queries.values(), self._depth)
+    found = index.each(queries.values(), self._depth + more)
     for query_id, top in zip(queries, found, strict=True):
       for rank, (i, score) in enumerate(top, 1):
         number += 1

@@ -7,7 +7,8 @@ the tables from files, `irds.py` from the ir_datasets library.
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +16,13 @@ from absl import logging
 
 from disranker_jax.data import grouping
 from disranker_jax.data.bm25_run import BM25Run
-from disranker_jax.data.collection_tables import CHOICES, LABEL, Line, Query
+from disranker_jax.data.collection_tables import (
+  CHOICES,
+  LABEL,
+  Line,
+  Query,
+  check_words,
+)
 from disranker_jax.data.holdout import normalized
 from disranker_jax.data.records import (
   NEGATIVE,
@@ -29,10 +36,10 @@ from disranker_jax.data.records import (
   differing,
 )
 from disranker_jax.data.spool import Spool
-from disranker_jax.errors import UserError
 from disranker_jax.progress import Count, amount, say
 
-POOLS = ('run', 'judged')
+# What is noted, of queries that are documents of the collection.
+OWN = 'queries that rank the document with their id and text; ?own=exclude takes it out'
 
 
 class Collection(Protocol):
@@ -75,6 +82,7 @@ class Reading:
   bad_rows: BadRows
   pool: str = ''  # the option; '' is the default of the kind
   scratch: Path | None = None
+  without_own: bool = False  # whether the document with the id of a query is taken out
 
   def spool(self, name: str) -> Spool:
     return Spool(None if self.scratch is None else self.scratch / name)
@@ -117,15 +125,16 @@ def read(
 
   Options (comma-separated names of qrels): `only` reads the queries of these qrels only, `exclude`
   leaves them out; clicks are compared by the text of the query. `without` removes the pairs of
-  these qrels from qrels and run, so that they are never negatives either.
+  these qrels from qrels and run, so that they are never negatives either; `own=exclude` those of a
+  query and the document with the same id, as BEIR's evaluation does.
   """
-  pool = collection.options.get('pool', '')
-  if pool and pool not in POOLS:
-    raise UserError(f'{collection.name}: unknown pool {pool!r}; choose one of {", ".join(POOLS)}')
+  options = collection.options
+  check_words(collection.name, options)
   if kind == 'clicks':
     yield from _clicks(collection, bad_rows)
     return
-  want = Reading(kind, depth, bad_rows, pool, scratch)
+  own = options.get('own') == 'exclude'
+  want = Reading(kind, depth, bad_rows, options.get('pool', ''), scratch, own)
   run = collection.run(bad_rows, needed=want.needs_run)  # which says first if it cannot be used
   by_doc, by_order = want.spool('documents'), want.spool('groups')
   for file, number, doc in collection.documents(bad_rows):
@@ -154,19 +163,21 @@ def _spooled(collection: Collection, want: Reading, run: Iterable[Line] | None) 
       tables.append((option, collection.choice(name)))
   if want.kind != 'candidates':
     tables.append(('qrel', _graded(collection.qrels(want.bad_rows), want.bad_rows)))
-  named: dict[str, set[str]] = {}
-  if isinstance(run, BM25Run):  # begins when it is read, after the other tables
-    named = {table: set() for table, _ in tables}
-    run = run.of(lambda query_id: _is_read(query_id, named))
-  for table, rows in (*tables, ('run', run or ())):
+  counts: dict[str, Counter[str]] = {table: Counter() for table, _ in tables}
+  for table, rows in tables:
     for number, row in enumerate(rows):
       by_query.add(row.query_id, (table, number, row))
-      if table in named:
-        named[table].add(row.query_id)
+      if isinstance(run, BM25Run):  # which alone asks for the counts
+        counts[table][row.query_id] += 1
+  if isinstance(run, BM25Run):
+    taken_out = max(counts.get('without', Counter()).values(), default=0) + want.without_own
+    run = run.of(lambda query_id: _is_read(query_id, counts), taken_out)
+  for number, row in enumerate(run or ()):
+    by_query.add(row.query_id, ('run', number, row))
   return by_query
 
 
-def _is_read(query_id: str, named: dict[str, set[str]]) -> bool:
+def _is_read(query_id: str, named: Mapping[str, Counter[str]]) -> bool:
   """Whether options and judgements leave a query in, by the ids that each table names."""
   kept = all(query_id in named[table] for table in ('only', 'qrel') if table in named)
   return kept and query_id not in named.get('exclude', ())
@@ -216,11 +227,12 @@ def _of_query(
       continue
     bad = BadRow('query_id', f'{row.query_id!r} appears twice', 'give each query its own id')
     want.bad_rows.reject(row.file, row.number, row.raw, bad)
-  judged = {line.doc_id: line for line in unrepeated(rows_of['qrel'], want.bad_rows)}
-  in_run = ranked(unrepeated(rows_of['run'], want.bad_rows))
-  for _, pair in rows_of['without']:
-    judged.pop(pair.doc_id, None)
-    in_run.pop(pair.doc_id, None)
+  without = {pair.doc_id for _, pair in rows_of['without']}
+  if want.without_own:
+    without.add(query.query_id)
+  qrels, run = (unrepeated(rows_of[table], want.bad_rows) for table in ('qrel', 'run'))
+  judged = {line.doc_id: line for line in qrels if line.doc_id not in without}
+  in_run = ranked([line for line in run if line.doc_id not in without])
   if rows_of['exclude'] or (has_only and not rows_of['only']):
     return None
   if want.kind != 'candidates':
@@ -322,7 +334,16 @@ def _groups(by_doc: Spool, by_order: Spool, name: str, bad_rows: BadRows) -> Ite
   for _, entries in itertools.groupby(by_order, key=lambda pair: pair[0][0]):
     (_, (query_id, text)), *docs = entries
     if docs:
-      yield Group(query_id, text, tuple(Document(*fields) for _, fields in docs))
+      group = Group(query_id, text, tuple(Document(*fields) for _, fields in docs))
+      bad_rows.note(OWN, _has_own(group))
+      yield group
+
+
+def _has_own(group: Group) -> bool:
+  """Whether the run has the document that a query is; the same id alone may be a coincidence."""
+  query, ids = normalized(group.query), (group.query_id, UNJUDGED)
+  own = (doc for doc in group.docs if (doc.doc_id, doc.label) == ids)
+  return any(query in normalized(f'{doc.title} {doc.summary}') for doc in own)
 
 
 def _only_one(doc: Document | None, entry: tuple, bad_rows: BadRows) -> Document:

@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 
 from disranker_jax.data.records import UNJUDGED
 from disranker_jax.data.source import DOCUMENTS, SCORES
+from disranker_jax.errors import UserError
 
 CHOICES = ('only', 'exclude', 'without')
+# The options whose values are words, with these words. Those of the others are names.
+WORDS = {'pool': ('run', 'judged'), 'own': ('exclude',)}
 # The tables that a kind of records is read from, beside those of options and the first stage.
 TABLES = {
   'clicks': ('clicks',),
@@ -44,6 +47,13 @@ class Query(NamedTuple):
   raw: Any
   query_id: str
   text: str
+
+
+def check_words(name: str, options: Mapping[str, str]) -> None:
+  """Raises: UserError if an option of a collection is none of its words."""
+  for option, words in WORDS.items():
+    if (value := options.get(option, words[0])) not in words:
+      raise UserError(f'{name}: unknown {option} {value!r}; choose one of {", ".join(words)}')
 
 
 def tables_of(kind: str, options: Mapping[str, str]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from disranker_jax.data.source import DEPTH, Want
 from disranker_jax.data.tables import Tables
 from disranker_jax.errors import UserError, reason
 
-OPTIONS = ('run', 'pool', *collection_tables.CHOICES)
+OPTIONS = ('run', *collection_tables.WORDS, *collection_tables.CHOICES)
 # Fields that may contain the text of a document, beside its title; the first one present counts.
 TEXTS = ('text', 'body', 'abstract', 'contents', 'passage', 'summary', 'description', 'detail')
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from disranker_jax.data import collection, lines
+from disranker_jax.data import collection, collection_tables, lines
 from disranker_jax.data.records import BadRows, Click, Document, Group
 from disranker_jax.data.row_formats import Score
 from disranker_jax.data.source import DEPTH, SCORES, Source, Text, Want
@@ -36,7 +36,16 @@ class Tables(Source):
     yield from (Text.of(doc) for _, _, doc in tables.documents(bad_rows))
 
   def check(self, kind: str) -> None:
-    self.open().check(kind)
+    tables = self.open()
+    collection_tables.check_words(tables.name, tables.options)
+    tables.check(kind)
+
+  def excluded(self) -> dict[str, frozenset[str]]:
+    tables = self.open()
+    if tables.options.get('own') != 'exclude':
+      return {}
+    queries = tables.queries(BadRows.nowhere())
+    return {query.query_id: frozenset({query.query_id}) for query in queries}
 
   @property
   def ranked_by_bm25(self) -> bool:
@@ -46,7 +55,8 @@ class Tables(Source):
     """The existing files that options name, in this folder or in others."""
     folder = Path(self.rest.partition('?')[0]).expanduser()
     pairs = (option.partition('=') for option in self._options())
-    names = (n for option, _, value in pairs if option != 'pool' for n in value.split(','))
+    values = (value for option, _, value in pairs if option not in collection_tables.WORDS)
+    names = (name for value in values for name in value.split(','))
     return [file for name in names for file in lines.named(folder, name)]
 
   def _options(self) -> list[str]:

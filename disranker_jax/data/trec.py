@@ -32,7 +32,7 @@ FILES = {
   'run': 'bm25.run',
   'clicks': 'clicks.jsonl',
 }
-OPTIONS = (*FILES, 'pool', *collection_tables.CHOICES)
+OPTIONS = (*FILES, *collection_tables.WORDS, *collection_tables.CHOICES)
 
 
 class Trec(Tables):
