@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from disranker_jax.data import sources
+from disranker_jax.data.records import BadRows
 from disranker_jax.errors import UserError
 
 PAGES = [(f'd{i}', f'page {i}', 'cats ' * (i + 1)) for i in range(6)]
@@ -89,6 +90,44 @@ def test_labels_have_the_ranks_of_a_first_stage_that_is_named(registered):
   assert ranks(f'{address}?run=scoreddocs', 'judgements') == {'q1': [('d5', 2)]}
   assert ranks(f'{address}?run=bm25', 'judgements') == {'q1': [('d5', 1)]}
   assert ranks(f'{address}?pool=run', 'judgements', depth=2) == {'q1': [('d5', 2)]}
+
+
+def test_topics_with_several_texts_are_read_by_one_and_a_line_says_so(registered):
+  from ir_datasets.formats import BaseQueries
+
+  topic = collections.namedtuple('Topic', 'query_id title description narrative url')
+  topics = [
+    topic('q1', 'cats', 'What do cats\neat?', 'A page on diets.', 'example.org/1'),
+    topic('q2', 'old page', 'old page', ' ', 'example.org/2'),
+  ]
+
+  class Topics(BaseQueries):
+    def queries_iter(self):
+      return iter(topics)
+
+    def queries_cls(self):
+      return topic
+
+  def read(address):
+    return [group.query for group in sources.read(address, 'candidates', bad_rows=notes)]
+
+  address, notes = registered(queries=Topics()), BadRows()
+  assert read(address) == ['cats', 'old page']
+  (note,) = notes.notes
+  assert notes.notes[note] == 2
+  assert note.startswith("queries are 'title' of topics that also have 'description', 'narrative';")
+  notes = BadRows('quarantine', '/dev/null')
+  assert read(f'{address}?field=description') == ['What do cats eat?', 'old page']
+  assert not notes.notes
+  assert read(f'{address}?field=narrative') == ['A page on diets.'] and notes.quarantined == 1
+  for act in (read, lambda address: sources.open(address).check('test')):
+    with pytest.raises(UserError, match='no such field; choose one of title, description'):
+      act(f'{address}?field=desc')
+
+
+def test_queries_of_one_text_need_no_line(registered):
+  notes = BadRows()
+  assert list(sources.read(registered(), 'candidates', bad_rows=notes)) and not notes.notes
 
 
 def test_one_document_per_query_needs_no_order(registered):

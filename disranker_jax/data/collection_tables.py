@@ -10,8 +10,9 @@ from disranker_jax.data.source import DOCUMENTS, SCORES
 from disranker_jax.errors import UserError
 
 CHOICES = ('only', 'exclude', 'without')
-# The options whose values are words, with these words. Those of the others are names.
+# The options whose values are words, with these words.
 WORDS = {'pool': ('run', 'judged'), 'own': ('exclude',)}
+NO_FILES = (*WORDS, 'field')  # options that never name a file
 # The tables that a kind of records is read from, beside those of options and the first stage.
 TABLES = {
   'clicks': ('clicks',),

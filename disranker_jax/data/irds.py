@@ -1,6 +1,7 @@
 """Reads the tables of a public collection by its id, with the ir_datasets library."""
 
 import contextlib
+import functools
 import logging
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,8 @@ from disranker_jax.data.source import DEPTH, Want
 from disranker_jax.data.tables import Tables
 from disranker_jax.errors import UserError, reason
 
-OPTIONS = ('run', *collection_tables.WORDS, *collection_tables.CHOICES)
+OPTIONS = ('run', *collection_tables.NO_FILES, *collection_tables.CHOICES)
+QUERY_TEXTS = ('text', 'query', 'title')  # fields of a topic; the first one present counts
 # Fields that may contain the text of a document, beside its title; the first one present counts.
 TEXTS = ('text', 'body', 'abstract', 'contents', 'passage', 'summary', 'description', 'detail')
 
@@ -57,7 +59,28 @@ class Dataset:
     return self._data.has_qrels()
 
   def queries(self, bad_rows: BadRows) -> Iterator[Query]:
-    yield from checked(self._rows('queries'), _query, bad_rows)
+    self._check_field()
+    field, count, texts = self.options.get('field', ''), 0, {}
+    for query in checked(self._rows('queries'), functools.partial(_query, field), bad_rows):
+      yield query
+      count += 1
+      texts |= {name: same and texts.get(name, True) for name, same in _texts(query).items()}
+    if not field and not all(texts.values()):
+      used, others = (_named(texts, same) for same in (True, False))
+      what = f'queries are {used or "the text that the library makes"} of topics that also have'
+      bad_rows.note(f'{what} {others}; ?field=NAME reads another one', count)
+
+  def _check_field(self) -> None:
+    """Raises: UserError if the topics have no field of the option."""
+    field = self.options.get('field')
+    if not field or not self._data.has_queries():  # which another check says
+      return
+    names = [name for name in self._data.queries_cls()._fields if name != 'query_id']
+    if field not in names:
+      raise UserError(
+        f'{self.name}: field={field}: its topics have no such field; choose one of '
+        f'{", ".join(names)}'
+      )
 
   def documents(self, bad_rows: BadRows) -> Iterator[tuple[str, int, Document]]:
     yield from checked(self._rows('docs'), _document, bad_rows)
@@ -87,6 +110,7 @@ class Dataset:
   def check(self, kind: str) -> None:
     if kind == 'clicks':
       self.clicks(BadRows())  # which says that there are none
+    self._check_field()
     for table in collection_tables.tables_of(kind, self.options):
       _check_table(self._data, self.name, table)
     for name in collection_tables.choices_of(kind, self.options):
@@ -160,12 +184,26 @@ def _one_line(name: str) -> Iterator[None]:
     ) from error
 
 
-def _query(file: str, number: int, row: Any) -> list[Query]:
+def _query(field: str, file: str, number: int, row: Any) -> list[Query]:
   query_id = _identifier(row, 'query_id')
-  text = _first_text(row, ('text', 'query', 'title')) or _default_text(row)
+  text = _first_text(row, (field,) if field else QUERY_TEXTS)
+  if not field and not text:
+    text = _default_text(row)
   if not text.strip():
     raise BadRow('query', 'is blank', 'leave the query out')
   return [Query(file, number, row, query_id, ' '.join(text.split()))]
+
+
+def _texts(query: Query) -> dict[str, bool]:
+  """{field: whether it is the query} of the topic's texts: of several words, so no id or date."""
+  fields = ((name, getattr(query.raw, name)) for name in query.raw._fields)
+  words = {name: value.split() for name, value in fields if isinstance(value, str)}
+  used = query.text.split()
+  return {name: each == used for name, each in words.items() if each == used or len(each) > 1}
+
+
+def _named(texts: dict[str, bool], is_query: bool) -> str:
+  return ', '.join(repr(name) for name, same in texts.items() if same == is_query)
 
 
 def _document(file: str, number: int, row: Any) -> list[tuple[str, int, Document]]:

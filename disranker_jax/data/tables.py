@@ -55,7 +55,7 @@ class Tables(Source):
     """The existing files that options name, in this folder or in others."""
     folder = Path(self.rest.partition('?')[0]).expanduser()
     pairs = (option.partition('=') for option in self._options())
-    values = (value for option, _, value in pairs if option not in collection_tables.WORDS)
+    values = (value for option, _, value in pairs if option not in collection_tables.NO_FILES)
     names = (name for value in values for name in value.split(','))
     return [file for name in names for file in lines.named(folder, name)]
 
