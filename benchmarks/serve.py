@@ -7,7 +7,6 @@ server, with one call per request. This process makes the load; each server is a
 import argparse
 import contextlib
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import _baselines, _load, _texts
 from disranker_jax.commands.common import Parser
-from disranker_jax.devices import runtime
+from disranker_jax.devices import processor, runtime
 from disranker_jax.errors import UserError
 from disranker_jax.models.load import open_exported
 from disranker_jax.report import tables
@@ -121,7 +120,7 @@ def main(argv) -> None:
   heads = ['system', 'load', *next(iter(rows.values()))]
   lines = [[n, f'{k} {s}', *map(str, row.values())] for (n, k, s), row in rows.items()]
   print(f'{len(requests)} queries, {depth:.0f} texts each, {tokens:.0f} tokens per pair, '
-        f'{os.cpu_count()} cores\n')  # fmt: skip
+        f'{processor.cores()} cores\n')  # fmt: skip
   print(tables.markdown(heads, lines))
   if args.json:
     listed = [{'system': n, 'load': k, 'size': s} | row for (n, k, s), row in rows.items()]
