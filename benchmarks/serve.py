@@ -5,8 +5,10 @@ server, with one call per request. This process makes the load; each server is a
 """
 
 import argparse
+import collections
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from disranker_jax.devices import processor, runtime
 from disranker_jax.errors import UserError
 from disranker_jax.models.load import open_exported
 from disranker_jax.report import tables
+from disranker_jax.serve.__main__ import TOKEN_ENV
 
 
 def parse_args(argv) -> argparse.Namespace:
@@ -53,7 +56,10 @@ def server(system: str, model: Path, search: bool = False):
   else:
     command += ['benchmarks._other', '--system', system]
   command += ['--model', str(model), '--port', str(port)]
-  process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  # The clients of the load send no token, and nobody else can reach the server.
+  env = {name: value for name, value in os.environ.items() if name != TOKEN_ENV}
+  quiet = subprocess.DEVNULL
+  process = subprocess.Popen(command, stdout=quiet, stderr=quiet, env=env)
   url = f'http://127.0.0.1:{port}'
   try:
     wait(url, process, system)
@@ -82,11 +88,20 @@ def wait(url: str, process, system: str, seconds: float = 180.0) -> None:
   raise UserError(f'{system}: its server did not start; run it yourself to see why')
 
 
+def outcomes(rows: list) -> str:
+  """What became of requests of which none has status 200, and what to do."""
+  if not rows:
+    return 'none was sent; raise --seconds or --rate'
+  counts = collections.Counter(status for status, _ in rows)
+  said = [f'{n} x {f"status {s}" if s else "no answer"}' for s, n in counts.most_common()]
+  return f'{", ".join(said)}; run the server yourself to see why'
+
+
 def figures(rows: list, seconds: float, depth: int, tokens: float) -> dict:
   """Latency and rates of the answered requests, and the number of failed ones."""
   times = [took for status, took in rows if status == 200]
   if not times:
-    raise UserError('no request was answered; raise --seconds')
+    raise UserError(f'no request was scored: {outcomes(rows)}')
   rate = len(times) * depth / max(seconds, sum(times) / len(times))
   return _texts.percentiles(times) | {
     'pairs_per_s': round(rate, 1),

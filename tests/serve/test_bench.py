@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import _baselines, _hostile, _load, _texts, latency, soak
+from benchmarks import _baselines, _hostile, _load, _texts, latency, serve, soak
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 from disranker_jax.models.load import open_exported
@@ -66,6 +66,21 @@ class TestLoad:
 
   def test_a_missing_server_is_status_0(self):
     assert _load.Client('http://127.0.0.1:9').post('/rerank', b'')[0] == 0
+
+
+class TestServer:
+  def test_a_token_of_the_shell_is_not_the_servers(self, model, monkeypatch):
+    monkeypatch.setenv('DISRANKER_TOKEN', 's3cret')
+    with serve.server('ours onnx', model) as (url, _):
+      assert _load.Client(url).post('/rerank', _load.rerank_body(REQUESTS[0]))[0] == 200
+
+  @pytest.mark.parametrize('rows, message', [
+    ([(401, 0.1)] * 3 + [(0, 0.2)], '3 x status 401, 1 x no answer'),
+    ([], '--seconds'),
+  ])  # fmt: skip
+  def test_without_an_answer_the_error_says_what_came_instead(self, rows, message):
+    with pytest.raises(UserError, match=message):
+      serve.figures(rows, 1.0, 20, 50.0)
 
 
 class TestSoak:
