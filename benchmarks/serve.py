@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 from benchmarks import _baselines, _load, _texts
@@ -82,7 +81,7 @@ def free_port() -> int:
 def wait(url: str, process, system: str, seconds: float = 180.0) -> None:
   end = time.monotonic() + seconds
   while time.monotonic() < end and process.poll() is None:
-    with contextlib.suppress(OSError), urllib.request.urlopen(f'{url}/health', timeout=5):
+    if _load.health(url, timeout_s=5) == 200:
       return
     time.sleep(0.1)
   raise UserError(f'{system}: its server did not start; run it yourself to see why')

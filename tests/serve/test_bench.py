@@ -69,8 +69,10 @@ class TestLoad:
 
 
 class TestServer:
-  def test_a_token_of_the_shell_is_not_the_servers(self, model, monkeypatch):
+  def test_a_token_and_a_proxy_of_the_shell_do_not_count(self, model, monkeypatch):
     monkeypatch.setenv('DISRANKER_TOKEN', 's3cret')
+    monkeypatch.setenv('http_proxy', 'http://127.0.0.1:9')
+    monkeypatch.setenv('no_proxy', '')
     with serve.server('ours onnx', model) as (url, _):
       assert _load.Client(url).post('/rerank', _load.rerank_body(REQUESTS[0]))[0] == 200
 
