@@ -16,11 +16,11 @@ from disranker_jax.serve.admission import Admission
 HEAD_BYTES = 64 * 1024  # of a request's line and headers
 HEADERS = 200  # in a head; each costs more memory than its bytes
 HEAD_S = 10.0  # from the start of the connection or of the request to the end of the head
-IDLE_S = 5.0  # from an answer to the next request
 LINGER_S = 5.0  # from an early answer (such as 401) to the end of its request
 ANSWER_S = 30.0  # for a client to take an answer
 WATCH_S = 0.5  # between two looks at an answer that is not taken
 CONNECTIONS = 4096
+IDLE_S = 5.0  # an idle connection makes room for a new one after that
 FEED_BYTES = 16 * 1024  # parsed at once, so that a message is not charged for those before it
 
 
@@ -38,22 +38,39 @@ class Connection(HttpToolsProtocol):
   _timer = None  # runs while the client has to send something
   _watch, _untaken, _waited = None, 0, 0.0  # an answer that the client has to take
 
-  def __init__(self, *args, admission: Admission, body_bytes: int, body_s: float, **options):
+  def __init__(self, *args, admission: Admission, limits, idle: dict, **options):
+    """`limits` are those of the service.
+
+    `idle` has all connections that wait for a request, with the time since when, longest first.
+    """
     super().__init__(*args, **options)
-    self._admission, self._body_s = admission, body_s
-    self._message_bytes = HEAD_BYTES + body_bytes
+    self._admission, self._limits, self._idle = admission, limits, idle
+    self._message_bytes = HEAD_BYTES + limits.body_bytes
 
   def connection_made(self, transport):
     super().connection_made(transport)
-    if len(self.connections) > min(CONNECTIONS, descriptors()):
+    if len(self.connections) > min(CONNECTIONS, descriptors()) and not self._make_room():
       transport.abort()
     else:
       self._expect(HEAD_S)
 
   def connection_lost(self, exc):
     self._expect(None)
+    self._idle.pop(self, None)
     self._stop_watching()
     super().connection_lost(exc)
+
+  def _make_room(self) -> bool:
+    """Closes the connection that has been idle longest; False if none has been for IDLE_S."""
+    while self._idle:
+      other, since = next(iter(self._idle.items()))
+      if self.loop.time() - since < IDLE_S:
+        return False
+      del self._idle[other]
+      other.transport.close()
+      if not other.transport.get_write_buffer_size():  # else it has ANSWER_S to take its answer
+        return True
+    return False
 
   # What arrives
 
@@ -73,6 +90,7 @@ class Connection(HttpToolsProtocol):
       self._stop_listening()
       return
     super().on_message_begin()
+    self._idle.pop(self, None)
     self._unfinished, self._in_body, self._received = True, False, 0
     self._expect(HEAD_S)
 
@@ -92,8 +110,8 @@ class Connection(HttpToolsProtocol):
     if self._deaf:
       return
     self._in_body = True
-    # The app answers 408 after `body_s`.
-    self._expect(self._body_s + LINGER_S)
+    # The app answers 408 after `body_timeout_s`.
+    self._expect(self._limits.body_timeout_s + LINGER_S)
     super().on_headers_complete()
 
   def on_body(self, body):
@@ -106,7 +124,10 @@ class Connection(HttpToolsProtocol):
     super().on_message_complete()
     self._unfinished = self._in_body = False
     self._received = 0
-    self._expect(IDLE_S if self.cycle.response_complete else None)
+    if self.cycle.response_complete:
+      self._rest()
+    else:
+      self._expect(None)
     if self.parser.should_upgrade():  # to another protocol, which this server does not speak
       self._stop_listening()
 
@@ -114,6 +135,11 @@ class Connection(HttpToolsProtocol):
     """Drops what follows; the connection ends with the answer to the current request."""
     self._deaf, self._unfinished, self._received = True, False, 0
     self.cycle.keep_alive = False
+
+  def _rest(self):
+    """Waits for the next request."""
+    self._idle[self] = self.loop.time()
+    self._expect(self._limits.idle_s)
 
   def _expect(self, seconds: float | None):
     """The client has to go on within `seconds`; None: it has nothing to send."""
@@ -128,7 +154,10 @@ class Connection(HttpToolsProtocol):
     super().on_response_complete()
     self._unset_keepalive_if_required()  # uvicorn's timer of idle connections, which any byte stops
     self._received = 0
-    self._expect(LINGER_S if self._unfinished else IDLE_S)
+    if self._unfinished:
+      self._expect(LINGER_S)
+    else:
+      self._rest()
     self._start_watching()
 
   def pause_writing(self):
@@ -170,11 +199,7 @@ def descriptors() -> int:
 
 def open_server(app, host: str, port: int, service, **options) -> uvicorn.Server:
   """A server of the application, with the limits of its service; the caller runs it."""
-  limits = service.limits
-  http = functools.partial(
-    Connection, admission=service.admission, body_bytes=limits.body_bytes,
-    body_s=limits.body_timeout_s,
-  )  # fmt: skip
+  http = functools.partial(Connection, admission=service.admission, limits=service.limits, idle={})
   config = uvicorn.Config(
     app, host, port, http=http, ws='none', access_log=False, server_header=False,
     proxy_headers=False, **options,

@@ -118,9 +118,9 @@ class TestHostile:
     """A server with short limits."""
     search = Search(lambda: [Document('list', 'list', 'names in a list')])
     with pytest.MonkeyPatch.context() as patch, Serving() as them:
-      for name in ('LINGER_S', 'IDLE_S', 'ANSWER_S'):
+      for name in ('LINGER_S', 'ANSWER_S'):
         patch.setattr(connection, name, 0.5)
-      limits = {'body_timeout_s': 1.0}
+      limits = {'body_timeout_s': 1.0, 'idle_s': 0.5}
       hosts = allowed_hosts('127.0.0.1', ())
       load = lambda: loaded.load(model, 'onnx')  # noqa: E731
       yield them.start(load, limits=limits, search=search, hosts=hosts)

@@ -101,9 +101,8 @@ class TestMessages:
       link.sendall(post() + b'{')
       assert received(link).startswith(b'HTTP/1.1 408')
 
-  def test_line_ends_do_not_keep_an_idle_connection(self, stub, monkeypatch):
-    monkeypatch.setattr(connection, 'IDLE_S', 0.5)
-    with connected(stub[1]()) as link:
+  def test_line_ends_do_not_keep_an_idle_connection(self, stub):
+    with connected(stub[1](limits={'idle_s': 0.5})) as link:
       link.sendall(b'GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n')
       assert link.recv(1000).startswith(b'HTTP/1.1 200')
       end = time.monotonic() + 20
@@ -111,6 +110,37 @@ class TestMessages:
         while time.monotonic() < end:
           link.sendall(b'\r\n')
           time.sleep(0.05)
+
+  def test_idle_connections_make_room_for_new_ones_and_are_kept_without_need(
+    self, stub, monkeypatch
+  ):
+    running = stub[1]()
+    running.client.close()  # its connection would be one of the three
+    monkeypatch.setattr(connection, 'CONNECTIONS', 3)
+    monkeypatch.setattr(connection, 'IDLE_S', 0.5)
+    backend = stub[0]
+
+    def health(link) -> bytes:
+      link.sendall(b'GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n')
+      with contextlib.suppress(ConnectionError):
+        return link.recv(1000)[:12]
+      return b''
+
+    with contextlib.ExitStack() as stack:
+      first, second, busy = (stack.enter_context(connected(running)) for _ in range(3))
+      body = json.dumps(BODY).encode()
+      backend.free.clear()
+      busy.sendall(post(length=len(body)) + body)
+      assert health(first) == health(second) == health(first) == b'HTTP/1.1 200'
+      with connected(running) as early:
+        assert health(early) == b''  # nobody has been idle for IDLE_S
+      time.sleep(1)
+      with connected(running) as late:
+        assert health(late) == b'HTTP/1.1 200'
+        assert received(second) == b''  # idle since before the second request of the first
+        assert health(first) == b'HTTP/1.1 200'
+      backend.free.set()
+      assert busy.recv(1000).startswith(b'HTTP/1.1 200')
 
   def test_requests_before_the_answer_are_dropped_and_the_answer_closes(self, stub):
     backend, start = stub
