@@ -17,6 +17,7 @@ HEAD_BYTES = 64 * 1024  # of a request's line and headers
 HEADERS = 200  # in a head; each costs more memory than its bytes
 HEAD_S = 10.0  # from the start of the connection or of the request to the end of the head
 LINGER_S = 5.0  # from an early answer (such as 401) to the end of its request
+LINGER_BYTES = 16 << 20  # and of it: clients that send all before they read lose the answer beyond
 ANSWER_S = 30.0  # for a client to take an answer
 WATCH_S = 0.5  # between two looks at an answer that is not taken
 CONNECTIONS = 4096
@@ -29,10 +30,13 @@ class Connection(HttpToolsProtocol):
 
   A client that sends a second request before the first is answered (pipelining) gets the first
   answer with `connection: close`, and sends the second again, as RFC 9112, section 9.3.2, has it.
+  An answer that starts before its request has ended has `connection: close` too: the rest is read
+  for a while, so that the answer arrives (section 9.6), but nobody knows how much comes.
   """
 
   _unfinished = False  # whether a message has begun and not ended
   _in_body = False  # after its head
+  _closes = False  # the answer started before the message had ended, and said `connection: close`
   _deaf = False  # what arrives is dropped
   _received = 0  # bytes of the message
   _timer = None  # runs while the client has to send something
@@ -46,6 +50,7 @@ class Connection(HttpToolsProtocol):
     super().__init__(*args, **options)
     self._admission, self._limits, self._idle = admission, limits, idle
     self._message_bytes = HEAD_BYTES + limits.body_bytes
+    self._app, self.app = self.app, self._answer
 
   def connection_made(self, transport):
     super().connection_made(transport)
@@ -82,8 +87,13 @@ class Connection(HttpToolsProtocol):
       if not self._deaf:
         super().data_received(piece)
       self._received += len(piece)
-      if self._received > (self._message_bytes if self._in_body or self._deaf else HEAD_BYTES):
+      if self._received > self._most_bytes():
         self.transport.abort()
+
+  def _most_bytes(self) -> int:
+    if self._closes:
+      return max(LINGER_BYTES, self._message_bytes)
+    return self._message_bytes if self._in_body or self._deaf else HEAD_BYTES
 
   def on_message_begin(self):
     if self.cycle is not None and not self.cycle.response_complete:
@@ -137,7 +147,11 @@ class Connection(HttpToolsProtocol):
     self.cycle.keep_alive = False
 
   def _rest(self):
-    """Waits for the next request."""
+    """Waits for the next request, unless the answer said that there is none."""
+    if self._closes:
+      self._deaf = True
+      self.transport.close()
+      return
     self._idle[self] = self.loop.time()
     self._expect(self._limits.idle_s)
 
@@ -149,6 +163,21 @@ class Connection(HttpToolsProtocol):
     self._timer = self.loop.call_later(seconds, self.transport.close) if seconds else None
 
   # What is sent
+
+  async def _answer(self, scope, receive, send):
+    """The application, whose answer says `connection: close` if the message has not ended."""
+    cycle = self.cycle
+
+    async def sending(message):
+      early = message['type'] == 'http.response.start' and self._unfinished
+      if early:
+        self._closes = True
+        message = {**message, 'headers': [*message.get('headers', ()), (b'connection', b'close')]}
+      await send(message)
+      if early:
+        cycle.keep_alive = True  # uvicorn would close at once, which resets a client that sends
+
+    await self._app(scope, receive, sending)
 
   def on_response_complete(self):
     super().on_response_complete()
