@@ -1,6 +1,7 @@
 """Load on a server: closed loop (each client waits for its answer) or open loop (arrivals)."""
 
 import concurrent.futures
+import contextlib
 import http.client
 import json
 import random
@@ -33,6 +34,16 @@ class Client:
     if self._connection:
       self._connection.close()
     self._connection = None
+
+
+def health(url: str, timeout_s: float) -> int:
+  """The status of /health on a connection of its own, through no proxy; 0 without an answer."""
+  parts = urlsplit(url)
+  link = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
+  with contextlib.closing(link), contextlib.suppress(OSError, http.client.HTTPException):
+    link.request('GET', '/health')
+    return link.getresponse().status
+  return 0
 
 
 def rerank_body(request) -> bytes:

@@ -5,7 +5,6 @@ of a step they are.
 """
 
 import argparse
-import os
 import statistics
 import time
 
@@ -87,7 +86,7 @@ def main(argv) -> None:
     import torch
   except ImportError:
     raise UserError('torch, whose products are the comparison, is not installed') from None
-  torch.set_num_threads(os.cpu_count())
+  torch.set_num_threads(processor.cores())
   rows = []
   for name, shape in products(args).items():
     for kind in ('fp32', 'bf16', 'int8'):

@@ -5,6 +5,7 @@ server, with one call per request. This process makes the load; each server is a
 """
 
 import argparse
+import collections
 import contextlib
 import json
 import os
@@ -12,15 +13,15 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 from benchmarks import _baselines, _load, _texts
 from disranker_jax.commands.common import Parser
-from disranker_jax.devices import runtime
+from disranker_jax.devices import processor, runtime
 from disranker_jax.errors import UserError
 from disranker_jax.models.load import open_exported
 from disranker_jax.report import tables
+from disranker_jax.serve.__main__ import TOKEN_ENV
 
 
 def parse_args(argv) -> argparse.Namespace:
@@ -54,7 +55,10 @@ def server(system: str, model: Path, search: bool = False):
   else:
     command += ['benchmarks._other', '--system', system]
   command += ['--model', str(model), '--port', str(port)]
-  process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  # The clients of the load send no token, and nobody else can reach the server.
+  env = {name: value for name, value in os.environ.items() if name != TOKEN_ENV}
+  quiet = subprocess.DEVNULL
+  process = subprocess.Popen(command, stdout=quiet, stderr=quiet, env=env)
   url = f'http://127.0.0.1:{port}'
   try:
     wait(url, process, system)
@@ -77,17 +81,26 @@ def free_port() -> int:
 def wait(url: str, process, system: str, seconds: float = 180.0) -> None:
   end = time.monotonic() + seconds
   while time.monotonic() < end and process.poll() is None:
-    with contextlib.suppress(OSError), urllib.request.urlopen(f'{url}/health', timeout=5):
+    if _load.health(url, timeout_s=5) == 200:
       return
     time.sleep(0.1)
   raise UserError(f'{system}: its server did not start; run it yourself to see why')
+
+
+def outcomes(rows: list) -> str:
+  """What became of requests of which none has status 200, and what to do."""
+  if not rows:
+    return 'none was sent; raise --seconds or --rate'
+  counts = collections.Counter(status for status, _ in rows)
+  said = [f'{n} x {f"status {s}" if s else "no answer"}' for s, n in counts.most_common()]
+  return f'{", ".join(said)}; run the server yourself to see why'
 
 
 def figures(rows: list, seconds: float, depth: int, tokens: float) -> dict:
   """Latency and rates of the answered requests, and the number of failed ones."""
   times = [took for status, took in rows if status == 200]
   if not times:
-    raise UserError('no request was answered; raise --seconds')
+    raise UserError(f'no request was scored: {outcomes(rows)}')
   rate = len(times) * depth / max(seconds, sum(times) / len(times))
   return _texts.percentiles(times) | {
     'pairs_per_s': round(rate, 1),
@@ -121,7 +134,7 @@ def main(argv) -> None:
   heads = ['system', 'load', *next(iter(rows.values()))]
   lines = [[n, f'{k} {s}', *map(str, row.values())] for (n, k, s), row in rows.items()]
   print(f'{len(requests)} queries, {depth:.0f} texts each, {tokens:.0f} tokens per pair, '
-        f'{os.cpu_count()} cores\n')  # fmt: skip
+        f'{processor.cores()} cores\n')  # fmt: skip
   print(tables.markdown(heads, lines))
   if args.json:
     listed = [{'system': n, 'load': k, 'size': s} | row for (n, k, s), row in rows.items()]

@@ -17,7 +17,6 @@ import random
 import socket
 import threading
 import time
-import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -85,11 +84,10 @@ class Soak:
     """Asks for /health on new connections, as an orchestrator does."""
     while time.monotonic() < end:
       begin = time.monotonic()
-      try:
-        with urllib.request.urlopen(f'{self.url}/health', timeout=HEALTH_S):
-          self.health.append(time.monotonic() - begin)
-      except OSError as e:
-        self.attacked('health', type(e).__name__, False, 1)
+      if (status := _load.health(self.url, HEALTH_S)) == 200:
+        self.health.append(time.monotonic() - begin)
+      else:
+        self.attacked('health', str(status or 'no answer'), False, 1)
       time.sleep(0.2)
 
   def good(self, rng, mine) -> None:

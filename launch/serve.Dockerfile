@@ -22,8 +22,11 @@ USER 10001
 # The exported model; a read-only mount is enough.
 VOLUME /model
 EXPOSE 8080
-# /health is 503 while the model is loaded, and needs no token.
+# /health is 503 while the model is loaded, and needs no token. http.client does not read http_proxy,
+# which containers may have. To serve on another port, use `docker run -p`, not --port, which this
+# check does not know.
 HEALTHCHECK --start-period=120s --interval=15s --timeout=5s CMD ["python", "-c", \
-  "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/health', timeout=4)"]
+  "import http.client; c = http.client.HTTPConnection('127.0.0.1', 8080, timeout=4); \
+  c.request('GET', '/health'); raise SystemExit(c.getresponse().status != 200)"]
 # All interfaces of the container; `docker run -p` decides which ones of the host are reachable.
 ENTRYPOINT ["disranker", "serve", "--model", "/model", "--host", "0.0.0.0", "--port", "8080"]

@@ -5,14 +5,13 @@ import math
 import os
 import resource
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import jax
 from jax.extend.core import jaxprs_in_params
 
+from disranker_jax.devices import cgroup
 from disranker_jax.errors import UserError
 
-CGROUP = Path('/sys/fs/cgroup/memory.max')  # a container's limit on Linux
 EXHAUSTED = 'RESOURCE_EXHAUSTED'  # the first word of the runtime's error
 
 
@@ -144,8 +143,7 @@ def limit() -> int | None:
     machine = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   except (ValueError, OSError):  # another system
     return None
-  group = CGROUP.read_text().strip() if CGROUP.exists() else 'max'
-  return min(machine, int(group)) if group.isdigit() else machine
+  return min(machine, cgroup.memory() or machine)
 
 
 def of_process(per_device: int) -> int:

@@ -1,8 +1,11 @@
-"""This machine's CPU: its name, and whether it multiplies bf16 faster than fp32."""
+"""This machine's CPU: its name, its cores, and whether it multiplies bf16 faster than fp32."""
 
+import math
 import os
 import platform
 from pathlib import Path
+
+from disranker_jax.devices import cgroup
 
 CPUINFO = Path('/proc/cpuinfo')  # Linux only; other systems do not list the instructions
 
@@ -12,7 +15,23 @@ def described() -> str:
   facts = _facts()
   name = facts.get('model name') or platform.processor() or platform.machine()
   bf16 = [f'{kind} instructions' for kind in ('amx_bf16', 'avx512_bf16') if kind in _flags(facts)]
-  return ', '.join([name, f'{os.cpu_count()} cores', *bf16[:1]])
+  return ', '.join([name, f'{cores()} cores', *bf16[:1]])
+
+
+def cores() -> int:
+  """How many cores this process may use.
+
+  A container's CPU limit is a share of time on all cores of the host. More threads than the limit
+  has cores use it up together, and then all of them wait.
+  """
+  own = affinity()
+  quota = cgroup.cores()
+  return min(own, math.ceil(quota)) if quota else own
+
+
+def affinity() -> int:
+  """How many cores this process may run on, which is what most libraries count."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def multiplies_bf16_faster() -> bool:

@@ -5,12 +5,16 @@ import os
 import sys
 import warnings
 
+from disranker_jax.devices import processor
+
 
 def prepare() -> None:
   """Keeps freed memory in the process and silences library noise; call before the first array."""
   os.environ.setdefault('TOKENIZERS_PARALLELISM', 'true')
   os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
   warnings.filterwarnings('ignore', category=UserWarning, module='orbax|jax')
+  if processor.cores() < processor.affinity():
+    os.environ.setdefault('PJRT_NPROC', str(processor.cores()))  # XLA's threads on a CPU
   keep_freed_memory()
 
 

@@ -5,7 +5,6 @@ at which a call is fastest, and `score(encoded) -> (scores, tokens computed with
 """
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from disranker_jax.data.batches import EncodedGroup, Packer
 from disranker_jax.data.encoded import Encoded
+from disranker_jax.devices import processor
 from disranker_jax.errors import UserError, first_line
 from disranker_jax.models import hf
 from disranker_jax.models.load import TextModel
@@ -46,11 +46,6 @@ def choose(folder: Path, fast: bool) -> str:
   return 'onnx-int8' if fast and (folder / formats.ONNX['onnx_int8']).exists() else 'onnx'
 
 
-def cores() -> int:
-  """How many cores this process may use."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-
 class Onnx:
   """ONNX Runtime on the CPU: one single-threaded call per core.
 
@@ -65,7 +60,7 @@ class Onnx:
 
     from disranker_jax.exporting import formats
 
-    self.workers, self.name = cores(), name
+    self.workers, self.name = processor.cores(), name
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3

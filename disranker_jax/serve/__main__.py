@@ -52,6 +52,11 @@ def parse_args(argv=None) -> argparse.Namespace:
   parser.add_argument('--max-batch-tokens', type=int, default=16384, help='per batch')
   parser.add_argument('--timeout', type=float, default=30.0, help='seconds per request')
   parser.add_argument(
+    '--keep-alive', type=float, default=75.0, metavar='SECONDS',
+    help='seconds between two requests of a connection; must be longer than a proxy keeps idle '
+    'connections, which is often 60',
+  )  # fmt: skip
+  parser.add_argument(
     '--token-env', metavar='NAME',
     help='environment variable with a bearer token that clients must send, which must be set; '
     f'without this flag: {TOKEN_ENV}, if it is set',
@@ -88,7 +93,7 @@ def service(args: argparse.Namespace):
   if not hf.family(args.model).served:
     raise UserError(f'--model {args.model}: is a decoder; name an exported student')
   for flag in ('max_texts', 'max_body_bytes', 'max_concurrent_requests', 'max_held_bytes',
-               'max_batch_tokens', 'timeout'):  # fmt: skip
+               'max_batch_tokens', 'timeout', 'keep_alive'):  # fmt: skip
     if getattr(args, flag) <= 0:
       raise UserError(f'--{flag.replace("_", "-")}: must be above 0')
   least = 2 * (args.max_body_bytes + args.max_texts * TEXT_BYTES)
@@ -97,7 +102,7 @@ def service(args: argparse.Namespace):
                     'body and the most texts')  # fmt: skip
   limits = Limits(
     args.max_texts, args.max_body_bytes, args.max_concurrent_requests, args.max_held_bytes,
-    args.max_batch_tokens, args.timeout,
+    args.max_batch_tokens, args.timeout, idle_s=args.keep_alive,
   )  # fmt: skip
   rewriter = rewriter_of(args)
   address = args.docs or 'python_docs:'

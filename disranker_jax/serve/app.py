@@ -39,6 +39,7 @@ class Limits:
   batch_tokens: int = 16384  # batched together
   timeout_s: float = 30.0  # from the end of the body to the scores: 503
   body_timeout_s: float = 10.0  # for a client to send its body: 408
+  idle_s: float = 75.0  # between two requests of a connection, which is then closed
 
 
 # Characters that one step in a thread tokenises. Requests take turns step by step, and those of a

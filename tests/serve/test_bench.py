@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import _baselines, _hostile, _load, _texts, latency, soak
+from benchmarks import _baselines, _hostile, _load, _texts, latency, serve, soak
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 from disranker_jax.models.load import open_exported
@@ -68,6 +68,23 @@ class TestLoad:
     assert _load.Client('http://127.0.0.1:9').post('/rerank', b'')[0] == 0
 
 
+class TestServer:
+  def test_a_token_and_a_proxy_of_the_shell_do_not_count(self, model, monkeypatch):
+    monkeypatch.setenv('DISRANKER_TOKEN', 's3cret')
+    monkeypatch.setenv('http_proxy', 'http://127.0.0.1:9')
+    monkeypatch.setenv('no_proxy', '')
+    with serve.server('ours onnx', model) as (url, _):
+      assert _load.Client(url).post('/rerank', _load.rerank_body(REQUESTS[0]))[0] == 200
+
+  @pytest.mark.parametrize('rows, message', [
+    ([(401, 0.1)] * 3 + [(0, 0.2)], '3 x status 401, 1 x no answer'),
+    ([], '--seconds'),
+  ])  # fmt: skip
+  def test_without_an_answer_the_error_says_what_came_instead(self, rows, message):
+    with pytest.raises(UserError, match=message):
+      serve.figures(rows, 1.0, 20, 50.0)
+
+
 class TestSoak:
   def soaked(self, server, expected, monkeypatch, seconds=1.5):
     monkeypatch.setattr(soak, 'CHECK_EVERY', 2)
@@ -101,9 +118,9 @@ class TestHostile:
     """A server with short limits."""
     search = Search(lambda: [Document('list', 'list', 'names in a list')])
     with pytest.MonkeyPatch.context() as patch, Serving() as them:
-      for name in ('LINGER_S', 'IDLE_S', 'ANSWER_S'):
+      for name in ('LINGER_S', 'ANSWER_S'):
         patch.setattr(connection, name, 0.5)
-      limits = {'body_timeout_s': 1.0}
+      limits = {'body_timeout_s': 1.0, 'idle_s': 0.5}
       hosts = allowed_hosts('127.0.0.1', ())
       load = lambda: loaded.load(model, 'onnx')  # noqa: E731
       yield them.start(load, limits=limits, search=search, hosts=hosts)

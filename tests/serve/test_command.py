@@ -37,10 +37,16 @@ class TestMistakes:
     assert 'not a sequence classifier' in refused('--model', tmp_path / 'm')
 
   @pytest.mark.parametrize(
-    'flag', ['--max-texts', '--max-held-bytes', '--timeout', '--max-batch-tokens']
+    'flag',
+    ['--max-texts', '--max-held-bytes', '--timeout', '--max-batch-tokens', '--keep-alive'],
   )
   def test_limits_must_be_above_0(self, model, flag):
     assert flag in refused('--model', model, flag, '0')
+
+  def test_idle_connections_live_longer_than_those_of_usual_proxies(self, model):
+    assert service('--model', model, '--no-search').limits.idle_s > 60
+    given = service('--model', model, '--no-search', '--keep-alive', '620')
+    assert given.limits.idle_s == 620
 
   @pytest.mark.parametrize('origin', ['example.org', 'https://example.org/', 'https://*.org', ''])
   def test_an_origin_must_be_scheme_and_host(self, model, origin):

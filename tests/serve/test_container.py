@@ -1,9 +1,13 @@
 """The server's container file: its rules, and, where an image can be built, the served model."""
 
+import http.server
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -42,12 +46,28 @@ def test_the_entry_point_is_a_command_line_of_the_server():
   assert stage['EXPOSE'] == str(args.port)
 
 
-def test_the_health_check_asks_the_port_that_is_served():
+@pytest.mark.parametrize('status', [200, 503])
+def test_the_health_check_asks_the_port_that_is_served_and_no_proxy(status):
+  asked = []
+
+  class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+      asked.append(self.path)
+      self.send_response(status)
+      self.end_headers()
+
+    def log_message(self, *_):
+      pass
+
   stage = last_stage()
   program, flag, code = json.loads(stage['HEALTHCHECK'].split('CMD', 1)[1])
-  assert (program, flag) == ('python', '-c')
-  compile(code, 'HEALTHCHECK', 'exec')
-  assert f"'http://127.0.0.1:{stage['EXPOSE']}/health'" in code
+  assert (program, flag) == ('python', '-c') and code.count(stage['EXPOSE']) == 1
+  with http.server.HTTPServer(('127.0.0.1', 0), Health) as server:
+    threading.Thread(target=server.handle_request, daemon=True).start()
+    code = code.replace(stage['EXPOSE'], str(server.server_port))
+    env = os.environ | {'http_proxy': 'http://127.0.0.1:9', 'no_proxy': ''}
+    done = subprocess.run([sys.executable, '-c', code], env=env, timeout=60)
+  assert (asked, done.returncode) == (['/health'], int(status != 200))
 
 
 def test_the_image_has_no_secrets_and_is_built_from_pinned_packages():

@@ -87,13 +87,37 @@ class TestMessages:
         stop.set()
         thread.join()
 
-  def test_the_rest_of_a_refused_request_is_taken_so_that_the_answer_arrives(self, stub):
+  @pytest.mark.parametrize('token, size, status', [
+    ('s3cret', 1_500_000, 401), ('', 3_000_000, 413), ('', 15_000_000, 413),
+  ])  # fmt: skip
+  @pytest.mark.parametrize('more', [b'', b'connection: close\r\n'])
+  def test_the_rest_of_a_refused_request_is_taken_and_its_answer_closes(
+    self, stub, token, size, status, more
+  ):
+    running = stub[1](token=token)
+    with connected(running) as link:
+      link.sendall(post(length=size, more=more))
+      link.sendall(b'x' * size)
+      answer = b''
+      while piece := link.recv(1 << 16):  # to the end, without a reset
+        answer += piece
+    assert answer.startswith(b'HTTP/1.1 %d' % status)
+    assert answer.count(b'connection: close') == 1 and answer.endswith(b'}')
+
+  def test_a_client_goes_on_after_a_413(self, stub):
+    running = stub[1]()
+    large = {**BODY, 'texts': ['x' * 3_000_000]}
+    for _ in range(3):
+      assert running.client.post('/rerank', json=large).status_code == 413
+      assert running.client.post('/rerank', json=BODY).status_code == 200
+
+  def test_a_request_that_has_ended_keeps_its_connection_whatever_the_answer(self, stub):
     running = stub[1](token='s3cret')
     with connected(running) as link:
-      for _ in range(2):  # on one connection, because each message ends
-        link.sendall(post(length=1_500_000))
-        link.sendall(b'x' * 1_500_000)
-        assert link.recv(10_000).startswith(b'HTTP/1.1 401')
+      for _ in range(2):
+        link.sendall(post(length=2) + b'{}')
+        answer = link.recv(10_000)
+        assert answer.startswith(b'HTTP/1.1 401') and b'connection:' not in answer
 
   def test_a_slow_body_is_closed_after_its_408(self, stub, monkeypatch):
     monkeypatch.setattr(connection, 'LINGER_S', 0.2)
@@ -101,9 +125,8 @@ class TestMessages:
       link.sendall(post() + b'{')
       assert received(link).startswith(b'HTTP/1.1 408')
 
-  def test_line_ends_do_not_keep_an_idle_connection(self, stub, monkeypatch):
-    monkeypatch.setattr(connection, 'IDLE_S', 0.5)
-    with connected(stub[1]()) as link:
+  def test_line_ends_do_not_keep_an_idle_connection(self, stub):
+    with connected(stub[1](limits={'idle_s': 0.5})) as link:
       link.sendall(b'GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n')
       assert link.recv(1000).startswith(b'HTTP/1.1 200')
       end = time.monotonic() + 20
@@ -111,6 +134,37 @@ class TestMessages:
         while time.monotonic() < end:
           link.sendall(b'\r\n')
           time.sleep(0.05)
+
+  def test_idle_connections_make_room_for_new_ones_and_are_kept_without_need(
+    self, stub, monkeypatch
+  ):
+    running = stub[1]()
+    running.client.close()  # its connection would be one of the three
+    monkeypatch.setattr(connection, 'CONNECTIONS', 3)
+    monkeypatch.setattr(connection, 'IDLE_S', 0.5)
+    backend = stub[0]
+
+    def health(link) -> bytes:
+      link.sendall(b'GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n')
+      with contextlib.suppress(ConnectionError):
+        return link.recv(1000)[:12]
+      return b''
+
+    with contextlib.ExitStack() as stack:
+      first, second, busy = (stack.enter_context(connected(running)) for _ in range(3))
+      body = json.dumps(BODY).encode()
+      backend.free.clear()
+      busy.sendall(post(length=len(body)) + body)
+      assert health(first) == health(second) == health(first) == b'HTTP/1.1 200'
+      with connected(running) as early:
+        assert health(early) == b''  # nobody has been idle for IDLE_S
+      time.sleep(1)
+      with connected(running) as late:
+        assert health(late) == b'HTTP/1.1 200'
+        assert received(second) == b''  # idle since before the second request of the first
+        assert health(first) == b'HTTP/1.1 200'
+      backend.free.set()
+      assert busy.recv(1000).startswith(b'HTTP/1.1 200')
 
   def test_requests_before_the_answer_are_dropped_and_the_answer_closes(self, stub):
     backend, start = stub
