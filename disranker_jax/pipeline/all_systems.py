@@ -38,7 +38,8 @@ EVALUATE = evaluate.stage(
   reads_stages=('prepare', 'cpt', 'sft', 'student_sft', 'distill'), paper_rows=104_960,
 )  # fmt: skip
 EXPORT = export.stage(
-  ranker_export.EXPORTS, models=('teacher', 'student'),
+  ranker_export.EXPORTS, models=('teacher', 'student'), outside=ranker_export.outside,
+  check_records=ranker_export.check_records,
   reads_stages=('prepare', 'cpt', 'sft', 'generate', 'student_sft', 'distill', 'evaluate'),
 )  # fmt: skip
 REPORT = report.stage(

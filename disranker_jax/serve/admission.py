@@ -50,10 +50,15 @@ class Admission:
 
 
 class Visit:
-  """One request's share of an Admission; as a context manager it gives everything back."""
+  """One request's share of an Admission; as a context manager it gives everything back.
+
+  `seconds` has the time of each step that has ended, for the metrics.
+  """
 
   def __init__(self, admission: Admission):
     self._admission, self._inside, self._bytes = admission, False, 0
+    self._arrived: float | None = None
+    self.seconds: dict[str, float] = {}
 
   def __enter__(self) -> 'Visit':
     return self
@@ -83,8 +88,20 @@ class Visit:
       self._admission.arriving[self] = time.monotonic()
       try:
         yield
+        self._arrived = time.perf_counter()
       finally:
         self._admission.arriving.pop(self, None)
+
+  @contextlib.contextmanager
+  def step(self, name: str):
+    """Measures a step; one that fails or is cancelled is not counted."""
+    begin = time.perf_counter()
+    yield
+    self.seconds[name] = time.perf_counter() - begin
+
+  def waited(self) -> float | None:
+    """Seconds since the end of the body; None if it has not arrived."""
+    return None if self._arrived is None else time.perf_counter() - self._arrived
 
   def send_away(self) -> None:
     self._timeout.reschedule(asyncio.get_running_loop().time())

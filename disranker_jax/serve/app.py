@@ -135,23 +135,20 @@ class Service:
     }
     request.pairs = []  # texts stay in memory only if the answer repeats them
     tokenised = time.perf_counter()
+    visit.seconds['tokenise'] = tokenising = tokenised - begin
     truncated = sum(pair.cut for pair in encoded)
     if (truncated or cut_queries) and not request.truncate:
       raise Refused(413, 'Validation', self._too_long(request, truncated, len(cut_queries)))
     job = await self.batcher.score(encoded)
     total = time.perf_counter() - begin
-    seconds = {
-      'tokenise': tokenised - begin,
-      'queue': max(0.0, (job.started or tokenised) - tokenised),
-      'infer': job.infer_s,
-      'total': total,
-    }
-    self.metrics.scored(count, sum(pair.cut or pair.cut_query for pair in encoded), seconds)
+    queue = max(0.0, (job.started or tokenised) - tokenised)
+    visit.seconds |= {'queue': queue, 'infer': job.infer_s}
+    self.metrics.scored(count, sum(pair.cut or pair.cut_query for pair in encoded))
     headers = {
       'x-compute-time': f'{1000 * total:.1f}',
-      'x-tokenization-time': f'{1000 * seconds["tokenise"]:.1f}',
-      'x-queue-time': f'{1000 * seconds["queue"]:.1f}',
-      'x-inference-time': f'{1000 * (total - seconds["tokenise"] - seconds["queue"]):.1f}',
+      'x-tokenization-time': f'{1000 * tokenising:.1f}',
+      'x-queue-time': f'{1000 * queue:.1f}',
+      'x-inference-time': f'{1000 * (total - tokenising - queue):.1f}',
       'x-compute-tokens': str(job.tokens),
       'x-compute-characters': str(characters),
       'x-truncated': str(truncated),
@@ -270,7 +267,7 @@ class Post:
         response = JSONResponse(self._error(e), e.status)
       except ClientDisconnect:
         response = Response(status_code=499)  # only for the metrics
-      service.metrics.answered(self._path, response.status_code)
+      service.metrics.answered(self._path, response.status_code, visit.seconds, visit.waited())
       # Inside the visit, because a client that does not read can make this wait.
       await response(scope, receive, send)
 

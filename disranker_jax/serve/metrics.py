@@ -1,15 +1,19 @@
-"""The server's Prometheus metrics: requests by status, time per step, padding in batches."""
+"""The server's Prometheus metrics: requests by status, time per step, padding in batches.
 
-from collections.abc import Callable
+Paths are those of the routes that take requests, so no client can add a label.
+"""
+
+from collections.abc import Callable, Mapping
 
 import prometheus_client as prometheus
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
-PARTS = {
+STEPS = {
+  'rewrite': 'waiting for the rewriter and rewriting the query',
+  'search': 'searching the collection',
   'tokenise': 'tokenising',
   'queue': 'waiting in the queue',
-  'infer': 'running the model',
-  'total': 'from the end of its body to the scores',
+  'infer': 'in calls of the model, added up; other requests may share them',
 }
 
 
@@ -32,24 +36,38 @@ class Metrics:
       'disranker_padding_tokens', 'Padding tokens computed.', **options
     )
     self._seconds = {
-      part: prometheus.Histogram(
-        f'disranker_{part}_seconds', f'Seconds per request {what}.', buckets=SECONDS, **options
+      step: prometheus.Histogram(
+        f'disranker_{step}_seconds', f'Seconds per request {what}.', ['path'],
+        buckets=SECONDS, **options,
       )
-      for part, what in PARTS.items()
-    }
+      for step, what in STEPS.items()
+    }  # fmt: skip
+    self._total = prometheus.Histogram(
+      'disranker_total_seconds', 'Seconds per request from the end of its body to its answer.',
+      ['path', 'status'], buckets=SECONDS, **options,
+    )  # fmt: skip
     queue = prometheus.Gauge('disranker_queue', 'Requests whose answer is not finished.', **options)
     queue.set_function(inside)
 
-  def answered(self, path: str, status: int) -> None:
-    """Counts one response."""
-    self._requests.labels(path, status).inc()
+  def answered(
+    self, path: str, status: int, seconds: Mapping[str, float], total: float | None
+  ) -> None:
+    """Counts one response.
 
-  def scored(self, texts: int, truncated: int, seconds: dict[str, float]) -> None:
-    """Counts one scored request; `seconds` has a value for each of PARTS."""
+    Args:
+      seconds: of those of STEPS that have ended.
+      total: seconds since the end of the body; None if it was not read.
+    """
+    self._requests.labels(path, status).inc()
+    for step, value in seconds.items():
+      self._seconds[step].labels(path).observe(value)
+    if total is not None:
+      self._total.labels(path, status).observe(total)
+
+  def scored(self, texts: int, truncated: int) -> None:
+    """Counts the texts of one scored request."""
     self._texts.inc(texts)
     self._truncated.inc(truncated)
-    for part, value in seconds.items():
-      self._seconds[part].observe(value)
 
   def computed(self, tokens: int, with_padding: int) -> None:
     """Counts one call of the model."""

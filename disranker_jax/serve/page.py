@@ -88,12 +88,13 @@ class Search:
       self._rewrite = functools.lru_cache(REMEMBERED)(rewriter)
     self._index = ENGINES[engine](self._docs)
 
-  async def _searched(self, service, words: str, asked: Asked) -> tuple[str, dict]:
+  async def _searched(self, service, words: str, asked: Asked, visit: Visit) -> tuple[str, dict]:
     """(the text that is searched, what the answer says of the rewrite)."""
     if not (self.rewrites and asked.rewrite):
       return words, {}
-    async with self._turn:
-      rewrite = await service.aside(self._rewritten, asked.query[: self._rewriter.reads])
+    with visit.step('rewrite'):
+      async with self._turn:
+        rewrite = await service.aside(self._rewritten, asked.query[: self._rewriter.reads])
     text = self._rewriter.searched(words, rewrite)
     return text, Rewritten(rewrite, text)._asdict()
 
@@ -108,9 +109,10 @@ class Search:
     # The re-ranker reads the beginning of a query only, and BM25's time grows with each word. A
     # rewriter may read more.
     words = asked.query[: service.ranker.prompt.max_query_len * CHARS_PER_TOKEN]
-    text, rewritten = await self._searched(service, words, asked)
+    text, rewritten = await self._searched(service, words, asked, visit)
     depth = min(self._depth, service.limits.texts)
-    [hits] = await service.aside(self._index.top, [text], depth)
+    with visit.step('search'):
+      [hits] = await service.aside(self._index.top, [text], depth)
     docs = [self._docs[i] for i, _ in hits]
     of = {'documents': len(self._docs), 'collection': self._name, 'model': service.name}
     if not docs:

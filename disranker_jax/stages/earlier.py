@@ -5,7 +5,7 @@ afterwards, and a chain of weekly runs needs only its last one.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from disranker_jax.training import checkpoint
 # Settings that decide which parameters a model has, and what its adapters are multiplied by.
 SAME = ('model', 'layers', 'lora_rank', 'lora_alpha', 'bidirectional', 'pooling')
 NOTE = 'start.json'
-DATA = 'data of earlier runs'  # an input of prepare, which looks for the test's queries there
+DATA = 'data of earlier runs'  # an input of the stages that read them
 
 
 def opened(key: str, folder: str) -> Run:
@@ -61,19 +61,31 @@ def lineage(config) -> list[tuple[Run, bool]]:
   return list(found.values())
 
 
-def data_fingerprint(config, workdir: Path) -> str:
+def lost(config) -> list[str]:
+  """The workdirs of `lineage` that do not exist any more."""
+  every = [config, *(run.config for run, _ in lineage(config))]
+  folders = (folder for one in every for _, folder in named(one))
+  return list(dict.fromkeys(folder for folder in folders if not exists(folder)))
+
+
+def data_fingerprint(config, workdir: Path, stage: str, made_by: Sequence[str]) -> str:
   """Changes with the data of the named runs; '' if there are none.
 
   What it was before stays valid when such a run is deleted.
+
+  Args:
+    stage: the one that reads the data, of the run in `workdir`.
+    made_by: the stages of the named runs that make them, as far as these runs have them.
   """
-  made: dict[Path, str | None] = {}
+  made: dict[Path, list[str | None]] = {}
   for key, folder in named(config):
     if not exists(folder):
-      before = manifest.read(workdir / 'data') or {}
+      before = manifest.read(Run(config, workdir, None).folder(stage)) or {}
       return before.get('inputs', {}).get(DATA, 'gone')
     run = opened(key, folder)
-    made[run.workdir] = (manifest.read(run.folder('prepare')) or {}).get('fingerprint')
-  return manifest.digest(list(made.values())) if made else ''
+    done = [manifest.read(run.folder(name)) or {} for name in made_by]
+    made[run.workdir] = [one.get('fingerprint') for one in done]
+  return manifest.digest([one for of_run in made.values() for one in of_run]) if made else ''
 
 
 def label(run: Run) -> str:

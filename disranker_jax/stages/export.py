@@ -36,7 +36,7 @@ from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import say
 from disranker_jax.rankers import pointwise
 from disranker_jax.report import facts
-from disranker_jax.stages import prepare, result_table
+from disranker_jax.stages import prepare, result_table, run_texts
 from disranker_jax.stages.result_table import Row, Table
 
 READERS = 3  # libraries that read a folder, if all are installed
@@ -169,19 +169,16 @@ def save(run, model, variables, folder: Path, recorded: Mapping):
 
 
 def texts(run):
-  """Yields every text of the run's data, or of the file in config.export.vocabulary."""
+  """Yields every text whose tokens config.export.vocabulary keeps."""
   from disranker_jax.data import sources
 
   source = run.config.export.vocabulary
-  if source != 'data':
-    for doc in sources.documents(source):
-      yield from (doc.title, doc.summary)
+  if source == 'data':
+    run_texts.say_missing(run)
+    yield from run_texts.every(run)
     return
-  for kind in prepare.kinds(run.config):
-    for record in prepare.records(run, kind):
-      yield record.query
-      for doc in (record,) if kind == 'clicks' else record.docs:
-        yield from (doc.title, doc.summary)
+  for doc in sources.documents(source):
+    yield from (doc.title, doc.summary)
 
 
 def scored(exports: Exports, run, model, variables):

@@ -1,6 +1,7 @@
 """Reads the four sources, checks every row, and writes them as ArrayRecord for the other stages."""
 
 import dataclasses
+from pathlib import Path
 
 from disranker_jax.config.settings import (
   Check,
@@ -44,6 +45,11 @@ def kinds(config, stages=None) -> list[str]:
     kind for s in systems.of(config).stages if s.name in names for kind in s.reads_records(config)
   }
   return [kind for kind in sources.KINDS if kind in read]
+
+
+def every_kind(config) -> list[str]:
+  """The kinds of records that a run has: those that are prepared, and those that stages make."""
+  return kinds(config) + [kind for kind, stage in MADE_BY.items() if stage in config.stages]
 
 
 def execute(run: Run) -> dict:
@@ -186,15 +192,19 @@ def outside_test(run) -> OutsideTest:
 
 def records(run, kind: str):
   """The prepared records of a kind, by index; those of MADE_BY are made by other stages."""
+  return store.open('candidates' if kind in MADE_BY else kind, place(run, kind))
+
+
+def place(run, kind: str) -> Path:
+  """The folder of the records of a kind."""
   if kind in MADE_BY:
-    return store.open('candidates', run.folder(MADE_BY[kind]) / 'candidates')
-  return store.open(kind, run.folder('prepare') / kind)
+    return run.folder(MADE_BY[kind]) / 'candidates'
+  return run.folder('prepare') / kind
 
 
 def is_to_come(run, kind: str) -> bool:
   """Whether a stage has yet to make the records of a kind."""
-  maker = MADE_BY.get(kind)
-  return bool(maker) and not (run.folder(maker) / 'candidates').exists()
+  return kind in MADE_BY and not place(run, kind).exists()
 
 
 def is_address(value: str) -> bool:
@@ -351,7 +361,7 @@ def outside(config, workdir) -> dict[str, str]:
   if config.data.teachers:
     prints = [sources.fingerprint(address) for address in config.data.teachers]
     found['data.teachers'] = manifest.digest(prints)
-  if data := earlier.data_fingerprint(config, workdir):
+  if data := earlier.data_fingerprint(config, workdir, 'prepare', ('prepare',)):
     found[earlier.DATA] = data
   return found
 

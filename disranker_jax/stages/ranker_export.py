@@ -1,6 +1,7 @@
 """What DisRanker exports: students, for the server and other programs, and the teacher."""
 
 import functools
+import glob
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -9,9 +10,10 @@ from disranker_jax.config.settings import Key, between, list_of, one_of, text
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.exporting import formats, serving
+from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.progress import amount, say
-from disranker_jax.stages import best_student, evaluate, fused_rows, prepare
+from disranker_jax.stages import best_student, evaluate, fused_rows, prepare, run_texts
 from disranker_jax.stages.export import Exports, Loaded
 from disranker_jax.stages.result_rows import ROWS, STUDENT, TABLE
 
@@ -69,6 +71,21 @@ def check(config: ConfigDict) -> None:
     )
 
 
+def check_records(run: Run) -> None:
+  """Prints a line, before the first model is trained, if texts that it has learned are gone."""
+  if run.config.export.vocabulary == 'data':
+    run_texts.say_missing(run)
+
+
+def outside(config: ConfigDict, workdir: Path) -> dict[str, str]:
+  """Whose tokens a student keeps: the texts of earlier runs, or those of a file."""
+  kept = config.export.vocabulary
+  if kept == 'data':
+    return run_texts.of_earlier_runs(config, workdir)
+  files = [Path(file) for file in sorted(glob.glob(kept))]
+  return {'export.vocabulary': manifest.files(files)} if kept else {}
+
+
 EXPORTS = Exports(
   'the student for other programs', TABLE,
   rows=tuple(row.name for row in ROWS.values() if row.trained_by),
@@ -82,8 +99,8 @@ EXPORTS = Exports(
     ),
     'vocabulary': Key(
       '', text("'', 'data' or a file"),
-      "Tokens that a student keeps: all (''), those of the run's data ('data'), or those of the "
-      'documents in a JSON lines file.',
+      "Tokens that a student keeps: all (''), those of the data of the run and of the earlier runs "
+      "that it builds on ('data'), or those of the documents in a JSON lines file.",
     ),
     'parity_pairs': Key(
       1000, between(2, 10_000_000),

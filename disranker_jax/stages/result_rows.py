@@ -16,14 +16,17 @@ from disranker_jax.data import first_stage as first_stages
 from disranker_jax.data import sources
 from disranker_jax.data.records import Document, Group
 from disranker_jax.evaluation import metrics
+from disranker_jax.pipeline import manifest, systems
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.progress import amount, part_of, say
 from disranker_jax.rankers.llm.methods import METHODS
-from disranker_jax.stages import prepare, prompting, roles, teacher
+from disranker_jax.report import tables
+from disranker_jax.stages import earlier, prepare, prompting, roles, teacher
 from disranker_jax.stages.result_table import Ranking, Row, Table, model_scores
 
 STEP = 2e-8  # of a score; runs are written with nine digits, which tell scores so far apart
 SMALLEST = 1e-30  # step, for scores near 0
+PREVIOUS_KEY = 'student.init_from'  # names the earlier run
 
 
 def random_order(run: Run, row: Row, groups) -> Ranking:
@@ -117,6 +120,38 @@ def fused(run: Run, row: Row, groups) -> Ranking:
   return fused_rows.rank(run, row, groups)
 
 
+def previous(run: Run, row: Row, groups) -> Ranking:
+  """The student that this run's starts from; a note says if the earlier run exported another."""
+  ranking, found = model_scores(run, row, groups)
+  note = other_export(run.config)
+  return ranking, found | ({'note': note} if note else {})
+
+
+def other_export(config: ConfigDict) -> str:
+  """Which students the earlier run exported, if it did not export the one that it hands on.
+
+  '' also if it exported none, or does not exist any more.
+  """
+  folder = config.student.init_from
+  if not folder or not earlier.exists(folder):
+    return ''
+  before = earlier.opened(PREVIOUS_KEY, folder)
+  done = (manifest.read(before.folder('export')) or {}).get('results', {})
+  best = done.get('best', {}).get('row', STUDENT)
+  # The folder of the best student has the same name whichever it is.
+  exported = {best if name == STUDENT else name: of for name, of in done.get('folders', {}).items()}
+  students = [name for name in exported if name in ROWS and ROWS[name].role == 'student']
+  last = systems.trained_stages(before.config, 'student')[-1:]
+  if not students or any(ROWS[name].trained_by in last for name in students):
+    return ''
+  said = tables.joined([f'{ROWS[name].title!r} ({folder}/{exported[name]})' for name in students])
+  own = f'its {ROWS[STUDENT].title}' if last else 'the student that it started from'
+  return (
+    f"{folder} exported {said}, but this row, from which this run's student starts, is {own}; "
+    'docs/retrain.md says how to compare with what was exported'
+  )
+
+
 def listed_students(config: ConfigDict) -> tuple[str, ...]:
   """The listed stages that train a student of the run."""
   return tuple(stage for stage in ('student_sft', 'distill') if stage in config.stages)
@@ -151,8 +186,8 @@ ROWS = {
       ),
     ),
     Row(
-      'previous', "the earlier run's student", model_scores, 'student', is_baseline=True,
-      key='student.init_from',
+      'previous', "the earlier run's student", previous, 'student', is_baseline=True,
+      key=PREVIOUS_KEY,
     ),
     Row(
       'student', 'distilled student', model_scores, 'student', stages=roles.student_stages,
@@ -182,8 +217,15 @@ def check(config: ConfigDict) -> None:
 
 
 def check_records(run: Run) -> None:
-  """Prints a line if the test has no first-stage ranks, since BM25 is then computed here."""
-  if FIRST_STAGE not in run.config.evaluate.models:
+  """Prints lines about rows that are not what their titles may suggest.
+
+  The first stage is BM25, computed here, if the test has no first-stage ranks. The earlier run may
+  have exported another student than that of its row.
+  """
+  rows = TABLE.rows_of(run.config)
+  if 'previous' in rows and (note := other_export(run.config)):
+    say(f'evaluate previous: {note}')
+  if FIRST_STAGE not in rows:
     return
   if not any(doc.rank for group in prepare.records(run, 'test') for doc in group.docs):
     say('evaluate: the test has no first-stage ranks, so its first row will be BM25, computed here')
