@@ -25,7 +25,7 @@ from disranker_jax.progress import amount, part_of, say
 from disranker_jax.rankers import filling
 from disranker_jax.rankers import shards as shards_of
 from disranker_jax.rankers.shards import Shards
-from disranker_jax.stages import documents, prepare, result_table, roles, writer
+from disranker_jax.stages import documents, generated_groups, prepare, result_table, roles, writer
 from disranker_jax.stages.generated_groups import grouped, labelled
 from disranker_jax.stages.teacher import check_template
 
@@ -120,7 +120,7 @@ def finish(run: Run, every: Sequence[Document], docs: Sequence[Document]) -> dic
     'documents': len(docs),
     'texts': texts,
     'left_out': counts,
-    'filtered_by': {name: c[name] for name in FILTERING},
+    'filtered_by': filtering(run.config),
     prepare.GENERATED: {'rows': count, 'fingerprint': print_of},
   }
 
@@ -208,7 +208,13 @@ def kept(run: Run) -> str:
 def is_complete(run: Run) -> bool:
   """Whether the finished stage filtered with the settings of now."""
   results = (manifest.read(run.folder('generate')) or {}).get('results', {})
-  return results.get('filtered_by') == {name: run.config.generate[name] for name in FILTERING}
+  return results.get('filtered_by') == filtering(run.config)
+
+
+def filtering(config) -> dict:
+  """What decides which of the texts are kept, and with which documents."""
+  names = {'names': True} if generated_groups.are_names(config) else {}
+  return {name: config.generate[name] for name in FILTERING} | names
 
 
 def uses(config) -> tuple[Use, ...]:
