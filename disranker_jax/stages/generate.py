@@ -301,10 +301,25 @@ def check(config) -> None:
     )
   if c.examples and c.shots:
     sources.open(c.examples, 'examples')
+  say_other_prompt(config)
   if config.data.teachers:
     raise UserError(
       "config.data.teachers: has no scores of generated queries; take 'generate' out of "
       "config.stages, or set teachers=() and list 'score'"
+    )
+
+
+def say_other_prompt(config) -> None:
+  """Says it if cpt teaches the writer to answer another prompt than it gets."""
+  c = config.generate
+  changes = [
+    *(['the template of config.teacher.template'] if c.template != config.teacher.template else []),
+    *(['shots=0'] if c.shots else []),
+  ]
+  if changes and writer.trained_by(config):
+    say(
+      'generate: cpt learns to write a query after config.teacher.template alone, and '
+      f'config.generate asks for it by another prompt; give it {" and ".join(changes)}'
     )
 
 
