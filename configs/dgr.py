@@ -18,9 +18,10 @@ from disranker_jax.config import defaults
 
 def get_config():
   c = defaults('dgr')
+  # Another collection: edit the lines marked with "yours".
   # A query of these has one page that is right, which the search finds among all.
-  c.data.judgements = 'python_docs:?judged=page'
-  c.data.test = 'python_docs:?judged=page'
+  c.data.judgements = 'python_docs:?judged=page'  # yours: 'jsonl:data/judgements.jsonl'
+  c.data.test = 'python_docs:?judged=page'  # yours: 'jsonl:data/test.jsonl'
   c.data.documents = 'python_docs:'  # yours: 'jsonl:data/documents.jsonl'
   c.data.clicks = 'python_docs:'  # yours, on these documents: 'jsonl:data/clicks.jsonl'
 

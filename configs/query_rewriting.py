@@ -17,8 +17,12 @@ from disranker_jax.config import defaults
 def get_config():
   c = defaults('query_rewriting')
   # A query of these has one page that is right, which the search finds among all.
-  c.data.judgements = 'python_docs:?judged=page&splits=clicks,judgements,candidates'
-  c.data.test = 'python_docs:?judged=page'
+  # Another collection: edit the lines marked with "yours".
+  c.data.judgements = (  # yours: 'jsonl:data/judgements.jsonl'
+    'python_docs:?judged=page&splits=clicks,judgements,candidates'
+  )
+  c.data.test = 'python_docs:?judged=page'  # yours: 'jsonl:data/test.jsonl'
+  c.data.clicks = 'python_docs:'  # yours: 'judgements:', or a click log, 'jsonl:data/clicks.jsonl'
   c.data.documents = 'python_docs:'  # yours: 'jsonl:data/documents.jsonl'
 
   # Gains are small, so it takes hundreds of held-out queries to tell them from chance.

@@ -186,7 +186,7 @@ def test_rows_of_another_kind_are_recognised(tmp_path, capsys):
     describe.main([address])
   assert 'no row is of kind test; try --kind clicks\n' in capsys.readouterr().out
   assert report(write(tmp_path / 'b.jsonl', [ROW]), '--kind', 'judgements')['other_kinds'] == [
-    'clicks', 'candidates', 'test',
+    'clicks', 'candidates', 'test', 'documents',
   ]  # fmt: skip
   # A row with another mistake is not of another kind, nor is a file with good rows.
   assert 'other_kinds' not in report(write(tmp_path / 'c.jsonl', [ROW, {'query': 'x'}]))

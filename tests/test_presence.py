@@ -1,6 +1,7 @@
 """Files that an address names are looked for before anything is read, and no row is read."""
 
 import pathlib
+import re
 
 import pytest
 from source_files import ROW, jsonl, trec_folder
@@ -134,6 +135,30 @@ def test_scores_of_teachers_are_looked_for_where_they_are_joined(here):
   config.stages = ('prepare', 'student_sft', 'evaluate')
   with pytest.raises(UserError, match=r"^config\.data\.teachers='trec:none.run'"):
     inputs.check(config, systems.listed(config))
+
+
+@pytest.mark.parametrize(
+  ('system', 'own', 'left'),
+  [
+    ('query_rewriting', {'judgements', 'test', 'documents'}, {'clicks'}),
+    ('dgr', {'documents', 'clicks'}, {'judgements', 'test'}),
+    ('disranker', {'test'}, {'clicks', 'judgements', 'candidates'}),
+    ('disranker', {'clicks', 'judgements', 'candidates', 'test'}, set()),
+    ('disranker', set(), {'clicks', 'judgements', 'candidates', 'test'}),
+  ],
+)
+def test_addresses_left_at_pythons_documentation_beside_others_are_named(
+  here, capsys, system, own, left
+):
+  config = configs.defaults(system)
+  config.data.update(dict.fromkeys(own, 'jsonl:a.jsonl'))
+  inputs.check(config, systems.listed(config))
+  said, _, other = capsys.readouterr().err.partition("Python's documentation, and ")
+  if own and left:
+    assert set(re.findall(r"config\.data\.(\w+)='python_docs:'", said)) == left
+    assert set(re.findall(r"config\.data\.(\w+)='jsonl:a.jsonl'", other)) == own
+  else:
+    assert not said
 
 
 def test_an_empty_part_beside_others_is_skipped_as_in_reading(here):

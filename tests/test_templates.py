@@ -9,6 +9,7 @@ from disranker_jax.data.prompts import TextPrompt
 from disranker_jax.data.records import Document
 from disranker_jax.errors import UserError
 from disranker_jax.models import weights
+from disranker_jax.stages import generate
 
 PAPER = '{query} : {title} : {summary}'
 QUERY_LAST = '{title}: {summary}\n\nSummary: {query}'
@@ -92,3 +93,26 @@ def test_a_template_that_leaves_no_room_is_refused(mistral):
     TextPrompt(
       mistral, 16, 8, '{query} is answered by this page or by none of them: {title} {summary}'
     )
+
+
+@pytest.mark.parametrize(
+  ('changes', 'says'),
+  [
+    ({}, ''),
+    ({'generate.shots': 3}, 'give it shots=0\n'),
+    (
+      {'generate.template': '{title}\n{query}'},
+      'give it the template of config.teacher.template\n',
+    ),
+    ({'generate.template': '{title}\n{query}', 'generate.model': 'smollm2-135m'}, ''),
+    ({'generate.template': '{title}\n{query}', 'cpt.predict': 'document'}, ''),
+    ({'generate.template': '{title}\n{query}', 'stages': ('prepare', 'generate')}, ''),
+  ],
+)
+def test_a_prompt_for_queries_that_cpt_does_not_teach_is_said(capsys, changes, says):
+  config = defaults('dgr')
+  config.teacher.template = config.generate.template = QUERY_LAST
+  config.update_from_flattened_dict({'cpt.predict': 'query', 'generate.shots': 0} | changes)
+  generate.check(config)
+  err = capsys.readouterr().err
+  assert err.endswith(says) and bool(err) == bool(says)

@@ -19,11 +19,16 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def run_of(workdir, *labels, system='', **settings):
   """A run whose prepared test has one query with documents of these labels."""
+  docs = tuple(Document(f'd{i}', 't', '', label) for i, label in enumerate(labels))
+  return run_on(workdir, [Group('q', 'query', docs)], system, **settings)
+
+
+def run_on(workdir, tests, system='', **settings):
+  """A run with this prepared test."""
   config = configs.defaults(system) if system else configs.defaults()
   config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in settings.items()})
   config.data.test = 'jsonl:mine.jsonl'
-  docs = tuple(Document(f'd{i}', 't', '', label) for i, label in enumerate(labels))
-  store.write('test', [Group('q', 'query', docs)], workdir / 'data' / 'test')
+  store.write('test', tests, workdir / 'data' / 'test')
   return Run(config, workdir, None)
 
 
@@ -72,6 +77,53 @@ def test_what_tells_little_is_a_line(tmp_path, capsys, labels, settings, says):
   run = run_of(tmp_path, *labels, **settings)
   evaluate.check_labels(run, result_table.of(run.config))
   assert capsys.readouterr().err == (f'evaluate: {says}\n' if says else '')
+
+
+def ranked(*queries, ranks=2):
+  """A test with the labels of each query, of which so many documents are ranked."""
+  return [
+    Group(
+      f'q{i}', f'query {i}',
+      tuple(Document(f'd{j}', 't', '', x, j + 1, in_pool=j < ranks) for j, x in enumerate(labels)),
+    )
+    for i, labels in enumerate(queries)
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('labels', 'fix'),
+  [
+    ([(1,), (1,)], 'add documents that are not relevant, in rows with a "label" of 0 or without'),
+    ([(2, 2), (0, 0), (1, 1, 0)], 'add documents that are not relevant'),
+    ([(0, 0, 1), (0, UNJUDGED)], 'none of them is relevant: raise config.data.depth'),
+  ],
+)
+def test_a_test_in_which_every_order_is_as_good_is_refused(tmp_path, labels, fix):
+  run = run_on(tmp_path, ranked(*labels))
+  with pytest.raises(UserError) as caught:
+    evaluate.check_records(run)
+  assert str(caught.value).startswith(
+    "config.data.test='jsonl:mine.jsonl': no query has ranked documents of two grades, so every "
+    f'order of them is as good and there is nothing to measure; {fix}'
+  )
+  assert str(caught.value).endswith('; or take evaluate out of config.stages')
+
+
+def test_queries_in_which_every_order_is_as_good_are_counted(tmp_path, capsys):
+  """A query without a relevant document has a warning of its own."""
+  evaluate.check_records(run_on(tmp_path, ranked((1, 1), (0, 0), (0, 0, 1), (0, 1))))
+  assert capsys.readouterr().err == (
+    'evaluate: 2 of 4 test queries have ranked documents of one grade only, so every order of them '
+    'is as good\n'
+  )
+
+
+def test_a_table_that_searches_the_collection_takes_relevant_documents_alone(tmp_path, capsys):
+  file = tmp_path / 'documents.jsonl'
+  file.write_text(json.dumps({'doc_id': 'd0', 'title': 't', 'summary': 's'}))
+  run = run_on(tmp_path, ranked((1,), (1,)), 'query_rewriting', data__documents=f'jsonl:{file}')
+  evaluate.check_records(run)
+  assert not capsys.readouterr().err
 
 
 def test_a_label_that_no_metric_can_compute_is_a_bad_row_with_its_place(tmp_path):

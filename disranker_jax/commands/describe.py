@@ -22,9 +22,10 @@ def parse_args(argv=None) -> argparse.Namespace:
   )
   add = parser.add_argument_group('source').add_argument
   add('source', metavar='ADDRESS', help='for example jsonl:logs/*.jsonl.gz')
-  kinds = ('clicks', 'judgements', 'candidates', 'test')
+  kinds = ('clicks', 'judgements', 'candidates', 'test', 'documents')
   add('--kind', default='test', choices=kinds, help=(
-    'what the rows are; test reads rows with and without a label'))  # fmt: skip
+    'what the rows are; test reads rows with and without a label, documents those of a '
+    'collection, without queries'))  # fmt: skip
   add('--depth', type=int, default=0, metavar='N', help=(
     'first-stage documents per query; 0: 20 of a run or BM25, all documents of rows'))  # fmt: skip
   add('--limit', type=int, default=0, help='records to read; 0 reads all')
@@ -59,6 +60,7 @@ def look(args: argparse.Namespace) -> dict:
 
   from disranker_jax.data import sources, survey
   from disranker_jax.data.records import BadRows
+  from disranker_jax.data.source import DOCUMENTS
 
   result = survey.Survey(prompt_of(args))
   with (
@@ -67,7 +69,10 @@ def look(args: argparse.Namespace) -> dict:
   ):
     quarantine = Path(temp) / 'bad.jsonl'
     bad_rows = BadRows('quarantine', quarantine)
-    records = sources.read(args.source, args.kind, depth=args.depth, bad_rows=bad_rows)
+    if args.kind == DOCUMENTS:
+      records = (doc for *_, doc in sources.open(args.source).documents(bad_rows))
+    else:
+      records = sources.read(args.source, args.kind, depth=args.depth, bad_rows=bad_rows)
     for record in itertools.islice(records, args.limit or None):
       result.add(record)
       progress.add(1)
@@ -86,6 +91,8 @@ def show(report: dict) -> None:
   records += f', {amount(report.get("pairs", 0), "pair")}'
   if 'clicks' in report:
     records = amount(report['clicks'], 'click')
+  elif 'documents' in report:
+    records = amount(report['documents'], 'document')
   print(f'{report["source"]} ({report["kind"]})')
   # Built-in sources have no rows.
   rows = f' of {amount(report["rows"], "row")}; {amount(report["bad_rows"], "bad row")}'
@@ -98,13 +105,16 @@ def show(report: dict) -> None:
     print(f'  {count:>9,}  {escaping.line(what)}')
   if 'labels' in report:
     show_labels(report)
+  elif 'documents' in report:
+    show_empty(report)
   show_lengths(report['lengths'])
   print('\nduplicates')
   for name, count in report['duplicates'].items():
     print(f'  {count:>9,}  {name.replace("_", " ")}')
   for i, row in enumerate(report['samples'], 1):
     print(f'\nrow {i}, {amount(row["tokens"], "token")}' if 'tokens' in row else f'\nrow {i}')
-    seen = row['model_sees'] if 'model_sees' in row else f'{row["query"]} | {row["title"]}'
+    texts = filter(None, (row['query'], row['title']))
+    seen = row['model_sees'] if 'model_sees' in row else ' | '.join(texts)
     print(f'  {escaping.terminal(seen)}')
 
 
@@ -125,17 +135,23 @@ def show_labels(report: dict) -> None:
     one_grade, queries = report['queries_with_one_grade'], report['judged_queries']
     said = part_of(one_grade, queries, 'judged query', 'judged queries', 'has', 'have')
     print(f'  {said} one grade only: no pairs to learn from')
-  if report['documents_without_text']:
-    print(f'  {amount(report["documents_without_text"], "document has", "documents have")} no text')
+  show_empty(report)
   depth = ', '.join(f'{name} {value}' for name, value in report['documents_of_a_query'].items())
   print(f'  documents per query: {depth}')
+
+
+def show_empty(report: dict) -> None:
+  """Prints how many documents lack a title, where this is counted, and how many any text."""
+  for what in ('title', 'text'):
+    if count := report.get(f'documents_without_{what}'):
+      print(f'  {amount(count, "document has", "documents have")} no {what}')
 
 
 def show_lengths(lengths: dict) -> None:
   """Prints percentiles of lengths, and how many pairs are truncated in which field."""
   names = list(lengths['input'])
   print(f'\n{lengths["unit"]:<10}' + ''.join(f'{name:>8}' for name in names))
-  for field in ('query', 'title', 'summary', 'input'):
+  for field in (name for name in ('query', 'title', 'summary', 'input') if name in lengths):
     print(f'{field:<10}' + ''.join(f'{lengths[field][name]:>8,}' for name in lengths[field]))
   if 'truncated' in lengths:
     from disranker_jax.data import survey

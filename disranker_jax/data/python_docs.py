@@ -37,6 +37,7 @@ class PythonDocs(Source):
   """The collection at an address, `python_docs:?packages=numpy&splits=judgements`."""
 
   scheme, example = 'python_docs', 'python_docs:'
+  built_in = "Python's documentation"
   ranked_by_bm25 = True
 
   @property

@@ -24,6 +24,7 @@ ON_BAD_ROW = ('error', 'quarantine')
 # What `BadRows.note` counts.
 REPEATED = 'repeated rows or documents dropped'
 NEGATIVE = 'negative grades read as 0, not relevant'
+UNTITLED = 'documents without a "title", which is read as empty'
 COUNTED = 'clicks with a "count" above 1, each of which is learned once'
 
 
@@ -96,8 +97,9 @@ class BadRows:
   """Decides what happens to bad rows, and counts all rows.
 
   `error` raises UserError at the first bad row. `quarantine` writes each to `path` as a JSON line
-  {file, line, field, reason, row} and continues. Always, `rows_in == kept + quarantined`. `notes`
-  counts kept rows whose values were not used exactly as they are written, by what was done.
+  {file, line, field, reason, row} and continues; `first` is the first one as `error` says it.
+  Always, `rows_in == kept + quarantined`. `notes` counts kept rows whose values were not used
+  exactly as they are written, by what was done.
   """
 
   def __init__(
@@ -111,6 +113,7 @@ class BadRows:
     self.path = None if path is None else pathlib.Path(path)
     self.rows_in = 0
     self.quarantined = 0
+    self.first = ''
     self.notes: collections.Counter[str] = collections.Counter()
     if self.mode == 'quarantine':
       self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,8 +170,9 @@ class BadRows:
 
   def reject(self, file: Any, line: int, raw: Any, bad: BadRow) -> None:
     """Rejects a row that is already counted, for instance because its document does not exist."""
+    self.first = self.first or f'{file}:{line}:{bad}'
     if self.mode == 'error':
-      raise UserError(f'{file}:{line}:{bad}') from None
+      raise UserError(self.first) from None
     self.quarantined += 1
     with self.path.open('a', encoding='utf-8') as out:
       out.write(entry(file, line, raw, bad) + '\n')
@@ -209,14 +213,25 @@ def click(row: Any) -> Click:
   return Click(query, *_title_summary(row), integer(row, 'count', low=1, default=1))
 
 
-def document(row: Any) -> Document:
+def document(row: Any, note: Callable[[str], None] = lambda what: None) -> Document:
   """Checks a document row of a collection: doc_id, title, summary.
 
-  Both texts may be empty: collections have such documents, and judgements of them.
+  Both texts may be empty or null: collections have such documents, and judgements of them. There
+  may be no title, if no other field seems to be one.
+
+  Args:
+    note: gets what was done with a row that is kept, as `BadRows.note`.
   """
   row = mapping(row)
-  doc_id = identifier(row, 'doc_id')
-  return Document(doc_id, text(row, 'title', blank=True), text(row, 'summary', blank=True))
+  doc_id, titled = identifier(row, 'doc_id'), row.get('title') is not None
+  if not titled and 'title' not in row and field_names.meant('title', row):
+    titled = True  # the error names the other field
+  title = text(row, 'title', blank=True) if titled else ''
+  no_summary = 'summary' in row and row['summary'] is None
+  summary = '' if no_summary else text(row, 'summary', blank=True)
+  if not titled:
+    note(UNTITLED)
+  return Document(doc_id, title, summary)
 
 
 def judgement(row: Any) -> tuple[str, str, Document]:

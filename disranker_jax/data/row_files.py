@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from disranker_jax.data import field_names, grouping, lines, records, row_formats, rows
+from disranker_jax.data import field_names, grouping, lines, row_formats, rows
 from disranker_jax.data.records import BadRows, Click, Document, Group
 from disranker_jax.data.row_formats import Score
 from disranker_jax.data.source import SCORES, Source, Text, Want
@@ -51,8 +51,9 @@ class Rows(Source):
     return grouping.cuts(groups, want.kind, want.depth, want.bad_rows, self.address)
 
   def documents(self, bad_rows: BadRows) -> Iterator[tuple[Any, int, Document]]:
+    make = functools.partial(_documents, bad_rows.note)
     for file, number, raw in self.places():
-      for doc in bad_rows.parse_all(file, number, raw, _documents):
+      for doc in bad_rows.parse_all(file, number, raw, make):
         yield file, number, doc
 
   def texts(self, scratch: Path) -> Iterator[tuple[str, str] | Text]:
@@ -62,12 +63,8 @@ class Rows(Source):
       yield from (Text.of(doc, group.query_id) for doc in group.docs)
 
 
-def _documents(raw: Any) -> list[Document]:
-  row = records.mapping(rows.decode(raw))
-  if not row_formats.is_group(row):
-    return [records.document(row)]
-  _, _, docs = row_formats.group(row)
-  return [Document(doc.doc_id, doc.title, doc.summary) for doc in docs]
+def _documents(note: Callable[[str], None], raw: Any) -> list[Document]:
+  return row_formats.documents_of(rows.decode(raw), note)
 
 
 class RowFiles(Rows):

@@ -16,7 +16,7 @@ same text has the same id in every file.
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from disranker_jax.data import field_names, records
@@ -65,6 +65,18 @@ def records_of(row: Any, kind: str) -> list[Any]:
       raise BadRow('row', 'has no positive passage', 'add one or remove the row')
     return clicks
   return [(query_id, query, _of_kind(doc, kind)) for doc in docs]
+
+
+def documents_of(row: Any, note: Callable[[str], None] = lambda what: None) -> list[Document]:
+  """The documents of a row, without label, rank and score; `note` as of `records.document`.
+
+  Raises: BadRow.
+  """
+  row = records.mapping(row)
+  if not is_group(row):
+    return [records.document(row, note)]
+  _, _, docs = group(row)
+  return [Document(doc.doc_id, doc.title, doc.summary) for doc in docs]
 
 
 def is_group(row: Mapping[str, Any]) -> bool:

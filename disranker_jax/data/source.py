@@ -54,12 +54,14 @@ class Source:
     scheme          the word before the colon
     example         an address
     default_depth   the documents that a query gets if the caller names no number; 0: all of them
+    built_in        what its data are, if they come with the program; '': they are the user's
     ranked_by_bm25  whether the ranks of its records are BM25's, as far as the address tells
   """
 
   scheme: ClassVar[str]
   example: ClassVar[str]
   default_depth: ClassVar[int] = DEPTH
+  built_in: ClassVar[str] = ''
   ranked_by_bm25 = False
 
   def __init__(self, address: str):

@@ -17,7 +17,7 @@ from disranker_jax.data.source import POOLED, SCORES, Source, Want
 from disranker_jax.data.tfds_rows import Tfds
 from disranker_jax.data.trec import Trec
 from disranker_jax.errors import UserError
-from disranker_jax.progress import say
+from disranker_jax.progress import part_of, say
 
 ALL_KINDS = (*KINDS, SCORES, POOLED)
 SCHEMES: dict[str, type[Source]] = {
@@ -75,10 +75,10 @@ def fingerprint(address: str) -> list:
 def documents(address: str | Path) -> list[Document]:
   """The documents at an address, or in the files of a path, in order; ids are unique.
 
-  Rows need doc_id, title and summary; other fields are ignored. Raises: UserError, also if a
-  document has two texts.
+  Rows need doc_id and summary, and may have a title; other fields are ignored. Raises: UserError
+  that counts the bad rows, also if a document has two texts.
   """
-  address, bad_rows = str(address), BadRows()
+  address, bad_rows = str(address), BadRows.nowhere()
   source = open(address) if is_address(address) else AnyFiles(address)
   found: dict[str, Document] = {}
   repeated = 0
@@ -88,6 +88,13 @@ def documents(address: str | Path) -> list[Document]:
       bad = records.BadRow('doc_id', f'{doc.doc_id!r} appears twice, with another text', fix)
       bad_rows.reject(file, number, {}, bad)
     repeated += found[doc.doc_id] is not doc
-  if repeated:
-    say(f'{address}: {repeated:,} {records.REPEATED}')
+  if bad_rows.quarantined:
+    are = part_of(bad_rows.quarantined, bad_rows.rows_in, 'row', 'rows', 'is', 'are')
+    raise UserError(
+      f'{bad_rows.first}; {are} bad, and documents are not set aside: look at them with disranker '
+      'describe --kind documents'
+    )
+  bad_rows.note(records.REPEATED, repeated)
+  if bad_rows.notes:
+    say(f'{address}: {", ".join(records.listed(bad_rows.notes))}')
   return list(found.values())

@@ -16,6 +16,7 @@ from typing import Any
 from disranker_jax.data import row_formats, tokenising
 from disranker_jax.data.prompts import PairPrompt, TextPrompt
 from disranker_jax.data.records import KINDS, UNJUDGED, BadRow, Click, Document, Group
+from disranker_jax.data.source import DOCUMENTS
 from disranker_jax.data.spool import Spool
 
 PERCENTILES = (5, 50, 95, 99, 100)
@@ -137,12 +138,14 @@ class Survey:
     self._labels = Histogram()
     self._depth = Histogram()
     self._counts: collections.Counter[str] = collections.Counter()
-    self._queries, self._documents = Repeats(), Repeats()
+    self._queries, self._documents, self._texts = Repeats(), Repeats(), Repeats()
     self._samples: list[tuple[str, Document | Click]] = []
 
-  def add(self, record: Click | Group) -> None:
+  def add(self, record: Click | Group | Document) -> None:
     if isinstance(record, Click):
       self._click(record)
+    elif isinstance(record, Document):
+      self._document(record)
     else:
       self._group(record)
 
@@ -152,6 +155,17 @@ class Survey:
     self._queries.add(click.query)
     self._documents.add('\0'.join((click.query, click.title, click.summary)))
     self._sample(click.query, click)
+
+  def _document(self, doc: Document) -> None:
+    title, summary = doc.title.strip(), doc.summary.strip()
+    self._counts['documents'] += 1
+    self._counts['no_title'] += not title
+    self._counts['no_text'] += not (title or summary)
+    self._lengths.add('', [doc])
+    text = f'{doc.title}\0{doc.summary}'
+    self._documents.add(doc.doc_id, text)
+    self._texts.add(text, doc.doc_id)
+    self._sample('', doc)
 
   def _group(self, group: Group) -> None:
     self._counts['queries'] += 1
@@ -185,6 +199,17 @@ class Survey:
     if counts['clicks']:
       duplicates = {'queries_with_several_clicks': queries[0], 'same_click_again': documents[0]}
       return {'clicks': counts['clicks'], 'duplicates': duplicates} | common
+    if counts['documents']:
+      del common['lengths']['query']
+      return {
+        'documents': counts['documents'],
+        'documents_without_title': counts['no_title'],
+        'documents_without_text': counts['no_text'],
+        'duplicates': {
+          'doc_ids_with_several_texts': documents[1],
+          'texts_with_several_doc_ids': self._texts.report()[1],
+        },
+      } | common
     labels = {str(k): v for k, v in sorted(self._labels.counts.items()) if k != UNJUDGED}
     return {
       'queries': counts['queries'],
@@ -239,12 +264,14 @@ def other_kinds(raw: Any, kind: str) -> list[str]:
     row = json.loads(raw) if isinstance(raw, str) else raw
   except ValueError:
     return []
-  return [other for other in KINDS if other != kind and _is_of_kind(row, other)]
+  others = [other for other in (*KINDS, DOCUMENTS) if other != kind]
+  return [other for other in others if _is_of_kind(row, other)]
 
 
 def _is_of_kind(row: Any, kind: str) -> bool:
   try:
-    return bool(row_formats.records_of(row, kind))
+    documents = kind == DOCUMENTS
+    return bool(row_formats.documents_of(row) if documents else row_formats.records_of(row, kind))
   except BadRow:
     return False
 

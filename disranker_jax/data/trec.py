@@ -8,7 +8,7 @@ be gzip.
 
 import functools
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from disranker_jax.data import (
   collection,
@@ -92,7 +92,8 @@ class Folder:
     yield from checked(self._rows('queries'), _query, bad_rows)
 
   def documents(self, bad_rows: BadRows) -> Iterator[tuple[str, int, Document]]:
-    yield from checked(self._rows('docs'), _document, bad_rows)
+    make = functools.partial(_document, bad_rows.note)
+    yield from checked(self._rows('docs'), make, bad_rows)
 
   def qrels(self, bad_rows: BadRows) -> Iterator[Line]:
     yield from checked(self._rows('qrels'), _judged, bad_rows)
@@ -155,8 +156,10 @@ def _query(file: str, number: int, raw: bytes) -> list[Query]:
   return [Query(file, number, raw, query_id, query)]
 
 
-def _document(file: str, number: int, raw: bytes) -> list[tuple[str, int, Document]]:
-  return [(file, number, records.document(lines.from_json(raw)))]
+def _document(
+  note: Callable[[str], None], file: str, number: int, raw: bytes
+) -> list[tuple[str, int, Document]]:
+  return [(file, number, records.document(lines.from_json(raw), note))]
 
 
 def _judged(file: str, number: int, raw: bytes) -> list[Line]:

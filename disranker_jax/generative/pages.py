@@ -26,6 +26,7 @@ ARRAYS = ('text_N', 'starts_P', 'keys_P')  # of Pages
 # Characters that are tokenised at once. What a tokenizer returns takes about 100 bytes for a token,
 # three times as much as it takes to sort the suffixes.
 PIECE = 2**20
+NOTHING = 'with nothing of any view, so no search finds them'
 
 
 def key(title: str, summary: str) -> int:
@@ -136,7 +137,7 @@ def build(
   seen: set[bytes] = set()
   counts = dict.fromkeys(('without a title', 'without a text', 'without a pseudo-query',
                           'with a cut title', 'with a cut pseudo-query',
-                          'with the title of another page'), 0)  # fmt: skip
+                          'with the title of another page', NOTHING), 0)  # fmt: skip
   text, starts = array.array('i'), array.array('q')  # they grow without a copy of each page
   for doc, title, body, written in tokenised(docs, queries, prompts):
     page = []
@@ -155,6 +156,8 @@ def build(
       page += [[vocab + 1], query[:room], [end]]
     counts['with a cut pseudo-query'] += any(len(query) > room for query in written)
     counts['without a pseudo-query'] += 'query' in views and not written
+    has = {'title': doc.title.strip(), 'body': doc.summary.strip(), 'query': written}
+    counts[NOTHING] += not any(has[view] for view in views)
     starts.append(len(text))
     text.frombytes(np.concatenate(page).astype(np.intc).tobytes())
   keys_P = np.array([key(doc.title, doc.summary) for doc in docs], np.uint64)

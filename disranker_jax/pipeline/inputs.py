@@ -14,6 +14,8 @@ from disranker_jax.errors import UserError
 from disranker_jax.models import hf, rerankers, weights
 from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Stage
+from disranker_jax.progress import say
+from disranker_jax.report import tables
 from disranker_jax.stages import earlier
 
 VERSION = ' version'  # ends the input that tells the version of the model of a config key
@@ -39,11 +41,34 @@ def outside(config: ConfigDict, stage: Stage, workdir: Path) -> dict[str, str | 
 
 def check(config, stages: Sequence[Stage]) -> None:
   """Looks for the files of all addresses that stages read. Raises: UserError that names the key."""
+  whose: dict[str, str] = {}
   for key, kind, address in dict.fromkeys(one for s in stages for one in s.addresses(config)):
+    named = f'config.{key}={address!r}'
     try:
-      sources.open(address, kind).check(kind)
+      source = sources.open(address, kind)
+      source.check(kind)
     except UserError as e:
-      raise UserError(f'config.{key}={address!r}: {e}') from e
+      raise UserError(f'{named}: {e}') from e
+    if kind != sources.SCORES:
+      whose[named] = source.built_in
+  say_mixed(whose)
+
+
+def say_mixed(whose: Mapping[str, str]) -> None:
+  """Says which addresses are of built-in data where others are not: they may be left by mistake.
+
+  Args:
+    whose: `Source.built_in` of the address of each key.
+  """
+  own = [named for named, built_in in whose.items() if not built_in]
+  for data in dict.fromkeys(filter(None, whose.values())) if own else ():
+    given = [named for named, built_in in whose.items() if built_in == data]
+    are, are_not = ('is' if len(names) == 1 else 'are' for names in (given, own))
+    say(
+      f'data: {tables.joined(given)} {are} {data}, and {tables.joined(own)} {are_not} not; if they '
+      'do not belong together, give the address of your own data (docs/data.md says what to do '
+      'where you have none)'
+    )
 
 
 def of_model(key: str, name: str) -> dict[str, str]:

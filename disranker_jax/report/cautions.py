@@ -6,14 +6,12 @@ The terminal, report.md, summary.json and the page show the same ones, after tho
 import shlex
 
 from disranker_jax.data import overlap
-from disranker_jax.data.records import Group
 from disranker_jax.evaluation import metrics
 from disranker_jax.progress import amount, part_of
 from disranker_jax.report import tables, times
 from disranker_jax.report.facts import Facts
 from disranker_jax.report.findings import DIGITS, quoted, trained
 from disranker_jax.stages import evaluate
-from disranker_jax.stages.held_out import graded
 from disranker_jax.training.validation import LOSS, ndcg, of_steps
 
 FEW = 30  # queries, or clusters of them, below which a bootstrap interval is too narrow
@@ -154,11 +152,10 @@ def unjudged(facts: Facts) -> list[str]:
     have = part_of(none, results['queries'], 'test query', 'test queries', 'has', 'have')
     its = 'its' if none == 1 else 'their'
     said.append(f'{have} {without}, so {its} {zero} {verb} 0 in every row')
-  if count := sum(map(is_of_one_grade, facts.tests.values())) if table.reranks else 0:
-    said.append(
-      f'{part_of(count, len(facts.tests), "test query", "test queries", "has", "have")} ranked '
-      'documents of one grade only, so every order of them is as good'
-    )
+  single = map(evaluate.is_of_one_grade, facts.tests.values())
+  if table.reranks and (count := sum(single)):
+    have = part_of(count, len(facts.tests), 'test query', 'test queries', 'has', 'have')
+    said.append(f'{have} {evaluate.ONE_GRADE}')
   kinds = dict.fromkeys(name.partition('@')[0] for name in table.columns)
   names = tables.joined(
     [metrics.METRICS[kind].title for kind in kinds if metrics.METRICS[kind].formula]
@@ -170,12 +167,6 @@ def unjudged(facts: Facts) -> list[str]:
     outside = ', and not at all in PNR' if 'pnr' in kinds else ''
     said.append(f'{are} not judged; {counted} as not relevant in {names}{outside}')
   return said
-
-
-def is_of_one_grade(group: Group) -> bool:
-  """Whether no model can rank a test query's documents wrongly, although one is relevant."""
-  relevant = any(doc.label > 0 for doc in group.docs)  # else a line says that there is none
-  return relevant and not graded(evaluate.to_rerank(group))
 
 
 def noisy(facts: Facts) -> list[str]:

@@ -32,9 +32,11 @@ from disranker_jax.pipeline.stage import Run, Stage, Use
 from disranker_jax.progress import amount, part_of, say
 from disranker_jax.report import tables
 from disranker_jax.stages import prepare, result_table
+from disranker_jax.stages.held_out import graded
 from disranker_jax.stages.result_table import Lacking, Ranking, Row, Table
 
 BATCH_ROWS = 64  # by default
+ONE_GRADE = 'ranked documents of one grade only, so every order of them is as good'
 
 
 def execute(run: Run) -> dict:
@@ -211,6 +213,8 @@ def check_records(run: Run) -> None:
   table = result_table.of(run.config)
   table.check_records(run)
   check_labels(run, table)
+  if table.reranks:
+    check_orders(run, table)
   given = run.config[table.stage].runs
   queries = {group.query_id for group in prepare.records(run, 'test')} if given else ()
   for name, address in given.items():
@@ -250,6 +254,35 @@ def check_labels(run: Run, table: Table) -> None:
     said = part_of(pool[UNJUDGED], pool.total(), 'test pair', 'test pairs', 'is', 'are')
     they = 'it counts' if pool[UNJUDGED] == 1 else 'they count'
     say(f'{table.stage}: {said} not judged; {they} as not relevant')
+
+
+def is_of_one_grade(group: Group) -> bool:
+  """Whether no model can rank a test query's documents wrongly, although one is relevant."""
+  relevant = any(doc.label > 0 for doc in group.docs)  # else a line says that there is none
+  return relevant and not graded(to_rerank(group))
+
+
+def check_orders(run: Run, table: Table) -> None:
+  """Says for how many test queries every order of the ranked documents is as good.
+
+  Raises: UserError if it is so for all of them: each row would have the same values.
+  """
+  tests = prepare.records(run, 'test')
+  if not any(graded(to_rerank(group)) for group in tests):
+    fix = (
+      'add documents that are not relevant, in rows with a "label" of 0 or without one, or rank '
+      'what a first stage finds, such as trec:DIR?run=bm25'
+    )
+    if not any(doc.label > 0 for group in tests for doc in to_rerank(group).docs):
+      fix = 'none of them is relevant: raise config.data.depth, or take another first stage'
+    raise UserError(
+      f'config.data.test={run.config.data.test!r}: no query has ranked documents of two grades, so '
+      f'every order of them is as good and there is nothing to measure; {fix}; or take '
+      f'{table.stage} out of config.stages'
+    )
+  if count := sum(map(is_of_one_grade, tests)):
+    said = part_of(count, len(tests), 'test query', 'test queries', 'has', 'have')
+    say(f'{table.stage}: {said} {ONE_GRADE}')
 
 
 def reads(config) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from disranker_jax.progress import amount, part_of, say
 from disranker_jax.rankers import filling
 from disranker_jax.rankers import shards as shards_of
 from disranker_jax.rankers.shards import Shards
-from disranker_jax.stages import documents, prepare, result_table, roles, writer
+from disranker_jax.stages import documents, generated_groups, prepare, result_table, roles, writer
 from disranker_jax.stages.generated_groups import grouped, labelled
 from disranker_jax.stages.teacher import check_template
 
@@ -120,7 +120,7 @@ def finish(run: Run, every: Sequence[Document], docs: Sequence[Document]) -> dic
     'documents': len(docs),
     'texts': texts,
     'left_out': counts,
-    'filtered_by': {name: c[name] for name in FILTERING},
+    'filtered_by': filtering(run.config),
     prepare.GENERATED: {'rows': count, 'fingerprint': print_of},
   }
 
@@ -208,7 +208,13 @@ def kept(run: Run) -> str:
 def is_complete(run: Run) -> bool:
   """Whether the finished stage filtered with the settings of now."""
   results = (manifest.read(run.folder('generate')) or {}).get('results', {})
-  return results.get('filtered_by') == {name: run.config.generate[name] for name in FILTERING}
+  return results.get('filtered_by') == filtering(run.config)
+
+
+def filtering(config) -> dict:
+  """What decides which of the texts are kept, and with which documents."""
+  names = {'names': True} if generated_groups.are_names(config) else {}
+  return {name: config.generate[name] for name in FILTERING} | names
 
 
 def uses(config) -> tuple[Use, ...]:
@@ -295,10 +301,25 @@ def check(config) -> None:
     )
   if c.examples and c.shots:
     sources.open(c.examples, 'examples')
+  say_other_prompt(config)
   if config.data.teachers:
     raise UserError(
       "config.data.teachers: has no scores of generated queries; take 'generate' out of "
       "config.stages, or set teachers=() and list 'score'"
+    )
+
+
+def say_other_prompt(config) -> None:
+  """Says it if cpt teaches the writer to answer another prompt than it gets."""
+  c = config.generate
+  changes = [
+    *(['the template of config.teacher.template'] if c.template != config.teacher.template else []),
+    *(['shots=0'] if c.shots else []),
+  ]
+  if changes and writer.trained_by(config):
+    say(
+      'generate: cpt learns to write a query after config.teacher.template alone, and '
+      f'config.generate asks for it by another prompt; give it {" and ".join(changes)}'
     )
 
 

@@ -3,11 +3,26 @@
 import random
 from collections.abc import Iterator, Sequence
 
+from ml_collections import ConfigDict
+
 from disranker_jax.data import query_filters
 from disranker_jax.data.first_stage import BM25
 from disranker_jax.data.query_filters import Filters
 from disranker_jax.data.records import Document, Group
+from disranker_jax.pipeline import systems
 from disranker_jax.pipeline.stage import Run
+from disranker_jax.stages import prepare
+
+
+def are_ranked(config: ConfigDict) -> bool:
+  """Whether a listed stage ranks or learns the documents of generated queries."""
+  return any(prepare.GENERATED in s.reads_records(config) for s in systems.listed(config))
+
+
+def are_names(config: ConfigDict) -> bool:
+  """Whether the queries are read, and only as names of the documents they were written from."""
+  is_read = any('generate' in stage.reads_stages for stage in systems.listed(config))
+  return is_read and not are_ranked(config)
 
 
 def grouped(run: Run, filters: Filters, every: Sequence[Document], found) -> Iterator[Group]:
@@ -17,8 +32,12 @@ def grouped(run: Run, filters: Filters, every: Sequence[Document], found) -> Ite
   these is left out, because nothing can be learned from its labels. Equal queries are kept once, of
   the first document that is found. Where fewer documents share a word with the query, others fill
   the list up.
+
+  Where the queries only name documents, all that a query was written from are among its candidates,
+  and it needs no others.
   """
   c, index = run.config.generate, BM25(every)
+  name_only = are_names(run.config)
   places = {doc.doc_id: i for i, doc in enumerate(every)}
   kept = [(doc, number, query) for doc, number, query, why in found if not why]
   owners: dict[str, set[int]] = {}
@@ -29,8 +48,8 @@ def grouped(run: Run, filters: Filters, every: Sequence[Document], found) -> Ite
   ranked = index.each((query for _, _, query in kept), depth)
   for (doc, number, query), hits in zip(kept, ranked, strict=True):
     own, same, query_id = places[doc.doc_id], query_filters.key(query), f'{doc.doc_id}#{number}'
-    rank = next((r for r, (i, _) in enumerate(hits, 1) if i == own), 0)
-    if c.found_within and not 0 < rank <= c.found_within:
+    found_places = {i for i, _ in hits[: c.found_within]} if c.found_within else owners[same]
+    if own not in found_places:
       filters.leave_out(query_id, query_filters.NOT_FOUND)
       continue
     if same in seen:
@@ -43,7 +62,9 @@ def grouped(run: Run, filters: Filters, every: Sequence[Document], found) -> Ite
       others = [i for i in scored if i not in owners[same]]
       chosen.remove((others or list(scored))[-1])
     chosen += fillers(f'{run.config.seed} {doc.doc_id} {number}', len(every), chosen, c.depth)
-    if owners[same].issuperset(chosen):
+    if name_only:
+      chosen += sorted((owners[same] & found_places).difference(chosen))
+    elif owners[same].issuperset(chosen):
       filters.leave_out(query_id, query_filters.NO_OTHER)
       continue
     docs = [

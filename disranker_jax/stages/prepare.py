@@ -277,7 +277,8 @@ SETTINGS: Section = {
   ),
   'on_bad_row': Key(
     'error', one_of('error', 'quarantine'),
-    "'quarantine' writes bad rows with their reasons to a file and continues.",
+    "'quarantine' writes bad rows with their reasons to a file and continues; a bad row of "
+    'documents is an error in any case.',
   ),
   'limit': {
     kind: Key(0, at_least(0), f'Keep the first so many {kind} (clicks or queries); 0: all.')

@@ -84,6 +84,15 @@ def test_views_that_are_not_listed_are_not_in_the_text():
   assert 'without a pseudo-query' not in counts
 
 
+def test_pages_that_no_search_finds_are_counted(capsys):
+  _, pages, counts = built(views=('title', 'query'))
+  assert counts[collection.NOTHING] == 1  # 'c' has a body alone
+  collection.say_counts(pages, counts)
+  assert '1 with nothing of any view, so no search finds them' in capsys.readouterr().err
+  assert built(views=('body',))[2][collection.NOTHING] == 1  # 'd' has a title alone
+  assert collection.NOTHING not in built()[2]
+
+
 def test_a_long_title_is_cut_with_its_end_and_counted():
   _, pages, counts = built(title_length=3)
   assert len(pages[0].title) == 3 and pages[0].title[-1] == pages.end

@@ -12,11 +12,11 @@ from disranker_jax.generative.pages import Pages
 from disranker_jax.generative.prompts import Prompts
 from disranker_jax.generative.suffixes import Suffixes
 from disranker_jax.models.load import TextModel, open_model
-from disranker_jax.pipeline import manifest, systems
+from disranker_jax.pipeline import manifest
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 from disranker_jax.stages import documents, prepare
-from disranker_jax.stages.generated_groups import own_documents
+from disranker_jax.stages.generated_groups import are_ranked, own_documents
 
 
 def open_retriever(config) -> TextModel:
@@ -93,8 +93,7 @@ def check_records(run: Run) -> None:
   c = run.config
   docs = documents.read(c, least=1)
   check_views(c.retriever.views, collection.without(docs), len(docs))
-  scored = any(prepare.GENERATED in stage.reads_records(c) for stage in systems.listed(c))
-  read = 'query' in c.retriever.views or scored
+  read = 'query' in c.retriever.views or are_ranked(c)
   if 'generate' in c.stages and not read:
     say(
       "warning: config.stages: has 'generate', but nothing reads the queries that it writes, since "
