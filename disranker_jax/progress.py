@@ -30,11 +30,14 @@ class Progress:
   Args:
     total: steps in all, of which `start` are done.
     unit: of the examples, such as 'pairs'.
-    expected: examples that this process has still to do, if `work` is given.
+    expected: examples that are still to do, if `work` is given.
     work: () -> (examples done, the seconds that they took). The time left follows from it. Without
       it, all steps count as equally long. Queries are not: some have many documents, those of one
       batch finish at the same moment, and the first batch waits for the compiler.
     of: what the steps are.
+    own: steps of this process, if each of several processes does its share of those that are not
+      done. `update` and `work` count the own ones. The others are taken to be as far, so what is
+      shown is about that of all.
   """
 
   def __init__(
@@ -46,6 +49,7 @@ class Progress:
     expected: float = 0.0,
     work: Callable[[], tuple[int, float]] | None = None,
     of: str = 'queries',
+    own: int | None = None,
   ):
     self._label, self._total, self._unit, self._of = label, total, unit, of
     self._tty = sys.stderr.isatty() and not _muted
@@ -56,6 +60,7 @@ class Progress:
         total=total, initial=start, desc=label, bar_format=form, leave=True, dynamic_ncols=True
       )
     self._first, self._step, self._examples = start, start, 0
+    self._times = (total - start) / own if own else 1.0  # what all do for a step of this process
     self._expected, self._work = expected, work
     self._before = work()[0] if work else 0
     self._begin = self._shown = time.monotonic()
@@ -70,6 +75,7 @@ class Progress:
 
   def update(self, step: int, examples: int, **values: float) -> None:
     """`step` steps are done, with `examples` more examples; `values` are shown beside them."""
+    step = self._first + round((step - self._first) * self._times)
     self._examples += examples
     now = time.monotonic()
     if self._bar is not None or now - self._shown >= LINE_SECONDS or step == self._total:
@@ -99,14 +105,15 @@ class Progress:
     """(examples per second, seconds left)."""
     if self._work:
       done, seconds = self._work()
-      rate = done / max(seconds, 1e-9)
-      ahead = self._expected - (done - self._before) if step < self._total else 0
+      rate = self._times * done / max(seconds, 1e-9)
+      spent = self._times * (done - self._before)
+      ahead = self._expected - spent if step < self._total else 0
       return rate, max(ahead, 0) / max(rate, 1e-9)
     # The first step takes longer than the others: it waits for the first data.
     begin, first = self._second if self._second and step > self._second[1] else (
       self._begin, self._first)  # fmt: skip
     left = (now - begin) / max(step - first, 1) * (self._total - step)
-    return self._examples / max(now - self._begin, 1e-9), left
+    return self._times * self._examples / max(now - self._begin, 1e-9), left
 
 
 class Count:

@@ -291,6 +291,8 @@ class TestWholePipeline:
   def test_two_processes_give_the_tables_of_one(self, whole, tmp_path):
     pipeline(tmp_path)
     assert_same_results(tmp_path, whole)
+    # The pairs and queries are those of both.
+    assert 'evaluate student 12/12 queries' in (tmp_path / 'process.0.log').read_text()
 
   @pytest.mark.parametrize(('stage', 'process'), [('score', 1), ('evaluate', 0), ('evaluate', 1)])
   def test_asked_to_stop_while_they_score_both_end_and_then_go_on(

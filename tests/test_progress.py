@@ -72,6 +72,20 @@ def test_work_of_an_earlier_pass_is_not_that_of_this_one(clock, capsys):
   assert seconds_left(capsys) == [80]
 
 
+def test_one_of_several_processes_shows_about_what_all_have_done(clock, capsys):
+  done = [0]
+  with progress.Progress(
+    'score', 100, 'pairs', 40, 600, lambda: (done[0], clock[0]), own=15
+  ) as shown:
+    for query in range(1, 16):
+      clock[0] += 10.0
+      done[0] += 10
+      shown.update(40 + query, 10)
+  said = capsys.readouterr().err.splitlines()
+  assert said[0] == 'score 44/100 queries, 4.0 pairs/s, 2m20s left'
+  assert said[-1] == 'score 100/100 queries, 4.0 pairs/s, in 2m30s'
+
+
 def test_steps_of_training_are_equally_long_and_those_of_before_do_not_count(clock, capsys):
   with progress.Progress('sft', 20, 'pairs', 10) as shown:
     for step in (11, 12, 13):

@@ -104,15 +104,17 @@ def score_missing(
   first = [unit for unit in listed if unit.start < FIRST] if look else []
   turns = [own_share(first), own_share(listed[len(first) :])]
   count = sum(len(unit) for own in turns for unit in own)
-  done, so_far = len(groups) - count, scorer.work.so_far
-  with Progress(label, len(groups), 'pairs', done, count * per_query.pairs, so_far) as progress:
+  begin, done, so_far = len(groups) - queries, 0, scorer.work.so_far
+  with Progress(
+    label, len(groups), 'pairs', begin, queries * per_query.pairs, so_far, own=count
+  ) as progress:
     for number, own in enumerate(turns if first else turns[1:]):
       with shards.Writer(into, shard_seconds) as writer:
         parts = ((unit, (groups[i] for i in unit)) for unit in own)
         for unit, group, scores, *counts in scorer.parts(parts):
           writer.add(unit, (group, scores, *counts))
           done += 1
-          progress.update(done, len(scores))
+          progress.update(begin + done, len(scores))
       if first and not number:
         processes.barrier(f'{label}: the first ones are scored')
         processes.first_alone(f'{label}: look at the first ones', look)

@@ -2,10 +2,15 @@
 
 import dataclasses
 
+import jax
+import numpy as np
+
+from disranker_jax.devices import processes
+
 
 @dataclasses.dataclass
 class Work:
-  """The books of a ranker, over all its passes; those of one process.
+  """The books of a ranker, over all its passes; those of one process, see `of_all`.
 
   seconds  the devices compute, without compiling
   idle     seconds in which they waited for the next batch of a pass
@@ -39,6 +44,18 @@ class Work:
     self.places += places
     self.scored += scored
 
+  def of_all(self) -> 'Work':
+    """The books of all processes together, in every process, which all have to ask.
+
+    They compute side by side, so the time is the mean of theirs. The sums are added on the devices,
+    in 32 bits: of large ones the last digits are lost.
+    """
+    if jax.process_count() == 1:
+      return self
+    own = self.seconds, self.idle, self.scored, self.tokens, self.places
+    seconds, idle, *sums = processes.add_up(np.array(own, np.float32)).tolist()
+    return Work(seconds / jax.process_count(), idle / jax.process_count(), *map(round, sums))
+
   def so_far(self) -> tuple[int, float]:
     """(documents scored, the seconds that they took, waiting included), for Progress."""
     return self.scored, self.seconds + self.idle
@@ -57,7 +74,11 @@ class Work:
   @property
   def ms_per_pair(self) -> float:
     """Milliseconds of the devices per document, without tokenising, waiting and compiling."""
-    return 1000 * self.seconds / max(self.scored, 1)
+    return self.ms_per(self.scored)
+
+  def ms_per(self, count: int) -> float:
+    """Milliseconds of the devices for each of `count` things, such as queries."""
+    return 1000 * self.seconds / max(count, 1)
 
   def as_text(self) -> str:
     """The speed for a person."""

@@ -174,7 +174,7 @@ def rank(run: Run, row: Row, groups: Sequence[Group]) -> Ranking:
   ranking = result_table.score_all(f'evaluate {row.name}', made, groups)
   found = costs.summary([costs.of_all_processes(made.counts)])
   facts = result_table.facts(made) | {
-    'ms_per_query': made.ms_per_query,
+    'ms_per_query': made.work.of_all().ms_per(found['queries']),
     'tied_rate': found['tie_rate'],  # `tie_rate` of a row is of the pairs that PNR counts
     'note': costs.as_text(found),
   }

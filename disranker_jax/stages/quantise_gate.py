@@ -76,7 +76,7 @@ def opened(run, made: dict, kinds: Mapping[str, Sequence[Group]], open_scorer: C
 def scored(scorer, how: str, sample: list[Group]) -> tuple[metrics.Run, float]:
   """(the scores, milliseconds per pair)."""
   ranking = result_table.score_all(f'score a sample {how}', scorer, sample)
-  return ranking, scorer.work.ms_per_pair
+  return ranking, scorer.work.of_all().ms_per_pair
 
 
 def chosen(groups: Sequence[Group], pairs: int) -> list[Group]:

@@ -252,8 +252,8 @@ def score_all(label: str, scorer: Ranker, groups) -> metrics.Run:
   """Every group's scores, in every process; each scores its share of the groups."""
   scores_by_group = [np.zeros(len(g.docs), np.float32) for g in groups]
   own = range(jax.process_index(), len(groups), jax.process_count())
-  pairs = sum(len(groups[i].docs) for i in own)
-  with Progress(label, len(own), 'pairs', 0, pairs, scorer.work.so_far) as progress:
+  pairs, so_far = sum(len(g.docs) for g in groups), scorer.work.so_far
+  with Progress(label, len(groups), 'pairs', 0, pairs, so_far, own=len(own)) as progress:
     scored = scorer(groups[i] for i in own)
     for done, (i, (_, scores)) in enumerate(zip(own, scored, strict=True), 1):
       scores_by_group[i] = scores
@@ -264,8 +264,9 @@ def score_all(label: str, scorer: Ranker, groups) -> metrics.Run:
 
 
 def facts(scorer: Ranker) -> dict:
-  """What a row of the table says of the model that ranked."""
-  return {'parameters': scorer.network.count_params(), 'ms_per_pair': scorer.work.ms_per_pair}
+  """What a row of the table says of the model that ranked; all processes have to ask."""
+  work = scorer.work.of_all()
+  return {'parameters': scorer.network.count_params(), 'ms_per_pair': work.ms_per_pair}
 
 
 def given_rows(config: ConfigDict) -> list[Row]:

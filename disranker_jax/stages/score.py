@@ -50,7 +50,7 @@ def execute(run: Run) -> dict:
       f'score {kind}', groups, shards, scorer, shard_seconds=c.shard_seconds,
       unit_queries=c.unit_queries, look=functools.partial(look_at_first, kind, shards, c),
     )  # fmt: skip
-  work = scorer.work
+  work = scorer.work.of_all()
   say(f'score: {work.as_text()}')
   by_kind = processes.first_alone('audit', lambda: finish(run)) or {}
   results = {'pairs': sum(s['pairs'] for s in by_kind.values()), 'ms_per_pair': work.ms_per_pair}

@@ -233,7 +233,7 @@ class LLMRanker:
   @property
   def ms_per_query(self) -> float:
     """Milliseconds of the devices per query."""
-    return 1000 * self.work.seconds / max(self.queries, 1)
+    return self.work.ms_per(self.queries)
 
 
 def places(group: Group) -> list[int]:
