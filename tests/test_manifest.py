@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import shutil
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -299,6 +301,21 @@ class TestManifest:
     assert (found['wall_s'], found['status']) == (14, 'done')
     assert (found['started'], found['finished']) == ('at 100.0', f'at {clock[0]}')
     assert found['results'] == {'steps': 3}
+
+  def test_the_time_of_a_session_that_is_killed_counts(self, tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, 'TIMED_S', 0.01)
+    folder = tmp_path / 'sft'
+    with Manifest(folder, 'sft', {}, {}):
+      end = time.monotonic() + 30
+      while not (spent := manifest.read(folder)['wall_s']) and time.monotonic() < end:
+        time.sleep(0.01)
+      assert manifest.read(folder)['status'] == 'running'
+      # As after SIGKILL, nothing more is written by the session.
+      shutil.copy(folder / manifest.FILE, tmp_path)
+    assert Manifest(tmp_path, 'sft', {}, {}).value['wall_s'] >= spent > 0
+    shutil.rmtree(folder)  # what a stage without results leaves is removed, and does not come back
+    time.sleep(0.1)
+    assert not folder.exists()
 
   def fingerprint(self, folder, wanted, inputs, results):
     Manifest(folder, 'prepare', wanted, inputs).finished(results)

@@ -3,10 +3,12 @@
 A stage is stale when its part of the config, or something it was made from, has changed since.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from disranker_jax.devices import processes, processor
 from disranker_jax.errors import UserError
 
 FILE = 'manifest.json'
+TIMED_S = 60.0  # so often the time that a stage has spent is written: a kill loses no more
 PACKAGES = ('disranker_jax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'grain')
 
 
@@ -70,7 +73,11 @@ def settings_of(config, sections: tuple[str, ...]) -> dict:
 
 
 class Manifest:
-  """The manifest of a stage that is running: started, then finished with its results."""
+  """The manifest of a stage that is running: started, then finished with its results.
+
+  A context manager around the work, in which the time spent is written again and again. Work that
+  is killed, or ends by a traceback, has no chance to call `stopped`.
+  """
 
   def __init__(self, folder: Path, stage: str, wanted: dict, inputs: dict):
     before = read(folder) or {}
@@ -93,6 +100,24 @@ class Manifest:
   def _write(self) -> None:
     if processes.is_first():
       write_json(self._folder / FILE, self.value)
+
+  def __enter__(self):
+    self._over = threading.Event()
+    self._timer = threading.Thread(target=self._keep_time, daemon=True)
+    if processes.is_first():
+      self._timer.start()
+    return self
+
+  def __exit__(self, *_):
+    self._over.set()
+    if self._timer.is_alive():
+      self._timer.join()
+
+  def _keep_time(self) -> None:
+    while not self._over.wait(TIMED_S):
+      # The work meets a full disk too, and says so.
+      with contextlib.suppress(OSError):
+        self.stopped()
 
   def stopped(self) -> None:
     """Records the time spent so far."""

@@ -299,7 +299,8 @@ class Pipeline:
     record = manifest.Manifest(folder, stage.name, state.wanted, state.inputs)
     processes.asked()  # what was asked before counts no more
     try:
-      results = stage.execute(self.run)
+      with record:
+        results = stage.execute(self.run)
     except (Stopped, KeyboardInterrupt) as e:
       record.stopped()
       if isinstance(e, Stopped):  # in every process
