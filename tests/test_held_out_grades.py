@@ -1,5 +1,6 @@
 """Labelled queries by which rankings are compared: only those that can be ranked wrongly."""
 
+import pathlib
 import types
 
 import pytest
@@ -24,7 +25,7 @@ def run_of(monkeypatch):
     config.validation.share = share
     monkeypatch.setattr(prepare, 'records', lambda run, kind: groups)
     monkeypatch.setattr(prepare, 'kinds', lambda config, stages=None: ['judgements'])
-    return types.SimpleNamespace(config=config)
+    return types.SimpleNamespace(config=config, folder=lambda stage: pathlib.Path('none'))
 
   return made
 

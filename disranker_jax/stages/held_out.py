@@ -15,10 +15,11 @@ import numpy as np
 from disranker_jax.data import batches
 from disranker_jax.data.holdout import cluster, normalized, place
 from disranker_jax.data.records import Click, Group
+from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.pipeline import systems
 from disranker_jax.progress import Count, say
-from disranker_jax.stages import prepare
+from disranker_jax.stages import held_out_file, prepare
 from disranker_jax.training.settings import LEAST
 from disranker_jax.training.validation import LOSS, Measure, Validation
 
@@ -82,7 +83,7 @@ def split(
   c = run.config.validation
   if not c.share:
     return Split(records, [])
-  held, firsts, single = find(run, (query(record) for record in counted(stage, records)), usable)
+  held, firsts, single = found_once(run, stage, records, query, usable)
   kept = Subset(records, np.delete(np.arange(len(records), dtype=np.int32), held))
   if len(firsts) < LEAST:
     why = too_few(run, stage, len(firsts), len(records), single, fix)
@@ -120,12 +121,31 @@ def left(run, queries: Sequence[Click | Group]) -> int:
   return len(learned(run, queries))
 
 
+def found_once(
+  run, stage: str, records: Sequence, query: Callable, usable: Callable
+) -> tuple[Sequence[int], Sequence[int], int]:
+  """`find` of a stage's records, by one process and for all starts of the stage."""
+
+  def look() -> held_out_file.Arrays:
+    held, firsts, single = find(run, map(query, counted(stage, records)), usable)
+    places = {'held': np.array(held, np.int32), 'firsts': np.array(firsts, np.int32)}
+    return places | {'single': np.array(single)}
+
+  found = processes.of_first(
+    f'{stage}: held-out queries', lambda: held_out_file.kept(run, stage, len(records), look)
+  )
+  return found['held'], found['firsts'].tolist(), int(found['single'])
+
+
 def find(
-  run, queries: Iterable[Click | Group], usable: Callable = bool
+  run, queries: Iterable[Click | Group], usable: Callable = bool, enough: int = 0
 ) -> tuple[list[int], list[int], int]:
   """(indices of what is held out, an index of each query that is measured, by the hash, unusable).
 
   Of those that are not `usable` only the number is returned; they are held out all the same.
+
+  Args:
+    enough: looks no further when so many queries are found that can be measured; 0: at all.
   """
   c, where, held, firsts, single = run.config.validation, placer(run), [], {}, set()
   for i, record in enumerate(queries):
@@ -136,6 +156,8 @@ def find(
         single.add(normalized(record.query))
         continue
       firsts.setdefault((at, normalized(record.query)), i)
+      if len(firsts) == enough:
+        break
       if len(firsts) > MANY * c.max_queries:
         firsts = {key: firsts[key] for key in sorted(firsts)[: c.max_queries]}
   return held, [firsts[key] for key in sorted(firsts)[: c.max_queries]], len(single)
@@ -172,7 +194,7 @@ def check_records(
     return
   if prepare.GENERATED not in kinds:
     parts = [records()] if records else [prepare.records(run, kind) for kind in kinds]
-    _, firsts, single = find(run, itertools.chain(*parts), usable)
+    _, firsts, single = find(run, itertools.chain(*parts), usable, LEAST)
     if len(firsts) < LEAST:
       needed(run, stage, too_few(run, stage, len(firsts), sum(map(len, parts)), single, fix))
   if c.metric in (NDCG, PNR) and not labelled(run):
