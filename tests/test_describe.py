@@ -199,3 +199,37 @@ def test_a_source_that_has_no_rows_is_not_said_to_have_none_of_them(tmp_path, ca
   assert '1 query, 1 pair of 1 row; 0 bad rows' in capsys.readouterr().out
   describe.show(found | {'rows': 0})  # as of python_docs:
   assert capsys.readouterr().out.splitlines()[1] == '1 query, 1 pair'
+
+
+def candidates(queries: int, docs: int = 3) -> list[dict]:
+  return [
+    ROW | {'query_id': f'q{i}', 'query': f'fox {i}', 'doc_id': f'd{n}'}
+    for i in range(queries) for n in range(docs)
+  ]  # fmt: skip
+
+
+def test_a_limit_reads_no_row_behind_the_queries_that_it_takes(tmp_path, capsys):
+  rows = candidates(50)
+  some, whole = write(tmp_path / 'a.jsonl', rows[:12]), write(tmp_path / 'b.jsonl', rows)
+  found, wanted = report(whole, '--limit', 4), report(some)
+  assert found['rows'] == 13  # the first row of the fifth query ends the reading
+  for name in ('queries', 'pairs', 'documents_of_a_query', 'lengths', 'samples', 'duplicates'):
+    assert found[name] == wanted[name], name
+  # That there may be more of them is said.
+  describe.main([whole, '--limit', '4'])
+  assert '       13  rows read; documents that these queries' in capsys.readouterr().out
+  assert not report(some, '--limit', 4)['notes'] and not report(whole)['notes']
+  # Rows with all documents of a query, and clicks, which need no other row.
+  packed = [{'query': f'fox {i}', 'pos': ['a', 'b'], 'neg': ['c']} for i in range(50)]
+  address = write(tmp_path / 'c.jsonl', packed)
+  found = report(address, '--kind', 'judgements', '--limit', 4)
+  assert (found['queries'], found['pairs']) == (4, 12) and found['rows'] < 20
+  found = report(whole, '--kind', 'clicks', '--limit', 4)
+  assert (found['clicks'], found['rows']) == (4, 4) and not found['notes']
+
+
+def test_a_limit_ends_after_as_many_bad_rows(tmp_path):
+  address = write(tmp_path / 'a.jsonl', [{'text': 'no query'}] * 50)
+  for kind in ('test', 'clicks'):
+    found = report(address, '--kind', kind, '--limit', 4)
+    assert (found['rows'], found['bad_rows']) == (4, 4) and found['reasons'][0]['count'] == 4

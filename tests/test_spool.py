@@ -1,11 +1,15 @@
 """Sorting on disk: like `sorted`, for any memory, and the same in another process."""
 
+import errno
+import os
 import random
+import tempfile
 
 import pytest
 
 from disranker_jax.data import spool
 from disranker_jax.data.spool import Spool
+from disranker_jax.errors import UserError
 
 
 def filled(rows, **options):
@@ -52,3 +56,19 @@ def test_continues_from_a_mark_and_discards_later_rows(tmp_path):
   for key, value in rows[30:]:
     again.add(key, value)
   assert list(again) == sorted(rows, key=lambda row: row[0])
+
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_names_the_folder_and_how_to_choose_another(tmp_path, monkeypatch, number):
+  def full(*_):
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'temporary'))
+  (tmp_path / 'temporary').mkdir()
+  monkeypatch.setattr(spool.os, 'replace', full)
+  with pytest.raises(UserError, match=f'^{tmp_path}/temporary/.*TMPDIR'):
+    filled([(1, 'a')], memory=1)
+  # A folder that the caller chose is not moved by TMPDIR; common.guarded says what to do.
+  with pytest.raises(OSError, match=os.strerror(number)) as caught:
+    filled([(1, 'a')], folder=tmp_path / 'runs', memory=1)
+  assert caught.value.filename == str(tmp_path / 'runs') and caught.value.errno == number

@@ -28,7 +28,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     'collection, without queries'))  # fmt: skip
   add('--depth', type=int, default=0, metavar='N', help=(
     'first-stage documents per query; 0: 20 of a run or BM25, all documents of rows'))  # fmt: skip
-  add('--limit', type=int, default=0, help='records to read; 0 reads all')
+  add('--limit', type=int, default=0, metavar='N', help=(
+    'look at the first N queries, clicks or documents; jsonl:, parquet: and tfds: are read no '
+    'further, nor after N bad rows of queries or clicks; 0: all'))  # fmt: skip
   add = parser.add_argument_group('lengths').add_argument
   add('--tokenizer', default='', metavar='MODEL', help=(
     'the model whose tokens are counted; words are counted without it'))  # fmt: skip
@@ -72,7 +74,9 @@ def look(args: argparse.Namespace) -> dict:
     if args.kind == DOCUMENTS:
       records = (doc for *_, doc in sources.open(args.source).documents(bad_rows))
     else:
-      records = sources.read(args.source, args.kind, depth=args.depth, bad_rows=bad_rows)
+      records = sources.read(
+        args.source, args.kind, depth=args.depth, bad_rows=bad_rows, limit=args.limit
+      )
     for record in itertools.islice(records, args.limit or None):
       result.add(record)
       progress.add(1)

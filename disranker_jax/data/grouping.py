@@ -28,6 +28,7 @@ from disranker_jax.progress import Count, amount
 # Consecutive rows of one query: number of the first row, text of the query, (file, line, fields) of
 # each document. These are plain tuples because millions of them go through a file.
 Part = tuple[int, str, Sequence[tuple[str, int, tuple]]]
+NO_LATER = 'rows read; documents that these queries have in later rows are not counted'
 UNRANKED = 'documents without a first-stage rank left out by depth'
 
 
@@ -43,6 +44,20 @@ def parts(rows: Iterable[tuple[Any, int, Row]], start: int = 0) -> Iterator[tupl
       first = number if first is None else first
       docs.append((str(file), line, to_tuple(doc)))
     yield query_id, (first, query, docs)
+
+
+def first(
+  rows: Iterable[tuple[Any, int, Row]], count: int, bad_rows: BadRows
+) -> Iterator[tuple[Any, int, Row]]:
+  """Rows as `parts` takes them, before the first one of query number `count` + 1; notes that."""
+  found: set[str] = set()
+  for row in rows:
+    query_id = row[2][0]
+    if query_id not in found and len(found) == count:
+      bad_rows.note(NO_LATER, bad_rows.rows_in)
+      return
+    found.add(query_id)
+    yield row
 
 
 def groups(

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,6 +41,8 @@ class Rows(Source):
   def read_as(self, kind: str, want: Want) -> Iterator[Click | Group | Score]:
     """The wanted records, made of rows that are read as another kind."""
     places, make = self.places(), made(kind)
+    if want.limit:
+      places = itertools.takewhile(lambda _: want.bad_rows.quarantined < want.limit, places)
     parsed = (
       (file, number, record)
       for file, number, raw in places
@@ -47,6 +50,8 @@ class Rows(Source):
     )
     if want.kind in ('clicks', SCORES):
       return (record for _, _, record in parsed)
+    if want.limit:
+      parsed = grouping.first(parsed, want.limit, want.bad_rows)
     groups = filter(want.keep or bool, grouping.of_rows(parsed, want.bad_rows, want.scratch))
     return grouping.cuts(groups, want.kind, want.depth, want.bad_rows, self.address)
 

@@ -29,6 +29,7 @@ class Want:
   bad_rows: BadRows
   scratch: Path | None = None  # a folder for data that does not fit into memory
   keep: Callable[[Group], bool] | None = None
+  limit: int = 0
 
 
 class Text(NamedTuple):

@@ -48,13 +48,16 @@ def read(
   bad_rows: BadRows | None = None,
   scratch: Path | None = None,
   keep: Callable[[Group], bool] | None = None,
+  limit: int = 0,
 ) -> Iterator[Click | Group | Score]:
   """The records of a kind at an address.
 
   Clicks and teachers' scores come one by one, all other kinds as groups. `depth` is how many
   documents a query gets from its first stage: a run, BM25, or the field `rank` of rows. 0: the
   source's `default_depth`. `scratch` is a folder for large temporary files. `keep` tells which
-  queries of rows are cut to `depth` and counted in `bad_rows`, as no others are wanted.
+  queries of rows are cut to `depth` and counted in `bad_rows`, as no others are wanted. `limit` is
+  how many records the caller looks at, 0: all. Rows are read up to the first one of another query,
+  so that documents of these queries may be missing, and not after so many bad ones.
 
   Raises: UserError for an unknown address; also while reading, for bad files and rows.
   """
@@ -64,7 +67,7 @@ def read(
     raise UserError(f'depth: is {depth}; write 0 (the default of the source) or more')
   source = open(address, kind)
   bad_rows = BadRows() if bad_rows is None else bad_rows
-  return source.read(Want(kind, depth or source.default_depth, bad_rows, scratch, keep))
+  return source.read(Want(kind, depth or source.default_depth, bad_rows, scratch, keep, limit))
 
 
 def fingerprint(address: str) -> list:

@@ -4,10 +4,11 @@ Grouping by query and joining with documents are both "sort by a key, then read 
 are in msgpack, which holds data only: a run of an unfinished folder may be somebody else's file.
 """
 
+import errno
 import heapq
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,23 +95,40 @@ class Spool:
     return ((key, _unpack(data)) for key, _, data in rows)
 
   def _write(self, name: str, rows: Iterable[tuple[Any, int, bytes]]) -> Path:
+    """Raises: UserError for a full disk, where the folder is a temporary one."""
     if self._folder is None:
       self._temporary = tempfile.TemporaryDirectory(prefix='disranker.')
       self._folder = Path(self._temporary.name)
     self._folder.mkdir(parents=True, exist_ok=True)
     path = self._folder / f'{name}.rows'
-    partial = path.with_suffix('.partial')
-    with partial.open('wb') as file:
-      block, size = [], 0
-      for row in rows:
-        block.append(row)
-        size += len(row[2]) + OVERHEAD
-        if size >= BLOCK:
-          file.write(self._pack(block))
-          block, size = [], 0
-      file.write(self._pack(block))
-    os.replace(partial, path)  # a file with the final name is complete
+    try:
+      _write_run(path, rows, self._pack)
+    except OSError as error:
+      if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise
+      if self._temporary is None:
+        raise OSError(error.errno, error.strerror, str(self._folder)) from None
+      raise UserError(
+        f'{self._folder}: no space is left for rows that are sorted there ({error.strerror}); free '
+        'some, or set TMPDIR to a folder with more'
+      ) from None
     return path
+
+
+def _write_run(
+  path: Path, rows: Iterable[tuple[Any, int, bytes]], pack: Callable[[Any], bytes]
+) -> None:
+  partial = path.with_suffix('.partial')
+  with partial.open('wb') as file:
+    block, size = [], 0
+    for row in rows:
+      block.append(row)
+      size += len(row[2]) + OVERHEAD
+      if size >= BLOCK:
+        file.write(pack(block))
+        block, size = [], 0
+    file.write(pack(block))
+  os.replace(partial, path)  # a file with the final name is complete
 
 
 def _unpack(data: bytes) -> Any:
