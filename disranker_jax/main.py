@@ -31,7 +31,8 @@ def parser() -> Parser:
     help='only these stages of the config',
   )
   add('--rerun', type=words, action='extend', default=[], metavar='A,B', help=(
-    'stages to repeat, together with all stages that read their results'))  # fmt: skip
+    'stages to repeat, together with all stages that read their results; the same command after a '
+    'stop continues them'))  # fmt: skip
   add('--seeds', type=seeds, action='extend', default=[], metavar='A,B', help=(
     'train the student, or the model of another system, with these seeds too, and report how much '
     'the result varies'))  # fmt: skip
@@ -68,7 +69,8 @@ def main(argv: list[str] | None = None) -> None:
   workdir = Path(args.workdir or Path('runs') / config.name)
   try:
     estimate = not args.no_estimate
-    runner.run(config, workdir, args.stages, args.rerun, args.reuse, estimate)
+    ends = not args.seeds
+    runner.run(config, workdir, args.stages, args.rerun, args.reuse, estimate, ends=ends)
     if args.seeds:
       other_seeds.run(config, workdir, args.seeds)
   except (Stopped, KeyboardInterrupt) as e:

@@ -32,7 +32,9 @@ NODES=${NODES:-1} GPUS=${GPUS:-8} RETRIES=${RETRIES:-20}
 check_numbers NODES GPUS RETRIES
 # By default JAX uses three quarters of a GPU's memory; nothing else needs the rest here. O1 makes
 # XLA overlap communication with computation, which several GPUs need to be fast.
-environment=(DISRANKER_DISTRIBUTED=1 XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 JAX_OPTIMIZATION_LEVEL=O1)
+# A requeued job keeps its id: it is the same call, which deletes nothing twice for --rerun.
+environment=(DISRANKER_DISTRIBUTED=1 "DISRANKER_CALL=${SLURM_JOB_ID:-}"
+  XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 JAX_OPTIMIZATION_LEVEL=O1)
 case ${TASKS:=gpu} in
   gpu) tasks=$GPUS ;;
   # Under SLURM JAX gives each process one GPU unless this variable lists them.

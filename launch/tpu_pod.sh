@@ -61,9 +61,9 @@ if [ -z "$DRY_RUN" ]; then
 fi
 code=$scratch/disranker_jax.tar.gz
 # Compiled programs are cached, so a resumed run does not compile. They are native code, so the cache
-# is the run's own.
-environment=(DISRANKER_DISTRIBUTED=1 JAX_COMPILATION_CACHE_DIR="$WORKDIR/jax_cache"
-  PID_FILE=disranker.pid)
+# is the run's own. A retry is the same call, which deletes nothing twice for --rerun.
+environment=(DISRANKER_DISTRIBUTED=1 DISRANKER_CALL="${scratch##*/}"
+  JAX_COMPILATION_CACHE_DIR="$WORKDIR/jax_cache" PID_FILE=disranker.pid)
 setup="mkdir -p disranker_jax && tar -xzf disranker_jax.tar.gz -C disranker_jax && \
 $(words bash disranker_jax/launch/tpu_setup.sh "$BUCKET" /bucket)"
 program="cd disranker_jax && . .venv/bin/activate && $(words env "${environment[@]}" \

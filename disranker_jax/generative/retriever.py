@@ -48,7 +48,9 @@ SETTINGS: Section = {
     'Pages per query in the result table; training queries keep depth of them.',
     affects_results=False,  # `rows.searches` tells the rows of the table when it changes
   ),
-  'batch_rows': Key(16, at_least(1), 'Queries that are searched together.'),
+  'batch_rows': Key(
+    16, at_least(1), 'Queries that are searched together.', affects_results=False,
+  ),
 }  # fmt: skip
 
 

@@ -107,7 +107,7 @@ def first_reads(config: ConfigDict) -> list:
 
 def searches(config: ConfigDict) -> list:
   """What decides how pages are found, beside the retriever's parameters and the index."""
-  found = {name: config.retrieve[name] for name in SEARCH}
+  found = {name: config.retrieve[name] for name in SEARCH if name != 'batch_rows'}
   return [found, config.search.training_queries]
 
 

@@ -18,7 +18,7 @@ from disranker_jax.errors import Stopped, UserError
 from disranker_jax.locks import locked
 from disranker_jax.models import files
 from disranker_jax.pipeline import inputs as outside
-from disranker_jax.pipeline import manifest, opening, reading, systems
+from disranker_jax.pipeline import manifest, opening, reading, reruns, systems
 from disranker_jax.pipeline.estimate import Estimate, expected
 from disranker_jax.pipeline.opening import Opened
 from disranker_jax.pipeline.stage import Run, Stage
@@ -36,15 +36,18 @@ def run(
   reuse: Sequence[str | Path] = (),
   estimate: bool = False,
   warn: bool = True,
+  ends: bool = True,
 ) -> None:
   """Runs the stages that are not done; nothing runs if one of them is stale.
 
   stages  some of the config's stages; None for all
-  rerun   stages to run again, with all that follow from them
+  rerun   stages to run again, with all that follow from them; until they are done, the same ones
+          continue
   reuse   workdirs of other runs; a stage that they finished from the same settings and inputs is
           taken from there
   estimate  whether to say before the first stage what time and memory they will take
   warn    whether to say what the models do not read of the texts
+  ends    whether the command is over then; if not, its caller ends `rerun` (`reruns.finish`)
 
   Raises: UserError before the first step for everything that can be checked, Stopped after SIGTERM
   or Ctrl-C.
@@ -63,11 +66,13 @@ def run(
   pipeline.check()
   todo = pipeline.to_open(donors)
   outside.check(config, todo)
-  opened = opening.everything(pipeline.run, todo, rerun)
+  opened = opening.everything(pipeline.run, todo, [n for n in rerun if n in pipeline.again])
   lock = processes.first_alone('begin', pipeline.open_workdir)
   with lock or contextlib.nullcontext():
     estimated = estimates(pipeline.run, opened) if estimate else None
     pipeline.run_stages(donors, opened, estimated)
+    if ends and processes.is_first():
+      reruns.finish(pipeline.run)
 
 
 def estimates(run: Run, opened: Sequence[Opened]) -> Estimate | None:
@@ -123,7 +128,9 @@ class Pipeline:
     self.listed = systems.listed(run.config)
     self.chosen = [stage for stage in self.listed if not stages or stage.name in stages]
     self.rerun = tuple(rerun)
-    self.again = systems.following(self.listed, rerun)
+    self.again = reruns.to_delete(
+      run.workdir, self.listed, rerun, lambda stage: bool(self.state(stage).changes)
+    )
 
   def check(self) -> None:
     """Raises: UserError if a chosen stage, or one that it reads, is stale or missing."""
@@ -178,6 +185,8 @@ class Pipeline:
       say(f'--rerun: deletes {", ".join(begun)} in {self.run.workdir}')
     for name in self.again:  # only now: a run that is refused deletes nothing
       self.remove(name)
+    names = systems.following(self.listed, self.rerun)
+    reruns.begin(self.run, self.rerun, [s.name for s in self.chosen if s.name in names])
     configs.save(self.run.config, self.run.workdir / 'config.json')
     return lock
 
@@ -353,7 +362,7 @@ def remove_if_empty(run: Run, stage: Stage) -> None:
   # best one is kept have folders of their own.
   elif not written or not (any(folder.glob(f'**/{logs.FILE}')) or has_kept(run, stage)):
     shutil.rmtree(folder, ignore_errors=True)
-  if {p.name for p in folder.parent.iterdir()} <= {'config.json', '.lock'}:
+  if {p.name for p in folder.parent.iterdir()} <= {'config.json', '.lock', reruns.FILE}:
     shutil.rmtree(folder.parent)
 
 

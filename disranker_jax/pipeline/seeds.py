@@ -10,8 +10,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from disranker_jax import config as configs
+from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
-from disranker_jax.pipeline import runner, systems
+from disranker_jax.pipeline import reruns, runner, systems
+from disranker_jax.pipeline.stage import Run
 from disranker_jax.progress import say
 from disranker_jax.stages.result_table import Row, Table
 
@@ -29,6 +31,8 @@ def run(config: ConfigDict, workdir: Path, seeds: Sequence[int]) -> None:
     runner.run(with_seed(config, seed), folder(workdir, seed), reuse=[workdir], warn=False)
   if 'report' in config.stages:
     runner.run(config, workdir, ['report'])
+  if processes.is_first():
+    reruns.finish(Run(config, workdir, None))
 
 
 def folder(workdir: Path, seed: int) -> Path:

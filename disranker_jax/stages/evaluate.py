@@ -311,7 +311,9 @@ def uses(config) -> tuple[Use, ...]:
 def settings_of(table: Table) -> Section:
   """The keys of the stage's section."""
   return {
-    'batch_rows': Key(BATCH_ROWS, at_least(1), 'Rows of row_len tokens per batch.'),
+    'batch_rows': Key(
+      BATCH_ROWS, at_least(1), 'Rows of row_len tokens per batch.', affects_results=False,
+    ),
     'models': Key(
       tuple(table.rows), list_of(one_of(*table.rows), distinct=True),
       'The rows of the result table.', affects_results=False,

@@ -183,7 +183,9 @@ def write_run(run) -> None:
 
 
 SETTINGS = {
-  'batch_rows': Key(64, at_least(1), 'Rows of teacher.row_len tokens per batch.'),
+  'batch_rows': Key(
+    64, at_least(1), 'Rows of teacher.row_len tokens per batch.', affects_results=False,
+  ),  # as the mesh: which documents share a batch is seen in a score's last bits alone
   'method': Key(
     '', one_of('', *METHODS),
     "The teacher's scores: '' is teacher.scorer; else its language model ranks by prompts, such as "
@@ -204,7 +206,7 @@ SETTINGS = {
     0, at_least(0),
     'Queries whose documents share batches; what is finished of them is written together. The last '
     'batch is not full, so fewer queries take longer. 0: as many as fill '
-    f'{filling.UNIT_BATCHES} batches.',
+    f'{filling.UNIT_BATCHES} batches.', affects_results=False,
   ),
   'workers': Key(
     0, at_least(0),

@@ -223,7 +223,10 @@ TEXTS = {'type': 'object', 'additionalProperties': TEXT}
 # no other types either: annotations, labels and variables must be strings.
 CONTAINER = strict({
   'name': NAME, 'image': TEXT, 'command': listed(TEXT), 'args': listed({'type': 'string'}),
-  'env': listed(strict({'name': TEXT, 'value': TEXT})),
+  'env': listed({'oneOf': [
+    strict({'name': TEXT, 'value': TEXT}),
+    strict({'name': TEXT, 'valueFrom': strict({'fieldRef': strict({'fieldPath': TEXT})})}),
+  ]}),
   'ports': listed(strict({'containerPort': COUNT})),
   'resources': strict({'limits': strict({'google.com/tpu': COUNT})}),
   'volumeMounts': listed(strict({'name': NAME, 'mountPath': TEXT})),

@@ -57,6 +57,15 @@ def test_a_preempted_slice_is_made_again_and_resumes(stubs, after):
   assert 'ended with status 255, 20 retries left' in done.stderr
 
 
+def test_each_call_has_a_name_of_its_own(stubs):
+  """By which the program tells a retry, which has the same name, from a new --rerun."""
+  stubs.answer(list=states(*['ACTIVE'] * 2), describe=states(*['READY'] * 2))
+  assert [pod(stubs, '--rerun=cpt').returncode for _ in range(2)] == [0, 0]
+  names = [word for kind, argv in stubs.calls() if kind == 'run'
+           for word in shlex.split(argv[-1]) if 'DISRANKER_CALL=' in word]  # fmt: skip
+  assert len({*names}) == 2 and all(word.partition('=')[2] for word in names)
+
+
 @pytest.mark.parametrize('stage', ['scp', 'setup', 'run'])
 def test_retries_end(stubs, stage):
   stubs.answer(
@@ -186,7 +195,7 @@ def test_slurm_hands_its_variables_to_the_job(stubs):
   assert done.returncode == 0, done.stderr
   kind, argv = stubs.calls()[1]
   assert kind == 'srun'
-  assert argv[-1] == "--config.teacher.template=it's"
+  assert argv[-1] == "--config.teacher.template=it's" and 'DISRANKER_CALL=17' in argv
   assert argv[argv.index('--workdir') + 1] == 'runs/run-1'
 
 
@@ -248,7 +257,8 @@ def test_a_sky_node_runs_the_program(stubs):
   (home / '.venv/bin/activate').touch()
   (home / 'launch').symlink_to(REPO / 'launch')
   python = stubs.bin / 'python'
-  shown = '"$DISRANKER_COORDINATOR" "$DISRANKER_PROCESSES" "$DISRANKER_PROCESS"'
+  names = ('COORDINATOR', 'PROCESSES', 'PROCESS', 'CALL')
+  shown = ' '.join(f'"$DISRANKER_{name}"' for name in names)
   python.write_text(python.read_text().replace('"$@"', f'{shown} "$@"'))
   words = ['--workdir', "/bucket/it's mine"]
   env = stubs.environment(
@@ -262,7 +272,8 @@ def test_a_sky_node_runs_the_program(stubs):
     for _ in range(3)
   ]
   (_, argv), *_ = stubs.calls()
-  assert argv == ['10.0.0.1:8476', '2', '1', '-m', 'disranker_jax.main', *words]
+  told = ['10.0.0.1:8476', '2', '1', 'sky-managed-1_0']
+  assert argv == [*told, '-m', 'disranker_jax.main', *words]
   assert ends == [0, 75, 1] and 75 in task['resources']['job_recovery']['recover_on_exit_codes']
 
 

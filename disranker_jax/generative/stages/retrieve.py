@@ -58,10 +58,11 @@ def open_shards(run, count: int, made: dict | None = None) -> Shards:
 def maker(run, model: TextModel) -> dict:
   """What the pages of a query depend on apart from the query: in every shard's note."""
   c = run.config.retrieve
+  names = (name for name, key in retriever.SETTINGS.items() if key.affects_results)
   trained = [stage for stage in ('index', 'memorise') if stage in run.config.stages]
   return {
     **roles.made_by(run, 'retriever', model, trained),
-    **{name: c[name] for name in (*retriever.SETTINGS, 'matches', 'depth') if name != 'hits'},
+    **{name: c[name] for name in (*names, 'matches', 'depth')},
   }
 
 
