@@ -6,7 +6,7 @@ import types
 import pytest
 
 from disranker_jax import config as configs
-from disranker_jax.data.records import Document, Group
+from disranker_jax.data.records import BadRows, Document, Group, listed
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import fusion, metrics, runs
 from disranker_jax.pipeline import seeds
@@ -137,6 +137,24 @@ class TestGivenRun:
     lines = [f'{q} Q0 {d} 1 {s} x\n' for q in 'qr' for d, s in zip('abc', (1, 3, 2), strict=True)]
     ranking, facts = self.ranked(tmp_path, groups, ''.join(lines))
     assert order(ranking, 'r') == ['b', 'c', 'a'] and not facts
+
+  def test_a_document_with_two_scores_is_refused_and_equal_rows_count_as_by_compare(
+    self, tmp_path, groups
+  ):
+    lines = [f'{q} Q0 {d} 1 {s} x\n' for q in 'qr' for d, s in zip('abc', (1, 3, 2), strict=True)]
+    ranking, facts = self.ranked(tmp_path, groups, ''.join([*lines, lines[1], lines[4], lines[1]]))
+    assert order(ranking, 'q') == order(ranking, 'r') == ['b', 'c', 'a']
+    noted = BadRows()
+    assert runs.read_run(tmp_path / 'production.run', noted) == ranking
+    assert facts['note'] == f'trec:{tmp_path}/production.run: {listed(noted.notes)[0]}'
+    other, of_no_test = 'r Q0 b 9 7.5 x\n', 't Q0 b 1 1 x\nt Q0 b 2 2 x\n'
+    assert self.ranked(tmp_path, groups, ''.join([*lines, of_no_test]))[0] == ranking
+    with pytest.raises(UserError, match=(
+      r"runs\.production: .*'b' appears twice for query_id 'r', with the scores 3 and 7\.5; keep"
+    )):  # fmt: skip
+      self.ranked(tmp_path, groups, ''.join([*lines, other]))
+    with pytest.raises(UserError, match="'b' appears twice for query_id 'r'; keep one of the rows"):
+      runs.read_run(tmp_path / 'production.run')
 
   def test_a_run_of_other_queries_is_refused(self, tmp_path, groups):
     with pytest.raises(UserError, match=r"runs\.production: .* none of the test queries.*'q'"):
