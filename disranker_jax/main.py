@@ -31,8 +31,8 @@ def parser() -> Parser:
     help='only these stages of the config',
   )
   add('--rerun', type=words, action='extend', default=[], metavar='A,B', help=(
-    'stages to repeat, together with all stages that read their results; the same command after a '
-    'stop continues them'))  # fmt: skip
+    'stages to repeat, together with all stages that read their results; of the other --seeds, '
+    'those that are stale; the same command after a stop continues them'))  # fmt: skip
   add('--seeds', type=seeds, action='extend', default=[], metavar='A,B', help=(
     'train the student, or the model of another system, with these seeds too, and report how much '
     'the result varies'))  # fmt: skip
@@ -70,9 +70,11 @@ def main(argv: list[str] | None = None) -> None:
   try:
     estimate = not args.no_estimate
     ends = not args.seeds
+    if args.seeds:
+      other_seeds.check(config, workdir, args.seeds, args.rerun)
     runner.run(config, workdir, args.stages, args.rerun, args.reuse, estimate, ends=ends)
     if args.seeds:
-      other_seeds.run(config, workdir, args.seeds)
+      other_seeds.run(config, workdir, args.seeds, args.rerun)
   except (Stopped, KeyboardInterrupt) as e:
     print(str(e) or 'stopped; the same command continues from there', file=sys.stderr)
     # SIGTERM asks for a clean stop, which is success; Ctrl-C is not.

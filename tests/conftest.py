@@ -70,6 +70,7 @@ HEAVY = (
   'test_losses_peers.py',
   'test_python_docs.py',
   'test_systems.py',
+  'test_seeds.py',
   'test_rerank.py',
   'test_rerankers.py',
   'test_control_tokens.py',

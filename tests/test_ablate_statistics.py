@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 from ablations import results, write
 
 from disranker_jax import config as configs
@@ -56,6 +57,28 @@ def test_seeds_are_averaged_and_rows_compared_over_queries():
   assert result[1]['metrics']['pnr']['value'] == pytest.approx(
     metrics.ratio(concordant, every - concordant)
   )
+
+
+@pytest.mark.parametrize('metric', ['ndcg@5', 'pnr'])
+def test_a_row_with_seeds_is_tested_against_one_without_by_the_means_of_its_queries(metric):
+  """Rankings of a query are alike in all rows: hard queries are hard for each of them."""
+  rng, hard_Q = np.random.default_rng(3), np.linspace(0.1, 0.8, 9)
+  base_SQ = hard_Q + rng.normal(0, 0.03, (1, 9))
+  seeds_SQ = hard_Q + 0.06 + rng.normal(0, 0.03, (3, 9))
+  rows = {
+    name: results(of_SQ, np.stack([10 * of_SQ, np.full(of_SQ.shape, 10.0)], -1))
+    for name, of_SQ in (('base', base_SQ), ('seeds', seeds_SQ))
+  }
+  of_rows = tuple(ablation.Row(name, 'bm25', {}) for name in rows)
+  table = ablation.Ablation('T', '', of_rows, 'base', TABLE)
+  result = ablate.analyse(table, rows, list(rows['base'].by_seed[0]))[1]['metrics'][metric]
+  reference = scipy.stats.permutation_test(
+    (seeds_SQ.mean(0), base_SQ[0]), lambda a, b, axis: np.mean(a - b, axis),
+    permutation_type='samples', vectorized=True, n_resamples=np.inf,
+  ).pvalue  # fmt: skip
+  assert 0.001 < reference < 0.05
+  # PNR grows with the share of concordant pairs, and every query has ten pairs.
+  assert result['difference']['p'] == pytest.approx(reference, abs=1e-12)
 
 
 def test_queries_of_one_cluster_are_drawn_together():

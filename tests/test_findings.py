@@ -28,7 +28,7 @@ def facts_of(values: dict[str, list[float]], **results):
   return types.SimpleNamespace(
     table=TABLE, rows=rows, results=found, overlap={}, tests={},
     validation={}, before={}, gains={}, tried={}, best={}, logs={}, seeds={}, served={}, config={},
-    quantised={},
+    quantised={}, other_seeds={},
     intervals=intervals.analyse(TABLE, rows, against=against),
     drawn=Units({}, list(next(iter(rows.values())))),
     title=functools.partial(TABLE.row_title, results=found),

@@ -3,10 +3,13 @@
 import math
 import types
 
+import ir_measures
+import numpy as np
 import pytest
+from ir_measures import RR
 
 from disranker_jax import config as configs
-from disranker_jax.data.records import Document, Group
+from disranker_jax.data.records import BadRows, Document, Group, listed
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import fusion, metrics, runs
 from disranker_jax.pipeline import seeds
@@ -83,7 +86,7 @@ class TestFirstStage:
     docs = [(doc, i, score) for i, (doc, score) in enumerate(given.items(), 1)]
     groups = [self.scored(*reversed(docs), ('z', 0, math.nan))]
     ranking, facts = first_stage(groups)
-    assert 'scores' not in facts['note']  # it says that z is not found
+    assert '-rank' not in facts['note']  # it says that z is not found
     runs.write_run(tmp_path / 'bm25.run', ranking, 'bm25')
     read = runs.read_run(tmp_path / 'bm25.run')
     assert order(read, 'q') == order(ranking, 'q') == list('abcde')
@@ -91,6 +94,36 @@ class TestFirstStage:
     wanted = fusion.convex(model, given, 0.4)
     if scale:  # else all scores are equal, and only the order is left of them
       assert fusion.convex(model, read['q'], 0.4) == pytest.approx(wanted, abs=1e-6)
+
+  @pytest.mark.parametrize('scale', [1.0, 1e-6, -3e5])
+  def test_trec_eval_finds_the_same_order_of_equal_scores_in_its_run(self, tmp_path, scale):
+    rng, groups = np.random.default_rng(0), []
+    for q in range(20):
+      scores = np.sort(scale * np.repeat(rng.uniform(5, 20, 10), 2))[::-1]
+      names = [f'd{i}' for i in rng.permutation(20)]
+      docs = zip(names, scores.tolist(), strict=True)
+      made = [Document(d, 'x', '', rank=i, score=s) for i, (d, s) in enumerate(docs, 1)]
+      groups.append(Group(f'q{q}', 'x', tuple(made)))
+    ranking, facts = first_stage(groups)
+    file = tmp_path / 'bm25.run'
+    runs.write_run(file, ranking, 'bm25')
+    for place in range(20):  # the rank of each document, as trec_eval sees it
+      qrels = {group.query_id: {group.docs[place].doc_id: 1} for group in groups}
+      theirs = ir_measures.pytrec_eval.calc_aggregate(
+        [RR], qrels, ir_measures.read_trec_run(str(file))
+      )
+      assert theirs[RR] == pytest.approx(1 / (place + 1))
+    given = {g.query_id: {d.doc_id: d.score for d in g.docs} for g in groups}
+    other = sum(order(given, query) != order(ranking, query) for query in given)
+    assert other > 0 and facts['note'].startswith(f'{other} of 20 queries have equal scores, which')
+
+  def test_equal_scores_in_the_order_of_trec_eval_are_not_told(self):
+    _, facts = first_stage([self.scored(('c', 1, 5.0), ('b', 2, 5.0), ('d', 3, 4.0))])
+    assert 'note' not in facts
+    docs = ('b', 1, 5.0), ('c', 2, 5.0), ('d', 3, 4.0)
+    assert '1 of 1 query has equal scores' in first_stage([self.scored(*docs)])[1]['note']
+    _, facts = first_stage([self.scored(*docs)], 'trec:data?run=bm25')
+    assert 'note' not in facts  # there is no other file of it
 
   @pytest.mark.parametrize(
     ('docs', 'why'),
@@ -137,6 +170,24 @@ class TestGivenRun:
     lines = [f'{q} Q0 {d} 1 {s} x\n' for q in 'qr' for d, s in zip('abc', (1, 3, 2), strict=True)]
     ranking, facts = self.ranked(tmp_path, groups, ''.join(lines))
     assert order(ranking, 'r') == ['b', 'c', 'a'] and not facts
+
+  def test_a_document_with_two_scores_is_refused_and_equal_rows_count_as_by_compare(
+    self, tmp_path, groups
+  ):
+    lines = [f'{q} Q0 {d} 1 {s} x\n' for q in 'qr' for d, s in zip('abc', (1, 3, 2), strict=True)]
+    ranking, facts = self.ranked(tmp_path, groups, ''.join([*lines, lines[1], lines[4], lines[1]]))
+    assert order(ranking, 'q') == order(ranking, 'r') == ['b', 'c', 'a']
+    noted = BadRows()
+    assert runs.read_run(tmp_path / 'production.run', noted) == ranking
+    assert facts['note'] == f'trec:{tmp_path}/production.run: {listed(noted.notes)[0]}'
+    other, of_no_test = 'r Q0 b 9 7.5 x\n', 't Q0 b 1 1 x\nt Q0 b 2 2 x\n'
+    assert self.ranked(tmp_path, groups, ''.join([*lines, of_no_test]))[0] == ranking
+    with pytest.raises(UserError, match=(
+      r"runs\.production: .*'b' appears twice for query_id 'r', with the scores 3 and 7\.5; keep"
+    )):  # fmt: skip
+      self.ranked(tmp_path, groups, ''.join([*lines, other]))
+    with pytest.raises(UserError, match="'b' appears twice for query_id 'r'; keep one of the rows"):
+      runs.read_run(tmp_path / 'production.run')
 
   def test_a_run_of_other_queries_is_refused(self, tmp_path, groups):
     with pytest.raises(UserError, match=r"runs\.production: .* none of the test queries.*'q'"):

@@ -294,8 +294,8 @@ def unrepeated(lines: list[tuple[int, Line]], bad_rows: BadRows) -> list[Line]:
 def ranked(lines: list[Line]) -> dict[str, Line]:
   """The documents of the run, best first, ranked from 1.
 
-  As in trec_eval, the score decides. The rank in the file only breaks ties, because some tools
-  count from 0 and some from 1.
+  The score decides, because some tools count ranks from 0 and some from 1. Of equal scores the rank
+  in the file decides, then the order of its rows; trec_eval would order them by document id.
   """
   best = sorted(lines, key=lambda line: (-line.score, line.rank))
   return {line.doc_id: line._replace(rank=i) for i, line in enumerate(best, 1)}

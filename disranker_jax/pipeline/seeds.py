@@ -18,21 +18,56 @@ from disranker_jax.progress import say
 from disranker_jax.stages.result_table import Row, Table
 
 
-def run(config: ConfigDict, workdir: Path, seeds: Sequence[int]) -> None:
+def run(config: ConfigDict, workdir: Path, seeds: Sequence[int], rerun: Sequence[str] = ()) -> None:
   """Trains and evaluates the rows with each seed, then writes the report with all of them.
+
+  rerun  stages to run again where they are stale, with all that follow from them
 
   Raises: as `runner.run`.
   """
-  role = systems.of(config).table.role
-  others = [seed for seed in seeds if seed != config[role].seed]
+  others = other(config, seeds)
   for i, seed in enumerate(others, 1):
     say(f'seed {seed} ({i}/{len(others)} more)')
+    changed, place = with_seed(config, seed), folder(workdir, seed)
     # The run of the first seed has said what the models do not read.
-    runner.run(with_seed(config, seed), folder(workdir, seed), reuse=[workdir], warn=False)
+    runner.run(changed, place, rerun=again(changed, place, rerun), reuse=[workdir], warn=False)
   if 'report' in config.stages:
     runner.run(config, workdir, ['report'])
   if processes.is_first():
     reruns.finish(Run(config, workdir, None))
+
+
+def check(
+  config: ConfigDict, workdir: Path, seeds: Sequence[int], rerun: Sequence[str] = ()
+) -> None:
+  """Raises: UserError for a seed that `run` would refuse; to be known before the first one trains.
+
+  It looks at manifests and inputs alone.
+  """
+  for seed in other(config, seeds):
+    again(with_seed(config, seed), folder(workdir, seed), rerun)
+
+
+def other(config: ConfigDict, seeds: Sequence[int]) -> list[int]:
+  """The seeds beside the config's own."""
+  return [seed for seed in seeds if seed != config[systems.of(config).table.role].seed]
+
+
+def again(config: ConfigDict, place: Path, rerun: Sequence[str]) -> list[str]:
+  """The stale stages of a seed's run. Those that are as the config has them are kept.
+
+  Raises: UserError for one that is not of `rerun` and does not follow from them.
+  """
+  pipeline = runner.Pipeline(Run(config, place.absolute(), None))
+  stale = {s.name: found for s in pipeline.listed if (found := pipeline.state(s).changes)}
+  repeated = systems.following(pipeline.listed, rerun)
+  for name in [name for name in stale if name not in repeated]:
+    raise UserError(
+      f'{pipeline.run.folder(name)} is stale: {"; ".join(stale[name][:3])}. Repeat the stage with '
+      f'--rerun={name}, also in the run itself; or delete {place}, and this seed alone is trained '
+      'again'
+    )
+  return list(stale)
 
 
 def folder(workdir: Path, seed: int) -> Path:

@@ -23,7 +23,7 @@ def of(facts: Facts) -> list[str]:
   return [
     *missed(facts), *missed_held_out(facts), *memorised(facts), *overlaps(facts),
     *related(facts), *together(facts), *few(facts), *noisy(facts), *notes(facts),
-    *unjudged(facts),
+    *unjudged(facts), *other_seeds(facts),
   ]  # fmt: skip
 
 
@@ -181,6 +181,22 @@ def noisy(facts: Facts) -> list[str]:
     f'equal networks took {fast} and {slow}: other work may have used the machine, so times say '
     'little'
   ]
+
+
+def other_seeds(facts: Facts) -> list[str]:
+  """The seeds that the report leaves out, as their runs differ in more than the seed."""
+  by_why: dict[str, list[int]] = {}
+  for seed, why in facts.other_seeds.items():
+    by_why.setdefault(why, []).append(seed)
+  said = []
+  for why, seeds in by_why.items():
+    names, folders = ', '.join(map(str, seeds)), ', '.join(f'seeds/{seed}' for seed in seeds)
+    which = f'seed {names} is' if len(seeds) == 1 else f'seeds {names} are'
+    said.append(
+      f'{which} left out, because other settings or inputs were used ({why}); to train again, '
+      f'delete {folders} and add --seeds={names.replace(" ", "")}'
+    )
+  return said
 
 
 def few(facts: Facts) -> list[str]:

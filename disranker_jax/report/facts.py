@@ -20,7 +20,7 @@ from disranker_jax.evaluation.units import Units
 from disranker_jax.pipeline import manifest, systems
 from disranker_jax.pipeline.stage import Stage
 from disranker_jax.progress import of_units
-from disranker_jax.report import intervals
+from disranker_jax.report import intervals, seeds
 from disranker_jax.report.intervals import Intervals
 from disranker_jax.stages import result_table
 from disranker_jax.stages.result_table import Table
@@ -67,6 +67,7 @@ class Facts:
   best: dict[str, str]  # which student is exported as the best one, and why
   quantised: dict  # the 8-bit format in which the teacher scored, and what the gate found
   seeds: dict[str, dict[int, float]]  # {row: {the seed of its model: value of the main metric}}
+  other_seeds: dict[int, str]  # {seed: in what else its run differs}, which `seeds` lacks
 
   def labels(self) -> dict[tuple[str, str], int]:
     """{(query_id, doc_id): label} of the judged test pairs."""
@@ -138,7 +139,8 @@ def gather(run) -> Facts:
     tried=stage_results(run, 'distill').get('tried', {}),
     best=stage_results(run, 'export').get('best', {}),
     quantised=stage_results(run, 'score').get('quantised', {}),
-    seeds=read_seeds(run, results),
+    seeds=seeds.values(run, results),
+    other_seeds=seeds.left_out(run),
     device=(manifest.read(evaluated) or {}).get('device', 'an unknown device'),
   )
 
@@ -165,19 +167,6 @@ def of_stages(run, key: str) -> dict[str, dict]:
   """{stage: a part of what it returned}, of the finished stages that have it."""
   found = {stage.name: stage_results(run, stage.name).get(key) for stage in declared(run)}
   return {name: part for name, part in found.items() if part}
-
-
-def read_seeds(run, results: dict[str, dict]) -> dict[str, dict[int, float]]:
-  """The main metric of the seeded rows by seed, where more than one was trained."""
-  table = result_table.of(run.config)
-  found: dict[str, dict[int, float]] = {}
-  for folder in sorted((run.workdir / 'seeds').glob('*'), key=lambda f: (len(f.name), f.name)):
-    file = folder / table.stage / 'results.json'
-    for row, values in (json.loads(file.read_text()) if file.exists() else {}).items():
-      if row in results:
-        own = {run.config[table.role].seed: float(results[row][table.main])}
-        found.setdefault(row, own)[int(folder.name)] = float(values[table.main])
-  return found
 
 
 def read_run(file: Path, stage: str) -> dict[str, dict[str, float]]:

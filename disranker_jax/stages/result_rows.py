@@ -24,7 +24,7 @@ from disranker_jax.report import tables
 from disranker_jax.stages import earlier, prepare, prompting, roles, teacher
 from disranker_jax.stages.result_table import Ranking, Row, Table, model_scores
 
-STEP = 2e-8  # of a score; runs are written with nine digits, which tell scores so far apart
+STEP = 2.5e-7  # of a score; trec_eval keeps float32, which tells scores so far apart
 SMALLEST = 1e-30  # step, for scores near 0
 PREVIOUS_KEY = 'student.init_from'  # names the earlier run
 
@@ -49,6 +49,8 @@ def first_stage(run: Run, row: Row, groups) -> Ranking:
     ranking, note = given_scores(groups)
     if note:
       note = f'{note}, so the scores in {row.name}.run are -rank; fuse it by ranks'
+    elif facts:  # a run of its own, which others may evaluate too
+      note = ties(groups, ranking)
   else:
     facts = {'title': 'BM25 (test documents)'}
     note = (
@@ -80,6 +82,26 @@ def given_scores(groups: Sequence[Group]) -> tuple[metrics.Run, str]:
   if unknown or wrong:
     return {q: {d.doc_id: -float(d.rank) for d in of_query} for q, of_query in found.items()}, wrong
   return {query: apart(of_query) for query, of_query in found.items()}, ''
+
+
+def ties(groups: Sequence[Group], ranking: metrics.Run) -> str:
+  """Says in how many queries equal scores have another order than in trec_eval; '' in none.
+
+  Args:
+    ranking: that of `given_scores`.
+  """
+  other = 0
+  for group in groups:
+    scores = {doc.doc_id: doc.score for doc in group.docs if doc.rank}
+    if not any(map(math.isnan, scores.values())):
+      other += metrics.ranked(scores) != metrics.ranked(ranking[group.query_id])
+  if not other:
+    return ''
+  said = part_of(other, len(groups), 'query', 'queries', 'has', 'have')
+  return (
+    f'{said} equal scores, which keep the order of the first stage; trec_eval and disranker '
+    'compare order them by document id, so its own run may give other numbers'
+  )
 
 
 def rank_of(doc: Document) -> int:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from disranker_jax.config.settings import Section
 from disranker_jax.data import sources
-from disranker_jax.data.records import Document, Group
+from disranker_jax.data.records import REPEATED, BadRows, Document, Group, listed
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.evaluation import documents, metrics
@@ -284,7 +284,8 @@ def given_run(run: Run, row: Row, groups) -> Ranking:
   """
   table, address = of(run.config), settings_of(run.config).runs[row.name]
   pool = {g.query_id: {d.doc_id for d in g.docs} for g in groups}
-  given = read_given(f'{table.stage}.runs.{row.name}', address, pool)
+  bad_rows = BadRows()
+  given = read_given(f'{table.stage}.runs.{row.name}', address, pool, bad_rows)
   ranking = documents.only(given, pool) if table.reranks else given
   of_queries = sum(len(pool[query_id]) for query_id in ranking)
   found, every = (sum(map(len, each.values())) for each in (ranking, given))
@@ -300,19 +301,35 @@ def given_run(run: Run, row: Row, groups) -> Ranking:
   if missing:
     of_tests = part_of(missing, len(groups), 'query', 'queries', 'is', 'are')
     said.append(f'{of_tests} not in it and {"counts" if missing == 1 else "count"} as 0')
-  note = '; '.join(said)
-  if not note:
-    return ranking, {}
-  only = '; disranker compare --documents common compares only what all runs have'
-  return ranking, {'note': f'{address}: {note}{only if table.reranks else ""}'}
+  if said and table.reranks:
+    said.append('disranker compare --documents common compares only what all runs have')
+  said = [*listed(bad_rows.notes), *said]
+  return ranking, {'note': f'{address}: {"; ".join(said)}'} if said else {}
 
 
-def read_given(key: str, address: str, queries: Collection[str]) -> metrics.Run:
-  """The scores of a run from elsewhere for the test queries. Raises: UserError if it has none."""
+def read_given(
+  key: str, address: str, queries: Collection[str], bad_rows: BadRows | None = None
+) -> metrics.Run:
+  """The scores of a run from elsewhere for the test queries.
+
+  Rows that repeat an earlier one are noted in `bad_rows`. Raises: UserError if it has none of the
+  queries, or two scores of a document, as `evaluation.runs.read_run`.
+  """
   given: dict[str, dict[str, float]] = {}
-  for query_id, doc_id, score in sources.read(address, sources.SCORES):
-    if query_id in queries:
-      given.setdefault(query_id, {})[doc_id] = score
+  bad_rows = bad_rows or BadRows()
+  for query_id, doc_id, score in sources.read(address, sources.SCORES, bad_rows=bad_rows):
+    if query_id not in queries:
+      continue
+    docs = given.setdefault(query_id, {})
+    if doc_id not in docs:
+      docs[doc_id] = score
+    elif docs[doc_id] == score:
+      bad_rows.note(REPEATED)
+    else:
+      raise UserError(
+        f'config.{key}: {address}: {doc_id!r} appears twice for query_id {query_id!r}, with the '
+        f'scores {docs[doc_id]:g} and {score:g}; keep one of the rows'
+      )
   if not given:
     raise UserError(
       f'config.{key}: {address} has none of the test queries; name a run of them, '
