@@ -13,6 +13,7 @@ from typing import Any
 
 import msgpack
 
+from disranker_jax import disks
 from disranker_jax.data import contents
 from disranker_jax.errors import UserError, reason
 
@@ -100,7 +101,7 @@ class Spool:
     self._folder.mkdir(parents=True, exist_ok=True)
     path = self._folder / f'{name}.rows'
     partial = path.with_suffix('.partial')
-    with partial.open('wb') as file:
+    with disks.writing(self._folder), partial.open('wb') as file:
       block, size = [], 0
       for row in rows:
         block.append(row)
