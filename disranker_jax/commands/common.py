@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from disranker_jax import escaping
+from disranker_jax import disks, escaping
 from disranker_jax.errors import UserError, reason
 
 ELSEWHERE = (
@@ -58,25 +58,34 @@ def guarded():
     if not any(map(is_closed, (sys.stdout, sys.stderr))):
       raise
     sys.exit(141)
-  except RuntimeError as e:  # jax.errors.JaxRuntimeError, without importing jax
-    if not str(e).startswith('RESOURCE_EXHAUSTED'):
+  except Exception as e:
+    if not (what := lacking(e)):
       raise
-    say(
-      f'error: the device is out of memory ({reason(e, 300)}); lower batch_rows or row_len, set '
-      'remat=full, param_dtype=bfloat16 (of parameters that are not trained), or raise mesh.fsdp'
-    )
-    sys.exit(2)
-  except OSError as e:
-    if e.errno not in DISK_ERRORS:
-      raise
-    where = f'{e.filename}: ' if e.filename else ''
-    say(f'error: {where}{DISK_ERRORS[e.errno]}, then run the same command again')
+    say(f'error: {what}')
     sys.exit(2)
   finally:
     # What is left in the buffers would fail again when the interpreter exits.
     for stream in (sys.stdout, sys.stderr):
       if is_closed(stream):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def lacking(error: Exception) -> str:
+  """What the machine lacks by an error, and what to do; '' for another error."""
+  found = disks.error_of(error)
+  if found and found.errno in DISK_ERRORS:
+    loaded = sys.modules.get('disranker_jax.devices.processes')  # without importing jax
+    place = loaded.place() if loaded else ''  # each of several machines has disks of its own
+    where = [str(found.filename or ''), place and f'({place})']
+    what = f'{DISK_ERRORS[found.errno]}, then run the same command again'
+    return ': '.join(filter(None, (' '.join(filter(None, where)), what)))
+  # A jax.errors.JaxRuntimeError is one.
+  if isinstance(error, RuntimeError) and str(error).startswith('RESOURCE_EXHAUSTED'):
+    return (
+      f'the device is out of memory ({reason(error, 300)}); lower batch_rows or row_len, set '
+      'remat=full, param_dtype=bfloat16 (of parameters that are not trained), or raise mesh.fsdp'
+    )
+  return ''
 
 
 def is_closed(stream) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgpack
 
+from disranker_jax import disks
 from disranker_jax.data import contents
 from disranker_jax.errors import UserError, reason
 
@@ -102,12 +103,11 @@ class Spool:
     self._folder.mkdir(parents=True, exist_ok=True)
     path = self._folder / f'{name}.rows'
     try:
-      _write_run(path, rows, self._pack)
+      with disks.writing(self._folder):
+        _write_run(path, rows, self._pack)
     except OSError as error:
-      if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+      if self._temporary is None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
         raise
-      if self._temporary is None:
-        raise OSError(error.errno, error.strerror, str(self._folder)) from None
       raise UserError(
         f'{self._folder}: no space is left for rows that are sorted there ({error.strerror}); free '
         'some, or set TMPDIR to a folder with more'

@@ -25,6 +25,7 @@ from array_record.python import array_record_data_source, array_record_module
 from tensorflow_datasets.core import naming
 from tensorflow_datasets.proto import tf_example_pb2
 
+from disranker_jax import disks
 from disranker_jax.data import contents
 from disranker_jax.data.records import DOCUMENT_FIELDS, KINDS, Click, Document, Group
 from disranker_jax.errors import UserError, first_line
@@ -94,7 +95,8 @@ class Shards:
     if self._writer is None:
       self._writer = array_record_module.ArrayRecordWriter(str(self._path('.partial')), GROUPING)
     data = serialize(record)
-    self._writer.write(data)
+    with disks.writing(self._folder):
+      self._writer.write(data)
     self._open_length += 1
     self._open_bytes += len(data)
     return self._open_bytes >= SHARD_BYTES
@@ -102,7 +104,8 @@ class Shards:
   def close_shard(self) -> None:
     """Completes the open shard."""
     if self._writer is not None:
-      self._writer.close()
+      with disks.writing(self._folder):
+        self._writer.close()
       os.replace(self._path('.partial'), self._path())
       self.lengths.append(self._open_length)
       self.bytes += self._open_bytes

@@ -10,6 +10,7 @@ import io
 import itertools
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -67,6 +68,13 @@ def start() -> None:
 def is_first() -> bool:
   """Whether this is process 0, which writes what is written once."""
   return jax.process_index() == 0
+
+
+def place() -> str:
+  """'process 3 on tpu-3', if there are several; '' of one. It does not look for devices."""
+  if not jax.distributed.is_initialized() or jax.process_count() == 1:
+    return ''
+  return f'process {jax.process_index()} on {socket.gethostname()}'
 
 
 def barrier(name: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from safetensors.numpy import save_file
 
+from disranker_jax import disks
 from disranker_jax.data import contents
 
 FILE_BYTES = 4 << 30  # largest safetensors file, except for a tensor that is larger
@@ -56,7 +57,8 @@ def write_tensors(folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]
 
   def write():
     files.append((folder / f'part{len(files)}', list(held)))
-    save_file(held, files[-1][0], metadata={'format': 'pt'})
+    with disks.writing(folder):
+      save_file(held, files[-1][0], metadata={'format': 'pt'})
 
   for name, tensor in tensors:
     if held and size + tensor.nbytes > FILE_BYTES:

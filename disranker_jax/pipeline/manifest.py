@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 
 from disranker_jax import config as configs
+from disranker_jax import disks
 from disranker_jax.config import settings
 from disranker_jax.data import contents
 from disranker_jax.devices import processes, processor
@@ -39,7 +40,8 @@ def files(paths: Sequence[Path]) -> str:
 def write_json(file: Path, value) -> None:
   """Writes to a temporary name first, so that a kill leaves the old file or the new one."""
   partial = file.with_suffix('.partial')
-  partial.write_text(json.dumps(value, indent=2) + '\n')
+  with disks.writing(file):
+    partial.write_text(json.dumps(value, indent=2) + '\n')
   os.replace(partial, file)
 
 

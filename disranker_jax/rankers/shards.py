@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from disranker_jax import disks
 from disranker_jax.devices import processes
 from disranker_jax.errors import Stopped, UserError
 from disranker_jax.progress import amount, say
@@ -325,7 +326,7 @@ def put(file: Path, content: bytes) -> None:
   """Writes a file atomically and to disk: under another name first."""
   partial = file.with_name(file.name + '.partial')
   try:
-    with partial.open('wb') as f:
+    with disks.writing(file), partial.open('wb') as f:
       f.write(content)
       f.flush()
       os.fsync(f.fileno())

@@ -20,6 +20,7 @@ import jax
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
+from disranker_jax import disks
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import UserError, first_line
 from disranker_jax.models import tree
@@ -75,7 +76,8 @@ class Checkpoints:
 
   def __exit__(self, *_):
     try:
-      self._orbax.close()
+      with disks.writing(self._folder):
+        self._orbax.close()
     finally:
       self._sealer.shutdown()
 
@@ -86,13 +88,14 @@ class Checkpoints:
   def save(self, step: int, params, train) -> None:
     """Starts writing in the background; does nothing if the step exists.
 
-    Raises: the error of the previous save, if it failed.
+    Raises: the error of the previous save, if it failed; OSError for a full disk.
     """
-    self._wait_for_seal()
-    if step not in self.steps():
-      items = {'params': params, TRAIN: train}
-      saved = self._orbax.save_checkpointables_async(step, items, force=True)
-      self._sealed = self._sealer.submit(self._seal, step, saved)
+    with disks.writing(self._folder):
+      self._wait_for_seal()
+      if step not in self.steps():
+        items = {'params': params, TRAIN: train}
+        saved = self._orbax.save_checkpointables_async(step, items, force=True)
+        self._sealed = self._sealer.submit(self._seal, step, saved)
 
   def _seal(self, step: int, saved) -> None:
     saved.result()
@@ -133,9 +136,10 @@ class Checkpoints:
     (self._folder / str(step)).rename(aside / str(step))
 
   def wait(self) -> None:
-    """Waits until all saves are on disk. Raises: the error of a save that failed."""
-    self._orbax.wait()
-    self._wait_for_seal()
+    """Waits until all saves are on disk. Raises: as `save`."""
+    with disks.writing(self._folder):
+      self._orbax.wait()
+      self._wait_for_seal()
 
 
 def attempt(load, folder: Path, part: str = ''):
