@@ -74,3 +74,16 @@ check_run_id() {
   esac
   [ "${#RUN_ID}" -le 40 ] || die "RUN_ID=$RUN_ID: at most 40 characters"
 }
+
+# A missing config would be noticed after the queue. An absolute path is one of the hosts, such as in
+# the bucket.
+check_config() {
+  case $CONFIG in /*) return 0 ;; esac
+  [ -f "$CONFIG" ] || die "CONFIG=$CONFIG: no such file in $PWD"
+}
+
+# Whether the last commit has the config as it is.
+is_committed() {
+  case $CONFIG in /*) return 0 ;; esac
+  git cat-file -e "HEAD:./$CONFIG" 2> /dev/null && git diff --quiet HEAD -- "$CONFIG"
+}

@@ -31,6 +31,7 @@ source launch/common.sh
 : "${IMAGE:?set IMAGE to a container image built with launch/Dockerfile}"
 check_run_id
 CONFIG=${CONFIG:-configs/disranker_mistral_7b.py}
+check_config
 WORKDIR=${WORKDIR:-/bucket/runs/$RUN_ID}
 ACCELERATOR=${ACCELERATOR:-tpu-v5-lite-podslice}
 TOPOLOGY=${TOPOLOGY:-8x8}
@@ -79,6 +80,8 @@ fill() {
   printf '%s\n' "$text"
 }
 
+[ -n "$DRY_RUN" ] || is_committed ||
+  say "warning: CONFIG=$CONFIG is not committed as it is; has $IMAGE got it?"
 if [ -n "$DRY_RUN" ]; then
   echo '# kubectl apply -f -'
   fill

@@ -25,6 +25,11 @@ check_run_id
 # A checkpoint is committed by renaming a folder. Mounts of other stores do not rename atomically.
 case $BUCKET in gs://?*) ;; *) die "BUCKET=$BUCKET: must be a gs:// address" ;; esac
 CONFIG=${CONFIG:-configs/disranker_mistral_7b.py}
+check_config
+# SkyPilot copies this folder without what git ignores.
+if [ -z "$DRY_RUN" ] && git check-ignore -q "$CONFIG" 2> /dev/null; then
+  die "CONFIG=$CONFIG: is ignored by git, so it is not copied to the nodes; move it to configs/"
+fi
 WORKDIR=${WORKDIR:-/bucket/runs/$RUN_ID}
 RETRIES=${RETRIES:-20}
 check_numbers RETRIES

@@ -27,6 +27,7 @@ source launch/common.sh
 : "${RUN_ID:?set RUN_ID to a name for this run; the same name resumes it}"
 check_run_id
 CONFIG=${CONFIG:-configs/disranker_mistral_7b.py}
+check_config
 WORKDIR=${WORKDIR:-runs/$RUN_ID}
 NODES=${NODES:-1} GPUS=${GPUS:-8} RETRIES=${RETRIES:-20}
 check_numbers NODES GPUS RETRIES

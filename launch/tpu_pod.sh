@@ -8,7 +8,7 @@
 #
 # PROJECT, ZONE, BUCKET   required; the bucket is mounted on every worker as /bucket
 # RUN_ID                  required; the same id resumes the same run
-# CONFIG                  configs/disranker_mistral_7b.py
+# CONFIG                  configs/disranker_mistral_7b.py; in the last commit, which is what is sent
 # WORKDIR                 /bucket/runs/$RUN_ID
 # ACCELERATOR             v5litepod-64 (a v5e:8x8); v6e-64, v5p-128, ...
 # RUNTIME                 the VM image for the accelerator
@@ -32,6 +32,9 @@ source launch/common.sh
 : "${RUN_ID:?set RUN_ID to a name for this run; the same name resumes it}"
 check_run_id
 CONFIG=${CONFIG:-configs/disranker_mistral_7b.py}
+check_config
+[ -n "$DRY_RUN" ] || is_committed ||
+  die "CONFIG=$CONFIG: is not committed as it is, and only the last commit is sent; commit it"
 WORKDIR=${WORKDIR:-/bucket/runs/$RUN_ID}
 ACCELERATOR=${ACCELERATOR:-v5litepod-64}
 case $ACCELERATOR in
@@ -119,7 +122,8 @@ attempt() {
   on_all "$program"
 }
 
-[ -n "$DRY_RUN" ] || git diff --quiet HEAD || say 'warning: uncommitted changes are not sent'
+[ -n "$DRY_RUN" ] || [ -z "$(git status --porcelain)" ] ||
+  say 'warning: changes and new files that are not committed are not sent'
 run git archive --format=tar.gz --output="$code" HEAD
 status=0
 for try in $(seq 0 "$RETRIES"); do

@@ -144,6 +144,11 @@ def test_a_missing_variable_is_named(stubs, script, name):
     ('gke.sh', {'TOPOLOGY': '8by8'}, 'TOPOLOGY=8by8: must be like 8x8'),
     ('gke.sh', {'TOPOLOGY': '1x1'}, 'fewer than CHIPS_PER_HOST=4 chips'),
     ('gke.sh', {'WORKDIR': 'a\nb'}, 'control character'),
+    *(
+      (name, {'CONFIG': 'configs/none.py'}, 'CONFIG=configs/none.py: no such file in ')
+      for name in REQUIRED
+      if name != 'gpu_pmap.sh'  # where the program says it at once
+    ),
     ('slurm.sh', {'TASKS': 'core'}, 'TASKS=core: must be gpu or node'),
     ('sky.sh', {'BUCKET': 's3://ours'}, 'BUCKET=s3://ours: must be a gs:// address'),
   ],

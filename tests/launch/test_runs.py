@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 import yaml
-from launching import GKE, REPO, SLURM, TPU
+from launching import GKE, REPO, SKY, SLURM, TPU
 
 WAIT = [['', 'until SIGTERM']]
 
@@ -116,6 +116,37 @@ def test_the_code_is_packed_in_a_folder_of_its_own(stubs):
   folder = pathlib.Path(output).parent
   assert folder.parent == shared and not folder.exists()  # removed at the end
   assert victim.read_text() == 'mine'
+
+
+# What `git` answers in this order: cat-file, diff.
+@pytest.mark.parametrize('answers', [[['', 1]], [['', 0], ['', 1]]])
+def test_a_config_that_is_not_committed_is_not_waited_for(stubs, answers):
+  stubs.answer(git=answers)
+  done = pod(stubs)
+  assert done.returncode == 2 and {*stubs.kinds()} == {'git'}
+  assert 'CONFIG=configs/disranker_mistral_7b.py: is not committed as it is' in done.stderr
+
+
+def test_a_config_in_the_bucket_need_not_be_committed(stubs):
+  stubs.answer(list=states('ACTIVE'), describe=states('READY'))
+  assert pod(stubs, CONFIG='/bucket/mine.py').returncode == 0
+  assert [argv[0] for kind, argv in stubs.calls() if kind == 'git'] == ['status', 'archive']
+
+
+@pytest.mark.parametrize('changed', [' M disranker_jax/main.py', '?? new.py', ''])
+def test_what_is_not_sent_is_said(stubs, changed):
+  stubs.answer(
+    list=states('ACTIVE'), describe=states('READY'), git=[['', 0], ['', 0], [changed, 0]]
+  )
+  assert ('not committed are not sent' in pod(stubs).stderr) == bool(changed)
+
+
+@pytest.mark.parametrize('status', [0, 1])
+def test_a_config_that_sky_would_not_copy_is_refused(stubs, status):
+  stubs.answer(git=[['', status]])  # of check-ignore
+  done = stubs.call('sky.sh', **SKY)
+  assert ('is ignored by git' in done.stderr) == (status == 0)
+  assert stubs.kinds() == (['git'] if status == 0 else ['git', 'sky'])
 
 
 def test_a_kept_slice_is_not_deleted(stubs):
