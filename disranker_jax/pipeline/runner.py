@@ -233,8 +233,10 @@ class Pipeline:
         # Only the records that the stage reads: other test queries do not change the teacher.
         # Export and report name none and take whatever there is.
         read = [stage.name] if stage.reads_records(config) else None
+        records = done['results'] if done else {}
         for kind in prepare.kinds(config, read):
-          found[f'prepare {kind}'] = done and done['results'][kind]['fingerprint']
+          # None for a kind that nothing read when the stage was done.
+          found[f'prepare {kind}'] = records.get(kind, {}).get('fingerprint')
       else:
         found[name] = done and done['fingerprint']
     return found
