@@ -100,17 +100,18 @@ class Stage:
   reads_stages  earlier stages whose output it uses, if they are in config.stages
   requires      config -> {what requires them: stages that must be in config.stages}; by default a
                 stage with a model requires prepare
-  reads_records config -> the kinds of prepared records that it reads
+  reads_records config -> the kinds of prepared records that it is made from: others make it stale
+  any_records   whether it takes whatever prepared records there are, and names none
   addresses     config -> (config key, kind of records, address) of the data that it reads, whose
                 files are looked for before the first stage
   outside       (config, workdir) -> {config key: fingerprint} of what it reads outside the workdir
                 beside its models; None for an earlier run that does not exist any more
   expected      of a stage that makes records: run -> as many as it can make, for the estimate
-  has_parts     whether its folder has parts that know what they were made from: a repetition
-                because of an earlier stage (--rerun) leaves the folder, and the stage keeps the
-                parts that have not changed
+  parts         what its folder has that knows what it was made from, such as 'rows'; '' for
+                nothing. A repetition because of an earlier stage (--rerun) leaves the folder, and
+                the stage keeps those that have not changed
   is_reusable   whether all that is on disk of it knows what it was made from: after an error in its
-                input it may go on with other settings; by default `has_parts`
+                input it may go on with other settings; by default that it has `parts`
   take          (run, other runs): links the parts that another run has made in the same way, where
                 the whole stage is not the same
   of_its_run    whether its result is of its own run, and never taken from another one
@@ -149,10 +150,11 @@ class Stage:
   reads_stages: tuple[str, ...] = ()
   requires: Callable[[ConfigDict], Mapping[str, tuple[str, ...]]] | None = None
   reads_records: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
+  any_records: bool = False
   addresses: Callable[[ConfigDict], Sequence[tuple[str, str, str]]] = lambda config: ()
   outside: Callable[[ConfigDict, Path], Mapping[str, str | None]] = lambda config, workdir: {}
   expected: Callable[[Run], Sequence] | None = None
-  has_parts: bool = False
+  parts: str = ''
   is_reusable: Callable[[Run], bool] | None = None
   take: Callable[[Run, Sequence[Run]], None] = lambda run, donors: None
   of_its_run: bool = False
@@ -179,7 +181,7 @@ class Stage:
     object.__setattr__(self, 'requires', self.requires or (lambda config: requires))
     object.__setattr__(self, 'uses', self.uses or self._own_model)
     object.__setattr__(self, 'kept', self.kept or self._saved_step)
-    object.__setattr__(self, 'is_reusable', self.is_reusable or (lambda run: self.has_parts))
+    object.__setattr__(self, 'is_reusable', self.is_reusable or (lambda run: bool(self.parts)))
 
   @property
   def sections(self) -> tuple[str, ...]:
