@@ -227,7 +227,7 @@ class Pipeline:
     """Where the stage stands; stages in `again` count as not done."""
     folder = self.run.folder(stage.name)
     before = None if stage.name in again else manifest.read(folder)
-    wanted = manifest.settings_of(self.run.config, stage.sections)
+    wanted = manifest.settings_of(self.run.config, stage.sections(self.run.config))
     current = {n: None if n in again else v for n, v in self.inputs(stage).items()}
     if before:
       current = outside.as_before(before['inputs'], current)

@@ -92,8 +92,9 @@ class Stage:
   check         tests relations between settings; raises UserError
   role          the model that it trains or runs: a role of the system, or ''
   models        the roles whose models it opens; by default `role`
-  keys          the dotted keys that its result depends on beside its own section and, of a training
-                stage, `validation`; by default the run's seed and all settings of its models
+  keys          config -> the dotted keys that its result depends on beside its own section and, of
+                a training stage, `validation`; by default the run's seed and all settings of its
+                models. They also tell whether its inputs have a role's `model` and `init_from`
   uses          config -> the models that it opens and what it does with them; by default `role`
   check_models  tests relations between opened models: (config, {label: model}); raises UserError
   check_records  tests the prepared records, as soon as there are any: run; raises UserError
@@ -129,8 +130,7 @@ class Stage:
   kept          what is on disk that it continues from, as text, '' for nothing; by default the last
                 saved step
   scores_records  whether it scores all records that it reads
-  ignores_init_from  whether `init_from` decides nothing: its model starts from the pretrained one,
-                or no parameters are read
+  ignores_init_from  whether `init_from` decides nothing: its model starts from the pretrained one
   optional      whether a config has to list it, as a run usually does without it
   paper_rows    the size of the paper's data for it, which `disranker plan` uses
   """
@@ -143,7 +143,7 @@ class Stage:
   check: Callable[[ConfigDict], None] = lambda config: None
   role: str = ''
   models: tuple[str, ...] = ()
-  keys: tuple[str, ...] = ()
+  keys: Callable[[ConfigDict], tuple[str, ...]] | None = None
   uses: Callable[[ConfigDict], tuple[Use, ...]] | None = None
   check_models: Callable[[ConfigDict, Mapping[str, TextModel]], None] = lambda config, models: None
   check_records: Callable[[Run], None] = lambda run: None
@@ -183,12 +183,11 @@ class Stage:
     object.__setattr__(self, 'kept', self.kept or self._saved_step)
     object.__setattr__(self, 'is_reusable', self.is_reusable or (lambda run: bool(self.parts)))
 
-  @property
-  def sections(self) -> tuple[str, ...]:
+  def sections(self, config: ConfigDict) -> tuple[str, ...]:
     """The parts of the config that its result depends on, sections and dotted keys."""
     held_out = ('validation',) if self.task else ()
-    keys = self.keys or (('seed', *self.models) if self.models else ())
-    return (*keys, *held_out, self.section)
+    usual = ('seed', *self.models) if self.models else ()
+    return (*(self.keys(config) if self.keys else usual), *held_out, self.section)
 
   def _own_model(self, config: ConfigDict) -> tuple[Use, ...]:
     if not self.role:

@@ -351,8 +351,9 @@ def outside(config, workdir) -> dict[str, str]:
 
 STAGE = Stage(
   'generate', 'the decoder writes queries from documents', execute, SETTINGS, check=check,
-  role='teacher', reads_stages=('prepare', 'cpt'), uses=uses, check_records=check_records,
-  outside=outside, addresses=addresses, expected=Expected, head=lambda config: 'lm', kept=kept,
-  is_complete=is_complete, parts='texts', take=take, optional=True, texts=writer.texts_of,
+  role='teacher', keys=writer.read_keys, reads_stages=('prepare', 'cpt'), uses=uses,
+  check_records=check_records, outside=outside, addresses=addresses, expected=Expected,
+  head=lambda config: 'lm', kept=kept, is_complete=is_complete, parts='texts', take=take,
+  optional=True, texts=writer.texts_of,
   paper_rows=10_468_974,  # the queries of its log
 )  # fmt: skip

@@ -1,12 +1,22 @@
 """Which changes leave the texts that `generate` has written, in the same workdir or another one."""
 
+import shutil
+
 import helpers
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from test_generated import config, copying, records, shards
 
+from disranker_jax import config as configs
+from disranker_jax.config.settings import flatten
 from disranker_jax.data import query_filters
-from disranker_jax.pipeline import runner
-from disranker_jax.stages import writer
+from disranker_jax.data.records import Document
+from disranker_jax.devices import sharding
+from disranker_jax.errors import UserError
+from disranker_jax.models import tree, weights
+from disranker_jax.pipeline import inputs, manifest, runner
+from disranker_jax.stages import generate, writer
 
 STAGES = ['prepare', 'generate', 'score']
 
@@ -114,3 +124,68 @@ def test_it_needs_the_test_before_a_text_is_written(run, tmp_path):
     message = helpers.refused(c, workdir, stages=[stage], rerun=['prepare'])
     assert f'stage {stage} needs prepare' in message
   assert helpers.snapshot(workdir) == before
+
+
+# Another value of each key of a teacher that results depend on.
+OTHERS = {
+  'seed': 7, 'layers': (1,), 'precision': 'bfloat16', 'param_dtype': 'bfloat16',
+  'bidirectional': True, 'pooling': 'mean', 'lora_rank': 8, 'lora_alpha': 8.0, 'max_len': 300,
+  'max_query_len': 9, 'row_len': 512, 'scorer': 'score_head', 'ready': True, 'input': 'pair',
+  'template': '{summary} {query}', 'zero_shot_template': '{summary} {query}',
+}  # fmt: skip
+WRITERS = {
+  'teacher': {},
+  'another model': {'generate__model': 'tiny-decoder'},
+  'teacher after cpt': {
+    'stages': ('prepare', 'cpt', 'generate', 'score', 'distill', 'evaluate'),
+    'cpt__predict': 'query', 'teacher__lora_rank': 4,
+  },
+}  # fmt: skip
+
+
+def opened(c):
+  """The network, the prompts and the untrained parameters of a writer; None if it is refused."""
+  try:
+    model = writer.open_writer(c)
+  except UserError:
+    return None
+  pretrained = tree.flatten(model.pretrained(c.seed, sharding.make_mesh(c.mesh)))
+  arrays = {path: np.asarray(value) for path, value in pretrained.items()}
+  return (
+    model.network,
+    writer.prompts(model, [Document('d', 'a title', 'and a text')]),
+    {path: (array.dtype, array.tobytes()) for path, array in arrays.items()},
+  )
+
+
+def made_from(c, workdir) -> tuple[dict, dict]:
+  wanted = manifest.settings_of(c, generate.STAGE.sections(c))
+  return wanted, inputs.outside(c, generate.STAGE, workdir)
+
+
+@pytest.mark.parametrize('name', WRITERS)
+def test_a_teachers_settings_repeat_the_texts_if_they_change_the_writer(name, tmp_path):
+  known = flatten(configs.sections('disranker')['teacher'])
+  others = OTHERS | {'model': str(tmp_path / 'other')}
+  assert others.keys() == {key for key, setting in known.items() if setting.affects_results}
+  folder = shutil.copytree(weights.find('tiny-decoder'), tmp_path / 'other')
+  tensors = load_file(folder / 'model.safetensors')
+  save_file({k: 2 * v for k, v in tensors.items()}, folder / 'model.safetensors')
+  usual = {'teacher__precision': 'float32', **WRITERS[name]}
+  before = config(tmp_path, **usual)
+  read = opened(before), made_from(before, tmp_path)
+  assert read[0]
+  stale = {}
+  for key, value in others.items():
+    c = config(tmp_path, **usual | {f'teacher__{key}': value})
+    stale[key] = made_from(c, tmp_path) != read[1]
+    assert stale[key] == (opened(c) != read[0]), key
+  assert stale['precision'] and not stale['max_len'] and not stale['template']
+  assert stale['model'] == (name != 'another model') and stale['lora_rank'] == ('cpt' in name)
+
+
+def test_what_a_teacher_starts_from_is_no_input_of_another_writer(tmp_path):
+  c = config(tmp_path, teacher__init_from=str(tmp_path / 'gone'))
+  assert inputs.outside(c, generate.STAGE, tmp_path)['teacher.init_from'] is None
+  c.generate.model = 'tiny-decoder'
+  assert inputs.outside(c, generate.STAGE, tmp_path).keys() == {'data.documents'}
