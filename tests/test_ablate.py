@@ -229,7 +229,7 @@ def begun(tmp_path):
     configs.save(config, run.workdir / 'config.json')
     folder = pipeline.run.folder(stage.name)
     folder.mkdir()
-    found = {'status': 'done', 'config': manifest.settings_of(config, stage.sections)}
+    found = {'status': 'done', 'config': manifest.settings_of(config, stage.sections(config))}
     found |= {'inputs': pipeline.inputs(stage)}
     (folder / manifest.FILE).write_text(json.dumps(found))
   return typed, [run.workdir for run in plan]

@@ -181,6 +181,28 @@ def test_of_shards_that_overlap_one_counts_and_no_pair_is_read_twice(store):
   assert len(list(store.folder.glob('*.parquet'))) == len(SPANS)
 
 
+def test_shards_that_were_made_alike_are_taken_where_some_are_missing(store, tmp_path):
+  write(shards.Shards(store.folder, QUERIES, MADE | {'model': 'other'}), SPANS[2])
+  own = opened(tmp_path / 'own')
+  own.folder.mkdir()
+  write(own, range(0, 2))  # shares queries with the first shard of the other folder
+  before = own.found()[0].file.read_bytes()
+  assert own.take(store) == len(SPANS[1])
+  assert own.missing() == [range(2, 3), SPANS[2]] and own.take(store) == 0
+  taken = own.found()[1]
+  assert taken.file.read_bytes() == store.found()[1].file.read_bytes()
+  assert own.found()[0].file.read_bytes() == before
+
+
+def test_a_link_in_a_strangers_folder_is_not_taken(store, tmp_path):
+  file, secret = store.found()[1].file, tmp_path / 'secret'
+  os.rename(file, secret)
+  file.symlink_to(secret)
+  own = opened(tmp_path / 'own')
+  assert own.take(store) == QUERIES - len(SPANS[1]) and own.missing() == [SPANS[1]]
+  assert secret.stat().st_nlink == 1
+
+
 def test_what_is_missing_between_shards_is_found(store):
   for shard in (store.found()[0], store.found()[2]):
     shard.note_file.unlink()

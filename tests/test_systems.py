@@ -383,6 +383,6 @@ def test_a_stage_depends_on_the_prepared_records_that_it_reads_alone(tmp_path):
     found = pipeline.inputs(systems.find(pipeline.run.config, name))
     return [key for key in found if key.startswith('prepare ')]
 
-  assert prepared('score') == []
+  assert prepared('score') == prepared('generate') == []
   assert prepared('align') == ['prepare judgements']
   assert prepared('report') == ['prepare clicks', 'prepare judgements', 'prepare test']

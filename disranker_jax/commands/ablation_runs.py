@@ -136,7 +136,7 @@ def changed(args: argparse.Namespace, run: Planned) -> str:
   for stage in pipeline.listed:
     folder = pipeline.run.folder(stage.name)
     if before := manifest.read(folder):
-      wanted = manifest.settings_of(config, stage.sections)
+      wanted = manifest.settings_of(config, stage.sections(config))
       if found := inputs.changes(before, wanted, pipeline.inputs(stage)):
         return f'{run.workdir / folder.name} is stale: {"; ".join(found[:3])}'
   return ''

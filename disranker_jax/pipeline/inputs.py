@@ -30,11 +30,15 @@ def outside(config: ConfigDict, stage: Stage, workdir: Path) -> dict[str, str | 
 
   None for an earlier run (`teacher.init_from`, ...) that does not exist any more.
   """
-  found = dict(stage.outside(config, workdir))
+  found, sections = dict(stage.outside(config, workdir)), stage.sections(config)
   for role in stage.models:
-    if config[role].model:
-      found |= of_model(f'{role}.model', config[role].model)
-    if config[role].init_from and not stage.ignores_init_from:
+    model, start = (
+      config[role][name] if role in sections or f'{role}.{name}' in sections else ''
+      for name in ('model', 'init_from')
+    )
+    if model:
+      found |= of_model(f'{role}.model', model)
+    if start and not stage.ignores_init_from:
       found[f'{role}.init_from'] = earlier.fingerprint(config, workdir, role)
   return found
 

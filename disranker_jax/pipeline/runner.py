@@ -6,7 +6,7 @@ import itertools
 import os
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -103,6 +103,7 @@ class State:
   is_done  whether it has finished and has all that the config asks for
   wanted   the settings that its result depends on
   inputs   fingerprints of what it is made from; None for an earlier stage that is not done
+  missing  earlier stages that it reads or requires and that are not done
   changes  what has changed since it was started, as text
   """
 
@@ -110,12 +111,8 @@ class State:
   is_done: bool
   wanted: dict
   inputs: dict[str, str | None]
+  missing: list[str]
   changes: list[str]
-
-  @property
-  def missing(self) -> list[str]:
-    """Earlier stages that it reads and that are not done."""
-    return list(dict.fromkeys(name.split()[0] for name, value in self.inputs.items() if not value))
 
 
 class Pipeline:
@@ -181,8 +178,8 @@ class Pipeline:
     """Locks the workdir, removes stages that run again, and saves the config; the lock's file."""
     self.run.workdir.mkdir(parents=True, exist_ok=True)
     lock = locked(self.run.workdir)
-    if begun := [name for name in self.again if manifest.read(self.run.folder(name))]:
-      say(f'--rerun: deletes {", ".join(begun)} in {self.run.workdir}')
+    if done := self.repeated(self.again, self.rerun, 'deletes'):
+      say(f'--rerun in {self.run.workdir}: {done}')
     for name in self.again:  # only now: a run that is refused deletes nothing
       self.remove(name)
     names = systems.following(self.listed, self.rerun)
@@ -193,10 +190,26 @@ class Pipeline:
   def remove(self, name: str) -> None:
     """Removes a stage's folder, or just its manifest if the stage can tell which parts are good."""
     folder = self.run.folder(name)
-    if systems.find(self.run.config, name).has_parts and name not in self.rerun:
+    if systems.find(self.run.config, name).parts and name not in self.rerun:
       (folder / manifest.FILE).unlink(missing_ok=True)
     else:
       shutil.rmtree(folder, ignore_errors=True)
+
+  def repeated(self, again: Sequence[str], named: Sequence[str], deletes: str) -> str:
+    """What becomes of stages that run again, as text; '' if none of them has begun.
+
+    Args:
+      again: the stages.
+      named: those of them that keep no parts, see `remove`.
+      deletes: the verb for those that are deleted.
+    """
+    begun = [s for s in self.listed if s.name in again and manifest.read(self.run.folder(s.name))]
+    kept = {s.name: s.parts for s in begun if s.parts and s.name not in named}
+    deleted = ', '.join(stage.name for stage in begun if stage.name not in kept)
+    parts = ' and '.join(f'the {parts} of {name}' for name, parts in kept.items())
+    said = [f'{deletes} {deleted}' if deleted else '']
+    said += [f'keeps {parts} that have not changed' if kept else '']
+    return ' and '.join(filter(None, said))
 
   def run_stages(
     self,
@@ -223,13 +236,23 @@ class Pipeline:
     """Where the stage stands; stages in `again` count as not done."""
     folder = self.run.folder(stage.name)
     before = None if stage.name in again else manifest.read(folder)
-    wanted = manifest.settings_of(self.run.config, stage.sections)
+    wanted = manifest.settings_of(self.run.config, stage.sections(self.run.config))
     current = {n: None if n in again else v for n, v in self.inputs(stage).items()}
     if before:
       current = outside.as_before(before['inputs'], current)
     changes = manifest.changes(before, wanted, current) if before else []
     done = before is not None and before['status'] == 'done' and stage.is_complete(self.run)
-    return State(before, done, wanted, current, changes)
+    missing = self.missing(stage, current, again)
+    return State(before, done, wanted, current, missing, changes)
+
+  def missing(
+    self, stage: Stage, inputs: Mapping[str, str | None], again: Sequence[str]
+  ) -> list[str]:
+    """See `State.missing`."""
+    required = itertools.chain.from_iterable(stage.requires(self.run.config).values())
+    lacking = [n for n in required if n in again or not manifest.is_done(self.run.folder(n))]
+    lacking += [name.split()[0] for name, value in inputs.items() if not value]
+    return list(dict.fromkeys(lacking))
 
   def inputs(self, stage: Stage) -> dict[str, str | None]:
     """Fingerprints of what a stage is made from; None for an earlier stage that is not done."""
@@ -240,10 +263,11 @@ class Pipeline:
       done = before if before is not None and before['status'] == 'done' else None
       if name == 'prepare':
         # Only the records that the stage reads: other test queries do not change the teacher.
-        # Export and report name none and take whatever there is.
-        read = [stage.name] if stage.reads_records(config) else None
+        read = None if stage.any_records else [stage.name]
+        records = done['results'] if done else {}
         for kind in prepare.kinds(config, read):
-          found[f'prepare {kind}'] = done and done['results'][kind]['fingerprint']
+          # None for a kind that nothing read when the stage was done.
+          found[f'prepare {kind}'] = records.get(kind, {}).get('fingerprint')
       else:
         found[name] = done and done['fingerprint']
     return found
@@ -268,10 +292,10 @@ class Pipeline:
       )
 
   def also(self, stage: Stage) -> str:
-    """Which finished stages a repetition of a stage deletes and repeats too, as text."""
+    """What a repetition of a stage means for the stages that follow from it, as text."""
     names = [name for name in systems.following(self.listed, [stage.name]) if name != stage.name]
-    done = [name for name in names if manifest.read(self.run.folder(name))]
-    return f' (which also deletes and repeats {", ".join(done)})' if done else ''
+    repeated = self.repeated(names, [], 'deletes and repeats')
+    return f' (which also {repeated})' if repeated else ''
 
   def take(self, stage: Stage, donors: Sequence[Run]) -> None:
     """Links a stage that has not started from the first run that did the same."""
@@ -286,7 +310,7 @@ class Pipeline:
       refuse_links(source)
       with files.replacing(folder) as new:
         # A stage with parts may add some to what it finds, and the other run keeps its own.
-        files.link_tree(source, new, copied=stage.has_parts)
+        files.link_tree(source, new, copied=bool(stage.parts))
       say(f'{stage.name}: the same as in {other.workdir}, taken from there')
       if unknown := outside.of_unknown_version(before['inputs'], state.inputs):
         say(

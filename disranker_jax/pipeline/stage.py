@@ -92,25 +92,27 @@ class Stage:
   check         tests relations between settings; raises UserError
   role          the model that it trains or runs: a role of the system, or ''
   models        the roles whose models it opens; by default `role`
-  keys          the dotted keys that its result depends on beside its own section and, of a training
-                stage, `validation`; by default the run's seed and all settings of its models
+  keys          config -> the dotted keys that its result depends on beside its own section and, of
+                a training stage, `validation`; by default the run's seed and all settings of its
+                models. They also tell whether its inputs have a role's `model` and `init_from`
   uses          config -> the models that it opens and what it does with them; by default `role`
   check_models  tests relations between opened models: (config, {label: model}); raises UserError
   check_records  tests the prepared records, as soon as there are any: run; raises UserError
   reads_stages  earlier stages whose output it uses, if they are in config.stages
   requires      config -> {what requires them: stages that must be in config.stages}; by default a
                 stage with a model requires prepare
-  reads_records config -> the kinds of prepared records that it reads
+  reads_records config -> the kinds of prepared records that it is made from: others make it stale
+  any_records   whether it takes whatever prepared records there are, and names none
   addresses     config -> (config key, kind of records, address) of the data that it reads, whose
                 files are looked for before the first stage
   outside       (config, workdir) -> {config key: fingerprint} of what it reads outside the workdir
                 beside its models; None for an earlier run that does not exist any more
   expected      of a stage that makes records: run -> as many as it can make, for the estimate
-  has_parts     whether its folder has parts that know what they were made from: a repetition
-                because of an earlier stage (--rerun) leaves the folder, and the stage keeps the
-                parts that have not changed
+  parts         what its folder has that knows what it was made from, such as 'rows'; '' for
+                nothing. A repetition because of an earlier stage (--rerun) leaves the folder, and
+                the stage keeps those that have not changed
   is_reusable   whether all that is on disk of it knows what it was made from: after an error in its
-                input it may go on with other settings; by default `has_parts`
+                input it may go on with other settings; by default that it has `parts`
   take          (run, other runs): links the parts that another run has made in the same way, where
                 the whole stage is not the same
   of_its_run    whether its result is of its own run, and never taken from another one
@@ -128,8 +130,7 @@ class Stage:
   kept          what is on disk that it continues from, as text, '' for nothing; by default the last
                 saved step
   scores_records  whether it scores all records that it reads
-  ignores_init_from  whether `init_from` decides nothing: its model starts from the pretrained one,
-                or no parameters are read
+  ignores_init_from  whether `init_from` decides nothing: its model starts from the pretrained one
   optional      whether a config has to list it, as a run usually does without it
   paper_rows    the size of the paper's data for it, which `disranker plan` uses
   """
@@ -142,17 +143,18 @@ class Stage:
   check: Callable[[ConfigDict], None] = lambda config: None
   role: str = ''
   models: tuple[str, ...] = ()
-  keys: tuple[str, ...] = ()
+  keys: Callable[[ConfigDict], tuple[str, ...]] | None = None
   uses: Callable[[ConfigDict], tuple[Use, ...]] | None = None
   check_models: Callable[[ConfigDict, Mapping[str, TextModel]], None] = lambda config, models: None
   check_records: Callable[[Run], None] = lambda run: None
   reads_stages: tuple[str, ...] = ()
   requires: Callable[[ConfigDict], Mapping[str, tuple[str, ...]]] | None = None
   reads_records: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
+  any_records: bool = False
   addresses: Callable[[ConfigDict], Sequence[tuple[str, str, str]]] = lambda config: ()
   outside: Callable[[ConfigDict, Path], Mapping[str, str | None]] = lambda config, workdir: {}
   expected: Callable[[Run], Sequence] | None = None
-  has_parts: bool = False
+  parts: str = ''
   is_reusable: Callable[[Run], bool] | None = None
   take: Callable[[Run, Sequence[Run]], None] = lambda run, donors: None
   of_its_run: bool = False
@@ -179,14 +181,13 @@ class Stage:
     object.__setattr__(self, 'requires', self.requires or (lambda config: requires))
     object.__setattr__(self, 'uses', self.uses or self._own_model)
     object.__setattr__(self, 'kept', self.kept or self._saved_step)
-    object.__setattr__(self, 'is_reusable', self.is_reusable or (lambda run: self.has_parts))
+    object.__setattr__(self, 'is_reusable', self.is_reusable or (lambda run: bool(self.parts)))
 
-  @property
-  def sections(self) -> tuple[str, ...]:
+  def sections(self, config: ConfigDict) -> tuple[str, ...]:
     """The parts of the config that its result depends on, sections and dotted keys."""
     held_out = ('validation',) if self.task else ()
-    keys = self.keys or (('seed', *self.models) if self.models else ())
-    return (*keys, *held_out, self.section)
+    usual = ('seed', *self.models) if self.models else ()
+    return (*(self.keys(config) if self.keys else usual), *held_out, self.section)
 
   def _own_model(self, config: ConfigDict) -> tuple[Use, ...]:
     if not self.role:

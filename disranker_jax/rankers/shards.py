@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from disranker_jax import disks
+from disranker_jax.data import contents
 from disranker_jax.devices import processes
 from disranker_jax.errors import Stopped, UserError
 from disranker_jax.progress import amount, say
@@ -163,6 +164,26 @@ class Shards:
     ends = [0, *(shard.span.stop for shard in whole)]
     starts = [*(shard.span.start for shard in whole), self.count]
     return [range(a, b) for a, b in zip(ends, starts, strict=True) if a < b]
+
+  def take(self, other: 'Shards') -> int:
+    """Links shards of another folder whose rows were made as ours are, of items that we lack.
+
+    Returns how many items these are. Files that are links are left: they may lead anywhere.
+    """
+    self.folder.mkdir(parents=True, exist_ok=True)
+    own, taken = [shard.span for shard in self.found()], 0
+    for shard in other.found():
+      files, (start, stop) = (shard.file, shard.note_file), (shard.span.start, shard.span.stop)
+      there = any(span.start < stop and start < span.stop for span in own)
+      made = shard.note()['made']
+      same = isinstance(made, dict) and not differing(made, self.made)
+      if there or not same or any(map(Path.is_symlink, files)):
+        continue
+      for file in files:  # the note last: a shard without one does not count
+        (self.folder / file.name).unlink(missing_ok=True)
+        contents.link(file, self.folder / file.name)
+      taken += len(shard.span)
+    return taken
 
   def _is_whole(self, shard: Shard) -> bool:
     note = shard.note()

@@ -351,7 +351,7 @@ def stage(table: Table, **declared) -> Stage:
     declared: more of what Stage has: the models and the stages that its rows read.
   """
   return Stage(
-    table.stage, table.title, execute, settings_of(table), check=check, has_parts=True,
+    table.stage, table.title, execute, settings_of(table), check=check, parts='rows',
     is_complete=is_complete, reads_records=reads, kept=kept, uses=uses,
     check_records=check_records, addresses=addresses, **declared,
   )  # fmt: skip

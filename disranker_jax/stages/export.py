@@ -374,5 +374,5 @@ def stage(exports: Exports, **declared) -> Stage:
 
   return Stage(
     'export', exports.title, of(execute), settings_of(exports), check=of(check),
-    requires=of(requires), uses=of(uses), **declared,
+    requires=of(requires), uses=of(uses), any_records=True, **declared,
   )  # fmt: skip

@@ -25,7 +25,7 @@ from disranker_jax.progress import amount, part_of, say
 from disranker_jax.rankers import filling
 from disranker_jax.rankers import shards as shards_of
 from disranker_jax.rankers.shards import Shards
-from disranker_jax.stages import documents, generated_groups, prepare, result_table, roles, writer
+from disranker_jax.stages import documents, generated_groups, prepare, roles, writer
 from disranker_jax.stages.generated_groups import grouped, labelled
 from disranker_jax.stages.teacher import check_template
 
@@ -60,6 +60,7 @@ def maker(run, model: TextModel, docs: Sequence[Document]) -> dict:
   """What a text depends on apart from its document: in every shard's note."""
   return {
     **roles.made_by(run, 'teacher', model, writer.trained_by(run.config)),
+    'writer': manifest.digest(manifest.settings_of(run.config, writer.read_keys(run.config))),
     'prompt': roles.digest(model.settings.template),
     'documents': manifest.digest([(doc.doc_id, doc.title, doc.summary) for doc in docs]),
     'seed': run.config.seed,
@@ -120,15 +121,32 @@ def finish(run: Run, every: Sequence[Document], docs: Sequence[Document]) -> dic
     'documents': len(docs),
     'texts': texts,
     'left_out': counts,
-    'filtered_by': filtering(run.config),
+    'filtered_by': filtered_by(run),
     prepare.GENERATED: {'rows': count, 'fingerprint': print_of},
   }
 
 
 def test_queries(run: Run) -> list[str]:
   """The texts of the test queries, which must not be learned."""
-  tests = 'test' in prepare.kinds(run.config)
-  return [group.query for group in prepare.records(run, 'test')] if tests else []
+  return [group.query for group in prepare.records(run, 'test')] if has_test(run.config) else []
+
+
+def has_test(config) -> bool:
+  """Whether a stage of the run reads a test."""
+  return 'test' in prepare.kinds(config)
+
+
+def filtered_by(run: Run) -> dict:
+  """What `finish` depends on beside the documents and their texts."""
+  prepared = (manifest.read(run.folder('prepare')) or {}).get('results', {})
+  tests = prepared.get('test', {}).get('queries') if has_test(run.config) else None
+  return filtering(run.config) | {'tests': tests}
+
+
+def filtering(config) -> dict:
+  """Which settings decide what is kept of the texts, and with which documents."""
+  names = {'names': True} if generated_groups.are_names(config) else {}
+  return {name: config.generate[name] for name in FILTERING} | names
 
 
 def filtered(run: Run, filters: Filters, docs) -> Iterator[tuple[Document, int, str, str]]:
@@ -205,16 +223,23 @@ def kept(run: Run) -> str:
   return f'{said} texts' if done else ''
 
 
+def take(run: Run, donors: Sequence[Run]) -> None:
+  """Links the texts that other runs wrote in the same way from the same documents."""
+  donors = [other for other in donors if (other.folder('generate') / 'shards').is_dir()]
+  if not donors:
+    return
+  docs = documents.chosen(run.config, documents.read(run.config))
+  shards = open_shards(run, len(docs), maker(run, writer.open_writer(run.config), docs))
+  for other in donors:
+    if count := shards.take(open_shards(other, len(docs))):
+      said = amount(count, 'document')
+      say(f'generate: the texts from {said} are those of {other.workdir}, taken from there')
+
+
 def is_complete(run: Run) -> bool:
-  """Whether the finished stage filtered with the settings of now."""
+  """Whether the finished stage filtered with the settings and the test queries of now."""
   results = (manifest.read(run.folder('generate')) or {}).get('results', {})
-  return results.get('filtered_by') == filtering(run.config)
-
-
-def filtering(config) -> dict:
-  """What decides which of the texts are kept, and with which documents."""
-  names = {'names': True} if generated_groups.are_names(config) else {}
-  return {name: config.generate[name] for name in FILTERING} | names
+  return results.get('filtered_by') == filtered_by(run)
 
 
 def uses(config) -> tuple[Use, ...]:
@@ -228,7 +253,8 @@ def uses(config) -> tuple[Use, ...]:
   )  # fmt: skip
 
 
-# Settings of `finish` alone: after a change the stage goes on with the texts that it has.
+# Settings of `finish` alone: after a change the stage goes on with the texts that it has. The same
+# holds for the test queries, so the test is none of its inputs.
 FILTERING = ('ends', 'max_words', 'depth', 'found_within')
 WRITING = ('max_len', 'max_new', 'samples', 'temperature', 'top_p', 'batch_rows')
 SETTINGS = {
@@ -328,11 +354,6 @@ def check_records(run: Run) -> None:
   documents.read(run.config)
 
 
-def reads(config) -> tuple[str, ...]:
-  """The test, if the run has one: no query of it is to be written."""
-  return ('test',) if result_table.of(config).stage in config.stages else ()
-
-
 def addresses(config) -> list[tuple[str, str, str]]:
   """See Stage.addresses."""
   c = config.generate
@@ -351,9 +372,9 @@ def outside(config, workdir) -> dict[str, str]:
 
 STAGE = Stage(
   'generate', 'the decoder writes queries from documents', execute, SETTINGS, check=check,
-  role='teacher', reads_stages=('prepare', 'cpt'), uses=uses, check_records=check_records,
-  reads_records=reads, outside=outside, addresses=addresses, expected=Expected,
-  head=lambda config: 'lm', kept=kept,
-  is_complete=is_complete, has_parts=True, optional=True, texts=writer.texts_of,
+  role='teacher', keys=writer.read_keys, reads_stages=('prepare', 'cpt'), uses=uses,
+  check_records=check_records, outside=outside, addresses=addresses, expected=Expected,
+  head=lambda config: 'lm', kept=kept, is_complete=is_complete, parts='texts', take=take,
+  optional=True, texts=writer.texts_of,
   paper_rows=10_468_974,  # the queries of its log
 )  # fmt: skip

@@ -55,7 +55,8 @@ def every_kind(config) -> list[str]:
 def execute(run: Run) -> dict:
   """Writes data/<kind> in one process; returns the rows and a fingerprint of each kind.
 
-  `results['overlap']` has what the other kinds share with the test, see overlapping.count.
+  `results['overlap']` has what the other kinds share with the test, see overlapping.count, and
+  `results['test']['queries']` a fingerprint of the texts of its queries.
   """
   return processes.first_alone('prepare', lambda: prepare(run)) or {}
 
@@ -81,9 +82,11 @@ def prepare(run) -> dict:
     count = done.described(what, f'config.data.limit.{kind}')
     say(f'prepare: {kind}: {count} from {job.address}')
   if 'test' in wanted:
+    tests = records(run, 'test')
+    results['test']['queries'] = manifest.digest(sorted({group.query for group in tests}))
     others = {kind: records(run, kind) for kind in wanted if kind != 'test'}
     others |= of_earlier_runs(run, results)
-    results['overlap'] = overlapping.count(run.config, records(run, 'test'), others)
+    results['overlap'] = overlapping.count(run.config, tests, others)
   return results
 
 

@@ -217,5 +217,5 @@ def stage(*reads_stages: str) -> Stage:
   """The stage that reports on what the named stages wrote."""
   return Stage(
     'report', 'tables and pictures for people', execute, SETTINGS, is_complete=is_complete,
-    reads_stages=reads_stages, of_its_run=True,
+    reads_stages=reads_stages, any_records=True, of_its_run=True,
   )  # fmt: skip

@@ -33,7 +33,7 @@ def open_writer(config) -> TextModel:
   Raises: UserError that names the key of the config.
   """
   c, settings = config.generate, settings_of(config)
-  settings.template = query_prompt.few_shot(c.template, examples(config))
+  settings.template = query_prompt.few_shot(settings.template, examples(config))
   try:
     model = open_model(settings, 'lm')
     model.prompt()
@@ -49,14 +49,34 @@ def open_writer(config) -> TextModel:
 
 
 def settings_of(config):
-  """The settings of the writer, without its template."""
-  c, settings = config.generate, config.teacher.copy_and_resolve_references()
-  settings.update({'scorer': 'query_likelihood', 'ready': False, 'input': 'template'})
-  settings.update({'max_len': c.max_len, 'max_query_len': 1, 'pooling': ''})
-  if c.model:
-    settings.update({'model': c.model, 'layers': (), 'lora_rank': 0, 'init_from': ''})
-    settings.bidirectional = False
+  """The settings of the writer, without the examples of its prompt: the teacher's and its own."""
+  settings = config.teacher.copy_and_resolve_references()
+  settings.update(own_settings(config))
   return settings
+
+
+def own_settings(config) -> dict[str, object]:
+  """The settings of the writer that are not the teacher's, by their names in its section.
+
+  What the writer does not read of these has a fixed value, so that all others decide the texts.
+  """
+  c = config.generate
+  own = {
+    'scorer': 'query_likelihood', 'ready': False, 'input': 'template', 'template': c.template,
+    'max_len': c.max_len, 'max_query_len': 1, 'row_len': c.max_len, 'pooling': '',
+    'zero_shot_template': '',
+  }  # fmt: skip
+  if c.model:
+    own |= {'model': c.model, 'layers': (), 'init_from': '', 'bidirectional': False}
+  if c.model or not (config.teacher.init_from or trained_by(config)):
+    own |= {'seed': 0, 'lora_rank': 0, 'lora_alpha': 1.0}  # adapters add 0 before their training
+  return own
+
+
+def read_keys(config) -> tuple[str, ...]:
+  """The keys of the config from which the texts follow, beside those of `generate`."""
+  own = own_settings(config)
+  return ('seed', *(f'teacher.{name}' for name in config.teacher if name not in own))
 
 
 def texts_of(config) -> tuple[object, Texts]:

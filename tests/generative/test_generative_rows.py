@@ -114,9 +114,11 @@ def test_pages_of_another_precision_tokenizer_or_start_are_searched_again(tmp_pa
 )
 def test_the_index_is_stale_after_changes_of_the_settings_it_reads_alone(key, value, again):
   c = configs.defaults('dgr')
-  before = {'config': manifest.settings_of(c, index.STAGE.sections), 'inputs': {}}
+  before = {'config': manifest.settings_of(c, index.STAGE.sections(c)), 'inputs': {}}
   c.update_from_flattened_dict({key: value})
-  assert bool(manifest.changes(before, manifest.settings_of(c, index.STAGE.sections), {})) == again
+  assert (
+    bool(manifest.changes(before, manifest.settings_of(c, index.STAGE.sections(c)), {})) == again
+  )
 
 
 def test_what_the_retriever_starts_from_is_no_input_of_the_index(tmp_path):
@@ -141,7 +143,7 @@ def test_rows_do_not_depend_on_batches(tmp_path):
   (tmp_path / 'search').mkdir()
 
   def made() -> str:
-    wanted = manifest.settings_of(c, SEARCH.sections)
+    wanted = manifest.settings_of(c, SEARCH.sections(c))
     manifest.write_json(tmp_path / 'search' / 'manifest.json', {'config': wanted, 'inputs': {}})
     return evaluate.made_from(run, row)
 
@@ -306,7 +308,7 @@ class TestFinishedRows:
     c = configs.defaults('dgr')
     c.update_from_flattened_dict(changes)
     (tmp_path / 'search').mkdir(exist_ok=True)
-    wanted = manifest.settings_of(c, SEARCH.sections)
+    wanted = manifest.settings_of(c, SEARCH.sections(c))
     manifest.write_json(tmp_path / 'search' / 'manifest.json', {'config': wanted, 'inputs': inputs})
     return Run(c, tmp_path, None)
 

@@ -89,6 +89,16 @@ class TestAgain:
     scored = {f.name for f in (copy / 'evaluate').glob('*.run') if is_new(before, copy, f)}
     assert scored == {'student.run', 'fused.run', 'fused_ranks.run'}
 
+  def test_records_of_another_kind_are_prepared_where_the_message_says(self, tmp_path):
+    workdir, data = tmp_path / 'run', helpers.own_data(tmp_path)
+    labels = helpers.config(stages=('prepare', 'student_sft'), **data)
+    runner.run(labels, workdir, stages=['prepare'])
+    other = helpers.config(stages=('prepare', 'evaluate'), evaluate__models=('bm25',), **data)
+    message = helpers.refused(other, workdir)
+    assert 'its input data.test is new in the config' in message and '--rerun=prepare' in message
+    runner.run(other, workdir, rerun=['prepare'])
+    assert list(helpers.metrics(workdir)) == ['bm25']
+
   def test_other_rows_cost_only_themselves_and_make_nothing_stale(self, done, tmp_path, capsys):
     copy = shutil.copytree(done, tmp_path / 'copy')
     before = helpers.snapshot(copy)

@@ -174,7 +174,7 @@ class TestTeacher:
     plain, other = (self.config(model, '', score__prompts__doc_tokens=n) for n in (11, 12))
     stage = systems.find(plain, 'score')
     found = [
-      (manifest.settings_of(c, stage.sections), inputs.outside(c, stage, None))
+      (manifest.settings_of(c, stage.sections(c)), inputs.outside(c, stage, None))
       for c in (plain, other)
     ]
     assert found[0] == found[1]

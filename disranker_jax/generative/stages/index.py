@@ -122,12 +122,11 @@ SETTINGS: Section = {
   ),
 }  # fmt: skip
 
-
+# Keys of the retriever: its tokenizer, what there is of a page, and how long it is.
+READ = 'model', 'views', 'title_length', 'query_length'
 STAGE = Stage(
   'index', 'pages become searchable by their n-grams', execute, SETTINGS, models=('retriever',),
-  # Its tokenizer, what there is of a page, and how long it is.
-  keys=tuple(f'retriever.{name}' for name in ('model', 'views', 'title_length', 'query_length')),
+  keys=lambda config: tuple(f'retriever.{name}' for name in READ),
   check=prompts.check, uses=lambda config: (), outside=outside, reads_stages=('generate',),
   requires=lambda config: {}, addresses=documents.addresses, check_records=check_records,
-  ignores_init_from=True,
 )  # fmt: skip
