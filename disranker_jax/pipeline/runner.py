@@ -18,14 +18,13 @@ from disranker_jax.errors import Stopped, UserError
 from disranker_jax.locks import locked
 from disranker_jax.models import files
 from disranker_jax.pipeline import inputs as outside
-from disranker_jax.pipeline import manifest, opening, reading, reruns, systems
+from disranker_jax.pipeline import manifest, opening, reading, reruns, systems, unfinished
 from disranker_jax.pipeline.estimate import Estimate, expected
 from disranker_jax.pipeline.opening import Opened
 from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import clock, say
 from disranker_jax.stages import earlier, prepare
 from disranker_jax.stages import report as report_stage
-from disranker_jax.training import logs
 
 
 def run(
@@ -338,11 +337,11 @@ class Pipeline:
       record.stopped()
       if isinstance(e, Stopped):  # in every process
         processes.barrier(f'{stage.name} is stopped')
-      raise Stopped(stopped(stage, self.run), getattr(e, 'interrupted', True)) from None
+      raise Stopped(unfinished.said(stage, self.run), getattr(e, 'interrupted', True)) from None
     except UserError:
       record.stopped()
       if processes.is_first():
-        remove_if_empty(self.run, stage)
+        unfinished.remove_if_empty(self.run, stage)
       raise
     record.finished(results)
     processes.barrier(f'{stage.name} is done')
@@ -354,48 +353,9 @@ class Pipeline:
     return True
 
 
-def stopped(stage: Stage, run: Run) -> str:
-  """The message of a stage that was asked to stop: what is on disk, and how to continue."""
-  try:
-    kept = stage.kept(run)
-  except UserError as error:
-    return f'{stage.name}: stopped; what of it is saved cannot be read: {error}'
-  if not kept:
-    return f'{stage.name}: stopped with nothing to continue from; the same command starts it again'
-  return f'{stage.name}: stopped; {kept}; the same command continues from there'
-
-
 def refuse_links(folder: Path) -> None:
   """Raises: UserError if a folder of another run is or has a link: it may lead anywhere."""
   inside = (Path(where, n) for where, *names in os.walk(folder) for n in itertools.chain(*names))
   for path in itertools.chain([folder], inside):
     if path.is_symlink():
       raise UserError(f'--reuse: {path} is a link; put a copy of what it points to in its place')
-
-
-def remove_if_empty(run: Run, stage: Stage) -> None:
-  """Removes what a stage wrote before it met bad input, unless there is work to continue from.
-
-  Fixing the input may change the stage's inputs, which must not make it stale.
-  """
-  folder = run.folder(stage.name)
-  written = {path.name for path in folder.iterdir()} - {manifest.FILE}
-  if written and stage.is_reusable(run):
-    (folder / manifest.FILE).unlink(missing_ok=True)
-  # A training that had begun leaves its logs, which may tell what was wrong. Trainings of which the
-  # best one is kept have folders of their own.
-  elif not written or not (any(folder.glob(f'**/{logs.FILE}')) or has_kept(run, stage)):
-    shutil.rmtree(folder, ignore_errors=True)
-  if {p.name for p in folder.parent.iterdir()} <= {'config.json', '.lock', reruns.FILE}:
-    shutil.rmtree(folder.parent)
-
-
-def has_kept(run: Run, stage: Stage) -> bool:
-  """Whether there is work to continue from; where that cannot be read, nothing is to be removed.
-
-  It runs while another error ends the stage, and the user needs that one.
-  """
-  try:
-    return bool(stage.kept(run))
-  except UserError:
-    return True

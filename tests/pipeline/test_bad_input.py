@@ -14,7 +14,7 @@ from disranker_jax.config import defaults
 from disranker_jax.data.records import Document, Group
 from disranker_jax.errors import Stopped, UserError
 from disranker_jax.models import weights
-from disranker_jax.pipeline import runner, systems
+from disranker_jax.pipeline import runner, systems, unfinished
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.stages import sft
 
@@ -276,7 +276,7 @@ def test_what_a_stage_leaves_where_its_input_is_bad(
   for file in ('manifest.json', '../config.json', *written):
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
     (folder / file).write_text('{}')
-  runner.remove_if_empty(run, systems.find(run.config, name))
+  unfinished.remove_if_empty(run, systems.find(run.config, name))
   assert folder.exists() == folder_stays and run.workdir.exists() == folder_stays
   assert (folder / 'manifest.json').exists() == manifest_stays
   assert all((folder / file).exists() == folder_stays for file in written)
