@@ -52,6 +52,7 @@ def server(system: str, model: Path, search: bool = False):
     backend = system.removeprefix('ours ')
     command += ['disranker_jax', 'serve', '--backend', backend]
     command += [] if search else ['--no-search']
+    command += ['--keep-alive', '5']  # idle connections end before _hostile.HOLD_S
   else:
     command += ['benchmarks._other', '--system', system]
   command += ['--model', str(model), '--port', str(port)]

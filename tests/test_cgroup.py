@@ -58,6 +58,16 @@ def test_a_containers_cpu_limit_counts_as_cores(groups, host, own, files, cores)
   assert f'{cores} cores' in processor.described()
 
 
+@pytest.mark.parametrize('own', ['', '0', '0::', '\n0:/\n', '0::/a:b'])
+def test_groups_that_cannot_be_read_are_no_limit(groups, host, own):
+  groups(own, {})
+  assert processor.cores() == 64 and cgroup.memory() is None
+  cgroup.OWN.write_bytes(b'0::/\xff\n')
+  assert processor.cores() == 64
+  cgroup.OWN.unlink()
+  assert processor.cores() == 64
+
+
 def test_onnx_runtime_has_a_worker_per_core_of_the_limit(groups, host, model):
   groups('0::/', {'cpu.max': '300000 100000'})
   assert backends.Onnx(model, 'onnx').workers == 3

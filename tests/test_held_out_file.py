@@ -106,6 +106,16 @@ def test_a_file_with_objects_runs_no_code(run):
   assert passes(run) == 1
 
 
+def test_a_file_with_more_than_the_records_need_is_not_read(run):
+  """Zeros take no room on disk, and gigabytes in memory."""
+  file = run.folder('cpt') / held_out_file.FILE
+  key = np.array(held_out_file.key_of(run, 'cpt', len(CLICKS)))
+  large = np.zeros(held_out_file.RECORD * len(CLICKS) + held_out_file.OTHERS, bool)
+  for more in ({}, {'more': large}):
+    np.savez_compressed(file, key=key, held=np.array([0]), firsts=np.array([0]), **more)
+    assert (held_out_file.read(file, str(key), len(CLICKS)) is None) == bool(more)
+
+
 def test_what_no_run_has_started_leaves_no_file(run):
   (run.folder('cpt') / manifest.FILE).unlink()
   assert passes(run) == 1 and not any(run.folder('cpt').iterdir())

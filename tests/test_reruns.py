@@ -1,5 +1,7 @@
 """--rerun in a command that is repeated: what it began again continues, and nothing is lost."""
 
+import json
+
 import pytest
 
 from disranker_jax import config as configs
@@ -107,6 +109,31 @@ def test_a_command_without_it_that_finishes_ends_it_too(config, workdir):
   assert ran(config, workdir, 'first') == [*NAMES]
 
 
+@pytest.mark.parametrize('name', NAMES[:2])
+def test_an_error_that_asks_for_the_same_words_has_them_begin_anew(config, workdir, name):
+  """As of a checkpoint that cannot be read: to continue would end in the same error."""
+  error = UserError(f'no checkpoint can be read; do its stage again with --rerun={name}')
+  broken_off(config, workdir, 'first', error=error)
+  assert ran(config, workdir, 'first') == ([*NAMES] if name == 'first' else ['third'])
+
+
+def test_a_stage_that_the_config_has_no_more_does_not_keep_it_open(config, workdir):
+  broken_off(config, workdir, 'first')
+  config.stages = NAMES[:2]
+  assert ran(config, workdir) == []
+  assert ran(config, workdir, 'first') == [*NAMES[:2]]
+
+
+def test_names_in_a_note_are_those_of_stages(config, workdir):
+  """The workdir may be somebody else's."""
+  outside = workdir.parent / 'outside'
+  outside.mkdir()
+  (outside / 'manifest.json').write_text('not JSON')
+  note = {'rerun': ['first'], 'stages': ['../outside', ['first'], 3], 'finished': False}
+  (workdir / reruns.FILE).write_text(json.dumps(note))
+  assert ran(config, workdir) == []
+
+
 def test_part_of_the_stages_may_be_chosen(config, workdir):
   broken_off(config, workdir, 'second', stages=['second', 'third'])
   assert ran(config, workdir, 'second', stages=['second', 'third']) == ['third']
@@ -122,7 +149,9 @@ def test_other_words_begin_anew(config, workdir):
   assert ran(config, workdir, 'second') == ['second', 'third']
 
 
-@pytest.mark.parametrize('note', ['', '[]', '{"rerun": ["first"], "stages": 3}', None])
+@pytest.mark.parametrize(
+  'note', ['', '[]', '{"rerun": ["first"], "stages": 3}', '{"stages": []}', None]
+)
 def test_without_a_note_that_can_be_read_it_begins_anew(config, workdir, note):
   broken_off(config, workdir, 'first')
   (workdir / reruns.FILE).unlink()

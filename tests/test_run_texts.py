@@ -121,9 +121,11 @@ def test_other_texts_of_an_earlier_run_make_the_export_stale(weeks):
   assert inputs(week3) == {}
 
 
-def test_another_text_in_a_file_of_documents_makes_the_export_stale(tmp_path):
+@pytest.mark.parametrize('named', ['{}/*.jsonl', 'jsonl:{}/docs.jsonl', '~/docs.jsonl'])
+def test_another_text_in_a_file_of_documents_makes_the_export_stale(tmp_path, monkeypatch, named):
+  monkeypatch.setenv('HOME', str(tmp_path))
   (tmp_path / 'docs.jsonl').write_text('{"doc_id": "a", "title": "one", "summary": ""}\n')
-  run = made(tmp_path / 'run', export__vocabulary=str(tmp_path / '*.jsonl'))
+  run = made(tmp_path / 'run', export__vocabulary=named.format(tmp_path))
   before = inputs(run)
   assert list(before) == ['export.vocabulary'] and set(export.texts(run)) == {'one', ''}
   (tmp_path / 'docs.jsonl').write_text('{"doc_id": "a", "title": "two", "summary": ""}\n')

@@ -9,7 +9,7 @@ import test_systems
 from disranker_jax import config as configs
 from disranker_jax import main
 from disranker_jax.errors import UserError
-from disranker_jax.pipeline import manifest, runner, seeds
+from disranker_jax.pipeline import manifest, runner, seeds, systems
 from disranker_jax.pipeline.stage import Run
 from disranker_jax.report import seeds as other_seeds
 
@@ -105,6 +105,14 @@ class TestRerun:
     runner.run(config, repeated, rerun=['prepare'])
     seeds.run(config, repeated, [5], ['prepare'])
     assert trained(repeated, 5)['config']['learn.pace'] == 2
+
+  def test_what_reads_a_stage_that_will_work_again_is_repeated(self, config, repeated, monkeypatch):
+    """Such as the training on generated queries that are filtered again."""
+    stage = systems.find(config, 'learn')
+    monkeypatch.setitem(vars(stage), 'is_complete', lambda run: False)
+    changed, place = seeds.with_seed(config, 5), seeds.folder(repeated, 5)
+    assert seeds.again(changed, place, ['search']) == ['search']
+    assert seeds.again(changed, place, []) == []
 
   def test_a_stale_seed_is_refused_before_the_first_one_trains(
     self, config, repeated, tmp_path, monkeypatch

@@ -89,6 +89,11 @@ class TestTrec:
     assert 'other.run: does not exist' in error(f'trec:{folder}?run=other.run', 'judgements')
     assert 'is not a folder' in error(f'trec:{folder}/nowhere', 'test')
 
+  def test_a_run_without_an_order_that_nobody_named_ranks_judged_documents(self, folder):
+    (folder / 'bm25.run').write_text('q1 d1 1\nq1 d2 1\nq2 d1 1\n')
+    assert error(f'trec:{folder}', 'candidates').startswith(f'{folder}/bm25.run: has no order')
+    assert table(f'trec:{folder}', 'judgements')
+
   def test_runs_of_three_columns_and_margin_files(self, folder, monkeypatch):
     (folder / 'short.run').write_text('q1 d1 3\nq1\td2\t4.5\nq2 d1 1\n')
     found = table(f'trec:{folder}?run=short.run', 'candidates')

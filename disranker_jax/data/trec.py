@@ -106,8 +106,11 @@ class Folder:
     name = self.options.get('run')
     if name == 'bm25' and not lines.variants(self._folder / name):
       return BM25Run(self, self._depth, needed=needed)
-    file = self._run_file(needed)
-    return file and run_order.ordered(run_lines(file, bad_rows))
+    if not (file := self._run_file(needed)):
+      return None
+    rows = run_lines(file, bad_rows)
+    # A run that is merely there may only rank judged documents, for which any order does.
+    return run_order.ordered(rows) if needed or name else rows
 
   def _run_file(self, needed: bool) -> pathlib.Path | None:
     name = self.options.get('run')

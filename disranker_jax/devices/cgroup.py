@@ -31,9 +31,13 @@ def _groups(controller: str) -> Iterator[Path]:
 
   A container may see its own group as the root, so folders of the path may be missing.
   """
-  for line in OWN.read_text().splitlines() if OWN.exists() else []:
-    _, controllers, path = line.split(':', 2)
-    if controllers and controller not in controllers.split(','):
+  try:
+    lines = OWN.read_text(errors='replace').splitlines()
+  except OSError:  # another system, or one that hides them
+    return
+  for line in lines:
+    _, controllers, path = [*line.split(':', 2), '', ''][:3]
+    if not path or (controllers and controller not in controllers.split(',')):
       continue
     root = ROOT / controller if controllers else ROOT  # version 2 names no controllers
     inner = PurePosixPath('/', path)

@@ -25,7 +25,8 @@ def read(workdir: Path) -> dict:
     found = json.loads((workdir / FILE).read_text())
   except (OSError, ValueError):
     return {}
-  return found if isinstance(found, dict) and isinstance(found.get('stages'), list) else {}
+  lists = isinstance(found, dict) and [found.get(name) for name in ('rerun', 'stages')]
+  return found if lists and all(isinstance(each, list) for each in lists) else {}
 
 
 def is_begun(workdir: Path, rerun: Sequence[str]) -> bool:
@@ -67,8 +68,15 @@ def begin(run: Run, rerun: Sequence[str], stages: Sequence[str]) -> None:
   manifest.write_json(file, note | {'finished': False})
 
 
+def give_up(run: Run, why: str) -> None:
+  """Forgets the note if an error asks for its words: what is broken has to begin anew."""
+  if any(f'--rerun={name}' in why for name in read(run.workdir).get('rerun', ())):
+    (run.workdir / FILE).unlink(missing_ok=True)
+
+
 def finish(run: Run) -> None:
-  """Notes that the same words begin anew, if the stages are done."""
+  """Notes that the same words begin anew, if those of the stages are done that there still are."""
   note = read(run.workdir)
-  if note and all(manifest.is_done(run.folder(str(name))) for name in note['stages']):
+  names = [name for name in run.config.stages if name in note.get('stages', ())]
+  if note and all(manifest.is_done(run.folder(name)) for name in names):
     manifest.write_json(run.workdir / FILE, note | {'finished': True})

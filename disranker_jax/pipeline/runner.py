@@ -69,7 +69,12 @@ def run(
   lock = processes.first_alone('begin', pipeline.open_workdir)
   with lock or contextlib.nullcontext():
     estimated = estimates(pipeline.run, opened) if estimate else None
-    pipeline.run_stages(donors, opened, estimated)
+    try:
+      pipeline.run_stages(donors, opened, estimated)
+    except UserError as error:
+      if processes.is_first():
+        reruns.give_up(pipeline.run, str(error))
+      raise
     if ends and processes.is_first():
       reruns.finish(pipeline.run)
 
@@ -206,9 +211,8 @@ class Pipeline:
     kept = {s.name: s.parts for s in begun if s.parts and s.name not in named}
     deleted = ', '.join(stage.name for stage in begun if stage.name not in kept)
     parts = ' and '.join(f'the {parts} of {name}' for name, parts in kept.items())
-    said = [f'{deletes} {deleted}' if deleted else '']
-    said += [f'keeps {parts} that have not changed' if kept else '']
-    return ' and '.join(filter(None, said))
+    said = [f'{deletes} {deleted}' if deleted else '', f'{parts} stay' if kept else '']
+    return '; '.join(filter(None, said))
 
   def run_stages(
     self,
@@ -293,8 +297,8 @@ class Pipeline:
   def also(self, stage: Stage) -> str:
     """What a repetition of a stage means for the stages that follow from it, as text."""
     names = [name for name in systems.following(self.listed, [stage.name]) if name != stage.name]
-    repeated = self.repeated(names, [], 'deletes and repeats')
-    return f' (which also {repeated})' if repeated else ''
+    repeated = self.repeated(names, [], 'also deletes and repeats')
+    return f' ({repeated})' if repeated else ''
 
   def take(self, stage: Stage, donors: Sequence[Run]) -> None:
     """Links a stage that has not started from the first run that did the same."""

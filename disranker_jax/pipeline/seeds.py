@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from disranker_jax import config as configs
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
-from disranker_jax.pipeline import reruns, runner, systems
-from disranker_jax.pipeline.stage import Run
+from disranker_jax.pipeline import manifest, reruns, runner, systems
+from disranker_jax.pipeline.stage import Run, Stage
 from disranker_jax.progress import say
 from disranker_jax.stages.result_table import Row, Table
 
@@ -54,12 +54,16 @@ def other(config: ConfigDict, seeds: Sequence[int]) -> list[int]:
 
 
 def again(config: ConfigDict, place: Path, rerun: Sequence[str]) -> list[str]:
-  """The stale stages of a seed's run. Those that are as the config has them are kept.
+  """The stages of `rerun` that are stale in a seed's run, or will be; others are kept.
 
-  Raises: UserError for one that is not of `rerun` and does not follow from them.
+  A stage that is done but not complete works again, maybe with another result. So those that read
+  it will be stale.
+
+  Raises: UserError for a stale one that is not of `rerun` and does not follow from them.
   """
   pipeline = runner.Pipeline(Run(config, place.absolute(), None))
-  stale = {s.name: found for s in pipeline.listed if (found := pipeline.state(s).changes)}
+  states = {stage.name: pipeline.state(stage) for stage in pipeline.listed}
+  stale = {name: state.changes for name, state in states.items() if state.changes}
   repeated = systems.following(pipeline.listed, rerun)
   for name in [name for name in stale if name not in repeated]:
     raise UserError(
@@ -67,7 +71,15 @@ def again(config: ConfigDict, place: Path, rerun: Sequence[str]) -> list[str]:
       f'--rerun={name}, also in the run itself; or delete {place}, and this seed alone is trained '
       'again'
     )
-  return list(stale)
+  works = {s.name for s in pipeline.listed if works_again(pipeline, s, states[s.name])}
+  readers = [s.name for s in pipeline.listed if works & {*s.reads_stages} and s.name in repeated]
+  return [s.name for s in pipeline.listed if s.name in {*stale, *readers}]
+
+
+def works_again(pipeline: runner.Pipeline, stage: Stage, state: runner.State) -> bool:
+  """Whether a stage has finished but lacks something that the config asks for now."""
+  before = manifest.read(pipeline.run.folder(stage.name))
+  return bool(before) and before['status'] == 'done' and not (state.is_done or state.changes)
 
 
 def folder(workdir: Path, seed: int) -> Path:

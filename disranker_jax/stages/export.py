@@ -5,7 +5,6 @@ A system names its models in an `Exports`, from which `stage` makes its stage.
 
 import dataclasses
 import functools
-import glob
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from disranker_jax.config.settings import (
   list_of,
   one_of,
 )
-from disranker_jax.data import python_docs
+from disranker_jax.data import lines, python_docs, sources
 from disranker_jax.devices import processes, sharding
 from disranker_jax.errors import UserError
 from disranker_jax.exporting import card, formats, licence, parity, vocabulary
@@ -316,7 +315,8 @@ def check(exports: Exports, config) -> None:
       f'export/{exports.folder}; list one of them'
     )
   source = config.export.get('vocabulary', '')
-  if source not in ('', 'data') and not glob.glob(source):
+  is_known = source in ('', 'data') or sources.is_address(source)
+  if not is_known and not any(file.exists() for file in lines.found(source)):
     raise UserError(
       f"config.export.vocabulary={source!r}: no such file; name a file of documents, 'data', or ''"
     )

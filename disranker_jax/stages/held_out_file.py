@@ -14,6 +14,7 @@ from disranker_jax.pipeline import manifest
 from disranker_jax.rankers.shards import put
 
 FILE = 'held_out.npz'
+RECORD, OTHERS = 8, 10_000  # bytes of a record at most, and of all else in the file
 Arrays = dict[str, np.ndarray]
 
 
@@ -27,7 +28,7 @@ def kept(run, stage: str, count: int, look: Callable[[], Arrays]) -> Arrays:
   if not key:
     return look()
   file = run.folder(stage) / FILE
-  found = read(file, key)
+  found = read(file, key, count)
   if found is None:
     found = look()
     write(file, key, found)
@@ -47,10 +48,16 @@ def key_of(run, stage: str, count: int) -> str:
   return manifest.digest([origin, run.config.validation.to_dict(), by, labels, count])
 
 
-def read(file: Path, key: str) -> Arrays | None:
-  """The arrays of a file that is whole and has this key; None for any other, or without one."""
+def read(file: Path, key: str, count: int) -> Arrays | None:
+  """The arrays of a file that is whole and has this key; None for any other, or without one.
+
+  Args:
+    count: of the records, which bounds what is read: the file may be somebody else's.
+  """
   try:
     with np.load(file) as arrays:
+      if sum(part.file_size for part in arrays.zip.infolist()) > RECORD * count + OTHERS:
+        return None
       found = dict(arrays)
   except Exception:  # numpy raises many types for damaged files
     return None

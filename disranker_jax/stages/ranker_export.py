@@ -1,12 +1,12 @@
 """What DisRanker exports: students, for the server and other programs, and the teacher."""
 
 import functools
-import glob
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from disranker_jax.config.settings import Key, between, list_of, one_of, text
+from disranker_jax.data import lines, sources
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
 from disranker_jax.exporting import formats, serving
@@ -82,8 +82,11 @@ def outside(config: ConfigDict, workdir: Path) -> dict[str, str]:
   kept = config.export.vocabulary
   if kept == 'data':
     return run_texts.of_earlier_runs(config, workdir)
-  files = [Path(file) for file in sorted(glob.glob(kept))]
-  return {'export.vocabulary': manifest.files(files)} if kept else {}
+  if not kept:
+    return {}
+  is_address = sources.is_address(kept)
+  found = sources.fingerprint(kept) if is_address else manifest.files(lines.found(kept))
+  return {'export.vocabulary': manifest.digest(found)}
 
 
 EXPORTS = Exports(

@@ -59,8 +59,8 @@ def test_another_label_of_the_test_writes_and_scores_nothing_again(run, asked, t
   write_test(tmp_path, label=2)
   message = helpers.refused(c, workdir, stages=STAGES)
   assert (
-    '--rerun=prepare (which also deletes and repeats score and keeps the texts of generate that '
-    f'have not changed), or keep it: give another --workdir, and --reuse={workdir} to' in message
+    '--rerun=prepare (also deletes and repeats score; the texts of generate stay), or keep it: '
+    f'give another --workdir, and --reuse={workdir} to' in message
   )
   capsys.readouterr()
   runner.run(c, tmp_path / 'other', stages=STAGES, reuse=[workdir])
@@ -69,10 +69,7 @@ def test_another_label_of_the_test_writes_and_scores_nothing_again(run, asked, t
   assert f'score: the same as in {workdir}' in said
   runner.run(c, workdir, stages=STAGES, rerun=['prepare'])
   said = capsys.readouterr().err
-  assert (
-    f'--rerun in {workdir}: deletes prepare, score and keeps the texts of generate that have not '
-    'changed\n' in said
-  )
+  assert f'--rerun in {workdir}: deletes prepare, score; the texts of generate stay\n' in said
   assert shards(workdir) == shards(tmp_path / 'other') == wanted and not asked
 
 
