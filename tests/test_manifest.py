@@ -305,7 +305,7 @@ class TestManifest:
     assert (found['started'], found['finished']) == ('at 100.0', f'at {clock[0]}')
     assert found['results'] == {'steps': 3}
 
-  def test_the_time_of_a_session_that_is_killed_counts(self, tmp_path, monkeypatch):
+  def test_the_time_of_a_start_that_is_killed_counts(self, tmp_path, monkeypatch):
     monkeypatch.setattr(manifest, 'TIMED_S', 0.01)
     folder = tmp_path / 'sft'
     with Manifest(folder, 'sft', {}, {}):
@@ -313,7 +313,7 @@ class TestManifest:
       while not (spent := manifest.read(folder)['wall_s']) and time.monotonic() < end:
         time.sleep(0.01)
       assert manifest.read(folder)['status'] == 'running'
-      # As after SIGKILL, nothing more is written by the session.
+      # As after SIGKILL, nothing more is written by the first start.
       shutil.copy(folder / manifest.FILE, tmp_path)
     assert Manifest(tmp_path, 'sft', {}, {}).value['wall_s'] >= spent > 0
     shutil.rmtree(folder)  # what a stage without results leaves is removed, and does not come back
