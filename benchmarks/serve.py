@@ -56,7 +56,7 @@ def server(system: str, model: Path, search: bool = False):
   else:
     command += ['benchmarks._other', '--system', system]
   command += ['--model', str(model), '--port', str(port)]
-  # The clients of the load send no token, and nobody else can reach the server.
+  # The clients of the load send no token, and only this machine reaches the server.
   env = {name: value for name, value in os.environ.items() if name != TOKEN_ENV}
   quiet = subprocess.DEVNULL
   process = subprocess.Popen(command, stdout=quiet, stderr=quiet, env=env)

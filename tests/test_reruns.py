@@ -110,7 +110,7 @@ def test_a_command_without_it_that_finishes_ends_it_too(config, workdir):
 
 
 @pytest.mark.parametrize('name', NAMES[:2])
-def test_an_error_that_asks_for_the_same_words_has_them_begin_anew(config, workdir, name):
+def test_an_error_that_asks_for_the_same_words_starts_them_over(config, workdir, name):
   """As of a checkpoint that cannot be read: to continue would end in the same error."""
   error = UserError(f'no checkpoint can be read; do its stage again with --rerun={name}')
   broken_off(config, workdir, 'first', error=error)
@@ -141,7 +141,7 @@ def test_part_of_the_stages_may_be_chosen(config, workdir):
   assert ran(config, workdir, 'second') == ['second', 'third']
 
 
-def test_other_words_begin_anew(config, workdir):
+def test_other_words_start_over(config, workdir):
   broken_off(config, workdir, 'first')
   broken_off(config, workdir, 'second', 'first')
   assert ran(config, workdir, 'first', 'second') == ['third']
@@ -152,7 +152,7 @@ def test_other_words_begin_anew(config, workdir):
 @pytest.mark.parametrize(
   'note', ['', '[]', '{"rerun": ["first"], "stages": 3}', '{"stages": []}', None]
 )
-def test_without_a_note_that_can_be_read_it_begins_anew(config, workdir, note):
+def test_without_a_note_that_can_be_read_it_starts_over(config, workdir, note):
   broken_off(config, workdir, 'first')
   (workdir / reruns.FILE).unlink()
   if note is not None:

@@ -117,7 +117,7 @@ class Manifest:
 
   def _keep_time(self) -> None:
     while not self._over.wait(TIMED_S):
-      # The work meets a full disk too, and says so.
+      # A full disk stops the work too, with a message.
       with contextlib.suppress(OSError):
         self.stopped()
 

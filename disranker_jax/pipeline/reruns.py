@@ -1,7 +1,7 @@
 """What --rerun has begun in a workdir, so that the same command continues it after a stop.
 
 A note in the workdir has the words of --rerun and the stages to do. Until these are done, the same
-words delete only what is stale. Then they begin anew. A launcher repeats its command after
+words delete only what is stale. Then they start over. A launcher repeats its command after
 failures, and a host may fail after the last stage: it names its call in DISRANKER_CALL, and a call
 with the same name goes on in any case.
 """
@@ -69,13 +69,13 @@ def begin(run: Run, rerun: Sequence[str], stages: Sequence[str]) -> None:
 
 
 def give_up(run: Run, why: str) -> None:
-  """Forgets the note if an error asks for its words: what is broken has to begin anew."""
+  """Forgets the note if an error asks for its words: what is broken has to start over."""
   if any(f'--rerun={name}' in why for name in read(run.workdir).get('rerun', ())):
     (run.workdir / FILE).unlink(missing_ok=True)
 
 
 def finish(run: Run) -> None:
-  """Notes that the same words begin anew, if those of the stages are done that there still are."""
+  """Notes that the same words start over, if the noted stages of the config are done."""
   note = read(run.workdir)
   names = [name for name in run.config.stages if name in note.get('stages', ())]
   if note and all(manifest.is_done(run.folder(name)) for name in names):

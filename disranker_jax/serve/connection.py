@@ -31,7 +31,7 @@ class Connection(HttpToolsProtocol):
   A client that sends a second request before the first is answered (pipelining) gets the first
   answer with `connection: close`, and sends the second again, as RFC 9112, section 9.3.2, has it.
   An answer that starts before its request has ended has `connection: close` too: the rest is read
-  for a while, so that the answer arrives (section 9.6), but nobody knows how much comes.
+  for a while, so that the answer arrives (section 9.6), but its length is unknown.
   """
 
   _unfinished = False  # whether a message has begun and not ended
