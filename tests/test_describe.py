@@ -215,7 +215,7 @@ def test_a_limit_reads_no_row_behind_the_queries_that_it_takes(tmp_path, capsys)
   assert found['rows'] == 13  # the first row of the fifth query ends the reading
   for name in ('queries', 'pairs', 'documents_of_a_query', 'lengths', 'samples', 'duplicates'):
     assert found[name] == wanted[name], name
-  # That there may be more of them is said.
+  # A message tells that there may be more of them.
   describe.main([whole, '--limit', '4'])
   assert '       13  rows read; documents that these queries' in capsys.readouterr().out
   assert not report(some, '--limit', 4)['notes'] and not report(whole)['notes']

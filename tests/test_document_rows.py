@@ -1,4 +1,4 @@
-"""Rows of documents alone: what they may lack, and what is said of bad ones."""
+"""Rows of documents alone: which fields they may lack, and the error for bad ones."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq

@@ -42,3 +42,9 @@ def test_queries_that_only_the_judgements_have_are_not_counted():
 def test_several_queries_can_be_one_unit_and_one_query_is_none_to_warn_of():
   assert Units(GRADES, ['a-0', 'a-1']).are_one and Units({}, ['x1', 'x2'], 'x').are_one
   assert not Units(GRADES, ['a-0']).are_one and not Units({}, []).are_one
+
+
+def test_an_expression_is_shown_as_a_shell_takes_it():
+  units = Units({}, [])
+  vars(units)['related'] = (r'^.*(?=\.)', 0.36, 0.0)  # as found among dotted names
+  assert units.alike().startswith(r"queries whose ids match '^.*(?=\.)' alike often")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 
 from disranker_jax.data import holdout
@@ -99,7 +100,7 @@ class Units:
       return ''
     pattern, inside, outside = self.related
     return (
-      f'queries whose ids match {pattern!r} alike often have the same relevant documents '
-      f'({100 * inside:.0f} % of pairs, others {100 * outside:.0f} %); if they are topics or '
-      'sessions'
+      f'queries whose ids match {shlex.quote(pattern)} alike often have the same relevant '
+      f'documents ({100 * inside:.0f} % of pairs, others {100 * outside:.0f} %); if they are '
+      'topics or sessions'
     )

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from disranker_jax import config as configs
 from disranker_jax.devices import processes
 from disranker_jax.errors import UserError
-from disranker_jax.pipeline import manifest, reruns, runner, systems
-from disranker_jax.pipeline.stage import Run, Stage
+from disranker_jax.pipeline import reruns, runner, systems
+from disranker_jax.pipeline.stage import Run
 from disranker_jax.progress import say
 from disranker_jax.stages.result_table import Row, Table
 
@@ -71,15 +71,10 @@ def again(config: ConfigDict, place: Path, rerun: Sequence[str]) -> list[str]:
       f'--rerun={name}, also in the run itself; or delete {place}, and this seed alone is trained '
       'again'
     )
-  works = {s.name for s in pipeline.listed if works_again(pipeline, s, states[s.name])}
-  readers = [s.name for s in pipeline.listed if works & {*s.reads_stages} and s.name in repeated]
-  return [s.name for s in pipeline.listed if s.name in {*stale, *readers}]
-
-
-def works_again(pipeline: runner.Pipeline, stage: Stage, state: runner.State) -> bool:
-  """Whether a stage has finished but lacks something that the config asks for now."""
-  before = manifest.read(pipeline.run.folder(stage.name))
-  return bool(before) and before['status'] == 'done' and not (state.is_done or state.changes)
+  finished = {name for name, s in states.items() if s.before and s.before['status'] == 'done'}
+  incomplete = {name for name in finished if not states[name].is_done}
+  readers = [s.name for s in pipeline.listed if incomplete & {*s.reads_stages}]
+  return [name for name in states if name in stale or (name in readers and name in repeated)]
 
 
 def folder(workdir: Path, seed: int) -> Path:

@@ -145,7 +145,7 @@ def find(
   Of those that are not `usable` only the number is returned; they are held out all the same.
 
   Args:
-    enough: looks no further when so many queries are found that can be measured; 0: at all.
+    enough: so many queries that can be measured end the search; 0: all records are read.
   """
   c, where, held, firsts, single = run.config.validation, placer(run), [], {}, set()
   for i, record in enumerate(queries):

@@ -303,8 +303,8 @@ def test_a_sky_node_runs_the_program(stubs):
     for _ in range(3)
   ]
   (_, argv), *_ = stubs.calls()
-  told = ['10.0.0.1:8476', '2', '1', 'sky-managed-1_0']
-  assert argv == [*told, '-m', 'disranker_jax.main', *words]
+  given = ['10.0.0.1:8476', '2', '1', 'sky-managed-1_0']
+  assert argv == [*given, '-m', 'disranker_jax.main', *words]
   assert ends == [0, 75, 1] and 75 in task['resources']['job_recovery']['recover_on_exit_codes']
 
 

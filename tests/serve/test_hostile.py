@@ -157,7 +157,7 @@ class TestMessages:
       busy.sendall(post(length=len(body)) + body)
       assert health(first) == health(second) == health(first) == b'HTTP/1.1 200'
       with connected(running) as early:
-        assert health(early) == b''  # nobody has been idle for IDLE_S
+        assert health(early) == b''  # no connection has been idle for IDLE_S
       time.sleep(1)
       with connected(running) as late:
         assert health(late) == b'HTTP/1.1 200'
